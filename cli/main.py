@@ -1,0 +1,38 @@
+"""The `diffctl` script: every command in one place, and the one place where an error becomes a sentence.
+
+Only the standard library and typer are imported here and at the top of the command modules: torch, mlflow
+and prefect load inside the commands that need them, so that help is instant.
+"""
+
+import os
+import sys
+
+import typer
+
+from cli import stages
+from diffusion.errors import DiffctlError
+
+app = typer.Typer(
+    help="Train, sweep, evaluate and ship diffusion models; every number can be made again.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(stages.app, name="stage")
+
+
+def main() -> None:
+    """Run a command; a DiffctlError is one line on stderr and its exit code."""
+    try:
+        app()
+    except DiffctlError as error:
+        print(f"diffctl: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader of a pipe (head, less) went away: not an error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

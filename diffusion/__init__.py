@@ -1,0 +1,4 @@
+"""Diffusion models of DDPM, Improved DDPM, DDIM, ADM and classifier-free guidance, from the papers.
+
+The library knows nothing of servers: no prefect, dvc, mlflow or typer is imported below this package.
+"""

@@ -1,0 +1,87 @@
+"""The self-describing model artefact: one safetensors file with EMA weights and all that they need.
+
+The configuration stands as canonical JSON under one metadata key (safetensors keeps several keys in no
+fixed order), so that on one machine the file is a function of config and data, byte for byte.
+"""
+
+import json
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from diffusion.config import DiffusionConfig, Precision, Section, TrainConfig, UNetSpec, canonical, explain
+from diffusion.errors import DiffctlError
+from diffusion.files import write_atomic
+from diffusion.unet import UNet
+
+METADATA_KEY = "diffctl"
+FORMAT = 1  # raise it when the same config and data would no longer give the same weights
+
+
+class DataCard(Section):
+    """What the model saw: the set's name, class names in label order, the training split's digest."""
+
+    name: str
+    classes: tuple[str, ...] = ()
+    digest: str
+    flip: bool = False
+
+
+class Artefact(Section):
+    """All that a model file says of itself."""
+
+    format: Literal[1] = FORMAT
+    network: UNetSpec
+    diffusion: DiffusionConfig
+    train: TrainConfig
+    data: DataCard
+    step: int
+    precision: Precision
+
+
+class LoadedModel(NamedTuple):
+    """A network in eval mode, and what its file says of it."""
+
+    network: UNet
+    artefact: Artefact
+
+
+def save_artefact(path: Path, weights: dict[str, torch.Tensor], artefact: Artefact) -> None:
+    """Write the artefact atomically; equal weights and config give equal bytes."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    data = save(tensors, metadata={METADATA_KEY: canonical(artefact)})
+    write_atomic(path, lambda file: file.write(data))
+
+
+def read_artefact(path: Path) -> Artefact:
+    """Read what a model file says of itself, without its weights; DiffctlError where it says nothing."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except FileNotFoundError:
+        raise DiffctlError(f"no model at {path}: train one with `diffctl run`, or name one with --model") from None
+    except (SafetensorError, OSError) as error:
+        raise DiffctlError(f"{path} is not a whole safetensors file ({error})") from None
+    if METADATA_KEY not in metadata:
+        raise DiffctlError(f"{path} does not describe itself: it was not written by diffctl")
+    try:
+        return Artefact.model_validate(json.loads(metadata[METADATA_KEY]))
+    except ValidationError as error:
+        raise DiffctlError(explain(error, f"{path} is of another format")) from None
+
+
+def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
+    """Build the network that the file describes and load its weights; DiffctlError when they do not fit."""
+    artefact = read_artefact(path)
+    with safe_open(path, framework="pt", device=str(device)) as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    network = UNet(artefact.network)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise DiffctlError(f"{path}: its weights do not fit its own description ({error})") from None
+    return LoadedModel(network.to(device).eval().requires_grad_(False), artefact)

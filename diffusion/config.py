@@ -1,0 +1,297 @@
+"""params.yaml as frozen pydantic models: loading, validation, fingerprints.
+
+A section of params.yaml is a stage's parameters and a class here. Unknown keys and impossible
+combinations are refused with the field's name and what is allowed. No torch below this module's import,
+so that the command line can validate in milliseconds.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from diffusion.errors import UsageError
+
+Noise = Literal["small", "large", "learned"]
+Spacing = Literal["uniform", "quadratic", "trailing"]
+Precision = Literal["fp32", "bf16"]
+
+
+def _distinct(values: Any) -> Any:
+    if isinstance(values, list | tuple) and len(set(map(str, values))) != len(values):
+        raise ValueError(f"each value may stand once (got {list(values)})")
+    return values
+
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A frozen section of params.yaml that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Which images, at which size.
+
+    `image_size` None keeps the data set's own size. `flip` mirrors half of the training images: opt-in,
+    since digits and text have a direction.
+    """
+
+    name: Literal["digits", "fashion-mnist"]
+    image_size: PositiveInt | None = None
+    flip: bool = False
+
+
+class ModelConfig(Section):
+    """The ADM U-Net's shape (2105.05233, sec. 3 and table 12).
+
+    `attention` lists the feature-map sizes, in pixels, that get self-attention. Heads come either from
+    `head_channels` (channels a head) or from `heads` (their number).
+    """
+
+    channels: PositiveInt
+    channel_mult: tuple[PositiveInt, ...] = Field(min_length=1)
+    num_res_blocks: PositiveInt = 2
+    attention: Annotated[tuple[PositiveInt, ...], BeforeValidator(_distinct)] = ()
+    head_channels: PositiveInt | None = None
+    heads: PositiveInt | None = None
+    embedding: Literal["adagn", "additive"] = "adagn"
+    resample: Literal["biggan", "plain"] = "biggan"
+    block: Literal["resnet", "convnext"] = "resnet"
+    dropout: Probability = 0.0
+    class_cond: bool = True
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _heads_divide_channels(self) -> Self:
+        if self.head_channels is not None and self.heads is not None:
+            raise ValueError("head_channels and heads exclude each other: give one of them")
+        for mult in self.channel_mult:
+            width = mult * self.channels
+            if width % (self.head_channels or self.heads or 1):
+                raise ValueError(
+                    f"head_channels (or heads) must divide every level's channels, "
+                    f"and {self.head_channels or self.heads} does not divide {width}"
+                )
+        return self
+
+
+class UNetSpec(ModelConfig):
+    """A ModelConfig with what the data decides: all that is needed to build the network.
+
+    `num_classes` 0 means unconditional. `null_class` adds the "no label" row that classifier-free guidance
+    trains; its index is `num_classes`.
+    """
+
+    image_size: PositiveInt
+    in_channels: Annotated[int, Field(ge=1, le=4)]
+    out_channels: PositiveInt
+    num_classes: Annotated[int, Field(ge=0)] = 0
+    null_class: bool = False
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        sizes = level_sizes(self.image_size, len(self.channel_mult))
+        missing = sorted(set(self.attention) - set(sizes))
+        if missing:
+            raise ValueError(
+                f"attention: the network has feature maps of {sizes} pixels, so {missing} cannot be used"
+            )
+        if self.null_class and not self.num_classes:
+            raise ValueError("null_class needs classes (num_classes > 0)")
+        return self
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the network gives 2C channels: epsilon, then v (iDDPM eq. 15)."""
+        return self.out_channels == 2 * self.in_channels
+
+
+class DiffusionConfig(Section):
+    """The process: T timesteps, the schedule of betas, and what is known of the variance."""
+
+    timesteps: Annotated[int, Field(ge=2)] = 1000
+    schedule: Literal["linear", "cosine"] = "cosine"
+    variance: Noise = "learned"
+    loss: Literal["simple", "hybrid", "vlb"] = "hybrid"
+    t_sampler: Literal["uniform", "loss-aware"] = "uniform"
+
+    @model_validator(mode="after")
+    def _loss_fits_variance(self) -> Self:
+        if self.variance == "learned" and self.loss == "simple":
+            raise ValueError("loss simple never trains a learned variance: use hybrid, or variance small or large")
+        if self.variance != "learned" and self.loss != "simple":
+            raise ValueError(f"loss {self.loss} needs variance learned; with a fixed variance use loss simple")
+        if self.t_sampler == "loss-aware" and self.loss == "simple":
+            raise ValueError("t_sampler loss-aware is for losses with the bound: use loss vlb or hybrid")
+        return self
+
+
+class TrainConfig(Section):
+    """The optimisation. `steps` is the whole training; `p_uncond` drops labels for guidance (CFG alg. 1).
+
+    `log_every`, `save_every` and `preview_every` count steps and change no result.
+    """
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup: Annotated[int, Field(ge=0)] = 0
+    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    ema_decay: Probability = 0.9999
+    p_uncond: Probability = 0.0
+    seed: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    log_every: PositiveInt = 50
+    save_every: PositiveInt = 500
+    preview_every: PositiveInt = 1000
+
+
+class SampleConfig(Section):
+    """What all cells of a sweep share. `guidance` is w of CFG eq. 6: 0 means none."""
+
+    num_images: Annotated[int, Field(ge=2)]
+    batch_size: PositiveInt = 250
+    seed: Annotated[int, Field(ge=0)] = 0
+    noise: Noise = "small"
+    spacing: Spacing = "uniform"
+    guidance: Annotated[float, Field(ge=0)] = 0.0
+    clip: bool = True
+    classes: Literal["balanced", "data"] = "balanced"
+
+
+class SweepConfig(Section):
+    """The grid: every step count with every eta."""
+
+    steps: Annotated[tuple[PositiveInt, ...], BeforeValidator(_distinct)] = Field(min_length=1)
+    eta: Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_distinct)] = Field(min_length=1)
+
+
+class EvaluateConfig(Section):
+    """Scores against a split of the prepared data, by features of `extractor`.
+
+    `weights` is a file with Inception's weights; None looks in torch's hub cache and downloads them.
+    """
+
+    extractor: Literal["effnet-lite0-64", "effnet-lite0-96", "inception-v3-compat"] = "effnet-lite0-64"
+    reference: Literal["train", "test"] = "train"
+    weights: Path | None = None
+    batch_size: PositiveInt = 250
+
+
+class Config(Section):
+    """The whole experiment: params.yaml."""
+
+    data: DataConfig
+    model: ModelConfig
+    diffusion: DiffusionConfig
+    train: TrainConfig
+    sample: SampleConfig
+    sweep: SweepConfig
+    evaluate: EvaluateConfig
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if self.train.p_uncond and not self.model.class_cond:
+            raise ValueError("train.p_uncond > 0 drops labels, so it needs model.class_cond: true")
+        if self.sample.guidance and not self.train.p_uncond:
+            raise ValueError("sample.guidance > 0 needs a model trained with train.p_uncond > 0")
+        if self.sample.noise == "learned" and self.diffusion.variance != "learned":
+            raise ValueError("sample.noise learned needs diffusion.variance learned")
+        if max(self.sweep.steps) > self.diffusion.timesteps:
+            raise ValueError(
+                f"sweep.steps: {max(self.sweep.steps)} is more than diffusion.timesteps "
+                f"({self.diffusion.timesteps})"
+            )
+        if self.data.image_size is not None:
+            sizes = level_sizes(self.data.image_size, len(self.model.channel_mult))
+            if missing := sorted(set(self.model.attention) - set(sizes)):
+                raise ValueError(f"model.attention: feature maps are {sizes} pixels, so {missing} cannot be used")
+        if max(self.sweep.eta) > 1:
+            self._refuse_eta()
+        return self
+
+    def _refuse_eta(self) -> None:
+        from diffusion.schedule import Schedule, spaced_timesteps  # imports torch: only where it is needed
+
+        schedule = Schedule.named(self.diffusion.schedule, self.diffusion.timesteps)
+        for steps in self.sweep.steps:
+            timesteps = spaced_timesteps(self.sample.spacing, steps, self.diffusion.timesteps)
+            largest = schedule.spaced(timesteps).largest_eta()
+            if max(self.sweep.eta) > largest:
+                raise ValueError(
+                    f"sweep.eta: {max(self.sweep.eta)} is too large for {steps} steps, "
+                    f"where at most {largest:.4f} leaves a real direction term"
+                )
+
+
+def level_sizes(image_size: int, levels: int) -> list[int]:
+    """The feature-map sizes in pixels, from the image down; ValueError unless each halving is exact."""
+    stride = 2 ** (levels - 1)
+    if image_size % stride:
+        raise ValueError(
+            f"image_size {image_size} must be divisible by {stride} ({levels} levels of channel_mult halve it)"
+        )
+    return [image_size >> level for level in range(levels)]
+
+
+def parse(values: Any, origin: str) -> Config:
+    """The Config of nested plain values; UsageError names `origin`, the field and what is allowed."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(explain(error, origin)) from None
+
+
+def load(path: Path | str = "params.yaml") -> Config:
+    """Read and validate a params file; UsageError for a missing, unreadable or impossible one."""
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path} is not here: run this in the project's folder, or `diffctl use PROFILE` to start one"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from None
+    return parse(values, str(path))
+
+
+def explain(error: ValidationError, origin: str) -> str:
+    """One sentence for the user: where, what is wrong, what is allowed."""
+    problems = []
+    for item in error.errors(include_url=False):
+        field = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            problems.append(f"{field}: unknown key{_allowed_keys(item['loc'])}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            given = "" if item["type"] in ("value_error", "missing") else f" (got {item['input']!r})"
+            problems.append(f"{field + ': ' if field else ''}{message}{given}")
+    return f"{origin}: " + "; ".join(problems)
+
+
+def _allowed_keys(location: tuple[int | str, ...]) -> str:
+    section: Any = Config
+    for part in location[:-1]:
+        section = section.model_fields[str(part)].annotation
+    return f", allowed are {', '.join(section.model_fields)}"
+
+
+def canonical(values: Any) -> str:
+    """JSON in one form only: sorted keys, no blanks. Pydantic models are dumped first."""
+    if isinstance(values, BaseModel):
+        values = values.model_dump(mode="json")
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def fingerprint(values: Any) -> str:
+    """16 hex digits of SHA-256 over the canonical JSON: equal exactly when the values are."""
+    return hashlib.sha256(canonical(values).encode()).hexdigest()[:16]

@@ -1,0 +1,79 @@
+"""One store for every set of images: prepared data, a sampled cell, what is served.
+
+A folder with `images.npy` (uint8, NHWC), `labels.npy` (int64, absent without labels) and `meta.json`.
+Images are read through a memory map, so a store of any size opens at once.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from diffusion.errors import DiffctlError
+from diffusion.files import atomic_folder, write_json
+
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ImageStore:
+    """An open store: `images` (N, H, W, C) uint8 memory-mapped, `labels` (N,) int64 or None, `meta`."""
+
+    path: Path
+    images: Images
+    labels: Labels | None
+    meta: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 in hex over shape, pixels and labels: one changed pixel changes it."""
+        return str(self.meta["digest"])
+
+
+def open_store(path: Path) -> ImageStore:
+    """Open a store for reading; DiffctlError names what is missing or does not fit together."""
+    path = Path(path)
+    try:
+        images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        labels_path = path / "labels.npy"
+        labels = np.load(labels_path, allow_pickle=False) if labels_path.exists() else None
+    except FileNotFoundError as error:
+        raise DiffctlError(f"no images in {path}: {Path(error.filename).name} is missing") from None
+    except (ValueError, EOFError, UnicodeDecodeError) as error:
+        raise DiffctlError(f"the images in {path} are damaged ({error}): make them again") from None
+    if images.dtype != np.uint8 or images.ndim != 4 or (labels is not None and len(labels) != len(images)):
+        raise DiffctlError(f"the images in {path} do not fit: {images.dtype} {images.shape}, want uint8 NHWC")
+    return ImageStore(path, images, labels, meta)
+
+
+def write_store(path: Path, images: Images, labels: Labels | None, meta: dict[str, Any]) -> ImageStore:
+    """Write arrays that fit in memory as a store, whole or not at all; `count` and `digest` join the meta."""
+    with atomic_folder(path) as folder:
+        out = open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=images.shape)  # type: ignore[no-untyped-call]
+        out[:] = images
+        out.flush()
+        if labels is not None:
+            np.save(folder / "labels.npy", labels.astype(np.int64), allow_pickle=False)
+        digest = content_digest(images, labels)
+        write_json(folder / "meta.json", {**meta, "count": len(images), "digest": digest})
+    return open_store(path)
+
+
+def content_digest(images: Images, labels: Labels | None) -> str:
+    """SHA-256 in hex over shape, pixels and labels, read in blocks so that a memory map stays on disk."""
+    digest = hashlib.sha256(repr(images.shape).encode())
+    for start in range(0, len(images), 1024):
+        digest.update(np.ascontiguousarray(images[start : start + 1024]).data)
+    if labels is not None:
+        digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
+    return digest.hexdigest()

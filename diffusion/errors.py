@@ -1,0 +1,21 @@
+"""The two ways a user's command can fail. The command line prints the sentence and exits with the code."""
+
+
+class DiffctlError(Exception):
+    """The work failed. The message is one sentence for the user: what is wrong, where, and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(DiffctlError):
+    """The request or the configuration is wrong; trying again without a change fails again."""
+
+    exit_code = 2
+
+
+class Interrupted(DiffctlError):
+    """A signal ended the work after its state was saved."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,1 @@
+"""Extractors, features, scores and the protocol card."""

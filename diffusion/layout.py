@@ -1,0 +1,19 @@
+"""Where things lie, relative to the project's root (the folder with params.yaml)."""
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+
+PREPARED = Path("data/prepared")  # {train,test}/ image stores
+REFERENCE = Path("data/reference")  # the reference's features and the real-against-real floor
+MODEL = Path("models/unet.safetensors")  # the self-describing artefact
+RUN = Path("models/run.json")  # the MLflow run that the artefact came from; no stage depends on it
+LOSS_CURVE = Path("plots/loss.csv")
+SAMPLES = Path("samples")  # one image store a cell
+SCORES = Path("metrics/scores.json")
+SCORE_CURVES = Path("plots/scores.csv")
+REPORT = Path("report")
+
+# Resumable work, addressed by content. Ignored by Git and DVC.
+TRAIN_RUNS = Path("runs/train")
+CELL_RUNS = Path("runs/cells")

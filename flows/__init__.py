@@ -1,0 +1,1 @@
+"""Prefect: the pipeline, the sweep and the deployments."""
