@@ -19,22 +19,25 @@ from diffusion.files import write_atomic
 from diffusion.unet import UNet
 
 METADATA_KEY = "diffctl"
-FORMAT = 1  # raise it when the same config and data would no longer give the same weights
 
 
 class DataCard(Section):
-    """What the model saw: the set's name, class names in label order, the training split's digest."""
+    """What the model saw: the set's name, its classes and their counts in label order, the split's digest."""
 
     name: str
     classes: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
     digest: str
     flip: bool = False
 
 
 class Artefact(Section):
-    """All that a model file says of itself."""
+    """All that a model file says of itself.
 
-    format: Literal[1] = FORMAT
+    `format` rises when the same config and data would no longer give the same weights.
+    """
+
+    format: Literal[1] = 1
     network: UNetSpec
     diffusion: DiffusionConfig
     train: TrainConfig
@@ -63,7 +66,9 @@ def read_artefact(path: Path) -> Artefact:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except FileNotFoundError:
-        raise DiffctlError(f"no model at {path}: train one with `diffctl run`, or name one with --model") from None
+        raise DiffctlError(
+            f"no model at {path}: train one with `diffctl run`, or name one with --model"
+        ) from None
     except (SafetensorError, OSError) as error:
         raise DiffctlError(f"{path} is not a whole safetensors file ({error})") from None
     if METADATA_KEY not in metadata:

@@ -125,9 +125,13 @@ class DiffusionConfig(Section):
     @model_validator(mode="after")
     def _loss_fits_variance(self) -> Self:
         if self.variance == "learned" and self.loss == "simple":
-            raise ValueError("loss simple never trains a learned variance: use hybrid, or variance small or large")
+            raise ValueError(
+                "loss simple never trains a learned variance: use hybrid, or variance small or large"
+            )
         if self.variance != "learned" and self.loss != "simple":
-            raise ValueError(f"loss {self.loss} needs variance learned; with a fixed variance use loss simple")
+            raise ValueError(
+                f"loss {self.loss} needs variance learned; with a fixed variance use loss simple"
+            )
         if self.t_sampler == "loss-aware" and self.loss == "simple":
             raise ValueError("t_sampler loss-aware is for losses with the bound: use loss vlb or hybrid")
         return self
@@ -154,11 +158,12 @@ class TrainConfig(Section):
     preview_every: PositiveInt = 1000
 
 
-class SampleConfig(Section):
-    """What all cells of a sweep share. `guidance` is w of CFG eq. 6: 0 means none."""
+class SamplerConfig(Section):
+    """How images come out of a model, but for steps and eta. `guidance` is w of CFG eq. 6: 0 means none.
 
-    num_images: Annotated[int, Field(ge=2)]
-    batch_size: PositiveInt = 250
+    `classes` is the mix of asked classes: every class equally often, or as in the training data.
+    """
+
     seed: Annotated[int, Field(ge=0)] = 0
     noise: Noise = "small"
     spacing: Spacing = "uniform"
@@ -167,11 +172,27 @@ class SampleConfig(Section):
     classes: Literal["balanced", "data"] = "balanced"
 
 
+class SampleConfig(SamplerConfig):
+    """What all cells of a sweep share; `batch_size` changes no image but by rounding."""
+
+    num_images: Annotated[int, Field(ge=2)]
+    batch_size: PositiveInt = 250
+
+
+class SampleSettings(SamplerConfig):
+    """All that decides an image beside the model and its index."""
+
+    steps: PositiveInt = 50
+    eta: Annotated[float, Field(ge=0)] = 0.0
+
+
 class SweepConfig(Section):
     """The grid: every step count with every eta."""
 
     steps: Annotated[tuple[PositiveInt, ...], BeforeValidator(_distinct)] = Field(min_length=1)
-    eta: Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_distinct)] = Field(min_length=1)
+    eta: Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_distinct)] = Field(
+        min_length=1
+    )
 
 
 class EvaluateConfig(Section):
@@ -213,7 +234,9 @@ class Config(Section):
         if self.data.image_size is not None:
             sizes = level_sizes(self.data.image_size, len(self.model.channel_mult))
             if missing := sorted(set(self.model.attention) - set(sizes)):
-                raise ValueError(f"model.attention: feature maps are {sizes} pixels, so {missing} cannot be used")
+                raise ValueError(
+                    f"model.attention: feature maps are {sizes} pixels, so {missing} cannot be used"
+                )
         if max(self.sweep.eta) > 1:
             self._refuse_eta()
         return self
@@ -237,7 +260,8 @@ def level_sizes(image_size: int, levels: int) -> list[int]:
     stride = 2 ** (levels - 1)
     if image_size % stride:
         raise ValueError(
-            f"image_size {image_size} must be divisible by {stride} ({levels} levels of channel_mult halve it)"
+            f"image_size {image_size} must be divisible by {stride}: "
+            f"channel_mult has {levels} levels, each half the size of the one above"
         )
     return [image_size >> level for level in range(levels)]
 

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` fill a file that appears at `path` whole or not at all; OSError (a full disk) leaves no trace."""
+    """Let `write` fill a file that appears at `path` whole or not at all; a failure leaves no trace."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:

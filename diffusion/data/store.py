@@ -59,7 +59,7 @@ def open_store(path: Path) -> ImageStore:
 def write_store(path: Path, images: Images, labels: Labels | None, meta: dict[str, Any]) -> ImageStore:
     """Write arrays that fit in memory as a store, whole or not at all; `count` and `digest` join the meta."""
     with atomic_folder(path) as folder:
-        out = open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=images.shape)  # type: ignore[no-untyped-call]
+        out = open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=images.shape)
         out[:] = images
         out.flush()
         if labels is not None:

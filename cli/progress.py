@@ -1,0 +1,60 @@
+"""Progress with images/s and an ETA: a live line at a terminal, now and then a plain line elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+PLAIN_SECONDS = 10  # between lines where nobody watches live
+
+Show = Callable[[int, int, str], None]
+"""Called with (done, total, what else to say)."""
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss, or h:mm:ss from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class _Rate:
+    """Done, total, rate since the first call (so that resumed work does not count) and the time left."""
+
+    def __init__(self, label: str, unit: str, per: int) -> None:
+        self.label, self.unit, self.per = label, unit, per
+        self.first: tuple[float, int] | None = None
+
+    def line(self, done: int, total: int, more: str) -> str:
+        """What to show now."""
+        now = time.monotonic()
+        self.first = self.first or (now, done)
+        since, start = self.first
+        rate = (done - start) / (now - since) if now > since else 0.0
+        text = f"{self.label} {done:,}/{total:,}"
+        if rate:
+            text += f" · {rate * self.per:,.0f} {self.unit}/s · ETA {clock((total - done) / rate)}"
+        return f"{text} · {more}" if more else text
+
+
+@contextmanager
+def progress(label: str, unit: str = "images", per: int = 1) -> Iterator[Show]:
+    """Yield a function to call with (done, total, more); `per` is how many units one `done` counts."""
+    rate = _Rate(label, unit, per)
+    live = sys.stderr.isatty()
+    shown_at = 0.0 if live else time.monotonic()
+    last = ""
+
+    def show(done: int, total: int, more: str = "") -> None:
+        nonlocal shown_at, last
+        last = rate.line(done, total, more)
+        if time.monotonic() - shown_at < (0.1 if live else PLAIN_SECONDS):
+            return
+        shown_at = time.monotonic()
+        print(f"\r\033[K{last}" if live else last, end="" if live else "\n", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        if last:
+            print(f"\r\033[K{last}" if live else last, file=sys.stderr, flush=True)

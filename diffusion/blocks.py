@@ -1,0 +1,183 @@
+"""The blocks of the ADM U-Net (2105.05233, app. A): residual and ConvNeXt blocks, resampling, attention."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Resampling = Literal["none", "up", "down"]
+
+
+def zero(module: nn.Module) -> nn.Module:
+    """The module with all parameters zero: its branch starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm of 32 groups, or of as many as divide both when there are fewer or odd channels."""
+    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
+def timestep_embedding(t: Tensor, width: int) -> Tensor:
+    """(B,) timesteps → (B, width) sinusoids of periods 2π … 10,000·2π (DDPM, after Vaswani et al.)."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device) / half)
+    angles = t[:, None].float() * frequencies
+    embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
+    return F.pad(embedding, (0, width % 2))
+
+
+def resample(x: Tensor, how: Resampling) -> Tensor:
+    """Halve by averaging or double by repeating the last two axes; `none` leaves them."""
+    if how == "down":
+        return F.avg_pool2d(x, 2)
+    if how == "up":
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+    return x
+
+
+class Conditioning(nn.Module):
+    """Lets the embedding into the norm: AdaGN, norm(h)·(1+scale)+shift (ADM eq. 3), or norm(h+shift)."""
+
+    def __init__(self, channels: int, embedding_width: int, kind: str) -> None:
+        super().__init__()
+        self.adaptive = kind == "adagn"
+        self.norm = group_norm(channels)
+        self.project = nn.Linear(embedding_width, 2 * channels if self.adaptive else channels)
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        """(B, C, H, W) and the activated (B, E) embedding → (B, C, H, W)."""
+        projected = self.project(embedding)[:, :, None, None]
+        if not self.adaptive:
+            return self.norm(h + projected)  # type: ignore[no-any-return]
+        scale, shift = projected.chunk(2, dim=1)
+        return torch.addcmul(shift, self.norm(h), 1 + scale)
+
+
+class ResBlock(nn.Module):
+    """BigGAN's residual block as ADM uses it: norm, SiLU, (resample,) conv, conditioning, SiLU, zero conv."""
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        embedding_width: int,
+        *,
+        embedding: str = "adagn",
+        dropout: float = 0.0,
+        resampling: Resampling = "none",
+    ) -> None:
+        super().__init__()
+        self.resampling: Resampling = resampling
+        self.norm_in = group_norm(channels)
+        self.conv_in = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.condition = Conditioning(out_channels, embedding_width, embedding)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C_out, H', W'), H' halved or doubled with the resampling."""
+        h = self.conv_in(resample(F.silu(self.norm_in(x)), self.resampling))
+        h = F.silu(self.condition(h, embedding))
+        return self.skip(resample(x, self.resampling)) + self.conv_out(self.dropout(h))  # type: ignore[no-any-return]
+
+
+class ConvNeXtBlock(nn.Module):
+    """A ConvNeXt block (Liu et al. 2022, 2201.03545) with ResBlock's interface and conditioning.
+
+    7×7 depthwise conv, conditioned norm, 1×1 conv to 4C, GELU, zero 1×1 conv.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        embedding_width: int,
+        *,
+        embedding: str = "adagn",
+        dropout: float = 0.0,
+        resampling: Resampling = "none",
+    ) -> None:
+        super().__init__()
+        self.resampling: Resampling = resampling
+        self.depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.condition = Conditioning(channels, embedding_width, embedding)
+        self.expand = nn.Conv2d(channels, 4 * out_channels, 1)
+        self.dropout = nn.Dropout(dropout)
+        self.contract = zero(nn.Conv2d(4 * out_channels, out_channels, 1))
+        self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C_out, H', W'), H' halved or doubled with the resampling."""
+        x = resample(x, self.resampling)
+        h = F.gelu(self.expand(self.condition(self.depthwise(x), embedding)))
+        return self.skip(x) + self.contract(self.dropout(h))  # type: ignore[no-any-return]
+
+
+BLOCKS: dict[str, type[ResBlock] | type[ConvNeXtBlock]] = {"resnet": ResBlock, "convnext": ConvNeXtBlock}
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over pixels, the non-local block, with a zero-initialised output."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.project = zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B, C, H, W) → the same shape; the embedding is not used, so that all blocks are called alike."""
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.project(h.transpose(-1, -2).reshape(batch, channels, height, width))  # type: ignore[no-any-return]
+
+
+class Downsample(nn.Module):
+    """Plain halving: a 3×3 convolution with stride 2 (DDPM)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H/2, W/2)."""
+        return self.conv(x)  # type: ignore[no-any-return]
+
+
+class Upsample(nn.Module):
+    """Plain doubling: repeated pixels, then a 3×3 convolution (DDPM)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, 2H, 2W)."""
+        return self.conv(resample(x, "up"))  # type: ignore[no-any-return]
+
+
+class Stage(nn.ModuleList):
+    """Blocks one after another, each seeing the embedding; recomputed in the backward pass if asked."""
+
+    def __init__(self, blocks: list[nn.Module], gradient_checkpointing: bool = False) -> None:
+        super().__init__(blocks)
+        self.gradient_checkpointing = gradient_checkpointing
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B, C, H, W) and (B, E) → what the last block gives."""
+        for block in self:
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, embedding, use_reentrant=False)
+            else:
+                x = block(x, embedding)
+        return x

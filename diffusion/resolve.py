@@ -1,0 +1,52 @@
+"""From a configuration and the prepared data to the description of the model that they give."""
+
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from diffusion.checkpoint import Artefact, DataCard
+from diffusion.config import Config, UNetSpec, explain, fingerprint
+from diffusion.errors import UsageError
+from diffusion.precision import resolve_precision
+
+# Fields of `train` that say when to look, not what to compute.
+WATCHING = {"log_every", "save_every", "preview_every"}
+
+
+def resolve(config: Config, meta: dict[str, Any], device: torch.device) -> Artefact:
+    """What the training will give, from the training split's meta; UsageError where they do not fit."""
+    classes = meta["classes"] if config.model.class_cond else []
+    if config.model.class_cond and not classes:
+        raise UsageError(
+            f"model.class_cond: {meta['name']} has no labels, so set it to false (and p_uncond to 0)"
+        )
+    channels = meta["channels"]
+    try:
+        network = UNetSpec(
+            **config.model.model_dump(),
+            image_size=meta["image_size"],
+            in_channels=channels,
+            out_channels=2 * channels if config.diffusion.variance == "learned" else channels,
+            num_classes=len(classes),
+            null_class=config.train.p_uncond > 0,
+        )
+    except ValidationError as error:
+        raise UsageError(explain(error, "params.yaml with this data: model")) from None
+    return Artefact(
+        network=network,
+        diffusion=config.diffusion,
+        train=config.train,
+        data=DataCard(
+            name=meta["name"], classes=tuple(classes), digest=meta["digest"], flip=config.data.flip
+        ),
+        step=config.train.steps,
+        precision=resolve_precision(config.train.precision, device),
+    )
+
+
+def training_fingerprint(artefact: Artefact) -> str:
+    """The name of a training: equal exactly when every step would compute the same."""
+    values = artefact.model_dump(mode="json")
+    values["train"] = {key: value for key, value in values["train"].items() if key not in WATCHING}
+    return fingerprint(values)

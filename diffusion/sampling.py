@@ -1,0 +1,111 @@
+"""One reverse step for DDPM, iDDPM and DDIM, and the walk over explicit pairs of timesteps.
+
+Samplers are pure functions of the network, the schedule and the noise.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion.config import Noise
+from diffusion.errors import UsageError
+from diffusion.gaussian import Network, log_variance, split
+from diffusion.schedule import Schedule, at, predict_eps, predict_x0
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a walk stands: `done` of `total` steps, x_t after them, and the x̂_0 they were made from."""
+
+    done: int
+    total: int
+    x: Tensor
+    x0_hat: Tensor
+
+
+def noise_scale(
+    schedule: Schedule, eta: float, noise: Noise, v: Tensor | None, like: Tensor, index: Tensor
+) -> Tensor:
+    """The standard deviation s of the added noise, broadcastable to `like`.
+
+    small: η√β̃ (DDIM eq. 16). large: η√β (σ̂ of DDIM's Table 1). learned: η√Σ_θ, the spaced Σ of iDDPM sec. 4.
+    """
+    if noise == "small":
+        return eta * at(schedule.posterior_variance.sqrt(), index, like)
+    if noise == "large":
+        return eta * at(schedule.betas.sqrt(), index, like)
+    if v is None:
+        raise UsageError("noise learned needs a model with a learned variance; use small or large")
+    return eta * torch.exp(0.5 * log_variance(schedule, "learned", v, like, index))
+
+
+def reverse_step(
+    schedule: Schedule,
+    x: Tensor,
+    index: Tensor,
+    eps: Tensor,
+    v: Tensor | None,
+    *,
+    eta: float,
+    noise: Noise = "small",
+    clip: bool = True,
+    z: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step from timestep `index` (B,) to the one before it; returns (x_prev, x̂_0), shapes of `x`.
+
+        x_prev = √ᾱ_prev·x̂_0 + √(1 − ᾱ_prev − σ²)·ε + s·z,   σ = η√β̃   (DDIM eq. 12, 16)
+
+    With `clip`, x̂_0 is clipped to [−1, 1] and ε recomputed from it. `z` None adds no noise.
+    """
+    x0_hat = predict_x0(schedule, x, index, eps)
+    if clip:
+        x0_hat = x0_hat.clamp(-1, 1)
+        eps = predict_eps(schedule, x, index, x0_hat)
+    previous = schedule.alphas_cumprod_prev
+    direction = (1 - previous - eta**2 * schedule.posterior_variance).clamp(min=0).sqrt()
+    x_prev = at(previous.sqrt(), index, x) * x0_hat + at(direction, index, x) * eps
+    if z is not None:
+        x_prev = x_prev + noise_scale(schedule, eta, noise, v, x, index) * z
+    return x_prev, x0_hat
+
+
+def check_eta(schedule: Schedule, eta: float) -> None:
+    """UsageError when σ² would exceed 1 − ᾱ_prev somewhere along the schedule."""
+    if not 0 <= eta <= schedule.largest_eta():
+        raise UsageError(
+            f"eta {eta} does not fit {len(schedule)} steps: give 0 to {schedule.largest_eta():.4f}"
+        )
+
+
+@torch.no_grad()
+def sample(
+    network: Network,
+    schedule: Schedule,
+    draw: Callable[[], Tensor],
+    *,
+    eta: float = 0.0,
+    noise: Noise = "small",
+    clip: bool = True,
+    labels: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    callback: Callable[[Step], None] | None = None,
+) -> Tensor:
+    """Walk from x_T to x_0 along a spaced schedule; returns x_0, (B, C, H, W) on `device`.
+
+    `draw` gives x_T first, then each noisy step's z; with η = 0 it is called once. The last step adds no
+    noise. UsageError when η is too large for the schedule.
+    """
+    check_eta(schedule, eta)
+    x = draw().to(device)
+    total = len(schedule)
+    for i in reversed(range(total)):
+        index = torch.full((len(x),), i)
+        output = network(x, schedule.timesteps[index].to(x.device), labels)
+        eps, v = split(output.to(x.dtype), x.shape[1])
+        z = draw().to(device) if eta > 0 and i > 0 else None
+        x, x0_hat = reverse_step(schedule, x, index, eps, v, eta=eta, noise=noise, clip=clip, z=z)
+        if callback:
+            callback(Step(total - i, total, x, x0_hat))
+    return x

@@ -1,0 +1,36 @@
+"""Ctrl-C and SIGTERM as a request to stop at the next safe place, where work is saved."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from diffusion.errors import Interrupted
+
+
+class StopRequest:
+    """Remembers the first signal; a second one of the same kind ends the process at once, as is usual."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def raise_if_set(self, message: str) -> None:
+        """Interrupted with the signal's exit code (130, 143) when a stop was asked for."""
+        if self.signal is not None:
+            raise Interrupted(message, self.signal)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Collect SIGINT and SIGTERM inside the block; the previous handlers come back after it."""
+    request = StopRequest()
+    previous = {number: signal.signal(number, request._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,82 @@
+"""The folder of one training, `runs/train/<fingerprint>/`: its lock, its identity and its newest state."""
+
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion.errors import DiffctlError
+from diffusion.files import write_json
+from diffusion.state import newest_state, save_state
+from diffusion.training import TrainState
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """An open training folder. `key` names this training wherever it is tracked."""
+
+    folder: Path
+    key: str
+
+    def save(self, state: TrainState) -> None:
+        """Keep the state; DiffctlError on a full disk, the state before it stays."""
+        save_state(self.folder, state.step, state.tensors(), state.values())
+
+    def restore(self, state: TrainState) -> bool:
+        """Bring `state` to the newest whole saved one; False when there is none."""
+        saved = newest_state(self.folder)
+        if saved is not None:
+            state.restore(saved)
+        return saved is not None
+
+
+@contextmanager
+def open_run(root: Path, fingerprint: str, *, fresh: bool = False) -> Iterator[TrainRun]:
+    """Hold the training's folder for this process alone; `fresh` discards what is there.
+
+    The lock is the process's own and dies with it. DiffctlError when another process holds it.
+    """
+    folder = root / fingerprint
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DiffctlError(
+                f"this training is already running (process {_pid(folder)}, {folder}): wait for it or stop it"
+            ) from None
+        if fresh:
+            _discard(folder)
+        key = _key(folder) or uuid.uuid4().hex
+        write_json(folder / "run.json", {"key": key, "pid": os.getpid()})
+        yield TrainRun(folder, key)
+
+
+def _identity(folder: Path) -> dict[str, object]:
+    try:
+        values: dict[str, object] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return values
+
+
+def _key(folder: Path) -> str | None:
+    key = _identity(folder).get("key")
+    return str(key) if key else None
+
+
+def _pid(folder: Path) -> object:
+    return _identity(folder).get("pid", "unknown")
+
+
+def _discard(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != "lock":
+            entry.unlink()
