@@ -6,6 +6,7 @@ Images are read through a memory map, so a store of any size opens at once.
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from diffusion.files import atomic_folder, write_json
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
+
+BLOCK = 256  # images a digest's block
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,20 @@ def write_store(path: Path, images: Images, labels: Labels | None, meta: dict[st
 
 def content_digest(images: Images, labels: Labels | None) -> str:
     """SHA-256 in hex over shape, pixels and labels, read in blocks so that a memory map stays on disk."""
-    digest = hashlib.sha256(repr(images.shape).encode())
-    for start in range(0, len(images), 1024):
-        digest.update(np.ascontiguousarray(images[start : start + 1024]).data)
+    blocks = (block_digest(images[start : start + BLOCK]) for start in range(0, len(images), BLOCK))
+    return combine_digests(images.shape, blocks, labels)
+
+
+def block_digest(images: Images) -> bytes:
+    """SHA-256 of the pixels of one block: rows k·BLOCK to (k+1)·BLOCK of a store."""
+    return hashlib.sha256(np.ascontiguousarray(images).data).digest()
+
+
+def combine_digests(shape: tuple[int, ...], blocks: Iterable[bytes], labels: Labels | None) -> str:
+    """The content digest from the digests of the blocks in order, so that several processes can share it."""
+    digest = hashlib.sha256(repr(tuple(int(size) for size in shape)).encode())
+    for block in blocks:
+        digest.update(block)
     if labels is not None:
         digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
     return digest.hexdigest()

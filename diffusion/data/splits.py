@@ -1,0 +1,45 @@
+"""Holding out test images where a data set has no official split; the same on every machine and version."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion.data.store import Labels
+
+Indices = NDArray[np.int64]
+
+
+def shuffled(count: int, *seed: int) -> Indices:
+    """A permutation of `count` indices that depends on the seeds alone.
+
+    Sorting raw bits keeps it the same over NumPy versions, which `Generator.permutation` does not promise.
+    """
+    order: Indices = np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")
+    return order
+
+
+def hold_out(labels: Labels | None, count: int, held_out: int, seed: int) -> tuple[Indices, Indices]:
+    """Shuffled (train, test) indices of `count` images with exactly `held_out` in test.
+
+    With labels every class gives its share, rounded by largest remainder. ValueError unless
+    0 < held_out < count.
+    """
+    if not 0 < held_out < count:
+        raise ValueError(f"cannot hold out {held_out} of {count} images: at least one must be on each side")
+    order = shuffled(count, seed, 0)
+    in_test = np.zeros(count, dtype=bool)
+    if labels is None:
+        in_test[order[:held_out]] = True
+    else:
+        classes, sizes = np.unique(labels, return_counts=True)
+        for label, share in zip(classes, _shares(sizes, held_out), strict=True):
+            in_test[order[labels[order] == label][:share]] = True
+    order = shuffled(count, seed, 1)  # another one: in the first, the held-out images of a class come early
+    return order[~in_test[order]], order[in_test[order]]
+
+
+def _shares(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+    exact = sizes * (total / sizes.sum())
+    shares: Indices = np.floor(exact).astype(np.int64)
+    largest = np.argsort(shares - exact, kind="stable")
+    shares[largest[: total - shares.sum()]] += 1
+    return shares
