@@ -1,0 +1,244 @@
+"""The spool: what a training would log, written to a local file first, so that no server can stop it.
+
+`events.jsonl` is append-only, a JSON object a line, with the original step and time (milliseconds since
+1970). The sender delivers it. Nothing here imports mlflow or waits for a network.
+
+    {"kind": "start", "time": …, "key": …, "name": …, "experiment": …}     at every opening
+    {"kind": "params" | "tags", "values": {…}}
+    {"kind": "dataset", "name": …, "digest": …, "classes": […]}
+    {"kind": "metrics", "time": …, "step": …, "values": {…}}
+    {"kind": "image", "time": …, "step": …, "key": …, "path": …}           paths are below the folder
+    {"kind": "artifact", "path": …, "folder": …}
+    {"kind": "status", "time": …, "status": "FINISHED" | "FAILED" | "KILLED"}
+"""
+
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffusion.errors import DiffctlError
+from diffusion.files import sha256_file
+
+EVENTS = "events.jsonl"
+OUTBOX = "outbox"  # files that are to become artifacts, kept as they were when they were logged
+
+Event = dict[str, Any]
+
+_log = logging.getLogger(__name__)
+
+
+class Spool:
+    """An open spool. Opening drops a torn last line and learns what is there: a replay writes nothing twice.
+
+    Satisfies the training's observer. Not for two processes at once: the training's own lock sees to that.
+    """
+
+    def __init__(self, folder: Path, key: str, name: str, experiment: str) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(folder / EVENTS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        self._end = _drop_torn_line(self._file, folder / EVENTS)
+        self._waiting = b""
+        self._known = Known.of(folder)
+        self._append(kind="start", time=_now(), key=key, name=name, experiment=experiment)
+
+    def params(self, values: dict[str, Any]) -> None:
+        """Log the configuration; nested names are joined by dots. The first value of a name stays."""
+        new = {key: value for key, value in flatten(values).items() if key not in self._known.params}
+        self._known.params |= new
+        if new:
+            self._append(kind="params", values=new)
+
+    def tags(self, values: dict[str, Any]) -> None:
+        """Log tags; a name's newest value counts."""
+        new = {key: str(value) for key, value in values.items() if self._known.tags.get(key) != str(value)}
+        self._known.tags |= new
+        if new:
+            self._append(kind="tags", values=new)
+
+    def dataset(self, name: str, digest: str, classes: Sequence[str] = ()) -> None:
+        """Log the data set that is trained on."""
+        if digest not in self._known.datasets:
+            self._known.datasets.add(digest)
+            self._append(kind="dataset", name=name, digest=digest, classes=list(classes))
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Log the values after `step` steps, those of steps that are there already left out."""
+        new = {
+            key: _plain(value) for key, value in values.items() if self._known.is_new(f"metric {key}", step)
+        }
+        if new:
+            self._append(kind="metrics", time=_now(), step=step, values=new)
+
+    def image(self, step: int, key: str, path: Path) -> None:
+        """Log a picture that stays at `path`, as the series `key`."""
+        if self._known.is_new(f"image {key}", step):
+            inside = os.path.relpath(path, self.folder)
+            self._append(kind="image", time=_now(), step=step, key=key, path=inside)
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Log a file, as it is now, into the run's artifact `folder`; a hard link keeps it where one can."""
+        sha256 = sha256_file(path)
+        kept = Path(OUTBOX) / sha256[:16] / path.name
+        if str(kept) in self._known.artifacts:
+            return
+        _keep(path, self.folder / kept)
+        self._known.artifacts.add(str(kept))
+        self._append(kind="artifact", path=str(kept), folder=folder)
+
+    def close(self, status: str) -> None:
+        """Log how the training ended (FINISHED, FAILED or KILLED); DiffctlError if the disk is still full."""
+        self._append(kind="status", time=_now(), status=status)
+        try:
+            if self._waiting:
+                self._write()
+            os.fsync(self._file)
+        except OSError as error:
+            raise DiffctlError(
+                f"the last metrics cannot be written to {self.folder / EVENTS} ({error.strerror}): make room"
+            ) from error
+        finally:
+            os.close(self._file)
+
+    def _append(self, **event: Any) -> None:
+        self._waiting += json.dumps(event, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        try:
+            self._write()
+        except OSError as error:
+            # Never half a line in the middle: it stays in memory and goes out with the next one.
+            _log.warning("%s cannot be written (%s): will try again", self.folder / EVENTS, error.strerror)
+
+    def _write(self) -> None:
+        try:
+            written = os.write(self._file, self._waiting)
+            if written < len(self._waiting):
+                written += os.write(self._file, self._waiting[written:])
+        except OSError:
+            os.ftruncate(self._file, self._end)
+            raise
+        self._end += written
+        self._waiting = b""
+
+
+@dataclass
+class Known:
+    """What a spool holds already."""
+
+    steps: dict[str, int] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    datasets: set[str] = field(default_factory=set)
+    artifacts: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, folder: Path) -> "Known":
+        """What the folder's spool holds."""
+        known = cls()
+        for event in read_events(folder):
+            known._learn(event)
+        return known
+
+    def is_new(self, series: str, step: int) -> bool:
+        """Whether the series has not reached `step` yet; it has from now on."""
+        if self.steps.get(series, -1) >= step:
+            return False
+        self.steps[series] = step
+        return True
+
+    def _learn(self, event: Event) -> None:
+        match event["kind"]:
+            case "metrics":
+                self.steps |= {f"metric {key}": event["step"] for key in event["values"]}
+            case "image":
+                self.steps[f"image {event['key']}"] = event["step"]
+            case "params":
+                self.params |= event["values"]
+            case "tags":
+                self.tags |= event["values"]
+            case "dataset":
+                self.datasets.add(event["digest"])
+            case "artifact":
+                self.artifacts.add(event["path"])
+
+
+def read_events(folder: Path, offset: int = 0) -> Iterator[Event]:
+    """Every whole event from the byte `offset` on, in order; none where there is no spool."""
+    for event, _ in read_lines(folder, offset):
+        if event is not None:
+            yield event
+
+
+def read_lines(folder: Path, offset: int = 0) -> Iterator[tuple[Event | None, int]]:
+    """Each whole line from `offset` on with the offset after it; None stands for a damaged line."""
+    try:
+        file = open(folder / EVENTS, "rb")  # noqa: SIM115 (closed below; a missing file is no spool)
+    except FileNotFoundError:
+        return
+    with file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            yield _parse(line), offset
+
+
+def _parse(line: bytes) -> Event | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "kind" in event else None
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested values as flat text: names joined by dots, lists as JSON; what is None is left out."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{name}.")
+        elif isinstance(value, list | tuple):
+            flat[name] = json.dumps(value)
+        elif value is not None:
+            flat[name] = str(value)
+    return flat
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _plain(value: float) -> float | str:
+    """A float that JSON knows, or the name of one that it does not; float() reads both back."""
+    value = float(value)
+    return value if math.isfinite(value) else str(value)
+
+
+def _drop_torn_line(handle: int, path: Path) -> int:
+    """Cut what a killed writer left of its last line; returns the spool's length in bytes."""
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end < len(data):
+        os.ftruncate(handle, end)
+    return end
+
+
+def _keep(path: Path, kept: Path) -> None:
+    """Keep the file's content: later versions are renamed into its place, so a hard link is enough."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.unlink(missing_ok=True)
+    try:
+        os.link(path, kept)
+    except OSError:  # another file system, or one without hard links
+        try:
+            shutil.copyfile(path, kept)
+        except OSError as error:
+            raise DiffctlError(f"{path} cannot be kept for MLflow at {kept} ({error.strerror})") from error
