@@ -1,4 +1,4 @@
-"""The grid of a sweep and its cells: finished ranges survive a kill, a grown grid costs its new cells only."""
+"""The grid of a sweep and its cells: finished ranges survive a kill, a grown grid costs its new cells."""
 
 import functools
 import shutil

@@ -2,8 +2,10 @@
 
 import fcntl
 import json
+import math
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion.errors import DiffctlError
-from diffusion.files import write_json
+from diffusion.files import write_json, write_text
 from diffusion.state import newest_state, save_state
 from diffusion.training import TrainState
 
@@ -22,6 +24,13 @@ class TrainRun:
 
     folder: Path
     key: str
+
+    def beat(self, step: int) -> None:
+        """Say that this process is alive and how far it is, for who looks from another machine."""
+        write_json(
+            self.folder / "run.json",
+            {"key": self.key, "pid": os.getpid(), "step": step, "heartbeat": round(time.time(), 3)},
+        )
 
     def save(self, state: TrainState) -> None:
         """Keep the state; DiffctlError on a full disk, the state before it stays."""
@@ -53,8 +62,18 @@ def open_run(root: Path, fingerprint: str, *, fresh: bool = False) -> Iterator[T
         if fresh:
             _discard(folder)
         key = _key(folder) or uuid.uuid4().hex
-        write_json(folder / "run.json", {"key": key, "pid": os.getpid()})
-        yield TrainRun(folder, key)
+        run = TrainRun(folder, key)
+        run.beat(0)
+        yield run
+
+
+def write_loss_curve(path: Path, history: list[dict[str, float]]) -> None:
+    """Write the training's means by step as CSV: step, loss and its parts, gradient norm, rate."""
+    names = list(dict.fromkeys(name for row in history for name in row))
+    lines = [",".join(names)] + [
+        ",".join(f"{row.get(name, math.nan):.6g}" for name in names) for row in history
+    ]
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _identity(folder: Path) -> dict[str, object]:

@@ -1,0 +1,115 @@
+"""dvc.yaml's commands: one body a stage, a few lines over the library. They read params.yaml and take no values.
+
+A stage's `deps:` in dvc.yaml are the modules of diffusion/ that its body imports, and theirs. What it
+imports from cli/ and tracking/ only watches and records, so a change there makes nothing stale.
+"""
+
+from typing import Annotated
+
+import typer
+
+from cli.progress import progress
+
+app = typer.Typer(help="A stage of the pipeline, as dvc.yaml runs it.", no_args_is_help=True)
+
+
+@app.command()
+def data() -> None:
+    """Fetch the data set and prepare it: data/prepared."""
+    from diffusion.config import load
+    from diffusion.data.prepare import prepare
+    from diffusion.layout import PREPARED
+
+    with progress("data") as show:
+        prepare(load().data, PREPARED, show)
+
+
+@app.command()
+def reference() -> None:
+    """Compute the reference's features and those of held-out real images: data/reference."""
+    from diffusion.evaluation.reference import make_reference
+
+    from diffusion.config import load
+    from diffusion.layout import PREPARED, REFERENCE
+
+    with progress("reference") as show:
+        make_reference(load(), PREPARED, REFERENCE, show)
+
+
+@app.command()
+def train(
+    fresh: Annotated[bool, typer.Option("--fresh", help="Discard the saved state and start again.")] = False,
+) -> None:
+    """Train, or go on where the same training stopped: models/unet.safetensors."""
+    from cli.training import watched
+    from diffusion.checkpoint import save_artefact
+    from diffusion.config import load
+    from diffusion.data.store import open_store
+    from diffusion.files import write_json
+    from diffusion.layout import LOSS_CURVE, MODEL, PREPARED, RUN, TRAIN_RUNS
+    from diffusion.precision import default_device
+    from diffusion.resolve import resolve, training_fingerprint
+    from diffusion.signals import stop_request
+    from diffusion.training import new_state
+    from diffusion.training import train as train_model
+    from diffusion.trainrun import open_run, write_loss_curve
+
+    config, store, device = load(), open_store(PREPARED / "train"), default_device()
+    artefact = resolve(config, store.meta, device)
+    with (
+        open_run(TRAIN_RUNS, training_fingerprint(artefact), fresh=fresh) as run,
+        stop_request() as stop,
+        watched(run, artefact, config) as tracked,
+    ):
+        state = new_state(artefact, device)
+        run.restore(state)
+        tracked.announce(state.step, artefact.train.steps)
+        train_model(state, store, device, tracked.watch, run.save, stop.raise_if_set)
+        write_loss_curve(LOSS_CURVE, state.history)
+        save_artefact(MODEL, state.ema.state_dict(), artefact)
+        tracked.finished(MODEL)
+    write_json(RUN, tracked.identity())
+
+
+@app.command()
+def sample() -> None:
+    """Sample every cell of the grid, finished ones of an earlier run left as they are: samples/."""
+    from flows.sweep import run_sweep
+
+    from diffusion.config import load
+    from diffusion.layout import MODEL, SAMPLES
+    from diffusion.sweep import drop_other_cells, grid
+
+    config = load()
+    drop_other_cells(SAMPLES, grid(config))
+    run_sweep(config, MODEL, SAMPLES, progress)
+
+
+@app.command()
+def evaluate() -> None:
+    """Score every cell against the reference: metrics/scores.json, and the curves in MLflow."""
+    from diffusion.evaluation.evaluate import evaluate as score
+    from diffusion.evaluation.evaluate import write_scores
+    from tracking.runs import log_scores
+
+    from diffusion.config import load
+    from diffusion.layout import REFERENCE, RUN, SAMPLES, SCORE_CURVES, SCORES
+
+    with progress("evaluate") as show:
+        scores = score(load(), SAMPLES, REFERENCE, show)
+    write_scores(scores, SCORES, SCORE_CURVES)
+    log_scores(RUN, scores)
+
+
+@app.command()
+def report() -> None:
+    """Write the report of the sweep: report/index.html, one file."""
+    from diffusion.report import write_report
+    from tracking.runs import log_report
+
+    from diffusion.config import load
+    from diffusion.layout import LOSS_CURVE, PREPARED, REPORT, RUN, SAMPLES, SCORES
+
+    page = write_report(load(), SAMPLES, SCORES, PREPARED, LOSS_CURVE, REPORT)
+    log_report(RUN, REPORT)
+    typer.echo(f"report: {page}")

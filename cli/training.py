@@ -1,0 +1,77 @@
+"""The train stage's surroundings: the spool, its sender and what the terminal says. All of it only watches."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cli.observe import Watch
+from cli.progress import progress
+
+if TYPE_CHECKING:
+    from diffusion.checkpoint import Artefact
+    from diffusion.config import Config
+    from diffusion.trainrun import TrainRun
+    from tracking.spool import Spool
+
+SENDER_SECONDS = (
+    20.0  # what an unreachable MLflow may cost at the end of a training; `diffctl sync` does the rest
+)
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """A training under watch."""
+
+    run: "TrainRun"
+    spool: "Spool"
+    watch: Watch
+
+    def announce(self, step: int, total: int) -> None:
+        """Say where the training lies and where it starts."""
+        how = f"going on after step {step:,} of {total:,}" if step else f"{total:,} steps"
+        typer.echo(f"train: {how}, state in {self.run.folder}", err=True)
+
+    def finished(self, model: Path) -> None:
+        """Keep the model file for MLflow and say where it is."""
+        self.spool.artifact(model, folder="model")
+        typer.echo(f"model: {model}", err=True)
+
+    def identity(self) -> dict[str, Any]:
+        """What models/run.json says: the training's key, by which its MLflow run is found."""
+        from tracking.store import tracking_uri
+
+        return {"key": self.run.key, "fingerprint": self.run.folder.name, "tracking_uri": tracking_uri()}
+
+
+@contextmanager
+def watched(run: "TrainRun", artefact: "Artefact", config: "Config") -> Iterator[Tracked]:
+    """Watch a training: its spool is open and being sent; how the block ends becomes the run's status."""
+    from tracking.provenance import git_tags
+    from tracking.sender import start
+
+    from diffusion.errors import Interrupted
+    from tracking.spool import Spool
+
+    name = f"{artefact.data.name}-{run.folder.name[:8]}"
+    spool = Spool(run.folder, run.key, name, artefact.data.name)
+    spool.params(config.model_dump(mode="json"))
+    spool.tags(
+        {"diffctl.fingerprint": run.folder.name, "diffctl.precision": artefact.precision, **git_tags()}
+    )
+    spool.dataset(artefact.data.name, artefact.data.digest, artefact.data.classes)
+    sender = start(run.folder)
+    status = "FAILED"
+    try:
+        with progress("train", per=artefact.train.batch_size) as show:
+            yield Tracked(run, spool, Watch(run, artefact, spool, show))
+        status = "FINISHED"
+    except (Interrupted, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        spool.close(status)
+        sender.close(SENDER_SECONDS)
