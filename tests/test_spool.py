@@ -143,8 +143,6 @@ def test_a_full_disk_loses_nothing_once_there_is_room(tmp_path, caplog):
 
 
 def test_the_spool_loads_no_mlflow():
-    code = (
-        "import sys, tracking.spool, tracking.names; print(*({'mlflow', 'torch'} & set(sys.modules)))"
-    )
+    code = "import sys, tracking.spool, tracking.names; print(*({'mlflow', 'torch'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

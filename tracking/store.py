@@ -1,0 +1,136 @@
+"""Where MLflow keeps things, and a client that is quiet, bounded in time and safe to start side by side."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from diffusion.errors import DiffctlError, UsageError
+from diffusion.locks import file_lock
+from tracking.names import KEY
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+DATABASE = "mlflow.db"
+ARTIFACTS = "mlartifacts"
+
+# Read by mlflow when it is imported (the first three) and at each request. What the user set stays.
+ENVIRONMENT = {
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+
+
+def tracking_uri(root: Path | None = None) -> str:
+    """MLFLOW_TRACKING_URI, or the sqlite file in the project's folder `root` (default: here); absolute."""
+    root = (root or Path.cwd()).resolve()
+    given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    if not given:
+        return f"sqlite:///{root / DATABASE}"
+    scheme = urlsplit(given).scheme
+    if scheme in ("", "file"):
+        raise UsageError(
+            f"MLFLOW_TRACKING_URI={given} is a folder, which MLflow no longer writes to: "
+            f"give sqlite:////path/to/{DATABASE} or a server's http://…, or unset it"
+        )
+    if scheme == "sqlite" and given.startswith("sqlite:///") and not given.startswith("sqlite:////"):
+        return f"sqlite:///{root / given.removeprefix('sqlite:///')}"
+    return given
+
+
+def database_file(uri: str) -> Path | None:
+    """The file of a sqlite store; None for a server or another database."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:////") else None
+
+
+def connect(uri: str | None = None) -> "MlflowClient":
+    """A client of the store at `uri` (default: `tracking_uri()`), made first where it is a sqlite file.
+
+    MLflow's own first-time creation is not safe side by side, nor when it is killed: here one process makes
+    the database beside its place while the others wait. No server is asked yet.
+    """
+    uri = uri or tracking_uri()
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow.tracking import MlflowClient
+
+    database = database_file(uri)
+    if database is not None and not database.exists():
+        with file_lock(database.with_name(f"{database.name}.lock")):
+            if not database.exists():
+                _create(database)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _create(database: Path) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    unfinished = database.with_name(f"{database.name}.new")
+    for left in database.parent.glob(f"{unfinished.name}*"):  # by a creation that was killed, its journal too
+        left.unlink()
+    store = SqlAlchemyStore(f"sqlite:///{unfinished}", _artifacts(database).as_uri())  # type: ignore[no-untyped-call]
+    store.engine.dispose()
+    os.replace(unfinished, database)
+
+
+def _artifacts(database: Path) -> Path:
+    return database.parent / ARTIFACTS
+
+
+@contextmanager
+def loud(uri: str) -> Iterator[None]:
+    """Turn MLflow's failures inside the block into one sentence for the user, a DiffctlError."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        reason = error.message.strip().splitlines()[0]
+        raise DiffctlError(f"MLflow at {uri}: {reason}") from error
+
+
+def ensure_experiment(client: "MlflowClient", name: str) -> str:
+    """The id of the experiment, made when it is missing; DiffctlError when it was deleted in MLflow."""
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        database = database_file(client.tracking_uri)
+        location = (_artifacts(database) / name).as_uri() if database else None
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(name)  # another process was first
+            assert experiment is not None, "MLflow said that it exists"
+    if experiment.lifecycle_stage != "active":
+        raise DiffctlError(
+            f"the experiment {name} was deleted in MLflow: bring it back with "
+            f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`"
+        )
+    return str(experiment.experiment_id)
+
+
+def find_by_tags(client: "MlflowClient", experiment_ids: list[str], tags: dict[str, str]) -> "list[Run]":
+    """The runs whose tags have these values, the oldest first; deleted ones left out."""
+    terms = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+    order = ["attributes.start_time ASC", "attributes.run_id ASC"]
+    return list(client.search_runs(experiment_ids, " and ".join(terms), max_results=100, order_by=order))
+
+
+def ensure_run(client: "MlflowClient", experiment_id: str, key: str, name: str, start_time: int) -> str:
+    """The id of the run of the training `key`, made when it is missing."""
+    found = find_by_tags(client, [experiment_id], {KEY: key})
+    if found:
+        return str(found[0].info.run_id)
+    run = client.create_run(experiment_id, start_time=start_time, tags={KEY: key}, run_name=name)
+    return str(run.info.run_id)
