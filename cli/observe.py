@@ -49,7 +49,7 @@ class Watch:
 
 
 def write_preview(path: Path, artefact: "Artefact", network: "UNet", ema: "UNet") -> None:
-    """Write a PNG of ten images from fixed seeds: the upper row by the raw weights, the lower by their EMA."""
+    """Write a PNG of ten images from fixed seeds: above by the raw weights, below by their EMA."""
     import numpy as np
 
     from diffusion.config import SampleSettings

@@ -1,4 +1,4 @@
-"""dvc.yaml's commands: one body a stage, a few lines over the library. They read params.yaml and take no values.
+"""dvc.yaml's commands: one body a stage, a few lines over the library. They read params.yaml, no values.
 
 A stage's `deps:` in dvc.yaml are the modules of diffusion/ that its body imports, and theirs. What it
 imports from cli/ and tracking/ only watches and records, so a change there makes nothing stale.
