@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from cli import stages
+from cli import models, stages
 from diffusion.errors import DiffctlError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command()(models.sample)
 app.add_typer(stages.app, name="stage")
 
 

@@ -1,4 +1,4 @@
-"""The train stage's surroundings: the spool, its sender and what the terminal says. All of it only watches."""
+"""The train stage's surroundings: the spool, its sender and the terminal. All of it only watches."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
