@@ -204,7 +204,7 @@ class EvaluateConfig(Section):
     extractor: Literal["effnet-lite0-64", "effnet-lite0-96", "inception-v3-compat"] = "effnet-lite0-64"
     reference: Literal["train", "test"] = "train"
     weights: Path | None = None
-    batch_size: PositiveInt = 250
+    batch_size: PositiveInt = 64
 
 
 class Config(Section):

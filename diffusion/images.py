@@ -23,4 +23,4 @@ def to_nhwc(x: Tensor) -> NDArray[np.uint8]:
 
 def to_nchw(images: NDArray[np.uint8]) -> Tensor:
     """uint8 NHWC → a contiguous (B, C, H, W) tensor of its own."""
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())

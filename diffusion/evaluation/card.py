@@ -1,0 +1,59 @@
+"""The protocol card: everything that a score depends on, so that only equal protocols are compared."""
+
+from collections.abc import Collection, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from diffusion.evaluation.reference import Reference
+from diffusion.evaluation.scores import KID_SUBSETS, SEED, is_splits, kid_subset_size
+from diffusion.evaluation.specs import EVALUATION_VERSION, extractor_spec
+
+Card = dict[str, Any]
+
+
+def protocol_card(sampling: Card, num_images: int, reference: Reference) -> Card:
+    """The whole card of N images against a reference: a flat JSON dict.
+
+    `sampling` is the half that the images bring along (their store's meta["card"]), empty for images of
+    unknown origin.
+    """
+    meta = reference.meta
+    spec = extractor_spec(meta["extractor"])
+    return {
+        **sampling,
+        "num_images": num_images,
+        "data": meta["name"],
+        "image_size": meta["image_size"],
+        **{key: meta.get(key) for key in _REFERENCE_FIELDS},
+        "extractor": spec.name,
+        "weights_sha256": meta["weights_sha256"],
+        "resize": spec.resize,
+        "feature_dtype": meta["dtype"],
+        "kid_subset_size": kid_subset_size(num_images, len(reference.features)),
+        "kid_subsets": KID_SUBSETS,
+        "is_splits": is_splits(num_images),
+        "subset_seed": SEED,
+        "torch": version("torch"),
+        "torch_fidelity": version("torch-fidelity"),
+        "evaluation": EVALUATION_VERSION,
+    }
+
+
+_REFERENCE_FIELDS = (
+    "reference_split",
+    "reference_digest",
+    "reference_count",
+    "heldout_split",
+    "heldout_digest",
+    "heldout_count",
+)
+
+
+def differing(cards: Sequence[Card], axes: Collection[str] = ()) -> dict[str, list[Any]]:
+    """The fields on which the cards disagree, each with its value in every card (None where it is missing).
+
+    Only the fields named in `axes` may differ unseen. Empty: the numbers may be compared.
+    """
+    fields = sorted({field for card in cards for field in card} - set(axes))
+    values = {field: [card.get(field) for card in cards] for field in fields}
+    return {field: seen for field, seen in values.items() if any(value != seen[0] for value in seen)}

@@ -1,0 +1,79 @@
+"""Feature extractors by name, loaded through torch-fidelity, so that its own functions see the same ones."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffusion.errors import DiffctlError
+from diffusion.evaluation.specs import EXTRACTORS, ExtractorSpec, extractor_spec
+from diffusion.evaluation.weights import read_weights
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A loaded extractor with checked weights, on its device."""
+
+    spec: ExtractorSpec
+    weights_sha256: str
+    module: torch.nn.Module
+    device: torch.device
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (B, 3, H, W) → features (B, D) and logits (B, K), float32 on the CPU."""
+        with torch.inference_mode(), exact_float32():
+            features, logits = self.module(images.to(self.device))
+        return features.cpu(), logits.cpu()
+
+
+def register() -> None:
+    """Make our extractors known to torch-fidelity; a second call changes nothing."""
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+
+    from diffusion.evaluation.effnet import EfficientNetLite0
+
+    for spec in EXTRACTORS.values():
+        if spec.name not in FEATURE_EXTRACTORS_REGISTRY:
+            register_feature_extractor(spec.name, EfficientNetLite0)
+
+
+def load_extractor(
+    name: str,
+    weights: Path | None = None,
+    device: torch.device | str = "cpu",
+    sha256: str | None = None,
+) -> Extractor:
+    """Load a registered extractor with checked weights.
+
+    `weights` is a file with Inception's weights (None: torch's hub cache, else a download); `sha256` stands
+    in for the published one. UsageError for an unknown name, DiffctlError for weights that are missing,
+    damaged, not what they should be, or of another shape.
+    """
+    spec = extractor_spec(name)
+    data = read_weights(spec, weights, sha256)
+
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY  # slow to import: after the checks
+
+    register()
+    layers = [spec.feature_layer, spec.logits_layer]
+    try:
+        module = FEATURE_EXTRACTORS_REGISTRY[name](name, layers, feature_extractor_weights_path=data)
+    except RuntimeError as error:
+        raise DiffctlError(f"the weights do not fit {name}: {str(error).splitlines()[0]}") from None
+    device = torch.device(device)
+    return Extractor(spec, sha256 or spec.sha256, module.to(device), device)
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """float32 without TF32 inside the block: reduced precision moves scores by more than models differ."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

@@ -1,0 +1,161 @@
+"""The reference: features of the real images, kept in files of ours with all that they depend on.
+
+A folder with `features.npy` (of the reference split), `heldout.npy` and `heldout_logits.npy` (of the other
+split) and `meta.json`. torch-fidelity's own cache is keyed by a name alone and goes stale silently.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion.config import Config
+from diffusion.data.store import ImageStore, open_store
+from diffusion.errors import DiffctlError
+from diffusion.evaluation.extractors import Extractor, load_extractor
+from diffusion.evaluation.features import Array, Features, extract, shifted, verify
+from diffusion.evaluation.floor import Floor, floor_at
+from diffusion.evaluation.scores import Statistics, statistics
+from diffusion.evaluation.specs import EVALUATION_VERSION
+from diffusion.files import atomic_folder, write_json
+from diffusion.precision import default_device
+
+OTHER_SPLIT = {"train": "test", "test": "train"}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images as an extractor sees them.
+
+    `meta` has extractor, weights_sha256, dtype, name, image_size, and split, digest and count of the
+    reference (`reference_…`) and of the held-out images (`heldout_…`); `heldout` is None where there are
+    none to make a floor of.
+    """
+
+    meta: dict[str, Any]
+    features: Array
+    heldout: Features | None
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Mean and covariance of the reference's features."""
+        return statistics(self.features)
+
+    def floor(self, num_images: int) -> Floor | None:
+        """The real-against-real floor at N images; None without held-out images."""
+        if self.heldout is None:
+            return None
+        return floor_at(num_images, self.heldout.features, self.features, self.statistics)
+
+
+def make_reference(
+    config: Config, prepared: Path, out: Path, progress: Callable[[int, int], None] | None = None
+) -> Reference:
+    """The `reference` stage: features of both splits of `prepared`, written to the folder `out`.
+
+    Weights are loaded, or found missing, before any image is read. `progress` gets (done, total) images.
+    """
+    evaluate = config.evaluate
+    extractor = load_extractor(evaluate.extractor, evaluate.weights, default_device())
+    real = open_store(prepared / evaluate.reference)
+    heldout = open_store(prepared / OTHER_SPLIT[evaluate.reference])
+    reference = build_reference(extractor, real, heldout, evaluate.batch_size, progress)
+    save_reference(out, reference)
+    return reference
+
+
+def build_reference(
+    extractor: Extractor,
+    real: ImageStore,
+    heldout: ImageStore | None,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> Reference:
+    """Extract a reference from open stores, whose images are checked against their digests."""
+    total = len(real) + (0 if heldout is None else len(heldout))
+
+    def features(store: ImageStore, before: int) -> Features:
+        verify(store)
+        return extract(extractor, store.images, batch_size, shifted(progress, before, total))
+
+    meta = {
+        "evaluation": EVALUATION_VERSION,
+        "extractor": extractor.spec.name,
+        "weights_sha256": extractor.weights_sha256,
+        "dtype": "float32",
+        "name": real.meta.get("name", real.path.name),
+        "image_size": real.images.shape[1],
+        **_split_meta("reference", real),
+        **({} if heldout is None else _split_meta("heldout", heldout)),
+    }
+    seen = features(real, 0).features
+    return Reference(meta, seen, None if heldout is None else features(heldout, len(real)))
+
+
+def save_reference(path: Path, reference: Reference) -> None:
+    """Write the folder, whole or not at all; equal features give equal bytes."""
+    with atomic_folder(path) as folder:
+        np.save(folder / "features.npy", reference.features, allow_pickle=False)
+        if reference.heldout is not None:
+            np.save(folder / "heldout.npy", reference.heldout.features, allow_pickle=False)
+            np.save(folder / "heldout_logits.npy", reference.heldout.logits, allow_pickle=False)
+        write_json(folder / "meta.json", reference.meta)
+
+
+def open_reference(path: Path, extractor: Extractor, split: str, prepared: Path | None = None) -> Reference:
+    """Read a reference; DiffctlError when it is stale.
+
+    It is stale when another extractor or other weights made it, when it is of another split, and, where
+    `prepared` is given, when it is of other images than now lie there.
+    """
+    reference = _read(path)
+    expected = {
+        "evaluation": EVALUATION_VERSION,
+        "extractor": extractor.spec.name,
+        "weights_sha256": extractor.weights_sha256,
+        "reference_split": split,
+    }
+    if prepared is not None:
+        expected["reference_digest"] = open_store(prepared / split).digest
+        expected["heldout_digest"] = open_store(prepared / OTHER_SPLIT[split]).digest
+    for field, value in expected.items():
+        if reference.meta.get(field) != value:
+            raise DiffctlError(
+                f"the reference in {path} is stale: its {field} is {str(reference.meta.get(field))[:24]} "
+                f"and must be {str(value)[:24]}; make it again with `diffctl stage reference`"
+            )
+    return reference
+
+
+def _read(path: Path) -> Reference:
+    try:
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        features = np.load(path / "features.npy", allow_pickle=False)
+        heldout = None
+        if "heldout_digest" in meta:
+            heldout = Features(
+                np.load(path / "heldout.npy", allow_pickle=False),
+                np.load(path / "heldout_logits.npy", allow_pickle=False),
+            )
+    except FileNotFoundError as error:
+        raise DiffctlError(
+            f"no reference in {path} ({Path(error.filename).name} is missing): "
+            f"make it with `diffctl stage reference`"
+        ) from None
+    except (ValueError, EOFError) as error:
+        raise DiffctlError(
+            f"the reference in {path} is damaged ({error}): make it again with `diffctl stage reference`"
+        ) from None
+    return Reference(meta, features, heldout)
+
+
+def _split_meta(role: str, store: ImageStore) -> dict[str, Any]:
+    return {
+        f"{role}_split": store.meta.get("split", "all"),
+        f"{role}_digest": store.digest,
+        f"{role}_count": len(store),
+    }
