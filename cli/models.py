@@ -1,4 +1,4 @@
-"""Commands over one model: `sample`. A model comes from a file, an MLflow run or the registry; no model flags."""
+"""Commands over one model: from a file, an MLflow run or the registry; no model flags are ever needed."""
 
 import json
 from enum import StrEnum
@@ -89,7 +89,7 @@ def sample(
     champion: Champion = False,
     as_json: Annotated[bool, typer.Option("--json", help="Say what was made as JSON.")] = False,
 ) -> None:
-    """Sample images. The model file says all that is needed of the model; image I depends on the seed and I alone."""
+    """Sample images from a model, which describes itself. Image I depends on the seed and I alone."""
     from diffusion.checkpoint import load_model
     from diffusion.config import SampleSettings
     from diffusion.errors import UsageError

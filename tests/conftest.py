@@ -1,0 +1,84 @@
+"""Small real projects for tests: true digits, a small network, the real command line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+
+SMALL: dict[str, dict[str, Any]] = {  # profiles/digits.yaml shrunk until a stage takes a second or two
+    "model": {"channels": 8, "attention": [4], "head_channels": 8},
+    "train": {"steps": 12, "batch_size": 8, "save_every": 4, "log_every": 3, "preview_every": 6, "warmup": 4},
+    "sample": {"num_images": 20, "batch_size": 8},
+    "sweep": {"steps": [2, 3], "eta": [0.0, 1.0]},
+}
+
+
+def params(**changes: dict[str, Any]) -> dict[str, Any]:
+    """The values of the digits profile, made small, with the sections' keys in `changes` on top."""
+    values: dict[str, Any] = yaml.safe_load((ROOT / "profiles/digits.yaml").read_text())
+    for overlay in (SMALL, changes):
+        for section, keys in overlay.items():
+            values[section] = {**values[section], **keys}
+    return values
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a small params.yaml, as the working directory; MLflow's store is inside it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+        monkeypatch.delenv(name, raising=False)
+    write_params(tmp_path)
+    return tmp_path
+
+
+def write_params(folder: Path, **changes: dict[str, Any]) -> None:
+    """Write a small params.yaml into the folder."""
+    (folder / "params.yaml").write_text(yaml.safe_dump(params(**changes)))
+
+
+def diffctl(
+    folder: Path, *arguments: str, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the real command in the folder and wait for it."""
+    return subprocess.run(
+        command(*arguments), cwd=folder, env=environment(env), capture_output=True, text=True, timeout=300
+    )
+
+
+def command(*arguments: str) -> list[str]:
+    """The diffctl command line in this interpreter's environment."""
+    return [sys.executable, "-m", "cli.main", *arguments]
+
+
+def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
+    """One thread a process, so that tests beside each other do not fight for the cores."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", **(extra or {})}
+
+
+@pytest.fixture
+def digits_store(tmp_path: Path) -> Path:
+    """A prepared store of 64 true digits."""
+    from sklearn.datasets import load_digits
+
+    from diffusion.data.store import write_store
+
+    digits = load_digits()
+    images = np.round(digits.images[:64, :, :, None] * 255 / 16).astype(np.uint8)
+    labels = digits.target[:64]
+    meta = {
+        "name": "digits",
+        "split": "train",
+        "classes": [str(digit) for digit in range(10)],
+        "counts": np.bincount(labels, minlength=10).tolist(),
+        "image_size": 8,
+        "channels": 1,
+    }
+    return write_store(tmp_path / "store", images, labels, meta).path

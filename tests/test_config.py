@@ -1,0 +1,94 @@
+"""params.yaml: what is refused, in which words, and what a fingerprint is."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffusion.config import canonical, fingerprint, level_sizes, load, parse
+from diffusion.errors import UsageError
+from tests.conftest import ROOT, params
+
+
+@pytest.mark.parametrize("profile", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_profile_is_valid(profile: Path) -> None:
+    assert load(profile).data.name
+
+
+def test_the_project_starts_with_the_digits_profile() -> None:
+    assert (ROOT / "params.yaml").read_text() == (ROOT / "profiles/digits.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train": {"lr": -1}}, "train.lr: .*greater than 0 .*got -1"),
+        ({"train": {"learning_rate": 1}}, "train.learning_rate: unknown key, allowed are steps, batch_size"),
+        ({"data": {"name": "mnist"}}, "data.name: .*'digits'.*got 'mnist'"),
+        ({"model": {"heads": 2}}, "head_channels and heads exclude each other"),
+        ({"model": {"head_channels": 7}}, "must divide every level's channels, and 7 does not divide 8"),
+        ({"model": {"class_cond": False}}, "p_uncond > 0 drops labels, so it needs model.class_cond"),
+        ({"diffusion": {"variance": "small"}}, "loss hybrid needs variance learned"),
+        ({"diffusion": {"loss": "simple"}}, "loss simple never trains a learned variance"),
+        ({"diffusion": {"variance": "small", "loss": "simple"}, "sample": {"noise": "learned"}},
+         "sample.noise learned needs diffusion.variance learned"),
+        ({"train": {"p_uncond": 0.0}, "sample": {"guidance": 2.0}}, "guidance > 0 needs a model trained"),
+        ({"sweep": {"steps": [10, 2000]}}, r"sweep.steps: 2000 is more than diffusion.timesteps \(1000\)"),
+        ({"sweep": {"steps": [10, 10]}}, "each value may stand once"),
+        ({"sweep": {"steps": []}}, "sweep.steps: .*at least 1"),
+        ({"sweep": {"eta": [1.5]}}, "sweep.eta: 1.5 is too large for 2 steps, where at most 1.0"),
+        ({"sweep": {"eta": [float("nan")]}}, "sweep.eta.0: .*finite"),
+        ({"data": {"image_size": 9}}, "image_size 9 must be divisible by 2"),
+        ({"data": {"image_size": 8}, "model": {"attention": [3]}}, r"maps are \[8, 4\] pixels, so \[3\]"),
+    ],
+)  # fmt: skip
+def test_the_impossible_is_refused_with_the_field_and_what_is_allowed(
+    changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=f"params.yaml: .*{said}") as refusal:
+        parse(params(**changes), "params.yaml")
+    assert refusal.value.exit_code == 2
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is not here: run this in the project's folder"):
+        load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [1")
+    with pytest.raises(UsageError, match="is not readable as YAML"):
+        load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("just words")
+    with pytest.raises(UsageError, match=r"params.yaml: "):
+        load(tmp_path / "params.yaml")
+
+
+def test_a_config_is_frozen() -> None:
+    config = parse(params(), "test")
+    with pytest.raises(ValueError, match="frozen"):
+        config.train.steps = 5  # type: ignore[misc]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.text(), json_values))
+def test_a_fingerprint_does_not_depend_on_order(values: dict[str, Any]) -> None:
+    turned = dict(reversed(list(values.items())))
+    assert fingerprint(values) == fingerprint(turned)
+    assert canonical(values) == canonical(turned)
+
+
+@given(st.integers(1, 6), st.integers(1, 64))
+def test_level_sizes_halve_exactly_or_are_refused(levels: int, image_size: int) -> None:
+    if image_size % 2 ** (levels - 1):
+        with pytest.raises(ValueError, match="must be divisible by"):
+            level_sizes(image_size, levels)
+    else:
+        sizes = level_sizes(image_size, levels)
+        assert [size * 2**level for level, size in enumerate(sizes)] == [image_size] * levels

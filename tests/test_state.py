@@ -1,0 +1,72 @@
+"""Resumable states: two newest kept, checksummed, a damaged one reported and the one before used."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion.errors import DiffctlError
+from diffusion.state import newest_state, save_state
+
+
+def save(folder: Path, step: int) -> Path:
+    return save_state(
+        folder, step, {"a": torch.full((100,), float(step))}, {"step": step, "curve": [0.1, 1 / 3]}
+    )
+
+
+def test_the_two_newest_are_kept_and_the_newest_read(tmp_path: Path) -> None:
+    for step in (1, 2, 10, 9, 11):
+        save(tmp_path, step)
+    assert sorted(path.name for path in tmp_path.glob("state-*.safetensors")) == [
+        "state-000000010.safetensors",
+        "state-000000011.safetensors",
+    ]
+    saved = newest_state(tmp_path)
+    assert saved is not None
+    assert torch.equal(saved.tensors["a"], torch.full((100,), 11.0))
+    assert saved.values == {"step": 11, "curve": [0.1, 1 / 3]}
+
+
+def test_no_state_is_none(tmp_path: Path) -> None:
+    assert newest_state(tmp_path) is None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "no manifest", "torn manifest"])
+def test_a_damaged_newest_state_is_reported_and_the_one_before_used(tmp_path: Path, damage: str) -> None:
+    save(tmp_path, 1)
+    path = save(tmp_path, 2)
+    manifest = path.with_suffix(".json")
+    data = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(data[:-10])
+    elif damage == "flipped":
+        path.write_bytes(data[:-10] + bytes([data[-10] ^ 1]) + data[-9:])
+    elif damage == "no manifest":
+        manifest.unlink()
+    else:
+        manifest.write_text(manifest.read_text()[:20])
+    with pytest.warns(
+        UserWarning, match=r"state-000000002.safetensors is damaged .*: using the state before it"
+    ):
+        saved = newest_state(tmp_path)
+    assert saved is not None
+    assert saved.values["step"] == 1
+
+
+def test_a_failed_save_keeps_the_states_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DiffctlError, match=r"cannot save .* \(No space left on device\): make room"):
+        save(tmp_path, 2)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    monkeypatch.undo()
+    save(tmp_path, 2)
+    saved = newest_state(tmp_path)
+    assert saved is not None
+    assert saved.values["step"] == 2
