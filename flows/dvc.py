@@ -1,0 +1,145 @@
+"""One stage by `dvc repro --single-item`, supervised: its output, its exit code, and its end on a signal.
+
+DVC runs in a session of its own, so that a Ctrl-C reaches this process alone, which then asks the whole
+group to end: DVC ignores a SIGINT of its own, and a SIGTERM to it alone would leave the trainer behind.
+"""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffusion.errors import DiffctlError, Interrupted
+from diffusion.signals import stop_request
+from flows.terminal import Relay, open_channel, relay_channel, say
+
+POLL_SECONDS = 0.1
+# How long a group may take to end on each signal. A training saves its state on the first.
+PATIENCE = ((signal.SIGINT, 60.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
+_EXIT = re.compile(r"exited with (-?\d+)$")
+_HOLDER = re.compile(r"\(PID (\d+)\)")
+
+
+class StageFailed(DiffctlError):
+    """A stage, or DVC around it, failed. `exit_code` is the stage's own, 1 where it has none of ours."""
+
+    def __init__(self, stage: str, message: str, exit_code: int = 1, *, retry: bool = False) -> None:
+        super().__init__(f"stage {stage}: {message}")
+        self.stage = stage
+        self.exit_code = exit_code
+        self.retry = retry
+
+
+async def reproduce(stage: str, *, force: bool = False) -> None:
+    """Bring one stage up to date; its output goes to standard output.
+
+    StageFailed with the stage's exit code; Interrupted when SIGINT or SIGTERM asked to stop, after the
+    stage's processes are gone.
+    """
+    command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage]
+    command += ["--force"] * force + remote_flags(Path.cwd())
+    relay = Relay(say)
+    with stop_request() as stop, _running(command, relay) as process:
+        while process.poll() is None and stop.signal is None:
+            await asyncio.sleep(POLL_SECONDS)
+        if stop.signal is not None:
+            say(f"\nstopping {stage}: what it has is saved first\n")
+            end_group(process)
+    stop.raise_if_set(f"{stage} was stopped; `diffctl run` goes on from what is saved")
+    if process.returncode:
+        raise failure(stage, relay.errors)
+
+
+@contextmanager
+def _running(command: list[str], relay: Relay) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the command in its own session with its output relayed; nothing of it is left after the block."""
+    reader, writer = open_channel()
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=writer,
+            stderr=writer,
+            env=child_environment(),
+            start_new_session=True,
+        )
+    finally:
+        os.close(writer)
+    output = threading.Thread(target=relay_channel, args=(reader, relay))
+    output.start()
+    try:
+        yield process
+    finally:
+        end_group(process)
+        output.join()
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End every process of the group that `process` leads: SIGINT, then SIGTERM, then SIGKILL."""
+    for number, patience in PATIENCE:
+        deadline = time.monotonic() + patience
+        if not _alive(process):
+            return
+        os.killpg(process.pid, number)
+        while _alive(process) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+
+
+def _alive(process: subprocess.Popen[bytes]) -> bool:
+    process.poll()  # reaps the leader: a zombie would count as a member
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def child_environment() -> dict[str, str]:
+    """This environment for a child that finds our `diffctl` and is no part of this Prefect run."""
+    values = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT__")}
+    scripts = str(Path(sys.executable).parent)
+    values["PATH"] = os.pathsep.join([scripts, values.get("PATH", os.defpath)])
+    values["PYTHONUNBUFFERED"] = "1"
+    return values
+
+
+def remote_flags(project: Path) -> list[str]:
+    """What makes `repro` fetch outs that a clean clone lacks, where a default remote is configured."""
+    from dvc.config import Config
+
+    config = Config(dvc_dir=str(project / ".dvc"))
+    return ["--pull", "--allow-missing"] if config["core"].get("remote") else []
+
+
+def failure(stage: str, errors: list[str]) -> DiffctlError:
+    """What went wrong, from DVC's error lines: the stage's own exit code, or DVC's own complaint."""
+    text = " ".join(errors)
+    if match := _EXIT.search(text):
+        return _stage_failure(stage, int(match[1]))
+    if "is busy" in text or "Unable to acquire lock" in text:
+        holder = _HOLDER.search(text)
+        who = f"process {holder[1]}" if holder else "another process"
+        return StageFailed(
+            stage, f"another DVC command is at work in this folder ({who}): wait for it to end"
+        )
+    return StageFailed(stage, text or "DVC failed without a word; `dvc repro` may say more")
+
+
+def _stage_failure(stage: str, code: int) -> DiffctlError:
+    number = -code if code < 0 else code - 128
+    if number in (signal.SIGINT, signal.SIGTERM):
+        return Interrupted(
+            f"{stage} was stopped from outside; `diffctl run` goes on from what is saved", number
+        )
+    if code < 0 or number == signal.SIGKILL:
+        return StageFailed(stage, f"it was killed by signal {number} (out of memory?)", retry=True)
+    if code == 2:
+        return StageFailed(stage, "its configuration is refused, see the message above", 2)
+    return StageFailed(stage, f"it failed (exit {code}), see the message above", retry=True)

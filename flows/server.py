@@ -1,0 +1,188 @@
+"""The Prefect server of a run: the one that PREFECT_API_URL names, else a temporary one of its own.
+
+The temporary server is Prefect's own application in a process of its own, on a free port. Its standard
+input is a pipe that only the run holds: however the run ends, the pipe closes and the server with it.
+Nothing here imports Prefect before its settings stand in the environment.
+"""
+
+import contextlib
+import importlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffusion.errors import DiffctlError
+from diffusion.locks import LockBusy, file_lock
+
+HOME = Path(".prefect")
+START_SECONDS = 120  # a first start creates the database: 10 s on two quiet cores
+DRAIN_SECONDS = 10
+STOP_SECONDS = 5
+
+QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # its telemetry complains of a locked database
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # what a person should know, the flows say themselves
+}
+
+
+@contextmanager
+def prefect_server() -> Iterator[str]:
+    """Yield the API's URL, with the settings for it in the environment.
+
+    DiffctlError when PREFECT_API_URL does not answer, when a temporary server does not start, or when
+    another run already has one in this folder.
+    """
+    url = os.environ.get("PREFECT_API_URL")
+    if url is None:
+        with _temporary_server() as url:
+            yield url
+    elif answers(url, timeout=10):
+        with environment(QUIET):
+            yield url
+    else:
+        raise DiffctlError(
+            f"no Prefect server answers at PREFECT_API_URL={url}: start it, or unset the variable to run "
+            "on a temporary one"
+        )
+
+
+def answers(url: str, timeout: float) -> bool:
+    """Whether the API at `url` says that it is healthy within `timeout` seconds."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=timeout) as reply:
+            return bool(reply.status == 200)
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)  # it is there, and asks for the key that Prefect's client has
+    except (OSError, ValueError):
+        return False
+
+
+@contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Set variables of this process and its children for the block; what was there comes back after it."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _temporary_server() -> Iterator[str]:
+    home = HOME.absolute()
+    settings = QUIET | {
+        "PREFECT_HOME": str(home),
+        "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
+        "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+        "PREFECT_LOGGING_TO_API_ENABLED": "false",  # nobody can read there what the terminal shows
+    }
+    with _one_run(home / "lock"), environment(settings), _process() as (server, url):
+        with environment({"PREFECT_API_URL": url}):
+            importlib.import_module("prefect")  # its second passes while the server starts
+            _wait_until_healthy(server, url)
+            try:
+                yield url
+            finally:
+                drain()
+
+
+@contextmanager
+def _one_run(lock: Path) -> Iterator[None]:
+    """Only one temporary server may use the database; DiffctlError when another run has it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(lock, timeout=0))
+        except LockBusy:
+            raise DiffctlError(
+                "another `diffctl run` is at work in this folder: wait for it, or stop it with Ctrl-C there"
+            ) from None
+        yield
+
+
+@contextmanager
+def _process() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A server process and its API's URL; it is gone when the block ends."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        server = subprocess.Popen(
+            [sys.executable, "-m", "flows.server", str(listener.fileno())],
+            stdin=subprocess.PIPE,
+            pass_fds=[listener.fileno()],
+            start_new_session=True,  # a Ctrl-C is for the run, which still has states to report
+        )
+    try:
+        yield server, f"http://127.0.0.1:{port}/api"
+    finally:
+        _stop(server)
+
+
+def _wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not answers(url, timeout=1):
+        if server.poll() is not None:
+            raise DiffctlError(f"the temporary Prefect server ended as it started (exit {server.returncode})")
+        if time.monotonic() > deadline:
+            raise DiffctlError(f"the temporary Prefect server did not answer within {START_SECONDS} s")
+        time.sleep(0.05)
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+    assert server.stdin is not None
+    server.stdin.close()
+
+
+def drain() -> None:
+    """Send the states and logs that Prefect still holds in this process, for at most DRAIN_SECONDS each.
+
+    Left to the interpreter's exit, they meet a server that is gone and hold the exit up for a minute.
+    """
+    if "prefect" not in sys.modules:
+        return
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    EventsWorker.drain_all(timeout=DRAIN_SECONDS)
+    APILogWorker.drain_all(timeout=DRAIN_SECONDS)
+
+
+def _serve(descriptor: int) -> None:
+    """Serve Prefect's API on the socket until a signal, or until whoever started this process is gone."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    app = create_app(ephemeral=True, final=True)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="on"))
+    server.run(sockets=[socket.socket(fileno=descriptor)])
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))
