@@ -28,7 +28,7 @@ class Features:
 def extract(
     extractor: Extractor,
     images: Images,
-    batch_size: int = 250,
+    batch_size: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> Features:
     """Features of uint8 (N, H, W, C) images in their order; greyscale is repeated to three channels.

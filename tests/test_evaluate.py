@@ -1,0 +1,172 @@
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from diffusion.data.store import open_store, write_store
+from diffusion.errors import DiffctlError
+from diffusion.evaluation.card import differing
+from diffusion.evaluation.evaluate import best_cell, evaluate, write_scores
+from diffusion.evaluation.reference import make_reference
+from diffusion.sweep import Cell
+from tests.digits_sweep import make_config, rewrite, tamper, write_cell, write_prepared, write_sweep
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """(config, folder) with prepared/, reference/ and samples/."""
+    root, config = tmp_path_factory.mktemp("sweep"), make_config()
+    write_prepared(root / "prepared")
+    make_reference(config, root / "prepared", root / "reference")
+    write_sweep(root / "samples", config)
+    return config, root
+
+
+@pytest.fixture(scope="module")
+def document(sweep):
+    config, root = sweep
+    return evaluate(config, root / "samples", root / "reference", prepared=root / "prepared")
+
+
+@pytest.fixture
+def own(sweep, tmp_path):
+    """A sweep that a test may break."""
+    config, root = sweep
+    return config, shutil.copytree(root, tmp_path / "sweep")
+
+
+def test_every_cell_has_its_scores_and_its_card(document):
+    assert list(document["cells"]) == [f"steps{steps}-eta{eta}" for steps in (5, 10, 50) for eta in (0, 1)]
+    for name, cell in document["cells"].items():
+        assert set(cell) == {"steps", "eta", "scores", "card"}
+        assert name == Cell(cell["steps"], cell["eta"]).name
+        assert (cell["card"]["steps"], cell["card"]["eta"]) == (cell["steps"], cell["eta"])
+        assert set(cell["scores"]) == {
+            "fd_effnet_lite0_64",
+            "kd_effnet_lite0_64",
+            "kd_effnet_lite0_64_std",
+            "is_effnet_lite0_64",
+            "is_effnet_lite0_64_std",
+            "floor",
+            "excess",
+        }
+        assert all(type(value) is float and np.isfinite(value) for value in cell["scores"].values())
+
+
+def test_the_excess_is_the_distance_above_the_floor(document):
+    floor = document["reference"]["floor"]
+    assert floor["num_images"] == 60
+    assert not floor["extrapolated"]
+    for cell in document["cells"].values():
+        scores = cell["scores"]
+        assert scores["floor"] == floor["fd_effnet_lite0_64"]
+        assert scores["excess"] == scores["fd_effnet_lite0_64"] - scores["floor"]
+
+
+def test_less_noise_scores_better(document):
+    scores = {name: cell["scores"] for name, cell in document["cells"].items()}
+    for metric in ("fd_effnet_lite0_64", "kd_effnet_lite0_64", "excess"):
+        by_steps = [scores[f"steps{steps}-eta0"][metric] for steps in (5, 10, 50)]
+        assert by_steps == sorted(by_steps, reverse=True)
+        assert scores["steps50-eta1"][metric] > scores["steps50-eta0"][metric]
+    assert best_cell(document) == "steps50-eta0"
+
+
+def test_the_cards_of_a_sweep_differ_in_its_axes_alone(document):
+    cards = [cell["card"] for cell in document["cells"].values()]
+    assert set(differing(cards)) == {"steps", "eta"}
+    assert differing(cards, ("steps", "eta")) == {}
+
+
+def test_scores_are_the_same_again_to_the_byte(sweep, document, tmp_path):
+    config, root = sweep
+    again = evaluate(config, root / "samples", root / "reference")
+    for folder, scores in (("a", document), ("b", again)):
+        write_scores(scores, tmp_path / folder / "scores.json", tmp_path / folder / "scores.csv")
+    for name in ("scores.json", "scores.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert json.loads((tmp_path / "a/scores.json").read_text()) == document
+
+
+def test_the_csv_is_long(document, tmp_path):
+    write_scores(document, tmp_path / "scores.json", tmp_path / "scores.csv")
+    with open(tmp_path / "scores.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["cell", "steps", "eta", "metric", "value"]
+    for row in rows:
+        cell = document["cells"][row["cell"]]
+        assert (int(row["steps"]), float(row["eta"])) == (cell["steps"], cell["eta"])
+        assert float(row["value"]) == cell["scores"][row["metric"]]
+    assert len(rows) == 6 * 7
+
+
+def test_progress_goes_over_all_cells(sweep):
+    config, root = sweep
+    seen = []
+    evaluate(config, root / "samples", root / "reference", lambda *numbers: seen.append(numbers))
+    assert seen[0] == (0, 360)
+    assert seen[-1] == (360, 360)
+    assert seen == sorted(seen)
+
+
+def test_a_missing_cell_is_named(own):
+    config, root = own
+    shutil.rmtree(root / "samples/steps10-eta1")
+    with pytest.raises(DiffctlError, match="steps10-eta1 is not in"):
+        evaluate(config, root / "samples", root / "reference")
+
+
+@pytest.mark.parametrize(
+    ("section", "field"),
+    [({"guidance": 0.5}, "guidance"), ({"seed": 7}, "seed"), ({"num_images": 59}, "num_images")],
+)
+def test_a_cell_of_another_protocol_is_named(own, section, field):
+    config, root = own
+    sample = config.sample.model_copy(update=section)
+    other = config.model_copy(update={"sample": sample})
+    with pytest.raises(DiffctlError, match=f"was sampled with {field}"):
+        evaluate(other, root / "samples", root / "reference")
+
+
+def test_cells_of_two_models_are_not_one_sweep(own):
+    config, root = own
+    cell = Cell(50, 1.0)
+    write_cell(root / "samples" / cell.name, config, cell, model_sha256="b" * 64)
+    with pytest.raises(DiffctlError, match="model_sha256"):
+        evaluate(config, root / "samples", root / "reference")
+
+
+def test_a_cell_that_lost_images_is_refused(own):
+    config, root = own
+    path = root / "samples/steps5-eta0"
+    store = open_store(path)
+    write_store(path, np.array(store.images[:50]), store.labels[:50], store.meta)
+    with pytest.raises(DiffctlError, match="holds 50 images, not 60"):
+        evaluate(config, root / "samples", root / "reference")
+
+
+def test_images_without_a_card_are_refused(own):
+    config, root = own
+    path = root / "samples/steps5-eta0"
+    store = open_store(path)
+    write_store(path, np.array(store.images), store.labels, {"name": "x"})
+    with pytest.raises(DiffctlError, match="no protocol card"):
+        evaluate(config, root / "samples", root / "reference")
+
+
+def test_a_changed_sample_is_refused(own):
+    config, root = own
+    tamper(root / "samples/steps5-eta0")
+    with pytest.raises(DiffctlError, match="changed after they were written"):
+        evaluate(config, root / "samples", root / "reference")
+
+
+def test_a_stale_reference_is_refused(own):
+    config, root = own
+    rewrite(root / "prepared/train")
+    with pytest.raises(DiffctlError, match="stale"):
+        evaluate(config, root / "samples", root / "reference", prepared=root / "prepared")
+    with pytest.raises(DiffctlError, match="reference_split"):
+        evaluate(make_config(evaluate={"reference": "test"}), root / "samples", root / "reference")
