@@ -1,0 +1,47 @@
+"""Where raw files lie: one cache for all projects of a user, so that a clone downloads nothing again."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffusion.errors import DiffctlError
+
+
+def cache_root() -> Path:
+    """DIFFCTL_CACHE, else `diffctl` in the user's cache folder."""
+    if chosen := os.environ.get("DIFFCTL_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffctl"
+
+
+def raw_folder(name: str, path: Path | None) -> Path:
+    """Where a data set's raw files are looked for: the configured path, else its place in the cache."""
+    return cache_root() / name if path is None else path.expanduser().absolute()
+
+
+def find(folder: Path, name: str) -> Path | None:
+    """The file `name` in a folder or below it; the one nearest to the top, None when there is none."""
+    if (folder / name).is_file():
+        return folder / name
+    below = [path for path in folder.rglob(name) if path.is_file()]
+    return min(below, key=lambda path: (len(path.parts), path)) if below else None
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold `path`'s lock against other processes and threads, waiting for it; it dies with its holder.
+
+    DiffctlError where the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise DiffctlError(
+            f"cannot write in {path.parent} ({error.strerror}): set DIFFCTL_CACHE to a folder of yours"
+        ) from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
