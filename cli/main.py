@@ -6,11 +6,12 @@ and prefect load inside the commands that need them, so that help is instant.
 
 import os
 import sys
+import warnings
 
 import typer
 
 from cli import models, stages
-from diffusion.errors import DiffctlError
+from diffusion.errors import DiffctlError, DiffctlWarning
 
 app = typer.Typer(
     help="Train, sweep, evaluate and ship diffusion models; every number can be made again.",
@@ -25,6 +26,7 @@ app.add_typer(stages.app, name="stage")
 
 def main() -> None:
     """Run a command; a DiffctlError is one line on stderr and its exit code."""
+    warnings.showwarning = _show_warning
     try:
         app()
     except DiffctlError as error:
@@ -33,6 +35,12 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a pipe (head, less) went away: not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """Our own warnings as a sentence on stderr; what libraries warn their callers of is no user's matter."""
+    if issubclass(category, DiffctlWarning):
+        print(f"diffctl: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from diffusion.trainrun import TrainRun
     from tracking.spool import Spool
 
-SENDER_SECONDS = (
-    20.0  # what an unreachable MLflow may cost at the end of a training; `diffctl sync` does the rest
-)
+# What an unreachable MLflow may cost at the end of a training; `diffctl sync` does the rest.
+SENDER_SECONDS = {"FINISHED": 20.0, "FAILED": 10.0, "KILLED": 3.0}
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,9 @@ class Tracked:
 
     def finished(self, model: Path) -> None:
         """Keep the model file for MLflow and say where it is."""
-        self.spool.artifact(model, folder="model")
+        from tracking.names import MODEL_FOLDER
+
+        self.spool.artifact(model, folder=MODEL_FOLDER)
         typer.echo(f"model: {model}", err=True)
 
     def identity(self) -> dict[str, Any]:
@@ -50,18 +51,16 @@ class Tracked:
 @contextmanager
 def watched(run: "TrainRun", artefact: "Artefact", config: "Config") -> Iterator[Tracked]:
     """Watch a training: its spool is open and being sent; how the block ends becomes the run's status."""
-    from tracking.provenance import git_tags
-    from tracking.sender import start
-
     from diffusion.errors import Interrupted
+    from tracking.names import DATA_DIGEST, FINGERPRINT, experiment_name, git_tags
+    from tracking.sender import start
     from tracking.spool import Spool
 
     name = f"{artefact.data.name}-{run.folder.name[:8]}"
-    spool = Spool(run.folder, run.key, name, artefact.data.name)
+    spool = Spool(run.folder, run.key, name, experiment_name(artefact.data.name))
     spool.params(config.model_dump(mode="json"))
-    spool.tags(
-        {"diffctl.fingerprint": run.folder.name, "diffctl.precision": artefact.precision, **git_tags()}
-    )
+    tags = {FINGERPRINT: run.folder.name, DATA_DIGEST: artefact.data.digest}
+    spool.tags({**tags, "diffctl.precision": artefact.precision, **git_tags(Path())})
     spool.dataset(artefact.data.name, artefact.data.digest, artefact.data.classes)
     sender = start(run.folder)
     status = "FAILED"
@@ -74,4 +73,4 @@ def watched(run: "TrainRun", artefact: "Artefact", config: "Config") -> Iterator
         raise
     finally:
         spool.close(status)
-        sender.close(SENDER_SECONDS)
+        sender.close(SENDER_SECONDS[status])

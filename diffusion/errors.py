@@ -7,6 +7,10 @@ class DiffctlError(Exception):
     exit_code = 1
 
 
+class DiffctlWarning(UserWarning):
+    """Something is not as it should be, and the work goes on. One sentence: what, where, what was done."""
+
+
 class UsageError(DiffctlError):
     """The request or the configuration is wrong; trying again without a change fails again."""
 

@@ -14,10 +14,11 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
 
-    def raise_if_set(self, message: str) -> None:
+    def raise_if_set(self) -> None:
         """Interrupted with the signal's exit code (130, 143) when a stop was asked for."""
         if self.signal is not None:
-            raise Interrupted(message, self.signal)
+            name = signal.Signals(self.signal).name
+            raise Interrupted(f"stopped by {name}, saved: the same command goes on from here", self.signal)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.signal = number

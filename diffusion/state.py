@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from safetensors.torch import load, save
 from torch import Tensor
 
-from diffusion.errors import DiffctlError
+from diffusion.errors import DiffctlError, DiffctlWarning
 from diffusion.files import sha256_file, write_atomic, write_json
 
 KEPT = 2
@@ -49,7 +49,9 @@ def newest_state(folder: Path) -> SavedState | None:
         try:
             return _read(path)
         except (ValueError, OSError, KeyError) as error:
-            warnings.warn(f"{path} is damaged ({error}): using the state before it", stacklevel=2)
+            warnings.warn(
+                f"{path} is damaged ({error}): using the state before it", DiffctlWarning, stacklevel=2
+            )
     return None
 
 

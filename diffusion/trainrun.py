@@ -17,6 +17,8 @@ from diffusion.files import write_json, write_text
 from diffusion.state import newest_state, save_state
 from diffusion.training import TrainState
 
+CURVE = ("step", "loss", "mse", "vlb", "grad_norm", "lr", "skipped_steps")
+
 
 @dataclass(frozen=True)
 class TrainRun:
@@ -69,7 +71,7 @@ def open_run(root: Path, fingerprint: str, *, fresh: bool = False) -> Iterator[T
 
 def write_loss_curve(path: Path, history: list[dict[str, float]]) -> None:
     """Write the training's means by step as CSV: step, loss and its parts, gradient norm, rate."""
-    names = list(dict.fromkeys(name for row in history for name in row))
+    names = [name for name in CURVE if any(name in row for row in history)]
     lines = [",".join(names)] + [
         ",".join(f"{row.get(name, math.nan):.6g}" for name in names) for row in history
     ]

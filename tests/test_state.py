@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion.errors import DiffctlError
+from diffusion.errors import DiffctlError, DiffctlWarning
 from diffusion.state import newest_state, save_state
 
 
@@ -47,7 +47,7 @@ def test_a_damaged_newest_state_is_reported_and_the_one_before_used(tmp_path: Pa
     else:
         manifest.write_text(manifest.read_text()[:20])
     with pytest.warns(
-        UserWarning, match=r"state-000000002.safetensors is damaged .*: using the state before it"
+        DiffctlWarning, match=r"state-000000002.safetensors is damaged .*: using the state before it"
     ):
         saved = newest_state(tmp_path)
     assert saved is not None
