@@ -1,0 +1,115 @@
+"""Which modules a stage's body needs: what its `deps:` in dvc.yaml list beside its data.
+
+`python -m tests.closure --write` puts the lists into dvc.yaml; without the option it says what differs.
+"""
+
+import ast
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+STAGES = ROOT / "cli/stages.py"
+GRAPH = ROOT / "dvc.yaml"
+LIBRARY = "diffusion"
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Every module name, and every name taken from one, that the tree imports; not those for types only."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module, "imports are absolute here"
+            yield from [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            yield from imported(node)
+
+
+def module_file(name: str) -> Path | None:
+    """The file of a module of this project, None when the name is no module of it."""
+    base = ROOT.joinpath(*name.split("."))
+    return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.exists()), None)
+
+
+def files_of(names: Iterator[str]) -> set[Path]:
+    """The library's files behind imported names; a package's own file only where it holds code."""
+    found = set()
+    for name in names:
+        parts = name.split(".")
+        for length in range(1, len(parts) + 1):
+            file = module_file(".".join(parts[:length])) if parts[0] == LIBRARY else None
+            if file and (file.name != "__init__.py" or has_code(file)):
+                found.add(file)
+    return found
+
+
+def has_code(file: Path) -> bool:
+    """Whether a module holds more than its docstring."""
+    return len(parse(file).body) > 1
+
+
+def parse(file: Path) -> ast.Module:
+    """The file's syntax tree."""
+    return ast.parse(file.read_text(encoding="utf-8"), str(file))
+
+
+def closure(files: set[Path]) -> set[Path]:
+    """The files and all that they import of the library, directly or not."""
+    seen: set[Path] = set()
+    todo = list(files)
+    while todo:
+        file = todo.pop()
+        if file not in seen:
+            seen.add(file)
+            todo.extend(files_of(imported(parse(file))))
+    return seen
+
+
+def stage_modules() -> dict[str, list[str]]:
+    """For each stage body in cli/stages.py the files it needs, relative to the root, sorted."""
+    bodies = [
+        node for node in parse(STAGES).body if isinstance(node, ast.FunctionDef) and node.decorator_list
+    ]
+    return {
+        body.name: sorted(str(file.relative_to(ROOT)) for file in closure(files_of(imported(body))))
+        for body in bodies
+    }
+
+
+def is_module(dep: str) -> bool:
+    """Whether a dependency in dvc.yaml is one of the library's files, not data."""
+    return dep.startswith(f"{LIBRARY}/")
+
+
+def with_modules(text: str) -> str:
+    """The text of dvc.yaml with every stage's module list as it must be, its data and comments kept."""
+    yaml = YAML()
+    yaml.width = 110
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    graph = yaml.load(text)
+    for name, modules in stage_modules().items():
+        stage = graph["stages"][name]
+        stage["deps"] = [dep for dep in stage.get("deps", []) if not is_module(dep)] + modules
+    out = io.StringIO()
+    yaml.dump(graph, out)
+    return out.getvalue()
+
+
+def main() -> None:
+    """Compare dvc.yaml with the code, or rewrite it."""
+    text = GRAPH.read_text(encoding="utf-8")
+    wanted = with_modules(text)
+    if "--write" in sys.argv[1:]:
+        GRAPH.write_text(wanted, encoding="utf-8")
+    elif wanted != text:
+        sys.exit("dvc.yaml does not list what the stages import: run `python -m tests.closure --write`")
+
+
+if __name__ == "__main__":
+    main()
