@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format ui bench clean
+.PHONY: help demo test test-slow test-all lint format ui bench clean
 
 help:  ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -27,8 +27,10 @@ demo: .venv/.installed  ## The whole pipeline on handwritten digits, set-up incl
 test: .venv/.installed-dev  ## Every fast test
 	@$(BIN)/pytest -n 2 -m "not slow"
 
-test-all: .venv/.installed-dev  ## Every test: faults, real servers and whole pipelines too
-	@$(BIN)/pytest -n 2
+test-slow: .venv/.installed-dev  ## The slow tests: faults, real servers and whole pipelines
+	@$(BIN)/pytest -n 2 -m slow
+
+test-all: test test-slow  ## Every test
 
 lint: .venv/.installed-dev  ## Style, format and types
 	@$(BIN)/ruff check .

@@ -1,6 +1,10 @@
 """Small real projects for tests: true digits, a small network, the real command line."""
 
 import os
+
+# Tests run beside each other: one thread each, set before anything loads torch.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import subprocess
 import sys
 from pathlib import Path
@@ -59,8 +63,8 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
-    """One thread a process, so that tests beside each other do not fight for the cores."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", **(extra or {})}
+    """This process's environment, one thread included, and `extra`."""
+    return {**os.environ, **(extra or {})}
 
 
 @pytest.fixture
