@@ -1,0 +1,78 @@
+"""Real MLflow stores for tests: sqlite files, and a server on 127.0.0.1 to kill, stop and start again."""
+
+import atexit
+import functools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+
+@functools.cache
+def _template() -> Path:
+    """An empty database: MLflow takes seconds to make one, so each test process makes it once."""
+    from tracking.store import connect
+
+    folder = Path(tempfile.mkdtemp(prefix="diffctl-tests-"))
+    atexit.register(shutil.rmtree, folder)
+    connect(f"sqlite:///{folder / 'mlflow.db'}")
+    return folder / "mlflow.db"
+
+
+def empty_database(path: Path) -> str:
+    """Make an empty sqlite store; returns its URI."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(_template(), path)
+    return f"sqlite:///{path}"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class MlflowServer:
+    """A server over `folder`; its port stays the same over restarts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> "MlflowServer":
+        database = self.folder / "server.db"
+        if not database.exists():
+            empty_database(database)
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--backend-store-uri", f"sqlite:///{database}", "--workers", "1"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        log = open(self.folder / "server.log", "ab")  # noqa: SIM115 (the server's)
+        env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=env)
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5)
+                return self
+            except OSError:
+                assert self.process.poll() is None, (self.folder / "server.log").read_text()
+                assert time.monotonic() < deadline, "the server did not start"
+                time.sleep(0.1)
+
+    def signal(self, number: int) -> None:
+        """SIGSTOP hangs the server and its workers, SIGCONT lets them go on."""
+        os.killpg(self.process.pid, number)
+
+    def kill(self) -> None:
+        if self.process:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+            self.process = None

@@ -1,0 +1,152 @@
+"""The sender: a process of its own that delivers a training's spool to MLflow while it is written.
+
+So mlflow's import and migrations, and a server that hangs, can neither stop nor slow the training. It ends
+by itself: when the training is gone and everything is delivered, or a minute after that. What is left then
+is delivered by the training's next start or by `diffctl sync`.
+"""
+
+import logging
+import os
+import select
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion.errors import DiffctlError
+from diffusion.layout import TRAIN_RUNS
+from diffusion.locks import LockBusy, file_lock
+from tracking.delivery import Delivered, RunDeleted, Sent, deliver, mark_killed
+from tracking.spool import EVENTS
+from tracking.store import tracking_uri
+from tracking.trainings import spool_folders
+
+LOCK, LOG = "sender.lock", "sender.log"
+POLL_SECONDS = 1.0
+LONGEST_WAIT = 30.0  # between tries of a store that is away
+EXIT_SECONDS = 0.2  # a process that is killed lets go of its pipe and its locks one after the other
+CLOSING_SECONDS = 2.0  # between tries once the training is gone
+LINGER_SECONDS = 60.0  # after the training, while there is something left
+ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+
+_log = logging.getLogger("diffctl.sender")
+
+
+@dataclass
+class Sender:
+    """A running sender, as its training sees it."""
+
+    folder: Path
+    process: "subprocess.Popen[bytes]"
+
+    def close(self, timeout: float) -> bool:
+        """Let it finish, for at most `timeout` seconds; whether everything was delivered by then.
+
+        It goes on by itself for a while if not. Never raises, never waits longer.
+        """
+        assert self.process.stdin is not None, "start() opens it"
+        self.process.stdin.close()
+        try:
+            return self.process.wait(timeout) == 0
+        except subprocess.TimeoutExpired:
+            return False
+
+
+def start(folder: Path) -> Sender:
+    """Start the sender of a training's folder; a pipe tells it when this process is gone."""
+    with open(folder / LOG, "ab") as log:
+        command = [sys.executable, "-m", "tracking.sender", str(folder.resolve())]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+        )
+    return Sender(folder, process)
+
+
+def run(folder: Path, uri: str, parent: int, linger: float = LINGER_SECONDS) -> bool:
+    """Deliver until the other end of the pipe `parent` is closed and nothing is left; whether nothing is.
+
+    Waits for a sender before it on the same folder. `linger` bounds the time after the pipe's end, seconds.
+    """
+    lock = folder / LOCK
+    with file_lock(lock):
+        mine = lock.stat()
+        gone_since: float | None = None
+        wait = 0.0
+        while True:
+            if gone_since is not None:
+                time.sleep(min(wait, CLOSING_SECONDS))
+            elif _closed(parent, wait):
+                gone_since = time.monotonic()
+                time.sleep(EXIT_SECONDS)
+            if not lock.exists() or not os.path.samestat(lock.stat(), mine):
+                return False  # the training was begun afresh, and has a sender of its own
+            delivered = _try(folder, uri, gone_since is not None)
+            if gone_since is not None and delivered:
+                return True
+            if gone_since is not None and time.monotonic() - gone_since > linger:
+                return False
+            wait = POLL_SECONDS if delivered else min(LONGEST_WAIT, max(POLL_SECONDS, 2 * wait))
+
+
+def _try(folder: Path, uri: str, parent_gone: bool) -> bool:
+    """One delivery; whether all that the spool holds is delivered. What hinders it goes to the log."""
+    try:
+        if not Sent.load(folder, uri).complete:
+            deliver(folder, uri)
+        if parent_gone:
+            mark_killed(folder, uri)
+    except RunDeleted as error:
+        _log.warning("%s", error)
+        return True
+    except DiffctlError as error:
+        _log.warning("%s", error)
+        return False
+    return Sent.load(folder, uri).complete
+
+
+def _closed(pipe: int, seconds: float) -> bool:
+    """Whether the other end of the pipe is closed; waits for that at most `seconds`."""
+    readable, _, _ = select.select([pipe], [], [], seconds)
+    return bool(readable) and not os.read(pipe, 1)
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What `sync` did for one training; `problem` is a sentence where something is left."""
+
+    folder: Path
+    delivered: Delivered | None
+    problem: str | None
+
+
+def sync(uri: str | None = None, root: Path = TRAIN_RUNS) -> list[Synced]:
+    """Deliver every spool below `root` that is not wholly delivered, and make lost runs again."""
+    uri = uri or tracking_uri()
+    return [_sync_one(folder, uri) for folder in spool_folders(root)]
+
+
+def _sync_one(folder: Path, uri: str) -> Synced:
+    try:
+        with file_lock(folder / LOCK, timeout=0):
+            return Synced(folder, deliver(folder, uri), None)
+    except LockBusy:
+        return Synced(folder, None, "a running sender is at it")
+    except DiffctlError as error:
+        return Synced(folder, None, str(error))
+
+
+def main() -> None:
+    """`python -m tracking.sender FOLDER`: exit 0 when all was delivered."""
+    os.nice(19)
+    os.environ.update(ENVIRONMENT)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    folder = Path(sys.argv[1])
+    _log.info("sending %s to %s", folder / EVENTS, tracking_uri())
+    done = run(folder, tracking_uri(), sys.stdin.fileno())
+    _log.info("everything is delivered" if done else "left undelivered: `diffctl sync` sends it")
+    sys.exit(0 if done else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The trainings of this project as their folders in runs/train/ show them, without asking MLflow."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from diffusion.layout import TRAIN_RUNS
+from diffusion.locks import is_held
+from tracking.spool import EVENTS, read_events
+
+# stopped: a signal ended it after its state was saved. dead: it was killed and could say nothing.
+State = Literal["running", "dead", "finished", "failed", "stopped"]
+STATES: dict[str, State] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training's spool says; `started` and `updated` are milliseconds since 1970."""
+
+    folder: Path
+    key: str
+    name: str
+    state: State
+    step: int
+    steps: int | None
+    started: int
+    updated: int
+
+    @property
+    def fingerprint(self) -> str:
+        """The name of its folder."""
+        return self.folder.name
+
+
+def read_training(folder: Path) -> Training | None:
+    """The training in `folder`; None when its spool holds no whole start yet."""
+    # Looked at first: who lets go of it afterwards has already written how it ended.
+    running = is_held(folder / "lock")
+    key = name = ""
+    status: str | None = None
+    steps: int | None = None
+    step = started = updated = 0
+    for event in read_events(folder):
+        updated = event.get("time", updated)
+        match event["kind"]:
+            case "start":
+                key, name, status = event["key"], event["name"], None
+                started = started or updated
+            case "metrics":
+                step = max(step, event["step"])
+            case "params":
+                steps = int(event["values"].get("train.steps", steps or 0)) or None
+            case "status":
+                status = event["status"]
+    if not key:
+        return None
+    state: State = "running" if running else STATES[status] if status else "dead"
+    return Training(folder, key, name, state, step, steps, started, updated)
+
+
+def spool_folders(root: Path = TRAIN_RUNS) -> list[Path]:
+    """Every training folder that has a spool."""
+    return sorted(path.parent for path in root.glob(f"*/{EVENTS}"))
+
+
+def read_trainings(root: Path = TRAIN_RUNS) -> list[Training]:
+    """Every training of the project, the newest first."""
+    found = [training for folder in spool_folders(root) if (training := read_training(folder))]
+    return sorted(found, key=lambda training: training.started, reverse=True)
