@@ -70,11 +70,13 @@ def discretized_log_likelihood(x_0: Tensor, mean: Tensor, log_var: Tensor) -> Te
     DDPM eq. 13. The difference of the two cumulative probabilities is floored at 1e-12.
     """
     inverse_std = torch.exp(-0.5 * log_var)
-    upper = torch.special.ndtr(inverse_std * (x_0 - mean + 1 / 255))
-    lower = torch.special.ndtr(inverse_std * (x_0 - mean - 1 / 255))
-    log_open_below = torch.special.log_ndtr(inverse_std * (x_0 - mean + 1 / 255))
-    log_open_above = torch.special.log_ndtr(-inverse_std * (x_0 - mean - 1 / 255))
-    inside = (upper - lower).clamp(min=1e-12).log()
+    distance = x_0 - mean
+    # The bin is symmetric: both cumulative probabilities on the side where they are small and so exact.
+    nearest, farthest = distance.abs() - 1 / 255, distance.abs() + 1 / 255
+    scale = inverse_std / math.sqrt(2)  # Φ(−x) = erfc(x/√2)/2; torch's ndtr loses its lower tail
+    inside = (0.5 * (torch.erfc(scale * nearest) - torch.erfc(scale * farthest))).clamp(min=1e-12).log()
+    log_open_below = torch.special.log_ndtr(inverse_std * (distance + 1 / 255))
+    log_open_above = torch.special.log_ndtr(-inverse_std * (distance - 1 / 255))
     return torch.where(x_0 < -0.999, log_open_below, torch.where(x_0 > 0.999, log_open_above, inside))
 
 
