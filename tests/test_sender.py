@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import signal
@@ -13,9 +14,9 @@ from PIL import Image
 from diffusion.locks import file_lock
 from tests.mlflow_server import MlflowServer, empty_database, free_port
 from tracking import names, sender
-from tracking.delivery import REJECTED, Outage, RunDeleted, Sent, deliver, mark_killed
+from tracking.delivery import REJECTED, RunDeleted, Sent, deliver, mark_killed
 from tracking.spool import EVENTS, Spool, read_events
-from tracking.store import connect, ensure_experiment, find_by_tags, tracking_uri
+from tracking.store import MlflowError, connect, ensure_experiment, find_by_tags, tracking_uri
 
 EXPERIMENT = "diffctl-digits"
 
@@ -108,6 +109,7 @@ def test_everything_arrives_once_with_its_step_and_time(folder, uri, tmp_path):
         ".png",
         ".webp",
     }
+    assert run.data.tags[names.MODEL_SHA256] == hashlib.sha256(b"weights").hexdigest()
     (weights,) = client.list_artifacts(run.info.run_id, names.MODEL_FOLDER)
     assert Path(client.download_artifacts(run.info.run_id, weights.path)).read_bytes() == b"weights"
 
@@ -144,7 +146,7 @@ def test_a_bad_entry_is_set_aside_and_holds_up_no_other(folder, uri):
     write_points(spool, 51, 60)
     spool.close("FINISHED")
     for _ in range(2):  # a file that is missing may be there at the next try
-        with pytest.raises(Outage, match=r"missing\.png"):
+        with pytest.raises(MlflowError, match=r"missing\.png"):
             deliver(folder, uri)
     deliver(folder, uri)
     assert the_run(uri).info.status == "FINISHED"
@@ -327,7 +329,7 @@ def test_outages_in_the_middle_lose_and_double_nothing(folder, server, monkeypat
     """Dead at the start, killed in the middle, then hung; the training writes all the while."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     trainer, pid = start_trainer(folder)
-    eventually(lambda: "does not answer" in (folder / sender.LOG).read_text())
+    eventually(lambda: "MLflow at" in (folder / sender.LOG).read_text())
 
     def progress() -> None:
         sent = Sent.load(folder, server.uri).offset
@@ -336,13 +338,13 @@ def test_outages_in_the_middle_lose_and_double_nothing(folder, server, monkeypat
     server.start()
     progress()
     server.kill()
-    warnings = (folder / sender.LOG).read_text().count("does not answer")
-    eventually(lambda: (folder / sender.LOG).read_text().count("does not answer") > warnings)
+    warnings = (folder / sender.LOG).read_text().count("MLflow at")
+    eventually(lambda: (folder / sender.LOG).read_text().count("MLflow at") > warnings)
     server.start()
     progress()
     server.signal(signal.SIGSTOP)
-    warnings = (folder / sender.LOG).read_text().count("does not answer")
-    eventually(lambda: (folder / sender.LOG).read_text().count("does not answer") > warnings)
+    warnings = (folder / sender.LOG).read_text().count("MLflow at")
+    eventually(lambda: (folder / sender.LOG).read_text().count("MLflow at") > warnings)
     server.signal(signal.SIGCONT)
     progress()
     trainer.kill()
@@ -359,7 +361,7 @@ def test_a_server_that_hangs_when_the_run_is_made_gives_one_run(folder, server, 
     ensure_experiment(connect(server.uri), EXPERIMENT)
     server.signal(signal.SIGSTOP)
     trainer, pid = start_trainer(folder)
-    eventually(lambda: (folder / sender.LOG).read_text().count("does not answer") >= 2)
+    eventually(lambda: (folder / sender.LOG).read_text().count("MLflow at") >= 2)
     server.signal(signal.SIGCONT)
     eventually(lambda: Sent.load(folder, server.uri).offset > 0)
     trainer.kill()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.errors import DiffctlError
+from diffusion.errors import DiffctlError, DiffctlWarning
 from tracking.spool import EVENTS, Spool, flatten, read_events, read_lines
 
 
@@ -125,7 +125,7 @@ def test_flatten_joins_names_by_dots():
     }
 
 
-def test_a_full_disk_loses_nothing_once_there_is_room(tmp_path, caplog):
+def test_a_full_disk_loses_nothing_once_there_is_room(tmp_path, recwarn):
     """A limit on the file's size stands for the full disk: the kernel writes what fits, then fails."""
     spool = open_spool(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -136,7 +136,7 @@ def test_a_full_disk_loses_nothing_once_there_is_room(tmp_path, caplog):
             open_spool(tmp_path).close("FAILED")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "will try again" in caplog.text
+    assert recwarn.pop(DiffctlWarning)
     spool.close("FINISHED")
     assert all(event is not None for event, _ in read_lines(tmp_path))
     assert steps_of(tmp_path, "loss") == list(range(1, 30))

@@ -54,6 +54,17 @@ def test_a_folder_is_refused(monkeypatch, folder):
         store.tracking_uri()
 
 
+def test_a_password_is_never_shown():
+    assert store.public("http://me:secret@host:5000/x") == "http://host:5000/x"
+    assert store.public("http://host:5000") == "http://host:5000"
+    assert store.public("sqlite:////a/b@c.db") == "sqlite:////a/b@c.db"
+    uri = "http://me:secret@127.0.0.1:1"
+    with pytest.raises(store.MlflowError) as caught, store.failures(uri):
+        store.connect(uri).get_experiment_by_name("x")
+    assert "secret" not in str(caught.value)
+    assert "http://127.0.0.1:1" in str(caught.value)
+
+
 @pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_processes_create_the_store_at_once(tmp_path, count):
     def start(key: int) -> subprocess.Popen:

@@ -16,10 +16,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from diffusion.errors import DiffctlError
 from diffusion.files import write_json
-from tracking.names import KEY
+from tracking.names import KEY, MODEL_FOLDER, MODEL_SHA256
 from tracking.pictures import picture_files
 from tracking.spool import Event, read_lines
-from tracking.store import connect, ensure_experiment, ensure_run, find_by_tags
+from tracking.store import (
+    MlflowError,
+    connect,
+    ensure_experiment,
+    ensure_run,
+    failures,
+    find_by_tags,
+    public,
+)
 from tracking.trainings import read_training
 
 if TYPE_CHECKING:
@@ -36,20 +44,16 @@ REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 T = TypeVar("T")
 
 
-class Outage(DiffctlError):
-    """MLflow does not take entries now; a later try may succeed."""
-
-
 class RunDeleted(DiffctlError):
     """The training's run was deleted in MLflow."""
 
 
 @dataclasses.dataclass
 class Sent:
-    """How far the spool in `folder` was delivered to `uri`: the byte offset, and the run it became."""
+    """How far the spool in `folder` was delivered to `store`: the byte offset, and the run it became."""
 
     folder: Path
-    uri: str
+    store: str
     run_id: str | None = None
     offset: int = 0
     tries: int = 0  # of the upload that comes next
@@ -60,8 +64,9 @@ class Sent:
         try:
             values = json.loads((folder / "sent.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
-            return cls(folder, uri)
-        return cls(folder, **values) if values["uri"] == uri else cls(folder, uri)
+            values = {}
+        known = values.get("store") == public(uri)
+        return cls(folder, **values) if known else cls(folder, public(uri))
 
     def save(self) -> None:
         """Write `sent.json`."""
@@ -85,10 +90,10 @@ class Delivered:
 def deliver(folder: Path, uri: str) -> Delivered:
     """Deliver every whole line that the store at `uri` does not have. The caller holds the sender's lock.
 
-    A run that is gone with its whole store is made again. Outage when MLflow cannot take it now: what was
-    delivered stays delivered. RunDeleted when someone deleted the run.
+    A run that is gone with its whole store is made again. MlflowError when MLflow cannot take it now: what
+    was delivered stays delivered. RunDeleted when someone deleted the run.
     """
-    with outages(uri):
+    with failures(uri):
         return _Delivery(Sent.load(folder, uri), connect(uri)).run()
 
 
@@ -100,27 +105,13 @@ def mark_killed(folder: Path, uri: str) -> bool:
     training, sent = read_training(folder), Sent.load(folder, uri)
     if training is None or training.state != "dead" or sent.run_id is None or not sent.complete:
         return False
-    with outages(uri):
+    with failures(uri):
         client = connect(uri)
         if client.get_run(sent.run_id).info.status == "KILLED":
             return False
         client.set_terminated(sent.run_id, "KILLED", end_time=training.updated)
         _drop_twins(client, sent.run_id)
     return True
-
-
-@contextlib.contextmanager
-def outages(uri: str) -> Iterator[None]:
-    """Turn what a store that is away or in trouble raises into an Outage."""
-    import requests
-    import sqlalchemy.exc
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Outage(f"MLflow at {uri} does not answer: {reason}") from error
 
 
 class _Delivery:
@@ -170,7 +161,7 @@ class _Delivery:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            self.sent = Sent(self.folder, self.sent.uri)
+            self.sent = Sent(self.folder, self.sent.store)
             return
         if stage == "deleted":
             raise RunDeleted(
@@ -239,6 +230,8 @@ class _Delivery:
 
     def _artifact(self, event: Event) -> None:
         self._upload(event, lambda: [self.folder / event["path"]], event["folder"])
+        if event["folder"] == MODEL_FOLDER:
+            self.client.set_tag(self.run_id, MODEL_SHA256, event["sha256"])
 
     def _status(self, event: Event) -> None:
         self.client.set_terminated(self.run_id, event["status"], end_time=event["time"])
@@ -271,7 +264,7 @@ class _Delivery:
             self.sent.tries += 1
             if self.sent.tries < UPLOAD_TRIES:
                 self.sent.save()
-                raise Outage(f"{event['path']} cannot be stored in MLflow: {error}") from error
+                raise MlflowError(f"{event['path']} cannot be stored in MLflow: {error}") from error
             self._reject(event, error)
 
     def _reject(self, entry: Any, error: Exception) -> None:

@@ -19,7 +19,7 @@ from diffusion.layout import TRAIN_RUNS
 from diffusion.locks import LockBusy, file_lock
 from tracking.delivery import Delivered, RunDeleted, Sent, deliver, mark_killed
 from tracking.spool import EVENTS
-from tracking.store import tracking_uri
+from tracking.store import public, tracking_uri
 from tracking.trainings import spool_folders
 
 LOCK, LOG = "sender.lock", "sender.log"
@@ -142,8 +142,9 @@ def main() -> None:
     os.environ.update(ENVIRONMENT)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     folder = Path(sys.argv[1])
-    _log.info("sending %s to %s", folder / EVENTS, tracking_uri())
-    done = run(folder, tracking_uri(), sys.stdin.fileno())
+    uri = tracking_uri()
+    _log.info("sending %s to %s", folder / EVENTS, public(uri))
+    done = run(folder, uri, sys.stdin.fileno())
     _log.info("everything is delivered" if done else "left undelivered: `diffctl sync` sends it")
     sys.exit(0 if done else 1)
 

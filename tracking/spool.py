@@ -8,30 +8,28 @@
     {"kind": "dataset", "name": …, "digest": …, "classes": […]}
     {"kind": "metrics", "time": …, "step": …, "values": {…}}
     {"kind": "image", "time": …, "step": …, "key": …, "path": …}           paths are below the folder
-    {"kind": "artifact", "path": …, "folder": …}
+    {"kind": "artifact", "path": …, "folder": …, "sha256": …}
     {"kind": "status", "time": …, "status": "FINISHED" | "FAILED" | "KILLED"}
 """
 
 import json
-import logging
 import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusion.errors import DiffctlError
+from diffusion.errors import DiffctlError, DiffctlWarning
 from diffusion.files import sha256_file
 
 EVENTS = "events.jsonl"
 OUTBOX = "outbox"  # files that are to become artifacts, kept as they were when they were logged
 
 Event = dict[str, Any]
-
-_log = logging.getLogger(__name__)
 
 
 class Spool:
@@ -91,7 +89,7 @@ class Spool:
             return
         _keep(path, self.folder / kept)
         self._known.artifacts.add(str(kept))
-        self._append(kind="artifact", path=str(kept), folder=folder)
+        self._append(kind="artifact", path=str(kept), folder=folder, sha256=sha256)
 
     def close(self, status: str) -> None:
         """Log how the training ended (FINISHED, FAILED or KILLED); DiffctlError if the disk is still full."""
@@ -113,7 +111,11 @@ class Spool:
             self._write()
         except OSError as error:
             # Never half a line in the middle: it stays in memory and goes out with the next one.
-            _log.warning("%s cannot be written (%s): will try again", self.folder / EVENTS, error.strerror)
+            warnings.warn(
+                f"{self.folder / EVENTS} cannot be written ({error.strerror}): it is tried again",
+                DiffctlWarning,
+                stacklevel=3,
+            )
 
     def _write(self) -> None:
         try:

@@ -29,6 +29,10 @@ ENVIRONMENT = {
 }
 
 
+class MlflowError(DiffctlError):
+    """MLflow does not answer, or refuses; a later try may succeed."""
+
+
 def tracking_uri(root: Path | None = None) -> str:
     """MLFLOW_TRACKING_URI, or the sqlite file in the project's folder `root` (default: here); absolute."""
     root = (root or Path.cwd()).resolve()
@@ -44,6 +48,13 @@ def tracking_uri(root: Path | None = None) -> str:
     if scheme == "sqlite" and given.startswith("sqlite:///") and not given.startswith("sqlite:////"):
         return f"sqlite:///{root / given.removeprefix('sqlite:///')}"
     return given
+
+
+def public(uri: str) -> str:
+    """The URI without a user's name and password: what may be shown and written down."""
+    parts = urlsplit(uri)
+    host = parts.netloc.rpartition("@")[2]
+    return uri.replace(parts.netloc, host, 1) if host != parts.netloc else uri
 
 
 def database_file(uri: str) -> Path | None:
@@ -86,15 +97,17 @@ def _artifacts(database: Path) -> Path:
 
 
 @contextmanager
-def loud(uri: str) -> Iterator[None]:
-    """Turn MLflow's failures inside the block into one sentence for the user, a DiffctlError."""
+def failures(uri: str) -> Iterator[None]:
+    """Turn what MLflow, its server or its files raise inside the block into one sentence, an MlflowError."""
+    import requests
+    import sqlalchemy.exc
     from mlflow.exceptions import MlflowException
 
     try:
         yield
-    except MlflowException as error:
-        reason = error.message.strip().splitlines()[0]
-        raise DiffctlError(f"MLflow at {uri}: {reason}") from error
+    except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MlflowError(f"MLflow at {public(uri)}: {reason.replace(uri, public(uri))}") from error
 
 
 def ensure_experiment(client: "MlflowClient", name: str) -> str:
@@ -123,8 +136,20 @@ def ensure_experiment(client: "MlflowClient", name: str) -> str:
 def find_by_tags(client: "MlflowClient", experiment_ids: list[str], tags: dict[str, str]) -> "list[Run]":
     """The runs whose tags have these values, the oldest first; deleted ones left out."""
     terms = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+    return search_runs(client, experiment_ids, " and ".join(terms))
+
+
+def search_runs(client: "MlflowClient", experiment_ids: list[str], query: str) -> "list[Run]":
+    """Every active run that MLflow's `query` selects, the oldest first, whatever their number."""
     order = ["attributes.start_time ASC", "attributes.run_id ASC"]
-    return list(client.search_runs(experiment_ids, " and ".join(terms), max_results=100, order_by=order))
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs(experiment_ids, query, order_by=order, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
 
 
 def ensure_run(client: "MlflowClient", experiment_id: str, key: str, name: str, start_time: int) -> str:
