@@ -15,5 +15,6 @@ SCORE_CURVES = Path("plots/scores.csv")
 REPORT = Path("report")
 
 # Resumable work, addressed by content. Ignored by Git and DVC.
+PREPARE_RUNS = Path("runs/prepare")
 TRAIN_RUNS = Path("runs/train")
 CELL_RUNS = Path("runs/cells")

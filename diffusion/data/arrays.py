@@ -34,6 +34,27 @@ class FileArray(Protocol):
 
 
 @dataclass(frozen=True)
+class MemoryArray:
+    """A small array that is in memory already."""
+
+    values: NDArray[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows first."""
+        return self.values.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of one number."""
+        return self.values.dtype
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Entries `start` to `stop` of the first axis."""
+        return self.values[start:stop]
+
+
+@dataclass(frozen=True)
 class StoredArray:
     """An array that lies in a file as it is, C-contiguous from `offset`."""
 
@@ -71,6 +92,25 @@ class NpzArray:
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             _stream.cache_clear()
             raise DiffctlError(f"{self.path} is damaged ({error}): get it again") from None
+
+
+def file_array(value: object) -> FileArray:
+    """An array as it comes out of a data file, wherever it lies; TypeError for anything else."""
+    if isinstance(value, StoredArray | NpzArray):
+        return value
+    if isinstance(value, np.ndarray) and value.ndim:
+        return MemoryArray(value)
+    raise TypeError(f"{type(value).__name__} instead of an array")
+
+
+def integers(value: object) -> NDArray[np.int64]:
+    """A list of integers or an array of them, as int64 in memory; TypeError for anything else."""
+    if isinstance(value, StoredArray | NpzArray):
+        value = value.read(0, value.shape[0])
+    array = np.asarray(value)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise TypeError("something else instead of a list of integers")
+    return array.astype(np.int64)
 
 
 def open_npz(path: Path, key: str) -> NpzArray:

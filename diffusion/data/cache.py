@@ -30,18 +30,20 @@ def find(folder: Path, name: str) -> Path | None:
 
 
 @contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold `path`'s lock against other processes and threads, waiting for it; it dies with its holder.
+def file_lock(path: Path, busy: str | None = None) -> Iterator[None]:
+    """Hold `path`'s lock against other processes and threads; it dies with its holder.
 
-    DiffctlError where the folder cannot be written.
+    Waits for it, or, where `busy` is given, raises that as a DiffctlError. Another one where the folder
+    cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed below)
     except OSError as error:
-        raise DiffctlError(
-            f"cannot write in {path.parent} ({error.strerror}): set DIFFCTL_CACHE to a folder of yours"
-        ) from None
+        raise DiffctlError(f"cannot write in {path.parent}: {error.strerror}") from None
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            raise DiffctlError(f"{busy}: wait for it or stop it") from None
         yield

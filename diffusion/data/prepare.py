@@ -1,51 +1,97 @@
 """Raw data to stores: the body of the data stage. Equal raw files and config give equal bytes."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from diffusion.config import DataConfig
-from diffusion.data.pixels import fit, transforms
+from diffusion.config import DataConfig, fingerprint
+from diffusion.data.cache import file_lock
+from diffusion.data.fetch import Notify
+from diffusion.data.fill import Target, fill
+from diffusion.data.finish import Filled, finish
+from diffusion.data.problems import refuse
 from diffusion.data.source import RawData, Split
 from diffusion.data.sources import SOURCES
-from diffusion.data.store import write_store
+from diffusion.errors import DiffctlError
+from diffusion.files import atomic_folder
+from diffusion.layout import PREPARE_RUNS
 
 Progress = Callable[[int, int], None]  # images done, images in all
-RANGE = 1024
+FORMAT = 1  # raise it when equal raw files would give other stores
 
 
-def prepare(config: DataConfig, out: Path, progress: Progress | None = None) -> None:
-    """Write the data set's stores out/train and out/test; DiffctlError names what is missing."""
-    raw = SOURCES[config.name].open(config)
-    done, total = 0, len(raw.train.reader) + len(raw.test.reader)
-    for name, split in (("train", raw.train), ("test", raw.test)):
-        native = split.reader.read(0, 1).images.shape[1:]
-        size = config.image_size or native[0]
-        images = np.empty((len(split.reader), size, size, native[2]), dtype=np.uint8)
-        for start in range(0, len(images), RANGE):
-            rows = split.reader.read(start, min(start + RANGE, len(images))).images
-            images[start : start + RANGE] = fit(rows, size)
-            done += len(rows)
-            if progress is not None:
-                progress(done, total)
-        write_store(
-            Path(out) / name, images, split.labels, _meta(config, name, raw, split, images.shape, native)
+def prepare(
+    config: DataConfig,
+    out: Path,
+    progress: Progress | None = None,
+    downloading: Notify | None = None,
+    work: Path = PREPARE_RUNS,
+) -> None:
+    """Write the data set's stores out/train and out/test, whole or not at all.
+
+    Images are read on all cores into a folder of `work` that is named by what goes in, so that a killed
+    preparation goes on. DiffctlError names what is missing, and what cannot be used unless `on_bad` is skip:
+    then `out` has the list in skipped.csv.
+    """
+    raw = SOURCES[config.name].open(config, downloading)
+    listing = work / "problems.csv"
+    if config.on_bad == "stop":
+        refuse(raw.problems, listing)
+    folder = work / _name(config, raw)
+    with file_lock(folder / "lock", busy="this data set is being prepared by another process already"):
+        targets = {name: _target(config, raw, split, folder / name) for name, split in raw.splits.items()}
+        _need_room(folder, list(targets.values()))
+        filled = _fill_all(raw, targets, progress)
+        problems = [*raw.problems, *(problem for split in filled for problem in split.problems())]
+        if config.on_bad == "stop":
+            refuse(problems, listing)
+        with atomic_folder(Path(out)) as made:
+            finish(made, config.name, raw, filled, problems)
+    shutil.rmtree(folder)
+    listing.unlink(missing_ok=True)
+
+
+def shape_of(config: DataConfig, native: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    """(H, W, C) of the prepared images: as configured, else the raw images' own."""
+    if native is None:
+        assert config.image_size is not None, "the config refuses photographs without a size"
+        return config.image_size, config.image_size, config.channels or 3
+    size = config.image_size or native[0]
+    return size, size, config.channels or native[2]
+
+
+def _name(config: DataConfig, raw: RawData) -> str:
+    """What decides the prepared pixels, in 16 hex digits."""
+    chosen = config.model_dump(mode="json", exclude={"on_bad", "flip"})
+    rows = [len(split.reader) for split in raw.splits.values()]
+    return fingerprint({"format": FORMAT, **chosen, "of": [raw.identity, dict(raw.sources), rows]})
+
+
+def _target(config: DataConfig, raw: RawData, split: Split, folder: Path) -> Target:
+    return Target(folder, (len(split.reader), *shape_of(config, raw.shape)))
+
+
+def _need_room(folder: Path, targets: list[Target]) -> None:
+    needed = sum(target.missing_bytes() for target in targets)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DiffctlError(
+            f"preparing needs {needed / 1e9:.1f} GB more in {folder.parent}, where {free / 1e9:.1f} GB are "
+            "free: make room, or set a smaller data.image_size"
         )
 
 
-def _meta(
-    config: DataConfig, name: str, raw: RawData, split: Split, shape: tuple[int, ...], native: tuple[int, ...]
-) -> dict[str, Any]:
-    labels = split.labels
-    return {
-        "name": config.name,
-        "split": name,
-        "classes": list(raw.classes),
-        "counts": [] if labels is None else np.bincount(labels, minlength=len(raw.classes)).tolist(),
-        "image_size": shape[1],
-        "channels": shape[3],
-        "sources": dict(raw.sources),
-        "transforms": transforms(native, shape[1:]),
-    }
+def _fill_all(raw: RawData, targets: dict[str, Target], progress: Progress | None) -> list[Filled]:
+    total = sum(target.shape[0] for target in targets.values())
+    so_far = 0
+
+    def done(images: int) -> None:
+        nonlocal so_far
+        so_far += images
+        if progress is not None:
+            progress(so_far, total)
+
+    return [
+        Filled(name, split, targets[name], fill(split.reader, targets[name], done))
+        for name, split in raw.splits.items()
+    ]

@@ -1,33 +1,54 @@
 """What a data set's source gives: raw files in, rows of uint8 images and labels out.
 
-A source names its classes and opens its splits; it neither resizes nor stores. `prepare` reads the rows in
+A source names its classes and opens its splits; it neither resizes nor stores. `fill` reads the rows in
 ranges, in several processes, and writes the store.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
+from diffusion.config import DataConfig
+from diffusion.data.arrays import FileArray
+from diffusion.data.fetch import Notify
+from diffusion.data.problems import Problem
+from diffusion.data.splits import Indices
 from diffusion.data.store import Images, Labels
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Consecutive images (n, H, W, C) uint8. A row in `bad` could not be read: its place holds zeros."""
+class Rows(NamedTuple):
+    """Consecutive images (n, H, W, C) uint8, and what is known of the bytes that they came from.
+
+    A row in `bad` could not be read: its place holds zeros. `digests` are the SHA-256 (n, 32) of the files
+    that were read, empty where a split's raw files are few and named in RawData.sources.
+    """
 
     images: Images
-    bad: Mapping[int, str] = field(default_factory=dict)  # row within this range: why
+    bad: Mapping[int, str] = {}
+    digests: NDArray[np.uint8] | None = None
+
+
+Job = Callable[[], Rows]
+"""Reads some rows. It is small and can be sent to another process."""
 
 
 class Reader(Protocol):
-    """Random access to the images of one split. It is pickled into worker processes, so it stays small."""
+    """The images of one split by row."""
+
+    heavy: bool  # whether reading is work worth several processes
 
     def __len__(self) -> int: ...
 
-    def read(self, start: int, stop: int) -> Rows:
-        """Rows `start` to `stop`; a damaged image is reported in `bad`, never raised."""
+    def job(self, start: int, stop: int) -> Job:
+        """What reads rows `start` to `stop`; a damaged image is reported in `bad`, never raised."""
+        ...
+
+    def where(self, row: int) -> str:
+        """What a person would call a row: its file's name."""
         ...
 
 
@@ -43,26 +64,111 @@ class Split:
 class RawData:
     """A data set as its source has it.
 
-    `classes` are names in label order, empty when unlabelled. `sources` maps the name of every raw file to
-    the SHA-256 of its content, so that a store can say what it was made of.
+    `classes` are names in label order, empty when unlabelled. `shape` is the images' own (H, W, C), None for
+    photographs of many sizes, which the readers bring to the configured size. `sources` maps the name of
+    every raw file to the SHA-256 of its content; `identity` says in short what would be read, so that an
+    interrupted preparation goes on only with the same files. `problems` are files that cannot be used.
     """
 
     classes: tuple[str, ...]
+    shape: tuple[int, int, int] | None
     train: Split
     test: Split
-    sources: Mapping[str, str]
+    sources: Mapping[str, str] = field(default_factory=dict)
+    identity: str = ""
+    problems: Sequence[Problem] = ()
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """Both splits by name, the training split first."""
+        return {"train": self.train, "test": self.test}
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What preparing a set would take, found without the network and without reading an image.
+
+    `images` and `shape` as they will be read (shape None: many); `download`: bytes still to come. `blocked`
+    is one sentence when it cannot be prepared here: why, and what to do. `problems` as in RawData.
+    """
+
+    images: int
+    shape: tuple[int, int, int] | None
+    download: int = 0
+    blocked: str = ""
+    problems: Sequence[Problem] = ()
+
+
+class Source(Protocol):
+    """One data set: raw files in, images and labels out."""
+
+    def outlook(self, config: DataConfig) -> Outlook:
+        """What is here already and what opening would take."""
+        ...
+
+    def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
+        """Find or fetch the raw files; DiffctlError says what is missing and where to put it."""
+        ...
 
 
 class ArrayReader:
-    """A reader of images that fit in memory, taken in the order of `rows` where given."""
+    """A reader of images that fit in memory, in the order of `rows` where given."""
 
-    def __init__(self, images: Images, rows: np.ndarray | None = None) -> None:
+    heavy = False
+
+    def __init__(self, images: Images, rows: Indices | None = None) -> None:
         self.images = images
         self.rows = np.arange(len(images)) if rows is None else rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, start: int, stop: int) -> Rows:
+    def job(self, start: int, stop: int) -> Job:
         """Rows `start` to `stop` of the chosen order."""
-        return Rows(self.images[self.rows[start:stop]])
+        return partial(Rows, self.images[self.rows[start:stop]])
+
+    def where(self, row: int) -> str:
+        """The row's number in the raw array."""
+        return f"image {self.rows[row]}"
+
+
+class FileArrayReader:
+    """A reader of arrays in files, one after another, `planar` when they are stored as (C, H, W).
+
+    Each holds images of `shape` (H, W, C), whole or flattened.
+    """
+
+    heavy = True
+
+    def __init__(self, parts: Sequence[FileArray], shape: tuple[int, int, int], *, planar: bool) -> None:
+        self.parts = parts
+        self.shape = shape
+        self.planar = planar
+        self.ends = np.cumsum([part.shape[0] for part in parts])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def job(self, start: int, stop: int) -> Job:
+        """Rows `start` to `stop`, counted through all files."""
+        pieces = []
+        for part, end in zip(self.parts, self.ends, strict=True):
+            begin = int(end) - part.shape[0]
+            first, last = max(start, begin), min(stop, int(end))
+            if first < last:
+                pieces.append((part, first - begin, last - begin))
+        return partial(_read_pieces, pieces, self.shape, self.planar)
+
+    def where(self, row: int) -> str:
+        """The row's number, counted through all files."""
+        return f"image {row}"
+
+
+def _read_pieces(
+    pieces: Sequence[tuple[FileArray, int, int]], shape: tuple[int, int, int], planar: bool
+) -> Rows:
+    height, width, channels = shape
+    stored = (channels, height, width) if planar else shape
+    images = [part.read(start, stop).reshape(-1, *stored) for part, start, stop in pieces]
+    joined = np.concatenate(images)
+    return Rows(joined.transpose(0, 2, 3, 1) if planar else joined)

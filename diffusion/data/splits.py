@@ -20,8 +20,8 @@ def shuffled(count: int, *seed: int) -> Indices:
 def hold_out(labels: Labels | None, count: int, held_out: int, seed: int) -> tuple[Indices, Indices]:
     """Shuffled (train, test) indices of `count` images with exactly `held_out` in test.
 
-    With labels every class gives its share, rounded by largest remainder. ValueError unless
-    0 < held_out < count.
+    With labels every class gives its share, rounded by largest remainder, and keeps at least one image to
+    train on if it can. ValueError unless 0 < held_out < count.
     """
     if not 0 < held_out < count:
         raise ValueError(f"cannot hold out {held_out} of {count} images: at least one must be on each side")
@@ -37,9 +37,14 @@ def hold_out(labels: Labels | None, count: int, held_out: int, seed: int) -> tup
     return order[~in_test[order]], order[in_test[order]]
 
 
-def _shares(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+def _shares(sizes: Indices, total: int) -> Indices:
+    """How many of each class are held out: in proportion, and not all of a class if that can be avoided."""
     exact = sizes * (total / sizes.sum())
-    shares: Indices = np.floor(exact).astype(np.int64)
-    largest = np.argsort(shares - exact, kind="stable")
-    shares[largest[: total - shares.sum()]] += 1
+    most = sizes - 1 if total <= (sizes - 1).sum() else sizes
+    shares: Indices = np.minimum(np.floor(exact).astype(np.int64), most)
+    while shares.sum() < total:
+        missing = exact - shares
+        open_ones = np.flatnonzero(shares < most)
+        largest = open_ones[np.argsort(-missing[open_ones], kind="stable")]
+        shares[largest[: total - shares.sum()]] += 1
     return shares

@@ -63,11 +63,17 @@ def write_store(path: Path, images: Images, labels: Labels | None, meta: dict[st
         out = open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=images.shape)
         out[:] = images
         out.flush()
-        if labels is not None:
-            np.save(folder / "labels.npy", labels.astype(np.int64), allow_pickle=False)
-        digest = content_digest(images, labels)
-        write_json(folder / "meta.json", {**meta, "count": len(images), "digest": digest})
+        describe_store(folder, labels, meta, len(images), content_digest(images, labels))
     return open_store(path)
+
+
+def describe_store(
+    folder: Path, labels: Labels | None, meta: dict[str, Any], count: int, digest: str
+) -> None:
+    """Write all of a store but its images."""
+    if labels is not None:
+        np.save(folder / "labels.npy", labels.astype(np.int64), allow_pickle=False)
+    write_json(folder / "meta.json", {**meta, "count": count, "digest": digest})
 
 
 def content_digest(images: Images, labels: Labels | None) -> str:

@@ -2,51 +2,103 @@
 
 import gzip
 import hashlib
+import math
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from diffusion.config import DataConfig
-from diffusion.data.source import ArrayReader, RawData, Split
+from diffusion.data.cache import raw_folder
+from diffusion.data.fetch import Notify, Remote, fetch
+from diffusion.data.source import ArrayReader, Outlook, RawData, Split
 from diffusion.data.store import Images
 from diffusion.errors import DiffctlError
 
+NAME = "fashion-mnist"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
+SERVERS = (
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+)
 CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
+SHAPE = (28, 28, 1)
 
 
+def _remote(name: str, md5: str, size: int) -> Remote:
+    return Remote(name, tuple(server + name for server in SERVERS), f"md5:{md5}", size)
+
+
+# Checksums as in the authors' README.
+FILES = (
+    _remote("train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d", 26421880),
+    _remote("train-labels-idx1-ubyte.gz", "25c81989df183df01b3e8a0aad5dffbe", 29515),
+    _remote("t10k-images-idx3-ubyte.gz", "bef4ecab320f06d8554ea6380940ec79", 4422102),
+    _remote("t10k-labels-idx1-ubyte.gz", "bb300cfdad3c16e7a12a480ee83cd310", 5148),
+)
+
+
+@dataclass(frozen=True)
 class FashionMnist:
-    """Four gzipped IDX files, from Debian's package where it is installed."""
+    """Four gzipped IDX files: in the configured path, else of Debian's package, else downloaded."""
 
-    def open(self, config: DataConfig) -> RawData:
+    files: Sequence[Remote] = FILES
+    debian: Path = DEBIAN
+
+    def outlook(self, config: DataConfig) -> Outlook:
+        """What is still to be downloaded."""
+        folder = self._folder(config)
+        missing = [remote for remote in self.files if not (folder / remote.name).is_file()]
+        blocked = ""
+        if missing and config.path is not None:
+            blocked = f"{folder / missing[0].name} is missing: put it there, or leave out data.path"
+        return Outlook(70_000, SHAPE, download=sum(remote.size for remote in missing), blocked=blocked)
+
+    def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
         """The official split: 60,000 to train on, 10,000 to test."""
+        folder = self._folder(config)
+        if folder == raw_folder(NAME, None):
+            for remote in self.files:
+                fetch(remote, folder, notify)
         sources: dict[str, str] = {}
-        splits = [self._split(prefix, sources) for prefix in ("train", "t10k")]
-        return RawData(classes=CLASSES, train=splits[0], test=splits[1], sources=sources)
+        train, test = (_split(folder, prefix, sources) for prefix in ("train", "t10k"))
+        return RawData(CLASSES, SHAPE, train, test, sources)
 
-    def _split(self, prefix: str, sources: dict[str, str]) -> Split:
-        arrays = []
-        for kind in ("images-idx3", "labels-idx1"):
-            path = DEBIAN / f"{prefix}-{kind}-ubyte.gz"
-            content = _gunzip(path)
-            sources[path.stem] = hashlib.sha256(content).hexdigest()
-            arrays.append(parse_idx(content, path))
-        images, labels = arrays
-        return Split(ArrayReader(images[..., None]), labels.astype(np.int64))
+    def _folder(self, config: DataConfig) -> Path:
+        packaged = config.path is None and all((self.debian / remote.name).is_file() for remote in self.files)
+        return self.debian if packaged else raw_folder(NAME, config.path)
+
+
+def _split(folder: Path, prefix: str, sources: dict[str, str]) -> Split:
+    """Images and labels; the checksums are of the unpacked files, since packagers pack them anew."""
+    arrays = []
+    for kind in ("images-idx3", "labels-idx1"):
+        path = folder / f"{prefix}-{kind}-ubyte.gz"
+        content = _gunzip(path)
+        sources[path.stem] = hashlib.sha256(content).hexdigest()
+        arrays.append(parse_idx(content, path))
+    images, labels = arrays
+    if images.shape[1:] != SHAPE[:2] or labels.shape != images.shape[:1] or labels.max() >= len(CLASSES):
+        raise DiffctlError(
+            f"{folder}: the {prefix} images {images.shape} and labels {labels.shape} do not fit"
+        )
+    return Split(ArrayReader(images[..., None]), labels.astype(np.int64))
 
 
 def parse_idx(content: bytes, origin: Path) -> Images:
     """The uint8 array of an IDX file's content; DiffctlError when header and length do not agree."""
-    header = np.frombuffer(content[:4], dtype=np.uint8)
-    if len(header) < 4 or tuple(header[:3]) != (0, 0, 8):  # two zero bytes, then 8: unsigned bytes
-        raise DiffctlError(f"{origin} is not an IDX file of bytes")
-    start = 4 + 4 * int(header[3])
-    shape = tuple(int(size) for size in np.frombuffer(content[4:start], dtype=">u4"))
-    if len(content) != start + int(np.prod(shape)):
-        raise DiffctlError(f"{origin} is damaged: it has {len(content) - start} bytes for shape {shape}")
+    if len(content) < 4 or content[:3] != b"\0\0\x08":  # two zero bytes, then 8: unsigned bytes
+        raise DiffctlError(f"{origin} is not an IDX file of bytes: get it again")
+    start = 4 + 4 * content[3]
+    shape = tuple(int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4))
+    if len(content) != start + math.prod(shape):
+        raise DiffctlError(
+            f"{origin} is damaged: {len(content) - start} bytes for shape {shape}; get it again"
+        )
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
 
 
@@ -54,6 +106,6 @@ def _gunzip(path: Path) -> bytes:
     try:
         return gzip.decompress(path.read_bytes())
     except FileNotFoundError:
-        raise DiffctlError(f"{path} is missing: install the package dataset-fashion-mnist") from None
+        raise DiffctlError(f"{path} is missing: put it there, or leave out data.path") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DiffctlError(f"{path} is not a whole gzip file ({error})") from None
+        raise DiffctlError(f"{path} is not a whole gzip file ({error}): get it again") from None

@@ -1,0 +1,184 @@
+"""A split's images into a store, read by several processes; killed and started again it goes on.
+
+The rows are cut into blocks. A worker reads a block and writes it at its place in `images.npy`; the journal
+then says that the block is done. Memory holds a few blocks, whatever the size of the set.
+"""
+
+import json
+import os
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from diffusion.data.pixels import conform
+from diffusion.data.source import Job, Reader
+from diffusion.data.store import row_digests
+from diffusion.data.workers import worker_pool
+from diffusion.errors import DiffctlError
+from diffusion.files import sync_file
+
+BLOCK_BYTES = 4 << 20
+BLOCK_ROWS = 256
+BLOCKS_A_SYNC = 32  # between journal entries; a kill costs at most this much work
+
+Done = Callable[[int], None]  # how many more images are done
+
+
+@dataclass(frozen=True)
+class Target:
+    """A split in the making: its folder, and the shape (N, H, W, C) of its images."""
+
+    folder: Path
+    shape: tuple[int, int, int, int]
+
+    @property
+    def images(self) -> Path:
+        """The images, a .npy file of the final size from the start."""
+        return self.folder / "images.npy"
+
+    @property
+    def digests(self) -> Path:
+        """64 bytes a row: the SHA-256 of its pixels, then of its raw file (zeros where there is none)."""
+        return self.folder / "digests"
+
+    @property
+    def journal(self) -> Path:
+        """A JSON line a finished block: its first row, and its bad rows with the reason."""
+        return self.folder / "journal.jsonl"
+
+    def missing_bytes(self) -> int:
+        """Bytes that the finished files will take on the disk beyond what they take already."""
+        taken = sum(path.stat().st_blocks * 512 for path in (self.images, self.digests) if path.exists())
+        return max(0, self.shape[0] * (self.row_bytes + 64) - taken)
+
+    @property
+    def block(self) -> int:
+        """Rows a block: a few megabytes."""
+        return min(BLOCK_ROWS, max(1, BLOCK_BYTES // self.row_bytes))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one image."""
+        return self.shape[1] * self.shape[2] * self.shape[3]
+
+    @property
+    def header(self) -> int:
+        """Bytes before the first image."""
+        return self.images.stat().st_size - self.shape[0] * self.row_bytes
+
+
+def fill(reader: Reader, target: Target, done: Done) -> dict[int, str]:
+    """Fill the target with all rows of the reader; returns the bad rows, which hold zeros, and why.
+
+    DiffctlError when the disk is full or a worker process dies; what is finished stays for the next try.
+    """
+    finished = _start(target)
+    starts = [start for start in range(0, target.shape[0], target.block) if start not in finished]
+    done(target.shape[0] - sum(min(target.block, target.shape[0] - start) for start in starts))
+    jobs = ((reader.job(start, _stop(target, start)), target, start) for start in starts)
+    in_processes = reader.heavy and len(starts) > 1
+    results = _in_processes(jobs) if in_processes else (_work(*job) for job in jobs)
+    with closing(results):
+        while blocks := list(islice(results, BLOCKS_A_SYNC)):
+            _commit(target, blocks)
+            for start, bad in blocks:
+                finished[start] = bad
+                done(_stop(target, start) - start)
+    return {row: why for bad in finished.values() for row, why in bad.items()}
+
+
+def read_digests(target: Target) -> NDArray[np.uint8]:
+    """(N, 64) memory-mapped: see `Target.digests`."""
+    return np.memmap(target.digests, dtype=np.uint8, mode="r", shape=(target.shape[0], 64))
+
+
+def _stop(target: Target, start: int) -> int:
+    return min(start + target.block, target.shape[0])
+
+
+@contextmanager
+def _on_disk(target: Target) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DiffctlError(
+            f"cannot write in {target.folder} ({error.strerror}): make room and run this again, it goes on"
+        ) from None
+
+
+def _start(target: Target) -> dict[int, dict[int, str]]:
+    """The finished blocks of an earlier try and their bad rows; empty files of the final size at first."""
+    if target.journal.exists() and target.images.exists() and target.digests.exists():
+        return _read_journal(target.journal)
+    with _on_disk(target):
+        target.folder.mkdir(parents=True, exist_ok=True)
+        with open(target.images, "wb") as file:
+            npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": target.shape})
+            file.truncate(file.tell() + target.shape[0] * target.row_bytes)
+        with open(target.digests, "wb") as file:
+            file.truncate(target.shape[0] * 64)
+        target.journal.write_bytes(b"")
+    return {}
+
+
+def _read_journal(path: Path) -> dict[int, dict[int, str]]:
+    finished = {}
+    for line in path.read_bytes().split(b"\n")[:-1]:  # after the last newline stands nothing or a torn line
+        entry = json.loads(line)
+        finished[entry["start"]] = {int(row): why for row, why in entry["bad"].items()}
+    return finished
+
+
+def _work(job: Job, target: Target, start: int) -> tuple[int, dict[int, str]]:
+    """Read a block and write it at its place; returns its first row and its bad rows."""
+    rows = job()
+    images = np.ascontiguousarray(conform(rows.images, target.shape[1], target.shape[3]))
+    digests = np.zeros((len(images), 64), dtype=np.uint8)
+    digests[:, :32] = row_digests(images)
+    if rows.digests is not None:
+        digests[:, 32:] = rows.digests
+    with _on_disk(target):
+        _write_at(target.images, target.header + start * target.row_bytes, images)
+        _write_at(target.digests, start * 64, digests)
+    return start, {start + row: why for row, why in rows.bad.items()}
+
+
+def _write_at(path: Path, offset: int, values: NDArray[np.uint8]) -> None:
+    with open(path, "r+b", buffering=0) as file:
+        file.seek(offset)
+        rest = values.reshape(-1)
+        while len(rest):
+            rest = rest[file.write(rest.data) :]
+
+
+def _commit(target: Target, blocks: list[tuple[int, dict[int, str]]]) -> None:
+    """Pixels reach the disk first, then the journal that says so."""
+    with _on_disk(target):
+        for path in (target.images, target.digests):
+            sync_file(path)
+        with open(target.journal, "ab") as journal:
+            for start, bad in blocks:
+                journal.write(json.dumps({"start": start, "bad": bad}).encode() + b"\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+
+
+def _in_processes(
+    jobs: Iterator[tuple[Job, Target, int]],
+) -> Generator[tuple[int, dict[int, str]], None, None]:
+    """The jobs' results as they come; few wait at a time, so that memory stays flat."""
+    pending: set[Future[tuple[int, dict[int, str]]]] = set()
+    with worker_pool() as (pool, workers):
+        while True:
+            pending |= {pool.submit(_work, *job) for job in islice(jobs, 2 * workers - len(pending))}
+            if not pending:
+                return
+            ready, pending = wait(pending, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in ready)
