@@ -1,0 +1,154 @@
+"""All that the page shows, computed: plain values, texts, and figures that are not drawn into a file yet."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import yaml
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from diffusion.config import Config
+from diffusion.data.store import Images, ImageStore
+from diffusion.evaluation.evaluate import Document, best_cell
+from diffusion.evaluation.specs import ExtractorSpec, extractor_spec
+from diffusion.pictures import png_bytes
+from diffusion.report import figures, samples, tables
+from diffusion.sweep import Cell
+
+SMALL_N = 5000  # below it the bias of a Fréchet distance is larger than most differences between cells
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a report is made of: `loss` maps a column of the training's CSV to its values."""
+
+    config: Config
+    document: Document
+    cells: dict[Cell, ImageStore]
+    train: ImageStore
+    test: ImageStore
+    loss: dict[str, NDArray[np.float64]]
+
+    @property
+    def spec(self) -> ExtractorSpec:
+        """The extractor that the scores are of."""
+        return extractor_spec(self.document["extractor"])
+
+    @property
+    def best(self) -> ImageStore:
+        """The samples of the cell with the smallest distance."""
+        name = best_cell(self.document)
+        return next(store for cell, store in self.cells.items() if cell.name == name)
+
+
+def draw(inputs: Inputs) -> dict[str, Figure]:
+    """The figures by name: `curve` (the distance), `kernel`, `loss` and `montage`."""
+    spec, names = inputs.spec, tables.short_names(inputs.spec)
+    tiles = {(cell.steps, cell.eta): samples.tile(store) for cell, store in inputs.cells.items()}
+    return {
+        "curve": _curve(inputs.document, spec.distance, names["distance"]),
+        "kernel": _curve(inputs.document, spec.kernel_distance, names["kernel"]),
+        "loss": figures.loss_curve(inputs.loss["step"], inputs.loss["loss"]),
+        "montage": figures.montage(tiles),
+    }
+
+
+def page_content(inputs: Inputs, drawn: dict[str, Figure]) -> dict[str, Any]:
+    """The template's variables."""
+    document, spec = inputs.document, inputs.spec
+    names = tables.short_names(spec)
+    cards = [cell["card"] for cell in document["cells"].values()]
+    classes = inputs.best.meta.get("classes") or inputs.train.meta["classes"]
+    return {
+        "data": inputs.train.meta["name"],
+        "spec": spec,
+        "names": names,
+        "reference": document["reference"],
+        "small": cards[0]["num_images"] < SMALL_N,
+        "headline": tables.headline(document, spec),
+        "scores": tables.score_table(document, spec),
+        "curve": figures.as_svg(drawn["curve"], _spoken(document, spec.distance, names["distance"])),
+        "kernel": figures.as_svg(drawn["kernel"], _spoken(document, spec.kernel_distance, names["kernel"])),
+        "loss": figures.as_svg(drawn["loss"], _spoken_loss(inputs.loss)),
+        "training": _training(inputs),
+        "montage": _montage(inputs),
+        "tile": samples.TILE,
+        "class_rows": samples.class_rows(inputs.best, classes),
+        "class_count": len(classes),
+        "neighbours": samples.neighbour_pairs(inputs.best, inputs.train, inputs.test),
+        "protocol": tables.protocol_table(cards),
+        "config": _yaml(inputs.config),
+    }
+
+
+def _curve(document: Document, metric: str, label: str) -> Figure:
+    points = [
+        figures.Point(cell["steps"], cell["eta"], cell["scores"][metric])
+        for cell in document["cells"].values()
+    ]
+    floor = document["reference"].get("floor")
+    return figures.score_curve(points, label, (floor[metric], "real, held out") if floor else None)
+
+
+def _montage(inputs: Inputs) -> dict[str, Any]:
+    """Rows η, columns steps; each cell its picture, what a screen reader says, and its distance."""
+    spec, scores = inputs.spec, inputs.document["cells"]
+    places = tables.decimals([cell["scores"][spec.distance] for cell in scores.values()])
+    best = best_cell(inputs.document)
+
+    def entry(cell: Cell, picture: Images) -> dict[str, Any]:
+        return {
+            "image": samples.data_uri(png_bytes(picture)),
+            "alt": f"Images 0 to {samples.TILE - 1} sampled in {cell.steps} steps with η = {cell.eta:g}",
+            "distance": tables.number(scores[cell.name]["scores"][spec.distance], places),
+            "best": cell.name == best,
+        }
+
+    rows: dict[float, list[dict[str, Any]]] = {}
+    for cell, store in sorted(inputs.cells.items(), key=lambda item: (item[0].eta, item[0].steps)):
+        rows.setdefault(cell.eta, []).append(entry(cell, samples.tile(store)))
+    return {
+        "steps": sorted({cell.steps for cell in inputs.cells}),
+        "rows": [{"eta": f"{eta:g}", "cells": cells} for eta, cells in rows.items()],
+    }
+
+
+def _training(inputs: Inputs) -> list[tuple[str, str]]:
+    """Name and value of what a reader asks about the training."""
+    train, loss = inputs.config.train, inputs.loss["loss"]
+    return [
+        ("images", f"{len(inputs.train):,}"),
+        ("steps", f"{train.steps:,}"),
+        ("batch size", f"{train.batch_size:,}"),
+        ("learning rate", f"{train.lr:g}"),
+        ("EMA decay", f"{train.ema_decay:g}"),
+        ("loss", inputs.config.diffusion.loss),
+        ("last loss (moving average)", f"{figures.moving_average(loss)[-1]:.4g}"),
+    ]
+
+
+def _yaml(config: Config) -> str:
+    """All values of the configuration, lists on one line as a person writes them."""
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    Dumper.add_representer(
+        list,
+        lambda dumper, values: dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True),
+    )
+    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _spoken(document: Document, metric: str, label: str) -> str:
+    """A curve in words."""
+    values = [cell["scores"][metric] for cell in document["cells"].values()]
+    places = tables.decimals(values)
+    low, high = tables.number(min(values), places), tables.number(max(values), places)
+    return f"{label} over the number of sampling steps, a line for each η, between {low} and {high}"
+
+
+def _spoken_loss(loss: dict[str, NDArray[np.float64]]) -> str:
+    smooth = figures.moving_average(loss["loss"])
+    return f"Training loss over {loss['step'][-1]:.0f} steps, from {smooth[0]:.3g} to {smooth[-1]:.3g}"

@@ -1,0 +1,185 @@
+"""The report's figures, each drawn once: as inline SVG in the page's own colours and font, and as PNG."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from diffusion.data.store import Images
+from diffusion.report.theme import LIGHT, LINES, MARKERS
+
+SIZE = (4.6, 3.2)  # inches: small, so that text stays readable where a phone shrinks the figure
+STYLE: Any = {  # matplotlib types its settings' names one by one
+    "svg.fonttype": "none",
+    "svg.hashsalt": "diffctl",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "text.color": LIGHT["ink"],
+    "axes.edgecolor": LIGHT["muted"],
+    "axes.labelcolor": LIGHT["ink"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "grid.color": LIGHT["rule"],
+    "grid.linewidth": 0.7,
+    "xtick.color": LIGHT["muted"],
+    "ytick.color": LIGHT["muted"],
+    "legend.frameon": False,
+}
+
+
+class Point(NamedTuple):
+    """A cell's score."""
+
+    steps: int
+    eta: float
+    value: float
+
+
+def score_curve(points: Sequence[Point], label: str, level: tuple[float, str] | None = None) -> Figure:
+    """A score over the number of steps, a line per η; `level` is a horizontal line and its name."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes()
+        for number, eta in enumerate(sorted({point.eta for point in points})):
+            line = sorted(point for point in points if point.eta == eta)
+            axes.plot(
+                [point.steps for point in line],
+                [point.value for point in line],
+                color=LIGHT[LINES[number % len(LINES)]],
+                marker=MARKERS[number % len(MARKERS)],
+                linewidth=1.8,
+                markersize=5,
+                label=f"η = {eta:g}",
+            )
+        values = [point.value for point in points]
+        if level is not None:
+            height, name = level
+            axes.axhline(height, color=LIGHT["ink"], linewidth=1.2, linestyle=(0, (5, 3)), label=name)
+            values.append(height)
+        _steps_axis(axes, sorted({point.steps for point in points}))
+        if min(values) > 0 and max(values) / min(values) > 8:
+            _log_axis(axes)
+        axes.set_ylabel(label)
+        _legend(axes)
+    return figure
+
+
+def loss_curve(steps: NDArray[np.float64], loss: NDArray[np.float64], name: str = "loss") -> Figure:
+    """The training loss as logged (thin) and its moving average (thick), on a logarithmic axis."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes()
+        colour = LIGHT[LINES[0]]
+        axes.plot(steps, loss, color=colour, linewidth=0.8, alpha=0.4, label="as logged")
+        axes.plot(steps, moving_average(loss), color=colour, linewidth=1.8, label="moving average")
+        finite = loss[np.isfinite(loss)]
+        if len(finite) and finite.min() > 0:
+            _log_axis(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_xlabel("training step")
+        axes.set_ylabel(name)
+        _legend(axes)
+    return figure
+
+
+def moving_average(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean over a centred window of a twentieth of the (N,) values; what is not finite is left out."""
+    window = np.ones(2 * (len(values) // 40) + 1)
+    finite = np.isfinite(values)
+    sums = np.convolve(np.where(finite, values, 0.0), window, mode="same")
+    counts = np.convolve(finite, window, mode="same")
+    return np.asarray(np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0))
+
+
+def montage(tiles: Mapping[tuple[int, float], Images]) -> Figure:
+    """One picture (H, W, C) a cell, rows η and columns steps."""
+    steps, etas = (sorted({cell[axis] for cell in tiles}) for axis in (0, 1))
+    with matplotlib.rc_context(STYLE):
+        height, width = next(iter(tiles.values())).shape[:2]
+        layout = ConstrainedLayoutEngine(h_pad=0.03, w_pad=0.03, hspace=0.0, wspace=0.0)
+        figure = Figure(
+            (2.2 * len(steps) + 0.3, (2.2 * height / width + 0.06) * len(etas) + 0.25), layout=layout
+        )
+        grid = figure.subplots(len(etas), len(steps), squeeze=False)
+        for row, eta in zip(grid, etas, strict=True):
+            for axes, count in zip(row, steps, strict=True):
+                tile = tiles[int(count), eta]
+                grey = tile.shape[2] == 1
+                axes.imshow(tile[:, :, 0] if grey else tile, cmap="gray" if grey else None, vmin=0, vmax=255)
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+            row[0].set_ylabel(f"η = {eta:g}")
+        for axes, count in zip(grid[0], steps, strict=True):
+            axes.set_title(f"{count} step{'s' if count > 1 else ''}", fontsize=10)
+    return figure
+
+
+def as_png(figure: Figure) -> bytes:
+    """The figure as PNG on white, the same bytes every time."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def as_svg(figure: Figure, title: str) -> str:
+    """The figure as an <svg> element for the page: CSS variables for colours, the page's font, no namespaces.
+
+    `title` is what a screen reader says.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<g) id="[^"]*"', r"\1", text)  # figures share these ids, and nothing refers to them
+    text = text.replace("xlink:href", "href")
+    for name, value in LIGHT.items():
+        text = text.replace(value, f"var(--{name})")
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    viewbox = re.search(r'viewBox="[^"]*"', text)
+    assert viewbox, "matplotlib writes a viewBox"
+    body = text[text.index(">") + 1 :]
+    return f'<svg {viewbox[0]} role="img" aria-label="{title}">{body}'.strip()
+
+
+def _axes() -> tuple[Figure, Axes]:
+    figure = Figure(SIZE, layout="constrained")
+    return figure, figure.subplots()
+
+
+def _steps_axis(axes: Axes, steps: Sequence[int]) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(list(steps)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlim(min(steps) / 1.15, max(steps) * 1.15)
+    axes.set_xlabel("sampling steps")
+
+
+def _log_axis(axes: Axes) -> None:
+    axes.set_yscale("log")
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_formatter(FuncFormatter(_two_or_five))
+
+
+def _two_or_five(value: float, _: int | None) -> str:
+    """Labels between the powers of ten, at 2 and 5 alone, so that they do not touch."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
+
+
+def _legend(axes: Axes) -> None:
+    entries: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2}
+    axes.legend(ncols=4, handlelength=1.6, handletextpad=0.5, columnspacing=1.0, fontsize=9, **entries)

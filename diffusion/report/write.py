@@ -1,0 +1,109 @@
+"""The `report` stage: one page without a network, and its figures as PNG for plots and artifacts."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from diffusion.config import Config
+from diffusion.data.store import ImageStore, open_store
+from diffusion.errors import DiffctlError
+from diffusion.evaluation.card import differing
+from diffusion.evaluation.evaluate import Document, open_cell
+from diffusion.files import atomic_folder
+from diffusion.report.content import Inputs, draw, page_content
+from diffusion.report.figures import as_png
+from diffusion.report.theme import DARK, LIGHT, css_variables
+from diffusion.sweep import Cell, grid
+
+TEMPLATE, CSS = Path(__file__).with_name("page.html.j2"), Path(__file__).with_name("page.css")
+PICTURES = ("curve", "montage", "loss")
+
+
+def write_report(
+    config: Config, samples: Path, scores: Path, prepared: Path, loss_curve: Path, out: Path
+) -> Path:
+    """Write the folder `out` with index.html, curve.png, montage.png and loss.png; returns the page's path.
+
+    `samples` holds the cells, `scores` is metrics/scores.json, `prepared` the data, `loss_curve` the
+    training's CSV. Equal inputs give equal bytes. DiffctlError names a cell or a file that is missing, and
+    scores that are not of these samples.
+    """
+    document = _read_scores(scores)
+    cells = {cell: open_cell(config, samples, cell) for cell in grid(config)}
+    _refuse_other_samples(document, cells)
+    inputs = Inputs(
+        config,
+        document,
+        cells,
+        open_store(prepared / "train"),
+        open_store(prepared / "test"),
+        _read_loss(loss_curve),
+    )
+    drawn = draw(inputs)
+    page = _render(page_content(inputs, drawn))
+    with atomic_folder(out) as folder:
+        (folder / "index.html").write_text(page, encoding="utf-8")
+        for name in PICTURES:
+            (folder / f"{name}.png").write_bytes(as_png(drawn[name]))
+    return out / "index.html"
+
+
+def _render(content: dict[str, Any]) -> str:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    svg = {name: Markup(content[name]) for name in ("curve", "kernel", "loss")}
+    css = Markup(CSS.read_text(encoding="utf-8"))
+    return template.render(
+        **{**content, **svg}, css=css, light=css_variables(LIGHT), dark=css_variables(DARK)
+    )
+
+
+def _read_scores(path: Path) -> Document:
+    try:
+        document: Document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DiffctlError(f"no scores at {path}: make them with `diffctl stage evaluate`") from None
+    except ValueError as error:
+        raise DiffctlError(f"{path} is damaged ({error}): make it with `diffctl stage evaluate`") from None
+    return document
+
+
+def _read_loss(path: Path) -> dict[str, NDArray[np.float64]]:
+    """The columns of the training's CSV by name, at least `step` and `loss`."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        columns = {name: np.array([float(row[name]) for row in rows]) for name in ("step", "loss")}
+    except FileNotFoundError:
+        raise DiffctlError(f"no loss curve at {path}: make it with `diffctl stage train`") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise DiffctlError(
+            f"{path} is not a loss curve ({error}): make it with `diffctl stage train`"
+        ) from None
+    if not rows:
+        raise DiffctlError(f"{path} holds no step: make it with `diffctl stage train`")
+    return columns
+
+
+def _refuse_other_samples(document: Document, cells: dict[Cell, ImageStore]) -> None:
+    """DiffctlError unless the scores are of exactly these cells."""
+    scored = document["cells"]
+    again = "score them with `diffctl stage evaluate`"
+    if wrong := set(scored) ^ {cell.name for cell in cells}:
+        raise DiffctlError(
+            f"scores and grid do not have the same cells ({', '.join(sorted(wrong))}): {again}"
+        )
+    for cell, store in cells.items():
+        card, sampled = scored[cell.name]["card"], store.meta["card"]
+        if wrong_fields := differing([{field: card.get(field) for field in sampled}, sampled]):
+            raise DiffctlError(
+                f"the scores of {cell.name} are of other samples ({', '.join(wrong_fields)} differs): {again}"
+            )
