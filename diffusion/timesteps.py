@@ -39,9 +39,9 @@ class LossAwareSampler(UniformSampler):
     def probabilities(self) -> Tensor:
         """(T,) float64 probabilities."""
         uniform = torch.full((self.timesteps,), 1 / self.timesteps, dtype=torch.float64)
-        if (self.counts < HISTORY).any():
-            return uniform
         weights = self.losses.square().mean(1).sqrt()
+        if (self.counts < HISTORY).any() or not weights.any():
+            return uniform
         return (1 - UNIFORM_SHARE) * weights / weights.sum() + UNIFORM_SHARE * uniform
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
