@@ -68,9 +68,11 @@ def page_content(inputs: Inputs, drawn: dict[str, Figure]) -> dict[str, Any]:
         "small": cards[0]["num_images"] < SMALL_N,
         "headline": tables.headline(document, spec),
         "scores": tables.score_table(document, spec),
-        "curve": figures.as_svg(drawn["curve"], _spoken(document, spec.distance, names["distance"])),
-        "kernel": figures.as_svg(drawn["kernel"], _spoken(document, spec.kernel_distance, names["kernel"])),
-        "loss": figures.as_svg(drawn["loss"], _spoken_loss(inputs.loss)),
+        "curve": figures.as_svg(drawn["curve"], "curve", _spoken(document, spec.distance, names["distance"])),
+        "kernel": figures.as_svg(
+            drawn["kernel"], "kernel", _spoken(document, spec.kernel_distance, names["kernel"])
+        ),
+        "loss": figures.as_svg(drawn["loss"], "loss", _spoken_loss(inputs.loss)),
         "training": _training(inputs),
         "montage": _montage(inputs),
         "tile": samples.TILE,

@@ -131,10 +131,10 @@ def as_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def as_svg(figure: Figure, title: str) -> str:
+def as_svg(figure: Figure, name: str, title: str) -> str:
     """The figure as an <svg> element for the page: CSS variables for colours, the page's font, no namespaces.
 
-    `title` is what a screen reader says.
+    `name` sets its ids apart from other drawings on the page; `title` is what a screen reader says.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
@@ -143,10 +143,11 @@ def as_svg(figure: Figure, title: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<g) id="[^"]*"', r"\1", text)  # figures share these ids, and nothing refers to them
-    text = text.replace("xlink:href", "href")
-    for name, value in LIGHT.items():
-        text = text.replace(value, f"var(--{name})")
+    text = re.sub(r'(<g) id="[^"]*"', r"\1", text)  # nothing refers to these
+    text = re.sub(r'(?<= id=")', f"{name}-", text)
+    text = re.sub(r'(?<=xlink:href="#)|(?<=url\(#)', f"{name}-", text).replace("xlink:href", "href")
+    for colour, value in LIGHT.items():
+        text = text.replace(value, f"var(--{colour})")
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     viewbox = re.search(r'viewBox="[^"]*"', text)
     assert viewbox, "matplotlib writes a viewBox"

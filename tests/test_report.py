@@ -1,0 +1,292 @@
+import base64
+import csv
+import io
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from diffusion.data.store import open_store, write_store
+from diffusion.errors import DiffctlError
+from diffusion.evaluation.evaluate import evaluate, write_scores
+from diffusion.evaluation.reference import make_reference
+from diffusion.report import write_report
+from diffusion.report.figures import moving_average
+from diffusion.report.neighbours import nearest
+from diffusion.report.tables import decimals, number, protocol_table
+from diffusion.sweep import Cell
+from tests.digits_sweep import make_config, write_cell, write_prepared, write_sweep
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+SVG_VOID = {"path", "use", "rect", "circle", "line"}
+
+
+class Page(HTMLParser):
+    """What a page refers to and shows; fails on tags that are not closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.images, self.links, self.ids, self.open, self.text = [], [], [], [], []
+        self.tags = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        self.links += [attributes[name] for name in ("src", "href", "xlink:href") if name in attributes]
+        if tag == "img":
+            self.images.append(attributes)
+        if "id" in attributes:
+            self.ids.append(attributes["id"])
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def write_loss(path, steps=100):
+    rows = [(step, 1 / step + 0.05) for step in range(1, steps + 1)]
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", "loss", "mse", "vlb", "grad_norm", "lr"])
+        writer.writerows((step, loss, loss, 0.1, 0.5, 0.002) for step, loss in rows)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """(config, folder) with everything that a report is made of."""
+    root, config = tmp_path_factory.mktemp("sweep"), make_config()
+    write_prepared(root / "prepared")
+    make_reference(config, root / "prepared", root / "reference")
+    write_sweep(root / "samples", config)
+    scores = evaluate(config, root / "samples", root / "reference")
+    write_scores(scores, root / "scores.json", root / "scores.csv")
+    write_loss(root / "loss.csv")
+    return config, root
+
+
+def report(sweep, out):
+    config, root = sweep
+    return write_report(
+        config, root / "samples", root / "scores.json", root / "prepared", root / "loss.csv", out
+    )
+
+
+@pytest.fixture(scope="module")
+def written(sweep, tmp_path_factory):
+    return report(sweep, tmp_path_factory.mktemp("out") / "report")
+
+
+@pytest.fixture(scope="module")
+def page(written):
+    return Page(written.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def own(sweep, tmp_path):
+    config, root = sweep
+    return config, shutil.copytree(root, tmp_path / "sweep")
+
+
+def test_it_is_one_page_and_three_pictures(written):
+    assert {file.name for file in written.parent.iterdir()} == {
+        "index.html",
+        "curve.png",
+        "montage.png",
+        "loss.png",
+    }
+    for name in ("curve", "montage", "loss"):
+        picture = Image.open(written.parent / f"{name}.png")
+        assert min(picture.size) > 200
+
+
+def test_it_refers_to_nothing_outside(written, page):
+    text = written.read_text(encoding="utf-8")
+    assert not re.search(r"https?:", text)
+    assert "@import" not in text
+    assert all(link.startswith(("data:", "#")) for link in page.links)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe"}
+    assert set(re.findall(r"url\(([^)]*)\)", text)) <= {f"#{name}" for name in page.ids}
+
+
+def test_ids_are_unique_and_every_tag_is_closed(page):
+    assert page.open == []
+    assert len(set(page.ids)) == len(page.ids)
+
+
+def test_every_picture_speaks(page):
+    assert page.images
+    assert all(image["alt"].strip() for image in page.images)
+    drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
+    assert len(drawings) == 3
+    assert all(drawing["role"] == "img" and drawing["aria-label"] for drawing in drawings)
+
+
+def test_it_shows_scores_protocol_and_config(page, sweep):
+    text = " ".join(" ".join(page.text).split())
+    for words in (
+        "fd_effnet_lite0_64",
+        "real, held out",
+        "reference_digest",
+        "model_sha256",
+        "num_res_blocks",
+    ):
+        assert words in text
+    assert "50 steps, η = 0" in text.replace("\xa0", " ")
+    assert "cannot be compared with Inception's FID" in text
+
+
+def test_colours_follow_the_readers_scheme(written):
+    text = written.read_text(encoding="utf-8")
+    assert "prefers-color-scheme: dark" in text
+    drawings = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
+    assert "var(--line0)" in drawings
+    assert not re.search(r"#[0-9a-f]{6}\b", drawings)
+
+
+def test_the_montage_shows_the_same_indices_of_every_cell(page, sweep):
+    _, root = sweep
+    cells = [image for image in page.images if image["alt"].startswith("Images 0 to 9")]
+    assert len(cells) == 6
+    embedded = Image.open(io.BytesIO(base64.b64decode(cells[0]["src"].split(",")[1])))
+    first = open_store(root / "samples/steps5-eta0").images[0, :, :, 0]
+    np.testing.assert_array_equal(np.asarray(embedded)[:64:8, :64:8], first)
+
+
+def test_equal_inputs_give_equal_bytes(sweep, written, tmp_path):
+    again = report(sweep, tmp_path / "again")
+    for file in written.parent.iterdir():
+        assert file.read_bytes() == (again.parent / file.name).read_bytes()
+
+
+def test_an_old_report_is_replaced(sweep, tmp_path):
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/old.png").write_bytes(b"")
+    report(sweep, tmp_path / "report")
+    assert not (tmp_path / "report/old.png").exists()
+
+
+def test_class_names_are_escaped(own, tmp_path):
+    config, root = own
+    for cell in (root / "samples").iterdir():
+        store = open_store(cell)
+        meta = {**store.meta, "classes": ["<script>alert(1)</script>", *store.meta["classes"][1:]]}
+        write_store(cell, np.array(store.images), store.labels, meta)
+    text = report((config, root), tmp_path / "report").read_text(encoding="utf-8")
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_a_sweep_without_labels_or_floor_has_its_report(own, tmp_path):
+    config, root = own
+    for folder in [*(root / "samples").iterdir(), root / "prepared/train", root / "prepared/test"]:
+        store = open_store(folder)
+        write_store(folder, np.array(store.images), None, {**store.meta, "classes": []})
+    scores = evaluate(config, root / "samples", root / "reference")
+    del scores["reference"]["floor"]
+    for cell in scores["cells"].values():
+        del cell["scores"]["floor"], cell["scores"]["excess"]
+    write_scores(scores, root / "scores.json", root / "scores.csv")
+    page = Page(report((config, root), tmp_path / "report").read_text(encoding="utf-8"))
+    assert not [image for image in page.images if "of class" in image["alt"]]
+
+
+def test_missing_inputs_are_named(own, tmp_path):
+    config, root = own
+    (root / "loss.csv").unlink()
+    with pytest.raises(DiffctlError, match="no loss curve at"):
+        report((config, root), tmp_path / "report")
+    (root / "scores.json").unlink()
+    with pytest.raises(DiffctlError, match="no scores at"):
+        report((config, root), tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("text", ["", "step,loss\n", "step,other\n1,2\n", "step,loss\n1\n"])
+def test_a_damaged_loss_curve_is_named(own, tmp_path, text):
+    config, root = own
+    (root / "loss.csv").write_text(text)
+    with pytest.raises(DiffctlError, match=r"loss\.csv"):
+        report((config, root), tmp_path / "report")
+
+
+def test_a_missing_cell_fails_the_report(own, tmp_path):
+    config, root = own
+    shutil.rmtree(root / "samples/steps50-eta1")
+    with pytest.raises(DiffctlError, match="steps50-eta1"):
+        report((config, root), tmp_path / "report")
+
+
+def test_scores_of_another_grid_or_of_other_samples_are_refused(own, tmp_path):
+    config, root = own
+    smaller = config.model_copy(update={"sweep": config.sweep.model_copy(update={"steps": (5, 10)})})
+    with pytest.raises(DiffctlError, match="do not have the same cells"):
+        report((smaller, root), tmp_path / "report")
+    for steps in (5, 10, 50):
+        for eta in (0.0, 1.0):
+            cell = Cell(steps, eta)
+            write_cell(root / "samples" / cell.name, config, cell, model_sha256="b" * 64)
+    with pytest.raises(DiffctlError, match=r"other samples \(model_sha256"):
+        report((config, root), tmp_path / "report")
+
+
+SETS = arrays(np.uint8, st.tuples(st.integers(1, 6), st.just(3), st.just(3), st.integers(1, 3)))
+
+
+@settings(deadline=None, max_examples=50)
+@given(SETS, st.data())
+def test_the_nearest_image_is_the_brute_force_one(train, data):
+    images = data.draw(arrays(np.uint8, (3, *train.shape[1:])))
+    found = nearest(images, train)
+    rms = np.sqrt(((images[:, None].astype(float) - train[None]) ** 2).mean(axis=(2, 3, 4)))
+    np.testing.assert_allclose(found.distances, rms.min(axis=1), atol=1e-3)
+
+
+def test_a_copy_is_at_distance_zero():
+    train = np.random.default_rng(0).integers(0, 256, (5000, 8, 8, 3), dtype=np.uint8)
+    found = nearest(train[[3, 4999]], train)
+    assert found.rows.tolist() == [3, 4999]
+    assert found.distances.tolist() == [0, 0]
+
+
+def test_a_moving_average_keeps_a_line_and_leaves_out_what_is_not_finite():
+    line = np.linspace(0, 1, 200)
+    np.testing.assert_allclose(moving_average(line)[10:-10], line[10:-10])
+    line[50] = np.nan
+    assert np.isfinite(moving_average(line)).all()
+    assert moving_average(np.array([3.0])).tolist() == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("value", "places", "text"),
+    [(1234.56, 1, "1,234.6"), (-0.5, 1, "−0.5"), (-0.001, 2, "0.00"), (0.0, 1, "0.0")],
+)
+def test_numbers_are_written_for_people(value, places, text):
+    assert number(value, places) == text
+
+
+@pytest.mark.parametrize(("values", "places"), [([771.0, 5], 1), ([12345.0], 0), ([0.0123], 5), ([], 1)])
+def test_a_column_has_about_four_digits(values, places):
+    assert decimals(values) == places
+
+
+def test_the_protocol_shows_every_field_and_every_value():
+    groups = protocol_table([{"steps": 50, "seed": 0, "new": True}, {"steps": 5, "seed": 0, "new": True}])
+    fields = {field["name"]: field["value"] for group in groups for field in group["fields"]}
+    assert fields == {"steps": "5, 50", "seed": "0", "new": "yes"}
