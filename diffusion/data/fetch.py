@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -67,6 +67,17 @@ def verify(path: Path, checksum: str) -> None:
             f"{path} is not the published file ({algorithm} {found}, expected {expected}): delete it and "
             "run this again"
         )
+
+
+def checksums(paths: Sequence[Path], notify: Notify | None = None) -> dict[str, str]:
+    """The SHA-256 of every file by its name."""
+    total, done, found = sum(path.stat().st_size for path in paths), 0, {}
+    for path in paths:
+        found[path.name] = digest_of(path, "sha256").hexdigest()
+        done += path.stat().st_size
+        if notify is not None:
+            notify(done, total, f"checking {path.name}")
+    return found
 
 
 def _addresses(remote: Remote, folder: Path) -> list[str]:

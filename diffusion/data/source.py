@@ -133,35 +133,45 @@ class ArrayReader:
 
 
 class FileArrayReader:
-    """A reader of arrays in files, one after another, `planar` when they are stored as (C, H, W).
+    """A reader of arrays in files, one after another, in the order of `rows` where given.
 
-    Each holds images of `shape` (H, W, C), whole or flattened.
+    Each holds images of `shape` (H, W, C), whole or flattened; `planar`: stored as (C, H, W).
     """
 
     heavy = True
 
-    def __init__(self, parts: Sequence[FileArray], shape: tuple[int, int, int], *, planar: bool) -> None:
+    def __init__(
+        self,
+        parts: Sequence[FileArray],
+        shape: tuple[int, int, int],
+        *,
+        planar: bool,
+        rows: Indices | None = None,
+    ) -> None:
         self.parts = parts
         self.shape = shape
         self.planar = planar
         self.ends = np.cumsum([part.shape[0] for part in parts])
+        self.rows = np.arange(self.ends[-1]) if rows is None else rows
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return len(self.rows)
 
     def job(self, start: int, stop: int) -> Job:
-        """Rows `start` to `stop`, counted through all files."""
+        """Rows `start` to `stop` of the chosen order, in runs of rows that follow each other in a file."""
+        rows = self.rows[start:stop]
+        which = np.searchsorted(self.ends, rows, side="right")
+        cuts = np.flatnonzero((np.diff(rows) != 1) | (np.diff(which) != 0)) + 1
         pieces = []
-        for part, end in zip(self.parts, self.ends, strict=True):
-            begin = int(end) - part.shape[0]
-            first, last = max(start, begin), min(stop, int(end))
-            if first < last:
-                pieces.append((part, first - begin, last - begin))
+        for run, files in zip(np.split(rows, cuts), np.split(which, cuts), strict=True):
+            part = self.parts[files[0]]
+            first = int(run[0] - self.ends[files[0]]) + part.shape[0]
+            pieces.append((part, first, first + len(run)))
         return partial(_read_pieces, pieces, self.shape, self.planar)
 
     def where(self, row: int) -> str:
         """The row's number, counted through all files."""
-        return f"image {row}"
+        return f"image {self.rows[row]}"
 
 
 def _read_pieces(

@@ -11,11 +11,10 @@ from diffusion.config import DataConfig
 from diffusion.data.archives import unpack_tar
 from diffusion.data.batches import entry, read_batch
 from diffusion.data.cache import cache_root, raw_folder
-from diffusion.data.fetch import Notify, Remote, fetch, verify
+from diffusion.data.fetch import Notify, Remote, checksums, fetch, verify
 from diffusion.data.pickles import read_pickle
 from diffusion.data.source import FileArrayReader, Outlook, RawData, Split
 from diffusion.errors import DiffctlError
-from diffusion.files import sha256_file
 
 SHAPE = (32, 32, 3)
 
@@ -46,16 +45,14 @@ class Cifar:
         """The official split: 50,000 to train on, 10,000 to test."""
         folder = self._files(config, notify)
         label_key, names_key = self.labels[config.labels]
-        classes = tuple(
-            str(name) for name in entry(read_pickle(folder / self.names), names_key, folder / self.names)
-        )
+        names = entry(read_pickle(folder / self.names), names_key, folder / self.names)
         files = (*self.train, *self.test)
         return RawData(
             classes=tuple(str(name) for name in names),
             shape=SHAPE,
             train=_split([folder / name for name in self.train], label_key, len(names)),
             test=_split([folder / name for name in self.test], label_key, len(names)),
-            sources={name: sha256_file(folder / name) for name in files},
+            sources=checksums([folder / name for name in files], notify),
         )
 
     def _files(self, config: DataConfig, notify: Notify | None) -> Path:

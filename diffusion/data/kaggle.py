@@ -1,0 +1,54 @@
+"""Data sets that only Kaggle gives out, through kagglehub where it is installed and may sign in."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from diffusion.data.cache import cache_root, file_lock
+from diffusion.errors import DiffctlError
+
+Kind = Literal["datasets", "competitions"]
+
+
+def can_ask_kaggle() -> bool:
+    """Whether kagglehub is installed and finds credentials."""
+    if find_spec("kagglehub") is None:
+        return False
+    _quiet()
+    from kagglehub.config import get_kaggle_credentials
+
+    try:
+        return get_kaggle_credentials() is not None
+    except ValueError:  # a kaggle.json without a user or a key
+        return False
+
+
+def from_kaggle(kind: Kind, handle: str, by_hand: str) -> Path:
+    """The folder with the files of a Kaggle data set or competition, in kagglehub's own cache.
+
+    A second call downloads nothing. DiffctlError, ending in what to do by hand, when kagglehub is not
+    there, may not sign in, or fails.
+    """
+    page = f"https://www.kaggle.com/{kind}/{handle}"
+    if not can_ask_kaggle():
+        raise DiffctlError(
+            f"{by_hand}; get it from {page}, or let diffctl do so: pip install 'diffctl[kaggle]' and put "
+            "your token (kaggle.com/settings) in KAGGLE_API_TOKEN or ~/.kaggle/kaggle.json"
+        )
+    import kagglehub
+
+    download = kagglehub.dataset_download if kind == "datasets" else kagglehub.competition_download
+    with file_lock(cache_root() / f".kaggle-{handle.replace('/', '-')}.lock"):
+        try:
+            return Path(download(handle))
+        except Exception as error:  # it raises its own, requests' and the disk's
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise DiffctlError(
+                f"Kaggle did not give {handle} ({reason}): have you signed in at {page} and accepted its "
+                f"rules? Else {by_hand}"
+            ) from None
+
+
+def _quiet() -> None:
+    os.environ.setdefault("KAGGLEHUB_VERBOSITY", "error")

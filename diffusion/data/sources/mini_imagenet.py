@@ -1,0 +1,88 @@
+"""Mini-ImageNet: 100 classes of ImageNet with 600 images each, 84×84 pixels (Vinyals et al. 2016, 1606.04080)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diffusion.config import DataConfig
+from diffusion.data.arrays import FileArray, file_array, integers
+from diffusion.data.batches import entry
+from diffusion.data.cache import find, raw_folder
+from diffusion.data.fetch import Notify, checksums
+from diffusion.data.kaggle import can_ask_kaggle, from_kaggle
+from diffusion.data.pickles import read_pickle
+from diffusion.data.source import FileArrayReader, Outlook, RawData, Split
+from diffusion.data.splits import hold_out
+from diffusion.errors import DiffctlError
+
+NAME = "mini-imagenet"
+HANDLE = "whitemoon/miniimagenet"
+FILES = tuple(f"mini-imagenet-cache-{part}.pkl" for part in ("train", "val", "test"))
+SHAPE = (84, 84, 3)
+DOWNLOAD = 1_200_000_000  # bytes, about
+
+
+class MiniImageNet:
+    """Kaggle's three pickles, each with `image_data` (N, 84, 84, 3) and `class_dict` name → rows.
+
+    They hold different classes, for few-shot learning. Here all 100 are pooled, and a sixth of every class
+    is held out: 50,000 images to train on, 10,000 to test.
+    """
+
+    def outlook(self, config: DataConfig) -> Outlook:
+        """Whether the three files are there, or can be asked for."""
+        folder = raw_folder(NAME, config.path)
+        if all(find(folder, name) for name in FILES):
+            return Outlook(60_000, SHAPE)
+        blocked = "" if config.path is None and can_ask_kaggle() else f"{_by_hand(folder)} (or set data.path)"
+        return Outlook(60_000, SHAPE, download=DOWNLOAD, blocked=blocked)
+
+    def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
+        """Classes in alphabetical order of their synsets; a stratified split with a fixed seed."""
+        paths = self._files(config)
+        images, names = [], []
+        for path in paths:
+            part, part_names = _read(path)
+            images.append(part)
+            names.append(part_names)
+        classes, labels = np.unique(np.concatenate(names), return_inverse=True)
+        train, test = hold_out(labels, len(labels), max(1, len(labels) // 6), seed=0)
+        return RawData(
+            classes=tuple(str(name) for name in classes),
+            shape=SHAPE,
+            train=Split(FileArrayReader(images, SHAPE, planar=False, rows=train), labels[train]),
+            test=Split(FileArrayReader(images, SHAPE, planar=False, rows=test), labels[test]),
+            sources=checksums(paths, notify),
+        )
+
+    def _files(self, config: DataConfig) -> Sequence[Path]:
+        folder = raw_folder(NAME, config.path)
+        if config.path is None and not all(find(folder, name) for name in FILES):
+            folder = from_kaggle("datasets", HANDLE, _by_hand(folder))
+        found = {name: find(folder, name) for name in FILES}
+        if missing := [name for name, path in found.items() if path is None]:
+            raise DiffctlError(f"{folder} has no {', '.join(missing)}: put it there")
+        return [path for path in found.values() if path is not None]
+
+
+def _by_hand(folder: Path) -> str:
+    return f"put {', '.join(FILES)} into {folder}"
+
+
+def _read(path: Path) -> tuple[FileArray, np.ndarray]:
+    """A file's images, left in the file, and the class name of every image."""
+    content = read_pickle(path)
+    classes = entry(content, "class_dict", path)
+    try:
+        images = file_array(entry(content, "image_data", path))
+        if images.dtype != np.uint8 or images.shape[1:] != SHAPE:
+            raise TypeError(f"images {images.dtype} {images.shape}")
+        names = np.full(images.shape[0], "", dtype=object)
+        for name, rows in classes.items():
+            names[integers(rows)] = str(name)
+    except (TypeError, AttributeError, IndexError) as error:
+        raise DiffctlError(f"{path} has {error}: it is not a file of Mini-ImageNet") from None
+    if "" in names:
+        raise DiffctlError(f"{path} has images without a class: it is not a whole file of Mini-ImageNet")
+    return images, names.astype(str)

@@ -1,0 +1,103 @@
+"""The downsampled ImageNet: 1,281,167 + 50,000 images of 64×64 or 32×32 (Chrabaszcz et al. 2017, 1707.08819)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from diffusion.config import DataConfig
+from diffusion.data.archives import unpack_zip
+from diffusion.data.batches import read_batch
+from diffusion.data.cache import cache_root, find, raw_folder
+from diffusion.data.fetch import Notify, checksums
+from diffusion.data.source import FileArrayReader, Outlook, RawData, Split
+from diffusion.data.synsets import CLASSES, unique_names
+from diffusion.errors import DiffctlError
+
+TRAIN = tuple(f"train_data_batch_{number}" for number in range(1, 11))
+TEST = ("val_data",)
+CLASS_LIST = "map_clsloc.txt"  # lines of synset, number, name; beside the batches, or not at all
+PAGE = "https://image-net.org/download-images"
+
+
+@dataclass(frozen=True)
+class SmallImageNet:
+    """The official batches, npz or pickle, unpacked or in the zips as they come from image-net.org."""
+
+    size: int
+
+    @property
+    def name(self) -> str:
+        """As in params.yaml."""
+        return f"imagenet{self.size}"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return (self.size, self.size, 3)
+
+    def outlook(self, config: DataConfig) -> Outlook:
+        """Whether all batches are there, unpacked or in a zip."""
+        folder = raw_folder(self.name, config.path)
+        here = all(self._places(folder)) or bool(self._zips(folder))
+        return Outlook(1_331_167, self.shape, blocked="" if here else self._by_hand(folder))
+
+    def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
+        """The official split, its 50,000 validation images as the test split."""
+        folder = raw_folder(self.name, config.path)
+        paths = self._files(folder)
+        class_list = find(folder, CLASS_LIST)
+        return RawData(
+            classes=read_class_list(class_list) if class_list else tuple(map(str, range(1, CLASSES + 1))),
+            shape=self.shape,
+            train=self._split(paths[: len(TRAIN)]),
+            test=self._split(paths[len(TRAIN) :]),
+            sources=checksums(paths, notify),
+        )
+
+    def _split(self, paths: Sequence[Path]) -> Split:
+        """Labels in the files count from 1, in the order of the challenge's development kit."""
+        size = {"classes": CLASSES, "pixels": math.prod(self.shape)}
+        batches = [read_batch(path, "labels", first_label=1, **size) for path in paths]
+        images, labels = zip(*batches, strict=True)
+        return Split(FileArrayReader(images, self.shape, planar=True), np.concatenate(labels))
+
+    def _files(self, folder: Path) -> list[Path]:
+        """The batches in order; zips are unpacked into the cache."""
+        found = self._places(folder)
+        if not all(found) and (zips := self._zips(folder)):
+            unpacked = cache_root() / self.name / "unpacked"
+            names = [name + suffix for name in (*TRAIN, *TEST) for suffix in ("", ".npz")]
+            for archive in zips:
+                unpack_zip(archive, names, unpacked)
+            found = [path or other for path, other in zip(found, self._places(unpacked), strict=True)]
+        missing = [name for name, path in zip((*TRAIN, *TEST), found, strict=True) if path is None]
+        if missing:
+            raise DiffctlError(f"{', '.join(missing)} not found: {self._by_hand(folder)}")
+        return [path for path in found if path is not None]
+
+    def _places(self, folder: Path) -> list[Path | None]:
+        return [find(folder, f"{name}.npz") or find(folder, name) for name in (*TRAIN, *TEST)]
+
+    def _zips(self, folder: Path) -> list[Path]:
+        return sorted(folder.rglob(f"Imagenet{self.size}_*.zip"))
+
+    def _by_hand(self, folder: Path) -> str:
+        return (
+            f"sign in at {PAGE}, get the {self.size}×{self.size} training and validation zips (npz) and put "
+            f"them into {folder}, or set data.path to where they are"
+        )
+
+
+def read_class_list(path: Path) -> tuple[str, ...]:
+    """The 1,000 names in the order of the labels."""
+    names: dict[int, tuple[str, str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        synset, number, name = (line.split() + ["", ""])[:3]
+        if number.isdigit():
+            names[int(number)] = (synset, name.replace("_", " "))
+    if sorted(names) != list(range(1, CLASSES + 1)):
+        raise DiffctlError(f"{path} does not name the classes 1 to {CLASSES}: repair or remove it")
+    return unique_names([names[number] for number in sorted(names)])
