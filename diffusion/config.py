@@ -188,6 +188,8 @@ class DiffusionConfig(Section):
 class TrainConfig(Section):
     """The optimisation. `steps` is the whole training; `p_uncond` drops labels for guidance (CFG alg. 1).
 
+    The rate warms up linearly over `warmup` steps, then stays or decays to 0 by a half cosine. `microbatch`
+    images at a time make a step's gradient, equal to the whole batch's but for rounding.
     `log_every`, `save_every` and `preview_every` count steps and change no result.
     """
 
@@ -196,6 +198,8 @@ class TrainConfig(Section):
     lr: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warmup: Annotated[int, Field(ge=0)] = 0
+    lr_decay: Literal["none", "cosine"] = "none"
+    microbatch: PositiveInt | None = None
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: Probability = 0.9999
     p_uncond: Probability = 0.0
@@ -204,6 +208,14 @@ class TrainConfig(Section):
     log_every: PositiveInt = 50
     save_every: PositiveInt = 500
     preview_every: PositiveInt = 1000
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.microbatch is not None and self.microbatch > self.batch_size:
+            raise ValueError(f"microbatch {self.microbatch} is more than batch_size {self.batch_size}")
+        if self.warmup > self.steps:
+            raise ValueError(f"warmup {self.warmup} is more than steps {self.steps}")
+        return self
 
 
 class SamplerConfig(Section):

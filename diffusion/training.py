@@ -16,7 +16,7 @@ from diffusion.checkpoint import Artefact
 from diffusion.data.store import ImageStore
 from diffusion.ema import ema_copy, ema_update, warmed_decay
 from diffusion.errors import DiffctlError
-from diffusion.gaussian import training_losses
+from diffusion.gaussian import Network, training_losses
 from diffusion.images import to_model, to_nchw
 from diffusion.precision import autocast
 from diffusion.random import generator
@@ -50,6 +50,18 @@ class Batch:
     index: Tensor
     weights: Tensor
     noise: Tensor
+
+    def split(self, size: int | None) -> list["Batch"]:
+        """The batch in parts of at most `size` images, in order; itself when `size` is None."""
+        if size is None:
+            return [self]
+        parts = []
+        for start in range(0, len(self.index), size):
+            rows = slice(start, start + size)
+            labels = None if self.labels is None else self.labels[rows]
+            tensors = (self.x_0[rows], labels, self.index[rows], self.weights[rows], self.noise[rows])
+            parts.append(Batch(*tensors))
+        return parts
 
 
 @dataclass
@@ -134,9 +146,13 @@ def draw_batch(state: TrainState, store: ImageStore, device: torch.device) -> Ba
 
 
 def learning_rate(artefact: Artefact, step: int) -> float:
-    """The rate of step k: a linear warm-up, then constant."""
+    """The rate of step k: a linear warm-up, then constant or down a half cosine that ends at 0."""
     train = artefact.train
-    return train.lr * min(1.0, (step + 1) / max(1, train.warmup))
+    if step < train.warmup:
+        return train.lr * (step + 1) / train.warmup
+    if train.lr_decay == "none":
+        return train.lr
+    return train.lr * (1 + math.cos(math.pi * (step - train.warmup) / (train.steps - train.warmup))) / 2
 
 
 def train_step(state: TrainState, schedule: Schedule, batch: Batch) -> dict[str, float]:
@@ -148,16 +164,16 @@ def train_step(state: TrainState, schedule: Schedule, batch: Batch) -> dict[str,
     if artefact.network.dropout:
         torch.manual_seed(generator("dropout", artefact.train.seed, state.step).initial_seed())
     network = autocast(state.network, artefact.precision)
-    losses = training_losses(
-        network, schedule, artefact.diffusion, batch.x_0, batch.index, batch.noise, batch.labels
-    )
-    loss = (losses["loss"] * batch.weights).mean()
-    loss.backward()  # type: ignore[no-untyped-call]
+    parts = [
+        _backward(network, schedule, artefact, part, len(batch.index))
+        for part in batch.split(artefact.train.microbatch)
+    ]
+    losses = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), artefact.train.grad_clip)
-    means = {name: float((value.detach() * batch.weights).mean()) for name, value in losses.items()}
+    means = {name: float((value * batch.weights).mean()) for name, value in losses.items()}
     means["grad_norm"] = float(norm)
     if all(map(math.isfinite, means.values())):
-        state.timesteps.update(batch.index, losses["loss"].detach())
+        state.timesteps.update(batch.index, losses["loss"])
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(artefact, state.step)
         state.optimizer.step()
@@ -169,6 +185,17 @@ def train_step(state: TrainState, schedule: Schedule, batch: Batch) -> dict[str,
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     return means
+
+
+def _backward(
+    network: Network, schedule: Schedule, artefact: Artefact, part: Batch, batch_size: int
+) -> dict[str, Tensor]:
+    """Add the part's share of the batch's gradient; returns its per-image losses, each (B,)."""
+    losses = training_losses(
+        network, schedule, artefact.diffusion, part.x_0, part.index, part.noise, part.labels
+    )
+    ((losses["loss"] * part.weights).sum() / batch_size).backward()  # type: ignore[no-untyped-call]
+    return {name: value.detach() for name, value in losses.items()}
 
 
 def train(

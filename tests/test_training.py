@@ -224,6 +224,24 @@ def test_learning_rate_warms_up_linearly(digits_store: Path) -> None:
     )
 
 
+def test_learning_rate_decays_to_nothing(digits_store: Path) -> None:
+    train = {"lr": 1.0, "warmup": 2, "steps": 12, "lr_decay": "cosine"}
+    artefact = artefact_of(open_store(digits_store), train=train)
+    rates = [learning_rate(artefact, step) for step in (0, 1, 2, 7, 11)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.5, (1 + math.cos(0.9 * math.pi)) / 2])
+
+
+@pytest.mark.parametrize("microbatch", [1, 3, 8])
+def test_microbatches_give_the_whole_batchs_gradient(digits_store: Path, microbatch: int) -> None:
+    store = open_store(digits_store)
+    losses = {}
+    for size in (None, microbatch):
+        train = {"microbatch": size, "precision": "fp32"}
+        losses[size] = run(new_state(artefact_of(store, train=train), CPU), store).seen
+    for (_, whole), (_, parts) in zip(losses[None], losses[microbatch], strict=True):
+        assert parts == pytest.approx(whole, rel=1e-3)
+
+
 def test_ema_moves_within_ten_steps(digits_store: Path) -> None:
     store = open_store(digits_store)
     state = new_state(artefact_of(store), CPU)
