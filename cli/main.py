@@ -10,7 +10,7 @@ import warnings
 
 import typer
 
-from cli import models, stages
+from cli import models, runs, stages
 from diffusion.errors import DiffctlError, DiffctlWarning
 
 app = typer.Typer(
@@ -22,6 +22,9 @@ app = typer.Typer(
 )
 app.command()(models.sample)
 app.add_typer(stages.app, name="stage")
+app.add_typer(runs.app, name="runs")
+app.command()(runs.compare)
+app.command()(runs.sync)
 
 
 def main() -> None:

@@ -18,3 +18,4 @@ REPORT = Path("report")
 PREPARE_RUNS = Path("runs/prepare")
 TRAIN_RUNS = Path("runs/train")
 CELL_RUNS = Path("runs/cells")
+MODEL_RUNS = Path("runs/models")  # models fetched from MLflow

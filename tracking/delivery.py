@@ -86,6 +86,12 @@ class Delivered:
     points: int
     rejected: int
 
+    def __str__(self) -> str:
+        aside = f", {self.rejected} entries set aside in {REJECTED}" if self.rejected else ""
+        return (
+            f"{self.points:,} points delivered{aside}" if self.points or aside else "all of it is in MLflow"
+        )
+
 
 def deliver(folder: Path, uri: str) -> Delivered:
     """Deliver every whole line that the store at `uri` does not have. The caller holds the sender's lock.

@@ -9,6 +9,7 @@ DATA_DIGEST = "diffctl.data_digest"
 MODEL_SHA256 = "diffctl.model_sha256"
 CELL = "diffctl.cell"  # one cell of a sweep: a child run
 CARD = "diffctl.card"  # the fingerprint of the protocol card of a cell, or of all of a model's scores
+BEST = "diffctl.best"  # a training's best score and its cell, to be read by people
 GIT_DIRTY = "diffctl.git_dirty"
 GIT_COMMIT = "mlflow.source.git.commit"  # MLflow's own name: its UI shows it
 PARENT = "mlflow.parentRunId"
@@ -21,7 +22,12 @@ CHAMPION = "champion"
 
 
 def experiment_name(data_name: str) -> str:
-    """The experiment of all trainings on a data set, and the registered model that they compete for."""
+    """The experiment of all trainings on a data set."""
+    return f"diffctl-{data_name}"
+
+
+def model_name(data_name: str) -> str:
+    """The registered model that the trainings on a data set compete for."""
     return f"diffctl-{data_name}"
 
 

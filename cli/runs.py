@@ -1,0 +1,154 @@
+"""Commands over what was tracked: the trainings, their scores side by side, what an outage left behind."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.tables import ago, show, table
+
+if TYPE_CHECKING:
+    from tracking.compare import Comparison
+    from tracking.overview import Row
+
+app = typer.Typer(help="The trainings: running, dead or done.", invoke_without_command=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+
+
+@app.callback()
+def runs(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the trainings of this project and of its MLflow, the newest first."""
+    if context.invoked_subcommand is not None:
+        return
+    from tracking.overview import overview
+
+    rows, problem = overview()
+    if problem:
+        typer.echo(f"diffctl: {problem}; only what lies in runs/ is shown", err=True)
+    if as_json:
+        typer.echo(json.dumps([vars(row) for row in rows], indent=2))
+        return
+    if not rows:
+        typer.echo("no trainings yet: `diffctl run` starts one")
+        return
+    _show_runs(rows)
+
+
+def _show_runs(rows: "list[Row]") -> None:
+    listed = table("NAME", "STATE", "STEP", "STARTED", "BEST SCORE", "RUN", "FOLDER")
+    for row in rows:
+        step = " of ".join(f"{number:,}" for number in (row.step, row.steps) if number is not None)
+        state = f"{row.state} *" if row.undelivered else row.state
+        run_id = row.run_id[:8] if row.run_id else ""
+        listed.add_row(row.name, state, step, ago(row.started), row.best or "", run_id, row.folder or "")
+    show(listed)
+    if any(row.undelivered for row in rows):
+        typer.echo("* not all of it is in MLflow yet: `diffctl sync` delivers it")
+    if any(row.state == "dead" for row in rows):
+        typer.echo(
+            "dead: its process is gone; `diffctl run` goes on with it, `diffctl runs reap` marks it KILLED"
+        )
+
+
+@app.command("reap")
+def reap(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Runs to mark. [default: the dead ones here]"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Mark trainings whose process is gone as KILLED in MLflow; what they left is delivered first."""
+    from diffusion.errors import DiffctlError
+    from tracking.overview import reap as reap_runs
+
+    reaped = reap_runs(names or [])
+    if as_json:
+        typer.echo(json.dumps([vars(one) for one in reaped], indent=2))
+    else:
+        for one in reaped:
+            typer.echo(f"{one.name}: {one.problem or 'marked KILLED'}")
+        if not reaped:
+            typer.echo("no dead training is left unmarked")
+    if problems := [one for one in reaped if one.problem]:
+        raise DiffctlError(f"{len(problems)} of {len(reaped)} could not be marked: try again later")
+
+
+def sync(as_json: AsJson = False) -> None:
+    """Deliver to MLflow what an outage left in runs/train/; every point arrives once."""
+    from diffusion.errors import DiffctlError
+    from tracking.sender import sync as deliver_all
+
+    done = deliver_all()
+    if as_json:
+        values = [
+            {
+                "folder": str(one.folder),
+                "problem": one.problem,
+                **(vars(one.delivered) if one.delivered else {}),
+            }
+            for one in done
+        ]
+        typer.echo(json.dumps(values, indent=2))
+    else:
+        for one in done:
+            typer.echo(f"{one.folder}: {one.problem or one.delivered}")
+        if not done:
+            typer.echo("there is nothing in runs/train/")
+    if problems := [one for one in done if one.problem]:
+        raise DiffctlError(
+            f"{len(problems)} of {len(done)} trainings are not wholly in MLflow: try again later"
+        )
+
+
+def compare(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="A run's id, its beginning or name, or a scores.json."),
+    ],
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", help="Show this score; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare scores. Only numbers whose protocol cards agree stand side by side; lower is better."""
+    from diffusion.errors import DiffctlError, UsageError
+    from tracking.compare import compare as compare_scores
+    from tracking.compare import load_scored
+
+    if len(names) < 2:
+        raise UsageError("compare needs two runs or more")
+    result = compare_scores([load_scored(name) for name in names], metric or [])
+    typer.echo(json.dumps(result.as_json(), indent=2)) if as_json else _show_comparison(result)
+    if not result.rows:
+        raise DiffctlError(
+            "these scores cannot be compared: " + (_why(result) or "they have no cell in common")
+        )
+
+
+def _show_comparison(result: "Comparison") -> None:
+    """The table, the lowest number of a row marked, and below it what was left out and why."""
+    if result.rows:
+        listed = table("CELL", "SCORE", *result.labels)
+        for row in result.rows:
+            numbers = [value for value in row.values if value is not None]
+            cells = [
+                "-" if value is None else f"{value:.5g}{' <' if value == min(numbers) else ''}"
+                for value in row.values
+            ]
+            listed.add_row(row.cell, row.metric, *cells)
+        show(listed)
+        typer.echo("< lowest; lower is better")
+    for difference in result.differences:
+        typer.echo(
+            f"{difference.label}: {len(difference.cells)} cell(s) left out, {_fields(difference.fields)}"
+        )
+
+
+def _why(result: "Comparison") -> str:
+    return "; ".join(f"{difference.label}: {_fields(difference.fields)}" for difference in result.differences)
+
+
+def _fields(fields: dict[str, list[object]]) -> str:
+    return "the cards differ in " + ", ".join(f"{name} ({a} against {b})" for name, (a, b) in fields.items())

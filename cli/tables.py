@@ -1,0 +1,39 @@
+"""Tables in the terminal: aligned columns, cut to nobody's width when they go into a file or a pipe."""
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PIPE_WIDTH = 250  # characters
+
+
+def table(*columns: str) -> "Table":
+    """A table with these headings and no lines."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def show(made: "Table") -> None:
+    """Print it to stdout."""
+    import sys
+
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(made)
+
+
+def ago(milliseconds: int | None) -> str:
+    """How long ago a moment in milliseconds since 1970 was, in its largest unit."""
+    if milliseconds is None:
+        return ""
+    seconds = max(0.0, time.time() - milliseconds / 1000)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"

@@ -1,0 +1,33 @@
+"""Models out of MLflow, into a cache that is addressed by content and checked."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from diffusion.errors import DiffctlError
+from diffusion.files import sha256_file
+from diffusion.layout import MODEL_RUNS
+
+WEIGHTS = "unet.safetensors"
+
+
+def cached_model(sha256: str, download: Callable[[Path], Path]) -> Path:
+    """The model file with this SHA-256; `download` puts it into a folder when the cache does not have it.
+
+    DiffctlError when what comes is another file.
+    """
+    target = MODEL_RUNS / sha256 / WEIGHTS
+    if target.exists() and sha256_file(target) == sha256:
+        return target
+    MODEL_RUNS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=MODEL_RUNS, prefix=".download-") as scratch:
+        path = download(Path(scratch))
+        if (found := sha256_file(path)) != sha256:
+            raise DiffctlError(
+                f"the model that MLflow gives is not the one that was logged: its SHA-256 is {found[:16]}…, "
+                f"not {sha256[:16]}…: do not use it"
+            )
+        target.parent.mkdir(exist_ok=True)
+        os.replace(path, target)
+    return target

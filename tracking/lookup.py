@@ -1,0 +1,104 @@
+"""Finding runs: the one that a model came from, and the one that a person names."""
+
+import contextlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusion.errors import DiffctlError, UsageError
+from diffusion.layout import TRAIN_RUNS
+from diffusion.locks import LockBusy, file_lock
+from tracking.delivery import deliver
+from tracking.names import FINGERPRINT, KEY, experiment_name
+from tracking.sender import LOCK
+from tracking.store import (
+    connect,
+    ensure_experiment,
+    ensure_run,
+    failures,
+    find_by_tags,
+    search_runs,
+    tracking_uri,
+)
+from tracking.trainings import read_training
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+SENDER_SECONDS = 15.0  # for a sender that is still at it
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What models/run.json says of the model beside it: its training's key and fingerprint."""
+
+    key: str
+    fingerprint: str
+
+
+def read_identity(path: Path) -> Identity:
+    """Read models/run.json; DiffctlError where it is missing or says nothing."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Identity(values["key"], values["fingerprint"])
+    except FileNotFoundError:
+        raise DiffctlError(f"{path} is not here: `dvc pull` brings it, or `diffctl run` makes it") from None
+    except (ValueError, KeyError, TypeError):
+        raise DiffctlError(f"{path} does not say which training made the model: train again") from None
+
+
+def training_run(client: "MlflowClient", identity: Identity, data_name: str) -> str:
+    """The id of the run of a training, made when MLflow does not know it.
+
+    What the training's spool still holds is delivered first, so that an outage leaves no second run behind.
+    """
+    folder = TRAIN_RUNS / identity.fingerprint
+    training = read_training(folder)
+    if training is not None and training.key == identity.key:
+        with (
+            contextlib.suppress(LockBusy),
+            file_lock(folder / LOCK, SENDER_SECONDS),
+        ):  # busy: it is on its way
+            deliver(folder, client.tracking_uri)
+    experiment = ensure_experiment(client, experiment_name(data_name))
+    if found := find_by_tags(client, [experiment], {KEY: identity.key}):
+        return str(found[0].info.run_id)
+    # A model that was pulled from another machine, whose MLflow is not ours.
+    name = f"{data_name}-{identity.fingerprint[:8]}"
+    run_id = ensure_run(client, experiment, identity.key, name, time.time_ns() // 1_000_000)
+    client.set_tag(run_id, FINGERPRINT, identity.fingerprint)
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def parent_runs(client: "MlflowClient") -> "list[Run]":
+    """Every training's run, the oldest first."""
+    experiments = client.search_experiments(filter_string=f"name LIKE '{experiment_name('%')}'")
+    ids = [experiment.experiment_id for experiment in experiments]
+    return search_runs(client, ids, f"tags.`{KEY}` LIKE '%'") if ids else []
+
+
+def find_run(name: str, uri: str | None = None) -> "Run":
+    """The training's run with this id, unique beginning of an id, name or fingerprint.
+
+    UsageError when there is none, or more than one.
+    """
+    uri = uri or tracking_uri()
+    with failures(uri):
+        runs = parent_runs(connect(uri))
+    exact = [run for run in runs if name in (run.info.run_id, run.info.run_name, _fingerprint(run))]
+    found = exact or [run for run in runs if name and run.info.run_id.startswith(name)]
+    if not found:
+        raise UsageError(f"there is no run {name!r} in MLflow: `diffctl runs` lists them")
+    if len(found) > 1:
+        ids = ", ".join(run.info.run_id[:8] for run in found)
+        raise UsageError(f"{name!r} means more than one run: give one of the ids {ids}")
+    return found[0]
+
+
+def _fingerprint(run: "Run") -> str | None:
+    fingerprint: str | None = run.data.tags.get(FINGERPRINT)
+    return fingerprint

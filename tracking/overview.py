@@ -1,0 +1,133 @@
+"""All trainings at a glance, from runs/train/ and from MLflow, and the dead ones laid to rest."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusion.errors import DiffctlError, UsageError
+from diffusion.layout import TRAIN_RUNS
+from diffusion.locks import file_lock
+from tracking.delivery import Sent, deliver, mark_killed
+from tracking.lookup import find_run, parent_runs
+from tracking.names import BEST, FINGERPRINT, KEY
+from tracking.sender import LOCK
+from tracking.store import MlflowError, connect, database_file, failures, tracking_uri
+from tracking.trainings import STATES, State, Training, read_trainings
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+
+@dataclass(frozen=True)
+class Row:
+    """A training: here (`folder`), in MLflow (`run_id`), or both. Times are milliseconds since 1970."""
+
+    name: str
+    state: State
+    step: int | None
+    steps: int | None
+    started: int
+    updated: int | None
+    best: str | None
+    run_id: str | None
+    fingerprint: str | None
+    folder: str | None
+    undelivered: bool
+
+
+def overview(root: Path = TRAIN_RUNS) -> tuple[list[Row], str | None]:
+    """Every training, the newest first; with it a sentence where MLflow could not be asked."""
+    uri, problem = tracking_uri(), None
+    trainings = {training.key: training for training in read_trainings(root)}
+    runs: dict[str, Run] = {}
+    database = database_file(uri)
+    if database is None or database.exists():
+        try:
+            with failures(uri):
+                runs = {run.data.tags[KEY]: run for run in parent_runs(connect(uri))}
+        except MlflowError as error:
+            problem = str(error)
+    rows = [_row(trainings[key], runs.get(key), uri) for key in trainings]
+    rows += [_remote_row(run) for key, run in runs.items() if key not in trainings]
+    return sorted(rows, key=lambda row: row.started, reverse=True), problem
+
+
+def _row(training: Training, run: "Run | None", uri: str) -> Row:
+    return Row(
+        name=training.name,
+        state=training.state,
+        step=training.step,
+        steps=training.steps,
+        started=training.started,
+        updated=training.updated,
+        best=run.data.tags.get(BEST) if run else None,
+        run_id=run.info.run_id if run else None,
+        fingerprint=training.fingerprint,
+        folder=str(training.folder),
+        undelivered=not Sent.load(training.folder, uri).complete,
+    )
+
+
+def _remote_row(run: "Run") -> Row:
+    """A training of another machine, or one whose folder is gone."""
+    steps = run.data.params.get("train.steps")
+    return Row(
+        name=run.info.run_name,
+        state=STATES.get(run.info.status, "running"),
+        step=None,
+        steps=int(steps) if steps else None,
+        started=run.info.start_time,
+        updated=run.info.end_time,
+        best=run.data.tags.get(BEST),
+        run_id=run.info.run_id,
+        fingerprint=run.data.tags.get(FINGERPRINT),
+        folder=None,
+        undelivered=False,
+    )
+
+
+@dataclass(frozen=True)
+class Reaped:
+    """A dead training whose run is KILLED now; `problem` is a sentence where it could not be said so."""
+
+    name: str
+    problem: str | None = None
+
+
+def reap(names: Sequence[str] = (), root: Path = TRAIN_RUNS) -> list[Reaped]:
+    """Give the runs of dead trainings the status KILLED, what they left is delivered first.
+
+    Without names: every training here whose process is gone. With names (see `find_run`): those runs too,
+    wherever they were made; UsageError for one that is running here or has ended.
+    """
+    uri = tracking_uri()
+    trainings = read_trainings(root)
+    if names:
+        return [_reap_named(name, trainings, uri) for name in names]
+    reaped = [_reap_dead(training, uri) for training in trainings if training.state == "dead"]
+    return [one for one in reaped if one is not None]
+
+
+def _reap_dead(training: Training, uri: str) -> Reaped | None:
+    """None when it was marked already."""
+    try:
+        with file_lock(training.folder / LOCK, timeout=0):
+            deliver(training.folder, uri)
+            return Reaped(training.name) if mark_killed(training.folder, uri) else None
+    except DiffctlError as error:
+        return Reaped(training.name, str(error))
+
+
+def _reap_named(name: str, trainings: list[Training], uri: str) -> Reaped:
+    run = find_run(name, uri)
+    if run.info.status != "RUNNING":
+        raise UsageError(f"run {run.info.run_name} is not running: MLflow has it as {run.info.status}")
+    here = [training for training in trainings if training.key == run.data.tags[KEY]]
+    if here and here[0].state == "running":
+        raise UsageError(f"run {run.info.run_name} is running here ({here[0].folder}): stop it first")
+    if here and here[0].state == "dead":
+        return _reap_dead(here[0], uri) or Reaped(run.info.run_name)
+    with failures(uri):
+        connect(uri).set_terminated(run.info.run_id, "KILLED")
+    return Reaped(run.info.run_name)

@@ -1,0 +1,146 @@
+"""Scores, reports and models of trainings in MLflow. These talk to MLflow directly and fail loudly."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion.config import fingerprint
+from diffusion.errors import DiffctlError, UsageError
+from diffusion.layout import SCORES
+from tracking.fetch import WEIGHTS, cached_model
+from tracking.lookup import find_run, read_identity, training_run
+from tracking.names import (
+    BEST,
+    CARD,
+    CELL,
+    EVALUATION_FOLDER,
+    MODEL_FOLDER,
+    MODEL_SHA256,
+    PARENT,
+    REPORT_FOLDER,
+)
+from tracking.ranking import best
+from tracking.spool import flatten
+from tracking.store import connect, failures, search_runs, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+Document = dict[str, Any]
+"""What metrics/scores.json holds."""
+
+
+def log_scores(run_file: Path, document: Document) -> str:
+    """Log the scores of a sweep to the run of the model that `run_file` (models/run.json) names.
+
+    A child run a cell, with its card; on the parent the curves `<metric>/eta_<X>` over the number of
+    sampling steps, and the whole document as an artifact. Logging the same again changes nothing. Returns
+    the parent's id; DiffctlError when MLflow does not answer.
+    """
+    uri, identity = tracking_uri(), read_identity(run_file)
+    with failures(uri):
+        client = connect(uri)
+        run_id = training_run(client, identity, _data_name(document))
+        parent = client.get_run(run_id)
+        children = _children(client, parent)
+        for name, cell in document["cells"].items():
+            child = children.get((name, fingerprint(cell["card"])))
+            _log_cell(client, parent, name, cell, child)
+        client.log_dict(run_id, document, f"{EVALUATION_FOLDER}/{SCORES.name}")
+        name, metric, value = best(document["cells"])
+        client.set_tag(run_id, BEST, f"{metric} {value:.4g} at {name}")
+    return run_id
+
+
+def _data_name(document: Document) -> str:
+    cell = next(iter(document["cells"].values()))
+    return str(cell["card"]["data"])
+
+
+def _children(client: "MlflowClient", parent: "Run") -> "dict[tuple[str, str], Run]":
+    """The cells that are there, by name and card's fingerprint."""
+    query = f"tags.`{PARENT}` = '{parent.info.run_id}'"
+    runs = search_runs(client, [parent.info.experiment_id], query)
+    return {(run.data.tags.get(CELL, ""), run.data.tags.get(CARD, "")): run for run in runs}
+
+
+def _log_cell(
+    client: "MlflowClient", parent: "Run", name: str, cell: dict[str, Any], child: "Run | None"
+) -> None:
+    from mlflow.entities import Metric, Param
+
+    if child is None:
+        tags = {PARENT: parent.info.run_id, CELL: name, CARD: fingerprint(cell["card"])}
+        child = client.create_run(parent.info.experiment_id, tags=tags, run_name=name)
+    # A score's time is its child's start: MLflow ignores a point that it has already.
+    time, run_id = child.info.start_time, child.info.run_id
+    scores = [Metric(key, value, time, 0) for key, value in cell["scores"].items()]
+    params = [Param(key, value) for key, value in flatten(cell["card"]).items()]
+    client.log_batch(run_id, metrics=scores, params=params)
+    if child.info.status != "FINISHED":
+        client.set_terminated(run_id, "FINISHED")
+    series = "-".join(f"{axis}_{cell[axis]}" for axis in sorted(cell.keys() - {"steps", "scores", "card"}))
+    curves = [
+        Metric(f"{key}/{series}", value, time, cell["steps"])
+        for key, value in cell["scores"].items()
+        if not key.endswith("_std")
+    ]
+    client.log_batch(parent.info.run_id, metrics=curves)
+
+
+def log_report(run_file: Path, folder: Path, scores_file: Path = SCORES) -> str:
+    """Log a report's folder to the run of the model that `run_file` names; returns the run's id."""
+    uri, identity = tracking_uri(), read_identity(run_file)
+    with failures(uri):
+        client = connect(uri)
+        run_id = training_run(client, identity, _data_name(read_scores(scores_file)))
+        client.log_artifacts(run_id, str(folder), REPORT_FOLDER)
+    return run_id
+
+
+def read_scores(path: Path) -> Document:
+    """Read a scores document; UsageError where there is none."""
+    try:
+        document: Document = json.loads(path.read_text(encoding="utf-8"))
+        if not document["cells"]:
+            raise ValueError("it has no cells")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} holds no scores ({error}): `diffctl stage evaluate` writes them") from None
+    return document
+
+
+def fetch_scores(run: "Run") -> Document:
+    """The scores document of a training's run; DiffctlError when it was never evaluated."""
+    uri = tracking_uri()
+    with failures(uri), tempfile.TemporaryDirectory() as scratch:
+        client = connect(uri)
+        run_id = run.info.run_id
+        if not any(
+            file.path.endswith(SCORES.name) for file in client.list_artifacts(run_id, EVALUATION_FOLDER)
+        ):
+            raise DiffctlError(f"run {run.info.run_name} ({run_id}) has no scores: it was not evaluated")
+        path = client.download_artifacts(run_id, f"{EVALUATION_FOLDER}/{SCORES.name}", scratch)
+        return read_scores(Path(path))
+
+
+def fetch_model(name: str) -> Path:
+    """The model file of the run that `name` means (see `find_run`), from a cache addressed by content.
+
+    DiffctlError when the run has no model, or its file is not the one that was logged.
+    """
+    uri, run = tracking_uri(), find_run(name)
+    sha256 = run.data.tags.get(MODEL_SHA256)
+    if sha256 is None:
+        raise DiffctlError(
+            f"run {run.info.run_name} ({run.info.run_id}) has no model in MLflow: "
+            "its training has not ended, or `diffctl sync` has to deliver it"
+        )
+
+    def download(folder: Path) -> Path:
+        with failures(uri):
+            path = f"{MODEL_FOLDER}/{WEIGHTS}"
+            return Path(connect(uri).download_artifacts(run.info.run_id, path, str(folder)))
+
+    return cached_model(sha256, download)
