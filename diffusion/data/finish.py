@@ -46,14 +46,14 @@ def finish(out: Path, name: str, raw: RawData, filled: Sequence[Filled], problem
 
     A class that has lost all its images is left out too. DiffctlError when a split has none left.
     """
-    classes, new_label = _classes(raw, filled)
+    classes, new_label = _classes(raw, filled) if problems else (list(raw.classes), None)
     seen: dict[str, NDArray[np.uint64]] = {}
     for part in filled:
         good = part.good()
         if not good.any():
             raise DiffctlError(f"no image of the {part.name} split can be used")
         labels = part.labels()
-        labels = None if labels is None else new_label[labels]
+        labels = labels if labels is None or new_label is None else new_label[labels]
         digests = read_digests(part.target)
         rows = np.asarray(digests[good, :32])
         seen[part.name] = np.ascontiguousarray(rows[:, :8]).view(np.uint64)[:, 0]
@@ -71,11 +71,11 @@ def finish(out: Path, name: str, raw: RawData, filled: Sequence[Filled], problem
         write_list(out / "skipped.csv", problems)
 
 
-def _classes(raw: RawData, filled: Sequence[Filled]) -> tuple[list[str], Labels]:
-    """The classes that have images, and the new label of each old one."""
+def _classes(raw: RawData, filled: Sequence[Filled]) -> tuple[list[str], Labels | None]:
+    """The classes that still have images, and the new label of each old one (None: as before)."""
     found = [labels for part in filled if (labels := part.labels()) is not None]
     if not found:
-        return [], np.empty(0, dtype=np.int64)
+        return [], None
     kept = np.bincount(np.concatenate(found), minlength=len(raw.classes)) > 0
     return [name for name, keep in zip(raw.classes, kept, strict=True) if keep], np.cumsum(kept) - 1
 

@@ -26,7 +26,7 @@ COUNT = 1_281_167 + 50_000
 
 
 class ImageNet:
-    """A folder a synset to train on; the validation images are the test split, labelled by the solution CSV."""
+    """A folder a synset to train on; the validation images, labelled by the solution CSV, to test on."""
 
     def outlook(self, config: DataConfig) -> Outlook:
         """Whether the challenge's folders and lists are there, or can be asked for."""
@@ -123,6 +123,6 @@ def _missing(root: Path) -> str | None:
 
 def _by_hand(root: Path) -> str:
     return (
-        f"unpack {COMPETITION}.zip into {root}, so that {root / TRAIN} and {root / SOLUTION} are there, or set "
-        "data.path to where that is"
+        f"unpack {COMPETITION}.zip into {root}, so that {root / TRAIN} and {root / SOLUTION} are there, or "
+        "set data.path to where that is"
     )

@@ -1,4 +1,4 @@
-"""Mini-ImageNet: 100 classes of ImageNet with 600 images each, 84×84 pixels (Vinyals et al. 2016, 1606.04080)."""
+"""Mini-ImageNet: 100 classes of ImageNet, 600 images each, 84×84 (Vinyals et al. 2016, 1606.04080)."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The downsampled ImageNet: 1,281,167 + 50,000 images of 64×64 or 32×32 (Chrabaszcz et al. 2017, 1707.08819)."""
+"""The downsampled ImageNet: 1,331,167 images of 64×64 or 32×32 (Chrabaszcz et al. 2017, 1707.08819)."""
 
 import math
 from collections.abc import Sequence
@@ -95,7 +95,7 @@ def read_class_list(path: Path) -> tuple[str, ...]:
     """The 1,000 names in the order of the labels."""
     names: dict[int, tuple[str, str]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
-        synset, number, name = (line.split() + ["", ""])[:3]
+        synset, number, name = [*line.split(), "", ""][:3]
         if number.isdigit():
             names[int(number)] = (synset, name.replace("_", " "))
     if sorted(names) != list(range(1, CLASSES + 1)):
