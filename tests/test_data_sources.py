@@ -76,13 +76,10 @@ def test_cifar10_round_trips(tmp_path_factory, seed, count, test):
 def test_cifar100_has_fine_and_coarse_labels(tmp_path, kind, classes):
     draw = np.random.default_rng(3)
     labels = {"fine": draw.integers(0, 100, 60), "coarse": draw.integers(0, 20, 60)}
-    labels["fine"][:100] = np.arange(60)
     images = random_images(3, 60, 32)
     write_cifar100(tmp_path / "raw", images, labels["fine"], labels["coarse"], 20)
     train, test = prepared(tmp_path, name="cifar100", path=tmp_path / "raw", labels=kind)
-    names = {f"{kind or 'fine'} {label}" for label in labels[kind or "fine"]}
-    assert set(train.meta["classes"]) == names
-    assert len(names) <= classes
+    assert len(train.meta["classes"]) == classes
     found = by_image(train) | by_image(test)
     for image, label in zip(images, labels[kind or "fine"], strict=True):
         assert found[image.tobytes()] == f"{kind or 'fine'} {label}"
