@@ -10,7 +10,7 @@ import warnings
 
 import typer
 
-from cli import models, runs, stages
+from cli import evaluate, models, runs, stages
 from diffusion.errors import DiffctlError, DiffctlWarning
 
 app = typer.Typer(
@@ -21,10 +21,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(models.sample)
+app.command()(evaluate.evaluate)
 app.add_typer(stages.app, name="stage")
 app.add_typer(runs.app, name="runs")
 app.command()(runs.compare)
 app.command()(runs.sync)
+app.command()(runs.promote)
 
 
 def main() -> None:

@@ -10,12 +10,13 @@ from diffusion.sweep import cell_settings, grid
 from tests.conftest import params
 
 CLASSES = [str(digit) for digit in range(10)]
+ONE_CELL = {"steps": [50], "eta": [0.0]}
 SWEEP = {"steps": [5, 10, 50], "eta": [0.0, 1.0]}
 
 
-def make_config(images=60, **sections):
-    """A small config with a grid of 6 cells."""
-    return parse(params(sample={"num_images": images}, sweep=SWEEP, **sections), "test")
+def make_config(images=60, sweep=SWEEP, **sections):
+    """A small config, by default with a grid of 6 cells."""
+    return parse(params(sample={"num_images": images}, sweep=sweep, **sections), "test")
 
 
 def real_digits():
@@ -24,7 +25,7 @@ def real_digits():
     return (digits.images[..., None] * 15.9375).round().astype(np.uint8), digits.target
 
 
-def write_prepared(path, train=200, test=80):
+def write_prepared(path, train=120, test=64):
     """Stores path/train and path/test of the first real digits."""
     images, labels = real_digits()
     for split, rows in (("train", slice(0, train)), ("test", slice(train, train + test))):

@@ -1,91 +1,165 @@
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from diffusion.errors import UsageError
-from diffusion.files import write_json
+from cli.evaluate import evaluate as command
+from diffusion.data.store import open_store, write_store
+from diffusion.errors import DiffctlError, DiffctlWarning, UsageError
+from diffusion.evaluation.compare import evaluate_images
+from diffusion.evaluation.evaluate import evaluate
+from diffusion.evaluation.reference import make_reference
+from diffusion.evaluation.sources import open_images
+from diffusion.sweep import Cell
 from tests.conftest import diffctl
-from tests.scores_document import document
-from tracking.compare import Scored, compare, load_scored
-from tracking.ranking import best, rank_metric
-
-FEW = {(10, 0.0): 0.2}
+from tests.digits_sweep import ONE_CELL, make_config, rewrite, write_cell, write_prepared
 
 
-def scored(**documents: dict) -> list[Scored]:
-    return [Scored(label, one) for label, one in documents.items()]
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A project with prepared data, its reference, and a cell's samples as a store, an npz and png files."""
+    root, config = tmp_path_factory.mktemp("compare"), make_config()
+    write_prepared(root / "prepared")
+    make_reference(config, root / "prepared", root / "data/reference")
+    store = write_cell(root / "samples/steps50-eta0", config, Cell(50, 0.0))
+    np.savez(root / "cell.npz", store.images, store.labels)
+    (root / "folder").mkdir()
+    for index, image in enumerate(store.images):
+        Image.fromarray(image[:, :, 0]).save(root / f"folder/{index:03d}.png")
+    return root
 
 
-def test_equal_protocols_stand_side_by_side():
-    worse = document({(5, 0.0): 0.4, (10, 0.0): 0.3}, model_sha256="b" * 64)
-    result = compare(scored(a=document(), b=worse))
-    assert result.differences == []
-    rows = {(row.cell, row.metric): row.values for row in result.rows}
-    assert rows == {
-        ("steps5-eta0", "kd_effnet_lite0_64"): [0.3, 0.4],
-        ("steps5-eta0", "fd_effnet_lite0_64"): [300.0, 400.0],
-        ("steps10-eta0", "kd_effnet_lite0_64"): [0.2, 0.3],
-        ("steps10-eta0", "fd_effnet_lite0_64"): [200.0, 300.0],
-    }
+@pytest.fixture(scope="module")
+def cell(root):
+    """The scores document of the cell."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        return evaluate_images(root / "samples/steps50-eta0", root / "prepared")
 
 
-def test_differing_cards_are_never_shown_and_named():
-    other = document(FEW, num_images=1000, reference_digest="x" * 64)
-    same = document(FEW)
-    result = compare(scored(a=document(FEW), b=other, c=same), ["excess"])
-    (row,) = result.rows
-    assert row.values == [175.0, None, 175.0]
-    (difference,) = result.differences
-    assert difference.label == "b"
-    assert difference.cells == ["steps10-eta0"]
-    assert difference.fields == {"num_images": [500, 1000], "reference_digest": ["r" * 64, "x" * 64]}
+@pytest.fixture(autouse=True)
+def project(root, monkeypatch):
+    """The project as working directory: data/reference is found."""
+    monkeypatch.chdir(root)
 
 
-def test_an_unknown_score_is_refused_with_what_there_is():
-    with pytest.raises(UsageError, match="kd_effnet_lite0_64"):
-        compare(scored(a=document(), b=document()), ["kid"])
+@pytest.mark.parametrize("name", ["cell.npz", "folder"])
+def test_a_folder_and_an_npz_score_like_a_store(root, cell, name):
+    document = evaluate_images(root / name, root / "prepared")
+    assert document["scores"] == pytest.approx(cell["scores"], rel=1e-6)
+    assert document["reference"] == cell["reference"]
+    assert document["images"]["count"] == 60
 
 
-def test_few_images_rank_by_the_unbiased_distance():
-    few, many = (
-        document(FEW)["cells"]["steps10-eta0"],
-        document(FEW, num_images=5000)["cells"]["steps10-eta0"],
-    )
-    assert rank_metric(few) == "kd_effnet_lite0_64"
-    assert rank_metric(many) == "excess"
-    del many["scores"]["excess"], many["scores"]["floor"]
-    assert rank_metric(many) == "fd_effnet_lite0_64"
-    inception = {"scores": {"fid": 1.0, "kid": 0.1, "kid_std": 0.0, "is": 1.0}, "card": {"num_images": 10}}
-    assert rank_metric(inception) == "kid"
+def test_a_cell_scores_as_in_its_sweep(root, cell):
+    swept = evaluate(make_config(sweep=ONE_CELL), root / "samples", root / "data/reference")
+    assert cell["scores"] == swept["cells"]["steps50-eta0"]["scores"]
+    assert cell["card"] == swept["cells"]["steps50-eta0"]["card"]
+    assert cell["reference"] == swept["reference"]
 
 
-def test_the_best_cell_takes_the_fewest_steps_of_equal_ones():
-    cells = document({(50, 0.0): 0.1, (20, 1.0): 0.1, (5, 0.0): 0.2})["cells"]
-    assert best(cells) == ("steps20-eta1", "kd_effnet_lite0_64", 0.1)
+def test_the_stored_reference_is_used_unless_it_is_stale(root, tmp_path, cell):
+    seen = []
+    evaluate_images("cell.npz", root / "prepared", progress=lambda *numbers: seen.append(numbers))
+    assert (seen[0], seen[-1]) == ((0, 60), (60, 60))
+    prepared = write_prepared(tmp_path / "prepared")
+    rewrite(prepared / "train")
+    seen.clear()
+    document = evaluate_images("cell.npz", prepared, progress=lambda *numbers: seen.append(numbers))
+    assert (seen[0], seen[-1]) == ((0, 244), (244, 244))
+    assert seen == sorted(seen)
+    assert document["reference"]["reference_digest"] == open_store(prepared / "train").digest
+    assert document["reference"]["reference_digest"] != cell["reference"]["reference_digest"]
 
 
-def test_a_file_without_scores_is_refused(tmp_path):
-    write_json(tmp_path / "empty.json", {"cells": {}})
-    for name in ("empty.json", "missing.json"):
-        with pytest.raises(UsageError, match="holds no scores"):
-            load_scored(str(tmp_path / name))
+def test_any_images_can_be_the_reference_without_a_floor():
+    document = evaluate_images("folder", "folder")
+    assert "floor" not in document["scores"]
+    assert "excess" not in document["scores"]
+    assert abs(document["scores"]["fd_effnet_lite0_64"]) < 1e-2
 
 
-def test_the_command(tmp_path):
-    write_json(tmp_path / "a.json", document())
-    write_json(tmp_path / "b.json", document({(5, 0.0): 0.1}, model_sha256="b" * 64))
-    write_json(tmp_path / "c.json", document(seed=1))
-    done = diffctl(tmp_path, "compare", "a.json", "b.json", "c.json")
+def test_the_other_split_can_be_the_reference():
+    document = evaluate_images("cell.npz", "prepared", split="test")
+    assert (document["reference"]["reference_count"], document["reference"]["heldout_count"]) == (64, 120)
+
+
+def test_images_of_another_size_are_refused(root, tmp_path):
+    larger = np.zeros((4, 16, 16, 1), np.uint8)
+    write_store(tmp_path / "larger", larger, None, {"name": "larger"})
+    with pytest.raises(DiffctlError, match="16×16"):
+        evaluate_images(tmp_path / "larger", root / "prepared")
+
+
+def test_a_folder_of_mixed_sizes_names_the_file(tmp_path):
+    for name, size in (("a.png", (8, 8)), ("b.png", (9, 9))):
+        Image.new("L", size).save(tmp_path / name)
+    with pytest.raises(DiffctlError, match=r"b\.png is 9×9, and a\.png is 8×8"):
+        open_images(tmp_path)
+
+
+def test_a_truncated_image_is_named(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)).save(tmp_path / name)
+    whole = (tmp_path / "b.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DiffctlError, match=r"b\.png"):
+        open_images(tmp_path)
+
+
+def test_lossy_images_are_warned_of(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    with pytest.warns(DiffctlWarning, match="1 of the images"):
+        assert open_images(tmp_path).images.shape == (1, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"other": np.zeros((2, 8, 8, 1), np.uint8)}, "no arr_0"),
+        ({"arr_0": np.zeros((2, 8, 8, 1), np.float32)}, "want uint8"),
+        ({"arr_0": np.zeros((2, 8, 8), np.uint8)}, "want uint8"),
+        ({"arr_0": np.zeros((2, 8, 8, 1), np.uint8), "arr_1": np.zeros(3, int)}, "one label"),
+    ],
+)
+def test_an_npz_that_does_not_fit_is_explained(tmp_path, arrays, words):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(DiffctlError, match=words):
+        open_images(tmp_path / "x.npz")
+
+
+def test_what_is_no_npz_is_explained(tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(DiffctlError, match="not a whole npz"):
+        open_images(tmp_path / "x.npz")
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    with pytest.raises(DiffctlError, match="arr_0"):
+        open_images(tmp_path / "x.npy")
+
+
+def test_nothing_to_open_is_a_wrong_use(tmp_path, root):
+    for path, words in (
+        (tmp_path / "none", "there is no"),
+        (tmp_path, "has no images"),
+        (root / "prepared", "two splits"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            open_images(path)
+
+
+def test_the_command_prints_json_that_a_script_reads(root, cell):
+    done = diffctl(root, "evaluate", "samples/steps50-eta0", "--against", "prepared", "--json")
     assert done.returncode == 0, done.stderr
-    assert "0.1 <" in done.stdout
-    assert "c.json: 4 cell(s) left out, the cards differ in seed (0 against 1)" in done.stdout
-    values = json.loads(diffctl(tmp_path, "compare", "a.json", "b.json", "--json").stdout)
-    assert values["scores"][0] == {
-        "cell": "steps5-eta0",
-        "metric": "kd_effnet_lite0_64",
-        "values": [0.3, 0.1],
-    }
-    refused = diffctl(tmp_path, "compare", "a.json", "c.json")
-    assert refused.returncode == 1
-    assert "seed (0 against 1)" in refused.stderr
-    assert diffctl(tmp_path, "compare", "a.json").returncode == 2
+    document = json.loads(done.stdout)
+    assert set(document) == {"images", "reference", "scores", "card"}
+    assert document["card"] == cell["card"]
+    assert document["scores"] == pytest.approx(cell["scores"], rel=1e-3)
+
+
+def test_the_command_prints_a_table(capsys):
+    command(Path("cell.npz"), Path("prepared"))
+    printed = capsys.readouterr().out
+    for words in ("fd_effnet_lite0_64", "60 images", "real, held out", "120 images of digits (train)"):
+        assert words in printed

@@ -64,14 +64,14 @@ def test_the_test_split_as_reference_holds_out_the_training_images(made, tmp_pat
     config = make_config(evaluate={"reference": "test"})
     make_reference(config, made[0], tmp_path / "reference")
     reference = open_reference(tmp_path / "reference", extractor, "test", made[0])
-    assert (reference.meta["reference_count"], reference.meta["heldout_count"]) == (80, 200)
+    assert (reference.meta["reference_count"], reference.meta["heldout_count"]) == (64, 120)
 
 
 def test_progress_goes_over_both_splits(made, tmp_path):
     seen = []
     make_reference(make_config(), made[0], tmp_path / "r", lambda done, total: seen.append((done, total)))
-    assert seen[0] == (0, 280)
-    assert seen[-1] == (280, 280)
+    assert seen[0] == (0, 184)
+    assert seen[-1] == (184, 184)
     assert seen == sorted(seen)
 
 

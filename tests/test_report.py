@@ -1,6 +1,7 @@
 import base64
 import csv
 import io
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -198,7 +199,7 @@ def test_a_sweep_without_labels_or_floor_has_its_report(own, tmp_path):
     for folder in [*(root / "samples").iterdir(), root / "prepared/train", root / "prepared/test"]:
         store = open_store(folder)
         write_store(folder, np.array(store.images), None, {**store.meta, "classes": []})
-    scores = evaluate(config, root / "samples", root / "reference")
+    scores = json.loads((root / "scores.json").read_text())
     del scores["reference"]["floor"]
     for cell in scores["cells"].values():
         del cell["scores"]["floor"], cell["scores"]["excess"]

@@ -97,7 +97,7 @@ def score_cells(
     floor = next(iter(floors.values()))
     return {
         "extractor": extractor.spec.name,
-        "reference": {**reference.meta, **_real_scores(reference, extractor, floor)},
+        "reference": {**reference.meta, **real_scores(reference, extractor, floor)},
         "cells": cells,
     }
 
@@ -144,7 +144,7 @@ def _features(
     return extract(extractor, store.images, batch_size, shifted(progress, before, total))
 
 
-def _real_scores(reference: Reference, extractor: Extractor, floor: Floor | None) -> dict[str, Any]:
+def real_scores(reference: Reference, extractor: Extractor, floor: Floor | None) -> dict[str, Any]:
     """What the held-out real images score themselves, under the extractor's names and with their N."""
     if floor is None or reference.heldout is None:
         return {}

@@ -74,9 +74,13 @@ def build_reference(
     heldout: ImageStore | None,
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
+    following: int = 0,
 ) -> Reference:
-    """Extract a reference from open stores, whose images are checked against their digests."""
-    total = len(real) + (0 if heldout is None else len(heldout))
+    """Extract a reference from open stores, whose images are checked against their digests.
+
+    `progress` gets (done, total) images, the total with `following` ones that the caller goes on with.
+    """
+    total = len(real) + (0 if heldout is None else len(heldout)) + following
 
     def features(store: ImageStore, before: int) -> Features:
         verify(store)
@@ -129,6 +133,14 @@ def open_reference(path: Path, extractor: Extractor, split: str, prepared: Path 
                 f"and must be {str(value)[:24]}; make it again with `diffctl stage reference`"
             )
     return reference
+
+
+def matching_reference(path: Path, extractor: Extractor, split: str, prepared: Path) -> Reference | None:
+    """The reference in `path` if it is one of these images by this extractor, else None."""
+    try:
+        return open_reference(path, extractor, split, prepared)
+    except DiffctlError:
+        return None
 
 
 def _read(path: Path) -> Reference:

@@ -68,6 +68,11 @@ EXTRACTORS: dict[str, ExtractorSpec] = {
 }
 
 
+def default_extractor(image_size: int) -> str:
+    """The embedded extractor for images of this side in pixels: 64 up to 32, else 96."""
+    return "effnet-lite0-64" if image_size <= 32 else "effnet-lite0-96"
+
+
 def extractor_spec(name: str) -> ExtractorSpec:
     """The spec of a registered name; UsageError lists the names there are."""
     if name not in EXTRACTORS:

@@ -5,22 +5,19 @@ bytes are checked here and handed to it only then.
 """
 
 import hashlib
-import http.client
 import io
 import pickle
-import urllib.request
 from pathlib import Path
-from typing import IO
 
 import torch
 
+from diffusion.data.fetch import Remote, Retry, fetch
 from diffusion.errors import DiffctlError, UsageError
 from diffusion.evaluation.specs import INCEPTION, ExtractorSpec
-from diffusion.files import write_atomic
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
-TIMEOUT = 20  # seconds without a byte
+INCEPTION_BYTES = 95_628_359
 
 
 def read_weights(spec: ExtractorSpec, path: Path | None = None, sha256: str | None = None) -> io.BytesIO:
@@ -61,27 +58,15 @@ def _packaged_efficientnet() -> Path:
 
 def _cached_inception(sha256: str) -> Path:
     """Inception's weights in torch's hub cache, downloaded when they are not there."""
-    place = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
-    if not place.is_file():
-        try:
-            write_atomic(place, lambda file: _download(INCEPTION_URL, sha256, file))
-        except (OSError, http.client.HTTPException) as error:
-            raise DiffctlError(
-                f"Inception's weights are not on this machine and cannot be downloaded "
-                f"({_first_line(error)}): put {INCEPTION_FILE} into {place.parent}, name the file in "
-                f"evaluate.weights, or set evaluate.extractor to effnet-lite0-64"
-            ) from None
-    return place
-
-
-def _download(url: str, sha256: str, file: IO[bytes]) -> None:
-    digest = hashlib.sha256()
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-        while block := response.read(1 << 20):
-            digest.update(block)
-            file.write(block)
-    if digest.hexdigest() != sha256:
-        raise DiffctlError(f"{url} gave another file than it should (SHA-256 {digest.hexdigest()[:16]}…)")
+    remote = Remote(INCEPTION_FILE, (INCEPTION_URL,), f"sha256:{sha256}", INCEPTION_BYTES)
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return fetch(remote, folder, retry=Retry(stalls=1))  # offline is said at once
+    except DiffctlError as error:
+        raise DiffctlError(
+            f"{error}; or name the file in evaluate.weights, or set evaluate.extractor to effnet-lite0-64"
+        ) from None
 
 
 def _first_line(error: BaseException) -> str:

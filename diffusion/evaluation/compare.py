@@ -1,0 +1,69 @@
+"""Any images against any others, by the code that scores a sweep."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from diffusion.data.store import ImageStore, open_store
+from diffusion.errors import DiffctlError
+from diffusion.evaluation.card import protocol_card
+from diffusion.evaluation.evaluate import real_scores, score
+from diffusion.evaluation.extractors import load_extractor
+from diffusion.evaluation.features import extract, shifted, verify
+from diffusion.evaluation.reference import OTHER_SPLIT, build_reference, matching_reference
+from diffusion.evaluation.sources import is_prepared, open_images
+from diffusion.evaluation.specs import default_extractor
+from diffusion.layout import REFERENCE
+from diffusion.precision import default_device
+
+Progress = Callable[[int, int], None]
+
+
+def evaluate_images(
+    path: Path | str,
+    against: Path | str,
+    *,
+    extractor: str | None = None,
+    split: str = "train",
+    weights: Path | None = None,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score the images at `path` against those at `against`: `images`, `reference`, `scores` and `card`.
+
+    Both are a store, a folder of image files or an npz; `against` may be a prepared data set, of which
+    `split` is the reference and the other split makes the floor. `extractor` None takes the embedded one
+    for the images' size. Features that lie in data/reference are used where they are of the same images.
+    """
+    path, against = Path(path), Path(against)
+    sample = open_images(path)
+    real, heldout = _open_real(against, split)
+    if sample.images.shape[1:3] != real.images.shape[1:3]:
+        sizes = ["×".join(map(str, store.images.shape[1:3])) for store in (sample, real)]
+        raise DiffctlError(
+            f"the images in {path} are {sizes[0]} and those in {against} {sizes[1]}: "
+            f"make them the way the reference was made, since resizing moves every score"
+        )
+    name = extractor or default_extractor(real.images.shape[1])
+    loaded = load_extractor(name, weights, default_device())
+    reference = None if heldout is None else matching_reference(REFERENCE, loaded, split, against)
+    before = 0
+    if reference is None:
+        reference = build_reference(loaded, real, heldout, batch_size, progress, following=len(sample))
+        before = len(real) + (0 if heldout is None else len(heldout))
+    verify(sample)
+    watch = shifted(progress, before, before + len(sample))
+    features = extract(loaded, sample.images, batch_size, watch)
+    floor = reference.floor(len(sample))
+    return {
+        "images": {"path": str(path), "digest": sample.digest, "count": len(sample)},
+        "reference": {**reference.meta, **real_scores(reference, loaded, floor)},
+        "scores": score(features, reference, loaded, floor),
+        "card": protocol_card(sample.meta.get("card", {}), len(sample), reference),
+    }
+
+
+def _open_real(against: Path, split: str) -> tuple[ImageStore, ImageStore | None]:
+    if is_prepared(against):
+        return open_store(against / split), open_store(against / OTHER_SPLIT[split])
+    return open_images(against), None
