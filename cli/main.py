@@ -10,7 +10,7 @@ import warnings
 
 import typer
 
-from cli import evaluate, models, runs, stages
+from cli import evaluate, models, profiles, run, runs, stages
 from diffusion.errors import DiffctlError, DiffctlWarning
 
 app = typer.Typer(
@@ -20,6 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command()(run.run)
+app.command()(run.ui)
+app.command()(profiles.use)
 app.command()(models.sample)
 app.command()(evaluate.evaluate)
 app.add_typer(stages.app, name="stage")

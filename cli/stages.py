@@ -27,9 +27,8 @@ def data() -> None:
 @app.command()
 def reference() -> None:
     """Compute the reference's features and those of held-out real images: data/reference."""
-    from diffusion.evaluation.reference import make_reference
-
     from diffusion.config import load
+    from diffusion.evaluation.reference import make_reference
     from diffusion.layout import PREPARED, REFERENCE
 
     with progress("reference") as show:
@@ -74,11 +73,10 @@ def train(
 @app.command()
 def sample() -> None:
     """Sample every cell of the grid, finished ones of an earlier run left as they are: samples/."""
-    from flows.sweep import run_sweep
-
     from diffusion.config import load
     from diffusion.layout import MODEL, SAMPLES
     from diffusion.sweep import drop_other_cells, grid
+    from flows.sweep import run_sweep
 
     config = load()
     drop_other_cells(SAMPLES, grid(config))
@@ -88,12 +86,11 @@ def sample() -> None:
 @app.command()
 def evaluate() -> None:
     """Score every cell against the reference: metrics/scores.json, and the curves in MLflow."""
+    from diffusion.config import load
     from diffusion.evaluation.evaluate import evaluate as score
     from diffusion.evaluation.evaluate import write_scores
-    from tracking.runs import log_scores
-
-    from diffusion.config import load
     from diffusion.layout import REFERENCE, RUN, SAMPLES, SCORE_CURVES, SCORES
+    from tracking.runs import log_scores
 
     with progress("evaluate") as show:
         scores = score(load(), SAMPLES, REFERENCE, show)
@@ -104,11 +101,10 @@ def evaluate() -> None:
 @app.command()
 def report() -> None:
     """Write the report of the sweep: report/index.html, one file."""
-    from diffusion.report import write_report
-    from tracking.runs import log_report
-
     from diffusion.config import load
     from diffusion.layout import LOSS_CURVE, PREPARED, REPORT, RUN, SAMPLES, SCORES
+    from diffusion.report import write_report
+    from tracking.runs import log_report
 
     page = write_report(load(), SAMPLES, SCORES, PREPARED, LOSS_CURVE, REPORT)
     log_report(RUN, REPORT)

@@ -20,6 +20,8 @@ from diffusion.errors import DiffctlError, Interrupted
 from diffusion.signals import stop_request
 from flows.terminal import Relay, open_channel, relay_channel, say
 
+STAGES = ("data", "reference", "train", "sample", "evaluate", "report")  # dvc.yaml's, in an order it allows
+
 POLL_SECONDS = 0.1
 # How long a group may take to end on each signal. A training saves its state on the first.
 PATIENCE = ((signal.SIGINT, 60.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
@@ -43,16 +45,25 @@ async def reproduce(stage: str, *, force: bool = False) -> None:
     StageFailed with the stage's exit code; Interrupted when SIGINT or SIGTERM asked to stop, after the
     stage's processes are gone.
     """
-    command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage]
-    command += ["--force"] * force + remote_flags(Path.cwd())
+    remote = ["--pull", "--allow-missing"] if has_remote() else []
+    await _supervise(stage, ["repro", "--single-item", stage, *["--force"] * force, *remote])
+
+
+async def push_outs() -> None:
+    """Send what the stages made to the default remote; StageFailed, Interrupted as `reproduce`."""
+    say("==> push\n")
+    await _supervise("push", ["push"])
+
+
+async def _supervise(stage: str, arguments: list[str]) -> None:
     relay = Relay(say)
-    with stop_request() as stop, _running(command, relay) as process:
+    with stop_request() as stop, _running([sys.executable, "-m", "dvc", *arguments], relay) as process:
         while process.poll() is None and stop.signal is None:
             await asyncio.sleep(POLL_SECONDS)
         if stop.signal is not None:
-            say(f"\nstopping {stage}: what it has is saved first\n")
+            say(f"\nstopping {stage}; what it has is saved first\n")
             end_group(process)
-    stop.raise_if_set(f"{stage} was stopped; `diffctl run` goes on from what is saved")
+    stop.raise_if_set()
     if process.returncode:
         raise failure(stage, relay.errors)
 
@@ -110,12 +121,11 @@ def child_environment() -> dict[str, str]:
     return values
 
 
-def remote_flags(project: Path) -> list[str]:
-    """What makes `repro` fetch outs that a clean clone lacks, where a default remote is configured."""
+def has_remote() -> bool:
+    """Whether the project in this folder has a default DVC remote."""
     from dvc.config import Config
 
-    config = Config(dvc_dir=str(project / ".dvc"))
-    return ["--pull", "--allow-missing"] if config["core"].get("remote") else []
+    return bool(Config(dvc_dir=".dvc")["core"].get("remote"))
 
 
 def failure(stage: str, errors: list[str]) -> DiffctlError:

@@ -8,6 +8,7 @@ Nothing here imports Prefect before its settings stand in the environment.
 import contextlib
 import importlib
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from diffusion.errors import DiffctlError
 from diffusion.locks import LockBusy, file_lock
@@ -31,7 +33,8 @@ STOP_SECONDS = 5
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # its telemetry complains of a locked database
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # what a person should know, the flows say themselves
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the flows say what a person should know
 }
 
 
@@ -47,13 +50,24 @@ def prefect_server() -> Iterator[str]:
         with _temporary_server() as url:
             yield url
     elif answers(url, timeout=10):
-        with environment(QUIET):
+        with quiet_client(url):
             yield url
     else:
         raise DiffctlError(
             f"no Prefect server answers at PREFECT_API_URL={url}: start it, or unset the variable to run "
             "on a temporary one"
         )
+
+
+@contextmanager
+def quiet_client(url: str) -> Iterator[None]:
+    """Use the server at `url` from this process and its children, without Prefect's words on the terminal."""
+    with environment(QUIET):
+        importlib.import_module("prefect")
+        try:
+            yield
+        finally:
+            drain(url)
 
 
 def answers(url: str, timeout: float) -> bool:
@@ -91,15 +105,17 @@ def _temporary_server() -> Iterator[str]:
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),
         "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
         "PREFECT_LOGGING_TO_API_ENABLED": "false",  # nobody can read there what the terminal shows
+        "PREFECT_CLIENT_MAX_RETRIES": "2",  # on this machine it answers or is gone
     }
-    with _one_run(home / "lock"), environment(settings), _process() as (server, url):
-        with environment({"PREFECT_API_URL": url}):
-            importlib.import_module("prefect")  # its second passes while the server starts
-            _wait_until_healthy(server, url)
-            try:
-                yield url
-            finally:
-                drain()
+    with (
+        _one_run(home / "lock"),
+        environment(settings),
+        _process() as (server, url),
+        environment({"PREFECT_API_URL": url}),
+        quiet_client(url),  # importing Prefect takes a second, in which the server starts
+    ):
+        _wait_until_healthy(server, url)
+        yield url
 
 
 @contextmanager
@@ -154,18 +170,28 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
     server.stdin.close()
 
 
-def drain() -> None:
-    """Send the states and logs that Prefect still holds in this process, for at most DRAIN_SECONDS each.
+def drain(url: str) -> None:
+    """Send the states and logs that Prefect still holds in this process to `url`; drop them if it is gone.
 
     Left to the interpreter's exit, they meet a server that is gone and hold the exit up for a minute.
     """
-    if "prefect" not in sys.modules:
-        return
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
-    EventsWorker.drain_all(timeout=DRAIN_SECONDS)
-    APILogWorker.drain_all(timeout=DRAIN_SECONDS)
+    patience = DRAIN_SECONDS if answers(url, timeout=1) else 0
+    for service in (EventsWorker, APILogWorker):
+        workers = list(service._instances.values())
+        service.drain_all(timeout=patience)
+        for worker in workers:
+            _drop(worker._queue)
+
+
+def _drop(waiting: "queue.Queue[Any]") -> None:
+    """Empty the queue of a stopped worker and end the worker, which waits for None."""
+    with contextlib.suppress(queue.Empty):
+        while True:
+            waiting.get_nowait()
+    waiting.put_nowait(None)
 
 
 def _serve(descriptor: int) -> None:

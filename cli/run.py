@@ -1,0 +1,87 @@
+"""`diffctl run`: the pipeline, supervised; and `diffctl ui`: what it left in MLflow."""
+
+import json
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from cli.tables import show, table
+
+
+def run(
+    push: Annotated[bool, typer.Option("--push", help="Send what was made to the DVC remote.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Train and sample from nothing, saved states discarded.")
+    ] = False,
+) -> None:
+    """Bring everything up to date: data, model, samples, scores, report and registry.
+
+    Only what is stale is made. Ctrl-C saves; the same command goes on.
+    """
+    from diffusion.layout import REPORT, SCORES
+    from flows.run import run_pipeline
+
+    outcome = run_pipeline(push=push, fresh=fresh)
+    typer.echo()
+    _show_scores(json.loads(SCORES.read_text(encoding="utf-8")))
+    typer.echo(f"\nmodel:  {outcome}")
+    typer.echo(f"report: {REPORT / 'index.html'}")
+    typer.echo("runs:   `make ui` (or `diffctl ui`) opens them in MLflow")
+
+
+def _show_scores(document: dict[str, Any]) -> None:
+    """A row a cell; the best distance of each step count is marked."""
+    from diffusion.evaluation.specs import extractor_spec
+
+    spec = extractor_spec(document["extractor"])
+    cells = list(document["cells"].values())
+    names = [spec.distance, "excess", spec.kernel_distance, *[spec.score] * spec.is_inception]
+    names = [name for name in names if all(name in cell["scores"] for cell in cells)]
+    listed = table("STEPS", "ETA", *names, "")
+    for cell in cells:
+        rivals = [other["scores"][spec.distance] for other in cells if other["steps"] == cell["steps"]]
+        best = len(rivals) > 1 and cell["scores"][spec.distance] == min(rivals)
+        values = [f"{cell['scores'][name]:.4g}" for name in names]
+        listed.add_row(str(cell["steps"]), f"{cell['eta']:g}", *values, "*" if best else "")
+    show(listed)
+    reference = document["reference"]
+    typer.echo(
+        f"{cells[0]['card']['num_images']:,} images a cell against {reference['reference_count']:,} of "
+        f"{reference['name']} ({reference['reference_split']}), extractor {spec.name}; "
+        "* the lowest distance of a step count"
+    )
+
+
+def ui(port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000) -> None:
+    """Open the runs in the MLflow UI, until Ctrl-C; a server that MLFLOW_TRACKING_URI names is only told."""
+    from diffusion.errors import DiffctlError
+    from tracking.store import connect, public, tracking_uri
+
+    uri = tracking_uri()
+    if uri.startswith(("http://", "https://")):
+        typer.echo(f"the runs are at {public(uri)}")
+        return
+    if not _is_free(port):
+        raise DiffctlError(f"port {port} of this machine is taken: give another one with --port")
+    connect(uri)  # makes the store when it is not there yet
+    typer.echo(f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--uvicorn-opts", "--log-level warning"]
+    quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    os.execve(command[0], command, {**quick, **os.environ})
+
+
+def _is_free(port: int) -> bool:
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

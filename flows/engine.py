@@ -1,0 +1,35 @@
+"""A Prefect flow from plain code: its outcome as our exceptions, and a server that goes away survived."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from flows.signals import interrupt
+from flows.terminal import say
+
+if TYPE_CHECKING:
+    from prefect import State
+
+
+def run_flow(start: "Callable[[], Awaitable[State]]", url: str) -> None:
+    """Run the flow that `start` gives the final state of; raises what ended it, Interrupted on a signal.
+
+    Returns also when the server at `url` refuses or goes away, which is said: the work may not be finished
+    then, and the caller goes on with what is left.
+    """
+    import httpx
+    from prefect.exceptions import PrefectException, TerminationSignal
+
+    try:
+        asyncio.run(_outcome(start))
+    except TerminationSignal as end:  # what Prefect makes of a SIGTERM
+        interrupt(end.signal)
+    except (PrefectException, httpx.HTTPError) as error:
+        say(f"the Prefect server at {url} failed ({error or type(error).__name__}): going on without it\n")
+
+
+async def _outcome(start: "Callable[[], Awaitable[State]]") -> None:
+    state = await start()
+    end = await state.aresult(raise_on_failure=False)
+    if isinstance(end, BaseException):
+        raise end

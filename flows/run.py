@@ -1,0 +1,38 @@
+"""The pipeline as a person runs it: on a Prefect server, or without one if that goes away."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING
+
+from diffusion.config import load
+from diffusion.errors import UsageError
+from flows.dvc import has_remote
+from flows.engine import run_flow
+from flows.server import prefect_server
+from flows.signals import ended_by_signal
+from flows.steps import do_steps, step
+
+if TYPE_CHECKING:
+    from prefect import State
+
+
+def run_pipeline(*, push: bool = False, fresh: bool = False) -> str:
+    """Bring everything up to date; returns what the registry made of the model.
+
+    UsageError before anything starts; StageFailed, DiffctlError and Interrupted say what ended it.
+    """
+    load()
+    if push and not has_remote():
+        raise UsageError("--push needs a DVC remote: add one with `dvc remote add --default NAME URL`")
+    done: dict[str, str | None] = {}
+    with ended_by_signal(), prefect_server() as url:
+        run_flow(lambda: _flow(done, push, fresh), url)
+        asyncio.run(do_steps(step, done, push=push, fresh=fresh))
+    return done["register"] or ""
+
+
+def _flow(done: dict[str, str | None], push: bool, fresh: bool) -> "Awaitable[State]":
+    from flows.pipeline import done_steps, pipeline
+
+    done_steps.set(done)
+    return pipeline(push=push, fresh=fresh, return_state=True)

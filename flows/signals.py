@@ -1,0 +1,29 @@
+"""Signals for work whose finished parts are safe at any moment: it ends where it stands."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from diffusion.errors import Interrupted
+
+
+@contextmanager
+def ended_by_signal() -> Iterator[None]:
+    """Interrupted at once on SIGINT and SIGTERM inside the block, also where asyncio would swallow them.
+
+    The previous handlers come back after the block.
+    """
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def interrupt(number: int, frame: FrameType | None = None) -> NoReturn:
+    """Raise Interrupted for the signal."""
+    name = signal.Signals(number).name
+    raise Interrupted(f"stopped by {name}: the same command goes on from what is finished", number)

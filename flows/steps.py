@@ -1,0 +1,63 @@
+"""The steps of the pipeline: DVC's stages in the graph's order, the registration, and a push if asked for."""
+
+import shutil
+from collections.abc import Awaitable, Callable
+
+from diffusion.layout import CELL_RUNS, MODEL, PREPARED, TRAIN_RUNS
+from flows.dvc import STAGES, push_outs, reproduce
+
+RESUMABLE = ("train", "sample")  # the stages that save what they have and go on from it
+
+Step = Callable[[str, bool], Awaitable[str | None]]
+"""Takes a step's name and whether a resumable stage is made anew; gives what is to be said of it."""
+
+
+async def step(name: str, fresh: bool) -> str | None:
+    """Do one step; StageFailed, DiffctlError and Interrupted say what ended it."""
+    if name == "register":
+        from tracking.registry import register
+
+        return str(register())
+    if name == "push":
+        await push_outs()
+    else:
+        await reproduce(name, force=fresh and name in RESUMABLE)
+    return None
+
+
+async def do_steps(do: Step, done: dict[str, str | None], *, push: bool, fresh: bool) -> None:
+    """Do every step that is not in `done`, in order, and put it there with what is to be said of it.
+
+    `fresh` discards what the resumable stages saved, once, before the first try of each.
+    """
+    for name in [*STAGES, "register", *["push"] * push]:
+        if name in done:
+            continue
+        if fresh and name in RESUMABLE:
+            _discard(name)
+        done[name] = await do(name, fresh)
+
+
+def _discard(stage: str) -> None:
+    """Remove what the stage would go on from with the present params.yaml and data.
+
+    DiffctlError when that training is running.
+    """
+    if stage == "train":
+        _discard_training()
+    elif MODEL.exists():
+        from diffusion.files import sha256_file
+
+        shutil.rmtree(CELL_RUNS / sha256_file(MODEL)[:16], ignore_errors=True)
+
+
+def _discard_training() -> None:
+    from diffusion.config import load
+    from diffusion.data.store import open_store
+    from diffusion.precision import default_device
+    from diffusion.resolve import resolve, training_fingerprint
+    from diffusion.trainrun import open_run
+
+    artefact = resolve(load(), open_store(PREPARED / "train").meta, default_device())
+    with open_run(TRAIN_RUNS, training_fingerprint(artefact), fresh=True):
+        pass
