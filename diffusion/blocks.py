@@ -18,9 +18,15 @@ def zero(module: nn.Module) -> nn.Module:
     return module
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
     """GroupNorm of 32 groups, or of as many as divide both when there are fewer or odd channels."""
-    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(math.gcd(32, channels), channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → the same shape; unlike torch's module for one image of one pixel too."""
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -47,7 +53,7 @@ class Conditioning(nn.Module):
     def __init__(self, channels: int, embedding_width: int, kind: str) -> None:
         super().__init__()
         self.adaptive = kind == "adagn"
-        self.norm = group_norm(channels)
+        self.norm = GroupNorm(channels)
         self.project = nn.Linear(embedding_width, 2 * channels if self.adaptive else channels)
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
@@ -74,7 +80,7 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.resampling: Resampling = resampling
-        self.norm_in = group_norm(channels)
+        self.norm_in = GroupNorm(channels)
         self.conv_in = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.condition = Conditioning(out_channels, embedding_width, embedding)
         self.dropout = nn.Dropout(dropout)
@@ -129,7 +135,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = group_norm(channels)
+        self.norm = GroupNorm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.project = zero(nn.Conv2d(channels, channels, 1))
 

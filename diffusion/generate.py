@@ -31,12 +31,17 @@ def check_settings(artefact: Artefact, settings: SampleSettings) -> Schedule:
 
 
 def labels_of(artefact: Artefact, settings: SampleSettings, indices: Sequence[int]) -> Tensor | None:
-    """The asked class of each image, (B,) int64, from (seed, index) alone; None if unconditional."""
+    """The asked class of each image, (B,) int64, from (seed, index) alone; None if unconditional.
+
+    UsageError when the mix of the data is asked of a model that does not know it.
+    """
     classes = artefact.network.num_classes
     if not classes:
         return None
     if settings.classes == "balanced":
         return torch.tensor([index % classes for index in indices])
+    if not artefact.data.counts:
+        raise UsageError("classes data needs the class counts, which this model file lacks; use balanced")
     counts = torch.tensor(artefact.data.counts, dtype=torch.float64)
     draws = [
         torch.multinomial(counts, 1, generator=generator("label", settings.seed, index)) for index in indices

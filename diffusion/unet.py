@@ -8,10 +8,10 @@ from diffusion.blocks import (
     BLOCKS,
     Attention,
     Downsample,
+    GroupNorm,
     Resampling,
     Stage,
     Upsample,
-    group_norm,
     timestep_embedding,
     zero,
 )
@@ -40,7 +40,7 @@ class UNet(nn.Module):
         )
         self.decoder = self._decoder(channels, skips)
         channels = spec.channel_mult[0] * spec.channels
-        self.norm = group_norm(channels)
+        self.norm = GroupNorm(channels)
         self.head = zero(nn.Conv2d(channels, spec.out_channels, 3, padding=1))
 
     def _encoder(self, channels: int) -> tuple[nn.ModuleList, list[int]]:

@@ -1,0 +1,183 @@
+"""A model's images: image i depends on the seed and i alone, and what cannot be asked is one sentence."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion.checkpoint import DataCard
+from diffusion.config import SampleSettings
+from diffusion.errors import UsageError
+from diffusion.generate import check_settings, class_index, generate, labels_of
+from diffusion.random import ImageNoise, generator
+from tests.networks import artefact_of, network_of, spec_of
+
+CPU = torch.device("cpu")
+SPEC = spec_of()
+NETWORK, ARTEFACT = network_of(SPEC), artefact_of(SPEC)
+SETTINGS = SampleSettings(steps=4, eta=0.7, seed=3)
+
+
+def images(indices, settings=SETTINGS, batch_size=100) -> torch.Tensor:
+    parts = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    return torch.cat(
+        [
+            generate(NETWORK, ARTEFACT, settings, part, labels_of(ARTEFACT, settings, part), CPU)
+            for part in parts
+        ]
+    )
+
+
+def assert_close(a: torch.Tensor, b: torch.Tensor) -> None:
+    """Equal but for a rounding at the border between two pixel values."""
+    difference = (a.int() - b.int()).abs()
+    assert int(difference.max()) <= 1
+    assert float(difference.float().mean()) < 0.01
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+@pytest.mark.parametrize("noise", ["small", "large", "learned"])
+def test_batches_of_1_4_and_16_give_the_same_images(guidance, noise):
+    settings = SETTINGS.model_copy(update={"guidance": guidance, "noise": noise})
+    whole = images(range(16), settings)
+    assert whole.dtype == torch.uint8
+    assert whole.shape == (16, 1, 8, 8)
+    for batch_size in (1, 4):
+        assert_close(images(range(16), settings, batch_size), whole)
+
+
+def test_the_order_changes_nothing():
+    whole = images(range(10))
+    order = [7, 0, 9, 3, 1, 2, 8, 6, 5, 4]
+    assert_close(images(order), whole[order])
+
+
+def test_image_37_can_be_made_alone():
+    assert_close(images([37]), images(range(30, 40))[7:8])
+
+
+def test_seed_index_and_settings_each_change_the_image():
+    base = images([5])
+    for other in (
+        images([15]),  # of the same class
+        images([5], SETTINGS.model_copy(update={"seed": 4})),
+        images([5], SETTINGS.model_copy(update={"eta": 0.0})),
+        images([5], SETTINGS.model_copy(update={"steps": 5})),
+        images([5], SETTINGS.model_copy(update={"guidance": 2.0})),
+        images([5], SETTINGS.model_copy(update={"spacing": "quadratic"})),
+    ):
+        assert not torch.equal(base, other)
+
+
+def test_it_draws_from_no_global_generator():
+    torch.manual_seed(0)
+    first = images([0, 1])
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    assert torch.equal(images([0, 1]), first)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**31), st.lists(st.integers(0, 10**6), min_size=1, max_size=4), st.integers(1, 3))
+def test_the_noise_of_an_image_is_its_own(seed, indices, draws):
+    together = ImageNoise(seed, indices, (2, 3, 3))
+    alone = [ImageNoise(seed, [index], (2, 3, 3)) for index in indices]
+    for _ in range(draws):
+        noise = together.draw()
+        assert torch.equal(noise, torch.cat([one.draw() for one in alone]))
+
+
+def test_noise_is_standard_normal_and_differs_between_draws_images_and_seeds():
+    noise = ImageNoise(0, range(200), (1, 16, 16))
+    first, second = noise.draw(), noise.draw()
+    both = torch.cat([first, second])
+    assert abs(float(both.mean())) < 0.02
+    assert abs(float(both.var()) - 1) < 0.03
+    assert abs(float((first * second).mean())) < 0.02
+    assert abs(float((first[:-1] * first[1:]).mean())) < 0.02
+    assert not torch.equal(ImageNoise(1, range(200), (1, 16, 16)).draw(), first)
+
+
+def test_generators_are_named_by_purpose_and_numbers():
+    seeds = [
+        generator(*name).initial_seed() for name in (("a", 1, 2), ("a", 12), ("a", 1, 2, 0), ("b", 1, 2))
+    ]
+    assert len(set(seeds)) == 4
+    assert generator("a", 1, 2).initial_seed() == seeds[0]
+
+
+def test_every_cell_starts_from_the_same_noise():
+    starts = []
+
+    def first(x, t, labels):
+        if len(starts) < 3 and (not starts or int(t[0]) == 99):
+            starts.append(x.clone())
+        return torch.zeros(len(x), 2, 8, 8)
+
+    for steps, eta in ((2, 0.0), (5, 1.0), (7, 0.3)):
+        settings = SampleSettings(steps=steps, eta=eta, seed=1)
+        generate(first, ARTEFACT, settings, [3, 4], torch.tensor([0, 1]), CPU)
+    assert torch.equal(starts[0], starts[1])
+    assert torch.equal(starts[0], starts[2])
+
+
+def test_balanced_labels_follow_the_index():
+    assert labels_of(ARTEFACT, SETTINGS, [0, 9, 10, 37]).tolist() == [0, 9, 0, 7]
+
+
+def test_labels_as_in_the_data_have_its_mix_and_belong_to_the_index():
+    mixed = SETTINGS.model_copy(update={"classes": "data"})
+    labels = labels_of(ARTEFACT, mixed, range(4000))
+    assert torch.equal(labels_of(ARTEFACT, mixed, range(100, 120)), labels[100:120])
+    share = torch.bincount(labels, minlength=10) / 4000
+    expected = torch.arange(1, 11) / 55
+    assert torch.allclose(share, expected, atol=0.03)
+
+
+def test_an_unconditional_model_has_no_labels_and_takes_no_class():
+    artefact = artefact_of(spec_of(num_classes=0, null_class=False))
+    assert labels_of(artefact, SETTINGS, [1]) is None
+    with pytest.raises(UsageError, match="takes no class"):
+        class_index(artefact, "3")
+
+
+def test_classes_by_name_and_number():
+    assert class_index(ARTEFACT, "class7") == 7
+    assert class_index(ARTEFACT, "7") == 7
+    named_by_digits = artefact_of(SPEC, data=DataCard(name="d", classes=tuple("9876543210"), digest="0"))
+    assert class_index(named_by_digits, "9") == 0  # a name goes before a number
+    for wanted in ("10", "-1", "class10", "²", ""):
+        with pytest.raises(UsageError, match=r"give 0 to 9, or one of class0, .*class9$"):
+            class_index(ARTEFACT, wanted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "spec_changes", "message"),
+    [
+        ({"steps": 101}, {}, "101 sampling steps do not fit: give 1 to 100"),
+        ({"eta": 5.0}, {}, r"eta 5\.0 does not fit 4 steps: give 0 to"),
+        ({"noise": "learned"}, {"out_channels": 1}, "learned variance"),
+        ({"guidance": 1.0}, {"null_class": False}, "p_uncond"),
+        ({"guidance": 1.0}, {"null_class": False, "num_classes": 0}, "p_uncond"),
+    ],
+)
+def test_what_a_model_cannot_do_is_one_sentence(changes, spec_changes, message):
+    artefact = artefact_of(spec_of(**spec_changes))
+    with pytest.raises(UsageError, match=message) as caught:
+        check_settings(artefact, SETTINGS.model_copy(update=changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_class_mix_of_the_data_needs_its_counts():
+    artefact = artefact_of(SPEC, data=DataCard(name="d", classes=ARTEFACT.data.classes, digest="0"))
+    with pytest.raises(UsageError, match="class counts"):
+        labels_of(artefact, SETTINGS.model_copy(update={"classes": "data"}), [0])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_any_number_of_channels_with_and_without_learned_variance(channels):
+    for learned in (1, 2):
+        spec = spec_of(in_channels=channels, out_channels=channels * learned)
+        made = generate(network_of(spec), artefact_of(spec), SETTINGS, [0, 1], torch.tensor([0, 1]), CPU)
+        assert made.shape == (2, channels, 8, 8)
