@@ -17,6 +17,7 @@ from diffusion.data.store import open_store, write_store
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.evaluate import evaluate, write_scores
 from diffusion.evaluation.reference import make_reference
+from diffusion.evaluation.specs import INCEPTION, extractor_spec
 from diffusion.report import write_report
 from diffusion.report.figures import moving_average
 from diffusion.report.neighbours import nearest
@@ -206,6 +207,20 @@ def test_a_sweep_without_labels_or_floor_has_its_report(own, tmp_path):
     write_scores(scores, root / "scores.json", root / "scores.csv")
     page = Page(report((config, root), tmp_path / "report").read_text(encoding="utf-8"))
     assert not [image for image in page.images if "of class" in image["alt"]]
+
+
+def test_inceptions_scores_are_called_fid_kid_and_is(own, tmp_path):
+    config, root = own
+    ours = extractor_spec("effnet-lite0-64")
+    names = {ours.distance: "fid", ours.kernel_distance: "kid", ours.score: "is", ours.name: INCEPTION.name}
+    text = (root / "scores.json").read_text()
+    for name in sorted(names, key=len, reverse=True):
+        text = re.sub(rf'"{name}(_std)?"', rf'"{names[name]}\1"', text)
+    (root / "scores.json").write_text(text)
+    shown = report((config, root), tmp_path / "report").read_text(encoding="utf-8")
+    headings = re.findall(r'<th scope="col">([^<]*)</th>', shown)
+    assert headings[:6] == ["steps", "η", "FID", "excess", "KID", "IS"]
+    assert "cannot be compared" not in shown
 
 
 def test_missing_inputs_are_named(own, tmp_path):

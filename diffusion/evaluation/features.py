@@ -40,16 +40,18 @@ def extract(
         raise DiffctlError(f"scores are for images with 1 or 3 channels, and these have {images.shape[3]}")
     if len(images) < 2:
         raise DiffctlError(f"scores need at least 2 images, and there are {len(images)}")
-    parts = []
+    filled: tuple[Array, ...] = ()
     for start in range(0, len(images), batch_size):
         if progress:
             progress(start)
         batch = to_nchw(images[start : start + batch_size]).expand(-1, 3, -1, -1)
-        features, logits = extractor(batch)
-        parts.append((features.numpy(), logits.numpy()))
+        outputs = extractor(batch)
+        filled = filled or tuple(np.empty((len(images), *part.shape[1:]), np.float32) for part in outputs)
+        for whole, part in zip(filled, outputs, strict=True):
+            whole[start : start + len(batch)] = part.numpy()
     if progress:
         progress(len(images))
-    return Features(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    return Features(*filled)
 
 
 def shifted(
