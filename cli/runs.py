@@ -102,6 +102,19 @@ def sync(as_json: AsJson = False) -> None:
         )
 
 
+def promote(
+    force: Annotated[
+        bool, typer.Option("--force", help="Make it champion whatever its scores are held against.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Register models/unet.safetensors with its scores; it becomes champion if it is the better one."""
+    from tracking.registry import register
+
+    decision = register(force=force)
+    typer.echo(json.dumps(vars(decision)) if as_json else decision)
+
+
 def compare(
     names: Annotated[
         list[str],

@@ -38,6 +38,19 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
+    """Wait until the process answers at `url`."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5)
+            return
+        except OSError:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, "it did not start"
+            time.sleep(0.1)
+
+
 class MlflowServer:
     """A server over `folder`; its port stays the same over restarts."""
 
@@ -57,15 +70,8 @@ class MlflowServer:
         log = open(self.folder / "server.log", "ab")  # noqa: SIM115 (the server's)
         env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=env)
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5)
-                return self
-            except OSError:
-                assert self.process.poll() is None, (self.folder / "server.log").read_text()
-                assert time.monotonic() < deadline, "the server did not start"
-                time.sleep(0.1)
+        wait_for(f"{self.uri}/health", self.process, self.folder / "server.log")
+        return self
 
     def signal(self, number: int) -> None:
         """SIGSTOP hangs the server and its workers, SIGCONT lets them go on."""

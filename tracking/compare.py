@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.errors import UsageError
+from tracking.gate import clash
 from tracking.lookup import find_run
 from tracking.ranking import rank_metric
 from tracking.runs import Document, fetch_scores, read_scores
 
 Cell = dict[str, Any]
-
-SUBJECT = ("model_sha256",)  # what is compared: the only field of a card that may differ
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def compare(scored: Sequence[Scored], metrics: Sequence[str] = ()) -> Comparison
         agreeing: list[Cell | None] = [cell]
         for other in scored[1:]:
             theirs = other.document["cells"].get(name)
-            fields = _clash(cell, theirs) if theirs else {}
+            fields = clash(cell, theirs) if theirs else {}
             if fields:
                 clashes.append(Difference(other.label, [name], fields))
             agreeing.append(None if fields else theirs)
@@ -88,12 +87,6 @@ def compare(scored: Sequence[Scored], metrics: Sequence[str] = ()) -> Comparison
     for metric in metrics:
         _refuse_unknown(metric, scored)
     return Comparison([one.label for one in scored], rows, _merged(clashes))
-
-
-def _clash(cell: Cell, other: Cell) -> dict[str, list[Any]]:
-    from diffusion.evaluation.card import differing
-
-    return differing([cell["card"], other["card"]], SUBJECT)
 
 
 def _values(cells: list[Cell | None], metric: str) -> list[float | None]:
@@ -115,8 +108,8 @@ def _refuse_unknown(metric: str, scored: Sequence[Scored]) -> None:
 def _merged(clashes: list[Difference]) -> list[Difference]:
     """One difference for each label."""
     merged: dict[str, Difference] = {}
-    for clash in clashes:
-        before = merged.get(clash.label, Difference(clash.label, [], {}))
-        cells, fields = before.cells + clash.cells, {**clash.fields, **before.fields}
-        merged[clash.label] = Difference(clash.label, cells, fields)
+    for one in clashes:
+        before = merged.get(one.label, Difference(one.label, [], {}))
+        cells, fields = before.cells + one.cells, {**one.fields, **before.fields}
+        merged[one.label] = Difference(one.label, cells, fields)
     return list(merged.values())

@@ -10,6 +10,7 @@ MODEL_SHA256 = "diffctl.model_sha256"
 CELL = "diffctl.cell"  # one cell of a sweep: a child run
 CARD = "diffctl.card"  # the fingerprint of the protocol card of a cell, or of all of a model's scores
 BEST = "diffctl.best"  # a training's best score and its cell, to be read by people
+DECISION = "diffctl.decision"  # of a model version: what the gate decided, and why
 GIT_DIRTY = "diffctl.git_dirty"
 GIT_COMMIT = "mlflow.source.git.commit"  # MLflow's own name: its UI shows it
 PARENT = "mlflow.parentRunId"
@@ -17,6 +18,7 @@ PARENT = "mlflow.parentRunId"
 MODEL_FOLDER = "weights"  # the model artefact of a training
 EVALUATION_FOLDER = "evaluation"  # scores.json
 REPORT_FOLDER = "report"
+REGISTERED_FOLDER = "registered"  # the registered form of a model, a folder a protocol
 
 CHAMPION = "champion"
 

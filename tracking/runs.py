@@ -42,7 +42,7 @@ def log_scores(run_file: Path, document: Document) -> str:
     uri, identity = tracking_uri(), read_identity(run_file)
     with failures(uri):
         client = connect(uri)
-        run_id = training_run(client, identity, _data_name(document))
+        run_id = training_run(client, identity, data_name(document))
         parent = client.get_run(run_id)
         children = _children(client, parent)
         for name, cell in document["cells"].items():
@@ -54,7 +54,8 @@ def log_scores(run_file: Path, document: Document) -> str:
     return run_id
 
 
-def _data_name(document: Document) -> str:
+def data_name(document: Document) -> str:
+    """The data set that the scores are of."""
     cell = next(iter(document["cells"].values()))
     return str(cell["card"]["data"])
 
@@ -95,7 +96,7 @@ def log_report(run_file: Path, folder: Path, scores_file: Path = SCORES) -> str:
     uri, identity = tracking_uri(), read_identity(run_file)
     with failures(uri):
         client = connect(uri)
-        run_id = training_run(client, identity, _data_name(read_scores(scores_file)))
+        run_id = training_run(client, identity, data_name(read_scores(scores_file)))
         client.log_artifacts(run_id, str(folder), REPORT_FOLDER)
     return run_id
 

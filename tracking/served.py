@@ -1,0 +1,103 @@
+"""The registered model: MLflow runs this file when it loads one ("models from code"), nothing is unpickled.
+
+It stands alone beside a copy of diffusion/: it imports nothing else of this project.
+
+    {"inputs": [{"num": 4, "steps": 50, "class": "3"}]}
+    →  {"predictions": [{"indices": […], "labels": […], "images": [a PNG in base64, …]}]}
+"""
+
+import base64
+import json
+from pathlib import Path
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from diffusion.checkpoint import load_model
+from diffusion.config import SampleSettings, explain
+from diffusion.errors import UsageError
+from diffusion.files import sha256_file
+from diffusion.generate import class_index, generate, labels_of
+from diffusion.images import to_nhwc
+from diffusion.pictures import png_bytes
+from diffusion.precision import default_device
+
+MAX_IMAGES = 64  # of one request: the scoring server gives up after 60 seconds
+
+
+class Request(BaseModel):
+    """What to sample. Image i depends on the model, the settings and i alone.
+
+    `indices` are the images wanted; without them 0 … num − 1. What is left out is as in the best cell of the
+    sweep that the model was registered with.
+    """
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    num: int = Field(default=1, ge=1, le=MAX_IMAGES)
+    indices: list[int] | None = None
+    steps: int | None = Field(default=None, ge=1)
+    eta: float | None = Field(default=None, ge=0)
+    seed: int | None = Field(default=None, ge=0)
+    class_name: str | None = Field(default=None, alias="class")
+    guidance: float | None = Field(default=None, ge=0)
+    noise: str | None = None
+    spacing: str | None = None
+    clip: bool | None = None
+
+
+class Reply(BaseModel):
+    """The images of one request: PNG in base64, with the index of each, and its label where there are any."""
+
+    indices: list[int]
+    labels: list[int] | None
+    images: list[str]
+
+
+class Sampler(PythonModel):
+    """Samples images from the weights beside it."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the weights; ValueError when they are not those that the scores beside them speak of."""
+        weights = Path(context.artifacts["weights"])
+        cells = json.loads(Path(context.artifacts["scores"]).read_text(encoding="utf-8"))["cells"]
+        best = cells[context.model_config["best_cell"]]
+        if sha256_file(weights) != best["card"]["model_sha256"]:
+            raise ValueError(f"{weights} is not the file that was registered: its SHA-256 differs")
+        self.usual = {key: best["card"][key] for key in SampleSettings.model_fields if key in best["card"]}
+        self.device = default_device()
+        self.model = load_model(weights, self.device)
+
+    def predict(self, model_input: list[Request]) -> list[Reply]:  # type: ignore[override]
+        """A reply for each request; INVALID_PARAMETER_VALUE for one that this model cannot fulfil."""
+        try:
+            return [self._sample(request) for request in model_input]
+        except UsageError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+
+    def _sample(self, request: Request) -> Reply:
+        import torch
+
+        indices = request.indices if request.indices is not None else list(range(request.num))
+        if not 0 < len(indices) <= MAX_IMAGES or min(indices) < 0:
+            raise UsageError(f"indices: give 1 to {MAX_IMAGES} numbers from 0 on")
+        chosen = request.model_dump(include=set(SampleSettings.model_fields), exclude_none=True)
+        try:
+            settings = SampleSettings(**self.usual | chosen)
+        except ValidationError as error:
+            raise UsageError(explain(error, "the request")) from None
+        network, artefact = self.model
+        labels = labels_of(artefact, settings, indices)
+        if request.class_name is not None:
+            labels = torch.full((len(indices),), class_index(artefact, request.class_name))
+        images = to_nhwc(generate(network, artefact, settings, indices, labels, self.device))
+        return Reply(
+            indices=indices,
+            labels=None if labels is None else labels.tolist(),
+            images=[base64.b64encode(png_bytes(image)).decode() for image in images],
+        )
+
+
+mlflow.models.set_model(Sampler())
