@@ -8,7 +8,8 @@ import pytest
 from diffusion.data.store import open_store, write_store
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.card import differing
-from diffusion.evaluation.evaluate import best_cell, evaluate, write_scores
+from diffusion.evaluation.evaluate import evaluate, write_scores
+from diffusion.evaluation.ranking import best, rank_metric
 from diffusion.evaluation.reference import make_reference
 from diffusion.sweep import Cell
 from tests.digits_sweep import make_config, rewrite, tamper, write_cell, write_prepared, write_sweep
@@ -71,7 +72,26 @@ def test_less_noise_scores_better(document):
         by_steps = [scores[f"steps{steps}-eta0"][metric] for steps in (5, 10, 50)]
         assert by_steps == sorted(by_steps, reverse=True)
         assert scores["steps50-eta1"][metric] > scores["steps50-eta0"][metric]
-    assert best_cell(document) == "steps50-eta0"
+    assert best(document["cells"])[:2] == ("steps50-eta0", "kd_effnet_lite0_64")
+
+
+@pytest.mark.parametrize(
+    ("count", "scores", "metric"),
+    [
+        (4999, {"fid": 3.0, "kid": 0.1, "kid_std": 0.1, "excess": 1.0}, "kid"),
+        (5000, {"fid": 3.0, "kid": 0.1, "kid_std": 0.1, "excess": 1.0}, "excess"),
+        (5000, {"fid": 3.0, "kid": 0.1, "kid_std": 0.1}, "fid"),
+    ],
+)
+def test_few_images_are_ranked_by_the_unbiased_distance(count, scores, metric):
+    card = {"num_images": count, "extractor": "inception-v3-compat"}
+    assert rank_metric({"scores": scores, "card": card}) == metric
+
+
+def test_of_equal_cells_the_one_with_fewer_steps_is_best():
+    card = {"num_images": 10, "extractor": "inception-v3-compat"}
+    cells = {str(steps): {"steps": steps, "scores": {"kid": 1.0}, "card": card} for steps in (50, 5, 10)}
+    assert best(cells) == ("5", "kid", 1.0)
 
 
 def test_the_cards_of_a_sweep_differ_in_its_axes_alone(document):

@@ -15,7 +15,6 @@ from diffusion.evaluation.features import Features, extract, shifted, verify
 from diffusion.evaluation.floor import Floor
 from diffusion.evaluation.reference import Reference, open_reference
 from diffusion.evaluation.scores import all_scores, inception_score
-from diffusion.evaluation.specs import extractor_spec
 from diffusion.files import write_json, write_text
 from diffusion.precision import default_device
 from diffusion.sweep import Cell, cell_settings, grid
@@ -111,13 +110,6 @@ def score(
         scores["floor"] = floor.distance
         scores["excess"] = scores[extractor.spec.distance] - floor.distance
     return scores
-
-
-def best_cell(document: Document) -> str:
-    """The name of the cell with the smallest distance; of equal ones, that with the fewest steps."""
-    distance = extractor_spec(document["extractor"]).distance
-    cells: dict[str, Any] = document["cells"]
-    return min(cells, key=lambda name: (cells[name]["scores"][distance], cells[name]["steps"], name))
 
 
 def write_scores(document: Document, scores: Path, curves: Path) -> None:

@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 
 from diffusion.config import Config
 from diffusion.data.store import Images, ImageStore
-from diffusion.evaluation.evaluate import Document, best_cell
+from diffusion.evaluation.evaluate import Document
+from diffusion.evaluation.ranking import FEW_IMAGES, best
 from diffusion.evaluation.specs import ExtractorSpec, extractor_spec
 from diffusion.pictures import png_bytes
 from diffusion.report import figures, samples, tables
 from diffusion.sweep import Cell
-
-SMALL_N = 5000  # below it the bias of a Fréchet distance is larger than most differences between cells
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Inputs:
 
     @property
     def best(self) -> ImageStore:
-        """The samples of the cell with the smallest distance."""
-        name = best_cell(self.document)
+        """The samples of the best cell."""
+        name = best(self.document["cells"])[0]
         return next(store for cell, store in self.cells.items() if cell.name == name)
 
 
@@ -65,7 +64,7 @@ def page_content(inputs: Inputs, drawn: dict[str, Figure]) -> dict[str, Any]:
         "spec": spec,
         "names": names,
         "reference": document["reference"],
-        "small": cards[0]["num_images"] < SMALL_N,
+        "small": cards[0]["num_images"] < FEW_IMAGES,
         "headline": tables.headline(document, spec),
         "scores": tables.score_table(document, spec),
         "curve": figures.as_svg(drawn["curve"], "curve", _spoken(document, spec.distance, names["distance"])),
@@ -97,14 +96,14 @@ def _montage(inputs: Inputs) -> dict[str, Any]:
     """Rows η, columns steps; each cell its picture, what a screen reader says, and its distance."""
     spec, scores = inputs.spec, inputs.document["cells"]
     places = tables.decimals([cell["scores"][spec.distance] for cell in scores.values()])
-    best = best_cell(inputs.document)
+    chosen = best(scores)[0]
 
     def entry(cell: Cell, picture: Images) -> dict[str, Any]:
         return {
             "image": samples.data_uri(png_bytes(picture)),
             "alt": f"Images 0 to {samples.TILE - 1} sampled in {cell.steps} steps with η = {cell.eta:g}",
             "distance": tables.number(scores[cell.name]["scores"][spec.distance], places),
-            "best": cell.name == best,
+            "best": cell.name == chosen,
         }
 
     rows: dict[float, list[dict[str, Any]]] = {}

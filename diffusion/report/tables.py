@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffusion.evaluation.card import Card
-from diffusion.evaluation.evaluate import Document, best_cell
+from diffusion.evaluation.evaluate import Document
+from diffusion.evaluation.ranking import best
 from diffusion.evaluation.specs import ExtractorSpec
 
 PROTOCOL = {
@@ -56,7 +57,7 @@ def score_table(document: Document, spec: ExtractorSpec) -> dict[str, Any]:
     cells = document["cells"]
     places = {column: _places(document, column) for column in columns}
     leaders = {column: _leader(cells, column, highest=column == spec.score) for column in columns}
-    best, before = best_cell(document), None
+    chosen, before = best(cells)[0], None
     rows = []
     if floor := document["reference"].get("floor"):
         entries = [_entry({**floor, "excess": 0.0}, column, places[column]) for column in columns]
@@ -68,9 +69,9 @@ def score_table(document: Document, spec: ExtractorSpec) -> dict[str, Any]:
                 "steps": cell["steps"],
                 "eta": f"{cell['eta']:g}",
                 "first": cell["steps"] != before,
-                "best": name == best,
+                "best": name == chosen,
                 "entries": [
-                    _entry(cell["scores"], column, places[column], best=name == leaders[column])
+                    _entry(cell["scores"], column, places[column], leads=name == leaders[column])
                     for column in columns
                 ],
             }
@@ -81,7 +82,9 @@ def score_table(document: Document, spec: ExtractorSpec) -> dict[str, Any]:
 
 def headline(document: Document, spec: ExtractorSpec) -> dict[str, str]:
     """The best cell and its scores, as text."""
-    name = best_cell(document)
+    name, metric, _ = best(document["cells"])
+    names = short_names(spec)
+    spoken = {spec.kernel_distance: names["kernel"], spec.distance: names["distance"]}
     cell = document["cells"][name]
     scores = cell["scores"]
     distance_places = _places(document, spec.distance)
@@ -90,6 +93,7 @@ def headline(document: Document, spec: ExtractorSpec) -> dict[str, str]:
         "name": name,
         "steps": str(cell["steps"]),
         "eta": f"{cell['eta']:g}",
+        "by": spoken.get(metric, metric),
         "distance": number(scores[spec.distance], distance_places),
         "kernel": number(scores[spec.kernel_distance], kernel_places),
         "kernel_std": number(scores[f"{spec.kernel_distance}_std"], kernel_places),
@@ -126,14 +130,14 @@ def _leader(cells: dict[str, Any], column: str, highest: bool) -> str:
     return (max if highest else min)(values, key=lambda name: values[name], default="")
 
 
-def _entry(scores: dict[str, Any], column: str, places: int, best: bool = False) -> dict[str, Any]:
+def _entry(scores: dict[str, Any], column: str, places: int, leads: bool = False) -> dict[str, Any]:
     if column not in scores:
         return {"text": "–", "std": None, "best": False}
     std = scores.get(f"{column}_std")
     return {
         "text": number(scores[column], places),
         "std": None if std is None else number(std, places),
-        "best": best,
+        "best": leads,
     }
 
 

@@ -1,0 +1,32 @@
+"""Which score says that one cell, or one model, is better than another. Lower is better, always."""
+
+from typing import Any
+
+from diffusion.evaluation.specs import ExtractorSpec, extractor_spec
+
+FEW_IMAGES = 5000  # below, the Fréchet distance is biased by N and the unbiased kernel distance ranks
+
+Cells = dict[str, dict[str, Any]]
+
+
+def rank_metric(cell: dict[str, Any]) -> str:
+    """The name of the score to rank a cell by.
+
+    It is the kernel distance below 5,000 images, else the excess, or the Fréchet distance without a floor.
+    """
+    spec: ExtractorSpec = extractor_spec(cell["card"]["extractor"])
+    if cell["card"]["num_images"] < FEW_IMAGES:
+        return spec.kernel_distance
+    return "excess" if "excess" in cell["scores"] else spec.distance
+
+
+def best(cells: Cells) -> tuple[str, str, float]:
+    """The best cell's name, its metric and its value; of equal ones that with the fewest steps."""
+
+    def order(name: str) -> tuple[float, int, str]:
+        cell = cells[name]
+        return cell["scores"][rank_metric(cell)], cell["steps"], name
+
+    name = min(cells, key=order)
+    metric = rank_metric(cells[name])
+    return name, metric, cells[name]["scores"][metric]
