@@ -43,9 +43,10 @@ class Tracked:
 
     def identity(self) -> dict[str, Any]:
         """What models/run.json says: the training's key, by which its MLflow run is found."""
-        from tracking.store import tracking_uri
+        from tracking.store import public, tracking_uri
 
-        return {"key": self.run.key, "fingerprint": self.run.folder.name, "tracking_uri": tracking_uri()}
+        uri = public(tracking_uri())
+        return {"key": self.run.key, "fingerprint": self.run.folder.name, "tracking_uri": uri}
 
 
 @contextmanager

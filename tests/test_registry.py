@@ -29,7 +29,7 @@ from tests.scores_document import document
 from tracking import names
 from tracking.gate import judge
 from tracking.registry import fetch_champion, register
-from tracking.store import connect
+from tracking.store import ENVIRONMENT, connect
 
 NAME = "diffctl-digits"
 
@@ -262,7 +262,9 @@ def test_over_a_real_server(make_model, here, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_command(make_model, here):
+def test_the_command(make_model, here, monkeypatch):
+    for name in ENVIRONMENT:  # what this process's own use of MLflow left
+        monkeypatch.delenv(name, raising=False)
     make_model(1)
     done = diffctl(here, "promote")
     assert done.returncode == 0, done.stderr

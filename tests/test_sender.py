@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from diffusion.errors import DiffctlWarning, UsageError
 from diffusion.locks import file_lock
 from tests.mlflow_server import MlflowServer, empty_database, free_port
 from tracking import names, sender
@@ -257,9 +258,23 @@ def test_points_against_a_dead_port_arrive_at_a_live_one(folder, server, monkeyp
     assert [d.delivered.points for d in sender.sync(root=folder.parent)] == [0]
 
 
+def test_a_store_that_cannot_be_meant_is_refused_at_the_start(folder, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+    open_spool(folder)
+    with pytest.raises(UsageError, match="MLFLOW_TRACKING_URI"):
+        sender.start(folder)
+
+
+def test_no_room_for_a_sender_stops_no_training(folder):
+    with pytest.warns(DiffctlWarning, match="diffctl sync"):
+        handle = sender.start(folder)  # the folder is not there: its log cannot be opened
+    assert not handle.close(timeout=1)
+
+
 TRAINER = """
 import sys, time
 from pathlib import Path
+from diffusion.errors import DiffctlWarning, UsageError
 from diffusion.locks import file_lock
 from tracking import sender
 from tracking.spool import Spool

@@ -11,10 +11,11 @@ import select
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion.errors import DiffctlError
+from diffusion.errors import DiffctlError, DiffctlWarning
 from diffusion.layout import TRAIN_RUNS
 from diffusion.locks import LockBusy, file_lock
 from tracking.delivery import Delivered, RunDeleted, Sent, deliver, mark_killed
@@ -35,16 +36,18 @@ _log = logging.getLogger("diffctl.sender")
 
 @dataclass
 class Sender:
-    """A running sender, as its training sees it."""
+    """A running sender, as its training sees it; `process` is None where none could be started."""
 
     folder: Path
-    process: "subprocess.Popen[bytes]"
+    process: "subprocess.Popen[bytes] | None"
 
     def close(self, timeout: float) -> bool:
         """Let it finish, for at most `timeout` seconds; whether everything was delivered by then.
 
         It goes on by itself for a while if not. Never raises, never waits longer.
         """
+        if self.process is None:
+            return False
         assert self.process.stdin is not None, "start() opens it"
         self.process.stdin.close()
         try:
@@ -54,13 +57,25 @@ class Sender:
 
 
 def start(folder: Path) -> Sender:
-    """Start the sender of a training's folder; a pipe tells it when this process is gone."""
-    with open(folder / LOG, "ab") as log:
-        command = [sys.executable, "-m", "tracking.sender", str(folder.resolve())]
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
-        )
-    return Sender(folder, process)
+    """Start the sender of a training's folder; a pipe tells it when this process is gone.
+
+    UsageError for a MLFLOW_TRACKING_URI that cannot be meant. A machine that has no room for another process
+    or file gets a warning: the training goes on without.
+    """
+    tracking_uri()
+    command = [sys.executable, "-m", "tracking.sender", str(folder.resolve())]
+    try:
+        with open(folder / LOG, "ab") as log:
+            return Sender(
+                folder,
+                subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+                ),
+            )
+    except OSError as error:
+        message = f"nothing is sent to MLflow now ({error.strerror}): `diffctl sync` does it later"
+        warnings.warn(message, DiffctlWarning, stacklevel=2)
+        return Sender(folder, None)
 
 
 def run(folder: Path, uri: str, parent: int, linger: float = LINGER_SECONDS) -> bool:

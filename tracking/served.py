@@ -52,7 +52,7 @@ class Reply(BaseModel):
     """The images of one request: PNG in base64, with the index of each, and its label where there are any."""
 
     indices: list[int]
-    labels: list[int] | None
+    labels: list[int] | None = None
     images: list[str]
 
 

@@ -69,8 +69,7 @@ def connect(uri: str | None = None) -> "MlflowClient":
     the database beside its place while the others wait. No server is asked yet.
     """
     uri = uri or tracking_uri()
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    _prepare_environment()
     from mlflow.tracking import MlflowClient
 
     database = database_file(uri)
@@ -79,6 +78,12 @@ def connect(uri: str | None = None) -> "MlflowClient":
             if not database.exists():
                 _create(database)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _prepare_environment() -> None:
+    """Before the first import of mlflow, which reads it."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def _create(database: Path) -> None:
@@ -99,6 +104,7 @@ def _artifacts(database: Path) -> Path:
 @contextmanager
 def failures(uri: str) -> Iterator[None]:
     """Turn what MLflow, its server or its files raise inside the block into one sentence, an MlflowError."""
+    _prepare_environment()
     import requests
     import sqlalchemy.exc
     from mlflow.exceptions import MlflowException
