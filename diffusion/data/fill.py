@@ -6,12 +6,14 @@ then says that the block is done. Memory holds a few blocks, whatever the size o
 
 import json
 import os
+import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.lib import format as npy
@@ -26,7 +28,7 @@ from diffusion.files import sync_file
 
 BLOCK_BYTES = 4 << 20
 BLOCK_ROWS = 256
-BLOCKS_A_SYNC = 32  # between journal entries; a kill costs at most this much work
+COMMIT_SECONDS = 1.0  # of work that a kill costs at most
 
 Done = Callable[[int], None]  # how many more images are done
 
@@ -85,12 +87,11 @@ def fill(reader: Reader, target: Target, done: Done) -> dict[int, str]:
     jobs = ((reader.job(start, _stop(target, start)), target, start) for start in starts)
     in_processes = reader.heavy and len(starts) > 1
     results = _in_processes(jobs) if in_processes else (_work(*job) for job in jobs)
-    with closing(results):
-        while blocks := list(islice(results, BLOCKS_A_SYNC)):
-            _commit(target, blocks)
-            for start, bad in blocks:
-                finished[start] = bad
-                done(_stop(target, start) - start)
+    with _Journal(target) as journal, closing(results):
+        for start, bad in results:
+            journal.add(start, bad)
+            finished[start] = bad
+            done(_stop(target, start) - start)
     return {row: why for bad in finished.values() for row, why in bad.items()}
 
 
@@ -158,16 +159,38 @@ def _write_at(path: Path, offset: int, values: NDArray[np.uint8]) -> None:
             rest = rest[file.write(rest.data) :]
 
 
-def _commit(target: Target, blocks: list[tuple[int, dict[int, str]]]) -> None:
-    """Pixels reach the disk first, then the journal that says so."""
-    with _on_disk(target):
-        for path in (target.images, target.digests):
-            sync_file(path)
-        with open(target.journal, "ab") as journal:
-            for start, bad in blocks:
-                journal.write(json.dumps({"start": start, "bad": bad}).encode() + b"\n")
-            journal.flush()
-            os.fsync(journal.fileno())
+class _Journal:
+    """Notes the finished blocks, a few at a time: pixels reach the disk first, then the line that says so."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.waiting: list[tuple[int, dict[int, str]]] = []
+        self.committed = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.commit()
+
+    def add(self, start: int, bad: dict[int, str]) -> None:
+        """Note a block."""
+        self.waiting.append((start, bad))
+        if time.monotonic() - self.committed > COMMIT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Bring all that is noted to the disk."""
+        lines = [json.dumps({"start": start, "bad": bad}) + "\n" for start, bad in self.waiting]
+        with _on_disk(self.target):
+            for path in (self.target.images, self.target.digests):
+                sync_file(path)
+            with open(self.target.journal, "a", encoding="utf-8") as journal:
+                journal.writelines(lines)
+                journal.flush()
+                os.fsync(journal.fileno())
+        self.waiting = []
+        self.committed = time.monotonic()
 
 
 def _in_processes(

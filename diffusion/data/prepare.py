@@ -42,7 +42,7 @@ def prepare(
         targets = {name: _target(config, raw, split, folder / name) for name, split in raw.splits.items()}
         _need_room(folder, list(targets.values()))
         filled = _fill_all(raw, targets, progress)
-        problems = [*raw.problems, *(problem for split in filled for problem in split.problems())]
+        problems = sorted([*raw.problems, *(problem for split in filled for problem in split.problems())])
         if config.on_bad == "stop":
             refuse(problems, listing)
         with atomic_folder(Path(out)) as made:

@@ -1,0 +1,99 @@
+"""A real HTTP server on 127.0.0.1 for files, with the faults that downloads meet."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class FileServer:
+    """Serves `files` by path. `faults` are used up one a request, in order; then all goes well."""
+
+    files: dict[str, bytes]
+    faults: list[str] = field(default_factory=list)
+    requests: list[tuple[str, str | None]] = field(default_factory=list)  # path, Range
+    port: int = 0
+
+    def url(self, path: str) -> str:
+        """The address of a file."""
+        return f"http://127.0.0.1:{self.port}/{path}"
+
+    def ranges(self) -> list[str | None]:
+        """The Range header of every request so far."""
+        return [header for _, header in self.requests]
+
+
+@contextmanager
+def serving(files: dict[str, bytes], *faults: str) -> Iterator[FileServer]:
+    """Run a server for the block."""
+    state = FileServer(files, list(faults))
+
+    class Handler(_Handler):
+        server_state = state
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    state.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_state: FileServer
+
+    def do_GET(self) -> None:
+        state = self.server_state
+        state.requests.append((self.path, self.headers.get("Range")))
+        content = state.files.get(self.path.lstrip("/"))
+        if content is None:
+            return self._status(404)
+        fault = state.faults.pop(0) if state.faults else ""
+        if fault.isdigit():
+            return self._status(int(fault))
+        if fault == "retry-after":
+            return self._status(503, {"Retry-After": "0"})
+        if fault == "retry-date":
+            return self._status(503, {"Retry-After": formatdate(time.time() + 1, usegmt=True)})
+        if fault == "hang":
+            threading.Event().wait(20)  # longer than the client's patience
+        return self._send(content, fault)
+
+    def _status(self, code: int, headers: dict[str, str] | None = None) -> None:
+        self.send_response(code)
+        for name, value in {"Content-Length": "0", **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _send(self, content: bytes, fault: str) -> None:
+        header = self.headers.get("Range")
+        start = int(header.removeprefix("bytes=").rstrip("-")) if header and fault != "no ranges" else 0
+        if start >= len(content) and header and fault != "no ranges":
+            return self._status(416, {"Content-Range": f"bytes */{len(content)}"})
+        body = content[start:]
+        if fault == "wrong byte":
+            body = bytes([body[0] ^ 1]) + body[1:]
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        if fault == "no length":
+            self.send_header("Connection", "close")
+        else:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
+        self.close_connection = True
+        return None
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""

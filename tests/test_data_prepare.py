@@ -1,0 +1,262 @@
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import psutil
+import pytest
+
+from diffusion.config import DataConfig
+from diffusion.data.fill import Target, fill
+from diffusion.data.prepare import prepare
+from diffusion.data.source import ArrayReader
+from diffusion.data.store import open_store
+from diffusion.errors import DiffctlError
+from tests.raw_data import by_image, prepared, random_images, write_folder
+from tests.waiting import wait_until
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from diffusion.config import DataConfig
+from diffusion.data.prepare import prepare
+
+if __name__ == "__main__":
+    raw, out, work = map(Path, sys.argv[1:4])
+    show = lambda done, total: print(done, total, flush=True)
+    prepare(DataConfig(name="image-folder", path=raw, image_size=int(sys.argv[4])), out, show, work=work)
+"""
+
+
+def tree(folder):
+    """Every file below a folder with the hash of its bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def folder_config(raw, **options):
+    return DataConfig(name="image-folder", path=raw, **{"image_size": 8, **options})
+
+
+def with_bad_images(raw):
+    """20 good images of two classes, and three that cannot be read."""
+    write_folder(raw, {f"{'ab'[at % 2]}/{at:02d}": image for at, image in enumerate(random_images(0, 20, 8))})
+    good = (raw / "a/00.png").read_bytes()
+    (raw / "a/cut.png").write_bytes(good[:-40])
+    (raw / "b/text.png").write_text("not an image")
+    (raw / "c").mkdir()
+    (raw / "c/only.png").write_text("the one image of its class")
+    return raw
+
+
+def test_equal_raw_files_give_equal_bytes(tmp_path):
+    raw = write_folder(
+        tmp_path / "raw",
+        {f"{'abc'[at % 3]}/{at}": image for at, image in enumerate(random_images(0, 600, 8))},
+    )
+    shutil.copytree(raw, tmp_path / "elsewhere", copy_function=shutil.copyfile)  # other times, another place
+    for number, place in enumerate((raw, tmp_path / "elsewhere")):
+        prepare(folder_config(place), tmp_path / f"out{number}", work=tmp_path / f"work{number}")
+        assert os.listdir(tmp_path / f"work{number}") == []
+    assert tree(tmp_path / "out0") == tree(tmp_path / "out1")
+    assert set(tree(tmp_path / "out0")) == {
+        f"{split}/{name}" for split in ("train", "test") for name in ("images.npy", "labels.npy", "meta.json")
+    }
+
+
+def test_the_meta_says_what_is_inside(tmp_path):
+    raw = write_folder(
+        tmp_path / "raw",
+        {f"{'abc'[at % 3]}/{at}": image for at, image in enumerate(random_images(0, 30, 12))},
+    )
+    train, test = prepared(tmp_path, name="image-folder", path=raw, image_size=8, channels=1)
+    for store, count in ((train, 27), (test, 3)):
+        meta = store.meta
+        assert meta["name"] == "image-folder"
+        assert meta["classes"] == ["a", "b", "c"]
+        assert (meta["image_size"], meta["channels"], meta["count"]) == (8, 1, count)
+        assert sum(meta["counts"]) == count
+        assert any("grey" in step for step in meta["transforms"])
+        assert set(meta["sources"]) == {"train: 27 files", "test: 3 files"}
+    changed = raw / "a/0.png"
+    changed.write_bytes((raw / "a/3.png").read_bytes())
+    again, _ = prepared(tmp_path, name="image-folder", path=raw, image_size=8, channels=1)
+    assert again.digest != train.digest or open_store(tmp_path / "prepared/test").digest != test.digest
+
+
+def test_what_cannot_be_used_stops_the_work_with_counts_and_paths(tmp_path):
+    raw = with_bad_images(tmp_path / "raw")
+    with pytest.raises(DiffctlError, match="3 of the raw files cannot be used") as error:
+        prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
+    assert "1 truncated (a/cut.png)" in str(error.value)
+    assert "2 not an image (b/text.png, c/only.png)" in str(error.value)
+    assert "data.on_bad: skip" in str(error.value)
+    listed = (tmp_path / "work/problems.csv").read_text().splitlines()
+    assert listed[0] == "file,why"
+    assert len(listed) == 4
+    assert not (tmp_path / "out").exists()
+
+
+def test_skipping_leaves_them_out_and_lists_them(tmp_path):
+    raw = with_bad_images(tmp_path / "raw")
+    train, test = prepared(tmp_path, name="image-folder", path=raw, image_size=8, on_bad="skip")
+    assert train.meta["classes"] == ["a", "b"]  # c has lost its only image
+    assert len(train) + len(test) == 20
+    good = {image.tobytes(): "ab"[at % 2] for at, image in enumerate(random_images(0, 20, 8))}
+    assert by_image(train) | by_image(test) == good
+    assert sum(train.meta["skipped"].values()) == 3
+    assert len((tmp_path / "prepared/skipped.csv").read_text().splitlines()) == 4
+
+
+def test_skipping_after_a_stop_decodes_nothing_again(tmp_path):
+    raw = with_bad_images(tmp_path / "raw")
+    with pytest.raises(DiffctlError):
+        prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
+    steps = []
+    config = folder_config(raw, on_bad="skip")
+    prepare(config, tmp_path / "out", lambda *step: steps.append(step), work=tmp_path / "work")
+    assert steps == [(21, 23), (23, 23)]  # a step a split: all was done
+
+
+def test_problems_of_the_listing_stop_before_anything_is_read(tmp_path):
+    raw = write_folder(
+        tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(random_images(0, 5, 8))}
+    )
+    (raw / "empty").mkdir()
+    steps = []
+    with pytest.raises(DiffctlError, match=r"1 empty class \(empty\)"):
+        prepare(
+            folder_config(raw), tmp_path / "out", lambda *step: steps.append(step), work=tmp_path / "work"
+        )
+    assert not steps
+
+
+def test_duplicates_are_counted_within_and_across(tmp_path):
+    pool = random_images(0, 16, 8)
+    names = [f"train/a/{at}" for at in range(12)] + [f"test/a/{at}" for at in range(4)]
+    images = dict(zip(names, pool, strict=True))
+    images["train/a/1"] = images["train/a/2"] = images["train/a/0"]
+    images["test/a/0"] = images["train/a/5"]
+    write_folder(tmp_path / "raw", images)
+    train, test = prepared(tmp_path, name="image-folder", path=tmp_path / "raw", image_size=8)
+    assert train.meta["duplicates"] == {"within": 2}
+    assert test.meta["duplicates"] == {"within": 0, "of_train": 1}
+
+
+def start(tmp_path, raw, size=48):
+    arguments = [str(raw), str(tmp_path / "out"), str(tmp_path / "work"), str(size)]
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    return subprocess.Popen(
+        [sys.executable, str(program), *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+
+
+@pytest.fixture(scope="module")
+def many_images(tmp_path_factory):
+    images = random_images(0, 40, 48)
+    raw = tmp_path_factory.mktemp("many") / "raw"
+    return write_folder(raw, {f"{'ab'[at % 2]}/{at:05d}": images[at % 40] for at in range(1500)})
+
+
+@pytest.mark.parametrize(
+    "kill",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_preparation_goes_on_and_leaves_no_process(tmp_path, many_images, kill):
+    process = start(tmp_path, many_images)
+    while int(process.stdout.readline().split()[0]) < 256:
+        pass
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(kill)
+    process.wait(60)
+    wait_until(lambda: not any(worker.is_running() and worker.status() != "zombie" for worker in workers))
+    assert not (tmp_path / "out").exists()
+    noted = sum(len(path.read_text().splitlines()) for path in (tmp_path / "work").rglob("journal.jsonl"))
+    steps = []
+    config = folder_config(many_images, image_size=48)
+    prepare(config, tmp_path / "out", lambda done, total: steps.append(done), work=tmp_path / "work")
+    assert steps[0] >= 256 * (noted - 2)  # the last block of a split is shorter
+    prepare(config, tmp_path / "fresh", work=tmp_path / "fresh_work")
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+
+
+def test_a_worker_killed_for_memory_is_one_sentence(tmp_path, many_images):
+    config = folder_config(many_images, image_size=48)
+
+    def kill_a_worker(done, total):
+        for child in psutil.Process().children(recursive=True):
+            if "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+
+    with pytest.raises(DiffctlError, match="was killed, most likely for want of memory"):
+        prepare(config, tmp_path / "out", kill_a_worker, work=tmp_path / "work")
+    prepare(config, tmp_path / "out", work=tmp_path / "work")
+    assert len(open_store(tmp_path / "out/train")) == 1350
+
+
+def test_two_at_once_do_not_disturb_each_other(tmp_path, many_images):
+    config, refused = folder_config(many_images, image_size=48), []
+
+    def again(done, total):
+        if not refused:
+            with pytest.raises(DiffctlError, match="is being prepared by another process already") as error:
+                prepare(config, tmp_path / "out", work=tmp_path / "work")
+            refused.append(error)
+
+    prepare(config, tmp_path / "out", again, work=tmp_path / "work")
+    assert refused
+
+
+def test_a_torn_journal_line_is_work_to_do_again(tmp_path):
+    images = random_images(0, 1000, 8)
+    target = Target(tmp_path / "split", images.shape)
+    fill(ArrayReader(images), target, lambda images: None)
+    whole = target.journal.read_bytes()
+    target.journal.write_bytes(whole[:-5])
+    last = json.loads(whole.splitlines()[-1])["start"]
+    with open(target.images, "r+b") as file:
+        file.seek(target.header + last * 192)
+        file.write(bytes(192))
+    steps = []
+    assert fill(ArrayReader(images), target, steps.append) == {}
+    assert sum(steps) == 1000
+    assert steps[0] == last
+    np.testing.assert_array_equal(np.load(target.images), images)
+
+
+def test_changed_raw_files_start_afresh(tmp_path):
+    raw = with_bad_images(tmp_path / "raw")
+    with pytest.raises(DiffctlError):
+        prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
+    for path in ("a/cut.png", "b/text.png", "c/only.png"):
+        shutil.copyfile(raw / "b/01.png", raw / path)
+    prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
+    assert open_store(tmp_path / "out/train").meta["classes"] == ["a", "b", "c"]
+
+
+def test_too_little_room_is_said_before_the_work(tmp_path):
+    raw = write_folder(
+        tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(random_images(0, 4, 8))}
+    )
+    with pytest.raises(DiffctlError, match=r"preparing needs [\d.]+ GB more in .* are free: make room"):
+        prepare(folder_config(raw, image_size=2**22), tmp_path / "out", work=tmp_path / "work")
+
+
+def test_a_new_data_set_takes_the_place_of_the_old_one(tmp_path):
+    prepare(DataConfig(name="digits"), tmp_path / "out", work=tmp_path / "work")
+    raw = write_folder(tmp_path / "raw", {str(at): image for at, image in enumerate(random_images(0, 9, 8))})
+    prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
+    assert not (tmp_path / "out/train/labels.npy").exists()
+    assert open_store(tmp_path / "out/train").meta["name"] == "image-folder"
