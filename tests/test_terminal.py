@@ -1,0 +1,70 @@
+"""What the terminal shows of a stage under DVC."""
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.terminal import Relay
+
+OUTPUT = (
+    "Running stage 'train':\n"
+    "> diffctl stage train\n"
+    "train: 60 steps, η = 0\n"
+    "\n"
+    "WARNING: something of the library's\n"
+    "Updating lock file 'dvc.lock'\n"
+    "\n"
+    "To track the changes with git, run:\n"
+    "\n"
+    "\tgit add dvc.lock\n"
+    "\n"
+    "To enable auto staging, run:\n"
+    "\n"
+    "\tdvc config core.autostage true\n"
+    "Use `dvc push` to send your updates to remote storage.\n"
+)
+SHOWN = "==> train\ntrain: 60 steps, η = 0\n\nWARNING: something of the library's\n"
+
+
+def relayed(*chunks: bytes) -> tuple[list[str], list[str]]:
+    written: list[str] = []
+    relay = Relay(written.append)
+    for chunk in chunks:
+        relay.feed(chunk)
+    relay.feed(b"", final=True)
+    return written, relay.errors
+
+
+@given(st.lists(st.integers(0, len(OUTPUT.encode())), max_size=8))
+def test_what_is_shown_does_not_depend_on_how_the_bytes_are_cut(cuts: list[int]) -> None:
+    data = OUTPUT.encode()
+    places = [0, *sorted(cuts), len(data)]
+    chunks = [data[start:stop] for start, stop in pairwise(places)]
+    assert "".join(relayed(*chunks)[0]) == SHOWN
+
+
+def test_stages_that_need_nothing_take_one_line() -> None:
+    written, _ = relayed(b"Stage 'data' didn't change, skipping\nData and pipelines are up to date.\n")
+    assert written == ["==> data: up to date\n"]
+    written, _ = relayed(b"Stage 'data' is cached - skipping run, checking out outputs\n")
+    assert written == ["==> data: from the cache\n"]
+
+
+def test_errors_of_dvc_are_kept_for_who_supervises() -> None:
+    busy = (
+        "\x1b[31mERROR\x1b[39m: '/p/a' is busy, it is being blocked by:\n  (PID 17): dvc repro\n\n"
+        "If there are no processes with such PIDs, you can manually remove '/p/rwlock' and try again.\n"
+    )
+    assert relayed(busy.encode()) == ([], ["'/p/a' is busy, it is being blocked by:", "(PID 17): dvc repro"])
+
+
+def test_live_progress_goes_out_before_its_line_ends() -> None:
+    written: list[str] = []
+    relay = Relay(written.append)
+    relay.feed(b"\r\x1b[K10 of 20")
+    assert written == ["\r\x1b[K10 of 20"]
+    relay.feed(b"a plain line that is cut")
+    assert len(written) == 1
+    relay.feed(b" short\n")
+    assert written[1:] == ["a plain line that is cut short\n"]
