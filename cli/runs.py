@@ -145,18 +145,20 @@ def _show_comparison(result: "Comparison") -> None:
     if result.rows:
         listed = table("CELL", "SCORE", *result.labels)
         for row in result.rows:
-            numbers = [value for value in row.values if value is not None]
-            cells = [
-                "-" if value is None else f"{value:.5g}{' <' if value == min(numbers) else ''}"
-                for value in row.values
-            ]
-            listed.add_row(row.cell, row.metric, *cells)
+            listed.add_row(row.cell, row.metric, *(_number(value, row.best) for value in row.values))
         show(listed)
-        typer.echo("< lowest; lower is better")
+        if any(row.best is not None for row in result.rows):
+            typer.echo("< the lowest of its row, and the best")
     for difference in result.differences:
         typer.echo(
             f"{difference.label}: {len(difference.cells)} cell(s) left out, {_fields(difference.fields)}"
         )
+
+
+def _number(value: float | None, best: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.5g} <" if value == best else f"{value:.5g}"
 
 
 def _why(result: "Comparison") -> str:

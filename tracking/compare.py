@@ -8,7 +8,7 @@ from typing import Any
 from diffusion.errors import UsageError
 from tracking.gate import clash
 from tracking.lookup import find_run
-from tracking.ranking import rank_metric
+from tracking.ranking import rank_metric, ranks
 from tracking.runs import Document, fetch_scores, read_scores
 
 Cell = dict[str, Any]
@@ -29,6 +29,12 @@ class Row:
     cell: str
     metric: str
     values: list[float | None]
+
+    @property
+    def best(self) -> float | None:
+        """The lowest value; None for a score that ranks nothing."""
+        values = [value for value in self.values if value is not None]
+        return min(values) if ranks(self.metric) else None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,11 @@ def best(cells: Cells) -> tuple[str, str, float]:
     return name, metric, cells[name]["scores"][metric]
 
 
+def ranks(metric: str) -> bool:
+    """Whether lower values of a score mean a better model. Inception scores and spreads never rank."""
+    return metric.startswith(("kd_", "kid", "fd_", "fid", "excess")) and not metric.endswith("_std")
+
+
 def _named(scores: dict[str, float], prefix: str, inception: str) -> str:
     names = [name for name in scores if name == inception or name.startswith(prefix)]
     return next(name for name in names if not name.endswith("_std"))
