@@ -14,10 +14,17 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from diffusion.errors import UsageError
+from diffusion.presets import PRESETS
 
 Noise = Literal["small", "large", "learned"]
 Spacing = Literal["uniform", "quadratic", "trailing"]
+Sampler = Literal["ddim", "dpm-solver++"]
 Precision = Literal["fp32", "bf16"]
+
+
+def _whole_numbers(values: Any) -> Any:
+    """`0,10,99` as a command line or a flat card writes a list."""
+    return [part.strip() for part in values.split(",")] if isinstance(values, str) else values
 
 
 def _distinct(values: Any) -> Any:
@@ -100,7 +107,9 @@ class ModelConfig(Section):
     """The ADM U-Net's shape (2105.05233, sec. 3 and table 12).
 
     `attention` lists the feature-map sizes, in pixels, that get self-attention. Heads come either from
-    `head_channels` (channels a head) or from `heads` (their number).
+    `head_channels` (channels a head) or from `heads` (their number). The network sees t·`time_scale`
+    (iDDPM's code trains with 1000/T). The key `preset` stands for the shape of a published network; other
+    keys beside it change it.
     """
 
     channels: PositiveInt
@@ -115,6 +124,21 @@ class ModelConfig(Section):
     dropout: Probability = 0.0
     class_cond: bool = True
     gradient_checkpointing: bool = False
+    time_scale: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "preset" not in values:
+            return values
+        given = dict(values)
+        name = given.pop("preset")
+        if name not in PRESETS:
+            raise ValueError(f"preset: allowed are {', '.join(PRESETS)} (got {name!r})")
+        shape = PRESETS[name].model
+        if {"heads", "head_channels"} & given.keys():
+            shape = {key: value for key, value in shape.items() if key not in ("heads", "head_channels")}
+        return {**shape, **given}
 
     @model_validator(mode="after")
     def _heads_divide_channels(self) -> Self:
@@ -221,9 +245,12 @@ class TrainConfig(Section):
 class SamplerConfig(Section):
     """How images come out of a model, but for steps and eta. `guidance` is w of CFG eq. 6: 0 means none.
 
-    `classes` is the mix of asked classes: every class equally often, or as in the training data.
+    `sampler` ddim is the reverse step of DDPM, iDDPM and DDIM; dpm-solver++ is its multistep solver of order
+    2 (2211.01095), deterministic, to which `noise` means nothing. `classes` is the mix of asked classes:
+    every class equally often, or as in the training data.
     """
 
+    sampler: Sampler = "ddim"
     seed: Annotated[int, Field(ge=0)] = 0
     noise: Noise = "small"
     spacing: Spacing = "uniform"
@@ -240,10 +267,30 @@ class SampleConfig(SamplerConfig):
 
 
 class SampleSettings(SamplerConfig):
-    """All that decides an image beside the model and its index."""
+    """All that decides an image beside the model and its index.
+
+    `timesteps` is an explicit list that takes the place of `steps` and `spacing`.
+    """
 
     steps: PositiveInt = 50
     eta: Annotated[float, Field(ge=0)] = 0.0
+    timesteps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_whole_numbers)] | None = (
+        None
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_timesteps(cls, values: Any) -> Any:
+        listed = values.get("timesteps") if isinstance(values, dict) else None
+        return {"steps": len(_whole_numbers(listed)), **values} if listed else values
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Self:
+        if self.timesteps is not None and len(self.timesteps) != self.steps:
+            raise ValueError(f"steps {self.steps} is not the length of timesteps, {len(self.timesteps)}")
+        if self.sampler == "dpm-solver++" and self.eta:
+            raise ValueError(f"sampler dpm-solver++ is deterministic: eta must be 0 (got {self.eta})")
+        return self
 
 
 class SweepConfig(Section):
@@ -291,6 +338,8 @@ class Config(Section):
                 f"sweep.steps: {max(self.sweep.steps)} is more than diffusion.timesteps "
                 f"({self.diffusion.timesteps})"
             )
+        if self.sample.sampler == "dpm-solver++" and any(self.sweep.eta):
+            raise ValueError("sample.sampler dpm-solver++ is deterministic, so sweep.eta must be [0.0]")
         if self.data.image_size is not None:
             sizes = level_sizes(self.data.image_size, len(self.model.channel_mult))
             if missing := sorted(set(self.model.attention) - set(sizes)):

@@ -32,6 +32,14 @@ def split(output: Tensor, channels: int) -> Prediction:
     return Prediction(eps, v)
 
 
+def predict(
+    network: Network, schedule: Schedule, x_t: Tensor, index: Tensor, labels: Tensor | None
+) -> Prediction:
+    """Ask the network at the original timesteps of the (B,) indices; ε and v in `x_t`'s dtype."""
+    output = network(x_t, schedule.timesteps[index.cpu()].to(x_t.device), labels)
+    return split(output.to(x_t.dtype), x_t.shape[1])
+
+
 def posterior_mean(schedule: Schedule, x_0: Tensor, x_t: Tensor, index: Tensor) -> Tensor:
     """Mean of q(x_{t−1} | x_t, x_0) (DDPM eq. 7)."""
     alpha_bar, previous, betas = schedule.alphas_cumprod, schedule.alphas_cumprod_prev, schedule.betas
@@ -120,8 +128,7 @@ def training_losses(
     vlb: T·L_vlb, whose mean over uniform t is the bound.
     """
     x_t = q_sample(schedule, x_0, index, noise)
-    output = network(x_t, schedule.timesteps[index.cpu()].to(x_0.device), labels)
-    eps, v = split(output.to(x_0.dtype), x_0.shape[1])
+    eps, v = predict(network, schedule, x_t, index, labels)
     mse = (noise - eps).square().flatten(1).mean(1)
     if config.loss == "simple":
         return {"loss": mse, "mse": mse}

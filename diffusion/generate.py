@@ -13,14 +13,17 @@ from diffusion.images import to_uint8
 from diffusion.precision import autocast
 from diffusion.random import ImageNoise, generator
 from diffusion.sampling import Step, check_eta, sample
-from diffusion.schedule import Schedule, spaced_timesteps
+from diffusion.schedule import Schedule, check_timesteps, spaced_timesteps
 from diffusion.unet import UNet
 
 
 def check_settings(artefact: Artefact, settings: SampleSettings) -> Schedule:
     """The spaced schedule to walk; UsageError when this model cannot be sampled so."""
     process = artefact.diffusion
-    timesteps = spaced_timesteps(settings.spacing, settings.steps, process.timesteps)
+    if settings.timesteps is None:
+        timesteps = spaced_timesteps(settings.spacing, settings.steps, process.timesteps)
+    else:
+        timesteps = check_timesteps(settings.timesteps, process.timesteps)
     schedule = Schedule.named(process.schedule, process.timesteps).spaced(timesteps)
     check_eta(schedule, settings.eta)
     if settings.noise == "learned" and not artefact.network.learned_variance:
@@ -85,6 +88,7 @@ def generate(
         guided,
         schedule,
         noise.draw,
+        sampler=settings.sampler,
         eta=settings.eta,
         noise=settings.noise,
         clip=settings.clip,

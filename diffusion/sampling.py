@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.config import Noise
+from diffusion.config import Noise, Sampler
+from diffusion.dpm_solver import Multistep
 from diffusion.errors import UsageError
-from diffusion.gaussian import Network, log_variance, split
+from diffusion.gaussian import Network, log_variance, predict
 from diffusion.schedule import Schedule, at, predict_eps, predict_x0
 
 
@@ -79,12 +80,17 @@ def check_eta(schedule: Schedule, eta: float) -> None:
         )
 
 
+Update = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+"""(x, index, ε, v) → (x one timestep earlier, x̂_0)."""
+
+
 @torch.no_grad()
 def sample(
     network: Network,
     schedule: Schedule,
     draw: Callable[[], Tensor],
     *,
+    sampler: Sampler = "ddim",
     eta: float = 0.0,
     noise: Noise = "small",
     clip: bool = True,
@@ -99,13 +105,17 @@ def sample(
     """
     check_eta(schedule, eta)
     x = draw().to(device)
+
+    def ddim(x: Tensor, index: Tensor, eps: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        z = draw().to(device) if eta > 0 and int(index[0]) > 0 else None
+        return reverse_step(schedule, x, index, eps, v, eta=eta, noise=noise, clip=clip, z=z)
+
+    update: Update = ddim if sampler == "ddim" else Multistep(schedule, clip)
     total = len(schedule)
     for i in reversed(range(total)):
         index = torch.full((len(x),), i)
-        output = network(x, schedule.timesteps[index].to(x.device), labels)
-        eps, v = split(output.to(x.dtype), x.shape[1])
-        z = draw().to(device) if eta > 0 and i > 0 else None
-        x, x0_hat = reverse_step(schedule, x, index, eps, v, eta=eta, noise=noise, clip=clip, z=z)
+        eps, v = predict(network, schedule, x, index, labels)
+        x, x0_hat = update(x, index, eps, v)
         if callback:
             callback(Step(total - i, total, x, x0_hat))
     return x

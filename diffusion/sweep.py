@@ -48,14 +48,16 @@ def cell_settings(config: Config, cell: Cell) -> SampleSettings:
 
 
 def sampling_card(settings: SampleSettings, model_sha256: str, artefact: Artefact) -> dict[str, Any]:
-    """The sampling half of the protocol card, without the number of images: a flat JSON dict."""
-    return {
-        "model_sha256": model_sha256,
-        "sampler": "ddim",
-        "ema": True,
-        "precision": artefact.precision,
-        **settings.model_dump(mode="json"),
-    }
+    """The sampling half of the protocol card, without the number of images: a flat JSON dict.
+
+    SampleSettings reads its own fields back from it. An explicit list of timesteps is written as `0,10,99`
+    and takes the place of the spacing.
+    """
+    values = settings.model_dump(mode="json", exclude={"timesteps"})
+    if settings.timesteps is not None:
+        del values["spacing"]
+        values["timesteps"] = ",".join(map(str, settings.timesteps))
+    return {"model_sha256": model_sha256, "ema": True, "precision": artefact.precision, **values}
 
 
 def make_cell(

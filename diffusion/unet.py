@@ -107,7 +107,7 @@ class UNet(nn.Module):
         """
         if (labels is None) != (self.spec.num_classes == 0):
             raise ValueError("a conditional network needs labels, an unconditional one takes none")
-        embedding = self.time(timestep_embedding(t, self.spec.channels).to(x.dtype))
+        embedding = self.time(timestep_embedding(t * self.spec.time_scale, self.spec.channels).to(x.dtype))
         if labels is not None:
             embedding = embedding + self.classes(labels)
         embedding = F.silu(embedding)

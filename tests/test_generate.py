@@ -4,12 +4,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from diffusion.checkpoint import DataCard
 from diffusion.config import SampleSettings
 from diffusion.errors import UsageError
 from diffusion.generate import check_settings, class_index, generate, labels_of
 from diffusion.random import ImageNoise, generator
+from diffusion.sweep import sampling_card
 from tests.networks import artefact_of, network_of, spec_of
 
 CPU = torch.device("cpu")
@@ -160,6 +162,8 @@ def test_classes_by_name_and_number():
         ({"noise": "learned"}, {"out_channels": 1}, "learned variance"),
         ({"guidance": 1.0}, {"null_class": False}, "p_uncond"),
         ({"guidance": 1.0}, {"null_class": False, "num_classes": 0}, "p_uncond"),
+        ({"timesteps": (0, 50, 40, 99)}, {}, "increase strictly"),
+        ({"timesteps": (0, 30, 60, 100)}, {}, "end there"),
     ],
 )
 def test_what_a_model_cannot_do_is_one_sentence(changes, spec_changes, message):
@@ -173,6 +177,42 @@ def test_the_class_mix_of_the_data_needs_its_counts():
     artefact = artefact_of(SPEC, data=DataCard(name="d", classes=ARTEFACT.data.classes, digest="0"))
     with pytest.raises(UsageError, match="class counts"):
         labels_of(artefact, SETTINGS.model_copy(update={"classes": "data"}), [0])
+
+
+def test_an_explicit_list_is_walked_and_stands_for_its_spacing():
+    listed = SampleSettings(timesteps="0, 33,66,99", eta=0.7, seed=3)
+    assert listed.steps == 4
+    assert listed.timesteps == (0, 33, 66, 99)
+    assert check_settings(ARTEFACT, listed).timesteps.tolist() == [0, 33, 66, 99]
+    assert torch.equal(images([0, 1], listed), images([0, 1]))  # what uniform is for four steps
+    assert not torch.equal(images([0], SampleSettings(timesteps=(1, 2, 5, 99), eta=0.7, seed=3)), images([0]))
+
+
+def test_a_list_that_is_not_as_long_as_steps_is_refused():
+    with pytest.raises(ValidationError, match="steps 3 is not the length of timesteps, 2"):
+        SampleSettings(steps=3, timesteps=(0, 9))
+
+
+@pytest.mark.parametrize("chosen", [{}, {"timesteps": (0, 50, 99)}, {"sampler": "dpm-solver++", "steps": 7}])
+def test_the_card_is_flat_and_gives_the_settings_back(chosen):
+    settings = SampleSettings(seed=3, guidance=1.5, **chosen)
+    card = sampling_card(settings, "abc", ARTEFACT)
+    assert all(isinstance(value, str | int | float | bool) for value in card.values())
+    assert card["model_sha256"] == "abc"
+    assert card["sampler"] == settings.sampler
+    assert (
+        SampleSettings(**{key: card[key] for key in SampleSettings.model_fields if key in card}) == settings
+    )
+    if settings.timesteps:
+        assert card["timesteps"] == "0,50,99"
+        assert "spacing" not in card
+
+
+def test_the_multistep_solver_makes_images_by_index_too():
+    settings = SampleSettings(sampler="dpm-solver++", steps=6, seed=3)
+    whole = images(range(6), settings)
+    assert_close(images([4], settings), whole[4:5])
+    assert not torch.equal(whole, images(range(6), SampleSettings(steps=6, seed=3)))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

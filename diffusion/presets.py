@@ -1,0 +1,120 @@
+"""The published networks by name, each with the recipe that it was published with.
+
+`parameters` is the exact count of this library's network; the papers round it to what `source` says.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published model: the sections of params.yaml that it was trained with, and what its data decided.
+
+    `qkv_by_head` tells how OpenAI's file orders the channels of attention: all of a head's q, k and v
+    together, or all heads' q first.
+    """
+
+    model: dict[str, Any]
+    diffusion: dict[str, Any]
+    train: dict[str, Any]
+    data: str
+    image_size: int
+    num_classes: int
+    parameters: int
+    source: str
+    qkv_by_head: bool = True
+
+
+# ADM (2105.05233), tables 11 and 12 of the appendix; openai/guided-diffusion gives the same as flags.
+_ADM_ATTENTION = (32, 16, 8)
+_ADM_TRAIN = {"ema_decay": 0.9999, "lr": 1e-4, "batch_size": 256}
+# iDDPM (2102.09672), appendix A, and the flags of openai/improved-diffusion. DDPM (2006.11239), appendix B.
+_CIFAR_LEVELS = {"channels": 128, "channel_mult": (1, 2, 2, 2), "resample": "plain", "class_cond": False}
+
+PRESETS = {
+    "adm-64": Preset(
+        model={
+            "channels": 192,
+            "channel_mult": (1, 2, 3, 4),
+            "num_res_blocks": 3,
+            "attention": _ADM_ATTENTION,
+            "head_channels": 64,
+            "dropout": 0.1,
+        },
+        diffusion={"timesteps": 1000, "schedule": "cosine"},
+        train={**_ADM_TRAIN, "steps": 540_000, "lr": 3e-4, "batch_size": 2048},
+        data="imagenet64",
+        image_size=64,
+        num_classes=1000,
+        parameters=295_904_454,
+        source="296M: ADM table 11",
+        qkv_by_head=False,
+    ),
+    "adm-128": Preset(
+        model={
+            "channels": 256,
+            "channel_mult": (1, 1, 2, 3, 4),
+            "num_res_blocks": 2,
+            "attention": _ADM_ATTENTION,
+            "heads": 4,
+        },
+        diffusion={"timesteps": 1000, "schedule": "linear"},
+        train={**_ADM_TRAIN, "steps": 4_360_000},
+        data="imagenet",
+        image_size=128,
+        num_classes=1000,
+        parameters=421_529_606,
+        source="422M: ADM table 11",
+    ),
+    "adm-256": Preset(
+        model={
+            "channels": 256,
+            "channel_mult": (1, 1, 2, 2, 4, 4),
+            "num_res_blocks": 2,
+            "attention": _ADM_ATTENTION,
+            "head_channels": 64,
+        },
+        diffusion={"timesteps": 1000, "schedule": "linear"},
+        train={**_ADM_TRAIN, "steps": 1_980_000},
+        data="imagenet",
+        image_size=256,
+        num_classes=1000,
+        parameters=553_838_086,
+        source="554M: ADM table 11",
+    ),
+    "iddpm-cifar10": Preset(
+        model={
+            **_CIFAR_LEVELS,
+            "num_res_blocks": 3,
+            "attention": (16, 8),
+            "heads": 4,
+            "dropout": 0.3,
+            "time_scale": 0.25,
+        },
+        diffusion={"timesteps": 4000, "schedule": "cosine"},
+        train={"steps": 500_000, "batch_size": 128, "lr": 1e-4, "ema_decay": 0.9999},
+        data="cifar10",
+        image_size=32,
+        num_classes=0,
+        parameters=52_546_438,
+        source="50M: the published file's name, cifar10_uncond_50M_500K.pt",
+    ),
+    "ddpm-cifar10": Preset(
+        model={
+            **_CIFAR_LEVELS,
+            "num_res_blocks": 2,
+            "attention": (16,),
+            "heads": 1,
+            "embedding": "additive",
+            "dropout": 0.1,
+        },
+        diffusion={"timesteps": 1000, "schedule": "linear", "variance": "large", "loss": "simple"},
+        train={"steps": 800_000, "batch_size": 128, "lr": 2e-4, "warmup": 5000, "ema_decay": 0.9999},
+        data="cifar10",
+        image_size=32,
+        num_classes=0,
+        parameters=35_746_307,
+        source="35.7M: DDPM appendix B",
+    ),
+}
