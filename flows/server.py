@@ -46,7 +46,7 @@ def prefect_server() -> Iterator[str]:
     another run already has one in this folder.
     """
     url = os.environ.get("PREFECT_API_URL")
-    if url is None:
+    if not url:
         with _temporary_server() as url:
             yield url
     elif answers(url, timeout=10):

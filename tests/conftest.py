@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.prefect_home import prefect_database  # noqa: F401 (a fixture)
+
 ROOT = Path(__file__).parent.parent
 
 SMALL: dict[str, dict[str, Any]] = {  # profiles/digits.yaml shrunk until a stage takes a second or two
