@@ -80,25 +80,17 @@ def sync(as_json: AsJson = False) -> None:
     from diffusion.errors import DiffctlError
     from tracking.sender import sync as deliver_all
 
-    done = deliver_all()
+    synced = deliver_all()
     if as_json:
-        values = [
-            {
-                "folder": str(one.folder),
-                "problem": one.problem,
-                **(vars(one.delivered) if one.delivered else {}),
-            }
-            for one in done
-        ]
-        typer.echo(json.dumps(values, indent=2))
+        typer.echo(json.dumps([{**vars(one), "folder": str(one.folder)} for one in synced], indent=2))
     else:
-        for one in done:
-            typer.echo(f"{one.folder}: {one.problem or one.delivered}")
-        if not done:
+        for one in synced:
+            typer.echo(f"{one.folder}: {one.message}")
+        if not synced:
             typer.echo("there is nothing in runs/train/")
-    if problems := [one for one in done if one.problem]:
+    if left := [one for one in synced if not one.done]:
         raise DiffctlError(
-            f"{len(problems)} of {len(done)} trainings are not wholly in MLflow: try again later"
+            f"{len(left)} of {len(synced)} trainings are not wholly in MLflow: try again later"
         )
 
 

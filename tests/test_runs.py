@@ -195,6 +195,7 @@ def test_a_run_whose_folder_is_gone_is_shown_and_reaped_by_name(here):
         reap([row.run_id])
 
 
+@pytest.mark.slow
 def test_the_commands(here):
     train(end=None)
     listed = diffctl(here, "runs")

@@ -233,6 +233,13 @@ def test_a_deleted_run_stays_deleted(folder, uri):
     with pytest.raises(RunDeleted):
         deliver(folder, uri)
     assert not (folder / REJECTED).exists()
+    assert Sent.load(folder, uri).complete, "nothing is left to do"
+    (synced,) = sender.sync(uri, folder.parent)
+    assert synced.done
+    assert "was deleted" in synced.message
+    connect(uri).restore_run(Sent.load(folder, uri).run_id)
+    assert sender.sync(uri, folder.parent)[0].points == 20
+    assert stored(uri) == logged(folder)
 
 
 def test_points_against_a_dead_port_arrive_at_a_live_one(folder, server, monkeypatch):
@@ -248,14 +255,15 @@ def test_points_against_a_dead_port_arrive_at_a_live_one(folder, server, monkeyp
     assert time.monotonic() - started < 5
     handle.process.kill()
     handle.process.wait()
-    (problem,) = [done.problem for done in sender.sync(root=folder.parent)]
-    assert server.uri in problem
+    (left,) = sender.sync(root=folder.parent)
+    assert not left.done
+    assert server.uri in left.message
     server.start()
     (done,) = sender.sync(root=folder.parent)
-    assert done.problem is None
+    assert done.done, done.message
     assert stored(server.uri) == logged(folder)
     assert the_run(server.uri).info.status == "FINISHED"
-    assert [d.delivered.points for d in sender.sync(root=folder.parent)] == [0]
+    assert [again.points for again in sender.sync(root=folder.parent)] == [0]
 
 
 def test_a_store_that_cannot_be_meant_is_refused_at_the_start(folder, monkeypatch):

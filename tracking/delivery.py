@@ -57,6 +57,7 @@ class Sent:
     run_id: str | None = None
     offset: int = 0
     tries: int = 0  # of the upload that comes next
+    deleted: bool = False  # the run, by someone
 
     @classmethod
     def load(cls, folder: Path, uri: str) -> "Sent":
@@ -74,8 +75,8 @@ class Sent:
 
     @property
     def complete(self) -> bool:
-        """Whether every whole line that the spool holds now was delivered."""
-        return next(read_lines(self.folder, self.offset), None) is None
+        """Whether nothing is left to do: every whole line was delivered, or the run was deleted."""
+        return self.deleted or next(read_lines(self.folder, self.offset), None) is None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +170,9 @@ class _Delivery:
                 raise
             self.sent = Sent(self.folder, self.sent.store)
             return
-        if stage == "deleted":
+        self.sent.deleted = stage == "deleted"
+        if self.sent.deleted:
+            self.sent.save()
             raise RunDeleted(
                 f"run {self.sent.run_id} ({self.folder}) was deleted in MLflow: it gets no more entries"
             )

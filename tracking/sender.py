@@ -18,7 +18,7 @@ from pathlib import Path
 from diffusion.errors import DiffctlError, DiffctlWarning
 from diffusion.layout import TRAIN_RUNS
 from diffusion.locks import LockBusy, file_lock
-from tracking.delivery import Delivered, RunDeleted, Sent, deliver, mark_killed
+from tracking.delivery import RunDeleted, Sent, deliver, mark_killed
 from tracking.spool import EVENTS
 from tracking.store import public, tracking_uri
 from tracking.trainings import spool_folders
@@ -111,12 +111,8 @@ def _try(folder: Path, uri: str, parent_gone: bool) -> bool:
             deliver(folder, uri)
         if parent_gone:
             mark_killed(folder, uri)
-    except RunDeleted as error:
-        _log.warning("%s", error)
-        return True
     except DiffctlError as error:
         _log.warning("%s", error)
-        return False
     return Sent.load(folder, uri).complete
 
 
@@ -128,11 +124,13 @@ def _closed(pipe: int, seconds: float) -> bool:
 
 @dataclass(frozen=True)
 class Synced:
-    """What `sync` did for one training; `problem` is a sentence where something is left."""
+    """What `sync` did for one training, and whether nothing is left of it to deliver."""
 
     folder: Path
-    delivered: Delivered | None
-    problem: str | None
+    done: bool
+    message: str
+    points: int = 0
+    rejected: int = 0
 
 
 def sync(uri: str | None = None, root: Path = TRAIN_RUNS) -> list[Synced]:
@@ -144,11 +142,14 @@ def sync(uri: str | None = None, root: Path = TRAIN_RUNS) -> list[Synced]:
 def _sync_one(folder: Path, uri: str) -> Synced:
     try:
         with file_lock(folder / LOCK, timeout=0):
-            return Synced(folder, deliver(folder, uri), None)
+            delivered = deliver(folder, uri)
     except LockBusy:
-        return Synced(folder, None, "a running sender is at it")
+        return Synced(folder, True, "a sender is at it")
+    except RunDeleted as error:
+        return Synced(folder, True, str(error))
     except DiffctlError as error:
-        return Synced(folder, None, str(error))
+        return Synced(folder, False, str(error))
+    return Synced(folder, True, str(delivered), delivered.points, delivered.rejected)
 
 
 def main() -> None:
