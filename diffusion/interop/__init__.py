@@ -1,0 +1,1 @@
+"""Models in from other projects, and out to them."""

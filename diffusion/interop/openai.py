@@ -1,0 +1,160 @@
+"""Published checkpoints of guided-diffusion and improved-diffusion become this library's model file.
+
+The networks are the same; only names, the order of attention's channels and 1-D convolutions differ.
+"""
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from diffusion.blocks import Attention, Downsample, ResBlock, Upsample
+from diffusion.checkpoint import Artefact, DataCard
+from diffusion.config import DiffusionConfig, TrainConfig, UNetSpec, explain
+from diffusion.errors import DiffctlError, UsageError
+from diffusion.files import sha256_file
+from diffusion.presets import PRESETS, Preset
+from diffusion.unet import UNet
+
+# Our name of a part of a block, and theirs.
+PARTS: dict[type[nn.Module], dict[str, str]] = {
+    ResBlock: {
+        "norm_in": "in_layers.0",
+        "conv_in": "in_layers.2",
+        "condition.project": "emb_layers.1",
+        "condition.norm": "out_layers.0",
+        "conv_out": "out_layers.3",
+        "skip": "skip_connection",
+    },
+    Attention: {"norm": "norm", "qkv": "qkv", "project": "proj_out"},
+    Downsample: {"conv": "op"},
+    Upsample: {"conv": "conv"},
+}
+
+
+def import_openai(path: Path, preset_name: str) -> tuple[dict[str, Tensor], Artefact]:
+    """Our weights by name, float32, and the description of a published `.pt` file of this preset's shape.
+
+    The channels and whether there are classes come from the file. UsageError for an unknown preset;
+    DiffctlError when the file holds no plain weights, or names the first key that is missing, left over or
+    of another shape.
+    """
+    if preset_name not in PRESETS:
+        raise UsageError(f"there is no preset {preset_name!r}: give one of {', '.join(PRESETS)}")
+    preset = PRESETS[preset_name]
+    theirs = read_weights(path)
+    artefact = describe(path, preset, theirs)
+    with torch.device("meta"):
+        network = UNet(artefact.network)
+    ours = {}
+    for name, their_name, shape in pairs(network):
+        if their_name not in theirs:
+            raise DiffctlError(f"{path} is no {preset_name}: {their_name} is missing")
+        tensor = theirs.pop(their_name).float()
+        if tensor.numel() != shape.numel() or tensor.shape[:2] != shape[:2]:
+            raise DiffctlError(
+                f"{path} is no {preset_name}: {their_name} has shape {tuple(tensor.shape)}, "
+                f"not {tuple(shape)}"
+            )
+        if preset.qkv_by_head and name.endswith(("qkv.weight", "qkv.bias")):
+            tensor = by_kind(tensor, heads_of(network, name))
+        ours[name] = tensor.reshape(shape)
+    if theirs:
+        raise DiffctlError(f"{path} is no {preset_name}: {next(iter(theirs))} is left over")
+    return ours, artefact
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors by name of a `.pt` file, read without running any code in it; DiffctlError otherwise."""
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UsageError(f"no file at {path}") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).strip().splitlines()
+        raise DiffctlError(
+            f"{path} is not a file of plain weights ({reason[0] if reason else error!r})"
+        ) from None
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise DiffctlError(f"{path} is not a file of plain weights: it is no dictionary of tensors")
+    return dict(weights)
+
+
+def describe(path: Path, preset: Preset, weights: dict[str, Tensor]) -> Artefact:
+    """What the model file will say: the preset's shape and recipe, channels and classes from the weights."""
+    first, last = weights.get("input_blocks.0.0.weight"), weights.get("out.2.weight")
+    if first is None or last is None:
+        missing = "input_blocks.0.0.weight" if first is None else "out.2.weight"
+        raise DiffctlError(
+            f"{path} is no U-Net of guided-diffusion or improved-diffusion: {missing} is missing"
+        )
+    in_channels, out_channels = first.shape[1], last.shape[0]
+    classes = len(weights["label_emb.weight"]) if "label_emb.weight" in weights else 0
+    learned = out_channels == 2 * in_channels
+    variance = (
+        {"variance": "learned", "loss": "hybrid"} if learned else {"variance": "large", "loss": "simple"}
+    )
+    try:
+        network = UNetSpec(
+            **{**preset.model, "class_cond": classes > 0},
+            image_size=preset.image_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            num_classes=classes,
+        )
+    except ValidationError as error:
+        raise DiffctlError(explain(error, f"{path} cannot be used")) from None
+    return Artefact(
+        network=network,
+        diffusion=DiffusionConfig(**{**preset.diffusion, **variance}),
+        train=TrainConfig(**preset.train),
+        data=DataCard(
+            name=preset.data,
+            classes=tuple(str(label) for label in range(classes)),
+            digest=f"file:{sha256_file(path)}",  # the data are not known; what was imported is
+        ),
+        step=preset.train["steps"],
+        precision="fp32",
+    )
+
+
+def pairs(network: UNet) -> Iterator[tuple[str, str, torch.Size]]:
+    """(our name, their name, our shape) of every weight of the network."""
+    prefixes = {
+        "time.": "time_embed.",
+        "classes.": "label_emb.",
+        "stem.": "input_blocks.0.0.",
+        "norm.": "out.0.",
+        "head.": "out.2.",
+    }
+    for index, stage in enumerate(network.encoder, start=1):
+        prefixes |= _stage_prefixes(stage, f"encoder.{index - 1}.", f"input_blocks.{index}.")
+    prefixes |= _stage_prefixes(network.middle, "middle.", "middle_block.")
+    for index, stage in enumerate(network.decoder):
+        prefixes |= _stage_prefixes(stage, f"decoder.{index}.", f"output_blocks.{index}.")
+    for name, tensor in network.state_dict().items():
+        prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
+        yield name, prefixes[prefix] + name.removeprefix(prefix), tensor.shape
+
+
+def _stage_prefixes(stage: nn.Module, ours: str, theirs: str) -> dict[str, str]:
+    return {
+        f"{ours}{index}.{part}.": f"{theirs}{index}.{their_part}."
+        for index, block in enumerate(stage.children())
+        for part, their_part in PARTS[type(block)].items()
+    }
+
+
+def heads_of(network: UNet, name: str) -> int:
+    """The number of heads of the attention that the weight `name` belongs to."""
+    attention = network.get_submodule(name.rsplit(".", 2)[0])
+    assert isinstance(attention, Attention)
+    return attention.heads
+
+
+def by_kind(qkv: Tensor, heads: int) -> Tensor:
+    """(3C, …) channels ordered head by head (q, k, v of each) → all q first, then all k, then all v."""
+    return qkv.reshape(heads, 3, -1, *qkv.shape[1:]).transpose(0, 1).reshape(qkv.shape)
