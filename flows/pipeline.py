@@ -14,6 +14,7 @@ from diffusion.errors import Interrupted
 from flows.dvc import StageFailed
 from flows.steps import do_steps, step
 from flows.terminal import say
+from tracking.store import MlflowError
 
 RETRY_DELAYS = [10.0, 60.0]
 
@@ -24,7 +25,7 @@ done_steps: ContextVar[dict[str, str | None]] = ContextVar("done_steps")
 def worth_a_retry(task: Task, run: TaskRun, state: State) -> bool:
     """Whether a step failed in a way that may pass: its work did, not its configuration, and nobody asked."""
     error = state.data
-    if not (isinstance(error, StageFailed) and error.retry):
+    if not (isinstance(error, MlflowError) or (isinstance(error, StageFailed) and error.retry)):
         return False
     delay = task.retry_delay_seconds[run.run_count - 1]
     say(f"{error}; trying again in {delay:g} s ({run.run_count} of {task.retries})\n")
