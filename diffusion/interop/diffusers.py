@@ -1,0 +1,228 @@
+"""A model becomes a pipeline folder of Hugging Face's diffusers: UNet2DModel and DDIMScheduler.
+
+`DDIMPipeline.from_pretrained(folder)` gives the same images for the same noise with `trailing` spacing where
+S divides T, which is where that scheduler's step and its own list of timesteps agree, and with
+`use_clipped_model_output=True`, which recomputes ε from the clipped x̂_0.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffusion.blocks import Attention, GroupNorm, ResBlock, Stage
+from diffusion.checkpoint import Artefact, LoadedModel
+from diffusion.errors import DiffctlError, UsageError
+from diffusion.files import atomic_folder, write_json, write_text
+from diffusion.schedule import Schedule
+from diffusion.unet import UNet
+
+RESNET = {
+    "norm_in": "norm1",
+    "conv_in": "conv1",
+    "condition.project": "time_emb_proj",
+    "condition.norm": "norm2",
+    "conv_out": "conv2",
+    "skip": "conv_shortcut",
+}
+
+README = """\
+# {name}
+
+A diffusion model exported by diffctl {details}.
+
+```python
+from diffusers import DDIMPipeline
+
+pipeline = DDIMPipeline.from_pretrained("{folder}")
+```
+
+- The scheduler's spacing is `trailing`; give a number of steps that divides {timesteps}.
+- `use_clipped_model_output=True` recomputes ε from the clipped image, as diffctl does by default.
+{notes}"""
+
+
+def export_diffusers(loaded: LoadedModel, folder: Path) -> None:
+    """Write the pipeline folder, whole or not at all.
+
+    UsageError when the folder is not empty or the model has an option without a counterpart there;
+    DiffctlError when diffusers is not installed.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is not empty: give a new folder")
+    config = unet_config(loaded.network)
+    try:
+        from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+    except ImportError:
+        raise DiffctlError(
+            "diffusers is not installed: `pip install 'diffctl[interop]'`, then export again"
+        ) from None
+    unet = UNet2DModel(**config)
+    unet.load_state_dict(translate(loaded.network))
+    scheduler = DDIMScheduler(**scheduler_config(loaded.artefact))
+    with atomic_folder(folder) as made:
+        DDIMPipeline(unet, scheduler).save_pretrained(made)
+        write_json(made / "class_names.json", list(loaded.artefact.data.classes))
+        write_text(made / "README.md", _readme(loaded.artefact, folder))
+
+
+def unet_config(network: UNet) -> dict[str, Any]:
+    """UNet2DModel's arguments for this network; UsageError names the first option that it cannot express."""
+    spec = network.spec
+    if spec.block != "resnet":
+        raise _without_counterpart(f"model.block {spec.block}")
+    if spec.channel_mult[0] != 1:
+        raise _without_counterpart(f"model.channel_mult that starts with {spec.channel_mult[0]}, not 1")
+    if spec.time_scale != 1:
+        raise _without_counterpart(f"model.time_scale {spec.time_scale:g}")
+    biggan = spec.resample == "biggan"
+    sizes = [spec.image_size >> level for level in range(len(spec.channel_mult))]
+    plain_down, plain_up = (
+        ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if biggan else ("DownBlock2D", "UpBlock2D")
+    )
+    down = ["AttnDownBlock2D" if size in spec.attention else plain_down for size in sizes]
+    up = ["AttnUpBlock2D" if size in spec.attention else plain_up for size in reversed(sizes)]
+    return {
+        "sample_size": spec.image_size,
+        "in_channels": spec.in_channels,
+        "out_channels": spec.in_channels,  # of a learned variance ε only
+        "block_out_channels": [mult * spec.channels for mult in spec.channel_mult],
+        "layers_per_block": spec.num_res_blocks,
+        "down_block_types": down,
+        "up_block_types": up,
+        "downsample_type": "resnet" if biggan else "conv",
+        "upsample_type": "resnet" if biggan else "conv",
+        "resnet_time_scale_shift": "scale_shift" if spec.embedding == "adagn" else "default",
+        "dropout": spec.dropout,
+        "attention_head_dim": _head_channels(network),
+        "norm_num_groups": _norm_groups(network),
+        "attn_norm_num_groups": _norm_groups(network),  # else none in the middle with scale_shift
+        "num_class_embeds": spec.num_classes + spec.null_class or None,
+    }
+
+
+def scheduler_config(artefact: Artefact) -> dict[str, Any]:
+    """DDIMScheduler's arguments for the model's process."""
+    process = artefact.diffusion
+    return {
+        "num_train_timesteps": process.timesteps,
+        "trained_betas": Schedule.named(process.schedule, process.timesteps).betas.tolist(),
+        "clip_sample": True,
+        "set_alpha_to_one": True,
+        "steps_offset": 0,
+        "prediction_type": "epsilon",
+        "timestep_spacing": "trailing",
+    }
+
+
+def translate(network: UNet) -> dict[str, Tensor]:
+    """The network's weights under UNet2DModel's names, q, k and v apart and as matrices."""
+    prefixes = {
+        "time.0.": "time_embedding.linear_1.",
+        "time.2.": "time_embedding.linear_2.",
+        "classes.": "class_embedding.",
+        "stem.": "conv_in.",
+        "norm.": "conv_norm_out.",
+        "head.": "conv_out.",
+        **dict(_block_prefixes(network)),
+    }
+    theirs: dict[str, Tensor] = {}
+    for name, tensor in network.state_dict().items():
+        prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
+        theirs |= _weight(prefixes[prefix], name.removeprefix(prefix), tensor.cpu())
+    channels = network.spec.in_channels
+    for name in ("conv_out.weight", "conv_out.bias"):
+        theirs[name] = theirs[name][:channels]
+    return theirs
+
+
+def _weight(block: str, name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """A weight of a block under its names there."""
+    part, _, kind = name.rpartition(".")
+    if part in RESNET:
+        return {f"{block}{RESNET[part]}.{kind}": tensor}
+    if part == "qkv":
+        return {
+            f"{block}to_{letter}.{kind}": third.flatten(1) if kind == "weight" else third
+            for letter, third in zip("qkv", tensor.chunk(3), strict=True)
+        }
+    if part == "project":
+        return {f"{block}to_out.0.{kind}": tensor.flatten(1) if kind == "weight" else tensor}
+    if part == "norm" and ".attentions." in block:
+        return {f"{block}group_norm.{kind}": tensor}
+    return {block + name: tensor}
+
+
+def _block_prefixes(network: UNet) -> Iterator[tuple[str, str]]:
+    """(our prefix, their prefix) of every residual, attention and resampling block."""
+    blocks, levels = network.spec.num_res_blocks, len(network.spec.channel_mult)
+    for index, stage in enumerate(network.encoder):
+        level, place = divmod(index, blocks + 1)
+        yield from _stage_prefixes(stage, f"encoder.{index}", f"down_blocks.{level}", place, place == blocks)
+    yield "middle.0.", "mid_block.resnets.0."
+    yield "middle.1.", "mid_block.attentions.0."
+    yield "middle.2.", "mid_block.resnets.1."
+    for index, stage in enumerate(network.decoder):
+        level, place = divmod(index, blocks + 1)
+        yield from _stage_prefixes(stage, f"decoder.{index}", f"up_blocks.{level}", place, False)
+    assert len(network.decoder) == levels * (blocks + 1)
+
+
+def _stage_prefixes(
+    stage: nn.Module, ours: str, theirs: str, place: int, resampler: bool
+) -> Iterator[tuple[str, str]]:
+    assert isinstance(stage, Stage)
+    for index, block in enumerate(stage):
+        if isinstance(block, Attention):
+            kind = f"attentions.{place}"
+        elif isinstance(block, ResBlock) and not resampler and index == 0:
+            kind = f"resnets.{place}"
+        else:
+            kind = "downsamplers.0" if resampler else "upsamplers.0"
+        yield f"{ours}.{index}.", f"{theirs}.{kind}."
+
+
+def _head_channels(network: UNet) -> int | None:
+    """Channels a head where all attention agrees, None for one head everywhere."""
+    attentions = [module for module in network.modules() if isinstance(module, Attention)]
+    widths = {module.norm.num_channels // module.heads for module in attentions}
+    if len(widths) == 1:
+        return int(widths.pop())
+    if all(module.heads == 1 for module in attentions):
+        return None
+    raise _without_counterpart("model.heads with attention at levels of different channels")
+
+
+def _norm_groups(network: UNet) -> int:
+    groups = {module.num_groups for module in network.modules() if isinstance(module, GroupNorm)}
+    if len(groups) == 1:
+        return groups.pop()
+    raise _without_counterpart(
+        f"GroupNorm with {', '.join(map(str, sorted(groups)))} groups "
+        "(model.channels must give every layer a multiple of 32)"
+    )
+
+
+def _without_counterpart(option: str) -> UsageError:
+    return UsageError(f"diffusers' UNet2DModel has no {option}: nothing was written")
+
+
+def _readme(artefact: Artefact, folder: Path) -> str:
+    spec, notes = artefact.network, ""
+    if spec.num_classes:
+        notes += (
+            f"- The UNet takes `class_labels` 0 … {spec.num_classes - 1} (class_names.json); DDIMPipeline "
+            "passes none, so call the UNet and the scheduler in a loop.\n"
+        )
+    if spec.null_class:
+        notes += f"- Label {spec.num_classes} is the empty one of classifier-free guidance.\n"
+    if spec.learned_variance:
+        notes += "- The learned variance was left out: diffusers' DDIM uses ε alone.\n"
+    return README.format(
+        name=artefact.data.name,
+        details=f"({spec.image_size}×{spec.image_size}, {artefact.step:,} steps of training)",
+        folder=folder.name,
+        timesteps=artefact.diffusion.timesteps,
+        notes=notes,
+    )
