@@ -10,7 +10,7 @@ import warnings
 
 import typer
 
-from cli import evaluate, models, profiles, run, runs, stages
+from cli import evaluate, models, profiles, project, run, runs, stages
 from diffusion.errors import DiffctlError, DiffctlWarning
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command()(run.run)
 app.command()(run.ui)
 app.command()(profiles.use)
+app.command()(project.check)
 app.command()(models.sample)
 app.command()(evaluate.evaluate)
 app.add_typer(stages.app, name="stage")

@@ -16,12 +16,14 @@ app = typer.Typer(help="A stage of the pipeline, as dvc.yaml runs it.", no_args_
 @app.command()
 def data() -> None:
     """Fetch the data set and prepare it: data/prepared."""
+    from cli.preparing import show_prepared, watched_preparation
     from diffusion.config import load
     from diffusion.data.prepare import prepare
     from diffusion.layout import PREPARED
 
-    with progress("data") as show:
-        prepare(load().data, PREPARED, show)
+    with watched_preparation() as (show, downloading):
+        prepare(load().data, PREPARED, show, downloading)
+    show_prepared(PREPARED)
 
 
 @app.command()
@@ -40,6 +42,7 @@ def train(
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard the saved state and start again.")] = False,
 ) -> None:
     """Train, or go on where the same training stopped: models/unet.safetensors."""
+    from cli.project import preflight
     from cli.training import watched
     from diffusion.checkpoint import save_artefact
     from diffusion.config import load
@@ -53,6 +56,7 @@ def train(
     from diffusion.training import train as train_model
     from diffusion.trainrun import open_run, write_loss_curve
 
+    preflight("train")
     config, store, device = load(), open_store(PREPARED / "train"), default_device()
     artefact = resolve(config, store.meta, device)
     with (

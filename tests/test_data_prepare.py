@@ -81,7 +81,7 @@ def test_the_meta_says_what_is_inside(tmp_path):
         assert (meta["image_size"], meta["channels"], meta["count"]) == (8, 1, count)
         assert sum(meta["counts"]) == count
         assert any("grey" in step for step in meta["transforms"])
-        assert set(meta["sources"]) == {"train: 27 files", "test: 3 files"}
+        assert set(meta["sources"]) == {"names and sizes", "train: 27 files", "test: 3 files"}
     changed = raw / "a/0.png"
     changed.write_bytes((raw / "a/3.png").read_bytes())
     again, _ = prepared(tmp_path, name="image-folder", path=raw, image_size=8, channels=1)

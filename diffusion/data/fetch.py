@@ -76,7 +76,7 @@ def checksums(paths: Sequence[Path], notify: Notify | None = None) -> dict[str, 
         found[path.name] = digest_of(path, "sha256").hexdigest()
         done += path.stat().st_size
         if notify is not None:
-            notify(done, total, f"checking {path.name}")
+            notify(done, total, "checksums")
     return found
 
 

@@ -21,12 +21,13 @@ MAX_FILE = 256 << 20  # bytes; no image of the allowed size needs more
 class Listing:
     """The image files below a folder, by sorted relative path, and what lies among them.
 
-    `identity` changes with any file's name, size or time.
+    `content` changes with any file's name or size; `identity` also with its time.
     """
 
     names: list[str]
     others: list[str]
     problems: list[Problem]
+    content: str
     identity: str
 
 
@@ -36,9 +37,10 @@ def list_images(root: Path) -> Listing:
     DiffctlError for a folder that cannot be read.
     """
     names, others, problems = [], [], []
-    identity = hashlib.sha256()
+    content, identity = hashlib.sha256(), hashlib.sha256()
     taken: set[str] = set()
     for name, status in _walk(root, "", set()):
+        content.update(os.fsencode(f"{name}\0{status.st_size}\n"))
         identity.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"))
         stem, suffix = os.path.splitext(name)
         if suffix.lower() not in SUFFIXES:
@@ -48,7 +50,7 @@ def list_images(root: Path) -> Listing:
         else:
             taken.add(stem.casefold())
             names.append(name)
-    return Listing(names, others, problems, identity.hexdigest())
+    return Listing(names, others, problems, content.hexdigest(), identity.hexdigest())
 
 
 def _walk(root: Path, prefix: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result]]:

@@ -88,15 +88,18 @@ class RawData:
 class Outlook:
     """What preparing a set would take, found without the network and without reading an image.
 
-    `images` and `shape` as they will be read (shape None: many); `download`: bytes still to come. `blocked`
-    is one sentence when it cannot be prepared here: why, and what to do. `problems` as in RawData.
+    `images`, `shape` and the number of `classes` as they will be read (shape None: many); `download`: bytes
+    still to come. `blocked` is one sentence when it cannot be prepared here: what to do. `problems` and
+    `sources` as in RawData, where they are known so early.
     """
 
     images: int
     shape: tuple[int, int, int] | None
+    classes: int
     download: int = 0
     blocked: str = ""
     problems: Sequence[Problem] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 class Source(Protocol):

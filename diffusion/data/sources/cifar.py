@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,11 +20,19 @@ from diffusion.errors import DiffctlError
 SHAPE = (32, 32, 3)
 
 
+class LabelKind(NamedTuple):
+    """The key of a batch's labels, that of the names in the names' file, and how many classes there are."""
+
+    labels: str
+    names: str
+    classes: int
+
+
 @dataclass(frozen=True)
 class Cifar:
     """One of the two sets: a gzipped tar of pickles with flattened (C, H, W) images and lists of labels.
 
-    `labels` maps the configured choice (None first) to the keys of the labels and of their names.
+    `labels` has the kind of labels for every configured choice.
     """
 
     name: str
@@ -32,19 +41,20 @@ class Cifar:
     train: Sequence[str]
     test: Sequence[str]
     names: str
-    labels: dict[str | None, tuple[str, str]]
+    labels: dict[str | None, LabelKind]
 
     def outlook(self, config: DataConfig) -> Outlook:
         """Whether the archive or its unpacked folder is there."""
         folder = raw_folder(self.name, config.path)
         here = self._unpacked(folder) is not None or (folder / self.remote.name).is_file()
         blocked = "" if here or config.path is None else self._missing(folder)
-        return Outlook(60_000, SHAPE, download=0 if here else self.remote.size, blocked=blocked)
+        download = 0 if here else self.remote.size
+        return Outlook(60_000, SHAPE, self.labels[config.labels].classes, download=download, blocked=blocked)
 
     def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
         """The official split: 50,000 to train on, 10,000 to test."""
         folder = self._files(config, notify)
-        label_key, names_key = self.labels[config.labels]
+        label_key, names_key, _ = self.labels[config.labels]
         names = entry(read_pickle(folder / self.names), names_key, folder / self.names)
         files = (*self.train, *self.test)
         return RawData(
@@ -108,7 +118,7 @@ CIFAR10 = Cifar(
     train=[f"data_batch_{number}" for number in range(1, 6)],
     test=["test_batch"],
     names="batches.meta",
-    labels={None: ("labels", "label_names")},
+    labels={None: LabelKind("labels", "label_names", 10)},
 )
 
 CIFAR100 = Cifar(
@@ -124,8 +134,8 @@ CIFAR100 = Cifar(
     test=["test"],
     names="meta",
     labels={
-        None: ("fine_labels", "fine_label_names"),
-        "fine": ("fine_labels", "fine_label_names"),
-        "coarse": ("coarse_labels", "coarse_label_names"),
+        None: LabelKind("fine_labels", "fine_label_names", 100),
+        "fine": LabelKind("fine_labels", "fine_label_names", 100),
+        "coarse": LabelKind("coarse_labels", "coarse_label_names", 20),
     },
 )

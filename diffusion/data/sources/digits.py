@@ -19,7 +19,7 @@ class Digits:
 
     def outlook(self, config: DataConfig) -> Outlook:
         """Always at hand."""
-        return Outlook(COUNT, SHAPE)
+        return Outlook(COUNT, SHAPE, 10)
 
     def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
         """A stratified split with a fixed seed: 1,297 images to train on and 500 held out."""

@@ -56,7 +56,8 @@ class FashionMnist:
         blocked = ""
         if missing and config.path is not None:
             blocked = f"{folder / missing[0].name} is missing: put it there, or leave out data.path"
-        return Outlook(70_000, SHAPE, download=sum(remote.size for remote in missing), blocked=blocked)
+        download = sum(remote.size for remote in missing)
+        return Outlook(70_000, SHAPE, len(CLASSES), download=download, blocked=blocked)
 
     def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
         """The official split: 60,000 to train on, 10,000 to test."""

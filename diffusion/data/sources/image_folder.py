@@ -35,14 +35,15 @@ class ImageFolder:
     def outlook(self, config: DataConfig) -> Outlook:
         """How many images there are, and what is wrong with the listing."""
         try:
-            items, problems, _ = self._items(config)
+            items, problems, listing = self._items(config)
         except DiffctlError as error:
-            return Outlook(0, None, blocked=str(error))
-        return Outlook(len(items), None, problems=problems)
+            return Outlook(0, None, 0, blocked=str(error))
+        classes = len({item.label for item in items} - {None})
+        return Outlook(len(items), None, classes, problems=problems, sources=_sources(listing))
 
     def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
         """Classes in alphabetical (or numerical) order; without an official split a stratified one."""
-        items, problems, identity = self._items(config)
+        items, problems, listing = self._items(config)
         root = raw_folder(config.name, config.path)
         classes = class_order({item.label for item in items if item.label is not None})
         index = {name: number for number, name in enumerate(classes)}
@@ -55,9 +56,17 @@ class ImageFolder:
             reader = ImageFileReader(root, [items[row].name for row in rows], size, channels)
             return Split(reader, labels[rows] if classes else None)
 
-        return RawData(tuple(classes), None, split(train), split(test), identity=identity, problems=problems)
+        return RawData(
+            classes=tuple(classes),
+            shape=None,
+            train=split(train),
+            test=split(test),
+            sources=_sources(listing),
+            identity=listing.identity,
+            problems=problems,
+        )
 
-    def _items(self, config: DataConfig) -> tuple[list[Item], list[Problem], str]:
+    def _items(self, config: DataConfig) -> tuple[list[Item], list[Problem], Listing]:
         root = raw_folder(config.name, config.path)
         if not root.is_dir():
             raise DiffctlError(f"data.path: {root} is not a folder")
@@ -70,7 +79,11 @@ class ImageFolder:
             items, problems = _by_folder(root, listing, config.labels)
         if not items:
             raise DiffctlError(f"data.path: none of the {len(listing.names):,} images in {root} has a label")
-        return items, [*listing.problems, *problems], listing.identity
+        return items, [*listing.problems, *problems], listing
+
+
+def _sources(listing: Listing) -> dict[str, str]:
+    return {"names and sizes": listing.content}
 
 
 def class_order(names: set[str]) -> list[str]:

@@ -14,7 +14,7 @@ from diffusion.data.kaggle import can_ask_kaggle, from_kaggle
 from diffusion.data.problems import Problem
 from diffusion.data.source import Outlook, RawData, Split
 from diffusion.data.splits import shuffled
-from diffusion.data.synsets import unique_names
+from diffusion.data.synsets import CLASSES, unique_names
 from diffusion.errors import DiffctlError
 
 NAME = "imagenet"
@@ -32,9 +32,9 @@ class ImageNet:
         """Whether the challenge's folders and lists are there, or can be asked for."""
         folder = raw_folder(NAME, config.path)
         if not _missing(folder):
-            return Outlook(COUNT, None)
+            return Outlook(COUNT, None, CLASSES)
         blocked = "" if config.path is None and can_ask_kaggle() else _by_hand(folder)
-        return Outlook(COUNT, None, download=DOWNLOAD, blocked=blocked)
+        return Outlook(COUNT, None, CLASSES, download=DOWNLOAD, blocked=blocked)
 
     def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
         """Classes in the order of the synset map, which is that of the synsets; training rows shuffled."""

@@ -34,9 +34,9 @@ class MiniImageNet:
         """Whether the three files are there, or can be asked for."""
         folder = raw_folder(NAME, config.path)
         if all(find(folder, name) for name in FILES):
-            return Outlook(60_000, SHAPE)
+            return Outlook(60_000, SHAPE, 100)
         blocked = "" if config.path is None and can_ask_kaggle() else f"{_by_hand(folder)} (or set data.path)"
-        return Outlook(60_000, SHAPE, download=DOWNLOAD, blocked=blocked)
+        return Outlook(60_000, SHAPE, 100, download=DOWNLOAD, blocked=blocked)
 
     def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
         """Classes in alphabetical order of their synsets; a stratified split with a fixed seed."""

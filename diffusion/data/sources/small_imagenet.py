@@ -42,7 +42,7 @@ class SmallImageNet:
         """Whether all batches are there, unpacked or in a zip."""
         folder = raw_folder(self.name, config.path)
         here = all(self._places(folder)) or bool(self._zips(folder))
-        return Outlook(1_331_167, self.shape, blocked="" if here else self._by_hand(folder))
+        return Outlook(1_331_167, self.shape, CLASSES, blocked="" if here else self._by_hand(folder))
 
     def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
         """The official split, its 50,000 validation images as the test split."""

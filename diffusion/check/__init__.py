@@ -1,0 +1,48 @@
+"""What would fail later, found in seconds: each finding with its remedy."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from diffusion.check.data import check_fit, check_prepared, check_raw
+from diffusion.check.findings import Finding, Project
+from diffusion.check.machine import check_device, check_disk, check_memory, check_weights
+from diffusion.config import Config
+from diffusion.errors import DiffctlError
+
+Check = Callable[[Project], Iterator[Finding]]
+
+ALL: tuple[Check, ...] = (
+    check_raw,
+    check_prepared,
+    check_fit,
+    check_device,
+    check_memory,
+    check_disk,
+    check_weights,
+)
+OF_STAGE: dict[str, tuple[Check, ...]] = {
+    "data": (check_raw,),
+    "reference": (check_weights,),
+    "train": (check_prepared, check_fit, check_memory, check_disk),
+    "sample": (),
+    "evaluate": (check_weights,),
+    "report": (),
+}
+
+
+def check(config: Config, root: Path = Path()) -> list[Finding]:
+    """Look at everything: data, model, machine and weights of the project in `root`."""
+    return _run(ALL, Project(config, root))
+
+
+def preflight(config: Config, stage: str, root: Path = Path()) -> list[Finding]:
+    """What stands against running a stage now: its warnings. DiffctlError with its first error's remedy."""
+    findings = _run(OF_STAGE[stage], Project(config, root))
+    for finding in findings:
+        if finding.level == "error":
+            raise DiffctlError(": ".join(part for part in (finding.message, finding.remedy) if part))
+    return [finding for finding in findings if finding.level == "warning"]
+
+
+def _run(checks: tuple[Check, ...], project: Project) -> list[Finding]:
+    return [finding for one in checks for finding in one(project)]

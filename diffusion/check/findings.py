@@ -1,0 +1,85 @@
+"""What a check finds, and the project that it looks at."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from diffusion.config import Config
+from diffusion.data.prepare import shape_of
+from diffusion.data.source import Outlook
+from diffusion.data.sources import SOURCES
+from diffusion.data.store import ImageStore, open_store
+from diffusion.errors import DiffctlError
+from diffusion.layout import PREPARED
+
+Level = Literal["ok", "warning", "error"]
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at. An error would make a stage fail; `remedy` says what to do."""
+
+    level: Level
+    subject: str
+    message: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A configuration and the folder of its project."""
+
+    config: Config
+    root: Path = Path()
+
+    @cached_property
+    def outlook(self) -> Outlook:
+        """What preparing the data would take."""
+        return SOURCES[self.config.data.name].outlook(self.config.data)
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether there is a prepared data set, of whatever configuration."""
+        return (self.root / PREPARED).is_dir()
+
+    @cached_property
+    def stores(self) -> dict[str, ImageStore]:
+        """The prepared splits; DiffctlError when one is missing or damaged."""
+        return {split: open_store(self.root / PREPARED / split) for split in ("train", "test")}
+
+    @cached_property
+    def fits_config(self) -> bool:
+        """Whether the prepared data is what the configuration asks for, as far as its meta tells."""
+        meta, data = self.stores["train"].meta, self.config.data
+        wanted = {
+            "name": data.name,
+            "image_size": data.image_size or meta["image_size"],
+            "channels": data.channels or meta["channels"],
+        }
+        return all(meta.get(key) == value for key, value in wanted.items())
+
+    @cached_property
+    def is_ready(self) -> bool:
+        """Whether the prepared data is whole and what the configuration asks for."""
+        try:
+            return self.is_prepared and self.fits_config
+        except DiffctlError:
+            return False
+
+    def train_meta(self) -> dict[str, Any]:
+        """The training split's meta: as prepared, else as it will be, its classes without names."""
+        if self.is_ready:
+            return self.stores["train"].meta
+        size, _, channels = shape_of(self.config.data, self.outlook.shape)
+        return {
+            "name": self.config.data.name,
+            "image_size": size,
+            "channels": channels,
+            "classes": [str(number) for number in range(self.outlook.classes)],
+            "digest": "",
+        }
+
+
+def gigabytes(size: float) -> str:
+    """A number of bytes for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

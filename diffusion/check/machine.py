@@ -1,0 +1,158 @@
+"""Checks of the machine: disk, memory, device and the extractor's weights, against what the config needs."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffusion.check.findings import Finding, Project, gigabytes
+from diffusion.config import UNetSpec
+from diffusion.data.fetch import verify
+from diffusion.data.prepare import shape_of
+from diffusion.errors import DiffctlError
+from diffusion.evaluation.specs import extractor_spec
+from diffusion.precision import default_device, resolve_precision
+from diffusion.resolve import resolve
+from diffusion.unet import UNet
+
+STATE_BYTES = 16  # a parameter in a saved state: weights, EMA and Adam's two moments in fp32
+TRAIN_BYTES = 20  # in memory: its gradient too
+STATES = 3  # the two that are kept and the one being written
+
+
+def check_disk(project: Project) -> Iterator[Finding]:
+    """Room for what is still to be made: data, training states, model, samples and DVC's copies of them."""
+    parts = {"data": _data_bytes(project), "samples": _sample_bytes(project)}
+    if (network := _network(project)) is not None:
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        parts["training"] = parameters * (STATES * STATE_BYTES + 2 * 4)
+    needed, free = sum(parts.values()), shutil.disk_usage(project.root).free
+    message = f"about {gigabytes(needed)} are needed (" + ", ".join(
+        f"{name} {gigabytes(size)}" for name, size in parts.items()
+    )
+    message += f"), {gigabytes(free)} are free"
+    if needed > free:
+        yield Finding("error", "disk", message, "make room, or lower data.image_size or sample.num_images")
+    else:
+        yield Finding("ok", "disk", message)
+
+
+def check_memory(project: Project) -> Iterator[Finding]:
+    """What a training step takes at most, against the memory of the GPU, or else of the machine."""
+    network = _network(project)
+    if network is None:
+        return  # the model does not fit the data, which is a finding of its own
+    train = project.config.train
+    batch = train.microbatch or train.batch_size
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    needed = parameters * TRAIN_BYTES + saved_bytes(network, batch)
+    total, free = _memory()
+    message = (
+        f"{parameters / 1e6:,.1f} M parameters; a step of {batch} images takes about {gigabytes(needed)}, "
+        f"{gigabytes(free)} of {gigabytes(total)} are free"
+    )
+    remedy = "lower train.microbatch or train.batch_size, or set model.gradient_checkpointing: true"
+    if needed > total:
+        yield Finding("error", "memory", message, remedy)
+    elif needed > free:
+        yield Finding("warning", "memory", message, remedy)
+    else:
+        yield Finding("ok", "memory", message)
+
+
+def check_device(project: Project) -> Iterator[Finding]:
+    """What it will run on, and in which precision."""
+    device = default_device()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"CPU, {torch.get_num_threads()} threads"
+    precision = resolve_precision(project.config.train.precision, device)
+    yield Finding("ok", "device", f"{name}, {precision}")
+
+
+def check_weights(project: Project) -> Iterator[Finding]:
+    """Whether the extractor's weights are there and are the published ones."""
+    from diffusion.evaluation.weights import INCEPTION_BYTES, INCEPTION_FILE
+
+    evaluate = project.config.evaluate
+    spec = extractor_spec(evaluate.extractor)
+    if not spec.is_inception:
+        yield Finding("ok", "extractor", f"the weights of {spec.name} come with its package")
+        return
+    path = evaluate.weights or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+    if path.is_file():
+        try:
+            verify(path, f"sha256:{spec.sha256}")
+            yield Finding("ok", "extractor", f"the weights of {spec.name} are here and right")
+        except DiffctlError as error:
+            yield Finding("error", "extractor", str(error))
+    elif evaluate.weights is not None:
+        yield Finding("error", "extractor", f"evaluate.weights: there is no file {path}", "correct the path")
+    else:
+        message = f"the weights of {spec.name} are not here: {gigabytes(INCEPTION_BYTES)} will be downloaded"
+        yield Finding("warning", "extractor", message, f"without a network, put them at {path}")
+
+
+def saved_bytes(network: UNet, batch: int) -> int:
+    """Bytes that a forward pass of `batch` images keeps for the backward pass, in fp32.
+
+    `network` lies on the meta device, where shapes are computed and nothing else.
+    """
+    spec = network.spec
+    found: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        found[storage._cdata] = storage  # kept, so that its address is not used again
+        return tensor
+
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        x = torch.empty(batch, spec.in_channels, spec.image_size, spec.image_size)
+        t = torch.empty(batch, dtype=torch.int64)
+        network(x, t, t if spec.num_classes else None)
+    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    return sum(storage.nbytes() for address, storage in found.items() if address not in weights)
+
+
+def _network(project: Project) -> UNet | None:
+    """The configured network without memory, None when the configuration does not fit the data."""
+    try:
+        artefact = resolve(project.config, project.train_meta(), torch.device("cpu"))
+    except DiffctlError:
+        return None
+    return _on_meta(artefact.network)
+
+
+def _on_meta(spec: UNetSpec) -> UNet:
+    with torch.device("meta"):
+        return UNet(spec)
+
+
+def _memory() -> tuple[int, int]:
+    """(total, free) bytes of the GPU where there is one, else of the machine."""
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return total, free
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return memory.total, memory.available
+
+
+def _data_bytes(project: Project) -> int:
+    """Downloads, and the prepared images twice: DVC's cache has a copy. Nothing when they are prepared."""
+    if project.is_ready:
+        return 0
+    size, _, channels = shape_of(project.config.data, project.outlook.shape)
+    return project.outlook.download + 2 * project.outlook.images * size * size * channels
+
+
+def _sample_bytes(project: Project) -> int:
+    """Every cell as finished ranges, as a store and in DVC's cache."""
+    config, meta = project.config, project.train_meta()
+    cells = len(config.sweep.steps) * len(config.sweep.eta)
+    pixels = int(meta["image_size"]) ** 2 * int(meta["channels"])
+    return 3 * cells * config.sample.num_images * pixels
