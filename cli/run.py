@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from typing import Annotated, Any
 
@@ -68,11 +69,39 @@ def ui(port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000) ->
     connect(uri)  # makes the store when it is not there yet
     typer.echo(f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)")
     sys.stdout.flush()
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    if code := _serve(uri, port):
+        raise DiffctlError(f"MLflow's server ended by itself (exit {code}), see the message above")
+
+
+def _serve(uri: str, port: int) -> int:
+    """Run MLflow's server until Ctrl-C or SIGTERM, which is its usual end: 0; else its exit code."""
+    from diffusion.errors import Interrupted
+    from flows.signals import ended_by_signal
+
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--registry-store-uri",
+        uri,
+    ]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--uvicorn-opts", "--log-level warning"]
     quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    os.execve(command[0], command, {**quick, **os.environ})
+    quiet = {"PYTHONWARNINGS": "ignore"}
+    # In a session of its own: it answers a Ctrl-C with a traceback, and SIGTERM with silence.
+    server = subprocess.Popen(command, env={**quick, **quiet, **os.environ}, start_new_session=True)
+    try:
+        with ended_by_signal():
+            return server.wait()
+    except Interrupted:
+        return 0
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def _is_free(port: int) -> bool:

@@ -35,6 +35,7 @@ def test_it_serves_until_ctrl_c(project: Path) -> None:
         cwd=project,
         env=environment(),
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
@@ -50,5 +51,7 @@ def test_it_serves_until_ctrl_c(project: Path) -> None:
 
     wait_until(serves, 120)
     ui.send_signal(signal.SIGINT)
-    ui.wait(30)
+    output, errors = ui.communicate(timeout=30)
+    assert (ui.returncode, output) == (0, "")
+    assert "Traceback" not in errors
     wait_until_left(project)
