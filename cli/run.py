@@ -33,25 +33,26 @@ def run(
 
 
 def _show_scores(document: dict[str, Any]) -> None:
-    """A row a cell; the best distance of each step count is marked."""
+    """A row a cell, by steps and eta; the best one is marked."""
+    from diffusion.evaluation.ranking import best
     from diffusion.evaluation.specs import extractor_spec
 
     spec = extractor_spec(document["extractor"])
-    cells = list(document["cells"].values())
+    cells = sorted(document["cells"].values(), key=lambda cell: (cell["steps"], cell["eta"]))
+    name, metric, _ = best(document["cells"])
+    winner = document["cells"][name]
     names = [spec.distance, "excess", spec.kernel_distance, *[spec.score] * spec.is_inception]
     names = [name for name in names if all(name in cell["scores"] for cell in cells)]
     listed = table("STEPS", "ETA", *names, "")
     for cell in cells:
-        rivals = [other["scores"][spec.distance] for other in cells if other["steps"] == cell["steps"]]
-        best = len(rivals) > 1 and cell["scores"][spec.distance] == min(rivals)
         values = [f"{cell['scores'][name]:.4g}" for name in names]
-        listed.add_row(str(cell["steps"]), f"{cell['eta']:g}", *values, "*" if best else "")
+        listed.add_row(str(cell["steps"]), f"{cell['eta']:g}", *values, "*" if cell is winner else "")
     show(listed)
     reference = document["reference"]
     typer.echo(
         f"{cells[0]['card']['num_images']:,} images a cell against {reference['reference_count']:,} of "
         f"{reference['name']} ({reference['reference_split']}), extractor {spec.name}; "
-        "* the lowest distance of a step count"
+        f"* the best by {metric}"
     )
 
 

@@ -93,11 +93,11 @@ def evaluate() -> None:
     from diffusion.config import load
     from diffusion.evaluation.evaluate import evaluate as score
     from diffusion.evaluation.evaluate import write_scores
-    from diffusion.layout import REFERENCE, RUN, SAMPLES, SCORE_CURVES, SCORES
+    from diffusion.layout import PREPARED, REFERENCE, RUN, SAMPLES, SCORE_CURVES, SCORES
     from tracking.runs import log_scores
 
     with progress("evaluate") as show:
-        scores = score(load(), SAMPLES, REFERENCE, show)
+        scores = score(load(), SAMPLES, REFERENCE, show, PREPARED)
     write_scores(scores, SCORES, SCORE_CURVES)
     log_scores(RUN, scores)
 

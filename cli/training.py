@@ -43,10 +43,7 @@ class Tracked:
 
     def identity(self) -> dict[str, Any]:
         """What models/run.json says: the training's key, by which its MLflow run is found."""
-        from tracking.store import public, tracking_uri
-
-        uri = public(tracking_uri())
-        return {"key": self.run.key, "fingerprint": self.run.folder.name, "tracking_uri": uri}
+        return {"key": self.run.key, "fingerprint": self.run.folder.name}
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The folder of one training, `runs/train/<fingerprint>/`: its lock, its identity and its newest state."""
 
-import fcntl
 import json
 import math
 import os
@@ -8,12 +7,13 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion.errors import DiffctlError
 from diffusion.files import write_json, write_text
+from diffusion.locks import LockBusy, file_lock
 from diffusion.state import newest_state, save_state
 from diffusion.training import TrainState
 
@@ -53,18 +53,16 @@ def open_run(root: Path, fingerprint: str, *, fresh: bool = False) -> Iterator[T
     The lock is the process's own and dies with it. DiffctlError when another process holds it.
     """
     folder = root / fingerprint
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "a", encoding="utf-8") as lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(file_lock(folder / "lock", timeout=0))
+        except LockBusy:
             raise DiffctlError(
                 f"this training is already running (process {_pid(folder)}, {folder}): wait for it or stop it"
             ) from None
         if fresh:
             _discard(folder)
-        key = _key(folder) or uuid.uuid4().hex
-        run = TrainRun(folder, key)
+        run = TrainRun(folder, _key(folder) or uuid.uuid4().hex)
         run.beat(0)
         yield run
 

@@ -37,6 +37,12 @@ def module_file(name: str) -> Path | None:
     return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.exists()), None)
 
 
+def with_assets(file: Path) -> set[Path]:
+    """A library file, and what its package ships beside its modules: templates and style sheets."""
+    beside = {asset for asset in file.parent.iterdir() if asset.suffix in (".j2", ".css")}
+    return {file, *beside}
+
+
 def files_of(names: Iterator[str]) -> set[Path]:
     """The library's files behind imported names; a package's own file only where it holds code."""
     found = set()
@@ -68,7 +74,7 @@ def closure(files: set[Path]) -> set[Path]:
         if file not in seen:
             seen.add(file)
             todo.extend(files_of(imported(parse(file))))
-    return seen
+    return {needed for file in seen for needed in with_assets(file)}
 
 
 def stage_modules() -> dict[str, list[str]]:

@@ -3,11 +3,11 @@ import json
 import pytest
 
 from diffusion.errors import UsageError
+from diffusion.evaluation.ranking import best, rank_metric
 from diffusion.files import write_json
 from tests.conftest import diffctl
 from tests.scores_document import document
 from tracking.compare import Scored, compare, load_scored
-from tracking.ranking import best, rank_metric
 
 FEW = {(10, 0.0): 0.2}
 
@@ -55,7 +55,8 @@ def test_few_images_rank_by_the_unbiased_distance():
     assert rank_metric(many) == "excess"
     del many["scores"]["excess"], many["scores"]["floor"]
     assert rank_metric(many) == "fd_effnet_lite0_64"
-    inception = {"scores": {"fid": 1.0, "kid": 0.1, "kid_std": 0.0, "is": 1.0}, "card": {"num_images": 10}}
+    inception = {"scores": {"fid": 1.0, "kid": 0.1, "kid_std": 0.0, "is": 1.0}}
+    inception["card"] = {"num_images": 10, "extractor": "inception-v3-compat"}
     assert rank_metric(inception) == "kid"
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.errors import UsageError
+from diffusion.evaluation.ranking import rank_metric, ranks
 from tracking.gate import clash
 from tracking.lookup import find_run
-from tracking.ranking import rank_metric, ranks
 from tracking.runs import Document, fetch_scores, read_scores
 
 Cell = dict[str, Any]

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from tracking.ranking import Cells, best
+from diffusion.evaluation.ranking import Cells, best
 
 SUBJECT = ("model_sha256",)  # what is compared: the only field of a card that may differ
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion.config import fingerprint
 from diffusion.errors import DiffctlError, UsageError
+from diffusion.evaluation.ranking import best
 from diffusion.layout import SCORES
 from tracking.fetch import WEIGHTS, cached_model
 from tracking.lookup import find_run, read_identity, training_run
@@ -20,7 +21,6 @@ from tracking.names import (
     PARENT,
     REPORT_FOLDER,
 )
-from tracking.ranking import best
 from tracking.spool import flatten
 from tracking.store import connect, failures, search_runs, tracking_uri
 

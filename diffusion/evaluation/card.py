@@ -2,21 +2,24 @@
 
 from collections.abc import Collection, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffusion.evaluation.reference import Reference
-from diffusion.evaluation.scores import KID_SUBSETS, SEED, is_splits, kid_subset_size
 from diffusion.evaluation.specs import EVALUATION_VERSION, extractor_spec
+
+if TYPE_CHECKING:
+    from diffusion.evaluation.reference import Reference
 
 Card = dict[str, Any]
 
 
-def protocol_card(sampling: Card, num_images: int, reference: Reference) -> Card:
+def protocol_card(sampling: Card, num_images: int, reference: "Reference") -> Card:
     """The whole card of N images against a reference: a flat JSON dict.
 
     `sampling` is the half that the images bring along (their store's meta["card"]), empty for images of
     unknown origin.
     """
+    from diffusion.evaluation.scores import KID_SUBSETS, SEED, is_splits, kid_subset_size  # loads torch
+
     meta = reference.meta
     spec = extractor_spec(meta["extractor"])
     return {

@@ -30,3 +30,8 @@ def best(cells: Cells) -> tuple[str, str, float]:
     name = min(cells, key=order)
     metric = rank_metric(cells[name])
     return name, metric, cells[name]["scores"][metric]
+
+
+def ranks(metric: str) -> bool:
+    """Whether lower values of a score mean a better model. Inception scores and spreads never rank."""
+    return metric.startswith(("kd_", "kid", "fd_", "fid", "excess")) and not metric.endswith("_std")
