@@ -16,6 +16,7 @@ from diffusion.data.prepare import prepare
 from diffusion.data.source import ArrayReader
 from diffusion.data.store import open_store
 from diffusion.errors import DiffctlError
+from tests.conftest import command, diffctl, environment, write_params
 from tests.raw_data import by_image, prepared, random_images, write_folder
 from tests.waiting import wait_until
 
@@ -190,6 +191,27 @@ def test_a_killed_preparation_goes_on_and_leaves_no_process(tmp_path, many_image
     assert steps[0] >= 256 * (noted - 2)  # the last block of a split is shorter
     prepare(config, tmp_path / "fresh", work=tmp_path / "fresh_work")
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT])
+def test_the_stopped_data_stage_says_so_and_goes_on(tmp_path, many_images, kill):
+    write_params(
+        tmp_path,
+        data={"name": "image-folder", "path": str(many_images), "image_size": 48},
+        model={"attention": [24]},
+    )
+    process = subprocess.Popen(
+        command("stage", "data"), cwd=tmp_path, env=environment(None), stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: any(path.stat().st_size for path in tmp_path.rglob("journal.jsonl")))
+    process.send_signal(kill)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (128 + kill, 0)  # 0: it was done before the signal came
+    assert "Traceback" not in errors
+    assert process.returncode == 0 or "goes on from here" in errors
+    again = diffctl(tmp_path, "stage", "data")
+    assert again.stdout.strip() == "data/prepared: 1,350 train, 150 test images of 48×48×3, 2 classes"
 
 
 def test_a_worker_killed_for_memory_is_one_sentence(tmp_path, many_images):

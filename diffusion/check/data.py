@@ -70,6 +70,8 @@ def check_fit(project: Project) -> Iterator[Finding]:
     from diffusion.resolve import resolve
 
     config = project.config
+    if project.outlook.blocked and not project.is_ready:
+        return  # nothing is known of the data
     count = len(project.stores["train"]) if project.is_ready else project.outlook.images
     if count and config.train.batch_size > count:
         message = f"train.batch_size {config.train.batch_size} is more than the {count:,} training images"

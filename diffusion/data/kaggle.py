@@ -30,12 +30,8 @@ def from_kaggle(kind: Kind, handle: str, by_hand: str) -> Path:
     A second call downloads nothing. DiffctlError, ending in what to do by hand, when kagglehub is not
     there, may not sign in, or fails.
     """
-    page = f"https://www.kaggle.com/{kind}/{handle}"
     if not can_ask_kaggle():
-        raise DiffctlError(
-            f"{by_hand}; get it from {page}, or let diffctl do so: pip install 'diffctl[kaggle]' and put "
-            "your token (kaggle.com/settings) in KAGGLE_API_TOKEN or ~/.kaggle/kaggle.json"
-        )
+        raise DiffctlError(how_to_get(kind, handle, by_hand))
     import kagglehub
 
     download = kagglehub.dataset_download if kind == "datasets" else kagglehub.competition_download
@@ -45,9 +41,21 @@ def from_kaggle(kind: Kind, handle: str, by_hand: str) -> Path:
         except Exception as error:  # it raises its own, requests' and the disk's
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise DiffctlError(
-                f"Kaggle did not give {handle} ({reason}): have you signed in at {page} and accepted its "
-                f"rules? Else {by_hand}"
+                f"Kaggle did not give {handle} ({reason}): have you accepted its rules at "
+                f"{_page(kind, handle)}? Else {by_hand}"
             ) from None
+
+
+def how_to_get(kind: Kind, handle: str, by_hand: str) -> str:
+    """What to do for a data set of Kaggle's, by hand or not."""
+    return (
+        f"{by_hand}; get it from {_page(kind, handle)}, or let diffctl do so: pip install 'diffctl[kaggle]' "
+        "and put your token (kaggle.com/settings) in KAGGLE_API_TOKEN or ~/.kaggle/kaggle.json"
+    )
+
+
+def _page(kind: Kind, handle: str) -> str:
+    return f"https://www.kaggle.com/{kind}/{handle}"
 
 
 def _quiet() -> None:

@@ -10,7 +10,7 @@ from diffusion.config import DataConfig
 from diffusion.data.cache import raw_folder
 from diffusion.data.fetch import Notify
 from diffusion.data.image_files import ImageFileReader, list_images
-from diffusion.data.kaggle import can_ask_kaggle, from_kaggle
+from diffusion.data.kaggle import can_ask_kaggle, from_kaggle, how_to_get
 from diffusion.data.problems import Problem
 from diffusion.data.source import Outlook, RawData, Split
 from diffusion.data.splits import shuffled
@@ -33,7 +33,8 @@ class ImageNet:
         folder = raw_folder(NAME, config.path)
         if not _missing(folder):
             return Outlook(COUNT, None, CLASSES)
-        blocked = "" if config.path is None and can_ask_kaggle() else _by_hand(folder)
+        askable = config.path is None and can_ask_kaggle()
+        blocked = "" if askable else how_to_get("competitions", COMPETITION, _by_hand(folder))
         return Outlook(COUNT, None, CLASSES, download=DOWNLOAD, blocked=blocked)
 
     def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:

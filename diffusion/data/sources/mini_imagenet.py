@@ -10,7 +10,7 @@ from diffusion.data.arrays import FileArray, file_array, integers
 from diffusion.data.batches import entry
 from diffusion.data.cache import find, raw_folder
 from diffusion.data.fetch import Notify, checksums
-from diffusion.data.kaggle import can_ask_kaggle, from_kaggle
+from diffusion.data.kaggle import can_ask_kaggle, from_kaggle, how_to_get
 from diffusion.data.pickles import read_pickle
 from diffusion.data.source import FileArrayReader, Outlook, RawData, Split
 from diffusion.data.splits import hold_out
@@ -35,7 +35,8 @@ class MiniImageNet:
         folder = raw_folder(NAME, config.path)
         if all(find(folder, name) for name in FILES):
             return Outlook(60_000, SHAPE, 100)
-        blocked = "" if config.path is None and can_ask_kaggle() else f"{_by_hand(folder)} (or set data.path)"
+        askable = config.path is None and can_ask_kaggle()
+        blocked = "" if askable else how_to_get("datasets", HANDLE, _by_hand(folder))
         return Outlook(60_000, SHAPE, 100, download=DOWNLOAD, blocked=blocked)
 
     def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
@@ -67,7 +68,7 @@ class MiniImageNet:
 
 
 def _by_hand(folder: Path) -> str:
-    return f"put {', '.join(FILES)} into {folder}"
+    return f"put {', '.join(FILES)} into {folder}, or set data.path to where they are"
 
 
 def _read(path: Path) -> tuple[FileArray, np.ndarray]:
