@@ -10,7 +10,7 @@ import warnings
 
 import typer
 
-from cli import evaluate, models, profiles, project, run, runs, stages
+from cli import evaluate, images, interop, models, nll, profiles, project, run, runs, stages
 from diffusion.errors import DiffctlError, DiffctlWarning
 
 app = typer.Typer(
@@ -26,7 +26,12 @@ app.command()(profiles.use)
 app.command()(project.check)
 app.command()(models.sample)
 app.command()(evaluate.evaluate)
+app.command()(nll.nll)
+app.command()(images.encode)
+app.command()(images.interpolate)
 app.add_typer(stages.app, name="stage")
+app.add_typer(interop.import_app, name="import")
+app.add_typer(interop.export_app, name="export")
 app.add_typer(runs.app, name="runs")
 app.command()(runs.compare)
 app.command()(runs.sync)

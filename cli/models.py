@@ -43,6 +43,13 @@ class Spacing(StrEnum):
     trailing = "trailing"
 
 
+class Sampler(StrEnum):
+    """The reverse step of DDPM, iDDPM and DDIM, or the multistep solver of order 2 (2211.01095)."""
+
+    ddim = "ddim"
+    dpm_solver = "dpm-solver++"
+
+
 def resolve_model(model: Path | None, run_id: str | None, champion: bool) -> Path:
     """The model file that is meant; UsageError when more than one is named."""
     from diffusion.errors import UsageError
@@ -55,10 +62,9 @@ def resolve_model(model: Path | None, run_id: str | None, champion: bool) -> Pat
 
         return fetch_model(run_id)
     if champion:
-        from tracking.registry import fetch_champion
-
         from diffusion.config import load
         from tracking.names import model_name
+        from tracking.registry import fetch_champion
 
         return fetch_champion(model_name(load().data.name))
     return model or MODEL
@@ -74,7 +80,9 @@ def sample(
     index: Annotated[
         int | None, typer.Option("--index", min=0, help="Image I alone, as in any batch.")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Sampling steps, 1 … the model's T.")] = 50,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Sampling steps, 1 … the model's T. [default: 50]")
+    ] = None,
     eta: Annotated[float, typer.Option("--eta", min=0.0, help="0: deterministic DDIM; 1: DDPM.")] = 0.0,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     klass: Klass = None,
@@ -83,6 +91,10 @@ def sample(
     ] = 0.0,
     noise: Annotated[Noise, typer.Option("--noise")] = Noise.small,
     spacing: Annotated[Spacing, typer.Option("--spacing")] = Spacing.uniform,
+    timesteps: Annotated[
+        str | None, typer.Option("--timesteps", help="T0,T1,… instead of --steps and --spacing.")
+    ] = None,
+    sampler: Annotated[Sampler, typer.Option("--sampler")] = Sampler.ddim,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
     model: ModelFile = None,
     run_id: RunId = None,
@@ -91,7 +103,7 @@ def sample(
 ) -> None:
     """Sample images from a model, which describes itself. Image I depends on the seed and I alone."""
     from diffusion.checkpoint import load_model
-    from diffusion.config import SampleSettings
+    from diffusion.config import parse_settings
     from diffusion.errors import UsageError
     from diffusion.precision import default_device
 
@@ -100,8 +112,14 @@ def sample(
     if num is not None and index is not None:
         raise UsageError("--num and --index exclude each other: give one of them")
     indices = range(index, index + 1) if index is not None else range(num or 16)
-    settings = SampleSettings(
-        steps=steps, eta=eta, seed=seed, guidance=guidance, noise=noise.value, spacing=spacing.value
+    settings = parse_settings(
+        {"steps": steps, "timesteps": timesteps},
+        sampler=sampler.value,
+        eta=eta,
+        seed=seed,
+        guidance=guidance,
+        noise=noise.value,
+        spacing=spacing.value,
     )
     loaded = load_model(resolve_model(model, run_id, champion), default_device())
     with progress("sample") as show:

@@ -383,6 +383,15 @@ def parse(values: Any, origin: str) -> Config:
         raise UsageError(explain(error, origin)) from None
 
 
+def parse_settings(optional: dict[str, Any], **values: Any) -> SampleSettings:
+    """A command's options, those of `optional` left out where None, as SampleSettings; UsageError as `parse`."""
+    given = {name: value for name, value in optional.items() if value is not None}
+    try:
+        return SampleSettings(**given, **values)
+    except ValidationError as error:
+        raise UsageError(explain(error, "these options do not fit")) from None
+
+
 def load(path: Path | str = "params.yaml") -> Config:
     """Read and validate a params file; UsageError for a missing, unreadable or impossible one."""
     path = Path(path)

@@ -78,16 +78,30 @@ def generate(
 
     `network` is in eval mode on `device`. UsageError as `check_settings`.
     """
-    schedule = check_settings(artefact, settings)
     spec = artefact.network
     noise = ImageNoise(settings.seed, indices, (spec.in_channels, spec.image_size, spec.image_size))
+    return denoise(network, artefact, settings, noise.draw, labels, device, callback)
+
+
+def denoise(
+    network: UNet,
+    artefact: Artefact,
+    settings: SampleSettings,
+    draw: Callable[[], Tensor],
+    labels: Tensor | None,
+    device: torch.device,
+    callback: Callable[[Step], None] | None = None,
+) -> Tensor:
+    """The images that grow from what `draw` gives: x_T first, then each noisy step's z; as `generate`."""
+    schedule = check_settings(artefact, settings)
+    spec = artefact.network
     guided = classifier_free(
         autocast(network, artefact.precision), settings.guidance, spec.num_classes, spec.in_channels
     )
     x = sample(
         guided,
         schedule,
-        noise.draw,
+        draw,
         sampler=settings.sampler,
         eta=settings.eta,
         noise=settings.noise,

@@ -5,8 +5,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from diffusion.checkpoint import LoadedModel
+from diffusion.config import SampleSettings
+from diffusion.data.store import Images
 from diffusion.gaussian import Network, predict
+from diffusion.generate import check_settings, denoise
+from diffusion.images import to_model, to_nchw
+from diffusion.precision import autocast
 from diffusion.schedule import Schedule, at
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) steps."""
 
 
 @torch.no_grad()
@@ -15,24 +24,23 @@ def encode(
     schedule: Schedule,
     x_0: Tensor,
     labels: Tensor | None = None,
-    callback: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """x_T (B, C, H, W) from which the walk with η = 0 and no clipping comes back to `x_0`.
 
     The deterministic step reversed (DDIM eq. 14), so exact only as S grows: ε is asked where the step starts.
     The first step starts at the image itself, which counts as its noisiest neighbour, the first timestep.
-    `callback` gets (done, total) steps.
     """
     x = x_0
     total = len(schedule)
+    start, end = schedule.alphas_cumprod_prev, schedule.alphas_cumprod
     for i in range(total):
         index = torch.full((len(x),), i)
         eps, _ = predict(network, schedule, x, (index - 1).clamp(min=0), labels)
-        start, end = schedule.alphas_cumprod_prev, schedule.alphas_cumprod
         x0_hat = (x - at((1 - start).sqrt(), index, x) * eps) / at(start.sqrt(), index, x)
         x = at(end.sqrt(), index, x) * x0_hat + at((1 - end).sqrt(), index, x) * eps
-        if callback:
-            callback(i + 1, total)
+        if progress:
+            progress(i + 1, total)
     return x
 
 
@@ -50,3 +58,66 @@ def slerp(first: Tensor, second: Tensor, fraction: float) -> Tensor:
     of_a = torch.where(parallel, 1 - fraction, ((1 - fraction) * angle).sin() / sine)
     of_b = torch.where(parallel, fraction, (fraction * angle).sin() / sine)
     return (of_a * a + of_b * b).reshape(first.shape)
+
+
+def encode_images(
+    loaded: LoadedModel,
+    settings: SampleSettings,
+    images: Images,
+    labels: Tensor | None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Codes (B, C, H, W) float32 on the CPU of uint8 images (B, H, W, C), by the settings' timesteps."""
+    schedule = check_settings(loaded.artefact, settings)
+    device = next(loaded.network.parameters()).device
+    network = autocast(loaded.network, loaded.artefact.precision)
+    x_0 = to_model(to_nchw(images).to(device))
+    return encode(network, schedule, x_0, None if labels is None else labels.to(device), progress).cpu()
+
+
+def decode_images(
+    loaded: LoadedModel,
+    settings: SampleSettings,
+    codes: Tensor,
+    labels: Tensor | None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """The images that deterministic sampling makes of codes, uint8 (B, C, H, W) on the CPU."""
+    device = next(loaded.network.parameters()).device
+
+    def report(done: int, total: int) -> None:
+        if progress:
+            progress(done, total)
+
+    return denoise(
+        loaded.network,
+        loaded.artefact,
+        settings.model_copy(update={"eta": 0.0}),
+        lambda: codes,
+        labels,
+        device,
+        lambda step: report(step.done, step.total),
+    )
+
+
+def interpolate(
+    loaded: LoadedModel,
+    settings: SampleSettings,
+    ends: Images,
+    labels: Tensor | None,
+    frames: int,
+    progress: Progress | None = None,
+) -> Tensor:
+    """`frames` images from the first to the second of two images (2, H, W, C): uint8 (F, C, H, W).
+
+    Each end is encoded with its own of the two labels; a point between has the label of the nearer end.
+    """
+
+    def half(offset: int) -> Progress:
+        return lambda done, total: progress(offset * total + done, 2 * total) if progress else None
+
+    ends_codes = encode_images(loaded, settings, ends, labels, half(0))
+    fractions = torch.linspace(0, 1, frames)
+    codes = torch.cat([slerp(ends_codes[:1], ends_codes[1:], float(fraction)) for fraction in fractions])
+    wanted = None if labels is None else labels[(fractions > 0.5).long()]
+    return decode_images(loaded, settings, codes, wanted, half(1))

@@ -8,9 +8,11 @@ import numpy as np
 from PIL import Image
 
 from diffusion.data.store import Images
+from diffusion.errors import UsageError
 from diffusion.files import write_atomic
 
 SHOWN = 64  # pixels: smaller images are enlarged by whole factors to about this, so that a person sees them
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 def grid(images: Images, columns: int, gap: int = 1) -> Images:
@@ -47,6 +49,21 @@ def png_bytes(picture: Images) -> bytes:
 def save_png(path: Path, picture: Images) -> None:
     """Write an (H, W, C) picture atomically."""
     write_atomic(path, lambda file: file.write(png_bytes(picture)))
+
+
+def read_picture(path: Path, image_size: int, channels: int) -> Images:
+    """An image file as (H, W, C) uint8 in the mode of that many channels; UsageError when it does not fit."""
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert(MODES[channels])
+    except FileNotFoundError:
+        raise UsageError(f"no image at {path}") from None
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UsageError(f"{path} is not an image that can be read ({error})") from None
+    if picture.size != (image_size, image_size):
+        width, height = picture.size
+        raise UsageError(f"{path} has {width}×{height} pixels: the model takes {image_size}×{image_size}")
+    return np.asarray(picture, dtype=np.uint8).reshape(image_size, image_size, channels)
 
 
 def save_gif(path: Path, frames: Sequence[Images], seconds: float = 3.0, hold: float = 1.5) -> None:

@@ -1,0 +1,102 @@
+"""Images that a command is given, by number in a store or as files, and the classes they are of."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffusion.checkpoint import Artefact
+    from diffusion.data.store import Images, ImageStore
+
+StorePath = Annotated[
+    Path | None, typer.Option("--images", help="The store that numbers mean. [default: data/prepared/test]")
+]
+
+
+class Chosen(NamedTuple):
+    """`pixels` (H, W, C) uint8, and the label where it is known in the model's classes."""
+
+    pixels: "Images"
+    label: int | None
+
+
+def choose(name: str, store: Path | None, artefact: "Artefact") -> Chosen:
+    """The image that a number or a file name means; UsageError when it does not fit the model."""
+    from diffusion.errors import UsageError
+    from diffusion.pictures import read_picture
+
+    spec = artefact.network
+    if not name.isdecimal():
+        return Chosen(read_picture(Path(name), spec.image_size, spec.in_channels), None)
+    opened = fitting_store(store, artefact)
+    index = int(name)
+    if index >= len(opened):
+        raise UsageError(f"there is no image {index} in {opened.path}: give 0 to {len(opened) - 1}")
+    return Chosen(opened.images[index], known_labels(opened, artefact, [index])[0])
+
+
+def choose_first(num: int, store: Path | None, artefact: "Artefact") -> list[Chosen]:
+    """The first images of the store, as many as asked or there are."""
+    opened = fitting_store(store, artefact)
+    indices = range(min(num, len(opened)))
+    labels = known_labels(opened, artefact, indices)
+    return [Chosen(opened.images[index], label) for index, label in zip(indices, labels, strict=True)]
+
+
+def fitting_store(path: Path | None, artefact: "Artefact") -> "ImageStore":
+    """The store, by default the prepared test split; UsageError when its images are not the model's size."""
+    from diffusion.data.store import open_store
+    from diffusion.errors import UsageError
+    from diffusion.layout import PREPARED
+
+    store = open_store(path or PREPARED / "test")
+    spec = artefact.network
+    wanted = (spec.image_size, spec.image_size, spec.in_channels)
+    if store.images.shape[1:] != wanted:
+        raise UsageError(
+            f"the images in {store.path} are {_shape(store.images.shape[1:])}, the model's {_shape(wanted)}"
+        )
+    return store
+
+
+def known_labels(store: "ImageStore", artefact: "Artefact", indices: Sequence[int]) -> list[int | None]:
+    """The images' labels; None each where the store has none or other classes than the model."""
+    labels = store.labels
+    if labels is None or list(store.meta.get("classes", [])) != list(artefact.data.classes):
+        return [None] * len(indices)
+    return [int(labels[index]) for index in indices]
+
+
+def asked_labels(artefact: "Artefact", found: Sequence[int | None], klass: str | None) -> "Tensor | None":
+    """(N,) labels to condition on: the class asked for, else each image's own, else "no label".
+
+    None for an unconditional model. UsageError when a model that was trained without "no label" is not told.
+    """
+    import torch
+
+    from diffusion.errors import UsageError
+    from diffusion.generate import class_index
+
+    spec = artefact.network
+    if klass is not None:
+        return torch.full((len(found),), class_index(artefact, klass))
+    if not spec.num_classes:
+        return None
+    if None in found and not spec.null_class:
+        raise UsageError("this model needs to know the image's class: give --class")
+    return torch.tensor([spec.num_classes if label is None else label for label in found])
+
+
+def end_labels(artefact: "Artefact", found: Sequence[int | None], klass: str | None) -> "Tensor | None":
+    """(2,) labels of an interpolation's ends: "no label" where the two differ and the model knows it."""
+    if klass is None and artefact.network.null_class and found[0] != found[1]:
+        found = [None, None]
+    return asked_labels(artefact, found, klass)
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))

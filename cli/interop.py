@@ -1,0 +1,55 @@
+"""`diffctl import` and `diffctl export`: models from other projects, and for them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.models import Champion, ModelFile, RunId, resolve_model
+
+import_app = typer.Typer(help="Turn another project's model into a model file.", no_args_is_help=True)
+export_app = typer.Typer(help="Write a model in another project's format.", no_args_is_help=True)
+
+
+@import_app.callback()
+def _import() -> None:
+    """Keep `openai` a subcommand while it is the only one."""
+
+
+@export_app.callback()
+def _export() -> None:
+    """Keep `diffusers` a subcommand while it is the only one."""
+
+
+@import_app.command("openai")
+def openai(
+    file: Annotated[Path, typer.Argument(help="A .pt file of guided-diffusion or improved-diffusion.")],
+    preset: Annotated[str, typer.Option("--preset", help="Its shape: adm-64, adm-128, adm-256, …")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The model file. [default: models/NAME.safetensors]")
+    ] = None,
+) -> None:
+    """Import a published checkpoint; it is read without running any code in it."""
+    from diffusion.checkpoint import save_artefact
+    from diffusion.interop.openai import import_openai
+
+    out = out or Path("models") / f"{file.stem}.safetensors"
+    weights, artefact = import_openai(file, preset)
+    save_artefact(out, weights, artefact)
+    millions = sum(tensor.numel() for tensor in weights.values()) / 1e6
+    typer.echo(f"{millions:,.1f} M parameters of {preset}: {out}, to be used with --model")
+
+
+@export_app.command("diffusers")
+def diffusers(
+    folder: Annotated[Path, typer.Argument(help="The pipeline folder to make.")],
+    model: ModelFile = None,
+    run_id: RunId = None,
+    champion: Champion = False,
+) -> None:
+    """Export UNet2DModel and DDIMScheduler, which DDIMPipeline.from_pretrained loads."""
+    from diffusion.checkpoint import load_model
+    from diffusion.interop.diffusers import export_diffusers
+
+    export_diffusers(load_model(resolve_model(model, run_id, champion)), folder)
+    typer.echo(f"pipeline: {folder}, its use is in {folder / 'README.md'}")

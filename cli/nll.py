@@ -1,0 +1,84 @@
+"""`diffctl nll`: bits per dimension of a data set, and where they come from."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.chosen import StorePath
+from cli.models import Champion, ModelFile, RunId, resolve_model
+from cli.progress import progress
+
+if TYPE_CHECKING:
+    from diffusion.nll import Bits
+
+
+def nll(
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="FILE.png of the terms by t; their values beside it as .csv.")
+    ] = Path("plots/nll.png"),
+    store: StorePath = None,
+    num: Annotated[int | None, typer.Option("--num", "-n", min=1, help="Images. [default: all]")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Timesteps, evenly spread. [default: all T]")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
+    model: ModelFile = None,
+    run_id: RunId = None,
+    champion: Champion = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Say the result as JSON.")] = False,
+) -> None:
+    """Bound the negative log-likelihood of images, in bits per dimension: one pass over all timesteps."""
+    from cli.chosen import asked_labels, fitting_store, known_labels
+    from diffusion.checkpoint import load_model
+    from diffusion.errors import UsageError
+    from diffusion.nll import bits_per_dimension
+    from diffusion.precision import default_device
+
+    if out.suffix != ".png":
+        raise UsageError(f"--out {out}: give a file that ends in .png")
+    loaded = load_model(resolve_model(model, run_id, champion), default_device())
+    images = fitting_store(store, loaded.artefact)
+    count = min(num or len(images), len(images))
+    labels = asked_labels(loaded.artefact, known_labels(images, loaded.artefact, range(count)), None)
+    with progress("nll", unit="passes") as show:
+        bits = bits_per_dimension(
+            loaded,
+            images.images[:count],
+            labels,
+            steps=steps,
+            seed=seed,
+            batch_size=batch_size,
+            progress=lambda done, total: show(done, total, ""),
+        )
+    _write(out, bits)
+    mean, error = float(bits.total.mean()), float(bits.total.std() / count**0.5) if count > 1 else 0.0
+    made = {
+        "bits_per_dimension": mean,
+        "standard_error": error,
+        "prior": float(bits.prior.mean()),
+        "images": count,
+        "timesteps": len(bits.timesteps),
+        "out": str(out),
+    }
+    said = f"{mean:.4f} ± {error:.4f} bits per dimension over {count:,} images of {images.path}: {out}"
+    typer.echo(json.dumps(made) if as_json else said)
+
+
+def _write(out: Path, bits: "Bits") -> None:
+    """The terms by t as a picture and as CSV."""
+    from matplotlib.figure import Figure
+
+    from diffusion.files import write_atomic, write_text
+
+    rows = [f"{t},{term:.8g}" for t, term in zip(bits.timesteps.tolist(), bits.terms.tolist(), strict=True)]
+    write_text(out.with_suffix(".csv"), "\n".join(["t,bits_per_dimension", *rows]) + "\n")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(bits.timesteps + 1, bits.terms, marker="." if len(bits.terms) < 50 else "")
+    axes.set(xscale="log", yscale="log", xlabel="t + 1", ylabel="bits per dimension")
+    axes.set_title(f"terms of the bound: {float(bits.total.mean()):.3f} bits per dimension in all")
+    axes.grid(alpha=0.3)
+    write_atomic(out, lambda file: figure.savefig(file, format="png", dpi=120))

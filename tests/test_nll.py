@@ -1,0 +1,109 @@
+"""Bits per dimension: the entropy of Gaussian data under the optimal model, and the sums add up."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from diffusion.checkpoint import LoadedModel
+from diffusion.config import DiffusionConfig
+from diffusion.errors import UsageError
+from diffusion.nll import bits_per_dimension
+from diffusion.schedule import Schedule
+from tests import papers
+from tests.networks import artefact_of, network_of, spec_of
+
+T, STD = 400, 0.3
+DATA = papers.GaussianData(0.0, STD)
+PROCESS = DiffusionConfig(timesteps=T, schedule="linear")
+
+
+class Optimal(nn.Module):
+    """The true reverse process of Gaussian data: its ε, and the v that gives its variance (iDDPM eq. 15)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.anchor = nn.Parameter(torch.zeros(1))
+        self.schedule = Schedule.named(PROCESS.schedule, PROCESS.timesteps)
+
+    def forward(self, x, t, labels=None):
+        schedule, i = self.schedule, int(t[0])
+        alpha_bar, previous = schedule.alphas_cumprod[i], schedule.alphas_cumprod_prev[i]
+        of_x0 = previous.sqrt() * schedule.betas[i] / (1 - alpha_bar)
+        log_var = (schedule.posterior_variance[i] + of_x0**2 * DATA.x0_variance(alpha_bar)).log()
+        small, large = schedule.posterior_log_variance_clipped[i], schedule.betas[i].log()
+        v = 2 * (log_var - small) / (large - small) - 1
+        eps = DATA.eps(x.double(), alpha_bar)
+        return torch.cat([eps, torch.full_like(eps, float(v))], 1).float()
+
+
+def pixels(count: int = 40) -> np.ndarray:
+    x_0 = STD * np.random.default_rng(0).standard_normal((count, 8, 8, 1))
+    return np.clip(np.round(127.5 * (x_0 + 1)), 0, 255).astype(np.uint8)
+
+
+def optimal() -> LoadedModel:
+    spec = spec_of(num_classes=0, null_class=False)
+    return LoadedModel(Optimal(), artefact_of(spec, diffusion=PROCESS))
+
+
+def test_the_bits_of_the_optimal_model_are_the_entropy_of_the_data():
+    images = pixels()
+    bits = bits_per_dimension(optimal(), images, None)
+    x_0 = images / 127.5 - 1
+    entropy = (x_0**2).mean() / STD**2 / 2 + math.log(STD * math.sqrt(2 * math.pi)) - math.log(2 / 255)
+    assert float(bits.total.mean()) == pytest.approx(entropy / math.log(2), abs=0.05)
+
+
+@pytest.fixture(scope="module")
+def real() -> tuple[LoadedModel, np.ndarray, torch.Tensor]:
+    spec = spec_of()
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+    return LoadedModel(network_of(spec), artefact_of(spec, timesteps=30)), images, torch.arange(5)
+
+
+def test_terms_and_prior_add_up_to_the_totals(real):
+    loaded, images, labels = real
+    bits = bits_per_dimension(loaded, images, labels)
+    assert bits.timesteps.tolist() == list(range(30))
+    assert bits.total.shape == bits.prior.shape == (5,)
+    assert bool((bits.terms >= -1e-9).all())
+    assert float(bits.total.mean()) == pytest.approx(float(bits.terms.sum() + bits.prior.mean()), rel=1e-9)
+    assert bool(torch.isfinite(bits.total).all())
+
+
+def test_batches_change_nothing_and_image_i_has_its_own_noise(real):
+    loaded, images, labels = real
+    whole = bits_per_dimension(loaded, images, labels)
+    for size in (1, 2):
+        parts = bits_per_dimension(loaded, images, labels, batch_size=size)
+        assert torch.allclose(whole.total, parts.total, rtol=1e-4)
+        assert torch.allclose(whole.terms, parts.terms, rtol=1e-3, atol=1e-6)
+    first = bits_per_dimension(loaded, images[:2], labels[:2])
+    assert torch.allclose(first.total, whole.total[:2], rtol=1e-4)
+    other = bits_per_dimension(loaded, images, labels, seed=1)
+    assert not torch.equal(other.total, whole.total)
+
+
+def test_fewer_steps_are_a_spaced_process_with_a_looser_bound(real):
+    loaded, images, labels = real
+    seen = []
+    bits = bits_per_dimension(loaded, images, labels, steps=4, progress=lambda *done: seen.append(done))
+    assert bits.timesteps.tolist() == [0, 10, 19, 29]
+    assert seen[-1] == (20, 20)
+    optimal_full = bits_per_dimension(optimal(), pixels(8), None)
+    assert bits.total.shape == (5,)
+    assert float(optimal_full.total.mean()) > 0
+    with pytest.raises(UsageError, match="31 sampling steps"):
+        bits_per_dimension(loaded, images, labels, steps=31)
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_fixed_variances_have_bounds_too(variance):
+    spec = spec_of(out_channels=1, num_classes=0, null_class=False)
+    process = DiffusionConfig(timesteps=20, variance=variance, loss="simple")
+    loaded = LoadedModel(network_of(spec), artefact_of(spec, diffusion=process))
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    assert bool(torch.isfinite(bits_per_dimension(loaded, images, None).total).all())
