@@ -23,6 +23,7 @@ class _Rate:
 
     def __init__(self, label: str, unit: str, per: int) -> None:
         self.label, self.unit, self.per = label, unit, per
+        self.began = time.monotonic()
         self.first: tuple[float, int] | None = None
 
     def line(self, done: int, total: int, more: str) -> str:
@@ -33,7 +34,11 @@ class _Rate:
         rate = (done - start) / (now - since) if now > since else 0.0
         text = f"{self.label} {done:,}/{total:,}"
         if rate:
-            text += f" · {rate * self.per:,.0f} {self.unit}/s · ETA {clock((total - done) / rate)}"
+            text += f" · {rate * self.per:,.0f} {self.unit}/s"
+        if done >= total:
+            text += f" · took {now - self.began:.1f} s"
+        elif rate:
+            text += f" · ETA {clock((total - done) / rate)}"
         return f"{text} · {more}" if more else text
 
 
@@ -43,18 +48,21 @@ def progress(label: str, unit: str = "images", per: int = 1) -> Iterator[Show]:
     rate = _Rate(label, unit, per)
     live = sys.stderr.isatty()
     shown_at = 0.0 if live else time.monotonic()
-    last = ""
+    unsaid = ""
+
+    def say(line: str, end: str) -> None:
+        print(f"\r\033[K{line}" if live else line, end=end, file=sys.stderr, flush=True)
 
     def show(done: int, total: int, more: str = "") -> None:
-        nonlocal shown_at, last
-        last = rate.line(done, total, more)
-        if time.monotonic() - shown_at < (0.1 if live else PLAIN_SECONDS):
-            return
-        shown_at = time.monotonic()
-        print(f"\r\033[K{last}" if live else last, end="" if live else "\n", file=sys.stderr, flush=True)
+        nonlocal shown_at, unsaid
+        unsaid = rate.line(done, total, more)
+        if done < total and time.monotonic() - shown_at > (0.1 if live else PLAIN_SECONDS):
+            shown_at = time.monotonic()
+            say(unsaid, end="" if live else "\n")
+            unsaid = unsaid if live else ""
 
     try:
         yield show
     finally:
-        if last:
-            print(f"\r\033[K{last}" if live else last, file=sys.stderr, flush=True)
+        if unsaid:
+            say(unsaid, end="\n")

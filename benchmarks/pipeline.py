@@ -1,0 +1,77 @@
+"""The pipeline's own cost: `python -m benchmarks.pipeline`. It runs the demo in a clone, some minutes long.
+
+| what | promise on 2 CPU cores |
+| --- | --- |
+| demo overhead: wall time less the train, sample and feature loops | under 90 s |
+| `diffctl --help` | under 0.5 s |
+| a `dvc repro` with nothing to do | under 5 s |
+"""
+
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+RUNS = 5
+
+
+def timed(folder: Path, *command: str) -> tuple[float, str]:
+    """Wall seconds of a command that must succeed, and what it wrote."""
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    began = time.perf_counter()
+    done = subprocess.run(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}")
+    return seconds, done.stdout
+
+
+def median(folder: Path, *command: str) -> float:
+    """Median wall seconds of several runs."""
+    return statistics.median(timed(folder, *command)[0] for _ in range(RUNS))
+
+
+def loop_seconds(output: str) -> dict[str, float]:
+    """Seconds inside each loop, by its label, from the progress lines' last word."""
+    return {
+        label: float(seconds) for label, seconds in re.findall(r"(\S+) \S+/\S+ .*took ([\d.]+) s", output)
+    }
+
+
+def overhead(folder: Path) -> dict[str, float]:
+    """The demo's wall time and what no loop explains: scoring beyond the features counts too."""
+    wall, output = timed(folder, "diffctl", "run")
+    loops = loop_seconds(output)
+    reference = re.search(r"reference ([\d,]+)/.*took", output)
+    scored = re.search(r"evaluate ([\d,]+)/.*took", output)
+    assert reference
+    assert scored
+    images = [int(match[1].replace(",", "")) for match in (reference, scored)]
+    features = loops["reference"] * (1 + images[1] / images[0])
+    cells = sum(seconds for label, seconds in loops.items() if label.startswith("steps"))
+    rest = wall - loops["train"] - cells - features
+    return {"wall": wall, "train": loops["train"], "sample": cells, "features": features, "overhead": rest}
+
+
+def main() -> None:
+    """Clone, run, print a table."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "diffctl"
+        subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
+        rows = {f"demo {what}": seconds for what, seconds in overhead(folder).items()}
+        rows["no-op dvc repro"] = median(folder, "dvc", "repro", "--quiet")
+        rows["diffctl --help"] = median(folder, "diffctl", "--help")
+    for what, seconds in rows.items():
+        print(f"{what:<20} {seconds:8.2f} s")
+
+
+if __name__ == "__main__":
+    main()
