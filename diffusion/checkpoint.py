@@ -13,9 +13,11 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from diffusion.config import DiffusionConfig, Precision, Section, TrainConfig, UNetSpec, canonical, explain
+from diffusion.config import DiffusionConfig, Precision, TrainConfig, canonical, explain
 from diffusion.errors import DiffctlError
 from diffusion.files import write_atomic
+from diffusion.section import Section
+from diffusion.shape import UNetSpec
 from diffusion.unet import UNet
 
 METADATA_KEY = "diffctl"

@@ -6,9 +6,10 @@ import torch
 from pydantic import ValidationError
 
 from diffusion.checkpoint import Artefact, DataCard
-from diffusion.config import Config, UNetSpec, explain, fingerprint
+from diffusion.config import Config, explain, fingerprint
 from diffusion.errors import UsageError
 from diffusion.precision import resolve_precision
+from diffusion.shape import UNetSpec
 
 # Fields of `train` that say when to look, not what to compute.
 WATCHING = {"log_every", "save_every", "preview_every"}

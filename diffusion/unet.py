@@ -15,7 +15,7 @@ from diffusion.blocks import (
     timestep_embedding,
     zero,
 )
-from diffusion.config import UNetSpec, level_sizes
+from diffusion.shape import UNetSpec, level_sizes
 
 
 class UNet(nn.Module):

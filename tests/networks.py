@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from diffusion.checkpoint import Artefact, DataCard
-from diffusion.config import DiffusionConfig, TrainConfig, UNetSpec
+from diffusion.config import DiffusionConfig, TrainConfig
+from diffusion.shape import UNetSpec
 from diffusion.unet import UNet
 
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.config import canonical, fingerprint, level_sizes, load, parse
+from diffusion.config import canonical, fingerprint, load, parse
 from diffusion.errors import UsageError
+from diffusion.shape import level_sizes
 from tests.conftest import ROOT, params
 
 

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from diffusion.checkpoint import DataCard
-from diffusion.config import Config, DiffusionConfig, ModelConfig, TrainConfig, UNetSpec, fingerprint, parse
+from diffusion.config import Config, DiffusionConfig, TrainConfig, fingerprint, parse
 from diffusion.errors import UsageError
 from diffusion.presets import PRESETS, Preset
+from diffusion.shape import ModelConfig, UNetSpec
 from diffusion.unet import UNet
 from tests.conftest import params
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from diffusion.check.findings import Finding, Project, gigabytes
-from diffusion.config import UNetSpec
 from diffusion.data.fetch import verify
 from diffusion.data.prepare import shape_of
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.specs import extractor_spec
 from diffusion.precision import default_device, resolve_precision
 from diffusion.resolve import resolve
+from diffusion.shape import UNetSpec
 from diffusion.unet import UNet
 
 STATE_BYTES = 16  # a parameter in a saved state: weights, EMA and Adam's two moments in fp32

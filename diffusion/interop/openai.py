@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from diffusion.blocks import Attention, Downsample, ResBlock, Upsample
 from diffusion.checkpoint import Artefact, DataCard
-from diffusion.config import DiffusionConfig, TrainConfig, UNetSpec, explain
+from diffusion.config import DiffusionConfig, TrainConfig, explain
 from diffusion.errors import DiffctlError, UsageError
 from diffusion.files import sha256_file
 from diffusion.presets import PRESETS, Preset
+from diffusion.shape import UNetSpec
 from diffusion.unet import UNet
 
 # Our name of a part of a block, and theirs.
