@@ -10,7 +10,7 @@ import warnings
 
 import typer
 
-from cli import evaluate, images, interop, models, nll, profiles, project, run, runs, stages
+from cli import classifier, evaluate, images, interop, models, nll, profiles, project, run, runs, stages
 from diffusion.errors import DiffctlError, DiffctlWarning
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command()(evaluate.evaluate)
 app.command()(nll.nll)
 app.command()(images.encode)
 app.command()(images.interpolate)
+stages.app.command()(classifier.classifier)
 app.add_typer(stages.app, name="stage")
 app.add_typer(interop.import_app, name="import")
 app.add_typer(interop.export_app, name="export")

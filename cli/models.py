@@ -11,6 +11,7 @@ from cli.progress import Show, progress
 
 if TYPE_CHECKING:
     from diffusion.checkpoint import LoadedModel
+    from diffusion.classifier import LoadedClassifier
     from diffusion.config import SampleSettings
     from diffusion.data.store import Images
 
@@ -89,6 +90,12 @@ def sample(
     guidance: Annotated[
         float, typer.Option("--guidance", min=0.0, help="w of classifier-free guidance.")
     ] = 0.0,
+    classifier: Annotated[
+        Path | None, typer.Option("--classifier", help="Guide by a file of `diffctl stage classifier`.")
+    ] = None,
+    classifier_scale: Annotated[
+        float, typer.Option("--classifier-scale", min=0.0, help="How strongly (ADM's s).")
+    ] = 1.0,
     noise: Annotated[Noise, typer.Option("--noise")] = Noise.small,
     spacing: Annotated[Spacing, typer.Option("--spacing")] = Spacing.uniform,
     timesteps: Annotated[
@@ -103,6 +110,7 @@ def sample(
 ) -> None:
     """Sample images from a model, which describes itself. Image I depends on the seed and I alone."""
     from diffusion.checkpoint import load_model
+    from diffusion.classifier import load_classifier
     from diffusion.config import parse_settings
     from diffusion.errors import UsageError
     from diffusion.precision import default_device
@@ -118,12 +126,16 @@ def sample(
         eta=eta,
         seed=seed,
         guidance=guidance,
+        classifier_scale=classifier_scale if classifier else 0.0,
         noise=noise.value,
         spacing=spacing.value,
     )
     loaded = load_model(resolve_model(model, run_id, champion), default_device())
+    guide = load_classifier(classifier, default_device()) if classifier else None
     with progress("sample") as show:
-        frames, labels = _frames(loaded, settings, indices, klass, batch_size, out.suffix == ".gif", show)
+        frames, labels = _frames(
+            loaded, guide, settings, indices, klass, batch_size, out.suffix == ".gif", show
+        )
     WRITERS[out.suffix](out, frames, labels)
     made: dict[str, Any] = {"out": str(out), "indices": list(indices), **settings.model_dump(mode="json")}
     typer.echo(
@@ -133,6 +145,7 @@ def sample(
 
 def _frames(
     loaded: "LoadedModel",
+    classifier: "LoadedClassifier | None",
     settings: "SampleSettings",
     indices: range,
     klass: str | None,
@@ -151,9 +164,10 @@ def _frames(
     network, artefact = loaded
     device = next(network.parameters()).device
     every = -(-settings.steps // GIF_FRAMES)
-    labels = labels_of(artefact, settings, indices)
+    knows_classes = classifier.artefact if classifier else artefact
+    labels = labels_of(knows_classes, settings, indices)
     if klass is not None:
-        labels = torch.full((len(indices),), class_index(artefact, klass))
+        labels = torch.full((len(indices),), class_index(knows_classes, klass))
     batches = []
     for start in range(0, len(indices), batch_size):
         frames: list[Images] = []
@@ -165,7 +179,7 @@ def _frames(
         show(start, len(indices), "")
         part = slice(start, start + batch_size)
         wanted = None if labels is None else labels[part]
-        images = generate(network, artefact, settings, indices[part], wanted, device, keep)
+        images = generate(network, artefact, settings, indices[part], wanted, device, keep, classifier)
         batches.append(frames or [to_nhwc(images)])
     show(len(indices), len(indices), "")
     return [

@@ -6,7 +6,7 @@ fixed order), so that on one machine the file is a function of config and data, 
 
 import json
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -21,6 +21,9 @@ from diffusion.shape import UNetSpec
 from diffusion.unet import UNet
 
 METADATA_KEY = "diffctl"
+
+Description = TypeVar("Description", bound=Section)
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 class DataCard(Section):
@@ -55,7 +58,7 @@ class LoadedModel(NamedTuple):
     artefact: Artefact
 
 
-def save_artefact(path: Path, weights: dict[str, torch.Tensor], artefact: Artefact) -> None:
+def save_artefact(path: Path, weights: dict[str, torch.Tensor], artefact: Section) -> None:
     """Write the artefact atomically; equal weights and config give equal bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     data = save(tensors, metadata={METADATA_KEY: canonical(artefact)})
@@ -64,6 +67,11 @@ def save_artefact(path: Path, weights: dict[str, torch.Tensor], artefact: Artefa
 
 def read_artefact(path: Path) -> Artefact:
     """Read what a model file says of itself, without its weights; DiffctlError where it says nothing."""
+    return read_description(path, Artefact)
+
+
+def read_description(path: Path, kind: type[Description]) -> Description:
+    """What a file of weights says of itself, as that kind; DiffctlError where it says nothing or another."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -76,7 +84,7 @@ def read_artefact(path: Path) -> Artefact:
     if METADATA_KEY not in metadata:
         raise DiffctlError(f"{path} does not describe itself: it was not written by diffctl")
     try:
-        return Artefact.model_validate(json.loads(metadata[METADATA_KEY]))
+        return kind.model_validate(json.loads(metadata[METADATA_KEY]))
     except ValidationError as error:
         raise DiffctlError(explain(error, f"{path} is of another format")) from None
 
@@ -84,11 +92,15 @@ def read_artefact(path: Path) -> Artefact:
 def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     """Build the network that the file describes and load its weights; DiffctlError when they do not fit."""
     artefact = read_artefact(path)
+    return LoadedModel(load_weights(UNet(artefact.network), path, device), artefact)
+
+
+def load_weights(network: Network, path: Path, device: torch.device | str) -> Network:
+    """The network with the file's weights, in eval mode on `device`; DiffctlError when they do not fit."""
     with safe_open(path, framework="pt", device=str(device)) as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    network = UNet(artefact.network)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise DiffctlError(f"{path}: its weights do not fit its own description ({error})") from None
-    return LoadedModel(network.to(device).eval().requires_grad_(False), artefact)
+    return network.to(device).eval().requires_grad_(False)

@@ -172,11 +172,13 @@ class SampleConfig(SamplerConfig):
 class SampleSettings(SamplerConfig):
     """All that decides an image beside the model and its index.
 
-    `timesteps` is an explicit list that takes the place of `steps` and `spacing`.
+    `timesteps` is an explicit list that takes the place of `steps` and `spacing`. `classifier_scale` is s of
+    ADM's alg. 1 and 2: 0 means no classifier.
     """
 
     steps: PositiveInt = 50
     eta: Annotated[float, Field(ge=0)] = 0.0
+    classifier_scale: Annotated[float, Field(ge=0)] = 0.0
     timesteps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_whole_numbers)] | None = (
         None
     )
@@ -215,8 +217,19 @@ class EvaluateConfig(Section):
     batch_size: PositiveInt = 64
 
 
+class ClassifierConfig(Section):
+    """A classifier of noised images for guidance (ADM sec. 4), trained by `diffctl stage classifier`.
+
+    `model` is the shape of its encoder, the first half of such a U-Net. Of `train`, ema_decay, p_uncond and
+    preview_every mean nothing here.
+    """
+
+    model: ModelConfig
+    train: TrainConfig
+
+
 class Config(Section):
-    """The whole experiment: params.yaml."""
+    """The whole experiment: params.yaml. A `classifier` is opt-in and no part of the pipeline."""
 
     data: DataConfig
     model: ModelConfig
@@ -225,6 +238,7 @@ class Config(Section):
     sample: SampleConfig
     sweep: SweepConfig
     evaluate: EvaluateConfig
+    classifier: ClassifierConfig | None = None
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

@@ -6,9 +6,17 @@ import torch
 from torch import Tensor
 
 from diffusion.checkpoint import Artefact
+from diffusion.classifier import LoadedClassifier
 from diffusion.config import SampleSettings
 from diffusion.errors import UsageError
-from diffusion.guidance import classifier_free
+from diffusion.gaussian import Network
+from diffusion.guidance import (
+    Gradient,
+    classifier_free,
+    classifier_gradient,
+    classifier_guided,
+    without_labels,
+)
 from diffusion.images import to_uint8
 from diffusion.precision import autocast
 from diffusion.random import ImageNoise, generator
@@ -73,6 +81,7 @@ def generate(
     labels: Tensor | None,
     device: torch.device,
     callback: Callable[[Step], None] | None = None,
+    classifier: LoadedClassifier | None = None,
 ) -> Tensor:
     """The images at `indices` with the given `labels`, uint8 (B, C, H, W) on the CPU.
 
@@ -80,7 +89,7 @@ def generate(
     """
     spec = artefact.network
     noise = ImageNoise(settings.seed, indices, (spec.in_channels, spec.image_size, spec.image_size))
-    return denoise(network, artefact, settings, noise.draw, labels, device, callback)
+    return denoise(network, artefact, settings, noise.draw, labels, device, callback, classifier)
 
 
 def denoise(
@@ -91,13 +100,11 @@ def denoise(
     labels: Tensor | None,
     device: torch.device,
     callback: Callable[[Step], None] | None = None,
+    classifier: LoadedClassifier | None = None,
 ) -> Tensor:
     """The images that grow from what `draw` gives: x_T first, then each noisy step's z; as `generate`."""
     schedule = check_settings(artefact, settings)
-    spec = artefact.network
-    guided = classifier_free(
-        autocast(network, artefact.precision), settings.guidance, spec.num_classes, spec.in_channels
-    )
+    guided, gradient = _guided(network, artefact, settings, classifier)
     x = sample(
         guided,
         schedule,
@@ -107,7 +114,49 @@ def denoise(
         noise=settings.noise,
         clip=settings.clip,
         labels=None if labels is None else labels.to(device),
+        gradient=gradient,
         device=device,
         callback=callback,
     )
     return to_uint8(x).cpu()
+
+
+def _guided(
+    network: UNet, artefact: Artefact, settings: SampleSettings, classifier: LoadedClassifier | None
+) -> tuple[Network, Gradient | None]:
+    """The network under all its guidance; a gradient where it moves the step's mean instead of ε.
+
+    With η = 1 a classifier guides by ADM's alg. 1, as DDPM; else by alg. 2, which any η allows.
+    """
+    spec, process = artefact.network, artefact.diffusion
+    guided = classifier_free(
+        autocast(network, artefact.precision), settings.guidance, spec.num_classes, spec.in_channels
+    )
+    if classifier is None or settings.classifier_scale == 0:
+        return guided, None
+    check_classifier(artefact, classifier)
+    if not spec.num_classes:
+        guided = without_labels(guided)
+    gradient = classifier_gradient(classifier.network, settings.classifier_scale)
+    if settings.eta == 1:
+        return guided, gradient
+    schedule = Schedule.named(process.schedule, process.timesteps)
+    return classifier_guided(guided, gradient, schedule, spec.in_channels), None
+
+
+def check_classifier(artefact: Artefact, classifier: LoadedClassifier) -> None:
+    """UsageError unless the classifier knows this model's images, its process and, if any, its classes."""
+    ours, theirs = artefact.network, classifier.artefact.network
+    process, seen = artefact.diffusion, classifier.artefact.diffusion
+    if (ours.image_size, ours.in_channels) != (theirs.image_size, theirs.in_channels):
+        raise UsageError(
+            f"the classifier takes {theirs.image_size}×{theirs.image_size}×{theirs.in_channels} images, "
+            f"the model makes {ours.image_size}×{ours.image_size}×{ours.in_channels}"
+        )
+    if (process.schedule, process.timesteps) != (seen.schedule, seen.timesteps):
+        raise UsageError(
+            f"the classifier knows the noise of {seen.schedule} with {seen.timesteps} timesteps, "
+            f"the model has {process.schedule} with {process.timesteps}"
+        )
+    if ours.num_classes and artefact.data.classes != classifier.artefact.data.classes:
+        raise UsageError("the classifier was trained on other classes than the model")

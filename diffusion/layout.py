@@ -9,6 +9,8 @@ REFERENCE = Path("data/reference")  # the reference's features and the real-agai
 MODEL = Path("models/unet.safetensors")  # the self-describing artefact
 RUN = Path("models/run.json")  # the MLflow run that the artefact came from; no stage depends on it
 LOSS_CURVE = Path("plots/loss.csv")
+CLASSIFIER = Path("models/classifier.safetensors")  # of noised images, for guidance; no part of the pipeline
+CLASSIFIER_CURVE = Path("plots/classifier.csv")
 SAMPLES = Path("samples")  # one image store a cell
 SCORES = Path("metrics/scores.json")
 SCORE_CURVES = Path("plots/scores.csv")
@@ -17,5 +19,6 @@ REPORT = Path("report")
 # Resumable work, addressed by content. Ignored by Git and DVC.
 PREPARE_RUNS = Path("runs/prepare")
 TRAIN_RUNS = Path("runs/train")
+CLASSIFIER_RUNS = Path("runs/classifier")
 CELL_RUNS = Path("runs/cells")
 MODEL_RUNS = Path("runs/models")  # models fetched from MLflow

@@ -13,6 +13,7 @@ from diffusion.config import Noise, Sampler
 from diffusion.dpm_solver import Multistep
 from diffusion.errors import UsageError
 from diffusion.gaussian import Network, log_variance, predict
+from diffusion.guidance import Gradient
 from diffusion.schedule import Schedule, at, predict_eps, predict_x0
 
 
@@ -95,20 +96,26 @@ def sample(
     noise: Noise = "small",
     clip: bool = True,
     labels: Tensor | None = None,
+    gradient: Gradient | None = None,
     device: torch.device | str = "cpu",
     callback: Callable[[Step], None] | None = None,
 ) -> Tensor:
     """Walk from x_T to x_0 along a spaced schedule; returns x_0, (B, C, H, W) on `device`.
 
     `draw` gives x_T first, then each noisy step's z; with η = 0 it is called once. The last step adds no
-    noise. UsageError when η is too large for the schedule.
+    noise. A `gradient` of log p(y|x_t) moves each noisy step's mean by Σ times it (ADM alg. 1).
+    UsageError when η is too large for the schedule.
     """
     check_eta(schedule, eta)
     x = draw().to(device)
 
     def ddim(x: Tensor, index: Tensor, eps: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         z = draw().to(device) if eta > 0 and int(index[0]) > 0 else None
-        return reverse_step(schedule, x, index, eps, v, eta=eta, noise=noise, clip=clip, z=z)
+        x_prev, x0_hat = reverse_step(schedule, x, index, eps, v, eta=eta, noise=noise, clip=clip, z=z)
+        if gradient and labels is not None and z is not None:
+            scale = noise_scale(schedule, eta, noise, v, x, index)
+            x_prev = x_prev + scale**2 * gradient(x, schedule.timesteps[index].to(x.device), labels)
+        return x_prev, x0_hat
 
     update: Update = ddim if sampler == "ddim" else Multistep(schedule, clip)
     total = len(schedule)

@@ -58,6 +58,16 @@ class ModelConfig(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _embedding_is_seen(self) -> Self:
+        widths = [mult * self.channels for mult in self.channel_mult]
+        if self.embedding == "additive" and any(32 % width == 0 for width in widths):
+            raise ValueError(
+                f"embedding additive is lost in a norm with one channel a group, as at levels of {widths} "
+                "channels: use adagn, or more than 32 channels"
+            )
+        return self
+
 
 class UNetSpec(ModelConfig):
     """A ModelConfig with what the data decides: all that is needed to build the network.

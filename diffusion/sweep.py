@@ -53,7 +53,7 @@ def sampling_card(settings: SampleSettings, model_sha256: str, artefact: Artefac
     SampleSettings reads its own fields back from it. An explicit list of timesteps is written as `0,10,99`
     and takes the place of the spacing.
     """
-    values = settings.model_dump(mode="json", exclude={"timesteps"})
+    values = settings.model_dump(mode="json", exclude={"timesteps", "classifier_scale"})
     if settings.timesteps is not None:
         del values["spacing"]
         values["timesteps"] = ",".join(map(str, settings.timesteps))

@@ -113,10 +113,10 @@ def test_nll_says_the_bits_and_plots_the_terms(run, tmp_path):
 
 
 def test_import_openai_makes_a_model_that_samples(run, tmp_path, monkeypatch):
-    size = {"channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "attention": ()}
+    size = {"channels": 32, "channel_mult": (2, 2), "num_res_blocks": 1, "attention": ()}
     preset = PRESETS["ddpm-cifar10"]
     monkeypatch.setitem(PRESETS, "ddpm-cifar10", replace(preset, model={**preset.model, **size}))
-    layout = Layout(32, 3, 3, 32, (1, 2), 1, scale_shift_norm=False, resblock_updown=False)
+    layout = Layout(32, 3, 3, 32, (2, 2), 1, scale_shift_norm=False, resblock_updown=False)
     layout(torch.zeros(1, 3, 32, 32), torch.zeros(1))
     torch.save(layout.state, tmp_path / "published.pt")
     code, out, _ = run("import", "openai", "published.pt", "--preset", "ddpm-cifar10")

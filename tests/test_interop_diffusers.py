@@ -27,7 +27,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "adm": {},
     "three-levels": {"channel_mult": (1, 1, 2), "num_res_blocks": 2, "attention": (8, 2)},
     "no-attention-but-the-middle": {"attention": ()},
-    "plain": {"resample": "plain", "embedding": "additive", "head_channels": None},
+    "plain": {"channels": 64, "resample": "plain", "embedding": "additive", "head_channels": None},
     "plain-adagn-heads": {"resample": "plain", "head_channels": None, "heads": 4, "channel_mult": (1, 1)},
     "dropout": {"dropout": 0.1, "attention": (8, 4)},
     "unconditional-rgb": {"in_channels": 3, "out_channels": 6, "num_classes": 0, "null_class": False},

@@ -1,0 +1,164 @@
+"""Training the classifier of noised images: step k from (seed, k) alone, as the model's own training."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffusion.classifier import Classifier, ClassifierArtefact
+from diffusion.data.store import ImageStore
+from diffusion.errors import DiffctlError
+from diffusion.files import write_text
+from diffusion.images import to_model, to_nchw
+from diffusion.random import generator
+from diffusion.schedule import Schedule, q_sample
+from diffusion.state import SavedState
+from diffusion.training import MAX_BAD_STEPS, learning_rate
+
+Progress = Callable[[int, int, dict[str, float]], None]
+"""Called after every step with (done, total, the step's means)."""
+
+
+@dataclass
+class ClassifierState:
+    """A classifier's training after `step` steps; `values` and `tensors` are all that a resume needs."""
+
+    artefact: ClassifierArtefact
+    network: Classifier
+    optimizer: torch.optim.AdamW
+    step: int = 0
+    bad_in_a_row: int = 0
+    window: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and optimiser moments by name."""
+        named = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            named |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        return named
+
+    def values(self) -> dict[str, Any]:
+        """The counters and the curve so far."""
+        return {name: getattr(self, name) for name in ("step", "bad_in_a_row", "window", "history")}
+
+    def restore(self, saved: SavedState) -> None:
+        """Become the saved state, exactly."""
+        weights: dict[str, Tensor] = {}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in saved.tensors.items():
+            part, rest = name.split(".", 1)
+            if part == "network":
+                weights[rest] = tensor
+            else:
+                index, moment = rest.split(".")
+                moments.setdefault(int(index), {})[moment] = tensor
+        self.network.load_state_dict(weights)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        for name, value in saved.values.items():
+            setattr(self, name, value)
+
+
+def new_classifier(artefact: ClassifierArtefact, device: torch.device) -> ClassifierState:
+    """Step 0: weights drawn from the training's seed."""
+    train = artefact.train
+    with torch.random.fork_rng(devices=[]):  # the initialisers know the global generator only
+        torch.manual_seed(generator("classifier weights", train.seed).initial_seed())
+        network = Classifier(artefact.network).to(device).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=train.lr, weight_decay=train.weight_decay)
+    return ClassifierState(artefact, network, optimizer)
+
+
+def train_classifier(
+    state: ClassifierState,
+    store: ImageStore,
+    device: torch.device,
+    save: Callable[[ClassifierState], None],
+    check_stop: Callable[[], None],
+    progress: Progress,
+) -> None:
+    """Train to the artefact's last step, in place, saving every `save_every` steps and at the end.
+
+    `check_stop` runs between steps and raises to stop; the state is saved first. DiffctlError after five
+    non-finite steps in a row.
+    """
+    config, process = state.artefact.train, state.artefact.diffusion
+    schedule = Schedule.named(process.schedule, process.timesteps)
+    while state.step < config.steps:
+        try:
+            check_stop()
+        except DiffctlError:
+            save(state)
+            raise
+        means = classifier_step(state, schedule, store, device)
+        _remember(state, means)
+        progress(state.step, config.steps, means)
+        if state.bad_in_a_row >= MAX_BAD_STEPS:
+            raise DiffctlError(
+                f"the classifier's training stopped after {MAX_BAD_STEPS} non-finite steps in a row, at step "
+                f"{state.step}: lower classifier.train.lr, or set classifier.train.precision: fp32"
+            )
+        if state.step % config.save_every == 0 or state.step == config.steps:
+            save(state)
+
+
+def classifier_step(
+    state: ClassifierState, schedule: Schedule, store: ImageStore, device: torch.device
+) -> dict[str, float]:
+    """One optimiser step in place on images noised to uniform t (ADM sec. 4.1): cross-entropy and accuracy.
+
+    A non-finite loss or gradient changes no weight.
+    """
+    train = state.artefact.train
+    source = generator("classifier", train.seed, state.step)
+    rows = torch.randint(len(store), (train.batch_size,), generator=source).numpy()
+    index = torch.randint(len(schedule), (train.batch_size,), generator=source)
+    images = to_nchw(store.images[rows])
+    noise = torch.randn(images.shape, generator=source)
+    if state.artefact.data.flip:
+        flips = torch.rand(train.batch_size, generator=source) < 0.5
+        images = torch.where(flips[:, None, None, None], images.flip(3), images)
+    assert store.labels is not None, "resolve_classifier() refuses data without classes"
+    labels = torch.from_numpy(store.labels[rows]).to(device)
+    if state.artefact.network.dropout:
+        torch.manual_seed(generator("classifier dropout", train.seed, state.step).initial_seed())
+    x_t = q_sample(schedule, to_model(images.to(device)), index, noise.to(device))
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=state.artefact.precision == "bf16"):
+        logits = state.network(x_t, index.to(device)).float()
+    loss = F.cross_entropy(logits, labels)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), train.grad_clip)
+    means = {"loss": float(loss.detach()), "accuracy": float((logits.argmax(1) == labels).float().mean())}
+    finite = math.isfinite(means["loss"]) and math.isfinite(float(norm))
+    if finite:
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(state.artefact, state.step)
+        state.optimizer.step()
+    state.bad_in_a_row = 0 if finite else state.bad_in_a_row + 1
+    state.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    return means
+
+
+def write_curve(path: Path, history: list[dict[str, float]]) -> None:
+    """Write the means by step as CSV: step, loss, accuracy."""
+    rows = [f"{row['step']},{row['loss']:.6g},{row['accuracy']:.6g}" for row in history]
+    write_text(path, "\n".join(["step,loss,accuracy", *rows]) + "\n")
+
+
+def _remember(state: ClassifierState, means: dict[str, float]) -> None:
+    """Add to the window of means, and to the curve when it is its time."""
+    train = state.artefact.train
+    for name, value in {**means, "count": 1.0}.items():
+        state.window[name] = state.window.get(name, 0.0) + value
+    if state.step % train.log_every == 0 or state.step == train.steps:
+        count = state.window.pop("count")
+        state.history.append(
+            {"step": state.step, **{name: total / count for name, total in state.window.items()}}
+        )
+        state.window = {}

@@ -1,0 +1,364 @@
+"""Classifier guidance: Bayes' rule for two Gaussians, the network, its training and its command."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffusion.checkpoint import DataCard, load_model, read_artefact, save_artefact
+from diffusion.classifier import (
+    AttentionPool,
+    Classifier,
+    ClassifierArtefact,
+    LoadedClassifier,
+    load_classifier,
+    resolve_classifier,
+)
+from diffusion.classifier_training import ClassifierState, new_classifier, train_classifier, write_curve
+from diffusion.config import ClassifierConfig, DiffusionConfig, SampleSettings
+from diffusion.data.store import ImageStore, open_store
+from diffusion.errors import DiffctlError, Interrupted, UsageError
+from diffusion.generate import generate
+from diffusion.guidance import classifier_gradient, classifier_guided
+from diffusion.sampling import sample
+from diffusion.schedule import Schedule
+from diffusion.state import newest_state, save_state
+from tests import papers
+from tests.conftest import diffctl, write_params
+from tests.networks import artefact_of, network_of, randomise, spec_of
+
+CPU = torch.device("cpu")
+SHAPE = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attention": (4,), "head_channels": 8}
+SECTION = {"model": {**SHAPE}, "train": {"steps": 12, "batch_size": 8, "lr": 0.002, "weight_decay": 0.05}}
+
+
+class TwoGaussians:
+    """One-pixel data of two classes, N(±0.5, 0.1²): the classifier and ε of each class have closed forms."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.classes = [papers.GaussianData(-0.5, 0.1), papers.GaussianData(0.5, 0.1)]
+
+    def logits(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """log p(x_t | y) of each class; equal shares make them logits of p(y | x_t)."""
+        alpha_bar = self.schedule.alphas_cumprod[t]
+        columns = [
+            -((x.reshape(-1) - alpha_bar.sqrt() * data.mean) ** 2) / (2 * data.marginal(alpha_bar))
+            for data in self.classes
+        ]
+        return torch.stack(columns, 1)
+
+    def conditional(self, x, t, labels):
+        alpha_bar = float(self.schedule.alphas_cumprod[t[0]])
+        eps = torch.stack([data.eps(x, alpha_bar) for data in self.classes])
+        return eps[labels, torch.arange(len(x))]
+
+    def unconditional(self, x, t, labels):
+        """ε of the mixture: the classes' by their posterior."""
+        alpha_bar = float(self.schedule.alphas_cumprod[t[0]])
+        weights = self.logits(x, t).softmax(1)
+        parts = [
+            weights[:, k].reshape(-1, 1, 1, 1) * data.eps(x, alpha_bar) for k, data in enumerate(self.classes)
+        ]
+        return parts[0] + parts[1]
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("t", [0, 10, 100, 500, 999])
+def test_algorithm_2_with_the_true_classifier_is_bayes_rule(t):
+    schedule = Schedule.named("cosine", 1000)
+    data = TwoGaussians(schedule)
+    x, labels = randn(8, 1, 1, 1), torch.arange(8) % 2
+    at = torch.full((8,), t)
+    gradient = classifier_gradient(lambda x, t: data.logits(x, t), 1.0)
+    guided = classifier_guided(data.unconditional, gradient, schedule, 1)
+    assert torch.allclose(guided(x, at, labels), data.conditional(x, at, labels), atol=1e-4)
+
+
+def test_a_larger_scale_is_a_multiple_and_v_is_left_alone():
+    schedule = Schedule.named("cosine", 100)
+    data = TwoGaussians(schedule)
+    x, labels, t = randn(4, 1, 1, 1), torch.tensor([0, 1, 1, 0]), torch.full((4,), 30)
+    one, three = (classifier_gradient(data.logits, scale)(x, t, labels) for scale in (1.0, 3.0))
+    assert torch.allclose(3 * one, three)
+
+    def network(x, t, labels):
+        return torch.cat([x, 7 * x], 1)
+
+    output = classifier_guided(network, classifier_gradient(data.logits, 1.0), schedule, 1)(x, t, labels)
+    assert torch.equal(output[:, 1:], 7 * x)
+    assert not torch.equal(output[:, :1], x)
+    with pytest.raises(UsageError, match="give one"):
+        classifier_guided(network, classifier_gradient(data.logits, 1.0), schedule, 1)(x, t, None)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_guided_samples_of_the_mixture_are_of_the_asked_class(eta):
+    """η = 0 by algorithm 2, η = 1 by algorithm 1: both lead an unconditional model to a class."""
+    schedule = Schedule.named("linear", 1000)
+    data = TwoGaussians(schedule)
+    gradient = classifier_gradient(data.logits, 1.0)
+    source = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 2
+
+    def draw() -> torch.Tensor:
+        return torch.randn(400, 1, 1, 1, generator=source, dtype=torch.float64)
+
+    if eta:
+        x = sample(data.unconditional, schedule, draw, eta=1.0, clip=False, labels=labels, gradient=gradient)
+    else:
+        guided = classifier_guided(data.unconditional, gradient, schedule, 1)
+        x = sample(guided, schedule, draw, clip=False, labels=labels)
+    for label, mean in ((0, -0.5), (1, 0.5)):
+        of_class = x[labels == label]
+        assert float(of_class.mean()) == pytest.approx(mean, abs=0.05)
+        assert float(of_class.std()) == pytest.approx(0.1, abs=0.03)
+
+
+def test_algorithm_1_moves_the_mean_by_the_variance_times_the_gradient():
+    schedule = Schedule.named("cosine", 100).spaced([20, 99])
+    x_t, z = randn(2, 3, 1, 2, 2)
+    draws = iter([x_t, z, x_t, z])
+    labels = torch.tensor([0, 1, 0])
+
+    def gradient(x, t, labels):
+        assert t.tolist() == [99, 99, 99]
+        assert torch.equal(x, x_t)
+        return torch.full_like(x, 2.0)
+
+    seen: list[Any] = []
+    for guide in (None, gradient):
+        sample(
+            lambda x, t, labels: 0.1 * x,
+            schedule,
+            lambda: next(draws),
+            eta=1.0,
+            labels=labels,
+            gradient=guide,
+            callback=seen.append,
+        )
+    moved = seen[2].x - seen[0].x
+    assert torch.allclose(moved, torch.full_like(moved, 2 * float(schedule.posterior_variance[1])))
+
+
+def classifier_spec(**changes: Any):
+    return spec_of(**{**SHAPE, "out_channels": 10, "null_class": False, **changes})
+
+
+def loaded_classifier(**changes: Any) -> LoadedClassifier:
+    spec = classifier_spec(**changes)
+    network = Classifier(spec)
+    randomise(network)
+    artefact = artefact_of(spec)
+    values = {**artefact.model_dump(), "kind": "classifier", "diffusion": DiffusionConfig(timesteps=100)}
+    return LoadedClassifier(network.eval().requires_grad_(False), ClassifierArtefact(**values))
+
+
+def test_the_pool_attends_from_the_mean():
+    pool = AttentionPool(8, 12, 2, 5)
+    randomise(pool)
+    x = torch.randn(3, 8, 3, 4, generator=torch.Generator().manual_seed(0))
+    tokens = torch.cat([x.flatten(2).mean(2)[:, None], x.flatten(2).transpose(1, 2)], 1) + pool.positions
+    q, k, v = F.linear(tokens, pool.qkv.weight, pool.qkv.bias).chunk(3, 2)
+    heads = []
+    for head in (slice(0, 4), slice(4, 8)):
+        scores = q[:, :1, head] @ k[:, :, head].transpose(1, 2) / 2
+        heads.append(scores.softmax(-1) @ v[:, :, head])
+    expected = pool.project(torch.cat(heads, 2)[:, 0])
+    assert torch.allclose(pool(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"image_size": 16, "channel_mult": (1, 2, 2), "attention": (8, 4)},
+        {"block": "convnext", "resample": "plain", "in_channels": 3},
+        {"channels": 48, "head_channels": None, "heads": 4, "embedding": "additive"},
+    ],
+)
+def test_the_classifier_sees_image_and_time(changes):
+    classifier = loaded_classifier(**changes).network
+    spec = classifier_spec(**changes)
+    x = torch.randn(2, spec.in_channels, spec.image_size, spec.image_size)
+    t = torch.tensor([3, 50])
+    logits = classifier(x, t)
+    assert logits.shape == (2, 10)
+    assert not torch.allclose(logits, classifier(x, t + 9))
+    assert not torch.allclose(logits, classifier(x.flip(3), t))
+
+
+@pytest.mark.parametrize("sampler", [{"eta": 0.0}, {"eta": 1.0}, {"eta": 0.5}, {"sampler": "dpm-solver++"}])
+@pytest.mark.parametrize("classes", [0, 10])
+def test_guidance_changes_images_of_any_model_and_image_i_stays_its_own(sampler, classes):
+    spec = spec_of(num_classes=classes, null_class=False)
+    network, artefact = network_of(spec), artefact_of(spec)
+    classifier = loaded_classifier()
+    settings = SampleSettings(steps=5, seed=1, classifier_scale=5.0, **sampler)
+    labels = torch.tensor([3, 7, 1])
+    guided = generate(network, artefact, settings, range(3), labels, CPU, None, classifier)
+    alone = generate(network, artefact, settings, [1], labels[1:2], CPU, None, classifier)
+    assert int((guided[1:2].int() - alone.int()).abs().max()) <= 1
+    off = settings.model_copy(update={"classifier_scale": 0.0})
+    plain = generate(network, artefact, off, range(3), labels if classes else None, CPU)
+    assert not torch.equal(guided, plain)
+
+
+@pytest.mark.parametrize(
+    ("changes", "diffusion", "said"),
+    [
+        ({"image_size": 16, "attention": (8,)}, {}, "takes 16×16×1 images, the model makes 8×8×1"),
+        ({"in_channels": 3}, {}, "takes 8×8×3 images"),
+        ({}, {"timesteps": 50}, "cosine with 50 timesteps, the model has cosine with 100"),
+        ({}, {"schedule": "linear"}, "the noise of linear"),
+        ({"num_classes": 9}, {}, "other classes"),
+    ],
+)
+def test_a_classifier_of_something_else_is_refused(changes, diffusion, said):
+    classifier = loaded_classifier(**changes)
+    process = DiffusionConfig(**{"timesteps": 100, **diffusion})
+    classifier = classifier._replace(artefact=classifier.artefact.model_copy(update={"diffusion": process}))
+    spec = spec_of()
+    with pytest.raises(UsageError, match=said):
+        generate(
+            network_of(spec),
+            artefact_of(spec),
+            SampleSettings(steps=2, classifier_scale=1.0),
+            [0],
+            torch.tensor([0]),
+            CPU,
+            None,
+            classifier,
+        )
+
+
+def test_a_file_knows_whether_it_is_a_model_or_a_classifier(tmp_path):
+    classifier = loaded_classifier()
+    save_artefact(tmp_path / "c.safetensors", classifier.network.state_dict(), classifier.artefact)
+    again = load_classifier(tmp_path / "c.safetensors")
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
+    assert torch.equal(again.network(x, t), classifier.network(x, t))
+    with pytest.raises(DiffctlError, match="another format"):
+        load_model(tmp_path / "c.safetensors")
+    spec = spec_of()
+    save_artefact(tmp_path / "m.safetensors", network_of(spec).state_dict(), artefact_of(spec))
+    with pytest.raises(DiffctlError, match=r"another format: kind"):
+        load_classifier(tmp_path / "m.safetensors")
+    assert read_artefact(tmp_path / "m.safetensors").network == spec
+
+
+def resolved(store: ImageStore, **train: Any) -> ClassifierArtefact:
+    section = ClassifierConfig.model_validate({**SECTION, "train": {**SECTION["train"], **train}})
+    data = DataCard(name="digits", classes=tuple(store.meta["classes"]), digest=store.digest)
+    return resolve_classifier(section, DiffusionConfig(), data, 8, 1)
+
+
+def train(state: ClassifierState, store: ImageStore, stop_at: int | None = None, folder: Path | None = None):
+    def save(state: ClassifierState) -> None:
+        if folder:
+            save_state(folder, state.step, state.tensors(), state.values())
+
+    def check_stop() -> None:
+        if stop_at is not None and state.step >= stop_at:
+            raise Interrupted("stopped", 15)
+
+    train_classifier(state, store, CPU, save, check_stop, lambda *_: None)
+
+
+def test_a_stopped_training_goes_on_bit_for_bit(digits_store, tmp_path):
+    store = open_store(digits_store)
+    artefact = resolved(store, log_every=3)
+    whole = new_classifier(artefact, CPU)
+    train(whole, store)
+    first = new_classifier(artefact, CPU)
+    with pytest.raises(Interrupted):
+        train(first, store, stop_at=5, folder=tmp_path)
+    second = new_classifier(artefact, CPU)
+    saved = newest_state(tmp_path)
+    assert saved is not None
+    second.restore(saved)
+    assert second.step == 5
+    train(second, store)
+    expected, found = whole.tensors(), second.tensors()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert whole.history == second.history
+    assert [row["step"] for row in whole.history] == [3, 6, 9, 12]
+
+
+def test_it_learns(digits_store):
+    store = open_store(digits_store)
+    state = new_classifier(resolved(store, steps=80, batch_size=32, lr=0.005, log_every=10), CPU)
+    train(state, store)
+    assert state.history[-1]["loss"] < state.history[0]["loss"] - 0.4
+    assert state.history[-1]["accuracy"] > 0.3
+
+
+def test_a_training_that_is_not_finite_stops_with_a_sentence(digits_store):
+    store = open_store(digits_store)
+    state = new_classifier(resolved(store), CPU)
+    with torch.no_grad():
+        state.network.stem.weight.fill_(math.nan)
+    with pytest.raises(DiffctlError, match="5 non-finite steps in a row, at step 5: lower classifier"):
+        train(state, store)
+
+
+def test_data_without_classes_is_refused():
+    section = ClassifierConfig.model_validate(SECTION)
+    with pytest.raises(UsageError, match="at least two classes, and faces has 0"):
+        resolve_classifier(section, DiffusionConfig(), DataCard(name="faces", digest="0"), 8, 1)
+    with pytest.raises(UsageError, match=r"classifier.model: .*must be divisible by 2"):
+        resolve_classifier(
+            section, DiffusionConfig(), DataCard(name="odd", classes=("a", "b"), digest="0"), 9, 1
+        )
+
+
+def test_the_curve_is_csv(tmp_path):
+    write_curve(tmp_path / "c.csv", [{"step": 5, "loss": 1.5, "accuracy": 0.25}])
+    assert (tmp_path / "c.csv").read_text() == "step,loss,accuracy\n5,1.5,0.25\n"
+
+
+@pytest.mark.slow
+def test_the_stage_trains_a_classifier_that_guides_samples(project):
+    assert diffctl(project, "stage", "data").returncode == 0
+    missing = diffctl(project, "stage", "classifier")
+    assert missing.returncode == 2
+    assert "no classifier section" in missing.stderr
+    write_params(project)
+    text = (project / "params.yaml").read_text()
+    section = json.loads(json.dumps(SECTION))
+    (project / "params.yaml").write_text(text + "\nclassifier: " + json.dumps(section) + "\n")
+    made = diffctl(project, "stage", "classifier")
+    assert made.returncode == 0, made.stderr
+    first = (project / "models/classifier.safetensors").read_bytes()
+    again = diffctl(project, "stage", "classifier")
+    assert "from step 12 to 12" in again.stderr
+    assert (project / "models/classifier.safetensors").read_bytes() == first
+    spec = spec_of()
+    artefact = artefact_of(
+        spec, data=load_classifier(project / "models/classifier.safetensors").artefact.data
+    )
+    artefact = artefact.model_copy(update={"diffusion": DiffusionConfig()})
+    save_artefact(project / "models/unet.safetensors", network_of(spec).state_dict(), artefact)
+    arguments = ("sample", "--num", "2", "--steps", "3", "--out")
+    assert diffctl(project, *arguments, "plain.npz").returncode == 0
+    guided = diffctl(
+        project,
+        *arguments,
+        "guided.npz",
+        "--classifier",
+        "models/classifier.safetensors",
+        "--classifier-scale",
+        "9",
+    )
+    assert guided.returncode == 0, guided.stderr
+    plain, moved = (np.load(project / name)["arr_0"] for name in ("plain.npz", "guided.npz"))
+    assert not np.array_equal(plain, moved)
