@@ -79,18 +79,9 @@ def _serve(uri: str, port: int) -> int:
     from diffusion.errors import Interrupted
     from flows.signals import ended_by_signal
 
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        uri,
-        "--registry-store-uri",
-        uri,
-    ]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--uvicorn-opts", "--log-level warning"]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", uri, "--registry-store-uri", uri]
+    command += ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
     quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     quiet = {"PYTHONWARNINGS": "ignore"}
     # In a session of its own: it answers a Ctrl-C with a traceback, and SIGTERM with silence.
