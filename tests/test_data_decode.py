@@ -132,6 +132,7 @@ def bomb(width, height):
     )
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [8200, 10_000, 60_000])
 def test_a_decompression_bomb_is_refused_before_it_unfolds(side):
     with pytest.raises(BadImage, match="with more than 64 million pixels"):

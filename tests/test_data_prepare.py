@@ -1,5 +1,6 @@
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -218,9 +219,8 @@ def test_a_worker_killed_for_memory_is_one_sentence(tmp_path, many_images):
     config = folder_config(many_images, image_size=48)
 
     def kill_a_worker(done, total):
-        for child in psutil.Process().children(recursive=True):
-            if "spawn_main" in " ".join(child.cmdline()):
-                child.kill()
+        for child in multiprocessing.active_children():
+            child.kill()
 
     with pytest.raises(DiffctlError, match="was killed, most likely for want of memory"):
         prepare(config, tmp_path / "out", kill_a_worker, work=tmp_path / "work")

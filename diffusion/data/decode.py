@@ -1,7 +1,6 @@
 """Image files of strangers to squares of uint8: png, jpeg, webp, gif (the first frame)."""
 
 import io
-import warnings
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -28,10 +27,7 @@ def decode(content: bytes, size: int, channels: int) -> Images:
     BadImage when it cannot be read whole.
     """
     try:
-        with (
-            warnings.catch_warnings(action="ignore"),
-            Image.open(io.BytesIO(content), formats=FORMATS) as image,
-        ):
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _refuse_bomb(image)
             if image.format == "JPEG" and image.width * image.height > LARGE_PIXELS:
                 image.draft(None, (2 * size, 2 * size))
@@ -48,10 +44,6 @@ def decode(content: bytes, size: int, channels: int) -> Images:
     except Exception as error:  # a decoder may raise anything at damaged bytes
         raise BadImage(_reason(error)) from None
     return pixels.reshape(size, size, channels)
-
-
-def _open(content: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(content), formats=FORMATS)
 
 
 def _refuse_bomb(image: Image.Image) -> None:

@@ -198,7 +198,7 @@ def _in_processes(
 ) -> Generator[tuple[int, dict[int, str]], None, None]:
     """The jobs' results as they come; few wait at a time, so that memory stays flat."""
     pending: set[Future[tuple[int, dict[int, str]]]] = set()
-    with worker_pool() as (pool, workers):
+    with worker_pool(_work) as (pool, workers):
         while True:
             pending |= {pool.submit(_work, *job) for job in islice(jobs, 2 * workers - len(pending))}
             if not pending:

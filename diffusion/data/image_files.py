@@ -2,10 +2,11 @@
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -36,25 +37,31 @@ def list_images(root: Path) -> Listing:
 
     DiffctlError for a folder that cannot be read.
     """
-    names, others, problems = [], [], []
+    names: list[str] = []
+    others: list[str] = []
+    problems: list[Problem] = []
     content, identity = hashlib.sha256(), hashlib.sha256()
-    taken: set[str] = set()
-    for name, status in _walk(root, "", set()):
-        content.update(os.fsencode(f"{name}\0{status.st_size}\n"))
-        identity.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"))
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() not in SUFFIXES:
-            others.append(name)
-        elif stem.casefold() in taken:
-            problems.append(Problem(name, "with the name of another"))
-        else:
-            taken.add(stem.casefold())
-            names.append(name)
+    for prefix, files in _walk(root, "", set()):
+        content.update(os.fsencode("".join(f"{prefix}{name}\0{size}\n" for name, size, _ in files)))
+        identity.update(np.array([time for _, _, time in files], dtype="<i8").data)
+        taken: set[str] = set()
+        for name, _, _ in files:
+            stem, dot, suffix = name.rpartition(".")
+            if f"{dot}{suffix}".lower() not in SUFFIXES:
+                others.append(prefix + name)
+            elif stem.casefold() in taken:
+                problems.append(Problem(prefix + name, "with the name of another"))
+            else:
+                taken.add(stem.casefold())
+                names.append(prefix + name)
+    identity.update(content.digest())
     return Listing(names, others, problems, content.hexdigest(), identity.hexdigest())
 
 
-def _walk(root: Path, prefix: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result]]:
-    """Relative paths of all files in sorted order, each folder's own files first."""
+def _walk(
+    root: Path, prefix: str, seen: set[tuple[int, int]]
+) -> Iterator[tuple[str, list[tuple[str, int, int]]]]:
+    """Every folder below root in sorted order: its prefix, and the name, size and time of its files."""
     folder = root / prefix
     try:
         here = folder.stat()
@@ -65,13 +72,17 @@ def _walk(root: Path, prefix: str, seen: set[tuple[int, int]]) -> Iterator[tuple
             visible = sorted((entry for entry in entries if entry.name[0] != "."), key=lambda e: e.name)
     except OSError as error:
         raise DiffctlError(f"cannot look into {folder}: {error.strerror}") from None
+    files, folders = [], []
     for entry in visible:
-        broken_link = entry.is_symlink() and not os.path.exists(entry)
-        if entry.is_file() or broken_link:
-            yield prefix + entry.name, entry.stat(follow_symlinks=not broken_link)
-    for entry in visible:
-        if entry.is_dir() and entry.name != "__MACOSX":
-            yield from _walk(root, f"{prefix}{entry.name}/", seen)
+        if entry.is_dir():
+            folders.append(entry.name)
+        elif entry.is_file() or entry.is_symlink():
+            status = entry.stat(follow_symlinks=entry.is_file())  # a broken link is a file that fails later
+            files.append((entry.name, status.st_size, status.st_mtime_ns))
+    yield prefix, files
+    for name in folders:
+        if name != "__MACOSX":
+            yield from _walk(root, f"{prefix}{name}/", seen)
 
 
 class ImageFileReader:
@@ -99,24 +110,35 @@ class ImageFileReader:
 
 def read_images(root: Path, names: Sequence[str], size: int, channels: int) -> Rows:
     """The files' images (n, size, size, channels) and their SHA-256; what cannot be read is in `bad`."""
-    images = np.zeros((len(names), size, size, channels), dtype=np.uint8)
-    digests = np.zeros((len(names), 32), dtype=np.uint8)
-    bad = {}
-    for index, name in enumerate(names):
-        try:
-            content = _read(root / PurePosixPath(name))
-            digests[index] = np.frombuffer(hashlib.sha256(content).digest(), dtype=np.uint8)
-            images[index] = decode(content, size, channels)
-        except BadImage as error:
-            bad[index] = str(error)
-    return Rows(images, bad, digests)
+    images = np.empty((len(names), size, size, channels), dtype=np.uint8)
+    digests, bad = [], {}
+    folder = os.fspath(root) + os.sep
+    with warnings.catch_warnings(action="ignore"):  # what Pillow warns of is refused, or read all the same
+        for index, name in enumerate(names):
+            digest = bytes(32)
+            try:
+                content = _read(folder + name)
+                digest = hashlib.sha256(content).digest()
+                images[index] = decode(content, size, channels)
+            except BadImage as error:
+                bad[index] = str(error)
+                images[index] = 0
+            digests.append(digest)
+    return Rows(images, bad, np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32))
 
 
-def _read(path: Path) -> bytes:
+def _read(path: str) -> bytes:
     try:
-        with open(path, "rb", buffering=0) as file:
-            if os.fstat(file.fileno()).st_size > MAX_FILE:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            size = os.fstat(file).st_size
+            if size > MAX_FILE:
                 raise BadImage(f"larger than {MAX_FILE >> 20} MB")
-            return file.readall()
+            content = os.read(file, size)
+            while len(content) < size and (more := os.read(file, size - len(content))):
+                content += more
+            return content
+        finally:
+            os.close(file)
     except OSError as error:
         raise BadImage(f"not readable ({error.strerror})") from None

@@ -1,11 +1,14 @@
 """Processes that read images, one a core. They end with their parent, however that ends."""
 
+import gc
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.context
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -24,15 +27,13 @@ def cores() -> int:
 
 
 @contextmanager
-def worker_pool() -> Iterator[tuple[ProcessPoolExecutor, int]]:
-    """Yield a pool of processes and their number; on an exception what waits is dropped.
+def worker_pool(work: Callable[..., object]) -> Iterator[tuple[ProcessPoolExecutor, int]]:
+    """Yield a pool of processes for `work` and their number; on an exception what waits is dropped.
 
     DiffctlError when the system kills one of them.
     """
     workers = min(cores(), MAX_WORKERS)
-    pool = ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_follow_parent
-    )
+    pool = ProcessPoolExecutor(workers, mp_context=_context(), initializer=_start, initargs=(work,))
     try:
         yield pool, workers
     except BrokenProcessPool:
@@ -44,9 +45,20 @@ def worker_pool() -> Iterator[tuple[ProcessPoolExecutor, int]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent, and exit when it is gone: a pool's pipes alone would wait for ever."""
+def _context() -> multiprocessing.context.BaseContext:
+    """Fork starts at once but copies a single thread only, so a process that has others spawns afresh."""
+    forks = sys.platform == "linux" and threading.active_count() == 1
+    return multiprocessing.get_context("fork" if forks else "spawn")
+
+
+def _start(work: Callable[..., object]) -> None:
+    """Leave Ctrl-C to the parent, and exit when it is gone: a pool's pipes alone would wait for ever.
+
+    Receiving `work` has loaded its modules; the garbage collector need not look at them again and again.
+    """
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked process has its parent's handler
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
