@@ -16,7 +16,7 @@ from flows.steps import do_steps, step
 from flows.terminal import say
 from tracking.store import MlflowError
 
-RETRY_DELAYS = [10.0, 60.0]
+RETRY_DELAYS = [5.0, 20.0]
 
 # What the flow has done, for who called it and goes on by himself when Prefect's server is gone.
 done_steps: ContextVar[dict[str, str | None]] = ContextVar("done_steps")

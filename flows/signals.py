@@ -11,11 +11,14 @@ from diffusion.errors import Interrupted
 
 @contextmanager
 def ended_by_signal() -> Iterator[None]:
-    """Interrupted at once on SIGINT and SIGTERM inside the block, also where asyncio would swallow them.
+    """Interrupted at once on SIGINT, SIGTERM or a terminal's end, also where asyncio would swallow them.
 
-    The previous handlers come back after the block.
+    `nohup` is respected. The previous handlers come back after the block.
     """
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        heard.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:

@@ -109,6 +109,9 @@ def _read(reader: int) -> bytes:
 
 
 def say(text: str) -> None:
-    """Write to the terminal at once, whether it is one or not."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """Write to standard output at once; when nobody reads it any more, the work goes on without a word."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError:  # a pipe whose reader left, a terminal that was closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

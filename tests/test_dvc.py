@@ -115,6 +115,16 @@ def test_a_signal_lets_the_stage_save_and_leaves_no_process(
     assert "stopping data" in running.communicate()[0]
 
 
+def test_a_reader_that_leaves_does_not_end_the_work(toy: Path) -> None:
+    be(toy, "data", "for i in range(5000): print('line', i)")
+    running = script(toy, reproducing("data"))
+    assert running.stdout is not None
+    running.stdout.readline()
+    running.stdout.close()
+    assert running.wait(30) == 0
+    assert (toy / "prepared").exists()
+
+
 def test_a_stage_that_hears_no_signal_is_killed(toy: Path) -> None:
     be(toy, "data", "stubborn()")
     hasty = "import signal\nflows.dvc.PATIENCE = [(n, 0.3) for n, _ in flows.dvc.PATIENCE[:2]] + [(9, 10)]"

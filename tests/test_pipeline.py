@@ -156,6 +156,18 @@ def test_a_stop_saves_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
+def test_a_terminal_that_is_closed_lets_the_stage_save(toy: Path) -> None:
+    be(toy, "train", "train()")
+    run = started(toy)
+    wait_for_file(toy / "begun", seconds=120)
+    run.send_signal(signal.SIGHUP)
+    run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGHUP
+    assert (toy / "saved").exists()
+    assert not processes_in(toy)
+
+
+@pytest.mark.slow
 def test_a_server_that_dies_in_the_middle_stops_nothing(toy: Path) -> None:
     kill = (
         "import psutil\n"
