@@ -218,7 +218,7 @@ def test_warm_ups() -> None:
 
 
 def test_learning_rate_warms_up_linearly(digits_store: Path) -> None:
-    artefact = artefact_of(open_store(digits_store), train={"lr": 0.4, "warmup": 4})
+    artefact = artefact_of(open_store(digits_store), train={"lr": 0.4, "warmup": 4, "lr_decay": "none"})
     assert [learning_rate(artefact, step) for step in range(6)] == pytest.approx(
         [0.1, 0.2, 0.3, 0.4, 0.4, 0.4]
     )
