@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion.config import Config
-from diffusion.errors import DiffctlError, Interrupted
+from diffusion.errors import DiffctlError, Interrupted, UsageError
 from flows.engine import run_flow
 from flows.server import answers, quiet_client
 from flows.signals import ended_by_signal
@@ -62,10 +62,12 @@ class Cells:
                 continue  # it is kept for the end
 
     def raise_failures(self) -> None:
-        """DiffctlError that names every cell that failed, and why."""
+        """DiffctlError that names every cell that failed, and why; UsageError when all were refused."""
         if self.failures:
+            refused = all(isinstance(error, UsageError) for error in self.failures.values())
             reasons = "; ".join(f"{name} ({_reason(error)})" for name, error in self.failures.items())
-            raise DiffctlError(f"{len(self.failures)} of {len(self.makers)} cells failed: {reasons}")
+            kind = UsageError if refused else DiffctlError
+            raise kind(f"{len(self.failures)} of {len(self.makers)} cells failed: {reasons}")
 
 
 def run_sweep(config: Config, model: Path, samples: Path, progress: ProgressOf) -> None:

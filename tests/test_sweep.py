@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.errors import DiffctlError, Interrupted
+from diffusion.errors import DiffctlError, Interrupted, UsageError
 from flows.server import environment
 from flows.sweep import Cells, make_all
 from tests.prefect_home import recorded, with_database
