@@ -95,9 +95,11 @@ def fill(reader: Reader, target: Target, done: Done) -> dict[int, str]:
     return {row: why for bad in finished.values() for row, why in bad.items()}
 
 
-def read_digests(target: Target) -> NDArray[np.uint8]:
-    """(N, 64) memory-mapped: see `Target.digests`."""
-    return np.memmap(target.digests, dtype=np.uint8, mode="r", shape=(target.shape[0], 64))
+def read_digests(target: Target) -> Iterator[NDArray[np.uint8]]:
+    """The digests of all rows in order, (n, 64) at a time: see `Target.digests`."""
+    for start in range(0, target.shape[0], 65536):
+        count = min(65536, target.shape[0] - start)
+        yield np.fromfile(target.digests, dtype=np.uint8, count=64 * count, offset=64 * start).reshape(-1, 64)
 
 
 def _stop(target: Target, start: int) -> int:

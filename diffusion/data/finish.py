@@ -2,9 +2,9 @@
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -41,34 +41,72 @@ class Filled(NamedTuple):
         return None if self.split.labels is None else self.split.labels[self.good()]
 
 
+class Scanned(NamedTuple):
+    """The good rows of a split: labels as they will stand, content digest, image keys, raw files' hash."""
+
+    labels: Labels | None
+    shape: tuple[int, ...]
+    digest: str
+    keys: NDArray[np.uint64]
+    files: str | None
+
+
 def finish(out: Path, name: str, raw: RawData, filled: Sequence[Filled], problems: Sequence[Problem]) -> None:
     """Write a store a split into the folder `out`, and skipped.csv where problems were left out.
 
     A class that has lost all its images is left out too. DiffctlError when a split has none left.
     """
     classes, new_label = _classes(raw, filled) if problems else (list(raw.classes), None)
-    seen: dict[str, NDArray[np.uint64]] = {}
+    scanned = {part.name: _scan(part, new_label) for part in filled}
+    sources = dict(raw.sources) | {
+        f"{split}: {len(scan.keys):,} files": scan.files for split, scan in scanned.items() if scan.files
+    }
     for part in filled:
-        good = part.good()
-        if not good.any():
-            raise DiffctlError(f"no image of the {part.name} split can be used")
-        labels = part.labels()
-        labels = labels if labels is None or new_label is None else new_label[labels]
-        digests = read_digests(part.target)
-        rows = np.asarray(digests[good, :32])
-        seen[part.name] = np.ascontiguousarray(rows[:, :8]).view(np.uint64)[:, 0]
+        scan = scanned[part.name]
         folder = out / part.name
         folder.mkdir()
-        shape = (len(rows), *part.target.shape[1:])
-        meta = _meta(name, part, raw, classes, labels, shape) | {
-            "sources": dict(raw.sources) | _file_sources(filled),
-            "duplicates": _duplicates(part.name, seen),
+        meta = {
+            "name": name,
+            "split": part.name,
+            "classes": classes,
+            "counts": _count(scan.labels, len(classes)),
+            "image_size": scan.shape[1],
+            "channels": scan.shape[3],
+            "transforms": transforms(raw.shape, scan.shape[1], scan.shape[3]),
+            "sources": sources,
+            "duplicates": _duplicates(part.name, scanned),
             "skipped": counts(problems),
         }
-        describe_store(folder, labels, meta, len(rows), combine_digests(shape, [rows], labels))
-        _place_images(part.target, good, folder / "images.npy")
+        describe_store(folder, scan.labels, meta, len(scan.keys), scan.digest)
+        _place_images(part.target, part.good(), folder / "images.npy")
     if problems:
         write_list(out / "skipped.csv", problems)
+
+
+def _scan(part: Filled, new_label: Labels | None) -> Scanned:
+    """Go through the digests of the good rows once; DiffctlError when there are none."""
+    good, labels = part.good(), part.labels()
+    if not good.any():
+        raise DiffctlError(f"no image of the {part.name} split can be used")
+    if labels is not None and new_label is not None:
+        labels = new_label[labels]
+    shape = (int(good.sum()), *part.target.shape[1:])
+    keys: list[NDArray[np.uint64]] = []
+    files, has_files = hashlib.sha256(), False
+
+    def rows() -> Iterator[NDArray[np.uint8]]:
+        nonlocal has_files
+        start = 0
+        for block in read_digests(part.target):
+            kept = block[good[start : start + len(block)]]
+            start += len(block)
+            keys.append(np.ascontiguousarray(kept[:, :8]).view(np.uint64)[:, 0])
+            has_files = has_files or bool(kept[:, 32:].any())
+            files.update(np.ascontiguousarray(kept[:, 32:]).data)
+            yield kept[:, :32]
+
+    digest = combine_digests(shape, rows(), labels)
+    return Scanned(labels, shape, digest, np.concatenate(keys), files.hexdigest() if has_files else None)
 
 
 def _classes(raw: RawData, filled: Sequence[Filled]) -> tuple[list[str], Labels | None]:
@@ -80,41 +118,17 @@ def _classes(raw: RawData, filled: Sequence[Filled]) -> tuple[list[str], Labels 
     return [name for name, keep in zip(raw.classes, kept, strict=True) if keep], np.cumsum(kept) - 1
 
 
-def _meta(
-    name: str,
-    part: Filled,
-    raw: RawData,
-    classes: list[str],
-    labels: Labels | None,
-    shape: tuple[int, ...],
-) -> dict[str, Any]:
-    return {
-        "name": name,
-        "split": part.name,
-        "classes": classes,
-        "counts": [] if labels is None else np.bincount(labels, minlength=len(classes)).tolist(),
-        "image_size": shape[1],
-        "channels": shape[3],
-        "transforms": transforms(raw.shape, shape[1], shape[3]),
-    }
+def _count(labels: Labels | None, classes: int) -> list[int]:
+    return [] if labels is None else np.bincount(labels, minlength=classes).tolist()
 
 
-def _file_sources(filled: Sequence[Filled]) -> dict[str, str]:
-    """One checksum over the files of each split, where those are too many to name."""
-    sources = {}
-    for part in filled:
-        files = read_digests(part.target)[part.good(), 32:]
-        if files.any():
-            sources[f"{part.name}: {len(files):,} files"] = hashlib.sha256(files.tobytes()).hexdigest()
-    return sources
-
-
-def _duplicates(name: str, seen: dict[str, NDArray[np.uint64]]) -> dict[str, int]:
-    """Images of the split that repeat an earlier one of it, and that stand in an earlier split too."""
-    mine = seen[name]
+def _duplicates(split: str, scanned: dict[str, Scanned]) -> dict[str, int]:
+    """Images of the split that repeat an earlier one of it, and test images that were trained on."""
+    mine = scanned[split].keys
     found = {"within": len(mine) - len(np.unique(mine))}
-    others = {f"of_{other}": int(np.isin(mine, rows).sum()) for other, rows in seen.items() if other != name}
-    return found | others
+    if split != "train":
+        found["of_train"] = int(np.isin(mine, scanned["train"].keys).sum())
+    return found
 
 
 def _place_images(target: Target, good: NDArray[np.bool_], path: Path) -> None:

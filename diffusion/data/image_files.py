@@ -2,13 +2,15 @@
 
 import hashlib
 import os
+import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffusion.data.decode import SUFFIXES, BadImage, decode
 from diffusion.data.problems import Problem
@@ -18,14 +20,20 @@ from diffusion.errors import DiffctlError
 MAX_FILE = 256 << 20  # bytes; no image of the allowed size needs more
 
 
+Names = NDArray[np.bytes_]
+"""Paths as the file system spells them. Millions of str objects would be most of the memory."""
+
+
 @dataclass(frozen=True)
 class Listing:
     """The image files below a folder, by sorted relative path, and what lies among them.
 
-    `content` changes with any file's name or size; `identity` also with its time.
+    `folders` has the prefix and the number of images of every folder, in the order of `names`. `content`
+    changes with any file's name or size; `identity` also with its time.
     """
 
-    names: list[str]
+    names: Names
+    folders: list[tuple[str, int]]
     others: list[str]
     problems: list[Problem]
     content: str
@@ -37,14 +45,15 @@ def list_images(root: Path) -> Listing:
 
     DiffctlError for a folder that cannot be read.
     """
-    names: list[str] = []
+    names: list[Names] = [np.empty(0, dtype="S1")]
+    folders: list[tuple[str, int]] = []
     others: list[str] = []
     problems: list[Problem] = []
     content, identity = hashlib.sha256(), hashlib.sha256()
     for prefix, files in _walk(root, "", set()):
         content.update(os.fsencode("".join(f"{prefix}{name}\0{size}\n" for name, size, _ in files)))
         identity.update(np.array([time for _, _, time in files], dtype="<i8").data)
-        taken: set[str] = set()
+        images, taken = [], set()
         for name, _, _ in files:
             stem, dot, suffix = name.rpartition(".")
             if f"{dot}{suffix}".lower() not in SUFFIXES:
@@ -53,9 +62,14 @@ def list_images(root: Path) -> Listing:
                 problems.append(Problem(prefix + name, "with the name of another"))
             else:
                 taken.add(stem.casefold())
-                names.append(prefix + name)
+                images.append(os.fsencode(prefix + name))
+        if images:
+            names.append(np.array(images))
+            folders.append((prefix, len(images)))
     identity.update(content.digest())
-    return Listing(names, others, problems, content.hexdigest(), identity.hexdigest())
+    return Listing(
+        np.concatenate(names), folders, others, problems, content.hexdigest(), identity.hexdigest()
+    )
 
 
 def _walk(
@@ -69,28 +83,32 @@ def _walk(
             return
         seen.add((here.st_dev, here.st_ino))
         with os.scandir(folder) as entries:
-            visible = sorted((entry for entry in entries if entry.name[0] != "."), key=lambda e: e.name)
+            visible = sorted((entry.name, entry.is_dir()) for entry in entries if entry.name[0] != ".")
     except OSError as error:
         raise DiffctlError(f"cannot look into {folder}: {error.strerror}") from None
-    files, folders = [], []
-    for entry in visible:
-        if entry.is_dir():
-            folders.append(entry.name)
-        elif entry.is_file() or entry.is_symlink():
-            status = entry.stat(follow_symlinks=entry.is_file())  # a broken link is a file that fails later
-            files.append((entry.name, status.st_size, status.st_mtime_ns))
-    yield prefix, files
-    for name in folders:
-        if name != "__MACOSX":
+    yield prefix, [file for name, is_dir in visible if not is_dir for file in _file(folder, name)]
+    for name, is_dir in visible:
+        if is_dir and name != "__MACOSX":
             yield from _walk(root, f"{prefix}{name}/", seen)
 
 
+def _file(folder: Path, name: str) -> Iterator[tuple[str, int, int]]:
+    """A file's name, size and time; nothing for a device. A broken link is a file that fails later."""
+    path = f"{folder}/{name}"
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        status = os.lstat(path)
+    if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+        yield name, status.st_size, status.st_mtime_ns
+
+
 class ImageFileReader:
-    """A reader of image files, decoded to squares of `size` with `channels`."""
+    """A reader of image files below `root`, decoded to squares of `size` with `channels`."""
 
     heavy = True
 
-    def __init__(self, root: Path, names: Sequence[str], size: int, channels: int) -> None:
+    def __init__(self, root: Path, names: Names, size: int, channels: int) -> None:
         self.root = root
         self.names = names
         self.size = size
@@ -104,15 +122,15 @@ class ImageFileReader:
         return partial(read_images, self.root, self.names[start:stop], self.size, self.channels)
 
     def where(self, row: int) -> str:
-        """The file's path below the data set's folder."""
-        return self.names[row]
+        """The file's path below the root."""
+        return os.fsdecode(self.names[row])
 
 
-def read_images(root: Path, names: Sequence[str], size: int, channels: int) -> Rows:
+def read_images(root: Path, names: Names, size: int, channels: int) -> Rows:
     """The files' images (n, size, size, channels) and their SHA-256; what cannot be read is in `bad`."""
     images = np.empty((len(names), size, size, channels), dtype=np.uint8)
     digests, bad = [], {}
-    folder = os.fspath(root) + os.sep
+    folder = os.fsencode(root) + b"/"
     with warnings.catch_warnings(action="ignore"):  # what Pillow warns of is refused, or read all the same
         for index, name in enumerate(names):
             digest = bytes(32)
@@ -127,7 +145,7 @@ def read_images(root: Path, names: Sequence[str], size: int, channels: int) -> R
     return Rows(images, bad, np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32))
 
 
-def _read(path: str) -> bytes:
+def _read(path: bytes) -> bytes:
     try:
         file = os.open(path, os.O_RDONLY)
         try:

@@ -3,17 +3,19 @@
 import csv
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from diffusion.config import DataConfig
 from diffusion.data.cache import raw_folder
 from diffusion.data.fetch import Notify
-from diffusion.data.image_files import ImageFileReader, list_images
+from diffusion.data.image_files import ImageFileReader, Names, list_images
 from diffusion.data.kaggle import can_ask_kaggle, from_kaggle, how_to_get
 from diffusion.data.problems import Problem
 from diffusion.data.source import Outlook, RawData, Split
-from diffusion.data.splits import shuffled
+from diffusion.data.splits import Indices, shuffled
+from diffusion.data.store import Labels
 from diffusion.data.synsets import CLASSES, unique_names
 from diffusion.errors import DiffctlError
 
@@ -23,6 +25,16 @@ TRAIN, VAL = "ILSVRC/Data/CLS-LOC/train", "ILSVRC/Data/CLS-LOC/val"
 SYNSETS, SOLUTION = "LOC_synset_mapping.txt", "LOC_val_solution.csv"
 DOWNLOAD = 167_000_000_000  # bytes, about
 COUNT = 1_281_167 + 50_000
+
+
+class Files(NamedTuple):
+    """The image files of a split below one of the challenge's folders."""
+
+    folder: str
+    names: Names
+    labels: Labels
+    problems: list[Problem]
+    identity: str
 
 
 class ImageNet:
@@ -45,22 +57,21 @@ class ImageNet:
         if missing := _missing(root):
             raise DiffctlError(f"{root / missing} is missing: {_by_hand(root)}")
         synsets, classes = read_synsets(root / SYNSETS)
-        train, train_labels, problems, identity = _train_files(root, synsets)
-        order = shuffled(len(train), 0)
-        test, test_labels, more, solution = _val_files(root, synsets)
+        train, test = _train_files(root, synsets), _val_files(root, synsets)
 
-        def split(names: list[str], labels: list[int]) -> Split:
+        def split(part: Files, order: Indices) -> Split:
             assert config.image_size is not None, "the config refuses imagenet without a size"
-            reader = ImageFileReader(root, names, config.image_size, config.channels or 3)
-            return Split(reader, np.array(labels, dtype=np.int64))
+            size, channels = config.image_size, config.channels or 3
+            reader = ImageFileReader(root / part.folder, part.names[order], size, channels)
+            return Split(reader, part.labels[order])
 
         return RawData(
             classes=classes,
             shape=None,
-            train=split([train[row] for row in order], [train_labels[row] for row in order]),
-            test=split(test, test_labels),
-            identity=f"{identity}:{solution}",
-            problems=[*problems, *more],
+            train=split(train, shuffled(len(train.names), 0)),
+            test=split(test, np.arange(len(test.names))),
+            identity=f"{train.identity}:{test.identity}",
+            problems=[*train.problems, *test.problems],
         )
 
 
@@ -73,48 +84,48 @@ def read_synsets(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
     return labels, unique_names([(synset, name.strip()) for synset, name in pairs])
 
 
-def _train_files(root: Path, synsets: dict[str, int]) -> tuple[list[str], list[int], list[Problem], str]:
+def _train_files(root: Path, synsets: dict[str, int]) -> Files:
+    """A folder a synset."""
     listing = list_images(root / TRAIN)
-    names, labels = [], []
-    problems = [problem._replace(where=f"{TRAIN}/{problem.where}") for problem in listing.problems]
-    problems += [Problem(f"{TRAIN}/{name}", "not an image") for name in listing.others]
-    for name in listing.names:
-        synset = name.partition("/")[0]
-        if synset in synsets:
-            names.append(f"{TRAIN}/{name}")
-            labels.append(synsets[synset])
-        else:
-            problems.append(Problem(f"{TRAIN}/{name}", f"outside the synsets of {SYNSETS}"))
-    empty = sorted(set(synsets.values()) - set(labels))
-    by_label = list(synsets)
-    problems += [Problem(f"{TRAIN}/{by_label[label]}", "empty class") for label in empty]
-    if not names:
-        raise DiffctlError(f"{root / TRAIN} has no images")
-    return names, labels, problems, listing.identity
+    of_folder = [synsets.get(prefix.partition("/")[0], -1) for prefix, _ in listing.folders]
+    labels = np.repeat(np.array(of_folder, dtype=np.int64), [count for _, count in listing.folders])
+    known = labels >= 0
+    if not known.any():
+        raise DiffctlError(f"{root / TRAIN} has no images of the synsets in {SYNSETS}")
+    problems = [*listing.problems, *(Problem(name, "not an image") for name in listing.others)]
+    problems += [Problem(os.fsdecode(name), "of an unknown synset") for name in listing.names[~known]]
+    empty = set(synsets.values()) - set(labels.tolist())
+    problems += [Problem(synset, "empty class") for synset, label in synsets.items() if label in empty]
+    return Files(TRAIN, listing.names[known], labels[known], problems, listing.identity)
 
 
-def _val_files(root: Path, synsets: dict[str, int]) -> tuple[list[str], list[int], list[Problem], str]:
-    """The images of the solution, in its order of names."""
+def _val_files(root: Path, synsets: dict[str, int]) -> Files:
+    """The images of the solution, in the order of their names."""
     names, labels, problems = [], [], []
-    with open(root / SOLUTION, encoding="utf-8", newline="") as file:
-        solution = {
-            row.get("ImageId") or "": row.get("PredictionString") or "" for row in csv.DictReader(file)
-        }
+    solution = _read_solution(root / SOLUTION)
+    listing = list_images(root / VAL)
+    here = set(listing.names.tolist())
     for image in sorted(solution):
-        name = f"{VAL}/{image}.JPEG"
-        synset = solution[image].partition(" ")[0]
-        if synset not in synsets:
+        if solution[image] not in synsets:
             raise DiffctlError(
                 f"{root / SOLUTION}: {image or 'a line'} has no synset of {SYNSETS}: get it again"
             )
-        if os.path.exists(root / name):
+        name = os.fsencode(f"{image}.JPEG")
+        if name in here:
             names.append(name)
-            labels.append(synsets[synset])
+            labels.append(synsets[solution[image]])
         else:
-            problems.append(Problem(name, "missing"))
+            problems.append(Problem(f"{image}.JPEG", "missing"))
     if not names:
         raise DiffctlError(f"{root / VAL} has none of the images of {SOLUTION}")
-    return names, labels, problems, list_images(root / VAL).identity
+    return Files(VAL, np.array(names), np.array(labels, dtype=np.int64), problems, listing.identity)
+
+
+def _read_solution(path: Path) -> dict[str, str]:
+    """The synset of each validation image, from rows "ILSVRC2012_val_00048981,n03995372 85 1 499 272"."""
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {row.get("ImageId") or "": (row.get("PredictionString") or "").partition(" ")[0] for row in rows}
 
 
 def _missing(root: Path) -> str | None:
