@@ -42,6 +42,16 @@ def test_a_server_that_does_not_answer_is_told_and_the_loop_does_it(
     assert "no Prefect server answers" in capsys.readouterr().out
 
 
+def test_cells_that_are_refused_are_no_failure_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+
+    def refuse() -> None:
+        raise UsageError("eta is too large")
+
+    with pytest.raises(UsageError, match=r"1 of 2 cells failed: b \(eta is too large\)"):
+        make_all(Cells({"a": lambda: None, "b": refuse}))
+
+
 def test_an_interrupted_cell_ends_the_sweep_and_is_left_for_the_next() -> None:
     def stop() -> None:
         raise Interrupted("stopped", 2)
