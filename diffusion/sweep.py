@@ -48,16 +48,24 @@ def cell_settings(config: Config, cell: Cell) -> SampleSettings:
 
 
 def sampling_card(settings: SampleSettings, model_sha256: str, artefact: Artefact) -> dict[str, Any]:
-    """The sampling half of the protocol card, without the number of images: a flat JSON dict.
+    """The sampling half of the protocol card, without the number of images: a flat JSON dict."""
+    card = settings_card(settings)
+    return {"model_sha256": model_sha256, "ema": True, "precision": artefact.precision, **card}
 
-    SampleSettings reads its own fields back from it. An explicit list of timesteps is written as `0,10,99`
-    and takes the place of the spacing.
+
+def settings_card(settings: SampleSettings) -> dict[str, Any]:
+    """The settings as they stand in a card; SampleSettings reads its own fields back from it.
+
+    An explicit list of timesteps is written as `0,10,99` and takes the place of the spacing; a classifier's
+    scale stands there when there is one.
     """
-    values = settings.model_dump(mode="json", exclude={"timesteps", "classifier_scale"})
+    values = settings.model_dump(mode="json", exclude={"timesteps"})
+    if not settings.classifier_scale:
+        del values["classifier_scale"]
     if settings.timesteps is not None:
         del values["spacing"]
         values["timesteps"] = ",".join(map(str, settings.timesteps))
-    return {"model_sha256": model_sha256, "ema": True, "precision": artefact.precision, **values}
+    return values
 
 
 def make_cell(

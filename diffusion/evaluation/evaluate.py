@@ -17,7 +17,7 @@ from diffusion.evaluation.reference import Reference, open_reference
 from diffusion.evaluation.scores import all_scores, inception_score
 from diffusion.files import write_json, write_text
 from diffusion.precision import default_device
-from diffusion.sweep import Cell, cell_settings, grid
+from diffusion.sweep import Cell, cell_settings, grid, settings_card
 
 AXES = ("steps", "eta")  # what may differ between the cells of one sweep
 
@@ -57,7 +57,7 @@ def open_cell(config: Config, samples: Path, cell: Cell) -> ImageStore:
     if card is None:
         raise DiffctlError(f"the images in {path} have no protocol card: {again}")
     wanted = {
-        **cell_settings(config, cell).model_dump(mode="json"),
+        **settings_card(cell_settings(config, cell)),
         "num_images": config.sample.num_images,
     }
     if wrong := differing([{field: card.get(field) for field in wanted}, wanted]):
