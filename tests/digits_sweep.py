@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from diffusion.config import parse
 from diffusion.data.store import open_store, write_store
 from diffusion.evaluation.extractors import load_extractor
-from diffusion.sweep import cell_settings, grid
+from diffusion.sweep import cell_settings, grid, settings_card
 from tests.conftest import params
 
 CLASSES = [str(digit) for digit in range(10)]
@@ -48,7 +48,7 @@ def write_cell(path, config, cell, offset=1000, model_sha256="a" * 64):
         "sampler": "ddim",
         "ema": True,
         "precision": "fp32",
-        **cell_settings(config, cell).model_dump(mode="json"),
+        **settings_card(cell_settings(config, cell)),
         "num_images": count,
     }
     meta = {"name": cell.name, "classes": CLASSES, "card": card}
