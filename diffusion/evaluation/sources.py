@@ -1,5 +1,6 @@
 """Any set of images, opened as a store: a store, a folder of image files, or an npz in OpenAI's format."""
 
+import os
 import warnings
 import zipfile
 from pathlib import Path
@@ -65,18 +66,19 @@ def _read_npz(path: Path) -> tuple[Images, Labels | None]:
 
 def _read_folder(path: Path) -> Images:
     listing = list_images(path)
-    if not listing.names:
+    names = [os.fsdecode(name) for name in listing.names]
+    if not names:
         raise UsageError(f"{path} has no images: give a folder of png or jpeg files, an npz, or a store")
-    if lossy := sum(name.lower().endswith(LOSSY) for name in listing.names):
+    if lossy := sum(name.lower().endswith(LOSSY) for name in names):
         warnings.warn(
             DiffctlWarning(
                 f"{lossy:,} of the images in {path} are jpeg or webp: their losses move every score"
             ),
             stacklevel=2,
         )
-    size = _common_size(path, listing.names)
+    size = _common_size(path, names)
     rows = read_images(path, listing.names, size, 3)
-    bad = [Problem(listing.names[row], why) for row, why in rows.bad.items()] + listing.problems
+    bad = [Problem(names[row], why) for row, why in rows.bad.items()] + listing.problems
     if bad:
         raise DiffctlError(f"{len(bad):,} of the images in {path} cannot be used: {summary(bad)}")
     return rows.images
