@@ -143,11 +143,11 @@ def _memory() -> tuple[int, int]:
 
 
 def _data_bytes(project: Project) -> int:
-    """Downloads, and the prepared images twice: DVC's cache has a copy. Nothing when they are prepared."""
+    """Downloads and prepared images, both twice: unpacked, and in DVC's cache. Nothing when prepared."""
     if project.is_ready:
         return 0
     size, _, channels = shape_of(project.config.data, project.outlook.shape)
-    return project.outlook.download + 2 * project.outlook.images * size * size * channels
+    return 2 * (project.outlook.download + project.outlook.images * size * size * channels)
 
 
 def _sample_bytes(project: Project) -> int:
