@@ -61,8 +61,7 @@ async def _supervise(stage: str, arguments: list[str]) -> None:
         while process.poll() is None and stop.signal is None:
             await asyncio.sleep(POLL_SECONDS)
         if stop.signal is not None:
-            say(f"\nstopping {stage}; what it has is saved first\n")
-            end_group(process)
+            end_group(process, f"\nstopping {stage}; what it has is saved first\n")
     stop.raise_if_set()
     if process.returncode:
         raise failure(stage, relay.errors)
@@ -92,13 +91,20 @@ def _running(command: list[str], relay: Relay) -> Iterator[subprocess.Popen[byte
         output.join()
 
 
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End every process of the group that `process` leads: SIGINT, then SIGTERM, then SIGKILL."""
+def end_group(process: subprocess.Popen[bytes], notice: str = "") -> None:
+    """End every process of the group that `process` leads: SIGINT, then SIGTERM, then SIGKILL.
+
+    `notice` is said when the first signal is out: a second Ctrl-C in answer to it ends this process, and the
+    stage must know by then.
+    """
     for number, patience in PATIENCE:
         deadline = time.monotonic() + patience
         if not _alive(process):
             return
         os.killpg(process.pid, number)
+        if notice:
+            say(notice)
+            notice = ""
         while _alive(process) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
 
