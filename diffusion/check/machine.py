@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffusion.check.findings import Finding, Project, gigabytes
 from diffusion.data.fetch import verify
@@ -25,8 +26,8 @@ STATES = 3  # the two that are kept and the one being written
 def check_disk(project: Project) -> Iterator[Finding]:
     """Room for what is still to be made: data, training states, model, samples and DVC's copies of them."""
     parts = {"data": _data_bytes(project), "samples": _sample_bytes(project)}
-    if (network := _network(project)) is not None:
-        parameters = sum(parameter.numel() for parameter in network.parameters())
+    if (spec := _spec(project)) is not None:
+        parameters = count_parameters(spec)
         parts["training"] = parameters * (STATES * STATE_BYTES + 2 * 4)
     needed, free = sum(parts.values()), shutil.disk_usage(project.root).free
     message = f"about {gigabytes(needed)} are needed (" + ", ".join(
@@ -41,13 +42,13 @@ def check_disk(project: Project) -> Iterator[Finding]:
 
 def check_memory(project: Project) -> Iterator[Finding]:
     """What a training step takes at most, against the memory of the GPU, or else of the machine."""
-    network = _network(project)
-    if network is None:
+    spec = _spec(project)
+    if spec is None:
         return  # the model does not fit the data, which is a finding of its own
     train = project.config.train
     batch = train.microbatch or train.batch_size
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    needed = parameters * TRAIN_BYTES + saved_bytes(network, batch)
+    parameters = count_parameters(spec)
+    needed = parameters * TRAIN_BYTES + saved_bytes(spec, batch)
     total, free = _memory()
     message = (
         f"{parameters / 1e6:,.1f} M parameters; a step of {batch} images takes about {gigabytes(needed)}, "
@@ -96,12 +97,18 @@ def check_weights(project: Project) -> Iterator[Finding]:
         yield Finding("warning", "extractor", message, f"without a network, put them at {path}")
 
 
-def saved_bytes(network: UNet, batch: int) -> int:
+def count_parameters(spec: UNetSpec) -> int:
+    """How many numbers the network learns."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in UNet(spec).parameters())
+
+
+def saved_bytes(spec: UNetSpec, batch: int) -> int:
     """Bytes that a forward pass of `batch` images keeps for the backward pass, in fp32.
 
-    `network` lies on the meta device, where shapes are computed and nothing else.
+    Fake tensors take the same kernels as real ones and hold no memory. On the meta device attention takes
+    another path, which keeps what the real one does not.
     """
-    spec = network.spec
     found: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -109,7 +116,8 @@ def saved_bytes(network: UNet, batch: int) -> int:
         found[storage._cdata] = storage  # kept, so that its address is not used again
         return tensor
 
-    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        network = UNet(spec)
         x = torch.empty(batch, spec.in_channels, spec.image_size, spec.image_size)
         t = torch.empty(batch, dtype=torch.int64)
         network(x, t, t if spec.num_classes else None)
@@ -117,18 +125,12 @@ def saved_bytes(network: UNet, batch: int) -> int:
     return sum(storage.nbytes() for address, storage in found.items() if address not in weights)
 
 
-def _network(project: Project) -> UNet | None:
-    """The configured network without memory, None when the configuration does not fit the data."""
+def _spec(project: Project) -> UNetSpec | None:
+    """The configured network's shape, None when the configuration does not fit the data."""
     try:
-        artefact = resolve(project.config, project.train_meta(), torch.device("cpu"))
+        return resolve(project.config, project.train_meta(), torch.device("cpu")).network
     except DiffctlError:
         return None
-    return _on_meta(artefact.network)
-
-
-def _on_meta(spec: UNetSpec) -> UNet:
-    with torch.device("meta"):
-        return UNet(spec)
 
 
 def _memory() -> tuple[int, int]:
