@@ -1,4 +1,5 @@
 import base64
+import contextlib
 import io
 import json
 import os
@@ -214,7 +215,9 @@ def test_mlflow_serves_it_over_http(make_model, here):
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/diffctl-digits@champion"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    env = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{here / 'mlflow.db'}"}
+    # MLflow starts uvicorn by name, so the environment's own commands must be found, activated or not.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{here / 'mlflow.db'}", "PATH": path}
     with open(here / "serve.log", "wb") as log:
         process = subprocess.Popen(command, cwd=here, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -227,7 +230,8 @@ def test_mlflow_serves_it_over_http(make_model, here):
         assert (reply["indices"], reply["labels"]) == ([3, 4], [5, 5])
         assert pixels(reply).shape == (2, 8, 8)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
