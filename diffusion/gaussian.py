@@ -11,10 +11,20 @@ import torch
 from torch import Tensor
 
 from diffusion.config import DiffusionConfig
-from diffusion.schedule import Schedule, at, predict_x0, q_sample
+from diffusion.schedule import (
+    Schedule,
+    at,
+    predict_x0,
+    q_sample,
+    velocity,
+    velocity_to_eps,
+    velocity_to_x0,
+)
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x_t (B,C,H,W), original timesteps (B,), labels (B,) or None) → (B, C or 2C, H, W): ε, then v."""
+
+SNR_LIMIT = 5.0  # γ of min-SNR weighting, the paper's choice
 
 
 class Prediction(NamedTuple):
@@ -38,6 +48,24 @@ def predict(
     """Ask the network at the original timesteps of the (B,) indices; ε and v in `x_t`'s dtype."""
     output = network(x_t, schedule.timesteps[index.cpu()].to(x_t.device), labels)
     return split(output.to(x_t.dtype), x_t.shape[1])
+
+
+def in_eps(network: Network, process: DiffusionConfig) -> Network:
+    """The network with ε in its first channels, whatever it was trained to predict; v is left as it is.
+
+    So guidance, samplers and the bound know ε alone.
+    """
+    if process.prediction == "eps":
+        return network
+    schedule = Schedule.named(process.schedule, process.timesteps)
+
+    def wrapped(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        output = network(x, t, labels).to(x.dtype)
+        channels = x.shape[1]
+        eps = velocity_to_eps(schedule, x, t, output[:, :channels])
+        return torch.cat([eps, output[:, channels:]], dim=1)
+
+    return wrapped
 
 
 def posterior_mean(schedule: Schedule, x_0: Tensor, x_t: Tensor, index: Tensor) -> Tensor:
@@ -124,17 +152,30 @@ def training_losses(
 ) -> dict[str, Tensor]:
     """Per-image losses, each (B,): `loss`, and its parts `mse` and, with a learned variance, `vlb`.
 
-    simple: DDPM eq. 14. hybrid: L_simple + (T/1000)·L_vlb with the mean detached (iDDPM eq. 16).
-    vlb: T·L_vlb, whose mean over uniform t is the bound.
+    `mse` is of what the network predicts, not weighted. simple: L_simple, DDPM eq. 14. hybrid: L_simple +
+    (T/1000)·L_vlb with the mean detached (iDDPM eq. 16). vlb: T·L_vlb, its mean over uniform t the bound.
     """
     x_t = q_sample(schedule, x_0, index, noise)
-    eps, v = predict(network, schedule, x_t, index, labels)
-    mse = (noise - eps).square().flatten(1).mean(1)
+    of_eps = config.prediction == "eps"
+    predicted, v = predict(network, schedule, x_t, index, labels)
+    target = noise if of_eps else velocity(schedule, x_0, index, noise)
+    mse = (target - predicted).square().flatten(1).mean(1)
+    simple = mse if config.weighting == "none" else min_snr_weight(schedule, config, index).to(mse) * mse
     if config.loss == "simple":
-        return {"loss": mse, "mse": mse}
-    seen = eps if config.loss == "vlb" else eps.detach()
-    x0_hat = predict_x0(schedule, x_t, index, seen)
+        return {"loss": simple, "mse": mse}
+    seen = predicted if config.loss == "vlb" else predicted.detach()
+    x0_hat = (predict_x0 if of_eps else velocity_to_x0)(schedule, x_t, index, seen)
     vlb = vlb_terms(schedule, x_0, x_t, index, x0_hat, log_variance(schedule, config.variance, v, x_t, index))
     if config.loss == "vlb":
         return {"loss": len(schedule) * vlb, "mse": mse, "vlb": vlb}
-    return {"loss": mse + len(schedule) / 1000 * vlb, "mse": mse, "vlb": vlb}
+    return {"loss": simple + len(schedule) / 1000 * vlb, "mse": mse, "vlb": vlb}
+
+
+def min_snr_weight(schedule: Schedule, config: DiffusionConfig, index: Tensor) -> Tensor:
+    """(B,) float64 min-SNR-5 weights, SNR = ᾱ/(1−ᾱ) (Hang et al. 2023, 2303.09556, eq. 6 and app. A).
+
+    min(SNR, 5) in terms of x̂_0's error, so divided by SNR for ε's and by SNR + 1 for the velocity's.
+    """
+    alpha_bar = schedule.alphas_cumprod[index.cpu()]
+    snr = alpha_bar / (1 - alpha_bar)
+    return snr.clamp(max=SNR_LIMIT) / (snr if config.prediction == "eps" else snr + 1)

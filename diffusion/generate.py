@@ -9,7 +9,7 @@ from diffusion.checkpoint import Artefact
 from diffusion.classifier import LoadedClassifier
 from diffusion.config import SampleSettings
 from diffusion.errors import UsageError
-from diffusion.gaussian import Network
+from diffusion.gaussian import Network, in_eps
 from diffusion.guidance import (
     Gradient,
     classifier_free,
@@ -130,7 +130,10 @@ def _guided(
     """
     spec, process = artefact.network, artefact.diffusion
     guided = classifier_free(
-        autocast(network, artefact.precision), settings.guidance, spec.num_classes, spec.in_channels
+        in_eps(autocast(network, artefact.precision), process),
+        settings.guidance,
+        spec.num_classes,
+        spec.in_channels,
     )
     if classifier is None or settings.classifier_scale == 0:
         return guided, None

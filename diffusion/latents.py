@@ -8,7 +8,7 @@ from torch import Tensor
 from diffusion.checkpoint import LoadedModel
 from diffusion.config import SampleSettings
 from diffusion.data.store import Images
-from diffusion.gaussian import Network, predict
+from diffusion.gaussian import Network, in_eps, predict
 from diffusion.generate import check_settings, denoise
 from diffusion.images import to_model, to_nchw
 from diffusion.precision import autocast
@@ -70,7 +70,7 @@ def encode_images(
     """Codes (B, C, H, W) float32 on the CPU of uint8 images (B, H, W, C), by the settings' timesteps."""
     schedule = check_settings(loaded.artefact, settings)
     device = next(loaded.network.parameters()).device
-    network = autocast(loaded.network, loaded.artefact.precision)
+    network = in_eps(autocast(loaded.network, loaded.artefact.precision), loaded.artefact.diffusion)
     x_0 = to_model(to_nchw(images).to(device))
     return encode(network, schedule, x_0, None if labels is None else labels.to(device), progress).cpu()
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffusion.checkpoint import LoadedModel
 from diffusion.data.store import Images
-from diffusion.gaussian import log_variance, predict, prior_term, vlb_terms
+from diffusion.gaussian import in_eps, log_variance, predict, prior_term, vlb_terms
 from diffusion.images import to_model, to_nchw
 from diffusion.random import ImageNoise
 from diffusion.schedule import Schedule, predict_x0, q_sample, spaced_timesteps
@@ -72,7 +72,8 @@ def _term(
     """(B,) terms of the bound at index i, float64 on the CPU."""
     index = torch.full((len(x_0),), i)
     x_t = q_sample(schedule, x_0, index, noise)
-    eps, v = predict(loaded.network, schedule, x_t, index, labels)
+    network = in_eps(loaded.network, loaded.artefact.diffusion)
+    eps, v = predict(network, schedule, x_t, index, labels)
     x0_hat = predict_x0(schedule, x_t, index, eps).clamp(-1, 1)
     log_var = log_variance(schedule, loaded.artefact.diffusion.variance, v, x_t, index)
     return vlb_terms(schedule, x_0, x_t, index, x0_hat, log_var).double().cpu()

@@ -13,8 +13,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from diffusion.config import Spacing
 from diffusion.errors import UsageError
+from diffusion.settings import Spacing
 
 
 def linear_betas(timesteps: int) -> Tensor:
@@ -109,6 +109,24 @@ def predict_eps(schedule: Schedule, x_t: Tensor, index: Tensor, x_0: Tensor) -> 
     """ε = (x_t − √ᾱ_t x_0)/√(1−ᾱ_t): q_sample's inverse for a known x_0."""
     alpha_bar = schedule.alphas_cumprod
     return (x_t - at(alpha_bar.sqrt(), index, x_t) * x_0) / at((1 - alpha_bar).sqrt(), index, x_t)
+
+
+def velocity(schedule: Schedule, x_0: Tensor, index: Tensor, noise: Tensor) -> Tensor:
+    """√ᾱ_t ε − √(1−ᾱ_t) x_0: where x_t moves as the noise grows (Salimans & Ho 2022, 2202.00512, app. D)."""
+    alpha_bar = schedule.alphas_cumprod
+    return at(alpha_bar.sqrt(), index, x_0) * noise - at((1 - alpha_bar).sqrt(), index, x_0) * x_0
+
+
+def velocity_to_eps(schedule: Schedule, x_t: Tensor, index: Tensor, velocity: Tensor) -> Tensor:
+    """ε = √ᾱ_t v + √(1−ᾱ_t) x_t, for the velocity v."""
+    alpha_bar = schedule.alphas_cumprod
+    return at(alpha_bar.sqrt(), index, x_t) * velocity + at((1 - alpha_bar).sqrt(), index, x_t) * x_t
+
+
+def velocity_to_x0(schedule: Schedule, x_t: Tensor, index: Tensor, velocity: Tensor) -> Tensor:
+    """x̂_0 = √ᾱ_t x_t − √(1−ᾱ_t) v, for the velocity v."""
+    alpha_bar = schedule.alphas_cumprod
+    return at(alpha_bar.sqrt(), index, x_t) * x_t - at((1 - alpha_bar).sqrt(), index, x_t) * velocity
 
 
 def spaced_timesteps(spacing: Spacing, steps: int, timesteps: int) -> list[int]:

@@ -111,7 +111,7 @@ def scheduler_config(artefact: Artefact) -> dict[str, Any]:
         "clip_sample": True,
         "set_alpha_to_one": True,
         "steps_offset": 0,
-        "prediction_type": "epsilon",
+        "prediction_type": {"eps": "epsilon", "velocity": "v_prediction"}[artefact.diffusion.prediction],
         "timestep_spacing": "trailing",
     }
 
