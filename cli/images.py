@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffusion.checkpoint import LoadedModel
-    from diffusion.config import SampleSettings
     from diffusion.data.store import Images
+    from diffusion.settings import SampleSettings
 
 Steps = Annotated[int, typer.Option("--steps", min=1, help="DDIM steps each way; more are more exact.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Say what was made as JSON.")]
@@ -111,8 +111,8 @@ def _writer(out: Path, writers: dict[str, Callable[..., None]]) -> Callable[...,
 
 def _load(path: Path, steps: int, spacing: Spacing) -> "tuple[LoadedModel, SampleSettings]":
     from diffusion.checkpoint import load_model
-    from diffusion.config import SampleSettings
     from diffusion.precision import default_device
+    from diffusion.settings import SampleSettings
 
     return load_model(path, default_device()), SampleSettings(steps=steps, spacing=spacing.value)
 

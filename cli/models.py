@@ -12,8 +12,8 @@ from cli.progress import Show, progress
 if TYPE_CHECKING:
     from diffusion.checkpoint import LoadedModel
     from diffusion.classifier import LoadedClassifier
-    from diffusion.config import SampleSettings
     from diffusion.data.store import Images
+    from diffusion.settings import SampleSettings
 
 GIF_FRAMES = 60  # at most, however many steps
 

@@ -52,10 +52,10 @@ def write_preview(path: Path, artefact: "Artefact", network: "UNet", ema: "UNet"
     """Write a PNG of ten images from fixed seeds: above by the raw weights, below by their EMA."""
     import numpy as np
 
-    from diffusion.config import SampleSettings
     from diffusion.generate import generate, labels_of
     from diffusion.images import to_nhwc
     from diffusion.pictures import enlarge, grid, save_png
+    from diffusion.settings import SampleSettings
 
     settings = SampleSettings(steps=min(PREVIEW_STEPS, artefact.diffusion.timesteps))
     indices = range(10)

@@ -33,20 +33,22 @@ def run(
 
 
 def _show_scores(document: dict[str, Any]) -> None:
-    """A row a cell, by steps and eta; the best one is marked."""
+    """A row a cell, by its axes; the best one is marked."""
     from diffusion.evaluation.ranking import best
     from diffusion.evaluation.specs import extractor_spec
+    from diffusion.grid import AXES, order
 
     spec = extractor_spec(document["extractor"])
-    cells = sorted(document["cells"].values(), key=lambda cell: (cell["steps"], cell["eta"]))
+    cells = sorted(document["cells"].values(), key=order)
     name, metric, _ = best(document["cells"])
     winner = document["cells"][name]
     names = [spec.distance, "excess", spec.kernel_distance, *[spec.score] * spec.is_inception]
     names = [name for name in names if all(name in cell["scores"] for cell in cells)]
-    listed = table("STEPS", "ETA", *names, "")
+    axes = [axis for axis in AXES if any(axis in cell for cell in cells)]
+    listed = table(*(axis.upper() for axis in axes), *names, "")
     for cell in cells:
         values = [f"{cell['scores'][name]:.4g}" for name in names]
-        listed.add_row(str(cell["steps"]), f"{cell['eta']:g}", *values, "*" if cell is winner else "")
+        listed.add_row(*(_plain(cell.get(axis, "")) for axis in axes), *values, "*" if cell is winner else "")
     show(listed)
     reference = document["reference"]
     typer.echo(
@@ -54,6 +56,10 @@ def _show_scores(document: dict[str, Any]) -> None:
         f"{reference['name']} ({reference['reference_split']}), extractor {spec.name}; "
         f"* the best by {metric}"
     )
+
+
+def _plain(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def ui(port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000) -> None:

@@ -78,8 +78,9 @@ def train(
 def sample() -> None:
     """Sample every cell of the grid, finished ones of an earlier run left as they are: samples/."""
     from diffusion.config import load
+    from diffusion.grid import grid
     from diffusion.layout import MODEL, SAMPLES
-    from diffusion.sweep import drop_other_cells, grid
+    from diffusion.sweep import drop_other_cells
     from flows.sweep import run_sweep
 
     config = load()

@@ -6,26 +6,20 @@ so that the command line can validate in milliseconds.
 """
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from diffusion.errors import UsageError
-from diffusion.section import Distinct, PositiveInt, Probability, Section
+from diffusion.section import PositiveInt, Probability, Section
+from diffusion.settings import Noise, SampleConfig, SampleSettings, SweepConfig
 from diffusion.shape import ModelConfig, level_sizes
 
-Noise = Literal["small", "large", "learned"]
-Spacing = Literal["uniform", "quadratic", "trailing"]
-Sampler = Literal["ddim", "dpm-solver++"]
 Precision = Literal["fp32", "bf16"]
-
-
-def _whole_numbers(values: Any) -> Any:
-    """`0,10,99` as a command line or a flat card writes a list."""
-    return [part.strip() for part in values.split(",")] if isinstance(values, str) else values
 
 
 class DataConfig(Section):
@@ -154,66 +148,6 @@ class TrainConfig(Section):
         return self
 
 
-class SamplerConfig(Section):
-    """How images come out of a model, but for steps and eta. `guidance` is w of CFG eq. 6: 0 means none.
-
-    `sampler` ddim is the reverse step of DDPM, iDDPM and DDIM; dpm-solver++ is its multistep solver of order
-    2 (2211.01095), deterministic, to which `noise` means nothing. `classes` is the mix of asked classes:
-    every class equally often, or as in the training data.
-    """
-
-    sampler: Sampler = "ddim"
-    seed: Annotated[int, Field(ge=0)] = 0
-    noise: Noise = "small"
-    spacing: Spacing = "uniform"
-    guidance: Annotated[float, Field(ge=0)] = 0.0
-    clip: bool = True
-    classes: Literal["balanced", "data"] = "balanced"
-
-
-class SampleConfig(SamplerConfig):
-    """What all cells of a sweep share; `batch_size` changes no image but by rounding."""
-
-    num_images: Annotated[int, Field(ge=2)]
-    batch_size: PositiveInt = 250
-
-
-class SampleSettings(SamplerConfig):
-    """All that decides an image beside the model and its index.
-
-    `timesteps` is an explicit list that takes the place of `steps` and `spacing`. `classifier_scale` is s of
-    ADM's alg. 1 and 2: 0 means no classifier.
-    """
-
-    steps: PositiveInt = 50
-    eta: Annotated[float, Field(ge=0)] = 0.0
-    classifier_scale: Annotated[float, Field(ge=0)] = 0.0
-    timesteps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_whole_numbers)] | None = (
-        None
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _count_timesteps(cls, values: Any) -> Any:
-        listed = values.get("timesteps") if isinstance(values, dict) else None
-        return {"steps": len(_whole_numbers(listed)), **values} if listed else values
-
-    @model_validator(mode="after")
-    def _options_fit(self) -> Self:
-        if self.timesteps is not None and len(self.timesteps) != self.steps:
-            raise ValueError(f"steps {self.steps} is not the length of timesteps, {len(self.timesteps)}")
-        if self.sampler == "dpm-solver++" and self.eta:
-            raise ValueError(f"sampler dpm-solver++ is deterministic: eta must be 0 (got {self.eta})")
-        return self
-
-
-class SweepConfig(Section):
-    """The grid: every step count with every eta."""
-
-    steps: Annotated[tuple[PositiveInt, ...], Distinct] = Field(min_length=1)
-    eta: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Distinct] = Field(min_length=1)
-
-
 class EvaluateConfig(Section):
     """Scores against a split of the prepared data, by features of `extractor`.
 
@@ -253,33 +187,46 @@ class Config(Section):
     def _sections_agree(self) -> Self:
         if self.train.p_uncond and not self.model.class_cond:
             raise ValueError("train.p_uncond > 0 drops labels, so it needs model.class_cond: true")
-        if self.sample.guidance and not self.train.p_uncond:
-            raise ValueError("sample.guidance > 0 needs a model trained with train.p_uncond > 0")
-        if self.sample.noise == "learned" and self.diffusion.variance != "learned":
-            raise ValueError("sample.noise learned needs diffusion.variance learned")
         if max(self.sweep.steps) > self.diffusion.timesteps:
             raise ValueError(
                 f"sweep.steps: {max(self.sweep.steps)} is more than diffusion.timesteps "
                 f"({self.diffusion.timesteps})"
             )
-        if self.sample.sampler == "dpm-solver++" and any(self.sweep.eta):
-            raise ValueError("sample.sampler dpm-solver++ is deterministic, so sweep.eta must be [0.0]")
         if self.data.image_size is not None:
             sizes = level_sizes(self.data.image_size, len(self.model.channel_mult))
             if missing := sorted(set(self.model.attention) - set(sizes)):
                 raise ValueError(
                     f"model.attention: feature maps are {sizes} pixels, so {missing} cannot be used"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _grid_is_possible(self) -> Self:
+        guidance, noise = self._axis("guidance"), self._axis("noise")
+        if any(guidance[1]) and not self.train.p_uncond:
+            raise ValueError(f"{guidance[0]} > 0 needs a model trained with train.p_uncond > 0")
+        if "learned" in noise[1] and self.diffusion.variance != "learned":
+            raise ValueError(f"{noise[0]} learned needs diffusion.variance learned")
+        sampler = self._axis("sampler")
+        if any(self.sweep.eta) and "ddim" not in sampler[1]:
+            raise ValueError(f"{sampler[0]} dpm-solver++ is deterministic, so sweep.eta must be [0.0]")
+        if self.sweep.noise and not any(self.sweep.eta):
+            raise ValueError("sweep.noise: no noise is added at eta 0, so list an eta > 0 too")
         if max(self.sweep.eta) > 1:
             self._refuse_eta()
         return self
+
+    def _axis(self, name: str) -> tuple[str, tuple[Any, ...]]:
+        """The field that decides an axis of the grid, and its values."""
+        listed = getattr(self.sweep, name)
+        return (f"sweep.{name}", listed) if listed else (f"sample.{name}", (getattr(self.sample, name),))
 
     def _refuse_eta(self) -> None:
         from diffusion.schedule import Schedule, spaced_timesteps  # imports torch: only where it is needed
 
         schedule = Schedule.named(self.diffusion.schedule, self.diffusion.timesteps)
-        for steps in self.sweep.steps:
-            timesteps = spaced_timesteps(self.sample.spacing, steps, self.diffusion.timesteps)
+        for steps, spacing in itertools.product(self.sweep.steps, self._axis("spacing")[1]):
+            timesteps = spaced_timesteps(spacing, steps, self.diffusion.timesteps)
             largest = schedule.spaced(timesteps).largest_eta()
             if max(self.sweep.eta) > largest:
                 raise ValueError(

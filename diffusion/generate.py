@@ -7,7 +7,6 @@ from torch import Tensor
 
 from diffusion.checkpoint import Artefact
 from diffusion.classifier import LoadedClassifier
-from diffusion.config import SampleSettings
 from diffusion.errors import UsageError
 from diffusion.gaussian import Network, in_eps
 from diffusion.guidance import (
@@ -22,6 +21,7 @@ from diffusion.precision import autocast
 from diffusion.random import ImageNoise, generator
 from diffusion.sampling import Step, check_eta, sample
 from diffusion.schedule import Schedule, check_timesteps, spaced_timesteps
+from diffusion.settings import SampleSettings
 from diffusion.unet import UNet
 
 

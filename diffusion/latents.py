@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from diffusion.checkpoint import LoadedModel
-from diffusion.config import SampleSettings
 from diffusion.data.store import Images
 from diffusion.gaussian import Network, in_eps, predict
 from diffusion.generate import check_settings, denoise
 from diffusion.images import to_model, to_nchw
 from diffusion.precision import autocast
 from diffusion.schedule import Schedule, at
+from diffusion.settings import SampleSettings
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) steps."""

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.config import Noise, Sampler
 from diffusion.dpm_solver import Multistep
 from diffusion.errors import UsageError
 from diffusion.gaussian import Network, log_variance, predict
 from diffusion.guidance import Gradient
 from diffusion.schedule import Schedule, at, predict_eps, predict_x0
+from diffusion.settings import Noise, Sampler
 
 
 @dataclass(frozen=True)

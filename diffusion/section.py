@@ -2,18 +2,18 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
-def _distinct(values: Any) -> Any:
-    if isinstance(values, list | tuple) and len(set(map(str, values))) != len(values):
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) != len(values):
         raise ValueError(f"each value may stand once (got {list(values)})")
     return values
 
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
-Distinct = BeforeValidator(_distinct)
+Distinct = AfterValidator(_distinct)
 
 
 class Section(BaseModel):

@@ -1,9 +1,8 @@
-"""The grid of a sweep and its cells: finished ranges survive a kill, a grown grid costs its new cells."""
+"""The cells of a sweep: finished ranges survive a kill, a grown grid costs its new cells."""
 
 import functools
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,61 +10,24 @@ import numpy as np
 import torch
 
 from diffusion.checkpoint import Artefact, LoadedModel, load_model
-from diffusion.config import Config, SampleSettings, fingerprint
+from diffusion.config import Config, fingerprint
 from diffusion.data.store import Images, ImageStore, write_store
 from diffusion.files import sha256_file, write_atomic
 from diffusion.generate import generate, labels_of
+from diffusion.grid import Cell, cell_settings, settings_card
 from diffusion.images import to_nhwc
 from diffusion.layout import CELL_RUNS
 from diffusion.precision import default_device
+from diffusion.settings import SampleSettings
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One point of the grid."""
-
-    steps: int
-    eta: float
-
-    @property
-    def name(self) -> str:
-        """The cell's folder in samples/ and its name everywhere."""
-        return f"steps{self.steps}-eta{self.eta:g}"
-
-
-def grid(config: Config) -> list[Cell]:
-    """Every cell, in the order of the config: by step count, then by eta."""
-    return [Cell(steps, eta) for steps in config.sweep.steps for eta in config.sweep.eta]
-
-
-def cell_settings(config: Config, cell: Cell) -> SampleSettings:
-    """What decides the cell's images beside the model."""
-    shared = config.sample.model_dump(exclude={"num_images", "batch_size"})
-    return SampleSettings(**shared, steps=cell.steps, eta=cell.eta)
 
 
 def sampling_card(settings: SampleSettings, model_sha256: str, artefact: Artefact) -> dict[str, Any]:
     """The sampling half of the protocol card, without the number of images: a flat JSON dict."""
     card = settings_card(settings)
     return {"model_sha256": model_sha256, "ema": True, "precision": artefact.precision, **card}
-
-
-def settings_card(settings: SampleSettings) -> dict[str, Any]:
-    """The settings as they stand in a card; SampleSettings reads its own fields back from it.
-
-    An explicit list of timesteps is written as `0,10,99` and takes the place of the spacing; a classifier's
-    scale stands there when there is one.
-    """
-    values = settings.model_dump(mode="json", exclude={"timesteps"})
-    if not settings.classifier_scale:
-        del values["classifier_scale"]
-    if settings.timesteps is not None:
-        del values["spacing"]
-        values["timesteps"] = ",".join(map(str, settings.timesteps))
-    return values
 
 
 def make_cell(

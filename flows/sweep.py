@@ -75,7 +75,8 @@ def run_sweep(config: Config, model: Path, samples: Path, progress: ProgressOf) 
 
     DiffctlError names the cells that failed, after all others were made; Interrupted on SIGINT or SIGTERM.
     """
-    from diffusion.sweep import Cell, grid, make_cell
+    from diffusion.grid import Cell, grid
+    from diffusion.sweep import make_cell
 
     def maker(cell: Cell) -> Callable[[], None]:
         def make() -> None:

@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from diffusion.config import parse
 from diffusion.data.store import open_store, write_store
 from diffusion.evaluation.extractors import load_extractor
-from diffusion.sweep import cell_settings, grid, settings_card
+from diffusion.grid import cell_settings, grid, settings_card
 from tests.conftest import params
 
 CLASSES = [str(digit) for digit in range(10)]
@@ -45,7 +45,6 @@ def write_cell(path, config, cell, offset=1000, model_sha256="a" * 64):
     noisy = (images[rows] + scale * noise).round().clip(0, 255).astype(np.uint8)
     card = {
         "model_sha256": model_sha256,
-        "sampler": "ddim",
         "ema": True,
         "precision": "fp32",
         **settings_card(cell_settings(config, cell)),

@@ -20,13 +20,14 @@ from diffusion.classifier import (
     resolve_classifier,
 )
 from diffusion.classifier_training import ClassifierState, new_classifier, train_classifier, write_curve
-from diffusion.config import ClassifierConfig, DiffusionConfig, SampleSettings
+from diffusion.config import ClassifierConfig, DiffusionConfig
 from diffusion.data.store import ImageStore, open_store
 from diffusion.errors import DiffctlError, Interrupted, UsageError
 from diffusion.generate import generate
 from diffusion.guidance import classifier_gradient, classifier_guided
 from diffusion.sampling import sample
 from diffusion.schedule import Schedule
+from diffusion.settings import SampleSettings
 from diffusion.state import newest_state, save_state
 from tests import papers
 from tests.conftest import diffctl, write_params

@@ -12,7 +12,7 @@ from diffusion.evaluation.compare import evaluate_images
 from diffusion.evaluation.evaluate import evaluate
 from diffusion.evaluation.reference import make_reference
 from diffusion.evaluation.sources import open_images
-from diffusion.sweep import Cell
+from diffusion.grid import Cell
 from tests.conftest import diffctl
 from tests.digits_sweep import ONE_CELL, make_config, rewrite, write_cell, write_prepared
 

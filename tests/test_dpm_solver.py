@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from diffusion.config import SampleSettings
 from diffusion.sampling import Step, sample
 from diffusion.schedule import Schedule, spaced_timesteps
+from diffusion.settings import SampleSettings
 from tests import papers
 
 DATA = papers.GaussianData(0.3, 0.4)

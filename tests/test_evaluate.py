@@ -11,7 +11,7 @@ from diffusion.evaluation.card import differing
 from diffusion.evaluation.evaluate import evaluate, write_scores
 from diffusion.evaluation.ranking import best, rank_metric
 from diffusion.evaluation.reference import make_reference
-from diffusion.sweep import Cell
+from diffusion.grid import Cell
 from tests.digits_sweep import make_config, rewrite, tamper, write_cell, write_prepared, write_sweep
 
 
@@ -116,7 +116,7 @@ def test_the_csv_is_long(document, tmp_path):
     write_scores(document, tmp_path / "scores.json", tmp_path / "scores.csv")
     with open(tmp_path / "scores.csv") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["cell", "steps", "eta", "metric", "value"]
+    assert list(rows[0]) == ["cell", "line", "steps", "eta", "metric", "value"]
     for row in rows:
         cell = document["cells"][row["cell"]]
         assert (int(row["steps"]), float(row["eta"])) == (cell["steps"], cell["eta"])

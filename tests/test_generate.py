@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from diffusion.checkpoint import DataCard
-from diffusion.config import SampleSettings
 from diffusion.errors import UsageError
 from diffusion.generate import check_settings, class_index, generate, labels_of
 from diffusion.random import ImageNoise, generator
+from diffusion.settings import SampleSettings
 from diffusion.sweep import sampling_card
 from tests.networks import artefact_of, network_of, spec_of
 

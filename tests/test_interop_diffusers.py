@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from diffusion.checkpoint import LoadedModel
-from diffusion.config import SampleSettings
 from diffusion.errors import DiffctlError, UsageError
 from diffusion.generate import generate
 from diffusion.images import to_nhwc
 from diffusion.interop.diffusers import export_diffusers
 from diffusion.random import generator
+from diffusion.settings import SampleSettings
 from diffusion.shape import UNetSpec
 from tests.networks import artefact_of, network_of, spec_of
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from diffusion.checkpoint import load_model, save_artefact
-from diffusion.config import SampleSettings, parse
+from diffusion.config import parse
 from diffusion.data.store import open_store
 from diffusion.errors import DiffctlError
 from diffusion.files import sha256_file, write_json
@@ -23,6 +23,7 @@ from diffusion.generate import generate, labels_of
 from diffusion.images import to_nhwc
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.resolve import resolve
+from diffusion.settings import SampleSettings
 from diffusion.training import new_state
 from tests.conftest import diffctl, params
 from tests.mlflow_server import MlflowServer, empty_database, free_port, wait_for

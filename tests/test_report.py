@@ -18,11 +18,11 @@ from diffusion.errors import DiffctlError
 from diffusion.evaluation.evaluate import evaluate, write_scores
 from diffusion.evaluation.reference import make_reference
 from diffusion.evaluation.specs import INCEPTION, extractor_spec
+from diffusion.grid import Cell
 from diffusion.report import write_report
 from diffusion.report.figures import moving_average
 from diffusion.report.neighbours import nearest
 from diffusion.report.tables import decimals, number, protocol_table
-from diffusion.sweep import Cell
 from tests.digits_sweep import make_config, write_cell, write_prepared, write_sweep
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -260,6 +260,24 @@ def test_scores_of_another_grid_or_of_other_samples_are_refused(own, tmp_path):
             write_cell(root / "samples" / cell.name, config, cell, model_sha256="b" * 64)
     with pytest.raises(DiffctlError, match=r"other samples \(model_sha256"):
         report((config, root), tmp_path / "report")
+
+
+def test_a_richer_grid_has_a_line_and_a_column_for_its_axes(own, tmp_path):
+    _, root = own
+    config = make_config(sweep={"steps": [5, 10], "eta": [0.0, 1.0], "sampler": ["ddim", "dpm-solver++"]})
+    shutil.rmtree(root / "samples")
+    write_sweep(root / "samples", config)
+    document = evaluate(config, root / "samples", root / "reference")
+    write_scores(document, root / "scores.json", root / "scores.csv")
+    with open(root / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["line"] for row in rows} == {"η = 0, ddim", "η = 1, ddim", "η = 0, dpm-solver++"}
+    assert {(row["sampler"], row["eta"]) for row in rows if "dpm" in row["cell"]} == {("dpm-solver++", "0.0")}
+    page = Page(report((config, root), tmp_path / "report").read_text())
+    text = " ".join(page.text)
+    assert text.count("dpm-solver++") >= 2 + 2 + 1  # the curves' legends, the table, the montage
+    assert "sampler" in text
+    assert len([image for image in page.images if image["alt"].startswith("Images 0 to")]) == 6
 
 
 SETS = arrays(np.uint8, st.tuples(st.integers(1, 6), st.just(3), st.just(3), st.integers(1, 3)))

@@ -77,6 +77,17 @@ def test_scores_become_a_child_a_cell_and_curves_on_the_parent():
     assert fetch_scores(parent) == document()
 
 
+def test_a_richer_grid_has_a_curve_for_each_combination():
+    train()
+    richer = document()
+    for name, cell in list(richer["cells"].items()):
+        cell["sampler"] = "dpm-solver++" if cell["eta"] == 0 else "ddim"
+        richer["cells"][f"{name}-sampler_{cell['sampler']}"] = richer["cells"].pop(name)
+    run_id = log_scores(RUN, richer)
+    assert sorted(history(run_id, "kd_effnet_lite0_64/eta_0.0-sampler_dpm-solverpp")) == [(5, 0.3), (10, 0.2)]
+    assert sorted(history(run_id, "kd_effnet_lite0_64/eta_1.0-sampler_ddim")) == [(5, 0.5), (10, 0.4)]
+
+
 def test_logging_scores_again_changes_nothing():
     train()
     run_id = log_scores(RUN, document())

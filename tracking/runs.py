@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion.config import fingerprint
 from diffusion.errors import DiffctlError, UsageError
 from diffusion.evaluation.ranking import best
+from diffusion.grid import AXES
 from diffusion.layout import SCORES
 from tracking.fetch import WEIGHTS, cached_model
 from tracking.lookup import find_run, read_identity, training_run
@@ -35,9 +36,9 @@ Document = dict[str, Any]
 def log_scores(run_file: Path, document: Document) -> str:
     """Log the scores of a sweep to the run of the model that `run_file` (models/run.json) names.
 
-    A child run a cell, with its card; on the parent the curves `<metric>/eta_<X>` over the number of
-    sampling steps, and the whole document as an artifact. Logging the same again changes nothing. Returns
-    the parent's id; DiffctlError when MLflow does not answer.
+    A child run a cell, with its card; on the parent a curve over the number of sampling steps for each
+    combination of the other axes, such as `<metric>/eta_<X>`, and the whole document as an artifact. Logging
+    the same again changes nothing. Returns the parent's id; DiffctlError when MLflow does not answer.
     """
     uri, identity = tracking_uri(), read_identity(run_file)
     with failures(uri):
@@ -82,13 +83,18 @@ def _log_cell(
     client.log_batch(run_id, metrics=scores, params=params)
     if child.info.status != "FINISHED":
         client.set_terminated(run_id, "FINISHED")
-    series = "-".join(f"{axis}_{cell[axis]}" for axis in sorted(cell.keys() - {"steps", "scores", "card"}))
     curves = [
-        Metric(f"{key}/{series}", value, time, cell["steps"])
+        Metric(f"{key}/{_series(cell)}", value, time, cell["steps"])
         for key, value in cell["scores"].items()
         if not key.endswith("_std")
     ]
     client.log_batch(parent.info.run_id, metrics=curves)
+
+
+def _series(cell: dict[str, Any]) -> str:
+    """All of a cell's axes but the steps; a metric's key may hold no plus sign."""
+    values = {axis: cell[axis] for axis in AXES if axis in cell and axis != "steps"}
+    return "-".join(f"{axis}_{value}" for axis, value in values.items()).replace("+", "p")
 
 
 def log_report(run_file: Path, folder: Path, scores_file: Path = SCORES) -> str:

@@ -16,13 +16,14 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffusion.checkpoint import load_model
-from diffusion.config import SampleSettings, explain
+from diffusion.config import explain
 from diffusion.errors import UsageError
 from diffusion.files import sha256_file
 from diffusion.generate import class_index, generate, labels_of
 from diffusion.images import to_nhwc
 from diffusion.pictures import png_bytes
 from diffusion.precision import default_device
+from diffusion.settings import SampleSettings
 
 MAX_IMAGES = 64  # of one request: the scoring server gives up after 60 seconds
 

@@ -13,6 +13,7 @@ from diffusion.data.fetch import verify
 from diffusion.data.prepare import shape_of
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.specs import extractor_spec
+from diffusion.grid import grid
 from diffusion.precision import default_device, resolve_precision
 from diffusion.resolve import resolve
 from diffusion.shape import UNetSpec
@@ -155,6 +156,6 @@ def _data_bytes(project: Project) -> int:
 def _sample_bytes(project: Project) -> int:
     """Every cell as finished ranges, as a store and in DVC's cache."""
     config, meta = project.config, project.train_meta()
-    cells = len(config.sweep.steps) * len(config.sweep.eta)
+    cells = len(grid(config))
     pixels = int(meta["image_size"]) ** 2 * int(meta["channels"])
     return 3 * cells * config.sample.num_images * pixels

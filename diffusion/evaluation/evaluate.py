@@ -16,10 +16,8 @@ from diffusion.evaluation.floor import Floor
 from diffusion.evaluation.reference import Reference, open_reference
 from diffusion.evaluation.scores import all_scores, inception_score
 from diffusion.files import write_json, write_text
+from diffusion.grid import AXES, Cell, cell_settings, grid, line_name, order, settings_card
 from diffusion.precision import default_device
-from diffusion.sweep import Cell, cell_settings, grid, settings_card
-
-AXES = ("steps", "eta")  # what may differ between the cells of one sweep
 
 Document = dict[str, Any]
 Progress = Callable[[int, int], None]
@@ -88,8 +86,7 @@ def score_cells(
         if len(store) not in floors:
             floors[len(store)] = reference.floor(len(store))
         cells[cell.name] = {
-            "steps": cell.steps,
-            "eta": cell.eta,
+            **cell.axes,
             "scores": score(sample, reference, extractor, floors[len(store)]),
             "card": protocol_card(store.meta["card"], len(store), reference),
         }
@@ -113,14 +110,16 @@ def score(
 
 
 def write_scores(document: Document, scores: Path, curves: Path) -> None:
-    """Write the document as JSON and, for plots, as a long CSV: cell, steps, eta, metric, value."""
+    """Write the document as JSON and, for plots, as a long CSV: cell, line, the axes, metric, value."""
     write_json(scores, document)
+    cells = sorted(document["cells"].items(), key=lambda item: order(item[1]))
+    axes = [axis for axis in AXES if any(axis in cell for _, cell in cells)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["cell", "steps", "eta", "metric", "value"])
-    for name, cell in document["cells"].items():
-        for metric, value in sorted(cell["scores"].items()):
-            writer.writerow([name, cell["steps"], cell["eta"], metric, value])
+    writer.writerow(["cell", "line", *axes, "metric", "value"])
+    for name, cell in cells:
+        point = [name, line_name(cell), *(cell.get(axis, "") for axis in axes)]
+        writer.writerows([*point, metric, value] for metric, value in sorted(cell["scores"].items()))
     write_text(curves, text.getvalue())
 
 

@@ -13,9 +13,9 @@ from diffusion.data.store import Images, ImageStore
 from diffusion.evaluation.evaluate import Document
 from diffusion.evaluation.ranking import FEW_IMAGES, best
 from diffusion.evaluation.specs import ExtractorSpec, extractor_spec
+from diffusion.grid import Cell, line_name, order, spoken
 from diffusion.pictures import png_bytes
 from diffusion.report import figures, samples, tables
-from diffusion.sweep import Cell
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Inputs:
 def draw(inputs: Inputs) -> dict[str, Figure]:
     """The figures by name: `curve` (the distance), `kernel`, `loss` and `montage`."""
     spec, names = inputs.spec, tables.short_names(inputs.spec)
-    tiles = {(cell.steps, cell.eta): samples.tile(store) for cell, store in inputs.cells.items()}
+    tiles = {(cell.steps, line_name(cell.axes)): samples.tile(store) for cell, store in inputs.cells.items()}
     return {
         "curve": _curve(inputs.document, spec.distance, names["distance"]),
         "kernel": _curve(inputs.document, spec.kernel_distance, names["kernel"]),
@@ -85,15 +85,15 @@ def page_content(inputs: Inputs, drawn: dict[str, Figure]) -> dict[str, Any]:
 
 def _curve(document: Document, metric: str, label: str) -> Figure:
     points = [
-        figures.Point(cell["steps"], cell["eta"], cell["scores"][metric])
-        for cell in document["cells"].values()
+        figures.Point(cell["steps"], line_name(cell), cell["scores"][metric])
+        for cell in sorted(document["cells"].values(), key=order)
     ]
     floor = document["reference"].get("floor")
     return figures.score_curve(points, label, (floor[metric], "real, held out") if floor else None)
 
 
 def _montage(inputs: Inputs) -> dict[str, Any]:
-    """Rows η, columns steps; each cell its picture, what a screen reader says, and its distance."""
+    """A row for each of the curves' lines, columns steps; a cell's picture, its description, its distance."""
     spec, scores = inputs.spec, inputs.document["cells"]
     places = tables.decimals([cell["scores"][spec.distance] for cell in scores.values()])
     chosen = best(scores)[0]
@@ -101,17 +101,17 @@ def _montage(inputs: Inputs) -> dict[str, Any]:
     def entry(cell: Cell, picture: Images) -> dict[str, Any]:
         return {
             "image": samples.data_uri(png_bytes(picture)),
-            "alt": f"Images 0 to {samples.TILE - 1} sampled in {cell.steps} steps with η = {cell.eta:g}",
+            "alt": f"Images 0 to {samples.TILE - 1} sampled in {spoken(cell.axes)}",
             "distance": tables.number(scores[cell.name]["scores"][spec.distance], places),
             "best": cell.name == chosen,
         }
 
-    rows: dict[float, list[dict[str, Any]]] = {}
-    for cell, store in sorted(inputs.cells.items(), key=lambda item: (item[0].eta, item[0].steps)):
-        rows.setdefault(cell.eta, []).append(entry(cell, samples.tile(store)))
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for cell, store in sorted(inputs.cells.items(), key=lambda item: order(item[0].axes)):
+        rows.setdefault(line_name(cell.axes), []).append(entry(cell, samples.tile(store)))
     return {
         "steps": sorted({cell.steps for cell in inputs.cells}),
-        "rows": [{"eta": f"{eta:g}", "cells": cells} for eta, cells in rows.items()],
+        "rows": [{"line": line, "cells": cells} for line, cells in rows.items()],
     }
 
 
@@ -147,7 +147,7 @@ def _spoken(document: Document, metric: str, label: str) -> str:
     values = [cell["scores"][metric] for cell in document["cells"].values()]
     places = tables.decimals(values)
     low, high = tables.number(min(values), places), tables.number(max(values), places)
-    return f"{label} over the number of sampling steps, a line for each η, between {low} and {high}"
+    return f"{label} over the number of sampling steps, between {low} and {high}"
 
 
 def _spoken_loss(loss: dict[str, NDArray[np.float64]]) -> str:

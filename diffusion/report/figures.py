@@ -43,16 +43,19 @@ class Point(NamedTuple):
     """A cell's score."""
 
     steps: int
-    eta: float
+    line: str
     value: float
 
 
 def score_curve(points: Sequence[Point], label: str, level: tuple[float, str] | None = None) -> Figure:
-    """A score over the number of steps, a line per η; `level` is a horizontal line and its name."""
+    """A score over the number of steps, the lines in the order of the points.
+
+    `level` is a horizontal line and its name.
+    """
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes()
-        for number, eta in enumerate(sorted({point.eta for point in points})):
-            line = sorted(point for point in points if point.eta == eta)
+        for number, name in enumerate(dict.fromkeys(point.line for point in points)):
+            line = sorted(point for point in points if point.line == name)
             axes.plot(
                 [point.steps for point in line],
                 [point.value for point in line],
@@ -60,7 +63,7 @@ def score_curve(points: Sequence[Point], label: str, level: tuple[float, str] | 
                 marker=MARKERS[number % len(MARKERS)],
                 linewidth=1.8,
                 markersize=5,
-                label=f"η = {eta:g}",
+                label=name,
             )
         values = [point.value for point in points]
         if level is not None:
@@ -101,24 +104,24 @@ def moving_average(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0))
 
 
-def montage(tiles: Mapping[tuple[int, float], Images]) -> Figure:
-    """One picture (H, W, C) a cell, rows η and columns steps."""
-    steps, etas = (sorted({cell[axis] for cell in tiles}) for axis in (0, 1))
+def montage(tiles: Mapping[tuple[int, str], Images]) -> Figure:
+    """One picture (H, W, C) for each (steps, line), rows lines and columns steps."""
+    steps, lines = sorted({steps for steps, _ in tiles}), list(dict.fromkeys(line for _, line in tiles))
     with matplotlib.rc_context(STYLE):
         height, width = next(iter(tiles.values())).shape[:2]
         layout = ConstrainedLayoutEngine(h_pad=0.03, w_pad=0.03, hspace=0.0, wspace=0.0)
         figure = Figure(
-            (2.2 * len(steps) + 0.3, (2.2 * height / width + 0.06) * len(etas) + 0.25), layout=layout
+            (2.2 * len(steps) + 0.3, (2.2 * height / width + 0.06) * len(lines) + 0.25), layout=layout
         )
-        grid = figure.subplots(len(etas), len(steps), squeeze=False)
-        for row, eta in zip(grid, etas, strict=True):
+        grid = figure.subplots(len(lines), len(steps), squeeze=False)
+        for row, line in zip(grid, lines, strict=True):
             for axes, count in zip(row, steps, strict=True):
-                tile = tiles[int(count), eta]
+                tile = tiles[count, line]
                 grey = tile.shape[2] == 1
                 axes.imshow(tile[:, :, 0] if grey else tile, cmap="gray" if grey else None, vmin=0, vmax=255)
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
-            row[0].set_ylabel(f"η = {eta:g}")
+            row[0].set_ylabel(line.replace(", ", "\n"))
         for axes, count in zip(grid[0], steps, strict=True):
             axes.set_title(f"{count} step{'s' if count > 1 else ''}", fontsize=10)
     return figure

@@ -8,6 +8,7 @@ from diffusion.evaluation.card import Card
 from diffusion.evaluation.evaluate import Document
 from diffusion.evaluation.ranking import best
 from diffusion.evaluation.specs import ExtractorSpec
+from diffusion.grid import AXES, order, spoken
 
 PROTOCOL = {
     "Samples": (
@@ -22,6 +23,9 @@ PROTOCOL = {
     ),
     "Versions": "torch torch_fidelity evaluation",
 }
+
+
+AXIS_NAMES = {"eta": "η", "guidance": "w"}
 
 
 def short_names(spec: ExtractorSpec) -> dict[str, str]:
@@ -46,7 +50,7 @@ def number(value: float, places: int) -> str:
 
 
 def score_table(document: Document, spec: ExtractorSpec) -> dict[str, Any]:
-    """Column names and rows of text: held-out real images first, then the cells by steps and η.
+    """Axes, columns and rows of text: held-out real images first, then the cells by steps.
 
     The best value of a column and the row of the best cell are marked.
     """
@@ -62,12 +66,11 @@ def score_table(document: Document, spec: ExtractorSpec) -> dict[str, Any]:
     if floor := document["reference"].get("floor"):
         entries = [_entry({**floor, "excess": 0.0}, column, places[column]) for column in columns]
         rows.append({"label": "real, held out", "entries": entries, "real": True})
-    for name in sorted(cells, key=lambda name: (cells[name]["steps"], cells[name]["eta"])):
-        cell = cells[name]
+    axes = [axis for axis in AXES if any(axis in cell for cell in cells.values())]
+    for name, cell in sorted(cells.items(), key=lambda item: order(item[1])):
         rows.append(
             {
-                "steps": cell["steps"],
-                "eta": f"{cell['eta']:g}",
+                "axes": [_text(cell.get(axis)) for axis in axes],
                 "first": cell["steps"] != before,
                 "best": name == chosen,
                 "entries": [
@@ -77,23 +80,26 @@ def score_table(document: Document, spec: ExtractorSpec) -> dict[str, Any]:
             }
         )
         before = cell["steps"]
-    return {"columns": list(columns.values()), "rows": rows}
+    return {
+        "axes": [AXIS_NAMES.get(axis, axis) for axis in axes],
+        "columns": list(columns.values()),
+        "rows": rows,
+    }
 
 
 def headline(document: Document, spec: ExtractorSpec) -> dict[str, str]:
     """The best cell and its scores, as text."""
     name, metric, _ = best(document["cells"])
     names = short_names(spec)
-    spoken = {spec.kernel_distance: names["kernel"], spec.distance: names["distance"]}
+    ranks = {spec.kernel_distance: names["kernel"], spec.distance: names["distance"]}
     cell = document["cells"][name]
     scores = cell["scores"]
     distance_places = _places(document, spec.distance)
     kernel_places = _places(document, spec.kernel_distance)
     words = {
         "name": name,
-        "steps": str(cell["steps"]),
-        "eta": f"{cell['eta']:g}",
-        "by": spoken.get(metric, metric),
+        "cell": spoken(cell),
+        "by": ranks.get(metric, metric),
         "distance": number(scores[spec.distance], distance_places),
         "kernel": number(scores[spec.kernel_distance], kernel_places),
         "kernel_std": number(scores[f"{spec.kernel_distance}_std"], kernel_places),

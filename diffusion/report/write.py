@@ -16,10 +16,10 @@ from diffusion.errors import DiffctlError
 from diffusion.evaluation.card import differing
 from diffusion.evaluation.evaluate import Document, open_cell
 from diffusion.files import atomic_folder
+from diffusion.grid import Cell, grid
 from diffusion.report.content import Inputs, draw, page_content
 from diffusion.report.figures import as_png
 from diffusion.report.theme import DARK, LIGHT, css_variables
-from diffusion.sweep import Cell, grid
 
 TEMPLATE, CSS = Path(__file__).with_name("page.html.j2"), Path(__file__).with_name("page.css")
 PICTURES = ("curve", "montage", "loss")
