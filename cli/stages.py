@@ -50,7 +50,7 @@ def train(
     from diffusion.files import write_json
     from diffusion.layout import LOSS_CURVE, MODEL, PREPARED, RUN, TRAIN_RUNS
     from diffusion.precision import default_device
-    from diffusion.resolve import resolve, training_fingerprint
+    from diffusion.resolve import resolve, training_fingerprint, training_settings
     from diffusion.signals import stop_request
     from diffusion.training import new_state
     from diffusion.training import train as train_model
@@ -59,15 +59,16 @@ def train(
     preflight("train")
     config, store, device = load(), open_store(PREPARED / "train"), default_device()
     artefact = resolve(config, store.meta, device)
+    fingerprint, settings = training_fingerprint(artefact), training_settings(artefact)
     with (
-        open_run(TRAIN_RUNS, training_fingerprint(artefact), fresh=fresh) as run,
+        open_run(TRAIN_RUNS, fingerprint, fresh=fresh, config=settings) as run,
         stop_request() as stop,
         watched(run, artefact, config) as tracked,
     ):
         state = new_state(artefact, device)
         run.restore(state)
         tracked.announce(state.step, artefact.train.steps)
-        train_model(state, store, device, tracked.watch, run.save, stop.raise_if_set)
+        train_model(state, store, device, tracked.watch, tracked.save, stop.raise_if_set)
         write_loss_curve(LOSS_CURVE, state.history)
         save_artefact(MODEL, state.ema.state_dict(), artefact)
         tracked.finished(MODEL)

@@ -14,6 +14,7 @@ from cli.progress import progress
 if TYPE_CHECKING:
     from diffusion.checkpoint import Artefact
     from diffusion.config import Config
+    from diffusion.training import TrainState
     from diffusion.trainrun import TrainRun
     from tracking.spool import Spool
 
@@ -30,9 +31,16 @@ class Tracked:
     watch: Watch
 
     def announce(self, step: int, total: int) -> None:
-        """Say where the training lies and where it starts."""
+        """Say where the training lies, where it starts, and if that is at nothing, what is new about it."""
         how = f"going on after step {step:,} of {total:,}" if step else f"{total:,} steps"
         typer.echo(f"train: {how}, state in {self.run.folder}", err=True)
+        if not step and (changes := self.run.changes()):
+            typer.echo(f"train: begun afresh, since the configuration is another one: {changes}", err=True)
+
+    def save(self, state: "TrainState") -> None:
+        """Keep the state; what it will not replay is in the spool, on the disk, before it counts."""
+        self.spool.sync()
+        self.run.save(state)
 
     def finished(self, model: Path) -> None:
         """Keep the model file for MLflow and say where it is."""

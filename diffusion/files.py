@@ -45,9 +45,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
         yield made
-        for file in made.rglob("*"):
-            if file.is_file():
-                sync_file(file)
+        for entry in [*made.rglob("*"), made]:
+            sync_folder(entry) if entry.is_dir() else sync_file(entry)
         os.chmod(made, 0o777 & ~_umask())
         if path.exists():
             shutil.rmtree(path)

@@ -48,6 +48,17 @@ def resolve(config: Config, meta: dict[str, Any], device: torch.device) -> Artef
 
 def training_fingerprint(artefact: Artefact) -> str:
     """The name of a training: equal exactly when every step would compute the same."""
+    return fingerprint(_identity(artefact))
+
+
+def training_settings(artefact: Artefact) -> dict[str, Any]:
+    """What the fingerprint is made of, by the names that params.yaml has."""
+    values = _identity(artefact)
+    del values["step"]  # train.steps again
+    return {"model": values.pop("network"), **values}
+
+
+def _identity(artefact: Artefact) -> dict[str, Any]:
     values = artefact.model_dump(mode="json")
     values["train"] = {key: value for key, value in values["train"].items() if key not in WATCHING}
-    return fingerprint(values)
+    return values

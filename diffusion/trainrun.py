@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from diffusion.changes import changed_fields
 from diffusion.errors import DiffctlError
-from diffusion.files import write_json, write_text
+from diffusion.files import sync_folder, write_json, write_text
 from diffusion.locks import LockBusy, file_lock
 from diffusion.state import newest_state, save_state
 from diffusion.training import TrainState
 
+CONFIG = "config.json"  # in a training's folder: what its fingerprint was made of
 CURVE = ("step", "loss", "mse", "vlb", "grad_norm", "lr", "skipped_steps")
 
 
@@ -45,12 +48,24 @@ class TrainRun:
             state.restore(saved)
         return saved is not None
 
+    def changes(self) -> str | None:
+        """How this training's configuration differs from that of the newest other one; None without one."""
+        others = [path for path in self.folder.parent.glob(f"*/{CONFIG}") if path.parent != self.folder]
+        if not others or not (self.folder / CONFIG).exists():
+            return None
+        other = max(others, key=lambda path: (path.parent / "run.json").stat().st_mtime_ns)
+        fields = changed_fields(_values(other), _values(self.folder / CONFIG))
+        return f"{', '.join(fields)} (against {other.parent})"
+
 
 @contextmanager
-def open_run(root: Path, fingerprint: str, *, fresh: bool = False) -> Iterator[TrainRun]:
+def open_run(
+    root: Path, fingerprint: str, *, fresh: bool = False, config: dict[str, Any] | None = None
+) -> Iterator[TrainRun]:
     """Hold the training's folder for this process alone; `fresh` discards what is there.
 
-    The lock is the process's own and dies with it. DiffctlError when another process holds it.
+    `config` is what the fingerprint was made of, kept for `TrainRun.changes`. The lock is the process's own
+    and dies with it. DiffctlError when another process holds it.
     """
     folder = root / fingerprint
     with ExitStack() as stack:
@@ -64,6 +79,9 @@ def open_run(root: Path, fingerprint: str, *, fresh: bool = False) -> Iterator[T
             _discard(folder)
         run = TrainRun(folder, _key(folder) or uuid.uuid4().hex)
         run.beat(0)
+        if config is not None:
+            write_json(folder / CONFIG, config)
+        sync_folder(root)
         yield run
 
 
@@ -76,21 +94,21 @@ def write_loss_curve(path: Path, history: list[dict[str, float]]) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
-def _identity(folder: Path) -> dict[str, object]:
+def _values(path: Path) -> dict[str, Any]:
     try:
-        values: dict[str, object] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     return values
 
 
 def _key(folder: Path) -> str | None:
-    key = _identity(folder).get("key")
+    key = _values(folder / "run.json").get("key")
     return str(key) if key else None
 
 
 def _pid(folder: Path) -> object:
-    return _identity(folder).get("pid", "unknown")
+    return _values(folder / "run.json").get("pid", "unknown")
 
 
 def _discard(folder: Path) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,11 +57,17 @@ async def push_outs() -> None:
 
 async def _supervise(stage: str, arguments: list[str]) -> None:
     relay = Relay(say)
-    with stop_request() as stop, _running([sys.executable, "-m", "dvc", *arguments], relay) as process:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    with stop_request(hold=True) as stop, _running(command, relay) as process:
         while process.poll() is None and stop.signal is None:
             await asyncio.sleep(POLL_SECONDS)
+
+        def told() -> None:
+            stop.let_go()
+            say(f"\nstopping {stage}; what it has is saved first\n")
+
         if stop.signal is not None:
-            end_group(process, f"\nstopping {stage}; what it has is saved first\n")
+            end_group(process, told)
     stop.raise_if_set()
     if process.returncode:
         raise failure(stage, relay.errors)
@@ -91,20 +97,19 @@ def _running(command: list[str], relay: Relay) -> Iterator[subprocess.Popen[byte
         output.join()
 
 
-def end_group(process: subprocess.Popen[bytes], notice: str = "") -> None:
+def end_group(process: subprocess.Popen[bytes], told: Callable[[], None] = lambda: None) -> None:
     """End every process of the group that `process` leads: SIGINT, then SIGTERM, then SIGKILL.
 
-    `notice` is said when the first signal is out: a second Ctrl-C in answer to it ends this process, and the
-    stage must know by then.
+    `told` is called when the first signal is out: from then on this process may be ended by a second Ctrl-C,
+    and the stage still knows.
     """
-    for number, patience in PATIENCE:
+    for turn, (number, patience) in enumerate(PATIENCE):
         deadline = time.monotonic() + patience
         if not _alive(process):
             return
         os.killpg(process.pid, number)
-        if notice:
-            say(notice)
-            notice = ""
+        if turn == 0:
+            told()
         while _alive(process) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
 

@@ -150,6 +150,30 @@ def test_a_second_signal_ends_the_supervisor_and_the_stage_still_saves(toy: Path
     assert (toy / "saved").exists()
 
 
+# A supervisor that looks at a signal long after it came, and tells when it came.
+LAZY = """
+from diffusion.signals import StopRequest
+flows.dvc.POLL_SECONDS = 1
+receive = StopRequest._receive
+def heard(self, number, frame):
+    receive(self, number, frame)
+    open("heard", "w").write("yes")
+StopRequest._receive = heard
+"""
+
+
+def test_two_signals_at_once_still_reach_the_stage(toy: Path) -> None:
+    be(toy, "data", "train()")
+    running = script(toy, reproducing("data", before=LAZY))
+    wait_for_file(toy / "begun")
+    running.send_signal(signal.SIGINT)
+    wait_for_file(toy / "heard")
+    running.send_signal(signal.SIGINT)
+    assert running.wait(30) == 130
+    assert (toy / "saved").read_text() == "SIGINT"
+    assert not processes_in(toy)
+
+
 def test_a_cancelled_task_leaves_no_process(toy: Path) -> None:
     async def cancel() -> None:
         work = asyncio.create_task(reproduce("data"))

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.errors import DiffctlError, DiffctlWarning
-from diffusion.files import sha256_file
+from diffusion.files import sha256_file, sync_folder
 
 EVENTS = "events.jsonl"
 OUTBOX = "outbox"  # files that are to become artifacts, kept as they were when they were logged
@@ -43,6 +43,7 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = os.open(folder / EVENTS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         self._end = _drop_torn_line(self._file, folder / EVENTS)
+        sync_folder(folder)
         self._waiting = b""
         self._known = Known.of(folder)
         self._append(kind="start", time=_now(), key=key, name=name, experiment=experiment)
@@ -91,17 +92,26 @@ class Spool:
         self._known.artifacts.add(str(kept))
         self._append(kind="artifact", path=str(kept), folder=folder, sha256=sha256)
 
-    def close(self, status: str) -> None:
-        """Log how the training ended (FINISHED, FAILED or KILLED); DiffctlError if the disk is still full."""
-        self._append(kind="status", time=_now(), status=status)
+    def sync(self) -> None:
+        """Bring all of it to the disk, where a power cut leaves it; DiffctlError if there is no room.
+
+        Called before a state is saved: what that state will not replay must be here.
+        """
         try:
             if self._waiting:
                 self._write()
             os.fsync(self._file)
         except OSError as error:
             raise DiffctlError(
-                f"the last metrics cannot be written to {self.folder / EVENTS} ({error.strerror}): make room"
+                f"the last metrics cannot be written to {self.folder / EVENTS} ({error.strerror}): make room "
+                "and run it again"
             ) from error
+
+    def close(self, status: str) -> None:
+        """Log how the training ended (FINISHED, FAILED or KILLED); DiffctlError if the disk is still full."""
+        self._append(kind="status", time=_now(), status=status)
+        try:
+            self.sync()
         finally:
             os.close(self._file)
 
