@@ -1,4 +1,4 @@
-"""The two ways a user's command can fail. The command line prints the sentence and exits with the code."""
+"""The ways a user's command can fail. The command line prints the sentence and exits with the code."""
 
 
 class DiffctlError(Exception):
@@ -15,6 +15,12 @@ class UsageError(DiffctlError):
     """The request or the configuration is wrong; trying again without a change fails again."""
 
     exit_code = 2
+
+
+class TemporaryError(DiffctlError):
+    """The work failed for a reason that may pass, such as a server that does not answer: try again later."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class Interrupted(DiffctlError):

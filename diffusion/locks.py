@@ -18,24 +18,33 @@ class LockBusy(DiffctlError):
 
 
 @contextmanager
-def file_lock(path: Path, timeout: float | None = None) -> Iterator[None]:
-    """Hold the lock file for this process alone; LockBusy after `timeout` seconds, None waits for ever."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
+def file_lock(path: Path, timeout: float | None = None, busy: str | None = None) -> Iterator[None]:
+    """Hold the lock file for this process alone, and against other threads; it dies with its holder.
+
+    LockBusy, saying `busy`, after `timeout` seconds; None waits for ever. DiffctlError where the folder
+    cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed below; its errors are the disk's)
+    except OSError as error:
+        raise DiffctlError(f"cannot write in {path.parent}: {error.strerror}") from None
+    with file:
         if timeout is None:
             fcntl.flock(file, fcntl.LOCK_EX)
         else:
-            _acquire(file.fileno(), path, time.monotonic() + max(timeout, LOOK_SECONDS))
+            busy = busy or f"another process holds {path}: wait for it to end"
+            _acquire(file.fileno(), time.monotonic() + max(timeout, LOOK_SECONDS), busy)
         yield
 
 
-def _acquire(handle: int, path: Path, deadline: float) -> None:
+def _acquire(handle: int, deadline: float, busy: str) -> None:
     while True:
         try:
             return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise LockBusy(f"another process holds {path}: wait for it to end") from None
+                raise LockBusy(busy) from None
             time.sleep(POLL_SECONDS)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from diffusion.errors import DiffctlError, Interrupted
+from diffusion.errors import DiffctlError, Interrupted, TemporaryError
 from diffusion.signals import stop_request
 from flows.terminal import Relay, open_channel, relay_channel, say
 
@@ -163,4 +163,8 @@ def _stage_failure(stage: str, code: int) -> DiffctlError:
         return StageFailed(stage, f"it was killed by signal {number} (out of memory?)", retry=True)
     if code == 2:
         return StageFailed(stage, "its configuration is refused, see the message above", 2)
-    return StageFailed(stage, f"it failed (exit {code}), see the message above", retry=True)
+    if code == TemporaryError.exit_code:
+        why = "it failed for a reason that may pass, see the message above"
+        return StageFailed(stage, why, code, retry=True)
+    again = stage != "data"  # what is wrong with raw files stays wrong
+    return StageFailed(stage, f"it failed (exit {code}), see the message above", retry=again)

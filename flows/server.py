@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.errors import DiffctlError
-from diffusion.locks import LockBusy, file_lock
+from diffusion.locks import file_lock
 
 HOME = Path(".prefect")
 START_SECONDS = 120  # a first start creates the database: 10 s on two quiet cores
 DRAIN_SECONDS = 10
 STOP_SECONDS = 5
+BUSY = "another `diffctl run` is at work in this folder: wait for it, or stop it with Ctrl-C there"
 
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # its telemetry complains of a locked database
@@ -108,7 +109,7 @@ def _temporary_server() -> Iterator[str]:
         "PREFECT_CLIENT_MAX_RETRIES": "2",  # on this machine it answers or is gone
     }
     with (
-        _one_run(home / "lock"),
+        file_lock(home / "lock", timeout=0, busy=BUSY),  # one temporary server may use the database
         environment(settings),
         _process() as (server, url),
         environment({"PREFECT_API_URL": url}),
@@ -116,19 +117,6 @@ def _temporary_server() -> Iterator[str]:
     ):
         _wait_until_healthy(server, url)
         yield url
-
-
-@contextmanager
-def _one_run(lock: Path) -> Iterator[None]:
-    """Only one temporary server may use the database; DiffctlError when another run has it."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(file_lock(lock, timeout=0))
-        except LockBusy:
-            raise DiffctlError(
-                "another `diffctl run` is at work in this folder: wait for it, or stop it with Ctrl-C there"
-            ) from None
-        yield
 
 
 @contextmanager

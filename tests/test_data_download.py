@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from diffusion.data.cache import cache_root, find, raw_folder
 from diffusion.data.fetch import Remote, Retry, checksums, fetch
-from diffusion.errors import DiffctlError
+from diffusion.errors import DiffctlError, TemporaryError
 from tests.file_server import serving
 from tests.waiting import wait_until
 
@@ -129,24 +129,29 @@ def test_a_mirror_of_ones_own_is_asked_first(folder, monkeypatch):
 def test_another_file_is_refused_and_nothing_of_it_kept(folder):
     with (
         serving({"file.bin": b"another file"}) as server,
-        pytest.raises(DiffctlError, match="serves another file"),
+        pytest.raises(DiffctlError, match="serves another file") as error,
     ):
         fetch(remote(server.url("file.bin")), folder, None, QUICK)
+    assert not isinstance(error.value, TemporaryError)
     assert leftovers(folder) == []
 
 
-@pytest.mark.parametrize(("fault", "requests"), [("404", 1), ("403", 1), ("503", 4)])
-def test_a_server_that_never_serves_ends_in_one_sentence(folder, fault, requests):
+@pytest.mark.parametrize(
+    ("fault", "requests", "kind"),
+    [("404", 1, DiffctlError), ("403", 1, DiffctlError), ("503", 4, TemporaryError)],
+)
+def test_a_server_that_never_serves_ends_in_one_sentence(folder, fault, requests, kind):
     with serving({"file.bin": CONTENT}, *[fault] * 9) as server:
         with pytest.raises(DiffctlError, match=f"HTTP {fault}") as error:
             fetch(remote(server.url("file.bin")), folder, None, QUICK)
         assert len(server.requests) == requests
+    assert type(error.value) is kind
     assert str(folder / "file.bin") in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_without_a_network_the_message_says_where_to_put_the_file(folder):
-    with pytest.raises(DiffctlError, match=r"file\.bin"):
+    with pytest.raises(TemporaryError, match=r"file\.bin"):
         fetch(remote("http://127.0.0.1:9/file.bin", "http://name.invalid/file.bin"), folder, None, QUICK)
 
 

@@ -1,12 +1,7 @@
 """Where raw files lie: one cache for all projects of a user, so that a clone downloads nothing again."""
 
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from diffusion.errors import DiffctlError
 
 
 def cache_root() -> Path:
@@ -27,23 +22,3 @@ def find(folder: Path, name: str) -> Path | None:
         return folder / name
     below = [path for path in folder.rglob(name) if path.is_file()]
     return min(below, key=lambda path: (len(path.parts), path)) if below else None
-
-
-@contextmanager
-def file_lock(path: Path, busy: str | None = None) -> Iterator[None]:
-    """Hold `path`'s lock against other processes and threads; it dies with its holder.
-
-    Waits for it, or, where `busy` is given, raises that as a DiffctlError. Another one where the folder
-    cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise DiffctlError(f"cannot write in {path.parent}: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-        except BlockingIOError:
-            raise DiffctlError(f"{busy}: wait for it or stop it") from None
-        yield

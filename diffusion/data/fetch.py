@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from diffusion.data.cache import file_lock
 from diffusion.data.download import TransferFailed, digest_of, transfer
-from diffusion.errors import DiffctlError
+from diffusion.errors import DiffctlError, TemporaryError
 from diffusion.files import sync_folder
+from diffusion.locks import file_lock
 
 Notify = Callable[[int, int, str], None]  # bytes done, bytes in all, of which file
 
@@ -42,8 +42,8 @@ def fetch(remote: Remote, folder: Path, notify: Notify | None = None, retry: Ret
     """The verified file in `folder`, downloaded when it is not there.
 
     One process downloads a file at a time; the others wait and find it. DIFFCTL_MIRROR, a base address, is
-    asked first. DiffctlError when no address serves the right content, or when a file lies there already
-    and is another one.
+    asked first. TemporaryError when the network or the servers fail; DiffctlError when no address serves the
+    right content, or when a file lies there already and is another one.
     """
     path = folder / remote.name
     if not path.exists():  # it appears whole, so a shared cache may be read-only
@@ -110,7 +110,8 @@ def _download(remote: Remote, part: Path, urls: list[str], notify: Notify | None
             turn += 1
             if stalls < retry.stalls:
                 time.sleep(min(retry.longest, max(failure.after, retry.wait * 2 ** max(0, stalls - 1))))
-    raise DiffctlError(
+    kind = TemporaryError if stalls >= retry.stalls else DiffctlError
+    raise kind(
         f"cannot download {remote.name} ({why}): try again later, or get it elsewhere and put it at "
         f"{part.parent / remote.name}"
     )

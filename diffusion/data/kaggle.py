@@ -5,8 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from diffusion.data.cache import cache_root, file_lock
-from diffusion.errors import DiffctlError
+from diffusion.data.cache import cache_root
+from diffusion.errors import DiffctlError, TemporaryError
+from diffusion.locks import file_lock
 
 Kind = Literal["datasets", "competitions"]
 
@@ -28,20 +29,24 @@ def from_kaggle(kind: Kind, handle: str, by_hand: str) -> Path:
     """The folder with the files of a Kaggle data set or competition, in kagglehub's own cache.
 
     A second call downloads nothing. DiffctlError, ending in what to do by hand, when kagglehub is not
-    there, may not sign in, or fails.
+    there, may not sign in, or fails; TemporaryError when Kaggle does not answer.
     """
     if not can_ask_kaggle():
         raise DiffctlError(how_to_get(kind, handle, by_hand))
     import kagglehub
+    import requests
 
     download = kagglehub.dataset_download if kind == "datasets" else kagglehub.competition_download
     with file_lock(cache_root() / f".kaggle-{handle.replace('/', '-')}.lock"):
         try:
             return Path(download(handle))
+        except (requests.ConnectionError, requests.Timeout) as error:
+            raise TemporaryError(
+                f"Kaggle does not answer ({_first_line(error)}): try again later, or {by_hand}"
+            ) from None
         except Exception as error:  # it raises its own, requests' and the disk's
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise DiffctlError(
-                f"Kaggle did not give {handle} ({reason}): have you accepted its rules at "
+                f"Kaggle did not give {handle} ({_first_line(error)}): have you accepted its rules at "
                 f"{_page(kind, handle)}? Else {by_hand}"
             ) from None
 
@@ -52,6 +57,10 @@ def how_to_get(kind: Kind, handle: str, by_hand: str) -> str:
         f"{by_hand}; get it from {_page(kind, handle)}, or let diffctl do so: pip install 'diffctl[kaggle]' "
         "and put your token (kaggle.com/settings) in KAGGLE_API_TOKEN or ~/.kaggle/kaggle.json"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def _page(kind: Kind, handle: str) -> str:

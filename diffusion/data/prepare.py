@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from diffusion.config import DataConfig, fingerprint
-from diffusion.data.cache import file_lock
 from diffusion.data.fetch import Notify
 from diffusion.data.fill import Target, fill
 from diffusion.data.finish import Filled, finish
@@ -15,8 +14,10 @@ from diffusion.data.sources import SOURCES
 from diffusion.errors import DiffctlError
 from diffusion.files import atomic_folder
 from diffusion.layout import PREPARE_RUNS
+from diffusion.locks import file_lock
 
 Progress = Callable[[int, int], None]  # images done, images in all
+BUSY = "this data set is being prepared by another process already: wait for it or stop it"
 FORMAT = 1  # raise it when equal raw files would give other stores
 
 
@@ -38,7 +39,7 @@ def prepare(
     if config.on_bad == "stop":
         refuse(raw.problems, listing)
     folder = work / _name(config, raw)
-    with file_lock(folder / "lock", busy="this data set is being prepared by another process already"):
+    with file_lock(folder / "lock", timeout=0, busy=BUSY):
         targets = {name: _target(config, raw, split, folder / name) for name, split in raw.splits.items()}
         _need_room(folder, list(targets.values()))
         filled = _fill_all(raw, targets, progress)

@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
-from diffusion.errors import DiffctlError
+from diffusion.errors import TemporaryError
 
 MAX_WORKERS = 32  # the disk is the limit from there on
 
@@ -30,14 +30,14 @@ def cores() -> int:
 def worker_pool(work: Callable[..., object]) -> Iterator[tuple[ProcessPoolExecutor, int]]:
     """Yield a pool of processes for `work` and their number; on an exception what waits is dropped.
 
-    DiffctlError when the system kills one of them.
+    TemporaryError when the system kills one of them.
     """
     workers = min(cores(), MAX_WORKERS)
     pool = ProcessPoolExecutor(workers, mp_context=_context(), initializer=_start, initargs=(work,))
     try:
         yield pool, workers
     except BrokenProcessPool:
-        raise DiffctlError(
+        raise TemporaryError(
             "a process that reads images was killed, most likely for want of memory; run this again: it goes "
             "on where it stopped"
         ) from None
