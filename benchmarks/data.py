@@ -1,7 +1,7 @@
-"""What the data path reaches: `python -m benchmarks.data` (`--small` only tries whether it runs).
+"""What the data path reaches: `python -m benchmarks.data [batches] [preparing] [memory]`, all without a name.
 
-Run it with nothing else running; figures are medians of runs in turn. The workers of a preparation import
-this module again, so torch is imported where it is needed.
+`--small` only tries whether it runs. Run it with nothing else running; figures are medians of runs in turn.
+The workers of a preparation import this module again, so torch is imported where it is needed.
 """
 
 import os
@@ -178,14 +178,15 @@ def scratch() -> Iterator[Path]:
 
 def main() -> None:
     small = "--small" in sys.argv
-    results = [
-        batches(2_000, 20) if small else batches(),
-        preparing(600, 1) if small else preparing(),
-        memory(300, 1_200) if small else memory(),
-    ]
-    for result in results:
+    measures: dict[str, Callable[[], Result]] = {
+        "batches": lambda: batches(2_000, 20) if small else batches(),
+        "preparing": lambda: preparing(600, 1) if small else preparing(),
+        "memory": lambda: memory(300, 1_200) if small else memory(),
+    }
+    for measure in [name for name in measures if name in sys.argv] or measures:
+        result = measures[measure]()
         mark = "reached" if result.reached else "MISSED"
-        print(f"{result.what}: {result.figure} (goal: {result.goal}; {mark})")
+        print(f"{result.what}: {result.figure} (goal: {result.goal}; {mark})", flush=True)
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def test_damaged_bytes_give_an_image_or_a_reason(form, edits):
 def test_bad_files_are_reported_and_hold_zeros(tmp_path):
     (tmp_path / "good.png").write_bytes(encoded(noise()))
     (tmp_path / "text.png").write_text("text")
-    rows = read_images(tmp_path, np.array([b"good.png", b"text.png", b"gone.png"]), 16, 3)
+    rows = read_images(tmp_path, [b"good.png", b"text.png", b"gone.png"], 16, 3)
     assert rows.bad == {1: "not an image", 2: "not readable (No such file or directory)"}
     np.testing.assert_array_equal(rows.images[0], np.asarray(noise()))
     assert not rows.images[1:].any()

@@ -97,8 +97,8 @@ def fill(reader: Reader, target: Target, done: Done) -> dict[int, str]:
 
 def read_digests(target: Target) -> Iterator[NDArray[np.uint8]]:
     """The digests of all rows in order, (n, 64) at a time: see `Target.digests`."""
-    for start in range(0, target.shape[0], 65536):
-        count = min(65536, target.shape[0] - start)
+    for start in range(0, target.shape[0], 8192):
+        count = min(8192, target.shape[0] - start)
         yield np.fromfile(target.digests, dtype=np.uint8, count=64 * count, offset=64 * start).reshape(-1, 64)
 
 

@@ -1,141 +1,57 @@
-"""Folders of image files: finding them, and reading them as rows of a split."""
+"""Image files as rows of a split."""
 
 import hashlib
 import os
-import stat
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from diffusion.data.decode import SUFFIXES, BadImage, decode
-from diffusion.data.problems import Problem
+from diffusion.data.decode import BadImage, decode
+from diffusion.data.listing import FilePaths
 from diffusion.data.source import Job, Rows
-from diffusion.errors import DiffctlError
+from diffusion.data.splits import Indices
 
 MAX_FILE = 256 << 20  # bytes; no image of the allowed size needs more
 
 
-Names = NDArray[np.bytes_]
-"""Paths as the file system spells them. Millions of str objects would be most of the memory."""
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The image files below a folder, by sorted relative path, and what lies among them.
-
-    `folders` has the prefix and the number of images of every folder, in the order of `names`. `content`
-    changes with any file's name or size; `identity` also with its time.
-    """
-
-    names: Names
-    folders: list[tuple[str, int]]
-    others: list[str]
-    problems: list[Problem]
-    content: str
-    identity: str
-
-
-def list_images(root: Path) -> Listing:
-    """Find all images below `root`; hidden files are passed over, links to folders are followed once.
-
-    DiffctlError for a folder that cannot be read.
-    """
-    names: list[Names] = [np.empty(0, dtype="S1")]
-    folders: list[tuple[str, int]] = []
-    others: list[str] = []
-    problems: list[Problem] = []
-    content, identity = hashlib.sha256(), hashlib.sha256()
-    for prefix, files in _walk(root, "", set()):
-        content.update(os.fsencode("".join(f"{prefix}{name}\0{size}\n" for name, size, _ in files)))
-        identity.update(np.array([time for _, _, time in files], dtype="<i8").data)
-        images, taken = [], set()
-        for name, _, _ in files:
-            stem, dot, suffix = name.rpartition(".")
-            if f"{dot}{suffix}".lower() not in SUFFIXES:
-                others.append(prefix + name)
-            elif stem.casefold() in taken:
-                problems.append(Problem(prefix + name, "with the name of another"))
-            else:
-                taken.add(stem.casefold())
-                images.append(os.fsencode(prefix + name))
-        if images:
-            names.append(np.array(images))
-            folders.append((prefix, len(images)))
-    identity.update(content.digest())
-    return Listing(
-        np.concatenate(names), folders, others, problems, content.hexdigest(), identity.hexdigest()
-    )
-
-
-def _walk(
-    root: Path, prefix: str, seen: set[tuple[int, int]]
-) -> Iterator[tuple[str, list[tuple[str, int, int]]]]:
-    """Every folder below root in sorted order: its prefix, and the name, size and time of its files."""
-    folder = root / prefix
-    try:
-        here = folder.stat()
-        if (here.st_dev, here.st_ino) in seen:
-            return
-        seen.add((here.st_dev, here.st_ino))
-        with os.scandir(folder) as entries:
-            visible = sorted((entry.name, entry.is_dir()) for entry in entries if entry.name[0] != ".")
-    except OSError as error:
-        raise DiffctlError(f"cannot look into {folder}: {error.strerror}") from None
-    yield prefix, [file for name, is_dir in visible if not is_dir for file in _file(folder, name)]
-    for name, is_dir in visible:
-        if is_dir and name != "__MACOSX":
-            yield from _walk(root, f"{prefix}{name}/", seen)
-
-
-def _file(folder: Path, name: str) -> Iterator[tuple[str, int, int]]:
-    """A file's name, size and time; nothing for a device. A broken link is a file that fails later."""
-    path = f"{folder}/{name}"
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        status = os.lstat(path)
-    if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
-        yield name, status.st_size, status.st_mtime_ns
-
-
 class ImageFileReader:
-    """A reader of image files below `root`, decoded to squares of `size` with `channels`."""
+    """A reader of chosen files below `root`, in their order, as squares of `size` with `channels`."""
 
     heavy = True
 
-    def __init__(self, root: Path, names: Names, size: int, channels: int) -> None:
+    def __init__(self, root: Path, paths: FilePaths, rows: Indices, size: int, channels: int) -> None:
         self.root = root
-        self.names = names
+        self.paths = paths
+        self.rows = rows
         self.size = size
         self.channels = channels
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.rows)
 
     def job(self, start: int, stop: int) -> Job:
         """Decodes files `start` to `stop`."""
-        return partial(read_images, self.root, self.names[start:stop], self.size, self.channels)
+        paths = self.paths.take(self.rows[start:stop])
+        return partial(read_images, self.root, paths, self.size, self.channels)
 
     def where(self, row: int) -> str:
         """The file's path below the root."""
-        return os.fsdecode(self.names[row])
+        return os.fsdecode(self.paths.take(self.rows[row : row + 1])[0])
 
 
-def read_images(root: Path, names: Names, size: int, channels: int) -> Rows:
+def read_images(root: Path, paths: Sequence[bytes], size: int, channels: int) -> Rows:
     """The files' images (n, size, size, channels) and their SHA-256; what cannot be read is in `bad`."""
-    images = np.empty((len(names), size, size, channels), dtype=np.uint8)
+    images = np.empty((len(paths), size, size, channels), dtype=np.uint8)
     digests, bad = [], {}
     folder = os.fsencode(root) + b"/"
     with warnings.catch_warnings(action="ignore"):  # what Pillow warns of is refused, or read all the same
-        for index, name in enumerate(names):
+        for index, path in enumerate(paths):
             digest = bytes(32)
             try:
-                content = _read(folder + name)
+                content = _read(folder + path)
                 digest = hashlib.sha256(content).digest()
                 images[index] = decode(content, size, channels)
             except BadImage as error:

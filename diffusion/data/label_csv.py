@@ -1,11 +1,10 @@
 """A CSV file that names the class of each image, and its split where there is an official one."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusion.data.problems import Problem
 from diffusion.errors import UsageError
 
 SPLITS = {"train": "train", "test": "test", "val": "test", "valid": "test", "validation": "test"}
@@ -13,36 +12,31 @@ FILE_COLUMNS, LABEL_COLUMNS = ("file", "filename", "path", "image"), ("label", "
 
 
 class Row(NamedTuple):
-    """What the list says of an image; an empty label is none."""
+    """What the list says of an image; an empty label is none, and `split` None, train or test."""
 
+    file: str
     label: str
     split: str | None
 
 
-def read_labels(path: Path) -> tuple[dict[str, Row], list[Problem]]:
-    """The rows by file name, without those that contradict each other, which are problems.
+def read_labels(path: Path) -> Iterator[Row]:
+    """The rows, one after another.
 
     UsageError when the file is missing, not CSV in UTF-8, or lacks a column.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            rows, columns = list(reader), list(reader.fieldnames or [])
+            columns = list(reader.fieldnames or [])
+            name_column = _column(path, columns, FILE_COLUMNS)
+            label_column = _column(path, columns, LABEL_COLUMNS)
+            for values in reader:
+                name = (values[name_column] or "").strip().replace("\\", "/").removeprefix("./")
+                yield Row(name, (values[label_column] or "").strip(), _split(path, values.get("split")))
     except FileNotFoundError:
         raise UsageError(f"data.labels: {path} is not there; it is looked for in data.path") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"data.labels: {path} is not readable as CSV in UTF-8 ({error})") from None
-    name_column = _column(path, columns, FILE_COLUMNS)
-    label_column = _column(path, columns, LABEL_COLUMNS)
-    listed: dict[str, Row] = {}
-    contradicted: set[str] = set()
-    for values in rows:
-        name = (values[name_column] or "").strip().replace("\\", "/").removeprefix("./")
-        row = Row((values[label_column] or "").strip(), _split(path, values.get("split")))
-        if listed.setdefault(name, row) != row:
-            contradicted.add(name)
-    problems = [Problem(name, "listed twice with different labels") for name in sorted(contradicted)]
-    return {name: row for name, row in listed.items() if name not in contradicted}, problems
 
 
 def _column(path: Path, columns: Sequence[str], names: Sequence[str]) -> str:

@@ -25,16 +25,22 @@ def hold_out(labels: Labels | None, count: int, held_out: int, seed: int) -> tup
     """
     if not 0 < held_out < count:
         raise ValueError(f"cannot hold out {held_out} of {count} images: at least one must be on each side")
-    order = shuffled(count, seed, 0)
-    in_test = np.zeros(count, dtype=bool)
-    if labels is None:
-        in_test[order[:held_out]] = True
-    else:
-        classes, sizes = np.unique(labels, return_counts=True)
-        for label, share in zip(classes, _shares(sizes, held_out), strict=True):
-            in_test[order[labels[order] == label][:share]] = True
+    in_test = _chosen(labels, held_out, shuffled(count, seed, 0))
     order = shuffled(count, seed, 1)  # another one: in the first, the held-out images of a class come early
     return order[~in_test[order]], order[in_test[order]]
+
+
+def _chosen(labels: Labels | None, held_out: int, order: Indices) -> NDArray[np.bool_]:
+    """Which images are held out: the first in the order, of every class its share."""
+    chosen = np.zeros(len(order), dtype=bool)
+    if labels is None:
+        chosen[order[:held_out]] = True
+        return chosen
+    classes, sizes = np.unique(labels, return_counts=True)
+    ordered = labels[order]
+    for label, share in zip(classes, _shares(sizes, held_out), strict=True):
+        chosen[order[ordered == label][:share]] = True
+    return chosen
 
 
 def _shares(sizes: Indices, total: int) -> Indices:

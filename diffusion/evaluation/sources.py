@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffusion.data.image_files import list_images, read_images
+from diffusion.data.image_files import read_images
+from diffusion.data.listing import list_images
 from diffusion.data.problems import Problem, summary
 from diffusion.data.store import Images, ImageStore, Labels, content_digest, open_store
 from diffusion.errors import DiffctlError, DiffctlWarning, UsageError
@@ -66,7 +67,8 @@ def _read_npz(path: Path) -> tuple[Images, Labels | None]:
 
 def _read_folder(path: Path) -> Images:
     listing = list_images(path)
-    names = [os.fsdecode(name) for name in listing.names]
+    paths = listing.paths.take(np.arange(len(listing.paths)))
+    names = [os.fsdecode(name) for name in paths]
     if not names:
         raise UsageError(f"{path} has no images: give a folder of png or jpeg files, an npz, or a store")
     if lossy := sum(name.lower().endswith(LOSSY) for name in names):
@@ -77,7 +79,7 @@ def _read_folder(path: Path) -> Images:
             stacklevel=2,
         )
     size = _common_size(path, names)
-    rows = read_images(path, listing.names, size, 3)
+    rows = read_images(path, paths, size, 3)
     bad = [Problem(names[row], why) for row, why in rows.bad.items()] + listing.problems
     if bad:
         raise DiffctlError(f"{len(bad):,} of the images in {path} cannot be used: {summary(bad)}")

@@ -1,18 +1,19 @@
 """A folder of one's own images: class sub-folders, a CSV file with labels, or no labels."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffusion.config import DataConfig
 from diffusion.data.cache import raw_folder
 from diffusion.data.fetch import Notify
-from diffusion.data.image_files import ImageFileReader, Listing, Names, list_images
-from diffusion.data.label_csv import SPLITS, Row, read_labels
+from diffusion.data.image_files import ImageFileReader
+from diffusion.data.label_csv import SPLITS, read_labels
+from diffusion.data.listing import FilePaths, Listing, list_images
 from diffusion.data.problems import Problem
 from diffusion.data.source import Outlook, RawData, Split
 from diffusion.data.splits import Indices, hold_out, shuffled
@@ -24,14 +25,19 @@ TEST_FRACTION = 0.1
 
 @dataclass(frozen=True)
 class Items:
-    """Images by column: path below the root, class name and split, these None where they are not known."""
+    """The images that can be used, by column: their rows in the listing, and the number of their class.
 
-    names: Names
-    labels: Sequence[str] | None
-    splits: Sequence[str | None]
+    `classes` has the names in that order; unlabelled images have none, and `labels` None. `in_test` is the
+    official split, None when there is none.
+    """
+
+    rows: Indices
+    classes: tuple[str, ...] = ()
+    labels: Labels | None = None
+    in_test: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.rows)
 
 
 class ImageFolder:
@@ -43,24 +49,22 @@ class ImageFolder:
             items, problems, listing = self._items(config)
         except DiffctlError as error:
             return Outlook(0, None, 0, blocked=str(error))
-        classes = len(set(items.labels or ()))
-        return Outlook(len(items), None, classes, problems=problems, sources=_sources(listing))
+        return Outlook(len(items), None, len(items.classes), problems=problems, sources=_sources(listing))
 
     def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
         """Classes in alphabetical (or numerical) order; without an official split a stratified one."""
         items, problems, listing = self._items(config)
         root = raw_folder(config.name, config.path)
-        classes, labels = _numbered(items)
-        train, test = _split_rows(items, labels, config)
+        train, test = _split_rows(items, config)
         assert config.image_size is not None, "the config refuses an image-folder without a size"
         size, channels = config.image_size, config.channels or 3
 
-        def split(rows: Indices) -> Split:
-            reader = ImageFileReader(root, items.names[rows], size, channels)
-            return Split(reader, None if labels is None else labels[rows])
+        def split(chosen: Indices) -> Split:
+            reader = ImageFileReader(root, listing.paths, items.rows[chosen], size, channels)
+            return Split(reader, None if items.labels is None else items.labels[chosen])
 
         return RawData(
-            classes=classes,
+            classes=items.classes,
             shape=None,
             train=split(train),
             test=split(test),
@@ -74,14 +78,14 @@ class ImageFolder:
         if not root.is_dir():
             raise DiffctlError(f"data.path: {root} is not a folder")
         listing = list_images(root)
-        if not len(listing.names):
+        if not len(listing.paths):
             raise DiffctlError(f"data.path: {root} has no png, jpeg, webp or gif images")
         if config.labels is not None and config.labels.endswith(".csv"):
             items, problems = _by_csv(root / config.labels, listing)
         else:
             items, problems = _by_folder(root, listing, config.labels)
         if not items:
-            raise DiffctlError(f"data.path: none of the {len(listing.names):,} images in {root} has a label")
+            raise DiffctlError(f"data.path: none of the {len(listing.paths):,} images in {root} has a label")
         return items, [*listing.problems, *problems], listing
 
 
@@ -89,44 +93,43 @@ def _sources(listing: Listing) -> dict[str, str]:
     return {"names and sizes": listing.content}
 
 
-def class_order(names: set[str]) -> list[str]:
+def class_order(names: Iterable[str]) -> tuple[str, ...]:
     """Class names sorted, as numbers when all are."""
-    numbers = all(name.isdigit() for name in names)
-    return sorted(names, key=lambda name: (int(name), name) if numbers else (0, name))
-
-
-def _numbered(items: Items) -> tuple[tuple[str, ...], Labels | None]:
-    """The classes in order and the number of each item's; no classes and None for unlabelled images."""
-    if items.labels is None:
-        return (), None
-    classes = class_order(set(items.labels))
-    number = {name: at for at, name in enumerate(classes)}
-    return tuple(classes), np.fromiter((number[label] for label in items.labels), dtype=np.int64)
+    different = set(names)
+    numbers = all(name.isdigit() for name in different)
+    return tuple(sorted(different, key=lambda name: (int(name), name) if numbers else (0, name)))
 
 
 def _by_folder(root: Path, listing: Listing, labels: str | None) -> tuple[Items, list[Problem]]:
     """The class is the first folder of the path, after the split's folder where there are official ones."""
     official = _split_folders(listing)
-    splits: list[str | None] = []
-    found: list[str] = []  # the class of each image, "" outside a class folder
-    for prefix, count in listing.folders:
-        top, _, below = prefix.partition("/")
-        splits += [official.get(top)] * count
-        found += [(below if official else prefix).partition("/")[0]] * count
-    if labels == "none" or (labels is None and not any(found)):
-        return Items(listing.names, None, splits), _stray(listing, 0)
-    if not any(found):
+    folders = listing.paths.folders
+    counts = [count for _, count in folders]
+    split_of = [official.get(prefix.partition("/")[0]) == "test" for prefix, _ in folders]
+    in_test = np.repeat(np.array(split_of), counts) if official else None
+    below = [prefix.partition("/")[2] if official else prefix for prefix, _ in folders]
+    class_of = [prefix.partition("/")[0] for prefix in below]  # "" outside a class folder
+    if labels == "none" or (labels is None and not any(class_of)):
+        return Items(np.arange(len(listing.paths)), in_test=in_test), _stray(listing, 0)
+    if not any(class_of):
         raise UsageError(f"data.labels: folders, but {root} has no sub-folder with images")
-    inside = np.array([label != "" for label in found])
-    loose = [Problem(os.fsdecode(name), "outside a class folder") for name in listing.names[~inside]]
-    empty = [Problem(name, "empty class") for name in sorted(_class_folders(root, official) - set(found))]
-    items = Items(listing.names[inside], list(compress(found, inside)), list(compress(splits, inside)))
+    classes = class_order(name for name in class_of if name)
+    number = {name: at for at, name in enumerate(classes)}
+    found = np.repeat(np.array([number.get(name, -1) for name in class_of], dtype=np.int64), counts)
+    rows = np.flatnonzero(found >= 0)
+    loose = _problems(listing.paths, np.flatnonzero(found < 0), "outside a class folder")
+    empty = [Problem(name, "empty class") for name in sorted(_class_folders(root, official) - number.keys())]
+    items = Items(rows, classes, found[rows], None if in_test is None else in_test[rows])
     return items, loose + empty + _stray(listing, 1 + bool(official))
+
+
+def _problems(paths: FilePaths, rows: Indices, why: str) -> list[Problem]:
+    return [Problem(os.fsdecode(path), why) for path in paths.take(rows)]
 
 
 def _split_folders(listing: Listing) -> dict[str, str]:
     """The official split by folder, when all images lie in train and others that are held out."""
-    tops = {prefix.partition("/")[0] for prefix, _ in listing.folders}
+    tops = {prefix.partition("/")[0] for prefix, _ in listing.paths.folders}
     if len(tops) > 1 and "train" in tops and tops <= SPLITS.keys():
         return {top: SPLITS[top] for top in tops}
     return {}
@@ -149,30 +152,48 @@ def _stray(listing: Listing, depth: int) -> list[Problem]:
 
 
 def _by_csv(path: Path, listing: Listing) -> tuple[Items, list[Problem]]:
-    rows, problems = read_labels(path)
-    told = {problem.where for problem in problems}
-    names: list[bytes] = []
-    found: list[Row] = []
-    for spelled in listing.names:
-        name = os.fsdecode(spelled)
-        row = rows.pop(name, None)
-        if row is not None and row.label:
-            names.append(spelled)
-            found.append(row)
-        elif name not in told:
-            problems.append(Problem(name, "without a label"))
-    problems += [Problem(name, "missing") for name in sorted(rows)]
-    items = Items(np.array(names), [row.label for row in found], [row.split for row in found])
-    return items, problems + _stray(listing, 0)
+    """The classes and splits that a list names; what has none, or two, is a problem."""
+    paths = listing.paths
+    labels = np.full(len(paths), -1, dtype=np.int64)
+    splits = np.zeros(len(paths), dtype=np.uint8)  # places in `of_split`
+    numbers: dict[str, int] = {}
+    of_split = (None, "train", "test")
+    twice: set[int] = set()
+    missing: set[str] = set()
+    for name, label, split in read_labels(path):
+        if (row := paths.find(name)) < 0:
+            missing.add(name)
+            continue
+        told = numbers.setdefault(label, len(numbers)), of_split.index(split)
+        if labels[row] >= 0 and (labels[row], splits[row]) != told:
+            twice.add(row)
+        labels[row], splits[row] = told
+    labels[labels == numbers.get("", -1)] = -1
+    problems = _problems(paths, np.array(sorted(twice), dtype=np.int64), "listed twice with different labels")
+    unlabelled = sorted(set(np.flatnonzero(labels < 0).tolist()) - twice)
+    problems += _problems(paths, np.array(unlabelled, dtype=np.int64), "without a label")
+    problems += [Problem(name, "missing") for name in sorted(missing)]
+    labels[list(twice)] = -1
+    rows = np.flatnonzero(labels >= 0)
+    classes, found = _in_class_order(list(numbers), labels[rows])
+    in_test = splits[rows] == of_split.index("test") if splits[rows].any() else None
+    return Items(rows, classes, found, in_test), problems + _stray(listing, 0)
 
 
-def _split_rows(items: Items, labels: Labels | None, config: DataConfig) -> tuple[Indices, Indices]:
-    """Shuffled rows of the training and the test split: the official one, else held out."""
-    in_test = np.fromiter((split == "test" for split in items.splits), dtype=bool)
-    if any(split is not None for split in items.splits):
+def _in_class_order(names: list[str], labels: Labels) -> tuple[tuple[str, ...], Labels]:
+    """The classes with images, in order, and the labels, places in `names` before, as places in that."""
+    present = [names[number] for number in np.unique(labels)]
+    classes = class_order(present)
+    place = {name: at for at, name in enumerate(classes)}
+    return classes, np.array([place.get(name, -1) for name in names], dtype=np.int64)[labels]
+
+
+def _split_rows(items: Items, config: DataConfig) -> tuple[Indices, Indices]:
+    """Shuffled places in `items` of the training and the test split: the official one, else held out."""
+    if items.in_test is not None:
         if config.test_fraction is not None:
             raise UsageError("data.test_fraction: these images have a test split of their own; leave it out")
-        train, test = np.flatnonzero(~in_test), np.flatnonzero(in_test)
+        train, test = np.flatnonzero(~items.in_test), np.flatnonzero(items.in_test)
         if not len(train) or not len(test):
             raise DiffctlError("data.path: one of the splits train and test has no images")
         return train[shuffled(len(train), 0, 0)], test[shuffled(len(test), 0, 1)]
@@ -180,4 +201,4 @@ def _split_rows(items: Items, labels: Labels | None, config: DataConfig) -> tupl
         raise DiffctlError("data.path: one image is too few, since some are held out to test against")
     fraction = config.test_fraction or TEST_FRACTION
     held_out = min(len(items) - 1, max(1, round(fraction * len(items))))
-    return hold_out(labels, len(items), held_out, seed=0)
+    return hold_out(items.labels, len(items), held_out, seed=0)

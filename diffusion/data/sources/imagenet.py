@@ -10,8 +10,9 @@ import numpy as np
 from diffusion.config import DataConfig
 from diffusion.data.cache import raw_folder
 from diffusion.data.fetch import Notify
-from diffusion.data.image_files import ImageFileReader, Names, list_images
+from diffusion.data.image_files import ImageFileReader
 from diffusion.data.kaggle import can_ask_kaggle, from_kaggle, how_to_get
+from diffusion.data.listing import FilePaths, list_images
 from diffusion.data.problems import Problem
 from diffusion.data.source import Outlook, RawData, Split
 from diffusion.data.splits import Indices, shuffled
@@ -28,10 +29,11 @@ COUNT = 1_281_167 + 50_000
 
 
 class Files(NamedTuple):
-    """The image files of a split below one of the challenge's folders."""
+    """The image files of a split below one of the challenge's folders: chosen rows of a listing."""
 
     folder: str
-    names: Names
+    paths: FilePaths
+    rows: Indices
     labels: Labels
     problems: list[Problem]
     identity: str
@@ -62,14 +64,14 @@ class ImageNet:
         def split(part: Files, order: Indices) -> Split:
             assert config.image_size is not None, "the config refuses imagenet without a size"
             size, channels = config.image_size, config.channels or 3
-            reader = ImageFileReader(root / part.folder, part.names[order], size, channels)
+            reader = ImageFileReader(root / part.folder, part.paths, part.rows[order], size, channels)
             return Split(reader, part.labels[order])
 
         return RawData(
             classes=classes,
             shape=None,
-            train=split(train, shuffled(len(train.names), 0)),
-            test=split(test, np.arange(len(test.names))),
+            train=split(train, shuffled(len(train.rows), 0)),
+            test=split(test, np.arange(len(test.rows))),
             identity=f"{train.identity}:{test.identity}",
             problems=[*train.problems, *test.problems],
         )
@@ -87,38 +89,41 @@ def read_synsets(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
 def _train_files(root: Path, synsets: dict[str, int]) -> Files:
     """A folder a synset."""
     listing = list_images(root / TRAIN)
-    of_folder = [synsets.get(prefix.partition("/")[0], -1) for prefix, _ in listing.folders]
-    labels = np.repeat(np.array(of_folder, dtype=np.int64), [count for _, count in listing.folders])
-    known = labels >= 0
-    if not known.any():
+    folders = listing.paths.folders
+    of_folder = [synsets.get(prefix.partition("/")[0], -1) for prefix, _ in folders]
+    labels = np.repeat(np.array(of_folder, dtype=np.int64), [count for _, count in folders])
+    rows, unknown = np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)
+    if not len(rows):
         raise DiffctlError(f"{root / TRAIN} has no images of the synsets in {SYNSETS}")
     problems = [*listing.problems, *(Problem(name, "not an image") for name in listing.others)]
-    problems += [Problem(os.fsdecode(name), "of an unknown synset") for name in listing.names[~known]]
-    empty = set(synsets.values()) - set(labels.tolist())
+    unknown_paths = listing.paths.take(unknown)
+    problems += [Problem(os.fsdecode(path), "of an unknown synset") for path in unknown_paths]
+    empty = set(synsets.values()) - set(of_folder)
     problems += [Problem(synset, "empty class") for synset, label in synsets.items() if label in empty]
-    return Files(TRAIN, listing.names[known], labels[known], problems, listing.identity)
+    return Files(TRAIN, listing.paths, rows, labels[rows], problems, listing.identity)
 
 
 def _val_files(root: Path, synsets: dict[str, int]) -> Files:
     """The images of the solution, in the order of their names."""
-    names, labels, problems = [], [], []
+    rows, labels, problems = [], [], []
     solution = _read_solution(root / SOLUTION)
     listing = list_images(root / VAL)
-    here = set(listing.names.tolist())
     for image in sorted(solution):
         if solution[image] not in synsets:
             raise DiffctlError(
                 f"{root / SOLUTION}: {image or 'a line'} has no synset of {SYNSETS}: get it again"
             )
-        name = os.fsencode(f"{image}.JPEG")
-        if name in here:
-            names.append(name)
+        row = listing.paths.find(f"{image}.JPEG")
+        if row >= 0:
+            rows.append(row)
             labels.append(synsets[solution[image]])
         else:
             problems.append(Problem(f"{image}.JPEG", "missing"))
-    if not names:
+    if not rows:
         raise DiffctlError(f"{root / VAL} has none of the images of {SOLUTION}")
-    return Files(VAL, np.array(names), np.array(labels, dtype=np.int64), problems, listing.identity)
+    return Files(
+        VAL, listing.paths, np.array(rows), np.array(labels, dtype=np.int64), problems, listing.identity
+    )
 
 
 def _read_solution(path: Path) -> dict[str, str]:

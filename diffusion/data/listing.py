@@ -1,0 +1,168 @@
+"""Which image files lie below a folder, found in little memory: a few bytes a file beside its name."""
+
+import hashlib
+import os
+import stat
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion.data.decode import SUFFIXES
+from diffusion.data.problems import Problem
+from diffusion.data.splits import Indices
+from diffusion.errors import DiffctlError
+
+CHUNK = 4096  # files that are Python objects at a time
+
+Names = NDArray[np.bytes_]
+
+
+class FilePaths:
+    """Relative paths as the file system spells them, by row: a column of sorted names for every folder.
+
+    Millions of bytes objects would be most of the memory that preparing takes.
+    """
+
+    def __init__(self, folders: Sequence[tuple[str, Names]]) -> None:
+        """`folders` are prefixes ("" or "a/b/") and the names of the files there."""
+        self.folders = [(prefix, len(names)) for prefix, names in folders]
+        self._columns = [(os.fsencode(prefix), names) for prefix, names in folders]
+        self._numbers = {prefix: number for number, (prefix, _) in enumerate(folders)}
+        self._starts = np.cumsum([0, *(len(names) for _, names in folders)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def take(self, rows: Indices) -> list[bytes]:
+        """The paths of some rows."""
+        which = np.searchsorted(self._starts, rows, side="right") - 1
+        places = zip(which.tolist(), (rows - self._starts[which]).tolist(), strict=True)
+        return [self._columns[number][0] + self._columns[number][1].item(at) for number, at in places]
+
+    def find(self, path: str) -> int:
+        """The row of a path, -1 when it is none of them."""
+        prefix, slash, name = path.rpartition("/")
+        number = self._numbers.get(prefix + slash, -1)
+        if number < 0:
+            return -1
+        wanted, names = os.fsencode(name), self._columns[number][1]
+        at = bisect_left(names, wanted)
+        return int(self._starts[number]) + at if at < len(names) and names[at] == wanted else -1
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The image files below a folder, and what lies among them: other files, and files not to be used.
+
+    `content` changes with any file's name or size; `identity` also with its time.
+    """
+
+    paths: FilePaths
+    others: list[str]
+    problems: list[Problem]
+    content: str
+    identity: str
+
+
+def list_images(root: Path) -> Listing:
+    """Find all images below `root`; hidden files are passed over, links to folders are followed once.
+
+    DiffctlError for a folder that cannot be read.
+    """
+    folders: list[tuple[str, Names]] = []
+    others: list[str] = []
+    problems: list[Problem] = []
+    content, identity = hashlib.sha256(), hashlib.sha256()
+    for prefix, names in _walk(root, "", set()):
+        images: list[Names] = []
+        for start in range(0, len(names), CHUNK):
+            files = [file for name in names[start : start + CHUNK] for file in _file(root, prefix, name)]
+            content.update(os.fsencode("".join(f"{prefix}{name}\0{size}\n" for name, size, _ in files)))
+            identity.update(np.array([time for _, _, time in files], dtype="<i8").data)
+            others += [prefix + name for name, _, _ in files if not _is_image(name)]
+            images.append(_column(os.fsencode(name) for name, _, _ in files if _is_image(name)))
+        if any(map(len, images)):
+            column, twins = _without_twins(np.concatenate(images))
+            folders.append((prefix, column))
+            problems += [Problem(prefix + name, "with the name of another") for name in twins]
+    identity.update(content.digest())
+    return Listing(FilePaths(folders), others, problems, content.hexdigest(), identity.hexdigest())
+
+
+def _walk(root: Path, prefix: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, Names]]:
+    """Every folder below root in sorted order: its prefix, and the sorted names of what is no folder."""
+    folder = root / prefix
+    try:
+        here = folder.stat()
+        if (here.st_dev, here.st_ino) in seen:
+            return
+        seen.add((here.st_dev, here.st_ino))
+        names, folders = _look_into(folder)
+    except OSError as error:
+        raise DiffctlError(f"cannot look into {folder}: {error.strerror}") from None
+    yield prefix, names
+    for name in folders:
+        if name != "__MACOSX":
+            yield from _walk(root, f"{prefix}{name}/", seen)
+
+
+def _look_into(folder: Path) -> tuple[Names, list[str]]:
+    """What is visible in a folder, sorted: the names of files, and of folders."""
+    columns: list[Names] = []
+    files: list[bytes] = []
+    folders: list[str] = []
+    with os.scandir(os.fsencode(folder)) as entries:
+        for entry in entries:
+            if entry.name.startswith(b"."):
+                continue
+            if entry.is_dir():
+                folders.append(os.fsdecode(entry.name))
+                continue
+            files.append(entry.name)
+            if len(files) == CHUNK:
+                columns.append(_column(files))
+                files = []
+    names = np.concatenate([*columns, _column(files)])
+    names.sort()
+    return names, sorted(folders)
+
+
+def _column(names: Iterator[bytes] | list[bytes]) -> Names:
+    return np.array(list(names), dtype=np.bytes_)
+
+
+def _file(root: Path, prefix: str, name: bytes) -> Iterator[tuple[str, int, int]]:
+    """A file's name, size and time; nothing for a device. A broken link is a file that fails later."""
+    decoded = os.fsdecode(name)
+    path = f"{root}/{prefix}{decoded}"
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        status = os.lstat(path)
+    if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+        yield decoded, status.st_size, status.st_mtime_ns
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def _without_twins(names: Names) -> tuple[Names, list[str]]:
+    """The names, and apart those that differ from an earlier one in suffix or case alone."""
+    hashes = np.fromiter((hash(_stem(name)) for name in names), dtype=np.int64, count=len(names))
+    if len(np.unique(hashes)) == len(names):
+        return names, []  # that no stem comes twice is told by 8 bytes a name
+    taken: set[str] = set()
+    first = np.ones(len(names), dtype=bool)
+    for at, name in enumerate(names):
+        first[at] = _stem(name) not in taken
+        taken.add(_stem(name))
+    return names[first], [os.fsdecode(name) for name in names[~first]]
+
+
+def _stem(name: bytes) -> str:
+    return os.path.splitext(os.fsdecode(name))[0].casefold()
