@@ -29,10 +29,12 @@ def data() -> None:
 @app.command()
 def reference() -> None:
     """Compute the reference's features and those of held-out real images: data/reference."""
+    from cli.project import preflight
     from diffusion.config import load
     from diffusion.evaluation.reference import make_reference
     from diffusion.layout import PREPARED, REFERENCE
 
+    preflight("reference")
     with progress("reference") as show:
         make_reference(load(), PREPARED, REFERENCE, show)
 
@@ -92,12 +94,14 @@ def sample() -> None:
 @app.command()
 def evaluate() -> None:
     """Score every cell against the reference: metrics/scores.json, and the curves in MLflow."""
+    from cli.project import preflight
     from diffusion.config import load
     from diffusion.evaluation.evaluate import evaluate as score
     from diffusion.evaluation.evaluate import write_scores
     from diffusion.layout import PREPARED, REFERENCE, RUN, SAMPLES, SCORE_CURVES, SCORES
     from tracking.runs import log_scores
 
+    preflight("evaluate")
     with progress("evaluate") as show:
         scores = score(load(), SAMPLES, REFERENCE, show, PREPARED)
     write_scores(scores, SCORES, SCORE_CURVES)

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from diffusion.layout import CELL_RUNS, MODEL, PREPARED, TRAIN_RUNS
 from flows.dvc import STAGES, push_outs, reproduce
+from flows.terminal import say
 
 RESUMABLE = ("train", "sample")  # the stages that save what they have and go on from it
 
@@ -22,7 +23,18 @@ async def step(name: str, fresh: bool) -> str | None:
         await push_outs()
     else:
         await reproduce(name, force=fresh and name in RESUMABLE)
+    if name == "data" and _raw_files_changed():
+        say("==> data: its raw files have changed since they were prepared\n")
+        await reproduce(name, force=True)
     return None
+
+
+def _raw_files_changed() -> bool:
+    """Whether the data's folder has other files than the prepared ones, which DVC does not look at."""
+    from diffusion.check.findings import Project
+    from diffusion.config import load
+
+    return Project(load()).raw_files_changed
 
 
 async def do_steps(do: Step, done: dict[str, str | None], *, push: bool, fresh: bool) -> None:

@@ -9,11 +9,11 @@ import torch
 
 from diffusion.check import check, preflight
 from diffusion.check.findings import Project
-from diffusion.check.machine import saved_bytes
 from diffusion.config import load, parse
 from diffusion.data.prepare import prepare
 from diffusion.data.store import open_store, write_store
-from diffusion.errors import DiffctlError
+from diffusion.errors import DiffctlError, UsageError
+from diffusion.memory import saved_bytes
 from diffusion.resolve import resolve
 from diffusion.unet import UNet
 from tests.conftest import ROOT, diffctl, params, write_params
@@ -81,7 +81,7 @@ def test_a_batch_larger_than_the_data_is_refused_by_the_stage_in_one_sentence(pr
     assert diffctl(project, "stage", "data").returncode == 0
     write_params(project, train={"batch_size": 1298})
     refused = diffctl(project, "stage", "train")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "train.batch_size 1298 is more than the 1,297 training images" in refused.stderr
     assert not (project / "runs/train").exists()
 
@@ -246,7 +246,7 @@ def test_preflight_gives_warnings_and_raises_the_first_error(project):
     assert preflight(load(), "train") == []
     few = configuration(sample={"num_images": 5000})
     assert [warning.subject for warning in preflight(few, "train")] == ["evaluation"]
-    with pytest.raises(DiffctlError, match="more than the 1,297 training images: set train"):
+    with pytest.raises(UsageError, match="more than the 1,297 training images: set train"):
         preflight(configuration(train={"batch_size": 2000}), "train")
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from diffusion.check.data import check_fit, check_prepared, check_raw
 from diffusion.check.findings import Finding, Project
-from diffusion.check.machine import check_device, check_disk, check_memory, check_weights
+from diffusion.check.machine import check_device, check_disk, check_memory, check_runner, check_weights
 from diffusion.config import Config
-from diffusion.errors import DiffctlError
+from diffusion.errors import UsageError
 
 Check = Callable[[Project], Iterator[Finding]]
 
@@ -16,18 +16,16 @@ ALL: tuple[Check, ...] = (
     check_prepared,
     check_fit,
     check_device,
+    check_runner,
     check_memory,
     check_disk,
     check_weights,
 )
 OF_STAGE: dict[str, tuple[Check, ...]] = {
-    "data": (check_raw,),
     "reference": (check_weights,),
     "train": (check_prepared, check_fit, check_memory, check_disk),
-    "sample": (),
     "evaluate": (check_weights,),
-    "report": (),
-}
+}  # the others find out in their first second what they need
 
 
 def check(config: Config, root: Path = Path()) -> list[Finding]:
@@ -36,11 +34,11 @@ def check(config: Config, root: Path = Path()) -> list[Finding]:
 
 
 def preflight(config: Config, stage: str, root: Path = Path()) -> list[Finding]:
-    """What stands against running a stage now: its warnings. DiffctlError with its first error's remedy."""
+    """What to know before a stage runs: its warnings. UsageError with its first error's remedy."""
     findings = _run(OF_STAGE[stage], Project(config, root))
     for finding in findings:
         if finding.level == "error":
-            raise DiffctlError(": ".join(part for part in (finding.message, finding.remedy) if part))
+            raise UsageError(": ".join(part for part in (finding.message, finding.remedy) if part))
     return [finding for finding in findings if finding.level == "warning"]
 
 

@@ -51,9 +51,10 @@ def check_prepared(project: Project) -> Iterator[Finding]:
         message = f"{PREPARED} holds {stores['train'].meta['name']} by another configuration"
         yield Finding("warning", "prepared data", message, "`diffctl stage data` prepares it anew")
         return
-    if not project.outlook.sources.items() <= stores["train"].meta["sources"].items():
+    if project.raw_files_changed:
         message = f"the files in {project.config.data.path} have changed since they were prepared"
-        yield Finding("warning", "prepared data", message, "`dvc repro --force data` prepares them anew")
+        remedy = "`diffctl run` prepares them anew, as does `dvc repro --force data`"
+        yield Finding("warning", "prepared data", message, remedy)
     for split, store in stores.items():
         yield from _counts(split, store)
         yield from _statistics(split, store)

@@ -66,6 +66,13 @@ class Project:
         except DiffctlError:
             return False
 
+    @cached_property
+    def raw_files_changed(self) -> bool:
+        """Whether raw files by other names or of other sizes lie there than those that were prepared."""
+        return self.is_ready and not (
+            self.outlook.sources.items() <= self.stores["train"].meta["sources"].items()
+        )
+
     def train_meta(self) -> dict[str, Any]:
         """The training split's meta: as prepared, else as it will be, its classes without names."""
         if self.is_ready:
