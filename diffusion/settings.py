@@ -37,10 +37,18 @@ class SamplerConfig(Section):
 
 
 class SampleConfig(SamplerConfig):
-    """What all cells of a sweep share; `batch_size` changes no image but by rounding."""
+    """What all cells of a sweep share, and where their images are made.
+
+    `batch_size` images are made at a time. `runner` local makes them in this process; ray does on all devices
+    of this machine, or on the Ray cluster at `address`, with `num_gpus` for each batch (None: one where there
+    are any). None of these changes an image but by rounding.
+    """
 
     num_images: Annotated[int, Field(ge=2)]
     batch_size: PositiveInt = 250
+    runner: Literal["local", "ray"] = "local"
+    address: str | None = None
+    num_gpus: Annotated[float, Field(ge=0)] | None = None
 
 
 class SampleSettings(SamplerConfig):

@@ -1,27 +1,31 @@
-"""The cells of a sweep: finished ranges survive a kill, a grown grid costs its new cells."""
+"""The cells of a sweep: finished units survive a kill, a grown grid costs its new cells."""
 
 import functools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from diffusion.checkpoint import Artefact, LoadedModel, load_model
+from diffusion.checkpoint import Artefact, LoadedModel, load_model, read_artefact
 from diffusion.config import Config, fingerprint
-from diffusion.data.store import Images, ImageStore, write_store
-from diffusion.files import sha256_file, write_atomic
+from diffusion.data.store import Images, ImageStore, stream_store
+from diffusion.devices import held_device
+from diffusion.files import sha256_file
 from diffusion.generate import generate, labels_of
 from diffusion.grid import Cell, cell_settings, settings_card
 from diffusion.images import to_nhwc
 from diffusion.layout import CELL_RUNS
-from diffusion.precision import default_device
 from diffusion.settings import SampleSettings
+from diffusion.units import missing_units, save_unit, stored_images
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
+
+Runner = Callable[[Path, SampleSettings, Sequence[range]], Generator[tuple[range, Images], None, None]]
+"""Given a model's file, the settings and units: each unit with its images, as they are made."""
 
 
 def sampling_card(settings: SampleSettings, model_sha256: str, artefact: Artefact) -> dict[str, Any]:
@@ -31,27 +35,58 @@ def sampling_card(settings: SampleSettings, model_sha256: str, artefact: Artefac
 
 
 def make_cell(
-    config: Config, cell: Cell, model_path: Path, out: Path, progress: Progress | None = None
+    config: Config,
+    cell: Cell,
+    model: Path,
+    out: Path,
+    progress: Progress | None = None,
+    run: Runner | None = None,
 ) -> ImageStore:
-    """Make a cell's image store at `out`, going on from the ranges that are already there."""
-    device, sha256 = default_device(), sha256_file(model_path)
-    network, artefact = _model(model_path, sha256, device)
-    settings = cell_settings(config, cell)
+    """Make a cell's image store at `out`, going on from the units that are already there.
+
+    `run` makes the others: in this process unless it is given.
+    """
+    sha256, artefact = sha256_file(model), read_artefact(model)
+    settings, total = cell_settings(config, cell), config.sample.num_images
     card = sampling_card(settings, sha256, artefact)
-    ranges = CELL_RUNS / card["model_sha256"][:16] / fingerprint(card)
-    total = config.sample.num_images
-    for start, stop in missing_ranges(ranges, total, config.sample.batch_size):
-        if progress:
-            progress(start, total)
-        indices = range(start, stop)
-        wanted = labels_of(artefact, settings, indices)
-        images = generate(network, artefact, settings, indices, wanted, device)
-        _save_range(ranges, start, to_nhwc(images))
-    if progress:
-        progress(total, total)
+    folder = CELL_RUNS / sha256[:16] / fingerprint(card)
+    units = missing_units(folder, total, config.sample.batch_size)
+    done = total - sum(map(len, units))
+    show = progress or (lambda done, total: None)
+    show(done, total)
+    with closing((run or run_here)(model, settings, units)) as made:
+        for unit, images in made:
+            save_unit(folder, unit, images)
+            done += len(unit)
+            show(done, total)
     labels = labels_of(artefact, settings, range(total))
     meta = {"name": cell.name, "classes": list(artefact.data.classes), "card": {**card, "num_images": total}}
-    return write_store(out, _gather(ranges, total), None if labels is None else labels.numpy(), meta)
+    spec = artefact.network
+    shape = (total, spec.image_size, spec.image_size, spec.in_channels)
+    parts = stored_images(folder, total)
+    return stream_store(out, shape, parts, None if labels is None else labels.numpy(), meta)
+
+
+def run_here(
+    model: Path,
+    settings: SampleSettings,
+    units: Sequence[range],
+    waiting: Callable[[str], object] | None = None,
+) -> Generator[tuple[range, Images], None, None]:
+    """A Runner on this machine's first free device; `waiting` as in `held_device`."""
+    if not units:
+        return
+    with held_device(waiting) as device:
+        loaded = _model(model, sha256_file(model), device)
+        for unit in units:
+            yield unit, unit_images(loaded, settings, unit, device)
+
+
+def unit_images(loaded: LoadedModel, settings: SampleSettings, unit: range, device: torch.device) -> Images:
+    """The images of a unit, uint8 NHWC."""
+    network, artefact = loaded
+    labels = labels_of(artefact, settings, unit)
+    return to_nhwc(generate(network, artefact, settings, unit, labels, device))
 
 
 @functools.lru_cache(maxsize=1)
@@ -60,46 +95,9 @@ def _model(path: Path, sha256: str, device: torch.device) -> LoadedModel:
     return load_model(path, device)
 
 
-def missing_ranges(folder: Path, total: int, size: int) -> Iterator[tuple[int, int]]:
-    """The (start, stop) of at most `size` images each that no finished range in `folder` covers."""
-    done = np.zeros(total, dtype=bool)
-    for start, stop, _ in _finished(folder):
-        done[start:stop] = True
-    start = 0
-    while start < total:
-        stop = start + 1
-        if not done[start]:
-            while stop < min(start + size, total) and not done[stop]:
-                stop += 1
-            yield start, stop
-        start = stop
-
-
 def drop_other_cells(samples: Path, cells: list[Cell]) -> None:
     """Remove what is not a cell of the grid, so that nothing stale is versioned or read."""
     names = {cell.name for cell in cells}
     for entry in samples.iterdir() if samples.exists() else ():
         if entry.name not in names:
             shutil.rmtree(entry)
-
-
-def _save_range(folder: Path, start: int, images: Images) -> None:
-    path = folder / f"{start:08d}-{start + len(images):08d}.npy"
-    write_atomic(path, lambda file: np.save(file, images, allow_pickle=False))
-
-
-def _finished(folder: Path) -> list[tuple[int, int, Path]]:
-    """(start, stop, file) of each range that was written whole."""
-    return [(*map(int, path.stem.split("-")), path) for path in sorted(folder.glob("*.npy"))]  # type: ignore[misc]
-
-
-def _gather(folder: Path, total: int) -> Images:
-    """The first `total` images of the finished ranges, which cover them."""
-    images: Images | None = None
-    for start, stop, path in _finished(folder):
-        part = np.load(path, mmap_mode="r")
-        if images is None:
-            images = np.empty((total, *part.shape[1:]), dtype=np.uint8)
-        images[start:stop] = part[: max(0, total - start)]
-    assert images is not None, "a cell has at least two images"
-    return images

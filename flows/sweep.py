@@ -4,9 +4,10 @@
 a server that goes away leaves the rest to the loop.
 """
 
+import functools
 import os
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from flows.terminal import say
 
 if TYPE_CHECKING:
     from prefect import State
+
+    from diffusion.sweep import Runner
 
 Show = Callable[[int, int], None]
 ProgressOf = Callable[[str], AbstractContextManager[Show]]
@@ -71,22 +74,34 @@ class Cells:
 
 
 def run_sweep(config: Config, model: Path, samples: Path, progress: ProgressOf) -> None:
-    """Make every cell of the config's grid at `samples`/<cell>.
+    """Make every cell of the config's grid at `samples`/<cell>, by the runner that it names.
 
     DiffctlError names the cells that failed, after all others were made; Interrupted on SIGINT or SIGTERM.
     """
     from diffusion.grid import Cell, grid
     from diffusion.sweep import make_cell
 
-    def maker(cell: Cell) -> Callable[[], None]:
-        def make() -> None:
-            with progress(cell.name) as show:
-                make_cell(config, cell, model, samples / cell.name, show)
+    with _runner(config) as run, ended_by_signal():
 
-        return make
+        def maker(cell: Cell) -> Callable[[], None]:
+            def make() -> None:
+                with progress(cell.name) as show:
+                    make_cell(config, cell, model, samples / cell.name, show, run)
 
-    with ended_by_signal():
+            return make
+
         make_all(Cells({cell.name: maker(cell) for cell in grid(config)}))
+
+
+def _runner(config: Config) -> "AbstractContextManager[Runner]":
+    """What makes the images: this process, or Ray's workers until the block ends."""
+    from diffusion.sweep import run_here
+
+    if config.sample.runner == "ray":
+        from flows.ray_runner import RayRunner
+
+        return RayRunner(config.sample)
+    return nullcontext(functools.partial(run_here, waiting=lambda text: say(f"{text}\n")))
 
 
 def make_all(cells: Cells) -> None:

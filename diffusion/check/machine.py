@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -73,6 +74,12 @@ def check_device(project: Project) -> Iterator[Finding]:
         name = f"CPU, {torch.get_num_threads()} threads"
     precision = resolve_precision(project.config.train.precision, device)
     yield Finding("ok", "device", f"{name}, {precision}")
+
+
+def check_runner(project: Project) -> Iterator[Finding]:
+    """Whether what makes the samples is installed."""
+    if project.config.sample.runner == "ray" and find_spec("ray") is None:
+        yield Finding("error", "runner", "sample.runner ray needs Ray", "pip install 'diffctl[ray]'")
 
 
 def check_weights(project: Project) -> Iterator[Finding]:

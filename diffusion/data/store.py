@@ -6,13 +6,13 @@ Images are read through a memory map, so a store of any size opens at once.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
+from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
 from diffusion.errors import DiffctlError
@@ -58,13 +58,34 @@ def open_store(path: Path) -> ImageStore:
 
 
 def write_store(path: Path, images: Images, labels: Labels | None, meta: dict[str, Any]) -> ImageStore:
-    """Write arrays that fit in memory as a store, whole or not at all; `count` and `digest` join the meta."""
+    """Write an array as a store, whole or not at all; `count` and `digest` join the meta."""
+    return stream_store(path, images.shape, _blocks(images), labels, meta)
+
+
+def stream_store(
+    path: Path, shape: tuple[int, ...], parts: Iterable[Images], labels: Labels | None, meta: dict[str, Any]
+) -> ImageStore:
+    """Write images that come in parts, in order, of which only one need be in memory; as `write_store`."""
     with atomic_folder(path) as folder:
-        out = open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=images.shape)
-        out[:] = images
-        out.flush()
-        describe_store(folder, labels, meta, len(images), content_digest(images, labels))
+        with open(folder / "images.npy", "wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": tuple(map(int, shape))}
+            write_array_header_1_0(file, header)
+            rows = _written(file, parts)
+            digest = combine_digests(shape, rows, labels)
+        describe_store(folder, labels, meta, shape[0], digest)
     return open_store(path)
+
+
+def _written(file: IO[bytes], parts: Iterable[Images]) -> Iterator[NDArray[np.uint8]]:
+    """Write each part and give its rows' digests."""
+    for part in parts:
+        file.write(np.ascontiguousarray(part).data)
+        yield row_digests(part)
+
+
+def _blocks(images: Images) -> Iterator[Images]:
+    """The images, some at a time, so that a memory map stays on disk."""
+    return (images[start : start + 1024] for start in range(0, len(images), 1024))
 
 
 def describe_store(
@@ -77,9 +98,8 @@ def describe_store(
 
 
 def content_digest(images: Images, labels: Labels | None) -> str:
-    """SHA-256 in hex over shape, pixels and labels, read in blocks so that a memory map stays on disk."""
-    blocks = (row_digests(images[start : start + 1024]) for start in range(0, len(images), 1024))
-    return combine_digests(images.shape, blocks, labels)
+    """SHA-256 in hex over shape, pixels and labels."""
+    return combine_digests(images.shape, map(row_digests, _blocks(images)), labels)
 
 
 def row_digests(images: Images) -> NDArray[np.uint8]:

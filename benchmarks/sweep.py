@@ -1,0 +1,131 @@
+"""What a sweep costs beside its network: `python -m benchmarks.sweep`, some minutes long.
+
+| what | promise on 2 CPU cores |
+| --- | --- |
+| 12 cells × 1,000 digits: sample, evaluate and report over network and feature passes | ≤ 1.25 |
+| resident memory of sampling 50,000 images less that of sampling 1,000 | < 200 MB |
+"""
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+STAGES = ("sample", "evaluate", "report")
+NUM_IMAGES = 1000
+
+
+def project(folder: Path) -> None:
+    """The digits profile with 12 cells of 1,000 images, as far as the model, which is trained shortly."""
+    values: dict[str, Any] = yaml.safe_load((ROOT / "profiles/digits.yaml").read_text(encoding="utf-8"))
+    values["train"]["steps"] = 100
+    values["sample"]["num_images"] = NUM_IMAGES
+    (folder / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    for stage in ("data", "reference", "train"):
+        stage_seconds(folder, stage)
+
+
+def stage_seconds(folder: Path, stage: str) -> float:
+    """Wall seconds of a stage's command, which must succeed."""
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": "", "PREFECT_API_URL": ""}
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "cli.main", "stage", stage]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"stage {stage} failed:\n{done.stderr}")
+    return time.perf_counter() - began
+
+
+def network_seconds() -> float:
+    """The evaluations of the network that the cells need, on inputs of the same size, and nothing else."""
+    import torch
+
+    from diffusion.checkpoint import load_model
+    from diffusion.config import load
+    from diffusion.grid import grid
+    from diffusion.layout import MODEL
+    from diffusion.precision import autocast, default_device
+
+    config, device = load(), default_device()
+    network, artefact = load_model(MODEL, device)
+    spec, size = artefact.network, config.sample.batch_size
+    x = torch.randn(size, spec.in_channels, spec.image_size, spec.image_size, device=device)
+    t, labels = torch.full((size,), 500, device=device), torch.arange(size, device=device) % spec.num_classes
+    evaluate = autocast(network, artefact.precision)
+    began = time.perf_counter()
+    with torch.no_grad():
+        for cell in grid(config):
+            for _ in range(cell.steps * NUM_IMAGES // size):
+                evaluate(x, t, labels)
+    return time.perf_counter() - began
+
+
+def feature_seconds() -> float:
+    """The extractor's passes over the images of every cell."""
+    from diffusion.config import load
+    from diffusion.data.store import open_store
+    from diffusion.evaluation.extractors import load_extractor
+    from diffusion.evaluation.features import extract
+    from diffusion.grid import grid
+    from diffusion.layout import SAMPLES
+
+    config = load()
+    extractor = load_extractor(config.evaluate.extractor)
+    stores = [open_store(SAMPLES / cell.name) for cell in grid(config)]
+    began = time.perf_counter()
+    for store in stores:
+        extract(extractor, store.images, config.evaluate.batch_size)
+    return time.perf_counter() - began
+
+
+def sampling_megabytes(num_images: int) -> float:
+    """Peak resident memory of a process that samples one cell of so many images in two steps."""
+    code = f"import benchmarks.sweep as s; print(s.sample_cell({num_images}))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return float(done.stdout.splitlines()[-1])
+
+
+def sample_cell(num_images: int) -> float:
+    """Sample a cell of the project in the working directory; this process's peak memory in MB."""
+    from diffusion.config import load
+    from diffusion.grid import Cell
+    from diffusion.layout import MODEL
+    from diffusion.sweep import make_cell
+
+    config = load()
+    sample = config.sample.model_copy(update={"num_images": num_images})
+    config = config.model_copy(update={"sample": sample})
+    make_cell(config, Cell(2, 1.0), MODEL, Path(f"memory-{num_images}"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    """Make the project in a scratch folder, measure, print a table."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        project(folder)
+        stages = {stage: stage_seconds(folder, stage) for stage in STAGES}
+        os.chdir(folder)
+        network, features = network_seconds(), feature_seconds()
+        few, many = sampling_megabytes(NUM_IMAGES), sampling_megabytes(50 * NUM_IMAGES)
+        os.chdir(ROOT)
+    for stage, seconds in stages.items():
+        print(f"{'stage ' + stage:<36} {seconds:8.1f} s")
+    print(f"{'network evaluations alone':<36} {network:8.1f} s")
+    print(f"{'feature passes alone':<36} {features:8.1f} s")
+    print(f"{'whole sweep over these':<36} {sum(stages.values()) / (network + features):8.2f}")
+    print(f"{'memory of 50,000 less 1,000 images':<36} {many - few:8.1f} MB ({many:.0f} and {few:.0f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Units of work: ranges of image indices, each a file of its own once it is made.
+
+An image depends on the model, the settings and its index alone, so where, when and in which order units are
+made changes nothing, and those that are finished are never made again.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from diffusion.data.store import Images
+from diffusion.files import write_atomic
+
+
+def missing_units(folder: Path, total: int, size: int) -> list[range]:
+    """The units of at most `size` images that are left of the first `total`."""
+    done = np.zeros(total, dtype=bool)
+    for start, stop, _ in _finished(folder):
+        done[start:stop] = True
+    units, start = [], 0
+    while start < total:
+        stop = start + 1
+        if not done[start]:
+            while stop < min(start + size, total) and not done[stop]:
+                stop += 1
+            units.append(range(start, stop))
+        start = stop
+    return units
+
+
+def save_unit(folder: Path, unit: range, images: Images) -> None:
+    """Keep a unit's images, whole or not at all."""
+    path = folder / f"{unit.start:08d}-{unit.stop:08d}.npy"
+    write_atomic(path, lambda file: np.save(file, images, allow_pickle=False))
+
+
+def stored_images(folder: Path, total: int) -> Iterator[Images]:
+    """The first `total` images in order, a file at a time; the finished units must cover them."""
+    at = 0
+    for start, stop, path in _finished(folder):
+        if start <= at < min(stop, total):
+            yield np.load(path, allow_pickle=False)[at - start : total - start]
+            at = min(stop, total)
+    assert at == total, "every unit is made before they are read"
+
+
+def _finished(folder: Path) -> list[tuple[int, int, Path]]:
+    """(start, stop, file) of each finished unit, in the order of the indices."""
+    return [(*map(int, path.stem.split("-")), path) for path in sorted(folder.glob("*.npy"))]  # type: ignore[misc]

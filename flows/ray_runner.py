@@ -1,0 +1,217 @@
+"""Units on Ray workers: on every device of this machine, or on a cluster (`sample.runner: ray`).
+
+The model's file goes once to each node, through Ray's object store, and the images come back through it, so
+the machines share no files. A worker that dies costs the unit that it was at.
+"""
+
+import functools
+import logging
+import os
+import signal
+import socket
+import tempfile
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from diffusion.errors import DiffctlError, UsageError
+from diffusion.files import sha256_file
+from diffusion.settings import SampleConfig, SampleSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffusion.checkpoint import LoadedModel
+    from diffusion.data.store import Images
+
+RETRIES = 3  # of a unit whose worker died
+AHEAD = 2  # units a worker: one at work, one that waits
+POLL_SECONDS = 0.5
+
+
+class RayRunner:
+    """A Runner of diffusion.sweep. Ray starts with the first unit; after the block nothing of it is left."""
+
+    def __init__(self, config: SampleConfig) -> None:
+        self._config = config
+        self._stack = ExitStack()
+        self._shared: dict[str, Any] = {}  # by SHA-256, the models in the object store
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def __call__(
+        self, model: Path, settings: SampleSettings, units: Sequence[range]
+    ) -> "Generator[tuple[range, Images], None, None]":
+        """Each unit with its images, in the order in which they are finished.
+
+        UsageError when Ray is not installed or has no such GPU; DiffctlError when the cluster does not answer
+        or a unit fails.
+        """
+        if not units:
+            return
+        sha256 = sha256_file(model)
+        if not self._shared:
+            self._stack.enter_context(_session(self._config.address))
+        if sha256 not in self._shared:
+            self._shared[sha256] = _share(model)
+        import ray
+
+        gpus = _gpus(self._config.num_gpus)
+        make = ray.remote(make_unit).options(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
+        shared = (self._shared[sha256], sha256, library_version(), settings, gpus)
+        waiting = deque(units)
+        running: dict[Any, range] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < _room(gpus):
+                    unit = waiting.popleft()
+                    running[make.remote(*shared, unit)] = unit
+                for ready in ray.wait(list(running), timeout=POLL_SECONDS)[0]:
+                    unit = running.pop(ready)
+                    yield unit, _result(ready, unit)
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+
+@contextmanager
+def _session(address: str | None) -> Iterator[None]:
+    """Connected to the cluster at `address`, else to Ray of this process's own, which ends with it."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("sample.runner ray needs Ray: pip install 'diffctl[ray]'") from None
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with ExitStack() as stack:
+        if address is None:
+            folder = tempfile.TemporaryDirectory(prefix="diffctl-ray-", ignore_cleanup_errors=True)
+            own: dict[str, Any] = {"_temp_dir": stack.enter_context(folder), "include_dashboard": False}
+            start = functools.partial(ray.init, "local", **own, **quiet)
+        else:
+            start = functools.partial(ray.init, address, **quiet)
+        stack.callback(ray.shutdown)
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            start()
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            where = f"the Ray cluster at {address} is out of reach" if address else "Ray does not start here"
+            raise DiffctlError(f"{where}: {_first_line(error)}") from None
+        finally:
+            signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place
+        yield
+
+
+def _share(model: Path) -> Any:
+    """Put the model's file into the object store."""
+    import numpy as np
+    import ray
+
+    return ray.put(np.fromfile(model, dtype=np.uint8))
+
+
+def _gpus(wanted: float | None) -> float:
+    """The GPUs of a unit; UsageError where the cluster has not as many."""
+    import ray
+
+    there = ray.cluster_resources().get("GPU", 0)
+    gpus = min(1, there) if wanted is None else wanted
+    if gpus > there:
+        raise UsageError(f"sample.num_gpus asks for {gpus:g} GPUs a unit, and Ray has {there:g}")
+    return gpus
+
+
+def _room(gpus: float) -> int:
+    """How many units may be under way: enough for every worker, and no more, so that memory stays flat."""
+    import ray
+
+    resources = ray.cluster_resources()
+    workers = resources.get("GPU", 0) / gpus if gpus else resources.get("CPU", 1)
+    return AHEAD * max(1, int(workers))
+
+
+def _result(reference: Any, unit: range) -> "Images":
+    import ray
+
+    try:
+        images: Images = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, DiffctlError):
+            raise cause from None
+        raise DiffctlError(f"images {unit.start} to {unit.stop - 1} failed: {_first_line(cause)}") from None
+    except ray.exceptions.RayError as error:
+        raise DiffctlError(
+            f"images {unit.start} to {unit.stop - 1} failed after {RETRIES} retries: {_first_line(error)}"
+        ) from None
+    return images
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+# What runs on a worker.
+
+
+def make_unit(
+    weights: Any, sha256: str, version: str, settings: SampleSettings, gpus: float, unit: range
+) -> "Images":
+    """A unit's images. DiffctlError where another diffctl or torch is installed than on the driver."""
+    from diffusion.sweep import unit_images
+
+    if (own := library_version()) != version:
+        raise DiffctlError(
+            f"{socket.gethostname()} has another diffctl or torch than this machine ({own}, not {version}): "
+            "install the same on both"
+        )
+    with _device(gpus) as device:
+        return unit_images(_loaded(weights, sha256, device), settings, unit, device)
+
+
+def _device(gpus: float) -> "AbstractContextManager[torch.device]":
+    """A whole GPU is held against other cells; the units of one cell may share one by fractions."""
+    import torch
+
+    from diffusion.devices import held_device
+
+    return held_device() if gpus >= 1 else nullcontext(torch.device("cuda" if gpus else "cpu"))
+
+
+_models: "dict[tuple[str, torch.device], LoadedModel]" = {}  # a worker's last one
+
+
+def _loaded(weights: Any, sha256: str, device: "torch.device") -> "LoadedModel":
+    from diffusion.checkpoint import load_model
+
+    key = (sha256, device)
+    if key not in _models:
+        _models.clear()
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(weights.data)
+            file.flush()
+            _models[key] = load_model(Path(file.name), device)
+    return _models[key]
+
+
+@functools.lru_cache(maxsize=1)
+def library_version() -> str:
+    """The torch version and a digest of diffusion/: equal where equal images come from equal settings."""
+    import hashlib
+    from importlib.metadata import version
+
+    import diffusion
+
+    root = Path(diffusion.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return f"{digest.hexdigest()[:12]} with torch {version('torch').split('+')[0]}"

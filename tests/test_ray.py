@@ -1,0 +1,135 @@
+"""Images on a real Ray cluster of two nodes: the same as in one process, whatever is killed, and no noise."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.cells import assert_equal_but_for_rounding, cell_images, with_model
+from tests.conftest import command, diffctl, environment
+from tests.waiting import wait_until
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+
+SECTIONS = {
+    "sample": {"num_images": 96, "batch_size": 4},
+    "sweep": {"steps": [40], "eta": [1.0], "sampler": ["ddim", "dpm-solver++"]},
+}
+
+
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The images that one process makes."""
+    folder = tmp_path_factory.mktemp("local")
+    with_model(folder, **SECTIONS)
+    assert diffctl(folder, "stage", "sample").returncode == 0
+    return cell_images(folder)
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """The address of a cluster of two nodes, two workers each."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 2, "num_gpus": 0, "object_store_memory": 100_000_000, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        cluster.add_node(**{name: value for name, value in node.items() if name != "include_dashboard"})
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+def on_ray(folder: Path, address: str | None) -> None:
+    with_model(folder, **{**SECTIONS, "sample": {**SECTIONS["sample"], "runner": "ray", "address": address}})
+
+
+def units(folder: Path) -> list[Path]:
+    return list((folder / "runs/cells").glob("*/*/*.npy"))
+
+
+def workers() -> list[psutil.Process]:
+    """The processes that make a unit at this moment: Ray puts a task's name into its worker's title."""
+    return [process for process in psutil.process_iter(["cmdline"]) if is_at_work(process)]
+
+
+def is_at_work(process: psutil.Process) -> bool:
+    return "ray::make_unit" in " ".join(process.info["cmdline"] or ())
+
+
+def start(folder: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        command("stage", "sample"),
+        cwd=folder,
+        env=environment({"RAY_ADDRESS": ""}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_a_worker_killed_in_the_middle_costs_its_unit_only(project: Path, address: str, wanted: dict) -> None:
+    on_ray(project, address)
+    process = start(project)
+    wait_until(lambda: len(units(project)) >= 2 and workers() != [], 120)
+    killed = workers()[0]
+    killed.send_signal(signal.SIGKILL)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out == ""
+    assert [line.split()[:2] for line in err.splitlines()] == [
+        ["steps40-eta1-sampler_ddim", "96/96"],
+        ["steps40-eta0-sampler_dpm-solver++", "96/96"],
+    ], "one line of progress a cell, and no word of Ray's"
+    for name, images in cell_images(project).items():
+        assert_equal_but_for_rounding(images, wanted[name])
+
+
+def test_units_of_one_cell_run_on_both_nodes(project: Path, address: str) -> None:
+    on_ray(project, address)
+    process = start(project)
+    raylets: set[int] = set()
+
+    def both() -> bool:
+        raylets.update(worker.ppid() for worker in workers())
+        return len(raylets) == 2
+
+    wait_until(both, 120)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+
+
+def test_an_address_where_nothing_answers_is_one_sentence(project: Path) -> None:
+    on_ray(project, "127.0.0.1:1")
+    done = diffctl(project, "stage", "sample")
+    assert done.returncode == 1
+    assert "the Ray cluster at 127.0.0.1:1 is out of reach" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_an_address_ray_runs_here_and_dies_with_its_driver(project: Path, wanted: dict) -> None:
+    on_ray(project, None)
+    process = start(project)
+    wait_until(lambda: units(project) != [], 120)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) > 3
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not any(is_alive(one) for one in family), 60)
+    done = diffctl(project, "stage", "sample", env={"RAY_ADDRESS": ""})
+    assert done.returncode == 0, done.stderr
+    for name, images in cell_images(project).items():
+        assert_equal_but_for_rounding(images, wanted[name])
+
+
+def is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

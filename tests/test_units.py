@@ -1,0 +1,217 @@
+"""Where, when and in which parts images are made changes nothing: batches, processes, kills, larger grids."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion import devices
+from diffusion.check import machine
+from diffusion.check.findings import Project
+from diffusion.config import load
+from diffusion.data.store import open_store
+from diffusion.grid import cell_settings, grid
+from diffusion.layout import MODEL, SAMPLES
+from diffusion.locks import file_lock
+from diffusion.random import ImageNoise
+from diffusion.sweep import make_cell, run_here
+from diffusion.units import missing_units, save_unit, stored_images
+from tests.cells import assert_equal_but_for_rounding, cell_images, with_model
+from tests.conftest import command, diffctl, environment
+from tests.waiting import wait_until
+
+ONE_NOISY_CELL = {"steps": [5], "eta": [1.0]}
+
+
+def images_in(folder: str, sizes: list[int]) -> np.ndarray:
+    """The images 0 … sum(sizes) − 1 of the folder's one cell, in batches of these sizes."""
+    os.chdir(folder)
+    config = load()
+    stops = np.cumsum(sizes)
+    units = [range(stop - size, stop) for stop, size in zip(stops.tolist(), sizes, strict=True)]
+    made = dict(run_here(MODEL, cell_settings(config, grid(config)[0]), units))
+    return np.concatenate([made[unit] for unit in units])
+
+
+def test_neither_the_batch_nor_the_process_changes_an_image(project: Path) -> None:
+    with_model(project, sample={"num_images": 64}, sweep=ONE_NOISY_CELL)
+    whole = images_in(str(project), [64])
+    assert whole.std() > 10
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        ways = [[1] * 64, [16] * 4, [7, 57], [64]]
+        for images in pool.map(images_in, [str(project)] * len(ways), ways):
+            assert_equal_but_for_rounding(images, whole)
+
+
+@given(st.integers(0, 99), st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 4))
+def test_noise_is_identical_in_any_parts(seed: int, sizes: list[int], draws: int) -> None:
+    shape, total = (1, 4, 4), sum(sizes)
+    whole = ImageNoise(seed, range(total), shape)
+    stops = np.cumsum(sizes).tolist()
+    parts = [
+        ImageNoise(seed, range(stop - size, stop), shape) for size, stop in zip(sizes, stops, strict=True)
+    ]
+    for _ in range(draws):
+        assert np.array_equal(np.concatenate([part.draw() for part in parts]), whole.draw())
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=30)
+def test_units_cover_what_is_missing_once_and_are_read_in_order(data: st.DataObject) -> None:
+    total = data.draw(st.integers(1, 40))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for _ in range(data.draw(st.integers(1, 3))):  # runs with other batch sizes and totals, each cut off
+            some = data.draw(st.integers(1, 40))
+            units = missing_units(folder, some, data.draw(st.integers(1, 15)))
+            for unit in data.draw(st.permutations(units))[: data.draw(st.integers(0, len(units)))]:
+                save_unit(folder, unit, np.array([[[[index]]] for index in unit], dtype=np.uint8))
+        size = data.draw(st.integers(1, 15))
+        left = missing_units(folder, total, size)
+        assert all(0 < len(unit) <= size for unit in left)
+        for unit in left:
+            save_unit(folder, unit, np.array([[[[index]]] for index in unit], dtype=np.uint8))
+        assert not missing_units(folder, total, size)
+        assert np.concatenate(list(stored_images(folder, total))).ravel().tolist() == list(range(total))
+
+
+def test_a_killed_sweep_goes_on_from_its_finished_units(project: Path) -> None:
+    sections = {"sample": {"num_images": 40, "batch_size": 4}, "sweep": {"steps": [20], "eta": [0.0, 1.0]}}
+    with_model(project, **sections)
+    process = subprocess.Popen(
+        command("stage", "sample"), cwd=project, env=environment(), start_new_session=True
+    )
+    wait_until(lambda: len(unit_files(project)) >= 3, 60)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in unit_files(project)}
+    assert 3 <= len(kept) < 20
+    assert diffctl(project, "stage", "sample").returncode == 0
+    assert len(unit_files(project)) == 20
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what was finished is not made again"
+
+    other = project / "other"
+    other.mkdir()
+    with_model(other, **sections)
+    assert diffctl(other, "stage", "sample").returncode == 0
+    wanted = cell_images(other)
+    for name, images in cell_images(project).items():
+        assert np.array_equal(images, wanted[name])
+
+
+def unit_files(project: Path) -> list[Path]:
+    return sorted((project / "runs/cells").glob("*/*/*.npy"))
+
+
+def test_a_grown_grid_makes_its_new_cells_only(project: Path) -> None:
+    made = []
+
+    def watched(model, settings, units):  # a runner that tells what it is asked for
+        made.extend((settings.steps, settings.eta, unit) for unit in units)
+        yield from run_here(model, settings, units)
+
+    def sweep(steps: list[int]) -> None:
+        config = with_model(project, sample={"num_images": 10, "batch_size": 8}, sweep={"steps": steps})
+        for cell in grid(config):
+            make_cell(config, cell, MODEL, SAMPLES / cell.name, run=watched)
+
+    sweep([2])
+    assert len(made) == 2 * 2
+    made.clear()
+    sweep([2, 3])
+    assert {steps for steps, _, _ in made} == {3}
+    assert len(cell_images(project)) == 4
+
+
+def test_a_cell_is_a_store_with_its_card(project: Path) -> None:
+    config = with_model(project, sample={"num_images": 10, "batch_size": 4}, sweep={"guidance": [0, 2]})
+    seen = []
+    for cell in grid(config):
+        store = make_cell(config, cell, MODEL, SAMPLES / cell.name, lambda *now: seen.append(now))
+        assert store.images.shape == (10, 8, 8, 1)
+        assert store.digest == open_store(SAMPLES / cell.name).digest
+        assert store.labels is not None
+        assert store.labels.tolist() == list(range(10))
+        assert {axis: store.meta["card"][axis] for axis in cell.axes} == cell.axes
+        assert not {"runner", "address", "num_gpus", "batch_size"} & set(store.meta["card"])
+    assert seen[:4] == [(0, 10), (4, 10), (8, 10), (10, 10)]
+
+
+def test_one_failing_cell_of_the_stage_is_named_and_the_others_are_made(project: Path) -> None:
+    config = with_model(project, sweep={"steps": [2, 200], "eta": [0.0]})  # the model has 100 timesteps
+    done = diffctl(project, "stage", "sample")
+    assert done.returncode == 2
+    assert "1 of 2 cells failed: steps200-eta0" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(open_store(project / SAMPLES / "steps2-eta0")) == config.sample.num_images
+    assert not (project / SAMPLES / "steps200-eta0").exists()
+
+
+def test_a_runner_that_is_not_installed_is_found_before_it_is_needed(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_model(project, sample={"runner": "ray"})
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    (finding,) = machine.check_runner(Project(config))
+    assert (finding.level, finding.remedy) == ("error", "pip install 'diffctl[ray]'")
+    with_model(project, sample={"runner": "local"})
+    assert not list(machine.check_runner(Project(load())))
+
+
+HOLD = """
+import sys
+from diffusion import devices
+with devices.held_lock(["a", "b"]) as name:
+    print(name, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_no_two_cells_share_a_device_and_a_killed_one_lets_go(tmp_path: Path) -> None:
+    def hold() -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD],
+            env=environment({"TMPDIR": str(tmp_path)}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    processes: list[subprocess.Popen[str]] = []
+    try:
+        first, second = hold(), hold()
+        names = [process.stdout.readline().strip() for process in (first, second)]
+        assert sorted(names) == ["a", "b"]
+        third = hold()
+        first.kill()
+        assert third.stdout.readline().strip() == names[0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def test_who_waits_for_a_device_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "FOLDER", tmp_path)
+    held = file_lock(tmp_path / "a.lock")
+    held.__enter__()
+    said = []
+
+    def tell(text: str) -> None:
+        said.append(text)
+        held.__exit__(None, None, None)
+
+    with devices.held_lock(["a"], tell) as name:
+        assert name == "a"
+    assert len(said) == 1
