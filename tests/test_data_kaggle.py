@@ -12,7 +12,7 @@ import pytest
 from diffusion.config import DataConfig
 from diffusion.data.kaggle import can_ask_kaggle
 from diffusion.data.sources import SOURCES
-from diffusion.errors import DiffctlError
+from diffusion.errors import DiffctlError, TemporaryError
 from tests.raw_data import by_image, prepared, random_images, write_imagenet, write_mini_imagenet
 
 pytest.importorskip("kagglehub")
@@ -49,13 +49,18 @@ class Kaggle(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def kaggle(tmp_path, monkeypatch):
-    """A signed-in user and a server without archives."""
+def signed_in(tmp_path, monkeypatch):
+    """A user with a token, and no server."""
     monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "TEST")
     monkeypatch.setenv("KAGGLE_API_TOKEN", "a token")
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kagglehub"))
     monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "localhost")
+
+
+@pytest.fixture
+def kaggle(signed_in):
+    """A server without archives."""
 
     class Handler(Kaggle):
         archives: ClassVar = {}
@@ -110,6 +115,12 @@ def test_a_refusal_of_kaggle_is_one_sentence_with_what_to_do(tmp_path, kaggle):
         SOURCES["imagenet"].open(DataConfig(name="imagenet", image_size=64))
     assert "\n" not in str(error.value)
     assert str(tmp_path / "cache/imagenet") in str(error.value)
+
+
+def test_a_server_that_is_away_may_come_back(signed_in):
+    with pytest.raises(TemporaryError, match="Kaggle does not answer") as error:
+        SOURCES["mini-imagenet"].open(DataConfig(name="mini-imagenet"))
+    assert "\n" not in str(error.value)
 
 
 def test_without_a_token_kaggle_is_not_asked(kaggle, monkeypatch, tmp_path):

@@ -147,6 +147,13 @@ def test_duplicates_are_counted_within_and_across(tmp_path):
     train, test = prepared(tmp_path, name="image-folder", path=tmp_path / "raw", image_size=8)
     assert train.meta["duplicates"] == {"within": 2}
     assert test.meta["duplicates"] == {"within": 0, "of_train": 1}
+    listed = (tmp_path / "prepared/duplicates.csv").read_text().splitlines()
+    copies = {tuple(sorted(line.replace("copy of ", "").split(","))) for line in listed[1:]}
+    assert listed[0] == "file,why"
+    assert len(copies) == 3
+    assert ("test: test/a/0.png", "train: train/a/5.png") in copies
+    among = {name for pair in copies for name in pair if "a/5" not in name and "test" not in name}
+    assert among == {f"train: train/a/{at}.png" for at in range(3)}
 
 
 def start(tmp_path, raw, size=48):

@@ -123,7 +123,9 @@ def _statistics(split: str, store: ImageStore) -> Iterator[Finding]:
 def _duplicates(split: str, store: ImageStore) -> Iterator[Finding]:
     found = store.meta.get("duplicates", {})
     if within := found.get("within"):
-        yield Finding("warning", split, f"{within:,} images are exact copies of others of the split")
+        message = f"{within:,} images are exact copies of others of the split"
+        yield Finding("warning", split, message, f"{PREPARED}/duplicates.csv names them")
     if across := found.get("of_train"):
         message = f"{across:,} images are in the training split too"
-        yield Finding("warning", split, message, "held-out scores reward memorising: remove them")
+        remedy = f"held-out scores reward memorising: remove them, {PREPARED}/duplicates.csv names them"
+        yield Finding("warning", split, message, remedy)

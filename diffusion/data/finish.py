@@ -52,7 +52,7 @@ class Scanned(NamedTuple):
 
 
 def finish(out: Path, name: str, raw: RawData, filled: Sequence[Filled], problems: Sequence[Problem]) -> None:
-    """Write a store a split into the folder `out`, and skipped.csv where problems were left out.
+    """Write a store a split into the folder `out`, and lists: skipped.csv, what was left out; duplicates.csv.
 
     A class that has lost all its images is left out too. DiffctlError when a split has none left.
     """
@@ -81,6 +81,8 @@ def finish(out: Path, name: str, raw: RawData, filled: Sequence[Filled], problem
         _place_images(part.target, part.good(), folder / "images.npy")
     if problems:
         write_list(out / "skipped.csv", problems)
+    if copies := list(_copies(filled, scanned)):
+        write_list(out / "duplicates.csv", copies)
 
 
 def _scan(part: Filled, new_label: Labels | None) -> Scanned:
@@ -129,6 +131,29 @@ def _duplicates(split: str, scanned: dict[str, Scanned]) -> dict[str, int]:
     if split != "train":
         found["of_train"] = int(np.isin(mine, scanned["train"].keys).sum())
     return found
+
+
+def _copies(filled: Sequence[Filled], scanned: dict[str, Scanned]) -> Iterator[Problem]:
+    """Every image that repeats an earlier one, those of the first split being earlier, and which one."""
+    keys = np.concatenate([scanned[part.name].keys for part in filled])
+    values, times = np.unique(keys, return_counts=True)
+    repeated = np.flatnonzero(np.isin(keys, values[times > 1]))
+    names = dict(zip(repeated.tolist(), _names(filled, repeated), strict=True))
+    first: dict[int, int] = {}
+    for at in repeated.tolist():
+        original = first.setdefault(int(keys[at]), at)
+        if original != at:
+            yield Problem(names[at], f"copy of {names[original]}")
+
+
+def _names(filled: Sequence[Filled], places: NDArray[np.int64]) -> Iterator[str]:
+    """What a person calls the images at ascending places, counted through the good rows of all splits."""
+    start = 0
+    for part in filled:
+        rows = np.flatnonzero(part.good())
+        here = places[(places >= start) & (places < start + len(rows))] - start
+        yield from (f"{part.name}: {part.split.reader.where(row)}" for row in rows[here].tolist())
+        start += len(rows)
 
 
 def _place_images(target: Target, good: NDArray[np.bool_], path: Path) -> None:
