@@ -156,6 +156,19 @@ def test_duplicates_are_counted_within_and_across(tmp_path):
     assert among == {f"train: train/a/{at}.png" for at in range(3)}
 
 
+def test_copies_are_named_where_bad_rows_are_left_out(tmp_path):
+    pool = random_images(0, 12, 8)
+    pool[7] = pool[3]
+    raw = write_folder(tmp_path / "raw", {f"train/a/{at:02d}": image for at, image in enumerate(pool)})
+    write_folder(raw, {"test/a/0": random_images(1, 1, 8)[0]})
+    for at in (0, 4, 5, 11):
+        (raw / f"train/a/{at:02d}.png").write_bytes(b"no image")
+    prepared(tmp_path, name="image-folder", path=raw, image_size=8, on_bad="skip")
+    listed = (tmp_path / "prepared/duplicates.csv").read_text().splitlines()
+    assert len(listed) == 2
+    assert {"03", "07"} == {part[-6:-4] for part in listed[1].split(",")}
+
+
 def start(tmp_path, raw, size=48):
     arguments = [str(raw), str(tmp_path / "out"), str(tmp_path / "work"), str(size)]
     program = tmp_path / "program.py"

@@ -17,6 +17,8 @@ from diffusion.data.source import RawData, Split
 from diffusion.data.store import Labels, combine_digests, describe_store
 from diffusion.errors import DiffctlError
 
+LISTED = 10_000  # copies in duplicates.csv at most
+
 
 class Filled(NamedTuple):
     """A split whose rows are all on disk, and those that hold zeros since they could not be read."""
@@ -81,7 +83,7 @@ def finish(out: Path, name: str, raw: RawData, filled: Sequence[Filled], problem
         _place_images(part.target, part.good(), folder / "images.npy")
     if problems:
         write_list(out / "skipped.csv", problems)
-    if copies := list(_copies(filled, scanned)):
+    if copies := _copies(filled, scanned):
         write_list(out / "duplicates.csv", copies)
 
 
@@ -133,27 +135,28 @@ def _duplicates(split: str, scanned: dict[str, Scanned]) -> dict[str, int]:
     return found
 
 
-def _copies(filled: Sequence[Filled], scanned: dict[str, Scanned]) -> Iterator[Problem]:
-    """Every image that repeats an earlier one, those of the first split being earlier, and which one."""
+def _copies(filled: Sequence[Filled], scanned: dict[str, Scanned]) -> list[Problem]:
+    """Images that repeat an earlier one, the first split's being earlier, and which; LISTED at most."""
     keys = np.concatenate([scanned[part.name].keys for part in filled])
-    values, times = np.unique(keys, return_counts=True)
-    repeated = np.flatnonzero(np.isin(keys, values[times > 1]))
-    names = dict(zip(repeated.tolist(), _names(filled, repeated), strict=True))
-    first: dict[int, int] = {}
-    for at in repeated.tolist():
-        original = first.setdefault(int(keys[at]), at)
-        if original != at:
-            yield Problem(names[at], f"copy of {names[original]}")
+    order = np.argsort(keys, kind="stable")  # equal keys lie together, the earliest first
+    keys = keys[order]
+    again = np.flatnonzero(keys[1:] == keys[:-1]) + 1
+    again = again[np.argsort(order[again])][:LISTED]
+    originals = order[np.searchsorted(keys, keys[again])]
+    pairs = zip(order[again].tolist(), originals.tolist(), strict=True)
+    return [Problem(_name(filled, copy), f"copy of {_name(filled, original)}") for copy, original in pairs]
 
 
-def _names(filled: Sequence[Filled], places: NDArray[np.int64]) -> Iterator[str]:
-    """What a person calls the images at ascending places, counted through the good rows of all splits."""
-    start = 0
+def _name(filled: Sequence[Filled], place: int) -> str:
+    """What a person calls the image at a place, counted through the good rows of all splits."""
     for part in filled:
-        rows = np.flatnonzero(part.good())
-        here = places[(places >= start) & (places < start + len(rows))] - start
-        yield from (f"{part.name}: {part.split.reader.where(row)}" for row in rows[here].tolist())
-        start += len(rows)
+        count = part.target.shape[0] - len(part.bad)
+        if place < count:
+            bad = np.array(sorted(part.bad), dtype=np.int64)
+            before = np.searchsorted(bad - np.arange(len(bad)), place, side="right")  # bad rows before it
+            return f"{part.name}: {part.split.reader.where(place + int(before))}"
+        place -= count
+    raise IndexError(place)
 
 
 def _place_images(target: Target, good: NDArray[np.bool_], path: Path) -> None:
