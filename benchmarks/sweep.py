@@ -20,6 +20,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 STAGES = ("sample", "evaluate", "report")
 NUM_IMAGES = 1000
+OWN_CODE = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def project(folder: Path) -> None:
@@ -34,9 +35,9 @@ def project(folder: Path) -> None:
 
 def stage_seconds(folder: Path, stage: str) -> float:
     """Wall seconds of a stage's command, which must succeed."""
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": "", "PREFECT_API_URL": ""}
-    began = time.perf_counter()
     command = [sys.executable, "-m", "cli.main", "stage", stage]
+    environment = {**OWN_CODE, "MLFLOW_TRACKING_URI": "", "PREFECT_API_URL": ""}
+    began = time.perf_counter()
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"stage {stage} failed:\n{done.stderr}")
@@ -88,9 +89,8 @@ def feature_seconds() -> float:
 def sampling_megabytes(num_images: int) -> float:
     """Peak resident memory of a process that samples one cell of so many images in two steps."""
     code = f"import benchmarks.sweep as s; print(s.sample_cell({num_images}))"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-c", code], env=OWN_CODE, stdout=subprocess.PIPE, text=True, check=True
     )
     return float(done.stdout.splitlines()[-1])
 
