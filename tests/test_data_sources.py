@@ -72,14 +72,16 @@ def test_cifar10_round_trips(tmp_path_factory, seed, count, test):
     assert train.meta["sources"].keys() == {*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"}
 
 
-@pytest.mark.parametrize(("kind", "classes"), [(None, 100), ("fine", 100), ("coarse", 20)])
-def test_cifar100_has_fine_and_coarse_labels(tmp_path, kind, classes):
-    draw = np.random.default_rng(3)
-    labels = {"fine": draw.integers(0, 100, 60), "coarse": draw.integers(0, 20, 60)}
-    images = random_images(3, 60, 32)
-    write_cifar100(tmp_path / "raw", images, labels["fine"], labels["coarse"], 20)
+@few
+@given(seed=sizes, kind=st.sampled_from([None, "fine", "coarse"]), count=st.integers(2, 60))
+def test_cifar100_round_trips_with_fine_and_coarse_labels(tmp_path_factory, seed, kind, count):
+    tmp_path = tmp_path_factory.mktemp("cifar100")
+    draw = np.random.default_rng(seed)
+    labels = {"fine": draw.integers(0, 100, count), "coarse": draw.integers(0, 20, count)}
+    images = random_images(seed, count, 32)
+    write_cifar100(tmp_path / "raw", images, labels["fine"], labels["coarse"], 1 + count // 4)
     train, test = prepared(tmp_path, name="cifar100", path=tmp_path / "raw", labels=kind)
-    assert len(train.meta["classes"]) == classes
+    assert len(train.meta["classes"]) == (20 if kind == "coarse" else 100)
     found = by_image(train) | by_image(test)
     for image, label in zip(images, labels[kind or "fine"], strict=True):
         assert found[image.tobytes()] == f"{kind or 'fine'} {label}"
