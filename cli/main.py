@@ -4,13 +4,14 @@ Only the standard library and typer are imported here and at the top of the comm
 and prefect load inside the commands that need them, so that help is instant.
 """
 
+import errno
 import os
 import sys
 import warnings
 
 import typer
 
-from cli import classifier, evaluate, images, interop, models, nll, profiles, project, run, runs, stages
+from cli import classifier, compare, evaluate, images, interop, models, nll, profiles, project, run, runs, stages
 from diffusion.errors import DiffctlError, DiffctlWarning
 
 app = typer.Typer(
@@ -34,7 +35,7 @@ app.add_typer(stages.app, name="stage")
 app.add_typer(interop.import_app, name="import")
 app.add_typer(interop.export_app, name="export")
 app.add_typer(runs.app, name="runs")
-app.command()(runs.compare)
+app.command()(compare.compare)
 app.command()(runs.sync)
 app.command()(runs.promote)
 
@@ -50,6 +51,14 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a pipe (head, less) went away: not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            f"diffctl: {error.filename or 'a file'} cannot be written ({error.strerror}): make room",
+            file=sys.stderr,
+        )
+        sys.exit(1)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:

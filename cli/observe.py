@@ -1,10 +1,14 @@
 """What watches a training: the terminal, the spool and the previews. Nothing here changes the result."""
 
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.progress import Show
+from diffusion.errors import DiffctlWarning
 
 if TYPE_CHECKING:
     from diffusion.checkpoint import Artefact
@@ -39,13 +43,28 @@ class Watch:
         self._show(step, total, " · ".join(f"{name} {value:.4f}" for name, value in values.items()))
         if time.monotonic() - self._beat_at > BEAT_SECONDS:
             self._beat_at = time.monotonic()
-            self._run.beat(step)
+            with _only_watching("the heartbeat"):
+                self._run.beat(step)
 
     def preview(self, step: int, network: "UNet", ema: "UNet") -> None:
         """The same images at every step: a row of raw weights and one of EMA weights, into the spool."""
         path = self._run.folder / "previews" / f"{step:09d}.png"
-        write_preview(path, self._artefact, network, ema)
-        self._spool.image(step, "preview", path)
+        with _only_watching("a preview"):
+            write_preview(path, self._artefact, network, ema)
+            self._spool.image(step, "preview", path)
+
+
+@contextmanager
+def _only_watching(what: str) -> Iterator[None]:
+    """On a full disk what merely watches is told as missing, and the training goes on."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(
+            f"{what} cannot be written ({error.strerror}): the training goes on without",
+            DiffctlWarning,
+            stacklevel=3,
+        )
 
 
 def write_preview(path: Path, artefact: "Artefact", network: "UNet", ema: "UNet") -> None:

@@ -77,6 +77,8 @@ def open_run(
             ) from None
         if fresh:
             _discard(folder)
+        for torn in folder.glob(".state-*.tmp"):  # of a save that was killed
+            torn.unlink()
         run = TrainRun(folder, _key(folder) or uuid.uuid4().hex)
         run.beat(0)
         if config is not None:

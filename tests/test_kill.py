@@ -1,76 +1,31 @@
 """SIGKILL, SIGTERM and Ctrl-C against real trainings: the final model file does not change by a byte."""
 
-import json
 import random
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import command, diffctl, environment, write_params
+from tests.mlflow_server import empty_database
+from tests.training_process import (
+    logged_steps,
+    model_bytes,
+    prepare,
+    signal_at,
+    states,
+    train_to_the_end,
+    uninterrupted,
+)
 
 STEPS = 40
-TRAIN = {"steps": STEPS, "log_every": 1, "save_every": 6, "preview_every": 20}
-DEADLINE = 120.0  # seconds without progress that fail a test; nothing waits for it otherwise
 
 
 @pytest.fixture
-def prepared(project: Path) -> Path:
-    """A project with its data prepared."""
-    write_params(project, train=TRAIN)
-    done = diffctl(project, "stage", "data")
-    assert done.returncode == 0, done.stderr
+def prepared(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with its data prepared, and MLflow's store ready."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_database(project / "mlflow.db"))
+    prepare(project, steps=STEPS, log_every=1, save_every=6, preview_every=20)
     return project
-
-
-def start(folder: Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        command("stage", "train"), cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True
-    )
-
-
-def logged_step(folder: Path) -> int:
-    """The last step that the training has logged."""
-    last = 0
-    for path in folder.glob("runs/train/*/events.jsonl"):
-        for line in path.read_text().splitlines():
-            if line.startswith('{"kind":"metrics"') and line.endswith("}"):
-                last = max(last, json.loads(line)["step"])
-    return last
-
-
-def signal_at(folder: Path, step: int, number: int) -> "subprocess.Popen[str]":
-    """Start the training and send it the signal once it has logged `step`, or when it ends before."""
-    process = start(folder)
-    deadline = time.monotonic() + DEADLINE
-    while logged_step(folder) < step and process.poll() is None:
-        assert time.monotonic() < deadline, f"the training stands at step {logged_step(folder)}"
-        time.sleep(0.005)
-    process.send_signal(number)
-    process.wait(DEADLINE)
-    return process
-
-
-def model_bytes(folder: Path) -> bytes:
-    return (folder / "models/unet.safetensors").read_bytes()
-
-
-def train_to_the_end(folder: Path) -> subprocess.CompletedProcess[str]:
-    done = diffctl(folder, "stage", "train")
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def uninterrupted(folder: Path) -> bytes:
-    """The model of a training that nothing stopped; its state is discarded."""
-    train_to_the_end(folder)
-    model = model_bytes(folder)
-    (folder / "models/unet.safetensors").unlink()
-    for run in folder.glob("runs/train/*"):
-        run.rename(folder / "runs" / f"kept-{run.name}")
-    return model
 
 
 def test_killed_at_random_steps_the_model_is_the_same_byte_for_byte(prepared: Path) -> None:
@@ -83,9 +38,7 @@ def test_killed_at_random_steps_the_model_is_the_same_byte_for_byte(prepared: Pa
     assert "going on after step" in end.stderr
     assert model_bytes(prepared) == wanted
     assert (prepared / "plots/loss.csv").read_text() == curve
-    (events,) = prepared.glob("runs/train/*/events.jsonl")
-    steps = [json.loads(line)["step"] for line in events.read_text().splitlines() if '"metrics"' in line]
-    assert steps == list(range(1, STEPS + 1)), "every point once, in order"
+    assert logged_steps(prepared) == list(range(1, STEPS + 1)), "every point once, in order"
 
 
 @pytest.mark.parametrize(
@@ -101,17 +54,23 @@ def test_asked_to_stop_it_saves_first_and_goes_on(prepared: Path, number: int, c
     assert process.stderr is not None
     said = process.stderr.read()
     assert "Traceback" not in said
-    (state,) = prepared.glob("runs/train/*/state-*.safetensors")
+    (state,) = states(prepared)
     assert int(state.stem.removeprefix("state-")) >= 3
     assert "going on after step" in train_to_the_end(prepared).stderr
 
 
 @pytest.mark.slow
-def test_a_truncated_newest_state_is_reported_and_the_one_before_used(prepared: Path) -> None:
+@pytest.mark.parametrize("damage", ["truncated", "a flipped bit"])
+def test_a_damaged_newest_state_is_reported_and_the_one_before_used(prepared: Path, damage: str) -> None:
     wanted = uninterrupted(prepared)
     signal_at(prepared, 20, signal.SIGKILL)
-    newest = sorted(prepared.glob("runs/train/*/state-*.safetensors"))[-1]
-    newest.write_bytes(newest.read_bytes()[:-100])
+    newest = states(prepared)[-1]
+    data = bytearray(newest.read_bytes())
+    if damage == "truncated":
+        del data[-100:]
+    else:
+        data[len(data) // 2] ^= 4
+    newest.write_bytes(data)
     end = train_to_the_end(prepared)
     assert f"{newest.name} is damaged" in end.stderr
     assert model_bytes(prepared) == wanted

@@ -111,7 +111,7 @@ def _try(folder: Path, uri: str, parent_gone: bool) -> bool:
             deliver(folder, uri)
         if parent_gone:
             mark_killed(folder, uri)
-    except DiffctlError as error:
+    except (DiffctlError, OSError) as error:  # a full disk passes, too
         _log.warning("%s", error)
     return Sent.load(folder, uri).complete
 

@@ -1,0 +1,92 @@
+"""Real trainings as processes, to be stopped, killed and gone on with."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.conftest import command, diffctl, environment, write_params
+
+DEADLINE = 120.0  # seconds without an end that fail a test; nothing waits for it otherwise
+
+# Every save takes its time, so that a kill can come in the middle of one.
+SLOW_SAVES = """
+import os, sys, time
+fsync = os.fsync
+def slow(handle):
+    if "state-" in os.readlink(f"/proc/self/fd/{handle}"):
+        time.sleep(5)
+    fsync(handle)
+os.fsync = slow
+sys.argv = ["diffctl", "stage", "train"]
+from cli.main import main
+main()
+"""
+
+
+def prepare(folder: Path, **train: int) -> None:
+    """Write a small params.yaml into the folder and prepare its data."""
+    write_params(folder, train=train)
+    done = diffctl(folder, "stage", "data")
+    assert done.returncode == 0, done.stderr
+
+
+def start(
+    folder: Path, slow_saves: bool = False, env: dict[str, str] | None = None
+) -> "subprocess.Popen[str]":
+    """Start `diffctl stage train` in the folder."""
+    line = [sys.executable, "-c", SLOW_SAVES] if slow_saves else command("stage", "train")
+    return subprocess.Popen(line, cwd=folder, env=environment(env), stderr=subprocess.PIPE, text=True)
+
+
+def logged_steps(folder: Path) -> list[int]:
+    """The steps of the points that the training has logged, in the file's order."""
+    return [
+        json.loads(line)["step"]
+        for path in folder.glob("runs/train/*/events.jsonl")
+        for line in path.read_text().splitlines()
+        if line.startswith('{"kind":"metrics"') and line.endswith("}")
+    ]
+
+
+def wait_for_step(folder: Path, process: "subprocess.Popen[str]", step: int) -> None:
+    """Wait until the training has logged `step`, or has ended before."""
+    deadline = time.monotonic() + DEADLINE
+    while max(logged_steps(folder), default=0) < step and process.poll() is None:
+        assert time.monotonic() < deadline, f"the training does not come to step {step}"
+        time.sleep(0.005)
+
+
+def signal_at(folder: Path, step: int, number: int) -> "subprocess.Popen[str]":
+    """Start the training and send it the signal once it has logged `step`, or when it ends before."""
+    process = start(folder)
+    wait_for_step(folder, process, step)
+    process.send_signal(number)
+    process.wait(DEADLINE)
+    return process
+
+
+def model_bytes(folder: Path) -> bytes:
+    return (folder / "models/unet.safetensors").read_bytes()
+
+
+def train_to_the_end(folder: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    done = diffctl(folder, "stage", "train", env=env)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def uninterrupted(folder: Path) -> bytes:
+    """The model of a training that nothing stopped; its state is discarded."""
+    train_to_the_end(folder)
+    model = model_bytes(folder)
+    (folder / "models/unet.safetensors").unlink()
+    for run in folder.glob("runs/train/*"):
+        run.rename(folder / "runs" / f"kept-{run.name}")
+    return model
+
+
+def states(folder: Path) -> list[Path]:
+    """The saved states, the newest last."""
+    return sorted(folder.glob("runs/train/*/state-*.safetensors"))
