@@ -100,4 +100,4 @@ def drop_other_cells(samples: Path, cells: list[Cell]) -> None:
     names = {cell.name for cell in cells}
     for entry in samples.iterdir() if samples.exists() else ():
         if entry.name not in names:
-            shutil.rmtree(entry)
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

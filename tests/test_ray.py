@@ -84,10 +84,9 @@ def test_a_worker_killed_in_the_middle_costs_its_unit_only(project: Path, addres
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert out == ""
-    assert [line.split()[:2] for line in err.splitlines()] == [
-        ["steps40-eta1-sampler_ddim", "96/96"],
-        ["steps40-eta0-sampler_dpm-solver++", "96/96"],
-    ], "one line of progress a cell, and no word of Ray's"
+    said = [line.split()[:2] for line in err.splitlines()]
+    assert {cell for cell, _ in said} == set(wanted), "progress of each cell, and no word of Ray's"
+    assert [cell for cell, done in said if done == "96/96"] == list(wanted)
     for name, images in cell_images(project).items():
         assert_equal_but_for_rounding(images, wanted[name])
 
