@@ -19,6 +19,7 @@ from diffusion.errors import DiffctlError
 CHUNK = 4096  # files that are Python objects at a time
 
 Names = NDArray[np.bytes_]
+Hashes = NDArray[np.int64]
 
 
 class FilePaths:
@@ -79,14 +80,17 @@ def list_images(root: Path) -> Listing:
     content, identity = hashlib.sha256(), hashlib.sha256()
     for prefix, names in _walk(root, "", set()):
         images: list[Names] = []
+        hashes: list[Hashes] = []
         for start in range(0, len(names), CHUNK):
             files = [file for name in names[start : start + CHUNK] for file in _file(root, prefix, name)]
             content.update(os.fsencode("".join(f"{prefix}{name}\0{size}\n" for name, size, _ in files)))
             identity.update(np.array([time for _, _, time in files], dtype="<i8").data)
-            others += [prefix + name for name, _, _ in files if not _is_image(name)]
-            images.append(_column(os.fsencode(name) for name, _, _ in files if _is_image(name)))
+            stems = {name: stem for name, _, _ in files if (stem := _stem(name)) is not None}
+            others += [prefix + name for name, _, _ in files if name not in stems]
+            images.append(_column([os.fsencode(name) for name in stems]))
+            hashes.append(np.array([hash(stem) for stem in stems.values()], dtype=np.int64))
         if any(map(len, images)):
-            column, twins = _without_twins(np.concatenate(images))
+            column, twins = _without_twins(np.concatenate(images), np.concatenate(hashes))
             folders.append((prefix, column))
             problems += [Problem(prefix + name, "with the name of another") for name in twins]
     identity.update(content.digest())
@@ -131,8 +135,8 @@ def _look_into(folder: Path) -> tuple[Names, list[str]]:
     return names, sorted(folders)
 
 
-def _column(names: Iterator[bytes] | list[bytes]) -> Names:
-    return np.array(list(names), dtype=np.bytes_)
+def _column(names: list[bytes]) -> Names:
+    return np.array(names, dtype=np.bytes_)
 
 
 def _file(root: Path, prefix: str, name: bytes) -> Iterator[tuple[str, int, int]]:
@@ -147,22 +151,20 @@ def _file(root: Path, prefix: str, name: bytes) -> Iterator[tuple[str, int, int]
         yield decoded, status.st_size, status.st_mtime_ns
 
 
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES
+def _stem(name: str) -> str | None:
+    """An image's name without its suffix, in one case; None for another file."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem.casefold() if dot and f".{suffix.lower()}" in SUFFIXES else None
 
 
-def _without_twins(names: Names) -> tuple[Names, list[str]]:
-    """The names, and apart those that differ from an earlier one in suffix or case alone."""
-    hashes = np.fromiter((hash(_stem(name)) for name in names), dtype=np.int64, count=len(names))
+def _without_twins(names: Names, hashes: Hashes) -> tuple[Names, list[str]]:
+    """The names, and apart those whose stem an earlier one has; `hashes` are of the stems."""
     if len(np.unique(hashes)) == len(names):
-        return names, []  # that no stem comes twice is told by 8 bytes a name
-    taken: set[str] = set()
+        return names, []  # so 8 bytes a name tell that there are none
+    taken: set[str | None] = set()
     first = np.ones(len(names), dtype=bool)
     for at, name in enumerate(names):
-        first[at] = _stem(name) not in taken
-        taken.add(_stem(name))
+        stem = _stem(os.fsdecode(name))
+        first[at] = stem not in taken
+        taken.add(stem)
     return names[first], [os.fsdecode(name) for name in names[~first]]
-
-
-def _stem(name: bytes) -> str:
-    return os.path.splitext(os.fsdecode(name))[0].casefold()
