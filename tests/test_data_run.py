@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -89,12 +90,27 @@ def test_a_server_that_is_away_is_tried_again_and_a_wrong_file_is_not(
         project(home, prefect_database, "python stage.py", name="fashion-mnist")
         (home / "stage.py").write_text(STAGE.replace("{files}", repr(files)))
         output = run(home)
+        requests = len(server.requests)
+        if state == "Completed":
+            in_a_second_clone(home)
+            assert len(server.requests) == requests
     assert output.count("==> data\n") == tries
     assert recorded(home)["data"] == state
     assert ("serves another file" in output) is wrong
     assert ("may pass, see the message above; trying again in 0.1 s (1 of 2)" in output) is not wrong
-    if state == "Completed":
-        assert len(open_store(home / "data/prepared/train")) == 30
+
+
+def in_a_second_clone(home: Path) -> None:
+    """The same stage in another folder gives the same data."""
+    clone = home.parent / "clone"
+    clone.mkdir()
+    for name in ("stage.py", "params.yaml"):
+        shutil.copy(home / name, clone)
+    environment = {"DIFFCTL_CACHE": str(home / "cache")}
+    output, _ = script(clone, (clone / "stage.py").read_text(), environment).communicate(timeout=60)
+    assert "30 train, 10 test images" in output
+    first, second = (open_store(place / "data/prepared/train") for place in (home, clone))
+    assert first.digest == second.digest
 
 
 def test_a_folder_that_changed_is_prepared_anew(tmp_path: Path, prefect_database: Path) -> None:
