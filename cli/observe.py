@@ -7,26 +7,41 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.progress import Show
+from cli.progress import Show, progress
 from diffusion.errors import DiffctlWarning
 
 if TYPE_CHECKING:
     from diffusion.checkpoint import Artefact
+    from diffusion.evaluation.midway import MidwayScorer
     from diffusion.trainrun import TrainRun
     from diffusion.unet import UNet
     from tracking.spool import Spool
 
 BEAT_SECONDS = 10.0
+SYSTEM_SECONDS = 10.0  # between readings of the machine at least
 PREVIEW_STEPS = 20  # DDIM steps of a preview
+SHOWN = ("loss", "mse", "vlb", "grad_norm")  # on the live line: the loss, its parts, the gradient's norm
+MIDWAY = "midway"  # the prefix of scores in the midst of a training
 
 
 class Watch:
     """The trainer's observer: a live line, metrics into the spool, a heartbeat and preview grids."""
 
-    def __init__(self, run: "TrainRun", artefact: "Artefact", spool: "Spool", show: Show) -> None:
+    def __init__(
+        self,
+        run: "TrainRun",
+        artefact: "Artefact",
+        spool: "Spool",
+        show: Show,
+        midway: "MidwayScorer | None" = None,
+    ) -> None:
+        from tracking.system import SystemMetrics
+
         self._run, self._artefact, self._spool, self._show = run, artefact, spool, show
-        self._beat_at = 0.0
+        self._beat_at = self._system_at = 0.0
         self._window: tuple[float, int] | None = None
+        self._system = SystemMetrics()
+        self._midway = midway
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Means of a window of steps, with the images a second since the last window, into the spool."""
@@ -36,11 +51,15 @@ class Watch:
             images = (step - start) * self._artefact.train.batch_size
             values = {**values, "images_per_second": images / (now - since)}
         self._window = (now, step)
+        if now - self._system_at > SYSTEM_SECONDS:
+            self._system_at = now
+            values = {**values, **self._system.read()}
         self._spool.metrics(step, values)
 
     def progress(self, step: int, total: int, values: dict[str, float]) -> None:
         """The live line, and a heartbeat now and then."""
-        self._show(step, total, " · ".join(f"{name} {value:.4f}" for name, value in values.items()))
+        shown = [f"{name} {values[name]:.4f}" for name in SHOWN if name in values]
+        self._show(step, total, " · ".join(shown))
         if time.monotonic() - self._beat_at > BEAT_SECONDS:
             self._beat_at = time.monotonic()
             with _only_watching("the heartbeat"):
@@ -52,6 +71,24 @@ class Watch:
         with _only_watching("a preview"):
             write_preview(path, self._artefact, network, ema)
             self._spool.image(step, "preview", path)
+
+    def evaluate(self, step: int, ema: "UNet") -> None:
+        """Score the EMA, and keep its weights as `train.keep` says; the scores become curves by step."""
+        if self._midway is None:
+            return
+        from diffusion.evaluation.midway import Checkpoints
+
+        with progress(f"score of step {step:,}") as show:
+            scores = self._midway.scores(ema, self._artefact, show)
+        keep = self._artefact.train.keep
+        checkpoints = Checkpoints(self._run.folder / "checkpoints", keep, self._midway.ranked_by)
+        with _only_watching("a checkpoint"):
+            path, gone = checkpoints.add(step, scores, ema, self._artefact)
+            named = {f"{MIDWAY}/{name}": value for name, value in scores.items()}
+            self._spool.checkpoint(step, path, named)
+            for old in gone:
+                self._spool.dropped(old)
+        self._window = None  # the time that this took is none of the next window's
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from cli.progress import progress
 if TYPE_CHECKING:
     from diffusion.checkpoint import Artefact
     from diffusion.config import Config
+    from diffusion.evaluation.midway import MidwayScorer
     from diffusion.training import TrainState
     from diffusion.trainrun import TrainRun
     from tracking.spool import Spool
@@ -71,8 +72,9 @@ def watched(run: "TrainRun", artefact: "Artefact", config: "Config") -> Iterator
     sender = start(run.folder)
     status = "FAILED"
     try:
+        midway = _midway_scorer(config, run.folder) if artefact.train.eval_every else None
         with progress("train", per=artefact.train.batch_size) as show:
-            yield Tracked(run, spool, Watch(run, artefact, spool, show))
+            yield Tracked(run, spool, Watch(run, artefact, spool, show, midway))
         status = "FINISHED"
     except (Interrupted, KeyboardInterrupt):
         status = "KILLED"
@@ -80,3 +82,13 @@ def watched(run: "TrainRun", artefact: "Artefact", config: "Config") -> Iterator
     finally:
         spool.close(status)
         sender.close(SENDER_SECONDS[status])
+
+
+def _midway_scorer(config: "Config", folder: Path) -> "MidwayScorer":
+    """What scores the EMA in the midst of the training; what is missing for it is told before that begins."""
+    from diffusion.evaluation.midway import MidwayScorer
+    from diffusion.layout import PREPARED, REFERENCE
+    from diffusion.precision import default_device
+
+    with progress("reference") as show:
+        return MidwayScorer(config, PREPARED, REFERENCE, folder / "reference", default_device(), show)

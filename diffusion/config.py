@@ -120,7 +120,9 @@ class TrainConfig(Section):
 
     The rate warms up linearly over `warmup` steps, then stays or decays to 0 by a half cosine. `microbatch`
     images at a time make a step's gradient, equal to the whole batch's but for rounding.
-    `log_every`, `save_every` and `preview_every` count steps and change no result.
+    `log_every`, `save_every` and `preview_every` count steps and change no result. Nor does `eval_every`, None
+    for never: after so many steps `eval_images` images of the EMA, in `eval_steps` steps each, are scored, and
+    `keep` says which of the scored weights stay: the best, the last, or those of every K steps.
     """
 
     steps: PositiveInt
@@ -138,6 +140,10 @@ class TrainConfig(Section):
     log_every: PositiveInt = 50
     save_every: PositiveInt = 500
     preview_every: PositiveInt = 1000
+    eval_every: PositiveInt | None = None
+    eval_images: Annotated[int, Field(ge=2)] = 500
+    eval_steps: PositiveInt = 50
+    keep: PositiveInt | Literal["best", "last"] = "best"
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -145,6 +151,8 @@ class TrainConfig(Section):
             raise ValueError(f"microbatch {self.microbatch} is more than batch_size {self.batch_size}")
         if self.warmup > self.steps:
             raise ValueError(f"warmup {self.warmup} is more than steps {self.steps}")
+        if self.eval_every and isinstance(self.keep, int) and self.keep % self.eval_every:
+            raise ValueError(f"keep {self.keep} is not a multiple of eval_every {self.eval_every}")
         return self
 
 

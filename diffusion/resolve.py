@@ -12,7 +12,7 @@ from diffusion.precision import resolve_precision
 from diffusion.shape import UNetSpec
 
 # Fields of `train` that say when to look, not what to compute.
-WATCHING = {"log_every", "save_every", "preview_every"}
+WATCHING = {"log_every", "save_every", "preview_every", "eval_every", "eval_images", "eval_steps", "keep"}
 
 
 def resolve(config: Config, meta: dict[str, Any], device: torch.device) -> Artefact:

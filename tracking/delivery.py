@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from diffusion.errors import DiffctlError
 from diffusion.files import write_json
+from tracking.checkpoints import drop_checkpoint, ensure_checkpoint
 from tracking.names import KEY, MODEL_FOLDER, MODEL_SHA256
 from tracking.pictures import picture_files
 from tracking.spool import Event, read_lines
@@ -196,6 +197,8 @@ class _Delivery:
             "dataset": self._dataset,
             "image": self._image,
             "artifact": self._artifact,
+            "checkpoint": self._checkpoint,
+            "dropped": lambda event: drop_checkpoint(self.client, self.run_id, event["step"]),
             "status": self._status,
         }
         handler = handlers.get(event["kind"])
@@ -242,6 +245,19 @@ class _Delivery:
         if event["folder"] == MODEL_FOLDER:
             self.client.set_tag(self.run_id, MODEL_SHA256, event["sha256"])
 
+    def _checkpoint(self, event: Event) -> None:
+        """The step's weights as a LoggedModel with its scores; nothing where the file is gone by now."""
+        path = self.folder / event["path"]
+        if not path.exists():
+            return
+
+        def log() -> None:
+            model_id = ensure_checkpoint(self.client, self.run_id, event["step"], path)
+            points = [_of_model(point, model_id) for point in _metrics(event)]
+            self.client.log_batch(self.run_id, metrics=points)
+
+        self._attempt(event, log)
+
     def _status(self, event: Event) -> None:
         self.client.set_terminated(self.run_id, event["status"], end_time=event["time"])
         _drop_twins(self.client, self.run_id)
@@ -264,10 +280,18 @@ class _Delivery:
 
     def _upload(self, event: Event, files: Callable[[], list[Path]], folder: str) -> None:
         """Upload files into the run's artifact folder; what fails again and again is set aside."""
+
+        def upload() -> None:
+            for path in files():
+                self.client.log_artifact(self.run_id, str(path), folder or None)
+
+        self._attempt(event, upload)
+
+    def _attempt(self, event: Event, upload: Callable[[], None]) -> None:
+        """Do the event's upload with the time that it takes; after some failed tries it is set aside."""
         try:
             with _patient():
-                for path in files():
-                    self.client.log_artifact(self.run_id, str(path), folder or None)
+                upload()
         except Exception as error:  # every kind of artifact store raises its own
             self.client.get_run(self.run_id)  # an outage of the server itself is not the file's fault
             self.sent.tries += 1
@@ -287,6 +311,12 @@ def _metrics(event: Event) -> "list[Metric]":
     from mlflow.entities import Metric
 
     return [Metric(key, float(value), event["time"], event["step"]) for key, value in event["values"].items()]
+
+
+def _of_model(point: "Metric", model_id: str) -> "Metric":
+    from mlflow.entities import Metric
+
+    return Metric(point.key, point.value, point.timestamp, point.step, model_id=model_id)
 
 
 def _drop_twins(client: "MlflowClient", run_id: str) -> None:

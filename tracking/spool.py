@@ -9,6 +9,8 @@
     {"kind": "metrics", "time": …, "step": …, "values": {…}}
     {"kind": "image", "time": …, "step": …, "key": …, "path": …}           paths are below the folder
     {"kind": "artifact", "path": …, "folder": …, "sha256": …}
+    {"kind": "checkpoint", "time": …, "step": …, "path": …, "values": {…}}  weights, and what they scored
+    {"kind": "dropped", "step": …}                                          of a checkpoint that was not kept
     {"kind": "status", "time": …, "status": "FINISHED" | "FAILED" | "KILLED"}
 """
 
@@ -70,17 +72,34 @@ class Spool:
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Log the values after `step` steps, those of steps that are there already left out."""
+        self._metrics(_now(), step, values)
+
+    def _metrics(self, time: int, step: int, values: dict[str, float]) -> None:
         new = {
             key: _plain(value) for key, value in values.items() if self._known.is_new(f"metric {key}", step)
         }
         if new:
-            self._append(kind="metrics", time=_now(), step=step, values=new)
+            self._append(kind="metrics", time=time, step=step, values=new)
 
     def image(self, step: int, key: str, path: Path) -> None:
         """Log a picture that stays at `path`, as the series `key`."""
         if self._known.is_new(f"image {key}", step):
             inside = os.path.relpath(path, self.folder)
             self._append(kind="image", time=_now(), step=step, key=key, path=inside)
+
+    def checkpoint(self, step: int, path: Path | None, values: dict[str, float]) -> None:
+        """Log what the weights after `step` steps scored, and the weights too where they lie at `path`."""
+        now = _now()
+        self._metrics(now, step, values)
+        if path is not None and self._known.is_new("checkpoint", step):
+            inside, plain = os.path.relpath(path, self.folder), {k: _plain(v) for k, v in values.items()}
+            self._append(kind="checkpoint", time=now, step=step, path=inside, values=plain)
+
+    def dropped(self, step: int) -> None:
+        """Log that the checkpoint of that step is not kept any more."""
+        if step not in self._known.dropped:
+            self._known.dropped.add(step)
+            self._append(kind="dropped", step=step)
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Log a file, as it is now, into the run's artifact `folder`; a hard link keeps it where one can."""
@@ -148,6 +167,7 @@ class Known:
     tags: dict[str, str] = field(default_factory=dict)
     datasets: set[str] = field(default_factory=set)
     artifacts: set[str] = field(default_factory=set)
+    dropped: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, folder: Path) -> "Known":
@@ -178,6 +198,10 @@ class Known:
                 self.datasets.add(event["digest"])
             case "artifact":
                 self.artifacts.add(event["path"])
+            case "checkpoint":
+                self.steps["checkpoint"] = event["step"]
+            case "dropped":
+                self.dropped.add(event["step"])
 
 
 def read_events(folder: Path, offset: int = 0) -> Iterator[Event]:

@@ -1,0 +1,64 @@
+"""How busy the machine is: CPU, memory and GPUs, under the names that MLflow's page of system metrics has."""
+
+import contextlib
+from collections.abc import Callable
+
+Readings = dict[str, float]
+MEGABYTE = 1e6
+
+
+class SystemMetrics:
+    """Reads the machine now and again; a load is the mean since the reading before."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        self._process = psutil.Process()
+        psutil.cpu_percent()  # the first call begins the time that the next one is a mean of
+        self._gpus = _gpus()
+
+    def read(self) -> Readings:
+        """Loads in percent, memory in megabytes (10⁶ bytes), power in watts; GPUs where NVML knows some."""
+        import psutil
+
+        memory = psutil.virtual_memory()
+        readings = {
+            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "system_memory_usage_megabytes": memory.used / MEGABYTE,
+            "system_memory_usage_percentage": memory.percent,
+            "process_memory_usage_megabytes": self._process.memory_info().rss / MEGABYTE,
+        }
+        for index, read_gpu in enumerate(self._gpus):
+            readings |= {f"gpu_{index}_{name}": value for name, value in read_gpu().items()}
+        return {f"system/{name}": value for name, value in readings.items()}
+
+
+def _gpus() -> list[Callable[[], Readings]]:
+    """A reader for each GPU; none without nvidia-ml-py (the extra `gpu`) or without a driver."""
+    try:
+        import pynvml
+    except ImportError:
+        return []
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
+        return []
+
+    def reader(handle: object) -> Callable[[], Readings]:
+        def read() -> Readings:
+            values: Readings = {}
+            # A card that does not tell one of them (as MIG slices do not tell their load) tells the others.
+            with contextlib.suppress(pynvml.NVMLError):
+                memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+                values["memory_usage_megabytes"] = memory.used / MEGABYTE
+                values["memory_usage_percentage"] = 100 * memory.used / memory.total
+            with contextlib.suppress(pynvml.NVMLError):
+                values["utilization_percentage"] = float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+            with contextlib.suppress(pynvml.NVMLError):
+                values["power_usage_watts"] = pynvml.nvmlDeviceGetPowerUsage(handle) / 1000
+            return values
+
+        return read
+
+    return [reader(handle) for handle in handles]
