@@ -59,18 +59,23 @@ def evaluate(
 
 
 def _print_scores(document: dict[str, Any]) -> None:
+    """A row a score, with its interval and what held-out real images score; no score that misleads."""
+    from diffusion.evaluation.specs import extractor_spec
+
     scores, reference = document["scores"], document["reference"]
-    floor = reference.get("floor", {})
-    count = document["images"]["count"]
-    columns = ["score", f"{count:,} images"]
+    spec, floor = extractor_spec(document["extractor"]), reference.get("floor", {})
+    columns = ["score", f"{document['images']['count']:,} images"]
+    if intervals := document.get("intervals"):
+        columns.append(f"{intervals['confidence']:.0%} interval")
     if floor:
         columns.append("real, held out" + (" (extrapolated)" if floor["extrapolated"] else ""))
     made = table(*columns)
-    for name in scores:
-        if name == "floor" or name.endswith("_std"):
-            continue
-        row = [name, _value(scores, name), _value(floor, name) if name in floor else ""]
-        made.add_row(*row[: len(columns)])
+    shown = [spec.distance, "excess", spec.limit, spec.kernel_distance, spec.precision, spec.recall]
+    for name in [*shown, "memorisation", *([spec.score] if spec.is_inception else [])]:
+        if name in scores:
+            row = [name, f"{scores[name]:.5g}", *([_interval(document, name)] if intervals else [])]
+            row.append(f"{floor[name]:.5g}" if name in floor else "")
+            made.add_row(*row[: len(columns)])
     show(made)
     print(
         f"against {reference['reference_count']:,} images of {reference['name']} "
@@ -78,6 +83,8 @@ def _print_scores(document: dict[str, Any]) -> None:
     )
 
 
-def _value(scores: dict[str, Any], name: str) -> str:
-    std = scores.get(f"{name}_std")
-    return f"{scores[name]:.5g}" + ("" if std is None else f" ± {std:.2g}")
+def _interval(document: dict[str, Any], name: str) -> str:
+    from diffusion.evaluation.intervals import interval_of
+
+    ends = interval_of(document, name)
+    return "" if ends is None else f"{ends.low:.5g} to {ends.high:.5g}"

@@ -11,7 +11,20 @@ import warnings
 
 import typer
 
-from cli import classifier, compare, evaluate, images, interop, models, nll, profiles, project, run, runs, stages
+from cli import (
+    classifier,
+    compare,
+    evaluate,
+    images,
+    interop,
+    models,
+    nll,
+    profiles,
+    project,
+    run,
+    runs,
+    stages,
+)
 from diffusion.errors import DiffctlError, DiffctlWarning
 
 app = typer.Typer(

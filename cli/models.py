@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.budget import budget_settings, refuse_beside_budget, scores_of
 from cli.progress import Show, progress
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def resolve_model(model: Path | None, run_id: str | None, champion: bool) -> Pat
 
 
 def sample(
+    context: typer.Context,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="FILE.png (a grid), .gif (the denoising) or .npz.")
     ],
@@ -86,6 +88,10 @@ def sample(
     ] = None,
     eta: Annotated[float, typer.Option("--eta", min=0.0, help="0: deterministic DDIM; 1: DDPM.")] = 0.0,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    budget: Annotated[
+        int | None,
+        typer.Option("--budget", min=1, help="Network evaluations an image: the sweep's best cell for them."),
+    ] = None,
     klass: Klass = None,
     guidance: Annotated[
         float, typer.Option("--guidance", min=0.0, help="w of classifier-free guidance.")
@@ -113,12 +119,16 @@ def sample(
     from diffusion.classifier import load_classifier
     from diffusion.config import parse_settings
     from diffusion.errors import UsageError
+    from diffusion.generate import check_settings
+    from diffusion.grid import spoken
     from diffusion.precision import default_device
 
     if out.suffix not in WRITERS:
         raise UsageError(f"--out {out}: give a file that ends in {', '.join(WRITERS)}")
     if num is not None and index is not None:
         raise UsageError("--num and --index exclude each other: give one of them")
+    if budget is not None:
+        refuse_beside_budget(context)
     indices = range(index, index + 1) if index is not None else range(num or 16)
     settings = parse_settings(
         {"steps": steps, "timesteps": timesteps},
@@ -130,7 +140,11 @@ def sample(
         noise=noise.value,
         spacing=spacing.value,
     )
-    loaded = load_model(resolve_model(model, run_id, champion), default_device())
+    path = resolve_model(model, run_id, champion)
+    if budget is not None:
+        settings = budget_settings(budget, seed, path, scores_of(path, run_id, champion))
+    loaded = load_model(path, default_device())
+    check_settings(loaded.artefact, settings)
     guide = load_classifier(classifier, default_device()) if classifier else None
     with progress("sample") as show:
         frames, labels = _frames(
@@ -138,9 +152,10 @@ def sample(
         )
     WRITERS[out.suffix](out, frames, labels)
     made: dict[str, Any] = {"out": str(out), "indices": list(indices), **settings.model_dump(mode="json")}
-    typer.echo(
-        json.dumps(made) if as_json else f"{len(indices)} image(s) of {loaded.artefact.data.name}: {out}"
-    )
+    text = f"{len(indices)} image(s) of {loaded.artefact.data.name}: {out}"
+    if budget is not None:
+        text = f"{spoken(vars(settings))}, the best of its sweep for {budget} network evaluations\n{text}"
+    typer.echo(json.dumps(made) if as_json else text)
 
 
 def _frames(

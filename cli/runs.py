@@ -1,4 +1,4 @@
-"""Commands over what was tracked: the trainings, their scores side by side, what an outage left behind."""
+"""Commands over what was tracked: the trainings, what an outage left behind, which model is champion."""
 
 import json
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +8,6 @@ import typer
 from cli.tables import ago, show, table
 
 if TYPE_CHECKING:
-    from tracking.compare import Comparison
     from tracking.overview import Row
 
 app = typer.Typer(help="The trainings: running, dead or done.", invoke_without_command=True)
@@ -105,57 +104,3 @@ def promote(
 
     decision = register(force=force)
     typer.echo(json.dumps(vars(decision)) if as_json else decision)
-
-
-def compare(
-    names: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN...", help="A run's id, its beginning or name, or a scores.json."),
-    ],
-    metric: Annotated[
-        list[str] | None, typer.Option("--metric", help="Show this score; may be repeated.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Compare scores. Only numbers whose protocol cards agree stand side by side; lower is better."""
-    from diffusion.errors import DiffctlError, UsageError
-    from tracking.compare import compare as compare_scores
-    from tracking.compare import load_scored
-
-    if len(names) < 2:
-        raise UsageError("compare needs two runs or more")
-    result = compare_scores([load_scored(name) for name in names], metric or [])
-    typer.echo(json.dumps(result.as_json(), indent=2)) if as_json else _show_comparison(result)
-    if not result.rows:
-        raise DiffctlError(
-            "these scores cannot be compared: " + (_why(result) or "they have no cell in common")
-        )
-
-
-def _show_comparison(result: "Comparison") -> None:
-    """The table, the lowest number of a row marked, and below it what was left out and why."""
-    if result.rows:
-        listed = table("CELL", "SCORE", *result.labels)
-        for row in result.rows:
-            listed.add_row(row.cell, row.metric, *(_number(value, row.best) for value in row.values))
-        show(listed)
-        if any(row.best is not None for row in result.rows):
-            typer.echo("< the lowest of its row, and the best")
-    for difference in result.differences:
-        typer.echo(
-            f"{difference.label}: {len(difference.cells)} cell(s) left out, {_fields(difference.fields)}"
-        )
-
-
-def _number(value: float | None, best: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.5g} <" if value == best else f"{value:.5g}"
-
-
-def _why(result: "Comparison") -> str:
-    return "; ".join(f"{difference.label}: {_fields(difference.fields)}" for difference in result.differences)
-
-
-def _fields(fields: dict[str, list[object]]) -> str:
-    return "the cards differ in " + ", ".join(f"{name} ({a} against {b})" for name, (a, b) in fields.items())

@@ -24,7 +24,7 @@ SAMPLING = {
     "num_images": 500,
 }
 META = {
-    "evaluation": 1,
+    "evaluation": 2,
     "extractor": "effnet-lite0-64",
     "weights_sha256": "b" * 64,
     "dtype": "float32",
@@ -39,7 +39,7 @@ CARDS = st.dictionaries(st.sampled_from("abcd"), st.integers(0, 2))
 
 @pytest.fixture
 def card():
-    return protocol_card(SAMPLING, 500, Reference(META, features=[0] * 1297, heldout=None))
+    return protocol_card(SAMPLING, 500, Reference(META, features=[0] * 1297, heldout=None), 1000)
 
 
 def test_it_holds_every_field_of_the_protocol(card):
@@ -60,10 +60,13 @@ def test_it_holds_every_field_of_the_protocol(card):
         "kid_subset_size": 250,
         "kid_subsets": 100,
         "is_splits": 10,
+        "prc_neighbour": 3,
+        "prc_images": 500,
+        "prc_reference_images": 1000,
         "subset_seed": 2020,
         "torch": version("torch"),
         "torch_fidelity": version("torch-fidelity"),
-        "evaluation": 1,
+        "evaluation": 2,
     }
 
 

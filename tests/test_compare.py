@@ -153,7 +153,8 @@ def test_the_command_prints_json_that_a_script_reads(root, cell):
     done = diffctl(root, "evaluate", "samples/steps50-eta0", "--against", "prepared", "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert set(document) == {"images", "reference", "scores", "card"}
+    parts = {"images", "extractor", "reference", "intervals", "scores", "classes", "card"}
+    assert set(document) == parts
     assert document["card"] == cell["card"]
     assert document["scores"] == pytest.approx(cell["scores"], rel=1e-3)
 

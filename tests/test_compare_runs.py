@@ -2,12 +2,16 @@ import json
 
 import pytest
 
-from diffusion.errors import UsageError
+from diffusion.errors import DiffctlError, UsageError
+from diffusion.evaluation.evaluate import evaluate, write_scores
 from diffusion.evaluation.ranking import best, rank_metric
+from diffusion.evaluation.reference import make_reference
 from diffusion.files import write_json
 from tests.conftest import diffctl
+from tests.digits_sweep import ONE_CELL, make_config, rewrite, write_prepared, write_sweep
 from tests.scores_document import document
 from tracking.compare import Scored, compare, load_scored
+from tracking.page import comparison_page
 
 FEW = {(10, 0.0): 0.2}
 
@@ -74,6 +78,64 @@ def test_the_best_cell_takes_the_fewest_steps_of_equal_ones():
     assert best(cells) == ("steps20-eta1", "kd_effnet_lite0_64", 0.1)
 
 
+def with_intervals(values: float, half: float) -> dict:
+    """A document of one cell whose kernel distance is known to within `half`."""
+    one = document({(10, 0.0): values})
+    one["cells"]["steps10-eta0"]["scores"] |= {
+        "kd_effnet_lite0_64_low": values - half,
+        "kd_effnet_lite0_64_high": values + half,
+    }
+    return one
+
+
+def test_a_gap_inside_the_interval_is_marked_as_such(tmp_path):
+    near, far = with_intervals(0.22, 0.03), with_intervals(0.3, 0.03)
+    best = with_intervals(0.2, 0.03)
+    (row, other) = compare(scored(a=near, b=best, c=far)).rows
+    assert row.best == 0.2
+    assert row.tied == [True, False, False]
+    assert row.intervals[0] == pytest.approx((0.19, 0.25))
+    assert other.tied == [False] * 3  # there is no interval of this score
+    for name, one in (("a", near), ("b", best), ("c", far)):
+        write_json(tmp_path / f"{name}.json", one)
+    done = diffctl(tmp_path, "compare", "a.json", "b.json", "c.json", "--html", "page.html")
+    assert done.returncode == 0, done.stderr
+    assert "0.22 ≈" in done.stdout
+    assert "0.2 <" in done.stdout
+    assert "inside its confidence interval" in done.stdout
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "≈ 0.22" in page
+    assert "0.19 to 0.25" in page
+    assert "http" not in page
+
+
+def test_the_page_names_what_was_left_out_and_escapes_names(tmp_path):
+    left_out = document(FEW, seed=1)
+    page = comparison_page(compare(scored(**{"<b>a</b>": document(FEW), "b": document(FEW), "c": left_out})))
+    assert "&lt;b&gt;a&lt;/b&gt;" in page
+    assert '<th scope="row">seed</th>' in page
+    assert "c: steps10-eta0" in page
+    nothing = comparison_page(compare(scored(a=document(FEW), b=left_out)))
+    assert "Nothing here can be compared" in nothing
+
+
+def test_only_one_edited_image_makes_numbers_incomparable(tmp_path):
+    """From the images to the refusal: the reference's digest is in every card."""
+    config = make_config(sweep=ONE_CELL)
+    prepared = write_prepared(tmp_path / "prepared")
+    write_sweep(tmp_path / "samples", config)
+    for name in ("before", "after"):
+        make_reference(config, prepared, tmp_path / "reference")
+        scores = evaluate(config, tmp_path / "samples", tmp_path / "reference", prepared=prepared)
+        write_scores(scores, tmp_path / f"{name}.json", tmp_path / "scores.csv")
+        rewrite(prepared / "train")
+    with pytest.raises(DiffctlError, match="stale"):
+        evaluate(config, tmp_path / "samples", tmp_path / "reference", prepared=prepared)
+    refused = diffctl(tmp_path, "compare", "before.json", "after.json")
+    assert refused.returncode == 1
+    assert "the cards differ in reference_digest" in refused.stderr
+
+
 def test_a_file_without_scores_is_refused(tmp_path):
     write_json(tmp_path / "empty.json", {"cells": {}})
     for name in ("empty.json", "missing.json"):
@@ -94,6 +156,9 @@ def test_the_command(tmp_path):
         "cell": "steps5-eta0",
         "metric": "kd_effnet_lite0_64",
         "values": [0.3, 0.1],
+        "intervals": [None, None],
+        "best": 0.1,
+        "tied": [False, False],
     }
     refused = diffctl(tmp_path, "compare", "a.json", "c.json")
     assert refused.returncode == 1

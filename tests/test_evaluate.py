@@ -9,10 +9,23 @@ from diffusion.data.store import open_store, write_store
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.card import differing
 from diffusion.evaluation.evaluate import evaluate, write_scores
+from diffusion.evaluation.features import extract
+from diffusion.evaluation.intervals import interval_of
 from diffusion.evaluation.ranking import best, rank_metric
 from diffusion.evaluation.reference import make_reference
+from diffusion.evaluation.scores import frechet_distance, statistics
 from diffusion.grid import Cell
-from tests.digits_sweep import make_config, rewrite, tamper, write_cell, write_prepared, write_sweep
+from tests.digits_sweep import (
+    CLASSES,
+    ONE_CELL,
+    effnet,
+    make_config,
+    rewrite,
+    tamper,
+    write_cell,
+    write_prepared,
+    write_sweep,
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +54,21 @@ def own(sweep, tmp_path):
 def test_every_cell_has_its_scores_and_its_card(document):
     assert list(document["cells"]) == [f"steps{steps}-eta{eta}" for steps in (5, 10, 50) for eta in (0, 1)]
     for name, cell in document["cells"].items():
-        assert set(cell) == {"steps", "eta", "scores", "card"}
+        assert set(cell) == {"steps", "eta", "scores", "card", "classes"}
         assert name == Cell(cell["steps"], cell["eta"]).name
         assert (cell["card"]["steps"], cell["card"]["eta"]) == (cell["steps"], cell["eta"])
         assert set(cell["scores"]) == {
             "fd_effnet_lite0_64",
+            "fd_effnet_lite0_64_low",
+            "fd_effnet_lite0_64_high",
+            "fd_effnet_lite0_64_inf",
             "kd_effnet_lite0_64",
+            "kd_effnet_lite0_64_low",
+            "kd_effnet_lite0_64_high",
             "kd_effnet_lite0_64_std",
+            "precision_effnet_lite0_64",
+            "recall_effnet_lite0_64",
+            "memorisation",
             "is_effnet_lite0_64",
             "is_effnet_lite0_64_std",
             "floor",
@@ -64,6 +85,53 @@ def test_the_excess_is_the_distance_above_the_floor(document):
         scores = cell["scores"]
         assert scores["floor"] == floor["fd_effnet_lite0_64"]
         assert scores["excess"] == scores["fd_effnet_lite0_64"] - scores["floor"]
+
+
+def test_a_score_lies_in_its_interval(document):
+    assert document["intervals"] == {"confidence": 0.95, "resamples": 1000}
+    for cell in document["cells"].values():
+        for metric in ("fd_effnet_lite0_64", "kd_effnet_lite0_64", "excess"):
+            low, high = interval_of(cell, metric)
+            assert low < cell["scores"][metric] < high
+        assert interval_of(cell, "precision_effnet_lite0_64") is None
+
+
+def test_intervals_can_be_left_out(sweep, document):
+    _, root = sweep
+    config = make_config(sweep=ONE_CELL, evaluate={"bootstrap": 0})
+    without = evaluate(config, root / "samples", root / "reference")
+    assert "intervals" not in without
+    whole = document["cells"]["steps50-eta0"]
+    cell = without["cells"]["steps50-eta0"]
+    assert whole["scores"].items() >= cell["scores"].items()
+    assert interval_of(cell, "excess") is None
+    assert cell["card"] == whole["card"]
+
+
+def test_every_class_has_its_distance_by_the_same_code(sweep, document):
+    _, root = sweep
+    store, train = open_store(root / "samples/steps5-eta0"), open_store(root / "prepared/train")
+    classes = document["cells"]["steps5-eta0"]["classes"]
+    assert list(classes) == CLASSES
+    assert sum(entry["num_images"] for entry in classes.values()) == 60
+    three, extractor = classes["3"], effnet()
+    ours, real = (
+        extract(extractor, np.array(images.images[images.labels == 3])).features for images in (store, train)
+    )
+    want = frechet_distance(statistics(ours), statistics(real))
+    assert three["fd_effnet_lite0_64"] == pytest.approx(want, rel=1e-4)
+    assert three["excess"] == three["fd_effnet_lite0_64"] - three["floor"]
+
+
+def test_unknown_or_other_classes_have_no_scores_of_their_own(own):
+    _, root = own
+    path = root / "samples/steps50-eta0"
+    store = open_store(path)
+    images, one = np.array(store.images), make_config(sweep=ONE_CELL)
+    for labels, classes in ((None, []), (store.labels, CLASSES[::-1])):
+        write_store(path, images, labels, {**store.meta, "classes": classes})
+        document = evaluate(one, root / "samples", root / "reference")
+        assert "classes" not in document["cells"]["steps50-eta0"]
 
 
 def test_less_noise_scores_better(document):
@@ -121,7 +189,8 @@ def test_the_csv_is_long(document, tmp_path):
         cell = document["cells"][row["cell"]]
         assert (int(row["steps"]), float(row["eta"])) == (cell["steps"], cell["eta"])
         assert float(row["value"]) == cell["scores"][row["metric"]]
-    assert len(rows) == 6 * 7
+    assert len(rows) == 6 * 9
+    assert not any(row["metric"].endswith(("_std", "_low", "_high")) for row in rows)
 
 
 def test_progress_goes_over_all_cells(sweep):

@@ -8,7 +8,7 @@ from diffusion.errors import DiffctlError
 from diffusion.evaluation.extractors import Extractor
 from diffusion.evaluation.features import extract
 from diffusion.evaluation.reference import build_reference, make_reference, open_reference, save_reference
-from tests.digits_sweep import effnet, make_config, rewrite, tamper, write_prepared
+from tests.digits_sweep import CLASSES, effnet, make_config, rewrite, tamper, write_prepared
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +37,18 @@ def test_it_holds_both_splits_and_says_what_they_are(made, extractor):
     train, test = (open_store(prepared / split) for split in ("train", "test"))
     np.testing.assert_array_equal(reference.features, extract(extractor, train.images).features)
     np.testing.assert_array_equal(reference.heldout.features, extract(extractor, test.images).features)
+    np.testing.assert_array_equal(reference.labels, train.labels)
+    np.testing.assert_array_equal(reference.heldout_labels, test.labels)
+    assert reference.train_and_test[0] is reference.features
+    assert reference.train_and_test[1] is reference.heldout.features
     assert reference.meta == {
-        "evaluation": 1,
+        "evaluation": 2,
         "extractor": "effnet-lite0-64",
         "weights_sha256": extractor.weights_sha256,
         "dtype": "float32",
         "name": "digits",
         "image_size": 8,
+        "classes": CLASSES,
         "reference_split": "train",
         "reference_digest": train.digest,
         "reference_count": len(train),
@@ -65,6 +70,8 @@ def test_the_test_split_as_reference_holds_out_the_training_images(made, tmp_pat
     make_reference(config, made[0], tmp_path / "reference")
     reference = open_reference(tmp_path / "reference", extractor, "test", made[0])
     assert (reference.meta["reference_count"], reference.meta["heldout_count"]) == (64, 120)
+    train, test = reference.train_and_test
+    assert (len(train), len(test)) == (120, 64)
 
 
 def test_progress_goes_over_both_splits(made, tmp_path):
@@ -118,5 +125,5 @@ def test_without_heldout_images_there_is_no_floor(made, extractor, tmp_path):
     save_reference(tmp_path / "r", reference)
     again = open_reference(tmp_path / "r", extractor, "test")
     assert again.heldout is None
-    assert again.floor(50) is None
+    assert again.train_and_test[0] is None
     np.testing.assert_array_equal(again.features, reference.features)

@@ -30,7 +30,7 @@ from tests.mlflow_server import MlflowServer, empty_database, free_port, wait_fo
 from tests.scores_document import document
 from tracking import names
 from tracking.gate import judge
-from tracking.registry import fetch_champion, register
+from tracking.registry import fetch_champion, fetch_champion_scores, register
 from tracking.store import ENVIRONMENT, connect
 
 NAME = "diffctl-digits"
@@ -136,6 +136,7 @@ def test_the_champion_is_fetched_and_checked(make_model, here):
         fetch_champion(NAME)
     sha256 = make_model(1)
     register()
+    assert fetch_champion_scores(NAME) == json.loads(SCORES.read_text())
     path = fetch_champion(NAME)
     assert sha256_file(path) == sha256
     load_model(path)

@@ -136,7 +136,7 @@ def test_every_picture_speaks(page):
     assert page.images
     assert all(image["alt"].strip() for image in page.images)
     drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
-    assert len(drawings) == 3
+    assert len(drawings) == 4
     assert all(drawing["role"] == "img" and drawing["aria-label"] for drawing in drawings)
 
 
@@ -152,6 +152,29 @@ def test_it_shows_scores_protocol_and_config(page, sweep):
         assert words in text
     assert "50 steps, η = 0" in text.replace("\xa0", " ")
     assert "cannot be compared with Inception's FID" in text
+
+
+def test_it_recommends_a_cell_for_each_budget(page, sweep):
+    text = " ".join(" ".join(page.text).split()).replace("\xa0", " ")
+    assert "5 to 9 5 steps, η = 0" in text
+    assert "10 to 49 10 steps, η = 0" in text
+    assert "50 and more 50 steps, η = 0" in text
+    assert "memorisation is" in text
+    assert "Bands are 95% confidence intervals" in text
+
+
+def test_without_intervals_it_says_nothing_of_them(own, tmp_path):
+    config, root = own
+    scores = json.loads((root / "scores.json").read_text())
+    del scores["intervals"]
+    for cell in scores["cells"].values():
+        cell["scores"] = {
+            name: value for name, value in cell["scores"].items() if not name.endswith(("_low", "_high"))
+        }
+    write_scores(scores, root / "scores.json", root / "scores.csv")
+    text = report((config, root), tmp_path / "report").read_text(encoding="utf-8")
+    assert "confidence" not in text
+    assert "±" not in text
 
 
 def test_colours_follow_the_readers_scheme(written):
@@ -212,14 +235,21 @@ def test_a_sweep_without_labels_or_floor_has_its_report(own, tmp_path):
 def test_inceptions_scores_are_called_fid_kid_and_is(own, tmp_path):
     config, root = own
     ours = extractor_spec("effnet-lite0-64")
-    names = {ours.distance: "fid", ours.kernel_distance: "kid", ours.score: "is", ours.name: INCEPTION.name}
+    names = {
+        ours.distance: "fid",
+        ours.kernel_distance: "kid",
+        ours.score: "is",
+        ours.precision: "precision",
+        ours.recall: "recall",
+        ours.name: INCEPTION.name,
+    }
     text = (root / "scores.json").read_text()
     for name in sorted(names, key=len, reverse=True):
-        text = re.sub(rf'"{name}(_std)?"', rf'"{names[name]}\1"', text)
+        text = re.sub(rf'"{name}(_std|_low|_high|_inf)?"', rf'"{names[name]}\1"', text)
     (root / "scores.json").write_text(text)
     shown = report((config, root), tmp_path / "report").read_text(encoding="utf-8")
     headings = re.findall(r'<th scope="col">([^<]*)</th>', shown)
-    assert headings[:6] == ["steps", "η", "FID", "excess", "KID", "IS"]
+    assert headings[:8] == ["steps", "η", "FID", "excess", "KID", "precision", "recall", "IS"]
     assert "cannot be compared" not in shown
 
 

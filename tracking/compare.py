@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.errors import UsageError
-from diffusion.evaluation.ranking import rank_metric, ranks
+from diffusion.evaluation.intervals import Interval, interval_of, told_apart
+from diffusion.evaluation.ranking import leader, rank_metric
 from tracking.gate import clash
 from tracking.lookup import find_run
 from tracking.runs import Document, fetch_scores, read_scores
 
 Cell = dict[str, Any]
+Score = tuple[float | None, Interval | None]
 
 
 @dataclass(frozen=True)
@@ -24,17 +26,33 @@ class Scored:
 
 @dataclass(frozen=True)
 class Row:
-    """One score of one cell, a value for each label; None where the cell is missing or its card differs."""
+    """One score of one cell, a value and its confidence interval for each label.
+
+    The value is None where the cell is missing or its card differs, the interval where there is none.
+    """
 
     cell: str
     metric: str
     values: list[float | None]
+    intervals: list[Interval | None]
 
     @property
     def best(self) -> float | None:
-        """The lowest value; None for a score that ranks nothing."""
-        values = [value for value in self.values if value is not None]
-        return min(values) if ranks(self.metric) else None
+        """The best value, the lowest of a distance; None for a score that ranks nothing."""
+        first = leader(self.metric)
+        return first(value for value in self.values if value is not None) if first else None
+
+    @property
+    def tied(self) -> list[bool]:
+        """Whether each value, other than the best, lies within the confidence interval of its gap to it."""
+        if self.best is None:
+            return [False] * len(self.values)
+        best = self.best, self.intervals[self.values.index(self.best)]
+        return [_tied(best, (value, own)) for value, own in zip(self.values, self.intervals, strict=True)]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for a script."""
+        return {**vars(self), "best": self.best, "tied": self.tied}
 
 
 @dataclass(frozen=True)
@@ -58,7 +76,7 @@ class Comparison:
         """Plain values for a script."""
         return {
             "runs": self.labels,
-            "scores": [vars(row) for row in self.rows],
+            "scores": [row.as_json() for row in self.rows],
             "not_comparable": [vars(difference) for difference in self.differences],
         }
 
@@ -89,14 +107,22 @@ def compare(scored: Sequence[Scored], metrics: Sequence[str] = ()) -> Comparison
                 clashes.append(Difference(other.label, [name], fields))
             agreeing.append(None if fields else theirs)
         if sum(one is not None for one in agreeing) > 1:
-            rows += [Row(name, metric, _values(agreeing, metric)) for metric in metrics or _usual(cell)]
+            rows += [_row(name, metric, agreeing) for metric in metrics or _usual(cell)]
     for metric in metrics:
         _refuse_unknown(metric, scored)
     return Comparison([one.label for one in scored], rows, _merged(clashes))
 
 
-def _values(cells: list[Cell | None], metric: str) -> list[float | None]:
-    return [cell["scores"].get(metric) if cell else None for cell in cells]
+def _row(name: str, metric: str, cells: list[Cell | None]) -> Row:
+    values = [cell["scores"].get(metric) if cell else None for cell in cells]
+    return Row(name, metric, values, [interval_of(cell, metric) if cell else None for cell in cells])
+
+
+def _tied(best: Score, other: Score) -> bool:
+    (value, interval), (theirs, their_interval) = best, other
+    if value is None or theirs is None or value == theirs or interval is None or their_interval is None:
+        return False
+    return not told_apart(value, interval, theirs, their_interval)
 
 
 def _usual(cell: Cell) -> list[str]:

@@ -149,6 +149,23 @@ def fetch_champion(name: str) -> Path:
 
     DiffctlError when there is none, or its file's SHA-256 is not the one in its version's tag.
     """
+    client, champion = _champion(name)
+
+    def download(folder: Path) -> Path:
+        with failures(tracking_uri()):
+            return _download(client, champion, WEIGHTS, folder)
+
+    return cached_model(champion.tags[MODEL_SHA256], download)
+
+
+def fetch_champion_scores(name: str) -> Document:
+    """The scores that the champion was registered with; DiffctlError when there is none."""
+    client, champion = _champion(name)
+    with failures(tracking_uri()), tempfile.TemporaryDirectory() as scratch:
+        return read_scores(_download(client, champion, SCORES.name, Path(scratch)))
+
+
+def _champion(name: str) -> "tuple[MlflowClient, ModelVersion]":
     from mlflow.exceptions import MlflowException
 
     uri = tracking_uri()
@@ -165,9 +182,4 @@ def fetch_champion(name: str) -> Path:
         raise DiffctlError(f"{name} has no champion: `diffctl run` registers a model")
     if not {MODEL_SHA256, CARD} <= champion.tags.keys():
         raise DiffctlError(f"{name} version {champion.version} was registered by something else than diffctl")
-
-    def download(folder: Path) -> Path:
-        with failures(uri):
-            return _download(client, champion, WEIGHTS, folder)
-
-    return cached_model(champion.tags[MODEL_SHA256], download)
+    return client, champion

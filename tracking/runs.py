@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion.config import fingerprint
 from diffusion.errors import DiffctlError, UsageError
-from diffusion.evaluation.ranking import best
+from diffusion.evaluation.ranking import best, is_aside
 from diffusion.grid import AXES
 from diffusion.layout import SCORES
 from tracking.fetch import WEIGHTS, cached_model
@@ -86,7 +86,7 @@ def _log_cell(
     curves = [
         Metric(f"{key}/{_series(cell)}", value, time, cell["steps"])
         for key, value in cell["scores"].items()
-        if not key.endswith("_std")
+        if not is_aside(key)
     ]
     client.log_batch(parent.info.run_id, metrics=curves)
 

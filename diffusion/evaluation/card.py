@@ -12,13 +12,15 @@ if TYPE_CHECKING:
 Card = dict[str, Any]
 
 
-def protocol_card(sampling: Card, num_images: int, reference: "Reference") -> Card:
+def protocol_card(sampling: Card, num_images: int, reference: "Reference", most: int) -> Card:
     """The whole card of N images against a reference: a flat JSON dict.
 
     `sampling` is the half that the images bring along (their store's meta["card"]), empty for images of
-    unknown origin.
+    unknown origin. `most` images of each set at most are held against each other as neighbours.
     """
-    from diffusion.evaluation.scores import KID_SUBSETS, SEED, is_splits, kid_subset_size  # loads torch
+    from diffusion.evaluation.kernel import SEED, SUBSETS, subset_size
+    from diffusion.evaluation.manifold import NEIGHBOUR  # loads torch
+    from diffusion.evaluation.scores import is_splits
 
     meta = reference.meta
     spec = extractor_spec(meta["extractor"])
@@ -32,9 +34,12 @@ def protocol_card(sampling: Card, num_images: int, reference: "Reference") -> Ca
         "weights_sha256": meta["weights_sha256"],
         "resize": spec.resize,
         "feature_dtype": meta["dtype"],
-        "kid_subset_size": kid_subset_size(num_images, len(reference.features)),
-        "kid_subsets": KID_SUBSETS,
+        "kid_subset_size": subset_size(num_images, len(reference.features)),
+        "kid_subsets": SUBSETS,
         "is_splits": is_splits(num_images),
+        "prc_neighbour": NEIGHBOUR,
+        "prc_images": min(num_images, most),
+        "prc_reference_images": min(len(reference.features), most),
         "subset_seed": SEED,
         "torch": version("torch"),
         "torch_fidelity": version("torch-fidelity"),

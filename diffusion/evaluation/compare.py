@@ -4,13 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from diffusion.config import EvaluateConfig
 from diffusion.data.store import ImageStore, open_store
 from diffusion.errors import DiffctlError
-from diffusion.evaluation.card import protocol_card
-from diffusion.evaluation.evaluate import real_scores, score
+from diffusion.evaluation.evaluate import common, score
 from diffusion.evaluation.extractors import load_extractor
 from diffusion.evaluation.features import extract, shifted, verify
 from diffusion.evaluation.reference import OTHER_SPLIT, build_reference, matching_reference
+from diffusion.evaluation.scorer import Scorer
 from diffusion.evaluation.sources import is_prepared, open_images
 from diffusion.evaluation.specs import default_extractor
 from diffusion.layout import REFERENCE
@@ -54,12 +55,12 @@ def evaluate_images(
     verify(sample)
     watch = shifted(progress, before, before + len(sample))
     features = extract(loaded, sample.images, batch_size, watch)
-    floor = reference.floor(len(sample))
+    usual = EvaluateConfig()
+    scorer = Scorer(reference, usual.bootstrap, usual.prc_images, loaded.device)
     return {
         "images": {"path": str(path), "digest": sample.digest, "count": len(sample)},
-        "reference": {**reference.meta, **real_scores(reference, loaded, floor)},
-        "scores": score(features, reference, loaded, floor),
-        "card": protocol_card(sample.meta.get("card", {}), len(sample), reference),
+        **common(scorer, len(sample)),
+        **score(features, sample, scorer),
     }
 
 

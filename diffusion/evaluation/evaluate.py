@@ -12,9 +12,10 @@ from diffusion.errors import DiffctlError
 from diffusion.evaluation.card import Card, differing, protocol_card
 from diffusion.evaluation.extractors import Extractor, load_extractor
 from diffusion.evaluation.features import Features, extract, shifted, verify
-from diffusion.evaluation.floor import Floor
-from diffusion.evaluation.reference import Reference, open_reference
-from diffusion.evaluation.scores import all_scores, inception_score
+from diffusion.evaluation.intervals import CONFIDENCE
+from diffusion.evaluation.ranking import is_aside
+from diffusion.evaluation.reference import open_reference
+from diffusion.evaluation.scorer import Scorer
 from diffusion.files import write_json, write_text
 from diffusion.grid import AXES, Cell, cell_settings, grid, line_name, order, settings_card
 from diffusion.precision import default_device
@@ -41,7 +42,8 @@ def evaluate(
     _refuse_mixed_cards(stores)
     extractor = load_extractor(section.extractor, section.weights, default_device())
     opened = open_reference(reference, extractor, section.reference, prepared)
-    return score_cells(stores, opened, extractor, section.batch_size, progress)
+    scorer = Scorer(opened, section.bootstrap, section.prc_images, extractor.device)
+    return score_cells(stores, scorer, extractor, section.batch_size, progress)
 
 
 def open_cell(config: Config, samples: Path, cell: Cell) -> ImageStore:
@@ -70,47 +72,49 @@ def open_cell(config: Config, samples: Path, cell: Cell) -> ImageStore:
 
 def score_cells(
     stores: dict[Cell, ImageStore],
-    reference: Reference,
+    scorer: Scorer,
     extractor: Extractor,
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> Document:
-    """The scores document of open cells, each image seen by the extractor once."""
+    """The scores document of open cells of one size, each image seen by the extractor once."""
     total = sum(len(store) for store in stores.values())
-    floors: dict[int, Floor | None] = {}
-    cells = {}
+    cells: dict[str, Any] = {}
     done = 0
     for cell, store in stores.items():
-        sample = _features(store, extractor, batch_size, done, total, progress)
+        verify(store)
+        sample = extract(extractor, store.images, batch_size, shifted(progress, done, total))
         done += len(store)
-        if len(store) not in floors:
-            floors[len(store)] = reference.floor(len(store))
-        cells[cell.name] = {
-            **cell.axes,
-            "scores": score(sample, reference, extractor, floors[len(store)]),
-            "card": protocol_card(store.meta["card"], len(store), reference),
-        }
-    floor = next(iter(floors.values()))
-    return {
-        "extractor": extractor.spec.name,
-        "reference": {**reference.meta, **real_scores(reference, extractor, floor)},
-        "cells": cells,
-    }
+        cells[cell.name] = {**cell.axes, **score(sample, store, scorer)}
+    return {**common(scorer, total // len(stores)), "cells": cells}
 
 
-def score(
-    sample: Features, reference: Reference, extractor: Extractor, floor: Floor | None
-) -> dict[str, float]:
-    """A sample's scores by name, with `floor` and `excess` (the distance above it) where there is a floor."""
-    scores = all_scores(extractor.spec, sample, reference.features, reference.statistics)
-    if floor is not None:
-        scores["floor"] = floor.distance
-        scores["excess"] = scores[extractor.spec.distance] - floor.distance
-    return scores
+def score(sample: Features, store: ImageStore, scorer: Scorer) -> dict[str, Any]:
+    """What a document says of one set of images: `scores`, `card` and, where they are known, `classes`."""
+    card = protocol_card(store.meta.get("card", {}), len(sample), scorer.reference, scorer.most)
+    entry = {"scores": scorer.scores(sample), "card": card}
+    classes = scorer.classes(sample, store.labels, store.meta.get("classes", []))
+    return {**entry, "classes": classes} if classes else entry
+
+
+def common(scorer: Scorer, num_images: int) -> Document:
+    """What a document says once: the extractor, the reference and what real images score, the intervals."""
+    floor, real = scorer.floor(num_images), scorer.real(num_images)
+    reference = scorer.reference.facts
+    if floor is not None and real is not None:
+        known = {"num_images": num_images, "extrapolated": floor.extrapolated}
+        reference = {**reference, "floor": {**known, **real}}
+    document = {"extractor": scorer.spec.name, "reference": reference}
+    if scorer.resamples:
+        document["intervals"] = {"confidence": CONFIDENCE, "resamples": scorer.resamples}
+    return document
 
 
 def write_scores(document: Document, scores: Path, curves: Path) -> None:
-    """Write the document as JSON and, for plots, as a long CSV: cell, line, the axes, metric, value."""
+    """Write the document as JSON and its scores, for plots, as a long CSV: cell, line, axes, metric, value.
+
+    What stands beside a score, its spread and its interval, is in the JSON alone.
+    """
     write_json(scores, document)
     cells = sorted(document["cells"].items(), key=lambda item: order(item[1]))
     axes = [axis for axis in AXES if any(axis in cell for _, cell in cells)]
@@ -119,39 +123,9 @@ def write_scores(document: Document, scores: Path, curves: Path) -> None:
     writer.writerow(["cell", "line", *axes, "metric", "value"])
     for name, cell in cells:
         point = [name, line_name(cell), *(cell.get(axis, "") for axis in axes)]
-        writer.writerows([*point, metric, value] for metric, value in sorted(cell["scores"].items()))
+        scored = sorted((metric, value) for metric, value in cell["scores"].items() if not is_aside(metric))
+        writer.writerows([*point, metric, value] for metric, value in scored)
     write_text(curves, text.getvalue())
-
-
-def _features(
-    store: ImageStore,
-    extractor: Extractor,
-    batch_size: int,
-    before: int,
-    total: int,
-    progress: Progress | None,
-) -> Features:
-    verify(store)
-    return extract(extractor, store.images, batch_size, shifted(progress, before, total))
-
-
-def real_scores(reference: Reference, extractor: Extractor, floor: Floor | None) -> dict[str, Any]:
-    """What the held-out real images score themselves, under the extractor's names and with their N."""
-    if floor is None or reference.heldout is None:
-        return {}
-    spec = extractor.spec
-    real = inception_score(reference.heldout.logits)
-    return {
-        "floor": {
-            "num_images": floor.num_images,
-            "extrapolated": floor.extrapolated,
-            spec.distance: floor.distance,
-            spec.kernel_distance: floor.kernel_distance.mean,
-            f"{spec.kernel_distance}_std": floor.kernel_distance.std,
-            spec.score: real.mean,
-            f"{spec.score}_std": real.std,
-        }
-    }
 
 
 def _refuse_mixed_cards(stores: dict[Cell, ImageStore]) -> None:

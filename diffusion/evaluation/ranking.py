@@ -1,5 +1,6 @@
 """Which score says that one cell, or one model, is better than another. Lower is better, always."""
 
+from collections.abc import Callable
 from typing import Any
 
 from diffusion.evaluation.specs import ExtractorSpec, extractor_spec
@@ -32,6 +33,18 @@ def best(cells: Cells) -> tuple[str, str, float]:
     return name, metric, cells[name]["scores"][metric]
 
 
-def ranks(metric: str) -> bool:
-    """Whether lower values of a score mean a better model. Inception scores and spreads never rank."""
-    return metric.startswith(("kd_", "kid", "fd_", "fid", "excess")) and not metric.endswith("_std")
+def is_aside(metric: str) -> bool:
+    """Whether a name is of what stands beside a score: its spread, an end of its interval."""
+    return metric.endswith(("_std", "_low", "_high"))
+
+
+def leader(metric: str) -> Callable[..., Any] | None:
+    """`min` or `max`, whichever finds the best value of a score; None for one that ranks nothing.
+
+    Inception scores of other networks than Inception rank noise above images; 0 is best for memorisation.
+    """
+    if is_aside(metric):
+        return None
+    if metric.startswith(("precision", "recall")):
+        return max
+    return min if metric.startswith(("kd_", "kid", "fd_", "fid", "excess")) else None

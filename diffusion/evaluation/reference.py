@@ -1,25 +1,23 @@
 """The reference: features of the real images, kept in files of ours with all that they depend on.
 
-A folder with `features.npy` (of the reference split), `heldout.npy` and `heldout_logits.npy` (of the other
-split) and `meta.json`. torch-fidelity's own cache is keyed by a name alone and goes stale silently.
+A folder with `features.npy` and `labels.npy` (of the reference split), `heldout.npy`, `heldout_logits.npy`
+and `heldout_labels.npy` (of the other split) and `meta.json`; labels only where there are some.
+torch-fidelity's own cache is keyed by a name alone and goes stale silently.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diffusion.config import Config
-from diffusion.data.store import ImageStore, open_store
+from diffusion.data.store import ImageStore, Labels, open_store
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.extractors import Extractor, load_extractor
 from diffusion.evaluation.features import Array, Features, extract, shifted, verify
-from diffusion.evaluation.floor import Floor, floor_at
-from diffusion.evaluation.scores import Statistics, statistics
 from diffusion.evaluation.specs import EVALUATION_VERSION
 from diffusion.files import atomic_folder, write_json
 from diffusion.precision import default_device
@@ -31,25 +29,33 @@ OTHER_SPLIT = {"train": "test", "test": "train"}
 class Reference:
     """Real images as an extractor sees them.
 
-    `meta` has extractor, weights_sha256, dtype, name, image_size, and split, digest and count of the
-    reference (`reference_…`) and of the held-out images (`heldout_…`); `heldout` is None where there are
-    none to make a floor of.
+    `meta` has extractor, weights_sha256, dtype, name, image_size, classes, and split, digest and count of
+    the reference (`reference_…`) and of the held-out images (`heldout_…`); `heldout` is None where there
+    are none to make a floor of, labels are None where images have none.
     """
 
     meta: dict[str, Any]
     features: Array
     heldout: Features | None
+    labels: Labels | None = None
+    heldout_labels: Labels | None = None
 
-    @cached_property
-    def statistics(self) -> Statistics:
-        """Mean and covariance of the reference's features."""
-        return statistics(self.features)
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes in the order of the labels."""
+        return list(self.meta.get("classes", []))
 
-    def floor(self, num_images: int) -> Floor | None:
-        """The real-against-real floor at N images; None without held-out images."""
-        if self.heldout is None:
-            return None
-        return floor_at(num_images, self.heldout.features, self.features, self.statistics)
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a scores document says of the reference."""
+        return {key: value for key, value in self.meta.items() if key != "classes"}
+
+    @property
+    def train_and_test(self) -> tuple[Array | None, Array | None]:
+        """The features of both splits; None for one that is not there."""
+        heldout = None if self.heldout is None else self.heldout.features
+        by_split = {self.meta["reference_split"]: self.features, self.meta.get("heldout_split"): heldout}
+        return by_split.get("train"), by_split.get("test")
 
 
 def make_reference(
@@ -93,20 +99,30 @@ def build_reference(
         "dtype": "float32",
         "name": real.meta.get("name", real.path.name),
         "image_size": real.images.shape[1],
+        "classes": list(real.meta.get("classes", [])),
         **_split_meta("reference", real),
         **({} if heldout is None else _split_meta("heldout", heldout)),
     }
     seen = features(real, 0).features
-    return Reference(meta, seen, None if heldout is None else features(heldout, len(real)))
+    if heldout is None:
+        return Reference(meta, seen, None, real.labels)
+    return Reference(meta, seen, features(heldout, len(real)), real.labels, heldout.labels)
 
 
 def save_reference(path: Path, reference: Reference) -> None:
     """Write the folder, whole or not at all; equal features give equal bytes."""
+    heldout = reference.heldout
+    arrays = {
+        "features": reference.features,
+        "labels": reference.labels,
+        "heldout": None if heldout is None else heldout.features,
+        "heldout_logits": None if heldout is None else heldout.logits,
+        "heldout_labels": reference.heldout_labels,
+    }
     with atomic_folder(path) as folder:
-        np.save(folder / "features.npy", reference.features, allow_pickle=False)
-        if reference.heldout is not None:
-            np.save(folder / "heldout.npy", reference.heldout.features, allow_pickle=False)
-            np.save(folder / "heldout_logits.npy", reference.heldout.logits, allow_pickle=False)
+        for name, array in arrays.items():
+            if array is not None:
+                np.save(folder / f"{name}.npy", array, allow_pickle=False)
         write_json(folder / "meta.json", reference.meta)
 
 
@@ -153,6 +169,7 @@ def _read(path: Path) -> Reference:
                 np.load(path / "heldout.npy", allow_pickle=False),
                 np.load(path / "heldout_logits.npy", allow_pickle=False),
             )
+        labels, heldout_labels = (_read_labels(path / f"{name}.npy") for name in ("labels", "heldout_labels"))
     except FileNotFoundError as error:
         raise DiffctlError(
             f"no reference in {path} ({Path(error.filename).name} is missing): "
@@ -162,7 +179,11 @@ def _read(path: Path) -> Reference:
         raise DiffctlError(
             f"the reference in {path} is damaged ({error}): make it again with `diffctl stage reference`"
         ) from None
-    return Reference(meta, features, heldout)
+    return Reference(meta, features, heldout, labels, heldout_labels)
+
+
+def _read_labels(path: Path) -> Labels | None:
+    return np.load(path, allow_pickle=False) if path.exists() else None
 
 
 def _split_meta(role: str, store: ImageStore) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from diffusion.errors import UsageError
 
-EVALUATION_VERSION = 1  # raise it when the same images would no longer give the same numbers
+EVALUATION_VERSION = 2  # raise it when the same images would no longer give the same numbers
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,25 @@ class ExtractorSpec:
     def is_inception(self) -> bool:
         """Whether its numbers are the field's FID, KID and IS."""
         return self.distance == "fid"
+
+    @property
+    def limit(self) -> str:
+        """The name of the distance extrapolated to N → ∞."""
+        return f"{self.distance}_inf"
+
+    @property
+    def precision(self) -> str:
+        """The name of the precision."""
+        return "precision" + self._suffix
+
+    @property
+    def recall(self) -> str:
+        """The name of the recall."""
+        return "recall" + self._suffix
+
+    @property
+    def _suffix(self) -> str:
+        return "" if self.is_inception else "_" + self.name.replace("-", "_")
 
 
 def _efficientnet(size: int) -> ExtractorSpec:

@@ -5,12 +5,15 @@ from typing import Any
 
 import numpy as np
 import yaml
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from diffusion.config import Config
 from diffusion.data.store import Images, ImageStore
+from diffusion.evaluation.choosing import network_evaluations, pareto_front
 from diffusion.evaluation.evaluate import Document
+from diffusion.evaluation.intervals import interval_of
 from diffusion.evaluation.ranking import FEW_IMAGES, best
 from diffusion.evaluation.specs import ExtractorSpec, extractor_spec
 from diffusion.grid import Cell, line_name, order, spoken
@@ -42,12 +45,13 @@ class Inputs:
 
 
 def draw(inputs: Inputs) -> dict[str, Figure]:
-    """The figures by name: `curve` (the distance), `kernel`, `loss` and `montage`."""
+    """The figures by name: `curve` (the distance), `kernel`, `front`, `loss` and `montage`."""
     spec, names = inputs.spec, tables.short_names(inputs.spec)
     tiles = {(cell.steps, line_name(cell.axes)): samples.tile(store) for cell, store in inputs.cells.items()}
     return {
         "curve": _curve(inputs.document, spec.distance, names["distance"]),
         "kernel": _curve(inputs.document, spec.kernel_distance, names["kernel"]),
+        "front": _front(inputs.document, spec.distance, names["distance"]),
         "loss": figures.loss_curve(inputs.loss["step"], inputs.loss["loss"]),
         "montage": figures.montage(tiles),
     }
@@ -59,6 +63,12 @@ def page_content(inputs: Inputs, drawn: dict[str, Figure]) -> dict[str, Any]:
     names = tables.short_names(spec)
     cards = [cell["card"] for cell in document["cells"].values()]
     classes = inputs.best.meta.get("classes") or inputs.train.meta["classes"]
+    spoken_of = {
+        "curve": _spoken(document, spec.distance, names["distance"]),
+        "kernel": _spoken(document, spec.kernel_distance, names["kernel"]),
+        "front": _spoken(document, spec.distance, names["distance"], "network evaluations an image"),
+        "loss": _spoken_loss(inputs.loss),
+    }
     return {
         "data": inputs.train.meta["name"],
         "spec": spec,
@@ -67,15 +77,14 @@ def page_content(inputs: Inputs, drawn: dict[str, Figure]) -> dict[str, Any]:
         "small": cards[0]["num_images"] < FEW_IMAGES,
         "headline": tables.headline(document, spec),
         "scores": tables.score_table(document, spec),
-        "curve": figures.as_svg(drawn["curve"], "curve", _spoken(document, spec.distance, names["distance"])),
-        "kernel": figures.as_svg(
-            drawn["kernel"], "kernel", _spoken(document, spec.kernel_distance, names["kernel"])
-        ),
-        "loss": figures.as_svg(drawn["loss"], "loss", _spoken_loss(inputs.loss)),
+        "confidence": f"{document['intervals']['confidence']:.0%}" if "intervals" in document else None,
+        "budgets": tables.front_table(document, spec),
+        **{name: Markup(figures.as_svg(drawn[name], name, spoken)) for name, spoken in spoken_of.items()},
         "training": _training(inputs),
         "montage": _montage(inputs),
         "tile": samples.TILE,
         "class_rows": samples.class_rows(inputs.best, classes),
+        "class_scores": _class_scores(inputs),
         "class_count": len(classes),
         "neighbours": samples.neighbour_pairs(inputs.best, inputs.train, inputs.test),
         "protocol": tables.protocol_table(cards),
@@ -85,11 +94,33 @@ def page_content(inputs: Inputs, drawn: dict[str, Figure]) -> dict[str, Any]:
 
 def _curve(document: Document, metric: str, label: str) -> Figure:
     points = [
-        figures.Point(cell["steps"], line_name(cell), cell["scores"][metric])
+        figures.Point(cell["steps"], line_name(cell), cell["scores"][metric], interval_of(cell, metric))
         for cell in sorted(document["cells"].values(), key=order)
     ]
+    return figures.score_curve(points, label, _level(document, metric))
+
+
+def _level(document: Document, metric: str) -> tuple[float, str] | None:
+    """What held-out real images score, and the name of that line."""
     floor = document["reference"].get("floor")
-    return figures.score_curve(points, label, (floor[metric], "real, held out") if floor else None)
+    return (floor[metric], "real, held out") if floor else None
+
+
+def _front(document: Document, metric: str, label: str) -> Figure:
+    best_ones = {choice.cell for choice in pareto_front(document["cells"])}
+    offers = [
+        figures.Offer(network_evaluations(cell["card"]), cell["scores"][metric], name in best_ones)
+        for name, cell in document["cells"].items()
+    ]
+    return figures.front(sorted(offers), label, _level(document, metric))
+
+
+def _class_scores(inputs: Inputs) -> dict[str, str]:
+    """By class, the distance in the best cell above that of held-out real images, or the bare distance."""
+    scores = inputs.document["cells"][best(inputs.document["cells"])[0]].get("classes", {})
+    values = {name: entry.get("excess", entry[inputs.spec.distance]) for name, entry in scores.items()}
+    places = tables.decimals(list(values.values()))
+    return {name: tables.number(value, places) for name, value in values.items()}
 
 
 def _montage(inputs: Inputs) -> dict[str, Any]:
@@ -142,12 +173,12 @@ def _yaml(config: Config) -> str:
     return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
-def _spoken(document: Document, metric: str, label: str) -> str:
+def _spoken(document: Document, metric: str, label: str, cost: str = "the number of sampling steps") -> str:
     """A curve in words."""
     values = [cell["scores"][metric] for cell in document["cells"].values()]
     places = tables.decimals(values)
     low, high = tables.number(min(values), places), tables.number(max(values), places)
-    return f"{label} over the number of sampling steps, between {low} and {high}"
+    return f"{label} over {cost}, between {low} and {high}"
 
 
 def _spoken_loss(loss: dict[str, NDArray[np.float64]]) -> str:

@@ -40,11 +40,20 @@ STYLE: Any = {  # matplotlib types its settings' names one by one
 
 
 class Point(NamedTuple):
-    """A cell's score."""
+    """A cell's score, and its confidence interval where it has one."""
 
     steps: int
     line: str
     value: float
+    interval: tuple[float, float] | None = None
+
+
+class Offer(NamedTuple):
+    """A cell by what an image costs and how good it is, and whether no other beats it in both."""
+
+    evaluations: int
+    value: float
+    on_front: bool
 
 
 def score_curve(points: Sequence[Point], label: str, level: tuple[float, str] | None = None) -> Figure:
@@ -65,6 +74,16 @@ def score_curve(points: Sequence[Point], label: str, level: tuple[float, str] | 
                 markersize=5,
                 label=name,
             )
+            if all(point.interval for point in line):
+                low, high = zip(*(point.interval for point in line if point.interval), strict=True)
+                axes.fill_between(
+                    [point.steps for point in line],
+                    low,
+                    high,
+                    color=LIGHT[LINES[number % len(LINES)]],
+                    alpha=0.12,
+                    linewidth=0,
+                )
         values = [point.value for point in points]
         if level is not None:
             height, name = level
@@ -76,6 +95,31 @@ def score_curve(points: Sequence[Point], label: str, level: tuple[float, str] | 
         axes.set_ylabel(label)
         _legend(axes)
     return figure
+
+
+def front(offers: Sequence[Offer], label: str, level: tuple[float, str] | None = None) -> Figure:
+    """Every cell by its cost, in order; the front as steps of what a budget buys; `level` as in a curve."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes()
+        best = [offer for offer in offers if offer.on_front]
+        others = [offer for offer in offers if not offer.on_front]
+        line, muted = LIGHT[LINES[0]], LIGHT["muted"]
+        axes.plot(*_coordinates(others), "o", color=muted, markersize=4, alpha=0.6, label="other cells")
+        axes.plot(*_coordinates(best), "o-", color=line, markersize=6, drawstyle="steps-post", label="front")
+        if level is not None:
+            height, name = level
+            axes.axhline(height, color=LIGHT["ink"], linewidth=1.2, linestyle=(0, (5, 3)), label=name)
+        _steps_axis(axes, sorted({offer.evaluations for offer in offers}), "network evaluations an image")
+        values = [offer.value for offer in offers] + ([level[0]] if level else [])
+        if min(values) > 0 and max(values) / min(values) > 8:
+            _log_axis(axes)
+        axes.set_ylabel(label)
+        _legend(axes)
+    return figure
+
+
+def _coordinates(offers: Sequence[Offer]) -> tuple[list[int], list[float]]:
+    return [offer.evaluations for offer in offers], [offer.value for offer in offers]
 
 
 def loss_curve(steps: NDArray[np.float64], loss: NDArray[np.float64], name: str = "loss") -> Figure:
@@ -163,13 +207,13 @@ def _axes() -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _steps_axis(axes: Axes, steps: Sequence[int]) -> None:
+def _steps_axis(axes: Axes, steps: Sequence[int], label: str = "sampling steps") -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(list(steps)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlim(min(steps) / 1.15, max(steps) * 1.15)
-    axes.set_xlabel("sampling steps")
+    axes.set_xlabel(label)
 
 
 def _log_axis(axes: Axes) -> None:

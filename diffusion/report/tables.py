@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffusion.evaluation.card import Card
+from diffusion.evaluation.choosing import pareto_front
 from diffusion.evaluation.evaluate import Document
-from diffusion.evaluation.ranking import best
+from diffusion.evaluation.intervals import interval_of, told_apart
+from diffusion.evaluation.ranking import best, leader
 from diffusion.evaluation.specs import ExtractorSpec
 from diffusion.grid import AXES, order, spoken
 
@@ -19,7 +21,8 @@ PROTOCOL = {
         "heldout_split heldout_count heldout_digest"
     ),
     "Scores": (
-        "extractor weights_sha256 resize feature_dtype kid_subset_size kid_subsets is_splits subset_seed"
+        "extractor weights_sha256 resize feature_dtype kid_subset_size kid_subsets is_splits subset_seed "
+        "prc_neighbour prc_images prc_reference_images"
     ),
     "Versions": "torch torch_fidelity evaluation",
 }
@@ -37,6 +40,12 @@ def short_names(spec: ExtractorSpec) -> dict[str, str]:
     }
 
 
+def half_width(cell: dict[str, Any], metric: str, places: int) -> str | None:
+    """Half of a score's confidence interval, as text; None where it has none."""
+    ends = interval_of(cell, metric)
+    return None if ends is None else number((ends.high - ends.low) / 2, places)
+
+
 def decimals(values: Sequence[float]) -> int:
     """Decimals that give the largest value about four significant digits, at most 5."""
     largest = max((abs(value) for value in values), default=0.0)
@@ -52,19 +61,17 @@ def number(value: float, places: int) -> str:
 def score_table(document: Document, spec: ExtractorSpec) -> dict[str, Any]:
     """Axes, columns and rows of text: held-out real images first, then the cells by steps.
 
-    The best value of a column and the row of the best cell are marked.
+    The best value of a column, those that are not told apart from it, and the row of the best cell are
+    marked.
     """
-    names = short_names(spec)
-    columns = {spec.distance: names["distance"], "excess": "excess", spec.kernel_distance: names["kernel"]}
-    if spec.is_inception:
-        columns[spec.score] = names["score"]
-    cells = document["cells"]
+    columns, cells = _columns(document, spec), document["cells"]
     places = {column: _places(document, column) for column in columns}
-    leaders = {column: _leader(cells, column, highest=column == spec.score) for column in columns}
+    leaders = {column: _leader(cells, column) for column in columns}
     chosen, before = best(cells)[0], None
-    rows = []
+    rows: list[dict[str, Any]] = []
     if floor := document["reference"].get("floor"):
-        entries = [_entry({**floor, "excess": 0.0}, column, places[column]) for column in columns]
+        real = {"scores": {**floor, "excess": 0.0}}
+        entries = [_entry(real, column, places[column], None) for column in columns]
         rows.append({"label": "real, held out", "entries": entries, "real": True})
     axes = [axis for axis in AXES if any(axis in cell for cell in cells.values())]
     for name, cell in sorted(cells.items(), key=lambda item: order(item[1])):
@@ -74,8 +81,7 @@ def score_table(document: Document, spec: ExtractorSpec) -> dict[str, Any]:
                 "first": cell["steps"] != before,
                 "best": name == chosen,
                 "entries": [
-                    _entry(cell["scores"], column, places[column], leads=name == leaders[column])
-                    for column in columns
+                    _entry(cell, column, places[column], cells.get(leaders[column])) for column in columns
                 ],
             }
         )
@@ -84,10 +90,56 @@ def score_table(document: Document, spec: ExtractorSpec) -> dict[str, Any]:
         "axes": [AXIS_NAMES.get(axis, axis) for axis in axes],
         "columns": list(columns.values()),
         "rows": rows,
+        "tied": any(entry["tied"] for row in rows for entry in row["entries"]),
     }
 
 
-def headline(document: Document, spec: ExtractorSpec) -> dict[str, str]:
+def front_table(document: Document, spec: ExtractorSpec) -> list[dict[str, Any]]:
+    """The Pareto front, the cheapest cell first, each with the budgets that it is recommended for.
+
+    A cell that is not told apart from the cheaper one before is marked.
+    """
+    cells, front = document["cells"], pareto_front(document["cells"])
+    places = _places(document, spec.distance)
+    rows: list[dict[str, Any]] = []
+    for place, choice in enumerate(front):
+        cell, later = cells[choice.cell], front[place + 1 :]
+        before = cells[front[place - 1].cell] if place else None
+        rows.append(
+            {
+                "evaluations": choice.evaluations,
+                "cell": spoken(cell),
+                "budget": _budget(choice.evaluations, later[0].evaluations if later else None),
+                "distance": number(choice.distance, places),
+                "half": half_width(cell, spec.distance, places),
+                "tied": before is not None and _tied(cell, before, spec.distance),
+            }
+        )
+    return rows
+
+
+def _budget(least: int, following: int | None) -> str:
+    if following is None:
+        return f"{least:,} and more"
+    return f"{least:,}" if following == least + 1 else f"{least:,} to {following - 1:,}"
+
+
+def _columns(document: Document, spec: ExtractorSpec) -> dict[str, str]:
+    """The scores that the table shows, by their names, with its headings; none that no cell has."""
+    names = short_names(spec)
+    columns = {
+        spec.distance: names["distance"],
+        "excess": "excess",
+        spec.kernel_distance: names["kernel"],
+        spec.precision: "precision",
+        spec.recall: "recall",
+        **({spec.score: names["score"]} if spec.is_inception else {}),
+    }
+    known = {name for cell in document["cells"].values() for name in cell["scores"]}
+    return {name: heading for name, heading in columns.items() if name in known or name == "excess"}
+
+
+def headline(document: Document, spec: ExtractorSpec) -> dict[str, str | None]:
     """The best cell and its scores, as text."""
     name, metric, _ = best(document["cells"])
     names = short_names(spec)
@@ -96,18 +148,27 @@ def headline(document: Document, spec: ExtractorSpec) -> dict[str, str]:
     scores = cell["scores"]
     distance_places = _places(document, spec.distance)
     kernel_places = _places(document, spec.kernel_distance)
-    words = {
+    words: dict[str, str | None] = {
         "name": name,
         "cell": spoken(cell),
         "by": ranks.get(metric, metric),
         "distance": number(scores[spec.distance], distance_places),
         "kernel": number(scores[spec.kernel_distance], kernel_places),
-        "kernel_std": number(scores[f"{spec.kernel_distance}_std"], kernel_places),
+        "kernel_half": half_width(cell, spec.kernel_distance, kernel_places),
+        "distance_half": half_width(cell, spec.distance, distance_places),
         "num_images": f"{cell['card']['num_images']:,}",
     }
     if "floor" in scores:
         words["floor"] = number(scores["floor"], distance_places)
         words["excess"] = number(scores["excess"], distance_places)
+    real = document["reference"].get("floor", {})
+    for key, metric in {"limit": spec.limit, "precision": spec.precision, "recall": spec.recall}.items():
+        if metric in scores:
+            places = distance_places if key == "limit" else 2
+            words[key] = number(scores[metric], places)
+            words[f"{key}_real"] = number(real[metric], places) if metric in real else None
+    if "memorisation" in scores:
+        words["memorisation"] = number(scores["memorisation"], 2)
     return words
 
 
@@ -125,26 +186,38 @@ def protocol_table(cards: Sequence[Card]) -> list[dict[str, Any]]:
 
 
 def _places(document: Document, column: str) -> int:
-    """Decimals for a score, by its largest value in any cell."""
+    """Decimals for a score, by its largest value in any cell; two for a share."""
+    if column.startswith(("precision", "recall")):
+        return 2
     cells = document["cells"].values()
     return decimals([cell["scores"][column] for cell in cells if column in cell["scores"]])
 
 
-def _leader(cells: dict[str, Any], column: str, highest: bool) -> str:
+def _leader(cells: dict[str, Any], column: str) -> str:
     """The cell with the best value of a score, empty where no cell has it."""
     values = {name: cell["scores"][column] for name, cell in cells.items() if column in cell["scores"]}
-    return (max if highest else min)(values, key=lambda name: values[name], default="")
+    first = max if column == "is" else leader(column)
+    return str(first(values, key=lambda name: values[name])) if first and values else ""
 
 
-def _entry(scores: dict[str, Any], column: str, places: int, leads: bool = False) -> dict[str, Any]:
-    if column not in scores:
-        return {"text": "–", "std": None, "best": False}
-    std = scores.get(f"{column}_std")
+def _entry(cell: dict[str, Any], column: str, places: int, best: dict[str, Any] | None) -> dict[str, Any]:
+    """A cell of the table, held against the cell that has the column's best value."""
+    if column not in cell["scores"]:
+        return {"text": "–", "half": None, "best": False, "tied": False}
     return {
-        "text": number(scores[column], places),
-        "std": None if std is None else number(std, places),
-        "best": leads,
+        "text": number(cell["scores"][column], places),
+        "half": None if column == "excess" or best is None else half_width(cell, column, places),
+        "best": cell is best,
+        "tied": best is not None and cell is not best and _tied(cell, best, column),
     }
+
+
+def _tied(cell: dict[str, Any], other: dict[str, Any], metric: str) -> bool:
+    """Whether the gap between two cells is inside its confidence interval; not where there is none."""
+    ours, theirs = interval_of(cell, metric), interval_of(other, metric)
+    if ours is None or theirs is None:
+        return False
+    return not told_apart(cell["scores"][metric], ours, other["scores"][metric], theirs)
 
 
 def _values(cards: Sequence[Card], field: str) -> str:

@@ -3,11 +3,8 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from diffusion.config import Config
@@ -19,9 +16,9 @@ from diffusion.files import atomic_folder
 from diffusion.grid import Cell, grid
 from diffusion.report.content import Inputs, draw, page_content
 from diffusion.report.figures import as_png
-from diffusion.report.theme import DARK, LIGHT, css_variables
+from diffusion.report.render import render
 
-TEMPLATE, CSS = Path(__file__).with_name("page.html.j2"), Path(__file__).with_name("page.css")
+TEMPLATE = Path(__file__).with_name("page.html.j2")
 PICTURES = ("curve", "montage", "loss")
 
 
@@ -46,24 +43,12 @@ def write_report(
         _read_loss(loss_curve),
     )
     drawn = draw(inputs)
-    page = _render(page_content(inputs, drawn))
+    page = render(TEMPLATE, **page_content(inputs, drawn))
     with atomic_folder(out) as folder:
         (folder / "index.html").write_text(page, encoding="utf-8")
         for name in PICTURES:
             (folder / f"{name}.png").write_bytes(as_png(drawn[name]))
     return out / "index.html"
-
-
-def _render(content: dict[str, Any]) -> str:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    svg = {name: Markup(content[name]) for name in ("curve", "kernel", "loss")}
-    css = Markup(CSS.read_text(encoding="utf-8"))
-    return template.render(
-        **{**content, **svg}, css=css, light=css_variables(LIGHT), dark=css_variables(DARK)
-    )
 
 
 def _read_scores(path: Path) -> Document:

@@ -1,0 +1,119 @@
+"""KID (Bińkowski et al. 2018, 1801.01401): the squared MMD with a cubic kernel, unbiased at every N.
+
+The numbers are those of torch-fidelity's `kid_features_to_metric`, subset for subset and in its float32;
+the kernel is computed once for all subsets where that is less work than once for each.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion.evaluation.features import Array
+
+SUBSETS = 100
+SUBSET_SIZE = 500  # at most
+SEED = 2020  # torch-fidelity's own default: which images a subset or a split gets
+COLUMNS = 5000  # images at most that each image is held against when it is left out
+BLOCK = 1024
+WHOLE = SUBSETS * SUBSET_SIZE**2  # pairs at most of a kernel that is held whole, 100 MB
+
+Rows = NDArray[np.integer[Any]]
+
+
+class Estimate(NamedTuple):
+    """The mean of a score over subsets or splits, and its standard deviation between them."""
+
+    mean: float
+    std: float
+
+
+def subset_size(count: int, reference_count: int) -> int:
+    """Images a subset: half of the smaller set, at least 2 and at most 500."""
+    return max(2, min(SUBSET_SIZE, count // 2, reference_count // 2))
+
+
+class Subsets(NamedTuple):
+    """The rows of each subset, (SUBSETS, size), of a sample and of its reference."""
+
+    sample: Rows
+    reference: Rows
+
+
+def subsets(count: int, reference_count: int) -> Subsets:
+    """The subsets that torch-fidelity draws for sets of these sizes."""
+    draw = np.random.RandomState(SEED)
+    size = subset_size(count, reference_count)
+    pairs = [
+        (draw.choice(count, size, replace=False), draw.choice(reference_count, size, replace=False))
+        for _ in range(SUBSETS)
+    ]
+    return Subsets(*(np.stack(rows) for rows in zip(*pairs, strict=True)))
+
+
+def own_sums(features: Array, rows: Rows) -> NDArray[np.float32]:
+    """(SUBSETS,) the kernel's sum over all pairs of different images in each subset of one set."""
+    kernel = _Kernel(features, features)
+    return np.array([_off_diagonal(kernel(subset, subset)) for subset in rows], dtype=np.float32)
+
+
+def kernel_distance(
+    features: Array, reference: Array, drawn: Subsets, reference_sums: NDArray[np.float32]
+) -> Estimate:
+    """Squared MMD over the subsets `drawn`; near 0 it may be slightly negative.
+
+    `reference_sums` is own_sums of the reference, which is the same for every sample of this size.
+    """
+    size = drawn.sample.shape[1]
+    kernel = _Kernel(features, reference)
+    cross = np.array([kernel(*rows).sum(axis=0).sum() for rows in zip(*drawn, strict=True)], np.float32)
+    within = own_sums(features, drawn.sample) + reference_sums
+    values = (within / np.float32(size * (size - 1)) - 2 * cross / np.float32(size * size)).astype(np.float64)
+    return Estimate(float(values.mean()), float(values.std()))
+
+
+def leave_one_out(features: Array, reference: Array) -> NDArray[np.float64]:
+    """(N,) the squared MMD of all N ≥ 3 images without each, to within a constant that all share.
+
+    Sets of more than 5,000 images are held against a random 5,000 of them.
+    """
+    own, real = _some(features), _some(reference)
+    count = len(features)
+    pairs, cross = np.empty(count), np.empty(count)
+    for start in range(0, count, BLOCK):
+        rows = slice(start, start + BLOCK)
+        pairs[rows] = _polynomial(features[rows], own).mean(axis=1, dtype=np.float64) * count
+        cross[rows] = _polynomial(features[rows], real).mean(axis=1, dtype=np.float64)
+    diagonal = (np.einsum("nd,nd->n", features, features, dtype=np.float64) / features.shape[1] + 1) ** 3
+    pairs -= diagonal
+    within = (pairs.sum() - 2 * pairs) / ((count - 1) * (count - 2))
+    return np.asarray(within - 2 * (cross.sum() - cross) / (count - 1))
+
+
+class _Kernel:
+    """The kernel between rows of two sets, computed at once where they are small, else for each subset."""
+
+    def __init__(self, a: Array, b: Array) -> None:
+        self.a, self.b = a, b
+        self.whole = _polynomial(a, b) if len(a) * len(b) <= WHOLE else None
+
+    def __call__(self, rows: Rows, columns: Rows) -> Array:
+        if self.whole is None:
+            return _polynomial(self.a[rows], self.b[columns])
+        return np.asarray(self.whole[np.ix_(rows, columns)])
+
+
+def _polynomial(a: Array, b: Array) -> Array:
+    """(a·b/D + 1)³ between all rows, in float32 as torch-fidelity has it."""
+    return np.asarray((np.matmul(a, b.T) * (1.0 / a.shape[1]) + 1) ** 3)
+
+
+def _off_diagonal(kernel: Array) -> Any:
+    return (kernel.sum(axis=1) - np.diagonal(kernel)).sum()
+
+
+def _some(features: Array) -> Array:
+    """The features, or a random 5,000 of more."""
+    if len(features) <= COLUMNS:
+        return features
+    return features[np.sort(np.random.default_rng(SEED).choice(len(features), COLUMNS, replace=False))]

@@ -1,0 +1,58 @@
+"""What nearest neighbours in feature space tell: precision, recall, and whether a model repeats its data."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffusion.evaluation.features import Array
+from diffusion.evaluation.neighbours import coverage, nearest, radii, some
+
+NEIGHBOUR = 3  # the k whose distance is an image's reach (Kynkäänniemi et al. 2019)
+
+
+class PrecisionRecall(NamedTuple):
+    """Shares, 0 to 1 (Kynkäänniemi et al. 2019, 1904.06991, eq. 1 and 2).
+
+    `precision` of the samples lie among the real images: within the reach of one. `recall` of the real
+    images lie among the samples.
+    """
+
+    precision: float
+    recall: float
+
+
+class Manifold:
+    """Where a set of images lies: `most` at most, each with its reach, the distance to the third next."""
+
+    def __init__(self, features: Array, most: int, device: torch.device) -> None:
+        self.points: Tensor = torch.from_numpy(some(features, most)).to(device)
+        self.reach = radii(self.points, NEIGHBOUR)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+
+def precision_recall(sample: Manifold, reference: Manifold) -> PrecisionRecall:
+    """As torch-fidelity's `prc_features_to_metric` where neither set was cut."""
+    return PrecisionRecall(
+        coverage(sample.points, reference.points, reference.reach),
+        coverage(reference.points, sample.points, sample.reach),
+    )
+
+
+def memorisation(sample: Manifold, train: Array, test: Array) -> float:
+    """How much oftener than by chance a sample's nearest real image is one that the model was trained on.
+
+    If a model has learnt the distribution and no image of it, its sample is as likely nearest to any image,
+    seen or not: the chance is p = N_train/(N_train + N_test), whatever the sample's quality. Of the observed
+    share f this is (f − p)/(1 − p): 0 as expected of unseen real images, 1 when every sample is nearest to a
+    training image, below 0 when test images are nearer. Its standard error is √(p/(1 − p)/N) for samples as
+    varied as the data, more for alike ones, which share their nearest images.
+    """
+    chance = len(train) / (len(train) + len(test))
+    to_train, to_test = (
+        nearest(sample.points, torch.from_numpy(real).to(sample.points.device)) for real in (train, test)
+    )
+    share = float((to_train < to_test).float().mean())
+    return (share - chance) / (1 - chance)

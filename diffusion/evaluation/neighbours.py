@@ -1,0 +1,42 @@
+"""Nearest neighbours in feature space, in blocks, so that no matrix of all distances is ever held."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion.evaluation.features import Array
+
+BLOCK = 1024
+SEED = 2020
+
+
+def some(features: Array, most: int) -> Array:
+    """The features, or a random `most` of them in their order, with a fixed seed."""
+    if len(features) <= most:
+        return features
+    return features[np.sort(np.random.default_rng(SEED).choice(len(features), most, replace=False))]
+
+
+def radii(features: Tensor, neighbour: int) -> Tensor:
+    """(N,) each row's distance to its k-th nearest other row; to the farthest where there are fewer."""
+    rank = min(neighbour + 1, len(features))  # a row is nearest to itself
+    return torch.cat([block.kthvalue(rank, dim=1).values for block in _distances(features, features)])
+
+
+def coverage(points: Tensor, centres: Tensor, reach: Tensor) -> float:
+    """The share of points that lie within any centre's own reach (M,)."""
+    inside = [(block <= reach).any(dim=1) for block in _distances(points, centres)]
+    return float(torch.cat(inside).float().mean())
+
+
+def nearest(points: Tensor, others: Tensor) -> Tensor:
+    """(N,) each point's distance to the nearest of the others."""
+    return torch.cat([block.min(dim=1).values for block in _distances(points, others)])
+
+
+def _distances(points: Tensor, others: Tensor) -> Iterator[Tensor]:
+    """Euclidean distances (BLOCK, M), block by block."""
+    for start in range(0, len(points), BLOCK):
+        yield torch.cdist(points[start : start + BLOCK], others)

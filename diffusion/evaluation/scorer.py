@@ -1,0 +1,140 @@
+"""Many samples against one reference: what depends on the reference alone is computed once."""
+
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+
+from diffusion.data.store import Labels
+from diffusion.evaluation import kernel
+from diffusion.evaluation.classes import Labelled, class_scores
+from diffusion.evaluation.features import Features
+from diffusion.evaluation.floor import Floor, fit_line, floor_at, shuffled
+from diffusion.evaluation.frechet import Projected, Target
+from diffusion.evaluation.intervals import bootstrap
+from diffusion.evaluation.manifold import Manifold, memorisation, precision_recall
+from diffusion.evaluation.reference import Reference
+from diffusion.evaluation.scores import Statistics, frechet_distance, inception_score, statistics
+from diffusion.evaluation.specs import ExtractorSpec, extractor_spec
+
+Scores = dict[str, float]
+
+
+class Scorer:
+    """Scores samples under the names of the reference's extractor.
+
+    `resamples` make the confidence intervals, 0 for none; `most` images of each set at most are held against
+    each other for precision, recall and memorisation, on `device`.
+    """
+
+    def __init__(
+        self, reference: Reference, resamples: int, most: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.reference, self.resamples, self.most = reference, resamples, most
+        self.device = torch.device(device)
+        self.spec: ExtractorSpec = extractor_spec(reference.meta["extractor"])
+        self.floor = lru_cache(self._floor)
+        self._drawn = lru_cache(self._draw)
+
+    def scores(self, sample: Features) -> Scores:
+        """Every score of a sample; `floor` and `excess` where there are held-out images.
+
+        `memorisation` needs both splits too. `…_low` and `…_high` are the ends of a confidence interval.
+        """
+        projected = Projected(sample.features, self.target)
+        manifold = Manifold(sample.features, self.most, self.device)
+        scores = self._distances(sample, projected) | self._precision_recall(manifold)
+        train, test = self.reference.train_and_test
+        if train is not None and test is not None:
+            scores["memorisation"] = memorisation(manifold, train, test)
+        floor = self.floor(len(sample))
+        if floor is not None:
+            scores["floor"] = floor.distance
+            scores["excess"] = scores[self.spec.distance] - floor.distance
+        return scores | self._intervals(sample, projected, scores)
+
+    def classes(self, sample: Features, labels: Labels | None, names: list[str]) -> dict[str, Any]:
+        """Distance, count and, where they can be had, floor and excess of each class by its name.
+
+        Empty unless sample and reference know the same classes.
+        """
+        reference = self.reference
+        if labels is None or reference.labels is None or list(names) != reference.classes:
+            return {}
+        heldout = None
+        if reference.heldout is not None and reference.heldout_labels is not None:
+            heldout = Labelled(reference.heldout.features, reference.heldout_labels)
+        found = class_scores(
+            Labelled(sample.features, labels), Labelled(reference.features, reference.labels), heldout, names
+        )
+        entries: dict[str, Any] = {}
+        for name, score in found.items():
+            entries[name] = {"num_images": score.num_images, self.spec.distance: score.distance}
+            if score.floor is not None:
+                entries[name] |= {"floor": score.floor, "excess": score.distance - score.floor}
+        return entries
+
+    def real(self, num_images: int) -> Scores | None:
+        """What held-out real images score, as many as a sample has or as there are; None without any.
+
+        The distance is the floor at `num_images`; the Inception score, which has no such bias, is of all.
+        """
+        floor, heldout = self.floor(num_images), self.reference.heldout
+        if floor is None or heldout is None:
+            return None
+        sample = Features(heldout.features[shuffled(len(heldout))[:num_images]], heldout.logits)
+        scores = self._distances(sample, Projected(sample.features, self.target))
+        scores |= self._precision_recall(Manifold(sample.features, self.most, self.device))
+        return {**scores, self.spec.distance: floor.distance}
+
+    def _distances(self, sample: Features, projected: Projected) -> Scores:
+        spec = self.spec
+        drawn, real_sums = self._drawn(len(sample))
+        near = kernel.kernel_distance(sample.features, self.reference.features, drawn, real_sums)
+        certain = inception_score(sample.logits)
+        return {
+            spec.distance: frechet_distance(statistics(sample.features), self._statistics),
+            spec.limit: fit_line(projected).limit,
+            spec.kernel_distance: near.mean,
+            f"{spec.kernel_distance}_std": near.std,
+            spec.score: certain.mean,
+            f"{spec.score}_std": certain.std,
+        }
+
+    def _precision_recall(self, manifold: Manifold) -> Scores:
+        shares = precision_recall(manifold, self._real_manifold)
+        return {self.spec.precision: shares.precision, self.spec.recall: shares.recall}
+
+    def _intervals(self, sample: Features, projected: Projected, scores: Scores) -> Scores:
+        if not self.resamples or len(sample) < 3:
+            return {}
+        without_each = {
+            self.spec.distance: projected.leave_one_out(),
+            self.spec.kernel_distance: kernel.leave_one_out(sample.features, self.reference.features),
+        }
+        ends: Scores = {}
+        for name, values in without_each.items():
+            low, high = bootstrap(scores[name], values, self.resamples)
+            ends |= {f"{name}_low": low, f"{name}_high": high}
+        return ends
+
+    @cached_property
+    def target(self) -> Target:
+        """The reference's Gaussian."""
+        return Target(self.reference.features)
+
+    @cached_property
+    def _statistics(self) -> Statistics:
+        return statistics(self.reference.features)
+
+    @cached_property
+    def _real_manifold(self) -> Manifold:
+        return Manifold(self.reference.features, self.most, self.device)
+
+    def _floor(self, num_images: int) -> Floor | None:
+        heldout = self.reference.heldout
+        return None if heldout is None else floor_at(num_images, heldout.features, self.target)
+
+    def _draw(self, count: int) -> Any:
+        drawn = kernel.subsets(count, len(self.reference.features))
+        return drawn, kernel.own_sums(self.reference.features, drawn.reference)

@@ -1,0 +1,102 @@
+"""Whole scores of a sample: torch-fidelity's numbers, finite for few images, equal however they are made."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion.data.store import write_store
+from diffusion.evaluation.compare import evaluate_images
+from diffusion.evaluation.features import Features
+from diffusion.evaluation.kernel import subset_size
+from diffusion.evaluation.reference import Reference
+from diffusion.evaluation.scorer import Scorer
+from tests.digits_sweep import real_digits
+
+META = {"extractor": "effnet-lite0-64", "reference_split": "train", "heldout_split": "test"}
+
+
+def made_up(count, seed=0, dimension=16):
+    rng = np.random.default_rng(seed)
+    return Features(
+        rng.normal(size=(count, dimension)).astype(np.float32), rng.normal(size=(count, 4)).astype(np.float32)
+    )
+
+
+def scorer(heldout=None):
+    return Scorer(Reference(META, made_up(200).features, heldout), resamples=50, most=1000)
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 50])
+def test_few_images_give_finite_scores(count):
+    scores = scorer(made_up(40, seed=1)).scores(made_up(count, seed=2))
+    assert all(np.isfinite(value) for value in scores.values())
+    assert {"floor", "excess", "memorisation"} <= scores.keys()
+
+
+def test_without_heldout_images_nothing_is_said_of_them():
+    judge = scorer()
+    assert not {"floor", "excess", "memorisation"} & judge.scores(made_up(30, seed=2)).keys()
+    assert judge.real(30) is None
+
+
+def test_what_is_kept_between_samples_changes_no_number():
+    heldout, other, sample = made_up(40, seed=1), made_up(30, seed=3), made_up(50, seed=2)
+    judge = scorer(heldout)
+    judge.scores(other)
+    assert judge.scores(sample) == scorer(heldout).scores(sample)
+
+
+def test_real_images_score_as_a_sample_of_their_own_would():
+    judge = scorer(made_up(40, seed=1))
+    real, same = judge.real(100), judge.scores(made_up(40, seed=1))
+    for name in ("precision_effnet_lite0_64", "recall_effnet_lite0_64"):
+        assert real[name] == same[name]
+    assert real["fd_effnet_lite0_64"] == judge.floor(100).distance
+
+
+class Tensors(torch.utils.data.Dataset):
+    """Images as torch-fidelity wants them: uint8 (3, H, W)."""
+
+    def __init__(self, images):
+        self.images = torch.from_numpy(images.transpose(0, 3, 1, 2).repeat(3, axis=1))
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index]
+
+
+def test_any_images_score_as_by_torch_fidelity(tmp_path):
+    from torch_fidelity import calculate_metrics
+
+    images, _ = real_digits()
+    ours, real = images[:100], images[100:250]
+    np.savez(tmp_path / "ours.npz", ours)
+    write_store(tmp_path / "real", real, None, {"name": "real"})
+    got = evaluate_images(tmp_path / "ours.npz", tmp_path / "real")["scores"]
+    want = calculate_metrics(
+        input1=Tensors(ours),
+        input2=Tensors(real),
+        feature_extractor="effnet-lite0-64",
+        fid=True,
+        kid=True,
+        isc=True,
+        prc=True,
+        kid_subset_size=subset_size(len(ours), len(real)),
+        cuda=False,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    same = {
+        "fd_effnet_lite0_64": "frechet_inception_distance",
+        "kd_effnet_lite0_64": "kernel_inception_distance_mean",
+        "kd_effnet_lite0_64_std": "kernel_inception_distance_std",
+        "is_effnet_lite0_64": "inception_score_mean",
+        "is_effnet_lite0_64_std": "inception_score_std",
+        "precision_effnet_lite0_64": "precision",
+        "recall_effnet_lite0_64": "recall",
+    }
+    for ours_name, theirs in same.items():
+        assert got[ours_name] == pytest.approx(want[theirs], rel=1e-6), ours_name
