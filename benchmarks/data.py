@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,19 +54,19 @@ def batches(count: int = 40_000, draws: int = 400) -> Result:
     """Images a second out of the memory map, random access, page cache warm, prefetching as in training."""
     import torch
 
-    from diffusion.data.loader import Batches
+    from diffusion.data.loader import Batches, prefetch
 
     with scratch() as folder:
         images = np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
         loader = Batches(write_store(folder / "store", images, None, {}), "cpu")
 
         def read() -> float:
-            rows = (
-                torch.randint(count, (BATCH,), generator=torch.Generator().manual_seed(step))
-                for step in range(draws)
-            )
+            def draw(step: int) -> tuple[torch.Tensor]:
+                source = torch.Generator().manual_seed(step)
+                return (loader[torch.randint(count, (BATCH,), generator=source)],)
+
             start = time.perf_counter()
-            for _ in loader.prefetch(rows):
+            for _ in prefetch((partial(draw, step) for step in range(draws)), "cpu"):
                 pass
             return draws * BATCH / (time.perf_counter() - start)
 

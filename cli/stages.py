@@ -4,6 +4,8 @@ A stage's `deps:` in dvc.yaml are the modules of diffusion/ that its body import
 imports from cli/ and tracking/ only watches and records, so a change there makes nothing stale.
 """
 
+import sys
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -52,12 +54,15 @@ def train(
     from diffusion.files import write_json
     from diffusion.layout import LOSS_CURVE, MODEL, PREPARED, RUN, TRAIN_RUNS
     from diffusion.precision import default_device
+    from diffusion.processes import is_follower, together
     from diffusion.resolve import resolve, training_fingerprint, training_settings
     from diffusion.signals import stop_request
     from diffusion.training import new_state
     from diffusion.training import train as train_model
     from diffusion.trainrun import open_run, write_loss_curve
 
+    if is_follower():
+        return _follow()
     preflight("train")
     config, store, device = load(), open_store(PREPARED / "train"), default_device()
     artefact = resolve(config, store.meta, device)
@@ -65,16 +70,43 @@ def train(
     with (
         open_run(TRAIN_RUNS, fingerprint, fresh=fresh, config=settings) as run,
         stop_request() as stop,
+        together(config.train.devices, [sys.executable, "-m", "cli.main", "stage", "train"]) as ranks,
         watched(run, artefact, config) as tracked,
     ):
-        state = new_state(artefact, device)
+        state = new_state(artefact, ranks.device)
         run.restore(state)
         tracked.announce(state.step, artefact.train.steps)
-        train_model(state, store, device, tracked.watch, tracked.save, stop.raise_if_set)
+        ranks.spread(fingerprint, state.saved())
+        train_model(state, store, ranks, tracked.watch, tracked.save, partial(ranks.agree, stop))
         write_loss_curve(LOSS_CURVE, state.history)
         save_artefact(MODEL, state.ema.state_dict(), artefact)
         tracked.finished(MODEL)
     write_json(RUN, tracked.identity())
+
+
+def _follow() -> None:
+    """Compute a share of every batch of a training that another process started, saves and tells of."""
+    from diffusion.config import load
+    from diffusion.data.store import open_store
+    from diffusion.distributed import RankLost
+    from diffusion.errors import Interrupted
+    from diffusion.layout import PREPARED
+    from diffusion.precision import default_device
+    from diffusion.processes import together
+    from diffusion.resolve import resolve, training_fingerprint
+    from diffusion.signals import stop_request
+    from diffusion.training import Silent, new_state
+    from diffusion.training import train as train_model
+
+    config, store = load(), open_store(PREPARED / "train")
+    artefact = resolve(config, store.meta, default_device())
+    try:
+        with stop_request() as stop, together(config.train.devices, []) as ranks:
+            state = new_state(artefact, ranks.device)
+            state.restore(ranks.spread(training_fingerprint(artefact), state.saved()))
+            train_model(state, store, ranks, Silent(), lambda state: None, partial(ranks.agree, stop))
+    except (Interrupted, RankLost) as error:  # the first process says it
+        raise typer.Exit(error.exit_code) from None
 
 
 @app.command()

@@ -118,8 +118,10 @@ class DiffusionConfig(Section):
 class TrainConfig(Section):
     """The optimisation. `steps` is the whole training; `p_uncond` drops labels for guidance (CFG alg. 1).
 
-    The rate warms up linearly over `warmup` steps, then stays or decays to 0 by a half cosine. `microbatch`
-    images at a time make a step's gradient, equal to the whole batch's but for rounding.
+    The rate warms up linearly over `warmup` steps, then stays or decays to 0 by a half cosine. `devices`
+    processes, auto one for each GPU of this machine, share every batch. `microbatch` images at a time make a
+    process's part of the gradient: auto as many as fit, None all. `compile` by torch.compile: auto on a GPU.
+    These three change a result by rounding alone. `tf32` rounds a GPU's float32 products to 10 bits.
     `log_every`, `save_every` and `preview_every` count steps and change no result. Nor does `eval_every`, None
     for never: after so many steps `eval_images` images of the EMA, in `eval_steps` steps each, are scored, and
     `keep` says which of the scored weights stay: the best, the last, or those of every K steps.
@@ -131,7 +133,10 @@ class TrainConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warmup: Annotated[int, Field(ge=0)] = 0
     lr_decay: Literal["none", "cosine"] = "none"
-    microbatch: PositiveInt | None = None
+    devices: PositiveInt | Literal["auto"] = "auto"
+    microbatch: PositiveInt | Literal["auto"] | None = "auto"
+    compile: bool | Literal["auto"] = "auto"
+    tf32: bool = True
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: Probability = 0.9999
     p_uncond: Probability = 0.0
@@ -147,7 +152,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if self.microbatch is not None and self.microbatch > self.batch_size:
+        if isinstance(self.microbatch, int) and self.microbatch > self.batch_size:
             raise ValueError(f"microbatch {self.microbatch} is more than batch_size {self.batch_size}")
         if self.warmup > self.steps:
             raise ValueError(f"warmup {self.warmup} is more than steps {self.steps}")

@@ -46,7 +46,7 @@ def predict(
     network: Network, schedule: Schedule, x_t: Tensor, index: Tensor, labels: Tensor | None
 ) -> Prediction:
     """Ask the network at the original timesteps of the (B,) indices; ε and v in `x_t`'s dtype."""
-    output = network(x_t, schedule.timesteps[index.cpu()].to(x_t.device), labels)
+    output = network(x_t, schedule.timesteps[index.to(schedule.timesteps.device)].to(x_t.device), labels)
     return split(output.to(x_t.dtype), x_t.shape[1])
 
 
@@ -176,6 +176,6 @@ def min_snr_weight(schedule: Schedule, config: DiffusionConfig, index: Tensor) -
 
     min(SNR, 5) in terms of x̂_0's error, so divided by SNR for ε's and by SNR + 1 for the velocity's.
     """
-    alpha_bar = schedule.alphas_cumprod[index.cpu()]
+    alpha_bar = schedule.alphas_cumprod[index.to(schedule.alphas_cumprod.device)]
     snr = alpha_bar / (1 - alpha_bar)
     return snr.clamp(max=SNR_LIMIT) / (snr if config.prediction == "eps" else snr + 1)

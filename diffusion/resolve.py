@@ -11,8 +11,10 @@ from diffusion.errors import UsageError
 from diffusion.precision import resolve_precision
 from diffusion.shape import UNetSpec
 
-# Fields of `train` that say when to look, not what to compute.
+# Fields of `train` that say when to look and how to fit the machine: a training goes on when they change. The
+# last three change sums by rounding.
 WATCHING = {"log_every", "save_every", "preview_every", "eval_every", "eval_images", "eval_steps", "keep"}
+FITTING = {"devices", "microbatch", "compile"}
 
 
 def resolve(config: Config, meta: dict[str, Any], device: torch.device) -> Artefact:
@@ -39,7 +41,11 @@ def resolve(config: Config, meta: dict[str, Any], device: torch.device) -> Artef
         diffusion=config.diffusion,
         train=config.train,
         data=DataCard(
-            name=meta["name"], classes=tuple(classes), digest=meta["digest"], flip=config.data.flip
+            name=meta["name"],
+            classes=tuple(classes),
+            counts=tuple(meta["counts"]) if classes else (),
+            digest=meta["digest"],
+            flip=config.data.flip,
         ),
         step=config.train.steps,
         precision=resolve_precision(config.train.precision, device),
@@ -47,7 +53,7 @@ def resolve(config: Config, meta: dict[str, Any], device: torch.device) -> Artef
 
 
 def training_fingerprint(artefact: Artefact) -> str:
-    """The name of a training: equal exactly when every step would compute the same."""
+    """The name of a training: equal exactly when every step would compute the same, but for rounding."""
     return fingerprint(_identity(artefact))
 
 
@@ -60,5 +66,6 @@ def training_settings(artefact: Artefact) -> dict[str, Any]:
 
 def _identity(artefact: Artefact) -> dict[str, Any]:
     values = artefact.model_dump(mode="json")
-    values["train"] = {key: value for key, value in values["train"].items() if key not in WATCHING}
+    del values["network"]["gradient_checkpointing"]  # computes the same again
+    values["train"] = {key: value for key, value in values["train"].items() if key not in WATCHING | FITTING}
     return values

@@ -58,7 +58,7 @@ class Schedule:
     @cached_property
     def alphas_cumprod_prev(self) -> Tensor:
         """ᾱ one step earlier along the timesteps; exactly 1 for the last step taken."""
-        return torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
+        return torch.cat([torch.ones_like(self.alphas_cumprod[:1]), self.alphas_cumprod[:-1]])
 
     @cached_property
     def betas(self) -> Tensor:
@@ -76,6 +76,10 @@ class Schedule:
         first = self.posterior_variance[1:2] if len(self) > 1 else self.betas[:1]
         return torch.cat([first, self.posterior_variance[1:]]).log()
 
+    def to(self, device: torch.device) -> "Schedule":
+        """The same process with its tables on the device, so that looking one up waits for nothing."""
+        return Schedule(self.timesteps.to(device), self.alphas_cumprod.to(device))
+
     def spaced(self, timesteps: Sequence[int]) -> "Schedule":
         """The process along some of the timesteps; the network still sees the original ones."""
         chosen = torch.as_tensor(timesteps)
@@ -90,7 +94,7 @@ class Schedule:
 
 def at(table: Tensor, index: Tensor, like: Tensor) -> Tensor:
     """`table` at the (B,) indices, as (B, 1, 1, 1) on `like`'s device and in its dtype."""
-    return table[index.cpu()].to(like).reshape(-1, *[1] * (like.ndim - 1))
+    return table[index.to(table.device)].to(like).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def q_sample(schedule: Schedule, x_0: Tensor, index: Tensor, noise: Tensor) -> Tensor:

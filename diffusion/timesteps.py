@@ -10,6 +10,8 @@ UNIFORM_SHARE = 0.001
 class UniformSampler:
     """t uniform over 0 … T−1, all weights 1."""
 
+    learns = False  # whether a draw depends on the losses of the steps before
+
     def __init__(self, timesteps: int) -> None:
         self.timesteps = timesteps
 
@@ -30,6 +32,8 @@ class UniformSampler:
 
 class LossAwareSampler(UniformSampler):
     """p_t ∝ √E[L_t²] over the last 10 losses of each t, uniform until every t has 10 (iDDPM eq. 18)."""
+
+    learns = True
 
     def __init__(self, timesteps: int) -> None:
         super().__init__(timesteps)

@@ -6,6 +6,7 @@ weights, their average and the optimiser's moments.
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,19 +14,25 @@ import torch
 from torch import Tensor
 
 from diffusion.checkpoint import Artefact
+from diffusion.data.loader import Batches
 from diffusion.data.store import ImageStore
+from diffusion.distributed import RankLost, Ranks
+from diffusion.draws import Batch, batches
 from diffusion.ema import ema_copy, ema_update, warmed_decay
-from diffusion.errors import DiffctlError
-from diffusion.gaussian import Network, training_losses
-from diffusion.images import to_model, to_nchw
-from diffusion.precision import autocast
+from diffusion.errors import DiffctlError, Interrupted
+from diffusion.gradients import Gradients
+from diffusion.precision import image_layout, set_tf32
 from diffusion.random import generator
-from diffusion.schedule import Schedule
+from diffusion.readings import Readings
 from diffusion.state import SavedState
 from diffusion.timesteps import LossAwareSampler, UniformSampler
 from diffusion.unet import UNet
 
 MAX_BAD_STEPS = 5  # non-finite steps in a row that end a training
+
+
+class Diverged(DiffctlError):
+    """Loss or gradient was not finite for too many steps in a row."""
 
 
 class Observer(Protocol):
@@ -41,27 +48,17 @@ class Observer(Protocol):
         """Called every `preview_every` steps."""
 
 
-@dataclass
-class Batch:
-    """All that step k draws: images in [−1, 1], labels with some dropped, timesteps, weights and noise."""
+class Silent:
+    """An observer that does nothing."""
 
-    x_0: Tensor
-    labels: Tensor | None
-    index: Tensor
-    weights: Tensor
-    noise: Tensor
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Ignore the means."""
 
-    def split(self, size: int | None) -> list["Batch"]:
-        """The batch in parts of at most `size` images, in order; itself when `size` is None."""
-        if size is None:
-            return [self]
-        parts = []
-        for start in range(0, len(self.index), size):
-            rows = slice(start, start + size)
-            labels = None if self.labels is None else self.labels[rows]
-            tensors = (self.x_0[rows], labels, self.index[rows], self.weights[rows], self.noise[rows])
-            parts.append(Batch(*tensors))
-        return parts
+    def progress(self, step: int, total: int, values: dict[str, float]) -> None:
+        """Ignore the step."""
+
+    def preview(self, step: int, network: UNet, ema: UNet) -> None:
+        """Draw nothing."""
 
 
 @dataclass
@@ -92,6 +89,10 @@ class TrainState:
         names = ("step", "skipped", "bad_in_a_row", "window", "history")
         return {name: getattr(self, name) for name in names}
 
+    def saved(self) -> SavedState:
+        """All of it, as it would be saved."""
+        return SavedState(self.tensors(), self.values())
+
     def restore(self, saved: SavedState) -> None:
         """Become the saved state, exactly."""
         parts: dict[str, dict[str, Tensor]] = {"network": {}, "ema": {}, "optimizer": {}, "timesteps": {}}
@@ -102,12 +103,18 @@ class TrainState:
         self.ema.load_state_dict(parts["ema"])
         self.timesteps.load_state_dict(parts["timesteps"])
         moments: dict[int, dict[str, Tensor]] = {}
+        parameters = list(self.network.parameters())
         for name, tensor in parts["optimizer"].items():
             index, moment = name.split(".")
-            moments.setdefault(int(index), {})[moment] = tensor
+            moments.setdefault(int(index), {})[moment] = _laid_as(parameters[int(index)], tensor)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         for name, value in saved.values.items():
             setattr(self, name, value)
+
+
+def _laid_as(parameter: Tensor, moment: Tensor) -> Tensor:
+    """The optimiser's moment with its parameter's layout in memory, which the fused optimiser asks for."""
+    return torch.empty_like(parameter).copy_(moment) if moment.shape == parameter.shape else moment
 
 
 def new_state(artefact: Artefact, device: torch.device) -> TrainState:
@@ -117,32 +124,13 @@ def new_state(artefact: Artefact, device: torch.device) -> TrainState:
         torch.manual_seed(generator("weights", train.seed).initial_seed())
         network = UNet(artefact.network)
     network = network.to(device).train()
+    network.to(memory_format=image_layout(artefact.precision, device))  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True
     )
     samplers = {"uniform": UniformSampler, "loss-aware": LossAwareSampler}
     timesteps = samplers[artefact.diffusion.t_sampler](artefact.diffusion.timesteps)
     return TrainState(artefact, network, ema_copy(network), optimizer, timesteps)
-
-
-def draw_batch(state: TrainState, store: ImageStore, device: torch.device) -> Batch:
-    """Everything random of the state's next step, from (seed, step) alone."""
-    artefact, train = state.artefact, state.artefact.train
-    source = generator("train", train.seed, state.step)
-    rows = torch.randint(len(store), (train.batch_size,), generator=source)
-    flips = torch.rand(train.batch_size, generator=source) < 0.5
-    dropped = torch.rand(train.batch_size, generator=source) < train.p_uncond
-    index, weights = state.timesteps.draw(train.batch_size, source)
-    images = to_nchw(store.images[rows.numpy()])
-    noise = torch.randn(images.shape, generator=source)
-    if artefact.data.flip:
-        images = torch.where(flips[:, None, None, None], images.flip(3), images)
-    labels = None
-    if artefact.network.num_classes:
-        assert store.labels is not None, "resolve() refuses a conditional model without labels"
-        labels = torch.from_numpy(store.labels[rows.numpy()])
-        labels = torch.where(dropped, artefact.network.num_classes, labels).to(device)
-    return Batch(to_model(images.to(device)), labels, index, weights.to(device), noise.to(device))
 
 
 def learning_rate(artefact: Artefact, step: int) -> float:
@@ -155,91 +143,99 @@ def learning_rate(artefact: Artefact, step: int) -> float:
     return train.lr * (1 + math.cos(math.pi * (step - train.warmup) / (train.steps - train.warmup))) / 2
 
 
-def train_step(state: TrainState, schedule: Schedule, batch: Batch) -> dict[str, float]:
-    """One optimiser step in place; returns the step's means.
+def train_step(state: TrainState, gradients: Gradients, batch: Batch) -> dict[str, Tensor]:
+    """One optimiser step in place; returns the step's means on the device, for which nothing has waited.
 
-    A non-finite loss or gradient changes no weight: it is counted in `skipped` and `bad_in_a_row`.
+    A non-finite loss or gradient changes no weight: the optimiser skips it by itself, and the means say so.
     """
-    artefact = state.artefact
-    if artefact.network.dropout:
-        torch.manual_seed(generator("dropout", artefact.train.seed, state.step).initial_seed())
-    network = autocast(state.network, artefact.precision)
-    parts = [
-        _backward(network, schedule, artefact, part, len(batch.index))
-        for part in batch.split(artefact.train.microbatch)
-    ]
-    losses = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), artefact.train.grad_clip)
-    means = {name: float((value * batch.weights).mean()) for name, value in losses.items()}
-    means["grad_norm"] = float(norm)
-    if all(map(math.isfinite, means.values())):
-        state.timesteps.update(batch.index, losses["loss"])
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(artefact, state.step)
-        state.optimizer.step()
-        ema_update(state.ema, state.network, warmed_decay(artefact.train.ema_decay, state.step))
-        state.bad_in_a_row = 0
-    else:
-        state.skipped += 1
-        state.bad_in_a_row += 1
+    train = state.artefact.train
+    losses, index, weights = gradients(batch, state.step)
+    norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), train.grad_clip)
+    means = {name: (value * weights).mean() for name, value in losses.items()} | {"grad_norm": norm}
+    finite = torch.stack(list(means.values())).isfinite().all()
+    if state.timesteps.learns and finite:
+        state.timesteps.update(index, losses["loss"])
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(state.artefact, state.step)
+    state.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as torch's GradScaler says it
+    state.optimizer.step()
+    ema_update(state.ema, state.network, warmed_decay(train.ema_decay, state.step))
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     return means
 
 
-def _backward(
-    network: Network, schedule: Schedule, artefact: Artefact, part: Batch, batch_size: int
-) -> dict[str, Tensor]:
-    """Add the part's share of the batch's gradient; returns its per-image losses, each (B,)."""
-    losses = training_losses(
-        network, schedule, artefact.diffusion, part.x_0, part.index, part.noise, part.labels
-    )
-    ((losses["loss"] * part.weights).sum() / batch_size).backward()  # type: ignore[no-untyped-call]
-    return {name: value.detach() for name, value in losses.items()}
-
-
 def train(
     state: TrainState,
     store: ImageStore,
-    device: torch.device,
+    ranks: Ranks,
     observer: Observer,
     save: Callable[[TrainState], None],
     check_stop: Callable[[], None],
 ) -> None:
     """Train to the artefact's last step, in place, saving every `save_every` steps and at the end.
 
-    `check_stop` runs between steps and raises to stop; the state is saved first. DiffctlError after five
-    non-finite steps in a row, with the last finite weights saved.
+    Of several processes all call this alike; the first one's observer and `save` matter. `check_stop` runs
+    between steps and raises to stop; the state is saved first, as it is when another process is lost.
+    Diverged after five non-finite steps in a row, with the last finite weights saved.
     """
-    config = state.artefact.train
-    schedule = Schedule.named(state.artefact.diffusion.schedule, state.artefact.diffusion.timesteps)
+    artefact, config = state.artefact, state.artefact.train
+    set_tf32(config.tf32, ranks.device)
+    gradients, readings = Gradients(artefact, state.network, ranks), Readings()
+    steps = range(state.step, config.steps)
+    coming = batches(artefact, state.timesteps, Batches(store, ranks.device), steps, gradients.share)
     saved_at = state.step
-    while state.step < config.steps:
-        try:
-            check_stop()
-        except DiffctlError:
-            if saved_at != state.step or state.step == 0:
+    with closing(coming):
+        while state.step < config.steps:
+            try:
+                check_stop()
+                readings.add(train_step(state, gradients, next(coming)))
+                _take(state, readings, observer)
+            except (Interrupted, RankLost, Diverged):
+                for means in readings.arrived(everything=True):
+                    _count(state, means)
+                if saved_at != state.step or state.step == 0:
+                    save(state)
+                raise
+            if state.step % config.save_every == 0 or state.step == config.steps:
                 save(state)
-            raise
-        means = train_step(state, schedule, draw_batch(state, store, device))
-        _observe(state, observer, means)
-        if state.bad_in_a_row >= MAX_BAD_STEPS:
-            save(state)
-            raise DiffctlError(
-                f"training stopped after {MAX_BAD_STEPS} non-finite steps in a row, at step {state.step}: "
-                "lower train.lr, or set train.precision: fp32; the last finite weights are saved"
-            )
-        if state.step % config.save_every == 0 or state.step == config.steps:
-            save(state)
-            saved_at = state.step
+                saved_at = state.step
+
+
+def _take(state: TrainState, readings: Readings, observer: Observer) -> None:
+    """Count the means that have arrived, all of them where they are looked at, and tell the observer.
+
+    Diverged after five non-finite steps in a row; on a GPU that is noticed a few steps later.
+    """
+    train = state.artefact.train
+    every = (train.log_every, train.save_every, train.preview_every)
+    due = state.step == train.steps or any(state.step % steps == 0 for steps in every)
+    longest = 0
+    for means in readings.arrived(everything=due):
+        _count(state, means)
+        longest = max(longest, state.bad_in_a_row)
+    _observe(state, observer, readings.newest)
+    if longest >= MAX_BAD_STEPS:
+        raise Diverged(
+            f"training stopped after {MAX_BAD_STEPS} non-finite steps in a row, at step {state.step}: "
+            "lower train.lr, or set train.precision: fp32; the last finite weights are saved"
+        )
+
+
+def _count(state: TrainState, means: dict[str, float]) -> None:
+    """Add a finite step's means to the window; count another."""
+    if all(map(math.isfinite, means.values())):
+        state.bad_in_a_row = 0
+        for name, value in {**means, "count": 1.0}.items():
+            state.window[name] = state.window.get(name, 0.0) + value
+    else:
+        state.skipped += 1
+        state.bad_in_a_row += 1
 
 
 def _observe(state: TrainState, observer: Observer, means: dict[str, float]) -> None:
-    """Add to the window of means, and tell the observer when it is its time."""
+    """Tell the observer what it is time for: the window's means, the newest, a preview."""
     config = state.artefact.train
-    if state.bad_in_a_row == 0:
-        for name, value in {**means, "count": 1.0}.items():
-            state.window[name] = state.window.get(name, 0.0) + value
     if state.step % config.log_every == 0 or state.step == config.steps:
         count = state.window.pop("count", 0.0)
         values = {name: total / count for name, total in state.window.items()} if count else {}

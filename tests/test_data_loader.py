@@ -1,4 +1,5 @@
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.data.loader import Batches
+from diffusion.data.loader import Batches, prefetch
 from diffusion.data.store import write_store
 
 DEVICES = [
@@ -26,6 +27,10 @@ def device(request):
     return request.param
 
 
+def read(batches, rows):
+    return (batches[rows],)
+
+
 @pytest.mark.parametrize("resident", [False, True])
 @settings(deadline=None, max_examples=25)
 @given(rows=st.lists(st.integers(0, 49), max_size=20))
@@ -39,9 +44,9 @@ def test_a_batch_is_the_named_images_in_their_order(store, resident, rows):
 def test_prefetching_changes_neither_batches_nor_order(store, device, resident):
     batches = Batches(store, device, resident=resident)
     draws = [torch.randint(50, (7,), generator=torch.Generator().manual_seed(step)) for step in range(30)]
-    fetched = list(batches.prefetch(iter(draws), depth=3))
+    fetched = list(prefetch((partial(read, batches, rows) for rows in draws), device, depth=3))
     assert len(fetched) == 30
-    for rows, batch in zip(draws, fetched, strict=True):
+    for rows, (batch,) in zip(draws, fetched, strict=True):
         np.testing.assert_array_equal(batch.cpu().numpy(), store.images[rows.numpy()].transpose(0, 3, 1, 2))
 
 
@@ -51,9 +56,10 @@ def test_draws_are_taken_only_a_little_ahead(store):
     def draws():
         for step in range(1000):
             taken.append(step)
-            yield torch.tensor([step % 50])
+            yield partial(read, batches, torch.tensor([step % 50]))
 
-    fetched = Batches(store, "cpu").prefetch(draws(), depth=2)
+    batches = Batches(store, "cpu")
+    fetched = prefetch(draws(), "cpu", depth=2)
     next(fetched)
     assert len(taken) == 3
     fetched.close()
@@ -67,7 +73,7 @@ def test_a_row_that_is_not_there_is_refused(store, row, resident):
     with pytest.raises(IndexError, match="of a set of 50 images"):
         batches[torch.tensor([0, row])]
     with pytest.raises(IndexError):
-        list(batches.prefetch([torch.tensor([row])]))
+        list(prefetch([partial(read, batches, torch.tensor([row]))], "cpu"))
 
 
 def test_the_processor_reads_from_the_memory_map(store):

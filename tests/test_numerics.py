@@ -14,11 +14,14 @@ import yaml
 
 from diffusion.checkpoint import Artefact
 from diffusion.config import parse
+from diffusion.data.loader import Batches
 from diffusion.data.store import ImageStore
+from diffusion.distributed import Ranks
+from diffusion.draws import batches
+from diffusion.gradients import Gradients
 from diffusion.precision import autocast
 from diffusion.resolve import resolve
-from diffusion.schedule import Schedule
-from diffusion.training import draw_batch, new_state, train_step
+from diffusion.training import new_state, train_step
 from diffusion.unet import UNet
 from tests.conftest import ROOT
 from tests.networks import network_of, randomise, spec_of
@@ -62,8 +65,9 @@ def losses(profile: str) -> list[float]:
     """The losses of the ten steps."""
     artefact, store = shrunk(profile)
     state = new_state(artefact, CPU)
-    schedule = Schedule.named(artefact.diffusion.schedule, artefact.diffusion.timesteps)
-    return [train_step(state, schedule, draw_batch(state, store, CPU))["loss"] for _ in range(10)]
+    gradients = Gradients(artefact, state.network, Ranks(CPU))
+    coming = batches(artefact, state.timesteps, Batches(store, CPU), range(10))
+    return [float(train_step(state, gradients, batch)["loss"]) for batch in coming]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -97,6 +101,15 @@ def test_bf16_stays_within_its_bound_of_fp32(profile):
     rounded = autocast(network, "bf16")(*arguments)
     assert rounded.dtype == torch.float32
     assert 0 < distance(rounded, exact) < BF16_BOUND
+
+
+def test_a_frozen_network_is_rounded_once_and_left_as_it_was():
+    network, arguments = random_network("digits")
+    before = {name: weight.clone() for name, weight in network.state_dict().items()}
+    frozen = autocast(network, "bf16")(*arguments)
+    at_every_call = autocast(network.requires_grad_(True), "bf16")(*arguments)
+    assert distance(frozen, at_every_call) < BF16_BOUND / 3
+    assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
 
 
 @pytest.mark.parametrize("changes", [{}, {"block": "convnext"}, {"resample": "plain", "attention": (8, 4)}])

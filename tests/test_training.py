@@ -10,11 +10,15 @@ import torch
 
 from diffusion.checkpoint import Artefact
 from diffusion.config import parse
+from diffusion.data.loader import Batches
 from diffusion.data.store import ImageStore, open_store
+from diffusion.distributed import Ranks
+from diffusion.draws import Batch
+from diffusion.draws import draw_batch as draw
 from diffusion.ema import warmed_decay
 from diffusion.errors import DiffctlError, Interrupted
 from diffusion.resolve import resolve, training_fingerprint
-from diffusion.training import TrainState, draw_batch, learning_rate, new_state, train
+from diffusion.training import TrainState, learning_rate, new_state, train
 from diffusion.trainrun import open_run, write_loss_curve
 from tests.conftest import params
 
@@ -42,6 +46,10 @@ def artefact_of(store: ImageStore, **changes: dict[str, Any]) -> Artefact:
     return resolve(parse(params(**changes), "test"), store.meta, CPU)
 
 
+def draw_batch(state: TrainState, store: ImageStore) -> Batch:
+    return draw(state.artefact, state.timesteps, Batches(store, CPU), state.step)
+
+
 def run(
     state: TrainState, store: ImageStore, saves: list[Any] | None = None, stop_at: int | None = None
 ) -> Quiet:
@@ -57,7 +65,7 @@ def run(
         if stop_at is not None and state.step >= stop_at:
             raise Interrupted("stopped", 15)
 
-    train(state, store, CPU, observer, save, check_stop)
+    train(state, store, Ranks(CPU), observer, save, check_stop)
     return observer
 
 
@@ -103,7 +111,7 @@ def run_saving(state: TrainState, store: ImageStore, save: Any, stop_at: int) ->
         if state.step == stop_at:
             raise Interrupted("stopped", 15)
 
-    train(state, store, CPU, Quiet(), save, check_stop)
+    train(state, store, Ranks(CPU), Quiet(), save, check_stop)
 
 
 def test_step_draws_depend_on_seed_and_step_alone(digits_store: Path) -> None:
@@ -111,20 +119,20 @@ def test_step_draws_depend_on_seed_and_step_alone(digits_store: Path) -> None:
     state, other = (new_state(artefact_of(store), CPU) for _ in range(2))
     state.step = other.step = 7
     torch.manual_seed(0)
-    a = draw_batch(state, store, CPU)
+    a = draw_batch(state, store)
     torch.manual_seed(1)
-    b = draw_batch(other, store, CPU)
+    b = draw_batch(other, store)
     assert all(
         torch.equal(getattr(a, name), getattr(b, name)) for name in ("x_0", "labels", "index", "noise")
     )
     other.step = 8
-    assert not torch.equal(draw_batch(other, store, CPU).noise, a.noise)
+    assert not torch.equal(draw_batch(other, store).noise, a.noise)
 
 
 def test_labels_are_dropped_at_the_asked_rate(digits_store: Path) -> None:
     store = open_store(digits_store)
     state = new_state(artefact_of(store, train={"batch_size": 2000, "p_uncond": 0.25}), CPU)
-    labels = draw_batch(state, store, CPU).labels
+    labels = draw_batch(state, store).labels
     assert labels is not None
     share = (labels == 10).float().mean().item()
     assert abs(share - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 2000)
@@ -132,8 +140,8 @@ def test_labels_are_dropped_at_the_asked_rate(digits_store: Path) -> None:
 
 def test_flips_are_opt_in(digits_store: Path) -> None:
     store = open_store(digits_store)
-    straight = draw_batch(new_state(artefact_of(store), CPU), store, CPU).x_0
-    flipped = draw_batch(new_state(artefact_of(store, data={"flip": True}), CPU), store, CPU).x_0
+    straight = draw_batch(new_state(artefact_of(store), CPU), store).x_0
+    flipped = draw_batch(new_state(artefact_of(store, data={"flip": True}), CPU), store).x_0
     mirrored = [not torch.equal(a, b) for a, b in zip(straight, flipped, strict=True)]
     assert 0 < sum(mirrored) < len(mirrored)
     assert all(torch.equal(b, a.flip(2)) for a, b, m in zip(straight, flipped, mirrored, strict=True) if m)
@@ -282,10 +290,15 @@ def test_a_conditional_model_needs_labels(digits_store: Path) -> None:
         resolve(parse(params(), "test"), {**store.meta, "classes": [], "counts": []}, CPU)
 
 
+def test_a_model_file_knows_the_class_mix_of_its_data(digits_store: Path) -> None:
+    store = open_store(digits_store)
+    assert list(resolve(parse(params(), "test"), store.meta, CPU).data.counts) == store.meta["counts"]
+
+
 def test_images_and_labels_stay_together(digits_store: Path) -> None:
     store = open_store(digits_store)
     state = new_state(artefact_of(store, train={"p_uncond": 0.0}), CPU)
-    batch = draw_batch(state, store, CPU)
+    batch = draw_batch(state, store)
     pixels = ((batch.x_0 + 1) * 127.5).round().to(torch.uint8).numpy().transpose(0, 2, 3, 1)
     assert batch.labels is not None
     assert store.labels is not None

@@ -6,8 +6,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffusion.check.findings import Finding, Project, gigabytes
 from diffusion.data.fetch import verify
@@ -15,13 +13,12 @@ from diffusion.data.prepare import shape_of
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.specs import extractor_spec
 from diffusion.grid import grid
+from diffusion.memory import count_parameters, device_memory, fitting_microbatch, step_bytes
 from diffusion.precision import default_device, resolve_precision
 from diffusion.resolve import resolve
 from diffusion.shape import UNetSpec
-from diffusion.unet import UNet
 
 STATE_BYTES = 16  # a parameter in a saved state: weights, EMA and Adam's two moments in fp32
-TRAIN_BYTES = 20  # in memory: its gradient too
 STATES = 3  # the two that are kept and the one being written
 
 
@@ -48,13 +45,14 @@ def check_memory(project: Project) -> Iterator[Finding]:
     if spec is None:
         return  # the model does not fit the data, which is a finding of its own
     train = project.config.train
+    total, free = device_memory(default_device())
     batch = train.microbatch or train.batch_size
-    parameters = count_parameters(spec)
-    needed = parameters * TRAIN_BYTES + saved_bytes(spec, batch)
-    total, free = _memory()
+    if batch == "auto":
+        batch = fitting_microbatch(spec, train.batch_size, total)
+    needed = step_bytes(spec, batch)
     message = (
-        f"{parameters / 1e6:,.1f} M parameters; a step of {batch} images takes about {gigabytes(needed)}, "
-        f"{gigabytes(free)} of {gigabytes(total)} are free"
+        f"{count_parameters(spec) / 1e6:,.1f} M parameters; a step of {batch} images takes about "
+        f"{gigabytes(needed)}, {gigabytes(free)} of {gigabytes(total)} are free"
     )
     remedy = "lower train.microbatch or train.batch_size, or set model.gradient_checkpointing: true"
     if needed > total:
@@ -105,51 +103,12 @@ def check_weights(project: Project) -> Iterator[Finding]:
         yield Finding("warning", "extractor", message, f"without a network, put them at {path}")
 
 
-def count_parameters(spec: UNetSpec) -> int:
-    """How many numbers the network learns."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in UNet(spec).parameters())
-
-
-def saved_bytes(spec: UNetSpec, batch: int) -> int:
-    """Bytes that a forward pass of `batch` images keeps for the backward pass, in fp32.
-
-    Fake tensors take the same kernels as real ones and hold no memory. On the meta device attention takes
-    another path, which keeps what the real one does not.
-    """
-    found: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        found[storage._cdata] = storage  # kept, so that its address is not used again
-        return tensor
-
-    with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        network = UNet(spec)
-        x = torch.empty(batch, spec.in_channels, spec.image_size, spec.image_size)
-        t = torch.empty(batch, dtype=torch.int64)
-        network(x, t, t if spec.num_classes else None)
-    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
-    return sum(storage.nbytes() for address, storage in found.items() if address not in weights)
-
-
 def _spec(project: Project) -> UNetSpec | None:
     """The configured network's shape, None when the configuration does not fit the data."""
     try:
         return resolve(project.config, project.train_meta(), torch.device("cpu")).network
     except DiffctlError:
         return None
-
-
-def _memory() -> tuple[int, int]:
-    """(total, free) bytes of the GPU where there is one, else of the machine."""
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        return total, free
-    import psutil
-
-    memory = psutil.virtual_memory()
-    return memory.total, memory.available
 
 
 def _data_bytes(project: Project) -> int:

@@ -1,13 +1,14 @@
-"""Batches of a store by explicit indices.
+"""Batches of a store by explicit indices, and work that is done ahead of its use.
 
 Which images a step sees is the caller's to draw, so nothing here is random or stateful, and a resumed
 training reads the same images.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 from diffusion.data.store import ImageStore
 
 DEVICE_SHARE = 0.25  # of a GPU's free memory that a data set may take
+
+Made = TypeVar("Made", bound=Iterable[Tensor | None])
 
 
 class Batches:
@@ -30,9 +33,9 @@ class Batches:
         self, store: ImageStore, device: torch.device | str, *, resident: bool | None = None
     ) -> None:
         self.device = torch.device(device)
+        self.labels = store.labels
         self._images = store.images
         self._cuda = self.device.type == "cuda"
-        self._stream: Any = torch.cuda.Stream(self.device) if self._cuda else None  # type: ignore[no-untyped-call]
         if resident is None:
             resident = self._cuda and self._fits(store.images.nbytes)
         self._resident = self._load() if resident else None
@@ -47,40 +50,13 @@ class Batches:
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """The images of `rows` (int64, on the CPU) in that order; IndexError for a row that is not there."""
-        return self._ready(*self._gather(rows))
-
-    def prefetch(self, draws: Iterable[Tensor], depth: int = 2) -> Iterator[Tensor]:
-        """The batches of `draws`, in order, while `depth` further ones are gathered by background threads."""
-        with ThreadPoolExecutor(depth, thread_name_prefix="batches") as pool:
-            coming: deque[Future[tuple[Tensor, Any]]] = deque()
-            for rows in draws:
-                coming.append(pool.submit(self._gather, rows))
-                if len(coming) > depth:
-                    yield self._ready(*coming.popleft().result())
-            while coming:
-                yield self._ready(*coming.popleft().result())
-
-    def _gather(self, rows: Tensor) -> tuple[Tensor, Any]:
-        """The batch, and the event on the loader's stream after which it may be used (None on the CPU)."""
         if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
             raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a set of {len(self)} images")
         if self._resident is not None:
-            return self._resident[rows.to(self.device, non_blocking=True)], None
+            return self._resident[send(rows, self.device)]
         batch = torch.empty((len(rows), *self._images.shape[1:]), dtype=torch.uint8, pin_memory=self._cuda)
         np.take(self._images, rows.numpy(), axis=0, out=batch.numpy(), mode="clip")  # releases the GIL
-        if not self._cuda:
-            return _nchw(batch), None
-        with torch.cuda.stream(self._stream):
-            batch = _nchw(batch.to(self.device, non_blocking=True))
-            return batch, self._stream.record_event()
-
-    def _ready(self, batch: Tensor, event: Any) -> Tensor:
-        """Let the caller's stream wait for the copy, and keep the memory until that stream has used it."""
-        if event is not None:
-            stream = torch.cuda.current_stream(self.device)
-            stream.wait_event(event)
-            batch.record_stream(stream)
-        return batch
+        return batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
 
     def _load(self) -> Tensor:
         whole = torch.empty(
@@ -98,5 +74,47 @@ class Batches:
         return size <= DEVICE_SHARE * free
 
 
-def _nchw(batch: Tensor) -> Tensor:
-    return batch.permute(0, 3, 1, 2).contiguous()
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The CPU tensor on the device; to a GPU through pinned memory, and nobody waits for the copy."""
+    if device.type != "cuda":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def prefetch(
+    draws: Iterable[Callable[[], Made]], device: torch.device | str, depth: int = 2
+) -> Generator[Made, None, None]:
+    """What the draws make, in order, while `depth` further ones are made by background threads.
+
+    On a GPU they work on a stream of their own, for which the caller's stream waits before it uses a result.
+    """
+    device = torch.device(device)
+    stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    if stream is not None:
+        stream.wait_stream(torch.cuda.current_stream(device))  # a resident set may still be on its way
+
+    def make(draw: Callable[[], Made]) -> tuple[Made, Any]:
+        with ExitStack() as stack:
+            if stream is not None:
+                stack.enter_context(torch.cuda.stream(stream))
+            return draw(), stream.record_event() if stream is not None else None
+
+    with ThreadPoolExecutor(depth, thread_name_prefix="batches") as pool:
+        coming: deque[Future[tuple[Made, Any]]] = deque()
+        for draw in draws:
+            coming.append(pool.submit(make, draw))
+            if len(coming) > depth:
+                yield _ready(*coming.popleft().result())
+        while coming:
+            yield _ready(*coming.popleft().result())
+
+
+def _ready(made: Made, event: Any) -> Made:
+    """Let the caller's stream wait for the copies, and keep their memory until that stream has used it."""
+    if event is not None:
+        stream = torch.cuda.current_stream()
+        stream.wait_event(event)
+        for tensor in made:
+            if tensor is not None:
+                tensor.record_stream(stream)
+    return made

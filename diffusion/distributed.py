@@ -1,0 +1,149 @@
+"""The processes that train together: who this one is among them, and the little that they tell each other."""
+
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import Store
+
+from diffusion.errors import DiffctlError, UsageError
+from diffusion.signals import StopRequest
+from diffusion.state import SavedState
+
+PATIENCE = timedelta(hours=2)  # of waiting for others: previews and scores are the first one's alone
+BUCKET = 16 * 2**20  # numbers that are summed at a time
+
+
+class RankLost(DiffctlError):
+    """Another process of the training has ended, so that this one cannot go on."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among `world` ones that train together; alone, nothing is ever sent.
+
+    Gradients are summed after the backward pass and not during it. What DistributedDataParallel gains by
+    overlapping the two it pays with an order of summing that it learns in its first step, so that a resumed
+    training would go on with other bits.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process saves, logs and previews."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """This process's rows of `count`; shares differ by at most one row. UsageError when one gets none."""
+        if count < self.world:
+            raise UsageError(
+                f"train.batch_size {count} is less than the {self.world} processes: raise it, or lower "
+                "train.devices"
+            )
+        return slice(self.rank * count // self.world, (self.rank + 1) * count // self.world)
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over the processes, the same bits on all of them."""
+        if self.world > 1:
+            with lost_rank_told():
+                for bucket in _buckets(tensors):
+                    flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+                    dist.all_reduce(flat)
+                    parts = torch.split(flat, [tensor.numel() for tensor in bucket])
+                    for tensor, part in zip(bucket, parts, strict=True):
+                        tensor.copy_(part.view(tensor.shape))
+
+    def gather(self, values: Tensor, share: slice, count: int) -> Tensor:
+        """`values` (n, this share's columns) among zeros, (n, count): to be summed over the processes."""
+        if self.world == 1:
+            return values
+        whole = values.new_zeros(len(values), count)
+        whole[:, share] = values
+        return whole
+
+    def agree(self, stop: StopRequest) -> None:
+        """Interrupted, on all processes at the same step, when a signal has reached one of them."""
+        if self.world > 1:
+            number = torch.tensor(stop.signal or 0)
+            with lost_rank_told():
+                dist.all_reduce(number, dist.ReduceOp.MAX)
+            stop.signal = int(number) or None
+        stop.raise_if_set()
+
+    def spread(self, identity: str, saved: SavedState) -> SavedState:
+        """The first process's saved state; DiffctlError on one whose training is another by its identity."""
+        if self.world == 1:
+            return saved
+        with lost_rank_told():
+            shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in saved.tensors.items()}
+            first, shapes, values = _from_first((identity, shapes, saved.values))
+            if first != identity:
+                raise DiffctlError(
+                    f"process {self.rank} on {socket.gethostname()} would train something else than the "
+                    "first one: params.yaml, data and kind of device must be the same everywhere"
+                )
+            if self.is_first:
+                tensors = {name: tensor.cpu().contiguous() for name, tensor in saved.tensors.items()}
+            else:
+                tensors = {name: torch.empty(size, dtype=kind) for name, (size, kind) in shapes.items()}
+            for tensor in tensors.values():
+                dist.broadcast(tensor, 0)
+        return SavedState(tensors, values)
+
+
+Value = TypeVar("Value")
+
+
+def _from_first(value: Value) -> Value:
+    values = [value]
+    dist.broadcast_object_list(values, 0)
+    return values[0]
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors of a kind in order, in lists of at most 16 M numbers (or a single larger tensor)."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if bucket and (size + tensor.numel() > BUCKET or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.numel()
+    if bucket:
+        yield bucket
+
+
+@contextmanager
+def lost_rank_told() -> Iterator[None]:
+    """Turn torch's error about a connection that broke into RankLost."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankLost(
+            "another process of this training has ended: the same command goes on from the saved state"
+        ) from error
+
+
+@contextmanager
+def joined(device: torch.device, rank: int, world: int, store: Store) -> Iterator[Ranks]:
+    """Join the processes that meet at `store`: NCCL between GPUs, gloo for what the hosts tell each other."""
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    options: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
+    with lost_rank_told():
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world, timeout=PATIENCE, **options
+        )
+    try:
+        yield Ranks(device, rank, world)
+    finally:
+        dist.destroy_process_group()

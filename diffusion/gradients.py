@@ -1,0 +1,115 @@
+"""A batch's gradient: in micro-batches that fit the memory, summed over the processes of the training."""
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from diffusion.checkpoint import Artefact
+from diffusion.distributed import Ranks
+from diffusion.draws import Batch
+from diffusion.errors import DiffctlError, DiffctlWarning
+from diffusion.gaussian import Network, training_losses
+from diffusion.memory import device_memory, fitting_microbatch, is_out_of_memory
+from diffusion.precision import autocast, compiles
+from diffusion.random import generator
+from diffusion.schedule import Schedule
+from diffusion.unet import UNet
+
+Losses = dict[str, Tensor]
+
+
+class Gradients:
+    """Fills in the gradient of one batch after another, equal to the whole batch's but for rounding.
+
+    A micro-batch is what `train.microbatch` says. With `auto` it is all of this process's images: on a CPU as
+    many as the memory's size suggests, on a GPU halved whenever the memory does not suffice, and the same
+    step is tried again, of which nothing was kept. Nothing random is drawn for that.
+    """
+
+    def __init__(self, artefact: Artefact, network: UNet, ranks: Ranks) -> None:
+        process, train = artefact.diffusion, artefact.train
+        self._artefact, self._network, self._ranks = artefact, network, ranks
+        self._schedule = Schedule.named(process.schedule, process.timesteps).to(ranks.device)
+        self.share = ranks.share(train.batch_size)
+        self.microbatch = self._first_microbatch(self.share.stop - self.share.start)
+        self._compiling = compiles(train, ranks.device)
+        fast: Network = torch.compile(network) if self._compiling else network
+        self._forward = autocast(fast, artefact.precision)
+
+    def __call__(self, batch: Batch, step: int) -> tuple[Losses, Tensor, Tensor]:
+        """Add step `step`'s gradient to the parameters' own.
+
+        Returns of the whole batch, whatever this process's share, the losses by name and the timesteps and
+        weights, (B,) each. DiffctlError when the memory does not suffice.
+        """
+        losses = self._own_losses(batch, step)
+        known = torch.stack([*losses.values(), batch.weights, batch.index.float()])
+        known = self._ranks.gather(known, self.share, self._artefact.train.batch_size)
+        gradients = [parameter.grad for parameter in self._network.parameters() if parameter.grad is not None]
+        self._ranks.sum_([*gradients, known])
+        *values, weights, index = known.unbind()
+        return dict(zip(losses, values, strict=True)), index.long(), weights
+
+    def _own_losses(self, batch: Batch, step: int) -> Losses:
+        while True:
+            try:
+                losses = self._attempt(batch, step)
+            except RuntimeError as error:
+                self._make_do(error)
+            else:
+                self._compiling = False  # what compiled once does so again: later errors have other causes
+                return losses
+            # Only here, where the error no longer holds on to what the attempt had computed.
+            self._network.zero_grad(set_to_none=True)
+            if self._ranks.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _attempt(self, batch: Batch, step: int) -> Losses:
+        artefact, rank = self._artefact, self._ranks.rank
+        if artefact.network.dropout:
+            seed = generator("dropout", artefact.train.seed, step, *([rank] if rank else []))
+            torch.manual_seed(seed.initial_seed())
+        parts = [self._backward(part) for part in batch.split(self.microbatch)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _backward(self, part: Batch) -> Losses:
+        """Add the part's share of the batch's gradient; returns its losses, each (B,)."""
+        process, count = self._artefact.diffusion, self._artefact.train.batch_size
+        losses = training_losses(
+            self._forward, self._schedule, process, part.x_0, part.index, part.noise, part.labels
+        )
+        ((losses["loss"] * part.weights).sum() / count).backward()  # type: ignore[no-untyped-call]
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _make_do(self, error: RuntimeError) -> None:
+        """Change what made the attempt fail; raise when there is nothing to change."""
+        if is_out_of_memory(error):
+            if self._artefact.train.microbatch != "auto" or self.microbatch == 1:
+                raise DiffctlError(
+                    f"a step of {self.microbatch} images does not fit the memory: lower train.microbatch (or "
+                    "set it to auto), set model.gradient_checkpointing: true, or make the model smaller"
+                ) from None
+            self.microbatch = -(-self.microbatch // 2)
+            _warn(f"the memory does not suffice: going on with micro-batches of {self.microbatch} images")
+        elif self._compiling:
+            self._compiling = False
+            self._forward = autocast(self._network, self._artefact.precision)
+            reason = str(error).strip().partition("\n")[0]
+            _warn(f"the network cannot be compiled ({reason}): training goes on without that")
+        else:
+            raise error
+
+    def _first_microbatch(self, images: int) -> int:
+        wanted, device = self._artefact.train.microbatch, self._ranks.device
+        if wanted is None:
+            return images
+        if wanted != "auto":
+            return min(wanted, images)
+        if device.type == "cuda":
+            return images
+        return fitting_microbatch(self._artefact.network, images, device_memory(device)[0])
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, DiffctlWarning, stacklevel=2)
