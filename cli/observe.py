@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.progress import Show, progress
+from cli.progress import Show
 from diffusion.errors import DiffctlWarning
 
 if TYPE_CHECKING:
+    from cli.midway import Midway
     from diffusion.checkpoint import Artefact
-    from diffusion.evaluation.midway import MidwayScorer
     from diffusion.trainrun import TrainRun
     from diffusion.unet import UNet
     from tracking.spool import Spool
@@ -21,7 +21,6 @@ BEAT_SECONDS = 10.0
 SYSTEM_SECONDS = 10.0  # between readings of the machine at least
 PREVIEW_STEPS = 20  # DDIM steps of a preview
 SHOWN = ("loss", "mse", "vlb", "grad_norm")  # on the live line: the loss, its parts, the gradient's norm
-MIDWAY = "midway"  # the prefix of scores in the midst of a training
 
 
 class Watch:
@@ -33,7 +32,7 @@ class Watch:
         artefact: "Artefact",
         spool: "Spool",
         show: Show,
-        midway: "MidwayScorer | None" = None,
+        midway: "Midway | None" = None,
     ) -> None:
         from tracking.system import SystemMetrics
 
@@ -62,37 +61,31 @@ class Watch:
         self._show(step, total, " · ".join(shown))
         if time.monotonic() - self._beat_at > BEAT_SECONDS:
             self._beat_at = time.monotonic()
-            with _only_watching("the heartbeat"):
+            with only_watching("the heartbeat"):
                 self._run.beat(step)
 
     def preview(self, step: int, network: "UNet", ema: "UNet") -> None:
         """The same images at every step: a row of raw weights and one of EMA weights, into the spool."""
         path = self._run.folder / "previews" / f"{step:09d}.png"
-        with _only_watching("a preview"):
+        with only_watching("a preview"):
             write_preview(path, self._artefact, network, ema)
             self._spool.image(step, "preview", path)
 
     def evaluate(self, step: int, ema: "UNet") -> None:
-        """Score the EMA, and keep its weights as `train.keep` says; the scores become curves by step."""
-        if self._midway is None:
-            return
-        from diffusion.evaluation.midway import Checkpoints
+        """Score the EMA, whose weights are kept as `train.keep` says; the scores become curves by step."""
+        if self._midway is not None:
+            with only_watching("a checkpoint"):
+                self._midway.evaluate(step, ema)
+            self._window = None  # the time that this took is none of the next window's
 
-        with progress(f"score of step {step:,}") as show:
-            scores = self._midway.scores(ema, self._artefact, show)
-        keep = self._artefact.train.keep
-        checkpoints = Checkpoints(self._run.folder / "checkpoints", keep, self._midway.ranked_by)
-        with _only_watching("a checkpoint"):
-            path, gone = checkpoints.add(step, scores, ema, self._artefact)
-            named = {f"{MIDWAY}/{name}": value for name, value in scores.items()}
-            self._spool.checkpoint(step, path, named)
-            for old in gone:
-                self._spool.dropped(old)
-        self._window = None  # the time that this took is none of the next window's
+    def catch_up(self, step: int, ema: "UNet") -> None:
+        """Make the score that is due after `step` steps, if it is not there."""
+        if self._artefact.train.is_scored(step) and self._midway and not self._midway.knows(step):
+            self.evaluate(step, ema)
 
 
 @contextmanager
-def _only_watching(what: str) -> Iterator[None]:
+def only_watching(what: str) -> Iterator[None]:
     """On a full disk what merely watches is told as missing, and the training goes on."""
     try:
         yield

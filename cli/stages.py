@@ -55,7 +55,7 @@ def train(
     from diffusion.layout import LOSS_CURVE, MODEL, PREPARED, RUN, TRAIN_RUNS
     from diffusion.precision import default_device
     from diffusion.processes import is_follower, together
-    from diffusion.resolve import resolve, training_fingerprint, training_settings
+    from diffusion.resolve import resolve, result_of, training_fingerprint, training_settings
     from diffusion.signals import stop_request
     from diffusion.training import new_state
     from diffusion.training import train as train_model
@@ -71,15 +71,15 @@ def train(
         open_run(TRAIN_RUNS, fingerprint, fresh=fresh, config=settings) as run,
         stop_request() as stop,
         together(config.train.devices, [sys.executable, "-m", "cli.main", "stage", "train"]) as ranks,
-        watched(run, artefact, config) as tracked,
+        watched(run, artefact, config, stop) as tracked,
     ):
         state = new_state(artefact, ranks.device)
         run.restore(state)
-        tracked.announce(state.step, artefact.train.steps)
+        tracked.announce(state)
         ranks.spread(fingerprint, state.saved())
         train_model(state, store, ranks, tracked.watch, tracked.save, partial(ranks.agree, stop))
         write_loss_curve(LOSS_CURVE, state.history)
-        save_artefact(MODEL, state.ema.state_dict(), artefact)
+        save_artefact(MODEL, state.ema.state_dict(), result_of(artefact))
         tracked.finished(MODEL)
     write_json(RUN, tracked.identity())
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from cli.midway import Midway
 from cli.observe import Watch
 from cli.progress import progress
 
 if TYPE_CHECKING:
     from diffusion.checkpoint import Artefact
     from diffusion.config import Config
-    from diffusion.evaluation.midway import MidwayScorer
+    from diffusion.signals import StopRequest
     from diffusion.training import TrainState
     from diffusion.trainrun import TrainRun
     from tracking.spool import Spool
@@ -31,12 +32,17 @@ class Tracked:
     spool: "Spool"
     watch: Watch
 
-    def announce(self, step: int, total: int) -> None:
-        """Say where the training lies, where it starts, and if that is at nothing, what is new about it."""
+    def announce(self, state: "TrainState") -> None:
+        """Say where the training lies, where it starts, and if that is at nothing, what is new about it.
+
+        A score that the stop before it cut short is made now.
+        """
+        step, total = state.step, state.artefact.train.steps
         how = f"going on after step {step:,} of {total:,}" if step else f"{total:,} steps"
         typer.echo(f"train: {how}, state in {self.run.folder}", err=True)
         if not step and (changes := self.run.changes()):
             typer.echo(f"train: begun afresh, since the configuration is another one: {changes}", err=True)
+        self.watch.catch_up(step, state.ema)
 
     def save(self, state: "TrainState") -> None:
         """Keep the state; what it will not replay is in the spool, on the disk, before it counts."""
@@ -56,7 +62,9 @@ class Tracked:
 
 
 @contextmanager
-def watched(run: "TrainRun", artefact: "Artefact", config: "Config") -> Iterator[Tracked]:
+def watched(
+    run: "TrainRun", artefact: "Artefact", config: "Config", stop: "StopRequest"
+) -> Iterator[Tracked]:
     """Watch a training: its spool is open and being sent; how the block ends becomes the run's status."""
     from diffusion.errors import Interrupted
     from tracking.names import DATA_DIGEST, FINGERPRINT, experiment_name, git_tags
@@ -72,7 +80,7 @@ def watched(run: "TrainRun", artefact: "Artefact", config: "Config") -> Iterator
     sender = start(run.folder)
     status = "FAILED"
     try:
-        midway = _midway_scorer(config, run.folder) if artefact.train.eval_every else None
+        midway = _midway(run, artefact, config, spool, stop) if artefact.train.eval_every else None
         with progress("train", per=artefact.train.batch_size) as show:
             yield Tracked(run, spool, Watch(run, artefact, spool, show, midway))
         status = "FINISHED"
@@ -84,11 +92,16 @@ def watched(run: "TrainRun", artefact: "Artefact", config: "Config") -> Iterator
         sender.close(SENDER_SECONDS[status])
 
 
-def _midway_scorer(config: "Config", folder: Path) -> "MidwayScorer":
+def _midway(
+    run: "TrainRun", artefact: "Artefact", config: "Config", spool: "Spool", stop: "StopRequest"
+) -> Midway:
     """What scores the EMA in the midst of the training; what is missing for it is told before that begins."""
-    from diffusion.evaluation.midway import MidwayScorer
+    from diffusion.evaluation.midway import Checkpoints, MidwayScorer
     from diffusion.layout import PREPARED, REFERENCE
     from diffusion.precision import default_device
+    from diffusion.resolve import result_of
 
     with progress("reference") as show:
-        return MidwayScorer(config, PREPARED, REFERENCE, folder / "reference", default_device(), show)
+        scorer = MidwayScorer(config, PREPARED, REFERENCE, run.folder / "reference", default_device(), show)
+    checkpoints = Checkpoints(run.folder / "checkpoints", artefact.train.keep, scorer.ranked_by)
+    return Midway(result_of(artefact), scorer, checkpoints, spool, stop)

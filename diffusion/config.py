@@ -122,9 +122,9 @@ class TrainConfig(Section):
     processes, auto one for each GPU of this machine, share every batch. `microbatch` images at a time make a
     process's part of the gradient: auto as many as fit, None all. `compile` by torch.compile: auto on a GPU.
     These three change a result by rounding alone. `tf32` rounds a GPU's float32 products to 10 bits.
-    `log_every`, `save_every` and `preview_every` count steps and change no result. Nor does `eval_every`, None
-    for never: after so many steps `eval_images` images of the EMA, in `eval_steps` steps each, are scored, and
-    `keep` says which of the scored weights stay: the best, the last, or those of every K steps.
+    `log_every`, `save_every` and `preview_every` count steps and change no result; nor does
+    `eval_every`, None for never: so often `eval_images` images of the EMA, in `eval_steps` steps each,
+    are scored, and `keep` says which of the scored weights stay: the best, the last, or one every K steps.
     """
 
     steps: PositiveInt
@@ -159,6 +159,10 @@ class TrainConfig(Section):
         if self.eval_every and isinstance(self.keep, int) and self.keep % self.eval_every:
             raise ValueError(f"keep {self.keep} is not a multiple of eval_every {self.eval_every}")
         return self
+
+    def is_scored(self, step: int) -> bool:
+        """Whether the EMA is scored after `step` steps."""
+        return self.eval_every is not None and (step % self.eval_every == 0 or step == self.steps)
 
 
 class EvaluateConfig(Section):

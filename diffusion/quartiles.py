@@ -4,6 +4,7 @@ Sums and counts travel through a window of steps, so that each quartile's mean i
 however many a step drew; iDDPM logs the same (2102.09672, its reference code).
 """
 
+import torch
 from torch import Tensor
 
 QUARTILES = 4
@@ -14,11 +15,9 @@ SUM, COUNT = ".sum", ".count"
 def quartile_sums(losses: Tensor, index: Tensor, timesteps: int) -> dict[str, Tensor]:
     """Per-image losses (B,) at timesteps `index` (B,) in [0, T) as sum and count of each quarter of T."""
     quartile = index.to(losses.device) * QUARTILES // timesteps
-    sums: dict[str, Tensor] = {}
-    for number, name in enumerate(NAMES):
-        inside = (quartile == number).to(losses.dtype)
-        sums |= {f"{name}{SUM}": (losses * inside).sum(), f"{name}{COUNT}": inside.sum()}
-    return sums
+    inside = (quartile[:, None] == torch.arange(QUARTILES, device=losses.device)).to(losses.dtype)
+    sums = {f"{name}{SUM}": value for name, value in zip(NAMES, losses @ inside, strict=True)}
+    return sums | {f"{name}{COUNT}": value for name, value in zip(NAMES, inside.sum(0), strict=True)}
 
 
 def with_quartile_means(totals: dict[str, float]) -> dict[str, float]:

@@ -6,7 +6,7 @@ import torch
 from pydantic import ValidationError
 
 from diffusion.checkpoint import Artefact, DataCard
-from diffusion.config import Config, explain, fingerprint
+from diffusion.config import Config, TrainConfig, explain, fingerprint
 from diffusion.errors import UsageError
 from diffusion.precision import resolve_precision
 from diffusion.shape import UNetSpec
@@ -55,6 +55,12 @@ def resolve(config: Config, meta: dict[str, Any], device: torch.device) -> Artef
 def training_fingerprint(artefact: Artefact) -> str:
     """The name of a training: equal exactly when every step would compute the same, but for rounding."""
     return fingerprint(_identity(artefact))
+
+
+def result_of(artefact: Artefact) -> Artefact:
+    """What a model file says of itself: fields that say when to look are not its matter."""
+    usual = {name: field.default for name, field in TrainConfig.model_fields.items() if name in WATCHING}
+    return artefact.model_copy(update={"train": artefact.train.model_copy(update=usual)})
 
 
 def training_settings(artefact: Artefact) -> dict[str, Any]:

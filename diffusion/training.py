@@ -22,6 +22,7 @@ from diffusion.ema import ema_copy, ema_update, warmed_decay
 from diffusion.errors import DiffctlError, Interrupted
 from diffusion.gradients import Gradients
 from diffusion.precision import image_layout, set_tf32
+from diffusion.quartiles import quartile_sums, with_quartile_means
 from diffusion.random import generator
 from diffusion.readings import Readings
 from diffusion.state import SavedState
@@ -47,6 +48,9 @@ class Observer(Protocol):
     def preview(self, step: int, network: UNet, ema: UNet) -> None:
         """Called every `preview_every` steps."""
 
+    def evaluate(self, step: int, ema: UNet) -> None:
+        """Called every `eval_every` steps, never where that is None."""
+
 
 class Silent:
     """An observer that does nothing."""
@@ -59,6 +63,9 @@ class Silent:
 
     def preview(self, step: int, network: UNet, ema: UNet) -> None:
         """Draw nothing."""
+
+    def evaluate(self, step: int, ema: UNet) -> None:
+        """Score nothing."""
 
 
 @dataclass
@@ -152,6 +159,7 @@ def train_step(state: TrainState, gradients: Gradients, batch: Batch) -> dict[st
     losses, index, weights = gradients(batch, state.step)
     norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), train.grad_clip)
     means = {name: (value * weights).mean() for name, value in losses.items()} | {"grad_norm": norm}
+    means |= quartile_sums(losses["loss"], index, state.artefact.diffusion.timesteps)
     finite = torch.stack(list(means.values())).isfinite().all()
     if state.timesteps.learns and finite:
         state.timesteps.update(index, losses["loss"])
@@ -239,6 +247,7 @@ def _observe(state: TrainState, observer: Observer, means: dict[str, float]) -> 
     if state.step % config.log_every == 0 or state.step == config.steps:
         count = state.window.pop("count", 0.0)
         values = {name: total / count for name, total in state.window.items()} if count else {}
+        values = with_quartile_means(values)
         values |= {"lr": learning_rate(state.artefact, state.step - 1), "skipped_steps": float(state.skipped)}
         state.window = {}
         state.history.append({"step": state.step, **values})
@@ -246,3 +255,5 @@ def _observe(state: TrainState, observer: Observer, means: dict[str, float]) -> 
     observer.progress(state.step, config.steps, means)
     if state.step % config.preview_every == 0 or state.step == config.steps:
         observer.preview(state.step, state.network, state.ema)
+    if config.is_scored(state.step):
+        observer.evaluate(state.step, state.ema)

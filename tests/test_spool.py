@@ -146,3 +146,55 @@ def test_the_spool_loads_no_mlflow():
     code = "import sys, tracking.spool, tracking.names; print(*({'mlflow', 'torch'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_what_a_state_will_not_replay_is_on_the_disk_before_it(tmp_path, monkeypatch):
+    from cli.training import Tracked
+
+    order: list[str] = []
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        order.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    class Run:
+        def save(self, state: object) -> None:
+            order.append("state")
+
+    spool = open_spool(tmp_path)
+    spool.metrics(1, {"loss": 1.0})
+    monkeypatch.setattr("os.fsync", noted)
+    Tracked(Run(), spool, None).save(None)
+    assert order == [EVENTS, "state"]
+
+
+def test_no_state_is_saved_while_points_have_no_room(tmp_path):
+    from cli.training import Tracked
+
+    spool = open_spool(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
+        with pytest.warns(DiffctlWarning, match="tried again"):
+            train(spool, 1, 10)
+        with pytest.raises(DiffctlError, match="make room and run it again"):
+            Tracked(None, spool, None).save(None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    spool.close("FINISHED")
+    assert steps_of(tmp_path, "loss") == list(range(1, 10))
+
+
+def test_a_checkpoint_is_logged_once_and_its_end_too(tmp_path):
+    for _ in range(2):
+        spool = open_spool(tmp_path)
+        spool.checkpoint(10, tmp_path / "10.safetensors", {"midway/kd": 1.0})
+        spool.checkpoint(20, None, {"midway/kd": 2.0})
+        spool.dropped(10)
+        spool.close("FINISHED")
+    assert steps_of(tmp_path, "midway/kd") == [10, 20]
+    (checkpoint,) = of_kind(tmp_path, "checkpoint")
+    (point, _) = of_kind(tmp_path, "metrics")
+    assert (checkpoint["time"], checkpoint["path"]) == (point["time"], "10.safetensors")
+    assert [event["step"] for event in of_kind(tmp_path, "dropped")] == [10]
