@@ -1,0 +1,118 @@
+"""What the training loop costs around the network: `python -m benchmarks.loop`, with nothing else running.
+
+Goal: data, noise, loss, clipping, optimiser, EMA and logging take under 5% of a step of the cifar10 profile
+on two CPU cores. They are timed by themselves, in the real loop with the real spool, with a stand-in for the
+network that computes nothing and has its parameters and gradients: the difference of two long steps would
+be lost in what they vary. `--small` only tries whether it runs.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffusion.checkpoint import Artefact
+from diffusion.config import load
+from diffusion.data.store import ImageStore, write_store
+from diffusion.distributed import Ranks
+from diffusion.resolve import resolve
+from diffusion.training import Silent, new_state, train
+from diffusion.unet import UNet
+from tracking.spool import Spool
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+GOAL = 0.05
+
+
+class GivesGradients(torch.autograd.Function):
+    """The identity in `x` whose backward pass hands every parameter a gradient of its shape."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        """Return a copy of `x`."""
+        ctx.parameters = parameters
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        """One small gradient of every parameter's shape, none for `x`."""
+        return None, *(torch.full_like(parameter, 1e-3) for parameter in ctx.parameters)
+
+
+class StandIn(nn.Module):
+    """In place of the network: no work, its parameters, and gradients for them."""
+
+    def __init__(self, network: UNet) -> None:
+        super().__init__()
+        self.network = network
+        self.channels = network.spec.out_channels
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """As the network: (B, C, H, W) → (B, C or 2C, H, W)."""
+        repeated = x.repeat(1, self.channels // x.shape[1], 1, 1)
+        return GivesGradients.apply(repeated, *self.network.parameters())  # type: ignore[no-any-return]
+
+
+class Clock(Silent):
+    """Notes when every step ended; logs its means into a spool."""
+
+    def __init__(self, spool: Spool) -> None:
+        self.ended: list[float] = []
+        self._spool = spool
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Into the spool."""
+        self._spool.metrics(step, values)
+
+    def progress(self, step: int, total: int, values: dict[str, float]) -> None:
+        """Note the time."""
+        self.ended.append(time.perf_counter())
+
+
+def seconds(artefact: Artefact, store: ImageStore, folder: Path, *, stand_in: bool) -> float:
+    """Median seconds of a step after the first two, logging at every one."""
+    state = new_state(artefact, CPU)
+    if stand_in:
+        state.network = StandIn(state.network)  # type: ignore[assignment]
+    clock = Clock(Spool(folder, "benchmark", "benchmark", "benchmark"))
+    train(state, store, Ranks(CPU), clock, lambda state: None, lambda: None)
+    return statistics.median(b - a for a, b in zip(clock.ended[1:], clock.ended[2:], strict=False))
+
+
+def cifar10(folder: Path, steps: int, **changes: Any) -> tuple[Artefact, ImageStore]:
+    """The profile's training of a few steps, on random images."""
+    config = load(ROOT / "profiles/cifar10.yaml")
+    images = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8)
+    meta = {"name": "cifar10", "classes": [], "image_size": 32, "channels": 3}
+    store = write_store(folder / "store", images, None, meta)
+    artefact = resolve(config, store.meta, CPU)
+    train = {**artefact.train.model_dump(), "steps": steps, "log_every": 1, **changes}
+    return artefact.model_copy(update={"train": type(artefact.train)(**train)}), store
+
+
+def main() -> None:
+    small = "--small" in sys.argv
+    changes = {"batch_size": 2, "microbatch": 2} if small else {"microbatch": 32}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        artefact, store = cifar10(folder, 12, **changes)
+        around = seconds(artefact, store, folder / "around", stand_in=True)
+        artefact, store = cifar10(folder, 4, **changes)
+        whole = seconds(artefact, store, folder / "whole", stand_in=False)
+    share, mark = around / whole, "reached" if around < GOAL * whole else "MISSED"
+    print(
+        f"cifar10 on {torch.get_num_threads()} cores, {artefact.precision}: a step of "
+        f"{artefact.train.batch_size} images takes {whole:.2f} s, the loop around the network "
+        f"{around * 1e3:.0f} ms: {share:.2%} (goal: under {GOAL:.0%}; {mark})"
+    )
+
+
+if __name__ == "__main__":
+    main()
