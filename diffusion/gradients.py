@@ -22,9 +22,9 @@ Losses = dict[str, Tensor]
 class Gradients:
     """Fills in the gradient of one batch after another, equal to the whole batch's but for rounding.
 
-    A micro-batch is what `train.microbatch` says. With `auto` it is all of this process's images: on a CPU as
-    many as the memory's size suggests, on a GPU halved whenever the memory does not suffice, and the same
-    step is tried again, of which nothing was kept. Nothing random is drawn for that.
+    A micro-batch is what `train.microbatch` says. With `auto` it is as many of this process's images as the
+    memory's size suggests, on a GPU twice that, and half as many whenever the memory does not suffice: the
+    same step is tried again, of which nothing was kept. Nothing random is drawn for that.
     """
 
     def __init__(self, artefact: Artefact, network: UNet, ranks: Ranks) -> None:
@@ -34,7 +34,7 @@ class Gradients:
         self.share = ranks.share(train.batch_size)
         self.microbatch = self._first_microbatch(self.share.stop - self.share.start)
         self._compiling = compiles(train, ranks.device)
-        fast: Network = torch.compile(network) if self._compiling else network
+        fast: Network = torch.compile(network, dynamic=False) if self._compiling else network
         self._forward = autocast(fast, artefact.precision)
 
     def __call__(self, batch: Batch, step: int) -> tuple[Losses, Tensor, Tensor]:
@@ -106,9 +106,10 @@ class Gradients:
             return images
         if wanted != "auto":
             return min(wanted, images)
-        if device.type == "cuda":
-            return images
-        return fitting_microbatch(self._artefact.network, images, device_memory(device)[0])
+        total, _ = device_memory(device)
+        # In bf16 a step takes about half the estimate; a machine's memory is for all its processes.
+        guess = 2 * total if device.type == "cuda" else total // self._ranks.world
+        return fitting_microbatch(self._artefact.network, images, guess)
 
 
 def _warn(sentence: str) -> None:
