@@ -45,6 +45,7 @@ ui: .venv/.installed  ## Open the runs in the MLflow UI (http://127.0.0.1:5000)
 	@$(BIN)/diffctl ui
 
 bench: .venv/.installed-dev  ## Measure what benchmarks/ promises; run with nothing else running
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
 	@$(BIN)/python -m benchmarks
 
 clean:  ## Remove the environment and caches; data, runs and models stay

@@ -57,7 +57,8 @@ def doubled_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
     Of the nine taps those that fall on copies of one pixel are added up beforehand: a 4×4 kernel, stride 2.
     """
-    wide = F.pad(conv.weight, (0, 1)) + F.pad(conv.weight, (1, 0))
+    weight = conv.weight.float()  # autocast rounds the sums, not what is added up
+    wide = F.pad(weight, (0, 1)) + F.pad(weight, (1, 0))
     kernel = F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
     return F.conv_transpose2d(x, kernel.flip(2, 3).transpose(0, 1), conv.bias, stride=2, padding=1)
 

@@ -6,7 +6,7 @@ fixed order), so that on one machine the file is a function of config and data, 
 
 import json
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -39,10 +39,10 @@ class DataCard(Section):
 class Artefact(Section):
     """All that a model file says of itself.
 
-    `format` rises when the same config and data would no longer give the same weights.
+    `format` rises when the same config and data would no longer give the same weights: 2 rounds otherwise.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     network: UNetSpec
     diffusion: DiffusionConfig
     train: TrainConfig
@@ -72,6 +72,20 @@ def read_artefact(path: Path) -> Artefact:
 
 def read_description(path: Path, kind: type[Description]) -> Description:
     """What a file of weights says of itself, as that kind; DiffctlError where it says nothing or another."""
+    values = _read_metadata(path)
+    if ("kind" in values) != ("kind" in kind.model_fields):
+        raise DiffctlError(
+            f"{path} holds a {values.get('kind', 'diffusion model')}, which is not what is asked for here"
+        )
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise DiffctlError(explain(error, f"{path} is of another format")) from None
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise DiffctlError(f"{path} is a folder: name the model file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -83,10 +97,8 @@ def read_description(path: Path, kind: type[Description]) -> Description:
         raise DiffctlError(f"{path} is not a whole safetensors file ({error})") from None
     if METADATA_KEY not in metadata:
         raise DiffctlError(f"{path} does not describe itself: it was not written by diffctl")
-    try:
-        return kind.model_validate(json.loads(metadata[METADATA_KEY]))
-    except ValidationError as error:
-        raise DiffctlError(explain(error, f"{path} is of another format")) from None
+    values: dict[str, Any] = json.loads(metadata[METADATA_KEY])
+    return values
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:

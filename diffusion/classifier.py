@@ -12,7 +12,7 @@ from diffusion.blocks import GroupNorm
 from diffusion.checkpoint import Artefact, DataCard, load_weights, read_description
 from diffusion.config import ClassifierConfig, DiffusionConfig, explain
 from diffusion.errors import UsageError
-from diffusion.precision import resolve_precision
+from diffusion.precision import default_device, resolve_precision
 from diffusion.shape import UNetSpec
 from diffusion.unet import Encoder
 
@@ -91,7 +91,6 @@ def resolve_classifier(
         )
     except ValidationError as error:
         raise UsageError(explain(error, "params.yaml with this data: classifier.model")) from None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return ClassifierArtefact(
         kind="classifier",
         network=network,
@@ -99,5 +98,5 @@ def resolve_classifier(
         train=config.train,
         data=data,
         step=config.train.steps,
-        precision=resolve_precision(config.train.precision, device),
+        precision=resolve_precision(config.train.precision, default_device()),
     )
