@@ -23,6 +23,7 @@ from diffusion.checkpoint import Artefact
 from diffusion.config import load
 from diffusion.data.prepare import prepare
 from diffusion.data.store import Images, ImageStore, open_store
+from diffusion.distributed import Ranks
 from diffusion.evaluation.extractors import load_extractor
 from diffusion.evaluation.features import extract
 from diffusion.evaluation.scores import frechet_distance, statistics
@@ -31,7 +32,7 @@ from diffusion.images import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.interop.diffusers import unet_config
 from diffusion.resolve import resolve
 from diffusion.settings import SampleSettings
-from diffusion.training import TrainState, new_state, train
+from diffusion.training import Silent, TrainState, new_state, train
 
 CPU = torch.device("cpu")
 PROFILE = Path(__file__).parent.parent / "profiles" / "fashion-mnist.yaml"
@@ -39,25 +40,12 @@ SECONDS, IMAGES, STEPS, BATCH = 240, 2000, 50, 250
 TRIAL_STEPS = 30
 
 
-class Unwatched:
-    """Trains with nobody looking."""
-
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Nothing."""
-
-    def progress(self, step: int, total: int, values: dict[str, float]) -> None:
-        """Nothing."""
-
-    def preview(self, step: int, network: torch.nn.Module, ema: torch.nn.Module) -> None:
-        """Nothing."""
-
-
 def trained(artefact: Artefact, store: ImageStore, steps: int) -> tuple[TrainState, float]:
     """A training of `steps` steps, and its seconds."""
     artefact = artefact.model_copy(update={"train": artefact.train.model_copy(update={"steps": steps})})
     state = new_state(artefact, CPU)
     began = time.perf_counter()
-    train(state, store, CPU, Unwatched(), lambda state: None, lambda: None)
+    train(state, store, Ranks(CPU), Silent(), lambda state: None, lambda: None)
     return state, time.perf_counter() - began
 
 
