@@ -95,7 +95,7 @@ def _follow() -> None:
     from diffusion.processes import together
     from diffusion.resolve import resolve, training_fingerprint
     from diffusion.signals import stop_request
-    from diffusion.training import Silent, new_state
+    from diffusion.training import Diverged, Silent, new_state
     from diffusion.training import train as train_model
 
     config, store = load(), open_store(PREPARED / "train")
@@ -105,7 +105,7 @@ def _follow() -> None:
             state = new_state(artefact, ranks.device)
             state.restore(ranks.spread(training_fingerprint(artefact), state.saved()))
             train_model(state, store, ranks, Silent(), lambda state: None, partial(ranks.agree, stop))
-    except (Interrupted, RankLost) as error:  # the first process says it
+    except (Interrupted, RankLost, Diverged) as error:  # the first process says it
         raise typer.Exit(error.exit_code) from None
 
 

@@ -3,8 +3,9 @@
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from threading import Event
 from typing import Any, TypeVar
 
 import torch
@@ -36,6 +37,7 @@ class Ranks:
     device: torch.device
     rank: int = 0
     world: int = 1
+    over: Event = field(default_factory=Event)  # set where this process ends the training by itself
 
     @property
     def is_first(self) -> bool:
@@ -135,15 +137,16 @@ def lost_rank_told() -> Iterator[None]:
 
 
 @contextmanager
-def joined(device: torch.device, rank: int, world: int, store: Store) -> Iterator[Ranks]:
+def joined(ranks: Ranks, store: Store) -> Iterator[Ranks]:
     """Join the processes that meet at `store`: NCCL between GPUs, gloo for what the hosts tell each other."""
+    device, world = ranks.device, ranks.world
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     options: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
     with lost_rank_told():
         dist.init_process_group(
-            backend, store=store, rank=rank, world_size=world, timeout=PATIENCE, **options
+            backend, store=store, rank=ranks.rank, world_size=world, timeout=PATIENCE, **options
         )
     try:
-        yield Ranks(device, rank, world)
+        yield ranks
     finally:
         dist.destroy_process_group()

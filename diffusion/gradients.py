@@ -10,7 +10,7 @@ from diffusion.distributed import Ranks
 from diffusion.draws import Batch
 from diffusion.errors import DiffctlError, DiffctlWarning
 from diffusion.gaussian import Network, training_losses
-from diffusion.memory import device_memory, fitting_microbatch, is_out_of_memory
+from diffusion.memory import REMEDY, device_memory, fitting_microbatch, is_shortage
 from diffusion.precision import autocast, compiles
 from diffusion.random import generator
 from diffusion.schedule import Schedule
@@ -84,12 +84,10 @@ class Gradients:
 
     def _make_do(self, error: RuntimeError) -> None:
         """Change what made the attempt fail; raise when there is nothing to change."""
-        if is_out_of_memory(error):
+        if is_shortage(error):
             if self._artefact.train.microbatch != "auto" or self.microbatch == 1:
-                raise DiffctlError(
-                    f"a step of {self.microbatch} images does not fit the memory: lower train.microbatch (or "
-                    "set it to auto), set model.gradient_checkpointing: true, or make the model smaller"
-                ) from None
+                images = self.microbatch
+                raise DiffctlError(f"a step of {images} images does not fit the memory: {REMEDY}") from None
             self.microbatch = -(-self.microbatch // 2)
             _warn(f"the memory does not suffice: going on with micro-batches of {self.microbatch} images")
         elif self._compiling:

@@ -1,15 +1,22 @@
 """What a training step takes of the memory, which micro-batch fits, and what to say when none does."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from diffusion.errors import DiffctlError
 from diffusion.shape import UNetSpec
 from diffusion.unet import UNet
 
 TRAIN_BYTES = 20  # of a parameter in training: weights, EMA, gradient and Adam's two moments, in fp32
+REMEDY = (
+    "lower train.microbatch (or set it to auto), set model.gradient_checkpointing: true, or make the model "
+    "smaller"
+)
 STEP_SHARE = 0.8  # of a machine's memory that a step may take where nothing can be tried
 
 
@@ -68,6 +75,17 @@ def device_memory(device: torch.device) -> tuple[int, int]:
     return memory.total, memory.available
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_shortage(error: RuntimeError) -> bool:
     """Whether a GPU's or the CPU's memory did not suffice."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+@contextmanager
+def shortage_told() -> Iterator[None]:
+    """Turn what torch and numpy raise for a lack of memory into a sentence that says what to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not is_shortage(error):
+            raise
+        raise DiffctlError(f"the memory does not suffice: {REMEDY}") from None

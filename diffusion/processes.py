@@ -54,7 +54,8 @@ def together(devices: int | Literal["auto"], command: Sequence[str]) -> Iterator
         _die_with_parent()
         store, rank, world = next(rendezvous("env://"))
         store.set(_present(rank), "")
-        with joined(_own_device(int(os.environ.get("LOCAL_WORLD_SIZE", world))), rank, world, store) as ranks:
+        device = _own_device(int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+        with joined(Ranks(device, rank, world), store) as ranks:
             yield ranks
     elif (count := process_count(devices)) == 1:
         yield Ranks(_own_device(1))
@@ -66,11 +67,12 @@ def together(devices: int | Literal["auto"], command: Sequence[str]) -> Iterator
 @contextmanager
 def _started(count: int, command: Sequence[str]) -> Iterator[Ranks]:
     store = TCPStore("127.0.0.1", 0, count, is_master=True, wait_for_workers=False)
-    others = _Others(count, command, store.port)
+    first = Ranks(_own_device(count), 0, count)
+    others = _Others(count, command, store.port, first.over)
     try:
         others.meet(store)
-        with joined(_own_device(count), 0, count, store) as ranks:
-            yield ranks
+        with joined(first, store):
+            yield first
         others.wait()
     except RankLost as error:
         raise DiffctlError(others.account() or str(error)) from error
@@ -85,7 +87,7 @@ class _Others:
     a GPU, does not come to notice.
     """
 
-    def __init__(self, count: int, command: Sequence[str], port: int) -> None:
+    def __init__(self, count: int, command: Sequence[str], port: int, over: threading.Event) -> None:
         common = {
             "WORLD_SIZE": str(count),
             "LOCAL_WORLD_SIZE": str(count),
@@ -101,7 +103,7 @@ class _Others:
             )
             for rank in range(1, count)
         ]
-        self._ending = threading.Event()
+        self._over = over
         threading.Thread(target=self._watch, name="ranks", daemon=True).start()
 
     def meet(self, store: TCPStore) -> None:
@@ -128,14 +130,14 @@ class _Others:
 
     def wait(self) -> None:
         """Wait until all have ended as this one is about to; RankLost when one fails at that."""
-        self._ending.set()
+        self._over.set()
         for process in self._running:
             if process.wait(GRACE_SECONDS):
                 raise RankLost("another process of this training failed at its end")
 
     def end(self) -> None:
         """Leave none behind: who does not end with this one is killed, for nothing of it is kept."""
-        self._ending.set()
+        self._over.set()
         deadline = time.monotonic() + GRACE_SECONDS
         for process in self._running:
             try:
@@ -145,9 +147,9 @@ class _Others:
                 process.wait()
 
     def _watch(self) -> None:
-        while not self._ending.wait(POLL_SECONDS):
+        while not self._over.wait(POLL_SECONDS):
             if any(process.poll() for process in self._running):
-                if not self._ending.wait(GRACE_SECONDS):
+                if not self._over.wait(GRACE_SECONDS):
                     print(f"diffctl: {self.account()}", file=sys.stderr, flush=True)
                     os._exit(1)
                 return

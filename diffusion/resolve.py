@@ -58,8 +58,9 @@ def training_fingerprint(artefact: Artefact) -> str:
 
 
 def result_of(artefact: Artefact) -> Artefact:
-    """What a model file says of itself: fields that say when to look are not its matter."""
-    usual = {name: field.default for name, field in TrainConfig.model_fields.items() if name in WATCHING}
+    """What a model file says of itself: when to look and how to fit the machine are not its matter."""
+    left_out = WATCHING | FITTING
+    usual = {name: field.default for name, field in TrainConfig.model_fields.items() if name in left_out}
     return artefact.model_copy(update={"train": artefact.train.model_copy(update=usual)})
 
 

@@ -21,6 +21,7 @@ from diffusion.draws import Batch, batches
 from diffusion.ema import ema_copy, ema_update, warmed_decay
 from diffusion.errors import DiffctlError, Interrupted
 from diffusion.gradients import Gradients
+from diffusion.memory import shortage_told
 from diffusion.precision import image_layout, set_tf32
 from diffusion.quartiles import quartile_sums, with_quartile_means
 from diffusion.random import generator
@@ -124,6 +125,7 @@ def _laid_as(parameter: Tensor, moment: Tensor) -> Tensor:
     return torch.empty_like(parameter).copy_(moment) if moment.shape == parameter.shape else moment
 
 
+@shortage_told()
 def new_state(artefact: Artefact, device: torch.device) -> TrainState:
     """Step 0: weights drawn from the training's seed."""
     train = artefact.train
@@ -173,6 +175,7 @@ def train_step(state: TrainState, gradients: Gradients, batch: Batch) -> dict[st
     return means
 
 
+@shortage_told()
 def train(
     state: TrainState,
     store: ImageStore,
@@ -200,6 +203,7 @@ def train(
                 readings.add(train_step(state, gradients, next(coming)))
                 _take(state, readings, observer)
             except (Interrupted, RankLost, Diverged):
+                ranks.over.set()
                 for means in readings.arrived(everything=True):
                     _count(state, means)
                 if saved_at != state.step or state.step == 0:

@@ -16,7 +16,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.checkpoint import read_artefact
 from diffusion.data.loader import Batches
 from diffusion.data.store import open_store
 from diffusion.distributed import BUCKET, Ranks, _buckets
@@ -123,12 +122,12 @@ def test_two_processes_train_as_one(prepared: Path) -> None:
     """Seven images of a batch are three and four."""
     set_devices(prepared, 2)
     train_to_the_end(prepared)
-    artefact = read_artefact(prepared / "models/unet.safetensors")
-    state = new_state(artefact, CPU)
-    observer = Quiet()
-    store = open_store(prepared / "data/prepared/train")
+    store, observer = open_store(prepared / "data/prepared/train"), Quiet()
+    state = new_state(artefact_of(store, train=TRAIN), CPU)
     train(state, store, Ranks(CPU), observer, lambda state: None, lambda: None)
-    assert_same_curve(curve(prepared), [{"step": step, **values} for step, values in observer.seen])
+    found = curve(prepared)
+    expected = [{"step": step, **values} for step, values in observer.seen]
+    assert_same_curve(found, [{name: row[name] for name in found[0]} for row in expected])
 
 
 @pytest.mark.slow

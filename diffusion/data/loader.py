@@ -67,6 +67,8 @@ class Batches:
         for start in range(0, len(self), 4096):
             block = torch.from_numpy(np.array(self._images[start : start + 4096]))
             whole[start : start + 4096] = block.to(self.device).permute(0, 3, 1, 2)
+        if self._cuda:  # other streams read it
+            torch.cuda.synchronize(self.device)
         return whole
 
     def _fits(self, size: int) -> bool:
