@@ -6,12 +6,14 @@ import socket
 import numpy as np
 import pytest
 import torch
+from efficientnet_lite_pytorch import EfficientNet
 
 from diffusion.errors import DiffctlError, UsageError
 from diffusion.evaluation import weights
 from diffusion.evaluation.extractors import exact_float32, load_extractor, register
 from diffusion.evaluation.features import extract
 from diffusion.evaluation.specs import EXTRACTORS, INCEPTION, extractor_spec
+from diffusion.evaluation.weights import read_weights
 from tests.digits_sweep import effnet, real_digits
 
 
@@ -78,18 +80,17 @@ def test_efficientnet_gives_float32_features_and_logits(name):
     assert features.dtype == logits.dtype == torch.float32
 
 
-def test_the_padding_is_that_of_the_input_size(extractor):
-    """Static padding for 64 pixels equals the padding that is computed for each input."""
-    from efficientnet_lite_pytorch import EfficientNet
-
-    dynamic = EfficientNet.from_name("efficientnet-lite0", image_size=None).eval()
-    dynamic.load_state_dict(extractor.module.network.state_dict())
+def test_it_is_the_packages_network_but_for_rounding(extractor):
+    """With its batch norms folded, and padding for 64 pixels instead of one computed for each input."""
+    plain = EfficientNet.from_name("efficientnet-lite0", image_size=None).eval()
+    plain.load_state_dict(torch.load(read_weights(extractor.spec), map_location="cpu", weights_only=True))
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        want = dynamic(x)
+        want = plain(x)
         features = extractor.module.network.extract_features(x).mean(dim=(2, 3))
         got = extractor.module.network._fc(features)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in extractor.module.modules())
 
 
 def test_registering_twice_changes_nothing():

@@ -18,13 +18,13 @@ def normal(seed, count, dimension, scale=1.0):
 def test_it_is_torch_fidelitys_distance(seed, count, real_count, dimension):
     sample, real = normal(seed, count, dimension, 1.5), normal(seed + 1, real_count, dimension)
     want = frechet_distance(statistics(sample), statistics(real))
-    assert Projected(sample, Target(real)).distance() == pytest.approx(want, rel=1e-4, abs=1e-4)
+    assert Projected(sample, Target(real)).distance == pytest.approx(want, rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize(("count", "real_count"), [(10, 15), (10, 200), (60, 15), (60, 200), (3, 2)])
 def test_the_distance_without_each_image_is_exact(count, real_count):
     sample, target = normal(0, count, 12, 2.0), Target(normal(1, real_count, 12))
-    want = [Projected(np.delete(sample, i, axis=0), target).distance() for i in range(count)]
+    want = [Projected(np.delete(sample, i, axis=0), target).distance for i in range(count)]
     got = Projected(sample, target).leave_one_out()
     np.testing.assert_allclose(got, want, rtol=1e-5)
     np.testing.assert_allclose(got - got.mean(), want - np.mean(want), atol=1e-5 * np.mean(want))
@@ -33,20 +33,20 @@ def test_the_distance_without_each_image_is_exact(count, real_count):
 def test_a_subset_is_scored_as_by_itself():
     sample, target, rows = normal(0, 50, 6), Target(normal(1, 80, 6)), np.array([3, 9, 11, 40, 41])
     whole = Projected(sample, target)
-    assert whole.distance(rows) == pytest.approx(Projected(sample[rows], target).distance(), rel=1e-9)
+    assert whole.distance_of(rows) == pytest.approx(Projected(sample[rows], target).distance, rel=1e-9)
 
 
 def test_equal_images_have_a_distance():
     same = Projected(np.ones((5, 4), np.float32), Target(normal(1, 30, 4)))
-    assert np.isfinite(same.distance())
-    np.testing.assert_allclose(same.leave_one_out(), same.distance())
+    assert np.isfinite(same.distance)
+    np.testing.assert_allclose(same.leave_one_out(), same.distance)
 
 
 def test_the_line_reaches_the_distance_of_very_many_images():
     sample, target = normal(0, 20_000, 12, 1.3), Target(normal(1, 20_000, 12))
     truth = 12 * (0.3**2 + 0.3**2)
     few = Projected(sample[:1000], target)
-    assert abs(fit_line(few).limit - truth) < abs(few.distance() - truth)
+    assert abs(fit_line(few).limit - truth) < abs(few.distance - truth)
     assert fit_line(few).limit == pytest.approx(truth, rel=0.1)
 
 

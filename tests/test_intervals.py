@@ -31,7 +31,7 @@ def test_it_is_as_wide_as_scores_of_other_images_scatter(count, dimension):
     for number in range(60):
         x = (scatter * rng.normal(size=(count, dimension))).astype(np.float32)
         projected, without = Projected(x, target), kernel.leave_one_out(x, reference)
-        values["fd"].append(projected.distance())
+        values["fd"].append(projected.distance)
         values["kd"].append((count - 1) * without.mean() - (count - 2) * without.mean())
         if number < 10:
             for name, each in (("fd", projected.leave_one_out()), ("kd", without)):
@@ -46,9 +46,9 @@ def test_repeating_images_would_overstate_the_spread():
     rng = np.random.default_rng(0)
     target = Target(rng.normal(size=(2000, 100)).astype(np.float32))
     samples = [rng.normal(size=(60, 100)).astype(np.float32) for _ in range(40)]
-    truth = np.std([Projected(x, target).distance() for x in samples])
+    truth = np.std([Projected(x, target).distance for x in samples])
     first = Projected(samples[0], target)
-    plain = np.std([first.distance(rng.integers(60, size=60)) for _ in range(100)])
+    plain = np.std([first.distance_of(rng.integers(60, size=60)) for _ in range(100)])
     low, high = bootstrap(0.0, first.leave_one_out(), 400)
     assert (high - low) / (2 * 1.96) < plain
     assert plain > 1.5 * truth

@@ -292,6 +292,7 @@ def test_scores_of_another_grid_or_of_other_samples_are_refused(own, tmp_path):
         report((config, root), tmp_path / "report")
 
 
+@pytest.mark.filterwarnings("error::UserWarning")  # matplotlib says so when names leave no room
 def test_a_richer_grid_has_a_line_and_a_column_for_its_axes(own, tmp_path):
     _, root = own
     config = make_config(sweep={"steps": [5, 10], "eta": [0.0, 1.0], "sampler": ["ddim", "dpm-solver++"]})

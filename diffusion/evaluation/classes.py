@@ -45,5 +45,5 @@ def class_scores(
         floor = None
         if unseen is not None and len(unseen) >= LEAST:
             floor = floor_at(len(ours), unseen, target).distance
-        scores[name] = ClassScore(len(ours), Projected(ours, target).distance(), floor)
+        scores[name] = ClassScore(len(ours), Projected(ours, target).distance, floor)
     return scores

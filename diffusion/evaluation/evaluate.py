@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,16 @@ def score_cells(
 ) -> Document:
     """The scores document of open cells of one size, each image seen by the extractor once."""
     total = sum(len(store) for store in stores.values())
-    cells: dict[str, Any] = {}
     done = 0
-    for cell, store in stores.items():
-        verify(store)
-        sample = extract(extractor, store.images, batch_size, shifted(progress, done, total))
-        done += len(store)
-        cells[cell.name] = {**cell.axes, **score(sample, store, scorer)}
+    # Scores keep one core busy: they are computed while the next cell's features take the others.
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        scored = {}
+        for cell, store in stores.items():
+            verify(store)
+            sample = extract(extractor, store.images, batch_size, shifted(progress, done, total))
+            done += len(store)
+            scored[cell] = beside.submit(score, sample, store, scorer)
+        cells = {cell.name: {**cell.axes, **entry.result()} for cell, entry in scored.items()}
     return {**common(scorer, total // len(stores)), "cells": cells}
 
 

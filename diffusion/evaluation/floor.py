@@ -71,6 +71,8 @@ def shuffled(count: int) -> Order:
 
 def _mean_distance(size: int, projected: Projected, order: Order) -> float:
     """The mean over as many disjoint subsets of `size` as there are, up to MAX_SUBSETS."""
+    if size == len(order):
+        return projected.distance
     subsets = min(MAX_SUBSETS, len(order) // size)
     parts = (order[i * size : (i + 1) * size] for i in range(subsets))
-    return float(np.mean([projected.distance(part) for part in parts]))
+    return float(np.mean([projected.distance_of(part) for part in parts]))

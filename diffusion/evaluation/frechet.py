@@ -5,7 +5,7 @@ features and L Lᵀ = Σ_b: eigenvalues of an N × N matrix where N < D, instead
 """
 
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from diffusion.evaluation.features import Array
 
 Float = NDArray[np.float64]
-Rows = slice | NDArray[np.integer[Any]]
+Rows = NDArray[np.integer[Any]]
 
-NEGLIGIBLE = 1e-12  # of the largest eigenvalue: rounding, not variance
+NEGLIGIBLE = 1e-12  # of the largest eigenvalue: what may be rounding moves no difference between images
 STEP = 0.5  # of the quadrature, in log t
 TAIL = 28.0  # how far it goes beyond the eigenvalues, in log t: e^(−TAIL/2) of the whole is left out
 
@@ -34,8 +34,14 @@ class Target:
             self.root = x.T / np.sqrt(count - 1)
         else:
             values, vectors = np.linalg.eigh(x.T @ x / (count - 1))
-            kept = values > NEGLIGIBLE * values[-1]
-            self.root = vectors[:, kept] * np.sqrt(values[kept])
+            self.root = vectors * np.sqrt(values.clip(0))
+
+
+class Spectrum(NamedTuple):
+    """Of centred y (N, r): the eigenvalues λ (k,) of yᵀy, rising, and (N, k) the (y_i·v_k)² of its rows."""
+
+    values: Float
+    weights: Float
 
 
 class Projected:
@@ -49,29 +55,44 @@ class Projected:
     def __len__(self) -> int:
         return len(self.features)
 
-    def distance(self, rows: Rows = slice(None)) -> float:
-        """‖μ_a − μ_b‖² + Tr(Σ_a + Σ_b − 2(Σ_aΣ_b)^½) (1706.08500, eq. 6) of two rows or more."""
-        x, y = self.features[rows], self.seen[rows]
-        mean = x.mean(axis=0)
-        spread = ((x**2).sum() - len(x) * (mean**2).sum()) / (len(x) - 1)
-        y = y - y.mean(axis=0)
-        squares = np.linalg.eigvalsh(_smaller_gram(y) / (len(x) - 1))
-        return float((mean**2).sum() + spread + self.trace - 2 * np.sqrt(squares.clip(0)).sum())
+    @property
+    def distance(self) -> float:
+        """‖μ_a − μ_b‖² + Tr(Σ_a + Σ_b − 2(Σ_aΣ_b)^½) (1706.08500, eq. 6) of all N ≥ 2 images."""
+        return self._distance(self.features, self._spectrum.values)
 
-    @cached_property
-    def _centred(self) -> tuple[Float, Float]:
-        return self.features - self.features.mean(axis=0), self.seen - self.seen.mean(axis=0)
+    def distance_of(self, rows: Rows) -> float:
+        """The distance of two or more of the images."""
+        seen = self.seen[rows]
+        values = np.asarray(np.linalg.eigvalsh(_smaller_gram(seen - seen.mean(axis=0))))
+        return self._distance(self.features[rows], values)
 
     def leave_one_out(self) -> Float:
         """(N,) the distance of the sample without each of its N ≥ 3 images, exact for all at once."""
-        x, y = self._centred
+        x = self.features - self.features.mean(axis=0)
         count = len(x)
         share = count / (count - 1)  # without image i the scatter is less by share · x_i x_iᵀ
         norms = (x**2).sum(axis=1)
         traces = (norms.sum() - share * norms) / (count - 2)
         means = self.features.mean(axis=0) - x / (count - 1)
-        roots = _singular_sums_without_each(y, share) / np.sqrt(count - 2)
+        roots = _singular_sums_without_each(self._spectrum, share) / np.sqrt(count - 2)
         return np.asarray((means**2).sum(axis=1) + traces + self.trace - 2 * roots)
+
+    @cached_property
+    def _spectrum(self) -> Spectrum:
+        return _spectrum(self.seen - self.seen.mean(axis=0))
+
+    def _distance(self, x: Float, values: Float) -> float:
+        mean, count = x.mean(axis=0), len(x)
+        spread = ((x**2).sum() - count * (mean**2).sum()) / (count - 1)
+        roots = np.sqrt(values.clip(0) / (count - 1)).sum()
+        return float((mean**2).sum() + spread + self.trace - 2 * roots)
+
+
+def _spectrum(y: Float) -> Spectrum:
+    values, vectors = np.linalg.eigh(_smaller_gram(y))
+    values = values.clip(0)
+    wide = len(y) <= y.shape[1]
+    return Spectrum(values, vectors**2 * values if wide else (y @ vectors) ** 2)
 
 
 def _smaller_gram(y: Float) -> Float:
@@ -79,20 +100,17 @@ def _smaller_gram(y: Float) -> Float:
     return np.asarray(y @ y.T if len(y) <= y.shape[1] else y.T @ y)
 
 
-def _singular_sums_without_each(y: Float, share: float) -> Float:
-    """(N,) Σ √μ over the eigenvalues μ of yᵀy − share · y_i y_iᵀ, for each row i of the centred (N, r) y.
+def _singular_sums_without_each(spectrum: Spectrum, share: float) -> Float:
+    """(N,) Σ √μ over the eigenvalues μ of yᵀy − share · y_i y_iᵀ, for each of the N rows.
 
     √λ = 1/π ∫ λ/(λ + t) t^(−½) dt turns the sum's fall into an integral over the derivative of the
-    determinant's, log(1 − share · q_i(t)) with q_i(t) = Σ_k w_ik/(λ_k + t), where w_ik = (y_i·v_k)² for the
-    eigenvectors v. It is taken by the trapezoid rule in log t.
+    determinant's, log(1 − share · q_i(t)) with q_i(t) = Σ_k w_ik/(λ_k + t), where w_ik = (y_i·v_k)². It is
+    taken by the trapezoid rule in log t.
     """
-    wide = len(y) <= y.shape[1]
-    values, vectors = np.linalg.eigh(_smaller_gram(y))
-    kept = values > NEGLIGIBLE * values[-1]
-    values, vectors = values[kept], vectors[:, kept]
+    kept = spectrum.values > NEGLIGIBLE * spectrum.values[-1]
+    values, weights = spectrum.values[kept], spectrum.weights[:, kept]
     if not len(values):  # all images are equal
-        return np.zeros(len(y))
-    weights = vectors**2 * values if wide else (y @ vectors) ** 2
+        return np.zeros(len(weights))
     t = np.exp(np.arange(np.log(values[0]) - TAIL, np.log(values[-1]) + TAIL, STEP))
     inverse = 1 / (values[:, None] + t)
     q, slope = weights @ inverse, weights @ inverse**2

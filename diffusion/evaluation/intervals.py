@@ -32,7 +32,7 @@ def bootstrap(value: float, without_each: NDArray[np.float64], resamples: int) -
     count = len(without_each)
     pulls = (count - 1) * (without_each.mean() - without_each)
     draw = np.random.default_rng(SEED)
-    means = [pulls[draw.integers(count, size=count)].mean() for _ in range(resamples)]
+    means = [pulls.take(draw.integers(count, size=count)).mean() for _ in range(resamples)]
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(value + float(low), value + float(high))
 

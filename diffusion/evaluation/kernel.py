@@ -100,7 +100,7 @@ class _Kernel:
     def __call__(self, rows: Rows, columns: Rows) -> Array:
         if self.whole is None:
             return _polynomial(self.a[rows], self.b[columns])
-        return np.asarray(self.whole[np.ix_(rows, columns)])
+        return np.asarray(self.whole[rows].take(columns, axis=1))
 
 
 def _polynomial(a: Array, b: Array) -> Array:

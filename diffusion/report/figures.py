@@ -17,6 +17,8 @@ from diffusion.data.store import Images
 from diffusion.report.theme import LIGHT, LINES, MARKERS
 
 SIZE = (4.6, 3.2)  # inches: small, so that text stays readable where a phone shrinks the figure
+LEGEND_CHARACTERS = 62  # of a line above a figure of this width
+ROW = 0.18  # inches of a legend's further row
 STYLE: Any = {  # matplotlib types its settings' names one by one
     "svg.fonttype": "none",
     "svg.hashsalt": "diffctl",
@@ -229,5 +231,12 @@ def _two_or_five(value: float, _: int | None) -> str:
 
 
 def _legend(axes: Axes) -> None:
+    """Above the drawing, in as many columns as the names leave room for; the figure grows by its rows."""
+    _, names = axes.get_legend_handles_labels()
+    columns = max(1, min(4, LEGEND_CHARACTERS // (max(map(len, names)) + 5)))
+    rows = -(-len(names) // columns)
+    figure = axes.get_figure(root=True)
+    assert figure, "the axes are of a figure"
+    figure.set_size_inches(SIZE[0], SIZE[1] + ROW * (rows - 1))
     entries: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2}
-    axes.legend(ncols=4, handlelength=1.6, handletextpad=0.5, columnspacing=1.0, fontsize=9, **entries)
+    axes.legend(ncols=columns, handlelength=1.6, handletextpad=0.5, columnspacing=1.0, fontsize=9, **entries)
