@@ -8,6 +8,8 @@ import typer
 
 from cli.tables import show, table
 
+DIGEST = 64  # digits of a SHA-256 in hex
+
 if TYPE_CHECKING:
     from tracking.compare import Comparison, Row
 
@@ -81,4 +83,12 @@ def _why(result: "Comparison") -> str:
 
 
 def _fields(fields: dict[str, list[object]]) -> str:
-    return "the cards differ in " + ", ".join(f"{name} ({a} against {b})" for name, (a, b) in fields.items())
+    return "the cards differ in " + ", ".join(
+        f"{name} ({_short(a)} against {_short(b)})" for name, (a, b) in fields.items()
+    )
+
+
+def _short(value: object) -> str:
+    """The value, a digest by its beginning."""
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == DIGEST else text

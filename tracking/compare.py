@@ -8,6 +8,7 @@ from typing import Any
 from diffusion.errors import UsageError
 from diffusion.evaluation.intervals import Interval, interval_of, told_apart
 from diffusion.evaluation.ranking import leader, rank_metric
+from diffusion.grid import order
 from tracking.gate import clash
 from tracking.lookup import find_run
 from tracking.runs import Document, fetch_scores, read_scores
@@ -98,7 +99,7 @@ def compare(scored: Sequence[Scored], metrics: Sequence[str] = ()) -> Comparison
     """
     rows: list[Row] = []
     clashes: list[Difference] = []
-    for name, cell in scored[0].document["cells"].items():
+    for name, cell in sorted(scored[0].document["cells"].items(), key=lambda item: order(item[1])):
         agreeing: list[Cell | None] = [cell]
         for other in scored[1:]:
             theirs = other.document["cells"].get(name)

@@ -27,8 +27,8 @@ def comparison_page(comparison: Comparison) -> str:
 def _row(row: Row) -> dict[str, Any]:
     entries = [
         {
-            "text": "–" if value is None else f"{value:.5g}",
-            "interval": None if interval is None else f"{interval.low:.5g} to {interval.high:.5g}",
+            "text": "–" if value is None else f"{value:.4g}",
+            "interval": None if interval is None else f"{interval.low:.3g} to {interval.high:.3g}",
             "best": value is not None and value == row.best,
             "tied": tied,
         }
