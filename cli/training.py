@@ -103,5 +103,6 @@ def _midway(
 
     with progress("reference") as show:
         scorer = MidwayScorer(config, PREPARED, REFERENCE, run.folder / "reference", default_device(), show)
-    checkpoints = Checkpoints(run.folder / "checkpoints", artefact.train.keep, scorer.ranked_by)
+    folder, keep = run.folder / "checkpoints", artefact.train.keep
+    checkpoints = Checkpoints(folder, keep, scorer.ranked_by, scorer.card)
     return Midway(result_of(artefact), scorer, checkpoints, spool, stop)

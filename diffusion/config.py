@@ -184,8 +184,8 @@ class EvaluateConfig(Section):
 class ClassifierConfig(Section):
     """A classifier of noised images for guidance (ADM sec. 4), trained by `diffctl stage classifier`.
 
-    `model` is the shape of its encoder, the first half of such a U-Net. Of `train`, ema_decay, p_uncond and
-    preview_every mean nothing here.
+    `model` is the shape of its encoder, the first half of such a U-Net. Of `train`, ema_decay, p_uncond,
+    preview_every and eval_every mean nothing here.
     """
 
     model: ModelConfig

@@ -16,6 +16,7 @@ from tracking.delivery import deliver
 from tracking.spool import Spool
 from tracking.store import connect, ensure_experiment
 
+CARD = {"num_images": 20}
 SCORES = {10: 3.0, 20: 1.0, 30: 2.0, 40: 1.0}
 
 
@@ -26,7 +27,7 @@ def state(digits_store: Path) -> TrainState:
 
 def add_all(folder: Path, keep: str | int, state: TrainState) -> list[list[int]]:
     """Add every step; the steps that were dropped at each."""
-    checkpoints = Checkpoints(folder, keep, "kd")
+    checkpoints = Checkpoints(folder, keep, "kd", CARD)
     return [
         checkpoints.add(step, {"kd": value}, state.ema, state.artefact)[1] for step, value in SCORES.items()
     ]
@@ -51,11 +52,19 @@ def test_the_best_the_last_or_every_so_many_steps_stay(
     assert kept(tmp_path) == stay
     assert add_all(tmp_path, keep, state)[-1] == [], "a replay changes nothing"
     assert kept(tmp_path) == stay
-    assert Checkpoints(tmp_path, keep, "kd").scores() == {step: {"kd": v} for step, v in SCORES.items()}
+    assert Checkpoints(tmp_path, keep, "kd", CARD).scores() == {step: {"kd": v} for step, v in SCORES.items()}
+
+
+def test_scores_of_another_protocol_are_no_match(tmp_path: Path, state: TrainState) -> None:
+    add_all(tmp_path, "best", state)
+    other = Checkpoints(tmp_path, "best", "kd", {"num_images": 40})
+    assert other.scores() == {}
+    assert other.add(50, {"kd": 9.0}, state.ema, state.artefact)[1] == [20]
+    assert kept(tmp_path) == [50]
 
 
 def test_a_kept_file_is_a_model_of_its_step(tmp_path: Path, state: TrainState) -> None:
-    path, _ = Checkpoints(tmp_path, "best", "kd").add(10, {"kd": 1.0}, state.ema, state.artefact)
+    path, _ = Checkpoints(tmp_path, "best", "kd", CARD).add(10, {"kd": 1.0}, state.ema, state.artefact)
     assert path is not None
     model = load_model(path)
     expected: Artefact = state.artefact.model_copy(update={"step": 10})

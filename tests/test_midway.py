@@ -27,7 +27,7 @@ def prepared(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def scores(folder: Path) -> dict[str, dict[str, float]]:
     (path,) = folder.glob("runs/train/*/checkpoints/scores.json")
-    return json.loads(path.read_text())
+    return json.loads(path.read_text())["steps"]
 
 
 def kept(folder: Path) -> dict[str, bytes]:
@@ -76,3 +76,16 @@ def test_a_resumed_training_has_the_same_scores_and_checkpoints(prepared: Path) 
     assert scores(prepared) == whole
     assert kept(prepared) == files
     assert midway_points(prepared) == points
+
+
+def test_a_stop_need_not_wait_for_a_score_and_the_next_start_makes_it(prepared: Path) -> None:
+    write_params(prepared, train={**EVALUATING, "log_every": 1, "eval_images": 1000, "eval_steps": 20})
+    stopped = signal_at(prepared, 4, signal.SIGTERM)
+    assert stopped.returncode == 143
+    (run,) = prepared.glob("runs/train/*")
+    assert (run / "state-000000004.safetensors").exists()
+    assert not (run / "checkpoints").exists(), "the score takes longer than the signal"
+    write_params(prepared, train={**EVALUATING, "log_every": 1})
+    train_to_the_end(prepared)
+    assert list(scores(prepared)) == ["12", "4", "8"]
+    assert {step for step, _ in midway_points(prepared)} == {4, 8, 12}

@@ -9,6 +9,7 @@ import torch
 
 from diffusion.checkpoint import Artefact, save_artefact
 from diffusion.config import Config
+from diffusion.evaluation.card import Card, differing, protocol_card
 from diffusion.evaluation.extractors import load_extractor
 from diffusion.evaluation.features import extract
 from diffusion.evaluation.ranking import is_aside, rank_metric
@@ -16,6 +17,7 @@ from diffusion.evaluation.reference import Reference, make_reference, matching_r
 from diffusion.evaluation.scorer import Scorer
 from diffusion.files import write_json
 from diffusion.generate import generate, labels_of
+from diffusion.grid import settings_card
 from diffusion.images import to_nhwc
 from diffusion.settings import SamplerConfig, SampleSettings
 from diffusion.unet import UNet
@@ -62,6 +64,16 @@ class MidwayScorer:
         known = {"excess": 0.0} if self.scorer.reference.heldout is not None else {}
         return rank_metric({"card": card, "scores": known})
 
+    @property
+    def card(self) -> Card:
+        """All that the scores depend on beside the weights."""
+        return protocol_card(
+            settings_card(self.settings),
+            self.train.eval_images,
+            self.scorer.reference,
+            self.scorer.most,
+        )
+
     def scores(self, network: UNet, artefact: Artefact, progress: Progress) -> Scores:
         """The scores by name; the network is left as it was.
 
@@ -93,11 +105,12 @@ class MidwayScorer:
 class Checkpoints:
     """The scored weights of a training that are kept: the best, the last, or one every K steps.
 
-    A folder with `scores.json` and self-describing files, `000000500.safetensors` after 500 steps.
+    A folder with `scores.json` and self-describing files, `000000500.safetensors` after 500 steps. Scores of
+    another protocol than `card` are forgotten: they say nothing of which is best.
     """
 
-    def __init__(self, folder: Path, keep: str | int, ranked_by: str) -> None:
-        self.folder, self.keep, self.ranked_by = folder, keep, ranked_by
+    def __init__(self, folder: Path, keep: str | int, ranked_by: str, card: Card) -> None:
+        self.folder, self.keep, self.ranked_by, self.card = folder, keep, ranked_by, card
 
     def add(
         self, step: int, scores: Scores, network: UNet, artefact: Artefact
@@ -105,12 +118,14 @@ class Checkpoints:
         """Note the scores; gives the step's file if it is kept, and the steps whose files have gone."""
         known = self.scores() | {step: scores}
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "scores.json", {str(key): known[key] for key in sorted(known)})
+        steps = {str(key): known[key] for key in known}
+        write_json(self.folder / "scores.json", {"card": self.card, "steps": steps})
         kept = self._kept(known)
         path = self._path(step)
         if step in kept:
             save_artefact(path, network.state_dict(), artefact.model_copy(update={"step": step}))
-        gone = [old for old in sorted(known) if old not in kept and self._path(old).exists()]
+        lying = sorted(int(file.stem) for file in self.folder.glob("*.safetensors"))
+        gone = [old for old in lying if old not in kept]
         for old in gone:
             self._path(old).unlink()
         return path if step in kept else None, gone
@@ -121,7 +136,9 @@ class Checkpoints:
             values = json.loads((self.folder / "scores.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        return {int(step): scores for step, scores in values.items()}
+        if differing([values["card"], self.card]):
+            return {}
+        return {int(step): scores for step, scores in values["steps"].items()}
 
     def _kept(self, known: dict[int, Scores]) -> set[int]:
         if isinstance(self.keep, int):
