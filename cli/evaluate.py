@@ -10,6 +10,8 @@ import typer
 from cli.progress import progress
 from cli.tables import show, table
 
+TWO_SIDED = 1.96  # standard deviations of a 95 % interval
+
 
 class Split(StrEnum):
     """The split of a prepared data set that is the reference; the other one makes the floor."""
@@ -86,5 +88,7 @@ def _print_scores(document: dict[str, Any]) -> None:
 def _interval(document: dict[str, Any], name: str) -> str:
     from diffusion.evaluation.intervals import interval_of
 
+    if name == "memorisation":
+        return f"by chance 0 ± {TWO_SIDED * document['scores']['memorisation_std']:.2g}"
     ends = interval_of(document, name)
     return "" if ends is None else f"{ends.low:.5g} to {ends.high:.5g}"

@@ -69,6 +69,7 @@ def test_every_cell_has_its_scores_and_its_card(document):
             "precision_effnet_lite0_64",
             "recall_effnet_lite0_64",
             "memorisation",
+            "memorisation_std",
             "is_effnet_lite0_64",
             "is_effnet_lite0_64_std",
             "floor",

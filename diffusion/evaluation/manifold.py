@@ -1,11 +1,13 @@
 """What nearest neighbours in feature space tell: precision, recall, and whether a model repeats its data."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffusion.evaluation.features import Array
+from diffusion.evaluation.kernel import Estimate
 from diffusion.evaluation.neighbours import coverage, nearest, radii, some
 
 NEIGHBOUR = 3  # the k whose distance is an image's reach (Kynkäänniemi et al. 2019)
@@ -41,18 +43,21 @@ def precision_recall(sample: Manifold, reference: Manifold) -> PrecisionRecall:
     )
 
 
-def memorisation(sample: Manifold, train: Array, test: Array) -> float:
+def memorisation(sample: Manifold, train: Array, test: Array) -> Estimate:
     """How much oftener than by chance a sample's nearest real image is one that the model was trained on.
 
     If a model has learnt the distribution and no image of it, its sample is as likely nearest to any image,
     seen or not: the chance is p = N_train/(N_train + N_test), whatever the sample's quality. Of the observed
-    share f this is (f − p)/(1 − p): 0 as expected of unseen real images, 1 when every sample is nearest to a
-    training image, below 0 when test images are nearer. Its standard error is √(p/(1 − p)/N) for samples as
-    varied as the data, more for alike ones, which share their nearest images.
+    share f the mean is (f − p)/(1 − p): 0 as expected of unseen real images, 1 when every sample is nearest
+    to a training image, below 0 when test images are nearer. `std` is how far from 0 chance alone takes it,
+    had it been drawn anew which real images are for training: samples may share their nearest images.
     """
     chance = len(train) / (len(train) + len(test))
     to_train, to_test = (
         nearest(sample.points, torch.from_numpy(real).to(sample.points.device)) for real in (train, test)
     )
-    share = float((to_train < to_test).float().mean())
-    return (share - chance) / (1 - chance)
+    seen = to_train.distances < to_test.distances
+    share = float(seen.double().mean())
+    shared = torch.cat([to_train.rows[seen].bincount(), to_test.rows[~seen].bincount()]).double()
+    deviation = math.sqrt(chance * (1 - chance) * float((shared**2).sum())) / len(sample)
+    return Estimate((share - chance) / (1 - chance), deviation / (1 - chance))

@@ -1,6 +1,7 @@
 """Nearest neighbours in feature space, in blocks, so that no matrix of all distances is ever held."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,9 +32,17 @@ def coverage(points: Tensor, centres: Tensor, reach: Tensor) -> float:
     return float(torch.cat(inside).float().mean())
 
 
-def nearest(points: Tensor, others: Tensor) -> Tensor:
-    """(N,) each point's distance to the nearest of the others."""
-    return torch.cat([block.min(dim=1).values for block in _distances(points, others)])
+class Nearest(NamedTuple):
+    """For each of N points its distance to the nearest of the others, and which one that is, both (N,)."""
+
+    distances: Tensor
+    rows: Tensor
+
+
+def nearest(points: Tensor, others: Tensor) -> Nearest:
+    """The nearest of the others to each point."""
+    found = [block.min(dim=1) for block in _distances(points, others)]
+    return Nearest(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def _distances(points: Tensor, others: Tensor) -> Iterator[Tensor]:

@@ -46,7 +46,8 @@ class Scorer:
         scores = self._distances(sample, projected) | self._precision_recall(manifold)
         train, test = self.reference.train_and_test
         if train is not None and test is not None:
-            scores["memorisation"] = memorisation(manifold, train, test)
+            found = memorisation(manifold, train, test)
+            scores |= {"memorisation": found.mean, "memorisation_std": found.std}
         floor = self.floor(len(sample))
         if floor is not None:
             scores["floor"] = floor.distance

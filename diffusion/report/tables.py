@@ -169,6 +169,7 @@ def headline(document: Document, spec: ExtractorSpec) -> dict[str, str | None]:
             words[f"{key}_real"] = number(real[metric], places) if metric in real else None
     if "memorisation" in scores:
         words["memorisation"] = number(scores["memorisation"], 2)
+        words["memorisation_std"] = number(scores["memorisation_std"], 2)
     return words
 
 
