@@ -17,7 +17,7 @@ from diffusion.data.store import Images
 from diffusion.report.theme import LIGHT, LINES, MARKERS
 
 SIZE = (4.6, 3.2)  # inches: small, so that text stays readable where a phone shrinks the figure
-LEGEND_CHARACTERS = 62  # of a line above a figure of this width
+LEGEND_CHARACTERS = 56  # of a line above a figure of this width
 ROW = 0.18  # inches of a legend's further row
 STYLE: Any = {  # matplotlib types its settings' names one by one
     "svg.fonttype": "none",
@@ -231,12 +231,18 @@ def _two_or_five(value: float, _: int | None) -> str:
 
 
 def _legend(axes: Axes) -> None:
-    """Above the drawing, in as many columns as the names leave room for; the figure grows by its rows."""
+    """Above the drawing, in as many columns as there is room for; the figure grows by its rows."""
     _, names = axes.get_legend_handles_labels()
-    columns = max(1, min(4, LEGEND_CHARACTERS // (max(map(len, names)) + 5)))
+    columns = next((n for n in (4, 3, 2) if _legend_width(names, n) <= LEGEND_CHARACTERS), 1)
     rows = -(-len(names) // columns)
     figure = axes.get_figure(root=True)
     assert figure, "the axes are of a figure"
     figure.set_size_inches(SIZE[0], SIZE[1] + ROW * (rows - 1))
     entries: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2}
     axes.legend(ncols=columns, handlelength=1.6, handletextpad=0.5, columnspacing=1.0, fontsize=9, **entries)
+
+
+def _legend_width(names: Sequence[str], columns: int) -> int:
+    """Characters that the names take in columns, which are filled one after the other, with their lines."""
+    parts = np.array_split(np.array([len(name) for name in names]), columns)
+    return sum(int(part.max()) + 5 for part in parts if len(part))
