@@ -29,6 +29,11 @@ class GroupNorm(nn.GroupNorm):
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
+def pixels_first(x: Tensor) -> bool:
+    """Whether each pixel's channels lie side by side (channels_last) and not each channel's pixels."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
     """(B,) timesteps → (B, width) sinusoids of periods 2π … 10,000·2π (DDPM, after Vaswani et al.)."""
     half = width // 2
@@ -41,11 +46,14 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
 def resample(x: Tensor, how: Resampling) -> Tensor:
     """Halve by averaging or double by repeating the last two axes; `none` leaves them.
 
-    Slices and stacks: on CPUs torch's own pooling and interpolation take two to ten times as long.
+    Slices and stacks: on CPUs torch's own pooling and interpolation take two to ten times as long. Doubling
+    keeps the layout.
     """
     if how == "down":
         rows = x[:, :, ::2] + x[:, :, 1::2]
         return (rows[..., ::2] + rows[..., 1::2]) / 4
+    if how == "up" and pixels_first(x):
+        return F.interpolate(x, scale_factor=2, mode="nearest")
     if how == "up":
         wide = torch.stack((x, x), dim=-1).flatten(-2)
         return torch.stack((wide, wide), dim=3).flatten(2, 3)
@@ -77,9 +85,16 @@ class Conditioning(nn.Module):
         projected = self.project(embedding)
         if not self.adaptive:
             return self.norm(h + projected[:, :, None, None])  # type: ignore[no-any-return]
-        scale, shift = projected.float().chunk(2, dim=1)
-        # Scale and shift join the norm's own, so that one pass does both: with the batch laid along the
-        # channels every image has its own.
+        scale, shift = projected.chunk(2, dim=1)
+        if pixels_first(h):
+            return torch.addcmul(shift[..., None, None], self.norm(h), 1 + scale[..., None, None])
+        return self._at_once(h, scale.float(), shift.float())
+
+    def _at_once(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Scale and shift joined to the norm's own, so that one pass does both.
+
+        With the batch laid along the channels every image has its own.
+        """
         weight = self.norm.weight * (1 + scale)
         bias = torch.addcmul(shift, self.norm.bias, 1 + scale)
         batch, channels = h.shape[:2]

@@ -69,7 +69,18 @@ def their_images(pipeline, labels: torch.Tensor | None, indices: range, seed: in
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_the_same_images_for_the_same_noise(tmp_path, shape, eta):
-    loaded = model(**shape)
+    compare_images(tmp_path, model(**shape), eta)
+
+
+def test_the_same_images_of_a_network_that_predicts_the_velocity(tmp_path):
+    loaded = model()
+    process = loaded.artefact.diffusion.model_copy(update={"prediction": "velocity"})
+    compare_images(
+        tmp_path, loaded._replace(artefact=loaded.artefact.model_copy(update={"diffusion": process})), 0.5
+    )
+
+
+def compare_images(tmp_path: Path, loaded: LoadedModel, eta: float) -> None:
     pipeline = exported(tmp_path / "out", loaded)
     indices, steps = range(2, 5), 10
     labels = torch.tensor([1, 0, 7]) if loaded.artefact.network.num_classes else None
