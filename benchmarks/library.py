@@ -144,12 +144,13 @@ def compare(name: str, rounds: int, seconds: float) -> Found:
     """(contender, task) → medians over the rounds, the contenders in turn."""
     runs: dict[tuple[str, str], list[dict[str, float]]] = {}
     entrants = contenders()
-    for _ in range(rounds):
+    for turn in range(rounds):
         for task in TASKS:
             for contender in entrants:
-                runs.setdefault((contender, task), []).append(
-                    apart("measure", contender, name, task, seconds)
-                )
+                run = apart("measure", contender, name, task, seconds)
+                told = f"{name} {turn + 1}/{rounds} {contender} {task}: {run['rate']:.2f} images/s"
+                print(f"{told}, {run['memory']:.0f} MB", file=sys.stderr, flush=True)
+                runs.setdefault((contender, task), []).append(run)
     return {
         key: {what: statistics.median(run[what] for run in of) for what in of[0]} for key, of in runs.items()
     }
@@ -216,7 +217,7 @@ def main() -> None:
     from diffusion.precision import default_device, resolve_precision
 
     given = options()
-    rounds, seconds = (1, 0.0) if given.small else (given.rounds, 3.0)
+    rounds, seconds = (1, 0.0) if given.small else (given.rounds, 2.0)
     print(", ".join(f"{name} {version(name)}" for name in ("torch", *filter(find_spec, PEERS.values()))))
     precision = resolve_precision("auto", default_device())
     for name in [given.shape] if given.shape else ["S"] if given.small else ["S", "M"]:
