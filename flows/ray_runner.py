@@ -7,6 +7,7 @@ the machines share no files. A worker that dies costs the unit that it was at.
 import functools
 import logging
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -14,70 +15,67 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from diffusion.errors import DiffctlError, UsageError
 from diffusion.files import sha256_file
 from diffusion.settings import SampleConfig, SampleSettings
+from diffusion.signals import stop_request
 
 if TYPE_CHECKING:
     import torch
 
     from diffusion.checkpoint import LoadedModel
     from diffusion.data.store import Images
+    from diffusion.sweep import Runner
 
 RETRIES = 3  # of a unit whose worker died
 AHEAD = 2  # units a worker: one at work, one that waits
 POLL_SECONDS = 0.5
+KNOCK_SECONDS = 10
 
 
-class RayRunner:
-    """A Runner of diffusion.sweep. Ray starts with the first unit; after the block nothing of it is left."""
+@contextmanager
+def ray_runner(config: SampleConfig) -> "Iterator[Runner]":
+    """A Runner of diffusion.sweep, for the block; nothing of a Ray that was started for it is left then.
 
-    def __init__(self, config: SampleConfig) -> None:
-        self._config = config
-        self._stack = ExitStack()
-        self._shared: dict[str, Any] = {}  # by SHA-256, the models in the object store
+    UsageError when Ray is not installed or has no such GPU; DiffctlError when the cluster does not answer.
+    """
+    with _session(config.address):
+        yield functools.partial(_run, _gpus(config.num_gpus), {})
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
+def _run(
+    gpus: float, shared: dict[str, Any], model: Path, settings: SampleSettings, units: Sequence[range]
+) -> "Generator[tuple[range, Images], None, None]":
+    """Each unit with its images, in the order in which they are finished; DiffctlError when one fails.
 
-    def __call__(
-        self, model: Path, settings: SampleSettings, units: Sequence[range]
-    ) -> "Generator[tuple[range, Images], None, None]":
-        """Each unit with its images, in the order in which they are finished.
+    `shared` keeps the models that are in the object store, by their SHA-256.
+    """
+    import numpy as np
+    import ray
 
-        UsageError when Ray is not installed or has no such GPU; DiffctlError when the cluster does not answer
-        or a unit fails.
-        """
-        if not units:
-            return
-        sha256 = sha256_file(model)
-        if not self._shared:
-            self._stack.enter_context(_session(self._config.address))
-        if sha256 not in self._shared:
-            self._shared[sha256] = _share(model)
-        import ray
-
-        gpus = _gpus(self._config.num_gpus)
-        make = ray.remote(make_unit).options(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
-        shared = (self._shared[sha256], sha256, library_version(), settings, gpus)
-        waiting = deque(units)
-        running: dict[Any, range] = {}
-        try:
+    sha256 = sha256_file(model)
+    if sha256 not in shared:
+        shared[sha256] = ray.put(np.fromfile(model, dtype=np.uint8))
+    make = ray.remote(make_unit).options(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
+    waiting = deque(units)
+    running: dict[Any, range] = {}
+    try:
+        with stop_request() as stop:  # an exception from a signal's handler may be lost inside Ray
             while waiting or running:
                 while waiting and len(running) < _room(gpus):
                     unit = waiting.popleft()
-                    running[make.remote(*shared, unit)] = unit
-                for ready in ray.wait(list(running), timeout=POLL_SECONDS)[0]:
-                    unit = running.pop(ready)
-                    yield unit, _result(ready, unit)
-        finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
+                    reference = make.remote(shared[sha256], sha256, library_version(), settings, gpus, unit)
+                    running[reference] = unit
+                ready = ray.wait(list(running), timeout=POLL_SECONDS)[0]
+                for reference in ready:
+                    unit = running.pop(reference)
+                    yield unit, _result(reference, unit)
+                stop.raise_if_set()
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
 
 
 @contextmanager
@@ -89,19 +87,17 @@ def _session(address: str | None) -> Iterator[None]:
     except ImportError:
         raise UsageError("sample.runner ray needs Ray: pip install 'diffctl[ray]'") from None
     address = address or os.environ.get("RAY_ADDRESS") or None
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with ExitStack() as stack:
         if address is None:
             folder = tempfile.TemporaryDirectory(prefix="diffctl-ray-", ignore_cleanup_errors=True)
-            own: dict[str, Any] = {"_temp_dir": stack.enter_context(folder), "include_dashboard": False}
-            start = functools.partial(ray.init, "local", **own, **quiet)
-        else:
-            start = functools.partial(ray.init, address, **quiet)
+            options |= {"_temp_dir": stack.enter_context(folder), "include_dashboard": False}
         stack.callback(ray.shutdown)
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            start()
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            _knock(address)
+            ray.init(address or "local", **options)
+        except (OSError, RuntimeError, ValueError) as error:
             where = f"the Ray cluster at {address} is out of reach" if address else "Ray does not start here"
             raise DiffctlError(f"{where}: {_first_line(error)}") from None
         finally:
@@ -109,12 +105,11 @@ def _session(address: str | None) -> Iterator[None]:
         yield
 
 
-def _share(model: Path) -> Any:
-    """Put the model's file into the object store."""
-    import numpy as np
-    import ray
-
-    return ray.put(np.fromfile(model, dtype=np.uint8))
+def _knock(address: str | None) -> None:
+    """OSError when nothing listens at a HOST:PORT, for which Ray would wait for minutes."""
+    match = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address or "")
+    if match:
+        socket.create_connection((match[1], int(match[2])), timeout=KNOCK_SECONDS).close()
 
 
 def _gpus(wanted: float | None) -> float:

@@ -81,7 +81,7 @@ def run_sweep(config: Config, model: Path, samples: Path, progress: ProgressOf) 
     from diffusion.grid import Cell, grid
     from diffusion.sweep import make_cell
 
-    with _runner(config) as run, ended_by_signal():
+    with ended_by_signal(), _runner(config) as run:
 
         def maker(cell: Cell) -> Callable[[], None]:
             def make() -> None:
@@ -98,9 +98,9 @@ def _runner(config: Config) -> "AbstractContextManager[Runner]":
     from diffusion.sweep import run_here
 
     if config.sample.runner == "ray":
-        from flows.ray_runner import RayRunner
+        from flows.ray_runner import ray_runner
 
-        return RayRunner(config.sample)
+        return ray_runner(config.sample)
     return nullcontext(functools.partial(run_here, waiting=lambda text: say(f"{text}\n")))
 
 

@@ -17,8 +17,8 @@ pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 
 SECTIONS = {
-    "sample": {"num_images": 96, "batch_size": 4},
-    "sweep": {"steps": [40], "eta": [1.0], "sampler": ["ddim", "dpm-solver++"]},
+    "sample": {"num_images": 48, "batch_size": 4},
+    "sweep": {"steps": [30], "eta": [1.0], "sampler": ["ddim", "dpm-solver++"]},
 }
 
 
@@ -83,10 +83,10 @@ def test_a_worker_killed_in_the_middle_costs_its_unit_only(project: Path, addres
     killed.send_signal(signal.SIGKILL)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert out == ""
+    assert ["A worker died" in line or "will be retried" in line for line in out.splitlines()] == [True] * 2
     said = [line.split()[:2] for line in err.splitlines()]
     assert {cell for cell, _ in said} == set(wanted), "progress of each cell, and no word of Ray's"
-    assert [cell for cell, done in said if done == "96/96"] == list(wanted)
+    assert [cell for cell, done in said if done == "48/48"] == list(wanted)
     for name, images in cell_images(project).items():
         assert_equal_but_for_rounding(images, wanted[name])
 
@@ -111,15 +111,23 @@ def test_an_address_where_nothing_answers_is_one_sentence(project: Path) -> None
     on_ray(project, "127.0.0.1:1")
     done = diffctl(project, "stage", "sample")
     assert done.returncode == 1
-    assert "the Ray cluster at 127.0.0.1:1 is out of reach" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("diffctl: the Ray cluster at 127.0.0.1:1 is out of reach: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_gpus_that_no_machine_has_are_refused(project: Path, address: str) -> None:
+    sample = {**SECTIONS["sample"], "runner": "ray", "address": address, "num_gpus": 1}
+    with_model(project, **{**SECTIONS, "sample": sample})
+    done = diffctl(project, "stage", "sample")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "diffctl: sample.num_gpus asks for 1 GPUs a unit, and Ray has 0\n"
 
 
 def test_without_an_address_ray_runs_here_and_dies_with_its_driver(project: Path, wanted: dict) -> None:
     on_ray(project, None)
     process = start(project)
     wait_until(lambda: units(project) != [], 120)
-    family = psutil.Process(process.pid).children(recursive=True)
+    family = [one for one in psutil.Process(process.pid).children(recursive=True) if not is_agent(one)]
     assert len(family) > 3
     process.kill()
     process.communicate()
@@ -128,6 +136,11 @@ def test_without_an_address_ray_runs_here_and_dies_with_its_driver(project: Path
     assert done.returncode == 0, done.stderr
     for name, images in cell_images(project).items():
         assert_equal_but_for_rounding(images, wanted[name])
+
+
+def is_agent(process: psutil.Process) -> bool:
+    """Whether it is one of Ray's two that watch a node: they end a minute or so after it."""
+    return "Agent" in " ".join(process.cmdline())
 
 
 def is_alive(process: psutil.Process) -> bool:
