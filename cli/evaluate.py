@@ -38,7 +38,9 @@ def evaluate(
     weights: Annotated[
         Path | None, typer.Option("--weights", help="A file with Inception's weights. [default: download]")
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="[default: as suits the device]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print scores and protocol card as JSON.")] = False,
 ) -> None:
     """Score images: Fréchet and kernel distance to real ones, their floor, and the excess over it."""

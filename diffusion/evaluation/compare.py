@@ -27,7 +27,7 @@ def evaluate_images(
     extractor: str | None = None,
     split: str = "train",
     weights: Path | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score the images at `path` against those at `against`: `images`, `reference`, `scores` and `card`.

@@ -75,7 +75,7 @@ def score_cells(
     stores: dict[Cell, ImageStore],
     scorer: Scorer,
     extractor: Extractor,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Document:
     """The scores document of open cells of one size, each image seen by the extractor once."""

@@ -22,6 +22,11 @@ class Extractor:
     module: torch.nn.Module
     device: torch.device
 
+    @property
+    def batch_size(self) -> int:
+        """Images at a time that suit the device: few stay in a CPU's caches, many fill a GPU."""
+        return 32 if self.device.type == "cpu" else 256
+
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (B, 3, H, W) → features (B, D) and logits (B, K), float32 on the CPU."""
         with torch.inference_mode(), exact_float32():

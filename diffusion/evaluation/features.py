@@ -28,18 +28,20 @@ class Features:
 def extract(
     extractor: Extractor,
     images: Images,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Features:
     """Features of uint8 (N, H, W, C) images in their order; greyscale is repeated to three channels.
 
-    `progress` is called with the number of images done. The batch size changes rounding only. DiffctlError
+    `progress` is called with the number of images done. The batch size, None for what suits the device,
+    changes rounding only. DiffctlError
     for images that are neither grey nor RGB, and for fewer than two.
     """
     if images.shape[3] not in (1, 3):
         raise DiffctlError(f"scores are for images with 1 or 3 channels, and these have {images.shape[3]}")
     if len(images) < 2:
         raise DiffctlError(f"scores need at least 2 images, and there are {len(images)}")
+    batch_size = batch_size or extractor.batch_size
     filled: tuple[Array, ...] = ()
     for start in range(0, len(images), batch_size):
         if progress:

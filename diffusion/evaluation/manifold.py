@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffusion.evaluation.features import Array
 from diffusion.evaluation.kernel import Estimate
-from diffusion.evaluation.neighbours import coverage, nearest, radii, some
+from diffusion.evaluation.neighbours import nearest, radii, some, within_reach
 
 NEIGHBOUR = 3  # the k whose distance is an image's reach (Kynkäänniemi et al. 2019)
 
@@ -37,10 +37,8 @@ class Manifold:
 
 def precision_recall(sample: Manifold, reference: Manifold) -> PrecisionRecall:
     """As torch-fidelity's `prc_features_to_metric` where neither set was cut."""
-    return PrecisionRecall(
-        coverage(sample.points, reference.points, reference.reach),
-        coverage(reference.points, sample.points, sample.reach),
-    )
+    shares = within_reach(sample.points, sample.reach, reference.points, reference.reach)
+    return PrecisionRecall(*shares)
 
 
 def memorisation(sample: Manifold, train: Array, test: Array) -> Estimate:

@@ -26,10 +26,18 @@ def radii(features: Tensor, neighbour: int) -> Tensor:
     return torch.cat([block.kthvalue(rank, dim=1).values for block in _distances(features, features)])
 
 
-def coverage(points: Tensor, centres: Tensor, reach: Tensor) -> float:
-    """The share of points that lie within any centre's own reach (M,)."""
-    inside = [(block <= reach).any(dim=1) for block in _distances(points, centres)]
-    return float(torch.cat(inside).float().mean())
+def within_reach(points: Tensor, reach: Tensor, others: Tensor, their_reach: Tensor) -> tuple[float, float]:
+    """The share of the points within reach of any other, and of the others within reach of any point.
+
+    `reach` (N,) and `their_reach` (M,) are each one's own.
+    """
+    inside = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    reached = torch.zeros(len(others), dtype=torch.bool, device=points.device)
+    for start, block in zip(range(0, len(points), BLOCK), _distances(points, others), strict=True):
+        rows = slice(start, start + BLOCK)
+        inside[rows] = (block <= their_reach).any(dim=1)
+        reached |= (block <= reach[rows, None]).any(dim=0)
+    return float(inside.double().mean()), float(reached.double().mean())
 
 
 class Nearest(NamedTuple):

@@ -78,7 +78,7 @@ def build_reference(
     extractor: Extractor,
     real: ImageStore,
     heldout: ImageStore | None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     following: int = 0,
 ) -> Reference:

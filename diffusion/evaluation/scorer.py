@@ -43,7 +43,9 @@ class Scorer:
         """
         projected = Projected(sample.features, self.target)
         manifold = Manifold(sample.features, self.most, self.device)
-        scores = self._distances(sample, projected) | self._precision_recall(manifold)
+        distance = frechet_distance(statistics(sample.features), self._statistics)
+        scores = {self.spec.distance: distance} | self._distances(sample, projected)
+        scores |= self._precision_recall(manifold)
         train, test = self.reference.train_and_test
         if train is not None and test is not None:
             found = memorisation(manifold, train, test)
@@ -86,7 +88,7 @@ class Scorer:
         sample = Features(heldout.features[shuffled(len(heldout))[:num_images]], heldout.logits)
         scores = self._distances(sample, Projected(sample.features, self.target))
         scores |= self._precision_recall(Manifold(sample.features, self.most, self.device))
-        return {**scores, self.spec.distance: floor.distance}
+        return {self.spec.distance: floor.distance, **scores}
 
     def _distances(self, sample: Features, projected: Projected) -> Scores:
         spec = self.spec
@@ -94,7 +96,6 @@ class Scorer:
         near = kernel.kernel_distance(sample.features, self.reference.features, drawn, real_sums)
         certain = inception_score(sample.logits)
         return {
-            spec.distance: frechet_distance(statistics(sample.features), self._statistics),
             spec.limit: fit_line(projected).limit,
             spec.kernel_distance: near.mean,
             f"{spec.kernel_distance}_std": near.std,
