@@ -70,7 +70,7 @@ def train(
     with (
         open_run(TRAIN_RUNS, fingerprint, fresh=fresh, config=settings) as run,
         stop_request() as stop,
-        together(config.train.devices, [sys.executable, "-m", "cli.main", "stage", "train"]) as ranks,
+        together(config.train, [sys.executable, "-m", "cli.main", "stage", "train"]) as ranks,
         watched(run, artefact, config, stop) as tracked,
     ):
         state = new_state(artefact, ranks.device)
@@ -101,7 +101,7 @@ def _follow() -> None:
     config, store = load(), open_store(PREPARED / "train")
     artefact = resolve(config, store.meta, default_device())
     try:
-        with stop_request() as stop, together(config.train.devices, []) as ranks:
+        with stop_request() as stop, together(config.train, []) as ranks:
             state = new_state(artefact, ranks.device)
             state.restore(ranks.spread(training_fingerprint(artefact), state.saved()))
             train_model(state, store, ranks, Silent(), lambda state: None, partial(ranks.agree, stop))

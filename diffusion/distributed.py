@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 
-from diffusion.errors import DiffctlError, UsageError
+from diffusion.errors import DiffctlError, TemporaryError, UsageError
 from diffusion.signals import StopRequest
 from diffusion.state import SavedState
 
@@ -21,7 +21,7 @@ PATIENCE = timedelta(hours=2)  # of waiting for others: previews and scores are 
 BUCKET = 16 * 2**20  # numbers that are summed at a time
 
 
-class RankLost(DiffctlError):
+class RankLost(TemporaryError):
     """Another process of the training has ended, so that this one cannot go on."""
 
 
@@ -78,7 +78,9 @@ class Ranks:
             number = torch.tensor(stop.signal or 0)
             with lost_rank_told():
                 dist.all_reduce(number, dist.ReduceOp.MAX)
-            stop.signal = int(number) or None
+            if not number:
+                return  # a signal that has arrived in the meantime is agreed upon after the next step
+            stop.signal = int(number)
         stop.raise_if_set()
 
     def spread(self, identity: str, saved: SavedState) -> SavedState:

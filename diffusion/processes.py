@@ -18,6 +18,7 @@ import torch
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed.rendezvous import rendezvous
 
+from diffusion.config import TrainConfig
 from diffusion.distributed import RankLost, Ranks, joined
 from diffusion.errors import DiffctlError, UsageError
 
@@ -45,10 +46,11 @@ def process_count(devices: int | Literal["auto"]) -> int:
 
 
 @contextmanager
-def together(devices: int | Literal["auto"], command: Sequence[str]) -> Iterator[Ranks]:
+def together(train: TrainConfig, command: Sequence[str]) -> Iterator[Ranks]:
     """Be one of the processes that train: as the environment says, else the first, with the others started.
 
-    `command` starts another one. RankLost when one has ended before its time; none outlives this one.
+    `command` starts another one. DiffctlError when one has ended before its time; none outlives this one.
+    UsageError when there are more processes than images in a batch.
     """
     if _is_told():
         _die_with_parent()
@@ -57,22 +59,24 @@ def together(devices: int | Literal["auto"], command: Sequence[str]) -> Iterator
         device = _own_device(int(os.environ.get("LOCAL_WORLD_SIZE", world)))
         with joined(Ranks(device, rank, world), store) as ranks:
             yield ranks
-    elif (count := process_count(devices)) == 1:
+    elif (count := process_count(train.devices)) == 1:
         yield Ranks(_own_device(1))
     else:
-        with _started(count, command) as ranks:
-            yield ranks
+        first = Ranks(_own_device(count), 0, count)
+        first.share(train.batch_size)  # refused before anything starts
+        with _started(first, command):
+            yield first
 
 
 @contextmanager
-def _started(count: int, command: Sequence[str]) -> Iterator[Ranks]:
+def _started(first: Ranks, command: Sequence[str]) -> Iterator[None]:
+    count = first.world
     store = TCPStore("127.0.0.1", 0, count, is_master=True, wait_for_workers=False)
-    first = Ranks(_own_device(count), 0, count)
     others = _Others(count, command, store.port, first.over)
     try:
         others.meet(store)
         with joined(first, store):
-            yield first
+            yield
         others.wait()
     except RankLost as error:
         raise DiffctlError(others.account() or str(error)) from error
@@ -100,6 +104,7 @@ class _Others:
                 command,
                 env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdin=subprocess.DEVNULL,
+                process_group=0,  # the first one alone is told to stop, and tells the others
             )
             for rank in range(1, count)
         ]
@@ -119,7 +124,8 @@ class _Others:
         deadline = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < deadline:
             for rank, process in enumerate(self._running, start=1):
-                if code := process.poll():
+                code = process.poll()
+                if code and code != RankLost.exit_code:  # which says that it ended because of another one
                     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
                     return (
                         f"process {rank} of the training's {len(self._running) + 1} ended with {how}, so all "
@@ -150,7 +156,11 @@ class _Others:
         while not self._over.wait(POLL_SECONDS):
             if any(process.poll() for process in self._running):
                 if not self._over.wait(GRACE_SECONDS):
-                    print(f"diffctl: {self.account()}", file=sys.stderr, flush=True)
+                    print(
+                        f"diffctl: {self.account() or 'the other processes have ended'}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                     os._exit(1)
                 return
 

@@ -132,20 +132,22 @@ def test_two_processes_train_as_one(prepared: Path) -> None:
 
 @pytest.mark.slow
 def test_a_training_goes_on_in_another_number_of_processes(prepared: Path) -> None:
+    longer = {"steps": 120}
+    set_devices(prepared, 1, train=longer)
     uninterrupted(prepared)
     expected = curve(prepared)
-    set_devices(prepared, 2)
+    set_devices(prepared, 2, train=longer)
     process, others = training_at(prepared, 5)
     assert len(others) == 1
     process.send_signal(signal.SIGTERM)
     assert "stopped by SIGTERM, saved" in ended(process, others)
     assert process.returncode == 143
-    set_devices(prepared, 1)
-    process, others = training_at(prepared, 12)
+    set_devices(prepared, 1, train=longer)
+    process, others = training_at(prepared, logged_steps(prepared)[-1] + 5)
     assert others == []
     process.send_signal(signal.SIGINT)
     ended(process, others)
-    set_devices(prepared, 2)
+    set_devices(prepared, 2, train=longer)
     assert "going on after step" in train_to_the_end(prepared).stderr
     assert_same_curve(curve(prepared), expected)
 
@@ -205,7 +207,6 @@ def test_ctrl_c_reaches_all_of_them_and_they_stop_at_one_step(prepared: Path) ->
     assert said.count("stopped by SIGINT") == 1
 
 
-@pytest.mark.slow
 def test_a_batch_smaller_than_the_processes_is_refused(prepared: Path) -> None:
     set_devices(prepared, 8)
     done = diffctl(prepared, "stage", "train")
