@@ -199,7 +199,7 @@ def test_more_than_the_machine_has_is_an_error(project, changes, subject):
 def test_what_a_step_keeps_is_counted_exactly():
     """Against the storages that autograd holds on to in a real forward pass."""
     config = configuration()
-    meta = {"name": "x", "image_size": 8, "channels": 1, "classes": list("0123456789"), "digest": ""}
+    meta = {"name": "x", "image_size": 8, "channels": 1, "classes": ["a"], "counts": [1], "digest": ""}
     spec = resolve(config, meta, torch.device("cpu")).network
     real, held = UNet(spec), {}
 

@@ -74,7 +74,7 @@ class Project:
         )
 
     def train_meta(self) -> dict[str, Any]:
-        """The training split's meta: as prepared, else as it will be, its classes without names."""
+        """The training split's meta: as prepared, else as it will be, without names and counts of classes."""
         if self.is_ready:
             return self.stores["train"].meta
         size, _, channels = shape_of(self.config.data, self.outlook.shape)
@@ -83,6 +83,7 @@ class Project:
             "image_size": size,
             "channels": channels,
             "classes": [str(number) for number in range(self.outlook.classes)],
+            "counts": [0] * self.outlook.classes,
             "digest": "",
         }
 
