@@ -27,7 +27,7 @@ from diffusion.data.store import write_store
 
 SIZE = 64
 BATCH = 128
-ROW_GROWTH = 300  # bytes an image that may be held: its name and label, where its pixels are 12,288
+ROW_GROWTH = 100  # bytes an image that may be held: its name, label and place; its pixels are 12,288
 PREPARE = """
 import sys
 from pathlib import Path
@@ -108,7 +108,7 @@ def memory(few: int = 10_000, many: int = 200_000) -> Result:
     of_each = (f"{peak / 1e6:,.0f} MB for {count:,}" for peak, count in zip(peaks, (few, many), strict=True))
     figure = f"{', '.join(of_each)}: {growth:.0f} bytes an image"
     reached = growth <= ROW_GROWTH and peaks[1] < 1e9
-    goal = f"flat (names and labels alone: {ROW_GROWTH} bytes an image), under 1 GB"
+    goal = f"flat but for name, label and place: {ROW_GROWTH} bytes an image, and under 1 GB"
     return Result("peak memory of preparing", figure, goal, reached)
 
 
