@@ -80,7 +80,7 @@ class Watch:
 
     def catch_up(self, step: int, ema: "UNet") -> None:
         """Make the score that is due after `step` steps, if it is not there."""
-        if self._artefact.train.is_scored(step) and self._midway and not self._midway.knows(step):
+        if step and self._artefact.train.is_scored(step) and self._midway and not self._midway.knows(step):
             self.evaluate(step, ema)
 
 

@@ -1,5 +1,6 @@
 """Progress with images/s and an ETA: a live line at a terminal, now and then a plain line elsewhere."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -51,7 +52,8 @@ def progress(label: str, unit: str = "images", per: int = 1) -> Iterator[Show]:
     unsaid = ""
 
     def say(line: str, end: str) -> None:
-        print(f"\r\033[K{line}" if live else line, end=end, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # nobody reads it any more: the work goes on
+            print(f"\r\033[K{line}" if live else line, end=end, file=sys.stderr, flush=True)
 
     def show(done: int, total: int, more: str = "") -> None:
         nonlocal shown_at, unsaid
