@@ -31,7 +31,8 @@ DRAIN_SECONDS = 10
 STOP_SECONDS = 5
 BUSY = "another `diffctl run` is at work in this folder: wait for it, or stop it with Ctrl-C there"
 
-QUIET = {
+CLIENT = {
+    "PREFECT_API_REQUEST_TIMEOUT": "10",  # a server that hangs holds nothing up for minutes
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # its telemetry complains of a locked database
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
@@ -63,7 +64,7 @@ def prefect_server() -> Iterator[str]:
 @contextmanager
 def quiet_client(url: str) -> Iterator[None]:
     """Use the server at `url` from this process and its children, without Prefect's words on the terminal."""
-    with environment(QUIET):
+    with environment(CLIENT):
         importlib.import_module("prefect")
         try:
             yield
@@ -100,7 +101,7 @@ def environment(values: dict[str, str]) -> Iterator[None]:
 @contextmanager
 def _temporary_server() -> Iterator[str]:
     home = HOME.absolute()
-    settings = QUIET | {
+    settings = CLIENT | {
         "PREFECT_HOME": str(home),
         "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),

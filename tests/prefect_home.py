@@ -1,7 +1,8 @@
-"""A temporary server's database, made once for a test session: its first creation takes ten seconds."""
+"""Prefect servers for tests. Their database is made once a session: its first creation takes ten seconds."""
 
 import os
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from diffusion.locks import file_lock
+from flows.server import answers
+from tests.mlflow_server import free_port
+from tests.waiting import wait_until
 
 START = "from flows.server import prefect_server\nwith prefect_server():\n    pass\n"
 
@@ -41,3 +45,44 @@ def recorded(folder: Path) -> dict[str, str]:
     tasks = "SELECT name, state_name FROM task_run"
     with closing(sqlite3.connect(folder / ".prefect/prefect.db")) as database:
         return {name: state for query in (tasks, runs) for name, state in database.execute(query)}
+
+
+class PrefectServer:
+    """A server of the user's own over the folder's database; its port stays the same over restarts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/api"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "PrefectServer":
+        home = self.folder / ".prefect"
+        settings = {
+            "PREFECT_HOME": str(home),
+            "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_API_URL": "",
+        }
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", self.port))
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "flows.server", str(listener.fileno())],
+                cwd=self.folder,
+                env={**os.environ, **settings},
+                stdin=subprocess.PIPE,
+                pass_fds=[listener.fileno()],
+            )
+        wait_until(lambda: answers(self.url, timeout=5))
+        return self
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            self.process = None

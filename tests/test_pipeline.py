@@ -77,12 +77,14 @@ def toy(tmp_path: Path, prefect_database: Path) -> Path:
     return toy_project(tmp_path)
 
 
-def started(folder: Path, *arguments: str, url: str = "") -> "subprocess.Popen[str]":
+def started(
+    folder: Path, *arguments: str, url: str = "", env: dict[str, str] | None = None
+) -> "subprocess.Popen[str]":
     """`diffctl run` in the folder, in a session of its own."""
     return subprocess.Popen(
         command("run", *arguments),
         cwd=folder,
-        env=environment({"PREFECT_API_URL": url}),
+        env=environment({"PREFECT_API_URL": url, **(env or {})}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -179,6 +181,7 @@ def test_a_server_that_dies_in_the_middle_stops_nothing(toy: Path) -> None:
     output, errors = run.communicate(timeout=180)
     assert (toy / "page").exists()
     assert output.count("report at work") == 1
+    assert "going on without it" in output
     assert "Traceback" not in output + errors
     assert not processes_in(toy)
 

@@ -1,0 +1,183 @@
+"""What watching and saving cost a training, and how soon it goes on: `python -m benchmarks.training`.
+
+| what | promise on 2 CPU cores, digits profile |
+| --- | --- |
+| saving, the spool, heartbeats and system metrics, at the default intervals | under 1% of training time |
+| MLflow dead or hung all the while | the step takes as long as with a live one |
+| from the start of the process after a SIGKILL to the next step's end | under 10 s |
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+STEPS = 1000  # of the training whose parts are timed
+OUTAGE_STEPS = 500
+KILLS = 3
+
+# Times what the trainer calls beside its own work, and the whole of it.
+TIMED = """
+import json, sys, time
+from pathlib import Path
+from cli.observe import Watch
+from cli.training import Tracked
+import diffusion.training as training
+
+spent = {}
+def timed(owner, name, label):
+    inner = getattr(owner, name)
+    def outer(*arguments):
+        began = time.perf_counter()
+        try:
+            return inner(*arguments)
+        finally:
+            spent[label] = spent.get(label, 0.0) + time.perf_counter() - began
+    setattr(owner, name, outer)
+
+for owner, name, label in (
+    (Tracked, "save", "saving"), (Watch, "metrics", "spool"), (Watch, "progress", "live line and heartbeat"),
+    (Watch, "preview", "previews"), (training, "train", "training"),
+):
+    timed(owner, name, label)
+sys.argv = ["diffctl", "stage", "train"]
+from cli.main import main
+try:
+    main()  # ends by SystemExit
+finally:
+    Path("spent.json").write_text(json.dumps(spent))
+"""
+
+
+def diffctl(folder: Path, *arguments: str, uri: str = "") -> str:
+    """Run a command that must succeed; what it said."""
+    return run(folder, ["-m", "cli.main", *arguments], uri)
+
+
+def run(folder: Path, arguments: list[str], uri: str = "") -> str:
+    env = {**os.environ, "MLFLOW_TRACKING_URI": uri or f"sqlite:///{folder / 'mlflow.db'}"}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(arguments)[:80]} failed:\n{done.stdout}")
+    return done.stdout
+
+
+def configure(folder: Path, **train: Any) -> None:
+    """The digits profile with some of its training settings changed."""
+    values = yaml.safe_load((ROOT / "profiles/digits.yaml").read_text())
+    values["train"] |= train
+    (folder / "params.yaml").write_text(yaml.safe_dump(values))
+
+
+def shares(folder: Path) -> dict[str, float]:
+    """What each thing beside the training's own work took, in percent of its time without previews."""
+    configure(folder, steps=STEPS)
+    run(folder, ["-c", TIMED])
+    spent: dict[str, float] = json.loads((folder / "spent.json").read_text())
+    whole = spent.pop("training") - spent.pop("previews")
+    return {label: 100 * seconds / whole for label, seconds in spent.items()}
+
+
+def step_milliseconds(folder: Path, uri: str, seed: int) -> float:
+    """Milliseconds a step of a training of its own that logs to `uri`."""
+    configure(folder, steps=OUTAGE_STEPS, seed=seed, preview_every=OUTAGE_STEPS)
+    said = diffctl(folder, "stage", "train", uri=uri)
+    took = re.search(rf"train {OUTAGE_STEPS:,}/{OUTAGE_STEPS:,} .*took ([\d.]+) s", said)
+    assert took, said
+    return 1000 * float(took[1]) / OUTAGE_STEPS
+
+
+@contextmanager
+def hung_server() -> Iterator[str]:
+    """A port that takes connections and never answers."""
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(100)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def outages(folder: Path) -> dict[str, float]:
+    """Milliseconds a step with MLflow alive, dead and hung, in turn."""
+    found = {"alive": step_milliseconds(folder, "", 1), "dead": 0.0, "hung": 0.0}
+    found["dead"] = step_milliseconds(folder, "http://127.0.0.1:9", 2)
+    with hung_server() as uri:
+        found["hung"] = step_milliseconds(folder, uri, 3)
+    return found
+
+
+def resume_seconds(folder: Path) -> list[float]:
+    """Seconds from the start of a process whose predecessor was killed to the end of its first step."""
+    configure(folder, steps=10**6, seed=4, save_every=50, lr_decay="none")
+    env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
+    before = set(folder.glob("runs/train/*"))
+    seconds = []
+    for number in range(KILLS + 1):
+        began = time.perf_counter()
+        training = subprocess.Popen(
+            [sys.executable, "-m", "cli.main", "stage", "train"],
+            cwd=folder,
+            env=env,
+            stderr=subprocess.DEVNULL,
+        )
+        step = first_step(training, folder, before)
+        if number:
+            seconds.append(time.perf_counter() - began)
+        (run,) = set(folder.glob("runs/train/*")) - before
+        while not (run / f"state-{(step // 50 + 1) * 50:09d}.json").exists():
+            time.sleep(0.01)
+        training.send_signal(signal.SIGKILL)
+        training.wait()
+    return seconds
+
+
+def first_step(training: "subprocess.Popen[bytes]", folder: Path, before: set[Path]) -> int:
+    """Wait for the process's first heartbeat, which comes with its first step; the step."""
+    while training.poll() is None:
+        for run in set(folder.glob("runs/train/*")) - before:
+            if (run / "run.json").exists():
+                said = json.loads((run / "run.json").read_text())
+                if said["pid"] == training.pid and said["step"]:
+                    return int(said["step"])
+        time.sleep(0.005)
+    sys.exit(f"the training ended by itself (exit {training.returncode})")
+
+
+def main() -> None:
+    """Measure, print a table."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        configure(folder)
+        diffctl(folder, "stage", "data")
+        measured = shares(folder)
+        for what, percent in measured.items():
+            print(f"{what:<28} {percent:8.3f} % of training")
+        print(f"{'together':<28} {sum(measured.values()):8.3f} %")
+        for state, milliseconds in outages(folder).items():
+            print(f"{f'a step, MLflow {state}':<28} {milliseconds:8.2f} ms")
+        print(
+            f"{'SIGKILL to the next step':<28} {max(resume_seconds(folder)):8.2f} s, the longest of {KILLS}"
+        )
+
+
+if __name__ == "__main__":
+    main()
