@@ -47,7 +47,8 @@ def test_a_stage_shows_its_output_and_leaves_its_out(toy: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("behaviour", "exit_code", "retry", "words"),
     [
-        ("sys.exit(1)", 1, True, "failed (exit 1)"),
+        ("sys.exit(1)", 1, False, "failed (exit 1)"),
+        ("sys.exit(75)", 75, True, "a reason that may pass"),
         ("sys.exit(2)", 2, False, "configuration is refused"),
         ("os.kill(os.getpid(), signal.SIGKILL)", 1, True, "killed by signal 9"),
     ],
