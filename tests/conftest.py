@@ -1,9 +1,15 @@
 """Small real projects for tests: true digits, a small network, the real command line."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Tests run beside each other: one thread each, set before anything loads torch.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Processes that compile the same network at once read each other's half-written files: a cache each.
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"diffctl-inductor-{os.getpid()}")
+atexit.register(shutil.rmtree, os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
 
 import subprocess
 import sys

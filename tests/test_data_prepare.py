@@ -185,7 +185,7 @@ def start(tmp_path, raw, size=48):
 def many_images(tmp_path_factory):
     images = random_images(0, 40, 48)
     raw = tmp_path_factory.mktemp("many") / "raw"
-    return write_folder(raw, {f"{'ab'[at % 2]}/{at:05d}": images[at % 40] for at in range(1500)})
+    return write_folder(raw, {f"{'ab'[at % 2]}/{at:05d}": images[at % 40] for at in range(6000)})
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_worker_killed_for_memory_is_one_sentence(tmp_path, many_images):
     with pytest.raises(DiffctlError, match="was killed, most likely for want of memory"):
         prepare(config, tmp_path / "out", kill_a_worker, work=tmp_path / "work")
     prepare(config, tmp_path / "out", work=tmp_path / "work")
-    assert len(open_store(tmp_path / "out/train")) == 1350
+    assert len(open_store(tmp_path / "out/train")) == 5400
 
 
 def test_two_at_once_do_not_disturb_each_other(tmp_path, many_images):

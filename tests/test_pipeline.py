@@ -143,7 +143,7 @@ def test_a_stop_saves_and_the_same_command_goes_on(
     run = started(toy)
     wait_for_file(toy / "begun", seconds=120)
     (os.killpg if whole_group else os.kill)(run.pid, number)
-    _, errors = run.communicate(timeout=60)
+    _, errors = run.communicate(timeout=180)
     assert run.returncode == exit_code
     assert (toy / "saved").exists()
     assert errors == f"diffctl: stopped by {number.name}, saved: the same command goes on from here\n"
@@ -163,7 +163,7 @@ def test_a_terminal_that_is_closed_lets_the_stage_save(toy: Path) -> None:
     run = started(toy)
     wait_for_file(toy / "begun", seconds=120)
     run.send_signal(signal.SIGHUP)
-    run.communicate(timeout=60)
+    run.communicate(timeout=180)
     assert run.returncode == 128 + signal.SIGHUP
     assert (toy / "saved").exists()
     assert not processes_in(toy)
