@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffusion.checkpoint import LoadedModel
 from diffusion.data.store import Images
-from diffusion.gaussian import in_eps, log_variance, predict, prior_term, vlb_terms
+from diffusion.gaussian import Network, in_eps, log_variance, predict, prior_term, vlb_terms
 from diffusion.images import to_model, to_nchw
 from diffusion.random import ImageNoise
 from diffusion.schedule import Schedule, predict_x0, q_sample, spaced_timesteps
@@ -43,11 +43,11 @@ def bits_per_dimension(
     i's noise comes from (seed, i) alone. The network runs in float32; x̂_0 is clipped to [−1, 1].
     `progress` gets (done, total) network passes of an image.
     """
-    network, artefact = loaded
-    process = artefact.diffusion
+    process = loaded.artefact.diffusion
+    network = in_eps(loaded.network, process)
     timesteps = spaced_timesteps("uniform", steps or process.timesteps, process.timesteps)
     schedule = Schedule.named(process.schedule, process.timesteps).spaced(timesteps)
-    device = next(network.parameters()).device
+    device = next(loaded.network.parameters()).device
     terms, priors, totals = torch.zeros(len(schedule), dtype=torch.float64), [], []
     for start in range(0, len(images), batch_size):
         x_0 = to_model(to_nchw(images[start : start + batch_size]).to(device))
@@ -56,7 +56,7 @@ def bits_per_dimension(
         prior = prior_term(schedule, x_0).double().cpu()
         total = prior.clone()
         for i in range(len(schedule)):
-            term = _term(loaded, schedule, x_0, i, noise.draw().to(device), wanted)
+            term = _term(network, process.variance, schedule, x_0, i, noise.draw().to(device), wanted)
             terms[i] += term.sum()
             total += term
             if progress:
@@ -67,13 +67,18 @@ def bits_per_dimension(
 
 
 def _term(
-    loaded: LoadedModel, schedule: Schedule, x_0: Tensor, i: int, noise: Tensor, labels: Tensor | None
+    network: Network,
+    variance: str,
+    schedule: Schedule,
+    x_0: Tensor,
+    i: int,
+    noise: Tensor,
+    labels: Tensor | None,
 ) -> Tensor:
     """(B,) terms of the bound at index i, float64 on the CPU."""
     index = torch.full((len(x_0),), i)
     x_t = q_sample(schedule, x_0, index, noise)
-    network = in_eps(loaded.network, loaded.artefact.diffusion)
     eps, v = predict(network, schedule, x_t, index, labels)
     x0_hat = predict_x0(schedule, x_t, index, eps).clamp(-1, 1)
-    log_var = log_variance(schedule, loaded.artefact.diffusion.variance, v, x_t, index)
+    log_var = log_variance(schedule, variance, v, x_t, index)
     return vlb_terms(schedule, x_0, x_t, index, x0_hat, log_var).double().cpu()

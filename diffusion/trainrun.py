@@ -7,15 +7,14 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffusion.changes import changed_fields
-from diffusion.errors import DiffctlError
 from diffusion.files import sync_folder, write_json, write_text
-from diffusion.locks import LockBusy, file_lock
+from diffusion.locks import file_lock
 from diffusion.state import newest_state, save_state
 from diffusion.training import TrainState
 
@@ -68,13 +67,8 @@ def open_run(
     and dies with it. DiffctlError when another process holds it.
     """
     folder = root / fingerprint
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(file_lock(folder / "lock", timeout=0))
-        except LockBusy:
-            raise DiffctlError(
-                f"this training is already running (process {_pid(folder)}, {folder}): wait for it or stop it"
-            ) from None
+    busy = f"this training is already running (process {_pid(folder)}, {folder}): wait for it or stop it"
+    with file_lock(folder / "lock", timeout=0, busy=busy):
         if fresh:
             _discard(folder)
         for torn in folder.glob(".state-*.tmp"):  # of a save that was killed

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffusion.changes import flat
 from diffusion.errors import DiffctlError, DiffctlWarning
 from diffusion.files import sha256_file, sync_folder
 
@@ -234,18 +235,13 @@ def _parse(line: bytes) -> Event | None:
     return event if isinstance(event, dict) and "kind" in event else None
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten(values: dict[str, Any]) -> dict[str, str]:
     """Nested values as flat text: names joined by dots, lists as JSON; what is None is left out."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{name}.")
-        elif isinstance(value, list | tuple):
-            flat[name] = json.dumps(value)
-        elif value is not None:
-            flat[name] = str(value)
-    return flat
+    return {
+        name: json.dumps(value) if isinstance(value, list | tuple) else str(value)
+        for name, value in flat(values).items()
+        if value is not None
+    }
 
 
 def _now() -> int:
