@@ -232,7 +232,7 @@ def test_the_stopped_data_stage_says_so_and_goes_on(tmp_path, many_images, kill)
     assert "Traceback" not in errors
     assert process.returncode == 0 or "goes on from here" in errors
     again = diffctl(tmp_path, "stage", "data")
-    assert again.stdout.strip() == "data/prepared: 1,350 train, 150 test images of 48×48×3, 2 classes"
+    assert again.stdout.strip() == "data/prepared: 5,400 train, 600 test images of 48×48×3, 2 classes"
 
 
 def test_a_worker_killed_for_memory_is_one_sentence(tmp_path, many_images):
