@@ -1,9 +1,10 @@
 """The resumable state of a training: safetensors files with a checksummed manifest each, the two newest kept.
 
 A state counts only when its manifest, written last, agrees with it: a truncated or altered one is reported
-and the one before is used.
+and set aside, and the one before is used.
 """
 
+import hashlib
 import json
 import warnings
 from pathlib import Path
@@ -13,9 +14,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from diffusion.errors import DiffctlError, DiffctlWarning
-from diffusion.files import sha256_file, write_atomic, write_json
+from diffusion.files import write_atomic, write_json
 
 KEPT = 2
+ASIDE = "damaged-"  # before the name of a damaged state: it counts no more, and the next good save drops it
 
 
 class SavedState(NamedTuple):
@@ -26,41 +28,54 @@ class SavedState(NamedTuple):
 
 
 def save_state(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
-    """Write the state after `step` steps and drop all but the two newest; a failure drops none."""
+    """Write the state after `step` steps, drop all but it and the newest other; a failure drops none."""
     path = folder / f"state-{step:09d}.safetensors"
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     try:
         write_atomic(path, lambda file: file.write(data))
-        write_json(_manifest(path), {"step": step, "sha256": sha256_file(path), "values": values})
+        # Of the bytes that are meant: what a disk has made of them would always agree with itself.
+        digest = hashlib.sha256(data).hexdigest()
+        write_json(_manifest(path), {"step": step, "sha256": digest, "values": values})
     except OSError as error:
         raise DiffctlError(
             f"cannot save the training's state in {folder} ({error.strerror}): make room and run it again; "
             "it goes on from the state before"
         ) from error
-    for old in _states(folder)[:-KEPT]:
+    others = [state for state in _states(folder) if state != path]
+    for old in [*others[: 1 - KEPT], *folder.glob(f"{ASIDE}*.safetensors")]:
         _manifest(old).unlink(missing_ok=True)
         old.unlink(missing_ok=True)
     return path
 
 
 def newest_state(folder: Path) -> SavedState | None:
-    """The newest whole state, or None when there is none; each damaged one is reported by a warning."""
-    for path in reversed(_states(folder)):
+    """The newest whole state, None when there is none; a damaged one is reported by a warning and set aside."""
+    states = _states(folder)
+    while states:
+        path = states.pop()
         try:
             return _read(path)
         except (ValueError, OSError, KeyError) as error:
-            warnings.warn(
-                f"{path} is damaged ({error}): using the state before it", DiffctlWarning, stacklevel=2
-            )
+            none = "no state is left, so the training begins again at step 0"
+            then = "using the state before it" if states else none
+            warnings.warn(f"{path} is damaged ({error}): {then}", DiffctlWarning, stacklevel=2)
+            _set_aside(path)
     return None
 
 
 def _read(path: Path) -> SavedState:
     manifest = json.loads(_manifest(path).read_text(encoding="utf-8"))
     data = path.read_bytes()
-    if sha256_file(path) != manifest["sha256"]:
+    if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
         raise ValueError("its checksum does not match")
     return SavedState(load(data), manifest["values"])
+
+
+def _set_aside(path: Path) -> None:
+    """Take a damaged state out of the count: by its step it may be newer than all that is still to come."""
+    for file in (path, _manifest(path)):
+        if file.exists():
+            file.replace(file.with_name(ASIDE + file.name))
 
 
 def _states(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Resumable states: two newest kept, checksummed, a damaged one reported and the one before used."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,11 @@ def save(folder: Path, step: int) -> Path:
     return save_state(
         folder, step, {"a": torch.full((100,), float(step))}, {"step": step, "curve": [0.1, 1 / 3]}
     )
+
+
+def flip_a_bit(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:-10] + bytes([data[-10] ^ 1]) + data[-9:])
 
 
 def test_the_two_newest_are_kept_and_the_newest_read(tmp_path: Path) -> None:
@@ -37,11 +43,10 @@ def test_a_damaged_newest_state_is_reported_and_the_one_before_used(tmp_path: Pa
     save(tmp_path, 1)
     path = save(tmp_path, 2)
     manifest = path.with_suffix(".json")
-    data = path.read_bytes()
     if damage == "truncated":
-        path.write_bytes(data[:-10])
+        path.write_bytes(path.read_bytes()[:-10])
     elif damage == "flipped":
-        path.write_bytes(data[:-10] + bytes([data[-10] ^ 1]) + data[-9:])
+        flip_a_bit(path)
     elif damage == "no manifest":
         manifest.unlink()
     else:
@@ -49,6 +54,50 @@ def test_a_damaged_newest_state_is_reported_and_the_one_before_used(tmp_path: Pa
     with pytest.warns(
         DiffctlWarning, match=r"state-000000002.safetensors is damaged .*: using the state before it"
     ):
+        saved = newest_state(tmp_path)
+    assert saved is not None
+    assert saved.values["step"] == 1
+
+
+def test_with_every_state_damaged_it_is_said_and_new_ones_are_kept(tmp_path: Path) -> None:
+    for step in (20, 30):
+        flip_a_bit(save(tmp_path, step))
+    with pytest.warns(DiffctlWarning) as said:
+        assert newest_state(tmp_path) is None
+    assert [str(warning.message).partition(": ")[2] for warning in said] == [
+        "using the state before it",
+        "no state is left, so the training begins again at step 0",
+    ]
+    assert len(list(tmp_path.glob("damaged-state-*.safetensors"))) == 2
+    assert newest_state(tmp_path) is None, "and this time without a warning"
+    path = save(tmp_path, 10)  # of the training that has begun again
+    assert path.exists()
+    saved = newest_state(tmp_path)
+    assert saved is not None
+    assert saved.values["step"] == 10
+    assert sorted(file.name for file in tmp_path.iterdir()) == [path.with_suffix(".json").name, path.name]
+
+
+def test_the_state_just_written_is_never_dropped(tmp_path: Path) -> None:
+    for step in (20, 30, 10):
+        path = save(tmp_path, step)
+    assert path.exists()
+
+
+def test_the_checksum_is_that_of_what_was_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+    written = os.replace
+
+    def spoiling(source: str, target: Path) -> None:
+        written(source, target)
+        if target.suffix == ".safetensors":
+            flip_a_bit(target)
+
+    monkeypatch.setattr("os.replace", spoiling)
+    save(tmp_path, 2)
+    with pytest.warns(DiffctlWarning, match="its checksum does not match"):
         saved = newest_state(tmp_path)
     assert saved is not None
     assert saved.values["step"] == 1
