@@ -249,11 +249,11 @@ class Config(Section):
         schedule = Schedule.named(self.diffusion.schedule, self.diffusion.timesteps)
         for steps, spacing in itertools.product(self.sweep.steps, self._axis("spacing")[1]):
             timesteps = spaced_timesteps(spacing, steps, self.diffusion.timesteps)
-            largest = schedule.spaced(timesteps).largest_eta()
-            if max(self.sweep.eta) > largest:
+            spaced = schedule.spaced(timesteps)
+            if max(self.sweep.eta) > spaced.largest_eta():
                 raise ValueError(
                     f"sweep.eta: {max(self.sweep.eta)} is too large for {steps} steps, "
-                    f"where at most {largest:.4f} leaves a real direction term"
+                    f"where at most {spaced.eta_limit()} leaves a real direction term"
                 )
 
 

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Decimal
 from functools import cached_property
 from typing import Self
 
@@ -90,6 +91,13 @@ class Schedule:
         if len(self) == 1:
             return math.inf
         return float(((1 - self.alphas_cumprod[1:]) / self.betas[1:]).min().sqrt())
+
+    def eta_limit(self) -> str:
+        """`largest_eta` for a refusal: to 4 decimals, rounded down, so that it is not refused itself."""
+        largest = self.largest_eta()
+        return str(
+            largest if math.isinf(largest) else Decimal(largest).quantize(Decimal("1e-4"), ROUND_FLOOR)
+        )
 
 
 def at(table: Tensor, index: Tensor, like: Tensor) -> Tensor:

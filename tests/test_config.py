@@ -54,6 +54,16 @@ def test_the_impossible_is_refused_with_the_field_and_what_is_allowed(
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(("steps", "spacing"), [(5, "uniform"), (20, "quadratic"), (10, "trailing")])
+def test_the_eta_that_a_refusal_names_is_taken(steps: int, spacing: str) -> None:
+    """Each of these limits rounds up: to the nearest it would be too large itself."""
+    sections: dict[str, Any] = {"diffusion": {"schedule": "linear"}, "sample": {"spacing": spacing}}
+    with pytest.raises(UsageError, match="is too large") as refusal:
+        parse(params(**sections, sweep={"steps": [steps], "eta": [9.0]}), "params.yaml")
+    named = float(str(refusal.value).split("at most ")[1].split()[0])
+    parse(params(**sections, sweep={"steps": [steps], "eta": [named]}), "params.yaml")
+
+
 def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"is not here: run this in the project's folder"):
         load(tmp_path / "params.yaml")
