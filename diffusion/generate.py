@@ -19,7 +19,7 @@ from diffusion.guidance import (
 from diffusion.images import to_uint8
 from diffusion.precision import autocast
 from diffusion.random import ImageNoise, generator
-from diffusion.sampling import Step, check_eta, sample
+from diffusion.sampling import Step, check_eta, check_noise, sample
 from diffusion.schedule import Schedule, check_timesteps, spaced_timesteps
 from diffusion.settings import SampleSettings
 from diffusion.unet import UNet
@@ -34,8 +34,7 @@ def check_settings(artefact: Artefact, settings: SampleSettings) -> Schedule:
         timesteps = check_timesteps(settings.timesteps, process.timesteps)
     schedule = Schedule.named(process.schedule, process.timesteps).spaced(timesteps)
     check_eta(schedule, settings.eta)
-    if settings.noise == "learned" and not artefact.network.learned_variance:
-        raise UsageError("noise learned needs a model with a learned variance; use small or large")
+    check_noise(settings.noise, artefact.network.learned_variance)
     if settings.guidance and not artefact.network.null_class:
         raise UsageError("guidance needs a model trained with train.p_uncond > 0; use guidance 0")
     return schedule

@@ -47,6 +47,13 @@ def classifier_gradient(classifier: Callable[[Tensor, Tensor], Tensor], scale: f
     return gradient
 
 
+def asked_class(labels: Tensor | None) -> Tensor:
+    """The (B,) labels towards which a classifier guides; UsageError when there are none."""
+    if labels is None:
+        raise UsageError("a classifier guides towards a class: give one")
+    return labels
+
+
 def classifier_guided(network: Network, gradient: Gradient, schedule: Schedule, channels: int) -> Network:
     """The guided network ε − √(1−ᾱ_t)·s·∇ log p(y|x_t) (ADM alg. 2), for DDIM and other solvers of its flow.
 
@@ -54,10 +61,8 @@ def classifier_guided(network: Network, gradient: Gradient, schedule: Schedule, 
     """
 
     def guided(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        if labels is None:
-            raise UsageError("a classifier guides towards a class: give one")
+        shift = at((1 - schedule.alphas_cumprod).sqrt(), t, x) * gradient(x, t, asked_class(labels))
         output = network(x, t, labels)
-        shift = at((1 - schedule.alphas_cumprod).sqrt(), t, x) * gradient(x, t, labels)
         return torch.cat([output[:, :channels] - shift, output[:, channels:]], dim=1)
 
     return guided

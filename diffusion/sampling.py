@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusion.dpm_solver import Multistep
 from diffusion.errors import UsageError
 from diffusion.gaussian import Network, log_variance, predict
-from diffusion.guidance import Gradient
+from diffusion.guidance import Gradient, asked_class
 from diffusion.schedule import Schedule, at, predict_eps, predict_x0
 from diffusion.settings import Noise, Sampler
 
@@ -38,8 +38,7 @@ def noise_scale(
         return eta * at(schedule.posterior_variance.sqrt(), index, like)
     if noise == "large":
         return eta * at(schedule.betas.sqrt(), index, like)
-    if v is None:
-        raise UsageError("noise learned needs a model with a learned variance; use small or large")
+    check_noise(noise, v is not None)
     return eta * torch.exp(0.5 * log_variance(schedule, "learned", v, like, index))
 
 
@@ -76,9 +75,13 @@ def reverse_step(
 def check_eta(schedule: Schedule, eta: float) -> None:
     """UsageError when σ² would exceed 1 − ᾱ_prev somewhere along the schedule."""
     if not 0 <= eta <= schedule.largest_eta():
-        raise UsageError(
-            f"eta {eta} does not fit {len(schedule)} steps: give 0 to {schedule.largest_eta():.4f}"
-        )
+        raise UsageError(f"eta {eta} does not fit {len(schedule)} steps: give 0 to {schedule.eta_limit()}")
+
+
+def check_noise(noise: Noise, learned: bool) -> None:
+    """UsageError when learned noise is asked of a network without a learned variance."""
+    if noise == "learned" and not learned:
+        raise UsageError("noise learned needs a model with a learned variance; use small or large")
 
 
 Update = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -104,17 +107,18 @@ def sample(
 
     `draw` gives x_T first, then each noisy step's z; with η = 0 it is called once. The last step adds no
     noise. A `gradient` of log p(y|x_t) moves each noisy step's mean by Σ times it (ADM alg. 1).
-    UsageError when η is too large for the schedule.
+    UsageError when η is too large for the schedule, or the gradient has no labels.
     """
     check_eta(schedule, eta)
+    towards = asked_class(labels) if gradient else None
     x = draw().to(device)
 
     def ddim(x: Tensor, index: Tensor, eps: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         z = draw().to(device) if eta > 0 and int(index[0]) > 0 else None
         x_prev, x0_hat = reverse_step(schedule, x, index, eps, v, eta=eta, noise=noise, clip=clip, z=z)
-        if gradient and labels is not None and z is not None:
+        if gradient and towards is not None and z is not None:
             scale = noise_scale(schedule, eta, noise, v, x, index)
-            x_prev = x_prev + scale**2 * gradient(x, schedule.timesteps[index].to(x.device), labels)
+            x_prev = x_prev + scale**2 * gradient(x, schedule.timesteps[index].to(x.device), towards)
         return x_prev, x0_hat
 
     update: Update = ddim if sampler == "ddim" else Multistep(schedule, clip)

@@ -1,6 +1,7 @@
 """The reverse step against DDPM, iDDPM and DDIM, and whole walks against closed forms."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tests import papers
 
 NAMES = st.sampled_from(["linear", "cosine"])
 SPACINGS = st.sampled_from(["uniform", "quadratic", "trailing"])
+IMAGES = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5))  # channels, height, width
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -41,6 +43,13 @@ def walks(draw: st.DrawFn, smallest: int = 1) -> Schedule:
     return schedule.spaced(spaced_timesteps(draw(SPACINGS), steps, timesteps))
 
 
+@st.composite
+def noisy_walks(draw: st.DrawFn) -> tuple[Schedule, float]:
+    """A walk of at least two steps and an η that it allows, as often above 1 as below."""
+    schedule = draw(walks(2))
+    return schedule, draw(st.floats(0, 1) | st.floats(1, schedule.largest_eta()))
+
+
 def true_eps(schedule: Schedule, x_0: torch.Tensor):
     """The network that knows x_0: it gives the ε that leads from x_0 to x_t, and checks its timesteps."""
     table = dict(zip(schedule.timesteps.tolist(), schedule.alphas_cumprod, strict=True))
@@ -54,18 +63,19 @@ def true_eps(schedule: Schedule, x_0: torch.Tensor):
 
 
 @settings(deadline=None, max_examples=60)
-@given(walks(), st.booleans())
-def test_the_true_eps_brings_eta_0_back_to_x0(schedule, clip):
-    x_0 = randn(2, 1, 3, 3, seed=1).clamp(-1, 1)
-    x = sample(true_eps(schedule, x_0), schedule, Draws(2, 1, 3, 3), eta=0.0, clip=clip)
+@given(walks(), IMAGES, st.booleans())
+def test_the_true_eps_brings_eta_0_back_to_x0(schedule, image, clip):
+    x_0 = randn(2, *image, seed=1).clamp(-1, 1)
+    x = sample(true_eps(schedule, x_0), schedule, Draws(2, *image), eta=0.0, clip=clip)
     assert torch.allclose(x, x_0, rtol=0, atol=1e-6)
 
 
 @settings(deadline=None, max_examples=60)
-@given(walks(2), st.floats(0, 1), st.data())
-def test_one_step_is_ddim_eq_12(schedule, eta, data):
+@given(noisy_walks(), IMAGES, st.data())
+def test_one_step_is_ddim_eq_12(walk, image, data):
+    schedule, eta = walk
     i = data.draw(st.integers(0, len(schedule) - 1))
-    x, eps, z = randn(3, 2, 3, 4, 4)
+    x, eps, z = randn(3, 2, *image)
     a, b = float(schedule.alphas_cumprod[i]), float(schedule.alphas_cumprod_prev[i])
     sigma = papers.ddim_sigma(a, b, eta)
     mean = papers.ddim_step(x.numpy(), eps.numpy(), a, b, sigma)
@@ -79,11 +89,11 @@ def test_one_step_is_ddim_eq_12(schedule, eta, data):
 
 
 @settings(deadline=None, max_examples=60)
-@given(NAMES, st.integers(2, 1000), st.data())
-def test_eta_1_with_every_step_is_the_ddpm_posterior(name, timesteps, data):
+@given(NAMES, st.integers(2, 1000), IMAGES, st.data())
+def test_eta_1_with_every_step_is_the_ddpm_posterior(name, timesteps, image, data):
     schedule = Schedule.named(name, timesteps)
     i = data.draw(st.integers(1, timesteps - 1))
-    x, eps, z = randn(3, 2, 3, 4, 4)
+    x, eps, z = randn(3, 2, *image)
     a, b = float(schedule.alphas_cumprod[i]), float(schedule.alphas_cumprod_prev[i])
     index = torch.full((2,), i)
     mean = papers.ddpm_mean(x.numpy(), eps.numpy(), a / b, a)
@@ -97,11 +107,11 @@ def test_eta_1_with_every_step_is_the_ddpm_posterior(name, timesteps, data):
 
 
 @settings(deadline=None, max_examples=60)
-@given(NAMES, st.integers(3, 1000), st.data())
-def test_eta_1_with_every_step_and_learned_noise_is_the_iddpm_posterior(name, timesteps, data):
+@given(NAMES, st.integers(3, 1000), IMAGES, st.data())
+def test_eta_1_with_every_step_and_learned_noise_is_the_iddpm_posterior(name, timesteps, image, data):
     schedule = Schedule.named(name, timesteps)
     i = data.draw(st.integers(1, timesteps - 1))
-    x, eps, z, v = randn(4, 2, 3, 4, 4)
+    x, eps, z, v = randn(4, 2, *image)
     v = v.clamp(-1, 1)
     a, b = float(schedule.alphas_cumprod[i]), float(schedule.alphas_cumprod_prev[i])
     _, beta_tilde = papers.bayes_posterior(a / b, b, np.zeros(1), np.zeros(1))
@@ -114,10 +124,11 @@ def test_eta_1_with_every_step_and_learned_noise_is_the_iddpm_posterior(name, ti
 
 
 @settings(deadline=None, max_examples=60)
-@given(walks(2), st.floats(0, 1), st.data())
-def test_learned_noise_along_a_spacing_interpolates_between_the_spaced_variances(schedule, eta, data):
+@given(noisy_walks(), IMAGES, st.data())
+def test_learned_noise_along_a_spacing_interpolates_between_the_spaced_variances(walk, image, data):
+    schedule, eta = walk
     i = data.draw(st.integers(1, len(schedule) - 1))
-    x, eps, z, v = randn(4, 2, 1, 4, 4)
+    x, eps, z, v = randn(4, 2, *image)
     index = torch.full((2,), i)
     without, _ = reverse_step(schedule, x, index, eps, v, eta=eta, clip=False)
     noisy, _ = reverse_step(schedule, x, index, eps, v, eta=eta, noise="learned", clip=False, z=z)
@@ -127,10 +138,11 @@ def test_learned_noise_along_a_spacing_interpolates_between_the_spaced_variances
 
 
 @settings(deadline=None, max_examples=60)
-@given(walks(2), st.floats(0, 1), st.data())
-def test_clipping_recomputes_eps_from_the_clipped_x0(schedule, eta, data):
+@given(noisy_walks(), IMAGES, st.data())
+def test_clipping_recomputes_eps_from_the_clipped_x0(walk, image, data):
+    schedule, eta = walk
     i = data.draw(st.integers(0, len(schedule) - 1))
-    x, eps = randn(2, 2, 1, 4, 4)
+    x, eps = randn(2, 2, *image)
     a, b = float(schedule.alphas_cumprod[i]), float(schedule.alphas_cumprod_prev[i])
     x0_hat = np.clip((x - math.sqrt(1 - a) * eps) / math.sqrt(a), -1, 1)
     again = (x - math.sqrt(a) * x0_hat) / math.sqrt(1 - a)
@@ -142,12 +154,12 @@ def test_clipping_recomputes_eps_from_the_clipped_x0(schedule, eta, data):
 
 
 @settings(deadline=None, max_examples=30)
-@given(NAMES, st.integers(2, 300), st.data())
-def test_clipped_ddim_at_eta_1_is_the_posterior_of_the_clipped_x0(name, timesteps, data):
+@given(NAMES, st.integers(2, 300), IMAGES, st.data())
+def test_clipped_ddim_at_eta_1_is_the_posterior_of_the_clipped_x0(name, timesteps, image, data):
     """DDIM equals DDPM only if ε follows the clipped x̂_0."""
     schedule = Schedule.named(name, timesteps)
     i = data.draw(st.integers(0, timesteps - 1))
-    x, eps = randn(2, 1, 1, 3, 3)
+    x, eps = randn(2, 1, *image)
     a, b = float(schedule.alphas_cumprod[i]), float(schedule.alphas_cumprod_prev[i])
     found, x0_hat = reverse_step(schedule, x, torch.tensor([i]), eps, None, eta=1.0)
     mean, _ = papers.bayes_posterior(a / b, b, x0_hat.numpy(), x.numpy())
@@ -215,9 +227,10 @@ def test_gaussian_data_is_sampled_with_its_mean_and_variance(name, eta, noise):
 
 
 @settings(deadline=None, max_examples=25)
-@given(walks(2), st.floats(0, 1), st.floats(-0.8, 0.8), st.floats(0.05, 1))
-def test_a_gaussian_walk_has_the_distribution_of_its_linear_recursion(schedule, eta, mean, std):
+@given(noisy_walks(), st.floats(-0.8, 0.8), st.floats(0.05, 1))
+def test_a_gaussian_walk_has_the_distribution_of_its_linear_recursion(walk, mean, std):
     """Each step is affine in x, so mean and variance of the images follow exactly for every S and η."""
+    schedule, eta = walk
     data = papers.GaussianData(mean, std)
     m, var = 0.0, 1.0
     for i in reversed(range(len(schedule))):
@@ -238,12 +251,30 @@ def test_a_gaussian_walk_has_the_distribution_of_its_linear_recursion(schedule, 
 
 @settings(deadline=None, max_examples=60)
 @given(walks(2), st.floats(1e-3, 2))
-def test_eta_too_large_is_refused_with_the_largest(schedule, above):
+def test_eta_too_large_is_refused_with_the_largest_that_is_not(schedule, above):
     largest = schedule.largest_eta()
-    with pytest.raises(UsageError, match=f"give 0 to {largest:.4f}"):
+    with pytest.raises(UsageError, match=r"give 0 to \d\.\d{4}$") as refusal:
         sample(lambda x, t, labels: x, schedule, Draws(1, 1, 2, 2), eta=largest * (1 + above))
-    x = sample(lambda x, t, labels: 0 * x, schedule, Draws(1, 1, 2, 2), eta=largest)
-    assert bool(torch.isfinite(x).all())
+    told = float(re.findall(r"[\d.]+$", str(refusal.value))[0])
+    assert 0 <= largest - told < 1.0001e-4
+    for eta in (told, largest):
+        x = sample(lambda x, t, labels: 0 * x, schedule, Draws(1, 1, 2, 2), eta=eta)
+        assert bool(torch.isfinite(x).all())
+
+
+def test_one_step_takes_any_eta_from_0_on():
+    schedule = Schedule.named("cosine", 10).spaced([9])
+    sample(lambda x, t, labels: x, schedule, Draws(1, 1, 2, 2), eta=1e6)
+    with pytest.raises(UsageError, match="eta -1 does not fit 1 steps: give 0 to inf"):
+        sample(lambda x, t, labels: x, schedule, Draws(1, 1, 2, 2), eta=-1)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_gradient_towards_no_class_is_refused(eta):
+    schedule, draws = Schedule.named("cosine", 10), Draws(1, 1, 2, 2)
+    with pytest.raises(UsageError, match="a classifier guides towards a class: give one"):
+        sample(lambda x, t, labels: x, schedule, draws, eta=eta, gradient=lambda x, t, labels: x)
+    assert draws.count == 0
 
 
 def test_negative_eta_and_learned_noise_without_v_are_refused():
