@@ -65,7 +65,7 @@ def doubled_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
     Of the nine taps those that fall on copies of one pixel are added up beforehand: a 4×4 kernel, stride 2.
     """
-    weight = conv.weight.float()  # autocast rounds the sums, not what is added up
+    weight = conv.weight.float()  # float32 sums, of bfloat16 weights after `rounded`; autocast rounds them
     wide = F.pad(weight, (0, 1)) + F.pad(weight, (1, 0))
     kernel = F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
     return F.conv_transpose2d(x, kernel.flip(2, 3).transpose(0, 1), conv.bias, stride=2, padding=1)
