@@ -1,12 +1,14 @@
 """Files that a reader may see: written beside their place, fsynced and renamed, so never half there."""
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,21 +44,55 @@ def write_json(path: Path, values: Any) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `path` when the block ends without an exception."""
+    """Yield an empty folder that takes the place of `path` when the block ends without an exception.
+
+    What killed processes have left of it is removed first.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-    try:
-        yield made
-        for entry in [*made.rglob("*"), made]:
-            sync_folder(entry) if entry.is_dir() else sync_file(entry)
-        os.chmod(made, 0o777 & ~_umask())
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(made, path)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
+    drop_leftovers(path)
+    with _new_folder(path) as made:
+        try:
+            yield made
+            for entry in [*made.rglob("*"), made]:
+                sync_folder(entry) if entry.is_dir() else sync_file(entry)
+            os.chmod(made, 0o777 & ~_umask())
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(made, path)
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
     sync_folder(path.parent)
+
+
+def drop_leftovers(path: Path) -> None:
+    """Remove what killed processes have left of `atomic_folder(path)`; what a living one makes stays."""
+    for made in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError), _folder_lock(made, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`, locked as long as the block runs and this process lives."""
+    while True:
+        made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+        with ExitStack() as stack:
+            with suppress(OSError):  # it is gone, or its disk has no locks, so that leftovers stay there
+                stack.enter_context(_folder_lock(made, fcntl.LOCK_EX))
+            if made.exists():  # nobody took it for a leftover before it was locked
+                yield made
+                return
+
+
+@contextmanager
+def _folder_lock(folder: Path, how: int) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, how)
+        yield
+    finally:
+        os.close(handle)
 
 
 def sync_file(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import io
 import pickle
 import tarfile
@@ -229,3 +230,9 @@ def by_image(store: ImageStore) -> dict[bytes, str]:
     """The class name of every image by its bytes."""
     names = store.meta["classes"]
     return {image.tobytes(): names[label] for image, label in zip(store.images, store.labels, strict=True)}
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file below a folder with the hash of its bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,4 +1,3 @@
-import hashlib
 import json
 import multiprocessing
 import os
@@ -18,7 +17,7 @@ from diffusion.data.source import ArrayReader
 from diffusion.data.store import open_store
 from diffusion.errors import DiffctlError
 from tests.conftest import command, diffctl, environment, write_params
-from tests.raw_data import by_image, prepared, random_images, write_folder
+from tests.raw_data import by_image, prepared, random_images, tree, write_folder
 from tests.waiting import wait_until
 
 PROGRAM = """
@@ -32,12 +31,6 @@ if __name__ == "__main__":
     show = lambda done, total: print(done, total, flush=True)
     prepare(DataConfig(name="image-folder", path=raw, image_size=int(sys.argv[4])), out, show, work=work)
 """
-
-
-def tree(folder):
-    """Every file below a folder with the hash of its bytes."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def folder_config(raw, **options):

@@ -122,6 +122,7 @@ def _start(target: Target) -> dict[int, dict[int, str]]:
         return _read_journal(target.journal)
     with _on_disk(target):
         target.folder.mkdir(parents=True, exist_ok=True)
+        target.images.unlink(missing_ok=True)  # it may be a second name of finished images
         with open(target.images, "wb") as file:
             npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": target.shape})
             file.truncate(file.tell() + target.shape[0] * target.row_bytes)

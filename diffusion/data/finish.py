@@ -1,6 +1,7 @@
 """Filled splits into the stores that readers see: bad rows left out, everything counted and digested."""
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -56,7 +57,8 @@ class Scanned(NamedTuple):
 def finish(out: Path, name: str, raw: RawData, filled: Sequence[Filled], problems: Sequence[Problem]) -> None:
     """Write a store a split into the folder `out`, and lists: skipped.csv, what was left out; duplicates.csv.
 
-    A class that has lost all its images is left out too. DiffctlError when a split has none left.
+    A class that has lost all its images is left out too. What was filled stays as it is: a second name of the
+    images is in `out`. DiffctlError when a split has none left.
     """
     classes, new_label = _classes(raw, filled) if problems else (list(raw.classes), None)
     scanned = {part.name: _scan(part, new_label) for part in filled}
@@ -80,11 +82,12 @@ def finish(out: Path, name: str, raw: RawData, filled: Sequence[Filled], problem
             "skipped": counts(problems),
         }
         describe_store(folder, scan.labels, meta, len(scan.keys), scan.digest)
-        _place_images(part.target, part.good(), folder / "images.npy")
     if problems:
         write_list(out / "skipped.csv", problems)
     if copies := _copies(filled, scanned):
         write_list(out / "duplicates.csv", copies)
+    for part in filled:
+        _place_images(part.target, part.good(), out / part.name / "images.npy")
 
 
 def _scan(part: Filled, new_label: Labels | None) -> Scanned:
@@ -160,9 +163,15 @@ def _name(filled: Sequence[Filled], place: int) -> str:
 
 
 def _place_images(target: Target, good: NDArray[np.bool_], path: Path) -> None:
-    """Move the images to their place; where rows are left out, copy the others, block by block."""
+    """Give the images their place too; where rows are left out, copy the others there, block by block.
+
+    They stay where they are as well, so that whoever is killed here need not read them again.
+    """
     if good.all():
-        shutil.move(target.images, path)
+        try:
+            os.link(target.images, path)
+        except OSError:  # on another disk, or one without links
+            shutil.copyfile(target.images, path)
         return
     images = np.load(target.images, mmap_mode="r")
     out = open_memmap(path, mode="w+", dtype=np.uint8, shape=(int(good.sum()), *target.shape[1:]))

@@ -12,7 +12,7 @@ from diffusion.data.problems import refuse
 from diffusion.data.source import RawData, Split
 from diffusion.data.sources import SOURCES
 from diffusion.errors import DiffctlError
-from diffusion.files import atomic_folder
+from diffusion.files import atomic_folder, drop_leftovers
 from diffusion.layout import PREPARE_RUNS
 from diffusion.locks import file_lock
 
@@ -34,20 +34,24 @@ def prepare(
     preparation goes on. DiffctlError names what is missing, and what cannot be used unless `on_bad` is skip:
     then `out` has the list in skipped.csv.
     """
+    out = Path(out)
     raw = SOURCES[config.name].open(config, downloading)
     listing = work / "problems.csv"
     if config.on_bad == "stop":
         refuse(raw.problems, listing)
     folder = work / _name(config, raw)
     with file_lock(folder / "lock", timeout=0, busy=BUSY):
+        drop_leftovers(out)
         targets = {name: _target(config, raw, split, folder / name) for name, split in raw.splits.items()}
-        _need_room(folder, list(targets.values()))
+        _need_room(folder, out, list(targets.values()))
         filled = _fill_all(raw, targets, progress)
         problems = sorted([*raw.problems, *(problem for split in filled for problem in split.problems())])
         if config.on_bad == "stop":
             refuse(problems, listing)
-        with atomic_folder(Path(out)) as made:
+        with atomic_folder(out) as made:
             finish(made, config.name, raw, filled, problems)
+        for target in targets.values():
+            target.images.unlink()  # first: half a folder must not hold a second name of what is in `out`
     shutil.rmtree(folder)
     listing.unlink(missing_ok=True)
 
@@ -72,14 +76,19 @@ def _target(config: DataConfig, raw: RawData, split: Split, folder: Path) -> Tar
     return Target(folder, (len(split.reader), *shape_of(config, raw.shape)))
 
 
-def _need_room(folder: Path, targets: list[Target]) -> None:
-    needed = sum(target.missing_bytes() for target in targets)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DiffctlError(
-            f"preparing needs {needed / 1e9:.1f} GB more in {folder.parent}, where {free / 1e9:.1f} GB are "
-            "free: make room, or set a smaller data.image_size"
-        )
+def _need_room(folder: Path, out: Path, targets: list[Target]) -> None:
+    """DiffctlError unless there is room for the work, and for a copy of it where `out` is on another disk."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    places = {folder: sum(target.missing_bytes() for target in targets)}
+    if folder.stat().st_dev != out.parent.stat().st_dev:
+        places[out] = sum(target.shape[0] * target.row_bytes for target in targets)
+    for place, needed in places.items():
+        free = shutil.disk_usage(place.parent).free
+        if needed > free:
+            raise DiffctlError(
+                f"preparing needs {needed / 1e9:.1f} GB more in {place.parent}, where {free / 1e9:.1f} GB "
+                "are free: make room, or set a smaller data.image_size"
+            )
 
 
 def _fill_all(raw: RawData, targets: dict[str, Target], progress: Progress | None) -> list[Filled]:
