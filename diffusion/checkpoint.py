@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from diffusion.allocator import keep_freed_memory
 from diffusion.config import DiffusionConfig, Precision, TrainConfig, canonical, explain
 from diffusion.errors import DiffctlError
 from diffusion.files import write_atomic
@@ -115,4 +116,5 @@ def load_weights(network: Network, path: Path, device: torch.device | str) -> Ne
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise DiffctlError(f"{path}: its weights do not fit its own description ({error})") from None
+    keep_freed_memory(torch.device(device))
     return network.to(device).eval().requires_grad_(False)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from diffusion.allocator import keep_freed_memory
 from diffusion.checkpoint import Artefact
 from diffusion.data.loader import Batches
 from diffusion.data.store import ImageStore
@@ -132,6 +133,7 @@ def new_state(artefact: Artefact, device: torch.device) -> TrainState:
     with torch.random.fork_rng(devices=[]):  # the initialisers know the global generator only
         torch.manual_seed(generator("weights", train.seed).initial_seed())
         network = UNet(artefact.network)
+    keep_freed_memory(device)
     network = network.to(device).train()
     network.to(memory_format=image_layout(artefact.precision, device))  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from diffusion.allocator import keep_freed_memory
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.specs import EXTRACTORS, ExtractorSpec, extractor_spec
 from diffusion.evaluation.weights import read_weights
@@ -69,6 +70,7 @@ def load_extractor(
     except RuntimeError as error:
         raise DiffctlError(f"the weights do not fit {name}: {str(error).splitlines()[0]}") from None
     device = torch.device(device)
+    keep_freed_memory(device)
     return Extractor(spec, sha256 or spec.sha256, module.to(device), device)
 
 
