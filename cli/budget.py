@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from cli.given import given
+
 if TYPE_CHECKING:
     from diffusion.settings import SampleSettings
 
@@ -15,24 +17,30 @@ def refuse_beside_budget(context: typer.Context) -> None:
     """UsageError when the command line sets by itself what the budget decides."""
     from diffusion.errors import UsageError
 
-    given = [name for name in DECIDES if _is_given(context, name)]
-    if given:
-        raise UsageError(f"--budget takes --{given[0]} from the model's sweep: give one of the two")
+    if flags := given(context, DECIDES):
+        raise UsageError(f"--budget takes {flags[0]} from the model's sweep: give one of the two")
 
 
 def budget_settings(budget: int, seed: int, model: Path, scores: dict[str, Any]) -> "SampleSettings":
     """The settings of the cell that `scores` recommend, with another seed.
 
-    UsageError when they are of another model, or when no cell is that cheap.
+    UsageError when they are of another model or of what other code sampled, or when no cell is that cheap.
     """
     from diffusion.errors import UsageError
     from diffusion.evaluation.choosing import pareto_front, recommended
     from diffusion.files import sha256_file
+    from diffusion.grid import SAMPLING_VERSION
     from diffusion.settings import SampleSettings
 
     cells, sha256 = scores["cells"], sha256_file(model)
-    if any(cell["card"].get("model_sha256") != sha256 for cell in cells.values()):
+    cards = [cell["card"] for cell in cells.values()]
+    if any(card.get("model_sha256") != sha256 for card in cards):
         raise UsageError(f"the scores are of another model than {model}: `diffctl run` makes new ones")
+    if any(card.get("sampling_version") != SAMPLING_VERSION for card in cards):
+        raise UsageError(
+            f"the scores are not of sampling_version {SAMPLING_VERSION}, as this code samples: "
+            "`diffctl run` makes new ones"
+        )
     choice = recommended(cells, budget)
     if choice is None:
         least = pareto_front(cells)[0]
@@ -64,8 +72,3 @@ def scores_of(model: Path, run_id: str | None, champion: bool) -> dict[str, Any]
 
         return fetch_champion_scores(model_name(load().data.name))
     return read_scores(model.absolute().parent.parent / SCORES)
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"

@@ -9,6 +9,7 @@ from diffusion.config import Config
 from diffusion.settings import Noise, Sampler, SamplerConfig, SampleSettings, Spacing
 
 AXES = ("steps", "eta", "sampler", "noise", "spacing", "guidance")  # what a grid may vary, in this order
+SAMPLING_VERSION = 1  # raise it when the same model and settings would no longer give the same images
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ def cell_settings(config: Config, cell: Cell) -> SampleSettings:
 
 
 def settings_card(settings: SampleSettings) -> dict[str, Any]:
-    """The settings as they stand in a card; SampleSettings reads its own fields back from it.
+    """The settings as they stand in a card, and the version of the code that follows them.
 
-    An explicit list of timesteps is written as `0,10,99` and takes the place of the spacing; a classifier's
-    scale stands there when there is one.
+    SampleSettings reads its own fields back from it. An explicit list of timesteps is written as `0,10,99`
+    and takes the place of the spacing; a classifier's scale stands there when there is one.
     """
     values = settings.model_dump(mode="json", exclude={"timesteps"})
     if not settings.classifier_scale:
@@ -75,7 +76,7 @@ def settings_card(settings: SampleSettings) -> dict[str, Any]:
     if settings.timesteps is not None:
         del values["spacing"]
         values["timesteps"] = ",".join(map(str, settings.timesteps))
-    return values
+    return {**values, "sampling_version": SAMPLING_VERSION}
 
 
 # What follows reads a cell's entry in the scores document as well as `Cell.axes`.

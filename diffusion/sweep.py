@@ -4,6 +4,7 @@ import functools
 import shutil
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,18 @@ Runner = Callable[[Path, SampleSettings, Sequence[range]], Generator[tuple[range
 
 def sampling_card(settings: SampleSettings, model_sha256: str, artefact: Artefact) -> dict[str, Any]:
     """The sampling half of the protocol card, without the number of images: a flat JSON dict."""
-    card = settings_card(settings)
-    return {"model_sha256": model_sha256, "ema": True, "precision": artefact.precision, **card}
+    return {
+        "model_sha256": model_sha256,
+        "ema": True,
+        "precision": artefact.precision,
+        **settings_card(settings),
+        "sampling_torch": torch_version(),
+    }
+
+
+def torch_version() -> str:
+    """The installed torch's version, such as 2.13.0, without its build, which stands for a kind of device."""
+    return version("torch").partition("+")[0]
 
 
 def make_cell(

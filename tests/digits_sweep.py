@@ -34,7 +34,7 @@ def write_prepared(path, train=120, test=64):
     return path
 
 
-def write_cell(path, config, cell, offset=1000, model_sha256="a" * 64):
+def write_cell(path, config, cell, offset=1000, model_sha256="a" * 64, sampling_torch="2.13.0"):
     """A cell whose images are real digits, class i % 10 at index i, with noise."""
     images, labels = real_digits()
     count = config.sample.num_images
@@ -48,6 +48,7 @@ def write_cell(path, config, cell, offset=1000, model_sha256="a" * 64):
         "ema": True,
         "precision": "fp32",
         **settings_card(cell_settings(config, cell)),
+        "sampling_torch": sampling_torch,
         "num_images": count,
     }
     meta = {"name": cell.name, "classes": CLASSES, "card": card}

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from diffusion.grid import SAMPLING_VERSION
+
 CARD = {
     "model_sha256": "a" * 64,
     "sampler": "ddim",
@@ -11,6 +13,8 @@ CARD = {
     "clip": True,
     "classes": "balanced",
     "seed": 0,
+    "sampling_version": SAMPLING_VERSION,
+    "sampling_torch": "2.13.0",
     "num_images": 500,
     "data": "digits",
     "reference_digest": "r" * 64,

@@ -68,9 +68,12 @@ def test_a_budget_that_cannot_be_is_refused(project, arguments, words):
         raise sample(*arguments).exception
 
 
-def test_scores_of_another_model_are_not_used(project):
+def test_scores_of_another_model_or_sampling_code_are_not_used(project):
     write_json(SCORES, document(SWEEP))
     with pytest.raises(UsageError, match="of another model"):
+        raise sample("--budget", "20").exception
+    write_json(SCORES, document(SWEEP, model_sha256=sha256_file(MODEL), sampling_version=None))
+    with pytest.raises(UsageError, match="the scores are not of sampling_version"):
         raise sample("--budget", "20").exception
     SCORES.unlink()
     with pytest.raises(UsageError, match="holds no scores"):

@@ -21,6 +21,8 @@ SAMPLING = {
     "classes": "balanced",
     "steps": 50,
     "eta": 0.5,
+    "sampling_version": 1,
+    "sampling_torch": "2.12.0",
     "num_images": 500,
 }
 META = {
@@ -89,7 +91,7 @@ def test_only_the_named_axes_may_differ(cards, axes):
         assert found.get(field, values) == values
 
 
-@pytest.mark.parametrize("field", ["reference_digest", "seed", "torch", "steps"])
+@pytest.mark.parametrize("field", ["reference_digest", "seed", "torch", "steps", "sampling_version"])
 def test_one_changed_field_is_named_with_its_values(card, field):
     assert differing([card, {**card, field: "other"}]) == {field: [card[field], "other"]}
 

@@ -7,10 +7,12 @@ from diffusion.evaluation.evaluate import evaluate, write_scores
 from diffusion.evaluation.ranking import best, rank_metric
 from diffusion.evaluation.reference import make_reference
 from diffusion.files import write_json
+from diffusion.grid import SAMPLING_VERSION
 from tests.conftest import diffctl
 from tests.digits_sweep import ONE_CELL, make_config, rewrite, write_prepared, write_sweep
 from tests.scores_document import document
 from tracking.compare import Scored, compare, load_scored
+from tracking.gate import judge
 from tracking.page import comparison_page
 
 FEW = {(10, 0.0): 0.2}
@@ -43,6 +45,17 @@ def test_differing_cards_are_never_shown_and_named():
     assert difference.label == "b"
     assert difference.cells == ["steps10-eta0"]
     assert difference.fields == {"num_images": [500, 1000], "reference_digest": ["r" * 64, "x" * 64]}
+
+
+def test_a_card_without_a_sampling_version_is_of_another_protocol():
+    old = document(FEW)
+    del old["cells"]["steps10-eta0"]["card"]["sampling_version"]
+    result = compare(scored(a=document(FEW), b=old))
+    assert result.rows == []
+    assert result.differences[0].fields == {"sampling_version": [SAMPLING_VERSION, None]}
+    verdict = judge(document(FEW, model_sha256="b" * 64)["cells"], old["cells"], 7)
+    assert not verdict.better
+    assert f"differs in sampling_version (None against {SAMPLING_VERSION})" in verdict.reason
 
 
 def test_an_unknown_score_is_refused_with_what_there_is():

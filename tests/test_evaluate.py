@@ -14,7 +14,7 @@ from diffusion.evaluation.intervals import interval_of
 from diffusion.evaluation.ranking import best, rank_metric
 from diffusion.evaluation.reference import make_reference
 from diffusion.evaluation.scores import frechet_distance, statistics
-from diffusion.grid import Cell
+from diffusion.grid import SAMPLING_VERSION, Cell
 from tests.digits_sweep import (
     CLASSES,
     ONE_CELL,
@@ -222,11 +222,25 @@ def test_a_cell_of_another_protocol_is_named(own, section, field):
         evaluate(other, root / "samples", root / "reference")
 
 
-def test_cells_of_two_models_are_not_one_sweep(own):
+@pytest.mark.parametrize("version", [SAMPLING_VERSION + 1, None])
+def test_a_cell_of_another_sampling_version_is_refused(own, version):
+    config, root = own
+    path = root / "samples/steps5-eta0"
+    store = open_store(path)
+    card = {**store.meta["card"], "sampling_version": version}
+    if version is None:  # as it was before there were versions
+        del card["sampling_version"]
+    write_store(path, np.array(store.images), store.labels, {**store.meta, "card": card})
+    with pytest.raises(DiffctlError, match=f"sampling_version {version}, not {SAMPLING_VERSION}: make it"):
+        evaluate(config, root / "samples", root / "reference")
+
+
+@pytest.mark.parametrize("other", [{"model_sha256": "b" * 64}, {"sampling_torch": "2.12.0"}])
+def test_cells_of_two_models_or_torches_are_not_one_sweep(own, other):
     config, root = own
     cell = Cell(50, 1.0)
-    write_cell(root / "samples" / cell.name, config, cell, model_sha256="b" * 64)
-    with pytest.raises(DiffctlError, match="model_sha256"):
+    write_cell(root / "samples" / cell.name, config, cell, **other)
+    with pytest.raises(DiffctlError, match=next(iter(other))):
         evaluate(config, root / "samples", root / "reference")
 
 

@@ -19,7 +19,8 @@ from diffusion.check import machine
 from diffusion.check.findings import Project
 from diffusion.config import load
 from diffusion.data.store import open_store
-from diffusion.grid import cell_settings, grid
+from diffusion.evaluation.card import differing
+from diffusion.grid import SAMPLING_VERSION, cell_settings, grid
 from diffusion.layout import MODEL, SAMPLES
 from diffusion.locks import file_lock
 from diffusion.random import ImageNoise
@@ -130,6 +131,32 @@ def test_a_grown_grid_makes_its_new_cells_only(project: Path) -> None:
     sweep([2, 3])
     assert {steps for steps, _, _ in made} == {3}
     assert len(cell_images(project)) == 4
+
+
+@pytest.mark.parametrize("changed", ["sampling_version", "sampling_torch"])
+def test_units_of_other_code_are_made_anew(
+    project: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    config = with_model(project, sample={"num_images": 4, "batch_size": 4}, sweep=ONE_NOISY_CELL)
+    (cell,) = grid(config)
+    cards, made = [], []
+
+    def watched(model, settings, units):
+        made.append(len(units))
+        yield from run_here(model, settings, units)
+
+    def again() -> None:
+        cards.append(make_cell(config, cell, MODEL, SAMPLES / cell.name, run=watched).meta["card"])
+
+    again()
+    again()
+    if changed == "sampling_version":
+        monkeypatch.setattr("diffusion.grid.SAMPLING_VERSION", SAMPLING_VERSION + 1)
+    else:
+        monkeypatch.setattr("diffusion.sweep.torch_version", lambda: "another")
+    again()
+    assert made == [1, 0, 1]
+    assert set(differing(cards)) == {changed}
 
 
 def test_a_cell_is_a_store_with_its_card(project: Path) -> None:

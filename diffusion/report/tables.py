@@ -24,7 +24,7 @@ PROTOCOL = {
         "extractor weights_sha256 resize feature_dtype kid_subset_size kid_subsets is_splits subset_seed "
         "prc_neighbour prc_images prc_reference_images"
     ),
-    "Versions": "torch torch_fidelity evaluation",
+    "Versions": "sampling_version sampling_torch evaluation torch torch_fidelity",
 }
 
 
