@@ -44,7 +44,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print scores and protocol card as JSON.")] = False,
 ) -> None:
     """Score images: Fréchet and kernel distance to real ones, their floor, and the excess over it."""
-    from diffusion.evaluation.compare import evaluate_images
+    from diffusion.evaluation.any_images import evaluate_images
 
     with progress("features") as watch:
         document = evaluate_images(

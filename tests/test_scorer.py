@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffusion.data.store import write_store
-from diffusion.evaluation.compare import evaluate_images
+from diffusion.evaluation.any_images import evaluate_images
 from diffusion.evaluation.features import Features
 from diffusion.evaluation.kernel import subset_size
 from diffusion.evaluation.reference import Reference

@@ -8,7 +8,7 @@ from PIL import Image
 from cli.evaluate import evaluate as command
 from diffusion.data.store import open_store, write_store
 from diffusion.errors import DiffctlError, DiffctlWarning, UsageError
-from diffusion.evaluation.compare import evaluate_images
+from diffusion.evaluation.any_images import evaluate_images
 from diffusion.evaluation.evaluate import evaluate
 from diffusion.evaluation.reference import make_reference
 from diffusion.evaluation.sources import open_images
@@ -20,7 +20,7 @@ from tests.digits_sweep import ONE_CELL, make_config, rewrite, write_cell, write
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """A project with prepared data, its reference, and a cell's samples as a store, an npz and png files."""
-    root, config = tmp_path_factory.mktemp("compare"), make_config()
+    root, config = tmp_path_factory.mktemp("any-images"), make_config()
     write_prepared(root / "prepared")
     make_reference(config, root / "prepared", root / "data/reference")
     store = write_cell(root / "samples/steps50-eta0", config, Cell(50, 0.0))
