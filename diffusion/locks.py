@@ -2,9 +2,10 @@
 
 import fcntl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from diffusion.errors import DiffctlError
 
@@ -24,28 +25,66 @@ def file_lock(path: Path, timeout: float | None = None, busy: str | None = None)
     LockBusy, saying `busy`, after `timeout` seconds; None waits for ever. DiffctlError where the folder
     cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed below; its errors are the disk's)
-    except OSError as error:
-        raise DiffctlError(f"cannot write in {path.parent}: {error.strerror}") from None
-    with file:
+    with _opened(path) as file:
         if timeout is None:
             fcntl.flock(file, fcntl.LOCK_EX)
         else:
             busy = busy or f"another process holds {path}: wait for it to end"
-            _acquire(file.fileno(), time.monotonic() + max(timeout, LOOK_SECONDS), busy)
+            _acquire(lambda: _locked(file, fcntl.LOCK_EX), timeout, busy)
         yield
 
 
-def _acquire(handle: int, deadline: float, busy: str) -> None:
-    while True:
-        try:
-            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise LockBusy(busy) from None
-            time.sleep(POLL_SECONDS)
+@contextmanager
+def group_lock(path: Path, group: str) -> Iterator[None]:
+    """Hold the lock file together with all who name the same group; it dies with the last of them.
+
+    LockBusy while another group or a `file_lock` holds it; DiffctlError as there.
+    """
+    with _opened(path) as file:
+        _acquire(lambda: _joined(file, group), 0, f"another process holds {path}: wait for it to end")
+        yield
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        raise DiffctlError(f"cannot write in {path.parent}: {error.strerror}") from None
+
+
+def _acquire(attempt: Callable[[], bool], timeout: float, busy: str) -> None:
+    deadline = time.monotonic() + max(timeout, LOOK_SECONDS)
+    while not attempt():
+        if time.monotonic() > deadline:
+            raise LockBusy(busy)
+        time.sleep(POLL_SECONDS)
+
+
+def _locked(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _joined(file: IO[str], group: str) -> bool:
+    """Whether the file is shared with the group now: the first one, while alone, writes the group's name.
+
+    To write needs the file alone, so a name that is read while it is shared stays.
+    """
+    if _locked(file, fcntl.LOCK_EX):
+        file.truncate(0)
+        file.write(group)
+        file.flush()
+    if not _locked(file, fcntl.LOCK_SH):  # between the two locks another one may have come
+        return False
+    file.seek(0)
+    if file.read() == group:
+        return True
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return False
 
 
 def is_held(path: Path) -> bool:

@@ -11,6 +11,7 @@ import re
 import signal
 import socket
 import tempfile
+import uuid
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -42,15 +43,21 @@ def ray_runner(config: SampleConfig) -> "Iterator[Runner]":
     UsageError when Ray is not installed or has no such GPU; DiffctlError when the cluster does not answer.
     """
     with _session(config.address):
-        yield functools.partial(_run, _gpus(config.num_gpus), {})
+        yield functools.partial(_run, _gpus(config.num_gpus), uuid.uuid4().hex, {})
 
 
 def _run(
-    gpus: float, shared: dict[str, Any], model: Path, settings: SampleSettings, units: Sequence[range]
+    gpus: float,
+    sweep: str,
+    shared: dict[str, Any],
+    model: Path,
+    settings: SampleSettings,
+    units: Sequence[range],
 ) -> "Generator[tuple[range, Images], None, None]":
     """Each unit with its images, in the order in which they are finished; DiffctlError when one fails.
 
-    `shared` keeps the models that are in the object store, by their SHA-256.
+    `sweep` names this sweep among all; `shared` keeps the models that are in the object store, by their
+    SHA-256.
     """
     import numpy as np
     import ray
@@ -59,6 +66,7 @@ def _run(
     if sha256 not in shared:
         shared[sha256] = ray.put(np.fromfile(model, dtype=np.uint8))
     make = ray.remote(make_unit).options(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
+    same = shared[sha256], sha256, library_version(), settings, gpus, sweep
     waiting = deque(units)
     running: dict[Any, range] = {}
     try:
@@ -66,8 +74,7 @@ def _run(
             while waiting or running:
                 while waiting and len(running) < _room(gpus):
                     unit = waiting.popleft()
-                    reference = make.remote(shared[sha256], sha256, library_version(), settings, gpus, unit)
-                    running[reference] = unit
+                    running[make.remote(*same, unit)] = unit
                 ready = ray.wait(list(running), timeout=POLL_SECONDS)[0]
                 for reference in ready:
                     unit = running.pop(reference)
@@ -158,7 +165,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def make_unit(
-    weights: Any, sha256: str, version: str, settings: SampleSettings, gpus: float, unit: range
+    weights: Any, sha256: str, version: str, settings: SampleSettings, gpus: float, sweep: str, unit: range
 ) -> "Images":
     """A unit's images. DiffctlError where another diffctl or torch is installed than on the driver."""
     from diffusion.sweep import unit_images
@@ -168,17 +175,19 @@ def make_unit(
             f"{socket.gethostname()} has another diffctl or torch than this machine ({own}, not {version}): "
             "install the same on both"
         )
-    with _device(gpus) as device:
+    with _device(gpus, sweep) as device:
         return unit_images(_loaded(weights, sha256, device), settings, unit, device)
 
 
-def _device(gpus: float) -> "AbstractContextManager[torch.device]":
-    """A whole GPU is held against other cells; the units of one cell may share one by fractions."""
+def _device(gpus: float, sweep: str) -> "AbstractContextManager[torch.device]":
+    """A GPU is held against other sweeps; the units of this one may share it by fractions."""
     import torch
 
     from diffusion.devices import held_device
 
-    return held_device() if gpus >= 1 else nullcontext(torch.device("cuda" if gpus else "cpu"))
+    if not gpus:
+        return nullcontext(torch.device("cpu"))
+    return held_device(group=sweep if gpus < 1 else None)
 
 
 _models: "dict[tuple[str, torch.device], LoadedModel]" = {}  # a worker's last one
@@ -201,12 +210,12 @@ def _loaded(weights: Any, sha256: str, device: "torch.device") -> "LoadedModel":
 def library_version() -> str:
     """The torch version and a digest of diffusion/: equal where equal images come from equal settings."""
     import hashlib
-    from importlib.metadata import version
 
     import diffusion
+    from diffusion.sweep import torch_version
 
     root = Path(diffusion.__file__).parent
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
-    return f"{digest.hexdigest()[:12]} with torch {version('torch').split('+')[0]}"
+    return f"{digest.hexdigest()[:12]} with torch {torch_version()}"

@@ -1,16 +1,22 @@
 """Where, when and in which parts images are made changes nothing: batches, processes, kills, larger grids."""
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,13 +25,16 @@ from diffusion.check import machine
 from diffusion.check.findings import Project
 from diffusion.config import load
 from diffusion.data.store import open_store
+from diffusion.errors import DiffctlError
 from diffusion.evaluation.card import differing
 from diffusion.grid import SAMPLING_VERSION, cell_settings, grid
 from diffusion.layout import MODEL, SAMPLES
-from diffusion.locks import file_lock
+from diffusion.locks import LockBusy, file_lock, group_lock
 from diffusion.random import ImageNoise
+from diffusion.settings import SampleSettings
 from diffusion.sweep import make_cell, run_here
 from diffusion.units import missing_units, save_unit, stored_images
+from flows.ray_runner import library_version, make_unit
 from tests.cells import assert_equal_but_for_rounding, cell_images, with_model
 from tests.conftest import command, diffctl, environment
 from tests.waiting import wait_until
@@ -201,12 +210,27 @@ with devices.held_lock(["a", "b"]) as name:
     print(name, flush=True)
     sys.stdin.read()
 """
+SHARE = """
+import sys
+from pathlib import Path
+from diffusion.locks import group_lock
+with group_lock(Path("lock"), "ours"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+Start = Callable[[str], "subprocess.Popen[str]"]
 
 
-def test_no_two_cells_share_a_device_and_a_killed_one_lets_go(tmp_path: Path) -> None:
-    def hold() -> "subprocess.Popen[str]":
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Runs Python code in the temporary folder; what is left of it is killed."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def run(code: str) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
-            [sys.executable, "-c", HOLD],
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
             env=environment({"TMPDIR": str(tmp_path)}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -215,30 +239,96 @@ def test_no_two_cells_share_a_device_and_a_killed_one_lets_go(tmp_path: Path) ->
         processes.append(process)
         return process
 
-    processes: list[subprocess.Popen[str]] = []
-    try:
-        first, second = hold(), hold()
-        names = [process.stdout.readline().strip() for process in (first, second)]
-        assert sorted(names) == ["a", "b"]
-        third = hold()
-        first.kill()
-        assert third.stdout.readline().strip() == names[0]
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_no_two_cells_share_a_device_and_a_killed_one_lets_go(start: Start) -> None:
+    first, second = start(HOLD), start(HOLD)
+    names = [process.stdout.readline().strip() for process in (first, second)]
+    assert sorted(names) == ["a", "b"]
+    third = start(HOLD)
+    first.kill()
+    assert third.stdout.readline().strip() == names[0]
+
+
+def assert_busy(lock: AbstractContextManager[None]) -> None:
+    with pytest.raises(LockBusy), lock:
+        pass
+
+
+def test_units_of_one_sweep_share_a_device_until_the_last_is_killed(start: Start, tmp_path: Path) -> None:
+    path, units = tmp_path / "lock", [start(SHARE), start(SHARE)]
+    assert [unit.stdout.readline() for unit in units] == ["held\n"] * 2
+    for unit in units:
+        assert_busy(file_lock(path, timeout=0))
+        assert_busy(group_lock(path, "other"))
+        unit.kill()
+        unit.wait()
+    with group_lock(path, "other"):
+        assert_busy(group_lock(path, "ours"))
+    with file_lock(path, timeout=0):
+        assert_busy(group_lock(path, "ours"))
+
+
+def test_two_groups_are_never_in_at_once(tmp_path: Path) -> None:
+    inside: list[str] = []
+    met: list[set[str]] = []
+
+    def come_and_go(group: str) -> None:
+        for _ in range(50):
+            with contextlib.suppress(LockBusy), group_lock(tmp_path / "lock", group):
+                inside.append(group)
+                for _ in range(9):
+                    os.sched_yield()
+                    met.append(set(inside))
+                inside.remove(group)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(come_and_go, ["a", "b", "c"] * 2))
+    assert {len(groups) for groups in met} == {1}
+
+
+@pytest.mark.parametrize(
+    ("visible", "free"), [("0,1", "cuda:1"), ("1,0", "cuda:0"), ("1", "cuda:0"), ("", "cpu")]
+)
+def test_a_gpu_is_known_by_its_uuid_whatever_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, free: str
+) -> None:
+    uuids = [["GPU-a", "GPU-b"][int(number)] for number in visible.split(",") if number]
+    monkeypatch.setattr(devices, "FOLDER", tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(uuids))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=uuids[index]))
+    with file_lock(tmp_path / "GPU-a.lock"), devices.held_device() as device:
+        assert device == torch.device(free)
+        if uuids:
+            assert_busy(file_lock(tmp_path / "GPU-b.lock", timeout=0))
+    with devices.held_device(group="ours") as one, devices.held_device(group="ours") as same:
+        assert one == same
+
+
+def test_a_worker_with_other_code_refuses(project: Path) -> None:
+    settings = SampleSettings(steps=2)
+    with pytest.raises(DiffctlError) as refused:
+        make_unit(None, "", "0123 with torch 1.0", settings, 0, "sweep", range(4))
+    assert str(refused.value) == (
+        f"{socket.gethostname()} has another diffctl or torch than this machine "
+        f"({library_version()}, not 0123 with torch 1.0): install the same on both"
+    )
 
 
 def test_who_waits_for_a_device_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "FOLDER", tmp_path)
     held = file_lock(tmp_path / "a.lock")
     held.__enter__()
-    said = []
+    told = []
 
     def tell(text: str) -> None:
-        said.append(text)
+        told.append(text)
         held.__exit__(None, None, None)
 
     with devices.held_lock(["a"], tell) as name:
         assert name == "a"
-    assert len(said) == 1
+    assert len(told) == 1
