@@ -9,6 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from diffusion.config import load
+from diffusion.errors import DiffctlError
+from diffusion.grid import cell_settings, grid
+from diffusion.layout import MODEL
+from flows.ray_runner import ray_runner
 from tests.cells import assert_equal_but_for_rounding, cell_images, with_model
 from tests.conftest import command, diffctl, environment
 from tests.waiting import wait_until
@@ -54,6 +59,11 @@ def units(folder: Path) -> list[Path]:
     return list((folder / "runs/cells").glob("*/*/*.npy"))
 
 
+def times(files: list[Path]) -> dict[Path, int]:
+    """When each file was written, to the nanosecond."""
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
 def workers() -> list[psutil.Process]:
     """The processes that make a unit at this moment: Ray puts a task's name into its worker's title."""
     return [process for process in psutil.process_iter(["cmdline"]) if is_at_work(process)]
@@ -79,7 +89,7 @@ def test_a_worker_killed_in_the_middle_costs_its_unit_only(project: Path, addres
     on_ray(project, address)
     process = start(project)
     wait_until(lambda: len(units(project)) >= 2 and workers() != [], 120)
-    killed = workers()[0]
+    killed, finished = workers()[0], times(units(project))
     killed.send_signal(signal.SIGKILL)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -87,8 +97,37 @@ def test_a_worker_killed_in_the_middle_costs_its_unit_only(project: Path, addres
     said = [line.split()[:2] for line in err.splitlines()]
     assert {cell for cell, _ in said} == set(wanted), "progress of each cell, and no word of Ray's"
     assert [cell for cell, done in said if done == "48/48"] == list(wanted)
+    assert len(units(project)) == 2 * 48 / 4
+    assert times(list(finished)) == finished, "what was finished is not made again"
     for name, images in cell_images(project).items():
         assert_equal_but_for_rounding(images, wanted[name])
+
+
+def test_the_model_goes_into_the_store_once_and_no_worker_reads_its_file(
+    project: Path, address: str, wanted: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    on_ray(project, address)
+    config, hidden, put, stored = load(), project / "hidden", ray.put, []
+
+    def put_and_hide(value: object) -> object:
+        stored.append(put(value))
+        MODEL.rename(hidden)
+        return stored[-1]
+
+    monkeypatch.setattr(ray, "put", put_and_hide)
+    with ray_runner(config.sample) as run:
+        for cell in grid(config):
+            settings = cell_settings(config, cell)
+            for unit, images in run(MODEL, settings, [range(start, start + 4) for start in (0, 4, 8)]):
+                assert_equal_but_for_rounding(images, wanted[cell.name][unit.start : unit.stop])
+            if hidden.exists():  # the driver looks at it once a cell
+                hidden.rename(MODEL)
+        assert len(stored) == 1
+        monkeypatch.setattr("flows.ray_runner.library_version", lambda: "0123 with torch 1.0")
+        with pytest.raises(DiffctlError, match=r"than this machine .*, not 0123 with torch 1\.0"):
+            list(run(MODEL, settings, [range(4)]))
 
 
 def test_units_of_one_cell_run_on_both_nodes(project: Path, address: str) -> None:
