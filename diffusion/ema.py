@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from torch import Tensor
 
 from diffusion.unet import UNet
 
@@ -18,6 +19,11 @@ def warmed_decay(decay: float, step: int) -> float:
 
 
 @torch.no_grad()
-def ema_update(ema: UNet, network: UNet, decay: float) -> None:
-    """ema ← decay·ema + (1 − decay)·network, in place."""
-    torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - decay)
+def ema_update(ema: UNet, network: UNet, decay: float, finite: Tensor) -> None:
+    """ema ← decay·ema + (1 − decay)·network, in place; where `finite`, a single truth value, is false, ema.
+
+    That value may lie on a GPU: the host never waits to know it.
+    """
+    averages = list(ema.parameters())
+    weight = (1 - decay) * finite.to(averages[0].dtype)  # lerp by 0 changes nothing
+    torch._foreach_lerp_(averages, list(network.parameters()), [weight] * len(averages))

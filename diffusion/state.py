@@ -49,7 +49,7 @@ def save_state(folder: Path, step: int, tensors: dict[str, Tensor], values: dict
 
 
 def newest_state(folder: Path) -> SavedState | None:
-    """The newest whole state, None when there is none; a damaged one is reported by a warning and set aside."""
+    """The newest whole state, None when there is none; a damaged one is reported and set aside."""
     states = _states(folder)
     while states:
         path = states.pop()

@@ -7,8 +7,8 @@ weights, their average and the optimiser's moments.
 import math
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from diffusion.precision import image_layout, set_tf32
 from diffusion.quartiles import quartile_sums, with_quartile_means
 from diffusion.random import generator
 from diffusion.readings import Readings
-from diffusion.state import SavedState
+from diffusion.resumable import Moments, Part, Resumable
 from diffusion.timesteps import LossAwareSampler, UniformSampler
 from diffusion.unet import UNet
 
@@ -71,59 +71,23 @@ class Silent:
 
 
 @dataclass
-class TrainState:
-    """A training after `step` steps; `values` and `tensors` are all that a resume needs."""
+class TrainState(Resumable):
+    """A training after `step` steps: the network as it is, and its average, which becomes the model."""
 
     artefact: Artefact
     network: UNet
     ema: UNet
     optimizer: torch.optim.AdamW
     timesteps: UniformSampler
-    step: int = 0
-    skipped: int = 0
-    bad_in_a_row: int = 0
-    window: dict[str, float] = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights, EMA, optimiser moments and what the timestep sampler learned, by name."""
-        named = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        named |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            named |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-        return named | {f"timesteps.{name}": value for name, value in self.timesteps.state_dict().items()}
-
-    def values(self) -> dict[str, Any]:
-        """The counters and the curve so far."""
-        names = ("step", "skipped", "bad_in_a_row", "window", "history")
-        return {name: getattr(self, name) for name in names}
-
-    def saved(self) -> SavedState:
-        """All of it, as it would be saved."""
-        return SavedState(self.tensors(), self.values())
-
-    def restore(self, saved: SavedState) -> None:
-        """Become the saved state, exactly."""
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "ema": {}, "optimizer": {}, "timesteps": {}}
-        for name, tensor in saved.tensors.items():
-            part, rest = name.split(".", 1)
-            parts[part][rest] = tensor
-        self.network.load_state_dict(parts["network"])
-        self.ema.load_state_dict(parts["ema"])
-        self.timesteps.load_state_dict(parts["timesteps"])
-        moments: dict[int, dict[str, Tensor]] = {}
-        parameters = list(self.network.parameters())
-        for name, tensor in parts["optimizer"].items():
-            index, moment = name.split(".")
-            moments.setdefault(int(index), {})[moment] = _laid_as(parameters[int(index)], tensor)
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        for name, value in saved.values.items():
-            setattr(self, name, value)
-
-
-def _laid_as(parameter: Tensor, moment: Tensor) -> Tensor:
-    """The optimiser's moment with its parameter's layout in memory, which the fused optimiser asks for."""
-    return torch.empty_like(parameter).copy_(moment) if moment.shape == parameter.shape else moment
+    def parts(self) -> dict[str, Part]:
+        """Weights, EMA, optimiser moments and what the timestep sampler learned."""
+        return {
+            "network": self.network,
+            "ema": self.ema,
+            "optimizer": Moments(self.optimizer),
+            "timesteps": self.timesteps,
+        }
 
 
 @shortage_told()
@@ -157,11 +121,12 @@ def learning_rate(artefact: Artefact, step: int) -> float:
 def train_step(state: TrainState, gradients: Gradients, batch: Batch) -> dict[str, Tensor]:
     """One optimiser step in place; returns the step's means on the device, for which nothing has waited.
 
-    A non-finite loss or gradient changes no weight: the optimiser skips it by itself, and the means say so.
+    A non-finite loss or gradient changes neither weights nor moments nor EMA: the optimiser skips it by
+    itself, and the means say so.
     """
     train = state.artefact.train
     losses, index, weights = gradients(batch, state.step)
-    norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), train.grad_clip)
+    norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), train.grad_clip or math.inf)
     means = {name: (value * weights).mean() for name, value in losses.items()} | {"grad_norm": norm}
     means |= quartile_sums(losses["loss"], index, state.artefact.diffusion.timesteps)
     finite = torch.stack(list(means.values())).isfinite().all()
@@ -171,7 +136,7 @@ def train_step(state: TrainState, gradients: Gradients, batch: Batch) -> dict[st
         group["lr"] = learning_rate(state.artefact, state.step)
     state.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as torch's GradScaler says it
     state.optimizer.step()
-    ema_update(state.ema, state.network, warmed_decay(train.ema_decay, state.step))
+    ema_update(state.ema, state.network, warmed_decay(train.ema_decay, state.step), finite)
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     return means
@@ -207,7 +172,7 @@ def train(
             except (Interrupted, RankLost, Diverged):
                 ranks.over.set()
                 for means in readings.arrived(everything=True):
-                    _count(state, means)
+                    state.count(means)
                 if saved_at != state.step or state.step == 0:
                     save(state)
                 raise
@@ -226,7 +191,7 @@ def _take(state: TrainState, readings: Readings, observer: Observer) -> None:
     due = state.step == train.steps or any(state.step % steps == 0 for steps in every)
     longest = 0
     for means in readings.arrived(everything=due):
-        _count(state, means)
+        state.count(means)
         longest = max(longest, state.bad_in_a_row)
     _observe(state, observer, readings.newest)
     if longest >= MAX_BAD_STEPS:
@@ -236,26 +201,12 @@ def _take(state: TrainState, readings: Readings, observer: Observer) -> None:
         )
 
 
-def _count(state: TrainState, means: dict[str, float]) -> None:
-    """Add a finite step's means to the window; count another."""
-    if all(map(math.isfinite, means.values())):
-        state.bad_in_a_row = 0
-        for name, value in {**means, "count": 1.0}.items():
-            state.window[name] = state.window.get(name, 0.0) + value
-    else:
-        state.skipped += 1
-        state.bad_in_a_row += 1
-
-
 def _observe(state: TrainState, observer: Observer, means: dict[str, float]) -> None:
     """Tell the observer what it is time for: the window's means, the newest, a preview."""
     config = state.artefact.train
     if state.step % config.log_every == 0 or state.step == config.steps:
-        count = state.window.pop("count", 0.0)
-        values = {name: total / count for name, total in state.window.items()} if count else {}
-        values = with_quartile_means(values)
+        values = with_quartile_means(state.take_means())
         values |= {"lr": learning_rate(state.artefact, state.step - 1), "skipped_steps": float(state.skipped)}
-        state.window = {}
         state.history.append({"step": state.step, **values})
         observer.metrics(state.step, values)
     observer.progress(state.step, config.steps, means)

@@ -148,17 +148,20 @@ def test_flips_are_opt_in(digits_store: Path) -> None:
 
 
 def test_nan_steps_change_no_weight_are_counted_and_end_the_training(digits_store: Path) -> None:
+    """Nor the EMA, the optimiser's moments or its count of steps."""
     store = open_store(digits_store)
     state = new_state(artefact_of(store), CPU)
     run_until(state, store, 3)
-    before = {name: value.clone() for name, value in state.network.state_dict().items()}
+    before = {name: value.clone() for name, value in state.tensors().items()}
+    assert {name.rpartition(".")[2] for name in before} >= {"step", "exp_avg", "exp_avg_sq"}
+    assert any(name.startswith("ema.") for name in before)
     state.network.register_forward_hook(lambda module, args, output: output * math.nan)
     saves: list[Any] = []
     with pytest.raises(DiffctlError, match="5 non-finite steps in a row, at step 8") as failure:
         run(state, store, saves)
     assert failure.value.exit_code == 1
     assert state.skipped == 5
-    assert all(torch.equal(value, before[name]) for name, value in state.network.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in state.tensors().items())
     assert saves[-1][0] == 8
     assert all(value.isfinite().all() for value in saves[-1][1].values())
 
@@ -256,6 +259,30 @@ def test_ema_moves_within_ten_steps(digits_store: Path) -> None:
     start = {name: value.clone() for name, value in state.ema.state_dict().items()}
     run_until(state, store, 10)
     assert any(not torch.equal(value, start[name]) for name, value in state.ema.state_dict().items())
+
+
+def test_the_ema_is_its_closed_form(digits_store: Path) -> None:
+    """Three steps written out: the k-th has d_k = min(d, (1+k)/(10+k)) of the average before it."""
+    store = open_store(digits_store)
+    state = new_state(artefact_of(store, train={"ema_decay": 0.15}), CPU)
+    seen = [weights_of(state.network)]  # e_0 is a copy of the first weights
+    for step in (1, 2, 3):
+        run_until(state, store, step)
+        seen.append(weights_of(state.network))
+    d = [0.1, 0.15, 0.15]
+    assert torch.allclose(weights_of(state.ema), ema_of(seen, d), rtol=0, atol=1e-6)
+    swapped = [1 - share for share in d]
+    assert not torch.allclose(weights_of(state.ema), ema_of(seen, swapped), rtol=0, atol=1e-5)
+
+
+def ema_of(weights: list[torch.Tensor], d: list[float]) -> torch.Tensor:
+    shares = [d[0] * d[1] * d[2], (1 - d[0]) * d[1] * d[2], (1 - d[1]) * d[2], 1 - d[2]]
+    return torch.stack([share * each for share, each in zip(shares, weights, strict=True)]).sum(0)
+
+
+def weights_of(network: torch.nn.Module) -> torch.Tensor:
+    """All of them in one row, float64."""
+    return torch.cat([value.detach().double().flatten() for value in network.parameters()])
 
 
 def test_the_loss_curve_is_a_table(tmp_path: Path) -> None:
