@@ -6,6 +6,7 @@ same shape. Without a GPU there is nothing to measure, which is said.
 """
 
 import itertools
+import math
 import statistics
 import tempfile
 import time
@@ -107,7 +108,7 @@ def diffusers(artefact: Artefact, store: ImageStore, device: torch.device) -> Re
                     output = network(noised, t, labels if artefact.network.num_classes else None).sample
                 loss = F.mse_loss(output[:, : images.shape[1]].float(), noise)
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(network.parameters(), config.grad_clip)
+                torch.nn.utils.clip_grad_norm_(network.parameters(), config.grad_clip or math.inf)
                 optimizer.step()
                 optimizer.zero_grad()
                 average.step(network.parameters())

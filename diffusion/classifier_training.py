@@ -132,7 +132,7 @@ def classifier_step(
         logits = state.network(x_t, index.to(device)).float()
     loss = F.cross_entropy(logits, labels)
     loss.backward()  # type: ignore[no-untyped-call]
-    norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), train.grad_clip)
+    norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), train.grad_clip or math.inf)
     means = {"loss": float(loss.detach()), "accuracy": float((logits.argmax(1) == labels).float().mean())}
     finite = math.isfinite(means["loss"]) and math.isfinite(float(norm))
     if finite:

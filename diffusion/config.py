@@ -118,7 +118,8 @@ class DiffusionConfig(Section):
 class TrainConfig(Section):
     """The optimisation. `steps` is the whole training; `p_uncond` drops labels for guidance (CFG alg. 1).
 
-    The rate warms up linearly over `warmup` steps, then stays or decays to 0 by a half cosine. `devices`
+    The rate warms up linearly over `warmup` steps, then stays or decays to 0 by a half cosine. A gradient
+    whose norm is more than `grad_clip` is scaled down to it; None never, as iDDPM and ADM train. `devices`
     processes, auto one for each GPU of this machine, share every batch. `microbatch` images at a time make a
     process's part of the gradient: auto as many as fit, None all. `compile` by torch.compile: auto on a GPU.
     These three change a result by rounding alone. `tf32` rounds a GPU's float32 products to 10 bits.
@@ -137,7 +138,7 @@ class TrainConfig(Section):
     microbatch: PositiveInt | Literal["auto"] | None = "auto"
     compile: bool | Literal["auto"] = "auto"
     tf32: bool = True
-    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    grad_clip: Annotated[float, Field(gt=0)] | None = 1.0
     ema_decay: Probability = 0.9999
     p_uncond: Probability = 0.0
     seed: Annotated[int, Field(ge=0)] = 0

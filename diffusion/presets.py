@@ -26,11 +26,22 @@ class Preset:
     qkv_by_head: bool = True
 
 
-# ADM (2105.05233), tables 11 and 12 of the appendix; openai/guided-diffusion gives the same as flags.
+# ADM (2105.05233), tables 11 and 12 of the appendix; openai/guided-diffusion gives the same as flags. Its
+# code and iDDPM's log the gradient's norm and do not clip (fp16_util.py there, train_util.py here).
 _ADM_ATTENTION = (32, 16, 8)
-_ADM_TRAIN = {"ema_decay": 0.9999, "lr": 1e-4, "batch_size": 256}
-# iDDPM (2102.09672), appendix A, and the flags of openai/improved-diffusion. DDPM (2006.11239), appendix B.
-_CIFAR_LEVELS = {"channels": 128, "channel_mult": (1, 2, 2, 2), "resample": "plain", "class_cond": False}
+_ADM_TRAIN = {"ema_decay": 0.9999, "lr": 1e-4, "batch_size": 256, "grad_clip": None}
+# iDDPM (2102.09672), appendix A, and the flags of openai/improved-diffusion with its defaults.
+_IDDPM = {
+    "channels": 128,
+    "num_res_blocks": 3,
+    "attention": (16, 8),
+    "heads": 4,
+    "resample": "plain",
+    "class_cond": False,
+    "time_scale": 0.25,
+}
+_IDDPM_DIFFUSION = {"timesteps": 4000, "schedule": "cosine"}
+_IDDPM_TRAIN = {"batch_size": 128, "lr": 1e-4, "ema_decay": 0.9999, "grad_clip": None}
 
 PRESETS = {
     "adm-64": Preset(
@@ -83,31 +94,37 @@ PRESETS = {
         parameters=553_838_086,
         source="554M: ADM table 11",
     ),
+    "iddpm-imagenet64": Preset(
+        model={**_IDDPM, "channel_mult": (1, 2, 3, 4)},
+        diffusion=_IDDPM_DIFFUSION,
+        train={**_IDDPM_TRAIN, "steps": 1_500_000},
+        data="imagenet64",
+        image_size=64,
+        num_classes=0,
+        parameters=121_063_942,
+        source="120M: iDDPM section 6, where the widths 64, 96, 128 and 192 have 30M, 68M, 120M and 270M",
+    ),
     "iddpm-cifar10": Preset(
-        model={
-            **_CIFAR_LEVELS,
-            "num_res_blocks": 3,
-            "attention": (16, 8),
-            "heads": 4,
-            "dropout": 0.3,
-            "time_scale": 0.25,
-        },
-        diffusion={"timesteps": 4000, "schedule": "cosine"},
-        train={"steps": 500_000, "batch_size": 128, "lr": 1e-4, "ema_decay": 0.9999},
+        model={**_IDDPM, "channel_mult": (1, 2, 2, 2), "dropout": 0.3},
+        diffusion=_IDDPM_DIFFUSION,
+        train={**_IDDPM_TRAIN, "steps": 500_000},
         data="cifar10",
         image_size=32,
         num_classes=0,
         parameters=52_546_438,
         source="50M: the published file's name, cifar10_uncond_50M_500K.pt",
     ),
-    "ddpm-cifar10": Preset(
+    "ddpm-cifar10": Preset(  # DDPM (2006.11239), appendix B; its code clips at a norm of 1
         model={
-            **_CIFAR_LEVELS,
+            "channels": 128,
+            "channel_mult": (1, 2, 2, 2),
             "num_res_blocks": 2,
             "attention": (16,),
             "heads": 1,
             "embedding": "additive",
+            "resample": "plain",
             "dropout": 0.1,
+            "class_cond": False,
         },
         diffusion={"timesteps": 1000, "schedule": "linear", "variance": "large", "loss": "simple"},
         train={"steps": 800_000, "batch_size": 128, "lr": 2e-4, "warmup": 5000, "ema_decay": 0.9999},

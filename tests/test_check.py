@@ -234,7 +234,7 @@ def test_inception_weights_are_looked_for_without_a_network(tmp_path, state, mon
 @pytest.mark.parametrize("name", PROFILES)
 def test_every_profile_stands_but_for_what_is_not_here(name, tmp_path):
     config = load(ROOT / f"profiles/{name}.yaml")
-    assert config.data.name == name
+    assert config.data.name == name.removesuffix("-adm")
     errors = with_level(check(config, tmp_path), "error")
     assert errors.keys() <= {"raw data", "memory", "disk"}
     if name in ("digits", "fashion-mnist", "cifar10", "cifar100"):

@@ -48,6 +48,7 @@ MAKE = {
     "cifar10": cifar10,
     "cifar100": cifar100,
     "imagenet64": imagenet64,
+    "imagenet64-adm": imagenet64,
     "mini-imagenet": mini_imagenet,
     "image-folder": image_folder,
 }
@@ -57,6 +58,7 @@ MADE = {
     "cifar10": "20 train, 10 test images of 32×32×3, 10 classes",
     "cifar100": "20 train, 10 test images of 32×32×3, 100 classes",
     "imagenet64": "30 train, 10 test images of 64×64×3, 1000 classes",
+    "imagenet64-adm": "30 train, 10 test images of 64×64×3, 1000 classes",
     "mini-imagenet": "25 train, 5 test images of 64×64×3, 5 classes",
     "image-folder": "18 train, 2 test images of 64×64×3, 2 classes",
 }

@@ -36,6 +36,24 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
         {"attention_resolutions": (4,), "num_head_channels": 32},
         True,
     ),
+    "iddpm-imagenet64": (
+        {
+            **SMALL,
+            "channel_mult": (1, 2, 3),
+            "attention": (4, 2),
+            "heads": 4,
+            "resample": "plain",
+            "time_scale": 0.25,
+        },
+        {
+            "channel_mult": (1, 2, 3),
+            "attention_resolutions": (4, 2),
+            "num_heads": 4,
+            "resblock_updown": False,
+            "rescale_timesteps": 0.25,
+        },
+        True,
+    ),
     "iddpm-cifar10": (
         {**SMALL, "attention": (4,), "heads": 4, "resample": "plain", "time_scale": 0.25},
         {"attention_resolutions": (4,), "num_heads": 4, "resblock_updown": False, "rescale_timesteps": 0.25},

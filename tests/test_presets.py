@@ -14,8 +14,15 @@ from diffusion.shape import ModelConfig, UNetSpec
 from diffusion.unet import UNet
 from tests.conftest import params
 
-# What the papers and the published files' names say, in millions.
-PUBLISHED = {"adm-64": 296, "adm-128": 422, "adm-256": 554, "iddpm-cifar10": 50, "ddpm-cifar10": 35.7}
+# What the papers and the published files' names say, in millions, and to how much of it they round.
+PUBLISHED = {
+    "adm-64": (296, 0.002),
+    "adm-128": (422, 0.002),
+    "adm-256": (554, 0.002),
+    "iddpm-imagenet64": (120, 0.01),
+    "iddpm-cifar10": (50, 0.06),
+    "ddpm-cifar10": (35.7, 0.002),
+}
 
 
 def spec_of(preset: Preset, **changes: Any) -> UNetSpec:
@@ -33,8 +40,15 @@ def count(spec: UNetSpec) -> int:
 def test_parameter_counts(name):
     found = count(spec_of(PRESETS[name]))
     assert found == PRESETS[name].parameters
-    assert found / 1e6 == pytest.approx(PUBLISHED[name], rel=0.06 if name == "iddpm-cifar10" else 0.002)
-    assert str(PUBLISHED[name]) in PRESETS[name].source
+    millions, rounding = PUBLISHED[name]
+    assert found / 1e6 == pytest.approx(millions, rel=rounding)
+    assert str(millions) in PRESETS[name].source
+
+
+@pytest.mark.parametrize(("channels", "millions"), [(64, 30), (96, 68), (128, 120), (192, 270)])
+def test_the_imagenet_network_at_the_widths_of_iddpms_section_6(channels, millions):
+    found = count(spec_of(PRESETS["iddpm-imagenet64"], channels=channels))
+    assert found / 1e6 == pytest.approx(millions, rel=0.011)
 
 
 def test_the_count_of_the_unconditional_256_pixel_network():
