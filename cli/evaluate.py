@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.given import refuse_idle
 from cli.progress import progress
 from cli.tables import show, table
 
@@ -21,6 +22,7 @@ class Split(StrEnum):
 
 
 def evaluate(
+    context: typer.Context,
     path: Annotated[Path, typer.Argument(help="A folder of images, an npz (arr_0) or a store.")],
     against: Annotated[
         Path, typer.Option("--against", help="The real images: likewise, or a prepared data set.")
@@ -45,6 +47,10 @@ def evaluate(
 ) -> None:
     """Score images: Fréchet and kernel distance to real ones, their floor, and the excess over it."""
     from diffusion.evaluation.any_images import evaluate_images
+    from diffusion.evaluation.sources import is_prepared
+
+    idle = against.exists() and not is_prepared(against)
+    refuse_idle(context, "split", idle, f"since {against} is no prepared data set")
 
     with progress("features") as watch:
         document = evaluate_images(

@@ -1,14 +1,14 @@
 """Real images through a model: their codes, and strips between two of them."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.chosen import StorePath
-from cli.models import Champion, ModelFile, RunId, Spacing, resolve_model
+from cli.given import refuse_idle
+from cli.models import Champion, ModelFile, RunId, Spacing, resolve_model, writer_of
 from cli.progress import Show, progress
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Say what was made as JSON.
 
 
 def encode(
+    context: typer.Context,
     out: Annotated[
         Path,
         typer.Option("--out", "-o", help="FILE.npz (the codes), or .png (image, code and what comes back)."),
@@ -48,7 +49,9 @@ def encode(
 
     from cli.chosen import asked_labels, choose, choose_first
 
-    writer = _writer(out, {".npz": _npz, ".png": _png})
+    writer = writer_of(out, {".npz": _npz, ".png": _png})
+    refuse_idle(context, "num", bool(images), "beside the images that are named")
+    _refuse_idle_store(context, images or ["0"])
     loaded, settings = _load(resolve_model(model, run_id, champion), steps, spacing)
     artefact = loaded.artefact
     chosen = (
@@ -66,6 +69,7 @@ def encode(
 
 
 def interpolate(
+    context: typer.Context,
     first: Annotated[str, typer.Argument(help="An image file, or a number in the store.")],
     second: Annotated[str, typer.Argument(help="Likewise.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="FILE.png (a strip) or .gif.")],
@@ -88,7 +92,8 @@ def interpolate(
     from diffusion import latents
     from diffusion.images import to_nhwc
 
-    writer = _writer(out, {".png": _strip, ".gif": _morph})
+    writer = writer_of(out, {".png": _strip, ".gif": _morph})
+    _refuse_idle_store(context, [first, second])
     loaded, settings = _load(resolve_model(model, run_id, champion), steps, spacing)
     ends = [choose(name, store, loaded.artefact) for name in (first, second)]
     labels = end_labels(loaded.artefact, [end.label for end in ends], klass)
@@ -100,13 +105,9 @@ def interpolate(
     typer.echo(json.dumps(made) if as_json else f"{frames} images from {first} to {second}: {out}")
 
 
-def _writer(out: Path, writers: dict[str, Callable[..., None]]) -> Callable[..., None]:
-    """What writes a file of this name; UsageError when nothing does, before any work."""
-    from diffusion.errors import UsageError
-
-    if out.suffix not in writers:
-        raise UsageError(f"--out {out}: give a file that ends in {' or '.join(writers)}")
-    return writers[out.suffix]
+def _refuse_idle_store(context: typer.Context, names: list[str]) -> None:
+    """UsageError when a store was given and no image is named by its number there."""
+    refuse_idle(context, "store", not any(name.isdecimal() for name in names), "where all images are files")
 
 
 def _load(path: Path, steps: int, spacing: Spacing) -> "tuple[LoadedModel, SampleSettings]":

@@ -1,22 +1,23 @@
 """Commands over one model: from a file, an MLflow run or the registry; no model flags are ever needed."""
 
 import json
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.budget import budget_settings, refuse_beside_budget, scores_of
-from cli.progress import Show, progress
+from cli.given import refuse_idle
+from cli.sampling import WRITERS, frames_of
 
 if TYPE_CHECKING:
     from diffusion.checkpoint import LoadedModel
     from diffusion.classifier import LoadedClassifier
-    from diffusion.data.store import Images
     from diffusion.settings import SampleSettings
 
-GIF_FRAMES = 60  # at most, however many steps
+USUAL_NUM = 16  # images, where neither --num nor --index is given
 
 ModelFile = Annotated[
     Path | None, typer.Option("--model", help="A model file. [default: models/unet.safetensors]")
@@ -72,6 +73,15 @@ def resolve_model(model: Path | None, run_id: str | None, champion: bool) -> Pat
     return model or MODEL
 
 
+def writer_of(out: Path, writers: dict[str, Callable[..., None]]) -> Callable[..., None]:
+    """What writes a file of this name; UsageError when nothing does, before any work."""
+    from diffusion.errors import UsageError
+
+    if out.suffix not in writers:
+        raise UsageError(f"--out {out}: give a file that ends in {' or '.join(writers)}")
+    return writers[out.suffix]
+
+
 def sample(
     context: typer.Context,
     out: Annotated[
@@ -115,21 +125,14 @@ def sample(
     as_json: Annotated[bool, typer.Option("--json", help="Say what was made as JSON.")] = False,
 ) -> None:
     """Sample images from a model, which describes itself. Image I depends on the seed and I alone."""
-    from diffusion.checkpoint import load_model
-    from diffusion.classifier import load_classifier
     from diffusion.config import parse_settings
-    from diffusion.errors import UsageError
-    from diffusion.generate import check_settings
     from diffusion.grid import spoken
-    from diffusion.precision import default_device
 
-    if out.suffix not in WRITERS:
-        raise UsageError(f"--out {out}: give a file that ends in {', '.join(WRITERS)}")
-    if num is not None and index is not None:
-        raise UsageError("--num and --index exclude each other: give one of them")
+    writer = writer_of(out, WRITERS)
     if budget is not None:
         refuse_beside_budget(context)
-    indices = range(index, index + 1) if index is not None else range(num or 16)
+    _refuse_idle(context, eta, sampler, timesteps, classifier)
+    indices = _indices(num, index)
     settings = parse_settings(
         {"steps": steps, "timesteps": timesteps},
         sampler=sampler.value,
@@ -143,92 +146,44 @@ def sample(
     path = resolve_model(model, run_id, champion)
     if budget is not None:
         settings = budget_settings(budget, seed, path, scores_of(path, run_id, champion))
+    loaded, guide = _load(path, classifier, settings)
+    frames, labels = frames_of(loaded, guide, settings, indices, klass, batch_size, out.suffix == ".gif")
+    writer(out, frames, labels)
+    made = {"out": str(out), "indices": list(indices), **settings.model_dump(mode="json")}
+    said = f"{len(indices)} image(s) of {loaded.artefact.data.name}: {out}"
+    if budget is not None:
+        said = f"{spoken(vars(settings))}, the best of its sweep for {budget} network evaluations\n{said}"
+    typer.echo(json.dumps(made) if as_json else said)
+
+
+def _refuse_idle(
+    context: typer.Context, eta: float, sampler: Sampler, timesteps: str | None, classifier: Path | None
+) -> None:
+    """UsageError when an option was given that means nothing beside the others."""
+    solver = sampler is Sampler.dpm_solver
+    refuse_idle(context, "noise", solver, f"with --sampler {sampler.value}, which adds no noise")
+    refuse_idle(context, "noise", eta == 0, "at --eta 0, where no noise is added")
+    refuse_idle(context, "spacing", timesteps is not None, "beside --timesteps")
+    refuse_idle(context, "classifier_scale", classifier is None, "without --classifier")
+
+
+def _indices(num: int | None, index: int | None) -> range:
+    from diffusion.errors import UsageError
+
+    if num is not None and index is not None:
+        raise UsageError("--num and --index exclude each other: give one of them")
+    return range(num or USUAL_NUM) if index is None else range(index, index + 1)
+
+
+def _load(
+    path: Path, classifier: Path | None, settings: "SampleSettings"
+) -> "tuple[LoadedModel, LoadedClassifier | None]":
+    """The model, and the classifier if there is to be one; UsageError when the settings do not fit."""
+    from diffusion.checkpoint import load_model
+    from diffusion.classifier import load_classifier
+    from diffusion.generate import check_settings
+    from diffusion.precision import default_device
+
     loaded = load_model(path, default_device())
     check_settings(loaded.artefact, settings)
-    guide = load_classifier(classifier, default_device()) if classifier else None
-    with progress("sample") as show:
-        frames, labels = _frames(
-            loaded, guide, settings, indices, klass, batch_size, out.suffix == ".gif", show
-        )
-    WRITERS[out.suffix](out, frames, labels)
-    made: dict[str, Any] = {"out": str(out), "indices": list(indices), **settings.model_dump(mode="json")}
-    text = f"{len(indices)} image(s) of {loaded.artefact.data.name}: {out}"
-    if budget is not None:
-        text = f"{spoken(vars(settings))}, the best of its sweep for {budget} network evaluations\n{text}"
-    typer.echo(json.dumps(made) if as_json else text)
-
-
-def _frames(
-    loaded: "LoadedModel",
-    classifier: "LoadedClassifier | None",
-    settings: "SampleSettings",
-    indices: range,
-    klass: str | None,
-    batch_size: int,
-    animate: bool,
-    show: Show,
-) -> tuple[list["Images"], list[int] | None]:
-    """The images as the last of the frames (one alone unless animated), NHWC, and their labels."""
-    import numpy as np
-    import torch
-
-    from diffusion.generate import class_index, generate, labels_of
-    from diffusion.images import to_nhwc, to_uint8
-    from diffusion.sampling import Step
-
-    network, artefact = loaded
-    device = next(network.parameters()).device
-    every = -(-settings.steps // GIF_FRAMES)
-    knows_classes = classifier.artefact if classifier else artefact
-    labels = labels_of(knows_classes, settings, indices)
-    if klass is not None:
-        labels = torch.full((len(indices),), class_index(knows_classes, klass))
-    batches = []
-    for start in range(0, len(indices), batch_size):
-        frames: list[Images] = []
-
-        def keep(step: Step, frames: list["Images"] = frames) -> None:
-            if animate and (step.done % every == 0 or step.done == step.total):
-                frames.append(to_nhwc(to_uint8(step.x)))
-
-        show(start, len(indices), "")
-        part = slice(start, start + batch_size)
-        wanted = None if labels is None else labels[part]
-        images = generate(network, artefact, settings, indices[part], wanted, device, keep, classifier)
-        batches.append(frames or [to_nhwc(images)])
-    show(len(indices), len(indices), "")
-    return [
-        np.concatenate(parts) for parts in zip(*batches, strict=True)
-    ], None if labels is None else labels.tolist()
-
-
-def _picture(images: "Images") -> "Images":
-    from diffusion.pictures import enlarge, grid
-
-    columns = min(len(images), 10 if len(images) % 10 == 0 else max(1, round(len(images) ** 0.5)))
-    return enlarge(grid(images, columns), images.shape[1])
-
-
-def _png(out: Path, frames: list["Images"], labels: list[int] | None) -> None:
-    from diffusion.pictures import save_png
-
-    save_png(out, _picture(frames[-1]))
-
-
-def _gif(out: Path, frames: list["Images"], labels: list[int] | None) -> None:
-    from diffusion.pictures import save_gif
-
-    save_gif(out, [_picture(frame) for frame in frames])
-
-
-def _npz(out: Path, frames: list["Images"], labels: list[int] | None) -> None:
-    """OpenAI's evaluator's format: arr_0 the images, arr_1 their labels."""
-    import numpy as np
-
-    from diffusion.files import write_atomic
-
-    arrays = [frames[-1]] if labels is None else [frames[-1], np.asarray(labels, dtype=np.int64)]
-    write_atomic(out, lambda file: np.savez(file, *arrays))
-
-
-WRITERS = {".png": _png, ".gif": _gif, ".npz": _npz}
+    return loaded, load_classifier(classifier, default_device()) if classifier else None

@@ -1,11 +1,11 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
-from cli.evaluate import evaluate as command
+from cli import main
 from diffusion.data.store import open_store, write_store
 from diffusion.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.evaluation.any_images import evaluate_images
@@ -159,8 +159,7 @@ def test_the_command_prints_json_that_a_script_reads(root, cell):
     assert document["scores"] == pytest.approx(cell["scores"], rel=1e-3)
 
 
-def test_the_command_prints_a_table(capsys):
-    command(Path("cell.npz"), Path("prepared"))
-    printed = capsys.readouterr().out
+def test_the_command_prints_a_table():
+    printed = CliRunner().invoke(main.app, ["evaluate", "cell.npz", "--against", "prepared"]).stdout
     for words in ("fd_effnet_lite0_64", "60 images", "real, held out", "120 images of digits (train)"):
         assert words in printed

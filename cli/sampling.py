@@ -1,0 +1,113 @@
+"""What `diffctl sample` makes: images in batches, and the file that they go into."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.progress import progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffusion.checkpoint import Artefact, LoadedModel
+    from diffusion.classifier import LoadedClassifier
+    from diffusion.data.store import Images
+    from diffusion.settings import SampleSettings
+
+GIF_FRAMES = 60  # at most, however many steps
+
+
+def frames_of(
+    loaded: "LoadedModel",
+    classifier: "LoadedClassifier | None",
+    settings: "SampleSettings",
+    indices: range,
+    klass: str | None,
+    batch_size: int,
+    animate: bool,
+) -> tuple[list["Images"], list[int] | None]:
+    """The images as the last of the frames (one alone unless animated), NHWC, and their labels."""
+    import numpy as np
+
+    labels = _labels(classifier.artefact if classifier else loaded.artefact, settings, indices, klass)
+    batches = []
+    with progress("sample") as show:
+        for start in range(0, len(indices), batch_size):
+            show(start, len(indices), "")
+            part = slice(start, start + batch_size)
+            wanted = None if labels is None else labels[part]
+            batches.append(_batch(loaded, classifier, settings, indices[part], wanted, animate))
+        show(len(indices), len(indices), "")
+    frames = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+    return frames, None if labels is None else labels.tolist()
+
+
+def _labels(
+    knows_classes: "Artefact", settings: "SampleSettings", indices: range, klass: str | None
+) -> "Tensor | None":
+    """(N,) the asked class of each image; None for an unconditional model without a classifier."""
+    import torch
+
+    from diffusion.generate import class_index, labels_of
+
+    if klass is not None:
+        return torch.full((len(indices),), class_index(knows_classes, klass))
+    return labels_of(knows_classes, settings, indices)
+
+
+def _batch(
+    loaded: "LoadedModel",
+    classifier: "LoadedClassifier | None",
+    settings: "SampleSettings",
+    indices: range,
+    labels: "Tensor | None",
+    animate: bool,
+) -> list["Images"]:
+    """The frames of one batch."""
+    from diffusion.generate import generate
+    from diffusion.images import to_nhwc, to_uint8
+    from diffusion.sampling import Step
+
+    network, artefact = loaded
+    device = next(network.parameters()).device
+    every = -(-settings.steps // GIF_FRAMES)
+    frames: list[Images] = []
+
+    def keep(step: Step) -> None:
+        if step.done % every == 0 or step.done == step.total:
+            frames.append(to_nhwc(to_uint8(step.x)))
+
+    watch = keep if animate else None
+    images = generate(network, artefact, settings, indices, labels, device, watch, classifier)
+    return frames or [to_nhwc(images)]
+
+
+def _picture(images: "Images") -> "Images":
+    from diffusion.pictures import enlarge, grid
+
+    columns = min(len(images), 10 if len(images) % 10 == 0 else max(1, round(len(images) ** 0.5)))
+    return enlarge(grid(images, columns), images.shape[1])
+
+
+def _png(out: Path, frames: list["Images"], labels: list[int] | None) -> None:
+    from diffusion.pictures import save_png
+
+    save_png(out, _picture(frames[-1]))
+
+
+def _gif(out: Path, frames: list["Images"], labels: list[int] | None) -> None:
+    from diffusion.pictures import save_gif
+
+    save_gif(out, [_picture(frame) for frame in frames])
+
+
+def _npz(out: Path, frames: list["Images"], labels: list[int] | None) -> None:
+    """OpenAI's evaluator's format: arr_0 the images, arr_1 their labels."""
+    import numpy as np
+
+    from diffusion.files import write_atomic
+
+    arrays = [frames[-1]] if labels is None else [frames[-1], np.asarray(labels, dtype=np.int64)]
+    write_atomic(out, lambda file: np.savez(file, *arrays))
+
+
+WRITERS = {".png": _png, ".gif": _gif, ".npz": _npz}
