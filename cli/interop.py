@@ -1,11 +1,14 @@
 """`diffctl import` and `diffctl export`: models from other projects, and for them."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cli.models import Champion, ModelFile, RunId, resolve_model
+
+AsJson = Annotated[bool, typer.Option("--json", help="Say what was made as JSON.")]
 
 import_app = typer.Typer(help="Turn another project's model into a model file.", no_args_is_help=True)
 export_app = typer.Typer(help="Write a model in another project's format.", no_args_is_help=True)
@@ -28,6 +31,7 @@ def openai(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The model file. [default: models/NAME.safetensors]")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Import a published checkpoint; it is read without running any code in it."""
     from diffusion.checkpoint import save_artefact
@@ -36,8 +40,10 @@ def openai(
     out = out or Path("models") / f"{file.stem}.safetensors"
     weights, artefact = import_openai(file, preset)
     save_artefact(out, weights, artefact)
-    millions = sum(tensor.numel() for tensor in weights.values()) / 1e6
-    typer.echo(f"{millions:,.1f} M parameters of {preset}: {out}, to be used with --model")
+    parameters = sum(tensor.numel() for tensor in weights.values())
+    made = {"out": str(out), "preset": preset, "parameters": parameters}
+    said = f"{parameters / 1e6:,.1f} M parameters of {preset}: {out}, to be used with --model"
+    typer.echo(json.dumps(made) if as_json else said)
 
 
 @export_app.command("diffusers")
@@ -46,10 +52,12 @@ def diffusers(
     model: ModelFile = None,
     run_id: RunId = None,
     champion: Champion = False,
+    as_json: AsJson = False,
 ) -> None:
     """Export UNet2DModel and DDIMScheduler, which DDIMPipeline.from_pretrained loads."""
     from diffusion.checkpoint import load_model
     from diffusion.interop.diffusers import export_diffusers
 
     export_diffusers(load_model(resolve_model(model, run_id, champion)), folder)
-    typer.echo(f"pipeline: {folder}, its use is in {folder / 'README.md'}")
+    said = f"pipeline: {folder}, its use is in {folder / 'README.md'}"
+    typer.echo(json.dumps({"out": str(folder)}) if as_json else said)

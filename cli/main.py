@@ -27,6 +27,9 @@ from cli import (
 )
 from diffusion.errors import DiffctlError, DiffctlWarning
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+
 app = typer.Typer(
     help="Train, sweep, evaluate and ship diffusion models; every number can be made again.",
     no_args_is_help=True,
@@ -65,12 +68,13 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
+            failed = f"cannot be written ({error.strerror}): make room"
+        elif error.errno in CLOSED:
+            failed = f"cannot be used ({error.strerror}): give access, or name another place"
+        else:
             raise
-        print(
-            f"diffctl: {error.filename or 'a file'} cannot be written ({error.strerror}): make room",
-            file=sys.stderr,
-        )
+        print(f"diffctl: {error.filename or 'a file'} {failed}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.chosen import StorePath
-from cli.models import Champion, ModelFile, RunId, resolve_model
+from cli.models import Champion, ModelFile, RunId, resolve_model, writer_of
 from cli.progress import progress
 
 if TYPE_CHECKING:
@@ -33,12 +33,10 @@ def nll(
     """Bound the negative log-likelihood of images, in bits per dimension: one pass over all timesteps."""
     from cli.chosen import asked_labels, fitting_store, known_labels
     from diffusion.checkpoint import load_model
-    from diffusion.errors import UsageError
     from diffusion.nll import bits_per_dimension
     from diffusion.precision import default_device
 
-    if out.suffix != ".png":
-        raise UsageError(f"--out {out}: give a file that ends in .png")
+    writer = writer_of(out, {".png": _write})
     loaded = load_model(resolve_model(model, run_id, champion), default_device())
     images = fitting_store(store, loaded.artefact)
     count = min(num or len(images), len(images))
@@ -53,8 +51,9 @@ def nll(
             batch_size=batch_size,
             progress=lambda done, total: show(done, total, ""),
         )
-    _write(out, bits)
-    mean, error = float(bits.total.mean()), float(bits.total.std() / count**0.5) if count > 1 else 0.0
+    writer(out, bits)
+    mean = float(bits.total.mean())
+    error = float(bits.total.std() / count**0.5) if count > 1 else None  # one image has no spread
     made = {
         "bits_per_dimension": mean,
         "standard_error": error,
@@ -63,7 +62,8 @@ def nll(
         "timesteps": len(bits.timesteps),
         "out": str(out),
     }
-    said = f"{mean:.4f} ± {error:.4f} bits per dimension over {count:,} images of {images.path}: {out}"
+    spread = "" if error is None else f" ± {error:.4f}"
+    said = f"{mean:.4f}{spread} bits per dimension over {count:,} images of {images.path}: {out}"
     typer.echo(json.dumps(made) if as_json else said)
 
 

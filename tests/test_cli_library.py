@@ -110,6 +110,8 @@ def test_nll_says_the_bits_and_plots_the_terms(run, tmp_path):
     assert made["bits_per_dimension"] == pytest.approx(terms + made["prior"], rel=1e-5)
     assert (made["images"], made["timesteps"], len(rows)) == (3, 5, 6)
     assert Image.open(tmp_path / "plots/nll.png").format == "PNG"
+    _, out, _ = run("nll", "--num", "1", "--steps", "5", "--json")
+    assert json.loads(out)["standard_error"] is None
 
 
 def test_import_openai_makes_a_model_that_samples(run, tmp_path, monkeypatch):
@@ -122,6 +124,14 @@ def test_import_openai_makes_a_model_that_samples(run, tmp_path, monkeypatch):
     code, out, _ = run("import", "openai", "published.pt", "--preset", "ddpm-cifar10")
     assert code == 0
     assert "models/published.safetensors" in out
+    _, out, _ = run("import", "openai", "published.pt", "--preset", "ddpm-cifar10", "--json")
+    made, loaded = json.loads(out), load_model(tmp_path / "models/published.safetensors")
+    parameters = sum(weight.numel() for weight in loaded.network.parameters())
+    assert made == {
+        "out": "models/published.safetensors",
+        "preset": "ddpm-cifar10",
+        "parameters": parameters,
+    }
     code, _, _ = run(
         *("sample", "--model", "models/published.safetensors", "--steps", "2", "--num", "1", "-o", "a.npz")
     )
@@ -136,6 +146,8 @@ def test_export_diffusers_makes_a_folder(run, tmp_path):
     assert code == 0
     assert (tmp_path / "pipeline/model_index.json").exists()
     assert "README.md" in out
+    _, out, _ = run("export", "diffusers", "again", "--json")
+    assert json.loads(out) == {"out": "again"}
 
 
 def test_sample_takes_a_list_of_timesteps_and_the_other_solver(run, tmp_path):
@@ -161,6 +173,15 @@ def test_sample_takes_a_list_of_timesteps_and_the_other_solver(run, tmp_path):
         ("sample --out a.png --timesteps 5,x", "timesteps.1: Input should be a valid integer"),
         ("sample --out a.png --timesteps 5,99 --steps 3", "steps 3 is not the length of timesteps, 2"),
         ("sample --out a.png --sampler dpm-solver++ --eta 1", "deterministic: eta must be 0"),
+        ("sample --out a.png --classifier-scale 3", "--classifier-scale does nothing without --classifier"),
+        ("sample --out a.png --noise small", "--noise does nothing at --eta 0"),
+        ("sample --out a.png --noise small --sampler dpm-solver++", "--noise does nothing with --sampler"),
+        ("sample --out a.png --spacing uniform --timesteps 0,99", "--spacing does nothing beside"),
+        ("encode 0 --out a.npz --num 16", "--num does nothing beside the images that are named"),
+        ("encode mine.png --out a.npz --images data/prepared/test", "--images does nothing where all"),
+        ("interpolate mine.png mine.png --out a.png --images x", "--images does nothing where all"),
+        ("evaluate mine.npz --against mine.npz --split train", "--split does nothing since mine.npz is no"),
+        ("evaluate mine.npz --against none --split train", "there is no none"),
         ("encode 6 --out a.npz", "no image 6 in data/prepared/test: give 0 to 5"),
         ("encode none.png --out a.npz", "no image at none.png"),
         ("encode wide.png --out a.npz", "wide.png has 9×8 pixels: the model takes 8×8"),
@@ -173,7 +194,7 @@ def test_sample_takes_a_list_of_timesteps_and_the_other_solver(run, tmp_path):
         ("nll --out a.jpg", "ends in .png"),
         ("nll --steps 500", "500 sampling steps do not fit"),
         ("sample --out a.png --guidance 2 --model models/no-null.safetensors", "p_uncond > 0"),
-        ("sample --out a.png --noise learned --model models/fixed.safetensors", "learned variance"),
+        ("sample --out a.png --noise learned --eta 1 --model models/fixed.safetensors", "learned variance"),
         ("import openai none.pt --preset adm-64", "no file at none.pt"),
         ("import openai none.pt --preset adm", "there is no preset 'adm': give one of adm-64"),
         ("export diffusers models", "models is not empty"),
@@ -190,11 +211,19 @@ def test_misuse_is_one_sentence_and_exit_code_2(run, tmp_path, arguments, said):
     Image.new("L", (9, 8)).save(tmp_path / "wide.png")
     Image.new("L", (8, 8)).save(tmp_path / "mine.png")
     (tmp_path / "text.png").write_text("not an image")
+    np.savez(tmp_path / "mine.npz", np.zeros((2, 8, 8, 1), np.uint8))
     code, _, err = run(*arguments.split())
     assert code == 2
     assert len(err.strip().splitlines()) == 1
     assert err.startswith("diffctl: ")
     assert said in err
+
+
+def test_a_place_where_nothing_can_be_written_is_one_sentence(run):
+    code, _, err = run("sample", "--num", "1", "--steps", "1", "--out", "models/unet.safetensors/a.png")
+    assert code == 1
+    assert err.splitlines()[-1].startswith("diffctl: models/unet.safetensors cannot be used (")
+    assert "Traceback" not in err
 
 
 def test_a_damaged_checkpoint_is_exit_code_1_in_a_real_process(tmp_path):
