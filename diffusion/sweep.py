@@ -18,9 +18,8 @@ from diffusion.files import sha256_file
 from diffusion.generate import generate, labels_of
 from diffusion.grid import Cell, cell_settings, settings_card
 from diffusion.images import to_nhwc
-from diffusion.layout import CELL_RUNS
 from diffusion.settings import SampleSettings
-from diffusion.units import missing_units, save_unit, stored_images
+from diffusion.units import cells_folder, missing_units, save_unit, stored_images
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -60,7 +59,7 @@ def make_cell(
     sha256, artefact = sha256_file(model), read_artefact(model)
     settings, total = cell_settings(config, cell), config.sample.num_images
     card = sampling_card(settings, sha256, artefact)
-    folder = CELL_RUNS / sha256[:16] / fingerprint(card)
+    folder = cells_folder(sha256) / fingerprint(card)
     units = missing_units(folder, total, config.sample.batch_size)
     done = total - sum(map(len, units))
     show = progress or (lambda done, total: None)

@@ -11,6 +11,12 @@ import numpy as np
 
 from diffusion.data.store import Images
 from diffusion.files import write_atomic
+from diffusion.layout import CELL_RUNS
+
+
+def cells_folder(model_sha256: str) -> Path:
+    """Where the units of a model's cells lie, a folder for each cell's card."""
+    return CELL_RUNS / model_sha256[:16]
 
 
 def missing_units(folder: Path, total: int, size: int) -> list[range]:

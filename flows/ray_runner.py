@@ -22,6 +22,7 @@ from diffusion.errors import DiffctlError, UsageError
 from diffusion.files import sha256_file
 from diffusion.settings import SampleConfig, SampleSettings
 from diffusion.signals import stop_request
+from flows.terminal import reason
 
 if TYPE_CHECKING:
     import torch
@@ -148,7 +149,7 @@ def _result(reference: Any, unit: range) -> "Images":
         cause = error.cause
         if isinstance(cause, DiffctlError):
             raise cause from None
-        raise DiffctlError(f"images {unit.start} to {unit.stop - 1} failed: {_first_line(cause)}") from None
+        raise DiffctlError(f"images {unit.start} to {unit.stop - 1} failed: {reason(cause)}") from None
     except ray.exceptions.RayError as error:
         raise DiffctlError(
             f"images {unit.start} to {unit.stop - 1} failed after {RETRIES} retries: {_first_line(error)}"

@@ -6,6 +6,7 @@ Nothing here imports Prefect before its settings stand in the environment.
 """
 
 import contextlib
+import http.client
 import importlib
 import os
 import queue
@@ -79,7 +80,7 @@ def answers(url: str, timeout: float) -> bool:
             return bool(reply.status == 200)
     except urllib.error.HTTPError as error:
         return error.code in (401, 403)  # it is there, and asks for the key that Prefect's client has
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):  # the last: what listens is no web server
         return False
 
 

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Awaitable, Callable
 
-from diffusion.layout import CELL_RUNS, MODEL, PREPARED, TRAIN_RUNS
+from diffusion.layout import MODEL, PREPARED, TRAIN_RUNS
 from flows.dvc import STAGES, push_outs, reproduce
 from flows.terminal import say
 
@@ -59,8 +59,11 @@ def _discard(stage: str) -> None:
         _discard_training()
     elif MODEL.exists():
         from diffusion.files import sha256_file
+        from diffusion.units import cells_folder
 
-        shutil.rmtree(CELL_RUNS / sha256_file(MODEL)[:16], ignore_errors=True)
+        folder = cells_folder(sha256_file(MODEL))
+        if folder.exists():
+            shutil.rmtree(folder)
 
 
 def _discard_training() -> None:

@@ -16,7 +16,7 @@ from diffusion.errors import DiffctlError, Interrupted, UsageError
 from flows.engine import run_flow
 from flows.server import answers, quiet_client
 from flows.signals import ended_by_signal
-from flows.terminal import say
+from flows.terminal import reason, say
 
 if TYPE_CHECKING:
     from prefect import State
@@ -48,7 +48,7 @@ class Cells:
         except Interrupted:
             raise
         except Exception as error:
-            say(f"{name} failed: {_reason(error)}\n")
+            say(f"{name} failed: {reason(error)}\n")
             self.failures[name] = error
             self._tried.add(name)
             raise
@@ -68,7 +68,7 @@ class Cells:
         """DiffctlError that names every cell that failed, and why; UsageError when all were refused."""
         if self.failures:
             refused = all(isinstance(error, UsageError) for error in self.failures.values())
-            reasons = "; ".join(f"{name} ({_reason(error)})" for name, error in self.failures.items())
+            reasons = "; ".join(f"{name} ({reason(error)})" for name, error in self.failures.items())
             kind = UsageError if refused else DiffctlError
             raise kind(f"{len(self.failures)} of {len(self.makers)} cells failed: {reasons}")
 
@@ -140,7 +140,3 @@ def _flow(cells: Cells) -> "Awaitable[State]":
         return None
 
     return sweep(cells.left(), return_state=True)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

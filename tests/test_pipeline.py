@@ -10,6 +10,9 @@ import pytest
 import yaml
 
 from diffusion.errors import DiffctlError, Interrupted, UsageError
+from diffusion.files import sha256_file, write_text
+from diffusion.layout import MODEL
+from diffusion.units import cells_folder
 from flows.dvc import STAGES, StageFailed
 from flows.steps import do_steps
 from tests.closure import GRAPH
@@ -45,6 +48,27 @@ def test_steps_are_done_once_each_and_in_order() -> None:
     asyncio.run(do_steps(do, done, push=True, fresh=False))
     assert [name for name, _ in tried] == ["train", "sample", "evaluate", "report", "register", "push"]
     assert done["register"] == "version 1"
+
+
+def test_fresh_discards_the_units_of_the_present_model_or_fails(project: Path) -> None:
+    async def do(name: str, fresh: bool) -> None:
+        assert (name, fresh) == ("sample", True)
+
+    def sample_anew() -> None:
+        others: dict[str, str | None] = {name: None for name in [*STAGES, "register"] if name != "sample"}
+        asyncio.run(do_steps(do, others, push=False, fresh=True))
+
+    sample_anew()  # there is no model yet
+    write_text(MODEL, "weights")
+    ours, other = cells_folder(sha256_file(MODEL)), cells_folder("0" * 64)
+    for folder in (ours, other):
+        write_text(folder / "card/00000000-00000004.npy", "images")
+    sample_anew()
+    assert not ours.exists()
+    assert other.exists()
+    write_text(ours, "what cannot be discarded as a folder")
+    with pytest.raises(NotADirectoryError):
+        sample_anew()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,20 @@ def test_a_server_that_cannot_start_is_an_error_and_leaves_nothing(
     with pytest.raises(DiffctlError, match="ended as it started"), prefect_server():
         pass
     assert not processes_in(folder)
+
+
+def test_what_listens_and_is_no_web_server_does_not_answer() -> None:
+    def greet() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+            connection.recv(4096)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=greet)
+        server.start()
+        assert not answers(f"http://127.0.0.1:{listener.getsockname()[1]}/api", timeout=5)
+        server.join()
 
 
 def test_settings_come_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,10 +26,10 @@ def test_a_failing_cell_takes_no_other_with_it_and_is_named(
 ) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     made: list[str] = []
-    with pytest.raises(DiffctlError, match=r"1 of 4 cells failed: b \(out of memory\)"):
+    with pytest.raises(DiffctlError, match=r"1 of 4 cells failed: b \(RuntimeError: out of memory\)"):
         make_all(made_and_failing(made))
     assert made == ["a", "c", "d"]
-    assert capsys.readouterr().out == "b failed: out of memory\n"
+    assert capsys.readouterr().out == "b failed: RuntimeError: out of memory\n"
 
 
 def test_a_server_that_does_not_answer_is_told_and_the_loop_does_it(
@@ -106,9 +106,9 @@ def test_on_a_server_every_cell_is_a_task_and_a_failing_one_is_seen(folder: Path
     assert code == 1
     assert lines == [
         "made a",
-        "b failed: out of memory",
+        "b failed: RuntimeError: out of memory",
         "made c",
-        "1 of 3 cells failed: b (out of memory)",
+        "1 of 3 cells failed: b (RuntimeError: out of memory)",
     ]
     assert recorded(folder) == {"sweep": "Failed", "a": "Completed", "b": "Failed", "c": "Completed"}
 
