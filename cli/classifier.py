@@ -13,14 +13,15 @@ def classifier(
     """Train params.yaml's classifier of noised images, or go on: models/classifier.safetensors."""
     from diffusion.checkpoint import DataCard, save_artefact
     from diffusion.classifier import resolve_classifier
-    from diffusion.classifier_training import new_classifier, train_classifier, write_curve
-    from diffusion.config import fingerprint, load
+    from diffusion.classifier_training import new_classifier, train_classifier
+    from diffusion.config import load
     from diffusion.data.store import open_store
     from diffusion.errors import UsageError
     from diffusion.layout import CLASSIFIER, CLASSIFIER_CURVE, CLASSIFIER_RUNS, PREPARED
     from diffusion.precision import default_device
+    from diffusion.resolve import result_of, training_fingerprint
     from diffusion.signals import stop_request
-    from diffusion.trainrun import open_run
+    from diffusion.trainrun import open_run, write_loss_curve
 
     config, store, device = load(), open_store(PREPARED / "train"), default_device()
     if config.classifier is None:
@@ -37,7 +38,7 @@ def classifier(
         config.classifier, config.diffusion, data, meta["image_size"], meta["channels"]
     )
     with (
-        open_run(CLASSIFIER_RUNS, fingerprint(artefact), fresh=fresh) as run,
+        open_run(CLASSIFIER_RUNS, training_fingerprint(artefact), fresh=fresh) as run,
         stop_request() as stop,
         progress("classifier", per=artefact.train.batch_size) as show,
     ):
@@ -56,6 +57,6 @@ def classifier(
                 done, total, " · ".join(f"{name} {value:.4f}" for name, value in means.items())
             ),
         )
-        write_curve(CLASSIFIER_CURVE, state.history)
-        save_artefact(CLASSIFIER, state.network.state_dict(), artefact)
+        write_loss_curve(CLASSIFIER_CURVE, state.history)
+        save_artefact(CLASSIFIER, state.network.state_dict(), result_of(artefact))
     typer.echo(f"classifier: {CLASSIFIER}, for `diffctl sample --classifier {CLASSIFIER}`")

@@ -2,22 +2,18 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from diffusion.classifier import Classifier, ClassifierArtefact
 from diffusion.data.store import ImageStore
 from diffusion.errors import DiffctlError
-from diffusion.files import write_text
 from diffusion.images import to_model, to_nchw
 from diffusion.random import generator
+from diffusion.resumable import Moments, Part, Resumable, is_finite
 from diffusion.schedule import Schedule, q_sample
-from diffusion.state import SavedState
 from diffusion.training import MAX_BAD_STEPS, learning_rate
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -25,43 +21,16 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 
 @dataclass
-class ClassifierState:
-    """A classifier's training after `step` steps; `values` and `tensors` are all that a resume needs."""
+class ClassifierState(Resumable):
+    """A classifier's training after `step` steps."""
 
     artefact: ClassifierArtefact
     network: Classifier
     optimizer: torch.optim.AdamW
-    step: int = 0
-    bad_in_a_row: int = 0
-    window: dict[str, float] = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights and optimiser moments by name."""
-        named = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            named |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-        return named
-
-    def values(self) -> dict[str, Any]:
-        """The counters and the curve so far."""
-        return {name: getattr(self, name) for name in ("step", "bad_in_a_row", "window", "history")}
-
-    def restore(self, saved: SavedState) -> None:
-        """Become the saved state, exactly."""
-        weights: dict[str, Tensor] = {}
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in saved.tensors.items():
-            part, rest = name.split(".", 1)
-            if part == "network":
-                weights[rest] = tensor
-            else:
-                index, moment = rest.split(".")
-                moments.setdefault(int(index), {})[moment] = tensor
-        self.network.load_state_dict(weights)
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        for name, value in saved.values.items():
-            setattr(self, name, value)
+    def parts(self) -> dict[str, Part]:
+        """Weights and optimiser moments."""
+        return {"network": self.network, "optimizer": Moments(self.optimizer)}
 
 
 def new_classifier(artefact: ClassifierArtefact, device: torch.device) -> ClassifierState:
@@ -96,7 +65,9 @@ def train_classifier(
             save(state)
             raise
         means = classifier_step(state, schedule, store, device)
-        _remember(state, means)
+        state.count(means)
+        if state.step % config.log_every == 0 or state.step == config.steps:
+            state.history.append({"step": state.step, **state.take_means()})
         progress(state.step, config.steps, means)
         if state.bad_in_a_row >= MAX_BAD_STEPS:
             raise DiffctlError(
@@ -110,9 +81,9 @@ def train_classifier(
 def classifier_step(
     state: ClassifierState, schedule: Schedule, store: ImageStore, device: torch.device
 ) -> dict[str, float]:
-    """One optimiser step in place on images noised to uniform t (ADM sec. 4.1): cross-entropy and accuracy.
+    """One optimiser step in place on images noised to uniform t (ADM sec. 4.1).
 
-    A non-finite loss or gradient changes no weight.
+    Returns its cross-entropy, accuracy and gradient norm. A non-finite one changes no weight.
     """
     train = state.artefact.train
     source = generator("classifier", train.seed, state.step)
@@ -133,32 +104,12 @@ def classifier_step(
     loss = F.cross_entropy(logits, labels)
     loss.backward()  # type: ignore[no-untyped-call]
     norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), train.grad_clip or math.inf)
-    means = {"loss": float(loss.detach()), "accuracy": float((logits.argmax(1) == labels).float().mean())}
-    finite = math.isfinite(means["loss"]) and math.isfinite(float(norm))
-    if finite:
+    accuracy = (logits.argmax(1) == labels).float().mean()
+    means = {"loss": float(loss.detach()), "accuracy": float(accuracy), "grad_norm": float(norm)}
+    if is_finite(means):
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(state.artefact, state.step)
         state.optimizer.step()
-    state.bad_in_a_row = 0 if finite else state.bad_in_a_row + 1
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     return means
-
-
-def write_curve(path: Path, history: list[dict[str, float]]) -> None:
-    """Write the means by step as CSV: step, loss, accuracy."""
-    rows = [f"{row['step']},{row['loss']:.6g},{row['accuracy']:.6g}" for row in history]
-    write_text(path, "\n".join(["step,loss,accuracy", *rows]) + "\n")
-
-
-def _remember(state: ClassifierState, means: dict[str, float]) -> None:
-    """Add to the window of means, and to the curve when it is its time."""
-    train = state.artefact.train
-    for name, value in {**means, "count": 1.0}.items():
-        state.window[name] = state.window.get(name, 0.0) + value
-    if state.step % train.log_every == 0 or state.step == train.steps:
-        count = state.window.pop("count")
-        state.history.append(
-            {"step": state.step, **{name: total / count for name, total in state.window.items()}}
-        )
-        state.window = {}

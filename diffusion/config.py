@@ -186,8 +186,8 @@ class EvaluateConfig(Section):
 class ClassifierConfig(Section):
     """A classifier of noised images for guidance (ADM sec. 4), trained by `diffctl stage classifier`.
 
-    `model` is the shape of its encoder, the first half of such a U-Net. Of `train`, ema_decay, p_uncond,
-    preview_every and eval_every mean nothing here.
+    `model` is the shape of its encoder, the first half of such a U-Net. Of `train`, devices, microbatch,
+    compile, tf32, ema_decay, p_uncond, preview_every, keep and all of eval_ mean nothing here.
     """
 
     model: ModelConfig

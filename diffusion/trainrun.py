@@ -15,11 +15,11 @@ from typing import Any
 from diffusion.changes import changed_fields
 from diffusion.files import sync_folder, write_json, write_text
 from diffusion.locks import file_lock
+from diffusion.resumable import Resumable
 from diffusion.state import newest_state, save_state
-from diffusion.training import TrainState
 
 CONFIG = "config.json"  # in a training's folder: what its fingerprint was made of
-CURVE = ("step", "loss", "mse", "vlb", "grad_norm", "lr", "skipped_steps")
+CURVE = ("step", "loss", "accuracy", "mse", "vlb", "grad_norm", "lr", "skipped_steps")
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class TrainRun:
             {"key": self.key, "pid": os.getpid(), "step": step, "heartbeat": round(time.time(), 3)},
         )
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: Resumable) -> None:
         """Keep the state; DiffctlError on a full disk, the state before it stays."""
         save_state(self.folder, state.step, state.tensors(), state.values())
 
-    def restore(self, state: TrainState) -> bool:
+    def restore(self, state: Resumable) -> bool:
         """Bring `state` to the newest whole saved one; False when there is none."""
         saved = newest_state(self.folder)
         if saved is not None:
@@ -82,7 +82,10 @@ def open_run(
 
 
 def write_loss_curve(path: Path, history: list[dict[str, float]]) -> None:
-    """Write the training's means by step as CSV: step, loss and its parts, gradient norm, rate."""
+    """Write the training's means by step as CSV: step, loss and its parts, gradient norm, rate.
+
+    A classifier's has its accuracy. A mean of steps of which none was finite is `nan`.
+    """
     names = [name for name in CURVE if any(name in row for row in history)]
     lines = [",".join(names)] + [
         ",".join(f"{row.get(name, math.nan):.6g}" for name in names) for row in history

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cli import main
 from diffusion.checkpoint import DataCard, load_model, read_artefact, save_artefact
 from diffusion.classifier import (
     AttentionPool,
@@ -19,16 +20,18 @@ from diffusion.classifier import (
     load_classifier,
     resolve_classifier,
 )
-from diffusion.classifier_training import ClassifierState, new_classifier, train_classifier, write_curve
+from diffusion.classifier_training import ClassifierState, new_classifier, train_classifier
 from diffusion.config import ClassifierConfig, DiffusionConfig
 from diffusion.data.store import ImageStore, open_store
 from diffusion.errors import DiffctlError, Interrupted, UsageError
 from diffusion.generate import generate
 from diffusion.guidance import classifier_gradient, classifier_guided
+from diffusion.resolve import training_fingerprint
 from diffusion.sampling import sample
 from diffusion.schedule import Schedule
 from diffusion.settings import SampleSettings
 from diffusion.state import newest_state, save_state
+from diffusion.trainrun import write_loss_curve
 from tests import papers
 from tests.conftest import diffctl, write_params
 from tests.networks import artefact_of, network_of, randomise, spec_of
@@ -256,10 +259,10 @@ def test_a_file_knows_whether_it_is_a_model_or_a_classifier(tmp_path):
     assert read_artefact(tmp_path / "m.safetensors").network == spec
 
 
-def resolved(store: ImageStore, **train: Any) -> ClassifierArtefact:
-    section = ClassifierConfig.model_validate({**SECTION, "train": {**SECTION["train"], **train}})
+def resolved(store: ImageStore, section: dict[str, Any] = SECTION, **train: Any) -> ClassifierArtefact:
+    config = ClassifierConfig.model_validate({**section, "train": {**section["train"], **train}})
     data = DataCard(name="digits", classes=tuple(store.meta["classes"]), digest=store.digest)
-    return resolve_classifier(section, DiffusionConfig(), data, 8, 1)
+    return resolve_classifier(config, DiffusionConfig(), data, 8, 1)
 
 
 def train(state: ClassifierState, store: ImageStore, stop_at: int | None = None, folder: Path | None = None):
@@ -312,6 +315,34 @@ def test_a_training_that_is_not_finite_stops_with_a_sentence(digits_store):
         train(state, store)
 
 
+@pytest.mark.parametrize("log_every", [1, 3])
+def test_a_step_that_is_not_finite_is_left_out_and_its_training_saved(digits_store, tmp_path, log_every):
+    store = open_store(digits_store)
+    state = new_classifier(resolved(store, log_every=log_every, save_every=2), CPU)
+    state.network.register_forward_hook(lambda *call: call[2] * math.nan if state.step == 1 else None)
+    train(state, store, folder=tmp_path)
+    assert (state.skipped, state.bad_in_a_row) == (1, 0)
+    assert [row["step"] for row in state.history] == list(range(log_every, 13, log_every))
+    assert all(math.isfinite(value) for row in state.history for value in row.values())
+    assert ("loss" in state.history[1]) == (log_every == 3)
+    assert all(bool(tensor.isfinite().all()) for tensor in state.tensors().values())
+    saved = newest_state(tmp_path)
+    assert saved is not None
+    assert saved.values == state.values()
+
+
+def test_a_training_goes_on_when_it_is_watched_or_fitted_otherwise(digits_store):
+    store = open_store(digits_store)
+    base = training_fingerprint(resolved(store))
+    watched = {"log_every": 1, "save_every": 2, "preview_every": 3, "eval_every": 4}
+    for changes in (watched, {"devices": 1, "microbatch": 2, "compile": False}):
+        assert training_fingerprint(resolved(store, **changes)) == base
+    section = {**SECTION, "model": {**SHAPE, "gradient_checkpointing": True}}
+    assert training_fingerprint(resolved(store, section)) == base
+    for changes in ({"lr": 0.1}, {"seed": 1}, {"steps": 13}, {"batch_size": 9}, {"weight_decay": 0.0}):
+        assert training_fingerprint(resolved(store, **changes)) != base
+
+
 def test_data_without_classes_is_refused():
     section = ClassifierConfig.model_validate(SECTION)
     with pytest.raises(UsageError, match="at least two classes, and faces has 0"):
@@ -323,8 +354,37 @@ def test_data_without_classes_is_refused():
 
 
 def test_the_curve_is_csv(tmp_path):
-    write_curve(tmp_path / "c.csv", [{"step": 5, "loss": 1.5, "accuracy": 0.25}])
-    assert (tmp_path / "c.csv").read_text() == "step,loss,accuracy\n5,1.5,0.25\n"
+    write_loss_curve(
+        tmp_path / "c.csv", [{"step": 5, "loss": 1.5, "accuracy": 0.25, "grad_norm": 2.0}, {"step": 6}]
+    )
+    text = "step,loss,accuracy,grad_norm\n5,1.5,0.25,2\n6,nan,nan,nan\n"
+    assert (tmp_path / "c.csv").read_text() == text
+
+
+def test_the_stage_goes_on_with_another_save_every(project, digits_store, monkeypatch, capsys):
+    (project / "data/prepared").mkdir(parents=True)
+    digits_store.rename(project / "data/prepared/train")
+    sections = {**SECTION, "train": {**SECTION["train"], "precision": "fp32"}}
+
+    def stage(**train: Any) -> tuple[str, bytes]:
+        section = {**sections, "train": {**sections["train"], **train}}
+        write_params(project)
+        with (project / "params.yaml").open("a") as file:
+            file.write("classifier: " + json.dumps(section))
+        monkeypatch.setattr("sys.argv", ["diffctl", "stage", "classifier"])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main.main()
+        assert not stop.value.code
+        return capsys.readouterr().err, (project / "models/classifier.safetensors").read_bytes()
+
+    told, first = stage(save_every=5)
+    assert "from step 0 to 12" in told
+    (last,) = project.glob("runs/*/*/state-000000012.safetensors")
+    last.unlink()
+    told, second = stage(save_every=4, log_every=4, microbatch=2)
+    assert "from step 10 to 12" in told
+    assert second == first
 
 
 @pytest.mark.slow
