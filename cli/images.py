@@ -44,7 +44,7 @@ def encode(
     champion: Champion = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find the noise from which deterministic DDIM makes the given images, and how near it comes back."""
+    """Find the noise from which unclipped DDIM at η = 0 makes the images, and how near it comes back."""
     import numpy as np
 
     from cli.chosen import asked_labels, choose, choose_first

@@ -1,13 +1,16 @@
 """Small networks with random weights everywhere: a fresh UNet's output is zero, which would prove nothing."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from diffusion.checkpoint import Artefact, DataCard
 from diffusion.config import DiffusionConfig, TrainConfig
+from diffusion.schedule import Schedule
 from diffusion.shape import UNetSpec
 from diffusion.unet import UNet
+from tests import papers
 
 
 def spec_of(**changes: Any) -> UNetSpec:
@@ -65,3 +68,28 @@ def artefact_of(spec: UNetSpec, timesteps: int = 100, **changes: Any) -> Artefac
         "precision": "fp32",
     }
     return Artefact(**{**values, **changes})
+
+
+class OptimalNetwork(torch.nn.Module):
+    """The true reverse process of pixels of N(mean, std²), a mean for each label: ε, and its variance's v.
+
+    The variance is that of the process with all timesteps (iDDPM eq. 15).
+    """
+
+    def __init__(self, process: DiffusionConfig, std: float, means: Sequence[float] = (0.0,)) -> None:
+        super().__init__()
+        self.anchor = torch.nn.Parameter(torch.zeros(1), requires_grad=False)  # by which its device is told
+        self.schedule = Schedule.named(process.schedule, process.timesteps)
+        self.means, self.std = torch.tensor(means, dtype=torch.float64), std
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        schedule, i = self.schedule, int(t[0])
+        means = self.means[:1] if labels is None else self.means[labels]
+        data = papers.GaussianData(means.reshape(-1, 1, 1, 1), self.std)
+        alpha_bar, previous = schedule.alphas_cumprod[i], schedule.alphas_cumprod_prev[i]
+        of_x0 = previous.sqrt() * schedule.betas[i] / (1 - alpha_bar)
+        log_var = (schedule.posterior_variance[i] + of_x0**2 * data.x0_variance(alpha_bar)).log()
+        small, large = schedule.posterior_log_variance_clipped[i], schedule.betas[i].log()
+        v = 2 * (log_var - small) / (large - small) - 1
+        eps = data.eps(x.double(), alpha_bar)
+        return torch.cat([eps, torch.full_like(eps, float(v))], 1).float()

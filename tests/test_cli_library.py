@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from cli import main
 from diffusion.checkpoint import LoadedModel, load_model, save_artefact
+from diffusion.config import DiffusionConfig
 from diffusion.data.store import write_store
 from diffusion.generate import generate
 from diffusion.images import to_nchw
@@ -20,7 +22,7 @@ from diffusion.latents import decode_images
 from diffusion.presets import PRESETS
 from diffusion.settings import SampleSettings
 from tests.conftest import diffctl
-from tests.networks import artefact_of, network_of, spec_of
+from tests.networks import OptimalNetwork, artefact_of, network_of, spec_of
 from tests.openai_layout import Layout
 
 Run = Callable[..., tuple[int, str, str]]
@@ -71,6 +73,20 @@ def test_encode_writes_codes_from_which_the_reconstructions_come(run, tmp_path):
     assert np.array_equal(to_nchw(arrays["reconstructions"]), back)
     error = np.abs(arrays["reconstructions"].astype(int) - arrays["images"]).mean()
     assert made["mean_pixel_error"] == pytest.approx(error, abs=1e-3)
+
+
+def test_encode_comes_back_nearer_with_more_steps(run, monkeypatch):
+    """As it must for the noise to be the image's: here by a network whose guess of x_0 leaves [−1, 1]."""
+    process, means = DiffusionConfig(timesteps=1000), [1.2] * 11
+    loaded = LoadedModel(OptimalNetwork(process, 0.5, means), artefact_of(spec_of(), diffusion=process))
+    monkeypatch.setattr("diffusion.checkpoint.load_model", lambda path, device: loaded)
+    errors = []
+    for steps in (10, 40, 160, 640):
+        code, out, _ = run("encode", "--num", "6", "--out", "a.npz", "--steps", str(steps), "--json")
+        assert code == 0
+        errors.append(json.loads(out)["mean_pixel_error"])
+    assert all(more < 0.5 * fewer for fewer, more in pairwise(errors))
+    assert errors[-1] < 1
 
 
 def test_encode_of_the_store_and_a_picture_of_it(run, tmp_path):

@@ -8,10 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.latents import encode, slerp
+from cli.chosen import end_labels
+from diffusion.checkpoint import LoadedModel
+from diffusion.config import DiffusionConfig
+from diffusion.errors import UsageError
+from diffusion.images import to_model, to_nchw, to_nhwc, to_uint8
+from diffusion.latents import decode_images, encode, encode_images, interpolate, slerp
 from diffusion.sampling import sample
 from diffusion.schedule import Schedule, spaced_timesteps
+from diffusion.settings import SampleSettings
 from tests import papers
+from tests.networks import OptimalNetwork, artefact_of, spec_of
 
 DATA = papers.GaussianData(0.2, 0.3)
 FULL = Schedule.named("cosine", 1000)
@@ -88,3 +95,79 @@ def test_slerp_ends_at_the_codes_image_by_image():
     assert torch.allclose(slerp(a, b, 0.3)[1:2], slerp(a[1:2], b[1:2], 0.3))
     assert torch.allclose(slerp(a, a, 0.3), a)
     assert torch.allclose(slerp(a, 3 * a, 0.5), 2 * a)
+
+
+MEANS, STD = (-0.4, 0.5, 0.1), 0.3  # of two classes, and of images without a label
+
+
+@pytest.fixture(scope="module")
+def gaussian() -> LoadedModel:
+    """The best model of two classes of Gaussian pixels."""
+    process, spec = DiffusionConfig(timesteps=1000), spec_of(num_classes=2)
+    return LoadedModel(OptimalNetwork(process, STD, MEANS), artefact_of(spec, diffusion=process))
+
+
+def two_images(*labels: int) -> np.ndarray:
+    """An image of each of the two labels, (2, 8, 8, 1) uint8."""
+    x_0 = torch.cat([MEANS[k] + STD * randn(1, 1, 8, 8, seed=i) for i, k in enumerate(labels)])
+    return to_nhwc(to_uint8(x_0))
+
+
+def grey_levels(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The mean difference of uint8 images."""
+    return float((a.int() - b.int()).abs().float().mean())
+
+
+@pytest.mark.parametrize("labels", [(0, 1), (1, 0), (0, 0), (2, 2)])
+def test_an_interpolation_goes_along_the_arc_from_the_first_image_to_the_second(gaussian, labels):
+    """The flow of Gaussian data is known, so each frame is: the arc's point, of the nearer end's class."""
+    ends = two_images(*labels)
+    frames = interpolate(gaussian, SampleSettings(steps=500), ends, torch.tensor(labels), 5)
+    classes = [papers.GaussianData(MEANS[label], STD) for label in labels]
+    noisiest = float(FULL.alphas_cumprod[-1])
+    x_0 = to_model(to_nchw(ends))
+    a, b = (data.flow(x_0[i : i + 1], 1.0, noisiest) for i, data in enumerate(classes))
+    for k, frame in enumerate(frames):
+        nearer = classes[0] if k <= 2 else classes[1]
+        exact = to_uint8(nearer.flow(slerp(a, b, k / 4), noisiest, 1.0))
+        assert grey_levels(frame, exact[0]) < 1.5
+    assert grey_levels(frames[0], to_nchw(ends)[0]) < 1.5
+    assert grey_levels(frames[-1], to_nchw(ends)[1]) < 1.5
+
+
+def test_its_ends_are_each_image_there_and_back_with_its_own_label(gaussian):
+    ends, labels, few = two_images(0, 1), torch.tensor([0, 1]), SampleSettings(steps=7)
+    frames = interpolate(gaussian, few, ends, labels, 2)
+    for i in (0, 1):
+        alone = slice(i, i + 1)
+        code = encode_images(gaussian, few, ends[alone], labels[alone])
+        back = decode_images(gaussian, few, code, labels[alone])
+        assert int((frames[alone].int() - back.int()).abs().max()) <= 1
+        assert (
+            grey_levels(back, to_nchw(ends[alone])) > 1.5
+        )  # seven steps do not come back to the image itself
+
+
+NO_LABEL = 10
+
+
+@pytest.mark.parametrize(
+    ("spec", "found", "klass", "expected"),
+    [
+        ({}, (3, 3), None, [3, 3]),
+        ({}, (3, 4), None, [NO_LABEL, NO_LABEL]),  # the model knows "no label", which is neither's
+        ({}, (None, 4), None, [NO_LABEL, NO_LABEL]),
+        ({}, (3, 4), "class7", [7, 7]),
+        ({"null_class": False}, (3, 4), None, [3, 4]),
+        ({"null_class": False}, (None, None), "7", [7, 7]),
+        ({"null_class": False, "num_classes": 0}, (None, None), None, None),
+    ],
+)
+def test_the_labels_of_the_ends(spec, found, klass, expected):
+    labels = end_labels(artefact_of(spec_of(**spec)), found, klass)
+    assert (None if labels is None else labels.tolist()) == expected
+
+
+def test_ends_whose_class_must_be_known_are_refused_without():
+    with pytest.raises(UsageError, match="give --class"):
+        end_labels(artefact_of(spec_of(null_class=False)), (3, None), None)
