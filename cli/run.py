@@ -36,7 +36,7 @@ def _show_scores(document: dict[str, Any]) -> None:
     """A row a cell, by its axes; the best one is marked."""
     from diffusion.evaluation.ranking import best
     from diffusion.evaluation.specs import extractor_spec
-    from diffusion.grid import AXES, order
+    from diffusion.grid import AXES, order, shown
 
     spec = extractor_spec(document["extractor"])
     cells = sorted(document["cells"].values(), key=order)
@@ -48,7 +48,7 @@ def _show_scores(document: dict[str, Any]) -> None:
     listed = table(*(axis.upper() for axis in axes), *names, "")
     for cell in cells:
         values = [f"{cell['scores'][name]:.4g}" for name in names]
-        listed.add_row(*(_plain(cell.get(axis, "")) for axis in axes), *values, "*" if cell is winner else "")
+        listed.add_row(*(shown(cell.get(axis, "")) for axis in axes), *values, "*" if cell is winner else "")
     show(listed)
     reference = document["reference"]
     typer.echo(
@@ -56,10 +56,6 @@ def _show_scores(document: dict[str, Any]) -> None:
         f"{reference['name']} ({reference['reference_split']}), extractor {spec.name}; "
         f"* the best by {metric}"
     )
-
-
-def _plain(value: str | float) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
 
 
 def ui(port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000) -> None:

@@ -33,7 +33,7 @@ class Cell:
     def name(self) -> str:
         """The cell's folder in samples/ and its name everywhere, such as steps50-eta0.5-noise_large."""
         return "-".join(
-            f"{axis}_{value}" if isinstance(value, str) else f"{axis}{value:g}"
+            f"{axis}_{value}" if isinstance(value, str) else f"{axis}{shown(value)}"
             for axis, value in self.axes.items()
         )
 
@@ -79,20 +79,28 @@ def settings_card(settings: SampleSettings) -> dict[str, Any]:
     return {**values, "sampling_version": SAMPLING_VERSION}
 
 
+def shown(value: str | float) -> str:
+    """An axis's value in a name or a table: as short as reads back to itself, so that no two look alike."""
+    if isinstance(value, str):
+        return value
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
 # What follows reads a cell's entry in the scores document as well as `Cell.axes`.
 
 _SPOKEN = {
-    "eta": "η = {:g}",
+    "eta": "η = {}",
     "sampler": "{}",
     "noise": "noise {}",
     "spacing": "spacing {}",
-    "guidance": "w = {:g}",
+    "guidance": "w = {}",
 }
 
 
 def line_name(entry: Mapping[str, Any]) -> str:
     """All but the steps, for people, such as `η = 0, dpm-solver++`: what the cells of a plot's line share."""
-    return ", ".join(form.format(entry[axis]) for axis, form in _SPOKEN.items() if axis in entry)
+    return ", ".join(form.format(shown(entry[axis])) for axis, form in _SPOKEN.items() if axis in entry)
 
 
 def spoken(entry: Mapping[str, Any]) -> str:

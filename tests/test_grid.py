@@ -1,9 +1,12 @@
 """The grid: which cells there are, what they are called, and what is refused because it means nothing."""
 
+import math
 from itertools import product
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from diffusion.config import parse
 from diffusion.errors import UsageError
@@ -66,6 +69,26 @@ def test_no_two_cells_share_a_name_or_their_settings() -> None:
     cells = grid(config)
     assert len({cell.name for cell in cells}) == len(cells) == 4 * (1 + 2 * 3 + 1) * 2
     assert len({str(cell_settings(config, cell)) for cell in cells}) == len(cells)
+
+
+@given(st.integers(1, 10**7), st.floats(0, 1e6), st.integers(1, 60))
+def test_cells_that_hardly_differ_have_names_and_words_of_their_own(
+    steps: int, value: float, halvings: int
+) -> None:
+    """A cell's folder is its name: under one name one cell would take the other's place."""
+    near = max(math.nextafter(value, math.inf), value * (1 + 0.5**halvings))
+    cells = [
+        Cell(steps, value), Cell(steps, near), Cell(steps + 1, value),
+        Cell(steps, 0.0, guidance=value), Cell(steps, 0.0, guidance=near),
+    ]  # fmt: skip
+    assert len({cell.name for cell in cells}) == len({spoken(cell.axes) for cell in cells}) == len(cells)
+
+
+@given(st.integers(1, 10**5), st.integers(0, 999_999), st.integers(0, 5))
+def test_a_value_of_six_digits_is_named_as_it_is_written(steps: int, digits: int, places: int) -> None:
+    eta = digits / 10**places
+    assert Cell(steps, eta).name == f"steps{steps}-eta{eta:g}"
+    assert float(Cell(steps, eta).name.partition("eta")[2]) == eta
 
 
 def test_cells_are_ordered_by_steps_then_by_the_other_axes() -> None:

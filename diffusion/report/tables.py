@@ -10,7 +10,7 @@ from diffusion.evaluation.evaluate import Document
 from diffusion.evaluation.intervals import interval_of, told_apart
 from diffusion.evaluation.ranking import best, leader
 from diffusion.evaluation.specs import ExtractorSpec
-from diffusion.grid import AXES, order, spoken
+from diffusion.grid import AXES, order, shown, spoken
 
 PROTOCOL = {
     "Samples": (
@@ -234,4 +234,4 @@ def _text(value: Any) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return shown(value) if isinstance(value, float) else str(value)
