@@ -24,6 +24,7 @@ def ema_update(ema: UNet, network: UNet, decay: float, finite: Tensor) -> None:
 
     That value may lie on a GPU: the host never waits to know it.
     """
-    averages = list(ema.parameters())
-    weight = (1 - decay) * finite.to(averages[0].dtype)  # lerp by 0 changes nothing
-    torch._foreach_lerp_(averages, list(network.parameters()), [weight] * len(averages))
+    averages: list[Tensor] = list(ema.parameters())
+    weights: list[Tensor] = list(network.parameters())
+    part = (1 - decay) * finite.to(averages[0].dtype)  # lerp by 0 changes nothing
+    torch._foreach_lerp_(averages, weights, [part] * len(averages))
