@@ -14,6 +14,8 @@ from cli.progress import progress
 
 app = typer.Typer(help="A stage of the pipeline, as dvc.yaml runs it.", no_args_is_help=True)
 
+ANOTHER = [sys.executable, "-m", "cli.main", "stage", "train"]  # starts a further process of a training
+
 
 @app.command()
 def data() -> None:
@@ -70,7 +72,7 @@ def train(
     with (
         open_run(TRAIN_RUNS, fingerprint, fresh=fresh, config=settings) as run,
         stop_request() as stop,
-        together(config.train, [sys.executable, "-m", "cli.main", "stage", "train"]) as ranks,
+        together(config.train, ANOTHER, _say, stop.raise_if_set) as ranks,
         watched(run, artefact, config, stop) as tracked,
     ):
         state = new_state(artefact, ranks.device)
@@ -84,6 +86,10 @@ def train(
     write_json(RUN, tracked.identity())
 
 
+def _say(sentence: str) -> None:
+    typer.echo(f"train: {sentence}", err=True)
+
+
 def _follow() -> None:
     """Compute a share of every batch of a training that another process started, saves and tells of."""
     from diffusion.config import load
@@ -95,17 +101,17 @@ def _follow() -> None:
     from diffusion.processes import together
     from diffusion.resolve import resolve, training_fingerprint
     from diffusion.signals import stop_request
-    from diffusion.training import Diverged, Silent, new_state
+    from diffusion.training import Silent, new_state
     from diffusion.training import train as train_model
 
     config, store = load(), open_store(PREPARED / "train")
     artefact = resolve(config, store.meta, default_device())
     try:
-        with stop_request() as stop, together(config.train, []) as ranks:
+        with stop_request() as stop, together(config.train, [], _say, stop.raise_if_set) as ranks:
             state = new_state(artefact, ranks.device)
             state.restore(ranks.spread(training_fingerprint(artefact), state.saved()))
             train_model(state, store, ranks, Silent(), lambda state: None, partial(ranks.agree, stop))
-    except (Interrupted, RankLost, Diverged) as error:  # the first process says it
+    except (Interrupted, RankLost) as error:  # the first process says it
         raise typer.Exit(error.exit_code) from None
 
 

@@ -1,4 +1,4 @@
-"""A GPU for one cell at a time: a lock for each device, which dies with its holders."""
+"""A GPU for one cell or training at a time: a lock for each device, which dies with its holders."""
 
 import os
 import tempfile
@@ -14,32 +14,53 @@ FOLDER = (
     Path(tempfile.gettempdir()) / f"diffctl-{os.getuid()}" / "devices"
 )  # of the machine, for all projects
 
+Waiting = Callable[[str], object]
+"""Told once, in a sentence, that there is something to wait for."""
+
+Check = Callable[[], object]
+"""Called again and again while something is waited for; raises to stop that."""
+
 
 @contextmanager
 def held_device(
-    waiting: Callable[[str], object] | None = None, group: str | None = None
+    waiting: Waiting | None = None, group: str | None = None, check: Check | None = None
 ) -> Iterator[torch.device]:
-    """The first GPU that no other cell on this machine uses, held for the block; the CPU where there is none.
+    """The first GPU that nobody else on this machine uses, held for the block; the CPU where there is none.
 
     While all are held it waits, and `waiting` is told so once. The CPU is shared: nobody waits for it. Who
     names a `group` shares the GPU with those who name the same.
     """
-    gpus = {
-        str(torch.cuda.get_device_properties(index).uuid): torch.device("cuda", index)
-        for index in range(torch.cuda.device_count())
-    }
+    gpus = _gpus()
     if not gpus:
         yield torch.device("cpu")
         return
-    with held_lock(list(gpus), waiting, group) as name:
+    with held_lock(list(gpus), waiting, group, check) as name:
         yield gpus[name]
+
+
+@contextmanager
+def held_gpus(count: int, waiting: Waiting | None = None, check: Check | None = None) -> Iterator[None]:
+    """Hold the first `count` GPUs for the block, as `held_device` holds one; nothing where there are none."""
+    with ExitStack() as stack:
+        for name in sorted(list(_gpus())[:count]):  # in one order for all, so that no two wait for each other
+            stack.enter_context(held_lock([name], waiting, check=check))
+        yield
+
+
+def _gpus() -> dict[str, torch.device]:
+    """The GPUs that this process sees, by UUID: their numbers are its own."""
+    return {
+        str(torch.cuda.get_device_properties(index).uuid): torch.device("cuda", index)
+        for index in range(torch.cuda.device_count())
+    }
 
 
 @contextmanager
 def held_lock(
     names: Sequence[str],
-    waiting: Callable[[str], object] | None = None,
+    waiting: Waiting | None = None,
     group: str | None = None,
+    check: Check | None = None,
 ) -> Iterator[str]:
     """The first of the named locks that is free, held for the block; waits until one is.
 
@@ -59,5 +80,7 @@ def held_lock(
                 yield name
                 return
             if waiting:
-                waiting("every GPU here is at work on another cell: waiting for one")
+                waiting("every GPU that would do is at work for another sweep or training: waiting for one")
                 waiting = None
+            if check:
+                check()

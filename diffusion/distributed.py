@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import Store
 
 from diffusion.errors import DiffctlError, TemporaryError, UsageError
+from diffusion.memory import is_shortage
 from diffusion.signals import StopRequest
 from diffusion.state import SavedState
 
@@ -43,6 +44,11 @@ class Ranks:
     def is_first(self) -> bool:
         """Whether this process saves, logs and previews."""
         return self.rank == 0
+
+    @property
+    def loss_blocks(self) -> bool:
+        """Whether work that is queued here never ends once another process is lost: a GPU's sums by NCCL."""
+        return self.device.type == "cuda"
 
     def share(self, count: int) -> slice:
         """This process's rows of `count`; shares differ by at most one row. UsageError when one gets none."""
@@ -129,18 +135,25 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def lost_rank_told() -> Iterator[None]:
-    """Turn torch's error about a connection that broke into RankLost."""
+    """Turn torch's error about a connection that broke into RankLost; one about memory stays what it is."""
     try:
         yield
     except RuntimeError as error:
+        if is_shortage(error):
+            raise
+        reason = str(error).strip().partition("\n")[0]
         raise RankLost(
-            "another process of this training has ended: the same command goes on from the saved state"
+            f"another process of this training has ended ({reason}): the same command goes on from the saved "
+            "state"
         ) from error
 
 
 @contextmanager
 def joined(ranks: Ranks, store: Store) -> Iterator[Ranks]:
-    """Join the processes that meet at `store`: NCCL between GPUs, gloo for what the hosts tell each other."""
+    """Join the processes that meet at `store`: NCCL between GPUs, gloo for what the hosts tell each other.
+
+    After a RankLost that blocks the GPU the group is left as it is, for to destroy it is to wait for it.
+    """
     device, world = ranks.device, ranks.world
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     options: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
@@ -148,7 +161,12 @@ def joined(ranks: Ranks, store: Store) -> Iterator[Ranks]:
         dist.init_process_group(
             backend, store=store, rank=ranks.rank, world_size=world, timeout=PATIENCE, **options
         )
+    blocked = False
     try:
         yield ranks
+    except RankLost:
+        blocked = ranks.loss_blocks
+        raise
     finally:
-        dist.destroy_process_group()
+        if not blocked:
+            dist.destroy_process_group()

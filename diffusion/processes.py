@@ -3,6 +3,7 @@
 Torchrun and we ourselves say through the environment which process one is: RANK, WORLD_SIZE, LOCAL_RANK.
 """
 
+import atexit
 import ctypes
 import os
 import signal
@@ -11,14 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Literal
+from contextlib import contextmanager, suppress
 
 import torch
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed.rendezvous import rendezvous
 
 from diffusion.config import TrainConfig
+from diffusion.devices import Check, Waiting, held_device, held_gpus
 from diffusion.distributed import RankLost, Ranks, joined
 from diffusion.errors import DiffctlError, UsageError
 
@@ -33,39 +34,71 @@ def is_follower() -> bool:
     return _is_told() and int(os.environ["RANK"]) > 0
 
 
-def process_count(devices: int | Literal["auto"]) -> int:
-    """How many processes `train.devices` means on this machine; UsageError for more than there are GPUs."""
+def process_count(train: TrainConfig) -> int:
+    """How many processes `train.devices` means on this machine: auto none without an image of the batch.
+
+    UsageError for more than there are GPUs.
+    """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if devices == "auto":
-        return max(1, gpus)
-    if gpus and devices > gpus:
+    if train.devices == "auto":
+        return max(1, min(gpus, train.batch_size))
+    if gpus and train.devices > gpus:
         raise UsageError(
-            f"train.devices: {devices} are asked for, and there are {gpus} GPUs: lower it, or auto"
+            f"train.devices: {train.devices} are asked for, and there are {gpus} GPUs: lower it, or auto"
         )
-    return devices
+    return train.devices
+
+
+def world_size(train: TrainConfig) -> tuple[int, int]:
+    """How many processes will train together, and how many of them on this machine; as `process_count`."""
+    if _is_told():
+        world = int(os.environ["WORLD_SIZE"])
+        return world, int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    count = process_count(train)
+    return count, count
 
 
 @contextmanager
-def together(train: TrainConfig, command: Sequence[str]) -> Iterator[Ranks]:
+def together(
+    train: TrainConfig, command: Sequence[str], waiting: Waiting | None = None, check: Check | None = None
+) -> Iterator[Ranks]:
     """Be one of the processes that train: as the environment says, else the first, with the others started.
 
-    `command` starts another one. DiffctlError when one has ended before its time; none outlives this one.
-    UsageError when there are more processes than images in a batch.
+    `command` starts another one. Their GPUs are held against other trainings and sweeps: while those have
+    them, this one waits, `waiting` is told, and `check` may raise. DiffctlError when a process has ended
+    before its time; none outlives this one. UsageError when there are more processes than images in a batch.
     """
     if _is_told():
         _die_with_parent()
-        store, rank, world = next(rendezvous("env://"))
-        store.set(_present(rank), "")
-        device = _own_device(int(os.environ.get("LOCAL_WORLD_SIZE", world)))
-        with joined(Ranks(device, rank, world), store) as ranks:
+        with _one_of_several(waiting, check) as ranks:
             yield ranks
-    elif (count := process_count(train.devices)) == 1:
-        yield Ranks(_own_device(1))
+    elif (count := process_count(train)) == 1:
+        with held_device(waiting, check=check) as device:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            yield Ranks(device)
     else:
-        first = Ranks(_own_device(count), 0, count)
-        first.share(train.batch_size)  # refused before anything starts
-        with _started(first, command):
-            yield first
+        Ranks(torch.device("cpu"), 0, count).share(train.batch_size)  # refused before anything starts
+        with held_gpus(count, waiting, check):
+            first = Ranks(_own_device(count), 0, count)
+            with _started(first, command):
+                yield first
+
+
+@contextmanager
+def _one_of_several(waiting: Waiting | None, check: Check | None) -> Iterator[Ranks]:
+    """As the environment says; the first one of a machine holds the GPUs of all there."""
+    store, rank, world = next(rendezvous("env://"))
+    store.set(_present(rank), "")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    with held_gpus(0 if int(os.environ.get("LOCAL_RANK", 0)) else here, waiting, check):
+        ranks = Ranks(_own_device(here), rank, world)
+        try:
+            with joined(ranks, store):
+                yield ranks
+        except RankLost as error:
+            _end_blocked(ranks, error.exit_code)
+            raise
 
 
 @contextmanager
@@ -79,6 +112,7 @@ def _started(first: Ranks, command: Sequence[str]) -> Iterator[None]:
             yield
         others.wait()
     except RankLost as error:
+        _end_blocked(first, DiffctlError.exit_code)
         raise DiffctlError(others.account() or str(error)) from error
     finally:
         others.end()
@@ -135,11 +169,15 @@ class _Others:
         return None
 
     def wait(self) -> None:
-        """Wait until all have ended as this one is about to; RankLost when one fails at that."""
+        """Wait a while until all have ended as this one is about to; RankLost when one fails at that.
+
+        The training is finished: who does not end in time is left to `end`, and costs nothing of it.
+        """
         self._over.set()
         for process in self._running:
-            if process.wait(GRACE_SECONDS):
-                raise RankLost("another process of this training failed at its end")
+            with suppress(subprocess.TimeoutExpired):
+                if process.wait(GRACE_SECONDS):
+                    raise RankLost("another process of this training failed at its end")
 
     def end(self) -> None:
         """Leave none behind: who does not end with this one is killed, for nothing of it is kept."""
@@ -183,6 +221,22 @@ def _own_device(local_world: int) -> torch.device:
     if local_world > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // local_world))
     return torch.device("cpu")
+
+
+def _end_blocked(ranks: Ranks, code: int) -> None:
+    """Let this process end with that code as soon as it has said why, where its GPU waits for a lost one.
+
+    Python's own way out would destroy the process group, and wait for the GPU.
+    """
+    if ranks.loss_blocks:
+        atexit.register(_end_now, code)
+
+
+def _end_now(code: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(code)
 
 
 def _die_with_parent() -> None:

@@ -1,7 +1,7 @@
 """Training as a function of one counter: step k's batch, timesteps and noise come from (seed, k) alone.
 
-So a killed training goes on from its newest state bit for bit, and needs nothing but the counter, the
-weights, their average and the optimiser's moments.
+So a killed training goes on from its newest state, on a CPU bit for bit, and needs nothing but the counter,
+the weights, their average and the optimiser's moments.
 """
 
 import math
@@ -154,8 +154,9 @@ def train(
     """Train to the artefact's last step, in place, saving every `save_every` steps and at the end.
 
     Of several processes all call this alike; the first one's observer and `save` matter. `check_stop` runs
-    between steps and raises to stop; the state is saved first, as it is when another process is lost.
-    Diverged after five non-finite steps in a row, with the last finite weights saved.
+    between steps and raises to stop; the state is saved first, as it is when another process is lost, but
+    on a GPU: there it could not be read any more, and the newest saved state stands. Diverged after five
+    non-finite steps in a row, with the last finite weights saved; the first process notices it for all.
     """
     artefact, config = state.artefact, state.artefact.train
     set_tf32(config.tf32, ranks.device)
@@ -168,8 +169,10 @@ def train(
             try:
                 check_stop()
                 readings.add(train_step(state, gradients, next(coming)))
-                _take(state, readings, observer)
-            except (Interrupted, RankLost, Diverged):
+                _take(state, readings, observer, ranks.is_first)
+            except (Interrupted, RankLost, Diverged) as error:
+                if isinstance(error, RankLost) and ranks.loss_blocks:
+                    raise  # and `over` stays unset: who watches ends this process, should it not end itself
                 ranks.over.set()
                 for means in readings.arrived(everything=True):
                     state.count(means)
@@ -181,10 +184,11 @@ def train(
                 saved_at = state.step
 
 
-def _take(state: TrainState, readings: Readings, observer: Observer) -> None:
+def _take(state: TrainState, readings: Readings, observer: Observer, is_first: bool) -> None:
     """Count the means that have arrived, all of them where they are looked at, and tell the observer.
 
-    Diverged after five non-finite steps in a row; on a GPU that is noticed a few steps later.
+    Diverged after five non-finite steps in a row; on a GPU that is noticed a few steps later, on each at
+    another one, so that the first process alone ends the training.
     """
     train = state.artefact.train
     every = (train.log_every, train.save_every, train.preview_every)
@@ -194,7 +198,7 @@ def _take(state: TrainState, readings: Readings, observer: Observer) -> None:
         state.count(means)
         longest = max(longest, state.bad_in_a_row)
     _observe(state, observer, readings.newest)
-    if longest >= MAX_BAD_STEPS:
+    if longest >= MAX_BAD_STEPS and is_first:
         raise Diverged(
             f"training stopped after {MAX_BAD_STEPS} non-finite steps in a row, at step {state.step}: "
             "lower train.lr, or set train.precision: fp32; the last finite weights are saved"

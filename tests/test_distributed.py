@@ -4,6 +4,7 @@ Real processes over gloo on 127.0.0.1, started by the real command line.
 """
 
 import csv
+import re
 import signal
 import subprocess
 import sys
@@ -18,11 +19,12 @@ from hypothesis import strategies as st
 
 from diffusion.data.loader import Batches
 from diffusion.data.store import open_store
-from diffusion.distributed import BUCKET, Ranks, _buckets
+from diffusion.distributed import BUCKET, RankLost, Ranks, _buckets, joined, lost_rank_told
 from diffusion.draws import draw_batch
-from diffusion.errors import UsageError
+from diffusion.errors import DiffctlError, UsageError
+from diffusion.readings import Readings
 from diffusion.timesteps import UniformSampler
-from diffusion.training import new_state, train
+from diffusion.training import MAX_BAD_STEPS, Silent, _take, new_state, train
 from tests.conftest import diffctl, environment, write_params
 from tests.test_training import Quiet, artefact_of
 from tests.training_process import (
@@ -70,6 +72,59 @@ def test_the_shares_of_a_draw_are_the_whole_draw(digits_store, world):
     ]
     for index, expected in enumerate(whole):
         assert torch.equal(torch.cat([list(share)[index] for share in shares]), expected)
+
+
+def test_the_loss_of_a_process_is_told_with_its_cause_and_a_lack_of_memory_is_not_it():
+    said = r"has ended \(Connection closed by peer\): the same command goes on"
+    with pytest.raises(RankLost, match=said), lost_rank_told():
+        raise RuntimeError("Connection closed by peer\nException raised from ...")
+    with pytest.raises(torch.OutOfMemoryError), lost_rank_told():
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize("blocks", [False, True], ids=["on a CPU", "on a GPU"])
+def test_the_loss_of_a_process_is_saved_first_unless_it_blocks_the_device(digits_store, monkeypatch, blocks):
+    monkeypatch.setattr(Ranks, "loss_blocks", blocks)
+    store, ranks, saved = open_store(digits_store), Ranks(CPU), []
+    state = new_state(artefact_of(store, train=TRAIN), CPU)
+
+    def lose() -> None:
+        if state.step == 3:
+            if blocks:
+                monkeypatch.setattr(Readings, "arrived", None)  # whatever waits for the device would hang
+            raise RankLost("another process has ended")
+
+    with pytest.raises(RankLost):
+        train(state, store, ranks, Silent(), lambda state: saved.append(state.step), lose)
+    assert saved == ([] if blocks else [3])
+    assert ranks.over.is_set() == (not blocks), "who watches must end a process that hangs"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "error", "destroyed"), [(True, RankLost, 0), (False, RankLost, 1), (True, DiffctlError, 1)]
+)
+def test_a_group_that_is_blocked_is_left_as_it_is(monkeypatch, blocks, error, destroyed):
+    calls = []
+    monkeypatch.setattr(Ranks, "loss_blocks", blocks)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: calls.append(1))
+    with pytest.raises(error), joined(Ranks(CPU, 0, 2), None):
+        raise error("it failed")
+    assert len(calls) == destroyed
+
+
+def test_the_first_process_alone_ends_a_training_that_diverges(digits_store):
+    """On GPUs each notices at a step of its own, and one that left before the first would be told as lost."""
+    state = new_state(artefact_of(open_store(digits_store), train=TRAIN), CPU)
+    for is_first in (False, True):
+        state.step, readings = 1, Readings()
+        for _ in range(MAX_BAD_STEPS):
+            readings.add({"loss": torch.tensor(torch.nan)})
+        if is_first:
+            with pytest.raises(DiffctlError, match="non-finite steps in a row"):
+                _take(state, readings, Silent(), is_first)
+        else:
+            _take(state, readings, Silent(), is_first)
 
 
 @pytest.fixture
@@ -186,6 +241,48 @@ def test_a_killed_process_ends_the_others_with_a_sentence_and_nothing_is_lost(pr
     assert "of the training's 3 ended with SIGKILL" in said
     step = logged_steps(prepared)[-1]
     assert f"going on after step {step} of 60" in train_to_the_end(prepared).stderr
+
+
+# The first process, on whose device nothing ends any more once another one is lost.
+BLOCKED = """
+import atexit, sys, threading
+import torch.distributed as dist
+from diffusion.distributed import RankLost, Ranks
+from diffusion.readings import Readings
+from diffusion.trainrun import TrainRun
+
+def hanging(call):
+    def perhaps(*arguments, **named):
+        if isinstance(sys.exception(), RankLost):
+            threading.Event().wait()
+        return call(*arguments, **named)
+    return perhaps
+
+Ranks.loss_blocks = True
+for owner, name in ((Readings, "arrived"), (TrainRun, "save"), (dist, "destroy_process_group")):
+    setattr(owner, name, hanging(getattr(owner, name)))
+atexit.register(threading.Event().wait)
+sys.argv = ["diffctl", "stage", "train"]
+from cli.main import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_where_nothing_can_be_saved_any_more(prepared: Path) -> None:
+    set_devices(prepared, 3, train={"steps": 60})
+    line = [sys.executable, "-c", BLOCKED]
+    process = subprocess.Popen(line, cwd=prepared, env=environment(), stderr=subprocess.PIPE, text=True)
+    wait_for_step(prepared, process, 9)
+    others = workers(process)
+    others[1].kill()
+    said = ended(process, others)
+    assert process.returncode == 1
+    assert said.count("of the training's 3 ended with SIGKILL") == 1
+    again = train_to_the_end(prepared).stderr
+    (step,) = re.findall(r"going on after step (\d+) of 60", again)
+    assert int(step) % TRAIN["save_every"] == 0
+    assert int(step) >= 8
 
 
 @pytest.mark.slow
