@@ -1,5 +1,7 @@
 import threading
+from contextlib import nullcontext
 from functools import partial
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -64,6 +66,25 @@ def test_draws_are_taken_only_a_little_ahead(store):
     assert len(taken) == 3
     fetched.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+@pytest.mark.parametrize(("device", "index"), [("cuda:1", 1), ("cuda", 3)])
+def test_the_threads_work_on_the_gpu_that_they_read_for(monkeypatch, device, index):
+    """A new thread's current GPU is the first one."""
+    here = threading.local()
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: setattr(here, "index", index))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    seen = []
+
+    def draw():
+        seen.append(getattr(here, "index", 0))
+        return (None,)
+
+    assert list(prefetch([draw] * 8, device, depth=2)) == [(None,)] * 8
+    assert seen == [index] * 8
 
 
 @pytest.mark.parametrize("row", [-1, 50])

@@ -101,7 +101,7 @@ def prefetch(
                 stack.enter_context(torch.cuda.stream(stream))
             return draw(), stream.record_event() if stream is not None else None
 
-    with ThreadPoolExecutor(depth, thread_name_prefix="batches") as pool:
+    with _threads(depth, device) as pool:
         coming: deque[Future[tuple[Made, Any]]] = deque()
         for draw in draws:
             coming.append(pool.submit(make, draw))
@@ -109,6 +109,14 @@ def prefetch(
                 yield _ready(*coming.popleft().result())
         while coming:
             yield _ready(*coming.popleft().result())
+
+
+def _threads(count: int, device: torch.device) -> ThreadPoolExecutor:
+    """Threads that work on the device: each new one would begin on the first GPU, and pin memory for that."""
+    if device.type != "cuda":
+        return ThreadPoolExecutor(count, "batches")
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return ThreadPoolExecutor(count, "batches", torch.cuda.set_device, (index,))
 
 
 def _ready(made: Made, event: Any) -> Made:
