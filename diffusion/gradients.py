@@ -34,8 +34,7 @@ class Gradients:
         self.share = ranks.share(train.batch_size)
         self.microbatch = self._first_microbatch(self.share.stop - self.share.start)
         self._compiling = compiles(train, ranks.device)
-        fast: Network = torch.compile(network, dynamic=False) if self._compiling else network
-        self._forward = autocast(fast, artefact.precision)
+        self._forward: Network | None = None
 
     def __call__(self, batch: Batch, step: int) -> tuple[Losses, Tensor, Tensor]:
         """Add step `step`'s gradient to the parameters' own.
@@ -70,14 +69,17 @@ class Gradients:
         if artefact.network.dropout:
             seed = generator("dropout", artefact.train.seed, step, *([rank] if rank else []))
             torch.manual_seed(seed.initial_seed())
-        parts = [self._backward(part) for part in batch.split(self.microbatch)]
+        if self._forward is None:  # only here, where it is caught when torch.compile fails
+            fast: Network = torch.compile(self._network, dynamic=False) if self._compiling else self._network
+            self._forward = autocast(fast, artefact.precision)
+        parts = [self._backward(self._forward, part) for part in batch.split(self.microbatch)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _backward(self, part: Batch) -> Losses:
+    def _backward(self, forward: Network, part: Batch) -> Losses:
         """Add the part's share of the batch's gradient; returns its losses, each (B,)."""
         process, count = self._artefact.diffusion, self._artefact.train.batch_size
         losses = training_losses(
-            self._forward, self._schedule, process, part.x_0, part.index, part.noise, part.labels
+            forward, self._schedule, process, part.x_0, part.index, part.noise, part.labels
         )
         ((losses["loss"] * part.weights).sum() / count).backward()  # type: ignore[no-untyped-call]
         return {name: value.detach() for name, value in losses.items()}
@@ -91,8 +93,7 @@ class Gradients:
             self.microbatch = -(-self.microbatch // 2)
             _warn(f"the memory does not suffice: going on with micro-batches of {self.microbatch} images")
         elif self._compiling:
-            self._compiling = False
-            self._forward = autocast(self._network, self._artefact.precision)
+            self._compiling, self._forward = False, None
             reason = str(error).strip().partition("\n")[0]
             _warn(f"the network cannot be compiled ({reason}): training goes on without that")
         else:

@@ -1,8 +1,10 @@
 """What a training step takes of the memory, which micro-batch fits, and what to say when none does."""
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ REMEDY = (
     "lower train.microbatch (or set it to auto), set model.gradient_checkpointing: true, or make the model "
     "smaller"
 )
+# What torch, cuBLAS, cuDNN (by its version) and Triton say in errors that have no type of their own.
+SHORTAGES = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED", "ALLOCATION_FAILED")
 STEP_SHARE = 0.8  # of a machine's memory that a step may take where nothing can be tried
 
 
@@ -65,19 +69,37 @@ def fitting_microbatch(spec: UNetSpec, images: int, total: int) -> int:
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:
-    """(total, free) bytes of the GPU, or of the machine for the CPU."""
+    """(total, free) bytes of the GPU; for the CPU the machine's, or its container's where those are less."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return total, free
     import psutil
 
-    memory = psutil.virtual_memory()
-    return memory.total, memory.available
+    memory, limit = psutil.virtual_memory(), cgroup_limit()
+    return min(memory.total, limit), min(memory.available, limit)
+
+
+def cgroup_limit(files: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes that this process's control group may take (cgroups(7), both versions); sys.maxsize for no limit.
+
+    A group's limit holds for the groups within it, too. A container may see its own group as the root.
+    """
+    limit = sys.maxsize
+    for line in own.read_text(encoding="utf-8").splitlines() if own.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        group, name = (files / "memory", "memory.limit_in_bytes") if controllers else (files, "memory.max")
+        for part in ("", *Path(path).parts[1:]):
+            group /= part
+            with suppress(OSError, ValueError):  # there is none, or it is `max`
+                limit = min(limit, int((group / name).read_text(encoding="utf-8")))
+    return limit
 
 
 def is_shortage(error: RuntimeError) -> bool:
     """Whether a GPU's or the CPU's memory did not suffice."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(mark in str(error) for mark in SHORTAGES)
 
 
 @contextmanager

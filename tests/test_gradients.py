@@ -1,5 +1,6 @@
 """A step's gradient: micro-batches by the memory, compilation or none, and nothing that reads the device."""
 
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,14 @@ from diffusion.distributed import Ranks
 from diffusion.draws import Batch, draw_batch
 from diffusion.errors import DiffctlError, DiffctlWarning
 from diffusion.gradients import Gradients
-from diffusion.memory import STEP_SHARE, fitting_microbatch, step_bytes
+from diffusion.memory import (
+    STEP_SHARE,
+    cgroup_limit,
+    device_memory,
+    fitting_microbatch,
+    is_shortage,
+    step_bytes,
+)
 from diffusion.timesteps import UniformSampler
 from diffusion.training import TrainState, new_state, train_step
 from diffusion.unet import UNet
@@ -92,6 +100,51 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(digits_store):
         gradient(artefact, state, batch)
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
+        ("Triton Error [CUDA]: out of memory", True),
+        ("CUDA error: out of memory", True),
+        ("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory", True),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED", False),
+        ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", False),
+    ],
+)
+def test_a_lack_of_memory_is_known_by_what_each_library_says(said, expected):
+    assert is_shortage(RuntimeError(said)) == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/a/b", {"a/b/memory.max": "7000"}, 7000),
+        ("0::/a/b", {"a/memory.max": "5000", "a/b/memory.max": "7000"}, 5000),
+        ("0::/a/b", {"a/memory.max": "max", "a/b/memory.max": "max"}, sys.maxsize),
+        ("0::/", {"memory.max": "7000"}, 7000),
+        ("0::/../other", {"memory.max": "7000"}, 7000),
+        ("5:memory:/a\n4:cpu,cpuacct:/a\n0::/", {"memory/a/memory.limit_in_bytes": "7000"}, 7000),
+        ("5:memory:/docker/1\n0::/", {"memory/memory.limit_in_bytes": "7000"}, 7000),
+        ("0::/a/b", {}, sys.maxsize),
+        (None, {"memory.max": "7000"}, sys.maxsize),
+    ],
+)
+def test_a_containers_memory_is_its_control_groups(tmp_path, monkeypatch, own, files, expected):
+    for name, limit in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(f"{limit}\n")
+    if own is not None:
+        (tmp_path / "own").write_text(f"{own}\n")
+    found = cgroup_limit(tmp_path / "groups", tmp_path / "own")
+    assert found == expected
+    whole = device_memory(CPU)
+    monkeypatch.setattr("diffusion.memory.cgroup_limit", lambda: found)
+    assert device_memory(CPU)[0] == min(whole[0], expected)
+    assert device_memory(CPU)[1] <= expected
+
+
 @pytest.mark.parametrize(("images", "fits"), [(1, 1), (7, 8), (100, 99), (100, 26), (13, 0)])
 def test_the_cpus_microbatch_is_the_largest_halving_that_fits(images, fits):
     spec = spec_of()
@@ -131,6 +184,22 @@ def test_nothing_of_the_loss_moves_to_the_host(digits_store, prediction, weighti
     gradients = Gradients(artefact, UNet(artefact.network).to(meta), Ranks(meta))
     losses, *_ = gradients(Batch(*(part.to(meta) for part in batch if part is not None)), 0)
     assert {loss.device for loss in losses.values()} == {meta}
+
+
+def test_where_torch_compile_itself_fails_it_is_trained_without(digits_store, monkeypatch):
+    artefact, state, batch = begun(digits_store)
+    expected = gradient(artefact, state, batch)
+    artefact, state, batch = begun(digits_store, compile=True)
+
+    def refuse(*_, **__):
+        raise RuntimeError("torch.compile is not supported on Python 4\nand more")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    with pytest.warns(
+        DiffctlWarning, match=r"cannot be compiled \(torch.compile is not supported on Python 4\)"
+    ):
+        ours = gradient(artefact, state, batch)
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
 
 
 @pytest.mark.slow
