@@ -43,7 +43,7 @@ class Watch:
         self._midway = midway
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Means of a window of steps, with the images a second since the last window, into the spool."""
+        """Means of a window of steps, with the images a second of the steps alone, into the spool."""
         now = time.monotonic()
         if self._window:
             since, start = self._window
@@ -67,16 +67,26 @@ class Watch:
     def preview(self, step: int, network: "UNet", ema: "UNet") -> None:
         """The same images at every step: a row of raw weights and one of EMA weights, into the spool."""
         path = self._run.folder / "previews" / f"{step:09d}.png"
-        with only_watching("a preview"):
+        with self.paused(), only_watching("a preview"):
             write_preview(path, self._artefact, network, ema)
             self._spool.image(step, "preview", path)
 
     def evaluate(self, step: int, ema: "UNet") -> None:
         """Score the EMA, whose weights are kept as `train.keep` says; the scores become curves by step."""
         if self._midway is not None:
-            with only_watching("a checkpoint"):
+            with self.paused(), only_watching("a checkpoint"):
                 self._midway.evaluate(step, ema)
-            self._window = None  # the time that this took is none of the next window's
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time that the block takes is none of the steps': it does not count in images a second."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            if self._window:
+                since, start = self._window
+                self._window = (since + time.monotonic() - began, start)
 
     def catch_up(self, step: int, ema: "UNet") -> None:
         """Make the score that is due after `step` steps, if it is not there."""

@@ -46,8 +46,9 @@ class Tracked:
 
     def save(self, state: "TrainState") -> None:
         """Keep the state; what it will not replay is in the spool, on the disk, before it counts."""
-        self.spool.sync()
-        self.run.save(state)
+        with self.watch.paused():
+            self.spool.sync()
+            self.run.save(state)
 
     def finished(self, model: Path) -> None:
         """Keep the model file for MLflow and say where it is."""

@@ -24,10 +24,11 @@ CURVE = ("step", "loss", "accuracy", "mse", "vlb", "grad_norm", "lr", "skipped_s
 
 @dataclass(frozen=True)
 class TrainRun:
-    """An open training folder. `key` names this training wherever it is tracked."""
+    """An open training folder. `key` names this training wherever it is tracked; `is_new` in a new folder."""
 
     folder: Path
     key: str
+    is_new: bool = True
 
     def beat(self, step: int) -> None:
         """Say that this process is alive and how far it is, for who looks from another machine."""
@@ -48,9 +49,9 @@ class TrainRun:
         return saved is not None
 
     def changes(self) -> str | None:
-        """How this training's configuration differs from that of the newest other one; None without one."""
+        """How a new training's configuration differs from that of the newest other one; None without one."""
         others = [path for path in self.folder.parent.glob(f"*/{CONFIG}") if path.parent != self.folder]
-        if not others or not (self.folder / CONFIG).exists():
+        if not (self.is_new and others and (self.folder / CONFIG).exists()):
             return None
         other = max(others, key=lambda path: (path.parent / "run.json").stat().st_mtime_ns)
         fields = changed_fields(_values(other), _values(self.folder / CONFIG))
@@ -69,11 +70,12 @@ def open_run(
     folder = root / fingerprint
     busy = f"this training is already running (process {_pid(folder)}, {folder}): wait for it or stop it"
     with file_lock(folder / "lock", timeout=0, busy=busy):
+        is_new = not (folder / CONFIG).exists()
         if fresh:
             _discard(folder)
         for torn in folder.glob(".state-*.tmp"):  # of a save that was killed
             torn.unlink()
-        run = TrainRun(folder, _key(folder) or uuid.uuid4().hex)
+        run = TrainRun(folder, _key(folder) or uuid.uuid4().hex, is_new)
         run.beat(0)
         if config is not None:
             write_json(folder / CONFIG, config)

@@ -27,3 +27,14 @@ def test_the_newest_other_training_is_compared_with(tmp_path: Path) -> None:
         pass
     with open_run(tmp_path, "d", config={"train": {"lr": 4}}) as run:
         assert run.changes() == f"train.lr 1 → 4 (against {tmp_path / 'a'})"
+
+
+def test_a_training_that_begins_again_has_no_other_configuration(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with open_run(tmp_path, name, config={"name": name}):
+            pass
+    for fresh in (True, False):  # False: killed before anything was saved
+        with open_run(tmp_path, "b", fresh=fresh, config={"name": "b"}) as run:
+            assert run.changes() is None
+    with open_run(tmp_path, "c", fresh=True, config={"name": "c"}) as run:
+        assert run.changes() == f"name b → c (against {tmp_path / 'b'})"

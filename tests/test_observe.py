@@ -1,15 +1,26 @@
 """What watches a training: previews that change nothing, what a full disk costs, rates of the steps alone."""
 
+import errno
+import os
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from cli.observe import write_preview
+from cli.observe import Watch, write_preview
+from cli.training import Tracked
 from diffusion.data.store import open_store
-from diffusion.training import TrainState, new_state
-from tests.test_training import CPU, artefact_of, assert_same, run_until
+from diffusion.distributed import Ranks
+from diffusion.errors import DiffctlWarning
+from diffusion.training import TrainState, new_state, train
+from diffusion.trainrun import open_run
+from tests.test_training import CPU, artefact_of, assert_same, run, run_until
+from tracking.spool import Spool
 
 DROPOUT = {"model": {"dropout": 0.3}, "train": {"lr": 0.01}}
 
@@ -38,3 +49,65 @@ def test_a_preview_is_a_function_of_the_weights_and_changes_nothing(
     for state in (watched, alone):
         run_until(state, store, 6)
     assert_same(watched, alone)
+
+
+def test_what_only_watches_finds_no_room_and_the_training_goes_on(
+    digits_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(digits_store)
+    fsync = os.fsync
+
+    def full(handle: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{handle}")
+        if "/previews" in name or "run.json" in name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    watched, alone = (new_state(artefact_of(store), CPU) for _ in range(2))
+    with open_run(tmp_path / "runs", "f") as folder, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default", DiffctlWarning)  # as a command shows them
+        watch = Watch(folder, watched.artefact, Spool(folder.folder, "k", "n", "e"), lambda *_: None)
+        monkeypatch.setattr(os, "fsync", full)
+        train(watched, store, Ranks(CPU), watch, folder.save, lambda: None)
+        monkeypatch.undo()
+        assert not list((folder.folder / "previews").iterdir())
+        assert len(list(folder.folder.glob("state-*.safetensors"))) == 2
+    told = [str(warning.message) for warning in said if warning.category is DiffctlWarning]
+    room = "cannot be written (No space left on device): the training goes on without"
+    assert told == [f"the heartbeat {room}", f"a preview {room}"], "once each, of two previews"
+    run(alone, store)
+    assert_same(watched, alone)
+
+
+class Clock:
+    """Time that passes where it is told to."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def take(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_the_rate_is_that_of_the_steps_alone(
+    digits_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes 2 s, a preview 100, a save 200, a score 400."""
+    clock, logged = Clock(), []
+    monkeypatch.setattr("cli.observe.time", clock)
+    monkeypatch.setattr("cli.observe.write_preview", lambda *_: clock.take(100))
+    folder = SimpleNamespace(folder=tmp_path, beat=lambda step: None, save=lambda state: clock.take(200))
+    midway: Any = SimpleNamespace(evaluate=lambda step, ema: clock.take(400))
+    spool: Any = SimpleNamespace(
+        metrics=lambda step, values: logged.append(values), image=lambda *_: None, sync=lambda: None
+    )
+    store = open_store(digits_store)
+    changes = {"batch_size": 8, "steps": 12, "log_every": 1, "preview_every": 3, "save_every": 2}
+    state = new_state(artefact_of(store, train={**changes, "eval_every": 5}), CPU)
+    watch = Watch(folder, state.artefact, spool, lambda *_: None, midway)
+    tracked = Tracked(folder, spool, watch)
+    train(state, store, Ranks(CPU), watch, tracked.save, lambda: clock.take(2))
+    assert len(logged) == 12
+    assert [values["images_per_second"] for values in logged[1:]] == [4.0] * 11
