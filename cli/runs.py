@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.tables import ago, show, table
+from cli.tables import ago, show, since, span, table
 
 if TYPE_CHECKING:
     from tracking.overview import Row
 
 app = typer.Typer(help="The trainings: running, dead or done.", invoke_without_command=True)
+
+SILENT_SECONDS = 120.0  # without a heartbeat, which comes every ten seconds at least while steps are made
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 
@@ -38,7 +40,7 @@ def _show_runs(rows: "list[Row]") -> None:
     listed = table("NAME", "STATE", "STEP", "STARTED", "BEST SCORE", "RUN", "FOLDER")
     for row in rows:
         step = " of ".join(f"{number:,}" for number in (row.step, row.steps) if number is not None)
-        state = f"{row.state} *" if row.undelivered else row.state
+        state = f"{_state(row)} *" if row.undelivered else _state(row)
         run_id = row.run_id[:8] if row.run_id else ""
         listed.add_row(row.name, state, step, ago(row.started), row.best or "", run_id, row.folder or "")
     show(listed)
@@ -48,6 +50,13 @@ def _show_runs(rows: "list[Row]") -> None:
         typer.echo(
             "dead: its process is gone; `diffctl run` goes on with it, `diffctl runs reap` marks it KILLED"
         )
+
+
+def _state(row: "Row") -> str:
+    """Of a running one that hangs, is stopped or makes something other than steps: since when."""
+    if row.state != "running" or row.heartbeat is None or since(row.heartbeat) < SILENT_SECONDS:
+        return row.state
+    return f"running, no sign for {span(since(row.heartbeat))}"
 
 
 @app.command("reap")

@@ -30,10 +30,17 @@ def show(made: "Table") -> None:
 
 def ago(milliseconds: int | None) -> str:
     """How long ago a moment in milliseconds since 1970 was, in its largest unit."""
-    if milliseconds is None:
-        return ""
-    seconds = max(0.0, time.time() - milliseconds / 1000)
+    return "" if milliseconds is None else f"{span(since(milliseconds))} ago"
+
+
+def since(milliseconds: int) -> float:
+    """The seconds since a moment in milliseconds since 1970, 0 for one that is still to come."""
+    return max(0.0, time.time() - milliseconds / 1000)
+
+
+def span(seconds: float) -> str:
+    """A time in its largest unit."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
-            return f"{seconds / length:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

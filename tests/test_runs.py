@@ -1,9 +1,11 @@
 import hashlib
 import json
+import time
 from pathlib import Path
 
 import pytest
 
+from cli.runs import _show_runs
 from diffusion.errors import DiffctlError, UsageError
 from diffusion.files import write_json
 from diffusion.layout import RUN, SCORES, TRAIN_RUNS
@@ -29,14 +31,16 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def train(key: str = "key", fingerprint: str = "f1" * 8, end: str | None = "FINISHED") -> Path:
+def train(
+    key: str = "key", fingerprint: str = "f1" * 8, end: str | None = "FINISHED", steps: int = 20
+) -> Path:
     """A training's spool with a model; `end` None is one that was killed."""
     folder = TRAIN_RUNS / fingerprint
     model = Path("models/unet.safetensors")
     model.parent.mkdir(exist_ok=True)
     model.write_bytes(f"weights of {key}".encode())
     spool = Spool(folder, key, f"digits-{fingerprint[:8]}", "diffctl-digits")
-    spool.params({"train": {"steps": 20}})
+    spool.params({"train": {"steps": steps}})
     spool.tags({names.FINGERPRINT: fingerprint})
     for step in (10, 20):
         spool.metrics(step, {"loss": 1 / step})
@@ -204,6 +208,26 @@ def test_a_run_whose_folder_is_gone_is_shown_and_reaped_by_name(here):
     assert find_run(row.run_id).info.status == "KILLED"
     with pytest.raises(UsageError, match="not running"):
         reap([row.run_id])
+
+
+def test_a_running_one_that_gives_no_sign_is_shown_with_its_step(here, capsys):
+    minutes = {"r": 12, "s": 1, "t": None}  # since the heartbeat; one has not made any
+    folders = {key: train(key, key * 16, None, 30) for key in minutes}
+    for key, ago in minutes.items():
+        if ago is not None:
+            beat = {"key": key, "pid": 1, "step": 27, "heartbeat": round(time.time() - 60 * ago, 3)}
+            write_json(folders[key] / "run.json", beat)
+    with file_lock(folders["r"] / "lock"), file_lock(folders["s"] / "lock"), file_lock(folders["t"] / "lock"):
+        rows, _ = overview()
+        assert {row.fingerprint[0]: row.step for row in rows} == {"r": 27, "s": 27, "t": 20}
+        _show_runs(rows)
+    said = {line.split()[0][-1]: line for line in capsys.readouterr().out.splitlines()[1:4]}
+    assert "running, no sign for 12 min *" in said["r"]
+    assert "27 of 30" in said["r"]
+    for key in "st":
+        assert "running *" in said[key]
+    (dead,) = [row for row in overview()[0] if row.fingerprint[0] == "r"]
+    assert dead.state == "dead"
 
 
 @pytest.mark.slow

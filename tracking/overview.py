@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """A training: here (`folder`), in MLflow (`run_id`), or both. Times are milliseconds since 1970."""
+    """A training: here (`folder`), in MLflow (`run_id`), or both. Times are milliseconds since 1970.
+
+    `heartbeat` is its last sign of life, None for one that is not here.
+    """
 
     name: str
     state: State
@@ -29,6 +32,7 @@ class Row:
     steps: int | None
     started: int
     updated: int | None
+    heartbeat: int | None
     best: str | None
     run_id: str | None
     fingerprint: str | None
@@ -61,6 +65,7 @@ def _row(training: Training, run: "Run | None", uri: str) -> Row:
         steps=training.steps,
         started=training.started,
         updated=training.updated,
+        heartbeat=training.heartbeat,
         best=run.data.tags.get(BEST) if run else None,
         run_id=run.info.run_id if run else None,
         fingerprint=training.fingerprint,
@@ -79,6 +84,7 @@ def _remote_row(run: "Run") -> Row:
         steps=int(steps) if steps else None,
         started=run.info.start_time,
         updated=run.info.end_time,
+        heartbeat=None,
         best=run.data.tags.get(BEST),
         run_id=run.info.run_id,
         fingerprint=run.data.tags.get(FINGERPRINT),

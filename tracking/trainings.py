@@ -1,12 +1,15 @@
 """The trainings of this project as their folders in runs/train/ show them, without asking MLflow."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from diffusion.layout import TRAIN_RUNS
 from diffusion.locks import is_held
 from tracking.spool import EVENTS, read_events
+
+BEAT = "run.json"  # what TrainRun.beat writes into a training's folder
 
 # stopped: a signal ended it after its state was saved. dead: it was killed and could say nothing.
 State = Literal["running", "dead", "finished", "failed", "stopped"]
@@ -15,7 +18,7 @@ STATES: dict[str, State] = {"FINISHED": "finished", "FAILED": "failed", "KILLED"
 
 @dataclass(frozen=True)
 class Training:
-    """What a training's spool says; `started` and `updated` are milliseconds since 1970."""
+    """What a training's folder says. Times are milliseconds since 1970, `heartbeat` that of its last sign."""
 
     folder: Path
     key: str
@@ -25,6 +28,7 @@ class Training:
     steps: int | None
     started: int
     updated: int
+    heartbeat: int | None
 
     @property
     def fingerprint(self) -> str:
@@ -36,10 +40,11 @@ def read_training(folder: Path) -> Training | None:
     """The training in `folder`; None when its spool holds no whole start yet."""
     # Looked at first: who lets go of it afterwards has already written how it ended.
     running = is_held(folder / "lock")
+    beat = _beat(folder)
     key = name = ""
     status: str | None = None
     steps: int | None = None
-    step = started = updated = 0
+    step, started, updated = beat.get("step", 0), 0, 0
     for event in read_events(folder):
         updated = event.get("time", updated)
         match event["kind"]:
@@ -55,7 +60,16 @@ def read_training(folder: Path) -> Training | None:
     if not key:
         return None
     state: State = "running" if running else STATES[status] if status else "dead"
-    return Training(folder, key, name, state, step, steps, started, updated)
+    heartbeat = round(1000 * beat["heartbeat"]) if "heartbeat" in beat else None
+    return Training(folder, key, name, state, step, steps, started, updated, heartbeat)
+
+
+def _beat(folder: Path) -> dict[str, Any]:
+    try:
+        beat: dict[str, Any] = json.loads((folder / BEAT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # it only watches
+        return {}
+    return beat
 
 
 def spool_folders(root: Path = TRAIN_RUNS) -> list[Path]:
