@@ -1,7 +1,7 @@
 """The self-describing model artefact: one safetensors file with EMA weights and all that they need.
 
 The configuration stands as canonical JSON under one metadata key (safetensors keeps several keys in no
-fixed order), so that on one machine the file is a function of config and data, byte for byte.
+fixed order), so that on one CPU the file is a function of config and data, byte for byte.
 """
 
 import json

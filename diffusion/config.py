@@ -121,7 +121,7 @@ class TrainConfig(Section):
     The rate warms up linearly over `warmup` steps, then stays or decays to 0 by a half cosine. A gradient
     whose norm is more than `grad_clip` is scaled down to it; None never, as iDDPM and ADM train. `devices`
     processes, auto one for each GPU of this machine, share every batch. `microbatch` images at a time make a
-    process's part of the gradient: auto as many as fit, None all. `compile` by torch.compile: auto on a GPU.
+    process's part of the gradient: auto halved to fit, None all. `compile` by torch.compile: auto on a GPU.
     These three change a result by rounding alone. `tf32` rounds a GPU's float32 products to 10 bits.
     `log_every`, `save_every` and `preview_every` count steps and change no result; nor does
     `eval_every`, None for never: so often `eval_images` images of the EMA, in `eval_steps` steps each,

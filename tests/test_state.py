@@ -103,6 +103,32 @@ def test_the_checksum_is_that_of_what_was_to_be_written(
     assert saved.values["step"] == 1
 
 
+def test_a_state_is_on_the_disk_before_its_name_is_and_counts_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File, name, folder; and the manifest, by which it counts, only after all of that."""
+    done: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(handle: int) -> None:
+        done.append(("fsync", Path(os.readlink(f"/proc/self/fd/{handle}")).name))
+        fsync(handle)
+
+    def noted_replace(source: str, target: Path) -> None:
+        done.append(("replace", target.name))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    save(tmp_path, 1)
+    kinds, names = zip(*done, strict=True)
+    assert kinds == ("fsync", "replace", "fsync") * 2
+    for (written, named, folder), name in ((names[:3], "safetensors"), (names[3:], "json")):
+        assert written.startswith(f".state-000000001.{name}.")
+        assert named == f"state-000000001.{name}"
+        assert folder == tmp_path.name
+
+
 def test_a_failed_save_keeps_the_states_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 1)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
