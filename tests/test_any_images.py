@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from diffusion.evaluation.reference import make_reference
 from diffusion.evaluation.sources import open_images
 from diffusion.grid import Cell
 from tests.conftest import diffctl
-from tests.digits_sweep import ONE_CELL, make_config, rewrite, write_cell, write_prepared
+from tests.digits_sweep import ONE_CELL, make_config, rewrite, tamper, write_cell, write_prepared
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +164,14 @@ def test_the_command_prints_a_table():
     printed = CliRunner().invoke(main.app, ["evaluate", "cell.npz", "--against", "prepared"]).stdout
     for words in ("fd_effnet_lite0_64", "60 images", "real, held out", "120 images of digits (train)"):
         assert words in printed
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_command_notices_a_real_image_edited_in_place(root, tmp_path, monkeypatch, split):
+    """The stored reference fits the digests; only the pixels tell that it is stale."""
+    shutil.copytree(root / "prepared", tmp_path / "data/prepared")
+    shutil.copytree(root / "data/reference", tmp_path / "data/reference")
+    monkeypatch.chdir(tmp_path)
+    tamper(tmp_path / "data/prepared" / split)
+    done = CliRunner().invoke(main.app, ["evaluate", str(root / "cell.npz"), "--against", "data/prepared"])
+    assert f"data/prepared/{split} changed after they were written" in str(done.exception)

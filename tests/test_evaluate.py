@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
+from cli import stages
 from diffusion.data.store import open_store, write_store
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.card import differing
@@ -15,9 +16,11 @@ from diffusion.evaluation.ranking import best, rank_metric
 from diffusion.evaluation.reference import make_reference
 from diffusion.evaluation.scores import frechet_distance, statistics
 from diffusion.grid import SAMPLING_VERSION, Cell
+from tests.conftest import write_params
 from tests.digits_sweep import (
     CLASSES,
     ONE_CELL,
+    SWEEP,
     effnet,
     make_config,
     rewrite,
@@ -276,3 +279,19 @@ def test_a_stale_reference_is_refused(own):
         evaluate(config, root / "samples", root / "reference", prepared=root / "prepared")
     with pytest.raises(DiffctlError, match="reference_split"):
         evaluate(make_config(evaluate={"reference": "test"}), root / "samples", root / "reference")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_stage_notices_a_real_image_edited_in_place(own, tmp_path, monkeypatch, split):
+    """Its digest and its reference are as they were: only the pixels tell."""
+    _, root = own
+    for name in ("prepared", "reference"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (root / name).rename(tmp_path / "data" / name)
+    (root / "samples").rename(tmp_path / "samples")
+    write_params(tmp_path, sample={"num_images": 60}, sweep=SWEEP)
+    monkeypatch.chdir(tmp_path)
+    tamper(tmp_path / "data/prepared" / split)
+    with pytest.raises(DiffctlError, match=f"data/prepared/{split} changed after they were written"):
+        stages.evaluate()
+    assert not (tmp_path / "metrics").exists()

@@ -30,7 +30,7 @@ def test_it_is_as_wide_as_scores_of_other_images_scatter(count, dimension):
     widths, values = {"fd": [], "kd": []}, {"fd": [], "kd": []}
     for number in range(60):
         x = (scatter * rng.normal(size=(count, dimension))).astype(np.float32)
-        projected, without = Projected(x, target), kernel.leave_one_out(x, reference)
+        projected, without = Projected(x, target), kernel.leave_one_out(kernel.kernels(x, reference))
         values["fd"].append(projected.distance)
         values["kd"].append((count - 1) * without.mean() - (count - 2) * without.mean())
         if number < 10:

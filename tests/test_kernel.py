@@ -5,7 +5,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.evaluation import kernel
-from diffusion.evaluation.kernel import SEED, SUBSETS, kernel_distance, leave_one_out, own_sums, subset_size
+from diffusion.evaluation.kernel import (
+    SEED,
+    SUBSETS,
+    Kernel,
+    kernel_distance,
+    kernels,
+    leave_one_out,
+    own_sums,
+    subset_size,
+)
 
 
 def normal(seed, count, dimension=16, shift=0.0):
@@ -14,7 +23,7 @@ def normal(seed, count, dimension=16, shift=0.0):
 
 def distance(a, b):
     drawn = kernel.subsets(len(a), len(b))
-    return kernel_distance(a, b, drawn, own_sums(b, drawn.reference))
+    return kernel_distance(kernels(a, b), drawn, own_sums(Kernel(b, b), drawn.reference))
 
 
 @settings(deadline=None)
@@ -72,5 +81,5 @@ def test_it_is_unbiased_and_sees_a_shift():
 def test_the_distance_without_each_image_is_exact_but_for_a_constant():
     a, b = normal(0, 30), normal(1, 50, shift=0.5)
     want = np.array([unbiased(np.delete(a, i, axis=0).astype(float), b.astype(float)) for i in range(30)])
-    got = leave_one_out(a, b)
+    got = leave_one_out(kernels(a, b))
     np.testing.assert_allclose(got - got.mean(), want - want.mean(), atol=1e-5)

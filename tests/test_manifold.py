@@ -16,16 +16,39 @@ def of(features, most=10_000):
     return Manifold(features, most, CPU)
 
 
-@pytest.mark.parametrize("block", [7, 1024])
-def test_it_is_torch_fidelitys_precision_and_recall(monkeypatch, block):
+@pytest.mark.parametrize(("block", "columns"), [(7, 16_384), (7, 2), (1024, 11), (1024, 16_384)])
+def test_it_is_torch_fidelitys_precision_and_recall(monkeypatch, block, columns):
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     monkeypatch.setattr(neighbours, "BLOCK", block)
+    monkeypatch.setattr(neighbours, "COLUMNS", columns)
     ours, real = normal(0, 60, shift=0.7), normal(1, 90)
     want = prc_features_to_metric(torch.from_numpy(ours), torch.from_numpy(real), verbose=False)
     got = precision_recall(of(ours), of(real))
     assert got.precision == pytest.approx(want["precision"], abs=1e-7)
     assert got.recall == pytest.approx(want["recall"], abs=1e-7)
+
+
+def test_no_more_distances_are_held_than_a_block(monkeypatch):
+    """However many the others are: the nearest of all is found among the nearest of each block."""
+    made = []
+
+    def watched(points, others):
+        made.append(len(points) * len(others))
+        return cdist(points, others)
+
+    cdist = torch.cdist
+    points, others = (torch.from_numpy(normal(seed, count)) for seed, count in ((0, 50), (1, 333)))
+    whole = cdist(points, others)
+    monkeypatch.setattr(neighbours, "BLOCK", 16)
+    monkeypatch.setattr(neighbours, "COLUMNS", 20)
+    monkeypatch.setattr(torch, "cdist", watched)
+    found = neighbours.nearest(points, others)
+    torch.testing.assert_close(found.distances, whole.min(dim=1).values)
+    assert torch.equal(found.rows, whole.argmin(dim=1))
+    reach = neighbours.radii(others, 3)
+    torch.testing.assert_close(reach, cdist(others, others).kthvalue(4, dim=1).values)
+    assert max(made) == 16 * 20
 
 
 def test_what_lacks_a_mode_has_precision_without_recall():

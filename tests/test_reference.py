@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import numpy as np
@@ -5,9 +6,16 @@ import pytest
 
 from diffusion.data.store import open_store
 from diffusion.errors import DiffctlError
+from diffusion.evaluation import verified
 from diffusion.evaluation.extractors import Extractor
 from diffusion.evaluation.features import extract
-from diffusion.evaluation.reference import build_reference, make_reference, open_reference, save_reference
+from diffusion.evaluation.reference import (
+    build_reference,
+    make_reference,
+    matching_reference,
+    open_reference,
+    save_reference,
+)
 from tests.digits_sweep import CLASSES, effnet, make_config, rewrite, tamper, write_prepared
 
 
@@ -97,6 +105,40 @@ def test_images_that_changed_behind_their_digest_are_refused(own, tmp_path):
     with pytest.raises(DiffctlError, match="changed after they were written"):
         make_reference(make_config(), prepared, tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_image_edited_in_place_is_noticed_though_its_digest_is_as_it_was(own, extractor, split):
+    prepared, folder = own
+    open_reference(folder, extractor, "train", prepared)  # noted as right
+    tamper(prepared / split)
+    for _ in range(2):
+        with pytest.raises(DiffctlError, match=f"{split} changed after they were written"):
+            open_reference(folder, extractor, "train", prepared)
+    assert matching_reference(folder, extractor, "train", prepared) is None
+
+
+def test_images_are_hashed_again_only_where_their_files_are_others(own, extractor, monkeypatch):
+    prepared, folder = own
+    hashed = []
+    monkeypatch.setattr(verified, "verify", hashed.append)
+
+    def opened():
+        hashed.clear()
+        open_reference(folder, extractor, "train", prepared)
+        return len(hashed)
+
+    assert (opened(), opened()) == (2, 0)
+    os.utime(prepared / "test/images.npy", ns=(1, 1))  # as of `dvc checkout`: the same images, another time
+    assert (opened(), opened()) == (2, 0)
+    os.utime(prepared / "train/labels.npy", ns=(1, 1))
+    assert (opened(), opened()) == (2, 0)
+    note = folder.with_name(f".{folder.name}-verified.json")
+    note.write_text("{")  # damaged, it says nothing
+    assert (opened(), opened()) == (2, 0)
+    note.unlink()
+    note.mkdir()  # what cannot be written is done without
+    assert (opened(), opened()) == (2, 2)
 
 
 def test_another_split_extractor_or_weights_make_it_stale(made, extractor):

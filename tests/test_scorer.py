@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from diffusion.data.store import write_store
+from diffusion.evaluation import classes
 from diffusion.evaluation.any_images import evaluate_images
 from diffusion.evaluation.features import Features
 from diffusion.evaluation.kernel import subset_size
@@ -44,6 +45,34 @@ def test_what_is_kept_between_samples_changes_no_number():
     judge = scorer(heldout)
     judge.scores(other)
     assert judge.scores(sample) == scorer(heldout).scores(sample)
+
+
+def test_what_a_class_owes_to_real_images_is_computed_once(monkeypatch):
+    """Two samples, four classes: four Gaussians and four floors, and the numbers of each sample by itself."""
+    made = []
+
+    def watched(kind, compute):
+        def call(*arguments):
+            made.append(kind)
+            return compute(*arguments)
+
+        return call
+
+    names, heldout = [*"abcd"], made_up(40, seed=1)
+    meta = {**META, "classes": names}
+
+    def judge():
+        labels = np.arange(200) % 4
+        return Scorer(Reference(meta, made_up(200).features, heldout, labels, labels[:40]), 0, most=1000)
+
+    samples = [made_up(60, seed=seed) for seed in (2, 3)]
+    want = [judge().classes(sample, np.arange(60) % 4, names) for sample in samples]
+    monkeypatch.setattr(classes, "Target", watched("target", classes.Target))
+    monkeypatch.setattr(classes, "floor_at", watched("floor", classes.floor_at))
+    one = judge()
+    assert [one.classes(sample, np.arange(60) % 4, names) for sample in samples] == want
+    assert (made.count("target"), made.count("floor")) == (4, 4)
+    assert all(entry["num_images"] == 15 for entry in want[0].values())
 
 
 def test_real_images_score_as_a_sample_of_their_own_would():

@@ -1,5 +1,6 @@
 """Scores of each class by itself, for samples that were asked for a class."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from diffusion.evaluation.floor import floor_at
 from diffusion.evaluation.frechet import Projected, Target
 
 LEAST = 2  # images of a class, sampled and real, that a covariance needs
+TARGETS = 128  # classes at most whose Gaussians are kept: each takes twice the room of its features
 
 
 class Labelled(NamedTuple):
@@ -31,19 +33,33 @@ class ClassScore(NamedTuple):
     floor: float | None
 
 
-def class_scores(
-    sample: Labelled, reference: Labelled, heldout: Labelled | None, classes: list[str]
-) -> dict[str, ClassScore]:
+class RealClasses:
+    """What the scores of a class owe to the real images alone, computed once: its Gaussian and its floors."""
+
+    def __init__(self, reference: Labelled, heldout: Labelled | None) -> None:
+        self.reference, self.heldout = reference, heldout
+        self.target = lru_cache(TARGETS)(self._target)
+        self.floor = lru_cache(None)(self._floor)
+
+    def _target(self, label: int) -> Target | None:
+        """The class's Gaussian, None where there are too few images."""
+        real = self.reference.of(label)
+        return None if len(real) < LEAST else Target(real)
+
+    def _floor(self, label: int, num_images: int) -> float | None:
+        """The distance of so many held-out images of the class, None where there are none."""
+        unseen, target = None if self.heldout is None else self.heldout.of(label), self.target(label)
+        if unseen is None or len(unseen) < LEAST or target is None:
+            return None
+        return floor_at(num_images, unseen, target).distance
+
+
+def class_scores(sample: Labelled, real: RealClasses, classes: list[str]) -> dict[str, ClassScore]:
     """The score of every class that has samples and real images, by its name."""
     scores = {}
     for label, name in enumerate(classes):
-        ours, real = sample.of(label), reference.of(label)
-        if min(len(ours), len(real)) < LEAST:
-            continue
-        target = Target(real)
-        unseen = None if heldout is None else heldout.of(label)
-        floor = None
-        if unseen is not None and len(unseen) >= LEAST:
-            floor = floor_at(len(ours), unseen, target).distance
-        scores[name] = ClassScore(len(ours), Projected(ours, target).distance, floor)
+        ours, target = sample.of(label), real.target(label)
+        if len(ours) >= LEAST and target is not None:
+            distance = Projected(ours, target).distance
+            scores[name] = ClassScore(len(ours), distance, real.floor(label, len(ours)))
     return scores

@@ -3,16 +3,16 @@
 import csv
 import io
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from diffusion.config import Config
 from diffusion.data.store import ImageStore, open_store
 from diffusion.errors import DiffctlError
+from diffusion.evaluation.beside import Tally, side_by_side
 from diffusion.evaluation.card import Card, differing, protocol_card
 from diffusion.evaluation.extractors import Extractor, load_extractor
-from diffusion.evaluation.features import Features, extract, shifted, verify
+from diffusion.evaluation.features import Features, extract, verify
 from diffusion.evaluation.intervals import CONFIDENCE
 from diffusion.evaluation.ranking import is_aside
 from diffusion.evaluation.reference import open_reference
@@ -79,18 +79,21 @@ def score_cells(
     progress: Progress | None = None,
 ) -> Document:
     """The scores document of open cells of one size, each image seen by the extractor once."""
-    total = sum(len(store) for store in stores.values())
-    done = 0
-    # Scores keep one core busy: they are computed while the next cell's features take the others.
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        scored = {}
-        for cell, store in stores.items():
-            verify(store)
-            sample = extract(extractor, store.images, batch_size, shifted(progress, done, total))
-            done += len(store)
-            scored[cell] = beside.submit(score, sample, store, scorer)
-        cells = {cell.name: {**cell.axes, **entry.result()} for cell, entry in scored.items()}
-    return {**common(scorer, total // len(stores)), "cells": cells}
+    tally = Tally(progress, sum(len(store) for store in stores.values()))
+    document = common(scorer, tally.total // len(stores))  # first, since what it computes is for every cell
+
+    def entry(cell: Cell, store: ImageStore) -> dict[str, Any]:
+        verify(store)
+        sample = extract(extractor, store.images, batch_size, tally.part())
+        return {**cell.axes, **score(sample, store, scorer)}
+
+    with side_by_side() as pool:
+        try:
+            entries = list(pool.map(entry, stores.keys(), stores.values()))
+        finally:
+            tally.stop()
+    cells = {cell.name: made for cell, made in zip(stores, entries, strict=True)}
+    return {**document, "cells": cells}
 
 
 def score(sample: Features, store: ImageStore, scorer: Scorer) -> dict[str, Any]:

@@ -44,11 +44,11 @@ class Floor(NamedTuple):
 
 def floor_at(num_images: int, heldout: Array, target: Target) -> Floor:
     """The floor at N ≥ 2 images, measured where there are N held-out ones, else extrapolated."""
-    projected = Projected(heldout, target)
     if num_images > len(heldout):
-        return Floor(num_images, fit_line(projected).at(num_images), extrapolated=True)
-    order = shuffled(len(heldout))
-    return Floor(num_images, _mean_distance(num_images, projected, order), extrapolated=False)
+        return Floor(num_images, fit_line(Projected(heldout, target)).at(num_images), extrapolated=True)
+    needed = shuffled(len(heldout))[: MAX_SUBSETS * num_images]
+    distance = _mean_distance(num_images, Projected(heldout[needed], target), np.arange(len(needed)))
+    return Floor(num_images, distance, extrapolated=False)
 
 
 def fit_line(projected: Projected) -> Line:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.evaluation.features import Array
+from diffusion.evaluation.moments import Float, moments
 
-Float = NDArray[np.float64]
 Rows = NDArray[np.integer[Any]]
 
 NEGLIGIBLE = 1e-12  # of the largest eigenvalue: what may be rounding moves no difference between images
@@ -24,16 +24,20 @@ class Target:
     """A reference's Gaussian: `mean` (D,), `trace` of its covariance Σ, `root` (D, r) with root·rootᵀ = Σ."""
 
     def __init__(self, features: Array) -> None:
-        x = features.astype(np.float64)
-        self.mean: Float = x.mean(axis=0)
-        x -= self.mean
-        count, dimension = x.shape
-        self.trace = float((x**2).sum() / (count - 1))
+        count, dimension = features.shape
+        self.mean: Float
         self.root: Float
         if count <= 2 * dimension:
+            x = features.astype(np.float64)
+            self.mean = x.mean(axis=0)
+            x -= self.mean
+            self.trace = float((x**2).sum() / (count - 1))
             self.root = x.T / np.sqrt(count - 1)
         else:
-            values, vectors = np.linalg.eigh(x.T @ x / (count - 1))
+            whole = moments(features)
+            self.mean = whole.mean
+            self.trace = float(whole.covariance.trace())
+            values, vectors = np.linalg.eigh(whole.covariance)
             self.root = vectors * np.sqrt(values.clip(0))
 
 
@@ -49,7 +53,8 @@ class Projected:
 
     def __init__(self, features: Array, target: Target) -> None:
         self.features: Float = features.astype(np.float64) - target.mean
-        self.seen: Float = self.features @ target.root
+        seen: Float = self.features @ target.root
+        self.seen: Float = seen - seen.mean(axis=0)
         self.trace = target.trace
 
     def __len__(self) -> int:
@@ -62,8 +67,7 @@ class Projected:
 
     def distance_of(self, rows: Rows) -> float:
         """The distance of two or more of the images."""
-        seen = self.seen[rows]
-        values = np.asarray(np.linalg.eigvalsh(_smaller_gram(seen - seen.mean(axis=0))))
+        values = np.asarray(np.linalg.eigvalsh(self._gram_of(rows)))
         return self._distance(self.features[rows], values)
 
     def leave_one_out(self) -> Float:
@@ -78,8 +82,25 @@ class Projected:
         return np.asarray((means**2).sum(axis=1) + traces + self.trace - 2 * roots)
 
     @cached_property
+    def _gram(self) -> Float:
+        return _smaller_gram(self.seen)
+
+    def _gram_of(self, rows: Rows) -> Float:
+        """That of some of the images, centred: a part of the whole one where that is between images."""
+        if not _is_wide(self.seen):
+            seen = self.seen[rows]
+            return _smaller_gram(seen - seen.mean(axis=0))
+        part = self._gram[np.ix_(rows, rows)]
+        means = part.mean(axis=0)
+        return np.asarray(part - means - means[:, None] + means.mean())
+
+    @cached_property
     def _spectrum(self) -> Spectrum:
-        return _spectrum(self.seen - self.seen.mean(axis=0))
+        """Of yᵀy and the rows of y, the centred images."""
+        values, vectors = np.linalg.eigh(self._gram)
+        values = values.clip(0)
+        weights = vectors**2 * values if _is_wide(self.seen) else (self.seen @ vectors) ** 2
+        return Spectrum(values, weights)
 
     def _distance(self, x: Float, values: Float) -> float:
         mean, count = x.mean(axis=0), len(x)
@@ -88,16 +109,13 @@ class Projected:
         return float((mean**2).sum() + spread + self.trace - 2 * roots)
 
 
-def _spectrum(y: Float) -> Spectrum:
-    values, vectors = np.linalg.eigh(_smaller_gram(y))
-    values = values.clip(0)
-    wide = len(y) <= y.shape[1]
-    return Spectrum(values, vectors**2 * values if wide else (y @ vectors) ** 2)
+def _is_wide(y: Float) -> bool:
+    return bool(len(y) <= y.shape[1])
 
 
 def _smaller_gram(y: Float) -> Float:
     """y yᵀ or yᵀ y, whichever is smaller: they share their eigenvalues but for zeros."""
-    return np.asarray(y @ y.T if len(y) <= y.shape[1] else y.T @ y)
+    return np.asarray(y @ y.T if _is_wide(y) else y.T @ y)
 
 
 def _singular_sums_without_each(spectrum: Spectrum, share: float) -> Float:

@@ -51,9 +51,7 @@ def memorisation(sample: Manifold, train: Array, test: Array) -> Estimate:
     had it been drawn anew which real images are for training: samples may share their nearest images.
     """
     chance = len(train) / (len(train) + len(test))
-    to_train, to_test = (
-        nearest(sample.points, torch.from_numpy(real).to(sample.points.device)) for real in (train, test)
-    )
+    to_train, to_test = (nearest(sample.points, torch.from_numpy(real)) for real in (train, test))
     seen = to_train.distances < to_test.distances
     share = float(seen.double().mean())
     shared = torch.cat([to_train.rows[seen].bincount(), to_test.rows[~seen].bincount()]).double()

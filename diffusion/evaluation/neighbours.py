@@ -1,5 +1,6 @@
 """Nearest neighbours in feature space, in blocks, so that no matrix of all distances is ever held."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from diffusion.evaluation.features import Array
 
 BLOCK = 1024
+COLUMNS = 16_384  # 67 MB of distances, which no number of images makes more
 SEED = 2020
 
 
@@ -23,7 +25,10 @@ def some(features: Array, most: int) -> Array:
 def radii(features: Tensor, neighbour: int) -> Tensor:
     """(N,) each row's distance to its k-th nearest other row; to the farthest where there are fewer."""
     rank = min(neighbour + 1, len(features))  # a row is nearest to itself
-    return torch.cat([block.kthvalue(rank, dim=1).values for block in _distances(features, features)])
+    least = features.new_full((len(features), rank), math.inf)
+    for rows, _, block in _distances(features, features):
+        least[rows] = torch.cat([least[rows], block], dim=1).topk(rank, largest=False).values
+    return least[:, -1]
 
 
 def within_reach(points: Tensor, reach: Tensor, others: Tensor, their_reach: Tensor) -> tuple[float, float]:
@@ -33,10 +38,9 @@ def within_reach(points: Tensor, reach: Tensor, others: Tensor, their_reach: Ten
     """
     inside = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     reached = torch.zeros(len(others), dtype=torch.bool, device=points.device)
-    for start, block in zip(range(0, len(points), BLOCK), _distances(points, others), strict=True):
-        rows = slice(start, start + BLOCK)
-        inside[rows] = (block <= their_reach).any(dim=1)
-        reached |= (block <= reach[rows, None]).any(dim=0)
+    for rows, columns, block in _distances(points, others):
+        inside[rows] |= (block <= their_reach[columns]).any(dim=1)
+        reached[columns] |= (block <= reach[rows, None]).any(dim=0)
     return float(inside.double().mean()), float(reached.double().mean())
 
 
@@ -48,12 +52,24 @@ class Nearest(NamedTuple):
 
 
 def nearest(points: Tensor, others: Tensor) -> Nearest:
-    """The nearest of the others to each point."""
-    found = [block.min(dim=1) for block in _distances(points, others)]
-    return Nearest(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    """The nearest of the others to each point; they may lie on another device, and come block by block."""
+    found = Nearest(
+        points.new_full((len(points),), math.inf),
+        torch.zeros(len(points), dtype=torch.int64, device=points.device),
+    )
+    for rows, columns, block in _distances(points, others):
+        distances, places = block.min(dim=1)
+        nearer = distances < found.distances[rows]
+        found.distances[rows] = torch.where(nearer, distances, found.distances[rows])
+        found.rows[rows] = torch.where(nearer, places + columns.start, found.rows[rows])
+    return found
 
 
-def _distances(points: Tensor, others: Tensor) -> Iterator[Tensor]:
-    """Euclidean distances (BLOCK, M), block by block."""
-    for start in range(0, len(points), BLOCK):
-        yield torch.cdist(points[start : start + BLOCK], others)
+def _distances(points: Tensor, others: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Rows, columns and Euclidean distances of BLOCK × COLUMNS pairs at a time, until all were had."""
+    for column in range(0, len(others), COLUMNS):
+        columns = slice(column, column + COLUMNS)
+        near = others[columns].to(points.device)
+        for row in range(0, len(points), BLOCK):
+            rows = slice(row, row + BLOCK)
+            yield rows, columns, torch.cdist(points[rows], near)

@@ -19,6 +19,7 @@ from diffusion.errors import DiffctlError
 from diffusion.evaluation.extractors import Extractor, load_extractor
 from diffusion.evaluation.features import Array, Features, extract, shifted, verify
 from diffusion.evaluation.specs import EVALUATION_VERSION
+from diffusion.evaluation.verified import verify_where_changed
 from diffusion.files import atomic_folder, write_json
 from diffusion.precision import default_device
 
@@ -130,7 +131,8 @@ def open_reference(path: Path, extractor: Extractor, split: str, prepared: Path 
     """Read a reference; DiffctlError when it is stale.
 
     It is stale when another extractor or other weights made it, when it is of another split, and, where
-    `prepared` is given, when it is of other images than now lie there.
+    `prepared` is given, when it is of other images than now lie there. DiffctlError also when those images
+    are not the ones of their digests.
     """
     reference = _read(path)
     expected = {
@@ -139,15 +141,19 @@ def open_reference(path: Path, extractor: Extractor, split: str, prepared: Path 
         "weights_sha256": extractor.weights_sha256,
         "reference_split": split,
     }
+    stores: dict[str, ImageStore] = {}
     if prepared is not None:
-        expected["reference_digest"] = open_store(prepared / split).digest
-        expected["heldout_digest"] = open_store(prepared / OTHER_SPLIT[split]).digest
+        splits = {"reference": split, "heldout": OTHER_SPLIT[split]}
+        stores = {role: open_store(prepared / name) for role, name in splits.items()}
+    expected |= {f"{role}_digest": store.digest for role, store in stores.items()}
     for field, value in expected.items():
         if reference.meta.get(field) != value:
             raise DiffctlError(
                 f"the reference in {path} is stale: its {field} is {str(reference.meta.get(field))[:24]} "
                 f"and must be {str(value)[:24]}; make it again with `diffctl stage reference`"
             )
+    if stores:
+        verify_where_changed(list(stores.values()), path.with_name(f".{path.name}-verified.json"))
     return reference
 
 

@@ -7,11 +7,12 @@ import torch
 
 from diffusion.data.store import Labels
 from diffusion.evaluation import kernel
-from diffusion.evaluation.classes import Labelled, class_scores
+from diffusion.evaluation.classes import Labelled, RealClasses, class_scores
 from diffusion.evaluation.features import Features
 from diffusion.evaluation.floor import Floor, fit_line, floor_at, shuffled
 from diffusion.evaluation.frechet import Projected, Target
 from diffusion.evaluation.intervals import bootstrap
+from diffusion.evaluation.kernel import Kernels
 from diffusion.evaluation.manifold import Manifold, memorisation, precision_recall
 from diffusion.evaluation.reference import Reference
 from diffusion.evaluation.scores import Statistics, frechet_distance, inception_score, statistics
@@ -42,9 +43,10 @@ class Scorer:
         `memorisation` needs both splits too. `…_low` and `…_high` are the ends of a confidence interval.
         """
         projected = Projected(sample.features, self.target)
+        kernels = kernel.kernels(sample.features, self.reference.features)
         manifold = Manifold(sample.features, self.most, self.device)
         distance = frechet_distance(statistics(sample.features), self._statistics)
-        scores = {self.spec.distance: distance} | self._distances(sample, projected)
+        scores = {self.spec.distance: distance} | self._distances(sample, projected, kernels)
         scores |= self._precision_recall(manifold)
         train, test = self.reference.train_and_test
         if train is not None and test is not None:
@@ -54,24 +56,18 @@ class Scorer:
         if floor is not None:
             scores["floor"] = floor.distance
             scores["excess"] = scores[self.spec.distance] - floor.distance
-        return scores | self._intervals(sample, projected, scores)
+        return scores | self._intervals(projected, kernels, scores)
 
     def classes(self, sample: Features, labels: Labels | None, names: list[str]) -> dict[str, Any]:
         """Distance, count and, where they can be had, floor and excess of each class by its name.
 
         Empty unless sample and reference know the same classes.
         """
-        reference = self.reference
-        if labels is None or reference.labels is None or list(names) != reference.classes:
+        real = self._real_classes
+        if labels is None or real is None or list(names) != self.reference.classes:
             return {}
-        heldout = None
-        if reference.heldout is not None and reference.heldout_labels is not None:
-            heldout = Labelled(reference.heldout.features, reference.heldout_labels)
-        found = class_scores(
-            Labelled(sample.features, labels), Labelled(reference.features, reference.labels), heldout, names
-        )
         entries: dict[str, Any] = {}
-        for name, score in found.items():
+        for name, score in class_scores(Labelled(sample.features, labels), real, names).items():
             entries[name] = {"num_images": score.num_images, self.spec.distance: score.distance}
             if score.floor is not None:
                 entries[name] |= {"floor": score.floor, "excess": score.distance - score.floor}
@@ -86,14 +82,15 @@ class Scorer:
         if floor is None or heldout is None:
             return None
         sample = Features(heldout.features[shuffled(len(heldout))[:num_images]], heldout.logits)
-        scores = self._distances(sample, Projected(sample.features, self.target))
+        kernels = kernel.kernels(sample.features, self.reference.features)
+        scores = self._distances(sample, Projected(sample.features, self.target), kernels)
         scores |= self._precision_recall(Manifold(sample.features, self.most, self.device))
         return {self.spec.distance: floor.distance, **scores}
 
-    def _distances(self, sample: Features, projected: Projected) -> Scores:
+    def _distances(self, sample: Features, projected: Projected, kernels: Kernels) -> Scores:
         spec = self.spec
         drawn, real_sums = self._drawn(len(sample))
-        near = kernel.kernel_distance(sample.features, self.reference.features, drawn, real_sums)
+        near = kernel.kernel_distance(kernels, drawn, real_sums)
         certain = inception_score(sample.logits)
         return {
             spec.limit: fit_line(projected).limit,
@@ -107,12 +104,12 @@ class Scorer:
         shares = precision_recall(manifold, self._real_manifold)
         return {self.spec.precision: shares.precision, self.spec.recall: shares.recall}
 
-    def _intervals(self, sample: Features, projected: Projected, scores: Scores) -> Scores:
-        if not self.resamples or len(sample) < 3:
+    def _intervals(self, projected: Projected, kernels: Kernels, scores: Scores) -> Scores:
+        if not self.resamples or len(projected) < 3:
             return {}
         without_each = {
             self.spec.distance: projected.leave_one_out(),
-            self.spec.kernel_distance: kernel.leave_one_out(sample.features, self.reference.features),
+            self.spec.kernel_distance: kernel.leave_one_out(kernels),
         }
         ends: Scores = {}
         for name, values in without_each.items():
@@ -133,10 +130,20 @@ class Scorer:
     def _real_manifold(self) -> Manifold:
         return Manifold(self.reference.features, self.most, self.device)
 
+    @cached_property
+    def _real_classes(self) -> RealClasses | None:
+        reference, heldout = self.reference, None
+        if reference.labels is None:
+            return None
+        if reference.heldout is not None and reference.heldout_labels is not None:
+            heldout = Labelled(reference.heldout.features, reference.heldout_labels)
+        return RealClasses(Labelled(reference.features, reference.labels), heldout)
+
     def _floor(self, num_images: int) -> Floor | None:
         heldout = self.reference.heldout
         return None if heldout is None else floor_at(num_images, heldout.features, self.target)
 
     def _draw(self, count: int) -> Any:
-        drawn = kernel.subsets(count, len(self.reference.features))
-        return drawn, kernel.own_sums(self.reference.features, drawn.reference)
+        real = self.reference.features
+        drawn = kernel.subsets(count, len(real))
+        return drawn, kernel.own_sums(kernel.Kernel(real, real), drawn.reference)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from diffusion.evaluation.features import Array
 from diffusion.evaluation.kernel import SEED, Estimate
+from diffusion.evaluation.moments import BLOCK, moments
 
 IS_SPLITS = 10  # at most
 
@@ -24,9 +25,15 @@ class Statistics(NamedTuple):
 
 
 def statistics(features: Array) -> Statistics:
-    """Mean and unbiased covariance of features (N, D), N ≥ 2."""
+    """Mean and unbiased covariance of features (N, D), N ≥ 2.
+
+    torch-fidelity's, which copies them twice in float64; of many images its float32 mean, and the
+    covariance block by block.
+    """
     from torch_fidelity.metric_fid import fid_features_to_statistics
 
+    if len(features) > BLOCK:
+        return Statistics(np.mean(features, axis=0), moments(features).covariance)
     return Statistics(**fid_features_to_statistics(torch.from_numpy(features)))
 
 
