@@ -122,16 +122,24 @@ def write_fashion(folder: Path, images: np.ndarray, labels: np.ndarray, test: in
     return folder
 
 
-def write_mini_imagenet(folder: Path, images: np.ndarray, names: list[str]) -> Path:
-    """The three cache pickles: image i has class names[i]; whole classes go to one of the files."""
+def write_mini_imagenet(folder: Path, images: np.ndarray, names: list[str], form: str = "python 3") -> Path:
+    """The three cache pickles: image i has class names[i]; whole classes go to one of the files.
+
+    `form`: as Python 3 writes them, as Python 2 did, or with bytes for keys, as old loaders expect.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     classes = sorted(set(names))
     parts = {"train": classes[:-2], "val": classes[-2:-1], "test": classes[-1:]}
     for part, mine in parts.items():
         rows = [row for row, name in enumerate(names) if name in mine]
         of_class = {name: [at for at, row in enumerate(rows) if names[row] == name] for name in mine}
-        content = {"image_data": images[rows], "class_dict": of_class}
-        (folder / f"mini-imagenet-cache-{part}.pkl").write_bytes(old_numpy_pickle(content, 3))
+        content: dict[Any, Any] = {"image_data": images[rows], "class_dict": of_class}
+        if form == "bytes":
+            bytes_of_class = {name.encode(): rows for name, rows in of_class.items()}
+            content = {b"image_data": images[rows], b"class_dict": bytes_of_class}
+        protocol = 3 if form == "python 3" else 2
+        pickled = python2_pickle(content) if form == "python 2" else old_numpy_pickle(content, protocol)
+        (folder / f"mini-imagenet-cache-{part}.pkl").write_bytes(pickled)
     return folder
 
 

@@ -17,7 +17,7 @@ from diffusion.memory import saved_bytes
 from diffusion.resolve import resolve
 from diffusion.unet import UNet
 from tests.conftest import ROOT, diffctl, params, write_params
-from tests.raw_data import random_images, write_cifar10, write_folder
+from tests.raw_data import random_images, write_cifar10, write_cifar100, write_folder
 
 PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 
@@ -45,6 +45,7 @@ def prepared_as(root, images, labels, classes, **meta):
         "image_size": images.shape[1],
         "channels": images.shape[3],
         "sources": {},
+        "options": {"labels": None, "test_fraction": None},
         **meta,
     }
     for split in ("train", "test"):
@@ -112,15 +113,16 @@ def test_what_looks_wrong_in_the_data_is_a_warning(tmp_path, change, message):
     if "image" in change:
         images[:] = change.pop("image")
     labels = np.array(change.pop("labels", [0] * 10))
+    config = configuration(data={"on_bad": "skip" if "skipped" in change else "stop"})
     prepared_as(tmp_path, images, labels, change.pop("classes", ["a"]), **change)
-    warnings = [finding.message for finding in check(configuration(), tmp_path) if finding.level == "warning"]
+    warnings = [finding.message for finding in check(config, tmp_path) if finding.level == "warning"]
     assert any(message in warning for warning in warnings)
 
 
 def test_grey_images_stored_as_rgb_are_noticed(tmp_path):
     images = np.repeat(random_images(0, 10, 8, 1), 3, axis=3)
     prepared_as(tmp_path, images, np.zeros(10, dtype=int), ["a"])
-    findings = check(configuration(), tmp_path)
+    findings = check(configuration(data={"channels": 3}), tmp_path)
     assert any(finding.remedy == "set data.channels: 1" for finding in findings)
 
 
@@ -144,6 +146,56 @@ def test_data_of_another_configuration_is_told(project):
     prepare(load().data, Path("data/prepared"))
     config = configuration(data={"image_size": 16}, model={"attention": [8]})
     assert "by another configuration" in with_level(check(config), "warning")["prepared data"].message
+
+
+CIFAR100 = {"name": "cifar100", "image_size": 8, "labels": "fine"}
+FOLDER = {"name": "image-folder", "image_size": 8, "on_bad": "skip"}
+
+
+@pytest.mark.parametrize(
+    ("before", "change", "fits"),
+    [
+        (CIFAR100, {}, True),
+        (CIFAR100, {"labels": "coarse"}, False),
+        (CIFAR100, {"image_size": None}, False),
+        (CIFAR100, {"channels": 3}, True),
+        (CIFAR100, {"channels": 1}, False),
+        (CIFAR100, {"flip": True, "on_bad": "skip"}, True),
+        ({**CIFAR100, "image_size": None}, {"image_size": 32}, True),
+        (FOLDER, {}, True),
+        (FOLDER, {"test_fraction": 0.4}, False),
+        (FOLDER, {"labels": "none"}, False),
+        (FOLDER, {"on_bad": "stop"}, False),
+        ({**FOLDER, "good": True}, {"on_bad": "stop"}, True),
+    ],
+)
+def test_prepared_data_fit_while_nothing_that_decides_them_changes(tmp_path, before, change, fits):
+    before, raw = dict(before), tmp_path / "raw"
+    if before["name"] == "cifar100":
+        write_cifar100(raw, random_images(0, 20, 32), np.arange(20), np.arange(20), 5)
+    else:
+        write_folder(raw, {f"a/{at}": image for at, image in enumerate(random_images(0, 9, 8))})
+        if not before.pop("good", False):
+            (raw / "a/bad.png").write_text("no image")
+    config = configuration(data={**before, "path": str(raw)}, model={"attention": []})
+    prepare(config.data, tmp_path / "data/prepared", work=tmp_path / "work")
+    shutil.copytree(raw, tmp_path / "moved")
+    after = configuration(data={**before, **change, "path": str(tmp_path / "moved")}, model={"attention": []})
+    assert Project(after, tmp_path).is_ready is fits
+    warnings = with_level(check(after, tmp_path), "warning")
+    assert ("by another configuration" in str(warnings.get("prepared data"))) is not fits
+
+
+def test_prepared_data_that_do_not_tell_their_options_are_prepared_again(project):
+    prepare(load().data, Path("data/prepared"))
+    path = Path("data/prepared/train/meta.json")
+    meta = json.loads(path.read_text())
+    del meta["options"]
+    path.write_text(json.dumps(meta))
+    warning = with_level(check(load()), "warning")["prepared data"]
+    assert "made by an older version" in warning.message
+    assert warning.remedy == "`diffctl stage data` prepares it anew"
+    assert not Project(load()).is_ready
 
 
 def test_a_folder_that_changed_since_is_told(tmp_path):

@@ -4,6 +4,7 @@ import io
 import json
 import threading
 import zipfile
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
@@ -58,8 +59,8 @@ def signed_in(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "localhost")
 
 
-@pytest.fixture
-def kaggle(signed_in):
+@contextmanager
+def serving():
     """A server without archives."""
 
     class Handler(Kaggle):
@@ -75,6 +76,12 @@ def kaggle(signed_in):
     yield Handler
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def kaggle(signed_in):
+    with serving() as server:
+        yield server
 
 
 def packed(folder):
@@ -107,6 +114,32 @@ def test_imagenet_comes_from_kaggle(tmp_path, kaggle):
     train, test = prepared(tmp_path, name="imagenet", image_size=16)
     assert (len(train), len(test)) == (6, 2)
     assert test.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("name", ["mini-imagenet", "imagenet"])
+def test_what_kaggle_gave_needs_neither_server_nor_token_again(tmp_path, signed_in, name, monkeypatch):
+    """It lies in our own cache unless KAGGLEHUB_CACHE says otherwise."""
+    monkeypatch.delenv("KAGGLEHUB_CACHE")
+    config = {"name": name, "image_size": 16}
+    with serving() as server:
+        images = random_images(0, 24, 84)
+        mini = write_mini_imagenet(tmp_path / "mini", images, ["a", "b", "c", "d"] * 6)
+        synsets = {"n01440764": list(images[:3]), "n01443537": list(images[3:6])}
+        large = write_imagenet(tmp_path / "large", synsets, [("n01443537", images[6])])
+        server.archives |= {
+            "miniimagenet": packed(mini),
+            "imagenet-object-localization-challenge": packed(large),
+        }
+        first, _ = prepared(tmp_path / "first", **config)
+        assert SOURCES[name].outlook(DataConfig(**config)).download == 0
+    monkeypatch.delenv("KAGGLE_API_TOKEN")
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
+    assert not can_ask_kaggle()
+    outlook = SOURCES[name].outlook(DataConfig(**config))
+    assert (outlook.download, outlook.blocked) == (0, "")
+    second, _ = prepared(tmp_path / "second", **config)
+    assert second.digest == first.digest
+    assert (tmp_path / "cache/kagglehub").is_dir()
 
 
 def test_a_refusal_of_kaggle_is_one_sentence_with_what_to_do(tmp_path, kaggle):

@@ -119,12 +119,14 @@ def test_the_downsampled_imagenet_comes_out_of_its_zips_with_its_names(tmp_path,
 
 
 @few
-@given(seed=sizes, per_class=st.integers(2, 8))
-def test_mini_imagenet_pools_its_files_and_holds_out_a_sixth_of_each_class(tmp_path_factory, seed, per_class):
+@given(seed=sizes, per_class=st.integers(2, 8), form=st.sampled_from(["python 3", "python 2", "bytes"]))
+def test_mini_imagenet_pools_its_files_and_holds_out_a_sixth_of_each_class(
+    tmp_path_factory, seed, per_class, form
+):
     tmp_path = tmp_path_factory.mktemp("mini")
     names = [f"n{number:08d}" for number in range(6)] * per_class
     images = random_images(seed, len(names), 84)
-    write_mini_imagenet(tmp_path / "raw", images, names)
+    write_mini_imagenet(tmp_path / "raw", images, names, form)
     train, test = prepared(tmp_path, name="mini-imagenet", path=tmp_path / "raw", image_size=84)
     assert train.meta["classes"] == sorted(set(names))
     assert len(test) == max(1, len(names) // 6)
@@ -188,6 +190,34 @@ def test_without_kaggle_the_message_names_the_page_the_files_and_the_place(cache
         SOURCES[name].open(config)
     assert str(cache / name) in str(error.value)
     assert "diffctl[kaggle]" in str(error.value)
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("name", ["mini-imagenet", "imagenet"])
+def test_what_kagglehub_has_fetched_is_found_without_it(tmp_path, cache, name, own, monkeypatch):
+    """Laid out as kagglehub does, each whole when its marker is there; in our cache or in a chosen one."""
+    monkeypatch.delenv("KAGGLEHUB_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    hub = cache / "kagglehub"
+    if own:
+        hub = tmp_path / "own"
+        monkeypatch.setenv("KAGGLEHUB_CACHE", str(hub))
+    images = random_images(0, 24, 84)
+    if name == "imagenet":
+        place = hub / "competitions/imagenet-object-localization-challenge"
+        marker = place.with_name(f"{place.name}.complete")
+        write_imagenet(place, {"n01440764": list(images[:3])}, [("n01440764", images[3])])
+    else:
+        place = hub / "datasets/whitemoon/miniimagenet"
+        marker = place / "1.complete"
+        write_mini_imagenet(place / "versions/1", images, ["a", "b", "c", "d"] * 6)
+        (place / "versions/2").mkdir()  # a transfer that was cut
+    config = DataConfig(name=name, image_size=64)
+    assert SOURCES[name].outlook(config).blocked
+    marker.touch()
+    outlook = SOURCES[name].outlook(config)
+    assert (outlook.download, outlook.blocked) == (0, "")
+    assert len(SOURCES[name].open(config).train.reader) == (3 if name == "imagenet" else 20)
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion-mnist", "cifar10", "cifar100"])

@@ -1,5 +1,7 @@
 """The data stage from the command line: every profile on files in the official format, and DVC's part."""
 
+import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +11,10 @@ import pytest
 import yaml
 
 from diffusion.data.store import content_digest, open_store
-from tests.conftest import ROOT, diffctl
+from tests.conftest import ROOT, diffctl, environment
+from tests.file_server import serving
 from tests.raw_data import (
+    pack_tar,
     random_images,
     write_cifar10,
     write_cifar100,
@@ -81,6 +85,58 @@ def test_the_data_stage_of_every_profile_runs_from_the_command_line(tmp_path, na
     assert made.returncode == 0, made.stderr
     assert made.stdout.strip() == f"data/prepared: {MADE[name]}"
     assert {"test", "train"} <= {path.name for path in (tmp_path / "data/prepared").iterdir()}
+
+
+# `diffctl stage data` on an archive of the official form, whose address and checksum are the test's own.
+STAGE = """
+import dataclasses, sys
+from diffusion.data.fetch import Remote
+from diffusion.data.sources import SOURCES
+
+name, remote = {name!r}, Remote{remote!r}
+SOURCES[name] = dataclasses.replace(SOURCES[name], remote=remote)
+sys.argv[1:] = ["stage", "data"]
+from cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("name", "make"), [("cifar10", cifar10), ("cifar100", cifar100)])
+def test_cifar_comes_over_http_once(tmp_path, name, make):
+    """Cut and gone on with, verified, unpacked in the cache; a second project needs no network."""
+    make(tmp_path / "made")
+    (unpacked,) = (tmp_path / "made").iterdir()
+    archive = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}[name]
+    content = pack_tar(unpacked, tmp_path / archive).read_bytes()
+    checksum = f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+    def staged(project):
+        project.mkdir()
+        shutil.copy(ROOT / f"profiles/{name}.yaml", project / "params.yaml")
+        code = STAGE.format(name=name, remote=(archive, (server.url(archive),), checksum, len(content)))
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=project,
+            env=environment({"DIFFCTL_CACHE": str(tmp_path / "cache")}),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    with serving({archive: content}, "cut") as server:
+        first = staged(tmp_path / "first")
+        assert first.returncode == 0, first.stderr
+        assert server.ranges() == [None, f"bytes={len(content) // 2}-"]
+    assert first.stdout.strip() == f"data/prepared: {MADE[name]}"
+    assert {path.name for path in unpacked.iterdir()} >= {
+        path.name for path in (tmp_path / "cache" / name / unpacked.name).iterdir()
+    }
+    second = staged(tmp_path / "second")
+    assert second.returncode == 0, second.stderr
+    ours, theirs = (open_store(tmp_path / place / "data/prepared/train") for place in ("first", "second"))
+    assert ours.digest == theirs.digest
+    np.testing.assert_array_equal(ours.images, random_images(0, 30, 32)[:20])
+    assert ours.labels.tolist() == (np.arange(20) % len(ours.meta["classes"])).tolist()
 
 
 def run(folder, *arguments):

@@ -119,7 +119,7 @@ def test_a_full_disk_keeps_the_state_before_and_room_lets_it_go_on(small_disk: P
     assert not torn_saves(folder)
 
     again = diffctl(folder, "stage", "train")
-    assert again.returncode == 1, "there is still no room"
+    assert again.returncode == 2, "there is still no room, which is seen before it starts"
     assert "Traceback" not in again.stderr
     assert "make room" in again.stderr
     assert states(folder)[0] == kept[0] or states(folder)[0] == kept[1]

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from diffusion.check.data import check_fit, check_prepared, check_raw
+from diffusion.check.disk import check_disk, check_training_disk
 from diffusion.check.findings import Finding, Project
-from diffusion.check.machine import check_device, check_disk, check_memory, check_runner, check_weights
+from diffusion.check.machine import check_device, check_memory, check_runner, check_weights
 from diffusion.config import Config
 from diffusion.errors import UsageError
 
@@ -23,7 +24,7 @@ ALL: tuple[Check, ...] = (
 )
 OF_STAGE: dict[str, tuple[Check, ...]] = {
     "reference": (check_weights,),
-    "train": (check_prepared, check_fit, check_memory, check_disk),
+    "train": (check_prepared, check_fit, check_memory, check_training_disk),
     "evaluate": (check_weights,),
 }  # the others find out in their first second what they need
 

@@ -49,6 +49,8 @@ def check_prepared(project: Project) -> Iterator[Finding]:
         return
     if not project.fits_config:
         message = f"{PREPARED} holds {stores['train'].meta['name']} by another configuration"
+        if "options" not in stores["train"].meta:
+            message = f"{PREPARED} was made by an older version, which did not note its labels and its split"
         yield Finding("warning", "prepared data", message, "`diffctl stage data` prepares it anew")
         return
     if project.raw_files_changed:

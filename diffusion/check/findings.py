@@ -3,15 +3,19 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from diffusion.config import Config
+from diffusion.data.finish import options
 from diffusion.data.prepare import shape_of
 from diffusion.data.source import Outlook
 from diffusion.data.sources import SOURCES
 from diffusion.data.store import ImageStore, open_store
 from diffusion.errors import DiffctlError
 from diffusion.layout import PREPARED
+
+if TYPE_CHECKING:
+    from diffusion.checkpoint import Artefact
 
 Level = Literal["ok", "warning", "error"]
 
@@ -51,12 +55,11 @@ class Project:
     def fits_config(self) -> bool:
         """Whether the prepared data is what the configuration asks for, as far as its meta tells."""
         meta, data = self.stores["train"].meta, self.config.data
-        wanted = {
-            "name": data.name,
-            "image_size": data.image_size or meta["image_size"],
-            "channels": data.channels or meta["channels"],
-        }
-        return all(meta.get(key) == value for key, value in wanted.items())
+        native = None if data.image_size and data.channels else self.outlook.shape
+        size, _, channels = shape_of(data, native)
+        wanted = {"name": data.name, "image_size": size, "channels": channels, "options": options(data)}
+        all_are_used = data.on_bad == "skip" or not meta.get("skipped")
+        return all_are_used and all(meta.get(key) == value for key, value in wanted.items())
 
     @cached_property
     def is_ready(self) -> bool:
@@ -72,6 +75,17 @@ class Project:
         return self.is_ready and not (
             self.outlook.sources.items() <= self.stores["train"].meta["sources"].items()
         )
+
+    @cached_property
+    def artefact(self) -> "Artefact | None":
+        """What the training would give on this machine; None where the configuration does not fit."""
+        from diffusion.precision import default_device
+        from diffusion.resolve import resolve
+
+        try:
+            return resolve(self.config, self.train_meta(), default_device())
+        except DiffctlError:
+            return None
 
     def train_meta(self) -> dict[str, Any]:
         """The training split's meta: as prepared, else as it will be, without names and counts of classes."""

@@ -1,6 +1,5 @@
-"""Checks of the machine: disk, memory, device and the extractor's weights, against what the config needs."""
+"""Checks of the machine: memory, device and the extractor's weights, against what the config needs."""
 
-import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,59 +7,59 @@ from pathlib import Path
 import torch
 
 from diffusion.check.findings import Finding, Project, gigabytes
+from diffusion.config import TrainConfig
 from diffusion.data.fetch import verify
-from diffusion.data.prepare import shape_of
-from diffusion.errors import DiffctlError
+from diffusion.distributed import Ranks
+from diffusion.errors import DiffctlError, UsageError
 from diffusion.evaluation.specs import extractor_spec
-from diffusion.grid import grid
 from diffusion.memory import count_parameters, device_memory, fitting_microbatch, step_bytes
 from diffusion.precision import default_device, resolve_precision
-from diffusion.resolve import resolve
+from diffusion.processes import world_size
 from diffusion.shape import UNetSpec
 
-STATE_BYTES = 16  # a parameter in a saved state: weights, EMA and Adam's two moments in fp32
-STATES = 3  # the two that are kept and the one being written
-
-
-def check_disk(project: Project) -> Iterator[Finding]:
-    """Room for what is still to be made: data, training states, model, samples and DVC's copies of them."""
-    parts = {"data": _data_bytes(project), "samples": _sample_bytes(project)}
-    if (spec := _spec(project)) is not None:
-        parameters = count_parameters(spec)
-        parts["training"] = parameters * (STATES * STATE_BYTES + 2 * 4)
-    needed, free = sum(parts.values()), shutil.disk_usage(project.root).free
-    message = f"about {gigabytes(needed)} are needed (" + ", ".join(
-        f"{name} {gigabytes(size)}" for name, size in parts.items()
-    )
-    message += f"), {gigabytes(free)} are free"
-    if needed > free:
-        yield Finding("error", "disk", message, "make room, or lower data.image_size or sample.num_images")
-    else:
-        yield Finding("ok", "disk", message)
+MEMORY_REMEDY = "lower train.microbatch or train.batch_size, or set model.gradient_checkpointing: true"
+BF16_SHARE = 0.5  # of the estimate, which is of fp32, that a step takes in bf16, about
 
 
 def check_memory(project: Project) -> Iterator[Finding]:
-    """What a training step takes at most, against the memory of the GPU, or else of the machine."""
-    spec = _spec(project)
-    if spec is None:
+    """What a process's training step takes, against the memory of its GPU, or its part of the machine's.
+
+    An error only where it would not fit in bf16 either: the estimate is of what a step takes at most.
+    """
+    if project.artefact is None:
         return  # the model does not fit the data, which is a finding of its own
-    train = project.config.train
-    total, free = device_memory(default_device())
-    batch = train.microbatch or train.batch_size
-    if batch == "auto":
-        batch = fitting_microbatch(spec, train.batch_size, total)
-    needed = step_bytes(spec, batch)
-    message = (
-        f"{count_parameters(spec) / 1e6:,.1f} M parameters; a step of {batch} images takes about "
-        f"{gigabytes(needed)}, {gigabytes(free)} of {gigabytes(total)} are free"
+    spec, train, device = project.artefact.network, project.config.train, default_device()
+    try:
+        world, here = world_size(train)
+        share = Ranks(device, world - 1, world).share(train.batch_size)  # no process's is larger
+    except UsageError as error:
+        yield Finding("error", "devices", str(error))
+        return
+    sharing = here if device.type == "cpu" else 1
+    total, free = (size // sharing for size in device_memory(device))
+    part = BF16_SHARE if resolve_precision(train.precision, device) == "bf16" else 1.0
+    images = _microbatch(
+        spec, train, share.stop - share.start, total if device.type == "cpu" else total / part
     )
-    remedy = "lower train.microbatch or train.batch_size, or set model.gradient_checkpointing: true"
-    if needed > total:
-        yield Finding("error", "memory", message, remedy)
-    elif needed > free:
-        yield Finding("warning", "memory", message, remedy)
+    at_most = step_bytes(spec, images)
+    each = f" in each of {here} processes" if here > 1 else ""
+    message = (
+        f"{count_parameters(spec) / 1e6:,.1f} M parameters; a step of {images} images takes about "
+        f"{gigabytes(part * at_most)}{each}, {gigabytes(free)} of {gigabytes(total)} are free"
+    )
+    if BF16_SHARE * at_most > total:
+        yield Finding("error", "memory", message, MEMORY_REMEDY)
+    elif part * at_most > free:
+        yield Finding("warning", "memory", message, MEMORY_REMEDY)
     else:
         yield Finding("ok", "memory", message)
+
+
+def _microbatch(spec: UNetSpec, train: TrainConfig, images: int, memory: float) -> int:
+    """How many of its `images` a process takes at a time; with auto, as training finds it."""
+    if train.microbatch == "auto":
+        return fitting_microbatch(spec, images, int(memory))
+    return min(train.microbatch or images, images)
 
 
 def check_device(project: Project) -> Iterator[Finding]:
@@ -101,27 +100,3 @@ def check_weights(project: Project) -> Iterator[Finding]:
     else:
         message = f"the weights of {spec.name} are not here: {gigabytes(INCEPTION_BYTES)} will be downloaded"
         yield Finding("warning", "extractor", message, f"without a network, put them at {path}")
-
-
-def _spec(project: Project) -> UNetSpec | None:
-    """The configured network's shape, None when the configuration does not fit the data."""
-    try:
-        return resolve(project.config, project.train_meta(), torch.device("cpu")).network
-    except DiffctlError:
-        return None
-
-
-def _data_bytes(project: Project) -> int:
-    """Downloads and prepared images, both twice: unpacked, and in DVC's cache. Nothing when prepared."""
-    if project.is_ready:
-        return 0
-    size, _, channels = shape_of(project.config.data, project.outlook.shape)
-    return 2 * (project.outlook.download + project.outlook.images * size * size * channels)
-
-
-def _sample_bytes(project: Project) -> int:
-    """Every cell as finished ranges, as a store and in DVC's cache."""
-    config, meta = project.config, project.train_meta()
-    cells = len(grid(config))
-    pixels = int(meta["image_size"]) ** 2 * int(meta["channels"])
-    return 3 * cells * config.sample.num_images * pixels

@@ -67,6 +67,15 @@ def unpack_zip(archive: Path, names: Collection[str], folder: Path) -> list[Path
     return found
 
 
+def zip_names(archive: Path) -> set[str]:
+    """The names of the files that the zip holds, without folders; DiffctlError for a damaged archive."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return {PurePosixPath(info.filename).name for info in opened.infolist() if not info.is_dir()}
+    except (zipfile.BadZipFile, OSError) as error:
+        raise _failure(archive, archive.parent, error) from None
+
+
 def _failure(archive: Path, folder: Path, error: Exception) -> DiffctlError:
     """A disk's error has a number; what a decompressor raises for damaged content has none."""
     if isinstance(error, OSError) and error.errno is not None:

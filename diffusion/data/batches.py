@@ -40,7 +40,8 @@ def read_batch(
 
 
 def entry(batch: Any, key: str, path: Path) -> Any:
-    """A value of a batch; DiffctlError when it is not there."""
-    if not isinstance(batch, dict) or key not in batch:
-        raise DiffctlError(f"{path} has no {key}: it is not a file of this set")
-    return batch[key]
+    """A value of a batch, its keys being str or bytes; DiffctlError when it is not there."""
+    for spelt in (key, key.encode()):
+        if isinstance(batch, dict) and spelt in batch:
+            return batch[spelt]
+    raise DiffctlError(f"{path} has no {key}: it is not a file of this set")

@@ -29,6 +29,7 @@ from diffusion.files import sync_file
 BLOCK_BYTES = 4 << 20
 BLOCK_ROWS = 256
 COMMIT_SECONDS = 1.0  # of work that a kill costs at most
+QUEUED = 16  # blocks a worker: enough to be busy while the parent waits for the disk
 
 Done = Callable[[int], None]  # how many more images are done
 
@@ -199,11 +200,11 @@ class _Journal:
 def _in_processes(
     jobs: Iterator[tuple[Job, Target, int]],
 ) -> Generator[tuple[int, dict[int, str]], None, None]:
-    """The jobs' results as they come; few wait at a time, so that memory stays flat."""
+    """The jobs' results as they come; a bounded number waits at a time, so that memory stays flat."""
     pending: set[Future[tuple[int, dict[int, str]]]] = set()
     with worker_pool(_work) as (pool, workers):
         while True:
-            pending |= {pool.submit(_work, *job) for job in islice(jobs, 2 * workers - len(pending))}
+            pending |= {pool.submit(_work, *job) for job in islice(jobs, QUEUED * workers - len(pending))}
             if not pending:
                 return
             ready, pending = wait(pending, return_when=FIRST_COMPLETED)

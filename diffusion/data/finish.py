@@ -5,12 +5,13 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from diffusion.config import DataConfig
 from diffusion.data.fill import Target, read_digests
 from diffusion.data.pixels import transforms
 from diffusion.data.problems import Problem, counts, write_list
@@ -54,7 +55,14 @@ class Scanned(NamedTuple):
     files: str | None
 
 
-def finish(out: Path, name: str, raw: RawData, filled: Sequence[Filled], problems: Sequence[Problem]) -> None:
+def options(config: DataConfig) -> dict[str, Any]:
+    """What is chosen of a set beside size and channels that decides which images and labels it has."""
+    return config.model_dump(mode="json", include={"labels", "test_fraction"})
+
+
+def finish(
+    out: Path, config: DataConfig, raw: RawData, filled: Sequence[Filled], problems: Sequence[Problem]
+) -> None:
     """Write a store a split into the folder `out`, and lists: skipped.csv, what was left out; duplicates.csv.
 
     A class that has lost all its images is left out too. What was filled stays as it is: a second name of the
@@ -70,8 +78,9 @@ def finish(out: Path, name: str, raw: RawData, filled: Sequence[Filled], problem
         folder = out / part.name
         folder.mkdir()
         meta = {
-            "name": name,
+            "name": config.name,
             "split": part.name,
+            "options": options(config),
             "classes": classes,
             "counts": _count(scan.labels, len(classes)),
             "image_size": scan.shape[1],

@@ -49,7 +49,7 @@ def prepare(
         if config.on_bad == "stop":
             refuse(problems, listing)
         with atomic_folder(out) as made:
-            finish(made, config.name, raw, filled, problems)
+            finish(made, config, raw, filled, problems)
         for target in targets.values():
             target.images.unlink()  # first: half a folder must not hold a second name of what is in `out`
     shutil.rmtree(folder)

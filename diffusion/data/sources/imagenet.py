@@ -11,7 +11,7 @@ from diffusion.config import DataConfig
 from diffusion.data.cache import raw_folder
 from diffusion.data.fetch import Notify
 from diffusion.data.image_files import ImageFileReader
-from diffusion.data.kaggle import can_ask_kaggle, from_kaggle, how_to_get
+from diffusion.data.kaggle import can_ask_kaggle, fetched, from_kaggle, how_to_get
 from diffusion.data.listing import FilePaths, list_images
 from diffusion.data.problems import Problem
 from diffusion.data.source import Outlook, RawData, Split
@@ -44,7 +44,7 @@ class ImageNet:
 
     def outlook(self, config: DataConfig) -> Outlook:
         """Whether the challenge's folders and lists are there, or can be asked for."""
-        folder = raw_folder(NAME, config.path)
+        folder = _folder(config)
         if not _missing(folder):
             return Outlook(COUNT, None, CLASSES)
         askable = config.path is None and can_ask_kaggle()
@@ -53,7 +53,7 @@ class ImageNet:
 
     def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
         """Classes in the order of the synset map, which is that of the synsets; training rows shuffled."""
-        root = raw_folder(NAME, config.path)
+        root = _folder(config)
         if _missing(root) and config.path is None:
             root = from_kaggle("competitions", COMPETITION, _by_hand(root))
         if missing := _missing(root):
@@ -131,6 +131,14 @@ def _read_solution(path: Path) -> dict[str, str]:
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return {row.get("ImageId") or "": (row.get("PredictionString") or "").partition(" ")[0] for row in rows}
+
+
+def _folder(config: DataConfig) -> Path:
+    """The configured folder, else ours, or kagglehub's where that one is whole."""
+    ours = raw_folder(NAME, config.path)
+    if config.path is None and _missing(ours) and (theirs := fetched("competitions", COMPETITION)):
+        return ours if _missing(theirs) else theirs
+    return ours
 
 
 def _missing(root: Path) -> str | None:

@@ -10,7 +10,7 @@ from diffusion.data.arrays import FileArray, file_array, integers
 from diffusion.data.batches import entry
 from diffusion.data.cache import find, raw_folder
 from diffusion.data.fetch import Notify, checksums
-from diffusion.data.kaggle import can_ask_kaggle, from_kaggle, how_to_get
+from diffusion.data.kaggle import can_ask_kaggle, fetched, from_kaggle, how_to_get
 from diffusion.data.pickles import read_pickle
 from diffusion.data.source import FileArrayReader, Outlook, RawData, Split
 from diffusion.data.splits import hold_out
@@ -32,8 +32,8 @@ class MiniImageNet:
 
     def outlook(self, config: DataConfig) -> Outlook:
         """Whether the three files are there, or can be asked for."""
-        folder = raw_folder(NAME, config.path)
-        if all(find(folder, name) for name in FILES):
+        folder = _folder(config)
+        if _is_whole(folder):
             return Outlook(60_000, SHAPE, 100)
         askable = config.path is None and can_ask_kaggle()
         blocked = "" if askable else how_to_get("datasets", HANDLE, _by_hand(folder))
@@ -58,13 +58,25 @@ class MiniImageNet:
         )
 
     def _files(self, config: DataConfig) -> Sequence[Path]:
-        folder = raw_folder(NAME, config.path)
-        if config.path is None and not all(find(folder, name) for name in FILES):
+        folder = _folder(config)
+        if config.path is None and not _is_whole(folder):
             folder = from_kaggle("datasets", HANDLE, _by_hand(folder))
         found = {name: find(folder, name) for name in FILES}
         if missing := [name for name, path in found.items() if path is None]:
             raise DiffctlError(f"{folder} has no {', '.join(missing)}: put it there")
         return [path for path in found.values() if path is not None]
+
+
+def _folder(config: DataConfig) -> Path:
+    """The configured folder, else ours, or kagglehub's where that one is whole."""
+    ours = raw_folder(NAME, config.path)
+    if config.path is None and not _is_whole(ours) and (theirs := fetched("datasets", HANDLE)):
+        return theirs if _is_whole(theirs) else ours
+    return ours
+
+
+def _is_whole(folder: Path) -> bool:
+    return all(find(folder, name) for name in FILES)
 
 
 def _by_hand(folder: Path) -> str:
@@ -81,7 +93,7 @@ def _read(path: Path) -> tuple[FileArray, np.ndarray]:
             raise TypeError(f"images {images.dtype} {images.shape}")
         names = np.full(images.shape[0], "", dtype=object)
         for name, rows in classes.items():
-            names[integers(rows)] = str(name)
+            names[integers(rows)] = name.decode() if isinstance(name, bytes) else str(name)
     except (TypeError, AttributeError, IndexError) as error:
         raise DiffctlError(f"{path} has {error}: it is not a file of Mini-ImageNet") from None
     if "" in names:

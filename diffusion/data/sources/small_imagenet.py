@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion.config import DataConfig
-from diffusion.data.archives import unpack_zip
+from diffusion.data.archives import unpack_zip, zip_names
 from diffusion.data.batches import read_batch
 from diffusion.data.cache import cache_root, find, raw_folder
 from diffusion.data.fetch import Notify, checksums
@@ -17,7 +17,7 @@ from diffusion.data.synsets import CLASSES, unique_names
 from diffusion.errors import DiffctlError
 
 TRAIN = tuple(f"train_data_batch_{number}" for number in range(1, 11))
-TEST = ("val_data",)
+BATCHES = (*TRAIN, "val_data")
 CLASS_LIST = "map_clsloc.txt"  # lines of synset, number, name; beside the batches, or not at all
 PAGE = "https://image-net.org/download-images"
 
@@ -39,10 +39,13 @@ class SmallImageNet:
         return (self.size, self.size, 3)
 
     def outlook(self, config: DataConfig) -> Outlook:
-        """Whether all batches are there, unpacked or in a zip."""
-        folder = raw_folder(self.name, config.path)
-        here = all(self._places(folder)) or bool(self._zips(folder))
-        return Outlook(1_331_167, self.shape, CLASSES, blocked="" if here else self._by_hand(folder))
+        """Whether all batches are there, unpacked or in a zip, and which are not."""
+        try:
+            self._refuse_missing(raw_folder(self.name, config.path))
+            blocked = ""
+        except DiffctlError as error:
+            blocked = str(error)
+        return Outlook(1_331_167, self.shape, CLASSES, blocked=blocked)
 
     def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
         """The official split, its 50,000 validation images as the test split."""
@@ -65,21 +68,25 @@ class SmallImageNet:
         return Split(FileArrayReader(images, self.shape, planar=True), np.concatenate(labels))
 
     def _files(self, folder: Path) -> list[Path]:
-        """The batches in order; zips are unpacked into the cache."""
-        found = self._places(folder)
-        if not all(found) and (zips := self._zips(folder)):
-            unpacked = cache_root() / self.name / "unpacked"
-            names = [name + suffix for name in (*TRAIN, *TEST) for suffix in ("", ".npz")]
-            for archive in zips:
-                unpack_zip(archive, names, unpacked)
+        """The batches in order; those that lie in zips are unpacked into the cache."""
+        self._refuse_missing(folder)
+        found, unpacked = self._places(folder), cache_root() / self.name / "unpacked"
+        packed = [name for name, path in zip(BATCHES, found, strict=True) if path is None]
+        if packed:
+            for archive in self._zips(folder):
+                unpack_zip(archive, [name + suffix for name in packed for suffix in ("", ".npz")], unpacked)
             found = [path or other for path, other in zip(found, self._places(unpacked), strict=True)]
-        missing = [name for name, path in zip((*TRAIN, *TEST), found, strict=True) if path is None]
-        if missing:
-            raise DiffctlError(f"{', '.join(missing)} not found: {self._by_hand(folder)}")
         return [path for path in found if path is not None]
 
+    def _refuse_missing(self, folder: Path) -> None:
+        """DiffctlError with the names of the batches that are neither in the folder nor in a zip there."""
+        packed = {name.removesuffix(".npz") for archive in self._zips(folder) for name in zip_names(archive)}
+        places = zip(BATCHES, self._places(folder), strict=True)
+        if missing := [name for name, path in places if path is None and name not in packed]:
+            raise DiffctlError(f"{', '.join(missing)} not found: {self._by_hand(folder)}")
+
     def _places(self, folder: Path) -> list[Path | None]:
-        return [find(folder, f"{name}.npz") or find(folder, name) for name in (*TRAIN, *TEST)]
+        return [find(folder, f"{name}.npz") or find(folder, name) for name in BATCHES]
 
     def _zips(self, folder: Path) -> list[Path]:
         return sorted(folder.rglob(f"Imagenet{self.size}_*.zip"))

@@ -1,0 +1,137 @@
+"""Room on the disks for what is still to be made, each part where it will lie."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from diffusion.check.findings import Finding, Project, gigabytes
+from diffusion.checkpoint import read_artefact
+from diffusion.config import fingerprint
+from diffusion.data.cache import cache_root
+from diffusion.data.prepare import shape_of
+from diffusion.errors import DiffctlError
+from diffusion.files import sha256_file
+from diffusion.grid import Cell, cell_settings, grid
+from diffusion.layout import CELL_RUNS, MODEL, PREPARE_RUNS, PREPARED, SAMPLES, TRAIN_RUNS
+from diffusion.memory import count_parameters
+from diffusion.resolve import result_of, training_fingerprint
+from diffusion.sweep import sampling_card
+
+STATE_BYTES = 16  # a parameter in a saved state: weights, EMA and Adam's two moments in fp32
+STATES = 3  # the two that are kept and the one being written
+MODEL_BYTES = 4  # a parameter in the model's file
+
+
+class Need(NamedTuple):
+    """Bytes that a part of the work will take at a place, beyond what it takes there already."""
+
+    part: str
+    place: Path
+    size: int
+
+
+def check_disk(project: Project) -> Iterator[Finding]:
+    """Room for data, training states, model, samples and DVC's copies of them."""
+    remedy = "make room, or lower data.image_size or sample.num_images"
+    yield from _compared([*_data(project), *_training(project), *_samples(project)], remedy)
+
+
+def check_training_disk(project: Project) -> Iterator[Finding]:
+    """Room for the states and the model of the training alone."""
+    yield from _compared(_training(project), "make room, or make the model smaller")
+
+
+def _compared(needs: Sequence[Need], remedy: str) -> Iterator[Finding]:
+    """A finding for each disk."""
+    disks: dict[int, list[Need]] = {}
+    for need in needs:
+        disks.setdefault(_there(need.place).stat().st_dev, []).append(need)
+    for on_disk in disks.values():
+        parts: dict[str, int] = {}
+        for need in on_disk:
+            parts[need.part] = parts.get(need.part, 0) + need.size
+        folder = _there(on_disk[0].place)
+        needed, free = sum(parts.values()), shutil.disk_usage(folder).free
+        listed = ", ".join(f"{part} {gigabytes(size)}" for part, size in parts.items())
+        message = f"about {gigabytes(needed)} more are needed ({listed}), {gigabytes(free)} are free"
+        if len(disks) > 1:
+            message += f" in {folder}"
+        if needed > free:
+            yield Finding("error", "disk", message, remedy)
+        else:
+            yield Finding("ok", "disk", message)
+
+
+def _data(project: Project) -> list[Need]:
+    """Downloads, packed and unpacked; the images in the work folder, in their place, and in DVC's cache.
+
+    On one disk the work becomes the result. Nothing where the data are prepared.
+    """
+    if project.is_ready:
+        return []
+    outlook, work, out = project.outlook, project.root / PREPARE_RUNS, project.root / PREPARED
+    size, _, channels = shape_of(project.config.data, outlook.shape)
+    images = outlook.images * size * size * channels
+    copies = 1 if _there(work).stat().st_dev == _there(out).stat().st_dev else 2
+    return [
+        Need("data", cache_root(), 2 * outlook.download),
+        Need("data", work, max(0, images - _bytes_below(work))),
+        Need("data", out, copies * images),
+    ]
+
+
+def _training(project: Project) -> list[Need]:
+    """Two states and one being written, the model, and DVC's copy of that. None for an impossible model."""
+    artefact = project.artefact
+    if artefact is None:
+        return []
+    parameters = count_parameters(artefact.network)
+    folder = project.root / TRAIN_RUNS / training_fingerprint(artefact)
+    states = sum(path.stat().st_size for path in folder.glob("state-*.safetensors"))
+    return [
+        Need("training", folder, max(0, STATES * STATE_BYTES * parameters - states)),
+        Need("training", project.root / MODEL, 2 * MODEL_BYTES * parameters),
+    ]
+
+
+def _samples(project: Project) -> list[Need]:
+    """Every cell as finished units, as a store and in DVC's cache; a stage that runs replaces its stores."""
+    config, meta = project.config, project.train_meta()
+    cells, samples = grid(config), project.root / SAMPLES
+    size = config.sample.num_images * int(meta["image_size"]) ** 2 * int(meta["channels"])
+    units = _units(project, cells)
+    stores = [_bytes_below(samples / cell.name) for cell in cells]
+    is_done = bool(units) and all(stores)
+    return [
+        Need("samples", project.root / CELL_RUNS, sum(max(0, size - units.get(cell, 0)) for cell in cells)),
+        Need("samples", samples, sum(max(0, size - store) for store in stores)),
+        Need("samples", samples, 0 if is_done else size * len(cells)),
+    ]
+
+
+def _units(project: Project, cells: Sequence[Cell]) -> dict[Cell, int]:
+    """Bytes of each cell's finished units. None where the model is not the one that these settings give."""
+    model = project.root / MODEL
+    if project.artefact is None or not model.is_file():
+        return {}
+    try:
+        artefact = read_artefact(model)
+    except DiffctlError:
+        return {}
+    if artefact != result_of(project.artefact):
+        return {}
+    sha256 = sha256_file(model)
+    cards = {cell: sampling_card(cell_settings(project.config, cell), sha256, artefact) for cell in cells}
+    folder = project.root / CELL_RUNS / sha256[:16]
+    return {cell: _bytes_below(folder / fingerprint(card)) for cell, card in cards.items()}
+
+
+def _there(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _bytes_below(folder: Path) -> int:
+    """What the files below a folder take on their disk."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
