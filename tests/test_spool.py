@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,12 @@ def test_the_spool_loads_no_mlflow():
     assert done.stdout.split() == []
 
 
+class Unwatched:
+    """In place of a Watch: no clock to stop."""
+
+    paused = nullcontext
+
+
 def test_what_a_state_will_not_replay_is_on_the_disk_before_it(tmp_path, monkeypatch):
     from cli.training import Tracked
 
@@ -165,7 +172,7 @@ def test_what_a_state_will_not_replay_is_on_the_disk_before_it(tmp_path, monkeyp
     spool = open_spool(tmp_path)
     spool.metrics(1, {"loss": 1.0})
     monkeypatch.setattr("os.fsync", noted)
-    Tracked(Run(), spool, None).save(None)
+    Tracked(Run(), spool, Unwatched()).save(None)
     assert order == [EVENTS, "state"]
 
 
@@ -179,7 +186,7 @@ def test_no_state_is_saved_while_points_have_no_room(tmp_path):
         with pytest.warns(DiffctlWarning, match="tried again"):
             train(spool, 1, 10)
         with pytest.raises(DiffctlError, match="make room and run it again"):
-            Tracked(None, spool, None).save(None)
+            Tracked(None, spool, Unwatched()).save(None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     spool.close("FINISHED")
