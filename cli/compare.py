@@ -29,7 +29,8 @@ def compare(
 ) -> None:
     """Compare scores. Only numbers whose protocol cards agree stand side by side.
 
-    A gap that is inside the confidence intervals is marked as such: it says nothing.
+    A gap that is inside the confidence intervals is marked as such: it says nothing. Nor is a number marked
+    the best of a row that lacks intervals.
     """
     from diffusion.errors import DiffctlError, UsageError
     from diffusion.files import write_text
@@ -63,6 +64,10 @@ def _show_comparison(result: "Comparison") -> None:
             typer.echo("< the best of its row")
         if any(any(row.tied) for row in result.rows):
             typer.echo("≈ not told apart from the best: the gap is inside its confidence interval")
+        if any(row.ranks and row.best is None for row in result.rows):
+            typer.echo("no best is marked where a number has no confidence interval: it may be so by chance")
+        if any(any(row.few_images) for row in result.rows):
+            typer.echo("* of fewer images than there are features: a limit that is not to be trusted")
     for difference in result.differences:
         typer.echo(
             f"{difference.label}: {len(difference.cells)} cell(s) left out, {_fields(difference.fields)}"
@@ -72,8 +77,8 @@ def _show_comparison(result: "Comparison") -> None:
 def _numbers(row: "Row") -> list[str]:
     """Each value with its mark."""
     marked = []
-    for value, tied in zip(row.values, row.tied, strict=True):
-        mark = " <" if value == row.best else " ≈" if tied else ""
+    for value, tied, few in zip(row.values, row.tied, row.few_images, strict=True):
+        mark = " <" if value == row.best else " ≈" if tied else " *" if few else ""
         marked.append("-" if value is None else f"{value:.5g}{mark}")
     return marked
 

@@ -1,7 +1,9 @@
 import json
 
 import pytest
+from typer.testing import CliRunner
 
+from cli import main
 from diffusion.errors import DiffctlError, UsageError
 from diffusion.evaluation.evaluate import evaluate, write_scores
 from diffusion.evaluation.ranking import best, rank_metric
@@ -82,13 +84,104 @@ def test_only_distances_rank():
     both = {"a": document(FEW), "b": document(FEW)}
     for one in both.values():
         one["cells"]["steps10-eta0"]["scores"] |= {"kid": 0.1, "kid_std": 0.1}
+        certain(one, *metrics)
     rows = compare(scored(**both), metrics).rows
     assert [row.best for row in rows] == [200.0, 0.1, None, None, None]
+
+
+def test_without_an_interval_no_number_is_marked_the_best(tmp_path):
+    """Precision, recall and the limit have none, and no score where the bootstrap is left out."""
+    both = {"a": document(FEW), "b": document({(10, 0.0): 0.3}, model_sha256="b" * 64)}
+    precision = "precision_effnet_lite0_64"
+    both["a"]["cells"]["steps10-eta0"]["scores"][precision] = 0.9
+    both["b"]["cells"]["steps10-eta0"]["scores"][precision] = 0.8
+    certain(both["a"])
+    metrics = [precision, "fd_effnet_lite0_64"]
+    assert [row.best for row in compare(scored(**both), metrics).rows] == [None, None]  # b's fd has none
+    certain(both["b"])
+    result = compare(scored(**both), metrics)
+    assert [row.best for row in result.rows] == [None, 200.0]
+    assert '<td class="best">200' in (page := comparison_page(result))
+    assert '<td class="best">0.9' not in page
+    assert "No best is marked where a number has no confidence interval" in page
+    assert [row.ranks for row in compare(scored(**both), [*metrics, "floor"]).rows] == [True, True, False]
+    for name, one in both.items():
+        write_json(tmp_path / f"{name}.json", one)
+    runs = [str(tmp_path / f"{name}.json") for name in both]
+    done = CliRunner().invoke(main.app, ["compare", *runs, "--metric", precision])
+    assert done.exit_code == 0
+    assert "<" not in done.stdout
+    assert "no best is marked where a number has no confidence interval" in done.stdout
+
+
+def test_a_score_that_no_comparable_run_has_is_said_to_be_missing():
+    """Two runs agree and lack it; a third has it under another card."""
+    third = document(FEW, seed=1)
+    third["cells"]["steps10-eta0"]["scores"]["fid"] = 3.0
+    runs = scored(a=document(FEW), b=document(FEW), c=third)
+    with pytest.raises(UsageError, match=r"none of the runs that can be compared .* has the score 'fid'"):
+        compare(runs, ["fid"])
+    with pytest.raises(UsageError, match="fid"):
+        compare(runs, ["excess", "fid"])
+
+
+def test_a_row_without_any_value_is_left_out():
+    both = {"a": document(), "b": document()}
+    for one in both.values():
+        del one["cells"]["steps5-eta0"]["scores"]["excess"]
+    del both["a"]["cells"]["steps10-eta0"]["scores"]["excess"]
+    rows = compare(scored(**both), ["excess"]).rows
+    assert [row.cell for row in rows] == ["steps5-eta1", "steps10-eta0", "steps10-eta1"]
+    assert rows[1].values == [None, 175.0]
+
+
+LIMIT = "fd_effnet_lite0_64_inf"
+
+
+def with_limit(value, count, **card):
+    """A document of one cell of `count` images, with a limit for N → ∞."""
+    of_count = {"kid_subset_size": count // 2, "is_splits": 10, "prc_images": count}
+    one = document(FEW, num_images=count, **of_count, **card)
+    one["cells"]["steps10-eta0"]["scores"][LIMIT] = value
+    return one
+
+
+def test_limits_of_other_numbers_of_images_stand_side_by_side(tmp_path):
+    few, many, other = with_limit(90.0, 500), with_limit(80.0, 1280), with_limit(70.0, 1280, seed=1)
+    result = compare(scored(a=many, b=few, c=other), [LIMIT])
+    (row,) = result.rows
+    assert row.values == [80.0, 90.0, None]
+    assert row.few_images == [False, True, False]  # 1,280 features
+    assert row.best is None
+    (difference,) = result.differences
+    assert (difference.label, difference.fields) == ("c", {"seed": [0, 1]})
+    assert "90 *" in (page := comparison_page(result))
+    assert "fewer images than there are features" in page
+    both = compare(scored(a=many, b=few), ["excess", LIMIT])
+    assert [row.metric for row in both.rows] == [LIMIT]  # all others depend on how many there are
+    assert both.differences[0].fields["num_images"] == [1280, 500]
+    for name, one in (("a", many), ("b", few)):
+        write_json(tmp_path / f"{name}.json", one)
+    runs = [str(tmp_path / f"{name}.json") for name in "ab"]
+    done = CliRunner().invoke(main.app, ["compare", *runs, "--metric", LIMIT])
+    assert done.exit_code == 0
+    assert "90 *" in done.stdout
+    assert "* of fewer images than there are features" in done.stdout
+    assert CliRunner().invoke(main.app, ["compare", *runs]).exit_code != 0
 
 
 def test_the_best_cell_takes_the_fewest_steps_of_equal_ones():
     cells = document({(50, 0.0): 0.1, (20, 1.0): 0.1, (5, 0.0): 0.2})["cells"]
     assert best(cells) == ("steps20-eta1", "kd_effnet_lite0_64", 0.1)
+
+
+def certain(one: dict, *metrics: str) -> dict:
+    """The document with intervals for some scores, by default those of both distances."""
+    for cell in one["cells"].values():
+        for metric in metrics or ("fd_effnet_lite0_64", "kd_effnet_lite0_64"):
+            value = cell["scores"][metric]
+            cell["scores"] |= {f"{metric}_low": 0.9 * value, f"{metric}_high": 1.1 * value}
+    return one
 
 
 def with_intervals(values: float, half: float) -> dict:
@@ -109,6 +202,7 @@ def test_a_gap_inside_the_interval_is_marked_as_such(tmp_path):
     assert row.tied == [True, False, False]
     assert row.intervals[0] == pytest.approx((0.19, 0.25))
     assert other.tied == [False] * 3  # there is no interval of this score
+    assert other.best is None
     for name, one in (("a", near), ("b", best), ("c", far)):
         write_json(tmp_path / f"{name}.json", one)
     done = diffctl(tmp_path, "compare", "a.json", "b.json", "c.json", "--html", "page.html")
@@ -157,8 +251,8 @@ def test_a_file_without_scores_is_refused(tmp_path):
 
 
 def test_the_command(tmp_path):
-    write_json(tmp_path / "a.json", document())
-    write_json(tmp_path / "b.json", document({(5, 0.0): 0.1}, model_sha256="b" * 64))
+    write_json(tmp_path / "a.json", certain(document()))
+    write_json(tmp_path / "b.json", certain(document({(5, 0.0): 0.1}, model_sha256="b" * 64)))
     write_json(tmp_path / "c.json", document(seed=1))
     done = diffctl(tmp_path, "compare", "a.json", "b.json", "c.json")
     assert done.returncode == 0, done.stderr
@@ -169,7 +263,8 @@ def test_the_command(tmp_path):
         "cell": "steps5-eta0",
         "metric": "kd_effnet_lite0_64",
         "values": [0.3, 0.1],
-        "intervals": [None, None],
+        "intervals": [pytest.approx([0.27, 0.33]), pytest.approx([0.09, 0.11])],
+        "few_images": [False, False],
         "best": 0.1,
         "tied": [False, False],
     }

@@ -77,6 +77,7 @@ def test_an_unknown_extractor_lists_the_known_ones():
 def test_efficientnet_gives_float32_features_and_logits(name):
     features, logits = load_extractor(name)(torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8))
     assert (features.shape, logits.shape) == ((2, 1280), (2, 1000))
+    assert extractor_spec(name).features == 1280
     assert features.dtype == logits.dtype == torch.float32
 
 
@@ -146,6 +147,7 @@ def test_inception_loads_from_a_path_with_the_right_hash(random_inception):
     extractor = load_extractor("inception-v3-compat", path, sha256=sha256)
     features, logits = extractor(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
     assert (features.shape, logits.shape) == ((2, 2048), (2, 1008))
+    assert INCEPTION.features == 2048
     assert extractor.weights_sha256 == sha256
 
 

@@ -22,7 +22,7 @@ from diffusion.grid import Cell
 from diffusion.report import write_report
 from diffusion.report.figures import moving_average
 from diffusion.report.neighbours import nearest
-from diffusion.report.tables import decimals, number, protocol_table
+from diffusion.report.tables import decimals, number, protocol_table, score_table
 from tests.digits_sweep import make_config, write_cell, write_prepared, write_sweep
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -175,6 +175,25 @@ def test_without_intervals_it_says_nothing_of_them(own, tmp_path):
     text = report((config, root), tmp_path / "report").read_text(encoding="utf-8")
     assert "confidence" not in text
     assert "±" not in text
+    assert 'class="best"' not in text
+
+
+def test_a_value_without_an_interval_is_not_marked_the_best(sweep):
+    """Precision and recall have none: which cell leads there may be chance."""
+    _, root = sweep
+    document = json.loads((root / "scores.json").read_text())
+    table = score_table(document, extractor_spec("effnet-lite0-64"))
+    marked = [any(row["entries"][place]["best"] for row in table["rows"]) for place in range(5)]
+    assert dict(zip(table["columns"], marked, strict=True)) == {
+        "FD": True,
+        "excess": True,
+        "KD": True,
+        "precision": False,
+        "recall": False,
+    }
+    del document["cells"]["steps5-eta0"]["scores"]["fd_effnet_lite0_64_low"]
+    table = score_table(document, extractor_spec("effnet-lite0-64"))
+    assert not any(entry["best"] for row in table["rows"] for entry in row["entries"][:2])
 
 
 def test_colours_follow_the_readers_scheme(written):

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.errors import UsageError
-from diffusion.evaluation.intervals import Interval, interval_of, told_apart
-from diffusion.evaluation.ranking import leader, rank_metric
+from diffusion.evaluation.card import OF_COUNT
+from diffusion.evaluation.intervals import Interval, interval_of, is_tied
+from diffusion.evaluation.ranking import is_limit, leader, rank_metric
+from diffusion.evaluation.specs import extractor_spec
 from diffusion.grid import order
 from tracking.gate import clash
 from tracking.lookup import find_run
 from tracking.runs import Document, fetch_scores, read_scores
 
 Cell = dict[str, Any]
-Score = tuple[float | None, Interval | None]
+Fields = dict[str, list[Any]]
 
 
 @dataclass(frozen=True)
@@ -30,26 +32,47 @@ class Row:
     """One score of one cell, a value and its confidence interval for each label.
 
     The value is None where the cell is missing or its card differs, the interval where there is none.
+    `few_images` marks a limit for N → ∞ that was read off fewer images than there are features.
     """
 
     cell: str
     metric: str
     values: list[float | None]
     intervals: list[Interval | None]
+    few_images: list[bool]
+
+    @property
+    def ranks(self) -> bool:
+        """Whether one of the values would be the best."""
+        return leader(self.metric) is not None and any(value is not None for value in self.values)
 
     @property
     def best(self) -> float | None:
-        """The best value, the lowest of a distance; None for a score that ranks nothing."""
+        """The best value, the lowest of a distance.
+
+        None for a score that ranks nothing, and where a value has no interval: it may be best by chance.
+        """
+        known = [(value, own) for value, own in self._scores if value is not None]
         first = leader(self.metric)
-        return first(value for value in self.values if value is not None) if first else None
+        if not known or first is None or any(own is None for _, own in known):
+            return None
+        return float(first(value for value, _ in known))
 
     @property
     def tied(self) -> list[bool]:
         """Whether each value, other than the best, lies within the confidence interval of its gap to it."""
-        if self.best is None:
+        best = self.best
+        if best is None:
             return [False] * len(self.values)
-        best = self.best, self.intervals[self.values.index(self.best)]
-        return [_tied(best, (value, own)) for value, own in zip(self.values, self.intervals, strict=True)]
+        its = self.intervals[self.values.index(best)]
+        return [
+            value is not None and value != best and is_tied(best, its, value, own)
+            for value, own in self._scores
+        ]
+
+    @property
+    def _scores(self) -> list[tuple[float | None, Interval | None]]:
+        return list(zip(self.values, self.intervals, strict=True))
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a script."""
@@ -62,7 +85,7 @@ class Difference:
 
     label: str
     cells: list[str]
-    fields: dict[str, list[Any]]
+    fields: Fields
 
 
 @dataclass(frozen=True)
@@ -94,36 +117,48 @@ def load_scored(name: str) -> Scored:
 def compare(scored: Sequence[Scored], metrics: Sequence[str] = ()) -> Comparison:
     """Compare every cell of the first document with the same cell of the others.
 
-    `metrics` are names of scores; without any, the one that ranks and the distance are shown. UsageError for
-    a name that there is not.
+    `metrics` are names of scores; without any, the one that ranks and the distance are shown. Of a limit for
+    N → ∞ the number of images may differ. UsageError for a name that there is not, or that none of the cells
+    has which can be compared.
     """
     rows: list[Row] = []
     clashes: list[Difference] = []
     for name, cell in sorted(scored[0].document["cells"].items(), key=lambda item: order(item[1])):
-        agreeing: list[Cell | None] = [cell]
-        for other in scored[1:]:
-            theirs = other.document["cells"].get(name)
-            fields = clash(cell, theirs) if theirs else {}
-            if fields:
-                clashes.append(Difference(other.label, [name], fields))
-            agreeing.append(None if fields else theirs)
-        if sum(one is not None for one in agreeing) > 1:
-            rows += [_row(name, metric, agreeing) for metric in metrics or _usual(cell)]
+        shown = metrics or _usual(cell)
+        others = [other.document["cells"].get(name) for other in scored[1:]]
+        found = [clash(cell, theirs) if theirs else {} for theirs in others]
+        for metric in shown:
+            pairs = zip(others, found, strict=True)
+            agreeing = [None if _weighing(fields, [metric]) else theirs for theirs, fields in pairs]
+            if any(agreeing):
+                rows.append(_row(name, metric, [cell, *agreeing]))
+        weighing = [_weighing(fields, shown) for fields in found]
+        named = zip(scored[1:], weighing, strict=True)
+        clashes += [Difference(other.label, [name], fields) for other, fields in named if fields]
     for metric in metrics:
         _refuse_unknown(metric, scored)
+        _refuse_without_values(metric, rows)
+    rows = [row for row in rows if any(value is not None for value in row.values)]
     return Comparison([one.label for one in scored], rows, _merged(clashes))
 
 
-def _row(name: str, metric: str, cells: list[Cell | None]) -> Row:
+def _weighing(fields: Fields, metrics: Sequence[str]) -> Fields:
+    """The differing fields that one of these scores depends on."""
+    free = OF_COUNT if all(map(is_limit, metrics)) else ()
+    return {field: values for field, values in fields.items() if field not in free}
+
+
+def _row(name: str, metric: str, cells: Sequence[Cell | None]) -> Row:
     values = [cell["scores"].get(metric) if cell else None for cell in cells]
-    return Row(name, metric, values, [interval_of(cell, metric) if cell else None for cell in cells])
+    intervals = [interval_of(cell, metric) if cell else None for cell in cells]
+    few = [cell is not None and metric in cell["scores"] and _is_far_off(cell, metric) for cell in cells]
+    return Row(name, metric, values, intervals, few)
 
 
-def _tied(best: Score, other: Score) -> bool:
-    (value, interval), (theirs, their_interval) = best, other
-    if value is None or theirs is None or value == theirs or interval is None or their_interval is None:
-        return False
-    return not told_apart(value, interval, theirs, their_interval)
+def _is_far_off(cell: Cell, metric: str) -> bool:
+    """Whether a score is a limit of fewer images than features, whose covariance lacks dimensions."""
+    card = cell["card"]
+    return is_limit(metric) and bool(card["num_images"] < extractor_spec(card["extractor"]).features)
 
 
 def _usual(cell: Cell) -> list[str]:
@@ -136,6 +171,12 @@ def _refuse_unknown(metric: str, scored: Sequence[Scored]) -> None:
     known = {name for one in scored for cell in one.document["cells"].values() for name in cell["scores"]}
     if metric not in known:
         raise UsageError(f"there is no score {metric!r}: there are {', '.join(sorted(known))}")
+
+
+def _refuse_without_values(metric: str, rows: list[Row]) -> None:
+    found = [row for row in rows if row.metric == metric]
+    if found and all(value is None for row in found for value in row.values):
+        raise UsageError(f"none of the runs that can be compared with the first one has the score {metric!r}")
 
 
 def _merged(clashes: list[Difference]) -> list[Difference]:

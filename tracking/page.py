@@ -19,6 +19,8 @@ def comparison_page(comparison: Comparison) -> str:
         runs=comparison.labels,
         rows=rows,
         tied=any(any(row.tied) for row in comparison.rows),
+        unmarked=any(row.ranks and row.best is None for row in comparison.rows),
+        few_images=any(any(row.few_images) for row in comparison.rows),
         intervals=any(any(row.intervals) for row in comparison.rows),
         left_out=comparison.differences,
     )
@@ -31,7 +33,10 @@ def _row(row: Row) -> dict[str, Any]:
             "interval": None if interval is None else f"{interval.low:.3g} to {interval.high:.3g}",
             "best": value is not None and value == row.best,
             "tied": tied,
+            "few_images": few,
         }
-        for value, interval, tied in zip(row.values, row.intervals, row.tied, strict=True)
+        for value, interval, tied, few in zip(
+            row.values, row.intervals, row.tied, row.few_images, strict=True
+        )
     ]
     return {"cell": row.cell, "metric": row.metric, "entries": entries}

@@ -57,6 +57,9 @@ _REFERENCE_FIELDS = (
 )
 
 
+OF_COUNT = ("num_images", "kid_subset_size", "is_splits", "prc_images")  # the number of images, what follows
+
+
 def differing(cards: Sequence[Card], axes: Collection[str] = ()) -> dict[str, list[Any]]:
     """The fields on which the cards disagree, each with its value in every card (None where it is missing).
 

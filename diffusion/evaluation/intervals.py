@@ -50,6 +50,11 @@ def interval_of(cell: dict[str, Any], metric: str) -> Interval | None:
     return Interval(scores[f"{metric}_low"] - shift, scores[f"{metric}_high"] - shift)
 
 
+def is_tied(a: float, of_a: Interval | None, b: float, of_b: Interval | None) -> bool:
+    """Whether the gap between two scores is inside its confidence interval; not where one has none."""
+    return of_a is not None and of_b is not None and not told_apart(a, of_a, b, of_b)
+
+
 def told_apart(a: float, of_a: Interval, b: float, of_b: Interval) -> bool:
     """Whether the gap between two independent scores is outside the confidence interval of their difference.
 

@@ -38,6 +38,11 @@ def is_aside(metric: str) -> bool:
     return metric.endswith(("_std", "_low", "_high"))
 
 
+def is_limit(metric: str) -> bool:
+    """Whether a name is of a distance extrapolated to N → ∞, which is to be of no number of images."""
+    return metric.endswith("_inf")
+
+
 def leader(metric: str) -> Callable[..., Any] | None:
     """`min` or `max`, whichever finds the best value of a score; None for one that ranks nothing.
 

@@ -15,9 +15,9 @@ EVALUATION_VERSION = 2  # raise it when the same images would no longer give the
 class ExtractorSpec:
     """A registered extractor.
 
-    `size` is the side in pixels that images are resized to; `feature_layer` and `logits_layer` are its
-    outputs by torch-fidelity's names; `sha256` is that of the weights' file. The last three fields name its
-    Fréchet distance, its kernel distance and its Inception-style score.
+    `size` is the side in pixels that images are resized to; `feature_layer`, of `features` numbers an image,
+    and `logits_layer` are its outputs by torch-fidelity's names; `sha256` is that of the weights' file. The
+    last three fields name its Fréchet distance, its kernel distance and its Inception-style score.
     """
 
     name: str
@@ -25,6 +25,7 @@ class ExtractorSpec:
     resize: str
     feature_layer: str
     logits_layer: str
+    features: int
     sha256: str
     distance: str
     kernel_distance: str
@@ -62,6 +63,7 @@ def _efficientnet(size: int) -> ExtractorSpec:
         resize=f"bilinear, antialiased, to {size}",
         feature_layer="pool",
         logits_layer="logits",
+        features=1280,
         sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         distance=f"fd_effnet_lite0_{size}",
         kernel_distance=f"kd_effnet_lite0_{size}",
@@ -76,6 +78,7 @@ INCEPTION = ExtractorSpec(
     resize="bilinear as in TensorFlow 1, to 299",
     feature_layer="2048",
     logits_layer="logits_unbiased",
+    features=2048,
     sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     distance="fid",
     kernel_distance="kid",

@@ -7,7 +7,7 @@ from typing import Any
 from diffusion.evaluation.card import Card
 from diffusion.evaluation.choosing import pareto_front
 from diffusion.evaluation.evaluate import Document
-from diffusion.evaluation.intervals import interval_of, told_apart
+from diffusion.evaluation.intervals import interval_of, is_tied
 from diffusion.evaluation.ranking import best, leader
 from diffusion.evaluation.specs import ExtractorSpec
 from diffusion.grid import AXES, order, shown, spoken
@@ -61,8 +61,8 @@ def number(value: float, places: int) -> str:
 def score_table(document: Document, spec: ExtractorSpec) -> dict[str, Any]:
     """Axes, columns and rows of text: held-out real images first, then the cells by steps.
 
-    The best value of a column, those that are not told apart from it, and the row of the best cell are
-    marked.
+    The best value of a column with intervals, those that are not told apart from it, and the row of the best
+    cell are marked.
     """
     columns, cells = _columns(document, spec), document["cells"]
     places = {column: _places(document, column) for column in columns}
@@ -195,10 +195,15 @@ def _places(document: Document, column: str) -> int:
 
 
 def _leader(cells: dict[str, Any], column: str) -> str:
-    """The cell with the best value of a score, empty where no cell has it."""
+    """The cell with the best value of a score, empty where no cell has it.
+
+    Empty too where a value has no interval: it may be best by chance.
+    """
     values = {name: cell["scores"][column] for name, cell in cells.items() if column in cell["scores"]}
-    first = max if column == "is" else leader(column)
-    return str(first(values, key=lambda name: values[name])) if first and values else ""
+    first = leader(column)
+    if not values or first is None or any(interval_of(cells[name], column) is None for name in values):
+        return ""
+    return str(first(values, key=lambda name: values[name]))
 
 
 def _entry(cell: dict[str, Any], column: str, places: int, best: dict[str, Any] | None) -> dict[str, Any]:
@@ -214,11 +219,8 @@ def _entry(cell: dict[str, Any], column: str, places: int, best: dict[str, Any] 
 
 
 def _tied(cell: dict[str, Any], other: dict[str, Any], metric: str) -> bool:
-    """Whether the gap between two cells is inside its confidence interval; not where there is none."""
-    ours, theirs = interval_of(cell, metric), interval_of(other, metric)
-    if ours is None or theirs is None:
-        return False
-    return not told_apart(cell["scores"][metric], ours, other["scores"][metric], theirs)
+    ours, theirs = cell["scores"][metric], other["scores"][metric]
+    return is_tied(ours, interval_of(cell, metric), theirs, interval_of(other, metric))
 
 
 def _values(cards: Sequence[Card], field: str) -> str:
