@@ -118,6 +118,32 @@ def test_the_downsampled_imagenet_comes_out_of_its_zips_with_its_names(tmp_path,
     assert (cache / "imagenet64/unpacked/val_data.npz").exists()
 
 
+def test_the_batches_that_no_zip_holds_are_named(tmp_path):
+    loose = write_small_imagenet(tmp_path / "loose", random_images(0, 44, 32), np.arange(44), 8)
+    raw, config = tmp_path / "raw", DataConfig(name="imagenet32", path=tmp_path / "raw")
+    raw.mkdir()
+
+    def told():
+        with pytest.raises(DiffctlError) as error:
+            SOURCES["imagenet32"].open(config)
+        assert SOURCES["imagenet32"].outlook(config).blocked == str(error.value)
+        return str(error.value).partition(" not found: ")[0].split(", ")
+
+    training = [f"train_data_batch_{number}" for number in range(1, 11)]
+    assert told() == [*training, "val_data"]
+    pack_zip(raw / "Imagenet32_val_npz.zip", [loose / "val_data.npz"], "Imagenet32_val_npz")
+    assert told() == training
+    files = [loose / f"{name}.npz" for name in training]
+    pack_zip(raw / "Imagenet32_train_part1_npz.zip", files[:4], "part1")
+    (raw / files[5].name).write_bytes(files[5].read_bytes())
+    assert told() == [training[4], *training[6:]]
+    pack_zip(raw / "Imagenet32_train_part2_npz.zip", files[4:], "part2")
+    assert not SOURCES["imagenet32"].outlook(config).blocked
+    assert len(SOURCES["imagenet32"].open(config).train.reader) == 36
+    (raw / "Imagenet32_val_npz.zip").write_bytes(b"PK cut")
+    assert "Imagenet32_val_npz.zip is damaged" in SOURCES["imagenet32"].outlook(config).blocked
+
+
 @few
 @given(seed=sizes, per_class=st.integers(2, 8), form=st.sampled_from(["python 3", "python 2", "bytes"]))
 def test_mini_imagenet_pools_its_files_and_holds_out_a_sixth_of_each_class(
