@@ -2,10 +2,12 @@
 
 import io
 import json
+import tempfile
 import threading
 import zipfile
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -14,6 +16,7 @@ from diffusion.config import DataConfig
 from diffusion.data.kaggle import can_ask_kaggle
 from diffusion.data.sources import SOURCES
 from diffusion.errors import DiffctlError, TemporaryError
+from diffusion.locks import file_lock
 from tests.raw_data import by_image, prepared, random_images, write_imagenet, write_mini_imagenet
 
 pytest.importorskip("kagglehub")
@@ -50,7 +53,14 @@ class Kaggle(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def signed_in(tmp_path, monkeypatch):
+def port_alone():
+    """Kaggle's port for this test alone: tests that run beside it would meet its server."""
+    with file_lock(Path(tempfile.gettempdir()) / "diffctl-test-kaggle.lock", timeout=120):
+        yield
+
+
+@pytest.fixture
+def signed_in(tmp_path, monkeypatch, port_alone):
     """A user with a token, and no server."""
     monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "TEST")
     monkeypatch.setenv("KAGGLE_API_TOKEN", "a token")
