@@ -116,5 +116,5 @@ def load_weights(network: Network, path: Path, device: torch.device | str) -> Ne
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise DiffctlError(f"{path}: its weights do not fit its own description ({error})") from None
-    keep_freed_memory(torch.device(device))
+    keep_freed_memory(torch.device(device).type)
     return network.to(device).eval().requires_grad_(False)

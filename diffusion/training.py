@@ -97,7 +97,7 @@ def new_state(artefact: Artefact, device: torch.device) -> TrainState:
     with torch.random.fork_rng(devices=[]):  # the initialisers know the global generator only
         torch.manual_seed(generator("weights", train.seed).initial_seed())
         network = UNet(artefact.network)
-    keep_freed_memory(device)
+    keep_freed_memory(device.type)
     network = network.to(device).train()
     network.to(memory_format=image_layout(artefact.precision, device))  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(

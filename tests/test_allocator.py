@@ -11,7 +11,7 @@ FAULTS = """
 import resource, torch
 from diffusion.allocator import keep_freed_memory
 if {keep}:
-    keep_freed_memory(torch.device("cpu"))
+    keep_freed_memory()
 torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):

@@ -2,11 +2,9 @@
 
 import io
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diffusion.data.pixels import flatten, square
-from diffusion.data.store import Images
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
@@ -20,8 +18,8 @@ class BadImage(Exception):
     """The bytes are no usable image; the message says why in a few words."""
 
 
-def decode(content: bytes, size: int, channels: int) -> Images:
-    """The image of a file's content as (size, size, channels) uint8, `channels` being 1 or 3.
+def decode(content: bytes, size: int, channels: int) -> Image.Image:
+    """The image of a file's content as a square of `size` pixels, 8-bit grey (1 channel) or RGB (3).
 
     It is turned as EXIF says, laid on white where it is transparent, scaled and cropped as `square` does.
     BadImage when it cannot be read whole.
@@ -34,7 +32,7 @@ def decode(content: bytes, size: int, channels: int) -> Images:
             image.load()
             if "exif" in image.info:
                 ImageOps.exif_transpose(image, in_place=True)
-            pixels = np.asarray(square(flatten(image, channels), size))
+            return square(flatten(image, channels), size)
     except BadImage:
         raise
     except UnidentifiedImageError:
@@ -43,7 +41,6 @@ def decode(content: bytes, size: int, channels: int) -> Images:
         raise BadImage(_BOMB) from None
     except Exception as error:  # a decoder may raise anything at damaged bytes
         raise BadImage(_reason(error)) from None
-    return pixels.reshape(size, size, channels)
 
 
 def _refuse_bomb(image: Image.Image) -> None:

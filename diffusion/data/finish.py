@@ -155,20 +155,20 @@ def _copies(filled: Sequence[Filled], scanned: dict[str, Scanned]) -> list[Probl
     again = np.flatnonzero(keys[1:] == keys[:-1]) + 1
     again = again[np.argsort(order[again])][:LISTED]
     originals = order[np.searchsorted(keys, keys[again])]
-    pairs = zip(order[again].tolist(), originals.tolist(), strict=True)
-    return [Problem(_name(filled, copy), f"copy of {_name(filled, original)}") for copy, original in pairs]
+    names = _names(filled, np.concatenate([order[again], originals]))
+    pairs = zip(names[: len(again)], names[len(again) :], strict=True)
+    return [Problem(copy, f"copy of {original}") for copy, original in pairs]
 
 
-def _name(filled: Sequence[Filled], place: int) -> str:
-    """What a person calls the image at a place, counted through the good rows of all splits."""
-    for part in filled:
-        count = part.target.shape[0] - len(part.bad)
-        if place < count:
-            bad = np.array(sorted(part.bad), dtype=np.int64)
-            before = np.searchsorted(bad - np.arange(len(bad)), place, side="right")  # bad rows before it
-            return f"{part.name}: {part.split.reader.where(place + int(before))}"
-        place -= count
-    raise IndexError(place)
+def _names(filled: Sequence[Filled], places: NDArray[np.int64]) -> list[str]:
+    """What a person calls the images at some places, counted through the good rows of all splits."""
+    rows = [np.flatnonzero(part.good()) for part in filled]
+    starts = np.cumsum([0, *map(len, rows)])
+    which = np.searchsorted(starts, places, side="right") - 1
+    return [
+        f"{filled[part].name}: {filled[part].split.reader.where(int(rows[part][place]))}"
+        for part, place in zip(which.tolist(), (places - starts[which]).tolist(), strict=True)
+    ]
 
 
 def _place_images(target: Target, good: NDArray[np.bool_], path: Path) -> None:

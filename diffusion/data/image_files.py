@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from diffusion.data.decode import BadImage, decode
 from diffusion.data.listing import FilePaths
@@ -44,7 +45,8 @@ class ImageFileReader:
 
 def read_images(root: Path, paths: Sequence[bytes], size: int, channels: int) -> Rows:
     """The files' images (n, size, size, channels) and their SHA-256; what cannot be read is in `bad`."""
-    images = np.empty((len(paths), size, size, channels), dtype=np.uint8)
+    # One strip for all: Pillow hands over a small image's pixels at a twentieth of the cost of decoding it.
+    strip = Image.new("L" if channels == 1 else "RGB", (size, size * len(paths)))
     digests, bad = [], {}
     folder = os.fsencode(root) + b"/"
     with warnings.catch_warnings(action="ignore"):  # what Pillow warns of is refused, or read all the same
@@ -53,11 +55,11 @@ def read_images(root: Path, paths: Sequence[bytes], size: int, channels: int) ->
             try:
                 content = _read(folder + path)
                 digest = hashlib.sha256(content).digest()
-                images[index] = decode(content, size, channels)
+                strip.paste(decode(content, size, channels), (0, size * index))
             except BadImage as error:
                 bad[index] = str(error)
-                images[index] = 0
             digests.append(digest)
+    images = np.asarray(strip).reshape(len(paths), size, size, channels)
     return Rows(images, bad, np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32))
 
 

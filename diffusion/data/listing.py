@@ -82,12 +82,13 @@ def list_images(root: Path) -> Listing:
         images: list[Names] = []
         hashes: list[Hashes] = []
         for start in range(0, len(names), CHUNK):
-            files = [file for name in names[start : start + CHUNK] for file in _file(root, prefix, name)]
-            content.update(os.fsencode("".join(f"{prefix}{name}\0{size}\n" for name, size, _ in files)))
+            files = list(_files(root, prefix, names[start : start + CHUNK].tolist()))
+            folder = os.fsencode(prefix)
+            content.update(b"".join(b"%b%b\0%d\n" % (folder, name, size) for name, size, _ in files))
             identity.update(np.array([time for _, _, time in files], dtype="<i8").data)
             stems = {name: stem for name, _, _ in files if (stem := _stem(name)) is not None}
-            others += [prefix + name for name, _, _ in files if name not in stems]
-            images.append(_column([os.fsencode(name) for name in stems]))
+            others += [os.fsdecode(folder + name) for name, _, _ in files if name not in stems]
+            images.append(_column(list(stems)))
             hashes.append(np.array([hash(stem) for stem in stems.values()], dtype=np.int64))
         if any(map(len, images)):
             column, twins = _without_twins(np.concatenate(images), np.concatenate(hashes))
@@ -139,21 +140,21 @@ def _column(names: list[bytes]) -> Names:
     return np.array(names, dtype=np.bytes_)
 
 
-def _file(root: Path, prefix: str, name: bytes) -> Iterator[tuple[str, int, int]]:
-    """A file's name, size and time; nothing for a device. A broken link is a file that fails later."""
-    decoded = os.fsdecode(name)
-    path = f"{root}/{prefix}{decoded}"
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        status = os.lstat(path)
-    if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
-        yield decoded, status.st_size, status.st_mtime_ns
+def _files(root: Path, prefix: str, names: list[bytes]) -> Iterator[tuple[bytes, int, int]]:
+    """Names, sizes and times; a device is passed over. A broken link is a file that fails later."""
+    folder = os.fsencode(f"{root}/{prefix}")
+    for name in names:
+        try:
+            status = os.stat(folder + name)
+        except FileNotFoundError:
+            status = os.lstat(folder + name)
+        if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+            yield name, status.st_size, status.st_mtime_ns
 
 
-def _stem(name: str) -> str | None:
+def _stem(name: bytes) -> str | None:
     """An image's name without its suffix, in one case; None for another file."""
-    stem, dot, suffix = name.rpartition(".")
+    stem, dot, suffix = os.fsdecode(name).rpartition(".")
     return stem.casefold() if dot and f".{suffix.lower()}" in SUFFIXES else None
 
 
@@ -164,7 +165,7 @@ def _without_twins(names: Names, hashes: Hashes) -> tuple[Names, list[str]]:
     taken: set[str | None] = set()
     first = np.ones(len(names), dtype=bool)
     for at, name in enumerate(names):
-        stem = _stem(os.fsdecode(name))
+        stem = _stem(name)
         first[at] = stem not in taken
         taken.add(stem)
     return names[first], [os.fsdecode(name) for name in names[~first]]

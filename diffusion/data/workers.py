@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
+from diffusion.allocator import keep_freed_memory
 from diffusion.errors import TemporaryError
 
 MAX_WORKERS = 32  # the disk is the limit from there on
@@ -57,6 +58,7 @@ def _start(work: Callable[..., object]) -> None:
     Receiving `work` has loaded its modules; the garbage collector need not look at them again and again.
     """
     gc.freeze()
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked process has its parent's handler
     threading.Thread(target=_exit_with_parent, daemon=True).start()

@@ -70,7 +70,7 @@ def load_extractor(
     except RuntimeError as error:
         raise DiffctlError(f"the weights do not fit {name}: {str(error).splitlines()[0]}") from None
     device = torch.device(device)
-    keep_freed_memory(device)
+    keep_freed_memory(device.type)
     return Extractor(spec, sha256 or spec.sha256, module.to(device), device)
 
 

@@ -15,6 +15,7 @@ from diffusion.data.store import Images, ImageStore, Labels, content_digest, ope
 from diffusion.errors import DiffctlError, DiffctlWarning, UsageError
 
 LOSSY = (".jpg", ".jpeg", ".webp")
+READ_ROWS = 256  # files at a time
 
 
 def is_store(path: Path) -> bool:
@@ -79,11 +80,15 @@ def _read_folder(path: Path) -> Images:
             stacklevel=2,
         )
     size = _common_size(path, names)
-    rows = read_images(path, paths, size, 3)
-    bad = [Problem(names[row], why) for row, why in rows.bad.items()] + listing.problems
+    images = np.empty((len(paths), size, size, 3), dtype=np.uint8)
+    bad = list(listing.problems)
+    for start in range(0, len(paths), READ_ROWS):
+        rows = read_images(path, paths[start : start + READ_ROWS], size, 3)
+        images[start : start + READ_ROWS] = rows.images
+        bad += [Problem(names[start + row], why) for row, why in rows.bad.items()]
     if bad:
         raise DiffctlError(f"{len(bad):,} of the images in {path} cannot be used: {summary(bad)}")
-    return rows.images
+    return images
 
 
 def _common_size(path: Path, names: list[str]) -> int:
