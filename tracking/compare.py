@@ -7,13 +7,14 @@ from typing import Any
 
 from diffusion.errors import UsageError
 from diffusion.evaluation.card import OF_COUNT
+from diffusion.evaluation.cells import Document
 from diffusion.evaluation.intervals import Interval, interval_of, is_tied
 from diffusion.evaluation.ranking import is_limit, leader, rank_metric
 from diffusion.evaluation.specs import extractor_spec
 from diffusion.grid import order
 from tracking.gate import clash
 from tracking.lookup import find_run
-from tracking.runs import Document, fetch_scores, read_scores
+from tracking.runs import fetch_scores, read_scores
 
 Cell = dict[str, Any]
 Fields = dict[str, list[Any]]

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from diffusion.config import fingerprint
 from diffusion.errors import DiffctlError
+from diffusion.evaluation.cells import Document
 from diffusion.evaluation.ranking import best
 from diffusion.files import sha256_file
 from diffusion.layout import MODEL, RUN, SCORES
 from tracking.fetch import WEIGHTS, cached_model
 from tracking.gate import Verdict, judge
 from tracking.names import CARD, CHAMPION, DECISION, KEY, MODEL_SHA256, REGISTERED_FOLDER, model_name
-from tracking.runs import Document, data_name, log_scores, read_scores
+from tracking.runs import data_name, log_scores, read_scores
 from tracking.store import connect, failures, tracking_uri
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion.config import fingerprint
 from diffusion.errors import DiffctlError, UsageError
+from diffusion.evaluation.cells import Document
 from diffusion.evaluation.ranking import best, is_aside
 from diffusion.grid import AXES
 from diffusion.layout import SCORES
@@ -28,9 +29,6 @@ from tracking.store import connect, failures, search_runs, tracking_uri
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
-
-Document = dict[str, Any]
-"""What metrics/scores.json holds."""
 
 
 def log_scores(run_file: Path, document: Document) -> str:

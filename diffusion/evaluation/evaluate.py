@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.config import Config
-from diffusion.data.store import ImageStore, open_store
+from diffusion.data.store import ImageStore
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.beside import Tally, side_by_side
 from diffusion.evaluation.card import Card, differing, protocol_card
+from diffusion.evaluation.cells import Document, open_cell
 from diffusion.evaluation.extractors import Extractor, load_extractor
 from diffusion.evaluation.features import Features, extract, verify
 from diffusion.evaluation.intervals import CONFIDENCE
@@ -18,10 +19,9 @@ from diffusion.evaluation.ranking import is_aside
 from diffusion.evaluation.reference import open_reference
 from diffusion.evaluation.scorer import Scorer
 from diffusion.files import write_json, write_text
-from diffusion.grid import AXES, Cell, cell_settings, grid, line_name, order, settings_card
+from diffusion.grid import AXES, Cell, grid, line_name, order
 from diffusion.precision import default_device
 
-Document = dict[str, Any]
 Progress = Callable[[int, int], None]
 
 
@@ -45,30 +45,6 @@ def evaluate(
     opened = open_reference(reference, extractor, section.reference, prepared)
     scorer = Scorer(opened, section.bootstrap, section.prc_images, extractor.device)
     return score_cells(stores, scorer, extractor, section.batch_size, progress)
-
-
-def open_cell(config: Config, samples: Path, cell: Cell) -> ImageStore:
-    """A cell's images; DiffctlError when they are missing or not what the config asks for."""
-    path = samples / cell.name
-    again = "make it with `diffctl stage sample`"
-    if not path.is_dir():
-        raise DiffctlError(f"cell {cell.name} is not in {samples}: {again}")
-    store = open_store(path)
-    card = store.meta.get("card")
-    if card is None:
-        raise DiffctlError(f"the images in {path} have no protocol card: {again}")
-    wanted = {
-        **settings_card(cell_settings(config, cell)),
-        "num_images": config.sample.num_images,
-    }
-    if wrong := differing([{field: card.get(field) for field in wanted}, wanted]):
-        field, (has, wants) = next(iter(wrong.items()))
-        raise DiffctlError(f"cell {cell.name} was sampled with {field} {has}, not {wants}: {again} again")
-    if len(store) != config.sample.num_images:
-        raise DiffctlError(
-            f"cell {cell.name} holds {len(store)} images, not {config.sample.num_images}: {again} again"
-        )
-    return store
 
 
 def score_cells(

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from diffusion.config import Config
 from diffusion.data.store import Images, ImageStore
+from diffusion.evaluation.cells import Document
 from diffusion.evaluation.choosing import network_evaluations, pareto_front
-from diffusion.evaluation.evaluate import Document
 from diffusion.evaluation.intervals import interval_of
 from diffusion.evaluation.ranking import FEW_IMAGES, best
 from diffusion.evaluation.specs import ExtractorSpec, extractor_spec

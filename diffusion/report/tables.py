@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffusion.evaluation.card import Card
+from diffusion.evaluation.cells import Document
 from diffusion.evaluation.choosing import pareto_front
-from diffusion.evaluation.evaluate import Document
 from diffusion.evaluation.intervals import interval_of, is_tied
 from diffusion.evaluation.ranking import best, leader
 from diffusion.evaluation.specs import ExtractorSpec

@@ -11,7 +11,7 @@ from diffusion.config import Config
 from diffusion.data.store import ImageStore, open_store
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.card import differing
-from diffusion.evaluation.evaluate import Document, open_cell
+from diffusion.evaluation.cells import Document, open_cell
 from diffusion.files import atomic_folder
 from diffusion.grid import Cell, grid
 from diffusion.report.content import Inputs, draw, page_content
