@@ -16,6 +16,7 @@ from diffusion.data.prepare import prepare
 from diffusion.data.source import ArrayReader
 from diffusion.data.store import open_store
 from diffusion.errors import DiffctlError
+from diffusion.locks import file_lock
 from tests.conftest import command, diffctl, environment, write_params
 from tests.raw_data import by_image, prepared, random_images, tree, write_folder
 from tests.waiting import wait_until
@@ -279,6 +280,18 @@ def test_changed_raw_files_start_afresh(tmp_path):
         shutil.copyfile(raw / "b/01.png", raw / path)
     prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
     assert open_store(tmp_path / "out/train").meta["classes"] == ["a", "b", "c"]
+
+
+def test_what_other_settings_left_half_done_goes_when_a_set_is_whole(tmp_path):
+    raw, work = with_bad_images(tmp_path / "raw"), tmp_path / "work"
+    for size in (8, 12):
+        with pytest.raises(DiffctlError):
+            prepare(folder_config(raw, image_size=size), tmp_path / "out", work=work)
+    left = sorted(path for path in work.iterdir() if path.is_dir())
+    assert len(left) == 2
+    with file_lock(left[0] / "lock"):  # as the process that fills it
+        prepare(DataConfig(name="digits"), tmp_path / "out", work=work)
+    assert [path for path in work.iterdir() if path.is_dir()] == left[:1]
 
 
 def test_too_little_room_is_said_before_the_work(tmp_path):

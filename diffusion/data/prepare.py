@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from diffusion.config import DataConfig, fingerprint
@@ -14,7 +15,7 @@ from diffusion.data.sources import SOURCES
 from diffusion.errors import DiffctlError
 from diffusion.files import atomic_folder, drop_leftovers
 from diffusion.layout import PREPARE_RUNS
-from diffusion.locks import file_lock
+from diffusion.locks import LockBusy, file_lock
 
 Progress = Callable[[int, int], None]  # images done, images in all
 BUSY = "this data set is being prepared by another process already: wait for it or stop it"
@@ -31,8 +32,8 @@ def prepare(
     """Write the data set's stores out/train and out/test, whole or not at all.
 
     Images are read on all cores into a folder of `work` that is named by what goes in, so that a killed
-    preparation goes on. DiffctlError names what is missing, and what cannot be used unless `on_bad` is skip:
-    then `out` has the list in skipped.csv.
+    preparation goes on; what others left there half-done goes when this one is whole. DiffctlError names what
+    is missing, and what cannot be used unless `on_bad` is skip: then `out` has the list in skipped.csv.
     """
     out = Path(out)
     raw = SOURCES[config.name].open(config, downloading)
@@ -54,6 +55,7 @@ def prepare(
             target.images.unlink()  # first: half a folder must not hold a second name of what is in `out`
     shutil.rmtree(folder)
     listing.unlink(missing_ok=True)
+    _drop_unfinished(work)
 
 
 def shape_of(config: DataConfig, native: tuple[int, int, int] | None) -> tuple[int, int, int]:
@@ -70,6 +72,13 @@ def _name(config: DataConfig, raw: RawData) -> str:
     chosen = config.model_dump(mode="json", exclude={"on_bad", "flip"})
     rows = [len(split.reader) for split in raw.splits.values()]
     return fingerprint({"format": FORMAT, **chosen, "of": [raw.identity, dict(raw.sources), rows]})
+
+
+def _drop_unfinished(work: Path) -> None:
+    """Remove what preparations of other data or settings left half-done, but for those that go on now."""
+    for lock in work.glob("*/lock"):
+        with suppress(LockBusy), file_lock(lock, timeout=0):
+            shutil.rmtree(lock.parent)
 
 
 def _target(config: DataConfig, raw: RawData, split: Split, folder: Path) -> Target:
