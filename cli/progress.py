@@ -3,10 +3,12 @@
 import contextlib
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 PLAIN_SECONDS = 10  # between lines where nobody watches live
+RECENT = 60  # marks, at most one a second, that the rate looks back on
 
 Show = Callable[[int, int, str], None]
 """Called with (done, total, what else to say)."""
@@ -20,18 +22,24 @@ def clock(seconds: float) -> str:
 
 
 class _Rate:
-    """Done, total, rate since the first call (so that resumed work does not count) and the time left."""
+    """Done, total, the time left by the rate of the last minute, and at the end the rate of all.
+
+    What was done before the first call, in an earlier run, counts as done and not in a rate.
+    """
 
     def __init__(self, label: str, unit: str, per: int) -> None:
         self.label, self.unit, self.per = label, unit, per
         self.began = time.monotonic()
         self.first: tuple[float, int] | None = None
+        self.marks: deque[tuple[float, int]] = deque(maxlen=RECENT)
 
     def line(self, done: int, total: int, more: str) -> str:
         """What to show now."""
         now = time.monotonic()
         self.first = self.first or (now, done)
-        since, start = self.first
+        if not self.marks or now - self.marks[-1][0] >= 1:
+            self.marks.append((now, done))
+        since, start = self.first if done >= total else self.marks[0]
         rate = (done - start) / (now - since) if now > since else 0.0
         text = f"{self.label} {done:,}/{total:,}"
         if rate:

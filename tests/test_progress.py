@@ -36,3 +36,22 @@ def test_nothing_is_said_of_no_work(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("sample"):
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_the_time_left_is_by_the_rate_of_the_last_minute(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One a second for 100 s, then, after an hour's pause, ten a second; the end says the rate of all."""
+    now = 0.0
+    monkeypatch.setattr("cli.progress.time.monotonic", lambda: now)
+    with progress("train") as show:
+        for second in range(101):
+            now = float(second)
+            show(second, 1000, "")
+        for second in range(91):
+            now = 3700.0 + second
+            show(100 + 10 * second, 1000, "")
+    lines = capsys.readouterr().err.splitlines()
+    assert "train 99/1,000 · 1 images/s · ETA 15:01" in lines
+    assert any(" · 10 images/s · ETA 0:" in line for line in lines)
+    assert lines[-1] == "train 1,000/1,000 · 0 images/s · took 3790.0 s"
