@@ -6,6 +6,10 @@ With α = √ᾱ, σ = √(1−ᾱ) and λ = log α/σ, a step from timestep s t
 
 where x̂_0(x_r) is the step before's and r its h divided by this one's. D = x̂_0(x_s) is order 1, which is
 DDIM with η = 0.
+
+D is a straight line through two x̂_0, read half a step ahead. On a grid of timesteps the last step that
+leaves noise is several times as long as the one before: so far ahead, the line multiplies the network's
+errors. Such a step is of order 1. (The paper's code does so for the last step alone, and of fewer than 15.)
 """
 
 import torch
@@ -13,7 +17,7 @@ from torch import Tensor
 
 from diffusion.schedule import Schedule, predict_x0
 
-FEW_STEPS = 15  # below, the last step that leaves noise is of order 1 (the paper's lower_order_final)
+FARTHEST = 2.0  # times the step before's h: the line is read no farther ahead than its points are apart
 
 
 class Multistep:
@@ -46,8 +50,9 @@ class Multistep:
 
     def _data(self, x0_hat: Tensor, i: int, h: float) -> Tensor:
         """D of the step from index i over h."""
-        lower_order = i == 1 and len(self._schedule) < FEW_STEPS
-        if self._earlier is None or lower_order:
+        if self._earlier is None:
             return x0_hat
         r = float(self._lambda[i] - self._lambda[i + 1]) / h
+        if FARTHEST * r < 1:
+            return x0_hat
         return (1 + 1 / (2 * r)) * x0_hat - 1 / (2 * r) * self._earlier

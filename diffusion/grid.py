@@ -9,7 +9,7 @@ from diffusion.config import Config
 from diffusion.settings import Noise, Sampler, SamplerConfig, SampleSettings, Spacing
 
 AXES = ("steps", "eta", "sampler", "noise", "spacing", "guidance")  # what a grid may vary, in this order
-SAMPLING_VERSION = 1  # raise it when the same model and settings would no longer give the same images
+SAMPLING_VERSION = 2  # raise it when the same model and settings would no longer give the same images
 
 
 @dataclass(frozen=True)
