@@ -20,7 +20,7 @@ from diffusion.evaluation.reference import make_reference
 from diffusion.evaluation.specs import INCEPTION, extractor_spec
 from diffusion.grid import Cell
 from diffusion.report import write_report
-from diffusion.report.figures import moving_average
+from diffusion.report.figures import Point, moving_average, score_curve
 from diffusion.report.neighbours import nearest
 from diffusion.report.tables import decimals, number, protocol_table, score_table
 from tests.digits_sweep import make_config, write_cell, write_prepared, write_sweep
@@ -374,3 +374,13 @@ def test_the_protocol_shows_every_field_and_every_value():
     groups = protocol_table([{"steps": 50, "seed": 0, "new": True}, {"steps": 5, "seed": 0, "new": True}])
     fields = {field["name"]: field["value"] for group in groups for field in group["fields"]}
     assert fields == {"steps": "5, 50", "seed": "0", "new": "yes"}
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"), [((0.5, 1.7), "linear"), ((0.1, 1.7), "log"), ((-0.1, 9), "linear")]
+)
+def test_the_scores_alone_decide_on_a_logarithmic_axis(values, scale):
+    """Real images may be a thousand times better, which would press all lines together."""
+    points = [Point(steps, "η = 0", value) for steps, value in zip((5, 50), values, strict=True)]
+    (axes,) = score_curve(points, "KD", (0.0004, "real")).axes
+    assert axes.get_yscale() == scale

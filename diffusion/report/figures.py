@@ -86,15 +86,8 @@ def score_curve(points: Sequence[Point], label: str, level: tuple[float, str] | 
                     alpha=0.12,
                     linewidth=0,
                 )
-        values = [point.value for point in points]
-        if level is not None:
-            height, name = level
-            axes.axhline(height, color=LIGHT["ink"], linewidth=1.2, linestyle=(0, (5, 3)), label=name)
-            values.append(height)
         _steps_axis(axes, sorted({point.steps for point in points}))
-        if min(values) > 0 and max(values) / min(values) > 8:
-            _log_axis(axes)
-        axes.set_ylabel(label)
+        _score_axis(axes, label, [point.value for point in points], level)
         _legend(axes)
     return figure
 
@@ -108,14 +101,8 @@ def front(offers: Sequence[Offer], label: str, level: tuple[float, str] | None =
         line, muted = LIGHT[LINES[0]], LIGHT["muted"]
         axes.plot(*_coordinates(others), "o", color=muted, markersize=4, alpha=0.6, label="other cells")
         axes.plot(*_coordinates(best), "o-", color=line, markersize=6, drawstyle="steps-post", label="front")
-        if level is not None:
-            height, name = level
-            axes.axhline(height, color=LIGHT["ink"], linewidth=1.2, linestyle=(0, (5, 3)), label=name)
         _steps_axis(axes, sorted({offer.evaluations for offer in offers}), "network evaluations an image")
-        values = [offer.value for offer in offers] + ([level[0]] if level else [])
-        if min(values) > 0 and max(values) / min(values) > 8:
-            _log_axis(axes)
-        axes.set_ylabel(label)
+        _score_axis(axes, label, [offer.value for offer in offers], level)
         _legend(axes)
     return figure
 
@@ -216,6 +203,19 @@ def _steps_axis(axes: Axes, steps: Sequence[int], label: str = "sampling steps")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlim(min(steps) / 1.15, max(steps) * 1.15)
     axes.set_xlabel(label)
+
+
+def _score_axis(axes: Axes, label: str, values: Sequence[float], level: tuple[float, str] | None) -> None:
+    """Scores with the level of real images; logarithmic where the scores alone need it.
+
+    Real images may score nearly 0, which would take most of a logarithmic axis.
+    """
+    if level is not None:
+        height, name = level
+        axes.axhline(height, color=LIGHT["ink"], linewidth=1.2, linestyle=(0, (5, 3)), label=name)
+    if min(values) > 0 and max(values) / min(values) > 8:
+        _log_axis(axes)
+    axes.set_ylabel(label)
 
 
 def _log_axis(axes: Axes) -> None:
