@@ -1,6 +1,8 @@
 """A model's images by index: image i depends on the model, the settings and i alone."""
 
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import as_completed
 
 import torch
 from torch import Tensor
@@ -22,7 +24,13 @@ from diffusion.random import ImageNoise, generator
 from diffusion.sampling import Step, check_eta, check_noise, sample
 from diffusion.schedule import Schedule, check_timesteps, spaced_timesteps
 from diffusion.settings import SampleSettings
+from diffusion.two_at_once import two_at_once
 from diffusion.unet import UNet
+
+_Draw = Callable[[], Tensor]
+_Callback = Callable[[Step], None]
+_Walk = Callable[[_Draw, Tensor | None, _Callback | None], Tensor]
+"""(draw, labels, callback) → images, as `denoise`."""
 
 
 def check_settings(artefact: Artefact, settings: SampleSettings) -> Schedule:
@@ -79,45 +87,86 @@ def generate(
     indices: Sequence[int],
     labels: Tensor | None,
     device: torch.device,
-    callback: Callable[[Step], None] | None = None,
+    callback: _Callback | None = None,
     classifier: LoadedClassifier | None = None,
 ) -> Tensor:
     """The images at `indices` with the given `labels`, uint8 (B, C, H, W) on the CPU.
 
-    `network` is in eval mode on `device`. UsageError as `check_settings`.
+    `network` is in eval mode on `device`. On a CPU they are made in two halves, unless a `callback` is to see
+    all of them at each step. UsageError as `check_settings`.
     """
     spec = artefact.network
-    noise = ImageNoise(settings.seed, indices, (spec.in_channels, spec.image_size, spec.image_size))
-    return denoise(network, artefact, settings, noise.draw, labels, device, callback, classifier)
+    walk = _walk(network, artefact, settings, device, classifier)
+
+    def made(part: slice, callback: _Callback | None) -> Tensor:
+        shape = (spec.in_channels, spec.image_size, spec.image_size)
+        noise = ImageNoise(settings.seed, indices[part], shape)
+        return walk(noise.draw, None if labels is None else labels[part], callback)
+
+    if callback or device.type != "cpu" or torch.get_num_threads() < 2 or len(indices) < 2:
+        return made(slice(None), callback)
+    return torch.cat(_in_halves(made, len(indices)))
 
 
 def denoise(
     network: UNet,
     artefact: Artefact,
     settings: SampleSettings,
-    draw: Callable[[], Tensor],
+    draw: _Draw,
     labels: Tensor | None,
     device: torch.device,
-    callback: Callable[[Step], None] | None = None,
-    classifier: LoadedClassifier | None = None,
+    callback: _Callback | None = None,
 ) -> Tensor:
     """The images that grow from what `draw` gives: x_T first, then each noisy step's z; as `generate`."""
+    return _walk(network, artefact, settings, device, None)(draw, labels, callback)
+
+
+def _in_halves(made: Callable[[slice, _Callback], Tensor], count: int) -> list[Tensor]:
+    """Both halves of the images beside each other; at Ctrl-C or an error both end at their next step."""
+    given_up = threading.Event()
+
+    def go_on(step: Step) -> None:
+        if given_up.is_set():
+            raise InterruptedError
+
+    with two_at_once() as pool:
+        halves = [pool.submit(made, half, go_on) for half in (slice(count // 2), slice(count // 2, None))]
+        try:
+            for done in as_completed(halves):
+                done.result()
+        finally:
+            given_up.set()
+    return [half.result() for half in halves]
+
+
+def _walk(
+    network: UNet,
+    artefact: Artefact,
+    settings: SampleSettings,
+    device: torch.device,
+    classifier: LoadedClassifier | None,
+) -> _Walk:
+    """What makes images; all that depends neither on draws nor on labels is done here, once."""
     schedule = check_settings(artefact, settings)
     guided, gradient = _guided(network, artefact, settings, classifier)
-    x = sample(
-        guided,
-        schedule,
-        draw,
-        sampler=settings.sampler,
-        eta=settings.eta,
-        noise=settings.noise,
-        clip=settings.clip,
-        labels=None if labels is None else labels.to(device),
-        gradient=gradient,
-        device=device,
-        callback=callback,
-    )
-    return to_uint8(x).cpu()
+
+    def walk(draw: _Draw, labels: Tensor | None, callback: _Callback | None) -> Tensor:
+        x = sample(
+            guided,
+            schedule,
+            draw,
+            sampler=settings.sampler,
+            eta=settings.eta,
+            noise=settings.noise,
+            clip=settings.clip,
+            labels=None if labels is None else labels.to(device),
+            gradient=gradient,
+            device=device,
+            callback=callback,
+        )
+        return to_uint8(x).cpu()
+
+    return walk
 
 
 def _guided(

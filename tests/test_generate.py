@@ -1,5 +1,7 @@
 """A model's images: image i depends on the seed and i alone, and what cannot be asked is one sentence."""
 
+import threading
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from pydantic import ValidationError
 
 from diffusion.checkpoint import DataCard
 from diffusion.errors import UsageError
-from diffusion.generate import check_settings, class_index, generate, labels_of
+from diffusion.generate import _in_halves, check_settings, class_index, generate, labels_of
 from diffusion.random import ImageNoise, generator
 from diffusion.settings import SampleSettings
 from diffusion.sweep import sampling_card
@@ -52,6 +54,45 @@ def test_the_order_changes_nothing():
     whole = images(range(10))
     order = [7, 0, 9, 3, 1, 2, 8, 6, 5, 4]
     assert_close(images(order), whole[order])
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [2, 5, 16])
+def test_halves_beside_each_other_make_the_same_images(two_threads, count):
+    indices, walks = range(count), []
+    labels = labels_of(ARTEFACT, SETTINGS, indices)
+
+    def watch(step):  # who sees every step sees all images: no halves
+        walks.append(len(step.x))
+
+    whole = generate(NETWORK, ARTEFACT, SETTINGS, indices, labels, CPU, watch)
+    assert set(walks) == {count}
+    assert_close(generate(NETWORK, ARTEFACT, SETTINGS, indices, labels, CPU), whole)
+    assert torch.get_num_threads() == 2
+
+
+def test_when_one_half_fails_the_other_ends_at_its_next_step(two_threads):
+    ended = threading.Event()
+
+    def made(half, go_on):
+        if half.start is not None:
+            raise ValueError("the second half")
+        try:
+            while True:
+                go_on(None)
+        finally:
+            ended.set()
+
+    with pytest.raises(ValueError, match="the second half"):
+        _in_halves(made, 4)
+    assert ended.is_set()
 
 
 def test_image_37_can_be_made_alone():

@@ -6,32 +6,24 @@ more than they bring: with two sets at a time on half of the cores each, all of 
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager
-from functools import partial
 
-import torch
 from threadpoolctl import threadpool_limits
 
 from diffusion.evaluation.extractors import exact_float32
-
-AT_ONCE = 2
+from diffusion.two_at_once import half_of_the_cores, two_at_once
 
 
 @contextmanager
 def side_by_side() -> Iterator[Executor]:
-    """An executor of AT_ONCE threads; torch and NumPy take for each what the cores give."""
-    cores = torch.get_num_threads()
-    share = max(1, cores // AT_ONCE)
-    try:
-        with (
-            exact_float32(),  # a setting of the process: no thread may take it back while another extracts
-            threadpool_limits(share, user_api="blas"),
-            ThreadPoolExecutor(AT_ONCE, initializer=partial(torch.set_num_threads, share)) as pool,
-        ):
-            yield pool
-    finally:
-        torch.set_num_threads(cores)
+    """An executor of two threads; torch and NumPy take for each half of the cores."""
+    with (
+        exact_float32(),  # a setting of the process: no thread may take it back while another extracts
+        threadpool_limits(half_of_the_cores(), user_api="blas"),
+        two_at_once() as pool,
+    ):
+        yield pool
 
 
 class Stopped(Exception):
