@@ -33,6 +33,7 @@ from tracking.gate import judge
 from tracking.registry import fetch_champion, fetch_champion_scores, register
 from tracking.store import ENVIRONMENT, connect
 
+CPU = torch.device("cpu")
 NAME = "diffctl-digits"
 
 
@@ -51,8 +52,8 @@ def make_model(digits_store):
 
     def make(seed: int, kernel: dict | None = None, **card) -> str:
         config = parse(params(train={"seed": seed}), "the test")
-        artefact = resolve(config, open_store(digits_store).meta, torch.device("cpu"))
-        state = new_state(artefact, torch.device("cpu"))
+        artefact = resolve(config, open_store(digits_store).meta, CPU)
+        state = new_state(artefact, CPU)
         weights = {key: value + 0.01 for key, value in state.ema.state_dict().items()}
         save_artefact(MODEL, weights, artefact)
         sha256 = sha256_file(MODEL)
@@ -178,11 +179,11 @@ def test_the_registered_model_makes_the_same_images_without_pickle(make_model, h
     (first,), (second,) = map(json.loads, done.stdout.splitlines())
     network, artefact = load_model(MODEL)
     best = SampleSettings(steps=2, eta=1.0)
-    expected = to_nhwc(generate(network, artefact, best, [0, 1], labels_of(artefact, best, [0, 1]), "cpu"))
+    expected = to_nhwc(generate(network, artefact, best, [0, 1], labels_of(artefact, best, [0, 1]), CPU))
     assert np.abs(pixels(first) - expected[..., 0].astype(int)).max() <= 1
     assert (first["indices"], first["labels"]) == ([0, 1], [0, 1])
     other = SampleSettings(steps=3, eta=0.0, seed=5, guidance=0.5)
-    expected = to_nhwc(generate(network, artefact, other, [1], torch.tensor([7]), "cpu"))
+    expected = to_nhwc(generate(network, artefact, other, [1], torch.tensor([7]), CPU))
     assert np.abs(pixels(second) - expected[..., 0].astype(int)).max() <= 1
 
 
