@@ -1,4 +1,6 @@
-"""What a sweep costs beside its network: `python -m benchmarks.sweep`, some minutes long.
+"""What a sweep costs beside its network: `python -m benchmarks.sweep`, some ten minutes long.
+
+Times are medians of rounds in turn, since the speed of a virtual machine changes by a tenth within minutes.
 
 | what | promise on 2 CPU cores |
 | --- | --- |
@@ -8,10 +10,14 @@
 
 import os
 import resource
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +26,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 STAGES = ("sample", "evaluate", "report")
 NUM_IMAGES = 1000
+ROUNDS = 3
 OWN_CODE = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
@@ -109,14 +116,27 @@ def sample_cell(num_images: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def medians(folder: Path) -> tuple[dict[str, float], float, float]:
+    """Seconds of each stage, of the network alone and of the extractor alone, in `folder`, which is cwd."""
+    work: dict[str, Callable[[], float]] = {name: partial(stage_seconds, folder, name) for name in STAGES}
+    work |= {"network": network_seconds, "features": feature_seconds}
+    rounds = []
+    for _ in range(ROUNDS):
+        for made in ("samples", "runs/cells"):
+            shutil.rmtree(folder / made, ignore_errors=True)
+        rounds.append({name: measure() for name, measure in work.items()})
+        print(", ".join(f"{name} {seconds:.1f} s" for name, seconds in rounds[-1].items()), file=sys.stderr)
+    middle = {name: statistics.median(times[name] for times in rounds) for name in work}
+    return {name: middle[name] for name in STAGES}, middle["network"], middle["features"]
+
+
 def main() -> None:
     """Make the project in a scratch folder, measure, print a table."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         project(folder)
-        stages = {stage: stage_seconds(folder, stage) for stage in STAGES}
         os.chdir(folder)
-        network, features = network_seconds(), feature_seconds()
+        stages, network, features = medians(folder)
         few, many = sampling_megabytes(NUM_IMAGES), sampling_megabytes(50 * NUM_IMAGES)
         os.chdir(ROOT)
     for stage, seconds in stages.items():
