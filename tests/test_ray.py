@@ -66,11 +66,25 @@ def times(files: list[Path]) -> dict[Path, int]:
 
 def workers() -> list[psutil.Process]:
     """The processes that make a unit at this moment: Ray puts a task's name into its worker's title."""
-    return [process for process in psutil.process_iter(["cmdline"]) if is_at_work(process)]
+    return [process for process in psutil.process_iter() if is_at_work(process)]
 
 
 def is_at_work(process: psutil.Process) -> bool:
-    return "ray::make_unit" in " ".join(process.info["cmdline"] or ())
+    try:
+        return "ray::make_unit" in " ".join(process.cmdline())
+    except psutil.Error:  # it ended meanwhile
+        return False
+
+
+def kill_one_at_work() -> bool:
+    """SIGKILL a process that makes a unit; it is halted first, so that it cannot finish it meanwhile."""
+    for process in workers():
+        process.send_signal(signal.SIGSTOP)
+        if is_at_work(psutil.Process(process.pid)):
+            process.send_signal(signal.SIGKILL)
+            return True
+        process.send_signal(signal.SIGCONT)
+    return False
 
 
 def start(folder: Path) -> "subprocess.Popen[str]":
@@ -88,9 +102,9 @@ def start(folder: Path) -> "subprocess.Popen[str]":
 def test_a_worker_killed_in_the_middle_costs_its_unit_only(project: Path, address: str, wanted: dict) -> None:
     on_ray(project, address)
     process = start(project)
-    wait_until(lambda: len(units(project)) >= 2 and workers() != [], 120)
-    killed, finished = workers()[0], times(units(project))
-    killed.send_signal(signal.SIGKILL)
+    wait_until(lambda: len(units(project)) >= 2, 120)
+    finished = times(units(project))
+    wait_until(kill_one_at_work, 120)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert ["A worker died" in line or "will be retried" in line for line in out.splitlines()] == [True] * 2
