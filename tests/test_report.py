@@ -377,10 +377,16 @@ def test_the_protocol_shows_every_field_and_every_value():
 
 
 @pytest.mark.parametrize(
-    ("values", "scale"), [((0.5, 1.7), "linear"), ((0.1, 1.7), "log"), ((-0.1, 9), "linear")]
+    ("values", "real", "scale"),
+    [
+        ((0.5, 1.7), 0.0004, "linear"),
+        ((0.1, 1.7), 0.0004, "log"),
+        ((-0.1, 9), 0.0004, "linear"),
+        ((0.1, 1.7), -0.01, "linear"),
+    ],
 )
-def test_the_scores_alone_decide_on_a_logarithmic_axis(values, scale):
+def test_the_scores_alone_decide_on_a_logarithmic_axis(values, real, scale):
     """Real images may be a thousand times better, which would press all lines together."""
     points = [Point(steps, "η = 0", value) for steps, value in zip((5, 50), values, strict=True)]
-    (axes,) = score_curve(points, "KD", (0.0004, "real")).axes
+    (axes,) = score_curve(points, "KD", (real, "real")).axes
     assert axes.get_yscale() == scale

@@ -206,14 +206,16 @@ def _steps_axis(axes: Axes, steps: Sequence[int], label: str = "sampling steps")
 
 
 def _score_axis(axes: Axes, label: str, values: Sequence[float], level: tuple[float, str] | None) -> None:
-    """Scores with the level of real images; logarithmic where the scores alone need it.
+    """Scores with the level of real images; logarithmic where the scores alone need it and all are positive.
 
-    Real images may score nearly 0, which would take most of a logarithmic axis.
+    Real images may score nearly 0, which would take most of a logarithmic axis, or by chance below it.
     """
+    lowest = min(values)
     if level is not None:
         height, name = level
         axes.axhline(height, color=LIGHT["ink"], linewidth=1.2, linestyle=(0, (5, 3)), label=name)
-    if min(values) > 0 and max(values) / min(values) > 8:
+        lowest = min(lowest, height)
+    if lowest > 0 and max(values) / min(values) > 8:
         _log_axis(axes)
     axes.set_ylabel(label)
 
