@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import as_completed
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from diffusion.random import ImageNoise, generator
 from diffusion.sampling import Step, check_eta, check_noise, sample
 from diffusion.schedule import Schedule, check_timesteps, spaced_timesteps
 from diffusion.settings import SampleSettings
-from diffusion.two_at_once import two_at_once
+from diffusion.two_at_once import Stopped, results, two_at_once
 from diffusion.unet import UNet
 
 _Draw = Callable[[], Tensor]
@@ -96,10 +95,10 @@ def generate(
     all of them at each step. UsageError as `check_settings`.
     """
     spec = artefact.network
+    shape = (spec.in_channels, spec.image_size, spec.image_size)
     walk = _walk(network, artefact, settings, device, classifier)
 
     def made(part: slice, callback: _Callback | None) -> Tensor:
-        shape = (spec.in_channels, spec.image_size, spec.image_size)
         noise = ImageNoise(settings.seed, indices[part], shape)
         return walk(noise.draw, None if labels is None else labels[part], callback)
 
@@ -127,16 +126,11 @@ def _in_halves(made: Callable[[slice, _Callback], Tensor], count: int) -> list[T
 
     def go_on(step: Step) -> None:
         if given_up.is_set():
-            raise InterruptedError
+            raise Stopped
 
     with two_at_once() as pool:
         halves = [pool.submit(made, half, go_on) for half in (slice(count // 2), slice(count // 2, None))]
-        try:
-            for done in as_completed(halves):
-                done.result()
-        finally:
-            given_up.set()
-    return [half.result() for half in halves]
+        return results(halves, given_up.set)
 
 
 def _walk(

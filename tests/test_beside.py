@@ -3,9 +3,9 @@ import threading
 import pytest
 import torch
 
-from diffusion.evaluation.beside import Stopped, Tally, side_by_side
+from diffusion.evaluation.beside import Tally, side_by_side
 from diffusion.evaluation.extractors import exact_float32
-from diffusion.two_at_once import AT_ONCE
+from diffusion.two_at_once import AT_ONCE, Stopped
 
 
 def test_each_has_its_share_of_the_cores_and_they_are_given_back():

@@ -64,6 +64,7 @@ def test_it_is_more_exact_than_ddim_at_equal_steps():
     st.data(),
 )
 def test_every_step_is_the_papers(name, spacing, timesteps, clip, data):
+    """Of order 2 after the first, but for a step of more than twice the one before's length."""
     steps = data.draw(st.integers(1, timesteps))
     schedule = Schedule.named(name, timesteps).spaced(spaced_timesteps(spacing, steps, timesteps))
     x = randn(1, 1, 3, 3).numpy()

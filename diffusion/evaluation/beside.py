@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from threadpoolctl import threadpool_limits
 
 from diffusion.evaluation.extractors import exact_float32
-from diffusion.two_at_once import half_of_the_cores, two_at_once
+from diffusion.two_at_once import Stopped, half_of_the_cores, two_at_once
 
 
 @contextmanager
@@ -24,10 +24,6 @@ def side_by_side() -> Iterator[Executor]:
         two_at_once() as pool,
     ):
         yield pool
-
-
-class Stopped(Exception):
-    """The work beside failed, or nobody waits any more."""
 
 
 class Tally:

@@ -21,6 +21,7 @@ from diffusion.evaluation.scorer import Scorer
 from diffusion.files import write_json, write_text
 from diffusion.grid import AXES, Cell, grid, line_name, order
 from diffusion.precision import default_device
+from diffusion.two_at_once import results
 
 Progress = Callable[[int, int], None]
 
@@ -64,10 +65,7 @@ def score_cells(
         return {**cell.axes, **score(sample, store, scorer)}
 
     with side_by_side() as pool:
-        try:
-            entries = list(pool.map(entry, stores.keys(), stores.values()))
-        finally:
-            tally.stop()
+        entries = results([pool.submit(entry, cell, store) for cell, store in stores.items()], tally.stop)
     cells = {cell.name: made for cell, made in zip(stores, entries, strict=True)}
     return {**document, "cells": cells}
 
