@@ -32,7 +32,9 @@ class Filled(NamedTuple):
 
     def problems(self) -> list[Problem]:
         """The bad rows by the names of their files."""
-        return [Problem(self.split.reader.where(row), why) for row, why in sorted(self.bad.items())]
+        rows = np.array(sorted(self.bad), dtype=np.int64)
+        names = self.split.reader.names(rows)
+        return [Problem(name, self.bad[row]) for name, row in zip(names, rows.tolist(), strict=True)]
 
     def good(self) -> NDArray[np.bool_]:
         """Which rows hold an image."""
@@ -162,13 +164,15 @@ def _copies(filled: Sequence[Filled], scanned: dict[str, Scanned]) -> list[Probl
 
 def _names(filled: Sequence[Filled], places: NDArray[np.int64]) -> list[str]:
     """What a person calls the images at some places, counted through the good rows of all splits."""
-    rows = [np.flatnonzero(part.good()) for part in filled]
-    starts = np.cumsum([0, *map(len, rows)])
-    which = np.searchsorted(starts, places, side="right") - 1
-    return [
-        f"{filled[part].name}: {filled[part].split.reader.where(int(rows[part][place]))}"
-        for part, place in zip(which.tolist(), (places - starts[which]).tolist(), strict=True)
-    ]
+    names = np.empty(len(places), dtype=object)
+    start = 0
+    for part in filled:
+        rows = np.flatnonzero(part.good())
+        mine = np.flatnonzero((places >= start) & (places < start + len(rows)))
+        found = part.split.reader.names(rows[places[mine] - start])
+        names[mine] = [f"{part.name}: {name}" for name in found]
+        start += len(rows)
+    return names.tolist()
 
 
 def _place_images(target: Target, good: NDArray[np.bool_], path: Path) -> None:

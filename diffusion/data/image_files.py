@@ -38,9 +38,9 @@ class ImageFileReader:
         paths = self.paths.take(self.rows[start:stop])
         return partial(read_images, self.root, paths, self.size, self.channels)
 
-    def where(self, row: int) -> str:
-        """The file's path below the root."""
-        return os.fsdecode(self.paths.take(self.rows[row : row + 1])[0])
+    def names(self, rows: Indices) -> list[str]:
+        """The files' paths below the root."""
+        return [os.fsdecode(path) for path in self.paths.take(self.rows[rows])]
 
 
 def read_images(root: Path, paths: Sequence[bytes], size: int, channels: int) -> Rows:

@@ -47,8 +47,8 @@ class Reader(Protocol):
         """What reads rows `start` to `stop`; a damaged image is reported in `bad`, never raised."""
         ...
 
-    def where(self, row: int) -> str:
-        """What a person would call a row: its file's name."""
+    def names(self, rows: Indices) -> list[str]:
+        """What a person would call some rows: their files' names."""
         ...
 
 
@@ -130,9 +130,9 @@ class ArrayReader:
         """Rows `start` to `stop` of the chosen order."""
         return partial(Rows, self.images[self.rows[start:stop]])
 
-    def where(self, row: int) -> str:
-        """The row's number in the raw array."""
-        return f"image {self.rows[row]}"
+    def names(self, rows: Indices) -> list[str]:
+        """The rows' numbers in the raw array."""
+        return _numbered(self.rows[rows])
 
 
 class FileArrayReader:
@@ -172,9 +172,9 @@ class FileArrayReader:
             pieces.append((part, first, first + len(run)))
         return partial(_read_pieces, pieces, self.shape, self.planar)
 
-    def where(self, row: int) -> str:
-        """The row's number, counted through all files."""
-        return f"image {self.rows[row]}"
+    def names(self, rows: Indices) -> list[str]:
+        """The rows' numbers, counted through all files."""
+        return _numbered(self.rows[rows])
 
 
 def _read_pieces(
@@ -185,3 +185,7 @@ def _read_pieces(
     images = [part.read(start, stop).reshape(-1, *stored) for part, start, stop in pieces]
     joined = np.concatenate(images)
     return Rows(joined.transpose(0, 2, 3, 1) if planar else joined)
+
+
+def _numbered(rows: Indices) -> list[str]:
+    return [f"image {row}" for row in rows.tolist()]
