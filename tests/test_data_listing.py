@@ -1,6 +1,8 @@
 """Folders of image files by column, against plain Python over os.walk."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,19 @@ from diffusion.data.listing import FilePaths, list_images
 
 STEMS = st.sampled_from(["a", "A", "a.b", "b-1", "ß", "SS", "Ω", "0", "10", "9"])
 NAMES = st.builds(lambda stem, suffix: stem + suffix, STEMS, st.sampled_from([".png", ".JPG", ".txt", ""]))
+LIST_TWICE = """
+import sys
+from pathlib import Path
+import numpy as np
+from diffusion.data import listing
+
+listing.CHUNK = 4
+assert listing.forks()
+for listing.MANY in (10**9, 0):
+    found = listing.list_images(Path(sys.argv[1]))
+    paths = found.paths.take(np.arange(len(found.paths)))
+    print([paths, found.others, found.problems, found.content, found.identity])
+"""
 FOLDERS = st.sampled_from(["", "x/", "x/y/", "ä/", "x-1/"])
 
 
@@ -68,3 +83,17 @@ def test_content_is_names_and_sizes_and_identity_the_times_too(tmp_path, change)
     after = list_images(tmp_path)
     assert (before.content == after.content) == (change in ("time", "nothing"))
     assert (before.identity == after.identity) == (change == "nothing")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there do processes fork")
+def test_many_files_are_listed_by_several_processes_as_by_one(tmp_path):
+    for folder in ("", "b/", "b/c/"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for at in range(30):
+            (tmp_path / f"{folder}{at}.png").write_bytes(bytes(at))
+        for name in ("10.jpg", "x.txt", "B.webp", "b.gif"):  # twins far from each other, and another file
+            (tmp_path / f"{folder}{name}").write_bytes(b"")
+    command = [sys.executable, "-c", LIST_TWICE, str(tmp_path)]
+    one, several = subprocess.run(command, text=True, stdout=subprocess.PIPE, check=True).stdout.splitlines()
+    assert one == several
+    assert one.count("with the name of another") == 6

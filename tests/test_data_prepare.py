@@ -192,7 +192,8 @@ def many_images(tmp_path_factory):
 )
 def test_a_killed_preparation_goes_on_and_leaves_no_process(tmp_path, many_images, kill):
     process = start(tmp_path, many_images)
-    while int(process.stdout.readline().split()[0]) < 256:
+    block = Target(tmp_path, (6000, 48, 48, 3)).block
+    while int(process.stdout.readline().split()[0]) < block:
         pass
     workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(kill)
@@ -203,7 +204,7 @@ def test_a_killed_preparation_goes_on_and_leaves_no_process(tmp_path, many_image
     steps = []
     config = folder_config(many_images, image_size=48)
     prepare(config, tmp_path / "out", lambda done, total: steps.append(done), work=tmp_path / "work")
-    assert steps[0] >= 256 * (noted - 2)  # the last block of a split is shorter
+    assert steps[0] >= block * (noted - 2)  # the last block of a split is shorter
     prepare(config, tmp_path / "fresh", work=tmp_path / "fresh_work")
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
 

@@ -4,9 +4,12 @@ import hashlib
 import os
 import stat
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +17,12 @@ from numpy.typing import NDArray
 from diffusion.data.decode import SUFFIXES
 from diffusion.data.problems import Problem
 from diffusion.data.splits import Indices
+from diffusion.data.workers import forks, in_processes
 from diffusion.errors import DiffctlError
 
 CHUNK = 4096  # files that are Python objects at a time
+MANY = 4 * CHUNK  # files that are worth several processes
+QUEUED = 4  # chunks a process
 
 Names = NDArray[np.bytes_]
 Hashes = NDArray[np.int64]
@@ -78,24 +84,60 @@ def list_images(root: Path) -> Listing:
     others: list[str] = []
     problems: list[Problem] = []
     content, identity = hashlib.sha256(), hashlib.sha256()
-    for prefix, names in _walk(root, "", set()):
-        images: list[Names] = []
-        hashes: list[Hashes] = []
-        for start in range(0, len(names), CHUNK):
-            files = list(_files(root, prefix, names[start : start + CHUNK].tolist()))
-            folder = os.fsencode(prefix)
-            content.update(b"".join(b"%b%b\0%d\n" % (folder, name, size) for name, size, _ in files))
-            identity.update(np.array([time for _, _, time in files], dtype="<i8").data)
-            stems = {name: stem for name, _, _ in files if (stem := _stem(name)) is not None}
-            others += [os.fsdecode(folder + name) for name, _, _ in files if name not in stems]
-            images.append(_column(list(stems)))
-            hashes.append(np.array([hash(stem) for stem in stems.values()], dtype=np.int64))
-        if any(map(len, images)):
-            column, twins = _without_twins(np.concatenate(images), np.concatenate(hashes))
-            folders.append((prefix, column))
-            problems += [Problem(prefix + name, "with the name of another") for name in twins]
+    with closing(_look_at_all(root)) as looked:
+        for prefix, chunks in groupby(looked, key=lambda chunk: chunk.prefix):
+            images: list[Names] = []
+            hashes: list[Hashes] = []
+            for chunk in chunks:
+                content.update(chunk.content)
+                identity.update(chunk.times)
+                others += chunk.others
+                images.append(chunk.images)
+                hashes.append(chunk.hashes)
+            if any(map(len, images)):
+                column, twins = _without_twins(np.concatenate(images), np.concatenate(hashes))
+                folders.append((prefix, column))
+                problems += [Problem(prefix + name, "with the name of another") for name in twins]
     identity.update(content.digest())
     return Listing(FilePaths(folders), others, problems, content.hexdigest(), identity.hexdigest())
+
+
+class _Looked(NamedTuple):
+    """Some files of a folder: images and the hashes of their stems, others, names and sizes, and times."""
+
+    prefix: str
+    images: Names
+    hashes: Hashes
+    others: list[str]
+    content: bytes
+    times: bytes
+
+
+def _look_at_all(root: Path) -> Generator[_Looked, None, None]:
+    """All files below root, some at a time in order; many are looked at on all cores."""
+    walked = list(_walk(root, "", set()))
+    jobs = (
+        (root, prefix, names[start : start + CHUNK])
+        for prefix, names in walked
+        for start in range(0, len(names), CHUNK)
+    )
+    if sum(len(names) for _, names in walked) >= MANY and forks():
+        return in_processes(_look_at, jobs, QUEUED)
+    return (_look_at(*job) for job in jobs)
+
+
+def _look_at(root: Path, prefix: str, names: Names) -> _Looked:
+    files = list(_files(root, prefix, names.tolist()))
+    folder = os.fsencode(prefix)
+    stems = {name: stem for name, _, _ in files if (stem := _stem(name)) is not None}
+    return _Looked(
+        prefix,
+        images=_column(list(stems)),
+        hashes=np.array([hash(stem) for stem in stems.values()], dtype=np.int64),  # forks agree on them
+        others=[os.fsdecode(folder + name) for name, _, _ in files if name not in stems],
+        content=b"".join(b"%b%b\0%d\n" % (folder, name, size) for name, size, _ in files),
+        times=np.array([time for _, _, time in files], dtype="<i8").tobytes(),
+    )
 
 
 def _walk(root: Path, prefix: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, Names]]:

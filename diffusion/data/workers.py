@@ -3,20 +3,24 @@
 import gc
 import multiprocessing
 import multiprocessing.connection
-import multiprocessing.context
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from typing import TypeVar, TypeVarTuple
 
 from diffusion.allocator import keep_freed_memory
 from diffusion.errors import TemporaryError
 
 MAX_WORKERS = 32  # the disk is the limit from there on
+
+Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
 
 
 def cores() -> int:
@@ -27,14 +31,37 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
-@contextmanager
-def worker_pool(work: Callable[..., object]) -> Iterator[tuple[ProcessPoolExecutor, int]]:
-    """Yield a pool of processes for `work` and their number; on an exception what waits is dropped.
-
-    TemporaryError when the system kills one of them.
+def forks() -> bool:
+    """Whether workers start at once: a fork copies a single thread only, so a process that has others spawns
+    them afresh, which takes as long as to import all again.
     """
+    return sys.platform == "linux" and threading.active_count() == 1
+
+
+def in_processes(
+    work: Callable[[*Arguments], Result], jobs: Iterable[tuple[*Arguments]], queued: int
+) -> Generator[Result, None, None]:
+    """`work` of every job in worker processes, in the jobs' order; close it to drop what waits.
+
+    At most `queued` jobs a worker wait or have results that were not taken yet, so that memory stays flat.
+    TemporaryError when the system kills a worker.
+    """
+    pending: deque[Future[Result]] = deque()
+    with _pool(work) as (pool, workers):
+        for job in jobs:
+            pending.append(pool.submit(work, *job))
+            if len(pending) == queued * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+@contextmanager
+def _pool(work: Callable[..., object]) -> Iterator[tuple[ProcessPoolExecutor, int]]:
+    """A pool of processes for `work` and their number; at the end what waits is dropped."""
     workers = min(cores(), MAX_WORKERS)
-    pool = ProcessPoolExecutor(workers, mp_context=_context(), initializer=_start, initargs=(work,))
+    context = multiprocessing.get_context("fork" if forks() else "spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(work,))
     try:
         yield pool, workers
     except BrokenProcessPool:
@@ -44,12 +71,6 @@ def worker_pool(work: Callable[..., object]) -> Iterator[tuple[ProcessPoolExecut
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _context() -> multiprocessing.context.BaseContext:
-    """Fork starts at once but copies a single thread only, so a process that has others spawns afresh."""
-    forks = sys.platform == "linux" and threading.active_count() == 1
-    return multiprocessing.get_context("fork" if forks else "spawn")
 
 
 def _start(work: Callable[..., object]) -> None:
