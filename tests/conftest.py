@@ -41,6 +41,12 @@ def params(**changes: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def pytest_runtest_setup() -> None:
+    """What a test draws without a generator is the same each time, in whatever order tests run."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a small params.yaml, as the working directory; MLflow's store is inside it."""
