@@ -13,6 +13,7 @@ from diffusion.data.listing import FilePaths, list_images
 
 STEMS = st.sampled_from(["a", "A", "a.b", "b-1", "ß", "SS", "Ω", "0", "10", "9"])
 NAMES = st.builds(lambda stem, suffix: stem + suffix, STEMS, st.sampled_from([".png", ".JPG", ".txt", ""]))
+FOLDERS = st.sampled_from(["", "x/", "x/y/", "ä/", "x-1/"])
 LIST_TWICE = """
 import sys
 from pathlib import Path
@@ -26,7 +27,6 @@ for listing.MANY in (10**9, 0):
     paths = found.paths.take(np.arange(len(found.paths)))
     print([paths, found.others, found.problems, found.content, found.identity])
 """
-FOLDERS = st.sampled_from(["", "x/", "x/y/", "ä/", "x-1/"])
 
 
 def plainly(root, paths):

@@ -40,7 +40,7 @@ class ImageFileReader:
 
     def names(self, rows: Indices) -> list[str]:
         """The files' paths below the root."""
-        return [os.fsdecode(path) for path in self.paths.take(self.rows[rows])]
+        return self.paths.names(self.rows[rows])
 
 
 def read_images(root: Path, paths: Sequence[bytes], size: int, channels: int) -> Rows:

@@ -50,6 +50,10 @@ class FilePaths:
         places = zip(which.tolist(), (rows - self._starts[which]).tolist(), strict=True)
         return [self._columns[number][0] + self._columns[number][1].item(at) for number, at in places]
 
+    def names(self, rows: Indices) -> list[str]:
+        """The paths of some rows as text."""
+        return [os.fsdecode(path) for path in self.take(rows)]
+
     def find(self, path: str) -> int:
         """The row of a path, -1 when it is none of them."""
         prefix, slash, name = path.rpartition("/")

@@ -32,8 +32,9 @@ def cores() -> int:
 
 
 def forks() -> bool:
-    """Whether workers start at once: a fork copies a single thread only, so a process that has others spawns
-    them afresh, which takes as long as to import all again.
+    """Whether workers are forks, which start at once and know what their parent knows.
+
+    A fork copies a single thread only, so a process that has others spawns workers that import all again.
     """
     return sys.platform == "linux" and threading.active_count() == 1
 

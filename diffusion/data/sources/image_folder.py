@@ -1,6 +1,5 @@
 """A folder of one's own images: class sub-folders, a CSV file with labels, or no labels."""
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +123,7 @@ def _by_folder(root: Path, listing: Listing, labels: str | None) -> tuple[Items,
 
 
 def _problems(paths: FilePaths, rows: Indices, why: str) -> list[Problem]:
-    return [Problem(os.fsdecode(path), why) for path in paths.take(rows)]
+    return [Problem(name, why) for name in paths.names(rows)]
 
 
 def _split_folders(listing: Listing) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """ImageNet as Kaggle gives it out: the object-localisation challenge of 2012 (Russakovsky et al. 2015)."""
 
 import csv
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,8 +95,7 @@ def _train_files(root: Path, synsets: dict[str, int]) -> Files:
     if not len(rows):
         raise DiffctlError(f"{root / TRAIN} has no images of the synsets in {SYNSETS}")
     problems = [*listing.problems, *(Problem(name, "not an image") for name in listing.others)]
-    unknown_paths = listing.paths.take(unknown)
-    problems += [Problem(os.fsdecode(path), "of an unknown synset") for path in unknown_paths]
+    problems += [Problem(name, "of an unknown synset") for name in listing.paths.names(unknown)]
     empty = set(synsets.values()) - set(of_folder)
     problems += [Problem(synset, "empty class") for synset, label in synsets.items() if label in empty]
     return Files(TRAIN, listing.paths, rows, labels[rows], problems, listing.identity)
