@@ -23,13 +23,13 @@ from torch.utils.data import Dataset
 from torch_fidelity import calculate_metrics
 
 from diffusion.data.store import Images, ImageStore, write_store
+from diffusion.devices import default_device
 from diffusion.evaluation.evaluate import score_cells
 from diffusion.evaluation.extractors import load_extractor
 from diffusion.evaluation.kernel import subset_size
 from diffusion.evaluation.reference import build_reference
 from diffusion.evaluation.scorer import Scorer
 from diffusion.grid import Cell
-from diffusion.precision import default_device
 
 EXTRACTOR = "effnet-lite0-64"
 GOAL = 4.0

@@ -218,7 +218,8 @@ def options() -> argparse.Namespace:
 
 
 def main() -> None:
-    from diffusion.precision import default_device, resolve_precision
+    from diffusion.devices import default_device
+    from diffusion.precision import resolve_precision
 
     given = options()
     rounds, seconds = (1, 0.0) if given.small else (given.rounds, 2.0)

@@ -57,9 +57,10 @@ def network_seconds() -> float:
 
     from diffusion.checkpoint import load_model
     from diffusion.config import load
+    from diffusion.devices import default_device
     from diffusion.grid import grid
     from diffusion.layout import MODEL
-    from diffusion.precision import autocast, default_device
+    from diffusion.precision import autocast
 
     config, device = load(), default_device()
     network, artefact = load_model(MODEL, device)

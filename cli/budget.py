@@ -26,13 +26,13 @@ def budget_settings(budget: int, seed: int, model: Path, scores: dict[str, Any])
 
     UsageError when they are of another model or of what other code sampled, or when no cell is that cheap.
     """
+    from diffusion.checkpoint import read_artefact
     from diffusion.errors import UsageError
     from diffusion.evaluation.choosing import pareto_front, recommended
-    from diffusion.files import sha256_file
     from diffusion.grid import SAMPLING_VERSION
     from diffusion.settings import SampleSettings
 
-    cells, sha256 = scores["cells"], sha256_file(model)
+    cells, sha256 = scores["cells"], read_artefact(model).model_sha256
     cards = [cell["card"] for cell in cells.values()]
     if any(card.get("model_sha256") != sha256 for card in cards):
         raise UsageError(f"the scores are of another model than {model}: `diffctl run` makes new ones")

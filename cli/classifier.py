@@ -9,19 +9,24 @@ from cli.progress import progress
 
 def classifier(
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard the saved state and start again.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Go on though the code has changed.")] = False,
 ) -> None:
     """Train params.yaml's classifier of noised images, or go on: models/classifier.safetensors."""
     from diffusion.checkpoint import DataCard, save_artefact
-    from diffusion.classifier import resolve_classifier
-    from diffusion.classifier_training import new_classifier, train_classifier
+    from diffusion.classifier_training import (
+        classifier_code,
+        new_classifier,
+        resolve_classifier,
+        train_classifier,
+    )
     from diffusion.config import load
     from diffusion.data.store import open_store
+    from diffusion.devices import default_device
     from diffusion.errors import UsageError
     from diffusion.layout import CLASSIFIER, CLASSIFIER_CURVE, CLASSIFIER_RUNS, PREPARED
-    from diffusion.precision import default_device
-    from diffusion.resolve import result_of, training_fingerprint
+    from diffusion.resolve import result_of
     from diffusion.signals import stop_request
-    from diffusion.trainrun import open_run, write_loss_curve
+    from diffusion.trainrun import open_training, write_loss_curve
 
     config, store, device = load(), open_store(PREPARED / "train"), default_device()
     if config.classifier is None:
@@ -38,7 +43,7 @@ def classifier(
         config.classifier, config.diffusion, data, meta["image_size"], meta["channels"]
     )
     with (
-        open_run(CLASSIFIER_RUNS, training_fingerprint(artefact), fresh=fresh) as run,
+        open_training(artefact, classifier_code(), CLASSIFIER_RUNS, fresh=fresh, keep=keep) as run,
         stop_request() as stop,
         progress("classifier", per=artefact.train.batch_size) as show,
     ):
@@ -58,5 +63,5 @@ def classifier(
             ),
         )
         write_loss_curve(CLASSIFIER_CURVE, state.history)
-        save_artefact(CLASSIFIER, state.network.state_dict(), result_of(artefact))
+        save_artefact(CLASSIFIER, state.network.state_dict(), result_of(artefact, state.code))
     typer.echo(f"classifier: {CLASSIFIER}, for `diffctl sample --classifier {CLASSIFIER}`")

@@ -112,7 +112,7 @@ def _refuse_idle_store(context: typer.Context, names: list[str]) -> None:
 
 def _load(path: Path, steps: int, spacing: Spacing) -> "tuple[LoadedModel, SampleSettings]":
     from diffusion.checkpoint import load_model
-    from diffusion.precision import default_device
+    from diffusion.devices import default_device
     from diffusion.settings import SampleSettings
 
     return load_model(path, default_device()), SampleSettings(steps=steps, spacing=spacing.value)

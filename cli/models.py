@@ -181,8 +181,8 @@ def _load(
     """The model, and the classifier if there is to be one; UsageError when the settings do not fit."""
     from diffusion.checkpoint import load_model
     from diffusion.classifier import load_classifier
+    from diffusion.devices import default_device
     from diffusion.generate import check_settings
-    from diffusion.precision import default_device
 
     loaded = load_model(path, default_device())
     check_settings(loaded.artefact, settings)

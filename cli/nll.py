@@ -33,8 +33,8 @@ def nll(
     """Bound the negative log-likelihood of images, in bits per dimension: one pass over all timesteps."""
     from cli.chosen import asked_labels, fitting_store, known_labels
     from diffusion.checkpoint import load_model
+    from diffusion.devices import default_device
     from diffusion.nll import bits_per_dimension
-    from diffusion.precision import default_device
 
     writer = writer_of(out, {".png": _write})
     loaded = load_model(resolve_model(model, run_id, champion), default_device())

@@ -16,6 +16,9 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Train and sample from nothing, saved states discarded.")
     ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Go on with the training though its code has changed since.")
+    ] = False,
 ) -> None:
     """Bring everything up to date: data, model, samples, scores, report and registry.
 
@@ -24,7 +27,7 @@ def run(
     from diffusion.layout import REPORT, SCORES
     from flows.run import run_pipeline
 
-    outcome = run_pipeline(push=push, fresh=fresh)
+    outcome = run_pipeline(push=push, fresh=fresh, keep=keep)
     typer.echo()
     _show_scores(json.loads(SCORES.read_text(encoding="utf-8")))
     typer.echo(f"\nmodel:  {outcome}")

@@ -46,6 +46,7 @@ def reference() -> None:
 @app.command()
 def train(
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard the saved state and start again.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Go on though the code has changed.")] = False,
 ) -> None:
     """Train, or go on where the same training stopped: models/unet.safetensors."""
     from cli.project import preflight
@@ -53,24 +54,23 @@ def train(
     from diffusion.checkpoint import save_artefact
     from diffusion.config import load
     from diffusion.data.store import open_store
+    from diffusion.devices import default_device
     from diffusion.files import write_json
-    from diffusion.layout import LOSS_CURVE, MODEL, PREPARED, RUN, TRAIN_RUNS
-    from diffusion.precision import default_device
+    from diffusion.layout import LOSS_CURVE, MODEL, PREPARED, RUN
     from diffusion.processes import is_follower, together
-    from diffusion.resolve import resolve, result_of, training_fingerprint, training_settings
+    from diffusion.resolve import resolve, result_of, training_code, training_fingerprint
     from diffusion.signals import stop_request
     from diffusion.training import new_state
     from diffusion.training import train as train_model
-    from diffusion.trainrun import open_run, write_loss_curve
+    from diffusion.trainrun import open_training, write_loss_curve
 
     if is_follower():
         return _follow()
     preflight("train")
     config, store, device = load(), open_store(PREPARED / "train"), default_device()
     artefact = resolve(config, store.meta, device)
-    fingerprint, settings = training_fingerprint(artefact), training_settings(artefact)
     with (
-        open_run(TRAIN_RUNS, fingerprint, fresh=fresh, config=settings) as run,
+        open_training(artefact, training_code(), fresh=fresh, keep=keep) as run,
         stop_request() as stop,
         together(config.train, ANOTHER, _say, stop.raise_if_set) as ranks,
         watched(run, artefact, config, stop) as tracked,
@@ -78,10 +78,10 @@ def train(
         state = new_state(artefact, ranks.device)
         run.restore(state)
         tracked.announce(state)
-        ranks.spread(fingerprint, state.saved())
+        ranks.spread(training_fingerprint(artefact), state.saved())
         train_model(state, store, ranks, tracked.watch, tracked.save, partial(ranks.agree, stop))
         write_loss_curve(LOSS_CURVE, state.history)
-        save_artefact(MODEL, state.ema.state_dict(), result_of(artefact))
+        save_artefact(MODEL, state.ema.state_dict(), result_of(artefact, state.code))
         tracked.finished(MODEL)
     write_json(RUN, tracked.identity())
 
@@ -94,10 +94,10 @@ def _follow() -> None:
     """Compute a share of every batch of a training that another process started, saves and tells of."""
     from diffusion.config import load
     from diffusion.data.store import open_store
+    from diffusion.devices import default_device
     from diffusion.distributed import RankLost
     from diffusion.errors import Interrupted
     from diffusion.layout import PREPARED
-    from diffusion.precision import default_device
     from diffusion.processes import together
     from diffusion.resolve import resolve, training_fingerprint
     from diffusion.signals import stop_request

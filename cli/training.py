@@ -14,6 +14,7 @@ from cli.progress import progress
 
 if TYPE_CHECKING:
     from diffusion.checkpoint import Artefact
+    from diffusion.code import CodeSince
     from diffusion.config import Config
     from diffusion.signals import StopRequest
     from diffusion.training import TrainState
@@ -41,8 +42,15 @@ class Tracked:
         how = f"going on after step {step:,} of {total:,}" if step else f"{total:,} steps"
         typer.echo(f"train: {how}, state in {self.run.folder}", err=True)
         if not step and (changes := self.run.changes()):
-            typer.echo(f"train: begun afresh, since the configuration is another one: {changes}", err=True)
+            typer.echo(f"train: {changes}", err=True)
+        if changed := state.change_of_code():
+            typer.echo(f"train: {self._said_of(*changed)}", err=True)
         self.watch.catch_up(step, state.ema)
+
+    def _said_of(self, before: "CodeSince", now: "CodeSince") -> str:
+        if before.digest != now.digest:
+            return f"the code has changed since it made these steps ({before.digest}, now {now.digest})"
+        return f"these steps were made by torch {before.torch}, the following ones are by {now.torch}"
 
     def save(self, state: "TrainState") -> None:
         """Keep the state; what it will not replay is in the spool, on the disk, before it counts."""
@@ -68,7 +76,7 @@ def watched(
 ) -> Iterator[Tracked]:
     """Watch a training: its spool is open and being sent; how the block ends becomes the run's status."""
     from diffusion.errors import Interrupted
-    from tracking.names import DATA_DIGEST, FINGERPRINT, experiment_name, git_tags
+    from tracking.names import CODE, DATA_DIGEST, FINGERPRINT, experiment_name, git_tags
     from tracking.sender import start
     from tracking.spool import Spool
 
@@ -76,7 +84,9 @@ def watched(
     spool = Spool(run.folder, run.key, name, experiment_name(artefact.data.name))
     spool.params(config.model_dump(mode="json"))
     tags = {FINGERPRINT: run.folder.name, DATA_DIGEST: artefact.data.digest}
-    spool.tags({**tags, "diffctl.precision": artefact.precision, **git_tags(Path())})
+    made_by = artefact.code[-1]
+    tags |= {"diffctl.precision": artefact.precision, CODE: made_by.digest, "diffctl.torch": made_by.torch}
+    spool.tags({**tags, **git_tags(Path())})
     spool.dataset(artefact.data.name, artefact.data.digest, artefact.data.classes)
     sender = start(run.folder)
     status = "FAILED"
@@ -97,9 +107,9 @@ def _midway(
     run: "TrainRun", artefact: "Artefact", config: "Config", spool: "Spool", stop: "StopRequest"
 ) -> Midway:
     """What scores the EMA in the midst of the training; what is missing for it is told before that begins."""
+    from diffusion.devices import default_device
     from diffusion.evaluation.midway import Checkpoints, MidwayScorer
     from diffusion.layout import PREPARED, REFERENCE
-    from diffusion.precision import default_device
     from diffusion.resolve import result_of
 
     with progress("reference") as show:

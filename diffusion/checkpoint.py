@@ -1,9 +1,10 @@
 """The self-describing model artefact: one safetensors file with EMA weights and all that they need.
 
 The configuration stands as canonical JSON under one metadata key (safetensors keeps several keys in no
-fixed order), so that on one CPU the file is a function of config and data, byte for byte.
+fixed order), so that on one CPU the file is a function of config, data and code, byte for byte.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from diffusion.allocator import keep_freed_memory
+from diffusion.code import CodeSince
 from diffusion.config import DiffusionConfig, Precision, TrainConfig, canonical, explain
 from diffusion.errors import DiffctlError
 from diffusion.files import write_atomic
@@ -23,7 +25,7 @@ from diffusion.unet import UNet
 
 METADATA_KEY = "diffctl"
 
-Description = TypeVar("Description", bound=Section)
+Description = TypeVar("Description", bound="Artefact")
 Network = TypeVar("Network", bound=torch.nn.Module)
 
 
@@ -41,6 +43,8 @@ class Artefact(Section):
     """All that a model file says of itself.
 
     `format` rises when the same config and data would no longer give the same weights: 2 rounds otherwise.
+    `code` is by which code the weights were trained, from which step on; none for weights from elsewhere.
+    `weights_sha256` is of the tensors, and is what a file's weights are held against when they are loaded.
     """
 
     format: Literal[1, 2] = 2
@@ -50,6 +54,17 @@ class Artefact(Section):
     data: DataCard
     step: int
     precision: Precision
+    code: tuple[CodeSince, ...] = ()
+    weights_sha256: str = ""
+
+    @property
+    def model_sha256(self) -> str:
+        """What a card and the registry know this model by: its weights and all that it says of itself.
+
+        Not by which code it was trained: an edit that changes no weight makes no other model.
+        """
+        described = self.model_dump(mode="json", exclude={"code"})
+        return hashlib.sha256(canonical(described).encode()).hexdigest()
 
 
 class LoadedModel(NamedTuple):
@@ -59,11 +74,25 @@ class LoadedModel(NamedTuple):
     artefact: Artefact
 
 
-def save_artefact(path: Path, weights: dict[str, torch.Tensor], artefact: Section) -> None:
-    """Write the artefact atomically; equal weights and config give equal bytes."""
+def save_artefact(path: Path, weights: dict[str, torch.Tensor], artefact: Description) -> Description:
+    """Write the artefact atomically; equal weights, config and code give equal bytes.
+
+    Returns the artefact as it stands in the file, with the digest of its weights.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    artefact = artefact.model_copy(update={"weights_sha256": tensors_sha256(tensors)})
     data = save(tensors, metadata={METADATA_KEY: canonical(artefact)})
     write_atomic(path, lambda file: file.write(data))
+    return artefact
+
+
+def tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 in hex over names, types, shapes and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_artefact(path: Path) -> Artefact:
@@ -105,13 +134,18 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     """Build the network that the file describes and load its weights; DiffctlError when they do not fit."""
     artefact = read_artefact(path)
-    return LoadedModel(load_weights(UNet(artefact.network), path, device), artefact)
+    return LoadedModel(load_weights(UNet(artefact.network), path, artefact, device), artefact)
 
 
-def load_weights(network: Network, path: Path, device: torch.device | str) -> Network:
-    """The network with the file's weights, in eval mode on `device`; DiffctlError when they do not fit."""
-    with safe_open(path, framework="pt", device=str(device)) as file:
+def load_weights(network: Network, path: Path, artefact: Artefact, device: torch.device | str) -> Network:
+    """The network with the file's weights, in eval mode on `device`.
+
+    DiffctlError when they do not fit it, or are not those that the file was written with.
+    """
+    with safe_open(path, framework="pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    if tensors_sha256(weights) != artefact.weights_sha256:
+        raise DiffctlError(f"{path} is damaged: its weights are not those that it was written with")
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

@@ -5,14 +5,10 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from diffusion.blocks import GroupNorm
-from diffusion.checkpoint import Artefact, DataCard, load_weights, read_description
-from diffusion.config import ClassifierConfig, DiffusionConfig, explain
-from diffusion.errors import UsageError
-from diffusion.precision import default_device, resolve_precision
+from diffusion.checkpoint import Artefact, load_weights, read_description
 from diffusion.shape import UNetSpec
 from diffusion.unet import Encoder
 
@@ -69,34 +65,4 @@ class LoadedClassifier(NamedTuple):
 def load_classifier(path: Path, device: torch.device | str = "cpu") -> LoadedClassifier:
     """Build the classifier that the file describes and load its weights; DiffctlError when it is none."""
     artefact = read_description(path, ClassifierArtefact)
-    return LoadedClassifier(load_weights(Classifier(artefact.network), path, device), artefact)
-
-
-def resolve_classifier(
-    config: ClassifierConfig, process: DiffusionConfig, data: DataCard, size: int, channels: int
-) -> ClassifierArtefact:
-    """What training a classifier of this data, noised by this process, will give.
-
-    UsageError where they do not fit. Its precision is that of the machine it is trained on.
-    """
-    if len(data.classes) < 2:
-        raise UsageError(f"a classifier needs at least two classes, and {data.name} has {len(data.classes)}")
-    try:
-        network = UNetSpec(
-            **{**config.model.model_dump(), "class_cond": True},
-            image_size=size,
-            in_channels=channels,
-            out_channels=len(data.classes),
-            num_classes=len(data.classes),
-        )
-    except ValidationError as error:
-        raise UsageError(explain(error, "params.yaml with this data: classifier.model")) from None
-    return ClassifierArtefact(
-        kind="classifier",
-        network=network,
-        diffusion=process,
-        train=config.train,
-        data=data,
-        step=config.train.steps,
-        precision=resolve_precision(config.train.precision, default_device()),
-    )
+    return LoadedClassifier(load_weights(Classifier(artefact.network), path, artefact, device), artefact)

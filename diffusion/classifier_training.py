@@ -6,14 +6,21 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 
+from diffusion.checkpoint import DataCard
 from diffusion.classifier import Classifier, ClassifierArtefact
+from diffusion.code import Code, code_of, code_since
+from diffusion.config import ClassifierConfig, DiffusionConfig, explain
 from diffusion.data.store import ImageStore
-from diffusion.errors import DiffctlError
+from diffusion.devices import default_device
+from diffusion.errors import DiffctlError, UsageError
 from diffusion.images import to_model, to_nchw
+from diffusion.precision import resolve_precision
 from diffusion.random import generator
 from diffusion.resumable import Moments, Part, Resumable, is_finite
 from diffusion.schedule import Schedule, q_sample
+from diffusion.shape import UNetSpec
 from diffusion.training import MAX_BAD_STEPS, learning_rate
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -40,7 +47,7 @@ def new_classifier(artefact: ClassifierArtefact, device: torch.device) -> Classi
         torch.manual_seed(generator("classifier weights", train.seed).initial_seed())
         network = Classifier(artefact.network).to(device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=train.lr, weight_decay=train.weight_decay)
-    return ClassifierState(artefact, network, optimizer)
+    return ClassifierState(artefact, network, optimizer, code=list(artefact.code))
 
 
 def train_classifier(
@@ -113,3 +120,39 @@ def classifier_step(
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     return means
+
+
+def classifier_code() -> Code:
+    """The modules that the numbers of a classifier's training come from."""
+    return code_of(__name__)
+
+
+def resolve_classifier(
+    config: ClassifierConfig, process: DiffusionConfig, data: DataCard, size: int, channels: int
+) -> ClassifierArtefact:
+    """What training a classifier of this data, noised by this process, will give.
+
+    UsageError where they do not fit. Its precision is that of the machine it is trained on.
+    """
+    if len(data.classes) < 2:
+        raise UsageError(f"a classifier needs at least two classes, and {data.name} has {len(data.classes)}")
+    try:
+        network = UNetSpec(
+            **{**config.model.model_dump(), "class_cond": True},
+            image_size=size,
+            in_channels=channels,
+            out_channels=len(data.classes),
+            num_classes=len(data.classes),
+        )
+    except ValidationError as error:
+        raise UsageError(explain(error, "params.yaml with this data: classifier.model")) from None
+    return ClassifierArtefact(
+        kind="classifier",
+        network=network,
+        diffusion=process,
+        train=config.train,
+        data=data,
+        step=config.train.steps,
+        precision=resolve_precision(config.train.precision, default_device()),
+        code=(code_since(0, classifier_code()),),
+    )

@@ -1,4 +1,4 @@
-"""A GPU for one cell or training at a time: a lock for each device, which dies with its holders."""
+"""Which device to use, and a GPU for one cell or training at a time by a lock that dies with its holders."""
 
 import os
 import tempfile
@@ -19,6 +19,11 @@ Waiting = Callable[[str], object]
 
 Check = Callable[[], object]
 """Called again and again while something is waited for; raises to stop that."""
+
+
+def default_device() -> torch.device:
+    """The first GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager

@@ -12,11 +12,6 @@ from diffusion.gaussian import Network
 COMPILED_STEPS = 2000  # compiling takes a minute or two
 
 
-def default_device() -> torch.device:
-    """The first GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def resolve_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
     """`auto` is bf16 where the device multiplies it natively (AVX-512 BF16; GPUs from Ampere), else fp32."""
     if wanted != "auto":

@@ -1,11 +1,13 @@
 """From a configuration and the prepared data to the description of the model that they give."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 
 from diffusion.checkpoint import Artefact, DataCard
+from diffusion.code import Code, CodeSince, code_of, code_since
 from diffusion.config import Config, TrainConfig, explain, fingerprint
 from diffusion.errors import UsageError
 from diffusion.precision import resolve_precision
@@ -49,30 +51,43 @@ def resolve(config: Config, meta: dict[str, Any], device: torch.device) -> Artef
         ),
         step=config.train.steps,
         precision=resolve_precision(config.train.precision, device),
+        code=(code_since(0, training_code()),),
     )
 
 
+def training_code() -> Code:
+    """The modules that a training's numbers come from."""
+    return code_of("diffusion.training")
+
+
 def training_fingerprint(artefact: Artefact) -> str:
-    """The name of a training: equal exactly when every step would compute the same, but for rounding."""
-    return fingerprint(_identity(artefact))
+    """The name of a training: equal exactly when every step would compute the same, but for rounding.
+
+    So by other code it is another training; by another torch it is this one, which goes on and says so.
+    """
+    return fingerprint({**_identity(artefact), "code": artefact.code[-1].digest})
 
 
-def result_of(artefact: Artefact) -> Artefact:
-    """What a model file says of itself: when to look and how to fit the machine are not its matter."""
+def result_of(artefact: Artefact, code: Sequence[CodeSince] | None = None) -> Artefact:
+    """What a model file says of itself: when to look and how to fit the machine are not its matter.
+
+    `code` is what made the steps where that is not only what `artefact` names.
+    """
     left_out = WATCHING | FITTING
     usual = {name: field.default for name, field in TrainConfig.model_fields.items() if name in left_out}
-    return artefact.model_copy(update={"train": artefact.train.model_copy(update=usual)})
+    train = artefact.train.model_copy(update=usual)
+    return artefact.model_copy(update={"train": train, "code": tuple(code or artefact.code)})
 
 
 def training_settings(artefact: Artefact) -> dict[str, Any]:
-    """What the fingerprint is made of, by the names that params.yaml has."""
+    """What the fingerprint is made of but for the code, by the names that params.yaml has."""
     values = _identity(artefact)
     del values["step"]  # train.steps again
     return {"model": values.pop("network"), **values}
 
 
 def _identity(artefact: Artefact) -> dict[str, Any]:
-    values = artefact.model_dump(mode="json")
+    values = artefact.model_dump(mode="json", exclude={"code", "weights_sha256"})
     del values["network"]["gradient_checkpointing"]  # computes the same again
     values["train"] = {key: value for key, value in values["train"].items() if key not in WATCHING | FITTING}
     return values

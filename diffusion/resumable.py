@@ -9,7 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from diffusion.code import CodeSince
 from diffusion.state import SavedState
+
+COUNTED = ("step", "skipped", "bad_in_a_row", "window", "history")
 
 
 class Part(Protocol):
@@ -52,7 +55,7 @@ class Resumable(ABC):
     """A training after `step` steps; `values` and `tensors` are all that a resume needs.
 
     `skipped` steps were not finite, the last `bad_in_a_row` of them at a stretch. `window` has the sums and
-    the count of the means since the last row of `history`, the curve.
+    the count of the means since the last row of `history`, the curve. `code` is what made the steps.
     """
 
     step: int = 0
@@ -60,6 +63,7 @@ class Resumable(ABC):
     bad_in_a_row: int = 0
     window: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
+    code: list[CodeSince] = field(default_factory=list)
 
     @abstractmethod
     def parts(self) -> dict[str, Part]:
@@ -71,16 +75,16 @@ class Resumable(ABC):
         return {f"{part}.{name}": value for part, named in held.items() for name, value in named.items()}
 
     def values(self) -> dict[str, Any]:
-        """The counters and the curve so far."""
-        names = ("step", "skipped", "bad_in_a_row", "window", "history")
-        return {name: getattr(self, name) for name in names}
+        """The counters, the curve so far, and the code."""
+        code = [since.model_dump() for since in self.code]
+        return {**{name: getattr(self, name) for name in COUNTED}, "code": code}
 
     def saved(self) -> SavedState:
         """All of it, as it would be saved."""
         return SavedState(self.tensors(), self.values())
 
     def restore(self, saved: SavedState) -> None:
-        """Become the saved state, exactly."""
+        """Become the saved state, exactly; the present code makes the steps from there on."""
         parts = self.parts()
         tensors: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
         for name, tensor in saved.tensors.items():
@@ -88,8 +92,19 @@ class Resumable(ABC):
             tensors[part][rest] = tensor
         for part, holder in parts.items():
             holder.load_state_dict(tensors[part])
-        for name, value in saved.values.items():
-            setattr(self, name, value)
+        for name in COUNTED:
+            setattr(self, name, saved.values[name])
+        self.code = [*map(CodeSince.model_validate, saved.values["code"]), *self.code[-1:]]
+        if len(self.code) > 1:
+            *before, now = self.code
+            same = (now.digest, now.torch) == (before[-1].digest, before[-1].torch)
+            self.code = before if same else [*before, now.model_copy(update={"step": self.step})]
+
+    def change_of_code(self) -> tuple[CodeSince, CodeSince] | None:
+        """The code before and the present one, where a training goes on by another than began it."""
+        if len(self.code) < 2 or self.code[-1].step != self.step:
+            return None
+        return self.code[-2], self.code[-1]
 
     def count(self, means: dict[str, float]) -> None:
         """Add a finite step's means to the window; count another."""

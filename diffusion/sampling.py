@@ -5,11 +5,11 @@ Samplers are pure functions of the network, the schedule and the noise.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 from torch import Tensor
 
-from diffusion.dpm_solver import Multistep
 from diffusion.errors import UsageError
 from diffusion.gaussian import Network, log_variance, predict
 from diffusion.guidance import Gradient, asked_class
@@ -84,6 +84,9 @@ def check_noise(noise: Noise, learned: bool) -> None:
         raise UsageError("noise learned needs a model with a learned variance; use small or large")
 
 
+# The module of each sampler, of which only that one is loaded, and counted as what images come from.
+SAMPLERS: dict[Sampler, str] = {"ddim": "diffusion.sampling", "dpm-solver++": "diffusion.dpm_solver"}
+
 Update = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 """(x, index, ε, v) → (x one timestep earlier, x̂_0)."""
 
@@ -121,7 +124,7 @@ def sample(
             x_prev = x_prev + scale**2 * gradient(x, schedule.timesteps[index].to(x.device), towards)
         return x_prev, x0_hat
 
-    update: Update = ddim if sampler == "ddim" else Multistep(schedule, clip)
+    update: Update = ddim if sampler == "ddim" else import_module(SAMPLERS[sampler]).Multistep(schedule, clip)
     total = len(schedule)
     for i in reversed(range(total)):
         index = torch.full((len(x),), i)

@@ -6,9 +6,11 @@ and set aside, and the one before is used.
 
 import hashlib
 import json
+import shutil
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from safetensors.torch import load, save
 from torch import Tensor
@@ -46,6 +48,24 @@ def save_state(folder: Path, step: int, tensors: dict[str, Tensor], values: dict
         _manifest(old).unlink(missing_ok=True)
         old.unlink(missing_ok=True)
     return path
+
+
+def newest_step(folder: Path) -> int:
+    """After how many steps the newest state was saved; 0 without one."""
+    whole = (path for path in _states(folder) if _manifest(path).exists())
+    return max((int(path.stem.removeprefix("state-")) for path in whole), default=0)
+
+
+def copy_states(source: Path, folder: Path) -> None:
+    """Bring the states of another folder into this one, each whole or not at all."""
+    for path in _states(source):
+        for file in (path, _manifest(path)) if _manifest(path).exists() else ():
+            write_atomic(folder / file.name, partial(_write_bytes, file))
+
+
+def _write_bytes(source: Path, file: IO[bytes]) -> None:
+    with open(source, "rb") as other:
+        shutil.copyfileobj(other, file)
 
 
 def newest_state(folder: Path) -> SavedState | None:

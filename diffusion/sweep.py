@@ -4,13 +4,13 @@ import functools
 import shutil
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from diffusion.checkpoint import Artefact, LoadedModel, load_model, read_artefact
+from diffusion.code import Code, code_digest, code_of, torch_version
 from diffusion.config import Config, fingerprint
 from diffusion.data.store import Images, ImageStore, stream_store
 from diffusion.devices import held_device
@@ -18,6 +18,7 @@ from diffusion.files import sha256_file
 from diffusion.generate import generate, labels_of
 from diffusion.grid import Cell, cell_settings, settings_card
 from diffusion.images import to_nhwc
+from diffusion.sampling import SAMPLERS
 from diffusion.settings import SampleSettings
 from diffusion.units import cells_folder, missing_units, save_unit, stored_images
 
@@ -28,10 +29,10 @@ Runner = Callable[[Path, SampleSettings, Sequence[range]], Generator[tuple[range
 """Given a model's file, the settings and units: each unit with its images, as they are made."""
 
 
-def sampling_card(settings: SampleSettings, model_sha256: str, artefact: Artefact) -> dict[str, Any]:
+def sampling_card(settings: SampleSettings, artefact: Artefact) -> dict[str, Any]:
     """The sampling half of the protocol card, without the number of images: a flat JSON dict."""
     return {
-        "model_sha256": model_sha256,
+        "model_sha256": artefact.model_sha256,
         "ema": True,
         "precision": artefact.precision,
         **settings_card(settings),
@@ -39,9 +40,18 @@ def sampling_card(settings: SampleSettings, model_sha256: str, artefact: Artefac
     }
 
 
-def torch_version() -> str:
-    """The installed torch's version, such as 2.13.0, without its build, which stands for a kind of device."""
-    return version("torch").partition("+")[0]
+def sampling_code(settings: SampleSettings) -> Code:
+    """The modules that the images of these settings come from."""
+    return code_of("diffusion.generate", SAMPLERS[settings.sampler])
+
+
+def units_folder(settings: SampleSettings, artefact: Artefact) -> Path:
+    """Where a cell's finished units lie: by its card and by the code that made them.
+
+    The card has a version that is raised by hand; by other code that gives the same images it stays the same.
+    """
+    made_by = {"card": sampling_card(settings, artefact), "code": code_digest(sampling_code(settings))}
+    return cells_folder(artefact.model_sha256) / fingerprint(made_by)
 
 
 def make_cell(
@@ -56,10 +66,9 @@ def make_cell(
 
     `run` makes the others: in this process unless it is given.
     """
-    sha256, artefact = sha256_file(model), read_artefact(model)
+    artefact = read_artefact(model)
     settings, total = cell_settings(config, cell), config.sample.num_images
-    card = sampling_card(settings, sha256, artefact)
-    folder = cells_folder(sha256) / fingerprint(card)
+    folder = units_folder(settings, artefact)
     units = missing_units(folder, total, config.sample.batch_size)
     done = total - sum(map(len, units))
     show = progress or (lambda done, total: None)
@@ -70,7 +79,8 @@ def make_cell(
             done += len(unit)
             show(done, total)
     labels = labels_of(artefact, settings, range(total))
-    meta = {"name": cell.name, "classes": list(artefact.data.classes), "card": {**card, "num_images": total}}
+    card = {**sampling_card(settings, artefact), "num_images": total}
+    meta = {"name": cell.name, "classes": list(artefact.data.classes), "card": card}
     spec = artefact.network
     shape = (total, spec.image_size, spec.image_size, spec.in_channels)
     parts = stored_images(folder, total)

@@ -105,7 +105,7 @@ def new_state(artefact: Artefact, device: torch.device) -> TrainState:
     )
     samplers = {"uniform": UniformSampler, "loss-aware": LossAwareSampler}
     timesteps = samplers[artefact.diffusion.t_sampler](artefact.diffusion.timesteps)
-    return TrainState(artefact, network, ema_copy(network), optimizer, timesteps)
+    return TrainState(artefact, network, ema_copy(network), optimizer, timesteps, code=list(artefact.code))
 
 
 def learning_rate(artefact: Artefact, step: int) -> float:

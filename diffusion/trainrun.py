@@ -13,12 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.changes import changed_fields
+from diffusion.checkpoint import Artefact
+from diffusion.code import Code, changed_modules
+from diffusion.errors import UsageError
 from diffusion.files import sync_folder, write_json, write_text
+from diffusion.layout import TRAIN_RUNS
 from diffusion.locks import file_lock
+from diffusion.resolve import training_fingerprint, training_settings
 from diffusion.resumable import Resumable
-from diffusion.state import newest_state, save_state
+from diffusion.state import copy_states, newest_state, newest_step, save_state
 
-CONFIG = "config.json"  # in a training's folder: what its fingerprint was made of
+# In a training's folder: what its fingerprint was made of.
+CONFIG = "config.json"
+CODE = "code.json"
 CURVE = ("step", "loss", "accuracy", "mse", "vlb", "grad_norm", "lr", "skipped_steps")
 
 
@@ -49,23 +56,54 @@ class TrainRun:
         return saved is not None
 
     def changes(self) -> str | None:
-        """How a new training's configuration differs from that of the newest other one; None without one."""
-        others = [path for path in self.folder.parent.glob(f"*/{CONFIG}") if path.parent != self.folder]
+        """Why a new training goes on with no other one, as a sentence; None without others.
+
+        One of the same configuration was made by other code; else the newest one is compared with.
+        """
+        others = _others(self.folder)
         if not (self.is_new and others and (self.folder / CONFIG).exists()):
             return None
-        other = max(others, key=lambda path: (path.parent / "run.json").stat().st_mtime_ns)
-        fields = changed_fields(_values(other), _values(self.folder / CONFIG))
-        return f"{', '.join(fields)} (against {other.parent})"
+        same = [other for other in others if _values(other / CONFIG) == _values(self.folder / CONFIG)]
+        if same:
+            codes = (_values(folder / CODE) for folder in (same[-1], self.folder))
+            modules, step = ", ".join(changed_modules(*codes)), newest_step(same[-1])
+            return (
+                f"begun afresh, since the training's code has changed in {modules} since step {step:,} "
+                f"(in {same[-1]}): `diffctl run --keep` goes on from there instead"
+            )
+        fields = ", ".join(changed_fields(_values(others[-1] / CONFIG), _values(self.folder / CONFIG)))
+        return f"begun afresh, since the configuration is another one: {fields} (against {others[-1]})"
+
+    def keep(self) -> Path:
+        """Go on from the newest training of this configuration by other code; returns its folder.
+
+        Its states are copied. UsageError when there is none that has one.
+        """
+        config = _values(self.folder / CONFIG)
+        for other in reversed(_others(self.folder)):
+            if _values(other / CONFIG) == config and newest_step(other):
+                with file_lock(other / "lock", timeout=0, busy=f"{other} is still training: stop it first"):
+                    copy_states(other, self.folder)
+                return other
+        raise UsageError(
+            "--keep goes on from a training of this configuration by other code, and there is none in "
+            f"{self.folder.parent}: leave it out"
+        )
 
 
 @contextmanager
 def open_run(
-    root: Path, fingerprint: str, *, fresh: bool = False, config: dict[str, Any] | None = None
+    root: Path,
+    fingerprint: str,
+    *,
+    fresh: bool = False,
+    config: dict[str, Any] | None = None,
+    code: Code | None = None,
 ) -> Iterator[TrainRun]:
     """Hold the training's folder for this process alone; `fresh` discards what is there.
 
-    `config` is what the fingerprint was made of, kept for `TrainRun.changes`. The lock is the process's own
-    and dies with it. DiffctlError when another process holds it.
+    `config` and `code` are what the fingerprint was made of, kept for `TrainRun.changes`. The lock is the
+    process's own and dies with it. DiffctlError when another process holds it.
     """
     folder = root / fingerprint
     busy = f"this training is already running (process {_pid(folder)}, {folder}): wait for it or stop it"
@@ -77,10 +115,33 @@ def open_run(
             torn.unlink()
         run = TrainRun(folder, _key(folder) or uuid.uuid4().hex, is_new)
         run.beat(0)
+        if code is not None:
+            write_json(folder / CODE, code)
         if config is not None:
             write_json(folder / CONFIG, config)
         sync_folder(root)
         yield run
+
+
+@contextmanager
+def open_training(
+    artefact: Artefact, code: Code, root: Path = TRAIN_RUNS, *, fresh: bool = False, keep: bool = False
+) -> Iterator[TrainRun]:
+    """The folder of the training that gives `artefact` by `code`, as `open_run`; `keep` as `TrainRun.keep`.
+
+    Where this code has saved a state already, `keep` goes on from that one.
+    """
+    settings = training_settings(artefact)
+    with open_run(root, training_fingerprint(artefact), fresh=fresh, config=settings, code=code) as run:
+        if keep and not newest_step(run.folder):
+            run.keep()
+        yield run
+
+
+def _others(folder: Path) -> list[Path]:
+    """The folders of the other trainings, the newest last."""
+    others = [path.parent for path in folder.parent.glob(f"*/{CONFIG}") if path.parent != folder]
+    return sorted(others, key=lambda other: (other / "run.json").stat().st_mtime_ns)
 
 
 def write_loss_curve(path: Path, history: list[dict[str, float]]) -> None:

@@ -34,12 +34,16 @@ def worth_a_retry(task: Task, run: TaskRun, state: State) -> bool:
 
 @flow(name="pipeline")
 async def pipeline(
-    push: bool = False, fresh: bool = False, retry_delays: list[float] = RETRY_DELAYS
+    push: bool = False,
+    fresh: bool = False,
+    keep: bool = False,
+    retry_delays: list[float] = RETRY_DELAYS,
 ) -> State | None:
     """From data to a registered model.
 
-    `push` sends what was made to the DVC remote, `fresh` trains and samples from nothing, `retry_delays` are
-    the seconds before each new try of a step whose work failed.
+    `push` sends what was made to the DVC remote, `fresh` trains and samples from nothing, `keep` goes on with
+    a training of this configuration by other code, `retry_delays` are the seconds before each new try of a
+    step whose work failed.
     """
     supervised = task(
         step,
@@ -51,7 +55,7 @@ async def pipeline(
     )
     done = done_steps.get({})
     try:
-        await do_steps(supervised, done, push=push, fresh=fresh)
+        await do_steps(supervised, done, push=push, fresh=fresh, keep=keep)
     except Interrupted as stop:
         return Cancelled(message=str(stop), data=stop)
     finally:

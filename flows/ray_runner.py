@@ -213,7 +213,7 @@ def library_version() -> str:
     import hashlib
 
     import diffusion
-    from diffusion.sweep import torch_version
+    from diffusion.code import torch_version
 
     root = Path(diffusion.__file__).parent
     digest = hashlib.sha256()

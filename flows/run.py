@@ -16,23 +16,25 @@ if TYPE_CHECKING:
     from prefect import State
 
 
-def run_pipeline(*, push: bool = False, fresh: bool = False) -> str:
+def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False) -> str:
     """Bring everything up to date; returns what the registry made of the model.
 
     UsageError before anything starts; StageFailed, DiffctlError and Interrupted say what ended it.
     """
     load()
+    if fresh and keep:
+        raise UsageError("--fresh begins anew and --keep goes on: give one of the two")
     if push and not has_remote():
         raise UsageError("--push needs a DVC remote: add one with `dvc remote add --default NAME URL`")
     done: dict[str, str | None] = {}
     with ended_by_signal(), prefect_server() as url:
-        run_flow(lambda: _flow(done, push, fresh), url)
-        asyncio.run(do_steps(step, done, push=push, fresh=fresh))
+        run_flow(lambda: _flow(done, push=push, fresh=fresh, keep=keep), url)
+        asyncio.run(do_steps(step, done, push=push, fresh=fresh, keep=keep))
     return done["register"] or ""
 
 
-def _flow(done: dict[str, str | None], push: bool, fresh: bool) -> "Awaitable[State]":
+def _flow(done: dict[str, str | None], **options: bool) -> "Awaitable[State]":
     from flows.pipeline import done_steps, pipeline
 
     done_steps.set(done)
-    return pipeline(push=push, fresh=fresh, return_state=True)
+    return pipeline(**options, return_state=True)

@@ -2,12 +2,17 @@
 
 import shutil
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
-from diffusion.layout import MODEL, PREPARED, TRAIN_RUNS
+from diffusion.layout import MODEL, PREPARED
 from flows.dvc import STAGES, push_outs, reproduce
 from flows.terminal import say
 
 RESUMABLE = ("train", "sample")  # the stages that save what they have and go on from it
+
+if TYPE_CHECKING:
+    from diffusion.checkpoint import Artefact
+    from diffusion.code import Code
 
 Step = Callable[[str, bool], Awaitable[str | None]]
 """Takes a step's name and whether a resumable stage is made anew; gives what is to be said of it."""
@@ -37,16 +42,21 @@ def _raw_files_changed() -> bool:
     return Project(load()).raw_files_changed
 
 
-async def do_steps(do: Step, done: dict[str, str | None], *, push: bool, fresh: bool) -> None:
+async def do_steps(
+    do: Step, done: dict[str, str | None], *, push: bool, fresh: bool = False, keep: bool = False
+) -> None:
     """Do every step that is not in `done`, in order, and put it there with what is to be said of it.
 
-    `fresh` discards what the resumable stages saved, once, before the first try of each.
+    `fresh` discards what the resumable stages saved, once, before the first try of each. `keep` has the
+    training go on from what other code has saved.
     """
     for name in [*STAGES, "register", *["push"] * push]:
         if name in done:
             continue
         if fresh and name in RESUMABLE:
             _discard(name)
+        if keep and name == "train":
+            _keep_training()
         done[name] = await do(name, fresh)
 
 
@@ -58,21 +68,34 @@ def _discard(stage: str) -> None:
     if stage == "train":
         _discard_training()
     elif MODEL.exists():
-        from diffusion.files import sha256_file
+        from diffusion.checkpoint import read_artefact
         from diffusion.units import cells_folder
 
-        folder = cells_folder(sha256_file(MODEL))
+        folder = cells_folder(read_artefact(MODEL).model_sha256)
         if folder.exists():
             shutil.rmtree(folder)
 
 
 def _discard_training() -> None:
+    from diffusion.trainrun import open_training
+
+    with open_training(*_training(), fresh=True):
+        pass
+
+
+def _keep_training() -> None:
+    from diffusion.trainrun import open_training
+
+    with open_training(*_training(), keep=True):
+        pass
+
+
+def _training() -> "tuple[Artefact, Code]":
+    """What params.yaml's training gives, and the code that it runs by."""
     from diffusion.config import load
     from diffusion.data.store import open_store
-    from diffusion.precision import default_device
-    from diffusion.resolve import resolve, training_fingerprint
-    from diffusion.trainrun import open_run
+    from diffusion.devices import default_device
+    from diffusion.resolve import resolve, training_code
 
     artefact = resolve(load(), open_store(PREPARED / "train").meta, default_device())
-    with open_run(TRAIN_RUNS, training_fingerprint(artefact), fresh=True):
-        pass
+    return artefact, training_code()

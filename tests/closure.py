@@ -6,35 +6,17 @@
 import ast
 import io
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from ruamel.yaml import YAML
+
+from diffusion.code import module_file, modules_of
 
 ROOT = Path(__file__).parent.parent
 STAGES = ROOT / "cli/stages.py"
 GRAPH = ROOT / "dvc.yaml"
 LIBRARY = "diffusion"
-
-
-def imported(tree: ast.AST) -> Iterator[str]:
-    """Every module name, and every name taken from one, that the tree imports; not those for types only."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.module, "imports are absolute here"
-            yield from [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            yield from imported(node)
-
-
-def module_file(name: str) -> Path | None:
-    """The file of a module of this project, None when the name is no module of it."""
-    base = ROOT.joinpath(*name.split("."))
-    return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.exists()), None)
+CODE = ROOT / "diffusion/code.py"
 
 
 def with_assets(file: Path) -> set[Path]:
@@ -43,21 +25,15 @@ def with_assets(file: Path) -> set[Path]:
     return {file, *beside}
 
 
-def files_of(names: Iterator[str]) -> set[Path]:
-    """The library's files behind imported names; a package's own file only where it holds code."""
-    found = set()
-    for name in names:
-        parts = name.split(".")
-        for length in range(1, len(parts) + 1):
-            file = module_file(".".join(parts[:length])) if parts[0] == LIBRARY else None
-            if file and (file.name != "__init__.py" or has_code(file)):
-                found.add(file)
-    return found
+def files_of(tree: ast.AST) -> set[Path]:
+    """The library's files that a tree imports; a package's own only where it holds code."""
+    return {file for name in modules_of(tree) | named(tree) if (file := module_file(name))}
 
 
-def has_code(file: Path) -> bool:
-    """Whether a module holds more than its docstring."""
-    return len(parse(file).body) > 1
+def named(tree: ast.AST) -> set[str]:
+    """The library's modules that a registry names by text, to be imported when one is chosen."""
+    texts = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return {text for text in texts if isinstance(text, str) and text.startswith(f"{LIBRARY}.")}
 
 
 def parse(file: Path) -> ast.Module:
@@ -73,7 +49,8 @@ def closure(files: set[Path]) -> set[Path]:
         file = todo.pop()
         if file not in seen:
             seen.add(file)
-            todo.extend(files_of(imported(parse(file))))
+            if file != CODE:  # it names modules to leave them out
+                todo.extend(files_of(parse(file)))
     return {needed for file in seen for needed in with_assets(file)}
 
 
@@ -83,8 +60,7 @@ def stage_modules() -> dict[str, list[str]]:
         node for node in parse(STAGES).body if isinstance(node, ast.FunctionDef) and node.decorator_list
     ]
     return {
-        body.name: sorted(str(file.relative_to(ROOT)) for file in closure(files_of(imported(body))))
-        for body in bodies
+        body.name: sorted(str(file.relative_to(ROOT)) for file in closure(files_of(body))) for body in bodies
     }
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.closure import GRAPH, ROOT, imported, is_module, module_file, parse, stage_modules, with_modules
+from diffusion.code import module_file
+from diffusion.syntax import imported
+from tests.closure import GRAPH, ROOT, is_module, parse, stage_modules, with_modules
 
 MAY_USE = {
     "diffusion": {"diffusion"},

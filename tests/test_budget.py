@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import main
-from diffusion.checkpoint import save_artefact
+from diffusion.checkpoint import read_artefact, save_artefact
 from diffusion.errors import UsageError
 from diffusion.files import sha256_file, write_json
 from diffusion.layout import MODEL, RUN, SCORES
@@ -15,7 +15,7 @@ from tests.conftest import write_params
 from tests.mlflow_server import empty_database
 from tests.networks import artefact_of, network_of, spec_of
 from tests.scores_document import document
-from tracking.names import MODEL_FOLDER, MODEL_SHA256
+from tracking.names import FILE_SHA256, MODEL_FOLDER
 from tracking.registry import register
 from tracking.runs import log_scores
 from tracking.store import connect, tracking_uri
@@ -30,7 +30,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     spec = spec_of()
     save_artefact(MODEL, network_of(spec).state_dict(), artefact_of(spec))
-    write_json(SCORES, document(SWEEP, model_sha256=sha256_file(MODEL), noise="large", seed=3))
+    write_json(SCORES, document(SWEEP, model_sha256=read_artefact(MODEL).model_sha256, noise="large", seed=3))
     write_json(RUN, {"key": "key", "fingerprint": "f" * 16})
     return tmp_path
 
@@ -72,7 +72,7 @@ def test_scores_of_another_model_or_sampling_code_are_not_used(project):
     write_json(SCORES, document(SWEEP))
     with pytest.raises(UsageError, match="of another model"):
         raise sample("--budget", "20").exception
-    write_json(SCORES, document(SWEEP, model_sha256=sha256_file(MODEL), sampling_version=None))
+    write_json(SCORES, document(SWEEP, model_sha256=read_artefact(MODEL).model_sha256, sampling_version=None))
     with pytest.raises(UsageError, match="the scores are not of sampling_version"):
         raise sample("--budget", "20").exception
     SCORES.unlink()
@@ -91,6 +91,6 @@ def test_a_registered_model_and_a_run_bring_their_scores(project):
     assert json.loads(champion.stdout)["steps"] == 10, champion.exception
     client = connect(tracking_uri())
     client.log_artifact(run_id, str(MODEL), MODEL_FOLDER)
-    client.set_tag(run_id, MODEL_SHA256, sha256_file(MODEL))
+    client.set_tag(run_id, FILE_SHA256, sha256_file(MODEL))
     of_run = sample("--run-id", run_id, "--budget", "60", "--json")
     assert json.loads(of_run.stdout)["steps"] == 50, of_run.exception

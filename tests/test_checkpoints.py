@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion.checkpoint import Artefact, load_model
+from diffusion.checkpoint import Artefact, load_model, tensors_sha256
 from diffusion.data.store import open_store
 from diffusion.evaluation.midway import Checkpoints
 from diffusion.training import TrainState, new_state
@@ -67,7 +67,8 @@ def test_a_kept_file_is_a_model_of_its_step(tmp_path: Path, state: TrainState) -
     path, _ = Checkpoints(tmp_path, "best", "kd", CARD).add(10, {"kd": 1.0}, state.ema, state.artefact)
     assert path is not None
     model = load_model(path)
-    expected: Artefact = state.artefact.model_copy(update={"step": 10})
+    weights = tensors_sha256(state.ema.state_dict())
+    expected: Artefact = state.artefact.model_copy(update={"step": 10, "weights_sha256": weights})
     assert model.artefact == expected
     ours = state.ema.state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in model.network.state_dict().items())

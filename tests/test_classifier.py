@@ -18,9 +18,13 @@ from diffusion.classifier import (
     ClassifierArtefact,
     LoadedClassifier,
     load_classifier,
-    resolve_classifier,
 )
-from diffusion.classifier_training import ClassifierState, new_classifier, train_classifier
+from diffusion.classifier_training import (
+    ClassifierState,
+    new_classifier,
+    resolve_classifier,
+    train_classifier,
+)
 from diffusion.config import ClassifierConfig, DiffusionConfig
 from diffusion.data.store import ImageStore, open_store
 from diffusion.errors import DiffctlError, Interrupted, UsageError

@@ -237,9 +237,9 @@ def test_a_list_that_is_not_as_long_as_steps_is_refused():
 @pytest.mark.parametrize("chosen", [{}, {"timesteps": (0, 50, 99)}, {"sampler": "dpm-solver++", "steps": 7}])
 def test_the_card_is_flat_and_gives_the_settings_back(chosen):
     settings = SampleSettings(seed=3, guidance=1.5, **chosen)
-    card = sampling_card(settings, "abc", ARTEFACT)
+    card = sampling_card(settings, ARTEFACT)
     assert all(isinstance(value, str | int | float | bool) for value in card.values())
-    assert card["model_sha256"] == "abc"
+    assert card["model_sha256"] == ARTEFACT.model_sha256
     assert card["sampler"] == settings.sampler
     assert (
         SampleSettings(**{key: card[key] for key in SampleSettings.model_fields if key in card}) == settings

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from diffusion.checkpoint import save_artefact
 from diffusion.errors import DiffctlError, Interrupted, UsageError
-from diffusion.files import sha256_file, write_text
+from diffusion.files import write_text
 from diffusion.layout import MODEL
 from diffusion.units import cells_folder
 from flows.dvc import STAGES, StageFailed
 from flows.steps import do_steps
 from tests.closure import GRAPH
 from tests.conftest import command, environment
+from tests.networks import artefact_of, network_of, spec_of
 from tests.prefect_home import recorded, with_database
 from tests.test_server import HOLD
 from tests.toy import be, processes_in, script, toy_project, wait_for_file
@@ -59,8 +61,9 @@ def test_fresh_discards_the_units_of_the_present_model_or_fails(project: Path) -
         asyncio.run(do_steps(do, others, push=False, fresh=True))
 
     sample_anew()  # there is no model yet
-    write_text(MODEL, "weights")
-    ours, other = cells_folder(sha256_file(MODEL)), cells_folder("0" * 64)
+    spec = spec_of()
+    model = save_artefact(MODEL, network_of(spec).state_dict(), artefact_of(spec))
+    ours, other = cells_folder(model.model_sha256), cells_folder("0" * 64)
     for folder in (ours, other):
         write_text(folder / "card/00000000-00000004.npy", "images")
     sample_anew()

@@ -11,6 +11,7 @@ from diffusion.evaluation.extractors import Extractor
 from diffusion.evaluation.features import extract
 from diffusion.evaluation.reference import (
     build_reference,
+    extraction_code,
     make_reference,
     matching_reference,
     open_reference,
@@ -50,6 +51,7 @@ def test_it_holds_both_splits_and_says_what_they_are(made, extractor):
     assert reference.train_and_test[0] is reference.features
     assert reference.train_and_test[1] is reference.heldout.features
     assert reference.meta == {
+        "code": extraction_code(),
         "evaluation": 2,
         "extractor": "effnet-lite0-64",
         "weights_sha256": extractor.weights_sha256,

@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.checkpoint import load_model, save_artefact
+from diffusion.checkpoint import load_model, read_artefact, save_artefact
 from diffusion.config import parse
 from diffusion.data.store import open_store
 from diffusion.errors import DiffctlError
-from diffusion.files import sha256_file, write_json
+from diffusion.files import write_json
 from diffusion.generate import generate, labels_of
 from diffusion.images import to_nhwc
 from diffusion.layout import MODEL, RUN, SCORES
@@ -55,8 +55,7 @@ def make_model(digits_store):
         artefact = resolve(config, open_store(digits_store).meta, CPU)
         state = new_state(artefact, CPU)
         weights = {key: value + 0.01 for key, value in state.ema.state_dict().items()}
-        save_artefact(MODEL, weights, artefact)
-        sha256 = sha256_file(MODEL)
+        sha256 = save_artefact(MODEL, weights, artefact).model_sha256
         write_json(RUN, {"key": f"key{seed}", "fingerprint": f"{seed}" * 16})
         write_json(SCORES, document(kernel, model_sha256=sha256, **card))
         return sha256
@@ -139,7 +138,7 @@ def test_the_champion_is_fetched_and_checked(make_model, here):
     register()
     assert fetch_champion_scores(NAME) == json.loads(SCORES.read_text())
     path = fetch_champion(NAME)
-    assert sha256_file(path) == sha256
+    assert read_artefact(path).model_sha256 == sha256
     load_model(path)
     path.unlink()
     (stored,) = here.glob("mlartifacts/**/registered/*/artifacts/unet.safetensors")
@@ -258,7 +257,7 @@ def test_over_a_real_server(make_model, here, monkeypatch):
         sha256 = make_model(1, {(2, 0.0): 0.1})
         assert register().promoted
         assert register().version == 1
-        assert sha256_file(fetch_champion(NAME)) == sha256
+        assert read_artefact(fetch_champion(NAME)).model_sha256 == sha256
         make_model(2, {(2, 0.0): 0.2})
         assert not register().promoted
         done = load_and_predict(here, server.uri, [{"num": 1}])

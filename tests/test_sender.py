@@ -110,7 +110,7 @@ def test_everything_arrives_once_with_its_step_and_time(folder, uri, tmp_path):
         ".png",
         ".webp",
     }
-    assert run.data.tags[names.MODEL_SHA256] == hashlib.sha256(b"weights").hexdigest()
+    assert run.data.tags[names.FILE_SHA256] == hashlib.sha256(b"weights").hexdigest()
     (weights,) = client.list_artifacts(run.info.run_id, names.MODEL_FOLDER)
     assert Path(client.download_artifacts(run.info.run_id, weights.path)).read_bytes() == b"weights"
 

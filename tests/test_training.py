@@ -17,7 +17,7 @@ from diffusion.draws import Batch
 from diffusion.draws import draw_batch as draw
 from diffusion.ema import warmed_decay
 from diffusion.errors import DiffctlError, Interrupted
-from diffusion.resolve import resolve, training_fingerprint
+from diffusion.resolve import resolve, result_of, training_fingerprint
 from diffusion.training import TrainState, learning_rate, new_state, train
 from diffusion.trainrun import open_run, write_loss_curve
 from tests.conftest import params
@@ -104,6 +104,28 @@ def test_a_resumed_training_is_the_uninterrupted_one(
         rest = run(second, store).seen
     assert_same(whole, second)
     assert rest == [(step, values) for step, values in seen if step > at]
+
+
+def test_the_code_and_torch_of_every_step_are_known(digits_store: Path, tmp_path: Path) -> None:
+    artefact = artefact_of(open_store(digits_store))
+    (own,) = artefact.code
+    state = new_state(artefact, CPU)
+    state.step = 4
+    same = new_state(artefact, CPU)
+    same.restore(state.saved())
+    assert (same.code, same.change_of_code()) == ([own], None)
+    for now in ({"digest": "other"}, {"torch": "3.0"}):
+        changed = own.model_copy(update=now)
+        other = new_state(artefact.model_copy(update={"code": (changed,)}), CPU)
+        assert other.code == [changed]
+        other.restore(state.saved())
+        since = changed.model_copy(update={"step": 4})
+        assert (other.code, other.change_of_code()) == ([own, since], (own, since))
+        other.step = 6
+        again = new_state(artefact.model_copy(update={"code": (changed,)}), CPU)
+        again.restore(other.saved())
+        assert (again.code, again.change_of_code()) == ([own, since], None)
+        assert result_of(artefact, again.code).code == (own, since)
 
 
 def run_saving(state: TrainState, store: ImageStore, save: Any, stop_at: int) -> None:

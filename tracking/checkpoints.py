@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tracking.names import MODEL_SHA256
+from tracking.names import FILE_SHA256
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -23,7 +23,7 @@ def ensure_checkpoint(client: "MlflowClient", run_id: str, step: int, path: Path
             experiment_id=client.get_run(run_id).info.experiment_id,
             name=_name(step),
             source_run_id=run_id,
-            tags={MODEL_SHA256: sha256_file(path)},
+            tags={FILE_SHA256: sha256_file(path)},
             params={"step": str(step)},
             model_type=MODEL_TYPE,
         )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from diffusion.errors import DiffctlError
 from diffusion.files import write_json
 from tracking.checkpoints import drop_checkpoint, ensure_checkpoint
-from tracking.names import KEY, MODEL_FOLDER, MODEL_SHA256
+from tracking.names import FILE_SHA256, KEY, MODEL_FOLDER
 from tracking.pictures import picture_files
 from tracking.spool import Event, read_lines
 from tracking.store import (
@@ -243,7 +243,7 @@ class _Delivery:
     def _artifact(self, event: Event) -> None:
         self._upload(event, lambda: [self.folder / event["path"]], event["folder"])
         if event["folder"] == MODEL_FOLDER:
-            self.client.set_tag(self.run_id, MODEL_SHA256, event["sha256"])
+            self.client.set_tag(self.run_id, FILE_SHA256, event["sha256"])
 
     def _checkpoint(self, event: Event) -> None:
         """The step's weights as a LoggedModel with its scores; nothing where the file is gone by now."""

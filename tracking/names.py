@@ -6,7 +6,9 @@ from pathlib import Path
 KEY = "diffctl.key"  # one training, wherever it is tracked: the parent run
 FINGERPRINT = "diffctl.fingerprint"  # the training's folder in runs/train/
 DATA_DIGEST = "diffctl.data_digest"
-MODEL_SHA256 = "diffctl.model_sha256"
+CODE = "diffctl.code"  # the digest of the code that a training runs by
+MODEL_SHA256 = "diffctl.model_sha256"  # a model by its weights and settings, as cards have it
+FILE_SHA256 = "diffctl.file_sha256"  # a model's file, byte for byte, as it was logged
 CELL = "diffctl.cell"  # one cell of a sweep: a child run
 CARD = "diffctl.card"  # the fingerprint of the protocol card of a cell, or of all of a model's scores
 BEST = "diffctl.best"  # a training's best score and its cell, to be read by people

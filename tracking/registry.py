@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion.checkpoint import read_artefact
 from diffusion.config import fingerprint
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.cells import Document
@@ -18,7 +19,16 @@ from diffusion.files import sha256_file
 from diffusion.layout import MODEL, RUN, SCORES
 from tracking.fetch import WEIGHTS, cached_model
 from tracking.gate import Verdict, judge
-from tracking.names import CARD, CHAMPION, DECISION, KEY, MODEL_SHA256, REGISTERED_FOLDER, model_name
+from tracking.names import (
+    CARD,
+    CHAMPION,
+    DECISION,
+    FILE_SHA256,
+    KEY,
+    MODEL_SHA256,
+    REGISTERED_FOLDER,
+    model_name,
+)
 from tracking.runs import data_name, log_scores, read_scores
 from tracking.store import connect, failures, tracking_uri
 
@@ -52,7 +62,8 @@ def register(
     The scores are logged to the model's run too. DiffctlError when they are not this model's, or MLflow does
     not answer.
     """
-    document, sha256, uri = read_scores(scores_file), sha256_file(model), tracking_uri()
+    document, uri = read_scores(scores_file), tracking_uri()
+    sha256 = read_artefact(model).model_sha256
     if any(cell["card"].get("model_sha256") != sha256 for cell in document["cells"].values()):
         raise DiffctlError(f"{scores_file} is of another model than {model}: `diffctl run` makes new scores")
     run_id = log_scores(run_file, document)
@@ -91,7 +102,12 @@ def _create(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags = {MODEL_SHA256: sha256_file(model), CARD: protocol, KEY: client.get_run(run_id).data.tags[KEY]}
+    tags = {
+        MODEL_SHA256: read_artefact(model).model_sha256,
+        FILE_SHA256: sha256_file(model),
+        CARD: protocol,
+        KEY: client.get_run(run_id).data.tags[KEY],
+    }
     return client.create_model_version(name, f"runs:/{run_id}/{folder}", run_id, tags)
 
 
@@ -156,7 +172,7 @@ def fetch_champion(name: str) -> Path:
         with failures(tracking_uri()):
             return _download(client, champion, WEIGHTS, folder)
 
-    return cached_model(champion.tags[MODEL_SHA256], download)
+    return cached_model(champion.tags[FILE_SHA256], download)
 
 
 def fetch_champion_scores(name: str) -> Document:
@@ -181,6 +197,6 @@ def _champion(name: str) -> "tuple[MlflowClient, ModelVersion]":
         champion = client.get_model_version(name, number) if number else None
     if champion is None:
         raise DiffctlError(f"{name} has no champion: `diffctl run` registers a model")
-    if not {MODEL_SHA256, CARD} <= champion.tags.keys():
+    if not {MODEL_SHA256, FILE_SHA256, CARD} <= champion.tags.keys():
         raise DiffctlError(f"{name} version {champion.version} was registered by something else than diffctl")
     return client, champion

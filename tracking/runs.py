@@ -18,8 +18,8 @@ from tracking.names import (
     CARD,
     CELL,
     EVALUATION_FOLDER,
+    FILE_SHA256,
     MODEL_FOLDER,
-    MODEL_SHA256,
     PARENT,
     REPORT_FOLDER,
 )
@@ -136,7 +136,7 @@ def fetch_model(name: str) -> Path:
     DiffctlError when the run has no model, or its file is not the one that was logged.
     """
     uri, run = tracking_uri(), find_run(name)
-    sha256 = run.data.tags.get(MODEL_SHA256)
+    sha256 = run.data.tags.get(FILE_SHA256)
     if sha256 is None:
         raise DiffctlError(
             f"run {run.info.run_name} ({run.info.run_id}) has no model in MLflow: "

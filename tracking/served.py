@@ -15,14 +15,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from diffusion.checkpoint import load_model
+from diffusion.checkpoint import load_model, read_artefact
 from diffusion.config import explain
+from diffusion.devices import default_device
 from diffusion.errors import UsageError
-from diffusion.files import sha256_file
 from diffusion.generate import class_index, generate, labels_of
 from diffusion.images import to_nhwc
 from diffusion.pictures import png_bytes
-from diffusion.precision import default_device
 from diffusion.settings import SampleSettings
 
 MAX_IMAGES = 64  # of one request: the scoring server gives up after 60 seconds
@@ -65,8 +64,8 @@ class Sampler(PythonModel):
         weights = Path(context.artifacts["weights"])
         cells = json.loads(Path(context.artifacts["scores"]).read_text(encoding="utf-8"))["cells"]
         best = cells[context.model_config["best_cell"]]
-        if sha256_file(weights) != best["card"]["model_sha256"]:
-            raise ValueError(f"{weights} is not the file that was registered: its SHA-256 differs")
+        if read_artefact(weights).model_sha256 != best["card"]["model_sha256"]:
+            raise ValueError(f"{weights} is not the model that was registered: its SHA-256 differs")
         self.usual = {key: best["card"][key] for key in SampleSettings.model_fields if key in best["card"]}
         self.device = default_device()
         self.model = load_model(weights, self.device)

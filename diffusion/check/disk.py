@@ -7,16 +7,14 @@ from typing import NamedTuple
 
 from diffusion.check.findings import Finding, Project, gigabytes
 from diffusion.checkpoint import read_artefact
-from diffusion.config import fingerprint
 from diffusion.data.cache import cache_root
 from diffusion.data.prepare import shape_of
 from diffusion.errors import DiffctlError
-from diffusion.files import sha256_file
 from diffusion.grid import Cell, cell_settings, grid
 from diffusion.layout import CELL_RUNS, MODEL, PREPARE_RUNS, PREPARED, SAMPLES, TRAIN_RUNS
 from diffusion.memory import count_parameters
 from diffusion.resolve import result_of, training_fingerprint
-from diffusion.sweep import sampling_card
+from diffusion.sweep import units_folder
 
 STATE_BYTES = 16  # a parameter in a saved state: weights, EMA and Adam's two moments in fp32
 STATES = 3  # the two that are kept and the one being written
@@ -119,12 +117,11 @@ def _units(project: Project, cells: Sequence[Cell]) -> dict[Cell, int]:
         artefact = read_artefact(model)
     except DiffctlError:
         return {}
-    if artefact != result_of(project.artefact):
+    wanted = result_of(project.artefact).model_copy(update={"weights_sha256": artefact.weights_sha256})
+    if artefact.model_sha256 != wanted.model_sha256:
         return {}
-    sha256 = sha256_file(model)
-    cards = {cell: sampling_card(cell_settings(project.config, cell), sha256, artefact) for cell in cells}
-    folder = project.root / CELL_RUNS / sha256[:16]
-    return {cell: _bytes_below(folder / fingerprint(card)) for cell, card in cards.items()}
+    folders = {cell: units_folder(cell_settings(project.config, cell), artefact) for cell in cells}
+    return {cell: _bytes_below(project.root / folder) for cell, folder in folders.items()}
 
 
 def _there(path: Path) -> Path:

@@ -79,7 +79,7 @@ class Project:
     @cached_property
     def artefact(self) -> "Artefact | None":
         """What the training would give on this machine; None where the configuration does not fit."""
-        from diffusion.precision import default_device
+        from diffusion.devices import default_device
         from diffusion.resolve import resolve
 
         try:

@@ -9,11 +9,12 @@ import torch
 from diffusion.check.findings import Finding, Project, gigabytes
 from diffusion.config import TrainConfig
 from diffusion.data.fetch import verify
+from diffusion.devices import default_device
 from diffusion.distributed import Ranks
 from diffusion.errors import DiffctlError, UsageError
 from diffusion.evaluation.specs import extractor_spec
 from diffusion.memory import count_parameters, device_memory, fitting_microbatch, step_bytes
-from diffusion.precision import default_device, resolve_precision
+from diffusion.precision import resolve_precision
 from diffusion.processes import world_size
 from diffusion.shape import UNetSpec
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from diffusion.code import code_digest, code_of
 from diffusion.config import DataConfig, fingerprint
 from diffusion.data.fetch import Notify
 from diffusion.data.fill import Target, fill
@@ -19,7 +20,6 @@ from diffusion.locks import LockBusy, file_lock
 
 Progress = Callable[[int, int], None]  # images done, images in all
 BUSY = "this data set is being prepared by another process already: wait for it or stop it"
-FORMAT = 1  # raise it when equal raw files would give other stores
 
 
 def prepare(
@@ -68,10 +68,11 @@ def shape_of(config: DataConfig, native: tuple[int, int, int] | None) -> tuple[i
 
 
 def _name(config: DataConfig, raw: RawData) -> str:
-    """What decides the prepared pixels, in 16 hex digits."""
+    """What decides the prepared pixels, code included, in 16 hex digits."""
     chosen = config.model_dump(mode="json", exclude={"on_bad", "flip"})
     rows = [len(split.reader) for split in raw.splits.values()]
-    return fingerprint({"format": FORMAT, **chosen, "of": [raw.identity, dict(raw.sources), rows]})
+    of = [raw.identity, dict(raw.sources), rows]
+    return fingerprint({"code": code_digest(code_of("diffusion.data.prepare")), **chosen, "of": of})
 
 
 def _drop_unfinished(work: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from diffusion.config import EvaluateConfig
 from diffusion.data.store import ImageStore, open_store
+from diffusion.devices import default_device
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.evaluate import common, score
 from diffusion.evaluation.extractors import load_extractor
@@ -15,7 +16,6 @@ from diffusion.evaluation.scorer import Scorer
 from diffusion.evaluation.sources import is_prepared, open_images
 from diffusion.evaluation.specs import default_extractor
 from diffusion.layout import REFERENCE
-from diffusion.precision import default_device
 
 Progress = Callable[[int, int], None]
 

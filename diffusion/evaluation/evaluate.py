@@ -8,6 +8,7 @@ from typing import Any
 
 from diffusion.config import Config
 from diffusion.data.store import ImageStore
+from diffusion.devices import default_device
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.beside import Tally, side_by_side
 from diffusion.evaluation.card import Card, differing, protocol_card
@@ -20,7 +21,6 @@ from diffusion.evaluation.reference import open_reference
 from diffusion.evaluation.scorer import Scorer
 from diffusion.files import write_json, write_text
 from diffusion.grid import AXES, Cell, grid, line_name, order
-from diffusion.precision import default_device
 from diffusion.two_at_once import results
 
 Progress = Callable[[int, int], None]

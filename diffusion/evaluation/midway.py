@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from diffusion.checkpoint import Artefact, save_artefact
+from diffusion.code import code_digest, code_of
 from diffusion.config import Config
 from diffusion.evaluation.card import Card, differing, protocol_card
 from diffusion.evaluation.extractors import load_extractor
@@ -19,6 +20,7 @@ from diffusion.files import write_json
 from diffusion.generate import generate, labels_of
 from diffusion.grid import settings_card
 from diffusion.images import to_nhwc
+from diffusion.sampling import SAMPLERS
 from diffusion.settings import SamplerConfig, SampleSettings
 from diffusion.unet import UNet
 
@@ -67,12 +69,14 @@ class MidwayScorer:
     @property
     def card(self) -> Card:
         """All that the scores depend on beside the weights."""
-        return protocol_card(
+        card = protocol_card(
             settings_card(self.settings),
             self.train.eval_images,
             self.scorer.reference,
             self.scorer.most,
         )
+        code = code_of("diffusion.evaluation.midway", SAMPLERS[self.settings.sampler])
+        return {**card, "code": code_digest(code)}
 
     def scores(self, network: UNet, artefact: Artefact, progress: Progress) -> Scores:
         """The scores by name; the network is left as it was.

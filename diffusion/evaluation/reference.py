@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from diffusion.code import code_digest, code_of
 from diffusion.config import Config
 from diffusion.data.store import ImageStore, Labels, open_store
+from diffusion.devices import default_device
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.extractors import Extractor, load_extractor
 from diffusion.evaluation.features import Array, Features, extract, shifted, verify
 from diffusion.evaluation.specs import EVALUATION_VERSION
 from diffusion.evaluation.verified import verify_where_changed
 from diffusion.files import atomic_folder, write_json
-from diffusion.precision import default_device
 
 OTHER_SPLIT = {"train": "test", "test": "train"}
 
@@ -30,8 +31,8 @@ OTHER_SPLIT = {"train": "test", "test": "train"}
 class Reference:
     """Real images as an extractor sees them.
 
-    `meta` has extractor, weights_sha256, dtype, name, image_size, classes, and split, digest and count of
-    the reference (`reference_…`) and of the held-out images (`heldout_…`); `heldout` is None where there
+    `meta` has extractor, weights_sha256, dtype, name, image_size, classes, code, and split, digest and count
+    of the reference (`reference_…`) and of the held-out images (`heldout_…`); `heldout` is None where there
     are none to make a floor of, labels are None where images have none.
     """
 
@@ -49,7 +50,7 @@ class Reference:
     @property
     def facts(self) -> dict[str, Any]:
         """What a scores document says of the reference."""
-        return {key: value for key, value in self.meta.items() if key != "classes"}
+        return {key: value for key, value in self.meta.items() if key not in ("classes", "code")}
 
     @property
     def train_and_test(self) -> tuple[Array | None, Array | None]:
@@ -94,6 +95,7 @@ def build_reference(
         return extract(extractor, store.images, batch_size, shifted(progress, before, total))
 
     meta = {
+        "code": extraction_code(),
         "evaluation": EVALUATION_VERSION,
         "extractor": extractor.spec.name,
         "weights_sha256": extractor.weights_sha256,
@@ -108,6 +110,11 @@ def build_reference(
     if heldout is None:
         return Reference(meta, seen, None, real.labels)
     return Reference(meta, seen, features(heldout, len(real)), real.labels, heldout.labels)
+
+
+def extraction_code() -> str:
+    """The digest of the code that features come from."""
+    return code_digest(code_of("diffusion.evaluation.reference"))
 
 
 def save_reference(path: Path, reference: Reference) -> None:
@@ -130,12 +137,13 @@ def save_reference(path: Path, reference: Reference) -> None:
 def open_reference(path: Path, extractor: Extractor, split: str, prepared: Path | None = None) -> Reference:
     """Read a reference; DiffctlError when it is stale.
 
-    It is stale when another extractor or other weights made it, when it is of another split, and, where
-    `prepared` is given, when it is of other images than now lie there. DiffctlError also when those images
-    are not the ones of their digests.
+    It is stale when another extractor, other weights or other code made it, when it is of another split,
+    and, where `prepared` is given, when it is of other images than now lie there. DiffctlError also when
+    those images are not the ones of their digests.
     """
     reference = _read(path)
     expected = {
+        "code": extraction_code(),
         "evaluation": EVALUATION_VERSION,
         "extractor": extractor.spec.name,
         "weights_sha256": extractor.weights_sha256,

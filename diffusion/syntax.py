@@ -1,0 +1,57 @@
+"""A module's syntax tree as text that is the same on every Python, and the imports in it.
+
+`ast.dump` differs between Python's versions. What changes no result is left out: docstrings, comments, in
+which words something is raised or told to people, and what stands for type checkers alone.
+"""
+
+import ast
+from collections.abc import Iterator
+from typing import Any
+
+_DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+_UNSAID = {"ctx", "kind", "type_comment"}  # follow from the rest, or say nothing
+_TELLING = {"print", "warnings.warn"}  # calls whose statement only tells somebody something
+
+
+def normalised(node: Any) -> str:
+    """A tree as text: every node with its fields that hold something."""
+    if isinstance(node, ast.Constant):
+        return f"{type(node.value).__name__} {node.value!r}"
+    if isinstance(node, list):
+        kept = (item for item in node if not (_is_for_types(item) or _only_tells(item)))
+        return f"[{' '.join(map(normalised, kept))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    if isinstance(node, ast.Raise):  # not in which words
+        raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+        return f"Raise {raised and ast.unparse(raised)}"
+    fields = {name: value for name, value in ast.iter_fields(node) if name not in _UNSAID}
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 ends some with an empty text
+        fields["values"] = [part for part in node.values if getattr(part, "value", None) != ""]
+    if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+        fields["body"] = node.body[1:]
+    parts = (f"{name}={normalised(value)}" for name, value in fields.items() if value not in (None, []))
+    return f"{type(node).__name__}({' '.join(parts)})"
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Every module name, and every name taken from one, that a tree imports; not those for types only."""
+    for node in ast.iter_child_nodes(tree):
+        if _is_for_types(node):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module, "imports are absolute here"
+            yield from [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            yield from imported(node)
+
+
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def _only_tells(node: ast.AST) -> bool:
+    call = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(call, ast.Call) and ast.unparse(call.func) in _TELLING

@@ -1,0 +1,189 @@
+"""The digest of code: what changes it, what does not, and what a training or a cell is found by."""
+
+import ast
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffusion.checkpoint import read_artefact, save_artefact
+from diffusion.code import NEUTRAL, changed_modules, code_digest, code_of, module_file, modules_of
+from diffusion.resolve import training_code
+from diffusion.settings import SampleSettings
+from diffusion.sweep import sampling_code, units_folder
+from diffusion.syntax import normalised
+from tests.conftest import ROOT
+from tests.networks import artefact_of, network_of, spec_of
+
+CODE = """
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from somewhere import Thing
+
+TABLE = {"a": (1, -2.5, 3j, b"x", None, ...), f"{1 + 1!r:>{3}}": [*range(3)]}
+
+
+class Schedule:
+    \"\"\"A docstring.\"\"\"
+
+    limit: float = 5.0
+
+    @property
+    def first(self, /, a: int = 1, *rest, key=None, **more) -> "Thing":
+        \"\"\"Another one.\"\"\"
+        if (n := len(rest)) > 2 and not key:
+            raise ValueError(f"{n} is too much")
+        warnings.warn("be careful", stacklevel=2)
+        match a:
+            case {"x": [1, *others]} | (2 as others):
+                return lambda x: x if x else ~x
+            case _:
+                del n
+        try:
+            with open("f") as f, open("g"):
+                yield from (i async for i in f)
+        except* OSError:
+            pass
+        return [i for j in rest for i in j if i][1:2, ...] @ self.limit
+"""
+GOLDEN = "5a74bffc1d18b02d"  # of CODE's text on every Python
+
+
+def test_a_tree_is_the_same_text_on_every_python() -> None:
+    assert hashlib.sha256(normalised(ast.parse(CODE)).encode()).hexdigest()[:16] == GOLDEN
+
+
+def other_pythons() -> list[str]:
+    """Further interpreters of this machine, from 3.11 on."""
+    names = ["/usr/bin/python3", *(f"python3.{minor}" for minor in range(11, 16))]
+    found = {}
+    for name in names:
+        if path := shutil.which(name):
+            asked = [path, "-c", "import sys; print(*sys.version_info[:2], sep='.')"]
+            done = subprocess.run(asked, capture_output=True, text=True)
+            if done.returncode == 0 and tuple(map(int, done.stdout.split("."))) >= (3, 11):
+                found[done.stdout.strip()] = path
+    found.pop(f"{sys.version_info[0]}.{sys.version_info[1]}", None)
+    return list(found.values())
+
+
+WHOLE = """
+import ast, hashlib, pathlib, sys
+from diffusion.syntax import normalised
+digest = hashlib.sha256()
+for file in sorted(pathlib.Path("diffusion").rglob("*.py")):
+    digest.update(normalised(ast.parse(file.read_text(encoding="utf-8"))).encode())
+print(digest.hexdigest())
+"""
+
+
+def test_all_of_the_library_has_the_digest_that_other_pythons_give_it() -> None:
+    digests = {
+        subprocess.run(
+            [python, "-c", WHOLE],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONPATH": "."},
+        ).stdout
+        for python in [sys.executable, *other_pythons()]
+    }
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("    limit: float = 5.0\n", "    limit: float = 5.0  # γ\n"),
+        ("A docstring.", "Other words."),
+        ('"""Another one."""\n', "\n\n"),
+        ("is too much", "does not fit"),
+        ('warnings.warn("be careful", stacklevel=2)', 'warnings.warn("careful")'),
+        ('        warnings.warn("be careful", stacklevel=2)\n', ""),
+        ("from somewhere import Thing", "from elsewhere import Thing"),
+        ("(1, -2.5, 3j,", "(\n    1,\n    -2.50,\n    3j,"),
+        ("[i for j in rest for i in j if i]", "[(i) for j in rest for i in (j) if i]"),
+    ],
+)
+def test_words_and_layout_change_no_digest(old: str, new: str) -> None:
+    assert old in CODE
+    assert normalised(ast.parse(CODE.replace(old, new))) == normalised(ast.parse(CODE))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("5.0", "5.1"),
+        ("-2.5", "2.5"),
+        ("> 2", ">= 2"),
+        ("> 2", "> 2.0"),
+        ("not key", "key"),
+        ("~x", "-x"),
+        ("a: int = 1", "a: int = 2"),
+        ("None, ...", "..., None"),
+        ("ValueError", "KeyError"),
+        ("i async for", "i for"),
+        ("del n", "pass"),
+        ("!r:>{3}", "!s:>{3}"),
+        ('b"x"', '"x"'),
+    ],
+)
+def test_what_may_change_a_result_changes_the_digest(old: str, new: str) -> None:
+    assert old in CODE
+    assert normalised(ast.parse(CODE.replace(old, new))) != normalised(ast.parse(CODE))
+
+
+def test_neutral_modules_are_there_and_have_a_reason() -> None:
+    assert all(module_file(name) and reason for name, reason in NEUTRAL.items())
+
+
+def test_imports_are_followed_wherever_they_stand_but_for_types() -> None:
+    tree = ast.parse("def f():\n    from diffusion import unet\nif TYPE_CHECKING:\n    import diffusion.ema")
+    assert modules_of(tree) == {"diffusion.unet"}
+    assert {"diffusion.unet", "diffusion.blocks", "diffusion.shape"} <= set(code_of("diffusion.unet"))
+
+
+def test_a_training_is_known_by_what_it_computes_by() -> None:
+    code = set(training_code())
+    assert {"diffusion.training", "diffusion.gaussian", "diffusion.schedule", "diffusion.blocks"} <= code
+    assert {"diffusion.draws", "diffusion.ema", "diffusion.timesteps", "diffusion.images"} <= code
+    others = {"sampling", "generate", "dpm_solver", "classifier", "locks", "files", "report", "evaluation"}
+    assert not {name.split(".")[1] for name in code} & others
+
+
+def test_a_cell_is_known_by_its_own_sampler() -> None:
+    ddim, solver = (set(sampling_code(SampleSettings(sampler=name))) for name in ("ddim", "dpm-solver++"))
+    assert solver - ddim == {"diffusion.dpm_solver"}
+    assert {"diffusion.generate", "diffusion.sampling", "diffusion.blocks", "diffusion.random"} <= ddim
+    assert not ddim & {"diffusion.training", "diffusion.draws", "diffusion.ema"}
+
+
+def test_changed_modules_are_named_as_files() -> None:
+    old = {"diffusion.unet": "1", "diffusion.data.loader": "2", "diffusion.gone": "3"}
+    new = {"diffusion.unet": "1", "diffusion.data.loader": "4", "diffusion.new": "5"}
+    assert changed_modules(old, new) == ["data/loader.py", "gone.py", "new.py"]
+    assert code_digest(old) != code_digest(new)
+
+
+def test_a_model_is_known_by_weights_and_settings_not_by_the_code_that_trained_it(tmp_path: Path) -> None:
+    spec = spec_of()
+    weights, path = network_of(spec).state_dict(), tmp_path / "m.safetensors"
+    code = {"step": 0, "digest": "a" * 16, "torch": "2.13.0"}
+
+    def known(weights=weights, **changes) -> tuple[str, Path]:
+        save_artefact(path, weights, artefact_of(spec, **changes))
+        artefact = read_artefact(path)
+        return artefact.model_sha256, units_folder(SampleSettings(), artefact)
+
+    base = known(code=(code,))
+    assert known(code=(code, {**code, "step": 5, "digest": "b" * 16})) == base
+    assert known(code=()) == base
+    assert known(timesteps=50)[0] != base[0]
+    other = {name: tensor + 1 if name == "stem.bias" else tensor for name, tensor in weights.items()}
+    assert known(other)[0] != base[0]

@@ -1,0 +1,134 @@
+"""Code is an input: in a clone under real DVC an edit makes anew exactly what it must, and nothing else."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from tests.conftest import environment
+from tests.small import own_code, small_project
+
+STAGES = ("data", "reference", "train", "sample", "evaluate", "report")
+FROM_TRAIN = ("train", "sample", "evaluate", "report")
+
+
+class Edit(NamedTuple):
+    """A replacement in a file, and the stages whose results must be others after it."""
+
+    file: str
+    old: str
+    new: str
+    changes: tuple[str, ...]
+
+
+EDITS = {
+    "data": Edit("diffusion/data/sources/digits.py", "255 / 16", "254 / 16", STAGES),
+    "loss": Edit(
+        "diffusion/gaussian.py", "(target - predicted).square()", "(target - predicted).abs()", FROM_TRAIN
+    ),
+    "schedule": Edit("diffusion/schedule.py", "(u + 0.008) / 1.008", "(u + 0.018) / 1.018", FROM_TRAIN),
+    "block": Edit("diffusion/blocks.py", "F.silu(self.norm_in(x))", "F.relu(self.norm_in(x))", FROM_TRAIN),
+    "draw": Edit("diffusion/draws.py", 'generator("train",', 'generator("other",', FROM_TRAIN),
+    "learning rate": Edit(
+        "diffusion/training.py",
+        "return train.lr * (step + 1)",
+        "return 3 * train.lr * (step + 1)",
+        FROM_TRAIN,
+    ),
+    "sampler": Edit(
+        "diffusion/sampling.py", "return x_prev, x0_hat\n", "return 1.1 * x_prev, x0_hat\n", FROM_TRAIN[1:]
+    ),
+    "extractor": Edit(
+        "diffusion/evaluation/effnet.py", "- 127) / 128", "- 126) / 128", ("reference", "evaluate", "report")
+    ),
+    "scorer": Edit("diffusion/evaluation/kernel.py", "SEED = ", "SEED = 1 + ", ("evaluate", "report")),
+    "sampler that the grid does not use": Edit(
+        "diffusion/dpm_solver.py", "FARTHEST = 2.0", "FARTHEST = 3.0", ()
+    ),
+    "lock": Edit("diffusion/locks.py", "LOOK_SECONDS = 0.2", "LOOK_SECONDS = 0.3", ()),
+    "comment": Edit("diffusion/training.py", "MAX_BAD_STEPS = 5", "# Some.\nMAX_BAD_STEPS = 5", ()),
+    "docstring": Edit("diffusion/sampling.py", '"""Where a walk stands', '"""Here a walk stands', ()),
+}
+
+
+def reproduce(folder: Path, *arguments: str) -> str:
+    """`dvc repro` in the folder; what it said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro", *arguments],
+        cwd=folder,
+        env=environment({**own_code(folder), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def results(folder: Path) -> dict[str, object]:
+    """What dvc.lock says of every stage's results."""
+    stages = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    assert set(stages) == set(STAGES)
+    return {name: [(out["path"], out["md5"]) for out in stage["outs"]] for name, stage in stages.items()}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = small_project(tmp_path_factory.mktemp("edits") / "project", sample={"num_images": 12})
+    reproduce(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_makes_anew_what_it_must(project: Path, name: str) -> None:
+    edit, before = EDITS[name], results(project)
+    file, lock = project / edit.file, (project / "dvc.lock").read_text()
+    text = file.read_text()
+    assert edit.old in text
+    file.write_text(text.replace(edit.old, edit.new))
+    try:
+        said = reproduce(project)
+        after = results(project)
+        assert tuple(stage for stage in STAGES if after[stage] != before[stage]) == edit.changes
+        begun = re.search(r"the training's code has changed in (.*) since step 12", said)
+        assert bool(begun) == ("train" in edit.changes and "data" not in edit.changes)
+        assert begun is None or Path(edit.file).name in begun[1]
+    finally:
+        file.write_text(text)
+        (project / "dvc.lock").write_text(lock)
+        subprocess.run(
+            [sys.executable, "-m", "dvc", "checkout", "--force", "--quiet"],
+            cwd=project,
+            check=True,
+            env=environment(),
+        )
+
+
+@pytest.mark.slow
+def test_keep_goes_on_under_the_new_code_and_the_model_names_both(tmp_path: Path) -> None:
+    from diffusion.checkpoint import read_artefact
+
+    folder = small_project(tmp_path / "project")
+    reproduce(folder, "train")
+    first = read_artefact(folder / "models/unet.safetensors")
+    edit = EDITS["loss"]
+    file = folder / edit.file
+    file.write_text(file.read_text().replace(edit.old, edit.new))
+    kept = subprocess.run(
+        [sys.executable, "-m", "cli.main", "stage", "train", "--keep"],
+        cwd=folder,
+        env=environment(own_code(folder)),
+        capture_output=True,
+        text=True,
+    )
+    assert kept.returncode == 0, kept.stderr
+    assert "going on after step 12 of 12" in kept.stderr
+    assert "the code has changed since it made these steps" in kept.stderr
+    model = read_artefact(folder / "models/unet.safetensors")
+    assert [since.step for since in model.code] == [0, 12]
+    assert model.code[0] == first.code[0]
+    assert model.model_sha256 == first.model_sha256
