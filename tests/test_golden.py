@@ -1,0 +1,130 @@
+"""Images and scores that must not move unless their version rises, and must where it does.
+
+`python -m tests.test_golden` writes the golden numbers anew, for a change that is meant to move them.
+"""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion.data.store import Images
+from diffusion.evaluation.extractors import load_extractor
+from diffusion.evaluation.features import extract
+from diffusion.evaluation.reference import Reference
+from diffusion.evaluation.scorer import Scorer
+from diffusion.evaluation.specs import EVALUATION_VERSION
+from diffusion.generate import generate
+from diffusion.grid import SAMPLING_VERSION
+from diffusion.images import to_nhwc
+from diffusion.settings import SampleSettings
+from tests.networks import artefact_of, network_of, spec_of
+
+FOLDER = Path(__file__).parent / "golden"
+CPU = torch.device("cpu")
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ddim": {"steps": 5},
+    "unclipped": {"steps": 5, "clip": False},
+    "small": {"steps": 5, "eta": 1.0},
+    "large": {"steps": 5, "eta": 1.0, "noise": "large"},
+    "learned": {"steps": 5, "eta": 0.5, "noise": "learned"},
+    "guided": {"steps": 5, "guidance": 2.0},
+    "quadratic": {"steps": 5, "spacing": "quadratic"},
+    "trailing": {"steps": 5, "spacing": "trailing"},
+    "timesteps": {"timesteps": (0, 10, 50, 99)},
+    "dpm-solver++": {"steps": 5, "sampler": "dpm-solver++"},
+}
+SCORED = ("reference", "heldout", "sample")
+
+
+def image(name: str) -> Images:
+    """Two images of a random network, (2, 8, 8, 1) uint8."""
+    spec = spec_of(null_class=True)
+    made = generate(
+        network_of(spec),
+        artefact_of(spec),
+        SampleSettings(seed=1, **SETTINGS[name]),
+        range(2),
+        torch.tensor([0, 1]),
+        CPU,
+    )
+    return to_nhwc(made)
+
+
+def scores() -> dict[str, float]:
+    """All scores of 40 noise images against 60 others, with 30 held out."""
+    draws = np.random.default_rng(0)
+    extractor = load_extractor("effnet-lite0-64")
+
+    def seen(count: int, low: int) -> Any:
+        return extract(extractor, draws.integers(low, 256, (count, 8, 8, 1), dtype=np.uint8))
+
+    reference, heldout, sample = seen(60, 0), seen(30, 0), seen(40, 50)
+    meta = {"extractor": extractor.spec.name, "reference_split": "train", "heldout_split": "test"}
+    labels, heldout_labels = np.arange(60) % 3, np.arange(30) % 3
+    known = Reference(meta, reference.features, heldout, labels, heldout_labels)
+    return Scorer(known, 50, 10_000, extractor.device).scores(sample)
+
+
+def packed(images: Images) -> str:
+    return base64.b64encode(images.tobytes()).decode()
+
+
+def unpacked(text: str) -> Images:
+    return np.frombuffer(base64.b64decode(text), dtype=np.uint8).reshape(2, 8, 8, 1)
+
+
+def golden(name: str) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
+    return values
+
+
+def verdict(version: str, own: int, known: int, same: bool) -> str | None:
+    """What is wrong with a version whose numbers are, or are not, those of the known one."""
+    if own == known and not same:
+        return f"the numbers have changed: raise {version}, or mend what changed them"
+    if own != known and same:
+        return f"{version} rose, which makes scores incomparable, and no number has changed: take it back"
+    if own != known:
+        return f"{version} rose and numbers changed: write them with `python -m tests.test_golden`"
+    return None
+
+
+def test_sampling_makes_the_golden_images_as_long_as_its_version_stays() -> None:
+    known = golden("images")
+    assert set(known["images"]) == set(SETTINGS)
+    distances = [np.abs(image(name).astype(int) - unpacked(known["images"][name])).max() for name in SETTINGS]
+    same = max(distances) <= 1  # rounding
+    assert verdict("SAMPLING_VERSION", SAMPLING_VERSION, known["version"], same) is None
+
+
+def test_scoring_gives_the_golden_scores_as_long_as_its_version_stays() -> None:
+    known = golden("scores")
+    same = scores() == pytest.approx(known["scores"], rel=1e-3, abs=1e-6)
+    assert verdict("EVALUATION_VERSION", EVALUATION_VERSION, known["version"], same) is None
+
+
+@pytest.mark.parametrize(
+    ("own", "same", "said"),
+    [(2, True, None), (2, False, "raise V"), (3, True, "take it back"), (3, False, "write them")],
+)
+def test_a_version_that_does_not_fit_its_numbers_is_told(own: int, same: bool, said: str | None) -> None:
+    told = verdict("V", own, 2, same)
+    assert told == said if said is None else said in str(told)
+
+
+def main() -> None:
+    """Write both files."""
+    made = {"version": SAMPLING_VERSION, "images": {name: packed(image(name)) for name in SETTINGS}}
+    scored = {"version": EVALUATION_VERSION, "scores": scores()}
+    for name, values in (("images", made), ("scores", scored)):
+        (FOLDER / f"{name}.json").write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()
