@@ -23,6 +23,7 @@ from cli import (
     nll,
     profiles,
     project,
+    prune,
     run,
     runs,
     stages,
@@ -56,6 +57,7 @@ app.add_typer(runs.app, name="runs")
 app.command()(compare.compare)
 app.command()(runs.sync)
 app.command()(runs.promote)
+app.command()(prune.prune)
 
 
 def main() -> None:

@@ -21,4 +21,4 @@ PREPARE_RUNS = Path("runs/prepare")
 TRAIN_RUNS = Path("runs/train")
 CLASSIFIER_RUNS = Path("runs/classifier")
 CELL_RUNS = Path("runs/cells")
-MODEL_RUNS = Path("runs/models")  # models fetched from MLflow
+MODEL_RUNS = Path("runs/models")  # models fetched from MLflow, by their file's SHA-256

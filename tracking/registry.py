@@ -182,19 +182,24 @@ def fetch_champion_scores(name: str) -> Document:
         return read_scores(_download(client, champion, SCORES.name, Path(scratch)))
 
 
-def _champion(name: str) -> "tuple[MlflowClient, ModelVersion]":
+def find_champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
+    """The version that is champion; None when there is none, or no such model."""
     from mlflow.exceptions import MlflowException
 
+    try:
+        number = client.get_registered_model(name).aliases.get(CHAMPION)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return client.get_model_version(name, number) if number else None
+
+
+def _champion(name: str) -> "tuple[MlflowClient, ModelVersion]":
     uri = tracking_uri()
     with failures(uri):
         client = connect(uri)
-        try:
-            number = client.get_registered_model(name).aliases.get(CHAMPION)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            number = None
-        champion = client.get_model_version(name, number) if number else None
+        champion = find_champion(client, name)
     if champion is None:
         raise DiffctlError(f"{name} has no champion: `diffctl run` registers a model")
     if not {MODEL_SHA256, FILE_SHA256, CARD} <= champion.tags.keys():

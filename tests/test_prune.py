@@ -1,0 +1,121 @@
+"""`diffctl prune`: what goes, what stays, and that it is said before it is done."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diffusion.checkpoint import save_artefact
+from diffusion.config import load
+from diffusion.data.store import open_store
+from diffusion.devices import default_device
+from diffusion.errors import DiffctlError, UsageError
+from diffusion.files import write_text
+from diffusion.grid import cell_settings, grid
+from diffusion.layout import CELL_RUNS, MODEL, MODEL_RUNS, PREPARED, TRAIN_RUNS
+from diffusion.locks import file_lock
+from diffusion.resolve import resolve, training_fingerprint
+from diffusion.sweep import units_folder
+from diffusion.units import cells_folder
+from tests.conftest import diffctl, write_params
+from tests.mlflow_server import empty_database
+from tests.networks import network_of
+from tracking import names
+from tracking.delivery import deliver
+from tracking.prune import leftovers
+from tracking.spool import Spool
+from tracking.store import connect, ensure_experiment, tracking_uri
+
+
+@pytest.fixture
+def artefact(project: Path):
+    """A project with prepared data, an MLflow store, and what its training would give."""
+    assert diffctl(project, "stage", "data").returncode == 0
+    empty_database(project / "mlflow.db")
+    return resolve(load(), open_store(PREPARED / "train").meta, default_device())
+
+
+def make_training(name: str, key: str, delivered: bool = True) -> Path:
+    folder = TRAIN_RUNS / name
+    folder.mkdir(parents=True)
+    write_text(folder / "state-000000007.safetensors", "weights")
+    spool = Spool(folder, key, f"digits-{name}", "diffctl-digits")
+    spool.metrics(7, {"loss": 1.0})
+    spool.close("FINISHED")
+    if delivered:
+        deliver(folder, tracking_uri())
+    return folder
+
+
+def make_units(folder: Path) -> Path:
+    write_text(folder / "00000000-00000004.npy", "images")
+    return folder
+
+
+def gone(artefact, *keep: str) -> set[Path]:
+    return {leftover.path for leftover in leftovers(load(), artefact, keep)}
+
+
+def test_trainings_of_other_settings_go_and_what_is_needed_stays(artefact) -> None:
+    make_training(training_fingerprint(artefact), "own")
+    other, named = make_training("other", "other"), make_training("named", "named")
+    make_training("undelivered", "undelivered", delivered=False)
+    running = make_training("running", "running")
+    with file_lock(running / "lock", timeout=0):
+        assert gone(artefact) == {other, named}
+        assert gone(artefact, "digits-named") == {other}
+    assert gone(artefact) == {other, named, running}
+    with pytest.raises(UsageError, match="there is no run 'nobody'"):
+        gone(artefact, "nobody")
+
+
+def test_images_of_other_models_and_of_cells_outside_the_grid_go(artefact) -> None:
+    model = save_artefact(MODEL, network_of(artefact.network).state_dict(), artefact)
+    config = load()
+    present = [make_units(units_folder(cell_settings(config, cell), model)) for cell in grid(config)]
+    outside = make_units(present[0].parent / "0123456789abcdef")
+    other = make_units(CELL_RUNS / ("b" * 16) / "0123456789abcdef").parent
+    assert gone(artefact) == {outside, other}
+
+
+def test_the_champions_files_stay(artefact) -> None:
+    training = make_training("best", "best")
+    cells = make_units(cells_folder("c" * 64) / "cell").parent
+    fetched = MODEL_RUNS / ("d" * 64)
+    write_text(fetched / "unet.safetensors", "weights")
+    assert gone(artefact) == {training, cells, fetched}
+    client, name = connect(tracking_uri()), names.model_name("digits")
+    run = client.create_run(ensure_experiment(client, "diffctl-digits"))
+    client.create_registered_model(name)
+    tags = {names.KEY: "best", names.MODEL_SHA256: "c" * 64, names.FILE_SHA256: "d" * 64}
+    client.create_model_version(name, "runs:/x/model", run.info.run_id, tags)
+    client.set_registered_model_alias(name, names.CHAMPION, "1")
+    assert gone(artefact) == set()
+
+
+def test_it_is_said_before_it_is_done(project: Path, artefact) -> None:
+    other = make_training("other", "other")
+    said = diffctl(project, "prune")
+    assert said.returncode == 0, said.stderr
+    assert "training, 7 steps" in said.stdout
+    assert "may go: `diffctl prune --yes` removes them" in said.stdout
+    assert other.exists()
+    done = diffctl(project, "prune", "--yes", "--json")
+    (row,) = json.loads(done.stdout)
+    assert (row["path"], row["removed"]) == (str(other), True)
+    assert row["size"] > 0
+    assert not other.exists()
+    assert diffctl(project, "prune").stdout == "runs/ holds nothing that may go\n"
+
+
+def test_without_prepared_data_or_mlflow_nothing_is_called_needless(
+    project: Path, artefact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(DiffctlError, match="MLflow at"):
+        gone(artefact)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    write_params(project, data={"channels": 3})
+    refused = diffctl(project, "prune")
+    assert refused.returncode == 2
+    assert "`diffctl stage data` prepares them" in refused.stderr

@@ -1,0 +1,127 @@
+"""What lies in runs/ that neither the present configuration nor the champion nor a named run needs.
+
+runs/ grows with every other configuration and every other code. A training that runs, or whose metrics are
+not wholly in MLflow, is never among it.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diffusion.checkpoint import Artefact, read_artefact
+from diffusion.config import Config
+from diffusion.grid import cell_settings, grid
+from diffusion.layout import CELL_RUNS, MODEL, MODEL_RUNS, TRAIN_RUNS
+from diffusion.locks import LockBusy, file_lock, is_held
+from diffusion.resolve import training_fingerprint
+from diffusion.sweep import units_folder
+from diffusion.units import cells_folder
+from tracking.delivery import Sent
+from tracking.lookup import find_run
+from tracking.names import FILE_SHA256, KEY, MODEL_SHA256, model_name
+from tracking.registry import find_champion
+from tracking.spool import EVENTS
+from tracking.store import connect, database_file, failures, tracking_uri
+from tracking.trainings import read_training
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A folder that nothing needs: `size` bytes on the disk, and what it is."""
+
+    path: Path
+    size: int
+    what: str
+
+
+@dataclass
+class Needed:
+    """Trainings by folder name and by key, models by what cards and by what MLflow know them by."""
+
+    fingerprints: set[str] = field(default_factory=set)
+    keys: set[str] = field(default_factory=set)
+    models: set[str] = field(default_factory=set)
+    files: set[str] = field(default_factory=set)
+
+
+def leftovers(config: Config, artefact: Artefact, names: Sequence[str] = ()) -> list[Leftover]:
+    """What may go, the largest first, where the present training gives `artefact`; `names` are runs to keep.
+
+    UsageError for a name that no run has; DiffctlError when MLflow does not answer: it knows the champion.
+    """
+    needed = _needed_by_mlflow(config.data.name, names)
+    needed.fingerprints.add(training_fingerprint(artefact))
+    found = [*_trainings(needed), *_cells(config, needed), *_models(needed)]
+    return sorted(found, key=lambda leftover: leftover.size, reverse=True)
+
+
+def remove(found: Sequence[Leftover]) -> list[Leftover]:
+    """Remove the folders; returns those that a process has begun to use meanwhile, which stay."""
+    busy = []
+    for leftover in found:
+        try:
+            with file_lock(leftover.path / "lock", timeout=0):
+                shutil.rmtree(leftover.path)
+        except LockBusy:
+            busy.append(leftover)
+    return busy
+
+
+def _needed_by_mlflow(data: str, names: Sequence[str]) -> Needed:
+    needed, uri = Needed(), tracking_uri()
+    database = database_file(uri)
+    if database is not None and not database.exists() and not names:
+        return needed
+    tags = [find_run(name).data.tags for name in names]
+    with failures(uri):
+        champion = find_champion(connect(uri), model_name(data))
+    tags += [champion.tags] if champion else []
+    for of in tags:
+        for into, tag in ((needed.keys, KEY), (needed.models, MODEL_SHA256), (needed.files, FILE_SHA256)):
+            into.update([of[tag]] if tag in of else [])
+    return needed
+
+
+def _trainings(needed: Needed) -> Iterator[Leftover]:
+    uri = tracking_uri()
+    for folder in _folders(TRAIN_RUNS):
+        training = read_training(folder) if (folder / EVENTS).exists() else None
+        undelivered = training is not None and not Sent.load(folder, uri).complete
+        key = training.key if training else None
+        if folder.name in needed.fingerprints or key in needed.keys or undelivered:
+            continue
+        if not is_held(folder / "lock"):
+            steps = f"{training.step:,} steps" if training else "nothing"
+            yield Leftover(folder, _size(folder), f"training, {steps}")
+
+
+def _cells(config: Config, needed: Needed) -> Iterator[Leftover]:
+    """Units of other models; of the present one those of cells that are not in the grid, or by other code."""
+    kept = {cells_folder(sha256) for sha256 in needed.models}
+    own, present = None, set[Path]()
+    if MODEL.is_file():
+        model = read_artefact(MODEL)
+        own = cells_folder(model.model_sha256)
+        present = {units_folder(cell_settings(config, cell), model) for cell in grid(config)}
+    for folder in _folders(CELL_RUNS):
+        if folder == own:
+            what = "images of a cell that is not in the grid, or by other code"
+            others = [cell for cell in _folders(folder) if cell not in present]
+            yield from (Leftover(cell, _size(cell), what) for cell in others)
+        elif folder not in kept:
+            yield Leftover(folder, _size(folder), "images of another model")
+
+
+def _models(needed: Needed) -> Iterator[Leftover]:
+    for folder in _folders(MODEL_RUNS):
+        if folder.name not in needed.files:
+            yield Leftover(folder, _size(folder), "model fetched from MLflow")
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.glob("*") if path.is_dir())
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
