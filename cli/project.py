@@ -6,7 +6,6 @@ import typer
 
 if TYPE_CHECKING:
     from diffusion.check import Finding
-    from diffusion.config import Config
 
 MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
 COLOURS = {"ok": typer.colors.GREEN, "warning": typer.colors.YELLOW, "error": typer.colors.RED}
@@ -28,27 +27,6 @@ def check(
         _show(findings)
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)
-
-
-def whole_config() -> "Config":
-    """All of params.yaml, so that no stage begins what a later one would refuse.
-
-    A body whose result depends on some sections loads those by themselves.
-    """
-    from diffusion.config import load
-
-    return load()
-
-
-def preflight(stage: str) -> "Config":
-    """What a stage looks at before its work; an error stops it, warnings go to stderr. As `whole_config`."""
-    from diffusion.check import preflight as run_preflight
-
-    config = whole_config()
-    for finding in run_preflight(config, stage):
-        remedy = f" ({finding.remedy})" if finding.remedy else ""
-        typer.echo(f"{finding.subject}: {finding.message}{remedy}", err=True)
-    return config
 
 
 def _show(findings: "list[Finding]") -> None:

@@ -20,8 +20,8 @@ ANOTHER = [sys.executable, "-m", "cli.main", "stage", "train"]  # starts a furth
 @app.command()
 def data() -> None:
     """Fetch the data set and prepare it: data/prepared."""
+    from cli.preflight import whole_config
     from cli.preparing import show_prepared, watched_preparation
-    from cli.project import whole_config
     from diffusion.data.config import DataConfig
     from diffusion.data.prepare import prepare
     from diffusion.layout import PREPARED
@@ -36,7 +36,7 @@ def data() -> None:
 @app.command()
 def reference() -> None:
     """Compute the reference's features and those of held-out real images: data/reference."""
-    from cli.project import preflight
+    from cli.preflight import preflight
     from diffusion.evaluation.config import EvaluateConfig
     from diffusion.evaluation.reference import make_reference
     from diffusion.layout import PREPARED, REFERENCE
@@ -53,7 +53,7 @@ def train(
     keep: Annotated[bool, typer.Option("--keep", help="Go on though the code has changed.")] = False,
 ) -> None:
     """Train, or go on where the same training stopped: models/unet.safetensors."""
-    from cli.project import preflight
+    from cli.preflight import preflight
     from cli.training import watched
     from diffusion.checkpoint import save_artefact
     from diffusion.data.store import open_store
@@ -124,7 +124,7 @@ def _follow() -> None:
 @app.command()
 def sample() -> None:
     """Sample every cell of the grid, finished ones of an earlier run left as they are: samples/."""
-    from cli.project import whole_config
+    from cli.preflight import whole_config
     from diffusion.grid import grid
     from diffusion.layout import MODEL, SAMPLES
     from diffusion.params import load_section
@@ -143,7 +143,7 @@ def sample() -> None:
 @app.command()
 def evaluate() -> None:
     """Score every cell against the reference: metrics/scores.json, and the curves in MLflow."""
-    from cli.project import preflight
+    from cli.preflight import preflight
     from diffusion.evaluation.cells import open_cells
     from diffusion.evaluation.config import EvaluateConfig
     from diffusion.evaluation.evaluate import evaluate as score
