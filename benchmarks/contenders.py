@@ -61,13 +61,13 @@ def build(contender: str, shape: Shape) -> Work:
 
 def ours(precision: str, shape: Shape) -> Work:
     """All of a training step: drawing the batch, loss, backward, clipping, AdamW, EMA."""
-    from diffusion.config import SampleSettings
     from diffusion.data.loader import Batches
     from diffusion.data.store import ImageStore
     from diffusion.distributed import Ranks
     from diffusion.draws import draw_batch
     from diffusion.generate import generate
     from diffusion.gradients import Gradients
+    from diffusion.settings import SampleSettings
     from diffusion.training import new_state, train_step
 
     artefact, meta = described(precision, shape)

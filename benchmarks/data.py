@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from diffusion.config import DataConfig
+from diffusion.data.config import DataConfig
 from diffusion.data.prepare import prepare
 from diffusion.data.store import write_store
 

@@ -26,9 +26,9 @@ from diffusion.data.store import Images, ImageStore, write_store
 from diffusion.devices import default_device
 from diffusion.evaluation.evaluate import score_cells
 from diffusion.evaluation.extractors import load_extractor
-from diffusion.evaluation.kernel import subset_size
 from diffusion.evaluation.reference import build_reference
 from diffusion.evaluation.scorer import Scorer
+from diffusion.evaluation.scoring import subset_size
 from diffusion.grid import Cell
 
 EXTRACTOR = "effnet-lite0-64"

@@ -20,11 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion.checkpoint import Artefact
 from diffusion.config import load
 from diffusion.data.store import ImageStore, write_store
 from diffusion.distributed import Ranks
-from diffusion.resolve import resolve
+from diffusion.resolve import TrainPlan, resolve
 from diffusion.training import Silent, new_state, train
 from diffusion.unet import UNet
 
@@ -54,7 +53,7 @@ class Clock(Silent):
 
 def described(
     profile: str, device: torch.device, folder: Path, **changes: Any
-) -> tuple[Artefact, ImageStore]:
+) -> tuple[TrainPlan, ImageStore]:
     """The profile's training of a few steps, on random images."""
     config = load(ROOT / f"profiles/{profile}.yaml")
     size, classes = config.data.image_size or {"cifar10": 32, "imagenet64": 64}[profile], CLASSES[profile]
@@ -71,7 +70,7 @@ def described(
     return artefact.model_copy(update={"train": type(artefact.train)(**values)}), store
 
 
-def ours(artefact: Artefact, store: ImageStore, device: torch.device) -> Result:
+def ours(artefact: TrainPlan, store: ImageStore, device: torch.device) -> Result:
     """`diffusion.training.train` as `diffctl stage train` calls it, without saves and previews."""
     clock = Clock()
     with peak(device) as memory:
@@ -82,7 +81,7 @@ def ours(artefact: Artefact, store: ImageStore, device: torch.device) -> Result:
     return Result(statistics.median(windows) * artefact.train.batch_size, memory())
 
 
-def diffusers(artefact: Artefact, store: ImageStore, device: torch.device) -> Result:
+def diffusers(artefact: TrainPlan, store: ImageStore, device: torch.device) -> Result:
     """The loop of diffusers' training example: autocast, AdamW, clipping, EMA, reading the loss each step."""
     from diffusers import DDPMScheduler, UNet2DModel
     from diffusers.training_utils import EMAModel
@@ -148,7 +147,7 @@ def peak(device: torch.device) -> Iterator[Callable[[], int]]:
     yield lambda: torch.cuda.max_memory_allocated(device) if cuda else 0
 
 
-def image_flop(artefact: Artefact) -> int:
+def image_flop(artefact: TrainPlan) -> int:
     """Floating-point operations of one image's training step: forward and backward of the network."""
     spec = artefact.network
     network = UNet(spec).to("meta")

@@ -219,7 +219,7 @@ def options() -> argparse.Namespace:
 
 def main() -> None:
     from diffusion.devices import default_device
-    from diffusion.precision import resolve_precision
+    from diffusion.train_precision import resolve_precision
 
     given = options()
     rounds, seconds = (1, 0.0) if given.small else (given.rounds, 2.0)

@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffusion.checkpoint import Artefact
 from diffusion.config import load
 from diffusion.data.store import ImageStore, write_store
 from diffusion.distributed import Ranks
-from diffusion.resolve import resolve
+from diffusion.resolve import TrainPlan, resolve
 from diffusion.training import Silent, new_state, train
 from diffusion.unet import UNet
 from tracking.spool import Spool
@@ -77,7 +76,7 @@ class Clock(Silent):
         self.ended.append(time.perf_counter())
 
 
-def seconds(artefact: Artefact, store: ImageStore, folder: Path, *, stand_in: bool) -> float:
+def seconds(artefact: TrainPlan, store: ImageStore, folder: Path, *, stand_in: bool) -> float:
     """Median seconds of a step after the first, logging at every one."""
     state = new_state(artefact, CPU)
     if stand_in:
@@ -87,7 +86,7 @@ def seconds(artefact: Artefact, store: ImageStore, folder: Path, *, stand_in: bo
     return statistics.median(b - a for a, b in itertools.pairwise(clock.ended))
 
 
-def cifar10(folder: Path, steps: int, **changes: Any) -> tuple[Artefact, ImageStore]:
+def cifar10(folder: Path, steps: int, **changes: Any) -> tuple[TrainPlan, ImageStore]:
     """The profile's training of a few steps, on random images."""
     config = load(ROOT / "profiles/cifar10.yaml")
     images = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8)

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffusion.checkpoint import Artefact
 from diffusion.config import load
 from diffusion.data.prepare import prepare
 from diffusion.data.store import Images, ImageStore, open_store
@@ -30,7 +29,7 @@ from diffusion.evaluation.scores import frechet_distance, statistics
 from diffusion.generate import generate, labels_of
 from diffusion.images import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.interop.diffusers import unet_config
-from diffusion.resolve import resolve
+from diffusion.resolve import TrainPlan, resolve
 from diffusion.settings import SampleSettings
 from diffusion.training import Silent, TrainState, new_state, train
 
@@ -40,7 +39,7 @@ SECONDS, IMAGES, STEPS, BATCH = 240, 2000, 50, 250
 TRIAL_STEPS = 30
 
 
-def trained(artefact: Artefact, store: ImageStore, steps: int) -> tuple[TrainState, float]:
+def trained(artefact: TrainPlan, store: ImageStore, steps: int) -> tuple[TrainState, float]:
     """A training of `steps` steps, and its seconds."""
     artefact = artefact.model_copy(update={"train": artefact.train.model_copy(update={"steps": steps})})
     state = new_state(artefact, CPU)

@@ -70,7 +70,7 @@ def network_seconds() -> float:
     evaluate = autocast(network, artefact.precision)
     began = time.perf_counter()
     with torch.no_grad():
-        for cell in grid(config):
+        for cell in grid(config.sample, config.sweep):
             for _ in range(cell.steps * NUM_IMAGES // size):
                 evaluate(x, t, labels)
     return time.perf_counter() - began
@@ -87,7 +87,7 @@ def feature_seconds() -> float:
 
     config = load()
     extractor = load_extractor(config.evaluate.extractor)
-    stores = [open_store(SAMPLES / cell.name) for cell in grid(config)]
+    stores = [open_store(SAMPLES / cell.name) for cell in grid(config.sample, config.sweep)]
     began = time.perf_counter()
     for store in stores:
         extract(extractor, store.images, config.evaluate.batch_size)
@@ -113,7 +113,7 @@ def sample_cell(num_images: int) -> float:
     config = load()
     sample = config.sample.model_copy(update={"num_images": num_images})
     config = config.model_copy(update={"sample": sample})
-    make_cell(config, Cell(2, 1.0), MODEL, Path(f"memory-{num_images}"))
+    make_cell(config.sample, Cell(2, 1.0), MODEL, Path(f"memory-{num_images}"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -15,6 +15,7 @@ def classifier(
     from diffusion.checkpoint import DataCard, save_artefact
     from diffusion.classifier_training import (
         classifier_code,
+        classifier_result,
         new_classifier,
         resolve_classifier,
         train_classifier,
@@ -24,7 +25,6 @@ def classifier(
     from diffusion.devices import default_device
     from diffusion.errors import UsageError
     from diffusion.layout import CLASSIFIER, CLASSIFIER_CURVE, CLASSIFIER_RUNS, PREPARED
-    from diffusion.resolve import result_of
     from diffusion.signals import stop_request
     from diffusion.trainrun import open_training, write_loss_curve
 
@@ -63,5 +63,5 @@ def classifier(
             ),
         )
         write_loss_curve(CLASSIFIER_CURVE, state.history)
-        save_artefact(CLASSIFIER, state.network.state_dict(), result_of(artefact, state.code))
+        save_artefact(CLASSIFIER, state.network.state_dict(), classifier_result(artefact, state.code))
     typer.echo(f"classifier: {CLASSIFIER}, for `diffctl sample --classifier {CLASSIFIER}`")

@@ -7,12 +7,24 @@ from cli.progress import progress
 
 if TYPE_CHECKING:
     from diffusion.checkpoint import Artefact
-    from diffusion.evaluation.midway import Checkpoints, MidwayScorer
+    from diffusion.config import Config
+    from diffusion.evaluation.midway import Checkpoints, MidwayScorer, ScoredImages
     from diffusion.signals import StopRequest
     from diffusion.unet import UNet
     from tracking.spool import Spool
 
 PREFIX = "midway"  # of the scores' names in MLflow
+
+
+def scored_images(config: "Config") -> "ScoredImages":
+    """Images as the section `sample` says, `train.eval_images` by DDIM in `train.eval_steps` with η = 0."""
+    from diffusion.evaluation.midway import ScoredImages
+    from diffusion.settings import SamplerConfig, SampleSettings
+
+    shared = config.sample.model_dump(include=set(SamplerConfig.model_fields))
+    steps = min(config.train.eval_steps, config.diffusion.timesteps)
+    settings = SampleSettings(**shared, steps=steps, eta=0.0)
+    return ScoredImages(settings, config.train.eval_images, config.sample.batch_size)
 
 
 @dataclass(frozen=True)

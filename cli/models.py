@@ -125,8 +125,8 @@ def sample(
     as_json: Annotated[bool, typer.Option("--json", help="Say what was made as JSON.")] = False,
 ) -> None:
     """Sample images from a model, which describes itself. Image I depends on the seed and I alone."""
-    from diffusion.config import parse_settings
     from diffusion.grid import spoken
+    from diffusion.settings import parse_settings
 
     writer = writer_of(out, WRITERS)
     if budget is not None:

@@ -12,7 +12,8 @@ from diffusion.errors import DiffctlWarning
 
 if TYPE_CHECKING:
     from cli.midway import Midway
-    from diffusion.checkpoint import Artefact
+    from diffusion.checkpoint import Described
+    from diffusion.resolve import TrainPlan
     from diffusion.trainrun import TrainRun
     from diffusion.unet import UNet
     from tracking.spool import Spool
@@ -29,7 +30,7 @@ class Watch:
     def __init__(
         self,
         run: "TrainRun",
-        artefact: "Artefact",
+        artefact: "TrainPlan",
         spool: "Spool",
         show: Show,
         midway: "Midway | None" = None,
@@ -107,7 +108,7 @@ def only_watching(what: str) -> Iterator[None]:
         )
 
 
-def write_preview(path: Path, artefact: "Artefact", network: "UNet", ema: "UNet") -> None:
+def write_preview(path: Path, artefact: "Described", network: "UNet", ema: "UNet") -> None:
     """Write a PNG of ten images from fixed seeds: above by the raw weights, below by their EMA."""
     import numpy as np
 

@@ -29,16 +29,6 @@ def check(
         raise typer.Exit(1)
 
 
-def preflight(stage: str) -> None:
-    """What a stage looks at before its work: an error stops it, warnings go to stderr."""
-    from diffusion.check import preflight as run_preflight
-    from diffusion.config import load
-
-    for finding in run_preflight(load(), stage):
-        remedy = f" ({finding.remedy})" if finding.remedy else ""
-        typer.echo(f"{finding.subject}: {finding.message}{remedy}", err=True)
-
-
 def _show(findings: "list[Finding]") -> None:
     for finding in findings:
         mark = typer.style(MARKS[finding.level], fg=COLOURS[finding.level], bold=True)

@@ -20,27 +20,31 @@ ANOTHER = [sys.executable, "-m", "cli.main", "stage", "train"]  # starts a furth
 @app.command()
 def data() -> None:
     """Fetch the data set and prepare it: data/prepared."""
+    from cli.preflight import whole_config
     from cli.preparing import show_prepared, watched_preparation
-    from diffusion.config import load
+    from diffusion.data.config import DataConfig
     from diffusion.data.prepare import prepare
     from diffusion.layout import PREPARED
+    from diffusion.params import load_section
 
+    whole_config()
     with watched_preparation() as (show, downloading):
-        prepare(load().data, PREPARED, show, downloading)
+        prepare(load_section("data", DataConfig), PREPARED, show, downloading)
     show_prepared(PREPARED)
 
 
 @app.command()
 def reference() -> None:
     """Compute the reference's features and those of held-out real images: data/reference."""
-    from cli.project import preflight
-    from diffusion.config import load
+    from cli.preflight import preflight
+    from diffusion.evaluation.config import EvaluateConfig
     from diffusion.evaluation.reference import make_reference
     from diffusion.layout import PREPARED, REFERENCE
+    from diffusion.params import load_section
 
     preflight("reference")
     with progress("reference") as show:
-        make_reference(load(), PREPARED, REFERENCE, show)
+        make_reference(load_section("evaluate", EvaluateConfig), PREPARED, REFERENCE, show)
 
 
 @app.command()
@@ -49,30 +53,31 @@ def train(
     keep: Annotated[bool, typer.Option("--keep", help="Go on though the code has changed.")] = False,
 ) -> None:
     """Train, or go on where the same training stopped: models/unet.safetensors."""
-    from cli.project import preflight
+    from cli.preflight import preflight
     from cli.training import watched
     from diffusion.checkpoint import save_artefact
-    from diffusion.config import load
     from diffusion.data.store import open_store
     from diffusion.devices import default_device
     from diffusion.files import write_json
     from diffusion.layout import LOSS_CURVE, MODEL, PREPARED, RUN
+    from diffusion.params import load_sections
     from diffusion.processes import is_follower, together
     from diffusion.resolve import resolve, result_of, training_code, training_fingerprint
     from diffusion.signals import stop_request
+    from diffusion.train_config import TrainSections
     from diffusion.training import new_state
     from diffusion.training import train as train_model
     from diffusion.trainrun import open_training, write_loss_curve
 
     if is_follower():
         return _follow()
-    preflight("train")
-    config, store, device = load(), open_store(PREPARED / "train"), default_device()
-    artefact = resolve(config, store.meta, device)
+    config = preflight("train")
+    sections, store, device = load_sections(TrainSections), open_store(PREPARED / "train"), default_device()
+    artefact = resolve(sections, store.meta, device)
     with (
         open_training(artefact, training_code(), fresh=fresh, keep=keep) as run,
         stop_request() as stop,
-        together(config.train, ANOTHER, _say, stop.raise_if_set) as ranks,
+        together(sections.train, ANOTHER, _say, stop.raise_if_set) as ranks,
         watched(run, artefact, config, stop) as tracked,
     ):
         state = new_state(artefact, ranks.device)
@@ -92,22 +97,23 @@ def _say(sentence: str) -> None:
 
 def _follow() -> None:
     """Compute a share of every batch of a training that another process started, saves and tells of."""
-    from diffusion.config import load
     from diffusion.data.store import open_store
     from diffusion.devices import default_device
     from diffusion.distributed import RankLost
     from diffusion.errors import Interrupted
     from diffusion.layout import PREPARED
+    from diffusion.params import load_sections
     from diffusion.processes import together
     from diffusion.resolve import resolve, training_fingerprint
     from diffusion.signals import stop_request
+    from diffusion.train_config import TrainSections
     from diffusion.training import Silent, new_state
     from diffusion.training import train as train_model
 
-    config, store = load(), open_store(PREPARED / "train")
-    artefact = resolve(config, store.meta, default_device())
+    sections, store = load_sections(TrainSections), open_store(PREPARED / "train")
+    artefact = resolve(sections, store.meta, default_device())
     try:
-        with stop_request() as stop, together(config.train, [], _say, stop.raise_if_set) as ranks:
+        with stop_request() as stop, together(sections.train, [], _say, stop.raise_if_set) as ranks:
             state = new_state(artefact, ranks.device)
             state.restore(ranks.spread(training_fingerprint(artefact), state.saved()))
             train_model(state, store, ranks, Silent(), lambda state: None, partial(ranks.agree, stop))
@@ -118,30 +124,41 @@ def _follow() -> None:
 @app.command()
 def sample() -> None:
     """Sample every cell of the grid, finished ones of an earlier run left as they are: samples/."""
-    from diffusion.config import load
+    from cli.preflight import whole_config
     from diffusion.grid import grid
     from diffusion.layout import MODEL, SAMPLES
+    from diffusion.params import load_section
+    from diffusion.sample_config import SampleConfig
+    from diffusion.settings import SweepConfig
     from diffusion.sweep import drop_other_cells
     from flows.sweep import run_sweep
 
-    config = load()
-    drop_other_cells(SAMPLES, grid(config))
-    run_sweep(config, MODEL, SAMPLES, progress)
+    whole_config()
+    section = load_section("sample", SampleConfig)
+    cells = grid(section, load_section("sweep", SweepConfig))
+    drop_other_cells(SAMPLES, cells)
+    run_sweep(section, cells, MODEL, SAMPLES, progress)
 
 
 @app.command()
 def evaluate() -> None:
     """Score every cell against the reference: metrics/scores.json, and the curves in MLflow."""
-    from cli.project import preflight
-    from diffusion.config import load
+    from cli.preflight import preflight
+    from diffusion.evaluation.cells import open_cells
+    from diffusion.evaluation.config import EvaluateConfig
     from diffusion.evaluation.evaluate import evaluate as score
     from diffusion.evaluation.evaluate import write_scores
     from diffusion.layout import PREPARED, REFERENCE, RUN, SAMPLES, SCORE_CURVES, SCORES
+    from diffusion.params import load_section
+    from diffusion.sample_config import SampleConfig
+    from diffusion.settings import SweepConfig
     from tracking.runs import log_scores
 
     preflight("evaluate")
+    section = load_section("evaluate", EvaluateConfig)
+    cells = open_cells(load_section("sample", SampleConfig), load_section("sweep", SweepConfig), SAMPLES)
     with progress("evaluate") as show:
-        scores = score(load(), SAMPLES, REFERENCE, show, PREPARED)
+        scores = score(cells, section, REFERENCE, show, PREPARED)
     write_scores(scores, SCORES, SCORE_CURVES)
     log_scores(RUN, scores)
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli.midway import Midway
+from cli.midway import Midway, scored_images
 from cli.observe import Watch
 from cli.progress import progress
 
 if TYPE_CHECKING:
-    from diffusion.checkpoint import Artefact
     from diffusion.code import CodeSince
     from diffusion.config import Config
+    from diffusion.resolve import TrainPlan
     from diffusion.signals import StopRequest
     from diffusion.training import TrainState
     from diffusion.trainrun import TrainRun
@@ -72,7 +72,7 @@ class Tracked:
 
 @contextmanager
 def watched(
-    run: "TrainRun", artefact: "Artefact", config: "Config", stop: "StopRequest"
+    run: "TrainRun", artefact: "TrainPlan", config: "Config", stop: "StopRequest"
 ) -> Iterator[Tracked]:
     """Watch a training: its spool is open and being sent; how the block ends becomes the run's status."""
     from diffusion.errors import Interrupted
@@ -104,16 +104,22 @@ def watched(
 
 
 def _midway(
-    run: "TrainRun", artefact: "Artefact", config: "Config", spool: "Spool", stop: "StopRequest"
+    run: "TrainRun", artefact: "TrainPlan", config: "Config", spool: "Spool", stop: "StopRequest"
 ) -> Midway:
     """What scores the EMA in the midst of the training; what is missing for it is told before that begins."""
     from diffusion.devices import default_device
+    from diffusion.evaluation.extractors import load_extractor
     from diffusion.evaluation.midway import Checkpoints, MidwayScorer
+    from diffusion.evaluation.reference import find_reference
     from diffusion.layout import PREPARED, REFERENCE
     from diffusion.resolve import result_of
 
+    section = config.evaluate
+    extractor = load_extractor(section.extractor, section.weights, default_device())
     with progress("reference") as show:
-        scorer = MidwayScorer(config, PREPARED, REFERENCE, run.folder / "reference", default_device(), show)
+        places = (REFERENCE, run.folder / "reference")
+        reference = find_reference(section, extractor, PREPARED, places, show)
+    scorer = MidwayScorer(scored_images(config), extractor, reference, section)
     folder, keep = run.folder / "checkpoints", artefact.train.keep
     checkpoints = Checkpoints(folder, keep, scorer.ranked_by, scorer.card)
     return Midway(result_of(artefact), scorer, checkpoints, spool, stop)

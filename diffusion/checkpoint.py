@@ -6,6 +6,7 @@ fixed order), so that on one CPU the file is a function of config, data and code
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -16,10 +17,11 @@ from safetensors.torch import save
 
 from diffusion.allocator import keep_freed_memory
 from diffusion.code import CodeSince
-from diffusion.config import DiffusionConfig, Precision, TrainConfig, canonical, explain
 from diffusion.errors import DiffctlError
 from diffusion.files import write_atomic
-from diffusion.section import Section
+from diffusion.precision import Precision
+from diffusion.process_config import DiffusionConfig
+from diffusion.section import Section, canonical, explain
 from diffusion.shape import UNetSpec
 from diffusion.unet import UNet
 
@@ -39,8 +41,8 @@ class DataCard(Section):
     flip: bool = False
 
 
-class Artefact(Section):
-    """All that a model file says of itself.
+class Described(Section):
+    """What decides the images of a model beside its weights.
 
     `format` rises when the same config and data would no longer give the same weights: 2 rounds otherwise.
     `code` is by which code the weights were trained, from which step on; none for weights from elsewhere.
@@ -50,7 +52,6 @@ class Artefact(Section):
     format: Literal[1, 2] = 2
     network: UNetSpec
     diffusion: DiffusionConfig
-    train: TrainConfig
     data: DataCard
     step: int
     precision: Precision
@@ -65,6 +66,12 @@ class Artefact(Section):
         """
         described = self.model_dump(mode="json", exclude={"code"})
         return hashlib.sha256(canonical(described).encode()).hexdigest()
+
+
+class Artefact(Described):
+    """All that a model file says of itself. `train` is that section as plain values: no image needs it."""
+
+    train: Mapping[str, Any]
 
 
 class LoadedModel(NamedTuple):
@@ -110,7 +117,7 @@ def read_description(path: Path, kind: type[Description]) -> Description:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise DiffctlError(explain(error, f"{path} is of another format")) from None
+        raise DiffctlError(explain(error, f"{path} is of another format", kind)) from None
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Training the classifier of noised images: step k from (seed, k) alone, as the model's own training."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,28 +11,78 @@ from pydantic import ValidationError
 
 from diffusion.checkpoint import DataCard
 from diffusion.classifier import Classifier, ClassifierArtefact
-from diffusion.code import Code, code_of, code_since
-from diffusion.config import ClassifierConfig, DiffusionConfig, explain
+from diffusion.code import Code, CodeSince, code_of, code_since
 from diffusion.data.store import ImageStore
 from diffusion.devices import default_device
 from diffusion.errors import DiffctlError, UsageError
 from diffusion.images import to_model, to_nchw
-from diffusion.precision import resolve_precision
+from diffusion.process_config import DiffusionConfig
 from diffusion.random import generator
+from diffusion.resolve import TrainPlan, result_values
 from diffusion.resumable import Moments, Part, Resumable, is_finite
 from diffusion.schedule import Schedule, q_sample
+from diffusion.section import explain
 from diffusion.shape import UNetSpec
+from diffusion.train_config import ClassifierConfig
+from diffusion.train_precision import resolve_precision
 from diffusion.training import MAX_BAD_STEPS, learning_rate
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called after every step with (done, total, the step's means)."""
 
 
+class ClassifierPlan(TrainPlan):
+    """A classifier that is still to be trained."""
+
+    kind: Literal["classifier"]
+
+
+def classifier_code() -> Code:
+    """The modules that the numbers of a classifier's training come from."""
+    return code_of(__name__)
+
+
+def resolve_classifier(
+    config: ClassifierConfig, process: DiffusionConfig, data: DataCard, size: int, channels: int
+) -> ClassifierPlan:
+    """What training a classifier of this data, noised by this process, will give.
+
+    UsageError where they do not fit. Its precision is that of the machine it is trained on.
+    """
+    if len(data.classes) < 2:
+        raise UsageError(f"a classifier needs at least two classes, and {data.name} has {len(data.classes)}")
+    try:
+        network = UNetSpec(
+            **{**config.model.model_dump(), "class_cond": True},
+            image_size=size,
+            in_channels=channels,
+            out_channels=len(data.classes),
+            num_classes=len(data.classes),
+        )
+    except ValidationError as error:
+        raise UsageError(explain(error, "params.yaml with this data: classifier.model", UNetSpec)) from None
+    return ClassifierPlan(
+        kind="classifier",
+        network=network,
+        diffusion=process,
+        train=config.train,
+        data=data,
+        step=config.train.steps,
+        precision=resolve_precision(config.train.precision, default_device()),
+        code=(code_since(0, classifier_code()),),
+    )
+
+
+def classifier_result(plan: ClassifierPlan, code: Sequence[CodeSince]) -> ClassifierArtefact:
+    """What the classifier's file says of itself; `code` made its steps."""
+    return ClassifierArtefact.model_validate(result_values(plan, code))
+
+
 @dataclass
 class ClassifierState(Resumable):
     """A classifier's training after `step` steps."""
 
-    artefact: ClassifierArtefact
+    artefact: ClassifierPlan
     network: Classifier
     optimizer: torch.optim.AdamW
 
@@ -40,7 +91,7 @@ class ClassifierState(Resumable):
         return {"network": self.network, "optimizer": Moments(self.optimizer)}
 
 
-def new_classifier(artefact: ClassifierArtefact, device: torch.device) -> ClassifierState:
+def new_classifier(artefact: ClassifierPlan, device: torch.device) -> ClassifierState:
     """Step 0: weights drawn from the training's seed."""
     train = artefact.train
     with torch.random.fork_rng(devices=[]):  # the initialisers know the global generator only
@@ -120,39 +171,3 @@ def classifier_step(
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     return means
-
-
-def classifier_code() -> Code:
-    """The modules that the numbers of a classifier's training come from."""
-    return code_of(__name__)
-
-
-def resolve_classifier(
-    config: ClassifierConfig, process: DiffusionConfig, data: DataCard, size: int, channels: int
-) -> ClassifierArtefact:
-    """What training a classifier of this data, noised by this process, will give.
-
-    UsageError where they do not fit. Its precision is that of the machine it is trained on.
-    """
-    if len(data.classes) < 2:
-        raise UsageError(f"a classifier needs at least two classes, and {data.name} has {len(data.classes)}")
-    try:
-        network = UNetSpec(
-            **{**config.model.model_dump(), "class_cond": True},
-            image_size=size,
-            in_channels=channels,
-            out_channels=len(data.classes),
-            num_classes=len(data.classes),
-        )
-    except ValidationError as error:
-        raise UsageError(explain(error, "params.yaml with this data: classifier.model")) from None
-    return ClassifierArtefact(
-        kind="classifier",
-        network=network,
-        diffusion=process,
-        train=config.train,
-        data=data,
-        step=config.train.steps,
-        precision=resolve_precision(config.train.precision, default_device()),
-        code=(code_since(0, classifier_code()),),
-    )

@@ -7,10 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from diffusion.checkpoint import Artefact
 from diffusion.data.loader import Batches, prefetch, send
 from diffusion.images import to_model
 from diffusion.random import generator
+from diffusion.resolve import TrainPlan
 from diffusion.timesteps import UniformSampler
 
 WHOLE = slice(None)
@@ -39,7 +39,7 @@ class Batch:
 
 
 def draw_batch(
-    artefact: Artefact, sampler: UniformSampler, data: Batches, step: int, share: slice = WHOLE
+    artefact: TrainPlan, sampler: UniformSampler, data: Batches, step: int, share: slice = WHOLE
 ) -> Batch:
     """The `share` of step `step`'s batch, on the data's device.
 
@@ -68,7 +68,7 @@ def draw_batch(
 
 
 def batches(
-    artefact: Artefact, sampler: UniformSampler, data: Batches, steps: range, share: slice = WHOLE
+    artefact: TrainPlan, sampler: UniformSampler, data: Batches, steps: range, share: slice = WHOLE
 ) -> Generator[Batch, None, None]:
     """The steps' batches in order; on a GPU two are drawn ahead, unless a draw needs the losses before it."""
     draws = (partial(draw_batch, artefact, sampler, data, step, share) for step in steps)

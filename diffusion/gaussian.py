@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffusion.config import DiffusionConfig
+from diffusion.process_config import DiffusionConfig
 from diffusion.schedule import (
     Schedule,
     at,

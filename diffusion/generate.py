@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from diffusion.checkpoint import Artefact
+from diffusion.checkpoint import Described
 from diffusion.classifier import LoadedClassifier
 from diffusion.errors import UsageError
 from diffusion.gaussian import Network, in_eps
@@ -32,7 +32,7 @@ _Walk = Callable[[_Draw, Tensor | None, _Callback | None], Tensor]
 """(draw, labels, callback) → images, as `denoise`."""
 
 
-def check_settings(artefact: Artefact, settings: SampleSettings) -> Schedule:
+def check_settings(artefact: Described, settings: SampleSettings) -> Schedule:
     """The spaced schedule to walk; UsageError when this model cannot be sampled so."""
     process = artefact.diffusion
     if settings.timesteps is None:
@@ -47,7 +47,7 @@ def check_settings(artefact: Artefact, settings: SampleSettings) -> Schedule:
     return schedule
 
 
-def labels_of(artefact: Artefact, settings: SampleSettings, indices: Sequence[int]) -> Tensor | None:
+def labels_of(artefact: Described, settings: SampleSettings, indices: Sequence[int]) -> Tensor | None:
     """The asked class of each image, (B,) int64, from (seed, index) alone; None if unconditional.
 
     UsageError when the mix of the data is asked of a model that does not know it.
@@ -66,7 +66,7 @@ def labels_of(artefact: Artefact, settings: SampleSettings, indices: Sequence[in
     return torch.cat(draws)
 
 
-def class_index(artefact: Artefact, wanted: str) -> int:
+def class_index(artefact: Described, wanted: str) -> int:
     """The label of a class given by name or number; UsageError lists what there is."""
     names = artefact.data.classes
     if not names:
@@ -81,7 +81,7 @@ def class_index(artefact: Artefact, wanted: str) -> int:
 
 def generate(
     network: UNet,
-    artefact: Artefact,
+    artefact: Described,
     settings: SampleSettings,
     indices: Sequence[int],
     labels: Tensor | None,
@@ -109,7 +109,7 @@ def generate(
 
 def denoise(
     network: UNet,
-    artefact: Artefact,
+    artefact: Described,
     settings: SampleSettings,
     draw: _Draw,
     labels: Tensor | None,
@@ -135,7 +135,7 @@ def _in_halves(made: Callable[[slice, _Callback], Tensor], count: int) -> list[T
 
 def _walk(
     network: UNet,
-    artefact: Artefact,
+    artefact: Described,
     settings: SampleSettings,
     device: torch.device,
     classifier: LoadedClassifier | None,
@@ -164,7 +164,7 @@ def _walk(
 
 
 def _guided(
-    network: UNet, artefact: Artefact, settings: SampleSettings, classifier: LoadedClassifier | None
+    network: UNet, artefact: Described, settings: SampleSettings, classifier: LoadedClassifier | None
 ) -> tuple[Network, Gradient | None]:
     """The network under all its guidance; a gradient where it moves the step's mean instead of ε.
 
@@ -189,7 +189,7 @@ def _guided(
     return classifier_guided(guided, gradient, schedule, spec.in_channels), None
 
 
-def check_classifier(artefact: Artefact, classifier: LoadedClassifier) -> None:
+def check_classifier(artefact: Described, classifier: LoadedClassifier) -> None:
     """UsageError unless the classifier knows this model's images, its process and, if any, its classes."""
     ours, theirs = artefact.network, classifier.artefact.network
     process, seen = artefact.diffusion, classifier.artefact.diffusion

@@ -5,15 +5,16 @@ import warnings
 import torch
 from torch import Tensor
 
-from diffusion.checkpoint import Artefact
 from diffusion.distributed import Ranks
 from diffusion.draws import Batch
 from diffusion.errors import DiffctlError, DiffctlWarning
 from diffusion.gaussian import Network, training_losses
 from diffusion.memory import REMEDY, device_memory, fitting_microbatch, is_shortage
-from diffusion.precision import autocast, compiles
+from diffusion.precision import autocast
 from diffusion.random import generator
+from diffusion.resolve import TrainPlan
 from diffusion.schedule import Schedule
+from diffusion.train_precision import compiles
 from diffusion.unet import UNet
 
 Losses = dict[str, Tensor]
@@ -27,7 +28,7 @@ class Gradients:
     same step is tried again, of which nothing was kept. Nothing random is drawn for that.
     """
 
-    def __init__(self, artefact: Artefact, network: UNet, ranks: Ranks) -> None:
+    def __init__(self, artefact: TrainPlan, network: UNet, ranks: Ranks) -> None:
         process, train = artefact.diffusion, artefact.train
         self._artefact, self._network, self._ranks = artefact, network, ranks
         self._schedule = Schedule.named(process.schedule, process.timesteps).to(ranks.device)

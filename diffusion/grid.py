@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffusion.config import Config
-from diffusion.settings import Noise, Sampler, SamplerConfig, SampleSettings, Spacing
+from diffusion.process_config import Noise
+from diffusion.settings import Sampler, SamplerConfig, SampleSettings, Spacing, SweepConfig
 
 AXES = ("steps", "eta", "sampler", "noise", "spacing", "guidance")  # what a grid may vary, in this order
 SAMPLING_VERSION = 2  # raise it when the same model and settings would no longer give the same images
@@ -38,14 +38,14 @@ class Cell:
         )
 
 
-def grid(config: Config) -> list[Cell]:
-    """Every cell once, in the order of the config, the last axis fastest.
+def grid(sample: SamplerConfig, sweep: SweepConfig) -> list[Cell]:
+    """Every cell once, in the order of the section, the last axis fastest.
 
     No axis varies where it means nothing: dpm-solver++ is deterministic, so it has η = 0 and one cell where
     ddim has one for each η, and `noise` varies where there is noise, at η > 0 alone.
     """
-    listed = [getattr(config.sweep, axis) or (None,) for axis in AXES]
-    cells = (_meaningful(values, config.sample.sampler) for values in itertools.product(*listed))
+    listed = [getattr(sweep, axis) or (None,) for axis in AXES]
+    cells = (_meaningful(values, sample.sampler) for values in itertools.product(*listed))
     return list(dict.fromkeys(cells))
 
 
@@ -58,9 +58,9 @@ def _meaningful(values: tuple[Any, ...], usual: Sampler) -> Cell:
     return Cell(**axes)
 
 
-def cell_settings(config: Config, cell: Cell) -> SampleSettings:
+def cell_settings(sample: SamplerConfig, cell: Cell) -> SampleSettings:
     """What decides the cell's images beside the model."""
-    shared = config.sample.model_dump(include=set(SamplerConfig.model_fields))
+    shared = sample.model_dump(include=set(SamplerConfig.model_fields))
     return SampleSettings(**{**shared, **cell.axes})
 
 

@@ -18,10 +18,10 @@ import torch
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed.rendezvous import rendezvous
 
-from diffusion.config import TrainConfig
 from diffusion.devices import Check, Waiting, held_device, held_gpus
 from diffusion.distributed import RankLost, Ranks, joined
 from diffusion.errors import DiffctlError, UsageError
+from diffusion.train_config import TrainConfig
 
 STARTED_BY = "DIFFCTL_STARTED_BY"  # the process that started this one as a part of its training
 GRACE_SECONDS = 20.0  # for the others to end by themselves

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from diffusion.checkpoint import Artefact, DataCard
+from diffusion.checkpoint import Artefact, DataCard, Described
 from diffusion.code import Code, CodeSince, code_of, code_since
-from diffusion.config import Config, TrainConfig, explain, fingerprint
 from diffusion.errors import UsageError
-from diffusion.precision import resolve_precision
+from diffusion.section import explain, fingerprint
 from diffusion.shape import UNetSpec
+from diffusion.train_config import TrainConfig, TrainSections
+from diffusion.train_precision import resolve_precision
 
 # Fields of `train` that say when to look and how to fit the machine: a training goes on when they change. The
 # last three change sums by rounding.
@@ -19,7 +20,13 @@ WATCHING = {"log_every", "save_every", "preview_every", "eval_every", "eval_imag
 FITTING = {"devices", "microbatch", "compile"}
 
 
-def resolve(config: Config, meta: dict[str, Any], device: torch.device) -> Artefact:
+class TrainPlan(Described):
+    """A model that is still to be trained: what its file will say, and the section `train` as a class."""
+
+    train: TrainConfig
+
+
+def resolve(config: TrainSections, meta: dict[str, Any], device: torch.device) -> TrainPlan:
     """What the training will give, from the training split's meta; UsageError where they do not fit."""
     classes = meta["classes"] if config.model.class_cond else []
     if config.model.class_cond and not classes:
@@ -37,8 +44,8 @@ def resolve(config: Config, meta: dict[str, Any], device: torch.device) -> Artef
             null_class=config.train.p_uncond > 0,
         )
     except ValidationError as error:
-        raise UsageError(explain(error, "params.yaml with this data: model")) from None
-    return Artefact(
+        raise UsageError(explain(error, "params.yaml with this data: model", UNetSpec)) from None
+    return TrainPlan(
         network=network,
         diffusion=config.diffusion,
         train=config.train,
@@ -60,34 +67,36 @@ def training_code() -> Code:
     return code_of("diffusion.training")
 
 
-def training_fingerprint(artefact: Artefact) -> str:
+def training_fingerprint(plan: TrainPlan) -> str:
     """The name of a training: equal exactly when every step would compute the same, but for rounding.
 
     So by other code it is another training; by another torch it is this one, which goes on and says so.
     """
-    return fingerprint({**_identity(artefact), "code": artefact.code[-1].digest})
+    return fingerprint({**_identity(plan), "code": plan.code[-1].digest})
 
 
-def result_of(artefact: Artefact, code: Sequence[CodeSince] | None = None) -> Artefact:
-    """What a model file says of itself: when to look and how to fit the machine are not its matter.
+def result_of(plan: TrainPlan, code: Sequence[CodeSince] | None = None) -> Artefact:
+    """What the model's file says of itself; `code` made the steps where more than the plan's did."""
+    return Artefact.model_validate(result_values(plan, code))
 
-    `code` is what made the steps where that is not only what `artefact` names.
-    """
+
+def result_values(plan: TrainPlan, code: Sequence[CodeSince] | None = None) -> dict[str, Any]:
+    """As a file of weights tells it: when to look and how to fit the machine are not its matter."""
     left_out = WATCHING | FITTING
     usual = {name: field.default for name, field in TrainConfig.model_fields.items() if name in left_out}
-    train = artefact.train.model_copy(update=usual)
-    return artefact.model_copy(update={"train": train, "code": tuple(code or artefact.code)})
+    train = plan.train.model_copy(update=usual).model_dump(mode="json")
+    return {**dict(plan), "train": train, "code": tuple(code or plan.code)}
 
 
-def training_settings(artefact: Artefact) -> dict[str, Any]:
+def training_settings(plan: TrainPlan) -> dict[str, Any]:
     """What the fingerprint is made of but for the code, by the names that params.yaml has."""
-    values = _identity(artefact)
+    values = _identity(plan)
     del values["step"]  # train.steps again
     return {"model": values.pop("network"), **values}
 
 
-def _identity(artefact: Artefact) -> dict[str, Any]:
-    values = artefact.model_dump(mode="json", exclude={"code", "weights_sha256"})
+def _identity(plan: TrainPlan) -> dict[str, Any]:
+    values = plan.model_dump(mode="json", exclude={"code", "weights_sha256"})
     del values["network"]["gradient_checkpointing"]  # computes the same again
     values["train"] = {key: value for key, value in values["train"].items() if key not in WATCHING | FITTING}
     return values

@@ -13,8 +13,9 @@ from torch import Tensor
 from diffusion.errors import UsageError
 from diffusion.gaussian import Network, log_variance, predict
 from diffusion.guidance import Gradient, asked_class
+from diffusion.process_config import Noise
 from diffusion.schedule import Schedule, at, predict_eps, predict_x0
-from diffusion.settings import Noise, Sampler
+from diffusion.settings import Sampler
 
 
 @dataclass(frozen=True)

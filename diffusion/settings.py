@@ -1,12 +1,12 @@
-"""How images come out of a model: the sections `sample` and `sweep`, and the settings of one image."""
+"""How images come out of a model: the sampler's settings, those of one image, and the section `sweep`."""
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from diffusion.section import Distinct, PositiveInt, Section
+from diffusion.process_config import Noise
+from diffusion.section import Distinct, PositiveInt, Section, validated
 
-Noise = Literal["small", "large", "learned"]
 Spacing = Literal["uniform", "quadratic", "trailing"]
 Sampler = Literal["ddim", "dpm-solver++"]
 
@@ -36,19 +36,10 @@ class SamplerConfig(Section):
     classes: Literal["balanced", "data"] = "balanced"
 
 
-class SampleConfig(SamplerConfig):
-    """What all cells of a sweep share, and where their images are made.
-
-    `batch_size` images are made at a time. `runner` local makes them in this process; ray does on all devices
-    of this machine, or on the Ray cluster at `address`, with `num_gpus` for each batch (None: one where there
-    are any). None of these changes an image but by rounding.
-    """
+class CellConfig(SamplerConfig):
+    """What all cells of a sweep share: the sampler's settings, and how many images a cell has."""
 
     num_images: Annotated[int, Field(ge=2)]
-    batch_size: PositiveInt = 250
-    runner: Literal["local", "ray"] = "local"
-    address: str | None = None
-    num_gpus: Annotated[float, Field(ge=0)] | None = None
 
 
 class SampleSettings(SamplerConfig):
@@ -92,3 +83,9 @@ class SweepConfig(Section):
     noise: Axis[Noise] | None = None
     spacing: Axis[Spacing] | None = None
     guidance: Axis[Annotated[float, Field(ge=0)]] | None = None
+
+
+def parse_settings(optional: dict[str, Any], **values: Any) -> SampleSettings:
+    """SampleSettings of a command's options, those in `optional` only if not None; UsageError where unfit."""
+    given = {name: value for name, value in optional.items() if value is not None}
+    return validated(SampleSettings, {**given, **values}, "these options do not fit")

@@ -11,14 +11,15 @@ import torch
 
 from diffusion.checkpoint import Artefact, LoadedModel, load_model, read_artefact
 from diffusion.code import Code, code_digest, code_of, torch_version
-from diffusion.config import Config, fingerprint
 from diffusion.data.store import Images, ImageStore, stream_store
 from diffusion.devices import held_device
 from diffusion.files import sha256_file
 from diffusion.generate import generate, labels_of
 from diffusion.grid import Cell, cell_settings, settings_card
 from diffusion.images import to_nhwc
+from diffusion.sample_config import SampleConfig
 from diffusion.sampling import SAMPLERS
+from diffusion.section import fingerprint
 from diffusion.settings import SampleSettings
 from diffusion.units import cells_folder, missing_units, save_unit, stored_images
 
@@ -55,7 +56,7 @@ def units_folder(settings: SampleSettings, artefact: Artefact) -> Path:
 
 
 def make_cell(
-    config: Config,
+    sample: SampleConfig,
     cell: Cell,
     model: Path,
     out: Path,
@@ -67,9 +68,9 @@ def make_cell(
     `run` makes the others: in this process unless it is given.
     """
     artefact = read_artefact(model)
-    settings, total = cell_settings(config, cell), config.sample.num_images
+    settings, total = cell_settings(sample, cell), sample.num_images
     folder = units_folder(settings, artefact)
-    units = missing_units(folder, total, config.sample.batch_size)
+    units = missing_units(folder, total, sample.batch_size)
     done = total - sum(map(len, units))
     show = progress or (lambda done, total: None)
     show(done, total)

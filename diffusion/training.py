@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from diffusion.allocator import keep_freed_memory
-from diffusion.checkpoint import Artefact
 from diffusion.data.loader import Batches
 from diffusion.data.store import ImageStore
 from diffusion.distributed import RankLost, Ranks
@@ -23,12 +22,14 @@ from diffusion.ema import ema_copy, ema_update, warmed_decay
 from diffusion.errors import DiffctlError, Interrupted
 from diffusion.gradients import Gradients
 from diffusion.memory import shortage_told
-from diffusion.precision import image_layout, set_tf32
+from diffusion.precision import image_layout
 from diffusion.quartiles import quartile_sums, with_quartile_means
 from diffusion.random import generator
 from diffusion.readings import Readings
+from diffusion.resolve import TrainPlan
 from diffusion.resumable import Moments, Part, Resumable
 from diffusion.timesteps import LossAwareSampler, UniformSampler
+from diffusion.train_precision import set_tf32
 from diffusion.unet import UNet
 
 MAX_BAD_STEPS = 5  # non-finite steps in a row that end a training
@@ -74,7 +75,7 @@ class Silent:
 class TrainState(Resumable):
     """A training after `step` steps: the network as it is, and its average, which becomes the model."""
 
-    artefact: Artefact
+    artefact: TrainPlan
     network: UNet
     ema: UNet
     optimizer: torch.optim.AdamW
@@ -91,7 +92,7 @@ class TrainState(Resumable):
 
 
 @shortage_told()
-def new_state(artefact: Artefact, device: torch.device) -> TrainState:
+def new_state(artefact: TrainPlan, device: torch.device) -> TrainState:
     """Step 0: weights drawn from the training's seed."""
     train = artefact.train
     with torch.random.fork_rng(devices=[]):  # the initialisers know the global generator only
@@ -108,7 +109,7 @@ def new_state(artefact: Artefact, device: torch.device) -> TrainState:
     return TrainState(artefact, network, ema_copy(network), optimizer, timesteps, code=list(artefact.code))
 
 
-def learning_rate(artefact: Artefact, step: int) -> float:
+def learning_rate(artefact: TrainPlan, step: int) -> float:
     """The rate of step k: a linear warm-up, then constant or down a half cosine that ends at 0."""
     train = artefact.train
     if step < train.warmup:

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.changes import changed_fields
-from diffusion.checkpoint import Artefact
 from diffusion.code import Code, changed_modules
 from diffusion.errors import UsageError
 from diffusion.files import sync_folder, write_json, write_text
 from diffusion.layout import TRAIN_RUNS
 from diffusion.locks import file_lock
-from diffusion.resolve import training_fingerprint, training_settings
+from diffusion.resolve import TrainPlan, training_fingerprint, training_settings
 from diffusion.resumable import Resumable
 from diffusion.state import copy_states, newest_state, newest_step, save_state
 
@@ -125,14 +124,14 @@ def open_run(
 
 @contextmanager
 def open_training(
-    artefact: Artefact, code: Code, root: Path = TRAIN_RUNS, *, fresh: bool = False, keep: bool = False
+    plan: TrainPlan, code: Code, root: Path = TRAIN_RUNS, *, fresh: bool = False, keep: bool = False
 ) -> Iterator[TrainRun]:
-    """The folder of the training that gives `artefact` by `code`, as `open_run`; `keep` as `TrainRun.keep`.
+    """The folder of the training of the `plan` by `code`, as `open_run`; `keep` as `TrainRun.keep`.
 
     Where this code has saved a state already, `keep` goes on from that one.
     """
-    settings = training_settings(artefact)
-    with open_run(root, training_fingerprint(artefact), fresh=fresh, config=settings, code=code) as run:
+    settings = training_settings(plan)
+    with open_run(root, training_fingerprint(plan), fresh=fresh, config=settings, code=code) as run:
         if keep and not newest_step(run.folder):
             run.keep()
         yield run

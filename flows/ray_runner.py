@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion.errors import DiffctlError, UsageError
 from diffusion.files import sha256_file
-from diffusion.settings import SampleConfig, SampleSettings
+from diffusion.sample_config import SampleConfig
+from diffusion.settings import SampleSettings
 from diffusion.signals import stop_request
 from flows.terminal import reason
 

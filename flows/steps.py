@@ -11,8 +11,8 @@ from flows.terminal import say
 RESUMABLE = ("train", "sample")  # the stages that save what they have and go on from it
 
 if TYPE_CHECKING:
-    from diffusion.checkpoint import Artefact
     from diffusion.code import Code
+    from diffusion.resolve import TrainPlan
 
 Step = Callable[[str, bool], Awaitable[str | None]]
 """Takes a step's name and whether a resumable stage is made anew; gives what is to be said of it."""
@@ -90,7 +90,7 @@ def _keep_training() -> None:
         pass
 
 
-def _training() -> "tuple[Artefact, Code]":
+def _training() -> "tuple[TrainPlan, Code]":
     """What params.yaml's training gives, and the code that it runs by."""
     from diffusion.config import load
     from diffusion.data.store import open_store

@@ -6,12 +6,11 @@ a server that goes away leaves the rest to the loop.
 
 import functools
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.config import Config
 from diffusion.errors import DiffctlError, Interrupted, UsageError
 from flows.engine import run_flow
 from flows.server import answers, quiet_client
@@ -21,6 +20,8 @@ from flows.terminal import reason, say
 if TYPE_CHECKING:
     from prefect import State
 
+    from diffusion.grid import Cell
+    from diffusion.sample_config import SampleConfig
     from diffusion.sweep import Runner
 
 Show = Callable[[int, int], None]
@@ -73,34 +74,35 @@ class Cells:
             raise kind(f"{len(self.failures)} of {len(self.makers)} cells failed: {reasons}")
 
 
-def run_sweep(config: Config, model: Path, samples: Path, progress: ProgressOf) -> None:
-    """Make every cell of the config's grid at `samples`/<cell>, by the runner that it names.
+def run_sweep(
+    sample: "SampleConfig", cells: "Sequence[Cell]", model: Path, samples: Path, progress: ProgressOf
+) -> None:
+    """Make every cell at `samples`/<cell>, by the runner that the section `sample` names.
 
     DiffctlError names the cells that failed, after all others were made; Interrupted on SIGINT or SIGTERM.
     """
-    from diffusion.grid import Cell, grid
     from diffusion.sweep import make_cell
 
-    with ended_by_signal(), _runner(config) as run:
+    with ended_by_signal(), _runner(sample) as run:
 
-        def maker(cell: Cell) -> Callable[[], None]:
+        def maker(cell: "Cell") -> Callable[[], None]:
             def make() -> None:
                 with progress(cell.name) as show:
-                    make_cell(config, cell, model, samples / cell.name, show, run)
+                    make_cell(sample, cell, model, samples / cell.name, show, run)
 
             return make
 
-        make_all(Cells({cell.name: maker(cell) for cell in grid(config)}))
+        make_all(Cells({cell.name: maker(cell) for cell in cells}))
 
 
-def _runner(config: Config) -> "AbstractContextManager[Runner]":
+def _runner(sample: "SampleConfig") -> "AbstractContextManager[Runner]":
     """What makes the images: this process, or Ray's workers until the block ends."""
     from diffusion.sweep import run_here
 
-    if config.sample.runner == "ray":
+    if sample.runner == "ray":
         from flows.ray_runner import ray_runner
 
-        return ray_runner(config.sample)
+        return ray_runner(sample)
     return nullcontext(functools.partial(run_here, waiting=lambda text: say(f"{text}\n")))
 
 

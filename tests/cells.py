@@ -25,7 +25,8 @@ def with_model(folder: Path, **sections: dict[str, Any]) -> Config:
 def cell_images(folder: Path) -> dict[str, Images]:
     """The images of every cell of the folder's grid."""
     config = load(folder / "params.yaml")
-    return {cell.name: np.array(open_store(folder / SAMPLES / cell.name).images) for cell in grid(config)}
+    cells = grid(config.sample, config.sweep)
+    return {cell.name: np.array(open_store(folder / SAMPLES / cell.name).images) for cell in cells}
 
 
 def assert_equal_but_for_rounding(images: Images, wanted: Images) -> None:

@@ -37,7 +37,7 @@ def params(**changes: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = yaml.safe_load((ROOT / "profiles/digits.yaml").read_text())
     for overlay in (SMALL, changes):
         for section, keys in overlay.items():
-            values[section] = {**values[section], **keys}
+            values[section] = {**values.get(section, {}), **keys}
     return values
 
 

@@ -5,6 +5,8 @@ from sklearn.datasets import load_digits
 
 from diffusion.config import parse
 from diffusion.data.store import open_store, write_store
+from diffusion.evaluation.cells import open_cells
+from diffusion.evaluation.evaluate import evaluate
 from diffusion.evaluation.extractors import load_extractor
 from diffusion.grid import cell_settings, grid, settings_card
 from tests.conftest import params
@@ -47,7 +49,7 @@ def write_cell(path, config, cell, offset=1000, model_sha256="a" * 64, sampling_
         "model_sha256": model_sha256,
         "ema": True,
         "precision": "fp32",
-        **settings_card(cell_settings(config, cell)),
+        **settings_card(cell_settings(config.sample, cell)),
         "sampling_torch": sampling_torch,
         "num_images": count,
     }
@@ -57,9 +59,15 @@ def write_cell(path, config, cell, offset=1000, model_sha256="a" * 64, sampling_
 
 def write_sweep(path, config):
     """Every cell of the config's grid."""
-    for cell in grid(config):
+    for cell in grid(config.sample, config.sweep):
         write_cell(path / cell.name, config, cell)
     return path
+
+
+def score_sweep(config, samples, reference, progress=None, prepared=None):
+    """The scores document of the config's grid, as the stage makes it."""
+    cells = open_cells(config.sample, config.sweep, samples)
+    return evaluate(cells, config.evaluate, reference, progress, prepared)
 
 
 def effnet():

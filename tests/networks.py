@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from diffusion.checkpoint import Artefact, DataCard
-from diffusion.config import DiffusionConfig, TrainConfig
+from diffusion.process_config import DiffusionConfig
 from diffusion.schedule import Schedule
 from diffusion.shape import UNetSpec
 from diffusion.unet import UNet
@@ -62,7 +62,7 @@ def artefact_of(spec: UNetSpec, timesteps: int = 100, **changes: Any) -> Artefac
     values: dict[str, Any] = {
         "network": spec,
         "diffusion": diffusion,
-        "train": TrainConfig(steps=1, batch_size=1, lr=1e-3, p_uncond=0.1 if spec.null_class else 0.0),
+        "train": {"p_uncond": 0.1 if spec.null_class else 0.0},
         "data": DataCard(name="test", classes=classes, counts=counts, digest="0"),
         "step": 1,
         "precision": "fp32",

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from diffusion.config import DataConfig
+from diffusion.data.config import DataConfig
 from diffusion.data.prepare import prepare
 from diffusion.data.store import ImageStore, content_digest, open_store
 

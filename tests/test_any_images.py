@@ -10,12 +10,11 @@ from cli import main
 from diffusion.data.store import open_store, write_store
 from diffusion.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.evaluation.any_images import evaluate_images
-from diffusion.evaluation.evaluate import evaluate
 from diffusion.evaluation.reference import make_reference
 from diffusion.evaluation.sources import open_images
 from diffusion.grid import Cell
 from tests.conftest import diffctl
-from tests.digits_sweep import ONE_CELL, make_config, rewrite, tamper, write_cell, write_prepared
+from tests.digits_sweep import ONE_CELL, make_config, rewrite, score_sweep, tamper, write_cell, write_prepared
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +22,7 @@ def root(tmp_path_factory):
     """A project with prepared data, its reference, and a cell's samples as a store, an npz and png files."""
     root, config = tmp_path_factory.mktemp("any-images"), make_config()
     write_prepared(root / "prepared")
-    make_reference(config, root / "prepared", root / "data/reference")
+    make_reference(config.evaluate, root / "prepared", root / "data/reference")
     store = write_cell(root / "samples/steps50-eta0", config, Cell(50, 0.0))
     np.savez(root / "cell.npz", store.images, store.labels)
     (root / "folder").mkdir()
@@ -55,7 +54,7 @@ def test_a_folder_and_an_npz_score_like_a_store(root, cell, name):
 
 
 def test_a_cell_scores_as_in_its_sweep(root, cell):
-    swept = evaluate(make_config(sweep=ONE_CELL), root / "samples", root / "data/reference")
+    swept = score_sweep(make_config(sweep=ONE_CELL), root / "samples", root / "data/reference")
     assert cell["scores"] == swept["cells"]["steps50-eta0"]["scores"]
     assert cell["card"] == swept["cells"]["steps50-eta0"]["card"]
     assert cell["reference"] == swept["reference"]

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.evaluation.card import differing, protocol_card
-from diffusion.evaluation.reference import Reference
 
 SAMPLING = {
     "model_sha256": "a" * 64,
@@ -41,7 +40,7 @@ CARDS = st.dictionaries(st.sampled_from("abcd"), st.integers(0, 2))
 
 @pytest.fixture
 def card():
-    return protocol_card(SAMPLING, 500, Reference(META, features=[0] * 1297, heldout=None), 1000)
+    return protocol_card(SAMPLING, 500, META, "bilinear, antialiased, to 64", 1000)
 
 
 def test_it_holds_every_field_of_the_protocol(card):

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion import precision
+from diffusion import devices
 from diffusion.check import check, disk, machine, preflight
 from diffusion.check.disk import STATE_BYTES
 from diffusion.check.findings import Finding, Project
-from diffusion.checkpoint import Artefact, save_artefact
+from diffusion.checkpoint import save_artefact
 from diffusion.config import Config, load, parse
 from diffusion.data.prepare import prepare
 from diffusion.errors import UsageError
 from diffusion.grid import grid
 from diffusion.layout import MODEL, SAMPLES, TRAIN_RUNS
 from diffusion.memory import count_parameters, step_bytes
-from diffusion.resolve import result_of, training_fingerprint
+from diffusion.resolve import TrainPlan, result_of, training_fingerprint
 from diffusion.sweep import make_cell
 from diffusion.training import new_state
 from tests.conftest import params
@@ -52,7 +52,7 @@ def estimate(config: Config, images: int) -> int:
 
 def with_gpu(monkeypatch: pytest.MonkeyPatch, total: float) -> None:
     """Pretend that there is a GPU, or several, with so many bytes."""
-    for module in (machine, precision):
+    for module in (machine, devices):
         monkeypatch.setattr(module, "default_device", lambda: GPU)
     monkeypatch.setattr(machine, "device_memory", lambda device: (int(total), int(total)))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
@@ -157,7 +157,7 @@ def with_room(monkeypatch: pytest.MonkeyPatch, free: float, disk: Path = Path())
     monkeypatch.setattr(shutil, "disk_usage", pretended)
 
 
-def artefact_here(config: Config) -> Artefact:
+def artefact_here(config: Config) -> TrainPlan:
     artefact = Project(config).artefact
     assert artefact is not None
     return artefact
@@ -218,10 +218,10 @@ def test_samples_that_are_there_are_not_asked_for_again(prepared: Path, in_bytes
     assert needed_for("samples", config) == 3 * 2 * cell
     artefact = artefact_here(config)
     save_artefact(MODEL, new_state(artefact, torch.device("cpu")).ema.state_dict(), result_of(artefact))
-    first, second = grid(config)
-    make_cell(config, first, MODEL, SAMPLES / first.name)
+    first, second = grid(config.sample, config.sweep)
+    make_cell(config.sample, first, MODEL, SAMPLES / first.name)
     assert needed_for("samples", config) == (1 + 1 + 2) * cell
-    make_cell(config, second, MODEL, SAMPLES / second.name)
+    make_cell(config.sample, second, MODEL, SAMPLES / second.name)
     assert needed_for("samples", config) == 0
     other = configuration(**small, train={"lr": 0.1})
     assert needed_for("samples", other) == (2 + 0 + 2) * cell

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion.checkpoint import Artefact, load_model, tensors_sha256
+from diffusion.checkpoint import load_model, tensors_sha256
 from diffusion.data.store import open_store
 from diffusion.evaluation.midway import Checkpoints
+from diffusion.resolve import result_of
 from diffusion.training import TrainState, new_state
 from tests.mlflow_server import empty_database
 from tests.test_sender import EXPERIMENT, logged, stored, the_run
@@ -29,7 +30,8 @@ def add_all(folder: Path, keep: str | int, state: TrainState) -> list[list[int]]
     """Add every step; the steps that were dropped at each."""
     checkpoints = Checkpoints(folder, keep, "kd", CARD)
     return [
-        checkpoints.add(step, {"kd": value}, state.ema, state.artefact)[1] for step, value in SCORES.items()
+        checkpoints.add(step, {"kd": value}, state.ema, result_of(state.artefact))[1]
+        for step, value in SCORES.items()
     ]
 
 
@@ -59,17 +61,18 @@ def test_scores_of_another_protocol_are_no_match(tmp_path: Path, state: TrainSta
     add_all(tmp_path, "best", state)
     other = Checkpoints(tmp_path, "best", "kd", {"num_images": 40})
     assert other.scores() == {}
-    assert other.add(50, {"kd": 9.0}, state.ema, state.artefact)[1] == [20]
+    assert other.add(50, {"kd": 9.0}, state.ema, result_of(state.artefact))[1] == [20]
     assert kept(tmp_path) == [50]
 
 
 def test_a_kept_file_is_a_model_of_its_step(tmp_path: Path, state: TrainState) -> None:
-    path, _ = Checkpoints(tmp_path, "best", "kd", CARD).add(10, {"kd": 1.0}, state.ema, state.artefact)
+    path, _ = Checkpoints(tmp_path, "best", "kd", CARD).add(
+        10, {"kd": 1.0}, state.ema, result_of(state.artefact)
+    )
     assert path is not None
     model = load_model(path)
-    weights = tensors_sha256(state.ema.state_dict())
-    expected: Artefact = state.artefact.model_copy(update={"step": 10, "weights_sha256": weights})
-    assert model.artefact == expected
+    changes = {"step": 10, "weights_sha256": tensors_sha256(state.ema.state_dict())}
+    assert model.artefact == result_of(state.artefact).model_copy(update=changes)
     ours = state.ema.state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in model.network.state_dict().items())
 

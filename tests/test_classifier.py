@@ -20,21 +20,23 @@ from diffusion.classifier import (
     load_classifier,
 )
 from diffusion.classifier_training import (
+    ClassifierPlan,
     ClassifierState,
     new_classifier,
     resolve_classifier,
     train_classifier,
 )
-from diffusion.config import ClassifierConfig, DiffusionConfig
 from diffusion.data.store import ImageStore, open_store
 from diffusion.errors import DiffctlError, Interrupted, UsageError
 from diffusion.generate import generate
 from diffusion.guidance import classifier_gradient, classifier_guided
+from diffusion.process_config import DiffusionConfig
 from diffusion.resolve import training_fingerprint
 from diffusion.sampling import sample
 from diffusion.schedule import Schedule
 from diffusion.settings import SampleSettings
 from diffusion.state import newest_state, save_state
+from diffusion.train_config import ClassifierConfig
 from diffusion.trainrun import write_loss_curve
 from tests import papers
 from tests.conftest import diffctl, write_params
@@ -263,7 +265,7 @@ def test_a_file_knows_whether_it_is_a_model_or_a_classifier(tmp_path):
     assert read_artefact(tmp_path / "m.safetensors").network == spec
 
 
-def resolved(store: ImageStore, section: dict[str, Any] = SECTION, **train: Any) -> ClassifierArtefact:
+def resolved(store: ImageStore, section: dict[str, Any] = SECTION, **train: Any) -> ClassifierPlan:
     config = ClassifierConfig.model_validate({**section, "train": {**section["train"], **train}})
     data = DataCard(name="digits", classes=tuple(store.meta["classes"]), digest=store.digest)
     return resolve_classifier(config, DiffusionConfig(), data, 8, 1)

@@ -14,12 +14,12 @@ from PIL import Image
 
 from cli import main
 from diffusion.checkpoint import LoadedModel, load_model, save_artefact
-from diffusion.config import DiffusionConfig
 from diffusion.data.store import write_store
 from diffusion.generate import generate
 from diffusion.images import to_nchw
 from diffusion.latents import decode_images
 from diffusion.presets import PRESETS
+from diffusion.process_config import DiffusionConfig
 from diffusion.settings import SampleSettings
 from tests.conftest import diffctl
 from tests.networks import OptimalNetwork, artefact_of, network_of, spec_of

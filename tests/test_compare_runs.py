@@ -5,13 +5,13 @@ from typer.testing import CliRunner
 
 from cli import main
 from diffusion.errors import DiffctlError, UsageError
-from diffusion.evaluation.evaluate import evaluate, write_scores
+from diffusion.evaluation.evaluate import write_scores
 from diffusion.evaluation.ranking import best, rank_metric
 from diffusion.evaluation.reference import make_reference
 from diffusion.files import write_json
 from diffusion.grid import SAMPLING_VERSION
 from tests.conftest import diffctl
-from tests.digits_sweep import ONE_CELL, make_config, rewrite, write_prepared, write_sweep
+from tests.digits_sweep import ONE_CELL, make_config, rewrite, score_sweep, write_prepared, write_sweep
 from tests.scores_document import document
 from tracking.compare import Scored, compare, load_scored
 from tracking.gate import judge
@@ -232,12 +232,12 @@ def test_only_one_edited_image_makes_numbers_incomparable(tmp_path):
     prepared = write_prepared(tmp_path / "prepared")
     write_sweep(tmp_path / "samples", config)
     for name in ("before", "after"):
-        make_reference(config, prepared, tmp_path / "reference")
-        scores = evaluate(config, tmp_path / "samples", tmp_path / "reference", prepared=prepared)
+        make_reference(config.evaluate, prepared, tmp_path / "reference")
+        scores = score_sweep(config, tmp_path / "samples", tmp_path / "reference", prepared=prepared)
         write_scores(scores, tmp_path / f"{name}.json", tmp_path / "scores.csv")
         rewrite(prepared / "train")
     with pytest.raises(DiffctlError, match="stale"):
-        evaluate(config, tmp_path / "samples", tmp_path / "reference", prepared=prepared)
+        score_sweep(config, tmp_path / "samples", tmp_path / "reference", prepared=prepared)
     refused = diffctl(tmp_path, "compare", "before.json", "after.json")
     assert refused.returncode == 1
     assert "the cards differ in reference_digest" in refused.stderr

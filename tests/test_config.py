@@ -1,5 +1,6 @@
 """params.yaml: what is refused, in which words, and what a fingerprint is."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.config import canonical, fingerprint, load, parse
+from diffusion.config import load, parse
 from diffusion.errors import UsageError
+from diffusion.evaluation.config import EvaluateConfig
+from diffusion.params import load_section, load_sections
+from diffusion.section import canonical, fingerprint
 from diffusion.shape import level_sizes
-from tests.conftest import ROOT, params
+from diffusion.train_config import TrainConfig, TrainSections
+from tests.conftest import ROOT, params, write_params
 
 
 @pytest.mark.parametrize("profile", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
@@ -41,6 +46,7 @@ def test_the_project_starts_with_the_digits_profile() -> None:
         ({"sweep": {"steps": []}}, "sweep.steps: .*at least 1"),
         ({"sweep": {"eta": [1.5]}}, "sweep.eta: 1.5 is too large for 2 steps, where at most 1.0"),
         ({"sweep": {"eta": [float("nan")]}}, "sweep.eta.0: .*finite"),
+        ({"classifier": {"modle": {}}}, "classifier.modle: unknown key, allowed are model, train"),
         ({"data": {"image_size": 9}}, "image_size 9 must be divisible by 2"),
         ({"data": {"image_size": 8}, "model": {"attention": [3]}}, r"maps are \[8, 4\] pixels, so \[3\]"),
     ],
@@ -73,6 +79,18 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("just words")
     with pytest.raises(UsageError, match=r"params.yaml: "):
         load(tmp_path / "params.yaml")
+
+
+def test_a_section_is_loaded_whatever_the_others_hold(tmp_path: Path) -> None:
+    write_params(tmp_path, evaluate={"bootstrap": 7}, train={"learning_rate": 1})
+    path = tmp_path / "params.yaml"
+    assert load_section("evaluate", EvaluateConfig, path) == EvaluateConfig(bootstrap=7)
+    for loading in (load, partial(load_sections, TrainSections), partial(load_section, "train", TrainConfig)):
+        with pytest.raises(UsageError, match=r"params.yaml: train.learning_rate: unknown key, allowed are"):
+            loading(path=path)
+    path.write_text("model: {}")
+    with pytest.raises(UsageError, match=r"params.yaml: evaluate: Field required"):
+        load_section("evaluate", EvaluateConfig, path)
 
 
 def test_a_config_is_frozen() -> None:

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from diffusion.config import DataConfig
+from diffusion.data.config import DataConfig
 from diffusion.data.sources import SOURCES
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from diffusion.config import DataConfig
 from diffusion.data import image_files
+from diffusion.data.config import DataConfig
 from diffusion.data.prepare import prepare
 from diffusion.errors import DiffctlError
 from tests.raw_data import random_images, tree, write_folder

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 
-from diffusion.config import DataConfig
+from diffusion.data.config import DataConfig
 from diffusion.data.kaggle import can_ask_kaggle
 from diffusion.data.sources import SOURCES
 from diffusion.errors import DiffctlError, TemporaryError

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from diffusion.config import DataConfig
+from diffusion.data.config import DataConfig
 from diffusion.data.fill import Target, fill
 from diffusion.data.prepare import prepare
 from diffusion.data.source import ArrayReader

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffusion.config import DataConfig
+from diffusion.data.config import DataConfig
 from diffusion.data.sources import SOURCES
 from diffusion.errors import DiffctlError
 from tests.raw_data import (

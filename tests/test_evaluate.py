@@ -9,7 +9,7 @@ from cli import stages
 from diffusion.data.store import open_store, write_store
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.card import differing
-from diffusion.evaluation.evaluate import evaluate, write_scores
+from diffusion.evaluation.evaluate import write_scores
 from diffusion.evaluation.features import extract
 from diffusion.evaluation.intervals import interval_of
 from diffusion.evaluation.ranking import best, rank_metric
@@ -24,6 +24,7 @@ from tests.digits_sweep import (
     effnet,
     make_config,
     rewrite,
+    score_sweep,
     tamper,
     write_cell,
     write_prepared,
@@ -36,7 +37,7 @@ def sweep(tmp_path_factory):
     """(config, folder) with prepared/, reference/ and samples/."""
     root, config = tmp_path_factory.mktemp("sweep"), make_config()
     write_prepared(root / "prepared")
-    make_reference(config, root / "prepared", root / "reference")
+    make_reference(config.evaluate, root / "prepared", root / "reference")
     write_sweep(root / "samples", config)
     return config, root
 
@@ -44,7 +45,7 @@ def sweep(tmp_path_factory):
 @pytest.fixture(scope="module")
 def document(sweep):
     config, root = sweep
-    return evaluate(config, root / "samples", root / "reference", prepared=root / "prepared")
+    return score_sweep(config, root / "samples", root / "reference", prepared=root / "prepared")
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_a_score_lies_in_its_interval(document):
 def test_intervals_can_be_left_out(sweep, document):
     _, root = sweep
     config = make_config(sweep=ONE_CELL, evaluate={"bootstrap": 0})
-    without = evaluate(config, root / "samples", root / "reference")
+    without = score_sweep(config, root / "samples", root / "reference")
     assert "intervals" not in without
     whole = document["cells"]["steps50-eta0"]
     cell = without["cells"]["steps50-eta0"]
@@ -134,7 +135,7 @@ def test_unknown_or_other_classes_have_no_scores_of_their_own(own):
     images, one = np.array(store.images), make_config(sweep=ONE_CELL)
     for labels, classes in ((None, []), (store.labels, CLASSES[::-1])):
         write_store(path, images, labels, {**store.meta, "classes": classes})
-        document = evaluate(one, root / "samples", root / "reference")
+        document = score_sweep(one, root / "samples", root / "reference")
         assert "classes" not in document["cells"]["steps50-eta0"]
 
 
@@ -176,7 +177,7 @@ def test_scores_are_the_same_again_to_the_byte(sweep, document, tmp_path):
     _, root = sweep
     config = make_config(sweep={"steps": [10, 50], "eta": [0.0]})
     for folder in ("a", "b"):
-        scores = evaluate(config, root / "samples", root / "reference")
+        scores = score_sweep(config, root / "samples", root / "reference")
         write_scores(scores, tmp_path / folder / "scores.json", tmp_path / folder / "scores.csv")
     for name in ("scores.json", "scores.csv"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -200,7 +201,7 @@ def test_the_csv_is_long(document, tmp_path):
 def test_progress_goes_over_all_cells(sweep):
     _, root = sweep
     config, seen = make_config(sweep={"steps": [10, 50], "eta": [0.0]}), []
-    evaluate(config, root / "samples", root / "reference", lambda *numbers: seen.append(numbers))
+    score_sweep(config, root / "samples", root / "reference", lambda *numbers: seen.append(numbers))
     assert seen[0] == (0, 120)
     assert seen[-1] == (120, 120)
     assert seen == sorted(seen)
@@ -210,7 +211,7 @@ def test_a_missing_cell_is_named(own):
     config, root = own
     shutil.rmtree(root / "samples/steps10-eta1")
     with pytest.raises(DiffctlError, match="steps10-eta1 is not in"):
-        evaluate(config, root / "samples", root / "reference")
+        score_sweep(config, root / "samples", root / "reference")
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,7 @@ def test_a_cell_of_another_protocol_is_named(own, section, field):
     sample = config.sample.model_copy(update=section)
     other = config.model_copy(update={"sample": sample})
     with pytest.raises(DiffctlError, match=f"was sampled with {field}"):
-        evaluate(other, root / "samples", root / "reference")
+        score_sweep(other, root / "samples", root / "reference")
 
 
 @pytest.mark.parametrize("version", [SAMPLING_VERSION + 1, None])
@@ -235,7 +236,7 @@ def test_a_cell_of_another_sampling_version_is_refused(own, version):
         del card["sampling_version"]
     write_store(path, np.array(store.images), store.labels, {**store.meta, "card": card})
     with pytest.raises(DiffctlError, match=f"sampling_version {version}, not {SAMPLING_VERSION}: make it"):
-        evaluate(config, root / "samples", root / "reference")
+        score_sweep(config, root / "samples", root / "reference")
 
 
 @pytest.mark.parametrize("other", [{"model_sha256": "b" * 64}, {"sampling_torch": "2.12.0"}])
@@ -244,7 +245,7 @@ def test_cells_of_two_models_or_torches_are_not_one_sweep(own, other):
     cell = Cell(50, 1.0)
     write_cell(root / "samples" / cell.name, config, cell, **other)
     with pytest.raises(DiffctlError, match=next(iter(other))):
-        evaluate(config, root / "samples", root / "reference")
+        score_sweep(config, root / "samples", root / "reference")
 
 
 def test_a_cell_that_lost_images_is_refused(own):
@@ -253,7 +254,7 @@ def test_a_cell_that_lost_images_is_refused(own):
     store = open_store(path)
     write_store(path, np.array(store.images[:50]), store.labels[:50], store.meta)
     with pytest.raises(DiffctlError, match="holds 50 images, not 60"):
-        evaluate(config, root / "samples", root / "reference")
+        score_sweep(config, root / "samples", root / "reference")
 
 
 def test_images_without_a_card_are_refused(own):
@@ -262,23 +263,23 @@ def test_images_without_a_card_are_refused(own):
     store = open_store(path)
     write_store(path, np.array(store.images), store.labels, {"name": "x"})
     with pytest.raises(DiffctlError, match="no protocol card"):
-        evaluate(config, root / "samples", root / "reference")
+        score_sweep(config, root / "samples", root / "reference")
 
 
 def test_a_changed_sample_is_refused(own):
     config, root = own
     tamper(root / "samples/steps5-eta0")
     with pytest.raises(DiffctlError, match="changed after they were written"):
-        evaluate(config, root / "samples", root / "reference")
+        score_sweep(config, root / "samples", root / "reference")
 
 
 def test_a_stale_reference_is_refused(own):
     config, root = own
     rewrite(root / "prepared/train")
     with pytest.raises(DiffctlError, match="stale"):
-        evaluate(config, root / "samples", root / "reference", prepared=root / "prepared")
+        score_sweep(config, root / "samples", root / "reference", prepared=root / "prepared")
     with pytest.raises(DiffctlError, match="reference_split"):
-        evaluate(make_config(evaluate={"reference": "test"}), root / "samples", root / "reference")
+        score_sweep(make_config(evaluate={"reference": "test"}), root / "samples", root / "reference")
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

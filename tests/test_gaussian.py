@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.config import DiffusionConfig
 from diffusion.gaussian import (
     discretized_log_likelihood,
     log_variance,
@@ -19,6 +18,7 @@ from diffusion.gaussian import (
     training_losses,
     vlb_terms,
 )
+from diffusion.process_config import DiffusionConfig
 from diffusion.schedule import Schedule, predict_x0, q_sample, spaced_timesteps
 from tests import papers
 

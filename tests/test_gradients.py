@@ -10,7 +10,6 @@ import torch
 from torch._inductor import config as inductor_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from diffusion.checkpoint import Artefact
 from diffusion.data.loader import Batches
 from diffusion.data.store import open_store
 from diffusion.distributed import Ranks
@@ -25,6 +24,7 @@ from diffusion.memory import (
     is_shortage,
     step_bytes,
 )
+from diffusion.resolve import TrainPlan
 from diffusion.timesteps import UniformSampler
 from diffusion.training import TrainState, new_state, train_step
 from diffusion.unet import UNet
@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 FP32 = {"precision": "fp32", "p_uncond": 0.0}
 
 
-def begun(store_path: Path, **train: Any) -> tuple[Artefact, TrainState, Batch]:
+def begun(store_path: Path, **train: Any) -> tuple[TrainPlan, TrainState, Batch]:
     """A training of one step's standing, and its next batch."""
     store = open_store(store_path)
     artefact = artefact_of(store, train={**FP32, **train})
@@ -43,7 +43,7 @@ def begun(store_path: Path, **train: Any) -> tuple[Artefact, TrainState, Batch]:
     return artefact, state, draw_batch(artefact, state.timesteps, Batches(store, CPU), 0)
 
 
-def gradient(artefact: Artefact, state: TrainState, batch: Batch) -> list[torch.Tensor]:
+def gradient(artefact: TrainPlan, state: TrainState, batch: Batch) -> list[torch.Tensor]:
     state.network.zero_grad()
     Gradients(artefact, state.network, Ranks(CPU))(batch, 0)
     return [parameter.grad.clone() for parameter in state.network.parameters()]

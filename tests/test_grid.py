@@ -18,7 +18,8 @@ BOTH = ["ddim", "dpm-solver++"]
 
 
 def names(sample: dict[str, Any] | None = None, **sweep: Any) -> list[str]:
-    return [cell.name for cell in grid(parse(params(sample=sample or {}, sweep=sweep), "test"))]
+    config = parse(params(sample=sample or {}, sweep=sweep), "test")
+    return [cell.name for cell in grid(config.sample, config.sweep)]
 
 
 def test_without_further_axes_a_cell_is_named_by_steps_and_eta() -> None:
@@ -43,9 +44,9 @@ def test_noise_varies_only_where_there_is_noise() -> None:
 def test_every_axis_stands_in_the_name_the_settings_and_the_card() -> None:
     sweep = {"steps": [5], "eta": [1.0], "sampler": ["ddim"], "noise": ["large"], "spacing": ["trailing"]}
     config = parse(params(sweep={**sweep, "guidance": [1.5]}), "test")
-    (cell,) = grid(config)
+    (cell,) = grid(config.sample, config.sweep)
     assert cell.name == "steps5-eta1-sampler_ddim-noise_large-spacing_trailing-guidance1.5"
-    card = settings_card(cell_settings(config, cell))
+    card = settings_card(cell_settings(config.sample, cell))
     assert {axis: card[axis] for axis in AXES} == cell.axes
     assert set(cell.axes) == set(AXES)
     assert line_name(cell.axes) == "η = 1, ddim, noise large, spacing trailing, w = 1.5"
@@ -57,8 +58,8 @@ def test_what_is_not_listed_is_as_the_sample_section_says() -> None:
     config = parse(
         params(sample={"spacing": "trailing", "guidance": 2.0}, sweep={"noise": ["large"]}), "test"
     )
-    for cell in grid(config):
-        settings = cell_settings(config, cell)
+    for cell in grid(config.sample, config.sweep):
+        settings = cell_settings(config.sample, cell)
         assert (settings.spacing, settings.guidance) == ("trailing", 2.0)
         assert settings.noise == ("large" if cell.eta else "small")
 
@@ -66,9 +67,9 @@ def test_what_is_not_listed_is_as_the_sample_section_says() -> None:
 def test_no_two_cells_share_a_name_or_their_settings() -> None:
     sweep = {**GRID, "sampler": BOTH, "noise": ["large", "small", "learned"], "guidance": [0, 1.5]}
     config = parse(params(sweep=sweep), "test")
-    cells = grid(config)
+    cells = grid(config.sample, config.sweep)
     assert len({cell.name for cell in cells}) == len(cells) == 4 * (1 + 2 * 3 + 1) * 2
-    assert len({str(cell_settings(config, cell)) for cell in cells}) == len(cells)
+    assert len({str(cell_settings(config.sample, cell)) for cell in cells}) == len(cells)
 
 
 @given(st.integers(1, 10**7), st.floats(0, 1e6), st.integers(1, 60))
@@ -92,7 +93,8 @@ def test_a_value_of_six_digits_is_named_as_it_is_written(steps: int, digits: int
 
 
 def test_cells_are_ordered_by_steps_then_by_the_other_axes() -> None:
-    cells = grid(parse(params(sweep={**GRID, "sampler": BOTH, "noise": ["small", "large"]}), "test"))
+    config = parse(params(sweep={**GRID, "sampler": BOTH, "noise": ["small", "large"]}), "test")
+    cells = grid(config.sample, config.sweep)
     ordered = sorted((cell.axes for cell in cells), key=order)
     assert [axes["steps"] for axes in ordered] == sorted(cell.steps for cell in cells)
     assert [line_name(axes) for axes in ordered[:6]] == [

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.config import DataConfig
+from diffusion.data.config import DataConfig
 from diffusion.data.sources import SOURCES
 from diffusion.errors import DiffctlError, UsageError
 from tests.raw_data import by_image, prepared, random_images, write_folder

@@ -134,7 +134,7 @@ def test_half_precision_files_become_float32(tmp_path, monkeypatch):
     assert all(tensor.dtype == torch.float32 for tensor in weights.values())
     assert torch.equal(weights["stem.weight"], layout.state["input_blocks.0.0.weight"].half().float())
     assert artefact.data.classes == tuple("0123456789")
-    assert artefact.train.steps == 1_980_000
+    assert artefact.train["steps"] == 1_980_000
 
 
 @pytest.fixture

@@ -5,16 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.evaluation import kernel
-from diffusion.evaluation.kernel import (
-    SEED,
-    SUBSETS,
-    Kernel,
-    kernel_distance,
-    kernels,
-    leave_one_out,
-    own_sums,
-    subset_size,
-)
+from diffusion.evaluation.kernel import Kernel, kernel_distance, kernels, leave_one_out, own_sums
+from diffusion.evaluation.scoring import SEED, SUBSETS, subset_size
 
 
 def normal(seed, count, dimension=16, shift=0.0):

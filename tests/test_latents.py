@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from cli.chosen import end_labels
 from diffusion.checkpoint import LoadedModel
-from diffusion.config import DiffusionConfig
 from diffusion.errors import UsageError
 from diffusion.images import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.latents import decode_images, encode, encode_images, interpolate, slerp
+from diffusion.process_config import DiffusionConfig
 from diffusion.sampling import sample
 from diffusion.schedule import Schedule, spaced_timesteps
 from diffusion.settings import SampleSettings

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from diffusion.checkpoint import LoadedModel
-from diffusion.config import DiffusionConfig
 from diffusion.errors import UsageError
 from diffusion.nll import bits_per_dimension
+from diffusion.process_config import DiffusionConfig
 from tests.networks import OptimalNetwork, artefact_of, network_of, spec_of
 
 T, STD = 400, 0.3

@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 
-from diffusion.checkpoint import Artefact
 from diffusion.config import parse
 from diffusion.data.loader import Batches
 from diffusion.data.store import ImageStore
@@ -20,7 +19,7 @@ from diffusion.distributed import Ranks
 from diffusion.draws import batches
 from diffusion.gradients import Gradients
 from diffusion.precision import autocast
-from diffusion.resolve import resolve
+from diffusion.resolve import TrainPlan, resolve
 from diffusion.training import new_state, train_step
 from diffusion.unet import UNet
 from tests.conftest import ROOT
@@ -36,7 +35,7 @@ SIZES = {"digits": (8, 1), "fashion-mnist": (28, 1), "cifar10": (32, 3), "cifar1
 BF16_BOUND = 0.03
 
 
-def shrunk(profile: str) -> tuple[Artefact, ImageStore]:
+def shrunk(profile: str) -> tuple[TrainPlan, ImageStore]:
     """What training the profile with a narrow network would give, and sixteen random images of its size."""
     values: dict[str, Any] = yaml.safe_load((ROOT / f"profiles/{profile}.yaml").read_text())
     model = values["model"]

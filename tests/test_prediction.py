@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.config import DiffusionConfig
 from diffusion.gaussian import in_eps, min_snr_weight, training_losses
+from diffusion.process_config import DiffusionConfig
 from diffusion.sampling import sample
 from diffusion.schedule import (
     Schedule,

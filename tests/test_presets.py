@@ -7,10 +7,13 @@ import torch
 from torch import nn
 
 from diffusion.checkpoint import DataCard
-from diffusion.config import Config, DiffusionConfig, TrainConfig, fingerprint, parse
+from diffusion.config import Config, parse
 from diffusion.errors import UsageError
 from diffusion.presets import PRESETS, Preset
+from diffusion.process_config import DiffusionConfig
+from diffusion.section import fingerprint
 from diffusion.shape import ModelConfig, UNetSpec
+from diffusion.train_config import TrainConfig
 from diffusion.unet import UNet
 from tests.conftest import params
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from diffusion import devices, processes
-from diffusion.config import TrainConfig
 from diffusion.errors import Interrupted, UsageError
 from diffusion.locks import file_lock, is_held
 from diffusion.processes import process_count, together
+from diffusion.train_config import TrainConfig
 from tests.conftest import environment
 
 

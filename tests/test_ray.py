@@ -132,8 +132,8 @@ def test_the_model_goes_into_the_store_once_and_no_worker_reads_its_file(
 
     monkeypatch.setattr(ray, "put", put_and_hide)
     with ray_runner(config.sample) as run:
-        for cell in grid(config):
-            settings = cell_settings(config, cell)
+        for cell in grid(config.sample, config.sweep):
+            settings = cell_settings(config.sample, cell)
             for unit, images in run(MODEL, settings, [range(start, start + 4) for start in (0, 4, 8)]):
                 assert_equal_but_for_rounding(images, wanted[cell.name][unit.start : unit.stop])
             if hidden.exists():  # the driver looks at it once a cell

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion.config import Config, DiffusionConfig, TrainConfig, load
+from diffusion.config import Config, load
 from diffusion.presets import PRESETS
+from diffusion.process_config import DiffusionConfig
 from diffusion.resolve import FITTING, WATCHING
 from diffusion.section import Section
 from diffusion.shape import ModelConfig
+from diffusion.train_config import TrainConfig
 from tests.conftest import ROOT
 from tests.openai_layout import Layout
 

@@ -30,7 +30,7 @@ def made(tmp_path_factory):
     """(prepared, reference) folders of the reference stage."""
     root = tmp_path_factory.mktemp("reference")
     prepared = write_prepared(root / "prepared")
-    make_reference(make_config(), prepared, root / "reference")
+    make_reference(make_config().evaluate, prepared, root / "reference")
     return prepared, root / "reference"
 
 
@@ -70,14 +70,14 @@ def test_it_holds_both_splits_and_says_what_they_are(made, extractor):
 
 def test_equal_images_give_equal_bytes(made, tmp_path):
     prepared, folder = made
-    make_reference(make_config(), prepared, tmp_path / "again")
+    make_reference(make_config().evaluate, prepared, tmp_path / "again")
     for file in folder.iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
 
 
 def test_the_test_split_as_reference_holds_out_the_training_images(made, tmp_path, extractor):
     config = make_config(evaluate={"reference": "test"})
-    make_reference(config, made[0], tmp_path / "reference")
+    make_reference(config.evaluate, made[0], tmp_path / "reference")
     reference = open_reference(tmp_path / "reference", extractor, "test", made[0])
     assert (reference.meta["reference_count"], reference.meta["heldout_count"]) == (64, 120)
     train, test = reference.train_and_test
@@ -86,7 +86,9 @@ def test_the_test_split_as_reference_holds_out_the_training_images(made, tmp_pat
 
 def test_progress_goes_over_both_splits(made, tmp_path):
     seen = []
-    make_reference(make_config(), made[0], tmp_path / "r", lambda done, total: seen.append((done, total)))
+    make_reference(
+        make_config().evaluate, made[0], tmp_path / "r", lambda done, total: seen.append((done, total))
+    )
     assert seen[0] == (0, 184)
     assert seen[-1] == (184, 184)
     assert seen == sorted(seen)
@@ -105,7 +107,7 @@ def test_images_that_changed_behind_their_digest_are_refused(own, tmp_path):
     prepared, _ = own
     tamper(prepared / "train")
     with pytest.raises(DiffctlError, match="changed after they were written"):
-        make_reference(make_config(), prepared, tmp_path / "again")
+        make_reference(make_config().evaluate, prepared, tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
 

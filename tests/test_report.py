@@ -15,7 +15,7 @@ from PIL import Image
 
 from diffusion.data.store import open_store, write_store
 from diffusion.errors import DiffctlError
-from diffusion.evaluation.evaluate import evaluate, write_scores
+from diffusion.evaluation.evaluate import write_scores
 from diffusion.evaluation.reference import make_reference
 from diffusion.evaluation.specs import INCEPTION, extractor_spec
 from diffusion.grid import Cell
@@ -23,7 +23,7 @@ from diffusion.report import write_report
 from diffusion.report.figures import Point, moving_average, score_curve
 from diffusion.report.neighbours import nearest
 from diffusion.report.tables import decimals, number, protocol_table, score_table
-from tests.digits_sweep import make_config, write_cell, write_prepared, write_sweep
+from tests.digits_sweep import make_config, score_sweep, write_cell, write_prepared, write_sweep
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 SVG_VOID = {"path", "use", "rect", "circle", "line"}
@@ -75,9 +75,9 @@ def sweep(tmp_path_factory):
     """(config, folder) with everything that a report is made of."""
     root, config = tmp_path_factory.mktemp("sweep"), make_config()
     write_prepared(root / "prepared")
-    make_reference(config, root / "prepared", root / "reference")
+    make_reference(config.evaluate, root / "prepared", root / "reference")
     write_sweep(root / "samples", config)
-    scores = evaluate(config, root / "samples", root / "reference")
+    scores = score_sweep(config, root / "samples", root / "reference")
     write_scores(scores, root / "scores.json", root / "scores.csv")
     write_loss(root / "loss.csv")
     return config, root
@@ -317,7 +317,7 @@ def test_a_richer_grid_has_a_line_and_a_column_for_its_axes(own, tmp_path):
     config = make_config(sweep={"steps": [5, 10], "eta": [0.0, 1.0], "sampler": ["ddim", "dpm-solver++"]})
     shutil.rmtree(root / "samples")
     write_sweep(root / "samples", config)
-    document = evaluate(config, root / "samples", root / "reference")
+    document = score_sweep(config, root / "samples", root / "reference")
     write_scores(document, root / "scores.json", root / "scores.csv")
     with open(root / "scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))

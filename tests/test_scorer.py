@@ -8,9 +8,9 @@ from diffusion.data.store import write_store
 from diffusion.evaluation import classes
 from diffusion.evaluation.any_images import evaluate_images
 from diffusion.evaluation.features import Features
-from diffusion.evaluation.kernel import subset_size
 from diffusion.evaluation.reference import Reference
 from diffusion.evaluation.scorer import Scorer
+from diffusion.evaluation.scoring import subset_size
 from tests.digits_sweep import real_digits
 
 META = {"extractor": "effnet-lite0-64", "reference_split": "train", "heldout_split": "test"}

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.checkpoint import Artefact
 from diffusion.config import parse
 from diffusion.data.loader import Batches
 from diffusion.data.store import ImageStore, open_store
@@ -17,7 +16,7 @@ from diffusion.draws import Batch
 from diffusion.draws import draw_batch as draw
 from diffusion.ema import warmed_decay
 from diffusion.errors import DiffctlError, Interrupted
-from diffusion.resolve import resolve, result_of, training_fingerprint
+from diffusion.resolve import TrainPlan, resolve, result_of, training_fingerprint
 from diffusion.training import TrainState, learning_rate, new_state, train
 from diffusion.trainrun import open_run, write_loss_curve
 from tests.conftest import params
@@ -42,7 +41,7 @@ class Quiet:
         self.previews.append(step)
 
 
-def artefact_of(store: ImageStore, **changes: dict[str, Any]) -> Artefact:
+def artefact_of(store: ImageStore, **changes: dict[str, Any]) -> TrainPlan:
     return resolve(parse(params(**changes), "test"), store.meta, CPU)
 
 

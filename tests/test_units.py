@@ -48,7 +48,7 @@ def images_in(folder: str, sizes: list[int]) -> np.ndarray:
     config = load()
     stops = np.cumsum(sizes)
     units = [range(stop - size, stop) for stop, size in zip(stops.tolist(), sizes, strict=True)]
-    made = dict(run_here(MODEL, cell_settings(config, grid(config)[0]), units))
+    made = dict(run_here(MODEL, cell_settings(config.sample, grid(config.sample, config.sweep)[0]), units))
     return np.concatenate([made[unit] for unit in units])
 
 
@@ -131,8 +131,8 @@ def test_a_grown_grid_makes_its_new_cells_only(project: Path) -> None:
 
     def sweep(steps: list[int]) -> None:
         config = with_model(project, sample={"num_images": 10, "batch_size": 8}, sweep={"steps": steps})
-        for cell in grid(config):
-            make_cell(config, cell, MODEL, SAMPLES / cell.name, run=watched)
+        for cell in grid(config.sample, config.sweep):
+            make_cell(config.sample, cell, MODEL, SAMPLES / cell.name, run=watched)
 
     sweep([2])
     assert len(made) == 2 * 2
@@ -147,7 +147,7 @@ def test_units_of_other_code_are_made_anew(
     project: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
     config = with_model(project, sample={"num_images": 4, "batch_size": 4}, sweep=ONE_NOISY_CELL)
-    (cell,) = grid(config)
+    (cell,) = grid(config.sample, config.sweep)
     cards, made = [], []
 
     def watched(model, settings, units):
@@ -155,7 +155,7 @@ def test_units_of_other_code_are_made_anew(
         yield from run_here(model, settings, units)
 
     def again() -> None:
-        cards.append(make_cell(config, cell, MODEL, SAMPLES / cell.name, run=watched).meta["card"])
+        cards.append(make_cell(config.sample, cell, MODEL, SAMPLES / cell.name, run=watched).meta["card"])
 
     again()
     again()
@@ -171,8 +171,8 @@ def test_units_of_other_code_are_made_anew(
 def test_a_cell_is_a_store_with_its_card(project: Path) -> None:
     config = with_model(project, sample={"num_images": 10, "batch_size": 4}, sweep={"guidance": [0, 2]})
     seen = []
-    for cell in grid(config):
-        store = make_cell(config, cell, MODEL, SAMPLES / cell.name, lambda *now: seen.append(now))
+    for cell in grid(config.sample, config.sweep):
+        store = make_cell(config.sample, cell, MODEL, SAMPLES / cell.name, lambda *now: seen.append(now))
         assert store.images.shape == (10, 8, 8, 1)
         assert store.digest == open_store(SAMPLES / cell.name).digest
         assert store.labels is not None

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion.checkpoint import read_artefact
-from diffusion.config import fingerprint
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.cells import Document
 from diffusion.evaluation.ranking import best
 from diffusion.files import sha256_file
 from diffusion.layout import MODEL, RUN, SCORES
+from diffusion.section import fingerprint
 from tracking.fetch import WEIGHTS, cached_model
 from tracking.gate import Verdict, judge
 from tracking.names import (

@@ -5,12 +5,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.config import fingerprint
 from diffusion.errors import DiffctlError, UsageError
 from diffusion.evaluation.cells import Document
 from diffusion.evaluation.ranking import best, is_aside
 from diffusion.grid import AXES
 from diffusion.layout import SCORES
+from diffusion.section import fingerprint
 from tracking.fetch import WEIGHTS, cached_model
 from tracking.lookup import find_run, read_identity, training_run
 from tracking.names import (

@@ -16,12 +16,12 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffusion.checkpoint import load_model, read_artefact
-from diffusion.config import explain
 from diffusion.devices import default_device
 from diffusion.errors import UsageError
 from diffusion.generate import class_index, generate, labels_of
 from diffusion.images import to_nhwc
 from diffusion.pictures import png_bytes
+from diffusion.section import explain
 from diffusion.settings import SampleSettings
 
 MAX_IMAGES = 64  # of one request: the scoring server gives up after 60 seconds
@@ -87,7 +87,7 @@ class Sampler(PythonModel):
         try:
             settings = SampleSettings(**self.usual | chosen)
         except ValidationError as error:
-            raise UsageError(explain(error, "the request")) from None
+            raise UsageError(explain(error, "the request", SampleSettings)) from None
         network, artefact = self.model
         labels = labels_of(artefact, settings, indices)
         if request.class_name is not None:

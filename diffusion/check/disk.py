@@ -96,7 +96,7 @@ def _training(project: Project) -> list[Need]:
 def _samples(project: Project) -> list[Need]:
     """Every cell as finished units, as a store and in DVC's cache; a stage that runs replaces its stores."""
     config, meta = project.config, project.train_meta()
-    cells, samples = grid(config), project.root / SAMPLES
+    cells, samples = grid(config.sample, config.sweep), project.root / SAMPLES
     size = config.sample.num_images * int(meta["image_size"]) ** 2 * int(meta["channels"])
     units = _units(project, cells)
     stores = [_bytes_below(samples / cell.name) for cell in cells]
@@ -120,7 +120,8 @@ def _units(project: Project, cells: Sequence[Cell]) -> dict[Cell, int]:
     wanted = result_of(project.artefact).model_copy(update={"weights_sha256": artefact.weights_sha256})
     if artefact.model_sha256 != wanted.model_sha256:
         return {}
-    folders = {cell: units_folder(cell_settings(project.config, cell), artefact) for cell in cells}
+    sample = project.config.sample
+    folders = {cell: units_folder(cell_settings(sample, cell), artefact) for cell in cells}
     return {cell: _bytes_below(project.root / folder) for cell, folder in folders.items()}
 
 

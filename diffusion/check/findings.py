@@ -15,7 +15,7 @@ from diffusion.errors import DiffctlError
 from diffusion.layout import PREPARED
 
 if TYPE_CHECKING:
-    from diffusion.checkpoint import Artefact
+    from diffusion.resolve import TrainPlan
 
 Level = Literal["ok", "warning", "error"]
 
@@ -77,7 +77,7 @@ class Project:
         )
 
     @cached_property
-    def artefact(self) -> "Artefact | None":
+    def artefact(self) -> "TrainPlan | None":
         """What the training would give on this machine; None where the configuration does not fit."""
         from diffusion.devices import default_device
         from diffusion.resolve import resolve

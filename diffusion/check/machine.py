@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 
 from diffusion.check.findings import Finding, Project, gigabytes
-from diffusion.config import TrainConfig
 from diffusion.data.fetch import verify
 from diffusion.devices import default_device
 from diffusion.distributed import Ranks
 from diffusion.errors import DiffctlError, UsageError
 from diffusion.evaluation.specs import extractor_spec
 from diffusion.memory import count_parameters, device_memory, fitting_microbatch, step_bytes
-from diffusion.precision import resolve_precision
 from diffusion.processes import world_size
 from diffusion.shape import UNetSpec
+from diffusion.train_config import TrainConfig
+from diffusion.train_precision import resolve_precision
 
 MEMORY_REMEDY = "lower train.microbatch or train.batch_size, or set model.gradient_checkpointing: true"
 BF16_SHARE = 0.5  # of the estimate, which is of fp32, that a step takes in bf16, about

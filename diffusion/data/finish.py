@@ -11,7 +11,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from diffusion.config import DataConfig
+from diffusion.data.config import DataConfig
 from diffusion.data.fill import Target, read_digests
 from diffusion.data.pixels import transforms
 from diffusion.data.problems import Problem, counts, write_list

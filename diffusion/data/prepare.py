@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from diffusion.code import code_digest, code_of
-from diffusion.config import DataConfig, fingerprint
+from diffusion.data.config import DataConfig
 from diffusion.data.fetch import Notify
 from diffusion.data.fill import Target, fill
 from diffusion.data.finish import Filled, finish
@@ -17,6 +17,7 @@ from diffusion.errors import DiffctlError
 from diffusion.files import atomic_folder, drop_leftovers
 from diffusion.layout import PREPARE_RUNS
 from diffusion.locks import LockBusy, file_lock
+from diffusion.section import fingerprint
 
 Progress = Callable[[int, int], None]  # images done, images in all
 BUSY = "this data set is being prepared by another process already: wait for it or stop it"

@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.config import DataConfig
 from diffusion.data.arrays import FileArray
+from diffusion.data.config import DataConfig
 from diffusion.data.fetch import Notify
 from diffusion.data.problems import Problem
 from diffusion.data.splits import Indices

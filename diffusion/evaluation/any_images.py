@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffusion.config import EvaluateConfig
 from diffusion.data.store import ImageStore, open_store
 from diffusion.devices import default_device
 from diffusion.errors import DiffctlError
+from diffusion.evaluation.config import EvaluateConfig
 from diffusion.evaluation.evaluate import common, score
 from diffusion.evaluation.extractors import load_extractor
 from diffusion.evaluation.features import extract, shifted, verify

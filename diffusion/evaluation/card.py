@@ -1,45 +1,47 @@
 """The protocol card: everything that a score depends on, so that only equal protocols are compared."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from diffusion.evaluation.specs import EVALUATION_VERSION, extractor_spec
-
-if TYPE_CHECKING:
-    from diffusion.evaluation.reference import Reference
+from diffusion.evaluation.scoring import (
+    EVALUATION_VERSION,
+    NEIGHBOUR,
+    SEED,
+    SUBSETS,
+    is_splits,
+    subset_size,
+)
 
 Card = dict[str, Any]
 
 
-def protocol_card(sampling: Card, num_images: int, reference: "Reference", most: int) -> Card:
+def protocol_card(
+    sampling: Card, num_images: int, reference: Mapping[str, Any], resize: str, most: int
+) -> Card:
     """The whole card of N images against a reference: a flat JSON dict.
 
     `sampling` is the half that the images bring along (their store's meta["card"]), empty for images of
-    unknown origin. `most` images of each set at most are held against each other as neighbours.
+    unknown origin. `reference` is that one's meta, `resize` how its extractor resizes images. `most` images
+    of each set at most are held against each other as neighbours.
     """
-    from diffusion.evaluation.kernel import SEED, SUBSETS, subset_size
-    from diffusion.evaluation.manifold import NEIGHBOUR  # loads torch
-    from diffusion.evaluation.scores import is_splits
-
-    meta = reference.meta
-    spec = extractor_spec(meta["extractor"])
+    count = reference["reference_count"]
     return {
         **sampling,
         "num_images": num_images,
-        "data": meta["name"],
-        "image_size": meta["image_size"],
-        **{key: meta.get(key) for key in _REFERENCE_FIELDS},
-        "extractor": spec.name,
-        "weights_sha256": meta["weights_sha256"],
-        "resize": spec.resize,
-        "feature_dtype": meta["dtype"],
-        "kid_subset_size": subset_size(num_images, len(reference.features)),
+        "data": reference["name"],
+        "image_size": reference["image_size"],
+        **{key: reference.get(key) for key in _REFERENCE_FIELDS},
+        "extractor": reference["extractor"],
+        "weights_sha256": reference["weights_sha256"],
+        "resize": resize,
+        "feature_dtype": reference["dtype"],
+        "kid_subset_size": subset_size(num_images, count),
         "kid_subsets": SUBSETS,
         "is_splits": is_splits(num_images),
         "prc_neighbour": NEIGHBOUR,
         "prc_images": min(num_images, most),
-        "prc_reference_images": min(len(reference.features), most),
+        "prc_reference_images": min(count, most),
         "subset_seed": SEED,
         "torch": version("torch"),
         "torch_fidelity": version("torch-fidelity"),

@@ -3,18 +3,22 @@
 from pathlib import Path
 from typing import Any
 
-from diffusion.config import Config
 from diffusion.data.store import ImageStore, open_store
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.card import differing
-from diffusion.grid import Cell, cell_settings, settings_card
+from diffusion.grid import Cell, cell_settings, grid, settings_card
+from diffusion.settings import CellConfig, SweepConfig
 
 Document = dict[str, Any]
 """What metrics/scores.json holds."""
 
 
-def open_cell(config: Config, samples: Path, cell: Cell) -> ImageStore:
-    """A cell's images; DiffctlError when they are missing or not what the config asks for."""
+def open_cells(sample: CellConfig, sweep: SweepConfig, samples: Path) -> dict[Cell, ImageStore]:
+    """Every cell of the grid with its images; DiffctlError when one is missing or not what is asked for."""
+    return {cell: _open_cell(sample, samples, cell) for cell in grid(sample, sweep)}
+
+
+def _open_cell(sample: CellConfig, samples: Path, cell: Cell) -> ImageStore:
     path = samples / cell.name
     again = "make it with `diffctl stage sample`"
     if not path.is_dir():
@@ -24,14 +28,14 @@ def open_cell(config: Config, samples: Path, cell: Cell) -> ImageStore:
     if card is None:
         raise DiffctlError(f"the images in {path} have no protocol card: {again}")
     wanted = {
-        **settings_card(cell_settings(config, cell)),
-        "num_images": config.sample.num_images,
+        **settings_card(cell_settings(sample, cell)),
+        "num_images": sample.num_images,
     }
     if wrong := differing([{field: card.get(field) for field in wanted}, wanted]):
         field, (has, wants) = next(iter(wrong.items()))
         raise DiffctlError(f"cell {cell.name} was sampled with {field} {has}, not {wants}: {again} again")
-    if len(store) != config.sample.num_images:
+    if len(store) != sample.num_images:
         raise DiffctlError(
-            f"cell {cell.name} holds {len(store)} images, not {config.sample.num_images}: {again} again"
+            f"cell {cell.name} holds {len(store)} images, not {sample.num_images}: {again} again"
         )
     return store

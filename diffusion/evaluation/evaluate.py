@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffusion.config import Config
 from diffusion.data.store import ImageStore
 from diffusion.devices import default_device
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.beside import Tally, side_by_side
-from diffusion.evaluation.card import Card, differing, protocol_card
-from diffusion.evaluation.cells import Document, open_cell
+from diffusion.evaluation.card import Card, differing
+from diffusion.evaluation.cells import Document
+from diffusion.evaluation.config import EvaluateConfig
 from diffusion.evaluation.extractors import Extractor, load_extractor
 from diffusion.evaluation.features import Features, extract, verify
 from diffusion.evaluation.intervals import CONFIDENCE
@@ -20,27 +20,25 @@ from diffusion.evaluation.ranking import is_aside
 from diffusion.evaluation.reference import open_reference
 from diffusion.evaluation.scorer import Scorer
 from diffusion.files import write_json, write_text
-from diffusion.grid import AXES, Cell, grid, line_name, order
+from diffusion.grid import AXES, Cell, line_name, order
 from diffusion.two_at_once import results
 
 Progress = Callable[[int, int], None]
 
 
 def evaluate(
-    config: Config,
-    samples: Path,
+    stores: dict[Cell, ImageStore],
+    section: EvaluateConfig,
     reference: Path,
     progress: Progress | None = None,
     prepared: Path | None = None,
 ) -> Document:
-    """Score every cell of the config's grid; returns the document that metrics/scores.json holds.
+    """Score the open cells of a grid; returns the document that metrics/scores.json holds.
 
-    `progress` gets (done, total) images. DiffctlError for a cell that is missing, of another protocol than
-    the config's or of another model than its neighbours, and for a stale reference; with `prepared` also
-    when the reference was made of other images than lie there. All of it is checked before work starts.
+    `progress` gets (done, total) images. DiffctlError for a cell of another protocol or of another model than
+    its neighbours, and for a stale reference; with `prepared` also when the reference was made of other
+    images than lie there. All of it is checked before work starts.
     """
-    section = config.evaluate
-    stores = {cell: open_cell(config, samples, cell) for cell in grid(config)}
     _refuse_mixed_cards(stores)
     extractor = load_extractor(section.extractor, section.weights, default_device())
     opened = open_reference(reference, extractor, section.reference, prepared)
@@ -72,7 +70,7 @@ def score_cells(
 
 def score(sample: Features, store: ImageStore, scorer: Scorer) -> dict[str, Any]:
     """What a document says of one set of images: `scores`, `card` and, where they are known, `classes`."""
-    card = protocol_card(store.meta.get("card", {}), len(sample), scorer.reference, scorer.most)
+    card = scorer.card(store.meta.get("card", {}), len(sample))
     entry = {"scores": scorer.scores(sample), "card": card}
     classes = scorer.classes(sample, store.labels, store.meta.get("classes", []))
     return {**entry, "classes": classes} if classes else entry

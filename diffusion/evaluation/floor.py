@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from diffusion.evaluation.features import Array
 from diffusion.evaluation.frechet import Projected, Target
-from diffusion.evaluation.kernel import SEED
+from diffusion.evaluation.scoring import SEED
 
 Order = NDArray[np.int64]
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion.evaluation.scoring import SEED
 from diffusion.evaluation.specs import extractor_spec
 
 CONFIDENCE = 0.95
-SEED = 2020
 
 
 class Interval(NamedTuple):

@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 from diffusion.evaluation.features import Array
 from diffusion.evaluation.moments import Float
 from diffusion.evaluation.neighbours import some
+from diffusion.evaluation.scoring import SEED, SUBSET_SIZE, SUBSETS, subset_size
 
-SUBSETS = 100
-SUBSET_SIZE = 500  # at most
-SEED = 2020  # torch-fidelity's own default: which images a subset or a split gets
 COLUMNS = 5000  # images at most that each image is held against when it is left out
 BLOCK = 1024
 WHOLE = SUBSETS * SUBSET_SIZE**2  # pairs at most of a kernel that is held whole, 100 MB
@@ -28,11 +26,6 @@ class Estimate(NamedTuple):
 
     mean: float
     std: float
-
-
-def subset_size(count: int, reference_count: int) -> int:
-    """Images a subset: half of the smaller set, at least 2 and at most 500."""
-    return max(2, min(SUBSET_SIZE, count // 2, reference_count // 2))
 
 
 class Subsets(NamedTuple):

@@ -9,8 +9,7 @@ from torch import Tensor
 from diffusion.evaluation.features import Array
 from diffusion.evaluation.kernel import Estimate
 from diffusion.evaluation.neighbours import nearest, radii, some, within_reach
-
-NEIGHBOUR = 3  # the k whose distance is an image's reach (Kynkäänniemi et al. 2019)
+from diffusion.evaluation.scoring import NEIGHBOUR
 
 
 class PrecisionRecall(NamedTuple):

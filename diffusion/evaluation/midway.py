@@ -2,80 +2,64 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from diffusion.checkpoint import Artefact, save_artefact
 from diffusion.code import code_digest, code_of
-from diffusion.config import Config
-from diffusion.evaluation.card import Card, differing, protocol_card
-from diffusion.evaluation.extractors import load_extractor
+from diffusion.evaluation.card import Card, differing
+from diffusion.evaluation.config import EvaluateConfig
+from diffusion.evaluation.extractors import Extractor
 from diffusion.evaluation.features import extract
 from diffusion.evaluation.ranking import is_aside, rank_metric
-from diffusion.evaluation.reference import Reference, make_reference, matching_reference
+from diffusion.evaluation.reference import Reference
 from diffusion.evaluation.scorer import Scorer
 from diffusion.files import write_json
 from diffusion.generate import generate, labels_of
 from diffusion.grid import settings_card
 from diffusion.images import to_nhwc
 from diffusion.sampling import SAMPLERS
-from diffusion.settings import SamplerConfig, SampleSettings
+from diffusion.settings import SampleSettings
 from diffusion.unet import UNet
 
 Scores = dict[str, float]
 Progress = Callable[[int, int], None]
 
 
-class MidwayScorer:
-    """Scores a network by `train.eval_images` images, by DDIM in `train.eval_steps` steps with η = 0.
+@dataclass(frozen=True)
+class ScoredImages:
+    """Images 0 … count − 1 by these settings, so that every score is of the same noise; so many at a time."""
 
-    The images are those of the section `sample`, with their seed, so that every score is of the same noise.
-    The reference is the stage's, or one made in `scratch` where that is not there. DiffctlError where the
-    extractor's weights are missing.
-    """
+    settings: SampleSettings
+    count: int
+    batch_size: int
+
+
+class MidwayScorer:
+    """Scores a network by the same few images after any number of steps."""
 
     def __init__(
-        self,
-        config: Config,
-        prepared: Path,
-        reference: Path,
-        scratch: Path,
-        device: torch.device,
-        progress: Progress | None = None,
+        self, images: ScoredImages, extractor: Extractor, reference: Reference, section: EvaluateConfig
     ) -> None:
-        section = config.evaluate
-        self.train, self.batch_size, self.device = config.train, config.sample.batch_size, device
+        self.images, self.extractor = images, extractor
         self.features_at_once = section.batch_size
-        shared = config.sample.model_dump(include=set(SamplerConfig.model_fields))
-        steps = min(config.train.eval_steps, config.diffusion.timesteps)
-        self.settings = SampleSettings(**shared, steps=steps, eta=0.0)
-        self.extractor = load_extractor(section.extractor, section.weights, device)
-
-        def opened(folder: Path) -> Reference | None:
-            return matching_reference(folder, self.extractor, section.reference, prepared)
-
-        found = opened(reference) or opened(scratch) or make_reference(config, prepared, scratch, progress)
-        self.scorer = Scorer(found, 0, section.prc_images, device)
+        self.scorer = Scorer(reference, 0, section.prc_images, extractor.device)
 
     @property
     def ranked_by(self) -> str:
         """The score that says which step is the best; lower is better."""
-        card = {"extractor": self.scorer.spec.name, "num_images": self.train.eval_images}
+        card = {"extractor": self.scorer.spec.name, "num_images": self.images.count}
         known = {"excess": 0.0} if self.scorer.reference.heldout is not None else {}
         return rank_metric({"card": card, "scores": known})
 
     @property
     def card(self) -> Card:
         """All that the scores depend on beside the weights."""
-        card = protocol_card(
-            settings_card(self.settings),
-            self.train.eval_images,
-            self.scorer.reference,
-            self.scorer.most,
-        )
-        code = code_of("diffusion.evaluation.midway", SAMPLERS[self.settings.sampler])
+        settings = self.images.settings
+        code = code_of("diffusion.evaluation.midway", SAMPLERS[settings.sampler])
+        card = self.scorer.card(settings_card(settings), self.images.count)
         return {**card, "code": code_digest(code)}
 
     def scores(self, network: UNet, artefact: Artefact, progress: Progress) -> Scores:
@@ -83,20 +67,20 @@ class MidwayScorer:
 
         `progress` gets (done, total) images at every sampling step, and may raise to stop.
         """
-        total = self.train.eval_images
+        total, settings, at_once = self.images.count, self.images.settings, self.images.batch_size
         training = network.training
         network.eval()
         parts = []
         try:
-            for start in range(0, total, self.batch_size):
-                indices = range(start, min(start + self.batch_size, total))
+            for start in range(0, total, at_once):
+                indices = range(start, min(start + at_once, total))
                 images = generate(
                     network,
                     artefact,
-                    self.settings,
+                    settings,
                     indices,
-                    labels_of(artefact, self.settings, indices),
-                    self.device,
+                    labels_of(artefact, settings, indices),
+                    self.extractor.device,
                     callback=lambda _, start=start: progress(start, total),  # type: ignore[misc]
                 )
                 parts.append(to_nhwc(images))

@@ -6,7 +6,7 @@ torch-fidelity's own cache is keyed by a name alone and goes stale silently.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 
 from diffusion.code import code_digest, code_of
-from diffusion.config import Config
 from diffusion.data.store import ImageStore, Labels, open_store
 from diffusion.devices import default_device
 from diffusion.errors import DiffctlError
+from diffusion.evaluation.config import EvaluateConfig
 from diffusion.evaluation.extractors import Extractor, load_extractor
 from diffusion.evaluation.features import Array, Features, extract, shifted, verify
-from diffusion.evaluation.specs import EVALUATION_VERSION
+from diffusion.evaluation.scoring import EVALUATION_VERSION
 from diffusion.evaluation.verified import verify_where_changed
 from diffusion.files import atomic_folder, write_json
+
+Progress = Callable[[int, int], None]
 
 OTHER_SPLIT = {"train": "test", "test": "train"}
 
@@ -61,17 +63,35 @@ class Reference:
 
 
 def make_reference(
-    config: Config, prepared: Path, out: Path, progress: Callable[[int, int], None] | None = None
+    section: EvaluateConfig, prepared: Path, out: Path, progress: Progress | None = None
 ) -> Reference:
     """The `reference` stage: features of both splits of `prepared`, written to the folder `out`.
 
     Weights are loaded, or found missing, before any image is read. `progress` gets (done, total) images.
     """
-    evaluate = config.evaluate
-    extractor = load_extractor(evaluate.extractor, evaluate.weights, default_device())
-    real = open_store(prepared / evaluate.reference)
-    heldout = open_store(prepared / OTHER_SPLIT[evaluate.reference])
-    reference = build_reference(extractor, real, heldout, evaluate.batch_size, progress)
+    extractor = load_extractor(section.extractor, section.weights, default_device())
+    return _write_reference(section, extractor, prepared, out, progress)
+
+
+def find_reference(
+    section: EvaluateConfig,
+    extractor: Extractor,
+    prepared: Path,
+    places: Sequence[Path],
+    progress: Progress | None = None,
+) -> Reference:
+    """The reference of these images in the first of the places that holds it, else made in the last one."""
+    found = (matching_reference(place, extractor, section.reference, prepared) for place in places)
+    known = next((reference for reference in found if reference is not None), None)
+    return known or _write_reference(section, extractor, prepared, places[-1], progress)
+
+
+def _write_reference(
+    section: EvaluateConfig, extractor: Extractor, prepared: Path, out: Path, progress: Progress | None
+) -> Reference:
+    real = open_store(prepared / section.reference)
+    heldout = open_store(prepared / OTHER_SPLIT[section.reference])
+    reference = build_reference(extractor, real, heldout, section.batch_size, progress)
     save_reference(out, reference)
     return reference
 
@@ -81,7 +101,7 @@ def build_reference(
     real: ImageStore,
     heldout: ImageStore | None,
     batch_size: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     following: int = 0,
 ) -> Reference:
     """Extract a reference from open stores, whose images are checked against their digests.

@@ -7,6 +7,7 @@ import torch
 
 from diffusion.data.store import Labels
 from diffusion.evaluation import kernel
+from diffusion.evaluation.card import Card, protocol_card
 from diffusion.evaluation.classes import Labelled, RealClasses, class_scores
 from diffusion.evaluation.features import Features
 from diffusion.evaluation.floor import Floor, fit_line, floor_at, shuffled
@@ -36,6 +37,10 @@ class Scorer:
         self.spec: ExtractorSpec = extractor_spec(reference.meta["extractor"])
         self.floor = lru_cache(self._floor)
         self._drawn = lru_cache(self._draw)
+
+    def card(self, sampling: Card, num_images: int) -> Card:
+        """The whole card of so many images; `sampling` is the half that they bring along."""
+        return protocol_card(sampling, num_images, self.reference.meta, self.spec.resize, self.most)
 
     def scores(self, sample: Features) -> Scores:
         """Every score of a sample; `floor` and `excess` where there are held-out images.

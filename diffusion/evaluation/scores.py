@@ -11,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from diffusion.evaluation.features import Array
-from diffusion.evaluation.kernel import SEED, Estimate
+from diffusion.evaluation.kernel import Estimate
 from diffusion.evaluation.moments import BLOCK, moments
-
-IS_SPLITS = 10  # at most
+from diffusion.evaluation.scoring import SEED, is_splits
 
 
 class Statistics(NamedTuple):
@@ -42,11 +41,6 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
     return float(fid_statistics_to_metric(a._asdict(), b._asdict(), verbose=False)[KEY_METRIC_FID])
-
-
-def is_splits(count: int) -> int:
-    """Splits of an Inception score: 10, or fewer where there are fewer images."""
-    return min(IS_SPLITS, count)
 
 
 def inception_score(logits: Array) -> Estimate:

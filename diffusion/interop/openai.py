@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from diffusion.blocks import Attention, Downsample, ResBlock, Upsample
 from diffusion.checkpoint import Artefact, DataCard
-from diffusion.config import DiffusionConfig, TrainConfig, explain
 from diffusion.errors import DiffctlError, UsageError
 from diffusion.files import sha256_file
 from diffusion.presets import PRESETS, Preset
+from diffusion.process_config import DiffusionConfig
+from diffusion.section import explain
 from diffusion.shape import UNetSpec
+from diffusion.train_config import TrainConfig
 from diffusion.unet import UNet
 
 # Our name of a part of a block, and theirs.
@@ -107,11 +109,11 @@ def describe(path: Path, preset: Preset, weights: dict[str, Tensor]) -> Artefact
             num_classes=classes,
         )
     except ValidationError as error:
-        raise DiffctlError(explain(error, f"{path} cannot be used")) from None
+        raise DiffctlError(explain(error, f"{path} cannot be used", UNetSpec)) from None
     return Artefact(
         network=network,
         diffusion=DiffusionConfig(**{**preset.diffusion, **variance}),
-        train=TrainConfig(**preset.train),
+        train=TrainConfig(**preset.train).model_dump(mode="json"),
         data=DataCard(
             name=preset.data,
             classes=tuple(str(label) for label in range(classes)),

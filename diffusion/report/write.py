@@ -11,9 +11,9 @@ from diffusion.config import Config
 from diffusion.data.store import ImageStore, open_store
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.card import differing
-from diffusion.evaluation.cells import Document, open_cell
+from diffusion.evaluation.cells import Document, open_cells
 from diffusion.files import atomic_folder
-from diffusion.grid import Cell, grid
+from diffusion.grid import Cell
 from diffusion.report.content import Inputs, draw, page_content
 from diffusion.report.figures import as_png
 from diffusion.report.render import render
@@ -32,7 +32,7 @@ def write_report(
     scores that are not of these samples.
     """
     document = _read_scores(scores)
-    cells = {cell: open_cell(config, samples, cell) for cell in grid(config)}
+    cells = open_cells(config.sample, config.sweep, samples)
     _refuse_other_samples(document, cells)
     inputs = Inputs(
         config,

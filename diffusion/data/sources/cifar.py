@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion.config import DataConfig
 from diffusion.data.archives import unpack_tar
 from diffusion.data.batches import entry, read_batch
 from diffusion.data.cache import cache_root, raw_folder
+from diffusion.data.config import DataConfig
 from diffusion.data.fetch import Notify, Remote, checksums, fetch, verify
 from diffusion.data.pickles import read_pickle
 from diffusion.data.source import FileArrayReader, Outlook, RawData, Split

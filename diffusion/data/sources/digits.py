@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from diffusion.config import DataConfig
+from diffusion.data.config import DataConfig
 from diffusion.data.fetch import Notify
 from diffusion.data.source import ArrayReader, Outlook, RawData, Split
 from diffusion.data.splits import hold_out

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.config import DataConfig
 from diffusion.data.cache import raw_folder
+from diffusion.data.config import DataConfig
 from diffusion.data.fetch import Notify, Remote, fetch
 from diffusion.data.source import ArrayReader, Outlook, RawData, Split
 from diffusion.data.store import Images

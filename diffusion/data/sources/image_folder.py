@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.config import DataConfig
 from diffusion.data.cache import raw_folder
+from diffusion.data.config import DataConfig
 from diffusion.data.fetch import Notify
 from diffusion.data.image_files import ImageFileReader
 from diffusion.data.label_csv import SPLITS, read_labels

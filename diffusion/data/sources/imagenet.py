@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion.config import DataConfig
 from diffusion.data.cache import raw_folder
+from diffusion.data.config import DataConfig
 from diffusion.data.fetch import Notify
 from diffusion.data.image_files import ImageFileReader
 from diffusion.data.kaggle import can_ask_kaggle, fetched, from_kaggle, how_to_get

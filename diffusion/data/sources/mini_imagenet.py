@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.config import DataConfig
 from diffusion.data.arrays import FileArray, file_array, integers
 from diffusion.data.batches import entry
 from diffusion.data.cache import find, raw_folder
+from diffusion.data.config import DataConfig
 from diffusion.data.fetch import Notify, checksums
 from diffusion.data.kaggle import can_ask_kaggle, fetched, from_kaggle, how_to_get
 from diffusion.data.pickles import read_pickle

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.config import DataConfig
 from diffusion.data.archives import unpack_zip, zip_names
 from diffusion.data.batches import read_batch
 from diffusion.data.cache import cache_root, find, raw_folder
+from diffusion.data.config import DataConfig
 from diffusion.data.fetch import Notify, checksums
 from diffusion.data.source import FileArrayReader, Outlook, RawData, Split
 from diffusion.data.synsets import CLASSES, unique_names
