@@ -14,7 +14,7 @@ from diffusion.files import write_text
 from diffusion.grid import cell_settings, grid
 from diffusion.layout import CELL_RUNS, MODEL, MODEL_RUNS, PREPARED, TRAIN_RUNS
 from diffusion.locks import file_lock
-from diffusion.resolve import resolve, training_fingerprint
+from diffusion.resolve import resolve, result_of, training_fingerprint
 from diffusion.sweep import units_folder
 from diffusion.units import cells_folder
 from tests.conftest import diffctl, write_params
@@ -28,7 +28,7 @@ from tracking.store import connect, ensure_experiment, tracking_uri
 
 
 @pytest.fixture
-def artefact(project: Path):
+def plan(project: Path):
     """A project with prepared data, an MLflow store, and what its training would give."""
     assert diffctl(project, "stage", "data").returncode == 0
     empty_database(project / "mlflow.db")
@@ -52,48 +52,49 @@ def make_units(folder: Path) -> Path:
     return folder
 
 
-def gone(artefact, *keep: str) -> set[Path]:
-    return {leftover.path for leftover in leftovers(load(), artefact, keep)}
+def gone(plan, *keep: str) -> set[Path]:
+    return {leftover.path for leftover in leftovers(load(), plan, keep)}
 
 
-def test_trainings_of_other_settings_go_and_what_is_needed_stays(artefact) -> None:
-    make_training(training_fingerprint(artefact), "own")
+def test_trainings_of_other_settings_go_and_what_is_needed_stays(plan) -> None:
+    make_training(training_fingerprint(plan), "own")
     other, named = make_training("other", "other"), make_training("named", "named")
     make_training("undelivered", "undelivered", delivered=False)
     running = make_training("running", "running")
     with file_lock(running / "lock", timeout=0):
-        assert gone(artefact) == {other, named}
-        assert gone(artefact, "digits-named") == {other}
-    assert gone(artefact) == {other, named, running}
+        assert gone(plan) == {other, named}
+        assert gone(plan, "digits-named") == {other}
+    assert gone(plan) == {other, named, running}
     with pytest.raises(UsageError, match="there is no run 'nobody'"):
-        gone(artefact, "nobody")
+        gone(plan, "nobody")
 
 
-def test_images_of_other_models_and_of_cells_outside_the_grid_go(artefact) -> None:
-    model = save_artefact(MODEL, network_of(artefact.network).state_dict(), artefact)
+def test_images_of_other_models_and_of_cells_outside_the_grid_go(plan) -> None:
+    model = save_artefact(MODEL, network_of(plan.network).state_dict(), result_of(plan))
     config = load()
-    present = [make_units(units_folder(cell_settings(config, cell), model)) for cell in grid(config)]
+    cells = grid(config.sample, config.sweep)
+    present = [make_units(units_folder(cell_settings(config.sample, cell), model)) for cell in cells]
     outside = make_units(present[0].parent / "0123456789abcdef")
     other = make_units(CELL_RUNS / ("b" * 16) / "0123456789abcdef").parent
-    assert gone(artefact) == {outside, other}
+    assert gone(plan) == {outside, other}
 
 
-def test_the_champions_files_stay(artefact) -> None:
+def test_the_champions_files_stay(plan) -> None:
     training = make_training("best", "best")
     cells = make_units(cells_folder("c" * 64) / "cell").parent
     fetched = MODEL_RUNS / ("d" * 64)
     write_text(fetched / "unet.safetensors", "weights")
-    assert gone(artefact) == {training, cells, fetched}
+    assert gone(plan) == {training, cells, fetched}
     client, name = connect(tracking_uri()), names.model_name("digits")
     run = client.create_run(ensure_experiment(client, "diffctl-digits"))
     client.create_registered_model(name)
     tags = {names.KEY: "best", names.MODEL_SHA256: "c" * 64, names.FILE_SHA256: "d" * 64}
     client.create_model_version(name, "runs:/x/model", run.info.run_id, tags)
     client.set_registered_model_alias(name, names.CHAMPION, "1")
-    assert gone(artefact) == set()
+    assert gone(plan) == set()
 
 
-def test_it_is_said_before_it_is_done(project: Path, artefact) -> None:
+def test_it_is_said_before_it_is_done(project: Path, plan) -> None:
     other = make_training("other", "other")
     said = diffctl(project, "prune")
     assert said.returncode == 0, said.stderr
@@ -109,11 +110,11 @@ def test_it_is_said_before_it_is_done(project: Path, artefact) -> None:
 
 
 def test_without_prepared_data_or_mlflow_nothing_is_called_needless(
-    project: Path, artefact, monkeypatch: pytest.MonkeyPatch
+    project: Path, plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(DiffctlError, match="MLflow at"):
-        gone(artefact)
+        gone(plan)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     write_params(project, data={"channels": 3})
     refused = diffctl(project, "prune")

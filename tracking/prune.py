@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffusion.checkpoint import Artefact, read_artefact
+from diffusion.checkpoint import read_artefact
 from diffusion.config import Config
 from diffusion.grid import cell_settings, grid
 from diffusion.layout import CELL_RUNS, MODEL, MODEL_RUNS, TRAIN_RUNS
 from diffusion.locks import LockBusy, file_lock, is_held
-from diffusion.resolve import training_fingerprint
+from diffusion.resolve import TrainPlan, training_fingerprint
 from diffusion.sweep import units_folder
 from diffusion.units import cells_folder
 from tracking.delivery import Sent
@@ -45,13 +45,13 @@ class Needed:
     files: set[str] = field(default_factory=set)
 
 
-def leftovers(config: Config, artefact: Artefact, names: Sequence[str] = ()) -> list[Leftover]:
-    """What may go, the largest first, where the present training gives `artefact`; `names` are runs to keep.
+def leftovers(config: Config, plan: TrainPlan, names: Sequence[str] = ()) -> list[Leftover]:
+    """What may go, the largest first, where `plan` is the present training; `names` are runs to keep.
 
     UsageError for a name that no run has; DiffctlError when MLflow does not answer: it knows the champion.
     """
     needed = _needed_by_mlflow(config.data.name, names)
-    needed.fingerprints.add(training_fingerprint(artefact))
+    needed.fingerprints.add(training_fingerprint(plan))
     found = [*_trainings(needed), *_cells(config, needed), *_models(needed)]
     return sorted(found, key=lambda leftover: leftover.size, reverse=True)
 
@@ -102,8 +102,9 @@ def _cells(config: Config, needed: Needed) -> Iterator[Leftover]:
     own, present = None, set[Path]()
     if MODEL.is_file():
         model = read_artefact(MODEL)
+        cells = grid(config.sample, config.sweep)
         own = cells_folder(model.model_sha256)
-        present = {units_folder(cell_settings(config, cell), model) for cell in grid(config)}
+        present = {units_folder(cell_settings(config.sample, cell), model) for cell in cells}
     for folder in _folders(CELL_RUNS):
         if folder == own:
             what = "images of a cell that is not in the grid, or by other code"
