@@ -32,7 +32,7 @@ ROW_GROWTH = 100  # bytes an image that may be held: its name, label and place; 
 PREPARE = """
 import sys
 from pathlib import Path
-from diffusion.config import DataConfig
+from diffusion.data.config import DataConfig
 from diffusion.data.prepare import prepare
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from tests.waiting import wait_until
 PROGRAM = """
 import sys
 from pathlib import Path
-from diffusion.config import DataConfig
+from diffusion.data.config import DataConfig
 from diffusion.data.prepare import prepare
 
 if __name__ == "__main__":
