@@ -45,7 +45,7 @@ EDITS = {
     "extractor": Edit(
         "diffusion/evaluation/effnet.py", "- 127) / 128", "- 126) / 128", ("reference", "evaluate", "report")
     ),
-    "scorer": Edit("diffusion/evaluation/kernel.py", "SEED = ", "SEED = 1 + ", ("evaluate", "report")),
+    "scorer": Edit("diffusion/evaluation/kernel.py", "+ 1) ** 3)", "+ 1) ** 2)", ("evaluate", "report")),
     "sampler that the grid does not use": Edit(
         "diffusion/dpm_solver.py", "FARTHEST = 2.0", "FARTHEST = 3.0", ()
     ),

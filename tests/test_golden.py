@@ -17,7 +17,7 @@ from diffusion.evaluation.extractors import load_extractor
 from diffusion.evaluation.features import extract
 from diffusion.evaluation.reference import Reference
 from diffusion.evaluation.scorer import Scorer
-from diffusion.evaluation.scoring import EVALUATION_VERSION
+from diffusion.evaluation.specs import EVALUATION_VERSION
 from diffusion.generate import generate
 from diffusion.grid import SAMPLING_VERSION
 from diffusion.images import to_nhwc

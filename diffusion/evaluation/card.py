@@ -4,14 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from diffusion.evaluation.scoring import (
-    EVALUATION_VERSION,
-    NEIGHBOUR,
-    SEED,
-    SUBSETS,
-    is_splits,
-    subset_size,
-)
+from diffusion.evaluation.scoring import NEIGHBOUR, SEED, SUBSETS, is_splits, subset_size
+from diffusion.evaluation.specs import EVALUATION_VERSION
 
 Card = dict[str, Any]
 

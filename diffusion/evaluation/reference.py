@@ -20,7 +20,7 @@ from diffusion.errors import DiffctlError
 from diffusion.evaluation.config import EvaluateConfig
 from diffusion.evaluation.extractors import Extractor, load_extractor
 from diffusion.evaluation.features import Array, Features, extract, shifted, verify
-from diffusion.evaluation.scoring import EVALUATION_VERSION
+from diffusion.evaluation.specs import EVALUATION_VERSION
 from diffusion.evaluation.verified import verify_where_changed
 from diffusion.files import atomic_folder, write_json
 
