@@ -1,4 +1,7 @@
-"""The blocks of the ADM U-Net (2105.05233, app. A): residual and ConvNeXt blocks, resampling, attention."""
+"""The blocks of the ADM U-Net (2105.05233, sec. 3): residual and ConvNeXt blocks, resampling, attention.
+
+Feature maps are (B, C, H, W); what a device computes in another way than the papers write it is in `kernels`.
+"""
 
 import math
 from typing import Literal
@@ -8,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from diffusion import kernels
+
 Resampling = Literal["none", "up", "down"]
 
 
 def zero(module: nn.Module) -> nn.Module:
-    """The module with all parameters zero: its branch starts as the identity."""
+    """The module with all parameters zero: a block whose branch it ends starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -25,17 +30,12 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(math.gcd(32, channels), channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → the same shape; unlike torch's module for one image of one pixel too."""
-        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-
-
-def pixels_first(x: Tensor) -> bool:
-    """Whether each pixel's channels lie side by side (channels_last) and not each channel's pixels."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        """(B, C, H, W) → the same shape."""
+        return kernels.group_norm(self, x)
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """(B,) timesteps → (B, width) sinusoids of periods 2π … 10,000·2π (DDPM, after Vaswani et al.)."""
+    """(B,) timesteps → (B, width) sinusoids of periods 2π … 10,000·2π (DDPM app. B, after Vaswani et al.)."""
     half = width // 2
     frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device) / half)
     angles = t[:, None].float() * frequencies
@@ -44,35 +44,26 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
 
 
 def resample(x: Tensor, how: Resampling) -> Tensor:
-    """Halve by averaging or double by repeating the last two axes; `none` leaves them.
-
-    Slices and stacks: on CPUs torch's own pooling and interpolation take two to ten times as long. Doubling
-    keeps the layout.
-    """
+    """Halve by averaging or double by repeating the last two axes; `none` leaves them."""
     if how == "down":
-        rows = x[:, :, ::2] + x[:, :, 1::2]
-        return (rows[..., ::2] + rows[..., 1::2]) / 4
-    if how == "up" and pixels_first(x):
-        return F.interpolate(x, scale_factor=2, mode="nearest")
+        return kernels.downsample(x)
     if how == "up":
-        wide = torch.stack((x, x), dim=-1).flatten(-2)
-        return torch.stack((wide, wide), dim=3).flatten(2, 3)
+        return kernels.upsample(x)
     return x
 
 
-def doubled_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """`conv`, 3×3 with padding 1, of doubled `x`: one transposed convolution of `x` with 4/9 of the products.
-
-    Of the nine taps those that fall on copies of one pixel are added up beforehand: a 4×4 kernel, stride 2.
-    """
-    weight = conv.weight.float()  # float32 sums, of bfloat16 weights after `rounded`; autocast rounds them
-    wide = F.pad(weight, (0, 1)) + F.pad(weight, (1, 0))
-    kernel = F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
-    return F.conv_transpose2d(x, kernel.flip(2, 3).transpose(0, 1), conv.bias, stride=2, padding=1)
+def resampled_conv(conv: nn.Conv2d, x: Tensor, how: Resampling) -> Tensor:
+    """`conv`, 3×3 with padding 1, of resampled `x`."""
+    if how == "up":
+        return kernels.upsampled_conv(conv, x)
+    return conv(resample(x, how))  # type: ignore[no-any-return]
 
 
 class Conditioning(nn.Module):
-    """Lets the embedding into the norm: AdaGN, norm(h)·(1+scale)+shift (ADM eq. 3), or norm(h+shift)."""
+    """Lets the embedding of time and class into the norm, projected to a scale and a shift of each channel.
+
+    `adagn`: norm(h)·(1 + scale) + shift (AdaGN, ADM sec. 3.1). `additive`: norm(h + shift), as DDPM has it.
+    """
 
     def __init__(self, channels: int, embedding_width: int, kind: str) -> None:
         super().__init__()
@@ -86,25 +77,14 @@ class Conditioning(nn.Module):
         if not self.adaptive:
             return self.norm(h + projected[:, :, None, None])  # type: ignore[no-any-return]
         scale, shift = projected.chunk(2, dim=1)
-        if pixels_first(h):
-            return torch.addcmul(shift[..., None, None], self.norm(h), 1 + scale[..., None, None])
-        return self._at_once(h, scale.float(), shift.float())
-
-    def _at_once(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """Scale and shift joined to the norm's own, so that one pass does both.
-
-        With the batch laid along the channels every image has its own.
-        """
-        weight = self.norm.weight * (1 + scale)
-        bias = torch.addcmul(shift, self.norm.bias, 1 + scale)
-        batch, channels = h.shape[:2]
-        one = h.reshape(1, batch * channels, *h.shape[2:])
-        groups = batch * self.norm.num_groups
-        return torch.group_norm(one, groups, weight.flatten(), bias.flatten(), self.norm.eps).reshape(h.shape)
+        return kernels.scaled_group_norm(self.norm, h, scale, shift)
 
 
 class ResBlock(nn.Module):
-    """BigGAN's residual block as ADM uses it: norm, SiLU, (resample,) conv, conditioning, SiLU, zero conv."""
+    """BigGAN's residual block as ADM uses it (sec. 3); its last convolution starts as zero.
+
+    skip(resample(x)) + conv(dropout(SiLU(condition(conv(resample(SiLU(norm(x)))))))).
+    """
 
     def __init__(
         self,
@@ -128,10 +108,7 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C_out, H', W'), H' halved or doubled with the resampling."""
         h = F.silu(self.norm_in(x))
-        if self.resampling == "up":
-            h = doubled_conv(self.conv_in, h)
-        else:
-            h = self.conv_in(resample(h, self.resampling))
+        h = resampled_conv(self.conv_in, h, self.resampling)
         h = F.silu(self.condition(h, embedding))
         return self.skip(resample(x, self.resampling)) + self.conv_out(self.dropout(h))  # type: ignore[no-any-return]
 
@@ -171,19 +148,8 @@ class ConvNeXtBlock(nn.Module):
 BLOCKS: dict[str, type[ResBlock] | type[ConvNeXtBlock]] = {"resnet": ResBlock, "convnext": ConvNeXtBlock}
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ/√d) v over (B, heads, pixels, d).
-
-    For few pixels in bfloat16 on a CPU the formula as it stands: torch's fused backward pass has a fixed cost
-    for each head there, of up to ten times the work.
-    """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] <= 256:
-        return torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2), dim=-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
-
-
 class Attention(nn.Module):
-    """Multi-head self-attention over pixels, the non-local block, with a zero-initialised output."""
+    """Multi-head self-attention over pixels (ADM sec. 3), the non-local block; its output starts as zero."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -196,9 +162,8 @@ class Attention(nn.Module):
         """(B, C, H, W) → the same shape; the embedding is not used, so that all blocks are called alike."""
         batch, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
-        # The fused kernels need each pixel's channels side by side; without them this costs twice the time.
-        h = attend(*qkv.transpose(-1, -2).contiguous().unbind(1))
-        return x + self.project(h.transpose(-1, -2).reshape(batch, channels, height, width))  # type: ignore[no-any-return]
+        h = kernels.attention(qkv.transpose(-1, -2)).transpose(-1, -2)
+        return x + self.project(h.reshape(x.shape))  # type: ignore[no-any-return]
 
 
 class Downsample(nn.Module):
@@ -222,7 +187,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, 2H, 2W)."""
-        return doubled_conv(self.conv, x)
+        return kernels.upsampled_conv(self.conv, x)
 
 
 class Stage(nn.ModuleList):

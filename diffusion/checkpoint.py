@@ -19,7 +19,7 @@ from diffusion.allocator import keep_freed_memory
 from diffusion.code import CodeSince
 from diffusion.errors import DiffctlError
 from diffusion.files import write_atomic
-from diffusion.precision import Precision
+from diffusion.precision import Precision, settled
 from diffusion.process_config import DiffusionConfig
 from diffusion.section import Section, canonical, explain
 from diffusion.shape import UNetSpec
@@ -158,4 +158,4 @@ def load_weights(network: Network, path: Path, artefact: Artefact, device: torch
     except RuntimeError as error:
         raise DiffctlError(f"{path}: its weights do not fit its own description ({error})") from None
     keep_freed_memory(torch.device(device).type)
-    return network.to(device).eval().requires_grad_(False)
+    return settled(network.to(device))

@@ -3,9 +3,11 @@
 `python -m tests.test_numerics` writes the golden curves anew, for a change that is meant to move them.
 """
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from diffusion.data.store import ImageStore
 from diffusion.distributed import Ranks
 from diffusion.draws import batches
 from diffusion.gradients import Gradients
-from diffusion.precision import autocast
+from diffusion.precision import autocast, rounded, settled
 from diffusion.resolve import TrainPlan, resolve
 from diffusion.training import new_state, train_step
 from diffusion.unet import UNet
@@ -97,9 +99,9 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_bf16_stays_within_its_bound_of_fp32(profile):
     network, arguments = random_network(profile)
     exact = network(*arguments)
-    rounded = autocast(network, "bf16")(*arguments)
-    assert rounded.dtype == torch.float32
-    assert 0 < distance(rounded, exact) < BF16_BOUND
+    found = autocast(network, "bf16")(*arguments)
+    assert found.dtype == torch.float32
+    assert 0 < distance(found, exact) < BF16_BOUND
 
 
 def test_a_frozen_network_is_rounded_once_and_left_as_it_was():
@@ -109,6 +111,32 @@ def test_a_frozen_network_is_rounded_once_and_left_as_it_was():
     at_every_call = autocast(network.requires_grad_(True), "bf16")(*arguments).detach()
     assert distance(frozen, at_every_call) < BF16_BOUND / 3
     assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
+
+
+def test_the_rounded_copy_of_a_models_network_is_kept_until_its_weights_change():
+    network, _ = random_network("digits")
+    assert rounded(network) is not rounded(network), "one that a training goes on to change"
+    kept = rounded(settled(network))
+    assert rounded(network) is kept
+    for change in (
+        lambda: network.stem.weight.mul_(2),
+        lambda: network.load_state_dict({**network.state_dict()}),
+        lambda: network.double(),
+    ):
+        change()
+        assert rounded(network) is not kept
+        kept = rounded(network)
+        assert rounded(network) is kept
+    assert rounded(network.requires_grad_(True)) is network
+
+
+def test_a_kept_copy_does_not_outlive_its_network():
+    network = settled(UNet(spec_of()))
+    kept = ref(rounded(network))
+    assert kept() is not None
+    del network
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.parametrize("changes", [{}, {"block": "convnext"}, {"resample": "plain", "attention": (8, 4)}])
