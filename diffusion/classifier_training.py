@@ -17,6 +17,7 @@ from diffusion.data.store import ImageStore
 from diffusion.devices import default_device
 from diffusion.draws import Batch, draw_batch
 from diffusion.errors import DiffctlError, UsageError
+from diffusion.masks import masks_of
 from diffusion.process_config import DiffusionConfig
 from diffusion.random import generator
 from diffusion.resolve import TrainPlan, result_values
@@ -119,6 +120,7 @@ def train_classifier(
     config, process = state.artefact.train, state.artefact.diffusion
     schedule = Schedule.named(process.schedule, process.timesteps)
     data, timesteps = Batches(store, device), UniformSampler(process.timesteps)
+    masks = masks_of(state.network, state.artefact, "classifier dropout")
     while state.step < config.steps:
         try:
             check_stop()
@@ -126,6 +128,9 @@ def train_classifier(
             save(state)
             raise
         batch = draw_batch(state.artefact, timesteps, data, state.step, purpose="classifier")
+        if masks:
+            masks.draw(state.step, device)
+            masks.take(slice(config.batch_size))
         means = classifier_step(state, schedule, batch)
         state.count(means)
         if state.step % config.log_every == 0 or state.step == config.steps:
@@ -147,8 +152,6 @@ def classifier_step(state: ClassifierState, schedule: Schedule, batch: Batch) ->
     """
     train, labels = state.artefact.train, batch.labels
     assert labels is not None, "resolve_classifier() refuses data without classes"
-    if state.artefact.network.dropout:
-        torch.manual_seed(generator("classifier dropout", train.seed, state.step).initial_seed())
     x_t = q_sample(schedule, batch.x_0, batch.index, batch.noise)
     bf16 = state.artefact.precision == "bf16"
     with torch.autocast(x_t.device.type, dtype=torch.bfloat16, enabled=bf16):

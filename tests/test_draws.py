@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from diffusion.checkpoint import Artefact
 from diffusion.data.loader import Batches
 from diffusion.data.store import ImageStore
 from diffusion.distributed import Ranks
 from diffusion.draws import Batch, _draw_rows, draw_batch
 from diffusion.epochs import epoch_rows
+from diffusion.resolve import TrainPlan
 from diffusion.timesteps import HISTORY, LossAwareSampler, UniformSampler
 from tests.test_training import artefact_of
 
@@ -33,7 +33,7 @@ def numbered(count: int) -> ImageStore:
     return ImageStore(Path(), images, np.arange(count) % 3, {**meta, "image_size": 8, "channels": 1})
 
 
-def described(store: ImageStore, **train: Any) -> Artefact:
+def described(store: ImageStore, **train: Any) -> TrainPlan:
     settings = {"diffusion": {"timesteps": TIMESTEPS}, "data": {"flip": True}, "sweep": {"steps": [2]}}
     return artefact_of(store, train={"microbatch": None, **train}, **settings)
 
