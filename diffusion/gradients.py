@@ -25,7 +25,7 @@ class Gradients:
 
     A micro-batch is what `train.microbatch` says. With `auto` it is as many of this process's images as the
     memory's size suggests, on a GPU twice that, and half as many whenever the memory does not suffice: the
-    same step is tried again, of which nothing was kept. Nothing random is drawn for that.
+    same step is tried again, of which nothing was kept, by the same draws.
     """
 
     def __init__(self, artefact: TrainPlan, network: UNet, ranks: Ranks) -> None:
