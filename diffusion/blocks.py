@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffusion import kernels
+from diffusion.dropout import Dropout
 
 Resampling = Literal["none", "up", "down"]
 
@@ -101,7 +102,7 @@ class ResBlock(nn.Module):
         self.norm_in = GroupNorm(channels)
         self.conv_in = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.condition = Conditioning(out_channels, embedding_width, embedding)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv_out = zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
@@ -134,7 +135,7 @@ class ConvNeXtBlock(nn.Module):
         self.depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
         self.condition = Conditioning(channels, embedding_width, embedding)
         self.expand = nn.Conv2d(channels, 4 * out_channels, 1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.contract = zero(nn.Conv2d(4 * out_channels, out_channels, 1))
         self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 

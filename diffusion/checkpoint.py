@@ -44,12 +44,12 @@ class DataCard(Section):
 class Described(Section):
     """What decides the images of a model beside its weights.
 
-    `format` rises when the same config and data would no longer give the same weights: 2 rounds otherwise.
+    `format` rises when the same config and data would no longer give the same weights.
     `code` is by which code the weights were trained, from which step on; none for weights from elsewhere.
     `weights_sha256` is of the tensors, and is what a file's weights are held against when they are loaded.
     """
 
-    format: Literal[1, 2] = 2
+    format: Literal[3] = 3
     network: UNetSpec
     diffusion: DiffusionConfig
     data: DataCard

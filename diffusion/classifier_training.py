@@ -1,4 +1,4 @@
-"""Training the classifier of noised images: step k from (seed, k) alone, as the model's own training."""
+"""Training the classifier of noised images, by draws as the model's own training has, under another name."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,10 +12,12 @@ from pydantic import ValidationError
 from diffusion.checkpoint import DataCard
 from diffusion.classifier import Classifier, ClassifierArtefact
 from diffusion.code import Code, CodeSince, code_of, code_since
+from diffusion.data.loader import Batches
 from diffusion.data.store import ImageStore
 from diffusion.devices import default_device
+from diffusion.draws import Batch, draw_batch
 from diffusion.errors import DiffctlError, UsageError
-from diffusion.images import to_model, to_nchw
+from diffusion.masks import masks_of
 from diffusion.process_config import DiffusionConfig
 from diffusion.random import generator
 from diffusion.resolve import TrainPlan, result_values
@@ -23,6 +25,7 @@ from diffusion.resumable import Moments, Part, Resumable, is_finite
 from diffusion.schedule import Schedule, q_sample
 from diffusion.section import explain
 from diffusion.shape import UNetSpec
+from diffusion.timesteps import UniformSampler
 from diffusion.train_config import ClassifierConfig
 from diffusion.train_precision import resolve_precision
 from diffusion.training import MAX_BAD_STEPS, learning_rate
@@ -116,13 +119,19 @@ def train_classifier(
     """
     config, process = state.artefact.train, state.artefact.diffusion
     schedule = Schedule.named(process.schedule, process.timesteps)
+    data, timesteps = Batches(store, device), UniformSampler(process.timesteps)
+    masks = masks_of(state.network, state.artefact, "classifier dropout")
     while state.step < config.steps:
         try:
             check_stop()
         except DiffctlError:
             save(state)
             raise
-        means = classifier_step(state, schedule, store, device)
+        batch = draw_batch(state.artefact, timesteps, data, state.step, purpose="classifier")
+        if masks:
+            masks.draw(state.step, device)
+            masks.take(slice(config.batch_size))
+        means = classifier_step(state, schedule, batch)
         state.count(means)
         if state.step % config.log_every == 0 or state.step == config.steps:
             state.history.append({"step": state.step, **state.take_means()})
@@ -136,29 +145,17 @@ def train_classifier(
             save(state)
 
 
-def classifier_step(
-    state: ClassifierState, schedule: Schedule, store: ImageStore, device: torch.device
-) -> dict[str, float]:
+def classifier_step(state: ClassifierState, schedule: Schedule, batch: Batch) -> dict[str, float]:
     """One optimiser step in place on images noised to uniform t (ADM sec. 4.1).
 
     Returns its cross-entropy, accuracy and gradient norm. A non-finite one changes no weight.
     """
-    train = state.artefact.train
-    source = generator("classifier", train.seed, state.step)
-    rows = torch.randint(len(store), (train.batch_size,), generator=source).numpy()
-    index = torch.randint(len(schedule), (train.batch_size,), generator=source)
-    images = to_nchw(store.images[rows])
-    noise = torch.randn(images.shape, generator=source)
-    if state.artefact.data.flip:
-        flips = torch.rand(train.batch_size, generator=source) < 0.5
-        images = torch.where(flips[:, None, None, None], images.flip(3), images)
-    assert store.labels is not None, "resolve_classifier() refuses data without classes"
-    labels = torch.from_numpy(store.labels[rows]).to(device)
-    if state.artefact.network.dropout:
-        torch.manual_seed(generator("classifier dropout", train.seed, state.step).initial_seed())
-    x_t = q_sample(schedule, to_model(images.to(device)), index, noise.to(device))
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=state.artefact.precision == "bf16"):
-        logits = state.network(x_t, index.to(device)).float()
+    train, labels = state.artefact.train, batch.labels
+    assert labels is not None, "resolve_classifier() refuses data without classes"
+    x_t = q_sample(schedule, batch.x_0, batch.index, batch.noise)
+    bf16 = state.artefact.precision == "bf16"
+    with torch.autocast(x_t.device.type, dtype=torch.bfloat16, enabled=bf16):
+        logits = state.network(x_t, batch.index).float()
     loss = F.cross_entropy(logits, labels)
     loss.backward()  # type: ignore[no-untyped-call]
     norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), train.grad_clip or math.inf)

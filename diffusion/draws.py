@@ -1,4 +1,7 @@
-"""All that is random of a training step, from (seed, step) alone, and a process's share of it."""
+"""All that is random of a training step, of each row of the batch from (seed, step, row) alone.
+
+So a process, or a micro-batch, draws its own rows and no others, and whoever draws a row draws the same.
+"""
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -8,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion.data.loader import Batches, prefetch, send
+from diffusion.epochs import epoch_rows
 from diffusion.images import to_model
 from diffusion.random import generator
 from diffusion.resolve import TrainPlan
@@ -39,32 +43,46 @@ class Batch:
 
 
 def draw_batch(
-    artefact: TrainPlan, sampler: UniformSampler, data: Batches, step: int, share: slice = WHOLE
+    artefact: TrainPlan,
+    sampler: UniformSampler,
+    data: Batches,
+    step: int,
+    share: slice = WHOLE,
+    purpose: str = "train",
 ) -> Batch:
-    """The `share` of step `step`'s batch, on the data's device.
+    """The `share` of step `step`'s batch, on the data's device; trainings of two purposes share no draw.
 
-    Everything is drawn for the whole batch, so that a process's images, t and ε are the same however many
-    processes there are.
+    Step k sees the images at the places k·B … (k+1)·B − 1 of a walk through the data, epoch after epoch.
     """
-    train, device = artefact.train, data.device
-    source = generator("train", train.seed, step)
-    rows = torch.randint(len(data), (train.batch_size,), generator=source)
-    flips = torch.rand(train.batch_size, generator=source) < 0.5
-    dropped = torch.rand(train.batch_size, generator=source) < train.p_uncond
-    index, weights = sampler.draw(train.batch_size, source)
-    spec = artefact.network
-    shape = (train.batch_size, spec.in_channels, spec.image_size, spec.image_size)
-    noise = torch.randn(shape, generator=source)[share]
-    images = data[rows[share]]
+    seed, size, spec, device = artefact.train.seed, artefact.train.batch_size, artefact.network, data.device
+    drawn = range(size)[share]
+    places = range(step * size + drawn.start, step * size + drawn.stop)
+    rows = epoch_rows(purpose, seed, places, len(data))
+    (flips, dropped, times), noise = _draw_rows(
+        (purpose, seed, step), drawn, (spec.in_channels, spec.image_size, spec.image_size)
+    )
+    images = data[rows]
     if artefact.data.flip:
-        images = torch.where(send(flips[share], device)[:, None, None, None], images.flip(3), images)
+        images = torch.where(send(flips < 0.5, device)[:, None, None, None], images.flip(3), images)
     labels = None
     if spec.num_classes:
         assert data.labels is not None, "resolve() refuses a conditional model without labels"
-        labels = torch.from_numpy(data.labels[rows[share].numpy()])
-        labels = send(torch.where(dropped[share], spec.num_classes, labels), device)
-    index, weights, noise = (send(part, device) for part in (index[share], weights[share], noise))
-    return Batch(to_model(images), labels, index, weights, noise)
+        labels = torch.from_numpy(data.labels[rows.numpy()])
+        if spec.null_class:
+            labels = torch.where(dropped < artefact.train.p_uncond, spec.num_classes, labels)
+        labels = send(labels, device)
+    index, weights = (send(part, device) for part in sampler.draw(times))
+    return Batch(to_model(images), labels, index, weights, send(noise, device))
+
+
+def _draw_rows(name: tuple[str, int, int], rows: range, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """What is random of each row: (3, rows) float64 uniforms in [0, 1) and ε (rows, *shape)."""
+    uniforms, noise = torch.empty(len(rows), 3, dtype=torch.float64), torch.empty(len(rows), *shape)
+    for row, numbers, image in zip(rows, uniforms, noise, strict=True):
+        source = generator(*name, row)
+        numbers.uniform_(generator=source)  # all of them, used or not: what follows stays in its place
+        image.normal_(generator=source)
+    return uniforms.T.contiguous(), noise
 
 
 def batches(

@@ -9,9 +9,9 @@ from diffusion.distributed import Ranks
 from diffusion.draws import Batch
 from diffusion.errors import DiffctlError, DiffctlWarning
 from diffusion.gaussian import Network, training_losses
+from diffusion.masks import masks_of
 from diffusion.memory import REMEDY, device_memory, fitting_microbatch, is_shortage
 from diffusion.precision import autocast
-from diffusion.random import generator
 from diffusion.resolve import TrainPlan
 from diffusion.schedule import Schedule
 from diffusion.train_precision import compiles
@@ -25,7 +25,7 @@ class Gradients:
 
     A micro-batch is what `train.microbatch` says. With `auto` it is as many of this process's images as the
     memory's size suggests, on a GPU twice that, and half as many whenever the memory does not suffice: the
-    same step is tried again, of which nothing was kept. Nothing random is drawn for that.
+    same step is tried again, of which nothing was kept, by the same draws.
     """
 
     def __init__(self, artefact: TrainPlan, network: UNet, ranks: Ranks) -> None:
@@ -34,6 +34,7 @@ class Gradients:
         self._schedule = Schedule.named(process.schedule, process.timesteps).to(ranks.device)
         self.share = ranks.share(train.batch_size)
         self.microbatch = self._first_microbatch(self.share.stop - self.share.start)
+        self._masks = masks_of(network, artefact, "dropout")
         self._compiling = compiles(train, ranks.device)
         self._forward: Network | None = None
 
@@ -66,14 +67,17 @@ class Gradients:
                 torch.cuda.empty_cache()
 
     def _attempt(self, batch: Batch, step: int) -> Losses:
-        artefact, rank = self._artefact, self._ranks.rank
-        if artefact.network.dropout:
-            seed = generator("dropout", artefact.train.seed, step, *([rank] if rank else []))
-            torch.manual_seed(seed.initial_seed())
+        if self._masks:
+            self._masks.draw(step, self._ranks.device)
         if self._forward is None:  # only here, where it is caught when torch.compile fails
             fast: Network = torch.compile(self._network, dynamic=False) if self._compiling else self._network
-            self._forward = autocast(fast, artefact.precision)
-        parts = [self._backward(self._forward, part) for part in batch.split(self.microbatch)]
+            self._forward = autocast(fast, self._artefact.precision)
+        parts, row = [], self.share.start
+        for part in batch.split(self.microbatch):
+            if self._masks:
+                self._masks.take(slice(row, row + len(part.index)))
+            parts.append(self._backward(self._forward, part))
+            row += len(part.index)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _backward(self, forward: Network, part: Batch) -> Losses:

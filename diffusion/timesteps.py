@@ -15,9 +15,12 @@ class UniformSampler:
     def __init__(self, timesteps: int) -> None:
         self.timesteps = timesteps
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(count,) timesteps and the weights 1/(T·p_t) that keep the loss's mean unbiased."""
-        return torch.randint(self.timesteps, (count,), generator=generator), torch.ones(count)
+    def draw(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) timesteps and the weights 1/(T·p_t) that keep the loss's mean unbiased.
+
+        A timestep is the inverse of the distribution's function at one of the (B,) float64 numbers in [0, 1).
+        """
+        return (uniforms * self.timesteps).long(), torch.ones(len(uniforms))
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Learn nothing."""
@@ -48,10 +51,11 @@ class LossAwareSampler(UniformSampler):
             return uniform
         return (1 - UNIFORM_SHARE) * weights / weights.sum() + UNIFORM_SHARE * uniform
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(count,) timesteps and the weights 1/(T·p_t) that keep the loss's mean unbiased."""
+    def draw(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) timesteps and the weights 1/(T·p_t) that keep the loss's mean unbiased, as UniformSampler."""
         p = self.probabilities()
-        t = torch.multinomial(p, count, replacement=True, generator=generator)
+        reached = p.cumsum(0)
+        t = torch.searchsorted(reached / reached[-1], uniforms, right=True)
         return t, (1 / (self.timesteps * p[t])).float()
 
     def update(self, t: Tensor, losses: Tensor) -> None:

@@ -285,7 +285,8 @@ def train(state: ClassifierState, store: ImageStore, stop_at: int | None = None,
 
 def test_a_stopped_training_goes_on_bit_for_bit(digits_store, tmp_path):
     store = open_store(digits_store)
-    artefact = resolved(store, log_every=3)
+    section = {**SECTION, "model": {**SECTION["model"], "dropout": 0.2}}
+    artefact = resolved(store, section, log_every=3)
     whole = new_classifier(artefact, CPU)
     train(whole, store)
     first = new_classifier(artefact, CPU)

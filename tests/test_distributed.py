@@ -174,11 +174,12 @@ def ended(process: "subprocess.Popen[str]", others: list[psutil.Process]) -> str
 
 
 def test_two_processes_train_as_one(prepared: Path) -> None:
-    """Seven images of a batch are three and four."""
-    set_devices(prepared, 2)
+    """Seven images of a batch are three and four; dropout's masks are theirs wherever they are."""
+    model = {"dropout": 0.2}
+    set_devices(prepared, 2, model=model)
     train_to_the_end(prepared)
     store, observer = open_store(prepared / "data/prepared/train"), Quiet()
-    state = new_state(artefact_of(store, train=TRAIN), CPU)
+    state = new_state(artefact_of(store, train=TRAIN, model=model), CPU)
     train(state, store, Ranks(CPU), observer, lambda state: None, lambda: None)
     found = curve(prepared)
     expected = [{"step": step, **values} for step, values in observer.seen]

@@ -47,8 +47,12 @@ def test_what_is_kept_between_samples_changes_no_number():
     assert judge.scores(sample) == scorer(heldout).scores(sample)
 
 
-def test_what_a_class_owes_to_real_images_is_computed_once(monkeypatch):
-    """Two samples, four classes: four Gaussians and four floors, and the numbers of each sample by itself."""
+@pytest.mark.parametrize(("kept", "targets"), [(128, 4), (4, 4), (3, 5), (0, 8)])
+def test_what_a_class_owes_to_real_images_is_computed_once(monkeypatch, kept, targets):
+    """Two samples, four classes: four floors, a Gaussian a class that is kept and two of each other one.
+
+    And the numbers of each sample by itself.
+    """
     made = []
 
     def watched(kind, compute):
@@ -67,11 +71,12 @@ def test_what_a_class_owes_to_real_images_is_computed_once(monkeypatch):
 
     samples = [made_up(60, seed=seed) for seed in (2, 3)]
     want = [judge().classes(sample, np.arange(60) % 4, names) for sample in samples]
+    monkeypatch.setattr(classes, "TARGETS", kept)
     monkeypatch.setattr(classes, "Target", watched("target", classes.Target))
     monkeypatch.setattr(classes, "floor_at", watched("floor", classes.floor_at))
     one = judge()
     assert [one.classes(sample, np.arange(60) % 4, names) for sample in samples] == want
-    assert (made.count("target"), made.count("floor")) == (4, 4)
+    assert (made.count("target"), made.count("floor")) == (targets, 4)
     assert all(entry["num_images"] == 15 for entry in want[0].values())
 
 

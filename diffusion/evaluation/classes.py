@@ -1,6 +1,5 @@
 """Scores of each class by itself, for samples that were asked for a class."""
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -34,22 +33,37 @@ class ClassScore(NamedTuple):
 
 
 class RealClasses:
-    """What the scores of a class owe to the real images alone, computed once: its Gaussian and its floors."""
+    """What the scores of a class owe to the real images alone: its Gaussian and its floors.
+
+    They are computed once. Of more than TARGETS classes the first Gaussians stay and the others are made each
+    time: every sample goes through the classes in one order, so that what was used last comes last again.
+    """
 
     def __init__(self, reference: Labelled, heldout: Labelled | None) -> None:
         self.reference, self.heldout = reference, heldout
-        self.target = lru_cache(TARGETS)(self._target)
-        self.floor = lru_cache(None)(self._floor)
+        self._targets: dict[int, Target | None] = {}
+        self._floors: dict[tuple[int, int], float | None] = {}
 
-    def _target(self, label: int) -> Target | None:
+    def target(self, label: int) -> Target | None:
         """The class's Gaussian, None where there are too few images."""
+        if label in self._targets:
+            return self._targets[label]
         real = self.reference.of(label)
-        return None if len(real) < LEAST else Target(real)
+        target = None if len(real) < LEAST else Target(real)
+        if len(self._targets) < TARGETS:
+            self._targets[label] = target
+        return target
 
-    def _floor(self, label: int, num_images: int) -> float | None:
-        """The distance of so many held-out images of the class, None where there are none."""
-        unseen, target = None if self.heldout is None else self.heldout.of(label), self.target(label)
-        if unseen is None or len(unseen) < LEAST or target is None:
+    def floor(self, label: int, num_images: int, target: Target) -> float | None:
+        """The distance to its Gaussian of so many held-out images of the class, None where there are none."""
+        key = (label, num_images)
+        if key not in self._floors:
+            self._floors[key] = self._floor(label, num_images, target)
+        return self._floors[key]
+
+    def _floor(self, label: int, num_images: int, target: Target) -> float | None:
+        unseen = None if self.heldout is None else self.heldout.of(label)
+        if unseen is None or len(unseen) < LEAST:
             return None
         return floor_at(num_images, unseen, target).distance
 
@@ -61,5 +75,5 @@ def class_scores(sample: Labelled, real: RealClasses, classes: list[str]) -> dic
         ours, target = sample.of(label), real.target(label)
         if len(ours) >= LEAST and target is not None:
             distance = Projected(ours, target).distance
-            scores[name] = ClassScore(len(ours), distance, real.floor(label, len(ours)))
+            scores[name] = ClassScore(len(ours), distance, real.floor(label, len(ours), target))
     return scores
