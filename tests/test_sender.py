@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from diffusion.errors import DiffctlWarning, UsageError
-from diffusion.locks import file_lock
+from diffusion.locks import file_lock, is_held
+from diffusion.trainrun import open_run
 from tests.mlflow_server import MlflowServer, empty_database, free_port
 from tracking import names, sender
 from tracking.delivery import REJECTED, RunDeleted, Sent, deliver, mark_killed
@@ -190,6 +191,25 @@ def test_a_resumed_training_goes_on_in_its_run(folder, uri):
     spool.close("FAILED")
     deliver(folder, uri)
     assert the_run(uri).info.status == "FAILED"
+
+
+def test_a_training_begun_afresh_is_delivered_whole(folder, uri):
+    """Whatever a sender that was at work then notes of the one before."""
+    with open_run(folder.parent, folder.name):
+        write_points(open_spool(folder, "old"), 1, 30)
+    deliver(folder, uri)
+    noted = Sent.load(folder, uri)
+    with open_run(folder.parent, folder.name, fresh=True):
+        write_points(open_spool(folder, "new"), 1, 50)
+    noted.save()
+    deliver(folder, uri)
+    assert stored(uri, "new") == logged(folder)
+    assert len(stored(uri, "old")) == 58
+
+
+def test_a_training_begun_afresh_gets_no_second_sender_at_once(folder, uri):
+    with file_lock(folder / sender.LOCK), open_run(folder.parent, folder.name, fresh=True):
+        assert is_held(folder / sender.LOCK)
 
 
 def test_a_lost_store_is_filled_again(folder, uri, tmp_path):

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from diffusion.errors import DiffctlError
 from diffusion.files import write_json
 from tracking.checkpoints import drop_checkpoint, ensure_checkpoint
-from tracking.names import MODEL_FOLDER, FILE_SHA256
-from tracking.spool import Event, read_lines
+from tracking.names import FILE_SHA256, MODEL_FOLDER
+from tracking.spool import Event, read_events, read_lines
 from tracking.store import MlflowError, connect, ensure_experiment, ensure_run, failures, public, reason
 from tracking.trainings import read_training
 
@@ -36,10 +36,11 @@ class RunDeleted(DiffctlError):
 
 @dataclasses.dataclass
 class Sent:
-    """How far the spool in `folder` was delivered to `store`: the byte offset, and the run it became."""
+    """How far the spool of the training `key` was delivered to `store`: the byte offset, and its run."""
 
     folder: Path
     store: str
+    key: str
     run_id: str | None = None
     offset: int = 0
     tries: int = 0  # of the upload that comes next
@@ -47,13 +48,18 @@ class Sent:
 
     @classmethod
     def load(cls, folder: Path, uri: str) -> "Sent":
-        """What `sent.json` says; nothing was sent where it speaks of another store."""
+        """What `sent.json` says; nothing was sent where it speaks of another store.
+
+        Nor where it speaks of another training: one begun afresh in the folder while a sender was at work.
+        """
+        starts = (event for event in read_events(folder) if event["kind"] == "start")
+        nothing = cls(folder, public(uri), next(starts, {}).get("key", ""))
         try:
             values = json.loads((folder / "sent.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
-            values = {}
-        known = values.get("store") == public(uri)
-        return cls(folder, **values) if known else cls(folder, public(uri))
+            return nothing
+        known = (values.get("store"), values.get("key")) == (nothing.store, nothing.key)
+        return cls(folder, **values) if known else nothing
 
     def save(self) -> None:
         """Write `sent.json`."""
@@ -152,7 +158,7 @@ class _Delivery:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            self.sent = Sent(self.folder, self.sent.store)
+            self.sent = Sent(self.folder, self.sent.store, self.sent.key)
             return
         self.sent.deleted = stage == "deleted"
         if self.sent.deleted:

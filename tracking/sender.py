@@ -79,9 +79,7 @@ def run(folder: Path, uri: str, parent: int, linger: float = LINGER_SECONDS) -> 
 
     Waits for a sender before it on the same folder. `linger` bounds the time after the pipe's end, seconds.
     """
-    lock = folder / LOCK
-    with file_lock(lock):
-        mine = lock.stat()
+    with file_lock(folder / LOCK):
         gone_since: float | None = None
         wait = 0.0
         while True:
@@ -90,8 +88,6 @@ def run(folder: Path, uri: str, parent: int, linger: float = LINGER_SECONDS) -> 
             elif _closed(parent, wait):
                 gone_since = time.monotonic()
                 time.sleep(EXIT_SECONDS)
-            if not lock.exists() or not os.path.samestat(lock.stat(), mine):
-                return False  # the training was begun afresh, and has a sender of its own
             delivered = _try(folder, uri, gone_since is not None)
             if gone_since is not None and delivered:
                 return True
