@@ -173,8 +173,9 @@ def _pid(folder: Path) -> object:
 
 
 def _discard(folder: Path) -> None:
+    """Remove everything but the locks: one that is held must keep its name, or another could be had."""
     for entry in folder.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)
-        elif entry.name != "lock":
+        elif not entry.name.endswith("lock"):
             entry.unlink()

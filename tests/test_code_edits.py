@@ -32,7 +32,12 @@ EDITS = {
     ),
     "schedule": Edit("diffusion/schedule.py", "(u + 0.008) / 1.008", "(u + 0.018) / 1.018", FROM_TRAIN),
     "block": Edit("diffusion/blocks.py", "F.silu(self.norm_in(x))", "F.relu(self.norm_in(x))", FROM_TRAIN),
-    "draw": Edit("diffusion/draws.py", 'generator("train",', 'generator("other",', FROM_TRAIN),
+    "draw": Edit(
+        "diffusion/draws.py",
+        "image.normal_(generator=source)",
+        "image.normal_(generator=source).neg_()",
+        FROM_TRAIN,
+    ),
     "learning rate": Edit(
         "diffusion/training.py",
         "return train.lr * (step + 1)",

@@ -54,7 +54,7 @@ def train_patiently(folder: Path, uri: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-c", PATIENT],
         cwd=folder,
-        env=environment({"MLFLOW_TRACKING_URI": uri}),
+        env=environment({"MLFLOW_TRACKING_URI": uri, "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}),
         stderr=subprocess.PIPE,
         text=True,
     )

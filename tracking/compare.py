@@ -123,7 +123,7 @@ def compare(scored: Sequence[Scored], metrics: Sequence[str] = ()) -> Comparison
     has which can be compared.
     """
     rows: list[Row] = []
-    clashes: list[Difference] = []
+    left_out = [Difference(other.label, [], {}) for other in scored[1:]]
     for name, cell in sorted(scored[0].document["cells"].items(), key=lambda item: order(item[1])):
         shown = metrics or _usual(cell)
         others = [other.document["cells"].get(name) for other in scored[1:]]
@@ -133,14 +133,15 @@ def compare(scored: Sequence[Scored], metrics: Sequence[str] = ()) -> Comparison
             agreeing = [None if _weighing(fields, [metric]) else theirs for theirs, fields in pairs]
             if any(agreeing):
                 rows.append(_row(name, metric, [cell, *agreeing]))
-        weighing = [_weighing(fields, shown) for fields in found]
-        named = zip(scored[1:], weighing, strict=True)
-        clashes += [Difference(other.label, [name], fields) for other, fields in named if fields]
+        for difference, fields in zip(left_out, found, strict=True):
+            if weighing := _weighing(fields, shown):
+                difference.cells.append(name)
+                difference.fields.update(weighing | difference.fields)
     for metric in metrics:
         _refuse_unknown(metric, scored)
         _refuse_without_values(metric, rows)
     rows = [row for row in rows if any(value is not None for value in row.values)]
-    return Comparison([one.label for one in scored], rows, _merged(clashes))
+    return Comparison([one.label for one in scored], rows, [one for one in left_out if one.cells])
 
 
 def _weighing(fields: Fields, metrics: Sequence[str]) -> Fields:
@@ -178,13 +179,3 @@ def _refuse_without_values(metric: str, rows: list[Row]) -> None:
     found = [row for row in rows if row.metric == metric]
     if found and all(value is None for row in found for value in row.values):
         raise UsageError(f"none of the runs that can be compared with the first one has the score {metric!r}")
-
-
-def _merged(clashes: list[Difference]) -> list[Difference]:
-    """One difference for each label."""
-    merged: dict[str, Difference] = {}
-    for one in clashes:
-        before = merged.get(one.label, Difference(one.label, [], {}))
-        cells, fields = before.cells + one.cells, {**one.fields, **before.fields}
-        merged[one.label] = Difference(one.label, cells, fields)
-    return list(merged.values())

@@ -5,30 +5,18 @@ ignored by MLflow (points) or changes nothing (tags, artifacts, status). An entr
 take is set aside in `events.rejected`, so that it holds up no other.
 """
 
-import contextlib
 import dataclasses
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from diffusion.errors import DiffctlError
 from diffusion.files import write_json
 from tracking.checkpoints import drop_checkpoint, ensure_checkpoint
-from tracking.names import FILE_SHA256, KEY, MODEL_FOLDER
-from tracking.pictures import picture_files
-from tracking.spool import Event, read_lines
-from tracking.store import (
-    MlflowError,
-    connect,
-    ensure_experiment,
-    ensure_run,
-    failures,
-    find_by_tags,
-    public,
-)
+from tracking.names import FILE_SHA256, MODEL_FOLDER
+from tracking.spool import Event, read_events, read_lines
+from tracking.store import MlflowError, connect, ensure_experiment, ensure_run, failures, public, reason
 from tracking.trainings import read_training
 
 if TYPE_CHECKING:
@@ -36,13 +24,10 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 POINTS, ENTRIES = 1000, 100  # MLflow's limits of one request: metrics; params or tags
-UPLOAD_SECONDS = 60  # a server may take a while to store a file
 UPLOAD_TRIES = 3
 DIGEST_LENGTH = 36  # MLflow's limit; the whole digest is a tag
 REJECTED = "events.rejected"
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
-
-T = TypeVar("T")
 
 
 class RunDeleted(DiffctlError):
@@ -51,10 +36,11 @@ class RunDeleted(DiffctlError):
 
 @dataclasses.dataclass
 class Sent:
-    """How far the spool in `folder` was delivered to `store`: the byte offset, and the run it became."""
+    """How far the spool of the training `key` was delivered to `store`: the byte offset, and its run."""
 
     folder: Path
     store: str
+    key: str
     run_id: str | None = None
     offset: int = 0
     tries: int = 0  # of the upload that comes next
@@ -62,13 +48,18 @@ class Sent:
 
     @classmethod
     def load(cls, folder: Path, uri: str) -> "Sent":
-        """What `sent.json` says; nothing was sent where it speaks of another store."""
+        """What `sent.json` says; nothing was sent where it speaks of another store.
+
+        Nor where it speaks of another training: one begun afresh in the folder while a sender was at work.
+        """
+        starts = (event for event in read_events(folder) if event["kind"] == "start")
+        nothing = cls(folder, public(uri), next(starts, {}).get("key", ""))
         try:
             values = json.loads((folder / "sent.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
-            values = {}
-        known = values.get("store") == public(uri)
-        return cls(folder, **values) if known else cls(folder, public(uri))
+            return nothing
+        known = (values.get("store"), values.get("key")) == (nothing.store, nothing.key)
+        return cls(folder, **values) if known else nothing
 
     def save(self) -> None:
         """Write `sent.json`."""
@@ -82,9 +73,8 @@ class Sent:
 
 @dataclasses.dataclass(frozen=True)
 class Delivered:
-    """What one delivery did: the run, how many points were sent and how many entries set aside."""
+    """What one delivery did: how many points were sent and how many entries set aside."""
 
-    run_id: str | None
     points: int
     rejected: int
 
@@ -118,7 +108,6 @@ def mark_killed(folder: Path, uri: str) -> bool:
         if client.get_run(sent.run_id).info.status == "KILLED":
             return False
         client.set_terminated(sent.run_id, "KILLED", end_time=training.updated)
-        _drop_twins(client, sent.run_id)
     return True
 
 
@@ -156,7 +145,7 @@ class _Delivery:
                 self._handle(event)
             self._reached(offset)
         self._flush(offset)
-        return Delivered(self.sent.run_id, self.points, self.rejected)
+        return Delivered(self.points, self.rejected)
 
     def _check_run(self) -> None:
         """Begin anew where the store has forgotten the run: it was emptied, or is another one."""
@@ -169,7 +158,7 @@ class _Delivery:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            self.sent = Sent(self.folder, self.sent.store)
+            self.sent = Sent(self.folder, self.sent.store, self.sent.key)
             return
         self.sent.deleted = stage == "deleted"
         if self.sent.deleted:
@@ -180,7 +169,7 @@ class _Delivery:
 
     def _flush(self, offset: int) -> None:
         if self.waiting:
-            self._log(self.waiting, POINTS, lambda points: self.client.log_batch(self.run_id, metrics=points))
+            self._log("metrics", self.waiting, POINTS)
             self.points += len(self.waiting)
             self.waiting = []
             self._reached(offset)
@@ -218,14 +207,12 @@ class _Delivery:
     def _params(self, event: Event) -> None:
         from mlflow.entities import Param
 
-        params = [Param(key, value) for key, value in event["values"].items()]
-        self._log(params, ENTRIES, lambda some: self.client.log_batch(self.run_id, params=some))
+        self._log("params", [Param(*entry) for entry in event["values"].items()], ENTRIES)
 
     def _tags(self, event: Event) -> None:
         from mlflow.entities import RunTag
 
-        tags = [RunTag(key, value) for key, value in event["values"].items()]
-        self._log(tags, ENTRIES, lambda some: self.client.log_batch(self.run_id, tags=some))
+        self._log("tags", [RunTag(*entry) for entry in event["values"].items()], ENTRIES)
 
     def _dataset(self, event: Event) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -236,14 +223,28 @@ class _Delivery:
         self.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
 
     def _image(self, event: Event) -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-            self._upload(event, lambda: picture_files(event, self.folder, Path(scratch)), "images")
-        self.client.set_tag(self.run_id, "mlflow.loggedImages", "True")
+        from PIL import Image
+
+        def log() -> None:
+            with Image.open(self.folder / event["path"]) as picture:
+                self.client.log_image(
+                    self.run_id,
+                    picture,
+                    key=event["key"],
+                    step=event["step"],
+                    timestamp=event["time"],
+                    synchronous=True,
+                )
+
+        self._upload(event, log)
 
     def _artifact(self, event: Event) -> None:
-        self._upload(event, lambda: [self.folder / event["path"]], event["folder"])
-        if event["folder"] == MODEL_FOLDER:
-            self.client.set_tag(self.run_id, FILE_SHA256, event["sha256"])
+        def log() -> None:
+            self.client.log_artifact(self.run_id, str(self.folder / event["path"]), event["folder"] or None)
+            if event["folder"] == MODEL_FOLDER:
+                self.client.set_tag(self.run_id, FILE_SHA256, event["sha256"])
+
+        self._upload(event, log)
 
     def _checkpoint(self, event: Event) -> None:
         """The step's weights as a LoggedModel with its scores; nothing where the file is gone by now."""
@@ -253,45 +254,34 @@ class _Delivery:
 
         def log() -> None:
             model_id = ensure_checkpoint(self.client, self.run_id, event["step"], path)
-            points = [_of_model(point, model_id) for point in _metrics(event)]
-            self.client.log_batch(self.run_id, metrics=points)
+            self.client.log_batch(self.run_id, metrics=_metrics(event, model_id))
 
-        self._attempt(event, log)
+        self._upload(event, log)
 
     def _status(self, event: Event) -> None:
         self.client.set_terminated(self.run_id, event["status"], end_time=event["time"])
-        _drop_twins(self.client, self.run_id)
 
-    def _log(self, entries: Sequence[T], limit: int, log: Callable[[Sequence[T]], object]) -> None:
-        """Log in requests of at most `limit`; halve a refused one until what is wrong stands alone."""
+    def _log(self, kind: str, entries: Sequence[Any], limit: int) -> None:
+        """Log metrics, params or tags in requests of at most `limit`; halve a refused one until it is one."""
         from mlflow.exceptions import MlflowException
 
         for start in range(0, len(entries), limit):
             some = entries[start : start + limit]
+            request: dict[str, Any] = {kind: some}
             try:
-                log(some)
+                self.client.log_batch(self.run_id, **request)
             except MlflowException as error:
                 if error.error_code not in REFUSALS:
                     raise
                 if len(some) == 1:
-                    self._reject(dict(some[0]), error)  # type: ignore[call-overload]
+                    self._reject(dict(some[0]), error)
                 else:
-                    self._log(some, len(some) // 2, log)
+                    self._log(kind, some, len(some) // 2)
 
-    def _upload(self, event: Event, files: Callable[[], list[Path]], folder: str) -> None:
-        """Upload files into the run's artifact folder; what fails again and again is set aside."""
-
-        def upload() -> None:
-            for path in files():
-                self.client.log_artifact(self.run_id, str(path), folder or None)
-
-        self._attempt(event, upload)
-
-    def _attempt(self, event: Event, upload: Callable[[], None]) -> None:
-        """Do the event's upload with the time that it takes; after some failed tries it is set aside."""
+    def _upload(self, event: Event, upload: Callable[[], None]) -> None:
+        """Upload the event's file; what fails again and again is set aside."""
         try:
-            with _patient():
-                upload()
+            upload()
         except Exception as error:  # every kind of artifact store raises its own
             self.client.get_run(self.run_id)  # an outage of the server itself is not the file's fault
             self.sent.tries += 1
@@ -301,39 +291,14 @@ class _Delivery:
             self._reject(event, error)
 
     def _reject(self, entry: Any, error: Exception) -> None:
-        reason = str(error).strip().splitlines()[0]
         with open(self.folder / REJECTED, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"entry": entry, "reason": reason}) + "\n")
+            file.write(json.dumps({"entry": entry, "reason": reason(error)}) + "\n")
         self.rejected += 1
 
 
-def _metrics(event: Event) -> "list[Metric]":
+def _metrics(event: Event, model_id: str | None = None) -> "list[Metric]":
+    """The event's points, those of a LoggedModel where it is named."""
     from mlflow.entities import Metric
 
-    return [Metric(key, float(value), event["time"], event["step"]) for key, value in event["values"].items()]
-
-
-def _of_model(point: "Metric", model_id: str) -> "Metric":
-    from mlflow.entities import Metric
-
-    return Metric(point.key, point.value, point.timestamp, point.step, model_id=model_id)
-
-
-def _drop_twins(client: "MlflowClient", run_id: str) -> None:
-    """Delete empty runs of the same key: a hung server makes one of a request that was given up."""
-    run = client.get_run(run_id)
-    for twin in find_by_tags(client, [run.info.experiment_id], {KEY: run.data.tags[KEY]}):
-        if twin.info.run_id != run_id and not twin.data.metrics and not twin.data.params:
-            client.delete_run(twin.info.run_id)
-
-
-@contextlib.contextmanager
-def _patient() -> Iterator[None]:
-    """Give the requests inside the block the time that an upload takes."""
-    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-    usual = os.environ[name]
-    os.environ[name] = str(max(int(usual), UPLOAD_SECONDS))
-    try:
-        yield
-    finally:
-        os.environ[name] = usual
+    time, step = event["time"], event["step"]
+    return [Metric(key, float(value), time, step, model_id) for key, value in event["values"].items()]

@@ -89,7 +89,9 @@ def find_run(name: str, uri: str | None = None) -> "Run":
     uri = uri or tracking_uri()
     with failures(uri):
         runs = parent_runs(connect(uri))
-    exact = [run for run in runs if name in (run.info.run_id, run.info.run_name, _fingerprint(run))]
+    exact = [
+        run for run in runs if name in (run.info.run_id, run.info.run_name, run.data.tags.get(FINGERPRINT))
+    ]
     found = exact or [run for run in runs if name and run.info.run_id.startswith(name)]
     if not found:
         raise UsageError(f"there is no run {name!r} in MLflow: `diffctl runs` lists them")
@@ -97,8 +99,3 @@ def find_run(name: str, uri: str | None = None) -> "Run":
         ids = ", ".join(run.info.run_id[:8] for run in found)
         raise UsageError(f"{name!r} means more than one run: give one of the ids {ids}")
     return found[0]
-
-
-def _fingerprint(run: "Run") -> str | None:
-    fingerprint: str | None = run.data.tags.get(FINGERPRINT)
-    return fingerprint

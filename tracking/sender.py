@@ -29,7 +29,6 @@ LONGEST_WAIT = 30.0  # between tries of a store that is away
 EXIT_SECONDS = 0.2  # a process that is killed lets go of its pipe and its locks one after the other
 CLOSING_SECONDS = 2.0  # between tries once the training is gone
 LINGER_SECONDS = 60.0  # after the training, while there is something left
-ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 
 _log = logging.getLogger("diffctl.sender")
 
@@ -38,7 +37,6 @@ _log = logging.getLogger("diffctl.sender")
 class Sender:
     """A running sender, as its training sees it; `process` is None where none could be started."""
 
-    folder: Path
     process: "subprocess.Popen[bytes] | None"
 
     def close(self, timeout: float) -> bool:
@@ -66,16 +64,14 @@ def start(folder: Path) -> Sender:
     command = [sys.executable, "-m", "tracking.sender", str(folder.resolve())]
     try:
         with open(folder / LOG, "ab") as log:
-            return Sender(
-                folder,
-                subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
-                ),
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
             )
     except OSError as error:
         message = f"nothing is sent to MLflow now ({error.strerror}): `diffctl sync` does it later"
         warnings.warn(message, DiffctlWarning, stacklevel=2)
-        return Sender(folder, None)
+        return Sender(None)
+    return Sender(process)
 
 
 def run(folder: Path, uri: str, parent: int, linger: float = LINGER_SECONDS) -> bool:
@@ -83,9 +79,7 @@ def run(folder: Path, uri: str, parent: int, linger: float = LINGER_SECONDS) -> 
 
     Waits for a sender before it on the same folder. `linger` bounds the time after the pipe's end, seconds.
     """
-    lock = folder / LOCK
-    with file_lock(lock):
-        mine = lock.stat()
+    with file_lock(folder / LOCK):
         gone_since: float | None = None
         wait = 0.0
         while True:
@@ -94,8 +88,6 @@ def run(folder: Path, uri: str, parent: int, linger: float = LINGER_SECONDS) -> 
             elif _closed(parent, wait):
                 gone_since = time.monotonic()
                 time.sleep(EXIT_SECONDS)
-            if not lock.exists() or not os.path.samestat(lock.stat(), mine):
-                return False  # the training was begun afresh, and has a sender of its own
             delivered = _try(folder, uri, gone_since is not None)
             if gone_since is not None and delivered:
                 return True
@@ -155,7 +147,7 @@ def _sync_one(folder: Path, uri: str) -> Synced:
 def main() -> None:
     """`python -m tracking.sender FOLDER`: exit 0 when all was delivered."""
     os.nice(19)
-    os.environ.update(ENVIRONMENT)
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # `run` tries again, and knows when to end
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     folder = Path(sys.argv[1])
     uri = tracking_uri()

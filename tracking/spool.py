@@ -205,11 +205,9 @@ class Known:
                 self.dropped.add(event["step"])
 
 
-def read_events(folder: Path, offset: int = 0) -> Iterator[Event]:
-    """Every whole event from the byte `offset` on, in order; none where there is no spool."""
-    for event, _ in read_lines(folder, offset):
-        if event is not None:
-            yield event
+def read_events(folder: Path) -> Iterator[Event]:
+    """Every whole event in order; none where there is no spool."""
+    return (event for event, _ in read_lines(folder) if event is not None)
 
 
 def read_lines(folder: Path, offset: int = 0) -> Iterator[tuple[Event | None, int]]:

@@ -115,8 +115,12 @@ def failures(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MlflowError(f"MLflow at {public(uri)}: {reason.replace(uri, public(uri))}") from error
+        raise MlflowError(f"MLflow at {public(uri)}: {reason(error).replace(uri, public(uri))}") from error
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an error says; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def ensure_experiment(client: "MlflowClient", name: str) -> str:
