@@ -2,8 +2,8 @@
 
 Not by pooch (1.9, tried on this module's tests), which would take a third of the lines and break five tests:
 it begins a cut download again from the first byte, so that one that is always cut never arrives; it asks
-again for what a server refuses; what was broken off by a kill or at another mirror is not gone on with. Mirrors
-and locks between processes would stay ours.
+again for what a server refuses; what a kill or another mirror broke off is not gone on with. Mirrors and
+locks between processes would stay ours.
 """
 
 import os
