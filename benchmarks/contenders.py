@@ -98,7 +98,7 @@ def described(precision: str, shape: Shape) -> tuple[Any, dict[str, Any]]:
     values = {
         "data": {"name": "digits"},
         "model": {**shape.model, "class_cond": False},
-        "diffusion": {"schedule": "linear", "variance": "small", "loss": "simple"},
+        "process": {"schedule": "linear", "variance": "small", "loss": "simple"},
         "train": {"steps": 1000, "batch_size": shape.batch, "lr": 1e-4, "precision": precision},
         "sample": {"num_images": 2},
         "sweep": {"steps": [STEPS], "eta": [0.0]},

@@ -97,14 +97,14 @@ def diffusers(artefact: TrainPlan, store: ImageStore, device: torch.device) -> R
         network = UNet2DModel(**unet_config(UNet(spec))).to(device).train()
         average = EMAModel(network.parameters(), decay=config.ema_decay, use_ema_warmup=True)
         optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr)
-        scheduler = DDPMScheduler(artefact.diffusion.timesteps)
+        scheduler = DDPMScheduler(artefact.process.timesteps)
         loader = torch.utils.data.DataLoader(Images(store), count, shuffle=True, drop_last=True)
         ended: list[float] = []
         while len(ended) < config.steps:
             for images, labels in loader:
                 images, labels = images.to(device), labels.to(device)
                 noise = torch.randn_like(images)
-                t = torch.randint(0, artefact.diffusion.timesteps, (count,), device=device)
+                t = torch.randint(0, artefact.process.timesteps, (count,), device=device)
                 noised = scheduler.add_noise(images, noise, t)
                 with torch.autocast(device.type, dtype=torch.bfloat16):
                     output = network(noised, t, labels if artefact.network.num_classes else None).sample

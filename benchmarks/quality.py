@@ -70,8 +70,8 @@ def theirs(store: ImageStore, seconds: float) -> tuple[Images, str]:
     from diffusers.training_utils import EMAModel
 
     config = load(PROFILE)
-    simple = config.diffusion.model_copy(update={"variance": "small", "loss": "simple", "prediction": "eps"})
-    artefact = resolve(config.model_copy(update={"diffusion": simple}), store.meta, CPU)
+    simple = config.process.model_copy(update={"variance": "small", "loss": "simple", "prediction": "eps"})
+    artefact = resolve(config.model_copy(update={"process": simple}), store.meta, CPU)
     torch.manual_seed(0)
     network = UNet2DModel(**unet_config(new_state(artefact, CPU).network))
     scheduler = DDPMScheduler()

@@ -40,7 +40,7 @@ def classifier(
         flip=config.data.flip,
     )
     artefact = resolve_classifier(
-        config.classifier, config.diffusion, data, meta["image_size"], meta["channels"]
+        config.classifier, config.process, data, meta["image_size"], meta["channels"]
     )
     with (
         open_training(artefact, classifier_code(), CLASSIFIER_RUNS, fresh=fresh, keep=keep) as run,

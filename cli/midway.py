@@ -22,7 +22,7 @@ def scored_images(config: "Config") -> "ScoredImages":
     from diffusion.settings import SamplerConfig, SampleSettings
 
     shared = config.sample.model_dump(include=set(SamplerConfig.model_fields))
-    steps = min(config.train.eval_steps, config.diffusion.timesteps)
+    steps = min(config.train.eval_steps, config.process.timesteps)
     settings = SampleSettings(**shared, steps=steps, eta=0.0)
     return ScoredImages(settings, config.train.eval_images, config.sample.batch_size)
 

@@ -117,7 +117,7 @@ def write_preview(path: Path, artefact: "Described", network: "UNet", ema: "UNet
     from diffusion.pictures import enlarge, grid, save_png
     from diffusion.settings import SampleSettings
 
-    settings = SampleSettings(steps=min(PREVIEW_STEPS, artefact.diffusion.timesteps))
+    settings = SampleSettings(steps=min(PREVIEW_STEPS, artefact.process.timesteps))
     indices = range(10)
     device = next(network.parameters()).device
     rows = []

@@ -20,7 +20,7 @@ from diffusion.code import CodeSince
 from diffusion.errors import DiffctlError
 from diffusion.files import write_atomic
 from diffusion.precision import Precision, settled
-from diffusion.process_config import DiffusionConfig
+from diffusion.process_config import ProcessConfig
 from diffusion.section import Section, canonical, explain
 from diffusion.shape import UNetSpec
 from diffusion.unet import UNet
@@ -51,7 +51,7 @@ class Described(Section):
 
     format: Literal[3] = 3
     network: UNetSpec
-    diffusion: DiffusionConfig
+    process: ProcessConfig
     data: DataCard
     step: int
     precision: Precision

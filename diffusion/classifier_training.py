@@ -18,7 +18,7 @@ from diffusion.devices import default_device
 from diffusion.draws import Batch, draw_batch
 from diffusion.errors import DiffctlError, UsageError
 from diffusion.masks import masks_of
-from diffusion.process_config import DiffusionConfig
+from diffusion.process_config import ProcessConfig
 from diffusion.random import generator
 from diffusion.resolve import TrainPlan, result_values
 from diffusion.resumable import Moments, Part, Resumable, is_finite
@@ -46,7 +46,7 @@ def classifier_code() -> Code:
 
 
 def resolve_classifier(
-    config: ClassifierConfig, process: DiffusionConfig, data: DataCard, size: int, channels: int
+    config: ClassifierConfig, process: ProcessConfig, data: DataCard, size: int, channels: int
 ) -> ClassifierPlan:
     """What training a classifier of this data, noised by this process, will give.
 
@@ -67,7 +67,7 @@ def resolve_classifier(
     return ClassifierPlan(
         kind="classifier",
         network=network,
-        diffusion=process,
+        process=process,
         train=config.train,
         data=data,
         step=config.train.steps,
@@ -117,7 +117,7 @@ def train_classifier(
     `check_stop` runs between steps and raises to stop; the state is saved first. DiffctlError after five
     non-finite steps in a row.
     """
-    config, process = state.artefact.train, state.artefact.diffusion
+    config, process = state.artefact.train, state.artefact.process
     schedule = Schedule.named(process.schedule, process.timesteps)
     data, timesteps = Batches(store, device), UniformSampler(process.timesteps)
     masks = masks_of(state.network, state.artefact, "classifier dropout")

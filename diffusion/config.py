@@ -29,10 +29,10 @@ class Config(TrainSections):
 
     @model_validator(mode="after")
     def _steps_are_there(self) -> Self:
-        if max(self.sweep.steps) > self.diffusion.timesteps:
+        if max(self.sweep.steps) > self.process.timesteps:
             raise ValueError(
-                f"sweep.steps: {max(self.sweep.steps)} is more than diffusion.timesteps "
-                f"({self.diffusion.timesteps})"
+                f"sweep.steps: {max(self.sweep.steps)} is more than process.timesteps "
+                f"({self.process.timesteps})"
             )
         return self
 
@@ -41,8 +41,8 @@ class Config(TrainSections):
         guidance, noise = self._axis("guidance"), self._axis("noise")
         if any(guidance[1]) and not self.train.p_uncond:
             raise ValueError(f"{guidance[0]} > 0 needs a model trained with train.p_uncond > 0")
-        if "learned" in noise[1] and self.diffusion.variance != "learned":
-            raise ValueError(f"{noise[0]} learned needs diffusion.variance learned")
+        if "learned" in noise[1] and self.process.variance != "learned":
+            raise ValueError(f"{noise[0]} learned needs process.variance learned")
         sampler = self._axis("sampler")
         if any(self.sweep.eta) and "ddim" not in sampler[1]:
             raise ValueError(f"{sampler[0]} dpm-solver++ is deterministic, so sweep.eta must be [0.0]")
@@ -60,9 +60,9 @@ class Config(TrainSections):
     def _refuse_eta(self) -> None:
         from diffusion.schedule import Schedule, spaced_timesteps  # imports torch: only where it is needed
 
-        schedule = Schedule.named(self.diffusion.schedule, self.diffusion.timesteps)
+        schedule = Schedule.named(self.process.schedule, self.process.timesteps)
         for steps, spacing in itertools.product(self.sweep.steps, self._axis("spacing")[1]):
-            timesteps = spaced_timesteps(spacing, steps, self.diffusion.timesteps)
+            timesteps = spaced_timesteps(spacing, steps, self.process.timesteps)
             spaced = schedule.spaced(timesteps)
             if max(self.sweep.eta) > spaced.largest_eta():
                 raise ValueError(

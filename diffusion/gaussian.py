@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffusion.process_config import DiffusionConfig
+from diffusion.process_config import ProcessConfig
 from diffusion.schedule import (
     Schedule,
     at,
@@ -50,7 +50,7 @@ def predict(
     return split(output.to(x_t.dtype), x_t.shape[1])
 
 
-def in_eps(network: Network, process: DiffusionConfig) -> Network:
+def in_eps(network: Network, process: ProcessConfig) -> Network:
     """The network with ε in its first channels, whatever it was trained to predict; v is left as it is.
 
     So guidance, samplers and the bound know ε alone.
@@ -144,7 +144,7 @@ def prior_term(schedule: Schedule, x_0: Tensor) -> Tensor:
 def training_losses(
     network: Network,
     schedule: Schedule,
-    config: DiffusionConfig,
+    config: ProcessConfig,
     x_0: Tensor,
     index: Tensor,
     noise: Tensor,
@@ -171,7 +171,7 @@ def training_losses(
     return {"loss": simple + len(schedule) / 1000 * vlb, "mse": mse, "vlb": vlb}
 
 
-def min_snr_weight(schedule: Schedule, config: DiffusionConfig, index: Tensor) -> Tensor:
+def min_snr_weight(schedule: Schedule, config: ProcessConfig, index: Tensor) -> Tensor:
     """(B,) float64 min-SNR-5 weights, SNR = ᾱ/(1−ᾱ) (Hang et al. 2023, 2303.09556, eq. 6 and app. A).
 
     min(SNR, 5) in terms of x̂_0's error, so divided by SNR for ε's and by SNR + 1 for the velocity's.

@@ -34,7 +34,7 @@ _Walk = Callable[[_Draw, Tensor | None, _Callback | None], Tensor]
 
 def check_settings(artefact: Described, settings: SampleSettings) -> Schedule:
     """The spaced schedule to walk; UsageError when this model cannot be sampled so."""
-    process = artefact.diffusion
+    process = artefact.process
     if settings.timesteps is None:
         timesteps = spaced_timesteps(settings.spacing, settings.steps, process.timesteps)
     else:
@@ -170,7 +170,7 @@ def _guided(
 
     With η = 1 a classifier guides by ADM's alg. 1, as DDPM; else by alg. 2, which any η allows.
     """
-    spec, process = artefact.network, artefact.diffusion
+    spec, process = artefact.network, artefact.process
     guided = classifier_free(
         in_eps(autocast(network, artefact.precision), process),
         settings.guidance,
@@ -192,7 +192,7 @@ def _guided(
 def check_classifier(artefact: Described, classifier: LoadedClassifier) -> None:
     """UsageError unless the classifier knows this model's images, its process and, if any, its classes."""
     ours, theirs = artefact.network, classifier.artefact.network
-    process, seen = artefact.diffusion, classifier.artefact.diffusion
+    process, seen = artefact.process, classifier.artefact.process
     if (ours.image_size, ours.in_channels) != (theirs.image_size, theirs.in_channels):
         raise UsageError(
             f"the classifier takes {theirs.image_size}×{theirs.image_size}×{theirs.in_channels} images, "

@@ -29,7 +29,7 @@ class Gradients:
     """
 
     def __init__(self, artefact: TrainPlan, network: UNet, ranks: Ranks) -> None:
-        process, train = artefact.diffusion, artefact.train
+        process, train = artefact.process, artefact.train
         self._artefact, self._network, self._ranks = artefact, network, ranks
         self._schedule = Schedule.named(process.schedule, process.timesteps).to(ranks.device)
         self.share = ranks.share(train.batch_size)
@@ -82,7 +82,7 @@ class Gradients:
 
     def _backward(self, forward: Network, part: Batch) -> Losses:
         """Add the part's share of the batch's gradient; returns its losses, each (B,)."""
-        process, count = self._artefact.diffusion, self._artefact.train.batch_size
+        process, count = self._artefact.process, self._artefact.train.batch_size
         losses = training_losses(
             forward, self._schedule, process, part.x_0, part.index, part.noise, part.labels
         )

@@ -70,7 +70,7 @@ def encode_images(
     """Codes (B, C, H, W) float32 on the CPU of uint8 images (B, H, W, C), by the settings' timesteps."""
     schedule = check_settings(loaded.artefact, settings)
     device = next(loaded.network.parameters()).device
-    network = in_eps(autocast(loaded.network, loaded.artefact.precision), loaded.artefact.diffusion)
+    network = in_eps(autocast(loaded.network, loaded.artefact.precision), loaded.artefact.process)
     x_0 = to_model(to_nchw(images).to(device))
     return encode(network, schedule, x_0, None if labels is None else labels.to(device), progress).cpu()
 

@@ -43,7 +43,7 @@ def bits_per_dimension(
     i's noise comes from (seed, i) alone. The network runs in float32; x̂_0 is clipped to [−1, 1].
     `progress` gets (done, total) network passes of an image.
     """
-    process = loaded.artefact.diffusion
+    process = loaded.artefact.process
     network = in_eps(loaded.network, process)
     timesteps = spaced_timesteps("uniform", steps or process.timesteps, process.timesteps)
     schedule = Schedule.named(process.schedule, process.timesteps).spaced(timesteps)

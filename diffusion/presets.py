@@ -16,7 +16,7 @@ class Preset:
     """
 
     model: dict[str, Any]
-    diffusion: dict[str, Any]
+    process: dict[str, Any]
     train: dict[str, Any]
     data: str
     image_size: int
@@ -40,7 +40,7 @@ _IDDPM = {
     "class_cond": False,
     "time_scale": 0.25,
 }
-_IDDPM_DIFFUSION = {"timesteps": 4000, "schedule": "cosine"}
+_IDDPM_PROCESS = {"timesteps": 4000, "schedule": "cosine"}
 _IDDPM_TRAIN = {"batch_size": 128, "lr": 1e-4, "ema_decay": 0.9999, "grad_clip": None}
 
 PRESETS = {
@@ -53,7 +53,7 @@ PRESETS = {
             "head_channels": 64,
             "dropout": 0.1,
         },
-        diffusion={"timesteps": 1000, "schedule": "cosine"},
+        process={"timesteps": 1000, "schedule": "cosine"},
         train={**_ADM_TRAIN, "steps": 540_000, "lr": 3e-4, "batch_size": 2048},
         data="imagenet64",
         image_size=64,
@@ -70,7 +70,7 @@ PRESETS = {
             "attention": _ADM_ATTENTION,
             "heads": 4,
         },
-        diffusion={"timesteps": 1000, "schedule": "linear"},
+        process={"timesteps": 1000, "schedule": "linear"},
         train={**_ADM_TRAIN, "steps": 4_360_000},
         data="imagenet",
         image_size=128,
@@ -86,7 +86,7 @@ PRESETS = {
             "attention": _ADM_ATTENTION,
             "head_channels": 64,
         },
-        diffusion={"timesteps": 1000, "schedule": "linear"},
+        process={"timesteps": 1000, "schedule": "linear"},
         train={**_ADM_TRAIN, "steps": 1_980_000},
         data="imagenet",
         image_size=256,
@@ -96,7 +96,7 @@ PRESETS = {
     ),
     "iddpm-imagenet64": Preset(
         model={**_IDDPM, "channel_mult": (1, 2, 3, 4)},
-        diffusion=_IDDPM_DIFFUSION,
+        process=_IDDPM_PROCESS,
         train={**_IDDPM_TRAIN, "steps": 1_500_000},
         data="imagenet64",
         image_size=64,
@@ -106,7 +106,7 @@ PRESETS = {
     ),
     "iddpm-cifar10": Preset(
         model={**_IDDPM, "channel_mult": (1, 2, 2, 2), "dropout": 0.3},
-        diffusion=_IDDPM_DIFFUSION,
+        process=_IDDPM_PROCESS,
         train={**_IDDPM_TRAIN, "steps": 500_000},
         data="cifar10",
         image_size=32,
@@ -126,7 +126,7 @@ PRESETS = {
             "dropout": 0.1,
             "class_cond": False,
         },
-        diffusion={"timesteps": 1000, "schedule": "linear", "variance": "large", "loss": "simple"},
+        process={"timesteps": 1000, "schedule": "linear", "variance": "large", "loss": "simple"},
         train={"steps": 800_000, "batch_size": 128, "lr": 2e-4, "warmup": 5000, "ema_decay": 0.9999},
         data="cifar10",
         image_size=32,

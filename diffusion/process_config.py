@@ -1,4 +1,4 @@
-"""The section `diffusion` of params.yaml."""
+"""The section `process` of params.yaml."""
 
 from typing import Annotated, Literal, Self
 
@@ -10,7 +10,7 @@ Noise = Literal["small", "large", "learned"]
 """Which variance a reverse step has: β̃ or β (DDPM sec. 3.2), or what the network says (iDDPM eq. 15)."""
 
 
-class DiffusionConfig(Section):
+class ProcessConfig(Section):
     """The process: T timesteps, the schedule of betas, what the network predicts and how it learns.
 
     `prediction` is ε (DDPM) or the velocity v = √ᾱ·ε − √(1−ᾱ)·x_0 (Salimans & Ho 2022, 2202.00512); a

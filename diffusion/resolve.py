@@ -39,7 +39,7 @@ def resolve(config: TrainSections, meta: dict[str, Any], device: torch.device) -
             **config.model.model_dump(),
             image_size=meta["image_size"],
             in_channels=channels,
-            out_channels=2 * channels if config.diffusion.variance == "learned" else channels,
+            out_channels=2 * channels if config.process.variance == "learned" else channels,
             num_classes=len(classes),
             null_class=config.train.p_uncond > 0,
         )
@@ -47,7 +47,7 @@ def resolve(config: TrainSections, meta: dict[str, Any], device: torch.device) -
         raise UsageError(explain(error, "params.yaml with this data: model", UNetSpec)) from None
     return TrainPlan(
         network=network,
-        diffusion=config.diffusion,
+        process=config.process,
         train=config.train,
         data=DataCard(
             name=meta["name"],

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from diffusion.data.config import DataConfig
-from diffusion.process_config import DiffusionConfig
+from diffusion.process_config import ProcessConfig
 from diffusion.section import PositiveInt, Probability, Section
 from diffusion.shape import ModelConfig, level_sizes
 
@@ -66,7 +66,7 @@ class TrainSections(Section):
 
     data: DataConfig
     model: ModelConfig
-    diffusion: DiffusionConfig
+    process: ProcessConfig
     train: TrainConfig
 
     @model_validator(mode="after")

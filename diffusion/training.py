@@ -105,7 +105,7 @@ def new_state(artefact: TrainPlan, device: torch.device) -> TrainState:
         network.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True
     )
     samplers = {"uniform": UniformSampler, "loss-aware": LossAwareSampler}
-    timesteps = samplers[artefact.diffusion.t_sampler](artefact.diffusion.timesteps)
+    timesteps = samplers[artefact.process.t_sampler](artefact.process.timesteps)
     return TrainState(artefact, network, ema_copy(network), optimizer, timesteps, code=list(artefact.code))
 
 
@@ -129,7 +129,7 @@ def train_step(state: TrainState, gradients: Gradients, batch: Batch) -> dict[st
     losses, index, weights = gradients(batch, state.step)
     norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), train.grad_clip or math.inf)
     means = {name: (value * weights).mean() for name, value in losses.items()} | {"grad_norm": norm}
-    means |= quartile_sums(losses["loss"], index, state.artefact.diffusion.timesteps)
+    means |= quartile_sums(losses["loss"], index, state.artefact.process.timesteps)
     finite = torch.stack(list(means.values())).isfinite().all()
     if state.timesteps.learns and finite:
         state.timesteps.update(index, losses["loss"])

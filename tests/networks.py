@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from diffusion.checkpoint import Artefact, DataCard
-from diffusion.process_config import DiffusionConfig
+from diffusion.process_config import ProcessConfig
 from diffusion.schedule import Schedule
 from diffusion.shape import UNetSpec
 from diffusion.unet import UNet
@@ -52,7 +52,7 @@ def network_of(spec: UNetSpec, seed: int = 0) -> UNet:
 def artefact_of(spec: UNetSpec, timesteps: int = 100, **changes: Any) -> Artefact:
     """What a model file with this network would say of itself."""
     learned = spec.learned_variance
-    diffusion = DiffusionConfig(
+    process = ProcessConfig(
         timesteps=timesteps,
         variance="learned" if learned else "small",
         loss="hybrid" if learned else "simple",
@@ -61,7 +61,7 @@ def artefact_of(spec: UNetSpec, timesteps: int = 100, **changes: Any) -> Artefac
     counts = tuple(range(1, spec.num_classes + 1))
     values: dict[str, Any] = {
         "network": spec,
-        "diffusion": diffusion,
+        "process": process,
         "train": {"p_uncond": 0.1 if spec.null_class else 0.0},
         "data": DataCard(name="test", classes=classes, counts=counts, digest="0"),
         "step": 1,
@@ -76,7 +76,7 @@ class OptimalNetwork(torch.nn.Module):
     The variance is that of the process with all timesteps (iDDPM eq. 15).
     """
 
-    def __init__(self, process: DiffusionConfig, std: float, means: Sequence[float] = (0.0,)) -> None:
+    def __init__(self, process: ProcessConfig, std: float, means: Sequence[float] = (0.0,)) -> None:
         super().__init__()
         self.anchor = torch.nn.Parameter(torch.zeros(1), requires_grad=False)  # by which its device is told
         self.schedule = Schedule.named(process.schedule, process.timesteps)

@@ -30,7 +30,7 @@ from diffusion.data.store import ImageStore, open_store
 from diffusion.errors import DiffctlError, Interrupted, UsageError
 from diffusion.generate import generate
 from diffusion.guidance import classifier_gradient, classifier_guided
-from diffusion.process_config import DiffusionConfig
+from diffusion.process_config import ProcessConfig
 from diffusion.resolve import training_fingerprint
 from diffusion.sampling import sample
 from diffusion.schedule import Schedule
@@ -168,7 +168,7 @@ def loaded_classifier(**changes: Any) -> LoadedClassifier:
     network = Classifier(spec)
     randomise(network)
     artefact = artefact_of(spec)
-    values = {**artefact.model_dump(), "kind": "classifier", "diffusion": DiffusionConfig(timesteps=100)}
+    values = {**artefact.model_dump(), "kind": "classifier", "process": ProcessConfig(timesteps=100)}
     return LoadedClassifier(network.eval().requires_grad_(False), ClassifierArtefact(**values))
 
 
@@ -223,7 +223,7 @@ def test_guidance_changes_images_of_any_model_and_image_i_stays_its_own(sampler,
 
 
 @pytest.mark.parametrize(
-    ("changes", "diffusion", "said"),
+    ("changes", "process", "said"),
     [
         ({"image_size": 16, "attention": (8,)}, {}, "takes 16×16×1 images, the model makes 8×8×1"),
         ({"in_channels": 3}, {}, "takes 8×8×3 images"),
@@ -232,10 +232,10 @@ def test_guidance_changes_images_of_any_model_and_image_i_stays_its_own(sampler,
         ({"num_classes": 9}, {}, "other classes"),
     ],
 )
-def test_a_classifier_of_something_else_is_refused(changes, diffusion, said):
+def test_a_classifier_of_something_else_is_refused(changes, process, said):
     classifier = loaded_classifier(**changes)
-    process = DiffusionConfig(**{"timesteps": 100, **diffusion})
-    classifier = classifier._replace(artefact=classifier.artefact.model_copy(update={"diffusion": process}))
+    noised_by = ProcessConfig(**{"timesteps": 100, **process})
+    classifier = classifier._replace(artefact=classifier.artefact.model_copy(update={"process": noised_by}))
     spec = spec_of()
     with pytest.raises(UsageError, match=said):
         generate(
@@ -268,7 +268,7 @@ def test_a_file_knows_whether_it_is_a_model_or_a_classifier(tmp_path):
 def resolved(store: ImageStore, section: dict[str, Any] = SECTION, **train: Any) -> ClassifierPlan:
     config = ClassifierConfig.model_validate({**section, "train": {**section["train"], **train}})
     data = DataCard(name="digits", classes=tuple(store.meta["classes"]), digest=store.digest)
-    return resolve_classifier(config, DiffusionConfig(), data, 8, 1)
+    return resolve_classifier(config, ProcessConfig(), data, 8, 1)
 
 
 def train(state: ClassifierState, store: ImageStore, stop_at: int | None = None, folder: Path | None = None):
@@ -353,10 +353,10 @@ def test_a_training_goes_on_when_it_is_watched_or_fitted_otherwise(digits_store)
 def test_data_without_classes_is_refused():
     section = ClassifierConfig.model_validate(SECTION)
     with pytest.raises(UsageError, match="at least two classes, and faces has 0"):
-        resolve_classifier(section, DiffusionConfig(), DataCard(name="faces", digest="0"), 8, 1)
+        resolve_classifier(section, ProcessConfig(), DataCard(name="faces", digest="0"), 8, 1)
     with pytest.raises(UsageError, match=r"classifier.model: .*must be divisible by 2"):
         resolve_classifier(
-            section, DiffusionConfig(), DataCard(name="odd", classes=("a", "b"), digest="0"), 9, 1
+            section, ProcessConfig(), DataCard(name="odd", classes=("a", "b"), digest="0"), 9, 1
         )
 
 
@@ -414,7 +414,7 @@ def test_the_stage_trains_a_classifier_that_guides_samples(project):
     artefact = artefact_of(
         spec, data=load_classifier(project / "models/classifier.safetensors").artefact.data
     )
-    artefact = artefact.model_copy(update={"diffusion": DiffusionConfig()})
+    artefact = artefact.model_copy(update={"process": ProcessConfig()})
     save_artefact(project / "models/unet.safetensors", network_of(spec).state_dict(), artefact)
     arguments = ("sample", "--num", "2", "--steps", "3", "--out")
     assert diffctl(project, *arguments, "plain.npz").returncode == 0

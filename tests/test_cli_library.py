@@ -19,7 +19,7 @@ from diffusion.generate import generate
 from diffusion.images import to_nchw
 from diffusion.latents import decode_images
 from diffusion.presets import PRESETS
-from diffusion.process_config import DiffusionConfig
+from diffusion.process_config import ProcessConfig
 from diffusion.settings import SampleSettings
 from tests.conftest import diffctl
 from tests.networks import OptimalNetwork, artefact_of, network_of, spec_of
@@ -77,8 +77,8 @@ def test_encode_writes_codes_from_which_the_reconstructions_come(run, tmp_path):
 
 def test_encode_comes_back_nearer_with_more_steps(run, monkeypatch):
     """As it must for the noise to be the image's: here by a network whose guess of x_0 leaves [−1, 1]."""
-    process, means = DiffusionConfig(timesteps=1000), [1.2] * 11
-    loaded = LoadedModel(OptimalNetwork(process, 0.5, means), artefact_of(spec_of(), diffusion=process))
+    process, means = ProcessConfig(timesteps=1000), [1.2] * 11
+    loaded = LoadedModel(OptimalNetwork(process, 0.5, means), artefact_of(spec_of(), process=process))
     monkeypatch.setattr("diffusion.checkpoint.load_model", lambda path, device: loaded)
     errors = []
     for steps in (10, 40, 160, 640):

@@ -36,12 +36,12 @@ def test_the_project_starts_with_the_digits_profile() -> None:
         ({"model": {"heads": 2}}, "head_channels and heads exclude each other"),
         ({"model": {"head_channels": 7}}, "must divide every level's channels, and 7 does not divide 8"),
         ({"model": {"class_cond": False}}, "p_uncond > 0 drops labels, so it needs model.class_cond"),
-        ({"diffusion": {"variance": "small"}}, "loss hybrid needs variance learned"),
-        ({"diffusion": {"loss": "simple"}}, "loss simple never trains a learned variance"),
-        ({"diffusion": {"variance": "small", "loss": "simple"}, "sample": {"noise": "learned"}},
-         "sample.noise learned needs diffusion.variance learned"),
+        ({"process": {"variance": "small"}}, "loss hybrid needs variance learned"),
+        ({"process": {"loss": "simple"}}, "loss simple never trains a learned variance"),
+        ({"process": {"variance": "small", "loss": "simple"}, "sample": {"noise": "learned"}},
+         "sample.noise learned needs process.variance learned"),
         ({"train": {"p_uncond": 0.0}, "sample": {"guidance": 2.0}}, "guidance > 0 needs a model trained"),
-        ({"sweep": {"steps": [10, 2000]}}, r"sweep.steps: 2000 is more than diffusion.timesteps \(1000\)"),
+        ({"sweep": {"steps": [10, 2000]}}, r"sweep.steps: 2000 is more than process.timesteps \(1000\)"),
         ({"sweep": {"steps": [10, 10]}}, "each value may stand once"),
         ({"sweep": {"steps": []}}, "sweep.steps: .*at least 1"),
         ({"sweep": {"eta": [1.5]}}, "sweep.eta: 1.5 is too large for 2 steps, where at most 1.0"),
@@ -63,7 +63,7 @@ def test_the_impossible_is_refused_with_the_field_and_what_is_allowed(
 @pytest.mark.parametrize(("steps", "spacing"), [(5, "uniform"), (20, "quadratic"), (10, "trailing")])
 def test_the_eta_that_a_refusal_names_is_taken(steps: int, spacing: str) -> None:
     """Each of these limits rounds up: to the nearest it would be too large itself."""
-    sections: dict[str, Any] = {"diffusion": {"schedule": "linear"}, "sample": {"spacing": spacing}}
+    sections: dict[str, Any] = {"process": {"schedule": "linear"}, "sample": {"spacing": spacing}}
     with pytest.raises(UsageError, match="is too large") as refusal:
         parse(params(**sections, sweep={"steps": [steps], "eta": [9.0]}), "params.yaml")
     named = float(str(refusal.value).split("at most ")[1].split()[0])

@@ -65,7 +65,7 @@ def test_buckets_keep_order_and_stay_small(sizes):
 def test_the_shares_of_a_draw_are_the_whole_draw(digits_store, world):
     store = open_store(digits_store)
     artefact = artefact_of(store, train={"batch_size": 7, "p_uncond": 0.3}, data={"flip": True})
-    sampler, data = UniformSampler(artefact.diffusion.timesteps), Batches(store, CPU)
+    sampler, data = UniformSampler(artefact.process.timesteps), Batches(store, CPU)
     whole = draw_batch(artefact, sampler, data, 5)
     shares = [
         draw_batch(artefact, sampler, data, 5, Ranks(CPU, rank, world).share(7)) for rank in range(world)
@@ -222,7 +222,7 @@ def test_two_processes_resume_byte_for_byte(prepared: Path) -> None:
 
 @pytest.mark.slow
 def test_the_timestep_sampler_learns_the_same_from_two_processes(prepared: Path) -> None:
-    changes = {"diffusion": {"t_sampler": "loss-aware", "loss": "vlb", "timesteps": 4}}
+    changes = {"process": {"t_sampler": "loss-aware", "loss": "vlb", "timesteps": 4}}
     changes["sweep"] = {"steps": [2]}
     curves = {}
     for devices in (1, 2):

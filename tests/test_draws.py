@@ -34,7 +34,7 @@ def numbered(count: int) -> ImageStore:
 
 
 def described(store: ImageStore, **train: Any) -> TrainPlan:
-    settings = {"diffusion": {"timesteps": TIMESTEPS}, "data": {"flip": True}, "sweep": {"steps": [2]}}
+    settings = {"process": {"timesteps": TIMESTEPS}, "data": {"flip": True}, "sweep": {"steps": [2]}}
     return artefact_of(store, train={"microbatch": None, **train}, **settings)
 
 

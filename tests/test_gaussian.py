@@ -18,7 +18,7 @@ from diffusion.gaussian import (
     training_losses,
     vlb_terms,
 )
-from diffusion.process_config import DiffusionConfig
+from diffusion.process_config import ProcessConfig
 from diffusion.schedule import Schedule, predict_x0, q_sample, spaced_timesteps
 from tests import papers
 
@@ -204,7 +204,7 @@ def test_the_true_eps_leaves_only_what_the_variance_costs(variance):
     assert torch.allclose(terms, expected, atol=1e-9)
 
 
-def losses_of(config: DiffusionConfig, output: torch.Tensor, channels: int):
+def losses_of(config: ProcessConfig, output: torch.Tensor, channels: int):
     schedule = Schedule.named(config.schedule, config.timesteps)
     x_0, noise = randn(2, 5, channels, 4, 4).clamp(-1, 1)
     index = torch.tensor([0, 1, 20, 50, 99])
@@ -224,7 +224,7 @@ def losses_of(config: DiffusionConfig, output: torch.Tensor, channels: int):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_the_hybrid_loss_is_iddpm_eq_16_and_its_mean_is_detached(channels):
-    config = DiffusionConfig(timesteps=100)
+    config = ProcessConfig(timesteps=100)
     output = randn(5, 2 * channels, 4, 4, seed=3).requires_grad_()
     losses, noise, _ = losses_of(config, output, channels)
     eps = output[:, :channels]
@@ -237,7 +237,7 @@ def test_the_hybrid_loss_is_iddpm_eq_16_and_its_mean_is_detached(channels):
 
 
 def test_the_vlb_loss_moves_mean_and_variance():
-    config = DiffusionConfig(timesteps=100, loss="vlb")
+    config = ProcessConfig(timesteps=100, loss="vlb")
     output = randn(5, 2, 4, 4, seed=3).requires_grad_()
     losses, _, schedule = losses_of(config, output, 1)
     assert torch.allclose(losses["loss"], len(schedule) * losses["vlb"])
@@ -247,7 +247,7 @@ def test_the_vlb_loss_moves_mean_and_variance():
 
 
 def test_the_simple_loss_is_ddpm_eq_14():
-    config = DiffusionConfig(timesteps=100, variance="small", loss="simple")
+    config = ProcessConfig(timesteps=100, variance="small", loss="simple")
     output = randn(5, 3, 4, 4, seed=3)
     losses, noise, _ = losses_of(config, output, 3)
     assert losses.keys() == {"loss", "mse"}

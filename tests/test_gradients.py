@@ -164,7 +164,7 @@ def test_nothing_in_a_step_reads_a_number_back_from_the_device(digits_store):
     with FakeTensorMode(allow_non_fake_inputs=False) as mode:
         network = UNet(artefact.network).train()
         optimizer = torch.optim.AdamW(network.parameters(), fused=True)
-        sampler = UniformSampler(artefact.diffusion.timesteps)
+        sampler = UniformSampler(artefact.process.timesteps)
         state = TrainState(artefact, network, UNet(artefact.network), optimizer, sampler)
         gradients = Gradients(artefact, network, Ranks(CPU))
         fake = Batch(*(mode.from_tensor(part) for part in batch if part is not None))
@@ -179,7 +179,7 @@ def test_nothing_of_the_loss_moves_to_the_host(digits_store, prediction, weighti
     """Tensors of the meta device cannot be copied to another one."""
     store, meta = open_store(digits_store), torch.device("meta")
     process = {"prediction": prediction, "weighting": weighting}
-    artefact = artefact_of(store, train={**FP32, "microbatch": 3}, diffusion=process)
+    artefact = artefact_of(store, train={**FP32, "microbatch": 3}, process=process)
     batch = draw_batch(artefact, UniformSampler(100), Batches(store, CPU), 0)
     gradients = Gradients(artefact, UNet(artefact.network).to(meta), Ranks(meta))
     losses, *_ = gradients(Batch(*(part.to(meta) for part in batch if part is not None)), 0)

@@ -115,8 +115,8 @@ def test_cells_are_ordered_by_steps_then_by_the_other_axes() -> None:
         ({"sweep": {"guidance": []}}, "sweep.guidance: .*at least 1"),
         ({"sweep": {"guidance": [2]}, "train": {"p_uncond": 0}}, "sweep.guidance > 0 needs a model trained"),
         ({"sweep": {"eta": [1.2], "spacing": ["uniform", "trailing"]}}, "sweep.eta: 1.2 is too large"),
-        ({"diffusion": {"variance": "small", "loss": "simple"}, "sweep": {"noise": ["learned"]}},
-         "sweep.noise learned needs diffusion.variance learned"),
+        ({"process": {"variance": "small", "loss": "simple"}, "sweep": {"noise": ["learned"]}},
+         "sweep.noise learned needs process.variance learned"),
     ],
 )  # fmt: skip
 def test_what_no_cell_could_use_is_refused(sections: dict[str, Any], said: str) -> None:

@@ -74,9 +74,9 @@ def test_the_same_images_for_the_same_noise(tmp_path, shape, eta):
 
 def test_the_same_images_of_a_network_that_predicts_the_velocity(tmp_path):
     loaded = model()
-    process = loaded.artefact.diffusion.model_copy(update={"prediction": "velocity"})
+    process = loaded.artefact.process.model_copy(update={"prediction": "velocity"})
     compare_images(
-        tmp_path, loaded._replace(artefact=loaded.artefact.model_copy(update={"diffusion": process})), 0.5
+        tmp_path, loaded._replace(artefact=loaded.artefact.model_copy(update={"process": process})), 0.5
     )
 
 
@@ -109,8 +109,8 @@ def test_the_unet_gives_the_same_eps(tmp_path, shape):
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_the_scheduler_has_the_same_process(tmp_path, name):
     loaded = model()
-    diffusion = loaded.artefact.diffusion.model_copy(update={"schedule": name, "timesteps": 1000})
-    loaded = loaded._replace(artefact=loaded.artefact.model_copy(update={"diffusion": diffusion}))
+    process = loaded.artefact.process.model_copy(update={"schedule": name, "timesteps": 1000})
+    loaded = loaded._replace(artefact=loaded.artefact.model_copy(update={"process": process}))
     scheduler = exported(tmp_path / "out", loaded).scheduler
     from diffusion.schedule import Schedule, spaced_timesteps
 

@@ -72,7 +72,7 @@ def shrink(monkeypatch: pytest.MonkeyPatch, name: str, image_size: int = 8) -> d
     model, flags, by_head = CASES[name]
     preset = PRESETS[name]
     small = Preset(
-        model, preset.diffusion, preset.train, preset.data, image_size, preset.num_classes, 0, "", by_head
+        model, preset.process, preset.train, preset.data, image_size, preset.num_classes, 0, "", by_head
     )
     monkeypatch.setitem(PRESETS, name, small)
     return {
@@ -105,7 +105,7 @@ def test_outputs_agree_with_the_original_network(tmp_path, monkeypatch, name, ch
     save_artefact(tmp_path / "a.safetensors", weights, artefact)
     network, described = load_model(tmp_path / "a.safetensors")
     assert described.network.num_classes == classes
-    assert described.network.learned_variance == learned == (described.diffusion.variance == "learned")
+    assert described.network.learned_variance == learned == (described.process.variance == "learned")
     x = torch.randn(4, channels, 8, 8, generator=torch.Generator().manual_seed(1))
     t = torch.tensor([0, 17, 500, 999])
     y = torch.arange(4) if classes else None

@@ -13,7 +13,7 @@ from diffusion.checkpoint import LoadedModel
 from diffusion.errors import UsageError
 from diffusion.images import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.latents import decode_images, encode, encode_images, interpolate, slerp
-from diffusion.process_config import DiffusionConfig
+from diffusion.process_config import ProcessConfig
 from diffusion.sampling import sample
 from diffusion.schedule import Schedule, spaced_timesteps
 from diffusion.settings import SampleSettings
@@ -103,8 +103,8 @@ MEANS, STD = (-0.4, 0.5, 0.1), 0.3  # of two classes, and of images without a la
 @pytest.fixture(scope="module")
 def gaussian() -> LoadedModel:
     """The best model of two classes of Gaussian pixels."""
-    process, spec = DiffusionConfig(timesteps=1000), spec_of(num_classes=2)
-    return LoadedModel(OptimalNetwork(process, STD, MEANS), artefact_of(spec, diffusion=process))
+    process, spec = ProcessConfig(timesteps=1000), spec_of(num_classes=2)
+    return LoadedModel(OptimalNetwork(process, STD, MEANS), artefact_of(spec, process=process))
 
 
 def two_images(*labels: int) -> np.ndarray:

@@ -9,11 +9,11 @@ import torch
 from diffusion.checkpoint import LoadedModel
 from diffusion.errors import UsageError
 from diffusion.nll import bits_per_dimension
-from diffusion.process_config import DiffusionConfig
+from diffusion.process_config import ProcessConfig
 from tests.networks import OptimalNetwork, artefact_of, network_of, spec_of
 
 T, STD = 400, 0.3
-PROCESS = DiffusionConfig(timesteps=T, schedule="linear")
+PROCESS = ProcessConfig(timesteps=T, schedule="linear")
 
 
 def pixels(count: int = 40) -> np.ndarray:
@@ -23,7 +23,7 @@ def pixels(count: int = 40) -> np.ndarray:
 
 def optimal() -> LoadedModel:
     spec = spec_of(num_classes=0, null_class=False)
-    return LoadedModel(OptimalNetwork(PROCESS, STD), artefact_of(spec, diffusion=PROCESS))
+    return LoadedModel(OptimalNetwork(PROCESS, STD), artefact_of(spec, process=PROCESS))
 
 
 def test_the_bits_of_the_optimal_model_are_the_entropy_of_the_data():
@@ -87,7 +87,7 @@ def test_the_bound_of_fewer_steps_is_looser():
 @pytest.mark.parametrize("variance", ["small", "large"])
 def test_fixed_variances_have_bounds_too(variance):
     spec = spec_of(out_channels=1, num_classes=0, null_class=False)
-    process = DiffusionConfig(timesteps=20, variance=variance, loss="simple")
-    loaded = LoadedModel(network_of(spec), artefact_of(spec, diffusion=process))
+    process = ProcessConfig(timesteps=20, variance=variance, loss="simple")
+    loaded = LoadedModel(network_of(spec), artefact_of(spec, process=process))
     images = np.zeros((2, 8, 8, 1), np.uint8)
     assert bool(torch.isfinite(bits_per_dimension(loaded, images, None).total).all())

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.gaussian import in_eps, min_snr_weight, training_losses
-from diffusion.process_config import DiffusionConfig
+from diffusion.process_config import ProcessConfig
 from diffusion.sampling import sample
 from diffusion.schedule import (
     Schedule,
@@ -72,7 +72,7 @@ def test_under_min_snr_both_parametrisations_have_one_loss(name, timesteps, loss
     found = []
     for prediction in ("eps", "velocity"):
         variance = "small" if loss == "simple" else "learned"
-        process = DiffusionConfig(
+        process = ProcessConfig(
             timesteps=timesteps, schedule=name, loss=loss, variance=variance, prediction=prediction,
             weighting="min-snr",
         )  # fmt: skip
@@ -84,7 +84,7 @@ def test_under_min_snr_both_parametrisations_have_one_loss(name, timesteps, loss
 
 
 def test_the_weight_is_flat_in_x0_up_to_the_limit():
-    process = DiffusionConfig(weighting="min-snr", prediction="eps")
+    process = ProcessConfig(weighting="min-snr", prediction="eps")
     schedule = Schedule.named("cosine", 1000)
     index = torch.arange(1000)
     snr = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
@@ -99,7 +99,7 @@ def test_samplers_see_one_model_in_both_parametrisations(steps, sampler):
     schedule = Schedule.named("cosine", 1000)
     images = []
     for prediction in ("eps", "velocity"):
-        process = DiffusionConfig(prediction=prediction)
+        process = ProcessConfig(prediction=prediction)
         network = in_eps(both_ways(schedule, process, 0.1), process)
         spaced = schedule.spaced(spaced_timesteps("uniform", steps, 1000))
         images.append(sample(network, spaced, lambda: randn(2, 1, 4, 4, seed=5), sampler=sampler))
@@ -107,7 +107,7 @@ def test_samplers_see_one_model_in_both_parametrisations(steps, sampler):
 
 
 def test_a_velocity_oracle_brings_ddim_back_to_the_image():
-    schedule, process = Schedule.named("cosine", 1000), DiffusionConfig(prediction="velocity")
+    schedule, process = Schedule.named("cosine", 1000), ProcessConfig(prediction="velocity")
     data = papers.GaussianData(0.2, 0.4)
 
     def oracle(x, t, labels):

@@ -10,7 +10,7 @@ from diffusion.checkpoint import DataCard
 from diffusion.config import Config, parse
 from diffusion.errors import UsageError
 from diffusion.presets import PRESETS, Preset
-from diffusion.process_config import DiffusionConfig
+from diffusion.process_config import ProcessConfig
 from diffusion.section import fingerprint
 from diffusion.shape import ModelConfig, UNetSpec
 from diffusion.train_config import TrainConfig
@@ -29,7 +29,7 @@ PUBLISHED = {
 
 
 def spec_of(preset: Preset, **changes: Any) -> UNetSpec:
-    learned = DiffusionConfig(**preset.diffusion).variance == "learned"
+    learned = ProcessConfig(**preset.process).variance == "learned"
     decided = {"image_size": preset.image_size, "in_channels": 3, "out_channels": 6 if learned else 3}
     return UNetSpec(**{**preset.model, **decided, "num_classes": preset.num_classes, **changes})
 
@@ -92,7 +92,7 @@ def test_the_ddpm_network_counted_by_hand():
 def test_the_published_recipe_is_valid(name):
     preset = PRESETS[name]
     assert TrainConfig(**preset.train).steps > 100_000
-    assert DiffusionConfig(**preset.diffusion).timesteps in (1000, 4000)
+    assert ProcessConfig(**preset.process).timesteps in (1000, 4000)
     assert DataCard(name=preset.data, digest="").name
     assert ModelConfig(preset=name).class_cond == (preset.num_classes > 0)
 

@@ -8,7 +8,7 @@ import torch
 
 from diffusion.config import Config, load
 from diffusion.presets import PRESETS
-from diffusion.process_config import DiffusionConfig
+from diffusion.process_config import ProcessConfig
 from diffusion.resolve import FITTING, WATCHING
 from diffusion.section import Section
 from diffusion.shape import ModelConfig
@@ -75,10 +75,10 @@ class Recipe:
             time_scale=self.time_scale,
         )
 
-    def diffusion(self) -> DiffusionConfig:
+    def process(self) -> ProcessConfig:
         flags = self.flags
         assert (flags["learn_sigma"], flags["use_kl"], flags["predict_xstart"]) == ("True", "False", "False")
-        return DiffusionConfig(
+        return ProcessConfig(
             timesteps=int(flags["diffusion_steps"]),
             schedule=flags["noise_schedule"],
             variance="learned",
@@ -193,7 +193,7 @@ def values(section: Section) -> dict[str, Any]:
 def test_a_published_profile_is_its_papers_recipe(name: str) -> None:
     config, recipe = profile(name), RECIPES[name]
     assert values(config.model) == values(recipe.model())
-    assert values(config.diffusion) == values(recipe.diffusion())
+    assert values(config.process) == values(recipe.process())
     assert values(config.train) == values(recipe.train())
 
 
@@ -202,7 +202,7 @@ def test_a_preset_is_its_papers_recipe(name: str) -> None:
     recipe = RECIPES[name]
     preset = PRESETS[recipe.preset]
     assert values(ModelConfig(**preset.model)) == values(recipe.model())
-    assert values(DiffusionConfig(**preset.diffusion)) == values(recipe.diffusion())
+    assert values(ProcessConfig(**preset.process)) == values(recipe.process())
     assert values(TrainConfig(**preset.train)) == values(recipe.train())
     assert (preset.data, str(preset.image_size)) == (profile(name).data.name, recipe.flags["image_size"])
 
@@ -218,7 +218,7 @@ def test_an_adapted_profile_differs_in_what_it_says(name: str) -> None:
     ours, theirs = profile(name), profile(origin)
     differing = {
         f"{section}.{key}"
-        for section in ("model", "diffusion", "train")
+        for section in ("model", "process", "train")
         for key, value in values(getattr(ours, section)).items()
         if value != values(getattr(theirs, section))[key]
     }

@@ -80,7 +80,7 @@ def assert_same(a: TrainState, b: TrainState) -> None:
     [
         {},
         {"model": {"dropout": 0.2}},
-        {"diffusion": {"t_sampler": "loss-aware", "loss": "vlb", "timesteps": 4}},
+        {"process": {"t_sampler": "loss-aware", "loss": "vlb", "timesteps": 4}},
     ],
     ids=["plain", "dropout", "loss-aware"],
 )
@@ -232,7 +232,7 @@ def test_the_fingerprint_knows_what_changes_a_result(digits_store: Path) -> None
     for changes in (
         {"train": {"lr": 1e-3}},
         {"train": {"seed": 1}},
-        {"diffusion": {"timesteps": 999}},
+        {"process": {"timesteps": 999}},
         {"model": {"channels": 16}},
         {"train": {"precision": "fp32"}},
         {"data": {"flip": True}},

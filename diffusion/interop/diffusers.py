@@ -104,14 +104,14 @@ def unet_config(network: UNet) -> dict[str, Any]:
 
 def scheduler_config(artefact: Artefact) -> dict[str, Any]:
     """DDIMScheduler's arguments for the model's process."""
-    process = artefact.diffusion
+    process = artefact.process
     return {
         "num_train_timesteps": process.timesteps,
         "trained_betas": Schedule.named(process.schedule, process.timesteps).betas.tolist(),
         "clip_sample": True,
         "set_alpha_to_one": True,
         "steps_offset": 0,
-        "prediction_type": {"eps": "epsilon", "velocity": "v_prediction"}[artefact.diffusion.prediction],
+        "prediction_type": {"eps": "epsilon", "velocity": "v_prediction"}[artefact.process.prediction],
         "timestep_spacing": "trailing",
     }
 
@@ -223,6 +223,6 @@ def _readme(artefact: Artefact, folder: Path) -> str:
         name=artefact.data.name,
         details=f"({spec.image_size}×{spec.image_size}, {artefact.step:,} steps of training)",
         folder=folder.name,
-        timesteps=artefact.diffusion.timesteps,
+        timesteps=artefact.process.timesteps,
         notes=notes,
     )

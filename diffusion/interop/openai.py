@@ -16,7 +16,7 @@ from diffusion.checkpoint import Artefact, DataCard
 from diffusion.errors import DiffctlError, UsageError
 from diffusion.files import sha256_file
 from diffusion.presets import PRESETS, Preset
-from diffusion.process_config import DiffusionConfig
+from diffusion.process_config import ProcessConfig
 from diffusion.section import explain
 from diffusion.shape import UNetSpec
 from diffusion.train_config import TrainConfig
@@ -112,7 +112,7 @@ def describe(path: Path, preset: Preset, weights: dict[str, Tensor]) -> Artefact
         raise DiffctlError(explain(error, f"{path} cannot be used", UNetSpec)) from None
     return Artefact(
         network=network,
-        diffusion=DiffusionConfig(**{**preset.diffusion, **variance}),
+        process=ProcessConfig(**{**preset.process, **variance}),
         train=TrainConfig(**preset.train).model_dump(mode="json"),
         data=DataCard(
             name=preset.data,

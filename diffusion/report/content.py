@@ -155,7 +155,7 @@ def _training(inputs: Inputs) -> list[tuple[str, str]]:
         ("batch size", f"{train.batch_size:,}"),
         ("learning rate", f"{train.lr:g}"),
         ("EMA decay", f"{train.ema_decay:g}"),
-        ("loss", inputs.config.diffusion.loss),
+        ("loss", inputs.config.process.loss),
         ("last loss (moving average)", f"{figures.moving_average(loss)[-1]:.4g}"),
     ]
 
