@@ -61,6 +61,8 @@ def build(contender: str, shape: Shape) -> Work:
 
 def ours(precision: str, shape: Shape) -> Work:
     """All of a training step: drawing the batch, loss, backward, clipping, AdamW, EMA."""
+    from diffusion.asked import condition_of
+    from diffusion.checkpoint import LoadedModel
     from diffusion.data.loader import Batches
     from diffusion.data.store import ImageStore
     from diffusion.distributed import Ranks
@@ -80,8 +82,8 @@ def ours(precision: str, shape: Shape) -> Work:
         return train_step(state, gradients, draw_batch(artefact, state.timesteps, data, state.step))
 
     def sample() -> object:
-        settings = SampleSettings(steps=STEPS)
-        return generate(state.ema, artefact, settings, range(shape.batch), None, CPU)
+        settings, condition = SampleSettings(steps=STEPS), condition_of(artefact, None, shape.batch)
+        return generate(LoadedModel(state.ema, artefact), settings, range(shape.batch), condition, CPU)
 
     return Work(train, sample, count(state.network))
 

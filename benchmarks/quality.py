@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from diffusion.asked import mixed_condition
+from diffusion.checkpoint import LoadedModel
 from diffusion.config import load
 from diffusion.data.prepare import prepare
 from diffusion.data.store import Images, ImageStore, open_store
@@ -26,7 +28,7 @@ from diffusion.distributed import Ranks
 from diffusion.evaluation.extractors import load_extractor
 from diffusion.evaluation.features import extract
 from diffusion.evaluation.scores import frechet_distance, statistics
-from diffusion.generate import generate, labels_of
+from diffusion.generate import generate
 from diffusion.images import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.interop.diffusers import unet_config
 from diffusion.resolve import TrainPlan, resolve
@@ -53,10 +55,10 @@ def ours(store: ImageStore, seconds: float) -> tuple[Images, str]:
     artefact = resolve(load(PROFILE), store.meta, CPU)
     steps = int(seconds * TRIAL_STEPS / trained(artefact, store, TRIAL_STEPS)[1])
     state, took = trained(artefact, store, steps)
-    settings = SampleSettings(steps=STEPS)
+    settings, model = SampleSettings(steps=STEPS), LoadedModel(state.ema, artefact)
     images = np.concatenate(
         [
-            to_nhwc(generate(state.ema, artefact, settings, part, labels_of(artefact, settings, part), CPU))
+            to_nhwc(generate(model, settings, part, mixed_condition(artefact, settings, part), CPU))
             for part in (range(start, min(start + BATCH, IMAGES)) for start in range(0, IMAGES, BATCH))
         ]
     )

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from diffusion.checkpoint import Artefact
+    from diffusion.condition import Condition
     from diffusion.data.store import Images, ImageStore
 
 StorePath = Annotated[
@@ -71,31 +70,32 @@ def known_labels(store: "ImageStore", artefact: "Artefact", indices: Sequence[in
     return [int(labels[index]) for index in indices]
 
 
-def asked_labels(artefact: "Artefact", found: Sequence[int | None], klass: str | None) -> "Tensor | None":
-    """(N,) labels to condition on: the class asked for, else each image's own, else "no label".
+def asked_condition(artefact: "Artefact", found: Sequence[int | None], klass: str | None) -> "Condition":
+    """What to condition images on: the class asked for, else each image's own, else "no label".
 
-    None for an unconditional model. UsageError when a model that was trained without "no label" is not told.
+    UsageError when a model that was trained without "no label" is not told.
     """
     import torch
 
+    from diffusion.asked import class_condition, condition_of
     from diffusion.errors import UsageError
-    from diffusion.generate import class_index
 
     spec = artefact.network
     if klass is not None:
-        return torch.full((len(found),), class_index(artefact, klass))
+        return class_condition(artefact, klass, len(found))
     if not spec.num_classes:
-        return None
+        return condition_of(artefact, None, len(found))
     if None in found and not spec.null_class:
         raise UsageError("this model needs to know the image's class: give --class")
-    return torch.tensor([spec.num_classes if label is None else label for label in found])
+    labels = [spec.num_classes if label is None else label for label in found]
+    return condition_of(artefact, torch.tensor(labels), len(found))
 
 
-def end_labels(artefact: "Artefact", found: Sequence[int | None], klass: str | None) -> "Tensor | None":
-    """(2,) labels of an interpolation's ends: "no label" where the two differ and the model knows it."""
+def end_condition(artefact: "Artefact", found: Sequence[int | None], klass: str | None) -> "Condition":
+    """That of an interpolation's two ends: "no label" where the two differ and the model knows it."""
     if klass is None and artefact.network.null_class and found[0] != found[1]:
         found = [None, None]
-    return asked_labels(artefact, found, klass)
+    return asked_condition(artefact, found, klass)
 
 
 def _shape(shape: Sequence[int]) -> str:

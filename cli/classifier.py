@@ -43,7 +43,7 @@ def classifier(
         config.classifier, config.process, data, meta["image_size"], meta["channels"]
     )
     with (
-        open_training(artefact, classifier_code(), CLASSIFIER_RUNS, fresh=fresh, keep=keep) as run,
+        open_training(artefact, classifier_code(config.process), CLASSIFIER_RUNS, fresh=fresh, keep=keep) as run,
         stop_request() as stop,
         progress("classifier", per=artefact.train.batch_size) as show,
     ):

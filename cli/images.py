@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffusion.checkpoint import LoadedModel
+    from diffusion.condition import Condition
     from diffusion.data.store import Images
     from diffusion.settings import SampleSettings
 
@@ -37,7 +38,7 @@ def encode(
         str | None, typer.Option("--class", help="By name or number. [default: the image's own]")
     ] = None,
     steps: Steps = 100,
-    spacing: Annotated[Spacing, typer.Option("--spacing")] = Spacing.uniform,
+    spacing: Annotated[Spacing, typer.Option("--spacing")] = Spacing["uniform"],
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
     model: ModelFile = None,
     run_id: RunId = None,
@@ -47,7 +48,7 @@ def encode(
     """Find the noise from which unclipped DDIM at η = 0 makes the images, and how near it comes back."""
     import numpy as np
 
-    from cli.chosen import asked_labels, choose, choose_first
+    from cli.chosen import asked_condition, choose, choose_first
 
     writer = writer_of(out, {".npz": _npz, ".png": _png})
     refuse_idle(context, "num", bool(images), "beside the images that are named")
@@ -58,10 +59,10 @@ def encode(
         [choose(name, store, artefact) for name in images] if images else choose_first(num, store, artefact)
     )
     pixels = np.stack([image.pixels for image in chosen])
-    labels = asked_labels(artefact, [image.label for image in chosen], klass)
+    condition = asked_condition(artefact, [image.label for image in chosen], klass)
     with progress("encode", unit="steps") as show:
-        codes, back = _there_and_back(loaded, settings, pixels, labels, batch_size, show)
-    writer(out, pixels, codes, back, labels)
+        codes, back = _there_and_back(loaded, settings, pixels, condition, batch_size, show)
+    writer(out, pixels, codes, back, condition.labels)
     error = float(np.abs(back.astype(int) - pixels).mean())
     made = {"out": str(out), "images": len(pixels), "steps": steps, "mean_pixel_error": round(error, 4)}
     said = f"{len(pixels)} image(s), which come back within {error:.2f} of 255 on average: {out}"
@@ -79,7 +80,7 @@ def interpolate(
         str | None, typer.Option("--class", help="For all. [default: none, or that of the nearer end]")
     ] = None,
     steps: Steps = 100,
-    spacing: Annotated[Spacing, typer.Option("--spacing")] = Spacing.uniform,
+    spacing: Annotated[Spacing, typer.Option("--spacing")] = Spacing["uniform"],
     model: ModelFile = None,
     run_id: RunId = None,
     champion: Champion = False,
@@ -88,7 +89,7 @@ def interpolate(
     """Make the images between two images: their codes joined by an arc, each point of it denoised."""
     import numpy as np
 
-    from cli.chosen import choose, end_labels
+    from cli.chosen import choose, end_condition
     from diffusion import latents
     from diffusion.images import to_nhwc
 
@@ -96,10 +97,10 @@ def interpolate(
     _refuse_idle_store(context, [first, second])
     loaded, settings = _load(resolve_model(model, run_id, champion), steps, spacing)
     ends = [choose(name, store, loaded.artefact) for name in (first, second)]
-    labels = end_labels(loaded.artefact, [end.label for end in ends], klass)
+    condition = end_condition(loaded.artefact, [end.label for end in ends], klass)
     pixels = np.stack([end.pixels for end in ends])
     with progress("interpolate", unit="steps") as show:
-        strip = latents.interpolate(loaded, settings, pixels, labels, frames, lambda a, b: show(a, b, ""))
+        strip = latents.interpolate(loaded, settings, pixels, condition, frames, lambda a, b: show(a, b, ""))
     writer(out, to_nhwc(strip))
     made = {"out": str(out), "frames": frames, "steps": steps}
     typer.echo(json.dumps(made) if as_json else f"{frames} images from {first} to {second}: {out}")
@@ -122,7 +123,7 @@ def _there_and_back(
     loaded: "LoadedModel",
     settings: "SampleSettings",
     pixels: "Images",
-    labels: "Tensor | None",
+    condition: "Condition",
     batch_size: int,
     show: Show,
 ) -> "tuple[Tensor, Images]":
@@ -142,7 +143,7 @@ def _there_and_back(
 
     for start in range(0, len(pixels), batch_size):
         part = slice(start, start + batch_size)
-        wanted = None if labels is None else labels[part]
+        wanted = condition.rows(part)
         codes.append(encode_images(loaded, settings, pixels[part], wanted, step))
         back.append(decode_images(loaded, settings, codes[-1], wanted, step))
     return torch.cat(codes), to_nhwc(torch.cat(back))

@@ -4,13 +4,16 @@ import json
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from cli.budget import budget_settings, refuse_beside_budget, scores_of
 from cli.given import refuse_idle
 from cli.sampling import WRITERS, frames_of
+from diffusion.samplers import SAMPLERS
+from diffusion.samplers import Noise as NoiseName
+from diffusion.spacing import SPACINGS
 
 if TYPE_CHECKING:
     from diffusion.checkpoint import LoadedModel
@@ -30,27 +33,10 @@ Champion = Annotated[
 Klass = Annotated[str | None, typer.Option("--class", help="By name or number. [default: all in turn]")]
 
 
-class Noise(StrEnum):
-    """What is added at each step (DDIM's Table 1, and iDDPM's learned variance)."""
-
-    small = "small"
-    large = "large"
-    learned = "learned"
-
-
-class Spacing(StrEnum):
-    """How the sampling steps lie on the model's timesteps."""
-
-    uniform = "uniform"
-    quadratic = "quadratic"
-    trailing = "trailing"
-
-
-class Sampler(StrEnum):
-    """The reverse step of DDPM, iDDPM and DDIM, or the multistep solver of order 2 (2211.01095)."""
-
-    ddim = "ddim"
-    dpm_solver = "dpm-solver++"
+# What there is, by the registries.
+Noise = StrEnum("Noise", {name: name for name in get_args(NoiseName)})  # type: ignore[misc]
+Spacing = StrEnum("Spacing", {name: name for name in SPACINGS})  # type: ignore[misc]
+Sampler = StrEnum("Sampler", {name: name for name in SAMPLERS})  # type: ignore[misc]
 
 
 def resolve_model(model: Path | None, run_id: str | None, champion: bool) -> Path:
@@ -112,12 +98,12 @@ def sample(
     classifier_scale: Annotated[
         float, typer.Option("--classifier-scale", min=0.0, help="How strongly (ADM's s).")
     ] = 1.0,
-    noise: Annotated[Noise, typer.Option("--noise")] = Noise.small,
-    spacing: Annotated[Spacing, typer.Option("--spacing")] = Spacing.uniform,
+    noise: Annotated[Noise, typer.Option("--noise")] = Noise["small"],
+    spacing: Annotated[Spacing, typer.Option("--spacing")] = Spacing["uniform"],
     timesteps: Annotated[
         str | None, typer.Option("--timesteps", help="T0,T1,… instead of --steps and --spacing.")
     ] = None,
-    sampler: Annotated[Sampler, typer.Option("--sampler")] = Sampler.ddim,
+    sampler: Annotated[Sampler, typer.Option("--sampler")] = Sampler["ddim"],
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
     model: ModelFile = None,
     run_id: RunId = None,
@@ -160,8 +146,8 @@ def _refuse_idle(
     context: typer.Context, eta: float, sampler: Sampler, timesteps: str | None, classifier: Path | None
 ) -> None:
     """UsageError when an option was given that means nothing beside the others."""
-    solver = sampler is Sampler.dpm_solver
-    refuse_idle(context, "noise", solver, f"with --sampler {sampler.value}, which adds no noise")
+    deterministic = not SAMPLERS[sampler.value].stochastic
+    refuse_idle(context, "noise", deterministic, f"with --sampler {sampler.value}, which adds no noise")
     refuse_idle(context, "noise", eta == 0, "at --eta 0, where no noise is added")
     refuse_idle(context, "spacing", timesteps is not None, "beside --timesteps")
     refuse_idle(context, "classifier_scale", classifier is None, "without --classifier")

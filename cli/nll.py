@@ -31,7 +31,7 @@ def nll(
     as_json: Annotated[bool, typer.Option("--json", help="Say the result as JSON.")] = False,
 ) -> None:
     """Bound the negative log-likelihood of images, in bits per dimension: one pass over all timesteps."""
-    from cli.chosen import asked_labels, fitting_store, known_labels
+    from cli.chosen import asked_condition, fitting_store, known_labels
     from diffusion.checkpoint import load_model
     from diffusion.devices import default_device
     from diffusion.nll import bits_per_dimension
@@ -40,12 +40,12 @@ def nll(
     loaded = load_model(resolve_model(model, run_id, champion), default_device())
     images = fitting_store(store, loaded.artefact)
     count = min(num or len(images), len(images))
-    labels = asked_labels(loaded.artefact, known_labels(images, loaded.artefact, range(count)), None)
+    condition = asked_condition(loaded.artefact, known_labels(images, loaded.artefact, range(count)), None)
     with progress("nll", unit="passes") as show:
         bits = bits_per_dimension(
             loaded,
             images.images[:count],
-            labels,
+            condition,
             steps=steps,
             seed=seed,
             batch_size=batch_size,

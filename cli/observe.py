@@ -112,7 +112,9 @@ def write_preview(path: Path, artefact: "Described", network: "UNet", ema: "UNet
     """Write a PNG of ten images from fixed seeds: above by the raw weights, below by their EMA."""
     import numpy as np
 
-    from diffusion.generate import generate, labels_of
+    from diffusion.asked import mixed_condition
+    from diffusion.checkpoint import LoadedModel
+    from diffusion.generate import generate
     from diffusion.images import to_nhwc
     from diffusion.pictures import enlarge, grid, save_png
     from diffusion.settings import SampleSettings
@@ -124,8 +126,9 @@ def write_preview(path: Path, artefact: "Described", network: "UNet", ema: "UNet
     for weights in (network, ema):
         training = weights.training
         weights.eval()
-        wanted = labels_of(artefact, settings, indices)
-        rows.append(to_nhwc(generate(weights, artefact, settings, indices, wanted, device)))
+        wanted = mixed_condition(artefact, settings, indices)
+        model = LoadedModel(weights, artefact)
+        rows.append(to_nhwc(generate(model, settings, indices, wanted, device)))
         weights.train(training)
     picture = grid(np.concatenate(rows), columns=len(indices))
     save_png(path, enlarge(picture, artefact.network.image_size))

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 from cli.progress import progress
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from diffusion.checkpoint import Artefact, LoadedModel
     from diffusion.classifier import LoadedClassifier
+    from diffusion.condition import Condition
     from diffusion.data.store import Images
     from diffusion.settings import SampleSettings
 
@@ -28,30 +27,27 @@ def frames_of(
     """The images as the last of the frames (one alone unless animated), NHWC, and their labels."""
     import numpy as np
 
-    labels = _labels(classifier.artefact if classifier else loaded.artefact, settings, indices, klass)
+    condition = _condition(classifier.artefact if classifier else loaded.artefact, settings, indices, klass)
     batches = []
     with progress("sample") as show:
         for start in range(0, len(indices), batch_size):
             show(start, len(indices), "")
             part = slice(start, start + batch_size)
-            wanted = None if labels is None else labels[part]
-            batches.append(_batch(loaded, classifier, settings, indices[part], wanted, animate))
+            batches.append(_batch(loaded, classifier, settings, indices[part], condition.rows(part), animate))
         show(len(indices), len(indices), "")
     frames = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
-    return frames, None if labels is None else labels.tolist()
+    return frames, None if condition.labels is None else condition.labels.tolist()
 
 
-def _labels(
+def _condition(
     knows_classes: "Artefact", settings: "SampleSettings", indices: range, klass: str | None
-) -> "Tensor | None":
-    """(N,) the asked class of each image; None for an unconditional model without a classifier."""
-    import torch
-
-    from diffusion.generate import class_index, labels_of
+) -> "Condition":
+    """The asked class of each image; no labels for an unconditional model without a classifier."""
+    from diffusion.asked import class_condition, mixed_condition
 
     if klass is not None:
-        return torch.full((len(indices),), class_index(knows_classes, klass))
-    return labels_of(knows_classes, settings, indices)
+        return class_condition(knows_classes, klass, len(indices))
+    return mixed_condition(knows_classes, settings, indices)
 
 
 def _batch(
@@ -59,7 +55,7 @@ def _batch(
     classifier: "LoadedClassifier | None",
     settings: "SampleSettings",
     indices: range,
-    labels: "Tensor | None",
+    condition: "Condition",
     animate: bool,
 ) -> list["Images"]:
     """The frames of one batch."""
@@ -67,8 +63,7 @@ def _batch(
     from diffusion.images import to_nhwc, to_uint8
     from diffusion.sampling import Step
 
-    network, artefact = loaded
-    device = next(network.parameters()).device
+    device = next(loaded.network.parameters()).device
     every = -(-settings.steps // GIF_FRAMES)
     frames: list[Images] = []
 
@@ -77,7 +72,7 @@ def _batch(
             frames.append(to_nhwc(to_uint8(step.x)))
 
     watch = keep if animate else None
-    images = generate(network, artefact, settings, indices, labels, device, watch, classifier)
+    images = generate(loaded, settings, indices, condition, device, watch, classifier)
     return frames or [to_nhwc(images)]
 
 

@@ -75,7 +75,7 @@ def train(
     sections, store, device = load_sections(TrainSections), open_store(PREPARED / "train"), default_device()
     artefact = resolve(sections, store.meta, device)
     with (
-        open_training(artefact, training_code(), fresh=fresh, keep=keep) as run,
+        open_training(artefact, training_code(sections.process), fresh=fresh, keep=keep) as run,
         stop_request() as stop,
         together(sections.train, ANOTHER, _say, stop.raise_if_set) as ranks,
         watched(run, artefact, config, stop) as tracked,
@@ -124,7 +124,7 @@ def _follow() -> None:
 @app.command()
 def sample() -> None:
     """Sample every cell of the grid, finished ones of an earlier run left as they are: samples/."""
-    from cli.preflight import whole_config
+    from cli.preflight import preflight
     from diffusion.grid import grid
     from diffusion.layout import MODEL, SAMPLES
     from diffusion.params import load_section
@@ -133,7 +133,7 @@ def sample() -> None:
     from diffusion.sweep import drop_other_cells
     from flows.sweep import run_sweep
 
-    whole_config()
+    preflight("sample")
     section = load_section("sample", SampleConfig)
     cells = grid(section, load_section("sweep", SweepConfig))
     drop_other_cells(SAMPLES, cells)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
-from pydantic import ValidationError
+from pydantic import SerializeAsAny, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -51,7 +51,7 @@ class Described(Section):
 
     format: Literal[3] = 3
     network: UNetSpec
-    process: ProcessConfig
+    process: SerializeAsAny[ProcessConfig]
     data: DataCard
     step: int
     precision: Precision

@@ -17,12 +17,13 @@ from diffusion.data.store import ImageStore
 from diffusion.devices import default_device
 from diffusion.draws import Batch, draw_batch
 from diffusion.errors import DiffctlError, UsageError
+from diffusion.forward_process import Process
 from diffusion.masks import masks_of
 from diffusion.process_config import ProcessConfig
+from diffusion.process_registry import PROCESSES, build_process
 from diffusion.random import generator
 from diffusion.resolve import TrainPlan, result_values
 from diffusion.resumable import Moments, Part, Resumable, is_finite
-from diffusion.schedule import Schedule, q_sample
 from diffusion.section import explain
 from diffusion.shape import UNetSpec
 from diffusion.timesteps import UniformSampler
@@ -40,9 +41,9 @@ class ClassifierPlan(TrainPlan):
     kind: Literal["classifier"]
 
 
-def classifier_code() -> Code:
+def classifier_code(process: ProcessConfig) -> Code:
     """The modules that the numbers of a classifier's training come from."""
-    return code_of(__name__)
+    return code_of(__name__, PROCESSES[process.schedule].module)
 
 
 def resolve_classifier(
@@ -72,7 +73,7 @@ def resolve_classifier(
         data=data,
         step=config.train.steps,
         precision=resolve_precision(config.train.precision, default_device()),
-        code=(code_since(0, classifier_code()),),
+        code=(code_since(0, classifier_code(process)),),
     )
 
 
@@ -117,8 +118,7 @@ def train_classifier(
     `check_stop` runs between steps and raises to stop; the state is saved first. DiffctlError after five
     non-finite steps in a row.
     """
-    config, process = state.artefact.train, state.artefact.process
-    schedule = Schedule.named(process.schedule, process.timesteps)
+    config, process = state.artefact.train, build_process(state.artefact.process)
     data, timesteps = Batches(store, device), UniformSampler(process.timesteps)
     masks = masks_of(state.network, state.artefact, "classifier dropout")
     while state.step < config.steps:
@@ -131,7 +131,7 @@ def train_classifier(
         if masks:
             masks.draw(state.step, device)
             masks.take(slice(config.batch_size))
-        means = classifier_step(state, schedule, batch)
+        means = classifier_step(state, process, batch)
         state.count(means)
         if state.step % config.log_every == 0 or state.step == config.steps:
             state.history.append({"step": state.step, **state.take_means()})
@@ -145,14 +145,14 @@ def train_classifier(
             save(state)
 
 
-def classifier_step(state: ClassifierState, schedule: Schedule, batch: Batch) -> dict[str, float]:
+def classifier_step(state: ClassifierState, process: Process, batch: Batch) -> dict[str, float]:
     """One optimiser step in place on images noised to uniform t (ADM sec. 4.1).
 
     Returns its cross-entropy, accuracy and gradient norm. A non-finite one changes no weight.
     """
     train, labels = state.artefact.train, batch.labels
     assert labels is not None, "resolve_classifier() refuses data without classes"
-    x_t = q_sample(schedule, batch.x_0, batch.index, batch.noise)
+    x_t = process.q_sample(batch.x_0, batch.index, batch.noise)
     bf16 = state.artefact.precision == "bf16"
     with torch.autocast(x_t.device.type, dtype=torch.bfloat16, enabled=bf16):
         logits = state.network(x_t, batch.index).float()

@@ -5,15 +5,17 @@ import warnings
 import torch
 from torch import Tensor
 
+from diffusion.condition import Condition
 from diffusion.distributed import Ranks
 from diffusion.draws import Batch
 from diffusion.errors import DiffctlError, DiffctlWarning
-from diffusion.gaussian import Network, training_losses
+from diffusion.losses import training_losses
 from diffusion.masks import masks_of
 from diffusion.memory import REMEDY, device_memory, fitting_microbatch, is_shortage
 from diffusion.precision import autocast
+from diffusion.prediction import Network
+from diffusion.process_registry import build_process
 from diffusion.resolve import TrainPlan
-from diffusion.schedule import Schedule
 from diffusion.train_precision import compiles
 from diffusion.unet import UNet
 
@@ -29,9 +31,9 @@ class Gradients:
     """
 
     def __init__(self, artefact: TrainPlan, network: UNet, ranks: Ranks) -> None:
-        process, train = artefact.process, artefact.train
+        train = artefact.train
         self._artefact, self._network, self._ranks = artefact, network, ranks
-        self._schedule = Schedule.named(process.schedule, process.timesteps).to(ranks.device)
+        self._process = build_process(artefact.process)
         self.share = ranks.share(train.batch_size)
         self.microbatch = self._first_microbatch(self.share.stop - self.share.start)
         self._masks = masks_of(network, artefact, "dropout")
@@ -82,10 +84,8 @@ class Gradients:
 
     def _backward(self, forward: Network, part: Batch) -> Losses:
         """Add the part's share of the batch's gradient; returns its losses, each (B,)."""
-        process, count = self._artefact.process, self._artefact.train.batch_size
-        losses = training_losses(
-            forward, self._schedule, process, part.x_0, part.index, part.noise, part.labels
-        )
+        count, condition = self._artefact.train.batch_size, Condition(len(part.index), part.labels)
+        losses = training_losses(forward, self._process, part.x_0, part.index, part.noise, condition)
         ((losses["loss"] * part.weights).sum() / count).backward()  # type: ignore[no-untyped-call]
         return {name: value.detach() for name, value in losses.items()}
 

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffusion.process_config import Noise
-from diffusion.settings import Sampler, SamplerConfig, SampleSettings, Spacing, SweepConfig
+from diffusion.samplers import SAMPLERS, Noise
+from diffusion.section import canonical
+from diffusion.settings import SamplerConfig, SampleSettings, SweepConfig
 
 AXES = ("steps", "eta", "sampler", "noise", "spacing", "guidance")  # what a grid may vary, in this order
+FOLLOWING = ("evaluations",)  # in a card, what follows from the values on the axes
 SAMPLING_VERSION = 2  # raise it when the same model and settings would no longer give the same images
 
 
@@ -18,9 +20,9 @@ class Cell:
 
     steps: int
     eta: float
-    sampler: Sampler | None = None
+    sampler: str | None = None
     noise: Noise | None = None
-    spacing: Spacing | None = None
+    spacing: str | None = None
     guidance: float | None = None
 
     @property
@@ -41,17 +43,17 @@ class Cell:
 def grid(sample: SamplerConfig, sweep: SweepConfig) -> list[Cell]:
     """Every cell once, in the order of the section, the last axis fastest.
 
-    No axis varies where it means nothing: dpm-solver++ is deterministic, so it has η = 0 and one cell where
-    ddim has one for each η, and `noise` varies where there is noise, at η > 0 alone.
+    No axis varies where it means nothing: a deterministic sampler has η = 0 and one cell where ddim has one
+    for each η, and `noise` varies where there is noise, at η > 0 alone.
     """
     listed = [getattr(sweep, axis) or (None,) for axis in AXES]
     cells = (_meaningful(values, sample.sampler) for values in itertools.product(*listed))
     return list(dict.fromkeys(cells))
 
 
-def _meaningful(values: tuple[Any, ...], usual: Sampler) -> Cell:
+def _meaningful(values: tuple[Any, ...], usual: str) -> Cell:
     axes = dict(zip(AXES, values, strict=True))
-    if (axes["sampler"] or usual) == "dpm-solver++":
+    if not SAMPLERS[axes["sampler"] or usual].stochastic:
         axes["eta"] = 0.0
     if axes["eta"] == 0:
         axes["noise"] = None
@@ -59,24 +61,32 @@ def _meaningful(values: tuple[Any, ...], usual: Sampler) -> Cell:
 
 
 def cell_settings(sample: SamplerConfig, cell: Cell) -> SampleSettings:
-    """What decides the cell's images beside the model."""
+    """What decides the cell's images beside the model.
+
+    The section's `sampler_options` are those of its own sampler; another has its defaults.
+    """
     shared = sample.model_dump(include=set(SamplerConfig.model_fields))
+    if cell.sampler not in (None, sample.sampler):
+        del shared["sampler_options"]
     return SampleSettings(**{**shared, **cell.axes})
 
 
 def settings_card(settings: SampleSettings) -> dict[str, Any]:
-    """The settings as they stand in a card, and the version of the code that follows them.
+    """The settings as they stand in a card, what follows from them, and the version of the code they mean.
 
     SampleSettings reads its own fields back from it. An explicit list of timesteps is written as `0,10,99`
-    and takes the place of the spacing; a classifier's scale stands there when there is one.
+    and takes the place of the spacing; a classifier's scale and a sampler's options stand there when there
+    are any, the options as JSON. `evaluations` is what an image costs.
     """
-    values = settings.model_dump(mode="json", exclude={"timesteps"})
+    values = settings.model_dump(mode="json", exclude={"timesteps", "sampler_options"})
+    if options := SAMPLERS[settings.sampler].checked_options(settings.sampler_options):
+        values["sampler_options"] = canonical(options)
     if not settings.classifier_scale:
         del values["classifier_scale"]
     if settings.timesteps is not None:
         del values["spacing"]
         values["timesteps"] = ",".join(map(str, settings.timesteps))
-    return {**values, "sampling_version": SAMPLING_VERSION}
+    return {**values, "evaluations": settings.evaluations, "sampling_version": SAMPLING_VERSION}
 
 
 def shown(value: str | float) -> str:

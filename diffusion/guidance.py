@@ -1,73 +1,117 @@
-"""Guidance as a wrapper of the network: what comes out has the network's own shape."""
+"""Guidance as a wrapper of a denoiser, which is a denoiser again.
+
+A weight is a number, or a (B,) tensor of one for each row.
+"""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from diffusion.condition import Condition
+from diffusion.denoiser import Denoiser
 from diffusion.errors import UsageError
-from diffusion.gaussian import Network
-from diffusion.schedule import Schedule, at
+from diffusion.forward_process import Process
+from diffusion.prediction import Prediction, expand
 
-Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(x_t (B, C, H, W), original timesteps (B,), labels (B,)) → s·∇ log p(y|x_t), shaped as x_t."""
+Weight = Tensor | float
+
+Gradient = Callable[[Tensor, Tensor | float, Condition], Tensor]
+"""(x_t (B, C, H, W), time of all or of each row, condition) → s·∇ log p(y|x_t), shaped as x_t."""
 
 
-def classifier_free(network: Network, weight: float, null_class: int, channels: int) -> Network:
-    """The guided network ε = (1+w)·ε(x, c) − w·ε(x, ∅) (CFG, 2207.12598, eq. 6).
+def classifier_free(denoiser: Denoiser, weight: Weight) -> Denoiser:
+    """ε = (1+w)·ε(x, c) − w·ε(x, ∅), and x̂_0 likewise (CFG, 2207.12598, eq. 6).
 
-    Only the `channels` channels of ε are guided; v comes from the conditional branch. w = 0 is the network
-    itself, one pass a step; w > 0 is one pass on a doubled batch.
+    Everything else is the conditional branch's. A row whose weight is 0 is asked once, the others twice, all
+    in one pass; weight 0 is the denoiser itself. A tensor of weights lies best on the CPU, where nothing
+    waits to look at it. UsageError when asked of a network that knows no condition.
     """
-    if weight == 0:
-        return network
-
-    def guided(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        if labels is None:
-            raise UsageError("guidance needs class labels: the model is unconditional, so use guidance 0")
-        both = torch.cat([labels, torch.full_like(labels, null_class)])
-        output = network(torch.cat([x, x]), torch.cat([t, t]), both)
-        conditional, unconditional = output.chunk(2)
-        eps = (1 + weight) * conditional[:, :channels] - weight * unconditional[:, :channels]
-        return torch.cat([eps, conditional[:, channels:]], dim=1)
-
-    return guided
+    if not isinstance(weight, Tensor):
+        return denoiser if weight == 0 else _Guided(denoiser, slice(None), torch.tensor(weight))
+    rows = weight.nonzero().flatten()
+    if len(rows) == len(weight):
+        return _Guided(denoiser, slice(None), weight)
+    return _Guided(denoiser, rows, weight[rows]) if len(rows) else denoiser
 
 
-def classifier_gradient(classifier: Callable[[Tensor, Tensor], Tensor], scale: float) -> Gradient:
-    """s·∇ log p(y|x_t) of a classifier (x_t, t) → logits of noised images (ADM, 2105.05233, sec. 4.1)."""
+class _Guided:
+    """`rows` of every batch are guided, by `weight`."""
 
-    def gradient(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def __init__(self, denoiser: Denoiser, rows: slice | Tensor, weight: Tensor) -> None:
+        self._denoiser, self._rows, self._weight = denoiser, rows, weight
+
+    def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
+        rows, count = self._rows, len(x)
+        rows = rows if isinstance(rows, slice) else rows.to(x.device)
+        asked = Condition.cat([condition, condition.rows(rows).null()])
+        times = torch.cat([t, t[rows]]) if isinstance(t, Tensor) else t
+        both = self._denoiser(torch.cat([x, x[rows]]), times, asked)
+        conditional, free = both.rows(slice(count)), both.rows(slice(count, None))
+        weight = expand(self._weight, x)
+        return conditional._replace(
+            x0=_apart(conditional.x0, free.x0, rows, weight),
+            eps=_apart(conditional.eps, free.eps, rows, weight),
+        )
+
+
+def _apart(conditional: Tensor, free: Tensor, rows: slice | Tensor, weight: Tensor) -> Tensor:
+    """(1+w)·conditional − w·free at the rows; the others are left as they are."""
+    guided = (1 + weight) * conditional[rows] - weight * free
+    if isinstance(rows, slice):
+        return guided
+    return conditional.index_copy(0, rows, guided)
+
+
+def classifier_gradient(classifier: Callable[[Tensor, Tensor], Tensor], scale: Weight) -> Gradient:
+    """s·∇ log p(y|x_t) of a classifier (x_t, times) → logits of noised images (ADM, 2105.05233, sec. 4.1)."""
+
+    def gradient(x: Tensor, t: Tensor | float, condition: Condition) -> Tensor:
+        labels = asked_class(condition)
+        times = t.to(x.device) if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            log_p = classifier(x, t).float().log_softmax(dim=1)
+            log_p = classifier(x, times).float().log_softmax(dim=1)
             chosen = log_p.gather(1, labels[:, None]).sum()
-            return scale * torch.autograd.grad(chosen, x)[0]
+            slope = torch.autograd.grad(chosen, x)[0]
+        return (expand(scale, x) if isinstance(scale, Tensor) else scale) * slope
 
     return gradient
 
 
-def asked_class(labels: Tensor | None) -> Tensor:
+def asked_class(condition: Condition) -> Tensor:
     """The (B,) labels towards which a classifier guides; UsageError when there are none."""
-    if labels is None:
+    if condition.labels is None:
         raise UsageError("a classifier guides towards a class: give one")
-    return labels
+    return condition.labels
 
 
-def classifier_guided(network: Network, gradient: Gradient, schedule: Schedule, channels: int) -> Network:
-    """The guided network ε − √(1−ᾱ_t)·s·∇ log p(y|x_t) (ADM alg. 2), for DDIM and other solvers of its flow.
+def shifting_mean(denoiser: Denoiser, gradient: Gradient) -> Denoiser:
+    """Moves each noisy step's mean by Σ times the gradient (ADM alg. 1), for DDPM: the prediction says so."""
 
-    `schedule` is the full process of T steps. v stays the network's own.
-    """
-
-    def guided(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        shift = at((1 - schedule.alphas_cumprod).sqrt(), t, x) * gradient(x, t, asked_class(labels))
-        output = network(x, t, labels)
-        return torch.cat([output[:, :channels] - shift, output[:, channels:]], dim=1)
+    def guided(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
+        return denoiser(x, t, condition)._replace(mean_shift=gradient(x, t, condition))
 
     return guided
 
 
-def without_labels(network: Network) -> Network:
-    """An unconditional network that lets a classifier have the labels."""
-    return lambda x, t, labels: network(x, t, None)
+def shifting_eps(denoiser: Denoiser, gradient: Gradient, process: Process) -> Denoiser:
+    """ε − σ_t·s·∇ log p(y|x_t) (ADM alg. 2), for DDIM and other solvers of its flow.
+
+    x̂_0 follows, by σ²/α times the gradient; the variance's fraction stays the network's own.
+    """
+
+    def guided(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
+        slope = gradient(x, t, condition)
+        alpha, sigma = process.alpha_sigma(t if isinstance(t, Tensor) else torch.tensor(t))
+        said = denoiser(x, t, condition)
+        return said._replace(
+            x0=said.x0 + expand(sigma.square() / alpha, x) * slope, eps=said.eps - expand(sigma, x) * slope
+        )
+
+    return guided
+
+
+def without_labels(denoiser: Denoiser) -> Denoiser:
+    """An unconditional network's denoiser that lets a classifier have the labels."""
+    return lambda x, t, condition: denoiser(x, t, condition.unlabelled())

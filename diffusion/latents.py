@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from diffusion.checkpoint import LoadedModel
+from diffusion.condition import Condition
 from diffusion.data.store import Images
-from diffusion.gaussian import Network, in_eps, predict
-from diffusion.generate import check_settings, denoise
+from diffusion.denoiser import Denoiser
+from diffusion.generate import check_settings, denoise, model_denoiser
 from diffusion.images import to_model, to_nchw
-from diffusion.precision import autocast
-from diffusion.schedule import Schedule, at
 from diffusion.settings import SampleSettings
+from diffusion.time_grid import Grid
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) steps."""
@@ -20,27 +20,21 @@ Progress = Callable[[int, int], None]
 
 @torch.no_grad()
 def encode(
-    network: Network,
-    schedule: Schedule,
-    x_0: Tensor,
-    labels: Tensor | None = None,
-    progress: Progress | None = None,
+    denoiser: Denoiser, grid: Grid, x_0: Tensor, condition: Condition, progress: Progress | None = None
 ) -> Tensor:
     """x_T (B, C, H, W) from which the walk with η = 0 and no clipping comes back to `x_0`.
 
     The deterministic step reversed (DDIM eq. 14), so exact only as S grows: ε is asked where the step starts.
     The first step starts at the image itself, which counts as its noisiest neighbour, the first timestep.
     """
-    x = x_0
-    total = len(schedule)
-    start, end = schedule.alphas_cumprod_prev, schedule.alphas_cumprod
-    for i in range(total):
-        index = torch.full((len(x),), i)
-        eps, _ = predict(network, schedule, x, (index - 1).clamp(min=0), labels)
-        x0_hat = (x - at((1 - start).sqrt(), index, x) * eps) / at(start.sqrt(), index, x)
-        x = at(end.sqrt(), index, x) * x0_hat + at((1 - end).sqrt(), index, x) * eps
+    x, steps = x_0, grid.walk()[::-1]
+    for done, step in enumerate(steps, start=1):
+        starts_at = steps[max(done - 2, 0)].t
+        eps = denoiser(x, starts_at, condition).eps
+        x0_hat = (x - step.sigma_prev * eps) / step.alpha_prev
+        x = step.alpha * x0_hat + step.sigma * eps
         if progress:
-            progress(i + 1, total)
+            progress(done, len(steps))
     return x
 
 
@@ -64,22 +58,21 @@ def encode_images(
     loaded: LoadedModel,
     settings: SampleSettings,
     images: Images,
-    labels: Tensor | None,
+    condition: Condition,
     progress: Progress | None = None,
 ) -> Tensor:
     """Codes (B, C, H, W) float32 on the CPU of uint8 images (B, H, W, C), by the settings' timesteps."""
-    schedule = check_settings(loaded.artefact, settings)
+    grid = check_settings(loaded.artefact, settings)
     device = next(loaded.network.parameters()).device
-    network = in_eps(autocast(loaded.network, loaded.artefact.precision), loaded.artefact.process)
     x_0 = to_model(to_nchw(images).to(device))
-    return encode(network, schedule, x_0, None if labels is None else labels.to(device), progress).cpu()
+    return encode(model_denoiser(loaded), grid, x_0, condition.to(device), progress).cpu()
 
 
 def decode_images(
     loaded: LoadedModel,
     settings: SampleSettings,
     codes: Tensor,
-    labels: Tensor | None,
+    condition: Condition,
     progress: Progress | None = None,
 ) -> Tensor:
     """The images that deterministic sampling makes of codes, uint8 (B, C, H, W) on the CPU.
@@ -94,11 +87,10 @@ def decode_images(
             progress(done, total)
 
     return denoise(
-        loaded.network,
-        loaded.artefact,
+        loaded,
         settings.model_copy(update={"eta": 0.0, "clip": False}),
         lambda: codes,
-        labels,
+        condition,
         device,
         lambda step: report(step.done, step.total),
     )
@@ -108,20 +100,20 @@ def interpolate(
     loaded: LoadedModel,
     settings: SampleSettings,
     ends: Images,
-    labels: Tensor | None,
+    condition: Condition,
     frames: int,
     progress: Progress | None = None,
 ) -> Tensor:
     """`frames` images from the first to the second of two images (2, H, W, C): uint8 (F, C, H, W).
 
-    Each end is encoded with its own of the two labels; a point between has the label of the nearer end.
+    Each end is encoded with its own row of the condition; a point between has that of the nearer end.
     """
 
     def half(offset: int) -> Progress:
         return lambda done, total: progress(offset * total + done, 2 * total) if progress else None
 
-    ends_codes = encode_images(loaded, settings, ends, labels, half(0))
+    ends_codes = encode_images(loaded, settings, ends, condition, half(0))
     fractions = torch.linspace(0, 1, frames)
     codes = torch.cat([slerp(ends_codes[:1], ends_codes[1:], float(fraction)) for fraction in fractions])
-    wanted = None if labels is None else labels[(fractions > 0.5).long()]
-    return decode_images(loaded, settings, codes, wanted, half(1))
+    nearer = condition.rows((fractions > 0.5).long())
+    return decode_images(loaded, settings, codes, nearer, half(1))

@@ -6,12 +6,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffusion.bound import prior_term, vlb_terms
 from diffusion.checkpoint import LoadedModel
+from diffusion.condition import Condition
 from diffusion.data.store import Images
-from diffusion.gaussian import Network, in_eps, log_variance, predict, prior_term, vlb_terms
+from diffusion.denoiser import NetworkDenoiser
 from diffusion.images import to_model, to_nchw
+from diffusion.posterior import log_variance
+from diffusion.process_registry import build_process
 from diffusion.random import ImageNoise
-from diffusion.schedule import Schedule, predict_x0, q_sample, spaced_timesteps
+from diffusion.spacing import spaced_timesteps
+from diffusion.time_grid import Grid
 
 
 class Bits(NamedTuple):
@@ -30,55 +35,47 @@ class Bits(NamedTuple):
 def bits_per_dimension(
     loaded: LoadedModel,
     images: Images,
-    labels: Tensor | None,
+    condition: Condition,
     *,
     steps: int | None = None,
     seed: int = 0,
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> Bits:
-    """The variational bound of uint8 images (N, H, W, C) with their labels (iDDPM sec. 3, in bits).
+    """The variational bound of uint8 images (N, H, W, C) (iDDPM sec. 3, in bits), a row of `condition` each.
 
     One pass over all T, or over `steps` of them spread evenly, whose process has a bound of its own. Image
     i's noise comes from (seed, i) alone. The network runs in float32; x̂_0 is clipped to [−1, 1].
     `progress` gets (done, total) network passes of an image.
     """
-    process = loaded.artefact.process
-    network = in_eps(loaded.network, process)
-    timesteps = spaced_timesteps("uniform", steps or process.timesteps, process.timesteps)
-    schedule = Schedule.named(process.schedule, process.timesteps).spaced(timesteps)
+    process = build_process(loaded.artefact.process)
+    denoiser = NetworkDenoiser(loaded.network, process)
+    grid = process.grid(spaced_timesteps("uniform", steps or process.timesteps, process.timesteps))
     device = next(loaded.network.parameters()).device
-    terms, priors, totals = torch.zeros(len(schedule), dtype=torch.float64), [], []
+    terms, priors, totals = torch.zeros(len(grid), dtype=torch.float64), [], []
     for start in range(0, len(images), batch_size):
         x_0 = to_model(to_nchw(images[start : start + batch_size]).to(device))
-        wanted = None if labels is None else labels[start : start + batch_size].to(device)
+        wanted = condition.rows(slice(start, start + batch_size)).to(device)
         noise = ImageNoise(seed, range(start, start + len(x_0)), (x_0.shape[1], *x_0.shape[2:]))
-        prior = prior_term(schedule, x_0).double().cpu()
+        prior = prior_term(grid, x_0).double().cpu()
         total = prior.clone()
-        for i in range(len(schedule)):
-            term = _term(network, process.variance, schedule, x_0, i, noise.draw().to(device), wanted)
+        for i in range(len(grid)):
+            term = _term(denoiser, grid, x_0, i, noise.draw().to(device), wanted)
             terms[i] += term.sum()
             total += term
             if progress:
-                progress(start * len(schedule) + (i + 1) * len(x_0), len(images) * len(schedule))
+                progress(start * len(grid) + (i + 1) * len(x_0), len(images) * len(grid))
         priors.append(prior)
         totals.append(total)
-    return Bits(schedule.timesteps, terms / len(images), torch.cat(priors), torch.cat(totals))
+    return Bits(grid.times, terms / len(images), torch.cat(priors), torch.cat(totals))
 
 
 def _term(
-    network: Network,
-    variance: str,
-    schedule: Schedule,
-    x_0: Tensor,
-    i: int,
-    noise: Tensor,
-    labels: Tensor | None,
+    denoiser: NetworkDenoiser, grid: Grid, x_0: Tensor, i: int, noise: Tensor, condition: Condition
 ) -> Tensor:
     """(B,) terms of the bound at index i, float64 on the CPU."""
-    index = torch.full((len(x_0),), i)
-    x_t = q_sample(schedule, x_0, index, noise)
-    eps, v = predict(network, schedule, x_t, index, labels)
-    x0_hat = predict_x0(schedule, x_t, index, eps).clamp(-1, 1)
-    log_var = log_variance(schedule, variance, v, x_t, index)
-    return vlb_terms(schedule, x_0, x_t, index, x0_hat, log_var).double().cpu()
+    index, process = torch.full((len(x_0),), i), denoiser.process
+    x_t = process.q_sample(x_0, grid.times[i], noise)
+    said = denoiser(x_t, grid.times[i].item(), condition)
+    log_var = log_variance(grid, process.config.variance, said.variance_fraction, x_t, index)
+    return vlb_terms(grid, x_0, x_t, index, said.x0.clamp(-1, 1), log_var).double().cpu()

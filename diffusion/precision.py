@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from diffusion.gaussian import Network
+from diffusion.prediction import Network
 
 Precision = Literal["fp32", "bf16"]
 

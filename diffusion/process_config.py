@@ -1,30 +1,46 @@
 """The section `process` of params.yaml."""
 
-from typing import Annotated, Literal, Self
+from functools import partial
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, model_validator
 
+from diffusion.predictions import PREDICTIONS
+from diffusion.process_registry import PROCESSES
+from diffusion.registry import known, load_reference
 from diffusion.section import Section
 
-Noise = Literal["small", "large", "learned"]
+Variance = Literal["small", "large", "learned"]
 """Which variance a reverse step has: β̃ or β (DDPM sec. 3.2), or what the network says (iDDPM eq. 15)."""
 
 
 class ProcessConfig(Section):
-    """The process: T timesteps, the schedule of betas, what the network predicts and how it learns.
+    """The process: T timesteps, how noise comes in, what the network predicts and how it learns.
 
-    `prediction` is ε (DDPM) or the velocity v = √ᾱ·ε − √(1−ᾱ)·x_0 (Salimans & Ho 2022, 2202.00512); a
-    sampler sees ε either way. `weighting` min-snr evens out what the timesteps ask of the network (Hang et
-    al. 2023, 2303.09556).
+    `schedule` is a name of PROCESSES; one with options of its own has them here, too. `prediction` is a name
+    of PREDICTIONS: ε (DDPM), x0, the velocity √ᾱ·ε − √(1−ᾱ)·x_0 (Salimans & Ho 2022, 2202.00512) or a flow's
+    ε − x_0; a sampler sees no difference. `weighting` min-snr evens out what the timesteps ask of the
+    network (Hang et al. 2023, 2303.09556).
     """
 
     timesteps: Annotated[int, Field(ge=2)] = 1000
-    schedule: Literal["linear", "cosine"] = "cosine"
-    variance: Noise = "learned"
+    schedule: Annotated[str, AfterValidator(partial(known, registry=PROCESSES))] = "cosine"
+    variance: Variance = "learned"
     loss: Literal["simple", "hybrid", "vlb"] = "hybrid"
     t_sampler: Literal["uniform", "loss-aware"] = "uniform"
-    prediction: Literal["eps", "velocity"] = "eps"
+    prediction: Annotated[str, AfterValidator(partial(known, registry=PREDICTIONS))] = "eps"
     weighting: Literal["none", "min-snr"] = "none"
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_its_schedule(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """The schedule's own section, where it has one."""
+        entry = PROCESSES.get(str(values.get("schedule"))) if isinstance(values, dict) else None
+        wanted = load_reference(entry.config) if entry else cls
+        if issubclass(cls, wanted):
+            return handler(values)
+        own: Self = wanted.model_validate(values)
+        return own
 
     @model_validator(mode="after")
     def _loss_fits_variance(self) -> Self:

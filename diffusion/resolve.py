@@ -9,6 +9,8 @@ from pydantic import ValidationError
 from diffusion.checkpoint import Artefact, DataCard, Described
 from diffusion.code import Code, CodeSince, code_of, code_since
 from diffusion.errors import UsageError
+from diffusion.process_config import ProcessConfig
+from diffusion.process_registry import PROCESSES
 from diffusion.section import explain, fingerprint
 from diffusion.shape import UNetSpec
 from diffusion.train_config import TrainConfig, TrainSections
@@ -58,13 +60,13 @@ def resolve(config: TrainSections, meta: dict[str, Any], device: torch.device) -
         ),
         step=config.train.steps,
         precision=resolve_precision(config.train.precision, device),
-        code=(code_since(0, training_code()),),
+        code=(code_since(0, training_code(config.process)),),
     )
 
 
-def training_code() -> Code:
-    """The modules that a training's numbers come from."""
-    return code_of("diffusion.training")
+def training_code(process: ProcessConfig) -> Code:
+    """The modules that the numbers of a training in this process come from."""
+    return code_of("diffusion.training", PROCESSES[process.schedule].module)
 
 
 def training_fingerprint(plan: TrainPlan) -> str:

@@ -28,6 +28,10 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class NoOptions(Section):
+    """The options of what has none."""
+
+
 def validated(kind: type[Kind], values: Any, origin: str) -> Kind:
     """Plain values as that class; UsageError names `origin`, the field and what is allowed."""
     try:

@@ -1,14 +1,18 @@
 """How images come out of a model: the sampler's settings, those of one image, and the section `sweep`."""
 
+import json
+from functools import partial
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from diffusion.process_config import Noise
+from diffusion.registry import known
+from diffusion.samplers import SAMPLERS, Noise
 from diffusion.section import Distinct, PositiveInt, Section, validated
+from diffusion.spacing import SPACINGS
 
-Spacing = Literal["uniform", "quadratic", "trailing"]
-Sampler = Literal["ddim", "dpm-solver++"]
+SamplerName = Annotated[str, AfterValidator(partial(known, registry=SAMPLERS))]
+SpacingName = Annotated[str, AfterValidator(partial(known, registry=SPACINGS))]
 
 Value = TypeVar("Value")
 Axis = Annotated[tuple[Value, ...], Field(min_length=1), Distinct]
@@ -19,21 +23,37 @@ def _whole_numbers(values: Any) -> Any:
     return [part.strip() for part in values.split(",")] if isinstance(values, str) else values
 
 
+def _mapping(values: Any) -> Any:
+    """A mapping as a flat card writes it, in JSON."""
+    return json.loads(values) if isinstance(values, str) else values
+
+
 class SamplerConfig(Section):
     """How images come out of a model, but for steps and eta. `guidance` is w of CFG eq. 6: 0 means none.
 
-    `sampler` ddim is the reverse step of DDPM, iDDPM and DDIM; dpm-solver++ is its multistep solver of order
-    2 (2211.01095), deterministic, to which `noise` means nothing. `classes` is the mix of asked classes:
-    every class equally often, or as in the training data.
+    `sampler` is a name of SAMPLERS: ddim is the reverse step of DDPM, iDDPM and DDIM; dpm-solver++ is its
+    multistep solver of order 2 (2211.01095), deterministic, to which `noise` means nothing.
+    `sampler_options` are what that sampler alone knows. `classes` is the mix of asked classes: every class
+    equally often, or as in the training data.
     """
 
-    sampler: Sampler = "ddim"
+    sampler: SamplerName = "ddim"
+    sampler_options: Annotated[dict[str, Any], BeforeValidator(_mapping)] = Field(default_factory=dict)
     seed: Annotated[int, Field(ge=0)] = 0
     noise: Noise = "small"
-    spacing: Spacing = "uniform"
+    spacing: SpacingName = "uniform"
     guidance: Annotated[float, Field(ge=0)] = 0.0
     clip: bool = True
     classes: Literal["balanced", "data"] = "balanced"
+
+    @model_validator(mode="after")
+    def _options_are_the_samplers(self) -> Self:
+        try:
+            SAMPLERS[self.sampler].checked_options(self.sampler_options)
+        except ValidationError as error:
+            wrong = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+            raise ValueError(f"sampler_options of {self.sampler}: {', '.join(wrong)}") from None
+        return self
 
 
 class CellConfig(SamplerConfig):
@@ -66,9 +86,17 @@ class SampleSettings(SamplerConfig):
     def _options_fit(self) -> Self:
         if self.timesteps is not None and len(self.timesteps) != self.steps:
             raise ValueError(f"steps {self.steps} is not the length of timesteps, {len(self.timesteps)}")
-        if self.sampler == "dpm-solver++" and self.eta:
-            raise ValueError(f"sampler dpm-solver++ is deterministic: eta must be 0 (got {self.eta})")
+        if self.eta and not SAMPLERS[self.sampler].stochastic:
+            raise ValueError(f"sampler {self.sampler} is deterministic: eta must be 0 (got {self.eta})")
         return self
+
+    @property
+    def evaluations(self) -> int:
+        """How often the network sees an image: at each question of the sampler, twice under guidance.
+
+        What a classifier sees does not count.
+        """
+        return SAMPLERS[self.sampler].evaluations(self.steps) * (2 if self.guidance else 1)
 
 
 class SweepConfig(Section):
@@ -79,9 +107,9 @@ class SweepConfig(Section):
 
     steps: Axis[PositiveInt]
     eta: Axis[Annotated[float, Field(ge=0)]]
-    sampler: Axis[Sampler] | None = None
+    sampler: Axis[SamplerName] | None = None
     noise: Axis[Noise] | None = None
-    spacing: Axis[Spacing] | None = None
+    spacing: Axis[SpacingName] | None = None
     guidance: Axis[Annotated[float, Field(ge=0)]] | None = None
 
 

@@ -9,16 +9,19 @@ from typing import Any
 
 import torch
 
+from diffusion.asked import mixed_condition
 from diffusion.checkpoint import Artefact, LoadedModel, load_model, read_artefact
 from diffusion.code import Code, code_digest, code_of, torch_version
 from diffusion.data.store import Images, ImageStore, stream_store
 from diffusion.devices import held_device
 from diffusion.files import sha256_file
-from diffusion.generate import generate, labels_of
+from diffusion.generate import generate
 from diffusion.grid import Cell, cell_settings, settings_card
 from diffusion.images import to_nhwc
+from diffusion.process_config import ProcessConfig
+from diffusion.process_registry import PROCESSES
 from diffusion.sample_config import SampleConfig
-from diffusion.sampling import SAMPLERS
+from diffusion.samplers import SAMPLERS
 from diffusion.section import fingerprint
 from diffusion.settings import SampleSettings
 from diffusion.units import cells_folder, missing_units, save_unit, stored_images
@@ -41,9 +44,10 @@ def sampling_card(settings: SampleSettings, artefact: Artefact) -> dict[str, Any
     }
 
 
-def sampling_code(settings: SampleSettings) -> Code:
-    """The modules that the images of these settings come from."""
-    return code_of("diffusion.generate", SAMPLERS[settings.sampler])
+def sampling_code(settings: SampleSettings, process: ProcessConfig) -> Code:
+    """The modules that the images of these settings in this process come from."""
+    chosen = SAMPLERS[settings.sampler].module, PROCESSES[process.schedule].module
+    return code_of("diffusion.generate", *chosen)
 
 
 def units_folder(settings: SampleSettings, artefact: Artefact) -> Path:
@@ -51,7 +55,8 @@ def units_folder(settings: SampleSettings, artefact: Artefact) -> Path:
 
     The card has a version that is raised by hand; by other code that gives the same images it stays the same.
     """
-    made_by = {"card": sampling_card(settings, artefact), "code": code_digest(sampling_code(settings))}
+    code = code_digest(sampling_code(settings, artefact.process))
+    made_by = {"card": sampling_card(settings, artefact), "code": code}
     return cells_folder(artefact.model_sha256) / fingerprint(made_by)
 
 
@@ -79,7 +84,7 @@ def make_cell(
             save_unit(folder, unit, images)
             done += len(unit)
             show(done, total)
-    labels = labels_of(artefact, settings, range(total))
+    labels = mixed_condition(artefact, settings, range(total)).labels
     card = {**sampling_card(settings, artefact), "num_images": total}
     meta = {"name": cell.name, "classes": list(artefact.data.classes), "card": card}
     spec = artefact.network
@@ -105,9 +110,8 @@ def run_here(
 
 def unit_images(loaded: LoadedModel, settings: SampleSettings, unit: range, device: torch.device) -> Images:
     """The images of a unit, uint8 NHWC."""
-    network, artefact = loaded
-    labels = labels_of(artefact, settings, unit)
-    return to_nhwc(generate(network, artefact, settings, unit, labels, device))
+    condition = mixed_condition(loaded.artefact, settings, unit)
+    return to_nhwc(generate(loaded, settings, unit, condition, device))
 
 
 @functools.lru_cache(maxsize=1)

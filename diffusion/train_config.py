@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
 from diffusion.data.config import DataConfig
 from diffusion.process_config import ProcessConfig
@@ -66,7 +66,7 @@ class TrainSections(Section):
 
     data: DataConfig
     model: ModelConfig
-    process: ProcessConfig
+    process: SerializeAsAny[ProcessConfig]
     train: TrainConfig
 
     @model_validator(mode="after")

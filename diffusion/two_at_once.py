@@ -3,6 +3,7 @@
 What one spends in Python, or waiting for the slowest of its threads, is time for the other.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -23,6 +24,11 @@ class Stopped(Exception):
 def half_of_the_cores() -> int:
     """The threads that torch takes for each piece, at least one."""
     return max(1, torch.get_num_threads() // AT_ONCE)
+
+
+def pays_on(device: torch.device) -> bool:
+    """Whether two pieces of work beside each other gain anything: on a CPU with two cores or more."""
+    return device.type == "cpu" and torch.get_num_threads() >= AT_ONCE
 
 
 @contextmanager
@@ -51,3 +57,20 @@ def results(pieces: Sequence[Future[T]], stop: Callable[[], object]) -> list[T]:
             piece.cancel()
         stop()
     return [piece.result() for piece in pieces]
+
+
+def in_halves(made: Callable[[slice, Callable[[], None]], T], count: int) -> list[T]:
+    """What is made of each half of `count` things, both beside each other.
+
+    `made` gets its half and what to call now and then: it raises when the other half has failed or the
+    caller was interrupted, so that neither goes on for nothing.
+    """
+    given_up = threading.Event()
+
+    def go_on() -> None:
+        if given_up.is_set():
+            raise Stopped
+
+    with two_at_once() as pool:
+        halves = [pool.submit(made, half, go_on) for half in (slice(count // 2), slice(count // 2, None))]
+        return results(halves, given_up.set)

@@ -5,17 +5,20 @@
 
 import ast
 import io
+import re
 import sys
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from diffusion.code import module_file, modules_of
+from diffusion.code import module_file, module_tree, modules_of
+from diffusion.registry import module_named
 
 ROOT = Path(__file__).parent.parent
 STAGES = ROOT / "cli/stages.py"
 GRAPH = ROOT / "dvc.yaml"
 LIBRARY = "diffusion"
+REFERENCE = re.compile(r"diffusion(\.\w+)+:\w+")
 CODE = ROOT / "diffusion/code.py"
 
 
@@ -27,13 +30,24 @@ def with_assets(file: Path) -> set[Path]:
 
 def files_of(tree: ast.AST) -> set[Path]:
     """The library's files that a tree imports; a package's own only where it holds code."""
-    return {file for name in modules_of(tree) | named(tree) if (file := module_file(name))}
+    return {file for name in modules_of(tree) | named(tree) | built(tree) if (file := module_file(name))}
 
 
 def named(tree: ast.AST) -> set[str]:
     """The library's modules that a registry names by text, to be imported when one is chosen."""
     texts = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
     return {text for text in texts if isinstance(text, str) and text.startswith(f"{LIBRARY}.")}
+
+
+def built(tree: ast.AST) -> set[str]:
+    """The modules that the entries of registries name, whose `build_…` the tree imports."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and any(alias.name.startswith("build_") for alias in node.names):
+            registry = ast.walk(module_tree(str(node.module)))
+            texts = [str(part.value) for part in registry if isinstance(part, ast.Constant)]
+            found |= {module_named(text) for text in texts if REFERENCE.fullmatch(text)}
+    return found
 
 
 def parse(file: Path) -> ast.Module:

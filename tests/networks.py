@@ -7,7 +7,7 @@ import torch
 
 from diffusion.checkpoint import Artefact, DataCard
 from diffusion.process_config import ProcessConfig
-from diffusion.schedule import Schedule
+from diffusion.process_registry import build_process
 from diffusion.shape import UNetSpec
 from diffusion.unet import UNet
 from tests import papers
@@ -79,17 +79,17 @@ class OptimalNetwork(torch.nn.Module):
     def __init__(self, process: ProcessConfig, std: float, means: Sequence[float] = (0.0,)) -> None:
         super().__init__()
         self.anchor = torch.nn.Parameter(torch.zeros(1), requires_grad=False)  # by which its device is told
-        self.schedule = Schedule.named(process.schedule, process.timesteps)
+        self.grid = build_process(process).full_grid()
         self.means, self.std = torch.tensor(means, dtype=torch.float64), std
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        schedule, i = self.schedule, int(t[0])
+        grid, i = self.grid, int(t[0])
         means = self.means[:1] if labels is None else self.means[labels]
         data = papers.GaussianData(means.reshape(-1, 1, 1, 1), self.std)
-        alpha_bar, previous = schedule.alphas_cumprod[i], schedule.alphas_cumprod_prev[i]
-        of_x0 = previous.sqrt() * schedule.betas[i] / (1 - alpha_bar)
-        log_var = (schedule.posterior_variance[i] + of_x0**2 * data.x0_variance(alpha_bar)).log()
-        small, large = schedule.posterior_log_variance_clipped[i], schedule.betas[i].log()
+        alpha_bar, previous = grid.alphas_cumprod[i], grid.alphas_cumprod_prev[i]
+        of_x0 = previous.sqrt() * grid.betas[i] / (1 - alpha_bar)
+        log_var = (grid.posterior_variance[i] + of_x0**2 * data.x0_variance(alpha_bar)).log()
+        small, large = grid.posterior_log_variance_clipped[i], grid.betas[i].log()
         v = 2 * (log_var - small) / (large - small) - 1
         eps = data.eps(x.double(), alpha_bar)
         return torch.cat([eps, torch.full_like(eps, float(v))], 1).float()

@@ -36,6 +36,6 @@ def document(kernel: dict[tuple[int, float], float] | None = None, **card: Any) 
             "floor": 25.0,
             "excess": 1000 * value - 25,
         }
-        whole = {**CARD, "steps": steps, "eta": eta, **card}
+        whole = {**CARD, "steps": steps, "eta": eta, "evaluations": steps, **card}
         cells[f"steps{steps}-eta{eta:g}"] = {"steps": steps, "eta": eta, "scores": scores, "card": whole}
     return {"extractor": "effnet-lite0-64", "reference": {"name": "digits"}, "cells": cells}

@@ -51,8 +51,8 @@ def test_a_training_that_begins_again_has_no_other_configuration(tmp_path: Path)
         assert run.changes() == told("name b → c", tmp_path / "b")
 
 
-OLD = {"diffusion.gaussian": "1", "diffusion.unet": "2"}
-NEW = {"diffusion.gaussian": "3", "diffusion.unet": "2"}
+OLD = {"diffusion.losses": "1", "diffusion.unet": "2"}
+NEW = {"diffusion.losses": "3", "diffusion.unet": "2"}
 
 
 def open_by(root: Path, name: str, code: dict[str, str], **config: int) -> AbstractContextManager[TrainRun]:
@@ -64,7 +64,7 @@ def test_a_training_by_other_code_begins_afresh_and_says_what_changed_since_when
         save_state(run.folder, 600, {"w": torch.ones(1)}, {})
     with open_by(tmp_path, "b", NEW) as run:
         assert run.changes() == (
-            "begun afresh, since the training's code has changed in gaussian.py since step 600 "
+            "begun afresh, since the training's code has changed in losses.py since step 600 "
             f"(in {tmp_path / 'a'}): `diffctl run --keep` goes on from there instead"
         )
     with open_by(tmp_path, "c", NEW, lr=2) as run:  # what a person changed is what he is told of

@@ -315,3 +315,42 @@ def test_a_project_reads_nothing_until_it_is_asked(tmp_path):
     assert not project.is_prepared
     assert not project.is_ready
     assert project.train_meta()["classes"] == [str(digit) for digit in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"sweep": {"eta": [1.5]}}, "sweep.eta: 1.5 is too large for 2 steps, where at most 1.0"),
+        ({"sweep": {"eta": [1.2], "spacing": ["uniform", "trailing"]}}, "sweep.eta: 1.2 is too large"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["train", "sample"])
+def test_an_eta_that_leaves_no_step_is_refused_before_any_work(project, stage, sections, said):
+    config = configuration(**sections)
+    assert "sampling" in with_level(check(config, project), "error")
+    with pytest.raises(UsageError, match=said):
+        preflight(config, stage, project)
+
+
+def test_the_sample_stage_refuses_it_before_it_looks_for_a_model(project):
+    write_params(project, sweep={"eta": [1.5]})
+    done = diffctl(project, "stage", "sample")
+    assert done.returncode == 2
+    assert "sweep.eta: 1.5 is too large" in done.stderr
+
+
+def test_no_eta_is_too_large_for_a_deterministic_sampler(project):
+    """It takes none at all, so what the grid lists is its other sampler's."""
+    config = configuration(sweep={"eta": [0.0], "sampler": ["dpm-solver++"]})
+    assert preflight(config, "sample", project) == []
+
+
+@pytest.mark.parametrize(("steps", "spacing"), [(5, "uniform"), (20, "quadratic"), (10, "trailing")])
+def test_the_eta_that_a_refusal_names_is_taken(project, steps, spacing):
+    """Each of these limits rounds up: to the nearest it would be too large itself."""
+    sections = {"process": {"schedule": "linear"}, "sample": {"spacing": spacing}}
+    with pytest.raises(UsageError, match="is too large") as refusal:
+        preflight(configuration(**sections, sweep={"steps": [steps], "eta": [9.0]}), "sample", project)
+    named = float(str(refusal.value).split("at most ")[1].split()[0])
+    allowed = configuration(**sections, sweep={"steps": [steps], "eta": [named]})
+    assert not preflight(allowed, "sample", project)

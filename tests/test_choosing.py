@@ -3,7 +3,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.evaluation.choosing import network_evaluations, pareto_front, recommended
+from diffusion.evaluation.choosing import pareto_front, recommended
+from diffusion.settings import SampleSettings
 
 
 def cells_of(points):
@@ -11,7 +12,10 @@ def cells_of(points):
     return {
         str(number): {
             "scores": {"fid": distance},
-            "card": {"steps": steps, "guidance": guidance, "extractor": "inception-v3-compat"},
+            "card": {
+                "evaluations": SampleSettings(steps=steps, guidance=guidance).evaluations,
+                "extractor": "inception-v3-compat",
+            },
         }
         for number, (steps, guidance, distance) in enumerate(points)
     }
@@ -22,12 +26,6 @@ POINTS = st.lists(
 )
 
 
-def test_guidance_doubles_the_evaluations():
-    assert network_evaluations({"steps": 20, "guidance": 0.0, "sampler": "ddim"}) == 20
-    assert network_evaluations({"steps": 20, "guidance": 0.0, "sampler": "dpm-solver++"}) == 20
-    assert network_evaluations({"steps": 20, "guidance": 1.5, "sampler": "ddim"}) == 40
-
-
 def test_the_front_is_what_nothing_beats():
     cells = cells_of([(5, 0.0, 9.0), (10, 0.0, 9.0), (10, 1.5, 4.0), (20, 0.0, 5.0), (50, 0.0, 6.0)])
     assert [(choice.cell, choice.evaluations) for choice in pareto_front(cells)] == [("0", 5), ("2", 20)]
@@ -36,7 +34,7 @@ def test_the_front_is_what_nothing_beats():
 @given(POINTS, st.integers(1, 100))
 def test_the_recommended_cell_is_the_best_that_the_budget_buys(points, budget):
     cells = cells_of(points)
-    affordable = {name: cell for name, cell in cells.items() if network_evaluations(cell["card"]) <= budget}
+    affordable = {name: cell for name, cell in cells.items() if cell["card"]["evaluations"] <= budget}
     choice = recommended(cells, budget)
     if not affordable:
         assert choice is None
@@ -44,7 +42,7 @@ def test_the_recommended_cell_is_the_best_that_the_budget_buys(points, budget):
     best = min(cell["scores"]["fid"] for cell in affordable.values())
     assert choice.distance == best
     equal = [cell for cell in affordable.values() if cell["scores"]["fid"] == best]
-    assert choice.evaluations == min(network_evaluations(cell["card"]) for cell in equal)
+    assert choice.evaluations == min(cell["card"]["evaluations"] for cell in equal)
 
 
 @given(POINTS)

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from cli import main
-from diffusion.checkpoint import DataCard, load_model, read_artefact, save_artefact
+from diffusion.asked import condition_of
+from diffusion.checkpoint import DataCard, LoadedModel, load_model, read_artefact, save_artefact
 from diffusion.classifier import (
     AttentionPool,
     Classifier,
@@ -26,21 +27,23 @@ from diffusion.classifier_training import (
     resolve_classifier,
     train_classifier,
 )
+from diffusion.condition import Condition
 from diffusion.data.store import ImageStore, open_store
+from diffusion.ddim import Ddim
 from diffusion.errors import DiffctlError, Interrupted, UsageError
 from diffusion.generate import generate
-from diffusion.guidance import classifier_gradient, classifier_guided
+from diffusion.guidance import classifier_gradient, shifting_eps, shifting_mean
 from diffusion.process_config import ProcessConfig
 from diffusion.resolve import training_fingerprint
-from diffusion.sampling import sample
-from diffusion.schedule import Schedule
 from diffusion.settings import SampleSettings
 from diffusion.state import newest_state, save_state
+from diffusion.time_grid import Grid
 from diffusion.train_config import ClassifierConfig
 from diffusion.trainrun import write_loss_curve
 from tests import papers
 from tests.conftest import diffctl, write_params
 from tests.networks import artefact_of, network_of, randomise, spec_of
+from tests.walks import OnGrid, asked, grid_of, walk
 
 CPU = torch.device("cpu")
 SHAPE = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attention": (4,), "head_channels": 8}
@@ -50,13 +53,13 @@ SECTION = {"model": {**SHAPE}, "train": {"steps": 12, "batch_size": 8, "lr": 0.0
 class TwoGaussians:
     """One-pixel data of two classes, N(±0.5, 0.1²): the classifier and ε of each class have closed forms."""
 
-    def __init__(self, schedule: Schedule) -> None:
-        self.schedule = schedule
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
         self.classes = [papers.GaussianData(-0.5, 0.1), papers.GaussianData(0.5, 0.1)]
 
     def logits(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """log p(x_t | y) of each class; equal shares make them logits of p(y | x_t)."""
-        alpha_bar = self.schedule.alphas_cumprod[t]
+        alpha_bar = self.grid.alphas_cumprod[t]
         columns = [
             -((x.reshape(-1) - alpha_bar.sqrt() * data.mean) ** 2) / (2 * data.marginal(alpha_bar))
             for data in self.classes
@@ -64,13 +67,13 @@ class TwoGaussians:
         return torch.stack(columns, 1)
 
     def conditional(self, x, t, labels):
-        alpha_bar = float(self.schedule.alphas_cumprod[t[0]])
+        alpha_bar = float(self.grid.alphas_cumprod[t[0]])
         eps = torch.stack([data.eps(x, alpha_bar) for data in self.classes])
         return eps[labels, torch.arange(len(x))]
 
     def unconditional(self, x, t, labels):
         """ε of the mixture: the classes' by their posterior."""
-        alpha_bar = float(self.schedule.alphas_cumprod[t[0]])
+        alpha_bar = float(self.grid.alphas_cumprod[t[0]])
         weights = self.logits(x, t).softmax(1)
         parts = [
             weights[:, k].reshape(-1, 1, 1, 1) * data.eps(x, alpha_bar) for k, data in enumerate(self.classes)
@@ -84,37 +87,44 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("t", [0, 10, 100, 500, 999])
 def test_algorithm_2_with_the_true_classifier_is_bayes_rule(t):
-    schedule = Schedule.named("cosine", 1000)
-    data = TwoGaussians(schedule)
+    grid = grid_of("cosine", 1000)
+    data = TwoGaussians(grid)
     x, labels = randn(8, 1, 1, 1), torch.arange(8) % 2
     at = torch.full((8,), t)
     gradient = classifier_gradient(lambda x, t: data.logits(x, t), 1.0)
-    guided = classifier_guided(data.unconditional, gradient, schedule, 1)
-    assert torch.allclose(guided(x, at, labels), data.conditional(x, at, labels), atol=1e-4)
+    guided = shifting_eps(asked(data.unconditional, grid), gradient, OnGrid(grid))
+    said = guided(x, at, Condition(8, labels))
+    assert torch.allclose(said.eps, data.conditional(x, at, labels), atol=1e-4)
+    alpha, sigma = grid.alpha[t], grid.sigma[t]
+    assert torch.allclose(alpha * said.x0 + sigma * said.eps, x, atol=1e-9)
 
 
-def test_a_larger_scale_is_a_multiple_and_v_is_left_alone():
-    schedule = Schedule.named("cosine", 100)
-    data = TwoGaussians(schedule)
-    x, labels, t = randn(4, 1, 1, 1), torch.tensor([0, 1, 1, 0]), torch.full((4,), 30)
-    one, three = (classifier_gradient(data.logits, scale)(x, t, labels) for scale in (1.0, 3.0))
+def test_a_larger_scale_is_a_multiple_and_the_variance_is_left_alone():
+    grid = grid_of("cosine", 100)
+    data = TwoGaussians(grid)
+    x, t = randn(4, 1, 1, 1), torch.full((4,), 30)
+    condition = Condition(4, torch.tensor([0, 1, 1, 0]))
+    one, three = (classifier_gradient(data.logits, scale)(x, t, condition) for scale in (1.0, 3.0))
     assert torch.allclose(3 * one, three)
+    rows = classifier_gradient(data.logits, torch.tensor([1.0, 3.0, 0.0, 1.0]))(x, t, condition)
+    assert torch.allclose(rows, torch.stack([one[0], three[1], 0 * one[2], one[3]]))
 
     def network(x, t, labels):
         return torch.cat([x, 7 * x], 1)
 
-    output = classifier_guided(network, classifier_gradient(data.logits, 1.0), schedule, 1)(x, t, labels)
-    assert torch.equal(output[:, 1:], 7 * x)
-    assert not torch.equal(output[:, :1], x)
+    guided = shifting_eps(asked(network, grid), classifier_gradient(data.logits, 1.0), OnGrid(grid))
+    said = guided(x, t, condition)
+    assert torch.equal(said.variance_fraction, (7 * x + 1) / 2)
+    assert not torch.equal(said.eps, x)
     with pytest.raises(UsageError, match="give one"):
-        classifier_guided(network, classifier_gradient(data.logits, 1.0), schedule, 1)(x, t, None)
+        guided(x, t, Condition(4))
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_guided_samples_of_the_mixture_are_of_the_asked_class(eta):
     """η = 0 by algorithm 2, η = 1 by algorithm 1: both lead an unconditional model to a class."""
-    schedule = Schedule.named("linear", 1000)
-    data = TwoGaussians(schedule)
+    grid = grid_of("linear", 1000)
+    data = TwoGaussians(grid)
     gradient = classifier_gradient(data.logits, 1.0)
     source = torch.Generator().manual_seed(0)
     labels = torch.arange(400) % 2
@@ -122,11 +132,9 @@ def test_guided_samples_of_the_mixture_are_of_the_asked_class(eta):
     def draw() -> torch.Tensor:
         return torch.randn(400, 1, 1, 1, generator=source, dtype=torch.float64)
 
-    if eta:
-        x = sample(data.unconditional, schedule, draw, eta=1.0, clip=False, labels=labels, gradient=gradient)
-    else:
-        guided = classifier_guided(data.unconditional, gradient, schedule, 1)
-        x = sample(guided, schedule, draw, clip=False, labels=labels)
+    plain = asked(data.unconditional, grid)
+    guided = shifting_mean(plain, gradient) if eta else shifting_eps(plain, gradient, plain.process)
+    x = walk(guided, grid, draw, Ddim(eta, clip=False), Condition(400, labels))
     for label, mean in ((0, -0.5), (1, 0.5)):
         of_class = x[labels == label]
         assert float(of_class.mean()) == pytest.approx(mean, abs=0.05)
@@ -134,29 +142,21 @@ def test_guided_samples_of_the_mixture_are_of_the_asked_class(eta):
 
 
 def test_algorithm_1_moves_the_mean_by_the_variance_times_the_gradient():
-    schedule = Schedule.named("cosine", 100).spaced([20, 99])
+    grid = grid_of("cosine", 100, [20, 99])
     x_t, z = randn(2, 3, 1, 2, 2)
     draws = iter([x_t, z, x_t, z])
-    labels = torch.tensor([0, 1, 0])
+    plain, condition = asked(lambda x, t, labels: 0.1 * x, grid), Condition(3, torch.tensor([0, 1, 0]))
 
-    def gradient(x, t, labels):
-        assert t.tolist() == [99, 99, 99]
-        assert torch.equal(x, x_t)
+    def gradient(x, t, condition):
+        if t == 99:
+            assert torch.equal(x, x_t)
         return torch.full_like(x, 2.0)
 
     seen: list[Any] = []
-    for guide in (None, gradient):
-        sample(
-            lambda x, t, labels: 0.1 * x,
-            schedule,
-            lambda: next(draws),
-            eta=1.0,
-            labels=labels,
-            gradient=guide,
-            callback=seen.append,
-        )
+    for denoiser in (plain, shifting_mean(plain, gradient)):
+        walk(denoiser, grid, lambda: next(draws), Ddim(1.0), condition, seen.append)
     moved = seen[2].x - seen[0].x
-    assert torch.allclose(moved, torch.full_like(moved, 2 * float(schedule.posterior_variance[1])))
+    assert torch.allclose(moved, torch.full_like(moved, 2 * float(grid.posterior_variance[1])))
 
 
 def classifier_spec(**changes: Any):
@@ -210,15 +210,15 @@ def test_the_classifier_sees_image_and_time(changes):
 @pytest.mark.parametrize("classes", [0, 10])
 def test_guidance_changes_images_of_any_model_and_image_i_stays_its_own(sampler, classes):
     spec = spec_of(num_classes=classes, null_class=False)
-    network, artefact = network_of(spec), artefact_of(spec)
+    loaded = LoadedModel(network_of(spec), artefact_of(spec))
     classifier = loaded_classifier()
     settings = SampleSettings(steps=5, seed=1, classifier_scale=5.0, **sampler)
-    labels = torch.tensor([3, 7, 1])
-    guided = generate(network, artefact, settings, range(3), labels, CPU, None, classifier)
-    alone = generate(network, artefact, settings, [1], labels[1:2], CPU, None, classifier)
+    asked_for = condition_of(loaded.artefact, torch.tensor([3, 7, 1]), 3)
+    guided = generate(loaded, settings, range(3), asked_for, CPU, None, classifier)
+    alone = generate(loaded, settings, [1], asked_for.rows(slice(1, 2)), CPU, None, classifier)
     assert int((guided[1:2].int() - alone.int()).abs().max()) <= 1
     off = settings.model_copy(update={"classifier_scale": 0.0})
-    plain = generate(network, artefact, off, range(3), labels if classes else None, CPU)
+    plain = generate(loaded, off, range(3), asked_for if classes else asked_for.unlabelled(), CPU)
     assert not torch.equal(guided, plain)
 
 
@@ -239,11 +239,10 @@ def test_a_classifier_of_something_else_is_refused(changes, process, said):
     spec = spec_of()
     with pytest.raises(UsageError, match=said):
         generate(
-            network_of(spec),
-            artefact_of(spec),
+            LoadedModel(network_of(spec), artefact_of(spec)),
             SampleSettings(steps=2, classifier_scale=1.0),
             [0],
-            torch.tensor([0]),
+            Condition(1, torch.tensor([0])),
             CPU,
             None,
             classifier,

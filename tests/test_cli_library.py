@@ -14,6 +14,7 @@ from PIL import Image
 
 from cli import main
 from diffusion.checkpoint import LoadedModel, load_model, save_artefact
+from diffusion.condition import Condition
 from diffusion.data.store import write_store
 from diffusion.generate import generate
 from diffusion.images import to_nchw
@@ -168,13 +169,14 @@ def test_export_diffusers_makes_a_folder(run, tmp_path):
 
 def test_sample_takes_a_list_of_timesteps_and_the_other_solver(run, tmp_path):
     loaded = load_model(tmp_path / "models/unet.safetensors")
+    wanted = Condition(2, torch.tensor([0, 1]))
     for arguments, settings in (
         (("--timesteps", "0,20,99"), SampleSettings(timesteps=(0, 20, 99))),
         (("--sampler", "dpm-solver++", "--steps", "4"), SampleSettings(sampler="dpm-solver++", steps=4)),
     ):
         code, _, _ = run("sample", "--num", "2", "--out", "a.npz", *arguments)
         assert code == 0
-        expected = generate(*loaded, settings, range(2), torch.tensor([0, 1]), torch.device("cpu"))
+        expected = generate(loaded, settings, range(2), wanted, torch.device("cpu"))
         assert np.array_equal(to_nchw(np.load(tmp_path / "a.npz")["arr_0"]), expected)
 
 

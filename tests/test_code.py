@@ -11,6 +11,7 @@ import pytest
 
 from diffusion.checkpoint import read_artefact, save_artefact
 from diffusion.code import NEUTRAL, changed_modules, code_digest, code_of, module_file, modules_of
+from diffusion.process_config import ProcessConfig
 from diffusion.resolve import training_code
 from diffusion.settings import SampleSettings
 from diffusion.sweep import sampling_code, units_folder
@@ -150,15 +151,17 @@ def test_imports_are_followed_wherever_they_stand_but_for_types() -> None:
 
 
 def test_a_training_is_known_by_what_it_computes_by() -> None:
-    code = set(training_code())
-    assert {"diffusion.training", "diffusion.gaussian", "diffusion.schedule", "diffusion.blocks"} <= code
+    code = set(training_code(ProcessConfig()))
+    assert {"diffusion.training", "diffusion.losses", "diffusion.schedule", "diffusion.blocks"} <= code
     assert {"diffusion.draws", "diffusion.ema", "diffusion.timesteps", "diffusion.images"} <= code
     others = {"sampling", "generate", "dpm_solver", "classifier", "locks", "files", "report", "evaluation"}
     assert not {name.split(".")[1] for name in code} & others
 
 
 def test_a_cell_is_known_by_its_own_sampler() -> None:
-    ddim, solver = (set(sampling_code(SampleSettings(sampler=name))) for name in ("ddim", "dpm-solver++"))
+    ddim, solver = (
+        set(sampling_code(SampleSettings(sampler=name), ProcessConfig())) for name in ("ddim", "dpm-solver++")
+    )
     assert solver - ddim == {"diffusion.dpm_solver"}
     assert {"diffusion.generate", "diffusion.sampling", "diffusion.blocks", "diffusion.random"} <= ddim
     assert not ddim & {"diffusion.training", "diffusion.draws", "diffusion.ema"}

@@ -28,7 +28,7 @@ class Edit(NamedTuple):
 EDITS = {
     "data": Edit("diffusion/data/sources/digits.py", "255 / 16", "254 / 16", STAGES),
     "loss": Edit(
-        "diffusion/gaussian.py", "(target - predicted).square()", "(target - predicted).abs()", FROM_TRAIN
+        "diffusion/losses.py", "noise) - predicted).square()", "noise) - predicted).abs()", FROM_TRAIN
     ),
     "schedule": Edit("diffusion/schedule.py", "(u + 0.008) / 1.008", "(u + 0.018) / 1.018", FROM_TRAIN),
     "block": Edit("diffusion/blocks.py", "F.silu(self.norm_in(x))", "F.relu(self.norm_in(x))", FROM_TRAIN),
@@ -45,7 +45,7 @@ EDITS = {
         FROM_TRAIN,
     ),
     "sampler": Edit(
-        "diffusion/sampling.py", "return x_prev, x0_hat\n", "return 1.1 * x_prev, x0_hat\n", FROM_TRAIN[1:]
+        "diffusion/ddim.py", "return x_prev, x0_hat\n", "return 1.1 * x_prev, x0_hat\n", FROM_TRAIN[1:]
     ),
     "extractor": Edit(
         "diffusion/evaluation/effnet.py", "- 127) / 128", "- 126) / 128", ("reference", "evaluate", "report")

@@ -44,7 +44,8 @@ def test_the_project_starts_with_the_digits_profile() -> None:
         ({"sweep": {"steps": [10, 2000]}}, r"sweep.steps: 2000 is more than process.timesteps \(1000\)"),
         ({"sweep": {"steps": [10, 10]}}, "each value may stand once"),
         ({"sweep": {"steps": []}}, "sweep.steps: .*at least 1"),
-        ({"sweep": {"eta": [1.5]}}, "sweep.eta: 1.5 is too large for 2 steps, where at most 1.0"),
+        ({"process": {"schedule": "sigmoid"}}, "process.schedule: allowed are linear, cosine .got 'sigmoid'"),
+        ({"process": {"prediction": "v"}}, "process.prediction: allowed are eps, x0, .*got 'v'"),
         ({"sweep": {"eta": [float("nan")]}}, "sweep.eta.0: .*finite"),
         ({"classifier": {"modle": {}}}, "classifier.modle: unknown key, allowed are model, train"),
         ({"data": {"image_size": 9}}, "image_size 9 must be divisible by 2"),
@@ -58,16 +59,6 @@ def test_the_impossible_is_refused_with_the_field_and_what_is_allowed(
         parse(params(**changes), "params.yaml")
     assert refusal.value.exit_code == 2
     assert "\n" not in str(refusal.value)
-
-
-@pytest.mark.parametrize(("steps", "spacing"), [(5, "uniform"), (20, "quadratic"), (10, "trailing")])
-def test_the_eta_that_a_refusal_names_is_taken(steps: int, spacing: str) -> None:
-    """Each of these limits rounds up: to the nearest it would be too large itself."""
-    sections: dict[str, Any] = {"process": {"schedule": "linear"}, "sample": {"spacing": spacing}}
-    with pytest.raises(UsageError, match="is too large") as refusal:
-        parse(params(**sections, sweep={"steps": [steps], "eta": [9.0]}), "params.yaml")
-    named = float(str(refusal.value).split("at most ")[1].split()[0])
-    parse(params(**sections, sweep={"steps": [steps], "eta": [named]}), "params.yaml")
 
 
 def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:

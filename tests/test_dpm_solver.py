@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from diffusion.sampling import Step, sample
-from diffusion.schedule import Schedule, spaced_timesteps
+from diffusion.sampling import Step
 from diffusion.settings import SampleSettings
+from diffusion.spacing import spaced_timesteps
+from diffusion.time_grid import Grid
 from tests import papers
+from tests.walks import grid_of, sample
 
 DATA = papers.GaussianData(0.3, 0.4)
 
@@ -21,24 +23,25 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def fine_schedule(steps: int) -> Schedule:
+def fine_grid(steps: int) -> Grid:
     """The continuous linear process (β from 0.1 to 20) at times evenly from 1e-2 to 1, whatever T."""
     u = torch.linspace(1e-2, 1, steps, dtype=torch.float64)
-    return Schedule(torch.arange(steps), torch.exp(-(0.1 * u + (20 - 0.1) / 2 * u**2)))
+    alphas_cumprod = torch.exp(-(0.1 * u + (20 - 0.1) / 2 * u**2))
+    return Grid(torch.arange(steps), alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
 
 
-def optimal(schedule: Schedule):
-    table = dict(zip(schedule.timesteps.tolist(), schedule.alphas_cumprod.tolist(), strict=True))
+def optimal(grid: Grid):
+    table = dict(zip(grid.times.tolist(), grid.alphas_cumprod.tolist(), strict=True))
     return lambda x, t, labels: DATA.eps(x, table[int(t[0])])
 
 
 def last_error(sampler: str, steps: int) -> float:
     """The largest distance from the exact flow, at the last timestep before ᾱ = 1."""
-    schedule = fine_schedule(steps)
+    grid = fine_grid(steps)
     x_t = randn(1, 1, 8, 8)
     seen: list[Step] = []
-    sample(optimal(schedule), schedule, lambda: x_t, sampler=sampler, clip=False, callback=seen.append)
-    start, end = float(schedule.alphas_cumprod[-1]), float(schedule.alphas_cumprod[0])
+    sample(optimal(grid), grid, lambda: x_t, sampler=sampler, clip=False, callback=seen.append)
+    start, end = float(grid.alphas_cumprod[-1]), float(grid.alphas_cumprod[0])
     return float((seen[-2].x - DATA.flow(x_t, start, end)).abs().max())
 
 
@@ -66,9 +69,9 @@ def test_it_is_more_exact_than_ddim_at_equal_steps():
 def test_every_step_is_the_papers(name, spacing, timesteps, clip, data):
     """Of order 2 after the first, but for a step of more than twice the one before's length."""
     steps = data.draw(st.integers(1, timesteps))
-    schedule = Schedule.named(name, timesteps).spaced(spaced_timesteps(spacing, steps, timesteps))
+    grid = grid_of(name, timesteps, spaced_timesteps(spacing, steps, timesteps))
     x = randn(1, 1, 3, 3).numpy()
-    alphas_cumprod = schedule.alphas_cumprod.numpy()
+    alphas_cumprod = grid.alphas_cumprod.numpy()
     alpha, sigma = np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
     earlier: list[tuple[float, np.ndarray]] = []
     for i in reversed(range(steps)):
@@ -87,7 +90,7 @@ def test_every_step_is_the_papers(name, spacing, timesteps, clip, data):
         x = sigma[i - 1] / sigma[i] * x - alpha[i - 1] * (math.exp(-h) - 1) * d
         earlier.append((lambda_s, x_0))
     start = randn(1, 1, 3, 3)
-    found = sample(optimal(schedule), schedule, lambda: start, sampler="dpm-solver++", clip=clip)
+    found = sample(optimal(grid), grid, lambda: start, sampler="dpm-solver++", clip=clip)
     assert np.allclose(found, x, rtol=1e-6, atol=1e-6)
 
 
@@ -95,8 +98,8 @@ def test_every_step_is_the_papers(name, spacing, timesteps, clip, data):
 @pytest.mark.parametrize("steps", [5, 14, 15, 20, 50, 100])
 def test_a_networks_errors_are_not_multiplied(steps, spacing):
     """x̂_0 that is wrong by 0.01 at random moves the last noisy image by little more than that."""
-    schedule = Schedule.named("cosine", 1000).spaced(spaced_timesteps(spacing, steps, 1000))
-    table = dict(zip(schedule.timesteps.tolist(), schedule.alphas_cumprod, strict=True))
+    grid = grid_of("cosine", 1000, spaced_timesteps(spacing, steps, 1000))
+    table = dict(zip(grid.times.tolist(), grid.alphas_cumprod, strict=True))
     x_0, start = randn(1, 1, 32, 32, seed=1), randn(1, 1, 32, 32)
 
     def last_noisy(error: float) -> torch.Tensor:
@@ -105,7 +108,7 @@ def test_a_networks_errors_are_not_multiplied(steps, spacing):
             return (x - alpha_bar.sqrt() * (x_0 + wrong)) / (1 - alpha_bar).sqrt()
 
         seen: list[Step] = []
-        sample(network, schedule, lambda: start, sampler="dpm-solver++", clip=False, callback=seen.append)
+        sample(network, grid, lambda: start, sampler="dpm-solver++", clip=False, callback=seen.append)
         return seen[-2].x
 
     assert float((last_noisy(0.01) - last_noisy(0.0)).std()) < 0.025
@@ -114,8 +117,8 @@ def test_a_networks_errors_are_not_multiplied(steps, spacing):
 @settings(deadline=None, max_examples=20)
 @given(st.integers(1, 60), st.sampled_from(["uniform", "quadratic", "trailing"]))
 def test_the_true_eps_leads_to_x0(steps, spacing):
-    schedule = Schedule.named("cosine", 60).spaced(spaced_timesteps(spacing, steps, 60))
-    table = dict(zip(schedule.timesteps.tolist(), schedule.alphas_cumprod, strict=True))
+    grid = grid_of("cosine", 60, spaced_timesteps(spacing, steps, 60))
+    table = dict(zip(grid.times.tolist(), grid.alphas_cumprod, strict=True))
     x_0 = randn(2, 1, 3, 3, seed=1).clamp(-1, 1)
     calls = []
 
@@ -127,7 +130,7 @@ def test_the_true_eps_leads_to_x0(steps, spacing):
         calls.append(1)
         return randn(2, 1, 3, 3)
 
-    x = sample(network, schedule, draw, sampler="dpm-solver++", clip=False)
+    x = sample(network, grid, draw, sampler="dpm-solver++", clip=False)
     assert torch.allclose(x, x_0, rtol=0, atol=1e-6)
     assert len(calls) == 1
 

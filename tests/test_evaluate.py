@@ -15,7 +15,7 @@ from diffusion.evaluation.intervals import interval_of
 from diffusion.evaluation.ranking import best, rank_metric
 from diffusion.evaluation.reference import make_reference
 from diffusion.evaluation.scores import frechet_distance, statistics
-from diffusion.grid import SAMPLING_VERSION, Cell
+from diffusion.grid import FOLLOWING, SAMPLING_VERSION, Cell
 from tests.conftest import write_params
 from tests.digits_sweep import (
     CLASSES,
@@ -169,8 +169,8 @@ def test_of_equal_cells_the_one_with_fewer_steps_is_best():
 
 def test_the_cards_of_a_sweep_differ_in_its_axes_alone(document):
     cards = [cell["card"] for cell in document["cells"].values()]
-    assert set(differing(cards)) == {"steps", "eta"}
-    assert differing(cards, ("steps", "eta")) == {}
+    assert set(differing(cards)) == {"steps", "eta", "evaluations"}
+    assert differing(cards, ("steps", "eta", *FOLLOWING)) == {}
 
 
 def test_scores_are_the_same_again_to_the_byte(sweep, document, tmp_path):

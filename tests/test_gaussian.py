@@ -8,21 +8,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.gaussian import (
-    discretized_log_likelihood,
-    log_variance,
-    normal_kl,
-    posterior_mean,
-    prior_term,
-    split,
-    training_losses,
-    vlb_terms,
-)
+from diffusion.bound import discretized_log_likelihood, normal_kl, prior_term, vlb_terms
+from diffusion.condition import Condition
+from diffusion.losses import training_losses
+from diffusion.posterior import log_variance, posterior_mean
+from diffusion.prediction import split_output
 from diffusion.process_config import ProcessConfig
-from diffusion.schedule import Schedule, predict_x0, q_sample, spaced_timesteps
+from diffusion.process_registry import build_process
+from diffusion.spacing import spaced_timesteps
+from diffusion.time_grid import Grid
 from tests import papers
+from tests.walks import OnGrid, grid_of
 
 NAMES = st.sampled_from(["linear", "cosine"])
+
+
+def x0_of(grid: Grid, x_t: torch.Tensor, index: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """x̂_0 of an ε."""
+    return OnGrid(grid).read(eps, x_t, grid.times[index]).x0
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -30,64 +33,63 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @st.composite
-def processes(draw: st.DrawFn) -> Schedule:
+def grids(draw: st.DrawFn) -> Grid:
     timesteps = draw(st.integers(4, 1000))
     steps = draw(st.integers(2, timesteps))
     spacing = draw(st.sampled_from(["uniform", "quadratic", "trailing"]))
-    schedule = Schedule.named(draw(NAMES), timesteps)
-    return schedule.spaced(spaced_timesteps(spacing, steps, timesteps))
+    return grid_of(draw(NAMES), timesteps, spaced_timesteps(spacing, steps, timesteps))
 
 
 @settings(deadline=None)
-@given(processes(), st.data())
-def test_the_posterior_mean_is_bayes_rule(schedule, data):
-    i = data.draw(st.integers(0, len(schedule) - 1))
+@given(grids(), st.data())
+def test_the_posterior_mean_is_bayes_rule(grid, data):
+    i = data.draw(st.integers(0, len(grid) - 1))
     x_0, x_t = randn(2, 1, 3, 3, 3)
-    previous = float(schedule.alphas_cumprod_prev[i])
-    alpha = float(schedule.alphas_cumprod[i]) / previous
+    previous = float(grid.alphas_cumprod_prev[i])
+    alpha = float(grid.alphas_cumprod[i]) / previous
     expected, _ = papers.bayes_posterior(alpha, previous, x_0.numpy(), x_t.numpy())
-    mean = posterior_mean(schedule, x_0, x_t, torch.tensor([i]))
+    mean = posterior_mean(grid, x_0, x_t, torch.tensor([i]))
     assert np.allclose(mean, expected, rtol=1e-6, atol=1e-7)
 
 
 @settings(deadline=None)
-@given(processes(), st.data())
-def test_the_posterior_mean_of_the_predicted_x0_is_ddpm_eq_11(schedule, data):
-    i = data.draw(st.integers(0, len(schedule) - 1))
+@given(grids(), st.data())
+def test_the_posterior_mean_of_the_predicted_x0_is_ddpm_eq_11(grid, data):
+    i = data.draw(st.integers(0, len(grid) - 1))
     x_t, eps = randn(2, 1, 3, 3, 3)
     index = torch.tensor([i])
-    alpha_bar = float(schedule.alphas_cumprod[i])
-    alpha = alpha_bar / float(schedule.alphas_cumprod_prev[i])
-    mean = posterior_mean(schedule, predict_x0(schedule, x_t, index, eps), x_t, index)
+    alpha_bar = float(grid.alphas_cumprod[i])
+    alpha = alpha_bar / float(grid.alphas_cumprod_prev[i])
+    mean = posterior_mean(grid, x0_of(grid, x_t, index, eps), x_t, index)
     expected = papers.ddpm_mean(x_t.numpy(), eps.numpy(), alpha, alpha_bar)
     assert np.allclose(mean, expected, rtol=1e-6, atol=1e-6 / math.sqrt(alpha_bar))
 
 
 @settings(deadline=None)
-@given(processes(), st.data())
-def test_the_learned_variance_is_iddpm_eq_15(schedule, data):
-    i = data.draw(st.integers(0, len(schedule) - 1))
+@given(grids(), st.data())
+def test_the_learned_variance_is_iddpm_eq_15(grid, data):
+    i = data.draw(st.integers(0, len(grid) - 1))
     v = randn(1, 3, 3, 3).clamp(-1, 1)
-    beta = float(schedule.betas[i])
-    beta_tilde = float(schedule.posterior_variance[max(i, 1)])
-    given_v = log_variance(schedule, "learned", v, v, torch.tensor([i])).exp()
+    beta = float(grid.betas[i])
+    beta_tilde = float(grid.posterior_variance[max(i, 1)])
+    given_v = log_variance(grid, "learned", (v + 1) / 2, v, torch.tensor([i])).exp()
     assert np.allclose(given_v, papers.iddpm_variance(v.numpy(), beta, beta_tilde), rtol=1e-6)
 
 
 @settings(deadline=None)
-@given(processes())
-def test_v_of_plus_and_minus_one_are_the_fixed_variances(schedule):
-    index = torch.arange(1, len(schedule))
+@given(grids())
+def test_fractions_of_0_and_1_are_the_fixed_variances(grid):
+    index = torch.arange(1, len(grid))
     like = randn(len(index), 1, 2, 2)
-    for v, name in ((-1.0, "small"), (1.0, "large")):
-        learned = log_variance(schedule, "learned", torch.full_like(like, v), like, index)
-        assert torch.allclose(learned, log_variance(schedule, name, None, like, index), atol=1e-12)
+    for fraction, name in ((0.0, "small"), (1.0, "large")):
+        learned = log_variance(grid, "learned", torch.full_like(like, fraction), like, index)
+        assert torch.allclose(learned, log_variance(grid, name, None, like, index), atol=1e-12)
 
 
-def test_a_learned_variance_without_v_is_refused():
-    schedule = Schedule.named("cosine", 10)
+def test_a_learned_variance_without_a_fraction_is_refused():
+    grid = grid_of("cosine", 10)
     with pytest.raises(ValueError, match="2C output channels"):
-        log_variance(schedule, "learned", None, randn(1, 1, 2, 2), torch.tensor([3]))
+        log_variance(grid, "learned", None, randn(1, 1, 2, 2), torch.tensor([3]))
 
 
 @given(st.integers(0, 2**31))
@@ -123,14 +125,14 @@ def test_the_likelihood_is_ddpm_eq_13_far_into_both_tails(dtype):
             assert bool((found[~seen] >= math.log(1e-12) - 1e-3).all())
 
 
-def optimal(data: papers.GaussianData, schedule: Schedule, x_t: torch.Tensor, index: torch.Tensor):
+def optimal(data: papers.GaussianData, grid: Grid, x_t: torch.Tensor, index: torch.Tensor):
     """ε, and log Σ of the true reverse process q(x_{t−1}|x_t) of Gaussian data."""
-    alpha_bar = schedule.alphas_cumprod[index].reshape(-1, 1, 1, 1)
+    alpha_bar = grid.alphas_cumprod[index].reshape(-1, 1, 1, 1)
     eps = data.eps(x_t, alpha_bar)
-    previous, beta = schedule.alphas_cumprod_prev[index], schedule.betas[index]
-    of_x0 = previous.sqrt() * beta / (1 - schedule.alphas_cumprod[index])
-    spread = of_x0**2 * data.x0_variance(schedule.alphas_cumprod[index])
-    variance = schedule.posterior_variance[index] + spread
+    previous, beta = grid.alphas_cumprod_prev[index], grid.betas[index]
+    of_x0 = previous.sqrt() * beta / (1 - grid.alphas_cumprod[index])
+    spread = of_x0**2 * data.x0_variance(grid.alphas_cumprod[index])
+    variance = grid.posterior_variance[index] + spread
     return eps, variance.log().reshape(-1, 1, 1, 1)
 
 
@@ -138,29 +140,29 @@ def optimal(data: papers.GaussianData, schedule: Schedule, x_t: torch.Tensor, in
 @pytest.mark.parametrize("std", [0.1, 0.5, 1.0])
 def test_the_bound_of_the_optimal_gaussian_model_is_its_closed_form(name, std):
     data = papers.GaussianData(0.2, std)
-    schedule = Schedule.named(name, 1000)
+    grid = grid_of(name, 1000)
     x_0 = 0.2 + std * randn(1, 1, 64, 64)
     for t in (1, 2, 10, 100, 500, 900, 999):
         index = torch.tensor([t])
-        x_t = q_sample(schedule, x_0, index, randn(1, 1, 64, 64, seed=t))
-        eps, log_var = optimal(data, schedule, x_t, index)
-        term = vlb_terms(schedule, x_0, x_t, index, predict_x0(schedule, x_t, index, eps), log_var)
-        expected = 0.5 * (log_var - schedule.posterior_variance[t].log()) / math.log(2)
+        x_t = OnGrid(grid).q_sample(x_0, grid.times[index], randn(1, 1, 64, 64, seed=t))
+        eps, log_var = optimal(data, grid, x_t, index)
+        term = vlb_terms(grid, x_0, x_t, index, x0_of(grid, x_t, index, eps), log_var)
+        expected = 0.5 * (log_var - grid.posterior_variance[t].log()) / math.log(2)
         assert float(term) == pytest.approx(float(expected), rel=0.15, abs=1e-9)
 
 
 def test_the_whole_bound_of_the_optimal_model_is_the_entropy_of_the_data():
-    std, schedule = 0.3, Schedule.named("linear", 1000)
+    std, grid = 0.3, grid_of("linear", 1000)
     data = papers.GaussianData(0.0, std)
     pixels = (127.5 * (std * randn(1, 1, 48, 48) + 1)).round().clamp(0, 255)
     x_0 = pixels / 127.5 - 1
-    total = float(prior_term(schedule, x_0))
+    total = float(prior_term(grid, x_0))
     for t in range(1000):
         index = torch.tensor([t])
-        x_t = q_sample(schedule, x_0, index, randn(1, 1, 48, 48, seed=t + 1))
-        eps, log_var = optimal(data, schedule, x_t, index)
-        x0_hat = predict_x0(schedule, x_t, index, eps)
-        total += float(vlb_terms(schedule, x_0, x_t, index, x0_hat, log_var))
+        x_t = OnGrid(grid).q_sample(x_0, grid.times[index], randn(1, 1, 48, 48, seed=t + 1))
+        eps, log_var = optimal(data, grid, x_t, index)
+        x0_hat = x0_of(grid, x_t, index, eps)
+        total += float(vlb_terms(grid, x_0, x_t, index, x0_hat, log_var))
     sample_entropy = float((x_0 / std).square().mean()) / 2 + math.log(std * math.sqrt(2 * math.pi))
     assert total == pytest.approx((sample_entropy - math.log(2 / 255)) / math.log(2), abs=0.03)
 
@@ -174,38 +176,38 @@ def test_the_whole_bound_of_the_optimal_model_is_the_entropy_of_the_data():
     st.integers(0, 2**31),
 )
 def test_bits_are_finite_at_every_t_however_wrong_the_network(name, timesteps, variance, scale, seed):
-    schedule = Schedule.named(name, timesteps)
+    grid = grid_of(name, timesteps)
     source = torch.Generator().manual_seed(seed)
     index = torch.cat(
         [torch.tensor([0, 1, timesteps - 1]), torch.randint(timesteps, (13,), generator=source)]
     )
     x_0 = torch.rand(16, 1, 4, 4, generator=source) * 2 - 1
-    x_t = q_sample(schedule, x_0, index, torch.randn(x_0.shape, generator=source))
+    x_t = OnGrid(grid).q_sample(x_0, grid.times[index], torch.randn(x_0.shape, generator=source))
     eps = scale * torch.randn(x_0.shape, generator=source)
-    v = torch.randn(x_0.shape, generator=source)
-    log_var = log_variance(schedule, variance, v, x_t, index)
-    terms = vlb_terms(schedule, x_0, x_t, index, predict_x0(schedule, x_t, index, eps), log_var)
+    fraction = torch.randn(x_0.shape, generator=source)
+    log_var = log_variance(grid, variance, fraction, x_t, index)
+    terms = vlb_terms(grid, x_0, x_t, index, x0_of(grid, x_t, index, eps), log_var)
     assert terms.shape == (16,)
     assert bool(torch.isfinite(terms).all())
-    assert bool(torch.isfinite(prior_term(schedule, x_0)).all())
+    assert bool(torch.isfinite(prior_term(grid, x_0)).all())
 
 
 @pytest.mark.parametrize("variance", ["small", "large", "learned"])
 def test_the_true_eps_leaves_only_what_the_variance_costs(variance):
-    schedule = Schedule.named("cosine", 200)
+    grid = grid_of("cosine", 200)
     x_0, noise = randn(2, 6, 2, 4, 4).clamp(-1, 1)
     index = torch.tensor([1, 2, 50, 100, 150, 199])
-    x_t = q_sample(schedule, x_0, index, noise)
-    log_var = log_variance(schedule, variance, -torch.ones_like(x_0), x_t, index)
-    terms = vlb_terms(schedule, x_0, x_t, index, predict_x0(schedule, x_t, index, noise), log_var)
-    small, large = schedule.posterior_variance[index], schedule.betas[index]
+    x_t = OnGrid(grid).q_sample(x_0, grid.times[index], noise)
+    log_var = log_variance(grid, variance, torch.zeros_like(x_0), x_t, index)
+    terms = vlb_terms(grid, x_0, x_t, index, x0_of(grid, x_t, index, noise), log_var)
+    small, large = grid.posterior_variance[index], grid.betas[index]
     chosen = large if variance == "large" else small
     expected = 0.5 * (chosen.log() - small.log() + small / chosen - 1) / math.log(2)
     assert torch.allclose(terms, expected, atol=1e-9)
 
 
 def losses_of(config: ProcessConfig, output: torch.Tensor, channels: int):
-    schedule = Schedule.named(config.schedule, config.timesteps)
+    process = build_process(config)
     x_0, noise = randn(2, 5, channels, 4, 4).clamp(-1, 1)
     index = torch.tensor([0, 1, 20, 50, 99])
     asked = {}
@@ -215,11 +217,11 @@ def losses_of(config: ProcessConfig, output: torch.Tensor, channels: int):
         return output
 
     labels = torch.arange(5)
-    losses = training_losses(network, schedule, config, x_0, index, noise, labels)
+    losses = training_losses(network, process, x_0, index, noise, Condition(5, labels))
     assert asked["t"].tolist() == index.tolist()
     assert torch.equal(asked["labels"], labels)
-    assert torch.equal(asked["x"], q_sample(schedule, x_0, index, noise))
-    return losses, noise, schedule
+    assert torch.equal(asked["x"], process.q_sample(x_0, index, noise))
+    return losses, noise, process
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -239,8 +241,8 @@ def test_the_hybrid_loss_is_iddpm_eq_16_and_its_mean_is_detached(channels):
 def test_the_vlb_loss_moves_mean_and_variance():
     config = ProcessConfig(timesteps=100, loss="vlb")
     output = randn(5, 2, 4, 4, seed=3).requires_grad_()
-    losses, _, schedule = losses_of(config, output, 1)
-    assert torch.allclose(losses["loss"], len(schedule) * losses["vlb"])
+    losses, _, process = losses_of(config, output, 1)
+    assert torch.allclose(losses["loss"], process.timesteps * losses["vlb"])
     (grad,) = torch.autograd.grad(losses["loss"].sum(), output)
     assert bool((grad[:, :1] != 0).any())
     assert bool((grad[:, 1:] != 0).any())
@@ -255,8 +257,8 @@ def test_the_simple_loss_is_ddpm_eq_14():
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_split_parts_eps_from_v(channels):
+def test_an_output_is_parted_into_what_it_predicts_and_the_variances_fraction(channels):
     output = randn(2, 2 * channels, 3, 3)
-    eps, v = split(output, channels)
-    assert torch.equal(torch.cat([eps, v], 1), output)
-    assert split(eps, channels).v is None
+    predicted, fraction = split_output(output, channels)
+    assert torch.allclose(torch.cat([predicted, 2 * fraction - 1], 1), output, atol=1e-12)
+    assert split_output(predicted, channels)[1] is None

@@ -8,27 +8,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from diffusion.checkpoint import DataCard
+from diffusion.asked import class_condition, class_index, mixed_condition
+from diffusion.checkpoint import DataCard, LoadedModel
+from diffusion.condition import Condition
 from diffusion.errors import UsageError
-from diffusion.generate import _in_halves, check_settings, class_index, generate, labels_of
+from diffusion.generate import check_settings, generate
 from diffusion.random import ImageNoise, generator
 from diffusion.settings import SampleSettings
 from diffusion.sweep import sampling_card
+from diffusion.two_at_once import in_halves
 from tests.networks import artefact_of, network_of, spec_of
 
 CPU = torch.device("cpu")
 SPEC = spec_of()
-NETWORK, ARTEFACT = network_of(SPEC), artefact_of(SPEC)
+MODEL = LoadedModel(network_of(SPEC), artefact_of(SPEC))
+ARTEFACT = MODEL.artefact
 SETTINGS = SampleSettings(steps=4, eta=0.7, seed=3)
 
 
 def images(indices, settings=SETTINGS, batch_size=100) -> torch.Tensor:
     parts = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     return torch.cat(
-        [
-            generate(NETWORK, ARTEFACT, settings, part, labels_of(ARTEFACT, settings, part), CPU)
-            for part in parts
-        ]
+        [generate(MODEL, settings, part, mixed_condition(ARTEFACT, settings, part), CPU) for part in parts]
     )
 
 
@@ -67,14 +68,14 @@ def two_threads():
 @pytest.mark.parametrize("count", [2, 5, 16])
 def test_halves_beside_each_other_make_the_same_images(two_threads, count):
     indices, walks = range(count), []
-    labels = labels_of(ARTEFACT, SETTINGS, indices)
+    condition = mixed_condition(ARTEFACT, SETTINGS, indices)
 
     def watch(step):  # who sees every step sees all images: no halves
         walks.append(len(step.x))
 
-    whole = generate(NETWORK, ARTEFACT, SETTINGS, indices, labels, CPU, watch)
+    whole = generate(MODEL, SETTINGS, indices, condition, CPU, watch)
     assert set(walks) == {count}
-    assert_close(generate(NETWORK, ARTEFACT, SETTINGS, indices, labels, CPU), whole)
+    assert_close(generate(MODEL, SETTINGS, indices, condition, CPU), whole)
     assert torch.get_num_threads() == 2
 
 
@@ -86,12 +87,12 @@ def test_when_one_half_fails_the_other_ends_at_its_next_step(two_threads):
             raise ValueError("the second half")
         try:
             while True:
-                go_on(None)
+                go_on()
         finally:
             ended.set()
 
     with pytest.raises(ValueError, match="the second half"):
-        _in_halves(made, 4)
+        in_halves(made, 4)
     assert ended.is_set()
 
 
@@ -160,19 +161,19 @@ def test_every_cell_starts_from_the_same_noise():
 
     for steps, eta in ((2, 0.0), (5, 1.0), (7, 0.3)):
         settings = SampleSettings(steps=steps, eta=eta, seed=1)
-        generate(first, ARTEFACT, settings, [3, 4], torch.tensor([0, 1]), CPU)
+        generate(LoadedModel(first, ARTEFACT), settings, [3, 4], Condition(2, torch.tensor([0, 1])), CPU)
     assert torch.equal(starts[0], starts[1])
     assert torch.equal(starts[0], starts[2])
 
 
 def test_balanced_labels_follow_the_index():
-    assert labels_of(ARTEFACT, SETTINGS, [0, 9, 10, 37]).tolist() == [0, 9, 0, 7]
+    assert mixed_condition(ARTEFACT, SETTINGS, [0, 9, 10, 37]).labels.tolist() == [0, 9, 0, 7]
 
 
 def test_labels_as_in_the_data_have_its_mix_and_belong_to_the_index():
     mixed = SETTINGS.model_copy(update={"classes": "data"})
-    labels = labels_of(ARTEFACT, mixed, range(4000))
-    assert torch.equal(labels_of(ARTEFACT, mixed, range(100, 120)), labels[100:120])
+    labels = mixed_condition(ARTEFACT, mixed, range(4000)).labels
+    assert torch.equal(mixed_condition(ARTEFACT, mixed, range(100, 120)).labels, labels[100:120])
     share = torch.bincount(labels, minlength=10) / 4000
     expected = torch.arange(1, 11) / 55
     assert torch.allclose(share, expected, atol=0.03)
@@ -180,14 +181,15 @@ def test_labels_as_in_the_data_have_its_mix_and_belong_to_the_index():
 
 def test_an_unconditional_model_has_no_labels_and_takes_no_class():
     artefact = artefact_of(spec_of(num_classes=0, null_class=False))
-    assert labels_of(artefact, SETTINGS, [1]) is None
+    assert mixed_condition(artefact, SETTINGS, [1]).labels is None
     with pytest.raises(UsageError, match="takes no class"):
-        class_index(artefact, "3")
+        class_condition(artefact, "3", 1)
 
 
 def test_classes_by_name_and_number():
     assert class_index(ARTEFACT, "class7") == 7
     assert class_index(ARTEFACT, "7") == 7
+    assert class_condition(ARTEFACT, "7", 2).labels.tolist() == [7, 7]
     named_by_digits = artefact_of(SPEC, data=DataCard(name="d", classes=tuple("9876543210"), digest="0"))
     assert class_index(named_by_digits, "9") == 0  # a name goes before a number
     for wanted in ("10", "-1", "class10", "²", ""):
@@ -217,14 +219,14 @@ def test_what_a_model_cannot_do_is_one_sentence(changes, spec_changes, message):
 def test_the_class_mix_of_the_data_needs_its_counts():
     artefact = artefact_of(SPEC, data=DataCard(name="d", classes=ARTEFACT.data.classes, digest="0"))
     with pytest.raises(UsageError, match="class counts"):
-        labels_of(artefact, SETTINGS.model_copy(update={"classes": "data"}), [0])
+        mixed_condition(artefact, SETTINGS.model_copy(update={"classes": "data"}), [0])
 
 
 def test_an_explicit_list_is_walked_and_stands_for_its_spacing():
     listed = SampleSettings(timesteps="0, 33,66,99", eta=0.7, seed=3)
     assert listed.steps == 4
     assert listed.timesteps == (0, 33, 66, 99)
-    assert check_settings(ARTEFACT, listed).timesteps.tolist() == [0, 33, 66, 99]
+    assert check_settings(ARTEFACT, listed).times.tolist() == [0, 33, 66, 99]
     assert torch.equal(images([0, 1], listed), images([0, 1]))  # what uniform is for four steps
     assert not torch.equal(images([0], SampleSettings(timesteps=(1, 2, 5, 99), eta=0.7, seed=3)), images([0]))
 
@@ -241,6 +243,7 @@ def test_the_card_is_flat_and_gives_the_settings_back(chosen):
     assert all(isinstance(value, str | int | float | bool) for value in card.values())
     assert card["model_sha256"] == ARTEFACT.model_sha256
     assert card["sampler"] == settings.sampler
+    assert card["evaluations"] == settings.evaluations == 2 * settings.steps  # guided
     assert (
         SampleSettings(**{key: card[key] for key in SampleSettings.model_fields if key in card}) == settings
     )
@@ -260,5 +263,6 @@ def test_the_multistep_solver_makes_images_by_index_too():
 def test_any_number_of_channels_with_and_without_learned_variance(channels):
     for learned in (1, 2):
         spec = spec_of(in_channels=channels, out_channels=channels * learned)
-        made = generate(network_of(spec), artefact_of(spec), SETTINGS, [0, 1], torch.tensor([0, 1]), CPU)
+        model = LoadedModel(network_of(spec), artefact_of(spec))
+        made = generate(model, SETTINGS, [0, 1], Condition(2, torch.tensor([0, 1])), CPU)
         assert made.shape == (2, channels, 8, 8)

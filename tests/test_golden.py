@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion.asked import condition_of
+from diffusion.checkpoint import LoadedModel
 from diffusion.data.store import Images
 from diffusion.evaluation.extractors import load_extractor
 from diffusion.evaluation.features import extract
@@ -45,12 +47,12 @@ SCORED = ("reference", "heldout", "sample")
 def image(name: str) -> Images:
     """Two images of a random network, (2, 8, 8, 1) uint8."""
     spec = spec_of(null_class=True)
+    artefact = artefact_of(spec)
     made = generate(
-        network_of(spec),
-        artefact_of(spec),
+        LoadedModel(network_of(spec), artefact),
         SampleSettings(seed=1, **SETTINGS[name]),
         range(2),
-        torch.tensor([0, 1]),
+        condition_of(artefact, torch.tensor([0, 1]), 2),
         CPU,
     )
     return to_nhwc(made)

@@ -5,10 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffusion.condition import Condition
+from diffusion.denoiser import NetworkDenoiser
 from diffusion.errors import UsageError
 from diffusion.guidance import classifier_free
+from tests.walks import process_of
 
 NULL = 5
+PROCESS = process_of("cosine", 100)
 
 
 class Recorder:
@@ -26,32 +30,66 @@ class Recorder:
 
 def inputs(channels: int):
     x = torch.randn(3, channels, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return x, torch.tensor([7, 8, 9]), torch.tensor([0, 2, 4])
+    return x, torch.tensor([7, 8, 9]), Condition(3, torch.tensor([0, 2, 4]), NULL)
 
 
 @settings(deadline=None)
 @given(st.integers(1, 4), st.booleans(), st.floats(0.01, 10))
-def test_all_eps_channels_are_guided_and_only_they(channels, learned, weight):
+def test_all_channels_are_guided_and_only_the_mean(channels, learned, weight):
     network = Recorder(channels, learned)
-    x, t, labels = inputs(channels)
-    output = classifier_free(network, weight, NULL, channels)(x, t, labels)
+    denoiser = NetworkDenoiser(network, PROCESS)
+    x, t, condition = inputs(channels)
+    found = classifier_free(denoiser, weight)(x, t, condition)
     assert network.batches == [6]  # one pass on a doubled batch
-    conditional = network(x, t, labels)
-    unconditional = network(x, t, torch.full_like(labels, NULL))
-    eps = (1 + weight) * conditional[:, :channels] - weight * unconditional[:, :channels]
-    assert torch.allclose(output[:, :channels], eps)
-    assert torch.equal(output[:, channels:], conditional[:, channels:])
-    assert output.shape == conditional.shape
+    conditional, unconditional = denoiser(x, t, condition), denoiser(x, t, condition.null())
+    eps = (1 + weight) * conditional.eps - weight * unconditional.eps
+    assert torch.allclose(found.eps, eps)
+    alpha, sigma = (part.reshape(-1, 1, 1, 1) for part in PROCESS.alpha_sigma(t))
+    assert torch.allclose(alpha * found.x0 + sigma * found.eps, x, atol=1e-9)
+    assert (found.variance_fraction is None) != learned
+    if learned:
+        assert torch.equal(found.variance_fraction, conditional.variance_fraction)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_weight_0_is_the_conditional_network_in_one_pass(channels):
-    network = Recorder(channels, learned=True)
-    guided = classifier_free(network, 0.0, NULL, channels)
-    assert guided is network
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([0.0, 0.5, 3.0]), min_size=3, max_size=3), st.booleans())
+def test_each_row_has_its_weight_and_a_row_without_is_asked_once(weights, one_time):
+    network = Recorder(2, learned=True)
+    denoiser = NetworkDenoiser(network, PROCESS)
+    x, t, condition = inputs(2)
+    times = 7 if one_time else t
+    found = classifier_free(denoiser, torch.tensor(weights))(x, times, condition)
+    assert network.batches == [3 + sum(weight > 0 for weight in weights)]
+    for row, weight in enumerate(weights):
+        alone = slice(row, row + 1)
+        time = 7 if one_time else t[alone]
+        expected = classifier_free(denoiser, weight)(x[alone], time, condition.rows(alone))
+        for part, wanted in zip(found.rows(alone), expected, strict=True):
+            assert part is wanted is None or torch.allclose(part, wanted)
 
 
-def test_guidance_of_an_unconditional_model_is_refused():
-    x, t, _ = inputs(1)
+@pytest.mark.parametrize("weight", [0.0, torch.zeros(3)])
+def test_weight_0_is_the_conditional_network_in_one_pass(weight):
+    denoiser = NetworkDenoiser(Recorder(1, learned=True), PROCESS)
+    assert classifier_free(denoiser, weight) is denoiser
+
+
+def test_guidance_of_a_model_that_knows_no_condition_is_refused():
+    x, t, condition = inputs(1)
+    guided = classifier_free(NetworkDenoiser(Recorder(1, False), PROCESS), 1.0)
     with pytest.raises(UsageError, match="unconditional"):
-        classifier_free(Recorder(1, False), 1.0, NULL, 1)(x, t, None)
+        guided(x, t, condition.unlabelled())
+    with pytest.raises(UsageError, match="p_uncond"):
+        guided(x, t, Condition(3, condition.labels))
+
+
+def test_conditions_are_taken_and_joined_by_rows():
+    condition = inputs(1)[2]
+    assert condition.rows(torch.tensor([2, 0])).labels.tolist() == [4, 0]
+    assert len(condition.rows(slice(1, None))) == 2
+    joined = Condition.cat([condition, condition.null()])
+    assert len(joined) == 6
+    assert joined.labels.tolist() == [0, 2, 4, NULL, NULL, NULL]
+    assert len(Condition.cat([Condition(2), Condition(3)])) == 5
+    with pytest.raises(ValueError, match="cannot be joined"):
+        Condition.cat([condition, Condition(1)])

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from diffusion.checkpoint import LoadedModel
+from diffusion.condition import Condition
 from diffusion.errors import DiffctlError, UsageError
 from diffusion.generate import generate
 from diffusion.images import to_nhwc
@@ -19,6 +20,7 @@ from diffusion.random import generator
 from diffusion.settings import SampleSettings
 from diffusion.shape import UNetSpec
 from tests.networks import artefact_of, network_of, spec_of
+from tests.walks import grid_of
 
 CPU = torch.device("cpu")
 SHAPE: dict[str, Any] = {"channels": 32, "channel_mult": (1, 2), "attention": (4,), "head_channels": 16}
@@ -85,7 +87,7 @@ def compare_images(tmp_path: Path, loaded: LoadedModel, eta: float) -> None:
     indices, steps = range(2, 5), 10
     labels = torch.tensor([1, 0, 7]) if loaded.artefact.network.num_classes else None
     settings = SampleSettings(steps=steps, eta=eta, seed=6, spacing="trailing")
-    ours = to_nhwc(generate(loaded.network, loaded.artefact, settings, indices, labels, CPU))
+    ours = to_nhwc(generate(loaded, settings, indices, Condition(3, labels), CPU))
     theirs = their_images(pipeline, labels, indices, 6, steps, eta)
     difference = np.abs(ours.astype(int) - theirs)
     assert difference.max() <= 2
@@ -112,9 +114,9 @@ def test_the_scheduler_has_the_same_process(tmp_path, name):
     process = loaded.artefact.process.model_copy(update={"schedule": name, "timesteps": 1000})
     loaded = loaded._replace(artefact=loaded.artefact.model_copy(update={"process": process}))
     scheduler = exported(tmp_path / "out", loaded).scheduler
-    from diffusion.schedule import Schedule, spaced_timesteps
+    from diffusion.spacing import spaced_timesteps
 
-    expected = Schedule.named(name, 1000).alphas_cumprod.float()
+    expected = grid_of(name, 1000).alphas_cumprod.float()
     assert torch.allclose(scheduler.alphas_cumprod, expected, rtol=2e-3)
     scheduler.set_timesteps(50)
     assert scheduler.timesteps.tolist() == spaced_timesteps("trailing", 50, 1000)[::-1]

@@ -8,28 +8,30 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli.chosen import end_labels
+from cli.chosen import end_condition
 from diffusion.checkpoint import LoadedModel
+from diffusion.condition import Condition
 from diffusion.errors import UsageError
 from diffusion.images import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.latents import decode_images, encode, encode_images, interpolate, slerp
 from diffusion.process_config import ProcessConfig
-from diffusion.sampling import sample
-from diffusion.schedule import Schedule, spaced_timesteps
 from diffusion.settings import SampleSettings
+from diffusion.spacing import spaced_timesteps
+from diffusion.time_grid import Grid
 from tests import papers
 from tests.networks import OptimalNetwork, artefact_of, spec_of
+from tests.walks import asked, grid_of, sample
 
 DATA = papers.GaussianData(0.2, 0.3)
-FULL = Schedule.named("cosine", 1000)
+FULL = grid_of("cosine", 1000)
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def spaced(steps: int) -> Schedule:
-    return FULL.spaced(spaced_timesteps("uniform", steps, 1000))
+def spaced(steps: int) -> Grid:
+    return grid_of("cosine", 1000, spaced_timesteps("uniform", steps, 1000))
 
 
 def network(x, t, labels):
@@ -42,7 +44,7 @@ def images(seed: int = 0) -> torch.Tensor:
 
 def test_codes_of_gaussian_data_follow_the_exact_flow_and_are_normal():
     x_0 = images()
-    code = encode(network, FULL, x_0)
+    code = encode(asked(network, FULL), FULL, x_0, Condition(len(x_0)))
     exact = DATA.flow(x_0, 1.0, float(FULL.alphas_cumprod[-1]))
     assert float((code - exact).abs().max()) < 0.03
     assert float(code.mean()) == pytest.approx(0, abs=0.07)
@@ -53,9 +55,9 @@ def test_the_way_back_is_exact_in_the_limit():
     x_0 = images()
     errors = []
     for steps in (25, 50, 100, 200):
-        schedule = spaced(steps)
-        code = encode(network, schedule, x_0)
-        back = sample(network, schedule, lambda code=code: code, clip=False)
+        grid = spaced(steps)
+        code = encode(asked(network, grid), grid, x_0, Condition(len(x_0)))
+        back = sample(network, grid, lambda code=code: code, clip=False)
         errors.append(float((back - x_0).abs().mean()))
     ratios = np.array(errors[:-1]) / errors[1:]
     assert (ratios > 1.6).all()  # order 1: half the error with twice the steps
@@ -69,10 +71,12 @@ def test_the_network_is_asked_where_each_step_starts():
         seen.append((int(t[0]), labels))
         return torch.zeros_like(x)
 
-    encode(recorder, FULL.spaced([5, 50, 999]), randn(1, 1, 2, 2), None)
+    grid, alone = grid_of("cosine", 1000, [5, 50, 999]), Condition(1)
+    encode(asked(recorder, grid), grid, randn(1, 1, 2, 2), alone)
     assert seen == [(5, None), (5, None), (50, None)]
     done = []
-    encode(recorder, FULL.spaced([5, 999]), randn(1, 1, 2, 2), None, lambda *step: done.append(step))
+    grid = grid_of("cosine", 1000, [5, 999])
+    encode(asked(recorder, grid), grid, randn(1, 1, 2, 2), alone, lambda *step: done.append(step))
     assert done == [(1, 2), (2, 2)]
 
 
@@ -107,6 +111,10 @@ def gaussian() -> LoadedModel:
     return LoadedModel(OptimalNetwork(process, STD, MEANS), artefact_of(spec, process=process))
 
 
+def of_labels(labels: tuple[int, ...]) -> Condition:
+    return Condition(len(labels), torch.tensor(labels))
+
+
 def two_images(*labels: int) -> np.ndarray:
     """An image of each of the two labels, (2, 8, 8, 1) uint8."""
     x_0 = torch.cat([MEANS[k] + STD * randn(1, 1, 8, 8, seed=i) for i, k in enumerate(labels)])
@@ -122,7 +130,7 @@ def grey_levels(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_an_interpolation_goes_along_the_arc_from_the_first_image_to_the_second(gaussian, labels):
     """The flow of Gaussian data is known, so each frame is: the arc's point, of the nearer end's class."""
     ends = two_images(*labels)
-    frames = interpolate(gaussian, SampleSettings(steps=500), ends, torch.tensor(labels), 5)
+    frames = interpolate(gaussian, SampleSettings(steps=500), ends, of_labels(labels), 5)
     classes = [papers.GaussianData(MEANS[label], STD) for label in labels]
     noisiest = float(FULL.alphas_cumprod[-1])
     x_0 = to_model(to_nchw(ends))
@@ -136,12 +144,12 @@ def test_an_interpolation_goes_along_the_arc_from_the_first_image_to_the_second(
 
 
 def test_its_ends_are_each_image_there_and_back_with_its_own_label(gaussian):
-    ends, labels, few = two_images(0, 1), torch.tensor([0, 1]), SampleSettings(steps=7)
-    frames = interpolate(gaussian, few, ends, labels, 2)
+    ends, both, few = two_images(0, 1), of_labels((0, 1)), SampleSettings(steps=7)
+    frames = interpolate(gaussian, few, ends, both, 2)
     for i in (0, 1):
         alone = slice(i, i + 1)
-        code = encode_images(gaussian, few, ends[alone], labels[alone])
-        back = decode_images(gaussian, few, code, labels[alone])
+        code = encode_images(gaussian, few, ends[alone], both.rows(alone))
+        back = decode_images(gaussian, few, code, both.rows(alone))
         assert int((frames[alone].int() - back.int()).abs().max()) <= 1
         assert (
             grey_levels(back, to_nchw(ends[alone])) > 1.5
@@ -164,10 +172,10 @@ NO_LABEL = 10
     ],
 )
 def test_the_labels_of_the_ends(spec, found, klass, expected):
-    labels = end_labels(artefact_of(spec_of(**spec)), found, klass)
+    labels = end_condition(artefact_of(spec_of(**spec)), found, klass).labels
     assert (None if labels is None else labels.tolist()) == expected
 
 
 def test_ends_whose_class_must_be_known_are_refused_without():
     with pytest.raises(UsageError, match="give --class"):
-        end_labels(artefact_of(spec_of(null_class=False)), (3, None), None)
+        end_condition(artefact_of(spec_of(null_class=False)), (3, None), None)

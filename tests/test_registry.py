@@ -14,12 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusion.asked import class_condition, mixed_condition
 from diffusion.checkpoint import load_model, read_artefact, save_artefact
 from diffusion.config import parse
 from diffusion.data.store import open_store
 from diffusion.errors import DiffctlError
 from diffusion.files import write_json
-from diffusion.generate import generate, labels_of
+from diffusion.generate import generate
 from diffusion.images import to_nhwc
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.resolve import resolve
@@ -176,13 +177,14 @@ def test_the_registered_model_makes_the_same_images_without_pickle(make_model, h
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     (first,), (second,) = map(json.loads, done.stdout.splitlines())
-    network, artefact = load_model(MODEL)
+    loaded = load_model(MODEL)
     best = SampleSettings(steps=2, eta=1.0)
-    expected = to_nhwc(generate(network, artefact, best, [0, 1], labels_of(artefact, best, [0, 1]), CPU))
+    both = mixed_condition(loaded.artefact, best, [0, 1])
+    expected = to_nhwc(generate(loaded, best, [0, 1], both, CPU))
     assert np.abs(pixels(first) - expected[..., 0].astype(int)).max() <= 1
     assert (first["indices"], first["labels"]) == ([0, 1], [0, 1])
     other = SampleSettings(steps=3, eta=0.0, seed=5, guidance=0.5)
-    expected = to_nhwc(generate(network, artefact, other, [1], torch.tensor([7]), CPU))
+    expected = to_nhwc(generate(loaded, other, [1], class_condition(loaded.artefact, "7", 1), CPU))
     assert np.abs(pixels(second) - expected[..., 0].astype(int)).max() <= 1
 
 

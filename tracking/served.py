@@ -15,10 +15,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from diffusion.asked import class_condition, mixed_condition
 from diffusion.checkpoint import load_model, read_artefact
 from diffusion.devices import default_device
 from diffusion.errors import UsageError
-from diffusion.generate import class_index, generate, labels_of
+from diffusion.generate import generate
 from diffusion.images import to_nhwc
 from diffusion.pictures import png_bytes
 from diffusion.section import explain
@@ -78,8 +79,6 @@ class Sampler(PythonModel):
             raise MlflowException.invalid_parameter_value(str(error)) from error
 
     def _sample(self, request: Request) -> Reply:
-        import torch
-
         indices = request.indices if request.indices is not None else list(range(request.num))
         if not 0 < len(indices) <= MAX_IMAGES or min(indices) < 0:
             raise UsageError(f"indices: give 1 to {MAX_IMAGES} numbers from 0 on")
@@ -88,14 +87,15 @@ class Sampler(PythonModel):
             settings = SampleSettings(**self.usual | chosen)
         except ValidationError as error:
             raise UsageError(explain(error, "the request", SampleSettings)) from None
-        network, artefact = self.model
-        labels = labels_of(artefact, settings, indices)
+        artefact = self.model.artefact
         if request.class_name is not None:
-            labels = torch.full((len(indices),), class_index(artefact, request.class_name))
-        images = to_nhwc(generate(network, artefact, settings, indices, labels, self.device))
+            condition = class_condition(artefact, request.class_name, len(indices))
+        else:
+            condition = mixed_condition(artefact, settings, indices)
+        images = to_nhwc(generate(self.model, settings, indices, condition, self.device))
         return Reply(
             indices=indices,
-            labels=None if labels is None else labels.tolist(),
+            labels=None if condition.labels is None else condition.labels.tolist(),
             images=[base64.b64encode(png_bytes(image)).decode() for image in images],
         )
 

@@ -7,6 +7,7 @@ from diffusion.check.data import check_fit, check_prepared, check_raw
 from diffusion.check.disk import check_disk, check_training_disk
 from diffusion.check.findings import Finding, Project
 from diffusion.check.machine import check_device, check_memory, check_runner, check_weights
+from diffusion.check.sampling import check_eta
 from diffusion.config import Config
 from diffusion.errors import UsageError
 
@@ -16,6 +17,7 @@ ALL: tuple[Check, ...] = (
     check_raw,
     check_prepared,
     check_fit,
+    check_eta,
     check_device,
     check_runner,
     check_memory,
@@ -24,7 +26,8 @@ ALL: tuple[Check, ...] = (
 )
 OF_STAGE: dict[str, tuple[Check, ...]] = {
     "reference": (check_weights,),
-    "train": (check_prepared, check_fit, check_memory, check_training_disk),
+    "train": (check_prepared, check_fit, check_eta, check_memory, check_training_disk),
+    "sample": (check_eta,),
     "evaluate": (check_weights,),
 }  # the others find out in their first second what they need
 

@@ -15,21 +15,13 @@ class Choice(NamedTuple):
     distance: float
 
 
-def network_evaluations(card: Mapping[str, Any]) -> int:
-    """How often the network sees an image while it is sampled: once a step, twice under guidance.
-
-    DPM-Solver++(2M) reuses the step before and so needs one evaluation a step, as DDIM does.
-    """
-    return int(card["steps"]) * (2 if card["guidance"] else 1)
-
-
 def pareto_front(cells: Cells) -> list[Choice]:
     """The cells that no other one beats in both, from the cheapest to the best.
 
     The distance decides, which is fair between the cells of one sweep: they share N and reference.
     """
     choices = [
-        Choice(name, network_evaluations(cell["card"]), cell["scores"][_distance(cell)])
+        Choice(name, cell["card"]["evaluations"], cell["scores"][_distance(cell)])
         for name, cell in cells.items()
     ]
     front: list[Choice] = []

@@ -20,7 +20,7 @@ from diffusion.evaluation.ranking import is_aside
 from diffusion.evaluation.reference import open_reference
 from diffusion.evaluation.scorer import Scorer
 from diffusion.files import write_json, write_text
-from diffusion.grid import AXES, Cell, line_name, order
+from diffusion.grid import AXES, FOLLOWING, Cell, line_name, order
 from diffusion.two_at_once import results
 
 Progress = Callable[[int, int], None]
@@ -109,7 +109,7 @@ def write_scores(document: Document, scores: Path, curves: Path) -> None:
 
 def _refuse_mixed_cards(stores: dict[Cell, ImageStore]) -> None:
     cards: list[Card] = [store.meta["card"] for store in stores.values()]
-    if wrong := differing(cards, AXES):
+    if wrong := differing(cards, (*AXES, *FOLLOWING)):
         raise DiffctlError(
             f"the cells of this sweep are not of one protocol, they differ in {', '.join(wrong)}: "
             f"make them with `diffctl stage sample`"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.checkpoint import Artefact, save_artefact
+from diffusion.asked import mixed_condition
+from diffusion.checkpoint import Artefact, LoadedModel, save_artefact
 from diffusion.code import code_digest, code_of
 from diffusion.evaluation.card import Card, differing
 from diffusion.evaluation.config import EvaluateConfig
@@ -17,10 +18,10 @@ from diffusion.evaluation.ranking import is_aside, rank_metric
 from diffusion.evaluation.reference import Reference
 from diffusion.evaluation.scorer import Scorer
 from diffusion.files import write_json
-from diffusion.generate import generate, labels_of
+from diffusion.generate import generate
 from diffusion.grid import settings_card
 from diffusion.images import to_nhwc
-from diffusion.sampling import SAMPLERS
+from diffusion.samplers import SAMPLERS
 from diffusion.settings import SampleSettings
 from diffusion.unet import UNet
 
@@ -58,7 +59,7 @@ class MidwayScorer:
     def card(self) -> Card:
         """All that the scores depend on beside the weights."""
         settings = self.images.settings
-        code = code_of("diffusion.evaluation.midway", SAMPLERS[settings.sampler])
+        code = code_of("diffusion.evaluation.midway", SAMPLERS[settings.sampler].module)
         card = self.scorer.card(settings_card(settings), self.images.count)
         return {**card, "code": code_digest(code)}
 
@@ -75,11 +76,10 @@ class MidwayScorer:
             for start in range(0, total, at_once):
                 indices = range(start, min(start + at_once, total))
                 images = generate(
-                    network,
-                    artefact,
+                    LoadedModel(network, artefact),
                     settings,
                     indices,
-                    labels_of(artefact, settings, indices),
+                    mixed_condition(artefact, settings, indices),
                     self.extractor.device,
                     callback=lambda _, start=start: progress(start, total),  # type: ignore[misc]
                 )

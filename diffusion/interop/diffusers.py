@@ -9,14 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diffusion.blocks import Attention, GroupNorm, ResBlock, Stage
 from diffusion.checkpoint import Artefact, LoadedModel
 from diffusion.errors import DiffctlError, UsageError
 from diffusion.files import atomic_folder, write_json, write_text
-from diffusion.schedule import Schedule
+from diffusion.process_registry import build_process
 from diffusion.unet import UNet
+
+PREDICTION_TYPES = {"eps": "epsilon", "x0": "sample", "velocity": "v_prediction"}
 
 RESNET = {
     "norm_in": "norm1",
@@ -51,7 +54,7 @@ def export_diffusers(loaded: LoadedModel, folder: Path) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not empty: give a new folder")
-    config = unet_config(loaded.network)
+    config, of_scheduler = unet_config(loaded.network), scheduler_config(loaded.artefact)
     try:
         from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
     except ImportError:
@@ -60,7 +63,7 @@ def export_diffusers(loaded: LoadedModel, folder: Path) -> None:
         ) from None
     unet = UNet2DModel(**config)
     unet.load_state_dict(translate(loaded.network))
-    scheduler = DDIMScheduler(**scheduler_config(loaded.artefact))
+    scheduler = DDIMScheduler(**of_scheduler)
     with atomic_folder(folder) as made:
         DDIMPipeline(unet, scheduler).save_pretrained(made)
         write_json(made / "class_names.json", list(loaded.artefact.data.classes))
@@ -103,15 +106,19 @@ def unet_config(network: UNet) -> dict[str, Any]:
 
 
 def scheduler_config(artefact: Artefact) -> dict[str, Any]:
-    """DDIMScheduler's arguments for the model's process."""
-    process = artefact.process
+    """DDIMScheduler's arguments for the model's process; UsageError where it cannot express that."""
+    process, grid = artefact.process, build_process(artefact.process).full_grid()
+    if process.prediction not in PREDICTION_TYPES:
+        raise _without_counterpart(f"process.prediction {process.prediction}")
+    if not torch.allclose(grid.alpha.square() + grid.sigma.square(), torch.ones_like(grid.alpha)):
+        raise _without_counterpart(f"process.schedule {process.schedule}")
     return {
         "num_train_timesteps": process.timesteps,
-        "trained_betas": Schedule.named(process.schedule, process.timesteps).betas.tolist(),
+        "trained_betas": grid.betas.tolist(),
         "clip_sample": True,
         "set_alpha_to_one": True,
         "steps_offset": 0,
-        "prediction_type": {"eps": "epsilon", "velocity": "v_prediction"}[artefact.process.prediction],
+        "prediction_type": PREDICTION_TYPES[process.prediction],
         "timestep_spacing": "trailing",
     }
 
@@ -205,7 +212,7 @@ def _norm_groups(network: UNet) -> int:
 
 
 def _without_counterpart(option: str) -> UsageError:
-    return UsageError(f"diffusers' UNet2DModel has no {option}: nothing was written")
+    return UsageError(f"diffusers' UNet2DModel and DDIMScheduler have no {option}: nothing was written")
 
 
 def _readme(artefact: Artefact, folder: Path) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from diffusion.config import Config
 from diffusion.data.store import Images, ImageStore
 from diffusion.evaluation.cells import Document
-from diffusion.evaluation.choosing import network_evaluations, pareto_front
+from diffusion.evaluation.choosing import pareto_front
 from diffusion.evaluation.intervals import interval_of
 from diffusion.evaluation.ranking import FEW_IMAGES, best
 from diffusion.evaluation.specs import ExtractorSpec, extractor_spec
@@ -109,7 +109,7 @@ def _level(document: Document, metric: str) -> tuple[float, str] | None:
 def _front(document: Document, metric: str, label: str) -> Figure:
     best_ones = {choice.cell for choice in pareto_front(document["cells"])}
     offers = [
-        figures.Offer(network_evaluations(cell["card"]), cell["scores"][metric], name in best_ones)
+        figures.Offer(cell["card"]["evaluations"], cell["scores"][metric], name in best_ones)
         for name, cell in document["cells"].items()
     ]
     return figures.front(sorted(offers), label, _level(document, metric))

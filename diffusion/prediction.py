@@ -1,0 +1,44 @@
+"""What is said of a noised image: the raw network's output, and what it means of x_0 and ε."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(x_t (B, C, H, W), times (B,), labels or None) → (B, C or 2C, H, W): what it predicts, then iDDPM's v."""
+
+
+class Prediction(NamedTuple):
+    """What is said of x_t, each (B, C, H, W): `x0` and `eps`, where x_t = α·x0 + σ·eps.
+
+    `variance_fraction` is f of log Σ = f·log β + (1−f)·log β̃ (iDDPM eq. 15), None for a fixed variance.
+    `mean_shift` is the gradient g by which a noisy step's mean moves, Σ·g (ADM alg. 1), None for no move.
+    """
+
+    x0: Tensor
+    eps: Tensor
+    variance_fraction: Tensor | None = None
+    mean_shift: Tensor | None = None
+
+    def rows(self, index: slice | Tensor) -> "Prediction":
+        """What is said of some of the images."""
+        return Prediction(*(None if part is None else part[index] for part in self))  # type: ignore[arg-type]
+
+
+def expand(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) values as (B, 1, 1, 1) on `like`'s device and in its dtype.
+
+    A single () value stays on the CPU, from where it multiplies any device's tensor and nothing waits.
+    """
+    if values.ndim == 0:
+        return values.to(like.dtype)
+    return values.to(like).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def split_output(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
+    """Part an output of C or 2C channels into what it predicts and f = (v+1)/2, None where there is no v."""
+    if output.shape[1] == channels:
+        return output, None
+    predicted, v = output.chunk(2, dim=1)
+    return predicted, (v + 1) / 2
