@@ -18,13 +18,13 @@ from diffusion.asked import mixed_condition
 from diffusion.checkpoint import LoadedModel, load_model, save_artefact
 from diffusion.condition import Condition
 from diffusion.config import parse
+from diffusion.denoiser import NetworkDenoiser
 from diffusion.forward_process import Process
 from diffusion.generate import check_settings, generate, guided_denoiser, model_denoiser
 from diffusion.grid import grid, settings_card
 from diffusion.guidance import classifier_free
 from diffusion.images import to_uint8
 from diffusion.losses import training_losses
-from diffusion.prediction import Prediction
 from diffusion.process_config import ProcessConfig
 from diffusion.process_registry import PROCESSES, ProcessEntry, build_process
 from diffusion.random import ImageNoise
@@ -217,20 +217,9 @@ def test_a_flow_of_gaussian_data_has_its_mean_and_variance(with_flow, sampler):
     full, source = process.full_grid(), torch.Generator().manual_seed(0)
     draw = lambda: torch.randn(1, 1, 100, 100, generator=source, dtype=torch.float64)  # noqa: E731
     made = build_sampler(SampleSettings(steps=1000, clip=False, **sampler))(full, draw(), draw)
-    x = run(made, NetworkOf(network, process), Condition(1)).x
+    x = run(made, NetworkDenoiser(network, process), Condition(1)).x
     assert float(x.mean()) == pytest.approx(DATA.mean, abs=4 * DATA.std / 100 + 0.003)
     assert float(x.std()) == pytest.approx(DATA.std, rel=4 / math.sqrt(2) / 100 + 0.02)
-
-
-class NetworkOf:
-    """A network within a process."""
-
-    def __init__(self, network: Any, process: Process) -> None:
-        self.network, self.process = network, process
-
-    def __call__(self, x: torch.Tensor, t: Any, condition: Condition) -> Prediction:
-        times = torch.as_tensor(t)
-        return self.process.read(self.network(x, times.expand(len(x)), condition.labels), x, times)
 
 
 # Many walks beside each other.
@@ -317,3 +306,20 @@ def test_a_denoiser_takes_one_time_for_all_or_one_for_each_row():
             assert torch.allclose(a, b, atol=1e-5)
             assert torch.allclose(a, c, atol=1e-5)
     assert not torch.allclose(once.x0, denoiser(x, 7.5, condition).x0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"eta": 0.0}, {"eta": 0.7, "noise": "large"}, {"eta": 1.0, "noise": "learned"},
+                {"sampler": "dpm-solver++"}],
+)  # fmt: skip
+@pytest.mark.parametrize("guidance", [0.0, 1.5, torch.tensor([0.0, 1.5, 2.0])])
+def test_no_step_looks_at_an_image_on_the_host(options, guidance):
+    """Tensors without values: whatever would wait for one to come from a GPU fails."""
+    process, settings = build_process(ProcessConfig(timesteps=100)), SampleSettings(steps=6, **options)
+    x = torch.empty(3, *SHAPE, device="meta")
+    network = NetworkDenoiser(lambda x, t, labels: torch.cat([x, x], 1), process)
+    condition = Condition(3, torch.empty(3, dtype=torch.long, device="meta"), 10)
+    walk = build_sampler(settings)(process.grid([0, 20, 40, 60, 80, 99]), x, lambda: torch.empty_like(x))
+    made = run(walk, classifier_free(network, guidance), condition)
+    assert made.x.device.type == "meta"
+    assert made.asked == 6
