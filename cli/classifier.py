@@ -42,8 +42,9 @@ def classifier(
     artefact = resolve_classifier(
         config.classifier, config.process, data, meta["image_size"], meta["channels"]
     )
+    code = classifier_code(config.process)
     with (
-        open_training(artefact, classifier_code(config.process), CLASSIFIER_RUNS, fresh=fresh, keep=keep) as run,
+        open_training(artefact, code, CLASSIFIER_RUNS, fresh=fresh, keep=keep) as run,
         stop_request() as stop,
         progress("classifier", per=artefact.train.batch_size) as show,
     ):

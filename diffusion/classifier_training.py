@@ -42,7 +42,7 @@ class ClassifierPlan(TrainPlan):
 
 
 def classifier_code(process: ProcessConfig) -> Code:
-    """The modules that the numbers of a classifier's training come from."""
+    """The modules that the numbers of a classifier's training in this process come from."""
     return code_of(__name__, PROCESSES[process.schedule].module)
 
 
