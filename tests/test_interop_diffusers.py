@@ -15,7 +15,8 @@ from diffusion.condition import Condition
 from diffusion.errors import DiffctlError, UsageError
 from diffusion.generate import generate
 from diffusion.images import to_nhwc
-from diffusion.interop.diffusers import export_diffusers
+from diffusion.interop.diffusers import export_diffusers, scheduler_config
+from diffusion.process_config import ProcessConfig
 from diffusion.random import generator
 from diffusion.settings import SampleSettings
 from diffusion.shape import UNetSpec
@@ -156,6 +157,15 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     with pytest.raises(UsageError, match="is not empty"):
         export_diffusers(model(), tmp_path / "mine.txt")
     assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+def test_a_prediction_without_a_counterpart_is_said():
+    """x0, ε and the velocity have one; a flow's has none."""
+    artefact = artefact_of(spec_of(), process=ProcessConfig(prediction="flow"))
+    with pytest.raises(UsageError, match="have no process.prediction flow: nothing was written"):
+        scheduler_config(artefact)
+    artefact = artefact_of(spec_of(), process=ProcessConfig(prediction="x0"))
+    assert scheduler_config(artefact)["prediction_type"] == "sample"
 
 
 def test_without_diffusers_the_extra_is_named(tmp_path, monkeypatch):

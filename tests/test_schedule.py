@@ -112,7 +112,8 @@ def test_real_times_meet_the_table_at_whole_ones_and_are_monotone_between(name, 
     alpha, sigma = process.alpha_sigma(fine)
     assert alpha.dtype == sigma.dtype == torch.float64
     assert bool((alpha.diff() < 0).all())
-    assert bool((sigma.diff() > 0).all())
+    assert bool((sigma.diff() >= 0).all())  # near 1 its steps are smaller than float64's
+    assert bool(((alpha / sigma).diff() < 0).all())
     assert torch.allclose(alpha.square() + sigma.square(), torch.ones_like(fine), atol=1e-14)
 
 
