@@ -26,7 +26,8 @@ class SamplerEntry:
     """`builder` makes a Sampler of the settings; `options` is the class of `sampler_options`.
 
     Each is a "module:name", loaded when it is needed, the options without torch. A `stochastic` sampler takes
-    eta and, where that is not 0, noise. `evaluations` says how often S steps ask the network.
+    eta and, where that is not 0, noise, and moves a noisy step's mean where a prediction asks for it.
+    `evaluations` says how often S steps ask the network.
     """
 
     builder: str

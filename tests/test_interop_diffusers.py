@@ -162,7 +162,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
 def test_a_prediction_without_a_counterpart_is_said():
     """x0, ε and the velocity have one; a flow's has none."""
     artefact = artefact_of(spec_of(), process=ProcessConfig(prediction="flow"))
-    with pytest.raises(UsageError, match="have no process.prediction flow: nothing was written"):
+    with pytest.raises(UsageError, match=r"have no process\.prediction flow: nothing was written"):
         scheduler_config(artefact)
     artefact = artefact_of(spec_of(), process=ProcessConfig(prediction="x0"))
     assert scheduler_config(artefact)["prediction_type"] == "sample"
