@@ -10,12 +10,35 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# Where torch keeps the words of its Mersenne Twister among the bytes of a generator's state.
+WORDS = slice(24, 24 + 624 * 8)
+
 
 def generator(purpose: str, *numbers: int) -> torch.Generator:
-    """A CPU generator that depends on the purpose and the numbers alone."""
-    name = f"{purpose}:{':'.join(str(number) for number in numbers)}"
-    seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+    """A CPU generator that depends on the purpose and the numbers alone.
+
+    torch seeds it by 32 bits, whatever it is given: of 2,048 rows of a batch two are equal once in 2,000
+    batches, which harms no training.
+    """
+    seed = int.from_bytes(hashlib.blake2b(_name(purpose, numbers), digest_size=8).digest(), "little")
     return torch.Generator().manual_seed(seed)
+
+
+def wide_generator(purpose: str, *numbers: int) -> torch.Generator:
+    """As `generator`, with all of its state from the name, at five times the cost.
+
+    For noise that must be each image's own: by seeds of 32 bits, of 50,000 images two would be expected to be
+    equal in 3 samples of 10.
+    """
+    words = hashlib.shake_128(_name(purpose, numbers)).digest(624 * 4)
+    source = torch.Generator().manual_seed(0)
+    state = source.get_state()
+    state[WORDS].view(torch.int64)[:] = torch.frombuffer(bytearray(words), dtype=torch.uint32).long()
+    return source.set_state(state)
+
+
+def _name(purpose: str, numbers: Sequence[int]) -> bytes:
+    return f"{purpose}:{':'.join(map(str, numbers))}".encode()
 
 
 class ImageNoise:
@@ -26,7 +49,7 @@ class ImageNoise:
     """
 
     def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, int, int]) -> None:
-        self._generators = [generator("image", seed, index) for index in indices]
+        self._generators = [wide_generator("image", seed, index) for index in indices]
         self._shape = shape
 
     def draw(self) -> Tensor:

@@ -1,7 +1,9 @@
 """A model's images: image i depends on the seed and i alone, and what cannot be asked is one sentence."""
 
+import hashlib
 import threading
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from diffusion.checkpoint import DataCard, LoadedModel
 from diffusion.condition import Condition
 from diffusion.errors import UsageError
 from diffusion.generate import check_settings, generate
-from diffusion.random import ImageNoise, generator
+from diffusion.random import ImageNoise, generator, wide_generator
 from diffusion.settings import SampleSettings
 from diffusion.sweep import sampling_card
 from diffusion.two_at_once import in_halves
@@ -130,6 +132,18 @@ def test_the_noise_of_an_image_is_its_own(seed, indices, draws):
     for _ in range(draws):
         noise = together.draw()
         assert torch.equal(noise, torch.cat([one.draw() for one in alone]))
+
+
+@settings(deadline=None)
+@given(st.text(max_size=8), st.lists(st.integers(0, 2**63), max_size=3))
+def test_an_images_generator_takes_all_of_its_state_from_its_name(purpose, numbers):
+    source = wide_generator(purpose, *numbers)
+    name = f"{purpose}:{':'.join(map(str, numbers))}".encode()
+    words = np.frombuffer(hashlib.shake_128(name).digest(4 * 624), dtype=np.uint32)
+    twister = np.random.MT19937()
+    twister.state = {"bit_generator": "MT19937", "state": {"key": words, "pos": 624}}
+    expected = twister.random_raw(1400)[1::2] % 2**31  # torch draws 64 bits for each
+    np.testing.assert_array_equal(torch.empty(700).long().random_(0, 2**31, generator=source), expected)
 
 
 def test_noise_is_standard_normal_and_differs_between_draws_images_and_seeds():
