@@ -18,12 +18,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.errors import DiffctlError, UsageError
+from diffusion.errors import DiffctlError, UsageError, reason
 from diffusion.files import sha256_file
 from diffusion.sample_config import SampleConfig
 from diffusion.settings import SampleSettings
 from diffusion.signals import stop_request
-from flows.terminal import reason
 
 if TYPE_CHECKING:
     import torch

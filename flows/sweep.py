@@ -11,11 +11,11 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.errors import DiffctlError, Interrupted, UsageError
+from diffusion.errors import DiffctlError, Interrupted, UsageError, reason
 from flows.engine import run_flow
 from flows.server import answers, quiet_client
 from flows.signals import ended_by_signal
-from flows.terminal import reason, say
+from flows.terminal import say
 
 if TYPE_CHECKING:
     from prefect import State
