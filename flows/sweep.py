@@ -4,10 +4,9 @@
 a server that goes away leaves the rest to the loop.
 """
 
-import functools
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,14 +95,14 @@ def run_sweep(
 
 
 def _runner(sample: "SampleConfig") -> "AbstractContextManager[Runner]":
-    """What makes the images: this process, or Ray's workers until the block ends."""
-    from diffusion.sweep import run_here
+    """What makes the images until the block ends: this process on a device of its own, or Ray's workers."""
+    from diffusion.sweep import LocalRunner
 
     if sample.runner == "ray":
         from flows.ray_runner import ray_runner
 
         return ray_runner(sample)
-    return nullcontext(functools.partial(run_here, waiting=lambda text: say(f"{text}\n")))
+    return LocalRunner(waiting=lambda text: say(f"{text}\n"))
 
 
 def make_all(cells: Cells) -> None:
