@@ -314,7 +314,7 @@ def test_a_second_preparation_at_the_end_of_the_first_loses_nothing(tmp_path, pr
         )
         for program in programs
     ]
-    assert [process.communicate(timeout=120)[1] for process in running] == [""] * len(programs)
+    assert [process.communicate(timeout=120)[1] for process in running] == [b""] * len(programs)
     assert len(open_store(tmp_path / "out/train")) + len(open_store(tmp_path / "out/test")) == 1797
     assert os.listdir(tmp_path / "work") == []
 
