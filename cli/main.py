@@ -10,6 +10,7 @@ import gc
 import os
 import sys
 import warnings
+from pathlib import Path
 
 import typer
 
@@ -28,7 +29,8 @@ from cli import (
     runs,
     stages,
 )
-from diffusion.errors import DiffctlError, DiffctlWarning
+from diffusion.errors import DiffctlError, DiffctlWarning, reason
+from flows import outcome
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
@@ -61,26 +63,38 @@ app.command()(prune.prune)
 
 
 def main() -> None:
-    """Run a command; a DiffctlError is one line on stderr and its exit code."""
+    """Run a command; an error of ours is one line on stderr and its exit code, told to a supervisor, too."""
     warnings.showwarning = _show_warning
     _collect_less()
+    place = os.environ.pop(outcome.VARIABLE, None)  # not for the processes that this one starts
     try:
         app()
-    except DiffctlError as error:
-        print(f"diffctl: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader of a pipe (head, less) went away: not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except OSError as error:
-        if error.errno in FULL:
-            failed = f"cannot be written ({error.strerror}): make room"
-        elif error.errno in CLOSED:
-            failed = f"cannot be used ({error.strerror}): give access, or name another place"
-        else:
+    except Exception as error:
+        end = _outcome(error)
+        if place is not None:
+            end.write(Path(place))
+        if end.kind == "crashed":
             raise
-        print(f"diffctl: {error.filename or 'a file'} {failed}", file=sys.stderr)
-        sys.exit(1)
+        print(f"diffctl: {end.sentence}", file=sys.stderr)
+        sys.exit(end.exit_code)
+
+
+def _outcome(error: Exception) -> outcome.Outcome:
+    """What a command that raised this comes to: its kind, its sentence and its exit code."""
+    sentence, code = reason(error), 1
+    if isinstance(error, DiffctlError):
+        sentence, code = str(error), error.exit_code
+    elif isinstance(error, OSError) and error.errno in FULL:
+        sentence = f"{error.filename or 'a file'} cannot be written ({error.strerror}): make room"
+    elif isinstance(error, OSError) and error.errno in CLOSED:
+        how = f"cannot be used ({error.strerror}): give access, or name another place"
+        sentence = f"{error.filename or 'a file'} {how}"
+    else:
+        return outcome.Outcome("crashed", sentence, code)
+    return outcome.Outcome(outcome.kind_of(error), sentence, code)
 
 
 def _collect_less() -> None:

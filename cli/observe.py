@@ -1,14 +1,12 @@
 """What watches a training: the terminal, the spool and the previews. Nothing here changes the result."""
 
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.progress import Show
-from diffusion.errors import DiffctlWarning
 
 if TYPE_CHECKING:
     from cli.midway import Midway
@@ -58,24 +56,26 @@ class Watch:
 
     def progress(self, step: int, total: int, values: dict[str, float]) -> None:
         """The live line, and a heartbeat now and then."""
+        from diffusion.watching import only_watching
+
         shown = [f"{name} {values[name]:.4f}" for name in SHOWN if name in values]
         self._show(step, total, " · ".join(shown))
         if time.monotonic() - self._beat_at > BEAT_SECONDS:
             self._beat_at = time.monotonic()
-            with only_watching("the heartbeat"):
+            with only_watching("heartbeat"):
                 self._run.beat(step)
 
     def preview(self, step: int, network: "UNet", ema: "UNet") -> None:
         """The same images at every step: a row of raw weights and one of EMA weights, into the spool."""
         path = self._run.folder / "previews" / f"{step:09d}.png"
-        with self.paused(), only_watching("a preview"):
+        with self.paused():
             write_preview(path, self._artefact, network, ema)
             self._spool.image(step, "preview", path)
 
     def evaluate(self, step: int, ema: "UNet") -> None:
         """Score the EMA, whose weights are kept as `train.keep` says; the scores become curves by step."""
         if self._midway is not None:
-            with self.paused(), only_watching("a checkpoint"):
+            with self.paused():
                 self._midway.evaluate(step, ema)
 
     @contextmanager
@@ -91,21 +91,13 @@ class Watch:
 
     def catch_up(self, step: int, ema: "UNet") -> None:
         """Make the score that is due after `step` steps, if it is not there."""
-        if step and self._artefact.train.is_scored(step) and self._midway and not self._midway.knows(step):
-            self.evaluate(step, ema)
+        from diffusion.watching import only_watching
 
-
-@contextmanager
-def only_watching(what: str) -> Iterator[None]:
-    """On a full disk what merely watches is told as missing, and the training goes on."""
-    try:
-        yield
-    except OSError as error:
-        warnings.warn(
-            f"{what} cannot be written ({error.strerror}): the training goes on without",
-            DiffctlWarning,
-            stacklevel=3,
-        )
+        if not (step and self._artefact.train.is_scored(step) and self._midway):
+            return
+        with only_watching(f"score of step {step:,}"):
+            if not self._midway.knows(step):
+                self.evaluate(step, ema)
 
 
 def write_preview(path: Path, artefact: "Described", network: "UNet", ema: "UNet") -> None:
@@ -126,9 +118,11 @@ def write_preview(path: Path, artefact: "Described", network: "UNet", ema: "UNet
     for weights in (network, ema):
         training = weights.training
         weights.eval()
-        wanted = mixed_condition(artefact, settings, indices)
-        model = LoadedModel(weights, artefact)
-        rows.append(to_nhwc(generate(model, settings, indices, wanted, device)))
-        weights.train(training)
+        try:
+            wanted = mixed_condition(artefact, settings, indices)
+            model = LoadedModel(weights, artefact)
+            rows.append(to_nhwc(generate(model, settings, indices, wanted, device)))
+        finally:
+            weights.train(training)  # else a preview that fails would turn the training's dropout off
     picture = grid(np.concatenate(rows), columns=len(indices))
     save_png(path, enlarge(picture, artefact.network.image_size))

@@ -56,6 +56,7 @@ NEUTRAL = {
     "diffusion.state": "a saved state has a checksum",
     "diffusion.train_config": "its values stand in the fingerprint",
     "diffusion.two_at_once": "where the work is done",
+    "diffusion.watching": "tells what a watcher failed at",
 }
 
 Code = dict[str, str]

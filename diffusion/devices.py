@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 
 from diffusion.locks import LockBusy, file_lock, group_lock
+from diffusion.private import private_folder
 
-FOLDER = (
-    Path(tempfile.gettempdir()) / f"diffctl-{os.getuid()}" / "devices"
-)  # of the machine, for all projects
+FOLDER = Path(tempfile.gettempdir()) / f"diffctl-devices-{os.getuid()}"  # of the machine, for all projects
 
 Waiting = Callable[[str], object]
 """Told once, in a sentence, that there is something to wait for."""
@@ -69,8 +68,10 @@ def held_lock(
 ) -> Iterator[str]:
     """The first of the named locks that is free, held for the block; waits until one is.
 
-    Free is one for a `group`, too, that the same group holds.
+    Free is one for a `group`, too, that the same group holds. DiffctlError where another user could have put
+    something into the locks' folder.
     """
+    folder = private_folder(FOLDER)
 
     def lock(path: Path) -> AbstractContextManager[None]:
         return file_lock(path, timeout=0) if group is None else group_lock(path, group)
@@ -79,7 +80,7 @@ def held_lock(
         while True:
             for name in names:
                 try:
-                    stack.enter_context(lock(FOLDER / f"{name}.lock"))
+                    stack.enter_context(lock(folder / f"{name}.lock"))
                 except LockBusy:
                     continue
                 yield name

@@ -1,5 +1,6 @@
 """The processes that train together: who this one is among them, and the little that they tell each other."""
 
+import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,12 +15,28 @@ from torch import Tensor
 from torch._C._distributed_c10d import Store
 
 from diffusion.errors import DiffctlError, TemporaryError, UsageError
-from diffusion.memory import is_shortage
 from diffusion.signals import StopRequest
 from diffusion.state import SavedState
 
 PATIENCE = timedelta(hours=2)  # of waiting for others: previews and scores are the first one's alone
 BUCKET = 16 * 2**20  # numbers that are summed at a time
+# What gloo says of a broken connection in errors that have no type of their own, and NCCL in ones of a type
+# that its other errors share.
+BROKEN = (
+    "closed by peer",
+    "closed by remote peer",
+    "reset by peer",
+    "Broken pipe",
+    "Connection refused",
+    "Connection timed out",
+    "No route to host",
+    "Read error [",
+    "Socket closed [",
+    "Timed out waiting",
+    "timeout caused pair closure",
+    "collective operation timeout",
+    "remote process exited",
+)
 
 
 class RankLost(TemporaryError):
@@ -135,17 +152,29 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def lost_rank_told() -> Iterator[None]:
-    """Turn torch's error about a connection that broke into RankLost; one about memory stays what it is."""
+    """Turn torch's errors about a connection that broke into RankLost; any other stays what it is."""
     try:
         yield
     except RuntimeError as error:
-        if is_shortage(error):
+        if not is_broken_connection(error):
             raise
-        reason = str(error).strip().partition("\n")[0]
         raise RankLost(
-            f"another process of this training has ended ({reason}): the same command goes on from the saved "
-            "state"
+            f"another process of this training has ended or is out of reach ({_in_short(error)}): the same "
+            "command goes on from the saved state"
         ) from error
+
+
+def is_broken_connection(error: RuntimeError) -> bool:
+    """Whether another process or the store is out of reach: no mistake, and no lack of memory."""
+    if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
+        return True
+    return any(mark in str(error) for mark in BROKEN)
+
+
+def _in_short(error: RuntimeError) -> str:
+    """The error's first sentence, without the place in gloo's source and its advice."""
+    line = str(error).strip().partition("\n")[0]
+    return re.sub(r"^\[\S+:\d+\] ", "", line).partition(". ")[0]
 
 
 @contextmanager

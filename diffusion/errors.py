@@ -29,3 +29,11 @@ class Interrupted(DiffctlError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, in one line: our own errors as their sentence, others after their type."""
+    text = " ".join(str(error).split())
+    if isinstance(error, DiffctlError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

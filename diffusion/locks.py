@@ -1,9 +1,13 @@
 """Locks between processes, by flock: one that is killed lets go at once, and no server is asked."""
 
+import errno
 import fcntl
+import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -23,14 +27,9 @@ def file_lock(path: Path, timeout: float | None = None, busy: str | None = None)
     """Hold the lock file for this process alone, and against other threads; it dies with its holder.
 
     LockBusy, saying `busy`, after `timeout` seconds; None waits for ever. DiffctlError where the folder
-    cannot be written.
+    cannot be written, and for a link. Its holder may delete the file: who waits for it then takes a new one.
     """
-    with _opened(path) as file:
-        if timeout is None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        else:
-            busy = busy or f"another process holds {path}: wait for it to end"
-            _acquire(lambda: _locked(file, fcntl.LOCK_EX), timeout, busy)
+    with _held(path, partial(_locked, kind=fcntl.LOCK_EX), timeout, busy):
         yield
 
 
@@ -40,25 +39,43 @@ def group_lock(path: Path, group: str) -> Iterator[None]:
 
     LockBusy while another group or a `file_lock` holds it; DiffctlError as there.
     """
-    with _opened(path) as file:
-        _acquire(lambda: _joined(file, group), 0, f"another process holds {path}: wait for it to end")
+    with _held(path, partial(_joined, group=group), timeout=0):
         yield
+
+
+@contextmanager
+def _held(
+    path: Path, attempt: Callable[[IO[str]], bool], timeout: float | None, busy: str | None = None
+) -> Iterator[None]:
+    """Hold the file that lies at `path` once `attempt` gets it; one that was deleted meanwhile is let go."""
+    deadline = math.inf if timeout is None else time.monotonic() + max(timeout, LOOK_SECONDS)
+    while True:
+        with _opened(path) as file:
+            while not attempt(file):
+                if time.monotonic() > deadline:
+                    raise LockBusy(busy or f"another process holds {path}: wait for it to end")
+                time.sleep(POLL_SECONDS)
+            if _lies_at(path, file):
+                yield
+                return
 
 
 def _opened(path: Path) -> IO[str]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "a+", encoding="utf-8")
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise DiffctlError(f"{path} is a link, and a lock is none: remove it") from None
         raise DiffctlError(f"cannot write in {path.parent}: {error.strerror}") from None
+    return open(handle, "a+", encoding="utf-8")
 
 
-def _acquire(attempt: Callable[[], bool], timeout: float, busy: str) -> None:
-    deadline = time.monotonic() + max(timeout, LOOK_SECONDS)
-    while not attempt():
-        if time.monotonic() > deadline:
-            raise LockBusy(busy)
-        time.sleep(POLL_SECONDS)
+def _lies_at(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _locked(file: IO[str], kind: int) -> bool:

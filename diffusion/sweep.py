@@ -1,11 +1,10 @@
 """The cells of a sweep: finished units survive a kill, a grown grid costs its new cells."""
 
-import functools
 import shutil
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -13,7 +12,7 @@ from diffusion.asked import mixed_condition
 from diffusion.checkpoint import Artefact, LoadedModel, load_model, read_artefact
 from diffusion.code import Code, code_digest, code_of, torch_version
 from diffusion.data.store import Images, ImageStore, stream_store
-from diffusion.devices import held_device
+from diffusion.devices import Waiting, held_device
 from diffusion.files import sha256_file
 from diffusion.generate import generate
 from diffusion.grid import Cell, cell_settings, settings_card
@@ -93,31 +92,55 @@ def make_cell(
     return stream_store(out, shape, parts, None if labels is None else labels.numpy(), meta)
 
 
-def run_here(
-    model: Path,
-    settings: SampleSettings,
-    units: Sequence[range],
-    waiting: Callable[[str], object] | None = None,
-) -> Generator[tuple[range, Images], None, None]:
-    """A Runner on this machine's first free device; `waiting` as in `held_device`."""
-    if not units:
-        return
-    with held_device(waiting) as device:
-        loaded = _model(model, sha256_file(model), device)
+class LocalRunner:
+    """A Runner on this machine's first free device, a context: units are made within it.
+
+    From its first unit until the block ends it holds the device, as long as the weights lie there: they are
+    loaded once for all cells of a sweep. `waiting` as in `held_device`.
+    """
+
+    def __init__(self, waiting: Waiting | None = None) -> None:
+        self._waiting, self._held = waiting, ExitStack()
+        self._device: torch.device | None = None
+        self._loaded: tuple[str, LoadedModel] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._loaded, device, self._device = None, self._device, None
+        if device is not None and device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._held.close()
+
+    def __call__(
+        self, model: Path, settings: SampleSettings, units: Sequence[range]
+    ) -> Generator[tuple[range, Images], None, None]:
+        """The units of a cell, each with its images, as a Runner."""
+        if not units:
+            return
+        if self._device is None:
+            self._device = self._held.enter_context(held_device(self._waiting))
+        sha256 = sha256_file(model)
+        if self._loaded is None or self._loaded[0] != sha256:
+            self._loaded = None  # before the next one is there
+            self._loaded = sha256, load_model(model, self._device)
         for unit in units:
-            yield unit, unit_images(loaded, settings, unit, device)
+            yield unit, unit_images(self._loaded[1], settings, unit, self._device)
+
+
+def run_here(
+    model: Path, settings: SampleSettings, units: Sequence[range]
+) -> Generator[tuple[range, Images], None, None]:
+    """A Runner of a single cell on this machine's first free device."""
+    with LocalRunner() as run:
+        yield from run(model, settings, units)
 
 
 def unit_images(loaded: LoadedModel, settings: SampleSettings, unit: range, device: torch.device) -> Images:
     """The images of a unit, uint8 NHWC."""
     condition = mixed_condition(loaded.artefact, settings, unit)
     return to_nhwc(generate(loaded, settings, unit, condition, device))
-
-
-@functools.lru_cache(maxsize=1)
-def _model(path: Path, sha256: str, device: torch.device) -> LoadedModel:
-    """The model of the cell before, when it is the same file: a sweep loads its weights once."""
-    return load_model(path, device)
 
 
 def drop_other_cells(samples: Path, cells: list[Cell]) -> None:

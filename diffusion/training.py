@@ -31,6 +31,7 @@ from diffusion.resumable import Moments, Part, Resumable
 from diffusion.timesteps import LossAwareSampler, UniformSampler
 from diffusion.train_precision import set_tf32
 from diffusion.unet import UNet
+from diffusion.watching import only_watching
 
 MAX_BAD_STEPS = 5  # non-finite steps in a row that end a training
 
@@ -40,7 +41,7 @@ class Diverged(DiffctlError):
 
 
 class Observer(Protocol):
-    """What watches a training. Nothing that it does changes the result."""
+    """What watches a training. Nothing that it does changes the result, nor does what it fails at."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Means since the last call, after `step` steps."""
@@ -207,15 +208,19 @@ def _take(state: TrainState, readings: Readings, observer: Observer, is_first: b
 
 
 def _observe(state: TrainState, observer: Observer, means: dict[str, float]) -> None:
-    """Tell the observer what it is time for: the window's means, the newest, a preview."""
+    """Tell the observer what it is time for: the window's means, the newest, a preview, a score."""
     config = state.artefact.train
     if state.step % config.log_every == 0 or state.step == config.steps:
         values = with_quartile_means(state.take_means())
         values |= {"lr": learning_rate(state.artefact, state.step - 1), "skipped_steps": float(state.skipped)}
         state.history.append({"step": state.step, **values})
-        observer.metrics(state.step, values)
-    observer.progress(state.step, config.steps, means)
+        with only_watching(f"metrics of step {state.step:,}"):
+            observer.metrics(state.step, values)
+    with only_watching("live line"):
+        observer.progress(state.step, config.steps, means)
     if state.step % config.preview_every == 0 or state.step == config.steps:
-        observer.preview(state.step, state.network, state.ema)
+        with only_watching(f"preview of step {state.step:,}"):
+            observer.preview(state.step, state.network, state.ema)
     if config.is_scored(state.step):
-        observer.evaluate(state.step, state.ema)
+        with only_watching(f"score of step {state.step:,}"):
+            observer.evaluate(state.step, state.ema)

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from diffusion.errors import DiffctlError, Interrupted, TemporaryError
+from diffusion.errors import DiffctlError, Interrupted
 from diffusion.signals import stop_request
+from flows.outcome import VARIABLE, Outcome, outcome_place, read_outcome
 from flows.terminal import Relay, open_channel, relay_channel, say
 
 STAGES = ("data", "reference", "train", "sample", "evaluate", "report")  # dvc.yaml's, in an order it allows
@@ -58,7 +59,11 @@ async def push_outs() -> None:
 async def _supervise(stage: str, arguments: list[str]) -> None:
     relay = Relay(say)
     command = [sys.executable, "-m", "dvc", *arguments]
-    with stop_request(hold=True) as stop, _running(command, relay) as process:
+    with (
+        outcome_place() as place,
+        stop_request(hold=True) as stop,
+        _running(command, relay, {VARIABLE: str(place)}) as process,
+    ):
         while process.poll() is None and stop.signal is None:
             await asyncio.sleep(POLL_SECONDS)
 
@@ -68,13 +73,16 @@ async def _supervise(stage: str, arguments: list[str]) -> None:
 
         if stop.signal is not None:
             end_group(process, told)
+        outcome = read_outcome(place)
     stop.raise_if_set()
     if process.returncode:
-        raise failure(stage, relay.errors)
+        raise failure(stage, outcome, relay.errors)
 
 
 @contextmanager
-def _running(command: list[str], relay: Relay) -> Iterator[subprocess.Popen[bytes]]:
+def _running(
+    command: list[str], relay: Relay, variables: dict[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run the command in its own session with its output relayed; nothing of it is left after the block."""
     reader, writer = open_channel()
     try:
@@ -83,7 +91,7 @@ def _running(command: list[str], relay: Relay) -> Iterator[subprocess.Popen[byte
             stdin=subprocess.DEVNULL,
             stdout=writer,
             stderr=writer,
-            env=child_environment(),
+            env={**child_environment(), **variables},
             start_new_session=True,
         )
     finally:
@@ -139,11 +147,13 @@ def has_remote() -> bool:
     return bool(Config(dvc_dir=".dvc")["core"].get("remote"))
 
 
-def failure(stage: str, errors: list[str]) -> DiffctlError:
-    """What went wrong, from DVC's error lines: the stage's own exit code, or DVC's own complaint."""
+def failure(stage: str, outcome: Outcome | None, errors: list[str]) -> DiffctlError:
+    """What went wrong: what the stage tells of it, else what DVC's error lines say."""
+    if outcome is not None:
+        return _of_the_stage(stage, outcome)
     text = " ".join(errors)
     if match := _EXIT.search(text):
-        return _stage_failure(stage, int(match[1]))
+        return _without_a_word(stage, int(match[1]))
     if "is busy" in text or "Unable to acquire lock" in text:
         holder = _HOLDER.search(text)
         who = f"process {holder[1]}" if holder else "another process"
@@ -153,7 +163,15 @@ def failure(stage: str, errors: list[str]) -> DiffctlError:
     return StageFailed(stage, text or "DVC failed without a word; `dvc repro` may say more")
 
 
-def _stage_failure(stage: str, code: int) -> DiffctlError:
+def _of_the_stage(stage: str, outcome: Outcome) -> DiffctlError:
+    if outcome.kind == "interrupted":
+        return Interrupted(f"stage {stage}: {outcome.sentence}", outcome.exit_code - 128)
+    again = outcome.kind == "temporary" or (outcome.kind != "refused" and _may_pass(stage))
+    return StageFailed(stage, outcome.sentence, outcome.exit_code, retry=again)
+
+
+def _without_a_word(stage: str, code: int) -> DiffctlError:
+    """A stage that was killed, or was no command of ours: DVC alone says how it ended."""
     number = -code if code < 0 else code - 128
     if number in (signal.SIGINT, signal.SIGTERM):
         return Interrupted(
@@ -161,10 +179,10 @@ def _stage_failure(stage: str, code: int) -> DiffctlError:
         )
     if code < 0 or number == signal.SIGKILL:
         return StageFailed(stage, f"it was killed by signal {number} (out of memory?)", retry=True)
-    if code == 2:
-        return StageFailed(stage, "its configuration is refused, see the message above", 2)
-    if code == TemporaryError.exit_code:
-        why = "it failed for a reason that may pass, see the message above"
-        return StageFailed(stage, why, code, retry=True)
-    again = stage != "data"  # what is wrong with raw files stays wrong
-    return StageFailed(stage, f"it failed (exit {code}), see the message above", retry=again)
+    return StageFailed(
+        stage, f"its command failed (exit {code}), see the message above", retry=_may_pass(stage)
+    )
+
+
+def _may_pass(stage: str) -> bool:
+    return stage != "data"  # what is wrong with raw files stays wrong

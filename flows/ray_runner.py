@@ -4,6 +4,7 @@ The model's file goes once to each node, through Ray's object store, and the ima
 the machines share no files. A worker that dies costs the unit that it was at.
 """
 
+import copy
 import functools
 import logging
 import os
@@ -18,12 +19,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.errors import DiffctlError, UsageError
+from diffusion.errors import DiffctlError, UsageError, reason
 from diffusion.files import sha256_file
 from diffusion.sample_config import SampleConfig
 from diffusion.settings import SampleSettings
 from diffusion.signals import stop_request
-from flows.terminal import reason
 
 if TYPE_CHECKING:
     import torch
@@ -177,8 +177,8 @@ def make_unit(
             f"{socket.gethostname()} has another diffctl or torch than this machine ({own}, not {version}): "
             "install the same on both"
         )
-    with _device(gpus, sweep) as device:
-        return unit_images(_loaded(weights, sha256, device), settings, unit, device)
+    with _device(gpus, sweep) as device, _lying_on(device, _loaded(weights, sha256)) as loaded:
+        return unit_images(loaded, settings, unit, device)
 
 
 def _device(gpus: float, sweep: str) -> "AbstractContextManager[torch.device]":
@@ -192,20 +192,39 @@ def _device(gpus: float, sweep: str) -> "AbstractContextManager[torch.device]":
     return held_device(group=sweep if gpus < 1 else None)
 
 
-_models: "dict[tuple[str, torch.device], LoadedModel]" = {}  # a worker's last one
+@contextmanager
+def _lying_on(device: "torch.device", loaded: "LoadedModel") -> "Iterator[LoadedModel]":
+    """The model on the device for the block: a worker outlives its unit, and a GPU that is let go is empty.
+
+    To hold the GPU until the worker ends would keep it from the worker that Ray gives it to next.
+    """
+    import torch
+
+    if device.type != "cuda":
+        yield loaded
+        return
+    lent = loaded._replace(network=copy.deepcopy(loaded.network))  # whose rounded copy is kept by nobody
+    try:
+        lent.network.to(device)
+        yield lent
+    finally:
+        lent.network.to("cpu")
+        torch.cuda.empty_cache()
 
 
-def _loaded(weights: Any, sha256: str, device: "torch.device") -> "LoadedModel":
+_models: "dict[str, LoadedModel]" = {}  # a worker's last one, in the machine's memory
+
+
+def _loaded(weights: Any, sha256: str) -> "LoadedModel":
     from diffusion.checkpoint import load_model
 
-    key = (sha256, device)
-    if key not in _models:
+    if sha256 not in _models:
         _models.clear()
         with tempfile.NamedTemporaryFile() as file:
             file.write(weights.data)
             file.flush()
-            _models[key] = load_model(Path(file.name), device)
-    return _models[key]
+            _models[sha256] = load_model(Path(file.name))
+    return _models[sha256]
 
 
 @functools.lru_cache(maxsize=1)

@@ -4,18 +4,17 @@
 a server that goes away leaves the rest to the loop.
 """
 
-import functools
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.errors import DiffctlError, Interrupted, UsageError
+from diffusion.errors import DiffctlError, Interrupted, UsageError, reason
 from flows.engine import run_flow
 from flows.server import answers, quiet_client
 from flows.signals import ended_by_signal
-from flows.terminal import reason, say
+from flows.terminal import say
 
 if TYPE_CHECKING:
     from prefect import State
@@ -96,14 +95,14 @@ def run_sweep(
 
 
 def _runner(sample: "SampleConfig") -> "AbstractContextManager[Runner]":
-    """What makes the images: this process, or Ray's workers until the block ends."""
-    from diffusion.sweep import run_here
+    """What makes the images until the block ends: this process on a device of its own, or Ray's workers."""
+    from diffusion.sweep import LocalRunner
 
     if sample.runner == "ray":
         from flows.ray_runner import ray_runner
 
         return ray_runner(sample)
-    return nullcontext(functools.partial(run_here, waiting=lambda text: say(f"{text}\n")))
+    return LocalRunner(waiting=lambda text: say(f"{text}\n"))
 
 
 def make_all(cells: Cells) -> None:

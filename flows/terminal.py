@@ -9,8 +9,6 @@ import sys
 import termios
 from collections.abc import Callable
 
-from diffusion.errors import DiffctlError
-
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _LIVE = ("\r", "\x1b")  # how a progress line begins that is drawn over itself
 
@@ -108,14 +106,6 @@ def _read(reader: int) -> bytes:
         return os.read(reader, 65536)
     except OSError:  # how a pseudo-terminal says that the last writer is gone
         return b""
-
-
-def reason(error: BaseException) -> str:
-    """Why something failed, in one line: our own errors as their sentence, others after their type."""
-    text = " ".join(str(error).split())
-    if isinstance(error, DiffctlError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def say(text: str) -> None:

@@ -8,7 +8,7 @@ import tempfile
 # Tests run beside each other: one thread each, set before anything loads torch.
 os.environ["OMP_NUM_THREADS"] = "1"
 # Processes that compile the same network at once read each other's half-written files: a cache each.
-os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"diffctl-inductor-{os.getpid()}")
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="diffctl-inductor-")
 atexit.register(shutil.rmtree, os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
 
 import subprocess

@@ -256,6 +256,69 @@ def test_two_at_once_do_not_disturb_each_other(tmp_path, many_images):
     assert refused
 
 
+# Two preparations of the same: the first deletes its folder when the second one is there, which waits for it.
+FIRST = """
+import shutil
+from pathlib import Path
+from diffusion.data import prepare as module
+from tests.waiting import wait_until
+
+remove = shutil.rmtree
+
+def remove_when_the_other_is_there(folder, **options):
+    if folder.parent.name == "work":
+        Path("deleting").touch()
+        wait_until(Path("there").exists, 60)
+    remove(folder, **options)
+
+shutil.rmtree = remove_when_the_other_is_there
+module.prepare(module.DataConfig(name="digits"), Path("out"), work=Path("work"))
+Path("ended").touch()
+"""
+SECOND = """
+from pathlib import Path
+from diffusion import locks
+from diffusion.data import prepare as module
+from tests.waiting import wait_until
+
+wait_until(Path("deleting").exists, 60)
+locks.LOOK_SECONDS, sleep = 60, locks.time.sleep
+
+def wait(seconds):
+    Path("there").touch()
+    sleep(seconds)
+
+def fill(done, total):
+    Path("there").touch()
+    wait_until(Path("ended").exists, 60)
+
+locks.time.sleep = wait
+module.prepare(module.DataConfig(name="digits"), Path("out"), fill, work=Path("work"))
+"""
+AGAIN = """
+from pathlib import Path
+from diffusion import locks
+from diffusion.data import prepare as module
+
+locks.LOOK_SECONDS = 60
+for _ in range(4):
+    module.prepare(module.DataConfig(name="digits"), Path("out"), work=Path("work"))
+"""
+
+
+@pytest.mark.parametrize("programs", [(FIRST, SECOND), (AGAIN,) * 4], ids=["waits", "comes between"])
+def test_a_second_preparation_at_the_end_of_the_first_loses_nothing(tmp_path, programs):
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE
+        )
+        for program in programs
+    ]
+    assert [process.communicate(timeout=120)[1] for process in running] == [b""] * len(programs)
+    assert len(open_store(tmp_path / "out/train")) + len(open_store(tmp_path / "out/test")) == 1797
+    assert os.listdir(tmp_path / "work") == []
+
+
 def test_a_torn_journal_line_is_work_to_do_again(tmp_path):
     images = random_images(0, 1000, 8)
     target = Target(tmp_path / "split", images.shape)
@@ -290,7 +353,7 @@ def test_what_other_settings_left_half_done_goes_when_a_set_is_whole(tmp_path):
             prepare(folder_config(raw, image_size=size), tmp_path / "out", work=work)
     left = sorted(path for path in work.iterdir() if path.is_dir())
     assert len(left) == 2
-    with file_lock(left[0] / "lock"):  # as the process that fills it
+    with file_lock(work / f"{left[0].name}.lock"):  # as the process that fills it
         prepare(DataConfig(name="digits"), tmp_path / "out", work=work)
     assert [path for path in work.iterdir() if path.is_dir()] == left[:1]
 

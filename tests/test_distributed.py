@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,12 +75,101 @@ def test_the_shares_of_a_draw_are_the_whole_draw(digits_store, world):
         assert torch.equal(torch.cat([list(share)[index] for share in shares]), expected)
 
 
-def test_the_loss_of_a_process_is_told_with_its_cause_and_a_lack_of_memory_is_not_it():
-    said = r"has ended \(Connection closed by peer\): the same command goes on"
-    with pytest.raises(RankLost, match=said), lost_rank_told():
-        raise RuntimeError("Connection closed by peer\nException raised from ...")
-    with pytest.raises(torch.OutOfMemoryError), lost_rank_told():
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.hpp:268, "
+GLOO = "/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553"
+LOST = [
+    (
+        RuntimeError(f"[{GLOO}] Connection closed by peer [127.0.0.1]:58604\nmore"),
+        "closed by",
+    ),
+    (RuntimeError(f"[{GLOO}] Read error [127.0.0.1]:13715: Connection reset by peer"), "Read error"),
+    (RuntimeError("[unbound_buffer.cc:78] Timed out waiting 20000ms for recv to complete"), "Timed out"),
+    (dist.DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed."), "got 0 bytes"),
+    (dist.DistStoreError("wait timeout after 5000ms, keys: /0//cpu//0/1"), "wait timeout"),
+    (dist.DistBackendError(f"{NCCL}remote process exited or there was a network error"), "remote process"),
+    (dist.DistBackendError("Watchdog caught collective operation timeout: WorkNCCL(SeqNum=4"), "timeout"),
+    (
+        dist.DistBackendError(f"{NCCL}unhandled system error\nConnection closed by remote peer"),
+        "system error",
+    ),
+]
+OTHERS = [
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("result type Float can't be cast to the desired output type Bool"),
+    RuntimeError("CUDA error: device-side assert triggered"),
+    RuntimeError(f"[enforce fail at {GLOO}] op.preamble.length <= op.nbytes. 100012 vs 12."),
+    dist.DistBackendError(f"{NCCL}unhandled cuda error, NCCL version 2.21.5\nncclUnhandledCudaError"),
+    dist.DistBackendError(f"{NCCL}invalid usage, NCCL version 2.21.5\nDuplicate GPU detected"),
+]
+
+
+@pytest.mark.parametrize(("error", "said"), LOST)
+def test_a_broken_connection_is_the_loss_of_a_process_and_told_with_its_cause(error, said):
+    told = rf"or is out of reach \([^\n]*{said}[^\n]*\): the same command goes on"
+    with pytest.raises(RankLost, match=told), lost_rank_told():
+        raise error
+
+
+@pytest.mark.parametrize("error", OTHERS)
+def test_any_other_error_around_a_collective_stays_what_it_is(error):
+    with pytest.raises(type(error)) as raised, lost_rank_told():
+        raise error
+    assert raised.value is error
+
+
+# Two processes; the second one is killed before, or in the midst of, what the first one waits for.
+PAIR = """
+import os, signal, sys, threading, time
+import torch, torch.distributed as dist
+from diffusion.distributed import RankLost, Ranks, joined
+from diffusion.signals import StopRequest
+from diffusion.state import SavedState
+
+rank, port, moment = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+store = dist.TCPStore("127.0.0.1", port, 2, is_master=False)
+ranks = Ranks(torch.device("cpu"), rank, 2)
+numbers = [torch.ones(500_000)]
+what = {
+    "sum": lambda: ranks.sum_(numbers),
+    "agree": lambda: ranks.agree(StopRequest()),
+    "spread": lambda: ranks.spread("", SavedState({"a": numbers[0]}, {})),
+}
+try:
+    with joined(ranks, store):
+        ranks.sum_(numbers)
+        if moment == "mistake":
+            ranks.sum_([torch.ones(1).expand(2)])  # what is summed cannot be written there
+        if rank and moment in what:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if rank:
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        while True:
+            what.get(moment, what["sum"])()
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("moment", ["sum", "agree", "spread", "midst", "mistake"])
+def test_a_killed_process_is_told_as_lost_and_a_mistake_is_not(moment):
+    store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", PAIR, str(rank), str(store.port), moment],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = pair[0].communicate(timeout=120)[0]
+    pair[1].communicate(timeout=120)
+    if moment == "mistake":
+        assert said.startswith("RuntimeError ")
+    else:
+        assert pair[1].returncode == -signal.SIGKILL
+        assert said.startswith("RankLost another process of this training has ended or is out of reach (")
+        assert "gloo" not in said
 
 
 @pytest.mark.parametrize("blocks", [False, True], ids=["on a CPU", "on a GPU"])

@@ -45,26 +45,51 @@ def test_a_stage_shows_its_output_and_leaves_its_out(toy: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "exit_code", "retry", "words"),
+    ("error", "exit_code", "retry", "said"),
     [
-        ("sys.exit(1)", 1, False, "failed (exit 1)"),
-        ("sys.exit(75)", 75, True, "a reason that may pass"),
-        ("sys.exit(2)", 2, False, "configuration is refused"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", 1, True, "killed by signal 9"),
+        ("DiffctlError('no images there')", 1, False, "no images there"),
+        ("TemporaryError('no server answers')", 75, True, "no server answers"),
+        ("UsageError('data.name: no such data')", 2, False, "data.name: no such data"),
+        ("ValueError('a\\nmistake')", 1, False, "ValueError: a mistake"),
+        ("OSError(28, 'No space left', 'a')", 1, False, "a cannot be written (No space left): make room"),
     ],
 )
-def test_the_stages_own_exit_code_decides(
-    toy: Path, behaviour: str, exit_code: int, retry: bool, words: str
+def test_a_stages_own_sentence_and_exit_code_are_its_end(
+    toy: Path, error: str, exit_code: int, retry: bool, said: str
+) -> None:
+    be(toy, "data", f"fail({error})")
+    told = failing("data")
+    assert isinstance(told, StageFailed)
+    assert (told.exit_code, told.retry) == (exit_code, retry)
+    assert str(told) == f"stage data: {said}"
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "retry", "words"),
+    [
+        ("sys.exit(75)", False, "its command failed (exit 75), see the message above"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", True, "killed by signal 9"),
+    ],
+)
+def test_of_a_stage_that_tells_nothing_dvc_says_how_it_ended(
+    toy: Path, behaviour: str, retry: bool, words: str
 ) -> None:
     be(toy, "data", behaviour)
     error = failing("data")
     assert isinstance(error, StageFailed)
-    assert (error.exit_code, error.retry) == (exit_code, retry)
+    assert (error.exit_code, error.retry) == (1, retry)
     assert words in str(error)
 
 
-def test_a_stage_that_was_stopped_from_outside_is_interrupted(toy: Path) -> None:
-    be(toy, "data", "sys.exit(143)")
+def test_a_command_that_is_not_there_is_no_refused_configuration(toy: Path) -> None:
+    graph = (toy / "dvc.yaml").read_text()
+    (toy / "dvc.yaml").write_text(graph.replace("python work.py data", "no-such-command data"))
+    assert str(failing("data")) == "stage data: its command failed (exit 127), see the message above"
+
+
+@pytest.mark.parametrize("behaviour", ["sys.exit(143)", "fail(Interrupted('stopped', signal.SIGTERM))"])
+def test_a_stage_that_was_stopped_from_outside_is_interrupted(toy: Path, behaviour: str) -> None:
+    be(toy, "data", behaviour)
     error = failing("data")
     assert isinstance(error, Interrupted)
     assert error.exit_code == 143

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +15,13 @@ from PIL import Image
 
 from cli.observe import Watch, write_preview
 from cli.training import Tracked
+from diffusion.checkpoint import Artefact
 from diffusion.data.store import open_store
-from diffusion.distributed import Ranks
-from diffusion.errors import DiffctlWarning
-from diffusion.training import TrainState, new_state, train
+from diffusion.distributed import RankLost, Ranks
+from diffusion.errors import DiffctlError, DiffctlWarning, Interrupted
+from diffusion.training import Silent, TrainState, new_state, train
 from diffusion.trainrun import open_run
+from diffusion.unet import UNet
 from tests.test_training import CPU, artefact_of, assert_same, run, run_until
 from tracking.spool import Spool
 
@@ -72,11 +75,90 @@ def test_what_only_watches_finds_no_room_and_the_training_goes_on(
         monkeypatch.undo()
         assert not list((folder.folder / "previews").iterdir())
         assert len(list(folder.folder.glob("state-*.safetensors"))) == 2
-    told = [str(warning.message) for warning in said if warning.category is DiffctlWarning]
-    room = "cannot be written (No space left on device): the training goes on without"
-    assert told == [f"the heartbeat {room}", f"a preview {room}"], "once each, of two previews"
+    room = "(No space left on device): the training goes on without"
+    previews = [f"no preview of step {step} {room}" for step in (6, 12)]
+    assert told_in(said) == [f"no heartbeat {room}", *previews]
     run(alone, store)
     assert_same(watched, alone)
+
+
+def told_in(said: list[warnings.WarningMessage]) -> list[str]:
+    return [str(warning.message) for warning in said if warning.category is DiffctlWarning]
+
+
+class Failing:
+    """An observer that fails at all that it is asked for; a preview does so in the midst of its work."""
+
+    def __init__(self, artefact: Artefact) -> None:
+        self.artefact = artefact
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        raise ValueError(f"nan at {step}")
+
+    def progress(self, step: int, total: int, values: dict[str, float]) -> None:
+        raise UnicodeEncodeError("ascii", "·", 0, 1, "no such letter")
+
+    def preview(self, step: int, network: UNet, ema: UNet) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("diffusion.generate.generate", self._fail)
+            write_preview(Path("never.png"), self.artefact, network, ema)
+
+    def evaluate(self, step: int, ema: UNet) -> None:
+        raise DiffctlError("the reference is stale")
+
+    def _fail(self, *arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_what_only_watches_fails_and_the_training_goes_on(digits_store: Path) -> None:
+    """Also with dropout, which a preview turns off for itself."""
+    store, saved = open_store(digits_store), []
+
+    def save(state: TrainState) -> None:
+        saved.append(state.step)
+
+    changes = {**DROPOUT, "train": {"steps": 4, "log_every": 2, "preview_every": 2, "eval_every": 3}}
+    watched, alone = (new_state(artefact_of(store, **changes), CPU) for _ in range(2))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default", DiffctlWarning)
+        train(watched, store, Ranks(CPU), Failing(watched.artefact), save, lambda: None)
+    assert saved == [4]
+    without = "the training goes on without"
+    assert [line for line in told_in(said) if not line.startswith("no live line")] == [
+        f"no metrics of step 2 (ValueError: nan at 2): {without}",
+        f"no preview of step 2 (OutOfMemoryError: CUDA out of memory.): {without}",
+        f"no score of step 3 (the reference is stale): {without}",
+        f"no metrics of step 4 (ValueError: nan at 4): {without}",
+        f"no preview of step 4 (OutOfMemoryError: CUDA out of memory.): {without}",
+        f"no score of step 4 (the reference is stale): {without}",
+    ]
+    assert len(told_in(said)) == 7, "the live line once, of four steps"
+    train(alone, store, Ranks(CPU), Silent(), save, lambda: None)
+    assert_same(watched, alone)
+
+
+@pytest.mark.parametrize("stop", [Interrupted("stopped", signal.SIGTERM), RankLost("another has ended")])
+def test_a_stop_in_what_only_watches_stops_with_a_save(digits_store: Path, stop: DiffctlError) -> None:
+    class Stopping(Silent):
+        def preview(self, step: int, network: UNet, ema: UNet) -> None:
+            raise stop
+
+    store, saved = open_store(digits_store), []
+    state = new_state(artefact_of(store, train={"steps": 4, "preview_every": 2}), CPU)
+    with pytest.raises(type(stop)):
+        train(state, store, Ranks(CPU), Stopping(), lambda state: saved.append(state.step), lambda: None)
+    assert saved == [2]
+
+
+def test_a_score_that_is_made_good_fails_and_the_training_goes_on(digits_store: Path, tmp_path: Path) -> None:
+    def fail(step: int, ema: UNet) -> None:
+        raise RuntimeError("no room on the device")
+
+    midway: Any = SimpleNamespace(knows=lambda step: False, evaluate=fail)
+    state = new_state(artefact_of(open_store(digits_store), train={"eval_every": 2}), CPU)
+    watch = Watch(SimpleNamespace(folder=tmp_path), state.artefact, None, lambda *_: None, midway)
+    with pytest.warns(DiffctlWarning, match=r"no score of step 4 \(RuntimeError: no room"):
+        watch.catch_up(4, state.ema)
 
 
 class Clock:

@@ -121,12 +121,12 @@ def started(
 
 @pytest.mark.slow
 def test_a_refused_configuration_ends_the_run_at_once(toy: Path) -> None:
-    be(toy, "train", "sys.exit(2)")
+    be(toy, "train", "fail(UsageError('train.lr must be above 0'))")
     run = started(toy)
     output, errors = run.communicate(timeout=120)
     assert run.returncode == 2
     assert output.count("train at work") == 1
-    assert errors == "diffctl: stage train: its configuration is refused, see the message above\n"
+    assert errors == "diffctl: stage train: train.lr must be above 0\n"
     states = recorded(toy)
     assert (states["data"], states["train"], states["pipeline"]) == ("Completed", "Failed", "Failed")
     assert "sample" not in states
@@ -150,11 +150,11 @@ def test_failed_work_is_tried_again_as_often_as_asked(toy: Path, failures: int, 
         toy,
         "train",
         "n = int(Path('count').read_text()) + 1\nPath('count').write_text(str(n))\n"
-        f"if n <= {failures}: sys.exit(1)\n",
+        f"if n <= {failures}: fail(DiffctlError('it diverged'))\n",
     )
     output, _ = script(toy, RETRYING, {"PREFECT_API_URL": ""}).communicate(timeout=180)
     assert output.count("train at work") == 3
-    assert "it failed (exit 1), see the message above; trying again in 0.1 s (1 of 2)" in output
+    assert "stage train: it diverged; trying again in 0.1 s (1 of 2)" in output
     assert recorded(toy)["train"] == state
 
 
@@ -219,7 +219,7 @@ def test_a_server_of_the_users_own_is_used(toy: Path, tmp_path_factory: pytest.T
     with_database(other, toy / ".prefect")
     server = script(other, HOLD, {"PREFECT_API_URL": ""})
     wait_for_file(other / "url")
-    be(toy, "train", "sys.exit(2)")
+    be(toy, "train", "fail(UsageError('train.lr must be above 0'))")
     run = started(toy, url=(other / "url").read_text())
     run.communicate(timeout=120)
     (other / "enough").touch()

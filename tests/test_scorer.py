@@ -1,17 +1,23 @@
 """Whole scores of a sample: torch-fidelity's numbers, finite for few images, equal however they are made."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from diffusion.data.store import write_store
+from diffusion.data.store import open_store, write_store
 from diffusion.evaluation import classes
 from diffusion.evaluation.any_images import evaluate_images
-from diffusion.evaluation.features import Features
+from diffusion.evaluation.features import Features, extract
+from diffusion.evaluation.midway import MidwayScorer
 from diffusion.evaluation.reference import Reference
 from diffusion.evaluation.scorer import Scorer
 from diffusion.evaluation.scoring import subset_size
-from tests.digits_sweep import real_digits
+from diffusion.settings import SampleSettings
+from diffusion.training import new_state
+from tests.digits_sweep import effnet, real_digits
+from tests.test_training import artefact_of
 
 META = {"extractor": "effnet-lite0-64", "reference_split": "train", "heldout_split": "test"}
 
@@ -45,6 +51,57 @@ def test_what_is_kept_between_samples_changes_no_number():
     judge = scorer(heldout)
     judge.scores(other)
     assert judge.scores(sample) == scorer(heldout).scores(sample)
+
+
+@pytest.fixture
+def tf32(monkeypatch):
+    """TF32 is allowed, as for training; gives what is allowed where products are made, as it comes."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    seen, cdist = [], torch.cdist
+
+    def watched(*arguments):
+        seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        return cdist(*arguments)
+
+    monkeypatch.setattr(torch, "cdist", watched)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    yield seen
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+EXACT = ("highest", False)
+
+
+def test_scores_are_of_exact_float32_and_put_back_what_was_allowed(tf32):
+    judge = scorer(made_up(40, seed=1))
+    judge.scores(made_up(30, seed=2))
+    judge.real(30)
+    assert set(tf32) == {EXACT}
+    assert len(tf32) > 4
+    with pytest.raises(ValueError, match="broadcast"):
+        judge.scores(made_up(30, dimension=3))
+
+
+def test_scoring_while_training_is_of_exact_float32(tf32, digits_store):
+    extractor, (images, _) = effnet(), real_digits()
+    module, real = extractor.module, extract(extractor, images[:20])
+    module.register_forward_pre_hook(lambda *_: tf32.append(("extracting", torch.backends.cudnn.allow_tf32)))
+    state = new_state(artefact_of(open_store(digits_store), train={"eval_images": 8}), torch.device("cpu"))
+    midway = SimpleNamespace(
+        train=state.artefact.train,
+        batch_size=8,
+        settings=SampleSettings(steps=2),
+        device=torch.device("cpu"),
+        extractor=extractor,
+        features_at_once=8,
+        scorer=Scorer(Reference(META, real.features, real), resamples=0, most=1000),
+    )
+    scores = MidwayScorer.scores(midway, state.ema, state.artefact, lambda done, total: None)
+    assert {"precision_effnet_lite0_64", "memorisation"} <= scores.keys()
+    assert set(tf32) == {EXACT, ("extracting", False)}
 
 
 @pytest.mark.parametrize(("kept", "targets"), [(128, 4), (4, 4), (3, 5), (0, 8)])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from diffusion import locks
 from diffusion.errors import DiffctlError, UsageError
 from diffusion.locks import LockBusy, file_lock, is_held
 from tracking import store
@@ -121,3 +122,33 @@ def test_a_lock_dies_with_its_holder(tmp_path):
     assert not is_held(path)
     with file_lock(path, timeout=0):
         assert is_held(path)
+
+
+def test_who_waits_for_a_lock_that_is_deleted_takes_the_new_one(tmp_path, monkeypatch):
+    path = tmp_path / "lock"
+    first, between = file_lock(path), file_lock(path)
+    first.__enter__()
+
+    def delete(seconds):  # while the last one waits
+        monkeypatch.undo()
+        path.unlink()
+        between.__enter__()
+        first.__exit__(None, None, None)
+
+    monkeypatch.setattr(locks.time, "sleep", delete)
+    with pytest.raises(LockBusy), file_lock(path, timeout=0):
+        pass
+    path.unlink()
+    between.__exit__(None, None, None)
+    with file_lock(path, timeout=0):
+        assert is_held(path)
+
+
+def test_a_planted_link_is_no_lock(tmp_path):
+    (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
+    with (
+        pytest.raises(DiffctlError, match="lock is a link, and a lock is none"),
+        file_lock(tmp_path / "lock"),
+    ):
+        pass
+    assert not (tmp_path / "elsewhere").exists()

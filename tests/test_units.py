@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -23,18 +24,20 @@ from hypothesis import strategies as st
 from diffusion import devices
 from diffusion.check import machine
 from diffusion.check.findings import Project
+from diffusion.checkpoint import LoadedModel, load_model
 from diffusion.config import load
 from diffusion.data.store import open_store
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.card import differing
 from diffusion.grid import SAMPLING_VERSION, cell_settings, grid
 from diffusion.layout import MODEL, SAMPLES
-from diffusion.locks import LockBusy, file_lock, group_lock
+from diffusion.locks import LockBusy, file_lock, group_lock, is_held
 from diffusion.random import ImageNoise
 from diffusion.settings import SampleSettings
 from diffusion.sweep import make_cell, run_here
 from diffusion.units import missing_units, save_unit, stored_images
 from flows.ray_runner import library_version, make_unit
+from flows.sweep import run_sweep
 from tests.cells import assert_equal_but_for_rounding, cell_images, with_model
 from tests.conftest import command, diffctl, environment
 from tests.waiting import wait_until
@@ -307,6 +310,66 @@ def test_a_gpu_is_known_by_its_uuid_whatever_its_number(
             assert_busy(file_lock(tmp_path / "GPU-b.lock", timeout=0))
     with devices.held_device(group="ours") as one, devices.held_device(group="ours") as same:
         assert one == same
+
+
+@pytest.fixture
+def fake_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The lock of a GPU that this machine seems to have, which computes as the CPU."""
+    monkeypatch.setattr(devices, "FOLDER", tmp_path)
+    monkeypatch.setattr(devices, "_gpus", lambda: {"GPU-a": torch.device("cpu")})
+    return tmp_path / "GPU-a.lock"
+
+
+def test_a_sweep_holds_its_device_as_long_as_the_weights_lie_there(
+    project: Path, fake_gpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_model(project, sample={"num_images": 8, "batch_size": 4}, sweep={"steps": [2, 3]})
+    lying, between = weakref.WeakSet(), []
+
+    def load(*arguments: object) -> LoadedModel:
+        loaded = load_model(*arguments)
+        lying.add(loaded.network)
+        return loaded
+
+    def show(done: int, total: int) -> None:
+        between.append((len(lying), is_held(fake_gpu)))
+
+    monkeypatch.setattr("diffusion.sweep.load_model", load)
+
+    def sweep() -> None:
+        cells = grid(config.sample, config.sweep)
+        run_sweep(config.sample, cells, MODEL, SAMPLES, lambda label: contextlib.nullcontext(show))
+
+    sweep()
+    assert len(cell_images(project)) == 4
+    assert set(between) == {(0, False), (1, True)}
+    assert between.count((0, False)) == 1, "before the first unit; the weights are loaded once"
+    assert (len(lying), is_held(fake_gpu)) == (0, False)
+    sweep()
+    assert len(lying) == 0, "what is finished needs no device"
+
+
+def test_a_ray_worker_takes_its_weights_along_when_it_lets_the_device_go(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_model(project, sample={"num_images": 4, "batch_size": 4}, sweep=ONE_NOISY_CELL)
+    network, places = load_model(MODEL).network, []
+    monkeypatch.setattr(type(network), "to", lambda network, place: places.append(str(place)))
+
+    @contextlib.contextmanager
+    def held(group: str | None) -> Iterator[torch.device]:
+        yield torch.device("cuda")
+        places.append("let go")
+
+    def images(loaded: LoadedModel, *arguments: object) -> None:
+        places.append("at work")
+
+    monkeypatch.setattr(devices, "held_device", held)
+    monkeypatch.setattr("diffusion.sweep.unit_images", images)
+    monkeypatch.setattr("flows.ray_runner._loaded", lambda *_: LoadedModel(network, None))
+    settings = cell_settings(config.sample, grid(config.sample, config.sweep)[0])
+    make_unit(None, "", library_version(), settings, 1, "sweep", range(4))
+    assert places == ["cuda", "at work", "cpu", "let go"]
 
 
 def test_a_worker_with_other_code_refuses(project: Path) -> None:

@@ -15,13 +15,19 @@ from tests.waiting import wait_until
 WORK = """
 import os, signal, sys, time
 from pathlib import Path
+from diffusion.errors import DiffctlError, Interrupted, TemporaryError, UsageError
 
 stage, out = sys.argv[1:]
 behaviour = Path(f"be-{stage}")
 
-def once(code):  # fail this time only
-    behaviour.unlink()
-    sys.exit(code)
+def fail(error):  # as `diffctl stage` does
+    import cli.main
+
+    def work():
+        raise error
+
+    cli.main.app = work
+    cli.main.main()
 
 def train():  # as a training does: run long, save on the first signal
     def save(number, frame):

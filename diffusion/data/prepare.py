@@ -33,8 +33,9 @@ def prepare(
     """Write the data set's stores out/train and out/test, whole or not at all.
 
     Images are read on all cores into a folder of `work` that is named by what goes in, so that a killed
-    preparation goes on; what others left there half-done goes when this one is whole. DiffctlError names what
-    is missing, and what cannot be used unless `on_bad` is skip: then `out` has the list in skipped.csv.
+    preparation goes on; what others left there half-done goes when this one is whole. Its lock lies beside
+    it and goes last. DiffctlError names what is missing, and what cannot be used unless `on_bad` is skip:
+    then `out` has the list in skipped.csv.
     """
     out = Path(out)
     raw = SOURCES[config.name].open(config, downloading)
@@ -42,8 +43,9 @@ def prepare(
     if config.on_bad == "stop":
         refuse(raw.problems, listing)
     folder = work / _name(config, raw)
-    with file_lock(folder / "lock", timeout=0, busy=BUSY):
+    with file_lock(_lock_of(folder), timeout=0, busy=BUSY):
         drop_leftovers(out)
+        folder.mkdir(exist_ok=True)
         targets = {name: _target(config, raw, split, folder / name) for name, split in raw.splits.items()}
         _need_room(folder, out, list(targets.values()))
         filled = _fill_all(raw, targets, progress)
@@ -54,7 +56,7 @@ def prepare(
             finish(made, config, raw, filled, problems)
         for target in targets.values():
             target.images.unlink()  # first: half a folder must not hold a second name of what is in `out`
-    shutil.rmtree(folder)
+        _drop(folder)
     listing.unlink(missing_ok=True)
     _drop_unfinished(work)
 
@@ -76,11 +78,22 @@ def _name(config: DataConfig, raw: RawData) -> str:
     return fingerprint({"code": code_digest(code_of("diffusion.data.prepare")), **chosen, "of": of})
 
 
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def _drop(folder: Path) -> None:
+    """Remove the folder and its lock, which this process holds; who waits for that one takes a new one."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    _lock_of(folder).unlink()
+
+
 def _drop_unfinished(work: Path) -> None:
     """Remove what preparations of other data or settings left half-done, but for those that go on now."""
-    for lock in work.glob("*/lock"):
-        with suppress(LockBusy), file_lock(lock, timeout=0):
-            shutil.rmtree(lock.parent)
+    for folder in (lock.with_suffix("") for lock in work.glob("*.lock")):
+        with suppress(LockBusy), file_lock(_lock_of(folder), timeout=0):
+            _drop(folder)
 
 
 def _target(config: DataConfig, raw: RawData, split: Split, folder: Path) -> Target:

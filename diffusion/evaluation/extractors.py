@@ -76,7 +76,10 @@ def load_extractor(
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """float32 without TF32 inside the block: reduced precision moves scores by more than models differ."""
+    """float32 without TF32 inside the block, or the call that it decorates; what held before holds after it.
+
+    Reduced precision moves scores by more than models differ.
+    """
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -9,6 +9,7 @@ from diffusion.data.store import Labels
 from diffusion.evaluation import kernel
 from diffusion.evaluation.card import Card, protocol_card
 from diffusion.evaluation.classes import Labelled, RealClasses, class_scores
+from diffusion.evaluation.extractors import exact_float32
 from diffusion.evaluation.features import Features
 from diffusion.evaluation.floor import Floor, fit_line, floor_at, shuffled
 from diffusion.evaluation.frechet import Projected, Target
@@ -26,7 +27,8 @@ class Scorer:
     """Scores samples under the names of the reference's extractor.
 
     `resamples` make the confidence intervals, 0 for none; `most` images of each set at most are held against
-    each other for precision, recall and memorisation, on `device`.
+    each other for precision, recall and memorisation, on `device`. The scores are of exact float32,
+    also in the midst of a training that TF32 is allowed.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Scorer:
         """The whole card of so many images; `sampling` is the half that they bring along."""
         return protocol_card(sampling, num_images, self.reference.meta, self.spec.resize, self.most)
 
+    @exact_float32()
     def scores(self, sample: Features) -> Scores:
         """Every score of a sample; `floor` and `excess` where there are held-out images.
 
@@ -63,6 +66,7 @@ class Scorer:
             scores["excess"] = scores[self.spec.distance] - floor.distance
         return scores | self._intervals(projected, kernels, scores)
 
+    @exact_float32()
     def classes(self, sample: Features, labels: Labels | None, names: list[str]) -> dict[str, Any]:
         """Distance, count and, where they can be had, floor and excess of each class by its name.
 
@@ -78,6 +82,7 @@ class Scorer:
                 entries[name] |= {"floor": score.floor, "excess": score.distance - score.floor}
         return entries
 
+    @exact_float32()
     def real(self, num_images: int) -> Scores | None:
         """What held-out real images score, as many as a sample has or as there are; None without any.
 
