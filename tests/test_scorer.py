@@ -1,7 +1,5 @@
 """Whole scores of a sample: torch-fidelity's numbers, finite for few images, equal however they are made."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -9,8 +7,9 @@ import torch
 from diffusion.data.store import open_store, write_store
 from diffusion.evaluation import classes
 from diffusion.evaluation.any_images import evaluate_images
+from diffusion.evaluation.config import EvaluateConfig
 from diffusion.evaluation.features import Features, extract
-from diffusion.evaluation.midway import MidwayScorer
+from diffusion.evaluation.midway import MidwayScorer, ScoredImages
 from diffusion.evaluation.reference import Reference
 from diffusion.evaluation.scorer import Scorer
 from diffusion.evaluation.scoring import subset_size
@@ -89,17 +88,10 @@ def test_scoring_while_training_is_of_exact_float32(tf32, digits_store):
     extractor, (images, _) = effnet(), real_digits()
     module, real = extractor.module, extract(extractor, images[:20])
     module.register_forward_pre_hook(lambda *_: tf32.append(("extracting", torch.backends.cudnn.allow_tf32)))
-    state = new_state(artefact_of(open_store(digits_store), train={"eval_images": 8}), torch.device("cpu"))
-    midway = SimpleNamespace(
-        train=state.artefact.train,
-        batch_size=8,
-        settings=SampleSettings(steps=2),
-        device=torch.device("cpu"),
-        extractor=extractor,
-        features_at_once=8,
-        scorer=Scorer(Reference(META, real.features, real), resamples=0, most=1000),
-    )
-    scores = MidwayScorer.scores(midway, state.ema, state.artefact, lambda done, total: None)
+    state = new_state(artefact_of(open_store(digits_store)), torch.device("cpu"))
+    few = ScoredImages(SampleSettings(steps=2), count=8, batch_size=8)
+    midway = MidwayScorer(few, extractor, Reference(META, real.features, real), EvaluateConfig())
+    scores = midway.scores(state.ema, state.artefact, lambda done, total: None)
     assert {"precision_effnet_lite0_64", "memorisation"} <= scores.keys()
     assert set(tf32) == {EXACT, ("extracting", False)}
 
