@@ -68,9 +68,8 @@ def test_encode_writes_codes_from_which_the_reconstructions_come(run, tmp_path):
     assert arrays["codes"].dtype == np.float32
     assert arrays["labels"].tolist() == [0, 4]
     loaded = load_model(tmp_path / "models/unet.safetensors")
-    back = decode_images(
-        loaded, SampleSettings(steps=20), torch.from_numpy(arrays["codes"]), torch.tensor([0, 4])
-    )
+    condition = Condition(2, torch.tensor([0, 4]))
+    back = decode_images(loaded, SampleSettings(steps=20), torch.from_numpy(arrays["codes"]), condition)
     assert np.array_equal(to_nchw(arrays["reconstructions"]), back)
     error = np.abs(arrays["reconstructions"].astype(int) - arrays["images"]).mean()
     assert made["mean_pixel_error"] == pytest.approx(error, abs=1e-3)

@@ -17,7 +17,7 @@ from diffusion.data.source import ArrayReader
 from diffusion.data.store import open_store
 from diffusion.errors import DiffctlError
 from diffusion.locks import file_lock
-from tests.conftest import command, diffctl, environment, write_params
+from tests.conftest import ROOT, command, diffctl, environment, write_params
 from tests.raw_data import by_image, prepared, random_images, tree, write_folder
 from tests.waiting import wait_until
 
@@ -310,7 +310,10 @@ for _ in range(4):
 def test_a_second_preparation_at_the_end_of_the_first_loses_nothing(tmp_path, programs):
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", program], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE
+            [sys.executable, "-c", program],
+            cwd=tmp_path,
+            env=environment({"PYTHONPATH": str(ROOT)}),
+            stderr=subprocess.PIPE,
         )
         for program in programs
     ]

@@ -17,7 +17,7 @@ from diffusion.generate import generate
 from diffusion.images import to_nhwc
 from diffusion.interop.diffusers import export_diffusers, scheduler_config
 from diffusion.process_config import ProcessConfig
-from diffusion.random import generator
+from diffusion.random import wide_generator
 from diffusion.settings import SampleSettings
 from diffusion.shape import UNetSpec
 from tests.networks import artefact_of, network_of, spec_of
@@ -54,7 +54,7 @@ def exported(folder: Path, loaded: LoadedModel):
 
 def their_images(pipeline, labels: torch.Tensor | None, indices: range, seed: int, steps: int, eta: float):
     """What DDIMPipeline makes, as uint8 NHWC; labels reach its UNet by a wrapper, since it passes none."""
-    sources = [generator("image", seed, index) for index in indices]
+    sources = [wide_generator("image", seed, index) for index in indices]
     if labels is not None:
         forward = pipeline.unet.forward
         pipeline.unet.forward = lambda x, t: forward(x, t, class_labels=labels)

@@ -6,7 +6,7 @@ from typing import Any
 from diffusion.data.store import ImageStore, open_store
 from diffusion.errors import DiffctlError
 from diffusion.evaluation.card import differing
-from diffusion.grid import Cell, cell_settings, grid, settings_card
+from diffusion.grid import FOLLOWING, Cell, cell_settings, grid, settings_card
 from diffusion.settings import CellConfig, SweepConfig
 
 Document = dict[str, Any]
@@ -27,10 +27,8 @@ def _open_cell(sample: CellConfig, samples: Path, cell: Cell) -> ImageStore:
     card = store.meta.get("card")
     if card is None:
         raise DiffctlError(f"the images in {path} have no protocol card: {again}")
-    wanted = {
-        **settings_card(cell_settings(sample, cell)),
-        "num_images": sample.num_images,
-    }
+    wanted = {**settings_card(cell_settings(sample, cell)), "num_images": sample.num_images}
+    wanted = {field: value for field, value in wanted.items() if field not in FOLLOWING}
     if wrong := differing([{field: card.get(field) for field in wanted}, wanted]):
         field, (has, wants) = next(iter(wrong.items()))
         raise DiffctlError(f"cell {cell.name} was sampled with {field} {has}, not {wants}: {again} again")
