@@ -28,11 +28,9 @@ def classifier_free(denoiser: Denoiser, weight: Weight) -> Denoiser:
     waits to look at it. UsageError when asked of a network that knows no condition.
     """
     if not isinstance(weight, Tensor):
-        return (
-            denoiser
-            if weight == 0
-            else _Guided(denoiser, slice(None), torch.tensor(weight, dtype=torch.float64))
-        )
+        if weight == 0:
+            return denoiser
+        return _Guided(denoiser, slice(None), torch.tensor(weight, dtype=torch.float64))
     rows = weight.nonzero().flatten()
     if len(rows) == len(weight):
         return _Guided(denoiser, slice(None), weight)
