@@ -53,16 +53,20 @@ def with_gradients(call: Callable[..., Tensor], inputs: list[nn.Parameter]) -> l
 
 
 def check(
-    plain: bool, kernel: Callable[..., Tensor], exact: Callable[..., Tensor], *inputs: nn.Parameter
+    plain: bool,
+    kernel: Callable[..., Tensor],
+    exact: Callable[..., Tensor],
+    *inputs: nn.Parameter,
+    magnified: float = 1.0,
 ) -> None:
-    """The kernel and its gradients are those of the exact formula."""
+    """The kernel and its gradients are those of the exact formula, but for rounding that is `magnified`."""
     with by_the_formula(plain):
         found = with_gradients(kernel, list(inputs))
     expected = with_gradients(exact, [nn.Parameter(value.detach().double()) for value in inputs])
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours.dtype, ours.shape) == (inputs[0].dtype, theirs.shape)
         error = (ours.double() - theirs).abs().max()
-        assert error <= TOLERANCES[ours.dtype] * (1 + theirs.abs().max())
+        assert error <= TOLERANCES[ours.dtype] * magnified * (1 + theirs.abs().max())
 
 
 def repeated(x: Tensor) -> Tensor:
@@ -118,6 +122,12 @@ def norms(draw: st.DrawFn) -> tuple[int, list[nn.Parameter]]:
     return groups, [x, *(numbers(seed + i, shape[1], dtype=dtype) for i in (1, 2))]
 
 
+def magnification(x: Tensor, groups: int) -> float:
+    """How many times a norm makes rounding larger: 1/σ of its flattest group, at least 1."""
+    variance = x.detach().double().unflatten(1, (groups, -1)).var((2, 3, 4), unbiased=False)
+    return max(1.0, float((variance.min() + 1e-5) ** -0.5))
+
+
 def norm_of(groups: int, weight: nn.Parameter, bias: nn.Parameter) -> nn.GroupNorm:
     norm = nn.GroupNorm(groups, len(weight))
     norm.weight, norm.bias = weight, bias
@@ -133,7 +143,8 @@ def test_a_group_norm_is_its_formula_for_one_number_too(plain, drawn):
     def kernel(x, weight, bias):
         return kernels.group_norm(norm_of(groups, weight, bias), x)
 
-    check(plain, kernel, lambda x, *norm: normalised(x, groups, *norm), *inputs)
+    magnified = magnification(inputs[0], groups)
+    check(plain, kernel, lambda x, *norm: normalised(x, groups, *norm), *inputs, magnified=magnified)
 
 
 @WAYS
@@ -151,7 +162,8 @@ def test_a_scaled_group_norm_is_scaled_and_shifted_image_by_image(plain, drawn, 
 
     check(
         plain, kernel, exact, *inputs,
-        *(numbers(seed + i, batch, channels, dtype=inputs[0].dtype) for i in (0, 1))
+        *(numbers(seed + i, batch, channels, dtype=inputs[0].dtype) for i in (0, 1)),
+        magnified=magnification(inputs[0], groups),
     )  # fmt: skip
 
 
