@@ -22,8 +22,8 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from diffusion.data.config import DataConfig
 from diffusion.data.prepare import prepare
+from diffusion.data.sources.image_folder import ImageFolderConfig
 from diffusion.data.store import write_store
 
 SIZE = 64
@@ -32,12 +32,12 @@ ROW_GROWTH = 100  # bytes an image that may be held: its name, label and place; 
 PREPARE = """
 import sys
 from pathlib import Path
-from diffusion.data.config import DataConfig
+from diffusion.data.sources.image_folder import ImageFolderConfig
 from diffusion.data.prepare import prepare
 
 if __name__ == "__main__":
     raw, folder = map(Path, sys.argv[1:3])
-    config = DataConfig(name="image-folder", path=raw, image_size=64)
+    config = ImageFolderConfig(name="image-folder", path=raw, image_size=64)
     prepare(config, folder / "out", work=folder / "work")
 """
 
@@ -80,7 +80,7 @@ def preparing(count: int = 100_000, rounds: int = 5) -> Result:
     """Preparing a folder of PNGs against Pillow alone decoding them, on the same cores."""
     with scratch() as folder:
         names = write_pngs(folder / "raw", count, distinct=5000)
-        config = DataConfig(name="image-folder", path=folder / "raw", image_size=SIZE)
+        config = ImageFolderConfig(name="image-folder", path=folder / "raw", image_size=SIZE)
         gc.freeze()  # the names are the benchmark's: looking through them is no part of either
 
         def ours() -> float:

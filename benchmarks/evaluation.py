@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_fidelity import calculate_metrics
 
+from benchmarks.fidelity import register
 from diffusion.data.store import Images, ImageStore, write_store
 from diffusion.devices import default_device
 from diffusion.evaluation.evaluate import score_cells
@@ -103,7 +104,7 @@ def theirs(made: Work, **options: Any) -> dict[str, dict[str, float]]:
         cell.name: calculate_metrics(
             input1=AsTensors(store.images),
             input2=real,
-            feature_extractor=EXTRACTOR,
+            feature_extractor=register(EXTRACTOR),
             fid=True,
             kid=True,
             isc=True,
@@ -140,7 +141,7 @@ def main() -> None:
     defaults: dict[str, Any] = {"kid_subset_size": 30} if small else {}
     with work(cells, size) as made:
         first = made._replace(cells=dict(list(made.cells.items())[:1]))
-        ours(first)  # loads libraries and registers extractors
+        ours(first)  # loads libraries
         our_seconds, mine = timed(ours, made)
         print(f"{cells} cells of {size:,}: ours {our_seconds:.1f} s", flush=True)
         their_seconds, other = timed(lambda made: theirs(made, **defaults), made)

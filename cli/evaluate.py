@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.given import refuse_idle
+from cli.names import Extractor
 from cli.progress import progress
 from cli.tables import show, table
 
@@ -28,17 +29,14 @@ def evaluate(
         Path, typer.Option("--against", help="The real images: likewise, or a prepared data set.")
     ],
     extractor: Annotated[
-        str | None,
-        typer.Option(
-            "--extractor",
-            help="effnet-lite0-64, effnet-lite0-96 or inception-v3-compat. [default: by the images' size]",
-        ),
+        Extractor | None, typer.Option("--extractor", help="[default: by the images' size]")
     ] = None,
     split: Annotated[
         Split, typer.Option("--split", help="Of a prepared data set: which split is the reference.")
     ] = Split.train,
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="A file with Inception's weights. [default: download]")
+        Path | None,
+        typer.Option("--weights", help="Where it brings none. [default: download]"),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="[default: as suits the device]")
@@ -56,7 +54,7 @@ def evaluate(
         document = evaluate_images(
             path,
             against,
-            extractor=extractor,
+            extractor=extractor.value if extractor else None,
             split=split.value,
             weights=weights,
             batch_size=batch_size,
@@ -81,7 +79,7 @@ def _print_scores(document: dict[str, Any]) -> None:
         columns.append("real, held out" + (" (extrapolated)" if floor["extrapolated"] else ""))
     made = table(*columns)
     shown = [spec.distance, "excess", spec.limit, spec.kernel_distance, spec.precision, spec.recall]
-    for name in [*shown, "memorisation", *([spec.score] if spec.is_inception else [])]:
+    for name in [*shown, "memorisation", *spec.results]:
         if name in scores:
             row = [name, f"{scores[name]:.5g}", *([_interval(document, name)] if intervals else [])]
             row.append(f"{floor[name]:.5g}" if name in floor else "")

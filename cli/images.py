@@ -8,7 +8,8 @@ import typer
 
 from cli.chosen import StorePath
 from cli.given import refuse_idle
-from cli.models import Champion, ModelFile, RunId, Spacing, resolve_model, writer_of
+from cli.models import Champion, ModelFile, RunId, resolve_model, writer_of
+from cli.names import Spacing
 from cli.progress import Show, progress
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.models import Champion, ModelFile, RunId, resolve_model
+from cli.names import Preset
 
 AsJson = Annotated[bool, typer.Option("--json", help="Say what was made as JSON.")]
 
@@ -27,7 +28,7 @@ def _export() -> None:
 @import_app.command("openai")
 def openai(
     file: Annotated[Path, typer.Argument(help="A .pt file of guided-diffusion or improved-diffusion.")],
-    preset: Annotated[str, typer.Option("--preset", help="Its shape: adm-64, adm-128, adm-256, …")],
+    preset: Annotated[Preset, typer.Option("--preset", help="Its shape.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The model file. [default: models/NAME.safetensors]")
     ] = None,
@@ -38,11 +39,11 @@ def openai(
     from diffusion.interop.openai import import_openai
 
     out = out or Path("models") / f"{file.stem}.safetensors"
-    weights, artefact = import_openai(file, preset)
+    weights, artefact = import_openai(file, preset.value)
     save_artefact(out, weights, artefact)
     parameters = sum(tensor.numel() for tensor in weights.values())
-    made = {"out": str(out), "preset": preset, "parameters": parameters}
-    said = f"{parameters / 1e6:,.1f} M parameters of {preset}: {out}, to be used with --model"
+    made = {"out": str(out), "preset": preset.value, "parameters": parameters}
+    said = f"{parameters / 1e6:,.1f} M parameters of {preset.value}: {out}, to be used with --model"
     typer.echo(json.dumps(made) if as_json else said)
 
 

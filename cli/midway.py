@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 from cli.progress import progress
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from diffusion.checkpoint import Artefact
     from diffusion.config import Config
     from diffusion.evaluation.midway import Checkpoints, MidwayScorer, ScoredImages
     from diffusion.signals import StopRequest
-    from diffusion.unet import UNet
     from tracking.spool import Spool
 
 PREFIX = "midway"  # of the scores' names in MLflow
@@ -41,7 +42,7 @@ class Midway:
         """Whether the weights after `step` steps have been scored."""
         return step in self.checkpoints.scores()
 
-    def evaluate(self, step: int, ema: "UNet") -> None:
+    def evaluate(self, step: int, ema: "nn.Module") -> None:
         """Score the EMA; a request to stop cuts that short, and the training's next start makes it good."""
         from diffusion.errors import Interrupted
 

@@ -2,18 +2,16 @@
 
 import json
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.budget import budget_settings, refuse_beside_budget, scores_of
 from cli.given import refuse_idle
+from cli.names import Noise, Sampler, Spacing
 from cli.sampling import WRITERS, frames_of
 from diffusion.samplers import SAMPLERS
-from diffusion.samplers import Noise as NoiseName
-from diffusion.spacing import SPACINGS
 
 if TYPE_CHECKING:
     from diffusion.checkpoint import LoadedModel
@@ -31,12 +29,6 @@ Champion = Annotated[
 ]
 
 Klass = Annotated[str | None, typer.Option("--class", help="By name or number. [default: all in turn]")]
-
-
-# What there is, by the registries.
-Noise = StrEnum("Noise", {name: name for name in get_args(NoiseName)})  # type: ignore[misc]
-Spacing = StrEnum("Spacing", {name: name for name in SPACINGS})  # type: ignore[misc]
-Sampler = StrEnum("Sampler", {name: name for name in SAMPLERS})  # type: ignore[misc]
 
 
 def resolve_model(model: Path | None, run_id: str | None, champion: bool) -> Path:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from cli.progress import Show
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from cli.midway import Midway
     from diffusion.checkpoint import Described
     from diffusion.resolve import TrainPlan
     from diffusion.trainrun import TrainRun
-    from diffusion.unet import UNet
     from tracking.spool import Spool
 
 BEAT_SECONDS = 10.0
@@ -65,14 +66,14 @@ class Watch:
             with only_watching("heartbeat"):
                 self._run.beat(step)
 
-    def preview(self, step: int, network: "UNet", ema: "UNet") -> None:
+    def preview(self, step: int, network: "nn.Module", ema: "nn.Module") -> None:
         """The same images at every step: a row of raw weights and one of EMA weights, into the spool."""
         path = self._run.folder / "previews" / f"{step:09d}.png"
         with self.paused():
             write_preview(path, self._artefact, network, ema)
             self._spool.image(step, "preview", path)
 
-    def evaluate(self, step: int, ema: "UNet") -> None:
+    def evaluate(self, step: int, ema: "nn.Module") -> None:
         """Score the EMA, whose weights are kept as `train.keep` says; the scores become curves by step."""
         if self._midway is not None:
             with self.paused():
@@ -89,7 +90,7 @@ class Watch:
                 since, start = self._window
                 self._window = (since + time.monotonic() - began, start)
 
-    def catch_up(self, step: int, ema: "UNet") -> None:
+    def catch_up(self, step: int, ema: "nn.Module") -> None:
         """Make the score that is due after `step` steps, if it is not there."""
         from diffusion.watching import only_watching
 
@@ -100,7 +101,7 @@ class Watch:
                 self.evaluate(step, ema)
 
 
-def write_preview(path: Path, artefact: "Described", network: "UNet", ema: "UNet") -> None:
+def write_preview(path: Path, artefact: "Described", network: "nn.Module", ema: "nn.Module") -> None:
     """Write a PNG of ten images from fixed seeds: above by the raw weights, below by their EMA."""
     import numpy as np
 

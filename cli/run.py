@@ -45,7 +45,7 @@ def _show_scores(document: dict[str, Any]) -> None:
     cells = sorted(document["cells"].values(), key=order)
     name, metric, _ = best(document["cells"])
     winner = document["cells"][name]
-    names = [spec.distance, "excess", spec.kernel_distance, *[spec.score] * spec.is_inception]
+    names = [spec.distance, "excess", spec.kernel_distance, *spec.results]
     names = [name for name in names if all(name in cell["scores"] for cell in cells)]
     axes = [axis for axis in AXES if any(axis in cell for cell in cells)]
     listed = table(*(axis.upper() for axis in axes), *names, "")

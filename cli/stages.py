@@ -74,8 +74,9 @@ def train(
     config = preflight("train")
     sections, store, device = load_sections(TrainSections), open_store(PREPARED / "train"), default_device()
     artefact = resolve(sections, store.meta, device)
+    code = training_code(sections.process, sections.model)
     with (
-        open_training(artefact, training_code(sections.process), fresh=fresh, keep=keep) as run,
+        open_training(artefact, code, fresh=fresh, keep=keep) as run,
         stop_request() as stop,
         together(sections.train, ANOTHER, _say, stop.raise_if_set) as ranks,
         watched(run, artefact, config, stop) as tracked,

@@ -19,11 +19,11 @@ from diffusion.allocator import keep_freed_memory
 from diffusion.code import CodeSince
 from diffusion.errors import DiffctlError
 from diffusion.files import write_atomic
+from diffusion.model_config import NetworkSpec
+from diffusion.model_registry import build_network
 from diffusion.precision import Precision, settled
 from diffusion.process_config import ProcessConfig
 from diffusion.section import Section, canonical, explain
-from diffusion.shape import UNetSpec
-from diffusion.unet import UNet
 
 METADATA_KEY = "diffctl"
 
@@ -50,7 +50,7 @@ class Described(Section):
     """
 
     format: Literal[3] = 3
-    network: UNetSpec
+    network: SerializeAsAny[NetworkSpec]
     process: SerializeAsAny[ProcessConfig]
     data: DataCard
     step: int
@@ -77,7 +77,7 @@ class Artefact(Described):
 class LoadedModel(NamedTuple):
     """A network in eval mode, and what its file says of it."""
 
-    network: UNet
+    network: torch.nn.Module
     artefact: Artefact
 
 
@@ -141,7 +141,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     """Build the network that the file describes and load its weights; DiffctlError when they do not fit."""
     artefact = read_artefact(path)
-    return LoadedModel(load_weights(UNet(artefact.network), path, artefact, device), artefact)
+    return LoadedModel(load_weights(build_network(artefact.network), path, artefact, device), artefact)
 
 
 def load_weights(network: Network, path: Path, artefact: Artefact, device: torch.device | str) -> Network:

@@ -53,6 +53,7 @@ class ClassifierArtefact(Artefact):
     """What a classifier's file says of itself; `network.num_classes` is what it tells apart."""
 
     kind: Literal["classifier"]
+    network: UNetSpec
 
 
 class LoadedClassifier(NamedTuple):

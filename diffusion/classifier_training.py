@@ -39,6 +39,7 @@ class ClassifierPlan(TrainPlan):
     """A classifier that is still to be trained."""
 
     kind: Literal["classifier"]
+    network: UNetSpec
 
 
 def classifier_code(process: ProcessConfig) -> Code:
@@ -120,7 +121,7 @@ def train_classifier(
     """
     config, process = state.artefact.train, build_process(state.artefact.process)
     data, timesteps = Batches(store, device), UniformSampler(process.timesteps)
-    masks = masks_of(state.network, state.artefact, "classifier dropout")
+    masks = masks_of(state.network, state.artefact, "classifier dropout", False)
     while state.step < config.steps:
         try:
             check_stop()

@@ -3,12 +3,10 @@
 import copy
 
 import torch
-from torch import Tensor
-
-from diffusion.unet import UNet
+from torch import Tensor, nn
 
 
-def ema_copy(network: UNet) -> UNet:
+def ema_copy(network: nn.Module) -> nn.Module:
     """A copy in eval mode that takes part in no gradient."""
     return copy.deepcopy(network).eval().requires_grad_(False)
 
@@ -19,7 +17,7 @@ def warmed_decay(decay: float, step: int) -> float:
 
 
 @torch.no_grad()
-def ema_update(ema: UNet, network: UNet, decay: float, finite: Tensor) -> None:
+def ema_update(ema: nn.Module, network: nn.Module, decay: float, finite: Tensor) -> None:
     """ema ← decay·ema + (1 − decay)·network, in place; where `finite`, a single truth value, is false, ema.
 
     That value may lie on a GPU: the host never waits to know it.

@@ -1,12 +1,12 @@
 """A model's images by index: image i depends on the model, the settings and i alone."""
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from diffusion.checkpoint import Described, LoadedModel
-from diffusion.classifier import LoadedClassifier
 from diffusion.condition import Condition
 from diffusion.denoiser import Denoiser, NetworkDenoiser
 from diffusion.errors import UsageError
@@ -28,6 +28,9 @@ from diffusion.settings import SampleSettings
 from diffusion.spacing import check_timesteps, spaced_timesteps
 from diffusion.time_grid import Grid
 from diffusion.two_at_once import in_halves, pays_on
+
+if TYPE_CHECKING:  # a model's images do not come from a classifier's code, unless there is one
+    from diffusion.classifier import LoadedClassifier
 
 _Draw = Callable[[], Tensor]
 _Callback = Callable[[Step], object]
@@ -58,7 +61,7 @@ def generate(
     condition: Condition,
     device: torch.device,
     callback: _Callback | None = None,
-    classifier: LoadedClassifier | None = None,
+    classifier: "LoadedClassifier | None" = None,
 ) -> Tensor:
     """The images at `indices` under a row each of the condition, uint8 (B, C, H, W) on the CPU.
 
@@ -93,7 +96,7 @@ def _making(
     loaded: LoadedModel,
     settings: SampleSettings,
     device: torch.device,
-    classifier: LoadedClassifier | None,
+    classifier: "LoadedClassifier | None",
 ) -> _Making:
     """What makes images; all that depends neither on draws nor on conditions is done here, once."""
     grid, sampler = check_settings(loaded.artefact, settings), build_sampler(settings)
@@ -123,7 +126,7 @@ def model_denoiser(loaded: LoadedModel) -> NetworkDenoiser:
 
 
 def guided_denoiser(
-    loaded: LoadedModel, settings: SampleSettings, classifier: LoadedClassifier | None = None
+    loaded: LoadedModel, settings: SampleSettings, classifier: "LoadedClassifier | None" = None
 ) -> Denoiser:
     """The model under all its guidance.
 
@@ -142,7 +145,7 @@ def guided_denoiser(
     return shifting_eps(guided, gradient, model.process)
 
 
-def check_classifier(artefact: Described, classifier: LoadedClassifier) -> None:
+def check_classifier(artefact: Described, classifier: "LoadedClassifier") -> None:
     """UsageError unless the classifier knows this model's images, its process and, if any, its classes."""
     ours, theirs = artefact.network, classifier.artefact.network
     process, seen = artefact.process, classifier.artefact.process

@@ -3,7 +3,7 @@
 import warnings
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion.condition import Condition
 from diffusion.distributed import Ranks
@@ -17,7 +17,6 @@ from diffusion.prediction import Network
 from diffusion.process_registry import build_process
 from diffusion.resolve import TrainPlan
 from diffusion.train_precision import compiles
-from diffusion.unet import UNet
 
 Losses = dict[str, Tensor]
 
@@ -30,13 +29,13 @@ class Gradients:
     same step is tried again, of which nothing was kept, by the same draws.
     """
 
-    def __init__(self, artefact: TrainPlan, network: UNet, ranks: Ranks) -> None:
+    def __init__(self, artefact: TrainPlan, network: nn.Module, ranks: Ranks) -> None:
         train = artefact.train
         self._artefact, self._network, self._ranks = artefact, network, ranks
         self._process = build_process(artefact.process)
         self.share = ranks.share(train.batch_size)
         self.microbatch = self._first_microbatch(self.share.stop - self.share.start)
-        self._masks = masks_of(network, artefact, "dropout")
+        self._masks = masks_of(network, artefact, "dropout", artefact.network.num_classes > 0)
         self._compiling = compiles(train, ranks.device)
         self._forward: Network | None = None
 

@@ -6,14 +6,16 @@ dropout, and so are those of two rows at each place, unless their starts are equ
 many bits as two rows have, where torch's own dropout draws those of all rows.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
 from diffusion.data.loader import send
 from diffusion.dropout import Dropout
+from diffusion.model_config import NetworkSpec
 from diffusion.random import generator
 from diffusion.resolve import TrainPlan
-from diffusion.unet import Encoder
 
 STARTS = 2**14  # that a row's window can have at least: in a batch of 128 seldom two rows have the same
 
@@ -21,9 +23,9 @@ STARTS = 2**14  # that a row's window can have at least: in a batch of 128 seldo
 class Masks:
     """The masks of a training's steps, set in the network's dropout layers before each pass."""
 
-    def __init__(self, network: Encoder, artefact: TrainPlan, purpose: str) -> None:
+    def __init__(self, network: nn.Module, artefact: TrainPlan, purpose: str, labelled: bool) -> None:
         self._layers = _layers(network)
-        self._sizes = _sizes(type(network), artefact)
+        self._sizes = _sizes(network, artefact.network, labelled)
         self._name, self._rows = (purpose, artefact.train.seed), artefact.train.batch_size
         self._starts: list[Tensor] = []
 
@@ -46,27 +48,35 @@ class Masks:
             layer.starts = starts[rows]
 
 
-def masks_of(network: Encoder, artefact: TrainPlan, purpose: str) -> Masks | None:
-    """The masks of the network's dropout in a training of that purpose; None without dropout."""
-    return Masks(network, artefact, purpose) if artefact.network.dropout else None
+def masks_of(network: nn.Module, artefact: TrainPlan, purpose: str, labelled: bool) -> Masks | None:
+    """The masks of the network's dropout in a training of that purpose; None without dropout.
+
+    `labelled`: whether the network is called with labels.
+    """
+    return Masks(network, artefact, purpose, labelled) if artefact.network.dropout else None
 
 
 def _layers(network: nn.Module) -> list[Dropout]:
     return [module for module in network.modules() if isinstance(module, Dropout)]
 
 
-def _sizes(kind: type[Encoder], artefact: TrainPlan) -> list[int]:
+def _sizes(network: nn.Module, spec: NetworkSpec, labelled: bool) -> list[int]:
     """How many numbers of a row each dropout layer sees, from a pass in which nothing is computed."""
-    spec = artefact.network
     sizes: dict[nn.Module, int] = {}
 
     def look(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         sizes[layer] = arguments[0].numel()
 
+    alike = _without_numbers(network).eval()
+    for layer in _layers(alike):
+        layer.register_forward_pre_hook(look)
     with torch.device("meta"):
-        network = kind(spec)
         x, t = torch.empty(1, spec.in_channels, spec.image_size, spec.image_size), torch.zeros(1).long()
-        for layer in _layers(network):
-            layer.register_forward_pre_hook(look)
-        network(x, t, *([t] if network.spec.num_classes else []))
+        alike(x, t, *([t] if labelled else []))
     return list(sizes.values())
+
+
+def _without_numbers(network: nn.Module) -> nn.Module:
+    """A copy on the meta device, for which no memory is taken."""
+    tensors = (*network.parameters(), *network.buffers())
+    return copy.deepcopy(network, {id(tensor): tensor.detach().to("meta") for tensor in tensors})

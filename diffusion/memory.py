@@ -11,8 +11,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffusion.errors import DiffctlError
-from diffusion.shape import UNetSpec
-from diffusion.unet import UNet
+from diffusion.model_config import NetworkSpec
+from diffusion.model_registry import build_network
 
 TRAIN_BYTES = 20  # of a parameter in training: weights, EMA, gradient and Adam's two moments, in fp32
 REMEDY = (
@@ -24,19 +24,19 @@ SHORTAGES = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED", "ALL
 STEP_SHARE = 0.8  # of a machine's memory that a step may take where nothing can be tried
 
 
-def count_parameters(spec: UNetSpec) -> int:
+def count_parameters(spec: NetworkSpec) -> int:
     """How many numbers the network learns."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in UNet(spec).parameters())
+        return sum(parameter.numel() for parameter in build_network(spec).parameters())
 
 
-def step_bytes(spec: UNetSpec, images: int) -> int:
+def step_bytes(spec: NetworkSpec, images: int) -> int:
     """What a training step of that many images takes at most."""
     return count_parameters(spec) * TRAIN_BYTES + saved_bytes(spec, images)
 
 
 @cache
-def saved_bytes(spec: UNetSpec, batch: int) -> int:
+def saved_bytes(spec: NetworkSpec, batch: int) -> int:
     """Bytes that a forward pass of `batch` images keeps for the backward pass, in fp32.
 
     Fake tensors take the same kernels as real ones and hold no memory. On the meta device attention takes
@@ -50,7 +50,7 @@ def saved_bytes(spec: UNetSpec, batch: int) -> int:
         return tensor
 
     with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        network = UNet(spec)
+        network = build_network(spec)
         x = torch.empty(batch, spec.in_channels, spec.image_size, spec.image_size)
         t = torch.empty(batch, dtype=torch.int64)
         network(x, t, t if spec.num_classes else None)
@@ -58,7 +58,7 @@ def saved_bytes(spec: UNetSpec, batch: int) -> int:
     return sum(storage.nbytes() for address, storage in found.items() if address not in weights)
 
 
-def fitting_microbatch(spec: UNetSpec, images: int, total: int) -> int:
+def fitting_microbatch(spec: NetworkSpec, images: int, total: int) -> int:
     """The images, halved until a step of so many takes at most 80% of `total` bytes; at least 1.
 
     By the memory that there is, not by what is free now: the same machine always finds the same.

@@ -1,20 +1,20 @@
 """The section `process` of params.yaml."""
 
 from functools import partial
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from diffusion.chosen import ChosenSection
 from diffusion.predictions import PREDICTIONS
 from diffusion.process_registry import PROCESSES
-from diffusion.registry import known, load_reference
-from diffusion.section import Section
+from diffusion.registry import known
 
 Variance = Literal["small", "large", "learned"]
 """Which variance a reverse step has: β̃ or β (DDPM sec. 3.2), or what the network says (iDDPM eq. 15)."""
 
 
-class ProcessConfig(Section):
+class ProcessConfig(ChosenSection):
     """The process: T timesteps, how noise comes in, what the network predicts and how it learns.
 
     `schedule` is a name of PROCESSES; one with options of its own has them here, too. `prediction` is a name
@@ -23,6 +23,9 @@ class ProcessConfig(Section):
     network (Hang et al. 2023, 2303.09556).
     """
 
+    CHOSEN_BY = "schedule"
+    ENTRIES = PROCESSES
+
     timesteps: Annotated[int, Field(ge=2)] = 1000
     schedule: Annotated[str, AfterValidator(partial(known, registry=PROCESSES))] = "cosine"
     variance: Variance = "learned"
@@ -30,17 +33,6 @@ class ProcessConfig(Section):
     t_sampler: Literal["uniform", "loss-aware"] = "uniform"
     prediction: Annotated[str, AfterValidator(partial(known, registry=PREDICTIONS))] = "eps"
     weighting: Literal["none", "min-snr"] = "none"
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _of_its_schedule(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """The schedule's own section, where it has one."""
-        entry = PROCESSES.get(str(values.get("schedule"))) if isinstance(values, dict) else None
-        wanted = load_reference(entry.config) if entry else cls
-        if issubclass(cls, wanted):
-            return handler(values)
-        own: Self = wanted.model_validate(values)
-        return own
 
     @model_validator(mode="after")
     def _loss_fits_variance(self) -> Self:

@@ -1,6 +1,7 @@
 """What is chosen by a name: registries of entries, which load their code when it is built, not before."""
 
 import importlib
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from typing import Any
 def load_reference(reference: str) -> Any:
     """The object that "package.module:name" means; its module is imported only now."""
     module, _, name = reference.partition(":")
-    return getattr(importlib.import_module(module), name)
+    return operator.attrgetter(name)(importlib.import_module(module))
 
 
 def module_named(reference: str) -> str:

@@ -9,10 +9,11 @@ from pydantic import ValidationError
 from diffusion.checkpoint import Artefact, DataCard, Described
 from diffusion.code import Code, CodeSince, code_of, code_since
 from diffusion.errors import UsageError
+from diffusion.model_config import ModelConfig, NetworkSpec
+from diffusion.model_registry import MODELS
 from diffusion.process_config import ProcessConfig
 from diffusion.process_registry import PROCESSES
 from diffusion.section import explain, fingerprint
-from diffusion.shape import UNetSpec
 from diffusion.train_config import TrainConfig, TrainSections
 from diffusion.train_precision import resolve_precision
 
@@ -37,16 +38,18 @@ def resolve(config: TrainSections, meta: dict[str, Any], device: torch.device) -
         )
     channels = meta["channels"]
     try:
-        network = UNetSpec(
-            **config.model.model_dump(),
-            image_size=meta["image_size"],
-            in_channels=channels,
-            out_channels=2 * channels if config.process.variance == "learned" else channels,
-            num_classes=len(classes),
-            null_class=config.train.p_uncond > 0,
+        network = NetworkSpec.model_validate(
+            {
+                **config.model.model_dump(),
+                "image_size": meta["image_size"],
+                "in_channels": channels,
+                "out_channels": 2 * channels if config.process.variance == "learned" else channels,
+                "num_classes": len(classes),
+                "null_class": config.train.p_uncond > 0,
+            }
         )
     except ValidationError as error:
-        raise UsageError(explain(error, "params.yaml with this data: model", UNetSpec)) from None
+        raise UsageError(explain(error, "params.yaml with this data: model", NetworkSpec)) from None
     return TrainPlan(
         network=network,
         process=config.process,
@@ -60,13 +63,13 @@ def resolve(config: TrainSections, meta: dict[str, Any], device: torch.device) -
         ),
         step=config.train.steps,
         precision=resolve_precision(config.train.precision, device),
-        code=(code_since(0, training_code(config.process)),),
+        code=(code_since(0, training_code(config.process, config.model)),),
     )
 
 
-def training_code(process: ProcessConfig) -> Code:
-    """The modules that the numbers of a training in this process come from."""
-    return code_of("diffusion.training", PROCESSES[process.schedule].module)
+def training_code(process: ProcessConfig, model: ModelConfig) -> Code:
+    """The modules that the numbers of such a model's training in this process come from."""
+    return code_of("diffusion.training", PROCESSES[process.schedule].module, MODELS[model.name].module)
 
 
 def training_fingerprint(plan: TrainPlan) -> str:

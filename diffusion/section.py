@@ -20,6 +20,8 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 PositiveInt = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Distinct = AfterValidator(_distinct)
+UNKNOWN_KEY = "unknown_key"  # the type of an error that says by itself what is allowed
+SAYS_ALL = ("value_error", "missing", UNKNOWN_KEY)
 
 
 class Section(BaseModel):
@@ -49,7 +51,7 @@ def explain(error: ValidationError, origin: str, kind: type[BaseModel]) -> str:
             problems.append(f"{field}: unknown key{_allowed_keys(kind, item['loc'])}")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            given = "" if item["type"] in ("value_error", "missing") else f" (got {item['input']!r})"
+            given = "" if item["type"] in SAYS_ALL else f" (got {item['input']!r})"
             problems.append(f"{field + ': ' if field else ''}{message}{given}")
     return f"{origin}: " + "; ".join(problems)
 

@@ -1,14 +1,15 @@
-"""The shape of a network: the model section of params.yaml, and with what the data decides, a whole one."""
+"""The shape of the U-Net: its section of params.yaml, and with what the data decides, a whole network."""
 
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from diffusion.model_config import ModelConfig, NetworkSpec
 from diffusion.presets import PRESETS
-from diffusion.section import Distinct, PositiveInt, Probability, Section
+from diffusion.section import Distinct, PositiveInt
 
 
-class ModelConfig(Section):
+class UNetConfig(ModelConfig):
     """The ADM U-Net's shape (2105.05233, sec. 3 and table 12).
 
     `attention` lists the feature-map sizes, in pixels, that get self-attention. Heads come either from
@@ -16,6 +17,8 @@ class ModelConfig(Section):
     (iDDPM's code trains with 1000/T). The key `preset` stands for the shape of a published network; other
     keys beside it change it.
     """
+
+    ALSO = frozenset({"preset"})
 
     channels: PositiveInt
     channel_mult: tuple[PositiveInt, ...] = Field(min_length=1)
@@ -26,9 +29,6 @@ class ModelConfig(Section):
     embedding: Literal["adagn", "additive"] = "adagn"
     resample: Literal["biggan", "plain"] = "biggan"
     block: Literal["resnet", "convnext"] = "resnet"
-    dropout: Probability = 0.0
-    class_cond: bool = True
-    gradient_checkpointing: bool = False
     time_scale: Annotated[float, Field(gt=0)] = 1.0
 
     @model_validator(mode="before")
@@ -68,36 +68,15 @@ class ModelConfig(Section):
             )
         return self
 
+    def check_size(self, image_size: int) -> None:
+        """ValueError where the levels or the attention do not fit images of this side."""
+        sizes = level_sizes(image_size, len(self.channel_mult))
+        if missing := sorted(set(self.attention) - set(sizes)):
+            raise ValueError(f"attention: feature maps are {sizes} pixels, so {missing} cannot be used")
 
-class UNetSpec(ModelConfig):
-    """A ModelConfig with what the data decides: all that is needed to build the network.
 
-    `num_classes` 0 means unconditional. `null_class` adds the "no label" row that classifier-free guidance
-    trains; its index is `num_classes`.
-    """
-
-    image_size: PositiveInt
-    in_channels: Annotated[int, Field(ge=1, le=4)]
-    out_channels: PositiveInt
-    num_classes: Annotated[int, Field(ge=0)] = 0
-    null_class: bool = False
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> Self:
-        sizes = level_sizes(self.image_size, len(self.channel_mult))
-        missing = sorted(set(self.attention) - set(sizes))
-        if missing:
-            raise ValueError(
-                f"attention: the network has feature maps of {sizes} pixels, so {missing} cannot be used"
-            )
-        if self.null_class and not self.num_classes:
-            raise ValueError("null_class needs classes (num_classes > 0)")
-        return self
-
-    @property
-    def learned_variance(self) -> bool:
-        """Whether the network gives 2C channels: epsilon, then v (iDDPM eq. 15)."""
-        return self.out_channels == 2 * self.in_channels
+class UNetSpec(UNetConfig, NetworkSpec):
+    """A UNetConfig with what the data decides, which is also what a model file stores."""
 
 
 def level_sizes(image_size: int, levels: int) -> list[int]:

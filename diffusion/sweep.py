@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 
 from diffusion.asked import mixed_condition
-from diffusion.checkpoint import Artefact, LoadedModel, load_model, read_artefact
+from diffusion.checkpoint import Artefact, Described, LoadedModel, load_model, read_artefact
 from diffusion.code import Code, code_digest, code_of, torch_version
 from diffusion.data.store import Images, ImageStore, stream_store
 from diffusion.devices import Waiting, held_device
@@ -17,7 +17,7 @@ from diffusion.files import sha256_file
 from diffusion.generate import generate
 from diffusion.grid import Cell, cell_settings, settings_card
 from diffusion.images import to_nhwc
-from diffusion.process_config import ProcessConfig
+from diffusion.model_registry import MODELS
 from diffusion.process_registry import PROCESSES
 from diffusion.sample_config import SampleConfig
 from diffusion.samplers import SAMPLERS
@@ -43,10 +43,10 @@ def sampling_card(settings: SampleSettings, artefact: Artefact) -> dict[str, Any
     }
 
 
-def sampling_code(settings: SampleSettings, process: ProcessConfig) -> Code:
-    """The modules that the images of these settings in this process come from."""
-    chosen = SAMPLERS[settings.sampler].module, PROCESSES[process.schedule].module
-    return code_of("diffusion.generate", *chosen)
+def sampling_code(settings: SampleSettings, artefact: Described) -> Code:
+    """The modules that such a model's images by these settings come from."""
+    process, network = PROCESSES[artefact.process.schedule], MODELS[artefact.network.name]
+    return code_of("diffusion.generate", SAMPLERS[settings.sampler].module, process.module, network.module)
 
 
 def units_folder(settings: SampleSettings, artefact: Artefact) -> Path:
@@ -54,7 +54,7 @@ def units_folder(settings: SampleSettings, artefact: Artefact) -> Path:
 
     The card has a version that is raised by hand; by other code that gives the same images it stays the same.
     """
-    code = code_digest(sampling_code(settings, artefact.process))
+    code = code_digest(sampling_code(settings, artefact))
     made_by = {"card": sampling_card(settings, artefact), "code": code}
     return cells_folder(artefact.model_sha256) / fingerprint(made_by)
 

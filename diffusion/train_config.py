@@ -5,9 +5,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SerializeAsAny, model_validator
 
 from diffusion.data.config import DataConfig
+from diffusion.model_config import ModelConfig
 from diffusion.process_config import ProcessConfig
 from diffusion.section import PositiveInt, Probability, Section
-from diffusion.shape import ModelConfig, level_sizes
+from diffusion.shape import UNetConfig
 
 
 class TrainConfig(Section):
@@ -64,8 +65,8 @@ class TrainConfig(Section):
 class TrainSections(Section):
     """The sections that decide a model, which the whole of params.yaml has too."""
 
-    data: DataConfig
-    model: ModelConfig
+    data: SerializeAsAny[DataConfig]
+    model: SerializeAsAny[ModelConfig]
     process: SerializeAsAny[ProcessConfig]
     train: TrainConfig
 
@@ -74,11 +75,11 @@ class TrainSections(Section):
         if self.train.p_uncond and not self.model.class_cond:
             raise ValueError("train.p_uncond > 0 drops labels, so it needs model.class_cond: true")
         if self.data.image_size is not None:
-            sizes = level_sizes(self.data.image_size, len(self.model.channel_mult))
-            if missing := sorted(set(self.model.attention) - set(sizes)):
-                raise ValueError(
-                    f"model.attention: feature maps are {sizes} pixels, so {missing} cannot be used"
-                )
+            try:
+                self.model.check_size(self.data.image_size)
+            except ValueError as error:
+                size = self.data.image_size
+                raise ValueError(f"model for images of {size}×{size} pixels: {error}") from None
         return self
 
 
@@ -89,5 +90,5 @@ class ClassifierConfig(Section):
     compile, tf32, ema_decay, p_uncond, preview_every, keep and all of eval_ mean nothing here.
     """
 
-    model: ModelConfig
+    model: UNetConfig
     train: TrainConfig

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion.allocator import keep_freed_memory
 from diffusion.data.loader import Batches
@@ -22,6 +22,7 @@ from diffusion.ema import ema_copy, ema_update, warmed_decay
 from diffusion.errors import DiffctlError, Interrupted
 from diffusion.gradients import Gradients
 from diffusion.memory import shortage_told
+from diffusion.model_registry import build_network
 from diffusion.precision import image_layout
 from diffusion.quartiles import quartile_sums, with_quartile_means
 from diffusion.random import generator
@@ -30,7 +31,6 @@ from diffusion.resolve import TrainPlan
 from diffusion.resumable import Moments, Part, Resumable
 from diffusion.timesteps import LossAwareSampler, UniformSampler
 from diffusion.train_precision import set_tf32
-from diffusion.unet import UNet
 from diffusion.watching import only_watching
 
 MAX_BAD_STEPS = 5  # non-finite steps in a row that end a training
@@ -49,10 +49,10 @@ class Observer(Protocol):
     def progress(self, step: int, total: int, values: dict[str, float]) -> None:
         """Called after every step with the newest means."""
 
-    def preview(self, step: int, network: UNet, ema: UNet) -> None:
+    def preview(self, step: int, network: nn.Module, ema: nn.Module) -> None:
         """Called every `preview_every` steps."""
 
-    def evaluate(self, step: int, ema: UNet) -> None:
+    def evaluate(self, step: int, ema: nn.Module) -> None:
         """Called every `eval_every` steps, never where that is None."""
 
 
@@ -65,10 +65,10 @@ class Silent:
     def progress(self, step: int, total: int, values: dict[str, float]) -> None:
         """Ignore the step."""
 
-    def preview(self, step: int, network: UNet, ema: UNet) -> None:
+    def preview(self, step: int, network: nn.Module, ema: nn.Module) -> None:
         """Draw nothing."""
 
-    def evaluate(self, step: int, ema: UNet) -> None:
+    def evaluate(self, step: int, ema: nn.Module) -> None:
         """Score nothing."""
 
 
@@ -77,8 +77,8 @@ class TrainState(Resumable):
     """A training after `step` steps: the network as it is, and its average, which becomes the model."""
 
     artefact: TrainPlan
-    network: UNet
-    ema: UNet
+    network: nn.Module
+    ema: nn.Module
     optimizer: torch.optim.AdamW
     timesteps: UniformSampler
 
@@ -98,7 +98,7 @@ def new_state(artefact: TrainPlan, device: torch.device) -> TrainState:
     train = artefact.train
     with torch.random.fork_rng(devices=[]):  # the initialisers know the global generator only
         torch.manual_seed(generator("weights", train.seed).initial_seed())
-        network = UNet(artefact.network)
+        network = build_network(artefact.network)
     keep_freed_memory(device.type)
     network = network.to(device).train()
     network.to(memory_format=image_layout(artefact.precision, device))  # type: ignore[call-overload]

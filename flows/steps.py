@@ -98,4 +98,4 @@ def _training() -> "tuple[TrainPlan, Code]":
     from diffusion.resolve import resolve, training_code
 
     artefact = resolve(load(), open_store(PREPARED / "train").meta, default_device())
-    return artefact, training_code(artefact.process)
+    return artefact, training_code(artefact.process, artefact.network)

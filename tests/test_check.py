@@ -45,7 +45,7 @@ def prepared_as(root, images, labels, classes, **meta):
         "image_size": images.shape[1],
         "channels": images.shape[3],
         "sources": {},
-        "options": {"labels": None, "test_fraction": None},
+        "options": {},
         **meta,
     }
     for split in ("train", "test"):

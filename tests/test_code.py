@@ -151,7 +151,7 @@ def test_imports_are_followed_wherever_they_stand_but_for_types() -> None:
 
 
 def test_a_training_is_known_by_what_it_computes_by() -> None:
-    code = set(training_code(ProcessConfig()))
+    code = set(training_code(ProcessConfig(), spec_of()))
     assert {"diffusion.training", "diffusion.losses", "diffusion.schedule", "diffusion.blocks"} <= code
     assert {"diffusion.draws", "diffusion.ema", "diffusion.timesteps", "diffusion.images"} <= code
     others = {"sampling", "generate", "dpm_solver", "classifier", "locks", "files", "report", "evaluation"}
@@ -160,7 +160,8 @@ def test_a_training_is_known_by_what_it_computes_by() -> None:
 
 def test_a_cell_is_known_by_its_own_sampler() -> None:
     ddim, solver = (
-        set(sampling_code(SampleSettings(sampler=name), ProcessConfig())) for name in ("ddim", "dpm-solver++")
+        set(sampling_code(SampleSettings(sampler=name), artefact_of(spec_of())))
+        for name in ("ddim", "dpm-solver++")
     )
     assert solver - ddim == {"diffusion.dpm_solver"}
     assert {"diffusion.generate", "diffusion.sampling", "diffusion.blocks", "diffusion.random"} <= ddim

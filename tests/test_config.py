@@ -32,7 +32,10 @@ def test_the_project_starts_with_the_digits_profile() -> None:
     [
         ({"train": {"lr": -1}}, "train.lr: .*greater than 0 .*got -1"),
         ({"train": {"learning_rate": 1}}, "train.learning_rate: unknown key, allowed are steps, batch_size"),
-        ({"data": {"name": "mnist"}}, "data.name: .*'digits'.*got 'mnist'"),
+        ({"data": {"name": "mnist"}}, "data.name: allowed are digits, .*got 'mnist'"),
+        ({"data": {"labels": "fine"}}, "data.labels: digits has no such option; this is for cifar100 and"),
+        ({"data": {"path": "x"}}, "data: path: digits come with scikit-learn, so there is no folder to give"),
+        ({"data": {"name": "cifar100", "labels": "all"}}, "data.labels: .*'fine' or 'coarse' .got 'all'"),
         ({"model": {"heads": 2}}, "head_channels and heads exclude each other"),
         ({"model": {"head_channels": 7}}, "must divide every level's channels, and 7 does not divide 8"),
         ({"model": {"class_cond": False}}, "p_uncond > 0 drops labels, so it needs model.class_cond"),

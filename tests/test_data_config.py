@@ -1,13 +1,40 @@
+import copy
+import pickle
+
 import pytest
 from pydantic import ValidationError
 
 from diffusion.data.config import DataConfig
-from diffusion.data.sources import SOURCES
+from diffusion.data.source_registry import SOURCES, build_source
+from diffusion.registry import load_reference
 
 
-def test_every_name_has_a_source():
-    names = DataConfig.model_fields["name"].annotation.__args__
-    assert set(names) == SOURCES.keys()
+def test_every_name_has_a_source_that_takes_its_section(tmp_path):
+    for name, entry in SOURCES.items():
+        config = load_reference(entry.config)
+        assert issubclass(config, DataConfig)
+        path = None if name == "digits" else tmp_path
+        outlook = build_source(config(name=name, path=path, image_size=8)).outlook()
+        assert outlook.classes or outlook.blocked
+
+
+def test_a_set_has_its_own_class_however_it_is_made():
+    for made in (DataConfig(name="digits"), DataConfig.model_validate({"name": "digits"})):
+        assert type(made) is load_reference(SOURCES["digits"].config)
+        assert pickle.loads(pickle.dumps(made)) == copy.deepcopy(made) == made.model_copy() == made
+    assert type(DataConfig(name="cifar10")) is DataConfig
+    with pytest.raises(ValidationError, match="allowed are digits"):
+        DataConfig(name="mnist")
+
+
+def test_a_section_says_its_sets_own_options_alone():
+    def own(**values):
+        return DataConfig.model_validate(values).own_options()
+
+    assert own(name="digits") == own(name="cifar10", path="x") == {}
+    assert own(name="cifar100") == {"labels": "fine"}
+    folder = {"name": "image-folder", "path": "x", "image_size": 8}
+    assert own(**folder, test_fraction=0.5) == {"labels": None, "test_fraction": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -18,13 +45,13 @@ def test_every_name_has_a_source():
         ({"name": "image-folder", "path": "x"}, "image_size: image-folder has images of many sizes"),
         ({"name": "image-folder", "image_size": 8}, "path: image-folder needs the folder"),
         ({"name": "digits", "path": "x"}, "path: digits come with scikit-learn"),
-        ({"name": "cifar100", "labels": "medium"}, "labels: cifar100 has fine and coarse labels"),
-        ({"name": "cifar10", "labels": "fine"}, "labels: .* this is for cifar100 and image-folder"),
+        ({"name": "cifar100", "labels": "medium"}, "labels\n  Input should be 'fine' or 'coarse'"),
+        ({"name": "cifar10", "labels": "fine"}, r"labels\n  .* this is for cifar100 and image-folder"),
         (
             {"name": "image-folder", "path": "x", "image_size": 8, "labels": "names.txt"},
             "labels: folders, none",
         ),
-        ({"name": "cifar10", "test_fraction": 0.1}, "test_fraction: .* this is for image-folder"),
+        ({"name": "cifar10", "test_fraction": 0.1}, r"test_fraction\n  .* this is for image-folder"),
         ({"name": "image-folder", "path": "x", "image_size": 8, "test_fraction": 1.0}, "test_fraction"),
         ({"name": "digits", "channels": 2}, "channels"),
         ({"name": "digits", "image_size": 0}, "image_size"),
@@ -34,7 +61,7 @@ def test_every_name_has_a_source():
 )
 def test_impossible_combinations_are_refused_by_the_fields_name(values, message):
     with pytest.raises(ValidationError, match=message):
-        DataConfig(**values)
+        DataConfig.model_validate(values)
 
 
 @pytest.mark.parametrize(
@@ -47,4 +74,4 @@ def test_impossible_combinations_are_refused_by_the_fields_name(values, message)
     ],
 )
 def test_possible_ones_are_not(values):
-    assert DataConfig(**values).name == values["name"]
+    assert DataConfig.model_validate(values).name == values["name"]

@@ -14,7 +14,7 @@ import pytest
 
 from diffusion.data.config import DataConfig
 from diffusion.data.kaggle import can_ask_kaggle
-from diffusion.data.sources import SOURCES
+from diffusion.data.source_registry import build_source
 from diffusion.errors import DiffctlError, TemporaryError
 from diffusion.locks import file_lock
 from tests.raw_data import by_image, prepared, random_images, write_imagenet, write_mini_imagenet
@@ -108,7 +108,7 @@ def test_mini_imagenet_comes_from_kaggle_once(tmp_path, kaggle):
     names = ["a", "b", "c", "d"] * 6
     images = random_images(0, 24, 84)
     kaggle.archives["miniimagenet"] = packed(write_mini_imagenet(tmp_path / "made", images, names))
-    assert not SOURCES["mini-imagenet"].outlook(DataConfig(name="mini-imagenet")).blocked
+    assert not build_source(DataConfig(name="mini-imagenet")).outlook().blocked
     for _ in range(2):
         train, test = prepared(tmp_path, name="mini-imagenet", image_size=84)
     found = by_image(train) | by_image(test)
@@ -141,11 +141,11 @@ def test_what_kaggle_gave_needs_neither_server_nor_token_again(tmp_path, signed_
             "imagenet-object-localization-challenge": packed(large),
         }
         first, _ = prepared(tmp_path / "first", **config)
-        assert SOURCES[name].outlook(DataConfig(**config)).download == 0
+        assert build_source(DataConfig(**config)).outlook().download == 0
     monkeypatch.delenv("KAGGLE_API_TOKEN")
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
     assert not can_ask_kaggle()
-    outlook = SOURCES[name].outlook(DataConfig(**config))
+    outlook = build_source(DataConfig(**config)).outlook()
     assert (outlook.download, outlook.blocked) == (0, "")
     second, _ = prepared(tmp_path / "second", **config)
     assert second.digest == first.digest
@@ -155,14 +155,14 @@ def test_what_kaggle_gave_needs_neither_server_nor_token_again(tmp_path, signed_
 def test_a_refusal_of_kaggle_is_one_sentence_with_what_to_do(tmp_path, kaggle):
     assert can_ask_kaggle()
     with pytest.raises(DiffctlError, match=r"have you accepted its rules at https://www\.kaggle") as error:
-        SOURCES["imagenet"].open(DataConfig(name="imagenet", image_size=64))
+        build_source(DataConfig(name="imagenet", image_size=64)).open()
     assert "\n" not in str(error.value)
     assert str(tmp_path / "cache/imagenet") in str(error.value)
 
 
 def test_a_server_that_is_away_may_come_back(signed_in):
     with pytest.raises(TemporaryError, match="Kaggle does not answer") as error:
-        SOURCES["mini-imagenet"].open(DataConfig(name="mini-imagenet"))
+        build_source(DataConfig(name="mini-imagenet")).open()
     assert "\n" not in str(error.value)
 
 

@@ -24,13 +24,14 @@ from tests.waiting import wait_until
 PROGRAM = """
 import sys
 from pathlib import Path
-from diffusion.data.config import DataConfig
+from diffusion.data.sources.image_folder import ImageFolderConfig
 from diffusion.data.prepare import prepare
 
 if __name__ == "__main__":
     raw, out, work = map(Path, sys.argv[1:4])
     show = lambda done, total: print(done, total, flush=True)
-    prepare(DataConfig(name="image-folder", path=raw, image_size=int(sys.argv[4])), out, show, work=work)
+    config = ImageFolderConfig(name="image-folder", path=raw, image_size=int(sys.argv[4]))
+    prepare(config, out, show, work=work)
 """
 
 

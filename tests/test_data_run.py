@@ -23,11 +23,11 @@ STAGE = """
 import sys, time
 from pathlib import Path
 from diffusion.data.fetch import Remote
-from diffusion.data.sources import SOURCES
-from diffusion.data.sources.fashion_mnist import FashionMnist
+from diffusion.data.sources import fashion_mnist
 
 files = {files}
-SOURCES["fashion-mnist"] = FashionMnist([Remote(*file) for file in files], debian=Path("nowhere"))
+fashion_mnist.FILES = [Remote(*file) for file in files]
+fashion_mnist.DEBIAN = Path("nowhere")
 time.sleep = lambda seconds: None  # between the downloader's own tries
 sys.argv[1:] = ["stage", "data"]
 from cli.main import main

@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from diffusion.data.config import DataConfig
-from diffusion.data.sources import SOURCES
+from diffusion.data.source_registry import build_source
 from diffusion.errors import DiffctlError
 from tests.raw_data import (
     by_image,
@@ -80,7 +80,9 @@ def test_cifar100_round_trips_with_fine_and_coarse_labels(tmp_path_factory, seed
     labels = {"fine": draw.integers(0, 100, count), "coarse": draw.integers(0, 20, count)}
     images = random_images(seed, count, 32)
     write_cifar100(tmp_path / "raw", images, labels["fine"], labels["coarse"], 1 + count // 4)
-    train, test = prepared(tmp_path, name="cifar100", path=tmp_path / "raw", labels=kind)
+    train, test = prepared(
+        tmp_path, name="cifar100", path=tmp_path / "raw", **({"labels": kind} if kind else {})
+    )
     assert len(train.meta["classes"]) == (20 if kind == "coarse" else 100)
     found = by_image(train) | by_image(test)
     for image, label in zip(images, labels[kind or "fine"], strict=True):
@@ -125,8 +127,8 @@ def test_the_batches_that_no_zip_holds_are_named(tmp_path):
 
     def told():
         with pytest.raises(DiffctlError) as error:
-            SOURCES["imagenet32"].open(config)
-        assert SOURCES["imagenet32"].outlook(config).blocked == str(error.value)
+            build_source(config).open()
+        assert build_source(config).outlook().blocked == str(error.value)
         return str(error.value).partition(" not found: ")[0].split(", ")
 
     training = [f"train_data_batch_{number}" for number in range(1, 11)]
@@ -138,10 +140,10 @@ def test_the_batches_that_no_zip_holds_are_named(tmp_path):
     (raw / files[5].name).write_bytes(files[5].read_bytes())
     assert told() == [training[4], *training[6:]]
     pack_zip(raw / "Imagenet32_train_part2_npz.zip", files[4:], "part2")
-    assert not SOURCES["imagenet32"].outlook(config).blocked
-    assert len(SOURCES["imagenet32"].open(config).train.reader) == 36
+    assert not build_source(config).outlook().blocked
+    assert len(build_source(config).open().train.reader) == 36
     (raw / "Imagenet32_val_npz.zip").write_bytes(b"PK cut")
-    assert "Imagenet32_val_npz.zip is damaged" in SOURCES["imagenet32"].outlook(config).blocked
+    assert "Imagenet32_val_npz.zip is damaged" in build_source(config).outlook().blocked
 
 
 @few
@@ -198,10 +200,10 @@ def test_imagenet_round_trips(tmp_path_factory, seed):
 def test_missing_raw_files_are_one_sentence_that_says_where_to_put_what(tmp_path, name):
     (tmp_path / "raw").mkdir()
     config = DataConfig(name=name, path=tmp_path / "raw", image_size=64 if name == "imagenet" else None)
-    outlook = SOURCES[name].outlook(config)
+    outlook = build_source(config).outlook()
     assert str(tmp_path / "raw") in outlook.blocked
     with pytest.raises(DiffctlError, match=str(tmp_path / "raw")) as error:
-        SOURCES[name].open(config)
+        build_source(config).open()
     assert "\n" not in str(error.value)
 
 
@@ -211,9 +213,9 @@ def test_without_kaggle_the_message_names_the_page_the_files_and_the_place(cache
     for variable in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
         monkeypatch.delenv(variable, raising=False)
     config = DataConfig(name=name, image_size=64)
-    assert SOURCES[name].outlook(config).blocked
+    assert build_source(config).outlook().blocked
     with pytest.raises(DiffctlError, match=r"https://www\.kaggle\.com/") as error:
-        SOURCES[name].open(config)
+        build_source(config).open()
     assert str(cache / name) in str(error.value)
     assert "diffctl[kaggle]" in str(error.value)
 
@@ -239,29 +241,29 @@ def test_what_kagglehub_has_fetched_is_found_without_it(tmp_path, cache, name, o
         write_mini_imagenet(place / "versions/1", images, ["a", "b", "c", "d"] * 6)
         (place / "versions/2").mkdir()  # a transfer that was cut
     config = DataConfig(name=name, image_size=64)
-    assert SOURCES[name].outlook(config).blocked
+    assert build_source(config).outlook().blocked
     marker.touch()
-    outlook = SOURCES[name].outlook(config)
+    outlook = build_source(config).outlook()
     assert (outlook.download, outlook.blocked) == (0, "")
-    assert len(SOURCES[name].open(config).train.reader) == (3 if name == "imagenet" else 20)
+    assert len(build_source(config).open().train.reader) == (3 if name == "imagenet" else 20)
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion-mnist", "cifar10", "cifar100"])
 def test_public_sets_are_not_blocked(name):
-    assert not SOURCES[name].outlook(DataConfig(name=name)).blocked
+    assert not build_source(DataConfig(name=name)).outlook().blocked
 
 
 def test_a_batch_whose_labels_do_not_fit_is_refused(tmp_path):
     images = random_images(0, 20, 32)
     write_cifar10(tmp_path / "raw", images, np.full(20, 10), 5)
     with pytest.raises(DiffctlError, match="its labels are not 0 to 9"):
-        SOURCES["cifar10"].open(DataConfig(name="cifar10", path=tmp_path / "raw"))
+        build_source(DataConfig(name="cifar10", path=tmp_path / "raw")).open()
 
 
 def test_a_batch_of_another_size_is_refused(tmp_path):
     write_small_imagenet(tmp_path / "raw", random_images(0, 44, 32), np.zeros(44, dtype=int), 4)
     with pytest.raises(DiffctlError, match="12288 values an image"):
-        SOURCES["imagenet64"].open(DataConfig(name="imagenet64", path=tmp_path / "raw"))
+        build_source(DataConfig(name="imagenet64", path=tmp_path / "raw")).open()
 
 
 def test_a_truncated_npz_is_named(tmp_path):
@@ -269,7 +271,7 @@ def test_a_truncated_npz_is_named(tmp_path):
     path = tmp_path / "raw/train_data_batch_3.npz"
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(DiffctlError, match=r"train_data_batch_3\.npz is damaged"):
-        SOURCES["imagenet32"].open(DataConfig(name="imagenet32", path=tmp_path / "raw"))
+        build_source(DataConfig(name="imagenet32", path=tmp_path / "raw")).open()
 
 
 def test_a_flipped_bit_in_a_compressed_npz_is_noticed(tmp_path):
@@ -283,20 +285,21 @@ def test_a_flipped_bit_in_a_compressed_npz_is_noticed(tmp_path):
     assert not (tmp_path / "prepared").exists()
 
 
-def test_the_cifar_archive_laid_there_by_hand_is_verified_and_used(tmp_path):
+def test_the_cifar_archive_laid_there_by_hand_is_verified_and_used(tmp_path, monkeypatch):
     import dataclasses
     import hashlib
 
-    from diffusion.data.sources.cifar import CIFAR10
+    from diffusion.data.sources import cifar
 
     images, labels = random_images(5, 30, 32), np.arange(30) % 10
     archive = tmp_path / "raw/cifar-10-python.tar.gz"
     archive.parent.mkdir()
     pack_tar(write_cifar10(tmp_path / "made", images, labels, 5), archive)
     checksum = f"sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}"
-    source = dataclasses.replace(CIFAR10, remote=dataclasses.replace(CIFAR10.remote, checksum=checksum))
-    config = DataConfig(name="cifar10", path=tmp_path / "raw")
-    raw = source.open(config)
-    np.testing.assert_array_equal(raw.test.reader.job(0, 5)().images, images[25:])
+    source = build_source(DataConfig(name="cifar10", path=tmp_path / "raw"))
     with pytest.raises(DiffctlError, match="is not the published file"):
-        CIFAR10.open(config)
+        source.open()
+    remote = dataclasses.replace(cifar.CIFAR10.remote, checksum=checksum)
+    monkeypatch.setattr(cifar, "CIFAR10", dataclasses.replace(cifar.CIFAR10, remote=remote))
+    raw = build_source(source.config).open()
+    np.testing.assert_array_equal(raw.test.reader.job(0, 5)().images, images[25:])

@@ -91,10 +91,10 @@ def test_the_data_stage_of_every_profile_runs_from_the_command_line(tmp_path, na
 STAGE = """
 import dataclasses, sys
 from diffusion.data.fetch import Remote
-from diffusion.data.sources import SOURCES
+from diffusion.data.sources import cifar
 
 name, remote = {name!r}, Remote{remote!r}
-SOURCES[name] = dataclasses.replace(SOURCES[name], remote=remote)
+setattr(cifar, name, dataclasses.replace(getattr(cifar, name), remote=remote))
 sys.argv[1:] = ["stage", "data"]
 from cli.main import main
 main()
@@ -113,7 +113,8 @@ def test_cifar_comes_over_http_once(tmp_path, name, make):
     def staged(project):
         project.mkdir()
         shutil.copy(ROOT / f"profiles/{name}.yaml", project / "params.yaml")
-        code = STAGE.format(name=name, remote=(archive, (server.url(archive),), checksum, len(content)))
+        remote = (archive, (server.url(archive),), checksum, len(content))
+        code = STAGE.format(name=name.upper(), remote=remote)
         return subprocess.run(
             [sys.executable, "-c", code],
             cwd=project,

@@ -132,7 +132,7 @@ def test_masks_are_those_of_any_dropout(digits_store, kind):
     """Bits with probability 1 − p in every row and layer, of two rows and of two layers independent."""
     artefact = described(digits_store, batch_size=20)
     network = kind(artefact.network)
-    layers = masks_at(masks_of(network, artefact, "dropout"), network, 0, slice(0, 20))
+    layers = masks_at(masks_of(network, artefact, "dropout", kind is UNet), network, 0, slice(0, 20))
     for kept in layers:
         for row in kept:
             assert stats.binomtest(int(row.sum()), len(row), 1 - P).pvalue > SURE / 20
@@ -145,11 +145,11 @@ def test_masks_are_those_of_any_dropout(digits_store, kind):
 def test_masks_are_named_by_step_and_row(digits_store):
     artefact = described(digits_store)
     network = UNet(artefact.network)
-    masks = masks_of(network, artefact, "dropout")
+    masks = masks_of(network, artefact, "dropout", True)
     first = masks_at(masks, network, 5, slice(0, 8))
     part = masks_at(masks, network, 5, slice(2, 5))
     later = masks_at(masks, network, 6, slice(0, 8))
-    other = masks_at(masks_of(network, artefact, "another"), network, 5, slice(0, 8))
+    other = masks_at(masks_of(network, artefact, "another", True), network, 5, slice(0, 8))
     assert all(torch.equal(a[2:5], b) for a, b in zip(first, part, strict=True))
     for masks_of_another in (later, other):
         assert not any(torch.equal(a, b) for a, b in zip(first, masks_of_another, strict=True))
@@ -185,7 +185,7 @@ def test_a_compiled_network_takes_the_steps_masks_without_compiling_again(digits
     artefact = described(digits_store)
     network = UNet(artefact.network)
     randomise(network)
-    masks = masks_of(network, artefact, "dropout")
+    masks = masks_of(network, artefact, "dropout", True)
     torch.compiler.reset()
     compiled = torch.compile(network.train(), fullgraph=True, backend="aot_eager", dynamic=False)
     x, t, labels = torch.randn(3, 1, 8, 8), torch.tensor([3, 70, 9]), torch.tensor([0, 5, 1])

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import io
 import pickle
@@ -8,10 +9,11 @@ import pytest
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 
+from diffusion.code import code_of
 from diffusion.errors import DiffctlError, UsageError
-from diffusion.evaluation import weights
-from diffusion.evaluation.extractors import exact_float32, load_extractor, register
+from diffusion.evaluation.extractors import exact_float32, load_extractor
 from diffusion.evaluation.features import extract
+from diffusion.evaluation.reference import extraction_code
 from diffusion.evaluation.specs import EXTRACTORS, INCEPTION, extractor_spec
 from diffusion.evaluation.weights import read_weights
 from tests.digits_sweep import effnet, real_digits
@@ -94,13 +96,15 @@ def test_it_is_the_packages_network_but_for_rounding(extractor):
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in extractor.module.modules())
 
 
-def test_registering_twice_changes_nothing():
-    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
-
-    register()
-    before = dict(FEATURE_EXTRACTORS_REGISTRY)
-    register()
-    assert before == FEATURE_EXTRACTORS_REGISTRY
+def test_features_are_known_by_the_chosen_extractors_code_alone():
+    effnet_64, effnet_96, inception = (extraction_code(spec) for spec in EXTRACTORS.values())
+    assert len({effnet_64, effnet_96, inception}) == 3
+    assert effnet_64 == extraction_code(EXTRACTORS["effnet-lite0-64"])
+    ours, theirs = (
+        set(code_of("diffusion.evaluation.reference", spec.module))
+        for spec in (EXTRACTORS["effnet-lite0-64"], INCEPTION)
+    )
+    assert ours ^ theirs == {"diffusion.evaluation.effnet", "diffusion.evaluation.inception"}
 
 
 def test_features_do_not_depend_on_the_batch_size(extractor):
@@ -153,10 +157,10 @@ def test_inception_loads_from_a_path_with_the_right_hash(random_inception):
 
 def test_inception_is_found_in_torchs_cache(random_inception, no_network):
     path, sha256 = random_inception
-    place = no_network / "hub" / "checkpoints" / weights.INCEPTION_FILE
+    place = no_network / "hub" / "checkpoints" / INCEPTION.weights.file
     place.parent.mkdir(parents=True)
     place.symlink_to(path)
-    assert weights.read_weights(INCEPTION, sha256=sha256).getbuffer() == path.read_bytes()
+    assert read_weights(INCEPTION, sha256=sha256).getbuffer() == path.read_bytes()
 
 
 def test_weights_with_another_hash_are_refused(random_inception):
@@ -207,17 +211,23 @@ def test_without_a_network_one_sentence_says_what_to_do(no_network):
         load_extractor("inception-v3-compat")
     message = str(caught.value)
     assert "unreachable" in message
-    assert weights.INCEPTION_FILE in message
+    assert INCEPTION.weights.file in message
     assert "evaluate.weights" in message
     assert "\n" not in message
     assert not any(no_network.rglob("*.pth"))
+
+
+def with_url(monkeypatch, url):
+    """Inception's weights come from there."""
+    moved = dataclasses.replace(INCEPTION, weights=dataclasses.replace(INCEPTION.weights, url=url))
+    monkeypatch.setitem(EXTRACTORS, INCEPTION.name, moved)
 
 
 def test_a_download_that_is_not_the_file_leaves_nothing_behind(tmp_path, monkeypatch):
     wrong = tmp_path / "wrong.pth"
     wrong.write_bytes(b"not weights")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(weights, "INCEPTION_URL", wrong.as_uri())
+    with_url(monkeypatch, wrong.as_uri())
     with pytest.raises(DiffctlError, match="serves another file"):
         load_extractor("inception-v3-compat")
     assert not any((tmp_path / "torch").rglob("*.pth"))
@@ -226,7 +236,7 @@ def test_a_download_that_is_not_the_file_leaves_nothing_behind(tmp_path, monkeyp
 def test_a_download_that_is_the_file_is_kept(tmp_path, monkeypatch, random_inception):
     path, sha256 = random_inception
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(weights, "INCEPTION_URL", path.as_uri())
-    data = weights.read_weights(INCEPTION, sha256=sha256)
-    kept = tmp_path / "torch" / "hub" / "checkpoints" / weights.INCEPTION_FILE
+    with_url(monkeypatch, path.as_uri())
+    data = read_weights(EXTRACTORS[INCEPTION.name], sha256=sha256)
+    kept = tmp_path / "torch" / "hub" / "checkpoints" / INCEPTION.weights.file
     assert kept.read_bytes() == data.getbuffer()

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.data.config import DataConfig
-from diffusion.data.sources import SOURCES
+from diffusion.data.source_registry import build_source
 from diffusion.errors import DiffctlError, UsageError
 from tests.raw_data import by_image, prepared, random_images, write_folder
 
@@ -41,7 +41,7 @@ def test_numbered_classes_are_sorted_as_numbers(tmp_path):
     write_folder(
         tmp_path / "raw", {f"{at % 12}/{at}": image for at, image in enumerate(random_images(0, 36, 8))}
     )
-    raw = SOURCES["image-folder"].open(folder_config(tmp_path / "raw"))
+    raw = build_source(folder_config(tmp_path / "raw")).open()
     assert raw.classes == tuple(str(number) for number in range(12))
 
 
@@ -55,7 +55,7 @@ def test_train_beside_test_or_val_is_an_official_split(tmp_path, held_out):
     assert {image.tobytes() for image in test.images} == {image.tobytes() for image in pool[::5]}
     assert train.meta["classes"] == ["a", "b"]
     with pytest.raises(UsageError, match="test_fraction"):
-        SOURCES["image-folder"].open(folder_config(tmp_path / "raw", test_fraction=0.2))
+        build_source(folder_config(tmp_path / "raw", test_fraction=0.2)).open()
 
 
 def test_a_flat_folder_has_no_labels(tmp_path):
@@ -69,13 +69,13 @@ def test_a_flat_folder_has_no_labels(tmp_path):
 
 def test_labels_none_takes_no_class_from_folders(tmp_path):
     write_folder(tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(random_images(0, 20, 8))})
-    assert SOURCES["image-folder"].open(folder_config(tmp_path / "raw", labels="none")).train.labels is None
+    assert build_source(folder_config(tmp_path / "raw", labels="none")).open().train.labels is None
 
 
 def test_labels_folders_needs_folders(tmp_path):
     write_folder(tmp_path / "raw", {str(at): image for at, image in enumerate(random_images(0, 4, 8))})
     with pytest.raises(UsageError, match="no sub-folder with images"):
-        SOURCES["image-folder"].open(folder_config(tmp_path / "raw", labels="folders"))
+        build_source(folder_config(tmp_path / "raw", labels="folders")).open()
 
 
 def test_a_csv_gives_labels_and_splits(tmp_path):
@@ -106,7 +106,7 @@ def test_a_csv_that_does_not_fit_is_explained(tmp_path, text, message):
     if text is not None:
         (tmp_path / "raw/labels.csv").write_text(text)
     with pytest.raises(DiffctlError, match=message):
-        SOURCES["image-folder"].open(folder_config(tmp_path / "raw", labels="labels.csv"))
+        build_source(folder_config(tmp_path / "raw", labels="labels.csv")).open()
 
 
 def test_everything_that_cannot_be_used_is_counted_and_named(tmp_path):
@@ -119,7 +119,7 @@ def test_everything_that_cannot_be_used_is_counted_and_named(tmp_path):
     (raw / ".hidden").mkdir()
     (raw / ".hidden/x.png").write_bytes(b"")
     (raw / "a/Thumbs.db").write_bytes(b"")
-    outlook = SOURCES["image-folder"].outlook(folder_config(raw))
+    outlook = build_source(folder_config(raw)).outlook()
     assert outlook.images == 6
     assert sorted(outlook.problems) == [
         ("a/0.webp", "with the name of another"),
@@ -133,7 +133,7 @@ def test_everything_that_cannot_be_used_is_counted_and_named(tmp_path):
 def test_csv_rows_without_file_and_files_without_row_are_named(tmp_path):
     raw = write_folder(tmp_path / "raw", {str(at): image for at, image in enumerate(random_images(0, 4, 8))})
     (raw / "l.csv").write_text("file,label\n0.png,a\n1.png,b\n1.png,a\ngone.png,a\n./2.png,b\n")
-    outlook = SOURCES["image-folder"].outlook(folder_config(raw, labels="l.csv"))
+    outlook = build_source(folder_config(raw, labels="l.csv")).outlook()
     assert sorted(outlook.problems) == [
         ("1.png", "listed twice with different labels"),
         ("3.png", "without a label"),
@@ -147,7 +147,7 @@ def test_links_are_followed_once_and_a_circle_ends(tmp_path):
     (raw / "b").symlink_to(tmp_path / "elsewhere")
     (raw / "b/circle").symlink_to(raw)
     (raw / "a/gone.png").symlink_to(tmp_path / "nowhere.png")
-    raw_data = SOURCES["image-folder"].open(folder_config(raw))
+    raw_data = build_source(folder_config(raw)).open()
     readers = raw_data.train.reader, raw_data.test.reader
     names = {name for reader in readers for name in reader.names(np.arange(len(reader)))}
     assert names == {"a/x.png", "a/gone.png", "b/0.png", "b/1.png", "b/2.png", "b/3.png"}
@@ -170,10 +170,10 @@ def test_names_that_are_no_text_are_read_and_reported(tmp_path):
 def test_a_folder_without_images_is_refused(tmp_path, make):
     make(tmp_path / "raw")
     with pytest.raises(DiffctlError, match=r"data\.path"):
-        SOURCES["image-folder"].open(folder_config(tmp_path / "raw"))
+        build_source(folder_config(tmp_path / "raw")).open()
 
 
 def test_a_single_image_is_too_few(tmp_path):
     raw = write_folder(tmp_path / "raw", {"0": random_images(0, 1, 8)[0]})
     with pytest.raises(DiffctlError, match="one image is too few"):
-        SOURCES["image-folder"].open(folder_config(raw))
+        build_source(folder_config(raw)).open()

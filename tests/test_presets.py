@@ -12,7 +12,7 @@ from diffusion.errors import UsageError
 from diffusion.presets import PRESETS, Preset
 from diffusion.process_config import ProcessConfig
 from diffusion.section import fingerprint
-from diffusion.shape import ModelConfig, UNetSpec
+from diffusion.shape import UNetConfig, UNetSpec
 from diffusion.train_config import TrainConfig
 from diffusion.unet import UNet
 from tests.conftest import params
@@ -94,7 +94,7 @@ def test_the_published_recipe_is_valid(name):
     assert TrainConfig(**preset.train).steps > 100_000
     assert ProcessConfig(**preset.process).timesteps in (1000, 4000)
     assert DataCard(name=preset.data, digest="").name
-    assert ModelConfig(preset=name).class_cond == (preset.num_classes > 0)
+    assert UNetConfig(preset=name).class_cond == (preset.num_classes > 0)
 
 
 def with_model(**model: Any) -> Config:

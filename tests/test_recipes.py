@@ -11,7 +11,7 @@ from diffusion.presets import PRESETS
 from diffusion.process_config import ProcessConfig
 from diffusion.resolve import FITTING, WATCHING
 from diffusion.section import Section
-from diffusion.shape import ModelConfig
+from diffusion.shape import UNetConfig
 from diffusion.train_config import TrainConfig
 from tests.conftest import ROOT
 from tests.openai_layout import Layout
@@ -58,10 +58,10 @@ class Recipe:
     def time_scale(self) -> float:
         return 1000 / int(self.flags["diffusion_steps"]) if self.rescale_timesteps else 1.0
 
-    def model(self) -> ModelConfig:
+    def model(self) -> UNetConfig:
         flags = self.flags
         per_head = int(flags["num_head_channels"])
-        return ModelConfig(
+        return UNetConfig(
             channels=int(flags["num_channels"]),
             channel_mult=MULTIPLIERS[flags["image_size"]],
             num_res_blocks=int(flags["num_res_blocks"]),
@@ -201,7 +201,7 @@ def test_a_published_profile_is_its_papers_recipe(name: str) -> None:
 def test_a_preset_is_its_papers_recipe(name: str) -> None:
     recipe = RECIPES[name]
     preset = PRESETS[recipe.preset]
-    assert values(ModelConfig(**preset.model)) == values(recipe.model())
+    assert values(UNetConfig(**preset.model)) == values(recipe.model())
     assert values(ProcessConfig(**preset.process)) == values(recipe.process())
     assert values(TrainConfig(**preset.train)) == values(recipe.train())
     assert (preset.data, str(preset.image_size)) == (profile(name).data.name, recipe.flags["image_size"])

@@ -17,6 +17,7 @@ from diffusion.evaluation.reference import (
     open_reference,
     save_reference,
 )
+from diffusion.evaluation.specs import EXTRACTORS
 from tests.digits_sweep import CLASSES, effnet, make_config, rewrite, tamper, write_prepared
 
 
@@ -51,7 +52,7 @@ def test_it_holds_both_splits_and_says_what_they_are(made, extractor):
     assert reference.train_and_test[0] is reference.features
     assert reference.train_and_test[1] is reference.heldout.features
     assert reference.meta == {
-        "code": extraction_code(),
+        "code": extraction_code(EXTRACTORS["effnet-lite0-64"]),
         "evaluation": 2,
         "extractor": "effnet-lite0-64",
         "weights_sha256": extractor.weights_sha256,

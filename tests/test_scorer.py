@@ -1,5 +1,7 @@
 """Whole scores of a sample: torch-fidelity's numbers, finite for few images, equal however they are made."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from diffusion.evaluation.midway import MidwayScorer, ScoredImages
 from diffusion.evaluation.reference import Reference
 from diffusion.evaluation.scorer import Scorer
 from diffusion.evaluation.scoring import subset_size
+from diffusion.evaluation.specs import EXTRACTORS
 from diffusion.settings import SampleSettings
 from diffusion.training import new_state
 from tests.digits_sweep import effnet, real_digits
@@ -37,6 +40,17 @@ def test_few_images_give_finite_scores(count):
     scores = scorer(made_up(40, seed=1)).scores(made_up(count, seed=2))
     assert all(np.isfinite(value) for value in scores.values())
     assert {"floor", "excess", "memorisation"} <= scores.keys()
+
+
+def test_an_extractor_without_logits_has_all_scores_but_one(monkeypatch):
+    spec, heldout, sample = EXTRACTORS["effnet-lite0-64"], made_up(40, seed=1), made_up(50, seed=2)
+    usual = scorer(heldout).scores(sample)
+    monkeypatch.setitem(EXTRACTORS, spec.name, dataclasses.replace(spec, score=None))
+    blind = scorer(Features(heldout.features))
+    scores = blind.scores(Features(sample.features))
+    left_out = {spec.score, f"{spec.score}_std"}
+    assert scores == {name: value for name, value in usual.items() if name not in left_out}
+    assert blind.real(50).keys() == scorer(heldout).real(50).keys() - left_out
 
 
 def test_without_heldout_images_nothing_is_said_of_them():
@@ -153,6 +167,8 @@ class Tensors(torch.utils.data.Dataset):
 def test_any_images_score_as_by_torch_fidelity(tmp_path):
     from torch_fidelity import calculate_metrics
 
+    from benchmarks.fidelity import register
+
     images, _ = real_digits()
     ours, real = images[:100], images[100:250]
     np.savez(tmp_path / "ours.npz", ours)
@@ -161,7 +177,7 @@ def test_any_images_score_as_by_torch_fidelity(tmp_path):
     want = calculate_metrics(
         input1=Tensors(ours),
         input2=Tensors(real),
-        feature_extractor="effnet-lite0-64",
+        feature_extractor=register("effnet-lite0-64"),
         fid=True,
         kid=True,
         isc=True,

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from diffusion.config import Config
-from diffusion.data.finish import options
 from diffusion.data.prepare import shape_of
 from diffusion.data.source import Outlook
-from diffusion.data.sources import SOURCES
+from diffusion.data.source_registry import build_source
 from diffusion.data.store import ImageStore, open_store
 from diffusion.errors import DiffctlError
 from diffusion.layout import PREPARED
@@ -39,7 +38,7 @@ class Project:
     @cached_property
     def outlook(self) -> Outlook:
         """What preparing the data would take."""
-        return SOURCES[self.config.data.name].outlook(self.config.data)
+        return build_source(self.config.data).outlook()
 
     @property
     def is_prepared(self) -> bool:
@@ -57,7 +56,7 @@ class Project:
         meta, data = self.stores["train"].meta, self.config.data
         native = None if data.image_size and data.channels else self.outlook.shape
         size, _, channels = shape_of(data, native)
-        wanted = {"name": data.name, "image_size": size, "channels": channels, "options": options(data)}
+        wanted = {"name": data.name, "image_size": size, "channels": channels, "options": data.own_options()}
         all_are_used = data.on_bad == "skip" or not meta.get("skipped")
         return all_are_used and all(meta.get(key) == value for key, value in wanted.items())
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 
@@ -13,8 +12,8 @@ from diffusion.distributed import Ranks
 from diffusion.errors import DiffctlError, UsageError
 from diffusion.evaluation.specs import extractor_spec
 from diffusion.memory import count_parameters, device_memory, fitting_microbatch, step_bytes
+from diffusion.model_config import NetworkSpec
 from diffusion.processes import world_size
-from diffusion.shape import UNetSpec
 from diffusion.train_config import TrainConfig
 from diffusion.train_precision import resolve_precision
 
@@ -56,7 +55,7 @@ def check_memory(project: Project) -> Iterator[Finding]:
         yield Finding("ok", "memory", message)
 
 
-def _microbatch(spec: UNetSpec, train: TrainConfig, images: int, memory: float) -> int:
+def _microbatch(spec: NetworkSpec, train: TrainConfig, images: int, memory: float) -> int:
     """How many of its `images` a process takes at a time; with auto, as training finds it."""
     if train.microbatch == "auto":
         return fitting_microbatch(spec, images, int(memory))
@@ -82,22 +81,23 @@ def check_runner(project: Project) -> Iterator[Finding]:
 
 def check_weights(project: Project) -> Iterator[Finding]:
     """Whether the extractor's weights are there and are the published ones."""
-    from diffusion.evaluation.weights import INCEPTION_BYTES, INCEPTION_FILE
+    from diffusion.evaluation.weights import cached
 
     evaluate = project.config.evaluate
     spec = extractor_spec(evaluate.extractor)
-    if not spec.is_inception:
+    if spec.weights.comes_along:
         yield Finding("ok", "extractor", f"the weights of {spec.name} come with its package")
         return
-    path = evaluate.weights or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+    path = evaluate.weights or cached(spec.weights)
     if path.is_file():
         try:
-            verify(path, f"sha256:{spec.sha256}")
+            verify(path, f"sha256:{spec.weights.sha256}")
             yield Finding("ok", "extractor", f"the weights of {spec.name} are here and right")
         except DiffctlError as error:
             yield Finding("error", "extractor", str(error))
     elif evaluate.weights is not None:
         yield Finding("error", "extractor", f"evaluate.weights: there is no file {path}", "correct the path")
     else:
-        message = f"the weights of {spec.name} are not here: {gigabytes(INCEPTION_BYTES)} will be downloaded"
+        size = gigabytes(spec.weights.size)
+        message = f"the weights of {spec.name} are not here: {size} will be downloaded"
         yield Finding("warning", "extractor", message, f"without a network, put them at {path}")

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -57,11 +57,6 @@ class Scanned(NamedTuple):
     files: str | None
 
 
-def options(config: DataConfig) -> dict[str, Any]:
-    """What is chosen of a set beside size and channels that decides which images and labels it has."""
-    return config.model_dump(mode="json", include={"labels", "test_fraction"})
-
-
 def finish(
     out: Path, config: DataConfig, raw: RawData, filled: Sequence[Filled], problems: Sequence[Problem]
 ) -> None:
@@ -82,7 +77,7 @@ def finish(
         meta = {
             "name": config.name,
             "split": part.name,
-            "options": options(config),
+            "options": config.own_options(),
             "classes": classes,
             "counts": _count(scan.labels, len(classes)),
             "image_size": scan.shape[1],

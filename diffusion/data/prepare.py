@@ -12,7 +12,7 @@ from diffusion.data.fill import Target, fill
 from diffusion.data.finish import Filled, finish
 from diffusion.data.problems import refuse
 from diffusion.data.source import RawData, Split
-from diffusion.data.sources import SOURCES
+from diffusion.data.source_registry import SOURCES, build_source
 from diffusion.errors import DiffctlError
 from diffusion.files import atomic_folder, drop_leftovers
 from diffusion.layout import PREPARE_RUNS
@@ -38,7 +38,7 @@ def prepare(
     then `out` has the list in skipped.csv.
     """
     out = Path(out)
-    raw = SOURCES[config.name].open(config, downloading)
+    raw = build_source(config).open(downloading)
     listing = work / "problems.csv"
     if config.on_bad == "stop":
         refuse(raw.problems, listing)
@@ -75,7 +75,8 @@ def _name(config: DataConfig, raw: RawData) -> str:
     chosen = config.model_dump(mode="json", exclude={"on_bad", "flip"})
     rows = [len(split.reader) for split in raw.splits.values()]
     of = [raw.identity, dict(raw.sources), rows]
-    return fingerprint({"code": code_digest(code_of("diffusion.data.prepare")), **chosen, "of": of})
+    code = code_of("diffusion.data.prepare", SOURCES[config.name].module)
+    return fingerprint({"code": code_digest(code), **chosen, "of": of})
 
 
 def _lock_of(folder: Path) -> Path:

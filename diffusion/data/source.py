@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.data.arrays import FileArray
-from diffusion.data.config import DataConfig
 from diffusion.data.fetch import Notify
 from diffusion.data.problems import Problem
 from diffusion.data.splits import Indices
@@ -103,13 +102,13 @@ class Outlook:
 
 
 class Source(Protocol):
-    """One data set: raw files in, images and labels out."""
+    """One data set as its section describes it: raw files in, images and labels out."""
 
-    def outlook(self, config: DataConfig) -> Outlook:
+    def outlook(self) -> Outlook:
         """What is here already and what opening would take."""
         ...
 
-    def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
+    def open(self, notify: Notify | None = None) -> RawData:
         """Find or fetch the raw files; DiffctlError says what is missing and where to put it."""
         ...
 

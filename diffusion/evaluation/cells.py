@@ -27,9 +27,11 @@ def _open_cell(sample: CellConfig, samples: Path, cell: Cell) -> ImageStore:
     card = store.meta.get("card")
     if card is None:
         raise DiffctlError(f"the images in {path} have no protocol card: {again}")
-    wanted = {**settings_card(cell_settings(sample, cell)), "num_images": sample.num_images}
-    wanted = {field: value for field, value in wanted.items() if field not in FOLLOWING}
-    if wrong := differing([{field: card.get(field) for field in wanted}, wanted]):
+    wanted = {
+        **settings_card(cell_settings(sample, cell)),
+        "num_images": sample.num_images,
+    }
+    if wrong := differing([{field: card.get(field) for field in wanted}, wanted], FOLLOWING):
         field, (has, wants) = next(iter(wrong.items()))
         raise DiffctlError(f"cell {cell.name} was sampled with {field} {has}, not {wants}: {again} again")
     if len(store) != sample.num_images:

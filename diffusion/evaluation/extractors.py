@@ -1,4 +1,4 @@
-"""Feature extractors by name, loaded through torch-fidelity, so that its own functions see the same ones."""
+"""Feature extractors by name: found, their weights checked, and asked in exact float32."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion.allocator import keep_freed_memory
 from diffusion.errors import DiffctlError
-from diffusion.evaluation.specs import EXTRACTORS, ExtractorSpec, extractor_spec
+from diffusion.evaluation.specs import ExtractorSpec, build_extractor, extractor_spec
 from diffusion.evaluation.weights import read_weights
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A loaded extractor with checked weights, on its device."""
+    """A loaded extractor with checked weights, on its device; `module` as its call, but on the device."""
 
     spec: ExtractorSpec
     weights_sha256: str
-    module: torch.nn.Module
+    module: nn.Module
     device: torch.device
 
     @property
@@ -28,22 +28,11 @@ class Extractor:
         """Images at a time that suit the device: few stay in a CPU's caches, many fill a GPU."""
         return 32 if self.device.type == "cpu" else 256
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 (B, 3, H, W) → features (B, D) and logits (B, K), float32 on the CPU."""
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """uint8 (B, 3, H, W) → features (B, D) and logits (B, K) or None, float32 on the CPU."""
         with torch.inference_mode(), exact_float32():
             features, logits = self.module(images.to(self.device))
-        return features.cpu(), logits.cpu()
-
-
-def register() -> None:
-    """Make our extractors known to torch-fidelity; a second call changes nothing."""
-    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
-
-    from diffusion.evaluation.effnet import EfficientNetLite0
-
-    for spec in EXTRACTORS.values():
-        if spec.name not in FEATURE_EXTRACTORS_REGISTRY:
-            register_feature_extractor(spec.name, EfficientNetLite0)
+        return features.cpu(), None if logits is None else logits.cpu()
 
 
 def load_extractor(
@@ -54,24 +43,19 @@ def load_extractor(
 ) -> Extractor:
     """Load a registered extractor with checked weights.
 
-    `weights` is a file with Inception's weights (None: torch's hub cache, else a download); `sha256` stands
-    in for the published one. UsageError for an unknown name, DiffctlError for weights that are missing,
-    damaged, not what they should be, or of another shape.
+    `weights` is a file with the weights of one that does not bring its own (None: torch's hub cache, else a
+    download); `sha256` stands in for the published one. UsageError for an unknown name, DiffctlError for
+    weights that are missing, damaged, not what they should be, or of another shape.
     """
     spec = extractor_spec(name)
     data = read_weights(spec, weights, sha256)
-
-    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY  # slow to import: after the checks
-
-    register()
-    layers = [spec.feature_layer, spec.logits_layer]
     try:
-        module = FEATURE_EXTRACTORS_REGISTRY[name](name, layers, feature_extractor_weights_path=data)
+        module = build_extractor(spec, data)
     except RuntimeError as error:
         raise DiffctlError(f"the weights do not fit {name}: {str(error).splitlines()[0]}") from None
     device = torch.device(device)
     keep_freed_memory(device.type)
-    return Extractor(spec, sha256 or spec.sha256, module.to(device), device)
+    return Extractor(spec, sha256 or spec.weights.sha256, module.eval().to(device), device)
 
 
 @contextmanager

@@ -16,10 +16,10 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Features:
-    """What an extractor sees in N images: `features` (N, D) and `logits` (N, K), float32."""
+    """What an extractor sees in N images, float32: `features` (N, D), and `logits` (N, K) if it has any."""
 
     features: Array
-    logits: Array
+    logits: Array | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -47,7 +47,7 @@ def extract(
         if progress:
             progress(start)
         batch = to_nchw(images[start : start + batch_size]).expand(-1, 3, -1, -1)
-        outputs = extractor(batch)
+        outputs = [part for part in extractor(batch) if part is not None]
         filled = filled or tuple(np.empty((len(images), *part.shape[1:]), np.float32) for part in outputs)
         for whole, part in zip(filled, outputs, strict=True):
             whole[start : start + len(batch)] = part.numpy()

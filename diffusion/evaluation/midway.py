@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from diffusion.asked import mixed_condition
 from diffusion.checkpoint import Artefact, LoadedModel, save_artefact
@@ -23,7 +24,6 @@ from diffusion.grid import settings_card
 from diffusion.images import to_nhwc
 from diffusion.samplers import SAMPLERS
 from diffusion.settings import SampleSettings
-from diffusion.unet import UNet
 
 Scores = dict[str, float]
 Progress = Callable[[int, int], None]
@@ -59,11 +59,12 @@ class MidwayScorer:
     def card(self) -> Card:
         """All that the scores depend on beside the weights."""
         settings = self.images.settings
-        code = code_of("diffusion.evaluation.midway", SAMPLERS[settings.sampler].module)
+        chosen = SAMPLERS[settings.sampler].module, self.extractor.spec.module
+        code = code_of("diffusion.evaluation.midway", *chosen)
         card = self.scorer.card(settings_card(settings), self.images.count)
         return {**card, "code": code_digest(code)}
 
-    def scores(self, network: UNet, artefact: Artefact, progress: Progress) -> Scores:
+    def scores(self, network: nn.Module, artefact: Artefact, progress: Progress) -> Scores:
         """The scores by name; the network is left as it was.
 
         `progress` gets (done, total) images at every sampling step, and may raise to stop.
@@ -101,7 +102,7 @@ class Checkpoints:
         self.folder, self.keep, self.ranked_by, self.card = folder, keep, ranked_by, card
 
     def add(
-        self, step: int, scores: Scores, network: UNet, artefact: Artefact
+        self, step: int, scores: Scores, network: nn.Module, artefact: Artefact
     ) -> tuple[Path | None, list[int]]:
         """Note the scores; gives the step's file if it is kept, and the steps whose files have gone."""
         known = self.scores() | {step: scores}

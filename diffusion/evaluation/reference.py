@@ -1,13 +1,14 @@
 """The reference: features of the real images, kept in files of ours with all that they depend on.
 
 A folder with `features.npy` and `labels.npy` (of the reference split), `heldout.npy`, `heldout_logits.npy`
-and `heldout_labels.npy` (of the other split) and `meta.json`; labels only where there are some.
+and `heldout_labels.npy` (of the other split) and `meta.json`; labels and logits only where there
+are some.
 torch-fidelity's own cache is keyed by a name alone and goes stale silently.
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from diffusion.errors import DiffctlError
 from diffusion.evaluation.config import EvaluateConfig
 from diffusion.evaluation.extractors import Extractor, load_extractor
 from diffusion.evaluation.features import Array, Features, extract, shifted, verify
-from diffusion.evaluation.specs import EVALUATION_VERSION
+from diffusion.evaluation.specs import EVALUATION_VERSION, ExtractorSpec
 from diffusion.evaluation.verified import verify_where_changed
 from diffusion.files import atomic_folder, write_json
+from diffusion.section import fingerprint
 
 Progress = Callable[[int, int], None]
 
@@ -115,7 +117,7 @@ def build_reference(
         return extract(extractor, store.images, batch_size, shifted(progress, before, total))
 
     meta = {
-        "code": extraction_code(),
+        "code": extraction_code(extractor.spec),
         "evaluation": EVALUATION_VERSION,
         "extractor": extractor.spec.name,
         "weights_sha256": extractor.weights_sha256,
@@ -132,9 +134,10 @@ def build_reference(
     return Reference(meta, seen, features(heldout, len(real)), real.labels, heldout.labels)
 
 
-def extraction_code() -> str:
-    """The digest of the code that features come from."""
-    return code_digest(code_of("diffusion.evaluation.reference"))
+def extraction_code(spec: ExtractorSpec) -> str:
+    """The digest of the code that this extractor's features come from, and of what the spec says of it."""
+    code = code_of("diffusion.evaluation.reference", spec.module)
+    return code_digest({**code, "spec": fingerprint(asdict(spec))})
 
 
 def save_reference(path: Path, reference: Reference) -> None:
@@ -163,7 +166,7 @@ def open_reference(path: Path, extractor: Extractor, split: str, prepared: Path 
     """
     reference = _read(path)
     expected = {
-        "code": extraction_code(),
+        "code": extraction_code(extractor.spec),
         "evaluation": EVALUATION_VERSION,
         "extractor": extractor.spec.name,
         "weights_sha256": extractor.weights_sha256,
@@ -201,9 +204,10 @@ def _read(path: Path) -> Reference:
         if "heldout_digest" in meta:
             heldout = Features(
                 np.load(path / "heldout.npy", allow_pickle=False),
-                np.load(path / "heldout_logits.npy", allow_pickle=False),
+                _read_if_there(path / "heldout_logits.npy"),
             )
-        labels, heldout_labels = (_read_labels(path / f"{name}.npy") for name in ("labels", "heldout_labels"))
+        labels = _read_if_there(path / "labels.npy")
+        heldout_labels = _read_if_there(path / "heldout_labels.npy")
     except FileNotFoundError as error:
         raise DiffctlError(
             f"no reference in {path} ({Path(error.filename).name} is missing): "
@@ -216,7 +220,7 @@ def _read(path: Path) -> Reference:
     return Reference(meta, features, heldout, labels, heldout_labels)
 
 
-def _read_labels(path: Path) -> Labels | None:
+def _read_if_there(path: Path) -> Any:
     return np.load(path, allow_pickle=False) if path.exists() else None
 
 

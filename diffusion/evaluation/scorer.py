@@ -101,14 +101,15 @@ class Scorer:
         spec = self.spec
         drawn, real_sums = self._drawn(len(sample))
         near = kernel.kernel_distance(kernels, drawn, real_sums)
-        certain = inception_score(sample.logits)
-        return {
+        scores = {
             spec.limit: fit_line(projected).limit,
             spec.kernel_distance: near.mean,
             f"{spec.kernel_distance}_std": near.std,
-            spec.score: certain.mean,
-            f"{spec.score}_std": certain.std,
         }
+        if spec.score is None or sample.logits is None:
+            return scores
+        certain = inception_score(sample.logits)
+        return {**scores, spec.score: certain.mean, f"{spec.score}_std": certain.std}
 
     def _precision_recall(self, manifold: Manifold) -> Scores:
         shares = precision_recall(manifold, self._real_manifold)

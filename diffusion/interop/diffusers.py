@@ -54,7 +54,10 @@ def export_diffusers(loaded: LoadedModel, folder: Path) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not empty: give a new folder")
-    config, of_scheduler = unet_config(loaded.network), scheduler_config(loaded.artefact)
+    network = loaded.network
+    if not isinstance(network, UNet):
+        raise _without_counterpart(f"model.name {loaded.artefact.network.name}")
+    config, of_scheduler = unet_config(network), scheduler_config(loaded.artefact)
     try:
         from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
     except ImportError:
@@ -62,7 +65,7 @@ def export_diffusers(loaded: LoadedModel, folder: Path) -> None:
             "diffusers is not installed: `pip install 'diffctl[interop]'`, then export again"
         ) from None
     unet = UNet2DModel(**config)
-    unet.load_state_dict(translate(loaded.network))
+    unet.load_state_dict(translate(network))
     scheduler = DDIMScheduler(**of_scheduler)
     with atomic_folder(folder) as made:
         DDIMPipeline(unet, scheduler).save_pretrained(made)

@@ -49,9 +49,9 @@ def import_openai(path: Path, preset_name: str) -> tuple[dict[str, Tensor], Arte
         raise UsageError(f"there is no preset {preset_name!r}: give one of {', '.join(PRESETS)}")
     preset = PRESETS[preset_name]
     theirs = read_weights(path)
-    artefact = describe(path, preset, theirs)
+    artefact, spec = describe(path, preset, theirs)
     with torch.device("meta"):
-        network = UNet(artefact.network)
+        network = UNet(spec)
     ours = {}
     for name, their_name, shape in pairs(network):
         if their_name not in theirs:
@@ -86,8 +86,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return dict(weights)
 
 
-def describe(path: Path, preset: Preset, weights: dict[str, Tensor]) -> Artefact:
-    """What the model file will say: the preset's shape and recipe, channels and classes from the weights."""
+def describe(path: Path, preset: Preset, weights: dict[str, Tensor]) -> tuple[Artefact, UNetSpec]:
+    """What the model file will say: the preset's shape and recipe, channels and classes from the weights.
+
+    The network's spec stands in it, and is returned beside it.
+    """
     first, last = weights.get("input_blocks.0.0.weight"), weights.get("out.2.weight")
     if first is None or last is None:
         missing = "input_blocks.0.0.weight" if first is None else "out.2.weight"
@@ -110,7 +113,7 @@ def describe(path: Path, preset: Preset, weights: dict[str, Tensor]) -> Artefact
         )
     except ValidationError as error:
         raise DiffctlError(explain(error, f"{path} cannot be used", UNetSpec)) from None
-    return Artefact(
+    artefact = Artefact(
         network=network,
         process=ProcessConfig(**{**preset.process, **variance}),
         train=TrainConfig(**preset.train).model_dump(mode="json"),
@@ -122,6 +125,7 @@ def describe(path: Path, preset: Preset, weights: dict[str, Tensor]) -> Artefact
         step=preset.train["steps"],
         precision="fp32",
     )
+    return artefact, network
 
 
 def pairs(network: UNet) -> Iterator[tuple[str, str, torch.Size]]:

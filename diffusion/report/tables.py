@@ -133,7 +133,7 @@ def _columns(document: Document, spec: ExtractorSpec) -> dict[str, str]:
         spec.kernel_distance: names["kernel"],
         spec.precision: "precision",
         spec.recall: "recall",
-        **({spec.score: names["score"]} if spec.is_inception else {}),
+        **dict.fromkeys(spec.results, names["score"]),
     }
     known = {name for cell in document["cells"].values() for name in cell["scores"]}
     return {name: heading for name, heading in columns.items() if name in known or name == "excess"}

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -29,11 +29,8 @@ class LabelKind(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cifar:
-    """One of the two sets: a gzipped tar of pickles with flattened (C, H, W) images and lists of labels.
-
-    `labels` has the kind of labels for every configured choice.
-    """
+class Archive:
+    """A published set: a gzipped tar of pickles with flattened (C, H, W) images and lists of labels."""
 
     name: str
     remote: Remote
@@ -41,57 +38,81 @@ class Cifar:
     train: Sequence[str]
     test: Sequence[str]
     names: str
-    labels: dict[str | None, LabelKind]
 
-    def outlook(self, config: DataConfig) -> Outlook:
+    @property
+    def batches(self) -> Sequence[str]:
+        """The files with images."""
+        return *self.train, *self.test
+
+    @property
+    def files(self) -> Sequence[str]:
+        """All files that are read."""
+        return *self.batches, self.names
+
+
+class Cifar100Config(DataConfig):
+    """`labels`: its 100 fine classes, or the 20 coarse ones."""
+
+    labels: Literal["fine", "coarse"] = "fine"
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """One of the two sets, with the kind of labels that is asked for."""
+
+    config: DataConfig
+    archive: Archive
+    labels: LabelKind
+
+    def outlook(self) -> Outlook:
         """Whether the archive or its unpacked folder is there."""
-        folder = raw_folder(self.name, config.path)
-        here = self._unpacked(folder) is not None or (folder / self.remote.name).is_file()
-        blocked = "" if here or config.path is None else self._missing(folder)
-        download = 0 if here else self.remote.size
-        return Outlook(60_000, SHAPE, self.labels[config.labels].classes, download=download, blocked=blocked)
+        folder = raw_folder(self.archive.name, self.config.path)
+        here = self._unpacked(folder) is not None or (folder / self.archive.remote.name).is_file()
+        blocked = "" if here or self.config.path is None else self._missing(folder)
+        download = 0 if here else self.archive.remote.size
+        return Outlook(60_000, SHAPE, self.labels.classes, download=download, blocked=blocked)
 
-    def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
+    def open(self, notify: Notify | None = None) -> RawData:
         """The official split: 50,000 to train on, 10,000 to test."""
-        folder = self._files(config, notify)
-        label_key, names_key, _ = self.labels[config.labels]
-        names = entry(read_pickle(folder / self.names), names_key, folder / self.names)
-        files = (*self.train, *self.test)
+        folder = self._files(notify)
+        label_key, names_key, _ = self.labels
+        path = folder / self.archive.names
+        names = entry(read_pickle(path), names_key, path)
         return RawData(
             classes=tuple(str(name) for name in names),
             shape=SHAPE,
-            train=_split([folder / name for name in self.train], label_key, len(names)),
-            test=_split([folder / name for name in self.test], label_key, len(names)),
-            sources=checksums([folder / name for name in files], notify),
+            train=_split([folder / name for name in self.archive.train], label_key, len(names)),
+            test=_split([folder / name for name in self.archive.test], label_key, len(names)),
+            sources=checksums([folder / name for name in self.archive.batches], notify),
         )
 
-    def _files(self, config: DataConfig, notify: Notify | None) -> Path:
+    def _files(self, notify: Notify | None) -> Path:
         """The folder of the unpacked pickles: laid there by hand, or out of the verified archive."""
-        folder = raw_folder(self.name, config.path)
+        folder = raw_folder(self.archive.name, self.config.path)
         unpacked = self._unpacked(folder)
         if unpacked is not None:
             return unpacked
-        archive = folder / self.remote.name
-        if config.path is None:
-            archive = fetch(self.remote, folder, notify)
+        archive = folder / self.archive.remote.name
+        if self.config.path is None:
+            archive = fetch(self.archive.remote, folder, notify)
         elif archive.is_file():
-            verify(archive, self.remote.checksum)
+            verify(archive, self.archive.remote.checksum)
         else:
             raise DiffctlError(self._missing(folder))
-        members = [f"{self.folder}/{name}" for name in (*self.train, *self.test, self.names)]
-        return unpack_tar(archive, members, cache_root() / self.name / self.folder)
+        members = [f"{self.archive.folder}/{name}" for name in self.archive.files]
+        return unpack_tar(archive, members, cache_root() / self.archive.name / self.archive.folder)
 
     def _unpacked(self, folder: Path) -> Path | None:
-        wanted = (*self.train, *self.test, self.names)
-        for place in (folder / self.folder, folder):
-            if all((place / name).is_file() for name in wanted):
+        for place in (folder / self.archive.folder, folder):
+            if all((place / name).is_file() for name in self.archive.files):
                 return place
         return None
 
     def _missing(self, folder: Path) -> str:
+        archive, batch = self.archive.remote.name, f"{self.archive.folder}/{self.archive.train[0]}"
         return (
-            f"{folder} has neither {self.remote.name} nor {self.folder}/{self.train[0]}: put the archive "
-            "there, or leave out data.path to download it"
+            f"{folder} has neither {archive} nor {batch}: put the archive there, or leave out data.path to "
+            "download it"
         )
 
 
@@ -103,7 +124,7 @@ def _split(paths: Sequence[Path], label_key: str, classes: int) -> Split:
     return Split(FileArrayReader(images, SHAPE, planar=True), np.concatenate(labels))
 
 
-CIFAR10 = Cifar(
+CIFAR10 = Archive(
     name="cifar10",
     remote=Remote(
         "cifar-10-python.tar.gz",
@@ -118,10 +139,9 @@ CIFAR10 = Cifar(
     train=[f"data_batch_{number}" for number in range(1, 6)],
     test=["test_batch"],
     names="batches.meta",
-    labels={None: LabelKind("labels", "label_names", 10)},
 )
 
-CIFAR100 = Cifar(
+CIFAR100 = Archive(
     name="cifar100",
     remote=Remote(
         "cifar-100-python.tar.gz",
@@ -133,9 +153,19 @@ CIFAR100 = Cifar(
     train=["train"],
     test=["test"],
     names="meta",
-    labels={
-        None: LabelKind("fine_labels", "fine_label_names", 100),
-        "fine": LabelKind("fine_labels", "fine_label_names", 100),
-        "coarse": LabelKind("coarse_labels", "coarse_label_names", 20),
-    },
 )
+
+LABELS_100 = {
+    "fine": LabelKind("fine_labels", "fine_label_names", 100),
+    "coarse": LabelKind("coarse_labels", "coarse_label_names", 20),
+}
+
+
+def cifar10(config: DataConfig) -> Cifar:
+    """The set of ten classes."""
+    return Cifar(config, CIFAR10, LabelKind("labels", "label_names", 10))
+
+
+def cifar100(config: Cifar100Config) -> Cifar:
+    """The set of a hundred classes, in twenty groups."""
+    return Cifar(config, CIFAR100, LABELS_100[config.labels])

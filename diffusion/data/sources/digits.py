@@ -1,8 +1,10 @@
 """scikit-learn's handwritten digits: 1,797 greyscale images of 8×8 pixels (UCI, Alpaydin & Kaynak 1998)."""
 
 import hashlib
+from typing import Self
 
 import numpy as np
+from pydantic import model_validator
 
 from diffusion.data.config import DataConfig
 from diffusion.data.fetch import Notify
@@ -14,14 +16,27 @@ HELD_OUT = 500  # as many as a sweep's cell has, so that scores and their floor 
 SHAPE = (8, 8, 1)
 
 
+class DigitsConfig(DataConfig):
+    """No `path`: the set is a part of scikit-learn."""
+
+    @model_validator(mode="after")
+    def _without_path(self) -> Self:
+        if self.path is not None:
+            raise ValueError("path: digits come with scikit-learn, so there is no folder to give")
+        return self
+
+
 class Digits:
     """The set comes with scikit-learn, so it needs no network. Its 17 levels are stretched to 0…255."""
 
-    def outlook(self, config: DataConfig) -> Outlook:
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+
+    def outlook(self) -> Outlook:
         """Always at hand."""
         return Outlook(COUNT, SHAPE, 10)
 
-    def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
+    def open(self, notify: Notify | None = None) -> RawData:
         """A stratified split with a fixed seed: 1,297 images to train on and 500 held out."""
         from sklearn.datasets import load_digits
 

@@ -46,22 +46,23 @@ FILES = (
 class FashionMnist:
     """Four gzipped IDX files: in the configured path, else of Debian's package, else downloaded."""
 
-    files: Sequence[Remote] = FILES
-    debian: Path = DEBIAN
+    config: DataConfig
+    files: Sequence[Remote]
+    debian: Path
 
-    def outlook(self, config: DataConfig) -> Outlook:
+    def outlook(self) -> Outlook:
         """What is still to be downloaded."""
-        folder = self._folder(config)
+        folder = self._folder()
         missing = [remote for remote in self.files if not (folder / remote.name).is_file()]
         blocked = ""
-        if missing and config.path is not None:
+        if missing and self.config.path is not None:
             blocked = f"{folder / missing[0].name} is missing: put it there, or leave out data.path"
         download = sum(remote.size for remote in missing)
         return Outlook(70_000, SHAPE, len(CLASSES), download=download, blocked=blocked)
 
-    def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
+    def open(self, notify: Notify | None = None) -> RawData:
         """The official split: 60,000 to train on, 10,000 to test."""
-        folder = self._folder(config)
+        folder = self._folder()
         if folder == raw_folder(NAME, None):
             for remote in self.files:
                 fetch(remote, folder, notify)
@@ -69,9 +70,15 @@ class FashionMnist:
         train, test = (_split(folder, prefix, sources) for prefix in ("train", "t10k"))
         return RawData(CLASSES, SHAPE, train, test, sources)
 
-    def _folder(self, config: DataConfig) -> Path:
-        packaged = config.path is None and all((self.debian / remote.name).is_file() for remote in self.files)
-        return self.debian if packaged else raw_folder(NAME, config.path)
+    def _folder(self) -> Path:
+        path = self.config.path
+        packaged = path is None and all((self.debian / remote.name).is_file() for remote in self.files)
+        return self.debian if packaged else raw_folder(NAME, path)
+
+
+def build(config: DataConfig) -> FashionMnist:
+    """The published files."""
+    return FashionMnist(config, FILES, DEBIAN)
 
 
 def _split(folder: Path, prefix: str, sources: dict[str, str]) -> Split:

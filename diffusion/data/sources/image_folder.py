@@ -3,12 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
 from diffusion.data.cache import raw_folder
-from diffusion.data.config import DataConfig
+from diffusion.data.config import PhotographsConfig
 from diffusion.data.fetch import Notify
 from diffusion.data.image_files import ImageFileReader
 from diffusion.data.label_csv import SPLITS, read_labels
@@ -39,27 +41,49 @@ class Items:
         return len(self.rows)
 
 
+class ImageFolderConfig(PhotographsConfig):
+    """`path` has the images.
+
+    `labels`: `folders` (a class a sub-folder), `none`, or the name of a CSV file in `path`; None takes the
+    sub-folders where there are any. `test_fraction` is held out where there is no test split of its own.
+    """
+
+    labels: str | None = None
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _folder_and_labels(self) -> Self:
+        if self.path is None:
+            raise ValueError(f"path: {self.name} needs the folder with the images")
+        if self.labels not in (None, "folders", "none") and not str(self.labels).endswith(".csv"):
+            raise ValueError(f"labels: folders, none or the name of a .csv file (got {self.labels!r})")
+        return self
+
+
 class ImageFolder:
     """png, jpeg, webp and gif files. A train folder beside a test or val folder is an official split."""
 
-    def outlook(self, config: DataConfig) -> Outlook:
+    def __init__(self, config: ImageFolderConfig) -> None:
+        self.config = config
+
+    def outlook(self) -> Outlook:
         """How many images there are, and what is wrong with the listing."""
         try:
-            items, problems, listing = self._items(config)
+            items, problems, listing = self._items()
         except DiffctlError as error:
             return Outlook(0, None, 0, blocked=str(error))
         return Outlook(len(items), None, len(items.classes), problems=problems, sources=_sources(listing))
 
-    def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
+    def open(self, notify: Notify | None = None) -> RawData:
         """Classes in alphabetical (or numerical) order; without an official split a stratified one."""
-        items, problems, listing = self._items(config)
+        items, problems, listing = self._items()
+        config = self.config
         root = raw_folder(config.name, config.path)
         train, test = _split_rows(items, config)
-        assert config.image_size is not None, "the config refuses an image-folder without a size"
-        size, channels = config.image_size, config.channels or 3
+        channels = config.channels or 3
 
         def split(chosen: Indices) -> Split:
-            reader = ImageFileReader(root, listing.paths, items.rows[chosen], size, channels)
+            reader = ImageFileReader(root, listing.paths, items.rows[chosen], config.size, channels)
             return Split(reader, None if items.labels is None else items.labels[chosen])
 
         return RawData(
@@ -72,7 +96,8 @@ class ImageFolder:
             problems=problems,
         )
 
-    def _items(self, config: DataConfig) -> tuple[Items, list[Problem], Listing]:
+    def _items(self) -> tuple[Items, list[Problem], Listing]:
+        config = self.config
         root = raw_folder(config.name, config.path)
         if not root.is_dir():
             raise DiffctlError(f"data.path: {root} is not a folder")
@@ -187,7 +212,7 @@ def _in_class_order(names: list[str], labels: Labels) -> tuple[tuple[str, ...], 
     return classes, np.array([place.get(name, -1) for name in names], dtype=np.int64)[labels]
 
 
-def _split_rows(items: Items, config: DataConfig) -> tuple[Indices, Indices]:
+def _split_rows(items: Items, config: ImageFolderConfig) -> tuple[Indices, Indices]:
     """Shuffled places in `items` of the training and the test split: the official one, else held out."""
     if items.in_test is not None:
         if config.test_fraction is not None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion.data.cache import raw_folder
-from diffusion.data.config import DataConfig
+from diffusion.data.config import DataConfig, PhotographsConfig
 from diffusion.data.fetch import Notify
 from diffusion.data.image_files import ImageFileReader
 from diffusion.data.kaggle import can_ask_kaggle, fetched, from_kaggle, how_to_get
@@ -41,8 +41,12 @@ class Files(NamedTuple):
 class ImageNet:
     """A folder a synset to train on; the validation images, labelled by the solution CSV, to test on."""
 
-    def outlook(self, config: DataConfig) -> Outlook:
+    def __init__(self, config: PhotographsConfig) -> None:
+        self.config = config
+
+    def outlook(self) -> Outlook:
         """Whether the challenge's folders and lists are there, or can be asked for."""
+        config = self.config
         folder = _folder(config)
         if not _missing(folder):
             return Outlook(COUNT, None, CLASSES)
@@ -50,8 +54,9 @@ class ImageNet:
         blocked = "" if askable else how_to_get("competitions", COMPETITION, _by_hand(folder))
         return Outlook(COUNT, None, CLASSES, download=DOWNLOAD, blocked=blocked)
 
-    def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
+    def open(self, notify: Notify | None = None) -> RawData:
         """Classes in the order of the synset map, which is that of the synsets; training rows shuffled."""
+        config = self.config
         root = _folder(config)
         if _missing(root) and config.path is None:
             root = from_kaggle("competitions", COMPETITION, _by_hand(root))
@@ -61,9 +66,8 @@ class ImageNet:
         train, test = _train_files(root, synsets), _val_files(root, synsets)
 
         def split(part: Files, order: Indices) -> Split:
-            assert config.image_size is not None, "the config refuses imagenet without a size"
-            size, channels = config.image_size, config.channels or 3
-            reader = ImageFileReader(root / part.folder, part.paths, part.rows[order], size, channels)
+            folder, channels = root / part.folder, config.channels or 3
+            reader = ImageFileReader(folder, part.paths, part.rows[order], config.size, channels)
             return Split(reader, part.labels[order])
 
         return RawData(

@@ -30,8 +30,12 @@ class MiniImageNet:
     is held out: 50,000 images to train on, 10,000 to test.
     """
 
-    def outlook(self, config: DataConfig) -> Outlook:
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+
+    def outlook(self) -> Outlook:
         """Whether the three files are there, or can be asked for."""
+        config = self.config
         folder = _folder(config)
         if _is_whole(folder):
             return Outlook(60_000, SHAPE, 100)
@@ -39,9 +43,9 @@ class MiniImageNet:
         blocked = "" if askable else how_to_get("datasets", HANDLE, _by_hand(folder))
         return Outlook(60_000, SHAPE, 100, download=DOWNLOAD, blocked=blocked)
 
-    def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
+    def open(self, notify: Notify | None = None) -> RawData:
         """Classes in alphabetical order of their synsets; a stratified split with a fixed seed."""
-        paths = self._files(config)
+        paths = self._files()
         images, names = [], []
         for path in paths:
             part, part_names = _read(path)
@@ -57,7 +61,8 @@ class MiniImageNet:
             sources=checksums(paths, notify),
         )
 
-    def _files(self, config: DataConfig) -> Sequence[Path]:
+    def _files(self) -> Sequence[Path]:
+        config = self.config
         folder = _folder(config)
         if config.path is None and not _is_whole(folder):
             folder = from_kaggle("datasets", HANDLE, _by_hand(folder))

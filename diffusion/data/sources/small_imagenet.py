@@ -26,30 +26,26 @@ PAGE = "https://image-net.org/download-images"
 class SmallImageNet:
     """The official batches, npz or pickle, unpacked or in the zips as they come from image-net.org."""
 
+    config: DataConfig
     size: int
-
-    @property
-    def name(self) -> str:
-        """As in params.yaml."""
-        return f"imagenet{self.size}"
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(H, W, C)."""
         return (self.size, self.size, 3)
 
-    def outlook(self, config: DataConfig) -> Outlook:
+    def outlook(self) -> Outlook:
         """Whether all batches are there, unpacked or in a zip, and which are not."""
         try:
-            self._refuse_missing(raw_folder(self.name, config.path))
+            self._refuse_missing(raw_folder(self.config.name, self.config.path))
             blocked = ""
         except DiffctlError as error:
             blocked = str(error)
         return Outlook(1_331_167, self.shape, CLASSES, blocked=blocked)
 
-    def open(self, config: DataConfig, notify: Notify | None = None) -> RawData:
+    def open(self, notify: Notify | None = None) -> RawData:
         """The official split, its 50,000 validation images as the test split."""
-        folder = raw_folder(self.name, config.path)
+        folder = raw_folder(self.config.name, self.config.path)
         paths = self._files(folder)
         class_list = find(folder, CLASS_LIST)
         return RawData(
@@ -70,7 +66,7 @@ class SmallImageNet:
     def _files(self, folder: Path) -> list[Path]:
         """The batches in order; those that lie in zips are unpacked into the cache."""
         self._refuse_missing(folder)
-        found, unpacked = self._places(folder), cache_root() / self.name / "unpacked"
+        found, unpacked = self._places(folder), cache_root() / self.config.name / "unpacked"
         packed = [name for name, path in zip(BATCHES, found, strict=True) if path is None]
         if packed:
             for archive in self._zips(folder):
@@ -96,6 +92,16 @@ class SmallImageNet:
             f"sign in at {PAGE}, get the {self.size}×{self.size} training and validation zips (npz) and put "
             f"them into {folder}, or set data.path to where they are"
         )
+
+
+def imagenet64(config: DataConfig) -> SmallImageNet:
+    """The set of 64×64."""
+    return SmallImageNet(config, 64)
+
+
+def imagenet32(config: DataConfig) -> SmallImageNet:
+    """The set of 32×32."""
+    return SmallImageNet(config, 32)
 
 
 def read_class_list(path: Path) -> tuple[str, ...]:

@@ -1,0 +1,48 @@
+"""This library's extractors under torch-fidelity's interface, to compare with its own computation."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+
+from diffusion.evaluation.extractors import load_extractor
+
+
+class Registered(FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity has no types
+    """An extractor by its name here; its outputs as asked for by `features_list`."""
+
+    def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
+        super().__init__(name, features_list)
+        self.network = load_extractor(name).module
+        self.requires_grad_(False)
+        self.eval()
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        """The outputs that can be asked for."""
+        return "features", "logits"
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        """The output that a metric of torch-fidelity uses."""
+        return "logits" if metric == "isc" else "features"
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        """Scores are made without torch.compile, which would cost more than it saves here."""
+        return False
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """uint8 (B, 3, H, W) → the outputs in the order of `features_list`."""
+        with torch.inference_mode():
+            outputs = dict(zip(("features", "logits"), self.network(images), strict=True))
+        return tuple(outputs[name] for name in self.features_list)
+
+
+def register(name: str) -> str:
+    """Make one of our extractors known to torch-fidelity under its name, which is returned."""
+    if name not in FEATURE_EXTRACTORS_REGISTRY:
+        register_feature_extractor(name, Registered)
+    return name

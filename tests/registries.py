@@ -1,0 +1,123 @@
+"""What the registries hold, as docs/extending.md lists it.
+
+`python -m tests.registries --write` brings the list up to date; without the option it says whether it is.
+"""
+
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diffusion.data.source_registry import SOURCES
+from diffusion.evaluation.specs import EXTRACTORS
+from diffusion.model_registry import MODELS
+from diffusion.predictions import PREDICTIONS
+from diffusion.presets import PRESETS
+from diffusion.process_registry import PROCESSES
+from diffusion.registry import load_reference
+from diffusion.samplers import SAMPLERS
+from diffusion.spacing import SPACINGS
+from tests.conftest import ROOT
+
+DOCS = ROOT / "docs/extending.md"
+BEGIN, END = "<!-- registries -->\n", "<!-- /registries -->\n"
+
+
+@dataclass(frozen=True)
+class Registry:
+    """A registry under its name: where it is, what chooses an entry, and what a builder is."""
+
+    name: str
+    entries: Mapping[str, Any]
+    place: str
+    chosen_by: str
+    builder: str
+
+
+REGISTRIES = (
+    Registry("SOURCES", SOURCES, "diffusion/data/source_registry.py", "data.name",
+             "a `DataConfig` → `Source` (`diffusion/data/source.py`)"),
+    Registry("MODELS", MODELS, "diffusion/model_registry.py", "model.name",
+             "a `NetworkSpec` → `nn.Module`"),
+    Registry("PROCESSES", PROCESSES, "diffusion/process_registry.py", "process.schedule",
+             "a `ProcessConfig` → `Process` (`diffusion/forward_process.py`)"),
+    Registry("PREDICTIONS", PREDICTIONS, "diffusion/predictions.py", "process.prediction",
+             "(α, σ) → (a, b) of what is predicted, a·x_0 + b·ε"),
+    Registry("SAMPLERS", SAMPLERS, "diffusion/samplers.py", "sample.sampler",
+             "`SampleSettings` → `Sampler` (`diffusion/sampling.py`)"),
+    Registry("SPACINGS", SPACINGS, "diffusion/spacing.py", "sample.spacing",
+             "(S, T) → S increasing times that end at T − 1"),
+    Registry("EXTRACTORS", EXTRACTORS, "diffusion/evaluation/specs.py", "evaluate.extractor",
+             "(`ExtractorSpec`, its weights or None) → `nn.Module`"),
+    Registry("PRESETS", PRESETS, "diffusion/presets.py", "model.preset",
+             "a published shape of the `unet`, with its recipe"),
+)  # fmt: skip
+
+
+def listing() -> str:
+    """The list as Markdown: a table a registry."""
+    return "\n".join(_table(registry) for registry in REGISTRIES)
+
+
+def _table(registry: Registry) -> str:
+    lines = [
+        f"### {registry.name}: `{registry.chosen_by}`\n",
+        f"In `{registry.place}`. A builder is {registry.builder}.\n"
+        if hasattr(next(iter(registry.entries.values())), "builder")
+        else f"In `{registry.place}`. An entry is {registry.builder}.\n",
+        "| name | what it is |\n| --- | --- |",
+        *(f"| `{name}` | {_said(entry, registry)} |" for name, entry in registry.entries.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _said(entry: Any, registry: Registry) -> str:
+    """What an entry, or the module of its builder, says of itself, and the options that it alone has."""
+    if not hasattr(entry, "builder"):
+        known = f"{entry.parameters:,} parameters. {entry.source}" if registry.entries is PRESETS else ""
+        return known or _first(entry)
+    said = [_first(sys.modules[load_reference(entry.builder).__module__])]
+    builders = {other.builder for other in registry.entries.values() if other.module == entry.module}
+    if len(builders) > 1:
+        said.append(_first(load_reference(entry.builder)))
+    if registry.entries is EXTRACTORS:
+        said.append(f"{entry.features:,} features; resizes {entry.resize}; gives `{entry.distance}`.")
+    if options := _options(entry):
+        said.append(f"Options: {', '.join(f'`{name}`' for name in options)}.")
+    return " ".join(said)
+
+
+def _options(entry: Any) -> list[str]:
+    """The fields of the entry's section that not all entries have."""
+    if hasattr(entry, "options"):
+        return list(load_reference(entry.options).model_fields)
+    if not hasattr(entry, "config"):
+        return []
+    own = load_reference(entry.config)
+    shared = next(kind for kind in own.__mro__ if "ENTRIES" in vars(kind))
+    return [name for name in own.model_fields if name not in shared.model_fields]
+
+
+def _first(thing: Any) -> str:
+    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+
+
+def with_listing(text: str) -> str:
+    """The text of the docs with the list as it must be."""
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + "\n" + listing() + "\n" + END + rest.split(END)[1]
+
+
+def main() -> None:
+    """Compare the docs with the registries, or rewrite them."""
+    text = DOCS.read_text(encoding="utf-8")
+    wanted = with_listing(text)
+    if "--write" in sys.argv[1:]:
+        DOCS.write_text(wanted, encoding="utf-8")
+    elif wanted != text:
+        sys.exit(f"{DOCS.name} does not list what there is: run `python -m tests.registries --write`")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""The next idea is one file and one entry: docs/extending.md done in a copy of the project, and run there."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+from cli.main import app
+from diffusion.code import code_digest
+from diffusion.data.store import open_store
+from diffusion.evaluation.reference import extraction_code
+from diffusion.evaluation.specs import EXTRACTORS
+from diffusion.process_config import ProcessConfig
+from diffusion.resolve import training_code
+from diffusion.settings import SampleSettings
+from diffusion.sweep import sampling_code
+from tests import registries
+from tests.conftest import ROOT, environment
+from tests.networks import artefact_of, spec_of
+from tests.small import own_code, small_project
+
+BLOCK = re.compile(
+    r"^```python\n# (in (?P<registry>\w+) of )?(?P<file>\S+\.py)\n(?P<code>.*?)^```$", re.M | re.S
+)
+THROWAWAY = {  # the file, where it goes, its registry and its entry
+    "tiny": (
+        "diffusion/tiny.py",
+        "diffusion/model_registry.py",
+        """MODELS["tiny"] = ModelEntry(
+    "diffusion.tiny:Tiny", "diffusion.tiny:TinyConfig", "diffusion.tiny:TinySpec"
+)""",
+    ),
+    "straight": (
+        "diffusion/straight.py",
+        "diffusion/process_registry.py",
+        """PROCESSES["straight"] = ProcessEntry(
+    "diffusion.straight:Straight", "diffusion.straight:StraightConfig"
+)""",
+    ),
+    "pixels": (
+        "diffusion/evaluation/pixels.py",
+        "diffusion/evaluation/specs.py",
+        """EXTRACTORS["pixels"] = ExtractorSpec(
+    "pixels", "diffusion.evaluation.pixels:build", 4, "means of patches, to 4", 48, "fd_pixels", "kd_pixels"
+)""",
+    ),
+}
+EXPERIMENT: dict[str, dict[str, Any]] = {
+    "data": {"name": "rings", "count": 200},
+    "model": {"name": "tiny", "width": 6, "dropout": 0.1},
+    "process": {"schedule": "straight", "most": 0.999, "prediction": "flow"},
+    "train": {"eval_every": 6, "eval_images": 20, "eval_steps": 2},
+    "sample": {"sampler": "heun", "sampler_options": {"correct": True}, "num_images": 20},
+    "sweep": {"steps": [2, 3], "eta": [0.0]},
+    "evaluate": {"extractor": "pixels"},
+}
+STAGES = """
+from cli.main import app
+for stage in ("data", "reference", "train", "sample", "evaluate", "report"):
+    app(["stage", stage], standalone_mode=False)
+"""
+DIGESTS = """
+from tests.test_extending import digests
+print(*digests())
+"""
+
+
+def digests() -> list[str]:
+    """Of the code that the project's own entries are known by."""
+    artefact, process = artefact_of(spec_of()), ProcessConfig()
+    of = [training_code(process, artefact.network)]
+    of += [sampling_code(SampleSettings(sampler=name), artefact) for name in ("ddim", "dpm-solver++")]
+    return [*map(code_digest, of), extraction_code(EXTRACTORS["effnet-lite0-64"])]
+
+
+def enter(file: Path, registry: str, entry: str) -> None:
+    """Put an entry at the beginning of a registry."""
+    text = file.read_text()
+    assert text.count(f"\n{registry} = {{\n") == 1
+    file.write_text(text.replace(f"\n{registry} = {{\n", f"\n{registry} = {{\n{entry}"))
+
+
+def run(folder: Path, *command: str) -> str:
+    """Run Python in the project by its own code; what it said."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env=environment(own_code(folder)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project after what the docs say, and with the throw-away entries."""
+    folder = small_project(tmp_path_factory.mktemp("extending") / "project")
+    shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    blocks = list(BLOCK.finditer((ROOT / "docs/extending.md").read_text()))
+    assert [block["file"] for block in blocks if block["registry"] is None] == [
+        "diffusion/heun.py", "tests/test_heun.py", "diffusion/data/sources/rings.py", "tests/test_rings.py"
+    ]  # fmt: skip
+    for block in blocks:
+        if block["registry"]:
+            enter(folder / block["file"], block["registry"], block["code"])
+        else:
+            (folder / block["file"]).write_text(block["code"])
+    for name, (place, registry, entry) in THROWAWAY.items():
+        shutil.copy(ROOT / f"tests/throwaway/{name}.py", folder / place)
+        with open(folder / registry, "a", encoding="utf-8") as file:
+            file.write(f"\n\n{entry}\n")
+    return folder
+
+
+def test_the_docs_own_tests_pass(project: Path) -> None:
+    run(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_heun.py", "tests/test_rings.py")
+
+
+def test_a_new_entry_makes_no_work_of_the_others_stale(project: Path) -> None:
+    assert run(project, "-c", DIGESTS).split() == digests()
+
+
+@pytest.mark.slow
+def test_what_the_docs_add_passes_the_checks(project: Path) -> None:
+    added = ["diffusion/heun.py", "diffusion/data/sources/rings.py"]
+    run(project, "-m", "mypy", *added)
+    run(project, "-m", "ruff", "check", *added, "tests/test_heun.py", "tests/test_rings.py")
+    run(project, "-m", "ruff", "format", "--check", *added, "tests/test_heun.py", "tests/test_rings.py")
+
+
+@pytest.mark.slow
+def test_a_whole_pipeline_runs_by_new_entries_alone(project: Path) -> None:
+    values = yaml.safe_load((project / "params.yaml").read_text())
+    for section, keys in EXPERIMENT.items():
+        values[section] = keys if section == "model" else {**values[section], **keys}
+    (project / "params.yaml").write_text(yaml.safe_dump(values))
+    run(project, "-c", STAGES)
+    train = open_store(project / "data/prepared/train")
+    assert (len(train), train.meta["name"], train.meta["options"]) == (180, "rings", {"count": 200})
+    with safe_open(project / "models/unet.safetensors", framework="pt") as file:
+        described = file.metadata()["diffctl"]
+    for said in ('"name":"tiny"', '"width":6', '"schedule":"straight"', '"most":0.999'):
+        assert said in described
+    scores = yaml.safe_load((project / "metrics/scores.json").read_text())
+    assert scores["extractor"] == "pixels"
+    for name, steps in (("steps2-eta0", 2), ("steps3-eta0", 3)):
+        cell = scores["cells"][name]
+        assert cell["card"]["evaluations"] == 2 * steps - 1
+        assert {"fd_pixels", "kd_pixels", "precision_pixels", "excess"} <= cell["scores"].keys()
+        assert not [score for score in cell["scores"] if score.startswith("is")]
+
+
+def test_the_docs_list_what_there_is() -> None:
+    text = registries.DOCS.read_text(encoding="utf-8")
+    assert registries.with_listing(text) == text, "run `python -m tests.registries --write`"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        ("import openai x.pt --preset adm", "adm-64"),
+        ("evaluate x --against y --extractor resnet", "inception-v3-compat"),
+        ("sample --out x.png --sampler euler", "dpm-solver++"),
+        ("sample --out x.png --spacing cubic", "trailing"),
+    ],
+)
+def test_options_take_the_names_that_the_registries_have(arguments: str, allowed: str) -> None:
+    result = CliRunner().invoke(app, arguments.split())
+    assert result.exit_code == 2
+    assert allowed in result.output

@@ -1,0 +1,1 @@
+"""A network, a process and an extractor that nobody needs, a file each: the test of the registries."""
