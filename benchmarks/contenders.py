@@ -72,18 +72,18 @@ def ours(precision: str, shape: Shape) -> Work:
     from diffusion.settings import SampleSettings
     from diffusion.training import new_state, train_step
 
-    artefact, meta = described(precision, shape)
+    plan, meta = described(precision, shape)
     images = np.random.default_rng(0).integers(0, 256, (256, 32, 32, shape.channels), dtype=np.uint8)
     store = ImageStore(Path(), images, None, meta)
-    state = new_state(artefact, CPU)
-    gradients, data = Gradients(artefact, state.network, Ranks(CPU)), Batches(store, CPU)
+    state = new_state(plan, CPU)
+    gradients, data = Gradients(plan, state.network, Ranks(CPU)), Batches(store, CPU)
 
     def train() -> object:
-        return train_step(state, gradients, draw_batch(artefact, state.timesteps, data, state.step))
+        return train_step(state, gradients, draw_batch(plan, state.timesteps, data, state.step))
 
     def sample() -> object:
-        settings, condition = SampleSettings(steps=STEPS), condition_of(artefact, None, shape.batch)
-        return generate(LoadedModel(state.ema, artefact), settings, range(shape.batch), condition, CPU)
+        settings, condition = SampleSettings(steps=STEPS), condition_of(plan, None, shape.batch)
+        return generate(LoadedModel(state.ema, plan), settings, range(shape.batch), condition, CPU)
 
     return Work(train, sample, count(state.network))
 
@@ -116,8 +116,8 @@ def diffusers(shape: Shape) -> Work:
     from diffusion.interop.diffusers import unet_config
     from diffusion.unet import UNet
 
-    artefact, _ = described("fp32", shape)
-    network = UNet2DModel(**unet_config(UNet(artefact.network)))
+    plan, _ = described("fp32", shape)
+    network = UNet2DModel(**unet_config(UNet(plan.network)))
     scheduler = DDIMScheduler()
     images = random_images(shape)
 

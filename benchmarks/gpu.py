@@ -64,50 +64,50 @@ def described(
     counts = np.bincount(labels, minlength=classes).tolist() if classes else []
     meta = {"name": profile, "classes": names, "counts": counts, "image_size": size, "channels": 3}
     store = write_store(folder / profile, images, labels, meta)
-    artefact = resolve(config, store.meta, device)
+    plan = resolve(config, store.meta, device)
     steps = {"batch_size": BATCHES[profile], "microbatch": None, "steps": WARM + TIMED, "log_every": 10}
-    values = {**artefact.train.model_dump(), **steps, "compile": True, **changes}
-    return artefact.model_copy(update={"train": type(artefact.train)(**values)}), store
+    values = {**plan.train.model_dump(), **steps, "compile": True, **changes}
+    return plan.model_copy(update={"train": type(plan.train)(**values)}), store
 
 
-def ours(artefact: TrainPlan, store: ImageStore, device: torch.device) -> Result:
+def ours(plan: TrainPlan, store: ImageStore, device: torch.device) -> Result:
     """`diffusion.training.train` as `diffctl stage train` calls it, without saves and previews."""
     clock = Clock()
     with peak(device) as memory:
-        state = new_state(artefact, device)
+        state = new_state(plan, device)
         train(state, store, Ranks(device), clock, lambda state: None, lambda: None)
     after = [(step, at) for step, at in clock.at if step >= WARM]
     windows = [(step - before) / (at - since) for (before, since), (step, at) in itertools.pairwise(after)]
-    return Result(statistics.median(windows) * artefact.train.batch_size, memory())
+    return Result(statistics.median(windows) * plan.train.batch_size, memory())
 
 
-def diffusers(artefact: TrainPlan, store: ImageStore, device: torch.device) -> Result:
+def diffusers(plan: TrainPlan, store: ImageStore, device: torch.device) -> Result:
     """The loop of diffusers' training example: autocast, AdamW, clipping, EMA, reading the loss each step."""
     from diffusers import DDPMScheduler, UNet2DModel
     from diffusers.training_utils import EMAModel
 
     from diffusion.interop.diffusers import unet_config
 
-    config, count = artefact.train, artefact.train.batch_size
+    config, count = plan.train, plan.train.batch_size
     # It lacks a scale of time, which costs nothing, and one number of heads for all widths: 64 channels each
     # cost the same.
     same = {"time_scale": 1.0, "heads": None, "head_channels": 64}
-    spec = artefact.network.model_copy(update=same)
+    spec = plan.network.model_copy(update=same)
     with peak(device) as memory:
         network = UNet2DModel(**unet_config(UNet(spec))).to(device).train()
         average = EMAModel(network.parameters(), decay=config.ema_decay, use_ema_warmup=True)
         optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr)
-        scheduler = DDPMScheduler(artefact.process.timesteps)
+        scheduler = DDPMScheduler(plan.process.timesteps)
         loader = torch.utils.data.DataLoader(Images(store), count, shuffle=True, drop_last=True)
         ended: list[float] = []
         while len(ended) < config.steps:
             for images, labels in loader:
                 images, labels = images.to(device), labels.to(device)
                 noise = torch.randn_like(images)
-                t = torch.randint(0, artefact.process.timesteps, (count,), device=device)
+                t = torch.randint(0, plan.process.timesteps, (count,), device=device)
                 noised = scheduler.add_noise(images, noise, t)
                 with torch.autocast(device.type, dtype=torch.bfloat16):
-                    output = network(noised, t, labels if artefact.network.num_classes else None).sample
+                    output = network(noised, t, labels if plan.network.num_classes else None).sample
                 loss = F.mse_loss(output[:, : images.shape[1]].float(), noise)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(network.parameters(), config.grad_clip or math.inf)
@@ -147,9 +147,9 @@ def peak(device: torch.device) -> Iterator[Callable[[], int]]:
     yield lambda: torch.cuda.max_memory_allocated(device) if cuda else 0
 
 
-def image_flop(artefact: TrainPlan) -> int:
+def image_flop(plan: TrainPlan) -> int:
     """Floating-point operations of one image's training step: forward and backward of the network."""
-    spec = artefact.network
+    spec = plan.network
     network = UNet(spec).to("meta")
     x = torch.empty(1, spec.in_channels, spec.image_size, spec.image_size, device="meta")
     t = torch.zeros(1, dtype=torch.int64, device="meta")
@@ -182,11 +182,11 @@ def main() -> None:
     print("| profile | loop | images/s | share of the rate | peak memory |\n| --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as name:
         for profile in BATCHES:
-            artefact, store = described(profile, device, Path(name))
+            plan, store = described(profile, device, Path(name))
             for contender in (ours, diffusers):
-                found = contender(artefact, store, device)
-                share = found.rate * image_flop(artefact) / rate
-                what = f"{profile}, {artefact.train.batch_size} a step | {contender.__name__}"
+                found = contender(plan, store, device)
+                share = found.rate * image_flop(plan) / rate
+                what = f"{profile}, {plan.train.batch_size} a step | {contender.__name__}"
                 figures = f"{found.rate:,.0f} | {share:.0%} | {found.memory / 1e9:.1f} GB"
                 print(f"| {what} | {figures} |", flush=True)
 

@@ -76,9 +76,9 @@ class Clock(Silent):
         self.ended.append(time.perf_counter())
 
 
-def seconds(artefact: TrainPlan, store: ImageStore, folder: Path, *, stand_in: bool) -> float:
+def seconds(plan: TrainPlan, store: ImageStore, folder: Path, *, stand_in: bool) -> float:
     """Median seconds of a step after the first, logging at every one."""
-    state = new_state(artefact, CPU)
+    state = new_state(plan, CPU)
     if stand_in:
         state.network = StandIn(state.network)  # type: ignore[assignment]
     clock = Clock(Spool(folder, "benchmark", "benchmark", "benchmark"))
@@ -92,9 +92,9 @@ def cifar10(folder: Path, steps: int, **changes: Any) -> tuple[TrainPlan, ImageS
     images = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8)
     meta = {"name": "cifar10", "classes": [], "image_size": 32, "channels": 3}
     store = write_store(folder / "store", images, None, meta)
-    artefact = resolve(config, store.meta, CPU)
-    train = {**artefact.train.model_dump(), "steps": steps, "log_every": 1, **changes}
-    return artefact.model_copy(update={"train": type(artefact.train)(**train)}), store
+    plan = resolve(config, store.meta, CPU)
+    train = {**plan.train.model_dump(), "steps": steps, "log_every": 1, **changes}
+    return plan.model_copy(update={"train": type(plan.train)(**train)}), store
 
 
 def main() -> None:
@@ -102,14 +102,14 @@ def main() -> None:
     changes = {"batch_size": 2, "microbatch": 2} if small else {"microbatch": 32}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        artefact, store = cifar10(folder, 12, **changes)
-        around = seconds(artefact, store, folder / "around", stand_in=True)
-        artefact, store = cifar10(folder, 2, **changes)
-        whole = seconds(artefact, store, folder / "whole", stand_in=False)
+        plan, store = cifar10(folder, 12, **changes)
+        around = seconds(plan, store, folder / "around", stand_in=True)
+        plan, store = cifar10(folder, 2, **changes)
+        whole = seconds(plan, store, folder / "whole", stand_in=False)
     share, mark = around / whole, "reached" if around < GOAL * whole else "MISSED"
     print(
-        f"cifar10 on {torch.get_num_threads()} cores, {artefact.precision}: a step of "
-        f"{artefact.train.batch_size} images takes {whole:.2f} s, the loop around the network "
+        f"cifar10 on {torch.get_num_threads()} cores, {plan.precision}: a step of "
+        f"{plan.train.batch_size} images takes {whole:.2f} s, the loop around the network "
         f"{around * 1e3:.0f} ms: {share:.2%} (goal: under {GOAL:.0%}; {mark})"
     )
 

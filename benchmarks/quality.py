@@ -41,10 +41,10 @@ SECONDS, IMAGES, STEPS, BATCH = 240, 2000, 50, 250
 TRIAL_STEPS = 30
 
 
-def trained(artefact: TrainPlan, store: ImageStore, steps: int) -> tuple[TrainState, float]:
+def trained(plan: TrainPlan, store: ImageStore, steps: int) -> tuple[TrainState, float]:
     """A training of `steps` steps, and its seconds."""
-    artefact = artefact.model_copy(update={"train": artefact.train.model_copy(update={"steps": steps})})
-    state = new_state(artefact, CPU)
+    plan = plan.model_copy(update={"train": plan.train.model_copy(update={"steps": steps})})
+    state = new_state(plan, CPU)
     began = time.perf_counter()
     train(state, store, Ranks(CPU), Silent(), lambda state: None, lambda: None)
     return state, time.perf_counter() - began
@@ -52,18 +52,18 @@ def trained(artefact: TrainPlan, store: ImageStore, steps: int) -> tuple[TrainSt
 
 def ours(store: ImageStore, seconds: float) -> tuple[Images, str]:
     """Images of the profile's own training of about `seconds`, and what it was."""
-    artefact = resolve(load(PROFILE), store.meta, CPU)
-    steps = int(seconds * TRIAL_STEPS / trained(artefact, store, TRIAL_STEPS)[1])
-    state, took = trained(artefact, store, steps)
-    settings, model = SampleSettings(steps=STEPS), LoadedModel(state.ema, artefact)
+    plan = resolve(load(PROFILE), store.meta, CPU)
+    steps = int(seconds * TRIAL_STEPS / trained(plan, store, TRIAL_STEPS)[1])
+    state, took = trained(plan, store, steps)
+    settings, model = SampleSettings(steps=STEPS), LoadedModel(state.ema, plan)
     images = np.concatenate(
         [
-            to_nhwc(generate(model, settings, part, mixed_condition(artefact, settings, part), CPU))
+            to_nhwc(generate(model, settings, part, mixed_condition(plan, settings, part), CPU))
             for part in (range(start, min(start + BATCH, IMAGES)) for start in range(0, IMAGES, BATCH))
         ]
     )
     count = sum(parameter.numel() for parameter in state.network.parameters())
-    return images, f"{count:,} parameters, {steps} steps of batch {artefact.train.batch_size}, {took:.0f} s"
+    return images, f"{count:,} parameters, {steps} steps of batch {plan.train.batch_size}, {took:.0f} s"
 
 
 def theirs(store: ImageStore, seconds: float) -> tuple[Images, str]:
@@ -73,9 +73,9 @@ def theirs(store: ImageStore, seconds: float) -> tuple[Images, str]:
 
     config = load(PROFILE)
     simple = config.process.model_copy(update={"variance": "small", "loss": "simple", "prediction": "eps"})
-    artefact = resolve(config.model_copy(update={"process": simple}), store.meta, CPU)
+    plan = resolve(config.model_copy(update={"process": simple}), store.meta, CPU)
     torch.manual_seed(0)
-    network = UNet2DModel(**unet_config(new_state(artefact, CPU).network))
+    network = UNet2DModel(**unet_config(new_state(plan, CPU).network))
     scheduler = DDPMScheduler()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     ema = EMAModel(network.parameters(), decay=0.995)

@@ -13,47 +13,22 @@ if TYPE_CHECKING:
 
     from cli.midway import Midway
     from diffusion.checkpoint import Described
-    from diffusion.resolve import TrainPlan
+    from diffusion.resolve import DenoiserPlan
     from diffusion.trainrun import TrainRun
     from tracking.spool import Spool
 
 BEAT_SECONDS = 10.0
 SYSTEM_SECONDS = 10.0  # between readings of the machine at least
 PREVIEW_STEPS = 20  # DDIM steps of a preview
-SHOWN = ("loss", "mse", "vlb", "grad_norm")  # on the live line: the loss, its parts, the gradient's norm
+SHOWN = ("loss", "mse", "vlb", "accuracy", "grad_norm")  # on the live line, where the training has them
 
 
-class Watch:
-    """The trainer's observer: a live line, metrics into the spool, a heartbeat and preview grids."""
+class LiveLine:
+    """The observer of a terminal: a live line, and a heartbeat in the training's folder."""
 
-    def __init__(
-        self,
-        run: "TrainRun",
-        artefact: "TrainPlan",
-        spool: "Spool",
-        show: Show,
-        midway: "Midway | None" = None,
-    ) -> None:
-        from tracking.system import SystemMetrics
-
-        self._run, self._artefact, self._spool, self._show = run, artefact, spool, show
-        self._beat_at = self._system_at = 0.0
-        self._window: tuple[float, int] | None = None
-        self._system = SystemMetrics()
-        self._midway = midway
-
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Means of a window of steps, with the images a second of the steps alone, into the spool."""
-        now = time.monotonic()
-        if self._window:
-            since, start = self._window
-            images = (step - start) * self._artefact.train.batch_size
-            values = {**values, "images_per_second": images / (now - since)}
-        self._window = (now, step)
-        if now - self._system_at > SYSTEM_SECONDS:
-            self._system_at = now
-            values = {**values, **self._system.read()}
-        self._spool.metrics(step, values)
+    def __init__(self, run: "TrainRun", show: Show) -> None:
+        self._run, self._show = run, show
+        self._beat_at = 0.0
 
     def progress(self, step: int, total: int, values: dict[str, float]) -> None:
         """The live line, and a heartbeat now and then."""
@@ -66,11 +41,54 @@ class Watch:
             with only_watching("heartbeat"):
                 self._run.beat(step)
 
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Nothing: the curve has them at the end."""
+
+    def preview(self, step: int, network: "nn.Module", ema: "nn.Module") -> None:
+        """No picture."""
+
+    def evaluate(self, step: int, ema: "nn.Module") -> None:
+        """No score."""
+
+
+class Watch(LiveLine):
+    """The observer of a training that MLflow hears of: metrics, previews and scores go into the spool."""
+
+    def __init__(
+        self,
+        run: "TrainRun",
+        plan: "DenoiserPlan",
+        spool: "Spool",
+        show: Show,
+        midway: "Midway | None" = None,
+    ) -> None:
+        from tracking.system import SystemMetrics
+
+        super().__init__(run, show)
+        self._plan, self._spool = plan, spool
+        self._system_at = 0.0
+        self._window: tuple[float, int] | None = None
+        self._system = SystemMetrics()
+        self._midway = midway
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Means of a window of steps, with the images a second of the steps alone, into the spool."""
+        now = time.monotonic()
+        if self._window:
+            since, start = self._window
+            images = (step - start) * self._plan.train.batch_size
+            values = {**values, "images_per_second": images / (now - since)}
+        self._window = (now, step)
+        if now - self._system_at > SYSTEM_SECONDS:
+            self._system_at = now
+            values = {**values, **self._system.read()}
+        self._spool.metrics(step, values)
+
     def preview(self, step: int, network: "nn.Module", ema: "nn.Module") -> None:
         """The same images at every step: a row of raw weights and one of EMA weights, into the spool."""
         path = self._run.folder / "previews" / f"{step:09d}.png"
         with self.paused():
-            write_preview(path, self._artefact, network, ema)
+            write_preview(path, self._plan, network, ema)
             self._spool.image(step, "preview", path)
 
     def evaluate(self, step: int, ema: "nn.Module") -> None:
@@ -94,7 +112,7 @@ class Watch:
         """Make the score that is due after `step` steps, if it is not there."""
         from diffusion.watching import only_watching
 
-        if not (step and self._artefact.train.is_scored(step) and self._midway):
+        if not (step and self._plan.train.is_scored(step) and self._midway):
             return
         with only_watching(f"score of step {step:,}"):
             if not self._midway.knows(step):

@@ -28,12 +28,12 @@ def prune(
     from tracking.prune import leftovers, remove
 
     project = Project(load())
-    if not project.is_ready or project.artefact is None:
+    if not project.is_ready or project.plan is None:
         raise UsageError(
             "the data of params.yaml are not prepared, so which training is its own is not known: "
             "`diffctl stage data` prepares them"
         )
-    found = leftovers(project.config, project.artefact, keep or [])
+    found = leftovers(project.config, project.plan, keep or [])
     busy = remove(found) if yes else []
     if as_json:
         rows = [{**vars(one), "path": str(one.path), "removed": yes and one not in busy} for one in found]

@@ -14,7 +14,10 @@ from cli.progress import progress
 
 app = typer.Typer(help="A stage of the pipeline, as dvc.yaml runs it.", no_args_is_help=True)
 
-ANOTHER = [sys.executable, "-m", "cli.main", "stage", "train"]  # starts a further process of a training
+
+def same_stage(name: str) -> list[str]:
+    """The command that starts a further process of a stage's training."""
+    return [sys.executable, "-m", "cli.main", "stage", name]
 
 
 @app.command()
@@ -54,72 +57,26 @@ def train(
 ) -> None:
     """Train, or go on where the same training stopped: models/unet.safetensors."""
     from cli.preflight import preflight
-    from cli.training import watched
-    from diffusion.checkpoint import save_artefact
+    from cli.training import follow, say, tracked
     from diffusion.data.store import open_store
     from diffusion.devices import default_device
     from diffusion.files import write_json
-    from diffusion.layout import LOSS_CURVE, MODEL, PREPARED, RUN
+    from diffusion.layout import LOSS_CURVE, MODEL, PREPARED, RUN, TRAIN_RUNS
     from diffusion.params import load_sections
-    from diffusion.processes import is_follower, together
-    from diffusion.resolve import resolve, result_of, training_code, training_fingerprint
-    from diffusion.signals import stop_request
+    from diffusion.processes import is_follower
+    from diffusion.resolve import resolve
     from diffusion.train_config import TrainSections
-    from diffusion.training import new_state
-    from diffusion.training import train as train_model
-    from diffusion.trainrun import open_training, write_loss_curve
+    from diffusion.trainer import Places, Trainer
 
-    if is_follower():
-        return _follow()
-    config = preflight("train")
-    sections, store, device = load_sections(TrainSections), open_store(PREPARED / "train"), default_device()
-    artefact = resolve(sections, store.meta, device)
-    code = training_code(sections.process, sections.model)
-    with (
-        open_training(artefact, code, fresh=fresh, keep=keep) as run,
-        stop_request() as stop,
-        together(sections.train, ANOTHER, _say, stop.raise_if_set) as ranks,
-        watched(run, artefact, config, stop) as tracked,
-    ):
-        state = new_state(artefact, ranks.device)
-        run.restore(state)
-        tracked.announce(state)
-        ranks.spread(training_fingerprint(artefact), state.saved())
-        train_model(state, store, ranks, tracked.watch, tracked.save, partial(ranks.agree, stop))
-        write_loss_curve(LOSS_CURVE, state.history)
-        save_artefact(MODEL, state.ema.state_dict(), result_of(artefact, state.code))
-        tracked.finished(MODEL)
-    write_json(RUN, tracked.identity())
-
-
-def _say(sentence: str) -> None:
-    typer.echo(f"train: {sentence}", err=True)
-
-
-def _follow() -> None:
-    """Compute a share of every batch of a training that another process started, saves and tells of."""
-    from diffusion.data.store import open_store
-    from diffusion.devices import default_device
-    from diffusion.distributed import RankLost
-    from diffusion.errors import Interrupted
-    from diffusion.layout import PREPARED
-    from diffusion.params import load_sections
-    from diffusion.processes import together
-    from diffusion.resolve import resolve, training_fingerprint
-    from diffusion.signals import stop_request
-    from diffusion.train_config import TrainSections
-    from diffusion.training import Silent, new_state
-    from diffusion.training import train as train_model
-
-    sections, store = load_sections(TrainSections), open_store(PREPARED / "train")
-    artefact = resolve(sections, store.meta, default_device())
-    try:
-        with stop_request() as stop, together(sections.train, [], _say, stop.raise_if_set) as ranks:
-            state = new_state(artefact, ranks.device)
-            state.restore(ranks.spread(training_fingerprint(artefact), state.saved()))
-            train_model(state, store, ranks, Silent(), lambda state: None, partial(ranks.agree, stop))
-    except (Interrupted, RankLost) as error:  # the first process says it
-        raise typer.Exit(error.exit_code) from None
+    config = None if is_follower() else preflight("train")
+    store = open_store(PREPARED / "train")
+    plan = resolve(load_sections(TrainSections), store.meta, default_device())
+    places = Places(TRAIN_RUNS, LOSS_CURVE, MODEL)
+    trainer = Trainer(plan, store, places, same_stage("train"), partial(say, "train"))
+    if config is None:
+        return follow(trainer)
+    training = trainer.lead(partial(tracked, plan, config), fresh=fresh, keep=keep)
+    write_json(RUN, training.identity())
 
 
 @app.command()

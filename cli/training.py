@@ -1,4 +1,4 @@
-"""The train stage's surroundings: the spool, its sender and the terminal. All of it only watches."""
+"""The surroundings of a training: the terminal, the spool and its sender. All of it only watches."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cli.midway import Midway, scored_images
-from cli.observe import Watch
+from cli.observe import LiveLine, Watch
 from cli.progress import progress
 
 if TYPE_CHECKING:
     from diffusion.code import CodeSince
     from diffusion.config import Config
-    from diffusion.resolve import TrainPlan
+    from diffusion.resolve import DenoiserPlan, TrainPlan
     from diffusion.signals import StopRequest
+    from diffusion.trainer import Trainer
     from diffusion.training import TrainState
     from diffusion.trainrun import TrainRun
     from tracking.spool import Spool
@@ -26,53 +27,94 @@ SENDER_SECONDS = {"FINISHED": 20.0, "FAILED": 10.0, "KILLED": 3.0}
 
 
 @dataclass(frozen=True)
-class Tracked:
-    """A training under watch."""
+class Told:
+    """A training that the terminal tells of, under its stage's name."""
 
+    name: str
     run: "TrainRun"
-    spool: "Spool"
-    watch: Watch
+    observer: LiveLine
 
     def announce(self, state: "TrainState") -> None:
-        """Say where the training lies, where it starts, and if that is at nothing, what is new about it.
-
-        A score that the stop before it cut short is made now.
-        """
-        step, total = state.step, state.artefact.train.steps
+        """Say where the training lies, where it starts, and if that is at nothing, what is new about it."""
+        step, total = state.step, state.plan.train.steps
         how = f"going on after step {step:,} of {total:,}" if step else f"{total:,} steps"
-        typer.echo(f"train: {how}, state in {self.run.folder}", err=True)
+        say(self.name, f"{how}, state in {self.run.folder}")
         if not step and (changes := self.run.changes()):
-            typer.echo(f"train: {changes}", err=True)
+            say(self.name, changes)
         if changed := state.change_of_code():
-            typer.echo(f"train: {self._said_of(*changed)}", err=True)
-        self.watch.catch_up(step, state.ema)
+            say(self.name, _said_of(*changed))
 
-    def _said_of(self, before: "CodeSince", now: "CodeSince") -> str:
-        if before.digest != now.digest:
-            return f"the code has changed since it made these steps ({before.digest}, now {now.digest})"
-        return f"these steps were made by torch {before.torch}, the following ones are by {now.torch}"
+    def save(self, state: "TrainState") -> None:
+        """Keep the state."""
+        self.run.save(state)
+
+    def finished(self, model: Path) -> None:
+        """Say where the model file is."""
+        say("model", str(model))
+
+
+@dataclass(frozen=True)
+class Tracked(Told):
+    """A training that MLflow hears of, too."""
+
+    observer: Watch
+    spool: "Spool"
+
+    def announce(self, state: "TrainState") -> None:
+        """As any; a score that the stop before it cut short is made now."""
+        super().announce(state)
+        self.observer.catch_up(state.step, state.ema)
 
     def save(self, state: "TrainState") -> None:
         """Keep the state; what it will not replay is in the spool, on the disk, before it counts."""
-        with self.watch.paused():
+        with self.observer.paused():
             self.spool.sync()
-            self.run.save(state)
+            super().save(state)
 
     def finished(self, model: Path) -> None:
         """Keep the model file for MLflow and say where it is."""
         from tracking.names import MODEL_FOLDER
 
         self.spool.artifact(model, folder=MODEL_FOLDER)
-        typer.echo(f"model: {model}", err=True)
+        super().finished(model)
 
     def identity(self) -> dict[str, Any]:
         """What models/run.json says: the training's key, by which its MLflow run is found."""
         return {"key": self.run.key, "fingerprint": self.run.folder.name}
 
 
+def say(name: str, sentence: str) -> None:
+    """A line on stderr, under the stage's name."""
+    typer.echo(f"{name}: {sentence}", err=True)
+
+
+def _said_of(before: "CodeSince", now: "CodeSince") -> str:
+    if before.digest != now.digest:
+        return f"the code has changed since it made these steps ({before.digest}, now {now.digest})"
+    return f"these steps were made by torch {before.torch}, the following ones are by {now.torch}"
+
+
+def follow(trainer: "Trainer") -> None:
+    """Be one more process of a training; typer's Exit when that stops, which the first process says."""
+    from diffusion.distributed import RankLost
+    from diffusion.errors import Interrupted
+
+    try:
+        trainer.follow()
+    except (Interrupted, RankLost) as error:
+        raise typer.Exit(error.exit_code) from None
+
+
 @contextmanager
-def watched(
-    run: "TrainRun", artefact: "TrainPlan", config: "Config", stop: "StopRequest"
+def told(name: str, plan: "TrainPlan", run: "TrainRun", stop: "StopRequest") -> Iterator[Told]:
+    """Tell the terminal of a training."""
+    with progress(name, per=plan.train.batch_size) as show:
+        yield Told(name, run, LiveLine(run, show))
+
+
+@contextmanager
+def tracked(
+    plan: "DenoiserPlan", config: "Config", run: "TrainRun", stop: "StopRequest"
 ) -> Iterator[Tracked]:
     """Watch a training: its spool is open and being sent; how the block ends becomes the run's status."""
     from diffusion.errors import Interrupted
@@ -80,20 +122,20 @@ def watched(
     from tracking.sender import start
     from tracking.spool import Spool
 
-    name = f"{artefact.data.name}-{run.folder.name[:8]}"
-    spool = Spool(run.folder, run.key, name, experiment_name(artefact.data.name))
+    name = f"{plan.data.name}-{run.folder.name[:8]}"
+    spool = Spool(run.folder, run.key, name, experiment_name(plan.data.name))
     spool.params(config.model_dump(mode="json"))
-    tags = {FINGERPRINT: run.folder.name, DATA_DIGEST: artefact.data.digest}
-    made_by = artefact.code[-1]
-    tags |= {"diffctl.precision": artefact.precision, CODE: made_by.digest, "diffctl.torch": made_by.torch}
+    tags = {FINGERPRINT: run.folder.name, DATA_DIGEST: plan.data.digest}
+    made_by = plan.code[-1]
+    tags |= {"diffctl.precision": plan.precision, CODE: made_by.digest, "diffctl.torch": made_by.torch}
     spool.tags({**tags, **git_tags(Path())})
-    spool.dataset(artefact.data.name, artefact.data.digest, artefact.data.classes)
+    spool.dataset(plan.data.name, plan.data.digest, plan.data.classes)
     sender = start(run.folder)
     status = "FAILED"
     try:
-        midway = _midway(run, artefact, config, spool, stop) if artefact.train.eval_every else None
-        with progress("train", per=artefact.train.batch_size) as show:
-            yield Tracked(run, spool, Watch(run, artefact, spool, show, midway))
+        midway = _midway(run, plan, config, spool, stop) if plan.train.eval_every else None
+        with progress("train", per=plan.train.batch_size) as show:
+            yield Tracked("train", run, Watch(run, plan, spool, show, midway), spool)
         status = "FINISHED"
     except (Interrupted, KeyboardInterrupt):
         status = "KILLED"
@@ -104,7 +146,7 @@ def watched(
 
 
 def _midway(
-    run: "TrainRun", artefact: "TrainPlan", config: "Config", spool: "Spool", stop: "StopRequest"
+    run: "TrainRun", plan: "DenoiserPlan", config: "Config", spool: "Spool", stop: "StopRequest"
 ) -> Midway:
     """What scores the EMA in the midst of the training; what is missing for it is told before that begins."""
     from diffusion.devices import default_device
@@ -120,6 +162,6 @@ def _midway(
         places = (REFERENCE, run.folder / "reference")
         reference = find_reference(section, extractor, PREPARED, places, show)
     scorer = MidwayScorer(scored_images(config), extractor, reference, section)
-    folder, keep = run.folder / "checkpoints", artefact.train.keep
+    folder, keep = run.folder / "checkpoints", plan.train.keep
     checkpoints = Checkpoints(folder, keep, scorer.ranked_by, scorer.card)
-    return Midway(result_of(artefact), scorer, checkpoints, spool, stop)
+    return Midway(result_of(plan), scorer, checkpoints, spool, stop)

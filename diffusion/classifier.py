@@ -43,8 +43,11 @@ class Classifier(Encoder):
         self.norm = GroupNorm(channels)
         self.pool = AttentionPool(channels, size * size, heads, spec.num_classes)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x (B, C, H, W) in about [−1, 1], t (B,) original timesteps → (B, classes) logits."""
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W) in about [−1, 1], t (B,) original timesteps → (B, classes) logits.
+
+        It is called as any network is, but looks at no labels: they are what it is to find.
+        """
         h, _ = self.encode(x, self.embed(x, t, None))
         return self.pool(F.silu(self.norm(h)))  # type: ignore[no-any-return]
 

@@ -22,6 +22,7 @@ NEUTRAL = {
     "diffusion.allocator": "keeps freed memory",
     "diffusion.checkpoint": "writes and reads what others computed; a model's tensors have a digest",
     "diffusion.chosen": "its values stand in the fingerprint",
+    "diffusion.classifier_plan": "its values stand in the fingerprint",
     "diffusion.code": "this",
     "diffusion.config": "its values stand in the fingerprint",
     "diffusion.data.cache": "names a folder",

@@ -67,12 +67,15 @@ class Ranks:
         """Whether work that is queued here never ends once another process is lost: a GPU's sums by NCCL."""
         return self.device.type == "cuda"
 
-    def share(self, count: int) -> slice:
-        """This process's rows of `count`; shares differ by at most one row. UsageError when one gets none."""
+    def share(self, count: int, prefix: str = "") -> slice:
+        """This process's rows of `count`; shares differ by at most one row. UsageError when one gets none.
+
+        `prefix` stands before the section `train` that says both numbers.
+        """
         if count < self.world:
             raise UsageError(
-                f"train.batch_size {count} is less than the {self.world} processes: raise it, or lower "
-                "train.devices"
+                f"{prefix}train.batch_size {count} is less than the {self.world} processes: raise it, or "
+                f"lower {prefix}train.devices"
             )
         return slice(self.rank * count // self.world, (self.rank + 1) * count // self.world)
 

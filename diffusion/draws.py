@@ -43,7 +43,7 @@ class Batch:
 
 
 def draw_batch(
-    artefact: TrainPlan,
+    plan: TrainPlan,
     sampler: UniformSampler,
     data: Batches,
     step: int,
@@ -54,7 +54,7 @@ def draw_batch(
 
     Step k sees the images at the places k·B … (k+1)·B − 1 of a walk through the data, epoch after epoch.
     """
-    seed, size, spec, device = artefact.train.seed, artefact.train.batch_size, artefact.network, data.device
+    seed, size, spec, device = plan.train.seed, plan.train.batch_size, plan.network, data.device
     drawn = range(size)[share]
     places = range(step * size + drawn.start, step * size + drawn.stop)
     rows = epoch_rows(purpose, seed, places, len(data))
@@ -62,14 +62,14 @@ def draw_batch(
         (purpose, seed, step), drawn, (spec.in_channels, spec.image_size, spec.image_size)
     )
     images = data[rows]
-    if artefact.data.flip:
+    if plan.data.flip:
         images = torch.where(send(flips < 0.5, device)[:, None, None, None], images.flip(3), images)
     labels = None
     if spec.num_classes:
         assert data.labels is not None, "resolve() refuses a conditional model without labels"
         labels = torch.from_numpy(data.labels[rows.numpy()])
         if spec.null_class:
-            labels = torch.where(dropped < artefact.train.p_uncond, spec.num_classes, labels)
+            labels = torch.where(dropped < plan.p_uncond, spec.num_classes, labels)
         labels = send(labels, device)
     index, weights = (send(part, device) for part in sampler.draw(times))
     return Batch(to_model(images), labels, index, weights, send(noise, device))
@@ -86,10 +86,15 @@ def _draw_rows(name: tuple[str, int, int], rows: range, shape: tuple[int, int, i
 
 
 def batches(
-    artefact: TrainPlan, sampler: UniformSampler, data: Batches, steps: range, share: slice = WHOLE
+    plan: TrainPlan,
+    sampler: UniformSampler,
+    data: Batches,
+    steps: range,
+    share: slice = WHOLE,
+    purpose: str = "train",
 ) -> Generator[Batch, None, None]:
     """The steps' batches in order; on a GPU two are drawn ahead, unless a draw needs the losses before it."""
-    draws = (partial(draw_batch, artefact, sampler, data, step, share) for step in steps)
+    draws = (partial(draw_batch, plan, sampler, data, step, share, purpose) for step in steps)
     if data.device.type != "cuda" or sampler.learns:
         return (draw() for draw in draws)
     return prefetch(draws, data.device)

@@ -5,20 +5,17 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from diffusion.condition import Condition
 from diffusion.distributed import Ranks
 from diffusion.draws import Batch
 from diffusion.errors import DiffctlError, DiffctlWarning
-from diffusion.losses import training_losses
 from diffusion.masks import masks_of
-from diffusion.memory import REMEDY, device_memory, fitting_microbatch, is_shortage
+from diffusion.memory import device_memory, fitting_microbatch, is_shortage, remedy
+from diffusion.objective import Losses
 from diffusion.precision import autocast
 from diffusion.prediction import Network
 from diffusion.process_registry import build_process
-from diffusion.resolve import TrainPlan
+from diffusion.resolve import TrainPlan, build_objective
 from diffusion.train_precision import compiles
-
-Losses = dict[str, Tensor]
 
 
 class Gradients:
@@ -29,13 +26,13 @@ class Gradients:
     same step is tried again, of which nothing was kept, by the same draws.
     """
 
-    def __init__(self, artefact: TrainPlan, network: nn.Module, ranks: Ranks) -> None:
-        train = artefact.train
-        self._artefact, self._network, self._ranks = artefact, network, ranks
-        self._process = build_process(artefact.process)
-        self.share = ranks.share(train.batch_size)
+    def __init__(self, plan: TrainPlan, network: nn.Module, ranks: Ranks) -> None:
+        train = plan.train
+        self._plan, self._network, self._ranks = plan, network, ranks
+        self._objective, self._process = build_objective(plan), build_process(plan.process)
+        self.share = ranks.share(train.batch_size, train.PREFIX)
         self.microbatch = self._first_microbatch(self.share.stop - self.share.start)
-        self._masks = masks_of(network, artefact, "dropout", artefact.network.num_classes > 0)
+        self._masks = masks_of(network, plan, self._objective.purposes.dropout)
         self._compiling = compiles(train, ranks.device)
         self._forward: Network | None = None
 
@@ -47,7 +44,7 @@ class Gradients:
         """
         losses = self._own_losses(batch, step)
         known = torch.stack([*losses.values(), batch.weights, batch.index.float()])
-        known = self._ranks.gather(known, self.share, self._artefact.train.batch_size)
+        known = self._ranks.gather(known, self.share, self._plan.train.batch_size)
         gradients = [parameter.grad for parameter in self._network.parameters() if parameter.grad is not None]
         self._ranks.sum_([*gradients, known])
         *values, weights, index = known.unbind()
@@ -72,7 +69,7 @@ class Gradients:
             self._masks.draw(step, self._ranks.device)
         if self._forward is None:  # only here, where it is caught when torch.compile fails
             fast: Network = torch.compile(self._network, dynamic=False) if self._compiling else self._network
-            self._forward = autocast(fast, self._artefact.precision)
+            self._forward = autocast(fast, self._plan.precision)
         parts, row = [], self.share.start
         for part in batch.split(self.microbatch):
             if self._masks:
@@ -83,17 +80,19 @@ class Gradients:
 
     def _backward(self, forward: Network, part: Batch) -> Losses:
         """Add the part's share of the batch's gradient; returns its losses, each (B,)."""
-        count, condition = self._artefact.train.batch_size, Condition(len(part.index), part.labels)
-        losses = training_losses(forward, self._process, part.x_0, part.index, part.noise, condition)
-        ((losses["loss"] * part.weights).sum() / count).backward()  # type: ignore[no-untyped-call]
+        losses = self._objective.losses(forward, self._process, part)
+        mean = (losses["loss"] * part.weights).sum() / self._plan.train.batch_size
+        mean.backward()  # type: ignore[no-untyped-call]
         return {name: value.detach() for name, value in losses.items()}
 
     def _make_do(self, error: RuntimeError) -> None:
         """Change what made the attempt fail; raise when there is nothing to change."""
         if is_shortage(error):
-            if self._artefact.train.microbatch != "auto" or self.microbatch == 1:
-                images = self.microbatch
-                raise DiffctlError(f"a step of {images} images does not fit the memory: {REMEDY}") from None
+            if self._plan.train.microbatch != "auto" or self.microbatch == 1:
+                advice = remedy(self._plan.train.PREFIX)
+                raise DiffctlError(
+                    f"a step of {self.microbatch} images does not fit the memory: {advice}"
+                ) from None
             self.microbatch = -(-self.microbatch // 2)
             _warn(f"the memory does not suffice: going on with micro-batches of {self.microbatch} images")
         elif self._compiling:
@@ -104,7 +103,7 @@ class Gradients:
             raise error
 
     def _first_microbatch(self, images: int) -> int:
-        wanted, device = self._artefact.train.microbatch, self._ranks.device
+        wanted, device = self._plan.train.microbatch, self._ranks.device
         if wanted is None:
             return images
         if wanted != "auto":
@@ -112,7 +111,7 @@ class Gradients:
         total, _ = device_memory(device)
         # In bf16 a step takes about half the estimate; a machine's memory is for all its processes.
         guess = 2 * total if device.type == "cuda" else total // self._ranks.world
-        return fitting_microbatch(self._artefact.network, images, guess)
+        return fitting_microbatch(self._plan.network, images, guess, self._objective.network)
 
 
 def _warn(sentence: str) -> None:

@@ -23,10 +23,10 @@ STARTS = 2**14  # that a row's window can have at least: in a batch of 128 seldo
 class Masks:
     """The masks of a training's steps, set in the network's dropout layers before each pass."""
 
-    def __init__(self, network: nn.Module, artefact: TrainPlan, purpose: str, labelled: bool) -> None:
+    def __init__(self, network: nn.Module, plan: TrainPlan, purpose: str) -> None:
         self._layers = _layers(network)
-        self._sizes = _sizes(network, artefact.network, labelled)
-        self._name, self._rows = (purpose, artefact.train.seed), artefact.train.batch_size
+        self._sizes = _sizes(network, plan.network)
+        self._name, self._rows = (purpose, plan.train.seed), plan.train.batch_size
         self._starts: list[Tensor] = []
 
     def draw(self, step: int, device: torch.device) -> None:
@@ -48,19 +48,16 @@ class Masks:
             layer.starts = starts[rows]
 
 
-def masks_of(network: nn.Module, artefact: TrainPlan, purpose: str, labelled: bool) -> Masks | None:
-    """The masks of the network's dropout in a training of that purpose; None without dropout.
-
-    `labelled`: whether the network is called with labels.
-    """
-    return Masks(network, artefact, purpose, labelled) if artefact.network.dropout else None
+def masks_of(network: nn.Module, plan: TrainPlan, purpose: str) -> Masks | None:
+    """The masks of the network's dropout in a training of that purpose; None without dropout."""
+    return Masks(network, plan, purpose) if plan.network.dropout else None
 
 
 def _layers(network: nn.Module) -> list[Dropout]:
     return [module for module in network.modules() if isinstance(module, Dropout)]
 
 
-def _sizes(network: nn.Module, spec: NetworkSpec, labelled: bool) -> list[int]:
+def _sizes(network: nn.Module, spec: NetworkSpec) -> list[int]:
     """How many numbers of a row each dropout layer sees, from a pass in which nothing is computed."""
     sizes: dict[nn.Module, int] = {}
 
@@ -72,7 +69,7 @@ def _sizes(network: nn.Module, spec: NetworkSpec, labelled: bool) -> list[int]:
         layer.register_forward_pre_hook(look)
     with torch.device("meta"):
         x, t = torch.empty(1, spec.in_channels, spec.image_size, spec.image_size), torch.zeros(1).long()
-        alike(x, t, *([t] if labelled else []))
+        alike(x, t, t if spec.num_classes else None)
     return list(sizes.values())
 
 

@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 from diffusion.devices import Check, Waiting, held_device, held_gpus
 from diffusion.distributed import RankLost, Ranks, joined
 from diffusion.errors import DiffctlError, UsageError
-from diffusion.train_config import TrainConfig
+from diffusion.train_config import OptimisationConfig
 
 STARTED_BY = "DIFFCTL_STARTED_BY"  # the process that started this one as a part of its training
 GRACE_SECONDS = 20.0  # for the others to end by themselves
@@ -34,7 +34,7 @@ def is_follower() -> bool:
     return _is_told() and int(os.environ["RANK"]) > 0
 
 
-def process_count(train: TrainConfig) -> int:
+def process_count(train: OptimisationConfig) -> int:
     """How many processes `train.devices` means on this machine: auto none without an image of the batch.
 
     UsageError for more than there are GPUs.
@@ -44,12 +44,13 @@ def process_count(train: TrainConfig) -> int:
         return max(1, min(gpus, train.batch_size))
     if gpus and train.devices > gpus:
         raise UsageError(
-            f"train.devices: {train.devices} are asked for, and there are {gpus} GPUs: lower it, or auto"
+            f"{train.PREFIX}train.devices: {train.devices} are asked for, and there are {gpus} GPUs: "
+            "lower it, or auto"
         )
     return train.devices
 
 
-def world_size(train: TrainConfig) -> tuple[int, int]:
+def world_size(train: OptimisationConfig) -> tuple[int, int]:
     """How many processes will train together, and how many of them on this machine; as `process_count`."""
     if _is_told():
         world = int(os.environ["WORLD_SIZE"])
@@ -60,7 +61,10 @@ def world_size(train: TrainConfig) -> tuple[int, int]:
 
 @contextmanager
 def together(
-    train: TrainConfig, command: Sequence[str], waiting: Waiting | None = None, check: Check | None = None
+    train: OptimisationConfig,
+    command: Sequence[str],
+    waiting: Waiting | None = None,
+    check: Check | None = None,
 ) -> Iterator[Ranks]:
     """Be one of the processes that train: as the environment says, else the first, with the others started.
 
@@ -78,7 +82,8 @@ def together(
                 torch.cuda.set_device(device)
             yield Ranks(device)
     else:
-        Ranks(torch.device("cpu"), 0, count).share(train.batch_size)  # refused before anything starts
+        # Refused before anything starts.
+        Ranks(torch.device("cpu"), 0, count).share(train.batch_size, train.PREFIX)
         with held_gpus(count, waiting, check):
             first = Ranks(_own_device(count), 0, count)
             with _started(first, command):

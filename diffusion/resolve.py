@@ -1,7 +1,7 @@
 """From a configuration and the prepared data to the description of the model that they give."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import ValidationError
@@ -13,9 +13,13 @@ from diffusion.model_config import ModelConfig, NetworkSpec
 from diffusion.model_registry import MODELS
 from diffusion.process_config import ProcessConfig
 from diffusion.process_registry import PROCESSES
+from diffusion.registry import load_reference, module_named
 from diffusion.section import explain, fingerprint
-from diffusion.train_config import TrainConfig, TrainSections
+from diffusion.train_config import OptimisationConfig, TrainConfig, TrainSections
 from diffusion.train_precision import resolve_precision
+
+if TYPE_CHECKING:
+    from diffusion.objective import Objective
 
 # Fields of `train` that say when to look and how to fit the machine: a training goes on when they change. The
 # last three change sums by rounding.
@@ -24,12 +28,41 @@ FITTING = {"devices", "microbatch", "compile"}
 
 
 class TrainPlan(Described):
-    """A model that is still to be trained: what its file will say, and the section `train` as a class."""
+    """What is still to be trained: what its file will say, and the section `train` as a class.
+
+    `OBJECTIVE` is what its network learns, a "module:name" that is loaded when the training begins.
+    """
+
+    OBJECTIVE: ClassVar[str]
+
+    train: OptimisationConfig
+
+    @property
+    def p_uncond(self) -> float:
+        """How often a label is dropped, where the network knows that none is given."""
+        return 0.0
+
+
+class DenoiserPlan(TrainPlan):
+    """A diffusion model that is still to be trained."""
+
+    OBJECTIVE = "diffusion.denoiser_objective:DENOISER"
 
     train: TrainConfig
 
+    @property
+    def p_uncond(self) -> float:
+        """How often a label is dropped for guidance (CFG alg. 1)."""
+        return self.train.p_uncond
 
-def resolve(config: TrainSections, meta: dict[str, Any], device: torch.device) -> TrainPlan:
+
+def build_objective(plan: TrainPlan) -> "Objective":
+    """What the network of this plan learns."""
+    objective: Objective = load_reference(plan.OBJECTIVE)
+    return objective
+
+
+def resolve(config: TrainSections, meta: dict[str, Any], device: torch.device) -> DenoiserPlan:
     """What the training will give, from the training split's meta; UsageError where they do not fit."""
     classes = meta["classes"] if config.model.class_cond else []
     if config.model.class_cond and not classes:
@@ -50,26 +83,32 @@ def resolve(config: TrainSections, meta: dict[str, Any], device: torch.device) -
         )
     except ValidationError as error:
         raise UsageError(explain(error, "params.yaml with this data: model", NetworkSpec)) from None
-    return TrainPlan(
+    return DenoiserPlan(
         network=network,
         process=config.process,
         train=config.train,
-        data=DataCard(
-            name=meta["name"],
-            classes=tuple(classes),
-            counts=tuple(meta["counts"]) if classes else (),
-            digest=meta["digest"],
-            flip=config.data.flip,
-        ),
+        data=data_card(meta, config.data.flip, labelled=config.model.class_cond),
         step=config.train.steps,
         precision=resolve_precision(config.train.precision, device),
-        code=(code_since(0, training_code(config.process, config.model)),),
+        code=(code_since(0, training_code(DenoiserPlan, config.process, network)),),
     )
 
 
-def training_code(process: ProcessConfig, model: ModelConfig) -> Code:
-    """The modules that the numbers of such a model's training in this process come from."""
-    return code_of("diffusion.training", PROCESSES[process.schedule].module, MODELS[model.name].module)
+def data_card(meta: dict[str, Any], flip: bool, *, labelled: bool) -> DataCard:
+    """What the network will see, from the training split's meta; its classes where they are learned."""
+    return DataCard(
+        name=meta["name"],
+        classes=tuple(meta["classes"]) if labelled else (),
+        counts=tuple(meta["counts"]) if labelled else (),
+        digest=meta["digest"],
+        flip=flip,
+    )
+
+
+def training_code(kind: type[TrainPlan], process: ProcessConfig, model: ModelConfig) -> Code:
+    """The modules that the numbers of such a training of such a model in this process come from."""
+    entries = PROCESSES[process.schedule], MODELS[model.name]
+    return code_of("diffusion.training", module_named(kind.OBJECTIVE), *(entry.module for entry in entries))
 
 
 def training_fingerprint(plan: TrainPlan) -> str:
@@ -88,7 +127,8 @@ def result_of(plan: TrainPlan, code: Sequence[CodeSince] | None = None) -> Artef
 def result_values(plan: TrainPlan, code: Sequence[CodeSince] | None = None) -> dict[str, Any]:
     """As a file of weights tells it: when to look and how to fit the machine are not its matter."""
     left_out = WATCHING | FITTING
-    usual = {name: field.default for name, field in TrainConfig.model_fields.items() if name in left_out}
+    fields = type(plan.train).model_fields.items()
+    usual = {name: field.default for name, field in fields if name in left_out}
     train = plan.train.model_copy(update=usual).model_dump(mode="json")
     return {**dict(plan), "train": train, "code": tuple(code or plan.code)}
 

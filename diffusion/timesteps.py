@@ -71,3 +71,7 @@ class LossAwareSampler(UniformSampler):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from `state_dict`'s tensors."""
         self.losses, self.counts = state["losses"].clone(), state["counts"].clone()
+
+
+T_SAMPLERS: dict[str, type[UniformSampler]] = {"uniform": UniformSampler, "loss-aware": LossAwareSampler}
+"""The samplers by name, as `process.t_sampler` says it; each is made of T."""

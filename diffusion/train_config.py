@@ -1,6 +1,6 @@
 """The sections `train` and `classifier` of params.yaml."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
@@ -11,18 +11,20 @@ from diffusion.section import PositiveInt, Probability, Section
 from diffusion.shape import UNetConfig
 
 
-class TrainConfig(Section):
-    """The optimisation. `steps` is the whole training; `p_uncond` drops labels for guidance (CFG alg. 1).
+class OptimisationConfig(Section):
+    """How any network is trained. `steps` is the whole training.
 
     The rate warms up linearly over `warmup` steps, then stays or decays to 0 by a half cosine. A gradient
-    whose norm is more than `grad_clip` is scaled down to it; None never, as iDDPM and ADM train. `devices`
-    processes, auto one for each GPU of this machine, share every batch. `microbatch` images at a time make a
-    process's part of the gradient: auto halved to fit, None all. `compile` by torch.compile: auto on a GPU.
-    These three change a result by rounding alone. `tf32` rounds a GPU's float32 products to 10 bits.
-    `log_every`, `save_every` and `preview_every` count steps and change no result; nor does
-    `eval_every`, None for never: so often `eval_images` images of the EMA, in `eval_steps` steps each,
-    are scored, and `keep` says which of the scored weights stay: the best, the last, or one every K steps.
+    whose norm is more than `grad_clip` is scaled down to it; None never, as iDDPM and ADM train. The model
+    file holds the average of the weights by `ema_decay`, at step k by no more than (1+k)/(10+k): a short
+    training has a short one, and 0 makes it the weights themselves. `devices` processes, auto one for each
+    GPU of this machine, share every batch. `microbatch` images at a time make a process's part of the
+    gradient: auto halved to fit, None all. `compile` by torch.compile: auto on a GPU. These three change a
+    result by rounding alone. `tf32` rounds a GPU's float32 products to 10 bits. `log_every` and `save_every`
+    count steps and change no result.
     """
+
+    PREFIX: ClassVar[str] = ""  # what stands before this section, and its model's, in params.yaml
 
     steps: PositiveInt
     batch_size: PositiveInt
@@ -36,16 +38,10 @@ class TrainConfig(Section):
     tf32: bool = True
     grad_clip: Annotated[float, Field(gt=0)] | None = 1.0
     ema_decay: Probability = 0.9999
-    p_uncond: Probability = 0.0
     seed: Annotated[int, Field(ge=0)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     log_every: PositiveInt = 50
     save_every: PositiveInt = 500
-    preview_every: PositiveInt = 1000
-    eval_every: PositiveInt | None = None
-    eval_images: Annotated[int, Field(ge=2)] = 500
-    eval_steps: PositiveInt = 50
-    keep: PositiveInt | Literal["best", "last"] = "best"
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -53,9 +49,49 @@ class TrainConfig(Section):
             raise ValueError(f"microbatch {self.microbatch} is more than batch_size {self.batch_size}")
         if self.warmup > self.steps:
             raise ValueError(f"warmup {self.warmup} is more than steps {self.steps}")
+        return self
+
+    def is_logged(self, step: int) -> bool:
+        """Whether the means since the last time are told after `step` steps."""
+        return step % self.log_every == 0 or step == self.steps
+
+    def is_saved(self, step: int) -> bool:
+        """Whether the state is saved after `step` steps."""
+        return step % self.save_every == 0 or step == self.steps
+
+    def is_previewed(self, step: int) -> bool:
+        """Whether pictures are made after `step` steps: never, where a section does not say so."""
+        return False
+
+    def is_scored(self, step: int) -> bool:
+        """Whether the EMA is scored after `step` steps: never, where a section does not say so."""
+        return False
+
+
+class TrainConfig(OptimisationConfig):
+    """The training of the model. `p_uncond` drops labels for guidance (CFG alg. 1).
+
+    Every `preview_every` steps there are pictures, and every `eval_every`, None for never, `eval_images`
+    images of the EMA, in `eval_steps` steps each, are scored; `keep` says which of the scored weights stay:
+    the best, the last, or one every K steps. None of that changes a result.
+    """
+
+    p_uncond: Probability = 0.0
+    preview_every: PositiveInt = 1000
+    eval_every: PositiveInt | None = None
+    eval_images: Annotated[int, Field(ge=2)] = 500
+    eval_steps: PositiveInt = 50
+    keep: PositiveInt | Literal["best", "last"] = "best"
+
+    @model_validator(mode="after")
+    def _kept_are_scored(self) -> Self:
         if self.eval_every and isinstance(self.keep, int) and self.keep % self.eval_every:
             raise ValueError(f"keep {self.keep} is not a multiple of eval_every {self.eval_every}")
         return self
+
+    def is_previewed(self, step: int) -> bool:
+        """Whether pictures are made after `step` steps."""
+        return step % self.preview_every == 0 or step == self.steps
 
     def is_scored(self, step: int) -> bool:
         """Whether the EMA is scored after `step` steps."""
@@ -83,12 +119,25 @@ class TrainSections(Section):
         return self
 
 
+class ClassifierTrainConfig(OptimisationConfig):
+    """The training of a classifier, by uniform t and with every label."""
+
+    PREFIX: ClassVar[str] = "classifier."
+
+
 class ClassifierConfig(Section):
     """A classifier of noised images for guidance (ADM sec. 4), trained by `diffctl stage classifier`.
 
-    `model` is the shape of its encoder, the first half of such a U-Net. Of `train`, devices, microbatch,
-    compile, tf32, ema_decay, p_uncond, preview_every, keep and all of eval_ mean nothing here.
+    `model` is the shape of its encoder, the first half of such a U-Net.
     """
 
     model: UNetConfig
-    train: TrainConfig
+    train: ClassifierTrainConfig
+
+
+class ClassifierSections(Section):
+    """The sections that decide a classifier; `classifier` itself is opt-in."""
+
+    data: DataConfig
+    process: SerializeAsAny[ProcessConfig]
+    classifier: ClassifierConfig | None = None

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from diffusion.precision import Precision
-from diffusion.train_config import TrainConfig
+from diffusion.train_config import OptimisationConfig
 
 COMPILED_STEPS = 2000  # compiling takes a minute or two
 
@@ -26,7 +26,7 @@ def set_tf32(allowed: bool, device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = allowed
 
 
-def compiles(train: TrainConfig, device: torch.device) -> bool:
+def compiles(train: OptimisationConfig, device: torch.device) -> bool:
     """Whether training compiles the network: `auto` on a GPU, unless the training ends before it pays."""
     if train.compile != "auto":
         return train.compile

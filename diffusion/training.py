@@ -5,7 +5,7 @@ the weights, their average and the optimiser's moments.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,14 +22,14 @@ from diffusion.ema import ema_copy, ema_update, warmed_decay
 from diffusion.errors import DiffctlError, Interrupted
 from diffusion.gradients import Gradients
 from diffusion.memory import shortage_told
-from diffusion.model_registry import build_network
 from diffusion.precision import image_layout
+from diffusion.process_registry import build_process
 from diffusion.quartiles import quartile_sums, with_quartile_means
 from diffusion.random import generator
 from diffusion.readings import Readings
-from diffusion.resolve import TrainPlan
+from diffusion.resolve import TrainPlan, build_objective
 from diffusion.resumable import Moments, Part, Resumable
-from diffusion.timesteps import LossAwareSampler, UniformSampler
+from diffusion.timesteps import UniformSampler
 from diffusion.train_precision import set_tf32
 from diffusion.watching import only_watching
 
@@ -50,10 +50,10 @@ class Observer(Protocol):
         """Called after every step with the newest means."""
 
     def preview(self, step: int, network: nn.Module, ema: nn.Module) -> None:
-        """Called every `preview_every` steps."""
+        """Called where `train.is_previewed`."""
 
     def evaluate(self, step: int, ema: nn.Module) -> None:
-        """Called every `eval_every` steps, never where that is None."""
+        """Called where `train.is_scored`."""
 
 
 class Silent:
@@ -74,9 +74,9 @@ class Silent:
 
 @dataclass
 class TrainState(Resumable):
-    """A training after `step` steps: the network as it is, and its average, which becomes the model."""
+    """A training after `step` steps: the network as it is, and its average, which becomes the result."""
 
-    artefact: TrainPlan
+    plan: TrainPlan
     network: nn.Module
     ema: nn.Module
     optimizer: torch.optim.AdamW
@@ -92,27 +92,26 @@ class TrainState(Resumable):
         }
 
 
-@shortage_told()
-def new_state(artefact: TrainPlan, device: torch.device) -> TrainState:
+def new_state(plan: TrainPlan, device: torch.device) -> TrainState:
     """Step 0: weights drawn from the training's seed."""
-    train = artefact.train
-    with torch.random.fork_rng(devices=[]):  # the initialisers know the global generator only
-        torch.manual_seed(generator("weights", train.seed).initial_seed())
-        network = build_network(artefact.network)
-    keep_freed_memory(device.type)
-    network = network.to(device).train()
-    network.to(memory_format=image_layout(artefact.precision, device))  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True
-    )
-    samplers = {"uniform": UniformSampler, "loss-aware": LossAwareSampler}
-    timesteps = samplers[artefact.process.t_sampler](artefact.process.timesteps)
-    return TrainState(artefact, network, ema_copy(network), optimizer, timesteps, code=list(artefact.code))
+    train, objective = plan.train, build_objective(plan)
+    with shortage_told(train.PREFIX):
+        with torch.random.fork_rng(devices=[]):  # the initialisers know the global generator only
+            torch.manual_seed(generator(objective.purposes.weights, train.seed).initial_seed())
+            network = objective.network(plan.network)
+        keep_freed_memory(device.type)
+        network = network.to(device).train()
+        network.to(memory_format=image_layout(plan.precision, device))  # type: ignore[call-overload]
+        optimizer = torch.optim.AdamW(
+            network.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True
+        )
+        timesteps = objective.timesteps(build_process(plan.process))
+        return TrainState(plan, network, ema_copy(network), optimizer, timesteps, code=list(plan.code))
 
 
-def learning_rate(artefact: TrainPlan, step: int) -> float:
+def learning_rate(plan: TrainPlan, step: int) -> float:
     """The rate of step k: a linear warm-up, then constant or down a half cosine that ends at 0."""
-    train = artefact.train
+    train = plan.train
     if step < train.warmup:
         return train.lr * (step + 1) / train.warmup
     if train.lr_decay == "none":
@@ -126,16 +125,16 @@ def train_step(state: TrainState, gradients: Gradients, batch: Batch) -> dict[st
     A non-finite loss or gradient changes neither weights nor moments nor EMA: the optimiser skips it by
     itself, and the means say so.
     """
-    train = state.artefact.train
+    train = state.plan.train
     losses, index, weights = gradients(batch, state.step)
     norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), train.grad_clip or math.inf)
     means = {name: (value * weights).mean() for name, value in losses.items()} | {"grad_norm": norm}
-    means |= quartile_sums(losses["loss"], index, state.artefact.process.timesteps)
+    means |= quartile_sums(losses["loss"], index, state.plan.process.timesteps)
     finite = torch.stack(list(means.values())).isfinite().all()
     if state.timesteps.learns and finite:
         state.timesteps.update(index, losses["loss"])
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(state.artefact, state.step)
+        group["lr"] = learning_rate(state.plan, state.step)
     state.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as torch's GradScaler says it
     state.optimizer.step()
     ema_update(state.ema, state.network, warmed_decay(train.ema_decay, state.step), finite)
@@ -144,7 +143,6 @@ def train_step(state: TrainState, gradients: Gradients, batch: Batch) -> dict[st
     return means
 
 
-@shortage_told()
 def train(
     state: TrainState,
     store: ImageStore,
@@ -153,20 +151,20 @@ def train(
     save: Callable[[TrainState], None],
     check_stop: Callable[[], None],
 ) -> None:
-    """Train to the artefact's last step, in place, saving every `save_every` steps and at the end.
+    """Train to the plan's last step, in place, saving every `save_every` steps and at the end.
 
     Of several processes all call this alike; the first one's observer and `save` matter. `check_stop` runs
     between steps and raises to stop; the state is saved first, as it is when another process is lost, but
     on a GPU: there it could not be read any more, and the newest saved state stands. Diverged after five
     non-finite steps in a row, with the last finite weights saved; the first process notices it for all.
     """
-    artefact, config = state.artefact, state.artefact.train
+    config, saved_at = state.plan.train, state.step
     set_tf32(config.tf32, ranks.device)
-    gradients, readings = Gradients(artefact, state.network, ranks), Readings()
-    steps = range(state.step, config.steps)
-    coming = batches(artefact, state.timesteps, Batches(store, ranks.device), steps, gradients.share)
-    saved_at = state.step
-    with closing(coming):
+    gradients, readings = Gradients(state.plan, state.network, ranks), Readings()
+    with (
+        shortage_told(config.PREFIX),
+        closing(_coming(state, Batches(store, ranks.device), gradients.share)) as coming,
+    ):
         while state.step < config.steps:
             try:
                 check_stop()
@@ -181,9 +179,15 @@ def train(
                 if saved_at != state.step or state.step == 0:
                     save(state)
                 raise
-            if state.step % config.save_every == 0 or state.step == config.steps:
+            if config.is_saved(state.step):
                 save(state)
                 saved_at = state.step
+
+
+def _coming(state: TrainState, data: Batches, share: slice) -> Generator[Batch, None, None]:
+    """The `share` of every step's batch that is still to come."""
+    plan, steps = state.plan, range(state.step, state.plan.train.steps)
+    return batches(plan, state.timesteps, data, steps, share, build_objective(plan).purposes.steps)
 
 
 def _take(state: TrainState, readings: Readings, observer: Observer, is_first: bool) -> None:
@@ -192,10 +196,8 @@ def _take(state: TrainState, readings: Readings, observer: Observer, is_first: b
     Diverged after five non-finite steps in a row; on a GPU that is noticed a few steps later, on each at
     another one, so that the first process alone ends the training.
     """
-    train = state.artefact.train
-    every = (train.log_every, train.save_every, train.preview_every)
-    due = state.step == train.steps or any(state.step % steps == 0 for steps in every)
-    longest = 0
+    train, step, longest = state.plan.train, state.step, 0
+    due = train.is_logged(step) or train.is_saved(step) or train.is_previewed(step)
     for means in readings.arrived(everything=due):
         state.count(means)
         longest = max(longest, state.bad_in_a_row)
@@ -203,22 +205,23 @@ def _take(state: TrainState, readings: Readings, observer: Observer, is_first: b
     if longest >= MAX_BAD_STEPS and is_first:
         raise Diverged(
             f"training stopped after {MAX_BAD_STEPS} non-finite steps in a row, at step {state.step}: "
-            "lower train.lr, or set train.precision: fp32; the last finite weights are saved"
+            f"lower {train.PREFIX}train.lr, or set {train.PREFIX}train.precision: fp32; the last finite "
+            "weights are saved"
         )
 
 
 def _observe(state: TrainState, observer: Observer, means: dict[str, float]) -> None:
     """Tell the observer what it is time for: the window's means, the newest, a preview, a score."""
-    config = state.artefact.train
-    if state.step % config.log_every == 0 or state.step == config.steps:
+    config = state.plan.train
+    if config.is_logged(state.step):
         values = with_quartile_means(state.take_means())
-        values |= {"lr": learning_rate(state.artefact, state.step - 1), "skipped_steps": float(state.skipped)}
+        values |= {"lr": learning_rate(state.plan, state.step - 1), "skipped_steps": float(state.skipped)}
         state.history.append({"step": state.step, **values})
         with only_watching(f"metrics of step {state.step:,}"):
             observer.metrics(state.step, values)
     with only_watching("live line"):
         observer.progress(state.step, config.steps, means)
-    if state.step % config.preview_every == 0 or state.step == config.steps:
+    if config.is_previewed(state.step):
         with only_watching(f"preview of step {state.step:,}"):
             observer.preview(state.step, state.network, state.ema)
     if config.is_scored(state.step):

@@ -18,7 +18,7 @@ from diffusion.errors import UsageError
 from diffusion.files import sync_folder, write_json, write_text
 from diffusion.layout import TRAIN_RUNS
 from diffusion.locks import file_lock
-from diffusion.resolve import TrainPlan, training_fingerprint, training_settings
+from diffusion.resolve import TrainPlan, training_code, training_fingerprint, training_settings
 from diffusion.resumable import Resumable
 from diffusion.state import copy_states, newest_state, newest_step, save_state
 
@@ -124,13 +124,13 @@ def open_run(
 
 @contextmanager
 def open_training(
-    plan: TrainPlan, code: Code, root: Path = TRAIN_RUNS, *, fresh: bool = False, keep: bool = False
+    plan: TrainPlan, root: Path = TRAIN_RUNS, *, fresh: bool = False, keep: bool = False
 ) -> Iterator[TrainRun]:
-    """The folder of the training of the `plan` by `code`, as `open_run`; `keep` as `TrainRun.keep`.
+    """The folder of the training of the `plan`, as `open_run`; `keep` as `TrainRun.keep`.
 
     Where this code has saved a state already, `keep` goes on from that one.
     """
-    settings = training_settings(plan)
+    settings, code = training_settings(plan), training_code(type(plan), plan.process, plan.network)
     with open_run(root, training_fingerprint(plan), fresh=fresh, config=settings, code=code) as run:
         if keep and not newest_step(run.folder):
             run.keep()

@@ -11,8 +11,7 @@ from flows.terminal import say
 RESUMABLE = ("train", "sample")  # the stages that save what they have and go on from it
 
 if TYPE_CHECKING:
-    from diffusion.code import Code
-    from diffusion.resolve import TrainPlan
+    from diffusion.resolve import DenoiserPlan
 
 Step = Callable[[str, bool], Awaitable[str | None]]
 """Takes a step's name and whether a resumable stage is made anew; gives what is to be said of it."""
@@ -79,23 +78,22 @@ def _discard(stage: str) -> None:
 def _discard_training() -> None:
     from diffusion.trainrun import open_training
 
-    with open_training(*_training(), fresh=True):
+    with open_training(_training(), fresh=True):
         pass
 
 
 def _keep_training() -> None:
     from diffusion.trainrun import open_training
 
-    with open_training(*_training(), keep=True):
+    with open_training(_training(), keep=True):
         pass
 
 
-def _training() -> "tuple[TrainPlan, Code]":
-    """What params.yaml's training gives, and the code that it runs by."""
+def _training() -> "DenoiserPlan":
+    """What params.yaml's training gives."""
     from diffusion.config import load
     from diffusion.data.store import open_store
     from diffusion.devices import default_device
-    from diffusion.resolve import resolve, training_code
+    from diffusion.resolve import resolve
 
-    artefact = resolve(load(), open_store(PREPARED / "train").meta, default_device())
-    return artefact, training_code(artefact.process, artefact.network)
+    return resolve(load(), open_store(PREPARED / "train").meta, default_device())

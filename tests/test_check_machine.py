@@ -45,9 +45,9 @@ def found(config: Config, subject: str) -> Finding:
 
 def estimate(config: Config, images: int) -> int:
     """What the training step of so many images takes at most."""
-    artefact = Project(config).artefact
-    assert artefact is not None
-    return step_bytes(artefact.network, images)
+    plan = Project(config).plan
+    assert plan is not None
+    return step_bytes(plan.network, images)
 
 
 def with_gpu(monkeypatch: pytest.MonkeyPatch, total: float) -> None:
@@ -157,22 +157,22 @@ def with_room(monkeypatch: pytest.MonkeyPatch, free: float, disk: Path = Path())
     monkeypatch.setattr(shutil, "disk_usage", pretended)
 
 
-def artefact_here(config: Config) -> TrainPlan:
-    artefact = Project(config).artefact
-    assert artefact is not None
-    return artefact
+def plan_here(config: Config) -> TrainPlan:
+    plan = Project(config).plan
+    assert plan is not None
+    return plan
 
 
 def test_what_a_resumed_training_has_saved_is_not_asked_for_again(
     prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load()
-    artefact = artefact_here(config)
-    state = STATE_BYTES * count_parameters(artefact.network)
+    plan = plan_here(config)
+    state = STATE_BYTES * count_parameters(plan.network)
     with_room(monkeypatch, 1.6 * state)
     with pytest.raises(UsageError, match=r"more are needed \(training .* are free"):
         preflight(config, "train")
-    folder = TRAIN_RUNS / training_fingerprint(artefact)
+    folder = TRAIN_RUNS / training_fingerprint(plan)
     folder.mkdir(parents=True)
     for step in (4, 8):
         (folder / f"state-{step:09d}.safetensors").write_bytes(bytes(state))
@@ -216,8 +216,8 @@ def test_samples_that_are_there_are_not_asked_for_again(prepared: Path, in_bytes
     small = {"sample": {"num_images": 40}, "sweep": {"steps": [1, 2], "eta": [0.0]}}
     config, cell = configuration(**small), 40 * 64
     assert needed_for("samples", config) == 3 * 2 * cell
-    artefact = artefact_here(config)
-    save_artefact(MODEL, new_state(artefact, torch.device("cpu")).ema.state_dict(), result_of(artefact))
+    plan = plan_here(config)
+    save_artefact(MODEL, new_state(plan, torch.device("cpu")).ema.state_dict(), result_of(plan))
     first, second = grid(config.sample, config.sweep)
     make_cell(config.sample, first, MODEL, SAMPLES / first.name)
     assert needed_for("samples", config) == (1 + 1 + 2) * cell

@@ -12,7 +12,7 @@ from diffusion.resolve import result_of
 from diffusion.training import TrainState, new_state
 from tests.mlflow_server import empty_database
 from tests.test_sender import EXPERIMENT, logged, stored, the_run
-from tests.test_training import artefact_of
+from tests.test_training import plan_of
 from tracking.delivery import deliver
 from tracking.spool import Spool
 from tracking.store import connect, ensure_experiment
@@ -23,14 +23,14 @@ SCORES = {10: 3.0, 20: 1.0, 30: 2.0, 40: 1.0}
 
 @pytest.fixture
 def state(digits_store: Path) -> TrainState:
-    return new_state(artefact_of(open_store(digits_store)), torch.device("cpu"))
+    return new_state(plan_of(open_store(digits_store)), torch.device("cpu"))
 
 
 def add_all(folder: Path, keep: str | int, state: TrainState) -> list[list[int]]:
     """Add every step; the steps that were dropped at each."""
     checkpoints = Checkpoints(folder, keep, "kd", CARD)
     return [
-        checkpoints.add(step, {"kd": value}, state.ema, result_of(state.artefact))[1]
+        checkpoints.add(step, {"kd": value}, state.ema, result_of(state.plan))[1]
         for step, value in SCORES.items()
     ]
 
@@ -61,18 +61,16 @@ def test_scores_of_another_protocol_are_no_match(tmp_path: Path, state: TrainSta
     add_all(tmp_path, "best", state)
     other = Checkpoints(tmp_path, "best", "kd", {"num_images": 40})
     assert other.scores() == {}
-    assert other.add(50, {"kd": 9.0}, state.ema, result_of(state.artefact))[1] == [20]
+    assert other.add(50, {"kd": 9.0}, state.ema, result_of(state.plan))[1] == [20]
     assert kept(tmp_path) == [50]
 
 
 def test_a_kept_file_is_a_model_of_its_step(tmp_path: Path, state: TrainState) -> None:
-    path, _ = Checkpoints(tmp_path, "best", "kd", CARD).add(
-        10, {"kd": 1.0}, state.ema, result_of(state.artefact)
-    )
+    path, _ = Checkpoints(tmp_path, "best", "kd", CARD).add(10, {"kd": 1.0}, state.ema, result_of(state.plan))
     assert path is not None
     model = load_model(path)
     changes = {"step": 10, "weights_sha256": tensors_sha256(state.ema.state_dict())}
-    assert model.artefact == result_of(state.artefact).model_copy(update=changes)
+    assert model.artefact == result_of(state.plan).model_copy(update=changes)
     ours = state.ema.state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in model.network.state_dict().items())
 

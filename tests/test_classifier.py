@@ -2,17 +2,18 @@
 
 import json
 import math
-from pathlib import Path
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cli import main
 from diffusion.asked import condition_of
-from diffusion.checkpoint import DataCard, LoadedModel, load_model, read_artefact, save_artefact
+from diffusion.checkpoint import LoadedModel, load_model, read_artefact, save_artefact
 from diffusion.classifier import (
     AttentionPool,
     Classifier,
@@ -20,29 +21,33 @@ from diffusion.classifier import (
     LoadedClassifier,
     load_classifier,
 )
-from diffusion.classifier_training import (
-    ClassifierPlan,
-    ClassifierState,
-    new_classifier,
-    resolve_classifier,
-    train_classifier,
-)
+from diffusion.classifier_plan import ClassifierPlan, resolve_classifier
 from diffusion.condition import Condition
+from diffusion.config import parse
+from diffusion.data.loader import Batches
 from diffusion.data.store import ImageStore, open_store
 from diffusion.ddim import Ddim
+from diffusion.distributed import Ranks
+from diffusion.draws import Batch, draw_batch
 from diffusion.errors import DiffctlError, Interrupted, UsageError
 from diffusion.generate import generate
+from diffusion.gradients import Gradients
 from diffusion.guidance import classifier_gradient, shifting_eps, shifting_mean
 from diffusion.process_config import ProcessConfig
-from diffusion.resolve import training_fingerprint
+from diffusion.process_registry import build_process
+from diffusion.resolve import build_objective, training_fingerprint
 from diffusion.settings import SampleSettings
-from diffusion.state import newest_state, save_state
+from diffusion.state import newest_state
 from diffusion.time_grid import Grid
-from diffusion.train_config import ClassifierConfig
-from diffusion.trainrun import write_loss_curve
+from diffusion.timesteps import UniformSampler
+from diffusion.train_config import ClassifierSections
+from diffusion.training import Silent, TrainState, new_state, train, train_step
+from diffusion.trainrun import open_run, write_loss_curve
 from tests import papers
-from tests.conftest import diffctl, write_params
+from tests.conftest import diffctl, params, write_params
 from tests.networks import artefact_of, network_of, randomise, spec_of
+from tests.test_dropout import assert_close
+from tests.test_training import assert_same, plan_of, run, run_saving
 from tests.walks import OnGrid, asked, grid_of, walk
 
 CPU = torch.device("cpu")
@@ -265,98 +270,174 @@ def test_a_file_knows_whether_it_is_a_model_or_a_classifier(tmp_path):
 
 
 def resolved(store: ImageStore, section: dict[str, Any] = SECTION, **train: Any) -> ClassifierPlan:
-    config = ClassifierConfig.model_validate({**section, "train": {**section["train"], **train}})
-    data = DataCard(name="digits", classes=tuple(store.meta["classes"]), digest=store.digest)
-    return resolve_classifier(config, ProcessConfig(), data, 8, 1)
+    classifier = {**section, "train": {**section["train"], **train}}
+    values = {"data": {"name": "digits"}, "process": {}, "classifier": classifier}
+    return resolve_classifier(ClassifierSections.model_validate(values), store.meta, CPU)
 
 
-def train(state: ClassifierState, store: ImageStore, stop_at: int | None = None, folder: Path | None = None):
-    def save(state: ClassifierState) -> None:
-        if folder:
-            save_state(folder, state.step, state.tensors(), state.values())
-
-    def check_stop() -> None:
-        if stop_at is not None and state.step >= stop_at:
-            raise Interrupted("stopped", 15)
-
-    train_classifier(state, store, CPU, save, check_stop, lambda *_: None)
-
-
-def test_a_stopped_training_goes_on_bit_for_bit(digits_store, tmp_path):
+@pytest.mark.parametrize("at", [1, 5, 11])
+def test_a_stopped_training_goes_on_bit_for_bit(digits_store, tmp_path, at):
     store = open_store(digits_store)
     section = {**SECTION, "model": {**SECTION["model"], "dropout": 0.2}}
-    artefact = resolved(store, section, log_every=3)
-    whole = new_classifier(artefact, CPU)
-    train(whole, store)
-    first = new_classifier(artefact, CPU)
-    with pytest.raises(Interrupted):
-        train(first, store, stop_at=5, folder=tmp_path)
-    second = new_classifier(artefact, CPU)
-    saved = newest_state(tmp_path)
-    assert saved is not None
-    second.restore(saved)
-    assert second.step == 5
-    train(second, store)
-    expected, found = whole.tensors(), second.tensors()
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    plan = resolved(store, section, log_every=3)
+    whole = new_state(plan, CPU)
+    seen = run(whole, store).seen
+    with open_run(tmp_path, "a") as folder:
+        first = new_state(plan, CPU)
+        with pytest.raises(Interrupted):
+            run_saving(first, store, folder.save, at)
+        second = new_state(plan, CPU)
+        assert folder.restore(second)
+        assert second.step == at
+        torch.manual_seed(123)  # nothing may depend on the global generator
+        rest = run(second, store).seen
+    assert_same(whole, second)
     assert whole.history == second.history
     assert [row["step"] for row in whole.history] == [3, 6, 9, 12]
+    assert rest == [(step, values) for step, values in seen if step > at]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("microbatch", [1, 3, 8])
+def test_its_microbatches_give_the_whole_batchs_gradient(digits_store, microbatch, dropout):
+    store, seen = open_store(digits_store), {}
+    section = {**SECTION, "model": {**SECTION["model"], "dropout": dropout}}
+    for size in (None, microbatch):
+        plan = resolved(store, section, microbatch=size, precision="fp32", log_every=1)
+        state = new_state(plan, CPU)
+        batch = draw_batch(plan, state.timesteps, Batches(store, CPU), 0, purpose="classifier")
+        means = train_step(state, Gradients(plan, state.network, Ranks(CPU)), batch)
+        seen[size] = means, [value["exp_avg"] for value in state.optimizer.state.values()]
+    (whole, gradient), (parts, summed) = seen[None], seen[microbatch]
+    assert {name: float(value) for name, value in parts.items()} == pytest.approx(
+        {name: float(value) for name, value in whole.items()}, rel=1e-4
+    )
+    assert_close(summed, gradient)
+
+
+def test_its_losses_are_the_cross_entropy_and_the_accuracy_of_every_image(digits_store):
+    store = open_store(digits_store)
+    plan = resolved(store)
+    objective, process = build_objective(plan), build_process(plan.process)
+    network = loaded_classifier().network
+    state = new_state(plan, CPU)
+    batch = draw_batch(plan, state.timesteps, Batches(store, CPU), 0, purpose="classifier")
+    losses = objective.losses(network, process, batch)
+    assert list(losses) == ["loss", "accuracy"]
+    logits = network(process.q_sample(batch.x_0, batch.index, batch.noise), batch.index)
+    p = logits.double().softmax(1)[torch.arange(8), batch.labels]
+    assert torch.allclose(losses["loss"].double(), -p.log(), atol=1e-5)
+    assert losses["accuracy"].tolist() == [
+        float(guess == label) for guess, label in zip(logits.argmax(1), batch.labels, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_the_file_holds_the_average_which_without_decay_is_the_weights(digits_store, decay):
+    store = open_store(digits_store)
+    state = new_state(resolved(store, ema_decay=decay), CPU)
+    run(state, store)
+    pairs = zip(state.ema.parameters(), state.network.parameters(), strict=True)
+    assert all(torch.equal(average, weight) for average, weight in pairs) == (decay == 0)
+
+
+def test_it_draws_nothing_that_the_models_training_draws(digits_store):
+    store = open_store(digits_store)
+    classifier = new_state(resolved(store), CPU)
+    model = new_state(plan_of(store, model={"dropout": 0.0}), CPU)
+    assert not torch.isclose(classifier.network.stem.weight, model.network.stem.weight).any()
+    ours, theirs = (build_objective(state.plan).purposes for state in (classifier, model))
+    assert not {*ours} & {*theirs}
+
+
+def test_a_key_that_means_nothing_here_is_refused(digits_store):
+    for key, value in {"p_uncond": 0.1, "preview_every": 5, "eval_every": 5, "keep": "best"}.items():
+        values = {**params(), "classifier": {**SECTION, "train": {**SECTION["train"], key: value}}}
+        with pytest.raises(UsageError, match=rf"classifier.train.{key}: unknown key, allowed are steps, "):
+            parse(values, "params.yaml")
 
 
 def test_it_learns(digits_store):
     store = open_store(digits_store)
-    state = new_classifier(resolved(store, steps=80, batch_size=32, lr=0.005, log_every=10), CPU)
-    train(state, store)
+    state = new_state(resolved(store, steps=80, batch_size=32, lr=0.005, log_every=10), CPU)
+    run(state, store)
     assert state.history[-1]["loss"] < state.history[0]["loss"] - 0.4
     assert state.history[-1]["accuracy"] > 0.3
 
 
 def test_a_training_that_is_not_finite_stops_with_a_sentence(digits_store):
     store = open_store(digits_store)
-    state = new_classifier(resolved(store), CPU)
+    state = new_state(resolved(store), CPU)
     with torch.no_grad():
         state.network.stem.weight.fill_(math.nan)
-    with pytest.raises(DiffctlError, match="5 non-finite steps in a row, at step 5: lower classifier"):
-        train(state, store)
+    with pytest.raises(
+        DiffctlError, match=r"5 non-finite .* in a row, at step 5: lower classifier\.train\.lr"
+    ):
+        run(state, store)
 
 
 @pytest.mark.parametrize("log_every", [1, 3])
 def test_a_step_that_is_not_finite_is_left_out_and_its_training_saved(digits_store, tmp_path, log_every):
     store = open_store(digits_store)
-    state = new_classifier(resolved(store, log_every=log_every, save_every=2), CPU)
+    state = new_state(resolved(store, log_every=log_every, save_every=2), CPU)
     state.network.register_forward_hook(lambda *call: call[2] * math.nan if state.step == 1 else None)
-    train(state, store, folder=tmp_path)
+    with open_run(tmp_path, "a") as folder:
+        train(state, store, Ranks(CPU), Silent(), folder.save, lambda: None)
+        saved = newest_state(folder.folder)
     assert (state.skipped, state.bad_in_a_row) == (1, 0)
     assert [row["step"] for row in state.history] == list(range(log_every, 13, log_every))
     assert all(math.isfinite(value) for row in state.history for value in row.values())
     assert ("loss" in state.history[1]) == (log_every == 3)
     assert all(bool(tensor.isfinite().all()) for tensor in state.tensors().values())
-    saved = newest_state(tmp_path)
     assert saved is not None
     assert saved.values == state.values()
+
+
+def test_nothing_in_a_step_reads_a_number_back_from_the_device(digits_store):
+    """Fake tensors have no values: whatever asks for one, as `if`, float() and .item() do, fails."""
+    store = open_store(digits_store)
+    plan = resolved(store, microbatch=4, precision="fp32")
+    batch = draw_batch(plan, UniformSampler(1000), Batches(store, CPU), 0, purpose="classifier")
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        network = Classifier(plan.network).train()
+        optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+        state = TrainState(plan, network, Classifier(plan.network), optimizer, UniformSampler(1000))
+        gradients = Gradients(plan, network, Ranks(CPU))
+        means = train_step(state, gradients, Batch(*(mode.from_tensor(part) for part in batch)))
+        with pytest.raises(torch._subclasses.fake_tensor.DataDependentOutputException):
+            float(means["accuracy"])
 
 
 def test_a_training_goes_on_when_it_is_watched_or_fitted_otherwise(digits_store):
     store = open_store(digits_store)
     base = training_fingerprint(resolved(store))
-    watched = {"log_every": 1, "save_every": 2, "preview_every": 3, "eval_every": 4}
-    for changes in (watched, {"devices": 1, "microbatch": 2, "compile": False}):
+    for changes in ({"log_every": 1, "save_every": 2}, {"devices": 1, "microbatch": 2, "compile": False}):
         assert training_fingerprint(resolved(store, **changes)) == base
     section = {**SECTION, "model": {**SHAPE, "gradient_checkpointing": True}}
     assert training_fingerprint(resolved(store, section)) == base
-    for changes in ({"lr": 0.1}, {"seed": 1}, {"steps": 13}, {"batch_size": 9}, {"weight_decay": 0.0}):
+    others = ({"lr": 0.1}, {"seed": 1}, {"steps": 13}, {"batch_size": 9}, {"weight_decay": 0.0})
+    for changes in (*others, {"ema_decay": 0.5}, {"tf32": False}):
         assert training_fingerprint(resolved(store, **changes)) != base
 
 
-def test_data_without_classes_is_refused():
-    section = ClassifierConfig.model_validate(SECTION)
+def test_a_lack_of_memory_is_told_by_its_own_section(digits_store):
+    store = open_store(digits_store)
+    state = new_state(resolved(store, microbatch=4), CPU)
+    state.network.middle.register_forward_pre_hook(lambda *_: torch.empty(10**15))
+    with pytest.raises(DiffctlError, match=r"lower classifier\.train\.microbatch .* classifier\.model\.grad"):
+        run(state, store)
+
+
+def test_data_without_classes_is_refused(digits_store):
+    store = open_store(digits_store)
+    few = ImageStore(
+        store.path, store.images, None, {**store.meta, "name": "faces", "classes": [], "counts": []}
+    )
     with pytest.raises(UsageError, match="at least two classes, and faces has 0"):
-        resolve_classifier(section, ProcessConfig(), DataCard(name="faces", digest="0"), 8, 1)
+        resolved(few)
+    odd = ImageStore(store.path, store.images, store.labels, {**store.meta, "image_size": 9})
     with pytest.raises(UsageError, match=r"classifier.model: .*must be divisible by 2"):
-        resolve_classifier(
-            section, ProcessConfig(), DataCard(name="odd", classes=("a", "b"), digest="0"), 9, 1
-        )
+        resolved(odd)
 
 
 def test_the_curve_is_csv(tmp_path):
@@ -385,12 +466,14 @@ def test_the_stage_goes_on_with_another_save_every(project, digits_store, monkey
         return capsys.readouterr().err, (project / "models/classifier.safetensors").read_bytes()
 
     told, first = stage(save_every=5)
-    assert "from step 0 to 12" in told
+    assert "classifier: 12 steps, state in runs/classifier/" in told
+    assert re.search(r"classifier 12/12 · .* · loss \S+ · accuracy \S+ · grad_norm", told)
     (last,) = project.glob("runs/*/*/state-000000012.safetensors")
     last.unlink()
-    told, second = stage(save_every=4, log_every=4, microbatch=2)
-    assert "from step 10 to 12" in told
+    told, second = stage(save_every=4, log_every=4)
+    assert "classifier: going on after step 10 of 12" in told
     assert second == first
+    assert load_classifier(project / "models/classifier.safetensors").artefact.train["save_every"] == 500
 
 
 @pytest.mark.slow
@@ -407,7 +490,7 @@ def test_the_stage_trains_a_classifier_that_guides_samples(project):
     assert made.returncode == 0, made.stderr
     first = (project / "models/classifier.safetensors").read_bytes()
     again = diffctl(project, "stage", "classifier")
-    assert "from step 12 to 12" in again.stderr
+    assert "going on after step 12 of 12" in again.stderr
     assert (project / "models/classifier.safetensors").read_bytes() == first
     spec = spec_of()
     artefact = artefact_of(

@@ -23,10 +23,10 @@ BETA_1 = 0.9  # AdamW's: after one step the first moment is (1 − β₁) times 
 def norms_of_a_step(store: Path, **train: float | None) -> tuple[float, float]:
     """The norm that the first step tells, and that of the gradient which the optimiser saw."""
     opened = open_store(store)
-    artefact = resolve(parse(params(train={"precision": "fp32", **train}), "test"), opened.meta, CPU)
-    state = new_state(artefact, CPU)
-    batch = draw_batch(artefact, state.timesteps, Batches(opened, CPU), 0)
-    means = train_step(state, Gradients(artefact, state.network, Ranks(CPU)), batch)
+    plan = resolve(parse(params(train={"precision": "fp32", **train}), "test"), opened.meta, CPU)
+    state = new_state(plan, CPU)
+    batch = draw_batch(plan, state.timesteps, Batches(opened, CPU), 0)
+    means = train_step(state, Gradients(plan, state.network, Ranks(CPU)), batch)
     moments = [values["exp_avg"].flatten() for values in state.optimizer.state.values()]
     return float(means["grad_norm"]), float(torch.cat(moments).norm()) / (1 - BETA_1)
 

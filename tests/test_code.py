@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from diffusion.checkpoint import read_artefact, save_artefact
+from diffusion.classifier_plan import ClassifierPlan
 from diffusion.code import NEUTRAL, changed_modules, code_digest, code_of, module_file, modules_of
 from diffusion.process_config import ProcessConfig
-from diffusion.resolve import training_code
+from diffusion.resolve import DenoiserPlan, training_code
 from diffusion.settings import SampleSettings
 from diffusion.sweep import sampling_code, units_folder
 from diffusion.syntax import normalised
@@ -151,11 +152,21 @@ def test_imports_are_followed_wherever_they_stand_but_for_types() -> None:
 
 
 def test_a_training_is_known_by_what_it_computes_by() -> None:
-    code = set(training_code(ProcessConfig(), spec_of()))
+    code = set(training_code(DenoiserPlan, ProcessConfig(), spec_of()))
     assert {"diffusion.training", "diffusion.losses", "diffusion.schedule", "diffusion.blocks"} <= code
     assert {"diffusion.draws", "diffusion.ema", "diffusion.timesteps", "diffusion.images"} <= code
     others = {"sampling", "generate", "dpm_solver", "classifier", "locks", "files", "report", "evaluation"}
     assert not {name.split(".")[1] for name in code} & others
+
+
+def test_a_training_is_not_known_by_what_another_objective_learns_by() -> None:
+    model, classifier = (
+        set(training_code(kind, ProcessConfig(), spec_of())) for kind in (DenoiserPlan, ClassifierPlan)
+    )
+    losses = {"denoiser_objective", "losses", "posterior", "bound", "condition"}
+    assert model - classifier == {f"diffusion.{name}" for name in losses}
+    assert classifier - model == {"diffusion.classifier_objective", "diffusion.classifier"}
+    assert {"diffusion.training", "diffusion.gradients", "diffusion.draws"} <= model & classifier
 
 
 def test_a_cell_is_known_by_its_own_sampler() -> None:

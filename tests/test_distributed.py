@@ -27,7 +27,8 @@ from diffusion.readings import Readings
 from diffusion.timesteps import UniformSampler
 from diffusion.training import MAX_BAD_STEPS, Silent, _take, new_state, train
 from tests.conftest import diffctl, environment, write_params
-from tests.test_training import Quiet, artefact_of
+from tests.test_classifier import SECTION, resolved
+from tests.test_training import Quiet, plan_of
 from tests.training_process import (
     logged_steps,
     model_bytes,
@@ -65,12 +66,10 @@ def test_buckets_keep_order_and_stay_small(sizes):
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 def test_the_shares_of_a_draw_are_the_whole_draw(digits_store, world):
     store = open_store(digits_store)
-    artefact = artefact_of(store, train={"batch_size": 7, "p_uncond": 0.3}, data={"flip": True})
-    sampler, data = UniformSampler(artefact.process.timesteps), Batches(store, CPU)
-    whole = draw_batch(artefact, sampler, data, 5)
-    shares = [
-        draw_batch(artefact, sampler, data, 5, Ranks(CPU, rank, world).share(7)) for rank in range(world)
-    ]
+    plan = plan_of(store, train={"batch_size": 7, "p_uncond": 0.3}, data={"flip": True})
+    sampler, data = UniformSampler(plan.process.timesteps), Batches(store, CPU)
+    whole = draw_batch(plan, sampler, data, 5)
+    shares = [draw_batch(plan, sampler, data, 5, Ranks(CPU, rank, world).share(7)) for rank in range(world)]
     for index, expected in enumerate(whole):
         assert torch.equal(torch.cat([list(share)[index] for share in shares]), expected)
 
@@ -176,7 +175,7 @@ def test_a_killed_process_is_told_as_lost_and_a_mistake_is_not(moment):
 def test_the_loss_of_a_process_is_saved_first_unless_it_blocks_the_device(digits_store, monkeypatch, blocks):
     monkeypatch.setattr(Ranks, "loss_blocks", blocks)
     store, ranks, saved = open_store(digits_store), Ranks(CPU), []
-    state = new_state(artefact_of(store, train=TRAIN), CPU)
+    state = new_state(plan_of(store, train=TRAIN), CPU)
 
     def lose() -> None:
         if state.step == 3:
@@ -205,7 +204,7 @@ def test_a_group_that_is_blocked_is_left_as_it_is(monkeypatch, blocks, error, de
 
 def test_the_first_process_alone_ends_a_training_that_diverges(digits_store):
     """On GPUs each notices at a step of its own, and one that left before the first would be told as lost."""
-    state = new_state(artefact_of(open_store(digits_store), train=TRAIN), CPU)
+    state = new_state(plan_of(open_store(digits_store), train=TRAIN), CPU)
     for is_first in (False, True):
         state.step, readings = 1, Readings()
         for _ in range(MAX_BAD_STEPS):
@@ -228,8 +227,8 @@ def set_devices(folder: Path, devices: int, **changes: dict[str, Any]) -> None:
     write_params(folder, train=train, **changes)
 
 
-def curve(folder: Path) -> list[dict[str, float]]:
-    with open(folder / "plots/loss.csv", encoding="utf-8") as file:
+def curve(folder: Path, name: str = "loss") -> list[dict[str, float]]:
+    with open(folder / f"plots/{name}.csv", encoding="utf-8") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
@@ -269,11 +268,29 @@ def test_two_processes_train_as_one(prepared: Path) -> None:
     set_devices(prepared, 2, model=model)
     train_to_the_end(prepared)
     store, observer = open_store(prepared / "data/prepared/train"), Quiet()
-    state = new_state(artefact_of(store, train=TRAIN, model=model), CPU)
+    state = new_state(plan_of(store, train=TRAIN, model=model), CPU)
     train(state, store, Ranks(CPU), observer, lambda state: None, lambda: None)
     found = curve(prepared)
     expected = [{"step": step, **values} for step, values in observer.seen]
     assert_same_curve(found, [{name: row[name] for name in found[0]} for row in expected])
+
+
+def test_two_processes_train_a_classifier_as_one(prepared: Path) -> None:
+    """By the same loop: the other process is one more of the same stage."""
+    section = {**SECTION, "model": {**SECTION["model"], "dropout": 0.2}}
+    plan = resolved(open_store(prepared / "data/prepared/train"), section, **TRAIN)
+    train_of_two = {**plan.train.model_dump(mode="json"), "devices": 2}
+    write_params(prepared, classifier={"model": section["model"], "train": train_of_two})
+    done = diffctl(prepared, "stage", "classifier")
+    assert done.returncode == 0, done.stderr
+    observer, state = Quiet(), new_state(plan, CPU)
+    store = open_store(prepared / "data/prepared/train")
+    train(state, store, Ranks(CPU), observer, lambda state: None, lambda: None)
+    found = curve(prepared, "classifier")
+    expected = [{"step": step, **values} for step, values in observer.seen]
+    assert_same_curve(found, [{name: row[name] for name in found[0]} for row in expected])
+    assert {"loss", "accuracy", "grad_norm"} <= found[0].keys()
+    assert len(found) == TRAIN["steps"]
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from diffusion.draws import Batch, _draw_rows, draw_batch
 from diffusion.epochs import epoch_rows
 from diffusion.resolve import TrainPlan
 from diffusion.timesteps import HISTORY, LossAwareSampler, UniformSampler
-from tests.test_training import artefact_of
+from tests.test_training import plan_of
 
 CPU = torch.device("cpu")
 TIMESTEPS = 20
@@ -35,7 +35,7 @@ def numbered(count: int) -> ImageStore:
 
 def described(store: ImageStore, **train: Any) -> TrainPlan:
     settings = {"process": {"timesteps": TIMESTEPS}, "data": {"flip": True}, "sweep": {"steps": [2]}}
-    return artefact_of(store, train={"microbatch": None, **train}, **settings)
+    return plan_of(store, train={"microbatch": None, **train}, **settings)
 
 
 def learned() -> LossAwareSampler:
@@ -69,14 +69,14 @@ def assert_same(parts: list[Batch], whole: Batch) -> None:
 )
 def test_any_share_and_any_microbatch_are_the_whole_batchs(count, size, step, world, microbatch, sampler):
     store = numbered(count)
-    artefact, data = described(store, batch_size=size, p_uncond=0.3), Batches(store, CPU)
-    whole = draw_batch(artefact, sampler, data, step)
+    plan, data = described(store, batch_size=size, p_uncond=0.3), Batches(store, CPU)
+    whole = draw_batch(plan, sampler, data, step)
     ranks = [Ranks(CPU, rank, min(world, size)) for rank in range(min(world, size))]
-    shares = [draw_batch(artefact, sampler, data, step, one.share(size)) for one in ranks]
+    shares = [draw_batch(plan, sampler, data, step, one.share(size)) for one in ranks]
     assert_same(shares, whole)
     assert_same([part for share in shares for part in share.split(microbatch)], whole)
     starts = range(0, size, microbatch)
-    alone = [draw_batch(artefact, sampler, data, step, slice(at, at + microbatch)) for at in starts]
+    alone = [draw_batch(plan, sampler, data, step, slice(at, at + microbatch)) for at in starts]
     assert_same(alone, whole)
 
 
@@ -104,11 +104,11 @@ def test_epochs_have_orders_of_their_own():
 def test_the_batches_of_a_training_walk_through_the_epochs():
     """Three steps of 16 are an epoch of 45 images and three of the next."""
     store = numbered(45)
-    artefact, data = described(store, batch_size=16), Batches(store, CPU)
+    plan, data = described(store, batch_size=16), Batches(store, CPU)
     seen = [
         number
         for step in range(3)
-        for number in numbers_of(draw_batch(artefact, UniformSampler(TIMESTEPS), data, step))
+        for number in numbers_of(draw_batch(plan, UniformSampler(TIMESTEPS), data, step))
     ]
     assert sorted(seen[:45]) == list(range(45))
     assert len({*seen[45:]}) == 3
@@ -116,8 +116,8 @@ def test_the_batches_of_a_training_walk_through_the_epochs():
 
 def test_a_batch_larger_than_the_data_sees_all_of_it_evenly():
     store = numbered(7)
-    artefact, data = described(store, batch_size=30), Batches(store, CPU)
-    times = Counter(numbers_of(draw_batch(artefact, UniformSampler(TIMESTEPS), data, 3)))
+    plan, data = described(store, batch_size=30), Batches(store, CPU)
+    times = Counter(numbers_of(draw_batch(plan, UniformSampler(TIMESTEPS), data, 3)))
     assert set(times) == set(range(7))
     assert max(times.values()) - min(times.values()) <= 2  # four epochs and an end of the one before or after
 
@@ -129,15 +129,15 @@ def test_a_share_costs_a_share(monkeypatch):
     named = diffusion.draws.generator
     monkeypatch.setattr(diffusion.draws, "generator", lambda *name: made.append(name) or named(*name))
     store = numbered(50)
-    artefact, data = described(store, batch_size=40, seed=3), Batches(store, CPU)
-    draw_batch(artefact, UniformSampler(TIMESTEPS), data, 5, slice(10, 20))
+    plan, data = described(store, batch_size=40, seed=3), Batches(store, CPU)
+    draw_batch(plan, UniformSampler(TIMESTEPS), data, 5, slice(10, 20))
     assert made == [("train", 3, 5, row) for row in range(10, 20)]
 
 
 def many(sampler: UniformSampler, **train: Any) -> tuple[Batch, ImageStore]:
     store = numbered(4000)
-    artefact = described(store, batch_size=4000, **train)
-    return draw_batch(artefact, sampler, Batches(store, CPU), 2), store
+    plan = described(store, batch_size=4000, **train)
+    return draw_batch(plan, sampler, Batches(store, CPU), 2), store
 
 
 @pytest.mark.parametrize("sampler", [UniformSampler(TIMESTEPS), learned()], ids=["uniform", "loss-aware"])
@@ -174,9 +174,9 @@ def test_noise_is_standard_normal_and_every_rows_own():
 
 def test_trainings_of_two_purposes_share_no_draw():
     store = numbered(16)
-    artefact, data = described(store, batch_size=16), Batches(store, CPU)
+    plan, data = described(store, batch_size=16), Batches(store, CPU)
     ours, theirs = (
-        draw_batch(artefact, UniformSampler(TIMESTEPS), data, 1, purpose=purpose)
+        draw_batch(plan, UniformSampler(TIMESTEPS), data, 1, purpose=purpose)
         for purpose in ("train", "classifier")
     )
     assert not torch.isclose(ours.noise, theirs.noise).any()

@@ -24,7 +24,7 @@ from diffusion.training import TrainState, new_state
 from diffusion.unet import UNet
 from tests.networks import randomise
 from tests.test_gradients import refuse_more_than
-from tests.test_training import artefact_of
+from tests.test_training import plan_of
 
 CPU = torch.device("cpu")
 P = 0.3
@@ -33,20 +33,20 @@ SURE = 1e-4  # how rarely a true distribution would fail its test; the draws are
 
 def described(store_path: Path, model: dict[str, Any] | None = None, **train: Any) -> TrainPlan:
     settings = {"precision": "fp32", "p_uncond": 0.0, "batch_size": 8, "microbatch": None, **train}
-    return artefact_of(open_store(store_path), model={"dropout": P, **(model or {})}, train=settings)
+    return plan_of(open_store(store_path), model={"dropout": P, **(model or {})}, train=settings)
 
 
-def begun(artefact: TrainPlan) -> TrainState:
-    state = new_state(artefact, CPU)
+def begun(plan: TrainPlan) -> TrainState:
+    state = new_state(plan, CPU)
     randomise(state.network)  # a fresh one's zero convolutions hide the masks before them
     return state
 
 
-def gradient(store_path: Path, artefact: TrainPlan, state: TrainState, ranks: Ranks) -> list[Tensor]:
+def gradient(store_path: Path, plan: TrainPlan, state: TrainState, ranks: Ranks) -> list[Tensor]:
     """What this process's share adds to the gradient of step 3."""
-    gradients = Gradients(artefact, state.network, ranks)
+    gradients = Gradients(plan, state.network, ranks)
     data = Batches(open_store(store_path), CPU)
-    gradients(draw_batch(artefact, state.timesteps, data, 3, gradients.share), 3)
+    gradients(draw_batch(plan, state.timesteps, data, 3, gradients.share), 3)
     return [parameter.grad for parameter in state.network.parameters() if parameter.grad is not None]
 
 
@@ -58,51 +58,49 @@ def assert_close(ours: list[Tensor], expected: list[Tensor]) -> None:
 
 @pytest.fixture
 def whole(digits_store: Path) -> list[Tensor]:
-    artefact = described(digits_store)
-    return gradient(digits_store, artefact, begun(artefact), Ranks(CPU))
+    plan = described(digits_store)
+    return gradient(digits_store, plan, begun(plan), Ranks(CPU))
 
 
 @pytest.mark.parametrize("microbatch", [1, 3, 8])
 def test_microbatches_change_no_mask(digits_store, whole, microbatch):
-    artefact = described(digits_store, microbatch=microbatch)
-    assert_close(gradient(digits_store, artefact, begun(artefact), Ranks(CPU)), whole)
+    plan = described(digits_store, microbatch=microbatch)
+    assert_close(gradient(digits_store, plan, begun(plan), Ranks(CPU)), whole)
 
 
 def test_nor_does_a_shortage(digits_store, whole):
-    artefact = described(digits_store, microbatch="auto")
-    state = begun(artefact)
+    plan = described(digits_store, microbatch="auto")
+    state = begun(plan)
     refuse_more_than(state, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DiffctlWarning)
-        assert_close(gradient(digits_store, artefact, state, Ranks(CPU)), whole)
+        assert_close(gradient(digits_store, plan, state, Ranks(CPU)), whole)
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_nor_does_the_number_of_processes(digits_store, whole, world, monkeypatch):
     monkeypatch.setattr(Ranks, "sum_", lambda *_: None)
-    artefact = described(digits_store)
-    shares = [
-        gradient(digits_store, artefact, begun(artefact), Ranks(CPU, rank, world)) for rank in range(world)
-    ]
+    plan = described(digits_store)
+    shares = [gradient(digits_store, plan, begun(plan), Ranks(CPU, rank, world)) for rank in range(world)]
     assert_close([torch.stack(parts).sum(0) for parts in zip(*shares, strict=True)], whole)
 
 
 def test_nor_does_computing_the_blocks_twice(digits_store, whole):
-    artefact = described(digits_store, {"gradient_checkpointing": True})
-    assert_close(gradient(digits_store, artefact, begun(artefact), Ranks(CPU)), whole)
+    plan = described(digits_store, {"gradient_checkpointing": True})
+    assert_close(gradient(digits_store, plan, begun(plan), Ranks(CPU)), whole)
 
 
 def test_without_dropout_the_gradient_is_another(digits_store, whole):
-    artefact = described(digits_store, {"dropout": 0.0})
-    ours = gradient(digits_store, artefact, begun(artefact), Ranks(CPU))
+    plan = described(digits_store, {"dropout": 0.0})
+    ours = gradient(digits_store, plan, begun(plan), Ranks(CPU))
     assert any(not torch.allclose(a, b, rtol=0.1) for a, b in zip(ours, whole, strict=True))
 
 
 def test_the_global_generator_is_left_alone(digits_store):
-    artefact = described(digits_store)
-    state = begun(artefact)
+    plan = described(digits_store)
+    state = begun(plan)
     before = torch.get_rng_state()
-    gradient(digits_store, artefact, state, Ranks(CPU))
+    gradient(digits_store, plan, state, Ranks(CPU))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -130,9 +128,9 @@ def agreement(one: Tensor, other: Tensor) -> float:
 @pytest.mark.parametrize("kind", [UNet, Classifier])
 def test_masks_are_those_of_any_dropout(digits_store, kind):
     """Bits with probability 1 − p in every row and layer, of two rows and of two layers independent."""
-    artefact = described(digits_store, batch_size=20)
-    network = kind(artefact.network)
-    layers = masks_at(masks_of(network, artefact, "dropout", kind is UNet), network, 0, slice(0, 20))
+    plan = described(digits_store, batch_size=20)
+    network = kind(plan.network)
+    layers = masks_at(masks_of(network, plan, "dropout"), network, 0, slice(0, 20))
     for kept in layers:
         for row in kept:
             assert stats.binomtest(int(row.sum()), len(row), 1 - P).pvalue > SURE / 20
@@ -143,13 +141,13 @@ def test_masks_are_those_of_any_dropout(digits_store, kind):
 
 
 def test_masks_are_named_by_step_and_row(digits_store):
-    artefact = described(digits_store)
-    network = UNet(artefact.network)
-    masks = masks_of(network, artefact, "dropout", True)
+    plan = described(digits_store)
+    network = UNet(plan.network)
+    masks = masks_of(network, plan, "dropout")
     first = masks_at(masks, network, 5, slice(0, 8))
     part = masks_at(masks, network, 5, slice(2, 5))
     later = masks_at(masks, network, 6, slice(0, 8))
-    other = masks_at(masks_of(network, artefact, "another", True), network, 5, slice(0, 8))
+    other = masks_at(masks_of(network, plan, "another"), network, 5, slice(0, 8))
     assert all(torch.equal(a[2:5], b) for a, b in zip(first, part, strict=True))
     for masks_of_another in (later, other):
         assert not any(torch.equal(a, b) for a, b in zip(first, masks_of_another, strict=True))
@@ -182,10 +180,10 @@ def test_the_layout_changes_no_mask():
 
 @pytest.mark.slow
 def test_a_compiled_network_takes_the_steps_masks_without_compiling_again(digits_store):
-    artefact = described(digits_store)
-    network = UNet(artefact.network)
+    plan = described(digits_store)
+    network = UNet(plan.network)
     randomise(network)
-    masks = masks_of(network, artefact, "dropout", True)
+    masks = masks_of(network, plan, "dropout")
     torch.compiler.reset()
     compiled = torch.compile(network.train(), fullgraph=True, backend="aot_eager", dynamic=False)
     x, t, labels = torch.randn(3, 1, 8, 8), torch.tensor([3, 70, 9]), torch.tensor([0, 5, 1])

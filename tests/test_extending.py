@@ -18,7 +18,7 @@ from diffusion.data.store import open_store
 from diffusion.evaluation.reference import extraction_code
 from diffusion.evaluation.specs import EXTRACTORS
 from diffusion.process_config import ProcessConfig
-from diffusion.resolve import training_code
+from diffusion.resolve import DenoiserPlan, training_code
 from diffusion.settings import SampleSettings
 from diffusion.sweep import sampling_code
 from tests import registries
@@ -75,7 +75,7 @@ print(*digests())
 def digests() -> list[str]:
     """Of the code that the project's own entries are known by."""
     artefact, process = artefact_of(spec_of()), ProcessConfig()
-    of = [training_code(process, artefact.network)]
+    of = [training_code(DenoiserPlan, process, artefact.network)]
     of += [sampling_code(SampleSettings(sampler=name), artefact) for name in ("ddim", "dpm-solver++")]
     return [*map(code_digest, of), extraction_code(EXTRACTORS["effnet-lite0-64"])]
 

@@ -64,10 +64,10 @@ def shrunk(profile: str) -> tuple[TrainPlan, ImageStore]:
 
 def losses(profile: str) -> list[float]:
     """The losses of the ten steps."""
-    artefact, store = shrunk(profile)
-    state = new_state(artefact, CPU)
-    gradients = Gradients(artefact, state.network, Ranks(CPU))
-    coming = batches(artefact, state.timesteps, Batches(store, CPU), range(10))
+    plan, store = shrunk(profile)
+    state = new_state(plan, CPU)
+    gradients = Gradients(plan, state.network, Ranks(CPU))
+    coming = batches(plan, state.timesteps, Batches(store, CPU), range(10))
     return [float(train_step(state, gradients, batch)["loss"]) for batch in coming]
 
 
@@ -81,8 +81,8 @@ def test_every_profile_has_a_golden_curve():
 
 
 def random_network(profile: str) -> tuple[UNet, tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-    artefact, _ = shrunk(profile)
-    spec = artefact.network
+    plan, _ = shrunk(profile)
+    spec = plan.network
     network = UNet(spec)
     randomise(network)
     x = torch.randn(4, spec.in_channels, spec.image_size, spec.image_size)

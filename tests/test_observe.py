@@ -22,14 +22,14 @@ from diffusion.errors import DiffctlError, DiffctlWarning, Interrupted
 from diffusion.training import Silent, TrainState, new_state, train
 from diffusion.trainrun import open_run
 from diffusion.unet import UNet
-from tests.test_training import CPU, artefact_of, assert_same, run, run_until
+from tests.test_training import CPU, assert_same, plan_of, run, run_until
 from tracking.spool import Spool
 
 DROPOUT = {"model": {"dropout": 0.3}, "train": {"lr": 0.01}}
 
 
 def preview(path: Path, state: TrainState) -> np.ndarray:
-    write_preview(path, state.artefact, state.network, state.ema)
+    write_preview(path, state.plan, state.network, state.ema)
     return np.asarray(Image.open(path))
 
 
@@ -37,7 +37,7 @@ def test_a_preview_is_a_function_of_the_weights_and_changes_nothing(
     digits_store: Path, tmp_path: Path
 ) -> None:
     store = open_store(digits_store)
-    watched, alone = (new_state(artefact_of(store, **DROPOUT), CPU) for _ in range(2))
+    watched, alone = (new_state(plan_of(store, **DROPOUT), CPU) for _ in range(2))
     for state in (watched, alone):
         run_until(state, store, 5)
     first = preview(tmp_path / "first.png", watched)
@@ -66,10 +66,10 @@ def test_what_only_watches_finds_no_room_and_the_training_goes_on(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(handle)
 
-    watched, alone = (new_state(artefact_of(store), CPU) for _ in range(2))
+    watched, alone = (new_state(plan_of(store), CPU) for _ in range(2))
     with open_run(tmp_path / "runs", "f") as folder, warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("default", DiffctlWarning)  # as a command shows them
-        watch = Watch(folder, watched.artefact, Spool(folder.folder, "k", "n", "e"), lambda *_: None)
+        watch = Watch(folder, watched.plan, Spool(folder.folder, "k", "n", "e"), lambda *_: None)
         monkeypatch.setattr(os, "fsync", full)
         train(watched, store, Ranks(CPU), watch, folder.save, lambda: None)
         monkeypatch.undo()
@@ -118,10 +118,10 @@ def test_what_only_watches_fails_and_the_training_goes_on(digits_store: Path) ->
         saved.append(state.step)
 
     changes = {**DROPOUT, "train": {"steps": 4, "log_every": 2, "preview_every": 2, "eval_every": 3}}
-    watched, alone = (new_state(artefact_of(store, **changes), CPU) for _ in range(2))
+    watched, alone = (new_state(plan_of(store, **changes), CPU) for _ in range(2))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("default", DiffctlWarning)
-        train(watched, store, Ranks(CPU), Failing(watched.artefact), save, lambda: None)
+        train(watched, store, Ranks(CPU), Failing(watched.plan), save, lambda: None)
     assert saved == [4]
     without = "the training goes on without"
     assert [line for line in told_in(said) if not line.startswith("no live line")] == [
@@ -144,7 +144,7 @@ def test_a_stop_in_what_only_watches_stops_with_a_save(digits_store: Path, stop:
             raise stop
 
     store, saved = open_store(digits_store), []
-    state = new_state(artefact_of(store, train={"steps": 4, "preview_every": 2}), CPU)
+    state = new_state(plan_of(store, train={"steps": 4, "preview_every": 2}), CPU)
     with pytest.raises(type(stop)):
         train(state, store, Ranks(CPU), Stopping(), lambda state: saved.append(state.step), lambda: None)
     assert saved == [2]
@@ -155,8 +155,8 @@ def test_a_score_that_is_made_good_fails_and_the_training_goes_on(digits_store: 
         raise RuntimeError("no room on the device")
 
     midway: Any = SimpleNamespace(knows=lambda step: False, evaluate=fail)
-    state = new_state(artefact_of(open_store(digits_store), train={"eval_every": 2}), CPU)
-    watch = Watch(SimpleNamespace(folder=tmp_path), state.artefact, None, lambda *_: None, midway)
+    state = new_state(plan_of(open_store(digits_store), train={"eval_every": 2}), CPU)
+    watch = Watch(SimpleNamespace(folder=tmp_path), state.plan, None, lambda *_: None, midway)
     with pytest.warns(DiffctlWarning, match=r"no score of step 4 \(RuntimeError: no room"):
         watch.catch_up(4, state.ema)
 
@@ -187,9 +187,9 @@ def test_the_rate_is_that_of_the_steps_alone(
     )
     store = open_store(digits_store)
     changes = {"batch_size": 8, "steps": 12, "log_every": 1, "preview_every": 3, "save_every": 2}
-    state = new_state(artefact_of(store, train={**changes, "eval_every": 5}), CPU)
-    watch = Watch(folder, state.artefact, spool, lambda *_: None, midway)
-    tracked = Tracked(folder, spool, watch)
+    state = new_state(plan_of(store, train={**changes, "eval_every": 5}), CPU)
+    watch = Watch(folder, state.plan, spool, lambda *_: None, midway)
+    tracked = Tracked("train", folder, watch, spool)
     train(state, store, Ranks(CPU), watch, tracked.save, lambda: clock.take(2))
     assert len(logged) == 12
     assert [values["images_per_second"] for values in logged[1:]] == [4.0] * 11

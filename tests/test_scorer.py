@@ -19,7 +19,7 @@ from diffusion.evaluation.specs import EXTRACTORS
 from diffusion.settings import SampleSettings
 from diffusion.training import new_state
 from tests.digits_sweep import effnet, real_digits
-from tests.test_training import artefact_of
+from tests.test_training import plan_of
 
 META = {"extractor": "effnet-lite0-64", "reference_split": "train", "heldout_split": "test"}
 
@@ -102,10 +102,10 @@ def test_scoring_while_training_is_of_exact_float32(tf32, digits_store):
     extractor, (images, _) = effnet(), real_digits()
     module, real = extractor.module, extract(extractor, images[:20])
     module.register_forward_pre_hook(lambda *_: tf32.append(("extracting", torch.backends.cudnn.allow_tf32)))
-    state = new_state(artefact_of(open_store(digits_store)), torch.device("cpu"))
+    state = new_state(plan_of(open_store(digits_store)), torch.device("cpu"))
     few = ScoredImages(SampleSettings(steps=2), count=8, batch_size=8)
     midway = MidwayScorer(few, extractor, Reference(META, real.features, real), EvaluateConfig())
-    scores = midway.scores(state.ema, state.artefact, lambda done, total: None)
+    scores = midway.scores(state.ema, state.plan, lambda done, total: None)
     assert {"precision_effnet_lite0_64", "memorisation"} <= scores.keys()
     assert set(tf32) == {EXACT, ("extracting", False)}
 

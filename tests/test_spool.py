@@ -172,7 +172,7 @@ def test_what_a_state_will_not_replay_is_on_the_disk_before_it(tmp_path, monkeyp
     spool = open_spool(tmp_path)
     spool.metrics(1, {"loss": 1.0})
     monkeypatch.setattr("os.fsync", noted)
-    Tracked(Run(), spool, Unwatched()).save(None)
+    Tracked("train", Run(), Unwatched(), spool).save(None)
     assert order == [EVENTS, "state"]
 
 
@@ -186,7 +186,7 @@ def test_no_state_is_saved_while_points_have_no_room(tmp_path):
         with pytest.warns(DiffctlWarning, match="tried again"):
             train(spool, 1, 10)
         with pytest.raises(DiffctlError, match="make room and run it again"):
-            Tracked(None, spool, Unwatched()).save(None)
+            Tracked("train", None, Unwatched(), spool).save(None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     spool.close("FINISHED")

@@ -41,12 +41,12 @@ class Quiet:
         self.previews.append(step)
 
 
-def artefact_of(store: ImageStore, **changes: dict[str, Any]) -> TrainPlan:
+def plan_of(store: ImageStore, **changes: dict[str, Any]) -> TrainPlan:
     return resolve(parse(params(**changes), "test"), store.meta, CPU)
 
 
 def draw_batch(state: TrainState, store: ImageStore) -> Batch:
-    return draw(state.artefact, state.timesteps, Batches(store, CPU), state.step)
+    return draw(state.plan, state.timesteps, Batches(store, CPU), state.step)
 
 
 def run(
@@ -89,14 +89,14 @@ def test_a_resumed_training_is_the_uninterrupted_one(
     digits_store: Path, tmp_path: Path, at: int, changes: dict[str, Any]
 ) -> None:
     store = open_store(digits_store)
-    artefact = artefact_of(store, **changes)
-    whole = new_state(artefact, CPU)
+    plan = plan_of(store, **changes)
+    whole = new_state(plan, CPU)
     seen = run(whole, store).seen
     with open_run(tmp_path, "a") as folder:
-        first = new_state(artefact, CPU)
+        first = new_state(plan, CPU)
         with pytest.raises(Interrupted):
             run_saving(first, store, folder.save, at)
-        second = new_state(artefact, CPU)
+        second = new_state(plan, CPU)
         assert folder.restore(second)
         assert second.step == at
         torch.manual_seed(123)  # nothing may depend on the global generator
@@ -106,25 +106,25 @@ def test_a_resumed_training_is_the_uninterrupted_one(
 
 
 def test_the_code_and_torch_of_every_step_are_known(digits_store: Path, tmp_path: Path) -> None:
-    artefact = artefact_of(open_store(digits_store))
-    (own,) = artefact.code
-    state = new_state(artefact, CPU)
+    plan = plan_of(open_store(digits_store))
+    (own,) = plan.code
+    state = new_state(plan, CPU)
     state.step = 4
-    same = new_state(artefact, CPU)
+    same = new_state(plan, CPU)
     same.restore(state.saved())
     assert (same.code, same.change_of_code()) == ([own], None)
     for now in ({"digest": "other"}, {"torch": "3.0"}):
         changed = own.model_copy(update=now)
-        other = new_state(artefact.model_copy(update={"code": (changed,)}), CPU)
+        other = new_state(plan.model_copy(update={"code": (changed,)}), CPU)
         assert other.code == [changed]
         other.restore(state.saved())
         since = changed.model_copy(update={"step": 4})
         assert (other.code, other.change_of_code()) == ([own, since], (own, since))
         other.step = 6
-        again = new_state(artefact.model_copy(update={"code": (changed,)}), CPU)
+        again = new_state(plan.model_copy(update={"code": (changed,)}), CPU)
         again.restore(other.saved())
         assert (again.code, again.change_of_code()) == ([own, since], None)
-        assert result_of(artefact, again.code).code == (own, since)
+        assert result_of(plan, again.code).code == (own, since)
 
 
 def run_saving(state: TrainState, store: ImageStore, save: Any, stop_at: int) -> None:
@@ -137,7 +137,7 @@ def run_saving(state: TrainState, store: ImageStore, save: Any, stop_at: int) ->
 
 def test_step_draws_depend_on_seed_and_step_alone(digits_store: Path) -> None:
     store = open_store(digits_store)
-    state, other = (new_state(artefact_of(store), CPU) for _ in range(2))
+    state, other = (new_state(plan_of(store), CPU) for _ in range(2))
     state.step = other.step = 7
     torch.manual_seed(0)
     a = draw_batch(state, store)
@@ -152,7 +152,7 @@ def test_step_draws_depend_on_seed_and_step_alone(digits_store: Path) -> None:
 
 def test_labels_are_dropped_at_the_asked_rate(digits_store: Path) -> None:
     store = open_store(digits_store)
-    state = new_state(artefact_of(store, train={"batch_size": 2000, "p_uncond": 0.25}), CPU)
+    state = new_state(plan_of(store, train={"batch_size": 2000, "p_uncond": 0.25}), CPU)
     labels = draw_batch(state, store).labels
     assert labels is not None
     share = (labels == 10).float().mean().item()
@@ -161,8 +161,8 @@ def test_labels_are_dropped_at_the_asked_rate(digits_store: Path) -> None:
 
 def test_flips_are_opt_in(digits_store: Path) -> None:
     store = open_store(digits_store)
-    straight = draw_batch(new_state(artefact_of(store), CPU), store).x_0
-    flipped = draw_batch(new_state(artefact_of(store, data={"flip": True}), CPU), store).x_0
+    straight = draw_batch(new_state(plan_of(store), CPU), store).x_0
+    flipped = draw_batch(new_state(plan_of(store, data={"flip": True}), CPU), store).x_0
     mirrored = [not torch.equal(a, b) for a, b in zip(straight, flipped, strict=True)]
     assert 0 < sum(mirrored) < len(mirrored)
     assert all(torch.equal(b, a.flip(2)) for a, b, m in zip(straight, flipped, mirrored, strict=True) if m)
@@ -171,7 +171,7 @@ def test_flips_are_opt_in(digits_store: Path) -> None:
 def test_nan_steps_change_no_weight_are_counted_and_end_the_training(digits_store: Path) -> None:
     """Nor the EMA, the optimiser's moments or its count of steps."""
     store = open_store(digits_store)
-    state = new_state(artefact_of(store), CPU)
+    state = new_state(plan_of(store), CPU)
     run_until(state, store, 3)
     before = {name: value.clone() for name, value in state.tensors().items()}
     assert {name.rpartition(".")[2] for name in before} >= {"step", "exp_avg", "exp_avg_sq"}
@@ -189,7 +189,7 @@ def test_nan_steps_change_no_weight_are_counted_and_end_the_training(digits_stor
 
 def test_a_single_nan_step_is_skipped_and_training_goes_on(digits_store: Path) -> None:
     store = open_store(digits_store)
-    state = new_state(artefact_of(store), CPU)
+    state = new_state(plan_of(store), CPU)
     calls = iter(range(1000))
     state.network.register_forward_hook(
         lambda module, args, output: output * (math.nan if next(calls) == 2 else 1.0)
@@ -210,7 +210,7 @@ def test_a_stop_saves_first_and_an_early_one_too(digits_store: Path) -> None:
     for at in (0, 1, 5):
         saves: list[Any] = []
         with pytest.raises(Interrupted) as stop:
-            run(new_state(artefact_of(store), CPU), store, saves, stop_at=at)
+            run(new_state(plan_of(store), CPU), store, saves, stop_at=at)
         assert saves[-1][0] == at
         assert stop.value.exit_code == 143
 
@@ -218,7 +218,7 @@ def test_a_stop_saves_first_and_an_early_one_too(digits_store: Path) -> None:
 def test_training_ends_at_exactly_the_last_step_with_previews_and_a_save(digits_store: Path) -> None:
     store = open_store(digits_store)
     saves: list[Any] = []
-    observer = run(new_state(artefact_of(store), CPU), store, saves)
+    observer = run(new_state(plan_of(store), CPU), store, saves)
     assert [step for step, *_ in saves] == [4, 8, 12]
     assert observer.previews == [6, 12]
     assert [step for step, _ in observer.seen] == [3, 6, 9, 12]
@@ -226,9 +226,9 @@ def test_training_ends_at_exactly_the_last_step_with_previews_and_a_save(digits_
 
 def test_the_fingerprint_knows_what_changes_a_result(digits_store: Path) -> None:
     store = open_store(digits_store)
-    base = training_fingerprint(artefact_of(store))
-    assert base == training_fingerprint(artefact_of(store, train={"save_every": 3, "log_every": 1}))
-    assert base == training_fingerprint(artefact_of(store, sample={"seed": 5}))
+    base = training_fingerprint(plan_of(store))
+    assert base == training_fingerprint(plan_of(store, train={"save_every": 3, "log_every": 1}))
+    assert base == training_fingerprint(plan_of(store, sample={"seed": 5}))
     for changes in (
         {"train": {"lr": 1e-3}},
         {"train": {"seed": 1}},
@@ -237,11 +237,11 @@ def test_the_fingerprint_knows_what_changes_a_result(digits_store: Path) -> None
         {"train": {"precision": "fp32"}},
         {"data": {"flip": True}},
     ):
-        if changes == {"train": {"precision": "fp32"}} and artefact_of(store).precision == "fp32":
+        if changes == {"train": {"precision": "fp32"}} and plan_of(store).precision == "fp32":
             continue
-        assert training_fingerprint(artefact_of(store, **changes)) != base
+        assert training_fingerprint(plan_of(store, **changes)) != base
     other = ImageStore(store.path, store.images, store.labels, {**store.meta, "digest": "another"})
-    assert training_fingerprint(artefact_of(other)) != base
+    assert training_fingerprint(plan_of(other)) != base
 
 
 def test_warm_ups() -> None:
@@ -250,16 +250,14 @@ def test_warm_ups() -> None:
 
 
 def test_learning_rate_warms_up_linearly(digits_store: Path) -> None:
-    artefact = artefact_of(open_store(digits_store), train={"lr": 0.4, "warmup": 4, "lr_decay": "none"})
-    assert [learning_rate(artefact, step) for step in range(6)] == pytest.approx(
-        [0.1, 0.2, 0.3, 0.4, 0.4, 0.4]
-    )
+    plan = plan_of(open_store(digits_store), train={"lr": 0.4, "warmup": 4, "lr_decay": "none"})
+    assert [learning_rate(plan, step) for step in range(6)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
 
 
 def test_learning_rate_decays_to_nothing(digits_store: Path) -> None:
     train = {"lr": 1.0, "warmup": 2, "steps": 12, "lr_decay": "cosine"}
-    artefact = artefact_of(open_store(digits_store), train=train)
-    rates = [learning_rate(artefact, step) for step in (0, 1, 2, 7, 11)]
+    plan = plan_of(open_store(digits_store), train=train)
+    rates = [learning_rate(plan, step) for step in (0, 1, 2, 7, 11)]
     assert rates == pytest.approx([0.5, 1.0, 1.0, 0.5, (1 + math.cos(0.9 * math.pi)) / 2])
 
 
@@ -269,14 +267,14 @@ def test_microbatches_give_the_whole_batchs_gradient(digits_store: Path, microba
     losses = {}
     for size in (None, microbatch):
         train = {"microbatch": size, "precision": "fp32"}
-        losses[size] = run(new_state(artefact_of(store, train=train), CPU), store).seen
+        losses[size] = run(new_state(plan_of(store, train=train), CPU), store).seen
     for (_, whole), (_, parts) in zip(losses[None], losses[microbatch], strict=True):
         assert parts == pytest.approx(whole, rel=1e-3)
 
 
 def test_ema_moves_within_ten_steps(digits_store: Path) -> None:
     store = open_store(digits_store)
-    state = new_state(artefact_of(store), CPU)
+    state = new_state(plan_of(store), CPU)
     start = {name: value.clone() for name, value in state.ema.state_dict().items()}
     run_until(state, store, 10)
     assert any(not torch.equal(value, start[name]) for name, value in state.ema.state_dict().items())
@@ -285,7 +283,7 @@ def test_ema_moves_within_ten_steps(digits_store: Path) -> None:
 def test_the_ema_is_its_closed_form(digits_store: Path) -> None:
     """Three steps written out: the k-th has d_k = min(d, (1+k)/(10+k)) of the average before it."""
     store = open_store(digits_store)
-    state = new_state(artefact_of(store, train={"ema_decay": 0.15}), CPU)
+    state = new_state(plan_of(store, train={"ema_decay": 0.15}), CPU)
     seen = [weights_of(state.network)]  # e_0 is a copy of the first weights
     for step in (1, 2, 3):
         run_until(state, store, step)
@@ -345,7 +343,7 @@ def test_a_model_file_knows_the_class_mix_of_its_data(digits_store: Path) -> Non
 
 def test_images_and_labels_stay_together(digits_store: Path) -> None:
     store = open_store(digits_store)
-    state = new_state(artefact_of(store, train={"p_uncond": 0.0}), CPU)
+    state = new_state(plan_of(store, train={"p_uncond": 0.0}), CPU)
     batch = draw_batch(state, store)
     pixels = ((batch.x_0 + 1) * 127.5).round().to(torch.uint8).numpy().transpose(0, 2, 3, 1)
     assert batch.labels is not None

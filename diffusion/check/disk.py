@@ -81,11 +81,11 @@ def _data(project: Project) -> list[Need]:
 
 def _training(project: Project) -> list[Need]:
     """Two states and one being written, the model, and DVC's copy of that. None for an impossible model."""
-    artefact = project.artefact
-    if artefact is None:
+    plan = project.plan
+    if plan is None:
         return []
-    parameters = count_parameters(artefact.network)
-    folder = project.root / TRAIN_RUNS / training_fingerprint(artefact)
+    parameters = count_parameters(plan.network)
+    folder = project.root / TRAIN_RUNS / training_fingerprint(plan)
     states = sum(path.stat().st_size for path in folder.glob("state-*.safetensors"))
     return [
         Need("training", folder, max(0, STATES * STATE_BYTES * parameters - states)),
@@ -111,13 +111,13 @@ def _samples(project: Project) -> list[Need]:
 def _units(project: Project, cells: Sequence[Cell]) -> dict[Cell, int]:
     """Bytes of each cell's finished units. None where the model is not the one that these settings give."""
     model = project.root / MODEL
-    if project.artefact is None or not model.is_file():
+    if project.plan is None or not model.is_file():
         return {}
     try:
         artefact = read_artefact(model)
     except DiffctlError:
         return {}
-    wanted = result_of(project.artefact).model_copy(update={"weights_sha256": artefact.weights_sha256})
+    wanted = result_of(project.plan).model_copy(update={"weights_sha256": artefact.weights_sha256})
     if artefact.model_sha256 != wanted.model_sha256:
         return {}
     sample = project.config.sample

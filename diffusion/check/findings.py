@@ -14,7 +14,7 @@ from diffusion.errors import DiffctlError
 from diffusion.layout import PREPARED
 
 if TYPE_CHECKING:
-    from diffusion.resolve import TrainPlan
+    from diffusion.resolve import DenoiserPlan
 
 Level = Literal["ok", "warning", "error"]
 
@@ -76,7 +76,7 @@ class Project:
         )
 
     @cached_property
-    def artefact(self) -> "TrainPlan | None":
+    def plan(self) -> "DenoiserPlan | None":
         """What the training would give on this machine; None where the configuration does not fit."""
         from diffusion.devices import default_device
         from diffusion.resolve import resolve

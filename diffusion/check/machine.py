@@ -26,9 +26,9 @@ def check_memory(project: Project) -> Iterator[Finding]:
 
     An error only where it would not fit in bf16 either: the estimate is of what a step takes at most.
     """
-    if project.artefact is None:
+    if project.plan is None:
         return  # the model does not fit the data, which is a finding of its own
-    spec, train, device = project.artefact.network, project.config.train, default_device()
+    spec, train, device = project.plan.network, project.config.train, default_device()
     try:
         world, here = world_size(train)
         share = Ranks(device, world - 1, world).share(train.batch_size)  # no process's is larger
