@@ -54,6 +54,9 @@ EDITS = {
     "sampler that the grid does not use": Edit(
         "diffusion/dpm_solver.py", "FARTHEST = 2.0", "FARTHEST = 3.0", ()
     ),
+    "loss of another objective": Edit(
+        "diffusion/classifier_objective.py", "logits.argmax(1)", "logits.argmin(1)", ()
+    ),
     "lock": Edit("diffusion/locks.py", "LOOK_SECONDS = 0.2", "LOOK_SECONDS = 0.3", ()),
     "comment": Edit("diffusion/training.py", "MAX_BAD_STEPS = 5", "# Some.\nMAX_BAD_STEPS = 5", ()),
     "docstring": Edit("diffusion/sampling.py", '"""Where a walk stands', '"""Here a walk stands', ()),
