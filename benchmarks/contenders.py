@@ -61,22 +61,22 @@ def build(contender: str, shape: Shape) -> Work:
 
 def ours(precision: str, shape: Shape) -> Work:
     """All of a training step: drawing the batch, loss, backward, clipping, AdamW, EMA."""
-    from diffusion.asked import condition_of
-    from diffusion.checkpoint import LoadedModel
-    from diffusion.data.loader import Batches
-    from diffusion.data.store import ImageStore
-    from diffusion.distributed import Ranks
-    from diffusion.draws import draw_batch
-    from diffusion.generate import generate
-    from diffusion.gradients import Gradients
-    from diffusion.settings import SampleSettings
-    from diffusion.training import new_state, train_step
+    from diffusion.images.store import ImageStore
+    from diffusion.model.model_file import LoadedModel
+    from diffusion.protocol.settings import SampleSettings
+    from diffusion.sample.asked import condition_of
+    from diffusion.sample.generate import generate
+    from diffusion.train.batch import draw_batch
+    from diffusion.train.distributed import ProcessGroup
+    from diffusion.train.gradients import GradientAccumulator
+    from diffusion.train.loader import Batches
+    from diffusion.train.loop import new_state, train_step
 
     plan, meta = described(precision, shape)
     images = np.random.default_rng(0).integers(0, 256, (256, 32, 32, shape.channels), dtype=np.uint8)
     store = ImageStore(Path(), images, None, meta)
     state = new_state(plan, CPU)
-    gradients, data = Gradients(plan, state.network, Ranks(CPU)), Batches(store, CPU)
+    gradients, data = GradientAccumulator(plan, state.network, ProcessGroup(CPU)), Batches(store, CPU)
 
     def train() -> object:
         return train_step(state, gradients, draw_batch(plan, state.timesteps, data, state.step))
@@ -91,7 +91,7 @@ def ours(precision: str, shape: Shape) -> Work:
 def described(precision: str, shape: Shape) -> tuple[Any, dict[str, Any]]:
     """What this library's training would say of its model: ε, L_simple, a fixed variance, as the peers."""
     from diffusion.config import parse
-    from diffusion.resolve import resolve
+    from diffusion.train.identity import plan_training
 
     meta = {
         "name": "digits", "classes": [], "counts": [], "channels": shape.channels, "image_size": 32,
@@ -106,7 +106,7 @@ def described(precision: str, shape: Shape) -> tuple[Any, dict[str, Any]]:
         "sweep": {"steps": [STEPS], "eta": [0.0]},
         "evaluate": {},
     }
-    return resolve(parse(values, "benchmark"), meta, CPU), meta
+    return plan_training(parse(values, "benchmark"), meta, CPU), meta
 
 
 def diffusers(shape: Shape) -> Work:
@@ -114,7 +114,7 @@ def diffusers(shape: Shape) -> Work:
     from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
     from diffusion.interop.diffusers import unet_config
-    from diffusion.unet import UNet
+    from diffusion.model.unet import UNet
 
     plan, _ = described("fp32", shape)
     network = UNet2DModel(**unet_config(UNet(plan.network)))

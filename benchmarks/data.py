@@ -24,7 +24,7 @@ from PIL import Image
 
 from diffusion.data.prepare import prepare
 from diffusion.data.sources.image_folder import ImageFolderConfig
-from diffusion.data.store import write_store
+from diffusion.images.store import write_store
 
 SIZE = 64
 BATCH = 128
@@ -55,7 +55,7 @@ def batches(count: int = 40_000, draws: int = 400) -> Result:
     """Images a second out of the memory map, random access, page cache warm, prefetching as in training."""
     import torch
 
-    from diffusion.data.loader import Batches, prefetch
+    from diffusion.train.loader import Batches, prefetch
 
     with scratch() as folder:
         images = np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)

@@ -23,14 +23,14 @@ from torch.utils.data import Dataset
 from torch_fidelity import calculate_metrics
 
 from benchmarks.fidelity import register
-from diffusion.data.store import Images, ImageStore, write_store
-from diffusion.devices import default_device
-from diffusion.evaluation.evaluate import score_cells
-from diffusion.evaluation.extractors import load_extractor
-from diffusion.evaluation.reference import build_reference
-from diffusion.evaluation.scorer import Scorer
-from diffusion.evaluation.scoring import subset_size
-from diffusion.grid import Cell
+from diffusion.evaluate.evaluate import score_cells
+from diffusion.evaluate.features.extractors import load_extractor
+from diffusion.evaluate.features.reference import build_reference
+from diffusion.evaluate.scores.scorer import Scorer
+from diffusion.images.store import Images, ImageStore, write_store
+from diffusion.protocol.grid import Cell
+from diffusion.protocol.scoring import subset_size
+from diffusion.system.devices import default_device
 
 EXTRACTOR = "effnet-lite0-64"
 GOAL = 4.0

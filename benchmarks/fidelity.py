@@ -7,7 +7,7 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
-from diffusion.evaluation.extractors import load_extractor
+from diffusion.evaluate.features.extractors import load_extractor
 
 
 class Registered(FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity has no types

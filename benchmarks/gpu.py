@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion.config import load
-from diffusion.data.store import ImageStore, write_store
-from diffusion.distributed import Ranks
-from diffusion.resolve import TrainPlan, resolve
-from diffusion.training import Silent, new_state, train
-from diffusion.unet import UNet
+from diffusion.images.store import ImageStore, write_store
+from diffusion.model.unet import UNet
+from diffusion.train.distributed import ProcessGroup
+from diffusion.train.identity import TrainPlan, plan_training
+from diffusion.train.loop import Silent, new_state, train
 
 ROOT = Path(__file__).parent.parent
 BATCHES = {"cifar10": 128, "imagenet64": 128}  # images a step: the profile's, or what one GPU takes of it
@@ -64,18 +64,18 @@ def described(
     counts = np.bincount(labels, minlength=classes).tolist() if classes else []
     meta = {"name": profile, "classes": names, "counts": counts, "image_size": size, "channels": 3}
     store = write_store(folder / profile, images, labels, meta)
-    plan = resolve(config, store.meta, device)
+    plan = plan_training(config, store.meta, device)
     steps = {"batch_size": BATCHES[profile], "microbatch": None, "steps": WARM + TIMED, "log_every": 10}
     values = {**plan.train.model_dump(), **steps, "compile": True, **changes}
     return plan.model_copy(update={"train": type(plan.train)(**values)}), store
 
 
 def ours(plan: TrainPlan, store: ImageStore, device: torch.device) -> Result:
-    """`diffusion.training.train` as `diffctl stage train` calls it, without saves and previews."""
+    """`diffusion.train.loop.train` as `diffctl stage train` calls it, without saves and previews."""
     clock = Clock()
     with peak(device) as memory:
         state = new_state(plan, device)
-        train(state, store, Ranks(device), clock, lambda state: None, lambda: None)
+        train(state, store, ProcessGroup(device), clock, lambda state: None, lambda: None)
     after = [(step, at) for step, at in clock.at if step >= WARM]
     windows = [(step - before) / (at - since) for (before, since), (step, at) in itertools.pairwise(after)]
     return Result(statistics.median(windows) * plan.train.batch_size, memory())

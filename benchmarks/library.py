@@ -82,7 +82,7 @@ def work_of(name: str) -> dict[str, float]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from benchmarks.contenders import SHAPES, described, random_images
-    from diffusion.unet import UNet
+    from diffusion.model.unet import UNet
 
     network = UNet(described("fp32", SHAPES[name])[0].network)
     images = random_images(SHAPES[name])
@@ -218,8 +218,8 @@ def options() -> argparse.Namespace:
 
 
 def main() -> None:
-    from diffusion.devices import default_device
-    from diffusion.train_precision import resolve_precision
+    from diffusion.system.devices import default_device
+    from diffusion.train.precision import resolve_precision
 
     given = options()
     rounds, seconds = (1, 0.0) if given.small else (given.rounds, 2.0)

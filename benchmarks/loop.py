@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.config import load
-from diffusion.data.store import ImageStore, write_store
-from diffusion.distributed import Ranks
-from diffusion.resolve import TrainPlan, resolve
-from diffusion.training import Silent, new_state, train
-from diffusion.unet import UNet
+from diffusion.images.store import ImageStore, write_store
+from diffusion.model.unet import UNet
+from diffusion.train.distributed import ProcessGroup
+from diffusion.train.identity import TrainPlan, plan_training
+from diffusion.train.loop import Silent, new_state, train
 from tracking.spool import Spool
 
 ROOT = Path(__file__).parent.parent
@@ -82,7 +82,7 @@ def seconds(plan: TrainPlan, store: ImageStore, folder: Path, *, stand_in: bool)
     if stand_in:
         state.network = StandIn(state.network)  # type: ignore[assignment]
     clock = Clock(Spool(folder, "benchmark", "benchmark", "benchmark"))
-    train(state, store, Ranks(CPU), clock, lambda state: None, lambda: None)
+    train(state, store, ProcessGroup(CPU), clock, lambda state: None, lambda: None)
     return statistics.median(b - a for a, b in itertools.pairwise(clock.ended))
 
 
@@ -92,7 +92,7 @@ def cifar10(folder: Path, steps: int, **changes: Any) -> tuple[TrainPlan, ImageS
     images = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8)
     meta = {"name": "cifar10", "classes": [], "image_size": 32, "channels": 3}
     store = write_store(folder / "store", images, None, meta)
-    plan = resolve(config, store.meta, CPU)
+    plan = plan_training(config, store.meta, CPU)
     train = {**plan.train.model_dump(), "steps": steps, "log_every": 1, **changes}
     return plan.model_copy(update={"train": type(plan.train)(**train)}), store
 

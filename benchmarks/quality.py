@@ -19,21 +19,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffusion.asked import mixed_condition
-from diffusion.checkpoint import LoadedModel
 from diffusion.config import load
 from diffusion.data.prepare import prepare
-from diffusion.data.store import Images, ImageStore, open_store
-from diffusion.distributed import Ranks
-from diffusion.evaluation.extractors import load_extractor
-from diffusion.evaluation.features import extract
-from diffusion.evaluation.scores import frechet_distance, statistics
-from diffusion.generate import generate
-from diffusion.images import to_model, to_nchw, to_nhwc, to_uint8
+from diffusion.evaluate.features.extract import extract
+from diffusion.evaluate.features.extractors import load_extractor
+from diffusion.evaluate.scores.scores import frechet_distance, statistics
+from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
+from diffusion.images.store import Images, ImageStore, open_store
 from diffusion.interop.diffusers import unet_config
-from diffusion.resolve import TrainPlan, resolve
-from diffusion.settings import SampleSettings
-from diffusion.training import Silent, TrainState, new_state, train
+from diffusion.model.model_file import LoadedModel
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.asked import mixed_condition
+from diffusion.sample.generate import generate
+from diffusion.train.distributed import ProcessGroup
+from diffusion.train.identity import TrainPlan, plan_training
+from diffusion.train.loop import Silent, TrainState, new_state, train
 
 CPU = torch.device("cpu")
 PROFILE = Path(__file__).parent.parent / "profiles" / "fashion-mnist.yaml"
@@ -46,13 +46,13 @@ def trained(plan: TrainPlan, store: ImageStore, steps: int) -> tuple[TrainState,
     plan = plan.model_copy(update={"train": plan.train.model_copy(update={"steps": steps})})
     state = new_state(plan, CPU)
     began = time.perf_counter()
-    train(state, store, Ranks(CPU), Silent(), lambda state: None, lambda: None)
+    train(state, store, ProcessGroup(CPU), Silent(), lambda state: None, lambda: None)
     return state, time.perf_counter() - began
 
 
 def ours(store: ImageStore, seconds: float) -> tuple[Images, str]:
     """Images of the profile's own training of about `seconds`, and what it was."""
-    plan = resolve(load(PROFILE), store.meta, CPU)
+    plan = plan_training(load(PROFILE), store.meta, CPU)
     steps = int(seconds * TRIAL_STEPS / trained(plan, store, TRIAL_STEPS)[1])
     state, took = trained(plan, store, steps)
     settings, model = SampleSettings(steps=STEPS), LoadedModel(state.ema, plan)
@@ -73,7 +73,7 @@ def theirs(store: ImageStore, seconds: float) -> tuple[Images, str]:
 
     config = load(PROFILE)
     simple = config.process.model_copy(update={"variance": "small", "loss": "simple", "prediction": "eps"})
-    plan = resolve(config.model_copy(update={"process": simple}), store.meta, CPU)
+    plan = plan_training(config.model_copy(update={"process": simple}), store.meta, CPU)
     torch.manual_seed(0)
     network = UNet2DModel(**unet_config(new_state(plan, CPU).network))
     scheduler = DDPMScheduler()

@@ -55,12 +55,12 @@ def network_seconds() -> float:
     """The evaluations of the network that the cells need, on inputs of the same size, and nothing else."""
     import torch
 
-    from diffusion.checkpoint import load_model
     from diffusion.config import load
-    from diffusion.devices import default_device
-    from diffusion.grid import grid
     from diffusion.layout import MODEL
-    from diffusion.precision import autocast
+    from diffusion.model.model_file import load_model
+    from diffusion.model.precision import autocast
+    from diffusion.protocol.grid import grid
+    from diffusion.system.devices import default_device
 
     config, device = load(), default_device()
     network, artefact = load_model(MODEL, device)
@@ -79,11 +79,11 @@ def network_seconds() -> float:
 def feature_seconds() -> float:
     """The extractor's passes over the images of every cell."""
     from diffusion.config import load
-    from diffusion.data.store import open_store
-    from diffusion.evaluation.extractors import load_extractor
-    from diffusion.evaluation.features import extract
-    from diffusion.grid import grid
+    from diffusion.evaluate.features.extract import extract
+    from diffusion.evaluate.features.extractors import load_extractor
+    from diffusion.images.store import open_store
     from diffusion.layout import SAMPLES
+    from diffusion.protocol.grid import grid
 
     config = load()
     extractor = load_extractor(config.evaluate.extractor)
@@ -106,9 +106,9 @@ def sampling_megabytes(num_images: int) -> float:
 def sample_cell(num_images: int) -> float:
     """Sample a cell of the project in the working directory; this process's peak memory in MB."""
     from diffusion.config import load
-    from diffusion.grid import Cell
     from diffusion.layout import MODEL
-    from diffusion.sweep import make_cell
+    from diffusion.protocol.grid import Cell
+    from diffusion.sample.sweep import make_cell
 
     config = load()
     sample = config.sample.model_copy(update={"num_images": num_images})

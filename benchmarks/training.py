@@ -33,9 +33,9 @@ KILLS = 3
 TIMED = """
 import json, sys, time
 from pathlib import Path
-from cli.observe import Watch
-from cli.training import Tracked
-import diffusion.training as training
+from cli.stages.watch import Watch
+from cli.stages.training import Tracked
+import diffusion.train.loop as training
 
 spent = {}
 def timed(owner, name, label):

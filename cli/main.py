@@ -14,22 +14,9 @@ from pathlib import Path
 
 import typer
 
-from cli import (
-    classifier,
-    compare,
-    evaluate,
-    images,
-    interop,
-    models,
-    nll,
-    profiles,
-    project,
-    prune,
-    run,
-    runs,
-    stages,
-)
-from diffusion.errors import DiffctlError, DiffctlWarning, reason
+from cli.commands import check, compare, evaluate, images, interop, nll, profiles, prune, run, runs, sample
+from cli.stages import bodies, classifier
+from diffusion.system.errors import DiffctlError, DiffctlWarning, reason
 from flows import outcome
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -45,14 +32,14 @@ app = typer.Typer(
 app.command()(run.run)
 app.command()(run.ui)
 app.command()(profiles.use)
-app.command()(project.check)
-app.command()(models.sample)
+app.command()(check.check)
+app.command()(sample.sample)
 app.command()(evaluate.evaluate)
 app.command()(nll.nll)
 app.command()(images.encode)
 app.command()(images.interpolate)
-stages.app.command()(classifier.classifier)
-app.add_typer(stages.app, name="stage")
+bodies.app.command()(classifier.classifier)
+app.add_typer(bodies.app, name="stage")
 app.add_typer(interop.import_app, name="import")
 app.add_typer(interop.export_app, name="export")
 app.add_typer(runs.app, name="runs")

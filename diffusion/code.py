@@ -1,6 +1,6 @@
 """The code that decides numbers, by digest: what other code has made is not taken for this code's work.
 
-A digest is of a module's syntax tree as diffusion/syntax.py writes it. Imports within this package are
+A digest is of a module's syntax tree as diffusion/system/syntax.py writes it. Imports within this package are
 followed, also those inside functions; what is named only by a registry's text is not, so that an entry that
 was not chosen decides nothing. Modules in NEUTRAL change no number and are neither read nor followed.
 """
@@ -11,58 +11,58 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from diffusion.section import Section
-from diffusion.syntax import imported, normalised
+from diffusion.system.section import Section
+from diffusion.system.syntax import imported, normalised
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(__file__).parent.name
 
 # Modules that decide no number, or only by values that stand in a fingerprint by themselves.
 NEUTRAL = {
-    "diffusion.allocator": "keeps freed memory",
-    "diffusion.checkpoint": "writes and reads what others computed; a model's tensors have a digest",
-    "diffusion.chosen": "its values stand in the fingerprint",
-    "diffusion.classifier_plan": "its values stand in the fingerprint",
     "diffusion.code": "this",
     "diffusion.config": "its values stand in the fingerprint",
-    "diffusion.data.cache": "names a folder",
     "diffusion.data.config": "its values stand in the fingerprint",
-    "diffusion.data.download": "what comes is checked by its SHA-256",
-    "diffusion.data.fetch": "what comes is checked by its SHA-256",
-    "diffusion.data.kaggle": "what comes is listed with the data",
-    "diffusion.data.problems": "lists what was left out",
-    "diffusion.data.source_registry": "names modules, of which the chosen one is counted",
-    "diffusion.devices": "holds a device",
-    "diffusion.errors": "names what went wrong",
-    "diffusion.evaluation.config": "its values stand in what is found by them",
-    "diffusion.evaluation.specs": "names modules, of which the chosen one is counted with what stands there",
-    "diffusion.evaluation.verified": "looks whether images changed",
-    "diffusion.evaluation.weights": "what it reads is checked by its SHA-256",
-    "diffusion.files": "writes whole files",
+    "diffusion.data.registry": "names modules, of which the chosen one is counted",
+    "diffusion.data.rejects": "lists what was left out",
+    "diffusion.data.sources.kaggle": "what comes is listed with the data",
+    "diffusion.downloads.cache": "names a folder",
+    "diffusion.downloads.fetch": "what comes is checked by its SHA-256",
+    "diffusion.downloads.transfer": "what comes is checked by its SHA-256",
+    "diffusion.evaluate.config": "its values stand in what is found by them",
+    "diffusion.evaluate.features.verified": "looks whether images changed",
+    "diffusion.evaluate.features.weights": "what it reads is checked by its SHA-256",
     "diffusion.layout": "names places",
-    "diffusion.locks": "waits",
-    "diffusion.memory": "chooses a micro-batch, which counts as rounding",
-    "diffusion.model_config": "its values stand in the fingerprint",
-    "diffusion.model_registry": "names modules, of which the chosen one is counted",
-    "diffusion.params": "its values stand in the fingerprint",
-    "diffusion.presets": "its values stand in the fingerprint",
-    "diffusion.process_config": "its values stand in the fingerprint",
-    "diffusion.process_registry": "names modules, of which the chosen one is counted",
-    "diffusion.quartiles": "means for people",
-    "diffusion.readings": "means for people",
-    "diffusion.registry": "loads the module that is named",
-    "diffusion.resolve": "its values stand in the fingerprint",
-    "diffusion.resumable": "carries a state as it is",
-    "diffusion.sample_config": "its values stand in the card",
-    "diffusion.samplers": "names modules, of which the chosen one is counted",
-    "diffusion.section": "its values stand in the fingerprint",
-    "diffusion.settings": "its values stand in the fingerprint",
-    "diffusion.signals": "stops",
-    "diffusion.syntax": "reads code",
-    "diffusion.state": "a saved state has a checksum",
-    "diffusion.train_config": "its values stand in the fingerprint",
-    "diffusion.two_at_once": "where the work is done",
-    "diffusion.watching": "tells what a watcher failed at",
+    "diffusion.model.config": "its values stand in the fingerprint",
+    "diffusion.model.model_file": "writes and reads what others computed; a model's tensors have a digest",
+    "diffusion.model.presets": "its values stand in the fingerprint",
+    "diffusion.model.registry": "names modules, of which the chosen one is counted",
+    "diffusion.process.config": "its values stand in the fingerprint",
+    "diffusion.process.registry": "names modules, of which the chosen one is counted",
+    "diffusion.protocol.extractors": "names modules, of which the chosen one is counted",
+    "diffusion.protocol.samplers": "names modules, of which the chosen one is counted",
+    "diffusion.protocol.settings": "its values stand in the fingerprint",
+    "diffusion.sample.config": "its values stand in the card",
+    "diffusion.system.allocator": "keeps freed memory",
+    "diffusion.system.chosen": "its values stand in the fingerprint",
+    "diffusion.system.devices": "holds a device",
+    "diffusion.system.errors": "names what went wrong",
+    "diffusion.system.files": "writes whole files",
+    "diffusion.system.locks": "waits",
+    "diffusion.system.params": "its values stand in the fingerprint",
+    "diffusion.system.registry": "loads the module that is named",
+    "diffusion.system.section": "its values stand in the fingerprint",
+    "diffusion.system.signals": "stops",
+    "diffusion.system.syntax": "reads code",
+    "diffusion.system.threads": "where the work is done",
+    "diffusion.train.async_metrics": "means for people",
+    "diffusion.train.classifier_plan": "its values stand in the fingerprint",
+    "diffusion.train.config": "its values stand in the fingerprint",
+    "diffusion.train.identity": "its values stand in the fingerprint",
+    "diffusion.train.loss_by_timestep": "means for people",
+    "diffusion.train.memory": "chooses a micro-batch, which counts as rounding",
+    "diffusion.train.state": "carries a state as it is",
+    "diffusion.train.state_file": "a saved state has a checksum",
+    "diffusion.train.watching": "tells what a watcher failed at",
 }
 
 Code = dict[str, str]
@@ -106,7 +106,7 @@ def torch_version() -> str:
 
 
 def changed_modules(old: Code, new: Code) -> list[str]:
-    """The files, such as data/loader.py, of modules that differ, came or went, in order."""
+    """The files, such as train/loader.py, of modules that differ, came or went, in order."""
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     return [f"{name.removeprefix(f'{PACKAGE}.').replace('.', '/')}.py" for name in names]
 

@@ -10,13 +10,13 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
-from diffusion.evaluation.config import EvaluateConfig
-from diffusion.params import PARAMS, read_params
-from diffusion.sample_config import SampleConfig
-from diffusion.samplers import SAMPLERS
-from diffusion.section import validated
-from diffusion.settings import SweepConfig
-from diffusion.train_config import ClassifierConfig, TrainSections
+from diffusion.evaluate.config import EvaluateConfig
+from diffusion.protocol.samplers import SAMPLERS
+from diffusion.protocol.settings import SweepConfig
+from diffusion.sample.config import SampleConfig
+from diffusion.system.params import PARAMS, read_params
+from diffusion.system.section import validated
+from diffusion.train.config import ClassifierConfig, TrainSections
 
 
 class Config(TrainSections):

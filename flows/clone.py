@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import flows
-from diffusion.errors import UsageError
+from diffusion.system.errors import UsageError
 
 VARIABLE = "DIFFCTL_CLONE"
 

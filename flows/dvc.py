@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from diffusion.errors import DiffctlError, Interrupted
-from diffusion.signals import stop_request
+from diffusion.system.errors import DiffctlError, Interrupted
+from diffusion.system.signals import stop_request
 from flows.outcome import VARIABLE, Outcome, outcome_place, read_outcome
 from flows.terminal import Relay, open_channel, relay_channel, say
 

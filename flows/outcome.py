@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from diffusion.errors import DiffctlError, Interrupted, TemporaryError, UsageError
-from diffusion.files import write_json
+from diffusion.system.errors import DiffctlError, Interrupted, TemporaryError, UsageError
+from diffusion.system.files import write_json
 
 VARIABLE = "DIFFCTL_OUTCOME"
 

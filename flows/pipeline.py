@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
 from prefect.states import Cancelled
 
-from diffusion.errors import Interrupted
+from diffusion.system.errors import Interrupted
 from flows.dvc import StageFailed
 from flows.steps import do_steps, step
 from flows.terminal import say

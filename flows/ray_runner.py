@@ -1,7 +1,7 @@
-"""Units on Ray workers: on every device of this machine, or on a cluster (`sample.runner: ray`).
+"""Shards on Ray workers: on every device of this machine, or on a cluster (`sample.runner: ray`).
 
 The model's file goes once to each node, through Ray's object store, and the images come back through it, so
-the machines share no files. A worker that dies costs the unit that it was at.
+the machines share no files. A worker that dies costs the shard that it was at.
 """
 
 import copy
@@ -19,28 +19,28 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.errors import DiffctlError, UsageError, reason
-from diffusion.files import sha256_file
-from diffusion.sample_config import SampleConfig
-from diffusion.settings import SampleSettings
-from diffusion.signals import stop_request
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.config import SampleConfig
+from diffusion.system.errors import DiffctlError, UsageError, reason
+from diffusion.system.files import sha256_file
+from diffusion.system.signals import stop_request
 
 if TYPE_CHECKING:
     import torch
 
-    from diffusion.checkpoint import LoadedModel
-    from diffusion.data.store import Images
-    from diffusion.sweep import Runner
+    from diffusion.images.store import Images
+    from diffusion.model.model_file import LoadedModel
+    from diffusion.sample.sweep import Runner
 
-RETRIES = 3  # of a unit whose worker died
-AHEAD = 2  # units a worker: one at work, one that waits
+RETRIES = 3  # of a shard whose worker died
+AHEAD = 2  # shards a worker: one at work, one that waits
 POLL_SECONDS = 0.5
 KNOCK_SECONDS = 10
 
 
 @contextmanager
 def ray_runner(config: SampleConfig) -> "Iterator[Runner]":
-    """A Runner of diffusion.sweep, for the block; nothing of a Ray that was started for it is left then.
+    """A Runner of diffusion.sample.sweep for the block; of a Ray begun for it nothing is left then.
 
     UsageError when Ray is not installed or has no such GPU; DiffctlError when the cluster does not answer.
     """
@@ -54,9 +54,9 @@ def _run(
     shared: dict[str, Any],
     model: Path,
     settings: SampleSettings,
-    units: Sequence[range],
+    shards: Sequence[range],
 ) -> "Generator[tuple[range, Images], None, None]":
-    """Each unit with its images, in the order in which they are finished; DiffctlError when one fails.
+    """Each shard with its images, in the order in which they are finished; DiffctlError when one fails.
 
     `sweep` names this sweep among all; `shared` keeps the models that are in the object store, by their
     SHA-256.
@@ -67,20 +67,20 @@ def _run(
     sha256 = sha256_file(model)
     if sha256 not in shared:
         shared[sha256] = ray.put(np.fromfile(model, dtype=np.uint8))
-    make = ray.remote(make_unit).options(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
+    make = ray.remote(make_shard).options(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
     same = shared[sha256], sha256, library_version(), settings, gpus, sweep
-    waiting = deque(units)
+    waiting = deque(shards)
     running: dict[Any, range] = {}
     try:
         with stop_request() as stop:  # an exception from a signal's handler may be lost inside Ray
             while waiting or running:
                 while waiting and len(running) < _room(gpus):
-                    unit = waiting.popleft()
-                    running[make.remote(*same, unit)] = unit
+                    shard = waiting.popleft()
+                    running[make.remote(*same, shard)] = shard
                 ready = ray.wait(list(running), timeout=POLL_SECONDS)[0]
                 for reference in ready:
-                    unit = running.pop(reference)
-                    yield unit, _result(reference, unit)
+                    shard = running.pop(reference)
+                    yield shard, _result(reference, shard)
                 stop.raise_if_set()
     finally:
         for reference in running:
@@ -122,18 +122,18 @@ def _knock(address: str | None) -> None:
 
 
 def _gpus(wanted: float | None) -> float:
-    """The GPUs of a unit; UsageError where the cluster has not as many."""
+    """The GPUs of a shard; UsageError where the cluster has not as many."""
     import ray
 
     there = ray.cluster_resources().get("GPU", 0)
     gpus = min(1, there) if wanted is None else wanted
     if gpus > there:
-        raise UsageError(f"sample.num_gpus asks for {gpus:g} GPUs a unit, and Ray has {there:g}")
+        raise UsageError(f"sample.num_gpus asks for {gpus:g} GPUs a shard, and Ray has {there:g}")
     return gpus
 
 
 def _room(gpus: float) -> int:
-    """How many units may be under way: enough for every worker, and no more, so that memory stays flat."""
+    """How many shards may be under way: enough for every worker, and no more, so that memory stays flat."""
     import ray
 
     resources = ray.cluster_resources()
@@ -141,7 +141,7 @@ def _room(gpus: float) -> int:
     return AHEAD * max(1, int(workers))
 
 
-def _result(reference: Any, unit: range) -> "Images":
+def _result(reference: Any, shard: range) -> "Images":
     import ray
 
     try:
@@ -150,10 +150,10 @@ def _result(reference: Any, unit: range) -> "Images":
         cause = error.cause
         if isinstance(cause, DiffctlError):
             raise cause from None
-        raise DiffctlError(f"images {unit.start} to {unit.stop - 1} failed: {reason(cause)}") from None
+        raise DiffctlError(f"images {shard.start} to {shard.stop - 1} failed: {reason(cause)}") from None
     except ray.exceptions.RayError as error:
         raise DiffctlError(
-            f"images {unit.start} to {unit.stop - 1} failed after {RETRIES} retries: {_first_line(error)}"
+            f"images {shard.start} to {shard.stop - 1} failed after {RETRIES} retries: {_first_line(error)}"
         ) from None
     return images
 
@@ -166,11 +166,11 @@ def _first_line(error: BaseException) -> str:
 # What runs on a worker.
 
 
-def make_unit(
-    weights: Any, sha256: str, version: str, settings: SampleSettings, gpus: float, sweep: str, unit: range
+def make_shard(
+    weights: Any, sha256: str, version: str, settings: SampleSettings, gpus: float, sweep: str, shard: range
 ) -> "Images":
-    """A unit's images. DiffctlError where another diffctl or torch is installed than on the driver."""
-    from diffusion.sweep import unit_images
+    """A shard's images. DiffctlError where another diffctl or torch is installed than on the driver."""
+    from diffusion.sample.sweep import shard_images
 
     if (own := library_version()) != version:
         raise DiffctlError(
@@ -178,14 +178,14 @@ def make_unit(
             "install the same on both"
         )
     with _device(gpus, sweep) as device, _lying_on(device, _loaded(weights, sha256)) as loaded:
-        return unit_images(loaded, settings, unit, device)
+        return shard_images(loaded, settings, shard, device)
 
 
 def _device(gpus: float, sweep: str) -> "AbstractContextManager[torch.device]":
-    """A GPU is held against other sweeps; the units of this one may share it by fractions."""
+    """A GPU is held against other sweeps; the shards of this one may share it by fractions."""
     import torch
 
-    from diffusion.devices import held_device
+    from diffusion.system.devices import held_device
 
     if not gpus:
         return nullcontext(torch.device("cpu"))
@@ -194,7 +194,7 @@ def _device(gpus: float, sweep: str) -> "AbstractContextManager[torch.device]":
 
 @contextmanager
 def _lying_on(device: "torch.device", loaded: "LoadedModel") -> "Iterator[LoadedModel]":
-    """The model on the device for the block: a worker outlives its unit, and a GPU that is let go is empty.
+    """The model on the device for the block: a worker outlives its shard, and a GPU that is let go is empty.
 
     To hold the GPU until the worker ends would keep it from the worker that Ray gives it to next.
     """
@@ -216,7 +216,7 @@ _models: "dict[str, LoadedModel]" = {}  # a worker's last one, in the machine's 
 
 
 def _loaded(weights: Any, sha256: str) -> "LoadedModel":
-    from diffusion.checkpoint import load_model
+    from diffusion.model.model_file import load_model
 
     if sha256 not in _models:
         _models.clear()

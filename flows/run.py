@@ -5,7 +5,7 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from diffusion.config import load
-from diffusion.errors import UsageError
+from diffusion.system.errors import UsageError
 from flows.dvc import has_remote
 from flows.engine import run_flow
 from flows.server import prefect_server

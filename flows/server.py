@@ -23,8 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffusion.errors import DiffctlError
-from diffusion.locks import file_lock
+from diffusion.system.errors import DiffctlError
+from diffusion.system.locks import file_lock
 
 HOME = Path(".prefect")
 START_SECONDS = 120  # a first start creates the database: 10 s on two quiet cores

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from diffusion.errors import Interrupted
+from diffusion.system.errors import Interrupted
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from flows.terminal import say
 RESUMABLE = ("train", "sample")  # the stages that save what they have and go on from it
 
 if TYPE_CHECKING:
-    from diffusion.resolve import DenoiserPlan
+    from diffusion.train.identity import DenoiserPlan
 
 Step = Callable[[str, bool], Awaitable[str | None]]
 """Takes a step's name and whether a resumable stage is made anew; gives what is to be said of it."""
@@ -67,8 +67,8 @@ def _discard(stage: str) -> None:
     if stage == "train":
         _discard_training()
     elif MODEL.exists():
-        from diffusion.checkpoint import read_artefact
-        from diffusion.units import cells_folder
+        from diffusion.model.model_file import read_artefact
+        from diffusion.sample.shards import cells_folder
 
         folder = cells_folder(read_artefact(MODEL).model_sha256)
         if folder.exists():
@@ -76,14 +76,14 @@ def _discard(stage: str) -> None:
 
 
 def _discard_training() -> None:
-    from diffusion.trainrun import open_training
+    from diffusion.train.run_folder import open_training
 
     with open_training(_training(), fresh=True):
         pass
 
 
 def _keep_training() -> None:
-    from diffusion.trainrun import open_training
+    from diffusion.train.run_folder import open_training
 
     with open_training(_training(), keep=True):
         pass
@@ -92,8 +92,8 @@ def _keep_training() -> None:
 def _training() -> "DenoiserPlan":
     """What params.yaml's training gives."""
     from diffusion.config import load
-    from diffusion.data.store import open_store
-    from diffusion.devices import default_device
-    from diffusion.resolve import resolve
+    from diffusion.images.store import open_store
+    from diffusion.system.devices import default_device
+    from diffusion.train.identity import plan_training
 
-    return resolve(load(), open_store(PREPARED / "train").meta, default_device())
+    return plan_training(load(), open_store(PREPARED / "train").meta, default_device())

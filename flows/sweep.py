@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.errors import DiffctlError, Interrupted, UsageError, reason
+from diffusion.system.errors import DiffctlError, Interrupted, UsageError, reason
 from flows.engine import run_flow
 from flows.server import answers, quiet_client
 from flows.signals import ended_by_signal
@@ -19,9 +19,9 @@ from flows.terminal import say
 if TYPE_CHECKING:
     from prefect import State
 
-    from diffusion.grid import Cell
-    from diffusion.sample_config import SampleConfig
-    from diffusion.sweep import Runner
+    from diffusion.protocol.grid import Cell
+    from diffusion.sample.config import SampleConfig
+    from diffusion.sample.sweep import Runner
 
 Show = Callable[[int, int], None]
 ProgressOf = Callable[[str], AbstractContextManager[Show]]
@@ -80,7 +80,7 @@ def run_sweep(
 
     DiffctlError names the cells that failed, after all others were made; Interrupted on SIGINT or SIGTERM.
     """
-    from diffusion.sweep import make_cell
+    from diffusion.sample.sweep import make_cell
 
     with ended_by_signal(), _runner(sample) as run:
 
@@ -96,7 +96,7 @@ def run_sweep(
 
 def _runner(sample: "SampleConfig") -> "AbstractContextManager[Runner]":
     """What makes the images until the block ends: this process on a device of its own, or Ray's workers."""
-    from diffusion.sweep import LocalRunner
+    from diffusion.sample.sweep import LocalRunner
 
     if sample.runner == "ray":
         from flows.ray_runner import ray_runner

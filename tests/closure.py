@@ -1,21 +1,19 @@
-"""Which modules a stage's body needs: what its `deps:` in dvc.yaml list beside its data.
+"""Which files of the library a stage's body needs, and which of them its `deps:` in dvc.yaml list.
 
-`python -m tests.closure --write` puts the lists into dvc.yaml; without the option it says what differs.
+`python -m tests.closure` says which are not listed, and what is listed for nothing.
 """
 
 import ast
-import io
 import re
-import sys
 from pathlib import Path
 
-from ruamel.yaml import YAML
+import yaml
 
 from diffusion.code import module_file, module_tree, modules_of
-from diffusion.registry import module_named
+from diffusion.system.registry import module_named
 
 ROOT = Path(__file__).parent.parent
-STAGES = ROOT / "cli/stages.py"
+STAGES = ROOT / "cli/stages/bodies.py"
 GRAPH = ROOT / "dvc.yaml"
 LIBRARY = "diffusion"
 REFERENCE = re.compile(r"diffusion(\.\w+)+:\w+")
@@ -68,8 +66,8 @@ def closure(files: set[Path]) -> set[Path]:
     return {needed for file in seen for needed in with_assets(file)}
 
 
-def stage_modules() -> dict[str, list[str]]:
-    """For each stage body in cli/stages.py the files it needs, relative to the root, sorted."""
+def stage_files() -> dict[str, list[str]]:
+    """For each stage body in cli/stages/bodies.py the files it needs, relative to the root, sorted."""
     bodies = [
         node for node in parse(STAGES).body if isinstance(node, ast.FunctionDef) and node.decorator_list
     ]
@@ -78,33 +76,42 @@ def stage_modules() -> dict[str, list[str]]:
     }
 
 
-def is_module(dep: str) -> bool:
-    """Whether a dependency in dvc.yaml is one of the library's files, not data."""
-    return dep.startswith(f"{LIBRARY}/")
+def listed_code() -> dict[str, list[str]]:
+    """For each stage in dvc.yaml the dependencies that are code: folders and files of the library."""
+    stages = yaml.safe_load(GRAPH.read_text(encoding="utf-8"))["stages"]
+    return {
+        name: [dep for dep in stage["deps"] if dep.startswith(f"{LIBRARY}/")]
+        for name, stage in stages.items()
+    }
 
 
-def with_modules(text: str) -> str:
-    """The text of dvc.yaml with every stage's module list as it must be, its data and comments kept."""
-    yaml = YAML()
-    yaml.width = 110
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    graph = yaml.load(text)
-    for name, modules in stage_modules().items():
-        stage = graph["stages"][name]
-        stage["deps"] = [dep for dep in stage.get("deps", []) if not is_module(dep)] + modules
-    out = io.StringIO()
-    yaml.dump(graph, out)
-    return out.getvalue()
+def uncovered(deps: list[str], files: list[str]) -> list[str]:
+    """The files that lie below none of the dependencies."""
+    return [file for file in files if not any(_is_below(file, dep) for dep in deps)]
+
+
+def idle(deps: list[str], files: list[str]) -> list[str]:
+    """The dependencies below which no file lies, or which lie below another one."""
+    return [
+        dep
+        for dep in deps
+        if not any(_is_below(file, dep) for file in files)
+        or any(_is_below(dep, other) for other in deps if other != dep)
+    ]
+
+
+def _is_below(file: str, dep: str) -> bool:
+    return file == dep or file.startswith(f"{dep}/")
 
 
 def main() -> None:
-    """Compare dvc.yaml with the code, or rewrite it."""
-    text = GRAPH.read_text(encoding="utf-8")
-    wanted = with_modules(text)
-    if "--write" in sys.argv[1:]:
-        GRAPH.write_text(wanted, encoding="utf-8")
-    elif wanted != text:
-        sys.exit("dvc.yaml does not list what the stages import: run `python -m tests.closure --write`")
+    """Hold dvc.yaml against the code."""
+    listed = listed_code()
+    for stage, files in stage_files().items():
+        for file in uncovered(listed[stage], files):
+            print(f"{stage}: {file} is needed and not listed")
+        for dep in idle(listed[stage], files):
+            print(f"{stage}: {dep} is listed for nothing")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.prefect_home import prefect_database  # noqa: F401 (a fixture)
+from tests.helpers.prefect_home import prefect_database  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).parent.parent
 
@@ -86,7 +86,7 @@ def digits_store(tmp_path: Path) -> Path:
     """A prepared store of 64 true digits."""
     from sklearn.datasets import load_digits
 
-    from diffusion.data.store import write_store
+    from diffusion.images.store import write_store
 
     digits = load_digits()
     images = np.round(digits.images[:64, :, :, None] * 255 / 16).astype(np.uint8)

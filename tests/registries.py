@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffusion.data.source_registry import SOURCES
-from diffusion.evaluation.specs import EXTRACTORS
-from diffusion.model_registry import MODELS
-from diffusion.predictions import PREDICTIONS
-from diffusion.presets import PRESETS
-from diffusion.process_registry import PROCESSES
-from diffusion.registry import load_reference
-from diffusion.samplers import SAMPLERS
-from diffusion.spacing import SPACINGS
+from diffusion.data.registry import SOURCES
+from diffusion.model.presets import PRESETS
+from diffusion.model.registry import MODELS
+from diffusion.process.predictions import PREDICTIONS
+from diffusion.process.registry import PROCESSES
+from diffusion.protocol.extractors import EXTRACTORS
+from diffusion.protocol.samplers import SAMPLERS
+from diffusion.protocol.spacing import SPACINGS
+from diffusion.system.registry import load_reference
 from tests.conftest import ROOT
 
 DOCS = ROOT / "docs/extending.md"
@@ -36,21 +36,21 @@ class Registry:
 
 
 REGISTRIES = (
-    Registry("SOURCES", SOURCES, "diffusion/data/source_registry.py", "data.name",
+    Registry("SOURCES", SOURCES, "diffusion/data/registry.py", "data.name",
              "a `DataConfig` → `Source` (`diffusion/data/source.py`)"),
-    Registry("MODELS", MODELS, "diffusion/model_registry.py", "model.name",
+    Registry("MODELS", MODELS, "diffusion/model/registry.py", "model.name",
              "a `NetworkSpec` → `nn.Module`"),
-    Registry("PROCESSES", PROCESSES, "diffusion/process_registry.py", "process.schedule",
-             "a `ProcessConfig` → `Process` (`diffusion/forward_process.py`)"),
-    Registry("PREDICTIONS", PREDICTIONS, "diffusion/predictions.py", "process.prediction",
+    Registry("PROCESSES", PROCESSES, "diffusion/process/registry.py", "process.schedule",
+             "a `ProcessConfig` → `Process` (`diffusion/process/process.py`)"),
+    Registry("PREDICTIONS", PREDICTIONS, "diffusion/process/predictions.py", "process.prediction",
              "(α, σ) → (a, b) of what is predicted, a·x_0 + b·ε"),
-    Registry("SAMPLERS", SAMPLERS, "diffusion/samplers.py", "sample.sampler",
-             "`SampleSettings` → `Sampler` (`diffusion/sampling.py`)"),
-    Registry("SPACINGS", SPACINGS, "diffusion/spacing.py", "sample.spacing",
+    Registry("SAMPLERS", SAMPLERS, "diffusion/protocol/samplers.py", "sample.sampler",
+             "`SampleSettings` → `Sampler` (`diffusion/sample/sampler.py`)"),
+    Registry("SPACINGS", SPACINGS, "diffusion/protocol/spacing.py", "sample.spacing",
              "(S, T) → S increasing times that end at T − 1"),
-    Registry("EXTRACTORS", EXTRACTORS, "diffusion/evaluation/specs.py", "evaluate.extractor",
+    Registry("EXTRACTORS", EXTRACTORS, "diffusion/protocol/extractors.py", "evaluate.extractor",
              "(`ExtractorSpec`, its weights or None) → `nn.Module`"),
-    Registry("PRESETS", PRESETS, "diffusion/presets.py", "model.preset",
+    Registry("PRESETS", PRESETS, "diffusion/model/presets.py", "model.preset",
              "a published shape of the `unet`, with its recipe"),
 )  # fmt: skip
 

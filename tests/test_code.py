@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.checkpoint import read_artefact, save_artefact
-from diffusion.classifier_plan import ClassifierPlan
 from diffusion.code import NEUTRAL, changed_modules, code_digest, code_of, module_file, modules_of
-from diffusion.process_config import ProcessConfig
-from diffusion.resolve import DenoiserPlan, training_code
-from diffusion.settings import SampleSettings
-from diffusion.sweep import sampling_code, units_folder
-from diffusion.syntax import normalised
+from diffusion.model.model_file import read_artefact, save_artefact
+from diffusion.process.config import ProcessConfig
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.sweep import sampling_code, shards_folder
+from diffusion.system.syntax import normalised
+from diffusion.train.classifier_plan import ClassifierPlan
+from diffusion.train.identity import DenoiserPlan, training_code
 from tests.conftest import ROOT
-from tests.networks import artefact_of, network_of, spec_of
+from tests.helpers.networks import artefact_of, network_of, spec_of
 
 CODE = """
 import warnings
@@ -76,7 +76,7 @@ def other_pythons() -> list[str]:
 
 WHOLE = """
 import ast, hashlib, pathlib, sys
-from diffusion.syntax import normalised
+from diffusion.system.syntax import normalised
 digest = hashlib.sha256()
 for file in sorted(pathlib.Path("diffusion").rglob("*.py")):
     digest.update(normalised(ast.parse(file.read_text(encoding="utf-8"))).encode())
@@ -146,16 +146,30 @@ def test_neutral_modules_are_there_and_have_a_reason() -> None:
 
 
 def test_imports_are_followed_wherever_they_stand_but_for_types() -> None:
-    tree = ast.parse("def f():\n    from diffusion import unet\nif TYPE_CHECKING:\n    import diffusion.ema")
-    assert modules_of(tree) == {"diffusion.unet"}
-    assert {"diffusion.unet", "diffusion.blocks", "diffusion.shape"} <= set(code_of("diffusion.unet"))
+    tree = ast.parse(
+        "def f():\n    from diffusion.model import unet\nif TYPE_CHECKING:\n    import diffusion.train.ema"
+    )
+    assert modules_of(tree) == {"diffusion.model.unet"}
+    assert {"diffusion.model.unet", "diffusion.model.blocks", "diffusion.model.unet_config"} <= set(
+        code_of("diffusion.model.unet")
+    )
 
 
 def test_a_training_is_known_by_what_it_computes_by() -> None:
     code = set(training_code(DenoiserPlan, ProcessConfig(), spec_of()))
-    assert {"diffusion.training", "diffusion.losses", "diffusion.schedule", "diffusion.blocks"} <= code
-    assert {"diffusion.draws", "diffusion.ema", "diffusion.timesteps", "diffusion.images"} <= code
-    others = {"sampling", "generate", "dpm_solver", "classifier", "locks", "files", "report", "evaluation"}
+    assert {
+        "diffusion.train.loop",
+        "diffusion.process.losses",
+        "diffusion.process.schedule",
+        "diffusion.model.blocks",
+    } <= code
+    assert {
+        "diffusion.train.batch",
+        "diffusion.train.ema",
+        "diffusion.process.timesteps",
+        "diffusion.images.pixels",
+    } <= code
+    others = {"downloads", "sample", "evaluate", "report", "analysis"}
     assert not {name.split(".")[1] for name in code} & others
 
 
@@ -163,10 +177,14 @@ def test_a_training_is_not_known_by_what_another_objective_learns_by() -> None:
     model, classifier = (
         set(training_code(kind, ProcessConfig(), spec_of())) for kind in (DenoiserPlan, ClassifierPlan)
     )
-    losses = {"denoiser_objective", "losses", "posterior", "bound", "condition"}
-    assert model - classifier == {f"diffusion.{name}" for name in losses}
-    assert classifier - model == {"diffusion.classifier_objective", "diffusion.classifier"}
-    assert {"diffusion.training", "diffusion.gradients", "diffusion.draws"} <= model & classifier
+    losses = {f"diffusion.process.{name}" for name in ("losses", "posterior", "bound", "condition")}
+    assert model - classifier == {"diffusion.train.denoiser_objective", *losses}
+    assert classifier - model == {"diffusion.train.classifier_objective", "diffusion.model.classifier"}
+    assert {
+        "diffusion.train.loop",
+        "diffusion.train.gradients",
+        "diffusion.train.batch",
+    } <= model & classifier
 
 
 def test_a_cell_is_known_by_its_own_sampler() -> None:
@@ -174,15 +192,20 @@ def test_a_cell_is_known_by_its_own_sampler() -> None:
         set(sampling_code(SampleSettings(sampler=name), artefact_of(spec_of())))
         for name in ("ddim", "dpm-solver++")
     )
-    assert solver - ddim == {"diffusion.dpm_solver"}
-    assert {"diffusion.generate", "diffusion.sampling", "diffusion.blocks", "diffusion.random"} <= ddim
-    assert not ddim & {"diffusion.training", "diffusion.draws", "diffusion.ema"}
+    assert solver - ddim == {"diffusion.sample.dpm_solver"}
+    assert {
+        "diffusion.sample.generate",
+        "diffusion.sample.sampler",
+        "diffusion.model.blocks",
+        "diffusion.process.noise",
+    } <= ddim
+    assert not ddim & {"diffusion.train.loop", "diffusion.train.batch", "diffusion.train.ema"}
 
 
 def test_changed_modules_are_named_as_files() -> None:
-    old = {"diffusion.unet": "1", "diffusion.data.loader": "2", "diffusion.gone": "3"}
-    new = {"diffusion.unet": "1", "diffusion.data.loader": "4", "diffusion.new": "5"}
-    assert changed_modules(old, new) == ["data/loader.py", "gone.py", "new.py"]
+    old = {"diffusion.model.unet": "1", "diffusion.train.loader": "2", "diffusion.gone": "3"}
+    new = {"diffusion.model.unet": "1", "diffusion.train.loader": "4", "diffusion.new": "5"}
+    assert changed_modules(old, new) == ["gone.py", "new.py", "train/loader.py"]
     assert code_digest(old) != code_digest(new)
 
 
@@ -194,7 +217,7 @@ def test_a_model_is_known_by_weights_and_settings_not_by_the_code_that_trained_i
     def known(weights=weights, **changes) -> tuple[str, Path]:
         save_artefact(path, weights, artefact_of(spec, **changes))
         artefact = read_artefact(path)
-        return artefact.model_sha256, units_folder(SampleSettings(), artefact)
+        return artefact.model_sha256, shards_folder(SampleSettings(), artefact)
 
     base = known(code=(code,))
     assert known(code=(code, {**code, "step": 5, "digest": "b" * 16})) == base

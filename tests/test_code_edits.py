@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.conftest import environment
-from tests.small import own_code, small_project
+from tests.helpers.small import own_code, small_project
 
 STAGES = ("data", "reference", "train", "sample", "evaluate", "report")
 FROM_TRAIN = ("train", "sample", "evaluate", "report")
@@ -28,38 +28,45 @@ class Edit(NamedTuple):
 EDITS = {
     "data": Edit("diffusion/data/sources/digits.py", "255 / 16", "254 / 16", STAGES),
     "loss": Edit(
-        "diffusion/losses.py", "noise) - predicted).square()", "noise) - predicted).abs()", FROM_TRAIN
+        "diffusion/process/losses.py", "noise) - predicted).square()", "noise) - predicted).abs()", FROM_TRAIN
     ),
-    "schedule": Edit("diffusion/schedule.py", "(u + 0.008) / 1.008", "(u + 0.018) / 1.018", FROM_TRAIN),
-    "block": Edit("diffusion/blocks.py", "F.silu(self.norm_in(x))", "F.relu(self.norm_in(x))", FROM_TRAIN),
+    "schedule": Edit(
+        "diffusion/process/schedule.py", "(u + 0.008) / 1.008", "(u + 0.018) / 1.018", FROM_TRAIN
+    ),
+    "block": Edit(
+        "diffusion/model/blocks.py", "F.silu(self.norm_in(x))", "F.relu(self.norm_in(x))", FROM_TRAIN
+    ),
     "draw": Edit(
-        "diffusion/draws.py",
+        "diffusion/train/batch.py",
         "image.normal_(generator=source)",
         "image.normal_(generator=source).neg_()",
         FROM_TRAIN,
     ),
     "learning rate": Edit(
-        "diffusion/training.py",
+        "diffusion/train/loop.py",
         "return train.lr * (step + 1)",
         "return 3 * train.lr * (step + 1)",
         FROM_TRAIN,
     ),
     "sampler": Edit(
-        "diffusion/ddim.py", "return x_prev, x0_hat\n", "return 1.1 * x_prev, x0_hat\n", FROM_TRAIN[1:]
+        "diffusion/sample/ddim.py", "return x_prev, x0_hat\n", "return 1.1 * x_prev, x0_hat\n", FROM_TRAIN[1:]
     ),
     "extractor": Edit(
-        "diffusion/evaluation/effnet.py", "- 127) / 128", "- 126) / 128", ("reference", "evaluate", "report")
+        "diffusion/evaluate/features/effnet.py",
+        "- 127) / 128",
+        "- 126) / 128",
+        ("reference", "evaluate", "report"),
     ),
-    "scorer": Edit("diffusion/evaluation/kernel.py", "+ 1) ** 3)", "+ 1) ** 2)", ("evaluate", "report")),
+    "scorer": Edit("diffusion/evaluate/scores/kernel.py", "+ 1) ** 3)", "+ 1) ** 2)", ("evaluate", "report")),
     "sampler that the grid does not use": Edit(
-        "diffusion/dpm_solver.py", "FARTHEST = 2.0", "FARTHEST = 3.0", ()
+        "diffusion/sample/dpm_solver.py", "FARTHEST = 2.0", "FARTHEST = 3.0", ()
     ),
     "loss of another objective": Edit(
-        "diffusion/classifier_objective.py", "logits.argmax(1)", "logits.argmin(1)", ()
+        "diffusion/train/classifier_objective.py", "logits.argmax(1)", "logits.argmin(1)", ()
     ),
-    "lock": Edit("diffusion/locks.py", "LOOK_SECONDS = 0.2", "LOOK_SECONDS = 0.3", ()),
-    "comment": Edit("diffusion/training.py", "MAX_BAD_STEPS = 5", "# Some.\nMAX_BAD_STEPS = 5", ()),
-    "docstring": Edit("diffusion/sampling.py", '"""Where a walk stands', '"""Here a walk stands', ()),
+    "lock": Edit("diffusion/system/locks.py", "LOOK_SECONDS = 0.2", "LOOK_SECONDS = 0.3", ()),
+    "comment": Edit("diffusion/train/loop.py", "MAX_BAD_STEPS = 5", "# Some.\nMAX_BAD_STEPS = 5", ()),
+    "docstring": Edit("diffusion/sample/sampler.py", '"""Where a walk stands', '"""Here a walk stands', ()),
 }
 
 
@@ -118,7 +125,7 @@ def test_an_edit_makes_anew_what_it_must(project: Path, name: str) -> None:
 
 @pytest.mark.slow
 def test_keep_goes_on_under_the_new_code_and_the_model_names_both(tmp_path: Path) -> None:
-    from diffusion.checkpoint import read_artefact
+    from diffusion.model.model_file import read_artefact
 
     folder = small_project(tmp_path / "project")
     reproduce(folder, "train")

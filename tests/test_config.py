@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.config import load, parse
-from diffusion.errors import UsageError
-from diffusion.evaluation.config import EvaluateConfig
-from diffusion.params import load_section, load_sections
-from diffusion.section import canonical, fingerprint
-from diffusion.shape import level_sizes
-from diffusion.train_config import TrainConfig, TrainSections
+from diffusion.evaluate.config import EvaluateConfig
+from diffusion.model.unet_config import level_sizes
+from diffusion.system.errors import UsageError
+from diffusion.system.params import load_section, load_sections
+from diffusion.system.section import canonical, fingerprint
+from diffusion.train.config import TrainConfig, TrainSections
 from tests.conftest import ROOT, params, write_params
 
 

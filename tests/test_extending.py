@@ -14,41 +14,42 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from diffusion.code import code_digest
-from diffusion.data.store import open_store
-from diffusion.evaluation.reference import extraction_code
-from diffusion.evaluation.specs import EXTRACTORS
-from diffusion.process_config import ProcessConfig
-from diffusion.resolve import DenoiserPlan, training_code
-from diffusion.settings import SampleSettings
-from diffusion.sweep import sampling_code
+from diffusion.evaluate.features.reference import extraction_code
+from diffusion.images.store import open_store
+from diffusion.process.config import ProcessConfig
+from diffusion.protocol.extractors import EXTRACTORS
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.sweep import sampling_code
+from diffusion.train.identity import DenoiserPlan, training_code
 from tests import registries
 from tests.conftest import ROOT, environment
-from tests.networks import artefact_of, spec_of
-from tests.small import own_code, small_project
+from tests.helpers.networks import artefact_of, spec_of
+from tests.helpers.small import own_code, small_project
 
 BLOCK = re.compile(
     r"^```python\n# (in (?P<registry>\w+) of )?(?P<file>\S+\.py)\n(?P<code>.*?)^```$", re.M | re.S
 )
+TESTS = ["tests/sample/test_heun.py", "tests/data/test_rings.py"]
 THROWAWAY = {  # the file, where it goes, its registry and its entry
     "tiny": (
-        "diffusion/tiny.py",
-        "diffusion/model_registry.py",
+        "diffusion/model/tiny.py",
+        "diffusion/model/registry.py",
         """MODELS["tiny"] = ModelEntry(
-    "diffusion.tiny:Tiny", "diffusion.tiny:TinyConfig", "diffusion.tiny:TinySpec"
+    "diffusion.model.tiny:Tiny", "diffusion.model.tiny:TinyConfig", "diffusion.model.tiny:TinySpec"
 )""",
     ),
     "straight": (
-        "diffusion/straight.py",
-        "diffusion/process_registry.py",
+        "diffusion/process/straight.py",
+        "diffusion/process/registry.py",
         """PROCESSES["straight"] = ProcessEntry(
-    "diffusion.straight:Straight", "diffusion.straight:StraightConfig"
+    "diffusion.process.straight:Straight", "diffusion.process.straight:StraightConfig"
 )""",
     ),
     "pixels": (
-        "diffusion/evaluation/pixels.py",
-        "diffusion/evaluation/specs.py",
+        "diffusion/evaluate/features/pixels.py",
+        "diffusion/protocol/extractors.py",
         """EXTRACTORS["pixels"] = ExtractorSpec(
-    "pixels", "diffusion.evaluation.pixels:build", 4, "means of patches, to 4", 48, "fd_pixels", "kd_pixels"
+    "pixels", "diffusion.evaluate.features.pixels:build", 4, "means, to 4", 48, "fd_pixels", "kd_pixels"
 )""",
     ),
 }
@@ -108,7 +109,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(ROOT / "pyproject.toml", folder)
     blocks = list(BLOCK.finditer((ROOT / "docs/extending.md").read_text()))
     assert [block["file"] for block in blocks if block["registry"] is None] == [
-        "diffusion/heun.py", "tests/test_heun.py", "diffusion/data/sources/rings.py", "tests/test_rings.py"
+        "diffusion/sample/heun.py", TESTS[0], "diffusion/data/sources/rings.py", TESTS[1]
     ]  # fmt: skip
     for block in blocks:
         if block["registry"]:
@@ -116,14 +117,23 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             (folder / block["file"]).write_text(block["code"])
     for name, (place, registry, entry) in THROWAWAY.items():
-        shutil.copy(ROOT / f"tests/throwaway/{name}.py", folder / place)
+        shutil.copy(ROOT / f"tests/helpers/throwaway/{name}.py", folder / place)
         with open(folder / registry, "a", encoding="utf-8") as file:
             file.write(f"\n\n{entry}\n")
     return folder
 
 
 def test_the_docs_own_tests_pass(project: Path) -> None:
-    run(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_heun.py", "tests/test_rings.py")
+    run(
+        project,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/sample/test_heun.py",
+        "tests/data/test_rings.py",
+    )
 
 
 def test_a_new_entry_makes_no_work_of_the_others_stale(project: Path) -> None:
@@ -132,10 +142,19 @@ def test_a_new_entry_makes_no_work_of_the_others_stale(project: Path) -> None:
 
 @pytest.mark.slow
 def test_what_the_docs_add_passes_the_checks(project: Path) -> None:
-    added = ["diffusion/heun.py", "diffusion/data/sources/rings.py"]
+    added = ["diffusion/sample/heun.py", "diffusion/data/sources/rings.py"]
     run(project, "-m", "mypy", *added)
-    run(project, "-m", "ruff", "check", *added, "tests/test_heun.py", "tests/test_rings.py")
-    run(project, "-m", "ruff", "format", "--check", *added, "tests/test_heun.py", "tests/test_rings.py")
+    run(project, "-m", "ruff", "check", *added, *TESTS)
+    run(
+        project,
+        "-m",
+        "ruff",
+        "format",
+        "--check",
+        *added,
+        "tests/sample/test_heun.py",
+        "tests/data/test_rings.py",
+    )
 
 
 @pytest.mark.slow

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.asked import condition_of
-from diffusion.checkpoint import LoadedModel
-from diffusion.data.store import Images
-from diffusion.evaluation.extractors import load_extractor
-from diffusion.evaluation.features import extract
-from diffusion.evaluation.reference import Reference
-from diffusion.evaluation.scorer import Scorer
-from diffusion.evaluation.specs import EVALUATION_VERSION
-from diffusion.generate import generate
-from diffusion.grid import SAMPLING_VERSION
-from diffusion.images import to_nhwc
-from diffusion.settings import SampleSettings
-from tests.networks import artefact_of, network_of, spec_of
+from diffusion.evaluate.features.extract import extract
+from diffusion.evaluate.features.extractors import load_extractor
+from diffusion.evaluate.features.reference import Reference
+from diffusion.evaluate.scores.scorer import Scorer
+from diffusion.images.pixels import to_nhwc
+from diffusion.images.store import Images
+from diffusion.model.model_file import LoadedModel
+from diffusion.protocol.extractors import EVALUATION_VERSION
+from diffusion.protocol.grid import SAMPLING_VERSION
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.asked import condition_of
+from diffusion.sample.generate import generate
+from tests.helpers.networks import artefact_of, network_of, spec_of
 
 FOLDER = Path(__file__).parent / "golden"
 CPU = torch.device("cpu")

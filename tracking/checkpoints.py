@@ -15,7 +15,7 @@ def ensure_checkpoint(client: "MlflowClient", run_id: str, step: int, path: Path
     """The id of the LoggedModel of the step, made ready with the file at `path` when it is missing."""
     from mlflow.entities import LoggedModelOutput
 
-    from diffusion.files import sha256_file
+    from diffusion.system.files import sha256_file
 
     found = _find(client, run_id, step)
     if found is None:

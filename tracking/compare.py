@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusion.errors import UsageError
-from diffusion.evaluation.card import OF_COUNT
-from diffusion.evaluation.cells import Document
-from diffusion.evaluation.intervals import Interval, interval_of, is_tied
-from diffusion.evaluation.ranking import is_limit, leader, rank_metric
-from diffusion.evaluation.specs import extractor_spec
-from diffusion.grid import order
-from tracking.gate import clash
+from diffusion.choice.gate import clash
+from diffusion.choice.ranking import is_limit, leader, rank_metric
+from diffusion.evaluate.scores.intervals import Interval, interval_of, is_tied
+from diffusion.protocol.card import OF_COUNT
+from diffusion.protocol.cells import Document
+from diffusion.protocol.extractors import extractor_spec
+from diffusion.protocol.grid import order
+from diffusion.system.errors import UsageError
 from tracking.lookup import find_run
 from tracking.runs import fetch_scores, read_scores
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.errors import DiffctlError
-from diffusion.files import write_json
+from diffusion.system.errors import DiffctlError
+from diffusion.system.files import write_json
 from tracking.checkpoints import drop_checkpoint, ensure_checkpoint
 from tracking.names import FILE_SHA256, MODEL_FOLDER
 from tracking.spool import Event, read_events, read_lines

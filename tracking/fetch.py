@@ -5,9 +5,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from diffusion.errors import DiffctlError
-from diffusion.files import sha256_file
 from diffusion.layout import MODEL_RUNS
+from diffusion.system.errors import DiffctlError
+from diffusion.system.files import sha256_file
 
 WEIGHTS = "unet.safetensors"
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.errors import DiffctlError, UsageError
 from diffusion.layout import TRAIN_RUNS
-from diffusion.locks import LockBusy, file_lock
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.locks import LockBusy, file_lock
 from tracking.delivery import deliver
 from tracking.names import FINGERPRINT, KEY, experiment_name
 from tracking.sender import LOCK

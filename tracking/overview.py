@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.errors import DiffctlError, UsageError
 from diffusion.layout import TRAIN_RUNS
-from diffusion.locks import file_lock
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.locks import file_lock
 from tracking.delivery import Sent, deliver, mark_killed
 from tracking.lookup import find_run, parent_runs
 from tracking.names import BEST, FINGERPRINT, KEY

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffusion.checkpoint import read_artefact
 from diffusion.config import Config
-from diffusion.grid import cell_settings, grid
 from diffusion.layout import CELL_RUNS, MODEL, MODEL_RUNS, TRAIN_RUNS
-from diffusion.locks import LockBusy, file_lock, is_held
-from diffusion.resolve import TrainPlan, training_fingerprint
-from diffusion.sweep import units_folder
-from diffusion.units import cells_folder
+from diffusion.model.model_file import read_artefact
+from diffusion.protocol.grid import cell_settings, grid
+from diffusion.sample.shards import cells_folder
+from diffusion.sample.sweep import shards_folder
+from diffusion.system.locks import LockBusy, file_lock, is_held
+from diffusion.train.identity import TrainPlan, training_fingerprint
 from tracking.delivery import Sent
 from tracking.lookup import find_run
 from tracking.names import FILE_SHA256, KEY, MODEL_SHA256, model_name
@@ -104,7 +104,7 @@ def _cells(config: Config, needed: Needed) -> Iterator[Leftover]:
         model = read_artefact(MODEL)
         cells = grid(config.sample, config.sweep)
         own = cells_folder(model.model_sha256)
-        present = {units_folder(cell_settings(config.sample, cell), model) for cell in cells}
+        present = {shards_folder(cell_settings(config.sample, cell), model) for cell in cells}
     for folder in _folders(CELL_RUNS):
         if folder == own:
             what = "images of a cell that is not in the grid, or by other code"

@@ -10,15 +10,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.checkpoint import read_artefact
-from diffusion.errors import DiffctlError
-from diffusion.evaluation.cells import Document
-from diffusion.evaluation.ranking import best
-from diffusion.files import sha256_file
+from diffusion.choice.gate import Verdict, judge
+from diffusion.choice.ranking import best
 from diffusion.layout import MODEL, RUN, SCORES
-from diffusion.section import fingerprint
+from diffusion.model.model_file import read_artefact
+from diffusion.protocol.cells import Document
+from diffusion.system.errors import DiffctlError
+from diffusion.system.files import sha256_file
+from diffusion.system.section import fingerprint
 from tracking.fetch import WEIGHTS, cached_model
-from tracking.gate import Verdict, judge
 from tracking.names import (
     CARD,
     CHAMPION,

@@ -5,12 +5,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.errors import DiffctlError, UsageError
-from diffusion.evaluation.cells import Document
-from diffusion.evaluation.ranking import best, is_aside
-from diffusion.grid import AXES
+from diffusion.choice.ranking import best, is_aside
 from diffusion.layout import SCORES
-from diffusion.section import fingerprint
+from diffusion.protocol.cells import Document
+from diffusion.protocol.grid import AXES
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.section import fingerprint
 from tracking.fetch import WEIGHTS, cached_model
 from tracking.lookup import find_run, read_identity, training_run
 from tracking.names import (

@@ -15,9 +15,9 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion.errors import DiffctlError, DiffctlWarning
 from diffusion.layout import TRAIN_RUNS
-from diffusion.locks import LockBusy, file_lock
+from diffusion.system.errors import DiffctlError, DiffctlWarning
+from diffusion.system.locks import LockBusy, file_lock
 from tracking.delivery import RunDeleted, Sent, deliver, mark_killed
 from tracking.spool import EVENTS
 from tracking.store import public, tracking_uri

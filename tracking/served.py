@@ -15,15 +15,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from diffusion.asked import class_condition, mixed_condition
-from diffusion.checkpoint import load_model, read_artefact
-from diffusion.devices import default_device
-from diffusion.errors import UsageError
-from diffusion.generate import generate
-from diffusion.images import to_nhwc
-from diffusion.pictures import png_bytes
-from diffusion.section import explain
-from diffusion.settings import SampleSettings
+from diffusion.images.pictures import png_bytes
+from diffusion.images.pixels import to_nhwc
+from diffusion.model.model_file import load_model, read_artefact
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.asked import class_condition, mixed_condition
+from diffusion.sample.generate import generate
+from diffusion.system.devices import default_device
+from diffusion.system.errors import UsageError
+from diffusion.system.section import explain
 
 MAX_IMAGES = 64  # of one request: the scoring server gives up after 60 seconds
 

@@ -25,9 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusion.changes import flat
-from diffusion.errors import DiffctlError, DiffctlWarning
-from diffusion.files import sha256_file, sync_folder
+from diffusion.system.errors import DiffctlError, DiffctlWarning
+from diffusion.system.files import sha256_file, sync_folder
+from diffusion.train.config_diff import flat
 
 EVENTS = "events.jsonl"
 OUTBOX = "outbox"  # files that are to become artifacts, kept as they were when they were logged

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from diffusion.errors import DiffctlError, UsageError
-from diffusion.locks import file_lock
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.locks import file_lock
 from tracking.names import KEY
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable
 
-Readings = dict[str, float]
+AsyncMetrics = dict[str, float]
 MEGABYTE = 1e6
 
 
@@ -17,7 +17,7 @@ class SystemMetrics:
         psutil.cpu_percent()  # the first call begins the time that the next one is a mean of
         self._gpus = _gpus()
 
-    def read(self) -> Readings:
+    def read(self) -> AsyncMetrics:
         """Loads in percent, memory in megabytes (10⁶ bytes), power in watts; GPUs where NVML knows some."""
         import psutil
 
@@ -33,7 +33,7 @@ class SystemMetrics:
         return {f"system/{name}": value for name, value in readings.items()}
 
 
-def _gpus() -> list[Callable[[], Readings]]:
+def _gpus() -> list[Callable[[], AsyncMetrics]]:
     """A reader for each GPU; none without nvidia-ml-py (the extra `gpu`) or without a driver."""
     try:
         import pynvml
@@ -45,9 +45,9 @@ def _gpus() -> list[Callable[[], Readings]]:
     except pynvml.NVMLError:
         return []
 
-    def reader(handle: object) -> Callable[[], Readings]:
-        def read() -> Readings:
-            values: Readings = {}
+    def reader(handle: object) -> Callable[[], AsyncMetrics]:
+        def read() -> AsyncMetrics:
+            values: AsyncMetrics = {}
             # A card that does not tell one of them (as MIG slices do not tell their load) tells the others.
             with contextlib.suppress(pynvml.NVMLError):
                 memory = pynvml.nvmlDeviceGetMemoryInfo(handle)

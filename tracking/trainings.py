@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusion.layout import TRAIN_RUNS
-from diffusion.locks import is_held
+from diffusion.system.locks import is_held
 from tracking.spool import EVENTS, read_events
 
 BEAT = "run.json"  # what TrainRun.beat writes into a training's folder

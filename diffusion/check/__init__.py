@@ -9,7 +9,7 @@ from diffusion.check.findings import Finding, Project
 from diffusion.check.machine import check_device, check_memory, check_runner, check_weights
 from diffusion.check.sampling import check_eta
 from diffusion.config import Config
-from diffusion.errors import UsageError
+from diffusion.system.errors import UsageError
 
 Check = Callable[[Project], Iterator[Finding]]
 

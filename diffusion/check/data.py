@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from diffusion.check.findings import Finding, Project, gigabytes
-from diffusion.data.problems import summary
-from diffusion.data.store import ImageStore
-from diffusion.errors import DiffctlError
+from diffusion.data.rejects import summary
+from diffusion.images.store import ImageStore
 from diffusion.layout import PREPARED
+from diffusion.system.errors import DiffctlError
 
 SAMPLED = 4096  # images whose pixels are looked at
 
@@ -70,7 +70,7 @@ def check_fit(project: Project) -> Iterator[Finding]:
     """Whether batch, model and evaluation fit the number and the shape of the images."""
     import torch
 
-    from diffusion.resolve import resolve
+    from diffusion.train.identity import plan_training
 
     config = project.config
     if project.outlook.blocked and not project.is_ready:
@@ -86,7 +86,7 @@ def check_fit(project: Project) -> Iterator[Finding]:
         )
         yield Finding("warning", "evaluation", message, "scores are noisy: lower sample.num_images")
     try:
-        resolve(config, project.train_meta(), torch.device("cpu"))
+        plan_training(config, project.train_meta(), torch.device("cpu"))
     except DiffctlError as error:
         yield Finding("error", "model", str(error), "change the model or the data section")
 

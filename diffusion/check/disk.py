@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffusion.check.findings import Finding, Project, gigabytes
-from diffusion.checkpoint import read_artefact
-from diffusion.data.cache import cache_root
 from diffusion.data.prepare import shape_of
-from diffusion.errors import DiffctlError
-from diffusion.grid import Cell, cell_settings, grid
+from diffusion.downloads.cache import cache_root
 from diffusion.layout import CELL_RUNS, MODEL, PREPARE_RUNS, PREPARED, SAMPLES, TRAIN_RUNS
-from diffusion.memory import count_parameters
-from diffusion.resolve import result_of, training_fingerprint
-from diffusion.sweep import units_folder
+from diffusion.model.model_file import read_artefact
+from diffusion.protocol.grid import Cell, cell_settings, grid
+from diffusion.sample.sweep import shards_folder
+from diffusion.system.errors import DiffctlError
+from diffusion.train.identity import result_of, training_fingerprint
+from diffusion.train.memory import count_parameters
 
 STATE_BYTES = 16  # a parameter in a saved state: weights, EMA and Adam's two moments in fp32
 STATES = 3  # the two that are kept and the one being written
@@ -94,22 +94,22 @@ def _training(project: Project) -> list[Need]:
 
 
 def _samples(project: Project) -> list[Need]:
-    """Every cell as finished units, as a store and in DVC's cache; a stage that runs replaces its stores."""
+    """Every cell as finished shards, as a store and in DVC's cache; a stage that runs replaces its stores."""
     config, meta = project.config, project.train_meta()
     cells, samples = grid(config.sample, config.sweep), project.root / SAMPLES
     size = config.sample.num_images * int(meta["image_size"]) ** 2 * int(meta["channels"])
-    units = _units(project, cells)
+    shards = _shards(project, cells)
     stores = [_bytes_below(samples / cell.name) for cell in cells]
-    is_done = bool(units) and all(stores)
+    is_done = bool(shards) and all(stores)
     return [
-        Need("samples", project.root / CELL_RUNS, sum(max(0, size - units.get(cell, 0)) for cell in cells)),
+        Need("samples", project.root / CELL_RUNS, sum(max(0, size - shards.get(cell, 0)) for cell in cells)),
         Need("samples", samples, sum(max(0, size - store) for store in stores)),
         Need("samples", samples, 0 if is_done else size * len(cells)),
     ]
 
 
-def _units(project: Project, cells: Sequence[Cell]) -> dict[Cell, int]:
-    """Bytes of each cell's finished units. None where the model is not the one that these settings give."""
+def _shards(project: Project, cells: Sequence[Cell]) -> dict[Cell, int]:
+    """Bytes of each cell's finished shards. None where the model is not the one that these settings give."""
     model = project.root / MODEL
     if project.plan is None or not model.is_file():
         return {}
@@ -121,7 +121,7 @@ def _units(project: Project, cells: Sequence[Cell]) -> dict[Cell, int]:
     if artefact.model_sha256 != wanted.model_sha256:
         return {}
     sample = project.config.sample
-    folders = {cell: units_folder(cell_settings(sample, cell), artefact) for cell in cells}
+    folders = {cell: shards_folder(cell_settings(sample, cell), artefact) for cell in cells}
     return {cell: _bytes_below(project.root / folder) for cell, folder in folders.items()}
 
 

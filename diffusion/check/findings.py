@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from diffusion.config import Config
 from diffusion.data.prepare import shape_of
+from diffusion.data.registry import build_source
 from diffusion.data.source import Outlook
-from diffusion.data.source_registry import build_source
-from diffusion.data.store import ImageStore, open_store
-from diffusion.errors import DiffctlError
+from diffusion.images.store import ImageStore, open_store
 from diffusion.layout import PREPARED
+from diffusion.system.errors import DiffctlError
 
 if TYPE_CHECKING:
-    from diffusion.resolve import DenoiserPlan
+    from diffusion.train.identity import DenoiserPlan
 
 Level = Literal["ok", "warning", "error"]
 
@@ -78,11 +78,11 @@ class Project:
     @cached_property
     def plan(self) -> "DenoiserPlan | None":
         """What the training would give on this machine; None where the configuration does not fit."""
-        from diffusion.devices import default_device
-        from diffusion.resolve import resolve
+        from diffusion.system.devices import default_device
+        from diffusion.train.identity import plan_training
 
         try:
-            return resolve(self.config, self.train_meta(), default_device())
+            return plan_training(self.config, self.train_meta(), default_device())
         except DiffctlError:
             return None
 

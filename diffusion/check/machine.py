@@ -6,16 +6,16 @@ from importlib.util import find_spec
 import torch
 
 from diffusion.check.findings import Finding, Project, gigabytes
-from diffusion.data.fetch import verify
-from diffusion.devices import default_device
-from diffusion.distributed import Ranks
-from diffusion.errors import DiffctlError, UsageError
-from diffusion.evaluation.specs import extractor_spec
-from diffusion.memory import count_parameters, device_memory, fitting_microbatch, step_bytes
-from diffusion.model_config import NetworkSpec
-from diffusion.processes import world_size
-from diffusion.train_config import TrainConfig
-from diffusion.train_precision import resolve_precision
+from diffusion.downloads.fetch import verify
+from diffusion.model.config import NetworkSpec
+from diffusion.protocol.extractors import extractor_spec
+from diffusion.system.devices import default_device
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.train.config import TrainConfig
+from diffusion.train.distributed import ProcessGroup
+from diffusion.train.launch import world_size
+from diffusion.train.memory import count_parameters, device_memory, fitting_microbatch, step_bytes
+from diffusion.train.precision import resolve_precision
 
 MEMORY_REMEDY = "lower train.microbatch or train.batch_size, or set model.gradient_checkpointing: true"
 BF16_SHARE = 0.5  # of the estimate, which is of fp32, that a step takes in bf16, about
@@ -31,7 +31,7 @@ def check_memory(project: Project) -> Iterator[Finding]:
     spec, train, device = project.plan.network, project.config.train, default_device()
     try:
         world, here = world_size(train)
-        share = Ranks(device, world - 1, world).share(train.batch_size)  # no process's is larger
+        share = ProcessGroup(device, world - 1, world).share(train.batch_size)  # no process's is larger
     except UsageError as error:
         yield Finding("error", "devices", str(error))
         return
@@ -81,7 +81,7 @@ def check_runner(project: Project) -> Iterator[Finding]:
 
 def check_weights(project: Project) -> Iterator[Finding]:
     """Whether the extractor's weights are there and are the published ones."""
-    from diffusion.evaluation.weights import cached
+    from diffusion.evaluate.features.weights import cached
 
     evaluate = project.config.evaluate
     spec = extractor_spec(evaluate.extractor)

@@ -5,8 +5,8 @@ from itertools import product
 
 from diffusion.check.findings import Finding, Project
 from diffusion.config import Config
-from diffusion.samplers import SAMPLERS
-from diffusion.spacing import spaced_timesteps
+from diffusion.protocol.samplers import SAMPLERS
+from diffusion.protocol.spacing import spaced_timesteps
 
 
 def check_eta(project: Project) -> Iterator[Finding]:
@@ -14,8 +14,8 @@ def check_eta(project: Project) -> Iterator[Finding]:
     config, eta = project.config, max(project.config.sweep.eta)
     if eta <= 1 or not any(SAMPLERS[name].stochastic for name in _listed(config, "sampler")):
         return  # up to 1 any spacing does
-    from diffusion.eta import eta_limit, largest_eta  # loads torch
-    from diffusion.process_registry import build_process
+    from diffusion.process.registry import build_process
+    from diffusion.sample.eta import eta_limit, largest_eta  # loads torch
 
     process = build_process(config.process)
     for steps, spacing in product(config.sweep.steps, _listed(config, "spacing")):

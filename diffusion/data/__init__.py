@@ -1,1 +1,1 @@
-"""Data sets in (sources) and the one store for every set of images."""
+"""Data sets: where they come from, how their files are read, and preparing them as stores."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from diffusion.errors import DiffctlError
+from diffusion.system.errors import DiffctlError
 
 
 class FileArray(Protocol):

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
-from diffusion.chosen import ChosenSection
-from diffusion.data.source_registry import SOURCES
-from diffusion.registry import known
-from diffusion.section import PositiveInt
+from diffusion.data.registry import SOURCES
+from diffusion.system.chosen import ChosenSection
+from diffusion.system.registry import known
+from diffusion.system.section import PositiveInt
 
 
 class DataConfig(ChosenSection):

@@ -7,17 +7,17 @@ from pathlib import Path
 
 from diffusion.code import code_digest, code_of
 from diffusion.data.config import DataConfig
-from diffusion.data.fetch import Notify
-from diffusion.data.fill import Target, fill
-from diffusion.data.finish import Filled, finish
-from diffusion.data.problems import refuse
+from diffusion.data.registry import SOURCES, build_source
+from diffusion.data.rejects import refuse
 from diffusion.data.source import RawData, Split
-from diffusion.data.source_registry import SOURCES, build_source
-from diffusion.errors import DiffctlError
-from diffusion.files import atomic_folder, drop_leftovers
+from diffusion.data.writing.blocks import Target, fill
+from diffusion.data.writing.splits import Filled, finish
+from diffusion.downloads.fetch import Notify
 from diffusion.layout import PREPARE_RUNS
-from diffusion.locks import LockBusy, file_lock
-from diffusion.section import fingerprint
+from diffusion.system.errors import DiffctlError
+from diffusion.system.files import atomic_folder, drop_leftovers
+from diffusion.system.locks import LockBusy, file_lock
+from diffusion.system.section import fingerprint
 
 Progress = Callable[[int, int], None]  # images done, images in all
 BUSY = "this data set is being prepared by another process already: wait for it or stop it"

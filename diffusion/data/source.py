@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.data.arrays import FileArray
-from diffusion.data.fetch import Notify
-from diffusion.data.problems import Problem
-from diffusion.data.splits import Indices
-from diffusion.data.store import Images, Labels
+from diffusion.data.holdout import Indices
+from diffusion.data.rejects import Problem
+from diffusion.downloads.fetch import Notify
+from diffusion.images.store import Images, Labels
 
 
 class Rows(NamedTuple):

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion.blocks import Attention, GroupNorm, ResBlock, Stage
-from diffusion.checkpoint import Artefact, LoadedModel
-from diffusion.errors import DiffctlError, UsageError
-from diffusion.files import atomic_folder, write_json, write_text
-from diffusion.process_registry import build_process
-from diffusion.unet import UNet
+from diffusion.model.blocks import Attention, GroupNorm, ResBlock, Stage
+from diffusion.model.model_file import Artefact, LoadedModel
+from diffusion.model.unet import UNet
+from diffusion.process.registry import build_process
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.files import atomic_folder, write_json, write_text
 
 PREDICTION_TYPES = {"eps": "epsilon", "x0": "sample", "velocity": "v_prediction"}
 

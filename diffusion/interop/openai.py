@@ -11,16 +11,16 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from diffusion.blocks import Attention, Downsample, ResBlock, Upsample
-from diffusion.checkpoint import Artefact, DataCard
-from diffusion.errors import DiffctlError, UsageError
-from diffusion.files import sha256_file
-from diffusion.presets import PRESETS, Preset
-from diffusion.process_config import ProcessConfig
-from diffusion.section import explain
-from diffusion.shape import UNetSpec
-from diffusion.train_config import TrainConfig
-from diffusion.unet import UNet
+from diffusion.model.blocks import Attention, Downsample, ResBlock, Upsample
+from diffusion.model.model_file import Artefact, DataCard
+from diffusion.model.presets import PRESETS, Preset
+from diffusion.model.unet import UNet
+from diffusion.model.unet_config import UNetSpec
+from diffusion.process.config import ProcessConfig
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.files import sha256_file
+from diffusion.system.section import explain
+from diffusion.train.config import TrainConfig
 
 # Our name of a part of a block, and theirs.
 PARTS: dict[type[nn.Module], dict[str, str]] = {

@@ -9,15 +9,15 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from diffusion.choice.budget import pareto_front
+from diffusion.choice.ranking import FEW_IMAGES, best
 from diffusion.config import Config
-from diffusion.data.store import Images, ImageStore
-from diffusion.evaluation.cells import Document
-from diffusion.evaluation.choosing import pareto_front
-from diffusion.evaluation.intervals import interval_of
-from diffusion.evaluation.ranking import FEW_IMAGES, best
-from diffusion.evaluation.specs import ExtractorSpec, extractor_spec
-from diffusion.grid import Cell, line_name, order, spoken
-from diffusion.pictures import png_bytes
+from diffusion.evaluate.scores.intervals import interval_of
+from diffusion.images.pictures import png_bytes
+from diffusion.images.store import Images, ImageStore
+from diffusion.protocol.cells import Document
+from diffusion.protocol.extractors import ExtractorSpec, extractor_spec
+from diffusion.protocol.grid import Cell, line_name, order, spoken
 from diffusion.report import figures, samples, tables
 
 

@@ -13,7 +13,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from diffusion.data.store import Images
+from diffusion.images.store import Images
 from diffusion.report.theme import LIGHT, LINES, MARKERS
 
 SIZE = (4.6, 3.2)  # inches: small, so that text stays readable where a phone shrinks the figure

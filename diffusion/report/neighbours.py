@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.data.store import Images
+from diffusion.images.store import Images
 
 TRAIN_BLOCK = 2048
 

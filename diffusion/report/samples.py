@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.data.store import Images, ImageStore
-from diffusion.pictures import enlarge, grid, png_bytes
+from diffusion.images.pictures import enlarge, grid, png_bytes
+from diffusion.images.store import Images, ImageStore
 from diffusion.report.neighbours import nearest
 
 TILE = 10  # images of a cell in the montage: for ten classes that are asked in turn, one each

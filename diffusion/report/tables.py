@@ -4,13 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from diffusion.evaluation.card import Card
-from diffusion.evaluation.cells import Document
-from diffusion.evaluation.choosing import pareto_front
-from diffusion.evaluation.intervals import interval_of, is_tied
-from diffusion.evaluation.ranking import best, leader
-from diffusion.evaluation.specs import ExtractorSpec
-from diffusion.grid import AXES, order, shown, spoken
+from diffusion.choice.budget import pareto_front
+from diffusion.choice.ranking import best, leader
+from diffusion.evaluate.scores.intervals import interval_of, is_tied
+from diffusion.protocol.card import Card
+from diffusion.protocol.cells import Document
+from diffusion.protocol.extractors import ExtractorSpec
+from diffusion.protocol.grid import AXES, order, shown, spoken
 
 PROTOCOL = {
     "Samples": (

@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.config import Config
-from diffusion.data.store import ImageStore, open_store
-from diffusion.errors import DiffctlError
-from diffusion.evaluation.card import differing
-from diffusion.evaluation.cells import Document, open_cells
-from diffusion.files import atomic_folder
-from diffusion.grid import Cell
+from diffusion.images.store import ImageStore, open_store
+from diffusion.protocol.card import differing
+from diffusion.protocol.cells import Document, open_cells
+from diffusion.protocol.grid import Cell
 from diffusion.report.content import Inputs, draw, page_content
 from diffusion.report.figures import as_png
 from diffusion.report.render import render
+from diffusion.system.errors import DiffctlError
+from diffusion.system.files import atomic_folder
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 PICTURES = ("curve", "montage", "loss")

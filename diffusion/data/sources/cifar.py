@@ -8,14 +8,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from diffusion.data.archives import unpack_tar
-from diffusion.data.batches import entry, read_batch
-from diffusion.data.cache import cache_root, raw_folder
 from diffusion.data.config import DataConfig
-from diffusion.data.fetch import Notify, Remote, checksums, fetch, verify
-from diffusion.data.pickles import read_pickle
+from diffusion.data.readers.archives import unpack_tar
+from diffusion.data.readers.image_batches import entry, read_batch
+from diffusion.data.readers.pickles import read_pickle
 from diffusion.data.source import FileArrayReader, Outlook, RawData, Split
-from diffusion.errors import DiffctlError
+from diffusion.downloads.cache import cache_root, raw_folder
+from diffusion.downloads.fetch import Notify, Remote, checksums, fetch, verify
+from diffusion.system.errors import DiffctlError
 
 SHAPE = (32, 32, 3)
 

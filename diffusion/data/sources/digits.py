@@ -7,9 +7,9 @@ import numpy as np
 from pydantic import model_validator
 
 from diffusion.data.config import DataConfig
-from diffusion.data.fetch import Notify
+from diffusion.data.holdout import hold_out
 from diffusion.data.source import ArrayReader, Outlook, RawData, Split
-from diffusion.data.splits import hold_out
+from diffusion.downloads.fetch import Notify
 
 COUNT = 1797
 HELD_OUT = 500  # as many as a sweep's cell has, so that scores and their floor are at the same N

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.data.cache import raw_folder
 from diffusion.data.config import DataConfig
-from diffusion.data.fetch import Notify, Remote, fetch
 from diffusion.data.source import ArrayReader, Outlook, RawData, Split
-from diffusion.data.store import Images
-from diffusion.errors import DiffctlError
+from diffusion.downloads.cache import raw_folder
+from diffusion.downloads.fetch import Notify, Remote, fetch
+from diffusion.images.store import Images
+from diffusion.system.errors import DiffctlError
 
 NAME = "fashion-mnist"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist

@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from diffusion.data.cache import raw_folder
 from diffusion.data.config import PhotographsConfig
-from diffusion.data.fetch import Notify
-from diffusion.data.image_files import ImageFileReader
-from diffusion.data.label_csv import SPLITS, read_labels
-from diffusion.data.listing import FilePaths, Listing, list_images
-from diffusion.data.problems import Problem
+from diffusion.data.holdout import Indices, hold_out, shuffled
+from diffusion.data.readers.image_files import ImageFileReader
+from diffusion.data.readers.label_csv import SPLITS, read_labels
+from diffusion.data.readers.listing import FilePaths, Listing, list_images
+from diffusion.data.rejects import Problem
 from diffusion.data.source import Outlook, RawData, Split
-from diffusion.data.splits import Indices, hold_out, shuffled
-from diffusion.data.store import Labels
-from diffusion.errors import DiffctlError, UsageError
+from diffusion.downloads.cache import raw_folder
+from diffusion.downloads.fetch import Notify
+from diffusion.images.store import Labels
+from diffusion.system.errors import DiffctlError, UsageError
 
 TEST_FRACTION = 0.1
 

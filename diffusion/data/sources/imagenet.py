@@ -6,18 +6,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion.data.cache import raw_folder
 from diffusion.data.config import DataConfig, PhotographsConfig
-from diffusion.data.fetch import Notify
-from diffusion.data.image_files import ImageFileReader
-from diffusion.data.kaggle import can_ask_kaggle, fetched, from_kaggle, how_to_get
-from diffusion.data.listing import FilePaths, list_images
-from diffusion.data.problems import Problem
+from diffusion.data.holdout import Indices, shuffled
+from diffusion.data.readers.image_files import ImageFileReader
+from diffusion.data.readers.listing import FilePaths, list_images
+from diffusion.data.rejects import Problem
 from diffusion.data.source import Outlook, RawData, Split
-from diffusion.data.splits import Indices, shuffled
-from diffusion.data.store import Labels
-from diffusion.data.synsets import CLASSES, unique_names
-from diffusion.errors import DiffctlError
+from diffusion.data.sources.kaggle import can_ask_kaggle, fetched, from_kaggle, how_to_get
+from diffusion.data.sources.synsets import CLASSES, unique_names
+from diffusion.downloads.cache import raw_folder
+from diffusion.downloads.fetch import Notify
+from diffusion.images.store import Labels
+from diffusion.system.errors import DiffctlError
 
 NAME = "imagenet"
 COMPETITION = "imagenet-object-localization-challenge"

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 
 from diffusion.data.arrays import FileArray, file_array, integers
-from diffusion.data.batches import entry
-from diffusion.data.cache import find, raw_folder
 from diffusion.data.config import DataConfig
-from diffusion.data.fetch import Notify, checksums
-from diffusion.data.kaggle import can_ask_kaggle, fetched, from_kaggle, how_to_get
-from diffusion.data.pickles import read_pickle
+from diffusion.data.holdout import hold_out
+from diffusion.data.readers.image_batches import entry
+from diffusion.data.readers.pickles import read_pickle
 from diffusion.data.source import FileArrayReader, Outlook, RawData, Split
-from diffusion.data.splits import hold_out
-from diffusion.errors import DiffctlError
+from diffusion.data.sources.kaggle import can_ask_kaggle, fetched, from_kaggle, how_to_get
+from diffusion.downloads.cache import find, raw_folder
+from diffusion.downloads.fetch import Notify, checksums
+from diffusion.system.errors import DiffctlError
 
 NAME = "mini-imagenet"
 HANDLE = "whitemoon/miniimagenet"

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.data.archives import unpack_zip, zip_names
-from diffusion.data.batches import read_batch
-from diffusion.data.cache import cache_root, find, raw_folder
 from diffusion.data.config import DataConfig
-from diffusion.data.fetch import Notify, checksums
+from diffusion.data.readers.archives import unpack_zip, zip_names
+from diffusion.data.readers.image_batches import read_batch
 from diffusion.data.source import FileArrayReader, Outlook, RawData, Split
-from diffusion.data.synsets import CLASSES, unique_names
-from diffusion.errors import DiffctlError
+from diffusion.data.sources.synsets import CLASSES, unique_names
+from diffusion.downloads.cache import cache_root, find, raw_folder
+from diffusion.downloads.fetch import Notify, checksums
+from diffusion.system.errors import DiffctlError
 
 TRAIN = tuple(f"train_data_batch_{number}" for number in range(1, 11))
 BATCHES = (*TRAIN, "val_data")

@@ -1,0 +1,99 @@
+"""`diffctl compare`: the scores of trainings side by side, as far as their protocols agree."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.shared.tables import show, table
+
+DIGEST = 64  # digits of a SHA-256 in hex
+
+if TYPE_CHECKING:
+    from tracking.compare import Comparison, Row
+
+
+def compare(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="A run's id, its beginning or name, or a scores.json."),
+    ],
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", help="Show this score; may be repeated.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page to this file too; it needs no network.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+) -> None:
+    """Compare scores. Only numbers whose protocol cards agree stand side by side.
+
+    A gap that is inside the confidence intervals is marked as such: it says nothing. Nor is a number marked
+    the best of a row that lacks intervals.
+    """
+    from diffusion.system.errors import DiffctlError, UsageError
+    from diffusion.system.files import write_text
+    from tracking.compare import compare as compare_scores
+    from tracking.compare import load_scored
+
+    if len(names) < 2:
+        raise UsageError("compare needs two runs or more")
+    result = compare_scores([load_scored(name) for name in names], metric or [])
+    if html is not None:
+        from tracking.page import comparison_page
+
+        write_text(html, comparison_page(result))
+    typer.echo(json.dumps(result.as_json(), indent=2)) if as_json else _show_comparison(result)
+    if html is not None and not as_json:
+        typer.echo(f"page: {html}")
+    if not result.rows:
+        raise DiffctlError(
+            "these scores cannot be compared: " + (_why(result) or "they have no cell in common")
+        )
+
+
+def _show_comparison(result: "Comparison") -> None:
+    """The table, the best number of a row marked, and below it what was left out and why."""
+    if result.rows:
+        listed = table("CELL", "SCORE", *result.labels)
+        for row in result.rows:
+            listed.add_row(row.cell, row.metric, *_numbers(row))
+        show(listed)
+        if any(row.best is not None for row in result.rows):
+            typer.echo("< the best of its row")
+        if any(any(row.tied) for row in result.rows):
+            typer.echo("≈ not told apart from the best: the gap is inside its confidence interval")
+        if any(row.ranks and row.best is None for row in result.rows):
+            typer.echo("no best is marked where a number has no confidence interval: it may be so by chance")
+        if any(any(row.few_images) for row in result.rows):
+            typer.echo("* of fewer images than there are features: a limit that is not to be trusted")
+    for difference in result.differences:
+        typer.echo(
+            f"{difference.label}: {len(difference.cells)} cell(s) left out, {_fields(difference.fields)}"
+        )
+
+
+def _numbers(row: "Row") -> list[str]:
+    """Each value with its mark."""
+    marked = []
+    for value, tied, few in zip(row.values, row.tied, row.few_images, strict=True):
+        mark = " <" if value == row.best else " ≈" if tied else " *" if few else ""
+        marked.append("-" if value is None else f"{value:.5g}{mark}")
+    return marked
+
+
+def _why(result: "Comparison") -> str:
+    return "; ".join(f"{difference.label}: {_fields(difference.fields)}" for difference in result.differences)
+
+
+def _fields(fields: dict[str, list[object]]) -> str:
+    return "the cards differ in " + ", ".join(
+        f"{name} ({_short(a)} against {_short(b)})" for name, (a, b) in fields.items()
+    )
+
+
+def _short(value: object) -> str:
+    """The value, a digest by its beginning."""
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == DIGEST else text

@@ -1,0 +1,100 @@
+"""`diffctl evaluate`: any images against a data set or other images."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.shared.flags import refuse_idle
+from cli.shared.names import Extractor
+from cli.shared.progress import progress
+from cli.shared.tables import show, table
+
+TWO_SIDED = 1.96  # standard deviations of a 95 % interval
+
+
+class Split(StrEnum):
+    """The split of a prepared data set that is the reference; the other one makes the floor."""
+
+    train = "train"
+    test = "test"
+
+
+def evaluate(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(help="A folder of images, an npz (arr_0) or a store.")],
+    against: Annotated[
+        Path, typer.Option("--against", help="The real images: likewise, or a prepared data set.")
+    ],
+    extractor: Annotated[
+        Extractor | None, typer.Option("--extractor", help="[default: by the images' size]")
+    ] = None,
+    split: Annotated[
+        Split, typer.Option("--split", help="Of a prepared data set: which split is the reference.")
+    ] = Split.train,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="Where it brings none. [default: download]"),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="[default: as suits the device]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print scores and protocol card as JSON.")] = False,
+) -> None:
+    """Score images: Fréchet and kernel distance to real ones, their floor, and the excess over it."""
+    from diffusion.evaluate.adhoc import evaluate_images
+    from diffusion.evaluate.open_images import is_prepared
+
+    idle = against.exists() and not is_prepared(against)
+    refuse_idle(context, "split", idle, f"since {against} is no prepared data set")
+
+    with progress("features") as watch:
+        document = evaluate_images(
+            path,
+            against,
+            extractor=extractor.value if extractor else None,
+            split=split.value,
+            weights=weights,
+            batch_size=batch_size,
+            progress=watch,
+        )
+    if as_json:
+        print(json.dumps(document, indent=2, sort_keys=True))
+    else:
+        _print_scores(document)
+
+
+def _print_scores(document: dict[str, Any]) -> None:
+    """A row a score, with its interval and what held-out real images score; no score that misleads."""
+    from diffusion.protocol.extractors import extractor_spec
+
+    scores, reference = document["scores"], document["reference"]
+    spec, floor = extractor_spec(document["extractor"]), reference.get("floor", {})
+    columns = ["score", f"{document['images']['count']:,} images"]
+    if intervals := document.get("intervals"):
+        columns.append(f"{intervals['confidence']:.0%} interval")
+    if floor:
+        columns.append("real, held out" + (" (extrapolated)" if floor["extrapolated"] else ""))
+    made = table(*columns)
+    shown = [spec.distance, "excess", spec.limit, spec.kernel_distance, spec.precision, spec.recall]
+    for name in [*shown, "memorisation", *spec.results]:
+        if name in scores:
+            row = [name, f"{scores[name]:.5g}", *([_interval(document, name)] if intervals else [])]
+            row.append(f"{floor[name]:.5g}" if name in floor else "")
+            made.add_row(*row[: len(columns)])
+    show(made)
+    print(
+        f"against {reference['reference_count']:,} images of {reference['name']} "
+        f"({reference['reference_split']}), extractor {reference['extractor']}"
+    )
+
+
+def _interval(document: dict[str, Any], name: str) -> str:
+    from diffusion.evaluate.scores.intervals import interval_of
+
+    if name == "memorisation":
+        return f"by chance 0 ± {TWO_SIDED * document['scores']['memorisation_std']:.2g}"
+    ends = interval_of(document, name)
+    return "" if ends is None else f"{ends.low:.5g} to {ends.high:.5g}"

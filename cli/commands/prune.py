@@ -1,0 +1,56 @@
+"""`diffctl prune`: make room in runs/, which grows with every other configuration and every other code."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.shared.tables import show, table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tracking.prune import Leftover
+
+
+def prune(
+    keep: Annotated[
+        list[str] | None,
+        typer.Option("--keep", metavar="RUN", help="A run whose files stay."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only said.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+) -> None:
+    """Say what in runs/ neither params.yaml nor the champion nor a named run needs; --yes removes it."""
+    from diffusion.check.findings import Project
+    from diffusion.config import load
+    from diffusion.system.errors import UsageError
+    from tracking.prune import leftovers, remove
+
+    project = Project(load())
+    if not project.is_ready or project.plan is None:
+        raise UsageError(
+            "the data of params.yaml are not prepared, so which training is its own is not known: "
+            "`diffctl stage data` prepares them"
+        )
+    found = leftovers(project.config, project.plan, keep or [])
+    busy = remove(found) if yes else []
+    if as_json:
+        rows = [{**vars(one), "path": str(one.path), "removed": yes and one not in busy} for one in found]
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        _show(found, busy, yes)
+
+
+def _show(found: "Sequence[Leftover]", busy: "Sequence[Leftover]", removed: bool) -> None:
+    from diffusion.check.findings import gigabytes
+
+    if not found:
+        typer.echo("runs/ holds nothing that may go")
+        return
+    listed = table("SIZE", "WHAT", "FOLDER")
+    for one in found:
+        listed.add_row(gigabytes(one.size), one.what + " (in use: stays)" * (one in busy), str(one.path))
+    show(listed)
+    total = gigabytes(sum(one.size for one in found if one not in busy))
+    typer.echo(f"{total} removed" if removed else f"{total} may go: `diffctl prune --yes` removes them")

@@ -1,0 +1,115 @@
+"""Commands over what was tracked: the trainings, what an outage left behind, which model is champion."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.shared.tables import ago, show, since, span, table
+
+if TYPE_CHECKING:
+    from tracking.overview import Row
+
+app = typer.Typer(help="The trainings: running, dead or done.", invoke_without_command=True)
+
+SILENT_SECONDS = 120.0  # without a heartbeat, which comes every ten seconds at least while steps are made
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+
+
+@app.callback()
+def runs(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the trainings of this project and of its MLflow, the newest first."""
+    if context.invoked_subcommand is not None:
+        return
+    from tracking.overview import overview
+
+    rows, problem = overview()
+    if problem:
+        typer.echo(f"diffctl: {problem}; only what lies in runs/ is shown", err=True)
+    if as_json:
+        typer.echo(json.dumps([vars(row) for row in rows], indent=2))
+        return
+    if not rows:
+        typer.echo("no trainings yet: `diffctl run` starts one")
+        return
+    _show_runs(rows)
+
+
+def _show_runs(rows: "list[Row]") -> None:
+    listed = table("NAME", "STATE", "STEP", "STARTED", "BEST SCORE", "RUN", "FOLDER")
+    for row in rows:
+        step = " of ".join(f"{number:,}" for number in (row.step, row.steps) if number is not None)
+        state = f"{_state(row)} *" if row.undelivered else _state(row)
+        run_id = row.run_id[:8] if row.run_id else ""
+        listed.add_row(row.name, state, step, ago(row.started), row.best or "", run_id, row.folder or "")
+    show(listed)
+    if any(row.undelivered for row in rows):
+        typer.echo("* not all of it is in MLflow yet: `diffctl sync` delivers it")
+    if any(row.state == "dead" for row in rows):
+        typer.echo(
+            "dead: its process is gone; `diffctl run` goes on with it, `diffctl runs reap` marks it KILLED"
+        )
+
+
+def _state(row: "Row") -> str:
+    """Of a running one that hangs, is stopped or makes something other than steps: since when."""
+    if row.state != "running" or row.heartbeat is None or since(row.heartbeat) < SILENT_SECONDS:
+        return row.state
+    return f"running, no sign for {span(since(row.heartbeat))}"
+
+
+@app.command("reap")
+def reap(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Runs to mark. [default: the dead ones here]"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Mark trainings whose process is gone as KILLED in MLflow; what they left is delivered first."""
+    from diffusion.system.errors import DiffctlError
+    from tracking.overview import reap as reap_runs
+
+    reaped = reap_runs(names or [])
+    if as_json:
+        typer.echo(json.dumps([vars(one) for one in reaped], indent=2))
+    else:
+        for one in reaped:
+            typer.echo(f"{one.name}: {one.problem or 'marked KILLED'}")
+        if not reaped:
+            typer.echo("no dead training is left unmarked")
+    if problems := [one for one in reaped if one.problem]:
+        raise DiffctlError(f"{len(problems)} of {len(reaped)} could not be marked: try again later")
+
+
+def sync(as_json: AsJson = False) -> None:
+    """Deliver to MLflow what an outage left in runs/train/; every point arrives once."""
+    from diffusion.system.errors import DiffctlError
+    from tracking.sender import sync as deliver_all
+
+    synced = deliver_all()
+    if as_json:
+        typer.echo(json.dumps([{**vars(one), "folder": str(one.folder)} for one in synced], indent=2))
+    else:
+        for one in synced:
+            typer.echo(f"{one.folder}: {one.message}")
+        if not synced:
+            typer.echo("there is nothing in runs/train/")
+    if left := [one for one in synced if not one.done]:
+        raise DiffctlError(
+            f"{len(left)} of {len(synced)} trainings are not wholly in MLflow: try again later"
+        )
+
+
+def promote(
+    force: Annotated[
+        bool, typer.Option("--force", help="Make it champion whatever its scores are held against.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Register models/unet.safetensors with its scores; it becomes champion if it is the better one."""
+    from tracking.registry import register
+
+    decision = register(force=force)
+    typer.echo(json.dumps(vars(decision)) if as_json else decision)

@@ -1,0 +1,108 @@
+"""What `diffctl sample` makes: images in batches, and the file that they go into."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.shared.progress import progress
+
+if TYPE_CHECKING:
+    from diffusion.images.store import Images
+    from diffusion.model.classifier import LoadedClassifier
+    from diffusion.model.model_file import Artefact, LoadedModel
+    from diffusion.process.condition import Condition
+    from diffusion.protocol.settings import SampleSettings
+
+GIF_FRAMES = 60  # at most, however many steps
+
+
+def frames_of(
+    loaded: "LoadedModel",
+    classifier: "LoadedClassifier | None",
+    settings: "SampleSettings",
+    indices: range,
+    klass: str | None,
+    batch_size: int,
+    animate: bool,
+) -> tuple[list["Images"], list[int] | None]:
+    """The images as the last of the frames (one alone unless animated), NHWC, and their labels."""
+    import numpy as np
+
+    condition = _condition(classifier.artefact if classifier else loaded.artefact, settings, indices, klass)
+    batches = []
+    with progress("sample") as show:
+        for start in range(0, len(indices), batch_size):
+            show(start, len(indices), "")
+            part = slice(start, start + batch_size)
+            batches.append(_batch(loaded, classifier, settings, indices[part], condition.rows(part), animate))
+        show(len(indices), len(indices), "")
+    frames = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+    return frames, None if condition.labels is None else condition.labels.tolist()
+
+
+def _condition(
+    knows_classes: "Artefact", settings: "SampleSettings", indices: range, klass: str | None
+) -> "Condition":
+    """The asked class of each image; no labels for an unconditional model without a classifier."""
+    from diffusion.sample.asked import class_condition, mixed_condition
+
+    if klass is not None:
+        return class_condition(knows_classes, klass, len(indices))
+    return mixed_condition(knows_classes, settings, indices)
+
+
+def _batch(
+    loaded: "LoadedModel",
+    classifier: "LoadedClassifier | None",
+    settings: "SampleSettings",
+    indices: range,
+    condition: "Condition",
+    animate: bool,
+) -> list["Images"]:
+    """The frames of one batch."""
+    from diffusion.images.pixels import to_nhwc, to_uint8
+    from diffusion.sample.generate import generate
+    from diffusion.sample.sampler import Step
+
+    device = next(loaded.network.parameters()).device
+    every = -(-settings.steps // GIF_FRAMES)
+    frames: list[Images] = []
+
+    def keep(step: Step) -> None:
+        if step.done % every == 0 or step.done == step.total:
+            frames.append(to_nhwc(to_uint8(step.x)))
+
+    watch = keep if animate else None
+    images = generate(loaded, settings, indices, condition, device, watch, classifier)
+    return frames or [to_nhwc(images)]
+
+
+def _picture(images: "Images") -> "Images":
+    from diffusion.images.pictures import enlarge, grid
+
+    columns = min(len(images), 10 if len(images) % 10 == 0 else max(1, round(len(images) ** 0.5)))
+    return enlarge(grid(images, columns), images.shape[1])
+
+
+def _png(out: Path, frames: list["Images"], labels: list[int] | None) -> None:
+    from diffusion.images.pictures import save_png
+
+    save_png(out, _picture(frames[-1]))
+
+
+def _gif(out: Path, frames: list["Images"], labels: list[int] | None) -> None:
+    from diffusion.images.pictures import save_gif
+
+    save_gif(out, [_picture(frame) for frame in frames])
+
+
+def _npz(out: Path, frames: list["Images"], labels: list[int] | None) -> None:
+    """OpenAI's evaluator's format: arr_0 the images, arr_1 their labels."""
+    import numpy as np
+
+    from diffusion.system.files import write_atomic
+
+    arrays = [frames[-1]] if labels is None else [frames[-1], np.asarray(labels, dtype=np.int64)]
+    write_atomic(out, lambda file: np.savez(file, *arrays))
+
+
+WRITERS = {".png": _png, ".gif": _gif, ".npz": _npz}

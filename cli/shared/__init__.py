@@ -1,0 +1,1 @@
+"""What commands and stages share: options, images, progress, tables."""

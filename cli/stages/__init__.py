@@ -1,0 +1,1 @@
+"""dvc.yaml's commands and what watches them."""

@@ -1,0 +1,167 @@
+"""The surroundings of a training: the terminal, the spool and its sender. All of it only watches."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cli.shared.progress import progress
+from cli.stages.validation import Validation, scored_images
+from cli.stages.watch import LiveLine, Watch
+
+if TYPE_CHECKING:
+    from diffusion.code import CodeSince
+    from diffusion.config import Config
+    from diffusion.system.signals import StopRequest
+    from diffusion.train.identity import DenoiserPlan, TrainPlan
+    from diffusion.train.loop import TrainState
+    from diffusion.train.run_folder import RunFolder
+    from diffusion.train.trainer import Trainer
+    from tracking.spool import Spool
+
+# What an unreachable MLflow may cost at the end of a training; `diffctl sync` does the rest.
+SENDER_SECONDS = {"FINISHED": 20.0, "FAILED": 10.0, "KILLED": 3.0}
+
+
+@dataclass(frozen=True)
+class Told:
+    """A training that the terminal tells of, under its stage's name."""
+
+    name: str
+    run: "RunFolder"
+    observer: LiveLine
+
+    def announce(self, state: "TrainState") -> None:
+        """Say where the training lies, where it starts, and if that is at nothing, what is new about it."""
+        step, total = state.step, state.plan.train.steps
+        how = f"going on after step {step:,} of {total:,}" if step else f"{total:,} steps"
+        say(self.name, f"{how}, state in {self.run.folder}")
+        if not step and (changes := self.run.changes()):
+            say(self.name, changes)
+        if changed := state.change_of_code():
+            say(self.name, _said_of(*changed))
+
+    def save(self, state: "TrainState") -> None:
+        """Keep the state."""
+        self.run.save(state)
+
+    def finished(self, model: Path) -> None:
+        """Say where the model file is."""
+        say("model", str(model))
+
+
+@dataclass(frozen=True)
+class Tracked(Told):
+    """A training that MLflow hears of, too."""
+
+    observer: Watch
+    spool: "Spool"
+
+    def announce(self, state: "TrainState") -> None:
+        """As any; a score that the stop before it cut short is made now."""
+        super().announce(state)
+        self.observer.catch_up(state.step, state.ema)
+
+    def save(self, state: "TrainState") -> None:
+        """Keep the state; what it will not replay is in the spool, on the disk, before it counts."""
+        with self.observer.paused():
+            self.spool.sync()
+            super().save(state)
+
+    def finished(self, model: Path) -> None:
+        """Keep the model file for MLflow and say where it is."""
+        from tracking.names import MODEL_FOLDER
+
+        self.spool.artifact(model, folder=MODEL_FOLDER)
+        super().finished(model)
+
+    def identity(self) -> dict[str, Any]:
+        """What models/run.json says: the training's key, by which its MLflow run is found."""
+        return {"key": self.run.key, "fingerprint": self.run.folder.name}
+
+
+def say(name: str, sentence: str) -> None:
+    """A line on stderr, under the stage's name."""
+    typer.echo(f"{name}: {sentence}", err=True)
+
+
+def _said_of(before: "CodeSince", now: "CodeSince") -> str:
+    if before.digest != now.digest:
+        return f"the code has changed since it made these steps ({before.digest}, now {now.digest})"
+    return f"these steps were made by torch {before.torch}, the following ones are by {now.torch}"
+
+
+def follow(trainer: "Trainer") -> None:
+    """Be one more process of a training; typer's Exit when that stops, which the first process says."""
+    from diffusion.system.errors import Interrupted
+    from diffusion.train.distributed import RankLost
+
+    try:
+        trainer.follow()
+    except (Interrupted, RankLost) as error:
+        raise typer.Exit(error.exit_code) from None
+
+
+@contextmanager
+def told(name: str, plan: "TrainPlan", run: "RunFolder", stop: "StopRequest") -> Iterator[Told]:
+    """Tell the terminal of a training."""
+    with progress(name, per=plan.train.batch_size) as show:
+        yield Told(name, run, LiveLine(run, show))
+
+
+@contextmanager
+def tracked(
+    plan: "DenoiserPlan", config: "Config", run: "RunFolder", stop: "StopRequest"
+) -> Iterator[Tracked]:
+    """Watch a training: its spool is open and being sent; how the block ends becomes the run's status."""
+    from diffusion.system.errors import Interrupted
+    from tracking.names import CODE, DATA_DIGEST, FINGERPRINT, experiment_name, git_tags
+    from tracking.sender import start
+    from tracking.spool import Spool
+
+    name = f"{plan.data.name}-{run.folder.name[:8]}"
+    spool = Spool(run.folder, run.key, name, experiment_name(plan.data.name))
+    spool.params(config.model_dump(mode="json"))
+    tags = {FINGERPRINT: run.folder.name, DATA_DIGEST: plan.data.digest}
+    made_by = plan.code[-1]
+    tags |= {"diffctl.precision": plan.precision, CODE: made_by.digest, "diffctl.torch": made_by.torch}
+    spool.tags({**tags, **git_tags(Path())})
+    spool.dataset(plan.data.name, plan.data.digest, plan.data.classes)
+    sender = start(run.folder)
+    status = "FAILED"
+    try:
+        validation = _validation(run, plan, config, spool, stop) if plan.train.eval_every else None
+        with progress("train", per=plan.train.batch_size) as show:
+            yield Tracked("train", run, Watch(run, plan, spool, show, validation), spool)
+        status = "FINISHED"
+    except (Interrupted, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        spool.close(status)
+        sender.close(SENDER_SECONDS[status])
+
+
+def _validation(
+    run: "RunFolder", plan: "DenoiserPlan", config: "Config", spool: "Spool", stop: "StopRequest"
+) -> Validation:
+    """What scores the EMA in the midst of the training; what is missing for it is told before that begins."""
+    from diffusion.evaluate.features.extractors import load_extractor
+    from diffusion.evaluate.features.reference import find_reference
+    from diffusion.evaluate.validation import Checkpoints, ValidationScorer
+    from diffusion.layout import PREPARED, REFERENCE
+    from diffusion.system.devices import default_device
+    from diffusion.train.identity import result_of
+
+    section = config.evaluate
+    extractor = load_extractor(section.extractor, section.weights, default_device())
+    with progress("reference") as show:
+        places = (REFERENCE, run.folder / "reference")
+        reference = find_reference(section, extractor, PREPARED, places, show)
+    scorer = ValidationScorer(scored_images(config), extractor, reference, section)
+    folder, keep = run.folder / "checkpoints", plan.train.keep
+    checkpoints = Checkpoints(folder, keep, scorer.ranked_by, scorer.card)
+    return Validation(result_of(plan), scorer, checkpoints, spool, stop)

@@ -1,0 +1,61 @@
+"""Scores in the midst of a training: made, shown, logged by step, their weights kept. No result changes."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cli.shared.progress import progress
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from diffusion.config import Config
+    from diffusion.evaluate.validation import Checkpoints, ScoredImages, ValidationScorer
+    from diffusion.model.model_file import Artefact
+    from diffusion.system.signals import StopRequest
+    from tracking.spool import Spool
+
+PREFIX = "validation"  # of the scores' names in MLflow
+
+
+def scored_images(config: "Config") -> "ScoredImages":
+    """Images as the section `sample` says, `train.eval_images` by DDIM in `train.eval_steps` with η = 0."""
+    from diffusion.evaluate.validation import ScoredImages
+    from diffusion.protocol.settings import SamplerConfig, SampleSettings
+
+    shared = config.sample.model_dump(include=set(SamplerConfig.model_fields))
+    steps = min(config.train.eval_steps, config.process.timesteps)
+    settings = SampleSettings(**shared, steps=steps, eta=0.0)
+    return ScoredImages(settings, config.train.eval_images, config.sample.batch_size)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What `train.eval_every` asks for, of one training."""
+
+    artefact: "Artefact"
+    scorer: "ValidationScorer"
+    checkpoints: "Checkpoints"
+    spool: "Spool"
+    stop: "StopRequest"
+
+    def knows(self, step: int) -> bool:
+        """Whether the weights after `step` steps have been scored."""
+        return step in self.checkpoints.scores()
+
+    def evaluate(self, step: int, ema: "nn.Module") -> None:
+        """Score the EMA; a request to stop cuts that short, and the training's next start makes it good."""
+        from diffusion.system.errors import Interrupted
+
+        def watch(done: int, total: int) -> None:
+            self.stop.raise_if_set()
+            show(done, total)
+
+        try:
+            with progress(f"scoring step {step:,}") as show:
+                scores = self.scorer.scores(ema, self.artefact, watch)
+        except Interrupted:
+            return
+        path, gone = self.checkpoints.add(step, scores, ema, self.artefact)
+        self.spool.checkpoint(step, path, {f"{PREFIX}/{name}": value for name, value in scores.items()})
+        for old in gone:
+            self.spool.dropped(old)

@@ -1,0 +1,147 @@
+"""What watches a training: the terminal, the spool and the previews. Nothing here changes the result."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.shared.progress import Show
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cli.stages.validation import Validation
+    from diffusion.model.model_file import Described
+    from diffusion.train.identity import DenoiserPlan
+    from diffusion.train.run_folder import RunFolder
+    from tracking.spool import Spool
+
+BEAT_SECONDS = 10.0
+SYSTEM_SECONDS = 10.0  # between readings of the machine at least
+PREVIEW_STEPS = 20  # DDIM steps of a preview
+SHOWN = ("loss", "mse", "vlb", "accuracy", "grad_norm")  # on the live line, where the training has them
+
+
+class LiveLine:
+    """The observer of a terminal: a live line, and a heartbeat in the training's folder."""
+
+    def __init__(self, run: "RunFolder", show: Show) -> None:
+        self._run, self._show = run, show
+        self._beat_at = 0.0
+
+    def progress(self, step: int, total: int, values: dict[str, float]) -> None:
+        """The live line, and a heartbeat now and then."""
+        from diffusion.train.watching import only_watching
+
+        shown = [f"{name} {values[name]:.4f}" for name in SHOWN if name in values]
+        self._show(step, total, " · ".join(shown))
+        if time.monotonic() - self._beat_at > BEAT_SECONDS:
+            self._beat_at = time.monotonic()
+            with only_watching("heartbeat"):
+                self._run.beat(step)
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Nothing: the curve has them at the end."""
+
+    def preview(self, step: int, network: "nn.Module", ema: "nn.Module") -> None:
+        """No picture."""
+
+    def evaluate(self, step: int, ema: "nn.Module") -> None:
+        """No score."""
+
+
+class Watch(LiveLine):
+    """The observer of a training that MLflow hears of: metrics, previews and scores go into the spool."""
+
+    def __init__(
+        self,
+        run: "RunFolder",
+        plan: "DenoiserPlan",
+        spool: "Spool",
+        show: Show,
+        validation: "Validation | None" = None,
+    ) -> None:
+        from tracking.system import SystemMetrics
+
+        super().__init__(run, show)
+        self._plan, self._spool = plan, spool
+        self._system_at = 0.0
+        self._window: tuple[float, int] | None = None
+        self._system = SystemMetrics()
+        self._validation = validation
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Means of a window of steps, with the images a second of the steps alone, into the spool."""
+        now = time.monotonic()
+        if self._window:
+            since, start = self._window
+            images = (step - start) * self._plan.train.batch_size
+            values = {**values, "images_per_second": images / (now - since)}
+        self._window = (now, step)
+        if now - self._system_at > SYSTEM_SECONDS:
+            self._system_at = now
+            values = {**values, **self._system.read()}
+        self._spool.metrics(step, values)
+
+    def preview(self, step: int, network: "nn.Module", ema: "nn.Module") -> None:
+        """The same images at every step: a row of raw weights and one of EMA weights, into the spool."""
+        path = self._run.folder / "previews" / f"{step:09d}.png"
+        with self.paused():
+            write_preview(path, self._plan, network, ema)
+            self._spool.image(step, "preview", path)
+
+    def evaluate(self, step: int, ema: "nn.Module") -> None:
+        """Score the EMA, whose weights are kept as `train.keep` says; the scores become curves by step."""
+        if self._validation is not None:
+            with self.paused():
+                self._validation.evaluate(step, ema)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time that the block takes is none of the steps': it does not count in images a second."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            if self._window:
+                since, start = self._window
+                self._window = (since + time.monotonic() - began, start)
+
+    def catch_up(self, step: int, ema: "nn.Module") -> None:
+        """Make the score that is due after `step` steps, if it is not there."""
+        from diffusion.train.watching import only_watching
+
+        if not (step and self._plan.train.is_scored(step) and self._validation):
+            return
+        with only_watching(f"score of step {step:,}"):
+            if not self._validation.knows(step):
+                self.evaluate(step, ema)
+
+
+def write_preview(path: Path, artefact: "Described", network: "nn.Module", ema: "nn.Module") -> None:
+    """Write a PNG of ten images from fixed seeds: above by the raw weights, below by their EMA."""
+    import numpy as np
+
+    from diffusion.images.pictures import enlarge, grid, save_png
+    from diffusion.images.pixels import to_nhwc
+    from diffusion.model.model_file import LoadedModel
+    from diffusion.protocol.settings import SampleSettings
+    from diffusion.sample.asked import mixed_condition
+    from diffusion.sample.generate import generate
+
+    settings = SampleSettings(steps=min(PREVIEW_STEPS, artefact.process.timesteps))
+    indices = range(10)
+    device = next(network.parameters()).device
+    rows = []
+    for weights in (network, ema):
+        training = weights.training
+        weights.eval()
+        try:
+            wanted = mixed_condition(artefact, settings, indices)
+            model = LoadedModel(weights, artefact)
+            rows.append(to_nhwc(generate(model, settings, indices, wanted, device)))
+        finally:
+            weights.train(training)  # else a preview that fails would turn the training's dropout off
+    picture = grid(np.concatenate(rows), columns=len(indices))
+    save_png(path, enlarge(picture, artefact.network.image_size))

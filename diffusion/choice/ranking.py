@@ -1,0 +1,55 @@
+"""Which score says that one cell, or one model, is better than another. Lower is better, always."""
+
+from collections.abc import Callable
+from typing import Any
+
+from diffusion.protocol.extractors import ExtractorSpec, extractor_spec
+
+FEW_IMAGES = 5000  # below, the Fréchet distance is biased by N and the unbiased kernel distance ranks
+
+Cells = dict[str, dict[str, Any]]
+
+
+def rank_metric(cell: dict[str, Any]) -> str:
+    """The name of the score to rank a cell by.
+
+    It is the kernel distance below 5,000 images, else the excess, or the Fréchet distance without a floor.
+    """
+    spec: ExtractorSpec = extractor_spec(cell["card"]["extractor"])
+    if cell["card"]["num_images"] < FEW_IMAGES:
+        return spec.kernel_distance
+    return "excess" if "excess" in cell["scores"] else spec.distance
+
+
+def best(cells: Cells) -> tuple[str, str, float]:
+    """The best cell's name, its metric and its value; of equal ones that with the fewest steps."""
+
+    def order(name: str) -> tuple[float, int, str]:
+        cell = cells[name]
+        return cell["scores"][rank_metric(cell)], cell["steps"], name
+
+    name = min(cells, key=order)
+    metric = rank_metric(cells[name])
+    return name, metric, cells[name]["scores"][metric]
+
+
+def is_aside(metric: str) -> bool:
+    """Whether a name is of what stands beside a score: its spread, an end of its interval."""
+    return metric.endswith(("_std", "_low", "_high"))
+
+
+def is_limit(metric: str) -> bool:
+    """Whether a name is of a distance extrapolated to N → ∞, which is to be of no number of images."""
+    return metric.endswith("_inf")
+
+
+def leader(metric: str) -> Callable[..., Any] | None:
+    """`min` or `max`, whichever finds the best value of a score; None for one that ranks nothing.
+
+    Inception scores of other networks than Inception rank noise above images; 0 is best for memorisation.
+    """
+    if is_aside(metric):
+        return None
+    if metric.startswith(("precision", "recall")):
+        return max
+    return min if metric.startswith(("kd_", "kid", "fd_", "fid", "excess")) else None

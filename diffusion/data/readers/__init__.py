@@ -1,0 +1,1 @@
+"""Files of strangers as rows of images: arrays, archives, folders, pictures."""

@@ -1,0 +1,54 @@
+"""A CSV file that names the class of each image, and its split where there is an official one."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from diffusion.system.errors import UsageError
+
+SPLITS = {"train": "train", "test": "test", "val": "test", "valid": "test", "validation": "test"}
+FILE_COLUMNS, LABEL_COLUMNS = ("file", "filename", "path", "image"), ("label", "class")
+
+
+class Row(NamedTuple):
+    """What the list says of an image; an empty label is none, and `split` None, train or test."""
+
+    file: str
+    label: str
+    split: str | None
+
+
+def read_labels(path: Path) -> Iterator[Row]:
+    """The rows, one after another.
+
+    UsageError when the file is missing, not CSV in UTF-8, or lacks a column.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or [])
+            name_column = _column(path, columns, FILE_COLUMNS)
+            label_column = _column(path, columns, LABEL_COLUMNS)
+            for values in reader:
+                name = (values[name_column] or "").strip().replace("\\", "/").removeprefix("./")
+                yield Row(name, (values[label_column] or "").strip(), _split(path, values.get("split")))
+    except FileNotFoundError:
+        raise UsageError(f"data.labels: {path} is not there; it is looked for in data.path") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"data.labels: {path} is not readable as CSV in UTF-8 ({error})") from None
+
+
+def _column(path: Path, columns: Sequence[str], names: Sequence[str]) -> str:
+    for column in columns:
+        if column.strip().lower() in names:
+            return column
+    raise UsageError(f"data.labels: {path} needs a first line with a column {' or '.join(names)}")
+
+
+def _split(path: Path, name: str | None) -> str | None:
+    if not name or not name.strip():
+        return None
+    if name.strip() not in SPLITS:
+        raise UsageError(f"data.labels: {path}: split {name!r} is none of {', '.join(SPLITS)}")
+    return SPLITS[name.strip()]

@@ -1,0 +1,217 @@
+"""Which image files lie below a folder, found in little memory: a few bytes a file beside its name."""
+
+import hashlib
+import os
+import stat
+from bisect import bisect_left
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion.data.holdout import Indices
+from diffusion.data.readers.decode import SUFFIXES
+from diffusion.data.rejects import Problem
+from diffusion.system.errors import DiffctlError
+from diffusion.system.workers import forks, in_processes
+
+CHUNK = 4096  # files that are Python objects at a time
+MANY = 4 * CHUNK  # files that are worth several processes
+QUEUED = 4  # chunks a process
+
+Names = NDArray[np.bytes_]
+Hashes = NDArray[np.int64]
+
+
+class FilePaths:
+    """Relative paths as the file system spells them, by row: a column of sorted names for every folder.
+
+    Millions of bytes objects would be most of the memory that preparing takes.
+    """
+
+    def __init__(self, folders: Sequence[tuple[str, Names]]) -> None:
+        """`folders` are prefixes ("" or "a/b/") and the names of the files there."""
+        self.folders = [(prefix, len(names)) for prefix, names in folders]
+        self._columns = [(os.fsencode(prefix), names) for prefix, names in folders]
+        self._numbers = {prefix: number for number, (prefix, _) in enumerate(folders)}
+        self._starts = np.cumsum([0, *(len(names) for _, names in folders)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def take(self, rows: Indices) -> list[bytes]:
+        """The paths of some rows."""
+        which = np.searchsorted(self._starts, rows, side="right") - 1
+        places = zip(which.tolist(), (rows - self._starts[which]).tolist(), strict=True)
+        return [self._columns[number][0] + self._columns[number][1].item(at) for number, at in places]
+
+    def names(self, rows: Indices) -> list[str]:
+        """The paths of some rows as text."""
+        return [os.fsdecode(path) for path in self.take(rows)]
+
+    def find(self, path: str) -> int:
+        """The row of a path, -1 when it is none of them."""
+        prefix, slash, name = path.rpartition("/")
+        number = self._numbers.get(prefix + slash, -1)
+        if number < 0:
+            return -1
+        wanted, names = os.fsencode(name), self._columns[number][1]
+        at = bisect_left(names, wanted)
+        return int(self._starts[number]) + at if at < len(names) and names[at] == wanted else -1
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The image files below a folder, and what lies among them: other files, and files not to be used.
+
+    `content` changes with any file's name or size; `identity` also with its time.
+    """
+
+    paths: FilePaths
+    others: list[str]
+    problems: list[Problem]
+    content: str
+    identity: str
+
+
+def list_images(root: Path) -> Listing:
+    """Find all images below `root`; hidden files are passed over, links to folders are followed once.
+
+    DiffctlError for a folder that cannot be read.
+    """
+    folders: list[tuple[str, Names]] = []
+    others: list[str] = []
+    problems: list[Problem] = []
+    content, identity = hashlib.sha256(), hashlib.sha256()
+    with closing(_look_at_all(root)) as looked:
+        for prefix, chunks in groupby(looked, key=lambda chunk: chunk.prefix):
+            images: list[Names] = []
+            hashes: list[Hashes] = []
+            for chunk in chunks:
+                content.update(chunk.content)
+                identity.update(chunk.times)
+                others += chunk.others
+                images.append(chunk.images)
+                hashes.append(chunk.hashes)
+            if any(map(len, images)):
+                column, twins = _without_twins(np.concatenate(images), np.concatenate(hashes))
+                folders.append((prefix, column))
+                problems += [Problem(prefix + name, "with the name of another") for name in twins]
+    identity.update(content.digest())
+    return Listing(FilePaths(folders), others, problems, content.hexdigest(), identity.hexdigest())
+
+
+class _Looked(NamedTuple):
+    """Some files of a folder: images and the hashes of their stems, others, names and sizes, and times."""
+
+    prefix: str
+    images: Names
+    hashes: Hashes
+    others: list[str]
+    content: bytes
+    times: bytes
+
+
+def _look_at_all(root: Path) -> Generator[_Looked, None, None]:
+    """All files below root, some at a time in order; many are looked at on all cores."""
+    walked = list(_walk(root, "", set()))
+    jobs = (
+        (root, prefix, names[start : start + CHUNK])
+        for prefix, names in walked
+        for start in range(0, len(names), CHUNK)
+    )
+    if sum(len(names) for _, names in walked) >= MANY and forks():
+        return in_processes(_look_at, jobs, QUEUED)
+    return (_look_at(*job) for job in jobs)
+
+
+def _look_at(root: Path, prefix: str, names: Names) -> _Looked:
+    files = list(_files(root, prefix, names.tolist()))
+    folder = os.fsencode(prefix)
+    stems = {name: stem for name, _, _ in files if (stem := _stem(name)) is not None}
+    return _Looked(
+        prefix,
+        images=_column(list(stems)),
+        hashes=np.array([hash(stem) for stem in stems.values()], dtype=np.int64),  # forks agree on them
+        others=[os.fsdecode(folder + name) for name, _, _ in files if name not in stems],
+        content=b"".join(b"%b%b\0%d\n" % (folder, name, size) for name, size, _ in files),
+        times=np.array([time for _, _, time in files], dtype="<i8").tobytes(),
+    )
+
+
+def _walk(root: Path, prefix: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, Names]]:
+    """Every folder below root in sorted order: its prefix, and the sorted names of what is no folder."""
+    folder = root / prefix
+    try:
+        here = folder.stat()
+        if (here.st_dev, here.st_ino) in seen:
+            return
+        seen.add((here.st_dev, here.st_ino))
+        names, folders = _look_into(folder)
+    except OSError as error:
+        raise DiffctlError(f"cannot look into {folder}: {error.strerror}") from None
+    yield prefix, names
+    for name in folders:
+        if name != "__MACOSX":
+            yield from _walk(root, f"{prefix}{name}/", seen)
+
+
+def _look_into(folder: Path) -> tuple[Names, list[str]]:
+    """What is visible in a folder, sorted: the names of files, and of folders."""
+    columns: list[Names] = []
+    files: list[bytes] = []
+    folders: list[str] = []
+    with os.scandir(os.fsencode(folder)) as entries:
+        for entry in entries:
+            if entry.name.startswith(b"."):
+                continue
+            if entry.is_dir():
+                folders.append(os.fsdecode(entry.name))
+                continue
+            files.append(entry.name)
+            if len(files) == CHUNK:
+                columns.append(_column(files))
+                files = []
+    names = np.concatenate([*columns, _column(files)])
+    names.sort()
+    return names, sorted(folders)
+
+
+def _column(names: list[bytes]) -> Names:
+    return np.array(names, dtype=np.bytes_)
+
+
+def _files(root: Path, prefix: str, names: list[bytes]) -> Iterator[tuple[bytes, int, int]]:
+    """Names, sizes and times; a device is passed over. A broken link is a file that fails later."""
+    folder = os.fsencode(f"{root}/{prefix}")
+    for name in names:
+        try:
+            status = os.stat(folder + name)
+        except FileNotFoundError:
+            status = os.lstat(folder + name)
+        if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+            yield name, status.st_size, status.st_mtime_ns
+
+
+def _stem(name: bytes) -> str | None:
+    """An image's name without its suffix, in one case; None for another file."""
+    stem, dot, suffix = os.fsdecode(name).rpartition(".")
+    return stem.casefold() if dot and f".{suffix.lower()}" in SUFFIXES else None
+
+
+def _without_twins(names: Names, hashes: Hashes) -> tuple[Names, list[str]]:
+    """The names, and apart those whose stem an earlier one has; `hashes` are of the stems."""
+    if len(np.unique(hashes)) == len(names):
+        return names, []  # so 8 bytes a name tell that there are none
+    taken: set[str | None] = set()
+    first = np.ones(len(names), dtype=bool)
+    for at, name in enumerate(names):
+        stem = _stem(name)
+        first[at] = stem not in taken
+        taken.add(stem)
+    return names[first], [os.fsdecode(name) for name in names[~first]]

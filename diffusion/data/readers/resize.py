@@ -1,0 +1,59 @@
+"""Pictures of any size and mode to squares of uint8, as ADM prepares ImageNet (2105.05233)."""
+
+import numpy as np
+from PIL import Image
+
+from diffusion.images.store import Images
+
+
+def square(image: Image.Image, size: int) -> Image.Image:
+    """Scale the short side to `size` and crop the centre.
+
+    The image is halved with a box filter while its short side is at least twice the size, then scaled
+    bicubically with antialiasing; one of that size already keeps its pixels.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    if min(image.size) != size:
+        scale = size / min(image.size)
+        shape = (round(image.width * scale), round(image.height * scale))
+        image = image.resize(shape, Image.Resampling.BICUBIC)
+    if image.size == (size, size):
+        return image
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def flatten(image: Image.Image, channels: int) -> Image.Image:
+    """The image as 8-bit grey (1 channel) or RGB (3), whatever its mode; transparent parts become white."""
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode == mode and not image.has_transparency_data:
+        return image
+    if image.mode.startswith("I"):  # 16 bits a pixel
+        levels = np.asarray(image).astype(np.float64).clip(0, 65535)
+        return Image.fromarray(np.round(levels / 257).astype(np.uint8)).convert(mode)
+    if image.has_transparency_data:
+        picture = image.convert("RGBA")
+        image = Image.new("RGBA", picture.size, "white")
+        image.alpha_composite(picture)
+    return image.convert(mode)
+
+
+def conform(images: Images, size: int, channels: int) -> Images:
+    """A batch (N, H, W, C) as squares (N, size, size, channels); the same array when it has that shape."""
+    if images.shape[1:] == (size, size, channels):
+        return images
+    out = np.empty((len(images), size, size, channels), dtype=np.uint8)
+    for index, image in enumerate(images):
+        picture = Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
+        out[index] = np.asarray(square(flatten(picture, channels), size)).reshape(size, size, channels)
+    return out
+
+
+def transforms(native: tuple[int, int, int] | None, size: int, channels: int) -> list[str]:
+    """What is done to images of shape `native` (None: photographs of many shapes), in words for a meta."""
+    scaling = [f"short side to {size}: halved by box, then bicubic", f"centre crop to {size}×{size}"]
+    if native is None:
+        return [f"decoded to {'grey' if channels == 1 else 'RGB'}, turned by EXIF, on white", *scaling]
+    colour = {(1, 3): ["grey to RGB"], (3, 1): ["RGB to grey (ITU-R 601-2)"]}.get((native[2], channels), [])
+    return colour if native[:2] == (size, size) else [*colour, *scaling]

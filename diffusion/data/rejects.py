@@ -1,0 +1,60 @@
+"""Raw files that cannot be used: listed whole in a file, summarised in a sentence."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from diffusion.system.errors import DiffctlError
+from diffusion.system.files import write_text
+
+SHOWN = 3  # paths of each kind in a sentence
+
+
+class Problem(NamedTuple):
+    """A file or class (relative to the data set's folder) and why it cannot be used."""
+
+    where: str
+    why: str
+
+
+def summary(problems: Sequence[Problem]) -> str:
+    """Counts by kind with the first paths: "2 truncated (a/1.png, b/7.png), 1 empty class (c)"."""
+    parts = []
+    for why, count in sorted(Counter(problem.why for problem in problems).items()):
+        paths = [_printable(problem.where) for problem in problems if problem.why == why]
+        more = ", …" if count > SHOWN else ""
+        parts.append(f"{count:,} {why} ({', '.join(paths[:SHOWN])}{more})")
+    return "; ".join(parts)
+
+
+def counts(problems: Sequence[Problem]) -> dict[str, int]:
+    """How many of each kind."""
+    return dict(sorted(Counter(problem.why for problem in problems).items()))
+
+
+def write_list(path: Path, problems: Sequence[Problem]) -> None:
+    """All of them as a CSV file with columns file and why."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("file", "why"))
+    writer.writerows((_printable(problem.where), problem.why) for problem in problems)
+    write_text(path, text.getvalue())
+
+
+def _printable(name: str) -> str:
+    """A file name may hold bytes that are no text."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def refuse(problems: Sequence[Problem], listing: Path) -> None:
+    """Stop on problems: DiffctlError with the summary, the whole list being in the file `listing`."""
+    if not problems:
+        return
+    write_list(listing, problems)
+    raise DiffctlError(
+        f"{len(problems):,} of the raw files cannot be used: {summary(problems)}; repair or remove them, or "
+        f"set data.on_bad: skip to leave them out (all of them are listed in {listing})"
+    )

@@ -1,0 +1,92 @@
+"""Data sets that only Kaggle gives out, through kagglehub where it is installed and may sign in."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from diffusion.downloads.cache import cache_root
+from diffusion.system.errors import DiffctlError, TemporaryError
+from diffusion.system.locks import file_lock
+
+Kind = Literal["datasets", "competitions"]
+HUB_CACHE = "KAGGLEHUB_CACHE"  # the variable that tells kagglehub where to put things
+
+
+def can_ask_kaggle() -> bool:
+    """Whether kagglehub is installed and finds credentials."""
+    if find_spec("kagglehub") is None:
+        return False
+    _quiet()
+    from kagglehub.config import get_kaggle_credentials
+
+    try:
+        return get_kaggle_credentials() is not None
+    except ValueError:  # a kaggle.json without a user or a key
+        return False
+
+
+def fetched(kind: Kind, handle: str) -> Path | None:
+    """The folder where kagglehub has put a whole data set (its newest version there) or competition, or None.
+
+    Neither kagglehub nor Kaggle is asked.
+    """
+    place = _hub_cache() / kind / handle
+    if kind == "competitions":
+        is_whole = place.is_dir() and place.with_name(f"{place.name}.complete").is_file()
+        return place if is_whole else None
+    versions = [int(marker.stem) for marker in place.glob("*.complete") if marker.stem.isdigit()]
+    folders = [place / "versions" / str(version) for version in sorted(versions, reverse=True)]
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def from_kaggle(kind: Kind, handle: str, by_hand: str) -> Path:
+    """The folder with the files of a Kaggle data set or competition, in kagglehub's cache.
+
+    That is KAGGLEHUB_CACHE, else a folder of our own cache. A second call downloads nothing. DiffctlError,
+    ending in what to do by hand, when kagglehub is not there, may not sign in, or fails; TemporaryError when
+    Kaggle does not answer.
+    """
+    if not can_ask_kaggle():
+        raise DiffctlError(how_to_get(kind, handle, by_hand))
+    import kagglehub
+    import requests
+
+    os.environ[HUB_CACHE] = str(_hub_cache())
+    download = kagglehub.dataset_download if kind == "datasets" else kagglehub.competition_download
+    with file_lock(cache_root() / f".kaggle-{handle.replace('/', '-')}.lock"):
+        try:
+            return Path(download(handle))
+        except (requests.ConnectionError, requests.Timeout) as error:
+            raise TemporaryError(
+                f"Kaggle does not answer ({_first_line(error)}): try again later, or {by_hand}"
+            ) from None
+        except Exception as error:  # it raises its own, requests' and the disk's
+            raise DiffctlError(
+                f"Kaggle did not give {handle} ({_first_line(error)}): have you accepted its rules at "
+                f"{_page(kind, handle)}? Else {by_hand}"
+            ) from None
+
+
+def how_to_get(kind: Kind, handle: str, by_hand: str) -> str:
+    """What to do for a data set of Kaggle's, by hand or not."""
+    return (
+        f"{by_hand}; get it from {_page(kind, handle)}, or let diffctl do so: pip install 'diffctl[kaggle]' "
+        "and put your token (kaggle.com/settings) in KAGGLE_API_TOKEN or ~/.kaggle/kaggle.json"
+    )
+
+
+def _hub_cache() -> Path:
+    return Path(os.environ.get(HUB_CACHE) or cache_root() / "kagglehub").expanduser()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def _page(kind: Kind, handle: str) -> str:
+    return f"https://www.kaggle.com/{kind}/{handle}"
+
+
+def _quiet() -> None:
+    os.environ.setdefault("KAGGLEHUB_VERBOSITY", "error")

@@ -1,0 +1,1 @@
+"""Rows of images into the stores that readers see."""

@@ -1,0 +1,195 @@
+"""A split's images into a store, read by several processes; killed and started again it goes on.
+
+The rows are cut into blocks. A worker reads a block and writes it at its place in `images.npy`; the journal
+then says that the block is done. Memory holds a few blocks, whatever the size of the set.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from diffusion.data.readers.resize import conform
+from diffusion.data.source import Job, Reader
+from diffusion.images.store import row_digests
+from diffusion.system.errors import DiffctlError
+from diffusion.system.files import sync_file
+from diffusion.system.workers import in_processes
+
+BLOCK_BYTES = 3 << 19  # what a core's cache holds is hashed and written faster
+BLOCK_ROWS = 256
+COMMIT_SECONDS = 1.0  # of work that a kill costs at most
+QUEUED = 32  # blocks a worker: enough to be busy while the parent waits for the disk
+
+Done = Callable[[int], None]  # how many more images are done
+
+
+@dataclass(frozen=True)
+class Target:
+    """A split in the making: its folder, and the shape (N, H, W, C) of its images."""
+
+    folder: Path
+    shape: tuple[int, int, int, int]
+
+    @property
+    def images(self) -> Path:
+        """The images, a .npy file of the final size from the start."""
+        return self.folder / "images.npy"
+
+    @property
+    def digests(self) -> Path:
+        """64 bytes a row: the SHA-256 of its pixels, then of its raw file (zeros where there is none)."""
+        return self.folder / "digests"
+
+    @property
+    def journal(self) -> Path:
+        """A JSON line a finished block: its first row, and its bad rows with the reason."""
+        return self.folder / "journal.jsonl"
+
+    def missing_bytes(self) -> int:
+        """Bytes that the finished files will take on the disk beyond what they take already."""
+        taken = sum(path.stat().st_blocks * 512 for path in (self.images, self.digests) if path.exists())
+        return max(0, self.shape[0] * (self.row_bytes + 64) - taken)
+
+    @property
+    def block(self) -> int:
+        """Rows a block: a megabyte or so."""
+        return min(BLOCK_ROWS, max(1, BLOCK_BYTES // self.row_bytes))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one image."""
+        return self.shape[1] * self.shape[2] * self.shape[3]
+
+    @property
+    def header(self) -> int:
+        """Bytes before the first image."""
+        return self.images.stat().st_size - self.shape[0] * self.row_bytes
+
+
+def fill(reader: Reader, target: Target, done: Done) -> dict[int, str]:
+    """Fill the target with all rows of the reader; returns the bad rows, which hold zeros, and why.
+
+    DiffctlError when the disk is full or a worker process dies; what is finished stays for the next try.
+    """
+    finished = _start(target)
+    starts = [start for start in range(0, target.shape[0], target.block) if start not in finished]
+    done(target.shape[0] - sum(min(target.block, target.shape[0] - start) for start in starts))
+    jobs = ((reader.job(start, _stop(target, start)), target, start) for start in starts)
+    many = reader.heavy and len(starts) > 1
+    results = in_processes(_work, jobs, QUEUED) if many else (_work(*job) for job in jobs)
+    with _Journal(target) as journal, closing(results):
+        for start, bad in results:
+            journal.add(start, bad)
+            finished[start] = bad
+            done(_stop(target, start) - start)
+    return {row: why for bad in finished.values() for row, why in bad.items()}
+
+
+def read_digests(target: Target) -> Iterator[NDArray[np.uint8]]:
+    """The digests of all rows in order, (n, 64) at a time: see `Target.digests`."""
+    for start in range(0, target.shape[0], 8192):
+        count = min(8192, target.shape[0] - start)
+        yield np.fromfile(target.digests, dtype=np.uint8, count=64 * count, offset=64 * start).reshape(-1, 64)
+
+
+def _stop(target: Target, start: int) -> int:
+    return min(start + target.block, target.shape[0])
+
+
+@contextmanager
+def _on_disk(target: Target) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DiffctlError(
+            f"cannot write in {target.folder} ({error.strerror}): make room and run this again, it goes on"
+        ) from None
+
+
+def _start(target: Target) -> dict[int, dict[int, str]]:
+    """The finished blocks of an earlier try and their bad rows; empty files of the final size at first."""
+    if target.journal.exists() and target.images.exists() and target.digests.exists():
+        return _read_journal(target.journal)
+    with _on_disk(target):
+        target.folder.mkdir(parents=True, exist_ok=True)
+        target.images.unlink(missing_ok=True)  # it may be a second name of finished images
+        with open(target.images, "wb") as file:
+            npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": target.shape})
+            file.truncate(file.tell() + target.shape[0] * target.row_bytes)
+        with open(target.digests, "wb") as file:
+            file.truncate(target.shape[0] * 64)
+        target.journal.write_bytes(b"")
+    return {}
+
+
+def _read_journal(path: Path) -> dict[int, dict[int, str]]:
+    finished = {}
+    for line in path.read_bytes().split(b"\n")[:-1]:  # after the last newline stands nothing or a torn line
+        entry = json.loads(line)
+        finished[entry["start"]] = {int(row): why for row, why in entry["bad"].items()}
+    return finished
+
+
+def _work(job: Job, target: Target, start: int) -> tuple[int, dict[int, str]]:
+    """Read a block and write it at its place; returns its first row and its bad rows."""
+    rows = job()
+    images = np.ascontiguousarray(conform(rows.images, target.shape[1], target.shape[3]))
+    digests = np.zeros((len(images), 64), dtype=np.uint8)
+    digests[:, :32] = row_digests(images)
+    if rows.digests is not None:
+        digests[:, 32:] = rows.digests
+    with _on_disk(target):
+        _write_at(target.images, target.header + start * target.row_bytes, images)
+        _write_at(target.digests, start * 64, digests)
+    return start, {start + row: why for row, why in rows.bad.items()}
+
+
+def _write_at(path: Path, offset: int, values: NDArray[np.uint8]) -> None:
+    with open(path, "r+b", buffering=0) as file:
+        file.seek(offset)
+        rest = values.reshape(-1)
+        while len(rest):
+            rest = rest[file.write(rest.data) :]
+
+
+class _Journal:
+    """Notes the finished blocks, a few at a time: pixels reach the disk first, then the line that says so."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.waiting: list[tuple[int, dict[int, str]]] = []
+        self.committed = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.commit()
+
+    def add(self, start: int, bad: dict[int, str]) -> None:
+        """Note a block."""
+        self.waiting.append((start, bad))
+        if time.monotonic() - self.committed > COMMIT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Bring all that is noted to the disk."""
+        lines = [json.dumps({"start": start, "bad": bad}) + "\n" for start, bad in self.waiting]
+        with _on_disk(self.target):
+            for path in (self.target.images, self.target.digests):
+                sync_file(path)
+            with open(self.target.journal, "a", encoding="utf-8") as journal:
+                journal.writelines(lines)
+                journal.flush()
+                os.fsync(journal.fileno())
+        self.waiting = []
+        self.committed = time.monotonic()

@@ -1,0 +1,1 @@
+"""The ground: published files into a cache of raw files, verified and resumed."""

@@ -1,0 +1,1 @@
+"""Scores of images against real ones, with the protocol that they depend on."""

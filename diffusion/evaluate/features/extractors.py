@@ -1,0 +1,73 @@
+"""Feature extractors by name: found, their weights checked, and asked in exact float32."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.evaluate.features.weights import read_weights
+from diffusion.protocol.extractors import ExtractorSpec, build_extractor, extractor_spec
+from diffusion.system.allocator import keep_freed_memory
+from diffusion.system.errors import DiffctlError
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A loaded extractor with checked weights, on its device; `module` as its call, but on the device."""
+
+    spec: ExtractorSpec
+    weights_sha256: str
+    module: nn.Module
+    device: torch.device
+
+    @property
+    def batch_size(self) -> int:
+        """Images at a time that suit the device: few stay in a CPU's caches, many fill a GPU."""
+        return 32 if self.device.type == "cpu" else 256
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """uint8 (B, 3, H, W) → features (B, D) and logits (B, K) or None, float32 on the CPU."""
+        with torch.inference_mode(), exact_float32():
+            features, logits = self.module(images.to(self.device))
+        return features.cpu(), None if logits is None else logits.cpu()
+
+
+def load_extractor(
+    name: str,
+    weights: Path | None = None,
+    device: torch.device | str = "cpu",
+    sha256: str | None = None,
+) -> Extractor:
+    """Load a registered extractor with checked weights.
+
+    `weights` is a file with the weights of one that does not bring its own (None: torch's hub cache, else a
+    download); `sha256` stands in for the published one. UsageError for an unknown name, DiffctlError for
+    weights that are missing, damaged, not what they should be, or of another shape.
+    """
+    spec = extractor_spec(name)
+    data = read_weights(spec, weights, sha256)
+    try:
+        module = build_extractor(spec, data)
+    except RuntimeError as error:
+        raise DiffctlError(f"the weights do not fit {name}: {str(error).splitlines()[0]}") from None
+    device = torch.device(device)
+    keep_freed_memory(device.type)
+    return Extractor(spec, sha256 or spec.weights.sha256, module.eval().to(device), device)
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """float32 without TF32 inside the block, or the call that it decorates; what held before holds after it.
+
+    Reduced precision moves scores by more than models differ.
+    """
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

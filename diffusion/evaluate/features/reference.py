@@ -1,0 +1,232 @@
+"""The reference: features of the real images, kept in files of ours with all that they depend on.
+
+A folder with `features.npy` and `labels.npy` (of the reference split), `heldout.npy`, `heldout_logits.npy`
+and `heldout_labels.npy` (of the other split) and `meta.json`; labels and logits only where there
+are some.
+torch-fidelity's own cache is keyed by a name alone and goes stale silently.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion.code import code_digest, code_of
+from diffusion.evaluate.config import EvaluateConfig
+from diffusion.evaluate.features.extract import Array, Features, extract, shifted, verify
+from diffusion.evaluate.features.extractors import Extractor, load_extractor
+from diffusion.evaluate.features.verified import verify_where_changed
+from diffusion.images.store import ImageStore, Labels, open_store
+from diffusion.protocol.extractors import EVALUATION_VERSION, ExtractorSpec
+from diffusion.system.devices import default_device
+from diffusion.system.errors import DiffctlError
+from diffusion.system.files import atomic_folder, write_json
+from diffusion.system.section import fingerprint
+
+Progress = Callable[[int, int], None]
+
+OTHER_SPLIT = {"train": "test", "test": "train"}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images as an extractor sees them.
+
+    `meta` has extractor, weights_sha256, dtype, name, image_size, classes, code, and split, digest and count
+    of the reference (`reference_…`) and of the held-out images (`heldout_…`); `heldout` is None where there
+    are none to make a floor of, labels are None where images have none.
+    """
+
+    meta: dict[str, Any]
+    features: Array
+    heldout: Features | None
+    labels: Labels | None = None
+    heldout_labels: Labels | None = None
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes in the order of the labels."""
+        return list(self.meta.get("classes", []))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a scores document says of the reference."""
+        return {key: value for key, value in self.meta.items() if key not in ("classes", "code")}
+
+    @property
+    def train_and_test(self) -> tuple[Array | None, Array | None]:
+        """The features of both splits; None for one that is not there."""
+        heldout = None if self.heldout is None else self.heldout.features
+        by_split = {self.meta["reference_split"]: self.features, self.meta.get("heldout_split"): heldout}
+        return by_split.get("train"), by_split.get("test")
+
+
+def make_reference(
+    section: EvaluateConfig, prepared: Path, out: Path, progress: Progress | None = None
+) -> Reference:
+    """The `reference` stage: features of both splits of `prepared`, written to the folder `out`.
+
+    Weights are loaded, or found missing, before any image is read. `progress` gets (done, total) images.
+    """
+    extractor = load_extractor(section.extractor, section.weights, default_device())
+    return _write_reference(section, extractor, prepared, out, progress)
+
+
+def find_reference(
+    section: EvaluateConfig,
+    extractor: Extractor,
+    prepared: Path,
+    places: Sequence[Path],
+    progress: Progress | None = None,
+) -> Reference:
+    """The reference of these images in the first of the places that holds it, else made in the last one."""
+    found = (matching_reference(place, extractor, section.reference, prepared) for place in places)
+    known = next((reference for reference in found if reference is not None), None)
+    return known or _write_reference(section, extractor, prepared, places[-1], progress)
+
+
+def _write_reference(
+    section: EvaluateConfig, extractor: Extractor, prepared: Path, out: Path, progress: Progress | None
+) -> Reference:
+    real = open_store(prepared / section.reference)
+    heldout = open_store(prepared / OTHER_SPLIT[section.reference])
+    reference = build_reference(extractor, real, heldout, section.batch_size, progress)
+    save_reference(out, reference)
+    return reference
+
+
+def build_reference(
+    extractor: Extractor,
+    real: ImageStore,
+    heldout: ImageStore | None,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+    following: int = 0,
+) -> Reference:
+    """Extract a reference from open stores, whose images are checked against their digests.
+
+    `progress` gets (done, total) images, the total with `following` ones that the caller goes on with.
+    """
+    total = len(real) + (0 if heldout is None else len(heldout)) + following
+
+    def features(store: ImageStore, before: int) -> Features:
+        verify(store)
+        return extract(extractor, store.images, batch_size, shifted(progress, before, total))
+
+    meta = {
+        "code": extraction_code(extractor.spec),
+        "evaluation": EVALUATION_VERSION,
+        "extractor": extractor.spec.name,
+        "weights_sha256": extractor.weights_sha256,
+        "dtype": "float32",
+        "name": real.meta.get("name", real.path.name),
+        "image_size": real.images.shape[1],
+        "classes": list(real.meta.get("classes", [])),
+        **_split_meta("reference", real),
+        **({} if heldout is None else _split_meta("heldout", heldout)),
+    }
+    seen = features(real, 0).features
+    if heldout is None:
+        return Reference(meta, seen, None, real.labels)
+    return Reference(meta, seen, features(heldout, len(real)), real.labels, heldout.labels)
+
+
+def extraction_code(spec: ExtractorSpec) -> str:
+    """The digest of the code that this extractor's features come from, and of what the spec says of it."""
+    code = code_of("diffusion.evaluate.features.reference", spec.module)
+    return code_digest({**code, "spec": fingerprint(asdict(spec))})
+
+
+def save_reference(path: Path, reference: Reference) -> None:
+    """Write the folder, whole or not at all; equal features give equal bytes."""
+    heldout = reference.heldout
+    arrays = {
+        "features": reference.features,
+        "labels": reference.labels,
+        "heldout": None if heldout is None else heldout.features,
+        "heldout_logits": None if heldout is None else heldout.logits,
+        "heldout_labels": reference.heldout_labels,
+    }
+    with atomic_folder(path) as folder:
+        for name, array in arrays.items():
+            if array is not None:
+                np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        write_json(folder / "meta.json", reference.meta)
+
+
+def open_reference(path: Path, extractor: Extractor, split: str, prepared: Path | None = None) -> Reference:
+    """Read a reference; DiffctlError when it is stale.
+
+    It is stale when another extractor, other weights or other code made it, when it is of another split,
+    and, where `prepared` is given, when it is of other images than now lie there. DiffctlError also when
+    those images are not the ones of their digests.
+    """
+    reference = _read(path)
+    expected = {
+        "code": extraction_code(extractor.spec),
+        "evaluation": EVALUATION_VERSION,
+        "extractor": extractor.spec.name,
+        "weights_sha256": extractor.weights_sha256,
+        "reference_split": split,
+    }
+    stores: dict[str, ImageStore] = {}
+    if prepared is not None:
+        splits = {"reference": split, "heldout": OTHER_SPLIT[split]}
+        stores = {role: open_store(prepared / name) for role, name in splits.items()}
+    expected |= {f"{role}_digest": store.digest for role, store in stores.items()}
+    for field, value in expected.items():
+        if reference.meta.get(field) != value:
+            raise DiffctlError(
+                f"the reference in {path} is stale: its {field} is {str(reference.meta.get(field))[:24]} "
+                f"and must be {str(value)[:24]}; make it again with `diffctl stage reference`"
+            )
+    if stores:
+        verify_where_changed(list(stores.values()), path.with_name(f".{path.name}-verified.json"))
+    return reference
+
+
+def matching_reference(path: Path, extractor: Extractor, split: str, prepared: Path) -> Reference | None:
+    """The reference in `path` if it is one of these images by this extractor, else None."""
+    try:
+        return open_reference(path, extractor, split, prepared)
+    except DiffctlError:
+        return None
+
+
+def _read(path: Path) -> Reference:
+    try:
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        features = np.load(path / "features.npy", allow_pickle=False)
+        heldout = None
+        if "heldout_digest" in meta:
+            heldout = Features(
+                np.load(path / "heldout.npy", allow_pickle=False),
+                _read_if_there(path / "heldout_logits.npy"),
+            )
+        labels = _read_if_there(path / "labels.npy")
+        heldout_labels = _read_if_there(path / "heldout_labels.npy")
+    except FileNotFoundError as error:
+        raise DiffctlError(
+            f"no reference in {path} ({Path(error.filename).name} is missing): "
+            f"make it with `diffctl stage reference`"
+        ) from None
+    except (ValueError, EOFError) as error:
+        raise DiffctlError(
+            f"the reference in {path} is damaged ({error}): make it again with `diffctl stage reference`"
+        ) from None
+    return Reference(meta, features, heldout, labels, heldout_labels)
+
+
+def _read_if_there(path: Path) -> Any:
+    return np.load(path, allow_pickle=False) if path.exists() else None
+
+
+def _split_meta(role: str, store: ImageStore) -> dict[str, Any]:
+    return {
+        f"{role}_split": store.meta.get("split", "all"),
+        f"{role}_digest": store.digest,
+        f"{role}_count": len(store),
+    }

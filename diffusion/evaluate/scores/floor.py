@@ -1,0 +1,78 @@
+"""The real-against-real floor, and what a Fréchet distance would be with ever more images.
+
+A Fréchet distance is biased upwards by about a constant over N (Chong & Forsyth 2020, 1911.07023), so even
+real images are far from zero at small N. What a sample scores above held-out real images at the same N is
+its excess; a line fitted in 1/N gives the distance for N → ∞.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion.evaluate.features.extract import Array
+from diffusion.evaluate.scores.frechet import Projected, Target
+from diffusion.protocol.scoring import SEED
+
+Order = NDArray[np.int64]
+
+MAX_SUBSETS = 4  # disjoint held-out subsets that a measured floor is the mean of
+FIT_POINTS = 5  # subset sizes of the line fit, evenly spaced in 1/N between half of the images and all
+
+
+class Line(NamedTuple):
+    """A Fréchet distance as limit + slope/N."""
+
+    limit: float
+    slope: float
+
+    def at(self, count: int) -> float:
+        """The distance of `count` images; a distance is never below zero."""
+        return max(0.0, self.limit + self.slope / count)
+
+
+class Floor(NamedTuple):
+    """Held-out real images at `num_images`: their Fréchet distance to the reference.
+
+    `extrapolated` marks one that was read off a line fit, since there are not as many held-out images.
+    """
+
+    num_images: int
+    distance: float
+    extrapolated: bool
+
+
+def floor_at(num_images: int, heldout: Array, target: Target) -> Floor:
+    """The floor at N ≥ 2 images, measured where there are N held-out ones, else extrapolated."""
+    if num_images > len(heldout):
+        return Floor(num_images, fit_line(Projected(heldout, target)).at(num_images), extrapolated=True)
+    needed = shuffled(len(heldout))[: MAX_SUBSETS * num_images]
+    distance = _mean_distance(num_images, Projected(heldout[needed], target), np.arange(len(needed)))
+    return Floor(num_images, distance, extrapolated=False)
+
+
+def fit_line(projected: Projected) -> Line:
+    """The line through the distances of random subsets, from half of the images to all."""
+    count = len(projected)
+    order = shuffled(count)
+    inverse = np.linspace(1 / count, 2 / count, FIT_POINTS)
+    sizes = sorted({max(2, round(1 / value)) for value in inverse})
+    distances = [_mean_distance(size, projected, order) for size in sizes]
+    if len(sizes) == 1:
+        return Line(distances[0], 0.0)
+    slope, limit = np.polyfit([1 / size for size in sizes], distances, 1)
+    return Line(float(limit), float(slope))
+
+
+def shuffled(count: int) -> Order:
+    """The order, the same for equal counts, in which images join subsets."""
+    return np.random.default_rng(SEED).permutation(count)
+
+
+def _mean_distance(size: int, projected: Projected, order: Order) -> float:
+    """The mean over as many disjoint subsets of `size` as there are, up to MAX_SUBSETS."""
+    if size == len(order):
+        return projected.distance
+    subsets = min(MAX_SUBSETS, len(order) // size)
+    parts = (order[i * size : (i + 1) * size] for i in range(subsets))
+    return float(np.mean([projected.distance_of(part) for part in parts]))

@@ -1,0 +1,120 @@
+"""KID (Bińkowski et al. 2018, 1801.01401): the squared MMD with a cubic kernel, unbiased at every N.
+
+The numbers are those of torch-fidelity's `kid_features_to_metric`, subset for subset and in its float32;
+the kernel is computed once for all subsets where that is less work than once for each.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion.evaluate.features.extract import Array
+from diffusion.evaluate.scores.moments import Float
+from diffusion.evaluate.scores.neighbours import some
+from diffusion.protocol.scoring import SEED, SUBSET_SIZE, SUBSETS, subset_size
+
+COLUMNS = 5000  # images at most that each image is held against when it is left out
+BLOCK = 1024
+WHOLE = SUBSETS * SUBSET_SIZE**2  # pairs at most of a kernel that is held whole, 100 MB
+
+Rows = NDArray[np.integer[Any]]
+
+
+class Estimate(NamedTuple):
+    """The mean of a score over subsets or splits, and its standard deviation between them."""
+
+    mean: float
+    std: float
+
+
+class Subsets(NamedTuple):
+    """The rows of each subset, (SUBSETS, size), of a sample and of its reference."""
+
+    sample: Rows
+    reference: Rows
+
+
+def subsets(count: int, reference_count: int) -> Subsets:
+    """The subsets that torch-fidelity draws for sets of these sizes."""
+    draw = np.random.RandomState(SEED)
+    size = subset_size(count, reference_count)
+    pairs = [
+        (draw.choice(count, size, replace=False), draw.choice(reference_count, size, replace=False))
+        for _ in range(SUBSETS)
+    ]
+    return Subsets(*(np.stack(rows) for rows in zip(*pairs, strict=True)))
+
+
+class Kernel:
+    """(a·b/D + 1)³ between rows of two sets: at once where both are small, else when it is asked for."""
+
+    def __init__(self, a: Array, b: Array) -> None:
+        self.a, self.b = a, b
+        self.whole = _polynomial(a, b) if len(a) * len(b) <= WHOLE else None
+
+    def __call__(self, rows: Rows, columns: Rows) -> Array:
+        """That of some rows of each set."""
+        if self.whole is None:
+            return _polynomial(self.a[rows], self.b[columns])
+        return np.asarray(self.whole[rows].take(columns, axis=1))
+
+    def row_means(self) -> Float:
+        """(N,) the mean of each row, of a random 5,000 of more columns."""
+        if self.whole is not None and len(self.b) <= COLUMNS:
+            return np.asarray(self.whole.mean(axis=1, dtype=np.float64))
+        columns = some(self.b, COLUMNS)
+        blocks = (self.a[start : start + BLOCK] for start in range(0, len(self.a), BLOCK))
+        return np.concatenate([_polynomial(rows, columns).mean(axis=1, dtype=np.float64) for rows in blocks])
+
+
+class Kernels(NamedTuple):
+    """Those of a sample: with itself, and with its reference."""
+
+    own: Kernel
+    cross: Kernel
+
+
+def kernels(features: Array, reference: Array) -> Kernels:
+    """The kernels of a sample, which all that is said of it here shares."""
+    return Kernels(Kernel(features, features), Kernel(features, reference))
+
+
+def own_sums(kernel: Kernel, rows: Rows) -> NDArray[np.float32]:
+    """(SUBSETS,) the sum over all pairs of different images in each subset, of a set's kernel with itself."""
+    return np.array([_off_diagonal(kernel(subset, subset)) for subset in rows], dtype=np.float32)
+
+
+def kernel_distance(of: Kernels, drawn: Subsets, reference_sums: NDArray[np.float32]) -> Estimate:
+    """Squared MMD over the subsets `drawn`; near 0 it may be slightly negative.
+
+    `reference_sums` is own_sums of the reference, which is the same for every sample of this size.
+    """
+    size = drawn.sample.shape[1]
+    cross = np.array([of.cross(*rows).sum(axis=0).sum() for rows in zip(*drawn, strict=True)], np.float32)
+    within = own_sums(of.own, drawn.sample) + reference_sums
+    values = (within / np.float32(size * (size - 1)) - 2 * cross / np.float32(size * size)).astype(np.float64)
+    return Estimate(float(values.mean()), float(values.std()))
+
+
+def leave_one_out(of: Kernels) -> Float:
+    """(N,) the squared MMD of all N ≥ 3 images without each, to within a constant that all share.
+
+    Sets of more than 5,000 images are held against a random 5,000 of them.
+    """
+    features = of.own.a
+    count = len(features)
+    pairs, cross = of.own.row_means() * count, of.cross.row_means()
+    diagonal = (np.einsum("nd,nd->n", features, features, dtype=np.float64) / features.shape[1] + 1) ** 3
+    pairs -= diagonal
+    within = (pairs.sum() - 2 * pairs) / ((count - 1) * (count - 2))
+    return np.asarray(within - 2 * (cross.sum() - cross) / (count - 1))
+
+
+def _polynomial(a: Array, b: Array) -> Array:
+    """The kernel between all rows, in float32 as torch-fidelity has it."""
+    return np.asarray((np.matmul(a, b.T) * (1.0 / a.shape[1]) + 1) ** 3)
+
+
+def _off_diagonal(kernel: Array) -> Any:
+    return (kernel.sum(axis=1) - np.diagonal(kernel)).sum()

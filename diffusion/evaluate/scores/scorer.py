@@ -1,0 +1,160 @@
+"""Many samples against one reference: what depends on the reference alone is computed once."""
+
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+
+from diffusion.evaluate.features.extract import Features
+from diffusion.evaluate.features.extractors import exact_float32
+from diffusion.evaluate.features.reference import Reference
+from diffusion.evaluate.scores import kernel
+from diffusion.evaluate.scores.classes import Labelled, RealClasses, class_scores
+from diffusion.evaluate.scores.floor import Floor, fit_line, floor_at, shuffled
+from diffusion.evaluate.scores.frechet import Projected, Target
+from diffusion.evaluate.scores.intervals import bootstrap
+from diffusion.evaluate.scores.kernel import Kernels
+from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, precision_recall
+from diffusion.evaluate.scores.scores import Statistics, frechet_distance, inception_score, statistics
+from diffusion.images.store import Labels
+from diffusion.protocol.card import Card, protocol_card
+from diffusion.protocol.extractors import ExtractorSpec, extractor_spec
+
+Scores = dict[str, float]
+
+
+class Scorer:
+    """Scores samples under the names of the reference's extractor.
+
+    `resamples` make the confidence intervals, 0 for none; `most` images of each set at most are held against
+    each other for precision, recall and memorisation, on `device`. The scores are of exact float32,
+    also in the midst of a training that TF32 is allowed.
+    """
+
+    def __init__(
+        self, reference: Reference, resamples: int, most: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.reference, self.resamples, self.most = reference, resamples, most
+        self.device = torch.device(device)
+        self.spec: ExtractorSpec = extractor_spec(reference.meta["extractor"])
+        self.floor = lru_cache(self._floor)
+        self._drawn = lru_cache(self._draw)
+
+    def card(self, sampling: Card, num_images: int) -> Card:
+        """The whole card of so many images; `sampling` is the half that they bring along."""
+        return protocol_card(sampling, num_images, self.reference.meta, self.spec.resize, self.most)
+
+    @exact_float32()
+    def scores(self, sample: Features) -> Scores:
+        """Every score of a sample; `floor` and `excess` where there are held-out images.
+
+        `memorisation` needs both splits too. `…_low` and `…_high` are the ends of a confidence interval.
+        """
+        projected = Projected(sample.features, self.target)
+        kernels = kernel.kernels(sample.features, self.reference.features)
+        manifold = Manifold(sample.features, self.most, self.device)
+        distance = frechet_distance(statistics(sample.features), self._statistics)
+        scores = {self.spec.distance: distance} | self._distances(sample, projected, kernels)
+        scores |= self._precision_recall(manifold)
+        train, test = self.reference.train_and_test
+        if train is not None and test is not None:
+            found = memorisation(manifold, train, test)
+            scores |= {"memorisation": found.mean, "memorisation_std": found.std}
+        floor = self.floor(len(sample))
+        if floor is not None:
+            scores["floor"] = floor.distance
+            scores["excess"] = scores[self.spec.distance] - floor.distance
+        return scores | self._intervals(projected, kernels, scores)
+
+    @exact_float32()
+    def classes(self, sample: Features, labels: Labels | None, names: list[str]) -> dict[str, Any]:
+        """Distance, count and, where they can be had, floor and excess of each class by its name.
+
+        Empty unless sample and reference know the same classes.
+        """
+        real = self._real_classes
+        if labels is None or real is None or list(names) != self.reference.classes:
+            return {}
+        entries: dict[str, Any] = {}
+        for name, score in class_scores(Labelled(sample.features, labels), real, names).items():
+            entries[name] = {"num_images": score.num_images, self.spec.distance: score.distance}
+            if score.floor is not None:
+                entries[name] |= {"floor": score.floor, "excess": score.distance - score.floor}
+        return entries
+
+    @exact_float32()
+    def real(self, num_images: int) -> Scores | None:
+        """What held-out real images score, as many as a sample has or as there are; None without any.
+
+        The distance is the floor at `num_images`; the Inception score, which has no such bias, is of all.
+        """
+        floor, heldout = self.floor(num_images), self.reference.heldout
+        if floor is None or heldout is None:
+            return None
+        sample = Features(heldout.features[shuffled(len(heldout))[:num_images]], heldout.logits)
+        kernels = kernel.kernels(sample.features, self.reference.features)
+        scores = self._distances(sample, Projected(sample.features, self.target), kernels)
+        scores |= self._precision_recall(Manifold(sample.features, self.most, self.device))
+        return {self.spec.distance: floor.distance, **scores}
+
+    def _distances(self, sample: Features, projected: Projected, kernels: Kernels) -> Scores:
+        spec = self.spec
+        drawn, real_sums = self._drawn(len(sample))
+        near = kernel.kernel_distance(kernels, drawn, real_sums)
+        scores = {
+            spec.limit: fit_line(projected).limit,
+            spec.kernel_distance: near.mean,
+            f"{spec.kernel_distance}_std": near.std,
+        }
+        if spec.score is None or sample.logits is None:
+            return scores
+        certain = inception_score(sample.logits)
+        return {**scores, spec.score: certain.mean, f"{spec.score}_std": certain.std}
+
+    def _precision_recall(self, manifold: Manifold) -> Scores:
+        shares = precision_recall(manifold, self._real_manifold)
+        return {self.spec.precision: shares.precision, self.spec.recall: shares.recall}
+
+    def _intervals(self, projected: Projected, kernels: Kernels, scores: Scores) -> Scores:
+        if not self.resamples or len(projected) < 3:
+            return {}
+        without_each = {
+            self.spec.distance: projected.leave_one_out(),
+            self.spec.kernel_distance: kernel.leave_one_out(kernels),
+        }
+        ends: Scores = {}
+        for name, values in without_each.items():
+            low, high = bootstrap(scores[name], values, self.resamples)
+            ends |= {f"{name}_low": low, f"{name}_high": high}
+        return ends
+
+    @cached_property
+    def target(self) -> Target:
+        """The reference's Gaussian."""
+        return Target(self.reference.features)
+
+    @cached_property
+    def _statistics(self) -> Statistics:
+        return statistics(self.reference.features)
+
+    @cached_property
+    def _real_manifold(self) -> Manifold:
+        return Manifold(self.reference.features, self.most, self.device)
+
+    @cached_property
+    def _real_classes(self) -> RealClasses | None:
+        reference, heldout = self.reference, None
+        if reference.labels is None:
+            return None
+        if reference.heldout is not None and reference.heldout_labels is not None:
+            heldout = Labelled(reference.heldout.features, reference.heldout_labels)
+        return RealClasses(Labelled(reference.features, reference.labels), heldout)
+
+    def _floor(self, num_images: int) -> Floor | None:
+        heldout = self.reference.heldout
+        return None if heldout is None else floor_at(num_images, heldout.features, self.target)
+
+    def _draw(self, count: int) -> Any:
+        real = self.reference.features
+        drawn = kernel.subsets(count, len(real))
+        return drawn, kernel.own_sums(kernel.Kernel(real, real), drawn.reference)

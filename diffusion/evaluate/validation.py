@@ -1,0 +1,140 @@
+"""Scores of a network that is still in training: N images of its EMA against the reference, every K steps."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from diffusion.choice.ranking import is_aside, rank_metric
+from diffusion.code import code_digest, code_of
+from diffusion.evaluate.config import EvaluateConfig
+from diffusion.evaluate.features.extract import extract
+from diffusion.evaluate.features.extractors import Extractor
+from diffusion.evaluate.features.reference import Reference
+from diffusion.evaluate.scores.scorer import Scorer
+from diffusion.images.pixels import to_nhwc
+from diffusion.model.model_file import Artefact, LoadedModel, save_artefact
+from diffusion.protocol.card import Card, differing
+from diffusion.protocol.grid import settings_card
+from diffusion.protocol.samplers import SAMPLERS
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.asked import mixed_condition
+from diffusion.sample.generate import generate
+from diffusion.system.files import write_json
+
+Scores = dict[str, float]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ScoredImages:
+    """Images 0 … count − 1 by these settings, so that every score is of the same noise; so many at a time."""
+
+    settings: SampleSettings
+    count: int
+    batch_size: int
+
+
+class ValidationScorer:
+    """Scores a network by the same few images after any number of steps."""
+
+    def __init__(
+        self, images: ScoredImages, extractor: Extractor, reference: Reference, section: EvaluateConfig
+    ) -> None:
+        self.images, self.extractor = images, extractor
+        self.features_at_once = section.batch_size
+        self.scorer = Scorer(reference, 0, section.prc_images, extractor.device)
+
+    @property
+    def ranked_by(self) -> str:
+        """The score that says which step is the best; lower is better."""
+        card = {"extractor": self.scorer.spec.name, "num_images": self.images.count}
+        known = {"excess": 0.0} if self.scorer.reference.heldout is not None else {}
+        return rank_metric({"card": card, "scores": known})
+
+    @property
+    def card(self) -> Card:
+        """All that the scores depend on beside the weights."""
+        settings = self.images.settings
+        chosen = SAMPLERS[settings.sampler].module, self.extractor.spec.module
+        code = code_of("diffusion.evaluate.validation", *chosen)
+        card = self.scorer.card(settings_card(settings), self.images.count)
+        return {**card, "code": code_digest(code)}
+
+    def scores(self, network: nn.Module, artefact: Artefact, progress: Progress) -> Scores:
+        """The scores by name; the network is left as it was.
+
+        `progress` gets (done, total) images at every sampling step, and may raise to stop.
+        """
+        total, settings, at_once = self.images.count, self.images.settings, self.images.batch_size
+        training = network.training
+        network.eval()
+        parts = []
+        try:
+            for start in range(0, total, at_once):
+                indices = range(start, min(start + at_once, total))
+                images = generate(
+                    LoadedModel(network, artefact),
+                    settings,
+                    indices,
+                    mixed_condition(artefact, settings, indices),
+                    self.extractor.device,
+                    callback=lambda _, start=start: progress(start, total),  # type: ignore[misc]
+                )
+                parts.append(to_nhwc(images))
+        finally:
+            network.train(training)
+        seen = extract(self.extractor, np.concatenate(parts), self.features_at_once)
+        return {name: value for name, value in self.scorer.scores(seen).items() if not is_aside(name)}
+
+
+class Checkpoints:
+    """The scored weights of a training that are kept: the best, the last, or one every K steps.
+
+    A folder with `scores.json` and self-describing files, `000000500.safetensors` after 500 steps. Scores of
+    another protocol than `card` are forgotten: they say nothing of which is best.
+    """
+
+    def __init__(self, folder: Path, keep: str | int, ranked_by: str, card: Card) -> None:
+        self.folder, self.keep, self.ranked_by, self.card = folder, keep, ranked_by, card
+
+    def add(
+        self, step: int, scores: Scores, network: nn.Module, artefact: Artefact
+    ) -> tuple[Path | None, list[int]]:
+        """Note the scores; gives the step's file if it is kept, and the steps whose files have gone."""
+        known = self.scores() | {step: scores}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        steps = {str(key): known[key] for key in known}
+        write_json(self.folder / "scores.json", {"card": self.card, "steps": steps})
+        kept = self._kept(known)
+        path = self._path(step)
+        if step in kept:
+            save_artefact(path, network.state_dict(), artefact.model_copy(update={"step": step}))
+        lying = sorted(int(file.stem) for file in self.folder.glob("*.safetensors"))
+        gone = [old for old in lying if old not in kept]
+        for old in gone:
+            self._path(old).unlink()
+        return path if step in kept else None, gone
+
+    def scores(self) -> dict[int, Scores]:
+        """What is known by step."""
+        try:
+            values = json.loads((self.folder / "scores.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        if differing([values["card"], self.card]):
+            return {}
+        return {int(step): scores for step, scores in values["steps"].items()}
+
+    def _kept(self, known: dict[int, Scores]) -> set[int]:
+        if isinstance(self.keep, int):
+            return {step for step in known if step % self.keep == 0}
+        if self.keep == "last":
+            return {max(known)}
+        return {min(known, key=lambda step: (known[step][self.ranked_by], step))}
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"{step:09d}.safetensors"

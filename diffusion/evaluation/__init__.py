@@ -1,1 +1,0 @@
-"""Extractors, features, scores and the protocol card."""

@@ -1,0 +1,1 @@
+"""The networks, their blocks and presets; the model file that describes itself."""

@@ -1,0 +1,72 @@
+"""A classifier of noised images: the ADM U-Net's encoder under an attention pool (2105.05233, sec. 4)."""
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion.model.blocks import GroupNorm
+from diffusion.model.model_file import Artefact, load_weights, read_description
+from diffusion.model.unet import Encoder
+from diffusion.model.unet_config import UNetSpec
+
+
+class AttentionPool(nn.Module):
+    """One vector for a feature map: what its mean attends to (CLIP, Radford et al. 2021, as ADM uses it)."""
+
+    def __init__(self, channels: int, pixels: int, heads: int, out: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.positions = nn.Parameter(torch.randn(pixels + 1, channels) / channels**0.5)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.project = nn.Linear(channels, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, out)."""
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1) + self.positions.to(x.dtype)
+        parts = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        pooled = F.scaled_dot_product_attention(parts[0][:, :, :1], parts[1], parts[2])
+        return self.project(pooled.flatten(1))  # type: ignore[no-any-return]
+
+
+class Classifier(Encoder):
+    """Logits of the classes of noised images at a timestep."""
+
+    def __init__(self, spec: UNetSpec) -> None:
+        super().__init__(spec.model_copy(update={"num_classes": 0, "null_class": False}))
+        channels = self.skip_channels[-1]
+        size = spec.image_size >> (len(spec.channel_mult) - 1)
+        heads = channels // spec.head_channels if spec.head_channels else spec.heads or 1
+        self.norm = GroupNorm(channels)
+        self.pool = AttentionPool(channels, size * size, heads, spec.num_classes)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W) in about [−1, 1], t (B,) original timesteps → (B, classes) logits.
+
+        It is called as any network is, but looks at no labels: they are what it is to find.
+        """
+        h, _ = self.encode(x, self.embed(x, t, None))
+        return self.pool(F.silu(self.norm(h)))  # type: ignore[no-any-return]
+
+
+class ClassifierArtefact(Artefact):
+    """What a classifier's file says of itself; `network.num_classes` is what it tells apart."""
+
+    kind: Literal["classifier"]
+    network: UNetSpec
+
+
+class LoadedClassifier(NamedTuple):
+    """A classifier in eval mode, and what its file says of it."""
+
+    network: Classifier
+    artefact: ClassifierArtefact
+
+
+def load_classifier(path: Path, device: torch.device | str = "cpu") -> LoadedClassifier:
+    """Build the classifier that the file describes and load its weights; DiffctlError when it is none."""
+    artefact = read_description(path, ClassifierArtefact)
+    return LoadedClassifier(load_weights(Classifier(artefact.network), path, artefact, device), artefact)

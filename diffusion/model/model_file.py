@@ -1,0 +1,161 @@
+"""The self-describing model artefact: one safetensors file with EMA weights and all that they need.
+
+The configuration stands as canonical JSON under one metadata key (safetensors keeps several keys in no
+fixed order), so that on one CPU the file is a function of config, data and code, byte for byte.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+from pydantic import SerializeAsAny, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from diffusion.code import CodeSince
+from diffusion.model.config import NetworkSpec
+from diffusion.model.precision import Precision, settled
+from diffusion.model.registry import build_network
+from diffusion.process.config import ProcessConfig
+from diffusion.system.allocator import keep_freed_memory
+from diffusion.system.errors import DiffctlError
+from diffusion.system.files import write_atomic
+from diffusion.system.section import Section, canonical, explain
+
+METADATA_KEY = "diffctl"
+
+Description = TypeVar("Description", bound="Artefact")
+Module = TypeVar("Module", bound=torch.nn.Module)
+
+
+class DataCard(Section):
+    """What the model saw: the set's name, its classes and their counts in label order, the split's digest."""
+
+    name: str
+    classes: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
+    digest: str
+    flip: bool = False
+
+
+class Described(Section):
+    """What decides the images of a model beside its weights.
+
+    `format` rises when the same config and data would no longer give the same weights.
+    `code` is by which code the weights were trained, from which step on; none for weights from elsewhere.
+    `weights_sha256` is of the tensors, and is what a file's weights are held against when they are loaded.
+    """
+
+    format: Literal[3] = 3
+    network: SerializeAsAny[NetworkSpec]
+    process: SerializeAsAny[ProcessConfig]
+    data: DataCard
+    step: int
+    precision: Precision
+    code: tuple[CodeSince, ...] = ()
+    weights_sha256: str = ""
+
+    @property
+    def model_sha256(self) -> str:
+        """What a card and the registry know this model by: its weights and all that it says of itself.
+
+        Not by which code it was trained: an edit that changes no weight makes no other model.
+        """
+        described = self.model_dump(mode="json", exclude={"code"})
+        return hashlib.sha256(canonical(described).encode()).hexdigest()
+
+
+class Artefact(Described):
+    """All that a model file says of itself. `train` is that section as plain values: no image needs it."""
+
+    train: Mapping[str, Any]
+
+
+class LoadedModel(NamedTuple):
+    """A network in eval mode, and what its file says of it."""
+
+    network: torch.nn.Module
+    artefact: Artefact
+
+
+def save_artefact(path: Path, weights: dict[str, torch.Tensor], artefact: Description) -> Description:
+    """Write the artefact atomically; equal weights, config and code give equal bytes.
+
+    Returns the artefact as it stands in the file, with the digest of its weights.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    artefact = artefact.model_copy(update={"weights_sha256": tensors_sha256(tensors)})
+    data = save(tensors, metadata={METADATA_KEY: canonical(artefact)})
+    write_atomic(path, lambda file: file.write(data))
+    return artefact
+
+
+def tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 in hex over names, types, shapes and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_artefact(path: Path) -> Artefact:
+    """Read what a model file says of itself, without its weights; DiffctlError where it says nothing."""
+    return read_description(path, Artefact)
+
+
+def read_description(path: Path, kind: type[Description]) -> Description:
+    """What a file of weights says of itself, as that kind; DiffctlError where it says nothing or another."""
+    values = _read_metadata(path)
+    if ("kind" in values) != ("kind" in kind.model_fields):
+        raise DiffctlError(
+            f"{path} holds a {values.get('kind', 'diffusion model')}, which is not what is asked for here"
+        )
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise DiffctlError(explain(error, f"{path} is of another format", kind)) from None
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise DiffctlError(f"{path} is a folder: name the model file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except FileNotFoundError:
+        raise DiffctlError(
+            f"no model at {path}: train one with `diffctl run`, or name one with --model"
+        ) from None
+    except (SafetensorError, OSError) as error:
+        raise DiffctlError(f"{path} is not a whole safetensors file ({error})") from None
+    if METADATA_KEY not in metadata:
+        raise DiffctlError(f"{path} does not describe itself: it was not written by diffctl")
+    values: dict[str, Any] = json.loads(metadata[METADATA_KEY])
+    return values
+
+
+def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
+    """Build the network that the file describes and load its weights; DiffctlError when they do not fit."""
+    artefact = read_artefact(path)
+    return LoadedModel(load_weights(build_network(artefact.network), path, artefact, device), artefact)
+
+
+def load_weights(network: Module, path: Path, artefact: Artefact, device: torch.device | str) -> Module:
+    """The network with the file's weights, in eval mode on `device`.
+
+    DiffctlError when they do not fit it, or are not those that the file was written with.
+    """
+    with safe_open(path, framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    if tensors_sha256(weights) != artefact.weights_sha256:
+        raise DiffctlError(f"{path} is damaged: its weights are not those that it was written with")
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise DiffctlError(f"{path}: its weights do not fit its own description ({error})") from None
+    keep_freed_memory(torch.device(device).type)
+    return settled(network.to(device))

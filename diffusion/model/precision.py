@@ -1,0 +1,85 @@
+"""Networks in lower precision: the cast of a network, and how its numbers lie in memory."""
+
+import copy
+from typing import Literal, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.process.prediction import Network
+
+Precision = Literal["fp32", "bf16"]
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def image_layout(precision: Precision, device: torch.device) -> torch.memory_format:
+    """How weights and feature maps lie in memory: channels last for a GPU's bf16 convolutions."""
+    if device.type == "cuda" and precision == "bf16":
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def autocast(network: Network, precision: Precision) -> Network:
+    """The network under autocast: float32 in and out, matrix products and convolutions in `precision`."""
+    if precision == "fp32":
+        return network
+    network = rounded(network)
+
+    def cast(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            return network(x, t, labels).float()
+
+    return cast
+
+
+def settled(network: Module) -> Module:
+    """The network in eval mode and frozen, as a file gives it: its rounded copy is kept while it lives.
+
+    Not for the EMA of a training: its next step makes a copy worthless, which would only hold memory.
+    """
+    _SETTLED[network] = None
+    return network.eval().requires_grad_(False)
+
+
+def rounded(network: Network) -> Network:
+    """A copy of a frozen network whose products have bfloat16 weights: autocast rounds them at every call.
+
+    A network that trains, or one that is no plain module, is returned as it is.
+    """
+    if not isinstance(network, nn.Module) or any(weight.requires_grad for weight in network.parameters()):
+        return network
+    if network not in _SETTLED:
+        return _rounded_copy(network)
+    kept, state = _SETTLED[network], _state(network)
+    if kept is None or kept.state != state:
+        kept = _SETTLED[network] = _Kept(state, _rounded_copy(network))
+    return kept.copy
+
+
+_State = list[tuple[int, int]]
+
+
+class _Kept(NamedTuple):
+    """A rounded copy, and the state of the network that it is of."""
+
+    state: _State
+    copy: nn.Module
+
+
+_SETTLED: WeakKeyDictionary[nn.Module, _Kept | None] = WeakKeyDictionary()
+
+
+def _state(network: nn.Module) -> _State:
+    """What changes with the network's numbers: where each tensor lies, and how often it was written to."""
+    tensors = (*network.parameters(), *network.buffers())
+    return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+
+
+def _rounded_copy(network: nn.Module) -> nn.Module:
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(torch.bfloat16)
+    return network

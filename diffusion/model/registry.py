@@ -1,0 +1,48 @@
+"""The networks by name, as `model.name` in params.yaml and a model file say it. It loads no torch.
+
+A further one is a module with a builder, NetworkSpec → nn.Module, and an entry here. The module takes x
+(B, C, H, W) in about [−1, 1], times (B,), whole or real, and labels (B,) exactly when it is conditional, and
+gives (B, C, H, W), or 2C with iDDPM's v where the spec's variance is learned.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diffusion.system.registry import load_reference, module_named
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from diffusion.model.config import NetworkSpec
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """`builder` makes the network of a spec; `config` is the section's class, a subclass of ModelConfig.
+
+    `spec` is that with what the data decides, a subclass of both it and NetworkSpec. Each is a "module:name".
+    """
+
+    builder: str
+    config: str
+    spec: str
+
+    @property
+    def module(self) -> str:
+        """Where it is computed: what a model of this kind comes from beside what all do."""
+        return module_named(self.builder)
+
+
+MODELS = {
+    "unet": ModelEntry(
+        "diffusion.model.unet:UNet",
+        "diffusion.model.unet_config:UNetConfig",
+        "diffusion.model.unet_config:UNetSpec",
+    ),
+}
+
+
+def build_network(spec: "NetworkSpec") -> "nn.Module":
+    """The network of the spec, its weights drawn from torch's global generator."""
+    network: nn.Module = load_reference(MODELS[spec.name].builder)(spec)
+    return network

@@ -1,0 +1,90 @@
+"""The shape of the U-Net: its section of params.yaml, and with what the data decides, a whole network."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from diffusion.model.config import ModelConfig, NetworkSpec
+from diffusion.model.presets import PRESETS
+from diffusion.system.section import Distinct, PositiveInt
+
+
+class UNetConfig(ModelConfig):
+    """The ADM U-Net's shape (2105.05233, sec. 3 and table 12).
+
+    `attention` lists the feature-map sizes, in pixels, that get self-attention. Heads come either from
+    `head_channels` (channels a head) or from `heads` (their number). The network sees t·`time_scale`
+    (iDDPM's code trains with 1000/T). The key `preset` stands for the shape of a published network; other
+    keys beside it change it.
+    """
+
+    ALSO = frozenset({"preset"})
+
+    channels: PositiveInt
+    channel_mult: tuple[PositiveInt, ...] = Field(min_length=1)
+    num_res_blocks: PositiveInt = 2
+    attention: Annotated[tuple[PositiveInt, ...], Distinct] = ()
+    head_channels: PositiveInt | None = None
+    heads: PositiveInt | None = None
+    embedding: Literal["adagn", "additive"] = "adagn"
+    resample: Literal["biggan", "plain"] = "biggan"
+    block: Literal["resnet", "convnext"] = "resnet"
+    time_scale: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "preset" not in values:
+            return values
+        given = dict(values)
+        name = given.pop("preset")
+        if name not in PRESETS:
+            raise ValueError(f"preset: allowed are {', '.join(PRESETS)} (got {name!r})")
+        shape = PRESETS[name].model
+        if {"heads", "head_channels"} & given.keys():
+            shape = {key: value for key, value in shape.items() if key not in ("heads", "head_channels")}
+        return {**shape, **given}
+
+    @model_validator(mode="after")
+    def _heads_divide_channels(self) -> Self:
+        if self.head_channels is not None and self.heads is not None:
+            raise ValueError("head_channels and heads exclude each other: give one of them")
+        for mult in self.channel_mult:
+            width = mult * self.channels
+            if width % (self.head_channels or self.heads or 1):
+                raise ValueError(
+                    f"head_channels (or heads) must divide every level's channels, "
+                    f"and {self.head_channels or self.heads} does not divide {width}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _embedding_is_seen(self) -> Self:
+        widths = [mult * self.channels for mult in self.channel_mult]
+        if self.embedding == "additive" and any(32 % width == 0 for width in widths):
+            raise ValueError(
+                f"embedding additive is lost in a norm with one channel a group, as at levels of {widths} "
+                "channels: use adagn, or more than 32 channels"
+            )
+        return self
+
+    def check_size(self, image_size: int) -> None:
+        """ValueError where the levels or the attention do not fit images of this side."""
+        sizes = level_sizes(image_size, len(self.channel_mult))
+        if missing := sorted(set(self.attention) - set(sizes)):
+            raise ValueError(f"attention: feature maps are {sizes} pixels, so {missing} cannot be used")
+
+
+class UNetSpec(UNetConfig, NetworkSpec):
+    """A UNetConfig with what the data decides, which is also what a model file stores."""
+
+
+def level_sizes(image_size: int, levels: int) -> list[int]:
+    """The feature-map sizes in pixels, from the image down; ValueError unless each halving is exact."""
+    stride = 2 ** (levels - 1)
+    if image_size % stride:
+        raise ValueError(
+            f"image_size {image_size} must be divisible by {stride}: "
+            f"channel_mult has {levels} levels, each half the size of the one above"
+        )
+    return [image_size >> level for level in range(levels)]

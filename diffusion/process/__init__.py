@@ -1,0 +1,1 @@
+"""The mathematics: how noise comes in, what a network predicts, losses, noise by counter."""

@@ -1,0 +1,51 @@
+"""The section `process` of params.yaml."""
+
+from functools import partial
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from diffusion.process.predictions import PREDICTIONS
+from diffusion.process.registry import PROCESSES
+from diffusion.system.chosen import ChosenSection
+from diffusion.system.registry import known
+
+Variance = Literal["small", "large", "learned"]
+"""Which variance a reverse step has: β̃ or β (DDPM sec. 3.2), or what the network says (iDDPM eq. 15)."""
+
+
+class ProcessConfig(ChosenSection):
+    """The process: T timesteps, how noise comes in, what the network predicts and how it learns.
+
+    `schedule` is a name of PROCESSES; one with options of its own has them here, too. `prediction` is a name
+    of PREDICTIONS: ε (DDPM), x0, the velocity √ᾱ·ε − √(1−ᾱ)·x_0 (Salimans & Ho 2022, 2202.00512) or a flow's
+    ε − x_0; a sampler sees no difference. `weighting` min-snr evens out what the timesteps ask of the
+    network (Hang et al. 2023, 2303.09556).
+    """
+
+    CHOSEN_BY = "schedule"
+    ENTRIES = PROCESSES
+
+    timesteps: Annotated[int, Field(ge=2)] = 1000
+    schedule: Annotated[str, AfterValidator(partial(known, registry=PROCESSES))] = "cosine"
+    variance: Variance = "learned"
+    loss: Literal["simple", "hybrid", "vlb"] = "hybrid"
+    t_sampler: Literal["uniform", "loss-aware"] = "uniform"
+    prediction: Annotated[str, AfterValidator(partial(known, registry=PREDICTIONS))] = "eps"
+    weighting: Literal["none", "min-snr"] = "none"
+
+    @model_validator(mode="after")
+    def _loss_fits_variance(self) -> Self:
+        if self.variance == "learned" and self.loss == "simple":
+            raise ValueError(
+                "loss simple never trains a learned variance: use hybrid, or variance small or large"
+            )
+        if self.variance != "learned" and self.loss != "simple":
+            raise ValueError(
+                f"loss {self.loss} needs variance learned; with a fixed variance use loss simple"
+            )
+        if self.t_sampler == "loss-aware" and self.loss == "simple":
+            raise ValueError("t_sampler loss-aware is for losses with the bound: use loss vlb or hybrid")
+        if self.weighting != "none" and self.loss == "vlb":
+            raise ValueError("weighting is for loss simple or hybrid: loss vlb has the bound's own weights")
+        return self

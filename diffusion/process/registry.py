@@ -1,0 +1,41 @@
+"""The processes by name, as `process.schedule` in params.yaml says it. It loads no torch.
+
+A further one is a module with a builder, ProcessConfig → Process, and an entry here.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diffusion.system.registry import load_reference, module_named
+
+if TYPE_CHECKING:
+    from diffusion.process.config import ProcessConfig
+    from diffusion.process.process import Process
+
+
+@dataclass(frozen=True)
+class ProcessEntry:
+    """`builder` makes a Process of its section; `config` is that section's class, each a "module:name".
+
+    A process with options of its own has a subclass of ProcessConfig.
+    """
+
+    builder: str
+    config: str = "diffusion.process.config:ProcessConfig"
+
+    @property
+    def module(self) -> str:
+        """Where it is computed: what a model of this process comes from beside what all do."""
+        return module_named(self.builder)
+
+
+PROCESSES = {
+    "linear": ProcessEntry("diffusion.process.schedule:linear"),
+    "cosine": ProcessEntry("diffusion.process.schedule:cosine"),
+}
+
+
+def build_process(config: "ProcessConfig") -> "Process":
+    """The process that the section describes."""
+    process: Process = load_reference(PROCESSES[config.schedule].builder)(config)
+    return process

@@ -1,0 +1,40 @@
+"""The schedules of DDPM and iDDPM: betas of T whole times, as entries of PROCESSES."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from diffusion.process.config import ProcessConfig
+from diffusion.process.process import TableProcess
+
+
+def linear_betas(timesteps: int) -> Tensor:
+    """(T,) float64 betas of DDPM (2006.11239, sec. 4), scaled by 1000/T as iDDPM's code does for other T."""
+    scale = 1000 / timesteps
+    return torch.linspace(scale * 1e-4, scale * 0.02, timesteps, dtype=torch.float64).clamp(max=0.999)
+
+
+def cosine_betas(timesteps: int) -> Tensor:
+    """(T,) float64 betas of iDDPM (2102.09672, eq. 17), at most 0.999."""
+
+    def alpha_bar(u: float) -> float:
+        return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    betas = [1 - alpha_bar((t + 1) / timesteps) / alpha_bar(t / timesteps) for t in range(timesteps)]
+    return torch.tensor(betas, dtype=torch.float64).clamp(max=0.999)
+
+
+def linear(config: ProcessConfig) -> TableProcess:
+    """DDPM's process."""
+    return of_betas(config, linear_betas(config.timesteps))
+
+
+def cosine(config: ProcessConfig) -> TableProcess:
+    """iDDPM's process."""
+    return of_betas(config, cosine_betas(config.timesteps))
+
+
+def of_betas(config: ProcessConfig, betas: Tensor) -> TableProcess:
+    """The process of (T,) betas: ᾱ_t is the product of 1 − β up to t (DDPM eq. 4)."""
+    return TableProcess(config, torch.cumprod(1 - betas, dim=0))

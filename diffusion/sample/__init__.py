@@ -1,0 +1,1 @@
+"""Sampling: the solvers, guidance, images by index, the cells of a sweep."""

@@ -1,0 +1,59 @@
+"""What is asked of a model: the classes of its images, by their mix, by name or one by one."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diffusion.model.model_file import Described
+from diffusion.process.condition import Condition
+from diffusion.process.noise import generator
+from diffusion.protocol.settings import SampleSettings
+from diffusion.system.errors import UsageError
+
+
+def condition_of(artefact: Described, labels: Tensor | None, count: int) -> Condition:
+    """The condition of `count` images with these (B,) labels, None for an unconditional model."""
+    spec = artefact.network
+    return Condition(count, labels, spec.num_classes if spec.null_class else None)
+
+
+def mixed_condition(artefact: Described, settings: SampleSettings, indices: Sequence[int]) -> Condition:
+    """The asked class of each image, from (seed, index) alone; no labels if unconditional.
+
+    UsageError when the mix of the data is asked of a model that does not know it.
+    """
+    return condition_of(artefact, _mixed_labels(artefact, settings, indices), len(indices))
+
+
+def class_condition(artefact: Described, wanted: str, count: int) -> Condition:
+    """Images of one class, given by name or number; UsageError lists what there is."""
+    return condition_of(artefact, torch.full((count,), class_index(artefact, wanted)), count)
+
+
+def _mixed_labels(artefact: Described, settings: SampleSettings, indices: Sequence[int]) -> Tensor | None:
+    classes = artefact.network.num_classes
+    if not classes:
+        return None
+    if settings.classes == "balanced":
+        return torch.tensor([index % classes for index in indices])
+    if not artefact.data.counts:
+        raise UsageError("classes data needs the class counts, which this model file lacks; use balanced")
+    counts = torch.tensor(artefact.data.counts, dtype=torch.float64)
+    draws = [
+        torch.multinomial(counts, 1, generator=generator("label", settings.seed, index)) for index in indices
+    ]
+    return torch.cat(draws)
+
+
+def class_index(artefact: Described, wanted: str) -> int:
+    """The label of a class given by name or number; UsageError lists what there is."""
+    names = artefact.data.classes
+    if not names:
+        raise UsageError("this model is unconditional: it takes no class")
+    if wanted in names:
+        return names.index(wanted)
+    if wanted.isdecimal() and int(wanted) < len(names):
+        return int(wanted)
+    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    raise UsageError(f"there is no class {wanted!r}: give 0 to {len(names) - 1}, or one of {shown}")

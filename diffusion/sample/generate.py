@@ -1,0 +1,163 @@
+"""A model's images by index: image i depends on the model, the settings and i alone."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from diffusion.images.pixels import to_uint8
+from diffusion.model.model_file import Described, LoadedModel
+from diffusion.model.precision import autocast
+from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Denoiser, NetworkDenoiser
+from diffusion.process.noise import ImageNoise
+from diffusion.process.registry import build_process
+from diffusion.process.time_grid import Grid
+from diffusion.protocol.samplers import SAMPLERS, build_sampler
+from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.spacing import check_timesteps, spaced_timesteps
+from diffusion.sample.eta import check_eta, check_noise
+from diffusion.sample.guidance import (
+    classifier_free,
+    classifier_gradient,
+    shifting_eps,
+    shifting_mean,
+    without_labels,
+)
+from diffusion.sample.sampler import Step, run
+from diffusion.system.errors import UsageError
+from diffusion.system.threads import in_halves, pays_on
+
+if TYPE_CHECKING:  # a model's images do not come from a classifier's code, unless there is one
+    from diffusion.model.classifier import LoadedClassifier
+
+_Draw = Callable[[], Tensor]
+_Callback = Callable[[Step], object]
+_Making = Callable[[_Draw, Condition, _Callback | None], Tensor]
+"""(draw, condition, callback) → images, as `denoise`."""
+
+
+def check_settings(artefact: Described, settings: SampleSettings) -> Grid:
+    """The times to walk along; UsageError when this model cannot be sampled so."""
+    process = build_process(artefact.process)
+    if settings.timesteps is None:
+        times = spaced_timesteps(settings.spacing, settings.steps, process.timesteps)
+    else:
+        times = check_timesteps(settings.timesteps, process.timesteps)
+    grid = process.grid(times)
+    if SAMPLERS[settings.sampler].stochastic:
+        check_eta(grid, settings.eta)
+        check_noise(settings.noise, artefact.network.learned_variance)
+    if settings.guidance and not artefact.network.null_class:
+        raise UsageError("guidance needs a model trained with train.p_uncond > 0; use guidance 0")
+    return grid
+
+
+def generate(
+    loaded: LoadedModel,
+    settings: SampleSettings,
+    indices: Sequence[int],
+    condition: Condition,
+    device: torch.device,
+    callback: _Callback | None = None,
+    classifier: "LoadedClassifier | None" = None,
+) -> Tensor:
+    """The images at `indices` under a row each of the condition, uint8 (B, C, H, W) on the CPU.
+
+    The network is in eval mode on `device`. On a CPU they are made in two halves, unless a `callback` is to
+    see all of them at each step. UsageError as `check_settings`.
+    """
+    spec = loaded.artefact.network
+    shape = (spec.in_channels, spec.image_size, spec.image_size)
+    make = _making(loaded, settings, device, classifier)
+
+    def made(part: slice, seen: _Callback | None) -> Tensor:
+        return make(ImageNoise(settings.seed, indices[part], shape).draw, condition.rows(part), seen)
+
+    if callback or len(indices) < 2 or not pays_on(device):
+        return made(slice(None), callback)
+    return torch.cat(in_halves(lambda half, go_on: made(half, lambda step: go_on()), len(indices)))
+
+
+def denoise(
+    loaded: LoadedModel,
+    settings: SampleSettings,
+    draw: _Draw,
+    condition: Condition,
+    device: torch.device,
+    callback: _Callback | None = None,
+) -> Tensor:
+    """The images that grow from what `draw` gives: x_T first, then each noisy step's z; as `generate`."""
+    return _making(loaded, settings, device, None)(draw, condition, callback)
+
+
+def _making(
+    loaded: LoadedModel,
+    settings: SampleSettings,
+    device: torch.device,
+    classifier: "LoadedClassifier | None",
+) -> _Making:
+    """What makes images; all that depends neither on draws nor on conditions is done here, once."""
+    grid, sampler = check_settings(loaded.artefact, settings), build_sampler(settings)
+    denoiser = guided_denoiser(loaded, settings, classifier)
+
+    def make(draw: _Draw, condition: Condition, callback: _Callback | None) -> Tensor:
+        def noise() -> Tensor:
+            return _sent(draw(), device)
+
+        walk = sampler(grid, noise(), noise)
+        return to_uint8(run(walk, denoiser, condition.to(device), callback).x).cpu()
+
+    return make
+
+
+def _sent(noise: Tensor, device: torch.device) -> Tensor:
+    """The noise on the device; to a GPU through pinned memory, and nobody waits for the copy."""
+    if device.type != "cuda":
+        return noise.to(device)
+    return noise.pin_memory().to(device, non_blocking=True)
+
+
+def model_denoiser(loaded: LoadedModel) -> NetworkDenoiser:
+    """The model alone, in the precision that its file names."""
+    network, artefact = loaded
+    return NetworkDenoiser(autocast(network, artefact.precision), build_process(artefact.process))
+
+
+def guided_denoiser(
+    loaded: LoadedModel, settings: SampleSettings, classifier: "LoadedClassifier | None" = None
+) -> Denoiser:
+    """The model under all its guidance.
+
+    With η = 1 a classifier guides by ADM's alg. 1, as DDPM; else by alg. 2, which any η allows.
+    """
+    model = model_denoiser(loaded)
+    guided = classifier_free(model, settings.guidance)
+    if classifier is None or settings.classifier_scale == 0:
+        return guided
+    check_classifier(loaded.artefact, classifier)
+    if not loaded.artefact.network.num_classes:
+        guided = without_labels(guided)
+    gradient = classifier_gradient(classifier.network, settings.classifier_scale)
+    if settings.eta == 1:
+        return shifting_mean(guided, gradient)
+    return shifting_eps(guided, gradient, model.process)
+
+
+def check_classifier(artefact: Described, classifier: "LoadedClassifier") -> None:
+    """UsageError unless the classifier knows this model's images, its process and, if any, its classes."""
+    ours, theirs = artefact.network, classifier.artefact.network
+    process, seen = artefact.process, classifier.artefact.process
+    if (ours.image_size, ours.in_channels) != (theirs.image_size, theirs.in_channels):
+        raise UsageError(
+            f"the classifier takes {theirs.image_size}×{theirs.image_size}×{theirs.in_channels} images, "
+            f"the model makes {ours.image_size}×{ours.image_size}×{ours.in_channels}"
+        )
+    if not torch.equal(build_process(process).full_grid().alpha, build_process(seen).full_grid().alpha):
+        raise UsageError(
+            f"the classifier knows the noise of {seen.schedule} with {seen.timesteps} timesteps, "
+            f"the model has {process.schedule} with {process.timesteps}"
+        )
+    if ours.num_classes and artefact.data.classes != classifier.artefact.data.classes:
+        raise UsageError("the classifier was trained on other classes than the model")

@@ -1,0 +1,119 @@
+"""Guidance as a wrapper of a denoiser, which is a denoiser again.
+
+A weight is a number, or a (B,) tensor of one for each row.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Denoiser
+from diffusion.process.prediction import Prediction, expand
+from diffusion.process.process import Process
+from diffusion.system.errors import UsageError
+
+Weight = Tensor | float
+
+Gradient = Callable[[Tensor, Tensor | float, Condition], Tensor]
+"""(x_t (B, C, H, W), time of all or of each row, condition) → s·∇ log p(y|x_t), shaped as x_t."""
+
+
+def classifier_free(denoiser: Denoiser, weight: Weight) -> Denoiser:
+    """ε = (1+w)·ε(x, c) − w·ε(x, ∅), and x̂_0 likewise (CFG, 2207.12598, eq. 6).
+
+    Everything else is the conditional branch's. A row whose weight is 0 is asked once, the others twice, all
+    in one pass; weight 0 is the denoiser itself. A tensor of weights lies best on the CPU, where nothing
+    waits to look at it. UsageError when asked of a network that knows no condition.
+    """
+    if not isinstance(weight, Tensor):
+        if weight == 0:
+            return denoiser
+        return _Guided(denoiser, slice(None), torch.tensor(weight, dtype=torch.float64))
+    rows = weight.nonzero().flatten()
+    if len(rows) == len(weight):
+        return _Guided(denoiser, slice(None), weight)
+    return _Guided(denoiser, rows, weight[rows]) if len(rows) else denoiser
+
+
+class _Guided:
+    """`rows` of every batch are guided, by `weight`."""
+
+    def __init__(self, denoiser: Denoiser, rows: slice | Tensor, weight: Tensor) -> None:
+        self._denoiser, self._rows, self._weight = denoiser, rows, weight
+
+    def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
+        rows, count = self._rows, len(x)
+        rows = rows if isinstance(rows, slice) else rows.to(x.device)
+        asked = Condition.cat([condition, condition.rows(rows).null()])
+        times = torch.cat([t, t[rows]]) if isinstance(t, Tensor) else t
+        both = self._denoiser(torch.cat([x, x[rows]]), times, asked)
+        conditional, free = both.rows(slice(count)), both.rows(slice(count, None))
+        weight = expand(self._weight, x)
+        return conditional._replace(
+            x0=_apart(conditional.x0, free.x0, rows, weight),
+            eps=_apart(conditional.eps, free.eps, rows, weight),
+        )
+
+
+def _apart(conditional: Tensor, free: Tensor, rows: slice | Tensor, weight: Tensor) -> Tensor:
+    """(1+w)·conditional − w·free at the rows; the others are left as they are."""
+    guided = (1 + weight) * conditional[rows] - weight * free
+    if isinstance(rows, slice):
+        return guided
+    return conditional.index_copy(0, rows, guided)
+
+
+def classifier_gradient(classifier: Callable[[Tensor, Tensor], Tensor], scale: Weight) -> Gradient:
+    """s·∇ log p(y|x_t) of a classifier (x_t, times) → logits of noised images (ADM, 2105.05233, sec. 4.1)."""
+
+    def gradient(x: Tensor, t: Tensor | float, condition: Condition) -> Tensor:
+        labels = asked_class(condition)
+        times = t.to(x.device) if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            log_p = classifier(x, times).float().log_softmax(dim=1)
+            chosen = log_p.gather(1, labels[:, None]).sum()
+            slope = torch.autograd.grad(chosen, x)[0]
+        return (expand(scale, x) if isinstance(scale, Tensor) else scale) * slope
+
+    return gradient
+
+
+def asked_class(condition: Condition) -> Tensor:
+    """The (B,) labels towards which a classifier guides; UsageError when there are none."""
+    if condition.labels is None:
+        raise UsageError("a classifier guides towards a class: give one")
+    return condition.labels
+
+
+def shifting_mean(denoiser: Denoiser, gradient: Gradient) -> Denoiser:
+    """Moves each noisy step's mean by Σ times the gradient (ADM alg. 1), for DDPM: the prediction says so."""
+
+    def guided(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
+        return denoiser(x, t, condition)._replace(mean_shift=gradient(x, t, condition))
+
+    return guided
+
+
+def shifting_eps(denoiser: Denoiser, gradient: Gradient, process: Process) -> Denoiser:
+    """ε − σ_t·s·∇ log p(y|x_t) (ADM alg. 2), for DDIM and other solvers of its flow.
+
+    x̂_0 follows, by σ²/α times the gradient; the variance's fraction stays the network's own.
+    """
+
+    def guided(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
+        slope = gradient(x, t, condition)
+        alpha, sigma = process.alpha_sigma(t if isinstance(t, Tensor) else torch.tensor(t))
+        said = denoiser(x, t, condition)
+        return said._replace(
+            x0=said.x0 + expand(sigma.square() / alpha, x) * slope, eps=said.eps - expand(sigma, x) * slope
+        )
+
+    return guided
+
+
+def without_labels(denoiser: Denoiser) -> Denoiser:
+    """An unconditional network's denoiser that lets a classifier have the labels."""
+    return lambda x, t, condition: denoiser(x, t, condition.unlabelled())

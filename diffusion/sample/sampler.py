@@ -1,0 +1,85 @@
+"""Samplers as generators, and the driver that runs one of them.
+
+A sampler says what it wants to know of x_t and is sent the answer, as often as it needs. So it knows neither
+networks nor guidance, and what drives it may run many side by side and ask for all of them at once: rows of
+asks are joined by `torch.cat`, their times as a tensor of rows.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Denoiser
+from diffusion.process.prediction import Prediction
+from diffusion.process.time_grid import Grid
+
+
+class Ask(NamedTuple):
+    """A sampler's question: what is x (B, C, H, W) at the time `t`, the same for all rows?"""
+
+    x: Tensor
+    t: int | float
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a walk stands: `done` of `total` steps, x_t after them, and the x̂_0 they were made from."""
+
+    done: int
+    total: int
+    x: Tensor
+    x0_hat: Tensor
+
+
+Walk = Generator[Ask | Step, Prediction | None, None]
+"""Yields Ask, to be sent a Prediction, and after each step Step, to be sent None; the last one has x_0."""
+
+
+class Sampler(Protocol):
+    """A way from x_T to x_0. What it computes by beside images are plain numbers: no step waits for a GPU."""
+
+    def __call__(self, grid: Grid, x: Tensor, noise: Callable[[], Tensor]) -> Walk:
+        """The walk from `x` along the grid; `noise` gives standard-normal z, shaped as x, on its device.
+
+        UsageError where the grid does not allow it, before the first Ask.
+        """
+
+
+class Walked(NamedTuple):
+    """Where a walk ended, (B, C, H, W), and how often it asked."""
+
+    x: Tensor
+    asked: int
+
+
+@torch.no_grad()
+def run(
+    walk: Walk, denoiser: Denoiser, condition: Condition, callback: Callable[[Step], object] | None = None
+) -> Walked:
+    """Answer a walk's questions until it ends; `callback` sees every step and may raise to stop."""
+    asked, x = 0, None
+    event = next(walk, None)
+    while event is not None:
+        answer = None
+        if isinstance(event, Ask):
+            answer = denoiser(event.x, event.t, condition)
+            asked += 1
+        else:
+            x = event.x
+            if callback:
+                callback(event)
+        event = _sent(walk, answer)
+    assert x is not None, "a walk has at least one step"
+    return Walked(x, asked)
+
+
+def _sent(walk: Walk, answer: Prediction | None) -> Ask | Step | None:
+    """What the walk yields next; None at its end."""
+    try:
+        return walk.send(answer)
+    except StopIteration:
+        return None

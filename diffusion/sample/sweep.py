@@ -1,0 +1,153 @@
+"""The cells of a sweep: finished shards survive a kill, a grown grid costs its new cells."""
+
+import shutil
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from diffusion.code import Code, code_digest, code_of, torch_version
+from diffusion.images.pixels import to_nhwc
+from diffusion.images.store import Images, ImageStore, stream_store
+from diffusion.model.model_file import Artefact, Described, LoadedModel, load_model, read_artefact
+from diffusion.model.registry import MODELS
+from diffusion.process.registry import PROCESSES
+from diffusion.protocol.grid import Cell, cell_settings, settings_card
+from diffusion.protocol.samplers import SAMPLERS
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.asked import mixed_condition
+from diffusion.sample.config import SampleConfig
+from diffusion.sample.generate import generate
+from diffusion.sample.shards import cells_folder, missing_shards, save_shard, stored_images
+from diffusion.system.devices import Waiting, held_device
+from diffusion.system.files import sha256_file
+from diffusion.system.section import fingerprint
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+Runner = Callable[[Path, SampleSettings, Sequence[range]], Generator[tuple[range, Images], None, None]]
+"""Given a model's file, the settings and shards: each shard with its images, as they are made."""
+
+
+def sampling_card(settings: SampleSettings, artefact: Artefact) -> dict[str, Any]:
+    """The sampling half of the protocol card, without the number of images: a flat JSON dict."""
+    return {
+        "model_sha256": artefact.model_sha256,
+        "ema": True,
+        "precision": artefact.precision,
+        **settings_card(settings),
+        "sampling_torch": torch_version(),
+    }
+
+
+def sampling_code(settings: SampleSettings, artefact: Described) -> Code:
+    """The modules that such a model's images by these settings come from."""
+    process, network = PROCESSES[artefact.process.schedule], MODELS[artefact.network.name]
+    return code_of(
+        "diffusion.sample.generate", SAMPLERS[settings.sampler].module, process.module, network.module
+    )
+
+
+def shards_folder(settings: SampleSettings, artefact: Artefact) -> Path:
+    """Where a cell's finished shards lie: by its card and by the code that made them.
+
+    The card has a version that is raised by hand; by other code that gives the same images it stays the same.
+    """
+    code = code_digest(sampling_code(settings, artefact))
+    made_by = {"card": sampling_card(settings, artefact), "code": code}
+    return cells_folder(artefact.model_sha256) / fingerprint(made_by)
+
+
+def make_cell(
+    sample: SampleConfig,
+    cell: Cell,
+    model: Path,
+    out: Path,
+    progress: Progress | None = None,
+    run: Runner | None = None,
+) -> ImageStore:
+    """Make a cell's image store at `out`, going on from the shards that are already there.
+
+    `run` makes the others: in this process unless it is given.
+    """
+    artefact = read_artefact(model)
+    settings, total = cell_settings(sample, cell), sample.num_images
+    folder = shards_folder(settings, artefact)
+    shards = missing_shards(folder, total, sample.batch_size)
+    done = total - sum(map(len, shards))
+    show = progress or (lambda done, total: None)
+    show(done, total)
+    with closing((run or run_here)(model, settings, shards)) as made:
+        for shard, images in made:
+            save_shard(folder, shard, images)
+            done += len(shard)
+            show(done, total)
+    labels = mixed_condition(artefact, settings, range(total)).labels
+    card = {**sampling_card(settings, artefact), "num_images": total}
+    meta = {"name": cell.name, "classes": list(artefact.data.classes), "card": card}
+    spec = artefact.network
+    shape = (total, spec.image_size, spec.image_size, spec.in_channels)
+    parts = stored_images(folder, total)
+    return stream_store(out, shape, parts, None if labels is None else labels.numpy(), meta)
+
+
+class LocalRunner:
+    """A Runner on this machine's first free device, a context: shards are made within it.
+
+    From its first shard until the block ends it holds the device, as long as the weights lie there: they are
+    loaded once for all cells of a sweep. `waiting` as in `held_device`.
+    """
+
+    def __init__(self, waiting: Waiting | None = None) -> None:
+        self._waiting, self._held = waiting, ExitStack()
+        self._device: torch.device | None = None
+        self._loaded: tuple[str, LoadedModel] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._loaded, device, self._device = None, self._device, None
+        if device is not None and device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._held.close()
+
+    def __call__(
+        self, model: Path, settings: SampleSettings, shards: Sequence[range]
+    ) -> Generator[tuple[range, Images], None, None]:
+        """The shards of a cell, each with its images, as a Runner."""
+        if not shards:
+            return
+        if self._device is None:
+            self._device = self._held.enter_context(held_device(self._waiting))
+        sha256 = sha256_file(model)
+        if self._loaded is None or self._loaded[0] != sha256:
+            self._loaded = None  # before the next one is there
+            self._loaded = sha256, load_model(model, self._device)
+        for shard in shards:
+            yield shard, shard_images(self._loaded[1], settings, shard, self._device)
+
+
+def run_here(
+    model: Path, settings: SampleSettings, shards: Sequence[range]
+) -> Generator[tuple[range, Images], None, None]:
+    """A Runner of a single cell on this machine's first free device."""
+    with LocalRunner() as run:
+        yield from run(model, settings, shards)
+
+
+def shard_images(loaded: LoadedModel, settings: SampleSettings, shard: range, device: torch.device) -> Images:
+    """The images of a shard, uint8 NHWC."""
+    condition = mixed_condition(loaded.artefact, settings, shard)
+    return to_nhwc(generate(loaded, settings, shard, condition, device))
+
+
+def drop_other_cells(samples: Path, cells: list[Cell]) -> None:
+    """Remove what is not a cell of the grid, so that nothing stale is versioned or read."""
+    names = {cell.name for cell in cells}
+    for entry in samples.iterdir() if samples.exists() else ():
+        if entry.name not in names:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

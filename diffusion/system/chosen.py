@@ -1,0 +1,74 @@
+"""A section of params.yaml whose class is that of a registry's entry, which one of its fields names."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self, cast
+
+from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from diffusion.system.registry import load_reference
+from diffusion.system.section import UNKNOWN_KEY, Section
+
+
+class ChosenSection(Section):
+    """What all entries of a registry share; of values comes an instance of the named entry's own class.
+
+    `CHOSEN_BY` is the field with the entry's name, and `OF_ENTRY` the entry's attribute with the class, a
+    subclass of this as a "module:name" that loads no torch. `ALSO` are keys that stand for fields. An option
+    that only others have is refused with their names.
+    """
+
+    CHOSEN_BY: ClassVar[str]
+    ENTRIES: ClassVar[Mapping[str, Any]]
+    OF_ENTRY: ClassVar[str] = "config"
+    ALSO: ClassVar[frozenset[str]] = frozenset()
+
+    def __new__(cls, /, **values: Any) -> Self:
+        """Of the entry's class, which is then what Python initialises."""
+        name = cls._named(values) if values else None
+        wanted = cls if name is None else _class_of(cls.ENTRIES[name], cls.OF_ENTRY)
+        return super().__new__(wanted if issubclass(wanted, cls) else cls)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_its_entry(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        name = cls._named(values)
+        if name is None:
+            return handler(values)
+        wanted = _class_of(cls.ENTRIES[name], cls.OF_ENTRY)
+        if unknown := [key for key in values if key not in _keys(wanted)]:
+            raise ValidationError.from_exception_data(
+                cls.__name__, [cls._refusal(key, values[key], name, wanted) for key in unknown]
+            )
+        return handler(values) if issubclass(cls, wanted) else cast(Self, wanted.model_validate(values))
+
+    @classmethod
+    def _named(cls, values: Any) -> str | None:
+        """The entry that the values name; None where they name nothing that there is."""
+        if not isinstance(values, dict):
+            return None
+        name = str(values.get(cls.CHOSEN_BY, cls.model_fields[cls.CHOSEN_BY].default))
+        return name if name in cls.ENTRIES else None
+
+    @classmethod
+    def _refusal(cls, key: str, value: Any, name: str, wanted: "type[ChosenSection]") -> InitErrorDetails:
+        """Why a key is refused: whose it is, or else what is allowed."""
+        others = [
+            other for other, entry in cls.ENTRIES.items() if key in _keys(_class_of(entry, cls.OF_ENTRY))
+        ]
+        said = (
+            f"{name} has no such option; this is for {' and '.join(others)}"
+            if others
+            else f"unknown key, allowed are {', '.join(_keys(wanted))}"
+        )
+        why = PydanticCustomError(UNKNOWN_KEY, "{said}", {"said": said})
+        return InitErrorDetails(type=why, loc=(key,), input=value)
+
+
+def _keys(kind: type[ChosenSection]) -> list[str]:
+    return [*kind.model_fields, *sorted(kind.ALSO)]
+
+
+def _class_of(entry: Any, attribute: str) -> type[ChosenSection]:
+    kind: type[ChosenSection] = load_reference(getattr(entry, attribute))
+    return kind

@@ -1,0 +1,116 @@
+"""Locks between processes, by flock: one that is killed lets go at once, and no server is asked."""
+
+import errno
+import fcntl
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from diffusion.system.errors import DiffctlError
+
+# Longer than `is_held` looks at a lock: who only looks never makes another one fail.
+LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.02
+
+
+class LockBusy(DiffctlError):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def file_lock(path: Path, timeout: float | None = None, busy: str | None = None) -> Iterator[None]:
+    """Hold the lock file for this process alone, and against other threads; it dies with its holder.
+
+    LockBusy, saying `busy`, after `timeout` seconds; None waits for ever. DiffctlError where the folder
+    cannot be written, and for a link. Its holder may delete the file: who waits for it then takes a new one.
+    """
+    with _held(path, partial(_locked, kind=fcntl.LOCK_EX), timeout, busy):
+        yield
+
+
+@contextmanager
+def group_lock(path: Path, group: str) -> Iterator[None]:
+    """Hold the lock file together with all who name the same group; it dies with the last of them.
+
+    LockBusy while another group or a `file_lock` holds it; DiffctlError as there.
+    """
+    with _held(path, partial(_joined, group=group), timeout=0):
+        yield
+
+
+@contextmanager
+def _held(
+    path: Path, attempt: Callable[[IO[str]], bool], timeout: float | None, busy: str | None = None
+) -> Iterator[None]:
+    """Hold the file that lies at `path` once `attempt` gets it; one that was deleted meanwhile is let go."""
+    deadline = math.inf if timeout is None else time.monotonic() + max(timeout, LOOK_SECONDS)
+    while True:
+        with _opened(path) as file:
+            while not attempt(file):
+                if time.monotonic() > deadline:
+                    raise LockBusy(busy or f"another process holds {path}: wait for it to end")
+                time.sleep(POLL_SECONDS)
+            if _lies_at(path, file):
+                yield
+                return
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise DiffctlError(f"{path} is a link, and a lock is none: remove it") from None
+        raise DiffctlError(f"cannot write in {path.parent}: {error.strerror}") from None
+    return open(handle, "a+", encoding="utf-8")
+
+
+def _lies_at(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _locked(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _joined(file: IO[str], group: str) -> bool:
+    """Whether the file is shared with the group now: the first one, while alone, writes the group's name.
+
+    To write needs the file alone, so a name that is read while it is shared stays.
+    """
+    if _locked(file, fcntl.LOCK_EX):
+        file.truncate(0)
+        file.write(group)
+        file.flush()
+    if not _locked(file, fcntl.LOCK_SH):  # between the two locks another one may have come
+        return False
+    file.seek(0)
+    if file.read() == group:
+        return True
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return False
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock file at this moment."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

@@ -1,0 +1,23 @@
+"""The objective of a diffusion model: DDPM's and iDDPM's losses of what the network says of noised images."""
+
+from diffusion.model.registry import build_network
+from diffusion.process.condition import Condition
+from diffusion.process.losses import training_losses
+from diffusion.process.prediction import Network
+from diffusion.process.process import Process
+from diffusion.process.timesteps import T_SAMPLERS, UniformSampler
+from diffusion.train.batch import Batch
+from diffusion.train.identity import result_of
+from diffusion.train.objective import Losses, Objective, Purposes
+
+
+def _losses(network: Network, process: Process, batch: Batch) -> Losses:
+    condition = Condition(len(batch.index), batch.labels)
+    return training_losses(network, process, batch.x_0, batch.index, batch.noise, condition)
+
+
+def _timesteps(process: Process) -> UniformSampler:
+    return T_SAMPLERS[process.config.t_sampler](process.timesteps)
+
+
+DENOISER = Objective(build_network, _losses, _timesteps, Purposes("train", "weights", "dropout"), result_of)

@@ -1,0 +1,204 @@
+"""The processes that train together: who this one is among them, and the little that they tell each other."""
+
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from threading import Event
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import Store
+
+from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
+from diffusion.system.signals import StopRequest
+from diffusion.train.state_file import SavedState
+
+PATIENCE = timedelta(hours=2)  # of waiting for others: previews and scores are the first one's alone
+BUCKET = 16 * 2**20  # numbers that are summed at a time
+# What gloo says of a broken connection in errors that have no type of their own, and NCCL in ones of a type
+# that its other errors share.
+BROKEN = (
+    "closed by peer",
+    "closed by remote peer",
+    "reset by peer",
+    "Broken pipe",
+    "Connection refused",
+    "Connection timed out",
+    "No route to host",
+    "Read error [",
+    "Socket closed [",
+    "Timed out waiting",
+    "timeout caused pair closure",
+    "collective operation timeout",
+    "remote process exited",
+)
+
+
+class RankLost(TemporaryError):
+    """Another process of the training has ended, so that this one cannot go on."""
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """This process's place among `world_size` ones that train together; alone, nothing is ever sent.
+
+    Gradients are summed after the backward pass and not during it. What DistributedDataParallel gains by
+    overlapping the two it pays with an order of summing that it learns in its first step, so that a resumed
+    training would go on with other bits.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    over: Event = field(default_factory=Event)  # set where this process ends the training by itself
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process saves, logs and previews."""
+        return self.rank == 0
+
+    @property
+    def loss_blocks(self) -> bool:
+        """Whether work that is queued here never ends once another process is lost: a GPU's sums by NCCL."""
+        return self.device.type == "cuda"
+
+    def share(self, count: int, prefix: str = "") -> slice:
+        """This process's rows of `count`; shares differ by at most one row. UsageError when one gets none.
+
+        `prefix` stands before the section `train` that says both numbers.
+        """
+        if count < self.world_size:
+            raise UsageError(
+                f"{prefix}train.batch_size {count} is less than the {self.world_size} processes: raise it, "
+                f"or lower {prefix}train.devices"
+            )
+        return slice(self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size)
+
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over the processes, the same bits on all of them."""
+        if self.world_size > 1:
+            with lost_rank_told():
+                for bucket in _buckets(tensors):
+                    flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+                    dist.all_reduce(flat)
+                    parts = torch.split(flat, [tensor.numel() for tensor in bucket])
+                    for tensor, part in zip(bucket, parts, strict=True):
+                        tensor.copy_(part.view(tensor.shape))
+
+    def gather(self, values: Tensor, share: slice, count: int) -> Tensor:
+        """`values` (n, this share's columns) among zeros, (n, count): to be summed over the processes."""
+        if self.world_size == 1:
+            return values
+        whole = values.new_zeros(len(values), count)
+        whole[:, share] = values
+        return whole
+
+    def agree_on_stop(self, stop: StopRequest) -> None:
+        """Interrupted, on all processes at the same step, when a signal has reached one of them."""
+        if self.world_size > 1:
+            number = torch.tensor(stop.signal or 0)
+            with lost_rank_told():
+                dist.all_reduce(number, dist.ReduceOp.MAX)
+            if not number:
+                return  # a signal that has arrived in the meantime is agreed upon after the next step
+            stop.signal = int(number)
+        stop.raise_if_set()
+
+    def broadcast_state(self, identity: str, saved: SavedState) -> SavedState:
+        """The first process's saved state; DiffctlError on one whose training is another by its identity."""
+        if self.world_size == 1:
+            return saved
+        with lost_rank_told():
+            shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in saved.tensors.items()}
+            first, shapes, values = _from_first((identity, shapes, saved.values))
+            if first != identity:
+                raise DiffctlError(
+                    f"process {self.rank} on {socket.gethostname()} would train something else than the "
+                    "first one: params.yaml, data and kind of device must be the same everywhere"
+                )
+            if self.is_first:
+                tensors = {name: tensor.cpu().contiguous() for name, tensor in saved.tensors.items()}
+            else:
+                tensors = {name: torch.empty(size, dtype=kind) for name, (size, kind) in shapes.items()}
+            for tensor in tensors.values():
+                dist.broadcast(tensor, 0)
+        return SavedState(tensors, values)
+
+
+Value = TypeVar("Value")
+
+
+def _from_first(value: Value) -> Value:
+    values = [value]
+    dist.broadcast_object_list(values, 0)
+    return values[0]
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors of a kind in order, in lists of at most 16 M numbers (or a single larger tensor)."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if bucket and (size + tensor.numel() > BUCKET or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.numel()
+    if bucket:
+        yield bucket
+
+
+@contextmanager
+def lost_rank_told() -> Iterator[None]:
+    """Turn torch's errors about a connection that broke into RankLost; any other stays what it is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_broken_connection(error):
+            raise
+        raise RankLost(
+            f"another process of this training has ended or is out of reach ({_in_short(error)}): the same "
+            "command goes on from the saved state"
+        ) from error
+
+
+def is_broken_connection(error: RuntimeError) -> bool:
+    """Whether another process or the store is out of reach: no mistake, and no lack of memory."""
+    if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
+        return True
+    return any(mark in str(error) for mark in BROKEN)
+
+
+def _in_short(error: RuntimeError) -> str:
+    """The error's first sentence, without the place in gloo's source and its advice."""
+    line = str(error).strip().partition("\n")[0]
+    return re.sub(r"^\[\S+:\d+\] ", "", line).partition(". ")[0]
+
+
+@contextmanager
+def joined(group: ProcessGroup, store: Store) -> Iterator[ProcessGroup]:
+    """Join the processes that meet at `store`: NCCL between GPUs, gloo for what the hosts tell each other.
+
+    After a RankLost that blocks the GPU the group is left as it is, for to destroy it is to wait for it.
+    """
+    device, world = group.device, group.world_size
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    options: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
+    with lost_rank_told():
+        dist.init_process_group(
+            backend, store=store, rank=group.rank, world_size=world, timeout=PATIENCE, **options
+        )
+    blocked = False
+    try:
+        yield group
+    except RankLost:
+        blocked = group.loss_blocks
+        raise
+    finally:
+        if not blocked:
+            dist.destroy_process_group()

@@ -1,0 +1,147 @@
+"""From a configuration and the prepared data to the description of the model that they give."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from pydantic import ValidationError
+
+from diffusion.code import Code, CodeSince, code_of, code_since
+from diffusion.model.config import ModelConfig, NetworkSpec
+from diffusion.model.model_file import Artefact, DataCard, Described
+from diffusion.model.registry import MODELS
+from diffusion.process.config import ProcessConfig
+from diffusion.process.registry import PROCESSES
+from diffusion.system.errors import UsageError
+from diffusion.system.registry import load_reference, module_named
+from diffusion.system.section import explain, fingerprint
+from diffusion.train.config import OptimisationConfig, TrainConfig, TrainSections
+from diffusion.train.precision import resolve_precision
+
+if TYPE_CHECKING:
+    from diffusion.train.objective import Objective
+
+# Fields of `train` that say when to look and how to fit the machine: a training goes on when they change. The
+# last three change sums by rounding.
+WATCHING = {"log_every", "save_every", "preview_every", "eval_every", "eval_images", "eval_steps", "keep"}
+FITTING = {"devices", "microbatch", "compile"}
+
+
+class TrainPlan(Described):
+    """What is still to be trained: what its file will say, and the section `train` as a class.
+
+    `OBJECTIVE` is what its network learns, a "module:name" that is loaded when the training begins.
+    """
+
+    OBJECTIVE: ClassVar[str]
+
+    train: OptimisationConfig
+
+    @property
+    def p_uncond(self) -> float:
+        """How often a label is dropped, where the network knows that none is given."""
+        return 0.0
+
+
+class DenoiserPlan(TrainPlan):
+    """A diffusion model that is still to be trained."""
+
+    OBJECTIVE = "diffusion.train.denoiser_objective:DENOISER"
+
+    train: TrainConfig
+
+    @property
+    def p_uncond(self) -> float:
+        """How often a label is dropped for guidance (CFG alg. 1)."""
+        return self.train.p_uncond
+
+
+def build_objective(plan: TrainPlan) -> "Objective":
+    """What the network of this plan learns."""
+    objective: Objective = load_reference(plan.OBJECTIVE)
+    return objective
+
+
+def plan_training(config: TrainSections, meta: dict[str, Any], device: torch.device) -> DenoiserPlan:
+    """What the training will give, from the training split's meta; UsageError where they do not fit."""
+    classes = meta["classes"] if config.model.class_cond else []
+    if config.model.class_cond and not classes:
+        raise UsageError(
+            f"model.class_cond: {meta['name']} has no labels, so set it to false (and p_uncond to 0)"
+        )
+    channels = meta["channels"]
+    try:
+        network = NetworkSpec.model_validate(
+            {
+                **config.model.model_dump(),
+                "image_size": meta["image_size"],
+                "in_channels": channels,
+                "out_channels": 2 * channels if config.process.variance == "learned" else channels,
+                "num_classes": len(classes),
+                "null_class": config.train.p_uncond > 0,
+            }
+        )
+    except ValidationError as error:
+        raise UsageError(explain(error, "params.yaml with this data: model", NetworkSpec)) from None
+    return DenoiserPlan(
+        network=network,
+        process=config.process,
+        train=config.train,
+        data=data_card(meta, config.data.flip, labelled=config.model.class_cond),
+        step=config.train.steps,
+        precision=resolve_precision(config.train.precision, device),
+        code=(code_since(0, training_code(DenoiserPlan, config.process, network)),),
+    )
+
+
+def data_card(meta: dict[str, Any], flip: bool, *, labelled: bool) -> DataCard:
+    """What the network will see, from the training split's meta; its classes where they are learned."""
+    return DataCard(
+        name=meta["name"],
+        classes=tuple(meta["classes"]) if labelled else (),
+        counts=tuple(meta["counts"]) if labelled else (),
+        digest=meta["digest"],
+        flip=flip,
+    )
+
+
+def training_code(kind: type[TrainPlan], process: ProcessConfig, model: ModelConfig) -> Code:
+    """The modules that the numbers of such a training of such a model in this process come from."""
+    entries = PROCESSES[process.schedule], MODELS[model.name]
+    return code_of("diffusion.train.loop", module_named(kind.OBJECTIVE), *(entry.module for entry in entries))
+
+
+def training_fingerprint(plan: TrainPlan) -> str:
+    """The name of a training: equal exactly when every step would compute the same, but for rounding.
+
+    So by other code it is another training; by another torch it is this one, which goes on and says so.
+    """
+    return fingerprint({**_identity(plan), "code": plan.code[-1].digest})
+
+
+def result_of(plan: TrainPlan, code: Sequence[CodeSince] | None = None) -> Artefact:
+    """What the model's file says of itself; `code` made the steps where more than the plan's did."""
+    return Artefact.model_validate(result_values(plan, code))
+
+
+def result_values(plan: TrainPlan, code: Sequence[CodeSince] | None = None) -> dict[str, Any]:
+    """As a file of weights tells it: when to look and how to fit the machine are not its matter."""
+    left_out = WATCHING | FITTING
+    fields = type(plan.train).model_fields.items()
+    usual = {name: field.default for name, field in fields if name in left_out}
+    train = plan.train.model_copy(update=usual).model_dump(mode="json")
+    return {**dict(plan), "train": train, "code": tuple(code or plan.code)}
+
+
+def training_settings(plan: TrainPlan) -> dict[str, Any]:
+    """What the fingerprint is made of but for the code, by the names that params.yaml has."""
+    values = _identity(plan)
+    del values["step"]  # train.steps again
+    return {"model": values.pop("network"), **values}
+
+
+def _identity(plan: TrainPlan) -> dict[str, Any]:
+    values = plan.model_dump(mode="json", exclude={"code", "weights_sha256"})
+    del values["network"]["gradient_checkpointing"]  # computes the same again
+    values["train"] = {key: value for key, value in values["train"].items() if key not in WATCHING | FITTING}
+    return values

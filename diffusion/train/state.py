@@ -1,0 +1,128 @@
+"""What every training shares: its counters and curve, and how it becomes a saved state and comes back."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from diffusion.code import CodeSince
+from diffusion.train.state_file import SavedState
+
+COUNTED = ("step", "skipped", "bad_in_a_row", "window", "history")
+
+
+class Part(Protocol):
+    """A part of a training that has tensors by name."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """The tensors."""
+
+    def load_state_dict(self, tensors: dict[str, Tensor], /) -> object:
+        """Take the tensors back."""
+
+
+class OptimizerState:
+    """An optimiser's moments as a part: `parameter.moment`, the parameters by number."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The moments, none before the first step."""
+        state = self._optimizer.state_dict()["state"]
+        return {f"{index}.{name}": value for index, named in state.items() for name, value in named.items()}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Take the moments back, laid in memory as their parameters, which the fused optimiser asks for."""
+        parameters = [weight for group in self._optimizer.param_groups for weight in group["params"]]
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            index, moment = name.split(".")
+            state.setdefault(int(index), {})[moment] = _laid_as(parameters[int(index)], tensor)
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+
+
+def _laid_as(parameter: Tensor, moment: Tensor) -> Tensor:
+    return torch.empty_like(parameter).copy_(moment) if moment.shape == parameter.shape else moment
+
+
+@dataclass(kw_only=True)
+class Resumable(ABC):
+    """A training after `step` steps; `values` and `tensors` are all that a resume needs.
+
+    `skipped` steps were not finite, the last `bad_in_a_row` of them at a stretch. `window` has the sums and
+    the count of the means since the last row of `history`, the curve. `code` is what made the steps.
+    """
+
+    step: int = 0
+    skipped: int = 0
+    bad_in_a_row: int = 0
+    window: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    code: list[CodeSince] = field(default_factory=list)
+
+    @abstractmethod
+    def parts(self) -> dict[str, Part]:
+        """What has tensors, by name."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of all parts, by `part.name`."""
+        held = {part: holder.state_dict() for part, holder in self.parts().items()}
+        return {f"{part}.{name}": value for part, named in held.items() for name, value in named.items()}
+
+    def values(self) -> dict[str, Any]:
+        """The counters, the curve so far, and the code."""
+        code = [since.model_dump() for since in self.code]
+        return {**{name: getattr(self, name) for name in COUNTED}, "code": code}
+
+    def saved(self) -> SavedState:
+        """All of it, as it would be saved."""
+        return SavedState(self.tensors(), self.values())
+
+    def restore(self, saved: SavedState) -> None:
+        """Become the saved state, exactly; the present code makes the steps from there on."""
+        parts = self.parts()
+        tensors: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
+        for name, tensor in saved.tensors.items():
+            part, rest = name.split(".", 1)
+            tensors[part][rest] = tensor
+        for part, holder in parts.items():
+            holder.load_state_dict(tensors[part])
+        for name in COUNTED:
+            setattr(self, name, saved.values[name])
+        self.code = [*map(CodeSince.model_validate, saved.values["code"]), *self.code[-1:]]
+        if len(self.code) > 1:
+            *before, now = self.code
+            same = (now.digest, now.torch) == (before[-1].digest, before[-1].torch)
+            self.code = before if same else [*before, now.model_copy(update={"step": self.step})]
+
+    def change_of_code(self) -> tuple[CodeSince, CodeSince] | None:
+        """The code before and the present one, where a training goes on by another than began it."""
+        if len(self.code) < 2 or self.code[-1].step != self.step:
+            return None
+        return self.code[-2], self.code[-1]
+
+    def count(self, means: dict[str, float]) -> None:
+        """Add a finite step's means to the window; count another."""
+        if is_finite(means):
+            self.bad_in_a_row = 0
+            for name, value in {**means, "count": 1.0}.items():
+                self.window[name] = self.window.get(name, 0.0) + value
+        else:
+            self.skipped += 1
+            self.bad_in_a_row += 1
+
+    def take_means(self) -> dict[str, float]:
+        """The means of the window, which is empty then; none when no step in it was finite."""
+        sums, self.window = self.window, {}
+        count = sums.pop("count", 0.0)
+        return {name: total / count for name, total in sums.items()}
+
+
+def is_finite(means: dict[str, float]) -> bool:
+    """Whether all of a step's means are finite."""
+    return all(map(math.isfinite, means.values()))

@@ -1,0 +1,181 @@
+"""Encoding and interpolation: the exact flow for Gaussian data, and the way back."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cli.shared.images import end_condition
+from diffusion.analysis.inversion import decode_images, encode, encode_images, interpolate, slerp
+from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
+from diffusion.model.model_file import LoadedModel
+from diffusion.process.condition import Condition
+from diffusion.process.config import ProcessConfig
+from diffusion.process.time_grid import Grid
+from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.spacing import spaced_timesteps
+from diffusion.system.errors import UsageError
+from tests.helpers import papers
+from tests.helpers.networks import OptimalNetwork, artefact_of, spec_of
+from tests.helpers.walks import asked, grid_of, sample
+
+DATA = papers.GaussianData(0.2, 0.3)
+FULL = grid_of("cosine", 1000)
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def spaced(steps: int) -> Grid:
+    return grid_of("cosine", 1000, spaced_timesteps("uniform", steps, 1000))
+
+
+def network(x, t, labels):
+    return DATA.eps(x, float(FULL.alphas_cumprod[t[0]]))
+
+
+def images(seed: int = 0) -> torch.Tensor:
+    return DATA.mean + DATA.std * randn(4, 1, 32, 32, seed=seed)
+
+
+def test_codes_of_gaussian_data_follow_the_exact_flow_and_are_normal():
+    x_0 = images()
+    code = encode(asked(network, FULL), FULL, x_0, Condition(len(x_0)))
+    exact = DATA.flow(x_0, 1.0, float(FULL.alphas_cumprod[-1]))
+    assert float((code - exact).abs().max()) < 0.03
+    assert float(code.mean()) == pytest.approx(0, abs=0.07)
+    assert float(code.var()) == pytest.approx(1, abs=0.1)
+
+
+def test_the_way_back_is_exact_in_the_limit():
+    x_0 = images()
+    errors = []
+    for steps in (25, 50, 100, 200):
+        grid = spaced(steps)
+        code = encode(asked(network, grid), grid, x_0, Condition(len(x_0)))
+        back = sample(network, grid, lambda code=code: code, clip=False)
+        errors.append(float((back - x_0).abs().mean()))
+    ratios = np.array(errors[:-1]) / errors[1:]
+    assert (ratios > 1.6).all()  # order 1: half the error with twice the steps
+    assert errors[-1] < 0.02
+
+
+def test_the_network_is_asked_where_each_step_starts():
+    seen = []
+
+    def recorder(x, t, labels):
+        seen.append((int(t[0]), labels))
+        return torch.zeros_like(x)
+
+    grid, alone = grid_of("cosine", 1000, [5, 50, 999]), Condition(1)
+    encode(asked(recorder, grid), grid, randn(1, 1, 2, 2), alone)
+    assert seen == [(5, None), (5, None), (50, None)]
+    done = []
+    grid = grid_of("cosine", 1000, [5, 999])
+    encode(asked(recorder, grid), grid, randn(1, 1, 2, 2), alone, lambda *step: done.append(step))
+    assert done == [(1, 2), (2, 2)]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.floats(0, 1))
+def test_slerp_lies_on_the_arc(seed, fraction):
+    a, b = randn(2, 1, 1, 4, 4, seed=seed)
+    a, b = a / a.norm(), b / b.norm()
+    between = slerp(a, b, fraction)
+    angle = math.acos(max(-1, min(1, float((a * b).sum()))))
+    assert float(between.norm()) == pytest.approx(1, abs=1e-6)
+    assert float((a * between).sum()) == pytest.approx(math.cos(fraction * angle), abs=1e-6)
+    assert torch.allclose(slerp(b, a, 1 - fraction), between, atol=1e-9)
+
+
+def test_slerp_ends_at_the_codes_image_by_image():
+    a, b = randn(2, 3, 2, 4, 4)
+    assert torch.allclose(slerp(a, b, 0.0), a)
+    assert torch.allclose(slerp(a, b, 1.0), b)
+    assert torch.allclose(slerp(a, b, 0.3)[1:2], slerp(a[1:2], b[1:2], 0.3))
+    assert torch.allclose(slerp(a, a, 0.3), a)
+    assert torch.allclose(slerp(a, 3 * a, 0.5), 2 * a)
+
+
+MEANS, STD = (-0.4, 0.5, 0.1), 0.3  # of two classes, and of images without a label
+
+
+@pytest.fixture(scope="module")
+def gaussian() -> LoadedModel:
+    """The best model of two classes of Gaussian pixels."""
+    process, spec = ProcessConfig(timesteps=1000), spec_of(num_classes=2)
+    return LoadedModel(OptimalNetwork(process, STD, MEANS), artefact_of(spec, process=process))
+
+
+def of_labels(labels: tuple[int, ...]) -> Condition:
+    return Condition(len(labels), torch.tensor(labels))
+
+
+def two_images(*labels: int) -> np.ndarray:
+    """An image of each of the two labels, (2, 8, 8, 1) uint8."""
+    x_0 = torch.cat([MEANS[k] + STD * randn(1, 1, 8, 8, seed=i) for i, k in enumerate(labels)])
+    return to_nhwc(to_uint8(x_0))
+
+
+def grey_levels(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The mean difference of uint8 images."""
+    return float((a.int() - b.int()).abs().float().mean())
+
+
+@pytest.mark.parametrize("labels", [(0, 1), (1, 0), (0, 0), (2, 2)])
+def test_an_interpolation_goes_along_the_arc_from_the_first_image_to_the_second(gaussian, labels):
+    """The flow of Gaussian data is known, so each frame is: the arc's point, of the nearer end's class."""
+    ends = two_images(*labels)
+    frames = interpolate(gaussian, SampleSettings(steps=500), ends, of_labels(labels), 5)
+    classes = [papers.GaussianData(MEANS[label], STD) for label in labels]
+    noisiest = float(FULL.alphas_cumprod[-1])
+    x_0 = to_model(to_nchw(ends))
+    a, b = (data.flow(x_0[i : i + 1], 1.0, noisiest) for i, data in enumerate(classes))
+    for k, frame in enumerate(frames):
+        nearer = classes[0] if k <= 2 else classes[1]
+        exact = to_uint8(nearer.flow(slerp(a, b, k / 4), noisiest, 1.0))
+        assert grey_levels(frame, exact[0]) < 1.5
+    assert grey_levels(frames[0], to_nchw(ends)[0]) < 1.5
+    assert grey_levels(frames[-1], to_nchw(ends)[1]) < 1.5
+
+
+def test_its_ends_are_each_image_there_and_back_with_its_own_label(gaussian):
+    ends, both, few = two_images(0, 1), of_labels((0, 1)), SampleSettings(steps=7)
+    frames = interpolate(gaussian, few, ends, both, 2)
+    for i in (0, 1):
+        alone = slice(i, i + 1)
+        code = encode_images(gaussian, few, ends[alone], both.rows(alone))
+        back = decode_images(gaussian, few, code, both.rows(alone))
+        assert int((frames[alone].int() - back.int()).abs().max()) <= 1
+        assert (
+            grey_levels(back, to_nchw(ends[alone])) > 1.5
+        )  # seven steps do not come back to the image itself
+
+
+NO_LABEL = 10
+
+
+@pytest.mark.parametrize(
+    ("spec", "found", "klass", "expected"),
+    [
+        ({}, (3, 3), None, [3, 3]),
+        ({}, (3, 4), None, [NO_LABEL, NO_LABEL]),  # the model knows "no label", which is neither's
+        ({}, (None, 4), None, [NO_LABEL, NO_LABEL]),
+        ({}, (3, 4), "class7", [7, 7]),
+        ({"null_class": False}, (3, 4), None, [3, 4]),
+        ({"null_class": False}, (None, None), "7", [7, 7]),
+        ({"null_class": False, "num_classes": 0}, (None, None), None, None),
+    ],
+)
+def test_the_labels_of_the_ends(spec, found, klass, expected):
+    labels = end_condition(artefact_of(spec_of(**spec)), found, klass).labels
+    assert (None if labels is None else labels.tolist()) == expected
+
+
+def test_ends_whose_class_must_be_known_are_refused_without():
+    with pytest.raises(UsageError, match="give --class"):
+        end_condition(artefact_of(spec_of(null_class=False)), (3, None), None)

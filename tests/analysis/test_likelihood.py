@@ -1,0 +1,99 @@
+"""Bits per dimension: the entropy of Gaussian data under the optimal model, and the sums add up."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion.analysis.likelihood import bits_per_dimension
+from diffusion.model.model_file import LoadedModel
+from diffusion.process.condition import Condition
+from diffusion.process.config import ProcessConfig
+from diffusion.system.errors import UsageError
+from tests.helpers.networks import OptimalNetwork, artefact_of, network_of, spec_of
+
+T, STD = 400, 0.3
+PROCESS = ProcessConfig(timesteps=T, schedule="linear")
+
+
+def pixels(count: int = 40) -> np.ndarray:
+    x_0 = STD * np.random.default_rng(0).standard_normal((count, 8, 8, 1))
+    return np.clip(np.round(127.5 * (x_0 + 1)), 0, 255).astype(np.uint8)
+
+
+def optimal() -> LoadedModel:
+    spec = spec_of(num_classes=0, null_class=False)
+    return LoadedModel(OptimalNetwork(PROCESS, STD), artefact_of(spec, process=PROCESS))
+
+
+def test_the_bits_of_the_optimal_model_are_the_entropy_of_the_data():
+    images = pixels()
+    bits = bits_per_dimension(optimal(), images, Condition(len(images)))
+    x_0 = images / 127.5 - 1
+    entropy = (x_0**2).mean() / STD**2 / 2 + math.log(STD * math.sqrt(2 * math.pi)) - math.log(2 / 255)
+    assert float(bits.total.mean()) == pytest.approx(entropy / math.log(2), abs=0.05)
+
+
+@pytest.fixture(scope="module")
+def real() -> tuple[LoadedModel, np.ndarray, Condition]:
+    spec = spec_of()
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+    return (
+        LoadedModel(network_of(spec), artefact_of(spec, timesteps=30)),
+        images,
+        Condition(5, torch.arange(5)),
+    )
+
+
+def test_terms_and_prior_add_up_to_the_totals(real):
+    loaded, images, condition = real
+    bits = bits_per_dimension(loaded, images, condition)
+    assert bits.timesteps.tolist() == list(range(30))
+    assert bits.total.shape == bits.prior.shape == (5,)
+    assert bool((bits.terms >= -1e-9).all())
+    assert float(bits.total.mean()) == pytest.approx(float(bits.terms.sum() + bits.prior.mean()), rel=1e-9)
+    assert bool(torch.isfinite(bits.total).all())
+
+
+def test_batches_change_nothing_and_image_i_has_its_own_noise(real):
+    loaded, images, condition = real
+    whole = bits_per_dimension(loaded, images, condition)
+    for size in (1, 2):
+        parts = bits_per_dimension(loaded, images, condition, batch_size=size)
+        assert torch.allclose(whole.total, parts.total, rtol=1e-4)
+        assert torch.allclose(whole.terms, parts.terms, rtol=1e-3, atol=1e-6)
+    first = bits_per_dimension(loaded, images[:2], condition.rows(slice(2)))
+    assert torch.allclose(first.total, whole.total[:2], rtol=1e-4)
+    other = bits_per_dimension(loaded, images, condition, seed=1)
+    assert not torch.equal(other.total, whole.total)
+
+
+def test_fewer_steps_are_a_spaced_process(real):
+    loaded, images, condition = real
+    seen = []
+    bits = bits_per_dimension(loaded, images, condition, steps=4, progress=lambda *done: seen.append(done))
+    assert bits.timesteps.tolist() == [0, 10, 19, 29]
+    assert seen[-1] == (20, 20)
+    assert bits.total.shape == (5,)
+    with pytest.raises(UsageError, match="31 sampling steps"):
+        bits_per_dimension(loaded, images, condition, steps=31)
+
+
+def test_the_bound_of_fewer_steps_is_looser():
+    """The best variance of a step among T is too small for a longer one."""
+    images = pixels(8)
+    bounds = [
+        float(bits_per_dimension(optimal(), images, Condition(8), steps=steps).total.mean())
+        for steps in (T, 20, 5)
+    ]
+    assert bounds[0] + 0.2 < bounds[1] < bounds[2]
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_fixed_variances_have_bounds_too(variance):
+    spec = spec_of(out_channels=1, num_classes=0, null_class=False)
+    process = ProcessConfig(timesteps=20, variance=variance, loss="simple")
+    loaded = LoadedModel(network_of(spec), artefact_of(spec, process=process))
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    assert bool(torch.isfinite(bits_per_dimension(loaded, images, Condition(2)).total).all())

@@ -1,0 +1,356 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion.check import check, preflight
+from diffusion.check.findings import Project
+from diffusion.config import load, parse
+from diffusion.data.prepare import prepare
+from diffusion.images.store import open_store, write_store
+from diffusion.model.unet import UNet
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.train.identity import plan_training
+from diffusion.train.memory import saved_bytes
+from tests.conftest import ROOT, diffctl, params, write_params
+from tests.helpers.raw_data import random_images, write_cifar10, write_cifar100, write_folder
+
+PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def configuration(**changes):
+    return parse(params(**changes), "params")
+
+
+def with_level(findings, level):
+    return {finding.subject: finding for finding in findings if finding.level == level}
+
+
+def prepared_as(root, images, labels, classes, **meta):
+    """A project whose prepared data are these images, both splits alike, under the digits profile's name."""
+    values = {
+        "name": "digits",
+        "classes": classes,
+        "counts": [] if labels is None else np.bincount(labels, minlength=len(classes)).tolist(),
+        "image_size": images.shape[1],
+        "channels": images.shape[3],
+        "sources": {},
+        "options": {},
+        **meta,
+    }
+    for split in ("train", "test"):
+        write_store(root / "data/prepared" / split, images, labels, {**values, "split": split})
+
+
+def test_a_fresh_project_with_the_default_profile_has_nothing_against_it(project):
+    findings = check(load())
+    assert not with_level(findings, "error")
+    assert not with_level(findings, "warning")
+    assert {finding.subject for finding in findings} >= {
+        "raw data",
+        "prepared data",
+        "memory",
+        "disk",
+        "extractor",
+    }
+
+
+def test_the_command_prints_findings_and_remedies_and_exits_by_them(project):
+    good = diffctl(project, "check")
+    assert good.returncode == 0
+    assert "0 would fail" in good.stdout
+    write_params(project, train={"batch_size": 4000})
+    bad = diffctl(project, "check", "--json")
+    assert bad.returncode == 1
+    errors = [finding for finding in json.loads(bad.stdout) if finding["level"] == "error"]
+    assert [error["subject"] for error in errors] == ["batch"]
+    assert errors[0]["remedy"]
+    assert "Traceback" not in bad.stderr
+
+
+def test_a_batch_larger_than_the_data_is_refused_by_the_stage_in_one_sentence(project):
+    assert diffctl(project, "stage", "data").returncode == 0
+    write_params(project, train={"batch_size": 1298})
+    refused = diffctl(project, "stage", "train")
+    assert refused.returncode == 2
+    assert "train.batch_size 1298 is more than the 1,297 training images" in refused.stderr
+    assert not (project / "runs/train").exists()
+
+
+def test_counts_sizes_and_channel_statistics_are_told(tmp_path):
+    images = np.zeros((10, 8, 8, 1), dtype=np.uint8)
+    images[:5] = 200
+    prepared_as(tmp_path, images, np.array([0] * 7 + [1] * 3), ["a", "b"])
+    told = " ".join(
+        finding.message for finding in check(configuration(), tmp_path) if finding.subject == "train"
+    )
+    assert "10 images of 8×8×1, 2 classes with 3 to 7 each" in told
+    assert "channels 100±100 of 255" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": [0] * 9 + [2], "classes": ["a", "nobody", "c"]}, "1 classes without an image: nobody"),
+        ({"duplicates": {"within": 3}}, "3 images are exact copies"),
+        ({"duplicates": {"of_train": 2}}, "2 images are in the training split too"),
+        ({"skipped": {"truncated": 4}}, "4 truncated"),
+        ({"image": 7}, "every pixel has the same value"),
+    ],
+)
+def test_what_looks_wrong_in_the_data_is_a_warning(tmp_path, change, message):
+    images = random_images(0, 10, 8, 1)
+    if "image" in change:
+        images[:] = change.pop("image")
+    labels = np.array(change.pop("labels", [0] * 10))
+    config = configuration(data={"on_bad": "skip" if "skipped" in change else "stop"})
+    prepared_as(tmp_path, images, labels, change.pop("classes", ["a"]), **change)
+    warnings = [finding.message for finding in check(config, tmp_path) if finding.level == "warning"]
+    assert any(message in warning for warning in warnings)
+
+
+def test_grey_images_stored_as_rgb_are_noticed(tmp_path):
+    images = np.repeat(random_images(0, 10, 8, 1), 3, axis=3)
+    prepared_as(tmp_path, images, np.zeros(10, dtype=int), ["a"])
+    findings = check(configuration(data={"channels": 3}), tmp_path)
+    assert any(finding.remedy == "set data.channels: 1" for finding in findings)
+
+
+def test_a_conditional_model_needs_labels(tmp_path):
+    prepared_as(tmp_path, random_images(0, 20, 8, 1), None, [])
+    error = with_level(check(configuration(), tmp_path), "error")["model"]
+    assert "model.class_cond" in error.message
+
+
+@pytest.mark.parametrize("damage", ["images.npy", "meta.json"])
+def test_damaged_prepared_data_is_an_error_with_its_remedy(project, damage):
+    prepare(load().data, Path("data/prepared"))
+    (Path("data/prepared/train") / damage).write_bytes(b"{")
+    error = with_level(check(load()), "error")["prepared data"]
+    assert "diffctl stage data" in error.remedy
+    with pytest.raises(DiffctlError):
+        preflight(load(), "train")
+
+
+def test_data_of_another_configuration_is_told(project):
+    prepare(load().data, Path("data/prepared"))
+    config = configuration(data={"image_size": 16}, model={"attention": [8]})
+    assert "by another configuration" in with_level(check(config), "warning")["prepared data"].message
+
+
+CIFAR100 = {"name": "cifar100", "image_size": 8, "labels": "fine"}
+FOLDER = {"name": "image-folder", "image_size": 8, "on_bad": "skip"}
+
+
+@pytest.mark.parametrize(
+    ("before", "change", "fits"),
+    [
+        (CIFAR100, {}, True),
+        (CIFAR100, {"labels": "coarse"}, False),
+        (CIFAR100, {"image_size": None}, False),
+        (CIFAR100, {"channels": 3}, True),
+        (CIFAR100, {"channels": 1}, False),
+        (CIFAR100, {"flip": True, "on_bad": "skip"}, True),
+        ({**CIFAR100, "image_size": None}, {"image_size": 32}, True),
+        (FOLDER, {}, True),
+        (FOLDER, {"test_fraction": 0.4}, False),
+        (FOLDER, {"labels": "none"}, False),
+        (FOLDER, {"on_bad": "stop"}, False),
+        ({**FOLDER, "good": True}, {"on_bad": "stop"}, True),
+    ],
+)
+def test_prepared_data_fit_while_nothing_that_decides_them_changes(tmp_path, before, change, fits):
+    before, raw = dict(before), tmp_path / "raw"
+    if before["name"] == "cifar100":
+        write_cifar100(raw, random_images(0, 20, 32), np.arange(20), np.arange(20), 5)
+    else:
+        write_folder(raw, {f"a/{at}": image for at, image in enumerate(random_images(0, 9, 8))})
+        if not before.pop("good", False):
+            (raw / "a/bad.png").write_text("no image")
+    config = configuration(data={**before, "path": str(raw)}, model={"attention": []})
+    prepare(config.data, tmp_path / "data/prepared", work=tmp_path / "work")
+    shutil.copytree(raw, tmp_path / "moved")
+    after = configuration(data={**before, **change, "path": str(tmp_path / "moved")}, model={"attention": []})
+    assert Project(after, tmp_path).is_ready is fits
+    warnings = with_level(check(after, tmp_path), "warning")
+    assert ("by another configuration" in str(warnings.get("prepared data"))) is not fits
+
+
+def test_prepared_data_that_do_not_tell_their_options_are_prepared_again(project):
+    prepare(load().data, Path("data/prepared"))
+    path = Path("data/prepared/train/meta.json")
+    meta = json.loads(path.read_text())
+    del meta["options"]
+    path.write_text(json.dumps(meta))
+    warning = with_level(check(load()), "warning")["prepared data"]
+    assert "made by an older version" in warning.message
+    assert warning.remedy == "`diffctl stage data` prepares it anew"
+    assert not Project(load()).is_ready
+
+
+def test_a_folder_that_changed_since_is_told(tmp_path):
+    pool = random_images(0, 20, 8)
+    raw = write_folder(tmp_path / "raw", {f"{'ab'[at % 2]}/{at}": image for at, image in enumerate(pool)})
+    config = configuration(
+        data={"name": "image-folder", "path": str(raw), "image_size": 8}, train={"batch_size": 8}
+    )
+    prepare(config.data, tmp_path / "data/prepared", work=tmp_path / "work")
+    assert "prepared data" not in with_level(check(config, tmp_path), "warning")
+    write_folder(raw, {"a/more": pool[0]})
+    assert "have changed" in with_level(check(config, tmp_path), "warning")["prepared data"].message
+
+
+def test_missing_raw_data_is_an_error_until_it_is_prepared(tmp_path):
+    raw = tmp_path / "raw"
+    images, labels = random_images(0, 30, 32), np.arange(30) % 10
+    write_cifar10(raw, images, labels, 10)
+    config = configuration(
+        data={"name": "cifar10", "path": str(raw)}, train={"batch_size": 8}, model={"attention": [16]}
+    )
+    prepare(config.data, tmp_path / "data/prepared", work=tmp_path / "work")
+    shutil.rmtree(raw)
+    assert not with_level(check(config, tmp_path), "error")
+    shutil.rmtree(tmp_path / "data")
+    error = with_level(check(config, tmp_path), "error")["raw data"]
+    assert str(raw) in error.remedy
+
+
+def test_bad_raw_files_are_an_error_or_left_out(tmp_path):
+    raw = write_folder(
+        tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(random_images(0, 9, 8))}
+    )
+    (raw / "empty").mkdir()
+    for on_bad, level in (("stop", "error"), ("skip", "warning")):
+        data = {"name": "image-folder", "path": str(raw), "image_size": 8, "on_bad": on_bad}
+        config = configuration(data=data, train={"batch_size": 4})
+        assert "1 empty class (empty)" in with_level(check(config, tmp_path), level)["raw data"].message
+
+
+@pytest.mark.parametrize(
+    ("changes", "subject"),
+    [
+        ({"sample": {"num_images": 10**13}}, "disk"),
+        ({"train": {"batch_size": 1000}, "model": {"channels": 16384, "head_channels": 64}}, "memory"),
+    ],
+)
+def test_more_than_the_machine_has_is_an_error(project, changes, subject):
+    error = with_level(check(configuration(**changes)), "error")[subject]
+    assert error.remedy
+
+
+def test_what_a_step_keeps_is_counted_exactly():
+    """Against the storages that autograd holds on to in a real forward pass."""
+    config = configuration()
+    meta = {"name": "x", "image_size": 8, "channels": 1, "classes": ["a"], "counts": [1], "digest": ""}
+    spec = plan_training(config, meta, torch.device("cpu")).network
+    real, held = UNet(spec), {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        held[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        labels = torch.zeros(6, dtype=torch.int64)
+        real(torch.randn(6, 1, 8, 8), labels, labels)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in real.parameters()}
+    counted = sum(storage.nbytes() for address, storage in held.items() if address not in weights)
+    assert saved_bytes(spec, 6) == counted
+
+
+@pytest.mark.parametrize("state", ["missing", "wrong", "path"])
+def test_inception_weights_are_looked_for_without_a_network(tmp_path, state, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    hub = tmp_path / "torch/hub/checkpoints"
+    evaluate = {"extractor": "inception-v3-compat"}
+    if state == "wrong":
+        hub.mkdir(parents=True)
+        (hub / "weights-inception-2015-12-05-6726825d.pth").write_bytes(b"something else")
+    if state == "path":
+        evaluate["weights"] = str(tmp_path / "nowhere.pth")
+    findings = check(configuration(evaluate=evaluate), tmp_path)
+    level = "warning" if state == "missing" else "error"
+    assert str(tmp_path) in str(with_level(findings, level)["extractor"])
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_profile_stands_but_for_what_is_not_here(name, tmp_path):
+    config = load(ROOT / f"profiles/{name}.yaml")
+    assert config.data.name == name.removesuffix("-adm")
+    errors = with_level(check(config, tmp_path), "error")
+    assert errors.keys() <= {"raw data", "memory", "disk"}
+    if name in ("digits", "fashion-mnist", "cifar10", "cifar100"):
+        assert "raw data" not in errors
+
+
+def test_preflight_gives_warnings_and_raises_the_first_error(project):
+    prepare(load().data, Path("data/prepared"))
+    assert preflight(load(), "train") == []
+    few = configuration(sample={"num_images": 5000})
+    assert [warning.subject for warning in preflight(few, "train")] == ["evaluation"]
+    with pytest.raises(UsageError, match="more than the 1,297 training images: set train"):
+        preflight(configuration(train={"batch_size": 2000}), "train")
+
+
+def test_the_data_stage_says_what_it_made_and_can_be_stopped_in_a_sentence(project):
+    made = diffctl(project, "stage", "data")
+    assert made.stdout.strip() == "data/prepared: 1,297 train, 500 test images of 8×8×1, 10 classes"
+    assert open_store(project / "data/prepared/train").meta["split"] == "train"
+    assert "Traceback" not in made.stderr
+    assert os.listdir(project / "runs/prepare") == []
+
+
+def test_a_project_reads_nothing_until_it_is_asked(tmp_path):
+    project = Project(configuration(), tmp_path)
+    assert not project.is_prepared
+    assert not project.is_ready
+    assert project.train_meta()["classes"] == [str(digit) for digit in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"sweep": {"eta": [1.5]}}, "sweep.eta: 1.5 is too large for 2 steps, where at most 1.0"),
+        ({"sweep": {"eta": [1.2], "spacing": ["uniform", "trailing"]}}, "sweep.eta: 1.2 is too large"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["train", "sample"])
+def test_an_eta_that_leaves_no_step_is_refused_before_any_work(project, stage, sections, said):
+    config = configuration(**sections)
+    assert "sampling" in with_level(check(config, project), "error")
+    with pytest.raises(UsageError, match=said):
+        preflight(config, stage, project)
+
+
+def test_the_sample_stage_refuses_it_before_it_looks_for_a_model(project):
+    write_params(project, sweep={"eta": [1.5]})
+    done = diffctl(project, "stage", "sample")
+    assert done.returncode == 2
+    assert "sweep.eta: 1.5 is too large" in done.stderr
+
+
+def test_no_eta_is_too_large_for_a_deterministic_sampler(project):
+    """It takes none at all, so what the grid lists is its other sampler's."""
+    config = configuration(sweep={"eta": [0.0], "sampler": ["dpm-solver++"]})
+    assert preflight(config, "sample", project) == []
+
+
+@pytest.mark.parametrize(("steps", "spacing"), [(5, "uniform"), (20, "quadratic"), (10, "trailing")])
+def test_the_eta_that_a_refusal_names_is_taken(project, steps, spacing):
+    """Each of these limits rounds up: to the nearest it would be too large itself."""
+    sections = {"process": {"schedule": "linear"}, "sample": {"spacing": spacing}}
+    with pytest.raises(UsageError, match="is too large") as refusal:
+        preflight(configuration(**sections, sweep={"steps": [steps], "eta": [9.0]}), "sample", project)
+    named = float(str(refusal.value).split("at most ")[1].split()[0])
+    allowed = configuration(**sections, sweep={"steps": [steps], "eta": [named]})
+    assert not preflight(allowed, "sample", project)

@@ -1,0 +1,238 @@
+"""Whether a training fits the machine: memory of a process, room on each disk, what is there already."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffusion.check import check, disk, machine, preflight
+from diffusion.check.disk import STATE_BYTES
+from diffusion.check.findings import Finding, Project
+from diffusion.config import Config, load, parse
+from diffusion.data.prepare import prepare
+from diffusion.layout import MODEL, SAMPLES, TRAIN_RUNS
+from diffusion.model.model_file import save_artefact
+from diffusion.protocol.grid import grid
+from diffusion.sample.sweep import make_cell
+from diffusion.system import devices
+from diffusion.system.errors import UsageError
+from diffusion.train.identity import TrainPlan, result_of, training_fingerprint
+from diffusion.train.loop import new_state
+from diffusion.train.memory import count_parameters, step_bytes
+from tests.conftest import params
+
+GPU = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
+
+
+def configuration(**changes: dict[str, Any]) -> Config:
+    return parse(params(**changes), "params")
+
+
+def found(config: Config, subject: str) -> Finding:
+    (finding,) = (one for one in check(config) if one.subject == subject)
+    return finding
+
+
+def estimate(config: Config, images: int) -> int:
+    """What the training step of so many images takes at most."""
+    plan = Project(config).plan
+    assert plan is not None
+    return step_bytes(plan.network, images)
+
+
+def with_gpu(monkeypatch: pytest.MonkeyPatch, total: float) -> None:
+    """Pretend that there is a GPU, or several, with so many bytes."""
+    for module in (machine, devices):
+        monkeypatch.setattr(module, "default_device", lambda: GPU)
+    monkeypatch.setattr(machine, "device_memory", lambda device: (int(total), int(total)))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+
+
+def memory_of(monkeypatch: pytest.MonkeyPatch, total: float, **train: Any) -> Finding:
+    config = configuration(train={"microbatch": None, "batch_size": 64, **train})
+    with monkeypatch.context() as patch:
+        with_gpu(patch, total)
+        return found(config, "memory")
+
+
+@pytest.mark.parametrize(
+    ("precision", "total", "level"),
+    [  # in shards of what the estimate says of a process's 16 images
+        ("bf16", 0.6, "ok"),
+        ("bf16", 0.45, "error"),
+        ("fp32", 1.1, "ok"),
+        ("fp32", 0.6, "warning"),
+        ("fp32", 0.45, "error"),
+    ],
+)
+@pytest.mark.parametrize("microbatch", [None, 16, 40])
+def test_a_process_has_its_share_of_the_batch_and_bf16_takes_half(
+    monkeypatch: pytest.MonkeyPatch, precision: str, total: float, level: str, microbatch: int | None
+) -> None:
+    shard = estimate(configuration(), 16)
+    finding = memory_of(monkeypatch, total * shard, precision=precision, devices=4, microbatch=microbatch)
+    assert finding.level == level
+    assert "a step of 16 images" in finding.message
+    assert "in each of 4 processes" in finding.message
+
+
+@pytest.mark.parametrize(("precision", "part"), [("bf16", 0.5), ("fp32", 1.0)])
+def test_auto_never_asks_for_what_training_makes_do_without(
+    monkeypatch: pytest.MonkeyPatch, precision: str, part: float
+) -> None:
+    total = estimate(configuration(), 32) * 0.7
+    images = next(size for size in (64, 32, 16, 8) if part * estimate(configuration(), size) < 0.8 * total)
+    finding = memory_of(monkeypatch, total, precision=precision, microbatch="auto")
+    assert finding.level == "ok"
+    assert f"a step of {images} images" in finding.message
+    one = estimate(configuration(), 1)
+    assert memory_of(monkeypatch, 0.4 * one, precision=precision, microbatch="auto").level == "error"
+
+
+def test_processes_without_a_gpu_share_the_machines_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configuration(train={"batch_size": 64, "devices": 4, "microbatch": None, "precision": "fp32"})
+    total = 4 * estimate(config, 16)
+    for memory, level in ((total + 4, "ok"), (total - 4, "warning"), (0.45 * total, "error")):
+        monkeypatch.setattr(machine, "device_memory", lambda device, size=int(memory): (size, size))
+        assert found(config, "memory").level == level
+
+
+@pytest.mark.parametrize(("here", "level"), [("2", "ok"), ("4", "warning")])
+def test_processes_that_torchrun_started_share_what_their_own_host_has(
+    monkeypatch: pytest.MonkeyPatch, here: str, level: str
+) -> None:
+    config = configuration(train={"batch_size": 64, "microbatch": None, "precision": "fp32"})
+    total = 3 * estimate(config, 16)
+    monkeypatch.setattr(machine, "device_memory", lambda device: (total, total))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+    assert found(config, "memory").level == level
+
+
+def test_more_processes_than_images_or_gpus_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = configuration(train={"batch_size": 8, "devices": 9})
+    assert "less than the 9 processes" in found(few, "devices").message
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match="3 are asked for, and there are 2 GPUs"):
+        machine.world_size(configuration(train={"devices": 3}).train)
+
+
+@pytest.fixture
+def prepared(project: Path) -> Path:
+    """A project with prepared digits, as the working directory."""
+    prepare(load().data, Path("data/prepared"))
+    return project
+
+
+@pytest.fixture
+def another_disk(project: Path) -> Iterator[Path]:
+    """The project's runs/ on a disk of its own."""
+    if not os.path.isdir("/dev/shm") or os.stat("/dev/shm").st_dev == project.stat().st_dev:
+        pytest.skip("there is no second disk")
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    (project / "runs").symlink_to(folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def with_room(monkeypatch: pytest.MonkeyPatch, free: float, disk: Path = Path()) -> None:
+    """Pretend that so many bytes are free on that folder's disk, and plenty on others."""
+    usage, device = shutil.disk_usage, disk.stat().st_dev
+
+    def pretended(folder: Path) -> Any:
+        on_it = Path(folder).stat().st_dev == device
+        return usage(folder)._replace(free=int(free) if on_it else 10**15)
+
+    monkeypatch.setattr(shutil, "disk_usage", pretended)
+
+
+def plan_here(config: Config) -> TrainPlan:
+    plan = Project(config).plan
+    assert plan is not None
+    return plan
+
+
+def test_what_a_resumed_training_has_saved_is_not_asked_for_again(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load()
+    plan = plan_here(config)
+    state = STATE_BYTES * count_parameters(plan.network)
+    with_room(monkeypatch, 1.6 * state)
+    with pytest.raises(UsageError, match=r"more are needed \(training .* are free"):
+        preflight(config, "train")
+    folder = TRAIN_RUNS / training_fingerprint(plan)
+    folder.mkdir(parents=True)
+    for step in (4, 8):
+        (folder / f"state-{step:09d}.safetensors").write_bytes(bytes(state))
+    preflight(config, "train")
+
+
+def test_samples_still_to_come_do_not_stop_the_training(prepared: Path) -> None:
+    config = configuration(sample={"num_images": 10**13})
+    assert "disk" not in {finding.subject for finding in preflight(config, "train")}
+    assert found(config, "disk").level == "error"
+
+
+def test_each_disk_is_asked_for_its_own_part(
+    another_disk: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load()
+    with_room(monkeypatch, 10, Path())
+    levels = {
+        finding.message.rpartition(" ")[2]: finding for finding in check(config) if finding.subject == "disk"
+    }
+    assert levels["runs"].level == "ok"
+    assert levels["."].level == "error"
+    monkeypatch.undo()
+    monkeypatch.chdir(prepared)
+    with_room(monkeypatch, 10, another_disk)
+    with pytest.raises(UsageError, match="are free in runs"):
+        preflight(config, "train")
+
+
+def needed_for(part: str, config: Config) -> int:
+    """Bytes, by the finding's own words; `in_bytes` makes them exact."""
+    return int(found(config, "disk").message.partition(f"{part} ")[2].partition(" B")[0])
+
+
+@pytest.fixture
+def in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "gigabytes", lambda size: f"{size} B")
+
+
+def test_samples_that_are_there_are_not_asked_for_again(prepared: Path, in_bytes: None) -> None:
+    small = {"sample": {"num_images": 40}, "sweep": {"steps": [1, 2], "eta": [0.0]}}
+    config, cell = configuration(**small), 40 * 64
+    assert needed_for("samples", config) == 3 * 2 * cell
+    plan = plan_here(config)
+    save_artefact(MODEL, new_state(plan, torch.device("cpu")).ema.state_dict(), result_of(plan))
+    first, second = grid(config.sample, config.sweep)
+    make_cell(config.sample, first, MODEL, SAMPLES / first.name)
+    assert needed_for("samples", config) == (1 + 1 + 2) * cell
+    make_cell(config.sample, second, MODEL, SAMPLES / second.name)
+    assert needed_for("samples", config) == 0
+    other = configuration(**small, train={"lr": 0.1})
+    assert needed_for("samples", other) == (2 + 0 + 2) * cell
+    MODEL.write_bytes(b"no model")
+    assert needed_for("samples", config) == (2 + 0 + 2) * cell
+
+
+def test_a_preparation_that_goes_on_needs_the_rest(project: Path, in_bytes: None) -> None:
+    config, images = load(), 1797 * 64
+    assert needed_for("data", config) == 2 * images
+    work = Path("runs/prepare/0")
+    work.mkdir(parents=True)
+    (work / "images.npy").write_bytes(bytes(images // 4096 * 4096))
+    assert needed_for("data", config) == images + images % 4096

@@ -1,0 +1,251 @@
+"""The library's commands as a person types them: what they make, and each misuse as one sentence."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cli import main
+from diffusion.analysis.inversion import decode_images
+from diffusion.images.pixels import to_nchw
+from diffusion.images.store import write_store
+from diffusion.model.model_file import LoadedModel, load_model, save_artefact
+from diffusion.model.presets import PRESETS
+from diffusion.process.condition import Condition
+from diffusion.process.config import ProcessConfig
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.generate import generate
+from tests.conftest import diffctl
+from tests.helpers.networks import OptimalNetwork, artefact_of, network_of, spec_of
+from tests.helpers.openai_layout import Layout
+
+Run = Callable[..., tuple[int, str, str]]
+CLASSES = [f"class{i}" for i in range(10)]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run diffctl in an empty folder with a model and a test split: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "models/unet.safetensors")
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
+    write_store(tmp_path / "data/prepared/test", images, np.arange(6), {"classes": CLASSES})
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["diffctl", *arguments])
+        capsys.readouterr()
+        try:
+            main.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return command
+
+
+def save(path: Path, **changes) -> LoadedModel:
+    spec = spec_of(**changes)
+    loaded = LoadedModel(network_of(spec), artefact_of(spec))
+    save_artefact(path, loaded.network.state_dict(), loaded.artefact)
+    return load_model(path)
+
+
+def test_encode_writes_codes_from_which_the_reconstructions_come(run, tmp_path):
+    code, out, _ = run("encode", "0", "4", "--out", "codes.npz", "--steps", "20", "--json")
+    assert code == 0
+    made = json.loads(out)
+    arrays = np.load(tmp_path / "codes.npz")
+    assert arrays["codes"].shape == (2, 1, 8, 8)
+    assert arrays["codes"].dtype == np.float32
+    assert arrays["labels"].tolist() == [0, 4]
+    loaded = load_model(tmp_path / "models/unet.safetensors")
+    asked = Condition(2, torch.tensor([0, 4]))
+    back = decode_images(loaded, SampleSettings(steps=20), torch.from_numpy(arrays["codes"]), asked)
+    assert np.array_equal(to_nchw(arrays["reconstructions"]), back)
+    error = np.abs(arrays["reconstructions"].astype(int) - arrays["images"]).mean()
+    assert made["mean_pixel_error"] == pytest.approx(error, abs=1e-3)
+
+
+def test_encode_comes_back_nearer_with_more_steps(run, monkeypatch):
+    """As it must for the noise to be the image's: here by a network whose guess of x_0 leaves [−1, 1]."""
+    process, means = ProcessConfig(timesteps=1000), [1.2] * 11
+    loaded = LoadedModel(OptimalNetwork(process, 0.5, means), artefact_of(spec_of(), process=process))
+    monkeypatch.setattr("diffusion.model.model_file.load_model", lambda path, device: loaded)
+    errors = []
+    for steps in (10, 40, 160, 640):
+        code, out, _ = run("encode", "--num", "6", "--out", "a.npz", "--steps", str(steps), "--json")
+        assert code == 0
+        errors.append(json.loads(out)["mean_pixel_error"])
+    assert all(more < 0.5 * fewer for fewer, more in pairwise(errors))
+    assert errors[-1] < 1
+
+
+def test_encode_of_the_store_and_a_picture_of_it(run, tmp_path):
+    code, out, _ = run("encode", "--num", "4", "--out", "a.png", "--steps", "3", "--batch-size", "3")
+    assert code == 0
+    assert "4 image(s)" in out
+    assert Image.open(tmp_path / "a.png").size == (8 * (4 * 9 - 1), 8 * (3 * 9 - 1))
+
+
+def test_files_are_encoded_with_the_class_that_is_given(run, tmp_path):
+    Image.fromarray(np.full((8, 8, 3), 200, np.uint8)).save(tmp_path / "mine.png")
+    for arguments, label in (((), 10), (("--class", "class3"), 3)):
+        code, _, _ = run("encode", "mine.png", "--out", "a.npz", "--steps", "2", *arguments)
+        assert code == 0
+        arrays = np.load(tmp_path / "a.npz")
+        assert arrays["labels"].tolist() == [label]
+        assert bool((arrays["images"] == 200).all())
+
+
+def test_interpolate_goes_from_one_image_to_the_other(run, tmp_path):
+    code, out, _ = run("interpolate", "0", "3", "--out", "strip.png", "--frames", "5", "--steps", "30")
+    assert code == 0
+    assert out == "5 images from 0 to 3: strip.png\n"
+    assert Image.open(tmp_path / "strip.png").size == (8 * (5 * 9 - 1), 8 * 8)
+    code, out, _ = run("interpolate", "0", "3", "--out", "a.gif", "--frames", "4", "--steps", "2", "--json")
+    assert json.loads(out)["frames"] == 4
+    assert Image.open(tmp_path / "a.gif").n_frames == 4
+
+
+def test_nll_says_the_bits_and_plots_the_terms(run, tmp_path):
+    code, out, _ = run("nll", "--num", "3", "--steps", "5", "--json")
+    assert code == 0
+    made = json.loads(out)
+    rows = (tmp_path / "plots/nll.csv").read_text().splitlines()
+    assert rows[0] == "t,bits_per_dimension"
+    terms = sum(float(row.split(",")[1]) for row in rows[1:])
+    assert made["bits_per_dimension"] == pytest.approx(terms + made["prior"], rel=1e-5)
+    assert (made["images"], made["timesteps"], len(rows)) == (3, 5, 6)
+    assert Image.open(tmp_path / "plots/nll.png").format == "PNG"
+    _, out, _ = run("nll", "--num", "1", "--steps", "5", "--json")
+    assert json.loads(out)["standard_error"] is None
+
+
+def test_import_openai_makes_a_model_that_samples(run, tmp_path, monkeypatch):
+    size = {"channels": 32, "channel_mult": (2, 2), "num_res_blocks": 1, "attention": ()}
+    preset = PRESETS["ddpm-cifar10"]
+    monkeypatch.setitem(PRESETS, "ddpm-cifar10", replace(preset, model={**preset.model, **size}))
+    layout = Layout(32, 3, 3, 32, (2, 2), 1, scale_shift_norm=False, resblock_updown=False)
+    layout(torch.zeros(1, 3, 32, 32), torch.zeros(1))
+    torch.save(layout.state, tmp_path / "published.pt")
+    code, out, _ = run("import", "openai", "published.pt", "--preset", "ddpm-cifar10")
+    assert code == 0
+    assert "models/published.safetensors" in out
+    _, out, _ = run("import", "openai", "published.pt", "--preset", "ddpm-cifar10", "--json")
+    made, loaded = json.loads(out), load_model(tmp_path / "models/published.safetensors")
+    parameters = sum(weight.numel() for weight in loaded.network.parameters())
+    assert made == {
+        "out": "models/published.safetensors",
+        "preset": "ddpm-cifar10",
+        "parameters": parameters,
+    }
+    code, _, _ = run(
+        *("sample", "--model", "models/published.safetensors", "--steps", "2", "--num", "1", "-o", "a.npz")
+    )
+    assert code == 0
+    assert np.load(tmp_path / "a.npz")["arr_0"].shape == (1, 32, 32, 3)
+
+
+def test_export_diffusers_makes_a_folder(run, tmp_path):
+    pytest.importorskip("diffusers")
+    save(tmp_path / "models/unet.safetensors", channels=32, head_channels=32)
+    code, out, _ = run("export", "diffusers", "pipeline")
+    assert code == 0
+    assert (tmp_path / "pipeline/model_index.json").exists()
+    assert "README.md" in out
+    _, out, _ = run("export", "diffusers", "again", "--json")
+    assert json.loads(out) == {"out": "again"}
+
+
+def test_sample_takes_a_list_of_timesteps_and_the_other_solver(run, tmp_path):
+    loaded = load_model(tmp_path / "models/unet.safetensors")
+    wanted = Condition(2, torch.tensor([0, 1]))
+    for arguments, settings in (
+        (("--timesteps", "0,20,99"), SampleSettings(timesteps=(0, 20, 99))),
+        (("--sampler", "dpm-solver++", "--steps", "4"), SampleSettings(sampler="dpm-solver++", steps=4)),
+    ):
+        code, _, _ = run("sample", "--num", "2", "--out", "a.npz", *arguments)
+        assert code == 0
+        expected = generate(loaded, settings, range(2), wanted, torch.device("cpu"))
+        assert np.array_equal(to_nchw(np.load(tmp_path / "a.npz")["arr_0"]), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("sample --out a.png --steps 101", "101 sampling steps do not fit: give 1 to 100"),
+        ("sample --out a.png --steps 5 --eta 9", "eta 9.0 does not fit 5 steps: give 0 to"),
+        ("sample --out a.png --class 10", "there is no class '10': give 0 to 9"),
+        ("sample --out a.png --timesteps 5,4,99", "timesteps must increase strictly"),
+        ("sample --out a.png --timesteps 5,98", "lie in 0 … 99 and end there"),
+        ("sample --out a.png --timesteps 5,x", "timesteps.1: Input should be a valid integer"),
+        ("sample --out a.png --timesteps 5,99 --steps 3", "steps 3 is not the length of timesteps, 2"),
+        ("sample --out a.png --sampler dpm-solver++ --eta 1", "deterministic: eta must be 0"),
+        ("sample --out a.png --classifier-scale 3", "--classifier-scale does nothing without --classifier"),
+        ("sample --out a.png --noise small", "--noise does nothing at --eta 0"),
+        ("sample --out a.png --noise small --sampler dpm-solver++", "--noise does nothing with --sampler"),
+        ("sample --out a.png --spacing uniform --timesteps 0,99", "--spacing does nothing beside"),
+        ("encode 0 --out a.npz --num 16", "--num does nothing beside the images that are named"),
+        ("encode mine.png --out a.npz --images data/prepared/test", "--images does nothing where all"),
+        ("interpolate mine.png mine.png --out a.png --images x", "--images does nothing where all"),
+        ("evaluate mine.npz --against mine.npz --split train", "--split does nothing since mine.npz is no"),
+        ("evaluate mine.npz --against none --split train", "there is no none"),
+        ("encode 6 --out a.npz", "no image 6 in data/prepared/test: give 0 to 5"),
+        ("encode none.png --out a.npz", "no image at none.png"),
+        ("encode wide.png --out a.npz", "wide.png has 9×8 pixels: the model takes 8×8"),
+        ("encode text.png --out a.npz", "text.png is not an image"),
+        ("encode 0 --out a.jpg", "ends in .npz or .png"),
+        ("encode 0 --out a.npz --model models/fixed.safetensors --class 99", "no class '99'"),
+        ("encode mine.png --out a.npz --model models/no-null.safetensors", "needs to know the image's class"),
+        ("encode 0 --out a.npz --model models/rgb.safetensors", "are 8×8×1, the model's 8×8×3"),
+        ("interpolate 0 1 --out a.txt", "ends in .png or .gif"),
+        ("nll --out a.jpg", "ends in .png"),
+        ("nll --steps 500", "500 sampling steps do not fit"),
+        ("sample --out a.png --guidance 2 --model models/no-null.safetensors", "p_uncond > 0"),
+        ("sample --out a.png --noise learned --eta 1 --model models/fixed.safetensors", "learned variance"),
+        ("import openai none.pt --preset adm-64", "no file at none.pt"),
+        ("export diffusers models", "models is not empty"),
+        ("encode 0 --out a.npz --model a --champion", "exclude each other"),
+        ("sample --out a.png --class 3 --model models/unlabelled.safetensors", "it takes no class"),
+        ("sample --out a.png --guidance 1 --model models/unlabelled.safetensors", "use guidance 0"),
+    ],
+)
+def test_misuse_is_one_sentence_and_exit_code_2(run, tmp_path, arguments, said):
+    save(tmp_path / "models/fixed.safetensors", out_channels=1)
+    save(tmp_path / "models/no-null.safetensors", null_class=False)
+    save(tmp_path / "models/unlabelled.safetensors", num_classes=0, null_class=False)
+    save(tmp_path / "models/rgb.safetensors", in_channels=3, out_channels=6)
+    Image.new("L", (9, 8)).save(tmp_path / "wide.png")
+    Image.new("L", (8, 8)).save(tmp_path / "mine.png")
+    (tmp_path / "text.png").write_text("not an image")
+    np.savez(tmp_path / "mine.npz", np.zeros((2, 8, 8, 1), np.uint8))
+    code, _, err = run(*arguments.split())
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+    assert err.startswith("diffctl: ")
+    assert said in err
+
+
+def test_a_place_where_nothing_can_be_written_is_one_sentence(run):
+    code, _, err = run("sample", "--num", "1", "--steps", "1", "--out", "models/unet.safetensors/a.png")
+    assert code == 1
+    assert err.splitlines()[-1].startswith("diffctl: models/unet.safetensors cannot be used (")
+    assert "Traceback" not in err
+
+
+def test_a_damaged_checkpoint_is_exit_code_1_in_a_real_process(tmp_path):
+    (tmp_path / "a.pt").write_bytes(b"PK\x03\x04 torn")
+    result = diffctl(tmp_path, "import", "openai", "a.pt", "--preset", "adm-64")
+    assert result.returncode == 1
+    assert "a.pt is not a file of plain weights" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "models").exists()

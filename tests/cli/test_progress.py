@@ -1,0 +1,57 @@
+"""What a person and a log file see of long work."""
+
+import pytest
+
+from cli.shared.progress import clock, progress
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3661, "1:01:01")])
+def test_clock(seconds: float, said: str) -> None:
+    assert clock(seconds) == said
+
+
+def test_a_log_gets_the_end_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("sample") as show:
+        for done in (0, 5, 10):
+            show(done, 10, "x 1")
+        show(10, 10, "x 1")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sample 10/10 · ")
+    assert " images/s · took " in line
+    assert line.endswith("x 1")
+
+
+def test_what_was_reached_is_said_when_the_work_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        with progress("sample") as show:
+            show(3, 10, "")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        work()
+    assert capsys.readouterr().err.startswith("sample 3/10")
+
+
+def test_nothing_is_said_of_no_work(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("sample"):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_the_time_left_is_by_the_rate_of_the_last_minute(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One a second for 100 s, then, after an hour's pause, ten a second; the end says the rate of all."""
+    now = 0.0
+    monkeypatch.setattr("cli.shared.progress.time.monotonic", lambda: now)
+    with progress("train") as show:
+        for second in range(101):
+            now = float(second)
+            show(second, 1000, "")
+        for second in range(91):
+            now = 3700.0 + second
+            show(100 + 10 * second, 1000, "")
+    lines = capsys.readouterr().err.splitlines()
+    assert "train 99/1,000 · 1 images/s · ETA 15:01" in lines
+    assert any(" · 10 images/s · ETA 0:" in line for line in lines)
+    assert lines[-1] == "train 1,000/1,000 · 0 images/s · took 3790.0 s"

@@ -1,0 +1,122 @@
+"""`diffctl prune`: what goes, what stays, and that it is said before it is done."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diffusion.config import load
+from diffusion.images.store import open_store
+from diffusion.layout import CELL_RUNS, MODEL, MODEL_RUNS, PREPARED, TRAIN_RUNS
+from diffusion.model.model_file import save_artefact
+from diffusion.protocol.grid import cell_settings, grid
+from diffusion.sample.shards import cells_folder
+from diffusion.sample.sweep import shards_folder
+from diffusion.system.devices import default_device
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.files import write_text
+from diffusion.system.locks import file_lock
+from diffusion.train.identity import plan_training, result_of, training_fingerprint
+from tests.conftest import diffctl, write_params
+from tests.helpers.mlflow_server import empty_database
+from tests.helpers.networks import network_of
+from tracking import names
+from tracking.delivery import deliver
+from tracking.prune import leftovers
+from tracking.spool import Spool
+from tracking.store import connect, ensure_experiment, tracking_uri
+
+
+@pytest.fixture
+def plan(project: Path):
+    """A project with prepared data, an MLflow store, and what its training would give."""
+    assert diffctl(project, "stage", "data").returncode == 0
+    empty_database(project / "mlflow.db")
+    return plan_training(load(), open_store(PREPARED / "train").meta, default_device())
+
+
+def make_training(name: str, key: str, delivered: bool = True) -> Path:
+    folder = TRAIN_RUNS / name
+    folder.mkdir(parents=True)
+    write_text(folder / "state-000000007.safetensors", "weights")
+    spool = Spool(folder, key, f"digits-{name}", "diffctl-digits")
+    spool.metrics(7, {"loss": 1.0})
+    spool.close("FINISHED")
+    if delivered:
+        deliver(folder, tracking_uri())
+    return folder
+
+
+def make_units(folder: Path) -> Path:
+    write_text(folder / "00000000-00000004.npy", "images")
+    return folder
+
+
+def gone(plan, *keep: str) -> set[Path]:
+    return {leftover.path for leftover in leftovers(load(), plan, keep)}
+
+
+def test_trainings_of_other_settings_go_and_what_is_needed_stays(plan) -> None:
+    make_training(training_fingerprint(plan), "own")
+    other, named = make_training("other", "other"), make_training("named", "named")
+    make_training("undelivered", "undelivered", delivered=False)
+    running = make_training("running", "running")
+    with file_lock(running / "lock", timeout=0):
+        assert gone(plan) == {other, named}
+        assert gone(plan, "digits-named") == {other}
+    assert gone(plan) == {other, named, running}
+    with pytest.raises(UsageError, match="there is no run 'nobody'"):
+        gone(plan, "nobody")
+
+
+def test_images_of_other_models_and_of_cells_outside_the_grid_go(plan) -> None:
+    model = save_artefact(MODEL, network_of(plan.network).state_dict(), result_of(plan))
+    config = load()
+    cells = grid(config.sample, config.sweep)
+    present = [make_units(shards_folder(cell_settings(config.sample, cell), model)) for cell in cells]
+    outside = make_units(present[0].parent / "0123456789abcdef")
+    other = make_units(CELL_RUNS / ("b" * 16) / "0123456789abcdef").parent
+    assert gone(plan) == {outside, other}
+
+
+def test_the_champions_files_stay(plan) -> None:
+    training = make_training("best", "best")
+    cells = make_units(cells_folder("c" * 64) / "cell").parent
+    fetched = MODEL_RUNS / ("d" * 64)
+    write_text(fetched / "unet.safetensors", "weights")
+    assert gone(plan) == {training, cells, fetched}
+    client, name = connect(tracking_uri()), names.model_name("digits")
+    run = client.create_run(ensure_experiment(client, "diffctl-digits"))
+    client.create_registered_model(name)
+    tags = {names.KEY: "best", names.MODEL_SHA256: "c" * 64, names.FILE_SHA256: "d" * 64}
+    client.create_model_version(name, "runs:/x/model", run.info.run_id, tags)
+    client.set_registered_model_alias(name, names.CHAMPION, "1")
+    assert gone(plan) == set()
+
+
+def test_it_is_said_before_it_is_done(project: Path, plan) -> None:
+    other = make_training("other", "other")
+    said = diffctl(project, "prune")
+    assert said.returncode == 0, said.stderr
+    assert "training, 7 steps" in said.stdout
+    assert "may go: `diffctl prune --yes` removes them" in said.stdout
+    assert other.exists()
+    done = diffctl(project, "prune", "--yes", "--json")
+    (row,) = json.loads(done.stdout)
+    assert (row["path"], row["removed"]) == (str(other), True)
+    assert row["size"] > 0
+    assert not other.exists()
+    assert diffctl(project, "prune").stdout == "runs/ holds nothing that may go\n"
+
+
+def test_without_prepared_data_or_mlflow_nothing_is_called_needless(
+    project: Path, plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(DiffctlError, match="MLflow at"):
+        gone(plan)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    write_params(project, data={"channels": 3})
+    refused = diffctl(project, "prune")
+    assert refused.returncode == 2
+    assert "`diffctl stage data` prepares them" in refused.stderr

@@ -1,0 +1,258 @@
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from cli.commands.runs import _show_runs
+from diffusion.layout import RUN, SCORES, TRAIN_RUNS
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.files import write_json
+from diffusion.system.locks import file_lock
+from tests.conftest import diffctl
+from tests.helpers.mlflow_server import empty_database, free_port
+from tests.helpers.scores_document import document
+from tracking import names
+from tracking.lookup import find_run
+from tracking.overview import overview, reap
+from tracking.runs import fetch_model, fetch_scores, log_report, log_scores
+from tracking.sender import sync
+from tracking.spool import Spool
+from tracking.store import connect, ensure_experiment, search_runs, tracking_uri
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """An empty project as the working directory, with an empty MLflow store."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    empty_database(tmp_path / "mlflow.db")
+    return tmp_path
+
+
+def train(
+    key: str = "key", fingerprint: str = "f1" * 8, end: str | None = "FINISHED", steps: int = 20
+) -> Path:
+    """A training's spool with a model; `end` None is one that was killed."""
+    folder = TRAIN_RUNS / fingerprint
+    model = Path("models/unet.safetensors")
+    model.parent.mkdir(exist_ok=True)
+    model.write_bytes(f"weights of {key}".encode())
+    spool = Spool(folder, key, f"digits-{fingerprint[:8]}", "diffctl-digits")
+    spool.params({"train": {"steps": steps}})
+    spool.tags({names.FINGERPRINT: fingerprint})
+    for step in (10, 20):
+        spool.metrics(step, {"loss": 1 / step})
+    if end:
+        spool.artifact(model, names.MODEL_FOLDER)
+        spool.close(end)
+    write_json(RUN, {"key": key, "fingerprint": fingerprint, "tracking_uri": tracking_uri()})
+    return folder
+
+
+def children(run_id: str) -> list:
+    client = connect()
+    experiment = ensure_experiment(client, "diffctl-digits")
+    return search_runs(client, [experiment], f"tags.`{names.PARENT}` = '{run_id}'")
+
+
+def history(run_id: str, metric: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in connect().get_metric_history(run_id, metric)]
+
+
+def test_scores_become_a_child_a_cell_and_curves_on_the_parent():
+    train()
+    run_id = log_scores(RUN, document())  # delivers the spool that is still waiting
+    parent = connect().get_run(run_id)
+    assert parent.info.status == "FINISHED"
+    assert history(run_id, "loss") == [(10, 0.1), (20, 0.05)]
+    assert sorted(history(run_id, "kd_effnet_lite0_64/eta_0.0")) == [(5, 0.3), (10, 0.2)]
+    assert sorted(history(run_id, "excess/eta_1.0")) == [(5, 475.0), (10, 375.0)]
+    assert parent.data.tags[names.BEST] == "kd_effnet_lite0_64 0.2 at steps10-eta0"
+    cells = {run.data.tags[names.CELL]: run for run in children(run_id)}
+    assert set(cells) == set(document()["cells"])
+    cell = cells["steps10-eta0"]
+    assert cell.info.status == "FINISHED"
+    assert cell.info.run_name == "steps10-eta0"
+    assert cell.data.metrics == document()["cells"]["steps10-eta0"]["scores"]
+    assert cell.data.params["steps"] == "10"
+    assert cell.data.params["reference_digest"] == "r" * 64
+    assert fetch_scores(parent) == document()
+
+
+def test_a_richer_grid_has_a_curve_for_each_combination():
+    train()
+    richer = document()
+    for name, cell in list(richer["cells"].items()):
+        cell["sampler"] = "dpm-solver++" if cell["eta"] == 0 else "ddim"
+        richer["cells"][f"{name}-sampler_{cell['sampler']}"] = richer["cells"].pop(name)
+    run_id = log_scores(RUN, richer)
+    assert sorted(history(run_id, "kd_effnet_lite0_64/eta_0.0-sampler_dpm-solverpp")) == [(5, 0.3), (10, 0.2)]
+    assert sorted(history(run_id, "kd_effnet_lite0_64/eta_1.0-sampler_ddim")) == [(5, 0.5), (10, 0.4)]
+
+
+def test_logging_scores_again_changes_nothing():
+    train()
+    run_id = log_scores(RUN, document())
+    before = [run.to_dictionary() for run in children(run_id)]
+    assert log_scores(RUN, document()) == run_id
+    assert [run.to_dictionary() for run in children(run_id)] == before
+    assert len(history(run_id, "kd_effnet_lite0_64/eta_0.0")) == 2
+    log_scores(RUN, document(num_images=1000))  # another protocol
+    assert len(children(run_id)) == 8
+
+
+def test_a_model_that_mlflow_has_never_seen_gets_one_run():
+    write_json(RUN, {"key": "pulled", "fingerprint": "ab" * 8, "tracking_uri": "http://elsewhere"})
+    run_id = log_scores(RUN, document())
+    assert log_scores(RUN, document()) == run_id
+    run = find_run("digits-abababab")
+    assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")
+
+
+def test_scores_fail_loudly_without_mlflow(monkeypatch):
+    train()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(DiffctlError, match=r"MLflow at http://127\.0\.0\.1"):
+        log_scores(RUN, document())
+
+
+def test_a_model_without_its_identity_is_named_with_the_remedy():
+    with pytest.raises(DiffctlError, match="dvc pull"):
+        log_scores(RUN, document())
+
+
+def test_the_report_becomes_artifacts():
+    train()
+    write_json(SCORES, document())
+    page = Path("report/index.html")
+    page.parent.mkdir()
+    page.write_text("<html>")
+    run_id = log_report(RUN, page.parent)
+    assert [file.path for file in connect().list_artifacts(run_id, "report")] == ["report/index.html"]
+
+
+def test_a_run_is_found_by_id_prefix_name_and_fingerprint():
+    train("one", "f1" * 8)
+    train("two", "f2" * 8)
+    sync()
+    wanted = find_run("digits-f1f1f1f1")
+    run_id = wanted.info.run_id
+    for name in (run_id, run_id[:20], "f1" * 8):
+        assert find_run(name).info.run_id == run_id
+    with pytest.raises(UsageError, match="diffctl runs"):
+        find_run("nothing")
+    train("three", "f1" * 8 + "0")
+    sync()
+    with pytest.raises(UsageError, match="more than one"):
+        find_run("digits-f1f1f1f1")
+
+
+def test_a_model_is_fetched_once_and_checked(monkeypatch):
+    train()
+    sync()
+    path = fetch_model("digits-f1f1f1f1")
+    assert path.read_bytes() == b"weights of key"
+    assert path.parent.name == hashlib.sha256(b"weights of key").hexdigest()
+    run = find_run("digits-f1f1f1f1")
+    stored = Path(run.info.artifact_uri.removeprefix("file://")) / names.MODEL_FOLDER / "unet.safetensors"
+    stored.write_bytes(b"something else")
+    assert fetch_model("digits-f1f1f1f1") == path, "from the cache"
+    path.write_bytes(b"damaged")
+    with pytest.raises(DiffctlError, match="not the one that was logged"):
+        fetch_model("digits-f1f1f1f1")
+
+
+def test_a_run_without_a_model_says_so():
+    train(end=None)
+    sync()
+    with pytest.raises(DiffctlError, match="no model"):
+        fetch_model("digits-f1f1f1f1")
+
+
+def test_runs_shows_what_is_running_dead_and_done(here):
+    for index, end in enumerate((None, "FINISHED", "FAILED", "KILLED")):
+        train(f"key{index}", f"{index}" * 16, end)
+    with file_lock(train("running", "r" * 16, None) / "lock"):
+        rows, problem = overview()
+        assert problem is None
+        assert {row.fingerprint[0]: row.state for row in rows} == {
+            "0": "dead",
+            "1": "finished",
+            "2": "failed",
+            "3": "stopped",
+            "r": "running",
+        }
+        assert all(row.undelivered and row.run_id is None for row in rows)
+        assert {(row.step, row.steps) for row in rows} == {(20, 20)}
+        sync()
+        assert [row.undelivered for row in overview()[0]] == [False] * 5
+        assert [one.name for one in reap()] == ["digits-00000000"]
+        assert reap() == []
+        assert find_run("digits-00000000").info.status == "KILLED"
+        with pytest.raises(UsageError, match="running here"):
+            reap(["digits-rrrrrrrr"])
+
+
+def test_a_run_whose_folder_is_gone_is_shown_and_reaped_by_name(here):
+    folder = train(end=None)
+    sync()
+    for path in (folder / "events.jsonl", folder / "sent.json"):
+        path.unlink()
+    (row,) = overview()[0]
+    assert (row.state, row.folder) == ("running", None)
+    assert reap() == []
+    reap([row.run_id])
+    assert find_run(row.run_id).info.status == "KILLED"
+    with pytest.raises(UsageError, match="not running"):
+        reap([row.run_id])
+
+
+def test_a_running_one_that_gives_no_sign_is_shown_with_its_step(here, capsys):
+    minutes = {"r": 12, "s": 1, "t": None}  # since the heartbeat; one has not made any
+    folders = {key: train(key, key * 16, None, 30) for key in minutes}
+    for key, ago in minutes.items():
+        if ago is not None:
+            beat = {"key": key, "pid": 1, "step": 27, "heartbeat": round(time.time() - 60 * ago, 3)}
+            write_json(folders[key] / "run.json", beat)
+    with file_lock(folders["r"] / "lock"), file_lock(folders["s"] / "lock"), file_lock(folders["t"] / "lock"):
+        rows, _ = overview()
+        assert {row.fingerprint[0]: row.step for row in rows} == {"r": 27, "s": 27, "t": 20}
+        _show_runs(rows)
+    said = {line.split()[0][-1]: line for line in capsys.readouterr().out.splitlines()[1:4]}
+    assert "running, no sign for 12 min *" in said["r"]
+    assert "27 of 30" in said["r"]
+    for key in "st":
+        assert "running *" in said[key]
+    (dead,) = [row for row in overview()[0] if row.fingerprint[0] == "r"]
+    assert dead.state == "dead"
+
+
+@pytest.mark.slow
+def test_the_commands(here):
+    train(end=None)
+    listed = diffctl(here, "runs")
+    assert listed.returncode == 0, listed.stderr
+    assert "dead *" in listed.stdout
+    assert "diffctl sync" in listed.stdout
+    synced = diffctl(here, "sync", "--json")
+    assert json.loads(synced.stdout)[0]["points"] == 2
+    assert synced.stderr == ""
+    reaped = diffctl(here, "runs", "reap")
+    assert reaped.stdout == "digits-f1f1f1f1: marked KILLED\n"
+    (row,) = json.loads(diffctl(here, "runs", "--json").stdout)
+    assert (row["state"], row["undelivered"]) == ("dead", False)
+
+
+def test_the_commands_without_mlflow(here):
+    train()
+    dead = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    listed = diffctl(here, "runs", env=dead)
+    assert listed.returncode == 0
+    assert "finished *" in listed.stdout
+    assert "only what lies in runs/" in listed.stderr
+    synced = diffctl(here, "sync", env=dead)
+    assert synced.returncode == 1
+    assert len(synced.stderr.splitlines()) == 1

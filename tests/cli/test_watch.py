@@ -1,0 +1,197 @@
+"""What watches a training: previews that change nothing, what a full disk costs, rates of the steps alone."""
+
+import errno
+import os
+import signal
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cli.stages.training import Tracked
+from cli.stages.watch import Watch, write_preview
+from diffusion.images.store import open_store
+from diffusion.model.model_file import Artefact
+from diffusion.model.unet import UNet
+from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted
+from diffusion.train.distributed import ProcessGroup, RankLost
+from diffusion.train.loop import Silent, TrainState, new_state, train
+from diffusion.train.run_folder import open_run
+from tests.train.test_loop import CPU, assert_same, plan_of, run, run_until
+from tracking.spool import Spool
+
+DROPOUT = {"model": {"dropout": 0.3}, "train": {"lr": 0.01}}
+
+
+def preview(path: Path, state: TrainState) -> np.ndarray:
+    write_preview(path, state.plan, state.network, state.ema)
+    return np.asarray(Image.open(path))
+
+
+def test_a_preview_is_a_function_of_the_weights_and_changes_nothing(
+    digits_store: Path, tmp_path: Path
+) -> None:
+    store = open_store(digits_store)
+    watched, alone = (new_state(plan_of(store, **DROPOUT), CPU) for _ in range(2))
+    for state in (watched, alone):
+        run_until(state, store, 5)
+    first = preview(tmp_path / "first.png", watched)
+    torch.manual_seed(1)
+    preview(tmp_path / "second.png", watched)
+    assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
+    row = 64  # pixels: 8 of a digit, eight times as large
+    assert not np.array_equal(first[:row], first[-row:]), "raw weights above, their EMA below"
+    assert watched.network.training
+    assert not watched.ema.training
+    assert_same(watched, alone)
+    for state in (watched, alone):
+        run_until(state, store, 6)
+    assert_same(watched, alone)
+
+
+def test_what_only_watches_finds_no_room_and_the_training_goes_on(
+    digits_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(digits_store)
+    fsync = os.fsync
+
+    def full(handle: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{handle}")
+        if "/previews" in name or "run.json" in name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    watched, alone = (new_state(plan_of(store), CPU) for _ in range(2))
+    with open_run(tmp_path / "runs", "f") as folder, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default", DiffctlWarning)  # as a command shows them
+        watch = Watch(folder, watched.plan, Spool(folder.folder, "k", "n", "e"), lambda *_: None)
+        monkeypatch.setattr(os, "fsync", full)
+        train(watched, store, ProcessGroup(CPU), watch, folder.save, lambda: None)
+        monkeypatch.undo()
+        assert not list((folder.folder / "previews").iterdir())
+        assert len(list(folder.folder.glob("state-*.safetensors"))) == 2
+    room = "(No space left on device): the training goes on without"
+    previews = [f"no preview of step {step} {room}" for step in (6, 12)]
+    assert told_in(said) == [f"no heartbeat {room}", *previews]
+    run(alone, store)
+    assert_same(watched, alone)
+
+
+def told_in(said: list[warnings.WarningMessage]) -> list[str]:
+    return [str(warning.message) for warning in said if warning.category is DiffctlWarning]
+
+
+class Failing:
+    """An observer that fails at all that it is asked for; a preview does so in the midst of its work."""
+
+    def __init__(self, artefact: Artefact) -> None:
+        self.artefact = artefact
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        raise ValueError(f"nan at {step}")
+
+    def progress(self, step: int, total: int, values: dict[str, float]) -> None:
+        raise UnicodeEncodeError("ascii", "·", 0, 1, "no such letter")
+
+    def preview(self, step: int, network: UNet, ema: UNet) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("diffusion.sample.generate.generate", self._fail)
+            write_preview(Path("never.png"), self.artefact, network, ema)
+
+    def evaluate(self, step: int, ema: UNet) -> None:
+        raise DiffctlError("the reference is stale")
+
+    def _fail(self, *arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_what_only_watches_fails_and_the_training_goes_on(digits_store: Path) -> None:
+    """Also with dropout, which a preview turns off for itself."""
+    store, saved = open_store(digits_store), []
+
+    def save(state: TrainState) -> None:
+        saved.append(state.step)
+
+    changes = {**DROPOUT, "train": {"steps": 4, "log_every": 2, "preview_every": 2, "eval_every": 3}}
+    watched, alone = (new_state(plan_of(store, **changes), CPU) for _ in range(2))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default", DiffctlWarning)
+        train(watched, store, ProcessGroup(CPU), Failing(watched.plan), save, lambda: None)
+    assert saved == [4]
+    without = "the training goes on without"
+    assert [line for line in told_in(said) if not line.startswith("no live line")] == [
+        f"no metrics of step 2 (ValueError: nan at 2): {without}",
+        f"no preview of step 2 (OutOfMemoryError: CUDA out of memory.): {without}",
+        f"no score of step 3 (the reference is stale): {without}",
+        f"no metrics of step 4 (ValueError: nan at 4): {without}",
+        f"no preview of step 4 (OutOfMemoryError: CUDA out of memory.): {without}",
+        f"no score of step 4 (the reference is stale): {without}",
+    ]
+    assert len(told_in(said)) == 7, "the live line once, of four steps"
+    train(alone, store, ProcessGroup(CPU), Silent(), save, lambda: None)
+    assert_same(watched, alone)
+
+
+@pytest.mark.parametrize("stop", [Interrupted("stopped", signal.SIGTERM), RankLost("another has ended")])
+def test_a_stop_in_what_only_watches_stops_with_a_save(digits_store: Path, stop: DiffctlError) -> None:
+    class Stopping(Silent):
+        def preview(self, step: int, network: UNet, ema: UNet) -> None:
+            raise stop
+
+    store, saved = open_store(digits_store), []
+    state = new_state(plan_of(store, train={"steps": 4, "preview_every": 2}), CPU)
+    with pytest.raises(type(stop)):
+        train(
+            state, store, ProcessGroup(CPU), Stopping(), lambda state: saved.append(state.step), lambda: None
+        )
+    assert saved == [2]
+
+
+def test_a_score_that_is_made_good_fails_and_the_training_goes_on(digits_store: Path, tmp_path: Path) -> None:
+    def fail(step: int, ema: UNet) -> None:
+        raise RuntimeError("no room on the device")
+
+    validation: Any = SimpleNamespace(knows=lambda step: False, evaluate=fail)
+    state = new_state(plan_of(open_store(digits_store), train={"eval_every": 2}), CPU)
+    watch = Watch(SimpleNamespace(folder=tmp_path), state.plan, None, lambda *_: None, validation)
+    with pytest.warns(DiffctlWarning, match=r"no score of step 4 \(RuntimeError: no room"):
+        watch.catch_up(4, state.ema)
+
+
+class Clock:
+    """Time that passes where it is told to."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def take(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_the_rate_is_that_of_the_steps_alone(
+    digits_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes 2 s, a preview 100, a save 200, a score 400."""
+    clock, logged = Clock(), []
+    monkeypatch.setattr("cli.stages.watch.time", clock)
+    monkeypatch.setattr("cli.stages.watch.write_preview", lambda *_: clock.take(100))
+    folder = SimpleNamespace(folder=tmp_path, beat=lambda step: None, save=lambda state: clock.take(200))
+    validation: Any = SimpleNamespace(evaluate=lambda step, ema: clock.take(400))
+    spool: Any = SimpleNamespace(
+        metrics=lambda step, values: logged.append(values), image=lambda *_: None, sync=lambda: None
+    )
+    store = open_store(digits_store)
+    changes = {"batch_size": 8, "steps": 12, "log_every": 1, "preview_every": 3, "save_every": 2}
+    state = new_state(plan_of(store, train={**changes, "eval_every": 5}), CPU)
+    watch = Watch(folder, state.plan, spool, lambda *_: None, validation)
+    tracked = Tracked("train", folder, watch, spool)
+    train(state, store, ProcessGroup(CPU), watch, tracked.save, lambda: clock.take(2))
+    assert len(logged) == 12
+    assert [values["images_per_second"] for values in logged[1:]] == [4.0] * 11

@@ -1,0 +1,77 @@
+import copy
+import pickle
+
+import pytest
+from pydantic import ValidationError
+
+from diffusion.data.config import DataConfig
+from diffusion.data.registry import SOURCES, build_source
+from diffusion.system.registry import load_reference
+
+
+def test_every_name_has_a_source_that_takes_its_section(tmp_path):
+    for name, entry in SOURCES.items():
+        config = load_reference(entry.config)
+        assert issubclass(config, DataConfig)
+        path = None if name == "digits" else tmp_path
+        outlook = build_source(config(name=name, path=path, image_size=8)).outlook()
+        assert outlook.classes or outlook.blocked
+
+
+def test_a_set_has_its_own_class_however_it_is_made():
+    for made in (DataConfig(name="digits"), DataConfig.model_validate({"name": "digits"})):
+        assert type(made) is load_reference(SOURCES["digits"].config)
+        assert pickle.loads(pickle.dumps(made)) == copy.deepcopy(made) == made.model_copy() == made
+    assert type(DataConfig(name="cifar10")) is DataConfig
+    with pytest.raises(ValidationError, match="allowed are digits"):
+        DataConfig(name="mnist")
+
+
+def test_a_section_says_its_sets_own_options_alone():
+    def own(**values):
+        return DataConfig.model_validate(values).own_options()
+
+    assert own(name="digits") == own(name="cifar10", path="x") == {}
+    assert own(name="cifar100") == {"labels": "fine"}
+    folder = {"name": "image-folder", "path": "x", "image_size": 8}
+    assert own(**folder, test_fraction=0.5) == {"labels": None, "test_fraction": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "mnist"}, "name"),
+        ({"name": "imagenet"}, "image_size: imagenet has images of many sizes"),
+        ({"name": "image-folder", "path": "x"}, "image_size: image-folder has images of many sizes"),
+        ({"name": "image-folder", "image_size": 8}, "path: image-folder needs the folder"),
+        ({"name": "digits", "path": "x"}, "path: digits come with scikit-learn"),
+        ({"name": "cifar100", "labels": "medium"}, "labels\n  Input should be 'fine' or 'coarse'"),
+        ({"name": "cifar10", "labels": "fine"}, r"labels\n  .* this is for cifar100 and image-folder"),
+        (
+            {"name": "image-folder", "path": "x", "image_size": 8, "labels": "names.txt"},
+            "labels: folders, none",
+        ),
+        ({"name": "cifar10", "test_fraction": 0.1}, r"test_fraction\n  .* this is for image-folder"),
+        ({"name": "image-folder", "path": "x", "image_size": 8, "test_fraction": 1.0}, "test_fraction"),
+        ({"name": "digits", "channels": 2}, "channels"),
+        ({"name": "digits", "image_size": 0}, "image_size"),
+        ({"name": "digits", "on_bad": "ignore"}, "on_bad"),
+        ({"name": "digits", "flips": True}, "flips"),
+    ],
+)
+def test_impossible_combinations_are_refused_by_the_fields_name(values, message):
+    with pytest.raises(ValidationError, match=message):
+        DataConfig.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "digits", "image_size": 16, "channels": 3, "flip": True},
+        {"name": "cifar100", "labels": "coarse", "path": "raw"},
+        {"name": "imagenet", "image_size": 256},
+        {"name": "image-folder", "path": "x", "image_size": 8, "labels": "labels.csv", "test_fraction": 0.2},
+    ],
+)
+def test_possible_ones_are_not(values):
+    assert DataConfig.model_validate(values).name == values["name"]

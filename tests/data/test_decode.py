@@ -1,0 +1,188 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from diffusion.data.readers.decode import BadImage, decode
+from diffusion.data.readers.image_files import read_images
+from diffusion.data.readers.resize import conform, square
+from tests.helpers.raw_data import random_images
+
+
+def encoded(image, form="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def noise(size=16, seed=0):
+    return Image.fromarray(random_images(seed, 1, size)[0])
+
+
+def pixels_of(content, size, channels):
+    return np.asarray(decode(content, size, channels)).reshape(size, size, channels)
+
+
+def adm_square(image, size):
+    """What ADM does to ImageNet, with the number of halvings in closed form."""
+    for _ in range((min(image.size) // size).bit_length() - 1):
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
+    rows, columns, _ = (pixels := np.asarray(image)).shape
+    return pixels[(rows - size) // 2 :, (columns - size) // 2 :][:size, :size]
+
+
+@settings(deadline=None, max_examples=40)
+@given(width=st.integers(5, 150), height=st.integers(5, 150), size=st.sampled_from([5, 8, 32, 64]))
+def test_squares_are_adm_s(width, height, size):
+    pixels = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    np.testing.assert_array_equal(np.asarray(square(image, size)), adm_square(image, size))
+
+
+@settings(deadline=None, max_examples=25)
+@given(native=st.sampled_from([1, 3]), channels=st.sampled_from([1, 3]), size=st.sampled_from([8, 12, 20]))
+def test_conform_treats_a_batch_as_its_images(native, channels, size):
+    images = random_images(0, 3, 12, native)
+    out = conform(images, size, channels)
+    assert out.shape == (3, size, size, channels)
+    for image, found in zip(images, out, strict=True):
+        alone = pixels_of(encoded(Image.fromarray(image if native == 3 else image[..., 0])), size, channels)
+        np.testing.assert_array_equal(found, alone)
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF", "WEBP", "JPEG"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_format_is_what_pillow_reads(form, channels):
+    content = encoded(noise(), form)
+    with Image.open(io.BytesIO(content)) as image:
+        expected = np.asarray(image.convert("L" if channels == 1 else "RGB")).reshape(16, 16, channels)
+    np.testing.assert_array_equal(pixels_of(content, 16, channels), expected)
+
+
+def test_grey_palette_and_cmyk_become_rgb():
+    for mode in ("L", "P", "1", "CMYK"):
+        image = noise().convert(mode)
+        content = encoded(image, "JPEG" if mode == "CMYK" else "PNG")
+        with Image.open(io.BytesIO(content)) as back:
+            np.testing.assert_array_equal(pixels_of(content, 16, 3), np.asarray(back.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_parts_are_white(mode):
+    image = noise().convert(mode)
+    image.putalpha(0)
+    np.testing.assert_array_equal(pixels_of(encoded(image), 16, 3), 255)
+    image.putalpha(255)
+    opaque = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(pixels_of(encoded(image), 16, 3), opaque)
+    image.putalpha(128)
+    half = pixels_of(encoded(image), 16, 3).astype(int)
+    np.testing.assert_allclose(half, (opaque.astype(int) * 128 + 255 * 127) / 255, atol=1.1)
+
+
+def test_a_transparent_palette_entry_is_white():
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    np.testing.assert_array_equal(pixels_of(encoded(image, transparency=1), 4, 3), 255)
+    np.testing.assert_array_equal(
+        pixels_of(encoded(image, transparency=0), 4, 3), np.tile([10, 20, 30], (4, 4, 1))
+    )
+
+
+def test_sixteen_bits_are_scaled_and_not_cut():
+    levels = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    found = pixels_of(encoded(Image.fromarray(levels)), 8, 1)[..., 0]
+    np.testing.assert_array_equal(found, np.round(levels / 257))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_the_image(form, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(noise(), form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
+    with Image.open(io.BytesIO(content)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    np.testing.assert_array_equal(pixels_of(content, 16, 3), expected)
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP"])
+def test_an_animation_gives_its_first_frame(form):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    options = {"lossless": True} if form == "WEBP" else {}
+    content = encoded(frames[0], form, save_all=True, append_images=frames[1:], **options)
+    np.testing.assert_array_equal(pixels_of(content, 8, 3), np.tile([255, 0, 0], (8, 8, 1)))
+
+
+def bomb(width, height):
+    """A PNG of a few bytes that says it is huge."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [8200, 10_000, 60_000])
+def test_a_decompression_bomb_is_refused_before_it_unfolds(side):
+    with pytest.raises(BadImage, match="with more than 64 million pixels"):
+        pixels_of(bomb(side, side), 64, 3)
+
+
+def test_a_large_photograph_is_decoded_at_a_smaller_scale():
+    image = Image.new("RGB", (5000, 4000), "red")
+    assert pixels_of(encoded(image, "JPEG"), 64, 3).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP"])
+def test_a_truncated_image_is_bad(form):
+    content = encoded(noise(64), form)
+    with pytest.raises(BadImage, match=r"^(truncated|damaged|not an image)$"):
+        pixels_of(content[: len(content) // 2], 64, 3)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"text", b"<svg></svg>", encoded(noise(), "BMP"), encoded(noise(), "TIFF")]
+)
+def test_what_is_no_image_of_the_four_formats_is_bad(content):
+    with pytest.raises(BadImage, match="not an image"):
+        pixels_of(content, 16, 3)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    form=st.sampled_from(["PNG", "JPEG", "GIF", "WEBP"]),
+    edits=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=6),
+)
+def test_damaged_bytes_give_an_image_or_a_reason(form, edits):
+    content = bytearray(encoded(noise(24), form))
+    for at, value in edits:
+        content[at % len(content)] = value
+    try:
+        assert pixels_of(bytes(content), 24, 3).shape == (24, 24, 3)
+    except BadImage as error:
+        assert str(error)  # noqa: PT017 (either outcome is right)
+
+
+def test_bad_files_are_reported_and_hold_zeros(tmp_path):
+    (tmp_path / "good.png").write_bytes(encoded(noise()))
+    (tmp_path / "text.png").write_text("text")
+    rows = read_images(tmp_path, [b"good.png", b"text.png", b"gone.png"], 16, 3)
+    assert rows.bad == {1: "not an image", 2: "not readable (No such file or directory)"}
+    np.testing.assert_array_equal(rows.images[0], np.asarray(noise()))
+    assert not rows.images[1:].any()
+    assert not rows.digests[2].any()

@@ -1,0 +1,179 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion.data.config import DataConfig
+from diffusion.data.registry import build_source
+from diffusion.system.errors import DiffctlError, UsageError
+from tests.helpers.raw_data import by_image, prepared, random_images, write_folder
+
+
+def folder_config(path, **options):
+    return DataConfig(name="image-folder", path=path, image_size=8, **options)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    channels=st.sampled_from([1, 3]),
+    suffix=st.sampled_from(["png", "webp"]),
+    fraction=st.sampled_from([None, 0.3]),
+)
+def test_class_folders_round_trip(tmp_path_factory, seed, channels, suffix, fraction):
+    tmp_path = tmp_path_factory.mktemp("folder")
+    pool = random_images(seed, 24, 12, channels)
+    if suffix == "webp":
+        pool[..., 1:] = pool[..., :1]  # webp knows RGB only; equal channels survive the way to grey
+    names = ["a_cat", "the dog", "10"]
+    images = {f"{names[at % 3]}/{at}": image for at, image in enumerate(pool)}
+    write_folder(tmp_path / "raw", images, suffix)
+    options = {"image_size": 12, "channels": channels, "test_fraction": fraction}
+    train, test = prepared(tmp_path, name="image-folder", path=tmp_path / "raw", **options)
+    assert train.meta["classes"] == ["10", "a_cat", "the dog"]
+    assert len(test) == round(24 * (fraction or 0.1))
+    found = by_image(train) | by_image(test)
+    for name, image in images.items():
+        assert found[image.tobytes()] == name.split("/")[0]
+
+
+def test_numbered_classes_are_sorted_as_numbers(tmp_path):
+    write_folder(
+        tmp_path / "raw", {f"{at % 12}/{at}": image for at, image in enumerate(random_images(0, 36, 8))}
+    )
+    raw = build_source(folder_config(tmp_path / "raw")).open()
+    assert raw.classes == tuple(str(number) for number in range(12))
+
+
+@pytest.mark.parametrize("held_out", [["val"], ["test"], ["val", "test"]])
+def test_train_beside_test_or_val_is_an_official_split(tmp_path, held_out):
+    pool = random_images(0, 20, 8)
+    tops = [held_out[at // 5 % len(held_out)] if at % 5 == 0 else "train" for at in range(20)]
+    names = [f"{top}/{'ab'[at % 2]}/{at}" for at, top in enumerate(tops)]
+    write_folder(tmp_path / "raw", dict(zip(names, pool, strict=True)))
+    train, test = prepared(tmp_path, name="image-folder", path=tmp_path / "raw", image_size=8)
+    assert {image.tobytes() for image in test.images} == {image.tobytes() for image in pool[::5]}
+    assert train.meta["classes"] == ["a", "b"]
+    with pytest.raises(UsageError, match="test_fraction"):
+        build_source(folder_config(tmp_path / "raw", test_fraction=0.2)).open()
+
+
+def test_a_flat_folder_has_no_labels(tmp_path):
+    write_folder(tmp_path / "raw", {str(at): image for at, image in enumerate(random_images(0, 20, 8))})
+    (tmp_path / "raw/README.md").write_text("of my pictures")
+    train, test = prepared(tmp_path, name="image-folder", path=tmp_path / "raw", image_size=8)
+    assert train.labels is None
+    assert train.meta["classes"] == train.meta["counts"] == []
+    assert (len(train), len(test)) == (18, 2)
+
+
+def test_labels_none_takes_no_class_from_folders(tmp_path):
+    write_folder(tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(random_images(0, 20, 8))})
+    assert build_source(folder_config(tmp_path / "raw", labels="none")).open().train.labels is None
+
+
+def test_labels_folders_needs_folders(tmp_path):
+    write_folder(tmp_path / "raw", {str(at): image for at, image in enumerate(random_images(0, 4, 8))})
+    with pytest.raises(UsageError, match="no sub-folder with images"):
+        build_source(folder_config(tmp_path / "raw", labels="folders")).open()
+
+
+def test_a_csv_gives_labels_and_splits(tmp_path):
+    pool = random_images(0, 12, 8)
+    write_folder(tmp_path / "raw", {f"pictures/{at}": image for at, image in enumerate(pool)})
+    sides = ["left", "right"]
+    rows = [f"pictures/{at}.png,{sides[at % 2]},{'test' if at > 8 else 'train'}\n" for at in range(12)]
+    (tmp_path / "raw/labels.csv").write_text("file,label,split\n" + "".join(rows), encoding="utf-8-sig")
+    options = {"image_size": 8, "labels": "labels.csv"}
+    train, test = prepared(tmp_path, name="image-folder", path=tmp_path / "raw", **options)
+    assert (len(train), len(test)) == (9, 3)
+    assert by_image(test)[pool[9].tobytes()] == "right"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n", "needs a first line with a column file"),
+        ("file,b\n", "a column label"),
+        ("file,label,split\n0.png,a,trian\n", "split 'trian' is none of train"),
+        ("file,label\n0.png,\n", "none of the 3 images"),
+        ("file,label\nx.png,a\n", "none of the 3 images"),
+        (None, "is not there"),
+    ],
+)
+def test_a_csv_that_does_not_fit_is_explained(tmp_path, text, message):
+    write_folder(tmp_path / "raw", {str(at): image for at, image in enumerate(random_images(0, 3, 8))})
+    if text is not None:
+        (tmp_path / "raw/labels.csv").write_text(text)
+    with pytest.raises(DiffctlError, match=message):
+        build_source(folder_config(tmp_path / "raw", labels="labels.csv")).open()
+
+
+def test_everything_that_cannot_be_used_is_counted_and_named(tmp_path):
+    raw = tmp_path / "raw"
+    write_folder(raw, {f"{'ab'[at % 2]}/{at}": image for at, image in enumerate(random_images(0, 6, 8))})
+    write_folder(raw, {"loose": random_images(1, 1, 8)[0], "a/0": random_images(2, 1, 8)[0]}, "webp")
+    (raw / "empty").mkdir()
+    (raw / "a/notes.txt").write_text("no image")
+    (raw / "README.txt").write_text("beside the classes")
+    (raw / ".hidden").mkdir()
+    (raw / ".hidden/x.png").write_bytes(b"")
+    (raw / "a/Thumbs.db").write_bytes(b"")
+    outlook = build_source(folder_config(raw)).outlook()
+    assert outlook.images == 6
+    assert sorted(outlook.problems) == [
+        ("a/0.webp", "with the name of another"),
+        ("a/Thumbs.db", "not an image"),
+        ("a/notes.txt", "not an image"),
+        ("empty", "empty class"),
+        ("loose.webp", "outside a class folder"),
+    ]
+
+
+def test_csv_rows_without_file_and_files_without_row_are_named(tmp_path):
+    raw = write_folder(tmp_path / "raw", {str(at): image for at, image in enumerate(random_images(0, 4, 8))})
+    (raw / "l.csv").write_text("file,label\n0.png,a\n1.png,b\n1.png,a\ngone.png,a\n./2.png,b\n")
+    outlook = build_source(folder_config(raw, labels="l.csv")).outlook()
+    assert sorted(outlook.problems) == [
+        ("1.png", "listed twice with different labels"),
+        ("3.png", "without a label"),
+        ("gone.png", "missing"),
+    ]
+
+
+def test_links_are_followed_once_and_a_circle_ends(tmp_path):
+    write_folder(tmp_path / "elsewhere", {str(at): image for at, image in enumerate(random_images(0, 4, 8))})
+    raw = write_folder(tmp_path / "raw", {"a/x": random_images(1, 1, 8)[0]})
+    (raw / "b").symlink_to(tmp_path / "elsewhere")
+    (raw / "b/circle").symlink_to(raw)
+    (raw / "a/gone.png").symlink_to(tmp_path / "nowhere.png")
+    raw_data = build_source(folder_config(raw)).open()
+    readers = raw_data.train.reader, raw_data.test.reader
+    names = {name for reader in readers for name in reader.names(np.arange(len(reader)))}
+    assert names == {"a/x.png", "a/gone.png", "b/0.png", "b/1.png", "b/2.png", "b/3.png"}
+
+
+def test_names_that_are_no_text_are_read_and_reported(tmp_path):
+    raw = write_folder(
+        tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(random_images(0, 3, 8))}
+    )
+    odd = b"a/\xff\xfe.png"
+    with open(bytes(raw) + b"/" + odd, "wb") as file:
+        file.write(b"nothing")
+    with pytest.raises(DiffctlError, match=r"1 not an image \(a/\\udcff\\udcfe\.png\)"):
+        prepared(tmp_path, name="image-folder", path=raw, image_size=8)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")]
+)
+def test_a_folder_without_images_is_refused(tmp_path, make):
+    make(tmp_path / "raw")
+    with pytest.raises(DiffctlError, match=r"data\.path"):
+        build_source(folder_config(tmp_path / "raw")).open()
+
+
+def test_a_single_image_is_too_few(tmp_path):
+    raw = write_folder(tmp_path / "raw", {"0": random_images(0, 1, 8)[0]})
+    with pytest.raises(DiffctlError, match="one image is too few"):
+        build_source(folder_config(raw)).open()

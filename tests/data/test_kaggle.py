@@ -1,0 +1,174 @@
+"""The real kagglehub against a server that answers as Kaggle's does. Its test endpoint has a fixed port."""
+
+import io
+import json
+import tempfile
+import threading
+import zipfile
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from diffusion.data.config import DataConfig
+from diffusion.data.registry import build_source
+from diffusion.data.sources.kaggle import can_ask_kaggle
+from diffusion.system.errors import DiffctlError, TemporaryError
+from diffusion.system.locks import file_lock
+from tests.helpers.raw_data import by_image, prepared, random_images, write_imagenet, write_mini_imagenet
+
+pytest.importorskip("kagglehub")
+pytestmark = pytest.mark.slow
+
+
+class Kaggle(BaseHTTPRequestHandler):
+    """GetDataset, DownloadDataset and DownloadDataFiles; `archives` by the handle's last part."""
+
+    archives: dict[str, bytes]
+    calls: list[str]
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        method = self.path.rpartition("/")[2]
+        name = body.get("datasetSlug") or body.get("competitionName")
+        self.calls.append(method)
+        if name not in self.archives:
+            self._answer(403, b"", "text/plain")
+        elif method == "GetDataset":
+            self._answer(200, json.dumps({"currentVersionNumber": 1}).encode(), "application/json")
+        else:
+            self._answer(200, self.archives[name], "application/zip")
+
+    def _answer(self, status: int, content: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def port_alone():
+    """Kaggle's port for this test alone: tests that run beside it would meet its server."""
+    with file_lock(Path(tempfile.gettempdir()) / "diffctl-test-kaggle.lock", timeout=120):
+        yield
+
+
+@pytest.fixture
+def signed_in(tmp_path, monkeypatch, port_alone):
+    """A user with a token, and no server."""
+    monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "TEST")
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "a token")
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kagglehub"))
+    monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "localhost")
+
+
+@contextmanager
+def serving():
+    """A server without archives."""
+
+    class Handler(Kaggle):
+        archives: ClassVar = {}
+        calls: ClassVar = []
+
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", 7777), Handler)
+    except OSError:
+        pytest.skip("port 7777 is taken")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield Handler
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def kaggle(signed_in):
+    with serving() as server:
+        yield server
+
+
+def packed(folder):
+    """A zip of all files of a folder."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as out:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                out.write(path, path.relative_to(folder))
+    return archive.getvalue()
+
+
+def test_mini_imagenet_comes_from_kaggle_once(tmp_path, kaggle):
+    names = ["a", "b", "c", "d"] * 6
+    images = random_images(0, 24, 84)
+    kaggle.archives["miniimagenet"] = packed(write_mini_imagenet(tmp_path / "made", images, names))
+    assert not build_source(DataConfig(name="mini-imagenet")).outlook().blocked
+    for _ in range(2):
+        train, test = prepared(tmp_path, name="mini-imagenet", image_size=84)
+    found = by_image(train) | by_image(test)
+    assert all(found[image.tobytes()] == name for image, name in zip(images, names, strict=True))
+    assert kaggle.calls.count("DownloadDataset") == 1
+
+
+def test_imagenet_comes_from_kaggle(tmp_path, kaggle):
+    pool = random_images(0, 8, 16)
+    train_images = {"n01440764": list(pool[:3]), "n01443537": list(pool[3:6])}
+    made = write_imagenet(tmp_path / "made", train_images, [("n01443537", pool[6]), ("n01440764", pool[7])])
+    kaggle.archives["imagenet-object-localization-challenge"] = packed(made)
+    train, test = prepared(tmp_path, name="imagenet", image_size=16)
+    assert (len(train), len(test)) == (6, 2)
+    assert test.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("name", ["mini-imagenet", "imagenet"])
+def test_what_kaggle_gave_needs_neither_server_nor_token_again(tmp_path, signed_in, name, monkeypatch):
+    """It lies in our own cache unless KAGGLEHUB_CACHE says otherwise."""
+    monkeypatch.delenv("KAGGLEHUB_CACHE")
+    config = {"name": name, "image_size": 16}
+    with serving() as server:
+        images = random_images(0, 24, 84)
+        mini = write_mini_imagenet(tmp_path / "mini", images, ["a", "b", "c", "d"] * 6)
+        synsets = {"n01440764": list(images[:3]), "n01443537": list(images[3:6])}
+        large = write_imagenet(tmp_path / "large", synsets, [("n01443537", images[6])])
+        server.archives |= {
+            "miniimagenet": packed(mini),
+            "imagenet-object-localization-challenge": packed(large),
+        }
+        first, _ = prepared(tmp_path / "first", **config)
+        assert build_source(DataConfig(**config)).outlook().download == 0
+    monkeypatch.delenv("KAGGLE_API_TOKEN")
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
+    assert not can_ask_kaggle()
+    outlook = build_source(DataConfig(**config)).outlook()
+    assert (outlook.download, outlook.blocked) == (0, "")
+    second, _ = prepared(tmp_path / "second", **config)
+    assert second.digest == first.digest
+    assert (tmp_path / "cache/kagglehub").is_dir()
+
+
+def test_a_refusal_of_kaggle_is_one_sentence_with_what_to_do(tmp_path, kaggle):
+    assert can_ask_kaggle()
+    with pytest.raises(DiffctlError, match=r"have you accepted its rules at https://www\.kaggle") as error:
+        build_source(DataConfig(name="imagenet", image_size=64)).open()
+    assert "\n" not in str(error.value)
+    assert str(tmp_path / "cache/imagenet") in str(error.value)
+
+
+def test_a_server_that_is_away_may_come_back(signed_in):
+    with pytest.raises(TemporaryError, match="Kaggle does not answer") as error:
+        build_source(DataConfig(name="mini-imagenet")).open()
+    assert "\n" not in str(error.value)
+
+
+def test_without_a_token_kaggle_is_not_asked(kaggle, monkeypatch, tmp_path):
+    monkeypatch.delenv("KAGGLE_API_TOKEN")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
+    assert not can_ask_kaggle()
+    assert not kaggle.calls

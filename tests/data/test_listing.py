@@ -1,0 +1,99 @@
+"""Folders of image files by column, against plain Python over os.walk."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion.data.readers.listing import FilePaths, list_images
+
+STEMS = st.sampled_from(["a", "A", "a.b", "b-1", "ß", "SS", "Ω", "0", "10", "9"])
+NAMES = st.builds(lambda stem, suffix: stem + suffix, STEMS, st.sampled_from([".png", ".JPG", ".txt", ""]))
+FOLDERS = st.sampled_from(["", "x/", "x/y/", "ä/", "x-1/"])
+LIST_TWICE = """
+import sys
+from pathlib import Path
+import numpy as np
+from diffusion.data.readers import listing
+
+listing.CHUNK = 4
+assert listing.forks()
+for listing.MANY in (10**9, 0):
+    found = listing.list_images(Path(sys.argv[1]))
+    paths = found.paths.take(np.arange(len(found.paths)))
+    print([paths, found.others, found.problems, found.content, found.identity])
+"""
+
+
+def plainly(root, paths):
+    """The images in order, and those whose stem an earlier file of their folder has."""
+    images, twins = [], []
+    for folder in sorted({os.path.dirname(path) for path in paths}, key=lambda name: name.split("/")):
+        taken = set()
+        for path in sorted((path for path in paths if os.path.dirname(path) == folder), key=os.fsencode):
+            stem, suffix = os.path.splitext(os.path.basename(path))
+            if suffix.lower() in (".png", ".jpg"):
+                (twins if stem.casefold() in taken else images).append(path)
+                taken.add(stem.casefold())
+    return images, twins
+
+
+@settings(max_examples=40, deadline=None)
+@given(paths=st.sets(st.builds(lambda folder, name: folder + name, FOLDERS, NAMES), max_size=30))
+def test_a_listing_is_what_plain_python_finds(tmp_path_factory, paths):
+    root = tmp_path_factory.mktemp("raw")
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(path.encode())
+    listing = list_images(root)
+    images, twins = plainly(root, paths)
+    found = [os.fsdecode(path) for path in listing.paths.take(np.arange(len(listing.paths)))]
+    assert found == images
+    assert [problem.where for problem in listing.problems] == twins
+    assert sorted(listing.others) == sorted(
+        path for path in paths if os.path.splitext(path)[1] not in (".png", ".JPG")
+    )
+    assert [listing.paths.find(path) for path in images] == list(range(len(images)))
+    assert all(listing.paths.find(path) == -1 for path in [*twins, "x", "nowhere/a.png", "", "x/~.png"])
+
+
+def test_rows_are_taken_in_any_order():
+    paths = FilePaths([("", np.array([b"p", b"qq"])), ("a/b/", np.array([b"x.png"]))])
+    assert paths.take(np.array([2, 0, 1, 2])) == [b"a/b/x.png", b"p", b"qq", b"a/b/x.png"]
+    assert paths.take(np.array([], dtype=np.int64)) == []
+    assert len(paths) == 3
+
+
+@pytest.mark.parametrize("change", ["name", "size", "time", "nothing"])
+def test_content_is_names_and_sizes_and_identity_the_times_too(tmp_path, change):
+    for name in ("a.png", "b/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"some")
+    before = list_images(tmp_path)
+    if change == "name":
+        (tmp_path / "a.png").rename(tmp_path / "d.png")
+    elif change == "size":
+        (tmp_path / "a.png").write_bytes(b"more of it")
+    elif change == "time":
+        os.utime(tmp_path / "a.png", (1, 1))
+    after = list_images(tmp_path)
+    assert (before.content == after.content) == (change in ("time", "nothing"))
+    assert (before.identity == after.identity) == (change == "nothing")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there do processes fork")
+def test_many_files_are_listed_by_several_processes_as_by_one(tmp_path):
+    for folder in ("", "b/", "b/c/"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for at in range(30):
+            (tmp_path / f"{folder}{at}.png").write_bytes(bytes(at))
+        for name in ("10.jpg", "x.txt", "B.webp", "b.gif"):  # twins far from each other, and another file
+            (tmp_path / f"{folder}{name}").write_bytes(b"")
+    command = [sys.executable, "-c", LIST_TWICE, str(tmp_path)]
+    one, several = subprocess.run(command, text=True, stdout=subprocess.PIPE, check=True).stdout.splitlines()
+    assert one == several
+    assert one.count("with the name of another") == 6

@@ -1,0 +1,378 @@
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import psutil
+import pytest
+
+from diffusion.data.config import DataConfig
+from diffusion.data.prepare import prepare
+from diffusion.data.source import ArrayReader
+from diffusion.data.writing.blocks import Target, fill
+from diffusion.images.store import open_store
+from diffusion.system.errors import DiffctlError
+from diffusion.system.locks import file_lock
+from tests.conftest import ROOT, command, diffctl, environment, write_params
+from tests.helpers.raw_data import by_image, prepared, random_images, tree, write_folder
+from tests.helpers.waiting import wait_until
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from diffusion.data.sources.image_folder import ImageFolderConfig
+from diffusion.data.prepare import prepare
+
+if __name__ == "__main__":
+    raw, out, work = map(Path, sys.argv[1:4])
+    show = lambda done, total: print(done, total, flush=True)
+    config = ImageFolderConfig(name="image-folder", path=raw, image_size=int(sys.argv[4]))
+    prepare(config, out, show, work=work)
+"""
+
+
+def folder_config(raw, **options):
+    return DataConfig(name="image-folder", path=raw, **{"image_size": 8, **options})
+
+
+def with_bad_images(raw):
+    """20 good images of two classes, and three that cannot be read."""
+    write_folder(raw, {f"{'ab'[at % 2]}/{at:02d}": image for at, image in enumerate(random_images(0, 20, 8))})
+    good = (raw / "a/00.png").read_bytes()
+    (raw / "a/cut.png").write_bytes(good[:-40])
+    (raw / "b/text.png").write_text("not an image")
+    (raw / "c").mkdir()
+    (raw / "c/only.png").write_text("the one image of its class")
+    return raw
+
+
+def test_equal_raw_files_give_equal_bytes(tmp_path):
+    raw = write_folder(
+        tmp_path / "raw",
+        {f"{'abc'[at % 3]}/{at}": image for at, image in enumerate(random_images(0, 600, 8))},
+    )
+    shutil.copytree(raw, tmp_path / "elsewhere", copy_function=shutil.copyfile)  # other times, another place
+    for number, place in enumerate((raw, tmp_path / "elsewhere")):
+        prepare(folder_config(place), tmp_path / f"out{number}", work=tmp_path / f"work{number}")
+        assert os.listdir(tmp_path / f"work{number}") == []
+    assert tree(tmp_path / "out0") == tree(tmp_path / "out1")
+    assert set(tree(tmp_path / "out0")) == {
+        f"{split}/{name}" for split in ("train", "test") for name in ("images.npy", "labels.npy", "meta.json")
+    }
+
+
+def test_the_meta_says_what_is_inside(tmp_path):
+    raw = write_folder(
+        tmp_path / "raw",
+        {f"{'abc'[at % 3]}/{at}": image for at, image in enumerate(random_images(0, 30, 12))},
+    )
+    train, test = prepared(tmp_path, name="image-folder", path=raw, image_size=8, channels=1)
+    for store, count in ((train, 27), (test, 3)):
+        meta = store.meta
+        assert meta["name"] == "image-folder"
+        assert meta["classes"] == ["a", "b", "c"]
+        assert (meta["image_size"], meta["channels"], meta["count"]) == (8, 1, count)
+        assert sum(meta["counts"]) == count
+        assert any("grey" in step for step in meta["transforms"])
+        assert set(meta["sources"]) == {"names and sizes", "train: 27 files", "test: 3 files"}
+    changed = raw / "a/0.png"
+    changed.write_bytes((raw / "a/3.png").read_bytes())
+    again, _ = prepared(tmp_path, name="image-folder", path=raw, image_size=8, channels=1)
+    assert again.digest != train.digest or open_store(tmp_path / "prepared/test").digest != test.digest
+
+
+def test_what_cannot_be_used_stops_the_work_with_counts_and_paths(tmp_path):
+    raw = with_bad_images(tmp_path / "raw")
+    with pytest.raises(DiffctlError, match="3 of the raw files cannot be used") as error:
+        prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
+    assert "1 truncated (a/cut.png)" in str(error.value)
+    assert "2 not an image (b/text.png, c/only.png)" in str(error.value)
+    assert "data.on_bad: skip" in str(error.value)
+    listed = (tmp_path / "work/problems.csv").read_text().splitlines()
+    assert listed[0] == "file,why"
+    assert len(listed) == 4
+    assert not (tmp_path / "out").exists()
+
+
+def test_skipping_leaves_them_out_and_lists_them(tmp_path):
+    raw = with_bad_images(tmp_path / "raw")
+    train, test = prepared(tmp_path, name="image-folder", path=raw, image_size=8, on_bad="skip")
+    assert train.meta["classes"] == ["a", "b"]  # c has lost its only image
+    assert len(train) + len(test) == 20
+    good = {image.tobytes(): "ab"[at % 2] for at, image in enumerate(random_images(0, 20, 8))}
+    assert by_image(train) | by_image(test) == good
+    assert sum(train.meta["skipped"].values()) == 3
+    assert len((tmp_path / "prepared/skipped.csv").read_text().splitlines()) == 4
+
+
+def test_skipping_after_a_stop_decodes_nothing_again(tmp_path):
+    raw = with_bad_images(tmp_path / "raw")
+    with pytest.raises(DiffctlError):
+        prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
+    steps = []
+    config = folder_config(raw, on_bad="skip")
+    prepare(config, tmp_path / "out", lambda *step: steps.append(step), work=tmp_path / "work")
+    assert steps == [(21, 23), (23, 23)]  # a step a split: all was done
+
+
+def test_problems_of_the_listing_stop_before_anything_is_read(tmp_path):
+    raw = write_folder(
+        tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(random_images(0, 5, 8))}
+    )
+    (raw / "empty").mkdir()
+    steps = []
+    with pytest.raises(DiffctlError, match=r"1 empty class \(empty\)"):
+        prepare(
+            folder_config(raw), tmp_path / "out", lambda *step: steps.append(step), work=tmp_path / "work"
+        )
+    assert not steps
+
+
+def test_duplicates_are_counted_within_and_across(tmp_path):
+    pool = random_images(0, 16, 8)
+    names = [f"train/a/{at}" for at in range(12)] + [f"test/a/{at}" for at in range(4)]
+    images = dict(zip(names, pool, strict=True))
+    images["train/a/1"] = images["train/a/2"] = images["train/a/0"]
+    images["test/a/0"] = images["train/a/5"]
+    write_folder(tmp_path / "raw", images)
+    train, test = prepared(tmp_path, name="image-folder", path=tmp_path / "raw", image_size=8)
+    assert train.meta["duplicates"] == {"within": 2}
+    assert test.meta["duplicates"] == {"within": 0, "of_train": 1}
+    listed = (tmp_path / "prepared/duplicates.csv").read_text().splitlines()
+    copies = {tuple(sorted(line.replace("copy of ", "").split(","))) for line in listed[1:]}
+    assert listed[0] == "file,why"
+    assert len(copies) == 3
+    assert ("test: test/a/0.png", "train: train/a/5.png") in copies
+    among = {name for pair in copies for name in pair if "a/5" not in name and "test" not in name}
+    assert among == {f"train: train/a/{at}.png" for at in range(3)}
+
+
+def test_copies_are_named_where_bad_rows_are_left_out(tmp_path):
+    pool = random_images(0, 12, 8)
+    pool[7] = pool[3]
+    raw = write_folder(tmp_path / "raw", {f"train/a/{at:02d}": image for at, image in enumerate(pool)})
+    write_folder(raw, {"test/a/0": random_images(1, 1, 8)[0]})
+    for at in (0, 4, 5, 11):
+        (raw / f"train/a/{at:02d}.png").write_bytes(b"no image")
+    prepared(tmp_path, name="image-folder", path=raw, image_size=8, on_bad="skip")
+    listed = (tmp_path / "prepared/duplicates.csv").read_text().splitlines()
+    assert len(listed) == 2
+    assert {"03", "07"} == {part[-6:-4] for part in listed[1].split(",")}
+
+
+def start(tmp_path, raw, size=48):
+    arguments = [str(raw), str(tmp_path / "out"), str(tmp_path / "work"), str(size)]
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    return subprocess.Popen(
+        [sys.executable, str(program), *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+
+
+@pytest.fixture(scope="module")
+def many_images(tmp_path_factory):
+    images = random_images(0, 40, 48)
+    raw = tmp_path_factory.mktemp("many") / "raw"
+    return write_folder(raw, {f"{'ab'[at % 2]}/{at:05d}": images[at % 40] for at in range(6000)})
+
+
+@pytest.mark.parametrize(
+    "kill",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_preparation_goes_on_and_leaves_no_process(tmp_path, many_images, kill):
+    process = start(tmp_path, many_images)
+    block = Target(tmp_path, (6000, 48, 48, 3)).block
+    while int(process.stdout.readline().split()[0]) < block:
+        pass
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(kill)
+    process.wait(60)
+    wait_until(lambda: not any(worker.is_running() and worker.status() != "zombie" for worker in workers))
+    assert not (tmp_path / "out").exists()
+    noted = sum(len(path.read_text().splitlines()) for path in (tmp_path / "work").rglob("journal.jsonl"))
+    steps = []
+    config = folder_config(many_images, image_size=48)
+    prepare(config, tmp_path / "out", lambda done, total: steps.append(done), work=tmp_path / "work")
+    assert steps[0] >= block * (noted - 2)  # the last block of a split is shorter
+    prepare(config, tmp_path / "fresh", work=tmp_path / "fresh_work")
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT])
+def test_the_stopped_data_stage_says_so_and_goes_on(tmp_path, many_images, kill):
+    write_params(
+        tmp_path,
+        data={"name": "image-folder", "path": str(many_images), "image_size": 48},
+        model={"attention": [24]},
+    )
+    process = subprocess.Popen(
+        command("stage", "data"), cwd=tmp_path, env=environment(None), stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: any(path.stat().st_size for path in tmp_path.rglob("journal.jsonl")))
+    process.send_signal(kill)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (128 + kill, 0)  # 0: it was done before the signal came
+    assert "Traceback" not in errors
+    assert process.returncode == 0 or "goes on from here" in errors
+    again = diffctl(tmp_path, "stage", "data")
+    assert again.stdout.strip() == "data/prepared: 5,400 train, 600 test images of 48×48×3, 2 classes"
+
+
+def test_a_worker_killed_for_memory_is_one_sentence(tmp_path, many_images):
+    config = folder_config(many_images, image_size=48)
+
+    def kill_a_worker(done, total):
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    with pytest.raises(DiffctlError, match="was killed, most likely for want of memory"):
+        prepare(config, tmp_path / "out", kill_a_worker, work=tmp_path / "work")
+    prepare(config, tmp_path / "out", work=tmp_path / "work")
+    assert len(open_store(tmp_path / "out/train")) == 5400
+
+
+def test_two_at_once_do_not_disturb_each_other(tmp_path, many_images):
+    config, refused = folder_config(many_images, image_size=48), []
+
+    def again(done, total):
+        if not refused:
+            with pytest.raises(DiffctlError, match="is being prepared by another process already") as error:
+                prepare(config, tmp_path / "out", work=tmp_path / "work")
+            refused.append(error)
+
+    prepare(config, tmp_path / "out", again, work=tmp_path / "work")
+    assert refused
+
+
+# Two preparations of the same: the first deletes its folder when the second one is there, which waits for it.
+FIRST = """
+import shutil
+from pathlib import Path
+from diffusion.data import prepare as module
+from tests.helpers.waiting import wait_until
+
+remove = shutil.rmtree
+
+def remove_when_the_other_is_there(folder, **options):
+    if folder.parent.name == "work":
+        Path("deleting").touch()
+        wait_until(Path("there").exists, 60)
+    remove(folder, **options)
+
+shutil.rmtree = remove_when_the_other_is_there
+module.prepare(module.DataConfig(name="digits"), Path("out"), work=Path("work"))
+Path("ended").touch()
+"""
+SECOND = """
+from pathlib import Path
+from diffusion.system import locks
+from diffusion.data import prepare as module
+from tests.helpers.waiting import wait_until
+
+wait_until(Path("deleting").exists, 60)
+locks.LOOK_SECONDS, sleep = 60, locks.time.sleep
+
+def wait(seconds):
+    Path("there").touch()
+    sleep(seconds)
+
+def fill(done, total):
+    Path("there").touch()
+    wait_until(Path("ended").exists, 60)
+
+locks.time.sleep = wait
+module.prepare(module.DataConfig(name="digits"), Path("out"), fill, work=Path("work"))
+"""
+AGAIN = """
+from pathlib import Path
+from diffusion.system import locks
+from diffusion.data import prepare as module
+
+locks.LOOK_SECONDS = 60
+for _ in range(4):
+    module.prepare(module.DataConfig(name="digits"), Path("out"), work=Path("work"))
+"""
+
+
+@pytest.mark.parametrize("programs", [(FIRST, SECOND), (AGAIN,) * 4], ids=["waits", "comes between"])
+def test_a_second_preparation_at_the_end_of_the_first_loses_nothing(tmp_path, programs):
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=tmp_path,
+            env=environment({"PYTHONPATH": str(ROOT)}),
+            stderr=subprocess.PIPE,
+        )
+        for program in programs
+    ]
+    assert [process.communicate(timeout=120)[1] for process in running] == [b""] * len(programs)
+    assert len(open_store(tmp_path / "out/train")) + len(open_store(tmp_path / "out/test")) == 1797
+    assert os.listdir(tmp_path / "work") == []
+
+
+def test_a_torn_journal_line_is_work_to_do_again(tmp_path):
+    images = random_images(0, 1000, 8)
+    target = Target(tmp_path / "split", images.shape)
+    fill(ArrayReader(images), target, lambda images: None)
+    whole = target.journal.read_bytes()
+    target.journal.write_bytes(whole[:-5])
+    last = json.loads(whole.splitlines()[-1])["start"]
+    with open(target.images, "r+b") as file:
+        file.seek(target.header + last * 192)
+        file.write(bytes(192))
+    steps = []
+    assert fill(ArrayReader(images), target, steps.append) == {}
+    assert sum(steps) == 1000
+    assert steps[0] == last
+    np.testing.assert_array_equal(np.load(target.images), images)
+
+
+def test_changed_raw_files_start_afresh(tmp_path):
+    raw = with_bad_images(tmp_path / "raw")
+    with pytest.raises(DiffctlError):
+        prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
+    for path in ("a/cut.png", "b/text.png", "c/only.png"):
+        shutil.copyfile(raw / "b/01.png", raw / path)
+    prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
+    assert open_store(tmp_path / "out/train").meta["classes"] == ["a", "b", "c"]
+
+
+def test_what_other_settings_left_half_done_goes_when_a_set_is_whole(tmp_path):
+    raw, work = with_bad_images(tmp_path / "raw"), tmp_path / "work"
+    for size in (8, 12):
+        with pytest.raises(DiffctlError):
+            prepare(folder_config(raw, image_size=size), tmp_path / "out", work=work)
+    left = sorted(path for path in work.iterdir() if path.is_dir())
+    assert len(left) == 2
+    with file_lock(work / f"{left[0].name}.lock"):  # as the process that fills it
+        prepare(DataConfig(name="digits"), tmp_path / "out", work=work)
+    assert [path for path in work.iterdir() if path.is_dir()] == left[:1]
+
+
+def test_too_little_room_is_said_before_the_work(tmp_path):
+    raw = write_folder(
+        tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(random_images(0, 4, 8))}
+    )
+    with pytest.raises(DiffctlError, match=r"preparing needs [\d.]+ GB more in .* are free: make room"):
+        prepare(folder_config(raw, image_size=2**22), tmp_path / "out", work=tmp_path / "work")
+
+
+def test_a_new_data_set_takes_the_place_of_the_old_one(tmp_path):
+    prepare(DataConfig(name="digits"), tmp_path / "out", work=tmp_path / "work")
+    raw = write_folder(tmp_path / "raw", {str(at): image for at, image in enumerate(random_images(0, 9, 8))})
+    prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
+    assert not (tmp_path / "out/train/labels.npy").exists()
+    assert open_store(tmp_path / "out/train").meta["name"] == "image-folder"

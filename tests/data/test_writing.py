@@ -1,0 +1,135 @@
+"""The last step of a preparation, killed before each of its moves: nothing is read again, nothing is left."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffusion.data.config import DataConfig
+from diffusion.data.prepare import prepare
+from diffusion.data.readers import image_files
+from diffusion.system.errors import DiffctlError
+from tests.helpers.raw_data import random_images, tree, write_folder
+
+MOVES = {"os.link", "os.rename", "os.remove", "shutil.copyfile", "shutil.rmtree"}  # Python's audit events
+KILLED, DONE = -signal.SIGKILL, 0
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    images = random_images(0, 24, 8)
+    images[7] = images[3]  # so that there is a list of copies too
+    return write_folder(
+        tmp_path / "raw", {f"{'ab'[at % 2]}/{at:02d}": image for at, image in enumerate(images)}
+    )
+
+
+@pytest.fixture
+def another_disk() -> Iterator[Path]:
+    """A folder where the prepared data cannot have a second name."""
+    if not os.path.isdir("/dev/shm"):
+        pytest.skip("there is no second disk")
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def killed_before_move(number: int, config: DataConfig, out: Path, work: Path) -> int:
+    """Prepare in a process that dies before that move since the stores began to be written; its exit code."""
+
+    def run() -> None:
+        seen = -1  # no store yet
+
+        def watch(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal seen
+            if event == "tempfile.mkdtemp" and f".{out.name}." in arguments[0]:
+                seen = 0
+            elif seen >= 0 and event in MOVES:
+                if seen == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                seen += 1
+
+        sys.addaudithook(watch)
+        prepare(config, out, work=work)
+        os._exit(DONE)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(60)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+@pytest.mark.parametrize("disk", ["the same", "another"])
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_a_kill_at_the_end_costs_no_reading_and_leaves_nothing(
+    tmp_path: Path,
+    raw: Path,
+    disk: str,
+    spoilt: bool,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if spoilt:
+        (raw / "a/00.png").write_text("not an image")
+    config = DataConfig(name="image-folder", path=raw, image_size=8, on_bad="skip")
+    prepare(config, tmp_path / "whole", work=tmp_path / "work")
+    expected = tree(tmp_path / "whole")
+    place = tmp_path if disk == "the same" else request.getfixturevalue("another_disk")
+    out = place / "data/prepared"
+    read = []
+    decode = image_files.decode
+    monkeypatch.setattr(image_files, "decode", lambda *arguments: read.append(1) or decode(*arguments))
+    number = 0
+    while (code := killed_before_move(number, config, out, tmp_path / "work")) != DONE:
+        assert code == KILLED
+        was_whole = out.exists() and tree(out) == expected
+        prepare(config, out, work=tmp_path / "work")
+        assert was_whole or not read
+        assert tree(out) == expected
+        assert os.listdir(out.parent) == ["prepared"]
+        assert os.listdir(tmp_path / "work") == []
+        shutil.rmtree(out)
+        read.clear()
+        number += 1
+    assert number >= 6
+
+
+def test_what_is_filled_anew_does_not_write_into_the_result(tmp_path: Path, raw: Path) -> None:
+    """A kill can leave a work folder whose images have a second name in the result."""
+    config = DataConfig(name="image-folder", path=raw, image_size=8)
+    out, work = tmp_path / "out", tmp_path / "work"
+    number = 0
+    while not out.exists():
+        assert killed_before_move(number, config, out, work) == KILLED
+        number += 1
+    images = out / "train/images.npy"
+    assert images.stat().st_nlink == 2
+    written = images.stat().st_mtime_ns
+    for journal in work.rglob("journal.jsonl"):
+        journal.unlink()
+    prepare(config, tmp_path / "elsewhere", work=work)
+    assert images.stat().st_mtime_ns == written
+    assert tree(out) == tree(tmp_path / "elsewhere")
+
+
+def test_room_is_asked_for_on_both_disks(
+    tmp_path: Path, raw: Path, another_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, usage = tmp_path / "data", shutil.disk_usage
+    full.mkdir()
+    monkeypatch.setattr(
+        shutil,
+        "disk_usage",
+        lambda place: usage(place)._replace(free=100) if Path(place) == full else usage(place),
+    )
+    config = DataConfig(name="image-folder", path=raw, image_size=8)
+    with pytest.raises(DiffctlError, match=f"more in {full}, where 0.0 GB are free"):
+        prepare(config, full / "prepared", work=another_disk / "work")

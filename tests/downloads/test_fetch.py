@@ -1,0 +1,222 @@
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion.downloads.cache import cache_root, find, raw_folder
+from diffusion.downloads.fetch import Remote, Retry, checksums, fetch
+from diffusion.system.errors import DiffctlError, TemporaryError
+from tests.helpers.file_server import serving
+from tests.helpers.waiting import wait_until
+
+QUICK = Retry(stalls=4, wait=0.01, longest=0.02, timeout=0.5)
+CONTENT = np.random.default_rng(0).bytes(3_000_000)
+
+
+def remote(*urls, content=CONTENT, algorithm="sha256"):
+    return Remote(
+        "file.bin", urls, f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}", len(content)
+    )
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("DIFFCTL_MIRROR", raising=False)
+    return tmp_path / "cache/set"
+
+
+def leftovers(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+@pytest.mark.parametrize("algorithm", ["md5", "sha256"])
+def test_a_file_is_fetched_once_and_found_again(folder, algorithm):
+    with serving({"file.bin": CONTENT}) as server:
+        wanted = remote(server.url("file.bin"), algorithm=algorithm)
+        seen = []
+        path = fetch(wanted, folder, lambda *step: seen.append(step), QUICK)
+        assert path.read_bytes() == CONTENT
+        assert fetch(wanted, folder, None, QUICK) == path
+        assert len(server.requests) == 1
+    assert leftovers(folder) == ["file.bin"]
+    assert [done for done, _, _ in seen] == sorted({done for done, _, _ in seen})
+    assert seen[-1] == (len(CONTENT), len(CONTENT), "file.bin")
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        ["503"],
+        ["429", "500", "retry-after"],
+        ["retry-date"],
+        ["cut"],
+        ["cut"] * 8,  # every attempt brings something, so none of them is the last
+        ["cut", "503", "cut", "no ranges"],
+        ["wrong byte"],
+        ["cut", "wrong byte"],
+        ["no length"],
+        ["hang"],
+    ],
+    ids=" ".join,
+)
+def test_faults_are_survived(folder, faults):
+    with serving({"file.bin": CONTENT}, *faults) as server:
+        path = fetch(remote(server.url("file.bin")), folder, None, QUICK)
+        assert not server.faults
+    assert path.read_bytes() == CONTENT
+    assert leftovers(folder) == ["file.bin"]
+
+
+def test_a_cut_download_goes_on_where_it_was(folder):
+    with serving({"file.bin": CONTENT}, "cut", "cut") as server:
+        fetch(remote(server.url("file.bin")), folder, None, QUICK)
+        half, three_quarters = len(CONTENT) // 2, len(CONTENT) // 2 + len(CONTENT) // 4
+        assert server.ranges() == [None, f"bytes={half}-", f"bytes={three_quarters}-"]
+
+
+@settings(deadline=None, max_examples=20)
+@given(have=st.integers(0, len(CONTENT) + 100), honest=st.booleans())
+def test_whatever_an_earlier_try_left_the_result_is_right(tmp_path_factory, have, honest):
+    folder = tmp_path_factory.mktemp("cache")
+    left = (CONTENT + bytes(100))[:have] if honest else bytes(have)
+    (folder / ".file.bin.part").write_bytes(left)
+    with serving({"file.bin": CONTENT}) as server:
+        assert fetch(remote(server.url("file.bin")), folder, None, QUICK).read_bytes() == CONTENT
+
+
+def test_a_killed_download_is_taken_up_by_the_next_process(folder):
+    with serving({"file.bin": CONTENT}, "cut", "hang") as server:
+        wanted = remote(server.url("file.bin"))
+        program = (
+            "import sys; from pathlib import Path; from diffusion.downloads.fetch import *;"
+            f"fetch({wanted!r}, Path(sys.argv[1]), retry=Retry(wait=0.01))"
+        )
+        process = subprocess.Popen([sys.executable, "-c", program, str(folder)])
+        wait_until(lambda: len(server.requests) == 2)  # it hangs in its second request
+        process.kill()
+        process.wait()
+        assert fetch(wanted, folder, None, QUICK).read_bytes() == CONTENT
+        assert server.ranges()[2] == f"bytes={len(CONTENT) // 2}-"
+
+
+def test_mirrors_are_asked_in_turn_and_go_on_with_what_is_there(folder):
+    with serving({"file.bin": CONTENT}, "cut") as first, serving({"file.bin": CONTENT}) as second:
+        urls = (
+            "http://127.0.0.1:9/file.bin",
+            first.url("gone.bin"),
+            first.url("file.bin"),
+            second.url("file.bin"),
+        )
+        path = fetch(remote(*urls), folder, None, QUICK)
+        assert path.read_bytes() == CONTENT
+        assert second.ranges() == [f"bytes={len(CONTENT) // 2}-"]
+
+
+def test_a_mirror_of_ones_own_is_asked_first(folder, monkeypatch):
+    with serving({"mirror/set/file.bin": CONTENT}) as server:
+        monkeypatch.setenv("DIFFCTL_MIRROR", server.url("mirror/"))
+        fetch(remote("http://127.0.0.1:9/file.bin"), folder, None, QUICK)
+        assert [path for path, _ in server.requests] == ["/mirror/set/file.bin"]
+
+
+def test_another_file_is_refused_and_nothing_of_it_kept(folder):
+    with (
+        serving({"file.bin": b"another file"}) as server,
+        pytest.raises(DiffctlError, match="serves another file") as error,
+    ):
+        fetch(remote(server.url("file.bin")), folder, None, QUICK)
+    assert not isinstance(error.value, TemporaryError)
+    assert leftovers(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "requests", "kind"),
+    [("404", 1, DiffctlError), ("403", 1, DiffctlError), ("503", 4, TemporaryError)],
+)
+def test_a_server_that_never_serves_ends_in_one_sentence(folder, fault, requests, kind):
+    with serving({"file.bin": CONTENT}, *[fault] * 9) as server:
+        with pytest.raises(DiffctlError, match=f"HTTP {fault}") as error:
+            fetch(remote(server.url("file.bin")), folder, None, QUICK)
+        assert len(server.requests) == requests
+    assert type(error.value) is kind
+    assert str(folder / "file.bin") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_without_a_network_the_message_says_where_to_put_the_file(folder):
+    with pytest.raises(TemporaryError, match=r"file\.bin"):
+        fetch(remote("http://127.0.0.1:9/file.bin", "http://name.invalid/file.bin"), folder, None, QUICK)
+
+
+def test_a_file_laid_there_by_hand_is_verified(folder):
+    folder.mkdir(parents=True)
+    (folder / "file.bin").write_bytes(CONTENT)
+    assert fetch(remote(), folder, None, QUICK) == folder / "file.bin"
+    (folder / "file.bin").write_bytes(CONTENT[:-1])
+    with pytest.raises(DiffctlError, match="is not the published file"):
+        fetch(remote(), folder, None, QUICK)
+    assert (folder / "file.bin").exists()
+
+
+def test_one_of_many_downloads_and_the_others_wait(folder):
+    with serving({"file.bin": CONTENT}, "cut") as server:
+        wanted, paths = remote(server.url("file.bin")), []
+        threads = [
+            threading.Thread(target=lambda: paths.append(fetch(wanted, folder, None, QUICK)))
+            for _ in range(6)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(server.requests) == 2
+    assert paths == [folder / "file.bin"] * 6
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_cache_that_cannot_be_written_is_named(folder):
+    folder.mkdir(parents=True)
+    folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(DiffctlError, match=f"cannot write in {folder}"):
+        fetch(remote("http://127.0.0.1:9/file.bin"), folder, None, QUICK)
+
+
+def test_a_cache_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(DiffctlError, match="cannot write in"):
+        fetch(remote("http://127.0.0.1:9/file.bin"), tmp_path / "cache/set", None, QUICK)
+
+
+def test_the_cache_is_shared_and_can_be_moved(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("DIFFCTL_CACHE", raising=False)
+    assert cache_root() == tmp_path / "diffctl"
+    monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "big"))
+    assert raw_folder("cifar10", None) == tmp_path / "big/cifar10"
+    assert raw_folder("cifar10", tmp_path / "own") == tmp_path / "own"
+
+
+def test_files_are_found_below_the_nearest_first(tmp_path):
+    for place in ("a/b", "c"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "batch").write_text(place)
+    assert find(tmp_path, "batch") == tmp_path / "c/batch"
+    assert find(tmp_path, "nothing") is None
+    assert find(tmp_path / "nowhere", "batch") is None
+
+
+def test_checksums_are_those_of_hashlib(tmp_path):
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path in paths:
+        path.write_bytes(path.name.encode() * 1000)
+    steps = []
+    found = checksums(paths, lambda *step: steps.append(step[:2]))
+    assert found == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    assert steps == [(1000, 2000), (2000, 2000)]

@@ -1,0 +1,184 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from cli import main
+from diffusion.evaluate.adhoc import evaluate_images
+from diffusion.evaluate.features.reference import make_reference
+from diffusion.evaluate.open_images import open_images
+from diffusion.images.store import open_store, write_store
+from diffusion.protocol.grid import Cell
+from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
+from tests.conftest import diffctl
+from tests.helpers.digits_sweep import (
+    ONE_CELL,
+    make_config,
+    rewrite,
+    score_sweep,
+    tamper,
+    write_cell,
+    write_prepared,
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A project with prepared data, its reference, and a cell's samples as a store, an npz and png files."""
+    root, config = tmp_path_factory.mktemp("any-images"), make_config()
+    write_prepared(root / "prepared")
+    make_reference(config.evaluate, root / "prepared", root / "data/reference")
+    store = write_cell(root / "samples/steps50-eta0", config, Cell(50, 0.0))
+    np.savez(root / "cell.npz", store.images, store.labels)
+    (root / "folder").mkdir()
+    for index, image in enumerate(store.images):
+        Image.fromarray(image[:, :, 0]).save(root / f"folder/{index:03d}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def cell(root):
+    """The scores document of the cell."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        return evaluate_images(root / "samples/steps50-eta0", root / "prepared")
+
+
+@pytest.fixture(autouse=True)
+def project(root, monkeypatch):
+    """The project as working directory: data/reference is found."""
+    monkeypatch.chdir(root)
+
+
+@pytest.mark.parametrize("name", ["cell.npz", "folder"])
+def test_a_folder_and_an_npz_score_like_a_store(root, cell, name):
+    document = evaluate_images(root / name, root / "prepared")
+    assert document["scores"] == pytest.approx(cell["scores"], rel=1e-6)
+    assert document["reference"] == cell["reference"]
+    assert document["images"]["count"] == 60
+
+
+def test_a_cell_scores_as_in_its_sweep(root, cell):
+    swept = score_sweep(make_config(sweep=ONE_CELL), root / "samples", root / "data/reference")
+    assert cell["scores"] == swept["cells"]["steps50-eta0"]["scores"]
+    assert cell["card"] == swept["cells"]["steps50-eta0"]["card"]
+    assert cell["reference"] == swept["reference"]
+
+
+def test_the_stored_reference_is_used_unless_it_is_stale(root, tmp_path, cell):
+    seen = []
+    evaluate_images("cell.npz", root / "prepared", progress=lambda *numbers: seen.append(numbers))
+    assert (seen[0], seen[-1]) == ((0, 60), (60, 60))
+    prepared = write_prepared(tmp_path / "prepared")
+    rewrite(prepared / "train")
+    seen.clear()
+    document = evaluate_images("cell.npz", prepared, progress=lambda *numbers: seen.append(numbers))
+    assert (seen[0], seen[-1]) == ((0, 244), (244, 244))
+    assert seen == sorted(seen)
+    assert document["reference"]["reference_digest"] == open_store(prepared / "train").digest
+    assert document["reference"]["reference_digest"] != cell["reference"]["reference_digest"]
+
+
+def test_any_images_can_be_the_reference_without_a_floor():
+    document = evaluate_images("folder", "folder")
+    assert "floor" not in document["scores"]
+    assert "excess" not in document["scores"]
+    assert abs(document["scores"]["fd_effnet_lite0_64"]) < 1e-2
+
+
+def test_the_other_split_can_be_the_reference():
+    document = evaluate_images("cell.npz", "prepared", split="test")
+    assert (document["reference"]["reference_count"], document["reference"]["heldout_count"]) == (64, 120)
+
+
+def test_images_of_another_size_are_refused(root, tmp_path):
+    larger = np.zeros((4, 16, 16, 1), np.uint8)
+    write_store(tmp_path / "larger", larger, None, {"name": "larger"})
+    with pytest.raises(DiffctlError, match="16×16"):
+        evaluate_images(tmp_path / "larger", root / "prepared")
+
+
+def test_a_folder_of_mixed_sizes_names_the_file(tmp_path):
+    for name, size in (("a.png", (8, 8)), ("b.png", (9, 9))):
+        Image.new("L", size).save(tmp_path / name)
+    with pytest.raises(DiffctlError, match=r"b\.png is 9×9, and a\.png is 8×8"):
+        open_images(tmp_path)
+
+
+def test_a_truncated_image_is_named(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)).save(tmp_path / name)
+    whole = (tmp_path / "b.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DiffctlError, match=r"b\.png"):
+        open_images(tmp_path)
+
+
+def test_lossy_images_are_warned_of(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    with pytest.warns(DiffctlWarning, match="1 of the images"):
+        assert open_images(tmp_path).images.shape == (1, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"other": np.zeros((2, 8, 8, 1), np.uint8)}, "no arr_0"),
+        ({"arr_0": np.zeros((2, 8, 8, 1), np.float32)}, "want uint8"),
+        ({"arr_0": np.zeros((2, 8, 8), np.uint8)}, "want uint8"),
+        ({"arr_0": np.zeros((2, 8, 8, 1), np.uint8), "arr_1": np.zeros(3, int)}, "one label"),
+    ],
+)
+def test_an_npz_that_does_not_fit_is_explained(tmp_path, arrays, words):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(DiffctlError, match=words):
+        open_images(tmp_path / "x.npz")
+
+
+def test_what_is_no_npz_is_explained(tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(DiffctlError, match="not a whole npz"):
+        open_images(tmp_path / "x.npz")
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    with pytest.raises(DiffctlError, match="arr_0"):
+        open_images(tmp_path / "x.npy")
+
+
+def test_nothing_to_open_is_a_wrong_use(tmp_path, root):
+    for path, words in (
+        (tmp_path / "none", "there is no"),
+        (tmp_path, "has no images"),
+        (root / "prepared", "two splits"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            open_images(path)
+
+
+def test_the_command_prints_json_that_a_script_reads(root, cell):
+    done = diffctl(root, "evaluate", "samples/steps50-eta0", "--against", "prepared", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    parts = {"images", "extractor", "reference", "intervals", "scores", "classes", "card"}
+    assert set(document) == parts
+    assert document["card"] == cell["card"]
+    assert document["scores"] == pytest.approx(cell["scores"], rel=1e-3)
+
+
+def test_the_command_prints_a_table():
+    printed = CliRunner().invoke(main.app, ["evaluate", "cell.npz", "--against", "prepared"]).stdout
+    for words in ("fd_effnet_lite0_64", "60 images", "real, held out", "120 images of digits (train)"):
+        assert words in printed
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_command_notices_a_real_image_edited_in_place(root, tmp_path, monkeypatch, split):
+    """The stored reference fits the digests; only the pixels tell that it is stale."""
+    shutil.copytree(root / "prepared", tmp_path / "data/prepared")
+    shutil.copytree(root / "data/reference", tmp_path / "data/reference")
+    monkeypatch.chdir(tmp_path)
+    tamper(tmp_path / "data/prepared" / split)
+    done = CliRunner().invoke(main.app, ["evaluate", str(root / "cell.npz"), "--against", "data/prepared"])
+    assert f"data/prepared/{split} changed after they were written" in str(done.exception)

@@ -1,0 +1,73 @@
+import threading
+
+import pytest
+import torch
+
+from diffusion.evaluate.beside import Tally, side_by_side
+from diffusion.evaluate.features.extractors import exact_float32
+from diffusion.system.threads import AT_ONCE, Stopped
+
+
+def test_each_has_its_share_of_the_cores_and_they_are_given_back():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with side_by_side() as pool:
+            both = threading.Barrier(AT_ONCE)
+
+            def share():
+                both.wait(timeout=60)  # every thread of the pool answers
+                return torch.get_num_threads()
+
+            assert [one.result() for one in [pool.submit(share) for _ in range(AT_ONCE)]] == [2, 2]
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_float32_stays_exact_for_one_while_another_ends():
+    """The setting is the process's: taken back by the first to end, it would give the others TF32."""
+    entered, inside, ended = (threading.Event() for _ in range(3))
+    precision = torch.get_float32_matmul_precision()
+
+    def long():
+        entered.wait(timeout=60)
+        with exact_float32():
+            inside.set()
+            ended.wait(timeout=60)
+            return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    def short():
+        with exact_float32():
+            entered.set()
+            inside.wait(timeout=60)
+
+    torch.set_float32_matmul_precision("high")
+    try:
+        with side_by_side() as pool:
+            first = pool.submit(short)
+            second = pool.submit(long)
+            first.result()
+            ended.set()
+            assert second.result() == ("highest", False)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def test_a_tally_never_falls():
+    seen = []
+    tally = Tally(lambda done, total: seen.append((done, total)), 20)
+    one, other = tally.part(), tally.part()
+    for show, done in ((one, 0), (other, 0), (one, 4), (other, 8), (one, 10), (other, 10)):
+        show(done)
+    assert seen == [(0, 20), (0, 20), (4, 20), (12, 20), (18, 20), (20, 20)]
+
+
+def test_who_is_not_waited_for_stops():
+    tally = Tally(None, 20)
+    show = tally.part()
+    show(3)
+    tally.stop()
+    with pytest.raises(Stopped):
+        show(4)

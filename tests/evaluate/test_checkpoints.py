@@ -1,0 +1,122 @@
+"""Scored weights of a training: which of them stay, and what MLflow has of them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion.evaluate.validation import Checkpoints
+from diffusion.images.store import open_store
+from diffusion.model.model_file import load_model, tensors_sha256
+from diffusion.train.identity import result_of
+from diffusion.train.loop import TrainState, new_state
+from tests.helpers.mlflow_server import empty_database
+from tests.tracking.test_sender import EXPERIMENT, logged, stored, the_run
+from tests.train.test_loop import plan_of
+from tracking.delivery import deliver
+from tracking.spool import Spool
+from tracking.store import connect, ensure_experiment
+
+CARD = {"num_images": 20}
+SCORES = {10: 3.0, 20: 1.0, 30: 2.0, 40: 1.0}
+
+
+@pytest.fixture
+def state(digits_store: Path) -> TrainState:
+    return new_state(plan_of(open_store(digits_store)), torch.device("cpu"))
+
+
+def add_all(folder: Path, keep: str | int, state: TrainState) -> list[list[int]]:
+    """Add every step; the steps that were dropped at each."""
+    checkpoints = Checkpoints(folder, keep, "kd", CARD)
+    return [
+        checkpoints.add(step, {"kd": value}, state.ema, result_of(state.plan))[1]
+        for step, value in SCORES.items()
+    ]
+
+
+def kept(folder: Path) -> list[int]:
+    return sorted(int(path.stem) for path in folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("keep", "stay", "gone"),
+    [
+        ("best", [20], [[], [10], [], []]),
+        ("last", [40], [[], [10], [20], [30]]),
+        (20, [20, 40], [[], [], [], []]),
+    ],
+)
+def test_the_best_the_last_or_every_so_many_steps_stay(
+    tmp_path: Path, state: TrainState, keep: str | int, stay: list[int], gone: list[list[int]]
+) -> None:
+    assert add_all(tmp_path, keep, state) == gone
+    assert kept(tmp_path) == stay
+    assert add_all(tmp_path, keep, state)[-1] == [], "a replay changes nothing"
+    assert kept(tmp_path) == stay
+    assert Checkpoints(tmp_path, keep, "kd", CARD).scores() == {step: {"kd": v} for step, v in SCORES.items()}
+
+
+def test_scores_of_another_protocol_are_no_match(tmp_path: Path, state: TrainState) -> None:
+    add_all(tmp_path, "best", state)
+    other = Checkpoints(tmp_path, "best", "kd", {"num_images": 40})
+    assert other.scores() == {}
+    assert other.add(50, {"kd": 9.0}, state.ema, result_of(state.plan))[1] == [20]
+    assert kept(tmp_path) == [50]
+
+
+def test_a_kept_file_is_a_model_of_its_step(tmp_path: Path, state: TrainState) -> None:
+    path, _ = Checkpoints(tmp_path, "best", "kd", CARD).add(10, {"kd": 1.0}, state.ema, result_of(state.plan))
+    assert path is not None
+    model = load_model(path)
+    changes = {"step": 10, "weights_sha256": tensors_sha256(state.ema.state_dict())}
+    assert model.artefact == result_of(state.plan).model_copy(update=changes)
+    ours = state.ema.state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in model.network.state_dict().items())
+
+
+def spooled(folder: Path) -> None:
+    """Three scored steps: the first dropped, the second not kept, the third kept."""
+    spool = Spool(folder, "key", "digits-abcd", EXPERIMENT)
+    files = [folder / "checkpoints" / f"{step}.safetensors" for step in (10, 30)]
+    files[0].parent.mkdir()
+    for path in files:
+        path.write_bytes(f"weights {path.name}".encode())
+    spool.checkpoint(10, files[0], {"validation/kd": 3.0})
+    spool.checkpoint(20, None, {"validation/kd": 4.0})
+    spool.checkpoint(30, files[1], {"validation/kd": 2.0})
+    spool.dropped(10)
+    spool.close("FINISHED")
+
+
+def test_mlflow_has_the_kept_weights_with_their_scores_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = empty_database(tmp_path / "mlflow.db")
+    folder = tmp_path / "run"
+    spooled(folder)
+    for _ in range(2):  # the second time as by a sender that was killed before it could note anything
+        assert deliver(folder, uri).rejected == 0
+        assert stored(uri) == logged(folder)
+        client = connect(uri)
+        experiment = ensure_experiment(client, EXPERIMENT)
+        (model,) = client.search_logged_models([experiment])
+        assert (model.name, model.status) == ("step-000000030", "READY")
+        assert [(point.key, point.step, point.value) for point in model.metrics] == [
+            ("validation/kd", 30, 2.0)
+        ]
+        (file,) = client.list_logged_model_artifacts(model.model_id)
+        assert file.path == "30.safetensors"
+        (output,) = [o for o in the_run(uri).outputs.model_outputs if o.model_id == model.model_id]
+        assert output.step == 30
+        (folder / "sent.json").unlink()
+
+
+def test_weights_that_are_gone_before_they_were_sent_hold_nothing_up(tmp_path: Path) -> None:
+    uri = empty_database(tmp_path / "mlflow.db")
+    folder = tmp_path / "run"
+    spooled(folder)
+    for path in (folder / "checkpoints").iterdir():
+        path.unlink()
+    assert deliver(folder, uri).rejected == 0
+    assert stored(uri) == logged(folder)

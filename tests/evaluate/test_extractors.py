@@ -1,0 +1,242 @@
+import dataclasses
+import hashlib
+import io
+import pickle
+import socket
+
+import numpy as np
+import pytest
+import torch
+from efficientnet_lite_pytorch import EfficientNet
+
+from diffusion.code import code_of
+from diffusion.evaluate.features.extract import extract
+from diffusion.evaluate.features.extractors import exact_float32, load_extractor
+from diffusion.evaluate.features.reference import extraction_code
+from diffusion.evaluate.features.weights import read_weights
+from diffusion.protocol.extractors import EXTRACTORS, INCEPTION, extractor_spec
+from diffusion.system.errors import DiffctlError, UsageError
+from tests.helpers.digits_sweep import effnet, real_digits
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return effnet()
+
+
+@pytest.fixture(scope="module")
+def random_inception(tmp_path_factory):
+    """A file of Inception's shape with random weights, and its SHA-256."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Unloaded(FeatureExtractorInceptionV3):
+        def load_state_dict(self, state, strict=True):
+            return None
+
+    torch.manual_seed(0)
+    empty = io.BytesIO()
+    torch.save({}, empty)
+    empty.seek(0)
+    module = Unloaded(INCEPTION.name, ["2048"], feature_extractor_weights_path=empty)
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(module.state_dict(), path)
+    return path, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    """No socket can be opened, and torch's hub cache is empty."""
+
+    def refuse(*args, **kwargs):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch"
+
+
+def test_fid_kid_and_is_belong_to_inception_alone():
+    for name, spec in EXTRACTORS.items():
+        names = {spec.distance, spec.kernel_distance, spec.score}
+        assert (names == {"fid", "kid", "is"}) == (name == "inception-v3-compat")
+    assert extractor_spec("effnet-lite0-96").distance == "fd_effnet_lite0_96"
+
+
+def test_names_of_scores_are_unique():
+    names = [
+        name for spec in EXTRACTORS.values() for name in (spec.distance, spec.kernel_distance, spec.score)
+    ]
+    assert len(set(names)) == len(names)
+
+
+def test_an_unknown_extractor_lists_the_known_ones():
+    with pytest.raises(UsageError, match="effnet-lite0-64, effnet-lite0-96, inception-v3-compat"):
+        load_extractor("resnet")
+
+
+@pytest.mark.parametrize("name", ["effnet-lite0-64", "effnet-lite0-96"])
+def test_efficientnet_gives_float32_features_and_logits(name):
+    features, logits = load_extractor(name)(torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8))
+    assert (features.shape, logits.shape) == ((2, 1280), (2, 1000))
+    assert extractor_spec(name).features == 1280
+    assert features.dtype == logits.dtype == torch.float32
+
+
+def test_it_is_the_packages_network_but_for_rounding(extractor):
+    """With its batch norms folded, and padding for 64 pixels instead of one computed for each input."""
+    plain = EfficientNet.from_name("efficientnet-lite0", image_size=None).eval()
+    plain.load_state_dict(torch.load(read_weights(extractor.spec), map_location="cpu", weights_only=True))
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        want = plain(x)
+        features = extractor.module.network.extract_features(x).mean(dim=(2, 3))
+        got = extractor.module.network._fc(features)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in extractor.module.modules())
+
+
+def test_features_are_known_by_the_chosen_extractors_code_alone():
+    effnet_64, effnet_96, inception = (extraction_code(spec) for spec in EXTRACTORS.values())
+    assert len({effnet_64, effnet_96, inception}) == 3
+    assert effnet_64 == extraction_code(EXTRACTORS["effnet-lite0-64"])
+    ours, theirs = (
+        set(code_of("diffusion.evaluate.features.reference", spec.module))
+        for spec in (EXTRACTORS["effnet-lite0-64"], INCEPTION)
+    )
+    assert ours ^ theirs == {"diffusion.evaluate.features.effnet", "diffusion.evaluate.features.inception"}
+
+
+def test_features_do_not_depend_on_the_batch_size(extractor):
+    images, _ = real_digits()
+    one = extract(extractor, images[:40], 40)
+    for size in (1, 7, 16):
+        other = extract(extractor, images[:40], size)
+        np.testing.assert_allclose(other.features, one.features, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(other.logits, one.logits, rtol=1e-3, atol=1e-3)
+
+
+def test_grey_images_are_rgb_images_with_equal_channels(extractor):
+    images, _ = real_digits()
+    grey = extract(extractor, images[:4])
+    rgb = extract(extractor, images[:4].repeat(3, axis=3))
+    np.testing.assert_array_equal(grey.features, rgb.features)
+
+
+def test_progress_ends_at_the_number_of_images(extractor):
+    seen = []
+    extract(extractor, real_digits()[0][:10], 4, seen.append)
+    assert seen == [0, 4, 8, 10]
+
+
+@pytest.mark.parametrize(("shape", "words"), [((1, 8, 8, 1), "at least 2"), ((4, 8, 8, 4), "have 4")])
+def test_images_that_cannot_be_scored_are_refused(extractor, shape, words):
+    with pytest.raises(DiffctlError, match=words):
+        extract(extractor, np.zeros(shape, np.uint8))
+
+
+def test_exact_float32_puts_the_settings_back():
+    torch.set_float32_matmul_precision("high")
+    try:
+        with exact_float32():
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_inception_loads_from_a_path_with_the_right_hash(random_inception):
+    path, sha256 = random_inception
+    extractor = load_extractor("inception-v3-compat", path, sha256=sha256)
+    features, logits = extractor(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
+    assert (features.shape, logits.shape) == ((2, 2048), (2, 1008))
+    assert INCEPTION.features == 2048
+    assert extractor.weights_sha256 == sha256
+
+
+def test_inception_is_found_in_torchs_cache(random_inception, no_network):
+    path, sha256 = random_inception
+    place = no_network / "hub" / "checkpoints" / INCEPTION.weights.file
+    place.parent.mkdir(parents=True)
+    place.symlink_to(path)
+    assert read_weights(INCEPTION, sha256=sha256).getbuffer() == path.read_bytes()
+
+
+def test_weights_with_another_hash_are_refused(random_inception):
+    with pytest.raises(DiffctlError, match="SHA-256"):
+        load_extractor("inception-v3-compat", random_inception[0])
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    path = tmp_path / "other.pth"
+    torch.save({"fc.weight": torch.zeros(2, 2)}, path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(DiffctlError, match="do not fit"):
+        load_extractor("inception-v3-compat", path, sha256=sha256)
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_pickle_with_code_is_never_run(tmp_path):
+    path, touched = tmp_path / "evil.pth", tmp_path / "touched"
+    torch.save({"fc.weight": Malicious(touched)}, path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(DiffctlError, match="more or less than plain weights"):
+        load_extractor("inception-v3-compat", path, sha256=sha256)
+    plain = tmp_path / "plain.pth"
+    plain.write_bytes(pickle.dumps(Malicious(touched)))
+    sha256 = hashlib.sha256(plain.read_bytes()).hexdigest()
+    with pytest.raises(DiffctlError, match="more or less than plain weights"):
+        load_extractor("inception-v3-compat", plain, sha256=sha256)
+    assert not touched.exists()
+
+
+def test_weights_are_for_inception_alone_and_must_be_there(tmp_path):
+    with pytest.raises(UsageError, match="brings its own"):
+        load_extractor("effnet-lite0-64", tmp_path / "x.pth")
+    with pytest.raises(UsageError, match="no file"):
+        load_extractor("inception-v3-compat", tmp_path / "x.pth")
+
+
+def test_without_a_network_one_sentence_says_what_to_do(no_network):
+    with pytest.raises(DiffctlError) as caught:
+        load_extractor("inception-v3-compat")
+    message = str(caught.value)
+    assert "unreachable" in message
+    assert INCEPTION.weights.file in message
+    assert "evaluate.weights" in message
+    assert "\n" not in message
+    assert not any(no_network.rglob("*.pth"))
+
+
+def with_url(monkeypatch, url):
+    """Inception's weights come from there."""
+    moved = dataclasses.replace(INCEPTION, weights=dataclasses.replace(INCEPTION.weights, url=url))
+    monkeypatch.setitem(EXTRACTORS, INCEPTION.name, moved)
+
+
+def test_a_download_that_is_not_the_file_leaves_nothing_behind(tmp_path, monkeypatch):
+    wrong = tmp_path / "wrong.pth"
+    wrong.write_bytes(b"not weights")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    with_url(monkeypatch, wrong.as_uri())
+    with pytest.raises(DiffctlError, match="serves another file"):
+        load_extractor("inception-v3-compat")
+    assert not any((tmp_path / "torch").rglob("*.pth"))
+
+
+def test_a_download_that_is_the_file_is_kept(tmp_path, monkeypatch, random_inception):
+    path, sha256 = random_inception
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    with_url(monkeypatch, path.as_uri())
+    data = read_weights(EXTRACTORS[INCEPTION.name], sha256=sha256)
+    kept = tmp_path / "torch" / "hub" / "checkpoints" / INCEPTION.weights.file
+    assert kept.read_bytes() == data.getbuffer()

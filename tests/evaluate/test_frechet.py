@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion.evaluate.scores.floor import fit_line, floor_at
+from diffusion.evaluate.scores.frechet import Projected, Target
+from diffusion.evaluate.scores.scores import frechet_distance, statistics
+
+
+def normal(seed, count, dimension, scale=1.0):
+    rng = np.random.default_rng(seed)
+    return (scale * rng.normal(size=(count, dimension)) + scale).astype(np.float32)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 1000), st.integers(2, 40), st.integers(2, 40), st.integers(2, 12))
+def test_it_is_torch_fidelitys_distance(seed, count, real_count, dimension):
+    sample, real = normal(seed, count, dimension, 1.5), normal(seed + 1, real_count, dimension)
+    want = frechet_distance(statistics(sample), statistics(real))
+    assert Projected(sample, Target(real)).distance == pytest.approx(want, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize(("count", "real_count"), [(10, 15), (10, 200), (60, 15), (60, 200), (3, 2)])
+def test_the_distance_without_each_image_is_exact(count, real_count):
+    sample, target = normal(0, count, 12, 2.0), Target(normal(1, real_count, 12))
+    want = [Projected(np.delete(sample, i, axis=0), target).distance for i in range(count)]
+    got = Projected(sample, target).leave_one_out()
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    np.testing.assert_allclose(got - got.mean(), want - np.mean(want), atol=1e-5 * np.mean(want))
+
+
+def test_a_subset_is_scored_as_by_itself():
+    sample, target, rows = normal(0, 50, 6), Target(normal(1, 80, 6)), np.array([3, 9, 11, 40, 41])
+    whole = Projected(sample, target)
+    assert whole.distance_of(rows) == pytest.approx(Projected(sample[rows], target).distance, rel=1e-9)
+
+
+def test_equal_images_have_a_distance():
+    same = Projected(np.ones((5, 4), np.float32), Target(normal(1, 30, 4)))
+    assert np.isfinite(same.distance)
+    np.testing.assert_allclose(same.leave_one_out(), same.distance)
+
+
+def test_the_line_reaches_the_distance_of_very_many_images():
+    sample, target = normal(0, 20_000, 12, 1.3), Target(normal(1, 20_000, 12))
+    truth = 12 * (0.3**2 + 0.3**2)
+    few = Projected(sample[:1000], target)
+    assert abs(fit_line(few).limit - truth) < abs(few.distance - truth)
+    assert fit_line(few).limit == pytest.approx(truth, rel=0.1)
+
+
+def test_the_floor_is_measured_where_there_are_enough_images():
+    reference, heldout = normal(2, 2000, 8), normal(3, 2000, 8)
+    own = Target(reference)
+    all_of_them = floor_at(2000, heldout, own)
+    assert not all_of_them.extrapolated
+    want = frechet_distance(statistics(heldout), statistics(reference))
+    assert all_of_them.distance == pytest.approx(want, rel=1e-4)
+    assert floor_at(100, heldout, own).distance > all_of_them.distance
+
+
+def test_an_extrapolated_floor_is_marked_and_near_the_measured_one():
+    heldout, own = normal(3, 4000, 16), Target(normal(4, 4000, 16))
+    guessed = floor_at(2000, heldout[:500], own)
+    assert guessed.extrapolated
+    assert guessed.num_images == 2000
+    # Each image of a 16-dimensional Gaussian costs about D(D + 3)/4N, here 0.038 of 0.152 at N = 500.
+    assert guessed.distance == pytest.approx(floor_at(2000, heldout, own).distance, abs=0.05)
+    assert floor_at(10**7, heldout[:500], own).distance >= 0
+
+
+def test_two_heldout_images_still_give_a_floor():
+    reference = normal(5, 50, 4)
+    floor = floor_at(100, reference[:2], Target(reference))
+    assert floor.extrapolated
+    assert np.isfinite(floor.distance)

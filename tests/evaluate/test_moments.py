@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion.evaluate.scores import moments, scores
+from diffusion.evaluate.scores.frechet import Projected, Target
+
+
+def normal(seed, count, dimension, scale=1.0):
+    return (scale * np.random.default_rng(seed).normal(3, 1, size=(count, dimension))).astype(np.float32)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1000), st.lists(st.integers(1, 40), min_size=1, max_size=6), st.floats(0.01, 1000))
+def test_merged_parts_are_the_whole(seed, sizes, scale):
+    features = normal(seed, sum(sizes), 7, scale)
+    ends = np.cumsum(sizes)
+    parts = [moments.moments(part) for part in np.split(features, ends[:-1])]
+    merged = parts[0]
+    for part in parts[1:]:
+        merged = merged.merged(part)
+    x = features.astype(np.float64)
+    assert merged.count == len(x)
+    np.testing.assert_allclose(merged.mean, x.mean(axis=0), rtol=1e-10)
+    centred = x - x.mean(axis=0)
+    np.testing.assert_allclose(merged.scatter, centred.T @ centred, rtol=1e-10, atol=1e-10 * (x**2).sum())
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 90), st.integers(1, 40))
+def test_blocks_of_any_size_give_the_same(seed, count, block):
+    features = normal(seed, count, 5)
+    with pytest.MonkeyPatch.context() as patch:
+        whole = moments.moments(features)
+        patch.setattr(moments, "BLOCK", block)
+        blocks = moments.moments(features)
+    np.testing.assert_allclose(blocks.mean, whole.mean, rtol=1e-10)
+    np.testing.assert_allclose(blocks.scatter, whole.scatter, rtol=1e-10, atol=1e-10 * count)
+
+
+def test_a_large_reference_is_never_held_in_float64(monkeypatch):
+    """Its Gaussian, and torch-fidelity's statistics of it, are those of the whole; what comes is float32."""
+    real, sample = normal(1, 5000, 8), normal(2, 60, 8, 1.1)
+    whole, statistics = Target(real), scores.statistics(real)
+    seen = []
+
+    def watched(features):
+        seen.append(len(features))
+        return of_block(features)
+
+    of_block = moments._of_block
+    for module in (moments, scores):
+        monkeypatch.setattr(module, "BLOCK", 512)
+    monkeypatch.setattr(moments, "_of_block", watched)
+    blocks, other = Target(real), scores.statistics(real)
+    assert max(seen) == 512
+    assert sum(seen) == 2 * len(real)
+    assert blocks.trace == pytest.approx(whole.trace, rel=1e-10)
+    want = Projected(sample, whole).distance
+    assert Projected(sample, blocks).distance == pytest.approx(want, rel=1e-10)
+    np.testing.assert_array_equal(other.mu, statistics.mu)
+    np.testing.assert_allclose(other.sigma, statistics.sigma, rtol=1e-10, atol=1e-12)
+
+
+def test_few_images_keep_torch_fidelitys_statistics():
+    from torch_fidelity.metric_fid import fid_features_to_statistics
+
+    features = normal(0, 200, 6)
+    want = fid_features_to_statistics(torch.from_numpy(features))
+    got = scores.statistics(features)
+    np.testing.assert_array_equal(got.mu, want["mu"])
+    np.testing.assert_array_equal(got.sigma, want["sigma"])

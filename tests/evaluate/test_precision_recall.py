@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import torch
+
+from diffusion.evaluate.scores import neighbours
+from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, precision_recall
+
+CPU = torch.device("cpu")
+
+
+def normal(seed, count, dimension=8, shift=0.0):
+    return (np.random.default_rng(seed).normal(size=(count, dimension)) + shift).astype(np.float32)
+
+
+def of(features, most=10_000):
+    return Manifold(features, most, CPU)
+
+
+@pytest.mark.parametrize(("block", "columns"), [(7, 16_384), (7, 2), (1024, 11), (1024, 16_384)])
+def test_it_is_torch_fidelitys_precision_and_recall(monkeypatch, block, columns):
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    monkeypatch.setattr(neighbours, "BLOCK", block)
+    monkeypatch.setattr(neighbours, "COLUMNS", columns)
+    ours, real = normal(0, 60, shift=0.7), normal(1, 90)
+    want = prc_features_to_metric(torch.from_numpy(ours), torch.from_numpy(real), verbose=False)
+    got = precision_recall(of(ours), of(real))
+    assert got.precision == pytest.approx(want["precision"], abs=1e-7)
+    assert got.recall == pytest.approx(want["recall"], abs=1e-7)
+
+
+def test_no_more_distances_are_held_than_a_block(monkeypatch):
+    """However many the others are: the nearest of all is found among the nearest of each block."""
+    made = []
+
+    def watched(points, others):
+        made.append(len(points) * len(others))
+        return cdist(points, others)
+
+    cdist = torch.cdist
+    points, others = (torch.from_numpy(normal(seed, count)) for seed, count in ((0, 50), (1, 333)))
+    whole = cdist(points, others)
+    monkeypatch.setattr(neighbours, "BLOCK", 16)
+    monkeypatch.setattr(neighbours, "COLUMNS", 20)
+    monkeypatch.setattr(torch, "cdist", watched)
+    found = neighbours.nearest(points, others)
+    torch.testing.assert_close(found.distances, whole.min(dim=1).values)
+    assert torch.equal(found.rows, whole.argmin(dim=1))
+    reach = neighbours.radii(others, 3)
+    torch.testing.assert_close(reach, cdist(others, others).kthvalue(4, dim=1).values)
+    assert max(made) == 16 * 20
+
+
+def test_what_lacks_a_mode_has_precision_without_recall():
+    real = np.concatenate([normal(0, 200), normal(1, 200, shift=20)])
+    got = precision_recall(of(normal(2, 200)), of(real))
+    assert got.precision > 0.8
+    assert got.recall < 0.55
+
+
+def test_what_lies_elsewhere_has_neither():
+    assert precision_recall(of(normal(0, 50, shift=50)), of(normal(1, 50))) == (0, 0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_fewer_images_than_neighbours_reach_the_farthest(count):
+    assert of(normal(0, count)).reach.shape == (count,)
+
+
+def test_only_so_many_images_are_held():
+    assert len(of(normal(0, 50), most=20)) == 20
+    torch.testing.assert_close(of(normal(0, 50), most=20).points, of(normal(0, 50), most=20).points)
+
+
+def split(seed, size=2000, scale=1.0):
+    """Samples, training and test images of one distribution."""
+    return scale * normal(seed, size), normal(seed + 1, 150), normal(seed + 2, 50)
+
+
+def test_memorisation_of_copies_is_one_and_of_test_images_as_low_as_it_gets():
+    _, train, test = split(0)
+    assert memorisation(of(train), train, test).mean == 1
+    assert memorisation(of(test), train, test).mean == pytest.approx(-0.75 / 0.25)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_whatever_their_quality_new_images_are_within_chance_of_zero(scale):
+    """Blurred ones share their nearest images, which the deviation by chance takes into account."""
+    found = []
+    for seed in range(0, 120, 3):
+        sample, train, test = split(seed, 100, scale)
+        found.append(memorisation(of(sample), train, test))
+    means, deviations = np.array(found).T
+    assert abs(means.mean()) < 3 * means.std() / np.sqrt(len(means))
+    assert means.std() == pytest.approx(deviations.mean(), rel=0.35)
+
+
+def test_half_copies_are_half_way():
+    train, test = normal(0, 1500), normal(1, 500)
+    mixed = np.concatenate([train[:1000], normal(2, 1000)])
+    assert memorisation(of(mixed), train, test).mean == pytest.approx(0.5, abs=0.1)

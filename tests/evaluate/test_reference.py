@@ -1,0 +1,176 @@
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from diffusion.evaluate.features import verified
+from diffusion.evaluate.features.extract import extract
+from diffusion.evaluate.features.extractors import Extractor
+from diffusion.evaluate.features.reference import (
+    build_reference,
+    extraction_code,
+    make_reference,
+    matching_reference,
+    open_reference,
+    save_reference,
+)
+from diffusion.images.store import open_store
+from diffusion.protocol.extractors import EXTRACTORS
+from diffusion.system.errors import DiffctlError
+from tests.helpers.digits_sweep import CLASSES, effnet, make_config, rewrite, tamper, write_prepared
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return effnet()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(prepared, reference) folders of the reference stage."""
+    root = tmp_path_factory.mktemp("reference")
+    prepared = write_prepared(root / "prepared")
+    make_reference(make_config().evaluate, prepared, root / "reference")
+    return prepared, root / "reference"
+
+
+@pytest.fixture
+def own(made, tmp_path):
+    """Copies that a test may break."""
+    return tuple(shutil.copytree(folder, tmp_path / folder.name) for folder in made)
+
+
+def test_it_holds_both_splits_and_says_what_they_are(made, extractor):
+    prepared, folder = made
+    reference = open_reference(folder, extractor, "train", prepared)
+    train, test = (open_store(prepared / split) for split in ("train", "test"))
+    np.testing.assert_array_equal(reference.features, extract(extractor, train.images).features)
+    np.testing.assert_array_equal(reference.heldout.features, extract(extractor, test.images).features)
+    np.testing.assert_array_equal(reference.labels, train.labels)
+    np.testing.assert_array_equal(reference.heldout_labels, test.labels)
+    assert reference.train_and_test[0] is reference.features
+    assert reference.train_and_test[1] is reference.heldout.features
+    assert reference.meta == {
+        "code": extraction_code(EXTRACTORS["effnet-lite0-64"]),
+        "evaluation": 2,
+        "extractor": "effnet-lite0-64",
+        "weights_sha256": extractor.weights_sha256,
+        "dtype": "float32",
+        "name": "digits",
+        "image_size": 8,
+        "classes": CLASSES,
+        "reference_split": "train",
+        "reference_digest": train.digest,
+        "reference_count": len(train),
+        "heldout_split": "test",
+        "heldout_digest": test.digest,
+        "heldout_count": len(test),
+    }
+
+
+def test_equal_images_give_equal_bytes(made, tmp_path):
+    prepared, folder = made
+    make_reference(make_config().evaluate, prepared, tmp_path / "again")
+    for file in folder.iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+def test_the_test_split_as_reference_holds_out_the_training_images(made, tmp_path, extractor):
+    config = make_config(evaluate={"reference": "test"})
+    make_reference(config.evaluate, made[0], tmp_path / "reference")
+    reference = open_reference(tmp_path / "reference", extractor, "test", made[0])
+    assert (reference.meta["reference_count"], reference.meta["heldout_count"]) == (64, 120)
+    train, test = reference.train_and_test
+    assert (len(train), len(test)) == (120, 64)
+
+
+def test_progress_goes_over_both_splits(made, tmp_path):
+    seen = []
+    make_reference(
+        make_config().evaluate, made[0], tmp_path / "r", lambda done, total: seen.append((done, total))
+    )
+    assert seen[0] == (0, 184)
+    assert seen[-1] == (184, 184)
+    assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_one_changed_pixel_makes_it_stale(own, extractor, split):
+    prepared, folder = own
+    before = open_store(prepared / split).digest
+    assert rewrite(prepared / split).digest != before
+    with pytest.raises(DiffctlError, match="stale"):
+        open_reference(folder, extractor, "train", prepared)
+
+
+def test_images_that_changed_behind_their_digest_are_refused(own, tmp_path):
+    prepared, _ = own
+    tamper(prepared / "train")
+    with pytest.raises(DiffctlError, match="changed after they were written"):
+        make_reference(make_config().evaluate, prepared, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_image_edited_in_place_is_noticed_though_its_digest_is_as_it_was(own, extractor, split):
+    prepared, folder = own
+    open_reference(folder, extractor, "train", prepared)  # noted as right
+    tamper(prepared / split)
+    for _ in range(2):
+        with pytest.raises(DiffctlError, match=f"{split} changed after they were written"):
+            open_reference(folder, extractor, "train", prepared)
+    assert matching_reference(folder, extractor, "train", prepared) is None
+
+
+def test_images_are_hashed_again_only_where_their_files_are_others(own, extractor, monkeypatch):
+    prepared, folder = own
+    hashed = []
+    monkeypatch.setattr(verified, "verify", hashed.append)
+
+    def opened():
+        hashed.clear()
+        open_reference(folder, extractor, "train", prepared)
+        return len(hashed)
+
+    assert (opened(), opened()) == (2, 0)
+    os.utime(prepared / "test/images.npy", ns=(1, 1))  # as of `dvc checkout`: the same images, another time
+    assert (opened(), opened()) == (2, 0)
+    os.utime(prepared / "train/labels.npy", ns=(1, 1))
+    assert (opened(), opened()) == (2, 0)
+    note = folder.with_name(f".{folder.name}-verified.json")
+    note.write_text("{")  # damaged, it says nothing
+    assert (opened(), opened()) == (2, 0)
+    note.unlink()
+    note.mkdir()  # what cannot be written is done without
+    assert (opened(), opened()) == (2, 2)
+
+
+def test_another_split_extractor_or_weights_make_it_stale(made, extractor):
+    _, folder = made
+    with pytest.raises(DiffctlError, match="reference_split"):
+        open_reference(folder, extractor, "test")
+    other = Extractor(extractor.spec, "0" * 64, extractor.module, extractor.device)
+    with pytest.raises(DiffctlError, match="weights_sha256"):
+        open_reference(folder, other, "train")
+
+
+@pytest.mark.parametrize("name", ["meta.json", "features.npy", "heldout.npy"])
+def test_a_missing_or_damaged_file_is_named(own, extractor, name):
+    _, folder = own
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DiffctlError, match="damaged"):
+        open_reference(folder, extractor, "train")
+    (folder / name).unlink()
+    with pytest.raises(DiffctlError, match=f"{name} is missing"):
+        open_reference(folder, extractor, "train")
+
+
+def test_without_heldout_images_there_is_no_floor(made, extractor, tmp_path):
+    reference = build_reference(extractor, open_store(made[0] / "test"), None)
+    save_reference(tmp_path / "r", reference)
+    again = open_reference(tmp_path / "r", extractor, "test")
+    assert again.heldout is None
+    assert again.train_and_test[0] is None
+    np.testing.assert_array_equal(again.features, reference.features)

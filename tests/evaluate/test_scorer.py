@@ -1,0 +1,201 @@
+"""Whole scores of a sample: torch-fidelity's numbers, finite for few images, equal however they are made."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion.evaluate.adhoc import evaluate_images
+from diffusion.evaluate.config import EvaluateConfig
+from diffusion.evaluate.features.extract import Features, extract
+from diffusion.evaluate.features.reference import Reference
+from diffusion.evaluate.scores import classes
+from diffusion.evaluate.scores.scorer import Scorer
+from diffusion.evaluate.validation import ScoredImages, ValidationScorer
+from diffusion.images.store import open_store, write_store
+from diffusion.protocol.extractors import EXTRACTORS
+from diffusion.protocol.scoring import subset_size
+from diffusion.protocol.settings import SampleSettings
+from diffusion.train.loop import new_state
+from tests.helpers.digits_sweep import effnet, real_digits
+from tests.train.test_loop import plan_of
+
+META = {"extractor": "effnet-lite0-64", "reference_split": "train", "heldout_split": "test"}
+
+
+def made_up(count, seed=0, dimension=16):
+    rng = np.random.default_rng(seed)
+    return Features(
+        rng.normal(size=(count, dimension)).astype(np.float32), rng.normal(size=(count, 4)).astype(np.float32)
+    )
+
+
+def scorer(heldout=None):
+    return Scorer(Reference(META, made_up(200).features, heldout), resamples=50, most=1000)
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 50])
+def test_few_images_give_finite_scores(count):
+    scores = scorer(made_up(40, seed=1)).scores(made_up(count, seed=2))
+    assert all(np.isfinite(value) for value in scores.values())
+    assert {"floor", "excess", "memorisation"} <= scores.keys()
+
+
+def test_an_extractor_without_logits_has_all_scores_but_one(monkeypatch):
+    spec, heldout, sample = EXTRACTORS["effnet-lite0-64"], made_up(40, seed=1), made_up(50, seed=2)
+    usual = scorer(heldout).scores(sample)
+    monkeypatch.setitem(EXTRACTORS, spec.name, dataclasses.replace(spec, score=None))
+    blind = scorer(Features(heldout.features))
+    scores = blind.scores(Features(sample.features))
+    left_out = {spec.score, f"{spec.score}_std"}
+    assert scores == {name: value for name, value in usual.items() if name not in left_out}
+    assert blind.real(50).keys() == scorer(heldout).real(50).keys() - left_out
+
+
+def test_without_heldout_images_nothing_is_said_of_them():
+    judge = scorer()
+    assert not {"floor", "excess", "memorisation"} & judge.scores(made_up(30, seed=2)).keys()
+    assert judge.real(30) is None
+
+
+def test_what_is_kept_between_samples_changes_no_number():
+    heldout, other, sample = made_up(40, seed=1), made_up(30, seed=3), made_up(50, seed=2)
+    judge = scorer(heldout)
+    judge.scores(other)
+    assert judge.scores(sample) == scorer(heldout).scores(sample)
+
+
+@pytest.fixture
+def tf32(monkeypatch):
+    """TF32 is allowed, as for training; gives what is allowed where products are made, as it comes."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    seen, cdist = [], torch.cdist
+
+    def watched(*arguments):
+        seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        return cdist(*arguments)
+
+    monkeypatch.setattr(torch, "cdist", watched)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    yield seen
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+EXACT = ("highest", False)
+
+
+def test_scores_are_of_exact_float32_and_put_back_what_was_allowed(tf32):
+    judge = scorer(made_up(40, seed=1))
+    judge.scores(made_up(30, seed=2))
+    judge.real(30)
+    assert set(tf32) == {EXACT}
+    assert len(tf32) > 4
+    with pytest.raises(ValueError, match="broadcast"):
+        judge.scores(made_up(30, dimension=3))
+
+
+def test_scoring_while_training_is_of_exact_float32(tf32, digits_store):
+    extractor, (images, _) = effnet(), real_digits()
+    module, real = extractor.module, extract(extractor, images[:20])
+    module.register_forward_pre_hook(lambda *_: tf32.append(("extracting", torch.backends.cudnn.allow_tf32)))
+    state = new_state(plan_of(open_store(digits_store)), torch.device("cpu"))
+    few = ScoredImages(SampleSettings(steps=2), count=8, batch_size=8)
+    validation = ValidationScorer(few, extractor, Reference(META, real.features, real), EvaluateConfig())
+    scores = validation.scores(state.ema, state.plan, lambda done, total: None)
+    assert {"precision_effnet_lite0_64", "memorisation"} <= scores.keys()
+    assert set(tf32) == {EXACT, ("extracting", False)}
+
+
+@pytest.mark.parametrize(("kept", "targets"), [(128, 4), (4, 4), (3, 5), (0, 8)])
+def test_what_a_class_owes_to_real_images_is_computed_once(monkeypatch, kept, targets):
+    """Two samples, four classes: four floors, a Gaussian a class that is kept and two of each other one.
+
+    And the numbers of each sample by itself.
+    """
+    made = []
+
+    def watched(kind, compute):
+        def call(*arguments):
+            made.append(kind)
+            return compute(*arguments)
+
+        return call
+
+    names, heldout = [*"abcd"], made_up(40, seed=1)
+    meta = {**META, "classes": names}
+
+    def judge():
+        labels = np.arange(200) % 4
+        return Scorer(Reference(meta, made_up(200).features, heldout, labels, labels[:40]), 0, most=1000)
+
+    samples = [made_up(60, seed=seed) for seed in (2, 3)]
+    want = [judge().classes(sample, np.arange(60) % 4, names) for sample in samples]
+    monkeypatch.setattr(classes, "TARGETS", kept)
+    monkeypatch.setattr(classes, "Target", watched("target", classes.Target))
+    monkeypatch.setattr(classes, "floor_at", watched("floor", classes.floor_at))
+    one = judge()
+    assert [one.classes(sample, np.arange(60) % 4, names) for sample in samples] == want
+    assert (made.count("target"), made.count("floor")) == (targets, 4)
+    assert all(entry["num_images"] == 15 for entry in want[0].values())
+
+
+def test_real_images_score_as_a_sample_of_their_own_would():
+    judge = scorer(made_up(40, seed=1))
+    real, same = judge.real(100), judge.scores(made_up(40, seed=1))
+    for name in ("precision_effnet_lite0_64", "recall_effnet_lite0_64"):
+        assert real[name] == same[name]
+    assert real["fd_effnet_lite0_64"] == judge.floor(100).distance
+
+
+class Tensors(torch.utils.data.Dataset):
+    """Images as torch-fidelity wants them: uint8 (3, H, W)."""
+
+    def __init__(self, images):
+        self.images = torch.from_numpy(images.transpose(0, 3, 1, 2).repeat(3, axis=1))
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index]
+
+
+def test_any_images_score_as_by_torch_fidelity(tmp_path):
+    from torch_fidelity import calculate_metrics
+
+    from benchmarks.fidelity import register
+
+    images, _ = real_digits()
+    ours, real = images[:100], images[100:250]
+    np.savez(tmp_path / "ours.npz", ours)
+    write_store(tmp_path / "real", real, None, {"name": "real"})
+    got = evaluate_images(tmp_path / "ours.npz", tmp_path / "real")["scores"]
+    want = calculate_metrics(
+        input1=Tensors(ours),
+        input2=Tensors(real),
+        feature_extractor=register("effnet-lite0-64"),
+        fid=True,
+        kid=True,
+        isc=True,
+        prc=True,
+        kid_subset_size=subset_size(len(ours), len(real)),
+        cuda=False,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    same = {
+        "fd_effnet_lite0_64": "frechet_inception_distance",
+        "kd_effnet_lite0_64": "kernel_inception_distance_mean",
+        "kd_effnet_lite0_64_std": "kernel_inception_distance_std",
+        "is_effnet_lite0_64": "inception_score_mean",
+        "is_effnet_lite0_64_std": "inception_score_std",
+        "precision_effnet_lite0_64": "precision",
+        "recall_effnet_lite0_64": "recall",
+    }
+    for ours_name, theirs in same.items():
+        assert got[ours_name] == pytest.approx(want[theirs], rel=1e-6), ours_name

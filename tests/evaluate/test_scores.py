@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.linalg import sqrtm
+
+from diffusion.evaluate.features.extract import extract
+from diffusion.evaluate.scores.scores import Statistics, frechet_distance, inception_score, statistics
+from tests.helpers.digits_sweep import effnet, real_digits
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return effnet()
+
+
+@pytest.fixture(scope="module")
+def digits(extractor):
+    """Features of 300 real digits."""
+    return extract(extractor, real_digits()[0][:300])
+
+
+def covariance(rng, size):
+    root = rng.normal(size=(size, size))
+    return root @ root.T / size + 0.1 * np.eye(size)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(2, 12))
+def test_the_distance_of_gaussians_is_its_closed_form(seed, size):
+    rng = np.random.default_rng(seed)
+    mu_a, mu_b = rng.normal(size=(2, size))
+    sigma_a, sigma_b = covariance(rng, size), covariance(rng, size)
+    closed = np.sum((mu_a - mu_b) ** 2) + np.trace(sigma_a + sigma_b - 2 * sqrtm(sigma_a @ sigma_b).real)
+    got = frechet_distance(Statistics(mu_a, sigma_a), Statistics(mu_b, sigma_b))
+    assert got == pytest.approx(closed, rel=1e-8, abs=1e-8)
+
+
+def test_a_large_gaussian_sample_has_the_distance_of_its_distribution():
+    rng = np.random.default_rng(0)
+    sigma_a, sigma_b = covariance(rng, 6), covariance(rng, 6)
+    mu_a, mu_b = np.zeros(6), np.full(6, 0.5)
+    samples = [
+        rng.multivariate_normal(mu, sigma, 100_000).astype(np.float32)
+        for mu, sigma in ((mu_a, sigma_a), (mu_b, sigma_b))
+    ]
+    closed = frechet_distance(Statistics(mu_a, sigma_a), Statistics(mu_b, sigma_b))
+    assert frechet_distance(*map(statistics, samples)) == pytest.approx(closed, rel=0.02)
+
+
+def test_a_set_against_itself_is_zero(digits):
+    own = statistics(digits.features)
+    assert abs(frechet_distance(own, own)) < 1e-3 * np.trace(own.sigma)
+
+
+def test_a_distance_is_symmetric(digits):
+    a, b = statistics(digits.features[:150]), statistics(digits.features[150:])
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-5)
+
+
+def test_inception_score_of_certain_and_of_blind_logits():
+    certain = np.tile(100 * np.eye(5, dtype=np.float32), (200, 1))
+    assert inception_score(certain).mean == pytest.approx(5, rel=0.02)
+    assert inception_score(np.zeros((100, 5), np.float32)).mean == pytest.approx(1)

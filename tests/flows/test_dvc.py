@@ -1,0 +1,240 @@
+"""A stage under real DVC: its output, its exit code, and its end when a signal comes."""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from diffusion.system.errors import DiffctlError, Interrupted
+from flows.dvc import StageFailed, child_environment, push_outs, reproduce
+from tests.helpers.toy import (
+    be,
+    processes_in,
+    reproducing,
+    script,
+    toy_project,
+    wait_for_file,
+    wait_until_left,
+)
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return toy_project(tmp_path)
+
+
+def failing(stage: str) -> DiffctlError:
+    with pytest.raises(DiffctlError) as caught:
+        asyncio.run(reproduce(stage))
+    return caught.value
+
+
+def test_a_stage_shows_its_output_and_leaves_its_out(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asyncio.run(reproduce("data"))
+    assert (toy / "prepared").read_text() == "data"
+    shown = capsys.readouterr().out
+    assert shown.startswith("==> data\n")
+    assert shown.endswith("data at work\n")
+    asyncio.run(reproduce("data"))
+    assert capsys.readouterr().out == "==> data: up to date\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "retry", "said"),
+    [
+        ("DiffctlError('no images there')", 1, False, "no images there"),
+        ("TemporaryError('no server answers')", 75, True, "no server answers"),
+        ("UsageError('data.name: no such data')", 2, False, "data.name: no such data"),
+        ("ValueError('a\\nmistake')", 1, False, "ValueError: a mistake"),
+        ("OSError(28, 'No space left', 'a')", 1, False, "a cannot be written (No space left): make room"),
+    ],
+)
+def test_a_stages_own_sentence_and_exit_code_are_its_end(
+    toy: Path, error: str, exit_code: int, retry: bool, said: str
+) -> None:
+    be(toy, "data", f"fail({error})")
+    told = failing("data")
+    assert isinstance(told, StageFailed)
+    assert (told.exit_code, told.retry) == (exit_code, retry)
+    assert str(told) == f"stage data: {said}"
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "retry", "words"),
+    [
+        ("sys.exit(75)", False, "its command failed (exit 75), see the message above"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", True, "killed by signal 9"),
+    ],
+)
+def test_of_a_stage_that_tells_nothing_dvc_says_how_it_ended(
+    toy: Path, behaviour: str, retry: bool, words: str
+) -> None:
+    be(toy, "data", behaviour)
+    error = failing("data")
+    assert isinstance(error, StageFailed)
+    assert (error.exit_code, error.retry) == (1, retry)
+    assert words in str(error)
+
+
+def test_a_command_that_is_not_there_is_no_refused_configuration(toy: Path) -> None:
+    graph = (toy / "dvc.yaml").read_text()
+    (toy / "dvc.yaml").write_text(graph.replace("python work.py data", "no-such-command data"))
+    assert str(failing("data")) == "stage data: its command failed (exit 127), see the message above"
+
+
+@pytest.mark.parametrize("behaviour", ["sys.exit(143)", "fail(Interrupted('stopped', signal.SIGTERM))"])
+def test_a_stage_that_was_stopped_from_outside_is_interrupted(toy: Path, behaviour: str) -> None:
+    be(toy, "data", behaviour)
+    error = failing("data")
+    assert isinstance(error, Interrupted)
+    assert error.exit_code == 143
+
+
+def test_what_dvc_itself_complains_of_is_told(toy: Path) -> None:
+    error = failing("train")
+    assert isinstance(error, StageFailed)
+    assert (error.exit_code, error.retry) == (1, False)
+    assert "failed to reproduce 'train'" in str(error)
+    assert "prepared" in str(error)
+
+
+def test_a_folder_that_is_busy_is_explained_in_a_sentence(toy: Path) -> None:
+    be(toy, "data", "train()")
+    first = script(toy, reproducing("data"))
+    wait_for_file(toy / "begun")
+    error = failing("data")
+    assert "another DVC command is at work in this folder (process " in str(error)
+    os.killpg(first.pid, signal.SIGINT)
+    assert first.wait(30) == 130
+
+
+def test_diffctl_is_found_and_prefects_run_is_not_inherited(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "of the flow around")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    values = child_environment()
+    assert shutil.which("diffctl", path=values["PATH"])
+    assert shutil.which("dvc", path=values["PATH"])
+    assert "PREFECT__FLOW_RUN_ID" not in values
+    assert values["PREFECT_API_URL"] == "http://127.0.0.1:1/api"
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_a_signal_lets_the_stage_save_and_leaves_no_process(
+    toy: Path, number: signal.Signals, exit_code: int, whole_group: bool
+) -> None:
+    be(toy, "data", "train()")
+    running = script(toy, reproducing("data"))
+    wait_for_file(toy / "begun")
+    (os.killpg if whole_group else os.kill)(running.pid, number)
+    assert running.wait(30) == exit_code
+    assert (toy / "saved").read_text() == "SIGINT"
+    assert not processes_in(toy)
+    assert "stopping data" in running.communicate()[0]
+
+
+def test_a_reader_that_leaves_does_not_end_the_work(toy: Path) -> None:
+    be(toy, "data", "for i in range(5000): print('line', i)")
+    running = script(toy, reproducing("data"))
+    assert running.stdout is not None
+    running.stdout.readline()
+    running.stdout.close()
+    assert running.wait(30) == 0
+    assert (toy / "prepared").exists()
+
+
+def test_a_stage_that_hears_no_signal_is_killed(toy: Path) -> None:
+    be(toy, "data", "stubborn()")
+    hasty = "import signal\nflows.dvc.PATIENCE = [(n, 0.3) for n, _ in flows.dvc.PATIENCE[:2]] + [(9, 10)]"
+    running = script(toy, reproducing("data", before=hasty))
+    wait_for_file(toy / "begun")
+    running.send_signal(signal.SIGINT)
+    assert running.wait(30) == 130
+    assert not processes_in(toy)
+
+
+def test_a_second_signal_ends_the_supervisor_and_the_stage_still_saves(toy: Path) -> None:
+    be(toy, "data", "slow_to_save()")
+    running = script(toy, reproducing("data"))
+    wait_for_file(toy / "begun")
+    running.send_signal(signal.SIGINT)
+    assert running.stdout is not None
+    while "stopping data" not in running.stdout.readline():
+        pass
+    running.send_signal(signal.SIGINT)
+    assert running.wait(30) == -signal.SIGINT
+    (toy / "allow").touch()
+    wait_until_left(toy)
+    assert (toy / "saved").exists()
+
+
+# A supervisor that looks at a signal long after it came, and tells when it came.
+LAZY = """
+from diffusion.system.signals import StopRequest
+flows.dvc.POLL_SECONDS = 1
+receive = StopRequest._receive
+def heard(self, number, frame):
+    receive(self, number, frame)
+    open("heard", "w").write("yes")
+StopRequest._receive = heard
+"""
+
+
+def test_two_signals_at_once_still_reach_the_stage(toy: Path) -> None:
+    be(toy, "data", "train()")
+    running = script(toy, reproducing("data", before=LAZY))
+    wait_for_file(toy / "begun")
+    running.send_signal(signal.SIGINT)
+    wait_for_file(toy / "heard")
+    running.send_signal(signal.SIGINT)
+    assert running.wait(30) == 130
+    assert (toy / "saved").read_text() == "SIGINT"
+    assert not processes_in(toy)
+
+
+def test_a_cancelled_task_leaves_no_process(toy: Path) -> None:
+    async def cancel() -> None:
+        work = asyncio.create_task(reproduce("data"))
+        while not (toy / "begun").exists():
+            await asyncio.sleep(0.05)
+        work.cancel()
+        await work
+
+    be(toy, "data", "train()")
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancel())
+    assert (toy / "saved").exists()
+    assert not processes_in(toy)
+
+
+def test_a_clean_clone_with_a_remote_makes_nothing_again(
+    toy: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = tmp_path_factory.mktemp("clones")
+
+    def run(*command: str) -> None:
+        subprocess.run(command, check=True, capture_output=True, env=child_environment())
+
+    run("dvc", "remote", "add", "--default", "here", str(other / "remote"))
+    for stage in ("data", "train"):
+        asyncio.run(reproduce(stage))
+    asyncio.run(push_outs())
+    run("git", "add", "--all")
+    run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--message", "made")
+    run("git", "clone", str(toy), str(other / "clone"))
+    monkeypatch.chdir(other / "clone")
+    capsys.readouterr()
+    for stage in ("data", "train"):
+        asyncio.run(reproduce(stage))
+    assert capsys.readouterr().out == "==> data: up to date\n==> train: up to date\n"

@@ -1,0 +1,229 @@
+"""The pipeline: its order, what is tried again, and how it ends; on a toy graph with real DVC and Prefect."""
+
+import asyncio
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffusion.layout import MODEL
+from diffusion.model.model_file import save_artefact
+from diffusion.sample.shards import cells_folder
+from diffusion.system.errors import DiffctlError, Interrupted, UsageError
+from diffusion.system.files import write_text
+from flows.dvc import STAGES, StageFailed
+from flows.steps import do_steps
+from tests.closure import GRAPH
+from tests.conftest import command, environment
+from tests.flows.test_server import HOLD
+from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.prefect_home import recorded, with_database
+from tests.helpers.toy import be, processes_in, script, toy_project, wait_for_file
+from tracking.store import MlflowError
+
+
+def test_the_stages_are_in_an_order_that_the_graph_allows() -> None:
+    stages = yaml.safe_load(GRAPH.read_text())["stages"]
+    assert sorted(stages) == sorted(STAGES)
+    made: set[str] = set()
+    for name in STAGES:
+        data = {dep for dep in stages[name]["deps"] if not dep.startswith("diffusion/")}
+        assert all(any(dep == out or dep.startswith(f"{out}/") for out in made) for dep in data)
+        made |= {
+            next(iter(out)) if isinstance(out, dict) else out
+            for key in ("outs", "plots", "metrics")
+            for out in stages[name].get(key, [])
+        }
+
+
+def test_steps_are_done_once_each_and_in_order() -> None:
+    tried: list[tuple[str, bool]] = []
+
+    async def do(name: str, fresh: bool) -> str | None:
+        tried.append((name, fresh))
+        return "version 1" if name == "register" else None
+
+    done: dict[str, str | None] = {"data": None, "reference": None}
+    asyncio.run(do_steps(do, done, push=True, fresh=False))
+    assert [name for name, _ in tried] == ["train", "sample", "evaluate", "report", "register", "push"]
+    assert done["register"] == "version 1"
+
+
+def test_fresh_discards_the_units_of_the_present_model_or_fails(project: Path) -> None:
+    async def do(name: str, fresh: bool) -> None:
+        assert (name, fresh) == ("sample", True)
+
+    def sample_anew() -> None:
+        others: dict[str, str | None] = {name: None for name in [*STAGES, "register"] if name != "sample"}
+        asyncio.run(do_steps(do, others, push=False, fresh=True))
+
+    sample_anew()  # there is no model yet
+    spec = spec_of()
+    model = save_artefact(MODEL, network_of(spec).state_dict(), artefact_of(spec))
+    ours, other = cells_folder(model.model_sha256), cells_folder("0" * 64)
+    for folder in (ours, other):
+        write_text(folder / "card/00000000-00000004.npy", "images")
+    sample_anew()
+    assert not ours.exists()
+    assert other.exists()
+    write_text(ours, "what cannot be discarded as a folder")
+    with pytest.raises(NotADirectoryError):
+        sample_anew()
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (StageFailed("train", "it failed", retry=True), True),
+        (StageFailed("train", "refused", 2), False),
+        (MlflowError("MLflow does not answer"), True),
+        (Interrupted("stopped", signal.SIGINT), False),
+        (UsageError("wrong"), False),
+        (DiffctlError("the scores of another model"), False),
+        (ValueError("a mistake in the code"), False),
+    ],
+)
+def test_only_work_that_may_pass_is_tried_again(error: Exception, again: bool) -> None:
+    from prefect import task
+    from prefect.client.schemas.objects import TaskRun
+    from prefect.states import Failed
+
+    from flows.pipeline import worth_a_retry
+
+    tried = task(lambda: None, name="train", retries=1, retry_delay_seconds=[1])
+    run = TaskRun(task_key="train", dynamic_key="0", run_count=1)
+    assert worth_a_retry(tried, run, Failed(data=error)) is again
+
+
+@pytest.fixture
+def toy(tmp_path: Path, prefect_database: Path) -> Path:
+    with_database(tmp_path, prefect_database)
+    return toy_project(tmp_path)
+
+
+def started(
+    folder: Path, *arguments: str, url: str = "", env: dict[str, str] | None = None
+) -> "subprocess.Popen[str]":
+    """`diffctl run` in the folder, in a session of its own."""
+    return subprocess.Popen(
+        command("run", *arguments),
+        cwd=folder,
+        env=environment({"PREFECT_API_URL": url, **(env or {})}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_refused_configuration_ends_the_run_at_once(toy: Path) -> None:
+    be(toy, "train", "fail(UsageError('train.lr must be above 0'))")
+    run = started(toy)
+    output, errors = run.communicate(timeout=120)
+    assert run.returncode == 2
+    assert output.count("train at work") == 1
+    assert errors == "diffctl: stage train: train.lr must be above 0\n"
+    states = recorded(toy)
+    assert (states["data"], states["train"], states["pipeline"]) == ("Completed", "Failed", "Failed")
+    assert "sample" not in states
+    assert not processes_in(toy)
+
+
+RETRYING = """
+import asyncio
+from flows.server import prefect_server
+with prefect_server():
+    from flows.pipeline import pipeline
+    asyncio.run(pipeline(retry_delays=[0.1, 0.1], return_state=True))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("failures", "state"), [(2, "Completed"), (3, "Failed")])
+def test_failed_work_is_tried_again_as_often_as_asked(toy: Path, failures: int, state: str) -> None:
+    (toy / "count").write_text("0")
+    be(
+        toy,
+        "train",
+        "n = int(Path('count').read_text()) + 1\nPath('count').write_text(str(n))\n"
+        f"if n <= {failures}: fail(DiffctlError('it diverged'))\n",
+    )
+    output, _ = script(toy, RETRYING, {"PREFECT_API_URL": ""}).communicate(timeout=180)
+    assert output.count("train at work") == 3
+    assert "stage train: it diverged; trying again in 0.1 s (1 of 2)" in output
+    assert recorded(toy)["train"] == state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "whole_group", "exit_code"),
+    [(signal.SIGINT, True, 130), (signal.SIGINT, False, 130), (signal.SIGTERM, False, 143)],
+)
+def test_a_stop_saves_and_the_same_command_goes_on(
+    toy: Path, number: signal.Signals, whole_group: bool, exit_code: int
+) -> None:
+    be(toy, "train", "train()")
+    run = started(toy)
+    wait_for_file(toy / "begun", seconds=120)
+    (os.killpg if whole_group else os.kill)(run.pid, number)
+    _, errors = run.communicate(timeout=180)
+    assert run.returncode == exit_code
+    assert (toy / "saved").exists()
+    assert errors == f"diffctl: stopped by {number.name}, saved: the same command goes on from here\n"
+    assert not processes_in(toy)
+    states = recorded(toy)
+    assert (states["data"], states["pipeline"]) == ("Completed", "Cancelled")
+
+    (toy / "be-train").unlink()
+    output, _ = started(toy).communicate(timeout=120)
+    assert "==> data: up to date" in output
+    assert "train at work" in output
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_lets_the_stage_save(toy: Path) -> None:
+    be(toy, "train", "train()")
+    run = started(toy)
+    wait_for_file(toy / "begun", seconds=120)
+    run.send_signal(signal.SIGHUP)
+    run.communicate(timeout=180)
+    assert run.returncode == 128 + signal.SIGHUP
+    assert (toy / "saved").exists()
+    assert not processes_in(toy)
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_in_the_middle_stops_nothing(toy: Path) -> None:
+    kill = (
+        "import psutil\n"
+        "for p in psutil.process_iter(['cmdline', 'cwd']):\n"
+        "    if 'flows.server' in (p.info['cmdline'] or ()) and p.info['cwd'] == os.getcwd(): p.kill()\n"
+    )
+    be(toy, "train", kill)
+    run = started(toy)
+    output, errors = run.communicate(timeout=180)
+    assert (toy / "page").exists()
+    assert output.count("report at work") == 1
+    assert "going on without it" in output
+    assert "Traceback" not in output + errors
+    assert not processes_in(toy)
+
+
+@pytest.mark.slow
+def test_a_server_of_the_users_own_is_used(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("server")
+    with_database(other, toy / ".prefect")
+    server = script(other, HOLD, {"PREFECT_API_URL": ""})
+    wait_for_file(other / "url")
+    be(toy, "train", "fail(UsageError('train.lr must be above 0'))")
+    run = started(toy, url=(other / "url").read_text())
+    run.communicate(timeout=120)
+    (other / "enough").touch()
+    server.communicate(timeout=30)
+    assert run.returncode == 2
+    assert recorded(other)["pipeline"] == "Failed"
+    assert "pipeline" not in recorded(toy)

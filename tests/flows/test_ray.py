@@ -1,0 +1,205 @@
+"""Images on a real Ray cluster of two nodes: the same as in one process, whatever is killed, and no noise."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from diffusion.config import load
+from diffusion.layout import MODEL
+from diffusion.protocol.grid import cell_settings, grid
+from diffusion.system.errors import DiffctlError
+from flows.ray_runner import ray_runner
+from tests.conftest import command, diffctl, environment
+from tests.helpers.cells import assert_equal_but_for_rounding, cell_images, with_model
+from tests.helpers.waiting import wait_until
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+
+SECTIONS = {
+    "sample": {"num_images": 48, "batch_size": 4},
+    "sweep": {"steps": [30], "eta": [1.0], "sampler": ["ddim", "dpm-solver++"]},
+}
+
+
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The images that one process makes."""
+    folder = tmp_path_factory.mktemp("local")
+    with_model(folder, **SECTIONS)
+    assert diffctl(folder, "stage", "sample").returncode == 0
+    return cell_images(folder)
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """The address of a cluster of two nodes, two workers each."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 2, "num_gpus": 0, "object_store_memory": 100_000_000, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        cluster.add_node(**{name: value for name, value in node.items() if name != "include_dashboard"})
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+def on_ray(folder: Path, address: str | None) -> None:
+    with_model(folder, **{**SECTIONS, "sample": {**SECTIONS["sample"], "runner": "ray", "address": address}})
+
+
+def shards(folder: Path) -> list[Path]:
+    return list((folder / "runs/cells").glob("*/*/*.npy"))
+
+
+def times(files: list[Path]) -> dict[Path, int]:
+    """When each file was written, to the nanosecond."""
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def workers() -> list[psutil.Process]:
+    """The processes that make a shard at this moment: Ray puts a task's name into its worker's title."""
+    return [process for process in psutil.process_iter() if is_at_work(process)]
+
+
+def is_at_work(process: psutil.Process) -> bool:
+    try:
+        return "ray::make_shard" in " ".join(process.cmdline())
+    except psutil.Error:  # it ended meanwhile
+        return False
+
+
+def kill_one_at_work() -> bool:
+    """SIGKILL a process that makes a shard; it is halted first, so that it cannot finish it meanwhile."""
+    for process in workers():
+        process.send_signal(signal.SIGSTOP)
+        if is_at_work(psutil.Process(process.pid)):
+            process.send_signal(signal.SIGKILL)
+            return True
+        process.send_signal(signal.SIGCONT)
+    return False
+
+
+def start(folder: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        command("stage", "sample"),
+        cwd=folder,
+        env=environment({"RAY_ADDRESS": ""}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_a_worker_killed_in_the_middle_costs_its_shard_only(
+    project: Path, address: str, wanted: dict
+) -> None:
+    on_ray(project, address)
+    process = start(project)
+    wait_until(lambda: len(shards(project)) >= 2, 120)
+    finished = times(shards(project))
+    wait_until(kill_one_at_work, 120)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert ["A worker died" in line or "will be retried" in line for line in out.splitlines()] == [True] * 2
+    said = [line.split()[:2] for line in err.splitlines()]
+    assert {cell for cell, _ in said} == set(wanted), "progress of each cell, and no word of Ray's"
+    assert [cell for cell, done in said if done == "48/48"] == list(wanted)
+    assert len(shards(project)) == 2 * 48 / 4
+    assert times(list(finished)) == finished, "what was finished is not made again"
+    for name, images in cell_images(project).items():
+        assert_equal_but_for_rounding(images, wanted[name])
+
+
+def test_the_model_goes_into_the_store_once_and_no_worker_reads_its_file(
+    project: Path, address: str, wanted: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    on_ray(project, address)
+    config, hidden, put, stored = load(), project / "hidden", ray.put, []
+
+    def put_and_hide(value: object) -> object:
+        stored.append(put(value))
+        MODEL.rename(hidden)
+        return stored[-1]
+
+    monkeypatch.setattr(ray, "put", put_and_hide)
+    with ray_runner(config.sample) as run:
+        for cell in grid(config.sample, config.sweep):
+            settings = cell_settings(config.sample, cell)
+            for shard, images in run(MODEL, settings, [range(start, start + 4) for start in (0, 4, 8)]):
+                assert_equal_but_for_rounding(images, wanted[cell.name][shard.start : shard.stop])
+            if hidden.exists():  # the driver looks at it once a cell
+                hidden.rename(MODEL)
+        assert len(stored) == 1
+        monkeypatch.setattr("flows.ray_runner.library_version", lambda: "0123 with torch 1.0")
+        with pytest.raises(DiffctlError, match=r"than this machine .*, not 0123 with torch 1\.0"):
+            list(run(MODEL, settings, [range(4)]))
+
+
+def test_shards_of_one_cell_run_on_both_nodes(project: Path, address: str) -> None:
+    on_ray(project, address)
+    process = start(project)
+    raylets: set[int] = set()
+
+    def both() -> bool:
+        raylets.update(worker.ppid() for worker in workers())
+        return len(raylets) == 2
+
+    wait_until(both, 120)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+
+
+def test_an_address_where_nothing_answers_is_one_sentence(project: Path) -> None:
+    on_ray(project, "127.0.0.1:1")
+    done = diffctl(project, "stage", "sample")
+    assert done.returncode == 1
+    assert done.stderr.startswith("diffctl: the Ray cluster at 127.0.0.1:1 is out of reach: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_gpus_that_no_machine_has_are_refused(project: Path, address: str) -> None:
+    sample = {**SECTIONS["sample"], "runner": "ray", "address": address, "num_gpus": 1}
+    with_model(project, **{**SECTIONS, "sample": sample})
+    done = diffctl(project, "stage", "sample")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "diffctl: sample.num_gpus asks for 1 GPUs a shard, and Ray has 0\n"
+
+
+def test_without_an_address_ray_runs_here_and_dies_with_its_driver(project: Path, wanted: dict) -> None:
+    on_ray(project, None)
+    process = start(project)
+    wait_until(lambda: shards(project) != [], 120)
+    family = [one for one in psutil.Process(process.pid).children(recursive=True) if is_of_the_work(one)]
+    assert {one.name() for one in family} >= {"gcs_server", "raylet"}
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not any(is_alive(one) for one in family), 60)
+    done = diffctl(project, "stage", "sample", env={"RAY_ADDRESS": ""})
+    assert done.returncode == 0, done.stderr
+    for name, images in cell_images(project).items():
+        assert_equal_but_for_rounding(images, wanted[name])
+
+
+def is_of_the_work(process: psutil.Process) -> bool:
+    """Whether it is Ray's server, node or worker: the two agents of a node end a minute or so after it."""
+    command = " ".join(process.cmdline()[:3])
+    return (
+        process.name() in ("gcs_server", "raylet") or "default_worker.py" in command or "ray::make" in command
+    )
+
+
+def is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

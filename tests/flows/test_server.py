@@ -1,0 +1,99 @@
+"""The temporary Prefect server: it answers, it ends with its run however that ends; one a folder."""
+
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from diffusion.system.errors import DiffctlError
+from flows.server import answers, environment, prefect_server
+from tests.helpers.prefect_home import with_database
+from tests.helpers.toy import processes_in, script, wait_for_file, wait_until_left
+
+HOLD = """
+import os, time
+from pathlib import Path
+from flows.server import prefect_server
+with prefect_server() as url:
+    assert os.environ["PREFECT_API_URL"] == url
+    Path("url").write_text(url)
+    while not Path("enough").exists():
+        time.sleep(0.02)
+assert "PREFECT_API_URL" not in os.environ
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, prefect_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with_database(tmp_path, prefect_database)
+    return tmp_path
+
+
+def test_it_answers_and_is_gone_with_its_block_and_nobody_else_gets_one(folder: Path) -> None:
+    run = script(folder, HOLD)
+    wait_for_file(folder / "url")
+    assert answers((folder / "url").read_text(), timeout=5)
+    with pytest.raises(DiffctlError, match="another `diffctl run` is at work"), prefect_server():
+        pass
+    (folder / "enough").touch()
+    output, _ = run.communicate(timeout=30)
+    assert (run.returncode, output) == (0, "")
+    assert not processes_in(folder)
+    assert not answers((folder / "url").read_text(), timeout=1)
+
+
+def test_it_ends_when_its_run_is_killed(folder: Path) -> None:
+    run = script(folder, HOLD)
+    wait_for_file(folder / "url")
+    run.send_signal(signal.SIGKILL)
+    run.wait(10)
+    wait_until_left(folder)
+
+
+def test_a_user_s_own_server_must_answer(folder: Path) -> None:
+    url = "http://127.0.0.1:1/api"
+    with (
+        environment({"PREFECT_API_URL": url}),
+        pytest.raises(DiffctlError, match="no Prefect server answers at PREFECT_API_URL"),
+        prefect_server(),
+    ):
+        pass
+
+
+@pytest.mark.slow
+def test_a_server_that_cannot_start_is_an_error_and_leaves_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
+    (folder / ".prefect/prefect.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(DiffctlError, match="ended as it started"), prefect_server():
+        pass
+    assert not processes_in(folder)
+
+
+def test_what_listens_and_is_no_web_server_does_not_answer() -> None:
+    def greet() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+            connection.recv(4096)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=greet)
+        server.start()
+        assert not answers(f"http://127.0.0.1:{listener.getsockname()[1]}/api", timeout=5)
+        server.join()
+
+
+def test_settings_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_SETTING", "before")
+    monkeypatch.delenv("ANOTHER", raising=False)
+    with environment({"A_SETTING": "inside", "ANOTHER": "too"}):
+        assert (os.environ["A_SETTING"], os.environ["ANOTHER"]) == ("inside", "too")
+    assert os.environ["A_SETTING"] == "before"
+    assert "ANOTHER" not in os.environ

@@ -1,0 +1,132 @@
+"""The cells of a sweep: as tasks where a Prefect server is there, as a loop where not, and never lost."""
+
+from pathlib import Path
+
+import pytest
+
+from diffusion.system.errors import DiffctlError, Interrupted, UsageError
+from flows.server import environment
+from flows.sweep import Cells, make_all
+from tests.helpers.prefect_home import recorded, with_database
+from tests.helpers.toy import script
+
+
+def made_and_failing(made: list[str]) -> Cells:
+    """Four cells, of which the second fails; the others put their names into `made`."""
+
+    def fail() -> None:
+        raise RuntimeError("out of memory")
+
+    makers = {name: (lambda name=name: made.append(name)) for name in "abcd"}
+    return Cells({**makers, "b": fail})
+
+
+def test_a_failing_cell_takes_no_other_with_it_and_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    made: list[str] = []
+    with pytest.raises(DiffctlError, match=r"1 of 4 cells failed: b \(RuntimeError: out of memory\)"):
+        make_all(made_and_failing(made))
+    assert made == ["a", "c", "d"]
+    assert capsys.readouterr().out == "b failed: RuntimeError: out of memory\n"
+
+
+def test_a_server_that_does_not_answer_is_told_and_the_loop_does_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made: list[str] = []
+    with environment({"PREFECT_API_URL": "http://127.0.0.1:1/api"}):
+        make_all(Cells({name: (lambda name=name: made.append(name)) for name in "ab"}))
+    assert made == ["a", "b"]
+    assert "no Prefect server answers" in capsys.readouterr().out
+
+
+def test_cells_that_are_refused_are_no_failure_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+
+    def refuse() -> None:
+        raise UsageError("eta is too large")
+
+    with pytest.raises(UsageError, match=r"1 of 2 cells failed: b \(eta is too large\)"):
+        make_all(Cells({"a": lambda: None, "b": refuse}))
+
+
+def test_an_interrupted_cell_ends_the_sweep_and_is_left_for_the_next() -> None:
+    def stop() -> None:
+        raise Interrupted("stopped", 2)
+
+    cells = Cells({"a": lambda: None, "b": stop, "c": lambda: None})
+    with pytest.raises(Interrupted):
+        cells.make_left()
+    assert cells.left() == ["b", "c"]
+
+
+ON_A_SERVER = """
+import os, signal, sys
+from flows.server import prefect_server
+from flows.sweep import Cells, make_all
+from diffusion.system.errors import DiffctlError
+
+def server():
+    import psutil
+    return next(c for c in psutil.Process().children() if "flows.server" in c.cmdline())
+
+def fail(): raise RuntimeError("out of memory")
+def lose(): server().kill()
+def stop(): os.kill(os.getpid(), signal.SIGTERM)
+
+makers = {"a": lambda: print("made a"), "b": BEHAVIOUR, "c": lambda: print("made c")}
+code = 0
+with prefect_server():
+    try:
+        make_all(Cells(makers))
+    except DiffctlError as error:
+        print(error)
+        code = error.exit_code
+sys.exit(code)
+"""
+
+
+def on_a_server(folder: Path, behaviour: str) -> tuple[int, list[str]]:
+    run = script(folder, ON_A_SERVER.replace("BEHAVIOUR", behaviour), {"PREFECT_API_URL": ""})
+    output, _ = run.communicate(timeout=120)
+    return run.returncode, output.splitlines()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, prefect_database: Path) -> Path:
+    with_database(tmp_path, prefect_database)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_on_a_server_every_cell_is_a_task_and_a_failing_one_is_seen(folder: Path) -> None:
+    code, lines = on_a_server(folder, "fail")
+    assert code == 1
+    assert lines == [
+        "made a",
+        "b failed: RuntimeError: out of memory",
+        "made c",
+        "1 of 3 cells failed: b (RuntimeError: out of memory)",
+    ]
+    assert recorded(folder) == {"sweep": "Failed", "a": "Completed", "b": "Failed", "c": "Completed"}
+
+
+@pytest.mark.slow
+def test_a_signal_in_a_cell_cancels_the_sweep(folder: Path) -> None:
+    code, lines = on_a_server(folder, "stop")
+    assert code == 143
+    assert lines[0] == "made a"
+    assert "stopped by SIGTERM" in lines[1]
+    assert len(lines) == 2
+    assert recorded(folder)["sweep"] == "Cancelled"
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_in_the_middle_loses_no_cell(folder: Path) -> None:
+    code, lines = on_a_server(folder, "lose")
+    assert code == 0
+    assert lines[:2] == ["made a", "made c"]
+    assert "going on without it" in lines[2]
+    assert len(lines) == 3

@@ -1,0 +1,95 @@
+"""Small networks with random weights everywhere: a fresh UNet's output is zero, which would prove nothing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from diffusion.model.model_file import Artefact, DataCard
+from diffusion.model.unet import UNet
+from diffusion.model.unet_config import UNetSpec
+from diffusion.process.config import ProcessConfig
+from diffusion.process.registry import build_process
+from tests.helpers import papers
+
+
+def spec_of(**changes: Any) -> UNetSpec:
+    """A conditional 8×8 network with learned variance, changed as given."""
+    values: dict[str, Any] = {
+        "channels": 8,
+        "channel_mult": (1, 2),
+        "num_res_blocks": 1,
+        "attention": (4,),
+        "head_channels": 8,
+        "image_size": 8,
+        "in_channels": 1,
+        "out_channels": 2,
+        "num_classes": 10,
+        "null_class": True,
+    }
+    return UNetSpec(**{**values, **changes})
+
+
+def randomise(network: torch.nn.Module, seed: int = 0, scale: float = 1.0) -> None:
+    """Weights of variance about 1/fan-in and biases of 0.1, from the seed alone, in place."""
+    source = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 100
+            parameter.copy_(torch.randn(parameter.shape, generator=source) * scale / fan_in**0.5)
+        for module in network.modules():
+            if isinstance(module, torch.nn.GroupNorm):
+                module.weight += 1
+
+
+def network_of(spec: UNetSpec, seed: int = 0) -> UNet:
+    """A network of this shape with random weights, in eval mode."""
+    network = UNet(spec)
+    randomise(network, seed)
+    return network.eval().requires_grad_(False)
+
+
+def artefact_of(spec: UNetSpec, timesteps: int = 100, **changes: Any) -> Artefact:
+    """What a model file with this network would say of itself."""
+    learned = spec.learned_variance
+    process = ProcessConfig(
+        timesteps=timesteps,
+        variance="learned" if learned else "small",
+        loss="hybrid" if learned else "simple",
+    )
+    classes = tuple(f"class{i}" for i in range(spec.num_classes))
+    counts = tuple(range(1, spec.num_classes + 1))
+    values: dict[str, Any] = {
+        "network": spec,
+        "process": process,
+        "train": {"p_uncond": 0.1 if spec.null_class else 0.0},
+        "data": DataCard(name="test", classes=classes, counts=counts, digest="0"),
+        "step": 1,
+        "precision": "fp32",
+    }
+    return Artefact(**{**values, **changes})
+
+
+class OptimalNetwork(torch.nn.Module):
+    """The true reverse process of pixels of N(mean, std²), a mean for each label: ε, and its variance's v.
+
+    The variance is that of the process with all timesteps (iDDPM eq. 15).
+    """
+
+    def __init__(self, process: ProcessConfig, std: float, means: Sequence[float] = (0.0,)) -> None:
+        super().__init__()
+        self.anchor = torch.nn.Parameter(torch.zeros(1), requires_grad=False)  # by which its device is told
+        self.grid = build_process(process).full_grid()
+        self.means, self.std = torch.tensor(means, dtype=torch.float64), std
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        grid, i = self.grid, int(t[0])
+        means = self.means[:1] if labels is None else self.means[labels]
+        data = papers.GaussianData(means.reshape(-1, 1, 1, 1), self.std)
+        alpha_bar, previous = grid.alphas_cumprod[i], grid.alphas_cumprod_prev[i]
+        of_x0 = previous.sqrt() * grid.betas[i] / (1 - alpha_bar)
+        log_var = (grid.posterior_variance[i] + of_x0**2 * data.x0_variance(alpha_bar)).log()
+        small, large = grid.posterior_log_variance_clipped[i], grid.betas[i].log()
+        v = 2 * (log_var - small) / (large - small) - 1
+        eps = data.eps(x.double(), alpha_bar)
+        return torch.cat([eps, torch.full_like(eps, float(v))], 1).float()

@@ -1,0 +1,88 @@
+"""Prefect servers for tests. Their database is made once a session: its first creation takes ten seconds."""
+
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from diffusion.system.locks import file_lock
+from flows.server import answers
+from tests.helpers.mlflow_server import free_port
+from tests.helpers.waiting import wait_until
+
+START = "from flows.server import prefect_server\nwith prefect_server():\n    pass\n"
+
+
+@pytest.fixture(scope="session")
+def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the database, shared by the processes of the session."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent / "prefect" if "popen-gw" in folder.name else folder / "prefect"
+    with file_lock(shared / "lock"):
+        if not (shared / ".prefect/made").exists():
+            env = {**os.environ, "PREFECT_API_URL": ""}
+            subprocess.run([sys.executable, "-c", START], cwd=shared, env=env, check=True)
+            (shared / ".prefect/made").touch()
+    return shared / ".prefect"
+
+
+def with_database(folder: Path, database: Path) -> None:
+    """Give the project in the folder the database."""
+    shutil.copytree(database, folder / ".prefect")
+
+
+def recorded(folder: Path) -> dict[str, str]:
+    """What the folder's temporary server knows at its end: the state of each flow and task by name."""
+    runs = (
+        "SELECT flow.name, state_name FROM flow_run JOIN flow ON flow.id = flow_id ORDER BY flow_run.created"
+    )
+    tasks = "SELECT name, state_name FROM task_run"
+    with closing(sqlite3.connect(folder / ".prefect/prefect.db")) as database:
+        return {name: state for query in (tasks, runs) for name, state in database.execute(query)}
+
+
+class PrefectServer:
+    """A server of the user's own over the folder's database; its port stays the same over restarts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/api"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "PrefectServer":
+        home = self.folder / ".prefect"
+        settings = {
+            "PREFECT_HOME": str(home),
+            "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_API_URL": "",
+        }
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", self.port))
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "flows.server", str(listener.fileno())],
+                cwd=self.folder,
+                env={**os.environ, **settings},
+                stdin=subprocess.PIPE,
+                pass_fds=[listener.fileno()],
+            )
+        wait_until(lambda: answers(self.url, timeout=5))
+        return self
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            self.process = None

@@ -1,0 +1,246 @@
+"""Small data sets in exactly the official formats: member names, pickle protocols, keys, dtypes."""
+
+import csv
+import gzip
+import hashlib
+import io
+import pickle
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from diffusion.data.config import DataConfig
+from diffusion.data.prepare import prepare
+from diffusion.images.store import ImageStore, content_digest, open_store
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes as Python 2's cPickle did: protocol 2, every string a byte string."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=2)
+
+    def _save_string(self, value: str | bytes) -> None:
+        content = value.encode("latin1") if isinstance(value, str) else value
+        if len(content) < 256:
+            self.write(pickle.SHORT_BINSTRING + bytes([len(content)]) + content)
+        else:
+            self.write(pickle.BINSTRING + len(content).to_bytes(4, "little") + content)
+        self.memoize(value)
+
+    dispatch[str] = _save_string
+    dispatch[bytes] = _save_string
+
+
+def python2_pickle(value: Any) -> bytes:
+    """The value as Python 2 with the NumPy of its time pickled it."""
+    file = io.BytesIO()
+    Python2Pickler(file).dump(value)
+    return file.getvalue().replace(b"numpy._core.", b"numpy.core.")
+
+
+def old_numpy_pickle(value: Any, protocol: int) -> bytes:
+    """The value as Python 3 with NumPy 1 pickled it, up to protocol 3."""
+    return pickle.dumps(value, protocol=protocol).replace(b"numpy._core.", b"numpy.core.")
+
+
+def planar(images: np.ndarray) -> np.ndarray:
+    """(N, H, W, C) as rows of flattened (C, H, W)."""
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2).reshape(len(images), -1))
+
+
+def write_cifar10(folder: Path, images: np.ndarray, labels: np.ndarray, test: int) -> Path:
+    """The unpacked folder cifar-10-batches-py; the last `test` images are the test batch."""
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    place = folder / "cifar-10-batches-py"
+    place.mkdir(parents=True)
+    parts = np.array_split(np.arange(len(images) - test), 5)
+    batches = {f"data_batch_{number}": rows for number, rows in enumerate(parts, 1)}
+    for name, rows in {**batches, "test_batch": np.arange(len(images) - test, len(images))}.items():
+        batch = {
+            "batch_label": f"{name} of 5",
+            "labels": labels[rows].tolist(),
+            "data": planar(images[rows]),
+            "filenames": [f"image_s_{row:06d}.png" for row in rows],
+        }
+        (place / name).write_bytes(python2_pickle(batch))
+    meta = {"num_cases_per_batch": 10000, "label_names": names, "num_vis": 3072}
+    (place / "batches.meta").write_bytes(python2_pickle(meta))
+    (place / "readme.html").write_text("<html></html>")
+    return place
+
+
+def write_cifar100(folder: Path, images: np.ndarray, fine: np.ndarray, coarse: np.ndarray, test: int) -> Path:
+    """The unpacked folder cifar-100-python."""
+    place = folder / "cifar-100-python"
+    place.mkdir(parents=True)
+    cut = len(images) - test
+    for name, rows in {"train": np.arange(cut), "test": np.arange(cut, len(images))}.items():
+        batch = {
+            "filenames": [f"image_s_{row:06d}.png" for row in rows],
+            "batch_label": f"{name} batch 1 of 1",
+            "fine_labels": fine[rows].tolist(),
+            "coarse_labels": coarse[rows].tolist(),
+            "data": planar(images[rows]),
+        }
+        (place / name).write_bytes(python2_pickle(batch))
+    names = {
+        "fine_label_names": [f"fine {number}" for number in range(100)],
+        "coarse_label_names": [f"coarse {number}" for number in range(20)],
+    }
+    (place / "meta").write_bytes(python2_pickle(names))
+    return place
+
+
+def pack_tar(folder: Path, archive: Path) -> Path:
+    """A gzipped tar of a folder, as the publishers pack it."""
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, arcname=folder.name)
+    return archive
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    """A gzipped IDX file of bytes."""
+    header = bytes([0, 0, 8, values.ndim]) + b"".join(size.to_bytes(4, "big") for size in values.shape)
+    with gzip.GzipFile(path, "wb", mtime=0) as file:
+        file.write(header + values.astype(np.uint8).tobytes())
+
+
+def write_fashion(folder: Path, images: np.ndarray, labels: np.ndarray, test: int) -> Path:
+    """The four files of Fashion-MNIST."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cut = len(images) - test
+    for prefix, rows in {"train": slice(0, cut), "t10k": slice(cut, None)}.items():
+        write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", images[rows, :, :, 0])
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", labels[rows])
+    return folder
+
+
+def write_mini_imagenet(folder: Path, images: np.ndarray, names: list[str], form: str = "python 3") -> Path:
+    """The three cache pickles: image i has class names[i]; whole classes go to one of the files.
+
+    `form`: as Python 3 writes them, as Python 2 did, or with bytes for keys, as old loaders expect.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    classes = sorted(set(names))
+    parts = {"train": classes[:-2], "val": classes[-2:-1], "test": classes[-1:]}
+    for part, mine in parts.items():
+        rows = [row for row, name in enumerate(names) if name in mine]
+        of_class = {name: [at for at, row in enumerate(rows) if names[row] == name] for name in mine}
+        content: dict[Any, Any] = {"image_data": images[rows], "class_dict": of_class}
+        if form == "bytes":
+            bytes_of_class = {name.encode(): rows for name, rows in of_class.items()}
+            content = {b"image_data": images[rows], b"class_dict": bytes_of_class}
+        protocol = 3 if form == "python 3" else 2
+        pickled = python2_pickle(content) if form == "python 2" else old_numpy_pickle(content, protocol)
+        (folder / f"mini-imagenet-cache-{part}.pkl").write_bytes(pickled)
+    return folder
+
+
+def write_small_imagenet(
+    folder: Path, images: np.ndarray, labels: np.ndarray, test: int, form: str = "npz"
+) -> Path:
+    """Ten training batches and the validation batch, labels from 1; `form`: npz, compressed or pickle."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cut = len(images) - test
+    parts = np.array_split(np.arange(cut), 10)
+    batches = {f"train_data_batch_{number}": rows for number, rows in enumerate(parts, 1)}
+    for name, rows in {**batches, "val_data": np.arange(cut, len(images))}.items():
+        batch: dict[str, Any] = {"data": planar(images[rows]), "labels": (labels[rows] + 1).tolist()}
+        if name != "val_data":
+            batch["mean"] = planar(images[rows]).mean(axis=0)
+        if form == "pickle":
+            (folder / name).write_bytes(old_numpy_pickle(batch, 3))
+        else:
+            save = np.savez_compressed if form == "compressed" else np.savez
+            save(folder / f"{name}.npz", **batch)
+    return folder
+
+
+def write_class_list(folder: Path) -> list[str]:
+    """map_clsloc.txt, with two classes of one name as in the real one; the names that are expected."""
+    names = [f"class_{number}" for number in range(1, 1001)]
+    names[134] = names[517] = "crane"
+    lines = [f"n{number:08d} {number} {name}" for number, name in enumerate(names, 1)]
+    (folder / "map_clsloc.txt").write_text("\n".join(lines) + "\n")
+    expected = [name.replace("_", " ") for name in names]
+    expected[134], expected[517] = "crane (n00000135)", "crane (n00000518)"
+    return expected
+
+
+def write_imagenet(
+    folder: Path, train: dict[str, list[np.ndarray]], val: list[tuple[str, np.ndarray]]
+) -> Path:
+    """Kaggle's layout: `train` images by synset, `val` as (synset, image); lossless files named .JPEG."""
+    root = folder / "ILSVRC/Data/CLS-LOC"
+    for synset, images in train.items():
+        (root / "train" / synset).mkdir(parents=True)
+        for number, image in enumerate(images):
+            Image.fromarray(image).save(root / "train" / synset / f"{synset}_{number}.JPEG", format="PNG")
+    (root / "val").mkdir(parents=True)
+    with open(folder / "LOC_val_solution.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("ImageId", "PredictionString"))
+        for number, (synset, image) in reversed(list(enumerate(val, 1))):
+            name = f"ILSVRC2012_val_{number:08d}"
+            Image.fromarray(image).save(root / "val" / f"{name}.JPEG", format="PNG")
+            writer.writerow((name, f"{synset} 12 34 56 78 {synset} 1 2 3 4 "))
+    lines = [f"{synset} name of {synset}, second name" for synset in sorted(train)]
+    (folder / "LOC_synset_mapping.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def write_folder(root: Path, images: dict[str, np.ndarray], suffix: str = "png") -> Path:
+    """Image files by relative name without suffix."""
+    for name, image in images.items():
+        path = root / f"{name}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image if image.shape[-1] == 3 else image[..., 0]).save(path, lossless=True)
+    return root
+
+
+def pack_zip(archive: Path, files: list[Path], inside: str) -> Path:
+    """A zip with the files in a folder `inside`."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        for file in files:
+            packed.write(file, f"{inside}/{file.name}")
+    return archive
+
+
+def random_images(seed: int, count: int, size: int, channels: int = 3) -> np.ndarray:
+    """Noise (count, size, size, channels): any mistake in order or layout shows."""
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
+
+
+def prepared(tmp_path: Path, **config: Any) -> tuple[ImageStore, ImageStore]:
+    """Both stores of a configuration, each checked against its own digest."""
+    out = tmp_path / "prepared"
+    prepare(DataConfig(**config), out, work=tmp_path / "work")
+    stores = open_store(out / "train"), open_store(out / "test")
+    for store in stores:
+        assert content_digest(store.images, store.labels) == store.digest
+        assert store.meta["count"] == len(store)
+        if store.labels is not None:
+            assert (
+                store.meta["counts"]
+                == np.bincount(store.labels, minlength=len(store.meta["classes"])).tolist()
+            )
+    return stores
+
+
+def by_image(store: ImageStore) -> dict[bytes, str]:
+    """The class name of every image by its bytes."""
+    names = store.meta["classes"]
+    return {image.tobytes(): names[label] for image, label in zip(store.images, store.labels, strict=True)}
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file below a folder with the hash of its bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,0 +1,136 @@
+"""A toy project under real DVC: the pipeline's six stages, each a small script that behaves as it is told."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import yaml
+
+from tests.conftest import environment, write_params
+from tests.helpers.waiting import wait_until
+
+# A file `be-STAGE` with a Python statement says how a stage behaves before it writes its out.
+WORK = """
+import os, signal, sys, time
+from pathlib import Path
+from diffusion.system.errors import DiffctlError, Interrupted, TemporaryError, UsageError
+
+stage, out = sys.argv[1:]
+behaviour = Path(f"be-{stage}")
+
+def fail(error):  # as `diffctl stage` does
+    import cli.main
+
+    def work():
+        raise error
+
+    cli.main.app = work
+    cli.main.main()
+
+def train():  # as a training does: run long, save on the first signal
+    def save(number, frame):
+        Path("saved").write_text(signal.Signals(number).name)
+        sys.exit(128 + number)
+    signal.signal(signal.SIGINT, save)
+    Path("begun").write_text(str(os.getpid()))
+    time.sleep(60)
+
+def slow_to_save():  # a training that saves when the file `allow` is there
+    def save(number, frame):
+        while not Path("allow").exists():
+            time.sleep(0.01)
+        Path("saved").write_text(signal.Signals(number).name)
+        sys.exit(128 + number)
+    signal.signal(signal.SIGINT, save)
+    Path("begun").write_text(str(os.getpid()))
+    time.sleep(60)
+
+def stubborn():  # hear no signal
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Path("begun").write_text(str(os.getpid()))
+    time.sleep(60)
+
+print(f"{stage} at work", flush=True)
+if behaviour.exists():
+    exec(behaviour.read_text())
+Path(out).write_text(stage)
+"""
+
+GRAPH = {
+    "data": ([], "prepared"),
+    "reference": (["prepared"], "features"),
+    "train": (["prepared"], "model"),
+    "sample": (["model"], "samples"),
+    "evaluate": (["samples", "features"], "scores"),
+    "report": (["scores"], "page"),
+}
+
+
+def toy_project(folder: Path) -> Path:
+    """Write the project into the folder: Git, DVC, params.yaml and the graph."""
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc/config").write_text("[core]\n    analytics = false\n    check_update = false\n")
+    (folder / ".gitignore").write_text(
+        "/.prefect/\n/be-*\n" + "".join(f"/{out}\n" for _, out in GRAPH.values())
+    )
+    (folder / "work.py").write_text(WORK)
+    stages = {
+        name: {"cmd": f"python work.py {name} {out}", "deps": [*deps, "work.py"], "outs": [out]}
+        for name, (deps, out) in GRAPH.items()
+    }
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    write_params(folder)
+    return folder
+
+
+def be(folder: Path, stage: str, behaviour: str) -> None:
+    """Tell a stage what to do before it writes its out."""
+    (folder / f"be-{stage}").write_text(behaviour)
+
+
+def script(folder: Path, code: str, env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
+    """Start Python code in the folder, in a session of its own; both outputs come on stdout."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment(env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def reproducing(stage: str, before: str = "") -> str:
+    """Code that brings a stage up to date and exits as diffctl does."""
+    return (
+        f"import asyncio, sys\nimport flows.dvc\nfrom diffusion.system.errors import DiffctlError\n{before}\n"
+        f"try:\n    asyncio.run(flows.dvc.reproduce({stage!r}))\n"
+        "except DiffctlError as error:\n    print(error)\n    sys.exit(error.exit_code)\n"
+    )
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """The processes that work in the folder, zombies left out."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and process.cwd() == str(folder.resolve()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return [process for process in found if process.pid != os.getpid()]
+
+
+def wait_for_file(path: Path, seconds: float = 60) -> None:
+    """Wait until the file holds something."""
+    wait_until(lambda: path.exists() and path.read_text() != "", seconds)
+
+
+def wait_until_left(folder: Path, seconds: float = 20) -> None:
+    """Wait until no process works in the folder any more."""
+    wait_until(lambda: not processes_in(folder), seconds)

@@ -1,0 +1,76 @@
+"""Walks along a grid by networks that a test writes in place."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion.process.condition import Condition
+from diffusion.process.config import ProcessConfig
+from diffusion.process.denoiser import Denoiser, NetworkDenoiser
+from diffusion.process.prediction import Network
+from diffusion.process.process import Process
+from diffusion.process.registry import build_process
+from diffusion.process.time_grid import Grid
+from diffusion.sample.ddim import Ddim
+from diffusion.sample.dpm_solver import Multistep
+from diffusion.sample.sampler import Sampler, Step, run
+
+
+def process_of(name: str, timesteps: int, **config: Any) -> Process:
+    """The process of that schedule, with the sections' usual values beside what is given."""
+    return build_process(ProcessConfig(schedule=name, timesteps=timesteps, **config))
+
+
+def grid_of(name: str, timesteps: int, times: Sequence[int] | None = None) -> Grid:
+    """The grid of some of a process's times, all of them by default."""
+    return process_of(name, timesteps).grid(range(timesteps) if times is None else times)
+
+
+class OnGrid(Process):
+    """A process that is known at a grid's own times alone."""
+
+    def __init__(self, grid: Grid, prediction: str = "eps") -> None:
+        super().__init__(ProcessConfig(timesteps=max(2, int(grid.times[-1]) + 1), prediction=prediction))
+        self.known = grid
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        index = torch.searchsorted(self.known.times, t)
+        assert torch.equal(self.known.times[index], t)
+        return self.known.alpha[index], self.known.sigma[index]
+
+
+def asked(network: Network, grid: Grid, prediction: str = "eps") -> NetworkDenoiser:
+    """What a network says of x at the grid's times."""
+    return NetworkDenoiser(network, OnGrid(grid, prediction))
+
+
+def walk(
+    denoiser: Denoiser,
+    grid: Grid,
+    draw: Callable[[], Tensor],
+    sampler: Sampler,
+    condition: Condition | None = None,
+    callback: Callable[[Step], object] | None = None,
+) -> Tensor:
+    """x_0 of a walk from the first draw."""
+    x = draw()
+    return run(sampler(grid, x, draw), denoiser, condition or Condition(len(x)), callback).x
+
+
+def sample(
+    network: Network,
+    grid: Grid,
+    draw: Callable[[], Tensor],
+    *,
+    sampler: str = "ddim",
+    labels: Tensor | None = None,
+    callback: Callable[[Step], object] | None = None,
+    prediction: str = "eps",
+    **options: Any,
+) -> Tensor:
+    """x_0 of a walk by a network of (x, t, labels), with the sampler's options."""
+    condition = None if labels is None else Condition(len(labels), labels)
+    chosen = Ddim(**options) if sampler == "ddim" else Multistep(**options)
+    return walk(asked(network, grid, prediction), grid, draw, chosen, condition, callback)

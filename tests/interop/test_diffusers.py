@@ -1,0 +1,180 @@
+"""Pipelines out: diffusers loads the folder and gives the same images for the same noise."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion.images.pixels import to_nhwc
+from diffusion.interop.diffusers import export_diffusers, scheduler_config
+from diffusion.model.model_file import LoadedModel
+from diffusion.model.unet_config import UNetSpec
+from diffusion.process.condition import Condition
+from diffusion.process.config import ProcessConfig
+from diffusion.process.noise import wide_generator
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.generate import generate
+from diffusion.system.errors import DiffctlError, UsageError
+from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.walks import grid_of
+
+CPU = torch.device("cpu")
+SHAPE: dict[str, Any] = {"channels": 32, "channel_mult": (1, 2), "attention": (4,), "head_channels": 16}
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "adm": {},
+    "three-levels": {"channel_mult": (1, 1, 2), "num_res_blocks": 2, "attention": (8, 2)},
+    "no-attention-but-the-middle": {"attention": ()},
+    "plain": {"channels": 64, "resample": "plain", "embedding": "additive", "head_channels": None},
+    "plain-adagn-heads": {"resample": "plain", "head_channels": None, "heads": 4, "channel_mult": (1, 1)},
+    "dropout": {"dropout": 0.1, "attention": (8, 4)},
+    "unconditional-rgb": {"in_channels": 3, "out_channels": 6, "num_classes": 0, "null_class": False},
+    "fixed-variance": {"in_channels": 3, "out_channels": 3, "null_class": False},
+    "odd-size": {"image_size": 12, "attention": (6,), "num_classes": 0, "null_class": False},
+}
+
+
+def model(**changes: Any) -> LoadedModel:
+    spec: UNetSpec = spec_of(**{**SHAPE, **changes})
+    return LoadedModel(network_of(spec), artefact_of(spec))
+
+
+def exported(folder: Path, loaded: LoadedModel):
+    diffusers = pytest.importorskip("diffusers")
+    export_diffusers(loaded, folder)
+    pipeline = diffusers.DDIMPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def their_images(pipeline, labels: torch.Tensor | None, indices: range, seed: int, steps: int, eta: float):
+    """What DDIMPipeline makes, as uint8 NHWC; labels reach its UNet by a wrapper, since it passes none."""
+    sources = [wide_generator("image", seed, index) for index in indices]
+    if labels is not None:
+        forward = pipeline.unet.forward
+        pipeline.unet.forward = lambda x, t: forward(x, t, class_labels=labels)
+    images = pipeline(
+        batch_size=len(indices),
+        generator=sources,
+        eta=eta,
+        num_inference_steps=steps,
+        use_clipped_model_output=True,
+        output_type="np",
+    ).images
+    return np.round(images * 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_same_images_for_the_same_noise(tmp_path, shape, eta):
+    compare_images(tmp_path, model(**shape), eta)
+
+
+def test_the_same_images_of_a_network_that_predicts_the_velocity(tmp_path):
+    loaded = model()
+    process = loaded.artefact.process.model_copy(update={"prediction": "velocity"})
+    compare_images(
+        tmp_path, loaded._replace(artefact=loaded.artefact.model_copy(update={"process": process})), 0.5
+    )
+
+
+def compare_images(tmp_path: Path, loaded: LoadedModel, eta: float) -> None:
+    pipeline = exported(tmp_path / "out", loaded)
+    indices, steps = range(2, 5), 10
+    labels = torch.tensor([1, 0, 7]) if loaded.artefact.network.num_classes else None
+    settings = SampleSettings(steps=steps, eta=eta, seed=6, spacing="trailing")
+    ours = to_nhwc(generate(loaded, settings, indices, Condition(3, labels), CPU))
+    theirs = their_images(pipeline, labels, indices, 6, steps, eta)
+    difference = np.abs(ours.astype(int) - theirs)
+    assert difference.max() <= 2
+    assert difference.mean() < 0.02
+    assert ours.std() > 20
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_unet_gives_the_same_eps(tmp_path, shape):
+    loaded = model(**shape)
+    unet = exported(tmp_path / "out", loaded).unet.eval()
+    spec = loaded.artefact.network
+    x = torch.randn(3, spec.in_channels, spec.image_size, spec.image_size)
+    t = torch.tensor([0, 50, 99])
+    labels = torch.tensor([0, 3, spec.num_classes - 1 + spec.null_class]) if spec.num_classes else None
+    ours = loaded.network(x, t, labels)[:, : spec.in_channels]
+    theirs = unet(x, t, class_labels=labels).sample
+    assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5 * float(ours.abs().max()) + 1e-5)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_the_scheduler_has_the_same_process(tmp_path, name):
+    loaded = model()
+    process = loaded.artefact.process.model_copy(update={"schedule": name, "timesteps": 1000})
+    loaded = loaded._replace(artefact=loaded.artefact.model_copy(update={"process": process}))
+    scheduler = exported(tmp_path / "out", loaded).scheduler
+    from diffusion.protocol.spacing import spaced_timesteps
+
+    expected = grid_of(name, 1000).alphas_cumprod.float()
+    assert torch.allclose(scheduler.alphas_cumprod, expected, rtol=2e-3)
+    scheduler.set_timesteps(50)
+    assert scheduler.timesteps.tolist() == spaced_timesteps("trailing", 50, 1000)[::-1]
+
+
+def test_the_folder_says_what_it_is(tmp_path):
+    pytest.importorskip("diffusers")
+    export_diffusers(model(), tmp_path / "out")
+    text = (tmp_path / "out/README.md").read_text()
+    assert "class_labels` 0 … 9" in text
+    assert "Label 10 is the empty one" in text
+    assert "learned variance was left out" in text
+    assert json.loads((tmp_path / "out/class_names.json").read_text()) == [f"class{i}" for i in range(10)]
+    assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"block": "convnext"}, "no model.block convnext"),
+        ({"channel_mult": (2, 2)}, "starts with 2, not 1"),
+        ({"time_scale": 0.25}, "no model.time_scale 0.25"),
+        ({"channels": 16}, "GroupNorm with 16, 32 groups"),
+        ({"head_channels": None, "heads": 2, "attention": (8, 4)}, "no model.heads"),
+    ],
+)
+def test_what_has_no_counterpart_is_said_and_nothing_written(tmp_path, changes, said):
+    with pytest.raises(UsageError, match=f"{said}.*nothing was written"):
+        export_diffusers(model(**changes), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(UsageError, match="is not empty"):
+        export_diffusers(model(), tmp_path)
+    with pytest.raises(UsageError, match="is not empty"):
+        export_diffusers(model(), tmp_path / "mine.txt")
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+def test_a_prediction_without_a_counterpart_is_said():
+    """x0, ε and the velocity have one; a flow's has none."""
+    artefact = artefact_of(spec_of(), process=ProcessConfig(prediction="flow"))
+    with pytest.raises(UsageError, match=r"have no process\.prediction flow: nothing was written"):
+        scheduler_config(artefact)
+    artefact = artefact_of(spec_of(), process=ProcessConfig(prediction="x0"))
+    assert scheduler_config(artefact)["prediction_type"] == "sample"
+
+
+def test_without_diffusers_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(DiffctlError, match=r"pip install 'diffctl\[interop\]'"):
+        export_diffusers(model(), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_module_loads_no_diffusers():
+    code = "import sys, diffusion.interop.diffusers; sys.exit('diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,279 @@
+"""Every kernel by the formula and by its equal for CPUs, against the formula written out in float64."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from diffusion.model import kernels
+from diffusion.model.kernels import channels_last
+from diffusion.model.precision import autocast
+from diffusion.model.unet import UNet
+from tests.helpers.networks import network_of, randomise, spec_of
+
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+TOLERANCES = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 4e-2}  # of the largest number
+WAYS = pytest.mark.parametrize("plain", [False, True], ids=["for CPUs", "formula"])
+
+dtypes = st.sampled_from(list(TOLERANCES))
+layouts = st.sampled_from(LAYOUTS)
+seeds = st.integers(0, 2**31)
+batches, channel_numbers, sizes = st.integers(1, 3), st.integers(1, 9), st.integers(1, 5)
+examples = settings(deadline=None, max_examples=40)
+
+
+@contextmanager
+def by_the_formula(plain: bool = True):
+    """Have the formulas computed for the block, as on a device that is no CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        if plain:
+            patch.setattr(kernels, "on_cpu", lambda x: False)
+        yield
+
+
+def numbers(
+    seed: int, *shape: int, dtype: torch.dtype, layout: torch.memory_format | None = None
+) -> nn.Parameter:
+    """Random quarters between −2 and 2, which every dtype holds exactly."""
+    values = torch.randint(-8, 9, shape, generator=torch.Generator().manual_seed(seed)) / 4
+    values = values.to(dtype) if layout is None else values.to(dtype).contiguous(memory_format=layout)
+    return nn.Parameter(values)
+
+
+def with_gradients(call: Callable[..., Tensor], inputs: list[nn.Parameter]) -> list[Tensor]:
+    """What `call` gives of the inputs, and the gradients by each of them of a randomly weighted sum of it."""
+    output = call(*inputs)
+    weights = numbers(0, *output.shape, dtype=output.dtype).detach()
+    return [output.detach(), *torch.autograd.grad(output, inputs, weights)]
+
+
+def check(
+    plain: bool,
+    kernel: Callable[..., Tensor],
+    exact: Callable[..., Tensor],
+    *inputs: nn.Parameter,
+    magnified: float = 1.0,
+) -> None:
+    """The kernel and its gradients are those of the exact formula, but for rounding that is `magnified`."""
+    with by_the_formula(plain):
+        found = with_gradients(kernel, list(inputs))
+    expected = with_gradients(exact, [nn.Parameter(value.detach().double()) for value in inputs])
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.dtype, ours.shape) == (inputs[0].dtype, theirs.shape)
+        error = (ours.double() - theirs).abs().max()
+        assert error <= TOLERANCES[ours.dtype] * magnified * (1 + theirs.abs().max())
+
+
+def repeated(x: Tensor) -> Tensor:
+    return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+@WAYS
+@examples
+@given(batches, channel_numbers, sizes, sizes, dtypes, layouts, seeds)
+def test_downsampling_is_the_mean_of_four_pixels(plain, batch, channels, height, width, dtype, layout, seed):
+    x = numbers(seed, batch, channels, 2 * height, 2 * width, dtype=dtype, layout=layout)
+    check(plain, kernels.downsample, lambda x: x.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).mean((3, 5)), x)
+
+
+@WAYS
+@examples
+@given(batches, channel_numbers, sizes, sizes, dtypes, layouts, seeds)
+def test_upsampling_repeats_every_pixel(plain, batch, channels, height, width, dtype, layout, seed):
+    x = numbers(seed, batch, channels, height, width, dtype=dtype, layout=layout)
+    check(plain, kernels.upsample, repeated, x)
+
+
+@WAYS
+@examples
+@given(batches, channel_numbers, channel_numbers, sizes, sizes, dtypes, layouts, seeds)
+def test_a_convolution_of_an_upsampled_map_is_what_it_says(
+    plain, batch, channels, out_channels, height, width, dtype, layout, seed
+):
+    def kernel(x, weight, bias):
+        conv = nn.Conv2d(channels, out_channels, 3, padding=1)
+        conv.weight, conv.bias = weight, bias
+        return kernels.upsampled_conv(conv, x)
+
+    x = numbers(seed, batch, channels, height, width, dtype=dtype, layout=layout)
+    weight = numbers(seed + 1, out_channels, channels, 3, 3, dtype=dtype, layout=layout)
+    bias = numbers(seed + 2, out_channels, dtype=dtype)
+    check(plain, kernel, lambda x, *conv: F.conv2d(repeated(x), *conv, padding=1), x, weight, bias)
+
+
+def normalised(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> Tensor:
+    parts = x.unflatten(1, (groups, -1))
+    mean, variance = parts.mean((2, 3, 4), keepdim=True), parts.var((2, 3, 4), keepdim=True, unbiased=False)
+    unit = ((parts - mean) / (variance + 1e-5).sqrt()).flatten(1, 2)
+    return unit * weight[:, None, None] + bias[:, None, None]
+
+
+@st.composite
+def norms(draw: st.DrawFn) -> tuple[int, list[nn.Parameter]]:
+    """The groups, and a map with its norm's weight and bias."""
+    groups, batch, width = draw(st.integers(1, 5)), draw(batches), draw(st.integers(1, 3))
+    dtype, seed, shape = draw(dtypes), draw(seeds), (batch, groups * width, draw(sizes), draw(sizes))
+    x = numbers(seed, *shape, dtype=dtype, layout=draw(layouts))
+    return groups, [x, *(numbers(seed + i, shape[1], dtype=dtype) for i in (1, 2))]
+
+
+def magnification(x: Tensor, groups: int) -> float:
+    """How many times a norm makes rounding larger: 1/σ of its flattest group, at least 1."""
+    variance = x.detach().double().unflatten(1, (groups, -1)).var((2, 3, 4), unbiased=False)
+    return max(1.0, float((variance.min() + 1e-5) ** -0.5))
+
+
+def norm_of(groups: int, weight: nn.Parameter, bias: nn.Parameter) -> nn.GroupNorm:
+    norm = nn.GroupNorm(groups, len(weight))
+    norm.weight, norm.bias = weight, bias
+    return norm
+
+
+@WAYS
+@examples
+@given(norms())
+def test_a_group_norm_is_its_formula_for_one_number_too(plain, drawn):
+    groups, inputs = drawn
+
+    def kernel(x, weight, bias):
+        return kernels.group_norm(norm_of(groups, weight, bias), x)
+
+    magnified = magnification(inputs[0], groups)
+    check(plain, kernel, lambda x, *norm: normalised(x, groups, *norm), *inputs, magnified=magnified)
+
+
+@WAYS
+@examples
+@given(norms(), seeds)
+def test_a_scaled_group_norm_is_scaled_and_shifted_image_by_image(plain, drawn, seed):
+    groups, inputs = drawn
+    batch, channels = inputs[0].shape[:2]
+
+    def kernel(x, weight, bias, scale, shift):
+        return kernels.scaled_group_norm(norm_of(groups, weight, bias), x, scale, shift)
+
+    def exact(x, weight, bias, scale, shift):
+        return normalised(x, groups, weight, bias) * (1 + scale[..., None, None]) + shift[..., None, None]
+
+    check(
+        plain, kernel, exact, *inputs,
+        *(numbers(seed + i, batch, channels, dtype=inputs[0].dtype) for i in (0, 1)),
+        magnified=magnification(inputs[0], groups),
+    )  # fmt: skip
+
+
+@WAYS
+@pytest.mark.parametrize("pixels", [1, 9, 256, 289])
+@settings(deadline=None, max_examples=10)
+@given(batches, st.integers(1, 3), st.integers(1, 9), dtypes, st.booleans(), seeds)
+def test_attention_is_softmax_of_scaled_products(
+    plain, pixels, batch, heads, width, dtype, side_by_side, seed
+):
+    def kernel(qkv):
+        return kernels.attention(
+            qkv if side_by_side else qkv.transpose(-1, -2).contiguous().transpose(-1, -2)
+        )
+
+    def exact(qkv):
+        q, k, v = qkv.unbind(1)
+        weights = torch.softmax(torch.einsum("bhqd,bhkd->bhqk", q, k) / width**0.5, -1)
+        return torch.einsum("bhqk,bhkd->bhqd", weights, v)
+
+    check(plain, kernel, exact, numbers(seed, batch, 3, heads, pixels, width, dtype=dtype))
+
+
+def test_only_a_cpu_computes_by_its_own_kernels():
+    assert kernels.on_cpu(torch.empty(1))
+    assert not kernels.on_cpu(torch.empty(1, device="meta"))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_the_formulas_keep_channels_last(dtype):
+    x = numbers(0, 2, 6, 4, 4, dtype=dtype, layout=torch.channels_last)
+    conv = nn.Conv2d(6, 4, 3, padding=1).to(dtype=dtype, memory_format=torch.channels_last)
+    norm, scale = nn.GroupNorm(3, 6).to(dtype), torch.ones(2, 6, dtype=dtype)
+    with by_the_formula():
+        found = [
+            kernels.downsample(x),
+            kernels.upsample(x),
+            kernels.upsampled_conv(conv, x),
+            kernels.group_norm(norm, x),
+            kernels.scaled_group_norm(norm, x, scale, scale),
+        ]
+    assert all(map(channels_last, found))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_fused_attention_gets_the_map_itself_where_it_can(monkeypatch, layout):
+    """What has each pixel's channels side by side is not copied; all else is, so that it has them."""
+    given = []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *qkv: given.extend(qkv) or qkv[0])
+    x = numbers(0, 2, 24, 4, 4, dtype=torch.float32, layout=layout)
+    qkv = x.reshape(2, 3, 2, 4, 16).transpose(-1, -2)
+    with by_the_formula():
+        kernels.attention(qkv)
+    same = [tensor.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() for tensor in given]
+    assert same == [layout == torch.channels_last] * 3
+    assert all(tensor.stride(-1) == 1 for tensor in given)
+
+
+SHAPES = [{}, {"block": "convnext"}, {"resample": "plain"}, {"embedding": "additive", "channels": 48}]
+networks = pytest.mark.parametrize(
+    "changes", SHAPES, ids=lambda changes: " ".join(map(str, changes.values())) or "adm"
+)
+
+
+def arguments(layout: torch.memory_format) -> tuple[Tensor, Tensor, Tensor]:
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return x.contiguous(memory_format=layout), torch.tensor([3, 70]), torch.tensor([0, 5])
+
+
+@networks
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_network_of_formulas_is_the_same_network(changes, layout):
+    network = network_of(spec_of(**{"channels": 16, **changes}))
+    expected = network(*arguments(torch.contiguous_format))
+    with by_the_formula():
+        found = network.to(memory_format=layout)(*arguments(layout))
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@networks
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_network_of_formulas_never_leaves_channels_last(changes, precision):
+    network = network_of(spec_of(**{"channels": 16, **changes}), seed=1).to(memory_format=torch.channels_last)
+    left = []
+
+    def note(module, inputs, output):
+        maps = [x for x in (*inputs, output) if x.ndim == 4]
+        left.extend(module for x in maps if not x.is_contiguous(memory_format=torch.channels_last))
+
+    with torch.no_grad(), by_the_formula():
+        cast = autocast(network.requires_grad_(True), precision)  # the network itself, which the hooks are on
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.GroupNorm):
+                module.register_forward_hook(note)
+        cast(*arguments(torch.channels_last))
+    assert not left
+
+
+@pytest.mark.slow
+def test_a_network_of_formulas_is_one_graph():
+    """fullgraph raises at the first break; this backend traces forward and backward but generates no code."""
+    network = UNet(spec_of())
+    randomise(network)
+    torch.compiler.reset()
+    with by_the_formula():
+        expected = network(*arguments(torch.contiguous_format))
+        found = torch.compile(network, fullgraph=True, backend="aot_eager")(
+            *arguments(torch.contiguous_format)
+        )
+    torch.compiler.reset()  # what was traced here must not be taken where a CPU's kernels are meant
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.detach().abs().max()))
+    found.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())

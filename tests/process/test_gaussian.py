@@ -1,0 +1,264 @@
+"""Posterior, learned variance, losses and the bound against the papers and against Gaussian data."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion.process.bound import discretized_log_likelihood, normal_kl, prior_term, vlb_terms
+from diffusion.process.condition import Condition
+from diffusion.process.config import ProcessConfig
+from diffusion.process.losses import training_losses
+from diffusion.process.posterior import log_variance, posterior_mean
+from diffusion.process.prediction import split_output
+from diffusion.process.registry import build_process
+from diffusion.process.time_grid import Grid
+from diffusion.protocol.spacing import spaced_timesteps
+from tests.helpers import papers
+from tests.helpers.walks import OnGrid, grid_of
+
+NAMES = st.sampled_from(["linear", "cosine"])
+
+
+def x0_of(grid: Grid, x_t: torch.Tensor, index: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """x̂_0 of an ε."""
+    return OnGrid(grid).read(eps, x_t, grid.times[index]).x0
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> Grid:
+    timesteps = draw(st.integers(4, 1000))
+    steps = draw(st.integers(2, timesteps))
+    spacing = draw(st.sampled_from(["uniform", "quadratic", "trailing"]))
+    return grid_of(draw(NAMES), timesteps, spaced_timesteps(spacing, steps, timesteps))
+
+
+@settings(deadline=None)
+@given(grids(), st.data())
+def test_the_posterior_mean_is_bayes_rule(grid, data):
+    i = data.draw(st.integers(0, len(grid) - 1))
+    x_0, x_t = randn(2, 1, 3, 3, 3)
+    previous = float(grid.alphas_cumprod_prev[i])
+    alpha = float(grid.alphas_cumprod[i]) / previous
+    expected, _ = papers.bayes_posterior(alpha, previous, x_0.numpy(), x_t.numpy())
+    mean = posterior_mean(grid, x_0, x_t, torch.tensor([i]))
+    assert np.allclose(mean, expected, rtol=1e-6, atol=1e-7)
+
+
+@settings(deadline=None)
+@given(grids(), st.data())
+def test_the_posterior_mean_of_the_predicted_x0_is_ddpm_eq_11(grid, data):
+    i = data.draw(st.integers(0, len(grid) - 1))
+    x_t, eps = randn(2, 1, 3, 3, 3)
+    index = torch.tensor([i])
+    alpha_bar = float(grid.alphas_cumprod[i])
+    alpha = alpha_bar / float(grid.alphas_cumprod_prev[i])
+    mean = posterior_mean(grid, x0_of(grid, x_t, index, eps), x_t, index)
+    expected = papers.ddpm_mean(x_t.numpy(), eps.numpy(), alpha, alpha_bar)
+    assert np.allclose(mean, expected, rtol=1e-6, atol=1e-6 / math.sqrt(alpha_bar))
+
+
+@settings(deadline=None)
+@given(grids(), st.data())
+def test_the_learned_variance_is_iddpm_eq_15(grid, data):
+    i = data.draw(st.integers(0, len(grid) - 1))
+    v = randn(1, 3, 3, 3).clamp(-1, 1)
+    beta = float(grid.betas[i])
+    beta_tilde = float(grid.posterior_variance[max(i, 1)])
+    given_v = log_variance(grid, "learned", (v + 1) / 2, v, torch.tensor([i])).exp()
+    assert np.allclose(given_v, papers.iddpm_variance(v.numpy(), beta, beta_tilde), rtol=1e-6)
+
+
+@settings(deadline=None)
+@given(grids())
+def test_fractions_of_0_and_1_are_the_fixed_variances(grid):
+    index = torch.arange(1, len(grid))
+    like = randn(len(index), 1, 2, 2)
+    for fraction, name in ((0.0, "small"), (1.0, "large")):
+        learned = log_variance(grid, "learned", torch.full_like(like, fraction), like, index)
+        assert torch.allclose(learned, log_variance(grid, name, None, like, index), atol=1e-12)
+
+
+def test_a_learned_variance_without_a_fraction_is_refused():
+    grid = grid_of("cosine", 10)
+    with pytest.raises(ValueError, match="2C output channels"):
+        log_variance(grid, "learned", None, randn(1, 1, 2, 2), torch.tensor([3]))
+
+
+@given(st.integers(0, 2**31))
+@settings(deadline=None)
+def test_normal_kl_is_the_kl_of_gaussians(seed):
+    a, b, c, d = randn(4, 50, seed=seed)
+    expected = papers.gaussian_kl(a.numpy(), c.exp().numpy(), b.numpy(), d.exp().numpy())
+    assert np.allclose(normal_kl(a, c, b, d), expected, rtol=1e-9, atol=1e-12)
+    assert np.allclose(normal_kl(a, c, a, c), 0)
+
+
+@settings(deadline=None)
+@given(st.floats(-1.5, 1.5), st.floats(-9, 1))
+def test_the_probabilities_of_all_pixels_sum_to_one(mean, log_var):
+    pixels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    log_p = discretized_log_likelihood(
+        pixels, torch.tensor(mean).double(), torch.tensor(log_var).double().expand(256)
+    )
+    assert float(log_p.exp().sum()) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_likelihood_is_ddpm_eq_13_far_into_both_tails(dtype):
+    pixels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    for mean in (-0.4, 0.0, 0.3):
+        for std in (0.02, 0.1, 1.0):
+            expected = -papers.eight_bit_nll(pixels.numpy(), np.full(256, mean), np.full(256, std))
+            log_var = torch.full((256,), 2 * math.log(std), dtype=dtype)
+            found = discretized_log_likelihood(pixels.to(dtype), torch.full_like(log_var, mean), log_var)
+            seen = (expected > math.log(1e-12)) | (np.abs(pixels.numpy()) == 1)
+            tolerance = 1e-6 if dtype == torch.float64 else 5e-4
+            assert np.allclose(found[seen], expected[seen], rtol=tolerance, atol=tolerance)
+            assert bool((found[~seen] >= math.log(1e-12) - 1e-3).all())
+
+
+def optimal(data: papers.GaussianData, grid: Grid, x_t: torch.Tensor, index: torch.Tensor):
+    """ε, and log Σ of the true reverse process q(x_{t−1}|x_t) of Gaussian data."""
+    alpha_bar = grid.alphas_cumprod[index].reshape(-1, 1, 1, 1)
+    eps = data.eps(x_t, alpha_bar)
+    previous, beta = grid.alphas_cumprod_prev[index], grid.betas[index]
+    of_x0 = previous.sqrt() * beta / (1 - grid.alphas_cumprod[index])
+    spread = of_x0**2 * data.x0_variance(grid.alphas_cumprod[index])
+    variance = grid.posterior_variance[index] + spread
+    return eps, variance.log().reshape(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("std", [0.1, 0.5, 1.0])
+def test_the_bound_of_the_optimal_gaussian_model_is_its_closed_form(name, std):
+    data = papers.GaussianData(0.2, std)
+    grid = grid_of(name, 1000)
+    x_0 = 0.2 + std * randn(1, 1, 64, 64)
+    for t in (1, 2, 10, 100, 500, 900, 999):
+        index = torch.tensor([t])
+        x_t = OnGrid(grid).q_sample(x_0, grid.times[index], randn(1, 1, 64, 64, seed=t))
+        eps, log_var = optimal(data, grid, x_t, index)
+        term = vlb_terms(grid, x_0, x_t, index, x0_of(grid, x_t, index, eps), log_var)
+        expected = 0.5 * (log_var - grid.posterior_variance[t].log()) / math.log(2)
+        assert float(term) == pytest.approx(float(expected), rel=0.15, abs=1e-9)
+
+
+def test_the_whole_bound_of_the_optimal_model_is_the_entropy_of_the_data():
+    std, grid = 0.3, grid_of("linear", 1000)
+    data = papers.GaussianData(0.0, std)
+    pixels = (127.5 * (std * randn(1, 1, 48, 48) + 1)).round().clamp(0, 255)
+    x_0 = pixels / 127.5 - 1
+    total = float(prior_term(grid, x_0))
+    for t in range(1000):
+        index = torch.tensor([t])
+        x_t = OnGrid(grid).q_sample(x_0, grid.times[index], randn(1, 1, 48, 48, seed=t + 1))
+        eps, log_var = optimal(data, grid, x_t, index)
+        x0_hat = x0_of(grid, x_t, index, eps)
+        total += float(vlb_terms(grid, x_0, x_t, index, x0_hat, log_var))
+    sample_entropy = float((x_0 / std).square().mean()) / 2 + math.log(std * math.sqrt(2 * math.pi))
+    assert total == pytest.approx((sample_entropy - math.log(2 / 255)) / math.log(2), abs=0.03)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    NAMES,
+    st.sampled_from([10, 100, 1000, 4000]),
+    st.sampled_from(["small", "large", "learned"]),
+    st.floats(0, 20),
+    st.integers(0, 2**31),
+)
+def test_bits_are_finite_at_every_t_however_wrong_the_network(name, timesteps, variance, scale, seed):
+    grid = grid_of(name, timesteps)
+    source = torch.Generator().manual_seed(seed)
+    index = torch.cat(
+        [torch.tensor([0, 1, timesteps - 1]), torch.randint(timesteps, (13,), generator=source)]
+    )
+    x_0 = torch.rand(16, 1, 4, 4, generator=source) * 2 - 1
+    x_t = OnGrid(grid).q_sample(x_0, grid.times[index], torch.randn(x_0.shape, generator=source))
+    eps = scale * torch.randn(x_0.shape, generator=source)
+    fraction = torch.randn(x_0.shape, generator=source)
+    log_var = log_variance(grid, variance, fraction, x_t, index)
+    terms = vlb_terms(grid, x_0, x_t, index, x0_of(grid, x_t, index, eps), log_var)
+    assert terms.shape == (16,)
+    assert bool(torch.isfinite(terms).all())
+    assert bool(torch.isfinite(prior_term(grid, x_0)).all())
+
+
+@pytest.mark.parametrize("variance", ["small", "large", "learned"])
+def test_the_true_eps_leaves_only_what_the_variance_costs(variance):
+    grid = grid_of("cosine", 200)
+    x_0, noise = randn(2, 6, 2, 4, 4).clamp(-1, 1)
+    index = torch.tensor([1, 2, 50, 100, 150, 199])
+    x_t = OnGrid(grid).q_sample(x_0, grid.times[index], noise)
+    log_var = log_variance(grid, variance, torch.zeros_like(x_0), x_t, index)
+    terms = vlb_terms(grid, x_0, x_t, index, x0_of(grid, x_t, index, noise), log_var)
+    small, large = grid.posterior_variance[index], grid.betas[index]
+    chosen = large if variance == "large" else small
+    expected = 0.5 * (chosen.log() - small.log() + small / chosen - 1) / math.log(2)
+    assert torch.allclose(terms, expected, atol=1e-9)
+
+
+def losses_of(config: ProcessConfig, output: torch.Tensor, channels: int):
+    process = build_process(config)
+    x_0, noise = randn(2, 5, channels, 4, 4).clamp(-1, 1)
+    index = torch.tensor([0, 1, 20, 50, 99])
+    asked = {}
+
+    def network(x, t, labels):
+        asked.update(x=x, t=t, labels=labels)
+        return output
+
+    labels = torch.arange(5)
+    losses = training_losses(network, process, x_0, index, noise, Condition(5, labels))
+    assert asked["t"].tolist() == index.tolist()
+    assert torch.equal(asked["labels"], labels)
+    assert torch.equal(asked["x"], process.q_sample(x_0, index, noise))
+    return losses, noise, process
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_hybrid_loss_is_iddpm_eq_16_and_its_mean_is_detached(channels):
+    config = ProcessConfig(timesteps=100)
+    output = randn(5, 2 * channels, 4, 4, seed=3).requires_grad_()
+    losses, noise, _ = losses_of(config, output, channels)
+    eps = output[:, :channels]
+    assert torch.allclose(losses["mse"], (noise - eps).square().mean((1, 2, 3)))
+    assert torch.allclose(losses["loss"], losses["mse"] + 0.1 * losses["vlb"])
+    (grad,) = torch.autograd.grad(losses["loss"].sum(), output)
+    (of_mse,) = torch.autograd.grad((noise - output[:, :channels]).square().mean((1, 2, 3)).sum(), output)
+    assert torch.allclose(grad[:, :channels], of_mse[:, :channels], atol=1e-12)  # the bound moves no mean
+    assert bool((grad[:, channels:] != 0).any())
+
+
+def test_the_vlb_loss_moves_mean_and_variance():
+    config = ProcessConfig(timesteps=100, loss="vlb")
+    output = randn(5, 2, 4, 4, seed=3).requires_grad_()
+    losses, _, process = losses_of(config, output, 1)
+    assert torch.allclose(losses["loss"], process.timesteps * losses["vlb"])
+    (grad,) = torch.autograd.grad(losses["loss"].sum(), output)
+    assert bool((grad[:, :1] != 0).any())
+    assert bool((grad[:, 1:] != 0).any())
+
+
+def test_the_simple_loss_is_ddpm_eq_14():
+    config = ProcessConfig(timesteps=100, variance="small", loss="simple")
+    output = randn(5, 3, 4, 4, seed=3)
+    losses, noise, _ = losses_of(config, output, 3)
+    assert losses.keys() == {"loss", "mse"}
+    assert torch.equal(losses["loss"], (noise - output).square().mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_an_output_is_parted_into_what_it_predicts_and_the_variances_fraction(channels):
+    output = randn(2, 2 * channels, 3, 3)
+    predicted, fraction = split_output(output, channels)
+    assert torch.allclose(torch.cat([predicted, 2 * fraction - 1], 1), output, atol=1e-12)
+    assert split_output(predicted, channels)[1] is None

@@ -1,0 +1,107 @@
+"""How training draws its timesteps: unbiased, and by iDDPM eq. 18 once every t has been seen enough."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion.process.timesteps import HISTORY, UNIFORM_SHARE, LossAwareSampler, UniformSampler
+
+
+def uniforms(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def filled(timesteps: int, seed: int = 0) -> tuple[LossAwareSampler, np.ndarray]:
+    sampler = LossAwareSampler(timesteps)
+    losses = np.random.default_rng(seed).uniform(0.01, 2, (HISTORY, timesteps))
+    for row in losses:
+        sampler.update(torch.arange(timesteps), torch.from_numpy(row))
+    return sampler, losses
+
+
+@given(st.integers(1, 1000), st.integers(1, 500))
+@settings(deadline=None)
+def test_uniform_draws_lie_in_range_with_weight_one(timesteps, count):
+    t, weights = UniformSampler(timesteps).draw(uniforms(count))
+    assert t.shape == weights.shape == (count,)
+    assert int(t.min()) >= 0
+    assert int(t.max()) < timesteps
+    assert bool((weights == 1).all())
+
+
+@given(st.integers(1, 5000))
+@settings(deadline=None)
+def test_the_ends_of_the_numbers_are_the_ends_of_the_timesteps(timesteps):
+    ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert UniformSampler(timesteps).draw(ends)[0].tolist() == [0, timesteps - 1]
+    assert LossAwareSampler(timesteps).draw(ends)[0].tolist() == [0, timesteps - 1]
+
+
+def test_a_timestep_is_drawn_by_its_stretch_of_the_numbers():
+    sampler, _ = filled(7)
+    p = sampler.probabilities()
+    reached = p.cumsum(0)
+    assert sampler.draw(reached - p / 2)[0].tolist() == list(range(7))
+    assert sampler.draw(reached[:-1])[0].tolist() == list(range(1, 7))  # an end belongs to the next one
+
+
+def test_it_is_uniform_until_every_timestep_has_its_history():
+    sampler = LossAwareSampler(4)
+    for _ in range(HISTORY):
+        sampler.update(torch.tensor([0, 1, 2]), torch.tensor([1.0, 2.0, 3.0]))
+    assert torch.equal(sampler.probabilities(), torch.full((4,), 0.25, dtype=torch.float64))
+    assert bool((sampler.draw(uniforms(100))[1] == 1).all())
+
+
+@given(st.integers(2, 60), st.integers(0, 1000))
+@settings(deadline=None)
+def test_probabilities_are_iddpm_eq_18(timesteps, seed):
+    sampler, losses = filled(timesteps, seed)
+    root = np.sqrt((losses**2).mean(0))
+    expected = (1 - UNIFORM_SHARE) * root / root.sum() + UNIFORM_SHARE / timesteps
+    assert np.allclose(sampler.probabilities(), expected)
+    assert float(sampler.probabilities().sum()) == pytest.approx(1)
+
+
+def test_only_the_last_ten_losses_count():
+    sampler, losses = filled(3)
+    newer = np.array([[5.0, 6.0, 7.0]] * 4)
+    for row in newer:
+        sampler.update(torch.arange(3), torch.from_numpy(row))
+    kept = np.concatenate([losses[4:], newer])
+    root = np.sqrt((kept**2).mean(0))
+    assert np.allclose(sampler.probabilities(), (1 - UNIFORM_SHARE) * root / root.sum() + UNIFORM_SHARE / 3)
+
+
+def test_a_timestep_twice_in_a_batch_counts_twice():
+    sampler = LossAwareSampler(2)
+    sampler.update(torch.tensor([1, 1, 0]), torch.tensor([1.0, 2.0, 3.0]))
+    assert sampler.counts.tolist() == [1, 2]
+    assert sampler.losses[1, :2].tolist() == [1.0, 2.0]
+
+
+def test_weighted_losses_keep_their_mean_whatever_the_probabilities():
+    sampler, _ = filled(20)
+    loss = torch.linspace(1, 3, 20)
+    t, weights = sampler.draw(uniforms(200_000))
+    assert float((weights * loss[t]).mean()) == pytest.approx(float(loss.mean()), rel=0.01)
+    counted = torch.bincount(t, minlength=20) / len(t)
+    assert torch.allclose(counted.double(), sampler.probabilities(), atol=0.005)
+
+
+def test_a_resumed_sampler_draws_the_same():
+    sampler, _ = filled(20)
+    other = LossAwareSampler(20)
+    other.load_state_dict({name: value.clone() for name, value in sampler.state_dict().items()})
+    assert torch.equal(sampler.draw(uniforms(50, 3))[0], other.draw(uniforms(50, 3))[0])
+    other.update(torch.tensor([0]), torch.tensor([100.0]))
+    assert not torch.equal(sampler.losses, other.losses)  # a state that was loaded is a copy
+
+
+def test_losses_of_zero_everywhere_stay_drawable():
+    sampler = LossAwareSampler(3)
+    for _ in range(HISTORY):
+        sampler.update(torch.arange(3), torch.zeros(3))
+    assert torch.allclose(sampler.probabilities(), torch.full((3,), 1 / 3, dtype=torch.float64))

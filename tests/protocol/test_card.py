@@ -1,0 +1,100 @@
+import json
+from importlib.metadata import version
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffusion.protocol.card import differing, protocol_card
+
+SAMPLING = {
+    "model_sha256": "a" * 64,
+    "sampler": "ddim",
+    "ema": True,
+    "precision": "fp32",
+    "seed": 0,
+    "noise": "small",
+    "spacing": "uniform",
+    "guidance": 0.0,
+    "clip": True,
+    "classes": "balanced",
+    "steps": 50,
+    "eta": 0.5,
+    "sampling_version": 1,
+    "sampling_torch": "2.12.0",
+    "num_images": 500,
+}
+META = {
+    "evaluation": 2,
+    "extractor": "effnet-lite0-64",
+    "weights_sha256": "b" * 64,
+    "dtype": "float32",
+    "name": "digits",
+    "image_size": 8,
+    "reference_split": "train",
+    "reference_digest": "c" * 64,
+    "reference_count": 1297,
+}
+CARDS = st.dictionaries(st.sampled_from("abcd"), st.integers(0, 2))
+
+
+@pytest.fixture
+def card():
+    return protocol_card(SAMPLING, 500, META, "bilinear, antialiased, to 64", 1000)
+
+
+def test_it_holds_every_field_of_the_protocol(card):
+    assert card == {
+        **SAMPLING,
+        "data": "digits",
+        "image_size": 8,
+        "reference_split": "train",
+        "reference_digest": "c" * 64,
+        "reference_count": 1297,
+        "heldout_split": None,
+        "heldout_digest": None,
+        "heldout_count": None,
+        "extractor": "effnet-lite0-64",
+        "weights_sha256": "b" * 64,
+        "resize": "bilinear, antialiased, to 64",
+        "feature_dtype": "float32",
+        "kid_subset_size": 250,
+        "kid_subsets": 100,
+        "is_splits": 10,
+        "prc_neighbour": 3,
+        "prc_images": 500,
+        "prc_reference_images": 1000,
+        "subset_seed": 2020,
+        "torch": version("torch"),
+        "torch_fidelity": version("torch-fidelity"),
+        "evaluation": 2,
+    }
+
+
+def test_it_is_flat_json(card):
+    assert json.loads(json.dumps(card)) == card
+    assert not any(isinstance(value, dict | list) for value in card.values())
+
+
+@given(CARDS)
+def test_equal_cards_differ_in_nothing(card):
+    assert differing([card, dict(card), card]) == {}
+
+
+@given(st.lists(CARDS, min_size=1, max_size=4), st.sets(st.sampled_from("abcd")))
+def test_only_the_named_axes_may_differ(cards, axes):
+    found = differing(cards, axes)
+    for field in "abcd":
+        values = [card.get(field) for card in cards]
+        assert (field in found) == (field not in axes and len(set(values)) > 1)
+        assert found.get(field, values) == values
+
+
+@pytest.mark.parametrize("field", ["reference_digest", "seed", "torch", "steps", "sampling_version"])
+def test_one_changed_field_is_named_with_its_values(card, field):
+    assert differing([card, {**card, field: "other"}]) == {field: [card[field], "other"]}
+
+
+def test_a_missing_field_differs(card):
+    shorter = {field: value for field, value in card.items() if field != "guidance"}
+    assert differing([card, shorter]) == {"guidance": [0.0, None]}

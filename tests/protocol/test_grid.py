@@ -1,0 +1,126 @@
+"""The grid: which cells there are, what they are called, and what is refused because it means nothing."""
+
+import math
+from itertools import product
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffusion.config import parse
+from diffusion.protocol.grid import AXES, Cell, cell_settings, grid, line_name, order, settings_card, spoken
+from diffusion.system.errors import UsageError
+from tests.conftest import params
+
+GRID = {"steps": [5, 10, 20, 50], "eta": [0.0, 0.5, 1.0]}
+BOTH = ["ddim", "dpm-solver++"]
+
+
+def names(sample: dict[str, Any] | None = None, **sweep: Any) -> list[str]:
+    config = parse(params(sample=sample or {}, sweep=sweep), "test")
+    return [cell.name for cell in grid(config.sample, config.sweep)]
+
+
+def test_without_further_axes_a_cell_is_named_by_steps_and_eta() -> None:
+    assert names(steps=[50, 5], eta=[0.5, 0]) == [
+        "steps50-eta0.5", "steps50-eta0", "steps5-eta0.5", "steps5-eta0"
+    ]  # fmt: skip
+
+
+def test_a_deterministic_sampler_has_one_cell_for_each_step_count() -> None:
+    found = names(**GRID, sampler=BOTH)
+    ddim = [f"steps{steps}-eta{eta}-sampler_ddim" for steps, eta in product(GRID["steps"], ("0", "0.5", "1"))]
+    multistep = [f"steps{steps}-eta0-sampler_dpm-solver++" for steps in GRID["steps"]]
+    assert sorted(found) == sorted(ddim + multistep)
+
+
+def test_noise_varies_only_where_there_is_noise() -> None:
+    assert names(steps=[5], eta=[0.0, 1.0], noise=["small", "large"]) == [
+        "steps5-eta0", "steps5-eta1-noise_small", "steps5-eta1-noise_large"
+    ]  # fmt: skip
+
+
+def test_every_axis_stands_in_the_name_the_settings_and_the_card() -> None:
+    sweep = {"steps": [5], "eta": [1.0], "sampler": ["ddim"], "noise": ["large"], "spacing": ["trailing"]}
+    config = parse(params(sweep={**sweep, "guidance": [1.5]}), "test")
+    (cell,) = grid(config.sample, config.sweep)
+    assert cell.name == "steps5-eta1-sampler_ddim-noise_large-spacing_trailing-guidance1.5"
+    card = settings_card(cell_settings(config.sample, cell))
+    assert {axis: card[axis] for axis in AXES} == cell.axes
+    assert set(cell.axes) == set(AXES)
+    assert line_name(cell.axes) == "η = 1, ddim, noise large, spacing trailing, w = 1.5"
+    assert spoken(cell.axes).startswith("5 steps, η = 1, ")
+    assert spoken(Cell(1, 0.0).axes) == "1 step, η = 0"
+
+
+def test_what_is_not_listed_is_as_the_sample_section_says() -> None:
+    config = parse(
+        params(sample={"spacing": "trailing", "guidance": 2.0}, sweep={"noise": ["large"]}), "test"
+    )
+    for cell in grid(config.sample, config.sweep):
+        settings = cell_settings(config.sample, cell)
+        assert (settings.spacing, settings.guidance) == ("trailing", 2.0)
+        assert settings.noise == ("large" if cell.eta else "small")
+
+
+def test_no_two_cells_share_a_name_or_their_settings() -> None:
+    sweep = {**GRID, "sampler": BOTH, "noise": ["large", "small", "learned"], "guidance": [0, 1.5]}
+    config = parse(params(sweep=sweep), "test")
+    cells = grid(config.sample, config.sweep)
+    assert len({cell.name for cell in cells}) == len(cells) == 4 * (1 + 2 * 3 + 1) * 2
+    assert len({str(cell_settings(config.sample, cell)) for cell in cells}) == len(cells)
+
+
+@given(st.integers(1, 10**7), st.floats(0, 1e6), st.integers(1, 60))
+def test_cells_that_hardly_differ_have_names_and_words_of_their_own(
+    steps: int, value: float, halvings: int
+) -> None:
+    """A cell's folder is its name: under one name one cell would take the other's place."""
+    near = max(math.nextafter(value, math.inf), value * (1 + 0.5**halvings))
+    cells = [
+        Cell(steps, value), Cell(steps, near), Cell(steps + 1, value),
+        Cell(steps, 0.0, guidance=value), Cell(steps, 0.0, guidance=near),
+    ]  # fmt: skip
+    assert len({cell.name for cell in cells}) == len({spoken(cell.axes) for cell in cells}) == len(cells)
+
+
+@given(st.integers(1, 10**5), st.integers(0, 999_999), st.integers(0, 5))
+def test_a_value_of_six_digits_is_named_as_it_is_written(steps: int, digits: int, places: int) -> None:
+    eta = digits / 10**places
+    assert Cell(steps, eta).name == f"steps{steps}-eta{eta:g}"
+    assert float(Cell(steps, eta).name.partition("eta")[2]) == eta
+
+
+def test_cells_are_ordered_by_steps_then_by_the_other_axes() -> None:
+    config = parse(params(sweep={**GRID, "sampler": BOTH, "noise": ["small", "large"]}), "test")
+    cells = grid(config.sample, config.sweep)
+    ordered = sorted((cell.axes for cell in cells), key=order)
+    assert [axes["steps"] for axes in ordered] == sorted(cell.steps for cell in cells)
+    assert [line_name(axes) for axes in ordered[:6]] == [
+        "η = 0, ddim", "η = 0, dpm-solver++", "η = 0.5, ddim, noise large", "η = 0.5, ddim, noise small",
+        "η = 1, ddim, noise large", "η = 1, ddim, noise small",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"sample": {"sampler": "dpm-solver++"}}, "sample.sampler dpm-solver.* so sweep.eta must be"),
+        ({"sweep": {"sampler": ["dpm-solver++"]}}, "sweep.sampler dpm-solver.* so sweep.eta must be"),
+        ({"sweep": {"eta": [0], "noise": ["large"]}}, "sweep.noise: no noise is added at eta 0"),
+        ({"sweep": {"noise": ["huge"]}}, "sweep.noise.0: .*'small'.*got 'huge'"),
+        ({"sweep": {"noise": ["large", "large"]}}, "sweep.noise: each value may stand once"),
+        ({"sweep": {"eta": [0, 0.0]}}, "sweep.eta: each value may stand once"),
+        ({"sweep": {"guidance": []}}, "sweep.guidance: .*at least 1"),
+        ({"sweep": {"guidance": [2]}, "train": {"p_uncond": 0}}, "sweep.guidance > 0 needs a model trained"),
+        ({"sweep": {"sampler": ["euler"]}}, "sweep.sampler.0: allowed are ddim, dpm-solver.* .got 'euler'"),
+        ({"sample": {"spacing": "even"}}, "sample.spacing: allowed are uniform, .*got 'even'"),
+        ({"sample": {"sampler_options": {"churn": 1}}}, "sample: sampler_options of ddim: churn: Extra"),
+        ({"process": {"variance": "small", "loss": "simple"}, "sweep": {"noise": ["learned"]}},
+         "sweep.noise learned needs process.variance learned"),
+    ],
+)  # fmt: skip
+def test_what_no_cell_could_use_is_refused(sections: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse(params(**sections), "params.yaml")

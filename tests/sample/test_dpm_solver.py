@@ -1,0 +1,140 @@
+"""DPM-Solver++(2M): its order against the exact solution for Gaussian data, and the paper's formula."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from diffusion.process.time_grid import Grid
+from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.spacing import spaced_timesteps
+from diffusion.sample.sampler import Step
+from tests.helpers import papers
+from tests.helpers.walks import grid_of, sample
+
+DATA = papers.GaussianData(0.3, 0.4)
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def fine_grid(steps: int) -> Grid:
+    """The continuous linear process (β from 0.1 to 20) at times evenly from 1e-2 to 1, whatever T."""
+    u = torch.linspace(1e-2, 1, steps, dtype=torch.float64)
+    alphas_cumprod = torch.exp(-(0.1 * u + (20 - 0.1) / 2 * u**2))
+    return Grid(torch.arange(steps), alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
+
+
+def optimal(grid: Grid):
+    table = dict(zip(grid.times.tolist(), grid.alphas_cumprod.tolist(), strict=True))
+    return lambda x, t, labels: DATA.eps(x, table[int(t[0])])
+
+
+def last_error(sampler: str, steps: int) -> float:
+    """The largest distance from the exact flow, at the last timestep before ᾱ = 1."""
+    grid = fine_grid(steps)
+    x_t = randn(1, 1, 8, 8)
+    seen: list[Step] = []
+    sample(optimal(grid), grid, lambda: x_t, sampler=sampler, clip=False, callback=seen.append)
+    start, end = float(grid.alphas_cumprod[-1]), float(grid.alphas_cumprod[0])
+    return float((seen[-2].x - DATA.flow(x_t, start, end)).abs().max())
+
+
+@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpm-solver++", 2)])
+def test_the_order_of_convergence(sampler, order):
+    counts = [80, 160, 320, 640]
+    errors = [last_error(sampler, count) for count in counts]
+    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert order - 0.15 < slope < order + 0.6
+
+
+def test_it_is_more_exact_than_ddim_at_equal_steps():
+    for steps in (40, 80, 160):
+        assert last_error("dpm-solver++", steps) < last_error("ddim", steps) / 3
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.sampled_from(["linear", "cosine"]),
+    st.sampled_from(["uniform", "quadratic", "trailing"]),
+    st.integers(2, 200),
+    st.booleans(),
+    st.data(),
+)
+def test_every_step_is_the_papers(name, spacing, timesteps, clip, data):
+    """Of order 2 after the first, but for a step of more than twice the one before's length."""
+    steps = data.draw(st.integers(1, timesteps))
+    grid = grid_of(name, timesteps, spaced_timesteps(spacing, steps, timesteps))
+    x = randn(1, 1, 3, 3).numpy()
+    alphas_cumprod = grid.alphas_cumprod.numpy()
+    alpha, sigma = np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
+    earlier: list[tuple[float, np.ndarray]] = []
+    for i in reversed(range(steps)):
+        x_0 = (x - sigma[i] * DATA.eps(x, alphas_cumprod[i])) / alpha[i]
+        x_0 = np.clip(x_0, -1, 1) if clip else x_0
+        lambda_s = math.log(alpha[i] / sigma[i])
+        if i == 0:
+            x = x_0
+            break
+        lambda_t = math.log(alpha[i - 1] / sigma[i - 1])
+        h, d = lambda_t - lambda_s, x_0
+        if earlier and h <= 2 * (lambda_s - earlier[-1][0]):
+            lambda_r, x_0_r = earlier[-1]
+            r = (lambda_s - lambda_r) / h
+            d = x_0 + (x_0 - x_0_r) / (2 * r)
+        x = sigma[i - 1] / sigma[i] * x - alpha[i - 1] * (math.exp(-h) - 1) * d
+        earlier.append((lambda_s, x_0))
+    start = randn(1, 1, 3, 3)
+    found = sample(optimal(grid), grid, lambda: start, sampler="dpm-solver++", clip=clip)
+    assert np.allclose(found, x, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("spacing", ["uniform", "quadratic", "trailing"])
+@pytest.mark.parametrize("steps", [5, 14, 15, 20, 50, 100])
+def test_a_networks_errors_are_not_multiplied(steps, spacing):
+    """x̂_0 that is wrong by 0.01 at random moves the last noisy image by little more than that."""
+    grid = grid_of("cosine", 1000, spaced_timesteps(spacing, steps, 1000))
+    table = dict(zip(grid.times.tolist(), grid.alphas_cumprod, strict=True))
+    x_0, start = randn(1, 1, 32, 32, seed=1), randn(1, 1, 32, 32)
+
+    def last_noisy(error: float) -> torch.Tensor:
+        def network(x, t, labels):
+            alpha_bar, wrong = table[int(t[0])], error * randn(1, 1, 32, 32, seed=2 + int(t[0]))
+            return (x - alpha_bar.sqrt() * (x_0 + wrong)) / (1 - alpha_bar).sqrt()
+
+        seen: list[Step] = []
+        sample(network, grid, lambda: start, sampler="dpm-solver++", clip=False, callback=seen.append)
+        return seen[-2].x
+
+    assert float((last_noisy(0.01) - last_noisy(0.0)).std()) < 0.025
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 60), st.sampled_from(["uniform", "quadratic", "trailing"]))
+def test_the_true_eps_leads_to_x0(steps, spacing):
+    grid = grid_of("cosine", 60, spaced_timesteps(spacing, steps, 60))
+    table = dict(zip(grid.times.tolist(), grid.alphas_cumprod, strict=True))
+    x_0 = randn(2, 1, 3, 3, seed=1).clamp(-1, 1)
+    calls = []
+
+    def network(x, t, labels):
+        alpha_bar = table[int(t[0])]
+        return (x - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
+
+    def draw():
+        calls.append(1)
+        return randn(2, 1, 3, 3)
+
+    x = sample(network, grid, draw, sampler="dpm-solver++", clip=False)
+    assert torch.allclose(x, x_0, rtol=0, atol=1e-6)
+    assert len(calls) == 1
+
+
+def test_noise_has_no_place_in_it():
+    with pytest.raises(ValidationError, match="deterministic"):
+        SampleSettings(sampler="dpm-solver++", eta=0.5)

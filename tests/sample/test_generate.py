@@ -1,0 +1,282 @@
+"""A model's images: image i depends on the seed and i alone, and what cannot be asked is one sentence."""
+
+import hashlib
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from diffusion.model.model_file import DataCard, LoadedModel
+from diffusion.process.condition import Condition
+from diffusion.process.noise import ImageNoise, generator, wide_generator
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.asked import class_condition, class_index, mixed_condition
+from diffusion.sample.generate import check_settings, generate
+from diffusion.sample.sweep import sampling_card
+from diffusion.system.errors import UsageError
+from diffusion.system.threads import in_halves
+from tests.helpers.networks import artefact_of, network_of, spec_of
+
+CPU = torch.device("cpu")
+SPEC = spec_of()
+MODEL = LoadedModel(network_of(SPEC), artefact_of(SPEC))
+ARTEFACT = MODEL.artefact
+SETTINGS = SampleSettings(steps=4, eta=0.7, seed=3)
+
+
+def images(indices, settings=SETTINGS, batch_size=100) -> torch.Tensor:
+    parts = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    return torch.cat(
+        [generate(MODEL, settings, part, mixed_condition(ARTEFACT, settings, part), CPU) for part in parts]
+    )
+
+
+def assert_close(a: torch.Tensor, b: torch.Tensor) -> None:
+    """Equal but for a rounding at the border between two pixel values."""
+    difference = (a.int() - b.int()).abs()
+    assert int(difference.max()) <= 1
+    assert float(difference.float().mean()) < 0.01
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+@pytest.mark.parametrize("noise", ["small", "large", "learned"])
+def test_batches_of_1_4_and_16_give_the_same_images(guidance, noise):
+    settings = SETTINGS.model_copy(update={"guidance": guidance, "noise": noise})
+    whole = images(range(16), settings)
+    assert whole.dtype == torch.uint8
+    assert whole.shape == (16, 1, 8, 8)
+    for batch_size in (1, 4):
+        assert_close(images(range(16), settings, batch_size), whole)
+
+
+def test_the_order_changes_nothing():
+    whole = images(range(10))
+    order = [7, 0, 9, 3, 1, 2, 8, 6, 5, 4]
+    assert_close(images(order), whole[order])
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [2, 5, 16])
+def test_halves_beside_each_other_make_the_same_images(two_threads, count):
+    indices, walks = range(count), []
+    condition = mixed_condition(ARTEFACT, SETTINGS, indices)
+
+    def watch(step):  # who sees every step sees all images: no halves
+        walks.append(len(step.x))
+
+    whole = generate(MODEL, SETTINGS, indices, condition, CPU, watch)
+    assert set(walks) == {count}
+    assert_close(generate(MODEL, SETTINGS, indices, condition, CPU), whole)
+    assert torch.get_num_threads() == 2
+
+
+def test_when_one_half_fails_the_other_ends_at_its_next_step(two_threads):
+    ended = threading.Event()
+
+    def made(half, go_on):
+        if half.start is not None:
+            raise ValueError("the second half")
+        try:
+            while True:
+                go_on()
+        finally:
+            ended.set()
+
+    with pytest.raises(ValueError, match="the second half"):
+        in_halves(made, 4)
+    assert ended.is_set()
+
+
+def test_image_37_can_be_made_alone():
+    assert_close(images([37]), images(range(30, 40))[7:8])
+
+
+def test_seed_index_and_settings_each_change_the_image():
+    base = images([5])
+    for other in (
+        images([15]),  # of the same class
+        images([5], SETTINGS.model_copy(update={"seed": 4})),
+        images([5], SETTINGS.model_copy(update={"eta": 0.0})),
+        images([5], SETTINGS.model_copy(update={"steps": 5})),
+        images([5], SETTINGS.model_copy(update={"guidance": 2.0})),
+        images([5], SETTINGS.model_copy(update={"spacing": "quadratic"})),
+    ):
+        assert not torch.equal(base, other)
+
+
+def test_it_draws_from_no_global_generator():
+    torch.manual_seed(0)
+    first = images([0, 1])
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    assert torch.equal(images([0, 1]), first)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**31), st.lists(st.integers(0, 10**6), min_size=1, max_size=4), st.integers(1, 3))
+def test_the_noise_of_an_image_is_its_own(seed, indices, draws):
+    together = ImageNoise(seed, indices, (2, 3, 3))
+    alone = [ImageNoise(seed, [index], (2, 3, 3)) for index in indices]
+    for _ in range(draws):
+        noise = together.draw()
+        assert torch.equal(noise, torch.cat([one.draw() for one in alone]))
+
+
+@settings(deadline=None)
+@given(st.text(max_size=8), st.lists(st.integers(0, 2**63), max_size=3))
+def test_an_images_generator_takes_all_of_its_state_from_its_name(purpose, numbers):
+    source = wide_generator(purpose, *numbers)
+    name = f"{purpose}:{':'.join(map(str, numbers))}".encode()
+    words = np.frombuffer(hashlib.shake_128(name).digest(4 * 624), dtype=np.uint32)
+    twister = np.random.MT19937()
+    twister.state = {"bit_generator": "MT19937", "state": {"key": words, "pos": 624}}
+    expected = twister.random_raw(1400)[1::2] % 2**31  # torch draws 64 bits for each
+    np.testing.assert_array_equal(torch.empty(700).long().random_(0, 2**31, generator=source), expected)
+
+
+def test_noise_is_standard_normal_and_differs_between_draws_images_and_seeds():
+    noise = ImageNoise(0, range(200), (1, 16, 16))
+    first, second = noise.draw(), noise.draw()
+    both = torch.cat([first, second])
+    assert abs(float(both.mean())) < 0.02
+    assert abs(float(both.var()) - 1) < 0.03
+    assert abs(float((first * second).mean())) < 0.02
+    assert abs(float((first[:-1] * first[1:]).mean())) < 0.02
+    assert not torch.equal(ImageNoise(1, range(200), (1, 16, 16)).draw(), first)
+
+
+def test_generators_are_named_by_purpose_and_numbers():
+    seeds = [
+        generator(*name).initial_seed() for name in (("a", 1, 2), ("a", 12), ("a", 1, 2, 0), ("b", 1, 2))
+    ]
+    assert len(set(seeds)) == 4
+    assert generator("a", 1, 2).initial_seed() == seeds[0]
+
+
+def test_every_cell_starts_from_the_same_noise():
+    starts = []
+
+    def first(x, t, labels):
+        if len(starts) < 3 and (not starts or int(t[0]) == 99):
+            starts.append(x.clone())
+        return torch.zeros(len(x), 2, 8, 8)
+
+    for steps, eta in ((2, 0.0), (5, 1.0), (7, 0.3)):
+        settings = SampleSettings(steps=steps, eta=eta, seed=1)
+        generate(LoadedModel(first, ARTEFACT), settings, [3, 4], Condition(2, torch.tensor([0, 1])), CPU)
+    assert torch.equal(starts[0], starts[1])
+    assert torch.equal(starts[0], starts[2])
+
+
+def test_balanced_labels_follow_the_index():
+    assert mixed_condition(ARTEFACT, SETTINGS, [0, 9, 10, 37]).labels.tolist() == [0, 9, 0, 7]
+
+
+def test_labels_as_in_the_data_have_its_mix_and_belong_to_the_index():
+    mixed = SETTINGS.model_copy(update={"classes": "data"})
+    labels = mixed_condition(ARTEFACT, mixed, range(4000)).labels
+    assert torch.equal(mixed_condition(ARTEFACT, mixed, range(100, 120)).labels, labels[100:120])
+    share = torch.bincount(labels, minlength=10) / 4000
+    expected = torch.arange(1, 11) / 55
+    assert torch.allclose(share, expected, atol=0.03)
+
+
+def test_an_unconditional_model_has_no_labels_and_takes_no_class():
+    artefact = artefact_of(spec_of(num_classes=0, null_class=False))
+    assert mixed_condition(artefact, SETTINGS, [1]).labels is None
+    with pytest.raises(UsageError, match="takes no class"):
+        class_condition(artefact, "3", 1)
+
+
+def test_classes_by_name_and_number():
+    assert class_index(ARTEFACT, "class7") == 7
+    assert class_index(ARTEFACT, "7") == 7
+    assert class_condition(ARTEFACT, "7", 2).labels.tolist() == [7, 7]
+    named_by_digits = artefact_of(SPEC, data=DataCard(name="d", classes=tuple("9876543210"), digest="0"))
+    assert class_index(named_by_digits, "9") == 0  # a name goes before a number
+    for wanted in ("10", "-1", "class10", "²", ""):
+        with pytest.raises(UsageError, match=r"give 0 to 9, or one of class0, .*class9$"):
+            class_index(ARTEFACT, wanted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "spec_changes", "message"),
+    [
+        ({"steps": 101}, {}, "101 sampling steps do not fit: give 1 to 100"),
+        ({"eta": 5.0}, {}, r"eta 5\.0 does not fit 4 steps: give 0 to"),
+        ({"noise": "learned"}, {"out_channels": 1}, "learned variance"),
+        ({"guidance": 1.0}, {"null_class": False}, "p_uncond"),
+        ({"guidance": 1.0}, {"null_class": False, "num_classes": 0}, "p_uncond"),
+        ({"timesteps": (0, 50, 40, 99)}, {}, "increase strictly"),
+        ({"timesteps": (0, 30, 60, 100)}, {}, "end there"),
+    ],
+)
+def test_what_a_model_cannot_do_is_one_sentence(changes, spec_changes, message):
+    artefact = artefact_of(spec_of(**spec_changes))
+    with pytest.raises(UsageError, match=message) as caught:
+        check_settings(artefact, SETTINGS.model_copy(update=changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_class_mix_of_the_data_needs_its_counts():
+    artefact = artefact_of(SPEC, data=DataCard(name="d", classes=ARTEFACT.data.classes, digest="0"))
+    with pytest.raises(UsageError, match="class counts"):
+        mixed_condition(artefact, SETTINGS.model_copy(update={"classes": "data"}), [0])
+
+
+def test_an_explicit_list_is_walked_and_stands_for_its_spacing():
+    listed = SampleSettings(timesteps="0, 33,66,99", eta=0.7, seed=3)
+    assert listed.steps == 4
+    assert listed.timesteps == (0, 33, 66, 99)
+    assert check_settings(ARTEFACT, listed).times.tolist() == [0, 33, 66, 99]
+    assert torch.equal(images([0, 1], listed), images([0, 1]))  # what uniform is for four steps
+    assert not torch.equal(images([0], SampleSettings(timesteps=(1, 2, 5, 99), eta=0.7, seed=3)), images([0]))
+
+
+def test_a_list_that_is_not_as_long_as_steps_is_refused():
+    with pytest.raises(ValidationError, match="steps 3 is not the length of timesteps, 2"):
+        SampleSettings(steps=3, timesteps=(0, 9))
+
+
+@pytest.mark.parametrize("chosen", [{}, {"timesteps": (0, 50, 99)}, {"sampler": "dpm-solver++", "steps": 7}])
+def test_the_card_is_flat_and_gives_the_settings_back(chosen):
+    settings = SampleSettings(seed=3, guidance=1.5, **chosen)
+    card = sampling_card(settings, ARTEFACT)
+    assert all(isinstance(value, str | int | float | bool) for value in card.values())
+    assert card["model_sha256"] == ARTEFACT.model_sha256
+    assert card["sampler"] == settings.sampler
+    assert card["evaluations"] == settings.evaluations == 2 * settings.steps  # guided
+    assert (
+        SampleSettings(**{key: card[key] for key in SampleSettings.model_fields if key in card}) == settings
+    )
+    if settings.timesteps:
+        assert card["timesteps"] == "0,50,99"
+        assert "spacing" not in card
+
+
+def test_the_multistep_solver_makes_images_by_index_too():
+    settings = SampleSettings(sampler="dpm-solver++", steps=6, seed=3)
+    whole = images(range(6), settings)
+    assert_close(images([4], settings), whole[4:5])
+    assert not torch.equal(whole, images(range(6), SampleSettings(steps=6, seed=3)))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_any_number_of_channels_with_and_without_learned_variance(channels):
+    for learned in (1, 2):
+        spec = spec_of(in_channels=channels, out_channels=channels * learned)
+        model = LoadedModel(network_of(spec), artefact_of(spec))
+        made = generate(model, SETTINGS, [0, 1], Condition(2, torch.tensor([0, 1])), CPU)
+        assert made.shape == (2, channels, 8, 8)

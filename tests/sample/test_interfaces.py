@@ -1,0 +1,327 @@
+"""The next idea is one file: a sampler and a process written here work everywhere, by an entry each.
+
+And many walks beside each other, as a server drives them, make the images that each makes alone.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import Field
+
+from diffusion.config import parse
+from diffusion.images.pixels import to_uint8
+from diffusion.model.model_file import LoadedModel, load_model, save_artefact
+from diffusion.process.condition import Condition
+from diffusion.process.config import ProcessConfig
+from diffusion.process.denoiser import NetworkDenoiser
+from diffusion.process.losses import training_losses
+from diffusion.process.noise import ImageNoise
+from diffusion.process.process import Process
+from diffusion.process.registry import PROCESSES, ProcessEntry, build_process
+from diffusion.process.time_grid import Grid
+from diffusion.protocol.grid import grid, settings_card
+from diffusion.protocol.samplers import SAMPLERS, SamplerEntry, build_sampler
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.asked import mixed_condition
+from diffusion.sample.generate import check_settings, generate, guided_denoiser, model_denoiser
+from diffusion.sample.guidance import classifier_free
+from diffusion.sample.sampler import Ask, Step, Walk, run
+from diffusion.system.section import Section, fingerprint
+from tests.conftest import params
+from tests.helpers import papers
+from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.walks import asked
+
+CPU = torch.device("cpu")
+DATA = papers.GaussianData(0.3, 0.4)
+SHAPE = (1, 8, 8)
+
+
+# A sampler: Heun's rule for the probability-flow ODE dx̄/dσ̄ = ε with x̄ = x/α, σ̄ = σ/α (Karras et al. 2022).
+
+
+class HeunOptions(Section):
+    """`correct` asks again where the step ends, on all but the last step."""
+
+    correct: bool = True
+
+
+def heun(settings: SampleSettings) -> Callable[[Grid, torch.Tensor, Callable[[], torch.Tensor]], Walk]:
+    options = HeunOptions(**settings.sampler_options)
+
+    def walk(grid: Grid, x: torch.Tensor, noise: Callable[[], torch.Tensor]) -> Walk:
+        for done, step in enumerate(grid.walk(), start=1):
+            said = yield Ask(x, step.t)
+            x0_hat = said.x0.clamp(-1, 1) if settings.clip else said.x0
+            if step.is_last:
+                x = x0_hat
+            else:
+                span = step.sigma_prev / step.alpha_prev - step.sigma / step.alpha
+                ahead = step.alpha_prev * (x / step.alpha + span * said.eps)
+                if options.correct:
+                    after = yield Ask(ahead, grid.walk()[done].t)
+                    ahead = step.alpha_prev * (x / step.alpha + span * (said.eps + after.eps) / 2)
+                x = ahead
+            yield Step(done, len(grid), x, x0_hat)
+
+    return walk
+
+
+HEUN = SamplerEntry(
+    "tests.sample.test_interfaces:heun",
+    evaluations=lambda steps: 2 * steps - 1,
+    options="tests.sample.test_interfaces:HeunOptions",
+)
+
+
+@pytest.fixture
+def with_heun(monkeypatch):
+    monkeypatch.setitem(SAMPLERS, "heun", HEUN)
+
+
+# A process: a flow on the straight line from the image to noise, bent by an option of its own.
+
+
+class FlowConfig(ProcessConfig):
+    shift: float = Field(default=1.0, gt=0)
+
+
+class Flow(Process):
+    """α = 1 − u and σ = u for u = s·v/(1 + (s−1)v), v = (t + 1)/T; not variance-preserving; α_{T−1} = 0."""
+
+    config: FlowConfig
+
+    def alpha_sigma(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        v, shift = (t.double() + 1) / self.timesteps, self.config.shift
+        u = shift * v / (1 + (shift - 1) * v)
+        return 1 - u, u
+
+
+@pytest.fixture
+def with_flow(monkeypatch):
+    entry = ProcessEntry(
+        "tests.sample.test_interfaces:Flow", config="tests.sample.test_interfaces:FlowConfig"
+    )
+    monkeypatch.setitem(PROCESSES, "flow", entry)
+
+
+FLOW = {"schedule": "flow", "prediction": "flow", "shift": 3.0, "timesteps": 100}
+
+
+def conditioned(model: LoadedModel, settings: SampleSettings, indices: Any) -> Condition:
+    return mixed_condition(model.artefact, settings, indices)
+
+
+def a_model(**process: Any) -> LoadedModel:
+    spec = spec_of()
+    values = {"timesteps": 100, **process}
+    return LoadedModel(network_of(spec), artefact_of(spec, process=ProcessConfig.model_validate(values)))
+
+
+def last_error(steps: int, **options: Any) -> float:
+    """Heun's largest distance from the exact flow of Gaussian data, at the last time before the image."""
+    u = torch.linspace(1e-2, 1, steps, dtype=torch.float64)
+    bar = torch.exp(-(0.1 * u + (20 - 0.1) / 2 * u**2))
+    grid = Grid(torch.arange(steps), bar.sqrt(), (1 - bar).sqrt())
+    x_t = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)[None]
+    walk = heun(SampleSettings.model_construct(clip=False, sampler_options=options))(grid, x_t, lambda: x_t)
+    seen: list[Step] = []
+    denoiser = asked(lambda x, t, labels: DATA.eps(x, float(bar[t[0]])), grid)
+    assert run(walk, denoiser, Condition(1), seen.append).asked == (
+        2 * steps - 1 if options.get("correct", True) else steps
+    )
+    return float((seen[-2].x - DATA.flow(x_t, float(bar[-1]), float(bar[0]))).abs().max())
+
+
+@pytest.mark.parametrize(("correct", "order"), [(True, 2), (False, 1)])
+def test_a_sampler_that_asks_twice_a_step_has_its_order(correct, order):
+    counts = [80, 160, 320, 640]
+    errors = [last_error(count, correct=correct) for count in counts]
+    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert order - 0.2 < slope < order + 0.6
+
+
+def test_a_sampler_is_an_entry_and_nothing_else(with_heun):
+    model = a_model()
+    settings = SampleSettings(sampler="heun", steps=5, seed=3, sampler_options={"correct": True})
+    made = generate(model, settings, range(4), conditioned(model, settings, range(4)), CPU)
+    assert made.shape == (4, *SHAPE)
+    card = settings_card(settings)
+    assert card["evaluations"] == 9
+    assert card["sampler_options"] == '{"correct":true}'
+    assert settings_card(settings.model_copy(update={"sampler_options": {}})) == card
+    known = {key: card[key] for key in SampleSettings.model_fields if key in card}
+    assert SampleSettings(**known) == settings
+    with pytest.raises(ValueError, match="sampler_options of heun: correct"):
+        SampleSettings(sampler="heun", sampler_options={"correct": "perhaps"})
+    with pytest.raises(ValueError, match="sampler heun is deterministic"):
+        SampleSettings(sampler="heun", eta=1.0)
+    config = parse(params(sweep={"steps": [2], "eta": [0.0, 1.0], "sampler": ["ddim", "heun"]}), "test")
+    assert [cell.name for cell in grid(config.sample, config.sweep)] == [
+        "steps2-eta0-sampler_ddim", "steps2-eta0-sampler_heun", "steps2-eta1-sampler_ddim"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "heun"])
+def test_a_cards_evaluations_are_what_the_network_saw(with_heun, sampler, steps, guidance):
+    model, rows = a_model(), []
+    settings = SampleSettings(sampler=sampler, steps=steps, guidance=guidance)
+
+    def counted(x, t, labels):
+        rows.append(len(x))
+        return model.network(x, t, labels)
+
+    counting = LoadedModel(counted, model.artefact)  # type: ignore[arg-type]
+    generate(counting, settings, range(3), conditioned(model, settings, range(3)), CPU)
+    assert sum(rows) / 3 == settings_card(settings)["evaluations"]
+
+
+def test_a_process_is_an_entry_and_nothing_else(with_flow, tmp_path):
+    model = a_model(**FLOW)
+    process = build_process(model.artefact.process)
+    source = torch.Generator().manual_seed(0)
+    x_0, noise = torch.rand(5, *SHAPE, generator=source) * 2 - 1, torch.randn(5, *SHAPE, generator=source)
+    t, condition = torch.tensor([0, 1, 50, 98, 99]), Condition(5, torch.arange(5))
+    losses = training_losses(model.network, process, x_0, t, noise, condition)
+    assert all(bool(value.isfinite().all()) for value in losses.values())
+    for chosen in (
+        SampleSettings(steps=10, eta=1.0, noise="learned"),
+        SampleSettings(steps=10, eta=0.5, guidance=1.0),
+        SampleSettings(steps=10, sampler="dpm-solver++"),
+    ):
+        made = generate(model, chosen, range(3), conditioned(model, chosen, range(3)), CPU)
+        assert made.float().std() > 1
+    save_artefact(tmp_path / "m.safetensors", model.network.state_dict(), model.artefact)
+    assert load_model(tmp_path / "m.safetensors").artefact.process == FlowConfig(**FLOW)
+    config = parse(params(process=FLOW), "test")
+    assert config.process == FlowConfig(**FLOW)
+    assert fingerprint(config) != fingerprint(parse(params(process={**FLOW, "shift": 2.0}), "test"))
+
+
+@pytest.mark.parametrize("sampler", [{"eta": 0.0}, {"eta": 1.0}, {"sampler": "dpm-solver++"}])
+def test_a_flow_of_gaussian_data_has_its_mean_and_variance(with_flow, sampler):
+    process = Flow(FlowConfig(**{**FLOW, "timesteps": 1000}))
+
+    def network(x, t, labels):
+        alpha, sigma = (part.reshape(-1, 1, 1, 1) for part in process.alpha_sigma(t))
+        variance = alpha.square() * DATA.std**2 + sigma.square()
+        x0 = DATA.mean + alpha * DATA.std**2 / variance * (x - alpha * DATA.mean)
+        return process.target(x0, t, (x - alpha * x0) / sigma)
+
+    full, source = process.full_grid(), torch.Generator().manual_seed(0)
+    draw = lambda: torch.randn(1, 1, 100, 100, generator=source, dtype=torch.float64)  # noqa: E731
+    made = build_sampler(SampleSettings(steps=1000, clip=False, **sampler))(full, draw(), draw)
+    x = run(made, NetworkDenoiser(network, process), Condition(1)).x
+    assert float(x.mean()) == pytest.approx(DATA.mean, abs=4 * DATA.std / 100 + 0.003)
+    assert float(x.std()) == pytest.approx(DATA.std, rel=4 / math.sqrt(2) / 100 + 0.02)
+
+
+# Many walks beside each other.
+
+
+def smooth_model(prediction: str) -> LoadedModel:
+    """A model of what a little rounding stays little: random networks multiply it."""
+    model = a_model(prediction=prediction)
+    process = build_process(model.artefact.process)
+
+    def network(x, t, labels):
+        alpha, sigma = (part.reshape(-1, 1, 1, 1).to(x) for part in process.alpha_sigma(t))
+        x_0 = torch.tanh(0.5 * x + 0.1 * labels.reshape(-1, 1, 1, 1))
+        return torch.cat([process.target(x_0, t, (x - alpha * x_0) / sigma), 0 * x], 1)
+
+    return LoadedModel(network, model.artefact)  # type: ignore[arg-type]
+
+
+def beside(model: LoadedModel, wanted: list[tuple[SampleSettings, range]]) -> list[torch.Tensor]:
+    """The images of each request: at every pass the rows of all open questions are asked together."""
+    walks, questions, images, conditions, weights = {}, {}, {}, {}, {}
+    for key, (chosen, indices) in enumerate(wanted):
+        noise = ImageNoise(chosen.seed, indices, SHAPE)
+        walks[key] = build_sampler(chosen)(check_settings(model.artefact, chosen), noise.draw(), noise.draw)
+        conditions[key] = conditioned(model, chosen, indices)
+        weights[key] = torch.full((len(indices),), chosen.guidance)
+        questions[key] = next(walks[key])
+    passes = 0
+    with torch.no_grad():
+        while questions:
+            asks = list(questions.items())
+            x = torch.cat([ask.x for _, ask in asks])
+            t = torch.cat([torch.full((len(ask.x),), ask.t) for _, ask in asks])
+            weight = torch.cat([weights[key] for key, _ in asks])
+            condition = Condition.cat([conditions[key] for key, _ in asks])
+            said = classifier_free(model_denoiser(model), weight)(x, t, condition)
+            start, passes = 0, passes + 1
+            for key, ask in asks:
+                event = walks[key].send(said.rows(slice(start, start + len(ask.x))))
+                start += len(ask.x)
+                while isinstance(event, Step):
+                    images[key] = event.x
+                    event = next(walks[key], None)
+                if event is None:
+                    del questions[key]
+                else:
+                    questions[key] = event
+    assert passes == max(SAMPLERS[chosen.sampler].evaluations(chosen.steps) for chosen, _ in wanted)
+    return [to_uint8(images[key]) for key in range(len(wanted))]
+
+
+REQUESTS = st.tuples(
+    st.sampled_from(["ddim", "dpm-solver++", "heun"]), st.integers(1, 9), st.sampled_from([0.0, 0.6, 1.0]),
+    st.sampled_from([0.0, 2.0]), st.integers(0, 3), st.integers(1, 3),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("prediction", ["eps", "velocity"])
+@settings(deadline=None, max_examples=15)
+@given(requests=st.lists(REQUESTS, min_size=1, max_size=4))
+def test_walks_beside_each_other_make_the_images_of_each_alone(prediction, requests):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SAMPLERS, "heun", HEUN)
+        model, wanted = smooth_model(prediction), []
+        for sampler, steps, eta, guidance, seed, count in requests:
+            eta = eta if SAMPLERS[sampler].stochastic else 0.0
+            chosen = SampleSettings(sampler=sampler, steps=steps, eta=eta, guidance=guidance, seed=seed)
+            wanted.append((chosen, range(seed, seed + count)))
+        for (chosen, indices), made in zip(wanted, beside(model, wanted), strict=True):
+            alone = generate(model, chosen, indices, conditioned(model, chosen, indices), CPU)
+            assert int((alone.int() - made.int()).abs().max()) <= 1
+
+
+def test_a_denoiser_takes_one_time_for_all_or_one_for_each_row():
+    model = a_model()
+    denoiser = guided_denoiser(model, SampleSettings(guidance=1.0))
+    x = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    condition = Condition(3, torch.arange(3), 10)
+    once = denoiser(x, 7, condition)
+    each = denoiser(x, torch.tensor([7, 7, 7]), condition)
+    between = denoiser(x, 7.0, condition)
+    for a, b, c in zip(once, each, between, strict=True):
+        if a is not None:
+            assert torch.allclose(a, b, atol=1e-5)
+            assert torch.allclose(a, c, atol=1e-5)
+    assert not torch.allclose(once.x0, denoiser(x, 7.5, condition).x0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"eta": 0.0}, {"eta": 0.7, "noise": "large"}, {"eta": 1.0, "noise": "learned"},
+                {"sampler": "dpm-solver++"}],
+)  # fmt: skip
+@pytest.mark.parametrize("guidance", [0.0, 1.5, torch.tensor([0.0, 1.5, 2.0])])
+def test_no_step_looks_at_an_image_on_the_host(options, guidance):
+    """Tensors without values: whatever would wait for one to come from a GPU fails."""
+    process, settings = build_process(ProcessConfig(timesteps=100)), SampleSettings(steps=6, **options)
+    x = torch.empty(3, *SHAPE, device="meta")
+    network = NetworkDenoiser(lambda x, t, labels: torch.cat([x, x], 1), process)
+    condition = Condition(3, torch.empty(3, dtype=torch.long, device="meta"), 10)
+    walk = build_sampler(settings)(process.grid([0, 20, 40, 60, 80, 99]), x, lambda: torch.empty_like(x))
+    made = run(walk, classifier_free(network, guidance), condition)
+    assert made.x.device.type == "meta"
+    assert made.asked == 6

@@ -1,0 +1,293 @@
+"""The reverse step against DDPM, iDDPM and DDIM, and whole walks against closed forms."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion.process.time_grid import Grid
+from diffusion.protocol.spacing import spaced_timesteps
+from diffusion.sample.ddim import Ddim
+from diffusion.sample.eta import largest_eta
+from diffusion.sample.guidance import classifier_gradient, shifting_eps, shifting_mean
+from diffusion.sample.sampler import Step
+from diffusion.system.errors import UsageError
+from tests.helpers import papers
+from tests.helpers.walks import OnGrid, asked, grid_of, sample, walk
+
+NAMES = st.sampled_from(["linear", "cosine"])
+SPACINGS = st.sampled_from(["uniform", "quadratic", "trailing"])
+IMAGES = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5))  # channels, height, width
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Draws:
+    """Counted draws of noise; what a walk asks for is what its generator gives."""
+
+    def __init__(self, *shape: int, seed: int = 0) -> None:
+        self.shape, self.source, self.count = shape, torch.Generator().manual_seed(seed), 0
+
+    def __call__(self) -> torch.Tensor:
+        self.count += 1
+        return torch.randn(*self.shape, generator=self.source, dtype=torch.float64)
+
+
+@st.composite
+def walks(draw: st.DrawFn, smallest: int = 1) -> Grid:
+    timesteps = draw(st.integers(2, 300))
+    steps = draw(st.integers(min(smallest, timesteps), timesteps))
+    return grid_of(draw(NAMES), timesteps, spaced_timesteps(draw(SPACINGS), steps, timesteps))
+
+
+@st.composite
+def noisy_walks(draw: st.DrawFn) -> tuple[Grid, float]:
+    """A walk of at least two steps and an η that it allows, as often above 1 as below."""
+    grid = draw(walks(2))
+    return grid, draw(st.floats(0, 1) | st.floats(1, largest_eta(grid)))
+
+
+def stepped(grid: Grid, i: int, x, eps, v, *, z=None, **options):
+    """One step of Ddim(**options) from index i, of a network that gives ε and v; (x_prev, x̂_0)."""
+    said = OnGrid(grid).read(eps if v is None else torch.cat([eps, v], 1), x, grid.times[i])
+    return Ddim(**options).step(grid.walk()[len(grid) - 1 - i], x, said, z)
+
+
+def true_eps(grid: Grid, x_0: torch.Tensor):
+    """The network that knows x_0: it gives the ε that leads from x_0 to x_t, and checks its timesteps."""
+    table = dict(zip(grid.times.tolist(), grid.alphas_cumprod, strict=True))
+
+    def network(x, t, labels):
+        alpha_bar = table[int(t[0])]
+        assert bool((t == t[0]).all())
+        return (x - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
+
+    return network
+
+
+@settings(deadline=None, max_examples=60)
+@given(walks(), IMAGES, st.booleans())
+def test_the_true_eps_brings_eta_0_back_to_x0(grid, image, clip):
+    x_0 = randn(2, *image, seed=1).clamp(-1, 1)
+    x = sample(true_eps(grid, x_0), grid, Draws(2, *image), eta=0.0, clip=clip)
+    assert torch.allclose(x, x_0, rtol=0, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(noisy_walks(), IMAGES, st.data())
+def test_one_step_is_ddim_eq_12(walk, image, data):
+    grid, eta = walk
+    i = data.draw(st.integers(0, len(grid) - 1))
+    x, eps, z = randn(3, 2, *image)
+    a, b = float(grid.alphas_cumprod[i]), float(grid.alphas_cumprod_prev[i])
+    sigma = papers.ddim_sigma(a, b, eta)
+    mean = papers.ddim_step(x.numpy(), eps.numpy(), a, b, sigma)
+    without, _ = stepped(grid, i, x, eps, None, eta=eta, clip=False)
+    tolerance = 1e-7 / math.sqrt(a)
+    assert np.allclose(without, mean, rtol=1e-6, atol=tolerance)
+    for noise, s in (("small", sigma), ("large", eta * papers.ddim_sigma_hat(a, b))):
+        noisy, _ = stepped(grid, i, x, eps, None, eta=eta, noise=noise, clip=False, z=z)
+        assert np.allclose(noisy, mean + s * z.numpy(), rtol=1e-6, atol=tolerance)
+
+
+@settings(deadline=None, max_examples=60)
+@given(NAMES, st.integers(2, 1000), IMAGES, st.data())
+def test_eta_1_with_every_step_is_the_ddpm_posterior(name, timesteps, image, data):
+    grid = grid_of(name, timesteps)
+    i = data.draw(st.integers(1, timesteps - 1))
+    x, eps, z = randn(3, 2, *image)
+    a, b = float(grid.alphas_cumprod[i]), float(grid.alphas_cumprod_prev[i])
+    mean = papers.ddpm_mean(x.numpy(), eps.numpy(), a / b, a)
+    _, variance = papers.bayes_posterior(a / b, b, np.zeros(1), np.zeros(1))
+    tolerance = 1e-6 / math.sqrt(a)
+    found, _ = stepped(grid, i, x, eps, None, eta=1.0, clip=False)
+    assert np.allclose(found, mean, rtol=1e-6, atol=tolerance)
+    for noise, var in (("small", variance), ("large", 1 - a / b)):
+        noisy, _ = stepped(grid, i, x, eps, None, eta=1.0, noise=noise, clip=False, z=z)
+        assert np.allclose(noisy, mean + math.sqrt(var) * z.numpy(), rtol=1e-6, atol=tolerance)
+
+
+@settings(deadline=None, max_examples=60)
+@given(NAMES, st.integers(3, 1000), IMAGES, st.data())
+def test_eta_1_with_every_step_and_learned_noise_is_the_iddpm_posterior(name, timesteps, image, data):
+    grid = grid_of(name, timesteps)
+    i = data.draw(st.integers(1, timesteps - 1))
+    x, eps, z, v = randn(4, 2, *image)
+    v = v.clamp(-1, 1)
+    a, b = float(grid.alphas_cumprod[i]), float(grid.alphas_cumprod_prev[i])
+    _, beta_tilde = papers.bayes_posterior(a / b, b, np.zeros(1), np.zeros(1))
+    variance = papers.iddpm_variance(v.numpy(), 1 - a / b, beta_tilde)
+    mean = papers.ddpm_mean(x.numpy(), eps.numpy(), a / b, a)
+    noisy, _ = stepped(grid, i, x, eps, v, eta=1.0, noise="learned", clip=False, z=z)
+    assert np.allclose(noisy, mean + np.sqrt(variance) * z.numpy(), rtol=1e-6, atol=1e-6 / math.sqrt(a))
+
+
+@settings(deadline=None, max_examples=60)
+@given(noisy_walks(), IMAGES, st.data())
+def test_learned_noise_along_a_spacing_interpolates_between_the_spaced_variances(walk, image, data):
+    grid, eta = walk
+    i = data.draw(st.integers(1, len(grid) - 1))
+    x, eps, z, v = randn(4, 2, *image)
+    without, _ = stepped(grid, i, x, eps, v, eta=eta, clip=False)
+    noisy, _ = stepped(grid, i, x, eps, v, eta=eta, noise="learned", clip=False, z=z)
+    beta, beta_tilde = float(grid.betas[i]), float(grid.posterior_variance[i])
+    expected = eta * np.sqrt(papers.iddpm_variance(v.numpy(), beta, beta_tilde)) * z.numpy()
+    assert np.allclose(noisy - without, expected, rtol=1e-5, atol=1e-9 + 1e-12 * float(without.abs().max()))
+
+
+@settings(deadline=None, max_examples=60)
+@given(noisy_walks(), IMAGES, st.data())
+def test_clipping_recomputes_eps_from_the_clipped_x0(walk, image, data):
+    grid, eta = walk
+    i = data.draw(st.integers(0, len(grid) - 1))
+    x, eps = randn(2, 2, *image)
+    a, b = float(grid.alphas_cumprod[i]), float(grid.alphas_cumprod_prev[i])
+    x0_hat = np.clip((x - math.sqrt(1 - a) * eps) / math.sqrt(a), -1, 1)
+    again = (x - math.sqrt(a) * x0_hat) / math.sqrt(1 - a)
+    sigma = papers.ddim_sigma(a, b, eta)
+    expected = math.sqrt(b) * x0_hat + math.sqrt(max(0, 1 - b - sigma**2)) * again
+    found, found_x0 = stepped(grid, i, x, eps, None, eta=eta, clip=True)
+    assert np.allclose(found_x0, x0_hat, atol=1e-9)
+    assert np.allclose(found, expected, atol=1e-7)
+
+
+@settings(deadline=None, max_examples=30)
+@given(NAMES, st.integers(2, 300), IMAGES, st.data())
+def test_clipped_ddim_at_eta_1_is_the_posterior_of_the_clipped_x0(name, timesteps, image, data):
+    """DDIM equals DDPM only if ε follows the clipped x̂_0."""
+    grid = grid_of(name, timesteps)
+    i = data.draw(st.integers(0, timesteps - 1))
+    x, eps = randn(2, 1, *image)
+    a, b = float(grid.alphas_cumprod[i]), float(grid.alphas_cumprod_prev[i])
+    found, x0_hat = stepped(grid, i, x, eps, None, eta=1.0)
+    mean, _ = papers.bayes_posterior(a / b, b, x0_hat.numpy(), x.numpy())
+    assert np.allclose(found, mean, rtol=1e-6, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(walks(), st.sampled_from([0.0, 0.5, 1.0]))
+def test_noise_is_drawn_once_for_x_t_and_once_a_noisy_step(grid, eta):
+    draws = Draws(1, 1, 2, 2)
+    seen: list[Step] = []
+    x = sample(lambda x, t, labels: 0.5 * x, grid, draws, eta=eta, callback=seen.append)
+    assert draws.count == (1 if eta == 0 else len(grid))
+    assert [step.done for step in seen] == list(range(1, len(grid) + 1))
+    assert torch.equal(seen[-1].x, x)
+    assert torch.equal(seen[-1].x, seen[-1].x0_hat)  # ᾱ = 1 at the end: the last x is x̂_0 itself
+
+
+def test_the_network_sees_original_timesteps_and_labels():
+    grid = grid_of("cosine", 100, [3, 50, 99])
+    seen = []
+
+    def network(x, t, labels):
+        seen.append((t.tolist(), labels.tolist()))
+        return torch.zeros_like(x)
+
+    sample(network, grid, Draws(2, 1, 2, 2), labels=torch.tensor([4, 7]))
+    assert seen == [([t, t], [4, 7]) for t in (99, 50, 3)]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_learned_network_gives_eps_and_v(channels):
+    grid = grid_of("cosine", 50, spaced_timesteps("uniform", 5, 50))
+    v = randn(2, channels, 2, 2, seed=9).clamp(-1, 1)
+
+    def network(x, t, labels):
+        return torch.cat([0.3 * x, v], 1)
+
+    def of_eps(x, t, labels):
+        return 0.3 * x
+
+    shape = (2, channels, 2, 2)
+    small = sample(network, grid, Draws(*shape), eta=0.7)
+    assert torch.equal(small, sample(of_eps, grid, Draws(*shape), eta=0.7))
+    learned = sample(network, grid, Draws(*shape), eta=0.7, noise="learned")
+    assert not torch.equal(small, learned)
+    scale = Ddim(eta=0.7, noise="learned").scale(grid.walk()[0], (v + 1) / 2)
+    assert bool((scale > 0).all())
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("noise", ["small", "large"])
+def test_gaussian_data_is_sampled_with_its_mean_and_variance(name, eta, noise):
+    data, grid = papers.GaussianData(0.3, 0.4), grid_of(name, 1000)
+    table = grid.alphas_cumprod
+
+    def network(x, t, labels):
+        return data.eps(x, float(table[t[0]]))
+
+    x = sample(network, grid, Draws(1, 1, 100, 100), eta=eta, noise=noise, clip=False)
+    count = x.numel()
+    assert float(x.mean()) == pytest.approx(0.3, abs=4 * 0.4 / math.sqrt(count) + 0.003)
+    assert float(x.var()) == pytest.approx(0.16, rel=4 * math.sqrt(2 / count) + 0.02)
+
+
+@settings(deadline=None, max_examples=25)
+@given(noisy_walks(), st.floats(-0.8, 0.8), st.floats(0.05, 1))
+def test_a_gaussian_walk_has_the_distribution_of_its_linear_recursion(walk, mean, std):
+    """Each step is affine in x, so mean and variance of the images follow exactly for every S and η."""
+    grid, eta = walk
+    data = papers.GaussianData(mean, std)
+    m, var = 0.0, 1.0
+    for i in reversed(range(len(grid))):
+        a, b = float(grid.alphas_cumprod[i]), float(grid.alphas_cumprod_prev[i])
+        sigma = papers.ddim_sigma(a, b, eta)
+        at = [float(papers.ddim_step(x, data.eps(x, a), a, b, sigma)) for x in (np.zeros(()), np.ones(()))]
+        slope, m = at[1] - at[0], at[0] + (at[1] - at[0]) * m
+        var = slope**2 * var + (sigma**2 if i else 0)
+    table = dict(zip(grid.times.tolist(), grid.alphas_cumprod.tolist(), strict=True))
+
+    def network(x, t, labels):
+        return data.eps(x, table[int(t[0])])
+
+    x = sample(network, grid, Draws(1, 1, 64, 64), eta=eta, clip=False)
+    assert float(x.mean()) == pytest.approx(m, abs=5 * math.sqrt(var / 4096) + 1e-6)
+    assert float(x.var()) == pytest.approx(var, rel=5 * math.sqrt(2 / 4096), abs=1e-9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(walks(2), st.floats(1e-3, 2))
+def test_eta_too_large_is_refused_with_the_largest_that_is_not(grid, above):
+    largest = largest_eta(grid)
+    with pytest.raises(UsageError, match=r"give 0 to \d\.\d{4}$") as refusal:
+        sample(lambda x, t, labels: x, grid, Draws(1, 1, 2, 2), eta=largest * (1 + above))
+    told = float(re.findall(r"[\d.]+$", str(refusal.value))[0])
+    assert 0 <= largest - told < 1.0001e-4
+    for eta in (told, largest):
+        x = sample(lambda x, t, labels: 0 * x, grid, Draws(1, 1, 2, 2), eta=eta)
+        assert bool(torch.isfinite(x).all())
+
+
+def test_one_step_takes_any_eta_from_0_on():
+    grid = grid_of("cosine", 10, [9])
+    sample(lambda x, t, labels: x, grid, Draws(1, 1, 2, 2), eta=1e6)
+    with pytest.raises(UsageError, match="eta -1 does not fit 1 steps: give 0 to inf"):
+        sample(lambda x, t, labels: x, grid, Draws(1, 1, 2, 2), eta=-1)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_gradient_towards_no_class_is_refused(eta):
+    grid, draws = grid_of("cosine", 10), Draws(1, 1, 2, 2)
+    gradient = classifier_gradient(lambda x, t: x.flatten(1), 1.0)
+    for guided in (
+        shifting_mean(asked(lambda x, t, labels: x, grid), gradient),
+        shifting_eps(asked(lambda x, t, labels: x, grid), gradient, OnGrid(grid)),
+    ):
+        with pytest.raises(UsageError, match="a classifier guides towards a class: give one"):
+            walk(guided, grid, draws, Ddim(eta=eta))
+
+
+def test_negative_eta_and_learned_noise_without_v_are_refused():
+    grid = grid_of("cosine", 10)
+    with pytest.raises(UsageError, match=r"eta -0\.1"):
+        sample(lambda x, t, labels: x, grid, Draws(1, 1, 2, 2), eta=-0.1)
+    with pytest.raises(UsageError, match="learned variance"):
+        sample(lambda x, t, labels: x, grid, Draws(1, 1, 2, 2), eta=1.0, noise="learned")

@@ -1,0 +1,397 @@
+"""Where, when and in which parts images are made changes nothing: batches, processes, kills, larger grids."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from multiprocessing import get_context
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion.check import machine
+from diffusion.check.findings import Project
+from diffusion.config import load
+from diffusion.images.store import open_store
+from diffusion.layout import MODEL, SAMPLES
+from diffusion.model.model_file import LoadedModel, load_model
+from diffusion.process.noise import ImageNoise
+from diffusion.protocol.card import differing
+from diffusion.protocol.grid import SAMPLING_VERSION, cell_settings, grid
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.shards import missing_shards, save_shard, stored_images
+from diffusion.sample.sweep import make_cell, run_here
+from diffusion.system import devices
+from diffusion.system.errors import DiffctlError
+from diffusion.system.locks import LockBusy, file_lock, group_lock, is_held
+from flows.ray_runner import library_version, make_shard
+from flows.sweep import run_sweep
+from tests.conftest import command, diffctl, environment
+from tests.helpers.cells import assert_equal_but_for_rounding, cell_images, with_model
+from tests.helpers.waiting import wait_until
+
+ONE_NOISY_CELL = {"steps": [5], "eta": [1.0]}
+
+
+def images_in(folder: str, sizes: list[int]) -> np.ndarray:
+    """The images 0 … sum(sizes) − 1 of the folder's one cell, in batches of these sizes."""
+    os.chdir(folder)
+    config = load()
+    stops = np.cumsum(sizes)
+    shards = [range(stop - size, stop) for stop, size in zip(stops.tolist(), sizes, strict=True)]
+    made = dict(run_here(MODEL, cell_settings(config.sample, grid(config.sample, config.sweep)[0]), shards))
+    return np.concatenate([made[shard] for shard in shards])
+
+
+def test_neither_the_batch_nor_the_process_changes_an_image(project: Path) -> None:
+    with_model(project, sample={"num_images": 64}, sweep=ONE_NOISY_CELL)
+    whole = images_in(str(project), [64])
+    assert whole.std() > 10
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        ways = [[1] * 64, [16] * 4, [7, 57], [64]]
+        for images in pool.map(images_in, [str(project)] * len(ways), ways):
+            assert_equal_but_for_rounding(images, whole)
+
+
+@given(st.integers(0, 99), st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 4))
+def test_noise_is_identical_in_any_parts(seed: int, sizes: list[int], draws: int) -> None:
+    shape, total = (1, 4, 4), sum(sizes)
+    whole = ImageNoise(seed, range(total), shape)
+    stops = np.cumsum(sizes).tolist()
+    parts = [
+        ImageNoise(seed, range(stop - size, stop), shape) for size, stop in zip(sizes, stops, strict=True)
+    ]
+    for _ in range(draws):
+        assert np.array_equal(np.concatenate([part.draw() for part in parts]), whole.draw())
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=30)
+def test_shards_cover_what_is_missing_once_and_are_read_in_order(data: st.DataObject) -> None:
+    total = data.draw(st.integers(1, 40))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for _ in range(data.draw(st.integers(1, 3))):  # runs with other batch sizes and totals, each cut off
+            some = data.draw(st.integers(1, 40))
+            shards = missing_shards(folder, some, data.draw(st.integers(1, 15)))
+            for shard in data.draw(st.permutations(shards))[: data.draw(st.integers(0, len(shards)))]:
+                save_shard(folder, shard, np.array([[[[index]]] for index in shard], dtype=np.uint8))
+        size = data.draw(st.integers(1, 15))
+        left = missing_shards(folder, total, size)
+        assert all(0 < len(shard) <= size for shard in left)
+        for shard in left:
+            save_shard(folder, shard, np.array([[[[index]]] for index in shard], dtype=np.uint8))
+        assert not missing_shards(folder, total, size)
+        assert np.concatenate(list(stored_images(folder, total))).ravel().tolist() == list(range(total))
+
+
+def test_a_killed_sweep_goes_on_from_its_finished_shards(project: Path) -> None:
+    sections = {"sample": {"num_images": 40, "batch_size": 4}, "sweep": {"steps": [20], "eta": [0.0, 1.0]}}
+    with_model(project, **sections)
+    process = subprocess.Popen(
+        command("stage", "sample"), cwd=project, env=environment(), start_new_session=True
+    )
+    wait_until(lambda: len(shard_files(project)) >= 3, 60)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in shard_files(project)}
+    assert 3 <= len(kept) < 20
+    assert diffctl(project, "stage", "sample").returncode == 0
+    assert len(shard_files(project)) == 20
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what was finished is not made again"
+
+    other = project / "other"
+    other.mkdir()
+    with_model(other, **sections)
+    assert diffctl(other, "stage", "sample").returncode == 0
+    wanted = cell_images(other)
+    for name, images in cell_images(project).items():
+        assert np.array_equal(images, wanted[name])
+
+
+def shard_files(project: Path) -> list[Path]:
+    return sorted((project / "runs/cells").glob("*/*/*.npy"))
+
+
+def test_a_grown_grid_makes_its_new_cells_only(project: Path) -> None:
+    made = []
+
+    def watched(model, settings, shards):  # a runner that tells what it is asked for
+        made.extend((settings.steps, settings.eta, shard) for shard in shards)
+        yield from run_here(model, settings, shards)
+
+    def sweep(steps: list[int]) -> None:
+        config = with_model(project, sample={"num_images": 10, "batch_size": 8}, sweep={"steps": steps})
+        for cell in grid(config.sample, config.sweep):
+            make_cell(config.sample, cell, MODEL, SAMPLES / cell.name, run=watched)
+
+    sweep([2])
+    assert len(made) == 2 * 2
+    made.clear()
+    sweep([2, 3])
+    assert {steps for steps, _, _ in made} == {3}
+    assert len(cell_images(project)) == 4
+
+
+@pytest.mark.parametrize("changed", ["sampling_version", "sampling_torch"])
+def test_shards_of_other_code_are_made_anew(
+    project: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    config = with_model(project, sample={"num_images": 4, "batch_size": 4}, sweep=ONE_NOISY_CELL)
+    (cell,) = grid(config.sample, config.sweep)
+    cards, made = [], []
+
+    def watched(model, settings, shards):
+        made.append(len(shards))
+        yield from run_here(model, settings, shards)
+
+    def again() -> None:
+        cards.append(make_cell(config.sample, cell, MODEL, SAMPLES / cell.name, run=watched).meta["card"])
+
+    again()
+    again()
+    if changed == "sampling_version":
+        monkeypatch.setattr("diffusion.protocol.grid.SAMPLING_VERSION", SAMPLING_VERSION + 1)
+    else:
+        monkeypatch.setattr("diffusion.sample.sweep.torch_version", lambda: "another")
+    again()
+    assert made == [1, 0, 1]
+    assert set(differing(cards)) == {changed}
+
+
+def test_a_cell_is_a_store_with_its_card(project: Path) -> None:
+    config = with_model(project, sample={"num_images": 10, "batch_size": 4}, sweep={"guidance": [0, 2]})
+    seen = []
+    for cell in grid(config.sample, config.sweep):
+        store = make_cell(config.sample, cell, MODEL, SAMPLES / cell.name, lambda *now: seen.append(now))
+        assert store.images.shape == (10, 8, 8, 1)
+        assert store.digest == open_store(SAMPLES / cell.name).digest
+        assert store.labels is not None
+        assert store.labels.tolist() == list(range(10))
+        assert {axis: store.meta["card"][axis] for axis in cell.axes} == cell.axes
+        assert not {"runner", "address", "num_gpus", "batch_size"} & set(store.meta["card"])
+    assert seen[:4] == [(0, 10), (4, 10), (8, 10), (10, 10)]
+
+
+def test_one_failing_cell_of_the_stage_is_named_and_the_others_are_made(project: Path) -> None:
+    config = with_model(project, sweep={"steps": [2, 200], "eta": [0.0]})  # the model has 100 timesteps
+    done = diffctl(project, "stage", "sample")
+    assert done.returncode == 2
+    assert "1 of 2 cells failed: steps200-eta0" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(open_store(project / SAMPLES / "steps2-eta0")) == config.sample.num_images
+    assert not (project / SAMPLES / "steps200-eta0").exists()
+
+
+def test_a_runner_that_is_not_installed_is_found_before_it_is_needed(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_model(project, sample={"runner": "ray"})
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    (finding,) = machine.check_runner(Project(config))
+    assert (finding.level, finding.remedy) == ("error", "pip install 'diffctl[ray]'")
+    with_model(project, sample={"runner": "local"})
+    assert not list(machine.check_runner(Project(load())))
+
+
+HOLD = """
+import sys
+from diffusion.system import devices
+with devices.held_lock(["a", "b"]) as name:
+    print(name, flush=True)
+    sys.stdin.read()
+"""
+SHARE = """
+import sys
+from pathlib import Path
+from diffusion.system.locks import group_lock
+with group_lock(Path("lock"), "ours"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+Start = Callable[[str], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Runs Python code in the temporary folder; what is left of it is killed."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def run(code: str) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=environment({"TMPDIR": str(tmp_path)}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_no_two_cells_share_a_device_and_a_killed_one_lets_go(start: Start) -> None:
+    first, second = start(HOLD), start(HOLD)
+    names = [process.stdout.readline().strip() for process in (first, second)]
+    assert sorted(names) == ["a", "b"]
+    third = start(HOLD)
+    first.kill()
+    assert third.stdout.readline().strip() == names[0]
+
+
+def assert_busy(lock: AbstractContextManager[None]) -> None:
+    with pytest.raises(LockBusy), lock:
+        pass
+
+
+def test_shards_of_one_sweep_share_a_device_until_the_last_is_killed(start: Start, tmp_path: Path) -> None:
+    path, shards = tmp_path / "lock", [start(SHARE), start(SHARE)]
+    assert [shard.stdout.readline() for shard in shards] == ["held\n"] * 2
+    for shard in shards:
+        assert_busy(file_lock(path, timeout=0))
+        assert_busy(group_lock(path, "other"))
+        shard.kill()
+        shard.wait()
+    with group_lock(path, "other"):
+        assert_busy(group_lock(path, "ours"))
+    with file_lock(path, timeout=0):
+        assert_busy(group_lock(path, "ours"))
+
+
+def test_two_groups_are_never_in_at_once(tmp_path: Path) -> None:
+    inside: list[str] = []
+    met: list[set[str]] = []
+
+    def come_and_go(group: str) -> None:
+        for _ in range(50):
+            with contextlib.suppress(LockBusy), group_lock(tmp_path / "lock", group):
+                inside.append(group)
+                for _ in range(9):
+                    os.sched_yield()
+                    met.append(set(inside))
+                inside.remove(group)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(come_and_go, ["a", "b", "c"] * 2))
+    assert {len(groups) for groups in met} == {1}
+
+
+@pytest.mark.parametrize(
+    ("visible", "free"), [("0,1", "cuda:1"), ("1,0", "cuda:0"), ("1", "cuda:0"), ("", "cpu")]
+)
+def test_a_gpu_is_known_by_its_uuid_whatever_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, free: str
+) -> None:
+    uuids = [["GPU-a", "GPU-b"][int(number)] for number in visible.split(",") if number]
+    monkeypatch.setattr(devices, "FOLDER", tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(uuids))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=uuids[index]))
+    with file_lock(tmp_path / "GPU-a.lock"), devices.held_device() as device:
+        assert device == torch.device(free)
+        if uuids:
+            assert_busy(file_lock(tmp_path / "GPU-b.lock", timeout=0))
+    with devices.held_device(group="ours") as one, devices.held_device(group="ours") as same:
+        assert one == same
+
+
+@pytest.fixture
+def fake_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The lock of a GPU that this machine seems to have, which computes as the CPU."""
+    monkeypatch.setattr(devices, "FOLDER", tmp_path)
+    monkeypatch.setattr(devices, "_gpus", lambda: {"GPU-a": torch.device("cpu")})
+    return tmp_path / "GPU-a.lock"
+
+
+def test_a_sweep_holds_its_device_as_long_as_the_weights_lie_there(
+    project: Path, fake_gpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_model(project, sample={"num_images": 8, "batch_size": 4}, sweep={"steps": [2, 3]})
+    lying, between = weakref.WeakSet(), []
+
+    def load(*arguments: object) -> LoadedModel:
+        loaded = load_model(*arguments)
+        lying.add(loaded.network)
+        return loaded
+
+    def show(done: int, total: int) -> None:
+        between.append((len(lying), is_held(fake_gpu)))
+
+    monkeypatch.setattr("diffusion.sample.sweep.load_model", load)
+
+    def sweep() -> None:
+        cells = grid(config.sample, config.sweep)
+        run_sweep(config.sample, cells, MODEL, SAMPLES, lambda label: contextlib.nullcontext(show))
+
+    sweep()
+    assert len(cell_images(project)) == 4
+    assert set(between) == {(0, False), (1, True)}
+    assert between.count((0, False)) == 1, "before the first shard; the weights are loaded once"
+    assert (len(lying), is_held(fake_gpu)) == (0, False)
+    sweep()
+    assert len(lying) == 0, "what is finished needs no device"
+
+
+def test_a_ray_worker_takes_its_weights_along_when_it_lets_the_device_go(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_model(project, sample={"num_images": 4, "batch_size": 4}, sweep=ONE_NOISY_CELL)
+    network, places = load_model(MODEL).network, []
+    monkeypatch.setattr(type(network), "to", lambda network, place: places.append(str(place)))
+
+    @contextlib.contextmanager
+    def held(group: str | None) -> Iterator[torch.device]:
+        yield torch.device("cuda")
+        places.append("let go")
+
+    def images(loaded: LoadedModel, *arguments: object) -> None:
+        places.append("at work")
+
+    monkeypatch.setattr(devices, "held_device", held)
+    monkeypatch.setattr("diffusion.sample.sweep.shard_images", images)
+    monkeypatch.setattr("flows.ray_runner._loaded", lambda *_: LoadedModel(network, None))
+    settings = cell_settings(config.sample, grid(config.sample, config.sweep)[0])
+    make_shard(None, "", library_version(), settings, 1, "sweep", range(4))
+    assert places == ["cuda", "at work", "cpu", "let go"]
+
+
+def test_a_worker_with_other_code_refuses(project: Path) -> None:
+    settings = SampleSettings(steps=2)
+    with pytest.raises(DiffctlError) as refused:
+        make_shard(None, "", "0123 with torch 1.0", settings, 0, "sweep", range(4))
+    assert str(refused.value) == (
+        f"{socket.gethostname()} has another diffctl or torch than this machine "
+        f"({library_version()}, not 0123 with torch 1.0): install the same on both"
+    )
+
+
+def test_who_waits_for_a_device_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "FOLDER", tmp_path)
+    held = file_lock(tmp_path / "a.lock")
+    held.__enter__()
+    told = []
+
+    def tell(text: str) -> None:
+        told.append(text)
+        held.__exit__(None, None, None)
+
+    with devices.held_lock(["a"], tell) as name:
+        assert name == "a"
+    assert len(told) == 1

@@ -1,0 +1,66 @@
+"""Folders that appear whole: what a killed maker leaves is removed, what a living one makes is not."""
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from diffusion.system.files import atomic_folder, drop_leftovers
+
+
+def killed_while_making(path: Path) -> None:
+    """Begin a folder and die as by the kernel's hand."""
+
+    def make() -> None:
+        with atomic_folder(path) as made:
+            (made / "half").write_text("of it")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=make)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_what_a_killed_maker_leaves_goes_at_the_next_start(tmp_path: Path) -> None:
+    path, other = tmp_path / "made", tmp_path / "made-otherwise"
+    killed_while_making(path)
+    killed_while_making(other)
+    assert len(list(tmp_path.iterdir())) == 2
+    with atomic_folder(path) as made:
+        (made / "whole").write_text("it is")
+    assert (path / "whole").read_text() == "it is"
+    assert [entry.name.startswith(".made-otherwise.") for entry in tmp_path.iterdir() if entry != path] == [
+        True
+    ]
+    drop_leftovers(other)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_living_one_makes_is_no_leftover(tmp_path: Path) -> None:
+    path = tmp_path / "made"
+    with atomic_folder(path) as first:
+        (first / "by").write_text("first")
+        drop_leftovers(path)
+        with atomic_folder(path) as second:
+            (second / "by").write_text("second")
+        assert (path / "by").read_text() == "second"
+        assert (first / "by").read_text() == "first"
+    assert (path / "by").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_leaves_the_folder_before_it_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "made"
+    path.mkdir()
+
+    def make() -> None:
+        with atomic_folder(path) as made:
+            (made / "half").write_text("of it")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        make()
+    assert list(tmp_path.rglob("*")) == [path]

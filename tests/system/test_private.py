@@ -1,0 +1,75 @@
+"""The folder of the devices' locks, in a place where other users write, too."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from diffusion.system import devices
+from diffusion.system.errors import DiffctlError
+from diffusion.system.private import private_folder
+
+
+def link(path: Path) -> None:
+    target = path.with_name("target")
+    target.mkdir(0o700)
+    path.symlink_to(target)
+
+
+def open_to_others(path: Path) -> None:
+    path.mkdir()
+    path.chmod(0o755)
+
+
+def anothers(path: Path) -> None:
+    if os.getuid():
+        pytest.skip("only root can make a folder that is another user's")
+    path.mkdir(0o700)
+    os.chown(path, 65534, 65534)
+
+
+@pytest.mark.parametrize(
+    ("plant", "said"),
+    [
+        (link, "is a link"),
+        (lambda path: path.symlink_to("nowhere"), "is a link"),
+        (lambda path: path.write_text(""), "is no folder"),
+        (open_to_others, "is open to others (mode 0755, not 0700)"),
+        (anothers, "belongs to another user (uid 65534)"),
+    ],
+    ids=["a link", "a link to nothing", "a file", "open to others", "another user's"],
+)
+def test_no_device_is_held_in_a_folder_that_others_could_have_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: Callable[[Path], object], said: str
+) -> None:
+    folder = tmp_path / "diffctl-devices-0"
+    plant(folder)
+    monkeypatch.setattr(devices, "FOLDER", folder)
+    with pytest.raises(DiffctlError) as error, devices.held_lock(["a"]):
+        pass
+    assert str(error.value) == f"{folder} {said}: remove it, or set TMPDIR to a folder of your own"
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_a_private_folder_is_made_and_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = os.umask(0)
+    try:
+        folder = private_folder(tmp_path / "a")
+    finally:
+        os.umask(mask)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert private_folder(folder) == folder
+    monkeypatch.setattr(devices, "FOLDER", folder)
+    with devices.held_lock(["GPU-a"]):
+        assert (folder / "GPU-a.lock").exists()
+
+
+def test_a_planted_link_in_place_of_a_devices_lock_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "FOLDER", tmp_path)
+    (tmp_path / "GPU-a.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(DiffctlError, match="is a link"), devices.held_lock(["GPU-a"]):
+        pass
+    assert not (tmp_path / "precious").exists()

@@ -1,0 +1,192 @@
+"""A step's draws: each row by its own name, whoever draws it, and each image once an epoch."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from diffusion.images.store import ImageStore
+from diffusion.process.timesteps import HISTORY, LossAwareSampler, UniformSampler
+from diffusion.train.batch import Batch, _draw_rows, draw_batch
+from diffusion.train.distributed import ProcessGroup
+from diffusion.train.epochs import epoch_rows
+from diffusion.train.identity import TrainPlan
+from diffusion.train.loader import Batches
+from tests.train.test_loop import plan_of
+
+CPU = torch.device("cpu")
+TIMESTEPS = 20
+SURE = 1e-4  # how rarely a true distribution would fail its test; the draws are the same in every run
+
+
+def numbered(count: int) -> ImageStore:
+    """So many images of classes in turn, each with its own number in its first two pixels."""
+    images = np.zeros((count, 8, 8, 1), dtype=np.uint8)
+    images[:, 0, 0, 0], images[:, 0, 1, 0] = np.divmod(np.arange(count), 256)
+    meta = {"name": "numbers", "classes": list("abc"), "counts": [1] * 3, "digest": "0"}
+    return ImageStore(Path(), images, np.arange(count) % 3, {**meta, "image_size": 8, "channels": 1})
+
+
+def described(store: ImageStore, **train: Any) -> TrainPlan:
+    settings = {"process": {"timesteps": TIMESTEPS}, "data": {"flip": True}, "sweep": {"steps": [2]}}
+    return plan_of(store, train={"microbatch": None, **train}, **settings)
+
+
+def learned() -> LossAwareSampler:
+    """A sampler that has seen larger losses at larger t."""
+    sampler = LossAwareSampler(TIMESTEPS)
+    for _ in range(HISTORY):
+        sampler.update(torch.arange(TIMESTEPS), torch.linspace(0, 2, TIMESTEPS))
+    return sampler
+
+
+def numbers_of(batch: Batch) -> list[int]:
+    """Which images these are, mirrored or not."""
+    pixels = ((batch.x_0[:, 0, 0] + 1) * 127.5).round().long()
+    ends = torch.where(pixels[:, :1] + pixels[:, 1:2] > 0, pixels[:, :2], pixels[:, -2:].flip(1))
+    return (ends[:, 0] * 256 + ends[:, 1]).tolist()
+
+
+def assert_same(parts: list[Batch], whole: Batch) -> None:
+    for index, expected in enumerate(whole):
+        assert torch.equal(torch.cat([list(part)[index] for part in parts]), expected)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    count=st.integers(1, 40),
+    size=st.integers(1, 30),
+    step=st.integers(0, 10**6),
+    world=st.integers(1, 6),
+    microbatch=st.integers(1, 30),
+    sampler=st.sampled_from([UniformSampler(TIMESTEPS), learned()]),
+)
+def test_any_share_and_any_microbatch_are_the_whole_batchs(count, size, step, world, microbatch, sampler):
+    store = numbered(count)
+    plan, data = described(store, batch_size=size, p_uncond=0.3), Batches(store, CPU)
+    whole = draw_batch(plan, sampler, data, step)
+    group = [ProcessGroup(CPU, rank, min(world, size)) for rank in range(min(world, size))]
+    shares = [draw_batch(plan, sampler, data, step, one.share(size)) for one in group]
+    assert_same(shares, whole)
+    assert_same([part for share in shares for part in share.split(microbatch)], whole)
+    starts = range(0, size, microbatch)
+    alone = [draw_batch(plan, sampler, data, step, slice(at, at + microbatch)) for at in starts]
+    assert_same(alone, whole)
+
+
+@settings(deadline=None, max_examples=40)
+@given(count=st.integers(1, 60), size=st.integers(1, 50), seed=st.integers(0), epochs=st.integers(1, 4))
+def test_each_epoch_sees_each_image_once(count, size, seed, epochs):
+    steps = range(-(-epochs * count // size))
+    places = [range(step * size, (step + 1) * size) for step in steps]
+    seen = torch.cat([epoch_rows("train", seed, part, count) for part in places])[: epochs * count]
+    assert seen.dtype == torch.int64
+    for epoch in seen.split(count):
+        assert torch.equal(epoch.sort().values, torch.arange(count))
+
+
+def test_epochs_have_orders_of_their_own():
+    orders = [
+        tuple(epoch_rows(purpose, seed, range(epoch * 50, (epoch + 1) * 50), 50).tolist())
+        for purpose in ("train", "classifier")
+        for seed in (0, 1)
+        for epoch in (0, 1, 2)
+    ]
+    assert len({*orders, tuple(range(50))}) == len(orders) + 1
+
+
+def test_the_batches_of_a_training_walk_through_the_epochs():
+    """Three steps of 16 are an epoch of 45 images and three of the next."""
+    store = numbered(45)
+    plan, data = described(store, batch_size=16), Batches(store, CPU)
+    seen = [
+        number
+        for step in range(3)
+        for number in numbers_of(draw_batch(plan, UniformSampler(TIMESTEPS), data, step))
+    ]
+    assert sorted(seen[:45]) == list(range(45))
+    assert len({*seen[45:]}) == 3
+
+
+def test_a_batch_larger_than_the_data_sees_all_of_it_evenly():
+    store = numbered(7)
+    plan, data = described(store, batch_size=30), Batches(store, CPU)
+    times = Counter(numbers_of(draw_batch(plan, UniformSampler(TIMESTEPS), data, 3)))
+    assert set(times) == set(range(7))
+    assert max(times.values()) - min(times.values()) <= 2  # four epochs and an end of the one before or after
+
+
+def test_a_share_costs_a_share(monkeypatch):
+    import diffusion.train.batch
+
+    made = []
+    named = diffusion.train.batch.generator
+    monkeypatch.setattr(diffusion.train.batch, "generator", lambda *name: made.append(name) or named(*name))
+    store = numbered(50)
+    plan, data = described(store, batch_size=40, seed=3), Batches(store, CPU)
+    draw_batch(plan, UniformSampler(TIMESTEPS), data, 5, slice(10, 20))
+    assert made == [("train", 3, 5, row) for row in range(10, 20)]
+
+
+def many(sampler: UniformSampler, **train: Any) -> tuple[Batch, ImageStore]:
+    store = numbered(4000)
+    plan = described(store, batch_size=4000, **train)
+    return draw_batch(plan, sampler, Batches(store, CPU), 2), store
+
+
+@pytest.mark.parametrize("sampler", [UniformSampler(TIMESTEPS), learned()], ids=["uniform", "loss-aware"])
+def test_timesteps_are_drawn_by_their_probabilities(sampler):
+    batch, _ = many(sampler)
+    p = sampler.probabilities() if sampler.learns else torch.full((TIMESTEPS,), 1 / TIMESTEPS).double()
+    found = torch.bincount(batch.index, minlength=TIMESTEPS)
+    assert stats.chisquare(found, 4000 * p / p.sum()).pvalue > SURE
+    assert torch.allclose(batch.weights.double(), 1 / (TIMESTEPS * p[batch.index]), rtol=1e-6)
+
+
+def test_half_of_the_images_are_mirrored_and_the_asked_share_of_labels_dropped():
+    """And the one has nothing to do with the other, nor with t."""
+    batch, store = many(UniformSampler(TIMESTEPS), p_uncond=0.25)
+    numbers = numbers_of(batch)
+    mirrored = batch.x_0[:, 0, 0, -2:].amax(1) > -1
+    dropped = batch.labels == 3
+    late = batch.index >= TIMESTEPS // 2
+    assert sorted(numbers) == list(range(4000))
+    for chosen, share in ((mirrored, 0.5), (dropped, 0.25), (late, 0.5)):
+        assert stats.binomtest(int(chosen.sum()), 4000, share).pvalue > SURE
+    for one, other in ((mirrored, dropped), (mirrored, late), (dropped, late)):
+        table = [[int((a & b).sum()) for b in (other, ~other)] for a in (one, ~one)]
+        assert stats.chi2_contingency(table).pvalue > SURE
+    kept = ~dropped
+    assert torch.equal(batch.labels[kept], torch.from_numpy(store.labels[numbers])[kept])
+
+
+def test_noise_is_standard_normal_and_every_rows_own():
+    batch, _ = many(UniformSampler(TIMESTEPS))
+    assert stats.kstest(batch.noise.flatten().numpy(), "norm").pvalue > SURE
+    assert len({row.numpy().tobytes() for row in batch.noise}) == 4000
+
+
+def test_trainings_of_two_purposes_share_no_draw():
+    store = numbered(16)
+    plan, data = described(store, batch_size=16), Batches(store, CPU)
+    ours, theirs = (
+        draw_batch(plan, UniformSampler(TIMESTEPS), data, 1, purpose=purpose)
+        for purpose in ("train", "classifier")
+    )
+    assert not torch.isclose(ours.noise, theirs.noise).any()
+    assert numbers_of(ours) != numbers_of(theirs)
+
+
+def test_no_row_leans_on_the_one_before():
+    """Normals of few pixels are drawn in pairs, and an odd number leaves half of a pair over."""
+    (uniforms, noise), name = _draw_rows(("train", 0, 0), range(9), (1, 1, 3)), ("train", 0, 0)
+    for row in range(9):
+        alone, own = _draw_rows(name, range(row, row + 1), (1, 1, 3))
+        assert torch.equal(alone[:, 0], uniforms[:, row])
+        assert torch.equal(own[0], noise[row])

@@ -1,0 +1,514 @@
+"""Classifier guidance: Bayes' rule for two Gaussians, the network, its training and its command."""
+
+import json
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from cli import main
+from diffusion.config import parse
+from diffusion.images.store import ImageStore, open_store
+from diffusion.model.classifier import (
+    AttentionPool,
+    Classifier,
+    ClassifierArtefact,
+    LoadedClassifier,
+    load_classifier,
+)
+from diffusion.model.model_file import LoadedModel, load_model, read_artefact, save_artefact
+from diffusion.process.condition import Condition
+from diffusion.process.config import ProcessConfig
+from diffusion.process.registry import build_process
+from diffusion.process.time_grid import Grid
+from diffusion.process.timesteps import UniformSampler
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.asked import condition_of
+from diffusion.sample.ddim import Ddim
+from diffusion.sample.generate import generate
+from diffusion.sample.guidance import classifier_gradient, shifting_eps, shifting_mean
+from diffusion.system.errors import DiffctlError, Interrupted, UsageError
+from diffusion.train.batch import Batch, draw_batch
+from diffusion.train.classifier_plan import ClassifierPlan, plan_classifier
+from diffusion.train.config import ClassifierSections
+from diffusion.train.distributed import ProcessGroup
+from diffusion.train.gradients import GradientAccumulator
+from diffusion.train.identity import build_objective, training_fingerprint
+from diffusion.train.loader import Batches
+from diffusion.train.loop import Silent, TrainState, new_state, train, train_step
+from diffusion.train.run_folder import open_run, write_loss_curve
+from diffusion.train.state_file import newest_state
+from tests.conftest import diffctl, params, write_params
+from tests.helpers import papers
+from tests.helpers.networks import artefact_of, network_of, randomise, spec_of
+from tests.helpers.walks import OnGrid, asked, grid_of, walk
+from tests.train.test_dropout import assert_close
+from tests.train.test_loop import assert_same, plan_of, run, run_saving
+
+CPU = torch.device("cpu")
+SHAPE = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attention": (4,), "head_channels": 8}
+SECTION = {"model": {**SHAPE}, "train": {"steps": 12, "batch_size": 8, "lr": 0.002, "weight_decay": 0.05}}
+
+
+class TwoGaussians:
+    """One-pixel data of two classes, N(±0.5, 0.1²): the classifier and ε of each class have closed forms."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self.classes = [papers.GaussianData(-0.5, 0.1), papers.GaussianData(0.5, 0.1)]
+
+    def logits(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """log p(x_t | y) of each class; equal shares make them logits of p(y | x_t)."""
+        alpha_bar = self.grid.alphas_cumprod[t]
+        columns = [
+            -((x.reshape(-1) - alpha_bar.sqrt() * data.mean) ** 2) / (2 * data.marginal(alpha_bar))
+            for data in self.classes
+        ]
+        return torch.stack(columns, 1)
+
+    def conditional(self, x, t, labels):
+        alpha_bar = float(self.grid.alphas_cumprod[t[0]])
+        eps = torch.stack([data.eps(x, alpha_bar) for data in self.classes])
+        return eps[labels, torch.arange(len(x))]
+
+    def unconditional(self, x, t, labels):
+        """ε of the mixture: the classes' by their posterior."""
+        alpha_bar = float(self.grid.alphas_cumprod[t[0]])
+        weights = self.logits(x, t).softmax(1)
+        parts = [
+            weights[:, k].reshape(-1, 1, 1, 1) * data.eps(x, alpha_bar) for k, data in enumerate(self.classes)
+        ]
+        return parts[0] + parts[1]
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("t", [0, 10, 100, 500, 999])
+def test_algorithm_2_with_the_true_classifier_is_bayes_rule(t):
+    grid = grid_of("cosine", 1000)
+    data = TwoGaussians(grid)
+    x, labels = randn(8, 1, 1, 1), torch.arange(8) % 2
+    at = torch.full((8,), t)
+    gradient = classifier_gradient(lambda x, t: data.logits(x, t), 1.0)
+    guided = shifting_eps(asked(data.unconditional, grid), gradient, OnGrid(grid))
+    said = guided(x, at, Condition(8, labels))
+    assert torch.allclose(said.eps, data.conditional(x, at, labels), atol=1e-4)
+    alpha, sigma = grid.alpha[t], grid.sigma[t]
+    assert torch.allclose(alpha * said.x0 + sigma * said.eps, x, atol=1e-9)
+
+
+def test_a_larger_scale_is_a_multiple_and_the_variance_is_left_alone():
+    grid = grid_of("cosine", 100)
+    data = TwoGaussians(grid)
+    x, t = randn(4, 1, 1, 1), torch.full((4,), 30)
+    condition = Condition(4, torch.tensor([0, 1, 1, 0]))
+    one, three = (classifier_gradient(data.logits, scale)(x, t, condition) for scale in (1.0, 3.0))
+    assert torch.allclose(3 * one, three)
+    rows = classifier_gradient(data.logits, torch.tensor([1.0, 3.0, 0.0, 1.0]))(x, t, condition)
+    assert torch.allclose(rows, torch.stack([one[0], three[1], 0 * one[2], one[3]]))
+
+    def network(x, t, labels):
+        return torch.cat([x, 7 * x], 1)
+
+    guided = shifting_eps(asked(network, grid), classifier_gradient(data.logits, 1.0), OnGrid(grid))
+    said = guided(x, t, condition)
+    assert torch.equal(said.variance_fraction, (7 * x + 1) / 2)
+    assert not torch.equal(said.eps, x)
+    with pytest.raises(UsageError, match="give one"):
+        guided(x, t, Condition(4))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_guided_samples_of_the_mixture_are_of_the_asked_class(eta):
+    """η = 0 by algorithm 2, η = 1 by algorithm 1: both lead an unconditional model to a class."""
+    grid = grid_of("linear", 1000)
+    data = TwoGaussians(grid)
+    gradient = classifier_gradient(data.logits, 1.0)
+    source = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 2
+
+    def draw() -> torch.Tensor:
+        return torch.randn(400, 1, 1, 1, generator=source, dtype=torch.float64)
+
+    plain = asked(data.unconditional, grid)
+    guided = shifting_mean(plain, gradient) if eta else shifting_eps(plain, gradient, plain.process)
+    x = walk(guided, grid, draw, Ddim(eta, clip=False), Condition(400, labels))
+    for label, mean in ((0, -0.5), (1, 0.5)):
+        of_class = x[labels == label]
+        assert float(of_class.mean()) == pytest.approx(mean, abs=0.05)
+        assert float(of_class.std()) == pytest.approx(0.1, abs=0.03)
+
+
+def test_algorithm_1_moves_the_mean_by_the_variance_times_the_gradient():
+    grid = grid_of("cosine", 100, [20, 99])
+    x_t, z = randn(2, 3, 1, 2, 2)
+    draws = iter([x_t, z, x_t, z])
+    plain, condition = asked(lambda x, t, labels: 0.1 * x, grid), Condition(3, torch.tensor([0, 1, 0]))
+
+    def gradient(x, t, condition):
+        if t == 99:
+            assert torch.equal(x, x_t)
+        return torch.full_like(x, 2.0)
+
+    seen: list[Any] = []
+    for denoiser in (plain, shifting_mean(plain, gradient)):
+        walk(denoiser, grid, lambda: next(draws), Ddim(1.0), condition, seen.append)
+    moved = seen[2].x - seen[0].x
+    assert torch.allclose(moved, torch.full_like(moved, 2 * float(grid.posterior_variance[1])))
+
+
+def classifier_spec(**changes: Any):
+    return spec_of(**{**SHAPE, "out_channels": 10, "null_class": False, **changes})
+
+
+def loaded_classifier(**changes: Any) -> LoadedClassifier:
+    spec = classifier_spec(**changes)
+    network = Classifier(spec)
+    randomise(network)
+    artefact = artefact_of(spec)
+    values = {**artefact.model_dump(), "kind": "classifier", "process": ProcessConfig(timesteps=100)}
+    return LoadedClassifier(network.eval().requires_grad_(False), ClassifierArtefact(**values))
+
+
+def test_the_pool_attends_from_the_mean():
+    pool = AttentionPool(8, 12, 2, 5)
+    randomise(pool)
+    x = torch.randn(3, 8, 3, 4, generator=torch.Generator().manual_seed(0))
+    tokens = torch.cat([x.flatten(2).mean(2)[:, None], x.flatten(2).transpose(1, 2)], 1) + pool.positions
+    q, k, v = F.linear(tokens, pool.qkv.weight, pool.qkv.bias).chunk(3, 2)
+    heads = []
+    for head in (slice(0, 4), slice(4, 8)):
+        scores = q[:, :1, head] @ k[:, :, head].transpose(1, 2) / 2
+        heads.append(scores.softmax(-1) @ v[:, :, head])
+    expected = pool.project(torch.cat(heads, 2)[:, 0])
+    assert torch.allclose(pool(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"image_size": 16, "channel_mult": (1, 2, 2), "attention": (8, 4)},
+        {"block": "convnext", "resample": "plain", "in_channels": 3},
+        {"channels": 48, "head_channels": None, "heads": 4, "embedding": "additive"},
+    ],
+)
+def test_the_classifier_sees_image_and_time(changes):
+    classifier = loaded_classifier(**changes).network
+    spec = classifier_spec(**changes)
+    x = torch.randn(2, spec.in_channels, spec.image_size, spec.image_size)
+    t = torch.tensor([3, 50])
+    logits = classifier(x, t)
+    assert logits.shape == (2, 10)
+    assert not torch.allclose(logits, classifier(x, t + 9))
+    assert not torch.allclose(logits, classifier(x.flip(3), t))
+
+
+@pytest.mark.parametrize("sampler", [{"eta": 0.0}, {"eta": 1.0}, {"eta": 0.5}, {"sampler": "dpm-solver++"}])
+@pytest.mark.parametrize("classes", [0, 10])
+def test_guidance_changes_images_of_any_model_and_image_i_stays_its_own(sampler, classes):
+    spec = spec_of(num_classes=classes, null_class=False)
+    loaded = LoadedModel(network_of(spec), artefact_of(spec))
+    classifier = loaded_classifier()
+    settings = SampleSettings(steps=5, seed=1, classifier_scale=5.0, **sampler)
+    asked_for = condition_of(loaded.artefact, torch.tensor([3, 7, 1]), 3)
+    guided = generate(loaded, settings, range(3), asked_for, CPU, None, classifier)
+    alone = generate(loaded, settings, [1], asked_for.rows(slice(1, 2)), CPU, None, classifier)
+    assert int((guided[1:2].int() - alone.int()).abs().max()) <= 1
+    off = settings.model_copy(update={"classifier_scale": 0.0})
+    plain = generate(loaded, off, range(3), asked_for if classes else asked_for.unlabelled(), CPU)
+    assert not torch.equal(guided, plain)
+
+
+@pytest.mark.parametrize(
+    ("changes", "process", "said"),
+    [
+        ({"image_size": 16, "attention": (8,)}, {}, "takes 16×16×1 images, the model makes 8×8×1"),
+        ({"in_channels": 3}, {}, "takes 8×8×3 images"),
+        ({}, {"timesteps": 50}, "cosine with 50 timesteps, the model has cosine with 100"),
+        ({}, {"schedule": "linear"}, "the noise of linear"),
+        ({"num_classes": 9}, {}, "other classes"),
+    ],
+)
+def test_a_classifier_of_something_else_is_refused(changes, process, said):
+    classifier = loaded_classifier(**changes)
+    noised_by = ProcessConfig(**{"timesteps": 100, **process})
+    classifier = classifier._replace(artefact=classifier.artefact.model_copy(update={"process": noised_by}))
+    spec = spec_of()
+    with pytest.raises(UsageError, match=said):
+        generate(
+            LoadedModel(network_of(spec), artefact_of(spec)),
+            SampleSettings(steps=2, classifier_scale=1.0),
+            [0],
+            Condition(1, torch.tensor([0])),
+            CPU,
+            None,
+            classifier,
+        )
+
+
+def test_a_file_knows_whether_it_is_a_model_or_a_classifier(tmp_path):
+    classifier = loaded_classifier()
+    save_artefact(tmp_path / "c.safetensors", classifier.network.state_dict(), classifier.artefact)
+    again = load_classifier(tmp_path / "c.safetensors")
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
+    assert torch.equal(again.network(x, t), classifier.network(x, t))
+    with pytest.raises(DiffctlError, match=r"c\.safetensors holds a classifier"):
+        load_model(tmp_path / "c.safetensors")
+    spec = spec_of()
+    save_artefact(tmp_path / "m.safetensors", network_of(spec).state_dict(), artefact_of(spec))
+    with pytest.raises(DiffctlError, match=r"m\.safetensors holds a diffusion model"):
+        load_classifier(tmp_path / "m.safetensors")
+    assert read_artefact(tmp_path / "m.safetensors").network == spec
+
+
+def resolved(store: ImageStore, section: dict[str, Any] = SECTION, **train: Any) -> ClassifierPlan:
+    classifier = {**section, "train": {**section["train"], **train}}
+    values = {"data": {"name": "digits"}, "process": {}, "classifier": classifier}
+    return plan_classifier(ClassifierSections.model_validate(values), store.meta, CPU)
+
+
+@pytest.mark.parametrize("at", [1, 5, 11])
+def test_a_stopped_training_goes_on_bit_for_bit(digits_store, tmp_path, at):
+    store = open_store(digits_store)
+    section = {**SECTION, "model": {**SECTION["model"], "dropout": 0.2}}
+    plan = resolved(store, section, log_every=3)
+    whole = new_state(plan, CPU)
+    seen = run(whole, store).seen
+    with open_run(tmp_path, "a") as folder:
+        first = new_state(plan, CPU)
+        with pytest.raises(Interrupted):
+            run_saving(first, store, folder.save, at)
+        second = new_state(plan, CPU)
+        assert folder.restore(second)
+        assert second.step == at
+        torch.manual_seed(123)  # nothing may depend on the global generator
+        rest = run(second, store).seen
+    assert_same(whole, second)
+    assert whole.history == second.history
+    assert [row["step"] for row in whole.history] == [3, 6, 9, 12]
+    assert rest == [(step, values) for step, values in seen if step > at]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("microbatch", [1, 3, 8])
+def test_its_microbatches_give_the_whole_batchs_gradient(digits_store, microbatch, dropout):
+    store, seen = open_store(digits_store), {}
+    section = {**SECTION, "model": {**SECTION["model"], "dropout": dropout}}
+    for size in (None, microbatch):
+        plan = resolved(store, section, microbatch=size, precision="fp32", log_every=1)
+        state = new_state(plan, CPU)
+        batch = draw_batch(plan, state.timesteps, Batches(store, CPU), 0, purpose="classifier")
+        means = train_step(state, GradientAccumulator(plan, state.network, ProcessGroup(CPU)), batch)
+        seen[size] = means, [value["exp_avg"] for value in state.optimizer.state.values()]
+    (whole, gradient), (parts, summed) = seen[None], seen[microbatch]
+    assert {name: float(value) for name, value in parts.items()} == pytest.approx(
+        {name: float(value) for name, value in whole.items()}, rel=1e-4
+    )
+    assert_close(summed, gradient)
+
+
+def test_its_losses_are_the_cross_entropy_and_the_accuracy_of_every_image(digits_store):
+    store = open_store(digits_store)
+    plan = resolved(store)
+    objective, process = build_objective(plan), build_process(plan.process)
+    network = loaded_classifier().network
+    state = new_state(plan, CPU)
+    batch = draw_batch(plan, state.timesteps, Batches(store, CPU), 0, purpose="classifier")
+    losses = objective.losses(network, process, batch)
+    assert list(losses) == ["loss", "accuracy"]
+    logits = network(process.q_sample(batch.x_0, batch.index, batch.noise), batch.index)
+    p = logits.double().softmax(1)[torch.arange(8), batch.labels]
+    assert torch.allclose(losses["loss"].double(), -p.log(), atol=1e-5)
+    assert losses["accuracy"].tolist() == [
+        float(guess == label) for guess, label in zip(logits.argmax(1), batch.labels, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_the_file_holds_the_average_which_without_decay_is_the_weights(digits_store, decay):
+    store = open_store(digits_store)
+    state = new_state(resolved(store, ema_decay=decay), CPU)
+    run(state, store)
+    pairs = zip(state.ema.parameters(), state.network.parameters(), strict=True)
+    assert all(torch.equal(average, weight) for average, weight in pairs) == (decay == 0)
+
+
+def test_it_draws_nothing_that_the_models_training_draws(digits_store):
+    store = open_store(digits_store)
+    classifier = new_state(resolved(store), CPU)
+    model = new_state(plan_of(store, model={"dropout": 0.0}), CPU)
+    assert not torch.isclose(classifier.network.stem.weight, model.network.stem.weight).any()
+    ours, theirs = (build_objective(state.plan).purposes for state in (classifier, model))
+    assert not {*ours} & {*theirs}
+
+
+def test_a_key_that_means_nothing_here_is_refused(digits_store):
+    for key, value in {"p_uncond": 0.1, "preview_every": 5, "eval_every": 5, "keep": "best"}.items():
+        values = {**params(), "classifier": {**SECTION, "train": {**SECTION["train"], key: value}}}
+        with pytest.raises(UsageError, match=rf"classifier.train.{key}: unknown key, allowed are steps, "):
+            parse(values, "params.yaml")
+
+
+def test_it_learns(digits_store):
+    store = open_store(digits_store)
+    state = new_state(resolved(store, steps=80, batch_size=32, lr=0.005, log_every=10), CPU)
+    run(state, store)
+    assert state.history[-1]["loss"] < state.history[0]["loss"] - 0.4
+    assert state.history[-1]["accuracy"] > 0.3
+
+
+def test_a_training_that_is_not_finite_stops_with_a_sentence(digits_store):
+    store = open_store(digits_store)
+    state = new_state(resolved(store), CPU)
+    with torch.no_grad():
+        state.network.stem.weight.fill_(math.nan)
+    with pytest.raises(
+        DiffctlError, match=r"5 non-finite .* in a row, at step 5: lower classifier\.train\.lr"
+    ):
+        run(state, store)
+
+
+@pytest.mark.parametrize("log_every", [1, 3])
+def test_a_step_that_is_not_finite_is_left_out_and_its_training_saved(digits_store, tmp_path, log_every):
+    store = open_store(digits_store)
+    state = new_state(resolved(store, log_every=log_every, save_every=2), CPU)
+    state.network.register_forward_hook(lambda *call: call[2] * math.nan if state.step == 1 else None)
+    with open_run(tmp_path, "a") as folder:
+        train(state, store, ProcessGroup(CPU), Silent(), folder.save, lambda: None)
+        saved = newest_state(folder.folder)
+    assert (state.skipped, state.bad_in_a_row) == (1, 0)
+    assert [row["step"] for row in state.history] == list(range(log_every, 13, log_every))
+    assert all(math.isfinite(value) for row in state.history for value in row.values())
+    assert ("loss" in state.history[1]) == (log_every == 3)
+    assert all(bool(tensor.isfinite().all()) for tensor in state.tensors().values())
+    assert saved is not None
+    assert saved.values == state.values()
+
+
+def test_nothing_in_a_step_reads_a_number_back_from_the_device(digits_store):
+    """Fake tensors have no values: whatever asks for one, as `if`, float() and .item() do, fails."""
+    store = open_store(digits_store)
+    plan = resolved(store, microbatch=4, precision="fp32")
+    batch = draw_batch(plan, UniformSampler(1000), Batches(store, CPU), 0, purpose="classifier")
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        network = Classifier(plan.network).train()
+        optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+        state = TrainState(plan, network, Classifier(plan.network), optimizer, UniformSampler(1000))
+        gradients = GradientAccumulator(plan, network, ProcessGroup(CPU))
+        means = train_step(state, gradients, Batch(*(mode.from_tensor(part) for part in batch)))
+        with pytest.raises(torch._subclasses.fake_tensor.DataDependentOutputException):
+            float(means["accuracy"])
+
+
+def test_a_training_goes_on_when_it_is_watched_or_fitted_otherwise(digits_store):
+    store = open_store(digits_store)
+    base = training_fingerprint(resolved(store))
+    for changes in ({"log_every": 1, "save_every": 2}, {"devices": 1, "microbatch": 2, "compile": False}):
+        assert training_fingerprint(resolved(store, **changes)) == base
+    section = {**SECTION, "model": {**SHAPE, "gradient_checkpointing": True}}
+    assert training_fingerprint(resolved(store, section)) == base
+    others = ({"lr": 0.1}, {"seed": 1}, {"steps": 13}, {"batch_size": 9}, {"weight_decay": 0.0})
+    for changes in (*others, {"ema_decay": 0.5}, {"tf32": False}):
+        assert training_fingerprint(resolved(store, **changes)) != base
+
+
+def test_a_lack_of_memory_is_told_by_its_own_section(digits_store):
+    store = open_store(digits_store)
+    state = new_state(resolved(store, microbatch=4), CPU)
+    state.network.middle.register_forward_pre_hook(lambda *_: torch.empty(10**15))
+    with pytest.raises(DiffctlError, match=r"lower classifier\.train\.microbatch .* classifier\.model\.grad"):
+        run(state, store)
+
+
+def test_data_without_classes_is_refused(digits_store):
+    store = open_store(digits_store)
+    few = ImageStore(
+        store.path, store.images, None, {**store.meta, "name": "faces", "classes": [], "counts": []}
+    )
+    with pytest.raises(UsageError, match="at least two classes, and faces has 0"):
+        resolved(few)
+    odd = ImageStore(store.path, store.images, store.labels, {**store.meta, "image_size": 9})
+    with pytest.raises(UsageError, match=r"classifier.model: .*must be divisible by 2"):
+        resolved(odd)
+
+
+def test_the_curve_is_csv(tmp_path):
+    write_loss_curve(
+        tmp_path / "c.csv", [{"step": 5, "loss": 1.5, "accuracy": 0.25, "grad_norm": 2.0}, {"step": 6}]
+    )
+    text = "step,loss,accuracy,grad_norm\n5,1.5,0.25,2\n6,nan,nan,nan\n"
+    assert (tmp_path / "c.csv").read_text() == text
+
+
+def test_the_stage_goes_on_with_another_save_every(project, digits_store, monkeypatch, capsys):
+    (project / "data/prepared").mkdir(parents=True)
+    digits_store.rename(project / "data/prepared/train")
+    sections = {**SECTION, "train": {**SECTION["train"], "precision": "fp32"}}
+
+    def stage(**train: Any) -> tuple[str, bytes]:
+        section = {**sections, "train": {**sections["train"], **train}}
+        write_params(project)
+        with (project / "params.yaml").open("a") as file:
+            file.write("classifier: " + json.dumps(section))
+        monkeypatch.setattr("sys.argv", ["diffctl", "stage", "classifier"])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main.main()
+        assert not stop.value.code
+        return capsys.readouterr().err, (project / "models/classifier.safetensors").read_bytes()
+
+    told, first = stage(save_every=5)
+    assert "classifier: 12 steps, state in runs/classifier/" in told
+    assert re.search(r"classifier 12/12 · .* · loss \S+ · accuracy \S+ · grad_norm", told)
+    (last,) = project.glob("runs/*/*/state-000000012.safetensors")
+    last.unlink()
+    told, second = stage(save_every=4, log_every=4)
+    assert "classifier: going on after step 10 of 12" in told
+    assert second == first
+    assert load_classifier(project / "models/classifier.safetensors").artefact.train["save_every"] == 500
+
+
+@pytest.mark.slow
+def test_the_stage_trains_a_classifier_that_guides_samples(project):
+    assert diffctl(project, "stage", "data").returncode == 0
+    missing = diffctl(project, "stage", "classifier")
+    assert missing.returncode == 2
+    assert "no classifier section" in missing.stderr
+    write_params(project)
+    text = (project / "params.yaml").read_text()
+    section = json.loads(json.dumps(SECTION))
+    (project / "params.yaml").write_text(text + "\nclassifier: " + json.dumps(section) + "\n")
+    made = diffctl(project, "stage", "classifier")
+    assert made.returncode == 0, made.stderr
+    first = (project / "models/classifier.safetensors").read_bytes()
+    again = diffctl(project, "stage", "classifier")
+    assert "going on after step 12 of 12" in again.stderr
+    assert (project / "models/classifier.safetensors").read_bytes() == first
+    spec = spec_of()
+    artefact = artefact_of(
+        spec, data=load_classifier(project / "models/classifier.safetensors").artefact.data
+    )
+    artefact = artefact.model_copy(update={"process": ProcessConfig()})
+    save_artefact(project / "models/unet.safetensors", network_of(spec).state_dict(), artefact)
+    arguments = ("sample", "--num", "2", "--steps", "3", "--out")
+    assert diffctl(project, *arguments, "plain.npz").returncode == 0
+    guided = diffctl(
+        project,
+        *arguments,
+        "guided.npz",
+        "--classifier",
+        "models/classifier.safetensors",
+        "--classifier-scale",
+        "9",
+    )
+    assert guided.returncode == 0, guided.stderr
+    plain, moved = (np.load(project / name)["arr_0"] for name in ("plain.npz", "guided.npz"))
+    assert not np.array_equal(plain, moved)

@@ -1,0 +1,199 @@
+"""Dropout's masks: any dropout's law, and the same for a row however the batch is computed."""
+
+import itertools
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from diffusion.images.store import open_store
+from diffusion.model.classifier import Classifier
+from diffusion.model.dropout import Dropout
+from diffusion.model.unet import UNet
+from diffusion.system.errors import DiffctlWarning
+from diffusion.train.batch import draw_batch
+from diffusion.train.distributed import ProcessGroup
+from diffusion.train.gradients import GradientAccumulator
+from diffusion.train.identity import TrainPlan
+from diffusion.train.loader import Batches
+from diffusion.train.loop import TrainState, new_state
+from diffusion.train.masks import Masks, masks_of
+from tests.helpers.networks import randomise
+from tests.train.test_gradients import refuse_more_than
+from tests.train.test_loop import plan_of
+
+CPU = torch.device("cpu")
+P = 0.3
+SURE = 1e-4  # how rarely a true distribution would fail its test; the draws are the same in every run
+
+
+def described(store_path: Path, model: dict[str, Any] | None = None, **train: Any) -> TrainPlan:
+    settings = {"precision": "fp32", "p_uncond": 0.0, "batch_size": 8, "microbatch": None, **train}
+    return plan_of(open_store(store_path), model={"dropout": P, **(model or {})}, train=settings)
+
+
+def begun(plan: TrainPlan) -> TrainState:
+    state = new_state(plan, CPU)
+    randomise(state.network)  # a fresh one's zero convolutions hide the masks before them
+    return state
+
+
+def gradient(store_path: Path, plan: TrainPlan, state: TrainState, group: ProcessGroup) -> list[Tensor]:
+    """What this process's share adds to the gradient of step 3."""
+    gradients = GradientAccumulator(plan, state.network, group)
+    data = Batches(open_store(store_path), CPU)
+    gradients(draw_batch(plan, state.timesteps, data, 3, gradients.share), 3)
+    return [parameter.grad for parameter in state.network.parameters() if parameter.grad is not None]
+
+
+def assert_close(ours: list[Tensor], expected: list[Tensor]) -> None:
+    assert len(ours) == len(expected) > 0
+    a, b = (torch.cat([part.flatten() for part in parts]) for parts in (ours, expected))
+    assert torch.allclose(a, b, rtol=1e-3, atol=1e-5 * float(b.abs().max()))
+
+
+@pytest.fixture
+def whole(digits_store: Path) -> list[Tensor]:
+    plan = described(digits_store)
+    return gradient(digits_store, plan, begun(plan), ProcessGroup(CPU))
+
+
+@pytest.mark.parametrize("microbatch", [1, 3, 8])
+def test_microbatches_change_no_mask(digits_store, whole, microbatch):
+    plan = described(digits_store, microbatch=microbatch)
+    assert_close(gradient(digits_store, plan, begun(plan), ProcessGroup(CPU)), whole)
+
+
+def test_nor_does_a_shortage(digits_store, whole):
+    plan = described(digits_store, microbatch="auto")
+    state = begun(plan)
+    refuse_more_than(state, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DiffctlWarning)
+        assert_close(gradient(digits_store, plan, state, ProcessGroup(CPU)), whole)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_nor_does_the_number_of_processes(digits_store, whole, world, monkeypatch):
+    monkeypatch.setattr(ProcessGroup, "all_reduce", lambda *_: None)
+    plan = described(digits_store)
+    shares = [
+        gradient(digits_store, plan, begun(plan), ProcessGroup(CPU, rank, world)) for rank in range(world)
+    ]
+    assert_close([torch.stack(parts).sum(0) for parts in zip(*shares, strict=True)], whole)
+
+
+def test_nor_does_computing_the_blocks_twice(digits_store, whole):
+    plan = described(digits_store, {"gradient_checkpointing": True})
+    assert_close(gradient(digits_store, plan, begun(plan), ProcessGroup(CPU)), whole)
+
+
+def test_without_dropout_the_gradient_is_another(digits_store, whole):
+    plan = described(digits_store, {"dropout": 0.0})
+    ours = gradient(digits_store, plan, begun(plan), ProcessGroup(CPU))
+    assert any(not torch.allclose(a, b, rtol=0.1) for a, b in zip(ours, whole, strict=True))
+
+
+def test_the_global_generator_is_left_alone(digits_store):
+    plan = described(digits_store)
+    state = begun(plan)
+    before = torch.get_rng_state()
+    gradient(digits_store, plan, state, ProcessGroup(CPU))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def masks_at(masks: Masks, network: UNet | Classifier, step: int, rows: slice) -> list[Tensor]:
+    """What is kept of each layer's rows in that step, (B, numbers of a row) bool a layer."""
+    seen: list[Tensor] = []
+    masks.draw(step, CPU)
+    masks.take(rows)
+    layers = [layer for layer in network.modules() if isinstance(layer, Dropout)]
+    look = [layer.register_forward_hook(lambda _, given, out: seen.append(given[0])) for layer in layers]
+    x, t = torch.zeros(rows.stop - rows.start, 1, 8, 8), torch.zeros(rows.stop - rows.start).long()
+    network.train()(x, t, *([t] if network.spec.num_classes else []))
+    for hook in look:
+        hook.remove()
+    return [(layer(torch.ones_like(x)) != 0).flatten(1) for layer, x in zip(layers, seen, strict=True)]
+
+
+def agreement(one: Tensor, other: Tensor) -> float:
+    """How many standard deviations two masks' covariance is from 0."""
+    size = min(len(one), len(other))
+    a, b = (mask[:size].double() - (1 - P) for mask in (one, other))
+    return float((a * b).sum()) / (size**0.5 * P * (1 - P))
+
+
+@pytest.mark.parametrize("kind", [UNet, Classifier])
+def test_masks_are_those_of_any_dropout(digits_store, kind):
+    """Bits with probability 1 − p in every row and layer, of two rows and of two layers independent."""
+    plan = described(digits_store, batch_size=20)
+    network = kind(plan.network)
+    layers = masks_at(masks_of(network, plan, "dropout"), network, 0, slice(0, 20))
+    for kept in layers:
+        for row in kept:
+            assert stats.binomtest(int(row.sum()), len(row), 1 - P).pvalue > SURE / 20
+        for one, other in itertools.pairwise(kept):
+            assert abs(agreement(one, other)) < 5
+    for kept, later in itertools.pairwise(layers):
+        assert all(abs(agreement(*rows)) < 5 for rows in zip(kept, later, strict=True))
+
+
+def test_masks_are_named_by_step_and_row(digits_store):
+    plan = described(digits_store)
+    network = UNet(plan.network)
+    masks = masks_of(network, plan, "dropout")
+    first = masks_at(masks, network, 5, slice(0, 8))
+    part = masks_at(masks, network, 5, slice(2, 5))
+    later = masks_at(masks, network, 6, slice(0, 8))
+    other = masks_at(masks_of(network, plan, "another"), network, 5, slice(0, 8))
+    assert all(torch.equal(a[2:5], b) for a, b in zip(first, part, strict=True))
+    for masks_of_another in (later, other):
+        assert not any(torch.equal(a, b) for a, b in zip(first, masks_of_another, strict=True))
+
+
+def given(p: float, shape: tuple[int, int, int]) -> Dropout:
+    layer = Dropout(p)
+    size = shape[0] * shape[1] * shape[2]
+    layer.tape = torch.rand(2 * size, generator=torch.Generator().manual_seed(0)) >= p
+    layer.starts = torch.tensor([0, size, 7, 7])
+    return layer
+
+
+def test_what_is_kept_is_scaled_and_the_mean_stays():
+    layer, x = given(P, (3, 40, 40)), torch.ones(4, 3, 40, 40)
+    out = layer(x)
+    assert out.unique().tolist() == pytest.approx([0, 1 / (1 - P)])
+    assert float(out.mean()) == pytest.approx(1, abs=0.05)
+    assert torch.equal(out[2], out[3])
+    assert not torch.equal(out[0], out[1])
+    assert torch.equal(layer.eval()(x), x)
+
+
+def test_the_layout_changes_no_mask():
+    layer, x = given(P, (3, 4, 5)), torch.randn(4, 3, 4, 5)
+    last = layer(x.to(memory_format=torch.channels_last))
+    assert torch.equal(last, layer(x))
+    assert last.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_takes_the_steps_masks_without_compiling_again(digits_store):
+    plan = described(digits_store)
+    network = UNet(plan.network)
+    randomise(network)
+    masks = masks_of(network, plan, "dropout")
+    torch.compiler.reset()
+    compiled = torch.compile(network.train(), fullgraph=True, backend="aot_eager", dynamic=False)
+    x, t, labels = torch.randn(3, 1, 8, 8), torch.tensor([3, 70, 9]), torch.tensor([0, 5, 1])
+    seen = []
+    for step in range(3):
+        masks.draw(step, CPU)
+        masks.take(slice(step, step + 3))
+        seen.append(network(x, t, labels))
+        with torch._dynamo.config.patch(error_on_recompile=step > 0):
+            assert torch.allclose(compiled(x, t, labels), seen[-1], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(seen[0], seen[1], rtol=1e-2)

@@ -1,0 +1,158 @@
+"""What may befall a training, one after the other: nothing of it is lost, and the model is the same."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import diffctl, write_params
+from tests.helpers.mlflow_server import empty_database
+from tests.helpers.training_process import (
+    DEADLINE,
+    logged_steps,
+    model_bytes,
+    prepare,
+    start,
+    states,
+    train_to_the_end,
+    uninterrupted,
+    wait_for_step,
+)
+from tests.helpers.waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+STEPS = 240
+KILLS = 20
+SAVES = 6  # of the kills, those that come during a save
+
+
+@pytest.fixture
+def prepared(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with its data prepared, and MLflow's store ready."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_database(project / "mlflow.db"))
+    prepare(project, steps=STEPS, log_every=1, save_every=5, preview_every=100)
+    return project
+
+
+def torn_saves(folder: Path) -> set[Path]:
+    """What saves that were cut off have left."""
+    return set(folder.glob("runs/train/*/.state-*.tmp"))
+
+
+def kill_at(folder: Path, step: int, delay: float) -> None:
+    """Kill the training some time after it has logged `step`."""
+    process = start(folder)
+    wait_for_step(folder, process, step)
+    time.sleep(delay)  # a moment inside a step, by chance
+    process.kill()
+    assert process.wait(DEADLINE) == -signal.SIGKILL
+
+
+def kill_in_a_save(folder: Path) -> None:
+    """Kill the training while its next state is half on the disk."""
+    before = torn_saves(folder)
+    process = start(folder, slow_saves=True)
+    wait_until(lambda: bool(torn_saves(folder) - before) or process.poll() is not None, DEADLINE)
+    process.kill()
+    assert process.wait(DEADLINE) == -signal.SIGKILL
+    assert torn_saves(folder)
+
+
+def test_twenty_kills_change_no_byte_of_the_model(prepared: Path) -> None:
+    wanted = uninterrupted(prepared)
+    chance = random.Random(5)
+    steps = sorted(chance.sample(range(2, STEPS - 10), KILLS))
+    saves = set(chance.sample(range(KILLS), SAVES))
+    for number, step in enumerate(steps):
+        if number in saves:
+            kill_in_a_save(prepared)
+        else:
+            kill_at(prepared, step, chance.uniform(0, 0.02))
+        assert not (prepared / "models/unet.safetensors").exists()
+    train_to_the_end(prepared)
+    assert model_bytes(prepared) == wanted
+    assert logged_steps(prepared) == list(range(1, STEPS + 1)), "every point once, in order"
+    assert not torn_saves(prepared)
+    assert len(states(prepared)) == 2
+
+
+@pytest.fixture
+def small_disk(prepared: Path) -> Iterator[Path]:
+    """The project with a disk of 8 MB of its own for `runs/`."""
+    disk = prepared / "runs"
+    disk.mkdir(exist_ok=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a disk of a few MB can be made by root only: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def free_bytes(disk: Path) -> int:
+    room = os.statvfs(disk)
+    return room.f_bavail * room.f_frsize
+
+
+def test_a_full_disk_keeps_the_state_before_and_room_lets_it_go_on(small_disk: Path) -> None:
+    folder = small_disk.parent
+    process = start(folder)
+    wait_until(lambda: len(states(folder)) == 2, DEADLINE)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(max(0, free_bytes(small_disk) - 20_000)))  # not enough for a third state
+    assert process.wait(DEADLINE) == 1
+    assert process.stderr is not None
+    said = process.stderr.read().splitlines()
+    assert said[-1].startswith("diffctl: ")
+    assert "No space left on device" in said[-1]
+    assert "make room" in said[-1]
+    assert "Traceback" not in "\n".join(said)
+    kept = states(folder)
+    assert len(kept) == 2
+    assert not torn_saves(folder)
+
+    again = diffctl(folder, "stage", "train")
+    assert again.returncode == 2, "there is still no room, which is seen before it starts"
+    assert "Traceback" not in again.stderr
+    assert "make room" in again.stderr
+    assert states(folder)[0] == kept[0] or states(folder)[0] == kept[1]
+
+    ballast.unlink()
+    end = train_to_the_end(folder)
+    assert "going on after step" in end.stderr
+    assert logged_steps(folder) == list(range(1, STEPS + 1))
+    model = model_bytes(folder)
+    assert diffctl(folder, "stage", "train", "--fresh").returncode == 0
+    assert model_bytes(folder) == model
+
+
+def test_the_same_training_twice_at_once_is_told_and_the_first_undisturbed(prepared: Path) -> None:
+    wanted = uninterrupted(prepared)
+    first = start(prepared)
+    wait_for_step(prepared, first, 2)
+    second = diffctl(prepared, "stage", "train")
+    assert second.returncode == 1
+    assert second.stderr.startswith(f"diffctl: this training is already running (process {first.pid}, ")
+    assert len(second.stderr.splitlines()) == 1
+    assert first.wait(DEADLINE) == 0
+    assert model_bytes(prepared) == wanted
+    assert logged_steps(prepared) == list(range(1, STEPS + 1))
+
+
+def test_a_changed_configuration_begins_afresh_and_says_what_changed(prepared: Path) -> None:
+    train_to_the_end(prepared)
+    write_params(prepared, train={"steps": 12, "lr": 0.001})
+    (old,) = prepared.glob("runs/train/*")
+    done = train_to_the_end(prepared)
+    assert "train: 12 steps" in done.stderr
+    told = "begun afresh, since the configuration is another one: train.lr 0.002 → 0.001, "
+    assert f"{told}train.steps {STEPS} → 12 (against runs/train/{old.name})" in done.stderr
+    write_params(prepared, train={"steps": 12, "lr": 0.001, "save_every": 3, "log_every": 2})
+    assert "going on after step 12 of 12" in train_to_the_end(prepared).stderr, "when to look changes nothing"

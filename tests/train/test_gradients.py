@@ -1,0 +1,228 @@
+"""A step's gradient: micro-batches by the memory, compilation or none, and nothing that reads the device."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._inductor import config as inductor_config
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from diffusion.images.store import open_store
+from diffusion.model.unet import UNet
+from diffusion.process.timesteps import UniformSampler
+from diffusion.system.errors import DiffctlError, DiffctlWarning
+from diffusion.train.batch import Batch, draw_batch
+from diffusion.train.distributed import ProcessGroup
+from diffusion.train.gradients import GradientAccumulator
+from diffusion.train.identity import TrainPlan
+from diffusion.train.loader import Batches
+from diffusion.train.loop import TrainState, new_state, train_step
+from diffusion.train.memory import (
+    STEP_SHARE,
+    cgroup_limit,
+    device_memory,
+    fitting_microbatch,
+    is_shortage,
+    step_bytes,
+)
+from tests.helpers.networks import spec_of
+from tests.train.test_loop import plan_of
+
+CPU = torch.device("cpu")
+FP32 = {"precision": "fp32", "p_uncond": 0.0}
+
+
+def begun(store_path: Path, **train: Any) -> tuple[TrainPlan, TrainState, Batch]:
+    """A training of one step's standing, and its next batch."""
+    store = open_store(store_path)
+    plan = plan_of(store, train={**FP32, **train})
+    state = new_state(plan, CPU)
+    return plan, state, draw_batch(plan, state.timesteps, Batches(store, CPU), 0)
+
+
+def gradient(plan: TrainPlan, state: TrainState, batch: Batch) -> list[torch.Tensor]:
+    state.network.zero_grad()
+    GradientAccumulator(plan, state.network, ProcessGroup(CPU))(batch, 0)
+    return [parameter.grad.clone() for parameter in state.network.parameters()]
+
+
+def refuse_more_than(state: TrainState, most: int) -> None:
+    """Let the network fail for lack of memory as a GPU would, in the midst of its work."""
+
+    def look(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        if len(arguments[0]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    state.network.middle.register_forward_pre_hook(look)
+
+
+@pytest.mark.parametrize(("fits", "found"), [(8, 8), (7, 4), (3, 2), (1, 1)])
+def test_auto_halves_until_it_fits_and_the_gradient_is_that_of_such_microbatches(digits_store, fits, found):
+    plan, state, batch = begun(digits_store, batch_size=8, microbatch=found)
+    expected = gradient(plan, state, batch)
+    plan, state, batch = begun(digits_store, batch_size=8, microbatch="auto")
+    refuse_more_than(state, fits)
+    before = torch.get_rng_state()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        ours = gradient(plan, state, batch)
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+    assert torch.equal(torch.get_rng_state(), before)
+    sizes = [str(warning.message).split()[-2] for warning in said if warning.category is DiffctlWarning]
+    assert sizes == [str(size) for size in (4, 2, 1) if size >= found]
+
+
+@pytest.mark.filterwarnings("ignore::diffusion.system.errors.DiffctlWarning")
+@pytest.mark.parametrize("microbatch", [4, None, "auto"])
+def test_out_of_memory_is_a_sentence_that_says_what_to_lower(digits_store, microbatch):
+    plan, state, batch = begun(digits_store, batch_size=8, microbatch=microbatch)
+    refuse_more_than(state, 0)
+    with pytest.raises(DiffctlError, match=r"lower train\.microbatch") as failure:
+        gradient(plan, state, batch)
+    images = {4: 4, None: 8, "auto": 1}[microbatch]
+    assert f"a step of {images} images does not fit the memory" in str(failure.value)
+
+
+def test_the_cpus_allocator_is_understood_too(digits_store):
+    plan, state, batch = begun(digits_store, microbatch=8)
+    state.network.middle.register_forward_pre_hook(lambda *_: torch.empty(10**15))
+    with pytest.raises(DiffctlError, match="a step of 8 images does not fit the memory"):
+        gradient(plan, state, batch)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(digits_store):
+    plan, state, batch = begun(digits_store, microbatch="auto")
+    state.network.middle.register_forward_pre_hook(lambda *_: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        gradient(plan, state, batch)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
+        ("Triton Error [CUDA]: out of memory", True),
+        ("CUDA error: out of memory", True),
+        ("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory", True),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED", False),
+        ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", False),
+    ],
+)
+def test_a_lack_of_memory_is_known_by_what_each_library_says(said, expected):
+    assert is_shortage(RuntimeError(said)) == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/a/b", {"a/b/memory.max": "7000"}, 7000),
+        ("0::/a/b", {"a/memory.max": "5000", "a/b/memory.max": "7000"}, 5000),
+        ("0::/a/b", {"a/memory.max": "max", "a/b/memory.max": "max"}, sys.maxsize),
+        ("0::/", {"memory.max": "7000"}, 7000),
+        ("0::/../other", {"memory.max": "7000"}, 7000),
+        ("5:memory:/a\n4:cpu,cpuacct:/a\n0::/", {"memory/a/memory.limit_in_bytes": "7000"}, 7000),
+        ("5:memory:/docker/1\n0::/", {"memory/memory.limit_in_bytes": "7000"}, 7000),
+        ("0::/a/b", {}, sys.maxsize),
+        (None, {"memory.max": "7000"}, sys.maxsize),
+    ],
+)
+def test_a_containers_memory_is_its_control_groups(tmp_path, monkeypatch, own, files, expected):
+    for name, limit in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(f"{limit}\n")
+    if own is not None:
+        (tmp_path / "own").write_text(f"{own}\n")
+    found = cgroup_limit(tmp_path / "groups", tmp_path / "own")
+    assert found == expected
+    whole = device_memory(CPU)
+    monkeypatch.setattr("diffusion.train.memory.cgroup_limit", lambda: found)
+    assert device_memory(CPU)[0] == min(whole[0], expected)
+    assert device_memory(CPU)[1] <= expected
+
+
+@pytest.mark.parametrize(("images", "fits"), [(1, 1), (7, 8), (100, 99), (100, 26), (13, 0)])
+def test_the_cpus_microbatch_is_the_largest_halving_that_fits(images, fits):
+    spec = spec_of()
+    total = int(step_bytes(spec, fits) / STEP_SHARE) + 1 if fits else 0
+    found = fitting_microbatch(spec, images, total)
+    assert found <= max(fits, 1)
+    size = images
+    while size > found:
+        assert size > fits
+        size = -(-size // 2)
+    assert size == found
+
+
+def test_nothing_in_a_step_reads_a_number_back_from_the_device(digits_store):
+    """Fake tensors have no values: whatever asks for one, as `if`, float() and .item() do, fails."""
+    plan, _, batch = begun(digits_store, batch_size=8, microbatch=4)
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        network = UNet(plan.network).train()
+        optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+        sampler = UniformSampler(plan.process.timesteps)
+        state = TrainState(plan, network, UNet(plan.network), optimizer, sampler)
+        gradients = GradientAccumulator(plan, network, ProcessGroup(CPU))
+        fake = Batch(*(mode.from_tensor(part) for part in batch if part is not None))
+        means = train_step(state, gradients, fake)
+        with pytest.raises(torch._subclasses.fake_tensor.DataDependentOutputException):
+            float(means["loss"])
+
+
+@pytest.mark.parametrize("weighting", ["none", "min-snr"])
+@pytest.mark.parametrize("prediction", ["eps", "velocity"])
+def test_nothing_of_the_loss_moves_to_the_host(digits_store, prediction, weighting):
+    """Tensors of the meta device cannot be copied to another one."""
+    store, meta = open_store(digits_store), torch.device("meta")
+    process = {"prediction": prediction, "weighting": weighting}
+    plan = plan_of(store, train={**FP32, "microbatch": 3}, process=process)
+    batch = draw_batch(plan, UniformSampler(100), Batches(store, CPU), 0)
+    gradients = GradientAccumulator(plan, UNet(plan.network).to(meta), ProcessGroup(meta))
+    losses, *_ = gradients(Batch(*(part.to(meta) for part in batch if part is not None)), 0)
+    assert {loss.device for loss in losses.values()} == {meta}
+
+
+def test_where_torch_compile_itself_fails_it_is_trained_without(digits_store, monkeypatch):
+    plan, state, batch = begun(digits_store)
+    expected = gradient(plan, state, batch)
+    plan, state, batch = begun(digits_store, compile=True)
+
+    def refuse(*_, **__):
+        raise RuntimeError("torch.compile is not supported on Python 4\nand more")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    with pytest.warns(
+        DiffctlWarning, match=r"cannot be compiled \(torch.compile is not supported on Python 4\)"
+    ):
+        ours = gradient(plan, state, batch)
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+@pytest.mark.slow
+def test_a_network_that_cannot_be_compiled_is_trained_without(digits_store):
+    """Its C++ compiler is missing."""
+    torch.compiler.reset()
+    plan, state, batch = begun(digits_store)
+    expected = gradient(plan, state, batch)
+    plan, state, batch = begun(digits_store, compile=True)
+    no_compiler = inductor_config.patch({"cpp.cxx": (None, "/nowhere/c++")})
+    with no_compiler, pytest.warns(DiffctlWarning, match="the network cannot be compiled"):
+        ours = gradient(plan, state, batch)
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+@pytest.mark.slow
+def test_a_compiled_network_gives_the_same_gradient(digits_store):
+    plan, state, batch = begun(digits_store)
+    expected = gradient(plan, state, batch)
+    plan, state, batch = begun(digits_store, compile=True)
+    torch.compiler.reset()
+    with warnings.catch_warnings(category=DiffctlWarning):
+        warnings.simplefilter("error", DiffctlWarning)  # it went without
+        ours = gradient(plan, state, batch)
+    for a, b in zip(ours, expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))

@@ -1,0 +1,85 @@
+"""SIGKILL, SIGTERM and Ctrl-C against real trainings: the final model file does not change by a byte."""
+
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.mlflow_server import empty_database
+from tests.helpers.training_process import (
+    logged_steps,
+    model_bytes,
+    prepare,
+    signal_at,
+    states,
+    train_to_the_end,
+    uninterrupted,
+)
+
+STEPS = 40
+
+
+@pytest.fixture
+def prepared(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with its data prepared, and MLflow's store ready."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_database(project / "mlflow.db"))
+    prepare(project, steps=STEPS, log_every=1, save_every=6, preview_every=20)
+    return project
+
+
+def test_killed_at_random_steps_the_model_is_the_same_byte_for_byte(prepared: Path) -> None:
+    wanted = uninterrupted(prepared)
+    curve = (prepared / "plots/loss.csv").read_text()
+    for step in sorted(random.Random(0).sample(range(2, STEPS - 2), 3)):
+        assert signal_at(prepared, step, signal.SIGKILL).returncode == -signal.SIGKILL
+        assert not (prepared / "models/unet.safetensors").exists()
+    end = train_to_the_end(prepared)
+    assert "going on after step" in end.stderr
+    assert model_bytes(prepared) == wanted
+    assert (prepared / "plots/loss.csv").read_text() == curve
+    assert logged_steps(prepared) == list(range(1, STEPS + 1)), "every point once, in order"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
+)
+def test_asked_to_stop_it_saves_first_and_goes_on(prepared: Path, number: int, code: int) -> None:
+    process = signal_at(prepared, 3, number)
+    assert process.returncode == code
+    assert process.stderr is not None
+    said = process.stderr.read()
+    assert "Traceback" not in said
+    (state,) = states(prepared)
+    assert int(state.stem.removeprefix("state-")) >= 3
+    assert "going on after step" in train_to_the_end(prepared).stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["truncated", "a flipped bit"])
+def test_a_damaged_newest_state_is_reported_and_the_one_before_used(prepared: Path, damage: str) -> None:
+    wanted = uninterrupted(prepared)
+    signal_at(prepared, 20, signal.SIGKILL)
+    newest = states(prepared)[-1]
+    data = bytearray(newest.read_bytes())
+    if damage == "truncated":
+        del data[-100:]
+    else:
+        data[len(data) // 2] ^= 4
+    newest.write_bytes(data)
+    end = train_to_the_end(prepared)
+    assert f"{newest.name} is damaged" in end.stderr
+    assert model_bytes(prepared) == wanted
+
+
+@pytest.mark.slow
+def test_a_finished_training_is_not_trained_again(prepared: Path) -> None:
+    train_to_the_end(prepared)
+    model = model_bytes(prepared)
+    again = train_to_the_end(prepared)
+    assert f"going on after step {STEPS} of {STEPS}" in again.stderr
+    assert model_bytes(prepared) == model

@@ -1,0 +1,101 @@
+import threading
+from contextlib import nullcontext
+from functools import partial
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion.images.store import write_store
+from diffusion.train.loader import Batches, prefetch
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    images = np.random.default_rng(0).integers(0, 256, (50, 6, 6, 3), dtype=np.uint8)
+    return write_store(tmp_path_factory.mktemp("data") / "train", images, None, {"name": "noise"})
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return request.param
+
+
+def read(batches, rows):
+    return (batches[rows],)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@settings(deadline=None, max_examples=25)
+@given(rows=st.lists(st.integers(0, 49), max_size=20))
+def test_a_batch_is_the_named_images_in_their_order(store, resident, rows):
+    batch = Batches(store, "cpu", resident=resident)[torch.tensor(rows, dtype=torch.int64)]
+    assert batch.is_contiguous()
+    np.testing.assert_array_equal(batch.numpy(), store.images[rows].transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_prefetching_changes_neither_batches_nor_order(store, device, resident):
+    batches = Batches(store, device, resident=resident)
+    draws = [torch.randint(50, (7,), generator=torch.Generator().manual_seed(step)) for step in range(30)]
+    fetched = list(prefetch((partial(read, batches, rows) for rows in draws), device, depth=3))
+    assert len(fetched) == 30
+    for rows, (batch,) in zip(draws, fetched, strict=True):
+        np.testing.assert_array_equal(batch.cpu().numpy(), store.images[rows.numpy()].transpose(0, 3, 1, 2))
+
+
+def test_draws_are_taken_only_a_little_ahead(store):
+    taken = []
+
+    def draws():
+        for step in range(1000):
+            taken.append(step)
+            yield partial(read, batches, torch.tensor([step % 50]))
+
+    batches = Batches(store, "cpu")
+    fetched = prefetch(draws(), "cpu", depth=2)
+    next(fetched)
+    assert len(taken) == 3
+    fetched.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+@pytest.mark.parametrize(("device", "index"), [("cuda:1", 1), ("cuda", 3)])
+def test_the_threads_work_on_the_gpu_that_they_read_for(monkeypatch, device, index):
+    """A new thread's current GPU is the first one."""
+    here = threading.local()
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: setattr(here, "index", index))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    seen = []
+
+    def draw():
+        seen.append(getattr(here, "index", 0))
+        return (None,)
+
+    assert list(prefetch([draw] * 8, device, depth=2)) == [(None,)] * 8
+    assert seen == [index] * 8
+
+
+@pytest.mark.parametrize("row", [-1, 50])
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_row_that_is_not_there_is_refused(store, row, resident):
+    batches = Batches(store, "cpu", resident=resident)
+    with pytest.raises(IndexError, match="of a set of 50 images"):
+        batches[torch.tensor([0, row])]
+    with pytest.raises(IndexError):
+        list(prefetch([partial(read, batches, torch.tensor([row]))], "cpu"))
+
+
+def test_the_processor_reads_from_the_memory_map(store):
+    assert not Batches(store, "cpu").resident

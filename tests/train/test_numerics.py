@@ -1,0 +1,188 @@
+"""Numbers that must not move: golden loss curves, bf16 beside fp32, compiled and channels_last networks.
+
+`python -m tests.train.test_numerics` writes the golden curves anew, for a change that is meant to move them.
+"""
+
+import gc
+import json
+from pathlib import Path
+from typing import Any
+from weakref import ref
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from diffusion.config import parse
+from diffusion.images.store import ImageStore
+from diffusion.model.precision import autocast, rounded, settled
+from diffusion.model.unet import UNet
+from diffusion.train.batch import batches
+from diffusion.train.distributed import ProcessGroup
+from diffusion.train.gradients import GradientAccumulator
+from diffusion.train.identity import TrainPlan, plan_training
+from diffusion.train.loader import Batches
+from diffusion.train.loop import new_state, train_step
+from tests.conftest import ROOT
+from tests.helpers.networks import network_of, randomise, spec_of
+
+CPU = torch.device("cpu")
+GOLDEN = Path(__file__).parents[1] / "golden/losses.json"
+PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
+SIZES = {"digits": (8, 1), "fashion-mnist": (28, 1), "cifar10": (32, 3), "cifar100": (32, 3)}
+
+# Relative root-mean-square distance of bf16's ε and v from fp32's, at random weights: eight bits of mantissa
+# (2⁻⁸ = 0.4%) through some tens of layers.
+BF16_BOUND = 0.03
+
+
+def shrunk(profile: str) -> tuple[TrainPlan, ImageStore]:
+    """What training the profile with a narrow network would give, and sixteen random images of its size."""
+    values: dict[str, Any] = yaml.safe_load((ROOT / f"profiles/{profile}.yaml").read_text())
+    model = values["model"]
+    heads = {"head_channels": 8} if "heads" not in model else {"heads": 2, "head_channels": None}
+    values["model"] = {**model, "channels": 8, "num_res_blocks": 1, "dropout": 0.0, **heads}
+    values["train"] = {
+        **values["train"], "steps": 10, "batch_size": 2, "warmup": 2, "precision": "fp32", "microbatch": None
+    }  # fmt: skip
+    config = parse(values, profile)
+    size, channels = SIZES.get(profile, (64, 3))
+    source = np.random.default_rng(0)
+    images = source.integers(0, 256, (16, size, size, channels), dtype=np.uint8)
+    labels = np.arange(16) % 4
+    meta = {
+        "name": profile,
+        "classes": list("abcd"),
+        "counts": [4] * 4,
+        "channels": channels,
+        "image_size": size,
+        "digest": "0",
+    }
+    return plan_training(config, meta, CPU), ImageStore(Path(), images, labels, meta)
+
+
+def losses(profile: str) -> list[float]:
+    """The losses of the ten steps."""
+    plan, store = shrunk(profile)
+    state = new_state(plan, CPU)
+    gradients = GradientAccumulator(plan, state.network, ProcessGroup(CPU))
+    coming = batches(plan, state.timesteps, Batches(store, CPU), range(10))
+    return [float(train_step(state, gradients, batch)["loss"]) for batch in coming]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_first_ten_losses_are_the_golden_ones(profile):
+    assert losses(profile) == pytest.approx(json.loads(GOLDEN.read_text())[profile], rel=2e-3)
+
+
+def test_every_profile_has_a_golden_curve():
+    assert sorted(json.loads(GOLDEN.read_text())) == PROFILES
+
+
+def random_network(profile: str) -> tuple[UNet, tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    plan, _ = shrunk(profile)
+    spec = plan.network
+    network = UNet(spec)
+    randomise(network)
+    x = torch.randn(4, spec.in_channels, spec.image_size, spec.image_size)
+    t = torch.tensor([0, 10, 500, 999])
+    return network.eval().requires_grad_(False), (x, t, torch.arange(4) if spec.num_classes else None)
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Root-mean-square distance relative to the size of `b`."""
+    return float((a - b).square().mean().sqrt() / b.square().mean().sqrt())
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_bf16_stays_within_its_bound_of_fp32(profile):
+    network, arguments = random_network(profile)
+    exact = network(*arguments)
+    found = autocast(network, "bf16")(*arguments)
+    assert found.dtype == torch.float32
+    assert 0 < distance(found, exact) < BF16_BOUND
+
+
+def test_a_frozen_network_is_rounded_once_and_left_as_it_was():
+    network, arguments = random_network("digits")
+    before = {name: weight.clone() for name, weight in network.state_dict().items()}
+    frozen = autocast(network, "bf16")(*arguments)
+    at_every_call = autocast(network.requires_grad_(True), "bf16")(*arguments).detach()
+    assert distance(frozen, at_every_call) < BF16_BOUND / 3
+    assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
+
+
+def test_the_rounded_copy_of_a_models_network_is_kept_until_its_weights_change():
+    network, _ = random_network("digits")
+    assert rounded(network) is not rounded(network), "one that a training goes on to change"
+    kept = rounded(settled(network))
+    assert rounded(network) is kept
+    for change in (
+        lambda: network.stem.weight.mul_(2),
+        lambda: network.load_state_dict({**network.state_dict()}),
+        lambda: network.double(),
+    ):
+        change()
+        assert rounded(network) is not kept
+        kept = rounded(network)
+        assert rounded(network) is kept
+    assert rounded(network.requires_grad_(True)) is network
+
+
+def test_a_kept_copy_does_not_outlive_its_network():
+    network = settled(UNet(spec_of()))
+    kept = ref(rounded(network))
+    assert kept() is not None
+    del network
+    gc.collect()
+    assert kept() is None
+
+
+@pytest.mark.parametrize("changes", [{}, {"block": "convnext"}, {"resample": "plain", "attention": (8, 4)}])
+def test_channels_last_gives_the_same_outputs(changes):
+    network = network_of(spec_of(channels=16, **changes))
+    x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([3, 70]), torch.tensor([0, 5])
+    expected = network(x, t, labels)
+    found = network.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last), t, labels)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("block", "checkpointing"),
+    [
+        ("resnet", False),
+        pytest.param("resnet", True, marks=pytest.mark.slow),
+        pytest.param("convnext", False, marks=pytest.mark.slow),
+    ],
+)
+def test_the_network_is_one_graph(block, checkpointing):
+    """fullgraph raises at the first break; this backend traces forward and backward but generates no code."""
+    network = UNet(spec_of(block=block, gradient_checkpointing=checkpointing))
+    randomise(network)
+    arguments = (torch.randn(2, 1, 8, 8), torch.tensor([3, 70]), torch.tensor([0, 5]))
+    torch.compiler.reset()
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    expected = network(*arguments)
+    found = compiled(*arguments)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.detach().abs().max()))
+    found.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("profile", ["digits"])
+def test_a_compiled_network_gives_the_same_outputs(profile, precision):
+    network, arguments = random_network(profile)
+    torch.compiler.reset()
+    compiled = torch.compile(network, fullgraph=True)
+    expected = network(*arguments)
+    found = autocast(compiled, precision)(*arguments)
+    assert distance(found, expected) < (1e-5 if precision == "fp32" else BF16_BOUND)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    curves = {profile: [float(f"{loss:.6g}") for loss in losses(profile)] for profile in PROFILES}
+    GOLDEN.write_text(json.dumps(curves, indent=1) + "\n")
