@@ -195,6 +195,7 @@ def test_a_cell_is_known_by_its_own_sampler() -> None:
     assert solver - ddim == {"diffusion.sample.dpm_solver"}
     assert {
         "diffusion.sample.generate",
+        "diffusion.sample.asked",  # the class of each image
         "diffusion.sample.sampler",
         "diffusion.model.blocks",
         "diffusion.process.noise",

@@ -46,9 +46,8 @@ def sampling_card(settings: SampleSettings, artefact: Artefact) -> dict[str, Any
 def sampling_code(settings: SampleSettings, artefact: Described) -> Code:
     """The modules that such a model's images by these settings come from."""
     process, network = PROCESSES[artefact.process.schedule], MODELS[artefact.network.name]
-    return code_of(
-        "diffusion.sample.generate", SAMPLERS[settings.sampler].module, process.module, network.module
-    )
+    chosen = SAMPLERS[settings.sampler].module, process.module, network.module
+    return code_of("diffusion.sample.generate", "diffusion.sample.asked", *chosen)
 
 
 def shards_folder(settings: SampleSettings, artefact: Artefact) -> Path:
