@@ -97,7 +97,7 @@ def _trainings(needed: Needed) -> Iterator[Leftover]:
 
 
 def _cells(config: Config, needed: Needed) -> Iterator[Leftover]:
-    """Units of other models; of the present one those of cells that are not in the grid, or by other code."""
+    """Shards of other models; of the present one those of cells not in the grid, or by other code."""
     kept = {cells_folder(sha256) for sha256 in needed.models}
     own, present = None, set[Path]()
     if MODEL.is_file():

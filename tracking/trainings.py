@@ -9,7 +9,7 @@ from diffusion.layout import TRAIN_RUNS
 from diffusion.system.locks import is_held
 from tracking.spool import EVENTS, read_events
 
-BEAT = "run.json"  # what TrainRun.beat writes into a training's folder
+BEAT = "run.json"  # what RunFolder.beat writes into a training's folder
 
 # stopped: a signal ended it after its state was saved. dead: it was killed and could say nothing.
 State = Literal["running", "dead", "finished", "failed", "stopped"]

@@ -15,7 +15,7 @@ from diffusion.system.files import write_atomic
 
 
 def cells_folder(model_sha256: str) -> Path:
-    """Where the shards of a model's cells lie, a folder for each cell's card."""
+    """Where the shards of a model's cells lie, a folder for each cell by its card and its code."""
     return CELL_RUNS / model_sha256[:16]
 
 

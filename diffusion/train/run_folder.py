@@ -101,7 +101,7 @@ def open_run(
 ) -> Iterator[RunFolder]:
     """Hold the training's folder for this process alone; `fresh` discards what is there.
 
-    `config` and `code` are what the fingerprint was made of, kept for `TrainRun.changes`. The lock is the
+    `config` and `code` are what the fingerprint was made of, kept for `RunFolder.changes`. The lock is the
     process's own and dies with it. DiffctlError when another process holds it.
     """
     folder = root / fingerprint
@@ -126,7 +126,7 @@ def open_run(
 def open_training(
     plan: TrainPlan, root: Path = TRAIN_RUNS, *, fresh: bool = False, keep: bool = False
 ) -> Iterator[RunFolder]:
-    """The folder of the training of the `plan`, as `open_run`; `keep` as `TrainRun.keep`.
+    """The folder of the training of the `plan`, as `open_run`; `keep` as `RunFolder.keep`.
 
     Where this code has saved a state already, `keep` goes on from that one.
     """
