@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cli.stages.validation import Validation
-    from diffusion.model.model_file import Described
     from diffusion.train.identity import DenoiserPlan
     from diffusion.train.run_folder import RunFolder
     from tracking.spool import Spool
@@ -119,7 +118,7 @@ class Watch(LiveLine):
                 self.evaluate(step, ema)
 
 
-def write_preview(path: Path, artefact: "Described", network: "nn.Module", ema: "nn.Module") -> None:
+def write_preview(path: Path, plan: "DenoiserPlan", network: "nn.Module", ema: "nn.Module") -> None:
     """Write a PNG of ten images from fixed seeds: above by the raw weights, below by their EMA."""
     import numpy as np
 
@@ -129,7 +128,9 @@ def write_preview(path: Path, artefact: "Described", network: "nn.Module", ema: 
     from diffusion.protocol.settings import SampleSettings
     from diffusion.sample.asked import mixed_condition
     from diffusion.sample.generate import generate
+    from diffusion.train.identity import result_of
 
+    artefact = result_of(plan)
     settings = SampleSettings(steps=min(PREVIEW_STEPS, artefact.process.timesteps))
     indices = range(10)
     device = next(network.parameters()).device

@@ -16,10 +16,10 @@ from PIL import Image
 from cli.stages.training import Tracked
 from cli.stages.watch import Watch, write_preview
 from diffusion.images.store import open_store
-from diffusion.model.model_file import Artefact
 from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted
 from diffusion.train.distributed import ProcessGroup, RankLost
+from diffusion.train.identity import DenoiserPlan
 from diffusion.train.loop import Silent, TrainState, new_state, train
 from diffusion.train.run_folder import open_run
 from tests.train.test_loop import CPU, assert_same, plan_of, run, run_until
@@ -89,8 +89,8 @@ def told_in(said: list[warnings.WarningMessage]) -> list[str]:
 class Failing:
     """An observer that fails at all that it is asked for; a preview does so in the midst of its work."""
 
-    def __init__(self, artefact: Artefact) -> None:
-        self.artefact = artefact
+    def __init__(self, plan: DenoiserPlan) -> None:
+        self.plan = plan
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         raise ValueError(f"nan at {step}")
@@ -101,7 +101,7 @@ class Failing:
     def preview(self, step: int, network: UNet, ema: UNet) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("diffusion.sample.generate.generate", self._fail)
-            write_preview(Path("never.png"), self.artefact, network, ema)
+            write_preview(Path("never.png"), self.plan, network, ema)
 
     def evaluate(self, step: int, ema: UNet) -> None:
         raise DiffctlError("the reference is stale")
