@@ -42,7 +42,8 @@ def imported(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.module, "imports are absolute here"
+            assert not node.level, "imports are absolute here"
+            assert node.module, "an absolute import names its module"
             yield from [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         else:
             yield from imported(node)
