@@ -129,8 +129,8 @@ def train_step(state: TrainState, gradients: GradientAccumulator, batch: Batch) 
     losses, index, weights = gradients(batch, state.step)
     norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), train.grad_clip or math.inf)
     means = {name: (value * weights).mean() for name, value in losses.items()} | {"grad_norm": norm}
+    finite = torch.stack(list(means.values())).isfinite().all()  # not of what only people look at
     means |= quartile_sums(losses["loss"], index, state.plan.process.timesteps)
-    finite = torch.stack(list(means.values())).isfinite().all()
     if state.timesteps.learns and finite:
         state.timesteps.update(index, losses["loss"])
     for group in state.optimizer.param_groups:
