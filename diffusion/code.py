@@ -8,6 +8,7 @@ was not chosen decides nothing. Modules in NEUTRAL change no number and are neit
 import ast
 import hashlib
 from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -53,14 +54,13 @@ NEUTRAL = {
     "diffusion.system.section": "its values stand in the fingerprint",
     "diffusion.system.signals": "stops",
     "diffusion.system.syntax": "reads code",
-    "diffusion.system.threads": "where the work is done",
+    "diffusion.system.threads": "where the work is done, and joined in its order",
     "diffusion.train.async_metrics": "means for people",
     "diffusion.train.classifier_plan": "its values stand in the fingerprint",
     "diffusion.train.config": "its values stand in the fingerprint",
     "diffusion.train.identity": "its values stand in the fingerprint",
     "diffusion.train.loss_by_timestep": "means for people",
     "diffusion.train.memory": "chooses a micro-batch, which counts as rounding",
-    "diffusion.train.state": "carries a state as it is",
     "diffusion.train.state_file": "a saved state has a checksum",
     "diffusion.train.watching": "tells what a watcher failed at",
 }
@@ -78,9 +78,14 @@ class CodeSince(Section):
 
 
 def code_of(*roots: str) -> Code:
-    """The modules that `roots` compute by, themselves included, but for the neutral ones."""
+    """The modules that `roots` compute by, themselves included, but for the neutral ones.
+
+    The roots are imported first, so that what runs later is what was read, whatever is edited meanwhile.
+    """
     found: Code = {}
     todo = list(roots)
+    for root in roots:
+        import_module(root)
     while todo:
         name = todo.pop()
         if name not in found and not is_neutral(name):

@@ -203,6 +203,17 @@ def test_a_cell_is_known_by_its_own_sampler() -> None:
     assert not ddim & {"diffusion.train.loop", "diffusion.train.batch", "diffusion.train.ema"}
 
 
+def test_what_was_read_is_what_runs() -> None:
+    script = (
+        "import sys\nfrom diffusion.code import code_of\n"
+        "code_of('diffusion.sample.dpm_solver')\nprint('diffusion.sample.dpm_solver' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\n"
+
+
 def test_changed_modules_are_named_as_files() -> None:
     old = {"diffusion.model.unet": "1", "diffusion.train.loader": "2", "diffusion.gone": "3"}
     new = {"diffusion.model.unet": "1", "diffusion.train.loader": "4", "diffusion.new": "5"}

@@ -4,19 +4,22 @@ runs/ grows with every other configuration and every other code. A training that
 not wholly in MLflow, is never among it.
 """
 
+import itertools
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffusion.config import Config
-from diffusion.layout import CELL_RUNS, MODEL, MODEL_RUNS, TRAIN_RUNS
+from diffusion.layout import CELL_RUNS, CLASSIFIER_RUNS, MODEL, MODEL_RUNS, TRAIN_RUNS
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.shards import cells_folder
 from diffusion.sample.sweep import shards_folder
 from diffusion.system.locks import LockBusy, file_lock, is_held
-from diffusion.train.identity import TrainPlan, training_fingerprint
+from diffusion.train.identity import TrainPlan, training_fingerprint, training_settings
+from diffusion.train.run_folder import kept_by
+from diffusion.train.state_file import newest_step
 from tracking.delivery import Sent
 from tracking.lookup import find_run
 from tracking.names import FILE_SHA256, KEY, MODEL_SHA256, model_name
@@ -24,6 +27,8 @@ from tracking.registry import find_champion
 from tracking.spool import EVENTS
 from tracking.store import connect, database_file, failures, tracking_uri
 from tracking.trainings import read_training
+
+TRAININGS = (TRAIN_RUNS, CLASSIFIER_RUNS)
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,17 @@ class Needed:
     files: set[str] = field(default_factory=set)
 
 
-def leftovers(config: Config, plan: TrainPlan, names: Sequence[str] = ()) -> list[Leftover]:
-    """What may go, the largest first, where `plan` is the present training; `names` are runs to keep.
+def leftovers(config: Config, plans: Sequence[TrainPlan], names: Sequence[str] = ()) -> list[Leftover]:
+    """What may go, the largest first, where `plans` are the present trainings; `names` are runs to keep.
 
+    Where a present training has no state yet, what `diffctl run --keep` would go on from stays, too.
     UsageError for a name that no run has; DiffctlError when MLflow does not answer: it knows the champion.
     """
     needed = _needed_by_mlflow(config.data.name, names)
-    needed.fingerprints.add(training_fingerprint(plan))
+    for plan, root in itertools.product(plans, TRAININGS):
+        folder = root / training_fingerprint(plan)
+        other = None if newest_step(folder) else kept_by(folder, training_settings(plan))
+        needed.fingerprints |= {folder.name, *([other.name] if other else [])}
     found = [*_trainings(needed), *_cells(config, needed), *_models(needed)]
     return sorted(found, key=lambda leftover: leftover.size, reverse=True)
 
@@ -85,7 +94,7 @@ def _needed_by_mlflow(data: str, names: Sequence[str]) -> Needed:
 
 def _trainings(needed: Needed) -> Iterator[Leftover]:
     uri = tracking_uri()
-    for folder in _folders(TRAIN_RUNS):
+    for folder in [folder for root in TRAININGS for folder in _folders(root)]:
         training = read_training(folder) if (folder / EVENTS).exists() else None
         undelivered = training is not None and not Sent.load(folder, uri).complete
         key = training.key if training else None

@@ -10,6 +10,7 @@ from cli.shared.tables import show, table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from diffusion.train.identity import TrainPlan
     from tracking.prune import Leftover
 
 
@@ -24,7 +25,11 @@ def prune(
     """Say what in runs/ neither params.yaml nor the champion nor a named run needs; --yes removes it."""
     from diffusion.check.findings import Project
     from diffusion.config import load
+    from diffusion.system.devices import default_device
     from diffusion.system.errors import UsageError
+    from diffusion.system.params import load_sections
+    from diffusion.train.classifier_plan import plan_classifier
+    from diffusion.train.config import ClassifierSections
     from tracking.prune import leftovers, remove
 
     project = Project(load())
@@ -33,7 +38,11 @@ def prune(
             "the data of params.yaml are not prepared, so which training is its own is not known: "
             "`diffctl stage data` prepares them"
         )
-    found = leftovers(project.config, project.plan, keep or [])
+    plans: list[TrainPlan] = [project.plan]
+    if project.config.classifier:
+        sections = load_sections(ClassifierSections)
+        plans.append(plan_classifier(sections, project.train_meta(), default_device()))
+    found = leftovers(project.config, plans, keep or [])
     busy = remove(found) if yes else []
     if as_json:
         rows = [{**vars(one), "path": str(one.path), "removed": yes and one not in busy} for one in found]

@@ -78,12 +78,10 @@ class RunFolder:
 
         Its states are copied. UsageError when there is none that has one.
         """
-        config = _values(self.folder / CONFIG)
-        for other in reversed(_others(self.folder)):
-            if _values(other / CONFIG) == config and newest_step(other):
-                with file_lock(other / "lock", timeout=0, busy=f"{other} is still training: stop it first"):
-                    copy_states(other, self.folder)
-                return other
+        if other := kept_by(self.folder, _values(self.folder / CONFIG)):
+            with file_lock(other / "lock", timeout=0, busy=f"{other} is still training: stop it first"):
+                copy_states(other, self.folder)
+            return other
         raise UsageError(
             "--keep goes on from a training of this configuration by other code, and there is none in "
             f"{self.folder.parent}: leave it out"
@@ -135,6 +133,12 @@ def open_training(
         if keep and not newest_step(run.folder):
             run.keep()
         yield run
+
+
+def kept_by(folder: Path, config: dict[str, Any]) -> Path | None:
+    """The newest other training of this configuration that has a state: what `keep` would go on from."""
+    same = (other for other in reversed(_others(folder)) if _values(other / CONFIG) == config)
+    return next((other for other in same if newest_step(other)), None)
 
 
 def _others(folder: Path) -> list[Path]:

@@ -1,22 +1,25 @@
 """`diffctl prune`: what goes, what stays, and that it is said before it is done."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from diffusion.config import load
 from diffusion.images.store import open_store
-from diffusion.layout import CELL_RUNS, MODEL, MODEL_RUNS, PREPARED, TRAIN_RUNS
+from diffusion.layout import CELL_RUNS, CLASSIFIER_RUNS, MODEL, MODEL_RUNS, PREPARED, TRAIN_RUNS
 from diffusion.model.model_file import save_artefact
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.shards import cells_folder
 from diffusion.sample.sweep import shards_folder
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.files import write_text
+from diffusion.system.files import write_json, write_text
 from diffusion.system.locks import file_lock
-from diffusion.train.identity import plan_training, result_of, training_fingerprint
+from diffusion.train.identity import plan_training, result_of, training_fingerprint, training_settings
+from diffusion.train.state_file import save_state
 from tests.conftest import diffctl, write_params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.networks import network_of
@@ -25,6 +28,8 @@ from tracking.delivery import deliver
 from tracking.prune import leftovers
 from tracking.spool import Spool
 from tracking.store import connect, ensure_experiment, tracking_uri
+
+CLASSIFIER = {"steps": 2, "batch_size": 4, "lr": 0.001}
 
 
 @pytest.fixture
@@ -53,7 +58,7 @@ def make_units(folder: Path) -> Path:
 
 
 def gone(plan, *keep: str) -> set[Path]:
-    return {leftover.path for leftover in leftovers(load(), plan, keep)}
+    return {leftover.path for leftover in leftovers(load(), [plan], keep)}
 
 
 def test_trainings_of_other_settings_go_and_what_is_needed_stays(plan) -> None:
@@ -67,6 +72,31 @@ def test_trainings_of_other_settings_go_and_what_is_needed_stays(plan) -> None:
     assert gone(plan) == {other, named, running}
     with pytest.raises(UsageError, match="there is no run 'nobody'"):
         gone(plan, "nobody")
+
+
+def test_what_keep_would_go_on_from_stays(plan) -> None:
+    kept, older, other = (make_training(name, name) for name in ("kept", "older", "other"))
+    for at, folder in enumerate((older, kept)):
+        write_json(folder / "config.json", training_settings(plan))
+        save_state(folder, 3, {"w": torch.ones(1)}, {})
+        write_json(folder / "run.json", {"key": folder.name})
+        os.utime(folder / "run.json", (at, at))
+    assert gone(plan) == {older, other}
+    save_state(TRAIN_RUNS / training_fingerprint(plan), 1, {"w": torch.ones(1)}, {})
+    assert gone(plan) == {older, other, kept}
+
+
+def test_classifiers_of_other_settings_go(project: Path) -> None:
+    write_params(project, classifier={"model": {"channels": 8, "channel_mult": [1, 2]}, "train": CLASSIFIER})
+    assert diffctl(project, "stage", "data").returncode == 0
+    done = diffctl(project, "stage", "classifier")
+    assert done.returncode == 0, done.stderr
+    (own,) = CLASSIFIER_RUNS.iterdir()
+    other = CLASSIFIER_RUNS / "other"
+    write_text(other / "state-000000007.safetensors", "weights")
+    rows = json.loads(diffctl(project, "prune", "--json").stdout)
+    assert [row["path"] for row in rows] == [str(other)]
+    assert own.exists()
 
 
 def test_images_of_other_models_and_of_cells_outside_the_grid_go(plan) -> None:
