@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from diffusion.check import Finding
+    from diffusion.check.findings import Finding
 
 MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
 COLOURS = {"ok": typer.colors.GREEN, "warning": typer.colors.YELLOW, "error": typer.colors.RED}

@@ -161,7 +161,7 @@ def _npz(out: Path, pixels: "Images", codes: "Tensor", back: "Images", labels: "
     arrays = {"codes": codes.numpy(), "images": pixels, "reconstructions": back}
     if labels is not None:
         arrays["labels"] = labels.numpy()
-    write_atomic(out, lambda file: np.savez(file, **arrays))
+    write_atomic(out, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]  # numpy's stub
 
 
 def _png(out: Path, pixels: "Images", codes: "Tensor", back: "Images", labels: "Tensor | None") -> None:

@@ -4,14 +4,19 @@ import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 PLAIN_SECONDS = 10  # between lines where nobody watches live
 RECENT = 60  # marks, at most one a second, that the rate looks back on
 
-Show = Callable[[int, int, str], None]
-"""Called with (done, total, what else to say)."""
+
+class Show(Protocol):
+    """Shows how far a piece of work is."""
+
+    def __call__(self, done: int, total: int, more: str = "", /) -> None:
+        """`done` of `total`, and what else to say."""
 
 
 def clock(seconds: float) -> str:
