@@ -248,7 +248,7 @@ def test_a_model_that_was_swapped_is_not_served(make_model, here):
     stored.write_bytes(MODEL.read_bytes())
     done = load_and_predict(here, f"sqlite:///{here / 'mlflow.db'}", [{"num": 1}])
     assert done.returncode == 1
-    assert "not the file that was registered" in done.stderr
+    assert "not the model that was registered" in done.stderr
 
 
 @pytest.mark.slow
