@@ -4,6 +4,7 @@ Tasks pass names, never arrays, and Prefect keeps no results: DVC alone decides 
 """
 
 from contextvars import ContextVar
+from typing import Any
 
 from prefect import State, Task, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -22,7 +23,7 @@ RETRY_DELAYS = [5.0, 20.0]
 done_steps: ContextVar[dict[str, str | None]] = ContextVar("done_steps")
 
 
-def worth_a_retry(task: Task, run: TaskRun, state: State) -> bool:
+def worth_a_retry(task: Task[Any, Any], run: TaskRun, state: State) -> bool:
     """Whether a step failed in a way that may pass: its work did, not its configuration, and nobody asked."""
     error = state.data
     if not (isinstance(error, MlflowError) or (isinstance(error, StageFailed) and error.retry)):
@@ -45,7 +46,7 @@ async def pipeline(
     a training of this configuration by other code, `retry_delays` are the seconds before each new try of a
     step whose work failed.
     """
-    supervised = task(
+    supervised = task(  # type: ignore[call-overload]  # a function and options at once, which works
         step,
         task_run_name="{name}",
         cache_policy=NO_CACHE,

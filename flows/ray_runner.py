@@ -125,7 +125,7 @@ def _gpus(wanted: float | None) -> float:
     """The GPUs of a shard; UsageError where the cluster has not as many."""
     import ray
 
-    there = ray.cluster_resources().get("GPU", 0)
+    there = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
     gpus = min(1, there) if wanted is None else wanted
     if gpus > there:
         raise UsageError(f"sample.num_gpus asks for {gpus:g} GPUs a shard, and Ray has {there:g}")
@@ -136,7 +136,7 @@ def _room(gpus: float) -> int:
     """How many shards may be under way: enough for every worker, and no more, so that memory stays flat."""
     import ray
 
-    resources = ray.cluster_resources()
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     workers = resources.get("GPU", 0) / gpus if gpus else resources.get("CPU", 1)
     return AHEAD * max(1, int(workers))
 

@@ -169,7 +169,8 @@ def drain(url: str) -> None:
     from prefect.logging.handlers import APILogWorker
 
     patience = DRAIN_SECONDS if answers(url, timeout=1) else 0
-    for service in (EventsWorker, APILogWorker):
+    services: tuple[Any, ...] = (EventsWorker, APILogWorker)  # whose queues have no public name
+    for service in services:
         workers = list(service._instances.values())
         service.drain_all(timeout=patience)
         for worker in workers:
