@@ -77,10 +77,12 @@ class CodeSince(Section):
     torch: str
 
 
+@cache
 def code_of(*roots: str) -> Code:
     """The modules that `roots` compute by, themselves included, but for the neutral ones.
 
-    The roots are imported first, so that what runs later is what was read, whatever is edited meanwhile.
+    The roots are imported first, so that what runs later is what was read, whatever is edited meanwhile. Read
+    once a process: a sweep asks for every cell, and nobody changes what is returned.
     """
     found: Code = {}
     todo = list(roots)

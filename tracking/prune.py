@@ -16,6 +16,7 @@ from diffusion.model.model_file import read_artefact
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.shards import cells_folder
 from diffusion.sample.sweep import shards_folder
+from diffusion.system.files import bytes_below
 from diffusion.system.locks import LockBusy, file_lock, is_held
 from diffusion.train.identity import TrainPlan, training_fingerprint, training_settings
 from diffusion.train.run_folder import kept_by
@@ -102,7 +103,7 @@ def _trainings(needed: Needed) -> Iterator[Leftover]:
             continue
         if not is_held(folder / "lock"):
             steps = f"{training.step:,} steps" if training else "nothing"
-            yield Leftover(folder, _size(folder), f"training, {steps}")
+            yield Leftover(folder, bytes_below(folder), f"training, {steps}")
 
 
 def _cells(config: Config, needed: Needed) -> Iterator[Leftover]:
@@ -118,20 +119,16 @@ def _cells(config: Config, needed: Needed) -> Iterator[Leftover]:
         if folder == own:
             what = "images of a cell that is not in the grid, or by other code"
             others = [cell for cell in _folders(folder) if cell not in present]
-            yield from (Leftover(cell, _size(cell), what) for cell in others)
+            yield from (Leftover(cell, bytes_below(cell), what) for cell in others)
         elif folder not in kept:
-            yield Leftover(folder, _size(folder), "images of another model")
+            yield Leftover(folder, bytes_below(folder), "images of another model")
 
 
 def _models(needed: Needed) -> Iterator[Leftover]:
     for folder in _folders(MODEL_RUNS):
         if folder.name not in needed.files:
-            yield Leftover(folder, _size(folder), "model fetched from MLflow")
+            yield Leftover(folder, bytes_below(folder), "model fetched from MLflow")
 
 
 def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.glob("*") if path.is_dir())
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())

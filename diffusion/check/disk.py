@@ -13,6 +13,7 @@ from diffusion.model.model_file import read_artefact
 from diffusion.protocol.grid import Cell, cell_settings, grid
 from diffusion.sample.sweep import shards_folder
 from diffusion.system.errors import DiffctlError
+from diffusion.system.files import bytes_below
 from diffusion.train.identity import result_of, training_fingerprint
 from diffusion.train.memory import count_parameters
 
@@ -74,7 +75,7 @@ def _data(project: Project) -> list[Need]:
     copies = 1 if _there(work).stat().st_dev == _there(out).stat().st_dev else 2
     return [
         Need("data", cache_root(), 2 * outlook.download),
-        Need("data", work, max(0, images - _bytes_below(work))),
+        Need("data", work, max(0, images - bytes_below(work))),
         Need("data", out, copies * images),
     ]
 
@@ -99,7 +100,7 @@ def _samples(project: Project) -> list[Need]:
     cells, samples = grid(config.sample, config.sweep), project.root / SAMPLES
     size = config.sample.num_images * int(meta["image_size"]) ** 2 * int(meta["channels"])
     shards = _shards(project, cells)
-    stores = [_bytes_below(samples / cell.name) for cell in cells]
+    stores = [bytes_below(samples / cell.name) for cell in cells]
     is_done = bool(shards) and all(stores)
     return [
         Need("samples", project.root / CELL_RUNS, sum(max(0, size - shards.get(cell, 0)) for cell in cells)),
@@ -122,14 +123,9 @@ def _shards(project: Project, cells: Sequence[Cell]) -> dict[Cell, int]:
         return {}
     sample = project.config.sample
     folders = {cell: shards_folder(cell_settings(sample, cell), artefact) for cell in cells}
-    return {cell: _bytes_below(project.root / folder) for cell, folder in folders.items()}
+    return {cell: bytes_below(project.root / folder) for cell, folder in folders.items()}
 
 
 def _there(path: Path) -> Path:
     """The path, or the nearest folder above it that exists."""
     return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def _bytes_below(folder: Path) -> int:
-    """What the files below a folder take on their disk."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())

@@ -116,6 +116,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def bytes_below(folder: Path) -> int:
+    """What the files below a folder take on their disk."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
