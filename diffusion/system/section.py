@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from diffusion.system.errors import UsageError
 
@@ -21,7 +23,9 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Distinct = AfterValidator(_distinct)
 UNKNOWN_KEY = "unknown_key"  # the type of an error that says by itself what is allowed
-SAYS_ALL = ("value_error", "missing", UNKNOWN_KEY)
+SAYS_ALL = ("value_error", "missing", "json_invalid", UNKNOWN_KEY)
+MOST_PROBLEMS = 5  # told of one file at once
+BRIEF = 120  # characters of what somebody gave, told back
 
 
 class Section(BaseModel):
@@ -42,25 +46,43 @@ def validated(kind: type[Kind], values: Any, origin: str) -> Kind:
         raise UsageError(explain(error, origin, kind)) from None
 
 
-def explain(error: ValidationError, origin: str, kind: type[BaseModel]) -> str:
+def explain(error: ValidationError, origin: str, kind: Any) -> str:
     """One sentence for the user: where, what is wrong, what is allowed. `kind` is what was validated."""
-    problems = []
-    for item in error.errors(include_url=False):
-        field = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            problems.append(f"{field}: unknown key{_allowed_keys(kind, item['loc'])}")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            given = "" if item["type"] in SAYS_ALL else f" (got {item['input']!r})"
-            problems.append(f"{field + ': ' if field else ''}{message}{given}")
+    found = error.errors(include_url=False)
+    problems = [_problem(item, kind) for item in found[:MOST_PROBLEMS]]
+    if len(found) > MOST_PROBLEMS:
+        problems.append(f"and {len(found) - MOST_PROBLEMS} more")
     return f"{origin}: " + "; ".join(problems)
 
 
-def _allowed_keys(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:
+def _problem(item: ErrorDetails, kind: Any) -> str:
+    field = brief(".".join(str(part) for part in item["loc"]), str)
+    if item["type"] == "extra_forbidden":
+        return f"{field}: unknown key{_allowed_keys(kind, item['loc'])}"
+    message = item["msg"].removeprefix("Value error, ")
+    given = "" if item["type"] in SAYS_ALL else f" (got {brief(item['input'])})"
+    return f"{field + ': ' if field else ''}{message}{given}"
+
+
+def brief(value: Any, written: Callable[[Any], str] = repr) -> str:
+    """A value that somebody gave, in one line and at most BRIEF characters, whatever it is."""
+    try:
+        text = " ".join(written(value).split())
+    except (ValueError, RecursionError):  # a number of more digits than Python writes, nesting without end
+        text = f"what is no sensible {type(value).__name__}"
+    return text if len(text) <= BRIEF else f"{text[:BRIEF]}..."
+
+
+def _allowed_keys(kind: Any, location: tuple[int | str, ...]) -> str:
     for part in location[:-1]:
-        annotation: Any = kind.model_fields[str(part)].annotation
-        kind = next(one for one in (annotation, *get_args(annotation)) if hasattr(one, "model_fields"))
-    return f", allowed are {', '.join(kind.model_fields)}"
+        fields = getattr(kind, "model_fields", {})
+        if str(part) not in fields:  # below a list, a mapping or a choice of classes
+            return ""
+        annotation: Any = fields[str(part)].annotation
+        kind = next(
+            (one for one in (annotation, *get_args(annotation)) if hasattr(one, "model_fields")), None
+        )
+    return f", allowed are {', '.join(kind.model_fields)}" if hasattr(kind, "model_fields") else ""
 
 
 def canonical(values: Any) -> str:

@@ -1,0 +1,80 @@
+"""Documents from outside: the class they should be, or one sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from diffusion.system.documents import Values, parse_document, read_document
+from diffusion.system.errors import DiffctlError
+from diffusion.system.section import Section, brief
+
+
+class _Inner(Section):
+    size: int = Field(gt=0, le=100)
+
+
+class _Outer(Section):
+    name: str
+    inner: _Inner
+    many: dict[str, _Inner] = Field(default_factory=dict)
+
+
+_TREES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda below: st.lists(below) | st.dictionaries(st.text(), below),
+)
+
+
+@given(_TREES)
+def test_any_json_of_another_shape_is_one_sentence(tree: object) -> None:
+    with pytest.raises(DiffctlError) as caught:
+        parse_document(json.dumps({"name": "a", "inner": tree}), _Outer, "here")
+    assert str(caught.value).startswith("here is damaged or of another format: ")
+    assert "\n" not in str(caught.value)
+
+
+@given(st.binary())
+def test_any_bytes_are_the_class_or_one_sentence(data: bytes) -> None:
+    with pytest.raises(DiffctlError, match="here is damaged"):
+        parse_document(b"x" + data, Values, "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"name": "a", "inner": {"size": ' + "9" * 5000 + "}}", "number out of range"),
+        ("[" * 100_000, "recursion limit"),
+        ('{"name": "a", "inner": {"size": NaN}}', "inner.size"),
+        ('{"name": "a", "inner": {"size": 3, "s": 1}}', "inner.s: unknown key, allowed are size"),
+        ('{"name": "a", "inner": {"size": 3}, "many": {"x": {"size": 3, "s": 1}}}', "many.x.s: unknown key"),
+        ("null", "should be"),
+        ("", "Invalid JSON"),
+    ],
+)
+def test_what_is_wrong_is_said_shortly(text: str, says: str) -> None:
+    with pytest.raises(DiffctlError) as caught:
+        parse_document(text, _Outer, "here")
+    assert says in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"a": "b" * 100}))
+    assert read_document(path, Values) == {"a": "b" * 100}
+    with pytest.raises(DiffctlError, match="larger than 50 bytes"):
+        read_document(path, Values, most=50)
+
+
+def test_what_somebody_gave_is_told_back_in_one_short_line() -> None:
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert brief("a\nb") == r"'a\nb'"
+    assert len(brief("x" * 10_000)) < 130
+    assert brief(10**5000) == "what is no sensible int"
+    assert brief(deep) == "what is no sensible list"
