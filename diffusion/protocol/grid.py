@@ -11,7 +11,7 @@ from diffusion.system.section import canonical
 
 AXES = ("steps", "eta", "sampler", "noise", "spacing", "guidance")  # what a grid may vary, in this order
 FOLLOWING = ("evaluations",)  # in a card, what follows from the values on the axes
-SAMPLING_VERSION = 3  # raise it when the same model and settings would no longer give the same images
+SAMPLING_VERSION = 4  # raise it when the same model and settings would no longer give the same images
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def last_error(sampler: str, steps: int) -> float:
 
 @pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpm-solver++", 2)])
 def test_the_order_of_convergence(sampler, order):
-    counts = [80, 160, 320, 640]
+    counts = [320, 640, 1280, 2560]  # before, the last steps are read less far ahead
     errors = [last_error(sampler, count) for count in counts]
     slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
     assert order - 0.15 < slope < order + 0.6
@@ -67,7 +67,7 @@ def test_it_is_more_exact_than_ddim_at_equal_steps():
     st.data(),
 )
 def test_every_step_is_the_papers(name, spacing, timesteps, clip, data):
-    """Of order 2 after the first, but for a step of more than twice the one before's length."""
+    """Of order 2 after the first, but for reading the line less far ahead where a step is much longer."""
     steps = data.draw(st.integers(1, timesteps))
     grid = grid_of(name, timesteps, spaced_timesteps(spacing, steps, timesteps))
     x = randn(1, 1, 3, 3).numpy()
@@ -83,10 +83,10 @@ def test_every_step_is_the_papers(name, spacing, timesteps, clip, data):
             break
         lambda_t = math.log(alpha[i - 1] / sigma[i - 1])
         h, d = lambda_t - lambda_s, x_0
-        if earlier and h <= 2 * (lambda_s - earlier[-1][0]):
+        if earlier:
             lambda_r, x_0_r = earlier[-1]
             r = (lambda_s - lambda_r) / h
-            d = x_0 + (x_0 - x_0_r) / (2 * r)
+            d = x_0 + (x_0 - x_0_r) * min(1 / (2 * r), 1 / 4 + r / 2)
         x = sigma[i - 1] / sigma[i] * x - alpha[i - 1] * (math.exp(-h) - 1) * d
         earlier.append((lambda_s, x_0))
     start = randn(1, 1, 3, 3)
