@@ -38,6 +38,9 @@ def evaluate(
         Path | None,
         typer.Option("--weights", help="Where it brings none. [default: download]"),
     ] = None,
+    weights_sha256: Annotated[
+        str | None, typer.Option("--weights-sha256", help="Of weights that are not the published ones.")
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="[default: as suits the device]")
     ] = None,
@@ -57,6 +60,7 @@ def evaluate(
             extractor=extractor.value if extractor else None,
             split=split.value,
             weights=weights,
+            weights_sha256=weights_sha256,
             batch_size=batch_size,
             progress=watch,
         )

@@ -149,15 +149,14 @@ def _validation(
     run: "RunFolder", plan: "DenoiserPlan", config: "Config", spool: "Spool", stop: "StopRequest"
 ) -> Validation:
     """What scores the EMA in the midst of the training; what is missing for it is told before that begins."""
-    from diffusion.evaluate.features.extractors import load_extractor
+    from diffusion.evaluate.features.extractors import configured_extractor
     from diffusion.evaluate.features.reference import find_reference
     from diffusion.evaluate.validation import Checkpoints, ValidationScorer
     from diffusion.layout import PREPARED, REFERENCE
-    from diffusion.system.devices import default_device
     from diffusion.train.identity import result_of
 
     section = config.evaluate
-    extractor = load_extractor(section.extractor, section.weights, default_device())
+    extractor = configured_extractor(section)
     with progress("reference") as show:
         places = (REFERENCE, run.folder / "reference")
         reference = find_reference(section, extractor, PREPARED, places, show)

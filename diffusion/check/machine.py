@@ -8,7 +8,7 @@ import torch
 from diffusion.check.findings import Finding, Project, gigabytes
 from diffusion.downloads.fetch import verify
 from diffusion.model.config import NetworkSpec
-from diffusion.protocol.extractors import extractor_spec
+from diffusion.protocol.extractors import INSTALL, extractor_spec
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train.config import TrainConfig
@@ -88,10 +88,12 @@ def check_weights(project: Project) -> Iterator[Finding]:
     if spec.weights.comes_along:
         yield Finding("ok", "extractor", f"the weights of {spec.name} come with its package")
         return
+    if spec.needs and find_spec(spec.needs) is None:
+        yield Finding("error", "extractor", f"{spec.name} needs {spec.needs}", INSTALL)
     path = evaluate.weights or cached(spec.weights)
     if path.is_file():
         try:
-            verify(path, f"sha256:{spec.weights.sha256}")
+            verify(path, f"sha256:{evaluate.weights_sha256 or spec.weights.sha256}")
             yield Finding("ok", "extractor", f"the weights of {spec.name} are here and right")
         except DiffctlError as error:
             yield Finding("error", "extractor", str(error))

@@ -27,6 +27,7 @@ def evaluate_images(
     extractor: str | None = None,
     split: str = "train",
     weights: Path | None = None,
+    weights_sha256: str | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def evaluate_images(
             f"make them the way the reference was made, since resizing moves every score"
         )
     name = extractor or default_extractor(real.images.shape[1])
-    loaded = load_extractor(name, weights, default_device())
+    loaded = load_extractor(name, weights, default_device(), weights_sha256)
     reference = None if heldout is None else matching_reference(REFERENCE, loaded, split, against)
     before = 0
     if reference is None:

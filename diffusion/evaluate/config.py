@@ -14,8 +14,8 @@ from diffusion.system.section import PositiveInt, Section
 class EvaluateConfig(Section):
     """Scores against a split of the prepared data, by features of `extractor`, a name of EXTRACTORS.
 
-    `weights` is the file of one that does not bring its own (Inception); None looks in torch's hub cache and
-    downloads it.
+    `weights` is the file of one that does not bring its own; None looks in torch's hub cache and downloads
+    it. `weights_sha256` is for a file that is not the published one, which cards then tell.
     `batch_size` images are seen at a time, None as suits the device.
     `bootstrap` resamples make the confidence intervals (0: none). At most `prc_images` images of each set are
     held against each other for precision, recall and memorisation.
@@ -24,6 +24,7 @@ class EvaluateConfig(Section):
     extractor: Annotated[str, AfterValidator(partial(known, registry=EXTRACTORS))] = "effnet-lite0-64"
     reference: Literal["train", "test"] = "train"
     weights: Path | None = None
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     batch_size: PositiveInt | None = None
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     prc_images: PositiveInt = 10_000

@@ -10,7 +10,7 @@ from diffusion.choice.ranking import is_aside
 from diffusion.evaluate.beside import Tally, side_by_side
 from diffusion.evaluate.config import EvaluateConfig
 from diffusion.evaluate.features.extract import Features, extract, verify
-from diffusion.evaluate.features.extractors import Extractor, load_extractor
+from diffusion.evaluate.features.extractors import Extractor, configured_extractor
 from diffusion.evaluate.features.reference import open_reference
 from diffusion.evaluate.scores.intervals import CONFIDENCE
 from diffusion.evaluate.scores.scorer import Scorer
@@ -18,7 +18,6 @@ from diffusion.images.store import ImageStore
 from diffusion.protocol.card import Card, differing
 from diffusion.protocol.cells import Document
 from diffusion.protocol.grid import AXES, FOLLOWING, Cell, line_name, order
-from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json, write_text
 from diffusion.system.threads import results
@@ -40,7 +39,7 @@ def evaluate(
     images than lie there. All of it is checked before work starts.
     """
     _refuse_mixed_cards(stores)
-    extractor = load_extractor(section.extractor, section.weights, default_device())
+    extractor = configured_extractor(section)
     opened = open_reference(reference, extractor, section.reference, prepared)
     scorer = Scorer(opened, section.bootstrap, section.prc_images, extractor.device)
     return score_cells(stores, scorer, extractor, section.batch_size, progress)

@@ -15,6 +15,7 @@ from diffusion.system.registry import load_reference, module_named
 if TYPE_CHECKING:
     from torch import nn
 
+INSTALL = "pip install 'diffctl[extractors]'"  # what brings the packages that some need
 EVALUATION_VERSION = 2  # raise it when the same images would no longer give the same numbers
 
 
@@ -43,8 +44,9 @@ class ExtractorSpec:
     """A registered extractor; `builder` makes its network, a "module:name".
 
     `size` is the side in pixels that it resizes images to, `resize` how, as cards say it; `features` how many
-    numbers it gives an image. `distance`, `kernel_distance` and `score` name its Fréchet distance, its kernel
-    distance and its Inception-style score; `score` is None where it has no logits.
+    numbers it gives an image; `needs` a module that must be importable. `distance`, `kernel_distance` and
+    `score` name its Fréchet distance, its kernel distance and its Inception-style score; that one is None
+    where it has no logits.
     """
 
     name: str
@@ -56,6 +58,7 @@ class ExtractorSpec:
     kernel_distance: str
     score: str | None = None
     weights: Weights = Weights()
+    needs: str = ""
 
     @property
     def module(self) -> str:
@@ -128,8 +131,43 @@ INCEPTION = ExtractorSpec(
     ),
 )
 
+# Those of FD-DINOv2 and of CMMD: the published names, resizes and weights.
+DINOV2 = ExtractorSpec(
+    name="dinov2-vit-l14",
+    builder="diffusion.evaluate.features.dinov2:build",
+    size=224,
+    resize="bicubic, antialiased, to 224",
+    features=1024,
+    distance="fd_dinov2",
+    kernel_distance="kd_dinov2",
+    needs="timm",
+    weights=Weights(
+        sha256="d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+        file="dinov2_vitl14_pretrain.pth",
+        url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+        size=1_217_586_395,
+    ),
+)
+
+CLIP = ExtractorSpec(
+    name="clip-vit-l14-336",
+    builder="diffusion.evaluate.features.clip:build",
+    size=336,
+    resize="bicubic, antialiased, to 336",
+    features=768,
+    distance="fd_clip",
+    kernel_distance="kd_clip",
+    needs="timm",
+    weights=Weights(
+        sha256="c6032c2e0caae3dc2d4fba35535fa6307dbb49df59c7e182b1bc4b3329b81801",
+        file="clip-vit-large-patch14-336.bin",
+        url="https://huggingface.co/openai/clip-vit-large-patch14-336/resolve/main/pytorch_model.bin",
+        size=1_711_974_081,
+    ),
+)
+
 EXTRACTORS: dict[str, ExtractorSpec] = {
-    spec.name: spec for spec in (_efficientnet(64), _efficientnet(96), INCEPTION)
+    spec.name: spec for spec in (_efficientnet(64), _efficientnet(96), INCEPTION, DINOV2, CLIP)
 }
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from diffusion.evaluate.features.weights import load_tensors
 from diffusion.protocol.extractors import ExtractorSpec
 
 
@@ -26,8 +27,7 @@ class EfficientNetLite0(nn.Module):
         self.size = size
         # The padding is fixed for one input size; it is TensorFlow's where the size is a multiple of 32.
         self.network = EfficientNet.from_name("efficientnet-lite0", image_size=size)
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        self.network.load_state_dict(state, strict=True)
+        self.network.load_state_dict(load_tensors(weights), strict=True)
         _fold(self.network.eval())
         self.network.to(memory_format=torch.channels_last)
         self.requires_grad_(False)

@@ -3,15 +3,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from diffusion.evaluate.config import EvaluateConfig
 from diffusion.evaluate.features.weights import read_weights
-from diffusion.protocol.extractors import ExtractorSpec, build_extractor, extractor_spec
+from diffusion.protocol.extractors import INSTALL, ExtractorSpec, build_extractor, extractor_spec
 from diffusion.system.allocator import keep_freed_memory
-from diffusion.system.errors import DiffctlError
+from diffusion.system.devices import default_device
+from diffusion.system.errors import DiffctlError, UsageError
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,13 @@ def load_extractor(
     """Load a registered extractor with checked weights.
 
     `weights` is a file with the weights of one that does not bring its own (None: torch's hub cache, else a
-    download); `sha256` stands in for the published one. UsageError for an unknown name, DiffctlError for
-    weights that are missing, damaged, not what they should be, or of another shape.
+    download); `sha256` stands in for the published one. UsageError for an unknown name and for a package that
+    is not installed, DiffctlError for weights that are missing, damaged, not what they should be, or of
+    another shape.
     """
     spec = extractor_spec(name)
+    if spec.needs and find_spec(spec.needs) is None:
+        raise UsageError(f"{name} needs {spec.needs}, which is not installed: {INSTALL}")
     data = read_weights(spec, weights, sha256)
     try:
         module = build_extractor(spec, data)
@@ -56,6 +62,11 @@ def load_extractor(
     device = torch.device(device)
     keep_freed_memory(device.type)
     return Extractor(spec, sha256 or spec.weights.sha256, module.eval().to(device), device)
+
+
+def configured_extractor(section: EvaluateConfig) -> Extractor:
+    """The extractor of the section `evaluate`, on the device that there is; as `load_extractor`."""
+    return load_extractor(section.extractor, section.weights, default_device(), section.weights_sha256)
 
 
 @contextmanager

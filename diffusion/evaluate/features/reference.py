@@ -17,11 +17,10 @@ import numpy as np
 from diffusion.code import code_digest, code_of
 from diffusion.evaluate.config import EvaluateConfig
 from diffusion.evaluate.features.extract import Array, Features, extract, shifted, verify
-from diffusion.evaluate.features.extractors import Extractor, load_extractor
+from diffusion.evaluate.features.extractors import Extractor, configured_extractor
 from diffusion.evaluate.features.verified import verify_where_changed
 from diffusion.images.store import ImageStore, Labels, open_store
 from diffusion.protocol.extractors import EVALUATION_VERSION, ExtractorSpec
-from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import atomic_folder, write_json
 from diffusion.system.section import fingerprint
@@ -71,7 +70,7 @@ def make_reference(
 
     Weights are loaded, or found missing, before any image is read. `progress` gets (done, total) images.
     """
-    extractor = load_extractor(section.extractor, section.weights, default_device())
+    extractor = configured_extractor(section)
     return _write_reference(section, extractor, prepared, out, progress)
 
 

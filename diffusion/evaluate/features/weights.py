@@ -8,8 +8,12 @@ import hashlib
 import io
 import pickle
 from pathlib import Path
+from typing import IO
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
 
 from diffusion.downloads.fetch import Remote, Retry, fetch
 from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec, Weights
@@ -41,10 +45,20 @@ def read_weights(
             f"not {wanted[:16]}…; remove it or name another file"
         )
     try:
-        torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        load_tensors(io.BytesIO(data))
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
         raise DiffctlError(f"{found} holds more or less than plain weights ({_first_line(error)})") from None
     return io.BytesIO(data)
+
+
+def load_tensors(weights: IO[bytes]) -> dict[str, Tensor]:
+    """The named tensors of a safetensors file, or of one that torch saved, whose pickle runs nothing."""
+    data = weights.read()
+    weights.seek(0)
+    if data[8:9] == b"{":  # a safetensors file: the length of a header in JSON, and the header
+        return load_safetensors(data)
+    tensors: dict[str, Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return tensors
 
 
 def cached(weights: Weights) -> Path:

@@ -1,0 +1,254 @@
+"""DINOv2 and CLIP as extractors, at a small width: names, pixels, positions, and a golden output each.
+
+On the same small random weights the features were those of the published DINOv2 code within 2e-6 and of the
+CLIP of `transformers` within 1e-7; the golden numbers hold what was compared then.
+"""
+
+import dataclasses
+import hashlib
+import io
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from diffusion.evaluate.adhoc import evaluate_images
+from diffusion.evaluate.features import clip, dinov2, extractors
+from diffusion.evaluate.features.extract import extract
+from diffusion.evaluate.features.extractors import load_extractor
+from diffusion.evaluate.features.vit import Vit
+from diffusion.protocol.extractors import CLIP, DINOV2, EXTRACTORS
+from diffusion.system.errors import DiffctlError, UsageError
+
+WIDTH, DEPTH = 128, 2
+SMALL_DINOV2 = dataclasses.replace(DINOV2, features=WIDTH)
+SMALL_CLIP = dataclasses.replace(CLIP, features=96)
+GOLDEN = {  # the first four features of two images
+    "dinov2": [[0.3819, -0.0043, 1.2608, 0.4006], [0.3818, -0.0095, 1.1975, 0.4136]],
+    "clip": [[-0.0748, -0.0066, -0.0146, -0.0380], [-0.0773, -0.0060, -0.0097, -0.0396]],
+}
+
+
+def drawn(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Tensors of N(0, 0.3²), each from its own name."""
+    made = {}
+    for name, shape in shapes.items():
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+        made[name] = 0.3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return made
+
+
+def published_dinov2() -> dict[str, Tensor]:
+    shapes = {
+        "cls_token": (1, 1, WIDTH), "pos_embed": (1, 1370, WIDTH), "mask_token": (1, WIDTH),
+        "patch_embed.proj.weight": (WIDTH, 3, 14, 14), "patch_embed.proj.bias": (WIDTH,),
+        "norm.weight": (WIDTH,), "norm.bias": (WIDTH,),
+    }  # fmt: skip
+    for block in (f"blocks.{i}." for i in range(DEPTH)):
+        shapes |= {
+            f"{block}{norm}.{part}": (WIDTH,) for norm in ("norm1", "norm2") for part in ("weight", "bias")
+        }
+        shapes |= {f"{block}{scale}.gamma": (WIDTH,) for scale in ("ls1", "ls2")}
+        for layer, (out, into) in layers().items():
+            shapes |= {f"{block}{layer}.weight": (out, into), f"{block}{layer}.bias": (out,)}
+    return drawn(shapes)
+
+
+def layers() -> dict[str, tuple[int, int]]:
+    """The linear layers of a block, (out, in)."""
+    return {
+        "attn.qkv": (3 * WIDTH, WIDTH),
+        "attn.proj": (WIDTH, WIDTH),
+        "mlp.fc1": (4 * WIDTH, WIDTH),
+        "mlp.fc2": (WIDTH, 4 * WIDTH),
+    }
+
+
+def as_transformers_names_dinov2(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights under the names of the other published file."""
+    named: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if ".attn.qkv." in name:
+            for part, third in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                named[_block(name).replace("attn.qkv", f"attention.attention.{part}")] = third.contiguous()
+        elif name.startswith("blocks."):
+            other = _block(name).replace("attn.proj", "attention.output.dense")
+            for scale in "12":
+                other = other.replace(f"ls{scale}.gamma", f"layer_scale{scale}.lambda1")
+            named[other] = tensor
+        else:
+            named[_OUTER[name]] = tensor
+    return named
+
+
+def _block(name: str) -> str:
+    return name.replace("blocks.", "encoder.layer.")
+
+
+_OUTER = {
+    "cls_token": "embeddings.cls_token",
+    "mask_token": "embeddings.mask_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+    "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+    "norm.weight": "layernorm.weight",
+    "norm.bias": "layernorm.bias",
+}
+
+
+def transformers_clip() -> dict[str, Tensor]:
+    tower = "vision_model."
+    shapes = {
+        f"{tower}embeddings.class_embedding": (WIDTH,),
+        f"{tower}embeddings.patch_embedding.weight": (WIDTH, 3, 14, 14),
+        f"{tower}embeddings.position_embedding.weight": (577, WIDTH),
+        "visual_projection.weight": (SMALL_CLIP.features, WIDTH),
+        "text_model.embeddings.token_embedding.weight": (10, 64),
+        "logit_scale": (),
+    }
+    norms = ["pre_layrnorm", "post_layernorm"]
+    for layer in (f"encoder.layers.{i}." for i in range(DEPTH)):
+        norms += [f"{layer}layer_norm1", f"{layer}layer_norm2"]
+        mlp = {name: shape for name, shape in layers().items() if name.startswith("mlp")}
+        attention = {f"self_attn.{part}_proj": (WIDTH, WIDTH) for part in ("q", "k", "v", "out")}
+        for name, (out, into) in (attention | mlp).items():
+            shapes |= {f"{tower}{layer}{name}.weight": (out, into), f"{tower}{layer}{name}.bias": (out,)}
+    shapes |= {f"{tower}{norm}.{part}": (WIDTH,) for norm in norms for part in ("weight", "bias")}
+    return drawn(shapes)
+
+
+def saved(state: dict[str, Tensor]) -> io.BytesIO:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
+
+
+def images(count: int = 2, size: int = 32) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def small() -> dict[str, Vit]:
+    return {
+        "dinov2": dinov2.build(SMALL_DINOV2, saved(published_dinov2())),
+        "clip": clip.build(SMALL_CLIP, saved(transformers_clip())),
+    }
+
+
+@pytest.mark.parametrize("name", ["dinov2", "clip"])
+def test_the_arithmetic_is_held_by_golden_numbers(small, name):
+    features, logits = small[name](images())
+    assert logits is None
+    torch.testing.assert_close(features[:, :4], torch.tensor(GOLDEN[name]), rtol=1e-3, atol=2e-4)
+
+
+def test_both_published_names_of_dinov2_are_one_network(small):
+    data = io.BytesIO(save_safetensors(as_transformers_names_dinov2(published_dinov2())))
+    torch.testing.assert_close(dinov2.build(SMALL_DINOV2, data)(images())[0], small["dinov2"](images())[0])
+
+
+def test_pixels_are_resized_as_by_pillow_and_clipped(small):
+    """Stein et al. resize each channel as floats by Pillow, cut to 0 … 255."""
+    seen = []
+    handle = small["dinov2"].network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for size in (32, 300):
+        small["dinov2"](images(1, size))
+        channels = [Image.fromarray(channel.numpy().astype(np.float32)) for channel in images(1, size)[0]]
+        resized = np.stack([np.asarray(one.resize((224, 224), Image.Resampling.BICUBIC)) for one in channels])
+        mean, std = (np.reshape(values, (3, 1, 1)) for values in dinov2.IMAGENET)
+        np.testing.assert_allclose(seen.pop()[0], (resized.clip(0, 255) / 255 - mean) / std, atol=1e-4)
+    handle.remove()
+
+
+def keys(x: float, a: float = -0.75) -> float:
+    """Keys' cubic kernel."""
+    x = abs(x)
+    if x <= 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+
+
+def test_positions_are_interpolated_by_the_published_scale():
+    """From 37×37 patches to 16×16 bicubically by (16 + 0.1)/37, edges repeated."""
+    embeddings = drawn({"pos_embed": (1, 1370, 8)})["pos_embed"]
+    assert dinov2.positions(embeddings, 37) is embeddings
+    matrix = np.zeros((16, 37))
+    for i in range(16):
+        at = (i + 0.5) * 37 / 16.1 - 0.5
+        for j in range(int(np.floor(at)) - 1, int(np.floor(at)) + 3):
+            matrix[i, min(max(j, 0), 36)] += keys(at - j)
+    grid = embeddings[0, 1:].reshape(37, 37, 8).numpy()
+    want = np.einsum("ia,jb,abd->ijd", matrix, matrix, grid).reshape(256, 8)
+    got = dinov2.positions(embeddings, 16)
+    torch.testing.assert_close(got[:, :1], embeddings[:, :1])
+    np.testing.assert_allclose(got[0, 1:], want, atol=1e-5)
+
+
+def test_clips_embeddings_have_the_length_1(small):
+    features, _ = small["clip"](images(3))
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
+
+
+def test_a_file_goes_the_whole_way_to_features_and_names_its_weights(monkeypatch, tmp_path):
+    monkeypatch.setitem(EXTRACTORS, DINOV2.name, SMALL_DINOV2)
+    path = tmp_path / "small.pth"
+    path.write_bytes(saved(published_dinov2()).getvalue())
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(DiffctlError, match=r"does not hold the weights of dinov2-vit-l14: its SHA-256 is"):
+        load_extractor(DINOV2.name, path)
+    loaded = load_extractor(DINOV2.name, path, sha256=sha256)
+    assert loaded.weights_sha256 == sha256
+    seen = extract(loaded, images().permute(0, 2, 3, 1).numpy())
+    assert (seen.features.shape, seen.logits) == ((2, WIDTH), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "says"),
+    [
+        (DINOV2.name, transformers_clip, "of no vision transformer that is known here"),
+        (DINOV2.name, published_dinov2, "gives 128 features, not 1024"),
+        (CLIP.name, published_dinov2, "no projection to 768 features"),
+        (CLIP.name, transformers_clip, "no projection to 768 features"),
+    ],
+)
+def test_weights_of_another_network_are_refused(tmp_path, name, state, says):
+    path = tmp_path / "other.pth"
+    path.write_bytes(saved(state()).getvalue())
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(DiffctlError, match=f"the weights do not fit {name}: they .*{says}"):
+        load_extractor(name, path, sha256=sha256)
+
+
+def test_what_must_be_installed_is_said_before_a_byte_is_fetched(monkeypatch, tmp_path):
+    monkeypatch.setattr(extractors, "find_spec", lambda name: None)
+    monkeypatch.setattr(extractors, "read_weights", lambda *args: pytest.fail("weights were looked for"))
+    with pytest.raises(
+        UsageError, match=r"needs timm, which is not installed: pip install 'diffctl\[extractors\]'"
+    ):
+        load_extractor(DINOV2.name)
+
+
+@pytest.mark.slow
+def test_a_file_of_the_published_shape_scores_two_folders(monkeypatch, tmp_path):
+    """Of DINOv2's full width and depth, with random weights: from the command to scores and card."""
+    monkeypatch.setattr(sys.modules[__name__], "WIDTH", 1024)
+    monkeypatch.setattr(sys.modules[__name__], "DEPTH", 24)
+    path = tmp_path / "random.pth"
+    torch.save({name: tensor / 10 for name, tensor in published_dinov2().items()}, path)
+    with open(path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    for name, seed in (("a", 0), ("b", 1)):
+        pixels = np.random.default_rng(seed).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+        np.savez(tmp_path / f"{name}.npz", pixels)
+    found = evaluate_images(
+        tmp_path / "a.npz", tmp_path / "b.npz", extractor=DINOV2.name, weights=path, weights_sha256=sha256
+    )
+    assert found["scores"]["fd_dinov2"] > 0
+    assert found["card"]["weights_sha256"] == sha256
+    assert found["card"]["resize"] == DINOV2.resize
