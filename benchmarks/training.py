@@ -64,7 +64,7 @@ finally:
 
 def diffctl(folder: Path, *arguments: str, uri: str = "") -> str:
     """Run a command that must succeed; what it said."""
-    return run(folder, ["-m", "cli.main", *arguments], uri)
+    return run(folder, ["-m", "cli.entry", *arguments], uri)
 
 
 def run(folder: Path, arguments: list[str], uri: str = "") -> str:
@@ -139,7 +139,7 @@ def resume_seconds(folder: Path) -> list[float]:
     for number in range(KILLS + 1):
         began = time.perf_counter()
         training = subprocess.Popen(
-            [sys.executable, "-m", "cli.main", "stage", "train"],
+            [sys.executable, "-m", "cli.entry", "stage", "train"],
             cwd=folder,
             env=env,
             stderr=subprocess.DEVNULL,

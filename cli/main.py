@@ -5,18 +5,23 @@ and prefect load inside the commands that need them, so that help is instant.
 """
 
 import atexit
+import contextlib
 import errno
 import gc
+import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
+from typing import TextIO
 
 import typer
 
 from cli.commands import check, compare, evaluate, images, interop, nll, profiles, prune, run, runs, sample
 from cli.stages import bodies, classifier
-from diffusion.system.errors import DiffctlError, DiffctlWarning, reason
+from diffusion.system.errors import FAILED, DiffctlError, DiffctlWarning, Interrupted, reason
+from diffusion.system.signals import StopRequest, ended_by_signal
 from flows import outcome
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -51,28 +56,80 @@ app.command()(prune.prune)
 
 def main() -> None:
     """Run a command; an error of ours is one line on stderr and its exit code, told to a supervisor, too."""
-    warnings.showwarning = _show_warning
+    _quieten_libraries()
     _collect_less()
     place = os.environ.pop(outcome.VARIABLE, None)  # not for the processes that this one starts
+    code = 0
     try:
-        app()
-    except BrokenPipeError:  # the reader of a pipe (head, less) went away: not an error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except Exception as error:
+        with ended_by_signal() as stop:
+            code = _run(stop)
+    except BaseException as error:
         end = _outcome(error)
         if place is not None:
             end.write(Path(place))
         if end.kind == "crashed":
             raise
-        print(f"diffctl: {end.sentence}", file=sys.stderr)
-        sys.exit(end.exit_code)
+        _say(end.sentence)
+        code = end.exit_code
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the work is over: what is left to end makes no traceback
+    sys.exit(code)
 
 
-def _outcome(error: Exception) -> outcome.Outcome:
+def _run(stop: StopRequest) -> int:
+    """Run the command that is asked for and return its exit code; raises what it failed of."""
+    code = 0
+    try:
+        app()
+    except BrokenPipeError:
+        _to_nobody(sys.stdout)
+    except SystemExit as end:  # typer has ways of its own to end for these two
+        code = end.code if isinstance(end.code, int) else 0
+        if isinstance(stopped := _cause(end, Interrupted), Interrupted):
+            raise stopped from None
+        if _cause(end, BrokenPipeError):
+            _to_nobody(sys.stdout)
+            return 0
+        if stop.signal is not None and code == 128 + stop.signal:
+            stop.forget()  # it was told already
+    _flush()
+    return code
+
+
+def _cause(error: BaseException, kind: type[BaseException]) -> BaseException | None:
+    """The error of this kind that an exception comes from; None where there is none."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, kind):
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return cause
+
+
+def _flush() -> None:
+    """Write out what was printed; nobody needs to read it. OSError where it cannot be written."""
+    if sys.stdout is None:  # closed by whoever started this process
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _to_nobody(sys.stdout)
+    except OSError:
+        _to_nobody(sys.stdout)  # else the interpreter tries again at its end, and complains
+        raise
+
+
+def _to_nobody(stream: TextIO) -> None:
+    """The reader of a pipe (head, less) went away, which is no error: the rest goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _say(sentence: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        print(f"diffctl: {sentence}", file=sys.stderr, flush=True)
+
+
+def _outcome(error: BaseException) -> outcome.Outcome:
     """What a command that raised this comes to: its kind, its sentence and its exit code."""
-    sentence, code = reason(error), 1
-    if isinstance(error, DiffctlError):
+    sentence, code = reason(error), FAILED
+    if isinstance(error, DiffctlError | Interrupted):
         sentence, code = str(error), error.exit_code
     elif isinstance(error, OSError) and error.errno in FULL:
         sentence = f"{error.filename or 'a file'} cannot be written ({error.strerror}): make room"
@@ -82,6 +139,14 @@ def _outcome(error: Exception) -> outcome.Outcome:
     else:
         return outcome.Outcome("crashed", sentence, code)
     return outcome.Outcome(outcome.kind_of(error), sentence, code)
+
+
+def _quieten_libraries() -> None:
+    """Let nothing be seen of what libraries warn their callers of, nor of a stop that one of them caught."""
+    warnings.showwarning = _show_warning
+    if isinstance(logging.lastResort, logging.Handler):
+        logging.lastResort.setLevel(logging.ERROR)  # of logs that nobody asked for
+    sys.unraisablehook = _show_unraisable
 
 
 def _collect_less() -> None:
@@ -98,6 +163,12 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: object, *
     """Our own warnings as a sentence on stderr; what libraries warn their callers of is no user's matter."""
     if issubclass(category, DiffctlWarning):
         print(f"diffctl: {message}", file=sys.stderr)
+
+
+def _show_unraisable(unraisable: "sys.UnraisableHookArgs", /) -> None:
+    """As usual, but for a signal that came in the midst of a callback: its flag is set, and is looked at."""
+    if not issubclass(unraisable.exc_type, Interrupted):
+        sys.__unraisablehook__(unraisable)
 
 
 if __name__ == "__main__":

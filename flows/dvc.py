@@ -147,7 +147,7 @@ def has_remote() -> bool:
     return bool(Config(dvc_dir=".dvc")["core"].get("remote"))
 
 
-def failure(stage: str, outcome: Outcome | None, errors: list[str]) -> DiffctlError:
+def failure(stage: str, outcome: Outcome | None, errors: list[str]) -> DiffctlError | Interrupted:
     """What went wrong: what the stage tells of it, else what DVC's error lines say."""
     if outcome is not None:
         return _of_the_stage(stage, outcome)
@@ -163,14 +163,14 @@ def failure(stage: str, outcome: Outcome | None, errors: list[str]) -> DiffctlEr
     return StageFailed(stage, text or "DVC failed without a word; `dvc repro` may say more")
 
 
-def _of_the_stage(stage: str, outcome: Outcome) -> DiffctlError:
+def _of_the_stage(stage: str, outcome: Outcome) -> DiffctlError | Interrupted:
     if outcome.kind == "interrupted":
         return Interrupted(f"stage {stage}: {outcome.sentence}", outcome.exit_code - 128)
     again = outcome.kind == "temporary" or (outcome.kind != "refused" and _may_pass(stage))
     return StageFailed(stage, outcome.sentence, outcome.exit_code, retry=again)
 
 
-def _without_a_word(stage: str, code: int) -> DiffctlError:
+def _without_a_word(stage: str, code: int) -> DiffctlError | Interrupted:
     """A stage that was killed, or was no command of ours: DVC alone says how it ended."""
     number = -code if code < 0 else code - 128
     if number in (signal.SIGINT, signal.SIGTERM):

@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from flows.signals import interrupt
+from diffusion.system.signals import interrupted
 from flows.terminal import say
+from tracking.store import public
 
 if TYPE_CHECKING:
     from prefect import State
@@ -23,9 +24,10 @@ def run_flow(start: "Callable[[], Awaitable[State]]", url: str) -> None:
     try:
         asyncio.run(_outcome(start))
     except TerminationSignal as end:  # what Prefect makes of a SIGTERM
-        interrupt(end.signal)
+        raise interrupted(end.signal) from None
     except (PrefectException, httpx.HTTPError) as error:
-        say(f"the Prefect server at {url} failed ({error or type(error).__name__}): going on without it\n")
+        why = str(error) or type(error).__name__
+        say(f"the Prefect server at {public(url)} failed ({why}): going on without it\n")
 
 
 async def _outcome(start: "Callable[[], Awaitable[State]]") -> None:

@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from diffusion.system.errors import DiffctlError, Interrupted, TemporaryError, UsageError
+from diffusion.system.errors import Interrupted, TemporaryError, UsageError
 from diffusion.system.files import write_json
 
 VARIABLE = "DIFFCTL_OUTCOME"
 
 Kind = Literal["interrupted", "refused", "temporary", "failed", "crashed"]
-_KINDS: dict[type[DiffctlError], Kind] = {
+_KINDS: dict[type[BaseException], Kind] = {
     Interrupted: "interrupted",
     UsageError: "refused",
     TemporaryError: "temporary",
@@ -40,7 +40,7 @@ class Outcome:
                 write_json(path, asdict(self))
 
 
-def kind_of(error: Exception) -> Kind:
+def kind_of(error: BaseException) -> Kind:
     """The kind of a failure that has a sentence of its own."""
     return next((kind for known, kind in _KINDS.items() if isinstance(error, known)), "failed")
 

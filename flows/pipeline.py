@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.states import Cancelled
 
 from diffusion.system.errors import Interrupted
+from diffusion.system.signals import ended_by_signal
 from flows.dvc import StageFailed
 from flows.steps import do_steps, step
 from flows.terminal import say
@@ -56,7 +57,8 @@ async def pipeline(
     )
     done = done_steps.get({})
     try:
-        await do_steps(supervised, done, push=push, fresh=fresh, keep=keep)
+        with ended_by_signal():  # Prefect has put a handler of its own in place
+            await do_steps(supervised, done, push=push, fresh=fresh, keep=keep)
     except Interrupted as stop:
         return Cancelled(message=str(stop), data=stop)
     finally:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from diffusion.config import load
 from diffusion.system.errors import UsageError
+from diffusion.system.signals import ended_by_signal
 from flows.dvc import has_remote
 from flows.engine import run_flow
 from flows.server import prefect_server
-from flows.signals import ended_by_signal
 from flows.steps import do_steps, step
 
 if TYPE_CHECKING:

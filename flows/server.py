@@ -23,8 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.locks import file_lock
+from diffusion.system.signals import look
+from tracking.store import public
 
 HOME = Path(".prefect")
 START_SECONDS = 120  # a first start creates the database: 10 s on two quiet cores
@@ -45,8 +47,8 @@ CLIENT = {
 def prefect_server() -> Iterator[str]:
     """Yield the API's URL, with the settings for it in the environment.
 
-    DiffctlError when PREFECT_API_URL does not answer, when a temporary server does not start, or when
-    another run already has one in this folder.
+    TemporaryError when PREFECT_API_URL does not answer; DiffctlError when a temporary server does not start,
+    or when another run already has one in this folder.
     """
     url = os.environ.get("PREFECT_API_URL")
     if not url:
@@ -56,9 +58,9 @@ def prefect_server() -> Iterator[str]:
         with quiet_client(url):
             yield url
     else:
-        raise DiffctlError(
-            f"no Prefect server answers at PREFECT_API_URL={url}: start it, or unset the variable to run "
-            "on a temporary one"
+        raise TemporaryError(
+            f"no Prefect server answers at PREFECT_API_URL={public(url)}: start it, or unset the variable to "
+            "run on a temporary one"
         )
 
 
@@ -67,6 +69,7 @@ def quiet_client(url: str) -> Iterator[None]:
     """Use the server at `url` from this process and its children, without Prefect's words on the terminal."""
     with environment(CLIENT):
         importlib.import_module("prefect")
+        look()  # what a signal raises may be caught in there
         try:
             yield
         finally:
@@ -142,6 +145,7 @@ def _process() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
 def _wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not answers(url, timeout=1):
+        look()
         if server.poll() is not None:
             raise DiffctlError(f"the temporary Prefect server ended as it started (exit {server.returncode})")
         if time.monotonic() > deadline:

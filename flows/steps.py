@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from diffusion.layout import MODEL, PREPARED
+from diffusion.system.signals import look
 from flows.dvc import STAGES, push_outs, reproduce
 from flows.terminal import say
 
@@ -52,6 +53,7 @@ async def do_steps(
     for name in [*STAGES, "register", *["push"] * push]:
         if name in done:
             continue
+        look()
         if fresh and name in RESUMABLE:
             _discard(name)
         if keep and name == "train":

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion.system.errors import DiffctlError, Interrupted, UsageError, reason
+from diffusion.system.signals import ended_by_signal
 from flows.engine import run_flow
 from flows.server import answers, quiet_client
-from flows.signals import ended_by_signal
 from flows.terminal import say
+from tracking.store import public
 
 if TYPE_CHECKING:
     from prefect import State
@@ -45,8 +46,6 @@ class Cells:
         try:
             with ended_by_signal():
                 self.makers[name]()
-        except Interrupted:
-            raise
         except Exception as error:
             say(f"{name} failed: {reason(error)}\n")
             self.failures[name] = error
@@ -59,8 +58,6 @@ class Cells:
         for name in self.left():
             try:
                 self.make(name)
-            except Interrupted:
-                raise
             except Exception:
                 continue  # it is kept for the end
 
@@ -112,7 +109,7 @@ def make_all(cells: Cells) -> None:
         with quiet_client(url):
             run_flow(lambda: _flow(cells), url)
     elif url:
-        say(f"no Prefect server answers at PREFECT_API_URL={url}: going on without it\n")
+        say(f"no Prefect server answers at PREFECT_API_URL={public(url)}: going on without it\n")
     cells.make_left()
     cells.raise_failures()
 

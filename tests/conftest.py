@@ -73,7 +73,7 @@ def diffctl(
 
 def command(*arguments: str) -> list[str]:
     """The diffctl command line in this interpreter's environment."""
-    return [sys.executable, "-m", "cli.main", *arguments]
+    return [sys.executable, "-m", "cli.entry", *arguments]
 
 
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:

@@ -134,7 +134,7 @@ def test_keep_goes_on_under_the_new_code_and_the_model_names_both(tmp_path: Path
     file = folder / edit.file
     file.write_text(file.read_text().replace(edit.old, edit.new))
     kept = subprocess.run(
-        [sys.executable, "-m", "cli.main", "stage", "train", "--keep"],
+        [sys.executable, "-m", "cli.entry", "stage", "train", "--keep"],
         cwd=folder,
         env=environment(own_code(folder)),
         capture_output=True,

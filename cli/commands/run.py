@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from typing import Annotated, Any
 
 import typer
 
 from cli.shared.tables import show, table
+
+POLL_SECONDS = 0.1
 
 
 def run(
@@ -24,6 +27,7 @@ def run(
 
     Only what is stale is made. Ctrl-C saves; the same command goes on.
     """
+    typer.echo("==> starting; Ctrl-C saves what there is, and the same command goes on")
     from diffusion.layout import REPORT, SCORES
     from flows.run import run_pipeline
 
@@ -81,24 +85,22 @@ def ui(port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000) ->
 
 def _serve(uri: str, port: int) -> int:
     """Run MLflow's server until Ctrl-C or SIGTERM, which is its usual end: 0; else its exit code."""
-    from diffusion.system.errors import Interrupted
-    from flows.signals import ended_by_signal
+    from diffusion.system.signals import stop_request
 
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", uri, "--registry-store-uri", uri]
     command += ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
     quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     quiet = {"PYTHONWARNINGS": "ignore"}
-    # In a session of its own: it answers a Ctrl-C with a traceback, and SIGTERM with silence.
-    server = subprocess.Popen(command, env={**quick, **quiet, **os.environ}, start_new_session=True)
-    try:
-        with ended_by_signal():
-            return server.wait()
-    except Interrupted:
-        return 0
-    finally:
+    with stop_request() as stop:
+        # In a session of its own: it answers a Ctrl-C with a traceback, and SIGTERM with silence.
+        server = subprocess.Popen(command, env={**quick, **quiet, **os.environ}, start_new_session=True)
+        while (code := server.poll()) is None and stop.signal is None:
+            time.sleep(POLL_SECONDS)
         server.terminate()
         server.wait()
+        stop.forget()
+    return code or 0
 
 
 def _is_free(port: int) -> bool:

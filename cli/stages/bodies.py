@@ -17,7 +17,7 @@ app = typer.Typer(help="A stage of the pipeline, as dvc.yaml runs it.", no_args_
 
 def same_stage(name: str) -> list[str]:
     """The command that starts a further process of a stage's training."""
-    return [sys.executable, "-m", "cli.main", "stage", name]
+    return [sys.executable, "-m", "cli.entry", "stage", name]
 
 
 @app.command()

@@ -117,7 +117,6 @@ def tracked(
     plan: "DenoiserPlan", config: "Config", run: "RunFolder", stop: "StopRequest"
 ) -> Iterator[Tracked]:
     """Watch a training: its spool is open and being sent; how the block ends becomes the run's status."""
-    from diffusion.system.errors import Interrupted
     from tracking.names import CODE, DATA_DIGEST, FINGERPRINT, experiment_name, git_tags
     from tracking.sender import start
     from tracking.spool import Spool
@@ -137,7 +136,7 @@ def tracked(
         with progress("train", per=plan.train.batch_size) as show:
             yield Tracked("train", run, Watch(run, plan, spool, show, validation), spool)
         status = "FINISHED"
-    except (Interrupted, KeyboardInterrupt):
+    except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from diffusion.system.errors import DiffctlWarning, Interrupted, reason
+from diffusion.system.errors import DiffctlWarning, reason
 from diffusion.train.distributed import RankLost
 
 
@@ -16,7 +16,7 @@ def only_watching(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (Interrupted, RankLost):
+    except RankLost:
         raise
     except Exception as error:
         why = (isinstance(error, OSError) and error.strerror) or reason(error)

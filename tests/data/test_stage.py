@@ -153,7 +153,7 @@ def test_dvc_brings_the_prepared_data_into_a_fresh_clone(tmp_path):
     origin, clone = tmp_path / "origin", tmp_path / "clone"
     origin.mkdir()
     stage = {
-        "cmd": f"{sys.executable} -m cli.main stage data",
+        "cmd": f"{sys.executable} -m cli.entry stage data",
         "params": ["data"],
         "outs": ["data/prepared"],
     }

@@ -28,8 +28,8 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return toy_project(tmp_path)
 
 
-def failing(stage: str) -> DiffctlError:
-    with pytest.raises(DiffctlError) as caught:
+def failing(stage: str) -> DiffctlError | Interrupted:
+    with pytest.raises((DiffctlError, Interrupted)) as caught:
         asyncio.run(reproduce(stage))
     return caught.value
 

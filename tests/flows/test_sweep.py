@@ -66,7 +66,7 @@ ON_A_SERVER = """
 import os, signal, sys
 from flows.server import prefect_server
 from flows.sweep import Cells, make_all
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, Interrupted
 
 def server():
     import psutil
@@ -81,7 +81,7 @@ code = 0
 with prefect_server():
     try:
         make_all(Cells(makers))
-    except DiffctlError as error:
+    except (DiffctlError, Interrupted) as error:
         print(error)
         code = error.exit_code
 sys.exit(code)

@@ -427,7 +427,7 @@ def test_torchrun_is_another_way_to_start_it(prepared: Path) -> None:
     expected = curve(prepared)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*torchrun, "-m", "cli.main", "stage", "train"],
+        [*torchrun, "-m", "cli.entry", "stage", "train"],
         cwd=prepared,
         env=environment(),
         capture_output=True,
