@@ -59,22 +59,19 @@ async def push_outs() -> None:
 async def _supervise(stage: str, arguments: list[str]) -> None:
     relay = Relay(say)
     command = [sys.executable, "-m", "dvc", *arguments]
-    with (
-        outcome_place() as place,
-        stop_request(hold=True) as stop,
-        _running(command, relay, {VARIABLE: str(place)}) as process,
-    ):
-        while process.poll() is None and stop.signal is None:
-            await asyncio.sleep(POLL_SECONDS)
+    with outcome_place() as place, stop_request(hold=True) as stop:
+        with _running(command, relay, {VARIABLE: str(place)}) as process:
+            while process.poll() is None and stop.signal is None:
+                await asyncio.sleep(POLL_SECONDS)
 
-        def told() -> None:
-            stop.let_go()
-            say(f"\nstopping {stage}; what it has is saved first\n")
+            def told() -> None:
+                stop.let_go()
+                say(f"\nstopping {stage}; what it has is saved first\n")
 
-        if stop.signal is not None:
-            end_group(process, told)
+            if stop.signal is not None:
+                end_group(process, told)
         outcome = read_outcome(place)
-    stop.raise_if_set()
+        stop.raise_if_set()
     if process.returncode:
         raise failure(stage, outcome, relay.errors)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from diffusion.system.signals import interrupted
 from flows.terminal import say
-from tracking.store import public
+from tracking.reach import public
 
 if TYPE_CHECKING:
     from prefect import State

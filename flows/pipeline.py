@@ -16,7 +16,7 @@ from diffusion.system.signals import ended_by_signal
 from flows.dvc import StageFailed
 from flows.steps import do_steps, step
 from flows.terminal import say
-from tracking.store import MlflowError
+from tracking.reach import MlflowError, MlflowRefused
 
 RETRY_DELAYS = [5.0, 20.0]
 
@@ -27,7 +27,8 @@ done_steps: ContextVar[dict[str, str | None]] = ContextVar("done_steps")
 def worth_a_retry(task: Task[Any, Any], run: TaskRun, state: State) -> bool:
     """Whether a step failed in a way that may pass: its work did, not its configuration, and nobody asked."""
     error = state.data
-    if not (isinstance(error, MlflowError) or (isinstance(error, StageFailed) and error.retry)):
+    by_mlflow = isinstance(error, MlflowError) and not isinstance(error, MlflowRefused)
+    if not (by_mlflow or (isinstance(error, StageFailed) and error.retry)):
         return False
     delay = task.retry_delay_seconds[run.run_count - 1]
     say(f"{error}; trying again in {delay:g} s ({run.run_count} of {task.retries})\n")

@@ -26,7 +26,7 @@ from typing import Any
 from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.locks import file_lock
 from diffusion.system.signals import look
-from tracking.store import public
+from tracking.reach import public
 
 HOME = Path(".prefect")
 START_SECONDS = 120  # a first start creates the database: 10 s on two quiet cores

@@ -15,7 +15,7 @@ from diffusion.system.signals import ended_by_signal
 from flows.engine import run_flow
 from flows.server import answers, quiet_client
 from flows.terminal import say
-from tracking.store import public
+from tracking.reach import public
 
 if TYPE_CHECKING:
     from prefect import State

@@ -15,8 +15,9 @@ from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json
 from tracking.checkpoints import drop_checkpoint, ensure_checkpoint
 from tracking.names import FILE_SHA256, MODEL_FOLDER
+from tracking.reach import MlflowError, public
 from tracking.spool import Event, read_events, read_lines
-from tracking.store import MlflowError, connect, ensure_experiment, ensure_run, failures, public, reason
+from tracking.store import connect, ensure_experiment, ensure_run, failures, reason
 from tracking.trainings import read_training
 
 if TYPE_CHECKING:

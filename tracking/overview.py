@@ -11,8 +11,9 @@ from diffusion.system.locks import file_lock
 from tracking.delivery import Sent, deliver, mark_killed
 from tracking.lookup import find_run, parent_runs
 from tracking.names import BEST, FINGERPRINT, KEY
+from tracking.reach import MlflowError, MlflowRefused, knock
 from tracking.sender import LOCK
-from tracking.store import MlflowError, connect, database_file, failures, tracking_uri
+from tracking.store import connect, database_file, failures, tracking_uri
 from tracking.trainings import STATES, State, Training, read_trainings
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class Row:
     undelivered: bool
 
 
-def overview(root: Path = TRAIN_RUNS) -> tuple[list[Row], str | None]:
-    """Every training, the newest first; with it a sentence where MLflow could not be asked."""
+def overview(root: Path = TRAIN_RUNS) -> tuple[list[Row], MlflowError | None]:
+    """Every training, the newest first; with it the error where MLflow could not be asked."""
     uri, problem = tracking_uri(), None
     trainings = {training.key: training for training in read_trainings(root)}
     runs: dict[str, Run] = {}
@@ -51,7 +52,7 @@ def overview(root: Path = TRAIN_RUNS) -> tuple[list[Row], str | None]:
             with failures(uri):
                 runs = {run.data.tags[KEY]: run for run in parent_runs(connect(uri))}
         except MlflowError as error:
-            problem = str(error)
+            problem = error
     rows = [_row(trainings[key], runs.get(key), uri) for key in trainings]
     rows += [_remote_row(run) for key, run in runs.items() if key not in trainings]
     return sorted(rows, key=lambda row: row.started, reverse=True), problem
@@ -111,7 +112,10 @@ def reap(names: Sequence[str] = (), root: Path = TRAIN_RUNS) -> list[Reaped]:
     trainings = read_trainings(root)
     if names:
         return [_reap_named(name, trainings, uri) for name in names]
-    reaped = [_reap_dead(training, uri) for training in trainings if training.state == "dead"]
+    dead = [training for training in trainings if training.state == "dead"]
+    if dead:
+        knock(uri)  # once, not for every training
+    reaped = [_reap_dead(training, uri) for training in dead]
     return [one for one in reaped if one is not None]
 
 
@@ -121,6 +125,8 @@ def _reap_dead(training: Training, uri: str) -> Reaped | None:
         with file_lock(training.folder / LOCK, timeout=0):
             deliver(training.folder, uri)
             return Reaped(training.name) if mark_killed(training.folder, uri) else None
+    except MlflowRefused:
+        raise
     except DiffctlError as error:
         return Reaped(training.name, str(error))
 

@@ -19,8 +19,9 @@ from diffusion.layout import TRAIN_RUNS
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.locks import LockBusy, file_lock
 from tracking.delivery import RunDeleted, Sent, deliver, mark_killed
+from tracking.reach import MlflowRefused, knock, public
 from tracking.spool import EVENTS
-from tracking.store import public, tracking_uri
+from tracking.store import tracking_uri
 from tracking.trainings import spool_folders
 
 LOCK, LOG = "sender.lock", "sender.log"
@@ -126,9 +127,14 @@ class Synced:
 
 
 def sync(uri: str | None = None, root: Path = TRAIN_RUNS) -> list[Synced]:
-    """Deliver every spool below `root` that is not wholly delivered, and make lost runs again."""
-    uri = uri or tracking_uri()
-    return [_sync_one(folder, uri) for folder in spool_folders(root)]
+    """Deliver every spool below `root` that is not wholly delivered, and make lost runs again.
+
+    MlflowAway when no server answers, MlflowRefused when it wants another password.
+    """
+    uri, folders = uri or tracking_uri(), spool_folders(root)
+    if folders:
+        knock(uri)  # once, not for every training
+    return [_sync_one(folder, uri) for folder in folders]
 
 
 def _sync_one(folder: Path, uri: str) -> Synced:
@@ -139,6 +145,8 @@ def _sync_one(folder: Path, uri: str) -> Synced:
         return Synced(folder, True, "a sender is at it")
     except RunDeleted as error:
         return Synced(folder, True, str(error))
+    except MlflowRefused:
+        raise
     except DiffctlError as error:
         return Synced(folder, False, str(error))
     return Synced(folder, True, str(delivered), delivered.points, delivered.rejected)

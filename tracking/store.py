@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import file_lock
 from tracking.names import KEY
+from tracking.reach import AWAY, REFUSING, MlflowAway, MlflowError, away, knock, public, refused
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -32,10 +33,6 @@ ENVIRONMENT = {
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 
-class MlflowError(DiffctlError):
-    """MLflow does not answer, or refuses; a later try may succeed."""
-
-
 def tracking_uri(root: Path | None = None) -> str:
     """MLFLOW_TRACKING_URI, or the sqlite file in the project's folder `root` (default: here); absolute."""
     root = (root or Path.cwd()).resolve()
@@ -51,13 +48,6 @@ def tracking_uri(root: Path | None = None) -> str:
     if scheme == "sqlite" and given.startswith("sqlite:///") and not given.startswith("sqlite:////"):
         return f"sqlite:///{root / given.removeprefix('sqlite:///')}"
     return given
-
-
-def public(uri: str) -> str:
-    """The URI without a user's name and password: what may be shown and written down."""
-    parts = urlsplit(uri)
-    host = parts.netloc.rpartition("@")[2]
-    return uri.replace(parts.netloc, host, 1) if host != parts.netloc else uri
 
 
 def database_file(uri: str) -> Path | None:
@@ -106,7 +96,11 @@ def _artifacts(database: Path) -> Path:
 
 @contextmanager
 def failures(uri: str) -> Iterator[None]:
-    """Turn what MLflow, its server or its files raise inside the block into one sentence, an MlflowError."""
+    """Turn what MLflow, its server or its files raise inside the block into one sentence, an MlflowError.
+
+    MlflowAway at once where no server answers, and MlflowRefused where one wants another password.
+    """
+    knock(uri)
     _prepare_environment()
     import requests
     import sqlalchemy.exc
@@ -115,7 +109,37 @@ def failures(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-        raise MlflowError(f"MLflow at {public(uri)}: {reason(error).replace(uri, public(uri))}") from error
+        raise _failure(uri, error) from error
+
+
+def _failure(uri: str, error: Exception) -> MlflowError:
+    import requests
+    import sqlalchemy.exc
+    from mlflow.exceptions import MlflowException
+
+    status: int | None = None
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+    said, by_database = reason(error).replace(uri, public(uri)), database_file(uri) is not None
+    for cause in _chain(error):
+        if isinstance(cause, requests.RequestException):
+            status = getattr(cause.response, "status_code", None)
+            if status is None:
+                retried = isinstance(cause, requests.exceptions.RetryError)
+                return away(uri, "only with errors" if retried else "the connection broke")
+        elif isinstance(cause, sqlalchemy.exc.OperationalError) and (not by_database or "locked" in said):
+            return MlflowAway(f"MLflow at {public(uri)}: {said}")
+    if status in REFUSING:
+        return refused(uri)
+    return away(uri, f"HTTP {status}") if status in AWAY else MlflowError(f"MLflow at {public(uri)}: {said}")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, and what it came from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def reason(error: Exception) -> str:

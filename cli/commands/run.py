@@ -68,7 +68,8 @@ def _show_scores(document: dict[str, Any]) -> None:
 def ui(port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000) -> None:
     """Open the runs in the MLflow UI, until Ctrl-C; a server that MLFLOW_TRACKING_URI names is only told."""
     from diffusion.system.errors import DiffctlError
-    from tracking.store import connect, public, tracking_uri
+    from tracking.reach import public
+    from tracking.store import connect, tracking_uri
 
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):

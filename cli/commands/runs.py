@@ -25,15 +25,14 @@ def runs(context: typer.Context, as_json: AsJson = False) -> None:
     from tracking.overview import overview
 
     rows, problem = overview()
-    if problem:
-        typer.echo(f"diffctl: {problem}; only what lies in runs/ is shown", err=True)
     if as_json:
         typer.echo(json.dumps([vars(row) for row in rows], indent=2))
-        return
-    if not rows:
+    elif rows:
+        _show_runs(rows)
+    elif not problem:
         typer.echo("no trainings yet: `diffctl run` starts one")
-        return
-    _show_runs(rows)
+    if problem:
+        raise type(problem)(f"{problem}; only what lies in runs/ is shown")
 
 
 def _show_runs(rows: "list[Row]") -> None:
@@ -68,7 +67,7 @@ def reap(
     as_json: AsJson = False,
 ) -> None:
     """Mark trainings whose process is gone as KILLED in MLflow; what they left is delivered first."""
-    from diffusion.system.errors import DiffctlError
+    from diffusion.system.errors import TemporaryError
     from tracking.overview import reap as reap_runs
 
     reaped = reap_runs(names or [])
@@ -80,12 +79,12 @@ def reap(
         if not reaped:
             typer.echo("no dead training is left unmarked")
     if problems := [one for one in reaped if one.problem]:
-        raise DiffctlError(f"{len(problems)} of {len(reaped)} could not be marked: try again later")
+        raise TemporaryError(f"{len(problems)} of {len(reaped)} could not be marked: try again later")
 
 
 def sync(as_json: AsJson = False) -> None:
     """Deliver to MLflow what an outage left in runs/train/; every point arrives once."""
-    from diffusion.system.errors import DiffctlError
+    from diffusion.system.errors import TemporaryError
     from tracking.sender import sync as deliver_all
 
     synced = deliver_all()
@@ -97,7 +96,7 @@ def sync(as_json: AsJson = False) -> None:
         if not synced:
             typer.echo("there is nothing in runs/train/")
     if left := [one for one in synced if not one.done]:
-        raise DiffctlError(
+        raise TemporaryError(
             f"{len(left)} of {len(synced)} trainings are not wholly in MLflow: try again later"
         )
 

@@ -22,7 +22,7 @@ from tests.flows.test_server import HOLD
 from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.prefect_home import recorded, with_database
 from tests.helpers.toy import be, processes_in, script, toy_project, wait_for_file
-from tracking.store import MlflowError
+from tracking.reach import MlflowError, MlflowRefused
 
 
 def test_the_stages_are_in_an_order_that_the_graph_allows() -> None:
@@ -80,6 +80,7 @@ def test_fresh_discards_the_units_of_the_present_model_or_fails(project: Path) -
         (StageFailed("train", "it failed", retry=True), True),
         (StageFailed("train", "refused", 2), False),
         (MlflowError("MLflow does not answer"), True),
+        (MlflowRefused("MLflow wants a password"), False),
         (Interrupted("stopped", signal.SIGINT), False),
         (UsageError("wrong"), False),
         (DiffctlError("the scores of another model"), False),

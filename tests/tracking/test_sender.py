@@ -18,8 +18,9 @@ from diffusion.train.run_folder import open_run
 from tests.helpers.mlflow_server import MlflowServer, empty_database, free_port
 from tracking import names, sender
 from tracking.delivery import REJECTED, RunDeleted, Sent, deliver, mark_killed
+from tracking.reach import MlflowError
 from tracking.spool import EVENTS, OUTBOX, Spool, read_events
-from tracking.store import MlflowError, connect, ensure_experiment, find_by_tags, tracking_uri
+from tracking.store import connect, ensure_experiment, find_by_tags, tracking_uri
 
 EXPERIMENT = "diffctl-digits"
 

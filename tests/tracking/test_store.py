@@ -8,6 +8,7 @@ from diffusion.system import locks
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, file_lock, is_held
 from tracking import store
+from tracking.reach import MlflowAway, public
 
 START = """
 import sys
@@ -56,11 +57,11 @@ def test_a_folder_is_refused(monkeypatch, folder):
 
 
 def test_a_password_is_never_shown():
-    assert store.public("http://me:secret@host:5000/x") == "http://host:5000/x"
-    assert store.public("http://host:5000") == "http://host:5000"
-    assert store.public("sqlite:////a/b@c.db") == "sqlite:////a/b@c.db"
+    assert public("http://me:secret@host:5000/x") == "http://host:5000/x"
+    assert public("http://host:5000") == "http://host:5000"
+    assert public("sqlite:////a/b@c.db") == "sqlite:////a/b@c.db"
     uri = "http://me:secret@127.0.0.1:1"
-    with pytest.raises(store.MlflowError) as caught, store.failures(uri):
+    with pytest.raises(MlflowAway) as caught, store.failures(uri):
         store.connect(uri).get_experiment_by_name("x")
     assert "secret" not in str(caught.value)
     assert "http://127.0.0.1:1" in str(caught.value)
