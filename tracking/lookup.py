@@ -40,12 +40,12 @@ class Identity:
 
 
 def read_identity(path: Path) -> Identity:
-    """Read models/run.json; DiffctlError where it is missing or says nothing."""
+    """Read models/run.json; UsageError where it is missing, DiffctlError where it says nothing."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return Identity(values["key"], values["fingerprint"])
     except FileNotFoundError:
-        raise DiffctlError(f"{path} is not here: `dvc pull` brings it, or `diffctl run` makes it") from None
+        raise UsageError(f"{path} is not here: `dvc pull` brings it, or `diffctl run` makes it") from None
     except (ValueError, KeyError, TypeError):
         raise DiffctlError(f"{path} does not say which training made the model: train again") from None
 

@@ -15,7 +15,7 @@ from diffusion.choice.ranking import best
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.cells import Document
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import sha256_file
 from diffusion.system.section import fingerprint
 from tracking.fetch import WEIGHTS, cached_model
@@ -164,7 +164,7 @@ def _download(client: "MlflowClient", registered: "ModelVersion", file: str, fol
 def fetch_champion(name: str) -> Path:
     """The champion's model file, from a cache addressed by content.
 
-    DiffctlError when there is none, or its file's SHA-256 is not the one in its version's tag.
+    UsageError when there is none; DiffctlError when its file's SHA-256 is not the one in its version's tag.
     """
     client, champion = _champion(name)
 
@@ -176,7 +176,7 @@ def fetch_champion(name: str) -> Path:
 
 
 def fetch_champion_scores(name: str) -> Document:
-    """The scores that the champion was registered with; DiffctlError when there is none."""
+    """The scores that the champion was registered with; UsageError when there is none."""
     client, champion = _champion(name)
     with failures(tracking_uri()), tempfile.TemporaryDirectory() as scratch:
         return read_scores(_download(client, champion, SCORES.name, Path(scratch)))
@@ -201,7 +201,7 @@ def _champion(name: str) -> "tuple[MlflowClient, ModelVersion]":
         client = connect(uri)
         champion = find_champion(client, name)
     if champion is None:
-        raise DiffctlError(f"{name} has no champion: `diffctl run` registers a model")
+        raise UsageError(f"{name} has no champion: `diffctl run` registers a model")
     if not {MODEL_SHA256, FILE_SHA256, CARD} <= champion.tags.keys():
         raise DiffctlError(f"{name} version {champion.version} was registered by something else than diffctl")
     return client, champion

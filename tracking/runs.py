@@ -9,7 +9,7 @@ from diffusion.choice.ranking import best, is_aside
 from diffusion.layout import SCORES
 from diffusion.protocol.cells import Document
 from diffusion.protocol.grid import AXES
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.errors import UsageError
 from diffusion.system.section import fingerprint
 from tracking.fetch import WEIGHTS, cached_model
 from tracking.lookup import find_run, read_identity, training_run
@@ -117,7 +117,7 @@ def read_scores(path: Path) -> Document:
 
 
 def fetch_scores(run: "Run") -> Document:
-    """The scores document of a training's run; DiffctlError when it was never evaluated."""
+    """The scores document of a training's run; UsageError when it was never evaluated."""
     uri = tracking_uri()
     with failures(uri), tempfile.TemporaryDirectory() as scratch:
         client = connect(uri)
@@ -125,7 +125,7 @@ def fetch_scores(run: "Run") -> Document:
         if not any(
             file.path.endswith(SCORES.name) for file in client.list_artifacts(run_id, EVALUATION_FOLDER)
         ):
-            raise DiffctlError(f"run {run.info.run_name} ({run_id}) has no scores: it was not evaluated")
+            raise UsageError(f"run {run.info.run_name} ({run_id}) has no scores: it was not evaluated")
         path = client.download_artifacts(run_id, f"{EVALUATION_FOLDER}/{SCORES.name}", scratch)
         return read_scores(Path(path))
 
@@ -133,12 +133,12 @@ def fetch_scores(run: "Run") -> Document:
 def fetch_model(name: str) -> Path:
     """The model file of the run that `name` means (see `find_run`), from a cache addressed by content.
 
-    DiffctlError when the run has no model, or its file is not the one that was logged.
+    UsageError when the run has no model; DiffctlError when its file is not the one that was logged.
     """
     uri, run = tracking_uri(), find_run(name)
     sha256 = run.data.tags.get(FILE_SHA256)
     if sha256 is None:
-        raise DiffctlError(
+        raise UsageError(
             f"run {run.info.run_name} ({run.info.run_id}) has no model in MLflow: "
             "its training has not ended, or `diffctl sync` has to deliver it"
         )

@@ -107,8 +107,14 @@ def promote(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Register models/unet.safetensors with its scores; it becomes champion if it is the better one."""
+    """Register models/unet.safetensors with its scores; it becomes champion if it is the better one.
+
+    Exit code 3 when the gate keeps it out.
+    """
+    from diffusion.system.errors import KEPT_OUT
     from tracking.registry import register
 
     decision = register(force=force)
     typer.echo(json.dumps(vars(decision)) if as_json else decision)
+    if decision.champion != decision.version:
+        raise typer.Exit(KEPT_OUT)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import atomic_folder, write_json
 
 Images = NDArray[np.uint8]
@@ -41,7 +41,7 @@ class ImageStore:
 
 
 def open_store(path: Path) -> ImageStore:
-    """Open a store for reading; DiffctlError names what is missing or does not fit together."""
+    """Open a store for reading; UsageError names what is missing, DiffctlError what does not fit together."""
     path = Path(path)
     try:
         images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
@@ -49,7 +49,7 @@ def open_store(path: Path) -> ImageStore:
         labels_path = path / "labels.npy"
         labels = np.load(labels_path, allow_pickle=False) if labels_path.exists() else None
     except FileNotFoundError as error:
-        raise DiffctlError(f"no images in {path}: {Path(error.filename).name} is missing") from None
+        raise UsageError(f"no images in {path}: {Path(error.filename).name} is missing") from None
     except (ValueError, EOFError, UnicodeDecodeError) as error:
         raise DiffctlError(f"the images in {path} are damaged ({error}): make them again") from None
     if images.dtype != np.uint8 or images.ndim != 4 or (labels is not None and len(labels) != len(images)):

@@ -21,7 +21,7 @@ from diffusion.model.precision import Precision, settled
 from diffusion.model.registry import build_network
 from diffusion.process.config import ProcessConfig
 from diffusion.system.allocator import keep_freed_memory
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_atomic
 from diffusion.system.section import Section, canonical, explain
 
@@ -122,12 +122,12 @@ def read_description(path: Path, kind: type[Description]) -> Description:
 
 def _read_metadata(path: Path) -> dict[str, Any]:
     if path.is_dir():
-        raise DiffctlError(f"{path} is a folder: name the model file")
+        raise UsageError(f"{path} is a folder: name the model file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except FileNotFoundError:
-        raise DiffctlError(
+        raise UsageError(
             f"no model at {path}: train one with `diffctl run`, or name one with --model"
         ) from None
     except (SafetensorError, OSError) as error:

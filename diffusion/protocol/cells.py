@@ -7,7 +7,7 @@ from diffusion.images.store import ImageStore, open_store
 from diffusion.protocol.card import differing
 from diffusion.protocol.grid import FOLLOWING, Cell, cell_settings, grid, settings_card
 from diffusion.protocol.settings import CellConfig, SweepConfig
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, UsageError
 
 Document = dict[str, Any]
 """What metrics/scores.json holds."""
@@ -22,7 +22,7 @@ def _open_cell(sample: CellConfig, samples: Path, cell: Cell) -> ImageStore:
     path = samples / cell.name
     again = "make it with `diffctl stage sample`"
     if not path.is_dir():
-        raise DiffctlError(f"cell {cell.name} is not in {samples}: {again}")
+        raise UsageError(f"cell {cell.name} is not in {samples}: {again}")
     store = open_store(path)
     card = store.meta.get("card")
     if card is None:

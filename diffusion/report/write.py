@@ -15,7 +15,7 @@ from diffusion.protocol.grid import Cell
 from diffusion.report.content import Inputs, draw, page_content
 from diffusion.report.figures import as_png
 from diffusion.report.render import render
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import atomic_folder
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -55,7 +55,7 @@ def _read_scores(path: Path) -> Document:
     try:
         document: Document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DiffctlError(f"no scores at {path}: make them with `diffctl stage evaluate`") from None
+        raise UsageError(f"no scores at {path}: make them with `diffctl stage evaluate`") from None
     except ValueError as error:
         raise DiffctlError(f"{path} is damaged ({error}): make it with `diffctl stage evaluate`") from None
     return document
@@ -68,7 +68,7 @@ def _read_loss(path: Path) -> dict[str, NDArray[np.float64]]:
             rows = list(csv.DictReader(file))
         columns = {name: np.array([float(row[name]) for row in rows]) for name in ("step", "loss")}
     except FileNotFoundError:
-        raise DiffctlError(f"no loss curve at {path}: make it with `diffctl stage train`") from None
+        raise UsageError(f"no loss curve at {path}: make it with `diffctl stage train`") from None
     except (KeyError, TypeError, ValueError) as error:
         raise DiffctlError(
             f"{path} is not a loss curve ({error}): make it with `diffctl stage train`"

@@ -1,6 +1,6 @@
 """The ways a user's command can fail. The command line prints the sentence and exits with the code."""
 
-# Every exit code of `diffctl` and of its stages, and what it says. README.md and docs/operations.md list them.
+# Every exit code of `diffctl` and what it says; docs/operations.md has the same table.
 DONE, FAILED, REFUSED, KEPT_OUT, TEMPORARY = 0, 1, 2, 3, 75  # the last: EX_TEMPFAIL of sysexits.h
 EXIT_CODES = {
     DONE: "done, or nothing to do",

@@ -35,7 +35,7 @@ class StopRequest:
         self._heed = _Heed.LOOKED_AT
 
     def raise_if_set(self) -> None:
-        """Interrupted with the exit code of the signal that asked for it, 130 or 143; all work is saved here."""
+        """Interrupted with the exit code of the signal that asked for it, where all work is saved."""
         if self.signal is not None:
             raise interrupted(self.signal, ", saved: the same command goes on from here")
 

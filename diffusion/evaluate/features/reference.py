@@ -21,7 +21,7 @@ from diffusion.evaluate.features.extractors import Extractor, configured_extract
 from diffusion.evaluate.features.verified import verify_where_changed
 from diffusion.images.store import ImageStore, Labels, open_store
 from diffusion.protocol.extractors import EVALUATION_VERSION, ExtractorSpec
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import atomic_folder, write_json
 from diffusion.system.section import fingerprint
 
@@ -208,7 +208,7 @@ def _read(path: Path) -> Reference:
         labels = _read_if_there(path / "labels.npy")
         heldout_labels = _read_if_there(path / "heldout_labels.npy")
     except FileNotFoundError as error:
-        raise DiffctlError(
+        raise UsageError(
             f"no reference in {path} ({Path(error.filename).name} is missing): "
             f"make it with `diffctl stage reference`"
         ) from None
