@@ -1,12 +1,15 @@
 """Progress with images/s and an ETA: a live line at a terminal, now and then a plain line elsewhere."""
 
 import contextlib
+import os
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+from diffusion.system.signals import look
 
 PLAIN_SECONDS = 10  # between lines where nobody watches live
 RECENT = 60  # marks, at most one a second, that the rate looks back on
@@ -56,6 +59,15 @@ class _Rate:
         return f"{text} · {more}" if more else text
 
 
+def _fitting(line: str) -> str:
+    """The line cut to the terminal: one that goes on below cannot be drawn over."""
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except OSError:
+        return line
+    return line[: columns - 1] if columns > 1 else line
+
+
 @contextmanager
 def progress(label: str, unit: str = "images", per: int = 1) -> Iterator[Show]:
     """Yield a function to call with (done, total, more); `per` is how many units one `done` counts."""
@@ -70,10 +82,11 @@ def progress(label: str, unit: str = "images", per: int = 1) -> Iterator[Show]:
 
     def show(done: int, total: int, more: str = "") -> None:
         nonlocal shown_at, unsaid
+        look()
         unsaid = rate.line(done, total, more)
         if done < total and time.monotonic() - shown_at > (0.1 if live else PLAIN_SECONDS):
             shown_at = time.monotonic()
-            say(unsaid, end="" if live else "\n")
+            say(_fitting(unsaid) if live else unsaid, end="" if live else "\n")
             unsaid = unsaid if live else ""
 
     try:

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PIPE_WIDTH = 250  # characters
+NARROWEST = 8  # characters a column: in fewer, nothing can be read any more
 
 
 def table(*columns: str) -> "Table":
@@ -20,12 +21,26 @@ def table(*columns: str) -> "Table":
 
 
 def show(made: "Table") -> None:
-    """Print it to stdout."""
+    """Print it to stdout, a line a cell where the terminal is too narrow for columns."""
     import sys
 
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(made)
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    width = console.width
+    if width < NARROWEST * len(made.columns) and console.measure(made).maximum >= width:
+        _show_cells(made)
+    else:
+        console.print(made)
+
+
+def _show_cells(made: "Table") -> None:
+    """Each row as lines of heading and value, empty cells left out."""
+    for cells in zip(*(column.cells for column in made.columns), strict=True):
+        for column, cell in zip(made.columns, cells, strict=True):
+            if cell:
+                print(f"{column.header} {cell}".strip())
+        print()
 
 
 def ago(milliseconds: int | None) -> str:

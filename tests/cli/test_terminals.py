@@ -1,0 +1,61 @@
+"""What a terminal of few columns shows."""
+
+import os
+import re
+import struct
+import subprocess
+import sys
+import termios
+from fcntl import ioctl
+
+from tests.conftest import environment
+
+TABLE = """
+from cli.shared.tables import show, table
+made = table("NAME", "STATE", "BEST SCORE", "FOLDER")
+made.add_row("digits-4219eceb", "done", "", "runs/train/4219eceb7c444fa5")
+show(made)
+"""
+PROGRESS = """
+from cli.shared import progress
+now = iter(range(1000))
+progress.time.monotonic = lambda: float(next(now))
+with progress.progress("steps50-eta0") as show:
+    for done in range(5):
+        show(done, 1000, "loss 0.0123")
+"""
+
+
+def seen(code: str, columns: int) -> str:
+    """What the code writes to a terminal of so many columns."""
+    reader, writer = os.openpty()
+    ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    env = environment({"TERM": "xterm", "NO_COLOR": "1"})
+    env.pop("COLUMNS", None)
+    subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=writer, env=env, check=True)
+    os.close(writer)
+    text = b""
+    try:
+        while data := os.read(reader, 65536):
+            text += data
+    except OSError:  # how a pseudo-terminal ends
+        pass
+    os.close(reader)
+    return re.sub(r"\x1b\[\d*m", "", text.decode()).replace("\r\n", "\n")
+
+
+def test_a_table_is_columns_where_they_can_be_read_else_lines() -> None:
+    assert seen(TABLE, 80).splitlines()[0].split() == ["NAME", "STATE", "BEST", "SCORE", "FOLDER"]
+    assert seen(TABLE, 20).splitlines() == [
+        "NAME digits-4219eceb",
+        "STATE done",
+        "FOLDER runs/train/4219eceb7c444fa5",
+        "",
+    ]
+
+
+def test_a_live_line_never_goes_on_below() -> None:
+    drawn = seen(PROGRESS, 20).split("\r\033[K")[1:-1]
+    assert drawn
+    assert all(len(line) < 20 for line in drawn)
+    assert drawn[0].startswith("steps50-eta0")
