@@ -18,6 +18,7 @@ from diffusion.protocol.cells import Document
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import sha256_file
 from diffusion.system.section import fingerprint
+from diffusion.system.signals import look
 from tracking.fetch import WEIGHTS, cached_model
 from tracking.names import (
     CARD,
@@ -140,6 +141,7 @@ def _pass_gate(
         verdict = Verdict(True, f"put in version {holder}'s place by hand")
     else:
         verdict = _judge(client, client.get_model_version(name, holder), document)
+    look()  # nothing is promoted after an interruption that a library has swallowed
     if verdict.better:
         client.set_registered_model_alias(name, CHAMPION, str(number))
     reason = f"{'promoted' if verdict.better else 'kept out'}: {verdict.reason}"

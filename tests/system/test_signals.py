@@ -1,0 +1,144 @@
+"""One flag a process: raised at once, looked at, or held; and found by whoever looks after it was lost."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from diffusion.system.errors import Interrupted
+from diffusion.system.signals import ended_by_signal, look, stop_request
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Every block gives back what was there before it."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    assert [signal.getsignal(number) for number in numbers] == before
+    look()  # and no flag is left
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def swallow() -> None:
+    """What the worst of libraries does with a Ctrl-C."""
+    with contextlib.suppress(BaseException):
+        send(signal.SIGINT)
+
+
+def stopped(work: Callable[[], object]) -> Interrupted:
+    """What ends the work, which must be ended."""
+    with pytest.raises(Interrupted) as caught, ended_by_signal():
+        work()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_it_is_raised_where_the_work_stands(number: signal.Signals, code: int) -> None:
+    end = stopped(lambda: send(number))
+    assert end.exit_code == code
+    assert str(end) == f"stopped by {number.name}: the same command goes on from what is finished"
+
+
+def test_whoever_catches_every_exception_does_not_catch_it() -> None:
+    went_on = False
+
+    def work() -> None:
+        nonlocal went_on
+        with contextlib.suppress(Exception):
+            send(signal.SIGINT)
+        went_on = True
+
+    stopped(work)
+    assert not went_on
+
+
+def looks() -> None:
+    swallow()
+    look()
+
+
+def begins_another_block() -> None:
+    swallow()
+    with ended_by_signal():
+        pytest.fail("it began")
+
+
+@pytest.mark.parametrize("work", [swallow, looks, begins_another_block])
+def test_what_is_swallowed_all_the_same_is_found_at_the_next_safe_place(work: Callable[[], None]) -> None:
+    stopped(work)
+
+
+def test_work_that_looks_is_not_raised_at_and_is_the_first_to_speak() -> None:
+    def work() -> None:
+        with stop_request() as stop:
+            send(signal.SIGTERM)
+            look()
+            assert stop.signal == signal.SIGTERM
+            stop.raise_if_set()
+
+    assert "saved" in str(stopped(work))
+
+
+def test_what_it_does_not_look_at_is_raised_when_it_is_over() -> None:
+    def work() -> None:
+        with stop_request():
+            send(signal.SIGINT)
+        pytest.fail("the work would go on")
+
+    stopped(work)
+
+
+def test_alone_it_is_left_to_who_looks() -> None:
+    with stop_request() as stop:
+        send(signal.SIGINT)
+    assert stop.signal == signal.SIGINT
+
+
+def test_what_is_the_usual_end_of_a_work_is_forgotten() -> None:
+    with ended_by_signal(), stop_request() as stop:
+        send(signal.SIGINT)
+        stop.forget()
+
+
+def test_the_first_signal_is_the_one_that_counts_and_a_second_ctrl_c_ends_the_process() -> None:
+    with stop_request() as stop:
+        send(signal.SIGINT)
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)  # as `timeout` sends it
+        assert stop.signal == signal.SIGINT
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+
+
+def test_held_a_second_one_ends_it_from_when_it_is_let_go() -> None:
+    with stop_request(hold=True) as stop:
+        for _ in range(3):
+            send(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) != signal.SIG_DFL
+        stop.let_go()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+
+
+def test_a_library_that_puts_its_own_handler_is_overruled_inside() -> None:
+    def work() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with ended_by_signal():
+            send(signal.SIGTERM)
+
+    stopped(work)
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ended_by_signal():
+            send(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
