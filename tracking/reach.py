@@ -52,6 +52,17 @@ def refused(uri: str) -> MlflowRefused:
     )
 
 
+def check_address(uri: str) -> None:
+    """UsageError when a server's address has no host, or a port that is none."""
+    try:
+        parts = urlsplit(uri)
+        known = parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        known = False
+    if not known:
+        raise UsageError("MLFLOW_TRACKING_URI is no address of a server: give http://HOST:PORT")
+
+
 _answered: set[str] = set()  # one knock a process is enough
 
 
@@ -63,6 +74,7 @@ def knock(uri: str) -> None:
     """
     if uri in _answered or not uri.startswith(("http://", "https://")):
         return
+    check_address(uri)
     try:
         with urllib.request.urlopen(f"{public(uri).rstrip('/')}/health", timeout=KNOCK_SECONDS):
             pass
@@ -70,8 +82,6 @@ def knock(uri: str) -> None:
         error.close()
         if error.code in AWAY:
             raise away(uri, f"HTTP {error.code}") from None
-    except (ValueError, http.client.InvalidURL):
-        raise UsageError(f"MLFLOW_TRACKING_URI={public(uri)} is no address: give http://HOST:PORT") from None
     except (OSError, http.client.HTTPException) as error:
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
         if not isinstance(cause, ssl.SSLError):  # MLflow's client may have been told what to trust

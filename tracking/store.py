@@ -10,7 +10,17 @@ from urllib.parse import urlsplit
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import file_lock
 from tracking.names import KEY
-from tracking.reach import AWAY, REFUSING, MlflowAway, MlflowError, away, knock, public, refused
+from tracking.reach import (
+    AWAY,
+    REFUSING,
+    MlflowAway,
+    MlflowError,
+    away,
+    check_address,
+    knock,
+    public,
+    refused,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -39,6 +49,9 @@ def tracking_uri(root: Path | None = None) -> str:
     given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if not given:
         return f"sqlite:///{root / DATABASE}"
+    if given.startswith(("http://", "https://")):
+        check_address(given)
+        return given
     scheme = urlsplit(given).scheme
     if scheme in ("", "file"):
         raise UsageError(

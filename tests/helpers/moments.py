@@ -1,9 +1,10 @@
-"""`diffctl`, run so that `diffctl run` is told to stop at a moment that is counted in events, not in time.
+"""`diffctl`, run so that it is told to stop at a moment that is counted in events, not in time.
 
     python -m tests.helpers.moments ARGUMENTS
 
-MOMENT says when, as in "stage train:import:700:2": at that process's 700th audit event of the name, signal 2
-(twice, with ":2:2"). COUNTS names a folder for how many events of each name there are in all.
+MOMENT says when, as in "stage train:import:700:2": at the 700th audit event `import` of that process, signal 2
+(twice at once, with ":2:2"). The first process that is run so is told, be it that one or the one above it.
+COUNTS names a folder for how many events of each name there were in all.
 """
 
 import atexit
@@ -14,13 +15,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-COUNTED = ("import", "open", "os.rename", "subprocess.Popen", "socket.connect", "os.mkdir")
+COUNTED = ("import", "open", "os.rename", "socket.connect")
 
 
 def watch(name: str) -> None:
     """Count this process's events, and send the signal when it is time."""
-    if name == "run":
-        os.environ["TARGET"] = str(os.getpid())
+    os.environ.setdefault("TARGET", str(os.getpid()))
     process, event, number, *signals = os.environ.get("MOMENT", ":::").split(":")
     counts: Counter[str] = Counter()
     mine = os.getpid()
@@ -29,7 +29,7 @@ def watch(name: str) -> None:
         if happened not in COUNTED or os.getpid() != mine:
             return
         counts[happened] += 1
-        if (process, event) == (name, happened) and counts[happened] == int(number):
+        if (process, event, number) == (name, happened, str(counts[happened])):
             tell([int(text) for text in signals])
 
     sys.addaudithook(hook)
@@ -38,7 +38,7 @@ def watch(name: str) -> None:
 
 
 def tell(signals: list[int]) -> None:
-    """Send them to `diffctl run`, which may be this very process: so a child sends several."""
+    """Send them; by a child where there are several, for the first may end the sender."""
     target = int(os.environ["TARGET"])
     if len(signals) == 1:
         os.kill(target, signals[0])
@@ -49,6 +49,6 @@ def tell(signals: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    watch(" ".join(word for word in sys.argv[1:3] if not word.startswith("-")))
+    watch(" ".join(sys.argv[1:3]))
     sys.argv[0] = "diffctl"
     runpy.run_module("cli.entry", run_name="__main__")
