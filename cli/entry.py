@@ -1,11 +1,19 @@
-"""The `diffctl` script. A Ctrl-C ends it silently, as it does any program, until the command line listens.
+"""The `diffctl` script. A signal ends it silently until the command line listens: nothing has begun yet.
 
-Python's own answer is a traceback, also in the midst of the first imports: so this comes before them.
+Python's own answer to a Ctrl-C is a traceback, also in the midst of the first imports: so this comes before
+them.
 """
 
+import os
 import signal
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+def _leave(number: int, frame: object) -> None:
+    os._exit(128 + number)
+
+
+for _number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(_number, _leave)
 
 from cli.main import main  # noqa: E402 (that is the point)
 

@@ -109,13 +109,14 @@ def end_group(process: subprocess.Popen[bytes], told: Callable[[], None] = lambd
     and the stage still knows.
     """
     for turn, (number, patience) in enumerate(PATIENCE):
-        deadline = time.monotonic() + patience
         if not _alive(process):
             return
         os.killpg(process.pid, number)
         if turn == 0:
             told()
-        while _alive(process) and time.monotonic() < deadline:
+        for _ in range(round(patience / POLL_SECONDS)):  # looks, not a clock: all of us may have been stopped
+            if not _alive(process):
+                break
             time.sleep(POLL_SECONDS)
 
 

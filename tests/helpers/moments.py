@@ -2,8 +2,8 @@
 
     python -m tests.helpers.moments ARGUMENTS
 
-MOMENT says when, as in "stage train:import:700:2": at the 700th audit event `import` of that process, signal 2
-(twice at once, with ":2:2"). The first process that is run so is told, be it that one or the one above it.
+MOMENT says when, as in "stage train:import:700:2": at the 700th audit event `import` of that process signal
+2, twice at once with ":2:2". The first process that is run so is told, be it that one or the one above it.
 COUNTS names a folder for how many events of each name there were in all.
 """
 

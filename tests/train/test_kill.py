@@ -4,6 +4,7 @@ import random
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.helpers.mlflow_server import empty_database
@@ -12,10 +13,14 @@ from tests.helpers.training_process import (
     model_bytes,
     prepare,
     signal_at,
+    start,
     states,
     train_to_the_end,
     uninterrupted,
+    wait_for_step,
 )
+from tests.helpers.waiting import wait_until
+from tracking.trainings import read_trainings
 
 STEPS = 40
 
@@ -83,3 +88,17 @@ def test_a_finished_training_is_not_trained_again(prepared: Path) -> None:
     again = train_to_the_end(prepared)
     assert f"going on after step {STEPS} of {STEPS}" in again.stderr
     assert model_bytes(prepared) == model
+
+
+def test_halted_for_a_while_it_is_running_and_ends_as_if_it_had_not_been(prepared: Path) -> None:
+    process = start(prepared)
+    wait_for_step(prepared, process, 3)
+    process.send_signal(signal.SIGSTOP)
+    wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+    (training,) = read_trainings()
+    assert training.state == "running"
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(120) == 0
+    assert logged_steps(prepared) == list(range(1, STEPS + 1))
+    (training,) = read_trainings()
+    assert training.state == "finished"
