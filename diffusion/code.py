@@ -43,6 +43,7 @@ NEUTRAL = {
     "diffusion.protocol.samplers": "names modules, of which the chosen one is counted",
     "diffusion.protocol.settings": "its values stand in the fingerprint",
     "diffusion.sample.config": "its values stand in the card",
+    "diffusion.sample.finite": "refuses numbers that are none",
     "diffusion.system.allocator": "keeps freed memory",
     "diffusion.system.chosen": "its values stand in the fingerprint",
     "diffusion.system.devices": "holds a device",

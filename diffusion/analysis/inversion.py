@@ -12,6 +12,7 @@ from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser
 from diffusion.process.time_grid import Grid
 from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.finite import FiniteWatch, watch_over
 from diffusion.sample.generate import check_settings, denoise, model_denoiser
 
 Progress = Callable[[int, int], None]
@@ -20,21 +21,30 @@ Progress = Callable[[int, int], None]
 
 @torch.no_grad()
 def encode(
-    denoiser: Denoiser, grid: Grid, x_0: Tensor, condition: Condition, progress: Progress | None = None
+    denoiser: Denoiser,
+    grid: Grid,
+    x_0: Tensor,
+    condition: Condition,
+    progress: Progress | None = None,
+    watch: FiniteWatch | None = None,
 ) -> Tensor:
     """x_T (B, C, H, W) from which the walk with η = 0 and no clipping comes back to `x_0`.
 
     The deterministic step reversed (DDIM eq. 14), so exact only as S grows: ε is asked where the step starts.
     The first step starts at the image itself, which counts as its noisiest neighbour, the first timestep.
+    NotFinite, in the words of `watch`, where ε or a step is NaN or infinite.
     """
+    watch = watch or FiniteWatch()
     x, steps = x_0, grid.walk()[::-1]
     for done, step in enumerate(steps, start=1):
         starts_at = steps[max(done - 2, 0)].t
         eps = denoiser(x, starts_at, condition).eps
         x0_hat = (x - step.sigma_prev * eps) / step.alpha_prev
         x = step.alpha * x0_hat + step.sigma * eps
+        watch.see(done, starts_at, eps, x)
         if progress:
             progress(done, len(steps))
+    watch.end()
     return x
 
 
@@ -65,7 +75,8 @@ def encode_images(
     grid = check_settings(loaded.artefact, settings)
     device = next(loaded.network.parameters()).device
     x_0 = to_model(to_nchw(images).to(device))
-    return encode(model_denoiser(loaded), grid, x_0, condition.to(device), progress).cpu()
+    watch = watch_over({"model": loaded.network}, False, "the code of image {} of these".format)
+    return encode(model_denoiser(loaded), grid, x_0, condition.to(device), progress, watch).cpu()
 
 
 def decode_images(

@@ -17,6 +17,7 @@ from diffusion.process.posterior import log_variance
 from diffusion.process.registry import build_process
 from diffusion.process.time_grid import Grid
 from diffusion.protocol.spacing import spaced_timesteps
+from diffusion.sample.finite import FiniteWatch, watch_over
 
 
 class Bits(NamedTuple):
@@ -46,7 +47,8 @@ def bits_per_dimension(
 
     One pass over all T, or over `steps` of them spread evenly, whose process has a bound of its own. Image
     i's noise comes from (seed, i) alone. The network runs in float32; x̂_0 is clipped to [−1, 1].
-    `progress` gets (done, total) network passes of an image.
+    `progress` gets (done, total) network passes of an image. NotFinite with the image and the term's place,
+    counted from t = 0, where numbers are none.
     """
     process = build_process(loaded.artefact.process)
     denoiser = NetworkDenoiser(loaded.network, process)
@@ -57,25 +59,41 @@ def bits_per_dimension(
         x_0 = to_model(to_nchw(images[start : start + batch_size]).to(device))
         wanted = condition.rows(slice(start, start + batch_size)).to(device)
         noise = ImageNoise(seed, range(start, start + len(x_0)), (x_0.shape[1], *x_0.shape[2:]))
+        watch = watch_over({"model": loaded.network}, False, _counted_from(start))
         prior = prior_term(grid, x_0).double().cpu()
         total = prior.clone()
         for i in range(len(grid)):
-            term = _term(denoiser, grid, x_0, i, noise.draw().to(device), wanted)
+            term = _term(denoiser, grid, x_0, i, noise.draw().to(device), wanted, watch)
             terms[i] += term.sum()
             total += term
             if progress:
                 progress(start * len(grid) + (i + 1) * len(x_0), len(images) * len(grid))
+        watch.end()
         priors.append(prior)
         totals.append(total)
     return Bits(grid.times, terms / len(images), torch.cat(priors), torch.cat(totals))
 
 
+def _counted_from(start: int) -> Callable[[int], str]:
+    """What the rows of a batch are called that begins at image `start`."""
+    return lambda row: f"image {start + row}"
+
+
 def _term(
-    denoiser: NetworkDenoiser, grid: Grid, x_0: Tensor, i: int, noise: Tensor, condition: Condition
+    denoiser: NetworkDenoiser,
+    grid: Grid,
+    x_0: Tensor,
+    i: int,
+    noise: Tensor,
+    condition: Condition,
+    watch: FiniteWatch,
 ) -> Tensor:
     """(B,) terms of the bound at index i, float64 on the CPU."""
     index, process = torch.full((len(x_0),), i), denoiser.process
     x_t = process.q_sample(x_0, grid.times[i], noise)
-    said = denoiser(x_t, grid.times[i].item(), condition)
+    t = grid.times[i].item()
+    said = denoiser(x_t, t, condition)
     log_var = log_variance(grid, process.config.variance, said.variance_fraction, x_t, index)
-    return vlb_terms(grid, x_0, x_t, index, said.x0.clamp(-1, 1), log_var).double().cpu()
+    term = vlb_terms(grid, x_0, x_t, index, said.x0.clamp(-1, 1), log_var)
+    watch.see(i + 1, t, *said, term)
+    return term.double().cpu()

@@ -18,6 +18,7 @@ from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import check_timesteps, spaced_timesteps
 from diffusion.sample.eta import check_eta, check_noise
+from diffusion.sample.finite import FiniteWatch, watch_over
 from diffusion.sample.guidance import (
     classifier_free,
     classifier_gradient,
@@ -34,8 +35,8 @@ if TYPE_CHECKING:  # a model's images do not come from a classifier's code, unle
 
 _Draw = Callable[[], Tensor]
 _Callback = Callable[[Step], object]
-_Making = Callable[[_Draw, Condition, _Callback | None], Tensor]
-"""(draw, condition, callback) → images, as `denoise`."""
+_Making = Callable[[_Draw, Condition, _Callback | None, FiniteWatch], Tensor]
+"""(draw, condition, callback, watch) → images, as `denoise`."""
 
 
 def check_settings(artefact: Described, settings: SampleSettings) -> Grid:
@@ -66,14 +67,19 @@ def generate(
     """The images at `indices` under a row each of the condition, uint8 (B, C, H, W) on the CPU.
 
     The network is in eval mode on `device`. On a CPU they are made in two halves, unless a `callback` is to
-    see all of them at each step. UsageError as `check_settings`.
+    see all of them at each step. UsageError as `check_settings`, NotFinite with the image and the step at
+    which numbers are none.
     """
     spec = loaded.artefact.network
     shape = (spec.in_channels, spec.image_size, spec.image_size)
     make = _making(loaded, settings, device, classifier)
+    networks = {"model": loaded.network} | ({"classifier": classifier.network} if classifier else {})
+    guided = bool(settings.guidance or settings.classifier_scale)
 
     def made(part: slice, seen: _Callback | None) -> Tensor:
-        return make(ImageNoise(settings.seed, indices[part], shape).draw, condition.rows(part), seen)
+        own = indices[part]
+        watch = watch_over(networks, guided, lambda row: f"image {own[row]}")
+        return make(ImageNoise(settings.seed, own, shape).draw, condition.rows(part), seen, watch)
 
     if callback or len(indices) < 2 or not pays_on(device):
         return made(slice(None), callback)
@@ -89,7 +95,8 @@ def denoise(
     callback: _Callback | None = None,
 ) -> Tensor:
     """The images that grow from what `draw` gives: x_T first, then each noisy step's z; as `generate`."""
-    return _making(loaded, settings, device, None)(draw, condition, callback)
+    watch = watch_over({"model": loaded.network}, bool(settings.guidance), "image {} of these".format)
+    return _making(loaded, settings, device, None)(draw, condition, callback, watch)
 
 
 def _making(
@@ -102,12 +109,12 @@ def _making(
     grid, sampler = check_settings(loaded.artefact, settings), build_sampler(settings)
     denoiser = guided_denoiser(loaded, settings, classifier)
 
-    def make(draw: _Draw, condition: Condition, callback: _Callback | None) -> Tensor:
+    def make(draw: _Draw, condition: Condition, callback: _Callback | None, watch: FiniteWatch) -> Tensor:
         def noise() -> Tensor:
             return _sent(draw(), device)
 
         walk = sampler(grid, noise(), noise)
-        return to_uint8(run(walk, denoiser, condition.to(device), callback).x).cpu()
+        return to_uint8(run(walk, denoiser, condition.to(device), callback, watch).x).cpu()
 
     return make
 

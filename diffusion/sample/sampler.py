@@ -16,6 +16,7 @@ from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser
 from diffusion.process.prediction import Prediction
 from diffusion.process.time_grid import Grid
+from diffusion.sample.finite import FiniteWatch
 
 
 class Ask(NamedTuple):
@@ -58,21 +59,33 @@ class Walked(NamedTuple):
 
 @torch.no_grad()
 def run(
-    walk: Walk, denoiser: Denoiser, condition: Condition, callback: Callable[[Step], object] | None = None
+    walk: Walk,
+    denoiser: Denoiser,
+    condition: Condition,
+    callback: Callable[[Step], object] | None = None,
+    watch: FiniteWatch | None = None,
 ) -> Walked:
-    """Answer a walk's questions until it ends; `callback` sees every step and may raise to stop."""
-    asked, x = 0, None
+    """Answer a walk's questions until it ends; `callback` sees every step and may raise to stop.
+
+    NotFinite, in the words of `watch`, where an answer or a step is NaN or infinite.
+    """
+    watch = watch or FiniteWatch()
+    asked, at, t, x = 0, 1, 0.0, None
     event = next(walk, None)
     while event is not None:
         answer = None
         if isinstance(event, Ask):
-            answer = denoiser(event.x, event.t, condition)
+            t = event.t
+            answer = denoiser(event.x, t, condition)
+            watch.see(at, t, *answer)
             asked += 1
         else:
-            x = event.x
+            x, at = event.x, event.done + 1
+            watch.see(event.done, t, x)
             if callback:
                 callback(event)
         event = _sent(walk, answer)
+    watch.end()
     assert x is not None, "a walk has at least one step"
     return Walked(x, asked)
 

@@ -29,6 +29,7 @@ from diffusion.protocol.grid import grid, settings_card
 from diffusion.protocol.samplers import SAMPLERS, SamplerEntry, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.asked import mixed_condition
+from diffusion.sample.finite import FiniteWatch
 from diffusion.sample.generate import check_settings, generate, guided_denoiser, model_denoiser
 from diffusion.sample.guidance import classifier_free
 from diffusion.sample.sampler import Ask, Step, Walk, run
@@ -316,12 +317,14 @@ def test_a_denoiser_takes_one_time_for_all_or_one_for_each_row():
 )  # fmt: skip
 @pytest.mark.parametrize("guidance", [0.0, 1.5, torch.tensor([0.0, 1.5, 2.0])])
 def test_no_step_looks_at_an_image_on_the_host(options, guidance):
-    """Tensors without values: whatever would wait for one to come from a GPU fails."""
+    """Tensors without values: whatever would wait for one to come from a GPU fails; only the end may."""
     process, settings = build_process(ProcessConfig(timesteps=100)), SampleSettings(steps=6, **options)
     x = torch.empty(3, *SHAPE, device="meta")
     network = NetworkDenoiser(lambda x, t, labels: torch.cat([x, x], 1), process)
     condition = Condition(3, torch.empty(3, dtype=torch.long, device="meta"), 10)
     walk = build_sampler(settings)(process.grid([0, 20, 40, 60, 80, 99]), x, lambda: torch.empty_like(x))
-    made = run(walk, classifier_free(network, guidance), condition)
+    watch = FiniteWatch()
+    watch.end = lambda: None
+    made = run(walk, classifier_free(network, guidance), condition, watch=watch)
     assert made.x.device.type == "meta"
     assert made.asked == 6
