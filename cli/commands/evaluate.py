@@ -47,18 +47,19 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print scores and protocol card as JSON.")] = False,
 ) -> None:
     """Score images: Fréchet and kernel distance to real ones, their floor, and the excess over it."""
-    from diffusion.evaluate.adhoc import evaluate_images
     from diffusion.evaluate.open_images import is_prepared
+    from diffusion.evaluate.pair import open_pair
 
     idle = against.exists() and not is_prepared(against)
     refuse_idle(context, "split", idle, f"since {against} is no prepared data set")
+    pair = open_pair(path, against, split.value)
+
+    from diffusion.evaluate.adhoc import evaluate_pair
 
     with progress("features") as watch:
-        document = evaluate_images(
-            path,
-            against,
+        document = evaluate_pair(
+            pair,
             extractor=extractor.value if extractor else None,
-            split=split.value,
             weights=weights,
             weights_sha256=weights_sha256,
             batch_size=batch_size,

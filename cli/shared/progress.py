@@ -15,6 +15,9 @@ PLAIN_SECONDS = 10  # between lines where nobody watches live
 RECENT = 60  # marks, at most one a second, that the rate looks back on
 
 
+ONE = {"images": "an image", "steps": "a step", "passes": "a pass", "bytes": "a byte"}
+
+
 class Show(Protocol):
     """Shows how far a piece of work is."""
 
@@ -27,6 +30,13 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def pace(rate: float, unit: str) -> str:
+    """So many a second, as 12 images/s; where that is less than one, the time of each, as 3.5 s an image."""
+    if rate >= 1:
+        return f"{rate:,.0f} {unit}/s"
+    return f"{1 / rate:,.{1 if rate > 0.1 else 0}f} s {ONE[unit]}"
 
 
 class _Rate:
@@ -51,7 +61,7 @@ class _Rate:
         rate = (done - start) / (now - since) if now > since else 0.0
         text = f"{self.label} {done:,}/{total:,}"
         if rate:
-            text += f" · {rate * self.per:,.0f} {self.unit}/s"
+            text += f" · {pace(rate * self.per, self.unit)}"
         if done >= total:
             text += f" · took {now - self.began:.1f} s"
         elif rate:

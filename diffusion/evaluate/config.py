@@ -10,6 +10,8 @@ from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.system.registry import known
 from diffusion.system.section import PositiveInt, Section
 
+OTHER_SPLIT = {"train": "test", "test": "train"}
+
 
 class EvaluateConfig(Section):
     """Scores against a split of the prepared data, by features of `extractor`, a name of EXTRACTORS.

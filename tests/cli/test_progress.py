@@ -1,13 +1,31 @@
 """What a person and a log file see of long work."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cli.shared.progress import clock, progress
+from cli.shared.progress import ONE, clock, pace, progress
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3661, "1:01:01")])
 def test_clock(seconds: float, said: str) -> None:
     assert clock(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"),
+    [(1234.4, "1,234 images/s"), (1, "1 images/s"), (0.4, "2.5 s an image"), (0.0004, "2,500 s an image")],
+)
+def test_pace(rate: float, said: str) -> None:
+    assert pace(rate, "images") == said
+
+
+@given(st.floats(1e-300, 1e300), st.sampled_from(sorted(ONE)))
+def test_no_pace_is_none(rate: float, unit: str) -> None:
+    """However slow or fast, what is said is a number above 0."""
+    said = float(pace(rate, unit).split()[0].replace(",", ""))
+    assert said > 0
+    assert said == pytest.approx(rate if rate >= 1 else 1 / rate, rel=0.5)
 
 
 def test_a_log_gets_the_end_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,4 +72,4 @@ def test_the_time_left_is_by_the_rate_of_the_last_minute(
     lines = capsys.readouterr().err.splitlines()
     assert "train 99/1,000 · 1 images/s · ETA 15:01" in lines
     assert any(" · 10 images/s · ETA 0:" in line for line in lines)
-    assert lines[-1] == "train 1,000/1,000 · 0 images/s · took 3790.0 s"
+    assert lines[-1] == "train 1,000/1,000 · 3.8 s an image · took 3790.0 s"

@@ -1,5 +1,8 @@
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,9 +10,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli import main
-from diffusion.evaluate.adhoc import evaluate_images
+from diffusion.evaluate.adhoc import evaluate_pair
 from diffusion.evaluate.features.reference import make_reference
 from diffusion.evaluate.open_images import open_images
+from diffusion.evaluate.pair import open_pair
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.grid import Cell
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
@@ -39,12 +43,17 @@ def root(tmp_path_factory):
     return root
 
 
+def scored(path, against, split="train", **options):
+    """The scores document of any images."""
+    return evaluate_pair(open_pair(Path(path), Path(against), split), **options)
+
+
 @pytest.fixture(scope="module")
 def cell(root):
     """The scores document of the cell."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        return evaluate_images(root / "samples/steps50-eta0", root / "prepared")
+        return scored(root / "samples/steps50-eta0", root / "prepared")
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +64,7 @@ def project(root, monkeypatch):
 
 @pytest.mark.parametrize("name", ["cell.npz", "folder"])
 def test_a_folder_and_an_npz_score_like_a_store(root, cell, name):
-    document = evaluate_images(root / name, root / "prepared")
+    document = scored(root / name, root / "prepared")
     assert document["scores"] == pytest.approx(cell["scores"], rel=1e-6)
     assert document["reference"] == cell["reference"]
     assert document["images"]["count"] == 60
@@ -70,12 +79,12 @@ def test_a_cell_scores_as_in_its_sweep(root, cell):
 
 def test_the_stored_reference_is_used_unless_it_is_stale(root, tmp_path, cell):
     seen = []
-    evaluate_images("cell.npz", root / "prepared", progress=lambda *numbers: seen.append(numbers))
+    scored("cell.npz", root / "prepared", progress=lambda *numbers: seen.append(numbers))
     assert (seen[0], seen[-1]) == ((0, 60), (60, 60))
     prepared = write_prepared(tmp_path / "prepared")
     rewrite(prepared / "train")
     seen.clear()
-    document = evaluate_images("cell.npz", prepared, progress=lambda *numbers: seen.append(numbers))
+    document = scored("cell.npz", prepared, progress=lambda *numbers: seen.append(numbers))
     assert (seen[0], seen[-1]) == ((0, 244), (244, 244))
     assert seen == sorted(seen)
     assert document["reference"]["reference_digest"] == open_store(prepared / "train").digest
@@ -83,14 +92,14 @@ def test_the_stored_reference_is_used_unless_it_is_stale(root, tmp_path, cell):
 
 
 def test_any_images_can_be_the_reference_without_a_floor():
-    document = evaluate_images("folder", "folder")
+    document = scored("folder", "folder")
     assert "floor" not in document["scores"]
     assert "excess" not in document["scores"]
     assert abs(document["scores"]["fd_effnet_lite0_64"]) < 1e-2
 
 
 def test_the_other_split_can_be_the_reference():
-    document = evaluate_images("cell.npz", "prepared", split="test")
+    document = scored("cell.npz", "prepared", split="test")
     assert (document["reference"]["reference_count"], document["reference"]["heldout_count"]) == (64, 120)
 
 
@@ -98,7 +107,39 @@ def test_images_of_another_size_are_refused(root, tmp_path):
     larger = np.zeros((4, 16, 16, 1), np.uint8)
     write_store(tmp_path / "larger", larger, None, {"name": "larger"})
     with pytest.raises(DiffctlError, match="16×16"):
-        evaluate_images(tmp_path / "larger", root / "prepared")
+        open_pair(tmp_path / "larger", root / "prepared")
+
+
+@pytest.mark.parametrize("few", [0, 1])
+@pytest.mark.parametrize("form", ["npz", "store", "folder"])
+def test_fewer_than_two_images_are_refused_on_either_side(root, tmp_path, few, form):
+    images, path = np.zeros((few, 8, 8, 1), np.uint8), tmp_path / f"few.{form}"
+    if form == "npz":
+        np.savez(path, images)
+    elif form == "store":
+        write_store(path, images, None, {"name": "few"})
+    else:
+        path.mkdir()
+        for image in images:
+            Image.fromarray(image[:, :, 0]).save(path / "a.png")
+    for pair in ((path, root / "prepared"), (root / "cell.npz", path)):
+        with pytest.raises(DiffctlError, match=rf"{path.name} has (no images|{few})"):
+            open_pair(*pair)
+
+
+def test_what_cannot_be_scored_is_refused_before_anything_heavy_is_loaded(root, tmp_path):
+    """The command ends with its sentence, and torch was not imported."""
+    np.savez(tmp_path / "one.npz", np.zeros((1, 8, 8, 1), np.uint8))
+    code = (
+        "import sys; from cli import main; code = 0\n"
+        "try: main.main()\n"
+        "except SystemExit as end: code = end.code\n"
+        "assert not {'torch', 'sklearn'} & set(sys.modules), 'something heavy'; sys.exit(code)"
+    )
+    arguments = ["evaluate", str(tmp_path / "one.npz"), "--against", "prepared"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.stderr == f"diffctl: scores need at least 2 images, and {tmp_path}/one.npz has 1\n"
+    assert done.returncode == 1
 
 
 def test_a_folder_of_mixed_sizes_names_the_file(tmp_path):

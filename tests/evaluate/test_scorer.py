@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.evaluate.adhoc import evaluate_images
+from diffusion.evaluate.adhoc import evaluate_pair
 from diffusion.evaluate.config import EvaluateConfig
 from diffusion.evaluate.features.extract import Features, extract
 from diffusion.evaluate.features.reference import Reference
+from diffusion.evaluate.pair import open_pair
 from diffusion.evaluate.scores import classes
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.evaluate.validation import ScoredImages, ValidationScorer
@@ -173,7 +174,7 @@ def test_any_images_score_as_by_torch_fidelity(tmp_path):
     ours, real = images[:100], images[100:250]
     np.savez(tmp_path / "ours.npz", ours)
     write_store(tmp_path / "real", real, None, {"name": "real"})
-    got = evaluate_images(tmp_path / "ours.npz", tmp_path / "real")["scores"]
+    got = evaluate_pair(open_pair(tmp_path / "ours.npz", tmp_path / "real"))["scores"]
     want = calculate_metrics(
         input1=Tensors(ours),
         input2=Tensors(real),

@@ -16,11 +16,12 @@ from PIL import Image
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from diffusion.evaluate.adhoc import evaluate_images
+from diffusion.evaluate.adhoc import evaluate_pair
 from diffusion.evaluate.features import clip, dinov2, extractors
 from diffusion.evaluate.features.extract import extract
 from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.evaluate.features.vit import Vit
+from diffusion.evaluate.pair import open_pair
 from diffusion.protocol.extractors import CLIP, DINOV2, EXTRACTORS
 from diffusion.system.errors import DiffctlError, UsageError
 
@@ -246,9 +247,8 @@ def test_a_file_of_the_published_shape_scores_two_folders(monkeypatch, tmp_path)
     for name, seed in (("a", 0), ("b", 1)):
         pixels = np.random.default_rng(seed).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
         np.savez(tmp_path / f"{name}.npz", pixels)
-    found = evaluate_images(
-        tmp_path / "a.npz", tmp_path / "b.npz", extractor=DINOV2.name, weights=path, weights_sha256=sha256
-    )
+    pair = open_pair(tmp_path / "a.npz", tmp_path / "b.npz")
+    found = evaluate_pair(pair, extractor=DINOV2.name, weights=path, weights_sha256=sha256)
     assert found["scores"]["fd_dinov2"] > 0
     assert found["card"]["weights_sha256"] == sha256
     assert found["card"]["resize"] == DINOV2.resize

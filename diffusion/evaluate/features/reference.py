@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from diffusion.code import code_digest, code_of
-from diffusion.evaluate.config import EvaluateConfig
+from diffusion.evaluate.config import OTHER_SPLIT, EvaluateConfig
 from diffusion.evaluate.features.extract import Array, Features, extract, shifted, verify
 from diffusion.evaluate.features.extractors import Extractor, configured_extractor
 from diffusion.evaluate.features.verified import verify_where_changed
@@ -26,8 +26,6 @@ from diffusion.system.files import atomic_folder, write_json
 from diffusion.system.section import fingerprint
 
 Progress = Callable[[int, int], None]
-
-OTHER_SPLIT = {"train": "test", "test": "train"}
 
 
 @dataclass(frozen=True)

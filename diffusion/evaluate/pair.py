@@ -1,0 +1,52 @@
+"""What is scored against what, opened and checked before anything that computes is loaded: no torch here."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from diffusion.evaluate.config import OTHER_SPLIT
+from diffusion.evaluate.open_images import is_prepared, open_images
+from diffusion.images.store import ImageStore, open_store
+from diffusion.system.errors import DiffctlError
+
+FEWEST = 2  # images that have a spread
+
+
+class Pair(NamedTuple):
+    """Images of one size: the sample, and the real ones, of which those held out make the floor.
+
+    `against` and `split` say where the real ones come from; `heldout` is None unless that is a prepared set.
+    """
+
+    sample: ImageStore
+    real: ImageStore
+    heldout: ImageStore | None
+    against: Path
+    split: str
+
+
+def open_pair(path: Path, against: Path, split: str = "train") -> Pair:
+    """Open both, a store, a folder of image files or an npz each; `against` may be a prepared data set.
+
+    UsageError and DiffctlError as `open_images`; DiffctlError for images of two sizes and for fewer than two.
+    """
+    sample = open_images(path)
+    _check_count(path, sample)
+    if is_prepared(against):
+        real, heldout = open_store(against / split), open_store(against / OTHER_SPLIT[split])
+    else:
+        real, heldout = open_images(against), None
+    for store in (real, heldout):
+        if store is not None:
+            _check_count(store.path, store)
+    if sample.images.shape[1:3] != real.images.shape[1:3]:
+        sizes = ["×".join(map(str, store.images.shape[1:3])) for store in (sample, real)]
+        raise DiffctlError(
+            f"the images in {path} are {sizes[0]} and those in {against} {sizes[1]}: "
+            f"make them the way the reference was made, since resizing moves every score"
+        )
+    return Pair(sample, real, heldout, against, split)
+
+
+def _check_count(path: Path, store: ImageStore) -> None:
+    if len(store) < FEWEST:
+        raise DiffctlError(f"scores need at least {FEWEST} images, and {path} has {len(store)}")
