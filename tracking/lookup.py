@@ -19,6 +19,7 @@ from tracking.store import (
     ensure_run,
     failures,
     find_by_tags,
+    newest_runs,
     search_runs,
     tracking_uri,
 )
@@ -74,11 +75,14 @@ def training_run(client: "MlflowClient", identity: Identity, data_name: str) -> 
     return run_id
 
 
-def parent_runs(client: "MlflowClient") -> "list[Run]":
-    """Every training's run, the oldest first."""
+def parent_runs(client: "MlflowClient", newest: int | None = None) -> "list[Run]":
+    """Every training's run, the oldest first; of so many the newest alone, those first."""
     experiments = client.search_experiments(filter_string=f"name LIKE '{experiment_name('%')}'")
     ids = [experiment.experiment_id for experiment in experiments]
-    return search_runs(client, ids, f"tags.`{KEY}` LIKE '%'") if ids else []
+    query = f"tags.`{KEY}` LIKE '%'"
+    if not ids:
+        return []
+    return newest_runs(client, ids, query, newest) if newest else search_runs(client, ids, query)
 
 
 def find_run(name: str, uri: str | None = None) -> "Run":

@@ -41,8 +41,13 @@ class Row:
     undelivered: bool
 
 
-def overview(root: Path = TRAIN_RUNS) -> tuple[list[Row], MlflowError | None]:
-    """Every training, the newest first; with it the error where MLflow could not be asked."""
+def overview(
+    root: Path = TRAIN_RUNS, newest: int | None = None
+) -> tuple[list[Row], MlflowError | None]:
+    """Every training, the newest first, or so many; with it the error where MLflow could not be asked.
+
+    A training that is here has the same start in MLflow: with the newest rows come the newest runs alone.
+    """
     uri, problem = tracking_uri(), None
     trainings = {training.key: training for training in read_trainings(root)}
     runs: dict[str, Run] = {}
@@ -50,12 +55,12 @@ def overview(root: Path = TRAIN_RUNS) -> tuple[list[Row], MlflowError | None]:
     if database is None or database.exists():
         try:
             with failures(uri):
-                runs = {run.data.tags[KEY]: run for run in parent_runs(connect(uri))}
+                runs = {run.data.tags[KEY]: run for run in parent_runs(connect(uri), newest)}
         except MlflowError as error:
             problem = error
     rows = [_row(trainings[key], runs.get(key), uri) for key in trainings]
     rows += [_remote_row(run) for key, run in runs.items() if key not in trainings]
-    return sorted(rows, key=lambda row: row.started, reverse=True), problem
+    return sorted(rows, key=lambda row: row.started, reverse=True)[:newest], problem
 
 
 def _row(training: Training, run: "Run | None", uri: str) -> Row:

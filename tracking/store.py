@@ -202,6 +202,12 @@ def search_runs(client: "MlflowClient", experiment_ids: list[str], query: str) -
             return runs
 
 
+def newest_runs(client: "MlflowClient", experiment_ids: list[str], query: str, count: int) -> "list[Run]":
+    """The active runs that MLflow's `query` selects, the newest first, at most so many."""
+    order = ["attributes.start_time DESC", "attributes.run_id ASC"]
+    return list(client.search_runs(experiment_ids, query, order_by=order, max_results=count))
+
+
 def ensure_run(client: "MlflowClient", experiment_id: str, key: str, name: str, start_time: int) -> str:
     """The id of the run of the training `key`, made when it is missing."""
     found = find_by_tags(client, [experiment_id], {KEY: key})

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.shared.flags import refuse_idle
 from cli.shared.tables import ago, show, since, span, table
 
 if TYPE_CHECKING:
@@ -18,17 +19,27 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")
 
 
 @app.callback()
-def runs(context: typer.Context, as_json: AsJson = False) -> None:
+def runs(
+    context: typer.Context,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, max=1000, help="The newest N.")] = 50,
+    every: Annotated[bool, typer.Option("--all", help="However many there are.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """List the trainings of this project and of its MLflow, the newest first."""
     if context.invoked_subcommand is not None:
         return
     from tracking.overview import overview
 
-    rows, problem = overview()
+    refuse_idle(context, "num", every, "beside --all")
+    rows, problem = overview(newest=None if every else num + 1)
+    more = not every and len(rows) > num
+    rows = rows if every else rows[:num]
     if as_json:
         typer.echo(json.dumps([vars(row) for row in rows], indent=2))
     elif rows:
         _show_runs(rows)
+        if more:
+            typer.echo(f"these are the newest {num}: `diffctl runs --all` lists the others too")
     elif not problem:
         typer.echo("no trainings yet: `diffctl run` starts one")
     if problem:

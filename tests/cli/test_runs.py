@@ -1,9 +1,12 @@
 import hashlib
 import json
+import shutil
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cli.commands.runs import _show_runs
 from diffusion.layout import RUN, SCORES, TRAIN_RUNS
@@ -18,7 +21,7 @@ from tracking.lookup import find_run
 from tracking.overview import overview, reap
 from tracking.runs import fetch_model, fetch_scores, log_report, log_scores
 from tracking.sender import sync
-from tracking.spool import Spool
+from tracking.spool import EVENTS, Spool
 from tracking.store import connect, ensure_experiment, search_runs, tracking_uri
 
 
@@ -230,6 +233,29 @@ def test_a_running_one_that_gives_no_sign_is_shown_with_its_step(here, capsys):
     assert dead.state == "dead"
 
 
+@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=6), st.integers(1, 4))
+def test_the_newest_rows_are_the_first_of_all(here, places, newest):
+    """Trainings here, in MLflow or both, of any age: the newest are those that a list of all begins with."""
+    shutil.rmtree(TRAIN_RUNS, ignore_errors=True)
+    empty_database(here / "mlflow.db")
+    client = connect()
+    experiment = ensure_experiment(client, "diffctl-digits")
+    for age, (is_here, is_there) in enumerate(places):
+        started = int(1000 * time.time()) - 60_000 * age
+        if is_here:
+            folder = TRAIN_RUNS / f"f{age}"
+            folder.mkdir(parents=True)
+            start = {"kind": "start", "key": f"key{age}", "name": f"run{age}", "time": started}
+            (folder / EVENTS).write_text(json.dumps({**start, "experiment": "diffctl-digits"}) + "\n")
+        if is_there:
+            tags = {names.KEY: f"key{age}", names.BEST: f"best{age}"}
+            client.create_run(experiment, start_time=started, tags=tags, run_name=f"run{age}")
+    every, first = overview()[0], overview(newest=newest)[0]
+    assert [row.name for row in every] == [f"run{age}" for age, place in enumerate(places) if any(place)]
+    assert first == every[:newest]
+
+
 @pytest.mark.slow
 def test_the_commands(here):
     train(end=None)
@@ -243,6 +269,11 @@ def test_the_commands(here):
     reaped = diffctl(here, "runs", "reap")
     assert reaped.stdout == "digits-f1f1f1f1: marked KILLED\n"
     (row,) = json.loads(diffctl(here, "runs", "--json").stdout)
+    train("another", "f2" * 8)
+    listed = diffctl(here, "runs", "-n", "1").stdout.splitlines()
+    assert listed[1].startswith("digits-f2f2f2f2")
+    assert "--all" in listed[-1]
+    assert len(json.loads(diffctl(here, "runs", "--all", "--json").stdout)) == 2
     assert (row["state"], row["undelivered"]) == ("dead", False)
 
 
