@@ -19,6 +19,7 @@ from typing import TextIO
 import typer
 
 from cli.commands import check, compare, evaluate, images, interop, nll, profiles, prune, run, runs, sample
+from cli.shared.flags import refuse_long
 from cli.stages import bodies, classifier
 from diffusion.system.errors import FAILED, DiffctlError, DiffctlWarning, Interrupted, reason
 from diffusion.system.signals import StopRequest, ended_by_signal
@@ -62,6 +63,7 @@ def main() -> None:
     code = 0
     try:
         with ended_by_signal() as stop:
+            refuse_long(sys.argv[1:])
             code = _run(stop)
     except BaseException as error:
         end = _outcome(error)

@@ -20,6 +20,7 @@ from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import load_model, read_artefact
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.asked import class_condition, mixed_condition
+from diffusion.sample.finite import NotFinite
 from diffusion.sample.generate import generate
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
@@ -72,11 +73,16 @@ class Sampler(PythonModel):
         self.model = load_model(weights, self.device)
 
     def predict(self, model_input: list[Request]) -> list[Reply]:  # type: ignore[override]
-        """A reply for each request; INVALID_PARAMETER_VALUE for one that this model cannot fulfil."""
+        """A reply for each request; INVALID_PARAMETER_VALUE for one that this model cannot fulfil.
+
+        INTERNAL_ERROR where its numbers are none.
+        """
         try:
             return [self._sample(request) for request in model_input]
         except UsageError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
+        except NotFinite as error:
+            raise MlflowException(str(error)) from error
 
     def _sample(self, request: Request) -> Reply:
         indices = request.indices if request.indices is not None else list(range(request.num))

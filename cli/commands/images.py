@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.commands.sample import Champion, ModelFile, RunId, resolve_model, writer_of
-from cli.shared.flags import refuse_idle
+from cli.shared.flags import MOST, refuse_idle
 from cli.shared.images import StorePath
 from cli.shared.names import Spacing
 from cli.shared.progress import Show, progress
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from diffusion.process.condition import Condition
     from diffusion.protocol.settings import SampleSettings
 
-Steps = Annotated[int, typer.Option("--steps", min=1, help="DDIM steps each way; more are more exact.")]
+MOST_FRAMES = 10_000
+
+Steps = Annotated[
+    int, typer.Option("--steps", min=1, max=MOST, help="DDIM steps each way; more are more exact.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Say what was made as JSON.")]
 
 
@@ -33,14 +37,14 @@ def encode(
     images: Annotated[
         list[str] | None, typer.Argument(help="Files, or numbers in the store. [default: its first --num]")
     ] = None,
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many of the store.")] = 16,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, max=MOST, help="How many of the store.")] = 16,
     store: StorePath = None,
     klass: Annotated[
         str | None, typer.Option("--class", help="By name or number. [default: the image's own]")
     ] = None,
     steps: Steps = 100,
     spacing: Annotated[Spacing, typer.Option("--spacing")] = Spacing["uniform"],
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=MOST)] = 64,
     model: ModelFile = None,
     run_id: RunId = None,
     champion: Champion = False,
@@ -75,7 +79,9 @@ def interpolate(
     first: Annotated[str, typer.Argument(help="An image file, or a number in the store.")],
     second: Annotated[str, typer.Argument(help="Likewise.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="FILE.png (a strip) or .gif.")],
-    frames: Annotated[int, typer.Option("--frames", min=2, help="Images, the two ends included.")] = 9,
+    frames: Annotated[
+        int, typer.Option("--frames", min=2, max=MOST_FRAMES, help="Images, the two ends included.")
+    ] = 9,
     store: StorePath = None,
     klass: Annotated[
         str | None, typer.Option("--class", help="For all. [default: none, or that of the nearer end]")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.commands.sample import Champion, ModelFile, RunId, resolve_model, writer_of
+from cli.shared.flags import LARGEST, MOST
 from cli.shared.images import StorePath
 from cli.shared.progress import progress
 
@@ -19,12 +20,15 @@ def nll(
         Path, typer.Option("--out", "-o", help="FILE.png of the terms by t; their values beside it as .csv.")
     ] = Path("plots/nll.png"),
     store: StorePath = None,
-    num: Annotated[int | None, typer.Option("--num", "-n", min=1, help="Images. [default: all]")] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Timesteps, evenly spread. [default: all T]")
+    num: Annotated[
+        int | None, typer.Option("--num", "-n", min=1, max=MOST, help="Images. [default: all]")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", min=1, max=MOST, help="Timesteps, evenly spread. [default: all T]"),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=LARGEST)] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=MOST)] = 64,
     model: ModelFile = None,
     run_id: RunId = None,
     champion: Champion = False,

@@ -4,6 +4,10 @@ from collections.abc import Sequence
 
 import typer
 
+MOST = 1_000_000  # images or steps that a command is asked for
+LARGEST = 2**63 - 1  # a seed or an index
+LONGEST = 4096  # characters of an argument, as of a path; a list may have more
+
 
 def flags_given(context: typer.Context, names: Sequence[str]) -> list[str]:
     """The flags of those of the named parameters that were given, defaults left out."""
@@ -17,6 +21,18 @@ def refuse_idle(context: typer.Context, name: str, idle: bool, why: str) -> None
 
     if idle and (flags := flags_given(context, [name])):
         raise UsageError(f"{flags[0]} does nothing {why}: leave it out")
+
+
+def refuse_long(arguments: Sequence[str]) -> None:
+    """UsageError when one of a command line's arguments is longer than any that means something."""
+    from diffusion.system.errors import UsageError
+
+    for argument in arguments:
+        if len(argument) > LONGEST and "," not in argument:
+            begins = argument[:20].encode("utf-8", "backslashreplace").decode()
+            raise UsageError(
+                f"the argument {begins!r}… has {len(argument):,} characters: give {LONGEST:,} at most"
+            )
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

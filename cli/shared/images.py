@@ -1,5 +1,6 @@
 """Images that a command is given, by number in a store or as files, and the classes they are of."""
 
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -34,7 +35,9 @@ def choose(name: str, store: Path | None, artefact: "Artefact") -> GivenImage:
     opened = fitting_store(store, artefact)
     index = int(name)
     if index >= len(opened):
-        raise UsageError(f"there is no image {index} in {opened.path}: give 0 to {len(opened) - 1}")
+        raise UsageError(
+            f"there is no image {reprlib.repr(index)} in {opened.path}: give 0 to {len(opened) - 1}"
+        )
     return GivenImage(opened.images[index], known_labels(opened, artefact, [index])[0])
 
 

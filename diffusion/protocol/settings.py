@@ -14,6 +14,8 @@ from diffusion.system.section import Distinct, PositiveInt, Section, validated
 SamplerName = Annotated[str, AfterValidator(partial(known, registry=SAMPLERS))]
 SpacingName = Annotated[str, AfterValidator(partial(known, registry=SPACINGS))]
 
+Guidance = Annotated[float, Field(ge=0, le=1000)]  # the papers' are below 20: more is a slip of the hand
+
 Value = TypeVar("Value")
 Axis = Annotated[tuple[Value, ...], Field(min_length=1), Distinct]
 
@@ -42,7 +44,7 @@ class SamplerConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     noise: Noise = "small"
     spacing: SpacingName = "uniform"
-    guidance: Annotated[float, Field(ge=0)] = 0.0
+    guidance: Guidance = 0.0
     clip: bool = True
     classes: Literal["balanced", "data"] = "balanced"
 
@@ -71,7 +73,7 @@ class SampleSettings(SamplerConfig):
 
     steps: PositiveInt = 50
     eta: Annotated[float, Field(ge=0)] = 0.0
-    classifier_scale: Annotated[float, Field(ge=0)] = 0.0
+    classifier_scale: Guidance = 0.0
     timesteps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_whole_numbers)] | None = (
         None
     )
@@ -110,7 +112,7 @@ class SweepConfig(Section):
     sampler: Axis[SamplerName] | None = None
     noise: Axis[Noise] | None = None
     spacing: Axis[SpacingName] | None = None
-    guidance: Axis[Annotated[float, Field(ge=0)]] | None = None
+    guidance: Axis[Guidance] | None = None
 
 
 def parse_settings(optional: dict[str, Any], **values: Any) -> SampleSettings:

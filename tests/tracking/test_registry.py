@@ -2,6 +2,7 @@ import base64
 import contextlib
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -51,11 +52,11 @@ def here(tmp_path, monkeypatch):
 def make_model(digits_store):
     """Write a small real model of a seed and its scores, as a training and an evaluation leave them."""
 
-    def make(seed: int, kernel: dict | None = None, **card) -> str:
+    def make(seed: int, kernel: dict | None = None, add: float = 0.01, **card) -> str:
         config = parse(params(train={"seed": seed}), "the test")
         artefact = plan_training(config, open_store(digits_store).meta, CPU)
         state = new_state(artefact, CPU)
-        weights = {key: value + 0.01 for key, value in state.ema.state_dict().items()}
+        weights = {key: value + add for key, value in state.ema.state_dict().items()}
         sha256 = save_artefact(MODEL, weights, artefact).model_sha256
         write_json(RUN, {"key": f"key{seed}", "fingerprint": f"{seed}" * 16})
         write_json(SCORES, document(kernel, model_sha256=sha256, **card))
@@ -191,6 +192,16 @@ def test_the_registered_model_makes_the_same_images_without_pickle(make_model, h
 def pixels(reply: dict) -> np.ndarray:
     images = [Image.open(io.BytesIO(base64.b64decode(image))) for image in reply["images"]]
     return np.stack([np.asarray(image, dtype=int) for image in images])
+
+
+@pytest.mark.slow
+def test_a_registered_model_whose_numbers_are_none_says_so(make_model, here):
+    make_model(1, add=math.nan)
+    register()
+    done = load_and_predict(here, f"sqlite:///{here / 'mlflow.db'}", [{"num": 2}, {"guidance": 1e308}])
+    weights, guidance = map(json.loads, done.stdout.splitlines())
+    assert "image 0 is NaN or infinite from step 1 on" in weights
+    assert "guidance: Input should be less than" in guidance
 
 
 @pytest.mark.slow

@@ -1,0 +1,167 @@
+"""NaN and infinity never become a picture, a code or a likelihood: the first step with them is named."""
+
+import copy
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion.analysis.inversion import encode_images, interpolate
+from diffusion.analysis.likelihood import bits_per_dimension
+from diffusion.model.model_file import LoadedModel, save_artefact
+from diffusion.process.condition import Condition
+from diffusion.protocol.grid import Cell
+from diffusion.protocol.samplers import SAMPLERS
+from diffusion.protocol.settings import SampleSettings, parse_settings
+from diffusion.sample.asked import mixed_condition
+from diffusion.sample.config import SampleConfig
+from diffusion.sample.ddim import Ddim
+from diffusion.sample.finite import FiniteWatch, NotFinite
+from diffusion.sample.generate import generate
+from diffusion.sample.sampler import run
+from diffusion.sample.sweep import make_cell
+from diffusion.system.errors import UsageError
+from tests.conftest import diffctl
+from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.walks import asked, grid_of
+
+CPU = torch.device("cpu")
+SPEC = spec_of()
+SOUND = LoadedModel(network_of(SPEC), artefact_of(SPEC, 20))
+PIXELS = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
+TOLD = r"is NaN or infinite from step \d+ on \(t = \d+\): "
+
+
+@st.composite
+def spoilt_models(draw: st.DrawFn) -> LoadedModel:
+    """The sound model with an entry of one of its tensors that is no number."""
+    network = copy.deepcopy(SOUND.network)
+    tensor = draw(st.sampled_from(list(network.state_dict().values())))
+    index = draw(st.integers(0, tensor.numel() - 1))
+    tensor.view(-1)[index] = draw(st.sampled_from([math.nan, math.inf, -math.inf]))
+    return LoadedModel(network, SOUND.artefact)
+
+
+@st.composite
+def chosen_settings(draw: st.DrawFn) -> SampleSettings:
+    sampler = draw(st.sampled_from(sorted(SAMPLERS)))
+    return SampleSettings(
+        sampler=sampler,
+        steps=draw(st.integers(1, 4)),
+        eta=draw(st.sampled_from([0.0, 0.5, 1.0])) if SAMPLERS[sampler].stochastic else 0.0,
+        noise=draw(st.sampled_from(["small", "large", "learned"])),
+        guidance=draw(st.sampled_from([0.0, 0.5, 100.0])),
+        clip=draw(st.booleans()),
+    )
+
+
+def conditioned(model: LoadedModel, wanted: SampleSettings, count: int) -> Condition:
+    return mixed_condition(model.artefact, wanted, range(count))
+
+
+def images(model: LoadedModel, wanted: SampleSettings) -> torch.Tensor:
+    return generate(model, wanted, range(2), conditioned(model, wanted, 2), CPU)
+
+
+def outcome(work: Callable[[], Any]) -> tuple[Any, str]:
+    """What the work gives, or the sentence with which it is refused."""
+    try:
+        return work(), ""
+    except (NotFinite, UsageError) as error:
+        return None, str(error)
+
+
+@settings(deadline=None, max_examples=300)
+@given(spoilt_models(), chosen_settings())
+def test_weights_that_are_no_numbers_make_no_picture(model: LoadedModel, wanted: SampleSettings) -> None:
+    """An entry that has no say, such as a label's that is not asked for, leaves the sound model's picture."""
+    made, told = outcome(lambda: images(model, wanted))
+    if told:
+        assert re.match(rf"image [01] {TOLD}so are weights of the model \(\S+\), so use another", told)
+    else:
+        assert torch.equal(made, images(SOUND, wanted))
+
+
+@settings(deadline=None, max_examples=100)
+@given(spoilt_models(), st.integers(1, 4))
+def test_nor_codes_nor_likelihoods_nor_what_lies_between(model: LoadedModel, steps: int) -> None:
+    wanted = SampleSettings(steps=steps)
+    condition = conditioned(model, wanted, 2)
+    for way in (
+        lambda model: encode_images(model, wanted, PIXELS, condition),
+        lambda model: interpolate(model, wanted, PIXELS, condition, 3),
+        lambda model: bits_per_dimension(model, PIXELS, condition, steps=steps).total,
+    ):
+        made, told = outcome(lambda way=way: way(model))
+        assert re.search(f"image [01] (of these )?{TOLD}", told) if told else torch.equal(made, way(SOUND))
+
+
+@settings(deadline=None)
+@given(st.floats(allow_nan=True, allow_infinity=True), st.sampled_from(["guidance", "classifier_scale"]))
+def test_guidance_is_bounded(weight: float, name: str) -> None:
+    """Whatever is asked for is refused, or makes pictures of a sound model."""
+    wanted, told = outcome(lambda: parse_settings({name: weight}, steps=2))
+    assert name in told if told else images(SOUND, wanted).shape == (2, 1, 8, 8)
+
+
+def test_finite_weights_that_overflow_are_told_from_others() -> None:
+    huge = copy.deepcopy(SOUND.network)
+    with torch.no_grad():
+        for weight in huge.parameters():
+            weight.mul_(1e30)
+    model = LoadedModel(huge, SOUND.artefact)
+    with pytest.raises(NotFinite, match=r"weights are finite, .*: train with a lower train\.lr"):
+        images(model, SampleSettings(steps=2))
+    with pytest.raises(NotFinite, match=r"weights are finite, .*: lower the guidance"):
+        images(model, SampleSettings(steps=2, guidance=1.0))
+
+
+@settings(deadline=None)
+@given(st.integers(0, 5), st.integers(0, 2), st.sampled_from([math.nan, math.inf]), st.booleans())
+def test_the_first_step_and_the_row_are_named(bad: int, row: int, value: float, at_the_end: bool) -> None:
+    """Also where nobody looks before the end, as on a GPU."""
+    grid = grid_of("linear", 6)
+
+    def network(x, t, labels):
+        said = torch.zeros_like(x)
+        if int(t[0]) <= 5 - bad:  # from step bad + 1 on
+            said[row, 0, 0, 0] = value
+        return said
+
+    watch, x = FiniteWatch(), torch.zeros(3, 1, 2, 2)
+    look, watch.end = watch.end, (lambda: None) if at_the_end else watch.end
+
+    def walked():
+        run(Ddim()(grid, x, lambda: x), asked(network, grid), Condition(3), watch=watch)
+        look()
+
+    with pytest.raises(NotFinite, match=rf"^row {row} is NaN .* step {bad + 1} on \(t = {5 - bad}\)"):
+        walked()
+
+
+def test_a_spoilt_model_ends_commands_with_a_sentence_and_no_file(tmp_path) -> None:
+    network = copy.deepcopy(SOUND.network)
+    next(network.parameters()).data.fill_(math.nan)
+    save_artefact(tmp_path / "bad.safetensors", network.state_dict(), SOUND.artefact)
+    made = diffctl(tmp_path, "sample", "--model", "bad.safetensors", "--steps", "2", "--out", "made.png")
+    assert made.returncode == 1
+    assert re.fullmatch(rf"(sample 0/16\n)?diffctl: image \d+ {TOLD}.*\n", made.stderr)
+    assert not (tmp_path / "made.png").exists()
+
+
+def test_nor_does_a_sweep_leave_a_cell(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    network = copy.deepcopy(SOUND.network)
+    next(network.parameters()).data.fill_(math.inf)
+    save_artefact(tmp_path / "bad.safetensors", network.state_dict(), SOUND.artefact)
+    sample = SampleConfig(num_images=4, batch_size=2)
+    with pytest.raises(NotFinite, match=TOLD):
+        make_cell(sample, Cell(2, 0.0), tmp_path / "bad.safetensors", tmp_path / "cell")
+    assert not (tmp_path / "cell").exists()
+    assert not list(tmp_path.rglob("*.npy"))
