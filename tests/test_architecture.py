@@ -171,4 +171,4 @@ def test_the_ground_knows_no_word_of_diffusion() -> None:
 def test_tests_have_the_folders_of_the_code() -> None:
     code = {file.parent.name for file in (ROOT / LIBRARY).glob("*/__init__.py")} | set(MAY_USE) - {LIBRARY}
     folders = {file.parent.name for file in (ROOT / "tests").glob("*/__init__.py")}
-    assert folders == code | {"benchmarks", "helpers"}
+    assert folders == code | {"benchmarks", "fuzz", "helpers"}

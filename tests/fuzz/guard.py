@@ -1,0 +1,94 @@
+"""What a parser of outside files must never do, seen through Python's audit events.
+
+A hook cannot be taken away again, so that a guarded process is a child that ends.
+"""
+
+import ast
+import os
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+PROCESSES = (
+    "os.system", "os.exec", "os.fork", "os.forkpty", "os.spawn", "os.posix_spawn", "subprocess.Popen",
+)  # fmt: skip
+REACHES = ("socket.connect", "socket.bind", "ctypes.dlopen", "webbrowser.open", "marshal.loads")
+CHANGES = (  # events whose first arguments are paths
+    "os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link", "os.symlink", "os.truncate", "os.chmod",
+    "os.chown", "os.utime", "shutil.rmtree", "shutil.move", "shutil.copyfile", "shutil.unpack_archive",
+)  # fmt: skip
+TWO_PATHS = ("os.rename", "os.link", "os.symlink", "shutil.move", "shutil.copyfile", "shutil.unpack_archive")
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+class CodeRun(BaseException):
+    """An input made its reader do what no reader does. The event's action is not carried out."""
+
+
+class Guard:
+    """From `watch` to `rest`, what is done outside of reading is noted in `seen` and refused."""
+
+    def __init__(self, folder: Path, expected: tuple[str, ...] = ()) -> None:
+        self.folder, self.expected = folder.resolve(), expected
+        self.seen: list[str] = []
+        self.watching = False
+        self.known = set(sys.stdlib_module_names) | {name.partition(".")[0] for name in sys.modules}
+        sys.dont_write_bytecode = True
+        sys.addaudithook(self._hook)
+
+    def watch(self) -> None:
+        """Forget what was seen, and look from now on."""
+        self.seen, self.watching = [], True
+
+    def rest(self) -> None:
+        """Look no more."""
+        self.watching = False
+
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.watching:
+            return
+        self.watching = False  # what this method does is no input's
+        try:
+            done = self._judged(event, arguments)
+        finally:
+            self.watching = True
+        if done is not None and not done.startswith(self.expected or ("\0",)):
+            self.seen.append(done)
+            raise CodeRun(done)
+
+    def _judged(self, event: str, arguments: tuple[Any, ...]) -> str | None:
+        """What is wrong with an event; None where it belongs to reading."""
+        said = f"{event}: {', '.join(str(argument)[:60] for argument in arguments[:2])}"
+        if event in PROCESSES or event == "pickle.find_class":
+            return said
+        if event == "import":
+            return None if str(arguments[0]).partition(".")[0] in self.known else said
+        if event in ("exec", "compile", *REACHES):
+            return None if _of_an_import(sys._getframe(2)) else said
+        if event == "open":
+            path, _, flags = arguments
+            return said if flags & WRITING and not self._inside(path) else None
+        if event in CHANGES:
+            paths = arguments[: 1 + (event in TWO_PATHS)]
+            return None if all(map(self._inside, paths)) else said
+        return None
+
+    def _inside(self, path: Any) -> bool:
+        if isinstance(path, int):  # what is open already
+            return True
+        place = Path(os.path.realpath(os.fsdecode(path)))
+        return place == Path(os.devnull) or place.is_relative_to(self.folder)
+
+
+def _of_an_import(frame: FrameType | None) -> bool:
+    """Whether an import of a known module is under way, or a literal is being read (numpy's headers)."""
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith("<frozen importlib") or (name == _AST and frame.f_code.co_name == "parse"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+_AST = ast.__file__

@@ -1,0 +1,254 @@
+"""Broken inputs of whole ones. A mutator gives None for what is not of its kind.
+
+The generator is an argument, so that a seed decides all inputs of a parser that finds nothing.
+"""
+
+import io
+import json
+import random
+import re
+import struct
+import zipfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Mutator = Callable[[random.Random, bytes, Sequence[bytes]], bytes | None]  # the last are other inputs
+
+MOST_BYTES = 1 << 20  # of one input
+EXTREMES = (0, 1, 2, 7, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1)
+NUMBERS = (
+    *EXTREMES, -1, -2, -(2**31), -(2**63), 2**63, 2**64, 10**30, 1e308, 1e-320, 0.1, -0.5, 3 * 10**8, 10**7,
+)  # fmt: skip
+TEXTS = (
+    "", "x", "../../x", "/etc/passwd", "nan", "0", "a\nb", "\x00", "\ud800", "é" * 200, "x" * 5000, "[]",
+)  # fmt: skip
+RAW = (  # JSON that no tree of Python's makes
+    "NaN", "Infinity", "-Infinity", "1e999", "-0", "9" * 5000, "1e" + "9" * 50, "[" * 100_000,
+    "[" * 2000 + "]" * 2000, '{"a":' * 2000 + "1" + "}" * 2000, '{"a":1,"a":2}', '"\\ud800"', '"\\u0000"', "",
+    "nul", "tru", "[1,]", "'a'", '"' + "a" * 100_000 + '"',
+)  # fmt: skip
+_HOLE = "\ue000hole\ue000"  # where raw JSON goes
+
+
+def mutate(
+    rng: random.Random, pool: Sequence[bytes], more: Sequence[Mutator] = (), most: int = MOST_BYTES
+) -> bytes:
+    """One of the pool, broken in one to four places."""
+    data = rng.choice(pool)
+    for _ in range(rng.choice((1, 1, 1, 2, 3, 4))):
+        data = _once(rng, data, pool, more)[:most]
+    return data
+
+
+def _once(rng: random.Random, data: bytes, pool: Sequence[bytes], more: Sequence[Mutator]) -> bytes:
+    """By what knows the input's form three times of four, else by its bytes."""
+    forms = [*more, mutate_json, mutate_json_lines, mutate_safetensors, mutate_zip]
+    rng.shuffle(forms)
+    for mutator in forms if rng.random() < 0.75 else ():
+        if (made := mutator(rng, data, pool)) is not None:
+            return made
+    return rng.choice(BYTES)(rng, data, pool) or b""
+
+
+# Bytes
+
+
+def _flip(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes:
+    broken = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 8)) if data else 0):
+        broken[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    return bytes(broken)
+
+
+def _truncate(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes:
+    return data[: rng.randrange(len(data) + 1)]
+
+
+def _cut(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes:
+    start, stop = _span(rng, data)
+    return data[:start] + data[stop:]
+
+
+def _repeat(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes:
+    start, stop = _span(rng, data)
+    return data[:stop] + data[start:stop] * rng.choice((1, 2, 50)) + data[stop:]
+
+
+def _insert(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes:
+    at = rng.randrange(len(data) + 1)
+    return data[:at] + rng.choice((rng.randbytes(rng.randrange(1, 40)), b"\0" * 16, b"\xff" * 8)) + data[at:]
+
+
+def _splice(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes:
+    other = rng.choice(pool)
+    return data[: rng.randrange(len(data) + 1)] + other[rng.randrange(len(other) + 1) :]
+
+
+def _extreme(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes:
+    """A number of 1, 2, 4 or 8 bytes at any place."""
+    size, at = rng.choice((1, 2, 4, 8)), rng.randrange(len(data) + 1)
+    value = rng.choice((*EXTREMES, len(data), -1)) % 2 ** (8 * size)
+    return data[:at] + value.to_bytes(size, rng.choice(("little", "big"))) + data[at + size :]
+
+
+def _digits(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
+    """A number in decimal digits."""
+    places = list(re.finditer(rb"-?\d+(\.\d+)?", data[: 1 << 16]))
+    if not places:
+        return None
+    place = rng.choice(places)
+    written = rng.choice(("9" * 5000, "nan", "-1", *map(repr, NUMBERS)))
+    return data[: place.start()] + written.encode() + data[place.end() :]
+
+
+def _span(rng: random.Random, data: bytes) -> tuple[int, int]:
+    start = rng.randrange(len(data) + 1)
+    return start, min(len(data), start + rng.choice((1, 2, 4, 16, 64, 1024)))
+
+
+BYTES: tuple[Mutator, ...] = (_flip, _truncate, _cut, _repeat, _insert, _splice, _extreme, _digits)
+
+
+# JSON
+
+
+def mutate_json(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
+    """A whole JSON document with other values, types, keys or depth somewhere in it."""
+    if data[:1] not in (b"{", b"["):
+        return None
+    try:
+        tree = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return broken_json(rng, tree).encode("utf-8", "surrogatepass")
+
+
+def mutate_json_lines(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
+    """One of several lines of JSON."""
+    lines = data.splitlines(keepends=True)
+    if len(lines) < 2 or data[:1] != b"{":
+        return None
+    at = rng.randrange(len(lines))
+    made = mutate_json(rng, lines[at].strip(), pool)
+    return None if made is None else b"".join([*lines[:at], made + b"\n", *lines[at + 1 :]])
+
+
+def broken_json(rng: random.Random, tree: Any) -> str:
+    """The text of a tree that is broken in one place; JSON in its strings may be that place."""
+    places = list(_places(tree))
+    if not places:
+        return rng.choice(RAW)
+    holder, key = rng.choice(places)
+    raw = None
+    if rng.random() < 0.25:
+        raw = rng.choice(RAW)
+        holder[key] = _HOLE
+    else:
+        rng.choice((_other_value, _other_value, _other_key, _drop, _deepen, _many, _inner))(rng, holder, key)
+    text = json.dumps(tree, allow_nan=True)
+    return text if raw is None else text.replace(json.dumps(_HOLE), raw)
+
+
+def _places(tree: Any, depth: int = 0) -> Any:
+    """Every (holder, key) in the tree."""
+    if depth > 50:
+        return
+    entries = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in list(entries):
+        yield tree, key
+        yield from _places(value, depth + 1)
+
+
+def _other_value(rng: random.Random, holder: Any, key: Any) -> None:
+    value = holder[key]
+    some = [None, True, False, [], {}, [value], {"a": value}, str(value)[:100], [value] * 3]
+    holder[key] = rng.choice((rng.choice(NUMBERS), rng.choice(TEXTS), rng.choice(some)))
+
+
+def _other_key(rng: random.Random, holder: Any, key: Any) -> None:
+    if isinstance(holder, dict):
+        holder[rng.choice((*TEXTS, f"{key}x"))] = holder[key]
+
+
+def _drop(rng: random.Random, holder: Any, key: Any) -> None:
+    del holder[key]
+
+
+def _deepen(rng: random.Random, holder: Any, key: Any) -> None:
+    for _ in range(rng.choice((1, 5, 100, 300))):
+        holder[key] = [holder[key]] if rng.random() < 0.5 else {"a": holder[key]}
+
+
+def _many(rng: random.Random, holder: Any, key: Any) -> None:
+    holder[key] = [holder[key]] * rng.choice((2, 100, 10_000))
+
+
+def _inner(rng: random.Random, holder: Any, key: Any) -> None:
+    """Break JSON within a string, or copy a value from elsewhere."""
+    value = holder[key]
+    if isinstance(value, str) and value[:1] in ("{", "["):
+        try:
+            holder[key] = broken_json(rng, json.loads(value))
+            return
+        except (ValueError, RecursionError):
+            pass
+    other, its_key = rng.choice(list(_places(holder)))
+    holder[key] = json.loads(json.dumps(other[its_key]))
+
+
+# Containers
+
+
+def mutate_safetensors(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
+    """Another header before the same payload: its metadata, names, types, shapes and offsets."""
+    if len(data) < 10 or data[8:9] != b"{":
+        return None
+    (length,) = struct.unpack("<Q", data[:8])
+    header, payload = data[8 : 8 + length], data[8 + length :]
+    try:
+        tree = json.loads(header)
+    except (ValueError, RecursionError):
+        return None
+    metadata = tree.get("__metadata__") if isinstance(tree, dict) else None
+    holds = isinstance(metadata, dict) and metadata
+    if holds and rng.random() < 0.7:  # all that it says of itself stands in one string
+        key = rng.choice(list(metadata))
+        try:
+            metadata[key] = broken_json(rng, json.loads(metadata[key]))
+        except (ValueError, RecursionError, TypeError):
+            metadata[key] = rng.choice(TEXTS)
+        written = json.dumps(tree)
+    else:
+        written = broken_json(rng, tree)
+    made = written.encode("utf-8", "surrogatepass")
+    said = len(made) if rng.random() < 0.95 else rng.choice((*EXTREMES, 100_000_000))
+    return struct.pack("<Q", said) + made + payload
+
+
+def mutate_zip(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
+    """An archive with one member broken, doubled, renamed or gone, and right checksums."""
+    if data[:2] != b"PK":
+        return None
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = [(info.filename, archive.read(info)) for info in archive.infolist()]
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, RuntimeError, OSError, KeyError):
+        return None
+    if not members:
+        return None
+    at = rng.randrange(len(members))
+    name, content = members[at]
+    how = rng.random()
+    if how < 0.8:
+        members[at] = (name, rng.choice(BYTES)(rng, content, [content]) or b"")
+    elif how < 0.87:
+        members.append((name, content))
+    elif how < 0.94:
+        members[at] = (rng.choice(("../x", "/x", "", "x" * 300, name + "x")), content)
+    else:
+        del members[at]
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return made.getvalue()

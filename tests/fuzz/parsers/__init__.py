@@ -1,0 +1,1 @@
+"""One module a parser of files from outside; `tests.fuzz` says what it holds."""
