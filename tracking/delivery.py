@@ -7,6 +7,7 @@ take is set aside in `events.rejected`, so that it holds up no other.
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from tracking.checkpoints import drop_checkpoint, ensure_checkpoint
 from tracking.names import FILE_SHA256, MODEL_FOLDER
 from tracking.reach import MlflowError, public
 from tracking.spool import Event, read_events, read_lines
-from tracking.store import connect, ensure_experiment, ensure_run, failures, reason
+from tracking.store import connect, database_file, ensure_experiment, ensure_run, failures, reason
 from tracking.trainings import read_training
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Sent:
         Nor where it speaks of another training: one begun afresh in the folder while a sender was at work.
         """
         starts = (event for event in read_events(folder) if event["kind"] == "start")
-        nothing = cls(folder, public(uri), next(starts, {}).get("key", ""))
+        nothing = cls(folder, _store_seen_from(folder, uri), next(starts, {}).get("key", ""))
         try:
             values = json.loads((folder / "sent.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
@@ -94,6 +95,17 @@ def deliver(folder: Path, uri: str) -> Delivered:
     """
     with failures(uri):
         return _Delivery(Sent.load(folder, uri), connect(uri)).run()
+
+
+def _store_seen_from(folder: Path, uri: str) -> str:
+    """The store as `sent.json` names it: a database in a folder above by its way from here.
+
+    So a project that was copied or moved, its database with it, still knows what it holds.
+    """
+    database, here = database_file(uri), folder.resolve()
+    if database is None or database.resolve().parent not in here.parents:
+        return public(uri)
+    return f"sqlite:///{os.path.relpath(database.resolve(), here)}"
 
 
 def mark_killed(folder: Path, uri: str) -> bool:

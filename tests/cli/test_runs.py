@@ -199,6 +199,17 @@ def test_runs_shows_what_is_running_dead_and_done(here):
             reap(["digits-rrrrrrrr"])
 
 
+def test_a_copied_project_knows_what_its_store_has(here, tmp_path_factory, monkeypatch):
+    train()
+    sync()
+    copy = tmp_path_factory.mktemp("elsewhere") / "copy"
+    shutil.copytree(here, copy)
+    monkeypatch.chdir(copy)
+    assert [row.undelivered for row in overview()[0]] == [False]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('other')}/mlflow.db")
+    assert [row.undelivered for row in overview()[0]] == [True]
+
+
 def test_a_run_whose_folder_is_gone_is_shown_and_reaped_by_name(here):
     folder = train(end=None)
     sync()
