@@ -49,6 +49,7 @@ NEUTRAL = {
     "diffusion.system.devices": "holds a device",
     "diffusion.system.errors": "names what went wrong",
     "diffusion.system.files": "writes whole files",
+    "diffusion.system.limits": "bounds what may be asked for",
     "diffusion.system.locks": "waits",
     "diffusion.system.params": "its values stand in the fingerprint",
     "diffusion.system.registry": "loads the module that is named",

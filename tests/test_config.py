@@ -36,6 +36,13 @@ def test_the_project_starts_with_the_digits_profile() -> None:
         ({"data": {"labels": "fine"}}, "data.labels: digits has no such option; this is for cifar100 and"),
         ({"data": {"path": "x"}}, "data: path: digits come with scikit-learn, so there is no folder to give"),
         ({"data": {"name": "cifar100", "labels": "all"}}, "data.labels: .*'fine' or 'coarse' .got 'all'"),
+        ({"train": {"warmup": 50}}, "train: warmup 50 is more than steps 12: set train.warmup to 12 or less"),
+        ({"sweep": {"steps": list(range(1, 101)), "eta": [x / 100 for x in range(11)]}},
+         "sweep: the axes have 1,100 cells together: list at most 1,000"),
+        ({"model": {"channel_mult": [1] * 8, "num_res_blocks": 9}}, "72 blocks in all levels are more than"),
+        ({"model": {"preset": []}}, "preset: allowed are adm-64"),
+        ({"data": {"name": "x" * 5000}}, "data.name: allowed are digits"),
+        ({"data": {"name": ["digits"]}}, "data.name: Input should be a valid string"),
         ({"model": {"heads": 2}}, "head_channels and heads exclude each other"),
         ({"model": {"head_channels": 7}}, "must divide every level's channels, and 7 does not divide 8"),
         ({"model": {"class_cond": False}}, "p_uncond > 0 drops labels, so it needs model.class_cond"),
@@ -71,7 +78,7 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not readable as YAML"):
         load(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("just words")
-    with pytest.raises(UsageError, match=r"params.yaml: "):
+    with pytest.raises(UsageError, match=r"params.yaml is no params file: it holds no sections"):
         load(tmp_path / "params.yaml")
 
 

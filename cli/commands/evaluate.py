@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.shared.flags import MOST, refuse_idle
+from cli.shared.flags import refuse_idle
 from cli.shared.names import Extractor
 from cli.shared.progress import progress
 from cli.shared.tables import show, table
+from diffusion.system.limits import MOST_BATCH
 
 TWO_SIDED = 1.96  # standard deviations of a 95 % interval
 
@@ -42,7 +43,7 @@ def evaluate(
         str | None, typer.Option("--weights-sha256", help="Of weights that are not the published ones.")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, max=MOST, help="[default: as suits the device]")
+        int | None, typer.Option("--batch-size", min=1, max=MOST_BATCH, help="[default: as suits the device]")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print scores and protocol card as JSON.")] = False,
 ) -> None:

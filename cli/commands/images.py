@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.commands.sample import Champion, ModelFile, RunId, resolve_model, writer_of
-from cli.shared.flags import MOST, refuse_idle
+from cli.shared.flags import refuse_idle
 from cli.shared.images import StorePath
 from cli.shared.names import Spacing
 from cli.shared.progress import Show, progress
+from diffusion.system.limits import MOST_BATCH, MOST_HELD, MOST_STEPS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
     from diffusion.process.condition import Condition
     from diffusion.protocol.settings import SampleSettings
 
-MOST_FRAMES = 10_000
+MOST_FRAMES = 10_000  # of a strip
 
 Steps = Annotated[
-    int, typer.Option("--steps", min=1, max=MOST, help="DDIM steps each way; more are more exact.")
+    int, typer.Option("--steps", min=1, max=MOST_STEPS, help="DDIM steps each way; more are more exact.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Say what was made as JSON.")]
 
@@ -37,14 +38,16 @@ def encode(
     images: Annotated[
         list[str] | None, typer.Argument(help="Files, or numbers in the store. [default: its first --num]")
     ] = None,
-    num: Annotated[int, typer.Option("--num", "-n", min=1, max=MOST, help="How many of the store.")] = 16,
+    num: Annotated[
+        int, typer.Option("--num", "-n", min=1, max=MOST_HELD, help="How many of the store.")
+    ] = 16,
     store: StorePath = None,
     klass: Annotated[
         str | None, typer.Option("--class", help="By name or number. [default: the image's own]")
     ] = None,
     steps: Steps = 100,
     spacing: Annotated[Spacing, typer.Option("--spacing")] = Spacing["uniform"],
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=MOST)] = 64,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=MOST_BATCH)] = 64,
     model: ModelFile = None,
     run_id: RunId = None,
     champion: Champion = False,

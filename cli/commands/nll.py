@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.commands.sample import Champion, ModelFile, RunId, resolve_model, writer_of
-from cli.shared.flags import LARGEST, MOST
 from cli.shared.images import StorePath
 from cli.shared.progress import progress
+from diffusion.system.limits import MOST_BATCH, MOST_COUNT, MOST_SEED, MOST_STEPS
 
 if TYPE_CHECKING:
     from diffusion.analysis.likelihood import Bits
@@ -21,14 +21,14 @@ def nll(
     ] = Path("plots/nll.png"),
     store: StorePath = None,
     num: Annotated[
-        int | None, typer.Option("--num", "-n", min=1, max=MOST, help="Images. [default: all]")
+        int | None, typer.Option("--num", "-n", min=1, max=MOST_COUNT, help="Images. [default: all]")
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", min=1, max=MOST, help="Timesteps, evenly spread. [default: all T]"),
+        typer.Option("--steps", min=1, max=MOST_STEPS, help="Timesteps, evenly spread. [default: all T]"),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=LARGEST)] = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=MOST)] = 64,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MOST_SEED)] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=MOST_BATCH)] = 64,
     model: ModelFile = None,
     run_id: RunId = None,
     champion: Champion = False,

@@ -9,9 +9,18 @@ import typer
 
 from cli.commands.budget import budget_settings, refuse_beside_budget, scores_of
 from cli.commands.writers import WRITERS, frames_of
-from cli.shared.flags import LARGEST, MOST, refuse_idle
+from cli.shared.flags import refuse_idle
 from cli.shared.names import Noise, Sampler, Spacing
 from diffusion.protocol.samplers import SAMPLERS
+from diffusion.system.limits import (
+    MOST_BATCH,
+    MOST_COUNT,
+    MOST_ETA,
+    MOST_GUIDANCE,
+    MOST_HELD,
+    MOST_SEED,
+    MOST_STEPS,
+)
 
 if TYPE_CHECKING:
     from diffusion.model.classifier import LoadedClassifier
@@ -66,35 +75,39 @@ def sample(
         Path, typer.Option("--out", "-o", help="FILE.png (a grid), .gif (the denoising) or .npz.")
     ],
     num: Annotated[
-        int | None, typer.Option("--num", "-n", min=1, max=MOST, help="Images 0 … N−1. [default: 16]")
+        int | None, typer.Option("--num", "-n", min=1, max=MOST_HELD, help="Images 0 … N−1. [default: 16]")
     ] = None,
     index: Annotated[
-        int | None, typer.Option("--index", min=0, max=LARGEST, help="Image I alone, as in any batch.")
+        int | None, typer.Option("--index", min=0, max=MOST_COUNT, help="Image I alone, as in any batch.")
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", min=1, max=MOST, help="Sampling steps, 1 … the model's T. [default: 50]"),
+        typer.Option(
+            "--steps", min=1, max=MOST_STEPS, help="Sampling steps, 1 … the model's T. [default: 50]"
+        ),
     ] = None,
-    eta: Annotated[float, typer.Option("--eta", min=0.0, help="0: deterministic DDIM; 1: DDPM.")] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=LARGEST)] = 0,
+    eta: Annotated[
+        float, typer.Option("--eta", min=0.0, max=MOST_ETA, help="0: deterministic DDIM; 1: DDPM.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MOST_SEED)] = 0,
     budget: Annotated[
         int | None,
         typer.Option(
             "--budget",
             min=1,
-            max=LARGEST,
+            max=MOST_COUNT,
             help="Network evaluations an image: the sweep's best cell for them.",
         ),
     ] = None,
     klass: Klass = None,
     guidance: Annotated[
-        float, typer.Option("--guidance", min=0.0, help="w of classifier-free guidance.")
+        float, typer.Option("--guidance", min=0.0, max=MOST_GUIDANCE, help="w of classifier-free guidance.")
     ] = 0.0,
     classifier: Annotated[
         Path | None, typer.Option("--classifier", help="Guide by a file of `diffctl stage classifier`.")
     ] = None,
     classifier_scale: Annotated[
-        float, typer.Option("--classifier-scale", min=0.0, help="How strongly (ADM's s).")
+        float, typer.Option("--classifier-scale", min=0.0, max=MOST_GUIDANCE, help="How strongly (ADM's s).")
     ] = 1.0,
     noise: Annotated[Noise, typer.Option("--noise")] = Noise["small"],
     spacing: Annotated[Spacing, typer.Option("--spacing")] = Spacing["uniform"],
@@ -102,7 +115,7 @@ def sample(
         str | None, typer.Option("--timesteps", help="T0,T1,… instead of --steps and --spacing.")
     ] = None,
     sampler: Annotated[Sampler, typer.Option("--sampler")] = Sampler["ddim"],
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=MOST)] = 64,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=MOST_BATCH)] = 64,
     model: ModelFile = None,
     run_id: RunId = None,
     champion: Champion = False,

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 import typer
 
-MOST = 1_000_000  # images or steps that a command is asked for
-LARGEST = 2**63 - 1  # a seed or an index
 LONGEST = 4096  # characters of an argument, as of a path; a list may have more
 
 

@@ -1,7 +1,6 @@
 """The section `data` of params.yaml: what every data set has. One with more has a subclass."""
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, model_validator
@@ -9,7 +8,7 @@ from pydantic import AfterValidator, model_validator
 from diffusion.data.registry import SOURCES
 from diffusion.system.chosen import ChosenSection
 from diffusion.system.registry import known
-from diffusion.system.section import PositiveInt
+from diffusion.system.section import FilePath, Side
 
 
 class DataConfig(ChosenSection):
@@ -25,8 +24,8 @@ class DataConfig(ChosenSection):
     ENTRIES = SOURCES
 
     name: Annotated[str, AfterValidator(partial(known, registry=SOURCES))]
-    path: Path | None = None
-    image_size: PositiveInt | None = None
+    path: FilePath | None = None
+    image_size: Side | None = None
     channels: Literal[1, 3] | None = None
     on_bad: Literal["stop", "skip"] = "stop"
     flip: bool = False

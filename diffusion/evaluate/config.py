@@ -1,14 +1,13 @@
 """The section `evaluate` of params.yaml."""
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.system.registry import known
-from diffusion.system.section import PositiveInt, Section
+from diffusion.system.section import BatchSize, FilePath, NotBool, Section
 
 OTHER_SPLIT = {"train": "test", "test": "train"}
 
@@ -20,13 +19,13 @@ class EvaluateConfig(Section):
     it. `weights_sha256` is for a file that is not the published one, which cards then tell.
     `batch_size` images are seen at a time, None as suits the device.
     `bootstrap` resamples make the confidence intervals (0: none). At most `prc_images` images of each set are
-    held against each other for precision, recall and memorisation.
+    held against each other for precision, recall and memorisation: every pair of them, hence 100,000 at most.
     """
 
     extractor: Annotated[str, AfterValidator(partial(known, registry=EXTRACTORS))] = "effnet-lite0-64"
     reference: Literal["train", "test"] = "train"
-    weights: Path | None = None
+    weights: FilePath | None = None
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    batch_size: PositiveInt | None = None
-    bootstrap: Annotated[int, Field(ge=0)] = 1000
-    prc_images: PositiveInt = 10_000
+    batch_size: BatchSize | None = None
+    bootstrap: Annotated[int, Field(ge=0, le=100_000), NotBool] = 1000
+    prc_images: Annotated[int, Field(gt=0, le=100_000), NotBool] = 10_000

@@ -8,7 +8,9 @@ from pydantic import AfterValidator, Field, model_validator
 from diffusion.process.predictions import PREDICTIONS
 from diffusion.process.registry import PROCESSES
 from diffusion.system.chosen import ChosenSection
+from diffusion.system.limits import MOST_STEPS
 from diffusion.system.registry import known
+from diffusion.system.section import NotBool
 
 Variance = Literal["small", "large", "learned"]
 """Which variance a reverse step has: β̃ or β (DDPM sec. 3.2), or what the network says (iDDPM eq. 15)."""
@@ -26,7 +28,7 @@ class ProcessConfig(ChosenSection):
     CHOSEN_BY = "schedule"
     ENTRIES = PROCESSES
 
-    timesteps: Annotated[int, Field(ge=2)] = 1000
+    timesteps: Annotated[int, Field(ge=2, le=MOST_STEPS), NotBool] = 1000
     schedule: Annotated[str, AfterValidator(partial(known, registry=PROCESSES))] = "cosine"
     variance: Variance = "learned"
     loss: Literal["simple", "hybrid", "vlb"] = "hybrid"

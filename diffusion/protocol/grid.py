@@ -44,7 +44,7 @@ def grid(sample: SamplerConfig, sweep: SweepConfig) -> list[Cell]:
     """Every cell once, in the order of the section, the last axis fastest.
 
     No axis varies where it means nothing: a deterministic sampler has η = 0 and one cell where ddim has one
-    for each η, and `noise` varies where there is noise, at η > 0 alone.
+    for each η, and so has a single step, which adds no noise; `noise` varies at η > 0 alone.
     """
     listed = [getattr(sweep, axis) or (None,) for axis in AXES]
     cells = (_meaningful(values, sample.sampler) for values in itertools.product(*listed))
@@ -53,7 +53,7 @@ def grid(sample: SamplerConfig, sweep: SweepConfig) -> list[Cell]:
 
 def _meaningful(values: tuple[Any, ...], usual: str) -> Cell:
     axes = dict(zip(AXES, values, strict=True))
-    if not SAMPLERS[axes["sampler"] or usual].stochastic:
+    if axes["steps"] == 1 or not SAMPLERS[axes["sampler"] or usual].stochastic:
         axes["eta"] = 0.0
     if axes["eta"] == 0:
         axes["noise"] = None

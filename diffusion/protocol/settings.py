@@ -1,23 +1,28 @@
 """How images come out of a model: the sampler's settings, those of one image, and the section `sweep`."""
 
-import json
+import math
 from functools import partial
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import from_json
 
 from diffusion.protocol.samplers import SAMPLERS, Noise
 from diffusion.protocol.spacing import SPACINGS
-from diffusion.system.registry import known
-from diffusion.system.section import Distinct, PositiveInt, Section, validated
+from diffusion.system.limits import MOST_COUNT, MOST_ETA, MOST_GUIDANCE, MOST_STEPS
+from diffusion.system.registry import known, load_reference
+from diffusion.system.section import Distinct, NotBool, Section, Seed, Steps, explain, validated
 
 SamplerName = Annotated[str, AfterValidator(partial(known, registry=SAMPLERS))]
 SpacingName = Annotated[str, AfterValidator(partial(known, registry=SPACINGS))]
 
-Guidance = Annotated[float, Field(ge=0, le=1000)]  # the papers' are below 20: more is a slip of the hand
+Strength = Annotated[float, Field(ge=0, le=MOST_GUIDANCE), NotBool]
+Eta = Annotated[float, Field(ge=0, le=MOST_ETA), NotBool]
+Time = Annotated[int, Field(ge=0, lt=MOST_STEPS), NotBool]
+MOST_CELLS = 1000  # each is a folder, a set of images, their scores and a run
 
 Value = TypeVar("Value")
-Axis = Annotated[tuple[Value, ...], Field(min_length=1), Distinct]
+Axis = Annotated[tuple[Value, ...], Field(min_length=1, max_length=100), Distinct]
 
 
 def _whole_numbers(values: Any) -> Any:
@@ -25,9 +30,12 @@ def _whole_numbers(values: Any) -> Any:
     return [part.strip() for part in values.split(",")] if isinstance(values, str) else values
 
 
+Timesteps = Annotated[tuple[Time, ...], Field(max_length=MOST_STEPS), BeforeValidator(_whole_numbers)]
+
+
 def _mapping(values: Any) -> Any:
     """A mapping as a flat card writes it, in JSON."""
-    return json.loads(values) if isinstance(values, str) else values
+    return from_json(values) if isinstance(values, str) else values
 
 
 class SamplerConfig(Section):
@@ -41,10 +49,10 @@ class SamplerConfig(Section):
 
     sampler: SamplerName = "ddim"
     sampler_options: Annotated[dict[str, Any], BeforeValidator(_mapping)] = Field(default_factory=dict)
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     noise: Noise = "small"
     spacing: SpacingName = "uniform"
-    guidance: Guidance = 0.0
+    guidance: Strength = 0.0
     clip: bool = True
     classes: Literal["balanced", "data"] = "balanced"
 
@@ -53,15 +61,15 @@ class SamplerConfig(Section):
         try:
             SAMPLERS[self.sampler].checked_options(self.sampler_options)
         except ValidationError as error:
-            wrong = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-            raise ValueError(f"sampler_options of {self.sampler}: {', '.join(wrong)}") from None
+            kind = load_reference(SAMPLERS[self.sampler].options)
+            raise ValueError(explain(error, f"sampler_options of {self.sampler}", kind)) from None
         return self
 
 
 class CellConfig(SamplerConfig):
     """What all cells of a sweep share: the sampler's settings, and how many images a cell has."""
 
-    num_images: Annotated[int, Field(ge=2)]
+    num_images: Annotated[int, Field(ge=2, le=MOST_COUNT), NotBool]
 
 
 class SampleSettings(SamplerConfig):
@@ -71,18 +79,16 @@ class SampleSettings(SamplerConfig):
     ADM's alg. 1 and 2: 0 means no classifier.
     """
 
-    steps: PositiveInt = 50
-    eta: Annotated[float, Field(ge=0)] = 0.0
-    classifier_scale: Guidance = 0.0
-    timesteps: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_whole_numbers)] | None = (
-        None
-    )
+    steps: Steps = 50
+    eta: Eta = 0.0
+    classifier_scale: Strength = 0.0
+    timesteps: Timesteps | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _count_timesteps(cls, values: Any) -> Any:
-        listed = values.get("timesteps") if isinstance(values, dict) else None
-        return {"steps": len(_whole_numbers(listed)), **values} if listed else values
+        listed = _whole_numbers(values.get("timesteps")) if isinstance(values, dict) else None
+        return {"steps": len(listed), **values} if isinstance(listed, list | tuple) and listed else values
 
     @model_validator(mode="after")
     def _options_fit(self) -> Self:
@@ -90,6 +96,8 @@ class SampleSettings(SamplerConfig):
             raise ValueError(f"steps {self.steps} is not the length of timesteps, {len(self.timesteps)}")
         if self.eta and not SAMPLERS[self.sampler].stochastic:
             raise ValueError(f"sampler {self.sampler} is deterministic: eta must be 0 (got {self.eta})")
+        if self.eta and self.steps == 1:
+            raise ValueError(f"a single step adds no noise: eta must be 0 (got {self.eta})")
         return self
 
     @property
@@ -107,12 +115,19 @@ class SweepConfig(Section):
     An axis that is not listed has the value of the section `sample` in every cell.
     """
 
-    steps: Axis[PositiveInt]
-    eta: Axis[Annotated[float, Field(ge=0)]]
+    steps: Axis[Steps]
+    eta: Axis[Eta]
     sampler: Axis[SamplerName] | None = None
     noise: Axis[Noise] | None = None
     spacing: Axis[SpacingName] | None = None
-    guidance: Axis[Guidance] | None = None
+    guidance: Axis[Strength] | None = None
+
+    @model_validator(mode="after")
+    def _cells_are_few(self) -> Self:
+        cells = math.prod(len(values) for _, values in self if values)
+        if cells > MOST_CELLS:
+            raise ValueError(f"the axes have {cells:,} cells together: list at most {MOST_CELLS:,}")
+        return self
 
 
 def parse_settings(optional: dict[str, Any], **values: Any) -> SampleSettings:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from diffusion.protocol.settings import CellConfig
-from diffusion.system.section import PositiveInt
+from diffusion.system.section import BatchSize, NotBool, Word
 
 
 class SampleConfig(CellConfig):
@@ -16,7 +16,7 @@ class SampleConfig(CellConfig):
     are any). None of these changes an image but by rounding.
     """
 
-    batch_size: PositiveInt = 250
+    batch_size: BatchSize = 250
     runner: Literal["local", "ray"] = "local"
-    address: str | None = None
-    num_gpus: Annotated[float, Field(ge=0)] | None = None
+    address: Word | None = None
+    num_gpus: Annotated[float, Field(ge=0, le=64), NotBool] | None = None

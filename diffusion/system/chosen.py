@@ -47,8 +47,8 @@ class ChosenSection(Section):
         """The entry that the values name; None where they name nothing that there is."""
         if not isinstance(values, dict):
             return None
-        name = str(values.get(cls.CHOSEN_BY, cls.model_fields[cls.CHOSEN_BY].default))
-        return name if name in cls.ENTRIES else None
+        name = values.get(cls.CHOSEN_BY, cls.model_fields[cls.CHOSEN_BY].default)
+        return name if isinstance(name, str) and name in cls.ENTRIES else None
 
     @classmethod
     def _refusal(cls, key: str, value: Any, name: str, wanted: "type[ChosenSection]") -> InitErrorDetails:

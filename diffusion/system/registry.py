@@ -20,5 +20,5 @@ def module_named(reference: str) -> str:
 def known(name: str, registry: Mapping[str, object]) -> str:
     """The name; ValueError lists what there is when the registry has no such entry."""
     if name not in registry:
-        raise ValueError(f"allowed are {', '.join(registry)} (got {name!r})")
+        raise ValueError(f"allowed are {', '.join(registry)} (got {name!r:.120})")
     return name

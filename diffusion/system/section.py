@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from diffusion.system import limits
 from diffusion.system.errors import UsageError
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -19,12 +22,34 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-PositiveInt = Annotated[int, Field(gt=0)]
-Probability = Annotated[float, Field(ge=0, lt=1)]
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"a number is wanted (got {str(value).lower()})")
+    return value
+
+
+def _possible(path: Path) -> Path:
+    name = os.fsencode(path)
+    longest = max(map(len, name.split(b"/")))
+    if b"\0" in name or len(name) > limits.MOST_PATH or longest > limits.MOST_NAME:
+        raise ValueError(f"no file can be called that (got {brief(path, str)})")
+    return path
+
+
+NotBool = BeforeValidator(_number)
+PositiveInt = Annotated[int, Field(gt=0, le=limits.MOST_COUNT), NotBool]
+BatchSize = Annotated[int, Field(gt=0, le=limits.MOST_BATCH), NotBool]
+Side = Annotated[int, Field(gt=0, le=limits.MOST_SIDE), NotBool]
+Steps = Annotated[int, Field(gt=0, le=limits.MOST_STEPS), NotBool]
+Seed = Annotated[int, Field(ge=0, le=limits.MOST_SEED), NotBool]
+Probability = Annotated[float, Field(ge=0, lt=1), NotBool]
+Word = Annotated[str, Field(max_length=limits.MOST_NAME)]
+FilePath = Annotated[Path, AfterValidator(_possible)]
 Distinct = AfterValidator(_distinct)
 UNKNOWN_KEY = "unknown_key"  # the type of an error that says by itself what is allowed
 SAYS_ALL = ("value_error", "missing", "json_invalid", UNKNOWN_KEY)
 MOST_PROBLEMS = 5  # told of one file at once
+MOST_TOLD = 700  # characters of all of them; of one, half
 BRIEF = 120  # characters of what somebody gave, told back
 
 
@@ -50,8 +75,10 @@ def explain(error: ValidationError, origin: str, kind: Any) -> str:
     """One sentence for the user: where, what is wrong, what is allowed. `kind` is what was validated."""
     found = error.errors(include_url=False)
     problems = [_problem(item, kind) for item in found[:MOST_PROBLEMS]]
-    if len(found) > MOST_PROBLEMS:
-        problems.append(f"and {len(found) - MOST_PROBLEMS} more")
+    while len(problems) > 1 and sum(map(len, problems)) > MOST_TOLD:
+        problems.pop()
+    if len(found) > len(problems):
+        problems.append(f"and {len(found) - len(problems)} more")
     return f"{origin}: " + "; ".join(problems)
 
 
@@ -59,18 +86,19 @@ def _problem(item: ErrorDetails, kind: Any) -> str:
     field = brief(".".join(str(part) for part in item["loc"]), str)
     if item["type"] == "extra_forbidden":
         return f"{field}: unknown key{_allowed_keys(kind, item['loc'])}"
-    message = item["msg"].removeprefix("Value error, ")
+    message = brief(item["msg"].removeprefix("Value error, "), str, MOST_TOLD // 2)
     given = "" if item["type"] in SAYS_ALL else f" (got {brief(item['input'])})"
     return f"{field + ': ' if field else ''}{message}{given}"
 
 
-def brief(value: Any, written: Callable[[Any], str] = repr) -> str:
-    """A value that somebody gave, in one line and at most BRIEF characters, whatever it is."""
+def brief(value: Any, written: Callable[[Any], str] = repr, most: int = BRIEF) -> str:
+    """A value that somebody gave, in one printable line and at most `most` characters, whatever it is."""
     try:
         text = " ".join(written(value).split())
     except (ValueError, RecursionError):  # a number of more digits than Python writes, nesting without end
         text = f"what is no sensible {type(value).__name__}"
-    return text if len(text) <= BRIEF else f"{text[:BRIEF]}..."
+    text = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _allowed_keys(kind: Any, location: tuple[int | str, ...]) -> str:
@@ -82,7 +110,9 @@ def _allowed_keys(kind: Any, location: tuple[int | str, ...]) -> str:
         kind = next(
             (one for one in (annotation, *get_args(annotation)) if hasattr(one, "model_fields")), None
         )
-    return f", allowed are {', '.join(kind.model_fields)}" if hasattr(kind, "model_fields") else ""
+    if not hasattr(kind, "model_fields"):
+        return ""
+    return f", allowed are {', '.join(kind.model_fields)}" if kind.model_fields else ", there are none"
 
 
 def canonical(values: Any) -> str:

@@ -8,7 +8,8 @@ from diffusion.data.config import DataConfig
 from diffusion.model.config import ModelConfig
 from diffusion.model.unet_config import UNetConfig
 from diffusion.process.config import ProcessConfig
-from diffusion.system.section import PositiveInt, Probability, Section
+from diffusion.system.limits import MOST_COUNT
+from diffusion.system.section import BatchSize, NotBool, PositiveInt, Probability, Section, Seed, Steps
 
 
 class OptimisationConfig(Section):
@@ -27,18 +28,18 @@ class OptimisationConfig(Section):
     PREFIX: ClassVar[str] = ""  # what stands before this section, and its model's, in params.yaml
 
     steps: PositiveInt
-    batch_size: PositiveInt
-    lr: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    warmup: Annotated[int, Field(ge=0)] = 0
+    batch_size: BatchSize
+    lr: Annotated[float, Field(gt=0, le=10), NotBool]
+    weight_decay: Annotated[float, Field(ge=0, le=10), NotBool] = 0.0
+    warmup: Annotated[int, Field(ge=0, le=MOST_COUNT), NotBool] = 0
     lr_decay: Literal["none", "cosine"] = "none"
-    devices: PositiveInt | Literal["auto"] = "auto"
-    microbatch: PositiveInt | Literal["auto"] | None = "auto"
+    devices: Annotated[int, Field(gt=0, le=4096), NotBool] | Literal["auto"] = "auto"
+    microbatch: BatchSize | Literal["auto"] | None = "auto"
     compile: bool | Literal["auto"] = "auto"
     tf32: bool = True
-    grad_clip: Annotated[float, Field(gt=0)] | None = 1.0
+    grad_clip: Annotated[float, Field(gt=0, le=1e6), NotBool] | None = 1.0
     ema_decay: Probability = 0.9999
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     log_every: PositiveInt = 50
     save_every: PositiveInt = 500
@@ -48,7 +49,10 @@ class OptimisationConfig(Section):
         if isinstance(self.microbatch, int) and self.microbatch > self.batch_size:
             raise ValueError(f"microbatch {self.microbatch} is more than batch_size {self.batch_size}")
         if self.warmup > self.steps:
-            raise ValueError(f"warmup {self.warmup} is more than steps {self.steps}")
+            raise ValueError(
+                f"warmup {self.warmup} is more than steps {self.steps}: "
+                f"set {self.PREFIX}train.warmup to {self.steps} or less, too"
+            )
         return self
 
     def is_logged(self, step: int) -> bool:
@@ -79,8 +83,8 @@ class TrainConfig(OptimisationConfig):
     p_uncond: Probability = 0.0
     preview_every: PositiveInt = 1000
     eval_every: PositiveInt | None = None
-    eval_images: Annotated[int, Field(ge=2)] = 500
-    eval_steps: PositiveInt = 50
+    eval_images: Annotated[int, Field(ge=2, le=MOST_COUNT), NotBool] = 500
+    eval_steps: Steps = 50
     keep: PositiveInt | Literal["best", "last"] = "best"
 
     @model_validator(mode="after")

@@ -179,8 +179,11 @@ def test_what_a_resumed_training_has_saved_is_not_asked_for_again(
     preflight(config, "train")
 
 
-def test_samples_still_to_come_do_not_stop_the_training(prepared: Path) -> None:
-    config = configuration(sample={"num_images": 10**13})
+def test_samples_still_to_come_do_not_stop_the_training(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configuration(sample={"num_images": 10**8})
+    with_room(monkeypatch, 10**9)
     assert "disk" not in {finding.subject for finding in preflight(config, "train")}
     assert found(config, "disk").level == "error"
 

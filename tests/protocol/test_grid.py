@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from diffusion.config import parse
 from diffusion.protocol.grid import AXES, Cell, cell_settings, grid, line_name, order, settings_card, spoken
+from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import UsageError
 from tests.conftest import params
 
@@ -72,6 +74,15 @@ def test_no_two_cells_share_a_name_or_their_settings() -> None:
     assert len({str(cell_settings(config.sample, cell)) for cell in cells}) == len(cells)
 
 
+def test_a_single_step_has_no_eta() -> None:
+    config = parse(params(sweep={"steps": [1, 2], "eta": [0.0, 1.0]}), "test")
+    names = [cell.name for cell in grid(config.sample, config.sweep)]
+    assert names == ["steps1-eta0", "steps2-eta0", "steps2-eta1"]
+    for steps in ({"steps": 1}, {"timesteps": "99"}):
+        with pytest.raises(ValidationError, match="a single step adds no noise: eta must be 0"):
+            SampleSettings(eta=100.0, **steps)
+
+
 @given(st.integers(1, 10**7), st.floats(0, 1e6), st.integers(1, 60))
 def test_cells_that_hardly_differ_have_names_and_words_of_their_own(
     steps: int, value: float, halvings: int
@@ -116,7 +127,7 @@ def test_cells_are_ordered_by_steps_then_by_the_other_axes() -> None:
         ({"sweep": {"guidance": [2]}, "train": {"p_uncond": 0}}, "sweep.guidance > 0 needs a model trained"),
         ({"sweep": {"sampler": ["euler"]}}, "sweep.sampler.0: allowed are ddim, dpm-solver.* .got 'euler'"),
         ({"sample": {"spacing": "even"}}, "sample.spacing: allowed are uniform, .*got 'even'"),
-        ({"sample": {"sampler_options": {"churn": 1}}}, "sample: sampler_options of ddim: churn: Extra"),
+        ({"sample": {"sampler_options": {"churn": 1}}}, "of ddim: churn: unknown key, there are none"),
         ({"process": {"variance": "small", "loss": "simple"}, "sweep": {"noise": ["learned"]}},
          "sweep.noise learned needs process.variance learned"),
     ],

@@ -20,6 +20,7 @@ from diffusion.downloads.cache import raw_folder
 from diffusion.downloads.fetch import Notify
 from diffusion.images.store import Labels
 from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.section import NotBool, Word
 
 TEST_FRACTION = 0.1
 
@@ -48,8 +49,8 @@ class ImageFolderConfig(PhotographsConfig):
     sub-folders where there are any. `test_fraction` is held out where there is no test split of its own.
     """
 
-    labels: str | None = None
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    labels: Word | None = None
+    test_fraction: Annotated[float, Field(gt=0, lt=1), NotBool] | None = None
 
     @model_validator(mode="after")
     def _folder_and_labels(self) -> Self:

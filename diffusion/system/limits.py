@@ -1,0 +1,11 @@
+"""The greatest values that settings and commands take: generous, but no more than a machine could mean."""
+
+MOST_COUNT = 10**8  # steps or images: twenty times the longest training published (ADM-128), eighty ImageNets
+MOST_HELD = 10**6  # images that one command makes and holds together
+MOST_BATCH = 2**16  # images at a time: 32 times ADM's largest batch
+MOST_SIDE = 2048  # pixels of an image: four times ADM's largest
+MOST_STEPS = 10_000  # whole times of a process, and steps through them: iDDPM trained with 4,000
+MOST_SEED = 2**63 - 1  # as far as what reads a card elsewhere holds whole numbers
+MOST_ETA = 100.0  # DDIM's papers end at 1; where more still leaves a real step, it is by a few
+MOST_GUIDANCE = 1000.0  # a hundred times ADM's strongest
+MOST_PATH, MOST_NAME = 4095, 255  # bytes of a path, and of a name in it (Linux's limits.h)
