@@ -12,10 +12,11 @@ from diffusion.layout import CELL_RUNS, MODEL, PREPARE_RUNS, PREPARED, SAMPLES, 
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.grid import Cell, cell_settings, grid
 from diffusion.sample.sweep import shards_folder
+from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import bytes_below
 from diffusion.train.identity import result_of, training_fingerprint
-from diffusion.train.memory import count_parameters
+from diffusion.train.memory import count_parameters, device_memory, is_hopeless
 
 STATE_BYTES = 16  # a parameter in a saved state: weights, EMA and Adam's two moments in fp32
 STATES = 3  # the two that are kept and the one being written
@@ -85,6 +86,8 @@ def _training(project: Project) -> list[Need]:
     plan = project.plan
     if plan is None:
         return []
+    if is_hopeless(plan.network, device_memory(default_device())[0]):
+        return []  # which is a finding of its own, and too large to be built
     parameters = count_parameters(plan.network)
     folder = project.root / TRAIN_RUNS / training_fingerprint(plan)
     states = sum(path.stat().st_size for path in folder.glob("state-*.safetensors"))

@@ -14,7 +14,13 @@ from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train.config import TrainConfig
 from diffusion.train.distributed import ProcessGroup
 from diffusion.train.launch import world_size
-from diffusion.train.memory import count_parameters, device_memory, fitting_microbatch, step_bytes
+from diffusion.train.memory import (
+    count_parameters,
+    device_memory,
+    fitting_microbatch,
+    is_hopeless,
+    step_bytes,
+)
 from diffusion.train.precision import resolve_precision
 
 MEMORY_REMEDY = "lower train.microbatch or train.batch_size, or set model.gradient_checkpointing: true"
@@ -37,6 +43,10 @@ def check_memory(project: Project) -> Iterator[Finding]:
         return
     sharing = here if device.type == "cpu" else 1
     total, free = (size // sharing for size in device_memory(device))
+    if is_hopeless(spec, total):
+        message = f"more than {spec.least_parameters() / 1e6:,.0f} M parameters do not fit {gigabytes(total)}"
+        yield Finding("error", "memory", message, "make the model smaller")
+        return
     part = BF16_SHARE if resolve_precision(train.precision, device) == "bf16" else 1.0
     images = _microbatch(
         spec, train, share.stop - share.start, total if device.type == "cpu" else total / part
@@ -93,6 +103,8 @@ def check_weights(project: Project) -> Iterator[Finding]:
     path = evaluate.weights or cached(spec.weights)
     if path.is_file():
         try:
+            if not evaluate.weights_sha256 and path.stat().st_size != spec.weights.size:  # told at once
+                raise DiffctlError(f"{path} is not the published file: delete it and run this again")
             verify(path, f"sha256:{evaluate.weights_sha256 or spec.weights.sha256}")
             yield Finding("ok", "extractor", f"the weights of {spec.name} are here and right")
         except DiffctlError as error:

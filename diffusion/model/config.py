@@ -8,7 +8,9 @@ from pydantic import AfterValidator, Field, model_validator
 from diffusion.model.registry import MODELS
 from diffusion.system.chosen import ChosenSection
 from diffusion.system.registry import known
-from diffusion.system.section import PositiveInt, Probability
+from diffusion.system.section import NotBool, Probability, Side
+
+MOST_CLASSES = 100_000  # all of ImageNet has 21,841; a classifier gives as many channels
 
 
 class ModelConfig(ChosenSection):
@@ -30,6 +32,10 @@ class ModelConfig(ChosenSection):
     def check_size(self, image_size: int) -> None:
         """ValueError where it cannot be built for images of this side in pixels."""
 
+    def least_parameters(self) -> int:
+        """At least how many numbers it learns, in closed form: what is too large is not built to find out."""
+        return 0
+
 
 class NetworkSpec(ModelConfig):
     """A ModelConfig with what the data decides: all that is needed to build the network.
@@ -40,10 +46,10 @@ class NetworkSpec(ModelConfig):
 
     OF_ENTRY = "spec"
 
-    image_size: PositiveInt
-    in_channels: Annotated[int, Field(ge=1, le=4)]
-    out_channels: PositiveInt
-    num_classes: Annotated[int, Field(ge=0)] = 0
+    image_size: Side
+    in_channels: Annotated[int, Field(ge=1, le=4), NotBool]
+    out_channels: Annotated[int, Field(ge=1, le=MOST_CLASSES), NotBool]
+    num_classes: Annotated[int, Field(ge=0, le=MOST_CLASSES), NotBool] = 0
     null_class: bool = False
 
     @model_validator(mode="after")

@@ -6,7 +6,12 @@ from pydantic import Field, model_validator
 
 from diffusion.model.config import ModelConfig, NetworkSpec
 from diffusion.model.presets import PRESETS
-from diffusion.system.section import Distinct, PositiveInt
+from diffusion.system.section import Distinct, NotBool, Side, brief
+
+# Far beyond the published networks (256 channels × 4, 6 levels, 32 blocks on the way down), and so few blocks
+# that one is built and looked at in seconds.
+MOST_CHANNELS, MOST_MULT, MOST_LEVELS, MOST_BLOCKS = 16_384, 64, 8, 64
+Width = Annotated[int, Field(gt=0, le=MOST_CHANNELS), NotBool]
 
 
 class UNetConfig(ModelConfig):
@@ -20,16 +25,18 @@ class UNetConfig(ModelConfig):
 
     ALSO = frozenset({"preset"})
 
-    channels: PositiveInt
-    channel_mult: tuple[PositiveInt, ...] = Field(min_length=1)
-    num_res_blocks: PositiveInt = 2
-    attention: Annotated[tuple[PositiveInt, ...], Distinct] = ()
-    head_channels: PositiveInt | None = None
-    heads: PositiveInt | None = None
+    channels: Width
+    channel_mult: tuple[Annotated[int, Field(gt=0, le=MOST_MULT), NotBool], ...] = Field(
+        min_length=1, max_length=MOST_LEVELS
+    )
+    num_res_blocks: Annotated[int, Field(gt=0, le=MOST_BLOCKS), NotBool] = 2
+    attention: Annotated[tuple[Side, ...], Field(max_length=MOST_LEVELS), Distinct] = ()
+    head_channels: Width | None = None
+    heads: Width | None = None
     embedding: Literal["adagn", "additive"] = "adagn"
     resample: Literal["biggan", "plain"] = "biggan"
     block: Literal["resnet", "convnext"] = "resnet"
-    time_scale: Annotated[float, Field(gt=0)] = 1.0
+    time_scale: Annotated[float, Field(gt=0, le=1000), NotBool] = 1.0
 
     @model_validator(mode="before")
     @classmethod
@@ -38,8 +45,8 @@ class UNetConfig(ModelConfig):
             return values
         given = dict(values)
         name = given.pop("preset")
-        if name not in PRESETS:
-            raise ValueError(f"preset: allowed are {', '.join(PRESETS)} (got {name!r})")
+        if not isinstance(name, str) or name not in PRESETS:
+            raise ValueError(f"preset: allowed are {', '.join(PRESETS)} (got {brief(name)})")
         shape = PRESETS[name].model
         if {"heads", "head_channels"} & given.keys():
             shape = {key: value for key, value in shape.items() if key not in ("heads", "head_channels")}
@@ -59,6 +66,12 @@ class UNetConfig(ModelConfig):
         return self
 
     @model_validator(mode="after")
+    def _blocks_are_few(self) -> Self:
+        if (blocks := self.num_res_blocks * len(self.channel_mult)) > MOST_BLOCKS:
+            raise ValueError(f"num_res_blocks: {blocks} blocks in all levels are more than {MOST_BLOCKS}")
+        return self
+
+    @model_validator(mode="after")
     def _embedding_is_seen(self) -> Self:
         widths = [mult * self.channels for mult in self.channel_mult]
         if self.embedding == "additive" and any(32 % width == 0 for width in widths):
@@ -73,6 +86,13 @@ class UNetConfig(ModelConfig):
         sizes = level_sizes(image_size, len(self.channel_mult))
         if missing := sorted(set(self.attention) - set(sizes)):
             raise ValueError(f"attention: feature maps are {sizes} pixels, so {missing} cannot be used")
+
+    def least_parameters(self) -> int:
+        """Those of the last convolution, and of the projection of time and class, in each level's blocks."""
+        kernel = 9 if self.block == "resnet" else 4  # 3×3, or 1×1 from four times the channels
+        widths = [mult * self.channels for mult in self.channel_mult]
+        blocks = 2 * self.num_res_blocks + 1  # down and up
+        return blocks * sum(kernel * width * width + 4 * self.channels * width for width in widths)
 
 
 class UNetSpec(UNetConfig, NetworkSpec):

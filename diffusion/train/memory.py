@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 from diffusion.model.config import NetworkSpec
 from diffusion.model.registry import build_network
@@ -17,15 +18,38 @@ from diffusion.system.errors import DiffctlError
 NetworkBuilder = Callable[[NetworkSpec], nn.Module]
 
 TRAIN_BYTES = 20  # of a parameter in training: weights, EMA, gradient and Adam's two moments, in fp32
+HALF_BYTES = TRAIN_BYTES // 2  # what it could be in a precision of half as many
+QUICK = 10**9  # products of a parameter and a pixel: an image's pass of fewer takes milliseconds
 # What torch, cuBLAS, cuDNN (by its version) and Triton say in errors that have no type of their own.
 SHORTAGES = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED", "ALLOCATION_FAILED")
 STEP_SHARE = 0.8  # of a machine's memory that a step may take where nothing can be tried
 
 
+class _Unfilled(TorchFunctionMode):
+    """Parameters are not given their first values, which nobody looks at: torch imports much to do it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        fills = getattr(func, "__module__", "") == nn.init.__name__
+        return kwargs["tensor"] if fills else func(*args, **kwargs)
+
+
 def count_parameters(spec: NetworkSpec, build: NetworkBuilder = build_network) -> int:
     """How many numbers the network learns."""
-    with torch.device("meta"):
+    return _counted_parameters(spec, build)
+
+
+@cache
+def _counted_parameters(spec: NetworkSpec, build: NetworkBuilder) -> int:
+    with torch.device("meta"), _Unfilled():
         return sum(parameter.numel() for parameter in build(spec).parameters())
+
+
+def is_hopeless(spec: NetworkSpec, total: int) -> bool:
+    """Whether training so many weights takes more than `total` bytes, found without building the network."""
+    return HALF_BYTES * spec.least_parameters() > total
 
 
 def step_bytes(spec: NetworkSpec, images: int, build: NetworkBuilder = build_network) -> int:
@@ -33,13 +57,30 @@ def step_bytes(spec: NetworkSpec, images: int, build: NetworkBuilder = build_net
     return count_parameters(spec, build) * TRAIN_BYTES + saved_bytes(spec, images, build)
 
 
-@cache
-def saved_bytes(spec: NetworkSpec, batch: int, build: NetworkBuilder = build_network) -> int:
-    """Bytes that a forward pass of `batch` images keeps for the backward pass, in fp32.
+def saved_bytes(spec: NetworkSpec, images: int, build: NetworkBuilder = build_network) -> int:
+    """Bytes that a forward pass of so many images keeps for the backward pass, in fp32.
 
-    Fake tensors take the same kernels as real ones and hold no memory. On the meta device attention takes
-    another path, which keeps what the real one does not.
+    Every image after the first adds the same, so that two passes tell it of any number.
     """
+    one, two = _counted_bytes(spec, build)
+    return one + (images - 1) * (two - one)
+
+
+@cache
+def _counted_bytes(spec: NetworkSpec, build: NetworkBuilder) -> tuple[int, int]:
+    """`saved_bytes` of one and of two images by passes that are made: really where that is quick.
+
+    Else with fake tensors, which take the same kernels as real ones and hold no memory; torch loads its
+    compiler for them. On the meta device attention takes another path, which keeps what that does not.
+    """
+    quick = count_parameters(spec, build) * spec.image_size**2 < QUICK
+    with torch.random.fork_rng(devices=[]) if quick else _fake_tensors():  # dropout draws
+        with _Unfilled():
+            network = build(spec)
+        return _kept_bytes(network, spec, 1), _kept_bytes(network, spec, 2)
+
+
+def _kept_bytes(network: nn.Module, spec: NetworkSpec, images: int) -> int:
     found: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -47,13 +88,19 @@ def saved_bytes(spec: NetworkSpec, batch: int, build: NetworkBuilder = build_net
         found[storage._cdata] = storage  # kept, so that its address is not used again
         return tensor
 
-    with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        network = build(spec)
-        x = torch.empty(batch, spec.in_channels, spec.image_size, spec.image_size)
-        t = torch.empty(batch, dtype=torch.int64)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        x = torch.empty(images, spec.in_channels, spec.image_size, spec.image_size)
+        t = torch.zeros(images, dtype=torch.int64)
         network(x, t, t if spec.num_classes else None)
     weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     return sum(storage.nbytes() for address, storage in found.items() if address not in weights)
+
+
+def _fake_tensors() -> AbstractContextManager[object]:
+    """Within it tensors have shapes and no values."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # loads torch's compiler
+
+    return FakeTensorMode()
 
 
 def fitting_microbatch(

@@ -14,6 +14,7 @@ from diffusion.data.prepare import prepare
 from diffusion.images.store import open_store, write_store
 from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.train import memory
 from diffusion.train.identity import plan_training
 from diffusion.train.memory import saved_bytes
 from tests.conftest import ROOT, diffctl, params, write_params
@@ -239,7 +240,7 @@ def test_bad_raw_files_are_an_error_or_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "subject"),
     [
-        ({"sample": {"num_images": 10**13}}, "disk"),
+        ({"sample": {"num_images": 10**8}, "data": {"image_size": 1024}, "model": {"attention": []}}, "disk"),
         ({"train": {"batch_size": 1000}, "model": {"channels": 16384, "head_channels": 64}}, "memory"),
     ],
 )
@@ -248,9 +249,12 @@ def test_more_than_the_machine_has_is_an_error(project, changes, subject):
     assert error.remedy
 
 
-def test_what_a_step_keeps_is_counted_exactly():
-    """Against the storages that autograd holds on to in a real forward pass."""
-    config = configuration()
+@pytest.mark.parametrize("quick", [0, 10**12])
+def test_what_a_step_keeps_is_counted_exactly(quick, monkeypatch):
+    """By fake passes of few images and by real ones: against what autograd holds on to in one of six."""
+    monkeypatch.setattr(memory, "QUICK", quick)
+    memory._counted_bytes.cache_clear()
+    config = configuration(model={"dropout": 0.1})
     meta = {"name": "x", "image_size": 8, "channels": 1, "classes": ["a"], "counts": [1], "digest": ""}
     spec = plan_training(config, meta, torch.device("cpu")).network
     real, held = UNet(spec), {}

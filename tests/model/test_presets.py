@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from diffusion.config import Config, parse
@@ -46,6 +48,23 @@ def test_parameter_counts(name):
     millions, rounding = PUBLISHED[name]
     assert found / 1e6 == pytest.approx(millions, rel=rounding)
     assert str(millions) in PRESETS[name].source
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_published_network_is_taken_for_too_large(name):
+    """The closed form says less than there are, by no more than five times."""
+    spec = spec_of(PRESETS[name])
+    assert spec.least_parameters() <= PRESETS[name].parameters <= 5 * spec.least_parameters()
+
+
+@given(
+    st.integers(1, 4).map(lambda wide: 32 * wide), st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    st.integers(1, 3), st.sampled_from(["resnet", "convnext"]), st.sampled_from(["adagn", "additive"]),
+)  # fmt: skip
+def test_the_closed_form_of_parameters_is_never_too_much(channels, mults, blocks, block, embedding):
+    shape = {"channels": channels * 2, "channel_mult": mults, "num_res_blocks": blocks, "block": block}
+    spec = UNetSpec(**shape, embedding=embedding, image_size=8, in_channels=1, out_channels=1)
+    assert spec.least_parameters() <= count(spec)
 
 
 @pytest.mark.parametrize(("channels", "millions"), [(64, 30), (96, 68), (128, 120), (192, 270)])
