@@ -14,6 +14,7 @@ from diffusion.evaluate.config import EvaluateConfig
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SweepConfig
 from diffusion.sample.config import SampleConfig
+from diffusion.system.errors import UsageError
 from diffusion.system.params import PARAMS, read_params
 from diffusion.system.section import validated
 from diffusion.train.config import ClassifierConfig, TrainSections
@@ -63,4 +64,9 @@ def parse(values: Any, origin: str) -> Config:
 
 def load(path: Path | str = PARAMS) -> Config:
     """Read and validate a params file; UsageError for a missing, unreadable or impossible one."""
-    return parse(read_params(path), str(path))
+    values = read_params(path)
+    if not values.keys() & Config.model_fields.keys():
+        raise UsageError(
+            f"{path} is no params file: it has none of the sections {', '.join(Config.model_fields)}"
+        )
+    return parse(values, str(path))
