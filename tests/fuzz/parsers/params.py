@@ -1,0 +1,54 @@
+"""params.yaml: read, and turned into what the stages make of it without a network."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffusion.config import load
+from diffusion.protocol.grid import cell_settings, grid, settings_card
+from diffusion.system.section import fingerprint
+from tests.conftest import ROOT, params
+from tests.helpers.broken_params import CLASSIFIER, RAW
+
+NAME = "params.yaml"
+EXPECTED = ("import: PIL",)  # of an entry whose section lies beside its reader
+
+
+def seeds() -> list[bytes]:
+    """A profile's lines without their comments, and all that they leave out, as JSON, which is YAML, too."""
+    profile = (ROOT / "profiles/imagenet64-adm.yaml").read_text(encoding="utf-8")
+    lines = [line.partition("#")[0].rstrip() for line in profile.splitlines()]
+    whole = {**params(), "classifier": CLASSIFIER}
+    whole["sweep"] |= {"noise": ["small", "large"], "spacing": ["uniform", "trailing"], "guidance": [0, 1.5]}
+    return ["\n".join(filter(None, lines)).encode(), json.dumps(whole).encode()]
+
+
+def parse(path: Path) -> None:
+    """Load it, and make its cells' cards."""
+    config = load(path)
+    fingerprint(config)
+    for cell in grid(config.sample, config.sweep):
+        settings_card(cell_settings(config.sample, cell))
+
+
+def mutate_lines(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
+    """A line doubled, dropped, moved, indented, or with YAML of another kind as its value."""
+    lines = data.split(b"\n")
+    at = rng.randrange(len(lines))
+    line = lines[at]
+    how = rng.randrange(5)
+    if how == 0:
+        lines.insert(rng.randrange(len(lines)), line)
+    elif how == 1:
+        del lines[at]
+    elif how == 2:
+        lines[at] = rng.choice((b" ", b"\t", b"- ", b"? ", b"  ")) + line
+    elif how == 3:
+        lines[at] = line.lstrip()
+    else:
+        lines[at] = line.partition(b":")[0] + b": " + rng.choice(RAW).encode()
+    return b"\n".join(lines)
+
+
+MUTATORS = (mutate_lines,)
