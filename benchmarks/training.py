@@ -148,7 +148,7 @@ def resume_seconds(folder: Path) -> list[float]:
         if number:
             seconds.append(time.perf_counter() - began)
         (run,) = set(folder.glob("runs/train/*")) - before
-        while not (run / f"state-{(step // 50 + 1) * 50:09d}.json").exists():
+        while not (run / f"state-{(step // 50 + 1) * 50:09d}.sealed").exists():
             time.sleep(0.01)
         training.send_signal(signal.SIGKILL)
         training.wait()

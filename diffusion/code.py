@@ -53,6 +53,7 @@ NEUTRAL = {
     "diffusion.system.locks": "waits",
     "diffusion.system.params": "its values stand in the fingerprint",
     "diffusion.system.registry": "loads the module that is named",
+    "diffusion.system.seals": "tells what changed after it was written",
     "diffusion.system.section": "its values stand in the fingerprint",
     "diffusion.system.signals": "stops",
     "diffusion.system.syntax": "reads code",
@@ -63,7 +64,9 @@ NEUTRAL = {
     "diffusion.train.identity": "its values stand in the fingerprint",
     "diffusion.train.loss_by_timestep": "means for people",
     "diffusion.train.memory": "chooses a micro-batch, which counts as rounding",
-    "diffusion.train.state_file": "a saved state has a checksum",
+    "diffusion.train.state_file": "a saved state is sealed",
+    "diffusion.train.state_values": "names what a saved state holds",
+    "diffusion.train.tensor_stream": "writes what a saved state holds",
     "diffusion.train.watching": "tells what a watcher failed at",
 }
 

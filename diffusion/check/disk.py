@@ -90,7 +90,7 @@ def _training(project: Project) -> list[Need]:
         return []  # which is a finding of its own, and too large to be built
     parameters = count_parameters(plan.network)
     folder = project.root / TRAIN_RUNS / training_fingerprint(plan)
-    states = sum(path.stat().st_size for path in folder.glob("state-*.safetensors"))
+    states = sum(path.stat().st_size for path in folder.glob("state-*.sealed"))
     return [
         Need("training", folder, max(0, STATES * STATE_BYTES * parameters - states)),
         Need("training", project.root / MODEL, 2 * MODEL_BYTES * parameters),

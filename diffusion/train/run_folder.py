@@ -45,7 +45,7 @@ class RunFolder:
 
     def save(self, state: Resumable) -> None:
         """Keep the state; DiffctlError on a full disk, the state before it stays."""
-        save_state(self.folder, state.step, state.tensors(), state.values())
+        save_state(self.folder, state.saved())
 
     def restore(self, state: Resumable) -> bool:
         """Bring `state` to the newest whole saved one; False when there is none."""

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,8 +12,7 @@ from torch import Tensor
 
 from diffusion.code import CodeSince
 from diffusion.train.state_file import SavedState
-
-COUNTED = ("step", "skipped", "bad_in_a_row", "window", "history")
+from diffusion.train.state_values import StateValues
 
 
 class Part(Protocol):
@@ -74,10 +74,9 @@ class Resumable(ABC):
         held = {part: holder.state_dict() for part, holder in self.parts().items()}
         return {f"{part}.{name}": value for part, named in held.items() for name, value in named.items()}
 
-    def values(self) -> dict[str, Any]:
+    def values(self) -> StateValues:
         """The counters, the curve so far, and the code."""
-        code = [since.model_dump() for since in self.code]
-        return {**{name: getattr(self, name) for name in COUNTED}, "code": code}
+        return StateValues(**{name: getattr(self, name) for name in StateValues.model_fields})
 
     def saved(self) -> SavedState:
         """All of it, as it would be saved."""
@@ -92,9 +91,10 @@ class Resumable(ABC):
             tensors[part][rest] = tensor
         for part, holder in parts.items():
             holder.load_state_dict(tensors[part])
-        for name in COUNTED:
-            setattr(self, name, saved.values[name])
-        self.code = [*map(CodeSince.model_validate, saved.values["code"]), *self.code[-1:]]
+        present = self.code[-1:]
+        for name in StateValues.model_fields:
+            setattr(self, name, deepcopy(getattr(saved.values, name)))
+        self.code = [*self.code, *present]
         if len(self.code) > 1:
             *before, now = self.code
             same = (now.digest, now.torch) == (before[-1].digest, before[-1].torch)

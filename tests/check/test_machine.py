@@ -175,7 +175,7 @@ def test_what_a_resumed_training_has_saved_is_not_asked_for_again(
     folder = TRAIN_RUNS / training_fingerprint(plan)
     folder.mkdir(parents=True)
     for step in (4, 8):
-        (folder / f"state-{step:09d}.safetensors").write_bytes(bytes(state))
+        (folder / f"state-{step:09d}.sealed").write_bytes(bytes(state))
     preflight(config, "train")
 
 

@@ -19,7 +19,8 @@ from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json, write_text
 from diffusion.system.locks import file_lock
 from diffusion.train.identity import plan_training, result_of, training_fingerprint, training_settings
-from diffusion.train.state_file import save_state
+from diffusion.train.state_file import SavedState, save_state
+from diffusion.train.state_values import StateValues
 from tests.conftest import diffctl, write_params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.networks import network_of
@@ -43,7 +44,7 @@ def plan(project: Path):
 def make_training(name: str, key: str, delivered: bool = True) -> Path:
     folder = TRAIN_RUNS / name
     folder.mkdir(parents=True)
-    write_text(folder / "state-000000007.safetensors", "weights")
+    write_text(folder / "state-000000007.sealed", "weights")
     spool = Spool(folder, key, f"digits-{name}", "diffctl-digits")
     spool.metrics(7, {"loss": 1.0})
     spool.close("FINISHED")
@@ -78,11 +79,11 @@ def test_what_keep_would_go_on_from_stays(plan) -> None:
     kept, older, other = (make_training(name, name) for name in ("kept", "older", "other"))
     for at, folder in enumerate((older, kept)):
         write_json(folder / "config.json", training_settings(plan))
-        save_state(folder, 3, {"w": torch.ones(1)}, {})
+        save_state(folder, SavedState({"w": torch.ones(1)}, StateValues(step=3)))
         write_json(folder / "run.json", {"key": folder.name})
         os.utime(folder / "run.json", (at, at))
     assert gone(plan) == {older, other}
-    save_state(TRAIN_RUNS / training_fingerprint(plan), 1, {"w": torch.ones(1)}, {})
+    save_state(TRAIN_RUNS / training_fingerprint(plan), SavedState({"w": torch.ones(1)}, StateValues(step=1)))
     assert gone(plan) == {older, other, kept}
 
 
@@ -93,7 +94,7 @@ def test_classifiers_of_other_settings_go(project: Path) -> None:
     assert done.returncode == 0, done.stderr
     (own,) = CLASSIFIER_RUNS.iterdir()
     other = CLASSIFIER_RUNS / "other"
-    write_text(other / "state-000000007.safetensors", "weights")
+    write_text(other / "state-000000007.sealed", "weights")
     rows = json.loads(diffctl(project, "prune", "--json").stdout)
     assert [row["path"] for row in rows] == [str(other)]
     assert own.exists()

@@ -74,7 +74,7 @@ def test_what_only_watches_finds_no_room_and_the_training_goes_on(
         train(watched, store, ProcessGroup(CPU), watch, folder.save, lambda: None)
         monkeypatch.undo()
         assert not list((folder.folder / "previews").iterdir())
-        assert len(list(folder.folder.glob("state-*.safetensors"))) == 2
+        assert len(list(folder.folder.glob("state-*.sealed"))) == 2
     room = "(No space left on device): the training goes on without"
     previews = [f"no preview of step {step} {room}" for step in (6, 12)]
     assert told_in(said) == [f"no heartbeat {room}", *previews]

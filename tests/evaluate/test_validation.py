@@ -83,7 +83,7 @@ def test_a_stop_need_not_wait_for_a_score_and_the_next_start_makes_it(prepared: 
     stopped = signal_at(prepared, 4, signal.SIGTERM)
     assert stopped.returncode == 143
     (run,) = prepared.glob("runs/train/*")
-    assert (run / "state-000000004.safetensors").exists()
+    assert (run / "state-000000004.sealed").exists()
     assert not (run / "checkpoints").exists(), "the score takes longer than the signal"
     write_params(prepared, train={**EVALUATING, "log_every": 1})
     train_to_the_end(prepared)

@@ -90,4 +90,4 @@ def uninterrupted(folder: Path) -> bytes:
 
 def states(folder: Path) -> list[Path]:
     """The saved states, the newest last."""
-    return sorted(folder.glob("runs/train/*/state-*.safetensors"))
+    return sorted(folder.glob("runs/train/*/state-*.sealed"))

@@ -468,7 +468,7 @@ def test_the_stage_goes_on_with_another_save_every(project, digits_store, monkey
     told, first = stage(save_every=5)
     assert "classifier: 12 steps, state in runs/classifier/" in told
     assert re.search(r"classifier 12/12 · .* · loss \S+ · accuracy \S+ · grad_norm", told)
-    (last,) = project.glob("runs/*/*/state-000000012.safetensors")
+    (last,) = project.glob("runs/*/*/state-000000012.sealed")
     last.unlink()
     told, second = stage(save_every=4, log_every=4)
     assert "classifier: going on after step 10 of 12" in told

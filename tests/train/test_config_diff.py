@@ -10,7 +10,8 @@ from diffusion.system.errors import UsageError
 from diffusion.system.locks import LockBusy
 from diffusion.train.config_diff import changed_fields
 from diffusion.train.run_folder import RunFolder, open_run
-from diffusion.train.state_file import newest_state, save_state
+from diffusion.train.state_file import SavedState, newest_state, save_state
+from diffusion.train.state_values import StateValues
 
 
 def test_fields_that_differ_are_named_with_both_values() -> None:
@@ -55,13 +56,17 @@ OLD = {"diffusion.process.losses": "1", "diffusion.model.unet": "2"}
 NEW = {"diffusion.process.losses": "3", "diffusion.model.unet": "2"}
 
 
+def saved_at(step: int) -> SavedState:
+    return SavedState({"w": torch.full((1,), float(step))}, StateValues(step=step))
+
+
 def open_by(root: Path, name: str, code: dict[str, str], **config: int) -> AbstractContextManager[RunFolder]:
     return open_run(root, name, config=config or {"lr": 1}, code=code)
 
 
 def test_a_training_by_other_code_begins_afresh_and_says_what_changed_since_when(tmp_path: Path) -> None:
     with open_by(tmp_path, "a", OLD) as run:
-        save_state(run.folder, 600, {"w": torch.ones(1)}, {})
+        save_state(run.folder, saved_at(600))
     with open_by(tmp_path, "b", NEW) as run:
         assert run.changes() == (
             "begun afresh, since the training's code has changed in process/losses.py since step 600 "
@@ -74,8 +79,8 @@ def test_a_training_by_other_code_begins_afresh_and_says_what_changed_since_when
 def test_a_training_may_keep_what_other_code_has_trained(tmp_path: Path) -> None:
     with open_by(tmp_path, "a", OLD) as run:
         for step in (300, 600):
-            save_state(run.folder, step, {"w": torch.full((1,), float(step))}, {"step": step})
-        torn = run.folder / "state-000000900.safetensors"  # killed before its manifest was there
+            save_state(run.folder, saved_at(step))
+        torn = run.folder / ".state-000000900.sealed.x.tmp"  # of a save that was killed
         torn.write_bytes(b"torn")
     with open_by(tmp_path, "other", OLD, lr=2):
         pass
@@ -83,9 +88,9 @@ def test_a_training_may_keep_what_other_code_has_trained(tmp_path: Path) -> None
         assert run.keep() == tmp_path / "a"
         saved = newest_state(run.folder)
         assert saved is not None
-        assert saved.values == {"step": 600}
+        assert saved.values.step == 600
         assert saved.tensors["w"].item() == 600
-    (tmp_path / "a/state-000000600.safetensors").write_bytes(b"")  # the copy is its own
+    (tmp_path / "a/state-000000600.sealed").write_bytes(b"")  # the copy is its own
     assert newest_state(tmp_path / "b") is not None
 
 
@@ -93,6 +98,6 @@ def test_keeping_needs_a_training_that_has_a_state_and_does_not_run(tmp_path: Pa
     with open_by(tmp_path, "a", OLD), open_by(tmp_path, "b", NEW) as run:
         with pytest.raises(UsageError, match="--keep goes on from a training of this configuration by other"):
             run.keep()
-        save_state(tmp_path / "a", 5, {"w": torch.ones(1)}, {})
+        save_state(tmp_path / "a", saved_at(5))
         with pytest.raises(LockBusy, match="is still training: stop it first"):
             run.keep()

@@ -321,7 +321,7 @@ def test_a_second_training_of_the_same_fingerprint_is_refused(tmp_path: Path) ->
 
 def test_fresh_discards_and_names_a_new_training(tmp_path: Path) -> None:
     with open_run(tmp_path, "f") as first:
-        (first.folder / "state-000000001.safetensors").write_bytes(b"x")
+        (first.folder / "state-000000001.sealed").write_bytes(b"x")
         (first.folder / "previews").mkdir()
     with open_run(tmp_path, "f") as again:
         assert again.key == first.key

@@ -1,0 +1,83 @@
+"""Seals: a digest that a file or a JSON object carries of all that it says, so that no later change goes unseen.
+
+It is of what was meant to be written, made before the disk has it: what a disk makes of it would always agree
+with itself. A seal tells damage and edits; whoever wants to deceive can make another one.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from diffusion.system.files import write_atomic
+from diffusion.system.section import canonical
+
+FIELD = "sha256"  # of a sealed object
+CLOSING = 32  # bytes at a sealed file's end
+
+
+class Broken(ValueError):
+    """A seal is missing, or is not of what it closes."""
+
+
+class _Hashing:
+    """A file that is written to through a digest."""
+
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        self._file, self._digest = file, hashlib.sha256(f"{name}\n".encode())
+
+    def write(self, data: Any) -> int:
+        """Write bytes, or what has a buffer of them."""
+        self._digest.update(data)
+        return self._file.write(data)
+
+    def close_with_seal(self) -> None:
+        self._file.write(self._digest.digest())
+
+
+def write_sealed(path: Path, write: Callable[[Any], object]) -> None:
+    """Let `write` fill a file, as `write_atomic`, which ends in the SHA-256 of its name and of all before."""
+
+    def fill(file: IO[bytes]) -> None:
+        hashing = _Hashing(file, path.name)
+        write(hashing)
+        hashing.close_with_seal()
+
+    write_atomic(path, fill)
+
+
+def read_sealed(path: Path, most: int | None = None) -> bytes:
+    """What was written into a sealed file; Broken where it changed, was renamed or has over `most` bytes."""
+    size = path.stat().st_size - CLOSING
+    if size < 0 or (most is not None and size > most):
+        raise Broken(f"it has {size + CLOSING:,} bytes")
+    with open(path, "rb") as file:
+        data, closing = file.read(size), file.read(CLOSING + 1)
+    digest = hashlib.sha256(f"{path.name}\n".encode())
+    digest.update(data)
+    if digest.digest() != closing:
+        raise Broken("its checksum does not match")
+    return data
+
+
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object's values and, as `sha256`, the digest of them all."""
+    rest = {key: value for key, value in values.items() if key != FIELD}
+    return {**rest, FIELD: _digest(rest)}
+
+
+def opened(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a sealed object; Broken where it has no seal or one of other values."""
+    rest = {key: value for key, value in values.items() if key != FIELD}
+    if FIELD not in values:
+        raise Broken("it has no checksum")
+    if values[FIELD] != _digest(rest):
+        raise Broken("its checksum does not match")
+    return rest
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    try:
+        return hashlib.sha256(canonical(values).encode()).hexdigest()
+    except (ValueError, RecursionError):  # no JSON: infinite numbers, nesting without end
+        raise Broken("it is no JSON") from None
