@@ -4,14 +4,24 @@ An image depends on the model, the settings and its index alone, so where, when 
 made changes nothing, and those that are finished are never made again.
 """
 
+import io
+import math
+import re
+import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from diffusion.images.store import Images
 from diffusion.layout import CELL_RUNS
-from diffusion.system.files import write_atomic
+from diffusion.system.errors import DiffctlError, DiffctlWarning
+from diffusion.system.seals import Broken, read_sealed, write_sealed
+
+NAME = re.compile(r"(\d{8,12})-(\d{8,12})\.npy")
+ASIDE = "damaged-"
+HEADER = 4096  # bytes that a .npy file's header never takes
 
 
 def cells_folder(model_sha256: str) -> Path:
@@ -19,38 +29,83 @@ def cells_folder(model_sha256: str) -> Path:
     return CELL_RUNS / model_sha256[:16]
 
 
-def missing_shards(folder: Path, total: int, size: int) -> list[range]:
-    """The shards of at most `size` images that are left of the first `total`."""
-    done = np.zeros(total, dtype=bool)
-    for start, stop, _ in _finished(folder):
-        done[start:stop] = True
-    shards, start = [], 0
-    while start < total:
-        stop = start + 1
-        if not done[start]:
-            while stop < min(start + size, total) and not done[stop]:
-                stop += 1
-            shards.append(range(start, stop))
-        start = stop
-    return shards
+@dataclass(frozen=True)
+class Shards:
+    """The shards of a cell of `total` images of `shape` (H, W, C), as far as they lie in `folder`.
+
+    Each file is sealed with the folder's name and its own, so that it passes for no other range and no other
+    cell. What changed since, or is not of this shape, is told, set aside (`damaged-…`) and missing again.
+    """
+
+    folder: Path
+    total: int
+    shape: tuple[int, int, int]
+
+    def missing(self, size: int) -> list[range]:
+        """The shards of at most `size` images that are left to make, all finished ones being looked at."""
+        done = np.zeros(self.total, dtype=bool)
+        for shard, path in self._files():
+            if self._is_whole(shard, path):
+                done[shard.start : shard.stop] = True
+        shards, start = [], 0
+        while start < self.total:
+            stop = start + 1
+            if not done[start]:
+                while stop < min(start + size, self.total) and not done[stop]:
+                    stop += 1
+                shards.append(range(start, stop))
+            start = stop
+        return shards
+
+    def save(self, shard: range, images: Images) -> None:
+        """Keep a shard's images, whole or not at all."""
+        path = self.folder / f"{shard.start:08d}-{shard.stop:08d}.npy"
+        write_sealed(path, lambda file: np.save(file, images, allow_pickle=False), _name(path))
+
+    def images(self) -> Iterator[Images]:
+        """All images in order, a file at a time; the finished shards must cover them.
+
+        DiffctlError for a file that was damaged after `missing` had looked at it.
+        """
+        at = 0
+        for shard, path in self._files():
+            if shard.start <= at < min(shard.stop, self.total):
+                try:
+                    images = self._read(shard, path)
+                except (Broken, OSError) as error:
+                    raise DiffctlError(f"{path} was damaged just now ({error}): run it again") from None
+                yield images[at - shard.start : self.total - shard.start]
+                at = min(shard.stop, self.total)
+        assert at == self.total, "every shard is made before they are read"
+
+    def _files(self) -> list[tuple[range, Path]]:
+        """Each finished shard of these images with its file, in the order of the indices."""
+        named = [(NAME.fullmatch(path.name), path) for path in sorted(self.folder.glob("*.npy"))]
+        found = [(range(int(match[1]), int(match[2])), path) for match, path in named if match]
+        return [(shard, path) for shard, path in found if shard and shard.start < self.total]
+
+    def _is_whole(self, shard: range, path: Path) -> bool:
+        try:
+            self._read(shard, path)
+        except (Broken, OSError) as error:
+            told = f"{path} is damaged ({error}): it is set aside, and its images are made again"
+            warnings.warn(told, DiffctlWarning, stacklevel=2)
+            path.replace(path.with_name(ASIDE + path.name))
+            return False
+        return True
+
+    def _read(self, shard: range, path: Path) -> Images:
+        shape = (len(shard), *self.shape)
+        data = read_sealed(path, _name(path), most=math.prod(shape) + HEADER)
+        try:
+            images: Images = np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise Broken(f"it holds no array: {error}") from None
+        if images.shape != shape or images.dtype != np.uint8:
+            raise Broken(f"it holds {images.dtype} {images.shape}, want uint8 {shape}")
+        return images
 
 
-def save_shard(folder: Path, shard: range, images: Images) -> None:
-    """Keep a shard's images, whole or not at all."""
-    path = folder / f"{shard.start:08d}-{shard.stop:08d}.npy"
-    write_atomic(path, lambda file: np.save(file, images, allow_pickle=False))
-
-
-def stored_images(folder: Path, total: int) -> Iterator[Images]:
-    """The first `total` images in order, a file at a time; the finished shards must cover them."""
-    at = 0
-    for start, stop, path in _finished(folder):
-        if start <= at < min(stop, total):
-            yield np.load(path, allow_pickle=False)[at - start : total - start]
-            at = min(stop, total)
-    assert at == total, "every shard is made before they are read"
-
-
-def _finished(folder: Path) -> list[tuple[int, int, Path]]:
-    """(start, stop, file) of each finished shard, in the order of the indices."""
-    return [(*map(int, path.stem.split("-")), path) for path in sorted(folder.glob("*.npy"))]  # type: ignore[misc]
+def _name(path: Path) -> str:
+    """What a file's seal calls it: a cell's folder bears the fingerprint of its card and its code."""
+    return f"{path.parent.name}/{path.name}"

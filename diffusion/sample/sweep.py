@@ -20,7 +20,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.asked import mixed_condition
 from diffusion.sample.config import SampleConfig
 from diffusion.sample.generate import generate
-from diffusion.sample.shards import cells_folder, missing_shards, save_shard, stored_images
+from diffusion.sample.shards import Shards, cells_folder
 from diffusion.system.devices import Waiting, held_device
 from diffusion.system.files import sha256_file
 from diffusion.system.section import fingerprint
@@ -74,23 +74,24 @@ def make_cell(
     """
     artefact = read_artefact(model)
     settings, total = cell_settings(sample, cell), sample.num_images
-    folder = shards_folder(settings, artefact)
-    shards = missing_shards(folder, total, sample.batch_size)
-    done = total - sum(map(len, shards))
+    spec = artefact.network
+    shape = (spec.image_size, spec.image_size, spec.in_channels)
+    shards = Shards(shards_folder(settings, artefact), total, shape)
+    missing = shards.missing(sample.batch_size)
+    done = total - sum(map(len, missing))
     show = progress or (lambda done, total: None)
     show(done, total)
-    with closing((run or run_here)(model, settings, shards)) as made:
+    with closing((run or run_here)(model, settings, missing)) as made:
         for shard, images in made:
-            save_shard(folder, shard, images)
+            shards.save(shard, images)
             done += len(shard)
             show(done, total)
     labels = mixed_condition(artefact, settings, range(total)).labels
     card = {**sampling_card(settings, artefact), "num_images": total}
     meta = {"name": cell.name, "classes": list(artefact.data.classes), "card": card}
-    spec = artefact.network
-    shape = (total, spec.image_size, spec.image_size, spec.in_channels)
-    parts = stored_images(folder, total)
-    return stream_store(out, shape, parts, None if labels is None else labels.numpy(), meta)
+    return stream_store(
+        out, (total, *shape), shards.images(), None if labels is None else labels.numpy(), meta
+    )
 
 
 class LocalRunner:

@@ -1,6 +1,6 @@
 """Seals: a digest that a file or a JSON object carries of all that it says, so that no later change goes unseen.
 
-It is of what was meant to be written, made before the disk has it: what a disk makes of it would always agree
+It is of what was meant to be written, made before the disk has it: what a disk makes of it always agrees
 with itself. A seal tells damage and edits; whoever wants to deceive can make another one.
 """
 
@@ -32,28 +32,32 @@ class _Hashing:
         return self._file.write(data)
 
     def close_with_seal(self) -> None:
+        """Write the digest of all of it behind it."""
         self._file.write(self._digest.digest())
 
 
-def write_sealed(path: Path, write: Callable[[Any], object]) -> None:
-    """Let `write` fill a file, as `write_atomic`, which ends in the SHA-256 of its name and of all before."""
+def write_sealed(path: Path, write: Callable[[Any], object], name: str | None = None) -> None:
+    """Let `write` fill a file, as `write_atomic`, which ends in the SHA-256 of its name and of all before.
+
+    `name` is what the seal calls it, by default what the file is called.
+    """
 
     def fill(file: IO[bytes]) -> None:
-        hashing = _Hashing(file, path.name)
+        hashing = _Hashing(file, name or path.name)
         write(hashing)
         hashing.close_with_seal()
 
     write_atomic(path, fill)
 
 
-def read_sealed(path: Path, most: int | None = None) -> bytes:
+def read_sealed(path: Path, name: str | None = None, most: int | None = None) -> bytes:
     """What was written into a sealed file; Broken where it changed, was renamed or has over `most` bytes."""
     size = path.stat().st_size - CLOSING
     if size < 0 or (most is not None and size > most):
         raise Broken(f"it has {size + CLOSING:,} bytes")
     with open(path, "rb") as file:
         data, closing = file.read(size), file.read(CLOSING + 1)
-    digest = hashlib.sha256(f"{path.name}\n".encode())
+    digest = hashlib.sha256(f"{name or path.name}\n".encode())
     digest.update(data)
     if digest.digest() != closing:
         raise Broken("its checksum does not match")

@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -24,22 +26,23 @@ from hypothesis import strategies as st
 from diffusion.check import machine
 from diffusion.check.findings import Project
 from diffusion.config import load
-from diffusion.images.store import open_store
+from diffusion.images.store import Images, open_store
 from diffusion.layout import MODEL, SAMPLES
 from diffusion.model.model_file import LoadedModel, load_model
 from diffusion.process.noise import ImageNoise
 from diffusion.protocol.card import differing
 from diffusion.protocol.grid import SAMPLING_VERSION, cell_settings, grid
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.shards import missing_shards, save_shard, stored_images
+from diffusion.sample.shards import Shards
 from diffusion.sample.sweep import make_cell, run_here
 from diffusion.system import devices
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.locks import LockBusy, file_lock, group_lock, is_held
 from flows.ray_runner import library_version, make_shard
 from flows.sweep import run_sweep
 from tests.conftest import command, diffctl, environment
 from tests.helpers.cells import assert_equal_but_for_rounding, cell_images, with_model
+from tests.helpers.damage import Damage, damages
 from tests.helpers.waiting import wait_until
 
 ONE_NOISY_CELL = {"steps": [5], "eta": [1.0]}
@@ -77,6 +80,26 @@ def test_noise_is_identical_in_any_parts(seed: int, sizes: list[int], draws: int
         assert np.array_equal(np.concatenate([part.draw() for part in parts]), whole.draw())
 
 
+PIXEL = (1, 1, 1)
+SHARDS = [range(0, 4), range(4, 8), range(8, 12)]
+
+
+def numbered(shard: range) -> Images:
+    """Images of one pixel that is the image's index."""
+    return np.array(shard, dtype=np.uint8).reshape(-1, *PIXEL)
+
+
+def three_shards(folder: Path) -> Shards:
+    shards = Shards(folder, 12, PIXEL)
+    for shard in SHARDS:
+        shards.save(shard, numbered(shard))
+    return shards
+
+
+def file_of(folder: Path, shard: range) -> Path:
+    return folder / f"{shard.start:08d}-{shard.stop:08d}.npy"
+
+
 @given(st.data())
 @settings(deadline=None, max_examples=30)
 def test_shards_cover_what_is_missing_once_and_are_read_in_order(data: st.DataObject) -> None:
@@ -84,17 +107,90 @@ def test_shards_cover_what_is_missing_once_and_are_read_in_order(data: st.DataOb
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for _ in range(data.draw(st.integers(1, 3))):  # runs with other batch sizes and totals, each cut off
-            some = data.draw(st.integers(1, 40))
-            shards = missing_shards(folder, some, data.draw(st.integers(1, 15)))
-            for shard in data.draw(st.permutations(shards))[: data.draw(st.integers(0, len(shards)))]:
-                save_shard(folder, shard, np.array([[[[index]]] for index in shard], dtype=np.uint8))
-        size = data.draw(st.integers(1, 15))
-        left = missing_shards(folder, total, size)
+            some = Shards(folder, data.draw(st.integers(1, 40)), PIXEL)
+            left = some.missing(data.draw(st.integers(1, 15)))
+            for shard in data.draw(st.permutations(left))[: data.draw(st.integers(0, len(left)))]:
+                some.save(shard, numbered(shard))
+        size, shards = data.draw(st.integers(1, 15)), Shards(folder, total, PIXEL)
+        left = shards.missing(size)
         assert all(0 < len(shard) <= size for shard in left)
         for shard in left:
-            save_shard(folder, shard, np.array([[[[index]]] for index in shard], dtype=np.uint8))
-        assert not missing_shards(folder, total, size)
-        assert np.concatenate(list(stored_images(folder, total))).ravel().tolist() == list(range(total))
+            shards.save(shard, numbered(shard))
+        assert not shards.missing(size)
+        assert np.concatenate(list(shards.images())).ravel().tolist() == list(range(total))
+
+
+@given(damage=damages(), which=st.sampled_from(SHARDS))
+@settings(deadline=None, max_examples=150)
+def test_whatever_happens_to_a_byte_of_a_shard_it_is_told_and_made_again(
+    damage: Damage, which: range
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        shards, path = three_shards(Path(name)), file_of(Path(name), which)
+        whole = path.read_bytes()
+        path.write_bytes(damage(whole))
+        changed = path.read_bytes() != whole
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            left = shards.missing(4)
+        assert left == [which] * changed
+        assert [f"{path} is damaged (" in str(warning.message) for warning in said] == [True] * changed
+        assert path.with_name(f"damaged-{path.name}").exists() == changed
+        for shard in left:
+            shards.save(shard, numbered(shard))
+        assert np.concatenate(list(shards.images())).ravel().tolist() == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("name", "shard", "images"),
+    [
+        ("00000004-00000008", range(8, 12), numbered(range(8, 12))),  # under another name
+        ("00000004-00000008", range(4, 8), np.zeros((4, 2, 1, 1), np.uint8)),
+        ("00000004-00000008", range(4, 8), np.zeros((3, 1, 1, 1), np.uint8)),
+        ("00000004-00000008", range(4, 8), np.zeros((4, 1, 1, 1), np.int8)),
+        ("00000004-00000008", range(4, 8), np.zeros((999, 9, 9, 9), np.uint8)),
+        ("00000004-999999999999", range(4, 999999999999), np.zeros((4, 1, 1, 1), np.uint8)),
+    ],
+)
+def test_a_shard_that_is_not_what_its_name_says_is_made_again(
+    tmp_path: Path, name: str, shard: range, images: Images
+) -> None:
+    shards = three_shards(tmp_path)
+    file_of(tmp_path, range(4, 8)).unlink()
+    shards.save(shard, images)
+    file_of(tmp_path, shard).rename(tmp_path / f"{name}.npy")
+    with pytest.warns(DiffctlWarning, match=f"{name}.npy is damaged .*it is set aside"):
+        left = shards.missing(4)
+    assert left == ([range(4, 8)] if shard.start == 4 else [range(4, 8), range(8, 12)])
+    assert (tmp_path / f"damaged-{name}.npy").exists()
+
+
+def test_a_shard_of_another_cell_is_made_again(tmp_path: Path) -> None:
+    """Its folder's name is the fingerprint of its card and code, and stands under its seal."""
+    one, other = three_shards(tmp_path / "one"), three_shards(tmp_path / "other")
+    shutil.copy(file_of(one.folder, range(4, 8)), other.folder)
+    with pytest.warns(DiffctlWarning, match="its checksum does not match"):
+        assert other.missing(4) == [range(4, 8)]
+
+
+def test_overlapping_shards_and_foreign_files_change_nothing(tmp_path: Path) -> None:
+    shards = three_shards(tmp_path)
+    for more in (range(1, 7), range(6, 20), range(20, 24), range(3, 4)):
+        shards.save(more, numbered(more))
+    for name in ("notes.npy", "4-8.npy", "00000008-00000004.npy", "-00000001-00000004.npy", "readme"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "folder.npy").mkdir()
+    assert shards.missing(4) == []
+    assert np.concatenate(list(shards.images())).ravel().tolist() == list(range(12))
+    assert (tmp_path / "notes.npy").read_text() == "mine"
+
+
+def test_a_shard_that_cannot_be_read_any_more_ends_the_cell_in_a_sentence(tmp_path: Path) -> None:
+    shards = three_shards(tmp_path)
+    assert shards.missing(4) == []
+    file_of(tmp_path, range(4, 8)).write_bytes(b"")
+    with pytest.raises(DiffctlError, match=r"00000004-00000008.npy was damaged just now .*: run it again"):
+        list(shards.images())
 
 
 def test_a_killed_sweep_goes_on_from_its_finished_shards(project: Path) -> None:

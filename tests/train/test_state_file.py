@@ -225,14 +225,14 @@ def test_a_save_holds_no_second_copy_of_the_tensors() -> None:
     """What is handed to the file at a time is a tensor's own memory."""
     tensor = torch.arange(1000.0)
 
-    class File:
-        pieces: list[int] = []
+    pieces: list[int] = []
 
+    class File:
         def write(self, data: memoryview | bytes) -> int:
-            self.pieces.append(torch.frombuffer(data, dtype=torch.uint8).data_ptr())
+            pieces.append(torch.frombuffer(data, dtype=torch.uint8).data_ptr())
             return len(data)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a buffer that is read alone
         write_tensors(File(), {"a": tensor})
-    assert File.pieces[1] == tensor.data_ptr()
+    assert pieces[1] == tensor.data_ptr()
