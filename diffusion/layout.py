@@ -21,4 +21,5 @@ PREPARE_RUNS = Path("runs/prepare")
 TRAIN_RUNS = Path("runs/train")
 CLASSIFIER_RUNS = Path("runs/classifier")
 CELL_RUNS = Path("runs/cells")
+VERIFIED_RUNS = Path("runs/verified")  # what large stores were when they were found right
 MODEL_RUNS = Path("runs/models")  # models fetched from MLflow, by their file's SHA-256

@@ -41,9 +41,7 @@ class Row:
     undelivered: bool
 
 
-def overview(
-    root: Path = TRAIN_RUNS, newest: int | None = None
-) -> tuple[list[Row], MlflowError | None]:
+def overview(root: Path = TRAIN_RUNS, newest: int | None = None) -> tuple[list[Row], MlflowError | None]:
     """Every training, the newest first, or so many; with it the error where MLflow could not be asked.
 
     A training that is here has the same start in MLflow: with the newest rows come the newest runs alone.

@@ -58,6 +58,7 @@ def train(
     """Train, or go on where the same training stopped: models/unet.safetensors."""
     from cli.stages.preflight import preflight
     from cli.stages.training import follow, say, tracked
+    from diffusion.images.meta import PreparedMeta
     from diffusion.images.store import open_store
     from diffusion.layout import LOSS_CURVE, MODEL, PREPARED, RUN, TRAIN_RUNS
     from diffusion.system.devices import default_device
@@ -69,7 +70,7 @@ def train(
     from diffusion.train.trainer import Places, Trainer
 
     config = None if is_follower() else preflight("train")
-    store = open_store(PREPARED / "train")
+    store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_training(load_sections(TrainSections), store.meta, default_device())
     places = Places(TRAIN_RUNS, LOSS_CURVE, MODEL)
     trainer = Trainer(plan, store, places, same_stage("train"), partial(say, "train"))

@@ -15,6 +15,7 @@ def classifier(
     """Train params.yaml's classifier of noised images, or go on: models/classifier.safetensors."""
     from cli.stages.preflight import whole_config
     from cli.stages.training import follow, say, told
+    from diffusion.images.meta import PreparedMeta
     from diffusion.images.store import open_store
     from diffusion.layout import CLASSIFIER, CLASSIFIER_CURVE, CLASSIFIER_RUNS, PREPARED
     from diffusion.system.devices import default_device
@@ -25,7 +26,7 @@ def classifier(
     from diffusion.train.trainer import Places, Trainer
 
     whole_config()
-    store = open_store(PREPARED / "train")
+    store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_classifier(load_sections(ClassifierSections), store.meta, default_device())
     places = Places(CLASSIFIER_RUNS, CLASSIFIER_CURVE, CLASSIFIER)
     trainer = Trainer(plan, store, places, same_stage("classifier"), partial(say, "classifier"))

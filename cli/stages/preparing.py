@@ -49,9 +49,11 @@ def _downloads() -> Iterator[Downloading]:
 
 def show_prepared(folder: Path) -> None:
     """Say what lies in a folder of prepared splits."""
+    from diffusion.images.meta import PreparedMeta
     from diffusion.images.store import open_store
 
-    stores = {split: open_store(folder / split) for split in ("train", "test")}
+    splits = ("train", "test")
+    stores = {split: open_store(folder / split, PreparedMeta, unverified=True) for split in splits}
     counts = ", ".join(f"{len(store):,} {split}" for split, store in stores.items())
     meta = stores["train"].meta
     shape = f"{meta['image_size']}×{meta['image_size']}×{meta['channels']}"

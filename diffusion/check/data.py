@@ -7,9 +7,11 @@ import numpy as np
 from diffusion.check.findings import Finding, Project, gigabytes
 from diffusion.data.rejects import summary
 from diffusion.images.store import ImageStore
+from diffusion.images.verified import is_known, read_note, verify
 from diffusion.layout import PREPARED
 from diffusion.system.errors import DiffctlError
 
+HASHED = 2**30  # bytes that are read in a second or two
 SAMPLED = 4096  # images whose pixels are looked at
 
 
@@ -49,8 +51,6 @@ def check_prepared(project: Project) -> Iterator[Finding]:
         return
     if not project.fits_config:
         message = f"{PREPARED} holds {stores['train'].meta['name']} by another configuration"
-        if "options" not in stores["train"].meta:
-            message = f"{PREPARED} was made by an older version, which did not note its labels and its split"
         yield Finding("warning", "prepared data", message, "`diffctl stage data` prepares it anew")
         return
     if project.raw_files_changed:
@@ -58,6 +58,7 @@ def check_prepared(project: Project) -> Iterator[Finding]:
         remedy = "`diffctl run` prepares them anew, as does `dvc repro --force data`"
         yield Finding("warning", "prepared data", message, remedy)
     for split, store in stores.items():
+        yield from _edits(split, store)
         yield from _counts(split, store)
         yield from _statistics(split, store)
         yield from _duplicates(split, store)
@@ -89,6 +90,18 @@ def check_fit(project: Project) -> Iterator[Finding]:
         plan_training(config, project.train_meta(), torch.device("cpu"))
     except DiffctlError as error:
         yield Finding("error", "model", str(error), "change the model or the data section")
+
+
+def _edits(split: str, store: ImageStore) -> Iterator[Finding]:
+    """Whether the images are those that were written; of very many, whether their files are."""
+    if store.images.nbytes <= HASHED or is_known(store.path, store.images, store.digest):
+        try:
+            verify(store.path, store.images, store.labels, store.digest)
+        except DiffctlError as error:
+            yield Finding("error", split, str(error), "`dvc repro --force data` prepares them anew")
+    elif read_note(store.path) is not None:
+        message = f"the files in {store.path} are not those that were last verified"
+        yield Finding("warning", split, message, "the next stage that uses them reads all of them first")
 
 
 def _counts(split: str, store: ImageStore) -> Iterator[Finding]:

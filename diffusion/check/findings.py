@@ -9,12 +9,15 @@ from diffusion.config import Config
 from diffusion.data.prepare import shape_of
 from diffusion.data.registry import build_source
 from diffusion.data.source import Outlook
+from diffusion.images.meta import PreparedMeta
 from diffusion.images.store import ImageStore, open_store
 from diffusion.layout import PREPARED
 from diffusion.system.errors import DiffctlError
 
 if TYPE_CHECKING:
     from diffusion.train.identity import DenoiserPlan
+
+SPLITS = ("train", "test")
 
 Level = Literal["ok", "warning", "error"]
 
@@ -47,8 +50,9 @@ class Project:
 
     @cached_property
     def stores(self) -> dict[str, ImageStore]:
-        """The prepared splits; DiffctlError when one is missing or damaged."""
-        return {split: open_store(self.root / PREPARED / split) for split in ("train", "test")}
+        """The prepared splits, their images unread; DiffctlError when one is missing or damaged."""
+        folder = self.root / PREPARED
+        return {split: open_store(folder / split, PreparedMeta, unverified=True) for split in SPLITS}
 
     @cached_property
     def fits_config(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from diffusion.evaluate.config import EvaluateConfig
 from diffusion.evaluate.evaluate import common, score
-from diffusion.evaluate.features.extract import extract, shifted, verify
+from diffusion.evaluate.features.extract import extract, shifted
 from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.evaluate.features.reference import build_reference, matching_reference
 from diffusion.evaluate.pair import Pair
@@ -40,7 +40,6 @@ def evaluate_pair(
     if reference is None:
         reference = build_reference(loaded, real, heldout, batch_size, progress, following=len(sample))
         before = len(real) + (0 if heldout is None else len(heldout))
-    verify(sample)
     watch = shifted(progress, before, before + len(sample))
     features = extract(loaded, sample.images, batch_size, watch)
     usual = EvaluateConfig()

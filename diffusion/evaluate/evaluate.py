@@ -9,7 +9,7 @@ from typing import Any
 from diffusion.choice.ranking import is_aside
 from diffusion.evaluate.beside import Tally, side_by_side
 from diffusion.evaluate.config import EvaluateConfig
-from diffusion.evaluate.features.extract import Features, extract, verify
+from diffusion.evaluate.features.extract import Features, extract
 from diffusion.evaluate.features.extractors import Extractor, configured_extractor
 from diffusion.evaluate.features.reference import open_reference
 from diffusion.evaluate.scores.intervals import CONFIDENCE
@@ -57,7 +57,6 @@ def score_cells(
     document = common(scorer, tally.total // len(stores))  # first, since what it computes is for every cell
 
     def entry(cell: Cell, store: ImageStore) -> dict[str, Any]:
-        verify(store)
         sample = extract(extractor, store.images, batch_size, tally.part())
         return {**cell.axes, **score(sample, store, scorer)}
 

@@ -11,7 +11,8 @@ from PIL import Image
 from diffusion.data.readers.image_files import read_images
 from diffusion.data.readers.listing import list_images
 from diffusion.data.rejects import Problem, summary
-from diffusion.images.store import Images, ImageStore, Labels, content_digest, open_store
+from diffusion.images.digests import content_digest
+from diffusion.images.store import Images, ImageStore, Labels, open_store
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 
 LOSSY = (".jpg", ".jpeg", ".webp")

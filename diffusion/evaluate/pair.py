@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from diffusion.evaluate.config import OTHER_SPLIT
 from diffusion.evaluate.open_images import is_prepared, open_images
+from diffusion.images.meta import PreparedMeta
 from diffusion.images.store import ImageStore, open_store
 from diffusion.system.errors import DiffctlError
 
@@ -32,7 +33,7 @@ def open_pair(path: Path, against: Path, split: str = "train") -> Pair:
     sample = open_images(path)
     _check_count(path, sample)
     if is_prepared(against):
-        real, heldout = open_store(against / split), open_store(against / OTHER_SPLIT[split])
+        real, heldout = (open_store(against / one, PreparedMeta) for one in (split, OTHER_SPLIT[split]))
     else:
         real, heldout = open_images(against), None
     for store in (real, heldout):

@@ -1,11 +1,10 @@
 """One store for every set of images: prepared data, a sampled cell, what is served.
 
-A folder with `images.npy` (uint8, NHWC), `labels.npy` (int64, absent without labels) and `meta.json`.
-Images are read through a memory map, so a store of any size opens at once.
+A folder with `images.npy` (uint8, NHWC), `labels.npy` (int64, absent without labels) and `meta.json`, which
+has the digest of images and labels and is sealed itself. Images are read through a memory map, so a store of
+any size opens at once; who uses them has them hashed first.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,17 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
+from diffusion.images.digests import blocks, combine_digests, row_digests
+from diffusion.images.meta import StoreMeta
+from diffusion.images.verified import verify
+from diffusion.system.arrays import read_array
+from diffusion.system.documents import Values, read_document
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import atomic_folder, write_json
+from diffusion.system.seals import Broken, opened, sealed
+from diffusion.system.section import explain
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -40,26 +47,53 @@ class ImageStore:
         return str(self.meta["digest"])
 
 
-def open_store(path: Path) -> ImageStore:
-    """Open a store for reading; UsageError names what is missing, DiffctlError what does not fit together."""
+def open_store(path: Path, kind: type[StoreMeta] = StoreMeta, *, unverified: bool = False) -> ImageStore:
+    """Open a store for reading; its meta is of that kind, and its images are those of its digest.
+
+    `unverified` leaves the images unread, for who wants no more than the meta. UsageError names what is
+    missing, DiffctlError what is edited or does not fit together.
+    """
     path = Path(path)
     try:
-        images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
-        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        labels_path = path / "labels.npy"
-        labels = np.load(labels_path, allow_pickle=False) if labels_path.exists() else None
+        images = read_array(path / "images.npy", mapped=True)
+        meta = _read_meta(path, kind)
+        labels = read_array(path / "labels.npy") if (path / "labels.npy").exists() else None
     except FileNotFoundError as error:
         raise UsageError(f"no images in {path}: {Path(error.filename).name} is missing") from None
-    except (ValueError, EOFError, UnicodeDecodeError) as error:
+    except (Broken, OSError) as error:
         raise DiffctlError(f"the images in {path} are damaged ({error}): make them again") from None
-    if images.dtype != np.uint8 or images.ndim != 4 or (labels is not None and len(labels) != len(images)):
+    if images.dtype != np.uint8 or images.ndim != 4:
         raise DiffctlError(f"the images in {path} do not fit: {images.dtype} {images.shape}, want uint8 NHWC")
-    return ImageStore(path, images, labels, meta)
+    if labels is not None and (labels.dtype != np.int64 or labels.shape != images.shape[:1]):
+        raise DiffctlError(
+            f"the labels in {path} do not fit: {labels.dtype} {labels.shape}, want int64 ({len(images)},)"
+        )
+    store = ImageStore(path, images, labels, meta)
+    if not unverified:
+        verify(path, images, labels, store.digest)
+    return store
+
+
+def _read_meta(path: Path, kind: type[StoreMeta]) -> dict[str, Any]:
+    """What the store says of itself, sealed by who wrote it, with all that such a one must say."""
+    try:
+        values = opened(read_document(path / "meta.json", Values))
+    except Broken as error:
+        raise DiffctlError(
+            f"{path / 'meta.json'} was not written by diffctl or is edited ({error}): make the images again"
+        ) from None
+    try:
+        kind.model_validate(values)
+    except ValidationError as error:
+        raise DiffctlError(
+            f"{explain(error, f'the images in {path} do not say what they are', kind)}: make them again"
+        ) from None
+    return values
 
 
 def write_store(path: Path, images: Images, labels: Labels | None, meta: dict[str, Any]) -> ImageStore:
     """Write an array as a store, whole or not at all; `count` and `digest` join the meta."""
-    return stream_store(path, images.shape, _blocks(images), labels, meta)
+    return stream_store(path, images.shape, blocks(images), labels, meta)
 
 
 def stream_store(
@@ -73,7 +107,7 @@ def stream_store(
             rows = _written(file, parts)
             digest = combine_digests(shape, rows, labels)
         describe_store(folder, labels, meta, shape[0], digest)
-    return open_store(path)
+    return open_store(path, unverified=True)
 
 
 def _written(file: IO[bytes], parts: Iterable[Images]) -> Iterator[NDArray[np.uint8]]:
@@ -83,37 +117,10 @@ def _written(file: IO[bytes], parts: Iterable[Images]) -> Iterator[NDArray[np.ui
         yield row_digests(part)
 
 
-def _blocks(images: Images) -> Iterator[Images]:
-    """The images, some at a time, so that a memory map stays on disk."""
-    return (images[start : start + 1024] for start in range(0, len(images), 1024))
-
-
 def describe_store(
     folder: Path, labels: Labels | None, meta: dict[str, Any], count: int, digest: str
 ) -> None:
     """Write all of a store but its images."""
     if labels is not None:
         np.save(folder / "labels.npy", labels.astype(np.int64), allow_pickle=False)
-    write_json(folder / "meta.json", {**meta, "count": count, "digest": digest})
-
-
-def content_digest(images: Images, labels: Labels | None) -> str:
-    """SHA-256 in hex over shape, pixels and labels."""
-    return combine_digests(images.shape, map(row_digests, _blocks(images)), labels)
-
-
-def row_digests(images: Images) -> NDArray[np.uint8]:
-    """The SHA-256 of every image's pixels, (N, 32): equal images have equal rows."""
-    rows = np.ascontiguousarray(images).reshape(len(images), -1)
-    joined = b"".join(hashlib.sha256(row.data).digest() for row in rows)
-    return np.frombuffer(joined, dtype=np.uint8).reshape(-1, 32)
-
-
-def combine_digests(shape: tuple[int, ...], rows: Iterable[NDArray[np.uint8]], labels: Labels | None) -> str:
-    """The content digest from the rows' digests in order, so that several processes can compute those."""
-    digest = hashlib.sha256(repr(tuple(int(size) for size in shape)).encode())
-    for some in rows:
-        digest.update(np.ascontiguousarray(some).data)
-    if labels is not None:
-        digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
-    return digest.hexdigest()
+    write_json(folder / "meta.json", sealed({**meta, "count": count, "digest": digest}))

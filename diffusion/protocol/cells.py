@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from diffusion.images.meta import CellMeta
 from diffusion.images.store import ImageStore, open_store
 from diffusion.protocol.card import differing
 from diffusion.protocol.grid import FOLLOWING, Cell, cell_settings, grid, settings_card
@@ -23,10 +24,8 @@ def _open_cell(sample: CellConfig, samples: Path, cell: Cell) -> ImageStore:
     again = "make it with `diffctl stage sample`"
     if not path.is_dir():
         raise UsageError(f"cell {cell.name} is not in {samples}: {again}")
-    store = open_store(path)
-    card = store.meta.get("card")
-    if card is None:
-        raise DiffctlError(f"the images in {path} have no protocol card: {again}")
+    store = open_store(path, CellMeta)
+    card = store.meta["card"]
     wanted = {
         **settings_card(cell_settings(sample, cell)),
         "num_images": sample.num_images,

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.config import Config
+from diffusion.images.meta import PreparedMeta
 from diffusion.images.store import ImageStore, open_store
 from diffusion.protocol.card import differing
 from diffusion.protocol.cells import Document, open_cells
@@ -38,8 +39,8 @@ def write_report(
         config,
         document,
         cells,
-        open_store(prepared / "train"),
-        open_store(prepared / "test"),
+        open_store(prepared / "train", PreparedMeta),
+        open_store(prepared / "test", PreparedMeta),
         _read_loss(loss_curve),
     )
     drawn = draw(inputs)

@@ -1,4 +1,4 @@
-"""Seals: a digest that a file or a JSON object carries of all that it says, so that no later change goes unseen.
+"""Seals: a digest that a file or a JSON object carries of all that it says, so that later changes show.
 
 It is of what was meant to be written, made before the disk has it: what a disk makes of it always agrees
 with itself. A seal tells damage and edits; whoever wants to deceive can make another one.

@@ -14,6 +14,7 @@ from diffusion.data.prepare import prepare
 from diffusion.images.store import open_store, write_store
 from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.seals import sealed
 from diffusion.train import memory
 from diffusion.train.identity import plan_training
 from diffusion.train.memory import saved_bytes
@@ -192,11 +193,12 @@ def test_prepared_data_that_do_not_tell_their_options_are_prepared_again(project
     path = Path("data/prepared/train/meta.json")
     meta = json.loads(path.read_text())
     del meta["options"]
-    path.write_text(json.dumps(meta))
-    warning = with_level(check(load()), "warning")["prepared data"]
-    assert "made by an older version" in warning.message
-    assert warning.remedy == "`diffctl stage data` prepares it anew"
-    assert not Project(load()).is_ready
+    for values, says in ((meta, "is edited (its checksum"), (sealed(meta), "options: Field required")):
+        path.write_text(json.dumps(values))
+        error = with_level(check(load()), "error")["prepared data"]
+        assert says in error.message
+        assert "run `diffctl stage data`" in error.remedy
+        assert not Project(load()).is_ready
 
 
 def test_a_folder_that_changed_since_is_told(tmp_path):

@@ -261,8 +261,8 @@ def test_images_without_a_card_are_refused(own):
     config, root = own
     path = root / "samples/steps5-eta0"
     store = open_store(path)
-    write_store(path, np.array(store.images), store.labels, {"name": "x"})
-    with pytest.raises(DiffctlError, match="no protocol card"):
+    write_store(path, np.array(store.images), store.labels, {"name": "x", "classes": []})
+    with pytest.raises(DiffctlError, match="do not say what they are: card: Field required: make them again"):
         score_sweep(config, root / "samples", root / "reference")
 
 

@@ -1,10 +1,8 @@
-import os
 import shutil
 
 import numpy as np
 import pytest
 
-from diffusion.evaluate.features import verified
 from diffusion.evaluate.features.extract import extract
 from diffusion.evaluate.features.extractors import Extractor
 from diffusion.evaluate.features.reference import (
@@ -121,29 +119,6 @@ def test_an_image_edited_in_place_is_noticed_though_its_digest_is_as_it_was(own,
         with pytest.raises(DiffctlError, match=f"{split} changed after they were written"):
             open_reference(folder, extractor, "train", prepared)
     assert matching_reference(folder, extractor, "train", prepared) is None
-
-
-def test_images_are_hashed_again_only_where_their_files_are_others(own, extractor, monkeypatch):
-    prepared, folder = own
-    hashed = []
-    monkeypatch.setattr(verified, "verify", hashed.append)
-
-    def opened():
-        hashed.clear()
-        open_reference(folder, extractor, "train", prepared)
-        return len(hashed)
-
-    assert (opened(), opened()) == (2, 0)
-    os.utime(prepared / "test/images.npy", ns=(1, 1))  # as of `dvc checkout`: the same images, another time
-    assert (opened(), opened()) == (2, 0)
-    os.utime(prepared / "train/labels.npy", ns=(1, 1))
-    assert (opened(), opened()) == (2, 0)
-    note = folder.with_name(f".{folder.name}-verified.json")
-    note.write_text("{")  # damaged, it says nothing
-    assert (opened(), opened()) == (2, 0)
-    note.unlink()
-    note.mkdir()  # what cannot be written is done without
-    assert (opened(), opened()) == (2, 2)
 
 
 def test_another_split_extractor_or_weights_make_it_stale(made, extractor):

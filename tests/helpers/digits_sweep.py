@@ -31,7 +31,16 @@ def write_prepared(path, train=120, test=64):
     """Stores path/train and path/test of the first real digits."""
     images, labels = real_digits()
     for split, rows in (("train", slice(0, train)), ("test", slice(train, train + test))):
-        meta = {"name": "digits", "split": split, "classes": CLASSES, "image_size": 8, "channels": 1}
+        meta = {
+            "name": "digits",
+            "split": split,
+            "classes": CLASSES,
+            "counts": np.bincount(labels[rows], minlength=10).tolist(),
+            "image_size": 8,
+            "channels": 1,
+            "options": {},
+            "sources": {},
+        }
         write_store(path / split, images[rows], labels[rows], meta)
     return path
 

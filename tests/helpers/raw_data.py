@@ -15,7 +15,8 @@ from PIL import Image
 
 from diffusion.data.config import DataConfig
 from diffusion.data.prepare import prepare
-from diffusion.images.store import ImageStore, content_digest, open_store
+from diffusion.images.digests import content_digest
+from diffusion.images.store import ImageStore, open_store
 
 
 class Python2Pickler(pickle._Pickler):

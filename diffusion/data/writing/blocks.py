@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from diffusion.data.readers.resize import conform
 from diffusion.data.source import Job, Reader
-from diffusion.images.store import row_digests
+from diffusion.images.digests import row_digests
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import sync_file
 from diffusion.system.workers import in_processes

@@ -16,7 +16,8 @@ from diffusion.data.readers.resize import transforms
 from diffusion.data.rejects import Problem, counts, write_list
 from diffusion.data.source import RawData, Split
 from diffusion.data.writing.blocks import Target, read_digests
-from diffusion.images.store import Labels, combine_digests, describe_store
+from diffusion.images.digests import combine_digests
+from diffusion.images.store import Labels, describe_store
 from diffusion.system.errors import DiffctlError
 
 LISTED = 10_000  # copies in duplicates.csv at most

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from diffusion.evaluate.features.extractors import Extractor
 from diffusion.images.pixels import to_nchw
-from diffusion.images.store import Images, ImageStore, content_digest
+from diffusion.images.store import Images
 from diffusion.system.errors import DiffctlError
 
 Array = NDArray[np.float32]
@@ -63,9 +63,3 @@ def shifted(
     if progress is None:
         return None
     return lambda done: progress(before + done, total)
-
-
-def verify(store: ImageStore) -> None:
-    """DiffctlError when a store's images are not the ones that its digest was made of."""
-    if content_digest(store.images, store.labels) != store.digest:
-        raise DiffctlError(f"the images in {store.path} changed after they were written: make them again")

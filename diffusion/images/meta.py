@@ -1,0 +1,37 @@
+"""What a set of images must say of itself, by what it is: the classes of the stores' meta.json."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class StoreMeta(BaseModel):
+    """Of any store: how many images it has, and the digest of them and their labels. It may say more."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    count: NonNegativeInt
+    digest: Digest
+
+
+class PreparedMeta(StoreMeta):
+    """Of a split of a prepared data set: what it is, and by which settings it was made of which raw files."""
+
+    name: str
+    split: Literal["train", "test"]
+    classes: list[str]
+    counts: list[NonNegativeInt]
+    image_size: PositiveInt
+    channels: PositiveInt
+    options: dict[str, Any]
+    sources: dict[str, str]
+
+
+class CellMeta(StoreMeta):
+    """Of a sampled cell: its name, its classes, and the protocol card of its images."""
+
+    name: str
+    classes: list[str]
+    card: dict[str, Any]

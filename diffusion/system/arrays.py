@@ -1,0 +1,24 @@
+"""Arrays in .npy files, read without trust in what their headers say."""
+
+import tokenize
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion.system.seals import Broken
+
+# What numpy raises for a header that is none, a size that no machine has, an end that comes too early.
+UNREADABLE = (ValueError, TypeError, EOFError, OverflowError, MemoryError, SyntaxError, tokenize.TokenError)
+
+
+def read_array(path: Path, *, mapped: bool = False) -> NDArray[Any]:
+    """The array in a file, mapped into memory if asked; Broken where it is none, FileNotFoundError."""
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except UNREADABLE as error:
+        raise Broken(f"{path.name}: {' '.join(str(error).split())}") from None
+    if not isinstance(array, np.ndarray):  # an archive of arrays under this name
+        raise Broken(f"{path.name} is no array")
+    return array

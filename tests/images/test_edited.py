@@ -1,0 +1,102 @@
+"""One pixel of one of 20,000 images is edited: whoever would use it refuses, and nothing is left behind."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cli.shared.images import fitting_store
+from cli.stages import bodies, classifier
+from diffusion.check import check
+from diffusion.config import load
+from diffusion.evaluate.adhoc import evaluate_images
+from diffusion.images import verified
+from diffusion.images.store import open_store, write_store
+from diffusion.layout import MODEL, PREPARED, SAMPLES, SCORES
+from diffusion.model.model_file import read_artefact
+from diffusion.protocol.cells import open_cells
+from diffusion.protocol.grid import grid
+from diffusion.system.errors import DiffctlError
+from diffusion.system.files import write_json
+from tests.helpers.cells import with_model
+from tests.helpers.digits_sweep import ONE_CELL, tamper, write_cell
+from tests.helpers.scores_document import document
+
+MANY = 20_000
+SPLITS = ("train", "test")
+CELL = SAMPLES / "steps50-eta0"
+
+
+@pytest.fixture(params=["small", "large"])
+def edited(project: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """A project with many images in each split and in its one cell, all found right; large: with a note."""
+    if request.param == "large":
+        monkeypatch.setattr(verified, "LARGE", 0)
+        (project / "runs").mkdir()
+    config = with_model(project, sample={"num_images": 60}, sweep=ONE_CELL)
+    (cell,) = grid(config.sample, config.sweep)
+    write_cell(project / SAMPLES / cell.name, config, cell)
+    store = open_store(project / CELL)
+    more = np.resize(np.array(store.images), (MANY, 8, 8, 1))
+    labels = np.resize(np.asarray(store.labels), MANY)
+    with_model(project, sample={"num_images": MANY}, sweep=ONE_CELL)
+    card = {**store.meta["card"], "num_images": MANY}
+    write_store(project / CELL, more, labels, {**store.meta, "card": card})
+    for split in SPLITS:
+        meta = {
+            "name": "digits",
+            "split": split,
+            "classes": store.meta["classes"],
+            "counts": [MANY // 10] * 10,
+        }
+        meta |= {"image_size": 8, "channels": 1, "sources": {}}
+        meta |= {"options": config.data.own_options()}
+        write_store(project / PREPARED / split, more, labels, meta)
+    open_cells(load().sample, load().sweep, SAMPLES)
+    for split in SPLITS:
+        open_store(PREPARED / split)
+    return project
+
+
+def look() -> None:
+    """What `diffctl check` finds, raised."""
+    for finding in check(load()):
+        if finding.level == "error" and "changed after" in finding.message:
+            raise DiffctlError(finding.message)
+
+
+OF_CELL: dict[str, Callable[[], object]] = {
+    "evaluate": bodies.evaluate,
+    "report": bodies.report,
+    "evaluate PATH": lambda: evaluate_images(CELL, PREPARED),
+}
+OF_DATA: dict[str, Callable[[], object]] = {
+    "reference": bodies.reference,
+    "train": lambda: bodies.train(fresh=False, keep=False),
+    "classifier": lambda: classifier.classifier(fresh=False, keep=False),
+    "nll, encode, interpolate": lambda: fitting_store(PREPARED / "train", read_artefact(MODEL)),
+    "evaluate PATH": lambda: evaluate_images(CELL, PREPARED),
+    "check": look,
+}
+
+
+@pytest.mark.parametrize("consumer", OF_CELL)
+def test_a_cells_pixel(edited: Path, consumer: str) -> None:
+    tamper(edited / CELL, row=MANY - 7)
+    scores = edited / SCORES
+    write_json(scores, document({(50, 0.0): 0.3}))
+    before = scores.read_bytes()
+    with pytest.raises(DiffctlError, match=r"samples/steps50-eta0 changed after they were written"):
+        OF_CELL[consumer]()
+    assert list(scores.parent.iterdir()) == [scores]
+    assert scores.read_bytes() == before
+    assert not (edited / "report").exists()
+
+
+@pytest.mark.parametrize("consumer", OF_DATA)
+def test_a_real_images_pixel(edited: Path, consumer: str) -> None:
+    tamper(edited / PREPARED / "train", row=MANY - 7)
+    with pytest.raises(DiffctlError, match=r"data/prepared/train changed after they were written"):
+        OF_DATA[consumer]()
+    assert not (edited / "data/reference").exists()

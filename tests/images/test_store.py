@@ -1,0 +1,176 @@
+"""A store says what it is, and whoever opens it gets what was written into it, or is refused."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion.images import verified
+from diffusion.images.meta import CellMeta, PreparedMeta, StoreMeta
+from diffusion.images.store import ImageStore, open_store, write_store
+from diffusion.system.errors import DiffctlError
+from diffusion.system.seals import sealed
+from tests.helpers.damage import Damage, damages
+
+META = {"name": "noise", "classes": ["a", "b"], "card": {"steps": 5, "eta": 0.5}}
+
+
+def written(path: Path, count: int = 6) -> ImageStore:
+    images = np.random.default_rng(0).integers(0, 256, (count, 2, 3, 1), dtype=np.uint8)
+    return write_store(path, images, np.arange(count) % 2, META)
+
+
+def reseal(path: Path, **changes: object) -> None:
+    """Write the store's meta with these values and a right seal."""
+    values = json.loads((path / "meta.json").read_text())
+    values = {key: value for key, value in {**values, **changes}.items() if value is not None}
+    (path / "meta.json").write_text(json.dumps(sealed(values)))
+
+
+def same(one: ImageStore, other: ImageStore) -> bool:
+    labels = np.array_equal(one.labels, other.labels)
+    return np.array_equal(one.images, other.images) and labels and one.meta == other.meta
+
+
+def test_it_reads_what_was_written(tmp_path: Path) -> None:
+    store = written(tmp_path / "s")
+    assert same(open_store(tmp_path / "s", CellMeta), store)
+    assert store.meta == {**META, "count": 6, "digest": store.digest}
+
+
+@given(damage=damages(), name=st.sampled_from(["images.npy", "labels.npy", "meta.json"]))
+@settings(deadline=None, max_examples=400)
+def test_whatever_happens_to_a_byte_it_is_refused_or_reads_the_same(damage: Damage, name: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "s"
+        store = written(path)
+        whole, file = open_store(path), path / name
+        file.write_bytes(damage(file.read_bytes()))
+        try:
+            again = open_store(path)
+        except DiffctlError as error:
+            said = str(error)
+        else:
+            assert same(again, whole)
+            return
+        assert str(store.path) in said
+        assert "\n" not in said
+
+
+@pytest.mark.parametrize("gone", ["images.npy", "meta.json"])
+def test_what_is_missing_is_named(tmp_path: Path, gone: str) -> None:
+    written(tmp_path / "s")
+    (tmp_path / "s" / gone).unlink()
+    with pytest.raises(DiffctlError, match=f"no images in .*: {gone} is missing"):
+        open_store(tmp_path / "s")
+
+
+def test_lost_labels_are_noticed(tmp_path: Path) -> None:
+    written(tmp_path / "s")
+    (tmp_path / "s/labels.npy").unlink()
+    with pytest.raises(DiffctlError, match="changed after they were written: make them again"):
+        open_store(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "says"),
+    [
+        ({"digest": None}, StoreMeta, "digest: Field required"),
+        ({"digest": "0"}, StoreMeta, "digest: String should match"),
+        ({"count": None}, StoreMeta, "count: Field required"),
+        ({"count": -1}, StoreMeta, "count: Input should be greater"),
+        ({"card": None}, CellMeta, "card: Field required"),
+        ({"card": [1]}, CellMeta, "card: Input should be a valid dictionary"),
+        ({}, PreparedMeta, "split: Field required"),
+    ],
+)
+def test_what_a_store_must_say_it_says(
+    tmp_path: Path, changes: dict[str, object], kind: type[StoreMeta], says: str
+) -> None:
+    written(tmp_path / "s")
+    reseal(tmp_path / "s", **changes)
+    with pytest.raises(DiffctlError, match=f"do not say what they are: .*{says}.*: make them again"):
+        open_store(tmp_path / "s", kind)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "5", "{}", "[" * 100_000, '{"count": 6}'])
+def test_a_meta_that_diffctl_did_not_write_is_refused(tmp_path: Path, text: str) -> None:
+    written(tmp_path / "s")
+    (tmp_path / "s/meta.json").write_text(text)
+    with pytest.raises(DiffctlError, match=r"meta.json (is damaged|was not written by diffctl or is edited)"):
+        open_store(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (np.zeros((6, 2, 3, 1), np.int8), "do not fit: int8"),
+        (np.zeros((6, 6), np.uint8), r"do not fit: uint8 \(6, 6\)"),
+        (np.zeros((5, 2, 3, 1), np.uint8), "the labels in .* do not fit"),
+    ],
+)
+def test_images_of_another_form_are_refused(tmp_path: Path, array: np.ndarray, says: str) -> None:
+    written(tmp_path / "s")
+    np.save(tmp_path / "s/images.npy", array)
+    with pytest.raises(DiffctlError, match=says):
+        open_store(tmp_path / "s")
+
+
+def test_a_large_store_is_hashed_again_only_where_its_files_are_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(verified, "LARGE", 0)
+    hashed: list[object] = []
+    digest_of = verified.content_digest
+    monkeypatch.setattr(verified, "content_digest", lambda *of: hashed.append(1) or digest_of(*of))
+    path = tmp_path / "s"
+    written(path)
+
+    def opened() -> int:
+        hashed.clear()
+        open_store(path)
+        return len(hashed)
+
+    assert (opened(), opened()) == (1, 1), "outside of a project there is no place for a note"
+    Path("runs").mkdir()
+    assert (opened(), opened()) == (1, 0)
+    os.utime(path / "images.npy", ns=(1, 1))  # as of `dvc checkout`: the same images, another time
+    assert (opened(), opened()) == (1, 0)
+    os.utime(path / "labels.npy", ns=(1, 1))
+    assert (opened(), opened()) == (1, 0)
+    shutil.copytree(path, tmp_path / "copy")
+    shutil.rmtree(path)
+    (tmp_path / "copy").rename(path)
+    assert (opened(), opened()) == (1, 0)
+    (note,) = Path("runs/verified").iterdir()
+    note.write_text("{")  # damaged, it says nothing
+    assert (opened(), opened()) == (1, 0)
+    note.unlink()
+    note.mkdir()  # what cannot be written is done without
+    assert (opened(), opened()) == (1, 1)
+
+
+def test_an_edit_that_puts_the_files_time_back_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(verified, "LARGE", 0)
+    Path("runs").mkdir()
+    path = tmp_path / "s"
+    written(path)
+    open_store(path)
+    before = (path / "images.npy").stat()
+    images = np.load(path / "images.npy", mmap_mode="r+")
+    images[3, 0, 0, 0] ^= 1
+    images.flush()
+    os.utime(path / "images.npy", ns=(before.st_atime_ns, before.st_mtime_ns))
+    for _ in range(2):
+        with pytest.raises(DiffctlError, match="changed after they were written"):
+            open_store(path)
