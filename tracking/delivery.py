@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion.system.errors import DiffctlError
-from diffusion.system.files import write_json
+from diffusion.system.files import sha256_file, write_json
 from tracking.checkpoints import drop_checkpoint, ensure_checkpoint
 from tracking.names import FILE_SHA256, MODEL_FOLDER
 from tracking.reach import MlflowError, public
@@ -252,8 +252,12 @@ class _Delivery:
         self._upload(event, log)
 
     def _artifact(self, event: Event) -> None:
+        path = self.folder / event["path"]
+
         def log() -> None:
-            self.client.log_artifact(self.run_id, str(self.folder / event["path"]), event["folder"] or None)
+            if sha256_file(path) != event["sha256"]:
+                raise DiffctlError(f"{path} changed since it was logged")
+            self.client.log_artifact(self.run_id, str(path), event["folder"] or None)
             if event["folder"] == MODEL_FOLDER:
                 self.client.set_tag(self.run_id, FILE_SHA256, event["sha256"])
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from diffusion.choice.gate import Verdict, judge
 from diffusion.choice.ranking import best
 from diffusion.layout import MODEL, RUN, SCORES
-from diffusion.model.model_file import read_artefact
+from diffusion.model.model_file import read_artefact, read_verified
 from diffusion.protocol.cells import Document
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import sha256_file
@@ -64,7 +64,7 @@ def register(
     not answer.
     """
     document, uri = read_scores(scores_file), tracking_uri()
-    sha256 = read_artefact(model).model_sha256
+    sha256 = read_verified(model).model_sha256
     if any(cell["card"].get("model_sha256") != sha256 for cell in document["cells"].values()):
         raise DiffctlError(f"{scores_file} is of another model than {model}: `diffctl run` makes new scores")
     run_id = log_scores(run_file, document)

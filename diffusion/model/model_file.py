@@ -1,11 +1,11 @@
 """The self-describing model artefact: one safetensors file with EMA weights and all that they need.
 
 The configuration stands as canonical JSON under one metadata key (safetensors keeps several keys in no
-fixed order), so that on one CPU the file is a function of config, data and code, byte for byte.
+fixed order). It is sealed, and has the weights' digest: a change anywhere in the file is refused. On one CPU
+the file is a function of config, data and code, byte for byte.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -21,8 +21,14 @@ from diffusion.model.precision import Precision, settled
 from diffusion.model.registry import build_network
 from diffusion.process.config import ProcessConfig
 from diffusion.system.allocator import keep_freed_memory
+<<<<<<< HEAD
 from diffusion.system.errors import DiffctlError, UsageError
+=======
+from diffusion.system.documents import Values, parse_document
+from diffusion.system.errors import DiffctlError
+>>>>>>> b31b0b6 (Seal what a model file says of itself, verify a model before it is registered, and an artifact before it is sent)
 from diffusion.system.files import write_atomic
+from diffusion.system.seals import Broken, opened, sealed
 from diffusion.system.section import Section, canonical, explain
 
 METADATA_KEY = "diffctl"
@@ -88,7 +94,8 @@ def save_artefact(path: Path, weights: dict[str, torch.Tensor], artefact: Descri
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     artefact = artefact.model_copy(update={"weights_sha256": tensors_sha256(tensors)})
-    data = save(tensors, metadata={METADATA_KEY: canonical(artefact)})
+    said = sealed(artefact.model_dump(mode="json"))
+    data = save(tensors, metadata={METADATA_KEY: canonical(said)})
     write_atomic(path, lambda file: file.write(data))
     return artefact
 
@@ -134,8 +141,12 @@ def _read_metadata(path: Path) -> dict[str, Any]:
         raise DiffctlError(f"{path} is not a whole safetensors file ({error})") from None
     if METADATA_KEY not in metadata:
         raise DiffctlError(f"{path} does not describe itself: it was not written by diffctl")
-    values: dict[str, Any] = json.loads(metadata[METADATA_KEY])
-    return values
+    try:
+        return opened(parse_document(metadata[METADATA_KEY], Values, f"what {path} says of itself"))
+    except Broken as error:
+        raise DiffctlError(
+            f"what {path} says of itself is damaged or edited ({error}): get the file again"
+        ) from None
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
@@ -144,15 +155,27 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     return LoadedModel(load_weights(build_network(artefact.network), path, artefact, device), artefact)
 
 
+def read_verified(path: Path) -> Artefact:
+    """What a model file says of itself; DiffctlError also where its weights are not the ones it speaks of."""
+    artefact = read_artefact(path)
+    _read_weights(path, artefact)
+    return artefact
+
+
+def _read_weights(path: Path, artefact: Artefact) -> dict[str, torch.Tensor]:
+    with safe_open(path, framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    if tensors_sha256(weights) != artefact.weights_sha256:
+        raise DiffctlError(f"{path} is damaged: its weights are not those that it was written with")
+    return weights
+
+
 def load_weights(network: Module, path: Path, artefact: Artefact, device: torch.device | str) -> Module:
     """The network with the file's weights, in eval mode on `device`.
 
     DiffctlError when they do not fit it, or are not those that the file was written with.
     """
-    with safe_open(path, framework="pt") as file:
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    if tensors_sha256(weights) != artefact.weights_sha256:
-        raise DiffctlError(f"{path} is damaged: its weights are not those that it was written with")
+    weights = _read_weights(path, artefact)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
