@@ -5,19 +5,25 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from diffusion.data.config import DataConfig
 from diffusion.data.prepare import prepare
 from diffusion.data.source import ArrayReader
 from diffusion.data.writing.blocks import Target, fill
+from diffusion.images.digests import row_digests
 from diffusion.images.store import open_store
 from diffusion.system.errors import DiffctlError
 from diffusion.system.locks import file_lock
 from tests.conftest import ROOT, command, diffctl, environment, write_params
+from tests.helpers.damage import damages
 from tests.helpers.raw_data import by_image, prepared, random_images, tree, write_folder
 from tests.helpers.waiting import wait_until
 
@@ -338,6 +344,27 @@ def test_a_torn_journal_line_is_work_to_do_again(tmp_path):
     assert sum(steps) == 1000
     assert steps[0] == last
     np.testing.assert_array_equal(np.load(target.images), images)
+
+
+MANY_IMAGES = random_images(0, 600, 4)
+
+
+@given(damage=damages(), name=st.sampled_from(["journal", "digests", "images"]))
+@settings(deadline=None, max_examples=100)
+def test_whatever_happens_to_a_half_done_split_it_is_made_again_or_does_not_pass(damage, name):
+    """Notes of what is done are sealed; pixels are held against their digests by who opens the store."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Target(Path(folder) / "split", MANY_IMAGES.shape)
+        fill(ArrayReader(MANY_IMAGES), target, lambda images: None)
+        digests = target.digests.read_bytes()
+        file = getattr(target, name)
+        file.write_bytes(damage(file.read_bytes()))
+        assert fill(ArrayReader(MANY_IMAGES), target, lambda images: None) == {}
+        assert target.digests.read_bytes() == digests
+        images = np.load(target.images)
+        noted = np.frombuffer(digests, np.uint8).reshape(-1, 64)[:, :32]
+        assert name == "images" or np.array_equal(images, MANY_IMAGES)
+        assert np.array_equal(images, MANY_IMAGES) == np.array_equal(row_digests(images), noted)
 
 
 def test_changed_raw_files_start_afresh(tmp_path):

@@ -4,24 +4,29 @@ The rows are cut into blocks. A worker reads a block and writes it at its place 
 then says that the block is done. Memory holds a few blocks, whatever the size of the set.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt
 
 from diffusion.data.readers.resize import conform
 from diffusion.data.source import Job, Reader
 from diffusion.images.digests import row_digests
+from diffusion.system.arrays import read_array
+from diffusion.system.documents import Values, parse_document
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import sync_file
+from diffusion.system.seals import Broken, opened, sealed
+from diffusion.system.section import Section, canonical, validated
 from diffusion.system.workers import in_processes
 
 BLOCK_BYTES = 3 << 19  # what a core's cache holds is hashed and written faster
@@ -51,7 +56,7 @@ class Target:
 
     @property
     def journal(self) -> Path:
-        """A JSON line a finished block: its first row, and its bad rows with the reason."""
+        """A sealed JSON line a finished block: its first row, its bad rows with the reason, its digests'."""
         return self.folder / "journal.jsonl"
 
     def missing_bytes(self) -> int:
@@ -117,8 +122,8 @@ def _on_disk(target: Target) -> Iterator[None]:
 
 def _start(target: Target) -> dict[int, dict[int, str]]:
     """The finished blocks of an earlier try and their bad rows; empty files of the final size at first."""
-    if target.journal.exists() and target.images.exists() and target.digests.exists():
-        return _read_journal(target.journal)
+    if target.journal.exists() and _is_laid_out(target):
+        return _read_journal(target)
     with _on_disk(target):
         target.folder.mkdir(parents=True, exist_ok=True)
         target.images.unlink(missing_ok=True)  # it may be a second name of finished images
@@ -131,12 +136,46 @@ def _start(target: Target) -> dict[int, dict[int, str]]:
     return {}
 
 
-def _read_journal(path: Path) -> dict[int, dict[int, str]]:
-    finished = {}
-    for line in path.read_bytes().split(b"\n")[:-1]:  # after the last newline stands nothing or a torn line
-        entry = json.loads(line)
-        finished[entry["start"]] = {int(row): why for row, why in entry["bad"].items()}
+def _is_laid_out(target: Target) -> bool:
+    """Whether images and digests have the places that the target gives them."""
+    try:
+        images = read_array(target.images, mapped=True)
+        size, noted = target.images.stat().st_size, target.digests.stat().st_size
+    except (Broken, OSError):
+        return False
+    fits = images.dtype == np.uint8 and images.shape == target.shape and images.flags["C_CONTIGUOUS"]
+    # `header` counts from the file's end, and so must numpy from its beginning
+    return fits and getattr(images, "offset", -1) == size - images.nbytes and noted == 64 * len(images)
+
+
+def _read_journal(target: Target) -> dict[int, dict[int, str]]:
+    """The finished blocks; not those whose line is torn or damaged, nor whose digests are not as noted.
+
+    Their pixels are what the digest of the whole is of: who uses the store reads them again.
+    """
+    finished: dict[int, dict[int, str]] = {}
+    for line in target.journal.read_bytes().split(b"\n"):
+        with suppress(Broken, DiffctlError, OSError):
+            entry = validated(_Entry, opened(parse_document(line, Values, "")), "")
+            if entry.digests == _digest_of(target, entry.start):
+                finished[entry.start] = entry.bad
     return finished
+
+
+class _Entry(Section):
+    """A line of the journal."""
+
+    start: NonNegativeInt
+    bad: dict[int, str]
+    digests: str
+
+
+def _digest_of(target: Target, start: int) -> str:
+    """The SHA-256 in hex of the digests of a block's rows; Broken where no block begins there."""
+    if start % target.block or start >= target.shape[0]:
+        raise Broken(f"no block begins at row {start}")
+    rows = _stop(target, start) - start
+    return sha256(np.fromfile(target.digests, np.uint8, 64 * rows, offset=64 * start).data).hexdigest()
 
 
 def _work(job: Job, target: Target, start: int) -> tuple[int, dict[int, str]]:
@@ -183,8 +222,8 @@ class _Journal:
 
     def commit(self) -> None:
         """Bring all that is noted to the disk."""
-        lines = [json.dumps({"start": start, "bad": bad}) + "\n" for start, bad in self.waiting]
         with _on_disk(self.target):
+            lines = [self._line(start, bad) for start, bad in self.waiting]
             for path in (self.target.images, self.target.digests):
                 sync_file(path)
             with open(self.target.journal, "a", encoding="utf-8") as journal:
@@ -193,3 +232,10 @@ class _Journal:
                 os.fsync(journal.fileno())
         self.waiting = []
         self.committed = time.monotonic()
+
+    def _line(self, start: int, bad: dict[int, str]) -> str:
+        named = {str(row): why for row, why in bad.items()}
+        return (
+            canonical(sealed({"start": start, "bad": named, "digests": _digest_of(self.target, start)}))
+            + "\n"
+        )
