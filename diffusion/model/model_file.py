@@ -21,12 +21,8 @@ from diffusion.model.precision import Precision, settled
 from diffusion.model.registry import build_network
 from diffusion.process.config import ProcessConfig
 from diffusion.system.allocator import keep_freed_memory
-<<<<<<< HEAD
-from diffusion.system.errors import DiffctlError, UsageError
-=======
 from diffusion.system.documents import Values, parse_document
-from diffusion.system.errors import DiffctlError
->>>>>>> b31b0b6 (Seal what a model file says of itself, verify a model before it is registered, and an artifact before it is sent)
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_atomic
 from diffusion.system.seals import Broken, opened, sealed
 from diffusion.system.section import Section, canonical, explain

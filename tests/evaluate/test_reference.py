@@ -1,7 +1,11 @@
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from diffusion.evaluate.features.extract import extract
 from diffusion.evaluate.features.extractors import Extractor
@@ -16,7 +20,17 @@ from diffusion.evaluate.features.reference import (
 from diffusion.images.store import open_store
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.system.errors import DiffctlError
+from tests.helpers.damage import damages
 from tests.helpers.digits_sweep import CLASSES, effnet, make_config, rewrite, tamper, write_prepared
+
+ARRAYS = [
+    "features.npy",
+    "heldout.npy",
+    "heldout_logits.npy",
+    "labels.npy",
+    "heldout_labels.npy",
+    "meta.json",
+]
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +154,33 @@ def test_a_missing_or_damaged_file_is_named(own, extractor, name):
     (folder / name).unlink()
     with pytest.raises(DiffctlError, match=f"{name} is missing"):
         open_reference(folder, extractor, "train")
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(damage=damages(), name=st.sampled_from(ARRAYS))
+def test_whatever_happens_to_a_byte_it_is_refused_or_reads_the_same(made, extractor, damage, name):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(shutil.copytree(made[1], f"{folder}/reference"))
+        (path / name).write_bytes(damage((path / name).read_bytes()))
+        try:
+            read = open_reference(path, extractor, "train")
+        except DiffctlError as error:
+            said = str(error)
+        else:
+            wanted = open_reference(made[1], extractor, "train")
+            assert read.meta == wanted.meta
+            for one, other in zip(arrays_of(read), arrays_of(wanted), strict=True):
+                np.testing.assert_array_equal(one, other)
+            return
+        assert str(path) in said
+        assert "\n" not in said
+
+
+def arrays_of(reference):
+    return (
+        *(reference.features, reference.heldout.features, reference.heldout.logits),
+        *(reference.labels, reference.heldout_labels),
+    )
 
 
 def test_without_heldout_images_there_is_no_floor(made, extractor, tmp_path):

@@ -6,7 +6,6 @@ are some.
 torch-fidelity's own cache is keyed by a name alone and goes stale silently.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +20,16 @@ from diffusion.evaluate.features.extractors import Extractor, configured_extract
 from diffusion.images.meta import PreparedMeta
 from diffusion.images.store import ImageStore, Labels, open_store
 from diffusion.protocol.extractors import EVALUATION_VERSION, ExtractorSpec
+from diffusion.system.arrays import array_digest, read_array
+from diffusion.system.documents import Values, read_document
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import atomic_folder, write_json
+from diffusion.system.seals import Broken, opened, sealed
 from diffusion.system.section import fingerprint
 
 Progress = Callable[[int, int], None]
+
+ARRAYS = "arrays"  # in the meta: the digest of each file's array
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Reference:
     @property
     def facts(self) -> dict[str, Any]:
         """What a scores document says of the reference."""
-        return {key: value for key, value in self.meta.items() if key not in ("classes", "code")}
+        return {key: value for key, value in self.meta.items() if key not in ("classes", "code", ARRAYS)}
 
     @property
     def train_and_test(self) -> tuple[Array | None, Array | None]:
@@ -146,11 +150,12 @@ def save_reference(path: Path, reference: Reference) -> None:
         "heldout_logits": None if heldout is None else heldout.logits,
         "heldout_labels": reference.heldout_labels,
     }
+    held = {name: array for name, array in arrays.items() if array is not None}
+    digests = {name: array_digest(array) for name, array in held.items()}
     with atomic_folder(path) as folder:
-        for name, array in arrays.items():
-            if array is not None:
-                np.save(folder / f"{name}.npy", array, allow_pickle=False)
-        write_json(folder / "meta.json", reference.meta)
+        for name, array in held.items():
+            np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        write_json(folder / "meta.json", sealed({**reference.meta, ARRAYS: digests}))
 
 
 def open_reference(path: Path, extractor: Extractor, split: str, prepared: Path | None = None) -> Reference:
@@ -192,30 +197,27 @@ def matching_reference(path: Path, extractor: Extractor, split: str, prepared: P
 
 def _read(path: Path) -> Reference:
     try:
-        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        features = np.load(path / "features.npy", allow_pickle=False)
-        heldout = None
-        if "heldout_digest" in meta:
-            heldout = Features(
-                np.load(path / "heldout.npy", allow_pickle=False),
-                _read_if_there(path / "heldout_logits.npy"),
-            )
-        labels = _read_if_there(path / "labels.npy")
-        heldout_labels = _read_if_there(path / "heldout_labels.npy")
+        meta = opened(read_document(path / "meta.json", Values))
+        digests = meta.pop(ARRAYS)
+        arrays = {name: _read_array(path / f"{name}.npy", digest) for name, digest in digests.items()}
     except FileNotFoundError as error:
         raise UsageError(
             f"no reference in {path} ({Path(error.filename).name} is missing): "
             f"make it with `diffctl stage reference`"
         ) from None
-    except (ValueError, EOFError) as error:
+    except (Broken, KeyError) as error:
         raise DiffctlError(
             f"the reference in {path} is damaged ({error}): make it again with `diffctl stage reference`"
         ) from None
-    return Reference(meta, features, heldout, labels, heldout_labels)
+    heldout = Features(arrays["heldout"], arrays.get("heldout_logits")) if "heldout" in arrays else None
+    return Reference(meta, arrays["features"], heldout, arrays.get("labels"), arrays.get("heldout_labels"))
 
 
-def _read_if_there(path: Path) -> Any:
-    return np.load(path, allow_pickle=False) if path.exists() else None
+def _read_array(path: Path, digest: str) -> Any:
+    array = read_array(path)
+    if array_digest(array) != digest:
+        raise Broken(f"{path.name} changed after it was written")
+    return array
 
 
 def _split_meta(role: str, store: ImageStore) -> dict[str, Any]:
