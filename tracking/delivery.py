@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion.system.documents import Values, read_document
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import sha256_file, write_json
+from diffusion.system.seals import Broken, opened, sealed
 from tracking.checkpoints import drop_checkpoint, ensure_checkpoint
 from tracking.names import FILE_SHA256, MODEL_FOLDER
 from tracking.reach import MlflowError, public
-from tracking.spool import Event, read_events, read_lines
+from tracking.spool import EVENTS, Event, read_events, read_lines
 from tracking.store import connect, database_file, ensure_experiment, ensure_run, failures, reason
 from tracking.trainings import read_training
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 POINTS, ENTRIES = 1000, 100  # MLflow's limits of one request: metrics; params or tags
 UPLOAD_TRIES = 3
 DIGEST_LENGTH = 36  # MLflow's limit; the whole digest is a tag
+SENT = "sent.json"
 REJECTED = "events.rejected"
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
@@ -57,15 +60,15 @@ class Sent:
         starts = (event for event in read_events(folder) if event["kind"] == "start")
         nothing = cls(folder, _store_seen_from(folder, uri), next(starts, {}).get("key", ""))
         try:
-            values = json.loads((folder / "sent.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return nothing
-        known = (values.get("store"), values.get("key")) == (nothing.store, nothing.key)
+            values = opened(read_document(folder / SENT, Values))
+        except (FileNotFoundError, Broken, DiffctlError):
+            return nothing  # what is sent again changes nothing
+        known = (values["store"], values["key"]) == (nothing.store, nothing.key)
         return cls(folder, **values) if known else nothing
 
     def save(self) -> None:
         """Write `sent.json`."""
-        write_json(self.folder / "sent.json", {k: v for k, v in vars(self).items() if k != "folder"})
+        write_json(self.folder / SENT, sealed({k: v for k, v in vars(self).items() if k != "folder"}))
 
     @property
     def complete(self) -> bool:
@@ -135,8 +138,8 @@ class _Delivery:
 
     @property
     def run_id(self) -> str:
-        """The run; a spool's first entry makes it."""
-        assert self.sent.run_id is not None, "a spool begins with its start"
+        """The run."""
+        assert self.sent.run_id is not None, "it is made before anything is sent"
         return self.sent.run_id
 
     def run(self) -> Delivered:
@@ -144,6 +147,7 @@ class _Delivery:
         self._check_run()
         offset = self.sent.offset
         for event, end in read_lines(self.folder, offset):
+            self._ensure_run()
             if event is not None and event["kind"] == "metrics":
                 self.waiting += _metrics(event)
                 offset = end
@@ -179,6 +183,16 @@ class _Delivery:
             raise RunDeleted(
                 f"run {self.sent.run_id} ({self.folder}) was deleted in MLflow: it gets no more entries"
             )
+
+    def _ensure_run(self) -> None:
+        """Make the run that the spool's first whole start names; MlflowError where none is whole."""
+        if self.sent.run_id is None:
+            start = next((event for event in read_events(self.folder) if event["kind"] == "start"), None)
+            if start is None:
+                raise MlflowError(
+                    f"{self.folder / EVENTS} is damaged: no line in it says whose metrics they are"
+                )
+            self._start(start)
 
     def _flush(self, offset: int) -> None:
         if self.waiting:

@@ -12,6 +12,8 @@
     {"kind": "checkpoint", "time": …, "step": …, "path": …, "values": {…}}  weights, and what they scored
     {"kind": "dropped", "step": …}                                          of a checkpoint that was not kept
     {"kind": "status", "time": …, "status": "FINISHED" | "FAILED" | "KILLED"}
+
+Every line ends in `"crc"`, a checksum of what stands before it; a line without a right one is damaged.
 """
 
 import json
@@ -20,6 +22,7 @@ import os
 import shutil
 import time
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +33,8 @@ from diffusion.system.files import sha256_file, sync_folder
 from diffusion.train.config_diff import flat
 
 EVENTS = "events.jsonl"
+CHECKSUM = b',"crc":"%08x"}\n'
+TAIL = 2**16  # bytes that are read at a time to find the last line
 OUTBOX = "outbox"  # files that are to become artifacts, kept as they were when they were logged
 
 Event = dict[str, Any]
@@ -45,7 +50,7 @@ class Spool:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._file = os.open(folder / EVENTS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        self._end = _drop_torn_line(self._file, folder / EVENTS)
+        self._end = _drop_torn_line(self._file)
         sync_folder(folder)
         self._waiting = b""
         self._known = Known.of(folder)
@@ -136,7 +141,7 @@ class Spool:
             os.close(self._file)
 
     def _append(self, **event: Any) -> None:
-        self._waiting += json.dumps(event, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        self._waiting += _line(event)
         try:
             self._write()
         except OSError as error:
@@ -225,12 +230,18 @@ def read_lines(folder: Path, offset: int = 0) -> Iterator[tuple[Event | None, in
             yield _parse(line), offset
 
 
+def _line(event: Event) -> bytes:
+    said = json.dumps(event, separators=(",", ":"), allow_nan=False).encode()[:-1]
+    return said + CHECKSUM % zlib.crc32(said)
+
+
 def _parse(line: bytes) -> Event | None:
-    try:
-        event = json.loads(line)
-    except ValueError:
+    """The event of a line; None unless its checksum is that of the rest."""
+    said, _, _ = line.rpartition(CHECKSUM[:8])
+    if line != said + CHECKSUM % zlib.crc32(said):
         return None
-    return event if isinstance(event, dict) and "kind" in event else None
+    event: Event = json.loads(said + b"}")
+    return event
 
 
 def flatten(values: dict[str, Any]) -> dict[str, str]:
@@ -252,11 +263,16 @@ def _plain(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def _drop_torn_line(handle: int, path: Path) -> int:
+def _drop_torn_line(handle: int) -> int:
     """Cut what a killed writer left of its last line; returns the spool's length in bytes."""
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end < len(data):
+    size = end = os.fstat(handle).st_size
+    while end:
+        start = max(0, end - TAIL)
+        newline = os.pread(handle, end - start, start).rfind(b"\n")
+        end = start + newline + 1
+        if newline >= 0:
+            break
+    if end < size:
         os.ftruncate(handle, end)
     return end
 

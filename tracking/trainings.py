@@ -1,12 +1,14 @@
 """The trainings of this project as their folders in runs/train/ show them, without asking MLflow."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from diffusion.layout import TRAIN_RUNS
+from diffusion.system.documents import Values, read_document
+from diffusion.system.errors import DiffctlError
 from diffusion.system.locks import is_held
+from diffusion.system.seals import Broken, opened
 from tracking.spool import EVENTS, read_events
 
 BEAT = "run.json"  # what RunFolder.beat writes into a training's folder
@@ -66,10 +68,9 @@ def read_training(folder: Path) -> Training | None:
 
 def _beat(folder: Path) -> dict[str, Any]:
     try:
-        beat: dict[str, Any] = json.loads((folder / BEAT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # it only watches
+        return opened(read_document(folder / BEAT, Values))
+    except (OSError, Broken, DiffctlError):  # it only watches
         return {}
-    return beat
 
 
 def spool_folders(root: Path = TRAIN_RUNS) -> list[Path]:

@@ -1,11 +1,11 @@
 """The folder of one training, `runs/train/<fingerprint>/`: its lock, its identity and its newest state."""
 
-import json
 import math
 import os
 import shutil
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,15 +14,18 @@ from typing import Any
 
 from diffusion.code import Code, changed_modules
 from diffusion.layout import TRAIN_RUNS
-from diffusion.system.errors import UsageError
+from diffusion.system.documents import Values, read_document
+from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.files import sync_folder, write_json, write_text
 from diffusion.system.locks import file_lock
+from diffusion.system.seals import Broken, opened, sealed
 from diffusion.train.config_diff import changed_fields
 from diffusion.train.identity import TrainPlan, training_code, training_fingerprint, training_settings
 from diffusion.train.state import Resumable
 from diffusion.train.state_file import copy_states, newest_state, newest_step, save_state
 
 # In a training's folder: what its fingerprint was made of.
+BEAT = "run.json"  # its key, and the last sign of life
 CONFIG = "config.json"
 CODE = "code.json"
 CURVE = ("step", "loss", "accuracy", "mse", "vlb", "grad_norm", "lr", "skipped_steps")
@@ -38,10 +41,8 @@ class RunFolder:
 
     def beat(self, step: int) -> None:
         """Say that this process is alive and how far it is, for who looks from another machine."""
-        write_json(
-            self.folder / "run.json",
-            {"key": self.key, "pid": os.getpid(), "step": step, "heartbeat": round(time.time(), 3)},
-        )
+        said = {"key": self.key, "pid": os.getpid(), "step": step, "heartbeat": round(time.time(), 3)}
+        write_json(self.folder / BEAT, sealed(said))
 
     def save(self, state: Resumable) -> None:
         """Keep the state; DiffctlError on a full disk, the state before it stays."""
@@ -113,9 +114,9 @@ def open_run(
         run = RunFolder(folder, _key(folder) or uuid.uuid4().hex, is_new)
         run.beat(0)
         if code is not None:
-            write_json(folder / CODE, code)
+            write_json(folder / CODE, sealed(code))
         if config is not None:
-            write_json(folder / CONFIG, config)
+            write_json(folder / CONFIG, sealed(config))
         sync_folder(root)
         yield run
 
@@ -144,7 +145,7 @@ def kept_by(folder: Path, config: dict[str, Any]) -> Path | None:
 def _others(folder: Path) -> list[Path]:
     """The folders of the other trainings, the newest last."""
     others = [path.parent for path in folder.parent.glob(f"*/{CONFIG}") if path.parent != folder]
-    return sorted(others, key=lambda other: (other / "run.json").stat().st_mtime_ns)
+    return sorted(others, key=lambda other: (other / BEAT).stat().st_mtime_ns)
 
 
 def write_loss_curve(path: Path, history: list[dict[str, float]]) -> None:
@@ -160,20 +161,23 @@ def write_loss_curve(path: Path, history: list[dict[str, float]]) -> None:
 
 
 def _values(path: Path) -> dict[str, Any]:
+    """What the file says; nothing where it is not there or damaged, which is told."""
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return opened(read_document(path, Values))
     except FileNotFoundError:
         return {}
-    return values
+    except (Broken, DiffctlError) as error:
+        warnings.warn(f"{path} is damaged ({error}): it counts for nothing", DiffctlWarning, stacklevel=2)
+        return {}
 
 
 def _key(folder: Path) -> str | None:
-    key = _values(folder / "run.json").get("key")
+    key = _values(folder / BEAT).get("key")
     return str(key) if key else None
 
 
 def _pid(folder: Path) -> object:
-    return _values(folder / "run.json").get("pid", "unknown")
+    return _values(folder / BEAT).get("pid", "unknown")
 
 
 def _discard(folder: Path) -> None:

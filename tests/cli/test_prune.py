@@ -18,6 +18,7 @@ from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json, write_text
 from diffusion.system.locks import file_lock
+from diffusion.system.seals import sealed
 from diffusion.train.identity import plan_training, result_of, training_fingerprint, training_settings
 from diffusion.train.state_file import SavedState, save_state
 from diffusion.train.state_values import StateValues
@@ -78,9 +79,9 @@ def test_trainings_of_other_settings_go_and_what_is_needed_stays(plan) -> None:
 def test_what_keep_would_go_on_from_stays(plan) -> None:
     kept, older, other = (make_training(name, name) for name in ("kept", "older", "other"))
     for at, folder in enumerate((older, kept)):
-        write_json(folder / "config.json", training_settings(plan))
+        write_json(folder / "config.json", sealed(training_settings(plan)))
         save_state(folder, SavedState({"w": torch.ones(1)}, StateValues(step=3)))
-        write_json(folder / "run.json", {"key": folder.name})
+        write_json(folder / "run.json", sealed({"key": folder.name}))
         os.utime(folder / "run.json", (at, at))
     assert gone(plan) == {older, other}
     save_state(TRAIN_RUNS / training_fingerprint(plan), SavedState({"w": torch.ones(1)}, StateValues(step=1)))

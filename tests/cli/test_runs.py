@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from cli.commands.runs import _show_runs
 from diffusion.layout import RUN, SCORES, TRAIN_RUNS
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.files import write_json
+from diffusion.system.files import write_json, write_text
 from diffusion.system.locks import file_lock
+from diffusion.system.seals import sealed
 from tests.conftest import diffctl
 from tests.helpers.mlflow_server import empty_database, free_port
 from tests.helpers.scores_document import document
@@ -40,8 +41,7 @@ def train(
     """A training's spool with a model; `end` None is one that was killed."""
     folder = TRAIN_RUNS / fingerprint
     model = Path("models/unet.safetensors")
-    model.parent.mkdir(exist_ok=True)
-    model.write_bytes(f"weights of {key}".encode())
+    write_text(model, f"weights of {key}")  # in place it would change what is kept of the one before
     spool = Spool(folder, key, f"digits-{fingerprint[:8]}", "diffctl-digits")
     spool.params({"train": {"steps": steps}})
     spool.tags({names.FINGERPRINT: fingerprint})
@@ -230,7 +230,7 @@ def test_a_running_one_that_gives_no_sign_is_shown_with_its_step(here, capsys):
     for key, ago in minutes.items():
         if ago is not None:
             beat = {"key": key, "pid": 1, "step": 27, "heartbeat": round(time.time() - 60 * ago, 3)}
-            write_json(folders[key] / "run.json", beat)
+            write_json(folders[key] / "run.json", sealed(beat))
     with file_lock(folders["r"] / "lock"), file_lock(folders["s"] / "lock"), file_lock(folders["t"] / "lock"):
         rows, _ = overview()
         assert {row.fingerprint[0]: row.step for row in rows} == {"r": 27, "s": 27, "t": 20}

@@ -160,6 +160,44 @@ def test_a_bad_entry_is_set_aside_and_holds_up_no_other(folder, uri):
     assert names.FILE_SHA256 not in the_run(uri).data.tags, "there is no model to be had"
 
 
+def test_a_start_that_is_damaged_holds_up_nothing_that_another_start_names(folder, uri):
+    write_points(open_spool(folder), 1, 10)
+    damaged = (folder / EVENTS).read_bytes().replace(b'"kind":"start"', b'"kind":"stArt"', 1)
+    (folder / EVENTS).write_bytes(damaged)
+    with pytest.raises(MlflowError, match="is damaged: no line in it says whose metrics they are"):
+        deliver(folder, uri)
+    write_points(open_spool(folder), 11, 20)  # a training that goes on
+    assert deliver(folder, uri).rejected == 1
+    assert stored(uri) == logged(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "5", '{"offset": 7}', "[" * 100_000])
+def test_a_damaged_note_of_what_was_sent_sends_it_again(folder, uri, text):
+    write_points(open_spool(folder), 1, 10)
+    deliver(folder, uri)
+    (folder / "sent.json").write_text(text)
+    assert not Sent.load(folder, uri).complete
+    deliver(folder, uri)
+    assert stored(uri) == logged(folder)
+    (folder / "sent.json").write_text((folder / "sent.json").read_text().replace('"tries": 0', '"tries": 2'))
+    assert Sent.load(folder, uri).tries == 0
+
+
+def test_an_artifact_that_changed_since_is_not_sent(folder, uri):
+    spool = open_spool(folder)
+    model = folder / "m.safetensors"
+    model.write_bytes(b"weights")
+    spool.artifact(model, names.MODEL_FOLDER)
+    with open(model, "r+b") as file:  # in place: what is kept is another name of the same file
+        file.write(b"W")
+    spool.close("FINISHED")
+    for _ in range(2):
+        with pytest.raises(MlflowError, match="changed since it was logged"):
+            deliver(folder, uri)
+    assert deliver(folder, uri).rejected == 1
+    assert names.FILE_SHA256 not in the_run(uri).data.tags
+
+
 def test_a_torn_line_waits_for_its_end(folder, uri):
     spool = open_spool(folder)
     write_points(spool, 1, 10)

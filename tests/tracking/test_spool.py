@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.system.errors import DiffctlError, DiffctlWarning
+from tests.helpers.damage import damages
 from tracking.spool import EVENTS, Spool, flatten, read_events, read_lines
 
 
@@ -75,6 +76,33 @@ def test_a_torn_last_line_is_dropped_and_written_again(tmp_path_factory, torn):
     assert all(event is not None for event, _ in read_lines(folder))
     assert steps_of(folder, "loss") == list(range(1, 13))
     assert [event["step"] for event in of_kind(folder, "image")] == [5, 10]
+
+
+@settings(max_examples=150, deadline=None)
+@given(damage=damages())
+def test_whatever_happens_to_a_byte_no_line_says_something_else(tmp_path_factory, damage):
+    folder = tmp_path_factory.mktemp("spool")
+    train(open_spool(folder), 1, 13)
+    events = folder / EVENTS
+    wanted = [json.dumps(event) for event in read_events(folder)]
+    events.write_bytes(damage(events.read_bytes()))
+    assert {json.dumps(event) for event in read_events(folder)} <= set(wanted)
+    newest = max(steps_of(folder, "loss"), default=0)
+    resumed = open_spool(folder)
+    train(resumed, 1, 13)
+    resumed.close("FINISHED")
+    assert set(range(newest + 1, 13)) <= set(steps_of(folder, "loss")), (
+        "what was lost at the end is written again"
+    )
+
+
+@pytest.mark.parametrize("length", [0, 5, 2**16 - 1, 2**16, 2**16 + 1, 3 * 2**16])
+def test_a_torn_line_of_any_length_is_dropped(tmp_path, length):
+    train(open_spool(tmp_path), 1, 3)
+    whole = (tmp_path / EVENTS).read_bytes()
+    (tmp_path / EVENTS).write_bytes(whole + b"x" * length)
+    open_spool(tmp_path)
+    assert (tmp_path / EVENTS).read_bytes().startswith(whole + b'{"kind":"start"')
 
 
 def test_params_tags_and_data_are_written_once(tmp_path):

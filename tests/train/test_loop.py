@@ -10,7 +10,7 @@ import torch
 
 from diffusion.config import parse
 from diffusion.images.store import ImageStore, open_store
-from diffusion.system.errors import DiffctlError, Interrupted
+from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted
 from diffusion.train.batch import Batch
 from diffusion.train.batch import draw_batch as draw
 from diffusion.train.distributed import ProcessGroup
@@ -317,6 +317,19 @@ def test_a_second_training_of_the_same_fingerprint_is_refused(tmp_path: Path) ->
         open_run(tmp_path, "f"),
     ):
         pass
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"key": "x"}', "[" * 100_000])
+def test_damaged_notes_of_a_training_count_for_nothing_and_that_is_told(tmp_path: Path, text: str) -> None:
+    with open_run(tmp_path, "f", config={"lr": 1}) as first:
+        pass
+    for name in ("run.json", "config.json"):
+        (first.folder / name).write_text(text)
+    told = pytest.warns(DiffctlWarning, match=r"run.json is damaged .*: it counts for nothing")
+    with told, open_run(tmp_path, "f", config={"lr": 1}) as again:
+        assert again.key != first.key
+    with open_run(tmp_path, "f") as whole:
+        assert whole.key == again.key
 
 
 def test_fresh_discards_and_names_a_new_training(tmp_path: Path) -> None:
