@@ -11,6 +11,8 @@ from diffusion.process.config import ProcessConfig
 from diffusion.system.limits import MOST_COUNT
 from diffusion.system.section import BatchSize, NotBool, PositiveInt, Probability, Section, Seed, Steps
 
+CURVE_ROWS = 2000  # a curve has no more points than a picture of it can show
+
 
 class OptimisationConfig(Section):
     """How any network is trained. `steps` is the whole training.
@@ -58,6 +60,14 @@ class OptimisationConfig(Section):
     def is_logged(self, step: int) -> bool:
         """Whether the means since the last time are told after `step` steps."""
         return step % self.log_every == 0 or step == self.steps
+
+    def is_charted(self, step: int) -> bool:
+        """Whether what is told after `step` steps joins the curve: evenly spread, CURVE_ROWS and the last.
+
+        Every saved state holds the curve, which therefore does not grow with the steps.
+        """
+        every = -(-self.steps // (self.log_every * CURVE_ROWS))
+        return step % (self.log_every * every) == 0 or step == self.steps
 
     def is_saved(self, step: int) -> bool:
         """Whether the state is saved after `step` steps."""

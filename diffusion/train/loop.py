@@ -216,7 +216,8 @@ def _observe(state: TrainState, observer: Observer, means: dict[str, float]) -> 
     if config.is_logged(state.step):
         values = with_quartile_means(state.take_means())
         values |= {"lr": learning_rate(state.plan, state.step - 1), "skipped_steps": float(state.skipped)}
-        state.history.append({"step": state.step, **values})
+        if config.is_charted(state.step):
+            state.history.append({"step": state.step, **values})
         with only_watching(f"metrics of step {state.step:,}"):
             observer.metrics(state.step, values)
     with only_watching("live line"):

@@ -28,6 +28,7 @@ from diffusion.train.state_file import copy_states, newest_state, newest_step, s
 BEAT = "run.json"  # its key, and the last sign of life
 CONFIG = "config.json"
 CODE = "code.json"
+DIGITS = {"step": 12}  # of a value in the curve, where not 6
 CURVE = ("step", "loss", "accuracy", "mse", "vlb", "grad_norm", "lr", "skipped_steps")
 
 
@@ -155,7 +156,7 @@ def write_loss_curve(path: Path, history: list[dict[str, float]]) -> None:
     """
     names = [name for name in CURVE if any(name in row for row in history)]
     lines = [",".join(names)] + [
-        ",".join(f"{row.get(name, math.nan):.6g}" for name in names) for row in history
+        ",".join(f"{row.get(name, math.nan):.{DIGITS.get(name, 6)}g}" for name in names) for row in history
     ]
     write_text(path, "\n".join(lines) + "\n")
 

@@ -55,7 +55,7 @@ class Resumable(ABC):
     """A training after `step` steps; `values` and `tensors` are all that a resume needs.
 
     `skipped` steps were not finite, the last `bad_in_a_row` of them at a stretch. `window` has the sums and
-    the count of the means since the last row of `history`, the curve. `code` is what made the steps.
+    the count of the means since they were last told. `history` is the curve, `code` what made the steps.
     """
 
     step: int = 0

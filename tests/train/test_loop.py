@@ -56,9 +56,7 @@ def run(
 
     def save(state: TrainState) -> None:
         if saves is not None:
-            saves.append(
-                (state.step, {k: v.clone() for k, v in state.tensors().items()}, state.values().copy())
-            )
+            saves.append((state.step, {k: v.clone() for k, v in state.tensors().items()}, state.values()))
 
     def check_stop() -> None:
         if stop_at is not None and state.step >= stop_at:
@@ -305,9 +303,12 @@ def weights_of(network: torch.nn.Module) -> torch.Tensor:
 
 
 def test_the_loss_curve_is_a_table(tmp_path: Path) -> None:
-    write_loss_curve(tmp_path / "loss.csv", [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25, "lr": 1e-3}])
+    last = 12_345_678
+    write_loss_curve(
+        tmp_path / "loss.csv", [{"step": 1, "loss": 0.5}, {"step": last, "loss": 0.25, "lr": 1e-3}]
+    )
     rows = (tmp_path / "loss.csv").read_text().splitlines()
-    assert rows == ["step,loss,lr", "1,0.5,nan", "2,0.25,0.001"]
+    assert rows == ["step,loss,lr", "1,0.5,nan", f"{last},0.25,0.001"]
 
 
 def test_a_second_training_of_the_same_fingerprint_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,102 @@
+"""A training of 200,000 steps: what it saves, says and holds in memory does not grow with its steps."""
+
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffusion.config import parse
+from diffusion.images.store import open_store
+from diffusion.system.errors import Interrupted
+from diffusion.train import loop
+from diffusion.train.config import CURVE_ROWS, TrainConfig
+from diffusion.train.distributed import ProcessGroup
+from diffusion.train.identity import plan_training
+from diffusion.train.loop import Silent, TrainState, new_state, train
+from diffusion.train.run_folder import open_run, write_loss_curve
+from tests.conftest import params
+from tracking.spool import EVENTS, Known, Spool
+
+CPU = torch.device("cpu")
+STEPS = 200_000
+NAMES = ("loss", "mse", "vlb", "grad_norm")
+
+
+class Watched(Silent):
+    """What the spool gets of a training, as the stage gives it."""
+
+    def __init__(self, spool: Spool) -> None:
+        self.metrics = spool.metrics  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that compute nothing, but for their means."""
+
+    def step(state: TrainState, *rest: object) -> dict[str, torch.Tensor]:
+        state.step += 1
+        return {name: torch.tensor(1 / state.step) for name in NAMES}
+
+    def nothing(*of: object) -> Iterator[None]:
+        while True:
+            yield None
+
+    monkeypatch.setattr(loop, "train_step", step)
+    monkeypatch.setattr(loop, "_coming", nothing)
+
+
+def stopping_at(state: TrainState, step: int, grown: list[int]) -> Callable[[], None]:
+    """Stops there; notes by how many bytes what Python holds grew in the last 20,000 steps before."""
+
+    def check() -> None:
+        if state.step == step - 20_000:
+            tracemalloc.start()
+        if state.step == step:
+            grown.append(tracemalloc.get_traced_memory()[0])
+            tracemalloc.stop()
+            raise Interrupted("stopped", 15)
+
+    return check
+
+
+@pytest.mark.slow
+def test_two_hundred_thousand_steps_stay_small(digits_store: Path, tmp_path: Path, instant: None) -> None:
+    store = open_store(digits_store)
+    settings = {"steps": STEPS, "log_every": 10, "save_every": 50_000}
+    plan = plan_training(parse(params(train=settings), "test"), store.meta, CPU)
+    grown: list[int] = []
+    with open_run(tmp_path, "f") as run:
+        spool = Spool(run.folder, "key", "name", "experiment")
+        state, resumed = new_state(plan, CPU), new_state(plan, CPU)
+        group, watched = ProcessGroup(CPU), Watched(spool)
+        with pytest.raises(Interrupted):
+            train(state, store, group, watched, run.save, stopping_at(state, 120_000, grown))
+        assert run.restore(resumed)
+        train(resumed, store, group, watched, run.save, lambda: None)
+        spool.close("FINISHED")
+        assert [row["step"] for row in resumed.history] == list(range(100, STEPS + 1, 100))
+        weights = sum(value.nbytes for value in resumed.tensors().values())
+        (newest, _) = sorted(run.folder.glob("state-*"), reverse=True)
+        assert newest.stat().st_size - weights < 2**19
+        assert (run.folder / EVENTS).stat().st_size / (STEPS / 10) < 300, "bytes a logged point"
+        assert set(Known.of(run.folder).steps.values()) == {STEPS}
+    assert grown[0] < 2**19, "200 rows of the curve, and nothing else"
+    write_loss_curve(tmp_path / "loss.csv", resumed.history)
+    assert len((tmp_path / "loss.csv").read_text().splitlines()) == CURVE_ROWS + 1
+
+
+@given(st.integers(1, 10**9), st.integers(1, 10**6))
+def test_a_curve_has_few_rows_evenly_spread_and_the_last(steps: int, log_every: int) -> None:
+    config = TrainConfig(steps=steps, log_every=log_every, batch_size=1, lr=1e-3, warmup=0)
+    every = log_every * -(-steps // (log_every * CURVE_ROWS))
+    assert every % log_every == 0
+    assert steps // every <= CURVE_ROWS
+    assert config.is_charted(steps)
+    assert config.is_charted(every) or every > steps
+    assert not config.is_charted(every + 1) or every in (1, steps - 1)
+    short = steps <= log_every * CURVE_ROWS
+    assert config.is_charted(log_every) or not short or log_every > steps
