@@ -1,15 +1,16 @@
 """Finding runs: the one that a model came from, and the one that a person names."""
 
 import contextlib
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion.layout import TRAIN_RUNS
+from diffusion.system.documents import Values, read_document
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, file_lock
+from diffusion.system.seals import Broken, opened
 from tracking.delivery import deliver
 from tracking.names import FINGERPRINT, KEY, experiment_name
 from tracking.sender import LOCK
@@ -43,11 +44,11 @@ class Identity:
 def read_identity(path: Path) -> Identity:
     """Read models/run.json; UsageError where it is missing, DiffctlError where it says nothing."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = opened(read_document(path, Values))
         return Identity(values["key"], values["fingerprint"])
     except FileNotFoundError:
         raise UsageError(f"{path} is not here: `dvc pull` brings it, or `diffctl run` makes it") from None
-    except (ValueError, KeyError, TypeError):
+    except (Broken, DiffctlError, KeyError):
         raise DiffctlError(f"{path} does not say which training made the model: train again") from None
 
 

@@ -64,6 +64,7 @@ def train(
     from diffusion.system.devices import default_device
     from diffusion.system.files import write_json
     from diffusion.system.params import load_sections
+    from diffusion.system.seals import sealed
     from diffusion.train.config import TrainSections
     from diffusion.train.identity import plan_training
     from diffusion.train.launch import is_follower
@@ -77,7 +78,7 @@ def train(
     if config is None:
         return follow(trainer)
     training = trainer.lead(partial(tracked, plan, config), fresh=fresh, keep=keep)
-    write_json(RUN, training.identity())
+    write_json(RUN, sealed(training.identity()))
 
 
 @app.command()

@@ -11,6 +11,7 @@ from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.system.errors import UsageError
 from diffusion.system.files import sha256_file, write_json
+from diffusion.system.seals import sealed
 from tests.conftest import write_params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.networks import artefact_of, network_of, spec_of
@@ -31,7 +32,7 @@ def project(tmp_path, monkeypatch):
     spec = spec_of()
     save_artefact(MODEL, network_of(spec).state_dict(), artefact_of(spec))
     write_json(SCORES, document(SWEEP, model_sha256=read_artefact(MODEL).model_sha256, noise="large", seed=3))
-    write_json(RUN, {"key": "key", "fingerprint": "f" * 16})
+    write_json(RUN, sealed({"key": "key", "fingerprint": "f" * 16}))
     return tmp_path
 
 

@@ -50,7 +50,7 @@ def train(
     if end:
         spool.artifact(model, names.MODEL_FOLDER)
         spool.close(end)
-    write_json(RUN, {"key": key, "fingerprint": fingerprint, "tracking_uri": tracking_uri()})
+    write_json(RUN, sealed({"key": key, "fingerprint": fingerprint, "tracking_uri": tracking_uri()}))
     return folder
 
 
@@ -107,7 +107,7 @@ def test_logging_scores_again_changes_nothing():
 
 
 def test_a_model_that_mlflow_has_never_seen_gets_one_run():
-    write_json(RUN, {"key": "pulled", "fingerprint": "ab" * 8, "tracking_uri": "http://elsewhere"})
+    write_json(RUN, sealed({"key": "pulled", "fingerprint": "ab" * 8, "tracking_uri": "http://elsewhere"}))
     run_id = log_scores(RUN, document())
     assert log_scores(RUN, document()) == run_id
     run = find_run("digits-abababab")

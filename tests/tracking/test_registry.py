@@ -26,6 +26,7 @@ from diffusion.sample.asked import class_condition, mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json
+from diffusion.system.seals import sealed
 from diffusion.train.identity import plan_training
 from diffusion.train.loop import new_state
 from tests.conftest import diffctl, params
@@ -58,7 +59,7 @@ def make_model(digits_store):
         state = new_state(artefact, CPU)
         weights = {key: value + add for key, value in state.ema.state_dict().items()}
         sha256 = save_artefact(MODEL, weights, artefact).model_sha256
-        write_json(RUN, {"key": f"key{seed}", "fingerprint": f"{seed}" * 16})
+        write_json(RUN, sealed({"key": f"key{seed}", "fingerprint": f"{seed}" * 16}))
         write_json(SCORES, document(kernel, model_sha256=sha256, **card))
         return sha256
 
@@ -248,6 +249,15 @@ def test_mlflow_serves_it_over_http(make_model, here):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def test_a_model_whose_weights_changed_is_not_registered(make_model, here):
+    make_model(1)
+    whole = MODEL.read_bytes()
+    MODEL.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    with pytest.raises(DiffctlError, match="damaged: its weights are not those that it was written with"):
+        register()
+    assert not (here / "mlartifacts").exists()
 
 
 @pytest.mark.slow
