@@ -98,5 +98,7 @@ def digits_store(tmp_path: Path) -> Path:
         "counts": np.bincount(labels, minlength=10).tolist(),
         "image_size": 8,
         "channels": 1,
+        "options": {},
+        "sources": {},
     }
     return write_store(tmp_path / "store", images, labels, meta).path
