@@ -35,6 +35,7 @@ NEUTRAL = {
     "diffusion.images.verified": "looks whether images changed",
     "diffusion.layout": "names places",
     "diffusion.model.config": "its values stand in the fingerprint",
+    "diffusion.model.fit": "refuses weights of another network",
     "diffusion.model.model_file": "writes and reads what others computed; a model's tensors have a digest",
     "diffusion.model.presets": "its values stand in the fingerprint",
     "diffusion.model.registry": "names modules, of which the chosen one is counted",

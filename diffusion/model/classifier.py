@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion.model.blocks import GroupNorm
+from diffusion.model.fit import build_fitting
 from diffusion.model.model_file import Artefact, load_weights, read_description
 from diffusion.model.unet import Encoder
 from diffusion.model.unet_config import UNetSpec
@@ -58,6 +59,14 @@ class ClassifierArtefact(Artefact):
     kind: Literal["classifier"]
     network: UNetSpec
 
+    def check_channels(self) -> None:
+        """ValueError unless it gives a logit for each of its classes."""
+        if self.network.out_channels != self.network.num_classes:
+            raise ValueError(
+                f"network.out_channels {self.network.out_channels} is not num_classes, "
+                f"{self.network.num_classes}"
+            )
+
 
 class LoadedClassifier(NamedTuple):
     """A classifier in eval mode, and what its file says of it."""
@@ -69,4 +78,5 @@ class LoadedClassifier(NamedTuple):
 def load_classifier(path: Path, device: torch.device | str = "cpu") -> LoadedClassifier:
     """Build the classifier that the file describes and load its weights; DiffctlError when it is none."""
     artefact = read_description(path, ClassifierArtefact)
-    return LoadedClassifier(load_weights(Classifier(artefact.network), path, artefact, device), artefact)
+    network = build_fitting(Classifier, artefact.network, path)
+    return LoadedClassifier(load_weights(network, path, artefact, device), artefact)

@@ -8,39 +8,53 @@ the file is a function of config, data and code, byte for byte.
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import torch
-from pydantic import SerializeAsAny, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import AfterValidator, Field, SerializeAsAny, ValidationError, model_validator
 from safetensors.torch import save
 
 from diffusion.code import CodeSince
 from diffusion.model.config import NetworkSpec
+from diffusion.model.fit import build_fitting, open_weights
 from diffusion.model.precision import Precision, settled
 from diffusion.model.registry import build_network
 from diffusion.process.config import ProcessConfig
 from diffusion.system.allocator import keep_freed_memory
 from diffusion.system.documents import Values, parse_document
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_atomic
 from diffusion.system.seals import Broken, opened, sealed
-from diffusion.system.section import Section, canonical, explain
+from diffusion.system.section import Section, brief, canonical, explain
 
 METADATA_KEY = "diffctl"
+
+Text = Annotated[str, Field(max_length=1000)]
+Count = Annotated[int, Field(ge=0, le=10**12)]
 
 Description = TypeVar("Description", bound="Artefact")
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
+def _writable(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    canonical(values)  # ValueError for a number that is none
+    return values
+
+
 class DataCard(Section):
     """What the model saw: the set's name, its classes and their counts in label order, the split's digest."""
 
-    name: str
-    classes: tuple[str, ...] = ()
-    counts: tuple[int, ...] = ()
-    digest: str
+    name: Text
+    classes: tuple[Text, ...] = ()
+    counts: tuple[Count, ...] = ()
+    digest: Text
     flip: bool = False
+
+    @model_validator(mode="after")
+    def _a_count_a_class(self) -> Self:
+        if self.counts and (len(self.counts) != len(self.classes) or not any(self.counts)):
+            raise ValueError(f"counts {brief(self.counts)} are not those of {len(self.classes)} classes")
+        return self
 
 
 class Described(Section):
@@ -55,10 +69,19 @@ class Described(Section):
     network: SerializeAsAny[NetworkSpec]
     process: SerializeAsAny[ProcessConfig]
     data: DataCard
-    step: int
+    step: Count
     precision: Precision
     code: tuple[CodeSince, ...] = ()
-    weights_sha256: str = ""
+    weights_sha256: Text = ""
+
+    @model_validator(mode="after")
+    def _a_name_a_class(self) -> Self:
+        if len(self.data.classes) != self.network.num_classes:
+            raise ValueError(
+                f"data.classes names {len(self.data.classes)} classes, and the network has "
+                f"{self.network.num_classes}"
+            )
+        return self
 
     @property
     def model_sha256(self) -> str:
@@ -73,7 +96,21 @@ class Described(Section):
 class Artefact(Described):
     """All that a model file says of itself. `train` is that section as plain values: no image needs it."""
 
-    train: Mapping[str, Any]
+    train: Annotated[Mapping[str, Any], AfterValidator(_writable)]
+
+    @model_validator(mode="after")
+    def _channels_fit(self) -> Self:
+        self.check_channels()
+        return self
+
+    def check_channels(self) -> None:
+        """ValueError unless the network gives what the process takes: ε, and v of a learned variance."""
+        learned = self.process.variance == "learned"
+        given, wanted = self.network.out_channels, self.network.in_channels * (2 if learned else 1)
+        if given != wanted:
+            raise ValueError(
+                f"network.out_channels must be {wanted} with variance {self.process.variance} (got {given})"
+            )
 
 
 class LoadedModel(NamedTuple):
@@ -123,18 +160,9 @@ def read_description(path: Path, kind: type[Description]) -> Description:
         raise DiffctlError(explain(error, f"{path} is of another format", kind)) from None
 
 
-def _read_metadata(path: Path) -> dict[str, Any]:
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder: name the model file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except FileNotFoundError:
-        raise UsageError(
-            f"no model at {path}: train one with `diffctl run`, or name one with --model"
-        ) from None
-    except (SafetensorError, OSError) as error:
-        raise DiffctlError(f"{path} is not a whole safetensors file ({error})") from None
+def _read_metadata(path: Path) -> Values:
+    with open_weights(path) as file:
+        metadata = file.metadata() or {}
     if METADATA_KEY not in metadata:
         raise DiffctlError(f"{path} does not describe itself: it was not written by diffctl")
     try:
@@ -148,7 +176,8 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     """Build the network that the file describes and load its weights; DiffctlError when they do not fit."""
     artefact = read_artefact(path)
-    return LoadedModel(load_weights(build_network(artefact.network), path, artefact, device), artefact)
+    network = build_fitting(build_network, artefact.network, path)
+    return LoadedModel(load_weights(network, path, artefact, device), artefact)
 
 
 def read_verified(path: Path) -> Artefact:
@@ -159,7 +188,7 @@ def read_verified(path: Path) -> Artefact:
 
 
 def _read_weights(path: Path, artefact: Artefact) -> dict[str, torch.Tensor]:
-    with safe_open(path, framework="pt") as file:
+    with open_weights(path) as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     if tensors_sha256(weights) != artefact.weights_sha256:
         raise DiffctlError(f"{path} is damaged: its weights are not those that it was written with")
@@ -167,14 +196,10 @@ def _read_weights(path: Path, artefact: Artefact) -> dict[str, torch.Tensor]:
 
 
 def load_weights(network: Module, path: Path, artefact: Artefact, device: torch.device | str) -> Module:
-    """The network with the file's weights, in eval mode on `device`.
+    """The network, one of `build_fitting`, with the file's weights, in eval mode on `device`.
 
-    DiffctlError when they do not fit it, or are not those that the file was written with.
+    DiffctlError when they are not those that the file was written with.
     """
-    weights = _read_weights(path, artefact)
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise DiffctlError(f"{path}: its weights do not fit its own description ({error})") from None
+    network.load_state_dict(_read_weights(path, artefact))
     keep_freed_memory(torch.device(device).type)
     return settled(network.to(device))

@@ -172,8 +172,13 @@ def loaded_classifier(**changes: Any) -> LoadedClassifier:
     spec = classifier_spec(**changes)
     network = Classifier(spec)
     randomise(network)
-    artefact = artefact_of(spec)
-    values = {**artefact.model_dump(), "kind": "classifier", "process": ProcessConfig(timesteps=100)}
+    artefact = artefact_of(spec.model_copy(update={"out_channels": spec.in_channels}))
+    values = {
+        **artefact.model_dump(),
+        "network": spec,
+        "kind": "classifier",
+        "process": ProcessConfig(timesteps=100),
+    }
     return LoadedClassifier(network.eval().requires_grad_(False), ClassifierArtefact(**values))
 
 
@@ -234,7 +239,7 @@ def test_guidance_changes_images_of_any_model_and_image_i_stays_its_own(sampler,
         ({"in_channels": 3}, {}, "takes 8×8×3 images"),
         ({}, {"timesteps": 50}, "cosine with 50 timesteps, the model has cosine with 100"),
         ({}, {"schedule": "linear"}, "the noise of linear"),
-        ({"num_classes": 9}, {}, "other classes"),
+        ({"num_classes": 9, "out_channels": 9}, {}, "other classes"),
     ],
 )
 def test_a_classifier_of_something_else_is_refused(changes, process, said):

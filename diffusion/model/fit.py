@@ -1,0 +1,108 @@
+"""Whether a file holds the weights of the network that it describes: its header says so before any is built.
+
+What a file says of itself may ask for a network of any size. Its header names every weight that it has, so
+that a description costs no more than the file's own weights do.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from diffusion.model.config import NetworkSpec
+from diffusion.system.errors import DiffctlError, reason
+from diffusion.system.section import brief
+
+MOST_HEADER = 8 * 2**20  # bytes; a tensor takes about a hundred
+MOST_WEIGHTS = 10_000  # tensors; the largest published network has some 1,100
+TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+Spec = TypeVar("Spec", bound=NetworkSpec)
+Module = TypeVar("Module", bound=torch.nn.Module)
+
+
+class Weight(NamedTuple):
+    """Type and shape of a tensor, as a safetensors header has them."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+
+def open_weights(path: Path) -> Any:
+    """The open safetensors file, a context.
+
+    UsageError where there is no file, DiffctlError where it is another or its header is too large.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: name the model file")
+    if not path.exists():
+        raise UsageError(f"no model at {path}: train one with `diffctl run`, or name one with --model")
+    if not path.is_file():
+        raise UsageError(f"{path} is no regular file: name the model file")
+    try:
+        with open(path, "rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > MOST_HEADER:
+            raise DiffctlError(f"{path} is not a whole safetensors file (its header has {header:,} bytes)")
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise DiffctlError(f"{path} is not a whole safetensors file ({brief(error, str)})") from None
+
+
+def build_fitting(build: Callable[[Spec], Module], spec: Spec, path: Path) -> Module:
+    """The network of the spec; DiffctlError unless the file has its weights, by name, type and shape."""
+    has = _weights_of_file(path)
+    if len(has) > MOST_WEIGHTS or spec.fewest_weights > len(has):
+        raise DiffctlError(
+            f"{path} holds {len(has):,} tensors, and the network that it describes has at least "
+            f"{spec.fewest_weights:,}, of at most {MOST_WEIGHTS:,}"
+        )
+    wants = _weights_of_network(build, spec, path)
+    for name in sorted(wants.keys() | has.keys()):
+        if wants.get(name) != has.get(name):
+            raise DiffctlError(
+                f"{path}: its weights do not fit its own description ({name} is {has.get(name, 'missing')}, "
+                f"and the network has {wants.get(name, 'none of that name')})"
+            )
+    return build(spec)
+
+
+def _weights_of_file(path: Path) -> dict[str, Weight]:
+    with open_weights(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        has = {name: Weight(one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if path.stat().st_size > memory:
+        raise DiffctlError(f"{path} has {path.stat().st_size:,} bytes, and this machine's memory {memory:,}")
+    return has
+
+
+def _weights_of_network(
+    build: Callable[[Spec], torch.nn.Module], spec: Spec, path: Path
+) -> dict[str, Weight]:
+    """Of a network without values: nothing is allocated, and no generator draws."""
+    try:
+        with torch.device("meta"):
+            tensors = build(spec).state_dict()
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:  # sizes that no tensor can have
+        raise DiffctlError(
+            f"{path} describes a network that cannot be built ({brief(error, reason)})"
+        ) from None
+    return {
+        name: Weight(TYPES.get(one.dtype, str(one.dtype)), tuple(one.shape)) for name, one in tensors.items()
+    }

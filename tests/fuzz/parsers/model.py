@@ -1,0 +1,47 @@
+"""A model file, and what is told of it: safetensors with its own description."""
+
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from diffusion.interop.diffusers import scheduler_config, unet_config
+from diffusion.model.classifier import Classifier, ClassifierArtefact, load_classifier
+from diffusion.model.model_file import load_model, save_artefact
+from diffusion.system.errors import DiffctlError
+from tests.helpers.networks import artefact_of, network_of, spec_of
+
+
+@cache
+def seeds() -> list[bytes]:
+    """A conditional model, an unconditional one with a fixed variance, and a classifier."""
+    small = {"channels": 4, "channel_mult": (1,), "attention": (), "head_channels": 4}
+    whole = spec_of(**small)
+    plain = spec_of(**small, num_classes=0, null_class=False, out_channels=1, class_cond=False)
+    classifier = spec_of(**small, out_channels=10, null_class=False)
+    says = ClassifierArtefact(**{**dict(artefact_of(whole)), "network": classifier}, kind="classifier")
+    torch.manual_seed(0)
+    made = [(network_of(spec), artefact_of(spec)) for spec in (whole, plain)]
+    return [_file(*one) for one in [*made, (Classifier(classifier), says)]]
+
+
+def _file(network, artefact) -> bytes:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "a.safetensors"
+        save_artefact(path, network.state_dict(), artefact)
+        return path.read_bytes()
+
+
+def parse(path: Path) -> None:
+    """Load it as a model and as a classifier, of which it is one at most."""
+    try:
+        loaded = load_model(path)
+    except DiffctlError:
+        load_classifier(path)
+        return
+    assert loaded.artefact.model_sha256
+    for export in (lambda: unet_config(loaded.network), lambda: scheduler_config(loaded.artefact)):
+        with suppress(DiffctlError):
+            export()
