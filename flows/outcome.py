@@ -4,7 +4,6 @@ The file's place is told by an environment variable, to the stage alone. Who is 
 """
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,8 +52,11 @@ def outcome_place() -> Iterator[Path]:
 
 
 def read_outcome(path: Path) -> Outcome | None:
-    """What the stage wrote; None where it wrote nothing."""
+    """What the stage wrote; None where it wrote nothing, or nothing that is an outcome."""
+    from diffusion.system.documents import read_document  # not where `diffctl --help` would load it
+
     try:
-        return Outcome(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+        outcome = read_document(path, Outcome)
+    except (FileNotFoundError, DiffctlError):
         return None
+    return outcome if 0 <= outcome.exit_code <= 255 else None

@@ -12,14 +12,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.system.documents import Values, read_document
+from pydantic import NonNegativeInt
+
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import sha256_file, write_json
-from diffusion.system.seals import Broken, opened, sealed
+from diffusion.system.seals import read_sealed_document, sealed
+from diffusion.system.section import Section
 from tracking.checkpoints import drop_checkpoint, ensure_checkpoint
+from tracking.events import Event
 from tracking.names import FILE_SHA256, MODEL_FOLDER
 from tracking.reach import MlflowError, public
-from tracking.spool import EVENTS, Event, read_events, read_lines
+from tracking.spool import EVENTS, read_events, read_lines
 from tracking.store import connect, database_file, ensure_experiment, ensure_run, failures, reason
 from tracking.trainings import read_training
 
@@ -37,6 +40,17 @@ REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 class RunDeleted(DiffctlError):
     """The training's run was deleted in MLflow."""
+
+
+class _Said(Section):
+    """What `sent.json` holds: `Sent` without its folder."""
+
+    store: str
+    key: str
+    run_id: str | None
+    offset: NonNegativeInt
+    tries: NonNegativeInt
+    deleted: bool
 
 
 @dataclasses.dataclass
@@ -60,11 +74,11 @@ class Sent:
         starts = (event for event in read_events(folder) if event["kind"] == "start")
         nothing = cls(folder, _store_seen_from(folder, uri), next(starts, {}).get("key", ""))
         try:
-            values = opened(read_document(folder / SENT, Values))
-        except (FileNotFoundError, Broken, DiffctlError):
+            said = read_sealed_document(folder / SENT, _Said)
+        except (FileNotFoundError, DiffctlError):
             return nothing  # what is sent again changes nothing
-        known = (values["store"], values["key"]) == (nothing.store, nothing.key)
-        return cls(folder, **values) if known else nothing
+        known = (said.store, said.key) == (nothing.store, nothing.key)
+        return cls(folder, **said.model_dump()) if known else nothing
 
     def save(self) -> None:
         """Write `sent.json`."""

@@ -2,15 +2,16 @@
 
 import contextlib
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from diffusion.layout import TRAIN_RUNS
-from diffusion.system.documents import Values, read_document
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, file_lock
-from diffusion.system.seals import Broken, opened
+from diffusion.system.seals import read_sealed_document
+from diffusion.system.section import Section
 from tracking.delivery import deliver
 from tracking.names import FINGERPRINT, KEY, experiment_name
 from tracking.sender import LOCK
@@ -33,23 +34,23 @@ if TYPE_CHECKING:
 SENDER_SECONDS = 15.0  # for a sender that is still at it
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(Section):
     """What models/run.json says of the model beside it: its training's key and fingerprint."""
 
-    key: str
-    fingerprint: str
+    key: Annotated[str, Field(min_length=1, max_length=200)]
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
 
 
 def read_identity(path: Path) -> Identity:
     """Read models/run.json; UsageError where it is missing, DiffctlError where it says nothing."""
     try:
-        values = opened(read_document(path, Values))
-        return Identity(values["key"], values["fingerprint"])
+        return read_sealed_document(path, Identity)
     except FileNotFoundError:
         raise UsageError(f"{path} is not here: `dvc pull` brings it, or `diffctl run` makes it") from None
-    except (Broken, DiffctlError, KeyError):
-        raise DiffctlError(f"{path} does not say which training made the model: train again") from None
+    except DiffctlError as error:
+        raise DiffctlError(
+            f"{path} does not say which training made the model ({error}): train again"
+        ) from None
 
 
 def training_run(client: "MlflowClient", identity: Identity, data_name: str) -> str:

@@ -31,13 +31,12 @@ from typing import Any
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.files import sha256_file, sync_folder
 from diffusion.train.config_diff import flat
+from tracking.events import Event, parse_event
 
 EVENTS = "events.jsonl"
 CHECKSUM = b',"crc":"%08x"}\n'
 TAIL = 2**16  # bytes that are read at a time to find the last line
 OUTBOX = "outbox"  # files that are to become artifacts, kept as they were when they were logged
-
-Event = dict[str, Any]
 
 
 class Spool:
@@ -236,12 +235,11 @@ def _line(event: Event) -> bytes:
 
 
 def _parse(line: bytes) -> Event | None:
-    """The event of a line; None unless its checksum is that of the rest."""
+    """The event of a line; None unless its checksum is that of the rest, and that is an entry."""
     said, _, _ = line.rpartition(CHECKSUM[:8])
     if line != said + CHECKSUM % zlib.crc32(said):
         return None
-    event: Event = json.loads(said + b"}")
-    return event
+    return parse_event(said + b"}")
 
 
 def flatten(values: dict[str, Any]) -> dict[str, str]:

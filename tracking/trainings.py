@@ -2,16 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from diffusion.layout import TRAIN_RUNS
-from diffusion.system.documents import Values, read_document
 from diffusion.system.errors import DiffctlError
 from diffusion.system.locks import is_held
-from diffusion.system.seals import Broken, opened
+from diffusion.train.heartbeat import Heartbeat, read_heartbeat
 from tracking.spool import EVENTS, read_events
-
-BEAT = "run.json"  # what RunFolder.beat writes into a training's folder
 
 # stopped: a signal ended it after its state was saved. dead: it was killed and could say nothing.
 State = Literal["running", "dead", "finished", "failed", "stopped"]
@@ -46,7 +43,7 @@ def read_training(folder: Path) -> Training | None:
     key = name = ""
     status: str | None = None
     steps: int | None = None
-    step, started, updated = beat.get("step", 0), 0, 0
+    step, started, updated = beat.step if beat else 0, 0, 0
     for event in read_events(folder):
         updated = event.get("time", updated)
         match event["kind"]:
@@ -56,21 +53,25 @@ def read_training(folder: Path) -> Training | None:
             case "metrics":
                 step = max(step, event["step"])
             case "params":
-                steps = int(event["values"].get("train.steps", steps or 0)) or None
+                steps = _steps(event["values"].get("train.steps", "")) or steps
             case "status":
                 status = event["status"]
     if not key:
         return None
     state: State = "running" if running else STATES[status] if status else "dead"
-    heartbeat = round(1000 * beat["heartbeat"]) if "heartbeat" in beat else None
+    heartbeat = round(1000 * beat.heartbeat) if beat else None
     return Training(folder, key, name, state, step, steps, started, updated, heartbeat)
 
 
-def _beat(folder: Path) -> dict[str, Any]:
+def _beat(folder: Path) -> Heartbeat | None:
     try:
-        return opened(read_document(folder / BEAT, Values))
-    except (OSError, Broken, DiffctlError):  # it only watches
-        return {}
+        return read_heartbeat(folder)
+    except (OSError, DiffctlError):  # it only watches
+        return None
+
+
+def _steps(written: str) -> int | None:
+    return int(written) if written.isdecimal() and len(written) < 16 else None
 
 
 def spool_folders(root: Path = TRAIN_RUNS) -> list[Path]:

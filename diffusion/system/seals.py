@@ -9,8 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from diffusion.system.documents import Document, Values, read_document
+from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_atomic
-from diffusion.system.section import canonical
+from diffusion.system.section import canonical, explain
 
 FIELD = "sha256"  # of a sealed object
 CLOSING = 32  # bytes at a sealed file's end
@@ -78,6 +82,20 @@ def opened(values: Mapping[str, Any]) -> dict[str, Any]:
     if values[FIELD] != _digest(rest):
         raise Broken("its checksum does not match")
     return rest
+
+
+def read_sealed_document(path: Path, kind: type[Document]) -> Document:
+    """A sealed JSON file as that class, or as a type such as `Values`.
+
+    DiffctlError where it is damaged, edited or of another format; FileNotFoundError is the caller's.
+    """
+    try:
+        values = opened(read_document(path, Values))
+        return TypeAdapter(kind).validate_python(values)
+    except Broken as error:
+        raise DiffctlError(f"{path} is damaged or edited ({error})") from None
+    except ValidationError as error:
+        raise DiffctlError(explain(error, f"{path} is of another format", kind)) from None
 
 
 def _digest(values: Mapping[str, Any]) -> str:

@@ -14,18 +14,18 @@ from typing import Any
 
 from diffusion.code import Code, changed_modules
 from diffusion.layout import TRAIN_RUNS
-from diffusion.system.documents import Values, read_document
+from diffusion.system.documents import Values
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.files import sync_folder, write_json, write_text
 from diffusion.system.locks import file_lock
-from diffusion.system.seals import Broken, opened, sealed
+from diffusion.system.seals import read_sealed_document, sealed
 from diffusion.train.config_diff import changed_fields
+from diffusion.train.heartbeat import BEAT, Heartbeat, read_heartbeat
 from diffusion.train.identity import TrainPlan, training_code, training_fingerprint, training_settings
 from diffusion.train.state import Resumable
 from diffusion.train.state_file import copy_states, newest_state, newest_step, save_state
 
 # In a training's folder: what its fingerprint was made of.
-BEAT = "run.json"  # its key, and the last sign of life
 CONFIG = "config.json"
 CODE = "code.json"
 DIGITS = {"step": 12}  # of a value in the curve, where not 6
@@ -42,8 +42,8 @@ class RunFolder:
 
     def beat(self, step: int) -> None:
         """Say that this process is alive and how far it is, for who looks from another machine."""
-        said = {"key": self.key, "pid": os.getpid(), "step": step, "heartbeat": round(time.time(), 3)}
-        write_json(self.folder / BEAT, sealed(said))
+        said = Heartbeat(key=self.key, pid=os.getpid(), step=step, heartbeat=round(time.time(), 3))
+        write_json(self.folder / BEAT, sealed(said.model_dump()))
 
     def save(self, state: Resumable) -> None:
         """Keep the state; DiffctlError on a full disk, the state before it stays."""
@@ -105,14 +105,16 @@ def open_run(
     process's own and dies with it. DiffctlError when another process holds it.
     """
     folder = root / fingerprint
-    busy = f"this training is already running (process {_pid(folder)}, {folder}): wait for it or stop it"
+    beat = _beat(folder)
+    process = beat.pid if beat else "unknown"
+    busy = f"this training is already running (process {process}, {folder}): wait for it or stop it"
     with file_lock(folder / "lock", timeout=0, busy=busy):
         is_new = not (folder / CONFIG).exists()
         if fresh:
             _discard(folder)
         for torn in folder.glob(".state-*.tmp"):  # of a save that was killed
             torn.unlink()
-        run = RunFolder(folder, _key(folder) or uuid.uuid4().hex, is_new)
+        run = RunFolder(folder, beat.key if beat else uuid.uuid4().hex, is_new)
         run.beat(0)
         if code is not None:
             write_json(folder / CODE, sealed(code))
@@ -161,24 +163,28 @@ def write_loss_curve(path: Path, history: list[dict[str, float]]) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
-def _values(path: Path) -> dict[str, Any]:
+def _values(path: Path) -> Values:
     """What the file says; nothing where it is not there or damaged, which is told."""
     try:
-        return opened(read_document(path, Values))
+        return read_sealed_document(path, Values)
     except FileNotFoundError:
         return {}
-    except (Broken, DiffctlError) as error:
-        warnings.warn(f"{path} is damaged ({error}): it counts for nothing", DiffctlWarning, stacklevel=2)
+    except DiffctlError as error:
+        _tell_damaged(error)
         return {}
 
 
-def _key(folder: Path) -> str | None:
-    key = _values(folder / BEAT).get("key")
-    return str(key) if key else None
+def _beat(folder: Path) -> Heartbeat | None:
+    """The training's last sign of life; None where none is there or it is damaged, which is told."""
+    try:
+        return read_heartbeat(folder)
+    except DiffctlError as error:
+        _tell_damaged(error)
+        return None
 
 
-def _pid(folder: Path) -> object:
-    return _values(folder / BEAT).get("pid", "unknown")
+def _tell_damaged(error: DiffctlError) -> None:
+    warnings.warn(f"{error}: it counts for nothing", DiffctlWarning, stacklevel=3)
 
 
 def _discard(folder: Path) -> None:
