@@ -9,14 +9,12 @@ from diffusion.choice.gate import clash
 from diffusion.choice.ranking import is_limit, leader, rank_metric
 from diffusion.evaluate.scores.intervals import Interval, interval_of, is_tied
 from diffusion.protocol.card import OF_COUNT
-from diffusion.protocol.cells import Document
-from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import order
+from diffusion.protocol.scores import CellScores, ScoresDocument, read_scores
 from diffusion.system.errors import UsageError
 from tracking.lookup import find_run
-from tracking.runs import fetch_scores, read_scores
+from tracking.runs import fetch_scores
 
-Cell = dict[str, Any]
 Fields = dict[str, list[Any]]
 
 
@@ -25,7 +23,7 @@ class Scored:
     """A scores document under the name that it has in the comparison."""
 
     label: str
-    document: Document
+    document: ScoresDocument
 
 
 @dataclass(frozen=True)
@@ -124,9 +122,9 @@ def compare(scored: Sequence[Scored], metrics: Sequence[str] = ()) -> Comparison
     """
     rows: list[Row] = []
     left_out = [Difference(other.label, [], {}) for other in scored[1:]]
-    for name, cell in sorted(scored[0].document["cells"].items(), key=lambda item: order(item[1])):
+    for name, cell in sorted(scored[0].document.cells.items(), key=lambda item: order(item[1].axes)):
         shown = metrics or _usual(cell)
-        others = [other.document["cells"].get(name) for other in scored[1:]]
+        others = [other.document.cells.get(name) for other in scored[1:]]
         found = [clash(cell, theirs) if theirs else {} for theirs in others]
         for metric in shown:
             pairs = zip(others, found, strict=True)
@@ -150,27 +148,25 @@ def _weighing(fields: Fields, metrics: Sequence[str]) -> Fields:
     return {field: values for field, values in fields.items() if field not in free}
 
 
-def _row(name: str, metric: str, cells: Sequence[Cell | None]) -> Row:
-    values = [cell["scores"].get(metric) if cell else None for cell in cells]
+def _row(name: str, metric: str, cells: Sequence[CellScores | None]) -> Row:
+    values = [cell.scores.get(metric) if cell else None for cell in cells]
     intervals = [interval_of(cell, metric) if cell else None for cell in cells]
-    few = [cell is not None and metric in cell["scores"] and _is_far_off(cell, metric) for cell in cells]
+    few = [cell is not None and metric in cell.scores and _is_far_off(cell, metric) for cell in cells]
     return Row(name, metric, values, intervals, few)
 
 
-def _is_far_off(cell: Cell, metric: str) -> bool:
+def _is_far_off(cell: CellScores, metric: str) -> bool:
     """Whether a score is a limit of fewer images than features, whose covariance lacks dimensions."""
-    card = cell["card"]
-    return is_limit(metric) and bool(card["num_images"] < extractor_spec(card["extractor"]).features)
+    return is_limit(metric) and cell.num_images < cell.spec.features
 
 
-def _usual(cell: Cell) -> list[str]:
+def _usual(cell: CellScores) -> list[str]:
     """The score that ranks, and the Fréchet distance that people know."""
-    distance = next(name for name in cell["scores"] if name == "fid" or name.startswith("fd_"))
-    return list(dict.fromkeys([rank_metric(cell), distance]))
+    return list(dict.fromkeys([rank_metric(cell), cell.spec.distance]))
 
 
 def _refuse_unknown(metric: str, scored: Sequence[Scored]) -> None:
-    known = {name for one in scored for cell in one.document["cells"].values() for name in cell["scores"]}
+    known = {name for one in scored for cell in one.document.cells.values() for name in cell.scores}
     if metric not in known:
         raise UsageError(f"there is no score {metric!r}: there are {', '.join(sorted(known))}")
 

@@ -14,7 +14,7 @@ from diffusion.choice.gate import Verdict, judge
 from diffusion.choice.ranking import best
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.model.model_file import read_artefact, read_verified
-from diffusion.protocol.cells import Document
+from diffusion.protocol.scores import ScoresDocument, read_scores
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import sha256_file
 from diffusion.system.section import fingerprint
@@ -30,7 +30,7 @@ from tracking.names import (
     REGISTERED_FOLDER,
     model_name,
 )
-from tracking.runs import data_name, log_scores, read_scores
+from tracking.runs import data_name, log_scores
 from tracking.store import connect, failures, tracking_uri
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def register(
     """
     document, uri = read_scores(scores_file), tracking_uri()
     sha256 = read_verified(model).model_sha256
-    if any(cell["card"].get("model_sha256") != sha256 for cell in document["cells"].values()):
+    if any(cell.card.get("model_sha256") != sha256 for cell in document.cells.values()):
         raise DiffctlError(f"{scores_file} is of another model than {model}: `diffctl run` makes new scores")
     run_id = log_scores(run_file, document)
     name = model_name(data_name(document))
@@ -76,9 +76,9 @@ def register(
         return _pass_gate(client, candidate, document, force)
 
 
-def _protocol(document: Document) -> str:
+def _protocol(document: ScoresDocument) -> str:
     """The fingerprint of the cards of all cells."""
-    return fingerprint({name: cell["card"] for name, cell in document["cells"].items()})
+    return fingerprint({name: cell.card for name, cell in document.cells.items()})
 
 
 def _find(client: "MlflowClient", name: str, sha256: str, protocol: str) -> "ModelVersion | None":
@@ -88,7 +88,7 @@ def _find(client: "MlflowClient", name: str, sha256: str, protocol: str) -> "Mod
 
 
 def _create(
-    client: "MlflowClient", name: str, run_id: str, model: Path, scores_file: Path, document: Document
+    client: "MlflowClient", name: str, run_id: str, model: Path, scores_file: Path, document: ScoresDocument
 ) -> "ModelVersion":
     from mlflow.exceptions import MlflowException
 
@@ -112,7 +112,7 @@ def _create(
     return client.create_model_version(name, f"runs:/{run_id}/{folder}", run_id, tags)
 
 
-def _save(path: Path, model: Path, scores_file: Path, document: Document) -> None:
+def _save(path: Path, model: Path, scores_file: Path, document: ScoresDocument) -> None:
     """Write the model's folder: code, weights and scores, nothing pickled."""
     import mlflow.pyfunc
 
@@ -124,12 +124,12 @@ def _save(path: Path, model: Path, scores_file: Path, document: Document) -> Non
         artifacts={"weights": str(model), "scores": str(scores_file)},
         code_paths=[str(Path(diffusion.__file__).parent)],
         pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
-        model_config={"best_cell": best(document["cells"])[0]},
+        model_config={"best_cell": best(document.cells)[0]},
     )
 
 
 def _pass_gate(
-    client: "MlflowClient", candidate: "ModelVersion", document: Document, force: bool
+    client: "MlflowClient", candidate: "ModelVersion", document: ScoresDocument, force: bool
 ) -> Decision:
     name, number = candidate.name, int(candidate.version)
     holder = client.get_registered_model(name).aliases.get(CHAMPION)
@@ -149,13 +149,13 @@ def _pass_gate(
     return Decision(name, number, number if verdict.better else int(holder or number), verdict.better, reason)
 
 
-def _judge(client: "MlflowClient", champion: "ModelVersion", document: Document) -> Verdict:
+def _judge(client: "MlflowClient", champion: "ModelVersion", document: ScoresDocument) -> Verdict:
     number = int(champion.version)
     if CARD not in champion.tags:
         return Verdict(False, f"version {number} was not registered by diffctl: it has no scores")
     with tempfile.TemporaryDirectory() as scratch:
         scores = read_scores(_download(client, champion, SCORES.name, Path(scratch)))
-    return judge(document["cells"], scores["cells"], number)
+    return judge(document.cells, scores.cells, number)
 
 
 def _download(client: "MlflowClient", registered: "ModelVersion", file: str, folder: Path) -> Path:
@@ -177,7 +177,7 @@ def fetch_champion(name: str) -> Path:
     return cached_model(champion.tags[FILE_SHA256], download)
 
 
-def fetch_champion_scores(name: str) -> Document:
+def fetch_champion_scores(name: str) -> ScoresDocument:
     """The scores that the champion was registered with; UsageError when there is none."""
     client, champion = _champion(name)
     with failures(tracking_uri()), tempfile.TemporaryDirectory() as scratch:

@@ -1,14 +1,12 @@
 """Scores, reports and models of trainings in MLflow. These talk to MLflow directly and fail loudly."""
 
-import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffusion.choice.ranking import best, is_aside
 from diffusion.layout import SCORES
-from diffusion.protocol.cells import Document
-from diffusion.protocol.grid import AXES
+from diffusion.protocol.scores import CellScores, ScoresDocument, as_values, read_scores
 from diffusion.system.errors import UsageError
 from diffusion.system.section import fingerprint
 from tracking.fetch import WEIGHTS, cached_model
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 
-def log_scores(run_file: Path, document: Document) -> str:
+def log_scores(run_file: Path, document: ScoresDocument) -> str:
     """Log the scores of a sweep to the run of the model that `run_file` (models/run.json) names.
 
     A child run a cell, with its card; on the parent a curve over the number of sampling steps for each
@@ -44,19 +42,19 @@ def log_scores(run_file: Path, document: Document) -> str:
         run_id = training_run(client, identity, data_name(document))
         parent = client.get_run(run_id)
         children = _children(client, parent)
-        for name, cell in document["cells"].items():
-            child = children.get((name, fingerprint(cell["card"])))
+        for name, cell in document.cells.items():
+            child = children.get((name, fingerprint(cell.card)))
             _log_cell(client, parent, name, cell, child)
-        client.log_dict(run_id, document, f"{EVALUATION_FOLDER}/{SCORES.name}")
-        name, metric, value = best(document["cells"])
+        client.log_dict(run_id, as_values(document), f"{EVALUATION_FOLDER}/{SCORES.name}")
+        name, metric, value = best(document.cells)
         client.set_tag(run_id, BEST, f"{metric} {value:.4g} at {name}")
     return run_id
 
 
-def data_name(document: Document) -> str:
+def data_name(document: ScoresDocument) -> str:
     """The data set that the scores are of."""
-    cell = next(iter(document["cells"].values()))
-    return str(cell["card"]["data"])
+    cell = next(iter(document.cells.values()))
+    return str(cell.card["data"])
 
 
 def _children(client: "MlflowClient", parent: "Run") -> "dict[tuple[str, str], Run]":
@@ -67,31 +65,31 @@ def _children(client: "MlflowClient", parent: "Run") -> "dict[tuple[str, str], R
 
 
 def _log_cell(
-    client: "MlflowClient", parent: "Run", name: str, cell: dict[str, Any], child: "Run | None"
+    client: "MlflowClient", parent: "Run", name: str, cell: CellScores, child: "Run | None"
 ) -> None:
     from mlflow.entities import Metric, Param
 
     if child is None:
-        tags = {PARENT: parent.info.run_id, CELL: name, CARD: fingerprint(cell["card"])}
+        tags = {PARENT: parent.info.run_id, CELL: name, CARD: fingerprint(cell.card)}
         child = client.create_run(parent.info.experiment_id, tags=tags, run_name=name)
     # A score's time is its child's start: MLflow ignores a point that it has already.
     time, run_id = child.info.start_time, child.info.run_id
-    scores = [Metric(key, value, time, 0) for key, value in cell["scores"].items()]
-    params = [Param(key, value) for key, value in flatten(cell["card"]).items()]
+    scores = [Metric(key, value, time, 0) for key, value in cell.scores.items()]
+    params = [Param(key, value) for key, value in flatten(cell.card).items()]
     client.log_batch(run_id, metrics=scores, params=params)
     if child.info.status != "FINISHED":
         client.set_terminated(run_id, "FINISHED")
     curves = [
-        Metric(f"{key}/{_series(cell)}", value, time, cell["steps"])
-        for key, value in cell["scores"].items()
+        Metric(f"{key}/{_series(cell)}", value, time, cell.steps)
+        for key, value in cell.scores.items()
         if not is_aside(key)
     ]
     client.log_batch(parent.info.run_id, metrics=curves)
 
 
-def _series(cell: dict[str, Any]) -> str:
+def _series(cell: CellScores) -> str:
     """All of a cell's axes but the steps; a metric's key may hold no plus sign."""
-    values = {axis: cell[axis] for axis in AXES if axis in cell and axis != "steps"}
+    values = {axis: value for axis, value in cell.axes.items() if axis != "steps"}
     return "-".join(f"{axis}_{value}" for axis, value in values.items()).replace("+", "p")
 
 
@@ -105,18 +103,7 @@ def log_report(run_file: Path, folder: Path, scores_file: Path = SCORES) -> str:
     return run_id
 
 
-def read_scores(path: Path) -> Document:
-    """Read a scores document; UsageError where there is none."""
-    try:
-        document: Document = json.loads(path.read_text(encoding="utf-8"))
-        if not document["cells"]:
-            raise ValueError("it has no cells")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} holds no scores ({error}): `diffctl stage evaluate` writes them") from None
-    return document
-
-
-def fetch_scores(run: "Run") -> Document:
+def fetch_scores(run: "Run") -> ScoresDocument:
     """The scores document of a training's run; UsageError when it was never evaluated."""
     uri = tracking_uri()
     with failures(uri), tempfile.TemporaryDirectory() as scratch:

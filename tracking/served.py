@@ -7,26 +7,28 @@ It stands alone beside a copy of diffusion/: it imports nothing else of this pro
 """
 
 import base64
-import json
 from pathlib import Path
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from diffusion.images.pictures import png_bytes
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import load_model, read_artefact
+from diffusion.protocol.scores import read_scores
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.asked import class_condition, mixed_condition
 from diffusion.sample.finite import NotFinite
 from diffusion.sample.generate import generate
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
-from diffusion.system.section import explain
+from diffusion.system.section import validated
 
 MAX_IMAGES = 64  # of one request: the scoring server gives up after 60 seconds
+MAX_STEPS = 100_000  # what the model has of them decides
+MOST_INDEX = 10**15
 
 
 class Request(BaseModel):
@@ -36,18 +38,25 @@ class Request(BaseModel):
     sweep that the model was registered with.
     """
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, strict=True, allow_inf_nan=False)
 
     num: int = Field(default=1, ge=1, le=MAX_IMAGES)
-    indices: list[int] | None = None
-    steps: int | None = Field(default=None, ge=1)
-    eta: float | None = Field(default=None, ge=0)
-    seed: int | None = Field(default=None, ge=0)
-    class_name: str | None = Field(default=None, alias="class")
-    guidance: float | None = Field(default=None, ge=0)
-    noise: str | None = None
-    spacing: str | None = None
+    indices: list[int] | None = Field(default=None, min_length=1, max_length=MAX_IMAGES)
+    steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
+    eta: float | None = Field(default=None, ge=0, le=100)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    class_name: str | None = Field(default=None, alias="class", max_length=1000)
+    guidance: float | None = Field(default=None, ge=0, le=1000)
+    noise: str | None = Field(default=None, max_length=100)
+    spacing: str | None = Field(default=None, max_length=100)
     clip: bool | None = None
+
+    @field_validator("indices")
+    @classmethod
+    def _are_indices(cls, indices: list[int] | None) -> list[int] | None:
+        if any(not 0 <= index < MOST_INDEX for index in indices or ()):  # MLflow knows no bounds of items
+            raise ValueError(f"an image's index is from 0 to {MOST_INDEX - 1:,}")
+        return indices
 
 
 class Reply(BaseModel):
@@ -64,11 +73,13 @@ class Sampler(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Load the weights; ValueError when they are not those that the scores beside them speak of."""
         weights = Path(context.artifacts["weights"])
-        cells = json.loads(Path(context.artifacts["scores"]).read_text(encoding="utf-8"))["cells"]
-        best = cells[context.model_config["best_cell"]]
-        if read_artefact(weights).model_sha256 != best["card"]["model_sha256"]:
+        cells = read_scores(Path(context.artifacts["scores"])).cells
+        best = cells[str(context.model_config["best_cell"])]
+        if read_artefact(weights).model_sha256 != best.card.get("model_sha256"):
             raise ValueError(f"{weights} is not the model that was registered: its SHA-256 differs")
-        self.usual = {key: best["card"][key] for key in SampleSettings.model_fields if key in best["card"]}
+        known = {key: best.card[key] for key in SampleSettings.model_fields if key in best.card}
+        validated(SampleSettings, known, "the best cell's card does not fit")
+        self.usual = known
         self.device = default_device()
         self.model = load_model(weights, self.device)
 
@@ -86,13 +97,8 @@ class Sampler(PythonModel):
 
     def _sample(self, request: Request) -> Reply:
         indices = request.indices if request.indices is not None else list(range(request.num))
-        if not 0 < len(indices) <= MAX_IMAGES or min(indices) < 0:
-            raise UsageError(f"indices: give 1 to {MAX_IMAGES} numbers from 0 on")
         chosen = request.model_dump(include=set(SampleSettings.model_fields), exclude_none=True)
-        try:
-            settings = SampleSettings(**self.usual | chosen)
-        except ValidationError as error:
-            raise UsageError(explain(error, "the request", SampleSettings)) from None
+        settings = validated(SampleSettings, self.usual | chosen, "the request")
         artefact = self.model.artefact
         if request.class_name is not None:
             condition = class_condition(artefact, request.class_name, len(indices))

@@ -99,8 +99,9 @@ def _print_scores(document: dict[str, Any]) -> None:
 
 def _interval(document: dict[str, Any], name: str) -> str:
     from diffusion.evaluate.scores.intervals import interval_of
+    from diffusion.protocol.scores import Scored
 
     if name == "memorisation":
         return f"by chance 0 ± {TWO_SIDED * document['scores']['memorisation_std']:.2g}"
-    ends = interval_of(document, name)
+    ends = interval_of(Scored(scores=document["scores"], card=document["card"]), name)
     return "" if ends is None else f"{ends.low:.5g} to {ends.high:.5g}"

@@ -1,15 +1,17 @@
 """`diffctl run`: the pipeline, supervised; and `diffctl ui`: what it left in MLflow."""
 
-import json
 import os
 import subprocess
 import sys
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.shared.tables import show, table
+
+if TYPE_CHECKING:
+    from diffusion.protocol.scores import ScoresDocument
 
 POLL_SECONDS = 0.1
 
@@ -29,38 +31,40 @@ def run(
     """
     typer.echo("==> starting; Ctrl-C saves what there is, and the same command goes on")
     from diffusion.layout import REPORT, SCORES
+    from diffusion.protocol.scores import read_scores
     from flows.run import run_pipeline
 
     outcome = run_pipeline(push=push, fresh=fresh, keep=keep)
     typer.echo()
-    _show_scores(json.loads(SCORES.read_text(encoding="utf-8")))
+    _show_scores(read_scores(SCORES))
     typer.echo(f"\nmodel:  {outcome}")
     typer.echo(f"report: {REPORT / 'index.html'}")
     typer.echo("runs:   `make ui` (or `diffctl ui`) opens them in MLflow")
 
 
-def _show_scores(document: dict[str, Any]) -> None:
+def _show_scores(document: "ScoresDocument") -> None:
     """A row a cell, by its axes; the best one is marked."""
     from diffusion.choice.ranking import best
-    from diffusion.protocol.extractors import extractor_spec
     from diffusion.protocol.grid import AXES, order, shown
 
-    spec = extractor_spec(document["extractor"])
-    cells = sorted(document["cells"].values(), key=order)
-    name, metric, _ = best(document["cells"])
-    winner = document["cells"][name]
+    spec = document.spec
+    cells = sorted(document.cells.values(), key=lambda cell: order(cell.axes))
+    name, metric, _ = best(document.cells)
+    winner = document.cells[name]
     names = [spec.distance, "excess", spec.kernel_distance, *spec.results]
-    names = [name for name in names if all(name in cell["scores"] for cell in cells)]
-    axes = [axis for axis in AXES if any(axis in cell for cell in cells)]
+    names = [name for name in names if all(name in cell.scores for cell in cells)]
+    axes = [axis for axis in AXES if any(axis in cell.axes for cell in cells)]
     listed = table(*(axis.upper() for axis in axes), *names, "")
     for cell in cells:
-        values = [f"{cell['scores'][name]:.4g}" for name in names]
-        listed.add_row(*(shown(cell.get(axis, "")) for axis in axes), *values, "*" if cell is winner else "")
+        values = [f"{cell.scores[name]:.4g}" for name in names]
+        listed.add_row(
+            *(shown(cell.axes.get(axis, "")) for axis in axes), *values, "*" if cell is winner else ""
+        )
     show(listed)
-    reference = document["reference"]
+    reference = document.reference
     typer.echo(
-        f"{cells[0]['card']['num_images']:,} images a cell against {reference['reference_count']:,} of "
-        f"{reference['name']} ({reference['reference_split']}), extractor {spec.name}; "
+        f"{cells[0].num_images:,} images a cell against {reference.reference_count:,} of "
+        f"{reference.name} ({reference.reference_split}), extractor {spec.name}; "
         f"* the best by {metric}"
     )
 

@@ -1,10 +1,8 @@
 """Which cell to sample with: quality against what an image costs."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from diffusion.choice.ranking import Cells
-from diffusion.protocol.extractors import extractor_spec
 
 
 class Choice(NamedTuple):
@@ -21,8 +19,7 @@ def pareto_front(cells: Cells) -> list[Choice]:
     The distance decides, which is fair between the cells of one sweep: they share N and reference.
     """
     choices = [
-        Choice(name, cell["card"]["evaluations"], cell["scores"][_distance(cell)])
-        for name, cell in cells.items()
+        Choice(name, cell.evaluations, cell.scores[cell.spec.distance]) for name, cell in cells.items()
     ]
     front: list[Choice] = []
     for choice in sorted(choices, key=lambda choice: (choice.evaluations, choice.distance)):
@@ -35,7 +32,3 @@ def recommended(cells: Cells, budget: int) -> Choice | None:
     """The best cell for at most `budget` network evaluations an image; None when the cheapest costs more."""
     affordable = [choice for choice in pareto_front(cells) if choice.evaluations <= budget]
     return affordable[-1] if affordable else None
-
-
-def _distance(cell: Mapping[str, Any]) -> str:
-    return extractor_spec(cell["card"]["extractor"]).distance

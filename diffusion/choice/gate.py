@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from diffusion.choice.ranking import Cells, best
+from diffusion.protocol.scores import Scored
 
 SUBJECT = ("model_sha256",)  # what is compared: the only field of a card that may differ
 
@@ -14,11 +15,11 @@ class Verdict(NamedTuple):
     reason: str
 
 
-def clash(cell: dict[str, Any], other: dict[str, Any]) -> dict[str, list[Any]]:
+def clash(cell: Scored, other: Scored) -> dict[str, list[Any]]:
     """The fields on which the protocol cards of two cells differ, each with both values."""
     from diffusion.protocol.card import differing
 
-    return differing([cell["card"], other["card"]], SUBJECT)
+    return differing([cell.card, other.card], SUBJECT)
 
 
 def judge(candidate: Cells, champion: Cells, version: int) -> Verdict:
@@ -43,4 +44,4 @@ def judge(candidate: Cells, champion: Cells, version: int) -> Verdict:
 
 
 def _weights(cells: Cells) -> str:
-    return str(next(iter(cells.values()))["card"]["model_sha256"])
+    return str(next(iter(cells.values())).card.get("model_sha256"))

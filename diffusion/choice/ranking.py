@@ -1,24 +1,29 @@
 """Which score says that one cell, or one model, is better than another. Lower is better, always."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from diffusion.protocol.extractors import ExtractorSpec, extractor_spec
+from diffusion.protocol.extractors import ExtractorSpec
+from diffusion.protocol.scores import CellScores, Scored
 
 FEW_IMAGES = 5000  # below, the Fréchet distance is biased by N and the unbiased kernel distance ranks
 
-Cells = dict[str, dict[str, Any]]
+Cells = Mapping[str, CellScores]
 
 
-def rank_metric(cell: dict[str, Any]) -> str:
-    """The name of the score to rank a cell by.
+def rank_metric(cell: Scored) -> str:
+    """The name of the score to rank a cell by."""
+    return ranking_score(cell.spec, cell.num_images, has_floor="excess" in cell.scores)
+
+
+def ranking_score(spec: ExtractorSpec, num_images: int, *, has_floor: bool) -> str:
+    """The name of the score that ranks so many images as this extractor sees them.
 
     It is the kernel distance below 5,000 images, else the excess, or the Fréchet distance without a floor.
     """
-    spec: ExtractorSpec = extractor_spec(cell["card"]["extractor"])
-    if cell["card"]["num_images"] < FEW_IMAGES:
+    if num_images < FEW_IMAGES:
         return spec.kernel_distance
-    return "excess" if "excess" in cell["scores"] else spec.distance
+    return "excess" if has_floor else spec.distance
 
 
 def best(cells: Cells) -> tuple[str, str, float]:
@@ -26,11 +31,11 @@ def best(cells: Cells) -> tuple[str, str, float]:
 
     def order(name: str) -> tuple[float, int, str]:
         cell = cells[name]
-        return cell["scores"][rank_metric(cell)], cell["steps"], name
+        return cell.scores[rank_metric(cell)], cell.steps, name
 
     name = min(cells, key=order)
     metric = rank_metric(cells[name])
-    return name, metric, cells[name]["scores"][metric]
+    return name, metric, cells[name].scores[metric]
 
 
 def is_aside(metric: str) -> bool:

@@ -16,10 +16,10 @@ from diffusion.evaluate.scores.intervals import CONFIDENCE
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.store import ImageStore
 from diffusion.protocol.card import Card, differing
-from diffusion.protocol.cells import Document
 from diffusion.protocol.grid import AXES, FOLLOWING, Cell, line_name, order
+from diffusion.protocol.scores import CellScores, ScoresDocument, write_document
 from diffusion.system.errors import DiffctlError
-from diffusion.system.files import write_json, write_text
+from diffusion.system.files import write_text
 from diffusion.system.threads import results
 
 Progress = Callable[[int, int], None]
@@ -31,7 +31,7 @@ def evaluate(
     reference: Path,
     progress: Progress | None = None,
     prepared: Path | None = None,
-) -> Document:
+) -> ScoresDocument:
     """Score the open cells of a grid; returns the document that metrics/scores.json holds.
 
     `progress` gets (done, total) images. DiffctlError for a cell of another protocol or of another model than
@@ -51,31 +51,31 @@ def score_cells(
     extractor: Extractor,
     batch_size: int | None = None,
     progress: Progress | None = None,
-) -> Document:
+) -> ScoresDocument:
     """The scores document of open cells of one size, each image seen by the extractor once."""
     tally = Tally(progress, sum(len(store) for store in stores.values()))
     document = common(scorer, tally.total // len(stores))  # first, since what it computes is for every cell
 
-    def entry(cell: Cell, store: ImageStore) -> dict[str, Any]:
+    def entry(cell: Cell, store: ImageStore) -> CellScores:
         sample = extract(extractor, store.images, batch_size, tally.part())
-        return {**cell.axes, **score(sample, store, scorer)}
+        return CellScores(**cell.axes, **score(sample, store, scorer))
 
     with side_by_side() as pool:
         entries = results([pool.submit(entry, cell, store) for cell, store in stores.items()], tally.stop)
     cells = {cell.name: made for cell, made in zip(stores, entries, strict=True)}
-    return {**document, "cells": cells}
+    return ScoresDocument(**document, cells=cells)
 
 
 def score(sample: Features, store: ImageStore, scorer: Scorer) -> dict[str, Any]:
-    """What a document says of one set of images: `scores`, `card` and, where they are known, `classes`."""
+    """The values of a `Scored` of one set of images."""
     card = scorer.card(store.meta.get("card", {}), len(sample))
     entry = {"scores": scorer.scores(sample), "card": card}
     classes = scorer.classes(sample, store.labels, store.meta.get("classes", []))
     return {**entry, "classes": classes} if classes else entry
 
 
-def common(scorer: Scorer, num_images: int) -> Document:
-    """What a document says once: the extractor, the reference and what real images score, the intervals."""
+def common(scorer: Scorer, num_images: int) -> dict[str, Any]:
+    """What a document has once: the extractor, the reference and what real images score, the intervals."""
     floor, real = scorer.floor(num_images), scorer.real(num_images)
     reference = scorer.reference.facts
     if floor is not None and real is not None:
@@ -87,20 +87,20 @@ def common(scorer: Scorer, num_images: int) -> Document:
     return document
 
 
-def write_scores(document: Document, scores: Path, curves: Path) -> None:
+def write_scores(document: ScoresDocument, scores: Path, curves: Path) -> None:
     """Write the document as JSON and its scores, for plots, as a long CSV: cell, line, axes, metric, value.
 
     What stands beside a score, its spread and its interval, is in the JSON alone.
     """
-    write_json(scores, document)
-    cells = sorted(document["cells"].items(), key=lambda item: order(item[1]))
-    axes = [axis for axis in AXES if any(axis in cell for _, cell in cells)]
+    write_document(scores, document)
+    cells = sorted(document.cells.items(), key=lambda item: order(item[1].axes))
+    axes = [axis for axis in AXES if any(axis in cell.axes for _, cell in cells)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["cell", "line", *axes, "metric", "value"])
     for name, cell in cells:
-        point = [name, line_name(cell), *(cell.get(axis, "") for axis in axes)]
-        scored = sorted((metric, value) for metric, value in cell["scores"].items() if not is_aside(metric))
+        point = [name, line_name(cell.axes), *(cell.axes.get(axis, "") for axis in axes)]
+        scored = sorted((metric, value) for metric, value in cell.scores.items() if not is_aside(metric))
         writer.writerows([*point, metric, value] for metric, value in scored)
     write_text(curves, text.getvalue())
 

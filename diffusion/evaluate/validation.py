@@ -1,14 +1,14 @@
 """Scores of a network that is still in training: N images of its EMA against the reference, every K steps."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import NonNegativeInt
 from torch import nn
 
-from diffusion.choice.ranking import is_aside, rank_metric
+from diffusion.choice.ranking import is_aside, ranking_score
 from diffusion.code import code_digest, code_of
 from diffusion.evaluate.config import EvaluateConfig
 from diffusion.evaluate.features.extract import extract
@@ -23,7 +23,9 @@ from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.asked import mixed_condition
 from diffusion.sample.generate import generate
+from diffusion.system.documents import read_document
 from diffusion.system.files import write_json
+from diffusion.system.section import Section
 
 Scores = dict[str, float]
 Progress = Callable[[int, int], None]
@@ -51,9 +53,8 @@ class ValidationScorer:
     @property
     def ranked_by(self) -> str:
         """The score that says which step is the best; lower is better."""
-        card = {"extractor": self.scorer.spec.name, "num_images": self.images.count}
-        known = {"excess": 0.0} if self.scorer.reference.heldout is not None else {}
-        return rank_metric({"card": card, "scores": known})
+        has_floor = self.scorer.reference.heldout is not None
+        return ranking_score(self.scorer.spec, self.images.count, has_floor=has_floor)
 
     @property
     def card(self) -> Card:
@@ -91,6 +92,13 @@ class ValidationScorer:
         return {name: value for name, value in self.scorer.scores(seen).items() if not is_aside(name)}
 
 
+class _Known(Section):
+    """What `scores.json` among a training's checkpoints holds."""
+
+    card: Card
+    steps: dict[NonNegativeInt, Scores]
+
+
 class Checkpoints:
     """The scored weights of a training that are kept: the best, the last, or one every K steps.
 
@@ -122,12 +130,12 @@ class Checkpoints:
     def scores(self) -> dict[int, Scores]:
         """What is known by step."""
         try:
-            values = json.loads((self.folder / "scores.json").read_text(encoding="utf-8"))
+            known = read_document(self.folder / "scores.json", _Known)
         except FileNotFoundError:
             return {}
-        if differing([values["card"], self.card]):
+        if differing([known.card, self.card]):
             return {}
-        return {int(step): scores for step, scores in values["steps"].items()}
+        return {step: scores for step, scores in known.steps.items() if self.ranked_by in scores}
 
     def _kept(self, known: dict[int, Scores]) -> set[int]:
         if isinstance(self.keep, int):

@@ -3,7 +3,6 @@
 The networks are the same; only names, the order of attention's channels and 1-D convolutions differ.
 """
 
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from diffusion.model.presets import PRESETS, Preset
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
 from diffusion.process.config import ProcessConfig
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.files import sha256_file
-from diffusion.system.section import explain
+from diffusion.system.section import brief, explain
 from diffusion.train.config import TrainConfig
 
 # Our name of a part of a block, and theirs.
@@ -56,12 +55,13 @@ def import_openai(path: Path, preset_name: str) -> tuple[dict[str, Tensor], Arte
     for name, their_name, shape in pairs(network):
         if their_name not in theirs:
             raise DiffctlError(f"{path} is no {preset_name}: {their_name} is missing")
-        tensor = theirs.pop(their_name).float()
+        tensor = theirs.pop(their_name)
         if tensor.numel() != shape.numel() or tensor.shape[:2] != shape[:2]:
             raise DiffctlError(
                 f"{path} is no {preset_name}: {their_name} has shape {tuple(tensor.shape)}, "
                 f"not {tuple(shape)}"
             )
+        tensor = tensor.float()  # only now: a view may claim any size
         if preset.qkv_by_head and name.endswith(("qkv.weight", "qkv.bias")):
             tensor = by_kind(tensor, heads_of(network, name))
         ours[name] = tensor.reshape(shape)
@@ -72,18 +72,31 @@ def import_openai(path: Path, preset_name: str) -> tuple[dict[str, Tensor], Arte
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors by name of a `.pt` file, read without running any code in it; DiffctlError otherwise."""
+    if not path.exists():
+        raise UsageError(f"no file at {path}")
+    if not path.is_file():
+        raise UsageError(f"{path} is no regular file: name the published checkpoint")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UsageError(f"no file at {path}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).strip().splitlines()
-        raise DiffctlError(
-            f"{path} is not a file of plain weights ({reason[0] if reason else error!r})"
-        ) from None
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+    except Exception as error:  # torch promises no kinds: a broken pickle makes it raise nearly any
+        why = brief(error, reason)
+        raise DiffctlError(f"{path} is not a file of plain weights ({why})") from None
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise DiffctlError(f"{path} is not a file of plain weights: it is no dictionary of tensors")
+    if odd := [name for name, value in weights.items() if not _is_plain(value)]:
+        raise DiffctlError(f"{path} is not a file of plain weights: {brief(odd[0])} is no plain tensor")
     return dict(weights)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor of numbers that lie in the file: a view may claim more than its storage has."""
+    return (
+        type(value) is Tensor
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and value.is_floating_point()
+        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+    )
 
 
 def describe(path: Path, preset: Preset, weights: dict[str, Tensor]) -> tuple[Artefact, UNetSpec]:
@@ -97,8 +110,11 @@ def describe(path: Path, preset: Preset, weights: dict[str, Tensor]) -> tuple[Ar
         raise DiffctlError(
             f"{path} is no U-Net of guided-diffusion or improved-diffusion: {missing} is missing"
         )
+    labels = weights.get("label_emb.weight")
+    if first.ndim != 4 or last.ndim != 4 or (labels is not None and labels.ndim != 2):
+        raise DiffctlError(f"{path} is no U-Net of guided-diffusion or improved-diffusion: its shapes differ")
     in_channels, out_channels = first.shape[1], last.shape[0]
-    classes = len(weights["label_emb.weight"]) if "label_emb.weight" in weights else 0
+    classes = 0 if labels is None else len(labels)
     learned = out_channels == 2 * in_channels
     variance = (
         {"variance": "learned", "loss": "hybrid"} if learned else {"variance": "large", "loss": "simple"}
@@ -111,20 +127,20 @@ def describe(path: Path, preset: Preset, weights: dict[str, Tensor]) -> tuple[Ar
             out_channels=out_channels,
             num_classes=classes,
         )
+        artefact = Artefact(
+            network=network,
+            process=ProcessConfig(**{**preset.process, **variance}),
+            train=TrainConfig(**preset.train).model_dump(mode="json"),
+            data=DataCard(
+                name=preset.data,
+                classes=tuple(str(label) for label in range(classes)),
+                digest=f"file:{sha256_file(path)}",  # the data are not known; what was imported is
+            ),
+            step=preset.train["steps"],
+            precision="fp32",
+        )
     except ValidationError as error:
         raise DiffctlError(explain(error, f"{path} cannot be used", UNetSpec)) from None
-    artefact = Artefact(
-        network=network,
-        process=ProcessConfig(**{**preset.process, **variance}),
-        train=TrainConfig(**preset.train).model_dump(mode="json"),
-        data=DataCard(
-            name=preset.data,
-            classes=tuple(str(label) for label in range(classes)),
-            digest=f"file:{sha256_file(path)}",  # the data are not known; what was imported is
-        ),
-        step=preset.train["steps"],
-        precision="fp32",
-    )
     return artefact, network
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from diffusion.model.config import NetworkSpec
-from diffusion.system.errors import DiffctlError, reason
+from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.section import brief
 
 MOST_HEADER = 8 * 2**20  # bytes; a tensor takes about a hundred

@@ -1,7 +1,6 @@
-"""The cells of a sweep as the stages behind it find them: their images, and the document of their scores."""
+"""The cells of a sweep as the stages behind it find them: their images."""
 
 from pathlib import Path
-from typing import Any
 
 from diffusion.images.meta import CellMeta
 from diffusion.images.store import ImageStore, open_store
@@ -9,9 +8,6 @@ from diffusion.protocol.card import differing
 from diffusion.protocol.grid import FOLLOWING, Cell, cell_settings, grid, settings_card
 from diffusion.protocol.settings import CellConfig, SweepConfig
 from diffusion.system.errors import DiffctlError, UsageError
-
-Document = dict[str, Any]
-"""What metrics/scores.json holds."""
 
 
 def open_cells(sample: CellConfig, sweep: SweepConfig, samples: Path) -> dict[Cell, ImageStore]:

@@ -15,9 +15,9 @@ from diffusion.config import Config
 from diffusion.evaluate.scores.intervals import interval_of
 from diffusion.images.pictures import png_bytes
 from diffusion.images.store import Images, ImageStore
-from diffusion.protocol.cells import Document
-from diffusion.protocol.extractors import ExtractorSpec, extractor_spec
+from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import Cell, line_name, order, spoken
+from diffusion.protocol.scores import ScoresDocument
 from diffusion.report import figures, samples, tables
 
 
@@ -26,7 +26,7 @@ class Inputs:
     """What a report is made of: `loss` maps a column of the training's CSV to its values."""
 
     config: Config
-    document: Document
+    document: ScoresDocument
     cells: dict[Cell, ImageStore]
     train: ImageStore
     test: ImageStore
@@ -35,12 +35,12 @@ class Inputs:
     @property
     def spec(self) -> ExtractorSpec:
         """The extractor that the scores are of."""
-        return extractor_spec(self.document["extractor"])
+        return self.document.spec
 
     @property
     def best(self) -> ImageStore:
         """The samples of the best cell."""
-        name = best(self.document["cells"])[0]
+        name = best(self.document.cells)[0]
         return next(store for cell, store in self.cells.items() if cell.name == name)
 
 
@@ -61,7 +61,7 @@ def page_content(inputs: Inputs, drawn: dict[str, Figure]) -> dict[str, Any]:
     """The template's variables."""
     document, spec = inputs.document, inputs.spec
     names = tables.short_names(spec)
-    cards = [cell["card"] for cell in document["cells"].values()]
+    cards = [cell.card for cell in document.cells.values()]
     classes = inputs.best.meta.get("classes") or inputs.train.meta["classes"]
     spoken_of = {
         "curve": _spoken(document, spec.distance, names["distance"]),
@@ -73,11 +73,11 @@ def page_content(inputs: Inputs, drawn: dict[str, Figure]) -> dict[str, Any]:
         "data": inputs.train.meta["name"],
         "spec": spec,
         "names": names,
-        "reference": document["reference"],
-        "small": cards[0]["num_images"] < FEW_IMAGES,
+        "reference": document.reference,
+        "small": next(iter(document.cells.values())).num_images < FEW_IMAGES,
         "headline": tables.headline(document, spec),
         "scores": tables.score_table(document, spec),
-        "confidence": f"{document['intervals']['confidence']:.0%}" if "intervals" in document else None,
+        "confidence": f"{document.intervals.confidence:.0%}" if document.intervals else None,
         "budgets": tables.front_table(document, spec),
         **{name: Markup(figures.as_svg(drawn[name], name, spoken)) for name, spoken in spoken_of.items()},
         "training": _training(inputs),
@@ -92,32 +92,32 @@ def page_content(inputs: Inputs, drawn: dict[str, Figure]) -> dict[str, Any]:
     }
 
 
-def _curve(document: Document, metric: str, label: str) -> Figure:
+def _curve(document: ScoresDocument, metric: str, label: str) -> Figure:
     points = [
-        figures.Point(cell["steps"], line_name(cell), cell["scores"][metric], interval_of(cell, metric))
-        for cell in sorted(document["cells"].values(), key=order)
+        figures.Point(cell.steps, line_name(cell.axes), cell.scores[metric], interval_of(cell, metric))
+        for cell in sorted(document.cells.values(), key=lambda cell: order(cell.axes))
     ]
     return figures.score_curve(points, label, _level(document, metric))
 
 
-def _level(document: Document, metric: str) -> tuple[float, str] | None:
+def _level(document: ScoresDocument, metric: str) -> tuple[float, str] | None:
     """What held-out real images score, and the name of that line."""
-    floor = document["reference"].get("floor")
+    floor = document.reference.floor
     return (floor[metric], "real, held out") if floor else None
 
 
-def _front(document: Document, metric: str, label: str) -> Figure:
-    best_ones = {choice.cell for choice in pareto_front(document["cells"])}
+def _front(document: ScoresDocument, metric: str, label: str) -> Figure:
+    best_ones = {choice.cell for choice in pareto_front(document.cells)}
     offers = [
-        figures.Offer(cell["card"]["evaluations"], cell["scores"][metric], name in best_ones)
-        for name, cell in document["cells"].items()
+        figures.Offer(cell.evaluations, cell.scores[metric], name in best_ones)
+        for name, cell in document.cells.items()
     ]
     return figures.front(sorted(offers), label, _level(document, metric))
 
 
 def _class_scores(inputs: Inputs) -> dict[str, str]:
     """By class, the distance in the best cell above that of held-out real images, or the bare distance."""
-    scores = inputs.document["cells"][best(inputs.document["cells"])[0]].get("classes", {})
+    scores = inputs.document.cells[best(inputs.document.cells)[0]].classes
     values = {name: entry.get("excess", entry[inputs.spec.distance]) for name, entry in scores.items()}
     places = tables.decimals(list(values.values()))
     return {name: tables.number(value, places) for name, value in values.items()}
@@ -125,15 +125,15 @@ def _class_scores(inputs: Inputs) -> dict[str, str]:
 
 def _montage(inputs: Inputs) -> dict[str, Any]:
     """A row for each of the curves' lines, columns steps; a cell's picture, its description, its distance."""
-    spec, scores = inputs.spec, inputs.document["cells"]
-    places = tables.decimals([cell["scores"][spec.distance] for cell in scores.values()])
+    spec, scores = inputs.spec, inputs.document.cells
+    places = tables.decimals([cell.scores[spec.distance] for cell in scores.values()])
     chosen = best(scores)[0]
 
     def entry(cell: Cell, picture: Images) -> dict[str, Any]:
         return {
             "image": samples.data_uri(png_bytes(picture)),
             "alt": f"Images 0 to {samples.TILE - 1} sampled in {spoken(cell.axes)}",
-            "distance": tables.number(scores[cell.name]["scores"][spec.distance], places),
+            "distance": tables.number(scores[cell.name].scores[spec.distance], places),
             "best": cell.name == chosen,
         }
 
@@ -173,9 +173,11 @@ def _yaml(config: Config) -> str:
     return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
-def _spoken(document: Document, metric: str, label: str, cost: str = "the number of sampling steps") -> str:
+def _spoken(
+    document: ScoresDocument, metric: str, label: str, cost: str = "the number of sampling steps"
+) -> str:
     """A curve in words."""
-    values = [cell["scores"][metric] for cell in document["cells"].values()]
+    values = [cell.scores[metric] for cell in document.cells.values()]
     places = tables.decimals(values)
     low, high = tables.number(min(values), places), tables.number(max(values), places)
     return f"{label} over {cost}, between {low} and {high}"

@@ -1,16 +1,16 @@
 """What the report says in numbers: the scores of every cell, the protocol, and how to name them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusion.choice.budget import pareto_front
 from diffusion.choice.ranking import best, leader
 from diffusion.evaluate.scores.intervals import interval_of, is_tied
 from diffusion.protocol.card import Card
-from diffusion.protocol.cells import Document
 from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import AXES, order, shown, spoken
+from diffusion.protocol.scores import CellScores, Scored, ScoresDocument
 
 PROTOCOL = {
     "Samples": (
@@ -40,7 +40,7 @@ def short_names(spec: ExtractorSpec) -> dict[str, str]:
     }
 
 
-def half_width(cell: dict[str, Any], metric: str, places: int) -> str | None:
+def half_width(cell: Scored, metric: str, places: int) -> str | None:
     """Half of a score's confidence interval, as text; None where it has none."""
     ends = interval_of(cell, metric)
     return None if ends is None else number((ends.high - ends.low) / 2, places)
@@ -58,34 +58,34 @@ def number(value: float, places: int) -> str:
     return text.lstrip("-") if not text.strip("-0.,") else text.replace("-", "−")
 
 
-def score_table(document: Document, spec: ExtractorSpec) -> dict[str, Any]:
+def score_table(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, Any]:
     """Axes, columns and rows of text: held-out real images first, then the cells by steps.
 
     The best value of a column with intervals, those that are not told apart from it, and the row of the best
     cell are marked.
     """
-    columns, cells = _columns(document, spec), document["cells"]
+    columns, cells = _columns(document, spec), document.cells
     places = {column: _places(document, column) for column in columns}
     leaders = {column: _leader(cells, column) for column in columns}
     chosen, before = best(cells)[0], None
     rows: list[dict[str, Any]] = []
-    if floor := document["reference"].get("floor"):
-        real = {"scores": {**floor, "excess": 0.0}}
-        entries = [_entry(real, column, places[column], None) for column in columns]
+    if floor := document.reference.floor:
+        real = {**floor, "excess": 0.0}
+        entries = [_text_entry(real, column, places[column]) for column in columns]
         rows.append({"label": "real, held out", "entries": entries, "real": True})
-    axes = [axis for axis in AXES if any(axis in cell for cell in cells.values())]
-    for name, cell in sorted(cells.items(), key=lambda item: order(item[1])):
+    axes = [axis for axis in AXES if any(axis in cell.axes for cell in cells.values())]
+    for name, cell in sorted(cells.items(), key=lambda item: order(item[1].axes)):
         rows.append(
             {
-                "axes": [_text(cell.get(axis)) for axis in axes],
-                "first": cell["steps"] != before,
+                "axes": [_text(cell.axes.get(axis)) for axis in axes],
+                "first": cell.steps != before,
                 "best": name == chosen,
                 "entries": [
                     _entry(cell, column, places[column], cells.get(leaders[column])) for column in columns
                 ],
             }
         )
-        before = cell["steps"]
+        before = cell.steps
     return {
         "axes": [AXIS_NAMES.get(axis, axis) for axis in axes],
         "columns": list(columns.values()),
@@ -94,12 +94,12 @@ def score_table(document: Document, spec: ExtractorSpec) -> dict[str, Any]:
     }
 
 
-def front_table(document: Document, spec: ExtractorSpec) -> list[dict[str, Any]]:
+def front_table(document: ScoresDocument, spec: ExtractorSpec) -> list[dict[str, Any]]:
     """The Pareto front, the cheapest cell first, each with the budgets that it is recommended for.
 
     A cell that is not told apart from the cheaper one before is marked.
     """
-    cells, front = document["cells"], pareto_front(document["cells"])
+    cells, front = document.cells, pareto_front(document.cells)
     places = _places(document, spec.distance)
     rows: list[dict[str, Any]] = []
     for place, choice in enumerate(front):
@@ -108,7 +108,7 @@ def front_table(document: Document, spec: ExtractorSpec) -> list[dict[str, Any]]
         rows.append(
             {
                 "evaluations": choice.evaluations,
-                "cell": spoken(cell),
+                "cell": spoken(cell.axes),
                 "budget": _budget(choice.evaluations, later[0].evaluations if later else None),
                 "distance": number(choice.distance, places),
                 "half": half_width(cell, spec.distance, places),
@@ -124,7 +124,7 @@ def _budget(least: int, following: int | None) -> str:
     return f"{least:,}" if following == least + 1 else f"{least:,} to {following - 1:,}"
 
 
-def _columns(document: Document, spec: ExtractorSpec) -> dict[str, str]:
+def _columns(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, str]:
     """The scores that the table shows, by their names, with its headings; none that no cell has."""
     names = short_names(spec)
     columns = {
@@ -135,33 +135,33 @@ def _columns(document: Document, spec: ExtractorSpec) -> dict[str, str]:
         spec.recall: "recall",
         **dict.fromkeys(spec.results, names["score"]),
     }
-    known = {name for cell in document["cells"].values() for name in cell["scores"]}
+    known = {name for cell in document.cells.values() for name in cell.scores}
     return {name: heading for name, heading in columns.items() if name in known or name == "excess"}
 
 
-def headline(document: Document, spec: ExtractorSpec) -> dict[str, str | None]:
+def headline(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, str | None]:
     """The best cell and its scores, as text."""
-    name, metric, _ = best(document["cells"])
+    name, metric, _ = best(document.cells)
     names = short_names(spec)
     ranks = {spec.kernel_distance: names["kernel"], spec.distance: names["distance"]}
-    cell = document["cells"][name]
-    scores = cell["scores"]
+    cell = document.cells[name]
+    scores = cell.scores
     distance_places = _places(document, spec.distance)
     kernel_places = _places(document, spec.kernel_distance)
     words: dict[str, str | None] = {
         "name": name,
-        "cell": spoken(cell),
+        "cell": spoken(cell.axes),
         "by": ranks.get(metric, metric),
         "distance": number(scores[spec.distance], distance_places),
         "kernel": number(scores[spec.kernel_distance], kernel_places),
         "kernel_half": half_width(cell, spec.kernel_distance, kernel_places),
         "distance_half": half_width(cell, spec.distance, distance_places),
-        "num_images": f"{cell['card']['num_images']:,}",
+        "num_images": f"{cell.num_images:,}",
     }
     if "floor" in scores:
         words["floor"] = number(scores["floor"], distance_places)
         words["excess"] = number(scores["excess"], distance_places)
-    real = document["reference"].get("floor", {})
+    real = document.reference.floor
     for key, metric in {"limit": spec.limit, "precision": spec.precision, "recall": spec.recall}.items():
         if metric in scores:
             places = distance_places if key == "limit" else 2
@@ -186,40 +186,46 @@ def protocol_table(cards: Sequence[Card]) -> list[dict[str, Any]]:
     ]
 
 
-def _places(document: Document, column: str) -> int:
+def _places(document: ScoresDocument, column: str) -> int:
     """Decimals for a score, by its largest value in any cell; two for a share."""
     if column.startswith(("precision", "recall")):
         return 2
-    cells = document["cells"].values()
-    return decimals([cell["scores"][column] for cell in cells if column in cell["scores"]])
+    cells = document.cells.values()
+    return decimals([cell.scores[column] for cell in cells if column in cell.scores])
 
 
-def _leader(cells: dict[str, Any], column: str) -> str:
+def _leader(cells: Mapping[str, CellScores], column: str) -> str:
     """The cell with the best value of a score, empty where no cell has it.
 
     Empty too where a value has no interval: it may be best by chance.
     """
-    values = {name: cell["scores"][column] for name, cell in cells.items() if column in cell["scores"]}
+    values = {name: cell.scores[column] for name, cell in cells.items() if column in cell.scores}
     first = leader(column)
     if not values or first is None or any(interval_of(cells[name], column) is None for name in values):
         return ""
     return str(first(values, key=lambda name: values[name]))
 
 
-def _entry(cell: dict[str, Any], column: str, places: int, best: dict[str, Any] | None) -> dict[str, Any]:
+def _text_entry(scores: Mapping[str, float], column: str, places: int) -> dict[str, Any]:
+    """A cell of the table that is held against no other."""
+    text = number(scores[column], places) if column in scores else "–"
+    return {"text": text, "half": None, "best": False, "tied": False}
+
+
+def _entry(cell: CellScores, column: str, places: int, best: CellScores | None) -> dict[str, Any]:
     """A cell of the table, held against the cell that has the column's best value."""
-    if column not in cell["scores"]:
-        return {"text": "–", "half": None, "best": False, "tied": False}
+    if column not in cell.scores:
+        return _text_entry(cell.scores, column, places)
     return {
-        "text": number(cell["scores"][column], places),
+        "text": number(cell.scores[column], places),
         "half": None if column == "excess" or best is None else half_width(cell, column, places),
         "best": cell is best,
         "tied": best is not None and cell is not best and _tied(cell, best, column),
     }
 
 
-def _tied(cell: dict[str, Any], other: dict[str, Any], metric: str) -> bool:
-    ours, theirs = cell["scores"][metric], other["scores"][metric]
+def _tied(cell: CellScores, other: CellScores, metric: str) -> bool:
+    ours, theirs = cell.scores[metric], other.scores[metric]
     return is_tied(ours, interval_of(cell, metric), theirs, interval_of(other, metric))
 
 

@@ -1,7 +1,6 @@
 """The `report` stage: one page without a network, and its figures as PNG for plots and artifacts."""
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,9 @@ from diffusion.config import Config
 from diffusion.images.meta import PreparedMeta
 from diffusion.images.store import ImageStore, open_store
 from diffusion.protocol.card import differing
-from diffusion.protocol.cells import Document, open_cells
+from diffusion.protocol.cells import open_cells
 from diffusion.protocol.grid import Cell
+from diffusion.protocol.scores import ScoresDocument, read_scores
 from diffusion.report.content import Inputs, draw, page_content
 from diffusion.report.figures import as_png
 from diffusion.report.render import render
@@ -32,7 +32,7 @@ def write_report(
     training's CSV. Equal inputs give equal bytes. DiffctlError names a cell or a file that is missing, and
     scores that are not of these samples.
     """
-    document = _read_scores(scores)
+    document = read_scores(scores)
     cells = open_cells(config.sample, config.sweep, samples)
     _refuse_other_samples(document, cells)
     inputs = Inputs(
@@ -52,16 +52,6 @@ def write_report(
     return out / "index.html"
 
 
-def _read_scores(path: Path) -> Document:
-    try:
-        document: Document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"no scores at {path}: make them with `diffctl stage evaluate`") from None
-    except ValueError as error:
-        raise DiffctlError(f"{path} is damaged ({error}): make it with `diffctl stage evaluate`") from None
-    return document
-
-
 def _read_loss(path: Path) -> dict[str, NDArray[np.float64]]:
     """The columns of the training's CSV by name, at least `step` and `loss`."""
     try:
@@ -79,16 +69,16 @@ def _read_loss(path: Path) -> dict[str, NDArray[np.float64]]:
     return columns
 
 
-def _refuse_other_samples(document: Document, cells: dict[Cell, ImageStore]) -> None:
+def _refuse_other_samples(document: ScoresDocument, cells: dict[Cell, ImageStore]) -> None:
     """DiffctlError unless the scores are of exactly these cells."""
-    scored = document["cells"]
+    scored = document.cells
     again = "score them with `diffctl stage evaluate`"
     if wrong := set(scored) ^ {cell.name for cell in cells}:
         raise DiffctlError(
             f"scores and grid do not have the same cells ({', '.join(sorted(wrong))}): {again}"
         )
     for cell, store in cells.items():
-        card, sampled = scored[cell.name]["card"], store.meta["card"]
+        card, sampled = scored[cell.name].card, store.meta["card"]
         if wrong_fields := differing([{field: card.get(field) for field in sampled}, sampled]):
             raise DiffctlError(
                 f"the scores of {cell.name} are of other samples ({', '.join(wrong_fields)} differs): {again}"

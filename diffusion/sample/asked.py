@@ -1,6 +1,5 @@
 """What is asked of a model: the classes of its images, by their mix, by name or one by one."""
 
-import reprlib
 from collections.abc import Sequence
 
 import torch
@@ -11,8 +10,7 @@ from diffusion.process.condition import Condition
 from diffusion.process.noise import generator
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import UsageError
-
-MOST_DIGITS = 4300  # of a number that Python reads
+from diffusion.system.section import brief
 
 
 def condition_of(artefact: Described, labels: Tensor | None, count: int) -> Condition:
@@ -56,9 +54,7 @@ def class_index(artefact: Described, wanted: str) -> int:
         raise UsageError("this model is unconditional: it takes no class")
     if wanted in names:
         return names.index(wanted)
-    if wanted.isdecimal() and len(wanted) < MOST_DIGITS and int(wanted) < len(names):
+    if wanted.isdecimal() and len(wanted) < 10 and int(wanted) < len(names):
         return int(wanted)
     shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-    raise UsageError(
-        f"there is no class {reprlib.repr(wanted)}: give 0 to {len(names) - 1}, or one of {shown}"
-    )
+    raise UsageError(f"there is no class {brief(wanted)}: give 0 to {len(names) - 1}, or one of {shown}")

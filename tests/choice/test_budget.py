@@ -4,19 +4,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.choice.budget import pareto_front, recommended
+from diffusion.protocol.scores import CellScores
 from diffusion.protocol.settings import SampleSettings
 
 
 def cells_of(points):
     """Cells with (steps, guidance) and a distance."""
     return {
-        str(number): {
-            "scores": {"fid": distance},
-            "card": {
+        str(number): CellScores(
+            steps=steps,
+            eta=0.0,
+            scores={"fid": distance, "kid": distance},
+            card={
                 "evaluations": SampleSettings(steps=steps, guidance=guidance).evaluations,
                 "extractor": "inception-v3-compat",
+                "num_images": 10,
+                "data": "digits",
             },
-        }
+        )
         for number, (steps, guidance, distance) in enumerate(points)
     }
 
@@ -34,15 +39,15 @@ def test_the_front_is_what_nothing_beats():
 @given(POINTS, st.integers(1, 100))
 def test_the_recommended_cell_is_the_best_that_the_budget_buys(points, budget):
     cells = cells_of(points)
-    affordable = {name: cell for name, cell in cells.items() if cell["card"]["evaluations"] <= budget}
+    affordable = {name: cell for name, cell in cells.items() if cell.evaluations <= budget}
     choice = recommended(cells, budget)
     if not affordable:
         assert choice is None
         return
-    best = min(cell["scores"]["fid"] for cell in affordable.values())
+    best = min(cell.scores["fid"] for cell in affordable.values())
     assert choice.distance == best
-    equal = [cell for cell in affordable.values() if cell["scores"]["fid"] == best]
-    assert choice.evaluations == min(cell["card"]["evaluations"] for cell in equal)
+    equal = [cell for cell in affordable.values() if cell.scores["fid"] == best]
+    assert choice.evaluations == min(cell.evaluations for cell in equal)
 
 
 @given(POINTS)

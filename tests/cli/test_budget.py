@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from cli import main
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.model.model_file import read_artefact, save_artefact
-from diffusion.system.errors import UsageError
+from diffusion.protocol.scores import read_scores, write_document
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import sha256_file, write_json
 from diffusion.system.seals import sealed
 from tests.conftest import write_params
@@ -31,7 +32,8 @@ def project(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     spec = spec_of()
     save_artefact(MODEL, network_of(spec).state_dict(), artefact_of(spec))
-    write_json(SCORES, document(SWEEP, model_sha256=read_artefact(MODEL).model_sha256, noise="large", seed=3))
+    ours = read_artefact(MODEL).model_sha256
+    write_document(SCORES, document(SWEEP, model_sha256=ours, noise="large", seed=3))
     write_json(RUN, sealed({"key": "key", "fingerprint": "f" * 16}))
     return tmp_path
 
@@ -70,14 +72,16 @@ def test_a_budget_that_cannot_be_is_refused(project, arguments, words):
 
 
 def test_scores_of_another_model_or_sampling_code_are_not_used(project):
-    write_json(SCORES, document(SWEEP))
+    write_document(SCORES, document(SWEEP))
     with pytest.raises(UsageError, match="of another model"):
         raise sample("--budget", "20").exception
-    write_json(SCORES, document(SWEEP, model_sha256=read_artefact(MODEL).model_sha256, sampling_version=None))
+    write_document(
+        SCORES, document(SWEEP, model_sha256=read_artefact(MODEL).model_sha256, sampling_version=None)
+    )
     with pytest.raises(UsageError, match="the scores are not of sampling_version"):
         raise sample("--budget", "20").exception
     SCORES.unlink()
-    with pytest.raises(UsageError, match="holds no scores"):
+    with pytest.raises(DiffctlError, match="no scores at"):
         raise sample("--budget", "20").exception
 
 
@@ -86,7 +90,7 @@ def test_a_registered_model_and_a_run_bring_their_scores(project):
     empty_database(project / "mlflow.db")
     write_params(project)
     register()
-    run_id = log_scores(RUN, json.loads(SCORES.read_text()))
+    run_id = log_scores(RUN, read_scores(SCORES))
     SCORES.unlink()
     champion = sample("--champion", "--budget", "20", "--json")
     assert json.loads(champion.stdout)["steps"] == 10, champion.exception

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cli.commands.runs import _show_runs
 from diffusion.layout import RUN, SCORES, TRAIN_RUNS
+from diffusion.protocol.scores import write_document
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json, write_text
 from diffusion.system.locks import file_lock
@@ -23,7 +24,7 @@ from tracking.overview import overview, reap
 from tracking.runs import fetch_model, fetch_scores, log_report, log_scores
 from tracking.sender import sync
 from tracking.spool import EVENTS, Spool
-from tracking.store import connect, ensure_experiment, search_runs, tracking_uri
+from tracking.store import connect, ensure_experiment, search_runs
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,7 @@ def train(
     if end:
         spool.artifact(model, names.MODEL_FOLDER)
         spool.close(end)
-    write_json(RUN, sealed({"key": key, "fingerprint": fingerprint, "tracking_uri": tracking_uri()}))
+    write_json(RUN, sealed({"key": key, "fingerprint": fingerprint}))
     return folder
 
 
@@ -74,11 +75,11 @@ def test_scores_become_a_child_a_cell_and_curves_on_the_parent():
     assert sorted(history(run_id, "excess/eta_1.0")) == [(5, 475.0), (10, 375.0)]
     assert parent.data.tags[names.BEST] == "kd_effnet_lite0_64 0.2 at steps10-eta0"
     cells = {run.data.tags[names.CELL]: run for run in children(run_id)}
-    assert set(cells) == set(document()["cells"])
+    assert set(cells) == set(document().cells)
     cell = cells["steps10-eta0"]
     assert cell.info.status == "FINISHED"
     assert cell.info.run_name == "steps10-eta0"
-    assert cell.data.metrics == document()["cells"]["steps10-eta0"]["scores"]
+    assert cell.data.metrics == document().cells["steps10-eta0"].scores
     assert cell.data.params["steps"] == "10"
     assert cell.data.params["reference_digest"] == "r" * 64
     assert fetch_scores(parent) == document()
@@ -87,9 +88,10 @@ def test_scores_become_a_child_a_cell_and_curves_on_the_parent():
 def test_a_richer_grid_has_a_curve_for_each_combination():
     train()
     richer = document()
-    for name, cell in list(richer["cells"].items()):
-        cell["sampler"] = "dpm-solver++" if cell["eta"] == 0 else "ddim"
-        richer["cells"][f"{name}-sampler_{cell['sampler']}"] = richer["cells"].pop(name)
+    for name, cell in list(richer.cells.items()):
+        sampler = "dpm-solver++" if cell.eta == 0 else "ddim"
+        del richer.cells[name]
+        richer.cells[f"{name}-sampler_{sampler}"] = cell.model_copy(update={"sampler": sampler})
     run_id = log_scores(RUN, richer)
     assert sorted(history(run_id, "kd_effnet_lite0_64/eta_0.0-sampler_dpm-solverpp")) == [(5, 0.3), (10, 0.2)]
     assert sorted(history(run_id, "kd_effnet_lite0_64/eta_1.0-sampler_ddim")) == [(5, 0.5), (10, 0.4)]
@@ -107,7 +109,7 @@ def test_logging_scores_again_changes_nothing():
 
 
 def test_a_model_that_mlflow_has_never_seen_gets_one_run():
-    write_json(RUN, sealed({"key": "pulled", "fingerprint": "ab" * 8, "tracking_uri": "http://elsewhere"}))
+    write_json(RUN, sealed({"key": "pulled", "fingerprint": "ab" * 8}))
     run_id = log_scores(RUN, document())
     assert log_scores(RUN, document()) == run_id
     run = find_run("digits-abababab")
@@ -129,7 +131,7 @@ def test_a_model_without_its_identity_is_named_with_the_remedy():
 
 def test_the_report_becomes_artifacts():
     train()
-    write_json(SCORES, document())
+    write_document(SCORES, document())
     page = Path("report/index.html")
     page.parent.mkdir()
     page.write_text("<html>")

@@ -16,6 +16,7 @@ from diffusion.evaluate.open_images import open_images
 from diffusion.evaluate.pair import open_pair
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.grid import Cell
+from diffusion.protocol.scores import as_values
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from tests.conftest import diffctl
 from tests.helpers.digits_sweep import (
@@ -72,9 +73,9 @@ def test_a_folder_and_an_npz_score_like_a_store(root, cell, name):
 
 def test_a_cell_scores_as_in_its_sweep(root, cell):
     swept = score_sweep(make_config(sweep=ONE_CELL), root / "samples", root / "data/reference")
-    assert cell["scores"] == swept["cells"]["steps50-eta0"]["scores"]
-    assert cell["card"] == swept["cells"]["steps50-eta0"]["card"]
-    assert cell["reference"] == swept["reference"]
+    assert cell["scores"] == swept.cells["steps50-eta0"].scores
+    assert cell["card"] == swept.cells["steps50-eta0"].card
+    assert cell["reference"] == as_values(swept)["reference"]
 
 
 def test_the_stored_reference_is_used_unless_it_is_stale(root, tmp_path, cell):

@@ -15,6 +15,7 @@ from diffusion.evaluate.scores.scores import frechet_distance, statistics
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.card import differing
 from diffusion.protocol.grid import FOLLOWING, SAMPLING_VERSION, Cell
+from diffusion.protocol.scores import Intervals, Scored, as_values
 from diffusion.system.errors import DiffctlError
 from tests.conftest import write_params
 from tests.helpers.digits_sweep import (
@@ -30,6 +31,7 @@ from tests.helpers.digits_sweep import (
     write_prepared,
     write_sweep,
 )
+from tests.helpers.scores_document import document as scores_document
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +58,12 @@ def own(sweep, tmp_path):
 
 
 def test_every_cell_has_its_scores_and_its_card(document):
-    assert list(document["cells"]) == [f"steps{steps}-eta{eta}" for steps in (5, 10, 50) for eta in (0, 1)]
-    for name, cell in document["cells"].items():
-        assert set(cell) == {"steps", "eta", "scores", "card", "classes"}
-        assert name == Cell(cell["steps"], cell["eta"]).name
-        assert (cell["card"]["steps"], cell["card"]["eta"]) == (cell["steps"], cell["eta"])
-        assert set(cell["scores"]) == {
+    assert list(document.cells) == [f"steps{steps}-eta{eta}" for steps in (5, 10, 50) for eta in (0, 1)]
+    for name, cell in document.cells.items():
+        assert cell.model_fields_set == {"steps", "eta", "scores", "card", "classes"}
+        assert name == Cell(cell.steps, cell.eta).name
+        assert (cell.card["steps"], cell.card["eta"]) == (cell.steps, cell.eta)
+        assert set(cell.scores) == {
             "fd_effnet_lite0_64",
             "fd_effnet_lite0_64_low",
             "fd_effnet_lite0_64_high",
@@ -79,25 +81,25 @@ def test_every_cell_has_its_scores_and_its_card(document):
             "floor",
             "excess",
         }
-        assert all(type(value) is float and np.isfinite(value) for value in cell["scores"].values())
+        assert all(type(value) is float and np.isfinite(value) for value in cell.scores.values())
 
 
 def test_the_excess_is_the_distance_above_the_floor(document):
-    floor = document["reference"]["floor"]
+    floor = document.reference.floor
     assert floor["num_images"] == 60
     assert not floor["extrapolated"]
-    for cell in document["cells"].values():
-        scores = cell["scores"]
+    for cell in document.cells.values():
+        scores = cell.scores
         assert scores["floor"] == floor["fd_effnet_lite0_64"]
         assert scores["excess"] == scores["fd_effnet_lite0_64"] - scores["floor"]
 
 
 def test_a_score_lies_in_its_interval(document):
-    assert document["intervals"] == {"confidence": 0.95, "resamples": 1000}
-    for cell in document["cells"].values():
+    assert document.intervals == Intervals(confidence=0.95, resamples=1000)
+    for cell in document.cells.values():
         for metric in ("fd_effnet_lite0_64", "kd_effnet_lite0_64", "excess"):
             low, high = interval_of(cell, metric)
-            assert low < cell["scores"][metric] < high
+            assert low < cell.scores[metric] < high
         assert interval_of(cell, "precision_effnet_lite0_64") is None
 
 
@@ -105,18 +107,18 @@ def test_intervals_can_be_left_out(sweep, document):
     _, root = sweep
     config = make_config(sweep=ONE_CELL, evaluate={"bootstrap": 0})
     without = score_sweep(config, root / "samples", root / "reference")
-    assert "intervals" not in without
-    whole = document["cells"]["steps50-eta0"]
-    cell = without["cells"]["steps50-eta0"]
-    assert whole["scores"].items() >= cell["scores"].items()
+    assert without.intervals is None
+    whole = document.cells["steps50-eta0"]
+    cell = without.cells["steps50-eta0"]
+    assert whole.scores.items() >= cell.scores.items()
     assert interval_of(cell, "excess") is None
-    assert cell["card"] == whole["card"]
+    assert cell.card == whole.card
 
 
 def test_every_class_has_its_distance_by_the_same_code(sweep, document):
     _, root = sweep
     store, train = open_store(root / "samples/steps5-eta0"), open_store(root / "prepared/train")
-    classes = document["cells"]["steps5-eta0"]["classes"]
+    classes = document.cells["steps5-eta0"].classes
     assert list(classes) == CLASSES
     assert sum(entry["num_images"] for entry in classes.values()) == 60
     three, extractor = classes["3"], effnet()
@@ -136,16 +138,16 @@ def test_unknown_or_other_classes_have_no_scores_of_their_own(own):
     for labels, classes in ((None, []), (store.labels, CLASSES[::-1])):
         write_store(path, images, labels, {**store.meta, "classes": classes})
         document = score_sweep(one, root / "samples", root / "reference")
-        assert "classes" not in document["cells"]["steps50-eta0"]
+        assert document.cells["steps50-eta0"].classes == {}
 
 
 def test_less_noise_scores_better(document):
-    scores = {name: cell["scores"] for name, cell in document["cells"].items()}
+    scores = {name: cell.scores for name, cell in document.cells.items()}
     for metric in ("fd_effnet_lite0_64", "kd_effnet_lite0_64", "excess"):
         by_steps = [scores[f"steps{steps}-eta0"][metric] for steps in (5, 10, 50)]
         assert by_steps == sorted(by_steps, reverse=True)
         assert scores["steps50-eta1"][metric] > scores["steps50-eta0"][metric]
-    assert best(document["cells"])[:2] == ("steps50-eta0", "kd_effnet_lite0_64")
+    assert best(document.cells)[:2] == ("steps50-eta0", "kd_effnet_lite0_64")
 
 
 @pytest.mark.parametrize(
@@ -158,17 +160,17 @@ def test_less_noise_scores_better(document):
 )
 def test_few_images_are_ranked_by_the_unbiased_distance(count, scores, metric):
     card = {"num_images": count, "extractor": "inception-v3-compat"}
-    assert rank_metric({"scores": scores, "card": card}) == metric
+    scores |= {"floor": 2.0} if "excess" in scores else {}
+    assert rank_metric(Scored(scores=scores, card=card)) == metric
 
 
 def test_of_equal_cells_the_one_with_fewer_steps_is_best():
-    card = {"num_images": 10, "extractor": "inception-v3-compat"}
-    cells = {str(steps): {"steps": steps, "scores": {"kid": 1.0}, "card": card} for steps in (50, 5, 10)}
-    assert best(cells) == ("5", "kid", 1.0)
+    cells = scores_document({(steps, 0.0): 1.0 for steps in (50, 5, 10)}).cells
+    assert best(cells) == ("steps5-eta0", "kd_effnet_lite0_64", 1.0)
 
 
 def test_the_cards_of_a_sweep_differ_in_its_axes_alone(document):
-    cards = [cell["card"] for cell in document["cells"].values()]
+    cards = [cell.card for cell in document.cells.values()]
     assert set(differing(cards)) == {"steps", "eta", "evaluations"}
     assert differing(cards, ("steps", "eta", *FOLLOWING)) == {}
 
@@ -182,7 +184,7 @@ def test_scores_are_the_same_again_to_the_byte(sweep, document, tmp_path):
     for name in ("scores.json", "scores.csv"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     read = json.loads((tmp_path / "a/scores.json").read_text())
-    assert read["cells"] == {name: document["cells"][name] for name in read["cells"]}
+    assert read["cells"] == {name: as_values(document)["cells"][name] for name in read["cells"]}
 
 
 def test_the_csv_is_long(document, tmp_path):
@@ -191,9 +193,9 @@ def test_the_csv_is_long(document, tmp_path):
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["cell", "line", "steps", "eta", "metric", "value"]
     for row in rows:
-        cell = document["cells"][row["cell"]]
-        assert (int(row["steps"]), float(row["eta"])) == (cell["steps"], cell["eta"])
-        assert float(row["value"]) == cell["scores"][row["metric"]]
+        cell = document.cells[row["cell"]]
+        assert (int(row["steps"]), float(row["eta"])) == (cell.steps, cell.eta)
+        assert float(row["value"]) == cell.scores[row["metric"]]
     assert len(rows) == 6 * 9
     assert not any(row["metric"].endswith(("_std", "_low", "_high")) for row in rows)
 

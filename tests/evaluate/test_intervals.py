@@ -4,6 +4,7 @@ import pytest
 from diffusion.evaluate.scores import kernel
 from diffusion.evaluate.scores.frechet import Projected, Target
 from diffusion.evaluate.scores.intervals import Interval, bootstrap, interval_of, told_apart
+from diffusion.protocol.scores import Scored
 
 
 def test_of_a_mean_it_is_the_textbook_interval():
@@ -56,7 +57,8 @@ def test_repeating_images_would_overstate_the_spread():
 
 def test_the_excess_is_as_uncertain_as_its_distance():
     scores = {"fid": 30.0, "fid_low": 28.0, "fid_high": 33.0, "floor": 10.0, "excess": 20.0, "is": 2.0}
-    cell = {"scores": scores, "card": {"extractor": "inception-v3-compat"}}
+    card = {"extractor": "inception-v3-compat", "num_images": 10}
+    cell = Scored(scores={**scores, "kid": 1.0}, card=card)
     assert interval_of(cell, "fid") == (28, 33)
     assert interval_of(cell, "excess") == (18, 23)
     assert interval_of(cell, "is") is None

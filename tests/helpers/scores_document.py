@@ -1,8 +1,9 @@
-"""A scores document as the evaluate stage writes it, with chosen numbers."""
+"""A scores document as the evaluate stage makes it, with chosen numbers."""
 
 from typing import Any
 
 from diffusion.protocol.grid import SAMPLING_VERSION
+from diffusion.protocol.scores import ScoresDocument
 
 CARD = {
     "model_sha256": "a" * 64,
@@ -23,7 +24,20 @@ CARD = {
 }
 
 
-def document(kernel: dict[tuple[int, float], float] | None = None, **card: Any) -> dict[str, Any]:
+REFERENCE = {
+    "evaluation": 2,
+    "extractor": "effnet-lite0-64",
+    "weights_sha256": "w" * 64,
+    "dtype": "float32",
+    "name": "digits",
+    "image_size": 8,
+    "reference_split": "train",
+    "reference_digest": "r" * 64,
+    "reference_count": 1000,
+}
+
+
+def document(kernel: dict[tuple[int, float], float] | None = None, **card: Any) -> ScoresDocument:
     """Scores over a grid: `kernel` gives the kernel distance of each (steps, eta)."""
     kernel = kernel or {(5, 0.0): 0.3, (5, 1.0): 0.5, (10, 0.0): 0.2, (10, 1.0): 0.4}
     cells = {}
@@ -38,4 +52,4 @@ def document(kernel: dict[tuple[int, float], float] | None = None, **card: Any) 
         }
         whole = {**CARD, "steps": steps, "eta": eta, "evaluations": steps, **card}
         cells[f"steps{steps}-eta{eta:g}"] = {"steps": steps, "eta": eta, "scores": scores, "card": whole}
-    return {"extractor": "effnet-lite0-64", "reference": {"name": "digits"}, "cells": cells}
+    return ScoresDocument(extractor="effnet-lite0-64", reference=REFERENCE, cells=cells)

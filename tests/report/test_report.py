@@ -18,11 +18,13 @@ from diffusion.evaluate.features.reference import make_reference
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.extractors import INCEPTION, extractor_spec
 from diffusion.protocol.grid import Cell
+from diffusion.protocol.scores import read_scores
 from diffusion.report import write_report
 from diffusion.report.figures import Point, moving_average, score_curve
 from diffusion.report.neighbours import nearest
 from diffusion.report.tables import decimals, number, protocol_table, score_table
 from diffusion.system.errors import DiffctlError
+from diffusion.system.files import write_json
 from tests.helpers.digits_sweep import make_config, score_sweep, write_cell, write_prepared, write_sweep
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -171,7 +173,7 @@ def test_without_intervals_it_says_nothing_of_them(own, tmp_path):
         cell["scores"] = {
             name: value for name, value in cell["scores"].items() if not name.endswith(("_low", "_high"))
         }
-    write_scores(scores, root / "scores.json", root / "scores.csv")
+    write_json(root / "scores.json", scores)
     text = report((config, root), tmp_path / "report").read_text(encoding="utf-8")
     assert "confidence" not in text
     assert "±" not in text
@@ -181,7 +183,7 @@ def test_without_intervals_it_says_nothing_of_them(own, tmp_path):
 def test_a_value_without_an_interval_is_not_marked_the_best(sweep):
     """Precision and recall have none: which cell leads there may be chance."""
     _, root = sweep
-    document = json.loads((root / "scores.json").read_text())
+    document = read_scores(root / "scores.json")
     table = score_table(document, extractor_spec("effnet-lite0-64"))
     marked = [any(row["entries"][place]["best"] for row in table["rows"]) for place in range(5)]
     assert dict(zip(table["columns"], marked, strict=True)) == {
@@ -191,7 +193,7 @@ def test_a_value_without_an_interval_is_not_marked_the_best(sweep):
         "precision": False,
         "recall": False,
     }
-    del document["cells"]["steps5-eta0"]["scores"]["fd_effnet_lite0_64_low"]
+    del document.cells["steps5-eta0"].scores["fd_effnet_lite0_64_low"]
     table = score_table(document, extractor_spec("effnet-lite0-64"))
     assert not any(entry["best"] for row in table["rows"] for entry in row["entries"][:2])
 
@@ -246,7 +248,7 @@ def test_a_sweep_without_labels_or_floor_has_its_report(own, tmp_path):
     del scores["reference"]["floor"]
     for cell in scores["cells"].values():
         del cell["scores"]["floor"], cell["scores"]["excess"]
-    write_scores(scores, root / "scores.json", root / "scores.csv")
+    write_json(root / "scores.json", scores)
     page = Page(report((config, root), tmp_path / "report").read_text(encoding="utf-8"))
     assert not [image for image in page.images if "of class" in image["alt"]]
 

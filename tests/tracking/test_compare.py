@@ -9,6 +9,8 @@ from diffusion.choice.ranking import best, rank_metric
 from diffusion.evaluate.evaluate import write_scores
 from diffusion.evaluate.features.reference import make_reference
 from diffusion.protocol.grid import SAMPLING_VERSION
+from diffusion.protocol.scores import Scored as CellOf
+from diffusion.protocol.scores import ScoresDocument, write_document
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
 from tests.conftest import diffctl
@@ -27,7 +29,7 @@ from tracking.page import comparison_page
 FEW = {(10, 0.0): 0.2}
 
 
-def scored(**documents: dict) -> list[Scored]:
+def scored(**documents: ScoresDocument) -> list[Scored]:
     return [Scored(label, one) for label, one in documents.items()]
 
 
@@ -58,11 +60,11 @@ def test_differing_cards_are_never_shown_and_named():
 
 def test_a_card_without_a_sampling_version_is_of_another_protocol():
     old = document(FEW)
-    del old["cells"]["steps10-eta0"]["card"]["sampling_version"]
+    del old.cells["steps10-eta0"].card["sampling_version"]
     result = compare(scored(a=document(FEW), b=old))
     assert result.rows == []
     assert result.differences[0].fields == {"sampling_version": [SAMPLING_VERSION, None]}
-    verdict = judge(document(FEW, model_sha256="b" * 64)["cells"], old["cells"], 7)
+    verdict = judge(document(FEW, model_sha256="b" * 64).cells, old.cells, 7)
     assert not verdict.better
     assert f"differs in sampling_version (None against {SAMPLING_VERSION})" in verdict.reason
 
@@ -74,15 +76,15 @@ def test_an_unknown_score_is_refused_with_what_there_is():
 
 def test_few_images_rank_by_the_unbiased_distance():
     few, many = (
-        document(FEW)["cells"]["steps10-eta0"],
-        document(FEW, num_images=5000)["cells"]["steps10-eta0"],
+        document(FEW).cells["steps10-eta0"],
+        document(FEW, num_images=5000).cells["steps10-eta0"],
     )
     assert rank_metric(few) == "kd_effnet_lite0_64"
     assert rank_metric(many) == "excess"
-    del many["scores"]["excess"], many["scores"]["floor"]
+    del many.scores["excess"], many.scores["floor"]
     assert rank_metric(many) == "fd_effnet_lite0_64"
-    inception = {"scores": {"fid": 1.0, "kid": 0.1, "kid_std": 0.0, "is": 1.0}}
-    inception["card"] = {"num_images": 10, "extractor": "inception-v3-compat"}
+    scores = {"fid": 1.0, "kid": 0.1, "kid_std": 0.0, "is": 1.0}
+    inception = CellOf(scores=scores, card={"num_images": 10, "extractor": "inception-v3-compat"})
     assert rank_metric(inception) == "kid"
 
 
@@ -90,7 +92,7 @@ def test_only_distances_rank():
     metrics = ["fd_effnet_lite0_64", "kid", "kid_std", "is_effnet_lite0_64", "floor"]
     both = {"a": document(FEW), "b": document(FEW)}
     for one in both.values():
-        one["cells"]["steps10-eta0"]["scores"] |= {"kid": 0.1, "kid_std": 0.1}
+        one.cells["steps10-eta0"].scores.update({"kid": 0.1, "kid_std": 0.1})
         certain(one, *metrics)
     rows = compare(scored(**both), metrics).rows
     assert [row.best for row in rows] == [200.0, 0.1, None, None, None]
@@ -100,8 +102,8 @@ def test_without_an_interval_no_number_is_marked_the_best(tmp_path):
     """Precision, recall and the limit have none, and no score where the bootstrap is left out."""
     both = {"a": document(FEW), "b": document({(10, 0.0): 0.3}, model_sha256="b" * 64)}
     precision = "precision_effnet_lite0_64"
-    both["a"]["cells"]["steps10-eta0"]["scores"][precision] = 0.9
-    both["b"]["cells"]["steps10-eta0"]["scores"][precision] = 0.8
+    both["a"].cells["steps10-eta0"].scores[precision] = 0.9
+    both["b"].cells["steps10-eta0"].scores[precision] = 0.8
     certain(both["a"])
     metrics = [precision, "fd_effnet_lite0_64"]
     assert [row.best for row in compare(scored(**both), metrics).rows] == [None, None]  # b's fd has none
@@ -113,7 +115,7 @@ def test_without_an_interval_no_number_is_marked_the_best(tmp_path):
     assert "No best is marked where a number has no confidence interval" in page
     assert [row.ranks for row in compare(scored(**both), [*metrics, "floor"]).rows] == [True, True, False]
     for name, one in both.items():
-        write_json(tmp_path / f"{name}.json", one)
+        write_document(tmp_path / f"{name}.json", one)
     runs = [str(tmp_path / f"{name}.json") for name in both]
     done = CliRunner().invoke(main.app, ["compare", *runs, "--metric", precision])
     assert done.exit_code == 0
@@ -124,7 +126,7 @@ def test_without_an_interval_no_number_is_marked_the_best(tmp_path):
 def test_a_score_that_no_comparable_run_has_is_said_to_be_missing():
     """Two runs agree and lack it; a third has it under another card."""
     third = document(FEW, seed=1)
-    third["cells"]["steps10-eta0"]["scores"]["fid"] = 3.0
+    third.cells["steps10-eta0"].scores["fid"] = 3.0
     runs = scored(a=document(FEW), b=document(FEW), c=third)
     with pytest.raises(UsageError, match=r"none of the runs that can be compared .* has the score 'fid'"):
         compare(runs, ["fid"])
@@ -135,8 +137,8 @@ def test_a_score_that_no_comparable_run_has_is_said_to_be_missing():
 def test_a_row_without_any_value_is_left_out():
     both = {"a": document(), "b": document()}
     for one in both.values():
-        del one["cells"]["steps5-eta0"]["scores"]["excess"]
-    del both["a"]["cells"]["steps10-eta0"]["scores"]["excess"]
+        del one.cells["steps5-eta0"].scores["excess"]
+    del both["a"].cells["steps10-eta0"].scores["excess"]
     rows = compare(scored(**both), ["excess"]).rows
     assert [row.cell for row in rows] == ["steps5-eta1", "steps10-eta0", "steps10-eta1"]
     assert rows[1].values == [None, 175.0]
@@ -149,7 +151,7 @@ def with_limit(value, count, **card):
     """A document of one cell of `count` images, with a limit for N → ∞."""
     of_count = {"kid_subset_size": count // 2, "is_splits": 10, "prc_images": count}
     one = document(FEW, num_images=count, **of_count, **card)
-    one["cells"]["steps10-eta0"]["scores"][LIMIT] = value
+    one.cells["steps10-eta0"].scores[LIMIT] = value
     return one
 
 
@@ -168,7 +170,7 @@ def test_limits_of_other_numbers_of_images_stand_side_by_side(tmp_path):
     assert [row.metric for row in both.rows] == [LIMIT]  # all others depend on how many there are
     assert both.differences[0].fields["num_images"] == [1280, 500]
     for name, one in (("a", many), ("b", few)):
-        write_json(tmp_path / f"{name}.json", one)
+        write_document(tmp_path / f"{name}.json", one)
     runs = [str(tmp_path / f"{name}.json") for name in "ab"]
     done = CliRunner().invoke(main.app, ["compare", *runs, "--metric", LIMIT])
     assert done.exit_code == 0
@@ -178,26 +180,24 @@ def test_limits_of_other_numbers_of_images_stand_side_by_side(tmp_path):
 
 
 def test_the_best_cell_takes_the_fewest_steps_of_equal_ones():
-    cells = document({(50, 0.0): 0.1, (20, 1.0): 0.1, (5, 0.0): 0.2})["cells"]
+    cells = document({(50, 0.0): 0.1, (20, 1.0): 0.1, (5, 0.0): 0.2}).cells
     assert best(cells) == ("steps20-eta1", "kd_effnet_lite0_64", 0.1)
 
 
-def certain(one: dict, *metrics: str) -> dict:
+def certain(one: ScoresDocument, *metrics: str) -> ScoresDocument:
     """The document with intervals for some scores, by default those of both distances."""
-    for cell in one["cells"].values():
+    for cell in one.cells.values():
         for metric in metrics or ("fd_effnet_lite0_64", "kd_effnet_lite0_64"):
-            value = cell["scores"][metric]
-            cell["scores"] |= {f"{metric}_low": 0.9 * value, f"{metric}_high": 1.1 * value}
+            value = cell.scores[metric]
+            cell.scores.update({f"{metric}_low": 0.9 * value, f"{metric}_high": 1.1 * value})
     return one
 
 
-def with_intervals(values: float, half: float) -> dict:
+def with_intervals(values: float, half: float) -> ScoresDocument:
     """A document of one cell whose kernel distance is known to within `half`."""
     one = document({(10, 0.0): values})
-    one["cells"]["steps10-eta0"]["scores"] |= {
-        "kd_effnet_lite0_64_low": values - half,
-        "kd_effnet_lite0_64_high": values + half,
-    }
+    ends = {"kd_effnet_lite0_64_low": values - half, "kd_effnet_lite0_64_high": values + half}
+    one.cells["steps10-eta0"].scores.update(ends)
     return one
 
 
@@ -211,7 +211,7 @@ def test_a_gap_inside_the_interval_is_marked_as_such(tmp_path):
     assert other.tied == [False] * 3  # there is no interval of this score
     assert other.best is None
     for name, one in (("a", near), ("b", best), ("c", far)):
-        write_json(tmp_path / f"{name}.json", one)
+        write_document(tmp_path / f"{name}.json", one)
     done = diffctl(tmp_path, "compare", "a.json", "b.json", "c.json", "--html", "page.html")
     assert done.returncode == 0, done.stderr
     assert "0.22 ≈" in done.stdout
@@ -252,15 +252,15 @@ def test_only_one_edited_image_makes_numbers_incomparable(tmp_path):
 
 def test_a_file_without_scores_is_refused(tmp_path):
     write_json(tmp_path / "empty.json", {"cells": {}})
-    for name in ("empty.json", "missing.json"):
-        with pytest.raises(UsageError, match="holds no scores"):
+    for name, says in {"empty.json": "of another format", "missing.json": "no scores at"}.items():
+        with pytest.raises(DiffctlError, match=says):
             load_scored(str(tmp_path / name))
 
 
 def test_the_command(tmp_path):
-    write_json(tmp_path / "a.json", certain(document()))
-    write_json(tmp_path / "b.json", certain(document({(5, 0.0): 0.1}, model_sha256="b" * 64)))
-    write_json(tmp_path / "c.json", document(seed=1))
+    write_document(tmp_path / "a.json", certain(document()))
+    write_document(tmp_path / "b.json", certain(document({(5, 0.0): 0.1}, model_sha256="b" * 64)))
+    write_document(tmp_path / "c.json", document(seed=1))
     done = diffctl(tmp_path, "compare", "a.json", "b.json", "c.json")
     assert done.returncode == 0, done.stderr
     assert "0.1 <" in done.stdout

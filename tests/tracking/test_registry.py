@@ -21,6 +21,7 @@ from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import open_store
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.model.model_file import load_model, read_artefact, save_artefact
+from diffusion.protocol.scores import read_scores, write_document
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.asked import class_condition, mixed_condition
 from diffusion.sample.generate import generate
@@ -60,7 +61,7 @@ def make_model(digits_store):
         weights = {key: value + add for key, value in state.ema.state_dict().items()}
         sha256 = save_artefact(MODEL, weights, artefact).model_sha256
         write_json(RUN, sealed({"key": f"key{seed}", "fingerprint": f"{seed}" * 16}))
-        write_json(SCORES, document(kernel, model_sha256=sha256, **card))
+        write_document(SCORES, document(kernel, model_sha256=sha256, **card))
         return sha256
 
     return make
@@ -116,20 +117,20 @@ def test_by_hand_any_model_is_promoted(make_model):
 
 
 def test_the_gate_looks_at_the_cells_that_both_have():
-    champion = document({(5, 0.0): 0.3, (10, 0.0): 0.2})["cells"]
-    more = document({(5, 0.0): 0.25, (100, 0.0): 0.05}, model_sha256="b" * 64)["cells"]
+    champion = document({(5, 0.0): 0.3, (10, 0.0): 0.2}).cells
+    more = document({(5, 0.0): 0.25, (100, 0.0): 0.05}, model_sha256="b" * 64).cells
     verdict = judge(more, champion, 7)
     assert verdict.better
     assert verdict.reason == "kd_effnet_lite0_64 0.25 (steps5-eta0) against version 7's 0.3 (steps5-eta0)"
-    equal = document({(5, 0.0): 0.3}, model_sha256="b" * 64)["cells"]
+    equal = document({(5, 0.0): 0.3}, model_sha256="b" * 64).cells
     assert not judge(equal, champion, 7).better
-    apart = document({(7, 0.0): 0.1}, model_sha256="b" * 64)["cells"]
+    apart = document({(7, 0.0): 0.1}, model_sha256="b" * 64).cells
     assert not judge(apart, champion, 7).better
 
 
 def test_scores_of_another_model_are_refused(make_model):
     make_model(1)
-    write_json(SCORES, document())
+    write_document(SCORES, document())
     with pytest.raises(DiffctlError, match="another model"):
         register()
 
@@ -139,7 +140,7 @@ def test_the_champion_is_fetched_and_checked(make_model, here):
         fetch_champion(NAME)
     sha256 = make_model(1)
     register()
-    assert fetch_champion_scores(NAME) == json.loads(SCORES.read_text())
+    assert fetch_champion_scores(NAME) == read_scores(SCORES)
     path = fetch_champion(NAME)
     assert read_artefact(path).model_sha256 == sha256
     load_model(path)

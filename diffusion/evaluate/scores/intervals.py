@@ -6,12 +6,12 @@ So what is resampled is each image's pull on the score: what the score of the ot
 for every image (the jackknife's pseudo-values; it errs to the wide side, Efron & Stein 1981).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.protocol.extractors import extractor_spec
+from diffusion.protocol.scores import Scored
 from diffusion.protocol.scoring import SEED
 
 CONFIDENCE = 0.95
@@ -37,14 +37,14 @@ def bootstrap(value: float, without_each: NDArray[np.float64], resamples: int) -
     return Interval(value + float(low), value + float(high))
 
 
-def interval_of(cell: dict[str, Any], metric: str) -> Interval | None:
+def interval_of(cell: Scored, metric: str) -> Interval | None:
     """The interval of a cell's score, None where it has none.
 
     The floor does not move with the images, so the excess is as uncertain as its distance.
     """
-    scores, shift = cell["scores"], 0.0
+    scores, shift = cell.scores, 0.0
     if metric == "excess" and "floor" in scores:
-        metric, shift = extractor_spec(cell["card"]["extractor"]).distance, scores["floor"]
+        metric, shift = cell.spec.distance, scores["floor"]
     if f"{metric}_low" not in scores:
         return None
     return Interval(scores[f"{metric}_low"] - shift, scores[f"{metric}_high"] - shift)

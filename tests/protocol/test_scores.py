@@ -1,0 +1,88 @@
+"""metrics/scores.json: whatever stands there is scores under their protocol, or one sentence."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffusion.choice.budget import pareto_front
+from diffusion.choice.ranking import best
+from diffusion.protocol.scores import ScoresDocument, as_values, read_scores, write_document
+from diffusion.system.documents import parse_document
+from diffusion.system.errors import DiffctlError
+from tests.helpers.scores_document import document
+
+CELL = "steps10-eta0"
+KERNEL = "kd_effnet_lite0_64"
+Edit = Callable[[dict[str, Any]], object]
+
+
+def test_a_document_is_the_same_again_to_the_byte(tmp_path: Path) -> None:
+    write_document(tmp_path / "a.json", document())
+    write_document(tmp_path / "b.json", read_scores(tmp_path / "a.json"))
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert read_scores(tmp_path / "a.json") == document()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "5", '"x"', "{}", '{"cells": {}}', "[" * 100_000, "{"])
+def test_what_is_no_document_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text(text)
+    with pytest.raises(DiffctlError, match=r"scores\.json is damaged or of another format") as caught:
+        read_scores(path)
+    assert "\n" not in str(caught.value)
+
+
+def _all_cells(edit: Edit) -> Edit:
+    return lambda values: [edit(cell) for cell in values["cells"].values()]
+
+
+def _with_floor(values: dict[str, Any], **floor: Any) -> None:
+    values["reference"]["floor"] = floor
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (_all_cells(lambda cell: cell["scores"].update({KERNEL: "0.3"})), f"scores.{KERNEL}"),
+        (_all_cells(lambda cell: cell["scores"].update({KERNEL: float("nan")})), f"scores.{KERNEL}"),
+        (_all_cells(lambda cell: cell["scores"].update({KERNEL: None})), f"scores.{KERNEL}"),
+        (_all_cells(lambda cell: cell["scores"].update({KERNEL: True})), f"scores.{KERNEL}"),
+        (_all_cells(lambda cell: cell["scores"].update({KERNEL: 1e300})), f"scores.{KERNEL}"),
+        (_all_cells(lambda cell: cell["scores"].pop(KERNEL)), f"no score {KERNEL}"),
+        (_all_cells(lambda cell: cell["scores"].pop("floor")), "no score floor"),
+        (_all_cells(lambda cell: cell["scores"].update({"kid_low": 0.1})), "no score kid_high"),
+        (_all_cells(lambda cell: cell["card"].pop("extractor")), "card.extractor"),
+        (_all_cells(lambda cell: cell["card"].update(extractor="none")), "there is no 'none'"),
+        (_all_cells(lambda cell: cell["card"].update(num_images="500")), "card.num_images"),
+        (_all_cells(lambda cell: cell["card"].update(num_images=0)), "card.num_images"),
+        (_all_cells(lambda cell: cell["card"].update(evaluations=None)), "card.evaluations"),
+        (_all_cells(lambda cell: cell["card"].update(seed=[1])), "card.seed"),
+        (_all_cells(lambda cell: cell.update(steps=7)), "has the values of steps7-eta0"),
+        (_all_cells(lambda cell: cell.update(eta=-1)), "eta"),
+        (
+            _all_cells(lambda cell: cell.update(classes={"a": {"num_images": 3}})),
+            "class 'a' has no score fd_",
+        ),
+        (lambda values: values.update(extractor="inception-v3-compat"), "was not scored by"),
+        (lambda values: values["reference"].pop("name"), "reference.name"),
+        (lambda values: values["reference"].update(reference_count=-1), "reference.reference_count"),
+        (lambda values: _with_floor(values, num_images=3, extrapolated=False), "reference.floor lacks fd_"),
+        (lambda values: values.update(intervals={"confidence": 95, "resamples": 0}), "intervals"),
+    ],
+)
+def test_a_document_that_does_not_fit_together_is_refused(edit: Edit, says: str) -> None:
+    values = as_values(document())
+    edit(values)
+    with pytest.raises(DiffctlError) as caught:
+        parse_document(json.dumps(values), ScoresDocument, "here")
+    assert says in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_what_is_read_can_be_ranked() -> None:
+    cells = document().cells
+    assert best(cells)[1] == KERNEL
+    assert pareto_front(cells)[-1].cell == CELL
