@@ -40,8 +40,6 @@ def run(parser: ModuleType, inputs: int, seconds: float, seed: int = 0) -> Campa
             deaths += one.kind in ("hang", "crash")
             if one.known_by not in made.findings:
                 made.findings[one.known_by] = one
-        if not tried:
-            raise AssertionError(f"{name}: its seeds cannot be read")
     return made
 
 

@@ -27,6 +27,7 @@ from tests.fuzz.mutators import MOST_BYTES, mutate
 SECONDS = 10  # that one input may take
 SPARE_BYTES = 2 << 30  # of address space beyond what a child has at its start
 POOL = 500  # inputs that were refused in a new way, from which others are made
+FAILED = 70  # a child's exit code when it is not an input's fault
 _HEAD = struct.Struct("<QQ")  # inputs tried, length of the one at work
 _PIECES = re.compile(r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|\([^)]*\)|[-\d.e+]+")
 
@@ -75,6 +76,8 @@ class Child:
                 os.kill(self.pid, signal.SIGKILL)
                 self.stopped = True
         _, status = os.waitpid(self.pid, 0)
+        if os.waitstatus_to_exitcode(status) == FAILED:
+            raise AssertionError("the driver itself failed, or a seed cannot be read: see above")
         if os.waitstatus_to_exitcode(status):
             yield self._death(os.waitstatus_to_exitcode(status))
 
@@ -92,7 +95,7 @@ class Child:
         _, length = _HEAD.unpack_from(self.shared)
         data = self.shared[_HEAD.size : _HEAD.size + length]
         log = (self.folder / "watchdog").read_text(errors="replace")
-        hung = "Timeout" in log or self.stopped
+        hung = code == -signal.SIGALRM or self.stopped
         what = f"longer than {SECONDS} s" if hung else f"ended with {code}"
         return Finding(data, "hang" if hung else "crash", what, _innermost_of_log(log))
 
@@ -111,6 +114,9 @@ class Worker:
     def begin(self) -> None:
         """Read the seeds, so that what is loaded late is loaded; from then on the limits hold."""
         faulthandler.enable(file=self.log_file)
+        # Told where it hangs, then it ends: a handler in Python would wait for the call that hangs.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        faulthandler.register(signal.SIGALRM, file=self.log_file, all_threads=False, chain=True)
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.place)
         warnings.simplefilter("ignore")
         for data in self.parser.seeds():
@@ -128,7 +134,7 @@ class Worker:
         self.tried += 1
         _HEAD.pack_into(self.shared, 0, self.tried, len(data))
         self.shared[_HEAD.size : _HEAD.size + len(data)] = data
-        faulthandler.dump_traceback_later(SECONDS, exit=True, file=self.log_file)
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:
             self.said = ""
             self._read(data)
@@ -142,7 +148,7 @@ class Worker:
             kind = "code" if isinstance(error, CodeRun) else "raises"
             return Finding(data, kind, f"{type(error).__name__}: {str(error)[:200]}", _innermost(error))
         finally:
-            faulthandler.cancel_dump_traceback_later()
+            signal.setitimer(signal.ITIMER_REAL, 0)
         if self.guard is not None and self.guard.seen:  # somebody caught what the guard raised
             return Finding(data, "code", f"CodeRun: {self.guard.seen[0]}", self.guard.seen[0])
         return None
@@ -167,6 +173,7 @@ def search(seed: int, inputs: int, until: float) -> Callable[[Worker], None]:
     def work(worker: Worker) -> None:
         rng, parser = random.Random(seed), worker.parser
         pool, ways = list(parser.seeds()), set()
+        largest = 2 * max(map(len, pool))  # else the inputs grow, and there are few of them
         repair = getattr(parser, "repair", None)
         while worker.tried < inputs and time.monotonic() < until:
             data = mutate(rng, pool, getattr(parser, "MUTATORS", ()))
@@ -175,7 +182,7 @@ def search(seed: int, inputs: int, until: float) -> Callable[[Worker], None]:
             if (found := worker.find(data)) is not None:
                 worker.out.send(found)
             way = _PIECES.sub("", worker.said)
-            if way not in ways and len(ways) < POOL:  # refused, or read, as none before
+            if way not in ways and len(ways) < POOL and len(data) < largest:  # refused as none before
                 ways.add(way)
                 pool.append(data)
 
@@ -195,7 +202,7 @@ def replay(inputs: Sequence[bytes]) -> Callable[[Worker], None]:
 
 def _be_child(worker: Worker, work: Callable[[Worker], None]) -> None:
     """Never returns: what a test runner does at its end is not this process's to do."""
-    code = 70
+    code = FAILED
     try:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         worker.begin()

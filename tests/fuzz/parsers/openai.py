@@ -1,0 +1,48 @@
+"""A published checkpoint, as `diffctl import openai` reads it: a zip with a pickle, or the older layout."""
+
+import io
+from collections import OrderedDict
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from diffusion.interop.openai import import_openai, pairs
+from diffusion.model.presets import PRESETS, Preset
+from diffusion.model.unet import UNet
+from diffusion.model.unet_config import UNetSpec
+
+SHAPE = {
+    "channels": 8,
+    "channel_mult": (1,),
+    "num_res_blocks": 1,
+    "attention": (),
+    "head_channels": 8,
+}
+FAMILY = PRESETS["adm-64"]
+PRESETS["small"] = Preset(SHAPE, FAMILY.process, FAMILY.train, FAMILY.data, 8, 0, 0, "", False)
+NAME = "a.pt"
+
+
+@cache
+def seeds() -> list[bytes]:
+    """One checkpoint in both layouts of files, with classes and without."""
+    made = []
+    for classes, new_layout in ((0, True), (3, False)):
+        spec = UNetSpec(**SHAPE, image_size=8, in_channels=1, out_channels=2, num_classes=classes)
+        with torch.device("meta"):
+            named = {theirs: shape for _, theirs, shape in pairs(UNet(spec))}
+        state = OrderedDict((name, torch.zeros(shape, dtype=torch.float16)) for name, shape in named.items())
+        made.append(_file(state, new_layout))
+    return made
+
+
+def _file(state: dict[str, torch.Tensor], new_layout: bool) -> bytes:
+    made = io.BytesIO()
+    torch.save(state, made, _use_new_zipfile_serialization=new_layout)
+    return made.getvalue()
+
+
+def parse(path: Path) -> None:
+    """Import it."""
+    import_openai(path, "small")

@@ -1,0 +1,45 @@
+"""metrics/scores.json, and what is made of it: ranking, the gate, tables, a comparison."""
+
+import json
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from diffusion.choice.budget import pareto_front, recommended
+from diffusion.choice.gate import judge
+from diffusion.choice.ranking import best
+from diffusion.protocol.scores import as_values, read_scores
+from diffusion.report import tables
+from diffusion.system.errors import DiffctlError
+from tests.helpers.scores_document import document
+from tracking.compare import Scored, compare
+
+NAME = "scores.json"
+
+
+@cache
+def seeds() -> list[bytes]:
+    """A plain document, and one with all that there may be."""
+    rich = as_values(document({(5, 0.0): 0.3, (10, 1.0): 0.4}))
+    rich["intervals"] = {"confidence": 0.95, "resamples": 1000}
+    rich["reference"] |= {"heldout_split": "test", "heldout_digest": "h" * 64, "heldout_count": 300}
+    distances = {"fd_effnet_lite0_64": 20.0, "kd_effnet_lite0_64": 0.1}
+    rich["reference"]["floor"] = {"num_images": 300, "extrapolated": True, **distances}
+    for cell in rich["cells"].values():
+        ends = {f"{name}_{end}": value for name, value in distances.items() for end in ("low", "high")}
+        others = {"memorisation": 0.1, "memorisation_std": 0.2, "fd_effnet_lite0_64_inf": 3.0}
+        cell["scores"] |= {**ends, **others, "precision_effnet_lite0_64": 0.5}
+        cell["classes"] = {"one": {"num_images": 5, "fd_effnet_lite0_64": 1.0, "floor": 0.5, "excess": 0.5}}
+    return [json.dumps(values).encode() for values in (as_values(document()), rich)]
+
+
+def parse(path: Path) -> None:
+    """Read it, rank it, and show it."""
+    ours, theirs = read_scores(path), document()
+    best(ours.cells), pareto_front(ours.cells), recommended(ours.cells, 10)
+    judge(theirs.cells, ours.cells, 1)
+    spec = ours.spec
+    tables.score_table(ours, spec), tables.front_table(ours, spec), tables.headline(ours, spec)
+    tables.protocol_table([cell.card for cell in ours.cells.values()])
+    with suppress(DiffctlError):
+        compare([Scored("a", ours), Scored("b", theirs)]).as_json()
