@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from diffusion.system.errors import Interrupted, TemporaryError, UsageError
+from diffusion.system.errors import DiffctlError, Interrupted, TemporaryError, UsageError
 from diffusion.system.files import write_json
 
 VARIABLE = "DIFFCTL_OUTCOME"

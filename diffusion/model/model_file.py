@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import torch
-from pydantic import AfterValidator, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 from safetensors.torch import save
 
 from diffusion.code import CodeSince
@@ -34,11 +34,6 @@ Count = Annotated[int, Field(ge=0, le=10**12)]
 
 Description = TypeVar("Description", bound="Artefact")
 Module = TypeVar("Module", bound=torch.nn.Module)
-
-
-def _writable(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    canonical(values)  # ValueError for a number that is none
-    return values
 
 
 class DataCard(Section):
@@ -96,7 +91,7 @@ class Described(Section):
 class Artefact(Described):
     """All that a model file says of itself. `train` is that section as plain values: no image needs it."""
 
-    train: Annotated[Mapping[str, Any], AfterValidator(_writable)]
+    train: Mapping[str, Any]
 
     @model_validator(mode="after")
     def _channels_fit(self) -> Self:

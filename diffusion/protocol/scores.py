@@ -9,7 +9,7 @@ from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec
 from diffusion.protocol.grid import AXES, Cell
 from diffusion.protocol.samplers import Noise
 from diffusion.system.documents import read_document
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
 from diffusion.system.section import Section, brief
 
@@ -169,6 +169,6 @@ def read_scores(path: Path) -> ScoresDocument:
     try:
         return read_document(path, ScoresDocument)
     except FileNotFoundError:
-        raise DiffctlError(f"no scores at {path}: {again}") from None
+        raise UsageError(f"no scores at {path}: {again}") from None
     except DiffctlError as error:
         raise DiffctlError(f"{error}: {again}") from None

@@ -179,7 +179,8 @@ def _deepen(rng: random.Random, holder: Any, key: Any) -> None:
 
 
 def _many(rng: random.Random, holder: Any, key: Any) -> None:
-    holder[key] = [holder[key]] * rng.choice((2, 2, 2, 2, 100, 100, 100, 10_000))
+    fit = MOST_BYTES // (len(json.dumps(holder[key])) + 1)
+    holder[key] = [holder[key]] * min(rng.choice((2, 2, 2, 2, 100, 100, 100, 10_000)), fit)
 
 
 def _inner(rng: random.Random, holder: Any, key: Any) -> None:

@@ -6,10 +6,10 @@ are some.
 torch-fidelity's own cache is keyed by a name alone and goes stale silently.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,16 +20,24 @@ from diffusion.evaluate.features.extractors import Extractor, configured_extract
 from diffusion.images.meta import PreparedMeta
 from diffusion.images.store import ImageStore, Labels, open_store
 from diffusion.protocol.extractors import EVALUATION_VERSION, ExtractorSpec
+from diffusion.protocol.scores import ReferenceFacts
 from diffusion.system.arrays import array_digest, read_array
-from diffusion.system.documents import Values, read_document
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.files import atomic_folder, write_json
-from diffusion.system.seals import Broken, opened, sealed
-from diffusion.system.section import fingerprint
+from diffusion.system.seals import Broken, read_sealed_document, sealed
+from diffusion.system.section import brief, fingerprint
 
 Progress = Callable[[int, int], None]
 
 ARRAYS = "arrays"  # in the meta: the digest of each file's array
+
+
+class ReferenceMeta(ReferenceFacts):
+    """What a reference's meta.json holds: the facts, its code, its classes and each array's digest."""
+
+    code: str
+    classes: list[str]
+    arrays: dict[Literal["features", "labels", "heldout", "heldout_logits", "heldout_labels"], str]
 
 
 @dataclass(frozen=True)
@@ -197,20 +205,36 @@ def matching_reference(path: Path, extractor: Extractor, split: str, prepared: P
 
 def _read(path: Path) -> Reference:
     try:
-        meta = opened(read_document(path / "meta.json", Values))
-        digests = meta.pop(ARRAYS)
-        arrays = {name: _read_array(path / f"{name}.npy", digest) for name, digest in digests.items()}
+        meta = read_sealed_document(path / "meta.json", ReferenceMeta)
+        arrays = {
+            str(name): _read_array(path / f"{name}.npy", digest) for name, digest in meta.arrays.items()
+        }
+        _refuse_unfit(meta, arrays)
     except FileNotFoundError as error:
         raise UsageError(
             f"no reference in {path} ({Path(error.filename).name} is missing): "
             f"make it with `diffctl stage reference`"
         ) from None
-    except (Broken, KeyError) as error:
+    except (Broken, DiffctlError) as error:
         raise DiffctlError(
-            f"the reference in {path} is damaged ({error}): make it again with `diffctl stage reference`"
+            f"the reference in {path} is damaged ({brief(error, reason)}): "
+            "make it again with `diffctl stage reference`"
         ) from None
+    values = meta.model_dump(exclude_unset=True, exclude={ARRAYS})
     heldout = Features(arrays["heldout"], arrays.get("heldout_logits")) if "heldout" in arrays else None
-    return Reference(meta, arrays["features"], heldout, arrays.get("labels"), arrays.get("heldout_labels"))
+    return Reference(values, arrays["features"], heldout, arrays.get("labels"), arrays.get("heldout_labels"))
+
+
+def _refuse_unfit(meta: ReferenceMeta, arrays: Mapping[str, Array]) -> None:
+    """Broken unless there are features, and labels if any, of as many images as the meta says."""
+    counts = {"features": meta.reference_count, "labels": meta.reference_count}
+    if "features" not in arrays or ("heldout" in arrays) != (meta.heldout_count is not None):
+        raise Broken(f"it lists {', '.join(arrays)}")
+    for name, array in arrays.items():
+        count = counts.get(name, meta.heldout_count)
+        kind, axes = (np.int64, 1) if name.endswith("labels") else (np.float32, 2)
+        if array.dtype != kind or array.ndim != axes or len(array) != count:
+            raise Broken(f"{name} is {array.dtype} {array.shape}, of {count} images")
 
 
 def _read_array(path: Path, digest: str) -> Any:

@@ -9,8 +9,9 @@ import torch
 
 from diffusion.interop.diffusers import scheduler_config, unet_config
 from diffusion.model.classifier import Classifier, ClassifierArtefact, load_classifier
-from diffusion.model.model_file import load_model, save_artefact
+from diffusion.model.model_file import METADATA_KEY, load_model, read_verified, save_artefact
 from diffusion.system.errors import DiffctlError
+from tests.fuzz.repairs import reseal_metadata
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 
@@ -34,8 +35,15 @@ def _file(network, artefact) -> bytes:
         return path.read_bytes()
 
 
+def repair(data: bytes) -> bytes:
+    """With a right seal of what it says of itself."""
+    return reseal_metadata(data, METADATA_KEY)
+
+
 def parse(path: Path) -> None:
     """Load it as a model and as a classifier, of which it is one at most."""
+    with suppress(DiffctlError):
+        read_verified(path)
     try:
         loaded = load_model(path)
     except DiffctlError:

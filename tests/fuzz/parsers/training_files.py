@@ -1,27 +1,32 @@
 """The small files of a training and a stage: spool, heartbeat, what was sent, outcome, identity, journal."""
 
+import json
+import zlib
 from collections.abc import Callable
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from diffusion.data.writing.blocks import _read_journal
+from diffusion.data.writing.blocks import Target, _read_journal
 from diffusion.system.errors import DiffctlError
+from diffusion.system.seals import read_sealed_document, sealed
 from diffusion.train.heartbeat import BEAT, read_heartbeat
 from diffusion.train.run_folder import kept_by
 from flows.outcome import read_outcome
-from tracking.delivery import Sent
+from tests.fuzz.repairs import reseal
+from tracking.delivery import Sent, _Said
 from tracking.lookup import read_identity
-from tracking.spool import EVENTS, Known, Spool
+from tracking.spool import CHECKSUM, EVENTS, Known, Spool
 from tracking.trainings import read_training
 
-SMALL = (
-    b'{"kind": "failed", "sentence": "it failed", "exit_code": 1}',
-    b'{"key": "k", "pid": 5, "step": 3, "heartbeat": 1.5}',
-    b'{"key": "k", "fingerprint": "ab"}',
-    b'{"store": "s", "key": "k", "run_id": null, "offset": 0, "tries": 0, "deleted": false}',
-    b'{"start": 0, "bad": {"3": "no image"}}\n{"start": 4, "bad": {}}\n',
+SEALED = (
+    {"key": "k", "pid": 5, "step": 3, "heartbeat": 1.5},
+    {"key": "k", "fingerprint": "ab"},
+    {"store": "s", "key": "k", "run_id": None, "offset": 0, "tries": 0, "deleted": False},
+    {"start": 0, "bad": {"3": "no image"}, "digests": sha256(b"\0" * 64).hexdigest()},
 )
+OUTCOME = b'{"kind": "failed", "sentence": "it failed", "exit_code": 1}'
 
 
 @cache
@@ -40,7 +45,19 @@ def seeds() -> list[bytes]:
         spool.dropped(1)
         spool.artifact(folder / "a.png", "model")
         spool.close("FINISHED")
-        return [(folder / EVENTS).read_bytes(), *SMALL]
+        return [
+            (folder / EVENTS).read_bytes(),
+            OUTCOME,
+            *(json.dumps(sealed(one)).encode() for one in SEALED),
+        ]
+
+
+def repair(data: bytes) -> bytes:
+    """With right checksums of a spool's lines, or of a sealed object."""
+    if b'"crc"' not in data:
+        return reseal(data)
+    lines = [line.rpartition(CHECKSUM[:8])[0] for line in data.splitlines()]
+    return b"".join(line + CHECKSUM % zlib.crc32(line) for line in lines if line)
 
 
 def parse(path: Path) -> None:
@@ -49,14 +66,17 @@ def parse(path: Path) -> None:
     folder.mkdir()
     for name in (EVENTS, BEAT, "sent.json", "config.json", "run.json"):
         (folder / name).write_bytes(data)
+    (folder / "digests").write_bytes(b"\0" * 64)
+    (folder / "journal.jsonl").write_bytes(data)
     Known.of(folder), Sent.load(folder, "sqlite:///x")
     reads = (
+        lambda: _read_journal(Target(folder, (1, 8, 8, 1))) or None,
         lambda: read_training(folder),
-        lambda: _read_journal(path) or None,
         lambda: read_heartbeat(folder),
         lambda: read_identity(path),
         lambda: kept_by(path.parent / "x", {}),
         lambda: read_outcome(path),
+        lambda: read_sealed_document(path, _Said),
     )
     refused = [refusal for read in reads if (refusal := _refusal(read))]
     if len(refused) == len(reads):

@@ -1,0 +1,67 @@
+"""What is asked of the registered model: MLflow gives it the values of a request's JSON."""
+
+import json
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+
+from mlflow.exceptions import MlflowException
+from pydantic import ValidationError
+
+from diffusion.model.model_file import read_artefact, save_artefact
+from diffusion.protocol.scores import write_document
+from diffusion.system.errors import DiffctlError
+from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.scores_document import document
+from tracking.served import Request, Sampler
+
+
+def seeds() -> list[bytes]:
+    """The smallest request, and one that says all."""
+    whole = {
+        "num": 2,
+        "indices": [3, 5],
+        "steps": 2,
+        "eta": 0.5,
+        "seed": 7,
+        "class": "class3",
+        "guidance": 1.5,
+        "noise": "large",
+        "spacing": "trailing",
+        "clip": False,
+    }
+    without = {"num": 1, "steps": 1, "eta": 0.0}
+    return [json.dumps(values).encode() for values in ({}, without, whole)]
+
+
+@cache
+def _sampler() -> Sampler:
+    """A small model of four timesteps, as it is loaded from the registry."""
+    spec = spec_of(channels=4, channel_mult=(1,), attention=(), head_channels=4)
+    with TemporaryDirectory() as folder:
+        weights, scores = Path(folder) / "m.safetensors", Path(folder) / "scores.json"
+        save_artefact(weights, network_of(spec).state_dict(), artefact_of(spec, timesteps=4))
+        ours = read_artefact(weights).model_sha256
+        write_document(scores, document({(2, 0.0): 0.1}, model_sha256=ours))
+        context = SimpleNamespace(
+            artifacts={"weights": str(weights), "scores": str(scores)},
+            model_config={"best_cell": "steps2-eta0"},
+        )
+        sampler = Sampler()
+        sampler.load_context(context)
+    return sampler
+
+
+def parse(path: Path) -> None:
+    """Sample what it asks for; a refusal that its sender sees is as it should be."""
+    sampler = _sampler()
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # the scoring server's to say
+        raise DiffctlError("it is no JSON") from error
+    try:
+        (reply,) = sampler.predict([Request.model_validate(values)])
+    except (ValidationError, MlflowException) as error:
+        raise DiffctlError(str(error).replace("\n", " ")[:1000]) from None
+    assert len(reply.images) == len(reply.indices)
