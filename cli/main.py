@@ -6,8 +6,8 @@ and prefect load inside the commands that need them, so that help is instant.
 
 import atexit
 import contextlib
-import errno
 import gc
+import io
 import logging
 import os
 import signal
@@ -19,14 +19,12 @@ from typing import TextIO
 import typer
 
 from cli.commands import check, compare, evaluate, images, interop, nll, profiles, prune, run, runs, sample
+from cli.shared.disk_errors import sentence_of
 from cli.shared.flags import refuse_long
 from cli.stages import bodies, classifier
 from diffusion.system.errors import FAILED, DiffctlError, DiffctlWarning, Interrupted, reason
 from diffusion.system.signals import StopRequest, ended_by_signal
 from flows import outcome
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
-CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 app = typer.Typer(
     help="Train, sweep, evaluate and ship diffusion models; every number can be made again.",
@@ -58,6 +56,7 @@ app.command()(prune.prune)
 def main() -> None:
     """Run a command; an error of ours is one line on stderr and its exit code, told to a supervisor, too."""
     _quieten_libraries()
+    _show_any_name()
     _collect_less()
     place = os.environ.pop(outcome.VARIABLE, None)  # not for the processes that this one starts
     code = 0
@@ -133,11 +132,8 @@ def _outcome(error: BaseException) -> outcome.Outcome:
     sentence, code = reason(error), FAILED
     if isinstance(error, DiffctlError | Interrupted):
         sentence, code = str(error), error.exit_code
-    elif isinstance(error, OSError) and error.errno in FULL:
-        sentence = f"{error.filename or 'a file'} cannot be written ({error.strerror}): make room"
-    elif isinstance(error, OSError) and error.errno in CLOSED:
-        how = f"cannot be used ({error.strerror}): give access, or name another place"
-        sentence = f"{error.filename or 'a file'} {how}"
+    elif isinstance(error, OSError) and (told := sentence_of(error)):
+        sentence = told
     else:
         return outcome.Outcome("crashed", sentence, code)
     return outcome.Outcome(outcome.kind_of(error), sentence, code)
@@ -149,6 +145,12 @@ def _quieten_libraries() -> None:
     if isinstance(logging.lastResort, logging.Handler):
         logging.lastResort.setLevel(logging.ERROR)  # of logs that nobody asked for
     sys.unraisablehook = _show_unraisable
+
+
+def _show_any_name() -> None:
+    """Print what standard output has no letters for, such as a file's name that is no text, as an escape."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _collect_less() -> None:

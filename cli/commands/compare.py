@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.shared.outputs import file_option
 from cli.shared.tables import show, table
 
 DIGEST = 64  # digits of a SHA-256 in hex
@@ -23,7 +24,8 @@ def compare(
         list[str] | None, typer.Option("--metric", help="Show this score; may be repeated.")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Write a page to this file too; it needs no network.")
+        Path | None,
+        file_option("--html", help="Write a page to this file too; it needs no network."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
 ) -> None:
@@ -33,17 +35,19 @@ def compare(
     the best of a row that lacks intervals.
     """
     from diffusion.system.errors import DiffctlError, UsageError
-    from diffusion.system.files import write_text
+    from diffusion.system.outputs import try_output, write_output_text
     from tracking.compare import compare as compare_scores
     from tracking.compare import load_scored
 
     if len(names) < 2:
         raise UsageError("compare needs two runs or more")
+    if html is not None:
+        try_output(html, "--html")
     result = compare_scores([load_scored(name) for name in names], metric or [])
     if html is not None:
         from tracking.page import comparison_page
 
-        write_text(html, comparison_page(result))
+        write_output_text(html, comparison_page(result))
     typer.echo(json.dumps(result.as_json(), indent=2)) if as_json else _show_comparison(result)
     if html is not None and not as_json:
         typer.echo(f"page: {html}")

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.commands.sample import Champion, ModelFile, RunId, resolve_model, writer_of
+from cli.commands.sample import Champion, ModelFile, RunId, resolve_model
 from cli.shared.flags import refuse_idle
 from cli.shared.images import StorePath
 from cli.shared.names import Spacing
+from cli.shared.outputs import file_option, writer_of
 from cli.shared.progress import Show, progress
 from diffusion.system.limits import MOST_BATCH, MOST_HELD, MOST_STEPS
 
@@ -33,7 +34,7 @@ def encode(
     context: typer.Context,
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", help="FILE.npz (the codes), or .png (image, code and what comes back)."),
+        file_option("--out", "-o", help="FILE.npz (the codes), or .png (image, code and what comes back)."),
     ],
     images: Annotated[
         list[str] | None, typer.Argument(help="Files, or numbers in the store. [default: its first --num]")
@@ -81,7 +82,10 @@ def interpolate(
     context: typer.Context,
     first: Annotated[str, typer.Argument(help="An image file, or a number in the store.")],
     second: Annotated[str, typer.Argument(help="Likewise.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="FILE.png (a strip) or .gif.")],
+    out: Annotated[
+        Path,
+        file_option("--out", "-o", help="FILE.png (a strip) or .gif."),
+    ],
     frames: Annotated[
         int, typer.Option("--frames", min=2, max=MOST_FRAMES, help="Images, the two ends included.")
     ] = 9,
@@ -165,32 +169,34 @@ def _npz(out: Path, pixels: "Images", codes: "Tensor", back: "Images", labels: "
     """codes (N, C, H, W) float32, images and reconstructions (N, H, W, C) uint8, labels (N,) if any."""
     import numpy as np
 
-    from diffusion.system.files import write_atomic
+    from diffusion.system.outputs import write_output
 
     arrays = {"codes": codes.numpy(), "images": pixels, "reconstructions": back}
     if labels is not None:
         arrays["labels"] = labels.numpy()
-    write_atomic(out, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]  # numpy's stub
+    write_output(out, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]  # numpy's stub
 
 
 def _png(out: Path, pixels: "Images", codes: "Tensor", back: "Images", labels: "Tensor | None") -> None:
     """Three rows: the images, their codes (±2 σ from black to white) and what comes back."""
     import numpy as np
 
-    from diffusion.images.pictures import enlarge, grid, save_png
     from diffusion.images.pixels import to_nhwc, to_uint8
 
-    rows = np.concatenate([pixels, to_nhwc(to_uint8(codes / 2)), back])
-    save_png(out, enlarge(grid(rows, len(pixels)), pixels.shape[1]))
+    _strip(out, np.concatenate([pixels, to_nhwc(to_uint8(codes / 2)), back]), columns=len(pixels))
 
 
-def _strip(out: Path, images: "Images") -> None:
-    from diffusion.images.pictures import enlarge, grid, save_png
+def _strip(out: Path, images: "Images", columns: int | None = None) -> None:
+    """The images in rows of `columns`, by default in one row."""
+    from diffusion.images.pictures import enlarge, grid, png_bytes
+    from diffusion.system.outputs import write_output
 
-    save_png(out, enlarge(grid(images, len(images)), images.shape[1]))
+    picture = enlarge(grid(images, columns or len(images)), images.shape[1])
+    write_output(out, lambda file: file.write(png_bytes(picture)))
 
 
 def _morph(out: Path, images: "Images") -> None:
-    from diffusion.images.pictures import enlarge, save_gif
+    from diffusion.images.pictures import enlarge, gif_bytes
+    from diffusion.system.outputs import write_output
 
-    save_gif(out, [enlarge(image, len(image)) for image in images])
+    write_output(out, lambda file: file.write(gif_bytes([enlarge(image, len(image)) for image in images])))

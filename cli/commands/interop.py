@@ -8,6 +8,7 @@ import typer
 
 from cli.commands.sample import Champion, ModelFile, RunId, resolve_model
 from cli.shared.names import Preset
+from cli.shared.outputs import file_option, folder_argument
 
 AsJson = Annotated[bool, typer.Option("--json", help="Say what was made as JSON.")]
 
@@ -30,17 +31,20 @@ def openai(
     file: Annotated[Path, typer.Argument(help="A .pt file of guided-diffusion or improved-diffusion.")],
     preset: Annotated[Preset, typer.Option("--preset", help="Its shape.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The model file. [default: models/NAME.safetensors]")
+        Path | None,
+        file_option("--out", "-o", help="The model file. [default: models/NAME.safetensors]"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Import a published checkpoint; it is read without running any code in it."""
     from diffusion.interop.openai import import_openai
     from diffusion.model.model_file import save_artefact
+    from diffusion.system.outputs import try_output, write_output
 
     out = out or Path("models") / f"{file.stem}.safetensors"
+    try_output(out, "--out")
     weights, artefact = import_openai(file, preset.value)
-    save_artefact(out, weights, artefact)
+    save_artefact(out, weights, artefact, write_output)
     parameters = sum(tensor.numel() for tensor in weights.values())
     made = {"out": str(out), "preset": preset.value, "parameters": parameters}
     said = f"{parameters / 1e6:,.1f} M parameters of {preset.value}: {out}, to be used with --model"
@@ -49,7 +53,7 @@ def openai(
 
 @export_app.command("diffusers")
 def diffusers(
-    folder: Annotated[Path, typer.Argument(help="The pipeline folder to make.")],
+    folder: Annotated[Path, folder_argument(help="The pipeline folder to make.")],
     model: ModelFile = None,
     run_id: RunId = None,
     champion: Champion = False,
@@ -58,7 +62,9 @@ def diffusers(
     """Export UNet2DModel and DDIMScheduler, which DDIMPipeline.from_pretrained loads."""
     from diffusion.interop.diffusers import export_diffusers
     from diffusion.model.model_file import load_model
+    from diffusion.system.outputs import try_output_folder
 
+    try_output_folder(folder, "FOLDER")
     export_diffusers(load_model(resolve_model(model, run_id, champion)), folder)
     said = f"pipeline: {folder}, its use is in {folder / 'README.md'}"
     typer.echo(json.dumps({"out": str(folder)}) if as_json else said)

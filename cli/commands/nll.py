@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.commands.sample import Champion, ModelFile, RunId, resolve_model, writer_of
+from cli.commands.sample import Champion, ModelFile, RunId, resolve_model
 from cli.shared.images import StorePath
+from cli.shared.outputs import file_option, writer_of
 from cli.shared.progress import progress
 from diffusion.system.limits import MOST_BATCH, MOST_COUNT, MOST_SEED, MOST_STEPS
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 def nll(
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="FILE.png of the terms by t; their values beside it as .csv.")
+        Path,
+        file_option("--out", "-o", help="FILE.png of the terms by t; their values beside it as .csv."),
     ] = Path("plots/nll.png"),
     store: StorePath = None,
     num: Annotated[
@@ -39,8 +41,10 @@ def nll(
     from diffusion.analysis.likelihood import bits_per_dimension
     from diffusion.model.model_file import load_model
     from diffusion.system.devices import default_device
+    from diffusion.system.outputs import try_output
 
     writer = writer_of(out, {".png": _write})
+    try_output(out.with_suffix(".csv"), "--out, as .csv,")
     loaded = load_model(resolve_model(model, run_id, champion), default_device())
     images = fitting_store(store, loaded.artefact)
     count = min(num or len(images), len(images))
@@ -75,14 +79,14 @@ def _write(out: Path, bits: "Bits") -> None:
     """The terms by t as a picture and as CSV."""
     from matplotlib.figure import Figure
 
-    from diffusion.system.files import write_atomic, write_text
+    from diffusion.system.outputs import write_output, write_output_text
 
     rows = [f"{t},{term:.8g}" for t, term in zip(bits.timesteps.tolist(), bits.terms.tolist(), strict=True)]
-    write_text(out.with_suffix(".csv"), "\n".join(["t,bits_per_dimension", *rows]) + "\n")
+    write_output_text(out.with_suffix(".csv"), "\n".join(["t,bits_per_dimension", *rows]) + "\n")
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(bits.timesteps + 1, bits.terms, marker="." if len(bits.terms) < 50 else "")
     axes.set(xscale="log", yscale="log", xlabel="t + 1", ylabel="bits per dimension")
     axes.set_title(f"terms of the bound: {float(bits.total.mean()):.3f} bits per dimension in all")
     axes.grid(alpha=0.3)
-    write_atomic(out, lambda file: figure.savefig(file, format="png", dpi=120))
+    write_output(out, lambda file: figure.savefig(file, format="png", dpi=120))

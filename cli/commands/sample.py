@@ -1,7 +1,6 @@
 """Commands over one model: from a file, an MLflow run or the registry; no model flags are ever needed."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ from cli.commands.budget import budget_settings, refuse_beside_budget, scores_of
 from cli.commands.writers import WRITERS, frames_of
 from cli.shared.flags import refuse_idle
 from cli.shared.names import Noise, Sampler, Spacing
+from cli.shared.outputs import file_option, writer_of
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.system.limits import (
     MOST_BATCH,
@@ -60,19 +60,11 @@ def resolve_model(model: Path | None, run_id: str | None, champion: bool) -> Pat
     return model or MODEL
 
 
-def writer_of(out: Path, writers: dict[str, Callable[..., None]]) -> Callable[..., None]:
-    """What writes a file of this name; UsageError when nothing does, before any work."""
-    from diffusion.system.errors import UsageError
-
-    if out.suffix not in writers:
-        raise UsageError(f"--out {out}: give a file that ends in {' or '.join(writers)}")
-    return writers[out.suffix]
-
-
 def sample(
     context: typer.Context,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="FILE.png (a grid), .gif (the denoising) or .npz.")
+        Path,
+        file_option("--out", "-o", help="FILE.png (a grid), .gif (the denoising) or .npz."),
     ],
     num: Annotated[
         int | None, typer.Option("--num", "-n", min=1, max=MOST_HELD, help="Images 0 … N−1. [default: 16]")

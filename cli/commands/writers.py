@@ -84,25 +84,27 @@ def _picture(images: "Images") -> "Images":
 
 
 def _png(out: Path, frames: list["Images"], labels: list[int] | None) -> None:
-    from diffusion.images.pictures import save_png
+    from diffusion.images.pictures import png_bytes
+    from diffusion.system.outputs import write_output
 
-    save_png(out, _picture(frames[-1]))
+    write_output(out, lambda file: file.write(png_bytes(_picture(frames[-1]))))
 
 
 def _gif(out: Path, frames: list["Images"], labels: list[int] | None) -> None:
-    from diffusion.images.pictures import save_gif
+    from diffusion.images.pictures import gif_bytes
+    from diffusion.system.outputs import write_output
 
-    save_gif(out, [_picture(frame) for frame in frames])
+    write_output(out, lambda file: file.write(gif_bytes([_picture(frame) for frame in frames])))
 
 
 def _npz(out: Path, frames: list["Images"], labels: list[int] | None) -> None:
     """OpenAI's evaluator's format: arr_0 the images, arr_1 their labels."""
     import numpy as np
 
-    from diffusion.system.files import write_atomic
+    from diffusion.system.outputs import write_output
 
     arrays = [frames[-1]] if labels is None else [frames[-1], np.asarray(labels, dtype=np.int64)]
-    write_atomic(out, lambda file: np.savez(file, *arrays))
+    write_output(out, lambda file: np.savez(file, *arrays))
 
 
 WRITERS = {".png": _png, ".gif": _gif, ".npz": _npz}

@@ -122,12 +122,13 @@ def write_preview(path: Path, plan: "DenoiserPlan", network: "nn.Module", ema: "
     """Write a PNG of ten images from fixed seeds: above by the raw weights, below by their EMA."""
     import numpy as np
 
-    from diffusion.images.pictures import enlarge, grid, save_png
+    from diffusion.images.pictures import enlarge, grid, png_bytes
     from diffusion.images.pixels import to_nhwc
     from diffusion.model.model_file import LoadedModel
     from diffusion.protocol.settings import SampleSettings
     from diffusion.sample.asked import mixed_condition
     from diffusion.sample.generate import generate
+    from diffusion.system.files import write_atomic
     from diffusion.train.identity import result_of
 
     artefact = result_of(plan)
@@ -145,4 +146,5 @@ def write_preview(path: Path, plan: "DenoiserPlan", network: "nn.Module", ema: "
         finally:
             weights.train(training)  # else a preview that fails would turn the training's dropout off
     picture = grid(np.concatenate(rows), columns=len(indices))
-    save_png(path, enlarge(picture, artefact.network.image_size))
+    picture = enlarge(picture, artefact.network.image_size)
+    write_atomic(path, lambda file: file.write(png_bytes(picture)))

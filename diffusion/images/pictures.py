@@ -1,4 +1,4 @@
-"""Pictures of images: grids, PNG and GIF files, made from uint8 NHWC arrays."""
+"""Pictures of images: grids, PNG and GIF, made from uint8 NHWC arrays."""
 
 import io
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ from PIL import Image
 
 from diffusion.images.store import Images
 from diffusion.system.errors import UsageError
-from diffusion.system.files import write_atomic
 
 SHOWN = 64  # pixels: smaller images are enlarged by whole factors to about this, so that a person sees them
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -46,11 +45,6 @@ def png_bytes(picture: Images) -> bytes:
     return buffer.getvalue()
 
 
-def save_png(path: Path, picture: Images) -> None:
-    """Write an (H, W, C) picture atomically."""
-    write_atomic(path, lambda file: file.write(png_bytes(picture)))
-
-
 def read_picture(path: Path, image_size: int, channels: int) -> Images:
     """An image file as (H, W, C) uint8 in the mode of that many channels; UsageError when it does not fit."""
     try:
@@ -66,15 +60,13 @@ def read_picture(path: Path, image_size: int, channels: int) -> Images:
     return np.asarray(picture, dtype=np.uint8).reshape(image_size, image_size, channels)
 
 
-def save_gif(path: Path, frames: Sequence[Images], seconds: float = 3.0, hold: float = 1.5) -> None:
-    """Write frames (H, W, C) as a looping animation of about `seconds`, the last frame held for `hold`."""
+def gif_bytes(frames: Sequence[Images], seconds: float = 3.0, hold: float = 1.5) -> bytes:
+    """Frames (H, W, C) as a looping GIF of about `seconds`, the last frame held for `hold`."""
     pictures = [to_pil(frame) for frame in frames]
     each = max(20, round(1000 * seconds / len(pictures)))
     durations = [each] * (len(pictures) - 1) + [round(1000 * hold)]
-
-    write_atomic(
-        path,
-        lambda file: pictures[0].save(
-            file, format="gif", save_all=True, append_images=pictures[1:], duration=durations, loop=0
-        ),
+    buffer = io.BytesIO()
+    pictures[0].save(
+        buffer, format="gif", save_all=True, append_images=pictures[1:], duration=durations, loop=0
     )
+    return buffer.getvalue()

@@ -18,6 +18,7 @@ from diffusion.model.unet import UNet
 from diffusion.process.registry import build_process
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import atomic_folder, write_json, write_text
+from diffusion.system.outputs import place_of, try_output_folder
 
 PREDICTION_TYPES = {"eps": "epsilon", "x0": "sample", "velocity": "v_prediction"}
 
@@ -52,8 +53,7 @@ def export_diffusers(loaded: LoadedModel, folder: Path) -> None:
     UsageError when the folder is not empty or the model has an option without a counterpart there;
     DiffctlError when diffusers is not installed.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is not empty: give a new folder")
+    try_output_folder(folder, "the folder")
     network = loaded.network
     if not isinstance(network, UNet):
         raise _without_counterpart(f"model.name {loaded.artefact.network.name}")
@@ -67,7 +67,7 @@ def export_diffusers(loaded: LoadedModel, folder: Path) -> None:
     unet = UNet2DModel(**config)
     unet.load_state_dict(translate(network))
     scheduler = DDIMScheduler(**of_scheduler)
-    with atomic_folder(folder) as made:
+    with atomic_folder(place_of(folder)) as made:
         DDIMPipeline(unet, scheduler).save_pretrained(made)
         write_json(made / "class_names.json", list(loaded.artefact.data.classes))
         write_text(made / "README.md", _readme(loaded.artefact, folder))

@@ -23,7 +23,7 @@ from diffusion.process.config import ProcessConfig
 from diffusion.system.allocator import keep_freed_memory
 from diffusion.system.documents import Values, parse_document
 from diffusion.system.errors import DiffctlError
-from diffusion.system.files import write_atomic
+from diffusion.system.files import Write, write_atomic
 from diffusion.system.seals import Broken, opened, sealed
 from diffusion.system.section import Section, brief, canonical, explain
 
@@ -115,8 +115,10 @@ class LoadedModel(NamedTuple):
     artefact: Artefact
 
 
-def save_artefact(path: Path, weights: dict[str, torch.Tensor], artefact: Description) -> Description:
-    """Write the artefact atomically; equal weights, config and code give equal bytes.
+def save_artefact(
+    path: Path, weights: dict[str, torch.Tensor], artefact: Description, write: Write = write_atomic
+) -> Description:
+    """Write the artefact by `write`; equal weights, config and code give equal bytes.
 
     Returns the artefact as it stands in the file, with the digest of its weights.
     """
@@ -124,7 +126,7 @@ def save_artefact(path: Path, weights: dict[str, torch.Tensor], artefact: Descri
     artefact = artefact.model_copy(update={"weights_sha256": tensors_sha256(tensors)})
     said = sealed(artefact.model_dump(mode="json"))
     data = save(tensors, metadata={METADATA_KEY: canonical(said)})
-    write_atomic(path, lambda file: file.write(data))
+    write(path, lambda file: file.write(data))
     return artefact
 
 

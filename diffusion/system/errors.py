@@ -47,6 +47,11 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + signal_number
 
 
+def printable(text: object) -> str:
+    """The text, such as a file's name, in one line that any terminal shows: all else as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def reason(error: BaseException) -> str:
     """Why something failed, in one line: our own errors as their sentence, others after their type."""
     text = " ".join(str(error).split())

@@ -1,6 +1,7 @@
 """The library's commands as a person types them: what they make, and each misuse as one sentence."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -87,6 +88,22 @@ def test_encode_comes_back_nearer_with_more_steps(run, monkeypatch):
         errors.append(json.loads(out)["mean_pixel_error"])
     assert all(more < 0.5 * fewer for fewer, more in pairwise(errors))
     assert errors[-1] < 1
+
+
+def test_a_place_that_is_no_plain_file_gets_the_same_picture(run, tmp_path):
+    usual = ("sample", "--num", "2", "--steps", "2", "--out")
+    assert run(*usual, "a.png")[0] == 0
+    wanted = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "link.png").symlink_to("elsewhere/b.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    reader = os.open(tmp_path / "pipe.png", os.O_RDONLY | os.O_NONBLOCK)
+    names = ["link.png", "pipe.png", "no text \udcff.png", "x" * 251 + ".png", "two\nlines.png"]
+    assert [run(*usual, name)[0] for name in names] == [0] * 5
+    assert os.read(reader, 1 << 16) == wanted
+    os.close(reader)
+    assert (tmp_path / "link.png").is_symlink()
+    found = [tmp_path / "elsewhere/b.png", *(tmp_path / name for name in names[2:])]
+    assert [path.read_bytes() == wanted for path in found] == [True] * 4
 
 
 def test_encode_of_the_store_and_a_picture_of_it(run, tmp_path):
@@ -237,9 +254,9 @@ def test_misuse_is_one_sentence_and_exit_code_2(run, tmp_path, arguments, said):
 
 def test_a_place_where_nothing_can_be_written_is_one_sentence(run):
     code, _, err = run("sample", "--num", "1", "--steps", "1", "--out", "models/unet.safetensors/a.png")
-    assert code == 1
-    assert err.splitlines()[-1].startswith("diffctl: models/unet.safetensors cannot be used (")
-    assert "Traceback" not in err
+    assert code == 2
+    assert err.startswith("diffctl: --out models/unet.safetensors/a.png cannot be written (")
+    assert err.count("\n") == 1
 
 
 def test_a_damaged_checkpoint_is_exit_code_1_in_a_real_process(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from PIL import Image
 
-from diffusion.images.pictures import enlarge, grid, png_bytes, save_gif, save_png
+from diffusion.images.pictures import enlarge, gif_bytes, grid, png_bytes
 from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 
 CHANNELS = st.integers(1, 4)
@@ -84,17 +84,10 @@ def test_small_images_are_enlarged_by_whole_factors(size, factor):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_gif_has_every_frame_and_holds_the_last(tmp_path, channels):
+def test_a_gif_has_every_frame_and_holds_the_last(channels):
     frames = [np.full((8, 8, channels), value, np.uint8) for value in (0, 100, 200)]
-    save_gif(tmp_path / "a.gif", frames, seconds=0.3, hold=1.0)
-    with Image.open(tmp_path / "a.gif") as opened:
+    with Image.open(io.BytesIO(gif_bytes(frames, seconds=0.3, hold=1.0))) as opened:
         assert opened.n_frames == 3
         opened.seek(2)
         assert opened.info["duration"] == 1000
         assert abs(int(np.asarray(opened.convert("L"))[0, 0]) - 200) <= 1
-
-
-def test_save_png_makes_its_folder(tmp_path):
-    picture = np.full((4, 4, 3), 7, np.uint8)
-    save_png(tmp_path / "new/a.png", picture)
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "new/a.png")), picture)

@@ -1,0 +1,130 @@
+"""Generated places that a person may name for a file: everything that can be at the end of a path."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+Place = Callable[[Path, str], str]
+"""Takes an empty folder and a file's name, makes the place there and returns how a person names it."""
+
+LETTERS = st.characters(codec="utf-8", exclude_characters="/\0", exclude_categories=["Cs"])
+
+
+def nothing(folder: Path, name: str) -> str:
+    return str(folder / name)
+
+
+def below_nothing(folder: Path, name: str) -> str:
+    return str(folder / "new" / "newer" / name)
+
+
+def file(folder: Path, name: str) -> str:
+    (folder / name).write_bytes(b"before")
+    return str(folder / name)
+
+
+def a_folder(folder: Path, name: str) -> str:
+    (folder / name).mkdir()
+    return str(folder / name)
+
+
+def a_full_folder(folder: Path, name: str) -> str:
+    (folder / name).mkdir()
+    (folder / name / "mine").touch()
+    return str(folder / name)
+
+
+def below_a_file(folder: Path, name: str) -> str:
+    (folder / "f").touch()
+    return str(folder / "f" / name)
+
+
+def a_fifo(folder: Path, name: str) -> str:
+    os.mkfifo(folder / name)
+    return str(folder / name)
+
+
+def a_socket(folder: Path, name: str) -> str:
+    here = os.open(folder, os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX) as listener:  # by a short name, since a socket's path is short
+        listener.bind(f"/proc/self/fd/{here}/s")
+    os.close(here)
+    (folder / "s").rename(folder / name)
+    return str(folder / name)
+
+
+def in_proc(folder: Path, name: str) -> str:
+    return f"/proc/{name}"
+
+
+def very_deep(folder: Path, name: str) -> str:
+    return str(folder.joinpath(*["d" * 200] * 21, name))
+
+
+def a_loop(folder: Path, name: str) -> str:
+    (folder / "b").symlink_to(folder / name)
+    (folder / name).symlink_to(folder / "b")
+    return str(folder / name)
+
+
+def the_null_device(folder: Path, name: str) -> str:
+    (folder / name).symlink_to("/dev/null")
+    return str(folder / name)
+
+
+ENDS = (nothing, below_nothing, file, a_folder, a_full_folder, below_a_file, a_fifo, a_socket, in_proc)
+
+
+def linked(end: Place) -> Place:
+    """A link to a place."""
+
+    def link(folder: Path, name: str) -> str:
+        (folder / "end").mkdir()
+        target = end(folder / "end", name)
+        (folder / name).symlink_to(os.path.relpath(target, folder) if target.startswith("/tmp") else target)
+        return str(folder / name)
+
+    link.__name__ = f"a link to {end.__name__}"
+    return link
+
+
+def relative(end: Place) -> Place:
+    """A place by its path from here."""
+
+    def path(folder: Path, name: str) -> str:
+        return os.path.relpath(end(folder, name))
+
+    path.__name__ = f"{end.__name__}, relative"
+    return path
+
+
+places: st.SearchStrategy[Place] = st.recursive(
+    st.sampled_from((*ENDS, very_deep, a_loop, the_null_device)),
+    lambda inner: st.builds(linked, inner) | st.builds(relative, inner),
+    max_leaves=3,
+)
+
+
+@st.composite
+def names(draw: st.DrawFn, suffix: str) -> str:
+    """File names that end in `suffix`: any letters, bytes that are no text, and up to beyond the longest."""
+    stem = draw(
+        st.text(LETTERS, min_size=1, max_size=8) | st.sampled_from(["a\nb", "-", "\udcff", " ", "$(x)"])
+    )
+    stem *= draw(st.sampled_from([1, 1, 1, 30]))
+    room = draw(st.sampled_from([40, 40, 248, 249, 254, 255, 256, 300]))
+    fill = max(0, room - len(os.fsencode(stem + suffix))) if room > 40 else 0
+    return "x" * fill + stem + suffix
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Everything below the folder: kind, inode and size, without following links."""
+    found = {}
+    for root, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            status = os.lstat(os.path.join(root, name))
+            found[os.path.join(root, name)] = (status.st_mode, status.st_ino, status.st_size)
+    return found

@@ -1,0 +1,257 @@
+"""What a person names to be written: every kind of place is written to or refused before the work."""
+
+import errno
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+
+from diffusion.system.errors import DiffctlError, UsageError, printable
+from diffusion.system.files import atomic_folder, write_atomic
+from diffusion.system.outputs import try_output, try_output_folder, write_output, write_output_text
+from tests.helpers import places as at
+from tests.helpers.places import Place
+
+CONTENT = b"content" * 100
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mount small disks: a function of the options of mount."""
+    mounted: list[Path] = []
+
+    def mount(name: str, *options: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        done = subprocess.run(["mount", *options, str(folder)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"a disk can be mounted by root only: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in reversed(mounted):
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def opens(path: str) -> bool:
+    """The oracle: whether a plain open for writing takes the path, once its folders are made."""
+    try:
+        os.makedirs(os.path.dirname(os.path.realpath(path)), exist_ok=True)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK))
+    except OSError as error:
+        return error.errno == errno.ENXIO and os.path.exists(path) and not Path(path).is_socket()  # no reader
+    return True
+
+
+def refusal(trial: Callable[[Path, str], None], path: Path, flag: str) -> str | None:
+    """The one line by which the trial refuses the path, which it names; None where it is taken."""
+    try:
+        trial(path, flag)
+    except UsageError as error:
+        said = str(error)
+    else:
+        return None
+    assert said.startswith(f"{flag} {printable(path)} ")
+    assert said.isprintable()
+    return said
+
+
+def read_while(path: str, work: Callable[[], None]) -> bytes:
+    """What is read of the path after the work, or from the pipe in the midst of it."""
+    if not Path(path).is_fifo():
+        work()
+        return Path(path).read_bytes()
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        work()
+        return os.read(handle, 1 << 16)
+    finally:
+        os.close(handle)
+
+
+@settings(deadline=None, max_examples=300)
+@given(place=at.places, name=at.names(".png"))
+@example(place=at.file, name="x" * 251 + ".png")
+@example(place=at.nothing, name="x" * 252 + ".png")
+@example(place=at.in_proc, name="x.png")
+@example(place=at.linked(at.below_nothing), name="x.png")
+@example(place=at.linked(at.a_fifo), name="x.png")
+def test_what_is_tried_is_what_happens_and_what_a_plain_open_takes(place: Place, name: str) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            path = place(Path(scratch), name)
+        except OSError:  # not even the place can be made
+            return
+        before = at.tree(Path(scratch))
+        said = refusal(try_output, Path(path), "--out")
+        taken = said is None
+        assert at.tree(Path(scratch)) == before, "trying leaves nothing behind"
+        kept = {entry: os.readlink(entry) for entry in before if os.path.islink(entry)}
+        if taken:
+            content = read_while(path, lambda: write_output(Path(path), lambda file: file.write(CONTENT)))
+            assert content == (b"" if os.path.realpath(path) == "/dev/null" else CONTENT)
+            assert {entry: os.readlink(entry) for entry in kept} == kept, "links are followed"
+            assert not [entry for entry in at.tree(Path(scratch)) if entry.endswith(".tmp")]
+        too_long = (
+            len(os.fsencode(os.path.realpath(path))) > 3800
+        )  # the trial and a hidden name need more room
+        assert taken == opens(path) or (too_long and not taken)
+
+
+@settings(deadline=None, max_examples=100)
+@given(place=at.places, name=at.names(""))
+def test_a_folder_is_made_where_nothing_or_an_empty_one_is(place: Place, name: str) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            path = Path(place(Path(scratch), name))
+        except OSError:
+            return
+        before = at.tree(Path(scratch))
+        can_be = not os.path.exists(path) or (path.is_dir() and not any(path.iterdir()))
+        assert can_be or refusal(try_output_folder, path, "FOLDER")
+        assert at.tree(Path(scratch)) == before
+
+
+def test_the_folder_that_one_stands_in_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"FOLDER \. is in use"):
+        try_output_folder(Path(), "FOLDER")
+
+
+def test_a_link_into_dvcs_cache_is_replaced_itself(tmp_path: Path) -> None:
+    cached = tmp_path / ".dvc/cache/files/md5/0a/1234"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"of another commit")
+    out = tmp_path / "unet.safetensors"
+    out.symlink_to(cached)
+    try_output(out, "--out")
+    write_output_text(out, "new")
+    assert (out.read_text(), cached.read_bytes()) == ("new", b"of another commit")
+
+
+@pytest.mark.parametrize("write", [write_atomic, write_output])
+def test_a_stages_out_replaces_a_link_itself(tmp_path: Path, write: Callable[..., None]) -> None:
+    target, out = tmp_path / "target", tmp_path / "out"
+    target.write_bytes(b"before")
+    out.symlink_to(target)
+    write(out, lambda file: file.write(b"new"))
+    assert out.read_bytes() == b"new"
+    assert target.read_bytes() == (b"before" if write is write_atomic else b"new")
+
+
+def test_a_stages_folder_replaces_a_link_itself(tmp_path: Path) -> None:
+    target, out = tmp_path / "target", tmp_path / "out"
+    target.mkdir()
+    (target / "mine").touch()
+    out.symlink_to(target)
+    with atomic_folder(out) as made:
+        (made / "new").touch()
+    assert [path.name for path in out.iterdir()] == ["new"]
+    assert [path.name for path in target.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("kind", [at.a_fifo, at.a_socket, at.a_folder])
+def test_a_stages_out_puts_nothing_away_but_files_and_links(tmp_path: Path, kind: Place) -> None:
+    path = Path(kind(tmp_path, "out"))
+    before = at.tree(tmp_path)
+    with pytest.raises(OSError, match=f"'{path}'$"):
+        write_atomic(path, lambda file: file.write(b"new"))
+    assert at.tree(tmp_path) == before
+
+
+def test_standard_output_goes_on_where_it_is(tmp_path: Path) -> None:
+    script = (
+        "from pathlib import Path\n"
+        "from diffusion.system.outputs import try_output, write_output_text\n"
+        "print('before')\n"
+        "try_output(Path('/dev/stdout'), '--out')\n"
+        "write_output_text(Path('/dev/stdout'), 'page\\n')\n"
+        "print('after')\n"
+    )
+    with open(tmp_path / "both", "wb") as file:
+        subprocess.run([sys.executable, "-c", script], stdout=file, check=True)
+    assert (tmp_path / "both").read_text() == "before\npage\nafter\n"
+    piped = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert piped.stdout == "before\npage\nafter\n"
+
+
+def test_a_reader_that_goes_away_is_no_success(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def read_a_little() -> None:
+        with open(pipe, "rb", buffering=0) as file:
+            file.read(1)
+
+    reader = threading.Thread(target=read_a_little)
+    reader.start()
+    with pytest.raises(DiffctlError, match=f"who read {pipe} went away"):
+        write_output(pipe, lambda file: file.write(bytes(1 << 22)))
+    reader.join()
+
+
+def refused(path: Path) -> None:
+    """In a process of nobody's: exit 0 where the path is refused for want of access."""
+    if os.getuid() == 0:
+        os.setresuid(65534, 65534, 65534)
+    try:
+        try_output(path, "--out")
+    except UsageError as error:
+        os._exit(0 if "Permission denied" in str(error) else 2)
+    os._exit(1)
+
+
+@pytest.mark.parametrize("below", ["new.png", "folder/new.png", "there.png"])
+def test_what_is_not_allowed_is_found_before_the_work(below: str) -> None:
+    with tempfile.TemporaryDirectory() as scratch:  # in /tmp, which nobody may enter
+        folder = Path(scratch)
+        (folder / "there.png").touch(0o444)
+        folder.chmod(0o555)
+        process = multiprocessing.get_context("fork").Process(target=refused, args=[folder / below])
+        process.start()
+        process.join(60)
+        folder.chmod(0o755)
+    assert process.exitcode == 0
+
+
+def test_a_disk_to_read_only_is_found_before_the_work(tmp_path: Path, disk: Callable[..., Path]) -> None:
+    folder = disk("disk", "-t", "tmpfs", "-o", "size=1m,ro", "tmpfs")
+    with pytest.raises(UsageError, match=r"^--out .*/disk/a.png cannot be written \(Read-only file system\)"):
+        try_output(folder / "a.png", "--out")
+
+
+def test_a_full_disk_is_told_of_the_file_that_was_named(tmp_path: Path, disk: Callable[..., Path]) -> None:
+    folder = disk("disk", "-t", "tmpfs", "-o", "size=64k", "tmpfs")
+    (folder / "a.png").write_bytes(b"before")
+    link = tmp_path / "link.png"
+    link.symlink_to(folder / "a.png")
+    try_output(link, "--out")
+    with pytest.raises(OSError, match="No space left on device") as error:
+        write_output(link, lambda file: file.write(bytes(100_000)))
+    assert error.value.filename == str(link)
+    assert [path.name for path in folder.iterdir()] == ["a.png"]
+    assert link.read_bytes() == b"before"
+
+
+def test_a_mounted_file_is_written_in_its_place(tmp_path: Path, disk: Callable[..., Path]) -> None:
+    inside = disk("disk", "-t", "tmpfs", "-o", "size=1m", "tmpfs") / "a.png"
+    inside.touch()
+    out = tmp_path / "out.png"
+    out.touch()
+    subprocess.run(["mount", "--bind", str(inside), str(out)], check=True)
+    try:
+        try_output(out, "--out")
+        write_output_text(out, "new")
+        assert inside.read_text() == "new"
+    finally:
+        subprocess.run(["umount", str(out)], check=True)
