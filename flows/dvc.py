@@ -17,12 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from diffusion.system.errors import DiffctlError, Interrupted
+from diffusion.system.locks import is_held
 from diffusion.system.signals import stop_request
 from flows.outcome import VARIABLE, Outcome, outcome_place, read_outcome
 from flows.terminal import Relay, open_channel, relay_channel, say
 
 STAGES = ("data", "reference", "train", "sample", "evaluate", "report")  # dvc.yaml's, in an order it allows
 
+DVC_LOCK = Path(".dvc/tmp/lock")
 POLL_SECONDS = 0.1
 # How long a group may take to end on each signal. A training saves its state on the first.
 PATIENCE = ((signal.SIGINT, 60.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
@@ -153,6 +155,7 @@ def failure(stage: str, outcome: Outcome | None, errors: list[str]) -> DiffctlEr
     if match := _EXIT.search(text):
         return _without_a_word(stage, int(match[1]))
     if "is busy" in text or "Unable to acquire lock" in text:
+        is_held(DVC_LOCK)  # DiffctlError where DVC fails since the file system has no locks
         holder = _HOLDER.search(text)
         who = f"process {holder[1]}" if holder else "another process"
         return StageFailed(

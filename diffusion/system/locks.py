@@ -27,7 +27,7 @@ def file_lock(path: Path, timeout: float | None = None, busy: str | None = None)
     """Hold the lock file for this process alone, and against other threads; it dies with its holder.
 
     LockBusy, saying `busy`, after `timeout` seconds; None waits for ever. DiffctlError where the folder
-    cannot be written, and for a link. Its holder may delete the file: who waits for it then takes a new one.
+    cannot be written or its file system has no locks, and for a link. Its holder may delete the file: who waits for it then takes a new one.
     """
     with _held(path, partial(_locked, kind=fcntl.LOCK_EX), timeout, busy):
         yield
@@ -51,13 +51,24 @@ def _held(
     deadline = math.inf if timeout is None else time.monotonic() + max(timeout, LOOK_SECONDS)
     while True:
         with _opened(path) as file:
-            while not attempt(file):
+            while not _tried(path, attempt, file):
                 if time.monotonic() > deadline:
                     raise LockBusy(busy or f"another process holds {path}: wait for it to end")
                 time.sleep(POLL_SECONDS)
             if _lies_at(path, file):
                 yield
                 return
+
+
+def _tried(path: Path, attempt: Callable[[IO[str]], bool], file: IO[str]) -> bool:
+    """What `attempt` says; DiffctlError where the file system knows no locks."""
+    try:
+        return attempt(file)
+    except OSError as error:
+        raise DiffctlError(
+            f"{path} cannot be locked ({error.strerror}), so that two processes could spoil each other's work: "
+            "put that folder on a local disk, or mount its file system with locks"
+        ) from None
 
 
 def _opened(path: Path) -> IO[str]:
@@ -105,12 +116,9 @@ def _joined(file: IO[str], group: str) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds the lock file at this moment."""
+    """Whether a process holds the lock file at this moment; DiffctlError where nobody can know."""
     try:
         with open(path, encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return not _tried(path, partial(_locked, kind=fcntl.LOCK_SH), file)
     except FileNotFoundError:
         return False
-    except BlockingIOError:
-        return True
-    return False

@@ -139,7 +139,9 @@ def errors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    number=st.sampled_from(sorted(set(range(1, 134)) - {32, 41, 58})),  # 32: a pipe's reader is gone
+    number=st.sampled_from(
+        sorted(set(range(1, 134)) - {32, 41, 58, 108})
+    ),  # 32, 108: a pipe's reader is gone
     name=st.none() | st.text() | st.binary(min_size=1),
 )
 def test_every_error_of_a_file_system_is_one_sentence(

@@ -1,0 +1,76 @@
+"""Where a file system has no locks, that is said, and nothing goes on as if it had some."""
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from diffusion.system.errors import DiffctlError
+from diffusion.system.files import atomic_folder, drop_leftovers, write_text
+from diffusion.system.locks import file_lock, group_lock, is_held
+from tests.conftest import diffctl, write_params
+
+# What NFS, FUSE and old network file systems say to flock.
+ERRORS = [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO]
+
+WITHOUT_LOCKS = """
+import errno, fcntl, os
+def flock(file, how):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+fcntl.flock = flock
+"""
+
+
+@pytest.fixture(params=ERRORS, ids=errno.errorcode.get)
+def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every flock fail."""
+
+    def flock(file: object, how: int) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def look(path: Path) -> AbstractContextManager[None]:
+    is_held(path)
+    raise AssertionError("it says whether the lock is held, and cannot know")
+
+
+@pytest.mark.usefixtures("no_locks")
+@pytest.mark.parametrize(
+    "lock", [file_lock, lambda path: file_lock(path, timeout=0), lambda path: group_lock(path, "a"), look]
+)
+def test_nothing_is_done_unprotected(
+    tmp_path: Path, lock: Callable[[Path], AbstractContextManager[None]]
+) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    said = f"^{path} cannot be locked .*: put that folder on a local disk, or"
+    with pytest.raises(DiffctlError, match=said), lock(path):
+        raise AssertionError("the lock is not held")
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_files_and_folders_are_written_all_the_same(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "whole")
+    with atomic_folder(tmp_path / "folder") as made:
+        drop_leftovers(tmp_path / "folder")
+        write_text(made / "file", "whole")
+    assert (tmp_path / "folder/file").read_text() == "whole"
+
+
+def test_a_stage_says_it_in_one_sentence_and_makes_nothing(tmp_path: Path) -> None:
+    write_params(tmp_path)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(WITHOUT_LOCKS)
+    search = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    done = diffctl(tmp_path, "stage", "data", env={"PYTHONPATH": search})
+    assert done.returncode == 1
+    assert done.stderr.startswith("diffctl: runs/prepare/")
+    assert "cannot be locked (No locks available)" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "data/prepared").exists()
