@@ -4,6 +4,7 @@ Registering is idempotent for the same weights under the same protocol. The alia
 a model with a better score under the same protocol card; what was decided, and why, stays on the version.
 """
 
+import shutil
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -96,7 +97,7 @@ def _create(
     folder = f"{REGISTERED_FOLDER}/{protocol}"
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model"
-        _save(path, model, scores_file, document)
+        _save(path, _no_link(model, Path(scratch)), _no_link(scores_file, Path(scratch)), document)
         client.log_artifacts(run_id, str(path), folder)
     try:
         client.create_registered_model(name)
@@ -110,6 +111,11 @@ def _create(
         KEY: client.get_run(run_id).data.tags[KEY],
     }
     return client.create_model_version(name, f"runs:/{run_id}/{folder}", run_id, tags)
+
+
+def _no_link(path: Path, folder: Path) -> Path:
+    """The file, or its copy in the folder where DVC has put a link in its place, which MLflow does not take."""
+    return Path(shutil.copyfile(path, folder / path.name)) if path.is_symlink() else path
 
 
 def _save(path: Path, model: Path, scores_file: Path, document: ScoresDocument) -> None:

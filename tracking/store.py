@@ -156,8 +156,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an error says; its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of what an error says, all where that only announces it; its kind where it says nothing."""
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join([first, *more]) if first.endswith(":") else first
 
 
 def ensure_experiment(client: "MlflowClient", name: str) -> str:

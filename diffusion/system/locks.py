@@ -66,8 +66,8 @@ def _tried(path: Path, attempt: Callable[[IO[str]], bool], file: IO[str]) -> boo
         return attempt(file)
     except OSError as error:
         raise DiffctlError(
-            f"{path} cannot be locked ({error.strerror}), so that two processes could spoil each other's work: "
-            "put that folder on a local disk, or mount its file system with locks"
+            f"{path} cannot be locked ({error.strerror}), so that two processes could spoil each other's "
+            "work: put that folder on a local disk, or mount its file system with locks"
         ) from None
 
 

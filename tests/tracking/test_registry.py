@@ -99,6 +99,16 @@ def test_registering_again_changes_nothing(make_model):
     assert len(connect().search_model_versions(f"name = '{NAME}'")) == 1
 
 
+def test_a_model_that_dvc_has_linked_into_its_cache_is_registered(make_model, tmp_path):
+    make_model(1)
+    weights = MODEL.read_bytes()
+    for path in (MODEL, SCORES):
+        cached = path.rename(tmp_path / f"{path.name}-of-the-cache")
+        path.symlink_to(cached)
+    assert register().promoted
+    assert fetch_champion(NAME).read_bytes() == weights
+
+
 def test_the_champion_comes_under_a_new_protocol_by_being_scored_anew(make_model):
     make_model(1, {(10, 0.0): 0.2})
     register()
