@@ -5,6 +5,7 @@ group to end: DVC ignores a SIGINT of its own, and a SIGTERM to it alone would l
 """
 
 import asyncio
+import errno
 import os
 import re
 import signal
@@ -28,6 +29,7 @@ DVC_LOCK = Path(".dvc/tmp/lock")
 POLL_SECONDS = 0.1
 # How long a group may take to end on each signal. A training saves its state on the first.
 PATIENCE = ((signal.SIGINT, 60.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
+NO_ROOM = os.strerror(errno.ENOSPC)
 _EXIT = re.compile(r"exited with (-?\d+)$")
 _HOLDER = re.compile(r"\(PID (\d+)\)")
 
@@ -161,6 +163,8 @@ def failure(stage: str, outcome: Outcome | None, errors: list[str]) -> DiffctlEr
         return StageFailed(
             stage, f"another DVC command is at work in this folder ({who}): wait for it to end"
         )
+    if told := next((line for line in errors if NO_ROOM in line), None):
+        return StageFailed(stage, f"{told}: make room, and the same command goes on")
     return StageFailed(stage, text or "DVC failed without a word; `dvc repro` may say more")
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.helpers.disks import mount  # noqa: F401 (a fixture)
 from tests.helpers.prefect_home import prefect_database  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import NonNegativeInt
 
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, is_full
 from diffusion.system.files import sha256_file, write_json
 from diffusion.system.seals import read_sealed_document, sealed
 from diffusion.system.section import Section
@@ -328,7 +328,9 @@ class _Delivery:
         try:
             upload()
         except Exception as error:  # every kind of artifact store raises its own
-            self.client.get_run(self.run_id)  # an outage of the server itself is not the file's fault
+            if is_full(error):  # which passes, and is not the file's fault
+                raise
+            self.client.get_run(self.run_id)  # nor is an outage of the server itself
             self.sent.tries += 1
             if self.sent.tries < UPLOAD_TRIES:
                 self.sent.save()

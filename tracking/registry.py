@@ -32,7 +32,7 @@ from tracking.names import (
     model_name,
 )
 from tracking.runs import data_name, log_scores
-from tracking.store import connect, failures, tracking_uri
+from tracking.store import connect, failures, log_folder, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -98,7 +98,7 @@ def _create(
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model"
         _save(path, _no_link(model, Path(scratch)), _no_link(scores_file, Path(scratch)), document)
-        client.log_artifacts(run_id, str(path), folder)
+        log_folder(client, run_id, path, folder)
     try:
         client.create_registered_model(name)
     except MlflowException as error:
@@ -114,7 +114,7 @@ def _create(
 
 
 def _no_link(path: Path, folder: Path) -> Path:
-    """The file, or its copy in the folder where DVC has put a link in its place, which MLflow does not take."""
+    """The file; its copy in the folder where DVC has put a link in its place, which MLflow does not take."""
     return Path(shutil.copyfile(path, folder / path.name)) if path.is_symlink() else path
 
 

@@ -22,7 +22,7 @@ from tracking.names import (
     REPORT_FOLDER,
 )
 from tracking.spool import flatten
-from tracking.store import connect, failures, search_runs, tracking_uri
+from tracking.store import connect, failures, log_folder, search_runs, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -99,7 +99,7 @@ def log_report(run_file: Path, folder: Path, scores_file: Path = SCORES) -> str:
     with failures(uri):
         client = connect(uri)
         run_id = training_run(client, identity, data_name(read_scores(scores_file)))
-        client.log_artifacts(run_id, str(folder), REPORT_FOLDER)
+        log_folder(client, run_id, folder, REPORT_FOLDER)
     return run_id
 
 

@@ -1,13 +1,14 @@
 """Where MLflow keeps things, and a client that is quiet, bounded in time and safe to start side by side."""
 
+import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.errors import DiffctlError, UsageError, is_full
 from diffusion.system.locks import file_lock
 from tracking.names import KEY
 from tracking.reach import (
@@ -144,7 +145,11 @@ def _failure(uri: str, error: Exception) -> MlflowError:
             return MlflowAway(f"MLflow at {public(uri)}: {said}")
     if status in REFUSING:
         return refused(uri)
-    return away(uri, f"HTTP {status}") if status in AWAY else MlflowError(f"MLflow at {public(uri)}: {said}")
+    return (
+        away(uri, f"HTTP {status}")
+        if status in AWAY
+        else MlflowError(f"MLflow at {public(uri)}: {said}{remedy}")
+    )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -155,8 +160,14 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
+def _is_full(error: Exception) -> bool:
+    """Whether a disk was full, also where MLflow or its database tells of it in words."""
+    words = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "database or disk is full")
+    return is_full(error) or any(word in str(error) for word in words)
+
+
 def reason(error: Exception) -> str:
-    """The first line of what an error says, all where that only announces it; its kind where it says nothing."""
+    """The first line of what an error says, all where that announces the rest; its kind where it is mute."""
     first, *more = (str(error).strip() or type(error).__name__).splitlines()
     return " ".join([first, *more]) if first.endswith(":") else first
 
@@ -182,6 +193,18 @@ def ensure_experiment(client: "MlflowClient", name: str) -> str:
             f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`"
         )
     return str(experiment.experiment_id)
+
+
+def log_folder(client: "MlflowClient", run_id: str, folder: Path, place: str) -> None:
+    """Make the folder's files the run's artifacts below `place`: all of them, or after an error none."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    try:
+        client.log_artifacts(run_id, str(folder), place)
+    except BaseException:
+        with suppress(Exception):  # it is the first error that is told
+            get_artifact_repository(client.get_run(run_id).info.artifact_uri).delete_artifacts(place)
+        raise
 
 
 def find_by_tags(client: "MlflowClient", experiment_ids: list[str], tags: dict[str, str]) -> "list[Run]":

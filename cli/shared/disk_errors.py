@@ -3,9 +3,8 @@
 import errno
 import os
 
-from diffusion.system.errors import printable, reason
+from diffusion.system.errors import is_full, printable, reason
 
-ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 HANDLES = (errno.EMFILE, errno.ENFILE)
 
@@ -17,7 +16,7 @@ def sentence_of(error: OSError) -> str | None:
     if error.errno is None:
         return reason(error)
     which = "a file" if error.filename is None else printable(os.fsdecode(error.filename))
-    if error.errno in ROOM:
+    if is_full(error):
         return f"{which} cannot be written ({error.strerror}): make room"
     if error.errno in ACCESS:
         return f"{which} cannot be used ({error.strerror}): give access, or name another place"

@@ -1,5 +1,7 @@
 """The ways a user's command can fail. The command line prints the sentence and exits with the code."""
 
+import errno
+
 # Every exit code of `diffctl` and what it says; docs/operations.md has the same table.
 DONE, FAILED, REFUSED, KEPT_OUT, TEMPORARY = 0, 1, 2, 3, 75  # the last: EX_TEMPFAIL of sysexits.h
 EXIT_CODES = {
@@ -45,6 +47,11 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk or a quota has no room left, which a person can make."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def printable(text: object) -> str:

@@ -27,7 +27,8 @@ def file_lock(path: Path, timeout: float | None = None, busy: str | None = None)
     """Hold the lock file for this process alone, and against other threads; it dies with its holder.
 
     LockBusy, saying `busy`, after `timeout` seconds; None waits for ever. DiffctlError where the folder
-    cannot be written or its file system has no locks, and for a link. Its holder may delete the file: who waits for it then takes a new one.
+    cannot be written or its file system has no locks, and for a link. Its holder may delete the file: who
+    waits for it then takes a new one.
     """
     with _held(path, partial(_locked, kind=fcntl.LOCK_EX), timeout, busy):
         yield

@@ -16,10 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from diffusion.system.errors import DiffctlError, UsageError, printable
+from diffusion.system.errors import DiffctlError, UsageError, is_full, printable
 from diffusion.system.files import Fill, write_atomic
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = {stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a disk"}
 DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/|/\.dvc/cache/")
 
@@ -96,7 +95,7 @@ def _refusing(path: Path, flag: str, kind: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
+        if is_full(error):
             error.filename, error.filename2 = str(path), None
             raise
         raise UsageError(

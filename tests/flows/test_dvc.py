@@ -1,6 +1,7 @@
 """A stage under real DVC: its output, its exit code, and its end when a signal comes."""
 
 import asyncio
+import hashlib
 import os
 import shutil
 import signal
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from diffusion.system.errors import DiffctlError, Interrupted
+from diffusion.system.files import write_text
 from flows.dvc import StageFailed, child_environment, push_outs, reproduce
+from tests.helpers.disks import Mount, make_room, memory_disk
 from tests.helpers.toy import (
     be,
     processes_in,
@@ -238,3 +241,69 @@ def test_a_clean_clone_with_a_remote_makes_nothing_again(
     for stage in ("data", "train"):
         asyncio.run(reproduce(stage))
     assert capsys.readouterr().out == "==> data: up to date\n==> train: up to date\n"
+
+
+def test_a_remote_that_is_full_is_one_sentence_and_room_lets_the_push_go_on(
+    toy: Path, mount: Mount, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    remote = mount(tmp_path_factory.mktemp("remote"), *memory_disk("16k"))
+    add = ["dvc", "remote", "add", "--default", "here", str(remote)]
+    subprocess.run(add, check=True, capture_output=True, env=child_environment())
+    for stage in ("data", "reference", "train"):
+        asyncio.run(reproduce(stage))
+    (remote / "ballast").write_bytes(bytes(8192))
+    with pytest.raises(DiffctlError) as error:
+        asyncio.run(push_outs())
+    assert error.value.exit_code == 1
+    assert "\n" not in str(error.value)
+    assert "make room" in str(error.value)
+    for path in (path for path in remote.glob("files/md5/*/*") if not path.name.startswith(".")):
+        assert hashlib.md5(path.read_bytes()).hexdigest() == path.parent.name + path.name
+    make_room(remote)
+    asyncio.run(push_outs())
+    found = [path.read_text() for path in remote.glob("files/md5/*/[0-9a-f]*")]
+    assert sorted(found) == ["data", "reference", "train"]
+
+
+@pytest.mark.parametrize("by_hand_first", [True, False])
+def test_dvc_repro_beside_a_run_is_told_to_the_second_and_changes_nothing(
+    toy: Path, by_hand_first: bool
+) -> None:
+    be(toy, "data", "Path('begun').write_text('yes')\nwhile not Path('allow').exists(): time.sleep(0.01)")
+    command = ["dvc", "repro", "--single-item", "data"]
+    by_hand = f"import subprocess, sys\nsys.exit(subprocess.call({command}))"
+    first = script(toy, by_hand if by_hand_first else reproducing("data"), child_environment())
+    wait_for_file(toy / "begun")
+    if by_hand_first:
+        assert "another DVC command is at work in this folder (process " in str(failing("data"))
+    else:
+        told = subprocess.run(command, cwd=toy, capture_output=True, text=True, env=child_environment())
+        assert told.returncode
+        assert "is busy" in told.stderr
+    (toy / "allow").touch()
+    assert first.wait(60) == 0
+    assert (toy / "prepared").read_text() == "data"
+
+
+@pytest.mark.parametrize("link", ["copy", "symlink", "hardlink"])
+def test_two_checkouts_with_one_cache_come_to_the_same(
+    toy: Path, link: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    shared = tmp_path_factory.mktemp("shared")
+    other = shared / "clone"
+    subprocess.run(["git", "add", "--all"], check=True)
+    who = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    subprocess.run(["git", *who, "commit", "--quiet", "--message", "made"], check=True)
+    subprocess.run(["git", "clone", "--quiet", str(toy), str(other)], check=True)
+    (other / "prepared").symlink_to(toy / "params.yaml")  # in the place of an out, which goes
+    config = f"[cache]\n    dir = {shared}/cache\n    type = {link}\n"
+    for folder in (toy, other):
+        (folder / ".dvc/config.local").write_text(config)
+    both = [script(folder, reproducing("data") + reproducing("train")) for folder in (toy, other)]
+    assert [(process.wait(60), process.communicate()[0][-200:])[0] for process in both] == [0, 0]
+    assert (toy / "dvc.lock").read_text() == (other / "dvc.lock").read_text()
+    for folder in (toy, other):
+        assert [(folder / name).read_text() for name in ("prepared", "model")] == ["data", "train"]
+        write_text(folder / "model", f"by {folder.name}")
+    cached = (shared / "cache").glob("files/md5/*/*")
+    assert sorted(path.read_text() for path in cached) == ["data", "train"], "nothing writes into the cache"

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from diffusion.report.tables import decimals, number, protocol_table, score_tabl
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json
 from tests.helpers.digits_sweep import make_config, score_sweep, write_cell, write_prepared, write_sweep
+from tests.helpers.disks import make_room, memory_disk
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 SVG_VOID = {"path", "use", "rect", "circle", "line"}
@@ -392,3 +394,19 @@ def test_the_scores_alone_decide_on_a_logarithmic_axis(values, real, scale):
     points = [Point(steps, "η = 0", value) for steps, value in zip((5, 50), values, strict=True)]
     (axes,) = score_curve(points, "KD", (real, "real")).axes
     assert axes.get_yscale() == scale
+
+
+def test_a_disk_that_is_full_leaves_the_report_before(sweep, mount, tmp_path):
+    disk = mount(tmp_path / "disk", *memory_disk("128k"))
+    out = disk / "report"
+    out.mkdir()
+    (out / "index.html").write_text("before")
+    with pytest.raises(OSError, match="No space left on device") as error:
+        report(sweep, out)
+    assert error.value.filename == str(out)
+    assert [path.relative_to(disk) for path in disk.rglob("*")] == [Path("report"), Path("report/index.html")]
+    assert (out / "index.html").read_text() == "before"
+    make_room(disk)
+    report(sweep, out)
+    assert "<html" in (out / "index.html").read_text()
+    assert [path.name for path in disk.iterdir()] == ["report"]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,28 +17,10 @@ from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.files import atomic_folder, write_atomic
 from diffusion.system.outputs import try_output, try_output_folder, write_output, write_output_text
 from tests.helpers import places as at
+from tests.helpers.disks import Mount, memory_disk
 from tests.helpers.places import Place
 
 CONTENT = b"content" * 100
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Mount small disks: a function of the options of mount."""
-    mounted: list[Path] = []
-
-    def mount(name: str, *options: str) -> Path:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        done = subprocess.run(["mount", *options, str(folder)], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"a disk can be mounted by root only: {done.stderr.strip()}")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in reversed(mounted):
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def opens(path: str) -> bool:
@@ -224,14 +206,14 @@ def test_what_is_not_allowed_is_found_before_the_work(below: str) -> None:
     assert process.exitcode == 0
 
 
-def test_a_disk_to_read_only_is_found_before_the_work(tmp_path: Path, disk: Callable[..., Path]) -> None:
-    folder = disk("disk", "-t", "tmpfs", "-o", "size=1m,ro", "tmpfs")
+def test_a_disk_to_read_only_is_found_before_the_work(tmp_path: Path, mount: Mount) -> None:
+    folder = mount(tmp_path / "disk", *memory_disk("1m", ",ro"))
     with pytest.raises(UsageError, match=r"^--out .*/disk/a.png cannot be written \(Read-only file system\)"):
         try_output(folder / "a.png", "--out")
 
 
-def test_a_full_disk_is_told_of_the_file_that_was_named(tmp_path: Path, disk: Callable[..., Path]) -> None:
-    folder = disk("disk", "-t", "tmpfs", "-o", "size=64k", "tmpfs")
+def test_a_full_disk_is_told_of_the_file_that_was_named(tmp_path: Path, mount: Mount) -> None:
+    folder = mount(tmp_path / "disk", *memory_disk("64k"))
     (folder / "a.png").write_bytes(b"before")
     link = tmp_path / "link.png"
     link.symlink_to(folder / "a.png")
@@ -243,8 +225,8 @@ def test_a_full_disk_is_told_of_the_file_that_was_named(tmp_path: Path, disk: Ca
     assert link.read_bytes() == b"before"
 
 
-def test_a_mounted_file_is_written_in_its_place(tmp_path: Path, disk: Callable[..., Path]) -> None:
-    inside = disk("disk", "-t", "tmpfs", "-o", "size=1m", "tmpfs") / "a.png"
+def test_a_mounted_file_is_written_in_its_place(tmp_path: Path, mount: Mount) -> None:
+    inside = mount(tmp_path / "disk", *memory_disk("1m")) / "a.png"
     inside.touch()
     out = tmp_path / "out.png"
     out.touch()

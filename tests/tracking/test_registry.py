@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,11 +32,12 @@ from diffusion.system.seals import sealed
 from diffusion.train.identity import plan_training
 from diffusion.train.loop import new_state
 from tests.conftest import diffctl, params
+from tests.helpers.disks import fill_up, make_room, memory_disk
 from tests.helpers.mlflow_server import MlflowServer, empty_database, free_port, wait_for
 from tests.helpers.scores_document import document
 from tracking import names
 from tracking.registry import fetch_champion, fetch_champion_scores, register
-from tracking.store import ENVIRONMENT, connect
+from tracking.store import ENVIRONMENT, MlflowError, connect
 
 CPU = torch.device("cpu")
 NAME = "diffctl-digits"
@@ -107,6 +109,32 @@ def test_a_model_that_dvc_has_linked_into_its_cache_is_registered(make_model, tm
         path.symlink_to(cached)
     assert register().promoted
     assert fetch_champion(NAME).read_bytes() == weights
+
+
+def test_a_disk_that_is_full_in_the_middle_leaves_nothing_half_there(make_model, mount, tmp_path):
+    make_model(1)
+    artifacts = mount(tmp_path / "mlartifacts", *memory_disk("300k"))
+    with pytest.raises(MlflowError, match=r"^MLflow at .*No space left on device.*: make room$") as error:
+        register()
+    assert "\n" not in str(error.value)
+    assert not [path for path in artifacts.rglob("*") if path.is_file() and path.parent.name != "evaluation"]
+    assert not connect().search_model_versions(f"name = '{NAME}'")
+    make_room(artifacts)
+    assert register().promoted
+    assert fetch_champion(NAME).read_bytes() == MODEL.read_bytes()
+
+
+def test_a_disk_that_is_full_has_no_room_for_the_database(make_model, mount, tmp_path, monkeypatch):
+    make_model(1)
+    disk = mount(tmp_path / "disk", *memory_disk("8m"))
+    shutil.copyfile(tmp_path / "mlflow.db", disk / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{disk}/mlflow.db")
+    fill_up(disk)
+    with pytest.raises(MlflowError, match=r": make room$") as error:
+        register()
+    assert "\n" not in str(error.value)
+    make_room(disk)
+    assert register().promoted
 
 
 def test_the_champion_comes_under_a_new_protocol_by_being_scored_anew(make_model):
