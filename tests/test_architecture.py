@@ -28,6 +28,7 @@ MAY_SERVE = {
     "flows": {"prefect", "dvc", "ray"},
     "cli": {"typer", "fastapi"},
 }
+WALL_CLOCK = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.(now|utcnow)\(")
 FILES = sorted(file for package in MAY_USE for file in (ROOT / package).rglob("*.py"))
 
 
@@ -108,6 +109,21 @@ def test_help_loads_nothing_heavy(arguments: list[str], light: set[str]) -> None
     heavy = {"torch", "numpy", "mlflow", "prefect", "dvc", "matplotlib", *light}
     assert not heavy & set(done.stderr.split())
     assert "Usage:" in done.stdout
+
+
+# Who asks what time it is, to write it down or to say how long ago something was.
+MAY_SAY_WHEN = {
+    "cli/shared/tables.py",
+    "diffusion/downloads/transfer.py",
+    "diffusion/train/run_folder.py",
+    "tracking/lookup.py",
+    "tracking/spool.py",
+}
+
+
+def test_nothing_is_timed_by_a_clock_that_a_person_can_set() -> None:
+    asked = {str(file.relative_to(ROOT)) for file in FILES if WALL_CLOCK.search(file.read_text())}
+    assert asked == MAY_SAY_WHEN
 
 
 # The library from the ground up. No arrow runs up; on one floor they run one way.

@@ -1,7 +1,7 @@
 """The spool: what a training would log, written to a local file first, so that no server can stop it.
 
 `events.jsonl` is append-only, a JSON object a line, with the original step and time (milliseconds since
-1970). The sender delivers it. Nothing here imports mlflow or waits for a network.
+1970), which never goes back. The sender delivers it. Nothing here imports mlflow or waits for a network.
 
     {"kind": "start", "time": …, "key": …, "name": …, "experiment": …}     at every opening
     {"kind": "params" | "tags", "values": {…}}
@@ -53,7 +53,7 @@ class Spool:
         sync_folder(folder)
         self._waiting = b""
         self._known = Known.of(folder)
-        self._append(kind="start", time=_now(), key=key, name=name, experiment=experiment)
+        self._append(kind="start", time=self._now(), key=key, name=name, experiment=experiment)
 
     def params(self, values: dict[str, Any]) -> None:
         """Log the configuration; nested names are joined by dots. The first value of a name stays."""
@@ -77,7 +77,7 @@ class Spool:
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Log the values after `step` steps, those of steps that are there already left out."""
-        self._metrics(_now(), step, values)
+        self._metrics(self._now(), step, values)
 
     def _metrics(self, time: int, step: int, values: dict[str, float]) -> None:
         new = {
@@ -90,11 +90,11 @@ class Spool:
         """Log a picture that stays at `path`, as the series `key`."""
         if self._known.is_new(f"image {key}", step):
             inside = os.path.relpath(path, self.folder)
-            self._append(kind="image", time=_now(), step=step, key=key, path=inside)
+            self._append(kind="image", time=self._now(), step=step, key=key, path=inside)
 
     def checkpoint(self, step: int, path: Path | None, values: dict[str, float]) -> None:
         """Log what the weights after `step` steps scored, and the weights too where they lie at `path`."""
-        now = _now()
+        now = self._now()
         self._metrics(now, step, values)
         if path is not None and self._known.is_new("checkpoint", step):
             inside, plain = os.path.relpath(path, self.folder), {k: _plain(v) for k, v in values.items()}
@@ -133,11 +133,16 @@ class Spool:
 
     def close(self, status: str) -> None:
         """Log how the training ended (FINISHED, FAILED or KILLED); DiffctlError if the disk is still full."""
-        self._append(kind="status", time=_now(), status=status)
+        self._append(kind="status", time=self._now(), status=status)
         try:
             self.sync()
         finally:
             os.close(self._file)
+
+    def _now(self) -> int:
+        """Milliseconds since 1970, never less than what stands in the spool: a clock may be set back."""
+        self._known.time = max(self._known.time, time.time_ns() // 1_000_000)
+        return self._known.time
 
     def _append(self, **event: Any) -> None:
         self._waiting += _line(event)
@@ -173,6 +178,7 @@ class Known:
     datasets: set[str] = field(default_factory=set)
     artifacts: set[str] = field(default_factory=set)
     dropped: set[int] = field(default_factory=set)
+    time: int = 0  # of the last event, milliseconds since 1970
 
     @classmethod
     def of(cls, folder: Path) -> "Known":
@@ -190,6 +196,7 @@ class Known:
         return True
 
     def _learn(self, event: Event) -> None:
+        self.time = max(self.time, event.get("time", 0))
         match event["kind"]:
             case "metrics":
                 self.steps |= {f"metric {key}": event["step"] for key in event["values"]}
@@ -249,10 +256,6 @@ def flatten(values: dict[str, Any]) -> dict[str, str]:
         for name, value in flat(values).items()
         if value is not None
     }
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _plain(value: float) -> float | str:

@@ -145,11 +145,9 @@ def _failure(uri: str, error: Exception) -> MlflowError:
             return MlflowAway(f"MLflow at {public(uri)}: {said}")
     if status in REFUSING:
         return refused(uri)
-    return (
-        away(uri, f"HTTP {status}")
-        if status in AWAY
-        else MlflowError(f"MLflow at {public(uri)}: {said}{remedy}")
-    )
+    if status in AWAY:
+        return away(uri, f"HTTP {status}")
+    return MlflowError(f"MLflow at {public(uri)}: {said}{': make room' if _is_full(error) else ''}")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -203,7 +201,8 @@ def log_folder(client: "MlflowClient", run_id: str, folder: Path, place: str) ->
         client.log_artifacts(run_id, str(folder), place)
     except BaseException:
         with suppress(Exception):  # it is the first error that is told
-            get_artifact_repository(client.get_run(run_id).info.artifact_uri).delete_artifacts(place)
+            repository = get_artifact_repository(client.get_run(run_id).info.artifact_uri)
+            repository.delete_artifacts(place)  # type: ignore[no-untyped-call]
         raise
 
 

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json, write_text
 from diffusion.system.locks import file_lock
 from diffusion.system.seals import sealed
+from diffusion.train.run_folder import RunFolder
 from tests.conftest import diffctl
 from tests.helpers.mlflow_server import empty_database, free_port
 from tests.helpers.scores_document import document
@@ -23,8 +25,9 @@ from tracking.lookup import find_run
 from tracking.overview import overview, reap
 from tracking.runs import fetch_model, fetch_scores, log_report, log_scores
 from tracking.sender import sync
-from tracking.spool import EVENTS, Spool
+from tracking.spool import EVENTS, Spool, read_events
 from tracking.store import connect, ensure_experiment, search_runs
+from tracking.trainings import read_training
 
 
 @pytest.fixture(autouse=True)
@@ -300,3 +303,51 @@ def test_the_commands_without_mlflow(here):
     synced = diffctl(here, "sync", env=dead)
     assert synced.returncode == 75
     assert len(synced.stderr.splitlines()) == 1
+
+
+HOUR = 3_600_000  # milliseconds
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    jumps=st.lists(st.integers(-10_000 * HOUR, 10_000 * HOUR), min_size=4, max_size=8),
+    end=st.sampled_from([None, "FINISHED", "KILLED"]),
+)
+def test_a_clock_that_is_set_back_makes_no_time_negative(tmp_path, capsys, jumps, end):
+    clock = iter(jumps)
+
+    def now() -> int:
+        return (1_800_000_000_000 + next(clock, jumps[-1])) * 1_000_000
+
+    folder = TRAIN_RUNS / "c1" / f"{len(list(tmp_path.glob('runs/train/c1/*')))}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "time_ns", now)
+        patch.setattr(time, "time", lambda: now() / 1e9)
+        for _ in range(2):  # begun, killed, gone on with
+            spool = Spool(folder, "key", "digits-c1", "diffctl-digits")
+            spool.metrics(1, {"loss": 1.0})
+            spool.metrics(2, {"loss": 0.5})
+            RunFolder(folder, "key").beat(2)
+        if end:
+            spool.close(end)
+        times = [event["time"] for event in read_events(folder) if "time" in event]
+        assert times == sorted(times)
+        found = read_training(folder)
+        assert found.step == 2
+        assert found.started <= found.updated
+        _show_runs(overview(TRAIN_RUNS / "c1")[0])
+    assert not re.search(r"-\d", capsys.readouterr().out)
+
+
+def test_a_run_ends_in_mlflow_after_it_began_though_the_clock_was_set_back():
+    folder = TRAIN_RUNS / ("c2" * 8)
+    spool = Spool(folder, "key", "digits-c2", "diffctl-digits")
+    spool.metrics(1, {"loss": 1.0})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: 1_000_000_000_000 * 1_000_000)  # 2001
+        spool.metrics(2, {"loss": 0.5})
+        spool.close("FINISHED")
+    assert all(one.done for one in sync())
+    run = find_run("digits-c2")
+    assert run.info.end_time >= run.info.start_time
+    assert history(run.info.run_id, "loss") == [(1, 1.0), (2, 0.5)]

@@ -1,5 +1,6 @@
 """The last step of a preparation, killed before each of its moves: nothing is read again, nothing is left."""
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -133,3 +134,18 @@ def test_room_is_asked_for_on_both_disks(
     config = DataConfig(name="image-folder", path=raw, image_size=8)
     with pytest.raises(DiffctlError, match=f"more in {full}, where 0.0 GB are free"):
         prepare(config, full / "prepared", work=another_disk / "work")
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EMLINK])
+def test_a_file_system_without_hard_links_gets_the_same_stores(
+    tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    config = DataConfig(name="image-folder", path=raw, image_size=8)
+    prepare(config, tmp_path / "usual", work=tmp_path / "work")
+
+    def link(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", link)
+    prepare(config, tmp_path / "copied", work=tmp_path / "work")
+    assert tree(tmp_path / "copied") == tree(tmp_path / "usual")

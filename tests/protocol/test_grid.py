@@ -1,8 +1,9 @@
 """The grid: which cells there are, what they are called, and what is refused because it means nothing."""
 
 import math
+import re
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,9 @@ from pydantic import ValidationError
 
 from diffusion.config import parse
 from diffusion.protocol.grid import AXES, Cell, cell_settings, grid, line_name, order, settings_card, spoken
+from diffusion.protocol.samplers import SAMPLERS, Noise
 from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import UsageError
 from tests.conftest import params
 
@@ -135,3 +138,15 @@ def test_cells_are_ordered_by_steps_then_by_the_other_axes() -> None:
 def test_what_no_cell_could_use_is_refused(sections: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         parse(params(**sections), "params.yaml")
+
+
+def test_the_names_of_cells_are_any_file_systems_and_differ_whatever_the_case() -> None:
+    axes = {"sampler": tuple(SAMPLERS), "noise": (None, *get_args(Noise)), "spacing": (None, *SPACINGS)}
+    cells = [
+        Cell(steps=steps, eta=eta, guidance=guidance, **dict(zip(axes, values, strict=True)))
+        for steps, eta, guidance in product((1, 10**7), (0.0, 1e-300, 0.1 + 0.2), (None, 1e300))
+        for values in product(*axes.values())
+    ]
+    names = [cell.name for cell in cells]
+    assert len({name.casefold() for name in names}) == len(names)
+    assert all(re.fullmatch(r"[\w+-][\w.+-]*[\w+-]", name, re.ASCII) and len(name) < 200 for name in names)

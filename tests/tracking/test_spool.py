@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -118,6 +119,19 @@ def test_params_tags_and_data_are_written_once(tmp_path):
         {"try": "2"},
     ]
     assert len(of_kind(tmp_path, "dataset")) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EMLINK])
+def test_an_artifact_is_kept_where_the_file_system_has_no_hard_links(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(os, "link", no_link(number))
+    test_an_artifact_is_kept_as_it_was(tmp_path)
+
+
+def no_link(number: int):
+    def link(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return link
 
 
 def test_an_artifact_is_kept_as_it_was(tmp_path):
