@@ -15,12 +15,13 @@ from PIL import Image
 from diffusion.system.errors import DiffctlWarning, UsageError
 from diffusion.system.locks import file_lock, is_held
 from diffusion.train.run_folder import open_run
+from tests.helpers.disks import make_room, memory_disk
 from tests.helpers.mlflow_server import MlflowServer, empty_database, free_port
 from tracking import names, sender
-from tracking.delivery import REJECTED, RunDeleted, Sent, deliver, mark_killed
+from tracking.delivery import REJECTED, UPLOAD_TRIES, RunDeleted, Sent, deliver, mark_killed
 from tracking.reach import MlflowError
 from tracking.spool import EVENTS, OUTBOX, Spool, read_events
-from tracking.store import connect, ensure_experiment, find_by_tags, tracking_uri
+from tracking.store import ARTIFACTS, connect, database_file, ensure_experiment, find_by_tags, tracking_uri
 
 EXPERIMENT = "diffctl-digits"
 
@@ -196,6 +197,22 @@ def test_an_artifact_that_changed_since_is_not_sent(folder, uri):
             deliver(folder, uri)
     assert deliver(folder, uri).rejected == 1
     assert names.FILE_SHA256 not in the_run(uri).data.tags
+
+
+def test_a_full_disk_of_artifacts_sets_nothing_aside(folder, uri, mount, tmp_path):
+    model = tmp_path / "unet.safetensors"
+    model.write_bytes(bytes(50_000))
+    spool = open_spool(folder)
+    spool.artifact(model, names.MODEL_FOLDER)
+    spool.close("FINISHED")
+    disk = mount(database_file(uri).parent / ARTIFACTS, *memory_disk("32k"))
+    for _ in range(UPLOAD_TRIES + 1):
+        with pytest.raises(MlflowError, match=r"No space left on device.*: make room$"):
+            deliver(folder, uri)
+    make_room(disk)
+    assert deliver(folder, uri).rejected == 0
+    assert the_run(uri).info.status == "FINISHED"
+    assert names.FILE_SHA256 in the_run(uri).data.tags
 
 
 def test_a_torn_line_waits_for_its_end(folder, uri):
