@@ -1,6 +1,5 @@
 """Images that a command is given, by number in a store or as files, and the classes they are of."""
 
-import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
 StorePath = Annotated[
     Path | None, typer.Option("--images", help="The store that numbers mean. [default: data/prepared/test]")
 ]
+DIGITS = 18  # of an image's number
 
 
 class GivenImage(NamedTuple):
@@ -33,11 +33,9 @@ def choose(name: str, store: Path | None, artefact: "Artefact") -> GivenImage:
     if not name.isdecimal():
         return GivenImage(read_picture(Path(name), spec.image_size, spec.in_channels), None)
     opened = fitting_store(store, artefact)
-    index = int(name)
+    index = int(name) if len(name) <= DIGITS else len(opened)
     if index >= len(opened):
-        raise UsageError(
-            f"there is no image {reprlib.repr(index)} in {opened.path}: give 0 to {len(opened) - 1}"
-        )
+        raise UsageError(f"there is no image {name[:DIGITS]} in {opened.path}: give 0 to {len(opened) - 1}")
     return GivenImage(opened.images[index], known_labels(opened, artefact, [index])[0])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, printable
 from diffusion.system.files import write_text
 
 SHOWN = 3  # paths of each kind in a sentence
@@ -24,7 +24,7 @@ def summary(problems: Sequence[Problem]) -> str:
     """Counts by kind with the first paths: "2 truncated (a/1.png, b/7.png), 1 empty class (c)"."""
     parts = []
     for why, count in sorted(Counter(problem.why for problem in problems).items()):
-        paths = [_printable(problem.where) for problem in problems if problem.why == why]
+        paths = [printable(problem.where) for problem in problems if problem.why == why]
         more = ", …" if count > SHOWN else ""
         parts.append(f"{count:,} {why} ({', '.join(paths[:SHOWN])}{more})")
     return "; ".join(parts)
@@ -40,13 +40,8 @@ def write_list(path: Path, problems: Sequence[Problem]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("file", "why"))
-    writer.writerows((_printable(problem.where), problem.why) for problem in problems)
+    writer.writerows((printable(problem.where), problem.why) for problem in problems)
     write_text(path, text.getvalue())
-
-
-def _printable(name: str) -> str:
-    """A file name may hold bytes that are no text."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def refuse(problems: Sequence[Problem], listing: Path) -> None:

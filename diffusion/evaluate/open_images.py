@@ -1,22 +1,28 @@
 """Any set of images, opened as a store: a store, a folder of image files, or an npz in OpenAI's format."""
 
+import math
 import os
+import stat
 import warnings
-import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
-from PIL import Image
 
+from diffusion.data.arrays import integers, npz_keys, open_npz
 from diffusion.data.readers.image_files import read_images
 from diffusion.data.readers.listing import list_images
 from diffusion.data.rejects import Problem, summary
+from diffusion.images.decode import BadImage, opened
 from diffusion.images.digests import content_digest
 from diffusion.images.store import Images, ImageStore, Labels, open_store
-from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
+from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, printable
+from diffusion.system.memory import machine_memory
+from diffusion.system.plain_files import open_plain
 
 LOSSY = (".jpg", ".jpeg", ".webp")
-READ_ROWS = 256  # files at a time
+READ_ROWS, READ_BYTES = 256, 1 << 26  # files and pixels of them at a time, at most
 
 
 def is_store(path: Path) -> bool:
@@ -36,35 +42,53 @@ def open_images(path: Path) -> ImageStore:
     be square and of one size, since resizing them would move every score. UsageError when there is nothing
     to open, DiffctlError for damaged or unfit images; a DiffctlWarning for lossy files.
     """
-    if not path.exists():
-        raise UsageError(f"there is no {path}")
-    if path.is_file():
+    try:
+        kind = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"there is no {printable(path)}") from None
+    except OSError as error:
+        raise UsageError(
+            f"{printable(path)} cannot be opened ({error.strerror}): give access to it"
+        ) from None
+    if not stat.S_ISDIR(kind):
         images, labels = _read_npz(path)
     elif is_store(path):
         return open_store(path)
     elif is_prepared(path):
-        raise UsageError(f"{path} holds two splits: give {path / 'train'} or {path / 'test'}")
+        raise UsageError(f"{printable(path)} holds two splits: give {path / 'train'} or {path / 'test'}")
     else:
         images, labels = _read_folder(path), None
     return ImageStore(path, images, labels, {"name": path.name, "digest": content_digest(images, labels)})
 
 
 def _read_npz(path: Path) -> tuple[Images, Labels | None]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            images = file["arr_0"]
-            labels = file["arr_1"].astype(np.int64) if "arr_1" in file.files else None
-    except (KeyError, AttributeError, TypeError):
-        raise DiffctlError(f"{path} has no arr_0: images in an npz stand under that name") from None
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise DiffctlError(f"{path} is not a whole npz file ({error})") from None
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise DiffctlError(f"{path}: arr_0 is {images.dtype} {images.shape}, want uint8 (N, H, W, C)")
-    if labels is not None and labels.shape != (len(images),):
+    keys = npz_keys(path)
+    if "arr_0" not in keys:
+        raise DiffctlError(f"{printable(path)} has no arr_0: images in an npz stand under that name")
+    images = open_npz(path, "arr_0")
+    if images.dtype != np.uint8 or len(images.shape) != 4 or not math.prod(images.shape):
+        found = f"{images.dtype} {images.shape}"
+        raise DiffctlError(f"{printable(path)}: arr_0 is {found}, want uint8 (N, H, W, C)")
+    labels = open_npz(path, "arr_1") if "arr_1" in keys else None
+    if labels is not None and labels.shape != images.shape[:1]:
         raise DiffctlError(
-            f"{path}: arr_1 is {labels.shape}, want one label for each of {len(images)} images"
+            f"{printable(path)}: arr_1 is {labels.shape}, want one label for each of {images.shape[0]} images"
         )
-    return images, labels
+    _need_memory(path, math.prod(images.shape))
+    try:
+        numbers = None if labels is None else integers(labels)
+    except TypeError as error:
+        raise DiffctlError(f"{printable(path)}: arr_1 is {error}") from None
+    return images.read(0, images.shape[0]), numbers
+
+
+def _need_memory(path: Path, needed: int) -> None:
+    """DiffctlError unless so many bytes are free."""
+    if needed > (free := machine_memory()[1]):
+        raise DiffctlError(
+            f"the images in {printable(path)} take {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} "
+            "GB are free: score fewer of them, or a store of them, which is not read into memory"
+        )
 
 
 def _read_folder(path: Path) -> Images:
@@ -72,40 +96,60 @@ def _read_folder(path: Path) -> Images:
     paths = listing.paths.take(np.arange(len(listing.paths)))
     names = [os.fsdecode(name) for name in paths]
     if not names:
-        raise UsageError(f"{path} has no images: give a folder of png or jpeg files, an npz, or a store")
+        raise UsageError(
+            f"{printable(path)} has no images: give a folder of png or jpeg files, an npz, or a store"
+        )
     if lossy := sum(name.lower().endswith(LOSSY) for name in names):
         warnings.warn(
             DiffctlWarning(
-                f"{lossy:,} of the images in {path} are jpeg or webp: their losses move every score"
+                f"{lossy:,} of the images in {printable(path)} are jpeg or webp: their losses move all scores"
             ),
             stacklevel=2,
         )
+    if listing.problems:
+        _refuse(path, listing.problems)
     size = _common_size(path, names)
+    _need_memory(path, len(names) * size * size * 3)
     images = np.empty((len(paths), size, size, 3), dtype=np.uint8)
-    bad = list(listing.problems)
-    for start in range(0, len(paths), READ_ROWS):
-        rows = read_images(path, paths[start : start + READ_ROWS], size, 3)
-        images[start : start + READ_ROWS] = rows.images
+    some = max(1, min(READ_ROWS, READ_BYTES // (size * size * 3)))
+    bad: list[Problem] = []
+    for start in range(0, len(paths), some):
+        rows = read_images(path, paths[start : start + some], size, 3)
+        images[start : start + some] = rows.images
         bad += [Problem(names[start + row], why) for row, why in rows.bad.items()]
     if bad:
-        raise DiffctlError(f"{len(bad):,} of the images in {path} cannot be used: {summary(bad)}")
+        _refuse(path, bad)
     return images
 
 
+def _refuse(path: Path, bad: Sequence[Problem]) -> NoReturn:
+    raise DiffctlError(f"{len(bad):,} of the images in {printable(path)} cannot be used: {summary(bad)}")
+
+
 def _common_size(path: Path, names: list[str]) -> int:
-    """The side of square images in pixels; DiffctlError names the first file that is of another size."""
-    first: tuple[int, int] | None = None
+    """The side of square images in pixels; DiffctlError names those that are none, or of another size."""
+    sizes, bad = [], []
     for name in names:
         try:
-            with Image.open(path / name) as image:
-                size = image.size
-        except OSError as error:
-            raise DiffctlError(f"{path / name} cannot be read as an image ({error})") from None
-        first = first or size
-        if size != first or size[0] != size[1]:
+            sizes.append(_size(path / name))
+        except BadImage as error:
+            bad.append(Problem(name, str(error)))
+    if bad:
+        _refuse(path, bad)
+    for name, (width, height) in zip(names, sizes, strict=True):
+        if (width, height) != sizes[0] or width != height:
             raise DiffctlError(
-                f"{path / name} is {size[0]}×{size[1]}, and {names[0]} is {first[0]}×{first[1]}: "
-                f"scores need square images of one size, so make them the way the reference was made"
+                f"{printable(path / name)} is {width}×{height}, and {printable(names[0])} is "
+                f"{sizes[0][0]}×{sizes[0][1]}: scores need square images of one size, so make them the way "
+                "the reference was made"
             )
-    assert first is not None, "there are names"
-    return first[0]
+    return sizes[0][0]
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """(width, height) as the head of an image file says."""
+    try:
+        with open_plain(path) as file, opened(file) as image:
+            return image.size
+    except OSError as error:
+        raise BadImage(f"not readable ({error.strerror})") from None

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from diffusion.images.decode import MOST_BYTES, BadImage, loaded, opened
 from diffusion.images.store import Images
-from diffusion.system.errors import UsageError
+from diffusion.system.errors import UsageError, printable
+from diffusion.system.plain_files import read_plain
 
 SHOWN = 64  # pixels: smaller images are enlarged by whole factors to about this, so that a person sees them
-MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 def grid(images: Images, columns: int, gap: int = 1) -> Images:
@@ -48,15 +49,16 @@ def png_bytes(picture: Images) -> bytes:
 def read_picture(path: Path, image_size: int, channels: int) -> Images:
     """An image file as (H, W, C) uint8 in the mode of that many channels; UsageError when it does not fit."""
     try:
-        with Image.open(path) as opened:
-            picture = opened.convert(MODES[channels])
+        with opened(read_plain(path, MOST_BYTES)) as image:
+            if image.size != (image_size, image_size):
+                wanted, found = f"{image_size}×{image_size}", f"{image.width}×{image.height}"
+                raise UsageError(f"{printable(path)} has {found} pixels: the model takes {wanted}")
+            picture = loaded(image, channels)
     except FileNotFoundError:
-        raise UsageError(f"no image at {path}") from None
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UsageError(f"{path} is not an image that can be read ({error})") from None
-    if picture.size != (image_size, image_size):
-        width, height = picture.size
-        raise UsageError(f"{path} has {width}×{height} pixels: the model takes {image_size}×{image_size}")
+        raise UsageError(f"no image at {printable(path)}") from None
+    except (OSError, BadImage) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{printable(path)} is not an image that can be read ({why})") from None
     return np.asarray(picture, dtype=np.uint8).reshape(image_size, image_size, channels)
 
 

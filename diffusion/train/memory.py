@@ -1,10 +1,8 @@
 """What a training step takes of the memory, which micro-batch fits, and what to say when none does."""
 
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from diffusion.model.config import NetworkSpec
 from diffusion.model.registry import build_network
 from diffusion.system.errors import DiffctlError
+from diffusion.system.memory import machine_memory
 
 NetworkBuilder = Callable[[NetworkSpec], nn.Module]
 
@@ -120,28 +119,7 @@ def device_memory(device: torch.device) -> tuple[int, int]:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return total, free
-    import psutil
-
-    memory, limit = psutil.virtual_memory(), cgroup_limit()
-    return min(memory.total, limit), min(memory.available, limit)
-
-
-def cgroup_limit(files: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes that this process's control group may take (cgroups(7), both versions); sys.maxsize for no limit.
-
-    A group's limit holds for the groups within it, too. A container may see its own group as the root.
-    """
-    limit = sys.maxsize
-    for line in own.read_text(encoding="utf-8").splitlines() if own.exists() else ():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        group, name = (files / "memory", "memory.limit_in_bytes") if controllers else (files, "memory.max")
-        for part in ("", *Path(path).parts[1:]):
-            group /= part
-            with suppress(OSError, ValueError):  # there is none, or it is `max`
-                limit = min(limit, int((group / name).read_text(encoding="utf-8")))
-    return limit
+    return machine_memory()
 
 
 def remedy(prefix: str) -> str:

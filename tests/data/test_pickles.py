@@ -26,7 +26,7 @@ VALUES = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.tuples(inner, inner)
-        | st.dictionaries(st.text() | st.integers(), inner, max_size=4)
+        | st.dictionaries(st.text() | st.integers(-(2**62), 2**62), inner, max_size=4)
     ),
     max_leaves=12,
 )
@@ -209,7 +209,7 @@ def test_an_npz_array_reads_any_range_in_any_order(tmp_path_factory, compressed,
 
 def test_an_npz_with_objects_is_refused(tmp_path):
     np.savez(tmp_path / "objects.npz", data=np.array([Reduces(os.system, ("true",))], dtype=object))
-    with pytest.raises(DiffctlError, match="damaged"):
+    with pytest.raises(DiffctlError, match="not of plain numbers"):
         open_npz(tmp_path / "objects.npz", "data")
 
 

@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 
 from diffusion.data.holdout import Indices
-from diffusion.data.readers.decode import BadImage, decode
+from diffusion.data.readers.decode import decode
 from diffusion.data.readers.listing import FilePaths
 from diffusion.data.source import Job, Rows
-
-MAX_FILE = 256 << 20  # bytes; no image of the allowed size needs more
+from diffusion.images.decode import MOST_BYTES, BadImage
+from diffusion.system.plain_files import read_plain
 
 
 class ImageFileReader:
@@ -65,16 +65,6 @@ def read_images(root: Path, paths: Sequence[bytes], size: int, channels: int) ->
 
 def _read(path: bytes) -> bytes:
     try:
-        file = os.open(path, os.O_RDONLY)
-        try:
-            size = os.fstat(file).st_size
-            if size > MAX_FILE:
-                raise BadImage(f"larger than {MAX_FILE >> 20} MB")
-            content = os.read(file, size)
-            while len(content) < size and (more := os.read(file, size - len(content))):
-                content += more
-            return content
-        finally:
-            os.close(file)
+        return read_plain(path, MOST_BYTES)
     except OSError as error:
         raise BadImage(f"not readable ({error.strerror})") from None

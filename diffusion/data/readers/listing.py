@@ -15,14 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.data.holdout import Indices
-from diffusion.data.readers.decode import SUFFIXES
 from diffusion.data.rejects import Problem
-from diffusion.system.errors import DiffctlError
+from diffusion.images.decode import SUFFIXES
+from diffusion.system.errors import DiffctlError, printable
 from diffusion.system.workers import forks, in_processes
 
 CHUNK = 4096  # files that are Python objects at a time
 MANY = 4 * CHUNK  # files that are worth several processes
 QUEUED = 4  # chunks a process
+MOST_DEPTH = 64  # folders below each other
 
 Names = NDArray[np.bytes_]
 Hashes = NDArray[np.int64]
@@ -82,7 +83,8 @@ class Listing:
 def list_images(root: Path) -> Listing:
     """Find all images below `root`; hidden files are passed over, links to folders are followed once.
 
-    DiffctlError for a folder that cannot be read.
+    What is no plain file, or leads nowhere, is listed by its name and fails when it is read. DiffctlError for
+    a folder that cannot be read, or too deep.
     """
     folders: list[tuple[str, Names]] = []
     others: list[str] = []
@@ -119,7 +121,7 @@ class _Looked(NamedTuple):
 
 def _look_at_all(root: Path) -> Generator[_Looked, None, None]:
     """All files below root, some at a time in order; many are looked at on all cores."""
-    walked = list(_walk(root, "", set()))
+    walked = list(_walk(root, "", set(), MOST_DEPTH))
     jobs = (
         (root, prefix, names[start : start + CHUNK])
         for prefix, names in walked
@@ -144,9 +146,12 @@ def _look_at(root: Path, prefix: str, names: Names) -> _Looked:
     )
 
 
-def _walk(root: Path, prefix: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, Names]]:
+def _walk(root: Path, prefix: str, seen: set[tuple[int, int]], deep: int) -> Iterator[tuple[str, Names]]:
     """Every folder below root in sorted order: its prefix, and the sorted names of what is no folder."""
     folder = root / prefix
+    if not deep:
+        top = printable(prefix.partition("/")[0])
+        raise DiffctlError(f"{root / top} has more than {MOST_DEPTH} folders below each other: flatten it")
     try:
         here = folder.stat()
         if (here.st_dev, here.st_ino) in seen:
@@ -154,11 +159,11 @@ def _walk(root: Path, prefix: str, seen: set[tuple[int, int]]) -> Iterator[tuple
         seen.add((here.st_dev, here.st_ino))
         names, folders = _look_into(folder)
     except OSError as error:
-        raise DiffctlError(f"cannot look into {folder}: {error.strerror}") from None
+        raise DiffctlError(f"cannot look into {printable(folder)}: {error.strerror}") from None
     yield prefix, names
     for name in folders:
         if name != "__MACOSX":
-            yield from _walk(root, f"{prefix}{name}/", seen)
+            yield from _walk(root, f"{prefix}{name}/", seen, deep - 1)
 
 
 def _look_into(folder: Path) -> tuple[Names, list[str]]:
@@ -170,7 +175,7 @@ def _look_into(folder: Path) -> tuple[Names, list[str]]:
         for entry in entries:
             if entry.name.startswith(b"."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 folders.append(os.fsdecode(entry.name))
                 continue
             files.append(entry.name)
@@ -182,20 +187,29 @@ def _look_into(folder: Path) -> tuple[Names, list[str]]:
     return names, sorted(folders)
 
 
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    """Whether it is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, or through a folder that may not be entered
+        return False
+
+
 def _column(names: list[bytes]) -> Names:
     return np.array(names, dtype=np.bytes_)
 
 
 def _files(root: Path, prefix: str, names: list[bytes]) -> Iterator[tuple[bytes, int, int]]:
-    """Names, sizes and times; a device is passed over. A broken link is a file that fails later."""
+    """Names, sizes and times; what is no plain file, or a link that leads nowhere, has neither."""
     folder = os.fsencode(f"{root}/{prefix}")
     for name in names:
         try:
             status = os.stat(folder + name)
-        except FileNotFoundError:
-            status = os.lstat(folder + name)
-        if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
-            yield name, status.st_size, status.st_mtime_ns
+        except OSError:
+            yield name, 0, 0
+            continue
+        plain = stat.S_ISREG(status.st_mode)
+        yield name, status.st_size if plain else 0, status.st_mtime_ns if plain else 0
 
 
 def _stem(name: bytes) -> str | None:

@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 
+from diffusion.images.decode import MOST_PIXELS, BadImage, flatten
 from diffusion.images.store import Images
 
 
@@ -10,33 +11,21 @@ def square(image: Image.Image, size: int) -> Image.Image:
     """Scale the short side to `size` and crop the centre.
 
     The image is halved with a box filter while its short side is at least twice the size, then scaled
-    bicubically with antialiasing; one of that size already keeps its pixels.
+    bicubically with antialiasing; one of that size already keeps its pixels. BadImage when it is so narrow
+    that what is scaled would be huge.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     if min(image.size) != size:
         scale = size / min(image.size)
         shape = (round(image.width * scale), round(image.height * scale))
+        if shape[0] * shape[1] > MOST_PIXELS:
+            raise BadImage("too narrow")
         image = image.resize(shape, Image.Resampling.BICUBIC)
     if image.size == (size, size):
         return image
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
-
-
-def flatten(image: Image.Image, channels: int) -> Image.Image:
-    """The image as 8-bit grey (1 channel) or RGB (3), whatever its mode; transparent parts become white."""
-    mode = "L" if channels == 1 else "RGB"
-    if image.mode == mode and not image.has_transparency_data:
-        return image
-    if image.mode.startswith("I"):  # 16 bits a pixel
-        levels = np.asarray(image).astype(np.float64).clip(0, 65535)
-        return Image.fromarray(np.round(levels / 257).astype(np.uint8)).convert(mode)
-    if image.has_transparency_data:
-        picture = image.convert("RGBA")
-        image = Image.new("RGBA", picture.size, "white")
-        image.alpha_composite(picture)
-    return image.convert(mode)
 
 
 def conform(images: Images, size: int, channels: int) -> Images:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from diffusion.data.class_names import class_names
 from diffusion.data.config import PhotographsConfig
 from diffusion.data.holdout import Indices, hold_out, shuffled
 from diffusion.data.readers.image_files import ImageFileReader
@@ -121,7 +122,7 @@ def _sources(listing: Listing) -> dict[str, str]:
 def class_order(names: Iterable[str]) -> tuple[str, ...]:
     """Class names sorted, as numbers when all are."""
     different = set(names)
-    numbers = all(name.isdigit() for name in different)
+    numbers = all(name.isdecimal() for name in different)
     return tuple(sorted(different, key=lambda name: (int(name), name) if numbers else (0, name)))
 
 
@@ -138,7 +139,7 @@ def _by_folder(root: Path, listing: Listing, labels: str | None) -> tuple[Items,
         return Items(np.arange(len(listing.paths)), in_test=in_test), _stray(listing, 0)
     if not any(class_of):
         raise UsageError(f"data.labels: folders, but {root} has no sub-folder with images")
-    classes = class_order(name for name in class_of if name)
+    classes = class_names(class_order(name for name in class_of if name), root)
     number = {name: at for at, name in enumerate(classes)}
     found = np.repeat(np.array([number.get(name, -1) for name in class_of], dtype=np.int64), counts)
     rows = np.flatnonzero(found >= 0)
@@ -200,14 +201,14 @@ def _by_csv(path: Path, listing: Listing) -> tuple[Items, list[Problem]]:
     problems += [Problem(name, "missing") for name in sorted(missing)]
     labels[list(twice)] = -1
     rows = np.flatnonzero(labels >= 0)
-    classes, found = _in_class_order(list(numbers), labels[rows])
+    classes, found = _in_class_order(list(numbers), labels[rows], path)
     in_test = splits[rows] == of_split.index("test") if splits[rows].any() else None
     return Items(rows, classes, found, in_test), problems + _stray(listing, 0)
 
 
-def _in_class_order(names: list[str], labels: Labels) -> tuple[tuple[str, ...], Labels]:
+def _in_class_order(names: list[str], labels: Labels, origin: Path) -> tuple[tuple[str, ...], Labels]:
     """The classes with images, in order, and the labels, places in `names` before, as places in that."""
-    present = [names[number] for number in np.unique(labels)]
+    present = class_names([names[number] for number in np.unique(labels)], origin)
     classes = class_order(present)
     place = {name: at for at, name in enumerate(classes)}
     return classes, np.array([place.get(name, -1) for name in names], dtype=np.int64)[labels]

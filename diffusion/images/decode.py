@@ -1,0 +1,100 @@
+"""Image files of strangers: png, jpeg, webp, gif (the first frame), and nothing else that Pillow opens."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from diffusion.system.errors import DiffctlError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by the number of channels
+MOST_BYTES = 256 << 20  # of a file; no image of the allowed size needs more
+MOST_PIXELS = 1 << 26  # 8192×8192: more is a decompression bomb, or belongs cut up
+MOST_SCANNED = 1 << 31  # pixels times scans of a progressive jpeg, each of which goes over all of them
+STRIP_PIXELS = 1 << 20  # of 16 bits, converted at a time
+
+_BOMB = f"with more than {MOST_PIXELS >> 20} million pixels"
+
+
+class BadImage(Exception):
+    """The bytes are no usable image; the message says why in a few words."""
+
+
+@contextmanager
+def opened(source: bytes | IO[bytes]) -> Iterator[Image.Image]:
+    """The image in a file's content, of which only size and kind are known until it is loaded.
+
+    BadImage for all that is wrong with it, also for what the block meets; a DiffctlError passes.
+    """
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(file, formats=FORMATS) as image:
+            _refuse_bomb(image, source)
+            yield image
+    except (BadImage, DiffctlError):
+        raise
+    except UnidentifiedImageError:
+        raise BadImage("not an image") from None
+    except Image.DecompressionBombError:
+        raise BadImage(_BOMB) from None
+    except MemoryError:
+        raise BadImage("too large for the memory that is free") from None
+    except Exception as error:  # a decoder may raise anything at damaged bytes
+        raise BadImage(_reason(error)) from None
+
+
+def _refuse_bomb(image: Image.Image, source: bytes | IO[bytes]) -> None:
+    pixels = image.width * image.height
+    if pixels > MOST_PIXELS:
+        raise BadImage(_BOMB)
+    if isinstance(source, bytes) and source[:2] == b"\xff\xd8":
+        scans = source.count(b"\xff\xda")  # a marker: within coded pixels, 0xff is followed by a zero
+        if scans * pixels > MOST_SCANNED:
+            raise BadImage("with too many scans")
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).lower()
+    return "truncated" if "truncated" in text or isinstance(error, EOFError) else "damaged"
+
+
+def loaded(image: Image.Image, channels: int) -> Image.Image:
+    """The opened image whole, turned as EXIF says, in the mode of so many channels (see `flatten`)."""
+    image.load()
+    if "exif" in image.info:
+        ImageOps.exif_transpose(image, in_place=True)
+    return flatten(image, channels)
+
+
+def flatten(image: Image.Image, channels: int) -> Image.Image:
+    """The image with 8 bits a channel in grey or RGB, by 1 or 3 channels, transparent parts being white.
+
+    With 2 or 4 channels it keeps its transparency.
+    """
+    mode = MODES[channels]
+    is_transparent = image.has_transparency_data
+    if image.mode == mode and (channels in (2, 4) or not is_transparent):
+        return image
+    if image.mode.startswith("I"):
+        return _eight_bits(image).convert(mode)
+    if is_transparent and channels in (1, 3):
+        picture = image.convert("RGBA")
+        image = Image.new("RGBA", picture.size, "white")
+        image.alpha_composite(picture)
+    return image.convert(mode)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """An image of 16 bits a pixel in grey, a strip at a time, so that it takes little beside itself."""
+    out = Image.new("L", image.size)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(image.height, top + rows)))
+        levels = np.asarray(strip).astype(np.int32).clip(0, 65535)
+        out.paste(Image.fromarray(((levels + 128) // 257).astype(np.uint8)), (0, top))
+    return out

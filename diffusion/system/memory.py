@@ -1,0 +1,31 @@
+"""The machine's memory, as far as this process may take it."""
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+
+def machine_memory() -> tuple[int, int]:
+    """(total, free) bytes: the machine's, or its container's where those are less."""
+    import psutil
+
+    memory, limit = psutil.virtual_memory(), cgroup_limit()
+    return min(memory.total, limit), min(memory.available, limit)
+
+
+def cgroup_limit(files: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes that this process's control group may take (cgroups(7), both versions); sys.maxsize for no limit.
+
+    A group's limit holds for the groups within it, too. A container may see its own group as the root.
+    """
+    limit = sys.maxsize
+    for line in own.read_text(encoding="utf-8").splitlines() if own.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        group, name = (files / "memory", "memory.limit_in_bytes") if controllers else (files, "memory.max")
+        for part in ("", *Path(path).parts[1:]):
+            group /= part
+            with suppress(OSError, ValueError):  # there is none, or it is `max`
+                limit = min(limit, int((group / name).read_text(encoding="utf-8")))
+    return limit

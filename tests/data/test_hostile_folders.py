@@ -1,0 +1,145 @@
+"""Folders with anything in them: every image is read or named with a reason, and nothing is waited for."""
+
+import os
+import socket
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from diffusion.data.config import DataConfig
+from diffusion.data.readers.image_files import read_images
+from diffusion.data.readers.listing import MOST_DEPTH, list_images
+from diffusion.data.registry import build_source
+from diffusion.data.rejects import Problem, summary
+from diffusion.evaluate.open_images import open_images
+from diffusion.system.errors import DiffctlError
+from tests.helpers.bounded import bounded
+from tests.helpers.raw_data import prepared, random_images, write_folder
+
+
+def image(place, name):
+    Image.fromarray(random_images(len(name), 1, 8)[0]).save(os.fsdecode(place), "PNG")
+
+
+def listener(place, name):
+    with socket.socket(socket.AF_UNIX) as made:
+        os.chdir(os.path.dirname(place))  # a socket's path has about a hundred bytes at most
+        made.bind(b"s")
+        os.rename(b"s", name)
+
+
+KINDS = {
+    "an image": image,
+    "nothing in it": lambda place, name: os.close(os.open(place, os.O_CREAT)),
+    "a pipe": lambda place, name: os.mkfifo(place),
+    "a socket": listener,
+    "a device": lambda place, name: os.symlink("/dev/zero", place),
+    "a circle": lambda place, name: os.symlink(name, place),
+    "nowhere": lambda place, name: os.symlink("gone", place),
+    "a folder of that name": lambda place, name: os.mkdir(place),
+    "a way up": lambda place, name: os.symlink("..", place),
+}
+NAMES = st.binary(min_size=1, max_size=250).filter(lambda name: not {0, 47} & set(name) and name[:1] != b".")
+ENTRIES = st.dictionaries(NAMES, st.sampled_from(list(KINDS)), max_size=8)
+
+
+@settings(deadline=None, max_examples=30)
+@given(entries=ENTRIES)
+def test_every_entry_is_an_image_or_has_a_reason(tmp_path_factory, entries):
+    root = tmp_path_factory.mktemp("above") / "raw"
+    root.mkdir()
+    here = os.getcwd()
+    for name, kind in entries.items():
+        KINDS[kind](os.fsencode(root) + b"/" + name + b".png", name + b".png")
+    os.chdir(here)
+    said = bounded(lambda: _read_all(root))
+    good = {name + b".png" for name, kind in entries.items() if kind == "an image"}
+    stems = {os.fsdecode(name).casefold() for name in entries}
+    if len(stems) == len(entries):  # else some have the name of another
+        assert said == repr(sorted(good))
+
+
+def _read_all(root):
+    listing = list_images(root)
+    paths = listing.paths.take(np.arange(len(listing.paths)))
+    rows = read_images(root, paths, 8, 3)
+    assert all(rows.bad.values())
+    names = listing.paths.names(np.arange(len(paths)))
+    assert summary([Problem(names[row], why) for row, why in rows.bad.items()]).isprintable()
+    return sorted(path for row, path in enumerate(paths) if row not in rows.bad)
+
+
+@pytest.mark.parametrize("depth", [MOST_DEPTH - 1, MOST_DEPTH, 1200])
+def test_folders_nested_deep_are_refused_and_not_followed_for_ever(tmp_path, depth):
+    write_folder(tmp_path, {"a/0": random_images(0, 1, 8)[0]})
+    at = os.open(tmp_path / "a", os.O_RDONLY)
+    for _ in range(depth - 1):
+        os.mkdir("d", dir_fd=at)
+        below = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
+    if depth < MOST_DEPTH:
+        assert len(list_images(tmp_path).paths) == 1
+        return
+    with pytest.raises(DiffctlError, match=f"a has more than {MOST_DEPTH} folders below each other"):
+        list_images(tmp_path)
+    _remove_deep(tmp_path / "a")
+
+
+def _remove_deep(folder):
+    """pytest's own way has no such depth."""
+    while (folder / "d").exists():
+        (folder / "d").rename(folder.with_name("next"))
+        for one in folder.iterdir():
+            one.unlink()
+        folder.rmdir()
+        folder.with_name("next").rename(folder)
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"a\nb", b"\x1b[31mred", "\u202eleft".encode(), b"\x7f"])
+def test_a_class_folder_whose_name_is_no_text_is_refused(tmp_path, name):
+    write_folder(
+        tmp_path, {f"{folder}/{at}": one for folder in "ab" for at, one in enumerate(random_images(0, 3, 8))}
+    )
+    os.rename(tmp_path / "a", os.fsencode(tmp_path) + b"/" + name)
+    with pytest.raises(DiffctlError, match="has a class named") as error:
+        build_source(DataConfig(name="image-folder", path=tmp_path, image_size=8)).open()
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("names", [["²", "³"], ["١", "٢"], ["1", "²"], ["9" * 250, "8" * 250]])
+def test_digits_of_all_kinds_are_class_names(tmp_path, names):
+    write_folder(
+        tmp_path, {f"{name}/{at}": one for name in names for at, one in enumerate(random_images(0, 3, 8))}
+    )
+    raw = build_source(DataConfig(name="image-folder", path=tmp_path, image_size=8)).open()
+    assert sorted(raw.classes) == sorted(names)
+
+
+def test_a_pipe_among_the_images_is_left_out_and_listed(tmp_path):
+    raw = write_folder(tmp_path / "raw", {str(at): one for at, one in enumerate(random_images(0, 6, 8))})
+    os.mkfifo(raw / "x.png")
+    train, test = prepared(tmp_path, name="image-folder", path=raw, image_size=8, on_bad="skip")
+    assert len(train) + len(test) == 6
+    assert train.meta["skipped"] == {"not readable (not a plain file)": 1}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("an image", "a way up")])
+def test_images_to_score_are_all_whole_or_named(tmp_path, kind):
+    write_folder(tmp_path / "raw", {str(at): one for at, one in enumerate(random_images(0, 3, 8))})
+    here = os.getcwd()
+    KINDS[kind](os.fsencode(tmp_path / "raw/x\n.png"), b"x\n.png")
+    os.chdir(here)
+    said = bounded(lambda: open_images(tmp_path / "raw").images.shape)
+    assert said.isprintable()
+    assert said == "(3, 8, 8, 3)" if kind == "a folder of that name" else r"x\n.png" in said
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a circle", "nowhere", "nothing in it"])
+def test_what_is_to_be_scored_is_opened_or_refused_at_once(tmp_path, kind):
+    KINDS[kind](os.fsencode(tmp_path / "x"), b"x")
+    assert str(tmp_path / "x") in bounded(lambda: open_images(tmp_path / "x"))

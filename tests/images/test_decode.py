@@ -1,0 +1,147 @@
+"""Image files of strangers are opened within bounds, or refused in a few words, whatever is in them."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cli.shared.images import choose
+from diffusion.data.readers.decode import decode
+from diffusion.images.decode import FORMATS, MOST_PIXELS, MOST_SCANNED, BadImage
+from diffusion.images.pictures import read_picture
+from diffusion.images.store import write_store
+from diffusion.system.errors import UsageError
+from tests.helpers.bombs import packed_zeros, png
+from tests.helpers.bounded import bounded
+from tests.helpers.networks import artefact_of, spec_of
+from tests.helpers.raw_data import random_images
+
+CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # by the kind of a PNG
+
+
+def encoded(image, form="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def outcome(content, size, channels):
+    try:
+        return decode(content, size, channels).size
+    except BadImage as error:
+        return str(error)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    narrow=st.integers(1, 4),
+    long=st.integers(1, 20_000),
+    turned=st.booleans(),
+    depth=st.sampled_from([8, 16]),
+    kind=st.sampled_from(list(CHANNELS)),
+    size=st.sampled_from([1, 32, 200]),
+)
+def test_an_image_of_any_shape_becomes_a_square_or_is_too_narrow(narrow, long, turned, depth, kind, size):
+    width, height = (narrow, long) if turned else (long, narrow)
+    row = 1 + width * CHANNELS[kind] * depth // 8
+    content = png(width, height, depth=depth, kind=kind, data=packed_zeros(height * row))
+    scaled = round(max(width, height) * size / min(width, height)) * size if min(width, height) < size else 0
+    wanted = "too narrow" if scaled > MOST_PIXELS else (size, size)
+    if min(width, height) < 2 * size:
+        assert bounded(lambda: outcome(content, size, 3)) == str(wanted)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("side", [8193, 16383])
+def test_a_head_that_says_more_than_64_million_pixels_is_refused_before_they_are_made(form, side):
+    content = bytearray(encoded(Image.new("L" if form != "WEBP" else "RGB", (16, 16)), form, lossless=True))
+    both = [side.to_bytes(2, "little") * 2, side.to_bytes(2, "big") * 2, side.to_bytes(4, "big") * 2]
+    if form == "PNG":
+        content = png(side, side)
+    elif form == "GIF":
+        content[6:10] = both[0]
+    elif form == "JPEG":
+        at = content.find(b"\xff\xc0")
+        content[at + 5 : at + 9] = both[1]
+    else:  # lossless: 14 bits each, less one
+        at = content.find(b"VP8L") + 9
+        content[at : at + 4] = ((side - 1) | (side - 1) << 14 | content[at + 3] >> 4 << 28).to_bytes(
+            4, "little"
+        )
+    assert (
+        bounded(lambda: outcome(bytes(content), 64, 3), megabytes=1024) == "with more than 64 million pixels"
+    )
+
+
+def test_a_jpeg_of_many_scans_is_refused_and_one_of_some_is_read():
+    content = encoded(Image.new("L", (2048, 2048), 128), "JPEG", progressive=True)
+    last = content[content.rfind(b"\xff\xda") : -2]
+    for scans in (10, MOST_SCANNED // 2048**2 + 1):
+        more = content[:-2] + last * scans + content[-2:]
+        wanted = "(64, 64)" if scans == 10 else "with too many scans"
+        assert bounded(lambda more=more: outcome(more, 64, 1)) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("depth", "kind"), [(16, 0), (8, 2), (8, 6), (16, 6)])
+def test_the_largest_image_takes_about_a_gigabyte(depth, kind):
+    row = 1 + 8192 * CHANNELS[kind] * depth // 8
+    content = png(8192, 8192, depth=depth, kind=kind, data=packed_zeros(8192 * row))
+    assert bounded(lambda: outcome(content, 64, 3), megabytes=1200, seconds=300) == "(64, 64)"
+
+
+@pytest.mark.parametrize("form", ["EPS", "TIFF", "BMP", "ICO", "PPM", "TGA", "PDF"])
+def test_what_pillow_would_open_or_run_beside_the_four_formats_is_refused(tmp_path, form):
+    (tmp_path / "x.png").write_bytes(encoded(Image.new("RGB", (8, 8)), form))
+    assert outcome((tmp_path / "x.png").read_bytes(), 8, 3) == "not an image"
+    with pytest.raises(UsageError, match="not an image that can be read"):
+        read_picture(tmp_path / "x.png", 8, 3)
+
+
+# A picture for a model
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_picture_keeps_what_the_model_knows(tmp_path, channels):
+    pixels = random_images(0, 1, 8, channels)[0]
+    Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(read_picture(tmp_path / "x.png", 8, channels), pixels)
+
+
+def test_a_picture_is_read_as_a_data_set_is(tmp_path):
+    levels = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    clear = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    kinds = [Image.fromarray(levels), clear, Image.fromarray(random_images(0, 1, 8)[0])]
+    for image in kinds:
+        image.save(tmp_path / "x.png", exif=exif)
+        content = (tmp_path / "x.png").read_bytes()
+        for channels in (1, 3):
+            expected = np.asarray(decode(content, 8, channels)).reshape(8, 8, channels)
+            np.testing.assert_array_equal(read_picture(tmp_path / "x.png", 8, channels), expected)
+
+
+def test_a_picture_of_another_size_is_refused_before_it_unfolds(tmp_path):
+    (tmp_path / "x.png").write_bytes(png(8000, 8000, data=packed_zeros(8000 * 24001)))
+    said = bounded(lambda: read_picture(tmp_path / "x.png", 8, 3), megabytes=128)
+    assert "has 8000×8000 pixels: the model takes 8×8" in said
+
+
+@pytest.mark.parametrize(
+    "name", ["x\n", "-x", "x" * 255, "x" * 5000, "pipe", "/dev/zero", "/", ".", "", "²", "9" * 5000]
+)
+def test_whatever_is_named_as_an_image_is_one_or_refused(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    (tmp_path / "9").write_bytes(b"text")
+    spec = spec_of()
+    store = np.zeros((2, spec.image_size, spec.image_size, spec.in_channels), np.uint8)
+    write_store(tmp_path / "store", store, None, {})
+    said = bounded(lambda: choose(name, tmp_path / "store", artefact_of(spec)))
+    assert said.isprintable()
+    assert "image" in said
