@@ -1,7 +1,11 @@
 """Where raw files lie: one cache for all projects of a user, so that a clone downloads nothing again."""
 
 import os
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
+
+DEEPEST = 8  # folders below each other in which raw files are looked for
 
 
 def cache_root() -> Path:
@@ -18,7 +22,34 @@ def raw_folder(name: str, path: Path | None) -> Path:
 
 def find(folder: Path, name: str) -> Path | None:
     """The file `name` in a folder or below it; the one nearest to the top, None when there is none."""
-    if (folder / name).is_file():
-        return folder / name
-    below = [path for path in folder.rglob(name) if path.is_file()]
-    return min(below, key=lambda path: (len(path.parts), path)) if below else None
+    return next(files_below(folder, name), None)
+
+
+def files_below(folder: Path, pattern: str) -> Iterator[Path]:
+    """The files whose names fit the pattern, nearest to the top first, then by name.
+
+    Plain files, or links to such; links to folders are not followed, and folders that may not be looked into,
+    or lie more than DEEPEST below, are passed over.
+    """
+    level = [folder]
+    for _ in range(1 + DEEPEST):
+        entries = [entry for place in level for entry in _entries(place)]
+        yield from (
+            Path(entry.path) for entry in entries if fnmatchcase(entry.name, pattern) and _is_file(entry)
+        )
+        level = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError:
+        return []
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link in a circle
+        return False

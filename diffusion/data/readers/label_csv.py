@@ -1,13 +1,16 @@
 """A CSV file that names the class of each image, and its split where there is an official one."""
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusion.system.errors import UsageError
+from diffusion.system.errors import UsageError, printable
+from diffusion.system.plain_files import open_plain
 
 SPLITS = {"train": "train", "test": "test", "val": "test", "valid": "test", "validation": "test"}
+MOST_LINE = 1 << 16  # characters; a path and a class take a few hundred
 FILE_COLUMNS, LABEL_COLUMNS = ("file", "filename", "path", "image"), ("label", "class")
 
 
@@ -25,8 +28,8 @@ def read_labels(path: Path) -> Iterator[Row]:
     UsageError when the file is missing, not CSV in UTF-8, or lacks a column.
     """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+        with io.TextIOWrapper(open_plain(path), encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(_lines(file))
             columns = list(reader.fieldnames or [])
             name_column = _column(path, columns, FILE_COLUMNS)
             label_column = _column(path, columns, LABEL_COLUMNS)
@@ -35,8 +38,20 @@ def read_labels(path: Path) -> Iterator[Row]:
                 yield Row(name, (values[label_column] or "").strip(), _split(path, values.get("split")))
     except FileNotFoundError:
         raise UsageError(f"data.labels: {path} is not there; it is looked for in data.path") from None
+    except OSError as error:
+        raise UsageError(
+            f"data.labels: {path} cannot be read ({error.strerror}): give access to it"
+        ) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"data.labels: {path} is not readable as CSV in UTF-8 ({error})") from None
+
+
+def _lines(file: io.TextIOWrapper) -> Iterator[str]:
+    """The lines; csv.Error for one that does not end, of which no more is read than shows it."""
+    while line := file.readline(MOST_LINE):
+        if len(line) == MOST_LINE:
+            raise csv.Error(f"a line has more than {MOST_LINE:,} characters")
+        yield line
 
 
 def _column(path: Path, columns: Sequence[str], names: Sequence[str]) -> str:
@@ -50,5 +65,7 @@ def _split(path: Path, name: str | None) -> str | None:
     if not name or not name.strip():
         return None
     if name.strip() not in SPLITS:
-        raise UsageError(f"data.labels: {path}: split {name!r} is none of {', '.join(SPLITS)}")
+        raise UsageError(
+            f"data.labels: {path}: split {printable(name)[:80]!r} is none of {', '.join(SPLITS)}"
+        )
     return SPLITS[name.strip()]

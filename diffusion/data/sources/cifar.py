@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from diffusion.data.class_names import class_names
 from diffusion.data.config import DataConfig
 from diffusion.data.readers.archives import unpack_tar
 from diffusion.data.readers.image_batches import entry, read_batch
@@ -77,9 +78,9 @@ class Cifar:
         folder = self._files(notify)
         label_key, names_key, _ = self.labels
         path = folder / self.archive.names
-        names = entry(read_pickle(path), names_key, path)
+        names = class_names(entry(read_pickle(path), names_key, path), path)
         return RawData(
-            classes=tuple(str(name) for name in names),
+            classes=names,
             shape=SHAPE,
             train=_split([folder / name for name in self.archive.train], label_key, len(names)),
             test=_split([folder / name for name in self.archive.test], label_key, len(names)),

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import math
 import zlib
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from diffusion.downloads.cache import raw_folder
 from diffusion.downloads.fetch import Notify, Remote, fetch
 from diffusion.images.store import Images
 from diffusion.system.errors import DiffctlError
+from diffusion.system.plain_files import read_plain, unreadable
 
 NAME = "fashion-mnist"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
@@ -27,6 +29,8 @@ CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 SHAPE = (28, 28, 1)
+MOST_BYTES = 64 << 20  # of a file, unpacked; the training images take 47 MB
+MOST_AXES = 3
 
 
 def _remote(name: str, md5: str, size: int) -> Remote:
@@ -67,7 +71,7 @@ class FashionMnist:
             for remote in self.files:
                 fetch(remote, folder, notify)
         sources: dict[str, str] = {}
-        train, test = (_split(folder, prefix, sources) for prefix in ("train", "t10k"))
+        train, test = (read_split(folder, prefix, sources) for prefix in ("train", "t10k"))
         return RawData(CLASSES, SHAPE, train, test, sources)
 
     def _folder(self) -> Path:
@@ -81,8 +85,11 @@ def build(config: DataConfig) -> FashionMnist:
     return FashionMnist(config, FILES, DEBIAN)
 
 
-def _split(folder: Path, prefix: str, sources: dict[str, str]) -> Split:
-    """Images and labels; the checksums are of the unpacked files, since packagers pack them anew."""
+def read_split(folder: Path, prefix: str, sources: dict[str, str]) -> Split:
+    """Images and labels of the prefix train or t10k; DiffctlError unless they fit each other and the set.
+
+    The checksums that go into `sources` are of the unpacked files, since packagers pack them anew.
+    """
     arrays = []
     for kind in ("images-idx3", "labels-idx1"):
         path = folder / f"{prefix}-{kind}-ubyte.gz"
@@ -90,7 +97,8 @@ def _split(folder: Path, prefix: str, sources: dict[str, str]) -> Split:
         sources[path.stem] = hashlib.sha256(content).hexdigest()
         arrays.append(parse_idx(content, path))
     images, labels = arrays
-    if images.shape[1:] != SHAPE[:2] or labels.shape != images.shape[:1] or labels.max() >= len(CLASSES):
+    fits = images.shape[1:] == SHAPE[:2] and labels.shape == images.shape[:1] and labels.size
+    if not fits or labels.max() >= len(CLASSES):
         raise DiffctlError(
             f"{folder}: the {prefix} images {images.shape} and labels {labels.shape} do not fit"
         )
@@ -99,7 +107,8 @@ def _split(folder: Path, prefix: str, sources: dict[str, str]) -> Split:
 
 def parse_idx(content: bytes, origin: Path) -> Images:
     """The uint8 array of an IDX file's content; DiffctlError when header and length do not agree."""
-    if len(content) < 4 or content[:3] != b"\0\0\x08":  # two zero bytes, then 8: unsigned bytes
+    is_idx = len(content) >= 4 and content[:3] == b"\0\0\x08"  # two zero bytes, then 8: unsigned bytes
+    if not is_idx or not 1 <= content[3] <= MOST_AXES:
         raise DiffctlError(f"{origin} is not an IDX file of bytes: get it again")
     start = 4 + 4 * content[3]
     shape = tuple(int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4))
@@ -111,9 +120,18 @@ def parse_idx(content: bytes, origin: Path) -> Images:
 
 
 def _gunzip(path: Path) -> bytes:
+    """The content; DiffctlError for a file that is missing, damaged, or unfolds to more than the set has."""
     try:
-        return gzip.decompress(path.read_bytes())
+        with gzip.GzipFile(fileobj=io.BytesIO(read_plain(path, MOST_BYTES))) as file:
+            content = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         raise DiffctlError(f"{path} is missing: put it there, or leave out data.path") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DiffctlError(f"{path} is not a whole gzip file ({error}): get it again") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if len(content) > MOST_BYTES:
+        raise DiffctlError(
+            f"{path} unfolds to more than {MOST_BYTES >> 20} MB, which no file of this set does"
+        )
+    return content

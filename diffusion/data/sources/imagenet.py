@@ -1,6 +1,7 @@
 """ImageNet as Kaggle gives it out: the object-localisation challenge of 2012 (Russakovsky et al. 2015)."""
 
 import csv
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ from diffusion.data.sources.synsets import CLASSES, unique_names
 from diffusion.downloads.cache import raw_folder
 from diffusion.downloads.fetch import Notify
 from diffusion.images.store import Labels
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, printable
+from diffusion.system.plain_files import read_plain_text
 
 NAME = "imagenet"
 COMPETITION = "imagenet-object-localization-challenge"
@@ -82,11 +84,11 @@ class ImageNet:
 
 def read_synsets(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
     """The label of every synset, and the classes' names, from lines "n01440764 tench, Tinca tinca"."""
-    pairs = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    pairs = [line.split(maxsplit=1) for line in read_plain_text(path).splitlines() if line.strip()]
     if not pairs or any(len(pair) != 2 for pair in pairs):
         raise DiffctlError(f"{path} does not have lines of a synset and its name: get it again")
     labels = {synset: label for label, (synset, _) in enumerate(pairs)}
-    return labels, unique_names([(synset, name.strip()) for synset, name in pairs])
+    return labels, unique_names([(synset, name.strip()) for synset, name in pairs], path)
 
 
 def _train_files(root: Path, synsets: dict[str, int]) -> Files:
@@ -113,7 +115,7 @@ def _val_files(root: Path, synsets: dict[str, int]) -> Files:
     for image in sorted(solution):
         if solution[image] not in synsets:
             raise DiffctlError(
-                f"{root / SOLUTION}: {image or 'a line'} has no synset of {SYNSETS}: get it again"
+                f"{root / SOLUTION}: {printable(image) or 'a line'} has no synset of {SYNSETS}: get it again"
             )
         row = listing.paths.find(f"{image}.JPEG")
         if row >= 0:
@@ -130,8 +132,10 @@ def _val_files(root: Path, synsets: dict[str, int]) -> Files:
 
 def _read_solution(path: Path) -> dict[str, str]:
     """The synset of each validation image, from rows "ILSVRC2012_val_00048981,n03995372 85 1 499 272"."""
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_plain_text(path), newline="")))
+    except csv.Error as error:
+        raise DiffctlError(f"{printable(path)} is not readable as CSV ({error}): get it again") from None
     return {row.get("ImageId") or "": (row.get("PredictionString") or "").partition(" ")[0] for row in rows}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion.data.arrays import FileArray, file_array, integers
+from diffusion.data.class_names import class_names
 from diffusion.data.config import DataConfig
 from diffusion.data.holdout import hold_out
 from diffusion.data.readers.image_batches import entry
@@ -14,7 +15,7 @@ from diffusion.data.source import FileArrayReader, Outlook, RawData, Split
 from diffusion.data.sources.kaggle import can_ask_kaggle, fetched, from_kaggle, how_to_get
 from diffusion.downloads.cache import find, raw_folder
 from diffusion.downloads.fetch import Notify, checksums
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, printable
 
 NAME = "mini-imagenet"
 HANDLE = "whitemoon/miniimagenet"
@@ -48,7 +49,7 @@ class MiniImageNet:
         paths = self._files()
         images, names = [], []
         for path in paths:
-            part, part_names = _read(path)
+            part, part_names = read_part(path)
             images.append(part)
             names.append(part_names)
         classes, labels = np.unique(np.concatenate(names), return_inverse=True)
@@ -88,7 +89,7 @@ def _by_hand(folder: Path) -> str:
     return f"put {', '.join(FILES)} into {folder}, or set data.path to where they are"
 
 
-def _read(path: Path) -> tuple[FileArray, np.ndarray]:
+def read_part(path: Path) -> tuple[FileArray, np.ndarray]:
     """A file's images, left in the file, and the class name of every image."""
     content = read_pickle(path)
     classes = entry(content, "class_dict", path)
@@ -96,11 +97,17 @@ def _read(path: Path) -> tuple[FileArray, np.ndarray]:
         images = file_array(entry(content, "image_data", path))
         if images.dtype != np.uint8 or images.shape[1:] != SHAPE:
             raise TypeError(f"images {images.dtype} {images.shape}")
-        names = np.full(images.shape[0], "", dtype=object)
-        for name, rows in classes.items():
-            names[integers(rows)] = name.decode() if isinstance(name, bytes) else str(name)
-    except (TypeError, AttributeError, IndexError) as error:
-        raise DiffctlError(f"{path} has {error}: it is not a file of Mini-ImageNet") from None
-    if "" in names:
-        raise DiffctlError(f"{path} has images without a class: it is not a whole file of Mini-ImageNet")
-    return images, names.astype(str)
+        if not isinstance(classes, dict):
+            raise TypeError("no rows by class")
+        names = class_names(list(classes), path)
+        of_class = [integers(rows) for rows in classes.values()]
+    except TypeError as error:
+        raise DiffctlError(f"{printable(path)} has {error}: it is not a file of Mini-ImageNet") from None
+    rows = np.concatenate([*of_class, np.empty(0, np.int64)])
+    if not len(rows) or not np.array_equal(np.sort(rows), np.arange(images.shape[0])):
+        raise DiffctlError(
+            f"{printable(path)} does not have one class for each image: it is no whole file of Mini-ImageNet"
+        )
+    of_image = np.empty(len(rows), dtype=object)
+    of_image[rows] = np.repeat(np.array(names, dtype=object), [len(part) for part in of_class])
+    return images, of_image.astype(str)

@@ -12,9 +12,10 @@ from diffusion.data.readers.archives import unpack_zip, zip_names
 from diffusion.data.readers.image_batches import read_batch
 from diffusion.data.source import FileArrayReader, Outlook, RawData, Split
 from diffusion.data.sources.synsets import CLASSES, unique_names
-from diffusion.downloads.cache import cache_root, find, raw_folder
+from diffusion.downloads.cache import cache_root, files_below, find, raw_folder
 from diffusion.downloads.fetch import Notify, checksums
 from diffusion.system.errors import DiffctlError
+from diffusion.system.plain_files import read_plain_text
 
 TRAIN = tuple(f"train_data_batch_{number}" for number in range(1, 11))
 BATCHES = (*TRAIN, "val_data")
@@ -85,7 +86,7 @@ class SmallImageNet:
         return [find(folder, f"{name}.npz") or find(folder, name) for name in BATCHES]
 
     def _zips(self, folder: Path) -> list[Path]:
-        return sorted(folder.rglob(f"Imagenet{self.size}_*.zip"))
+        return sorted(files_below(folder, f"Imagenet{self.size}_*.zip"))
 
     def _by_hand(self, folder: Path) -> str:
         return (
@@ -107,10 +108,10 @@ def imagenet32(config: DataConfig) -> SmallImageNet:
 def read_class_list(path: Path) -> tuple[str, ...]:
     """The 1,000 names in the order of the labels."""
     names: dict[int, tuple[str, str]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_plain_text(path).splitlines():
         synset, number, name = [*line.split(), "", ""][:3]
-        if number.isdigit():
+        if number.isdecimal() and len(number) <= len(str(CLASSES)):
             names[int(number)] = (synset, name.replace("_", " "))
     if sorted(names) != list(range(1, CLASSES + 1)):
         raise DiffctlError(f"{path} does not name the classes 1 to {CLASSES}: repair or remove it")
-    return unique_names([names[number] for number in sorted(names)])
+    return unique_names([names[number] for number in sorted(names)], path)

@@ -1,0 +1,92 @@
+"""IDX and CSV files of any content, and where files are looked for."""
+
+import gzip
+import os
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion.data.config import DataConfig
+from diffusion.data.readers.label_csv import MOST_LINE, read_labels
+from diffusion.data.registry import build_source
+from diffusion.downloads.cache import DEEPEST, find
+from diffusion.system.errors import DiffctlError
+from tests.helpers.bombs import write_gzip_bomb
+from tests.helpers.bounded import bounded
+from tests.helpers.raw_data import random_images, write_fashion
+
+LARGE = 3000  # MB, of a few MB
+
+
+def test_an_idx_file_that_unfolds_without_end_is_refused(tmp_path):
+    write_fashion(tmp_path, random_images(0, 4, 28, 1), np.zeros(4, int), 2)
+    write_gzip_bomb(tmp_path / "train-images-idx3-ubyte.gz", b"", LARGE)
+    said = bounded(lambda: build_source(DataConfig(name="fashion-mnist", path=tmp_path)).open())
+    assert "unfolds to more than 64 MB" in said
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0\0\x08",
+        b"\0\0\x08\x46" + b"\0\0\0\1" * 70 + b"x",
+        b"\0\0\x08\3" + struct.pack(">III", 0, 28, 28),
+        b"\0\0\x08\3" + b"\xff" * 12,
+        b"\0\0\x08\0x",
+        b"\0\0\x0d\1\0\0\0\0",
+        b"\0\0\x08\2" + struct.pack(">II", 2, 784) + bytes(1568),
+    ],
+)
+def test_an_idx_file_of_another_form_is_refused(tmp_path, content):
+    write_fashion(tmp_path, random_images(0, 4, 28, 1), np.zeros(4, int), 2)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(DiffctlError, match="train"):
+        build_source(DataConfig(name="fashion-mnist", path=tmp_path)).open()
+
+
+PIECES = (
+    b"file", b"label", b"split", b",", b'"', b"\n", b"\r", b"0.png", b"a", b"\0", b"\xef\xbb\xbf", b"x" * 999,
+)  # fmt: skip
+CSV = st.binary(max_size=60) | st.lists(st.sampled_from(PIECES), max_size=30).map(b"".join)
+
+
+@settings(deadline=None, max_examples=150)
+@given(head=st.sampled_from([b"", b"file,label\n", b"file,label,split\n"]), text=CSV)
+def test_any_csv_is_rows_or_one_sentence(tmp_path_factory, head, text):
+    path = tmp_path_factory.mktemp("csv") / "labels.csv"
+    path.write_bytes(head + text)
+    try:
+        rows = list(read_labels(path))
+    except DiffctlError as error:
+        assert str(error).isprintable()  # noqa: PT017 (either outcome is right)
+        return
+    assert all(isinstance(row.file, str) and row.split in (None, "train", "test") for row in rows)
+
+
+def test_a_line_without_end_is_not_read_to_its_end(tmp_path):
+    with open(tmp_path / "labels.csv", "wb") as file:
+        file.write(b"file,label\n")
+        file.truncate(50 << 30)
+    assert f"more than {MOST_LINE:,} characters" in bounded(
+        lambda: list(read_labels(tmp_path / "labels.csv"))
+    )
+
+
+def test_files_are_found_near_the_top_and_not_for_ever(tmp_path):
+    deep = tmp_path.joinpath(*"abcdefghi")
+    deep.mkdir(parents=True)
+    (deep / "x").touch()
+    assert len("abcdefghi") == DEEPEST + 1
+    assert find(tmp_path, "x") is None
+    assert find(tmp_path / "a", "x") == deep / "x"
+    (tmp_path / "b/c").mkdir(parents=True)
+    (tmp_path / "b/c/x").touch()
+    (tmp_path / "c").mkdir()
+    os.mkfifo(tmp_path / "c/x")
+    (tmp_path / "d").symlink_to(deep)
+    (tmp_path / "x").symlink_to("x")
+    assert find(tmp_path, "x") == tmp_path / "b/c/x"
