@@ -100,7 +100,7 @@ class Project:
             "image_size": size,
             "channels": channels,
             "classes": [str(number) for number in range(self.outlook.classes)],
-            "counts": [0] * self.outlook.classes,
+            "counts": [1] * self.outlook.classes,
             "digest": "",
         }
 
