@@ -1,6 +1,5 @@
 """Every command's exit codes: the one table, and what each command answers to wrong use and to an outage."""
 
-import json
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typer.main import get_command
 
 from cli.main import app
 from diffusion.layout import TRAIN_RUNS
+from diffusion.protocol.scores import write_document
 from diffusion.system.errors import EXIT_CODES, KEPT_OUT, REFUSED, TEMPORARY
 from tests.conftest import ROOT, command, diffctl, environment
 from tests.helpers.mlflow_server import free_port
@@ -117,7 +117,7 @@ def test_a_prefect_that_does_not_answer_may_answer_later(project: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [("--help",), ("use", "--help"), ("compare", "s.json", "s.json")])
 def test_a_reader_that_leaves_is_no_error(arguments: tuple[str, ...], project: Path) -> None:
-    (project / "s.json").write_text(json.dumps(document()))
+    write_document(project / "s.json", document())
     code = f"import subprocess; p = subprocess.Popen({command(*arguments)!r}, stdout=subprocess.PIPE)\n"
     code += "p.stdout.close(); raise SystemExit(p.wait())"
     done = subprocess.run(

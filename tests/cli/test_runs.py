@@ -25,7 +25,7 @@ from tracking.lookup import find_run
 from tracking.overview import overview, reap
 from tracking.runs import fetch_model, fetch_scores, log_report, log_scores
 from tracking.sender import sync
-from tracking.spool import EVENTS, Spool, read_events
+from tracking.spool import Spool, read_events
 from tracking.store import connect, ensure_experiment, search_runs
 from tracking.trainings import read_training
 
@@ -260,10 +260,9 @@ def test_the_newest_rows_are_the_first_of_all(here, places, newest):
     for age, (is_here, is_there) in enumerate(places):
         started = int(1000 * time.time()) - 60_000 * age
         if is_here:
-            folder = TRAIN_RUNS / f"f{age}"
-            folder.mkdir(parents=True)
-            start = {"kind": "start", "key": f"key{age}", "name": f"run{age}", "time": started}
-            (folder / EVENTS).write_text(json.dumps({**start, "experiment": "diffctl-digits"}) + "\n")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(time, "time_ns", lambda started=started: started * 1_000_000)
+                Spool(TRAIN_RUNS / f"f{age}", f"key{age}", f"run{age}", "diffctl-digits").sync()
         if is_there:
             tags = {names.KEY: f"key{age}", names.BEST: f"best{age}"}
             client.create_run(experiment, start_time=started, tags=tags, run_name=f"run{age}")
