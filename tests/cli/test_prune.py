@@ -145,7 +145,7 @@ def test_without_prepared_data_or_mlflow_nothing_is_called_needless(
     project: Path, plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(DiffctlError, match="MLflow at"):
+    with pytest.raises(DiffctlError, match="MLflow does not answer at"):
         gone(plan)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     write_params(project, data={"channels": 3})

@@ -85,8 +85,8 @@ def test_three_outages_in_one_training_lose_and_double_nothing(project: Path, ml
         eventually(lambda: Sent.load(run, mlflow.uri).offset > before)
 
     def is_missed() -> None:
-        before = (run / LOG).read_text().count("MLflow at")
-        eventually(lambda: (run / LOG).read_text().count("MLflow at") > before)
+        before = (run / LOG).read_text().count("MLflow does not answer at")
+        eventually(lambda: (run / LOG).read_text().count("MLflow does not answer at") > before)
 
     for outage in ("killed", "hung", "killed"):
         arrives()
