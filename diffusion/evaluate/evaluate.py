@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from diffusion.choice.ranking import is_aside
 from diffusion.evaluate.beside import Tally, side_by_side
 from diffusion.evaluate.config import EvaluateConfig
@@ -20,6 +22,7 @@ from diffusion.protocol.grid import AXES, FOLLOWING, Cell, line_name, order
 from diffusion.protocol.scores import CellScores, ScoresDocument, write_document
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_text
+from diffusion.system.section import explain
 from diffusion.system.threads import results
 
 Progress = Callable[[int, int], None]
@@ -58,7 +61,10 @@ def score_cells(
 
     def entry(cell: Cell, store: ImageStore) -> CellScores:
         sample = extract(extractor, store.images, batch_size, tally.part())
-        return CellScores(**cell.axes, **score(sample, store, scorer))
+        try:
+            return CellScores(**cell.axes, **score(sample, store, scorer))
+        except ValidationError as error:
+            raise DiffctlError(explain(error, f"{store.path} cannot be scored", CellScores)) from None
 
     with side_by_side() as pool:
         entries = results([pool.submit(entry, cell, store) for cell, store in stores.items()], tally.stop)

@@ -1,9 +1,21 @@
 """What a set of images must say of itself, by what it is: the classes of the stores' meta.json."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
+CardValue = StrictBool | Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | StrictFloat | StrictStr | None
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -14,6 +26,7 @@ class StoreMeta(BaseModel):
 
     count: NonNegativeInt
     digest: Digest
+    classes: list[str] = Field(default_factory=list)
 
 
 class PreparedMeta(StoreMeta):
@@ -28,10 +41,16 @@ class PreparedMeta(StoreMeta):
     options: dict[str, Any]
     sources: dict[str, str]
 
+    @model_validator(mode="after")
+    def _a_count_a_class(self) -> Self:
+        if len(self.counts) != len(self.classes):
+            raise ValueError(f"{len(self.counts)} counts are not those of {len(self.classes)} classes")
+        return self
+
 
 class CellMeta(StoreMeta):
     """Of a sampled cell: its name, its classes, and the protocol card of its images."""
 
     name: str
     classes: list[str]
-    card: dict[str, Any]
+    card: dict[str, CardValue]

@@ -62,16 +62,35 @@ def open_store(path: Path, kind: type[StoreMeta] = StoreMeta, *, unverified: boo
         raise UsageError(f"no images in {path}: {Path(error.filename).name} is missing") from None
     except (Broken, OSError) as error:
         raise DiffctlError(f"the images in {path} are damaged ({error}): make them again") from None
+    store = ImageStore(path, images, labels, meta)
+    _refuse_unfit(store)
+    if not unverified:
+        verify(path, images, labels, store.digest)
+    return store
+
+
+def _refuse_unfit(store: ImageStore) -> None:
+    """DiffctlError unless images, labels and what is said of them fit each other."""
+    path, images, labels, meta = store.path, store.images, store.labels, store.meta
     if images.dtype != np.uint8 or images.ndim != 4:
         raise DiffctlError(f"the images in {path} do not fit: {images.dtype} {images.shape}, want uint8 NHWC")
     if labels is not None and (labels.dtype != np.int64 or labels.shape != images.shape[:1]):
         raise DiffctlError(
             f"the labels in {path} do not fit: {labels.dtype} {labels.shape}, want int64 ({len(images)},)"
         )
-    store = ImageStore(path, images, labels, meta)
-    if not unverified:
-        verify(path, images, labels, store.digest)
-    return store
+    said = (meta["count"], *(meta.get(field, size) for field, size in _sizes(images).items()))
+    if said != (len(images), *_sizes(images).values()):
+        raise DiffctlError(f"the images in {path} are {images.shape}, which is not what their meta.json says")
+    classes = len(meta.get("classes") or ())
+    if classes and labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise DiffctlError(
+            f"the labels in {path} are from {labels.min()} to {labels.max()}, of {classes} classes"
+        )
+
+
+def _sizes(images: Images) -> dict[str, int]:
+    """What a prepared split's meta says of its images' shape."""
+    return {"image_size": images.shape[1], "channels": images.shape[3]}
 
 
 def _read_meta(path: Path, kind: type[StoreMeta]) -> dict[str, Any]:

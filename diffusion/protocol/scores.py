@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, PositiveInt, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import Field, PositiveInt, StrictBool, StrictFloat, StrictInt, model_validator
 
+from diffusion.images.meta import CardValue
 from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec
 from diffusion.protocol.grid import AXES, Cell
 from diffusion.protocol.samplers import Noise
@@ -13,9 +14,7 @@ from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
 from diffusion.system.section import Section, brief
 
-_Whole = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
 _Number = Annotated[StrictInt | StrictFloat, Field(ge=-1e15, le=1e15)]
-_CardValue = StrictBool | _Whole | StrictFloat | StrictStr | None
 _NEEDED = {"extractor": str, "num_images": int}  # of every card, by what the readers of scores make of it
 
 
@@ -23,7 +22,7 @@ class Scored(Section):
     """The scores of one set of images by name, their card and, where they are known, scores by class."""
 
     scores: dict[str, _Number]
-    card: Annotated[dict[str, _CardValue], Field(max_length=200)]
+    card: Annotated[dict[str, CardValue], Field(max_length=200)]
     classes: dict[str, dict[str, _Number]] = Field(default_factory=dict)
 
     @property

@@ -16,8 +16,10 @@ import numpy as np
 
 from diffusion.images.store import Images
 from diffusion.layout import CELL_RUNS
+from diffusion.system.arrays import UNREADABLE
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.seals import Broken, read_sealed, write_sealed
+from diffusion.system.section import brief
 
 NAME = re.compile(r"(\d{8,12})-(\d{8,12})\.npy")
 ASIDE = "damaged-"
@@ -99,8 +101,8 @@ class Shards:
         data = read_sealed(path, _name(path), most=math.prod(shape) + HEADER)
         try:
             images: Images = np.load(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise Broken(f"it holds no array: {error}") from None
+        except UNREADABLE as error:
+            raise Broken(f"it holds no array: {brief(error, str)}") from None
         if images.shape != shape or images.dtype != np.uint8:
             raise Broken(f"it holds {images.dtype} {images.shape}, want uint8 {shape}")
         return images

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.system.seals import Broken
+from diffusion.system.section import brief
 
 # What numpy raises for a header that is none, a size that no machine has, an end that comes too early.
 UNREADABLE = (ValueError, TypeError, EOFError, OverflowError, MemoryError, SyntaxError, tokenize.TokenError)
@@ -19,7 +20,7 @@ def read_array(path: Path, *, mapped: bool = False) -> NDArray[Any]:
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except UNREADABLE as error:
-        raise Broken(f"{path.name}: {' '.join(str(error).split())}") from None
+        raise Broken(f"{path.name}: {brief(error, str)}") from None
     if not isinstance(array, np.ndarray):  # an archive of arrays under this name
         raise Broken(f"{path.name} is no array")
     return array

@@ -15,10 +15,11 @@ from typing import Any
 from diffusion.code import Code, changed_modules
 from diffusion.layout import TRAIN_RUNS
 from diffusion.system.documents import Values
-from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
+from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, reason
 from diffusion.system.files import sync_folder, write_json, write_text
 from diffusion.system.locks import file_lock
 from diffusion.system.seals import read_sealed_document, sealed
+from diffusion.system.section import brief
 from diffusion.train.config_diff import changed_fields
 from diffusion.train.heartbeat import BEAT, Heartbeat, read_heartbeat
 from diffusion.train.identity import TrainPlan, training_code, training_fingerprint, training_settings
@@ -53,7 +54,18 @@ class RunFolder:
         """Bring `state` to the newest whole saved one; False when there is none."""
         saved = newest_state(self.folder)
         if saved is not None:
-            state.restore(saved)
+            try:
+                state.restore(saved)
+            except (
+                LookupError,
+                ValueError,
+                TypeError,
+                RuntimeError,
+            ) as error:  # names or shapes of other parts
+                raise DiffctlError(
+                    f"the state in {self.folder} is of another training ({brief(error, reason)}): "
+                    "`diffctl run --fresh` discards it"
+                ) from None
         return saved is not None
 
     def changes(self) -> str | None:

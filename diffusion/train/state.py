@@ -47,7 +47,11 @@ class OptimizerState:
 
 
 def _laid_as(parameter: Tensor, moment: Tensor) -> Tensor:
-    return torch.empty_like(parameter).copy_(moment) if moment.shape == parameter.shape else moment
+    if moment.shape == parameter.shape:
+        return torch.empty_like(parameter).copy_(moment)
+    if moment.ndim:  # no count of steps
+        raise ValueError(f"a moment of {list(moment.shape)} is none of {list(parameter.shape)}")
+    return moment
 
 
 @dataclass(kw_only=True)

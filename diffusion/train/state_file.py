@@ -19,7 +19,7 @@ from diffusion.system.documents import parse_document
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.files import write_atomic
 from diffusion.system.seals import Broken, read_sealed, write_sealed
-from diffusion.system.section import canonical
+from diffusion.system.section import brief, canonical
 from diffusion.train.state_values import StateValues
 from diffusion.train.tensor_stream import write_tensors
 
@@ -87,7 +87,7 @@ def _read(path: Path) -> SavedState:
     try:
         tensors = load(read_sealed(path))
     except SafetensorError as error:
-        raise Broken(f"it holds no tensors: {error}") from None
+        raise Broken(f"it holds no tensors: {brief(error, str)}") from None
     if VALUES not in tensors:
         raise Broken("it has no counters")
     values = parse_document(tensors.pop(VALUES).numpy().tobytes(), StateValues, "the list of its counters")

@@ -1,6 +1,8 @@
 """What a saved state holds beside its tensors: a training's counters, its curve so far, and its code."""
 
-from pydantic import Field, NonNegativeInt
+from typing import Self
+
+from pydantic import Field, NonNegativeInt, model_validator
 
 from diffusion.code import CodeSince
 from diffusion.system.section import Section
@@ -17,3 +19,9 @@ class StateValues(Section):
     window: Means = Field(default_factory=dict)
     history: list[Means] = Field(default_factory=list)
     code: list[CodeSince] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _means_can_be_told(self) -> Self:
+        if self.window and not self.window.get("count", 0.0) > 0:
+            raise ValueError("window has sums of no steps")
+        return self

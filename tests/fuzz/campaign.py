@@ -34,7 +34,8 @@ def run(parser: ModuleType, inputs: int, seconds: float, seed: int = 0) -> Campa
     name = name_of(parser)
     made, until, deaths = Campaign(name), time.monotonic() + seconds, 0
     while made.tried < inputs and time.monotonic() < until and deaths < ALIKE:
-        tried, found = _in_child(parser, search(seed + made.tried, inputs - made.tried, until), until)
+        work = search(seed + made.tried, inputs - made.tried, until, in_order=made.tried == 0)
+        tried, found = _in_child(parser, work, until)
         made.tried += tried
         for one in found:
             deaths += one.kind in ("hang", "crash")

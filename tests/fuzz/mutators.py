@@ -9,7 +9,8 @@ import random
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 Mutator = Callable[[random.Random, bytes, Sequence[bytes]], bytes | None]  # the last are other inputs
@@ -27,6 +28,10 @@ RAW = (  # JSON that no tree of Python's makes
     "[" * 2000 + "]" * 2000, '{"a":' * 2000 + "1" + "}" * 2000, '{"a":1,"a":2}', '"\\ud800"', '"\\u0000"', "",
     "nul", "tru", "[1,]", "'a'", '"' + "a" * 100_000 + '"',
 )  # fmt: skip
+PROBES = (  # what stands in each place in turn
+    "null", "true", "0", "1", "-1", "0.5", "1e308", "NaN", "1e999", "9" * 30, "9" * 5000, '""', '"x"', '"5"',
+    "[]", "[0]", '["x"]', "{}", '{"x": 0}', "[[[]]]", "[" * 1000 + "]" * 1000, '"' + "x" * 5000 + '"',
+)  # fmt: skip
 _HOLE = "\ue000hole\ue000"  # where raw JSON goes
 
 
@@ -35,7 +40,7 @@ def mutate(
 ) -> bytes:
     """One of the pool, broken in one to four places."""
     data = rng.choice(pool)
-    for _ in range(rng.choice((1, 1, 1, 2, 3, 4))):
+    for _ in range(rng.choice((1, 1, 1, 1, 2, 3, 4))):
         data = _once(rng, data, pool, more)[:most]
     return data
 
@@ -153,7 +158,7 @@ def _place(rng: random.Random, tree: Any) -> tuple[Any, Any]:
     while True:
         key = rng.choice(list(tree)) if isinstance(tree, dict) else rng.randrange(len(tree))
         below = tree[key]
-        if not (isinstance(below, dict | list) and below) or rng.random() < 0.2:
+        if not (isinstance(below, dict | list) and below) or rng.random() < 0.3:
             return tree, key
         tree = below
 
@@ -194,6 +199,73 @@ def _inner(rng: random.Random, holder: Any, key: Any) -> None:
             pass
     other, its_key = _place(rng, holder)
     holder[key] = json.loads(json.dumps(other[its_key]))
+
+
+def each_value_swapped(data: bytes) -> Iterator[bytes]:
+    """The input with every value in its JSON in turn in each other form, or gone."""
+    for tree, written in _trees(data):
+        for holder, key in _places(tree):
+            whole = holder[key]
+            for probe in PROBES:
+                holder[key] = _HOLE
+                yield written(json.dumps(tree).replace(json.dumps(_HOLE), probe))
+            holder[key] = whole
+            if isinstance(holder, dict):
+                del holder[key]
+                yield written(json.dumps(tree))
+                holder[key] = whole
+
+
+def _trees(data: bytes) -> Iterator[tuple[Any, Callable[[str], bytes]]]:
+    """Each JSON tree in an input, and how its text becomes an input again."""
+    with suppress(ValueError, RecursionError):
+        if data[8:9] == b"{" and data[:1] != b"{":
+            yield from _trees_of_header(data)
+            return
+        lines = data.splitlines(keepends=True)
+        if data[:1] == b"{" and len(lines) > 1:
+            for at, line in enumerate(lines):
+                rest = (b"".join(lines[:at]), b"".join(lines[at + 1 :]))
+                yield json.loads(line), lambda text, rest=rest: rest[0] + text.encode() + b"\n" + rest[1]
+        else:
+            yield json.loads(data), str.encode
+
+
+def _trees_of_header(data: bytes) -> Iterator[tuple[Any, Callable[[str], bytes]]]:
+    """What a safetensors file says of its first tensors, and what it says of itself."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header, payload = json.loads(data[8 : 8 + length]), data[8 + length :]
+    metadata = header.get("__metadata__", {})
+    few = {name: header[name] for name in list(header)[:4]}
+
+    def file(values: dict[str, Any]) -> bytes:
+        made = json.dumps(values).encode()
+        return struct.pack("<Q", len(made)) + made + payload
+
+    def raw(text: str) -> bytes:
+        made = (json.dumps(header)[:-1] + ", " + text[1:]).encode()  # the later of equal names counts
+        return struct.pack("<Q", len(made)) + made + payload
+
+    yield few, raw
+    for key, said in metadata.items():
+        yield (
+            json.loads(said),
+            lambda text, key=key: file({**header, "__metadata__": {**metadata, key: text}}),
+        )
+
+
+def _with(header: dict[str, Any], key: str, text: str) -> dict[str, Any]:
+    return {**header, "__metadata__": {**header["__metadata__"], key: text}}
+
+
+def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Every (holder, key) in a tree, of a list's entries the first two."""
+    keys = (
+        list(tree) if isinstance(tree, dict) else range(min(2, len(tree))) if isinstance(tree, list) else ()
+    )
+    for key in keys:
+        yield tree, key
+        yield from _places(tree[key])
 
 
 # Containers

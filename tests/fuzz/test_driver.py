@@ -16,7 +16,7 @@ import pytest
 from diffusion.system.errors import DiffctlError
 from tests.fuzz import worker
 from tests.fuzz.campaign import minimised, replayed, run
-from tests.fuzz.mutators import broken_json, mutate
+from tests.fuzz.mutators import PROBES, broken_json, each_value_swapped, mutate
 
 SEED = json.dumps({"size": 3, "name": "a", "deep": [1, {"b": 2}]}).encode()
 
@@ -113,3 +113,14 @@ def test_broken_json_is_mostly_json_and_seldom_what_it_was() -> None:
             pass
     assert whole > 120
     assert other > 100
+
+
+def test_each_value_is_swapped_wherever_its_json_is() -> None:
+    inner = json.dumps({"a": {"b": 1}})
+    header = json.dumps({"__metadata__": {"key": inner}, "w": {"dtype": "F32"}}).encode()
+    tensors = len(header).to_bytes(8, "little") + header + b"payload"
+    for data in (inner.encode(), b'{"a": {"b": 1}}\n{"c": 2}\n', tensors):
+        made = list(each_value_swapped(data))
+        assert len(set(made)) >= 2 * len(PROBES)
+        assert any(b"NaN" in one for one in made)
+    assert all(one.endswith(b"payload") for one in made)

@@ -22,7 +22,7 @@ from types import ModuleType
 from diffusion.system.errors import DiffctlError
 from tests.conftest import ROOT
 from tests.fuzz.guard import CodeRun, Guard
-from tests.fuzz.mutators import MOST_BYTES, mutate
+from tests.fuzz.mutators import MOST_BYTES, each_value_swapped, mutate
 
 SECONDS = 10  # that one input may take
 SPARE_BYTES = 2 << 30  # of address space beyond what a child has at its start
@@ -167,19 +167,25 @@ class Worker:
                 self.guard.rest()
 
 
-def search(seed: int, inputs: int, until: float) -> Callable[[Worker], None]:
-    """A child's work: broken inputs by that seed, until there were so many or the time is over."""
+def search(seed: int, inputs: int, until: float, in_order: bool) -> Callable[[Worker], None]:
+    """A child's work: broken inputs by that seed, until there were so many or the time is over.
+
+    `in_order`: first each value of the seeds' JSON in each other form.
+    """
 
     def work(worker: Worker) -> None:
         rng, parser = random.Random(seed), worker.parser
-        pool, ways = list(parser.seeds()), set()
-        largest = 2 * max(map(len, pool))  # else the inputs grow, and there are few of them
+        seeds, pool, ways = parser.seeds(), list(parser.seeds()), set()
+        largest = 2 * max(map(len, seeds))  # else the inputs grow, and there are few of them
         repair = getattr(parser, "repair", None)
+        first = (data for one in seeds for data in each_value_swapped(one)) if in_order else iter(())
         while worker.tried < inputs and time.monotonic() < until:
-            data = mutate(rng, pool, getattr(parser, "MUTATORS", ()))
-            if repair is not None and rng.random() < 0.7:
-                data = repair(data)[:MOST_BYTES]
-            if (found := worker.find(data)) is not None:
+            data = next(first, None)
+            if chosen := data is None:
+                data = mutate(rng, pool if rng.random() < 0.5 else seeds, getattr(parser, "MUTATORS", ()))
+            if repair is not None and (not chosen or rng.random() < 0.7):
+                data = repair(data)
+            if (found := worker.find(data[:MOST_BYTES])) is not None:
                 worker.out.send(found)
             way = _PIECES.sub("", worker.said)
             if way not in ways and len(ways) < POOL and len(data) < largest:  # refused as none before

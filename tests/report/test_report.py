@@ -245,7 +245,7 @@ def test_a_sweep_without_labels_or_floor_has_its_report(own, tmp_path):
     config, root = own
     for folder in [*(root / "samples").iterdir(), root / "prepared/train", root / "prepared/test"]:
         store = open_store(folder)
-        write_store(folder, np.array(store.images), None, {**store.meta, "classes": []})
+        write_store(folder, np.array(store.images), None, {**store.meta, "classes": [], "counts": []})
     scores = json.loads((root / "scores.json").read_text())
     del scores["reference"]["floor"]
     for cell in scores["cells"].values():

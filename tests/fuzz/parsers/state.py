@@ -1,0 +1,68 @@
+"""A training's saved state, and a training that becomes it."""
+
+import warnings
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from diffusion.config import parse as parse_config
+from diffusion.system.errors import DiffctlError
+from diffusion.system.seals import CLOSING
+from diffusion.train.identity import plan_training
+from diffusion.train.loop import TrainState, new_state
+from diffusion.train.run_folder import RunFolder
+from diffusion.train.state_file import SavedState, save_state
+from tests.conftest import params
+
+FILE = "state-000000003.sealed"
+META = {
+    "name": "digits",
+    "classes": [str(digit) for digit in range(10)],
+    "counts": [6] * 10,
+    "image_size": 8,
+    "channels": 1,
+    "digest": "d" * 64,
+}
+
+
+@cache
+def _state() -> TrainState:
+    shape = {"channels": 8, "channel_mult": [1], "attention": [], "num_res_blocks": 1, "head_channels": 8}
+    return new_state(
+        plan_training(parse_config(params(model=shape), "here"), META, torch.device("cpu")),
+        torch.device("cpu"),
+    )
+
+
+@cache
+def seeds() -> list[bytes]:
+    """The state after three steps, moments included, of a small network."""
+    state = _state()
+    for weight in state.network.parameters():
+        weight.grad = torch.zeros_like(weight)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.step, state.window, state.history = 3, {"loss": 0.5, "count": 1.0}, [{"step": 2.0, "loss": 0.5}]
+    with TemporaryDirectory() as folder:
+        return [save_state(Path(folder), SavedState(state.tensors(), state.values())).read_bytes()]
+
+
+def repair(data: bytes) -> bytes:
+    """With a right seal."""
+    said = data[:-CLOSING]
+    return said + sha256(f"{FILE}\n".encode() + said).digest()
+
+
+def parse(path: Path) -> None:
+    """Find it as the newest of a training, which goes on from it."""
+    folder = path.parent / "training"
+    folder.mkdir()
+    path.rename(folder / FILE)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        if not RunFolder(folder, "key").restore(_state()):
+            raise DiffctlError(str(told[0].message).replace(str(folder), ""))
+    _state().take_means()

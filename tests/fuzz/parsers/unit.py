@@ -1,0 +1,44 @@
+"""A shard of a cell: images by their range."""
+
+import warnings
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from diffusion.sample.shards import Shards
+from diffusion.system.errors import DiffctlError
+from diffusion.system.seals import CLOSING
+
+COUNT, SHAPE = 4, (2, 2, 1)
+CELL, FILE = "cell", "00000000-00000004.npy"
+
+
+@cache
+def seeds() -> list[bytes]:
+    """The only shard of a cell."""
+    with TemporaryDirectory() as folder:
+        shards = Shards(Path(folder) / CELL, COUNT, SHAPE)
+        shards.save(range(COUNT), np.arange(16, dtype=np.uint8).reshape(COUNT, *SHAPE))
+        return [(shards.folder / FILE).read_bytes()]
+
+
+def repair(data: bytes) -> bytes:
+    """With a right seal."""
+    said = data[:-CLOSING]
+    return said + sha256(f"{CELL}/{FILE}\n".encode() + said).digest()
+
+
+def parse(path: Path) -> None:
+    """Find it among a cell's shards, and read its images."""
+    shards = Shards(path.parent / CELL, COUNT, SHAPE)
+    shards.folder.mkdir()
+    path.rename(shards.folder / FILE)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        if shards.missing(COUNT):
+            raise DiffctlError(str(told[0].message).replace(str(path.parent), ""))
+    (images,) = shards.images()
+    assert images.shape == (COUNT, *SHAPE)
