@@ -30,6 +30,25 @@ def test_the_distance_without_each_image_is_exact(count, real_count):
     np.testing.assert_allclose(got - got.mean(), want - np.mean(want), atol=1e-5 * np.mean(want))
 
 
+@pytest.mark.parametrize("decay", [0, 1, 2, 4, 8])
+def test_it_is_exact_at_every_number_of_images_around_that_of_features(decay):
+    """Spectra from flat to λ_k ~ k^−8, held against the distances computed one by one; to 1 % of their spread."""
+    rng, scale = np.random.default_rng(1), np.arange(1, 65.0) ** (-decay / 2)
+    target = Target((scale * rng.normal(size=(256, 64))).astype(np.float32))
+    for count in [3, 10, 30, 36, 42, 58, *range(61, 68), 70, 100]:
+        sample = (1.2 * scale * rng.normal(size=(count, 64))).astype(np.float32)
+        rows = np.unique(np.linspace(0, count - 1, 20, dtype=int))
+        want = [Projected(np.delete(sample, i, axis=0), target).distance for i in rows]
+        got = Projected(sample, target).leave_one_out()
+        assert np.abs(got[rows] - want).max() < 0.01 * np.std(want), count
+
+
+def test_images_that_lie_twice_are_left_out_exactly_too():
+    sample, target = np.repeat(normal(0, 20, 32, 2.0), 2, axis=0), Target(normal(1, 200, 32))
+    want = [Projected(np.delete(sample, i, axis=0), target).distance for i in range(40)]
+    np.testing.assert_allclose(Projected(sample, target).leave_one_out(), want, rtol=1e-6)
+
+
 def test_a_subset_is_scored_as_by_itself():
     sample, target, rows = normal(0, 50, 6), Target(normal(1, 80, 6)), np.array([3, 9, 11, 40, 41])
     whole = Projected(sample, target)

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -99,3 +101,39 @@ def test_half_copies_are_half_way():
     train, test = normal(0, 1500), normal(1, 500)
     mixed = np.concatenate([train[:1000], normal(2, 1000)])
     assert memorisation(of(mixed), train, test).mean == pytest.approx(0.5, abs=0.1)
+
+
+def split_anew(train, test, rows):
+    """The same real images, those of `rows` the training images."""
+    real = np.concatenate([train, test])
+    chosen = np.zeros(len(real), bool)
+    chosen[list(rows)] = True
+    return real[chosen], real[~chosen]
+
+
+def test_the_deviation_by_chance_is_that_over_all_splits():
+    """All 56 ways in which 5 of 8 real images are for training, written out."""
+    train, test, sample = normal(0, 5), normal(1, 3), normal(2, 12)
+    splits = [split_anew(train, test, rows) for rows in itertools.combinations(range(8), 5)]
+    found = [memorisation(of(sample), *split) for split in splits]
+    means, deviations = np.array(found).T
+    assert means.mean() == pytest.approx(0, abs=1e-12)
+    np.testing.assert_allclose(deviations, means.std(), rtol=1e-9)
+
+
+def test_the_deviation_holds_where_samples_are_many_times_the_real_images():
+    """800 and 200 real images, 5,000 samples, which share their nearest images about five at a time."""
+    train, test, sample = normal(0, 800), normal(1, 200), normal(2, 5000)
+    said = memorisation(of(sample), train, test).std
+    draw = np.random.default_rng(0)
+    means = [
+        memorisation(of(sample), *split_anew(train, test, draw.permutation(1000)[:800])).mean
+        for _ in range(60)
+    ]
+    assert said == pytest.approx(np.std(means), rel=0.25)
+
+
+def test_one_sample_an_image_leaves_nothing_to_chance():
+    """Then the share of training images is N_train/N however the split was drawn."""
+    real = normal(0, 40)
+    assert memorisation(of(real), real[:30], real[30:]).std == pytest.approx(0, abs=1e-9)

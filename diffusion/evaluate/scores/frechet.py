@@ -16,6 +16,7 @@ from diffusion.evaluate.scores.moments import Float, moments
 Rows = NDArray[np.integer[Any]]
 
 NEGLIGIBLE = 1e-12  # of the largest eigenvalue: what may be rounding moves no difference between images
+ROUNDING = 1e-9  # below this a determinant that is 0 by algebra is rounding
 STEP = 0.5  # of the quadrature, in log t
 TAIL = 28.0  # how far it goes beyond the eigenvalues, in log t: e^(−TAIL/2) of the whole is left out
 
@@ -42,10 +43,18 @@ class Target:
 
 
 class Spectrum(NamedTuple):
-    """Of centred y (N, r): the eigenvalues λ (k,) of yᵀy, rising, and (N, k) the (y_i·v_k)² of its rows."""
+    """Of centred y (N, r): the eigenvalues λ (k,) of yᵀy, rising, and (N, k) the leverage (y_i·v_k)²/λ_k.
+
+    Those that may be rounding alone have none, and are left out of it.
+    """
 
     values: Float
-    weights: Float
+    leverage: Float
+
+    @property
+    def kept(self) -> Float:
+        """The eigenvalues that are no rounding, as many as the leverage has columns."""
+        return self.values[len(self.values) - self.leverage.shape[1] :]
 
 
 class Projected:
@@ -99,8 +108,10 @@ class Projected:
         """Of yᵀy and the rows of y, the centred images."""
         values, vectors = np.linalg.eigh(self._gram)
         values = values.clip(0)
-        weights = vectors**2 * values if _is_wide(self.seen) else (self.seen @ vectors) ** 2
-        return Spectrum(values, weights)
+        kept = values > NEGLIGIBLE * values[-1]
+        if _is_wide(self.seen):
+            return Spectrum(values, vectors[:, kept] ** 2)
+        return Spectrum(values, (self.seen @ vectors[:, kept]) ** 2 / values[kept])
 
     def _distance(self, x: Float, values: Float) -> float:
         mean, count = x.mean(axis=0), len(x)
@@ -123,14 +134,17 @@ def _singular_sums_without_each(spectrum: Spectrum, share: float) -> Float:
 
     √λ = 1/π ∫ λ/(λ + t) t^(−½) dt turns the sum's fall into an integral over the derivative of the
     determinant's, log(1 − share · q_i(t)) with q_i(t) = Σ_k w_ik/(λ_k + t), where w_ik = (y_i·v_k)². It is
-    taken by the trapezoid rule in log t.
+    taken by the trapezoid rule in log t. With the leverage h_ik = w_ik/λ_k the determinant is
+    1 − share · Σ_k h_ik + share · Σ_k h_ik t/(λ_k + t): no term cancels another, also where an image has a
+    direction to itself, as all have while they are fewer than features. There the first two are 0.
     """
-    kept = spectrum.values > NEGLIGIBLE * spectrum.values[-1]
-    values, weights = spectrum.values[kept], spectrum.weights[:, kept]
+    values, leverage = spectrum.kept, spectrum.leverage
     if not len(values):  # all images are equal
-        return np.zeros(len(weights))
+        return np.zeros(len(leverage))
     t = np.exp(np.arange(np.log(values[0]) - TAIL, np.log(values[-1]) + TAIL, STEP))
     inverse = 1 / (values[:, None] + t)
-    q, slope = weights @ inverse, weights @ inverse**2
-    falls = t * share * slope / np.maximum(1 - share * q, np.finfo(np.float64).eps)
+    rest = 1 - share * leverage.sum(axis=1)
+    rest[rest < ROUNDING] = 0
+    determinants = rest[:, None] + share * t * (leverage @ inverse)
+    falls = share * t * ((leverage * values) @ inverse**2) / determinants
     return np.asarray(np.sqrt(values).sum() - (falls * np.sqrt(t)).sum(axis=1) * STEP / np.pi)

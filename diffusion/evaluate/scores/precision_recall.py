@@ -47,12 +47,16 @@ def memorisation(sample: Manifold, train: Array, test: Array) -> Estimate:
     seen or not: the chance is p = N_train/(N_train + N_test), whatever the sample's quality. Of the observed
     share f the mean is (f − p)/(1 − p): 0 as expected of unseen real images, 1 when every sample is nearest
     to a training image, below 0 when test images are nearer. `std` is how far from 0 chance alone takes it,
-    had it been drawn anew which real images are for training: samples may share their nearest images.
+    had it been drawn anew which N_train of the N real images are for training. With c_j samples nearest to
+    image j, M in all, the variance of f is p(1 − p)·N/(N − 1)·(Σ c_j² − M²/N)/M²: that of a sum over N_train
+    values drawn without replacement (Cochran 1977, th. 2.2).
     """
-    chance = len(train) / (len(train) + len(test))
-    to_train, to_test = (nearest(sample.points, torch.from_numpy(real)) for real in (train, test))
+    real = len(train) + len(test)
+    chance = len(train) / real
+    to_train, to_test = (nearest(sample.points, torch.from_numpy(split)) for split in (train, test))
     seen = to_train.distances < to_test.distances
     share = float(seen.double().mean())
     shared = torch.cat([to_train.rows[seen].bincount(), to_test.rows[~seen].bincount()]).double()
-    deviation = math.sqrt(chance * (1 - chance) * float((shared**2).sum())) / len(sample)
+    uneven = max(0.0, float((shared**2).sum()) / len(sample) ** 2 - 1 / real)
+    deviation = math.sqrt(chance * (1 - chance) * real / (real - 1) * uneven)
     return Estimate((share - chance) / (1 - chance), deviation / (1 - chance))
