@@ -93,7 +93,7 @@ def ours(made: Work) -> dict[str, dict[str, float]]:
     """The scores of every cell, from images to numbers."""
     extractor = load_extractor(EXTRACTOR, device=default_device())
     reference = build_reference(extractor, made.train, made.test)
-    document = score_cells(made.cells, Scorer(reference, 1000, 10_000, extractor.device), extractor)
+    document = score_cells(made.cells, Scorer(reference, True, 10_000, extractor.device), extractor)
     return {name: cell["scores"] for name, cell in document["cells"].items()}
 
 

@@ -83,9 +83,9 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_section_is_loaded_whatever_the_others_hold(tmp_path: Path) -> None:
-    write_params(tmp_path, evaluate={"bootstrap": 7}, train={"learning_rate": 1})
+    write_params(tmp_path, evaluate={"intervals": False}, train={"learning_rate": 1})
     path = tmp_path / "params.yaml"
-    assert load_section("evaluate", EvaluateConfig, path) == EvaluateConfig(bootstrap=7)
+    assert load_section("evaluate", EvaluateConfig, path) == EvaluateConfig(intervals=False)
     for loading in (load, partial(load_sections, TrainSections), partial(load_section, "train", TrainConfig)):
         with pytest.raises(UsageError, match=r"params.yaml: train.learning_rate: unknown key, allowed are"):
             loading(path=path)

@@ -70,7 +70,7 @@ def scores() -> dict[str, float]:
     meta = {"extractor": extractor.spec.name, "reference_split": "train", "heldout_split": "test"}
     labels, heldout_labels = np.arange(60) % 3, np.arange(30) % 3
     known = Reference(meta, reference.features, heldout, labels, heldout_labels)
-    return Scorer(known, 50, 10_000, extractor.device).scores(sample)
+    return Scorer(known, True, 10_000, extractor.device).scores(sample)
 
 
 def packed(images: Images) -> str:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffusion.choice.certainty import Gap, Interval, errors_of, gap, interval_of
 from diffusion.choice.gate import clash
 from diffusion.choice.ranking import is_limit, leader, rank_metric
-from diffusion.evaluate.scores.intervals import Interval, interval_of, is_tied
 from diffusion.protocol.card import OF_COUNT
 from diffusion.protocol.grid import order
 from diffusion.protocol.scores import CellScores, ScoresDocument, read_scores
@@ -31,6 +31,8 @@ class Row:
     """One score of one cell, a value and its confidence interval for each label.
 
     The value is None where the cell is missing or its card differs, the interval where there is none.
+    `best` is the best value, the lowest of a distance: None for a score that ranks nothing, and where a value
+    has no interval, since it may be best by chance. `gaps` are those of the others to it, None without one.
     `few_images` marks a limit for N → ∞ that was read off fewer images than there are features.
     """
 
@@ -38,6 +40,8 @@ class Row:
     metric: str
     values: list[float | None]
     intervals: list[Interval | None]
+    best: float | None
+    gaps: list[Gap | None]
     few_images: list[bool]
 
     @property
@@ -46,36 +50,14 @@ class Row:
         return leader(self.metric) is not None and any(value is not None for value in self.values)
 
     @property
-    def best(self) -> float | None:
-        """The best value, the lowest of a distance.
-
-        None for a score that ranks nothing, and where a value has no interval: it may be best by chance.
-        """
-        known = [(value, own) for value, own in self._scores if value is not None]
-        first = leader(self.metric)
-        if not known or first is None or any(own is None for _, own in known):
-            return None
-        return float(first(value for value, _ in known))
-
-    @property
     def tied(self) -> list[bool]:
         """Whether each value, other than the best, lies within the confidence interval of its gap to it."""
-        best = self.best
-        if best is None:
-            return [False] * len(self.values)
-        its = self.intervals[self.values.index(best)]
-        return [
-            value is not None and value != best and is_tied(best, its, value, own)
-            for value, own in self._scores
-        ]
-
-    @property
-    def _scores(self) -> list[tuple[float | None, Interval | None]]:
-        return list(zip(self.values, self.intervals, strict=True))
+        return [gap is not None and not gap.is_told for gap in self.gaps]
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a script."""
-        return {**vars(self), "best": self.best, "tied": self.tied}
+        gaps = [None if gap is None else gap._asdict() for gap in self.gaps]
+        return {**vars(self), "gaps": gaps, "tied": self.tied}
 
 
 @dataclass(frozen=True)
@@ -152,7 +134,25 @@ def _row(name: str, metric: str, cells: Sequence[CellScores | None]) -> Row:
     values = [cell.scores.get(metric) if cell else None for cell in cells]
     intervals = [interval_of(cell, metric) if cell else None for cell in cells]
     few = [cell is not None and metric in cell.scores and _is_far_off(cell, metric) for cell in cells]
-    return Row(name, metric, values, intervals, few)
+    with_value = [cell for cell, value in zip(cells, values, strict=True) if cell and value is not None]
+    leading = _leading(metric, with_value)
+    if leading is None:
+        return Row(name, metric, values, intervals, None, [None] * len(cells), few)
+    best = leading.scores[metric]
+    gaps = [
+        gap(cell, leading, metric) if cell and value is not None and value != best else None
+        for cell, value in zip(cells, values, strict=True)
+    ]
+    return Row(name, metric, values, intervals, float(best), gaps, few)
+
+
+def _leading(metric: str, cells: Sequence[CellScores]) -> CellScores | None:
+    """The cell with the best value; None for a score that ranks nothing, and where one has no interval."""
+    first = leader(metric)
+    if not cells or first is None or any(errors_of(cell, metric) is None for cell in cells):
+        return None
+    found: CellScores = first(cells, key=lambda cell: cell.scores[metric])
+    return found
 
 
 def _is_far_off(cell: CellScores, metric: str) -> bool:

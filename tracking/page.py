@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from diffusion.choice.certainty import how_told
 from diffusion.report.render import render
 from tracking.compare import Comparison, Row
 
@@ -19,6 +20,7 @@ def comparison_page(comparison: Comparison) -> str:
         runs=comparison.labels,
         rows=rows,
         tied=any(any(row.tied) for row in comparison.rows),
+        how=how_told(gap for row in comparison.rows for gap in row.gaps),
         unmarked=any(row.ranks and row.best is None for row in comparison.rows),
         few_images=any(any(row.few_images) for row in comparison.rows),
         intervals=any(any(row.intervals) for row in comparison.rows),

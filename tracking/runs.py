@@ -4,7 +4,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.choice.ranking import best, is_aside
+from diffusion.choice.chosen import told
+from diffusion.choice.ranking import is_aside
 from diffusion.layout import SCORES
 from diffusion.protocol.scores import CellScores, ScoresDocument, as_values, read_scores
 from diffusion.system.errors import UsageError
@@ -46,8 +47,7 @@ def log_scores(run_file: Path, document: ScoresDocument) -> str:
             child = children.get((name, fingerprint(cell.card)))
             _log_cell(client, parent, name, cell, child)
         client.log_dict(run_id, as_values(document), f"{EVALUATION_FOLDER}/{SCORES.name}")
-        name, metric, value = best(document.cells)
-        client.set_tag(run_id, BEST, f"{metric} {value:.4g} at {name}")
+        client.set_tag(run_id, BEST, told(document.best))
     return run_id
 
 

@@ -59,6 +59,8 @@ def compare(
 
 def _show_comparison(result: "Comparison") -> None:
     """The table, the best number of a row marked, and below it what was left out and why."""
+    from diffusion.choice.certainty import how_told
+
     if result.rows:
         listed = table("CELL", "SCORE", *result.labels)
         for row in result.rows:
@@ -68,6 +70,8 @@ def _show_comparison(result: "Comparison") -> None:
             typer.echo("< the best of its row")
         if any(any(row.tied) for row in result.rows):
             typer.echo("≈ not told apart from the best: the gap is inside its confidence interval")
+        if how := how_told(gap for row in result.rows for gap in row.gaps):
+            typer.echo(f"gaps to the best are {how}")
         if any(row.ranks and row.best is None for row in result.rows):
             typer.echo("no best is marked where a number has no confidence interval: it may be so by chance")
         if any(any(row.few_images) for row in result.rows):

@@ -98,10 +98,11 @@ def _print_scores(document: dict[str, Any]) -> None:
 
 
 def _interval(document: dict[str, Any], name: str) -> str:
-    from diffusion.evaluate.scores.intervals import interval_of
+    from diffusion.choice.certainty import interval_of
     from diffusion.protocol.scores import Scored
 
     if name == "memorisation":
         return f"by chance 0 ± {TWO_SIDED * document['scores']['memorisation_std']:.2g}"
-    ends = interval_of(Scored(scores=document["scores"], card=document["card"]), name)
+    scored = Scored(**{field: document[field] for field in Scored.model_fields if field in document})
+    ends = interval_of(scored, name)
     return "" if ends is None else f"{ends.low:.5g} to {ends.high:.5g}"

@@ -44,13 +44,12 @@ def run(
 
 def _show_scores(document: "ScoresDocument") -> None:
     """A row a cell, by its axes; the best one is marked."""
-    from diffusion.choice.ranking import best
+    from diffusion.choice.chosen import too_low_by
     from diffusion.protocol.grid import AXES, order, shown
 
-    spec = document.spec
+    spec, chosen = document.spec, document.best
     cells = sorted(document.cells.values(), key=lambda cell: order(cell.axes))
-    name, metric, _ = best(document.cells)
-    winner = document.cells[name]
+    winner = document.cells[chosen.cell]
     names = [spec.distance, "excess", spec.kernel_distance, *spec.results]
     names = [name for name in names if all(name in cell.scores for cell in cells)]
     axes = [axis for axis in AXES if any(axis in cell.axes for cell in cells)]
@@ -65,8 +64,10 @@ def _show_scores(document: "ScoresDocument") -> None:
     typer.echo(
         f"{cells[0].num_images:,} images a cell against {reference.reference_count:,} of "
         f"{reference.name} ({reference.reference_split}), extractor {spec.name}; "
-        f"* the best by {metric}"
+        f"* the best by {chosen.metric}"
     )
+    if aside := too_low_by(chosen):
+        typer.echo(f"its {chosen.metric} is {aside}")
 
 
 def ui(port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000) -> None:

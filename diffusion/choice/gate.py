@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from diffusion.choice.certainty import gap
 from diffusion.choice.ranking import Cells, best
 from diffusion.protocol.scores import Scored
 
@@ -40,7 +41,16 @@ def judge(candidate: Cells, champion: Cells, version: int) -> Verdict:
     cell, metric, value = best({name: candidate[name] for name in shared})
     their_cell, _, theirs = best({name: champion[name] for name in shared})
     reason = f"{metric} {value:.5g} ({cell}) against version {version}'s {theirs:.5g} ({their_cell})"
-    return Verdict(value < theirs, reason)
+    return Verdict(value < theirs, reason + _chance(candidate[cell], champion[their_cell], metric))
+
+
+def _chance(cell: Scored, other: Scored, metric: str) -> str:
+    """What the gap's confidence interval says of it, as the end of a sentence; empty where there is none."""
+    found = gap(cell, other, metric)
+    if found is None:
+        return ""
+    word = "more than" if found.is_told else "within"
+    return f", {word} what chance does (±{found.half:.2g}, {found.how})"
 
 
 def _weights(cells: Cells) -> str:

@@ -43,7 +43,7 @@ def evaluate_pair(
     watch = shifted(progress, before, before + len(sample))
     features = extract(loaded, sample.images, batch_size, watch)
     usual = EvaluateConfig()
-    scorer = Scorer(reference, usual.bootstrap, usual.prc_images, loaded.device)
+    scorer = Scorer(reference, usual.intervals, usual.prc_images, loaded.device)
     return {
         "images": {"path": str(sample.path), "digest": sample.digest, "count": len(sample)},
         **common(scorer, len(sample)),

@@ -8,17 +8,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from diffusion.choice.certainty import CONFIDENCE
+from diffusion.choice.chosen import chosen_best, chosen_front
 from diffusion.choice.ranking import is_aside
 from diffusion.evaluate.beside import Tally, side_by_side
 from diffusion.evaluate.config import EvaluateConfig
 from diffusion.evaluate.features.extract import Features, extract
 from diffusion.evaluate.features.extractors import Extractor, configured_extractor
 from diffusion.evaluate.features.reference import open_reference
-from diffusion.evaluate.scores.intervals import CONFIDENCE
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.store import ImageStore
 from diffusion.protocol.card import Card, differing
 from diffusion.protocol.grid import AXES, FOLLOWING, Cell, line_name, order
+from diffusion.protocol.packed import pack
 from diffusion.protocol.scores import CellScores, ScoresDocument, write_document
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_text
@@ -44,7 +46,7 @@ def evaluate(
     _refuse_mixed_cards(stores)
     extractor = configured_extractor(section)
     opened = open_reference(reference, extractor, section.reference, prepared)
-    scorer = Scorer(opened, section.bootstrap, section.prc_images, extractor.device)
+    scorer = Scorer(opened, section.intervals, section.prc_images, extractor.device)
     return score_cells(stores, scorer, extractor, section.batch_size, progress)
 
 
@@ -69,13 +71,15 @@ def score_cells(
     with side_by_side() as pool:
         entries = results([pool.submit(entry, cell, store) for cell, store in stores.items()], tally.stop)
     cells = {cell.name: made for cell, made in zip(stores, entries, strict=True)}
-    return ScoresDocument(**document, cells=cells)
+    return ScoresDocument(**document, best=chosen_best(cells), front=chosen_front(cells), cells=cells)
 
 
 def score(sample: Features, store: ImageStore, scorer: Scorer) -> dict[str, Any]:
     """The values of a `Scored` of one set of images."""
-    card = scorer.card(store.meta.get("card", {}), len(sample))
-    entry = {"scores": scorer.scores(sample), "card": card}
+    card, (scores, errors) = scorer.card(store.meta.get("card", {}), len(sample)), scorer.scored(sample)
+    entry: dict[str, Any] = {"scores": scores, "card": card}
+    if errors:
+        entry["errors"] = {name: pack(parts) for name, parts in errors.items()}
     classes = scorer.classes(sample, store.labels, store.meta.get("classes", []))
     return {**entry, "classes": classes} if classes else entry
 
@@ -88,8 +92,8 @@ def common(scorer: Scorer, num_images: int) -> dict[str, Any]:
         known = {"num_images": num_images, "extrapolated": floor.extrapolated}
         reference = {**reference, "floor": {**known, **real}}
     document = {"extractor": scorer.spec.name, "reference": reference}
-    if scorer.resamples:
-        document["intervals"] = {"confidence": CONFIDENCE, "resamples": scorer.resamples}
+    if scorer.intervals:
+        document["intervals"] = {"confidence": CONFIDENCE}
     return document
 
 

@@ -1,5 +1,6 @@
-"""What metrics/scores.json holds: the scores of every cell of a sweep, each with its protocol card."""
+"""What metrics/scores.json holds: scores of a sweep, their errors and cards, and what was chosen by them."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -8,21 +9,29 @@ from pydantic import Field, PositiveInt, StrictBool, StrictFloat, StrictInt, mod
 from diffusion.images.meta import CardValue
 from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec
 from diffusion.protocol.grid import AXES, Cell
+from diffusion.protocol.packed import unpack
 from diffusion.protocol.samplers import Noise
+from diffusion.protocol.scoring import GROUPS, SUBSETS
 from diffusion.system.documents import read_document
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
 from diffusion.system.section import Section, brief
 
-_Number = Annotated[StrictInt | StrictFloat, Field(ge=-1e15, le=1e15)]
+_MOST = 1e15
+_Number = Annotated[StrictInt | StrictFloat, Field(ge=-_MOST, le=_MOST)]
 _NEEDED = {"extractor": str, "num_images": int}  # of every card, by what the readers of scores make of it
 
 
 class Scored(Section):
-    """The scores of one set of images by name, their card and, where they are known, scores by class."""
+    """The scores of one set of images by name, their card and, where they are known, scores by class.
+
+    `errors` holds, packed, what groups of images and random subsets add to the error of both distances: none
+    where scores have no intervals. They are as many for every set, so that those of two belong together.
+    """
 
     scores: dict[str, _Number]
     card: Annotated[dict[str, CardValue], Field(max_length=200)]
+    errors: dict[str, list[str]] = Field(default_factory=dict)
     classes: dict[str, dict[str, _Number]] = Field(default_factory=dict)
 
     @property
@@ -58,6 +67,27 @@ class Scored(Section):
         for name, scores in self.classes.items():
             if spec.distance not in scores:
                 raise ValueError(f"class {brief(name)} has no score {spec.distance}")
+        return self
+
+    @model_validator(mode="after")
+    def _errors_are_of_the_scores(self) -> Self:
+        sizes = {self.spec.distance: GROUPS, self.spec.kernel_distance: GROUPS + SUBSETS}
+        for name, lines in self.errors.items():
+            if name not in sizes:
+                raise ValueError(f"errors has {brief(name)}: they are of {' and '.join(sizes)} alone")
+            try:
+                errors = unpack(lines)
+            except ValueError as error:
+                raise ValueError(f"errors.{name} cannot be unpacked: {error}") from None
+            if len(errors) != sizes[name]:
+                raise ValueError(f"errors.{name} holds {len(errors)} numbers, not {sizes[name]}")
+            if max(map(abs, errors)) > _MOST:
+                raise ValueError(
+                    f"errors.{name} holds {max(map(abs, errors)):g}, which is no error of a score"
+                )
+        for name in sizes:
+            if (name in self.errors) != (f"{name}_low" in self.scores):
+                raise ValueError(f"{name} has one of its interval and its errors without the other")
         return self
 
 
@@ -117,15 +147,39 @@ class Intervals(Section):
     """How the confidence intervals were made."""
 
     confidence: Annotated[float, Field(gt=0, lt=1)]
-    resamples: PositiveInt
+
+
+class Chosen(Section):
+    """The cell that has the least score of several, and how much too low that is since chance chose too.
+
+    `value` is the cell's score of the name `metric`, the least `of` so many; `optimism` is None where scores
+    have no errors.
+    """
+
+    cell: str
+    metric: str
+    value: _Number
+    of: PositiveInt
+    optimism: Annotated[StrictFloat, Field(ge=0, le=_MOST)] | None = None
+
+
+class ChosenForBudget(Chosen):
+    """The same of the cells that cost no more than this one."""
+
+    evaluations: PositiveInt
 
 
 class ScoresDocument(Section):
-    """The scores of a sweep, cells by their names; all of one extractor against one reference."""
+    """The scores of a sweep, cells by their names; all of one extractor against one reference.
+
+    `best` is the cell that ranks first, and `front` the one for each budget from the cheapest on.
+    """
 
     extractor: str
     reference: ScoredReference
     intervals: Intervals | None = None
+    best: Chosen
+    front: Annotated[list[ChosenForBudget], Field(min_length=1)]
     cells: Annotated[dict[str, CellScores], Field(min_length=1, max_length=100_000)]
 
     @property
@@ -140,6 +194,25 @@ class ScoresDocument(Section):
                 raise ValueError(f"the cell {brief(name)} has the values of {Cell(**cell.axes).name}")
             if cell.card["extractor"] != self.extractor:
                 raise ValueError(f"cell {name} was not scored by {brief(self.extractor)}")
+        return self
+
+    @model_validator(mode="after")
+    def _chosen_are_cells(self) -> Self:
+        for field, chosen in [("best", self.best), *(("front", one) for one in self.front)]:
+            cell = self.cells.get(chosen.cell)
+            if cell is None:
+                raise ValueError(f"{field} is {brief(chosen.cell)}, which is no cell here")
+            if cell.scores.get(chosen.metric) != chosen.value:
+                raise ValueError(f"{field} has another {brief(chosen.metric)} than its cell {chosen.cell}")
+            if chosen.of > len(self.cells):
+                raise ValueError(f"{field} is of {chosen.of} cells, and there are {len(self.cells)}")
+        costs = [one.evaluations for one in self.front]
+        if costs != [self.cells[one.cell].evaluations for one in self.front]:
+            raise ValueError("front has other evaluations than its cells")
+        if any(cost >= following for cost, following in pairwise(costs)):
+            raise ValueError("front does not go from the cheapest cell on")
+        if any(one.metric != self.spec.distance for one in self.front):
+            raise ValueError(f"front was not chosen by {self.spec.distance}")
         return self
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 SEED = 2020  # torch-fidelity's own default: which images a subset or a split gets
 SUBSETS = 100  # of a kernel distance
 SUBSET_SIZE = 500  # at most
+GROUPS = 100  # of images, put together at random, by which a score's errors are told
 IS_SPLITS = 10  # at most
 NEIGHBOUR = 3  # the k whose distance is an image's reach (Kynkäänniemi et al. 2019)
 

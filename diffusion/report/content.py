@@ -9,10 +9,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from diffusion.choice.budget import pareto_front
-from diffusion.choice.ranking import FEW_IMAGES, best
+from diffusion.choice.certainty import interval_of
+from diffusion.choice.ranking import FEW_IMAGES
 from diffusion.config import Config
-from diffusion.evaluate.scores.intervals import interval_of
 from diffusion.images.pictures import png_bytes
 from diffusion.images.store import Images, ImageStore
 from diffusion.protocol.extractors import ExtractorSpec
@@ -40,7 +39,7 @@ class Inputs:
     @property
     def best(self) -> ImageStore:
         """The samples of the best cell."""
-        name = best(self.document.cells)[0]
+        name = self.document.best.cell
         return next(store for cell, store in self.cells.items() if cell.name == name)
 
 
@@ -107,7 +106,7 @@ def _level(document: ScoresDocument, metric: str) -> tuple[float, str] | None:
 
 
 def _front(document: ScoresDocument, metric: str, label: str) -> Figure:
-    best_ones = {choice.cell for choice in pareto_front(document.cells)}
+    best_ones = {chosen.cell for chosen in document.front}
     offers = [
         figures.Offer(cell.evaluations, cell.scores[metric], name in best_ones)
         for name, cell in document.cells.items()
@@ -117,7 +116,7 @@ def _front(document: ScoresDocument, metric: str, label: str) -> Figure:
 
 def _class_scores(inputs: Inputs) -> dict[str, str]:
     """By class, the distance in the best cell above that of held-out real images, or the bare distance."""
-    scores = inputs.document.cells[best(inputs.document.cells)[0]].classes
+    scores = inputs.document.cells[inputs.document.best.cell].classes
     values = {name: entry.get("excess", entry[inputs.spec.distance]) for name, entry in scores.items()}
     places = tables.decimals(list(values.values()))
     return {name: tables.number(value, places) for name, value in values.items()}
@@ -127,7 +126,7 @@ def _montage(inputs: Inputs) -> dict[str, Any]:
     """A row for each of the curves' lines, columns steps; a cell's picture, its description, its distance."""
     spec, scores = inputs.spec, inputs.document.cells
     places = tables.decimals([cell.scores[spec.distance] for cell in scores.values()])
-    chosen = best(scores)[0]
+    chosen = inputs.document.best.cell
 
     def entry(cell: Cell, picture: Images) -> dict[str, Any]:
         return {

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffusion.choice.budget import pareto_front
-from diffusion.choice.ranking import best, leader
-from diffusion.evaluate.scores.intervals import interval_of, is_tied
+from diffusion.choice.certainty import errors_of, gap, how_told, interval_of
+from diffusion.choice.chosen import too_low_by
+from diffusion.choice.ranking import leader
 from diffusion.protocol.card import Card
 from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import AXES, order, shown, spoken
@@ -67,7 +67,7 @@ def score_table(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, Any]
     columns, cells = _columns(document, spec), document.cells
     places = {column: _places(document, column) for column in columns}
     leaders = {column: _leader(cells, column) for column in columns}
-    chosen, before = best(cells)[0], None
+    chosen, before = document.best.cell, None
     rows: list[dict[str, Any]] = []
     if floor := document.reference.floor:
         real = {**floor, "excess": 0.0}
@@ -91,6 +91,7 @@ def score_table(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, Any]
         "columns": list(columns.values()),
         "rows": rows,
         "tied": any(entry["tied"] for row in rows for entry in row["entries"]),
+        "how": how_told(gap(cell, cells[chosen], spec.distance) for cell in cells.values()),
     }
 
 
@@ -99,7 +100,7 @@ def front_table(document: ScoresDocument, spec: ExtractorSpec) -> list[dict[str,
 
     A cell that is not told apart from the cheaper one before is marked.
     """
-    cells, front = document.cells, pareto_front(document.cells)
+    cells, front = document.cells, document.front
     places = _places(document, spec.distance)
     rows: list[dict[str, Any]] = []
     for place, choice in enumerate(front):
@@ -110,12 +111,19 @@ def front_table(document: ScoresDocument, spec: ExtractorSpec) -> list[dict[str,
                 "evaluations": choice.evaluations,
                 "cell": spoken(cell.axes),
                 "budget": _budget(choice.evaluations, later[0].evaluations if later else None),
-                "distance": number(choice.distance, places),
+                "distance": number(choice.value, places),
+                "too_low": _too_low(choice.optimism, places),
                 "half": half_width(cell, spec.distance, places),
                 "tied": before is not None and _tied(cell, before, spec.distance),
             }
         )
     return rows
+
+
+def _too_low(optimism: float | None, places: int) -> str | None:
+    """How much too low a chosen score is, as text; None where that is not known or rounds to nothing."""
+    text = number(optimism or 0.0, places)
+    return text if text.strip("0.,") else None
 
 
 def _budget(least: int, following: int | None) -> str:
@@ -141,7 +149,7 @@ def _columns(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, str]:
 
 def headline(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, str | None]:
     """The best cell and its scores, as text."""
-    name, metric, _ = best(document.cells)
+    name, metric = document.best.cell, document.best.metric
     names = short_names(spec)
     ranks = {spec.kernel_distance: names["kernel"], spec.distance: names["distance"]}
     cell = document.cells[name]
@@ -157,6 +165,7 @@ def headline(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, str | N
         "kernel_half": half_width(cell, spec.kernel_distance, kernel_places),
         "distance_half": half_width(cell, spec.distance, distance_places),
         "num_images": f"{cell.num_images:,}",
+        "too_low": too_low_by(document.best),
     }
     if "floor" in scores:
         words["floor"] = number(scores["floor"], distance_places)
@@ -201,7 +210,7 @@ def _leader(cells: Mapping[str, CellScores], column: str) -> str:
     """
     values = {name: cell.scores[column] for name, cell in cells.items() if column in cell.scores}
     first = leader(column)
-    if not values or first is None or any(interval_of(cells[name], column) is None for name in values):
+    if not values or first is None or any(errors_of(cells[name], column) is None for name in values):
         return ""
     return str(first(values, key=lambda name: values[name]))
 
@@ -225,8 +234,8 @@ def _entry(cell: CellScores, column: str, places: int, best: CellScores | None) 
 
 
 def _tied(cell: CellScores, other: CellScores, metric: str) -> bool:
-    ours, theirs = cell.scores[metric], other.scores[metric]
-    return is_tied(ours, interval_of(cell, metric), theirs, interval_of(other, metric))
+    found = gap(cell, other, metric)
+    return found is not None and not found.is_told
 
 
 def _values(cards: Sequence[Card], field: str) -> str:

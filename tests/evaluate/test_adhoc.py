@@ -203,7 +203,7 @@ def test_the_command_prints_json_that_a_script_reads(root, cell):
     done = diffctl(root, "evaluate", "samples/steps50-eta0", "--against", "prepared", "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    parts = {"images", "extractor", "reference", "intervals", "scores", "classes", "card"}
+    parts = {"images", "extractor", "reference", "intervals", "scores", "errors", "classes", "card"}
     assert set(document) == parts
     assert document["card"] == cell["card"]
     assert document["scores"] == pytest.approx(cell["scores"], rel=1e-3)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from cli.stages import bodies
+from diffusion.choice.certainty import interval_of
 from diffusion.choice.ranking import best, rank_metric
 from diffusion.evaluate.evaluate import write_scores
 from diffusion.evaluate.features.extract import extract
 from diffusion.evaluate.features.reference import make_reference
-from diffusion.evaluate.scores.intervals import interval_of
 from diffusion.evaluate.scores.scores import frechet_distance, statistics
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.card import differing
@@ -60,7 +60,7 @@ def own(sweep, tmp_path):
 def test_every_cell_has_its_scores_and_its_card(document):
     assert list(document.cells) == [f"steps{steps}-eta{eta}" for steps in (5, 10, 50) for eta in (0, 1)]
     for name, cell in document.cells.items():
-        assert cell.model_fields_set == {"steps", "eta", "scores", "card", "classes"}
+        assert cell.model_fields_set == {"steps", "eta", "scores", "card", "classes", "errors"}
         assert name == Cell(cell.steps, cell.eta).name
         assert (cell.card["steps"], cell.card["eta"]) == (cell.steps, cell.eta)
         assert set(cell.scores) == {
@@ -80,6 +80,8 @@ def test_every_cell_has_its_scores_and_its_card(document):
             "is_effnet_lite0_64_std",
             "floor",
             "excess",
+            "excess_low",
+            "excess_high",
         }
         assert all(type(value) is float and np.isfinite(value) for value in cell.scores.values())
 
@@ -95,7 +97,7 @@ def test_the_excess_is_the_distance_above_the_floor(document):
 
 
 def test_a_score_lies_in_its_interval(document):
-    assert document.intervals == Intervals(confidence=0.95, resamples=1000)
+    assert document.intervals == Intervals(confidence=0.95)
     for cell in document.cells.values():
         for metric in ("fd_effnet_lite0_64", "kd_effnet_lite0_64", "excess"):
             low, high = interval_of(cell, metric)
@@ -105,7 +107,7 @@ def test_a_score_lies_in_its_interval(document):
 
 def test_intervals_can_be_left_out(sweep, document):
     _, root = sweep
-    config = make_config(sweep=ONE_CELL, evaluate={"bootstrap": 0})
+    config = make_config(sweep=ONE_CELL, evaluate={"intervals": False})
     without = score_sweep(config, root / "samples", root / "reference")
     assert without.intervals is None
     whole = document.cells["steps50-eta0"]

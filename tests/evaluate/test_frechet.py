@@ -32,7 +32,7 @@ def test_the_distance_without_each_image_is_exact(count, real_count):
 
 @pytest.mark.parametrize("decay", [0, 1, 2, 4, 8])
 def test_it_is_exact_at_every_number_of_images_around_that_of_features(decay):
-    """Spectra from flat to λ_k ~ k^−8, held against the distances computed one by one; to 1 % of their spread."""
+    """Spectra from flat to λ_k ~ k^−8, against the distances one by one; to 1 % of their spread."""
     rng, scale = np.random.default_rng(1), np.arange(1, 65.0) ** (-decay / 2)
     target = Target((scale * rng.normal(size=(256, 64))).astype(np.float32))
     for count in [3, 10, 30, 36, 42, 58, *range(61, 68), 70, 100]:

@@ -65,7 +65,7 @@ def test_it_holds_both_splits_and_says_what_they_are(made, extractor):
     assert reference.train_and_test[1] is reference.heldout.features
     assert reference.meta == {
         "code": extraction_code(EXTRACTORS["effnet-lite0-64"]),
-        "evaluation": 2,
+        "evaluation": 3,
         "extractor": "effnet-lite0-64",
         "weights_sha256": extractor.weights_sha256,
         "dtype": "float32",

@@ -33,7 +33,7 @@ def made_up(count, seed=0, dimension=16):
 
 
 def scorer(heldout=None):
-    return Scorer(Reference(META, made_up(200).features, heldout), resamples=50, most=1000)
+    return Scorer(Reference(META, made_up(200).features, heldout), intervals=True, most=1000)
 
 
 @pytest.mark.parametrize("count", [2, 3, 7, 50])
@@ -131,7 +131,7 @@ def test_what_a_class_owes_to_real_images_is_computed_once(monkeypatch, kept, ta
 
     def judge():
         labels = np.arange(200) % 4
-        return Scorer(Reference(meta, made_up(200).features, heldout, labels, labels[:40]), 0, most=1000)
+        return Scorer(Reference(meta, made_up(200).features, heldout, labels, labels[:40]), False, most=1000)
 
     samples = [made_up(60, seed=seed) for seed in (2, 3)]
     want = [judge().classes(sample, np.arange(60) % 4, names) for sample in samples]

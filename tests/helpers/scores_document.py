@@ -2,8 +2,13 @@
 
 from typing import Any
 
+import numpy as np
+
+from diffusion.choice.certainty import interval
+from diffusion.choice.chosen import chosen_best, chosen_front
 from diffusion.protocol.grid import SAMPLING_VERSION
-from diffusion.protocol.scores import ScoresDocument
+from diffusion.protocol.packed import pack
+from diffusion.protocol.scores import CellScores, ScoresDocument
 
 CARD = {
     "model_sha256": "a" * 64,
@@ -23,9 +28,10 @@ CARD = {
     "torch": "2.13.0",
 }
 
+ERRORS = {"fd_effnet_lite0_64": 100, "kd_effnet_lite0_64": 200}  # how many a document has of each score
 
 REFERENCE = {
-    "evaluation": 2,
+    "evaluation": 3,
     "extractor": "effnet-lite0-64",
     "weights_sha256": "w" * 64,
     "dtype": "float32",
@@ -51,5 +57,32 @@ def document(kernel: dict[tuple[int, float], float] | None = None, **card: Any) 
             "excess": 1000 * value - 25,
         }
         whole = {**CARD, "steps": steps, "eta": eta, "evaluations": steps, **card}
-        cells[f"steps{steps}-eta{eta:g}"] = {"steps": steps, "eta": eta, "scores": scores, "card": whole}
-    return ScoresDocument(extractor="effnet-lite0-64", reference=REFERENCE, cells=cells)
+        values = {"steps": steps, "eta": eta, "scores": scores, "card": whole, "errors": {}}
+        cells[f"steps{steps}-eta{eta:g}"] = values
+    made = {name: CellScores(**values) for name, values in cells.items()}
+    best, front = chosen_best(made), chosen_front(made)
+    return ScoresDocument(
+        extractor="effnet-lite0-64", reference=REFERENCE, best=best, front=front, cells=made
+    )
+
+
+def certain_cell(metric: str, value: float, errors: Any = None, **card: Any) -> CellScores:
+    """A cell with this score, and its errors, of which its interval follows; its other scores are 1."""
+    axes = {"steps": card["steps"], "eta": card["eta"]}
+    scores = dict.fromkeys(ERRORS, 1.0) | {metric: value}
+    cell = CellScores(**axes, scores=scores, card={**CARD, "evaluations": card["steps"], **card})
+    return cell if errors is None else with_errors(cell, metric, errors)
+
+
+def chance(seed: int, deviation: float) -> Any:
+    """Errors of a score with this standard deviation; those of two seeds are independent."""
+    errors = np.random.default_rng(seed).normal(size=100)
+    return errors * (deviation / np.linalg.norm(errors))
+
+
+def with_errors(cell: CellScores, metric: str, errors: Any) -> CellScores:
+    """The cell with at most 100 errors of a score, and the interval that follows of them."""
+    low, high = interval(cell.scores[metric], float(np.linalg.norm(errors)))
+    cell.scores.update({f"{metric}_low": low, f"{metric}_high": high})
+    cell.errors[metric] = pack([*errors, *np.zeros(ERRORS.get(metric, 100) - len(errors))])
+    return cell

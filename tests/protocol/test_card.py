@@ -25,7 +25,7 @@ SAMPLING = {
     "num_images": 500,
 }
 META = {
-    "evaluation": 2,
+    "evaluation": 3,
     "extractor": "effnet-lite0-64",
     "weights_sha256": "b" * 64,
     "dtype": "float32",
@@ -67,7 +67,7 @@ def test_it_holds_every_field_of_the_protocol(card):
         "subset_seed": 2020,
         "torch": version("torch"),
         "torch_fidelity": version("torch-fidelity"),
-        "evaluation": 2,
+        "evaluation": 3,
     }
 
 

@@ -1,6 +1,7 @@
 """metrics/scores.json: whatever stands there is scores under their protocol, or one sentence."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from diffusion.choice.budget import pareto_front
 from diffusion.choice.ranking import best
+from diffusion.protocol.packed import pack
 from diffusion.protocol.scores import ScoresDocument, as_values, read_scores, write_document
 from diffusion.system.documents import parse_document
 from diffusion.system.errors import DiffctlError
@@ -16,6 +18,8 @@ from tests.helpers.scores_document import document
 
 CELL = "steps10-eta0"
 KERNEL = "kd_effnet_lite0_64"
+DISTANCE = "fd_effnet_lite0_64"
+ENDS = {f"{DISTANCE}_low": 1.0, f"{DISTANCE}_high": 2.0}
 Edit = Callable[[dict[str, Any]], object]
 
 
@@ -41,6 +45,10 @@ def _all_cells(edit: Edit) -> Edit:
 
 def _with_floor(values: dict[str, Any], **floor: Any) -> None:
     values["reference"]["floor"] = floor
+
+
+def _with_errors(values: dict[str, Any], name: str, lines: list[str]) -> None:
+    values["cells"][CELL]["errors"] = {name: lines}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +78,26 @@ def _with_floor(values: dict[str, Any], **floor: Any) -> None:
         (lambda values: values["reference"].pop("name"), "reference.name"),
         (lambda values: values["reference"].update(reference_count=-1), "reference.reference_count"),
         (lambda values: _with_floor(values, num_images=3, extrapolated=False), "reference.floor lacks fd_"),
-        (lambda values: values.update(intervals={"confidence": 95, "resamples": 0}), "intervals"),
+        (lambda values: values.update(intervals={"confidence": 95}), "intervals"),
+        (lambda values: values.pop("best"), "best"),
+        (lambda values: values["best"].update(cell="steps7-eta0"), "'steps7-eta0', which is no cell"),
+        (lambda values: values["best"].update(value=0.1), f"best has another '{KERNEL}' than its cell"),
+        (lambda values: values["best"].update(of=5), "best is of 5 cells"),
+        (lambda values: values["best"].update(optimism=-1.0), "best.optimism"),
+        (lambda values: values.update(front=[]), "front"),
+        (lambda values: values["front"].reverse(), "from the cheapest"),
+        (lambda values: values["front"][0].update(evaluations=6), "front has other evaluations"),
+        (lambda values: values["front"][0].update(metric=KERNEL, value=0.3), "front was not chosen by fd_"),
+        (lambda values: _with_errors(values, DISTANCE, ["AAAA"]), "3 bytes are no float32"),
+        (lambda values: _with_errors(values, DISTANCE, ["?"]), "cannot be unpacked"),
+        (lambda values: _with_errors(values, DISTANCE, pack([0.0] * 99 + [math.nan])), "not finite"),
+        (
+            lambda values: _with_errors(values, DISTANCE, pack([0.0] * 99 + [1e16])),
+            "holds 1e+16",
+        ),
+        (lambda values: _with_errors(values, KERNEL, pack([0.0] * 100)), "holds 100 numbers, not 200"),
+        (lambda values: _with_errors(values, "floor", pack([0.0] * 100)), "errors has 'floor'"),
+        (_all_cells(lambda cell: cell["scores"].update(ENDS)), "one of its interval and its errors"),
     ],
 )
 def test_a_document_that_does_not_fit_together_is_refused(edit: Edit, says: str) -> None:

@@ -4,6 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import main
+from diffusion.choice.certainty import NORMAL
 from diffusion.choice.gate import judge
 from diffusion.choice.ranking import best, rank_metric
 from diffusion.evaluate.evaluate import write_scores
@@ -22,7 +23,7 @@ from tests.helpers.digits_sweep import (
     write_prepared,
     write_sweep,
 )
-from tests.helpers.scores_document import document
+from tests.helpers.scores_document import chance, document, with_errors
 from tracking.compare import Scored, compare, load_scored
 from tracking.page import comparison_page
 
@@ -99,7 +100,7 @@ def test_only_distances_rank():
 
 
 def test_without_an_interval_no_number_is_marked_the_best(tmp_path):
-    """Precision, recall and the limit have none, and no score where the bootstrap is left out."""
+    """Precision, recall and the limit have none, and no score where intervals are left out."""
     both = {"a": document(FEW), "b": document({(10, 0.0): 0.3}, model_sha256="b" * 64)}
     precision = "precision_effnet_lite0_64"
     both["a"].cells["steps10-eta0"].scores[precision] = 0.9
@@ -188,16 +189,15 @@ def certain(one: ScoresDocument, *metrics: str) -> ScoresDocument:
     """The document with intervals for some scores, by default those of both distances."""
     for cell in one.cells.values():
         for metric in metrics or ("fd_effnet_lite0_64", "kd_effnet_lite0_64"):
-            value = cell.scores[metric]
-            cell.scores.update({f"{metric}_low": 0.9 * value, f"{metric}_high": 1.1 * value})
+            with_errors(cell, metric, chance(0, 0.1 / NORMAL * cell.scores[metric]))
     return one
 
 
 def with_intervals(values: float, half: float) -> ScoresDocument:
-    """A document of one cell whose kernel distance is known to within `half`."""
+    """A document of one cell whose kernel distance is known to within `half`, by errors of its own."""
     one = document({(10, 0.0): values})
-    ends = {"kd_effnet_lite0_64_low": values - half, "kd_effnet_lite0_64_high": values + half}
-    one.cells["steps10-eta0"].scores.update(ends)
+    errors = chance(round(100 * values), half / NORMAL)
+    with_errors(one.cells["steps10-eta0"], "kd_effnet_lite0_64", errors)
     return one
 
 
@@ -217,8 +217,10 @@ def test_a_gap_inside_the_interval_is_marked_as_such(tmp_path):
     assert "0.22 ≈" in done.stdout
     assert "0.2 <" in done.stdout
     assert "inside its confidence interval" in done.stdout
+    assert "gaps to the best are paired by image" in done.stdout
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "≈ 0.22" in page
+    assert "Gaps to the best are paired by image." in page
     assert "0.19 to 0.25" in page
     assert "http" not in page
 
@@ -273,6 +275,7 @@ def test_the_command(tmp_path):
         "intervals": [pytest.approx([0.27, 0.33]), pytest.approx([0.09, 0.11])],
         "few_images": [False, False],
         "best": 0.1,
+        "gaps": [{"value": pytest.approx(0.2), "half": pytest.approx(0.02, rel=0.05), "paired": True}, None],
         "tied": [False, False],
     }
     refused = diffctl(tmp_path, "compare", "a.json", "c.json")

@@ -34,8 +34,8 @@ def extract(
     """Features of uint8 (N, H, W, C) images in their order; greyscale is repeated to three channels.
 
     `progress` is called with the number of images done. The batch size, None for what suits the device,
-    changes rounding only. DiffctlError
-    for images that are neither grey nor RGB, and for fewer than two.
+    changes rounding only. DiffctlError for images that are neither grey nor RGB, for fewer than two, and
+    where features are no numbers.
     """
     if images.shape[3] not in (1, 3):
         raise DiffctlError(f"scores are for images with 1 or 3 channels, and these have {images.shape[3]}")
@@ -53,7 +53,19 @@ def extract(
             whole[start : start + len(batch)] = part.numpy()
     if progress:
         progress(len(images))
+    _refuse_what_is_no_number(filled)
     return Features(*filled)
+
+
+def _refuse_what_is_no_number(filled: tuple[Array, ...]) -> None:
+    """DiffctlError, with the image, for features or logits that are NaN or infinite."""
+    for part in filled:
+        wrong = np.flatnonzero(~np.isfinite(part).all(axis=1))
+        if len(wrong):
+            raise DiffctlError(
+                f"the extractor's features of image {wrong[0]} are no numbers (NaN or infinite), and so of "
+                f"{len(wrong)} of {len(part)} images: the extractor's weights or its code are damaged"
+            )
 
 
 def shifted(

@@ -5,6 +5,7 @@ real images are far from zero at small N. What a sample scores above held-out re
 its excess; a line fitted in 1/N gives the distance for N → ∞.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from diffusion.evaluate.features.extract import Array
 from diffusion.evaluate.scores.frechet import Projected, Target
+from diffusion.evaluate.scores.jackknife import image_errors
 from diffusion.protocol.scoring import SEED
 
 Order = NDArray[np.int64]
@@ -49,6 +51,19 @@ def floor_at(num_images: int, heldout: Array, target: Target) -> Floor:
     needed = shuffled(len(heldout))[: MAX_SUBSETS * num_images]
     distance = _mean_distance(num_images, Projected(heldout[needed], target), np.arange(len(needed)))
     return Floor(num_images, distance, extrapolated=False)
+
+
+def floor_error(num_images: int, heldout: Array, target: Target) -> float | None:
+    """The standard deviation of a measured floor at N ≥ 3 images, over other held-out images.
+
+    None for an extrapolated one: how far its line is off is no matter of chance.
+    """
+    subsets = min(MAX_SUBSETS, len(heldout) // num_images)
+    if not subsets:
+        return None
+    first = Projected(heldout[shuffled(len(heldout))[:num_images]], target)
+    errors = image_errors(first.leave_one_out(), first.interactions())
+    return float(np.linalg.norm(errors)) / math.sqrt(subsets)
 
 
 def fit_line(projected: Projected) -> Line:

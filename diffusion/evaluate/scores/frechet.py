@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.evaluate.features.extract import Array
+from diffusion.evaluate.scores.jackknife import Interactions
 from diffusion.evaluate.scores.moments import Float, moments
+from diffusion.evaluate.scores.spectral import root_sum_interactions
 
 Rows = NDArray[np.integer[Any]]
 
@@ -89,6 +91,14 @@ class Projected:
         means = self.features.mean(axis=0) - x / (count - 1)
         roots = _singular_sums_without_each(self._spectrum, share) / np.sqrt(count - 2)
         return np.asarray((means**2).sum(axis=1) + traces + self.trace - 2 * roots)
+
+    def interactions(self) -> Interactions:
+        """What the images bring together to the distance's variance.
+
+        It is all in the roots: mean and trace together are nearly a sum over images.
+        """
+        found, factor = root_sum_interactions(self._spectrum.kept, len(self) - 1), 4 / (len(self) - 1)
+        return Interactions(factor * found.surplus, factor * found.own)
 
     @cached_property
     def _gram(self) -> Float:

@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.evaluate.features.extract import Array
+from diffusion.evaluate.scores.jackknife import Interactions
 from diffusion.evaluate.scores.moments import Float
 from diffusion.evaluate.scores.neighbours import some
 from diffusion.protocol.scoring import SEED, SUBSET_SIZE, SUBSETS, subset_size
 
 COLUMNS = 5000  # images at most that each image is held against when it is left out
+PAIRED = 1000  # images at most whose pairs tell what two images bring together
 BLOCK = 1024
 WHOLE = SUBSETS * SUBSET_SIZE**2  # pairs at most of a kernel that is held whole, 100 MB
 
@@ -26,6 +28,28 @@ class Estimate(NamedTuple):
 
     mean: float
     std: float
+
+
+class OverSubsets(NamedTuple):
+    """A kernel distance by each subset, `values` (SUBSETS,), and their mean and standard deviation."""
+
+    values: Float
+
+    @property
+    def mean(self) -> float:
+        """The kernel distance."""
+        return float(self.values.mean())
+
+    @property
+    def std(self) -> float:
+        """Between subsets."""
+        return float(self.values.std())
+
+    @property
+    def errors(self) -> Float:
+        """(SUBSETS,) what drawing each subset adds to the mean's error; the squares sum to its variance."""
+        count = len(self.values)
+        return np.asarray((self.values - self.values.mean()) / np.sqrt(count * (count - 1)))
 
 
 class Subsets(NamedTuple):
@@ -85,7 +109,7 @@ def own_sums(kernel: Kernel, rows: Rows) -> NDArray[np.float32]:
     return np.array([_off_diagonal(kernel(subset, subset)) for subset in rows], dtype=np.float32)
 
 
-def kernel_distance(of: Kernels, drawn: Subsets, reference_sums: NDArray[np.float32]) -> Estimate:
+def kernel_distance(of: Kernels, drawn: Subsets, reference_sums: NDArray[np.float32]) -> OverSubsets:
     """Squared MMD over the subsets `drawn`; near 0 it may be slightly negative.
 
     `reference_sums` is own_sums of the reference, which is the same for every sample of this size.
@@ -94,7 +118,7 @@ def kernel_distance(of: Kernels, drawn: Subsets, reference_sums: NDArray[np.floa
     cross = np.array([of.cross(*rows).sum(axis=0).sum() for rows in zip(*drawn, strict=True)], np.float32)
     within = own_sums(of.own, drawn.sample) + reference_sums
     values = (within / np.float32(size * (size - 1)) - 2 * cross / np.float32(size * size)).astype(np.float64)
-    return Estimate(float(values.mean()), float(values.std()))
+    return OverSubsets(values)
 
 
 def leave_one_out(of: Kernels) -> Float:
@@ -109,6 +133,25 @@ def leave_one_out(of: Kernels) -> Float:
     pairs -= diagonal
     within = (pairs.sum() - 2 * pairs) / ((count - 1) * (count - 2))
     return np.asarray(within - 2 * (cross.sum() - cross) / (count - 1))
+
+
+def interactions(of: Kernels) -> Interactions:
+    """What two images bring together to the variance of the squared MMD of all: 2 E h²/(N(N − 1)).
+
+    h is the kernel without what each image has on the mean (Serfling 1980, sec. 5.2); no three interact.
+    """
+    count = len(of.own.a)
+    rows = np.arange(min(count, PAIRED))
+    paired = len(rows)
+    if paired < 4:
+        return Interactions(0.0, 0.0)
+    h = of.own(rows, rows).astype(np.float64)
+    np.fill_diagonal(h, 0)
+    row = h.sum(axis=1) / (paired - 2)  # least squares over the pairs of different rows
+    h -= row + row[:, None] - h.sum() / ((paired - 1) * (paired - 2))
+    np.fill_diagonal(h, 0)
+    variance = 2 * (h**2).sum() / (paired * (paired - 3)) / (count * (count - 1))
+    return Interactions(variance, variance)
 
 
 def _polynomial(a: Array, b: Array) -> Array:

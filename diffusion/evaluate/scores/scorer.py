@@ -1,19 +1,22 @@
 """Many samples against one reference: what depends on the reference alone is computed once."""
 
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
+from diffusion.choice.certainty import interval
 from diffusion.evaluate.features.extract import Features
 from diffusion.evaluate.features.extractors import exact_float32
 from diffusion.evaluate.features.reference import Reference
 from diffusion.evaluate.scores import kernel
 from diffusion.evaluate.scores.classes import Labelled, RealClasses, class_scores
-from diffusion.evaluate.scores.floor import Floor, fit_line, floor_at, shuffled
+from diffusion.evaluate.scores.floor import Floor, fit_line, floor_at, floor_error, shuffled
 from diffusion.evaluate.scores.frechet import Projected, Target
-from diffusion.evaluate.scores.intervals import bootstrap
-from diffusion.evaluate.scores.kernel import Kernels
+from diffusion.evaluate.scores.jackknife import grouped, image_errors
+from diffusion.evaluate.scores.kernel import Kernels, OverSubsets
+from diffusion.evaluate.scores.moments import Float
 from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, precision_recall
 from diffusion.evaluate.scores.scores import Statistics, frechet_distance, inception_score, statistics
 from diffusion.images.store import Labels
@@ -23,38 +26,54 @@ from diffusion.protocol.extractors import ExtractorSpec, extractor_spec
 Scores = dict[str, float]
 
 
+class Scored(NamedTuple):
+    """A sample's scores by name, and what parts of it add to the error of those that have an interval.
+
+    The squares of a score's errors sum to its variance. Errors of two samples of equal size belong together.
+    """
+
+    scores: Scores
+    errors: dict[str, Float]
+
+
 class Scorer:
     """Scores samples under the names of the reference's extractor.
 
-    `resamples` make the confidence intervals, 0 for none; `most` images of each set at most are held against
+    `intervals` says whether with confidence intervals; `most` images of each set at most are held against
     each other for precision, recall and memorisation, on `device`. The scores are of exact float32,
     also in the midst of a training that TF32 is allowed.
     """
 
     def __init__(
-        self, reference: Reference, resamples: int, most: int, device: torch.device | str = "cpu"
+        self, reference: Reference, intervals: bool, most: int, device: torch.device | str = "cpu"
     ) -> None:
-        self.reference, self.resamples, self.most = reference, resamples, most
+        self.reference, self.intervals, self.most = reference, intervals, most
         self.device = torch.device(device)
         self.spec: ExtractorSpec = extractor_spec(reference.meta["extractor"])
         self.floor = lru_cache(self._floor)
+        self._floor_error = lru_cache(self._measure_floor_error)
         self._drawn = lru_cache(self._draw)
 
     def card(self, sampling: Card, num_images: int) -> Card:
         """The whole card of so many images; `sampling` is the half that they bring along."""
         return protocol_card(sampling, num_images, self.reference.meta, self.spec.resize, self.most)
 
-    @exact_float32()
     def scores(self, sample: Features) -> Scores:
         """Every score of a sample; `floor` and `excess` where there are held-out images.
 
         `memorisation` needs both splits too. `…_low` and `…_high` are the ends of a confidence interval.
         """
+        return self.scored(sample).scores
+
+    @exact_float32()
+    def scored(self, sample: Features) -> Scored:
+        """The scores, and the errors of those that have an interval."""
         projected = Projected(sample.features, self.target)
         kernels = kernel.kernels(sample.features, self.reference.features)
         manifold = Manifold(sample.features, self.most, self.device)
         distance = frechet_distance(statistics(sample.features), self._statistics)
-        scores = {self.spec.distance: distance} | self._distances(sample, projected, kernels)
+        near = self._kernel_distance(sample, kernels)
+        scores = {self.spec.distance: distance} | self._distances(sample, projected, near)
         scores |= self._precision_recall(manifold)
         train, test = self.reference.train_and_test
         if train is not None and test is not None:
@@ -64,7 +83,8 @@ class Scorer:
         if floor is not None:
             scores["floor"] = floor.distance
             scores["excess"] = scores[self.spec.distance] - floor.distance
-        return scores | self._intervals(projected, kernels, scores)
+        errors = self._errors(projected, kernels, near)
+        return Scored(scores | self._ends(scores, errors, len(sample)), errors)
 
     @exact_float32()
     def classes(self, sample: Features, labels: Labels | None, names: list[str]) -> dict[str, Any]:
@@ -93,14 +113,17 @@ class Scorer:
             return None
         sample = Features(heldout.features[shuffled(len(heldout))[:num_images]], heldout.logits)
         kernels = kernel.kernels(sample.features, self.reference.features)
-        scores = self._distances(sample, Projected(sample.features, self.target), kernels)
+        near = self._kernel_distance(sample, kernels)
+        scores = self._distances(sample, Projected(sample.features, self.target), near)
         scores |= self._precision_recall(Manifold(sample.features, self.most, self.device))
         return {self.spec.distance: floor.distance, **scores}
 
-    def _distances(self, sample: Features, projected: Projected, kernels: Kernels) -> Scores:
-        spec = self.spec
+    def _kernel_distance(self, sample: Features, kernels: Kernels) -> OverSubsets:
         drawn, real_sums = self._drawn(len(sample))
-        near = kernel.kernel_distance(kernels, drawn, real_sums)
+        return kernel.kernel_distance(kernels, drawn, real_sums)
+
+    def _distances(self, sample: Features, projected: Projected, near: OverSubsets) -> Scores:
+        spec = self.spec
         scores = {
             spec.limit: fit_line(projected).limit,
             spec.kernel_distance: near.mean,
@@ -115,16 +138,27 @@ class Scorer:
         shares = precision_recall(manifold, self._real_manifold)
         return {self.spec.precision: shares.precision, self.spec.recall: shares.recall}
 
-    def _intervals(self, projected: Projected, kernels: Kernels, scores: Scores) -> Scores:
-        if not self.resamples or len(projected) < 3:
+    def _errors(self, projected: Projected, kernels: Kernels, near: OverSubsets) -> dict[str, Float]:
+        """Those of both distances; none where no intervals are asked for or there are fewer than 3 images."""
+        if not self.intervals or len(projected) < 3:
             return {}
-        without_each = {
-            self.spec.distance: projected.leave_one_out(),
-            self.spec.kernel_distance: kernel.leave_one_out(kernels),
+        distance = image_errors(projected.leave_one_out(), projected.interactions())
+        images = image_errors(kernel.leave_one_out(kernels), kernel.interactions(kernels))
+        return {
+            self.spec.distance: grouped(distance),
+            self.spec.kernel_distance: np.concatenate([grouped(images), near.errors]),
         }
+
+    def _ends(self, scores: Scores, errors: dict[str, Float], num_images: int) -> Scores:
+        """The ends of the intervals, by name."""
+        deviations = {name: float(np.linalg.norm(parts)) for name, parts in errors.items()}
+        if errors and "excess" in scores:
+            of_floor = self._floor_error(num_images)
+            if of_floor is not None:
+                deviations["excess"] = float(np.hypot(deviations[self.spec.distance], of_floor))
         ends: Scores = {}
-        for name, values in without_each.items():
-            low, high = bootstrap(scores[name], values, self.resamples)
+        for name, deviation in deviations.items():
+            low, high = interval(scores[name], deviation, positive=name == self.spec.distance)
             ends |= {f"{name}_low": low, f"{name}_high": high}
         return ends
 
@@ -153,6 +187,10 @@ class Scorer:
     def _floor(self, num_images: int) -> Floor | None:
         heldout = self.reference.heldout
         return None if heldout is None else floor_at(num_images, heldout.features, self.target)
+
+    def _measure_floor_error(self, num_images: int) -> float | None:
+        heldout = self.reference.heldout
+        return None if heldout is None else floor_error(num_images, heldout.features, self.target)
 
     def _draw(self, count: int) -> Any:
         real = self.reference.features

@@ -1,6 +1,9 @@
 """metrics/scores.json, and what is made of it: ranking, the gate, tables, a comparison."""
 
 import json
+import math
+import random
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -8,10 +11,11 @@ from pathlib import Path
 from diffusion.choice.budget import pareto_front, recommended
 from diffusion.choice.gate import judge
 from diffusion.choice.ranking import best
+from diffusion.protocol.packed import pack
 from diffusion.protocol.scores import as_values, read_scores
 from diffusion.report import tables
 from diffusion.system.errors import DiffctlError
-from tests.helpers.scores_document import document
+from tests.helpers.scores_document import ERRORS, document
 from tracking.compare import Scored, compare
 
 NAME = "scores.json"
@@ -21,7 +25,8 @@ NAME = "scores.json"
 def seeds() -> list[bytes]:
     """A plain document, and one with all that there may be."""
     rich = as_values(document({(5, 0.0): 0.3, (10, 1.0): 0.4}))
-    rich["intervals"] = {"confidence": 0.95, "resamples": 1000}
+    rich["intervals"] = {"confidence": 0.95}
+    rich["best"]["optimism"] = 0.01
     rich["reference"] |= {"heldout_split": "test", "heldout_digest": "h" * 64, "heldout_count": 300}
     distances = {"fd_effnet_lite0_64": 20.0, "kd_effnet_lite0_64": 0.1}
     rich["reference"]["floor"] = {"num_images": 300, "extrapolated": True, **distances}
@@ -29,8 +34,30 @@ def seeds() -> list[bytes]:
         ends = {f"{name}_{end}": value for name, value in distances.items() for end in ("low", "high")}
         others = {"memorisation": 0.1, "memorisation_std": 0.2, "fd_effnet_lite0_64_inf": 3.0}
         cell["scores"] |= {**ends, **others, "precision_effnet_lite0_64": 0.5}
+        cell["errors"] = {name: pack([0.1] * count) for name, count in ERRORS.items()}
         cell["classes"] = {"one": {"num_images": 5, "fd_effnet_lite0_64": 1.0, "floor": 0.5, "excess": 0.5}}
     return [json.dumps(values).encode() for values in (as_values(document()), rich)]
+
+
+def mutate_errors(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
+    """A cell whose errors can be unpacked, of numbers and sizes that are rarely met."""
+    numbers = (0.0, -0.1, 1e-45, 1e15, -1e15, 1e16, math.inf, math.nan)
+    try:
+        values = json.loads(data)
+        cell = rng.choice(list(values["cells"].values()))
+        cell["errors"] = {
+            name: pack([rng.choice(numbers[:5])] * rng.choice((count, count, count, 1)))
+            for name, count in ERRORS.items()
+        }
+        if rng.random() < 0.2:
+            cell["errors"][rng.choice(list(cell["scores"]))] = pack([rng.choice(numbers)] * 100)
+        cell["scores"] |= {f"{name}_{end}": 0.0 for name in ERRORS for end in ("low", "high")}
+        return json.dumps(values).encode()
+    except (ValueError, RecursionError, TypeError, AttributeError, KeyError, IndexError):
+        return None
+
+
+MUTATORS = (mutate_errors,)
 
 
 def parse(path: Path) -> None:

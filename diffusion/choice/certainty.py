@@ -1,0 +1,111 @@
+"""How sure a score of a document is, and whether two scores differ by more than chance.
+
+A cell's `errors` hold, by the name of a score, what groups of images and random subsets add to its error:
+the squares sum to its variance. Two cells that start from the same noise, image by image, share a part of
+it: the products of their errors sum to the covariance.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion.protocol.card import differing
+from diffusion.protocol.grid import AXES, FOLLOWING
+from diffusion.protocol.packed import unpack
+from diffusion.protocol.scores import Scored
+
+CONFIDENCE = 0.95
+NORMAL = 1.959964  # standard deviations of a 95 % interval
+
+Errors = NDArray[np.float32]
+
+SAME_NOISE = ("model_sha256", *AXES, *FOLLOWING)  # what two cells may differ in and still share x_T by index
+
+
+class Interval(NamedTuple):
+    """The ends of a score's confidence interval."""
+
+    low: float
+    high: float
+
+
+class Gap(NamedTuple):
+    """A score less another one, half of that gap's confidence interval, and whether images were paired."""
+
+    value: float
+    half: float
+    paired: bool
+
+    @property
+    def is_told(self) -> bool:
+        """Whether it is outside what chance does."""
+        return abs(self.value) > self.half
+
+    @property
+    def how(self) -> str:
+        """In words, which interval it is held against."""
+        return "paired by image" if self.paired else "of independent images"
+
+
+def interval(value: float, deviation: float, positive: bool = False) -> Interval:
+    """The interval of a score with this standard deviation.
+
+    That of one that is `positive` is taken of its logarithm, since its spread grows with it: it reaches
+    further up than down. Not where it would reach to zero.
+    """
+    half = NORMAL * deviation
+    if positive and half < value:
+        return Interval(value * math.exp(-half / value), value * math.exp(half / value))
+    return Interval(value - half, value + half)
+
+
+def errors_of(cell: Scored, metric: str) -> Errors | None:
+    """The errors of a cell's score, None where it has none.
+
+    Those of the excess are its distance's: what they compare has one floor.
+    """
+    lines = cell.errors.get(cell.spec.distance if metric == "excess" else metric)
+    return None if lines is None else np.array(unpack(lines), np.float32)
+
+
+def interval_of(cell: Scored, metric: str) -> Interval | None:
+    """The interval of a cell's score, None where it has none."""
+    scores = cell.scores
+    if f"{metric}_low" not in scores:
+        return None
+    return Interval(scores[f"{metric}_low"], scores[f"{metric}_high"])
+
+
+def share_noise(cell: Scored, other: Scored) -> bool:
+    """Whether image i of both starts from the same noise: one seed and protocol but for model and axes."""
+    cards = cell.card, other.card
+    return cards[0].get("seed") is not None and not differing(cards, SAME_NOISE)
+
+
+def gap(cell: Scored, other: Scored, metric: str) -> Gap | None:
+    """The gap between two cells of one protocol but for model and axes; None where one has no errors.
+
+    Paired where the cells share their noise; else as of independent errors, whose variances add.
+    """
+    a, b = errors_of(cell, metric), errors_of(other, metric)
+    if a is None or b is None:
+        return None
+    value = cell.scores[metric] - other.scores[metric]
+    if not share_noise(cell, other):
+        return Gap(value, NORMAL * math.hypot(*map(np.linalg.norm, (a, b))), paired=False)
+    return Gap(value, student(int(np.count_nonzero(a))) * float(np.linalg.norm(a - b)), paired=True)
+
+
+def student(groups: int) -> float:
+    """The two-sided 95 % quantile of Student's t for a variance from so many groups (Fisher's expansion)."""
+    z, freedom = NORMAL, max(1, min(groups, 100) - 1)
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    return z + (z**3 + z) / 4 / freedom + second / freedom**2
+
+
+def how_told(gaps: Iterable[Gap | None]) -> str:
+    """In words, which intervals these gaps are held against; empty without any."""
+    return " or ".join(sorted({gap.how for gap in gaps if gap is not None}, reverse=True))

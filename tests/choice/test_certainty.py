@@ -1,0 +1,136 @@
+import re
+
+import numpy as np
+import pytest
+
+from diffusion.choice.certainty import (
+    CONFIDENCE,
+    NORMAL,
+    errors_of,
+    gap,
+    how_told,
+    interval,
+    interval_of,
+    share_noise,
+    student,
+)
+from diffusion.choice.gate import judge
+from diffusion.protocol.scores import Scored
+from tests.helpers.scores_document import CARD, certain_cell
+
+FD, KD = "fd_effnet_lite0_64", "kd_effnet_lite0_64"
+
+
+def cell(value, errors=None, **card):
+    """A cell with a kernel distance, perhaps with errors."""
+    return certain_cell(KD, value, errors=errors, **{"steps": 5, "eta": 0.0, **card})
+
+
+def test_errors_come_back():
+    errors = np.random.default_rng(0).normal(size=200)
+    one = cell(1.0, errors)
+    np.testing.assert_allclose(errors_of(one, KD), errors, rtol=1e-6)
+    assert errors_of(one, FD) is None
+    assert errors_of(cell(1.0), KD) is None
+
+
+def test_students_quantile():
+    from scipy.stats import t
+
+    assert t.ppf((1 + CONFIDENCE) / 2, 10**9) == pytest.approx(NORMAL, abs=1e-6)
+    for groups in (5, 10, 30, 100):
+        assert student(groups) == pytest.approx(t.ppf(0.975, groups - 1), rel=0.03)
+
+
+@pytest.mark.parametrize(("card", "shared"), [
+    ({"steps": 10, "eta": 1.0, "evaluations": 10}, True),
+    ({"model_sha256": "b" * 64}, True),
+    ({"seed": 1}, False),
+    ({"num_images": 1000}, False),
+    ({"classes": "3"}, False),
+    ({"seed": None}, False),
+])  # fmt: skip
+def test_noise_is_shared_by_cells_of_one_seed_and_protocol(card, shared):
+    assert share_noise(cell(1.0), cell(1.0, **card)) is shared
+    assert share_noise(cell(1.0, seed=None), cell(1.0, seed=None)) is False
+
+
+def test_images_of_unknown_origin_share_nothing():
+    unknown = {key: value for key, value in CARD.items() if key != "seed"}
+    images = Scored(scores={FD: 1.0, KD: 1.0}, card=unknown)
+    assert not share_noise(images, images)
+
+
+def test_shared_errors_cancel_and_others_add():
+    draw = np.random.default_rng(0)
+    common, own, other = draw.normal(size=(3, 100)) / 10
+    a, b = cell(3.0, common + 0.1 * own), cell(2.8, common + 0.1 * other, steps=10)
+    paired = gap(a, b, KD)
+    assert paired.paired
+    assert paired.half == pytest.approx(student(100) * np.linalg.norm(0.1 * (own - other)), rel=1e-5)
+    assert paired.value == pytest.approx(0.2)
+    apart = gap(a, cell(2.8, common + 0.1 * other, seed=1), KD)
+    assert not apart.paired
+    assert apart.half == pytest.approx(NORMAL * np.sqrt(2), rel=0.15)
+    assert (paired.is_told, apart.is_told) == (False, False)
+    assert gap(cell(3.0, common), cell(2.8, common), KD).is_told  # nothing of it is chance
+    assert how_told([paired, None]) == "paired by image"
+    assert how_told([paired, apart]) == "paired by image or of independent images"
+    assert how_told([None]) == ""
+
+
+@pytest.mark.parametrize(("other", "told"), [(10.0, False), (13.9, False), (14.5, True), (5.5, True)])
+def test_of_other_noise_halves_add_in_quadrature(other, told):
+    """Halves of 3 and 3 make one of 4.24 for the gap, however alike the errors are."""
+    errors = np.full(100, 3 / NORMAL / 10)
+    a, b = cell(10.0, errors), cell(other, errors, seed=1)
+    assert gap(a, b, KD).is_told is told
+    assert gap(b, a, KD).is_told is told
+
+
+def test_a_positive_scores_interval_reaches_further_up_and_never_to_zero():
+    low, high = interval(10.0, 2.0, positive=True)
+    assert low * high == pytest.approx(100)
+    assert high - 10 > 10 - low > 0
+    assert interval(1e6, 1.0, positive=True) == pytest.approx(interval(1e6, 1.0), rel=1e-11)
+    assert interval(0.1, 1.0, positive=True) == interval(0.1, 1.0)
+
+
+def test_a_score_without_an_interval_has_no_gap():
+    assert gap(cell(1.0), cell(2.0, np.ones(100)), KD) is None
+    assert interval_of(cell(1.0), KD) is None
+
+
+def test_gaps_of_the_excess_are_without_the_floor_that_both_share():
+    errors = np.full(100, 0.1)
+    two = []
+    for value in (30.0, 28.5):
+        one = certain_cell(FD, value, errors=errors, steps=5, eta=0.0)
+        one.scores.update({"excess": value - 10, "excess_low": value - 110, "excess_high": value + 90})
+        two.append(one)
+    found = gap(*two, "excess")
+    assert (found.value, found.half, found.paired) == (1.5, 0.0, True)
+    two[1].card["seed"] = 1
+    assert gap(*two, "excess").half == pytest.approx(np.sqrt(2) * NORMAL, rel=1e-6)
+
+
+@pytest.mark.parametrize(("card", "said"), [
+    ({}, r"0.2 \(a\) against version 7's 0.25 \(a\), more than what chance does \(±.*, paired by image\)"),
+    ({"seed": 1}, "not comparable"),
+])  # fmt: skip
+def test_the_gate_says_what_chance_does(card, said):
+    errors = np.random.default_rng(0).normal(size=100) / 100
+    champion = {"a": cell(0.25, errors)}
+    candidate = {"a": cell(0.2, 0.9 * errors, model_sha256="b" * 64, **card)}
+    verdict = judge(candidate, champion, 7)
+    assert verdict.better is not bool(card)
+    assert re.search(said, verdict.reason)
+
+
+def test_the_gate_says_that_a_gap_may_be_chance():
+    draw = np.random.default_rng(0)
+    champion = {"a": cell(0.25, draw.normal(size=100) / 10)}
+    candidate = {"a": cell(0.2, draw.normal(size=100) / 10, model_sha256="b" * 64)}
+    verdict = judge(candidate, champion, 7)
+    assert verdict.better
+    assert "within what chance does (±" in verdict.reason

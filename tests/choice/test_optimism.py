@@ -1,0 +1,80 @@
+"""What choosing does to a score, where the truth is known."""
+
+import numpy as np
+import pytest
+
+from diffusion.choice.certainty import errors_of
+from diffusion.choice.chosen import chosen_best, chosen_front, told, too_low_by
+from diffusion.choice.optimism import optimism
+from diffusion.protocol.scores import Chosen
+from tests.helpers.scores_document import certain_cell, document, with_errors
+
+KD = "kd_effnet_lite0_64"
+CELLS = 8
+
+
+def sweep(values, errors, **card):
+    steps = range(1, len(values) + 1)
+    return [
+        certain_cell(KD, value, errors=own, steps=step, eta=0.0, evaluations=step, **card)
+        for value, own, step in zip(values, errors, steps, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("truth", "share"), [(np.zeros(CELLS), 0.0), (np.zeros(CELLS), 0.8), (np.linspace(0, 2, CELLS), 0.0)]
+)
+def test_it_is_how_much_too_low_the_least_is_on_average(truth, share):
+    """60 sweeps of cells that differ by nothing or little, of which each time the least is chosen."""
+    draw = np.random.default_rng(0)
+    roots = np.linalg.cholesky(share * np.ones((CELLS, CELLS)) + (1 - share) * np.eye(CELLS))
+    errors = roots @ np.linalg.qr(draw.normal(size=(100, CELLS)))[0].T  # their products are the covariances
+    found, wanted = [], []
+    for _ in range(60):
+        values = truth + roots @ draw.normal(size=CELLS)
+        wanted.append((truth - values)[values.argmin()])
+        found.append(optimism(sweep(values, errors), KD))
+    assert np.mean(found) == pytest.approx(np.mean(wanted), abs=3 * np.std(wanted) / np.sqrt(60))
+    assert np.mean(found) > 0.7 * np.mean(wanted)
+
+
+def test_of_cells_far_apart_it_is_nothing():
+    errors = np.random.default_rng(0).normal(size=(3, 100)) / 10
+    assert optimism(sweep([0, 20, 40], errors), KD) == pytest.approx(0, abs=0.1)
+    assert optimism(sweep([0], errors[:1]), KD) == 0
+
+
+def test_errors_that_all_share_do_not_choose():
+    errors = np.tile(np.random.default_rng(0).normal(size=100) / 10, (4, 1))
+    together = optimism(sweep([0, 0.01, 0.02, 0.03], errors), KD)
+    apart = sweep([0, 0.01, 0.02, 0.03], errors)
+    for seed, one in enumerate(apart):
+        one.card["seed"] = seed
+    assert together < 0.2
+    assert optimism(apart, KD) > 0.7
+
+
+def test_without_errors_it_is_unknown():
+    assert (
+        optimism([certain_cell(KD, 1.0, steps=1, eta=0.0), certain_cell(KD, 2.0, steps=2, eta=0.0)], KD)
+        is None
+    )
+    entry = document().best
+    assert entry == Chosen(cell="steps10-eta0", metric=KD, value=0.2, of=4, optimism=None)
+    assert told(entry) == f"{KD} 0.2 at steps10-eta0"
+
+
+def test_a_document_says_it_of_the_best_and_of_every_budget():
+    errors = np.random.default_rng(0).normal(size=(3, 100)) / 10
+    cells = {str(place): one for place, one in enumerate(sweep([0.3, 0.2, 0.4], errors))}
+    for one in cells.values():
+        with_errors(one, "fd_effnet_lite0_64", errors_of(one, KD)[:100])
+        one.scores["fd_effnet_lite0_64"] = one.scores[KD]
+    said, front = chosen_best(cells), chosen_front(cells)
+    assert said.optimism == optimism(list(cells.values()), KD)
+    assert 0.2 < said.optimism < 2
+    assert too_low_by(said).startswith("about ")
+    assert told(said).endswith("too low, as the least of 3")
+    assert [entry.of for entry in front] == [1, 2]
+    assert front[0].optimism == 0
+    assert too_low_by(front[0]) == ""

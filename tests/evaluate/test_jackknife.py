@@ -1,0 +1,92 @@
+"""How far scores move with other images, by closed forms; by simulation in test_coverage."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from diffusion.evaluate.scores.frechet import Projected, Target, _singular_sums_without_each
+from diffusion.evaluate.scores.jackknife import Interactions, grouped, image_errors
+from diffusion.evaluate.scores.kernel import Kernel, Kernels, interactions
+from diffusion.evaluate.scores.spectral import root_sum_interactions
+from diffusion.protocol.scoring import GROUPS
+
+NONE = Interactions(0.0, 0.0)
+
+
+def test_of_a_mean_it_is_the_textbook_variance():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    errors = image_errors((values.sum() - values) / 399, NONE)
+    assert (errors**2).sum() == pytest.approx(values.var(ddof=1) / 400)
+
+
+def test_equal_images_have_no_error():
+    assert not image_errors(np.full(5, 2.0), Interactions(1.0, 1.0)).any()
+    assert not grouped(np.zeros(5)).any()
+
+
+def test_what_the_jackknife_counts_too_often_is_taken_away_but_never_all():
+    without = np.random.default_rng(0).normal(size=50)
+    whole = (image_errors(without, NONE) ** 2).sum()
+    left = [(image_errors(without, Interactions(s * whole, 0.2 * whole)) ** 2).sum() for s in (0.3, 2.0)]
+    assert left == pytest.approx([0.7 * whole, 0.2 * whole])
+    assert (image_errors(without, Interactions(0.0, 5 * whole)) ** 2).sum() == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("count", [3, 99, 100, 101, 1000])
+def test_groups_keep_the_variance_and_two_sets_covariance(count):
+    draw = np.random.default_rng(0)
+    a, b = draw.normal(size=(2, count))
+    a, b = a - a.mean(), 0.9 * (a - a.mean()) + 0.3 * (b - b.mean())
+    ours, theirs = grouped(a), grouped(b)
+    assert len(ours) == GROUPS
+    assert np.linalg.norm(ours) == pytest.approx(np.linalg.norm(a))
+    correlation = ours @ theirs / (np.linalg.norm(ours) * np.linalg.norm(theirs))
+    assert correlation == pytest.approx(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)), abs=0.1)
+
+
+@pytest.mark.parametrize(("count", "dimension"), [(100, 60), (60, 100), (80, 80), (300, 20)])
+def test_without_interactions_it_is_the_spread_of_a_random_matrixs_roots(count, dimension):
+    """Σ √λ over 400 Gaussian scatters; the plain jackknife says up to twice as much as they spread."""
+    rng, target = np.random.default_rng(0), Target(np.eye(2, dimension, dtype=np.float32))
+    target.root = np.eye(dimension)
+    sums, said = [], []
+    for draw in range(400):
+        projected = Projected(rng.normal(size=(count, dimension)).astype(np.float32), target)
+        values = projected._spectrum.kept
+        sums.append(np.sqrt(values).sum())
+        if draw < 20:
+            without = _singular_sums_without_each(projected._spectrum, count / (count - 1))
+            found = root_sum_interactions(values, count - 1)
+            said.append((image_errors(without, found) ** 2).sum())
+            assert found.own > 0
+            assert found.surplus > 0
+    assert np.mean(said) == pytest.approx(np.var(sums), rel=0.25)
+
+
+def test_interactions_of_a_kernel_are_what_no_sum_over_images_explains():
+    """Least squares over all pairs, written out."""
+    features = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
+    own = Kernel(features, features)
+    pairs = list(itertools.combinations(range(12), 2))
+    design = np.zeros((len(pairs), 12))
+    for row, pair in enumerate(pairs):
+        design[row, list(pair)] = 1
+    values = np.array([own.whole[pair] for pair in pairs], float)
+    left = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+    want = 2 * (left**2).sum() / (len(pairs) - 12) / (12 * 11)
+    found = interactions(Kernels(own, own))
+    assert found.surplus == found.own == pytest.approx(want, rel=1e-4)
+
+
+def test_repeating_images_would_overstate_the_spread():
+    """Why the plain bootstrap is not used: with fewer images than features it is far too wide."""
+    rng = np.random.default_rng(0)
+    target = Target(rng.normal(size=(2000, 100)).astype(np.float32))
+    samples = [rng.normal(size=(60, 100)).astype(np.float32) for _ in range(40)]
+    truth = np.std([Projected(x, target).distance for x in samples])
+    first = Projected(samples[0], target)
+    plain = np.std([first.distance_of(rng.integers(60, size=60)) for _ in range(100)])
+    assert plain > 1.5 * truth
+    errors = image_errors(first.leave_one_out(), first.interactions())
+    assert np.linalg.norm(errors) < 0.8 * plain
