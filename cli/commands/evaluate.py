@@ -75,6 +75,7 @@ def evaluate(
 def _print_scores(document: dict[str, Any]) -> None:
     """A row a score, with its interval and what held-out real images score; no score that misleads."""
     from diffusion.protocol.extractors import extractor_spec
+    from diffusion.protocol.scoring import SHARES
 
     scores, reference = document["scores"], document["reference"]
     spec, floor = extractor_spec(document["extractor"]), reference.get("floor", {})
@@ -84,7 +85,7 @@ def _print_scores(document: dict[str, Any]) -> None:
     if floor:
         columns.append("real, held out" + (" (extrapolated)" if floor["extrapolated"] else ""))
     made = table(*columns)
-    shown = [spec.distance, "excess", spec.limit, spec.kernel_distance, spec.precision, spec.recall]
+    shown = [spec.distance, "excess", spec.limit, spec.kernel_distance, *map(spec.named, SHARES)]
     for name in [*shown, "memorisation", *spec.results]:
         if name in scores:
             row = [name, f"{scores[name]:.5g}", *([_interval(document, name)] if intervals else [])]

@@ -51,10 +51,11 @@ def is_limit(metric: str) -> bool:
 def leader(metric: str) -> Callable[..., Any] | None:
     """`min` or `max`, whichever finds the best value of a score; None for one that ranks nothing.
 
-    Inception scores of other networks than Inception rank noise above images; 0 is best for memorisation.
+    Inception scores of other networks than Inception rank noise above images; 0 is best for memorisation, and
+    samples that crowd have more density than real images.
     """
     if is_aside(metric):
         return None
-    if metric.startswith(("precision", "recall")):
+    if metric.startswith(("precision", "recall", "coverage")):
         return max
     return min if metric.startswith(("kd_", "kid", "fd_", "fid", "excess")) else None

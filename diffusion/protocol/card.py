@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import Any
 
 from diffusion.protocol.extractors import EVALUATION_VERSION
-from diffusion.protocol.scoring import NEIGHBOUR, SEED, SUBSETS, is_splits, subset_size
+from diffusion.protocol.scoring import NEIGHBOUR, SEED, SUBSETS, WIDE_NEIGHBOUR, is_splits, subset_size
 
 Card = dict[str, Any]
 
@@ -34,6 +34,7 @@ def protocol_card(
         "kid_subsets": SUBSETS,
         "is_splits": is_splits(num_images),
         "prc_neighbour": NEIGHBOUR,
+        "coverage_neighbour": WIDE_NEIGHBOUR,
         "prc_images": min(num_images, most),
         "prc_reference_images": min(count, most),
         "subset_seed": SEED,

@@ -80,19 +80,9 @@ class ExtractorSpec:
         """The name of the distance extrapolated to N → ∞."""
         return f"{self.distance}_inf"
 
-    @property
-    def precision(self) -> str:
-        """The name of the precision."""
-        return "precision" + self._suffix
-
-    @property
-    def recall(self) -> str:
-        """The name of the recall."""
-        return "recall" + self._suffix
-
-    @property
-    def _suffix(self) -> str:
-        return "" if self.is_inception else "_" + self.name.replace("-", "_")
+    def named(self, score: str) -> str:
+        """The name of precision, recall, density or coverage in this extractor's features."""
+        return score if self.is_inception else f"{score}_{self.name.replace('-', '_')}"
 
 
 def _efficientnet(size: int) -> ExtractorSpec:

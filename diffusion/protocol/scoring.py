@@ -6,6 +6,8 @@ SUBSET_SIZE = 500  # at most
 GROUPS = 100  # of images, put together at random, by which a score's errors are told
 IS_SPLITS = 10  # at most
 NEIGHBOUR = 3  # the k whose distance is an image's reach (Kynkäänniemi et al. 2019)
+SHARES = ("precision", "recall", "density", "coverage")  # of neighbours, in an extractor's features
+WIDE_NEIGHBOUR = 5  # that of density and coverage (Naeem et al. 2020)
 
 
 def subset_size(count: int, reference_count: int) -> int:

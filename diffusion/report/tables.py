@@ -11,6 +11,7 @@ from diffusion.protocol.card import Card
 from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import AXES, order, shown, spoken
 from diffusion.protocol.scores import CellScores, Scored, ScoresDocument
+from diffusion.protocol.scoring import SHARES
 
 PROTOCOL = {
     "Samples": (
@@ -22,7 +23,7 @@ PROTOCOL = {
     ),
     "Scores": (
         "extractor weights_sha256 resize feature_dtype kid_subset_size kid_subsets is_splits subset_seed "
-        "prc_neighbour prc_images prc_reference_images"
+        "prc_neighbour coverage_neighbour prc_images prc_reference_images"
     ),
     "Versions": "sampling_version sampling_torch evaluation torch torch_fidelity",
 }
@@ -139,8 +140,7 @@ def _columns(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, str]:
         spec.distance: names["distance"],
         "excess": "excess",
         spec.kernel_distance: names["kernel"],
-        spec.precision: "precision",
-        spec.recall: "recall",
+        **{spec.named(share): share for share in SHARES},
         **dict.fromkeys(spec.results, names["score"]),
     }
     known = {name for cell in document.cells.values() for name in cell.scores}
@@ -171,7 +171,7 @@ def headline(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, str | N
         words["floor"] = number(scores["floor"], distance_places)
         words["excess"] = number(scores["excess"], distance_places)
     real = document.reference.floor
-    for key, metric in {"limit": spec.limit, "precision": spec.precision, "recall": spec.recall}.items():
+    for key, metric in {"limit": spec.limit, **{share: spec.named(share) for share in SHARES}}.items():
         if metric in scores:
             places = distance_places if key == "limit" else 2
             words[key] = number(scores[metric], places)
@@ -197,7 +197,7 @@ def protocol_table(cards: Sequence[Card]) -> list[dict[str, Any]]:
 
 def _places(document: ScoresDocument, column: str) -> int:
     """Decimals for a score, by its largest value in any cell; two for a share."""
-    if column.startswith(("precision", "recall")):
+    if column.startswith(SHARES):
         return 2
     cells = document.cells.values()
     return decimals([cell.scores[column] for cell in cells if column in cell.scores])

@@ -74,6 +74,8 @@ def test_every_cell_has_its_scores_and_its_card(document):
             "kd_effnet_lite0_64_std",
             "precision_effnet_lite0_64",
             "recall_effnet_lite0_64",
+            "density_effnet_lite0_64",
+            "coverage_effnet_lite0_64",
             "memorisation",
             "memorisation_std",
             "is_effnet_lite0_64",
@@ -198,7 +200,7 @@ def test_the_csv_is_long(document, tmp_path):
         cell = document.cells[row["cell"]]
         assert (int(row["steps"]), float(row["eta"])) == (cell.steps, cell.eta)
         assert float(row["value"]) == cell.scores[row["metric"]]
-    assert len(rows) == 6 * 9
+    assert len(rows) == 6 * 11
     assert not any(row["metric"].endswith(("_std", "_low", "_high")) for row in rows)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffusion.evaluate.scores import neighbours
-from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, precision_recall
+from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, overlap
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def test_it_is_torch_fidelitys_precision_and_recall(monkeypatch, block, columns)
     monkeypatch.setattr(neighbours, "COLUMNS", columns)
     ours, real = normal(0, 60, shift=0.7), normal(1, 90)
     want = prc_features_to_metric(torch.from_numpy(ours), torch.from_numpy(real), verbose=False)
-    got = precision_recall(of(ours), of(real))
+    got = overlap(of(ours), of(real))
     assert got.precision == pytest.approx(want["precision"], abs=1e-7)
     assert got.recall == pytest.approx(want["recall"], abs=1e-7)
 
@@ -48,20 +48,61 @@ def test_no_more_distances_are_held_than_a_block(monkeypatch):
     found = neighbours.nearest(points, others)
     torch.testing.assert_close(found.distances, whole.min(dim=1).values)
     assert torch.equal(found.rows, whole.argmin(dim=1))
-    reach = neighbours.radii(others, 3)
+    reach, wide = neighbours.radii(others, 3, 5)
     torch.testing.assert_close(reach, cdist(others, others).kthvalue(4, dim=1).values)
+    torch.testing.assert_close(wide, cdist(others, others).kthvalue(6, dim=1).values)
     assert max(made) == 16 * 20
 
 
 def test_what_lacks_a_mode_has_precision_without_recall():
     real = np.concatenate([normal(0, 200), normal(1, 200, shift=20)])
-    got = precision_recall(of(normal(2, 200)), of(real))
+    got = overlap(of(normal(2, 200)), of(real))
     assert got.precision > 0.8
     assert got.recall < 0.55
 
 
 def test_what_lies_elsewhere_has_neither():
-    assert precision_recall(of(normal(0, 50, shift=50)), of(normal(1, 50))) == (0, 0)
+    assert overlap(of(normal(0, 50, shift=50)), of(normal(1, 50))) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("columns", [11, 16_384])
+def test_density_and_coverage_are_the_papers(monkeypatch, columns):
+    """Naeem et al. eq. 4 and 5, pair by pair."""
+    monkeypatch.setattr(neighbours, "COLUMNS", columns)
+    samples, real = normal(0, 40, shift=0.5), normal(1, 70)
+    reach = [sorted(np.linalg.norm(real - one, axis=1))[5] for one in real]
+    inside = np.array(
+        [[np.linalg.norm(y - x) <= r for x, r in zip(real, reach, strict=True)] for y in samples]
+    )
+    found = overlap(of(samples), of(real))
+    assert found.density == pytest.approx(inside.sum() / (5 * len(samples)))
+    assert found.coverage == pytest.approx(inside.any(axis=0).mean())
+
+
+def test_real_images_have_density_1_and_the_papers_coverage():
+    """E[coverage] = 1 − (N−1)…(N−k)/((M+N−1)…(M+N−k)) of M samples that are real (their eq. 9)."""
+    real, again, k = normal(0, 1000), normal(1, 1000), 5
+    found = overlap(of(again), of(real))
+    shares = np.prod([(1000 - i) / (2000 - i) for i in range(1, k + 1)])
+    assert found.density == pytest.approx(1, abs=0.08)
+    assert found.coverage == pytest.approx(1 - shares, abs=0.02)
+
+
+def test_an_outlier_among_the_samples_moves_recall_and_not_coverage():
+    """Its reach is as large as it is far away, so that it alone recalls everything."""
+    samples, real = normal(0, 100, shift=6), normal(1, 100)
+    samples[:4] -= 1000 * np.eye(8, dtype=np.float32)[:4]
+    found = overlap(of(samples), of(real))
+    assert found.recall == 1
+    assert found.coverage < 0.1
+
+
+def test_density_tells_crowding_that_precision_does_not():
+    real = normal(0, 400)
+    crowded = overlap(of(normal(1, 400) * np.float32(0.3)), of(real))
+    assert crowded.precision == 1
+    assert crowded.density > 1.5
+    assert crowded.coverage < 0.6
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

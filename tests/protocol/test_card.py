@@ -62,6 +62,7 @@ def test_it_holds_every_field_of_the_protocol(card):
         "kid_subsets": 100,
         "is_splits": 10,
         "prc_neighbour": 3,
+        "coverage_neighbour": 5,
         "prc_images": 500,
         "prc_reference_images": 1000,
         "subset_seed": 2020,

@@ -20,6 +20,7 @@ from diffusion.images.store import open_store, write_store
 from diffusion.protocol.extractors import INCEPTION, extractor_spec
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores import read_scores
+from diffusion.protocol.scoring import SHARES
 from diffusion.report import write_report
 from diffusion.report.figures import Point, moving_average, score_curve
 from diffusion.report.neighbours import nearest
@@ -186,17 +187,16 @@ def test_without_intervals_it_says_nothing_of_them(own, tmp_path):
 
 
 def test_a_value_without_an_interval_is_not_marked_the_best(sweep):
-    """Precision and recall have none: which cell leads there may be chance."""
+    """Precision, recall and coverage have none: which cell leads there may be chance."""
     _, root = sweep
     document = read_scores(root / "scores.json")
     table = score_table(document, extractor_spec("effnet-lite0-64"))
-    marked = [any(row["entries"][place]["best"] for row in table["rows"]) for place in range(5)]
+    marked = [any(row["entries"][place]["best"] for row in table["rows"]) for place in range(7)]
     assert dict(zip(table["columns"], marked, strict=True)) == {
         "FD": True,
         "excess": True,
         "KD": True,
-        "precision": False,
-        "recall": False,
+        **dict.fromkeys(SHARES, False),
     }
     del document.cells["steps5-eta0"].errors["fd_effnet_lite0_64"]
     table = score_table(document, extractor_spec("effnet-lite0-64"))
@@ -265,8 +265,7 @@ def test_inceptions_scores_are_called_fid_kid_and_is(own, tmp_path):
         ours.distance: "fid",
         ours.kernel_distance: "kid",
         ours.score: "is",
-        ours.precision: "precision",
-        ours.recall: "recall",
+        **{ours.named(share): share for share in SHARES},
         ours.name: INCEPTION.name,
     }
     text = (root / "scores.json").read_text()
@@ -275,7 +274,8 @@ def test_inceptions_scores_are_called_fid_kid_and_is(own, tmp_path):
     (root / "scores.json").write_text(text)
     shown = report((config, root), tmp_path / "report").read_text(encoding="utf-8")
     headings = re.findall(r'<th scope="col">([^<]*)</th>', shown)
-    assert headings[:8] == ["steps", "η", "FID", "excess", "KID", "precision", "recall", "IS"]
+    assert headings[:7] == ["steps", "η", "FID", "excess", "KID", "precision", "recall"]
+    assert headings[7:10] == ["density", "coverage", "IS"]
     assert "cannot be compared" not in shown
 
 

@@ -22,26 +22,15 @@ def some(features: Array, most: int) -> Array:
     return features[np.sort(np.random.default_rng(SEED).choice(len(features), most, replace=False))]
 
 
-def radii(features: Tensor, neighbour: int) -> Tensor:
-    """(N,) each row's distance to its k-th nearest other row; to the farthest where there are fewer."""
-    rank = min(neighbour + 1, len(features))  # a row is nearest to itself
-    least = features.new_full((len(features), rank), math.inf)
-    for rows, _, block in _distances(features, features):
-        least[rows] = torch.cat([least[rows], block], dim=1).topk(rank, largest=False).values
-    return least[:, -1]
-
-
-def within_reach(points: Tensor, reach: Tensor, others: Tensor, their_reach: Tensor) -> tuple[float, float]:
-    """The share of the points within reach of any other, and of the others within reach of any point.
-
-    `reach` (N,) and `their_reach` (M,) are each one's own.
-    """
-    inside = torch.zeros(len(points), dtype=torch.bool, device=points.device)
-    reached = torch.zeros(len(others), dtype=torch.bool, device=points.device)
-    for rows, columns, block in _distances(points, others):
-        inside[rows] |= (block <= their_reach[columns]).any(dim=1)
-        reached[columns] |= (block <= reach[rows, None]).any(dim=0)
-    return float(inside.double().mean()), float(reached.double().mean())
+def radii(features: Tensor, *neighbours: int) -> Tensor:
+    """(K, N) each row's distance to its k-th nearest other row, for K such k; to the farthest of fewer."""
+    ranks = [min(neighbour, len(features) - 1) for neighbour in neighbours]  # a row is nearest to itself
+    most = max(ranks) + 1
+    least = features.new_full((len(features), most), math.inf)
+    for rows, _, block in blocks(features, features):
+        near = block.topk(min(most, block.shape[1]), largest=False).values
+        least[rows] = torch.cat([least[rows], near], dim=1).topk(most, largest=False).values
+    return least.sort(dim=1).values[:, ranks].T
 
 
 class Nearest(NamedTuple):
@@ -57,7 +46,7 @@ def nearest(points: Tensor, others: Tensor) -> Nearest:
         points.new_full((len(points),), math.inf),
         torch.zeros(len(points), dtype=torch.int64, device=points.device),
     )
-    for rows, columns, block in _distances(points, others):
+    for rows, columns, block in blocks(points, others):
         distances, places = block.min(dim=1)
         nearer = distances < found.distances[rows]
         found.distances[rows] = torch.where(nearer, distances, found.distances[rows])
@@ -65,7 +54,7 @@ def nearest(points: Tensor, others: Tensor) -> Nearest:
     return found
 
 
-def _distances(points: Tensor, others: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+def blocks(points: Tensor, others: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
     """Rows, columns and Euclidean distances of BLOCK × COLUMNS pairs at a time, until all were had."""
     for column in range(0, len(others), COLUMNS):
         columns = slice(column, column + COLUMNS)

@@ -1,4 +1,4 @@
-"""What nearest neighbours in feature space tell: precision, recall, and whether a model repeats its data."""
+"""What nearest neighbours tell: precision and recall, density and coverage, whether data is repeated."""
 
 import math
 from typing import NamedTuple
@@ -8,36 +8,54 @@ from torch import Tensor
 
 from diffusion.evaluate.features.extract import Array
 from diffusion.evaluate.scores.kernel import Estimate
-from diffusion.evaluate.scores.neighbours import nearest, radii, some, within_reach
-from diffusion.protocol.scoring import NEIGHBOUR
+from diffusion.evaluate.scores.neighbours import blocks, nearest, radii, some
+from diffusion.protocol.scoring import NEIGHBOUR, WIDE_NEIGHBOUR
 
 
-class PrecisionRecall(NamedTuple):
-    """Shares, 0 to 1 (Kynkäänniemi et al. 2019, 1904.06991, eq. 1 and 2).
+class Overlap(NamedTuple):
+    """How samples and real images lie among each other.
 
-    `precision` of the samples lie among the real images: within the reach of one. `recall` of the real
-    images lie among the samples.
+    `precision` of the samples lie within the reach of a real image, `recall` of the real images within that
+    of a sample: shares, 0 to 1 (Kynkäänniemi et al. 2019, 1904.06991, eq. 1 and 2). `density` is in how many
+    real images' wide reach a sample lies, by the number of neighbours: about 1 of real images, more where
+    samples crowd. `coverage` is the share of real images that have a sample in their wide reach (Naeem et al.
+    2020, 2002.09797, eq. 4 and 5). An outlier among the samples, whose reach is large, moves these two less.
     """
 
     precision: float
     recall: float
+    density: float
+    coverage: float
 
 
 class Manifold:
-    """Where a set of images lies: `most` at most, each with its reach, the distance to the third next."""
+    """Where a set of images lies: `most` at most, each with its reaches.
+
+    `reach` is the distance to the third next, `wide` that to the fifth.
+    """
 
     def __init__(self, features: Array, most: int, device: torch.device) -> None:
         self.points: Tensor = torch.from_numpy(some(features, most)).to(device)
-        self.reach = radii(self.points, NEIGHBOUR)
+        self.reach, self.wide = radii(self.points, NEIGHBOUR, WIDE_NEIGHBOUR)
 
     def __len__(self) -> int:
         return len(self.points)
 
 
-def precision_recall(sample: Manifold, reference: Manifold) -> PrecisionRecall:
-    """As torch-fidelity's `prc_features_to_metric` where neither set was cut."""
-    shares = within_reach(sample.points, sample.reach, reference.points, reference.reach)
-    return PrecisionRecall(*shares)
+def overlap(sample: Manifold, real: Manifold) -> Overlap:
+    """Of the points of both; precision and recall as torch-fidelity's `prc_features_to_metric` has them."""
+    device = sample.points.device
+    inside = torch.zeros(len(sample), dtype=torch.bool, device=device)
+    reached, covered = torch.zeros(2, len(real), dtype=torch.bool, device=device)
+    crowd = torch.zeros((), dtype=torch.int64, device=device)
+    for rows, columns, block in blocks(sample.points, real.points):
+        inside[rows] |= (block <= real.reach[columns]).any(dim=1)
+        reached[columns] |= (block <= sample.reach[rows, None]).any(dim=0)
+        near = block <= real.wide[columns]
+        covered[columns] |= near.any(dim=0)
+        crowd += near.sum()
+    precision, recall, coverage = (float(share.double().mean()) for share in (inside, reached, covered))
+    return Overlap(precision, recall, float(crowd) / (WIDE_NEIGHBOUR * len(sample)), coverage)
 
 
 def memorisation(sample: Manifold, train: Array, test: Array) -> Estimate:

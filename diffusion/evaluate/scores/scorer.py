@@ -17,7 +17,7 @@ from diffusion.evaluate.scores.frechet import Projected, Target
 from diffusion.evaluate.scores.jackknife import grouped, image_errors
 from diffusion.evaluate.scores.kernel import Kernels, OverSubsets
 from diffusion.evaluate.scores.moments import Float
-from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, precision_recall
+from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, overlap
 from diffusion.evaluate.scores.scores import Statistics, frechet_distance, inception_score, statistics
 from diffusion.images.store import Labels
 from diffusion.protocol.card import Card, protocol_card
@@ -74,7 +74,7 @@ class Scorer:
         distance = frechet_distance(statistics(sample.features), self._statistics)
         near = self._kernel_distance(sample, kernels)
         scores = {self.spec.distance: distance} | self._distances(sample, projected, near)
-        scores |= self._precision_recall(manifold)
+        scores |= self._overlap(manifold)
         train, test = self.reference.train_and_test
         if train is not None and test is not None:
             found = memorisation(manifold, train, test)
@@ -115,7 +115,7 @@ class Scorer:
         kernels = kernel.kernels(sample.features, self.reference.features)
         near = self._kernel_distance(sample, kernels)
         scores = self._distances(sample, Projected(sample.features, self.target), near)
-        scores |= self._precision_recall(Manifold(sample.features, self.most, self.device))
+        scores |= self._overlap(Manifold(sample.features, self.most, self.device))
         return {self.spec.distance: floor.distance, **scores}
 
     def _kernel_distance(self, sample: Features, kernels: Kernels) -> OverSubsets:
@@ -134,9 +134,9 @@ class Scorer:
         certain = inception_score(sample.logits)
         return {**scores, spec.score: certain.mean, f"{spec.score}_std": certain.std}
 
-    def _precision_recall(self, manifold: Manifold) -> Scores:
-        shares = precision_recall(manifold, self._real_manifold)
-        return {self.spec.precision: shares.precision, self.spec.recall: shares.recall}
+    def _overlap(self, manifold: Manifold) -> Scores:
+        found = overlap(manifold, self._real_manifold)
+        return {self.spec.named(name): value for name, value in found._asdict().items()}
 
     def _errors(self, projected: Projected, kernels: Kernels, near: OverSubsets) -> dict[str, Float]:
         """Those of both distances; none where no intervals are asked for or there are fewer than 3 images."""
