@@ -85,8 +85,8 @@ def _print_scores(document: dict[str, Any]) -> None:
     if floor:
         columns.append("real, held out" + (" (extrapolated)" if floor["extrapolated"] else ""))
     made = table(*columns)
-    shown = [spec.distance, "excess", spec.limit, spec.kernel_distance, *map(spec.named, SHARES)]
-    for name in [*shown, "memorisation", *spec.results]:
+    shown = [spec.distance, "excess", spec.limit, spec.kernel_distance, spec.gaussian_distance or ""]
+    for name in [*shown, *map(spec.named, SHARES), "memorisation", *spec.results]:
         if name in scores:
             row = [name, f"{scores[name]:.5g}", *([_interval(document, name)] if intervals else [])]
             row.append(f"{floor[name]:.5g}" if name in floor else "")

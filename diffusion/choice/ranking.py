@@ -58,4 +58,4 @@ def leader(metric: str) -> Callable[..., Any] | None:
         return None
     if metric.startswith(("precision", "recall", "coverage")):
         return max
-    return min if metric.startswith(("kd_", "kid", "fd_", "fid", "excess")) else None
+    return min if metric.startswith(("kd_", "kid", "fd_", "fid", "cmmd", "excess")) else None

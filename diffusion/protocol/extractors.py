@@ -46,7 +46,7 @@ class ExtractorSpec:
     `size` is the side in pixels that it resizes images to, `resize` how, as cards say it; `features` how many
     numbers it gives an image; `needs` a module that must be importable. `distance`, `kernel_distance` and
     `score` name its Fréchet distance, its kernel distance and its Inception-style score; that one is None
-    where it has no logits.
+    where it has no logits. `gaussian_distance` names one by a Gaussian kernel, for embeddings of length 1.
     """
 
     name: str
@@ -57,6 +57,7 @@ class ExtractorSpec:
     distance: str
     kernel_distance: str
     score: str | None = None
+    gaussian_distance: str | None = None
     weights: Weights = Weights()
     needs: str = ""
 
@@ -147,6 +148,7 @@ CLIP = ExtractorSpec(
     features=768,
     distance="fd_clip",
     kernel_distance="kd_clip",
+    gaussian_distance="cmmd",
     needs="timm",
     weights=Weights(
         sha256="c6032c2e0caae3dc2d4fba35535fa6307dbb49df59c7e182b1bc4b3329b81801",

@@ -140,6 +140,7 @@ def _columns(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, str]:
         spec.distance: names["distance"],
         "excess": "excess",
         spec.kernel_distance: names["kernel"],
+        **({spec.gaussian_distance: "CMMD"} if spec.gaussian_distance else {}),
         **{spec.named(share): share for share in SHARES},
         **dict.fromkeys(spec.results, names["score"]),
     }

@@ -12,6 +12,7 @@ from diffusion.evaluate.features.extractors import exact_float32
 from diffusion.evaluate.features.reference import Reference
 from diffusion.evaluate.scores import kernel
 from diffusion.evaluate.scores.classes import Labelled, RealClasses, class_scores
+from diffusion.evaluate.scores.cmmd import Embeddings, cmmd
 from diffusion.evaluate.scores.floor import Floor, fit_line, floor_at, floor_error, shuffled
 from diffusion.evaluate.scores.frechet import Projected, Target
 from diffusion.evaluate.scores.jackknife import grouped, image_errors
@@ -75,6 +76,9 @@ class Scorer:
         near = self._kernel_distance(sample, kernels)
         scores = {self.spec.distance: distance} | self._distances(sample, projected, near)
         scores |= self._overlap(manifold)
+        if self.spec.gaussian_distance:
+            embeddings = Embeddings(sample.features, self.device)
+            scores[self.spec.gaussian_distance] = cmmd(embeddings, self._embeddings)
         train, test = self.reference.train_and_test
         if train is not None and test is not None:
             found = memorisation(manifold, train, test)
@@ -170,6 +174,10 @@ class Scorer:
     @cached_property
     def _statistics(self) -> Statistics:
         return statistics(self.reference.features)
+
+    @cached_property
+    def _embeddings(self) -> Embeddings:
+        return Embeddings(self.reference.features, self.device)
 
     @cached_property
     def _real_manifold(self) -> Manifold:
