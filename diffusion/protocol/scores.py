@@ -10,6 +10,7 @@ from diffusion.images.meta import CardValue
 from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec
 from diffusion.protocol.grid import AXES, Cell
 from diffusion.protocol.packed import unpack
+from diffusion.protocol.reference import ReferenceFacts
 from diffusion.protocol.samplers import Noise
 from diffusion.protocol.scoring import GROUPS, SUBSETS
 from diffusion.system.documents import read_document
@@ -118,23 +119,6 @@ class CellScores(Scored):
         if type(self.card.get("evaluations")) is not int or self.evaluations < 1:
             raise ValueError(f"card.evaluations is {brief(self.card.get('evaluations'))}")
         return self
-
-
-class ReferenceFacts(Section):
-    """What is said of a reference: its images, what saw them, and those held out where there are any."""
-
-    evaluation: int
-    extractor: str
-    weights_sha256: str
-    dtype: str
-    name: str
-    image_size: PositiveInt
-    reference_split: str
-    reference_digest: str
-    reference_count: PositiveInt
-    heldout_split: str | None = None
-    heldout_digest: str | None = None
-    heldout_count: PositiveInt | None = None
 
 
 class ScoredReference(ReferenceFacts):

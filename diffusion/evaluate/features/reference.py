@@ -20,7 +20,7 @@ from diffusion.evaluate.features.extractors import Extractor, configured_extract
 from diffusion.images.meta import PreparedMeta
 from diffusion.images.store import ImageStore, Labels, open_store
 from diffusion.protocol.extractors import EVALUATION_VERSION, ExtractorSpec
-from diffusion.protocol.scores import ReferenceFacts
+from diffusion.protocol.reference import ReferenceFacts
 from diffusion.system.arrays import array_digest, read_array
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.files import atomic_folder, write_json
