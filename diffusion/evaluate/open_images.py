@@ -66,7 +66,7 @@ def _read_npz(path: Path) -> tuple[Images, Labels | None]:
     if "arr_0" not in keys:
         raise DiffctlError(f"{printable(path)} has no arr_0: images in an npz stand under that name")
     images = open_npz(path, "arr_0")
-    if images.dtype != np.uint8 or len(images.shape) != 4 or not math.prod(images.shape):
+    if images.dtype != np.uint8 or len(images.shape) != 4 or not math.prod(images.shape[1:]):
         found = f"{images.dtype} {images.shape}"
         raise DiffctlError(f"{printable(path)}: arr_0 is {found}, want uint8 (N, H, W, C)")
     labels = open_npz(path, "arr_1") if "arr_1" in keys else None
