@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import yaml
 
 DEEPEST = 16  # levels; the sections of params.yaml need four
+MOST_NODES = 5000  # words, lists and mappings; the profiles have a hundred, and PyYAML reads 10,000 a second
 LONGEST = 100  # characters of a number: a longer one stays text
 NONE = re.compile(r"~|null|Null|NULL|")
 TRUTH = re.compile(r"true|True|TRUE|false|False|FALSE")
@@ -36,9 +37,9 @@ def parse_yaml(text: str) -> Any:
 
 
 class _Composer(yaml.SafeLoader):
-    """Composes nodes up to a depth, and only those that stand for themselves."""
+    """Composes nodes up to a depth and a number, and only those that stand for themselves."""
 
-    depth = 0
+    depth = nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's stub
@@ -48,6 +49,9 @@ class _Composer(yaml.SafeLoader):
             _refuse(event.start_mark, "tags (!) are not read: write the plain value")
         if self.depth == DEEPEST:
             _refuse(event.start_mark, f"it is nested more than {DEEPEST} levels deep")
+        self.nodes += 1
+        if self.nodes > MOST_NODES:
+            _refuse(event.start_mark, f"it has more than {MOST_NODES:,} values and keys")
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1

@@ -68,6 +68,7 @@ def test_a_scalar_means_what_stands_there(text: str, value: object) -> None:
         ("a: \x00", r"character 4 is U\+0000"),
         ("a: [1", "line 1: "),
         ("[" * 3000 + "]" * 3000, f"line 1: it is nested more than {DEEPEST} levels deep"),
+        ("a: [" + "1," * 5000 + "]", "line 1: it has more than 5,000 values and keys"),
         ("- " * 3000, f"line 1: it is nested more than {DEEPEST} levels deep"),
         ("%YAML 9.9\n---\na: 1", "line 1: found incompatible YAML document"),
     ],
