@@ -1,6 +1,7 @@
 """`diffctl evaluate`: any images against a data set or other images."""
 
 import json
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,7 +52,7 @@ def evaluate(
     from diffusion.evaluate.open_images import is_prepared
     from diffusion.evaluate.pair import open_pair
 
-    idle = against.exists() and not is_prepared(against)
+    idle = os.path.exists(against) and not is_prepared(against)
     refuse_idle(context, "split", idle, f"since {against} is no prepared data set")
     pair = open_pair(path, against, split.value)
 

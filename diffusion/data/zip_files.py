@@ -32,6 +32,10 @@ class _Sparing(io.BufferedReader):
             raise zipfile.BadZipFile("its list of members is too long")
         return super().read(size)
 
+    def __del__(self) -> None:
+        """Close it: it lives as long as the members that are read from it, wherever they are kept."""
+        self.close()
+
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:

@@ -27,7 +27,7 @@ READ_ROWS, READ_BYTES = 256, 1 << 26  # files and pixels of them at a time, at m
 
 def is_store(path: Path) -> bool:
     """Whether a folder is an image store."""
-    return (path / "images.npy").is_file()
+    return os.path.isfile(path / "images.npy")  # False also where it cannot be looked at
 
 
 def is_prepared(path: Path) -> bool:
