@@ -23,7 +23,7 @@ from cli.shared.disk_errors import sentence_of
 from cli.shared.flags import refuse_long
 from cli.stages import bodies, classifier
 from diffusion.system.errors import FAILED, DiffctlError, DiffctlWarning, Interrupted, reason
-from diffusion.system.signals import StopRequest, ended_by_signal
+from diffusion.system.signals import StopRequest, ended_by_signal, interrupted
 from flows import outcome
 
 app = typer.Typer(
@@ -59,13 +59,15 @@ def main() -> None:
     _show_any_name()
     _collect_less()
     place = os.environ.pop(outcome.VARIABLE, None)  # not for the processes that this one starts
-    code = 0
+    code, stop = 0, StopRequest()
     try:
         with ended_by_signal() as stop:
             refuse_long(sys.argv[1:])
             code = _run(stop)
     except BaseException as error:
         end = _outcome(error)
+        if end.kind == "crashed" and stop.signal is not None:  # what a library has made of the signal
+            end = _outcome(interrupted(stop.signal))
         if place is not None:
             end.write(Path(place))
         if end.kind == "crashed":

@@ -46,6 +46,11 @@ def run(folder: Path, behaviour: str) -> "tuple[subprocess.CompletedProcess[str]
         ("raise TemporaryError('away')", Outcome("temporary", "away", 75)),
         ("raise DiffctlError('it failed')", Outcome("failed", "it failed", 1)),
         ("raise KeyError('x')", Outcome("crashed", "KeyError: 'x'", 1)),
+        (
+            "import signal\n    try: signal.raise_signal(15)\n"
+            "    except BaseException: raise KeyError from None",
+            Outcome("interrupted", "stopped by SIGTERM: the same command goes on from what is finished", 143),
+        ),
         ("pass", None),
         ("sys.exit(0)", None),
         ("raise BrokenPipeError", None),

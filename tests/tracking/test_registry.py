@@ -36,8 +36,9 @@ from tests.helpers.disks import fill_up, make_room, memory_disk
 from tests.helpers.mlflow_server import MlflowServer, empty_database, free_port, wait_for
 from tests.helpers.scores_document import document
 from tracking import names
+from tracking.reach import MlflowError
 from tracking.registry import fetch_champion, fetch_champion_scores, register
-from tracking.store import ENVIRONMENT, MlflowError, connect
+from tracking.store import ENVIRONMENT, connect
 
 CPU = torch.device("cpu")
 NAME = "diffctl-digits"
