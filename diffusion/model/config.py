@@ -60,11 +60,6 @@ class NetworkSpec(ModelConfig):
         return self
 
     @property
-    def fewest_weights(self) -> int:
-        """How many tensors the network has at least, known without building it: what its depth asks for."""
-        return 0
-
-    @property
     def learned_variance(self) -> bool:
         """Whether the network gives 2C channels: what it predicts, then v (iDDPM eq. 15)."""
         return self.out_channels == 2 * self.in_channels

@@ -98,11 +98,6 @@ class UNetConfig(ModelConfig):
 class UNetSpec(UNetConfig, NetworkSpec):
     """A UNetConfig with what the data decides, which is also what a model file stores."""
 
-    @property
-    def fewest_weights(self) -> int:
-        """Those of the encoder's blocks, ten each."""
-        return 10 * len(self.channel_mult) * self.num_res_blocks
-
 
 def level_sizes(image_size: int, levels: int) -> list[int]:
     """The feature-map sizes in pixels, from the image down; ValueError unless each halving is exact."""
