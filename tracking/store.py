@@ -145,7 +145,7 @@ def _failure(uri: str, error: Exception) -> MlflowError:
             return MlflowAway(f"MLflow at {public(uri)}: {said}")
     if status in REFUSING:
         return refused(uri)
-    if status in AWAY:
+    if status in AWAY and not _is_full(error):
         return away(uri, f"HTTP {status}")
     return MlflowError(f"MLflow at {public(uri)}: {said}{': make room' if _is_full(error) else ''}")
 

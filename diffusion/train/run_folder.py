@@ -124,6 +124,7 @@ def open_run(
         is_new = not (folder / CONFIG).exists()
         if fresh:
             _discard(folder)
+            beat = None  # it is another training from here on, in MLflow too
         for torn in folder.glob(".state-*.tmp"):  # of a save that was killed
             torn.unlink()
         run = RunFolder(folder, beat.key if beat else uuid.uuid4().hex, is_new)

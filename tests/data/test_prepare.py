@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -389,12 +390,13 @@ def test_what_other_settings_left_half_done_goes_when_a_set_is_whole(tmp_path):
     assert [path for path in work.iterdir() if path.is_dir()] == left[:1]
 
 
-def test_too_little_room_is_said_before_the_work(tmp_path):
+def test_too_little_room_is_said_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
     raw = write_folder(
         tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(random_images(0, 4, 8))}
     )
     with pytest.raises(DiffctlError, match=r"preparing needs [\d.]+ GB more in .* are free: make room"):
-        prepare(folder_config(raw, image_size=2**22), tmp_path / "out", work=tmp_path / "work")
+        prepare(folder_config(raw, image_size=8), tmp_path / "out", work=tmp_path / "work")
 
 
 def test_a_new_data_set_takes_the_place_of_the_old_one(tmp_path):

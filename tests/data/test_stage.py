@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from diffusion.images.store import content_digest, open_store
+from diffusion.images.digests import content_digest
+from diffusion.images.store import open_store
 from tests.conftest import ROOT, diffctl, environment
 from tests.helpers.file_server import serving
 from tests.helpers.raw_data import (

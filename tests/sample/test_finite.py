@@ -50,11 +50,11 @@ def spoilt_models(draw: st.DrawFn) -> LoadedModel:
 
 @st.composite
 def chosen_settings(draw: st.DrawFn) -> SampleSettings:
-    sampler = draw(st.sampled_from(sorted(SAMPLERS)))
+    sampler, steps = draw(st.sampled_from(sorted(SAMPLERS))), draw(st.integers(1, 4))
     return SampleSettings(
         sampler=sampler,
-        steps=draw(st.integers(1, 4)),
-        eta=draw(st.sampled_from([0.0, 0.5, 1.0])) if SAMPLERS[sampler].stochastic else 0.0,
+        steps=steps,
+        eta=draw(st.sampled_from([0.0, 0.5, 1.0])) if SAMPLERS[sampler].stochastic and steps > 1 else 0.0,
         noise=draw(st.sampled_from(["small", "large", "learned"])),
         guidance=draw(st.sampled_from([0.0, 0.5, 100.0])),
         clip=draw(st.booleans()),

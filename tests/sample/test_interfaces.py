@@ -275,7 +275,7 @@ def beside(model: LoadedModel, wanted: list[tuple[SampleSettings, range]]) -> li
 
 
 REQUESTS = st.tuples(
-    st.sampled_from(["ddim", "dpm-solver++", "heun"]), st.integers(1, 9), st.sampled_from([0.0, 0.6, 1.0]),
+    st.sampled_from(["ddim", "dpm-solver++", "heun"]), st.integers(2, 9), st.sampled_from([0.0, 0.6, 1.0]),
     st.sampled_from([0.0, 2.0]), st.integers(0, 3), st.integers(1, 3),
 )  # fmt: skip
 

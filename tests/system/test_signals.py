@@ -15,9 +15,11 @@ from diffusion.system.signals import ended_by_signal, look, stop_request
 def handlers() -> Iterator[None]:
     """Every block gives back what was there before it."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    hung_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which `nohup` has ignored
     before = [signal.getsignal(number) for number in numbers]
     yield
     assert [signal.getsignal(number) for number in numbers] == before
+    signal.signal(signal.SIGHUP, hung_up)
     look()  # and no flag is left
 
 
