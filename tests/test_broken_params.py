@@ -159,7 +159,7 @@ def test_what_loads_of_a_changed_profile_is_checked(
 
 
 def test_a_network_that_no_machine_trains_is_not_built(tmp_path: Path, built: list[Any]) -> None:
-    shape = {"channels": 16_384, "channel_mult": [64, 64], "num_res_blocks": 32, "head_channels": 64}
+    shape = {"channels": 16_384, "channel_mult": [64, 64], "num_res_blocks": 16, "head_channels": 64}
     findings = check(parse(params(model=shape), "params.yaml"), tmp_path)
     assert [finding.subject for finding in findings if finding.level == "error"] == ["memory"]
     assert built == []

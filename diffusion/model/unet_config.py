@@ -10,7 +10,7 @@ from diffusion.system.section import Distinct, NotBool, Side, brief
 
 # Far beyond the published networks (256 channels × 4, 6 levels, 32 blocks on the way down), and so few blocks
 # that one is built and looked at in seconds.
-MOST_CHANNELS, MOST_MULT, MOST_LEVELS, MOST_BLOCKS = 16_384, 64, 8, 64
+MOST_CHANNELS, MOST_MULT, MOST_LEVELS, MOST_BLOCKS = 16_384, 64, 8, 40
 Width = Annotated[int, Field(gt=0, le=MOST_CHANNELS), NotBool]
 
 

@@ -32,6 +32,17 @@ def pays_on(device: torch.device) -> bool:
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it torch works in one thread: in short work several only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def two_threads() -> Iterator[Executor]:
     """An executor of two threads, of which each has half of torch's; at the end torch has all again."""
     cores = torch.get_num_threads()

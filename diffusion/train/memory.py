@@ -13,6 +13,7 @@ from diffusion.model.config import NetworkSpec
 from diffusion.model.registry import build_network
 from diffusion.system.errors import DiffctlError
 from diffusion.system.memory import machine_memory
+from diffusion.system.threads import one_thread
 
 NetworkBuilder = Callable[[NetworkSpec], nn.Module]
 
@@ -73,7 +74,7 @@ def _counted_bytes(spec: NetworkSpec, build: NetworkBuilder) -> tuple[int, int]:
     compiler for them. On the meta device attention takes another path, which keeps what that does not.
     """
     quick = count_parameters(spec, build) * spec.image_size**2 < QUICK
-    with torch.random.fork_rng(devices=[]) if quick else _fake_tensors():  # dropout draws
+    with _real_tensors() if quick else _fake_tensors():
         with _Unfilled():
             network = build(spec)
         return _kept_bytes(network, spec, 1), _kept_bytes(network, spec, 2)
@@ -93,6 +94,13 @@ def _kept_bytes(network: nn.Module, spec: NetworkSpec, images: int) -> int:
         network(x, t, t if spec.num_classes else None)
     weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     return sum(storage.nbytes() for address, storage in found.items() if address not in weights)
+
+
+@contextmanager
+def _real_tensors() -> Iterator[None]:
+    """Within it dropout draws what nobody else would."""
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        yield
 
 
 def _fake_tensors() -> AbstractContextManager[object]:
