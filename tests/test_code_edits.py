@@ -59,7 +59,7 @@ EDITS = {
     ),
     "scorer": Edit("diffusion/evaluate/scores/kernel.py", "+ 1) ** 3)", "+ 1) ** 2)", ("evaluate", "report")),
     "sampler that the grid does not use": Edit(
-        "diffusion/sample/dpm_solver.py", "FARTHEST = 2.0", "FARTHEST = 3.0", ()
+        "diffusion/sample/dpm_solver.py", "0.25 + r / 2", "0.25 + r / 3", ()
     ),
     "loss of another objective": Edit(
         "diffusion/train/classifier_objective.py", "logits.argmax(1)", "logits.argmin(1)", ()
