@@ -14,10 +14,11 @@ from diffusion.system.section import FilePath, Side
 class DataConfig(ChosenSection):
     """Which images, from where, at which size.
 
-    `name` is a name of SOURCES, which may have options of its own here, too. `path` is the folder with the
-    raw files; None looks in the cache and downloads what is public. `image_size` and `channels` None keep the
-    data set's own. `on_bad` says whether images that cannot be used stop the work or are left out and listed.
-    `flip` mirrors half of the training images: opt-in, since digits and text have a direction.
+    `name` is the data set, an entry of SOURCES, which may have options of its own here. `path` is the folder
+    with the raw files; None: look in the cache and download what is public. `image_size` scales and crops
+    images to this side; None keeps their size. `channels` 1 is grey, 3 is RGB; None keeps what they have.
+    `on_bad` says whether unusable images stop the work or are left out and listed. `flip` mirrors half of the
+    training images; it is off by default, since digits and text have a direction.
     """
 
     CHOSEN_BY = "name"

@@ -48,6 +48,7 @@ SOURCES = {
         "diffusion.data.sources.image_folder:ImageFolder",
         "diffusion.data.sources.image_folder:ImageFolderConfig",
     ),
+    "hf": SourceEntry("diffusion.data.sources.hub:Hub", "diffusion.data.sources.hub:HubConfig"),
 }
 
 

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 CardValue = StrictBool | Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | StrictFloat | StrictStr | None
+MOST_ANCESTORS = 100  # that are named: the nearest
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -48,9 +49,37 @@ class PreparedMeta(StoreMeta):
         return self
 
 
+class Training(BaseModel):
+    """Which training a model is of: `setting` is a digest of all that decides it but its seed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    setting: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    seed: NonNegativeInt
+
+
+class Ancestor(BaseModel):
+    """A model that another one was trained from: what cards know it by, what it had seen, and its step."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: Digest
+    data: Annotated[str, Field(max_length=1000)]
+    digest: Annotated[str, Field(max_length=1000)]
+    step: Annotated[int, Field(ge=0, le=10**12)]
+
+
 class CellMeta(StoreMeta):
-    """Of a sampled cell: its name, its classes, and the protocol card of its images."""
+    """Of a sampled cell: its name, its classes, the protocol card of its images, and their model's training.
+
+    That is None of a model that was trained elsewhere. `lineage` are the models that it was trained from, the
+    nearest first. `average_of` is the model_sha256 of the training's own model, where the images are by
+    another average of its weights.
+    """
 
     name: str
     classes: list[str]
     card: dict[str, CardValue]
+    training: Training | None = None
+    average_of: Digest | None = None
+    lineage: list[Ancestor] = Field(default_factory=list, max_length=MOST_ANCESTORS)

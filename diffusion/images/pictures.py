@@ -12,6 +12,8 @@ from diffusion.images.store import Images
 from diffusion.system.errors import UsageError, printable
 from diffusion.system.plain_files import read_plain
 
+GAP = 2  # pixels between the images of a sheet
+MONTAGE, MONTAGE_COLUMNS = 40, 10  # images that stand for a set: of ten classes in turn a column each
 SHOWN = 64  # pixels: smaller images are enlarged by whole factors to about this, so that a person sees them
 
 
@@ -34,6 +36,16 @@ def enlarge(picture: Images, image_size: int) -> Images:
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
+def sheet(images: Images, columns: int) -> Images:
+    """(N, H, W, C) → one enlarged picture (H', W', C) with thin white gaps, row by row."""
+    return grid(np.stack([enlarge(image, image.shape[0]) for image in images]), columns, GAP)
+
+
+def montage(images: Images) -> Images:
+    """The first images of a set as one enlarged picture, 10 a row: of two sets the same indices."""
+    return sheet(images[:MONTAGE], MONTAGE_COLUMNS)
+
+
 def to_pil(picture: Images) -> Image.Image:
     """An (H, W, C) array as a Pillow image: grey, grey with alpha, RGB or RGBA by its channels."""
     return Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
@@ -46,20 +58,35 @@ def png_bytes(picture: Images) -> bytes:
     return buffer.getvalue()
 
 
-def read_picture(path: Path, image_size: int, channels: int) -> Images:
-    """An image file as (H, W, C) uint8 in the mode of that many channels; UsageError when it does not fit."""
+def read_picture(path: Path, image_size: int | None, channels: int) -> Images:
+    """An image file as (H, W, C) uint8 in the mode of that many channels; UsageError when it does not fit.
+
+    `image_size` is the side of the only square that is taken, None for any shape.
+    """
     try:
-        with opened(read_plain(path, MOST_BYTES)) as image:
-            if image.size != (image_size, image_size):
-                wanted, found = f"{image_size}×{image_size}", f"{image.width}×{image.height}"
-                raise UsageError(f"{printable(path)} has {found} pixels: the model takes {wanted}")
-            picture = loaded(image, channels)
+        content = read_plain(path, MOST_BYTES)
     except FileNotFoundError:
         raise UsageError(f"no image at {printable(path)}") from None
-    except (OSError, BadImage) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"{printable(path)} is not an image that can be read ({why})") from None
-    return np.asarray(picture, dtype=np.uint8).reshape(image_size, image_size, channels)
+    except OSError as error:
+        raise _unreadable(printable(path), error.strerror) from None
+    return picture_in(content, printable(path), image_size, channels)
+
+
+def picture_in(content: bytes, name: str, image_size: int | None, channels: int) -> Images:
+    """As `read_picture`, of a file's content, which messages call by `name`."""
+    try:
+        with opened(content) as image:
+            if image_size is not None and image.size != (image_size, image_size):
+                wanted, found = f"{image_size}×{image_size}", f"{image.width}×{image.height}"
+                raise UsageError(f"{name} has {found} pixels: the model takes {wanted}")
+            picture = loaded(image, channels)
+    except BadImage as error:
+        raise _unreadable(name, error) from None
+    return np.asarray(picture, dtype=np.uint8).reshape(picture.height, picture.width, channels)
+
+
+def _unreadable(name: str, why: object) -> UsageError:
+    return UsageError(f"{name} is not an image that can be read ({why})")
 
 
 def gif_bytes(frames: Sequence[Images], seconds: float = 3.0, hold: float = 1.5) -> bytes:
@@ -72,3 +99,9 @@ def gif_bytes(frames: Sequence[Images], seconds: float = 3.0, hold: float = 1.5)
         buffer, format="gif", save_all=True, append_images=pictures[1:], duration=durations, loop=0
     )
     return buffer.getvalue()
+
+
+def contact_print(images: Images) -> Images:
+    """(N, H, W, C) → all of them in one picture that a person sees at a look: in tens, or about square."""
+    columns = min(len(images), 10 if len(images) % 10 == 0 else max(1, round(len(images) ** 0.5)))
+    return enlarge(grid(images, columns), images.shape[1])

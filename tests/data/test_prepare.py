@@ -314,6 +314,7 @@ for _ in range(4):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("programs", [(FIRST, SECOND), (AGAIN,) * 4], ids=["waits", "comes between"])
 def test_a_second_preparation_at_the_end_of_the_first_loses_nothing(tmp_path, programs):
     running = [

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cli.shared.images import choose
+from diffusion.analysis.given import choose
 from diffusion.data.readers.decode import decode
 from diffusion.images.decode import FORMATS, MOST_PIXELS, MOST_SCANNED, BadImage
 from diffusion.images.pictures import read_picture

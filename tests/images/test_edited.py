@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli.shared.images import fitting_store
 from cli.stages import bodies, classifier
+from diffusion.analysis.given import fitting_store
 from diffusion.check import check
 from diffusion.config import load
 from diffusion.evaluate.adhoc import evaluate_pair

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -45,21 +45,26 @@ class ImageFileReader:
 
 def read_images(root: Path, paths: Sequence[bytes], size: int, channels: int) -> Rows:
     """The files' images (n, size, size, channels) and their SHA-256; what cannot be read is in `bad`."""
-    # One strip for all: Pillow hands over a small image's pixels at a twentieth of the cost of decoding it.
-    strip = Image.new("L" if channels == 1 else "RGB", (size, size * len(paths)))
-    digests, bad = [], {}
     folder = os.fsencode(root) + b"/"
+    return images_of([partial(_read, folder + path) for path in paths], size, channels)
+
+
+def images_of(files: Sequence[Callable[[], bytes]], size: int, channels: int) -> Rows:
+    """The images of files that these give the content of, or raise BadImage; as `read_images`."""
+    # One strip for all: Pillow hands over a small image's pixels at a twentieth of the cost of decoding it.
+    strip = Image.new("L" if channels == 1 else "RGB", (size, size * len(files)))
+    digests, bad = [], {}
     with warnings.catch_warnings(action="ignore"):  # what Pillow warns of is refused, or read all the same
-        for index, path in enumerate(paths):
+        for index, read in enumerate(files):
             digest = bytes(32)
             try:
-                content = _read(folder + path)
+                content = read()
                 digest = hashlib.sha256(content).digest()
                 strip.paste(decode(content, size, channels), (0, size * index))
             except BadImage as error:
                 bad[index] = str(error)
             digests.append(digest)
-    images = np.asarray(strip).reshape(len(paths), size, size, channels)
+    images = np.asarray(strip).reshape(len(files), size, size, channels)
     return Rows(images, bad, np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32))
 
 

@@ -1,0 +1,322 @@
+"""A dataset of Hugging Face's `datasets`: a folder that it wrote, one of parquet, or a name on the hub."""
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from diffusion.data.class_names import class_names
+from diffusion.data.config import PhotographsConfig
+from diffusion.data.holdout import Indices, hold_out, shuffled
+from diffusion.data.readers.image_files import images_of
+from diffusion.data.rejects import Problem
+from diffusion.data.source import Job, Outlook, RawData, Rows, Split
+from diffusion.data.sources.image_folder import TEST_FRACTION, class_order
+from diffusion.downloads.cache import cache_root
+from diffusion.downloads.fetch import Notify
+from diffusion.images.decode import MOST_BYTES, BadImage
+from diffusion.images.store import Labels
+from diffusion.system.errors import DiffctlError, TemporaryError, UsageError, printable, reason
+from diffusion.system.section import NotBool, Word, brief
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+INSTALL = "datasets is not installed: `pip install 'diffctl[hf]'`, then run this again"
+NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # on the hub
+HELD_OUT = ("test", "validation", "valid", "val")  # splits to test against, the first that is there
+IMAGES, LABELS = ("image", "img"), ("label", "labels", "class")  # columns, where their kinds do not tell
+NO_LABELS = "none"
+
+
+class HubConfig(PhotographsConfig):
+    """`path` is a folder with a dataset, or its name on the hub, of which `subset` is one of several.
+
+    `image` and `label` name the columns, None where their kinds tell; `label` none leaves labels out.
+    `test_fraction` is held out where there is no split to test against.
+    """
+
+    subset: Word | None = None
+    image: Word | None = None
+    label: Word | None = None
+    test_fraction: Annotated[float, Field(gt=0, lt=1), NotBool] | None = None
+
+    @model_validator(mode="after")
+    def _is_named(self) -> Self:
+        if self.path is None:
+            raise ValueError(
+                f"path: {self.name} needs a folder with a dataset, or a dataset's name on the hub"
+            )
+        return self
+
+
+class Hub:
+    """Its images are read as they lie in the dataset's files, a few at a time."""
+
+    def __init__(self, config: HubConfig) -> None:
+        self.config = config
+
+    def outlook(self) -> Outlook:
+        """What a folder holds; a name on the hub is looked up when the data stage runs."""
+        if not _folder(self.config).is_dir():
+            blocked = "`diffctl stage data` gets it from the hub, and knows then what it holds"
+            return Outlook(0, None, 0, blocked=blocked)
+        try:
+            found = self._tables()
+        except DiffctlError as error:
+            return Outlook(0, None, 0, blocked=str(error))
+        images = sum(len(one.rows) for one in found.tables)
+        sources = _sources(_folder(self.config))
+        return Outlook(images, None, len(found.classes), problems=found.problems, sources=sources)
+
+    def open(self, notify: Notify | None = None) -> RawData:
+        """Classes in the dataset's order, sorted where it has names alone; its own split, or a tenth."""
+        found = self._tables()
+        if len(found.tables) == 2:
+            if self.config.test_fraction is not None:
+                raise UsageError("data.test_fraction: this dataset has a test split of its own; leave it out")
+            orders = [shuffled(len(table.rows), 0, at) for at, table in enumerate(found.tables)]
+        else:
+            orders = [*_held_out(found.tables[0], self.config.test_fraction or TEST_FRACTION)]
+        train, test = found.tables[0], found.tables[-1]
+        return RawData(
+            classes=found.classes,
+            shape=None,
+            train=self._split(train, orders[0]),
+            test=self._split(test, orders[1]),
+            sources=_sources(_folder(self.config)),
+            identity=" ".join(map(_identity, found.tables)),
+            problems=found.problems,
+        )
+
+    def _split(self, table: "Table", order: Indices) -> Split:
+        reader = HubReader(table, table.rows[order], self.config.size, self.config.channels or 3)
+        return Split(reader, None if table.labels is None else table.labels[order])
+
+    def _tables(self) -> "Found":
+        config = self.config
+        with _explained(config):
+            splits = _load(config)
+            train, test = _split_names(splits)
+            image = _image_column(splits[train], config.image)
+            label = _label_column(splits[train], config.label)
+            names = _names(splits, label, [train, *filter(None, [test])])
+            tables = [_table(splits[name], image, label, names) for name in (train, test) if name]
+        problems = [
+            Problem(f"{split} {row}", "without a label")
+            for split, table in zip((train, test), tables, strict=False)
+            for row in table.unlabelled.tolist()
+        ]
+        if not all(len(table.rows) for table in tables):
+            raise DiffctlError(f"data.path: a split of {config.path} has no images that can be used")
+        classes = class_names(names, Path(str(config.path)))
+        return Found(tables, classes, problems)
+
+
+class Table(NamedTuple):
+    """A split of the dataset: its images' column, the rows that can be used, and a label for each of them."""
+
+    dataset: "Dataset"
+    image: str
+    rows: Indices
+    labels: Labels | None
+    unlabelled: Indices
+
+
+class Found(NamedTuple):
+    """One split, or two of which the second is to test against."""
+
+    tables: list[Table]
+    classes: tuple[str, ...]
+    problems: list[Problem]
+
+
+class HubReader:
+    """A reader of chosen rows, in their order, as squares of `size` with `channels`."""
+
+    heavy = True
+
+    def __init__(self, table: Table, rows: Indices, size: int, channels: int) -> None:
+        self.table, self.rows, self.size, self.channels = table, rows, size, channels
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def job(self, start: int, stop: int) -> Job:
+        """Decodes rows `start` to `stop`; what is sent of the dataset are the places of its files."""
+        table = self.table
+        return partial(
+            read_rows, table.dataset, table.image, self.rows[start:stop].tolist(), self.size, self.channels
+        )
+
+    def names(self, rows: Indices) -> list[str]:
+        """The rows' numbers in the dataset."""
+        return [f"row {row}" for row in self.rows[rows].tolist()]
+
+
+def read_rows(dataset: "Dataset", column: str, rows: list[int], size: int, channels: int) -> Rows:
+    """The images of some rows (n, size, size, channels); what cannot be read is in `bad`."""
+    cells = dataset[rows][column]
+    return images_of([partial(_content, cell) for cell in cells], size, channels)
+
+
+def _content(cell: Any) -> bytes:
+    """The bytes of an image's file; BadImage where the dataset has only a name of one."""
+    content = cell.get("bytes") if isinstance(cell, dict) else None
+    if not isinstance(content, bytes):
+        raise BadImage("not in the dataset itself" if cell else "without an image")
+    if len(content) > MOST_BYTES:
+        raise BadImage("larger than any image")
+    return content
+
+
+def _folder(config: HubConfig) -> Path:
+    return Path(str(config.path)).expanduser()
+
+
+@contextmanager
+def _explained(config: HubConfig) -> Iterator[None]:
+    """DiffctlError for whatever the library says; TemporaryError where the hub is out of reach."""
+    try:
+        yield
+    except DiffctlError:
+        raise
+    except ImportError as error:
+        raise DiffctlError(INSTALL) from error
+    except ConnectionError as error:
+        raise TemporaryError(
+            f"data.path: the hub cannot be reached for {config.path} ({brief(error, reason)}): try again "
+            "with a network, or give a folder with the dataset"
+        ) from None
+    except Exception as error:  # the library, pyarrow and the hub's client promise no kinds
+        raise DiffctlError(
+            f"data.path: {config.path} cannot be read as a dataset ({brief(error, reason)}): give a folder "
+            "that datasets wrote, one of parquet files, or a dataset's name on the hub"
+        ) from None
+
+
+def _load(config: HubConfig) -> "DatasetDict":
+    """The dataset's splits by name."""
+    import datasets
+
+    _quieten()
+    folder = _folder(config)
+    if (folder / "state.json").is_file():
+        return datasets.DatasetDict({"train": datasets.load_from_disk(folder)})
+    if (folder / "dataset_dict.json").is_file():
+        saved: DatasetDict = datasets.load_from_disk(folder)
+        return saved
+    name = str(folder.absolute()) if folder.is_dir() else str(config.path)
+    if not folder.is_dir() and not NAME.fullmatch(name):
+        raise UsageError(f"data.path: no folder is at {printable(name)}, and no dataset can be called that")
+    loaded: DatasetDict = datasets.load_dataset(name, config.subset, cache_dir=str(cache_root() / "hf"))
+    return loaded
+
+
+def _quieten() -> None:
+    """Let nothing be seen of what the libraries tell of themselves, such as every try to reach the hub."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    for name in ("datasets", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _split_names(splits: "DatasetDict") -> tuple[str, str | None]:
+    """The split to train on, and the one to test against, None without one."""
+    names = list(splits)
+    train = "train" if "train" in names else names[0]
+    return train, next((name for name in HELD_OUT if name in names and name != train), None)
+
+
+def _image_column(dataset: "Dataset", named: str | None) -> str:
+    """UsageError unless the named column is there, or one is of images by its kind or name."""
+    from datasets import Image
+
+    features = dataset.features
+    found = [name for name, kind in features.items() if isinstance(kind, Image)]
+    return _column("image", features, named, found or [name for name in IMAGES if name in features])
+
+
+def _label_column(dataset: "Dataset", named: str | None) -> str | None:
+    from datasets import ClassLabel
+
+    features = dataset.features
+    if named == NO_LABELS:
+        return None
+    found = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
+    found = found or [name for name in LABELS if name in features]
+    return _column("label", features, named, found) if named or found else None
+
+
+def _column(field: str, features: Any, named: str | None, found: list[str]) -> str:
+    columns = ", ".join(map(printable, features))
+    if named is not None:
+        if named not in features:
+            raise UsageError(f"data.{field}: there is no column {named!r}; there are {columns}")
+        return named
+    if len(found) != 1:
+        which = f"{', '.join(found)} could be it" if found else f"none of {columns} tells that it is"
+        raise UsageError(f"data.{field}: name the column, for {which}")
+    return found[0]
+
+
+def _names(splits: "DatasetDict", label: str | None, used: list[str]) -> list[str]:
+    """The names of the classes in label order: the column's own, else the values that are there, sorted."""
+    from datasets import ClassLabel
+
+    if label is None:
+        return []
+    kind = splits[used[0]].features[label]
+    if isinstance(kind, ClassLabel):
+        return list(kind.names)
+    values = {value for split in used for value in splits[split].unique(label) if value is not None}
+    if odd := [value for value in values if not isinstance(value, str | int)]:
+        raise UsageError(f"data.label: {label} holds {brief(odd[0])}, which is no class")
+    return list(class_order(map(str, values)))
+
+
+def _table(dataset: "Dataset", image: str, label: str | None, names: list[str]) -> Table:
+    from datasets import ClassLabel, Image
+
+    images = dataset.select_columns([image]).cast_column(image, Image(decode=False))
+    everything = np.arange(len(images))
+    if label is None:
+        return Table(images, image, everything, None, everything[:0])
+    values = list(dataset.select_columns([label])[label])
+    if not isinstance(dataset.features[label], ClassLabel):
+        number = {name: at for at, name in enumerate(names)}
+        values = [number.get(str(value), -1) for value in values]
+    labels = np.array([-1 if value is None else value for value in values], dtype=np.int64)
+    known = (labels >= 0) & (labels < len(names))
+    return Table(images, image, everything[known], labels[known], everything[~known])
+
+
+def _held_out(table: Table, fraction: float) -> tuple[Indices, Indices]:
+    """Places of the rows to train on and to test against, of every class its share."""
+    count = len(table.rows)
+    if count < 2:
+        raise DiffctlError("data.path: one image is too few, since some are held out to test against")
+    return hold_out(table.labels, count, min(count - 1, max(1, round(fraction * count))), seed=0)
+
+
+def _sources(folder: Path) -> dict[str, str]:
+    """What of a folder tells that it has changed: its files' names and sizes; of the hub nothing does."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
+    listed = "".join(f"{file.relative_to(folder)} {file.stat().st_size}\n" for file in files)
+    return {"names and sizes": hashlib.sha256(os.fsencode(listed)).hexdigest()} if files else {}
+
+
+def _identity(table: Table) -> str:
+    """The files that are read, by place, size and time."""
+    files = [Path(file["filename"]) for file in table.dataset.cache_files]
+    said = [(os.fspath(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return f"{said} {table.image}"

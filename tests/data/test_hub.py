@@ -1,0 +1,177 @@
+"""Datasets of the `datasets` library, offline: what it wrote is prepared, row by row, under its labels."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from diffusion.data.config import DataConfig
+from diffusion.data.registry import build_source
+from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
+from tests.conftest import diffctl, write_params
+from tests.helpers.raw_data import prepared
+
+datasets = pytest.importorskip("datasets")
+pytestmark = pytest.mark.usefixtures("offline")
+
+CLASSES = ["cat", "dog", "eel"]
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def picture(number: int, size: int = 8) -> Image.Image:
+    """A grey picture of one level."""
+    return Image.fromarray(np.full((size, size, 3), number, dtype=np.uint8))
+
+
+def dataset(count: int, start: int = 0):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
+    numbers = range(start, start + count)
+    rows = {"image": [picture(number) for number in numbers], "label": [n % 3 for n in numbers]}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def as_parquet(folder: Path, **splits: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, one in splits.items():
+        one.to_parquet(folder / f"{name}-00000-of-00001.parquet")
+    return folder
+
+
+def store_of(tmp_path: Path, path: Path, **config: Any):
+    return prepared(tmp_path, name="hf", path=path, image_size=8, **config)
+
+
+def levels(store) -> list[int]:
+    return store.images[:, 0, 0, 0].tolist()
+
+
+def assert_labelled(store) -> None:
+    assert [level % 3 for level in levels(store)] == store.labels.tolist()
+
+
+@pytest.mark.parametrize("how", ["saved", "parquet"])
+def test_splits_of_its_own_and_class_names(tmp_path, how):
+    splits = {"train": dataset(30), "test": dataset(9, start=100)}
+    if how == "saved":
+        path = tmp_path / "set"
+        datasets.DatasetDict(splits).save_to_disk(path)
+    else:
+        path = as_parquet(tmp_path / "set", **splits)
+    train, test = store_of(tmp_path, path)
+    assert train.meta["classes"] == CLASSES
+    assert sorted(levels(train)) == list(range(30))
+    assert sorted(levels(test)) == list(range(100, 109))
+    assert_labelled(train)
+    assert_labelled(test)
+    assert train.images.shape == (30, 8, 8, 3)
+
+
+def test_without_a_split_of_its_own_a_share_of_every_class_is_held_out(tmp_path):
+    dataset(30).save_to_disk(tmp_path / "set")
+    train, test = store_of(tmp_path, tmp_path / "set", test_fraction=0.2, channels=1)
+    assert (train.meta["counts"], test.meta["counts"]) == ([8] * 3, [2] * 3)
+    assert sorted([*levels(train), *levels(test)]) == list(range(30))
+    assert_labelled(train)
+
+
+def test_it_is_the_same_every_time_and_says_what_it_was_made_of(tmp_path):
+    dataset(12).save_to_disk(tmp_path / "set")
+    first, _ = store_of(tmp_path / "a", tmp_path / "set")
+    again, _ = store_of(tmp_path / "b", tmp_path / "set")
+    assert first.digest == again.digest
+    assert any("files" in name for name in first.meta["sources"])
+    before = build_source(DataConfig(name="hf", path=tmp_path / "set", image_size=8)).outlook().sources
+    assert before.items() <= first.meta["sources"].items()
+    dataset(13).save_to_disk(tmp_path / "set")
+    assert (
+        build_source(DataConfig(name="hf", path=tmp_path / "set", image_size=8)).outlook().sources != before
+    )
+
+
+def test_labels_that_are_words_or_numbers_are_sorted_and_may_be_left_out(tmp_path):
+    rows = {"img": [picture(n) for n in range(9)], "class": [str(2 + 8 * (n % 2)) for n in range(9)]}
+    features = datasets.Features({"img": datasets.Image(), "class": datasets.Value("string")})
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
+    train, _ = store_of(tmp_path / "a", tmp_path / "set")
+    assert train.meta["classes"] == ["2", "10"]
+    assert [level % 2 for level in levels(train)] == train.labels.tolist()
+    plain, _ = store_of(tmp_path / "b", tmp_path / "set", label="none")
+    assert plain.labels is None
+
+
+def test_rows_without_a_label_or_an_image_are_problems(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
+    rows = {"image": [*map(picture, range(8)), None], "label": [0, 1, 2, None, 1, 2, 0, 1, 2]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
+    with pytest.raises(DiffctlError, match=r"1 without a label \(train 3\)"):
+        store_of(tmp_path / "a", tmp_path / "set")
+    train, test = store_of(tmp_path / "b", tmp_path / "set", on_bad="skip")
+    assert len(train) + len(test) == 7
+    assert train.meta["skipped"] == {"without a label": 1, "without an image": 1}
+
+
+def test_columns_that_are_not_told_by_their_kind_are_named(tmp_path):
+    features = datasets.Features(
+        {
+            "before": datasets.Image(),
+            "after": datasets.Image(),
+            "fine": datasets.ClassLabel(names=CLASSES),
+            "coarse": datasets.ClassLabel(names=["a", "b"]),
+        }
+    )
+    rows = {
+        "before": [picture(n) for n in range(12)],
+        "after": [picture(n + 50) for n in range(12)],
+        "fine": [n % 3 for n in range(12)],
+        "coarse": [n % 2 for n in range(12)],
+    }
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
+    with pytest.raises(UsageError, match=r"data\.image: name the column, for before, after could be it"):
+        store_of(tmp_path, tmp_path / "set")
+    with pytest.raises(UsageError, match=r"data\.label: name the column, for fine, coarse could be it"):
+        store_of(tmp_path, tmp_path / "set", image="after")
+    with pytest.raises(UsageError, match=r"data\.image: there is no column 'photo'; there are before"):
+        store_of(tmp_path, tmp_path / "set", image="photo")
+    train, _ = store_of(tmp_path, tmp_path / "set", image="after", label="coarse")
+    assert train.meta["classes"] == ["a", "b"]
+    assert min(levels(train)) >= 50
+
+
+def test_a_name_without_a_network_a_wrong_one_and_a_folder_without_a_dataset(tmp_path):
+    for path, kind, said in (
+        ("nobody/nothing", DiffctlError, "nobody/nothing"),
+        ("no such name!", UsageError, "no folder is at no such name!, and no dataset can be called that"),
+        (str(tmp_path), DiffctlError, "cannot be read as a dataset"),
+    ):
+        source = build_source(DataConfig(name="hf", path=path, image_size=8))
+        with pytest.raises(kind, match=said) as refused:
+            source.open()
+        assert "\n" not in str(refused.value)
+    assert issubclass(TemporaryError, DiffctlError)
+    assert "from the hub" in build_source(DataConfig(name="hf", path="a/b", image_size=8)).outlook().blocked
+    assert build_source(DataConfig(name="hf", path=str(tmp_path), image_size=8)).outlook().blocked
+
+
+@pytest.mark.slow
+def test_check_and_the_data_stage_know_it(project):
+    as_parquet(project / "set", train=dataset(30), test=dataset(6, start=100))
+    write_params(project, data={"name": "hf", "path": "set", "image_size": 8, "channels": 1})
+    said = diffctl(project, "check")
+    assert "hf: 36 images are here" in said.stdout
+    done = diffctl(project, "stage", "data")
+    assert done.returncode == 0, done.stderr
+    assert (project / "data/prepared/train/images.npy").exists()
+
+
+@pytest.mark.parametrize("values", [{}, {"path": "a"}, {"path": "a", "image_size": 8, "labels": "x"}])
+def test_what_it_does_not_take_is_refused(values):
+    with pytest.raises(ValidationError):
+        DataConfig(name="hf", **values)
