@@ -35,10 +35,20 @@ class GroupNorm(nn.GroupNorm):
         return kernels.group_norm(self, x)
 
 
-def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """(B,) timesteps → (B, width) sinusoids of periods 2π … 10,000·2π (DDPM app. B, after Vaswani et al.)."""
+def set_norm_eps(network: nn.Module, eps: float) -> None:
+    """Give every group norm of the network what it adds to a variance."""
+    for module in network.modules():
+        if isinstance(module, GroupNorm):
+            module.eps = eps
+
+
+def timestep_embedding(t: Tensor, width: int, shift: int = 0) -> Tensor:
+    """(B,) timesteps → (B, width) sinusoids of periods 2π … 10,000·2π (DDPM app. B, after Vaswani et al.).
+
+    The last one has that period with `shift` 1, as in DDPM's code; without it the next one would.
+    """
     half = width // 2
-    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device) / half)
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device) / (half - shift))
     angles = t[:, None].float() * frequencies
     embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
     return F.pad(embedding, (0, width % 2))
@@ -168,14 +178,20 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Plain halving: a 3×3 convolution with stride 2 (DDPM)."""
+    """Plain halving: a 3×3 convolution with stride 2 (DDPM).
 
-    def __init__(self, channels: int) -> None:
+    `padding` both: a row of zeros on all sides; after: on the right and below alone.
+    """
+
+    def __init__(self, channels: int, padding: str = "both") -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.after = padding == "after"
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if self.after else 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, H/2, W/2)."""
+        if self.after:
+            x = F.pad(x, (0, 1, 0, 1))
         return self.conv(x)  # type: ignore[no-any-return]
 
 

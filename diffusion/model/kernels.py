@@ -1,14 +1,15 @@
-"""The network's operations that a CPU does faster in another way: each a plain formula in torch's own words.
+"""The network's operations that a device does faster in another way: each a formula in torch's own words.
 
 Here alone it is decided who computes: a CPU by a faster equal (`cpu_kernels`) where there is one, all other
-devices by the formula. It keeps a channels-last map as it lies wherever torch's own operation does: torch's
-group norm on CUDA makes it contiguous, outside of a compiled network, and the next convolution turns it back.
+devices by the formula. It keeps a channels-last map as it lies wherever torch's own operation does. Where
+that does not, a GPU has an equal (`channels_last_kernels`) that does; a compiled network needs none.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion.model import channels_last_kernels as laid
 from diffusion.model import cpu_kernels as cpu
 
 
@@ -20,6 +21,13 @@ def on_cpu(x: Tensor) -> bool:
 def channels_last(x: Tensor) -> bool:
     """Whether each pixel's channels lie side by side, and not each channel's pixels; False where both do."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def stays_laid(x: Tensor) -> bool:
+    """Whether `x` is channels last where torch's group norm would copy it, and nobody wants its gradient."""
+    if on_cpu(x) or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return channels_last(x)
 
 
 def downsample(x: Tensor) -> Tensor:
@@ -48,6 +56,8 @@ def group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
 
     (B, C, H, W) → the same shape. A group may be a single number, which torch's module refuses of one image.
     """
+    if stays_laid(x):
+        return laid.group_norm(norm, x)
     return torch.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
@@ -55,6 +65,8 @@ def scaled_group_norm(norm: nn.GroupNorm, x: Tensor, scale: Tensor, shift: Tenso
     """norm(x)·(1 + scale) + shift, scale and shift (B, C): (B, C, H, W) → the same shape."""
     if on_cpu(x) and not channels_last(x):
         return cpu.scaled_group_norm(norm, x, scale, shift)
+    if stays_laid(x):
+        return laid.scaled_group_norm(norm, x, scale, shift)
     return torch.addcmul(shift[..., None, None], group_norm(norm, x), 1 + scale[..., None, None])
 
 

@@ -7,6 +7,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from diffusion.model.compiled import compiled
+from diffusion.model.exact_conv import ExactConv2d
 from diffusion.process.prediction import Network
 
 Precision = Literal["fp32", "bf16"]
@@ -21,15 +23,21 @@ def image_layout(precision: Precision, device: torch.device) -> torch.memory_for
     return torch.contiguous_format
 
 
-def autocast(network: Network, precision: Precision) -> Network:
-    """The network under autocast: float32 in and out, matrix products and convolutions in `precision`."""
+def autocast(network: Network, precision: Precision, *, fast: bool = False) -> Network:
+    """The network under autocast: float32 in and out, matrix products and convolutions in `precision`.
+
+    `fast` has a plain module compiled, which pays from many passes on.
+    """
+    if precision == "bf16":
+        network = rounded(network)
+    if fast and isinstance(network, nn.Module):
+        network = compiled(network)
     if precision == "fp32":
         return network
-    network = rounded(network)
 
-    def cast(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    def cast(x: Tensor, t: Tensor, labels: Tensor | None, **told: Tensor) -> Tensor:
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
-            return network(x, t, labels).float()
+            return network(x, t, labels, **told).float()
 
     return cast
 
@@ -80,6 +88,7 @@ def _state(network: nn.Module) -> _State:
 def _rounded_copy(network: nn.Module) -> nn.Module:
     network = copy.deepcopy(network)
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, ExactConv2d):
             module.to(torch.bfloat16)
-    return network
+    layout = image_layout("bf16", next(network.parameters()).device)
+    return network.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]

@@ -12,10 +12,29 @@ from diffusion.model.blocks import (
     Resampling,
     Stage,
     Upsample,
+    set_norm_eps,
     timestep_embedding,
     zero,
 )
+from diffusion.model.config import AUGMENTATION_NUMBERS
+from diffusion.model.exact_conv import ExactConv2d
 from diffusion.model.unet_config import UNetSpec, level_sizes
+
+
+class AugmentationEmbedding(nn.Module):
+    """What an embedding gains by how an image was transformed: linear and without a bias, at first zero.
+
+    So an image that was not transformed adds nothing, and the layer can be left out of a network that samples
+    (Karras et al. 2022, 2206.00364, app. F.2).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, AUGMENTATION_NUMBERS))
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """(B, 9) → (B, width)."""
+        return F.linear(numbers, self.weight)
 
 
 class Encoder(nn.Module):
@@ -28,8 +47,10 @@ class Encoder(nn.Module):
         self.time = nn.Sequential(nn.Linear(spec.channels, width), nn.SiLU(), nn.Linear(width, width))
         if spec.num_classes:
             self.classes = nn.Embedding(spec.num_classes + spec.null_class, width)
+        if spec.augmented:
+            self.augmentation = AugmentationEmbedding(width)
         channels = spec.channel_mult[0] * spec.channels
-        self.stem = nn.Conv2d(spec.in_channels, channels, 3, padding=1)
+        self.stem = ExactConv2d(spec.in_channels, channels, 3, padding=1)
         self.encoder, self.skip_channels = self._encoder(channels)
         channels = self.skip_channels[-1]
         self.middle = self._stage(
@@ -73,23 +94,30 @@ class Encoder(nn.Module):
     def _resampler(self, channels: int, how: Resampling) -> nn.Module:
         if self.spec.resample == "biggan":
             return self._block(channels, channels, how)
-        return Downsample(channels) if how == "down" else Upsample(channels)
+        return Downsample(channels, self.spec.downsample_padding) if how == "down" else Upsample(channels)
 
     def _attention(self, channels: int) -> nn.Module:
         spec = self.spec
         return Attention(channels, channels // spec.head_channels if spec.head_channels else spec.heads or 1)
 
-    def embed(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    def embed(
+        self, x: Tensor, t: Tensor, labels: Tensor | None, augmentation: Tensor | None = None
+    ) -> Tensor:
         """(B, E) activated embedding of (B,) original timesteps and labels, in `x`'s dtype.
 
-        ValueError unless there are labels exactly when the network is conditional.
+        `augmentation` (B, 9) tells how images were transformed, None that they were not. ValueError unless
+        there are labels exactly when the network is conditional.
         """
         if (labels is None) != (self.spec.num_classes == 0):
             raise ValueError("a conditional network needs labels, an unconditional one takes none")
-        sinusoids = timestep_embedding(t * self.spec.time_scale, self.spec.channels)
+        sinusoids = timestep_embedding(
+            t * self.spec.time_scale, self.spec.channels, self.spec.frequency_shift
+        )
         embedding = self.time(sinusoids.to(x.dtype))
         if labels is not None:
             embedding = embedding + self.classes(labels)
+        if augmentation is not None:
+            embedding = embedding + self.augmentation(augmentation.to(x.dtype))
         return F.silu(embedding)
 
     def encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -113,7 +141,8 @@ class UNet(Encoder):
         self.decoder = self._decoder(self.skip_channels[-1], self.skip_channels)
         channels = spec.channel_mult[0] * spec.channels
         self.norm = GroupNorm(channels)
-        self.head = zero(nn.Conv2d(channels, spec.out_channels, 3, padding=1))
+        self.head = zero(ExactConv2d(channels, spec.out_channels, 3, padding=1))
+        set_norm_eps(self, spec.norm_eps)
 
     def _decoder(self, channels: int, skips: list[int]) -> nn.ModuleList:
         """The stages back up to the image; each takes one skip, the last encoder stage's first."""
@@ -129,12 +158,15 @@ class UNet(Encoder):
                 channels = out
         return nn.ModuleList(stages)
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, augmentation: Tensor | None = None
+    ) -> Tensor:
         """x (B, C, H, W) in about [−1, 1], t (B,) original timesteps, labels (B,) → (B, C or 2C, H, W).
 
-        Labels are needed exactly when the network is conditional; ValueError otherwise.
+        Labels are needed exactly when the network is conditional; ValueError otherwise. `augmentation` (B, 9)
+        tells an augmented network how images were transformed; without it they were not.
         """
-        embedding = self.embed(x, t, labels)
+        embedding = self.embed(x, t, labels, augmentation)
         h, skips = self.encode(x, embedding)
         for stage in self.decoder:
             h = stage(torch.cat([h, skips.pop()], dim=1), embedding)

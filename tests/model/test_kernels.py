@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from diffusion.model import channels_last_kernels as laid
 from diffusion.model import kernels
 from diffusion.model.kernels import channels_last
 from diffusion.model.precision import autocast
@@ -168,6 +170,59 @@ def test_a_scaled_group_norm_is_scaled_and_shifted_image_by_image(plain, drawn, 
         *(numbers(seed + i, batch, channels, dtype=inputs[0].dtype) for i in (0, 1)),
         magnified=magnification(inputs[0], groups),
     )  # fmt: skip
+
+
+def laid_out(x: Tensor) -> nn.Parameter:
+    """The map channels last by its strides, also where it has a single channel or pixel."""
+    return nn.Parameter(x.detach().permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
+
+
+@examples
+@given(norms(), seeds)
+def test_a_group_norm_of_a_gpu_keeps_channels_last_and_is_its_formula(drawn, seed):
+    """On its own, and with each image's scale and shift."""
+    groups, (x, weight, bias) = drawn
+    x, tolerance = laid_out(x), TOLERANCES[x.dtype] * magnification(x, groups)
+    scale, shift = (numbers(seed + i, *x.shape[:2], dtype=x.dtype) for i in (0, 1))
+    norm = norm_of(groups, weight, bias)
+    with torch.no_grad():
+        plain = normalised(x.double(), groups, weight.double(), bias.double())
+        scaled = plain * (1 + scale.double()[..., None, None]) + shift.double()[..., None, None]
+        for found, exact in (
+            (laid.group_norm(norm, x), plain),
+            (laid.scaled_group_norm(norm, x, scale, shift), scaled),
+        ):
+            assert (found.dtype, found.shape) == (x.dtype, x.shape)
+            assert found.permute(0, 2, 3, 1).is_contiguous()
+            assert (found.double() - exact).abs().max() <= tolerance * (1 + exact.abs().max())
+
+
+class Copies(TorchDispatchMode):
+    """Notes every operation that lays a map out anew, and every group norm of torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("clone", "contiguous", "native_group_norm"):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_a_channels_last_map_is_copied_for_no_norm_but_for_its_gradient(dtype):
+    """By a device without values. torch's own, where it stands, makes it contiguous."""
+    x = torch.empty(2, 64, 8, 8, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
+    norm = nn.GroupNorm(32, 64, device="meta", dtype=dtype)
+    scale = torch.empty(2, 64, dtype=dtype, device="meta")
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients), Copies() as copies:
+            found = [kernels.group_norm(norm, x), kernels.scaled_group_norm(norm, x, scale, scale)]
+        assert [channels_last(y) for y in found] == [not gradients] * 2
+        assert bool(copies.found) == gradients
+        assert {y.dtype for y in found} == {dtype}
 
 
 @WAYS

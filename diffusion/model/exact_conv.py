@@ -1,0 +1,18 @@
+"""The convolutions of a network that stay exact where the others are rounded: its first and its last."""
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+
+class ExactConv2d(nn.Conv2d):
+    """A convolution in its weights' own precision, under autocast and in a rounded copy too.
+
+    A network's first one sees x_t, whose noise at small t is as small as what bfloat16 leaves of an image.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C_out, H', W'), in the weights' type."""
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))

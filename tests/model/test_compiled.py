@@ -1,0 +1,199 @@
+"""Compiled networks: of the first shape alone, once a model and device, and without where torch refuses."""
+
+import gc
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from weakref import ref
+
+import pytest
+import torch
+
+from diffusion.model import compiled as module
+from diffusion.model import precision
+from diffusion.model.compiled import COMPILED_PASSES, GRAPHS, Compiled, compiled, compiling_pays, modes
+from diffusion.model.model_file import LoadedModel
+from diffusion.model.precision import autocast, settled
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample import sweep
+from diffusion.sample.asked import mixed_condition
+from diffusion.sample.generate import generate
+from diffusion.system.errors import DiffctlWarning
+from tests.helpers.networks import artefact_of, network_of, spec_of
+
+CPU = torch.device("cpu")
+
+
+def asked(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.randn(rows, 1, 8, 8), torch.full((rows,), 7), torch.zeros(rows, dtype=torch.int64)
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each pass of a compiled network had, a list; 0 is a compilation."""
+    seen: list[int] = []
+
+    def compile_(network, *, dynamic, mode):
+        assert dynamic is False
+        assert mode is None
+        seen.append(0)
+
+        def fast(x, t, labels):
+            seen.append(len(x))
+            return network(x, t, labels)
+
+        return fast
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    return seen
+
+
+def test_the_rule_knows_the_device_and_the_passes() -> None:
+    assert compiling_pays(COMPILED_PASSES, torch.device("cuda"))
+    assert not compiling_pays(COMPILED_PASSES - 1, torch.device("cuda"))
+    assert not compiling_pays(10**9, CPU)
+    assert not compiling_pays(10**9, torch.device("mps"))
+
+
+def test_only_the_shape_that_repeats_is_compiled(compilations) -> None:
+    network = network_of(spec_of())
+    fast = Compiled(network)
+    for rows in (4, 3, 4, 4):
+        arguments = asked(rows)
+        assert torch.equal(fast(*arguments), network(*arguments))
+    assert compilations == [0, 4, 4, 4]
+
+
+@pytest.mark.parametrize("rounding", ["fp32", "bf16"])
+def test_a_model_is_compiled_once_for_all_its_units(compilations, rounding) -> None:
+    network = settled(network_of(spec_of()))
+    for _ in range(3):
+        autocast(network, rounding, fast=True)(*asked(2))
+        autocast(network, rounding)(*asked(2))
+    assert compilations == [0, 2, 2, 2]
+
+
+def test_what_is_kept_of_a_network_ends_with_it(compilations) -> None:
+    network = network_of(spec_of())
+    kept = ref(compiled(network))
+    assert kept() is compiled(network)
+    del network
+    gc.collect()
+    assert kept() is None
+
+
+def test_where_torch_refuses_the_network_is_computed_as_it_stands(monkeypatch) -> None:
+    def refuse(*_, **__):
+        raise RuntimeError("torch.compile is not supported on Python 4\nand more")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    network = network_of(spec_of())
+    fast, arguments = Compiled(network), asked(2)
+    with pytest.warns(DiffctlWarning, match=r"cannot be compiled \(torch.compile is not supported on"):
+        assert torch.equal(fast(*arguments), network(*arguments))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(fast(*arguments), network(*arguments))
+
+
+def test_later_errors_are_the_networks_own(compilations) -> None:
+    network = network_of(spec_of())
+    fast, arguments = Compiled(network), asked(2)
+    fast(*arguments)
+    network.forward = lambda *_: (_ for _ in ()).throw(RuntimeError("device lost"))
+    with pytest.raises(RuntimeError, match="device lost"):
+        fast(*arguments)
+
+
+def test_graphs_are_for_a_gpus_main_thread() -> None:
+    gpu = torch.device("cuda")
+    assert modes(gpu) == [GRAPHS, None]
+    assert modes(CPU) == [None]
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(modes, gpu).result() == [None]
+
+
+@pytest.fixture
+def as_graphs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, int]]:
+    """As on a GPU, with a compiler whose graph writes each answer over the one before: its passes by mode."""
+    passes: list[tuple[str | None, int]] = []
+
+    def compile_(network, *, dynamic, mode):
+        kept: list[torch.Tensor] = []
+
+        def fast(x, t, labels):
+            passes.append((mode, sum(mode == one for one, _ in passes) + 1))
+            if passes[-1] == fast.fails:
+                raise fast.error
+            said = network(x, t, labels)
+            if mode != GRAPHS:
+                return said
+            kept[:] = kept or [torch.empty_like(said)]
+            return kept[0].copy_(said)
+
+        fast.fails, fast.error = compile_.fails, compile_.error
+        return fast
+
+    compile_.fails, compile_.error = None, None
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(module, "modes", lambda device: [GRAPHS, None])
+    return passes
+
+
+def test_what_a_graph_gave_is_not_written_over(as_graphs) -> None:
+    network = network_of(spec_of())
+    fast, several = Compiled(network), [asked(2) for _ in range(5)]
+    found = [fast(*arguments) for arguments in several]
+    assert all(torch.equal(a, network(*b)) for a, b in zip(found, several, strict=True))
+    assert as_graphs == [(GRAPHS, number) for number in range(1, 6)]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("error", [RuntimeError, AssertionError, torch.OutOfMemoryError])
+def test_a_graph_that_cannot_be_recorded_is_done_without(as_graphs, number, error) -> None:
+    torch.compile.fails, torch.compile.error = (GRAPHS, number), error("no capture\nand more")
+    network = network_of(spec_of())
+    fast, several = Compiled(network), [asked(2) for _ in range(5)]
+    with pytest.warns(DiffctlWarning, match=r"cannot be launched as a CUDA graph \(no capture\)"):
+        found = [fast(*arguments) for arguments in several]
+    assert all(torch.equal(a, network(*b)) for a, b in zip(found, several, strict=True))
+    assert [mode for mode, _ in as_graphs] == [GRAPHS] * number + [None] * (6 - number)
+
+
+def test_an_error_of_a_graph_that_went_well_is_the_networks_own(as_graphs) -> None:
+    torch.compile.fails, torch.compile.error = (GRAPHS, 4), RuntimeError("device lost")
+    fast, arguments = Compiled(network_of(spec_of())), asked(2)
+    for _ in range(3):
+        fast(*arguments)
+    with pytest.raises(RuntimeError, match="device lost"):
+        fast(*arguments)
+
+
+def test_a_cell_of_many_passes_is_made_compiled(compilations, monkeypatch, tmp_path) -> None:
+    """A runner asks the rule for all its shards together; the images are the same."""
+    model = LoadedModel(network_of(spec_of()), artefact_of(spec_of()))
+    settings, shards, rule = SampleSettings(steps=3, seed=2), [range(0, 4), range(4, 8), range(8, 10)], []
+
+    def pays(passes, device):
+        rule.append(passes)
+        return True
+
+    monkeypatch.setattr(sweep, "compiling_pays", pays)
+    monkeypatch.setattr(sweep, "load_model", lambda path, device: model)
+    monkeypatch.setattr(sweep, "sha256_file", lambda path: "0")
+    made = torch.cat([torch.from_numpy(images) for _, images in sweep.run_here(tmp_path, settings, shards)])
+    parts = [
+        generate(model, settings, part, mixed_condition(model.artefact, settings, part), CPU)
+        for part in shards
+    ]
+    assert torch.equal(made.permute(0, 3, 1, 2), torch.cat(parts))
+    assert rule == [9]
+    assert compilations == [0, 4, 4, 4, 4, 4, 4]
+
+
+def test_a_rounded_copy_lies_in_memory_as_its_device_wants(monkeypatch) -> None:
+    network, arguments = network_of(spec_of(channels=16)).requires_grad_(False), asked(2)
+    expected = autocast(network, "bf16")(*arguments)
+    monkeypatch.setattr(precision, "image_layout", lambda *_: torch.channels_last)
+    weight = precision.rounded(network).stem.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(autocast(network, "bf16")(*arguments), expected, atol=0.05)
