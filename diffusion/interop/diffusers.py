@@ -105,6 +105,9 @@ def unet_config(network: UNet) -> dict[str, Any]:
         "norm_num_groups": _norm_groups(network),
         "attn_norm_num_groups": _norm_groups(network),  # else none in the middle with scale_shift
         "num_class_embeds": spec.num_classes + spec.null_class or None,
+        "downsample_padding": 0 if spec.downsample_padding == "after" else 1,
+        "freq_shift": spec.frequency_shift,
+        "norm_eps": spec.norm_eps,
     }
 
 
@@ -128,6 +131,19 @@ def scheduler_config(artefact: Artefact) -> dict[str, Any]:
 
 def translate(network: UNet) -> dict[str, Tensor]:
     """The network's weights under UNet2DModel's names, q, k and v apart and as matrices."""
+    theirs: dict[str, Tensor] = {}
+    weights = network.state_dict()
+    for name, named in their_names(network).items():
+        parts = weights[name].cpu().chunk(len(named))
+        theirs |= {one: _as_theirs(one, part) for one, part in zip(named, parts, strict=True)}
+    channels = network.spec.in_channels
+    for name in ("conv_out.weight", "conv_out.bias"):
+        theirs[name] = theirs[name][:channels]
+    return theirs
+
+
+def their_names(network: UNet) -> dict[str, tuple[str, ...]]:
+    """Of each weight UNet2DModel's names of it: three for q, k and v, which one after another are ours."""
     prefixes = {
         "time.0.": "time_embedding.linear_1.",
         "time.2.": "time_embedding.linear_2.",
@@ -137,31 +153,32 @@ def translate(network: UNet) -> dict[str, Tensor]:
         "head.": "conv_out.",
         **dict(_block_prefixes(network)),
     }
-    theirs: dict[str, Tensor] = {}
-    for name, tensor in network.state_dict().items():
+    names = {}
+    for name in network.state_dict():
+        if name.startswith("augmentation."):
+            continue  # told of none, as when it samples, it adds nothing
         prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
-        theirs |= _weight(prefixes[prefix], name.removeprefix(prefix), tensor.cpu())
-    channels = network.spec.in_channels
-    for name in ("conv_out.weight", "conv_out.bias"):
-        theirs[name] = theirs[name][:channels]
-    return theirs
+        names[name] = _their_names(prefixes[prefix], name.removeprefix(prefix))
+    return names
 
 
-def _weight(block: str, name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """A weight of a block under its names there."""
+def _their_names(block: str, name: str) -> tuple[str, ...]:
+    """The names there of a weight of a block."""
     part, _, kind = name.rpartition(".")
     if part in RESNET:
-        return {f"{block}{RESNET[part]}.{kind}": tensor}
+        return (f"{block}{RESNET[part]}.{kind}",)
     if part == "qkv":
-        return {
-            f"{block}to_{letter}.{kind}": third.flatten(1) if kind == "weight" else third
-            for letter, third in zip("qkv", tensor.chunk(3), strict=True)
-        }
+        return tuple(f"{block}to_{letter}.{kind}" for letter in "qkv")
     if part == "project":
-        return {f"{block}to_out.0.{kind}": tensor.flatten(1) if kind == "weight" else tensor}
+        return (f"{block}to_out.0.{kind}",)
     if part == "norm" and ".attentions." in block:
-        return {f"{block}group_norm.{kind}": tensor}
-    return {block + name: tensor}
+        return (f"{block}group_norm.{kind}",)
+    return (block + name,)
+
+
+def _as_theirs(name: str, tensor: Tensor) -> Tensor:
+    """A weight as it lies there: attention's 1×1 convolutions are matrices."""
+    return tensor.flatten(1) if ".to_" in name and name.endswith("weight") else tensor
 
 
 def _block_prefixes(network: UNet) -> Iterator[tuple[str, str]]:
@@ -204,8 +221,13 @@ def _head_channels(network: UNet) -> int | None:
     raise _without_counterpart("model.heads with attention at levels of different channels")
 
 
+def norm_groups(network: UNet) -> set[int]:
+    """The numbers of groups that its norms have."""
+    return {module.num_groups for module in network.modules() if isinstance(module, GroupNorm)}
+
+
 def _norm_groups(network: UNet) -> int:
-    groups = {module.num_groups for module in network.modules() if isinstance(module, GroupNorm)}
+    groups = norm_groups(network)
     if len(groups) == 1:
         return groups.pop()
     raise _without_counterpart(

@@ -10,15 +10,16 @@ from diffusion.system.chosen import ChosenSection
 from diffusion.system.registry import known
 from diffusion.system.section import NotBool, Probability, Side
 
+AUGMENTATION_NUMBERS = 9  # that tell a network how its image was transformed (2206.00364, table 6)
 MOST_CLASSES = 100_000  # all of ImageNet has 21,841; a classifier gives as many channels
 
 
 class ModelConfig(ChosenSection):
     """A network's shape, as its entry of MODELS has it, and what training reads of every one.
 
-    `class_cond`: whether it takes labels. `dropout` is the share of features that training drops, by layers
-    of diffusion/model/dropout.py; `gradient_checkpointing` computes them again instead of keeping them. A
-    network that does neither refuses them.
+    `name` is the network, an entry of MODELS. `class_cond` says whether it takes labels. `dropout` is the
+    share of features that training drops (diffusion/model/dropout.py). `gradient_checkpointing` computes
+    features again in the backward pass instead of keeping them. A network that does neither refuses both.
     """
 
     CHOSEN_BY = "name"

@@ -6,6 +6,7 @@ the file is a function of config, data and code, byte for byte.
 """
 
 import hashlib
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
@@ -15,8 +16,10 @@ from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 from safetensors.torch import save
 
 from diffusion.code import CodeSince
+from diffusion.images.meta import MOST_ANCESTORS, Ancestor
 from diffusion.model.config import NetworkSpec
 from diffusion.model.fit import build_fitting, open_weights
+from diffusion.model.power_average import Width
 from diffusion.model.precision import Precision, settled
 from diffusion.model.registry import build_network
 from diffusion.process.config import ProcessConfig
@@ -25,7 +28,7 @@ from diffusion.system.documents import Values, parse_document
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import Write, write_atomic
 from diffusion.system.seals import Broken, opened, sealed
-from diffusion.system.section import Section, brief, canonical, explain
+from diffusion.system.section import Section, brief, canonical, explain, fingerprint
 
 METADATA_KEY = "diffctl"
 
@@ -58,6 +61,8 @@ class Described(Section):
     `format` rises when the same config and data would no longer give the same weights.
     `code` is by which code the weights were trained, from which step on; none for weights from elsewhere.
     `weights_sha256` is of the tensors, and is what a file's weights are held against when they are loaded.
+    `lineage` are the models that it was trained from, the nearest first; it stands in no file without any.
+    `ema_width` is σ_rel of the power-function average that the weights are, in the files of such ones alone.
     """
 
     format: Literal[3] = 3
@@ -68,6 +73,8 @@ class Described(Section):
     precision: Precision
     code: tuple[CodeSince, ...] = ()
     weights_sha256: Text = ""
+    lineage: tuple[Ancestor, ...] = Field(default=(), max_length=MOST_ANCESTORS, exclude_if=operator.not_)
+    ema_width: Width | None = Field(default=None, exclude_if=operator.not_)
 
     @model_validator(mode="after")
     def _a_name_a_class(self) -> Self:
@@ -77,6 +84,12 @@ class Described(Section):
                 f"{self.network.num_classes}"
             )
         return self
+
+    def as_ancestor(self) -> Ancestor:
+        """What a model that is trained from this one says of it."""
+        return Ancestor(
+            sha256=self.model_sha256, data=self.data.name, digest=self.data.digest, step=self.step
+        )
 
     @property
     def model_sha256(self) -> str:
@@ -92,6 +105,15 @@ class Artefact(Described):
     """All that a model file says of itself. `train` is that section as plain values: no image needs it."""
 
     train: Mapping[str, Any]
+
+    @property
+    def training(self) -> dict[str, Any] | None:
+        """The values of a `Training`: equal settings train alike but for the seed; None from elsewhere."""
+        if not self.code or "seed" not in self.train:
+            return None
+        values = self.model_dump(mode="json", exclude={"weights_sha256"})
+        seed = values["train"].pop("seed")
+        return {"setting": fingerprint(values), "seed": seed}
 
     @model_validator(mode="after")
     def _channels_fit(self) -> Self:
@@ -180,11 +202,12 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
 def read_verified(path: Path) -> Artefact:
     """What a model file says of itself; DiffctlError also where its weights are not the ones it speaks of."""
     artefact = read_artefact(path)
-    _read_weights(path, artefact)
+    read_weights(path, artefact)
     return artefact
 
 
-def _read_weights(path: Path, artefact: Artefact) -> dict[str, torch.Tensor]:
+def read_weights(path: Path, artefact: Artefact) -> dict[str, torch.Tensor]:
+    """The weights of a model file that says `artefact`; DiffctlError where they are other ones."""
     with open_weights(path) as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     if tensors_sha256(weights) != artefact.weights_sha256:
@@ -197,6 +220,6 @@ def load_weights(network: Module, path: Path, artefact: Artefact, device: torch.
 
     DiffctlError when they are not those that the file was written with.
     """
-    network.load_state_dict(_read_weights(path, artefact))
+    network.load_state_dict(read_weights(path, artefact))
     keep_freed_memory(torch.device(device).type)
     return settled(network.to(device))

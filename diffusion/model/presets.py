@@ -127,7 +127,12 @@ PRESETS = {
             "class_cond": False,
         },
         process={"timesteps": 1000, "schedule": "linear", "variance": "large", "loss": "simple"},
-        train={"steps": 800_000, "batch_size": 128, "lr": 2e-4, "warmup": 5000, "ema_decay": 0.9999},
+        train={
+            "steps": 800_000,
+            "batch_size": 128,
+            "lr": {"rate": 2e-4, "warmup": 5000},
+            "ema_decay": 0.9999,
+        },
         data="cifar10",
         image_size=32,
         num_classes=0,

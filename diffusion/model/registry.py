@@ -2,7 +2,8 @@
 
 A further one is a module with a builder, NetworkSpec → nn.Module, and an entry here. The module takes x
 (B, C, H, W) in about [−1, 1], times (B,), whole or real, and labels (B,) exactly when it is conditional, and
-gives (B, C, H, W), or 2C with iDDPM's v where the spec's variance is learned.
+gives (B, C, H, W), or 2C with iDDPM's v where the spec's variance is learned. One whose spec has `augmented`
+takes `augmentation` (B, 9) too: how images were transformed; without it they were not.
 """
 
 from dataclasses import dataclass
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
 class ModelEntry:
     """`builder` makes the network of a spec; `config` is the section's class, a subclass of ModelConfig.
 
-    `spec` is that with what the data decides, a subclass of both it and NetworkSpec. Each is a "module:name".
+    `spec` is that with what the data decides, a subclass of both it and NetworkSpec. `transfer` is the rule
+    by which it starts from another one's weights (diffusion/model/transfer.py). Each is a "module:name".
     """
 
     builder: str
     config: str
     spec: str
+    transfer: str = "diffusion.model.transfer:unchanged"
 
     @property
     def module(self) -> str:
@@ -38,6 +41,7 @@ MODELS = {
         "diffusion.model.unet:UNet",
         "diffusion.model.unet_config:UNetConfig",
         "diffusion.model.unet_config:UNetSpec",
+        transfer="diffusion.model.unet_transfer:transfer",
     ),
 }
 

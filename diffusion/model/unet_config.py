@@ -1,5 +1,6 @@
 """The shape of the U-Net: its section of params.yaml, and with what the data decides, a whole network."""
 
+import operator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,16 +12,28 @@ from diffusion.system.section import Distinct, NotBool, Side, brief
 # Far beyond the published networks (256 channels × 4, 6 levels, 32 blocks on the way down), and so few blocks
 # that one is built and looked at in seconds.
 MOST_CHANNELS, MOST_MULT, MOST_LEVELS, MOST_BLOCKS = 16_384, 64, 8, 40
+NORM_EPS = 1e-5
 Width = Annotated[int, Field(gt=0, le=MOST_CHANNELS), NotBool]
 
 
 class UNetConfig(ModelConfig):
     """The ADM U-Net's shape (2105.05233, sec. 3 and table 12).
 
-    `attention` lists the feature-map sizes, in pixels, that get self-attention. Heads come either from
+    `channels` is the width that `channel_mult` multiplies. `channel_mult` has a factor for each level, of
+    which each is half the size of the one above it. `num_res_blocks` is the number of blocks of a level on
+    the way down. A `block` is resnet, or convnext (2201.03545). The `embedding` of time and class scales and
+    shifts a block's norm (adagn), or is added before it as in DDPM (additive). `resample` halves and doubles
+    within a residual block (biggan), or by a layer of its own (plain).
+
+    `attention` lists the feature-map sizes, in pixels, that get self-attention. Its heads come either from
     `head_channels` (channels a head) or from `heads` (their number). The network sees t·`time_scale`
     (iDDPM's code trains with 1000/T). The key `preset` stands for the shape of a published network; other
     keys beside it change it.
+
+    Three more fields are for networks from elsewhere, and a file that has the usual values leaves them out.
+    `downsample_padding` after: a plain downsampling pads only on the right and below, as DDPM's code in
+    TensorFlow did. `frequency_shift` 1: the last period of the sinusoids of t is 10,000·2π. `norm_eps` is
+    added to a norm's variance.
     """
 
     ALSO = frozenset({"preset"})
@@ -37,6 +50,9 @@ class UNetConfig(ModelConfig):
     resample: Literal["biggan", "plain"] = "biggan"
     block: Literal["resnet", "convnext"] = "resnet"
     time_scale: Annotated[float, Field(gt=0, le=1000), NotBool] = 1.0
+    downsample_padding: Literal["both", "after"] = Field(default="both", exclude_if="both".__eq__)
+    frequency_shift: Annotated[int, Field(ge=0, le=1, exclude_if=operator.not_), NotBool] = 0
+    norm_eps: Annotated[float, Field(gt=0, le=1, exclude_if=NORM_EPS.__eq__), NotBool] = NORM_EPS
 
     @model_validator(mode="before")
     @classmethod
@@ -63,6 +79,12 @@ class UNetConfig(ModelConfig):
                     f"head_channels (or heads) must divide every level's channels, "
                     f"and {self.head_channels or self.heads} does not divide {width}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _padding_is_used(self) -> Self:
+        if self.downsample_padding != "both" and self.resample != "plain":
+            raise ValueError("downsample_padding after is of resample plain: leave it out")
         return self
 
     @model_validator(mode="after")
@@ -96,7 +118,13 @@ class UNetConfig(ModelConfig):
 
 
 class UNetSpec(UNetConfig, NetworkSpec):
-    """A UNetConfig with what the data decides, which is also what a model file stores."""
+    """A UNetConfig with what the data decides, which is also what a model file stores.
+
+    `augmented`: it has a layer that is told how a training image was transformed. Without it, as when it
+    samples, the image is one that was not. It stands in no file of a network that has no such layer.
+    """
+
+    augmented: bool = Field(default=False, exclude_if=operator.not_)
 
 
 def level_sizes(image_size: int, levels: int) -> list[int]:

@@ -32,6 +32,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "no-attention-but-the-middle": {"attention": ()},
     "plain": {"channels": 64, "resample": "plain", "embedding": "additive", "head_channels": None},
     "plain-adagn-heads": {"resample": "plain", "head_channels": None, "heads": 4, "channel_mult": (1, 1)},
+    "augmented": {"augmented": True},
     "dropout": {"dropout": 0.1, "attention": (8, 4)},
     "unconditional-rgb": {"in_channels": 3, "out_channels": 6, "num_classes": 0, "null_class": False},
     "fixed-variance": {"in_channels": 3, "out_channels": 3, "null_class": False},

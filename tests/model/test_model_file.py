@@ -112,3 +112,11 @@ def test_a_classifiers_file_is_sealed_too(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"class3", b"class8"))
     with pytest.raises(DiffctlError, match=r"c\.safetensors says of itself is damaged or edited"):
         load_classifier(path)
+
+
+def test_what_came_later_is_in_no_description_that_does_not_need_it():
+    said = artefact_of(spec_of()).model_dump(mode="json")
+    assert "lineage" not in said
+    assert not {"downsample_padding", "frequency_shift", "norm_eps"} & said["network"].keys()
+    other = artefact_of(spec_of(norm_eps=1e-6)).model_dump(mode="json")
+    assert other["network"]["norm_eps"] == 1e-6

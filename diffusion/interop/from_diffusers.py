@@ -1,0 +1,317 @@
+"""A pipeline folder of Hugging Face's diffusers, UNet2DModel and a scheduler of betas, becomes a model file.
+
+Read are the two configurations and the weights, and no code of theirs is run. The names are those of the
+export; what the network here cannot express is refused by the key.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diffusion.interop.diffusers import PREDICTION_TYPES, norm_groups, their_names
+from diffusion.interop.openai import read_weights
+from diffusion.model.model_file import Artefact, DataCard
+from diffusion.model.unet import UNet
+from diffusion.model.unet_config import UNetSpec
+from diffusion.process.config import ProcessConfig
+from diffusion.process.registry import build_process
+from diffusion.system.documents import Values, read_document
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.files import sha256_file
+from diffusion.system.limits import MOST_SIDE, MOST_STEPS
+from diffusion.system.section import Kind, brief, explain
+
+UNET, SCHEDULER = "unet", "scheduler"
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+CLASS_NAMES = "class_names.json"  # of our export
+MOST_CONFIG = 2**20  # bytes; ours have some kilobytes, most of them betas
+SCHEDULES = ("linear", "cosine")  # that are made of betas
+SAME_BETAS = 1e-5  # relative: they are kept as float32 or as text
+
+# Blocks by how they halve or double, at levels with attention and without.
+PLAIN = {"DownBlock2D", "UpBlock2D"}
+BIGGAN = {"ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"}
+ATTENTION = {"AttnDownBlock2D", "AttnUpBlock2D"}
+# The names that attention's weights had before 2023, and have now.
+OLDER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+Block = Literal[
+    "DownBlock2D",
+    "UpBlock2D",
+    "AttnDownBlock2D",
+    "AttnUpBlock2D",
+    "ResnetDownsampleBlock2D",
+    "ResnetUpsampleBlock2D",
+]
+Resampling = Literal["conv", "resnet"]
+Count = Annotated[int, Field(ge=1, le=2**20)]
+
+
+class UNetFile(BaseModel):
+    """UNet2DModel's config.json: its arguments and their defaults. A value that is not listed is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    sample_size: Annotated[int, Field(ge=1, le=MOST_SIDE)]
+    in_channels: Count = 3
+    out_channels: Count = 3
+    center_input_sample: Literal[False] = False
+    time_embedding_type: Literal["positional"] = "positional"
+    time_embedding_dim: Count | None = None
+    freq_shift: Literal[0, 1] = 0
+    flip_sin_to_cos: bool = True
+    down_block_types: Annotated[list[Block], Field(min_length=1, max_length=8)]
+    mid_block_type: Literal["UNetMidBlock2D"] = "UNetMidBlock2D"
+    up_block_types: Annotated[list[Block], Field(min_length=1, max_length=8)]
+    block_out_channels: Annotated[list[Count], Field(min_length=1, max_length=8)]
+    layers_per_block: Count = 2
+    mid_block_scale_factor: Annotated[float, Field(ge=1, le=1)] = 1
+    downsample_padding: Literal[0, 1] = 1
+    downsample_type: Resampling = "conv"
+    upsample_type: Resampling = "conv"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    act_fn: Literal["silu", "swish"] = "silu"
+    attention_head_dim: Count | None = 8
+    norm_num_groups: Count = 32
+    attn_norm_num_groups: Count | None = None
+    norm_eps: Annotated[float, Field(gt=0, le=1)] = 1e-5
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
+    add_attention: Literal[True] = True
+    class_embed_type: None = None
+    num_class_embeds: Count | None = None
+    num_train_timesteps: Count | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _arguments_alone(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {key: value for key, value in values.items() if not key.startswith("_")}
+
+    @property
+    def halves_within_blocks(self) -> bool:
+        """Whether residual blocks resample, as BigGAN's do."""
+        kinds = {*self.down_block_types, *self.up_block_types}
+        return bool(kinds & BIGGAN) or self.downsample_type == "resnet"
+
+    @model_validator(mode="after")
+    def _is_of_one_kind(self) -> "UNetFile":
+        down, up = self.down_block_types, self.up_block_types
+        if [kind in ATTENTION for kind in down] != [kind in ATTENTION for kind in reversed(up)]:
+            raise ValueError("up_block_types: attention is not at the levels of down_block_types")
+        if len(self.block_out_channels) != len(down):
+            raise ValueError(f"block_out_channels: {len(self.block_out_channels)} for {len(down)} levels")
+        kinds, wrong = {*down, *up}, PLAIN if self.halves_within_blocks else BIGGAN
+        types = {self.downsample_type, self.upsample_type} if kinds & ATTENTION else set()
+        if kinds & wrong or len(types) > 1 or (types and (types == {"resnet"}) != self.halves_within_blocks):
+            raise ValueError("down_block_types and downsample_type: levels resample in different ways")
+        if any(width % self.block_out_channels[0] for width in self.block_out_channels):
+            raise ValueError("block_out_channels: the first does not divide all others")
+        if self.resnet_time_scale_shift == "scale_shift" and self.attn_norm_num_groups is None:
+            raise ValueError("attn_norm_num_groups: null leaves out the norm of the middle's attention")
+        if self.attn_norm_num_groups not in (None, self.norm_num_groups):
+            raise ValueError(f"attn_norm_num_groups is not norm_num_groups, {self.norm_num_groups}")
+        if self.time_embedding_dim not in (None, 4 * self.block_out_channels[0]):
+            raise ValueError(f"time_embedding_dim is not {4 * self.block_out_channels[0]}")
+        if self.out_channels not in (self.in_channels, 2 * self.in_channels):
+            raise ValueError(f"out_channels: {self.out_channels} for images of {self.in_channels} channels")
+        return self
+
+
+class SchedulerFile(BaseModel):
+    """What of scheduler_config.json decides a process; how it samples is none of a model's business."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    num_train_timesteps: Annotated[int, Field(ge=2, le=MOST_STEPS)]
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+    beta_start: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    trained_betas: Annotated[list[float], Field(max_length=MOST_STEPS)] | None = None
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    variance_type: str = "fixed_small"
+    rescale_betas_zero_snr: Literal[False] = False
+
+
+def import_diffusers(folder: Path) -> tuple[dict[str, Tensor], Artefact]:
+    """Our weights by name, float32, and the description of a pipeline folder, or of one with all files in it.
+
+    UsageError where there is none; DiffctlError when a file is damaged, or names the first key that the
+    network or the process cannot express, or that is missing, left over or of another shape.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"no folder at {folder}: name the pipeline's, with model_index.json in it")
+    of_unet = _read(_part(folder, UNET) / "config.json", UNetFile)
+    of_scheduler = _read(_part(folder, SCHEDULER) / "scheduler_config.json", SchedulerFile)
+    path, theirs = _weights(_part(folder, UNET))
+    names = _class_names(folder, of_unet)
+    spec, process = _spec(folder, of_unet, len(names)), _process(folder, of_scheduler, of_unet)
+    artefact = Artefact(
+        network=spec,
+        process=process,
+        train={},
+        data=DataCard(name=folder.resolve().name, classes=names, digest=f"file:{sha256_file(path)}"),
+        step=0,  # it is not told
+        precision="fp32",
+    )
+    with torch.device("meta"):
+        network = UNet(spec)
+    if (groups := norm_groups(network)) != {of_unet.norm_num_groups}:
+        raise DiffctlError(
+            f"{folder}: norm_num_groups {of_unet.norm_num_groups} cannot be expressed: these channels have "
+            f"{', '.join(map(str, sorted(groups)))} groups here"
+        )
+    ours = _ours(path, network, theirs)
+    if not of_unet.flip_sin_to_cos:  # sines first: their columns change places
+        ours["time.0.weight"] = ours["time.0.weight"].roll(spec.channels // 2, dims=1)
+    return ours, artefact
+
+
+def _part(folder: Path, name: str) -> Path:
+    """A part's folder; older pipelines have all files in one."""
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def _read(path: Path, kind: type[Kind]) -> Kind:
+    try:
+        return kind.model_validate(read_document(path, Values, MOST_CONFIG))
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing: name the folder of a pipeline with a UNet2DModel") from None
+    except ValidationError as error:
+        raise DiffctlError(explain(error, f"{path} cannot be expressed here", kind)) from None
+
+
+def _weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
+    """The file of weights, and what is in it under today's names."""
+    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
+        raise UsageError(f"{folder} has no {' or '.join(WEIGHTS)}: the weights are not there")
+    if path.suffix != ".safetensors":
+        found: Mapping[str, Tensor] = read_weights(path)
+    else:
+        try:
+            found = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise DiffctlError(f"{path} is not a whole safetensors file ({brief(error, str)})") from None
+    return path, {_todays(name): tensor for name, tensor in found.items()}
+
+
+def _todays(name: str) -> str:
+    *block, part, kind = name.split(".") if name.count(".") > 1 else ("", "", "")
+    return ".".join([*block, OLDER[part], kind]) if part in OLDER and "attentions" in block else name
+
+
+def _class_names(folder: Path, config: UNetFile) -> tuple[str, ...]:
+    """Names in label order: the export's, where they fit with or without its empty label, else numbers."""
+    rows = config.num_class_embeds or 0
+    try:
+        names = tuple(read_document(folder / CLASS_NAMES, list[str], MOST_CONFIG))
+    except FileNotFoundError:
+        return tuple(str(label) for label in range(rows))
+    if rows - len(names) not in (0, 1) or (rows and not names):
+        raise DiffctlError(f"{folder / CLASS_NAMES} names {len(names)} classes, and the network has {rows}")
+    return names
+
+
+def _spec(folder: Path, config: UNetFile, classes: int) -> UNetSpec:
+    """The network of this configuration."""
+    first, levels = config.block_out_channels[0], enumerate(config.down_block_types)
+    within = config.halves_within_blocks
+    try:
+        return UNetSpec(
+            channels=first,
+            channel_mult=tuple(width // first for width in config.block_out_channels),
+            num_res_blocks=config.layers_per_block,
+            attention=tuple(config.sample_size >> level for level, kind in levels if kind in ATTENTION),
+            **_heads(config),
+            embedding="adagn" if config.resnet_time_scale_shift == "scale_shift" else "additive",
+            resample="biggan" if within else "plain",
+            downsample_padding="after" if config.downsample_padding == 0 and not within else "both",
+            frequency_shift=config.freq_shift,
+            norm_eps=config.norm_eps,
+            dropout=config.dropout,
+            class_cond=classes > 0,
+            image_size=config.sample_size,
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            num_classes=classes,
+            null_class=(config.num_class_embeds or 0) > classes,
+        )
+    except ValidationError as error:
+        raise DiffctlError(explain(error, f"{folder} cannot be expressed here", UNetSpec)) from None
+
+
+def _heads(config: UNetFile) -> dict[str, Any]:
+    """Channels a head where they divide every level's, else the number of heads, one where none is told."""
+    width = config.attention_head_dim
+    levels = zip(config.block_out_channels, config.down_block_types, strict=True)
+    if width is None:
+        return {"heads": 1}
+    attending = {config.block_out_channels[-1], *(level for level, kind in levels if kind in ATTENTION)}
+    if len(attending) == 1 and any(level % width for level in config.block_out_channels):
+        return {"heads": max(1, attending.pop() // width)}
+    return {"head_channels": width}
+
+
+def _process(folder: Path, config: SchedulerFile, unet: UNetFile) -> ProcessConfig:
+    """The process whose betas these are; DiffctlError where no schedule of ours has them."""
+    learned = unet.out_channels == 2 * unet.in_channels
+    if learned != config.variance_type.startswith("learned") or config.variance_type == "learned":
+        raise DiffctlError(
+            f"{folder}: variance_type {brief(config.variance_type)} cannot be expressed with out_channels "
+            f"{unet.out_channels} for {unet.in_channels} channels"
+        )
+    fixed: Literal["small", "large"] = "large" if config.variance_type.startswith("fixed_large") else "small"
+    betas = _betas(config)
+    ours = {theirs: name for name, theirs in PREDICTION_TYPES.items()}
+    for schedule in SCHEDULES:
+        process = ProcessConfig(
+            timesteps=config.num_train_timesteps,
+            schedule=schedule,
+            variance="learned" if learned else fixed,
+            loss="hybrid" if learned else "simple",
+            prediction=ours[config.prediction_type],
+        )
+        own = build_process(process).full_grid().betas
+        if own.shape == betas.shape and torch.allclose(own, betas, rtol=SAME_BETAS, atol=0):
+            return process
+    named = "trained_betas" if config.trained_betas is not None else f"beta_schedule {config.beta_schedule}"
+    raise DiffctlError(f"{folder}: {named} is none of the schedules {', '.join(SCHEDULES)}")
+
+
+def _betas(config: SchedulerFile) -> Tensor:
+    """(T,) float64, as diffusers' schedulers make them."""
+    if config.trained_betas is not None:
+        return torch.tensor(config.trained_betas, dtype=torch.float64)
+    steps, start, end = config.num_train_timesteps, config.beta_start, config.beta_end
+    if config.beta_schedule == "squaredcos_cap_v2":
+        of_time = (torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008
+        bar = (of_time * torch.pi / 2).cos().square()
+        return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
+    if config.beta_schedule == "scaled_linear":
+        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
+    return torch.linspace(start, end, steps, dtype=torch.float64)
+
+
+def _ours(path: Path, network: UNet, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our weights by name; DiffctlError names the first of theirs that does not fit."""
+    shapes, ours = network.state_dict(), {}
+    for name, named in their_names(network).items():
+        if missing := [one for one in named if one not in theirs]:
+            raise DiffctlError(f"{path}: {missing[0]} is missing")
+        parts = [theirs.pop(one) for one in named]
+        has, shape = parts[0].shape, shapes[name].shape
+        whole = (len(parts) * has[0], *has[1:]) if has else ()
+        if any(part.shape != has for part in parts) or whole not in (shape, shape[:2]):
+            raise DiffctlError(f"{path}: {named[0]} has shape {tuple(has)}, which is not that of the network")
+        ours[name] = torch.cat([part.float() for part in parts]).reshape(shape)
+    if theirs:
+        raise DiffctlError(f"{path}: {brief(next(iter(theirs)), json.dumps)} is left over")
+    return ours

@@ -1,0 +1,134 @@
+"""Snapshots of power-function averages, and any other width made of them after the training.
+
+A snapshot is a model file of its own, which says of what width and after which step it is.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from diffusion.model.fit import open_weights
+from diffusion.model.model_file import Artefact, read_artefact, read_verified
+from diffusion.model.power_average import gamma_of
+from diffusion.system.errors import UsageError
+
+SUFFIX = ".safetensors"
+OWN = {"step", "ema_width", "weights_sha256"}  # what the snapshots of one training do not have in common
+
+Times = npt.NDArray[np.float64]
+
+
+def snapshot_file(folder: Path, width: float, step: int) -> Path:
+    """Where the average of this width after this step lies."""
+    return folder / f"{width:g}-{step:09d}{SUFFIX}"
+
+
+def snapshot_files(folder: Path) -> list[Path]:
+    """All snapshots in a folder, in the order of widths and steps."""
+    return sorted(folder.glob(f"*-*{SUFFIX}"))
+
+
+def step_of(path: Path) -> int:
+    """After which step a snapshot is, by its file's name."""
+    return int(path.stem.rpartition("-")[2])
+
+
+class Fit(NamedTuple):
+    """How the snapshots are summed for a width: their parts, which sum to 1, and how far that is from it.
+
+    `error` is the root of the mean square by which the sum's profile differs from the wanted one's, relative
+    to that one's own.
+    """
+
+    parts: Times
+    error: float
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """All snapshots of one training, and what each says of itself."""
+
+    paths: tuple[Path, ...]
+    artefacts: tuple[Artefact, ...]
+
+    @classmethod
+    def of(cls, folder: Path, *, unverified: bool = False) -> Self:
+        """Those in a folder, each read whole, or `unverified` what they say of themselves alone.
+
+        UsageError where there are none, or of two trainings; DiffctlError for a damaged one.
+        """
+        paths = tuple(snapshot_files(folder))
+        if not paths:
+            raise UsageError(
+                f"{folder} has no snapshots of averages: set train.averages, train, or `dvc pull` them"
+            )
+        artefacts = tuple(map(read_artefact if unverified else read_verified, paths))
+        first = artefacts[0].model_dump(exclude=OWN)
+        for path, artefact in zip(paths, artefacts, strict=True):
+            if artefact.ema_width is None or artefact.step < 1:
+                raise UsageError(f"{path} is a model, but no snapshot of a power-function average")
+            if artefact.model_dump(exclude=OWN) != first:
+                raise UsageError(f"{path} and {paths[0]} are of two trainings: keep a folder for each")
+        return cls(paths, artefacts)
+
+    @property
+    def widths(self) -> list[float]:
+        """The widths that were tracked, in order."""
+        return sorted({artefact.ema_width or 0.0 for artefact in self.artefacts})
+
+    @property
+    def last(self) -> Artefact:
+        """What the latest says."""
+        return max(self.artefacts, key=lambda artefact: artefact.step)
+
+    def fit(self, width: float) -> Fit:
+        """How the average of a width after the last step is made of them."""
+        times = [artefact.step for artefact in self.artefacts]
+        return fitted(times, [artefact.ema_width or 0.0 for artefact in self.artefacts], width)
+
+    def reconstruct(self, width: float) -> tuple[dict[str, Tensor], Artefact]:
+        """The average's weights, on the CPU in the snapshots' types, and what its model file says."""
+        parts = self.fit(width).parts
+        sums: dict[str, Tensor] = {}
+        kinds: dict[str, torch.dtype] = {}
+        for path, part in zip(self.paths, parts.tolist(), strict=True):
+            with open_weights(path) as file:
+                for name in file.keys():  # noqa: SIM118 (not a dict)
+                    tensor = file.get_tensor(name)
+                    kinds[name] = tensor.dtype
+                    term = part * tensor.double()
+                    sums[name] = sums[name].add_(term) if name in sums else term
+        weights = {name: tensor.to(kinds[name]) for name, tensor in sums.items()}
+        return weights, self.last.model_copy(update={"ema_width": width})
+
+
+def fitted(steps: Sequence[int], widths: Sequence[float], width: float) -> Fit:
+    """The least squares of app. C.3 over profiles after these steps, for a width after the last of them.
+
+    A profile that is among them is itself alone.
+    """
+    times, gammas = np.array(steps, dtype=float), np.array([gamma_of(one) for one in widths])
+    end, gamma = np.array([max(steps)], dtype=float), np.array([gamma_of(width)])
+    products = correlation(times[:, None], gammas[:, None], times[None], gammas[None])
+    wanted = correlation(times, gammas, end, gamma)
+    square = float(correlation(end, gamma, end, gamma)[0])
+    scale = 1 / np.sqrt(np.diag(products))  # all of norm 1, or early ones would drown the late
+    parts: Times = scale * np.linalg.solve(products * scale[:, None] * scale, wanted * scale)
+    parts /= parts.sum()  # all are means of the weights: where these stay, so does the sum
+    left = float(square - 2 * parts @ wanted + parts @ products @ parts)
+    return Fit(parts, math.sqrt(max(0.0, left) / square))
+
+
+def correlation(t_a: Times, gamma_a: Times, t_b: Times, gamma_b: Times) -> Times:
+    """∫ p_a(τ)·p_b(τ) dτ of two profiles, in closed form (app. C.3); broadcast over all four."""
+    power: Times = np.where(t_a < t_b, gamma_b, -gamma_a)
+    longest: Times = np.maximum(t_a, t_b)
+    scaled: Times = (gamma_a + 1) * (gamma_b + 1) / ((gamma_a + gamma_b + 1) * longest)
+    return scaled * (t_a / t_b) ** power

@@ -1,0 +1,91 @@
+"""What a U-Net takes from one that was trained with other classes, channels or sizes of images.
+
+- A class takes its row where the start knows one of that name. Any other, and the empty label, begins as the
+  start's "no class": its empty label, else the mean of its classes, else nothing (a row of zeros).
+- An unconditional network takes that row into the bias that it was added to, and says what the start said of
+  "no class".
+- Grey images become RGB ones, or the reverse, so that a grey picture in RGB is seen as it was in grey, and is
+  answered alike in every channel.
+- The layer that is told of augmentation is left out where it is not wanted, which is exact, for it is told of
+  none when the network samples; where the start has none it begins as drawn, as zeros.
+- The learned variance is left out where it is not wanted, and begins as drawn where the start has none.
+- The size of the images may differ where attention stands at the same levels.
+"""
+
+import torch
+from torch import Tensor
+
+from diffusion.model.config import NetworkSpec
+from diffusion.model.transfer import Taken, Trained, Unfit, Weights, as_they_are, refuse_other_options
+
+CLASSES, CLASS_BIAS = "classes.weight", "time.2.bias"
+AUGMENTATION = "augmentation.weight"
+STEM, HEAD = "stem.weight", ("head.weight", "head.bias")
+
+
+def transfer(start: Trained, spec: NetworkSpec, classes: tuple[str, ...], drawn: Weights) -> Taken:
+    """The weights that a U-Net of this spec begins with; Unfit as `diffusion.model.transfer.transfer`."""
+    refuse_other_options(start.spec, spec, free=frozenset({"attention", "augmented"}))
+    if len(set(start.classes)) != len(start.classes):
+        raise Unfit("the start names two classes alike, so that none can be taken by its name")
+    ours, channels = dict(start.weights), (start.spec.in_channels, spec.in_channels)
+    ours[STEM] = _of_inputs(ours[STEM], *channels)
+    for name in HEAD:
+        ours[name] = _of_outputs(ours[name], drawn[name], *channels)
+    new: frozenset[str] = frozenset()
+    no_class = _no_class(start)
+    if CLASSES in drawn:
+        ours[CLASSES] = _rows(start, no_class, classes, drawn[CLASSES])
+        new = frozenset() if set(classes) <= set(start.classes) else frozenset({CLASSES})
+    elif ours.pop(CLASSES, None) is not None:
+        ours[CLASS_BIAS] = ours[CLASS_BIAS] + no_class
+    if AUGMENTATION not in drawn:
+        ours.pop(AUGMENTATION, None)
+    elif AUGMENTATION not in ours:
+        ours[AUGMENTATION], new = drawn[AUGMENTATION], new | {AUGMENTATION}
+    return Taken(as_they_are(ours, drawn), new)
+
+
+def _no_class(start: Trained) -> Tensor:
+    """(E,) what the start adds to its embedding for a picture of no class in particular."""
+    if CLASSES not in start.weights:
+        return torch.zeros_like(start.weights[CLASS_BIAS])
+    rows = start.weights[CLASSES]
+    return rows[start.spec.num_classes] if start.spec.null_class else rows.mean(dim=0)
+
+
+def _rows(start: Trained, no_class: Tensor, classes: tuple[str, ...], drawn: Tensor) -> Tensor:
+    """A row for each class, and for the empty label where the network has one."""
+    known = {name: start.weights[CLASSES][row] for row, name in enumerate(start.classes)}
+    rows = [known.get(name, no_class) for name in classes]
+    return torch.stack([*rows, *[no_class] * (len(drawn) - len(rows))])
+
+
+def _of_inputs(weight: Tensor, before: int, now: int) -> Tensor:
+    """(O, before, …) → (O, now, …), which gives a grey picture in RGB what it gave in grey."""
+    if before == now:
+        return weight
+    _refuse_odd(before, now)
+    if now == 1:
+        return weight.sum(dim=1, keepdim=True)
+    return weight.repeat_interleave(now, dim=1) / now
+
+
+def _of_outputs(theirs: Tensor, drawn: Tensor, before: int, now: int) -> Tensor:
+    """The start's predictions by the channels that are wanted; as drawn, where the start predicts nothing."""
+    parts = [_of_output(part, before, now) for part in theirs.chunk(len(theirs) // before)]
+    return torch.cat([*parts, *drawn.chunk(len(drawn) // now)[len(parts) :]][: len(drawn) // now])
+
+
+def _of_output(part: Tensor, before: int, now: int) -> Tensor:
+    if before == now:
+        return part
+    _refuse_odd(before, now)
+    return part.mean(dim=0, keepdim=True) if now == 1 else part.repeat_interleave(now, dim=0)
+
+
+def _refuse_odd(before: int, now: int) -> None:
+    if {before, now} != {1, 3}:
+        raise Unfit(
+            f"the images have {now} channels and the start's {before}: only 1 and 3 become each other"
+        )

@@ -1,0 +1,224 @@
+"""Pipelines in: what diffusers made gives equal outputs here, and what is exported comes back as it was."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffusion.interop.diffusers import export_diffusers
+from diffusion.interop.from_diffusers import OLDER, import_diffusers
+from diffusion.model.model_file import load_model, save_artefact
+from diffusion.process.config import ProcessConfig
+from diffusion.system.errors import DiffctlError, UsageError
+from tests.conftest import diffctl
+from tests.interop.test_diffusers import SHAPES, model
+
+diffusers = pytest.importorskip("diffusers")
+
+# google/ddpm-cifar10-32's config.json, with a quarter of its channels.
+DDPM: dict[str, Any] = {
+    "sample_size": 32,
+    "in_channels": 3,
+    "out_channels": 3,
+    "freq_shift": 1,
+    "flip_sin_to_cos": False,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [64, 128, 128, 128],
+    "layers_per_block": 2,
+    "downsample_padding": 0,
+    "attention_head_dim": None,
+    "norm_eps": 1e-6,
+}
+SMALL: dict[str, Any] = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [64, 64],
+    "layers_per_block": 1,
+}
+BIGGAN = {
+    "down_block_types": ["ResnetDownsampleBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "ResnetUpsampleBlock2D"],
+    "downsample_type": "resnet",
+    "upsample_type": "resnet",
+    "resnet_time_scale_shift": "scale_shift",
+    "attn_norm_num_groups": 32,
+}
+
+
+def pipeline(folder: Path, of_scheduler: dict[str, Any] | None = None, **config: Any):
+    """A folder with a randomly initialised network, every weight of it; that network."""
+    unet = diffusers.UNet2DModel(**config).eval()
+    with torch.no_grad():
+        for weight in unet.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape))
+    scheduler = diffusers.DDPMScheduler(**(of_scheduler or {}))
+    diffusers.DDPMPipeline(unet, scheduler).save_pretrained(folder)
+    return unet
+
+
+def imported(folder: Path):
+    weights, artefact = import_diffusers(folder)
+    path = folder.with_suffix(".safetensors")
+    save_artefact(path, weights, artefact)
+    return load_model(path)
+
+
+def compare(unet, folder: Path, labels: torch.Tensor | None = None) -> None:
+    loaded = imported(folder)
+    size, channels = unet.config.sample_size, unet.config.in_channels
+    x, t = torch.randn(2, channels, size, size), torch.tensor([3, 870])
+    with torch.no_grad():
+        ours = loaded.network(x, t, labels)
+        theirs = unet(x, t, class_labels=labels).sample
+    assert ours.std() > 0.1
+    assert torch.allclose(ours, theirs, rtol=1e-4, atol=2e-5 * float(theirs.abs().max()))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_the_shape_of_googles_ddpm_gives_equal_outputs(tmp_path):
+    folder = tmp_path / "ddpm"
+    unet = pipeline(folder, {"variance_type": "fixed_large"}, **DDPM)
+    compare(unet, folder)
+    artefact = imported(folder).artefact
+    network = artefact.network
+    assert (network.downsample_padding, network.frequency_shift, network.norm_eps) == ("after", 1, 1e-6)
+    assert (artefact.process.schedule, artefact.process.variance) == ("linear", "large")
+    assert (artefact.data.name, artefact.process.timesteps) == ("ddpm", 1000)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_class_embeds": 5},
+        {"out_channels": 2},
+        {"downsample_padding": 0, "attention_head_dim": 16},
+        {"freq_shift": 1},
+        {"flip_sin_to_cos": False, "norm_eps": 1e-3},
+        BIGGAN,
+        {**BIGGAN, "num_class_embeds": 3, "downsample_padding": 0},
+    ],
+    ids=str,
+)
+def test_other_shapes_give_equal_outputs(tmp_path, changes):
+    learned = "learned_range" if changes.get("out_channels") == 2 else "fixed_small"
+    unet = pipeline(tmp_path / "a", {"variance_type": learned}, **{**SMALL, **changes})
+    compare(unet, tmp_path / "a", torch.tensor([0, 2]) if "num_class_embeds" in changes else None)
+
+
+def test_old_pipelines_in_one_folder_with_older_names_in_a_pickle(tmp_path):
+    folder = tmp_path / "old"
+    unet = pipeline(folder, **{**SMALL, "attention_head_dim": None})
+    for name in ("unet/config.json", "scheduler/scheduler_config.json"):
+        (folder / name).rename(folder / Path(name).name)
+    names = {new: old for old, new in OLDER.items()}
+
+    def older(name: str) -> str:
+        for new, old in names.items():
+            name = name.replace(f".{new}.", f".{old}.")
+        return name
+
+    torch.save(
+        {older(name): one for name, one in unet.state_dict().items()},
+        folder / "diffusion_pytorch_model.bin",
+    )
+    for name in ("unet", "scheduler"):
+        for file in (folder / name).iterdir():
+            file.unlink()
+        (folder / name).rmdir()
+    compare(unet, folder)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_what_was_exported_comes_back_with_the_same_bytes(tmp_path, shape):
+    loaded = model(**shape)
+    export_diffusers(loaded, tmp_path / "out")
+    back = imported(tmp_path / "out")
+    before, after = loaded.network.state_dict(), back.network.state_dict()
+    before.pop("augmentation.weight", None)  # which is left out
+    assert before.keys() == after.keys()
+    channels = loaded.artefact.network.in_channels
+    for name, weight in before.items():
+        kept = weight[:channels] if name.startswith("head.") else weight  # ε alone was exported
+        assert torch.equal(after[name], kept), name
+    assert back.artefact.data.classes == loaded.artefact.data.classes
+    assert back.artefact.network.null_class == loaded.artefact.network.null_class
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "velocity"])
+def test_process_and_prediction_come_back(tmp_path, schedule, prediction):
+    loaded = model(in_channels=3, out_channels=3, null_class=False)
+    process = ProcessConfig(
+        schedule=schedule, prediction=prediction, variance="small", loss="simple", timesteps=200
+    )
+    artefact = loaded.artefact.model_copy(update={"process": process})
+    export_diffusers(loaded._replace(artefact=artefact), tmp_path / "out")
+    assert import_diffusers(tmp_path / "out")[1].process == process
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "said"),
+    [
+        ("unet/config.json", {"mid_block_scale_factor": 1.4}, "mid_block_scale_factor"),
+        ("unet/config.json", {"act_fn": "gelu"}, "act_fn"),
+        ("unet/config.json", {"time_embedding_type": "fourier"}, "time_embedding_type"),
+        ("unet/config.json", {"center_input_sample": True}, "center_input_sample"),
+        ("unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type"),
+        ("unet/config.json", {"cross_attention_dim": 64}, "cross_attention_dim: unknown key"),
+        ("unet/config.json", {"norm_num_groups": 16}, "norm_num_groups 16 cannot be expressed"),
+        ("unet/config.json", {"sample_size": 9}, "image_size 9 must be divisible by 2"),
+        ("unet/config.json", {"downsample_type": "resnet"}, "resample in different ways"),
+        ("unet/config.json", {"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups: null"),
+        ("unet/config.json", {"block_out_channels": [64, 96]}, "does not divide all others"),
+        ("unet/config.json", {"layers_per_block": 2}, r"down_blocks\.\d\.\w+\.1\.\S+ is missing"),
+        ("unet/config.json", {"num_class_embeds": None}, r'"class_embedding\.weight" is left over'),
+        ("unet/config.json", {"in_channels": 3, "out_channels": 3}, r"conv_\w+\.weight has shape"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "scaled_linear"}, "scaled_linear is none of"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "beta_schedule"),
+        ("scheduler/scheduler_config.json", {"beta_end": 0.03}, "beta_schedule linear is none of"),
+        ("scheduler/scheduler_config.json", {"trained_betas": [0.1] * 1000}, "trained_betas is none of"),
+        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+        ("scheduler/scheduler_config.json", {"variance_type": "learned"}, "variance_type 'learned'"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": None}, "num_train_timesteps"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_what_cannot_be_expressed_is_refused_by_its_key(tmp_path, file, changes, said):
+    pipeline(tmp_path / "a", **{**SMALL, "num_class_embeds": 5})
+    edit(tmp_path / "a" / file, **changes)
+    with pytest.raises(DiffctlError, match=said):
+        import_diffusers(tmp_path / "a")
+
+
+def test_a_folder_without_a_pipeline_and_damaged_weights(tmp_path):
+    with pytest.raises(UsageError, match="no folder at"):
+        import_diffusers(tmp_path / "none")
+    with pytest.raises(UsageError, match=r"config\.json is missing: name the folder of a pipeline"):
+        import_diffusers(tmp_path)
+    pipeline(tmp_path / "a", **SMALL)
+    weights = tmp_path / "a/unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(DiffctlError, match="not a whole safetensors file"):
+        import_diffusers(tmp_path / "a")
+    weights.unlink()
+    with pytest.raises(UsageError, match="the weights are not there"):
+        import_diffusers(tmp_path / "a")
+
+
+def test_the_command_says_what_it_made(tmp_path):
+    pipeline(tmp_path / "a", **SMALL)
+    done = diffctl(tmp_path, "import", "diffusers", "a", "--json")
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert (made["out"], made["schedule"]) == ("models/a.safetensors", "linear")
+    assert load_model(tmp_path / made["out"]).artefact.data.name == "a"
