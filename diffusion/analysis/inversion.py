@@ -14,12 +14,23 @@ from diffusion.process.time_grid import Grid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.finite import FiniteWatch, watch_over
 from diffusion.sample.generate import check_settings, denoise, model_denoiser
+from diffusion.sample.sampler import Ask, Step, Walk, run
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) steps."""
 
 
-@torch.no_grad()
+def encoding(grid: Grid, x: Tensor, noise: Callable[[], Tensor]) -> Walk:
+    """The walk of `encode`, as a sampler whose walk begins at images and ends at codes; it draws no noise."""
+    steps = grid.walk()[::-1]
+    for done, step in enumerate(steps, start=1):
+        said = yield Ask(x, steps[max(done - 2, 0)].t)
+        assert said is not None
+        x0_hat = (x - step.sigma_prev * said.eps) / step.alpha_prev
+        x = step.alpha * x0_hat + step.sigma * said.eps
+        yield Step(done, len(steps), x, x0_hat)
+
+
 def encode(
     denoiser: Denoiser,
     grid: Grid,
@@ -34,18 +45,12 @@ def encode(
     The first step starts at the image itself, which counts as its noisiest neighbour, the first timestep.
     NotFinite, in the words of `watch`, where ε or a step is NaN or infinite.
     """
-    watch = watch or FiniteWatch()
-    x, steps = x_0, grid.walk()[::-1]
-    for done, step in enumerate(steps, start=1):
-        starts_at = steps[max(done - 2, 0)].t
-        eps = denoiser(x, starts_at, condition).eps
-        x0_hat = (x - step.sigma_prev * eps) / step.alpha_prev
-        x = step.alpha * x0_hat + step.sigma * eps
-        watch.see(done, starts_at, eps, x)
+
+    def report(step: Step) -> None:
         if progress:
-            progress(done, len(steps))
-    watch.end()
-    return x
+            progress(step.done, step.total)
+
+    return run(encoding(grid, x_0, lambda: x_0), denoiser, condition, report, watch).x
 
 
 def slerp(first: Tensor, second: Tensor, fraction: float) -> Tensor:
@@ -123,8 +128,12 @@ def interpolate(
     def half(offset: int) -> Progress:
         return lambda done, total: progress(offset * total + done, 2 * total) if progress else None
 
-    ends_codes = encode_images(loaded, settings, ends, condition, half(0))
+    points = arc(encode_images(loaded, settings, ends, condition, half(0)), condition, frames)
+    return decode_images(loaded, settings, *points, half(1))
+
+
+def arc(ends: Tensor, condition: Condition, frames: int) -> tuple[Tensor, Condition]:
+    """`frames` codes from the first to the second of two, (2, C, H, W), and the condition of each."""
     fractions = torch.linspace(0, 1, frames)
-    codes = torch.cat([slerp(ends_codes[:1], ends_codes[1:], float(fraction)) for fraction in fractions])
-    nearer = condition.rows((fractions > 0.5).long())
-    return decode_images(loaded, settings, codes, nearer, half(1))
+    codes = torch.cat([slerp(ends[:1], ends[1:], float(fraction)) for fraction in fractions])
+    return codes, condition.rows((fractions > 0.5).long())

@@ -60,7 +60,7 @@ def bits_per_dimension(
         wanted = condition.rows(slice(start, start + batch_size)).to(device)
         noise = ImageNoise(seed, range(start, start + len(x_0)), (x_0.shape[1], *x_0.shape[2:]))
         watch = watch_over({"model": loaded.network}, False, _counted_from(start))
-        prior = prior_term(grid, x_0).double().cpu()
+        prior = prior_term(grid, x_0).cpu().double()
         total = prior.clone()
         for i in range(len(grid)):
             term = _term(denoiser, grid, x_0, i, noise.draw().to(device), wanted, watch)
@@ -96,4 +96,4 @@ def _term(
     log_var = log_variance(grid, process.config.variance, said.variance_fraction, x_t, index)
     term = vlb_terms(grid, x_0, x_t, index, said.x0.clamp(-1, 1), log_var)
     watch.see(i + 1, t, *said, term)
-    return term.double().cpu()
+    return term.cpu().double()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion.system.errors import UsageError
+from diffusion.system.transfer import send
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +41,9 @@ class Condition:
         count = len(range(self.count)[index]) if isinstance(index, slice) else len(index)
         return replace(self, count=count, labels=None if self.labels is None else self.labels[index])
 
-    def to(self, device: torch.device | str) -> "Condition":
-        """The same on a device."""
-        return self if self.labels is None else replace(self, labels=self.labels.to(device))
+    def to(self, device: torch.device) -> "Condition":
+        """The same on a device; nothing waits for it to be there."""
+        return self if self.labels is None else replace(self, labels=send(self.labels, device))
 
     @staticmethod
     def cat(parts: Sequence["Condition"]) -> "Condition":

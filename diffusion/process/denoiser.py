@@ -9,6 +9,7 @@ from torch import Tensor
 from diffusion.process.condition import Condition
 from diffusion.process.prediction import Network, Prediction
 from diffusion.process.process import Process
+from diffusion.system.transfer import exact_place, send
 
 
 class Denoiser(Protocol):
@@ -27,7 +28,17 @@ class NetworkDenoiser:
 
     def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
         """One forward pass."""
-        times = t if isinstance(t, Tensor) else torch.tensor(t)
-        rows = t.to(x.device) if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
+        rows = times_of_rows(t, x)
         output = self.network(x, rows, condition.labels)
+        if not isinstance(t, Tensor):
+            times = torch.tensor(t)
+        else:  # on a device without float64 the tables lie where the times come from
+            times = rows if exact_place(x.device) == x.device else t
         return self.process.read(output.to(x.dtype), x, times)
+
+
+def times_of_rows(t: Tensor | float, x: Tensor) -> Tensor:
+    """The time of each row of x (B, …), (B,) on its device; nothing waits for it to be there."""
+    if isinstance(t, Tensor):
+        return send(t, x.device)
+    return torch.full((len(x),), t, device=x.device)

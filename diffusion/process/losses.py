@@ -10,6 +10,7 @@ from diffusion.process.condition import Condition
 from diffusion.process.posterior import log_variance
 from diffusion.process.prediction import Network, split_output
 from diffusion.process.process import Process
+from diffusion.system.transfer import send
 
 
 def training_losses(
@@ -26,7 +27,7 @@ def training_losses(
     output = network(x_t, t.to(x_t.device), condition.labels).to(x_t.dtype)
     predicted, _ = split_output(output, x_t.shape[1])
     mse = (process.target(x_0, t, noise) - predicted).square().flatten(1).mean(1)
-    simple = mse if config.weighting == "none" else process.loss_weight(t).to(mse) * mse
+    simple = mse if config.weighting == "none" else _as(mse, process.loss_weight(t)) * mse
     if config.loss == "simple":
         return {"loss": simple, "mse": mse}
     prediction = process.read(output, x_t, t)
@@ -37,3 +38,8 @@ def training_losses(
     if config.loss == "vlb":
         return {"loss": process.timesteps * vlb, "mse": mse, "vlb": vlb}
     return {"loss": simple + process.timesteps / 1000 * vlb, "mse": mse, "vlb": vlb}
+
+
+def _as(like: Tensor, values: Tensor) -> Tensor:
+    """The values in `like`'s dtype first, for its device may not have theirs, and then there."""
+    return send(values.to(like.dtype), like.device)

@@ -14,6 +14,7 @@ from diffusion.process.config import ProcessConfig
 from diffusion.process.prediction import Prediction, expand, split_output
 from diffusion.process.predictions import PREDICTIONS
 from diffusion.process.time_grid import Grid
+from diffusion.system.transfer import exact_place, send
 
 CPU = torch.device("cpu")
 SNR_LIMIT = 5.0  # γ of min-SNR weighting, the paper's choice
@@ -29,10 +30,20 @@ class Process(ABC):
 
     @abstractmethod
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """α and σ of times in [0, T−1], integers or real: float64, shaped as `t` and on its device.
+        """α and σ of times in [0, T−1], integers or real: float64, shaped as `t`, where that is exact.
+
+        That is `exact_place` of its device.
 
         α falls and σ grows with t; σ is 0 nowhere.
         """
+
+    def noise_level(self, t: Tensor) -> Tensor:
+        """σ/α of times, as `alpha_sigma`: the σ of images that are not scaled down (Karras et al. 2022).
+
+        For a variance-preserving process √((1−ᾱ)/ᾱ); ∞ where nothing of the image is left.
+        """
+        alpha, sigma = self.alpha_sigma(t)
+        return sigma / alpha
 
     @property
     def timesteps(self) -> int:
@@ -45,7 +56,11 @@ class Process(ABC):
         return Grid(chosen, *self.alpha_sigma(chosen))
 
     def full_grid(self, device: torch.device = CPU) -> Grid:
-        """All whole times 0 … T−1, along which training and the bound go; made once for each device."""
+        """All whole times 0 … T−1, along which training and the bound go; made once for each device.
+
+        Where the device has no float64, it lies on the CPU.
+        """
+        device = exact_place(device)
         if device not in self._full:
             self._full[device] = self.grid(range(self.timesteps)).to(device)
         return self._full[device]
@@ -96,8 +111,9 @@ class TableProcess(Process):
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The table's own values at whole times; real ones outside [0, T−1] count as the nearer end."""
+        t = t.to(exact_place(t.device))
         if t.device not in self._tables:
-            self._tables[t.device] = self._tables[CPU].to(t.device)
+            self._tables[t.device] = send(self._tables[CPU], t.device)
         alpha, sigma, log_snr = self._tables[t.device]
         if not t.is_floating_point():
             return alpha[t], sigma[t]

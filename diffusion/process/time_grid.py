@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffusion.system.transfer import send
+
 
 class GridStep(NamedTuple):
     """One step of a walk as plain numbers: from time `t` to the one before it on the grid, or to the image.
@@ -89,9 +91,9 @@ class Grid:
         first = self.posterior_variance[1:2] if len(self) > 1 else self.betas[:1]
         return torch.cat([first, self.posterior_variance[1:]]).log()
 
-    def to(self, device: torch.device | str) -> "Grid":
+    def to(self, device: torch.device) -> "Grid":
         """The same grid with its tables on the device, so that looking one up waits for nothing."""
-        return Grid(self.times.to(device), self.alpha.to(device), self.sigma.to(device))
+        return Grid(send(self.times, device), send(self.alpha, device), send(self.sigma, device))
 
     def walk(self) -> list[GridStep]:
         """The steps from the last time to the image, in the order that they are taken."""

@@ -1,5 +1,7 @@
 """How training draws its timesteps: uniformly, or by the losses seen at each (iDDPM eq. 18)."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -29,7 +31,7 @@ class UniformSampler:
         """Nothing to resume."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Nothing to resume."""
 
 
@@ -68,7 +70,7 @@ class LossAwareSampler(UniformSampler):
         """The remembered losses and their counts."""
         return {"losses": self.losses, "counts": self.counts}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from `state_dict`'s tensors."""
         self.losses, self.counts = state["losses"].clone(), state["counts"].clone()
 

@@ -16,7 +16,6 @@ from diffusion.process.registry import build_process
 from diffusion.process.time_grid import Grid
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
-from diffusion.protocol.spacing import check_timesteps, spaced_timesteps
 from diffusion.sample.eta import check_eta, check_noise
 from diffusion.sample.finite import FiniteWatch, watch_over
 from diffusion.sample.guidance import (
@@ -24,11 +23,15 @@ from diffusion.sample.guidance import (
     classifier_gradient,
     shifting_eps,
     shifting_mean,
+    within,
     without_labels,
 )
+from diffusion.sample.questions import walk_grid
 from diffusion.sample.sampler import Step, run
+from diffusion.system.ahead import one_ahead
 from diffusion.system.errors import UsageError
 from diffusion.system.threads import in_halves, pays_on
+from diffusion.system.transfer import send
 
 if TYPE_CHECKING:  # a model's images do not come from a classifier's code, unless there is one
     from diffusion.model.classifier import LoadedClassifier
@@ -42,11 +45,7 @@ _Making = Callable[[_Draw, Condition, _Callback | None, FiniteWatch], Tensor]
 def check_settings(artefact: Described, settings: SampleSettings) -> Grid:
     """The times to walk along; UsageError when this model cannot be sampled so."""
     process = build_process(artefact.process)
-    if settings.timesteps is None:
-        times = spaced_timesteps(settings.spacing, settings.steps, process.timesteps)
-    else:
-        times = check_timesteps(settings.timesteps, process.timesteps)
-    grid = process.grid(times)
+    grid = walk_grid(settings, process)
     if SAMPLERS[settings.sampler].stochastic:
         check_eta(grid, settings.eta)
         check_noise(settings.noise, artefact.network.learned_variance)
@@ -63,16 +62,18 @@ def generate(
     device: torch.device,
     callback: _Callback | None = None,
     classifier: "LoadedClassifier | None" = None,
+    *,
+    fast: bool = False,
 ) -> Tensor:
     """The images at `indices` under a row each of the condition, uint8 (B, C, H, W) on the CPU.
 
-    The network is in eval mode on `device`. On a CPU they are made in two halves, unless a `callback` is to
-    see all of them at each step. UsageError as `check_settings`, NotFinite with the image and the step at
-    which numbers are none.
+    The network is in eval mode on `device`; `fast` has it compiled. On a CPU they are made in two halves,
+    unless a `callback` is to see all of them at each step. UsageError as `check_settings`, NotFinite with the
+    image and the step at which numbers are none.
     """
     spec = loaded.artefact.network
     shape = (spec.in_channels, spec.image_size, spec.image_size)
-    make = _making(loaded, settings, device, classifier)
+    make = _making(loaded, settings, device, classifier, fast)
     networks = {"model": loaded.network} | ({"classifier": classifier.network} if classifier else {})
     guided = bool(settings.guidance or settings.classifier_scale)
 
@@ -96,51 +97,59 @@ def denoise(
 ) -> Tensor:
     """The images that grow from what `draw` gives: x_T first, then each noisy step's z; as `generate`."""
     watch = watch_over({"model": loaded.network}, bool(settings.guidance), "image {} of these".format)
-    return _making(loaded, settings, device, None)(draw, condition, callback, watch)
+    return _making(loaded, settings, device)(draw, condition, callback, watch)
 
 
 def _making(
     loaded: LoadedModel,
     settings: SampleSettings,
     device: torch.device,
-    classifier: "LoadedClassifier | None",
+    classifier: "LoadedClassifier | None" = None,
+    fast: bool = False,
 ) -> _Making:
     """What makes images; all that depends neither on draws nor on conditions is done here, once."""
     grid, sampler = check_settings(loaded.artefact, settings), build_sampler(settings)
-    denoiser = guided_denoiser(loaded, settings, classifier)
+    denoiser = guided_denoiser(loaded, settings, classifier, fast=fast)
+    ahead = draws_ahead(settings, device)
 
     def make(draw: _Draw, condition: Condition, callback: _Callback | None, watch: FiniteWatch) -> Tensor:
-        def noise() -> Tensor:
-            return _sent(draw(), device)
-
-        walk = sampler(grid, noise(), noise)
-        return to_uint8(run(walk, denoiser, condition.to(device), callback, watch).x).cpu()
+        with one_ahead(lambda: send(draw(), device), ahead, device) as noise:
+            walk = sampler(grid, noise(), noise)
+            return to_uint8(run(walk, denoiser, condition.to(device), callback, watch).x).cpu()
 
     return make
 
 
-def _sent(noise: Tensor, device: torch.device) -> Tensor:
-    """The noise on the device; to a GPU through pinned memory, and nobody waits for the copy."""
-    if device.type != "cuda":
-        return noise.to(device)
-    return noise.pin_memory().to(device, non_blocking=True)
+def draws_ahead(settings: SampleSettings, device: torch.device) -> int:
+    """How many draws of a walk are made one ahead of their use: x_T and z of all steps but the last, or none.
+
+    On a CPU the thread that draws would take from the network what it gives. With an Apple GPU nobody has
+    seen a second thread go well.
+    """
+    noisy = SAMPLERS[settings.sampler].stochastic and settings.eta > 0
+    return settings.steps if noisy and device.type == "cuda" else 0
 
 
-def model_denoiser(loaded: LoadedModel) -> NetworkDenoiser:
-    """The model alone, in the precision that its file names."""
+def model_denoiser(loaded: LoadedModel, *, fast: bool = False) -> NetworkDenoiser:
+    """The model alone, in the precision that its file names; `fast` has it compiled."""
     network, artefact = loaded
-    return NetworkDenoiser(autocast(network, artefact.precision), build_process(artefact.process))
+    cast = autocast(network, artefact.precision, fast=fast)
+    return NetworkDenoiser(cast, build_process(artefact.process))
 
 
 def guided_denoiser(
-    loaded: LoadedModel, settings: SampleSettings, classifier: "LoadedClassifier | None" = None
+    loaded: LoadedModel,
+    settings: SampleSettings,
+    classifier: "LoadedClassifier | None" = None,
+    *,
+    fast: bool = False,
 ) -> Denoiser:
-    """The model under all its guidance.
+    """The model under all its guidance; `fast` has the model compiled.
 
     With η = 1 a classifier guides by ADM's alg. 1, as DDPM; else by alg. 2, which any η allows.
     """
-    model = model_denoiser(loaded)
-    guided = classifier_free(model, settings.guidance)
+    model = model_denoiser(loaded, fast=fast)
+    guided = _classifier_free(model, settings)
     if classifier is None or settings.classifier_scale == 0:
         return guided
     check_classifier(loaded.artefact, classifier)
@@ -150,6 +159,12 @@ def guided_denoiser(
     if settings.eta == 1:
         return shifting_mean(guided, gradient)
     return shifting_eps(guided, gradient, model.process)
+
+
+def _classifier_free(model: NetworkDenoiser, settings: SampleSettings) -> Denoiser:
+    if settings.guidance == 0 or settings.guidance_interval is None:
+        return classifier_free(model, settings.guidance)
+    return within(model, settings.guidance, settings.guidance_interval, model.process)
 
 
 def check_classifier(artefact: Described, classifier: "LoadedClassifier") -> None:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Denoiser
+from diffusion.process.denoiser import Denoiser, times_of_rows
 from diffusion.process.prediction import Prediction, expand
 from diffusion.process.process import Process
+from diffusion.protocol.interval import holds
 from diffusion.system.errors import UsageError
+from diffusion.system.transfer import send
 
 Weight = Tensor | float
 
@@ -37,6 +39,28 @@ def classifier_free(denoiser: Denoiser, weight: Weight) -> Denoiser:
     return _Guided(denoiser, rows, weight[rows]) if len(rows) else denoiser
 
 
+def is_guided(interval: tuple[float, float] | None, process: Process, t: float) -> bool:
+    """Whether guidance applies at a time, by the noise level there; everywhere without an interval."""
+    return interval is None or holds(interval, float(process.noise_level(torch.tensor(t))))
+
+
+def within(denoiser: Denoiser, weight: float, interval: tuple[float, float], process: Process) -> Denoiser:
+    """Classifier-free guidance where low < σ/α ≤ high, and the denoiser itself elsewhere (2404.07724, eq. 6).
+
+    Outside of the interval a row is asked once.
+    """
+    guided = classifier_free(denoiser, weight)
+
+    def asked(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
+        if not isinstance(t, Tensor):
+            return (guided if is_guided(interval, process, t) else denoiser)(x, t, condition)
+        levels = process.noise_level(t).tolist()
+        weights = [weight if holds(interval, level) else 0.0 for level in levels]
+        return classifier_free(denoiser, torch.tensor(weights, dtype=torch.float64))(x, t, condition)
+
+    return asked
+
+
 class _Guided:
     """`rows` of every batch are guided, by `weight`."""
 
@@ -45,9 +69,9 @@ class _Guided:
 
     def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
         rows, count = self._rows, len(x)
-        rows = rows if isinstance(rows, slice) else rows.to(x.device)
+        times = torch.cat([t, t[rows]]) if isinstance(t, Tensor) else t  # both as yet where they lay
+        rows = rows if isinstance(rows, slice) else send(rows, x.device)
         asked = Condition.cat([condition, condition.rows(rows).null()])
-        times = torch.cat([t, t[rows]]) if isinstance(t, Tensor) else t
         both = self._denoiser(torch.cat([x, x[rows]]), times, asked)
         conditional, free = both.rows(slice(count)), both.rows(slice(count, None))
         weight = expand(self._weight, x)
@@ -70,7 +94,7 @@ def classifier_gradient(classifier: Callable[[Tensor, Tensor], Tensor], scale: W
 
     def gradient(x: Tensor, t: Tensor | float, condition: Condition) -> Tensor:
         labels = asked_class(condition)
-        times = t.to(x.device) if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
+        times = times_of_rows(t, x)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             log_p = classifier(x, times).float().log_softmax(dim=1)

@@ -84,13 +84,13 @@ def run(
             watch.see(event.done, t, x)
             if callback:
                 callback(event)
-        event = _sent(walk, answer)
+        event = sent(walk, answer)
     watch.end()
     assert x is not None, "a walk has at least one step"
     return Walked(x, asked)
 
 
-def _sent(walk: Walk, answer: Prediction | None) -> Ask | Step | None:
+def sent(walk: Walk, answer: Prediction | None) -> Ask | Step | None:
     """What the walk yields next; None at its end."""
     try:
         return walk.send(answer)

@@ -1,5 +1,6 @@
 """The cells of a sweep: finished shards survive a kill, a grown grid costs its new cells."""
 
+import gc
 import shutil
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
@@ -11,6 +12,7 @@ import torch
 from diffusion.code import Code, code_digest, code_of, torch_version
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import Images, ImageStore, stream_store
+from diffusion.model.compiled import compiling_pays
 from diffusion.model.model_file import Artefact, Described, LoadedModel, load_model, read_artefact
 from diffusion.model.registry import MODELS
 from diffusion.process.registry import PROCESSES
@@ -20,6 +22,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.asked import mixed_condition
 from diffusion.sample.config import SampleConfig
 from diffusion.sample.generate import generate
+from diffusion.sample.questions import evaluations
 from diffusion.sample.shards import Shards, cells_folder
 from diffusion.system.devices import Waiting, held_device
 from diffusion.system.files import sha256_file
@@ -36,9 +39,10 @@ def sampling_card(settings: SampleSettings, artefact: Artefact) -> dict[str, Any
     """The sampling half of the protocol card, without the number of images: a flat JSON dict."""
     return {
         "model_sha256": artefact.model_sha256,
-        "ema": True,
+        "ema": artefact.ema_width or True,
         "precision": artefact.precision,
         **settings_card(settings),
+        "evaluations": evaluations(settings, artefact.process),
         "sampling_torch": torch_version(),
     }
 
@@ -67,10 +71,12 @@ def make_cell(
     out: Path,
     progress: Progress | None = None,
     run: Runner | None = None,
+    average_of: Path | None = None,
 ) -> ImageStore:
     """Make a cell's image store at `out`, going on from the shards that are already there.
 
-    `run` makes the others: in this process unless it is given.
+    `run` makes the others: in this process unless it is given. `average_of` is the training's own model where
+    `model` is another average of its weights.
     """
     artefact = read_artefact(model)
     settings, total = cell_settings(sample, cell), sample.num_images
@@ -88,7 +94,13 @@ def make_cell(
             show(done, total)
     labels = mixed_condition(artefact, settings, range(total)).labels
     card = {**sampling_card(settings, artefact), "num_images": total}
-    meta = {"name": cell.name, "classes": list(artefact.data.classes), "card": card}
+    lineage = [ancestor.model_dump() for ancestor in artefact.lineage]
+    meta = {"name": cell.name, "classes": list(artefact.data.classes), "card": card, "lineage": lineage}
+    own = read_artefact(average_of) if average_of else artefact
+    if training := own.training:
+        meta["training"] = training
+    if average_of:
+        meta["average_of"] = own.model_sha256
     return stream_store(
         out, (total, *shape), shards.images(), None if labels is None else labels.numpy(), meta
     )
@@ -111,8 +123,7 @@ class LocalRunner:
 
     def __exit__(self, *error: object) -> None:
         self._loaded, device, self._device = None, self._device, None
-        if device is not None and device.type == "cuda":
-            torch.cuda.empty_cache()
+        _let_go(device)
         self._held.close()
 
     def __call__(
@@ -125,10 +136,20 @@ class LocalRunner:
             self._device = self._held.enter_context(held_device(self._waiting))
         sha256 = sha256_file(model)
         if self._loaded is None or self._loaded[0] != sha256:
-            self._loaded = None  # before the next one is there
+            self._loaded = None
+            _let_go(self._device)  # before the next one is there
             self._loaded = sha256, load_model(model, self._device)
+        seen = evaluations(settings, self._loaded[1].artefact.process)
+        fast = compiling_pays(len(shards) * seen, self._device)
         for shard in shards:
-            yield shard, shard_images(self._loaded[1], settings, shard, self._device)
+            yield shard, shard_images(self._loaded[1], settings, shard, self._device, fast=fast)
+
+
+def _let_go(device: torch.device | None) -> None:
+    """Have a GPU's memory free again; a compiled network refers to itself, so that it is looked for."""
+    if device is not None and device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def run_here(
@@ -139,10 +160,12 @@ def run_here(
         yield from run(model, settings, shards)
 
 
-def shard_images(loaded: LoadedModel, settings: SampleSettings, shard: range, device: torch.device) -> Images:
-    """The images of a shard, uint8 NHWC."""
+def shard_images(
+    loaded: LoadedModel, settings: SampleSettings, shard: range, device: torch.device, *, fast: bool = False
+) -> Images:
+    """The images of a shard, uint8 NHWC; `fast` has the network compiled."""
     condition = mixed_condition(loaded.artefact, settings, shard)
-    return to_nhwc(generate(loaded, settings, shard, condition, device))
+    return to_nhwc(generate(loaded, settings, shard, condition, device, fast=fast))
 
 
 def drop_other_cells(samples: Path, cells: list[Cell]) -> None:

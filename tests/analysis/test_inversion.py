@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli.shared.images import end_condition
+from diffusion.analysis.given import end_condition
 from diffusion.analysis.inversion import decode_images, encode, encode_images, interpolate, slerp
 from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.model.model_file import LoadedModel

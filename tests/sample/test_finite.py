@@ -77,6 +77,7 @@ def outcome(work: Callable[[], Any]) -> tuple[Any, str]:
         return None, str(error)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(spoilt_models(), chosen_settings())
 def test_weights_that_are_no_numbers_make_no_picture(model: LoadedModel, wanted: SampleSettings) -> None:
@@ -88,6 +89,7 @@ def test_weights_that_are_no_numbers_make_no_picture(model: LoadedModel, wanted:
         assert torch.equal(made, images(SOUND, wanted))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(spoilt_models(), st.integers(1, 4))
 def test_nor_codes_nor_likelihoods_nor_what_lies_between(model: LoadedModel, steps: int) -> None:

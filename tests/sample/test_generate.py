@@ -15,8 +15,9 @@ from diffusion.process.condition import Condition
 from diffusion.process.noise import ImageNoise, generator, wide_generator
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.asked import class_condition, class_index, mixed_condition
-from diffusion.sample.generate import check_settings, generate
+from diffusion.sample.generate import check_settings, draws_ahead, generate
 from diffusion.sample.sweep import sampling_card
+from diffusion.system.ahead import NAME
 from diffusion.system.errors import UsageError
 from diffusion.system.threads import in_halves
 from tests.helpers.networks import artefact_of, network_of, spec_of
@@ -96,6 +97,26 @@ def test_when_one_half_fails_the_other_ends_at_its_next_step(two_threads):
     with pytest.raises(ValueError, match="the second half"):
         in_halves(made, 4)
     assert ended.is_set()
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_noise_that_is_drawn_ahead_makes_the_same_bits(monkeypatch, eta):
+    """As on a GPU: one draw for x_T and one for each step that adds noise, in a thread of their own."""
+    chosen = SETTINGS.model_copy(update={"eta": eta})
+    expected, threads = images(range(5), chosen), set()
+    draw = ImageNoise.draw
+
+    def seen(noise):
+        threads.add(threading.current_thread().name.partition("_")[0])
+        return draw(noise)
+
+    gpu = torch.device("cuda")
+    assert draws_ahead(chosen, gpu) == (4 if eta else 0)
+    assert draws_ahead(chosen, CPU) == 0
+    monkeypatch.setattr("diffusion.sample.generate.draws_ahead", lambda chosen, _: draws_ahead(chosen, gpu))
+    monkeypatch.setattr(ImageNoise, "draw", seen)
+    assert torch.equal(images(range(5), chosen), expected)
+    assert threads == {NAME} if eta else {"MainThread"}
 
 
 def test_image_37_can_be_made_alone():

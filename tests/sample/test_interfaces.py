@@ -33,10 +33,12 @@ from diffusion.sample.finite import FiniteWatch
 from diffusion.sample.generate import check_settings, generate, guided_denoiser, model_denoiser
 from diffusion.sample.guidance import classifier_free
 from diffusion.sample.sampler import Ask, Step, Walk, run
+from diffusion.sample.sweep import sampling_card
 from diffusion.system.section import Section, fingerprint
 from tests.conftest import params
 from tests.helpers import papers
 from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.waits import DEVICE, NothingWaits, Waited
 from tests.helpers.walks import asked
 
 CPU = torch.device("cpu")
@@ -169,12 +171,17 @@ def test_a_sampler_is_an_entry_and_nothing_else(with_heun):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("interval", [None, (0.0, 1e9), (0.0, 0.4), (0.4, 3.0), (2e4, 1e9)])
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
-@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize(
+    ("steps", "spacing"), [(1, "uniform"), (2, "quadratic"), (7, "trailing"), (7, "uniform")]
+)
 @pytest.mark.parametrize("sampler", [*SAMPLERS, "heun"])
-def test_a_cards_evaluations_are_what_the_network_saw(with_heun, sampler, steps, guidance):
+def test_a_cards_evaluations_are_what_the_network_saw(with_heun, sampler, steps, spacing, guidance, interval):
     model, rows = a_model(), []
-    settings = SampleSettings(sampler=sampler, steps=steps, guidance=guidance)
+    settings = SampleSettings(
+        sampler=sampler, steps=steps, spacing=spacing, guidance=guidance, guidance_interval=interval
+    )
 
     def counted(x, t, labels):
         rows.append(len(x))
@@ -182,7 +189,7 @@ def test_a_cards_evaluations_are_what_the_network_saw(with_heun, sampler, steps,
 
     counting = LoadedModel(counted, model.artefact)  # type: ignore[arg-type]
     generate(counting, settings, range(3), conditioned(model, settings, range(3)), CPU)
-    assert sum(rows) / 3 == settings_card(settings)["evaluations"]
+    assert sum(rows) / 3 == sampling_card(settings, model.artefact)["evaluations"]
 
 
 def test_a_process_is_an_entry_and_nothing_else(with_flow, tmp_path):
@@ -316,15 +323,41 @@ def test_a_denoiser_takes_one_time_for_all_or_one_for_each_row():
                 {"sampler": "dpm-solver++"}],
 )  # fmt: skip
 @pytest.mark.parametrize("guidance", [0.0, 1.5, torch.tensor([0.0, 1.5, 2.0])])
-def test_no_step_looks_at_an_image_on_the_host(options, guidance):
+@pytest.mark.parametrize("prediction", ["eps", "velocity"])
+def test_no_step_looks_at_an_image_on_the_host(options, guidance, prediction):
     """Tensors without values: whatever would wait for one to come from a GPU fails; only the end may."""
-    process, settings = build_process(ProcessConfig(timesteps=100)), SampleSettings(steps=6, **options)
     x = torch.empty(3, *SHAPE, device="meta")
+    process = build_process(ProcessConfig(timesteps=100, prediction=prediction))
+    settings = SampleSettings(steps=6, **options)
     network = NetworkDenoiser(lambda x, t, labels: torch.cat([x, x], 1), process)
     condition = Condition(3, torch.empty(3, dtype=torch.long, device="meta"), 10)
     walk = build_sampler(settings)(process.grid([0, 20, 40, 60, 80, 99]), x, lambda: torch.empty_like(x))
     watch = FiniteWatch()
     watch.end = lambda: None
-    made = run(walk, classifier_free(network, guidance), condition, watch=watch)
+    with NothingWaits():
+        made = run(walk, classifier_free(network, guidance), condition, watch=watch)
     assert made.x.device.type == "meta"
     assert made.asked == 6
+
+
+@pytest.mark.parametrize("guidance", [0.0, torch.tensor([0.0, 1.5, 2.0], dtype=torch.float64)])
+@pytest.mark.parametrize("times", [torch.tensor([5, 0, 99]), torch.tensor([5.0, 0.5, 99.0])])
+def test_no_pass_of_rows_with_times_of_their_own_waits_for_the_device(times, guidance):
+    """As an engine asks: times and weights of the rows come from the host."""
+    process = build_process(ProcessConfig(timesteps=100, prediction="velocity"))
+    network = NetworkDenoiser(lambda x, t, labels: torch.cat([x, x], 1), process)
+    x = torch.empty(3, *SHAPE, device="meta")
+    condition = Condition(3, torch.empty(3, dtype=torch.long, device="meta"), 10)
+    with NothingWaits():
+        said = classifier_free(network, guidance)(x, times, condition)
+    assert {part.device for part in said if part is not None} == {DEVICE}
+
+
+@pytest.mark.parametrize("waits", [
+    lambda x, host: x.to("cpu", dtype=torch.float64), lambda x, host: host.to("meta"),
+    lambda x, host: x[host > 0], lambda x, host: x[x > 0], lambda x, host: x.copy_(host),
+    lambda x, host: float(x.sum()), lambda x, host: x.nonzero(),
+])  # fmt: skip
+def test_what_waits_is_seen(waits):
+    with pytest.raises((Waited, RuntimeError, NotImplementedError)), NothingWaits():
+        waits(torch.empty(3, device="meta"), torch.ones(3))

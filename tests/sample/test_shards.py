@@ -33,6 +33,7 @@ from diffusion.process.noise import ImageNoise
 from diffusion.protocol.card import differing
 from diffusion.protocol.grid import SAMPLING_VERSION, cell_settings, grid
 from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.averages import Models
 from diffusion.sample.shards import Shards
 from diffusion.sample.sweep import make_cell, run_here
 from diffusion.system import devices
@@ -58,6 +59,7 @@ def images_in(folder: str, sizes: list[int]) -> np.ndarray:
     return np.concatenate([made[shard] for shard in shards])
 
 
+@pytest.mark.slow
 def test_neither_the_batch_nor_the_process_changes_an_image(project: Path) -> None:
     with_model(project, sample={"num_images": 64}, sweep=ONE_NOISY_CELL)
     whole = images_in(str(project), [64])
@@ -193,6 +195,7 @@ def test_a_shard_that_cannot_be_read_any_more_ends_the_cell_in_a_sentence(tmp_pa
         list(shards.images())
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_from_its_finished_shards(project: Path) -> None:
     sections = {"sample": {"num_images": 40, "batch_size": 4}, "sweep": {"steps": [20], "eta": [0.0, 1.0]}}
     with_model(project, **sections)
@@ -398,6 +401,7 @@ def test_a_gpu_is_known_by_its_uuid_whatever_its_number(
 ) -> None:
     uuids = [["GPU-a", "GPU-b"][int(number)] for number in visible.split(",") if number]
     monkeypatch.setattr(devices, "FOLDER", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(uuids))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(uuids))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=uuids[index]))
     with file_lock(tmp_path / "GPU-a.lock"), devices.held_device() as device:
@@ -434,7 +438,8 @@ def test_a_sweep_holds_its_device_as_long_as_the_weights_lie_there(
 
     def sweep() -> None:
         cells = grid(config.sample, config.sweep)
-        run_sweep(config.sample, cells, MODEL, SAMPLES, lambda label: contextlib.nullcontext(show))
+        models = Models(MODEL, cells)
+        run_sweep(config.sample, cells, models, SAMPLES, lambda label: contextlib.nullcontext(show))
 
     sweep()
     assert len(cell_images(project)) == 4

@@ -1,0 +1,70 @@
+"""Mixtures of Gaussians: data of which all is known in closed form, also the denoiser that no other beats."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion.process.condition import Condition
+from diffusion.process.prediction import Prediction, expand
+from diffusion.process.process import Process
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Gaussians of one width around `means` (K, D), each as likely."""
+
+    means: Tensor
+    std: float
+
+    def x0(self, x: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
+        """E[x_0 | x_t], (N, D), of x_t = α·x_0 + σ·ε: the Gaussians' own, weighted by their posterior."""
+        variance = alpha**2 * self.std**2 + sigma**2
+        weights = torch.softmax(self._log_parts(x, alpha, variance), 1)
+        mean = weights @ self.means
+        return mean + alpha * self.std**2 / variance * (x - alpha * mean)
+
+    def log_density(self, x: Tensor, alpha: Tensor | float = 1.0, sigma: Tensor | float = 0.0) -> Tensor:
+        """(N,) log p(x_t) in nats of points (N, D); by default of the data's own density."""
+        variance = torch.as_tensor(alpha**2 * self.std**2 + sigma**2, dtype=x.dtype)
+        count, dimensions = self.means.shape
+        constant = math.log(count) + dimensions / 2 * torch.log(2 * math.pi * variance)
+        return torch.logsumexp(self._log_parts(x, alpha, variance), 1) - constant
+
+    def draw(self, count: int, source: torch.Generator) -> Tensor:
+        """(count, D) points of the data, the Gaussians in turn."""
+        centres = self.means[torch.arange(count) % len(self.means)]
+        return centres + self.std * torch.randn(centres.shape, generator=source, dtype=self.means.dtype)
+
+    def _log_parts(self, x: Tensor, alpha: Tensor | float, variance: Tensor | float) -> Tensor:
+        """(N, K) log densities of the Gaussians in x_t, but for what is the same of all."""
+        return -torch.cdist(x, alpha * self.means).square() / (2 * variance)
+
+
+def ring(count: int, radius: float, std: float) -> Mixture:
+    """Gaussians in two dimensions, evenly spread on a circle; the first lies at its top."""
+    angles = math.pi / 2 + 2 * math.pi * torch.arange(count, dtype=torch.float64) / count
+    return Mixture(radius * torch.stack([angles.cos(), angles.sin()], dim=1), std)
+
+
+@dataclass(frozen=True)
+class MixtureDenoiser:
+    """What a perfect network within the process would say: points lie in the channels, (B, D, 1, 1)."""
+
+    mixture: Mixture
+    process: Process
+
+    def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
+        """x̂_0 = E[x_0 | x_t], and the ε̂ that goes with it."""
+        alpha, sigma = self.process.alpha_sigma(t if isinstance(t, Tensor) else torch.tensor(t))
+        points = x.flatten(1)
+        columns = [value.reshape(-1, 1).to(points) for value in (alpha, sigma)] if alpha.ndim else None
+        x0 = self._of_rows(points, *columns) if columns else self.mixture.x0(points, alpha, sigma)
+        x0 = x0.reshape(x.shape).to(x.dtype)
+        return Prediction(x0, (x - expand(alpha, x) * x0) / expand(sigma, x))
+
+    def _of_rows(self, points: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """`Mixture.x0` with a time for each row."""
+        rows = zip(points, alpha, sigma, strict=True)
+        return torch.cat([self.mixture.x0(point[None], float(a), float(s)) for point, a, s in rows])

@@ -1,0 +1,103 @@
+"""Nothing makes a float64 number on a device that has none: one without values stands in for Apple's GPUs."""
+
+import pytest
+import torch
+
+from diffusion.images.store import open_store
+from diffusion.model.unet import UNet
+from diffusion.process.condition import Condition
+from diffusion.process.config import ProcessConfig
+from diffusion.process.denoiser import NetworkDenoiser
+from diffusion.process.registry import build_process
+from diffusion.process.timesteps import UniformSampler
+from diffusion.protocol.samplers import build_sampler
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.finite import FiniteWatch
+from diffusion.sample.guidance import classifier_free, classifier_gradient, shifting_eps
+from diffusion.sample.sampler import run
+from diffusion.train.batch import Batch, draw_batch
+from diffusion.train.distributed import ProcessGroup
+from diffusion.train.gradients import GradientAccumulator
+from diffusion.train.identity import build_objective
+from diffusion.train.loader import Batches
+from tests.helpers.no_float64 import Float64, no_float64
+from tests.train.test_classifier import SECTION, resolved
+from tests.train.test_loop import plan_of
+
+CPU, SHAPE = torch.device("cpu"), (1, 8, 8)
+
+
+def test_what_makes_one_is_seen():
+    with no_float64() as device:
+        with pytest.raises(Float64):
+            torch.ones(3, device=device).double()
+        with pytest.raises(Float64):
+            torch.ones(3, dtype=torch.float64).to(device)
+
+
+def on(device: torch.device, batch: Batch) -> Batch:
+    """The batch there, its timesteps where `draw_batch` leaves them for such a device."""
+    return Batch(*(part if part is None or part is batch.index else part.to(device) for part in batch))
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        {"loss": "hybrid"},
+        {"loss": "vlb"},
+        {"loss": "hybrid", "prediction": "velocity", "weighting": "min-snr"},
+    ],
+    ids=lambda process: " ".join(process.values()),
+)
+def test_a_step_of_training_makes_none(digits_store, process):
+    store = open_store(digits_store)
+    plan = plan_of(store, train={"precision": "fp32", "microbatch": 3}, process=process)
+    batch = draw_batch(plan, UniformSampler(plan.process.timesteps), Batches(store, CPU), 0)
+    with no_float64() as device:
+        gradients = GradientAccumulator(plan, UNet(plan.network).to(device), ProcessGroup(device))
+        losses, index, weights = gradients(on(device, batch), 0)
+    assert {part.device for part in (*losses.values(), index, weights)} == {device}
+
+
+def test_a_step_of_a_classifier_makes_none(digits_store):
+    store = open_store(digits_store)
+    plan = resolved(store, SECTION, precision="fp32")
+    batch = draw_batch(
+        plan, UniformSampler(plan.process.timesteps), Batches(store, CPU), 0, purpose="classifier"
+    )
+
+    with no_float64() as device:
+        network = build_objective(plan).network(plan.network).to(device)
+        losses, *_ = GradientAccumulator(plan, network, ProcessGroup(device))(on(device, batch), 0)
+    assert losses["loss"].device == device
+
+
+@pytest.mark.parametrize(
+    "options", [{"eta": 0.0}, {"eta": 1.0}, {"eta": 1.0, "noise": "learned"}, {"sampler": "dpm-solver++"}]
+)
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+def test_no_step_of_sampling_makes_one(options, guidance):
+    process, settings = build_process(ProcessConfig(timesteps=100)), SampleSettings(steps=6, **options)
+    watch = FiniteWatch()
+    watch.end = lambda: None
+    with no_float64() as device:
+        x = torch.empty(3, *SHAPE, device=device)
+        network = NetworkDenoiser(lambda x, t, labels: torch.cat([x, x], 1), process)
+        condition = Condition(3, torch.empty(3, dtype=torch.long, device=device), 10)
+        guided = classifier_free(network, guidance)
+        gradient = classifier_gradient(lambda x, t: x.flatten(1)[:, :10], 2.0)
+        walk = build_sampler(settings)(process.grid([0, 20, 40, 60, 80, 99]), x, lambda: torch.empty_like(x))
+        made = run(walk, shifting_eps(guided, gradient, process), condition, watch=watch)
+    assert made.x.device == device
+
+
+@pytest.mark.parametrize("times", [torch.tensor([5, 0, 99]), torch.tensor([5.0, 0.5, 99.0])])
+def test_no_pass_of_rows_with_times_of_their_own_makes_one(times):
+    process = build_process(ProcessConfig(timesteps=100, prediction="velocity"))
+    network = NetworkDenoiser(lambda x, t, labels: torch.cat([x, x], 1), process)
+    with no_float64() as device:
+        x = torch.empty(3, *SHAPE, device=device)
+        condition = Condition(3, torch.empty(3, dtype=torch.long, device=device), 10)
+        weights = torch.tensor([0.0, 1.5, 2.0], dtype=torch.float64)
+        said = classifier_free(network, weights)(x, times, condition)
+    assert {part.device for part in said if part is not None} == {device}

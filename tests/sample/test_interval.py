@@ -1,0 +1,195 @@
+"""Guidance within an interval of noise levels: by hand for mixtures of Gaussians, and what it costs."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion.analysis.mixture import Mixture, ring
+from diffusion.engine.engine import Engine
+from diffusion.model.model_file import LoadedModel
+from diffusion.process.condition import Condition
+from diffusion.process.config import ProcessConfig
+from diffusion.process.prediction import Prediction
+from diffusion.process.process import Process
+from diffusion.process.registry import build_process
+from diffusion.protocol.interval import holds
+from diffusion.protocol.samplers import SAMPLERS, build_sampler
+from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.spacing import SPACINGS
+from diffusion.sample.asked import mixed_condition
+from diffusion.sample.generate import check_settings, generate
+from diffusion.sample.guidance import classifier_free, within
+from diffusion.sample.questions import asked_times, evaluations, walk_grid, weight_at
+from diffusion.sample.sampler import run
+from diffusion.system.errors import UsageError
+from tests.helpers.networks import artefact_of, network_of, spec_of
+
+CPU = torch.device("cpu")
+MODEL = LoadedModel(network_of(spec_of()), artefact_of(spec_of()))
+EVERYWHERE, NOWHERE = (0.0, 1e9), (1e-6, 1e-5)
+DATA, NULL = ring(5, radius=1.0, std=0.1), 5
+
+WALKS = [{"eta": 0.0}, {"eta": 0.7, "noise": "learned"}, {"eta": 1.0}, {"sampler": "dpm-solver++"}]
+
+
+def images(chosen: SampleSettings, indices=range(3)) -> torch.Tensor:
+    return generate(MODEL, chosen, indices, mixed_condition(MODEL.artefact, chosen, indices), CPU)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("walk", WALKS)
+def test_everywhere_is_plain_guidance_and_nowhere_is_none(walk, spacing):
+    values = {"steps": 4, "seed": 2, "spacing": spacing, **walk}
+    guided, unguided = SampleSettings(guidance=2.0, **values), SampleSettings(**values)
+    everywhere, nowhere = (
+        guided.model_copy(update={"guidance_interval": interval}) for interval in (EVERYWHERE, NOWHERE)
+    )
+    assert torch.equal(images(everywhere), images(guided))
+    assert torch.equal(images(nowhere), images(unguided))
+    assert not torch.equal(images(guided), images(unguided))
+    process = MODEL.artefact.process
+    assert evaluations(everywhere, process) == guided.evaluations
+    assert evaluations(nowhere, process) == unguided.evaluations
+
+
+class ByClass:
+    """The best denoiser of a mixture: of a class's Gaussian, or of all. It counts its rows."""
+
+    def __init__(self, process: Process) -> None:
+        self.process, self.rows = process, 0
+
+    def __call__(self, x, t, condition):
+        self.rows += len(x)
+        alpha, sigma = self.process.alpha_sigma(
+            t if isinstance(t, torch.Tensor) else torch.tensor([t] * len(x))
+        )
+        x0 = torch.stack([
+            part_x0(int(label), x[row].reshape(1, 2), float(alpha[row]), float(sigma[row]))
+            for row, label in enumerate(condition.labels)
+        ]).reshape(x.shape)  # fmt: skip
+        wide = (-1, 1, 1, 1)
+        return Prediction(x0, (x - alpha.reshape(wide) * x0) / sigma.reshape(wide), None)
+
+
+def part_x0(label: int, x: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
+    known = DATA if label == NULL else Mixture(DATA.means[label : label + 1], DATA.std)
+    return known.x0(x, alpha, sigma)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_in_the_middle_it_is_the_loop_that_one_writes_by_hand(schedule):
+    process, interval, w = build_process(ProcessConfig(schedule=schedule, timesteps=50)), (0.3, 2.0), 1.5
+    chosen = SampleSettings(steps=12, guidance=w, guidance_interval=interval, clip=False)
+    labels, source = torch.tensor([0, 3, 3]), torch.Generator().manual_seed(0)
+    x_t = torch.randn(3, 2, 1, 1, generator=source, dtype=torch.float64)
+    grid, denoiser = walk_grid(chosen, process), ByClass(process)
+    guided = within(denoiser, w, interval, process)
+    made = run(build_sampler(chosen)(grid, x_t, lambda: x_t), guided, Condition(3, labels, NULL)).x
+
+    bars, inside = grid.alphas_cumprod.tolist(), 0
+    for row, label in enumerate(labels.tolist()):
+        x = x_t[row].reshape(1, 2)
+        for place in reversed(range(len(bars))):
+            bar, before = bars[place], bars[place - 1] if place else 1.0
+            alpha, sigma = bar**0.5, (1 - bar) ** 0.5
+            x0 = part_x0(label, x, alpha, sigma)
+            if 0.3 < ((1 - bar) / bar) ** 0.5 <= 2.0:
+                x0, inside = (1 + w) * x0 - w * part_x0(NULL, x, alpha, sigma), inside + 1
+            x = before**0.5 * x0 + (1 - before) ** 0.5 * (x - alpha * x0) / sigma
+        assert torch.allclose(made[row].reshape(1, 2), x, atol=1e-9)
+    assert 0 < inside < 3 * 12
+    assert denoiser.rows == 3 * 12 + inside == 3 * evaluations(chosen, process.config)
+
+
+def test_each_row_has_the_noise_level_of_its_own_time():
+    process = build_process(ProcessConfig(timesteps=50))
+    x = torch.randn(3, 2, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    condition, times = Condition(3, torch.tensor([0, 1, 2]), NULL), torch.tensor([1, 25, 49])
+    denoiser = ByClass(process)
+    found = within(denoiser, 2.0, (0.3, 3.0), process)(x, times, condition)
+    assert denoiser.rows == 3 + 1
+    weights = torch.tensor([0.0, 2.0, 0.0], dtype=torch.float64)
+    wanted = classifier_free(ByClass(process), weights)(x, times, condition)
+    assert torch.equal(found.x0, wanted.x0)
+    for row, t in enumerate(times.tolist()):
+        alone = within(denoiser, 2.0, (0.3, 3.0), process)(x[[row]], t, condition.rows(slice(row, row + 1)))
+        assert torch.allclose(alone.eps, found.eps[[row]])
+
+
+@given(st.floats(0, 1e9), st.floats(0, 1e9), st.floats(0, 1e9) | st.just(float("inf")))
+def test_an_interval_is_open_below_and_closed_above(one, other, level):
+    low, high = sorted((one, other))
+    assert holds((low, high), level) == (low < min(level, 1e9) <= high)
+    assert holds(None, level)
+    assert holds((0.0, 1e9), level) == (level > 0)  # all there is: σ is 0 nowhere
+
+
+def test_a_noise_level_means_the_same_for_every_schedule_and_every_number_of_times():
+    for schedule, timesteps in (("cosine", 1000), ("linear", 1000), ("cosine", 50)):
+        process = build_process(ProcessConfig(schedule=schedule, timesteps=timesteps))
+        bar = process.full_grid().alphas_cumprod
+        levels = process.noise_level(torch.arange(timesteps))
+        assert torch.allclose(levels, ((1 - bar) / bar).sqrt())
+        chosen = SampleSettings(steps=timesteps, guidance=1.0, guidance_interval=(0.2, 5.0))
+        guided = [weight_at(chosen, process, t) > 0 for t in asked_times(chosen, process)]
+        assert guided == [bool(0.2 < level <= 5.0) for level in levels.flip(0)]
+
+
+REQUESTS = st.tuples(
+    st.sampled_from(list(SAMPLERS)), st.integers(2, 6), st.sampled_from(list(SPACINGS)),
+    st.sampled_from([0.0, 2.0]), st.sampled_from([None, EVERYWHERE, NOWHERE, (0.0, 0.7), (0.3, 4.0)]),
+    st.integers(1, 3),
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=6)
+@given(requests=st.lists(REQUESTS, min_size=1, max_size=4), rows=st.integers(2, 9))
+def test_requests_with_other_intervals_share_passes_and_are_as_alone(requests, rows):
+    seen: list[int] = []
+
+    def counted(x, t, labels):
+        seen.append(len(x))
+        return MODEL.network(x, t, labels)
+
+    counted.state_dict = MODEL.network.state_dict  # type: ignore[attr-defined]
+    with Engine(LoadedModel(counted, MODEL.artefact), CPU, rows=rows) as engine:  # type: ignore[arg-type]
+        jobs = []
+        for number, (sampler, steps, spacing, guidance, interval, count) in enumerate(requests):
+            chosen = SampleSettings(
+                sampler=sampler, steps=steps, spacing=spacing, seed=number, guidance=guidance,
+                guidance_interval=interval,
+            )  # fmt: skip
+            jobs.append(
+                engine.add(chosen, range(count), mixed_condition(MODEL.artefact, chosen, range(count)))
+            )
+        given_rows = 0
+        while engine.jobs:
+            made = engine.step()
+            assert made.rows <= rows
+            given_rows += made.rows
+    assert sum(seen) == given_rows == sum(len(job) * job.evaluations for job in jobs)
+    for job in jobs:
+        assert job.error is None
+        assert int((job.images.int() - images(job.settings, job.indices).int()).abs().max()) <= 1
+        assert job.evaluations == evaluations(job.settings, MODEL.artefact.process)
+
+
+def test_what_is_left_of_a_job_counts_the_passes_that_it_has_had():
+    chosen = SampleSettings(steps=6, guidance=1.0, guidance_interval=(0.3, 4.0))
+    with Engine(MODEL, CPU, rows=2) as engine:
+        job = engine.add(chosen, [0], mixed_condition(MODEL.artefact, chosen, [0]))
+        left, total = [engine.passes_left], job.evaluations
+        while engine.jobs:
+            rows = engine.step().rows
+            total -= rows
+            left.append(engine.passes_left)
+            assert left[-1] == -(-total // 2)
+        assert (left[-1], total) == (0, 0)
+
+
+def test_guidance_that_is_asked_of_a_model_without_a_null_class_is_refused_whatever_the_interval():
+    spec = spec_of(null_class=False)
+    chosen = SampleSettings(guidance=1.0, guidance_interval=NOWHERE)
+    with pytest.raises(UsageError, match="p_uncond"):
+        check_settings(artefact_of(spec), chosen)
