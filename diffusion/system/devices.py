@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 
+from diffusion.system.errors import UsageError
 from diffusion.system.locks import LockBusy, file_lock, group_lock
 from diffusion.system.private import private_folder
+from diffusion.system.transfer import exact_place
 
 FOLDER = Path(tempfile.gettempdir()) / f"diffctl-devices-{os.getuid()}"  # of the machine, for all projects
 
@@ -20,9 +22,40 @@ Check = Callable[[], object]
 """Called again and again while something is waited for; raises to stop that."""
 
 
+CHOICE = "DIFFCTL_DEVICE"  # the kind of device to use, where it is not to be the best there is
+
+
+def device_kind() -> str:
+    """`cuda`, `mps` (an Apple GPU) or `cpu`: the first that is there, or the one that DIFFCTL_DEVICE names.
+
+    UsageError where that is none, or not there.
+    """
+    there: dict[str, Callable[[], bool]] = {
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+        "cpu": lambda: True,
+    }
+    wanted = os.environ.get(CHOICE)
+    if wanted is None:
+        return next(kind for kind, is_there in there.items() if is_there())
+    if wanted not in there:
+        raise UsageError(f"{CHOICE} is {wanted}: want one of {', '.join(there)}, or leave it out")
+    if not there[wanted]():
+        raise UsageError(f"{CHOICE} asks for {wanted}, and this machine or torch has none: leave it out")
+    return wanted
+
+
 def default_device() -> torch.device:
-    """The first GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The first GPU where there is one, else the CPU; UsageError as `device_kind`."""
+    return torch.device(device_kind())
+
+
+def scoring_device() -> torch.device:
+    """Where features and scores are computed: as `default_device`, but on no Apple GPU.
+
+    Those have no float64, and nobody has seen their features agree with the published ones.
+    """
+    return exact_place(default_device())
 
 
 @contextmanager
@@ -44,15 +77,23 @@ def held_device(
 
 @contextmanager
 def held_gpus(count: int, waiting: Waiting | None = None, check: Check | None = None) -> Iterator[None]:
-    """Hold the first `count` GPUs for the block, as `held_device` holds one; nothing where there are none."""
+    """Hold the first `count` GPUs for the block, as `held_device` holds one; nothing where there are none.
+
+    None of Apple's: processes that train together are on several GPUs, or on the CPU.
+    """
     with ExitStack() as stack:
-        for name in sorted(list(_gpus())[:count]):  # in one order for all, so that no two wait for each other
+        numbered = [name for name, device in _gpus().items() if device.type == "cuda"]
+        for name in sorted(numbered[:count]):  # in one order for all, so that no two wait for each other
             stack.enter_context(held_lock([name], waiting, check=check))
         yield
 
 
 def _gpus() -> dict[str, torch.device]:
-    """The GPUs that this process sees, by UUID: their numbers are its own."""
+    """The GPUs that this process may use, by UUID: their numbers are its own. A Mac has one, `mps`."""
+    if device_kind() == "mps":
+        return {"mps": torch.device("mps")}
+    if device_kind() == "cpu":
+        return {}
     return {
         str(torch.cuda.get_device_properties(index).uuid): torch.device("cuda", index)
         for index in range(torch.cuda.device_count())

@@ -48,6 +48,12 @@ def write_atomic(path: Path, write: Fill) -> None:
         sync_folder(path.parent)
 
 
+def copy_file(source: Path, path: Path) -> None:
+    """Bring a file to `path`, whole or not at all; FileNotFoundError where there is none."""
+    with open(source, "rb") as file:
+        write_atomic(path, lambda copy: shutil.copyfileobj(file, copy))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     write_atomic(path, lambda file: file.write(text.encode()))

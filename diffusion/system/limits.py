@@ -8,4 +8,5 @@ MOST_STEPS = 10_000  # whole times of a process, and steps through them: iDDPM t
 MOST_SEED = 2**63 - 1  # as far as what reads a card elsewhere holds whole numbers
 MOST_ETA = 100.0  # DDIM's papers end at 1; where more still leaves a real step, it is by a few
 MOST_GUIDANCE = 1000.0  # a hundred times ADM's strongest
+MOST_NOISE_LEVEL = 1e9  # σ/α: 50,000 times that at the last of 1,000 times of the cosine schedule
 MOST_PATH, MOST_NAME = 4095, 255  # bytes of a path, and of a name in it (Linux's limits.h)

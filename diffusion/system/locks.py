@@ -35,23 +35,41 @@ def file_lock(path: Path, timeout: float | None = None, busy: str | None = None)
 
 
 @contextmanager
-def group_lock(path: Path, group: str) -> Iterator[None]:
+def group_lock(
+    path: Path, group: str, timeout: float | None = 0, busy: str | None = None, *, through_exec: bool = False
+) -> Iterator[None]:
     """Hold the lock file together with all who name the same group; it dies with the last of them.
 
-    LockBusy while another group or a `file_lock` holds it; DiffctlError as there.
+    LockBusy while another group or a `file_lock` holds it; `timeout`, `busy` and DiffctlError as there. With
+    `through_exec` it is held also by the program that takes this process's place.
     """
-    with _held(path, partial(_joined, group=group), timeout=0):
+    with _held(path, partial(_joined, group=group), timeout, busy, through_exec=through_exec):
         yield
+
+
+def holders(path: Path) -> str | None:
+    """The group that a `group_lock` holds the file with at this moment; None where there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return None if _tried(path, partial(_locked, kind=fcntl.LOCK_EX), file) else file.read() or None
+    except FileNotFoundError:
+        return None
 
 
 @contextmanager
 def _held(
-    path: Path, attempt: Callable[[IO[str]], bool], timeout: float | None, busy: str | None = None
+    path: Path,
+    attempt: Callable[[IO[str]], bool],
+    timeout: float | None,
+    busy: str | None = None,
+    *,
+    through_exec: bool = False,
 ) -> Iterator[None]:
     """Hold the file that lies at `path` once `attempt` gets it; one that was deleted meanwhile is let go."""
     deadline = math.inf if timeout is None else time.monotonic() + max(timeout, LOOK_SECONDS)
     while True:
         with _opened(path) as file:
+            os.set_inheritable(file.fileno(), through_exec)
             while not _tried(path, attempt, file):
                 if time.monotonic() > deadline:
                     raise LockBusy(busy or f"another process holds {path}: wait for it to end")

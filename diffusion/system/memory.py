@@ -13,6 +13,21 @@ def machine_memory() -> tuple[int, int]:
     return min(memory.total, limit), min(memory.available, limit)
 
 
+def room_beside() -> int:
+    """Bytes that this process may take beside what it and those that it started have.
+
+    What else runs in the container counts for nothing here, so that it is an upper bound there.
+    """
+    import psutil
+
+    total, free = machine_memory()
+    taken = 0
+    for process in (own := psutil.Process(), *own.children(recursive=True)):
+        with suppress(psutil.Error):  # it has ended
+            taken += process.memory_info().rss
+    return min(free, total - taken)
+
+
 def cgroup_limit(files: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
     """Bytes that this process's control group may take (cgroups(7), both versions); sys.maxsize for no limit.
 

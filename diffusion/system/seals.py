@@ -5,7 +5,9 @@ with itself. A seal tells damage and edits; whoever wants to deceive can make an
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +20,7 @@ from diffusion.system.section import canonical, explain
 
 FIELD = "sha256"  # of a sealed object
 CLOSING = 32  # bytes at a sealed file's end
+BLOCK = 2**20  # bytes that are looked at at a time
 
 
 class Broken(ValueError):
@@ -66,6 +69,28 @@ def read_sealed(path: Path, name: str | None = None, most: int | None = None) ->
     if digest.digest() != closing:
         raise Broken("its checksum does not match")
     return data
+
+
+def open_sealed(path: Path, name: str | None = None) -> tuple[IO[bytes], int]:
+    """A sealed file of any size, open at its beginning, and how many bytes are before its seal.
+
+    They are looked through once, a block at a time, against the seal; Broken as `read_sealed`.
+    """
+    with ExitStack() as stack:
+        file = stack.enter_context(open(path, "rb"))
+        size = os.fstat(file.fileno()).st_size - CLOSING
+        if size < 0:
+            raise Broken(f"it has {size + CLOSING:,} bytes")
+        digest = hashlib.sha256(f"{name or path.name}\n".encode())
+        block, left = memoryview(bytearray(min(BLOCK, size))), size
+        while left and (count := file.readinto(block[: min(BLOCK, left)])):
+            digest.update(block[:count])
+            left -= count
+        if left or file.read(CLOSING + 1) != digest.digest():
+            raise Broken("its checksum does not match")
+        file.seek(0)
+        stack.pop_all()
+    return file, size
 
 
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,11 +27,13 @@ class _Heed(Enum):
 class StopRequest:
     """The first signal that asked this process to stop. A second Ctrl-C ends it at once, as is usual.
 
-    A further SIGTERM or SIGHUP says nothing new: shells and `timeout` send them twice.
+    A further SIGTERM or SIGHUP says nothing new: shells and `timeout` send them twice. Nor does the first
+    Ctrl-C after one of them: systemd tells all of a unit by SIGTERM, and a run passes its own on as SIGINT.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._pressed = False
         self._heed = _Heed.LOOKED_AT
 
     def raise_if_set(self) -> None:
@@ -43,6 +45,13 @@ class StopRequest:
         """As `raise_if_set`, for work whose finished parts are safe at any moment."""
         if self.signal is not None:
             raise interrupted(self.signal)
+
+    def ask(self) -> bool:
+        """Stop as SIGTERM would, of this process's own accord; False where a signal has asked before."""
+        if self.signal is not None:
+            return False
+        self.signal = signal.SIGTERM
+        return True
 
     def let_go(self) -> None:
         """From now on a second Ctrl-C ends the process at once, though it was held."""
@@ -56,12 +65,13 @@ class StopRequest:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         first = self.signal is None
         self.signal = self.signal or number
+        self._pressed = self._pressed or number == signal.SIGINT
         self._arm()
         if first and self._heed is _Heed.AT_ONCE:
             raise interrupted(number)
 
     def _arm(self) -> None:
-        if self.signal is not None and self._heed is not _Heed.HELD:
+        if self._pressed and self.signal is not None and self._heed is not _Heed.HELD:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

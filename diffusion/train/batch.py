@@ -13,33 +13,46 @@ from torch import Tensor
 from diffusion.images.pixels import to_model
 from diffusion.process.noise import generator
 from diffusion.process.timesteps import UniformSampler
+from diffusion.system.ahead import prefetch
+from diffusion.system.transfer import exact_place, send
+from diffusion.train.augmentation import augmented
 from diffusion.train.epochs import epoch_rows
 from diffusion.train.identity import TrainPlan
-from diffusion.train.loader import Batches, prefetch, send
+from diffusion.train.loader import Batches
 
 WHOLE = slice(None)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step learns from: images in [−1, 1], labels with some dropped, timesteps, weights and noise."""
+    """What a step learns from: images in [−1, 1], labels with some dropped, timesteps, weights and noise.
+
+    `augmentation` (B, 9) is how the images were transformed, where they were.
+    """
 
     x_0: Tensor
     labels: Tensor | None
     index: Tensor
     weights: Tensor
     noise: Tensor
+    augmentation: Tensor | None = None
 
     def __iter__(self) -> Iterator[Tensor | None]:
-        return iter((self.x_0, self.labels, self.index, self.weights, self.noise))
+        return iter((self.x_0, self.labels, self.index, self.weights, self.noise, self.augmentation))
 
     def split(self, size: int) -> Iterator["Batch"]:
         """The batch in parts of at most `size` images, in order."""
         for start in range(0, len(self.index), size):
-            rows = slice(start, start + size)
-            labels = None if self.labels is None else self.labels[rows]
-            tensors = (self.x_0[rows], labels, self.index[rows], self.weights[rows], self.noise[rows])
-            yield Batch(*tensors)
+            yield self._of(slice(start, start + size))
+
+    def divide(self, count: int) -> Iterator["Batch"]:
+        """The batch in `count` parts, in order, whose sizes differ by at most one image."""
+        rows = len(self.index)
+        for part in range(count):
+            yield self._of(slice(part * rows // count, (part + 1) * rows // count))
+
+    def _of(self, rows: slice) -> "Batch":
+        return Batch(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
 
 
 def draw_batch(
@@ -61,9 +74,12 @@ def draw_batch(
     (flips, dropped, times), noise = _draw_rows(
         (purpose, seed, step), drawn, (spec.in_channels, spec.image_size, spec.image_size)
     )
-    images = data[rows]
+    images, told = data[rows], None
     if plan.data.flip:
         images = torch.where(send(flips < 0.5, device)[:, None, None, None], images.flip(3), images)
+    images = to_model(images)
+    if plan.augment:
+        images, told = augmented(images, plan.augment, (purpose, seed, step), drawn)
     labels = None
     if spec.num_classes:
         assert data.labels is not None, "plan_training() refuses a conditional model without labels"
@@ -71,8 +87,9 @@ def draw_batch(
         if spec.null_class:
             labels = torch.where(dropped < plan.p_uncond, spec.num_classes, labels)
         labels = send(labels, device)
-    index, weights = (send(part, device) for part in sampler.draw(times))
-    return Batch(to_model(images), labels, index, weights, send(noise, device))
+    index, weights = sampler.draw(times)
+    index = send(index, exact_place(device))  # where the process has its tables
+    return Batch(images, labels, index, send(weights, device), send(noise, device), told)
 
 
 def _draw_rows(name: tuple[str, int, int], rows: range, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,8 @@ def _network(spec: NetworkSpec) -> Classifier:
 def _losses(network: Network, process: Process, batch: Batch) -> Losses:
     """Per image, (B,): the cross-entropy of its class in nats, and whether that class is the likeliest."""
     assert batch.labels is not None, "plan_classifier() refuses data without classes"
-    logits = network(process.q_sample(batch.x_0, batch.index, batch.noise), batch.index, None)
+    x_t = process.q_sample(batch.x_0, batch.index, batch.noise)
+    logits = network(x_t, batch.index.to(x_t.device), None)
     hit = (logits.argmax(1) == batch.labels).to(logits.dtype)
     return {"loss": F.cross_entropy(logits, batch.labels, reduction="none"), "accuracy": hit}
 

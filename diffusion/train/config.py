@@ -1,41 +1,68 @@
 """The sections `train` and `classifier` of params.yaml."""
 
-from typing import Annotated, ClassVar, Literal, Self
+import math
+import operator
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from diffusion.data.config import DataConfig
 from diffusion.model.config import ModelConfig
+from diffusion.model.power_average import Width
 from diffusion.model.unet_config import UNetConfig
 from diffusion.process.config import ProcessConfig
-from diffusion.system.limits import MOST_COUNT
-from diffusion.system.section import BatchSize, NotBool, PositiveInt, Probability, Section, Seed, Steps
+from diffusion.system.limits import MOST_COUNT, MOST_HELD
+from diffusion.system.section import (
+    BatchSize,
+    Distinct,
+    NotBool,
+    PositiveInt,
+    Probability,
+    Section,
+    Seed,
+    Steps,
+    Word,
+)
+from diffusion.train.course import Course, Rate, as_course
 
+MOST_FROZEN = 100  # parts that are named
+MOST_WIDTHS = 4  # each takes as much memory as the weights
+MOST_SNAPSHOTS = 256  # of a width, in a training
 CURVE_ROWS = 2000  # a curve has no more points than a picture of it can show
+Augmentation = Literal["x-flip", "y-flip", "scaling", "rotation", "anisotropy", "translation"]
+AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
+HELDOUT_SHARE = 0.015  # of a training's work, that held-out losses take by default
 
 
 class OptimisationConfig(Section):
     """How any network is trained. `steps` is the whole training.
 
-    The rate warms up linearly over `warmup` steps, then stays or decays to 0 by a half cosine. A gradient
-    whose norm is more than `grad_clip` is scaled down to it; None never, as iDDPM and ADM train. The model
-    file holds the average of the weights by `ema_decay`, at step k by no more than (1+k)/(10+k): a short
-    training has a short one, and 0 makes it the weights themselves. `devices` processes, auto one for each
-    GPU of this machine, share every batch. `microbatch` images at a time make a process's part of the
-    gradient: auto halved to fit, None all. `compile` by torch.compile: auto on a GPU. These three change a
-    result by rounding alone. `tf32` rounds a GPU's float32 products to 10 bits. `log_every` and `save_every`
-    count steps and change no result.
+    A step takes `batch_size` images, of all processes together. Everything random comes from `seed` and the
+    step. `weight_decay` is AdamW's. `precision` auto is bf16 where the processor or GPU has it, else fp32.
+
+    `lr` is a rate or a course of rates. A gradient whose norm exceeds `grad_clip` is scaled down to it; None:
+    never, as iDDPM and ADM train. The model file holds the average of the weights by `ema_decay`, at step k
+    at most (1+k)/(10+k), so that a short training forgets its start; 0 keeps the weights themselves.
+    `devices` is the number of processes that share every batch; auto is one for each GPU of this machine.
+    With `shard` each process holds a part of the weights, averages and moments, otherwise all of them.
+    `microbatch` is how many images a process takes at a time; auto halves its share of the batch until it
+    fits, None takes the share whole. `compile` uses torch.compile; auto: on a GPU, for long trainings without
+    shards. These four change a result only by rounding. `tf32` rounds a GPU's float32 products to 10 bits.
+    `log_every` is the number of steps between entries in the log. `save_every` is the number of steps between
+    saved states. Every `heldout_every` steps the loss over images of the test split is measured; None: never;
+    auto: as often as about 1.5% of a training's work allows. `heldout_images` is how many images that loss is
+    over. None of the last four changes a result.
     """
 
     PREFIX: ClassVar[str] = ""  # what stands before this section, and its model's, in params.yaml
 
     steps: PositiveInt
     batch_size: BatchSize
-    lr: Annotated[float, Field(gt=0, le=10), NotBool]
+    lr: Annotated[SerializeAsAny[Course], BeforeValidator(as_course, json_schema_input_type=Rate | Course)]
     weight_decay: Annotated[float, Field(ge=0, le=10), NotBool] = 0.0
-    warmup: Annotated[int, Field(ge=0, le=MOST_COUNT), NotBool] = 0
-    lr_decay: Literal["none", "cosine"] = "none"
     devices: Annotated[int, Field(gt=0, le=4096), NotBool] | Literal["auto"] = "auto"
+    shard: bool = Field(default=False, exclude_if=operator.not_)
     microbatch: BatchSize | Literal["auto"] | None = "auto"
     compile: bool | Literal["auto"] = "auto"
     tf32: bool = True
@@ -45,16 +72,17 @@ class OptimisationConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     log_every: PositiveInt = 50
     save_every: PositiveInt = 500
+    heldout_every: PositiveInt | Literal["auto"] | None = "auto"
+    heldout_images: Annotated[int, Field(ge=4, le=MOST_HELD), NotBool] = 256
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if isinstance(self.microbatch, int) and self.microbatch > self.batch_size:
             raise ValueError(f"microbatch {self.microbatch} is more than batch_size {self.batch_size}")
-        if self.warmup > self.steps:
-            raise ValueError(
-                f"warmup {self.warmup} is more than steps {self.steps}: "
-                f"set {self.PREFIX}train.warmup to {self.steps} or less, too"
-            )
+        if self.shard and self.compile is True:
+            raise ValueError("shard computes without torch.compile: set compile to auto")
+        if misfit := self.lr.misfit(self.steps, self.PREFIX):
+            raise ValueError(misfit)
         return self
 
     def is_logged(self, step: int) -> bool:
@@ -73,6 +101,18 @@ class OptimisationConfig(Section):
         """Whether the state is saved after `step` steps."""
         return step % self.save_every == 0 or step == self.steps
 
+    def is_held_out(self, step: int) -> bool:
+        """Whether the held-out loss is measured after `step` steps: at most CURVE_ROWS times, and at the end.
+
+        An image takes one pass by each of two networks, in training three: forward, and twice that back.
+        """
+        if self.heldout_every is None:
+            return False
+        affordable = math.ceil(2 * self.heldout_images / 3 / self.batch_size / HELDOUT_SHARE)
+        wanted = affordable if self.heldout_every == "auto" else self.heldout_every
+        every = max(wanted, -(-self.steps // CURVE_ROWS))
+        return step % every == 0 or step == self.steps
+
     def is_previewed(self, step: int) -> bool:
         """Whether pictures are made after `step` steps: never, where a section does not say so."""
         return False
@@ -81,16 +121,75 @@ class OptimisationConfig(Section):
         """Whether the EMA is scored after `step` steps: never, where a section does not say so."""
         return False
 
+    @property
+    def widths(self) -> tuple[float, ...]:
+        """The widths of further averages: none, where a section does not say so."""
+        return ()
+
+    def snapshot_steps(self) -> Sequence[int]:
+        """After which steps those averages are kept, the last step among them; never where there are none."""
+        return ()
+
+    def is_snapshot(self, step: int) -> bool:
+        """Whether those averages are kept after `step` steps."""
+        return False
+
+
+class StartConfig(Section):
+    """The model that a training starts from, by the SHA-256 that cards know it by.
+
+    `diffctl use --start` fetches the model and writes its `sha256` here. `freeze` names parts of the network,
+    such as `encoder` or `time.0`, that stay as they are. What was taken from the start learns at `lr_scale`
+    times the rate, what begins anew at the full rate.
+    """
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    freeze: Annotated[tuple[Word, ...], Field(max_length=MOST_FROZEN), Distinct] = ()
+    lr_scale: Annotated[float, Field(gt=0, le=1), NotBool] = 1.0
+
+
+class AveragesConfig(Section):
+    """Power-function averages of the weights, tracked beside the EMA (Karras et al. 2024, 2312.02696).
+
+    `widths` are their σ_rel. A snapshot of each is kept every `every` steps and after the last; from these
+    `diffctl ema` makes any other width afterwards.
+    """
+
+    widths: Annotated[tuple[Width, ...], Field(min_length=1, max_length=MOST_WIDTHS), Distinct] = (0.05, 0.1)
+    every: PositiveInt
+
+
+class AugmentConfig(Section):
+    """Transforms of training images that the network is told of (Karras et al. 2022, 2206.00364, app. F.2).
+
+    Each of `kinds` is applied independently of the others. An image gets each kind with `probability`; of all
+    images half are mirrored by x-flip.
+    """
+
+    probability: Annotated[float, Field(gt=0, le=1), NotBool] = 0.12
+    kinds: Annotated[
+        tuple[Augmentation, ...], Field(min_length=1, max_length=len(AUGMENTATIONS)), Distinct
+    ] = AUGMENTATIONS
+
 
 class TrainConfig(OptimisationConfig):
     """The training of the model. `p_uncond` drops labels for guidance (CFG alg. 1).
 
-    Every `preview_every` steps there are pictures, and every `eval_every`, None for never, `eval_images`
-    images of the EMA, in `eval_steps` steps each, are scored; `keep` says which of the scored weights stay:
-    the best, the last, or one every K steps. None of that changes a result.
+    `augment` transforms images, of which the network is told; None leaves them as they are.
+
+    The training begins with the weights of `start`; None: with random ones.
+
+    Every `preview_every` steps pictures are made. Every `eval_every` steps the EMA is scored; None: never.
+    `eval_images` is how many images each such score is of. `eval_steps` is the number of DDIM steps that make
+    them. `keep` says which of the scored weights stay: the best, the last, or one every K steps. None of that
+    changes a result. Nor do power-function `averages`, beside the EMA, which are tracked from the first step
+    on: with others a training begins anew.
     """
 
+    start: StartConfig | None = Field(default=None, exclude_if=operator.not_)
     p_uncond: Probability = 0.0
+    augment: AugmentConfig | None = Field(default=None, exclude_if=operator.not_)
+    averages: AveragesConfig | None = Field(default=None, exclude_if=operator.not_)
     preview_every: PositiveInt = 1000
     eval_every: PositiveInt | None = None
     eval_images: Annotated[int, Field(ge=2, le=MOST_COUNT), NotBool] = 500
@@ -102,6 +201,32 @@ class TrainConfig(OptimisationConfig):
         if self.eval_every and isinstance(self.keep, int) and self.keep % self.eval_every:
             raise ValueError(f"keep {self.keep} is not a multiple of eval_every {self.eval_every}")
         return self
+
+    @model_validator(mode="after")
+    def _snapshots_are_few(self) -> Self:
+        count = -(-self.steps // self.averages.every) if self.averages else 0
+        if count > MOST_SNAPSHOTS:
+            raise ValueError(
+                f"averages.every makes {count:,} snapshots of a width in {self.steps:,} steps, and "
+                f"{MOST_SNAPSHOTS} are the most: raise it to {-(-self.steps // MOST_SNAPSHOTS):,}"
+            )
+        return self
+
+    @property
+    def widths(self) -> tuple[float, ...]:
+        """The widths of the power-function averages."""
+        return self.averages.widths if self.averages else ()
+
+    def snapshot_steps(self) -> Sequence[int]:
+        """After which steps the power-function averages are kept, the last step among them."""
+        if self.averages is None:
+            return ()
+        every = self.averages.every
+        return (*range(every, self.steps, every), self.steps)
+
+    def is_snapshot(self, step: int) -> bool:
+        """Whether the power-function averages are kept after `step` steps."""
+        return self.averages is not None and (step % self.averages.every == 0 or step == self.steps)
 
     def is_previewed(self, step: int) -> bool:
         """Whether pictures are made after `step` steps."""
@@ -142,7 +267,7 @@ class ClassifierTrainConfig(OptimisationConfig):
 class ClassifierConfig(Section):
     """A classifier of noised images for guidance (ADM sec. 4), trained by `diffctl stage classifier`.
 
-    `model` is the shape of its encoder, the first half of such a U-Net.
+    `model` is the shape of its encoder, the first half of such a U-Net. `train` is how it is trained.
     """
 
     model: UNetConfig

@@ -1,5 +1,10 @@
 """The objective of a diffusion model: DDPM's and iDDPM's losses of what the network says of noised images."""
 
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
 from diffusion.model.registry import build_network
 from diffusion.process.condition import Condition
 from diffusion.process.losses import training_losses
@@ -12,6 +17,9 @@ from diffusion.train.objective import Losses, Objective, Purposes
 
 
 def _losses(network: Network, process: Process, batch: Batch) -> Losses:
+    if batch.augmentation is not None:
+        told: Callable[..., Tensor] = network  # one that has a layer for it
+        network = partial(told, augmentation=batch.augmentation)
     condition = Condition(len(batch.index), batch.labels)
     return training_losses(network, process, batch.x_0, batch.index, batch.noise, condition)
 

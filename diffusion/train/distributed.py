@@ -2,7 +2,7 @@
 
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,10 +16,11 @@ from torch._C._distributed_c10d import Store
 
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
 from diffusion.system.signals import StopRequest
+from diffusion.train.buckets import buckets
+from diffusion.train.lazy_tensors import LazyTensors
 from diffusion.train.state_file import SavedState
 
-PATIENCE = timedelta(hours=2)  # of waiting for others: previews and scores are the first one's alone
-BUCKET = 16 * 2**20  # numbers that are summed at a time
+PATIENCE = timedelta(hours=2)  # of a collective; for what the first one does alone nobody waits in one
 # What gloo says of a broken connection in errors that have no type of their own, and NCCL in ones of a type
 # that its other errors share.
 BROKEN = (
@@ -45,17 +46,14 @@ class RankLost(TemporaryError):
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process's place among `world_size` ones that train together; alone, nothing is ever sent.
-
-    Gradients are summed after the backward pass and not during it. What DistributedDataParallel gains by
-    overlapping the two it pays with an order of summing that it learns in its first step, so that a resumed
-    training would go on with other bits.
-    """
+    """This process's place among `world_size` ones that train together; alone, nothing is ever sent."""
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
     over: Event = field(default_factory=Event)  # set where this process ends the training by itself
+    lost: Event = field(default_factory=Event)  # set where a loss blocks what this process has on its device
+    store: Store | None = None  # where they met
 
     @property
     def is_first(self) -> bool:
@@ -83,12 +81,34 @@ class ProcessGroup:
         """Replace each tensor by its sum over the processes, the same bits on all of them."""
         if self.world_size > 1:
             with lost_rank_told():
-                for bucket in _buckets(tensors):
+                for bucket in buckets(tensors, lambda tensor: tensor):
                     flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
                     dist.all_reduce(flat)
                     parts = torch.split(flat, [tensor.numel() for tensor in bucket])
                     for tensor, part in zip(bucket, parts, strict=True):
                         tensor.copy_(part.view(tensor.shape))
+
+    def begin_sum(self, tensor: Tensor) -> Callable[[], None]:
+        """Begin to replace the tensor by its sum over the processes; what is returned waits for that.
+
+        All processes begin theirs in the same order.
+        """
+        with lost_rank_told():
+            work = dist.all_reduce(tensor, async_op=True)
+
+        def wait() -> None:
+            with lost_rank_told():
+                work.wait()
+
+        return wait
+
+    def agree_on_least(self, number: int) -> int:
+        """The least of what the processes say."""
+        least = torch.tensor(number)
+        if self.world_size > 1:
+            with lost_rank_told():
+                dist.all_reduce(least, dist.ReduceOp.MIN)
+        return int(least)
 
     def gather(self, values: Tensor, share: slice, count: int) -> Tensor:
         """`values` (n, this share's columns) among zeros, (n, count): to be summed over the processes."""
@@ -110,7 +130,11 @@ class ProcessGroup:
         stop.raise_if_set()
 
     def broadcast_state(self, identity: str, saved: SavedState) -> SavedState:
-        """The first process's saved state; DiffctlError on one whose training is another by its identity."""
+        """The first process's saved state; DiffctlError on one whose training is another by its identity.
+
+        Its tensors arrive on the CPU as they are asked for, in their order; the first one, which has them,
+        returns when all others have asked for the last.
+        """
         if self.world_size == 1:
             return saved
         with lost_rank_told():
@@ -121,13 +145,30 @@ class ProcessGroup:
                     f"process {self.rank} on {socket.gethostname()} would train something else than the "
                     "first one: params.yaml, data and kind of device must be the same everywhere"
                 )
-            if self.is_first:
-                tensors = {name: tensor.cpu().contiguous() for name, tensor in saved.tensors.items()}
-            else:
-                tensors = {name: torch.empty(size, dtype=kind) for name, (size, kind) in shapes.items()}
-            for tensor in tensors.values():
-                dist.broadcast(tensor, 0)
-        return SavedState(tensors, values)
+            if not self.is_first:
+                return SavedState(_Arriving(shapes), values)
+            for tensor in saved.tensors.values():
+                dist.broadcast(tensor.cpu().contiguous(), 0)
+        return saved
+
+
+class _Arriving(LazyTensors):
+    """The first process's tensors of these shapes and types: each is received when it is asked for.
+
+    That is to be once for each, in their order. RankLost when the first process is out of reach.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[torch.Size, torch.dtype]]) -> None:
+        super().__init__(shapes)
+        self._shapes, self._due = shapes, iter(shapes)
+
+    def __getitem__(self, name: str) -> Tensor:
+        due, (shape, kind) = next(self._due, None), self._shapes[name]
+        assert name == due, f"{due} comes next, and not {name}"
+        tensor = torch.empty(shape, dtype=kind)
+        with lost_rank_told():
+            dist.broadcast(tensor, 0)
+        return tensor
 
 
 Value = TypeVar("Value")
@@ -137,20 +178,6 @@ def _from_first(value: Value) -> Value:
     values = [value]
     dist.broadcast_object_list(values, 0)
     return values[0]
-
-
-def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """The tensors of a kind in order, in lists of at most 16 M numbers (or a single larger tensor)."""
-    bucket: list[Tensor] = []
-    size = 0
-    for tensor in tensors:
-        if bucket and (size + tensor.numel() > BUCKET or tensor.dtype != bucket[0].dtype):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(tensor)
-        size += tensor.numel()
-    if bucket:
-        yield bucket
 
 
 @contextmanager

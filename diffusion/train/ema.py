@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from diffusion.train.buckets import buckets
+
 
 def ema_copy(network: nn.Module) -> nn.Module:
     """A copy in eval mode that takes part in no gradient."""
@@ -24,5 +26,21 @@ def ema_update(ema: nn.Module, network: nn.Module, decay: float, finite: Tensor)
     """
     averages: list[Tensor] = list(ema.parameters())
     weights: list[Tensor] = list(network.parameters())
-    part = (1 - decay) * finite.to(averages[0].dtype)  # lerp by 0 changes nothing
-    torch._foreach_lerp_(averages, weights, [part] * len(averages))
+    part = (1 - decay) * finite.to(averages[0].dtype)  # to go no part of the way changes nothing
+    if part.device.type == "cpu":
+        torch._foreach_lerp_(averages, weights, [part] * len(averages))
+    else:
+        move(averages, weights, part)
+
+
+def move(averages: list[Tensor], weights: list[Tensor], part: Tensor) -> None:
+    """averages ← averages + part·(weights − averages), in place, `part` a single number on their device.
+
+    By a few kernels for many tensors at once, where a lerp by such a number takes one a tensor. What lies
+    between them is held of some tensors at a time.
+    """
+    for some in buckets(list(zip(averages, weights, strict=True)), lambda pair: pair[0]):
+        now, wanted = [pair[0] for pair in some], [pair[1] for pair in some]
+        ways = torch._foreach_sub(wanted, now)
+        torch._foreach_mul_(ways, part)
+        torch._foreach_add_(now, list(ways))

@@ -1,6 +1,9 @@
 """A batch's gradient: in micro-batches that fit the memory, summed over the processes of the training."""
 
 import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +12,28 @@ from diffusion.model.precision import autocast
 from diffusion.process.prediction import Network
 from diffusion.process.registry import build_process
 from diffusion.system.errors import DiffctlError, DiffctlWarning
+from diffusion.system.transfer import send
 from diffusion.train.batch import Batch
-from diffusion.train.distributed import ProcessGroup
+from diffusion.train.distributed import ProcessGroup, lost_rank_told
 from diffusion.train.identity import TrainPlan, build_objective
 from diffusion.train.masks import masks_of
-from diffusion.train.memory import device_memory, fitting_microbatch, is_shortage, remedy
+from diffusion.train.memory import averages_bytes, device_memory, fitting_microbatch, is_shortage, remedy
 from diffusion.train.objective import Losses
+from diffusion.train.overlap import OverlappedSums
 from diffusion.train.precision import compiles
+
+
+class Sums(Protocol):
+    """What sums gradients over the processes: OverlappedSums, or Shards."""
+
+    def sending(self) -> AbstractContextManager[None]:
+        """Within it lies the last backward pass of a step."""
+
+    def finish(self) -> None:
+        """Let the parameters' gradients be the sums."""
+
+    def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """The Euclidean norm of all gradients, of which this process has those given."""
 
 
 class GradientAccumulator:
@@ -24,16 +42,24 @@ class GradientAccumulator:
     A micro-batch is what `train.microbatch` says. With `auto` it is as many of this process's images as the
     memory's size suggests, on a GPU twice that, and half as many whenever the memory does not suffice: the
     same step is tried again, of which nothing was kept, by the same draws.
+
+    With `shards`, which are cut after this is made, the processes put the network together for every pass. So
+    all make equally many, no step can be tried again, and `auto` is what the estimate says.
     """
 
-    def __init__(self, plan: TrainPlan, network: nn.Module, group: ProcessGroup) -> None:
+    def __init__(
+        self, plan: TrainPlan, network: nn.Module, group: ProcessGroup, shards: Sums | None = None
+    ) -> None:
         train = plan.train
+        self._is_sharded, self._sums = shards is not None, shards or OverlappedSums(network, group)
         self._plan, self._network, self._group = plan, network, group
         self._objective, self._process = build_objective(plan), build_process(plan.process)
         self.share = group.share(train.batch_size, train.PREFIX)
         self.microbatch = self._first_microbatch(self.share.stop - self.share.start)
+        if self._is_sharded:
+            self.microbatch = group.agree_on_least(self.microbatch)
         self._masks = masks_of(network, plan, self._objective.purposes.dropout)
-        self._compiling = compiles(train, group.device)
+        self._compiling = compiles(train, group.device) and not self._is_sharded
         self._forward: Network | None = None
 
     def __call__(self, batch: Batch, step: int) -> tuple[Losses, Tensor, Tensor]:
@@ -43,17 +69,26 @@ class GradientAccumulator:
         weights, (B,) each. DiffctlError when the memory does not suffice.
         """
         losses = self._own_losses(batch, step)
-        known = torch.stack([*losses.values(), batch.weights, batch.index.float()])
+        self._sums.finish()
+        index = send(batch.index, batch.weights.device)
+        known = torch.stack([*losses.values(), batch.weights, index.float()])
         known = self._group.gather(known, self.share, self._plan.train.batch_size)
-        gradients = [parameter.grad for parameter in self._network.parameters() if parameter.grad is not None]
-        self._group.all_reduce([*gradients, known])
+        self._group.all_reduce([known])
         *values, weights, index = known.unbind()
         return dict(zip(losses, values, strict=True)), index.long(), weights
+
+    def clip(self, parameters: Iterable[nn.Parameter], most: float) -> Tensor:
+        """Scale the gradients down to a norm of `most`, where it is more; returns what it was."""
+        learned = [parameter for parameter in parameters if parameter.grad is not None]
+        norm = self._sums.norm([parameter.grad for parameter in learned if parameter.grad is not None])
+        torch.nn.utils.clip_grads_with_norm_(learned, most, norm)
+        return norm
 
     def _own_losses(self, batch: Batch, step: int) -> Losses:
         while True:
             try:
-                losses = self._attempt(batch, step)
+                with lost_rank_told():  # with shards a pass itself waits for the others
+                    losses = self._attempt(batch, step)
             except RuntimeError as error:
                 self._make_do(error)
             else:
@@ -70,13 +105,24 @@ class GradientAccumulator:
         if self._forward is None:  # only here, where it is caught when torch.compile fails
             fast: Network = torch.compile(self._network, dynamic=False) if self._compiling else self._network
             self._forward = autocast(fast, self._plan.precision)
-        parts, row = [], self.share.start
-        for part in batch.split(self.microbatch):
+        found, row, parts = [], self.share.start, self._parts(batch)
+        for number, part in enumerate(parts, start=1):
             if self._masks:
                 self._masks.take(slice(row, row + len(part.index)))
-            parts.append(self._backward(self._forward, part))
+            with self._sums.sending() if number == len(parts) else nullcontext():
+                found.append(self._backward(self._forward, part))
             row += len(part.index)
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {name: torch.cat([one[name] for one in found]) for name in found[0]}
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        """This process's micro-batches; with shards as many as every other's.
+
+        Shares differ by an image, so that there one may have two where others have one at a time.
+        """
+        if not self._is_sharded:
+            return list(batch.split(self.microbatch))
+        least, rest = divmod(self._plan.train.batch_size, self._group.world_size)
+        return list(batch.divide(min(least, -(-(least + bool(rest)) // self.microbatch))))
 
     def _backward(self, forward: Network, part: Batch) -> Losses:
         """Add the part's share of the batch's gradient; returns its losses, each (B,)."""
@@ -88,7 +134,7 @@ class GradientAccumulator:
     def _make_do(self, error: RuntimeError) -> None:
         """Change what made the attempt fail; raise when there is nothing to change."""
         if is_shortage(error):
-            if self._plan.train.microbatch != "auto" or self.microbatch == 1:
+            if self._plan.train.microbatch != "auto" or self.microbatch == 1 or self._is_sharded:
                 advice = remedy(self._plan.train.PREFIX)
                 raise DiffctlError(
                     f"a step of {self.microbatch} images does not fit the memory: {advice}"
@@ -109,9 +155,14 @@ class GradientAccumulator:
         if wanted != "auto":
             return min(wanted, images)
         total, _ = device_memory(device)
-        # In bf16 a step takes about half the estimate; a machine's memory is for all its processes.
-        guess = 2 * total if device.type == "cuda" else total // self._group.world_size
-        return fitting_microbatch(self._plan.network, images, guess, self._objective.network)
+        shards = self._group.world_size if self._is_sharded else 1
+        if device.type == "cuda":
+            guess = total if self._is_sharded else 2 * total  # in bf16 a step takes about half the estimate
+        else:
+            guess = total // self._group.world_size  # a machine's memory is for all its processes
+        spec, build = self._plan.network, self._objective.network
+        guess -= averages_bytes(spec, len(self._plan.train.widths), build) // shards
+        return fitting_microbatch(spec, images, guess, build, shards)
 
 
 def _warn(sentence: str) -> None:

@@ -1,12 +1,15 @@
 """From a configuration and the prepared data to the description of the model that they give."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import ValidationError
 
 from diffusion.code import Code, CodeSince, code_of, code_since
+from diffusion.images.meta import Ancestor
+from diffusion.layout import STARTS
 from diffusion.model.config import ModelConfig, NetworkSpec
 from diffusion.model.model_file import Artefact, DataCard, Described
 from diffusion.model.registry import MODELS
@@ -15,16 +18,19 @@ from diffusion.process.registry import PROCESSES
 from diffusion.system.errors import UsageError
 from diffusion.system.registry import load_reference, module_named
 from diffusion.system.section import explain, fingerprint
-from diffusion.train.config import OptimisationConfig, TrainConfig, TrainSections
+from diffusion.train.config import AugmentConfig, OptimisationConfig, StartConfig, TrainConfig, TrainSections
 from diffusion.train.precision import resolve_precision
+from diffusion.train.start import fitting_start
 
 if TYPE_CHECKING:
     from diffusion.train.objective import Objective
 
 # Fields of `train` that say when to look and how to fit the machine: a training goes on when they change. The
-# last three change sums by rounding.
-WATCHING = {"log_every", "save_every", "preview_every", "eval_every", "eval_images", "eval_steps", "keep"}
-FITTING = {"devices", "microbatch", "compile"}
+# last four change sums by rounding.
+WATCHING = {"log_every", "save_every", "heldout_every", "heldout_images", "preview_every", "eval_every"}
+WATCHING |= {"eval_images", "eval_steps", "keep"}
+BESIDE = {"averages"}  # what is tracked from the first step on: another training, of the same model
+FITTING = {"devices", "shard", "microbatch", "compile"}
 
 
 class TrainPlan(Described):
@@ -42,6 +48,16 @@ class TrainPlan(Described):
         """How often a label is dropped, where the network knows that none is given."""
         return 0.0
 
+    @property
+    def augment(self) -> AugmentConfig | None:
+        """How its images are transformed; None where they are not."""
+        return None
+
+    @property
+    def start(self) -> StartConfig | None:
+        """The model that it begins with; None where the weights are drawn."""
+        return None
+
 
 class DenoiserPlan(TrainPlan):
     """A diffusion model that is still to be trained."""
@@ -55,6 +71,16 @@ class DenoiserPlan(TrainPlan):
         """How often a label is dropped for guidance (CFG alg. 1)."""
         return self.train.p_uncond
 
+    @property
+    def augment(self) -> AugmentConfig | None:
+        """How its images are transformed, of which the network is told."""
+        return self.train.augment
+
+    @property
+    def start(self) -> StartConfig | None:
+        """The model that it begins with; None where the weights are drawn."""
+        return self.train.start
+
 
 def build_objective(plan: TrainPlan) -> "Objective":
     """What the network of this plan learns."""
@@ -62,14 +88,23 @@ def build_objective(plan: TrainPlan) -> "Objective":
     return objective
 
 
-def plan_training(config: TrainSections, meta: dict[str, Any], device: torch.device) -> DenoiserPlan:
-    """What the training will give, from the training split's meta; UsageError where they do not fit."""
+def plan_training(
+    config: TrainSections, meta: dict[str, Any], device: torch.device, starts: Path = STARTS
+) -> DenoiserPlan:
+    """What the training will give, from the training split's meta; UsageError where they do not fit.
+
+    StartRefused where the model that it begins with, in the folder `starts`, does not.
+    """
     classes = meta["classes"] if config.model.class_cond else []
     if config.model.class_cond and not classes:
         raise UsageError(
             f"model.class_cond: {meta['name']} has no labels, so set it to false (and p_uncond to 0)"
         )
+    spec = load_reference(MODELS[config.model.name].spec)
+    if config.train.augment and "augmented" not in spec.model_fields:
+        raise UsageError(f"train.augment: a {config.model.name} cannot be told of it, so leave it out")
     channels = meta["channels"]
+    told = {"augmented": True} if config.train.augment else {}
     try:
         network = NetworkSpec.model_validate(
             {
@@ -79,19 +114,31 @@ def plan_training(config: TrainSections, meta: dict[str, Any], device: torch.dev
                 "out_channels": 2 * channels if config.process.variance == "learned" else channels,
                 "num_classes": len(classes),
                 "null_class": config.train.p_uncond > 0,
+                **told,
             }
         )
     except ValidationError as error:
         raise UsageError(explain(error, "params.yaml with this data: model", NetworkSpec)) from None
+    data = data_card(meta, config.data.flip, labelled=config.model.class_cond)
     return DenoiserPlan(
         network=network,
         process=config.process,
         train=config.train,
-        data=data_card(meta, config.data.flip, labelled=config.model.class_cond),
+        data=data,
         step=config.train.steps,
         precision=resolve_precision(config.train.precision, device),
         code=(code_since(0, training_code(DenoiserPlan, config.process, network)),),
+        lineage=_lineage(config, network, data, starts),
     )
+
+
+def _lineage(
+    config: TrainSections, network: NetworkSpec, data: DataCard, starts: Path
+) -> tuple[Ancestor, ...]:
+    """The models that it comes from; none where the weights are drawn."""
+    if config.train.start is None:
+        return ()
+    return fitting_start(config.train.start, network, config.process, data.classes, starts).lineage
 
 
 def data_card(meta: dict[str, Any], flip: bool, *, labelled: bool) -> DataCard:
@@ -107,8 +154,9 @@ def data_card(meta: dict[str, Any], flip: bool, *, labelled: bool) -> DataCard:
 
 def training_code(kind: type[TrainPlan], process: ProcessConfig, model: ModelConfig) -> Code:
     """The modules that the numbers of such a training of such a model in this process come from."""
-    entries = PROCESSES[process.schedule], MODELS[model.name]
-    return code_of("diffusion.train.loop", module_named(kind.OBJECTIVE), *(entry.module for entry in entries))
+    entries, transfer = (PROCESSES[process.schedule], MODELS[model.name]), MODELS[model.name].transfer
+    named = (module_named(reference) for reference in (kind.OBJECTIVE, transfer))
+    return code_of("diffusion.train.loop", *named, *(entry.module for entry in entries))
 
 
 def training_fingerprint(plan: TrainPlan) -> str:
@@ -125,8 +173,8 @@ def result_of(plan: TrainPlan, code: Sequence[CodeSince] | None = None) -> Artef
 
 
 def result_values(plan: TrainPlan, code: Sequence[CodeSince] | None = None) -> dict[str, Any]:
-    """As a file of weights tells it: when to look and how to fit the machine are not its matter."""
-    left_out = WATCHING | FITTING
+    """As a file of weights tells it: when to look, how to fit, other averages are not its matter."""
+    left_out = WATCHING | FITTING | BESIDE
     fields = type(plan.train).model_fields.items()
     usual = {name: field.default for name, field in fields if name in left_out}
     train = plan.train.model_copy(update=usual).model_dump(mode="json")
@@ -141,7 +189,8 @@ def training_settings(plan: TrainPlan) -> dict[str, Any]:
 
 
 def _identity(plan: TrainPlan) -> dict[str, Any]:
-    values = plan.model_dump(mode="json", exclude={"code", "weights_sha256"})
+    left_out = {"code", "weights_sha256", "lineage"}  # the last is of the start that `train` pins
+    values = plan.model_dump(mode="json", exclude=left_out)
     del values["network"]["gradient_checkpointing"]  # computes the same again
     values["train"] = {key: value for key, value in values["train"].items() if key not in WATCHING | FITTING}
     return values

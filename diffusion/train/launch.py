@@ -4,7 +4,6 @@ Torchrun and we ourselves say through the environment which process one is: RANK
 """
 
 import atexit
-import ctypes
 import os
 import signal
 import subprocess
@@ -18,15 +17,16 @@ import torch
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed.rendezvous import rendezvous
 
-from diffusion.system.devices import Check, Waiting, held_device, held_gpus
+from diffusion.system.devices import Check, Waiting, device_kind, held_device, held_gpus
 from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.processes import die_with
 from diffusion.train.config import OptimisationConfig
 from diffusion.train.distributed import ProcessGroup, RankLost, joined
 
 STARTED_BY = "DIFFCTL_STARTED_BY"  # the process that started this one as a part of its training
 GRACE_SECONDS = 20.0  # for the others to end by themselves
 POLL_SECONDS = 0.1
-PR_SET_PDEATHSIG = 1  # prctl(2)
+GONE = "another process of this training is lost: the same command goes on from the saved state"
 
 
 def is_follower() -> bool:
@@ -39,7 +39,7 @@ def process_count(train: OptimisationConfig) -> int:
 
     UsageError for more than there are GPUs.
     """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = torch.cuda.device_count() if device_kind() == "cuda" else 0
     if train.devices == "auto":
         return max(1, min(gpus, train.batch_size))
     if gpus and train.devices > gpus:
@@ -85,8 +85,9 @@ def together(
         # Refused before anything starts.
         ProcessGroup(torch.device("cpu"), 0, count).share(train.batch_size, train.PREFIX)
         with held_gpus(count, waiting, check):
-            first = ProcessGroup(_own_device(count), 0, count)
-            with _started(first, command):
+            store = TCPStore("127.0.0.1", 0, count, is_master=True, wait_for_workers=False)
+            first = ProcessGroup(_own_device(count), 0, count, store=store)
+            with _started(first, store, command):
                 yield first
 
 
@@ -97,7 +98,8 @@ def _one_of_several(waiting: Waiting | None, check: Check | None) -> Iterator[Pr
     store.set(_present(rank), "")
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     with held_gpus(0 if int(os.environ.get("LOCAL_RANK", 0)) else here, waiting, check):
-        group = ProcessGroup(_own_device(here), rank, world)
+        group = ProcessGroup(_own_device(here), rank, world, store=store)
+        _end_after_loss(group, RankLost.exit_code, GRACE_SECONDS)
         try:
             with joined(group, store):
                 yield group
@@ -107,10 +109,10 @@ def _one_of_several(waiting: Waiting | None, check: Check | None) -> Iterator[Pr
 
 
 @contextmanager
-def _started(first: ProcessGroup, command: Sequence[str]) -> Iterator[None]:
-    count = first.world_size
-    store = TCPStore("127.0.0.1", 0, count, is_master=True, wait_for_workers=False)
-    others = _Others(count, command, store.port, first.over)
+def _started(first: ProcessGroup, store: TCPStore, command: Sequence[str]) -> Iterator[None]:
+    others = _Others(first.world_size, command, store.port, first.over)
+    # Later than by who watches the others, which can say more of one that has ended.
+    _end_after_loss(first, DiffctlError.exit_code, 3 * GRACE_SECONDS)
     try:
         others.meet(store)
         with joined(first, store):
@@ -219,7 +221,7 @@ def _present(rank: int) -> str:
 
 def _own_device(local_world: int) -> torch.device:
     """This process's GPU, or the CPU, whose cores the processes of a machine share evenly."""
-    if torch.cuda.is_available():
+    if device_kind() == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
         return device
@@ -237,6 +239,23 @@ def _end_blocked(group: ProcessGroup, code: int) -> None:
         atexit.register(_end_now, code)
 
 
+def _end_after_loss(group: ProcessGroup, code: int, grace: float) -> None:
+    """Have this process end with that code `grace` seconds after a loss that blocks its device at the latest.
+
+    Its own way out waits for the threads that feed the device, and those may wait for the device.
+    """
+
+    def end() -> None:
+        group.lost.wait()
+        time.sleep(grace)
+        if group.is_first:
+            print(f"diffctl: {GONE}", file=sys.stderr)
+        _end_now(code)
+
+    if group.loss_blocks:
+        threading.Thread(target=end, name="loss", daemon=True).start()
+
+
 def _end_now(code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # nobody reads it any more
@@ -246,8 +265,6 @@ def _end_now(code: int) -> None:
 
 def _die_with_parent() -> None:
     """Be killed with the process that started this one, even when that one is killed by SIGKILL."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    starter = os.environ.get(STARTED_BY)
-    if starter is not None and os.getppid() != int(starter):  # it has died already
+    starter = os.environ.get(STARTED_BY, os.getppid())
+    if not die_with(int(starter)):
         raise DiffctlError("the training's first process has ended")

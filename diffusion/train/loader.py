@@ -1,24 +1,17 @@
-"""Batches of a store by explicit indices, and work that is done ahead of its use.
+"""Batches of a store by explicit indices.
 
 Which images a step sees is the caller's to draw, so nothing here is random or stateful, and a resumed
 training reads the same images.
 """
-
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffusion.images.store import ImageStore
+from diffusion.system.transfer import send
 
 DEVICE_SHARE = 0.25  # of a GPU's free memory that a data set may take
-
-Made = TypeVar("Made", bound=Iterable[Tensor | None])
 
 
 class Batches:
@@ -56,7 +49,7 @@ class Batches:
             return self._resident[send(rows, self.device)]
         batch = torch.empty((len(rows), *self._images.shape[1:]), dtype=torch.uint8, pin_memory=self._cuda)
         np.take(self._images, rows.numpy(), axis=0, out=batch.numpy(), mode="clip")  # releases the GIL
-        return batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
+        return batch.to(self.device, non_blocking=self._cuda).permute(0, 3, 1, 2).contiguous()
 
     def _load(self) -> Tensor:
         whole = torch.empty(
@@ -74,57 +67,3 @@ class Batches:
     def _fits(self, size: int) -> bool:
         free, _ = torch.cuda.mem_get_info(self.device)
         return size <= DEVICE_SHARE * free
-
-
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """The CPU tensor on the device; to a GPU through pinned memory, and nobody waits for the copy."""
-    if device.type != "cuda":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def prefetch(
-    draws: Iterable[Callable[[], Made]], device: torch.device | str, depth: int = 2
-) -> Generator[Made, None, None]:
-    """What the draws make, in order, while `depth` further ones are made by background threads.
-
-    On a GPU they work on a stream of their own, for which the caller's stream waits before it uses a result.
-    """
-    device = torch.device(device)
-    stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-    if stream is not None:
-        stream.wait_stream(torch.cuda.current_stream(device))  # a resident set may still be on its way
-
-    def make(draw: Callable[[], Made]) -> tuple[Made, Any]:
-        with ExitStack() as stack:
-            if stream is not None:
-                stack.enter_context(torch.cuda.stream(stream))
-            return draw(), stream.record_event() if stream is not None else None
-
-    with _threads(depth, device) as pool:
-        coming: deque[Future[tuple[Made, Any]]] = deque()
-        for draw in draws:
-            coming.append(pool.submit(make, draw))
-            if len(coming) > depth:
-                yield _ready(*coming.popleft().result())
-        while coming:
-            yield _ready(*coming.popleft().result())
-
-
-def _threads(count: int, device: torch.device) -> ThreadPoolExecutor:
-    """Threads that work on the device: each new one would begin on the first GPU, and pin memory for that."""
-    if device.type != "cuda":
-        return ThreadPoolExecutor(count, "batches")
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return ThreadPoolExecutor(count, "batches", torch.cuda.set_device, (index,))
-
-
-def _ready(made: Made, event: Any) -> Made:
-    """Let the caller's stream wait for the copies, and keep their memory until that stream has used it."""
-    if event is not None:
-        stream = torch.cuda.current_stream()
-        stream.wait_event(event)
-        for tensor in made:
-            if tensor is not None:
-                tensor.record_stream(stream)
-    return made

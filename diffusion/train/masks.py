@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from diffusion.model.config import NetworkSpec
 from diffusion.model.dropout import Dropout
 from diffusion.process.noise import generator
+from diffusion.system.transfer import send
 from diffusion.train.identity import TrainPlan
-from diffusion.train.loader import send
 
 STARTS = 2**14  # that a row's window can have at least: in a batch of 128 seldom two rows have the same
 

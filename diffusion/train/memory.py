@@ -10,14 +10,20 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from diffusion.model.config import NetworkSpec
+from diffusion.model.flops import Operations
 from diffusion.model.registry import build_network
 from diffusion.system.errors import DiffctlError
 from diffusion.system.memory import machine_memory
 from diffusion.system.threads import one_thread
+from diffusion.train.sharding import units
 
 NetworkBuilder = Callable[[NetworkSpec], nn.Module]
 
 TRAIN_BYTES = 20  # of a parameter in training: weights, EMA, gradient and Adam's two moments, in fp32
+# Of a parameter of a sharded network's parts that are whole at a time, in fp32: the one that computes and the
+# next, each gathered and laid out as its weights, and the gradients of one and of another being summed.
+TOGETHER_BYTES = 24
+AVERAGE_BYTES = 4  # of a parameter in one more average
 HALF_BYTES = TRAIN_BYTES // 2  # what it could be in a precision of half as many
 QUICK = 10**9  # products of a parameter and a pixel: an image's pass of fewer takes milliseconds
 # What torch, cuBLAS, cuDNN (by its version) and Triton say in errors that have no type of their own.
@@ -52,9 +58,27 @@ def is_hopeless(spec: NetworkSpec, total: int) -> bool:
     return HALF_BYTES * spec.least_parameters() > total
 
 
-def step_bytes(spec: NetworkSpec, images: int, build: NetworkBuilder = build_network) -> int:
-    """What a training step of that many images takes at most."""
-    return count_parameters(spec, build) * TRAIN_BYTES + saved_bytes(spec, images, build)
+def step_bytes(spec: NetworkSpec, images: int, build: NetworkBuilder = build_network, shards: int = 1) -> int:
+    """What a training step of that many images takes at most, of one of so many shards."""
+    held = count_parameters(spec, build) * TRAIN_BYTES
+    if shards > 1:
+        held = -(-held // shards) + TOGETHER_BYTES * _largest_unit(spec, build)
+    return held + saved_bytes(spec, images, build)
+
+
+@cache
+def _largest_unit(spec: NetworkSpec, build: NetworkBuilder) -> int:
+    """How many numbers the largest part of a sharded network has that is put together at a time."""
+    with torch.device("meta"), _Unfilled():
+        parts = units(build(spec))
+    counts = [sum(parameter.numel() for parameter in part.parameters()) for part in parts]
+    *stages, whole = counts  # the last has what is in no stage
+    return max([*stages, whole - sum(stages)])
+
+
+def averages_bytes(spec: NetworkSpec, widths: int, build: NetworkBuilder = build_network) -> int:
+    """What so many power-function averages take beside that, and a snapshot of them on the disk."""
+    return AVERAGE_BYTES * widths * count_parameters(spec, build)
 
 
 def saved_bytes(spec: NetworkSpec, images: int, build: NetworkBuilder = build_network) -> int:
@@ -62,22 +86,31 @@ def saved_bytes(spec: NetworkSpec, images: int, build: NetworkBuilder = build_ne
 
     Every image after the first adds the same, so that two passes tell it of any number.
     """
-    one, two = _counted_bytes(spec, build)
+    one, two, _ = _counted_passes(spec, build)
     return one + (images - 1) * (two - one)
 
 
-@cache
-def _counted_bytes(spec: NetworkSpec, build: NetworkBuilder) -> tuple[int, int]:
-    """`saved_bytes` of one and of two images by passes that are made: really where that is quick.
+def evaluation_flops(spec: NetworkSpec, build: NetworkBuilder = build_network) -> int:
+    """How many operations one image's pass through the network takes."""
+    *_, operations = _counted_passes(spec, build)
+    return operations
 
-    Else with fake tensors, which take the same kernels as real ones and hold no memory; torch loads its
-    compiler for them. On the meta device attention takes another path, which keeps what that does not.
+
+@cache
+def _counted_passes(spec: NetworkSpec, build: NetworkBuilder) -> tuple[int, int, int]:
+    """`saved_bytes` of one and of two images, and the first's operations, by passes that are made.
+
+    Really where that is quick, else with fake tensors, which take the same kernels as real ones and hold no
+    memory; torch loads its compiler for them. On the meta device attention takes another path, which keeps
+    what that does not.
     """
     quick = count_parameters(spec, build) * spec.image_size**2 < QUICK
     with _real_tensors() if quick else _fake_tensors():
         with _Unfilled():
             network = build(spec)
-        return _kept_bytes(network, spec, 1), _kept_bytes(network, spec, 2)
+        with Operations() as operations:
+            one = _kept_bytes(network, spec, 1)
+        return one, _kept_bytes(network, spec, 2), operations.total
 
 
 def _kept_bytes(network: nn.Module, spec: NetworkSpec, images: int) -> int:
@@ -111,13 +144,13 @@ def _fake_tensors() -> AbstractContextManager[object]:
 
 
 def fitting_microbatch(
-    spec: NetworkSpec, images: int, total: int, build: NetworkBuilder = build_network
+    spec: NetworkSpec, images: int, total: int, build: NetworkBuilder = build_network, shards: int = 1
 ) -> int:
     """The images, halved until a step of so many takes at most 80% of `total` bytes; at least 1.
 
     By the memory that there is, not by what is free now: the same machine always finds the same.
     """
-    while images > 1 and step_bytes(spec, images, build) > STEP_SHARE * total:
+    while images > 1 and step_bytes(spec, images, build, shards) > STEP_SHARE * total:
         images = -(-images // 2)
     return images
 

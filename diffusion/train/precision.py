@@ -11,11 +11,13 @@ COMPILED_STEPS = 2000  # compiling takes a minute or two
 
 
 def resolve_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """`auto` is bf16 where the device multiplies it natively (AVX-512 BF16; GPUs from Ampere), else fp32."""
+    """`auto` is bf16 where it is known to pay (AVX-512 BF16; NVIDIA's GPUs from Ampere on), else fp32."""
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    if device.type == "mps":
+        return "fp32"  # bf16 where it is asked for: not all have it, and none was measured
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 

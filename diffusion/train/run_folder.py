@@ -5,41 +5,60 @@ import os
 import shutil
 import time
 import uuid
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from diffusion.code import Code, changed_modules
+from diffusion.code import Code
 from diffusion.layout import TRAIN_RUNS
-from diffusion.system.documents import Values
-from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, reason
+from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.files import sync_folder, write_json, write_text
 from diffusion.system.locks import file_lock
-from diffusion.system.seals import read_sealed_document, sealed
+from diffusion.system.seals import sealed
 from diffusion.system.section import brief
-from diffusion.train.config_diff import changed_fields
 from diffusion.train.heartbeat import BEAT, Heartbeat, read_heartbeat
+from diffusion.train.heldout import PARTS, PREFIX
 from diffusion.train.identity import TrainPlan, training_code, training_fingerprint, training_settings
+from diffusion.train.others import (
+    AVERAGES,
+    CODE,
+    CONFIG,
+    Start,
+    kept_by,
+    read_values,
+    start_of,
+    tell_damaged,
+    why_afresh,
+)
+from diffusion.train.snapshots import copy_snapshots
 from diffusion.train.state import Resumable
-from diffusion.train.state_file import copy_states, newest_state, newest_step, save_state
+from diffusion.train.state_file import copy_state, copy_states, newest_state, newest_step
+from diffusion.train.state_writer import StateWriter
 
-# In a training's folder: what its fingerprint was made of.
-CONFIG = "config.json"
-CODE = "code.json"
 DIGITS = {"step": 12}  # of a value in the curve, where not 6
-CURVE = ("step", "loss", "accuracy", "mse", "vlb", "grad_norm", "lr", "skipped_steps")
+TRAINED = ("step", "loss", "accuracy", "mse", "vlb", "grad_norm", "lr", "skipped_steps")
+CURVE = (*TRAINED, *(f"{PREFIX}{part}" for part in PARTS))
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """An open training folder. `key` names this training wherever it is tracked; `is_new` in a new folder."""
+    """An open training folder. `key` names this training wherever it is tracked; `is_new` in a new folder.
+
+    `start` is the state of another training that it has begun with.
+    """
 
     folder: Path
     key: str
     is_new: bool = True
+    start: Start | None = None
+
+    @cached_property
+    def writer(self) -> StateWriter:
+        """Who writes its states."""
+        return StateWriter(self.folder)
 
     def beat(self, step: int) -> None:
         """Say that this process is alive and how far it is, for who looks from another machine."""
@@ -47,8 +66,8 @@ class RunFolder:
         write_json(self.folder / BEAT, sealed(said.model_dump()))
 
     def save(self, state: Resumable) -> None:
-        """Keep the state; DiffctlError on a full disk, the state before it stays."""
-        save_state(self.folder, state.saved())
+        """Keep the state, as `StateWriter.save`; DiffctlError on a full disk, the state before it stays."""
+        self.writer.save(state.saved())
 
     def restore(self, state: Resumable) -> bool:
         """Bring `state` to the newest whole saved one; False when there is none."""
@@ -56,6 +75,10 @@ class RunFolder:
         if saved is not None:
             try:
                 state.restore(saved)
+            except OSError as error:  # the disk fails at what it has given a moment ago
+                raise DiffctlError(
+                    f"the state in {self.folder} cannot be read ({error.strerror or error}): run it again"
+                ) from None
             except (
                 LookupError,
                 ValueError,
@@ -69,31 +92,19 @@ class RunFolder:
         return saved is not None
 
     def changes(self) -> str | None:
-        """Why a new training goes on with no other one, as a sentence; None without others.
-
-        One of the same configuration was made by other code; else the newest one is compared with.
-        """
-        others = _others(self.folder)
-        if not (self.is_new and others and (self.folder / CONFIG).exists()):
+        """Why a new training goes on with no other one, as a sentence; None without others."""
+        if not self.is_new or not (self.folder / CONFIG).exists():
             return None
-        same = [other for other in others if _values(other / CONFIG) == _values(self.folder / CONFIG)]
-        if same:
-            codes = (_values(folder / CODE) for folder in (same[-1], self.folder))
-            modules, step = ", ".join(changed_modules(*codes)), newest_step(same[-1])
-            return (
-                f"begun afresh, since the training's code has changed in {modules} since step {step:,} "
-                f"(in {same[-1]}): `diffctl run --keep` goes on from there instead"
-            )
-        fields = ", ".join(changed_fields(_values(others[-1] / CONFIG), _values(self.folder / CONFIG)))
-        return f"begun afresh, since the configuration is another one: {fields} (against {others[-1]})"
+        return why_afresh(self.folder, read_values(self.folder / CONFIG), read_values(self.folder / CODE))
 
     def keep(self) -> Path:
         """Go on from the newest training of this configuration by other code; returns its folder.
 
         Its states are copied. UsageError when there is none that has one.
         """
-        if other := kept_by(self.folder, _values(self.folder / CONFIG)):
+        if other := kept_by(self.folder, read_values(self.folder / CONFIG)):
             with file_lock(other / "lock", timeout=0, busy=f"{other} is still training: stop it first"):
+                copy_snapshots(other, self.folder, newest_step(other))
                 copy_states(other, self.folder)
             return other
         raise UsageError(
@@ -110,11 +121,13 @@ def open_run(
     fresh: bool = False,
     config: dict[str, Any] | None = None,
     code: Code | None = None,
+    go_on: bool = False,
 ) -> Iterator[RunFolder]:
     """Hold the training's folder for this process alone; `fresh` discards what is there.
 
-    `config` and `code` are what the fingerprint was made of, kept for `RunFolder.changes`. The lock is the
-    process's own and dies with it. DiffctlError when another process holds it.
+    `config` and `code` are what the fingerprint was made of, kept for `others`. With `go_on` a new folder
+    begins with the state that `start_of` finds. The lock is the process's own and dies with it. DiffctlError
+    when another process holds it.
     """
     folder = root / fingerprint
     beat = _beat(folder)
@@ -127,7 +140,10 @@ def open_run(
             beat = None  # it is another training from here on, in MLflow too
         for torn in folder.glob(".state-*.tmp"):  # of a save that was killed
             torn.unlink()
-        run = RunFolder(folder, beat.key if beat else uuid.uuid4().hex, is_new)
+        start = None
+        if go_on and is_new and not fresh and config is not None and code is not None:
+            start = _begin_with(folder, config, code)
+        run = RunFolder(folder, beat.key if beat else uuid.uuid4().hex, is_new, start)
         run.beat(0)
         if code is not None:
             write_json(folder / CODE, sealed(code))
@@ -143,31 +159,38 @@ def open_training(
 ) -> Iterator[RunFolder]:
     """The folder of the training of the `plan`, as `open_run`; `keep` as `RunFolder.keep`.
 
-    Where this code has saved a state already, `keep` goes on from that one.
+    Where this code has saved a state already, `keep` goes on from that one. A new folder begins with the
+    furthest state of another training whose steps so far are its own, but for `fresh` and `keep`.
     """
-    settings, code = training_settings(plan), training_code(type(plan), plan.process, plan.network)
-    with open_run(root, training_fingerprint(plan), fresh=fresh, config=settings, code=code) as run:
+    folder, settings, code = identity_of(plan, root)
+    with open_run(root, folder.name, fresh=fresh, config=settings, code=code, go_on=not keep) as run:
         if keep and not newest_step(run.folder):
             run.keep()
         yield run
 
 
-def kept_by(folder: Path, config: dict[str, Any]) -> Path | None:
-    """The newest other training of this configuration that has a state: what `keep` would go on from."""
-    same = (other for other in reversed(_others(folder)) if _values(other / CONFIG) == config)
-    return next((other for other in same if newest_step(other)), None)
+def identity_of(plan: TrainPlan, root: Path) -> tuple[Path, dict[str, Any], Code]:
+    """The folder of the plan's training in `root`, and what its name is made of: settings and code."""
+    code = training_code(type(plan), plan.process, plan.network)
+    return root / training_fingerprint(plan), training_settings(plan), code
 
 
-def _others(folder: Path) -> list[Path]:
-    """The folders of the other trainings, the newest last."""
-    others = [path.parent for path in folder.parent.glob(f"*/{CONFIG}") if path.parent != folder]
-    return sorted(others, key=lambda other: (other / BEAT).stat().st_mtime_ns)
+def _begin_with(folder: Path, config: dict[str, Any], code: Code) -> Start | None:
+    """Bring the state that a new training may go on from into its folder; None when there is none."""
+    while start := start_of(folder, config, code):
+        with suppress(FileNotFoundError):  # of a training that runs, and has dropped it for a newer one
+            if AVERAGES in config["train"]:
+                copy_snapshots(start.folder, folder, start.step)
+            copy_state(start.path, folder)
+            return start
+    return None
 
 
 def write_loss_curve(path: Path, history: list[dict[str, float]]) -> None:
     """Write the training's means by step as CSV: step, loss and its parts, gradient norm, rate.
 
-    A classifier's has its accuracy. A mean of steps of which none was finite is `nan`.
+    A classifier's has its accuracy. Then come the held-out losses, where they were measured. A mean of steps
+    of which none was finite is `nan`, and so is what was not measured there.
     """
     names = [name for name in CURVE if any(name in row for row in history)]
     lines = [",".join(names)] + [
@@ -176,28 +199,13 @@ def write_loss_curve(path: Path, history: list[dict[str, float]]) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
-def _values(path: Path) -> Values:
-    """What the file says; nothing where it is not there or damaged, which is told."""
-    try:
-        return read_sealed_document(path, Values)
-    except FileNotFoundError:
-        return {}
-    except DiffctlError as error:
-        _tell_damaged(error)
-        return {}
-
-
 def _beat(folder: Path) -> Heartbeat | None:
     """The training's last sign of life; None where none is there or it is damaged, which is told."""
     try:
         return read_heartbeat(folder)
     except DiffctlError as error:
-        _tell_damaged(error)
+        tell_damaged(error)
         return None
-
-
-def _tell_damaged(error: DiffctlError) -> None:
-    warnings.warn(f"{error}: it counts for nothing", DiffctlWarning, stacklevel=3)
 
 
 def _discard(folder: Path) -> None:

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion.code import CodeSince
+from diffusion.train.lazy_tensors import parts_of
 from diffusion.train.state_file import SavedState
 from diffusion.train.state_values import StateValues
+
+COUNT = "step"  # what an optimiser calls its count of steps, beside a parameter's moments
 
 
 class Part(Protocol):
@@ -21,8 +24,34 @@ class Part(Protocol):
     def state_dict(self) -> Mapping[str, Any]:
         """The tensors."""
 
-    def load_state_dict(self, tensors: dict[str, Tensor], /) -> object:
-        """Take the tensors back."""
+    def load_state_dict(self, tensors: Mapping[str, Tensor], /) -> object:
+        """Take the tensors back, each asked for once, in their order."""
+
+
+class ModuleState:
+    """A module's parameters and buffers as a part."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors themselves."""
+        return self._module.state_dict()
+
+    @torch.no_grad()
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the numbers back; ValueError for names or shapes of another module.
+
+        torch's own method would have all of them in memory before it begins.
+        """
+        held = self.state_dict()
+        for name in [*held, *tensors]:
+            if name not in held or name not in tensors:
+                raise ValueError(f"{name} is {'missing' if name in held else 'unknown'}")
+        for name, tensor in tensors.items():
+            if tensor.shape != held[name].shape:
+                raise ValueError(f"{name} of {list(tensor.shape)} is none of {list(held[name].shape)}")
+            held[name].copy_(tensor)
 
 
 class OptimizerState:
@@ -36,22 +65,29 @@ class OptimizerState:
         state = self._optimizer.state_dict()["state"]
         return {f"{index}.{name}": value for index, named in state.items() for name, value in named.items()}
 
-    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the moments back, laid in memory as their parameters, which the fused optimiser asks for."""
         parameters = [weight for group in self._optimizer.param_groups for weight in group["params"]]
+        named = {name: name.split(".") for name in tensors}
+        # All of it before the first tensor comes: what is freed between them would leave holes as large.
+        places = {
+            name: torch.empty_like(parameters[int(index)])
+            for name, (index, moment) in named.items()
+            if moment != COUNT
+        }
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
-            index, moment = name.split(".")
-            state.setdefault(int(index), {})[moment] = _laid_as(parameters[int(index)], tensor)
+            index, moment = named[name]
+            state.setdefault(int(index), {})[moment] = _filled(places.get(name), tensor)
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
 
 
-def _laid_as(parameter: Tensor, moment: Tensor) -> Tensor:
-    if moment.shape == parameter.shape:
-        return torch.empty_like(parameter).copy_(moment)
-    if moment.ndim:  # no count of steps
-        raise ValueError(f"a moment of {list(moment.shape)} is none of {list(parameter.shape)}")
-    return moment
+def _filled(place: Tensor | None, moment: Tensor) -> Tensor:
+    """The moment in its place; a count of steps has none, and is what comes."""
+    expected = moment.new_empty(()) if place is None else place
+    if moment.shape != expected.shape:
+        raise ValueError(f"a moment of {list(moment.shape)} is none of {list(expected.shape)}")
+    return moment if place is None else place.copy_(moment)
 
 
 @dataclass(kw_only=True)
@@ -87,14 +123,15 @@ class Resumable(ABC):
         return SavedState(self.tensors(), self.values())
 
     def restore(self, saved: SavedState) -> None:
-        """Become the saved state, exactly; the present code makes the steps from there on."""
-        parts = self.parts()
-        tensors: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
-        for name, tensor in saved.tensors.items():
-            part, rest = name.split(".", 1)
-            tensors[part][rest] = tensor
+        """Become the saved state, exactly; the present code makes the steps from there on.
+
+        Each tensor is asked for once, in the order in which they are saved, and let go before the next one.
+        """
+        parts, tensors = self.parts(), parts_of(saved.tensors)
+        if unknown := tensors.keys() - parts.keys():
+            raise ValueError(f"{min(unknown)} is unknown")
         for part, holder in parts.items():
-            holder.load_state_dict(tensors[part])
+            holder.load_state_dict(tensors.get(part, {}))
         present = self.code[-1:]
         for name in StateValues.model_fields:
             setattr(self, name, deepcopy(getattr(saved.values, name)))

@@ -4,35 +4,34 @@ A state counts from when its file has its name, and only while its seal is of th
 it: a truncated, altered or renamed one is reported and set aside, and the one before is used.
 """
 
-import shutil
 import warnings
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from diffusion.system.documents import parse_document
 from diffusion.system.errors import DiffctlError, DiffctlWarning
-from diffusion.system.files import write_atomic
-from diffusion.system.seals import Broken, read_sealed, write_sealed
+from diffusion.system.files import copy_file
+from diffusion.system.seals import Broken, open_sealed, write_sealed
 from diffusion.system.section import brief, canonical
+from diffusion.train.lazy_tensors import without
 from diffusion.train.state_values import StateValues
-from diffusion.train.tensor_stream import write_tensors
+from diffusion.train.tensor_stream import StoredTensors, write_tensors
 
 KEPT = 2
 PREFIX, SUFFIX = "state-", ".sealed"
 ASIDE = "damaged-"  # before the name of a damaged state: it counts no more, and the next good save drops it
+UNREADABLE = (ValueError, OSError, DiffctlError)  # what reading a state may raise
 VALUES = "values"  # the name under which the counters lie among the tensors, as the bytes of their JSON
 
 
 class SavedState(NamedTuple):
     """Named tensors, and the counters beside them."""
 
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     values: StateValues
 
 
@@ -46,7 +45,7 @@ def save_state(folder: Path, state: SavedState) -> Path:
             f"cannot save the training's state in {folder} ({error.strerror}): make room and run it again; "
             "it goes on from the state before"
         ) from error
-    others = [other for other in _states(folder) if other != path]
+    others = [other for other in state_files(folder) if other != path]
     for old in [*others[: 1 - KEPT], *folder.glob(f"{ASIDE}*")]:
         old.unlink(missing_ok=True)
     return path
@@ -54,28 +53,28 @@ def save_state(folder: Path, state: SavedState) -> Path:
 
 def newest_step(folder: Path) -> int:
     """After how many steps the newest state was saved; 0 without one."""
-    return max((_step(path) for path in _states(folder)), default=0)
+    return max((step_of(path) for path in state_files(folder)), default=0)
 
 
 def copy_states(source: Path, folder: Path) -> None:
     """Bring the states of another folder into this one, each whole or not at all."""
-    for path in _states(source):
-        write_atomic(folder / path.name, partial(_write_bytes, path))
+    for path in state_files(source):
+        copy_state(path, folder)
 
 
-def _write_bytes(source: Path, file: IO[bytes]) -> None:
-    with open(source, "rb") as other:
-        shutil.copyfileobj(other, file)
+def copy_state(path: Path, folder: Path) -> None:
+    """Bring one state into another folder, whole or not at all; FileNotFoundError when it is gone."""
+    copy_file(path, folder / path.name)
 
 
 def newest_state(folder: Path) -> SavedState | None:
     """The newest whole state, None when there is none; a damaged one is reported and set aside."""
-    states = _states(folder)
+    states = state_files(folder)
     while states:
         path = states.pop()
         try:
-            return _read(path)
-        except (ValueError, OSError, DiffctlError) as error:
+            return read_state(path)
+        except UNREADABLE as error:
             none = "no state is left, so the training begins again at step 0"
             then = "using the state before it" if states else none
             warnings.warn(f"{path} is damaged ({error}): {then}", DiffctlWarning, stacklevel=2)
@@ -83,24 +82,33 @@ def newest_state(folder: Path) -> SavedState | None:
     return None
 
 
-def _read(path: Path) -> SavedState:
+def read_state(path: Path) -> SavedState:
+    """The state in a file, looked through now; one of UNREADABLE where it is damaged or not there.
+
+    Its tensors are read when they are asked for, from the file that was looked through, whatever has its name
+    by then.
+    """
+    file, size = open_sealed(path)
     try:
-        tensors = load(read_sealed(path))
-    except SafetensorError as error:
+        tensors = StoredTensors(file, size)
+    except ValueError as error:
+        file.close()
         raise Broken(f"it holds no tensors: {brief(error, str)}") from None
     if VALUES not in tensors:
         raise Broken("it has no counters")
-    values = parse_document(tensors.pop(VALUES).numpy().tobytes(), StateValues, "the list of its counters")
-    if values.step != _step(path):
+    data = tensors[VALUES].flatten().view(torch.uint8).numpy().tobytes()
+    values = parse_document(data, StateValues, "the list of its counters")
+    if values.step != step_of(path):
         raise Broken(f"it is of step {values.step:,}")
-    return SavedState(tensors, values)
+    return SavedState(without(tensors, VALUES), values)
 
 
 def _bytes(values: StateValues) -> Tensor:
     return torch.frombuffer(bytearray(canonical(values).encode()), dtype=torch.uint8)
 
 
-def _states(folder: Path) -> list[Path]:
+def state_files(folder: Path) -> list[Path]:
+    """The files of the states in a folder, the newest last."""
     return sorted(path for path in folder.glob(f"{PREFIX}*{SUFFIX}") if _number(path).isdecimal())
 
 
@@ -108,7 +116,8 @@ def _place(folder: Path, step: int) -> Path:
     return folder / f"{PREFIX}{step:09d}{SUFFIX}"
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """After how many steps a state was saved, by its file's name."""
     return int(_number(path))
 
 

@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from diffusion.images.store import ImageStore
-from diffusion.model.model_file import save_artefact
+from diffusion.layout import STARTS
+from diffusion.model.model_file import Artefact, save_artefact
 from diffusion.system.devices import Waiting
+from diffusion.system.section import canonical
 from diffusion.system.signals import StopRequest, stop_request
+from diffusion.train.distributed import ProcessGroup
+from diffusion.train.first_alone import first_alone
 from diffusion.train.identity import TrainPlan, build_objective, training_fingerprint
 from diffusion.train.launch import together
 from diffusion.train.loop import Observer, Silent, TrainState, new_state, train
 from diffusion.train.run_folder import RunFolder, open_training, write_loss_curve
+from diffusion.train.sharding import birthplace
+from diffusion.train.snapshots import publish_snapshots, save_snapshots
 
 
 class Watcher(Protocol):
@@ -36,14 +42,21 @@ class Watcher(Protocol):
 
 W = TypeVar("W", bound=Watcher)
 
+BEGIN = "begin"  # what the first process does alone before the first step
+
 
 @dataclass(frozen=True)
 class Places:
-    """Where the folders of such trainings, the curve and the model file lie."""
+    """Where the folders of such trainings, the curve and the model file lie, and what they start from.
+
+    `averages` is the folder of snapshots, which not all trainings give.
+    """
 
     runs: Path
     curve: Path
     model: Path
+    starts: Path = STARTS
+    averages: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -77,18 +90,37 @@ class Trainer:
             together(plan.train, self.command, self.say, stop.raise_if_set) as group,
             watched(run, stop) as watcher,
         ):
-            state = new_state(plan, group.device)
+            state = new_state(plan, birthplace(plan.train, group), self.places.starts)
             run.restore(state)
-            watcher.announce(state)
-            group.broadcast_state(training_fingerprint(plan), state.saved())
-            train(
-                state, self.store, group, watcher.observer, watcher.save, partial(group.agree_on_stop, stop)
-            )
+            with first_alone(group, BEGIN):
+                watcher.announce(state)
+            group.broadcast_state(_identity(plan), state.saved())
+            with run.writer.beside():
+                train(
+                    state,
+                    self.store,
+                    group,
+                    watcher.observer,
+                    watcher.save,
+                    partial(_between_steps, run, group, stop),
+                    partial(self._snapshot, run),
+                )
             write_loss_curve(places.curve, state.history)
-            result = build_objective(plan).result(plan, state.code)
+            result = self._result(state)
+            if places.averages is not None:
+                publish_snapshots(run.folder, places.averages, plan.train, result)
             save_artefact(places.model, state.ema.state_dict(), result)
             watcher.finished(places.model)
         return watcher
+
+    def _snapshot(self, run: RunFolder, state: TrainState) -> None:
+        """Keep the averages as they are now."""
+        said = self._result(state).model_copy(update={"step": state.step})
+        save_snapshots(run.folder, state.averages, self.plan.train.widths, said)
+
+    def _result(self, state: TrainState) -> Artefact:
+        """What the model file says."""
+        return build_objective(self.plan).result(self.plan, state.code)
 
     def follow(self) -> None:
         """Compute a share of every batch of a training that another process leads.
@@ -100,6 +132,20 @@ class Trainer:
             stop_request() as stop,
             together(plan.train, self.command, self.say, stop.raise_if_set) as group,
         ):
-            state = new_state(plan, group.device)
-            state.restore(group.broadcast_state(training_fingerprint(plan), state.saved()))
+            state = new_state(plan, birthplace(plan.train, group), self.places.starts)
+            with first_alone(group, BEGIN):
+                pass
+            state.restore(group.broadcast_state(_identity(plan), state.saved()))
             train(state, self.store, group, Silent(), lambda state: None, partial(group.agree_on_stop, stop))
+
+
+def _identity(plan: TrainPlan) -> str:
+    """What must be the same in all processes: the training, and when the first one works alone."""
+    times = {name: often for name, often in plan.train.model_dump().items() if name.endswith("_every")}
+    return f"{training_fingerprint(plan)} {canonical(times)}"
+
+
+def _between_steps(run: RunFolder, group: ProcessGroup, stop: StopRequest) -> None:
+    """Raise what ends the training before its next step: a save that has failed, or a signal."""
+    run.writer.check()
+    group.agree_on_stop(stop)

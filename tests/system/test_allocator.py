@@ -27,6 +27,7 @@ def faults(keep: bool) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
 def test_freed_memory_is_asked_of_the_system_once() -> None:
     assert faults(keep=True) * 100 < faults(keep=False)

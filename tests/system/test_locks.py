@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import atomic_folder, drop_leftovers, write_text
-from diffusion.system.locks import file_lock, group_lock, is_held
+from diffusion.system.locks import LockBusy, file_lock, group_lock, holders, is_held
 from tests.conftest import diffctl, write_params
 
 # What NFS, FUSE and old network file systems say to flock.
@@ -74,3 +76,31 @@ def test_a_stage_says_it_in_one_sentence_and_makes_nothing(tmp_path: Path) -> No
     assert "cannot be locked (No locks available)" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "data/prepared").exists()
+
+
+def test_a_group_says_its_name_and_keeps_others_out(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert holders(path) is None
+    with group_lock(path, "a"), group_lock(path, "a"):
+        assert holders(path) == "a"
+        with pytest.raises(LockBusy, match=r"^not now$"), group_lock(path, "b", busy="not now"):
+            raise AssertionError("it is held")
+    assert holders(path) is None
+    with group_lock(path, "b"):
+        assert holders(path) == "b"
+
+
+def test_a_group_is_held_by_the_program_that_takes_its_holders_place(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom diffusion.system.locks import group_lock\n"
+        "lock = group_lock(Path('lock'), 'a', through_exec=True)\nlock.__enter__()\n"
+        "os.execv(sys.executable, [sys.executable, '-c', 'print(1, flush=True); input()'])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "1\n"
+    assert holders(tmp_path / "lock") == "a"
+    process.communicate("\n")
+    assert holders(tmp_path / "lock") is None

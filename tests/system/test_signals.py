@@ -119,6 +119,15 @@ def test_the_first_signal_is_the_one_that_counts_and_a_second_ctrl_c_ends_the_pr
         assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
 
 
+def test_a_ctrl_c_that_a_run_passes_on_after_sigterm_does_not_end_what_saves() -> None:
+    with stop_request() as stop:
+        send(signal.SIGTERM)
+        send(signal.SIGINT)
+        assert stop.signal == signal.SIGTERM
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL, "the next one ends it"
+        stop.forget()
+
+
 def test_held_a_second_one_ends_it_from_when_it_is_let_go() -> None:
     with stop_request(hold=True) as stop:
         for _ in range(3):

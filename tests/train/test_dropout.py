@@ -80,6 +80,7 @@ def test_nor_does_a_shortage(digits_store, whole):
 @pytest.mark.parametrize("world", [2, 3])
 def test_nor_does_the_number_of_processes(digits_store, whole, world, monkeypatch):
     monkeypatch.setattr(ProcessGroup, "all_reduce", lambda *_: None)
+    monkeypatch.setattr(ProcessGroup, "begin_sum", lambda *_: lambda: None)
     plan = described(digits_store)
     shares = [
         gradient(digits_store, plan, begun(plan), ProcessGroup(CPU, rank, world)) for rank in range(world)

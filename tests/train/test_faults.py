@@ -152,7 +152,8 @@ def test_a_changed_configuration_begins_afresh_and_says_what_changed(prepared: P
     (old,) = prepared.glob("runs/train/*")
     done = train_to_the_end(prepared)
     assert "train: 12 steps" in done.stderr
-    told = "begun afresh, since the configuration is another one: train.lr 0.002 → 0.001, "
-    assert f"{told}train.steps {STEPS} → 12 (against runs/train/{old.name})" in done.stderr
+    assert "begun afresh, since train.lr.course cosine → constant, train.lr." in done.stderr
+    assert f"train.steps {STEPS} → 12 changes the rate from step 0 on, before step " in done.stderr
+    assert f"the first that is saved in runs/train/{old.name}" in done.stderr
     write_params(prepared, train={"steps": 12, "lr": 0.001, "save_every": 3, "log_every": 2})
     assert "going on after step 12 of 12" in train_to_the_end(prepared).stderr, "when to look changes nothing"

@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.conftest import diffctl
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.training_process import (
     logged_steps,
@@ -33,6 +34,7 @@ def prepared(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return project
 
 
+@pytest.mark.slow
 def test_killed_at_random_steps_the_model_is_the_same_byte_for_byte(prepared: Path) -> None:
     wanted = uninterrupted(prepared)
     curve = (prepared / "plots/loss.csv").read_text()
@@ -46,6 +48,19 @@ def test_killed_at_random_steps_the_model_is_the_same_byte_for_byte(prepared: Pa
     assert logged_steps(prepared) == list(range(1, STEPS + 1)), "every point once, in order"
 
 
+@pytest.mark.slow
+def test_killed_after_a_start_from_a_model_it_is_the_same_too(prepared: Path) -> None:
+    (prepared / "first.safetensors").write_bytes(uninterrupted(prepared))
+    used = diffctl(prepared, "use", "--start", "first.safetensors")
+    assert used.returncode == 0, used.stderr
+    wanted = uninterrupted(prepared)
+    assert wanted != (prepared / "first.safetensors").read_bytes()
+    assert signal_at(prepared, 15, signal.SIGKILL).returncode == -signal.SIGKILL
+    assert "going on after step" in train_to_the_end(prepared).stderr
+    assert model_bytes(prepared) == wanted
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
     [
@@ -90,6 +105,7 @@ def test_a_finished_training_is_not_trained_again(prepared: Path) -> None:
     assert model_bytes(prepared) == model
 
 
+@pytest.mark.slow
 def test_halted_for_a_while_it_is_running_and_ends_as_if_it_had_not_been(prepared: Path) -> None:
     process = start(prepared)
     wait_for_step(prepared, process, 3)

@@ -33,7 +33,7 @@ def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     named = [SimpleNamespace(uuid=f"GPU-{letter}") for letter in "cab"]  # in another order than by number
     monkeypatch.setattr(torch.cuda, "get_device_properties", named.__getitem__)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(launch, "_started", lambda first, command: nullcontext())
+    monkeypatch.setattr(launch, "_started", lambda first, store, command: nullcontext())
     return [tmp_path / f"{gpu.uuid}.lock" for gpu in named]
 
 
@@ -143,3 +143,25 @@ def test_a_process_whose_device_is_blocked_ends_all_the_same_when_it_has_said_wh
     line = [sys.executable, "-c", BLOCKED_END]
     done = subprocess.run(line, stdout=subprocess.PIPE, text=True, timeout=120, env=environment())
     assert (done.returncode, done.stdout) == (75, "said")
+
+
+BLOCKED_THREAD = """
+import sys, threading
+from diffusion.train import launch
+from diffusion.train.distributed import ProcessGroup
+ProcessGroup.loss_blocks = True
+group = ProcessGroup("cpu", int(sys.argv[1]), 2)
+launch._end_after_loss(group, 75, 0.1)
+threading.Thread(target=threading.Event().wait).start()  # which is waited for at the end
+group.lost.set()
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_thread_that_never_comes_back_from_a_blocked_device_holds_up_no_end(rank):
+    line = [sys.executable, "-c", BLOCKED_THREAD, str(rank)]
+    done = subprocess.run(line, stderr=subprocess.PIPE, text=True, timeout=120, env=environment())
+    said = (
+        "diffctl: another process of this training is lost: the same command goes on from the saved state\n"
+    )
+    assert (done.returncode, done.stderr) == (75, "" if rank else said)

@@ -10,12 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.images.store import write_store
-from diffusion.train.loader import Batches, prefetch
+from diffusion.system.ahead import NAME, prefetch
+from diffusion.train.loader import Batches
 
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
-]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +63,7 @@ def test_draws_are_taken_only_a_little_ahead(store):
     next(fetched)
     assert len(taken) == 3
     fetched.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(NAME)]
 
 
 @pytest.mark.parametrize(("device", "index"), [("cuda:1", 1), ("cuda", 3)])

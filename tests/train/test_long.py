@@ -15,6 +15,7 @@ from diffusion.system.errors import Interrupted
 from diffusion.system.limits import MOST_COUNT
 from diffusion.train import loop
 from diffusion.train.config import CURVE_ROWS, TrainConfig
+from diffusion.train.course import Constant
 from diffusion.train.distributed import ProcessGroup
 from diffusion.train.identity import plan_training
 from diffusion.train.loop import Silent, TrainState, new_state, train
@@ -92,7 +93,7 @@ def test_two_hundred_thousand_steps_stay_small(digits_store: Path, tmp_path: Pat
 
 @given(st.integers(1, MOST_COUNT), st.integers(1, 10**6))
 def test_a_curve_has_few_rows_evenly_spread_and_the_last(steps: int, log_every: int) -> None:
-    config = TrainConfig(steps=steps, log_every=log_every, batch_size=1, lr=1e-3, warmup=0)
+    config = TrainConfig(steps=steps, log_every=log_every, batch_size=1, lr=Constant(rate=1e-3))
     every = log_every * -(-steps // (log_every * CURVE_ROWS))
     assert every % log_every == 0
     assert steps // every <= CURVE_ROWS

@@ -12,6 +12,7 @@ from weakref import ref
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 
 from diffusion.config import parse
@@ -43,8 +44,10 @@ def shrunk(profile: str) -> tuple[TrainPlan, ImageStore]:
     model = values["model"]
     heads = {"head_channels": 8} if "heads" not in model else {"heads": 2, "head_channels": None}
     values["model"] = {**model, "channels": 8, "num_res_blocks": 1, "dropout": 0.0, **heads}
+    lr = values["train"]["lr"]
+    lr = {**(lr if isinstance(lr, dict) else {"rate": lr}), "warmup": 2}
     values["train"] = {
-        **values["train"], "steps": 10, "batch_size": 2, "warmup": 2, "precision": "fp32", "microbatch": None
+        **values["train"], "steps": 10, "batch_size": 2, "lr": lr, "precision": "fp32", "microbatch": None
     }  # fmt: skip
     config = parse(values, profile)
     size, channels = SIZES.get(profile, (64, 3))
@@ -104,6 +107,27 @@ def test_bf16_stays_within_its_bound_of_fp32(profile):
     assert 0 < distance(found, exact) < BF16_BOUND
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_first_and_the_last_convolution_are_not_rounded(frozen):
+    """By torch's own convolution of what they see, of which the first is x_t as it is."""
+    network, arguments = random_network("digits")
+    network = settled(network).requires_grad_(not frozen)
+    computing, seen = rounded(network), {}
+
+    def note(layer, inputs, output):
+        seen[layer] = inputs[0].detach(), output.detach()
+
+    for layer in (computing.stem, computing.head):
+        layer.register_forward_hook(note)
+    found = autocast(network, "bf16")(*arguments)
+    assert torch.equal(seen[computing.stem][0], arguments[0])
+    assert torch.equal(seen[computing.head][1], found)
+    for ours, layer in ((network.stem, computing.stem), (network.head, computing.head)):
+        x, y = seen[layer]
+        assert torch.equal(y, F.conv2d(x.float(), ours.weight, ours.bias, padding=1))
+    assert computing.middle[0].conv_in.weight.dtype == (torch.bfloat16 if frozen else torch.float32)
+
+
 def test_a_frozen_network_is_rounded_once_and_left_as_it_was():
     network, arguments = random_network("digits")
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
@@ -148,6 +172,7 @@ def test_channels_last_gives_the_same_outputs(changes):
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("block", "checkpointing"),
     [

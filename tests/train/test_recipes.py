@@ -12,6 +12,7 @@ from diffusion.model.unet_config import UNetConfig
 from diffusion.process.config import ProcessConfig
 from diffusion.system.section import Section
 from diffusion.train.config import TrainConfig
+from diffusion.train.course import Constant
 from diffusion.train.identity import FITTING, WATCHING
 from tests.conftest import ROOT
 from tests.helpers.openai_layout import Layout
@@ -94,10 +95,8 @@ class Recipe:
         return TrainConfig(
             steps=self.steps,
             batch_size=int(flags["batch_size"]),
-            lr=float(flags["lr"]),
+            lr=Constant(rate=float(flags["lr"])),
             weight_decay=float(flags["weight_decay"]),
-            warmup=0,
-            lr_decay="none",
             grad_clip=None,
             ema_decay=float(flags["ema_rate"]),
             p_uncond=0.0,

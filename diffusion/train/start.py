@@ -1,0 +1,148 @@
+"""Trainings that begin with the weights of a model that is there already.
+
+The file lies in the folder `start`, under the SHA-256 that params.yaml pins it by, which is what a card knows
+a model by: its weights and all that it says of itself. So one from another start is another training.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffusion.images.meta import MOST_ANCESTORS, Ancestor
+from diffusion.layout import STARTS
+from diffusion.model.config import NetworkSpec
+from diffusion.model.model_file import Artefact, load_model, read_artefact, read_verified
+from diffusion.model.registry import build_network
+from diffusion.model.transfer import Taken, Trained, Unfit, Weights, transfer
+from diffusion.process.config import ProcessConfig
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.files import copy_file
+from diffusion.train.config import StartConfig
+
+GET = "`diffctl use --start` fetches it, `dvc pull` brings one that was pushed"
+
+
+class StartRefused(UsageError):
+    """The start is missing, is another model, or cannot become what is to be trained."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The model that a training starts from, and what is wanted of it."""
+
+    path: Path
+    config: StartConfig
+    artefact: Artefact
+
+    @property
+    def lineage(self) -> tuple[Ancestor, ...]:
+        """It and what it came from, the nearest first."""
+        return (self.artefact.as_ancestor(), *self.artefact.lineage)[:MOST_ANCESTORS]
+
+    def taken(self, weights: Weights, spec: NetworkSpec, classes: tuple[str, ...], drawn: Weights) -> Taken:
+        """What a network begins with; `weights` are the file's, with or without values. StartRefused."""
+        start = Trained(weights, self.artefact.network, self.artefact.data.classes)
+        try:
+            return transfer(start, spec, classes, drawn)
+        except Unfit as error:
+            raise StartRefused(f"train.start: {error}") from None
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether a weight stays as it is."""
+        return any(name == part or name.startswith(f"{part}.") for part in self.config.freeze)
+
+
+def start_file(sha256: str, starts: Path = STARTS) -> Path:
+    """Where the model of this SHA-256 lies."""
+    return starts / f"{sha256[:16]}.safetensors"
+
+
+def keep_start(model: Path, starts: Path = STARTS) -> tuple[Path, Artefact]:
+    """Put a model file among the starts, whole and verified; its place there, and what it says of itself.
+
+    DiffctlError where it is no diffusion model, damaged, or of another format.
+    """
+    artefact = read_verified(model)
+    path = start_file(artefact.model_sha256, starts)
+    starts.mkdir(parents=True, exist_ok=True)
+    copy_file(model, path)
+    return path, artefact
+
+
+def find_start(config: StartConfig, starts: Path = STARTS) -> Start:
+    """The start that is pinned, its weights unread; StartRefused where it is not here or is another model."""
+    path = start_file(config.sha256, starts)
+    if not path.exists():
+        raise StartRefused(f"train.start: {path}, which the training begins with, is not here: {GET}")
+    try:
+        artefact = read_artefact(path)
+    except DiffctlError as error:
+        raise StartRefused(f"train.start: {error}") from None
+    if artefact.model_sha256 != config.sha256:
+        raise StartRefused(
+            f"train.start: {path} is another model ({artefact.model_sha256[:16]}…) than is pinned: {GET}"
+        )
+    return Start(path, config, artefact)
+
+
+def fitting_start(
+    config: StartConfig,
+    spec: NetworkSpec,
+    process: ProcessConfig,
+    classes: tuple[str, ...],
+    starts: Path = STARTS,
+) -> Start:
+    """The start, found to fit the network, its classes and its process, before anything is computed.
+
+    StartRefused says by the first field or weight why it does not.
+    """
+    start = find_start(config, starts)
+    said = start.artefact.process.prediction
+    if said != process.prediction:
+        raise StartRefused(
+            f"train.start: process.prediction is {process.prediction}, and the start predicts {said}"
+        )
+    with torch.device("meta"):  # names and shapes alone
+        has = build_network(start.artefact.network).state_dict()
+        network = build_network(spec)
+        start.taken(has, spec, classes, network.state_dict())
+    _refuse_idle_parts(start, [name for name, _ in network.named_parameters()])
+    return start
+
+
+def begin(
+    network: nn.Module,
+    config: StartConfig | None,
+    spec: NetworkSpec,
+    classes: tuple[str, ...],
+    starts: Path = STARTS,
+) -> list[dict[str, Any]]:
+    """Give the network, as it was drawn, the start's weights, in place; returns the optimiser's groups.
+
+    A group's `scale` is of the rate: 1 without a start. A frozen weight takes no gradient and is in no group.
+    """
+    if config is None:
+        return [{"params": list(network.parameters()), "scale": 1.0}]
+    start = find_start(config, starts)
+    trained = load_model(start.path).network.state_dict()
+    taken = start.taken(trained, spec, classes, network.state_dict())
+    network.load_state_dict(taken.weights)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not start.is_frozen(name))
+        if parameter.requires_grad:
+            groups.setdefault(1.0 if name in taken.new else config.lr_scale, []).append(parameter)
+    return [{"params": parameters, "scale": scale} for scale, parameters in groups.items()]
+
+
+def _refuse_idle_parts(start: Start, names: list[str]) -> None:
+    """StartRefused for a frozen part that the network does not have, and where nothing is left to learn."""
+    for part in start.config.freeze:
+        if not any(name == part or name.startswith(f"{part}.") for name in names):
+            parts = ", ".join(sorted({name.partition(".")[0] for name in names}))
+            raise StartRefused(f"train.start.freeze: the network has no {part!r}; its parts are {parts}")
+    if all(map(start.is_frozen, names)):
+        raise StartRefused("train.start.freeze leaves nothing to train")

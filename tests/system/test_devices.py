@@ -1,0 +1,81 @@
+"""Which device is taken: by what there is, or by name. No GPU is needed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion.system import devices
+from diffusion.system.devices import (
+    CHOICE,
+    default_device,
+    device_kind,
+    held_device,
+    held_gpus,
+    scoring_device,
+)
+from diffusion.system.errors import UsageError
+from diffusion.system.locks import is_held
+from diffusion.train.config import TrainConfig
+from diffusion.train.launch import process_count
+from diffusion.train.precision import compiles, resolve_precision
+
+
+@pytest.fixture
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    """Which GPUs this machine seems to have: none, until a test says so."""
+    found = {"cuda": False, "mps": False}
+    monkeypatch.delenv(CHOICE, raising=False)
+    monkeypatch.setattr(devices, "FOLDER", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: found["cuda"])
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: found["mps"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "taken"),
+    [(False, False, "cpu"), (True, False, "cuda"), (False, True, "mps"), (True, True, "cuda")],
+)
+def test_the_best_that_is_there_is_taken(there, cuda, mps, taken):
+    there.update(cuda=cuda, mps=mps)
+    assert device_kind() == default_device().type == taken
+
+
+@pytest.mark.parametrize("named", ["cpu", "mps", "cuda"])
+def test_a_device_is_taken_by_name(there, monkeypatch, named):
+    there.update(cuda=True, mps=True)
+    monkeypatch.setenv(CHOICE, named)
+    assert default_device() == torch.device(named)
+    if named == "cpu":
+        with held_device() as device, held_gpus(2):
+            assert device == torch.device("cpu")
+        assert process_count(TrainConfig(steps=1, batch_size=4, lr=0.1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("gpu", "DIFFCTL_DEVICE is gpu: want one of cuda, mps, cpu, or leave it out"),
+        ("mps", "DIFFCTL_DEVICE asks for mps, and this machine or torch has none: leave it out"),
+    ],
+)
+def test_a_name_of_nothing_is_refused(there, monkeypatch, named, said):
+    monkeypatch.setenv(CHOICE, named)
+    with pytest.raises(UsageError) as refused:
+        default_device()
+    assert str(refused.value) == said
+
+
+def test_an_apple_gpu_is_held_by_one_and_no_scores_are_made_there(there, tmp_path):
+    there["mps"] = True
+    with held_device() as device:
+        assert device == torch.device("mps")
+        assert is_held(tmp_path / "mps.lock")
+        with held_gpus(1):  # who trains in several processes does so on the CPU, and waits for nobody
+            pass
+    assert scoring_device() == torch.device("cpu")
+    train = TrainConfig(steps=10_000, batch_size=4, lr=0.1)
+    assert process_count(train) == 1
+    assert resolve_precision("auto", device) == "fp32"
+    assert resolve_precision("bf16", device) == "bf16"
+    assert not compiles(train, device)

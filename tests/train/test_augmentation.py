@@ -1,0 +1,195 @@
+"""Augmentation: drawn by the paper's table and by rows, told to the network, of no trace where it is off."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from diffusion.images.store import ImageStore, open_store
+from diffusion.model.unet import UNet
+from diffusion.process.timesteps import UniformSampler
+from diffusion.system.errors import UsageError
+from diffusion.train.augmentation import augmented, draw
+from diffusion.train.batch import Batch, draw_batch
+from diffusion.train.config import AUGMENTATIONS, AugmentConfig
+from diffusion.train.identity import TrainPlan, result_of
+from diffusion.train.loader import Batches
+from diffusion.train.loop import new_state
+from tests.helpers.networks import network_of, spec_of
+from tests.train.test_loop import plan_of, run
+
+CPU = torch.device("cpu")
+NAME = ("train", 0, 0)
+MANY = range(4000)
+SURE = 1e-4  # how rarely a true distribution would fail its test; the draws are the same in every run
+OFTEN = {"augment": {"probability": 0.5}}
+
+
+def drawn(**settings: Any) -> torch.Tensor:
+    """(4000, 9) numbers that a network would be told."""
+    return draw(AugmentConfig(**settings), NAME, MANY).condition()
+
+
+def squares(count: int) -> torch.Tensor:
+    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def batch_of(plan: TrainPlan, store: ImageStore, step: int = 0, share: slice = slice(None)) -> Batch:
+    return draw_batch(plan, UniformSampler(100), Batches(store, CPU), step, share)
+
+
+@pytest.fixture
+def store(digits_store: Path) -> ImageStore:
+    return open_store(digits_store)
+
+
+def test_each_kind_is_made_as_often_as_the_table_says():
+    told = drawn(probability=0.3)
+    columns = dict(zip(AUGMENTATIONS, (told[:, :1], told[:, 1:2], told[:, 2:3], told[:, 3:5], told[:, 5:7],
+                                       told[:, 7:]), strict=True))  # fmt: skip
+    made = {kind: (numbers != 0).any(1) for kind, numbers in columns.items()}
+    for kind, share in {"x-flip": 0.5, "y-flip": 0.15}.items():
+        assert stats.binomtest(int(made[kind].sum()), len(MANY), share).pvalue > SURE
+    for kind in AUGMENTATIONS[2:]:
+        assert stats.binomtest(int(made[kind].sum()), len(MANY), 0.3).pvalue > SURE
+    for one in AUGMENTATIONS:
+        for other in AUGMENTATIONS[: AUGMENTATIONS.index(one)]:
+            table = [
+                [int((a & b).sum()) for b in (made[one], ~made[one])] for a in (made[other], ~made[other])
+            ]
+            assert stats.chi2_contingency(np.array(table)).pvalue > SURE
+    for column in (2, 7, 8):
+        assert stats.kstest(told[told[:, column] != 0][:, column].numpy(), "norm").pvalue > SURE
+    angle = torch.atan2(told[:, 4], told[:, 3] + 1)[made["rotation"]] / (2 * math.pi) + 0.5
+    assert stats.kstest(angle.numpy(), "uniform").pvalue > SURE
+
+
+def test_anisotropy_has_the_images_own_axis_half_of_the_time():
+    drawn = draw(AugmentConfig(probability=1, kinds=["anisotropy"]), NAME, MANY)
+    turned = drawn.axis.ne(0).double().mean()
+    assert abs(turned - 0.5) < 4 * math.sqrt(0.25 / len(MANY))
+
+
+def test_what_a_kind_draws_does_not_hang_on_the_others():
+    told = drawn(probability=0.3)
+    columns = {"x-flip": [0], "y-flip": [1], "scaling": [2], "rotation": [3, 4], "anisotropy": [5, 6]}
+    for kind, own in {**columns, "translation": [7, 8]}.items():
+        alone = drawn(probability=0.3, kinds=[kind])
+        assert torch.equal(alone[:, own], told[:, own])
+        assert not alone[:, [column for column in range(9) if column not in own]].any()
+
+
+def test_an_image_that_is_not_transformed_is_left_as_it_is_and_flips_are_exact():
+    images = squares(400)
+    found, told = augmented(images, AugmentConfig(), NAME, range(400))
+    still = ~told[:, 2:].any(1)
+    assert 0.3 < still.float().mean() < 0.8
+    expected = torch.where(told[:, 0, None, None, None] > 0, images.flip(3), images)
+    expected = torch.where(told[:, 1, None, None, None] > 0, expected.flip(2), expected)
+    assert torch.equal(found[still], expected[still])
+    assert not torch.isclose(found[~still], expected[~still]).flatten(1).all(1).any()
+    assert found.abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers"),
+    [
+        ("scaling", lambda a: (2 ** (0.2 * a.scale), 2 ** (0.2 * a.scale))),
+        ("anisotropy", lambda a: (2 ** (0.2 * a.anisotropy), 2 ** (-0.2 * a.anisotropy))),
+        ("rotation", lambda a: (torch.ones(50), torch.ones(50))),
+    ],
+)
+def test_a_map_is_the_inverse_of_what_the_table_makes(kind, numbers):
+    """By the singular values of the transform, which enlarges, and by its angle."""
+    a = draw(AugmentConfig(probability=1, kinds=[kind]), NAME, range(50))
+    forward = torch.linalg.inv(a.maps(8)[:, :, :2])
+    expected = torch.stack([value.double() for value in numbers(a)], 1).sort(1, descending=True).values
+    assert torch.allclose(torch.linalg.svdvals(forward), expected)
+    if kind == "anisotropy":
+        along = torch.stack((a.axis.cos(), a.axis.sin()), 1)[..., None]
+        assert torch.allclose(forward @ along, 2 ** (0.2 * a.anisotropy)[:, None, None] * along)
+    if kind == "rotation":
+        assert torch.allclose(forward[:, 1, 0], a.rotation.sin())
+
+
+def test_a_translation_moves_by_an_eighth_of_the_side():
+    a = draw(AugmentConfig(probability=1, kinds=["translation"]), NAME, range(5))
+    found = a.maps(16)
+    assert torch.allclose(found[:, :, 2], -2 * torch.stack((a.right, a.down), 1))
+    assert torch.equal(found[:, :, :2], torch.eye(2).double().expand(5, 2, 2))
+
+
+def test_any_share_and_any_microbatch_are_the_whole_batchs(store):
+    plan = plan_of(store, train={**OFTEN, "batch_size": 20})
+    whole = batch_of(plan, store, 3)
+    assert whole.augmentation is not None
+    assert whole.augmentation.any()
+    shares = [batch_of(plan, store, 3, slice(at, at + 7)) for at in (0, 7, 14)]
+    for parts in (shares, list(whole.split(3)), [part for share in shares for part in share.split(2)]):
+        for index, expected in enumerate(whole):
+            assert torch.equal(torch.cat([list(part)[index] for part in parts]), expected)
+
+
+def test_what_else_a_step_draws_is_as_without(store):
+    plain, told = (batch_of(plan_of(store, train=train), store) for train in ({}, OFTEN))
+    assert plain.augmentation is None
+    for ours, theirs in zip(list(plain)[1:5], list(told)[1:5], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_network_is_told_and_learns_of_it(store):
+    plan = plan_of(store, train=OFTEN)
+    state = new_state(plan, CPU)
+    before = new_state(plan_of(store), CPU).network.state_dict()
+    begun = dict(state.network.state_dict())
+    assert not begun.pop("augmentation.weight").any()
+    assert all(torch.equal(weight, before[name]) for name, weight in begun.items()), "drawn alike"
+    run(state, store)
+    assert state.network.augmentation.weight.abs().max() > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_training_is_the_uninterrupted_one(store, precision):
+    plan = plan_of(store, train={**OFTEN, "precision": precision})
+    whole, first, second = new_state(plan, CPU), new_state(plan, CPU), new_state(plan, CPU)
+    run(whole, store)
+    with pytest.raises(BaseException, match="stopped"):
+        run(first, store, stop_at=5)
+    second.restore(first.saved())
+    run(second, store)
+    assert all(torch.equal(tensor, second.tensors()[name]) for name, tensor in whole.tensors().items())
+
+
+def test_told_of_nothing_it_is_as_without_the_layer():
+    network = network_of(spec_of(augmented=True))
+    plain = UNet(spec_of())
+    weights = network.state_dict()
+    told = weights.pop("augmentation.weight")
+    plain.load_state_dict(weights)
+    x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([3, 70]), torch.tensor([0, 5])
+    assert told.any()
+    assert torch.equal(network(x, t, labels), plain(x, t, labels))
+    assert torch.equal(network(x, t, labels, torch.zeros(2, 9)), plain(x, t, labels))
+    assert not torch.isclose(network(x, t, labels, torch.ones(2, 9)), plain(x, t, labels)).all()
+
+
+def test_a_model_file_says_so_and_any_other_says_nothing(store):
+    said = result_of(plan_of(store, train=OFTEN)).model_dump(mode="json")
+    assert said["network"]["augmented"] is True
+    assert said["train"]["augment"] == {"probability": 0.5, "kinds": list(AUGMENTATIONS)}
+    plain = result_of(plan_of(store)).model_dump(mode="json")
+    assert "augmented" not in plain["network"]
+    assert "augment" not in plain["train"]
+    assert "augmentation.weight" not in UNet(spec_of()).state_dict()
+
+
+def test_a_network_without_such_a_layer_is_refused(store, monkeypatch):
+    from diffusion.model.config import NetworkSpec
+
+    monkeypatch.setattr("diffusion.train.identity.load_reference", lambda reference: NetworkSpec)
+    with pytest.raises(UsageError, match=r"train\.augment: a unet cannot be told of it, so leave it out"):
+        plan_of(store, train=OFTEN)

@@ -1,0 +1,184 @@
+"""Trainings in shards: equal to one process but for rounding, saved as any, gone on with in any number."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from diffusion.images.store import open_store
+from diffusion.system.errors import UsageError
+from diffusion.train.distributed import ProcessGroup
+from diffusion.train.identity import training_fingerprint
+from diffusion.train.loop import Silent, TrainState, new_state, train
+from diffusion.train.sharding import Shards, _bare, _filled, birthplace, is_sharded, units
+from diffusion.train.state_file import SavedState
+from tests.helpers.together import trained
+from tests.helpers.training_process import prepare, train_to_the_end, uninterrupted
+from tests.train.test_distributed import TRAIN, assert_same_curve, curve, ended, set_devices, training_at
+from tests.train.test_loop import plan_of
+
+CPU = torch.device("cpu")
+SHORT = {"steps": 4, "batch_size": 7, "precision": "fp32", "save_every": 100, "microbatch": 2}
+CHANGES: dict[str, Any] = {
+    "train": {**SHORT, "averages": {"widths": [0.1], "every": 2}},
+    "model": {"dropout": 0.2, "gradient_checkpointing": True},
+}
+SHARDED = {**CHANGES, "train": {**CHANGES["train"], "shard": True}}
+
+
+def numbers(state: SavedState, part: str) -> Tensor:
+    """All numbers of a part, one after another."""
+    names = sorted(name for name in state.tensors if name.startswith(f"{part}."))
+    return torch.cat([state.tensors[name].double().flatten() for name in names])
+
+
+def assert_close(ours: SavedState, theirs: SavedState) -> None:
+    """But for rounding, by which Adam's first steps move weights without a true gradient anywhere."""
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    assert ours.values.step == theirs.values.step
+    for part, far in (("network", 1e-3), ("ema", 1e-3), ("averages", 1e-3), ("optimizer", 1e-4)):
+        a, b = numbers(ours, part), numbers(theirs, part)
+        assert float((a - b).norm()) < far * float(b.norm()), part
+
+
+def assert_same_bits(ours: SavedState, theirs: SavedState) -> None:
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    assert all(torch.equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors)
+    assert ours.values == theirs.values
+
+
+def alone(store: Path) -> SavedState:
+    """What one process makes of it."""
+    images = open_store(store)
+    state = new_state(plan_of(images, **CHANGES), CPU)
+    train(state, images, ProcessGroup(CPU), Silent(), lambda state: None, lambda: None)
+    return state.saved()
+
+
+def begun(store: Path, world: int, rank: int = 0) -> tuple[TrainState, Shards]:
+    state = new_state(plan_of(open_store(store), **SHARDED), CPU)
+    return state, Shards(state, ProcessGroup(CPU, rank, world))
+
+
+@given(rows=st.integers(1, 20), columns=st.integers(1, 3), world=st.integers(2, 7))
+def test_the_shards_of_a_tensor_are_its_rows_once_in_order_and_the_first_ones_full(rows, columns, world):
+    whole = torch.arange(rows * columns).view(rows, columns)
+    network = nn.Linear(1, 1)
+    shards = []
+    for rank in range(world):
+        one = Shards.__new__(Shards)
+        one._group = ProcessGroup(CPU, rank, world)
+        shards.append(one._cut(whole))
+    assert torch.equal(torch.cat(shards), whole)
+    assert all(len(shard) <= -(-rows // world) for shard in shards)
+    assert torch.equal(one._cut(torch.tensor(3.0)), torch.tensor(3.0)), "a count of steps is everyone's"
+    filled = _filled(_bare(network), [torch.ones(1, 1), torch.zeros(1)])
+    assert filled.weight.item() == 1.0
+
+
+def test_a_bare_copy_has_no_numbers_and_is_left_as_it_is_by_one_that_has(digits_store):
+    state, _ = begun(digits_store, 2)
+    bare = _bare(state.ema)
+    assert all(parameter.is_meta and not parameter.requires_grad for parameter in bare.parameters())
+    assert not bare.training
+    again = _filled(bare, state.ema.parameters())
+    assert all(parameter.is_meta for parameter in bare.parameters())
+    assert again.state_dict().keys() == state.ema.state_dict().keys()
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, state.ema.state_dict()[name])
+
+
+def test_every_weight_is_in_a_unit(digits_store):
+    state, _ = begun(digits_store, 2)
+    *stages, whole = units(state.network)
+    assert whole is state.network
+    in_stages = sum(parameter.numel() for stage in stages for parameter in stage.parameters())
+    assert 0.5 < in_stages / sum(parameter.numel() for parameter in whole.parameters()) < 1.0
+
+
+def test_one_process_has_no_shards_and_shards_are_cut_in_the_hosts_memory(digits_store):
+    train, gpu = plan_of(open_store(digits_store), **SHARDED).train, torch.device("cuda", 0)
+    assert not is_sharded(train, ProcessGroup(gpu))
+    assert birthplace(train, ProcessGroup(gpu)) == gpu
+    assert is_sharded(train, ProcessGroup(gpu, 0, 2))
+    assert birthplace(train, ProcessGroup(gpu, 0, 2)) == CPU
+
+
+def test_shards_are_no_part_of_what_a_training_is_nor_of_what_a_model_says(digits_store):
+    store = open_store(digits_store)
+    plans = [plan_of(store, **changes) for changes in (CHANGES, SHARDED)]
+    assert len({training_fingerprint(plan) for plan in plans}) == 1
+    assert "shard" not in plans[0].train.model_dump()
+
+
+def test_shards_are_refused_with_what_compiles(digits_store):
+    with pytest.raises(UsageError, match=r"shard computes without torch\.compile"):
+        plan_of(open_store(digits_store), train={"shard": True, "compile": True})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
+def test_shards_train_as_one_process(digits_store, tmp_path, world):
+    """With averages, dropout, checkpointed stages, micro-batches that differ, and tensors of one row."""
+    assert_close(trained(digits_store, tmp_path / "runs", world, SHARDED), alone(digits_store))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [CHANGES, SHARDED], ids=["whole", "shards"])
+def test_processes_go_on_byte_for_byte(digits_store, tmp_path, changes):
+    """Also where the sums of a step are in many buckets, and three processes' order of summing counts."""
+    whole = trained(digits_store, tmp_path / "whole", 3, changes)
+    trained(digits_store, tmp_path / "parts", 3, changes, stop=2)
+    assert_same_bits(trained(digits_store, tmp_path / "parts", 3, changes), whole)
+
+
+@pytest.mark.slow
+def test_a_state_of_shards_goes_on_in_any_number_and_the_reverse(digits_store, tmp_path):
+    trained(digits_store, tmp_path, 3, SHARDED, stop=1)
+    trained(digits_store, tmp_path, 1, SHARDED, stop=2)
+    trained(digits_store, tmp_path, 2, SHARDED, stop=3)
+    assert_close(trained(digits_store, tmp_path, 2, CHANGES), alone(digits_store))
+
+
+@pytest.fixture
+def prepared(project: Path) -> Path:
+    prepare(project, **TRAIN)
+    return project
+
+
+@pytest.mark.slow
+def test_a_real_training_in_shards_is_watched_stopped_and_gone_on_with(prepared: Path) -> None:
+    """Pictures, held-out losses and scores are of whole networks, which all processes help to make."""
+    watched = {"steps": 40, "preview_every": 8, "heldout_every": 8}
+    set_devices(prepared, 1, train=watched)
+    uninterrupted(prepared)
+    expected = curve(prepared)
+    set_devices(prepared, 2, train={**watched, "shard": True})
+    process, others = training_at(prepared, 9)
+    process.terminate()
+    assert "stopped by SIGTERM, saved" in ended(process, others)
+    said = train_to_the_end(prepared).stderr
+    assert "going on after step" in said
+    assert "the training goes on without" not in said
+    found = curve(prepared)
+    assert_same_curve(found, expected)
+    assert found[-1]["heldout_loss"] == pytest.approx(expected[-1]["heldout_loss"], rel=2e-3)
+    assert list(prepared.glob("runs/train/*/previews/*.png"))
+
+
+@pytest.mark.slow
+def test_a_killed_process_takes_its_shard_with_it_and_the_saved_state_stands(prepared: Path) -> None:
+    set_devices(prepared, 2, train={"steps": 60, "shard": True})
+    process, others = training_at(prepared, 9)
+    others[0].kill()
+    said = ended(process, others)
+    assert process.returncode == 1
+    assert "of the training's 2 ended with SIGKILL" in said
+    (step,) = re.findall(r"going on after step (\d+) of 60", train_to_the_end(prepared).stderr)
+    assert int(step) >= 8
+    assert int(step) % TRAIN["save_every"] == 0

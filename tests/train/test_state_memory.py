@@ -1,0 +1,117 @@
+"""How much of a saved state is in memory at a time while a training becomes it: counted, not measured."""
+
+import copy
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from diffusion.system import seals
+from diffusion.system.seals import Broken, open_sealed, write_sealed
+from diffusion.train import distributed
+from diffusion.train.distributed import ProcessGroup
+from diffusion.train.lazy_tensors import LazyTensors
+from diffusion.train.loop import TrainState, new_state
+from diffusion.train.state_file import newest_state, save_state
+from diffusion.train.tensor_stream import StoredTensors
+from tests.fuzz.parsers.state import _state as small_state
+from tests.train.test_loop import assert_same
+
+CPU = torch.device("cpu")
+
+
+class Held:
+    """The most bytes of tensors, brought by a class of lazy ones, that were alive at once."""
+
+    def __init__(self, kind: type[LazyTensors], patch: pytest.MonkeyPatch) -> None:
+        self.now = self.most = self.count = 0
+        bring = kind.__getitem__
+
+        def counted(tensors: LazyTensors, name: str) -> Tensor:
+            tensor = bring(tensors, name)
+            self.now += tensor.nbytes
+            self.most, self.count = max(self.most, self.now), self.count + 1
+            weakref.finalize(tensor, self._let_go, tensor.nbytes)
+            return tensor
+
+        patch.setattr(kind, "__getitem__", counted)
+
+    def _let_go(self, size: int) -> None:
+        self.now -= size
+
+
+@pytest.fixture
+def trained() -> Iterator[TrainState]:
+    """A training with moments, its numbers such as no new one has."""
+    state = copy.deepcopy(small_state())
+    for number, weight in enumerate(state.network.parameters(), start=1):
+        weight.grad = torch.full_like(weight, number)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.step = 3
+    return state
+
+
+def fresh() -> TrainState:
+    return new_state(small_state().plan, CPU)
+
+
+def kept(state: TrainState) -> int:
+    """Bytes that the optimiser keeps as they come: each parameter's count of steps."""
+    return sum(tensor.nbytes for name, tensor in state.tensors().items() if name.endswith(".step"))
+
+
+def most(state: TrainState) -> int:
+    """Bytes of the two largest tensors, for the next one is there before a loop lets the last one go."""
+    return sum(sorted(tensor.nbytes for tensor in state.tensors().values())[-2:])
+
+
+def test_a_file_gives_one_tensor_after_the_other(
+    tmp_path: Path, trained: TrainState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_state(tmp_path, trained.saved())
+    saved, again = newest_state(tmp_path), fresh()
+    assert saved is not None
+    held = Held(StoredTensors, monkeypatch)
+    assert saved.tensors.keys() == trained.tensors().keys()
+    assert held.count == 0, "whoever looks for a name reads nothing"
+    again.restore(saved)
+    assert_same(again, trained)
+    assert held.count == len(saved.tensors)
+    assert held.now == kept(trained)
+    assert held.most <= most(trained) + kept(trained)
+
+
+def test_another_process_receives_one_tensor_after_the_other(
+    trained: TrainState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first one would send lies in a list."""
+    saved, sent = trained.saved(), iter(trained.tensors().values())
+    shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in saved.tensors.items()}
+    monkeypatch.setattr(distributed, "_from_first", lambda value: ("same", shapes, saved.values))
+    monkeypatch.setattr(dist, "broadcast", lambda tensor, source: tensor.copy_(next(sent)))
+    held, follower = Held(distributed._Arriving, monkeypatch), fresh()
+    follower.restore(ProcessGroup(CPU, 1, 2).broadcast_state("same", follower.saved()))
+    assert_same(follower, trained)
+    assert next(sent, None) is None, "who sends waits for nobody"
+    assert held.most <= most(trained) + kept(trained)
+
+
+def test_a_seal_is_checked_by_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where they end with the file, or within a block."""
+    monkeypatch.setattr(seals, "BLOCK", 8)
+    for size in (0, 1, 7, 8, 9, 16, 100):
+        path, content = tmp_path / f"a{size}", bytes(range(size))
+        write_sealed(path, lambda file, content=content: file.write(content))
+        file, length = open_sealed(path)
+        with file:
+            assert (length, file.read(length)) == (size, content)
+        whole = path.read_bytes()
+        for damaged in (whole[:-1], whole + b"x", bytes([whole[0] ^ 1]) + whole[1:], whole[:5]):
+            path.write_bytes(damaged)
+            with pytest.raises(Broken):
+                open_sealed(path)
