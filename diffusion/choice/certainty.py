@@ -7,7 +7,7 @@ it: the products of their errors sum to the covariance.
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from diffusion.protocol.card import differing
 from diffusion.protocol.grid import AXES, FOLLOWING
 from diffusion.protocol.packed import unpack
 from diffusion.protocol.scores import Scored
+from diffusion.protocol.scoring import GROUPS
 
 CONFIDENCE = 0.95
 NORMAL = 1.959964  # standard deviations of a 95 % interval
@@ -32,12 +33,19 @@ class Interval(NamedTuple):
     high: float
 
 
+HOW = {
+    "pairs of images": "paired by image",
+    "independent images": "of independent images",
+    "trainings": "between trainings of other seeds",
+}
+
+
 class Gap(NamedTuple):
-    """A score less another one, half of that gap's confidence interval, and whether images were paired."""
+    """A score less another one, half of that gap's confidence interval, and between what chance is."""
 
     value: float
     half: float
-    paired: bool
+    between: Literal["pairs of images", "independent images", "trainings"]
 
     @property
     def is_told(self) -> bool:
@@ -47,7 +55,7 @@ class Gap(NamedTuple):
     @property
     def how(self) -> str:
         """In words, which interval it is held against."""
-        return "paired by image" if self.paired else "of independent images"
+        return HOW[self.between]
 
 
 def interval(value: float, deviation: float, positive: bool = False) -> Interval:
@@ -95,15 +103,16 @@ def gap(cell: Scored, other: Scored, metric: str) -> Gap | None:
         return None
     value = cell.scores[metric] - other.scores[metric]
     if not share_noise(cell, other):
-        return Gap(value, NORMAL * math.hypot(*map(np.linalg.norm, (a, b))), paired=False)
-    return Gap(value, student(int(np.count_nonzero(a))) * float(np.linalg.norm(a - b)), paired=True)
+        return Gap(value, NORMAL * math.hypot(*map(np.linalg.norm, (a, b))), "independent images")
+    groups = min(int(np.count_nonzero(a)), GROUPS)
+    return Gap(value, student(max(1, groups - 1)) * float(np.linalg.norm(a - b)), "pairs of images")
 
 
-def student(groups: int) -> float:
-    """The two-sided 95 % quantile of Student's t for a variance from so many groups (Fisher's expansion)."""
-    z, freedom = NORMAL, max(1, min(groups, 100) - 1)
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + (z**3 + z) / 4 / freedom + second / freedom**2
+def student(freedom: float) -> float:
+    """The two-sided 95 % quantile of Student's t with so many degrees of freedom, which may be a fraction."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
 def how_told(gaps: Iterable[Gap | None]) -> str:

@@ -1,12 +1,16 @@
 """The gate: whether a model may take the champion's place, decided by scores of one protocol only."""
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from diffusion.choice.certainty import gap
 from diffusion.choice.ranking import Cells, best
+from diffusion.protocol.card import OF_STATISTICS, differing
 from diffusion.protocol.scores import Scored
 
-SUBJECT = ("model_sha256",)  # what is compared: the only field of a card that may differ
+SUBJECT = ("model_sha256", "ema")  # what is compared, a model: the only fields of a card that may differ
+# The fields of a card that say which code made the numbers: weights can be scored anew by today's.
+CODE_VERSIONS = frozenset({"sampling_version", "sampling_torch", "evaluation", "torch", "torch_fidelity"})
 
 
 class Verdict(NamedTuple):
@@ -16,41 +20,59 @@ class Verdict(NamedTuple):
     reason: str
 
 
-def clash(cell: Scored, other: Scored) -> dict[str, list[Any]]:
-    """The fields on which the protocol cards of two cells differ, each with both values."""
-    from diffusion.protocol.card import differing
+def clash(cell: Scored, other: Scored, free: Collection[str] = OF_STATISTICS) -> dict[str, list[Any]]:
+    """The fields on which the protocol cards of two cells differ, each with both values.
 
-    return differing([cell.card, other.card], SUBJECT)
-
-
-def judge(candidate: Cells, champion: Cells, version: int) -> Verdict:
-    """Hold a candidate's best score against the champion's, over the cells that both have under one protocol.
-
-    `version` is the champion's, for the reason's text. The champion's own weights, scored anew, pass: that
-    is how it comes under a new protocol.
+    Those in `free` may differ unseen: of published statistics only a score that is against them depends.
     """
+    return differing([cell.card, other.card], (*SUBJECT, *free))
+
+
+def judge(candidate: Cells, champion: Cells, name: str) -> Verdict:
+    """Hold a candidate's best score against the champion's best, over the cells of one protocol in both.
+
+    The champion's best cell must be among these: against a lesser one, a worse model could win. The candidate
+    is better where the interval of the difference says so; where scores have none, the smaller number
+    decides, and the reason says it. `name` is the champion's in the reason, such as `version 3`. The
+    champion's own weights, scored anew, pass: that is how it comes under a new protocol.
+    """
+    bar, metric, theirs = best(champion)
+    if bar not in candidate:
+        return Verdict(
+            False,
+            f"not comparable with {name}, whose best cell {bar} was not scored: put it into the sweep",
+        )
     if _weights(candidate) == _weights(champion):
-        return Verdict(True, f"the weights of version {version}, scored anew")
-    common = [name for name in candidate if name in champion]
-    clashes = {name: clash(champion[name], candidate[name]) for name in common}
-    shared = [name for name in common if not clashes[name]]
-    if not shared:
-        fields = next(iter(clashes.values()), {"cells": [len(champion), len(candidate)]})
+        return Verdict(True, f"the weights of {name}, scored anew")
+    if fields := clash(champion[bar], candidate[bar]):
         differ = ", ".join(f"{field} ({a} against {b})" for field, (a, b) in fields.items())
-        return Verdict(False, f"not comparable with version {version}, whose protocol differs in {differ}")
-    cell, metric, value = best({name: candidate[name] for name in shared})
-    their_cell, _, theirs = best({name: champion[name] for name in shared})
-    reason = f"{metric} {value:.5g} ({cell}) against version {version}'s {theirs:.5g} ({their_cell})"
-    return Verdict(value < theirs, reason + _chance(candidate[cell], champion[their_cell], metric))
-
-
-def _chance(cell: Scored, other: Scored, metric: str) -> str:
-    """What the gap's confidence interval says of it, as the end of a sentence; empty where there is none."""
-    found = gap(cell, other, metric)
+        return Verdict(False, f"not comparable with {name}, whose protocol differs in {differ}")
+    shared = {key: cell for key, cell in candidate.items() if _is_shared(key, cell, champion)}
+    cell, metric, value = best(shared)
+    found = gap(candidate[cell], champion[bar], metric)
+    reason = f"{metric} {value:.5g} ({cell}) against {name}'s {theirs:.5g} ({bar})"
     if found is None:
-        return ""
+        by = "by the smaller number alone, since these scores have no confidence intervals"
+        return Verdict(value < theirs, f"{reason}, {by}")
     word = "more than" if found.is_told else "within"
-    return f", {word} what chance does (±{found.half:.2g}, {found.how})"
+    chance = f"{word} what chance does (±{found.half:.2g}, {found.how})"
+    return Verdict(found.is_told and found.value < 0, f"{reason}, {chance}")
+
+
+def outdated(candidate: Cells, champion: Cells) -> str | None:
+    """The champion's best cell where versions of the code alone keep the two from being compared.
+
+    None where they can be compared, or where something else differs too.
+    """
+    bar = best(champion)[0]
+    if bar not in candidate or _weights(candidate) == _weights(champion):
+        return None
+    fields = clash(champion[bar], candidate[bar]).keys()
+    return bar if fields and fields <= CODE_VERSIONS else None
+
+
+def _is_shared(name: str, cell: Scored, champion: Cells) -> bool:
+    return name in champion and not clash(champion[name], cell)
 
 
 def _weights(cells: Cells) -> str:

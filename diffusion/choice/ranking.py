@@ -48,6 +48,11 @@ def is_limit(metric: str) -> bool:
     return metric.endswith("_inf")
 
 
+def is_published(metric: str) -> bool:
+    """Whether a name is of a distance to published statistics, which are no part of the other scores."""
+    return "_published" in metric
+
+
 def leader(metric: str) -> Callable[..., Any] | None:
     """`min` or `max`, whichever finds the best value of a score; None for one that ranks nothing.
 
@@ -58,4 +63,4 @@ def leader(metric: str) -> Callable[..., Any] | None:
         return None
     if metric.startswith(("precision", "recall", "coverage")):
         return max
-    return min if metric.startswith(("kd_", "kid", "fd_", "fid", "cmmd", "excess")) else None
+    return min if metric.startswith(("kd_", "kid", "fd_", "fid", "sfid", "cmmd", "excess")) else None

@@ -2,9 +2,9 @@
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -14,8 +14,9 @@ from diffusion.choice.ranking import is_aside
 from diffusion.evaluate.beside import Tally, side_by_side
 from diffusion.evaluate.config import EvaluateConfig
 from diffusion.evaluate.features.extract import Features, extract
-from diffusion.evaluate.features.extractors import Extractor, configured_extractor
-from diffusion.evaluate.features.reference import open_reference
+from diffusion.evaluate.features.extractors import Extractor, configured_extractors
+from diffusion.evaluate.features.reference import open_references
+from diffusion.evaluate.published import configured_statistics
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.store import ImageStore
 from diffusion.protocol.card import Card, differing
@@ -28,6 +29,8 @@ from diffusion.system.section import explain
 from diffusion.system.threads import results
 
 Progress = Callable[[int, int], None]
+Values = dict[str, Any]
+MODEL = "model_sha256"  # the card's field
 
 
 def evaluate(
@@ -39,32 +42,57 @@ def evaluate(
 ) -> ScoresDocument:
     """Score the open cells of a grid; returns the document that metrics/scores.json holds.
 
-    `progress` gets (done, total) images. DiffctlError for a cell of another protocol or of another model than
-    its neighbours, and for a stale reference; with `prepared` also when the reference was made of other
-    images than lie there. All of it is checked before work starts.
+    `progress` gets (done, total) images, each as often as it is seen. DiffctlError for a cell of another
+    protocol or of another training's model than its neighbours, and for a stale reference; with `prepared`
+    also when the reference was made of other images than lie there. All of it is checked before work starts.
     """
     _refuse_mixed_cards(stores)
-    extractor = configured_extractor(section)
-    opened = open_reference(reference, extractor, section.reference, prepared)
-    scorer = Scorer(opened, section.intervals, section.prc_images, extractor.device)
-    return score_cells(stores, scorer, extractor, section.batch_size, progress)
+    published = [configured_statistics(space) for space in section.spaces]
+    extractors = configured_extractors(section)
+    opened = open_references(reference, extractors, section.reference, prepared)
+    settings = section.intervals, section.prc_images
+    judges = [
+        Judge(extractor, Scorer(one, *settings, extractor.device, section.prc_samples, statistics))
+        for extractor, one, statistics in zip(extractors, opened, published, strict=True)
+    ]
+    document = score_cells(stores, judges, section.batch_size, progress)
+    return document.model_copy(update={"protocol": section.protocol}) if section.protocol else document
+
+
+class Judge(NamedTuple):
+    """A feature space: what sees images, and what scores that against the reference."""
+
+    extractor: Extractor
+    scorer: Scorer
+
+    def score(self, store: ImageStore, batch_size: int | None, progress: Callable[[int], None]) -> Values:
+        """The values of a `Scored` of one set of images."""
+        return score(extract(self.extractor, store.images, batch_size, progress), store, self.scorer)
 
 
 def score_cells(
     stores: dict[Cell, ImageStore],
-    scorer: Scorer,
-    extractor: Extractor,
+    judges: Sequence[Judge],
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> ScoresDocument:
-    """The scores document of open cells of one size, each image seen by the extractor once."""
-    tally = Tally(progress, sum(len(store) for store in stores.values()))
-    document = common(scorer, tally.total // len(stores))  # first, since what it computes is for every cell
+    """The scores document of open cells of one size, each image seen by each extractor once.
+
+    The first judge's scores are the cells' own, those of further ones stand beside them by their names.
+    """
+    first, *further = judges
+    images = sum(len(store) for store in stores.values())
+    tally = Tally(progress, images * len(judges))
+    document = _common(judges, images // len(stores))  # first, since what it computes is for every cell
+    if training := next(iter(stores.values())).meta.get("training"):
+        document["training"] = training
 
     def entry(cell: Cell, store: ImageStore) -> CellScores:
-        sample = extract(extractor, store.images, batch_size, tally.part())
+        values = first.score(store, batch_size, tally.part())
+        beside = {judge.scorer.spec.name: judge.score(store, batch_size, tally.part()) for judge in further}
+        values |= {"spaces": beside} if beside else {}
         try:
-            return CellScores(**cell.axes, **score(sample, store, scorer))
+            return CellScores(**cell.axes, **values)
         except ValidationError as error:
             raise DiffctlError(explain(error, f"{store.path} cannot be scored", CellScores)) from None
 
@@ -74,7 +102,7 @@ def score_cells(
     return ScoresDocument(**document, best=chosen_best(cells), front=chosen_front(cells), cells=cells)
 
 
-def score(sample: Features, store: ImageStore, scorer: Scorer) -> dict[str, Any]:
+def score(sample: Features, store: ImageStore, scorer: Scorer) -> Values:
     """The values of a `Scored` of one set of images."""
     card, (scores, errors) = scorer.card(store.meta.get("card", {}), len(sample)), scorer.scored(sample)
     entry: dict[str, Any] = {"scores": scores, "card": card}
@@ -84,7 +112,7 @@ def score(sample: Features, store: ImageStore, scorer: Scorer) -> dict[str, Any]
     return {**entry, "classes": classes} if classes else entry
 
 
-def common(scorer: Scorer, num_images: int) -> dict[str, Any]:
+def common(scorer: Scorer, num_images: int) -> Values:
     """What a document has once: the extractor, the reference and what real images score, the intervals."""
     floor, real = scorer.floor(num_images), scorer.real(num_images)
     reference = scorer.reference.facts
@@ -97,10 +125,19 @@ def common(scorer: Scorer, num_images: int) -> dict[str, Any]:
     return document
 
 
+def _common(judges: Sequence[Judge], num_images: int) -> Values:
+    """That of the first judge, with the references of the further ones."""
+    first, *further = judges
+    document = common(first.scorer, num_images)
+    beside = {judge.scorer.spec.name: common(judge.scorer, num_images)["reference"] for judge in further}
+    return {**document, "spaces": beside} if beside else document
+
+
 def write_scores(document: ScoresDocument, scores: Path, curves: Path) -> None:
     """Write the document as JSON and its scores, for plots, as a long CSV: cell, line, axes, metric, value.
 
-    What stands beside a score, its spread and its interval, is in the JSON alone.
+    It has the scores of all feature spaces. What stands beside a score, its spread and its interval, is in
+    the JSON alone.
     """
     write_document(scores, document)
     cells = sorted(document.cells.items(), key=lambda item: order(item[1].axes))
@@ -110,15 +147,23 @@ def write_scores(document: ScoresDocument, scores: Path, curves: Path) -> None:
     writer.writerow(["cell", "line", *axes, "metric", "value"])
     for name, cell in cells:
         point = [name, line_name(cell.axes), *(cell.axes.get(axis, "") for axis in axes)]
-        scored = sorted((metric, value) for metric, value in cell.scores.items() if not is_aside(metric))
+        scored = sorted((metric, value) for metric, value in cell.all_scores.items() if not is_aside(metric))
         writer.writerows([*point, metric, value] for metric, value in scored)
     write_text(curves, text.getvalue())
 
 
 def _refuse_mixed_cards(stores: dict[Cell, ImageStore]) -> None:
     cards: list[Card] = [store.meta["card"] for store in stores.values()]
-    if wrong := differing(cards, (*AXES, *FOLLOWING)):
+    if wrong := differing(cards, (*AXES, *FOLLOWING, MODEL)) or _several_models(stores):
         raise DiffctlError(
             f"the cells of this sweep are not of one protocol, they differ in {', '.join(wrong)}: "
             f"make them with `diffctl stage sample`"
         )
+
+
+def _several_models(stores: dict[Cell, ImageStore]) -> list[str]:
+    """The card's field of a model, where cells are of several trainings, or of several in one average."""
+    trained = {store.meta.get("average_of") or store.meta["card"].get(MODEL) for store in stores.values()}
+    models = {(cell.ema, store.meta["card"].get(MODEL)) for cell, store in stores.items()}
+    averages = {cell.ema for cell in stores}
+    return [MODEL] if len(trained) > 1 or len(models) > len(averages) else []

@@ -30,8 +30,7 @@ def open_pair(path: Path, against: Path, split: str = "train") -> Pair:
 
     UsageError and DiffctlError as `open_images`; DiffctlError for images of two sizes and for fewer than two.
     """
-    sample = open_images(path)
-    _check_count(path, sample)
+    sample = open_sample(path)
     if is_prepared(against):
         real, heldout = (open_store(against / one, PreparedMeta) for one in (split, OTHER_SPLIT[split]))
     else:
@@ -46,6 +45,13 @@ def open_pair(path: Path, against: Path, split: str = "train") -> Pair:
             f"make them the way the reference was made, since resizing moves every score"
         )
     return Pair(sample, real, heldout, against, split)
+
+
+def open_sample(path: Path) -> ImageStore:
+    """The images to be scored; UsageError and DiffctlError as `open_images`, and for fewer than two."""
+    sample = open_images(path)
+    _check_count(path, sample)
+    return sample
 
 
 def _check_count(path: Path, store: ImageStore) -> None:

@@ -48,7 +48,7 @@ class ValidationScorer:
     ) -> None:
         self.images, self.extractor = images, extractor
         self.features_at_once = section.batch_size
-        self.scorer = Scorer(reference, False, section.prc_images, extractor.device)
+        self.scorer = Scorer(reference, False, section.prc_images, extractor.device, section.prc_samples)
 
     @property
     def ranked_by(self) -> str:

@@ -11,13 +11,13 @@ Card = dict[str, Any]
 
 
 def protocol_card(
-    sampling: Card, num_images: int, reference: Mapping[str, Any], resize: str, most: int
+    sampling: Card, num_images: int, reference: Mapping[str, Any], resize: str, most: tuple[int, int]
 ) -> Card:
     """The whole card of N images against a reference: a flat JSON dict.
 
     `sampling` is the half that the images bring along (their store's meta["card"]), empty for images of
-    unknown origin. `reference` is that one's meta, `resize` how its extractor resizes images. `most` images
-    of each set at most are held against each other as neighbours.
+    unknown origin. `reference` is that one's meta, `resize` how its extractor resizes images. `most`
+    images of the sample, and of the reference, at most are held against each other as neighbours.
     """
     count = reference["reference_count"]
     return {
@@ -35,8 +35,8 @@ def protocol_card(
         "is_splits": is_splits(num_images),
         "prc_neighbour": NEIGHBOUR,
         "coverage_neighbour": WIDE_NEIGHBOUR,
-        "prc_images": min(num_images, most),
-        "prc_reference_images": min(count, most),
+        "prc_images": min(num_images, most[0]),
+        "prc_reference_images": min(count, most[1]),
         "subset_seed": SEED,
         "torch": version("torch"),
         "torch_fidelity": version("torch-fidelity"),
@@ -54,6 +54,8 @@ _REFERENCE_FIELDS = (
 )
 
 
+OF_EXTRACTOR = ("extractor", "weights_sha256", "resize", "feature_dtype")  # what saw the images, and how
+OF_STATISTICS = ("statistics_name", "statistics_sha256", "statistics_source")  # what `…_published` is against
 OF_COUNT = ("num_images", "kid_subset_size", "is_splits", "prc_images")  # the number of images, what follows
 
 

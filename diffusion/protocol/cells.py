@@ -6,7 +6,7 @@ from diffusion.images.meta import CellMeta
 from diffusion.images.store import ImageStore, open_store
 from diffusion.protocol.card import differing
 from diffusion.protocol.grid import FOLLOWING, Cell, cell_settings, grid, settings_card
-from diffusion.protocol.settings import CellConfig, SweepConfig
+from diffusion.protocol.settings import CellConfig, SampleSettings, SweepConfig
 from diffusion.system.errors import DiffctlError, UsageError
 
 
@@ -25,8 +25,10 @@ def _open_cell(sample: CellConfig, samples: Path, cell: Cell) -> ImageStore:
     wanted = {
         **settings_card(cell_settings(sample, cell)),
         "num_images": sample.num_images,
+        **({"ema": cell.ema} if cell.ema is not None else {}),
     }
-    if wrong := differing([{field: card.get(field) for field in wanted}, wanted], FOLLOWING):
+    decides = {*wanted, *SampleSettings.model_fields}  # also what is not wanted, where the card has it
+    if wrong := differing([{field: card.get(field) for field in decides}, wanted], FOLLOWING):
         field, (has, wants) = next(iter(wrong.items()))
         raise DiffctlError(f"cell {cell.name} was sampled with {field} {has}, not {wants}: {again} again")
     if len(store) != sample.num_images:

@@ -2,8 +2,8 @@
 
 A further one is a module with a builder, (ExtractorSpec, its weights or None) → nn.Module, which turns
 uint8 (B, 3, H, W) into features (B, D) and logits (B, K) or None, and an entry here.
-`fid`, `kid` and `is` belong to Inception alone; the scores of other extractors carry the extractor's name,
-since their magnitudes mean something else.
+`fid`, `kid` and `is` belong to Inception's pooled features alone, and `sfid` to its spatial ones; the scores
+of others carry the extractor's name, since their magnitudes mean something else.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 INSTALL = "pip install 'diffctl[extractors]'"  # what brings the packages that some need
+COMMON = ("floor", "excess", "memorisation")  # scores that bear the same name whoever sees the images
+MOST_SPACES = 8  # in which the same images are scored beside the first one
 EVALUATION_VERSION = 3  # raise it when the same images would no longer give the same numbers
 
 
@@ -77,13 +79,37 @@ class ExtractorSpec:
         return [self.score] if self.is_inception and self.score else []
 
     @property
+    def distances(self) -> list[str]:
+        """The names of the distances to the real images, lower is better for each."""
+        names = [self.distance, self.kernel_distance, self.gaussian_distance]
+        return [name for name in names if name is not None]
+
+    @property
     def limit(self) -> str:
         """The name of the distance extrapolated to N → ∞."""
         return f"{self.distance}_inf"
 
+    @property
+    def published(self) -> str:
+        """The name of the distance to published statistics, which stands beside that to the reference."""
+        return f"{self.distance}_published"
+
+    @property
+    def published_limit(self) -> str:
+        """The name of that one extrapolated to N → ∞."""
+        return f"{self.published}_inf"
+
     def named(self, score: str) -> str:
         """The name of precision, recall, density or coverage in this extractor's features."""
-        return score if self.is_inception else f"{score}_{self.name.replace('-', '_')}"
+        return score if self.is_inception else self._with_name(score)
+
+    def named_beside(self, score: str) -> str:
+        """The name of any of its scores, or of an interval's end, beside those of another extractor."""
+        start = next((name for name in COMMON if score == name or score.startswith(f"{name}_")), None)
+        return score if start is None else self._with_name(start) + score.removeprefix(start)
+
+    def _with_name(self, score: str) -> str:
+        return f"{score}_{self.name.replace('-', '_')}"
 
 
 def _efficientnet(size: int) -> ExtractorSpec:
@@ -120,6 +146,18 @@ INCEPTION = ExtractorSpec(
         "weights-inception-2015-12-05-6726825d.pth",
         size=95_628_359,
     ),
+)
+
+# sFID (Nash et al. 2021, 2103.03841): the same network and weights, and a map not averaged over the image.
+INCEPTION_SPATIAL = ExtractorSpec(
+    name="inception-v3-spatial",
+    builder="diffusion.evaluate.features.inception_spatial:build",
+    size=INCEPTION.size,
+    resize=INCEPTION.resize,
+    features=2023,
+    distance="sfid",
+    kernel_distance="kd_inception_spatial",
+    weights=INCEPTION.weights,
 )
 
 # Those of FD-DINOv2 and of CMMD: the published names, resizes and weights.
@@ -159,7 +197,8 @@ CLIP = ExtractorSpec(
 )
 
 EXTRACTORS: dict[str, ExtractorSpec] = {
-    spec.name: spec for spec in (_efficientnet(64), _efficientnet(96), INCEPTION, DINOV2, CLIP)
+    spec.name: spec
+    for spec in (_efficientnet(64), _efficientnet(96), INCEPTION, INCEPTION_SPATIAL, DINOV2, CLIP)
 }
 
 

@@ -6,17 +6,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffusion.protocol.samplers import SAMPLERS, Noise
-from diffusion.protocol.settings import SamplerConfig, SampleSettings, SweepConfig
+from diffusion.protocol.settings import AS_TRAINED, SamplerConfig, SampleSettings, SweepConfig
 from diffusion.system.section import canonical
 
-AXES = ("steps", "eta", "sampler", "noise", "spacing", "guidance")  # what a grid may vary, in this order
+AXES = (  # what a grid may vary, in this order
+    "steps", "eta", "sampler", "noise", "spacing", "guidance", "guidance_interval", "ema",
+)  # fmt: skip
+OF_MODEL = ("ema",)  # those of them that say which model a cell is of
 FOLLOWING = ("evaluations",)  # in a card, what follows from the values on the axes
-SAMPLING_VERSION = 4  # raise it when the same model and settings would no longer give the same images
+SAMPLING_VERSION = 5  # raise it when the same model and settings would no longer give the same images
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of the grid: its value on every axis that it varies on, None on the others."""
+    """One point of the grid: its value on every axis that it varies on, None on the others.
+
+    An interval stands there as `interval_text` writes it; of one everywhere there is nothing to say.
+    `ema` is which model it is of, the power-function average of that width; all else is how images come out.
+    """
 
     steps: int
     eta: float
@@ -24,6 +31,8 @@ class Cell:
     noise: Noise | None = None
     spacing: str | None = None
     guidance: float | None = None
+    guidance_interval: str | None = None
+    ema: float | None = None
 
     @property
     def axes(self) -> dict[str, Any]:
@@ -34,29 +43,37 @@ class Cell:
     @property
     def name(self) -> str:
         """The cell's folder in samples/ and its name everywhere, such as steps50-eta0.5-noise_large."""
-        return "-".join(
+        name = "-".join(
             f"{axis}_{value}" if isinstance(value, str) else f"{axis}{shown(value)}"
             for axis, value in self.axes.items()
         )
+        return name.replace(":", "_")  # which some file systems and copying programs take otherwise
 
 
 def grid(sample: SamplerConfig, sweep: SweepConfig) -> list[Cell]:
     """Every cell once, in the order of the section, the last axis fastest.
 
     No axis varies where it means nothing: a deterministic sampler has η = 0 and one cell where ddim has one
-    for each η, and so has a single step, which adds no noise; `noise` varies at η > 0 alone.
+    for each η, and so has a single step, which adds no noise; `noise` varies at η > 0 alone, and
+    `guidance_interval` at w > 0. The model as it was trained has no value of `ema`.
     """
-    listed = [getattr(sweep, axis) or (None,) for axis in AXES]
-    cells = (_meaningful(values, sample.sampler) for values in itertools.product(*listed))
+    listed = {axis: getattr(sweep, axis) or (None,) for axis in AXES}
+    intervals = listed["guidance_interval"]
+    listed["guidance_interval"] = tuple(ends and interval_text(ends) for ends in intervals)
+    cells = (_meaningful(values, sample) for values in itertools.product(*listed.values()))
     return list(dict.fromkeys(cells))
 
 
-def _meaningful(values: tuple[Any, ...], usual: str) -> Cell:
+def _meaningful(values: tuple[Any, ...], usual: SamplerConfig) -> Cell:
     axes = dict(zip(AXES, values, strict=True))
-    if axes["steps"] == 1 or not SAMPLERS[axes["sampler"] or usual].stochastic:
+    if axes["steps"] == 1 or not SAMPLERS[axes["sampler"] or usual.sampler].stochastic:
         axes["eta"] = 0.0
     if axes["eta"] == 0:
         axes["noise"] = None
+    if (usual.guidance if axes["guidance"] is None else axes["guidance"]) == 0:
+        axes["guidance_interval"] = None
+    if axes["ema"] == AS_TRAINED:
+        axes["ema"] = None
     return Cell(**axes)
 
 
@@ -68,17 +85,21 @@ def cell_settings(sample: SamplerConfig, cell: Cell) -> SampleSettings:
     shared = sample.model_dump(include=set(SamplerConfig.model_fields))
     if cell.sampler not in (None, sample.sampler):
         del shared["sampler_options"]
-    return SampleSettings(**{**shared, **cell.axes})
+    own = {axis: value for axis, value in cell.axes.items() if axis not in OF_MODEL}
+    return SampleSettings(**{**shared, **own})
 
 
 def settings_card(settings: SampleSettings) -> dict[str, Any]:
     """The settings as they stand in a card, what follows from them, and the version of the code they mean.
 
     SampleSettings reads its own fields back from it. An explicit list of timesteps is written as `0,10,99`
-    and takes the place of the spacing; a classifier's scale and a sampler's options stand there when there
-    are any, the options as JSON. `evaluations` is what an image costs.
+    and takes the place of the spacing; a classifier's scale, an interval of guidance and a sampler's options
+    stand there when there are any, the options as JSON. `evaluations` is what an image costs, where the
+    settings alone say it.
     """
-    values = settings.model_dump(mode="json", exclude={"timesteps", "sampler_options"})
+    values = settings.model_dump(mode="json", exclude={"timesteps", "sampler_options", "guidance_interval"})
+    if settings.guidance_interval is not None:
+        values["guidance_interval"] = interval_text(settings.guidance_interval)
     if options := SAMPLERS[settings.sampler].checked_options(settings.sampler_options):
         values["sampler_options"] = canonical(options)
     if not settings.classifier_scale:
@@ -86,7 +107,32 @@ def settings_card(settings: SampleSettings) -> dict[str, Any]:
     if settings.timesteps is not None:
         del values["spacing"]
         values["timesteps"] = ",".join(map(str, settings.timesteps))
-    return {**values, "evaluations": settings.evaluations, "sampling_version": SAMPLING_VERSION}
+    if settings.evaluations is not None:
+        values["evaluations"] = settings.evaluations
+    return {**values, "sampling_version": SAMPLING_VERSION}
+
+
+def interval_text(ends: tuple[float, float]) -> str:
+    """An interval of noise levels as a card and a command line have it, such as 0.2:5."""
+    return ":".join(map(shown, ends))
+
+
+def written(value: Any) -> str:
+    """A value of an axis as a command line has it; that of no interval is none."""
+    if value is None:
+        return "none"
+    return interval_text(value) if isinstance(value, tuple) else str(value)
+
+
+def axes_of(settings: SampleSettings) -> dict[str, Any]:
+    """All that the settings say on the axes of a grid, as `Cell.axes` of a cell that varies on each.
+
+    They say nothing of the model's.
+    """
+    values = {axis: getattr(settings, axis) for axis in AXES if axis not in OF_MODEL}
+    if settings.guidance_interval is not None:
+        values["guidance_interval"] = interval_text(settings.guidance_interval)
+    return {axis: value for axis, value in values.items() if value is not None}
 
 
 def shown(value: str | float) -> str:
@@ -105,6 +151,8 @@ _SPOKEN = {
     "noise": "noise {}",
     "spacing": "spacing {}",
     "guidance": "w = {}",
+    "guidance_interval": "σ/α in {}",
+    "ema": "σ_rel = {}",
 }
 
 

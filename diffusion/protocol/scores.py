@@ -6,17 +6,20 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, PositiveInt, StrictBool, StrictFloat, StrictInt, model_validator
 
-from diffusion.images.meta import CardValue
-from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec
+from diffusion.images.meta import CardValue, Training
+from diffusion.model.power_average import Width
+from diffusion.protocol.card import OF_EXTRACTOR, OF_STATISTICS, differing
+from diffusion.protocol.extractors import EXTRACTORS, MOST_SPACES, ExtractorSpec
 from diffusion.protocol.grid import AXES, Cell
 from diffusion.protocol.packed import unpack
+from diffusion.protocol.protocols import PROTOCOLS
 from diffusion.protocol.reference import ReferenceFacts
 from diffusion.protocol.samplers import Noise
 from diffusion.protocol.scoring import GROUPS, SUBSETS
 from diffusion.system.documents import read_document
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
-from diffusion.system.section import Section, brief
+from diffusion.system.section import Section, Word, brief
 
 _MOST = 1e15
 _Number = Annotated[StrictInt | StrictFloat, Field(ge=-_MOST, le=_MOST)]
@@ -62,6 +65,8 @@ class Scored(Section):
         needed = {spec.distance, spec.kernel_distance}
         needed |= {f"{name.removesuffix('_low')}_high" for name in has if name.endswith("_low")}
         needed |= {"excess"} if "floor" in has else {"floor"} if "excess" in has else set()
+        if spec.published in has and not isinstance(self.card.get("statistics_sha256"), str):
+            raise ValueError(f"{spec.published} is against statistics, and card.statistics_sha256 names none")
         needed |= {"memorisation_std"} if "memorisation" in has else set()
         if missing := sorted(needed - has):
             raise ValueError(f"there is no score {missing[0]} beside the others")
@@ -73,9 +78,11 @@ class Scored(Section):
     @model_validator(mode="after")
     def _errors_are_of_the_scores(self) -> Self:
         sizes = {self.spec.distance: GROUPS, self.spec.kernel_distance: GROUPS + SUBSETS}
+        if self.spec.published in self.scores:
+            sizes[self.spec.published] = GROUPS
         for name, lines in self.errors.items():
             if name not in sizes:
-                raise ValueError(f"errors has {brief(name)}: they are of {' and '.join(sizes)} alone")
+                raise ValueError(f"errors has {brief(name)}: they are of {', '.join(sizes)} alone")
             try:
                 errors = unpack(lines)
             except ValueError as error:
@@ -93,7 +100,10 @@ class Scored(Section):
 
 
 class CellScores(Scored):
-    """A cell's value on every axis that it varies on, and its scores."""
+    """A cell's value on every axis that it varies on, and its scores.
+
+    `spaces` has, by the names of further extractors, what those say of the same images.
+    """
 
     steps: PositiveInt
     eta: Annotated[float, Field(ge=0)]
@@ -101,6 +111,19 @@ class CellScores(Scored):
     noise: Noise | None = None
     spacing: str | None = None
     guidance: Annotated[float, Field(ge=0)] | None = None
+    guidance_interval: Word | None = None
+    ema: Width | None = None
+    spaces: Annotated[dict[str, Scored], Field(max_length=MOST_SPACES)] = Field(default_factory=dict)
+
+    @property
+    def all_scores(self) -> dict[str, float]:
+        """The scores of every space; what bears no extractor's name gets that of a further one."""
+        beside = {
+            seen.spec.named_beside(name): value
+            for seen in self.spaces.values()
+            for name, value in seen.scores.items()
+        }
+        return {**self.scores, **beside}
 
     @property
     def axes(self) -> dict[str, Any]:
@@ -120,11 +143,26 @@ class CellScores(Scored):
             raise ValueError(f"card.evaluations is {brief(self.card.get('evaluations'))}")
         return self
 
+    @model_validator(mode="after")
+    def _spaces_are_of_the_same_images(self) -> Self:
+        for name, seen in self.spaces.items():
+            if seen.card["extractor"] != name or name == self.card["extractor"]:
+                raise ValueError(f"spaces has {brief(name)} with the scores of {seen.spec.name}")
+            if wrong := differing([self.card, seen.card], (*OF_EXTRACTOR, *OF_STATISTICS)):
+                raise ValueError(f"spaces.{name}.card is of another protocol: {', '.join(wrong)} differs")
+        return self
+
 
 class ScoredReference(ReferenceFacts):
     """The reference of some scores; `floor` is what held-out real images score, and of how many that is."""
 
     floor: dict[str, StrictBool | _Number] = Field(default_factory=dict)
+
+    @property
+    def images(self) -> dict[str, Any]:
+        """What it says of the images, whatever saw them."""
+        facts = self.model_dump(exclude={"extractor", "weights_sha256", "dtype", "floor"})
+        return {**facts, "floor": [self.floor.get(name) for name in ("num_images", "extrapolated")]}
 
 
 class Intervals(Section):
@@ -156,11 +194,16 @@ class ChosenForBudget(Chosen):
 class ScoresDocument(Section):
     """The scores of a sweep, cells by their names; all of one extractor against one reference.
 
-    `best` is the cell that ranks first, and `front` the one for each budget from the cheapest on.
+    `training` is the model's, where that was trained here. `best` is the cell that ranks first, and `front`
+    the one for each budget from the cheapest on. `spaces` has the references of further extractors, by their
+    names, of which every cell has scores too. `protocol` names the paper's that it is meant to be by.
     """
 
+    training: Training | None = None
+    protocol: str | None = None
     extractor: str
     reference: ScoredReference
+    spaces: Annotated[dict[str, ScoredReference], Field(max_length=MOST_SPACES)] = Field(default_factory=dict)
     intervals: Intervals | None = None
     best: Chosen
     front: Annotated[list[ChosenForBudget], Field(min_length=1)]
@@ -172,12 +215,20 @@ class ScoresDocument(Section):
         return EXTRACTORS[self.extractor]
 
     @model_validator(mode="after")
+    def _protocol_is_known(self) -> Self:
+        if self.protocol is not None and self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol: there is no {brief(self.protocol)}")
+        return self
+
+    @model_validator(mode="after")
     def _cells_bear_their_names(self) -> Self:
         for name, cell in self.cells.items():
             if name != Cell(**cell.axes).name:
                 raise ValueError(f"the cell {brief(name)} has the values of {Cell(**cell.axes).name}")
             if cell.card["extractor"] != self.extractor:
                 raise ValueError(f"cell {name} was not scored by {brief(self.extractor)}")
+            if wrong := cell.spaces.keys() ^ self.spaces.keys():
+                raise ValueError(f"spaces: {brief(min(wrong))} is not in both cell {name} and the document")
         return self
 
     @model_validator(mode="after")
@@ -200,13 +251,24 @@ class ScoresDocument(Section):
         return self
 
     @model_validator(mode="after")
-    def _floor_is_of_the_same(self) -> Self:
-        needed = {"num_images", "extrapolated", self.spec.distance, self.spec.kernel_distance}
-        if self.reference.floor and (missing := sorted(needed - self.reference.floor.keys())):
-            raise ValueError(f"reference.floor lacks {missing[0]}")
-        if self.reference.floor and self.reference.heldout_count is None:
-            raise ValueError("reference.floor is of held-out images, and there are none")
+    def _references_fit(self) -> Self:
+        _refuse_unfit_floor(self.reference, self.spec, "reference")
+        for name, seen in self.spaces.items():
+            if name not in EXTRACTORS or seen.extractor != name:
+                raise ValueError(f"spaces has {brief(name)} with the reference of {brief(seen.extractor)}")
+            if seen.images != self.reference.images:
+                raise ValueError(f"spaces.{name} is of other images than the reference")
+            _refuse_unfit_floor(seen, EXTRACTORS[name], f"spaces.{name}")
         return self
+
+
+def _refuse_unfit_floor(reference: ScoredReference, spec: ExtractorSpec, where: str) -> None:
+    """ValueError for a floor that lacks what is read of it, or that has no images to be of."""
+    needed = {"num_images", "extrapolated", spec.distance, spec.kernel_distance}
+    if reference.floor and (missing := sorted(needed - reference.floor.keys())):
+        raise ValueError(f"{where}.floor lacks {missing[0]}")
+    if reference.floor and reference.heldout_count is None:
+        raise ValueError(f"{where}.floor is of held-out images, and there are none")
 
 
 def as_values(document: ScoresDocument) -> dict[str, Any]:

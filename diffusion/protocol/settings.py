@@ -4,9 +4,21 @@ import math
 from functools import partial
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import from_json
 
+from diffusion.model.power_average import LEAST_WIDTH, MOST_WIDTH, Width
+from diffusion.protocol.interval import Interval
 from diffusion.protocol.samplers import SAMPLERS, Noise
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.limits import MOST_COUNT, MOST_ETA, MOST_GUIDANCE, MOST_STEPS
@@ -19,10 +31,22 @@ SpacingName = Annotated[str, AfterValidator(partial(known, registry=SPACINGS))]
 Strength = Annotated[float, Field(ge=0, le=MOST_GUIDANCE), NotBool]
 Eta = Annotated[float, Field(ge=0, le=MOST_ETA), NotBool]
 Time = Annotated[int, Field(ge=0, lt=MOST_STEPS), NotBool]
+AS_TRAINED = "decay"  # the model that a training gives, whose average is by `train.ema_decay`
 MOST_CELLS = 1000  # each is a folder, a set of images, their scores and a run
 
 Value = TypeVar("Value")
 Axis = Annotated[tuple[Value, ...], Field(min_length=1, max_length=100), Distinct]
+
+
+def _average(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """A width or AS_TRAINED; one sentence for what is neither, where a union would say what each wants."""
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError(f"a width from {LEAST_WIDTH} to {MOST_WIDTH} is wanted, or {AS_TRAINED}") from None
+
+
+Average = Annotated[Width | Literal["decay"], WrapValidator(_average)]
 
 
 def _whole_numbers(values: Any) -> Any:
@@ -41,9 +65,13 @@ def _mapping(values: Any) -> Any:
 class SamplerConfig(Section):
     """How images come out of a model, but for steps and eta. `guidance` is w of CFG eq. 6: 0 means none.
 
+    `guidance_interval` is [low, high] of noise levels σ/α: guidance applies where low < σ/α ≤ high
+    (2404.07724, eq. 6), elsewhere the network is asked once, with the condition; None means everywhere.
     `sampler` is a name of SAMPLERS: ddim is the reverse step of DDPM, iDDPM and DDIM; dpm-solver++ is its
     multistep solver of order 2 (2211.01095), deterministic, to which `noise` means nothing.
-    `sampler_options` are what that sampler alone knows. `classes` is the mix of asked classes: every class
+    `sampler_options` are what that sampler alone knows. `spacing` chooses which of the T times the steps go
+    through. `clip` keeps x̂_0 within [−1, 1] at every step. All noise comes from `seed` and the image's index.
+    `classes` is the mix of asked classes: every class
     equally often, or as in the training data.
     """
 
@@ -53,6 +81,7 @@ class SamplerConfig(Section):
     noise: Noise = "small"
     spacing: SpacingName = "uniform"
     guidance: Strength = 0.0
+    guidance_interval: Interval | None = None
     clip: bool = True
     classes: Literal["balanced", "data"] = "balanced"
 
@@ -67,7 +96,7 @@ class SamplerConfig(Section):
 
 
 class CellConfig(SamplerConfig):
-    """What all cells of a sweep share: the sampler's settings, and how many images a cell has."""
+    """What all cells of a sweep share: the sampler's settings. A cell has `num_images` images."""
 
     num_images: Annotated[int, Field(ge=2, le=MOST_COUNT), NotBool]
 
@@ -76,7 +105,7 @@ class SampleSettings(SamplerConfig):
     """All that decides an image beside the model and its index.
 
     `timesteps` is an explicit list that takes the place of `steps` and `spacing`. `classifier_scale` is s of
-    ADM's alg. 1 and 2: 0 means no classifier.
+    ADM's alg. 1 and 2: 0 means no classifier. Without guidance a `guidance_interval` is left out.
     """
 
     steps: Steps = 50
@@ -90,6 +119,13 @@ class SampleSettings(SamplerConfig):
         listed = _whole_numbers(values.get("timesteps")) if isinstance(values, dict) else None
         return {"steps": len(listed), **values} if isinstance(listed, list | tuple) and listed else values
 
+    @field_validator("guidance_interval")
+    @classmethod
+    def _is_of_guidance(
+        cls, interval: tuple[float, float] | None, before: ValidationInfo
+    ) -> tuple[float, float] | None:
+        return interval if before.data.get("guidance") else None
+
     @model_validator(mode="after")
     def _options_fit(self) -> Self:
         if self.timesteps is not None and len(self.timesteps) != self.steps:
@@ -101,18 +137,24 @@ class SampleSettings(SamplerConfig):
         return self
 
     @property
-    def evaluations(self) -> int:
+    def evaluations(self) -> int | None:
         """How often the network sees an image: at each question of the sampler, twice under guidance.
 
-        What a classifier sees does not count.
+        What a classifier sees does not count. None in an interval, where the process decides how often:
+        `diffusion.sample.questions.evaluations` knows.
         """
+        if self.guidance_interval is not None:
+            return None
         return SAMPLERS[self.sampler].evaluations(self.steps) * (2 if self.guidance else 1)
 
 
 class SweepConfig(Section):
-    """The grid: every step count with every eta, and with every value of the further axes that are listed.
+    """The grid: every number of `steps` with every `eta`, and with every value of the further axes.
 
-    An axis that is not listed has the value of the section `sample` in every cell.
+    These are `sampler`, `noise`, `spacing`, `guidance`, `guidance_interval`, of which null is everywhere, and
+    `ema`. An axis that is not listed has the value of the section `sample` in every cell. `ema` lists
+    averages of the weights: widths σ_rel of power-function averages, made of what `train.averages` keeps, and
+    `decay` for the model file's own, which is the only one where nothing is listed.
     """
 
     steps: Axis[Steps]
@@ -121,6 +163,13 @@ class SweepConfig(Section):
     noise: Axis[Noise] | None = None
     spacing: Axis[SpacingName] | None = None
     guidance: Axis[Strength] | None = None
+    guidance_interval: Axis[Interval | None] | None = None
+    ema: Axis[Average] | None = None
+
+    @property
+    def widths(self) -> tuple[float, ...]:
+        """The widths of power-function averages that the grid has cells of."""
+        return tuple(value for value in self.ema or () if not isinstance(value, str))
 
     @model_validator(mode="after")
     def _cells_are_few(self) -> Self:

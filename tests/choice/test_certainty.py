@@ -6,6 +6,7 @@ import pytest
 from diffusion.choice.certainty import (
     CONFIDENCE,
     NORMAL,
+    Gap,
     errors_of,
     gap,
     how_told,
@@ -38,8 +39,8 @@ def test_students_quantile():
     from scipy.stats import t
 
     assert t.ppf((1 + CONFIDENCE) / 2, 10**9) == pytest.approx(NORMAL, abs=1e-6)
-    for groups in (5, 10, 30, 100):
-        assert student(groups) == pytest.approx(t.ppf(0.975, groups - 1), rel=0.03)
+    for freedom in (1, 1.5, 4, 9, 29, 99):
+        assert student(freedom) == pytest.approx(t.ppf(0.975, freedom), rel=1e-9)
 
 
 @pytest.mark.parametrize(("card", "shared"), [
@@ -66,11 +67,11 @@ def test_shared_errors_cancel_and_others_add():
     common, own, other = draw.normal(size=(3, 100)) / 10
     a, b = cell(3.0, common + 0.1 * own), cell(2.8, common + 0.1 * other, steps=10)
     paired = gap(a, b, KD)
-    assert paired.paired
-    assert paired.half == pytest.approx(student(100) * np.linalg.norm(0.1 * (own - other)), rel=1e-5)
+    assert paired.between == "pairs of images"
+    assert paired.half == pytest.approx(student(99) * np.linalg.norm(0.1 * (own - other)), rel=1e-5)
     assert paired.value == pytest.approx(0.2)
     apart = gap(a, cell(2.8, common + 0.1 * other, seed=1), KD)
-    assert not apart.paired
+    assert apart.between == "independent images"
     assert apart.half == pytest.approx(NORMAL * np.sqrt(2), rel=0.15)
     assert (paired.is_told, apart.is_told) == (False, False)
     assert gap(cell(3.0, common), cell(2.8, common), KD).is_told  # nothing of it is chance
@@ -109,7 +110,7 @@ def test_gaps_of_the_excess_are_without_the_floor_that_both_share():
         one.scores.update({"excess": value - 10, "excess_low": value - 110, "excess_high": value + 90})
         two.append(one)
     found = gap(*two, "excess")
-    assert (found.value, found.half, found.paired) == (1.5, 0.0, True)
+    assert found == Gap(1.5, 0.0, "pairs of images")
     two[1].card["seed"] = 1
     assert gap(*two, "excess").half == pytest.approx(np.sqrt(2) * NORMAL, rel=1e-6)
 
@@ -122,7 +123,7 @@ def test_the_gate_says_what_chance_does(card, said):
     errors = np.random.default_rng(0).normal(size=100) / 100
     champion = {"a": cell(0.25, errors)}
     candidate = {"a": cell(0.2, 0.9 * errors, model_sha256="b" * 64, **card)}
-    verdict = judge(candidate, champion, 7)
+    verdict = judge(candidate, champion, "version 7")
     assert verdict.better is not bool(card)
     assert re.search(said, verdict.reason)
 
@@ -131,6 +132,6 @@ def test_the_gate_says_that_a_gap_may_be_chance():
     draw = np.random.default_rng(0)
     champion = {"a": cell(0.25, draw.normal(size=100) / 10)}
     candidate = {"a": cell(0.2, draw.normal(size=100) / 10, model_sha256="b" * 64)}
-    verdict = judge(candidate, champion, 7)
-    assert verdict.better
+    verdict = judge(candidate, champion, "version 7")
+    assert not verdict.better
     assert "within what chance does (±" in verdict.reason

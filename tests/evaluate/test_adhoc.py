@@ -58,9 +58,10 @@ def cell(root):
 
 
 @pytest.fixture(autouse=True)
-def project(root, monkeypatch):
-    """The project as working directory: data/reference is found."""
+def project(root, tmp_path, monkeypatch):
+    """The project as working directory: data/reference is found, and no features that another test kept."""
     monkeypatch.chdir(root)
+    monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("name", ["cell.npz", "folder"])
@@ -86,10 +87,20 @@ def test_the_stored_reference_is_used_unless_it_is_stale(root, tmp_path, cell):
     rewrite(prepared / "train")
     seen.clear()
     document = scored("cell.npz", prepared, progress=lambda *numbers: seen.append(numbers))
-    assert (seen[0], seen[-1]) == ((0, 244), (244, 244))
+    assert (seen[0], seen[-1]) == ((0, 184), (184, 184))  # of the sample they were kept
     assert seen == sorted(seen)
     assert document["reference"]["reference_digest"] == open_store(prepared / "train").digest
     assert document["reference"]["reference_digest"] != cell["reference"]["reference_digest"]
+
+
+def test_a_second_call_costs_the_scores_alone(root):
+    seen = []
+    first = scored("cell.npz", "prepared/train", progress=lambda *numbers: seen.append(numbers))
+    assert seen[-1] == (180, 180)
+    seen.clear()
+    assert scored("cell.npz", "prepared/train", progress=lambda *numbers: seen.append(numbers)) == first
+    assert scored("folder", "prepared/train", progress=lambda *numbers: seen.append(numbers))
+    assert (seen[0], seen[-1]) == ((0, 60), (60, 60))
 
 
 def test_any_images_can_be_the_reference_without_a_floor():
@@ -199,6 +210,7 @@ def test_nothing_to_open_is_a_wrong_use(tmp_path, root):
             open_images(path)
 
 
+@pytest.mark.slow
 def test_the_command_prints_json_that_a_script_reads(root, cell):
     done = diffctl(root, "evaluate", "samples/steps50-eta0", "--against", "prepared", "--json")
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ import pytest
 from diffusion.evaluate.features.extract import Features, extract
 from diffusion.evaluate.features.reference import Reference
 from diffusion.evaluate.scores.scorer import Scorer
+from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.system.errors import DiffctlError
 from tests.evaluate.test_scorer import META
 
@@ -25,6 +26,7 @@ class Blind:
     """An extractor whose features of some images are no numbers."""
 
     batch_size = 4
+    spec = EXTRACTORS["inception-v3-spatial"]
 
     def __call__(self, batch):
         import torch
@@ -37,7 +39,7 @@ class Blind:
 def test_features_that_are_no_numbers_are_named_by_image():
     images = np.zeros((10, 4, 4, 1), np.uint8)
     images[[6, 9]] = 255
-    with pytest.raises(DiffctlError, match=r"image 6 are no numbers .* of 2 of 10 images"):
+    with pytest.raises(DiffctlError, match=r"inception-v3-spatial of image 6 are .* of 2 of 10"):
         extract(Blind(), images)
     assert len(extract(Blind(), images[:6])) == 6
 

@@ -232,6 +232,16 @@ def test_a_cell_of_another_protocol_is_named(own, section, field):
         score_sweep(other, root / "samples", root / "reference")
 
 
+def test_a_cell_that_was_guided_in_an_interval_is_not_one_that_was_guided_everywhere(own):
+    config, root = own
+    path = root / "samples/steps5-eta0"
+    store = open_store(path)
+    card = {**store.meta["card"], "guidance_interval": "0.2:5"}
+    write_store(path, np.array(store.images), store.labels, {**store.meta, "card": card})
+    with pytest.raises(DiffctlError, match=r"was sampled with guidance_interval 0\.2:5, not None"):
+        score_sweep(config, root / "samples", root / "reference")
+
+
 @pytest.mark.parametrize("version", [SAMPLING_VERSION + 1, None])
 def test_a_cell_of_another_sampling_version_is_refused(own, version):
     config, root = own

@@ -1,6 +1,5 @@
 import dataclasses
 import hashlib
-import io
 import pickle
 import socket
 
@@ -17,6 +16,7 @@ from diffusion.evaluate.features.weights import read_weights
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION, extractor_spec
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.helpers.digits_sweep import effnet, real_digits
+from tests.helpers.inception import write_random_inception
 
 
 @pytest.fixture(scope="module")
@@ -27,20 +27,8 @@ def extractor():
 @pytest.fixture(scope="module")
 def random_inception(tmp_path_factory):
     """A file of Inception's shape with random weights, and its SHA-256."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    class Unloaded(FeatureExtractorInceptionV3):
-        def load_state_dict(self, state, strict=True):
-            return None
-
-    torch.manual_seed(0)
-    empty = io.BytesIO()
-    torch.save({}, empty)
-    empty.seek(0)
-    module = Unloaded(INCEPTION.name, ["2048"], feature_extractor_weights_path=empty)
     path = tmp_path_factory.mktemp("weights") / "inception.pth"
-    torch.save(module.state_dict(), path)
-    return path, hashlib.sha256(path.read_bytes()).hexdigest()
+    return path, write_random_inception(path)
 
 
 @pytest.fixture

@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion.evaluate.features.extract import Features
+from diffusion.evaluate.features.reference import Reference
 from diffusion.evaluate.scores import neighbours
 from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, overlap
+from diffusion.evaluate.scores.scorer import Scorer
+from tests.evaluate.test_scorer import META
 
 CPU = torch.device("cpu")
 
@@ -178,3 +182,48 @@ def test_one_sample_an_image_leaves_nothing_to_chance():
     """Then the share of training images is N_train/N however the split was drawn."""
     real = normal(0, 40)
     assert memorisation(of(real), real[:30], real[30:]).std == pytest.approx(0, abs=1e-9)
+
+
+def openais(real, sample, half=False):
+    """Precision and recall as the arithmetic of OpenAI's evaluator has them: squared distances, `<=`, k = 3.
+
+    It takes float16 for features and distances where these are finite, here rounded after each operation.
+    """
+
+    def rounded(x):
+        return x.half().float() if half else x
+
+    def squared(a, b):
+        a, b = rounded(torch.from_numpy(a)), rounded(torch.from_numpy(b))
+        norms = [rounded(rounded(x * x).sum(dim=1)) for x in (a, b)]
+        return rounded(rounded(norms[0][:, None] - rounded(2 * (a @ b.T))) + norms[1]).clamp(min=0)
+
+    reach = [squared(x, x).sort(dim=1).values[:, 3] for x in (real, sample)]
+    apart = squared(sample, real)
+    precision = (apart <= reach[0]).any(dim=1)
+    recall = (apart <= reach[1][:, None]).any(dim=0)
+    return float(precision.double().mean()), float(recall.double().mean())
+
+
+def features_like_inceptions(seed, count, scale=1.0):
+    """Rectified, and of such a length that float16 rounds their squared distances."""
+    drawn = np.maximum(normal(seed, count, 64), 0) * np.arange(1, 65) ** -0.5
+    return (scale * 9 * drawn).astype(np.float32)
+
+
+def test_more_samples_than_real_images_are_openais_precision_and_recall():
+    """Its published batches are 10,000 real images and 50,000 samples, all of them taken."""
+    real, sample = features_like_inceptions(0, 200), features_like_inceptions(1, 1000, 0.95)
+    scorer = Scorer(Reference(META, real, None), False, 200, CPU, 1000)
+    scores = scorer.scores(Features(sample))
+    names = [scorer.spec.named(name) for name in ("precision", "recall")]
+    assert [scores[name] for name in names] == pytest.approx(openais(real, sample), abs=1e-9)
+    few = Scorer(Reference(META, real, None), False, 200, CPU).scores(Features(sample))
+    assert few[names[1]] > scores[names[1]] + 0.05  # of more samples each one's reach is shorter
+
+
+def test_float16_moves_openais_precision_and_recall_by_less_than_a_percent():
+    real, sample = features_like_inceptions(0, 500), features_like_inceptions(1, 1000, 0.95)
+    exact, coarse = openais(real, sample), openais(real, sample, half=True)
+    assert coarse == pytest.approx(exact, abs=0.01)
+    assert coarse != exact

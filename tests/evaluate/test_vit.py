@@ -7,6 +7,7 @@ CLIP of `transformers` within 1e-7; the golden numbers hold what was compared th
 import dataclasses
 import hashlib
 import io
+import re
 import sys
 
 import numpy as np
@@ -22,7 +23,7 @@ from diffusion.evaluate.features.extract import extract
 from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.evaluate.features.vit import Vit
 from diffusion.evaluate.pair import open_pair
-from diffusion.protocol.extractors import CLIP, DINOV2, EXTRACTORS
+from diffusion.protocol.extractors import CLIP, DINOV2, EXTRACTORS, INCEPTION, INCEPTION_SPATIAL
 from diffusion.system.errors import DiffctlError, UsageError
 
 WIDTH, DEPTH = 128, 2
@@ -252,3 +253,44 @@ def test_a_file_of_the_published_shape_scores_two_folders(monkeypatch, tmp_path)
     assert found["scores"]["fd_dinov2"] > 0
     assert found["card"]["weights_sha256"] == sha256
     assert found["card"]["resize"] == DINOV2.resize
+
+
+@pytest.mark.parametrize(("spec", "state"), [(SMALL_DINOV2, "dinov2"), (SMALL_CLIP, "clip")])
+def test_weights_that_lack_any_tensor_or_have_one_of_another_shape_are_one_sentence(
+    monkeypatch, tmp_path, spec, state
+):
+    """Of a shallow network, so that each tensor is tried."""
+    monkeypatch.setitem(EXTRACTORS, spec.name, spec)
+    whole = published_dinov2() if state == "dinov2" else transformers_clip()
+    whole = {name: tensor for name, tensor in whole.items() if not re.search(r"(blocks|layers)\.1\.", name)}
+    unused = {"mask_token", "logit_scale", "text_model.embeddings.token_embedding.weight"}
+    assert load_saved(tmp_path, spec.name, whole).spec == spec
+    for name in whole.keys() - unused:
+        without = {other: tensor for other, tensor in whole.items() if other != name}
+        for damaged in (without, {**whole, name: torch.zeros(3, 5)}, {**whole, name: torch.zeros(())}):
+            with pytest.raises(DiffctlError, match=f"weights do not fit {spec.name}: ") as caught:
+                load_saved(tmp_path, spec.name, damaged)
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [INCEPTION.name, INCEPTION_SPATIAL.name, DINOV2.name, CLIP.name])
+@pytest.mark.parametrize("other", ["dinov2", "transformers", "clip", "nothing", "numbers"])
+def test_weights_of_another_network_under_the_right_name_are_refused(monkeypatch, tmp_path, name, other):
+    """With the SHA-256 that the user gave them: only the network itself can tell."""
+    states = {
+        "dinov2": published_dinov2,
+        "transformers": lambda: as_transformers_names_dinov2(published_dinov2()),
+        "clip": transformers_clip,
+        "nothing": dict,
+        "numbers": lambda: {"cls_token": 1.0, "epoch": 3},
+    }
+    with pytest.raises(DiffctlError, match=f"do not fit {name}|more or less than plain weights") as caught:
+        load_saved(tmp_path, name, states[other]())
+    assert "\n" not in str(caught.value)
+
+
+def load_saved(folder, name, state):
+    """The extractor from a file with these weights, given by its own SHA-256."""
+    path = folder / "weights.pth"
+    torch.save(state, path)
+    return load_extractor(name, path, sha256=hashlib.sha256(path.read_bytes()).hexdigest())

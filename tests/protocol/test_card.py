@@ -40,7 +40,7 @@ CARDS = st.dictionaries(st.sampled_from("abcd"), st.integers(0, 2))
 
 @pytest.fixture
 def card():
-    return protocol_card(SAMPLING, 500, META, "bilinear, antialiased, to 64", 1000)
+    return protocol_card(SAMPLING, 500, META, "bilinear, antialiased, to 64", (1000, 1000))
 
 
 def test_it_holds_every_field_of_the_protocol(card):
@@ -99,3 +99,8 @@ def test_one_changed_field_is_named_with_its_values(card, field):
 def test_a_missing_field_differs(card):
     shorter = {field: value for field, value in card.items() if field != "guidance"}
     assert differing([card, shorter]) == {"guidance": [0.0, None]}
+
+
+def test_more_samples_than_real_images_may_be_held_against_each_other(card):
+    other = protocol_card(SAMPLING, 500, META, card["resize"], (400, 100))
+    assert differing([card, other]) == {"prc_images": [500, 400], "prc_reference_images": [1000, 100]}

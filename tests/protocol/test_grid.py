@@ -1,5 +1,6 @@
 """The grid: which cells there are, what they are called, and what is refused because it means nothing."""
 
+import dataclasses
 import math
 import re
 from itertools import product
@@ -11,7 +12,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from diffusion.config import parse
-from diffusion.protocol.grid import AXES, Cell, cell_settings, grid, line_name, order, settings_card, spoken
+from diffusion.protocol.grid import (
+    AXES,
+    OF_MODEL,
+    Cell,
+    axes_of,
+    cell_settings,
+    grid,
+    line_name,
+    order,
+    settings_card,
+    spoken,
+    written,
+)
 from diffusion.protocol.samplers import SAMPLERS, Noise
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS
@@ -19,6 +32,7 @@ from diffusion.system.errors import UsageError
 from tests.conftest import params
 
 GRID = {"steps": [5, 10, 20, 50], "eta": [0.0, 0.5, 1.0]}
+AVERAGES = {"averages": {"widths": [0.05, 0.1], "every": 4}}
 BOTH = ["ddim", "dpm-solver++"]
 
 
@@ -48,15 +62,58 @@ def test_noise_varies_only_where_there_is_noise() -> None:
 
 def test_every_axis_stands_in_the_name_the_settings_and_the_card() -> None:
     sweep = {"steps": [5], "eta": [1.0], "sampler": ["ddim"], "noise": ["large"], "spacing": ["trailing"]}
-    config = parse(params(sweep={**sweep, "guidance": [1.5]}), "test")
+    sweep |= {"guidance": [1.5], "guidance_interval": [[0.2, 5]], "ema": [0.1]}
+    config = parse(params(train=AVERAGES, sweep=sweep), "test")
     (cell,) = grid(config.sample, config.sweep)
-    assert cell.name == "steps5-eta1-sampler_ddim-noise_large-spacing_trailing-guidance1.5"
+    name = "steps5-eta1-sampler_ddim-noise_large-spacing_trailing-guidance1.5-guidance_interval_0.2_5-ema0.1"
+    assert cell.name == name
     card = settings_card(cell_settings(config.sample, cell))
-    assert {axis: card[axis] for axis in AXES} == cell.axes
+    of_sampling = {axis: value for axis, value in cell.axes.items() if axis not in OF_MODEL}
+    assert {axis: card[axis] for axis in AXES if axis not in OF_MODEL} == of_sampling
+    assert card.keys().isdisjoint(OF_MODEL), "which model it is of is said by what loads that"
     assert set(cell.axes) == set(AXES)
-    assert line_name(cell.axes) == "η = 1, ddim, noise large, spacing trailing, w = 1.5"
+    told = "η = 1, ddim, noise large, spacing trailing, w = 1.5, σ/α in 0.2:5, σ_rel = 0.1"
+    assert line_name(cell.axes) == told
     assert spoken(cell.axes).startswith("5 steps, η = 1, ")
     assert spoken(Cell(1, 0.0).axes) == "1 step, η = 0"
+
+
+def test_an_interval_is_an_axis_of_guided_cells_alone() -> None:
+    axis = {"guidance_interval": [None, [0.2, 5], [0, 1e-05]]}
+    assert names(steps=[5], eta=[0], guidance=[0, 2], **axis) == [
+        "steps5-eta0-guidance0", "steps5-eta0-guidance2",
+        "steps5-eta0-guidance2-guidance_interval_0.2_5", "steps5-eta0-guidance2-guidance_interval_0_1e-05",
+    ]  # fmt: skip
+    assert names({"guidance": 2.0}, steps=[5], eta=[0], **axis)[:2] == [
+        "steps5-eta0", "steps5-eta0-guidance_interval_0.2_5"
+    ]  # fmt: skip
+
+
+def test_the_sections_interval_is_that_of_every_guided_cell() -> None:
+    sections = {"sample": {"guidance_interval": [0.2, 5]}, "sweep": {**GRID, "guidance": [0, 2]}}
+    config = parse(params(**sections), "test")
+    for cell in grid(config.sample, config.sweep):
+        settings = cell_settings(config.sample, cell)
+        assert settings.guidance_interval == ((0.2, 5) if cell.guidance else None)
+        card = settings_card(settings)
+        assert card.get("guidance_interval") == ("0.2:5" if cell.guidance else None)
+        assert ("evaluations" in card) == (cell.guidance == 0)  # else the process decides
+        known = {key: card[key] for key in SampleSettings.model_fields if key in card}
+        assert SampleSettings(**known) == settings
+
+
+@given(st.floats(0, 1e9), st.floats(0, 1e9))
+def test_an_interval_is_read_back_as_it_is_written(low: float, high: float) -> None:
+    low, high = sorted((low, high))
+    if low == high:
+        with pytest.raises(ValidationError, match="the low end must be below the high one"):
+            SampleSettings(guidance=1.0, guidance_interval=(low, high))
+        return
+    settings = SampleSettings(guidance=1.0, guidance_interval=(low, high))
+    text = settings_card(settings)["guidance_interval"]
+    assert SampleSettings(guidance=1.0, guidance_interval=text) == settings
+    assert written(settings.guidance_interval) == text
+    assert axes_of(settings)["guidance_interval"] == text
 
 
 def test_what_is_not_listed_is_as_the_sample_section_says() -> None:
@@ -75,6 +132,31 @@ def test_no_two_cells_share_a_name_or_their_settings() -> None:
     cells = grid(config.sample, config.sweep)
     assert len({cell.name for cell in cells}) == len(cells) == 4 * (1 + 2 * 3 + 1) * 2
     assert len({str(cell_settings(config.sample, cell)) for cell in cells}) == len(cells)
+
+
+def test_the_models_own_average_has_the_cells_that_it_has_without_the_axis() -> None:
+    config = parse(params(train=AVERAGES, sweep={**GRID, "ema": ["decay", 0.05, 0.2]}), "test")
+    cells = grid(config.sample, config.sweep)
+    plain = grid(config.sample, config.sweep.model_copy(update={"ema": None}))
+    assert [cell for cell in cells if cell.ema is None] == plain
+    assert len(cells) == 3 * len(plain)
+    assert config.sweep.widths == (0.05, 0.2)
+    of = {cell: cell_settings(config.sample, cell) for cell in cells}
+    for cell in cells:
+        assert of[cell] == of[dataclasses.replace(cell, ema=None)], "an average changes no setting"
+
+
+@pytest.mark.parametrize("ema", [[0.005], [0.3], [True], ["wide"], [None], [], [0.1, 0.1], "0.1"])
+def test_what_is_no_average_is_refused(ema: Any) -> None:
+    with pytest.raises(UsageError, match=r"sweep\.ema") as refusal:
+        parse(params(train=AVERAGES, sweep={**GRID, "ema": ema}), "test")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_width_is_refused_where_a_training_keeps_no_snapshots() -> None:
+    with pytest.raises(UsageError, match=r"sweep.ema: 0.2 is made of snapshots.*set train.averages"):
+        parse(params(sweep={**GRID, "ema": ["decay", 0.2]}), "test")
+    assert parse(params(sweep={**GRID, "ema": ["decay"]}), "test").sweep.widths == ()
 
 
 def test_a_single_step_has_no_eta() -> None:
@@ -140,8 +222,34 @@ def test_what_no_cell_could_use_is_refused(sections: dict[str, Any], said: str) 
         parse(params(**sections), "params.yaml")
 
 
+LIMITED = [[0.2, 5]]
+
+
+@pytest.mark.parametrize(
+    ("sample", "axis", "said"),
+    [
+        ({"guidance": 1, "guidance_interval": [5, 0.2]}, None, "the low end must be below the high one"),
+        ({"guidance": 1, "guidance_interval": [-1, 5]}, None, "guidance_interval.0: .*greater than or equal"),
+        ({"guidance": 1, "guidance_interval": [math.nan, 5]}, None, "guidance_interval.0: .*finite"),
+        ({"guidance": 1, "guidance_interval": [0, 1e10]}, None, "guidance_interval.1: .*less than or equal"),
+        ({"guidance": 1, "guidance_interval": [True, 5]}, None, "guidance_interval.0: a number is wanted"),
+        ({"guidance": 1, "guidance_interval": [1]}, None, "guidance_interval.1: Field required"),
+        ({"guidance": 1, "guidance_interval": "1"}, None, "an interval is LOW:HIGH, such as 0.2:5"),
+        ({"guidance": 1, "guidance_interval": "nan:1"}, None, "guidance_interval.0: .*finite"),
+        ({"guidance": 1}, [[0, 1], [0.0, 1.0]], "sweep.guidance_interval: each value may stand once"),
+        ({"guidance_interval": LIMITED[0]}, None, "sample.guidance_interval does nothing without guidance"),
+        ({}, LIMITED, "sweep.guidance_interval does nothing without guidance: give sample.guidance > 0 too"),
+        ({"guidance": 1, "guidance_interval": [0, 1]}, LIMITED, "leave sample.guidance_interval out"),
+    ],
+)
+def test_an_interval_that_is_none_is_refused(sample: dict[str, Any], axis: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse(params(sample=sample, sweep={"guidance_interval": axis}), "params.yaml")
+
+
 def test_the_names_of_cells_are_any_file_systems_and_differ_whatever_the_case() -> None:
     axes = {"sampler": tuple(SAMPLERS), "noise": (None, *get_args(Noise)), "spacing": (None, *SPACINGS)}
+    axes["guidance_interval"] = (None, "0.2:5", "1e-300:1e+300")
     cells = [
         Cell(steps=steps, eta=eta, guidance=guidance, **dict(zip(axes, values, strict=True)))
         for steps, eta, guidance in product((1, 10**7), (0.0, 1e-300, 0.1 + 0.2), (None, 1e300))

@@ -30,12 +30,13 @@ def extract(
     images: Images,
     batch_size: int | None = None,
     progress: Callable[[int], None] | None = None,
+    first: int = 0,
 ) -> Features:
     """Features of uint8 (N, H, W, C) images in their order; greyscale is repeated to three channels.
 
     `progress` is called with the number of images done. The batch size, None for what suits the device,
     changes rounding only. DiffctlError for images that are neither grey nor RGB, for fewer than two, and
-    where features are no numbers.
+    where features are no numbers: it names the image, of which `first` is the index of the first here.
     """
     if images.shape[3] not in (1, 3):
         raise DiffctlError(f"scores are for images with 1 or 3 channels, and these have {images.shape[3]}")
@@ -53,18 +54,18 @@ def extract(
             whole[start : start + len(batch)] = part.numpy()
     if progress:
         progress(len(images))
-    _refuse_what_is_no_number(filled)
+    _refuse_what_is_no_number(filled, extractor.spec.name, first)
     return Features(*filled)
 
 
-def _refuse_what_is_no_number(filled: tuple[Array, ...]) -> None:
+def _refuse_what_is_no_number(filled: tuple[Array, ...], name: str, first: int) -> None:
     """DiffctlError, with the image, for features or logits that are NaN or infinite."""
     for part in filled:
         wrong = np.flatnonzero(~np.isfinite(part).all(axis=1))
         if len(wrong):
             raise DiffctlError(
-                f"the extractor's features of image {wrong[0]} are no numbers (NaN or infinite), and so of "
-                f"{len(wrong)} of {len(part)} images: the extractor's weights or its code are damaged"
+                f"the features of {name} of image {first + wrong[0]} are no numbers (NaN or infinite), and "
+                f"so of {len(wrong)} of {len(part)} images: the extractor's weights or its code are damaged"
             )
 
 
@@ -75,3 +76,12 @@ def shifted(
     if progress is None:
         return None
     return lambda done: progress(before + done, total)
+
+
+def part_of(
+    progress: Callable[[int, int], None] | None, before: int, total: int
+) -> Callable[[int, int], None] | None:
+    """A progress callback, of (done, total), of what is itself a part of a longer piece of work."""
+    if progress is None:
+        return None
+    return lambda done, _: progress(before + done, total)

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diffusion.evaluate.config import EvaluateConfig
-from diffusion.evaluate.features.weights import read_weights
+from diffusion.evaluate.config import EvaluateConfig, Space
+from diffusion.evaluate.features.weights import first_line, read_weights
 from diffusion.protocol.extractors import INSTALL, ExtractorSpec, build_extractor, extractor_spec
 from diffusion.system.allocator import keep_freed_memory
-from diffusion.system.devices import default_device
+from diffusion.system.devices import scoring_device
 from diffusion.system.errors import DiffctlError, UsageError
 
 
@@ -57,8 +57,9 @@ def load_extractor(
     data = read_weights(spec, weights, sha256)
     try:
         module = build_extractor(spec, data)
-    except RuntimeError as error:
-        raise DiffctlError(f"the weights do not fit {name}: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, LookupError, ValueError, TypeError, ArithmeticError) as error:
+        # a tensor that is missing, or of another shape, fails wherever the builder first needs it
+        raise DiffctlError(f"the weights do not fit {name}: {first_line(error)}") from None
     device = torch.device(device)
     keep_freed_memory(device.type)
     return Extractor(spec, sha256 or spec.weights.sha256, module.eval().to(device), device)
@@ -66,7 +67,16 @@ def load_extractor(
 
 def configured_extractor(section: EvaluateConfig) -> Extractor:
     """The extractor of the section `evaluate`, on the device that there is; as `load_extractor`."""
-    return load_extractor(section.extractor, section.weights, default_device(), section.weights_sha256)
+    return _of_space(section.spaces[0])
+
+
+def configured_extractors(section: EvaluateConfig) -> list[Extractor]:
+    """That one and those of its further feature spaces; what any of them lacks is said before others work."""
+    return [_of_space(space) for space in section.spaces]
+
+
+def _of_space(space: Space) -> Extractor:
+    return load_extractor(space.extractor, space.weights, scoring_device(), space.weights_sha256)
 
 
 @contextmanager

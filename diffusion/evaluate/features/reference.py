@@ -2,7 +2,7 @@
 
 A folder with `features.npy` and `labels.npy` (of the reference split), `heldout.npy`, `heldout_logits.npy`
 and `heldout_labels.npy` (of the other split) and `meta.json`; labels and logits only where there
-are some.
+are some. A further feature space is such a folder inside, by its extractor's name.
 torch-fidelity's own cache is keyed by a name alone and goes stale silently.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 
 from diffusion.code import code_digest, code_of
 from diffusion.evaluate.config import OTHER_SPLIT, EvaluateConfig
-from diffusion.evaluate.features.extract import Array, Features, extract, shifted
-from diffusion.evaluate.features.extractors import Extractor, configured_extractor
+from diffusion.evaluate.features.extract import Array, Features, extract, part_of, shifted
+from diffusion.evaluate.features.extractors import Extractor, configured_extractors
 from diffusion.images.meta import PreparedMeta
 from diffusion.images.store import ImageStore, Labels, open_store
 from diffusion.protocol.extractors import EVALUATION_VERSION, ExtractorSpec
@@ -75,13 +75,22 @@ class Reference:
 
 def make_reference(
     section: EvaluateConfig, prepared: Path, out: Path, progress: Progress | None = None
-) -> Reference:
+) -> None:
     """The `reference` stage: features of both splits of `prepared`, written to the folder `out`.
 
-    Weights are loaded, or found missing, before any image is read. `progress` gets (done, total) images.
+    In all spaces of the section, the further ones in folders of `out`. Weights are loaded, or found missing,
+    before any image is read. `progress` gets (done, total) images, each as often as it is seen.
     """
-    extractor = configured_extractor(section)
-    return _write_reference(section, extractor, prepared, out, progress)
+    extractors = configured_extractors(section)
+    real, heldout = _splits(section, prepared)
+    each = len(real) + len(heldout)
+    with atomic_folder(out) as folder:
+        for number, extractor in enumerate(extractors):
+            show = part_of(progress, number * each, len(extractors) * each)
+            reference = build_reference(extractor, real, heldout, section.batch_size, show)
+            place = folder if number == 0 else folder / extractor.spec.name
+            place.mkdir(exist_ok=True)
+            _write_files(place, reference)
 
 
 def find_reference(
@@ -100,11 +109,15 @@ def find_reference(
 def _write_reference(
     section: EvaluateConfig, extractor: Extractor, prepared: Path, out: Path, progress: Progress | None
 ) -> Reference:
-    real = open_store(prepared / section.reference, PreparedMeta)
-    heldout = open_store(prepared / OTHER_SPLIT[section.reference], PreparedMeta)
-    reference = build_reference(extractor, real, heldout, section.batch_size, progress)
+    reference = build_reference(extractor, *_splits(section, prepared), section.batch_size, progress)
     save_reference(out, reference)
     return reference
+
+
+def _splits(section: EvaluateConfig, prepared: Path) -> tuple[ImageStore, ImageStore]:
+    """The split that is the reference, and the one that is held out."""
+    real, heldout = section.reference, OTHER_SPLIT[section.reference]
+    return open_store(prepared / real, PreparedMeta), open_store(prepared / heldout, PreparedMeta)
 
 
 def build_reference(
@@ -113,17 +126,26 @@ def build_reference(
     heldout: ImageStore | None,
     batch_size: int | None = None,
     progress: Progress | None = None,
-    following: int = 0,
 ) -> Reference:
-    """Extract a reference from open stores.
-
-    `progress` gets (done, total) images, the total with `following` ones that the caller goes on with.
-    """
-    total = len(real) + (0 if heldout is None else len(heldout)) + following
+    """Extract a reference from open stores; `progress` gets (done, total) images."""
+    total = len(real) + (0 if heldout is None else len(heldout))
 
     def features(store: ImageStore, before: int) -> Features:
         return extract(extractor, store.images, batch_size, shifted(progress, before, total))
 
+    seen = features(real, 0)
+    heldout_seen = None if heldout is None else features(heldout, len(real))
+    return reference_of(extractor, real, seen, heldout, heldout_seen)
+
+
+def reference_of(
+    extractor: Extractor,
+    real: ImageStore,
+    seen: Features,
+    heldout: ImageStore | None = None,
+    heldout_seen: Features | None = None,
+) -> Reference:
+    """The reference of open stores, of which the extractor has seen these features."""
     meta = {
         "code": extraction_code(extractor.spec),
         "evaluation": EVALUATION_VERSION,
@@ -136,10 +158,8 @@ def build_reference(
         **_split_meta("reference", real),
         **({} if heldout is None else _split_meta("heldout", heldout)),
     }
-    seen = features(real, 0).features
-    if heldout is None:
-        return Reference(meta, seen, None, real.labels)
-    return Reference(meta, seen, features(heldout, len(real)), real.labels, heldout.labels)
+    heldout_labels = None if heldout is None else heldout.labels
+    return Reference(meta, seen.features, heldout_seen, real.labels, heldout_labels)
 
 
 def extraction_code(spec: ExtractorSpec) -> str:
@@ -150,6 +170,11 @@ def extraction_code(spec: ExtractorSpec) -> str:
 
 def save_reference(path: Path, reference: Reference) -> None:
     """Write the folder, whole or not at all; equal features give equal bytes."""
+    with atomic_folder(path) as folder:
+        _write_files(folder, reference)
+
+
+def _write_files(folder: Path, reference: Reference) -> None:
     heldout = reference.heldout
     arrays = {
         "features": reference.features,
@@ -160,10 +185,20 @@ def save_reference(path: Path, reference: Reference) -> None:
     }
     held = {name: array for name, array in arrays.items() if array is not None}
     digests = {name: array_digest(array) for name, array in held.items()}
-    with atomic_folder(path) as folder:
-        for name, array in held.items():
-            np.save(folder / f"{name}.npy", array, allow_pickle=False)
-        write_json(folder / "meta.json", sealed({**reference.meta, ARRAYS: digests}))
+    for name, array in held.items():
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+    write_json(folder / "meta.json", sealed({**reference.meta, ARRAYS: digests}))
+
+
+def open_references(
+    path: Path, extractors: Sequence[Extractor], split: str, prepared: Path | None = None
+) -> list[Reference]:
+    """The references of several spaces, the first in the folder itself; errors as `open_reference`."""
+    places = [path, *(path / extractor.spec.name for extractor in extractors[1:])]
+    return [
+        open_reference(place, extractor, split, prepared)
+        for place, extractor in zip(places, extractors, strict=True)
+    ]
 
 
 def open_reference(path: Path, extractor: Extractor, split: str, prepared: Path | None = None) -> Reference:

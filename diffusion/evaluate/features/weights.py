@@ -47,18 +47,23 @@ def read_weights(
     try:
         load_tensors(io.BytesIO(data))
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
-        raise DiffctlError(f"{found} holds more or less than plain weights ({_first_line(error)})") from None
+        raise DiffctlError(f"{found} holds more or less than plain weights ({first_line(error)})") from None
     return io.BytesIO(data)
 
 
 def load_tensors(weights: IO[bytes]) -> dict[str, Tensor]:
-    """The named tensors of a safetensors file, or of one that torch saved, whose pickle runs nothing."""
+    """The named tensors of a safetensors file, or of one that torch saved, whose pickle runs nothing.
+
+    RuntimeError for one that holds anything else.
+    """
     data = weights.read()
     weights.seek(0)
     if data[8:9] == b"{":  # a safetensors file: the length of a header in JSON, and the header
         return load_safetensors(data)
-    tensors: dict[str, Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return tensors
+    found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if not isinstance(found, dict) or not all(isinstance(part, Tensor) for part in found.values()):
+        raise RuntimeError("it is no mapping of names to tensors")
+    return dict(found)
 
 
 def cached(weights: Weights) -> Path:
@@ -78,7 +83,8 @@ def _locate(weights: Weights, sha256: str) -> Path:
     except DiffctlError as error:
         installed = next(name for name, spec in EXTRACTORS.items() if spec.weights.comes_along)
         raise DiffctlError(
-            f"{error}; or name the file in evaluate.weights, or set evaluate.extractor to {installed}"
+            f"{error}; or name the file in evaluate.weights (of a further space, in its entry of "
+            f"evaluate.also), or take {installed}"
         ) from None
 
 
@@ -87,5 +93,6 @@ def _downloaded() -> str:
     return " and ".join(name for name, spec in EXTRACTORS.items() if not spec.weights.comes_along)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The beginning of what an error says."""
     return str(error).strip().split("\n")[0] or type(error).__name__

@@ -10,6 +10,7 @@ from diffusion.choice.certainty import interval
 from diffusion.evaluate.features.extract import Features
 from diffusion.evaluate.features.extractors import exact_float32
 from diffusion.evaluate.features.reference import Reference
+from diffusion.evaluate.published import PublishedStatistics
 from diffusion.evaluate.scores import kernel
 from diffusion.evaluate.scores.classes import Labelled, RealClasses, class_scores
 from diffusion.evaluate.scores.cmmd import Embeddings, cmmd
@@ -19,10 +20,12 @@ from diffusion.evaluate.scores.jackknife import grouped, image_errors
 from diffusion.evaluate.scores.kernel import Kernels, OverSubsets
 from diffusion.evaluate.scores.moments import Float
 from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, overlap
+from diffusion.evaluate.scores.published import AgainstPublished, PublishedTarget
 from diffusion.evaluate.scores.scores import Statistics, frechet_distance, inception_score, statistics
 from diffusion.images.store import Labels
 from diffusion.protocol.card import Card, protocol_card
 from diffusion.protocol.extractors import ExtractorSpec, extractor_spec
+from diffusion.protocol.published import statistics_fields
 
 Scores = dict[str, float]
 
@@ -40,24 +43,35 @@ class Scored(NamedTuple):
 class Scorer:
     """Scores samples under the names of the reference's extractor.
 
-    `intervals` says whether with confidence intervals; `most` images of each set at most are held against
-    each other for precision, recall and memorisation, on `device`. The scores are of exact float32,
-    also in the midst of a training that TF32 is allowed.
+    `intervals` says whether with confidence intervals; `most` images of each set at most, or `most_samples`
+    of a sample, are held against each other for precision, recall and memorisation, on `device`. With
+    `published` statistics the distance to them is a further score. The scores are of exact float32, also in
+    the midst of a training that TF32 is allowed.
     """
 
     def __init__(
-        self, reference: Reference, intervals: bool, most: int, device: torch.device | str = "cpu"
+        self,
+        reference: Reference,
+        intervals: bool,
+        most: int,
+        device: torch.device | str = "cpu",
+        most_samples: int | None = None,
+        published: PublishedStatistics | None = None,
     ) -> None:
         self.reference, self.intervals, self.most = reference, intervals, most
+        self.most_samples = most_samples or most
         self.device = torch.device(device)
         self.spec: ExtractorSpec = extractor_spec(reference.meta["extractor"])
+        self.published = published
         self.floor = lru_cache(self._floor)
         self._floor_error = lru_cache(self._measure_floor_error)
         self._drawn = lru_cache(self._draw)
 
     def card(self, sampling: Card, num_images: int) -> Card:
         """The whole card of so many images; `sampling` is the half that they bring along."""
-        return protocol_card(sampling, num_images, self.reference.meta, self.spec.resize, self.most)
+        most = self.most_samples, self.most
+        card = protocol_card(sampling, num_images, self.reference.meta, self.spec.resize, most)
+        return card if self.published is None else card | statistics_fields(self.published.facts)
 
     def scores(self, sample: Features) -> Scores:
         """Every score of a sample; `floor` and `excess` where there are held-out images.
@@ -71,8 +85,9 @@ class Scorer:
         """The scores, and the errors of those that have an interval."""
         projected = Projected(sample.features, self.target)
         kernels = kernel.kernels(sample.features, self.reference.features)
-        manifold = Manifold(sample.features, self.most, self.device)
-        distance = frechet_distance(statistics(sample.features), self._statistics)
+        manifold = Manifold(sample.features, self.most_samples, self.device)
+        own = statistics(sample.features)
+        distance = frechet_distance(own, self._statistics)
         near = self._kernel_distance(sample, kernels)
         scores = {self.spec.distance: distance} | self._distances(sample, projected, near)
         scores |= self._overlap(manifold)
@@ -88,6 +103,10 @@ class Scorer:
             scores["floor"] = floor.distance
             scores["excess"] = scores[self.spec.distance] - floor.distance
         errors = self._errors(projected, kernels, near)
+        if self._published_target is not None:
+            against = AgainstPublished(sample.features, own, self._published_target)
+            scores |= {self.spec.published: against.distance, self.spec.published_limit: against.limit}
+            errors |= {self.spec.published: grouped(against.errors)} if errors else {}
         return Scored(scores | self._ends(scores, errors, len(sample)), errors)
 
     @exact_float32()
@@ -119,7 +138,11 @@ class Scorer:
         kernels = kernel.kernels(sample.features, self.reference.features)
         near = self._kernel_distance(sample, kernels)
         scores = self._distances(sample, Projected(sample.features, self.target), near)
-        scores |= self._overlap(Manifold(sample.features, self.most, self.device))
+        scores |= self._overlap(Manifold(sample.features, self.most_samples, self.device))
+        if self._published_target is not None and len(sample) > 1:
+            own = statistics(sample.features)
+            against = AgainstPublished(sample.features, own, self._published_target)
+            scores |= {self.spec.published: against.distance}
         return {self.spec.distance: floor.distance, **scores}
 
     def _kernel_distance(self, sample: Features, kernels: Kernels) -> OverSubsets:
@@ -161,8 +184,9 @@ class Scorer:
             if of_floor is not None:
                 deviations["excess"] = float(np.hypot(deviations[self.spec.distance], of_floor))
         ends: Scores = {}
+        positive = self.spec.distance, self.spec.published
         for name, deviation in deviations.items():
-            low, high = interval(scores[name], deviation, positive=name == self.spec.distance)
+            low, high = interval(scores[name], deviation, positive=name in positive)
             ends |= {f"{name}_low": low, f"{name}_high": high}
         return ends
 
@@ -174,6 +198,10 @@ class Scorer:
     @cached_property
     def _statistics(self) -> Statistics:
         return statistics(self.reference.features)
+
+    @cached_property
+    def _published_target(self) -> PublishedTarget | None:
+        return None if self.published is None else PublishedTarget(self.published)
 
     @cached_property
     def _embeddings(self) -> Embeddings:

@@ -1,0 +1,58 @@
+"""Trainings that differ in their seed alone, as one: mean and spread of a score, whether two differ.
+
+Another seed moves a score by more than the images that it was measured on do, which the interval of a single
+training does not know. Cells of one sampling seed share their x_T in all trainings: what that adds is the
+same for both sides of a gap.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from diffusion.choice.certainty import Gap, Interval, gap, interval_of, student
+from diffusion.protocol.scores import Scored
+
+Cells = Sequence[Scored]  # one cell of the trainings of a group
+
+
+def mean_of(cells: Cells, metric: str) -> float:
+    """The mean of a score over the trainings."""
+    return statistics.fmean(cell.scores[metric] for cell in cells)
+
+
+def deviation_of(cells: Cells, metric: str) -> float | None:
+    """The standard deviation of a score between trainings; None of a single one."""
+    return statistics.stdev(cell.scores[metric] for cell in cells) if len(cells) > 1 else None
+
+
+def mean_interval(cells: Cells, metric: str) -> Interval | None:
+    """The confidence interval of the mean over seeds by Student's t; of a single training that of its images.
+
+    None where a single one has none.
+    """
+    deviation, count = deviation_of(cells, metric), len(cells)
+    if deviation is None:
+        return interval_of(cells[0], metric)
+    mean, half = mean_of(cells, metric), student(count - 1) * deviation / math.sqrt(count)
+    return Interval(mean - half, mean + half)
+
+
+def group_gap(cells: Cells, others: Cells, metric: str) -> Gap | None:
+    """The gap between the means of two groups; None where two single trainings have no errors.
+
+    Two groups are held against their own spreads (Welch 1947), a single training against a group by the
+    group's, which it is taken to share; of two single ones the images alone are known, as `certainty.gap`.
+    """
+    spreads = [(deviation_of(side, metric), len(side)) for side in (cells, others)]
+    known = [(deviation**2 / count, count) for deviation, count in spreads if deviation is not None]
+    if not known:
+        return gap(cells[0], others[0], metric)
+    value = mean_of(cells, metric) - mean_of(others, metric)
+    if len(known) == 1:
+        ((variance, count),) = known
+        return Gap(value, student(count - 1) * math.sqrt(variance * (1 + count)), between="trainings")
+    total = sum(variance for variance, _ in known)
+    if not total:
+        return Gap(value, 0.0, between="trainings")
+    freedom = total**2 / sum(variance**2 / (count - 1) for variance, count in known)
+    return Gap(value, student(freedom) * math.sqrt(total), between="trainings")

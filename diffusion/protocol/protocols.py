@@ -1,0 +1,143 @@
+"""Papers' protocols by name, as `evaluate.protocol` says it: what each states of a run.
+
+A protocol sets nothing: it is held against what params.yaml says, and what differs is told. No torch here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+ANY_DATA: tuple[str, ...] = ()
+IMAGENET_64 = ("imagenet64", "imagenet")
+CIFAR = ("cifar10",)
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a paper states of a field of params.yaml, `section.key`: one of `values`; `source` says where.
+
+    It holds for the data sets named in `data`, of all where none is. Of a list in params.yaml each entry must
+    be among the values, of a file its name; a field of `sample` that the sweep varies is looked up there.
+    """
+
+    field: str
+    values: tuple[Any, ...]
+    source: str
+    data: tuple[str, ...] = ANY_DATA
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A paper's protocol: `states`, and what no field of params.yaml can say, `besides`."""
+
+    paper: str
+    states: tuple[Stated, ...]
+    besides: tuple[str, ...] = ()
+
+
+class Departed(NamedTuple):
+    """A field in which a run departs from a protocol: what the paper has, what the run, and the source."""
+
+    field: str
+    paper: str
+    here: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.field} is {self.here}, and the paper has {self.paper} ({self.source})"
+
+
+def _fid(where: str) -> tuple[Stated, ...]:
+    """What all of them share: FID of 50,000 images against the training set."""
+    return (
+        Stated("sample.num_images", (50_000,), where),
+        Stated("evaluate.extractor", ("inception-v3-compat",), where),
+        Stated("evaluate.reference", ("train",), where),
+        Stated("sample.guidance", (0.0,), where),
+    )
+
+
+PROTOCOLS = {
+    "adm": Protocol(
+        "ADM (Dhariwal & Nichol 2021, 2105.05233): ImageNet at 64×64, unguided",
+        (
+            *_fid("sec. 2.2, and evaluations/README.md of its code"),
+            Stated("data.name", IMAGENET_64, "table 4"),
+            Stated("data.image_size", (None, 64), "table 4"),
+            Stated("process.timesteps", (1000,), "README.md of its code"),
+            Stated("process.schedule", ("cosine",), "README.md of its code"),
+            Stated("process.variance", ("learned",), "README.md of its code"),
+            Stated("sample.sampler", ("ddim",), "sec. 2"),
+            Stated("sample.noise", ("learned",), "README.md of its code"),
+            Stated("sample.classes", ("balanced",), "image_sample.py of its code"),
+            Stated("sweep.steps", (250, 25), "table 4: 250, and 25 of DDIM"),
+            Stated("sweep.eta", (1.0, 0.0), "table 4: 1 at 250 steps, 0 of DDIM"),
+            Stated(
+                "evaluate.statistics",
+                ("VIRTUAL_imagenet64_labeled.npz",),
+                "evaluations/README.md of its code",
+            ),
+        ),
+    ),
+    "edm": Protocol(
+        "EDM (Karras et al. 2022, 2206.00364): CIFAR-10 and ImageNet at 64×64",
+        (
+            *_fid("sec. 3, and README.md of its code"),
+            Stated("data.name", (*CIFAR, *IMAGENET_64), "sec. 3"),
+            Stated("sample.sampler", ("heun",), "alg. 1", CIFAR),
+            Stated("sweep.steps", (18,), "README.md of its code: 35 evaluations", CIFAR),
+            Stated("sweep.eta", (0.0,), "alg. 1", CIFAR),
+            Stated("sweep.steps", (256,), "README.md of its code: 511 evaluations", IMAGENET_64),
+            Stated("evaluate.statistics", ("cifar10-32x32.npz",), "README.md of its code", CIFAR),
+            Stated("evaluate.statistics", ("imagenet-64x64.npz",), "README.md of its code", IMAGENET_64),
+        ),
+        ("each figure is the least of three, of images with other seeds; a score here is of one",),
+    ),
+    "ddim": Protocol(
+        "DDIM (Song, Meng & Ermon 2021, 2010.02502): CIFAR-10 by steps and η",
+        (
+            *_fid("of DDPM, whose network it is: 2006.11239, sec. 4.1 and app. B"),
+            Stated("data.name", CIFAR, "table 1"),
+            Stated("process.timesteps", (1000,), "sec. 5"),
+            Stated("process.schedule", ("linear",), "app. D.1, as DDPM"),
+            Stated("process.variance", ("small", "large"), "sec. 5"),
+            Stated("process.loss", ("simple",), "sec. 5: γ = 1"),
+            Stated("process.prediction", ("eps",), "eq. 5"),
+            Stated("sample.sampler", ("ddim",), "eq. 12"),
+            Stated("sample.spacing", ("quadratic",), "app. D.2", CIFAR),
+            Stated("sweep.steps", (10, 20, 50, 100, 1000), "table 1"),
+            Stated("sweep.eta", (0.0, 0.2, 0.5, 1.0), "table 1"),
+        ),
+        ("the row σ̂ of table 1 is η = 1 with noise large",),
+    ),
+}
+
+
+def departed(name: str, sections: Mapping[str, Any]) -> list[Departed]:
+    """Where a run departs from a protocol; `sections` are those of params.yaml as plain values."""
+    data = sections["data"]["name"]
+    found = []
+    for stated in PROTOCOLS[name].states:
+        if stated.data and data not in stated.data:
+            continue
+        others = [value for value in _values(stated.field, sections) if value not in stated.values]
+        if others:
+            paper = " or ".join(_text(value) for value in stated.values if value is not None)
+            found.append(Departed(stated.field, paper, ", ".join(map(_text, others)), stated.source))
+    return found
+
+
+def _values(field: str, sections: Mapping[str, Any]) -> list[Any]:
+    """What a run has under a field: one value, or those that its sweep lists."""
+    section, key = field.split(".")
+    listed = sections["sweep"].get(key) if section == "sample" else None
+    value = listed or sections[section].get(key)
+    value = PurePath(value["file"]).name if isinstance(value, Mapping) else value
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "not set"
+    return f"{value:,}" if type(value) is int else str(value)

@@ -1,0 +1,70 @@
+"""Published statistics of real images' features, and the card of what is scored against them. No torch.
+
+Who publishes such a file says in a paper or a README of which images it is; the file itself is a mean and a
+covariance. So a card has the file's SHA-256, and the address that a file of its name was published at.
+"""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+
+from diffusion.protocol.card import OF_STATISTICS, Card
+from diffusion.protocol.extractors import EVALUATION_VERSION, ExtractorSpec
+
+_OPENAI = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
+_EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs"
+_EDM2 = "https://nvlabs-fi-cdn.nvidia.com/edm2/dataset-refs"
+
+# By a file's name: github.com/openai/guided-diffusion evaluations/README.md, NVlabs/edm and NVlabs/edm2.
+PUBLISHED = {
+    "VIRTUAL_imagenet64_labeled.npz": f"{_OPENAI}/imagenet/64/VIRTUAL_imagenet64_labeled.npz",
+    **{
+        name: f"{_EDM}/{name}"
+        for name in (
+            "cifar10-32x32.npz",
+            "imagenet-64x64.npz",
+            "imagenet-64x64-baseline.npz",
+            "ffhq-64x64.npz",
+            "afhqv2-64x64.npz",
+        )
+    },
+    "img512.pkl": f"{_EDM2}/img512.pkl",
+}
+
+UNKNOWN = "unknown"  # the source of a file of any other name
+
+WHY_NOT = "the file holds a mean and a covariance, and these need the features of every real image"
+
+
+def source_of(name: str) -> str:
+    """The address that a file of this name was published at, or `unknown`."""
+    return PUBLISHED.get(name, UNKNOWN)
+
+
+def not_scored(spec: ExtractorSpec) -> list[str]:
+    """The names of the scores that a mean and a covariance do not give."""
+    shares = [spec.named(score) for score in ("precision", "recall", "density", "coverage")]
+    gaussian = [spec.gaussian_distance] if spec.gaussian_distance else []
+    return [spec.kernel_distance, *gaussian, *shares, "floor", "excess", "memorisation"]
+
+
+def statistics_fields(facts: Mapping[str, str]) -> Card:
+    """What a card says of the file: the fields of OF_STATISTICS."""
+    return {field: facts[field.removeprefix("statistics_")] for field in OF_STATISTICS}
+
+
+def statistics_card(
+    sampling: Card, num_images: int, reference: Card, spec: ExtractorSpec, weights_sha256: str
+) -> Card:
+    """The whole card of N images against published statistics, of which `reference` says what they are."""
+    return {
+        **sampling,
+        "num_images": num_images,
+        **statistics_fields(reference),
+        "extractor": spec.name,
+        "weights_sha256": weights_sha256,
+        "resize": spec.resize,
+        "feature_dtype": "float32",
+        "torch": version("torch"),
+        "torch_fidelity": version("torch-fidelity"),
+        "evaluation": EVALUATION_VERSION,
+    }

@@ -1,0 +1,248 @@
+"""Features that are kept by content: what is extracted again, what is not, and what a damaged file does."""
+
+import os
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from diffusion.evaluate import kept, memory
+from diffusion.evaluate.features.extract import Features, extract
+from diffusion.evaluate.features.extractors import load_extractor
+from diffusion.evaluate.features.reference import Reference
+from diffusion.evaluate.kept import blocks, kept_features, kept_root
+from diffusion.evaluate.scores.scorer import Scorer
+from diffusion.images.store import write_store
+from diffusion.protocol.extractors import EXTRACTORS
+from diffusion.system.errors import DiffctlError, DiffctlWarning
+from diffusion.system.seals import write_sealed
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty cache, and small blocks."""
+    monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(kept, "BLOCK", 4)
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return load_extractor("effnet-lite0-64")
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A store of 11 images: blocks of 4 and of 7."""
+    return stored(tmp_path / "images", 0, 11)
+
+
+def stored(path, seed, count):
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+    return write_store(path, pixels, None, {"name": path.name})
+
+
+def seen(extractor, *stores):
+    """The features, and what was told of the progress."""
+    told = []
+    found = kept_features(extractor, stores, progress=lambda *numbers: told.append(numbers))
+    return found, told
+
+
+def files(cache):
+    return sorted((cache / "features").glob("*/*.features"))
+
+
+def same(a: Features, b: Features) -> bool:
+    return np.array_equal(a.features, b.features) and np.array_equal(a.logits, b.logits)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 7, 8, 9, 11, 12])
+def test_blocks_hold_every_image_once_and_none_is_alone(count):
+    made = blocks(count)
+    assert [row for block in made for row in block] == list(range(count))
+    assert all(len(block) >= 2 for block in made)
+
+
+def test_a_second_call_extracts_nothing_and_gives_the_same(extractor, images, cache):
+    (first,), told = seen(extractor, images)
+    assert (told[0], told[-1]) == ((0, 11), (11, 11))
+    assert [path.name for path in files(cache)] == [
+        "000000000-000000004.features",
+        "000000004-000000011.features",
+    ]
+    (again,), told = seen(extractor, images)
+    assert told == []
+    assert same(first, again)
+    plain = extract(extractor, images.images)
+    np.testing.assert_allclose(first.features, plain.features, atol=1e-5)
+
+
+def test_only_the_side_that_changed_is_extracted(extractor, images, tmp_path):
+    seen(extractor, images)
+    _, told = seen(extractor, images, stored(tmp_path / "other", 1, 5))
+    assert (told[0], told[-1]) == ((0, 5), (5, 5))
+
+
+def test_the_same_images_on_both_sides_are_extracted_once(extractor, images):
+    (one, other), told = seen(extractor, images, images)
+    assert one.features is other.features
+    assert told[-1] == (11, 11)
+
+
+def test_features_are_found_by_their_content_wherever_the_images_lie(extractor, images, tmp_path):
+    seen(extractor, images)
+    copy = write_store(tmp_path / "copy", np.array(images.images), None, {"name": "copy"})
+    assert seen(extractor, copy)[1] == []
+
+
+@pytest.mark.parametrize("field", ["weights_sha256", "spec"])
+def test_another_extractor_or_other_weights_find_nothing(extractor, images, field):
+    seen(extractor, images)
+    other = {"weights_sha256": "0" * 64, "spec": EXTRACTORS["effnet-lite0-96"]}[field]
+    assert seen(replace(extractor, **{field: other}), images)[1][0] == (0, 11)
+
+
+def test_another_version_of_the_evaluation_finds_nothing(extractor, images, monkeypatch):
+    seen(extractor, images)
+    monkeypatch.setattr(kept, "EVALUATION_VERSION", -1)
+    assert seen(extractor, images)[1][0] == (0, 11)
+
+
+def test_an_interrupted_extraction_goes_on_where_it_was(extractor, images, cache):
+    (whole,), _ = seen(extractor, images)
+    for path in files(cache):
+        path.unlink()
+
+    def interrupt(done, total):
+        if done > 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kept_features(extractor, [images], progress=interrupt)
+    assert len(files(cache)) == 1
+    (found,), told = seen(extractor, images)
+    assert (told[0], told[-1]) == ((0, 7), (7, 7))
+    assert same(found, whole)
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "empty", "renamed"])
+def test_a_damaged_block_is_told_and_extracted_again(extractor, images, cache, damage):
+    (whole,), _ = seen(extractor, images)
+    path, other = files(cache)
+    data = path.read_bytes()
+    if damage == "renamed":
+        path.write_bytes(other.read_bytes())
+    else:
+        changed = bytes([data[300] ^ 1])
+        made = {"cut": data[:-5], "bit": data[:300] + changed + data[301:], "empty": b""}
+        path.write_bytes(made[damage])
+    with pytest.warns(DiffctlWarning, match="are damaged .* extracted again"):
+        (found,), told = seen(extractor, images)
+    assert told[-1] == (4, 4)
+    assert same(found, whole)
+    assert path.read_bytes() == data
+
+
+def write_block(path, *arrays):
+    """A block with a right seal."""
+    write_sealed(path, lambda file: [np.save(file, one) for one in arrays], f"{path.parent.name}/{path.name}")
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        [np.zeros((4, 1280), np.float32)],
+        [np.zeros((4, 1279), np.float32), np.zeros((4, 1000), np.float32)],
+        [np.zeros((4, 1280)), np.zeros((4, 1000), np.float32)],
+        [np.full((4, 1280), np.nan, np.float32), np.zeros((4, 1000), np.float32)],
+        [np.zeros((4, 1280), np.float32), np.zeros((3, 1000), np.float32)],
+        [np.zeros((4, 1280), np.float32), np.zeros((4, 2, 2), np.float32)],
+        [np.zeros((4, 1280), np.float32), np.array([[{}]] * 4)],
+    ],
+)
+def test_a_sealed_block_of_other_arrays_is_no_block(extractor, images, cache, arrays):
+    (whole,), _ = seen(extractor, images)
+    write_block(files(cache)[0], *arrays)
+    with pytest.warns(DiffctlWarning, match="damaged"):
+        (found,), _ = seen(extractor, images)
+    assert same(found, whole)
+
+
+def test_blocks_that_do_not_go_with_what_is_extracted_are_all_extracted_again(extractor, images, cache):
+    (whole,), _ = seen(extractor, images)
+    first, second = files(cache)
+    write_block(first, np.zeros((4, 1280), np.float32), np.zeros((4, 7), np.float32))
+    second.unlink()
+    (found,), _ = seen(extractor, images)
+    assert same(found, whole)
+
+
+def test_what_cannot_be_kept_is_told_and_scored_all_the_same(extractor, images, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "file"))
+    with pytest.warns(DiffctlWarning, match="cannot be kept .* DIFFCTL_CACHE"):
+        (found,), _ = seen(extractor, images)
+    assert len(found) == 11
+
+
+def test_what_was_used_longest_ago_makes_room(extractor, images, tmp_path, monkeypatch):
+    other, third = stored(tmp_path / "b", 1, 11), stored(tmp_path / "c", 2, 11)
+    for at, store in enumerate((images, other), 1):
+        before = set(kept_root().glob("*"))
+        seen(extractor, store)
+        (made,) = set(kept_root().iterdir()) - before
+        os.utime(made, (at, at))  # long ago: a file system's clock does not tell milliseconds apart
+    seen(extractor, images)  # used again
+    (size,) = {
+        sum(path.stat().st_blocks * 512 for path in folder.iterdir()) for folder in kept_root().iterdir()
+    }
+    monkeypatch.setattr(kept, "MOST_BYTES", 2 * size)
+    seen(extractor, third)
+    assert seen(extractor, images)[1] == []
+    assert seen(extractor, other)[1][0] == (0, 11)
+
+
+def test_images_whose_features_are_no_numbers_are_named_by_their_place_in_the_whole(extractor, images):
+    class Broken(type(extractor)):
+        def __call__(self, batch):
+            features, logits = (part.clone() for part in super().__call__(batch))
+            features[batch[:, 0].flatten(1).sum(1) == self.wrong] = np.nan
+            return features, logits
+
+    broken = Broken(**{**vars(extractor)})
+    object.__setattr__(broken, "wrong", int(images.images[6].sum()))
+    with pytest.raises(DiffctlError, match="of image 6 are no numbers"):
+        kept_features(broken, [images])
+
+
+@pytest.mark.parametrize(
+    ("sample", "real", "heldout"), [(3000, 3000, 0), (3000, 500, 1500), (200, 4000, 300)]
+)
+def test_scoring_takes_no_more_memory_than_is_told(sample, real, heldout, monkeypatch):
+    rng, spec = np.random.default_rng(0), replace(EXTRACTORS["effnet-lite0-64"], features=256)
+    monkeypatch.setattr(memory, "BASE", 160 * 10**6)  # no network here, and kernels of subsets of 100 MB
+    features = [rng.normal(size=(count, 256)).astype(np.float32) for count in (sample, real, heldout)]
+    meta = {"extractor": spec.name, "weights_sha256": "", "dtype": "float32", "name": "n", "image_size": 8}
+    facts = {"reference_split": "train", "reference_count": real, "heldout_split": "test"}
+    held = Features(features[2]) if heldout else None
+    tracemalloc.start()
+    try:
+        scorer = Scorer(Reference({**meta, **facts}, features[1], held), intervals=True, most=10_000)
+        scorer.floor(sample), scorer.scores(Features(features[0]))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    told = memory.scoring_memory(spec, sample, real, heldout)
+    assert peak <= told
+
+
+def test_more_memory_than_is_free_is_refused_before_the_work(monkeypatch):
+    monkeypatch.setattr(memory, "machine_memory", lambda: (8 * 10**9, 2 * 10**9))
+    spec = EXTRACTORS["effnet-lite0-64"]
+    assert memory.need_memory(spec, 1000, 1000) < 2 * 10**9
+    with pytest.raises(
+        DiffctlError, match=r"50,000 images by effnet-lite0-64 takes about \d\.\d GB .* 2\.0 GB"
+    ):
+        memory.need_memory(spec, 50_000, 50_000)

@@ -1,0 +1,140 @@
+"""Papers' protocols: every field there is, and each departure told with both values."""
+
+import pytest
+
+from diffusion.check.findings import Project
+from diffusion.check.protocol import check_protocol
+from diffusion.config import Config, parse
+from diffusion.protocol.departures import departures
+from diffusion.protocol.protocols import PROTOCOLS, departed
+from diffusion.report.departures import departures_content
+from diffusion.system.errors import UsageError
+from tests.conftest import params
+from tests.helpers.scores_document import document
+
+# A run as each paper has it, but for what is not there to choose.
+AS_DDIM = {
+    "data": {"name": "cifar10"},
+    "process": {
+        "schedule": "linear",
+        "variance": "small",
+        "loss": "simple",
+        "prediction": "eps",
+        "timesteps": 1000,
+    },
+    "sample": {"num_images": 50_000, "spacing": "quadratic", "noise": "small"},
+    "sweep": {"steps": [10, 20, 50, 100, 1000], "eta": [0.0, 0.2, 0.5, 1.0]},
+    "evaluate": {"extractor": "inception-v3-compat", "protocol": "ddim"},
+}
+AS_ADM = {
+    "data": {"name": "imagenet64"},
+    "process": {"schedule": "cosine", "variance": "learned", "loss": "hybrid", "timesteps": 1000},
+    "sample": {"num_images": 50_000, "noise": "learned"},
+    "sweep": {"steps": [250], "eta": [1.0]},
+    "evaluate": {
+        "extractor": "inception-v3-compat",
+        "protocol": "adm",
+        "statistics": {"file": "references/VIRTUAL_imagenet64_labeled.npz", "sha256": "0" * 64},
+    },
+}
+
+
+def config(base, **changes):
+    """A config of these sections with changes on top, over the small digits' train and model."""
+    values = params()
+    values["data"] = {}
+    for section in (*base, *changes):
+        values[section] = {**values[section], **base.get(section, {}), **changes.get(section, {})}
+    return parse(values, "test")
+
+
+def told(made):
+    return departed(made.evaluate.protocol, made.model_dump(mode="json"))
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_field_that_is_stated_is_one_of_params_yaml_with_a_source(name):
+    for stated in PROTOCOLS[name].states:
+        section, key = stated.field.split(".")
+        assert key in Config.model_fields[section].annotation.model_fields, stated.field
+        assert stated.source
+        assert stated.values
+
+
+@pytest.mark.parametrize("base", [AS_DDIM, AS_ADM])
+def test_a_run_as_the_paper_has_it_departs_in_nothing(base):
+    assert told(config(base)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "paper", "here"),
+    [
+        ({"sample": {"num_images": 1000}}, "sample.num_images", "50,000", "1,000"),
+        ({"sample": {"spacing": "uniform"}}, "sample.spacing", "quadratic", "uniform"),
+        ({"sweep": {"spacing": ["quadratic", "trailing"]}}, "sample.spacing", "quadratic", "trailing"),
+        ({"sweep": {"steps": [10, 25]}}, "sweep.steps", "10 or 20 or 50 or 100 or 1,000", "25"),
+        ({"sweep": {"eta": [0.0, 0.7]}}, "sweep.eta", "0.0 or 0.2 or 0.5 or 1.0", "0.7"),
+        ({"evaluate": {"reference": "test"}}, "evaluate.reference", "train", "test"),
+        (
+            {"evaluate": {"extractor": "effnet-lite0-64"}},
+            "evaluate.extractor",
+            "inception-v3-compat",
+            "effnet-lite0-64",
+        ),
+        ({"process": {"schedule": "cosine"}}, "process.schedule", "linear", "cosine"),
+    ],
+)
+def test_each_departure_is_told_with_what_the_paper_has_and_what_the_run_has(changes, field, paper, here):
+    (found,) = told(config(AS_DDIM, **changes))
+    assert found[:3] == (field, paper, here)
+    assert found.source in str(found)
+
+
+def test_what_a_paper_states_of_one_data_set_is_not_asked_of_another():
+    fields = {
+        one.field
+        for one in told(config(AS_DDIM, data={"name": "fashion-mnist"}, sample={"spacing": "uniform"}))
+    }
+    assert fields == {"data.name"}
+
+
+def test_check_warns_of_each_and_says_what_no_field_says():
+    found = list(check_protocol(Project(config(AS_DDIM, sample={"num_images": 1000}))))
+    assert [one.level for one in found] == ["warning", "ok"]
+    assert "sample.num_images is 1,000, and the paper has 50,000" in found[0].message
+    assert "σ̂" in found[1].message
+    levels = [one.level for one in check_protocol(Project(config(AS_DDIM)))]
+    assert levels == ["ok", "ok"]
+
+
+def test_without_a_protocol_nothing_is_said():
+    made = config(AS_DDIM, evaluate={"protocol": None})
+    assert list(check_protocol(Project(made))) == []
+    assert departures_content(made) is None
+
+
+def test_without_the_published_statistics_that_is_told():
+    (found,) = told(config(AS_ADM, evaluate={"statistics": None}))
+    assert str(found).startswith("evaluate.statistics is not set, and the paper has VIRTUAL_imagenet64")
+
+
+def test_the_page_is_given_the_rows():
+    content = departures_content(config(AS_ADM, sweep={"steps": [50]}))
+    assert [row["field"] for row in content["rows"]] == ["sweep.steps"]
+    assert "ADM" in content["paper"]
+
+
+def test_a_protocol_that_is_none_lists_those_there_are():
+    with pytest.raises(UsageError, match=r"evaluate\.protocol: .*adm, edm, ddim"):
+        config(AS_DDIM, evaluate={"protocol": "karras"})
+
+
+def test_scores_depart_by_their_own_cards():
+    made = document({(10, 0.0): 0.1, (20, 0.5): 0.2})
+    found = {
+        one.field: one.here for one in departures(made, "ddim", {"timesteps": 1000, "schedule": "cosine"})
+    }
+    assert found["process.schedule"] == "cosine"
+    assert found["evaluate.extractor"] == made.extractor
+    assert "process.timesteps" not in found
+    assert "sweep.steps" not in found
