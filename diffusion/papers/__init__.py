@@ -1,0 +1,1 @@
+"""What papers report, and the protocols by which they measured it."""

@@ -1,0 +1,95 @@
+"""Published figures beside one's own: where the protocols differ, the numbers are not comparable."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from diffusion.papers.paper import Figure, Paper
+from diffusion.protocol.card import Card
+from diffusion.protocol.scores import CellScores
+
+ONCE = 1  # how many runs a score of this project is of
+
+
+class Departure(NamedTuple):
+    """A field that a paper states otherwise than a card, and both values; `here` is None where it is open."""
+
+    field: str
+    paper: Any
+    here: Any
+
+    def __str__(self) -> str:
+        return f"{self.field} {_text(self.paper)} (here {_text(self.here)})"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A published figure, this project's value of the same score (None where it has none), and what differs.
+
+    `cell` names the cell that the value is of, where there are several.
+    """
+
+    figure: Figure
+    here: float | None
+    departures: tuple[Departure, ...]
+    cell: str | None = None
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether both are of one score, by a protocol that agrees in all that the paper states."""
+        return self.here is not None and not self.departures
+
+    def as_json(self) -> dict[str, Any]:
+        """For a script."""
+        return {
+            "name": self.figure.name,
+            "where": self.figure.where,
+            "metric": self.figure.metric,
+            "published": self.figure.value,
+            "here": self.here,
+            **({} if self.cell is None else {"cell": self.cell}),
+            "comparable": self.is_comparable,
+            "departures": [one._asdict() for one in self.departures],
+        }
+
+
+def departures(paper: Paper, figure: Figure, card: Card, aside: Collection[str] = ()) -> list[Departure]:
+    """The fields, but for those `aside`, that the paper states and the card has otherwise or not at all.
+
+    A figure that is the least of several runs is none of one run: chance helped it.
+    """
+    stated = paper.protocol_of(figure)
+    found = [
+        Departure(field, value, card.get(field))
+        for field, value in stated.items()
+        if field not in aside and card.get(field) != value
+    ]
+    return found + ([Departure("least of", paper.least_of, ONCE)] if paper.least_of != ONCE else [])
+
+
+def beside_scores(paper: Paper, card: Card, scores: Mapping[str, float]) -> list[Beside]:
+    """Each of the paper's figures beside the scores of one set of images."""
+    return [
+        Beside(figure, scores.get(figure.metric), tuple(departures(paper, figure, card)))
+        for figure in paper.figures
+    ]
+
+
+def beside_cells(paper: Paper, cells: Mapping[str, CellScores]) -> list[Beside]:
+    """Each of the paper's figures beside the cell whose protocol departs from its in the fewest fields."""
+    found = []
+    for figure in paper.figures:
+        told = {name: tuple(departures(paper, figure, cell.card)) for name, cell in cells.items()}
+        name = min(told, key=lambda name: len(told[name]))
+        found.append(Beside(figure, cells[name].scores.get(figure.metric), told[name], name))
+    return found
+
+
+def shared(found: Iterable[Sequence[Departure]]) -> list[Departure]:
+    """The departures that all of one or more figures have alike, which are said once."""
+    first, *others = found
+    return [departure for departure in first if all(departure in other for other in others)]
+
+
+def _text(value: Any) -> str:
+    return "not said" if value is None else f"{value:,}" if type(value) is int else str(value)
