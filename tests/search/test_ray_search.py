@@ -1,0 +1,170 @@
+"""`diffctl search --ray` on a real Ray: drivers, workers and nodes killed amid its trials."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from diffusion.search.config import SearchConfig
+from diffusion.search.ledger import Ledger
+from diffusion.system.locks import file_lock, is_held
+from tests.conftest import command, diffctl, environment, write_params
+from tests.helpers.mlflow_server import empty_database
+from tests.helpers.training_process import states
+from tests.helpers.waiting import wait_until
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.long
+
+SEARCH = {"fields": {"train.seed": [3, 4]}, "method": "grid"}
+LONG = {"steps": 40, "log_every": 1, "save_every": 4, "preview_every": 40}
+ALONE = {"RAY_ADDRESS": ""}
+
+
+@pytest.fixture
+def searching(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with data and reference, and a search over two seeds."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_database(project / "mlflow.db"))
+    sweep = {"steps": [2], "eta": [0.0]}
+    write_params(project, train=LONG, sweep=sweep, search=SEARCH)
+    for stage in ("data", "reference"):
+        done = diffctl(project, "stage", stage)
+        assert done.returncode == 0, done.stderr
+    return project
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        command("search", "--ray", *arguments),
+        cwd=folder,
+        env=environment(ALONE),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def trials(folder: Path):
+    section = SearchConfig(**SEARCH)
+    return Ledger(folder / "runs/search/search", "search", section).trials()
+
+
+def trial_processes(folder: Path) -> list[psutil.Process]:
+    """The processes of trials of this project."""
+    return [process for process in psutil.process_iter() if is_trial(process, folder)]
+
+
+def is_trial(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return "search-trial" in process.cmdline() and process.cwd() == str(folder)
+    except (psutil.Error, OSError):
+        return False
+
+
+def wait_for_two(folder: Path, process: "subprocess.Popen[str]") -> None:
+    """Wait until two trainings have saved a state after their first step."""
+
+    def both() -> bool:
+        assert process.poll() is None, process.communicate()
+        later = {path.parent for path in states(folder) if int(path.stem.rpartition("-")[2]) > 0}
+        return len(later) >= 2 and len(trial_processes(folder)) == 2
+
+    wait_until(both, 180)
+
+
+def whole(process: "subprocess.Popen[str]") -> dict:
+    """What the search tells in the end."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+def log_of(folder: Path, number: int) -> str:
+    return (folder / f"runs/search/search/trials/{number:05d}/trial.log").read_text()
+
+
+def in_turn(folder: Path) -> dict:
+    """The table of a search that makes one trial after the other, of which nothing is left then."""
+    done = diffctl(folder, "search", "--json")
+    assert done.returncode == 0, done.stderr
+    (folder / "runs").rename(folder / "runs-in-turn")
+    return json.loads(done.stdout)
+
+
+def test_a_driver_and_a_worker_that_are_killed_cost_no_trial_and_the_table_is_the_same(searching) -> None:
+    wanted = in_turn(searching)
+    process = start(searching)
+    wait_for_two(searching, process)
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not trial_processes(searching))  # the trials end with their search
+    assert [trial.state for trial in trials(searching)] == ["running", "running"]
+
+    process = start(searching, "--json")
+    wait_until(lambda: len(trial_processes(searching)) == 2, 180)
+    psutil.Process(trial_processes(searching)[0].ppid()).kill()
+    told = whole(process)
+    assert told == wanted
+    assert [trial["state"] for trial in told["trials"]] == ["done"] * 2
+    assert all("going on after step" in log_of(searching, number) for number in (0, 1))
+    for number in range(2):
+        model = f"search/search/trials/{number:05d}/unet.safetensors"
+        assert (searching / "runs" / model).read_bytes() == (searching / "runs-in-turn" / model).read_bytes()
+    assert not any((searching / name).exists() for name in ("samples", "metrics", "models/unet.safetensors"))
+
+
+def test_ctrl_c_ends_all_trials_after_they_saved(searching: Path) -> None:
+    process = start(searching)
+    wait_for_two(searching, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert not trial_processes(searching)
+    assert not any(is_held(lock) for lock in searching.glob("runs/train/*/lock"))
+    assert [trial.state for trial in trials(searching)] == ["running", "running"]
+    wait_until(lambda: not any(is_of_ray(one) for one in family))
+
+
+def is_of_ray(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and process.name() in ("gcs_server", "raylet")
+    except psutil.Error:
+        return False
+
+
+def test_a_node_that_is_lost_costs_no_trial(searching: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 100_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        other = cluster.add_node(**node)
+        process = start(searching, cluster.address, "--json")
+        wait_for_two(searching, process)
+        cluster.remove_node(other, allow_graceful=False)
+        told = whole(process)
+    finally:
+        cluster.shutdown()
+    assert [trial["state"] for trial in told["trials"]] == ["done"] * 2
+    assert any("going on after step" in log_of(searching, number) for number in (0, 1))
+
+
+def test_what_no_machine_has_and_what_runs_already_is_refused(searching: Path) -> None:
+    with file_lock(searching / "runs/search/search/lock"):
+        done = diffctl(searching, "search", "--ray", env=ALONE)
+    assert done.returncode == 1
+    assert "the search search is running already" in done.stderr
+    done = diffctl(searching, "search", "--ray", "--cpus", "4000", env=ALONE)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == (
+        "diffctl: a trial is to have 4000 CPUs of one machine, and no machine of Ray's has as many\n"
+    )
+    done = diffctl(searching, "search", "--at-once", "2")
+    assert (done.returncode, done.stderr) == (2, "diffctl: an address, --at-once and --cpus go with --ray\n")

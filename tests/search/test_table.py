@@ -1,0 +1,54 @@
+"""The table of a search: seeds as one, the best by its mean, and gaps as `choice.groups` tells them."""
+
+import pytest
+
+from diffusion.choice.groups import group_gap, mean_interval
+from diffusion.search.table import Scored, best_trial, settings
+from diffusion.search.trial import Trial
+from tests.helpers.scores_document import document
+
+KD = "kd_effnet_lite0_64"
+
+
+def scored(number: int, rate: float, seed: int, five: float, ten: float) -> Scored:
+    """A trial of two cells."""
+    found = document({(5, 0.0): five, (10, 0.0): ten})
+    value = found.best.value
+    return Scored(Trial(number, {"train.lr": rate, "train.seed": seed}, "done", value), found)
+
+
+TRIALS = [
+    scored(0, 0.1, 0, five=0.50, ten=0.10),  # the least of all, but not on average
+    scored(1, 0.1, 1, five=0.52, ten=0.90),
+    scored(2, 0.2, 0, five=0.30, ten=0.40),
+    scored(3, 0.2, 1, five=0.32, ten=0.44),
+    scored(4, 0.3, 0, five=0.95, ten=0.99),
+]
+
+
+def test_a_setting_is_its_best_cell_on_average_over_seeds() -> None:
+    best, second, last = settings(TRIALS)
+    assert (best.point, best.trials, best.cell) == ({"train.lr": 0.2}, (2, 3), "steps5-eta0")
+    assert best.value == pytest.approx(0.31)
+    assert (second.point, second.cell) == ({"train.lr": 0.1}, "steps10-eta0")
+    assert second.value == pytest.approx(0.5)
+    assert (last.trials, last.value) == ((4,), 0.95)
+    assert best_trial(best, TRIALS).number == 2
+
+
+def test_intervals_and_ties_are_those_of_groups() -> None:
+    groups = settings(TRIALS)
+    cells = [[TRIALS[n].document.cells[one.cell] for n in one.trials] for one in groups]
+    assert groups[0].tied is None
+    for group, members in zip(groups, cells, strict=True):
+        assert group.interval == mean_interval(members, KD)
+    for group, members in list(zip(groups, cells, strict=True))[1:]:
+        assert group.tied == (not group_gap(members, cells[0], KD).is_told)
+    assert groups[1].tied, "its seeds are far apart"
+    assert not groups[2].tied
+
+
+def test_it_is_json() -> None:
+    told = settings(TRIALS)[0].as_json()
+    assert told["interval"][0] < told["value"] < told["interval"][1]
+    assert told["trials"] == [2, 3]
