@@ -1,0 +1,87 @@
+"""Every figure as a file and as text: the same bytes each time, whole, in both colours, and narrow enough."""
+
+import io
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusion.model.model_file import LoadedModel
+from diffusion.process.condition import Condition
+from diffusion.process.config import ProcessConfig
+from diffusion.protocol.settings import SampleSettings
+from diffusion.report.theme import DARK, LIGHT
+from diffusion.show import forward, model, reverse, samplers, steps, variance
+from diffusion.show.shown import Shown, png_of, svg_of
+from diffusion.show.text import cells_of
+from tests.helpers.networks import artefact_of, network_of, spec_of
+
+PROCESS = ProcessConfig(timesteps=100)
+IMAGE = np.random.default_rng(0).integers(0, 256, (8, 8, 1), dtype=np.uint8)
+
+
+def loaded() -> LoadedModel:
+    spec = spec_of(num_classes=0, null_class=False)
+    return LoadedModel(network_of(spec), artefact_of(spec))
+
+
+def learned() -> Shown:
+    images = IMAGE[None].repeat(2, axis=0)
+    return variance.learned_variance(loaded(), variance.walk_of(PROCESS, 10, "uniform"), images, Condition(2))
+
+
+FIGURES: dict[str, Callable[[], Shown]] = {
+    "forward": lambda: forward.forward(PROCESS, IMAGE),
+    "forward without images": lambda: forward.forward(PROCESS),
+    "steps": lambda: steps.steps(PROCESS, 10),
+    "steps of one": lambda: steps.steps(PROCESS, 1),
+    "variance": learned,
+    "bounds": lambda: variance.bounds(variance.walk_of(PROCESS, None, "uniform")),
+    "bounds of one": lambda: variance.bounds(variance.walk_of(PROCESS, 1, "uniform")),
+    "reverse": lambda: reverse.reverse(
+        loaded(), SampleSettings(steps=10), 0, Condition(1), torch.device("cpu")
+    ),
+    "model": lambda: model.model(spec_of()),
+    "samplers": lambda: samplers.samplers(PROCESS, 5, count=30),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_svg(name: str) -> None:
+    shown = FIGURES[name]()
+    data = svg_of(shown)
+    assert data == svg_of(FIGURES[name]())
+    root = ET.fromstring(data)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert root.get("aria-label") == shown.title
+    text = data.decode()
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert all(colour in style for colour in [*LIGHT.values(), *DARK.values()])
+    drawing = text.replace(style, "")
+    assert not any(colour in drawing for colour in LIGHT.values())
+    assert len(data) < 200_000
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_png(name: str) -> None:
+    data = png_of(FIGURES[name]())
+    assert data == png_of(FIGURES[name]())
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        assert image.width > 1000
+        assert len(image.convert("L").getcolors()) > 2
+
+
+@pytest.mark.parametrize("width", [72, 80, 120])
+@pytest.mark.parametrize("name", FIGURES)
+def test_text_and_json(name: str, width: int) -> None:
+    shown = FIGURES[name]()
+    lines = shown.lines(width)
+    assert max(map(cells_of, lines)) <= width
+    assert all(line == line.rstrip() and "\n" not in line for line in lines)
+    assert any(lines)
+    json.dumps(shown.values(), allow_nan=False)

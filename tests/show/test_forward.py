@@ -1,0 +1,46 @@
+"""`show forward`: the curves are the papers', and an image goes into one and the same noise."""
+
+import numpy as np
+import pytest
+
+from diffusion.images.pixels import to_nhwc, to_uint8
+from diffusion.process.config import ProcessConfig
+from diffusion.process.noise import ImageNoise
+from diffusion.process.registry import PROCESSES
+from diffusion.show.forward import MOST_SIDE, forward
+from tests.helpers import papers
+
+
+@pytest.mark.parametrize("timesteps", [100, 1000])
+def test_the_curves_are_the_papers(timesteps: int) -> None:
+    shown = forward(ProcessConfig(timesteps=timesteps, schedule="linear", variance="small", loss="simple"))
+    assert next(iter(shown.schedules)) == "linear"
+    assert set(shown.schedules) == set(PROCESSES)
+    linear, cosine = shown.schedules["linear"], shown.schedules["cosine"]
+    assert linear.alphas_cumprod == pytest.approx(np.cumprod(1 - papers.ddpm_betas(timesteps)), rel=1e-9)
+    unclipped = papers.cosine_alpha_bar(timesteps)[:-1]
+    assert cosine.alphas_cumprod[:-1] == pytest.approx(unclipped, rel=1e-9)
+    for bar, ratio in shown.schedules.values():
+        assert ratio == pytest.approx(np.log(bar / (1 - bar)), abs=1e-6)
+    assert shown.noised == {}
+
+
+def test_an_image_begins_as_itself_and_ends_as_its_noise() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    shown = forward(ProcessConfig(), image, seed=5)
+    noise = to_nhwc(to_uint8(ImageNoise(5, [0], (3, 8, 8)).draw()))[0].astype(int)
+    assert shown.times[0] == 0
+    assert shown.times[-1] == 999
+    for noised in shown.noised.values():
+        assert noised.shape == (len(shown.times), 8, 8, 3)
+        assert np.abs(noised[0].astype(int) - image).max() <= 10  # σ of the first time is 0.01
+        assert np.abs(noised[-1].astype(int) - noise).max() <= 1
+    again = forward(ProcessConfig(), image, seed=6).noised["cosine"]
+    assert not np.array_equal(again, shown.noised["cosine"])
+
+
+def test_a_large_image_is_made_small_and_a_short_process_shows_all_its_times() -> None:
+    image = np.zeros((600, 300, 1), np.uint8)
+    shown = forward(ProcessConfig(timesteps=3), image)
+    assert shown.times == [0, 1, 2]
+    assert shown.noised["cosine"].shape == (3, MOST_SIDE, MOST_SIDE // 2, 1)
