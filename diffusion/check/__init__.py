@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from diffusion.check.cost import check_cost
 from diffusion.check.data import check_fit, check_prepared, check_raw
 from diffusion.check.disk import check_disk, check_training_disk
 from diffusion.check.findings import Finding, Project
 from diffusion.check.machine import check_device, check_memory, check_runner, check_weights
-from diffusion.check.sampling import check_eta
+from diffusion.check.protocol import check_protocol
+from diffusion.check.sampling import check_averages, check_eta, check_interval
+from diffusion.check.training import check_start
 from diffusion.config import Config
 from diffusion.system.errors import UsageError
 
@@ -18,16 +21,21 @@ ALL: tuple[Check, ...] = (
     check_prepared,
     check_fit,
     check_eta,
+    check_interval,
+    check_averages,
     check_device,
     check_runner,
     check_memory,
     check_disk,
     check_weights,
+    check_protocol,
+    check_start,
+    check_cost,
 )
 OF_STAGE: dict[str, tuple[Check, ...]] = {
     "reference": (check_weights,),
     "train": (check_prepared, check_fit, check_eta, check_memory, check_training_disk),
-    "sample": (check_eta,),
+    "sample": (check_eta, check_averages),
     "evaluate": (check_weights,),
 }  # the others find out in their first second what they need
 

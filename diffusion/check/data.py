@@ -1,6 +1,7 @@
 """Checks of the data: raw files, prepared splits, and whether they fit the configuration."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -8,8 +9,11 @@ from diffusion.check.findings import Finding, Project, gigabytes
 from diffusion.data.rejects import summary
 from diffusion.images.store import ImageStore
 from diffusion.images.verified import is_known, read_note, verify
-from diffusion.layout import PREPARED
+from diffusion.layout import PREPARED, STARTS
 from diffusion.system.errors import DiffctlError
+
+if TYPE_CHECKING:
+    from diffusion.train.identity import DenoiserPlan
 
 HASHED = 2**30  # bytes that are read in a second or two
 SAMPLED = 4096  # images whose pixels are looked at
@@ -72,6 +76,7 @@ def check_fit(project: Project) -> Iterator[Finding]:
     import torch
 
     from diffusion.train.identity import plan_training
+    from diffusion.train.start import StartRefused
 
     config = project.config
     if project.outlook.blocked and not project.is_ready:
@@ -87,9 +92,21 @@ def check_fit(project: Project) -> Iterator[Finding]:
         )
         yield Finding("warning", "evaluation", message, "scores are noisy: lower sample.num_images")
     try:
-        plan_training(config, project.train_meta(), torch.device("cpu"))
+        plan = plan_training(config, project.train_meta(), torch.device("cpu"), project.root / STARTS)
+    except StartRefused as error:
+        yield Finding("error", "start", str(error))
     except DiffctlError as error:
         yield Finding("error", "model", str(error), "change the model or the data section")
+    else:
+        yield from _start(plan)
+
+
+def _start(plan: "DenoiserPlan") -> Iterator[Finding]:
+    """What the training begins with, where its weights are not drawn."""
+    if plan.lineage:
+        nearest = plan.lineage[0]
+        message = f"from {nearest.sha256[:16]}, {nearest.step:,} steps of {nearest.data}"
+        yield Finding("ok", "start", message)
 
 
 def _edits(split: str, store: ImageStore) -> Iterator[Finding]:

@@ -8,15 +8,16 @@ from typing import NamedTuple
 from diffusion.check.findings import Finding, Project, gigabytes
 from diffusion.data.prepare import shape_of
 from diffusion.downloads.cache import cache_root
-from diffusion.layout import CELL_RUNS, MODEL, PREPARE_RUNS, PREPARED, SAMPLES, TRAIN_RUNS
+from diffusion.layout import AVERAGES, CELL_RUNS, EMA_RUNS, MODEL, PREPARE_RUNS, PREPARED, SAMPLES, TRAIN_RUNS
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.grid import Cell, cell_settings, grid
+from diffusion.sample.averages import made_averages
 from diffusion.sample.sweep import shards_folder
 from diffusion.system.devices import default_device
-from diffusion.system.errors import DiffctlError
 from diffusion.system.files import bytes_below
-from diffusion.train.identity import result_of, training_fingerprint
-from diffusion.train.memory import count_parameters, device_memory, is_hopeless
+from diffusion.train.identity import training_fingerprint
+from diffusion.train.memory import averages_bytes, count_parameters, device_memory, is_hopeless
+from diffusion.train.snapshots import FOLDER
 
 STATE_BYTES = 16  # a parameter in a saved state: weights, EMA and Adam's two moments in fp32
 STATES = 3  # the two that are kept and the one being written
@@ -82,7 +83,10 @@ def _data(project: Project) -> list[Need]:
 
 
 def _training(project: Project) -> list[Need]:
-    """Two states and one being written, the model, and DVC's copy of that. None for an impossible model."""
+    """Two states and one being written, the model, DVC's copy of that, and snapshots of averages.
+
+    None for an impossible model.
+    """
     plan = project.plan
     if plan is None:
         return []
@@ -91,10 +95,30 @@ def _training(project: Project) -> list[Need]:
     parameters = count_parameters(plan.network)
     folder = project.root / TRAIN_RUNS / training_fingerprint(plan)
     states = sum(path.stat().st_size for path in folder.glob("state-*.sealed"))
+    averages = averages_bytes(plan.network, len(plan.train.widths))
+    snapshots = averages * len(plan.train.snapshot_steps())
     return [
-        Need("training", folder, max(0, STATES * STATE_BYTES * parameters - states)),
+        Need("training", folder, max(0, STATES * (STATE_BYTES * parameters + averages) - states)),
         Need("training", project.root / MODEL, 2 * MODEL_BYTES * parameters),
+        *_snapshots(folder, project.root / AVERAGES, snapshots),
+        *_widths(project, MODEL_BYTES * parameters),
     ]
+
+
+def _snapshots(folder: Path, out: Path, size: int) -> list[Need]:
+    """In the training's folder, as what it gives, and DVC's copy; none where none are kept."""
+    if not size:
+        return []
+    return [
+        Need("averages", folder, max(0, size - bytes_below(folder / FOLDER))),
+        Need("averages", out, 2 * size),
+    ]
+
+
+def _widths(project: Project, size: int) -> list[Need]:
+    """A model's file for each width of the sweep."""
+    folder, widths = project.root / EMA_RUNS, project.config.sweep.widths
+    return [Need("averages", folder, max(0, len(widths) * size - bytes_below(folder)))] if widths else []
 
 
 def _samples(project: Project) -> list[Need]:
@@ -114,18 +138,17 @@ def _samples(project: Project) -> list[Need]:
 
 def _shards(project: Project, cells: Sequence[Cell]) -> dict[Cell, int]:
     """Bytes of each cell's finished shards. None where the model is not the one that these settings give."""
-    model = project.root / MODEL
-    if project.plan is None or not model.is_file():
+    if not project.is_trained:
         return {}
-    try:
-        artefact = read_artefact(model)
-    except DiffctlError:
-        return {}
-    wanted = result_of(project.plan).model_copy(update={"weights_sha256": artefact.weights_sha256})
-    if artefact.model_sha256 != wanted.model_sha256:
-        return {}
-    sample = project.config.sample
-    folders = {cell: shards_folder(cell_settings(sample, cell), artefact) for cell in cells}
+    sample, root = project.config.sample, project.root
+    made = made_averages(root / MODEL, project.config.sweep.widths, root / AVERAGES, root / EMA_RUNS)
+    models = {width: read_artefact(file) for width, file in made.items()}
+    models[None] = read_artefact(root / MODEL)
+    folders = {
+        cell: shards_folder(cell_settings(sample, cell), models[cell.ema])
+        for cell in cells
+        if cell.ema in models
+    }
     return {cell: bytes_below(project.root / folder) for cell, folder in folders.items()}
 
 

@@ -11,7 +11,7 @@ from diffusion.data.registry import build_source
 from diffusion.data.source import Outlook
 from diffusion.images.meta import PreparedMeta
 from diffusion.images.store import ImageStore, open_store
-from diffusion.layout import PREPARED
+from diffusion.layout import MODEL, PREPARED, STARTS
 from diffusion.system.errors import DiffctlError
 
 if TYPE_CHECKING:
@@ -23,12 +23,16 @@ Level = Literal["ok", "warning", "error"]
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at. An error would make a stage fail; `remedy` says what to do."""
+    """One thing that was looked at. An error would make a stage fail; `remedy` says what to do.
+
+    `values` are the message's numbers for a script, where there are any.
+    """
 
     level: Level
     subject: str
     message: str
     remedy: str = ""
+    values: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,13 +84,30 @@ class Project:
         )
 
     @cached_property
+    def is_trained(self) -> bool:
+        """Whether the model that lies there is the one that this configuration gives on this machine."""
+        from diffusion.model.model_file import read_artefact
+        from diffusion.train.identity import result_of
+
+        model = self.root / MODEL
+        if self.plan is None or not model.is_file():
+            return False
+        try:
+            artefact = read_artefact(model)
+        except DiffctlError:
+            return False
+        wanted = result_of(self.plan).model_copy(update={"weights_sha256": artefact.weights_sha256})
+        return artefact.model_sha256 == wanted.model_sha256
+
+    @cached_property
     def plan(self) -> "DenoiserPlan | None":
         """What the training would give on this machine; None where the configuration does not fit."""
         from diffusion.system.devices import default_device
         from diffusion.train.identity import plan_training
 
         try:
-            return plan_training(self.config, self.train_meta(), default_device())
+            starts = self.root / STARTS
+            return plan_training(self.config, self.train_meta(), default_device(), starts)
         except DiffctlError:
             return None
 

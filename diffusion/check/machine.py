@@ -5,16 +5,18 @@ from importlib.util import find_spec
 
 import torch
 
-from diffusion.check.findings import Finding, Project, gigabytes
+from diffusion.check.findings import Finding, Level, Project, gigabytes
 from diffusion.downloads.fetch import verify
+from diffusion.evaluate.config import Space
 from diffusion.model.config import NetworkSpec
 from diffusion.protocol.extractors import INSTALL, extractor_spec
 from diffusion.system.devices import default_device
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.train.config import TrainConfig
 from diffusion.train.distributed import ProcessGroup
 from diffusion.train.launch import world_size
 from diffusion.train.memory import (
+    averages_bytes,
     count_parameters,
     device_memory,
     fitting_microbatch,
@@ -24,6 +26,7 @@ from diffusion.train.memory import (
 from diffusion.train.precision import resolve_precision
 
 MEMORY_REMEDY = "lower train.microbatch or train.batch_size, or set model.gradient_checkpointing: true"
+SHARD_REMEDY = "set train.shard: true, with which each process holds a part of the weights"
 BF16_SHARE = 0.5  # of the estimate, which is of fp32, that a step takes in bf16, about
 
 
@@ -43,32 +46,40 @@ def check_memory(project: Project) -> Iterator[Finding]:
         return
     sharing = here if device.type == "cpu" else 1
     total, free = (size // sharing for size in device_memory(device))
-    if is_hopeless(spec, total):
+    shards = world if train.shard else 1
+    if is_hopeless(spec, shards * total):
         message = f"more than {spec.least_parameters() / 1e6:,.0f} M parameters do not fit {gigabytes(total)}"
         yield Finding("error", "memory", message, "make the model smaller")
         return
     part = BF16_SHARE if resolve_precision(train.precision, device) == "bf16" else 1.0
-    images = _microbatch(
-        spec, train, share.stop - share.start, total if device.type == "cpu" else total / part
-    )
-    at_most = step_bytes(spec, images)
+    fitting = total if device.type == "cpu" or shards > 1 else total / part
+    images = _microbatch(spec, train, share.stop - share.start, fitting, shards)
+    at_most = _step_bytes(spec, train, images, shards)
     each = f" in each of {here} processes" if here > 1 else ""
+    cut = f", in {shards} shards" if shards > 1 else ""
     message = (
-        f"{count_parameters(spec) / 1e6:,.1f} M parameters; a step of {images} images takes about "
+        f"{count_parameters(spec) / 1e6:,.1f} M parameters{cut}; a step of {images} images takes about "
         f"{gigabytes(part * at_most)}{each}, {gigabytes(free)} of {gigabytes(total)} are free"
     )
-    if BF16_SHARE * at_most > total:
-        yield Finding("error", "memory", message, MEMORY_REMEDY)
-    elif part * at_most > free:
-        yield Finding("warning", "memory", message, MEMORY_REMEDY)
-    else:
+    if part * at_most <= free:
         yield Finding("ok", "memory", message)
+        return
+    helps = world > shards and part * _step_bytes(spec, train, images, world) <= free
+    level: Level = "error" if BF16_SHARE * at_most > total else "warning"
+    yield Finding(level, "memory", message, SHARD_REMEDY if helps else MEMORY_REMEDY)
 
 
-def _microbatch(spec: NetworkSpec, train: TrainConfig, images: int, memory: float) -> int:
+def _step_bytes(spec: NetworkSpec, train: TrainConfig, images: int, shards: int) -> int:
+    """What a step takes at most, with the averages beside the EMA."""
+    averages = averages_bytes(spec, len(train.widths)) // shards
+    return step_bytes(spec, images, shards=shards) + averages
+
+
+def _microbatch(spec: NetworkSpec, train: TrainConfig, images: int, memory: float, shards: int) -> int:
     """How many of its `images` a process takes at a time; with auto, as training finds it."""
     if train.microbatch == "auto":
-        return fitting_microbatch(spec, images, int(memory))
+        left = int(memory) - averages_bytes(spec, len(train.widths)) // shards
+        return fitting_microbatch(spec, images, left, shards=shards)
     return min(train.microbatch or images, images)
 
 
@@ -77,6 +88,8 @@ def check_device(project: Project) -> Iterator[Finding]:
     device = default_device()
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
+    elif device.type == "mps":
+        name = "Apple GPU"
     else:
         name = f"CPU, {torch.get_num_threads()} threads"
     precision = resolve_precision(project.config.train.precision, device)
@@ -90,27 +103,45 @@ def check_runner(project: Project) -> Iterator[Finding]:
 
 
 def check_weights(project: Project) -> Iterator[Finding]:
-    """Whether the extractor's weights are there and are the published ones."""
+    """Whether each extractor's weights are there and are the published ones."""
+    for space in project.config.evaluate.spaces:
+        yield from _check_space(space)
+        yield from _check_statistics(space)
+
+
+def _check_statistics(space: Space) -> Iterator[Finding]:
+    from diffusion.evaluate.published import configured_statistics
+
+    if space.statistics is None:
+        return
+    try:
+        configured_statistics(space)
+        yield Finding("ok", "statistics", f"{printable(space.statistics.file)} fits {space.extractor}")
+    except DiffctlError as error:
+        yield Finding("error", "statistics", str(error))
+
+
+def _check_space(space: Space) -> Iterator[Finding]:
     from diffusion.evaluate.features.weights import cached
 
-    evaluate = project.config.evaluate
-    spec = extractor_spec(evaluate.extractor)
+    spec = extractor_spec(space.extractor)
     if spec.weights.comes_along:
         yield Finding("ok", "extractor", f"the weights of {spec.name} come with its package")
         return
     if spec.needs and find_spec(spec.needs) is None:
         yield Finding("error", "extractor", f"{spec.name} needs {spec.needs}", INSTALL)
-    path = evaluate.weights or cached(spec.weights)
+    path = space.weights or cached(spec.weights)
     if path.is_file():
         try:
-            if not evaluate.weights_sha256 and path.stat().st_size != spec.weights.size:  # told at once
+            if not space.weights_sha256 and path.stat().st_size != spec.weights.size:  # told at once
                 raise DiffctlError(f"{path} is not the published file: delete it and run this again")
-            verify(path, f"sha256:{evaluate.weights_sha256 or spec.weights.sha256}")
+            verify(path, f"sha256:{space.weights_sha256 or spec.weights.sha256}")
             yield Finding("ok", "extractor", f"the weights of {spec.name} are here and right")
         except DiffctlError as error:
             yield Finding("error", "extractor", str(error))
-    elif evaluate.weights is not None:
-        yield Finding("error", "extractor", f"evaluate.weights: there is no file {path}", "correct the path")
+    elif space.weights is not None:
+        message = f"evaluate: there is no file {path} with the weights of {spec.name}"
+        yield Finding("error", "extractor", message, "correct the path")
     else:
         size = gigabytes(spec.weights.size)
         message = f"the weights of {spec.name} are not here: {size} will be downloaded"

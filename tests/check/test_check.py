@@ -80,6 +80,7 @@ def test_the_command_prints_findings_and_remedies_and_exits_by_them(project):
     assert "Traceback" not in bad.stderr
 
 
+@pytest.mark.slow
 def test_a_batch_larger_than_the_data_is_refused_by_the_stage_in_one_sentence(project):
     assert diffctl(project, "stage", "data").returncode == 0
     write_params(project, train={"batch_size": 1298})
@@ -255,7 +256,7 @@ def test_more_than_the_machine_has_is_an_error(project, changes, subject):
 def test_what_a_step_keeps_is_counted_exactly(quick, monkeypatch):
     """By fake passes of few images and by real ones: against what autograd holds on to in one of six."""
     monkeypatch.setattr(memory, "QUICK", quick)
-    memory._counted_bytes.cache_clear()
+    memory._counted_passes.cache_clear()
     config = configuration(model={"dropout": 0.1})
     meta = {"name": "x", "image_size": 8, "channels": 1, "classes": ["a"], "counts": [1], "digest": ""}
     spec = plan_training(config, meta, torch.device("cpu")).network
@@ -287,6 +288,18 @@ def test_inception_weights_are_looked_for_without_a_network(tmp_path, state, mon
     findings = check(configuration(evaluate=evaluate), tmp_path)
     level = "warning" if state == "missing" else "error"
     assert str(tmp_path) in str(with_level(findings, level)["extractor"])
+
+
+def test_each_feature_spaces_weights_are_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    wrong = tmp_path / "wrong.pth"
+    wrong.write_bytes(b"something else")
+    further = {"extractor": "inception-v3-spatial", "weights": str(wrong), "weights_sha256": "a" * 64}
+    findings = check(configuration(evaluate={"also": ["inception-v3-compat", further]}), tmp_path)
+    about = [finding for finding in findings if finding.subject == "extractor"]
+    assert [finding.level for finding in about] == ["ok", "warning", "error"]
+    assert "inception-v3-compat" in about[1].message
+    assert str(wrong) in about[2].message
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -321,6 +334,17 @@ def test_a_project_reads_nothing_until_it_is_asked(tmp_path):
     assert not project.is_prepared
     assert not project.is_ready
     assert project.train_meta()["classes"] == [str(digit) for digit in range(10)]
+
+
+def test_an_interval_that_holds_no_step_is_told(project):
+    axis = {"guidance": [0, 2], "guidance_interval": [[1e-5, 1e-4], None, [0.1, 100]]}
+    sections = {"train": {"p_uncond": 0.1}, "sweep": {"steps": [2, 50], "eta": [0.0], **axis}}
+    found = with_level(check(configuration(**sections), project), "warning")
+    limited = "eta0-guidance2-guidance_interval"
+    none = [f"steps{steps}-{limited}_1e-05_0.0001" for steps in (2, 50)]
+    only = [none[0], f"steps2-{limited}_0.1_100", none[1]]  # two steps are at both ends of the noise
+    told = f"guidance_interval holds no step of {', '.join(only)}: they are sampled without guidance"
+    assert found["sampling"].message == told
 
 
 @pytest.mark.parametrize(

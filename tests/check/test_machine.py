@@ -119,6 +119,24 @@ def test_processes_that_torchrun_started_share_what_their_own_host_has(
     assert found(config, "memory").level == level
 
 
+def test_shards_take_their_part_and_are_named_where_they_would_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Project(configuration()).plan
+    assert plan is not None
+    whole, shard = (step_bytes(plan.network, 1, shards=shards) for shards in (1, 4))
+    assert shard < whole
+    asked = {"precision": "fp32", "devices": 4, "batch_size": 4}
+    for total, sharded, level in (
+        (whole, False, "ok"),
+        (shard, False, "warning"),
+        (shard, True, "ok"),
+        (shard - 1, True, "warning"),
+    ):
+        finding = memory_of(monkeypatch, total, **asked, shard=sharded)
+        assert finding.level == level
+        assert (", in 4 shards; a step of 1 images" in finding.message) == sharded
+        assert ("train.shard: true" in finding.remedy) == (level == "warning" and not sharded)
+
+
 def test_more_processes_than_images_or_gpus_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     few = configuration(train={"batch_size": 8, "devices": 9})
     assert "less than the 9 processes" in found(few, "devices").message

@@ -1,0 +1,21 @@
+"""Checks of the protocol: where a run departs from the paper's that `evaluate.protocol` names."""
+
+from collections.abc import Iterator
+
+from diffusion.check.findings import Finding, Project
+from diffusion.protocol.protocols import PROTOCOLS, departed
+
+
+def check_protocol(project: Project) -> Iterator[Finding]:
+    """Every field that the paper has otherwise, and what no field says; nothing without a protocol."""
+    name = project.config.evaluate.protocol
+    if name is None:
+        return
+    found = departed(name, project.config.model_dump(mode="json"))
+    remedy = "set it as the paper has it, or leave evaluate.protocol out"
+    for one in found:
+        yield Finding("warning", f"protocol {name}", str(one), remedy)
+    if not found:
+        yield Finding("ok", f"protocol {name}", f"as {PROTOCOLS[name].paper}")
+    for besides in PROTOCOLS[name].besides:
+        yield Finding("ok", f"protocol {name}", besides)

@@ -1,0 +1,86 @@
+"""The JSON schema of params.yaml, by which an editor completes keys and marks mistakes while one types.
+
+It says what each value may be. What two values mean together the classes say, when the file is read.
+"""
+
+import json
+from functools import partial
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from diffusion.config import Config
+from diffusion.model.presets import PRESETS
+from diffusion.system.chosen import ChosenSection
+from diffusion.system.registry import known, load_reference
+
+STANDS_FOR = {"preset": PRESETS}  # keys of ChosenSection.ALSO, and the names that they take
+
+
+def params_schema() -> dict[str, Any]:
+    """The schema, with the names that the registries have and the options of each of their entries."""
+    schema = Config.model_json_schema(schema_generator=_Schema)
+    return {"$schema": _Schema.schema_dialect, **schema, "title": "params.yaml of diffctl"}
+
+
+def schema_text() -> str:
+    """The schema as a file has it."""
+    return json.dumps(params_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+class _Schema(GenerateJsonSchema):
+    """Pydantic's, but for what stands in registries: names, and sections of an entry's own class."""
+
+    def function_after_schema(self, schema: core_schema.AfterValidatorFunctionSchema) -> JsonSchemaValue:
+        """A name of a registry is one of those that there are."""
+        made = super().function_after_schema(schema)
+        function = schema["function"]["function"]
+        if isinstance(function, partial) and function.func is known:
+            return {**made, "enum": list(function.keywords["registry"])}
+        return made
+
+    def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
+        """A section whose class its name chooses is one of those classes."""
+        kind = schema["cls"]
+        if not issubclass(kind, ChosenSection):
+            return super().model_schema(schema)
+        named: dict[type[ChosenSection], list[str]] = {}
+        for name, entry in kind.ENTRIES.items():
+            named.setdefault(load_reference(getattr(entry, kind.OF_ENTRY)), []).append(name)
+        if kind in named and len(named) == 1:
+            return _with_alternatives(kind, super().model_schema(schema))
+        return {"anyOf": [self._entry(kind, other, names, schema) for other, names in named.items()]}
+
+    def _entry(
+        self,
+        kind: type[ChosenSection],
+        other: type[ChosenSection],
+        names: list[str],
+        schema: core_schema.ModelSchema,
+    ) -> JsonSchemaValue:
+        """What the entries with these names and this class take."""
+        inner = schema if other is kind else _model_of(other.__pydantic_core_schema__)
+        made = _with_alternatives(other, super().model_schema(inner))
+        chosen_by = kind.CHOSEN_BY
+        made["properties"][chosen_by] = {**made["properties"][chosen_by], "enum": names}
+        if kind.model_fields[chosen_by].get_default() not in names:
+            made["required"] = sorted({*made.get("required", []), chosen_by})
+        return made
+
+
+def _model_of(schema: Any) -> core_schema.ModelSchema:
+    """The class's own part of its schema, within its validators and definitions."""
+    while schema["type"] != "model":
+        schema = schema["schema"]
+    model: core_schema.ModelSchema = schema
+    return model
+
+
+def _with_alternatives(kind: type[ChosenSection], made: JsonSchemaValue) -> JsonSchemaValue:
+    """With the keys that stand for fields: one of them may be there instead of all that are required."""
+    for key in sorted(kind.ALSO):
+        made["properties"][key] = {"enum": list(STANDS_FOR[key]), "title": key.capitalize()}
+        required = made.pop("required", [])
+        made["anyOf"] = [{"required": required}, {"required": [key]}]
+    return made

@@ -1,0 +1,45 @@
+"""From which step the trainings of a configuration would go on, and why."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from diffusion.check.findings import Finding, Project
+from diffusion.layout import CLASSIFIER_RUNS, TRAIN_RUNS
+from diffusion.system.devices import default_device
+from diffusion.system.errors import DiffctlError
+from diffusion.train.classifier_plan import plan_classifier
+from diffusion.train.config import ClassifierSections
+from diffusion.train.identity import TrainPlan
+from diffusion.train.others import CONFIG, start_of, why_afresh
+from diffusion.train.run_folder import identity_of
+from diffusion.train.state_file import newest_step
+
+
+def check_start(project: Project) -> Iterator[Finding]:
+    """Where the training would begin, and that of the classifier where there is one."""
+    if not project.is_ready or project.plan is None:
+        return
+    yield Finding("ok", "training", _start(project.plan, project.root / TRAIN_RUNS))
+    config = project.config
+    if config.classifier is None:
+        return
+    sections = ClassifierSections(data=config.data, process=config.process, classifier=config.classifier)
+    try:
+        plan = plan_classifier(sections, project.train_meta(), default_device())
+    except DiffctlError as error:
+        yield Finding("warning", "classifier", str(error), "`diffctl stage classifier` would refuse it")
+    else:
+        yield Finding("ok", "classifier", _start(plan, project.root / CLASSIFIER_RUNS))
+
+
+def _start(plan: TrainPlan, root: Path) -> str:
+    """Where a training begins, in words."""
+    folder, settings, code = identity_of(plan, root)
+    if step := newest_step(folder):
+        return f"goes on after step {step:,} of {plan.train.steps:,} in {folder}"
+    begins = f"begins at step 0 of {plan.train.steps:,}"
+    if (folder / CONFIG).exists():  # and was discarded, or ended before it saved anything
+        return begins
+    if start := start_of(folder, settings, code):
+        return start.spoken()
+    return why_afresh(folder, settings, code) or begins

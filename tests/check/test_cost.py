@@ -1,0 +1,313 @@
+"""What a configuration takes: operations by closed forms, as `show model` has them; and time, measured."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from cli import main
+from diffusion.check import check, hours, measured
+from diffusion.check.cost import Cost, cost_of, passes
+from diffusion.check.disk import MODEL_BYTES, STATE_BYTES
+from diffusion.check.findings import Finding, Project
+from diffusion.check.hours import by_axis, cell_times, check_time, duration
+from diffusion.check.measured import Measured, walks_of
+from diffusion.check.timing import Span, Timed, timed
+from diffusion.config import Config, parse
+from diffusion.model.flops import Operations
+from diffusion.model.presets import PRESETS
+from diffusion.model.unet import UNet
+from diffusion.model.unet_config import UNetSpec
+from diffusion.show.model import model
+from diffusion.system.errors import DiffctlError
+from diffusion.train.memory import count_parameters, evaluation_flops
+from tests.conftest import params, write_params
+from tests.helpers.networks import spec_of
+from tests.show.test_model import SHAPES
+
+AVERAGES = {"widths": [0.05, 0.1], "every": 5}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(measured, "PART_SECONDS", 0.05)
+    return tmp_path / "cache"
+
+
+def configuration(**changes: dict[str, Any]) -> Config:
+    return parse(params(**changes), "params")
+
+
+def project_of(root: Path, **changes: dict[str, Any]) -> Project:
+    return Project(configuration(**changes), root)
+
+
+@pytest.mark.parametrize(("groups", "stride"), [(1, 1), (3, 1), (1, 2)])
+def test_a_convolution_takes_two_operations_a_tap_a_pixel(groups: int, stride: int) -> None:
+    layer = torch.nn.Conv2d(3, 6, 5, stride, padding=2, groups=groups)
+    with Operations() as counted:
+        layer(torch.zeros(2, 3, 16, 16))
+    assert counted.total == 2 * (2 * 5 * 5 * (3 // groups) * 6 * (16 // stride) ** 2)
+
+
+def test_a_layer_that_is_transposed_itself_is_counted_as_it_stands() -> None:
+    layer = torch.nn.ConvTranspose2d(3, 6, 4, 2, padding=1)
+    with Operations() as counted:
+        layer(torch.zeros(1, 3, 8, 8))
+    assert counted.total == 2 * 4 * 4 * 3 * 6 * 8 * 8
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=lambda changes: ",".join(changes) or "usual")
+def test_an_evaluation_is_what_show_model_says(changes: dict[str, Any]) -> None:
+    """Though a CPU doubles pixels and attends by other operations."""
+    spec = spec_of(**changes)
+    assert evaluation_flops(spec) == model(spec).flops
+
+
+@pytest.mark.slow
+def test_so_is_one_of_a_network_that_is_too_large_to_be_tried() -> None:
+    values = {"image_size": 64, "in_channels": 3, "out_channels": 6, "num_classes": 1000}
+    spec = UNetSpec(**PRESETS["adm-64"].model, **values)
+    assert evaluation_flops(spec) == model(spec).flops
+
+
+@pytest.mark.parametrize(("checkpointing", "less"), [(False, 0.03), (True, 0.11)])
+def test_a_step_is_three_passes_and_a_fourth_where_they_are_made_again(
+    checkpointing: bool, less: float
+) -> None:
+    """By torch's count of a real backward pass: without the image's gradient, or a block's end again."""
+    spec = spec_of(channels=32, gradient_checkpointing=checkpointing)
+    network = UNet(spec).to("meta")
+    x, t = torch.zeros(1, 1, 8, 8, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        network(x, t, t).sum().backward()
+    assert counter.get_total_flops() == pytest.approx(passes(spec) * evaluation_flops(spec), rel=less)
+
+
+def test_the_parts_add_up(tmp_path: Path) -> None:
+    changes = {
+        "train": {"averages": AVERAGES, "p_uncond": 0.1},
+        "sweep": {"steps": [2, 3], "eta": [0.0, 1.0], "guidance": [0.0, 1.5]},
+        "evaluate": {"also": ["inception-v3-compat"]},
+    }
+    project = project_of(tmp_path, **changes)
+    cost, plan = cost_of(project), project.plan
+    assert cost is not None
+    assert plan is not None
+    parameters = count_parameters(plan.network)
+    assert cost.evaluation_flops == model(plan.network).flops
+    assert cost.step_flops == 3 * 8 * cost.evaluation_flops
+    assert cost.training_flops == 12 * cost.step_flops
+    assert cost.evaluations == 20 * 2 * (2 + 3) * (1 + 2)  # images, etas, steps, without and with guidance
+    assert cost.sweep_flops == cost.evaluations * cost.evaluation_flops
+    assert cost.scored == 8 * 20 + 1797
+    assert cost.sizes == {
+        "data": 1797 * 64,
+        "state": (STATE_BYTES + 2 * 4) * parameters,
+        "model": MODEL_BYTES * parameters,
+        "averages": 3 * 2 * 4 * parameters,  # after 5, 10 and 12 steps
+        "samples": 8 * 20 * 64,
+        "features": 1797 * 4 * (1280 + 2048),
+    }
+
+
+def test_the_check_tells_them_with_the_numbers(tmp_path: Path) -> None:
+    told = {finding.subject: finding for finding in check(configuration(), tmp_path)}
+    values = told["cost"].values
+    assert values == Cost.model_validate(values).model_dump()
+    assert "FLOPs an image" in told["cost"].message
+    assert "model " in told["sizes"].message
+    hopeless: dict[str, Any] = {"channels": 16_384, "channel_mult": [64, 64], "head_channels": 64}
+    assert cost_of(project_of(tmp_path, model=hopeless)) is None
+
+
+def taking(image: float, fixed: float, calls: list[tuple[int, int]]) -> Any:
+    """Work of so many seconds an image and for each call."""
+
+    def work(images: int, count: int) -> list[float]:
+        calls.append((images, count))
+        return [fixed + images * image] * count
+
+    return work
+
+
+def test_a_quick_work_is_timed_with_all_its_images() -> None:
+    calls: list[tuple[int, int]] = []
+    found = timed(taking(0.001, 0.0, calls), 250, seconds=10)
+    assert found.images == 250
+    assert found.image.median == pytest.approx(0.001)
+    assert calls == [(1, 1), (1, 1), (4, 1), (16, 1), (64, 1), (250, 1), (250, 5)]
+
+
+@given(st.floats(1e-4, 100), st.floats(0, 10), st.integers(1, 1000), st.floats(1, 30))
+def test_no_work_takes_much_longer_than_it_may(image: float, fixed: float, most: int, seconds: float) -> None:
+    calls: list[tuple[int, int]] = []
+    found = timed(taking(image, fixed, calls), most, seconds)
+    spent = sum(count * (fixed + images * image) for images, count in calls)
+    assert 1 <= found.images <= most
+    one = fixed + image
+    assert spent <= max(seconds, 2 * one) + fixed + found.images * image + 1e-6
+
+
+def test_a_span_is_of_its_times() -> None:
+    assert Span.of([3.0, 1.0, 2.0]) == Span(median=2, least=1, most=3)
+    assert Span.of([1.0]) + Span.of([1.0, 3.0]) == Span(median=3, least=2, most=4)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.035, "35 ms"),
+        (1.23, "1.2 s"),
+        (42, "42 s"),
+        (126, "2.1 min"),
+        (8 * 3600, "8.0 h"),
+        (6e5, "6.9 days"),
+    ],
+)
+def test_a_duration_is_in_the_unit_that_suits(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+def span(seconds: float) -> Timed:
+    return Timed(images=1, image=Span(median=seconds, least=seconds / 2, most=2 * seconds))
+
+
+def test_the_hours_are_the_seconds_times_what_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With seconds that differ by walk, so that each cell has those of its own."""
+    project = project_of(tmp_path, sweep={"sampler": ["ddim", "dpm-solver++"]})
+    seconds = {"ddim": 1.0, "ddim noisy": 2.0, "dpm-solver++": 3.0}
+    assert walks_of(project.config).keys() == seconds.keys()
+    known = Measured(
+        machine="m",
+        batch=8,
+        step=span(0.5),
+        walks={name: span(one) for name, one in seconds.items()},
+        extractors={"effnet-lite0-64": span(0.25)},
+        missing={},
+    )
+    times = cell_times(project, known)
+    assert {cell.name: time.median for cell, time in times.items()} == {
+        f"steps{steps}-eta{eta}-sampler_{sampler}": 20 * steps * seconds[walk]
+        for steps in (2, 3)
+        for eta, sampler, walk in [
+            ("0", "ddim", "ddim"),
+            ("1", "ddim", "ddim noisy"),
+            ("0", *2 * ["dpm-solver++"]),
+        ]
+    }
+    assert {value: time.median for value, time in by_axis(times)["steps"].items()} == {"2": 240.0, "3": 360.0}
+    monkeypatch.setattr(hours, "measured", lambda *given: measured.Outcome(known, Path("kept"), is_new=False))
+    found = {part["part"]: part["hours"] for one in check_time(project, print) if (part := one.values)}
+    training = {"median": 48 / 3600, "least": 24 / 3600, "most": 96 / 3600}
+    assert found["training"] == pytest.approx(training)
+    assert found["sweep"]["median"] == pytest.approx(600 / 3600)
+    assert found["scoring"]["median"] == pytest.approx((6 * 20 + 1797) / 4 / 3600)
+    assert found["all"]["median"] == pytest.approx(
+        sum(found[part]["median"] for part in ("training", "sweep", "scoring"))
+    )
+
+
+def files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_measurement_is_made_once_for_a_machine_and_a_configuration(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    root = tmp_path / "project"
+    root.mkdir()
+
+    def outcome(**changes: dict[str, Any]) -> measured.Outcome:
+        project = project_of(root, **changes)
+        assert project.plan is not None
+        return measured.measured(project, project.plan, said.append)
+
+    first = outcome()
+    assert first.is_new
+    assert len(said) == 1
+    assert files(tmp_path) == {first.path}, "nothing of a training is touched"
+    assert outcome() == first._replace(is_new=False)
+    assert not outcome(
+        train={"steps": 100, "seed": 3}, sweep={"steps": [4, 9]}, sample={"num_images": 30}
+    ).is_new
+    assert len(said) == 1
+    others = [
+        outcome(train={"batch_size": 4}),
+        outcome(sweep={"eta": [0.0]}),
+        outcome(model={"channels": 16}),
+    ]
+    assert all(other.is_new for other in others)
+    monkeypatch.setattr(measured, "machine_name", lambda device: "another")
+    assert outcome().is_new
+    monkeypatch.undo()
+    monkeypatch.setenv("DIFFCTL_CACHE", str(cache))
+    monkeypatch.setattr(measured, "PART_SECONDS", 0.05)
+    first.path.write_text("{}")
+    assert outcome().is_new, "what is damaged is made anew"
+
+
+def test_an_extractor_without_weights_is_told_and_the_rest_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    found = list(check_time(project_of(tmp_path, evaluate={"also": ["inception-v3-compat"]}), print))
+    (warning,) = [finding for finding in found if finding.level == "warning"]
+    assert warning.message.startswith(
+        "scoring by inception-v3-compat could not be measured: its weights are not"
+    )
+    parts = [finding.values["part"] for finding in found if finding.values]
+    assert parts == ["training", "sweep", "scoring", "all"]
+
+
+def test_what_cannot_be_done_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*given: Any) -> measured.Outcome:
+        raise DiffctlError("a step of 1 images does not fit the memory")
+
+    monkeypatch.setattr(hours, "measured", short)
+    (finding,) = check_time(project_of(tmp_path), print)
+    assert finding == Finding("warning", "time", "not measured: a step of 1 images does not fit the memory")
+
+
+def run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["diffctl", "check", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    return int(end.value.code or 0), capsys.readouterr().out
+
+
+def test_the_command_measures_and_says_it_to_a_script(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out = run(capsys, monkeypatch, "--measure", "--json")
+    assert code == 0
+    found = [Finding(**finding) for finding in json.loads(out)]
+    (sweep,) = [one.values for one in found if one.values and one.values.get("part") == "sweep"]
+    assert sweep["by_axis"].keys() == {"steps", "eta"}
+    assert 0 < sweep["hours"]["least"] <= sweep["hours"]["median"] <= sweep["hours"]["most"]
+    code, out = run(capsys, monkeypatch, "--measure")
+    assert code == 0
+    assert ", measured before (" in out
+    assert not (project / "runs").exists()
+
+
+def test_what_would_fail_is_not_measured(
+    project: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_params(project, train={"batch_size": 4000})
+    code, out = run(capsys, monkeypatch, "--measure")
+    assert code == 1
+    assert "time: not measured" in out
+    assert not cache.exists()
