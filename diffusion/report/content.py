@@ -3,33 +3,37 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import yaml
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from diffusion.choice.certainty import interval_of
 from diffusion.choice.ranking import FEW_IMAGES
+from diffusion.choice.spaces import all_spaces
 from diffusion.config import Config
+from diffusion.images.meta import CellMeta
 from diffusion.images.pictures import png_bytes
 from diffusion.images.store import Images, ImageStore
 from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import Cell, line_name, order, spoken
 from diffusion.protocol.scores import ScoresDocument
 from diffusion.report import figures, samples, tables
+from diffusion.report.curve import Curve
+from diffusion.report.departures import departures_content
+from diffusion.report.found import found
+from diffusion.report.published import published_content
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a report is made of: `loss` maps a column of the training's CSV to its values."""
+    """What a report is made of; `curve` is the training's."""
 
     config: Config
     document: ScoresDocument
     cells: dict[Cell, ImageStore]
     train: ImageStore
     test: ImageStore
-    loss: dict[str, NDArray[np.float64]]
+    curve: Curve
 
     @property
     def spec(self) -> ExtractorSpec:
@@ -51,7 +55,7 @@ def draw(inputs: Inputs) -> dict[str, Figure]:
         "curve": _curve(inputs.document, spec.distance, names["distance"]),
         "kernel": _curve(inputs.document, spec.kernel_distance, names["kernel"]),
         "front": _front(inputs.document, spec.distance, names["distance"]),
-        "loss": figures.loss_curve(inputs.loss["step"], inputs.loss["loss"]),
+        "loss": figures.loss_curve(inputs.curve),
         "montage": figures.montage(tiles),
     }
 
@@ -60,13 +64,14 @@ def page_content(inputs: Inputs, drawn: dict[str, Figure]) -> dict[str, Any]:
     """The template's variables."""
     document, spec = inputs.document, inputs.spec
     names = tables.short_names(spec)
+    published = published_content(document)
     cards = [cell.card for cell in document.cells.values()]
     classes = inputs.best.meta.get("classes") or inputs.train.meta["classes"]
     spoken_of = {
         "curve": _spoken(document, spec.distance, names["distance"]),
         "kernel": _spoken(document, spec.kernel_distance, names["kernel"]),
         "front": _spoken(document, spec.distance, names["distance"], "network evaluations an image"),
-        "loss": _spoken_loss(inputs.loss),
+        "loss": _spoken_loss(inputs.curve),
     }
     return {
         "data": inputs.train.meta["name"],
@@ -74,11 +79,15 @@ def page_content(inputs: Inputs, drawn: dict[str, Figure]) -> dict[str, Any]:
         "names": names,
         "reference": document.reference,
         "small": next(iter(document.cells.values())).num_images < FEW_IMAGES,
+        "found": found(document, spec),
         "headline": tables.headline(document, spec),
         "scores": tables.score_table(document, spec),
         "confidence": f"{document.intervals.confidence:.0%}" if document.intervals else None,
         "budgets": tables.front_table(document, spec),
+        "spaces": _spaces(document),
         **{name: Markup(figures.as_svg(drawn[name], name, spoken)) for name, spoken in spoken_of.items()},
+        "published": published and {**published, "drawing": _published_svg(published)},
+        "departures": departures_content(inputs.config),
         "training": _training(inputs),
         "montage": _montage(inputs),
         "tile": samples.TILE,
@@ -89,6 +98,31 @@ def page_content(inputs: Inputs, drawn: dict[str, Figure]) -> dict[str, Any]:
         "protocol": tables.protocol_table(cards),
         "config": _yaml(inputs.config),
     }
+
+
+def _published_svg(published: dict[str, Any]) -> Markup:
+    spoken = f"The curve of the sweep and {len(published['rows'])} published figures"
+    return Markup(figures.as_svg(published["drawing"], "published", spoken))
+
+
+def _spaces(document: ScoresDocument) -> dict[str, Any] | None:
+    """The curve, the best cell and the distances in every feature space; None where there is but one."""
+    if not document.spaces:
+        return None
+    seen = all_spaces(document)
+    return {
+        "curves": [_curve_in(one, number) for number, one in enumerate(seen)],
+        "best": [tables.headline(one, one.spec) | {"extractor": one.extractor} for one in seen],
+        "table": tables.spaces_table(seen),
+    }
+
+
+def _curve_in(document: ScoresDocument, number: int) -> Markup:
+    """The distance in one space, drawn under its extractor's name."""
+    distance = document.spec.distance
+    label = f"{tables.short_names(document.spec)['distance']}, {document.extractor}"
+    figure = _curve(document, distance, label)
+    return Markup(figures.as_svg(figure, f"space{number}", _spoken(document, distance, label)))
 
 
 def _curve(document: ScoresDocument, metric: str, label: str) -> Figure:
@@ -147,16 +181,35 @@ def _montage(inputs: Inputs) -> dict[str, Any]:
 
 def _training(inputs: Inputs) -> list[tuple[str, str]]:
     """Name and value of what a reader asks about the training."""
-    train, loss = inputs.config.train, inputs.loss["loss"]
+    train, curve = inputs.config.train, inputs.curve
     return [
+        *_lineage(inputs),
         ("images", f"{len(inputs.train):,}"),
         ("steps", f"{train.steps:,}"),
         ("batch size", f"{train.batch_size:,}"),
-        ("learning rate", f"{train.lr:g}"),
+        ("learning rate", train.lr.spoken()),
         ("EMA decay", f"{train.ema_decay:g}"),
         ("loss", inputs.config.process.loss),
-        ("last loss (moving average)", f"{figures.moving_average(loss)[-1]:.4g}"),
+        ("last loss (moving average)", f"{figures.moving_average(curve.loss)[-1]:.4g}"),
+        *curve.facts(),
     ]
+
+
+def _lineage(inputs: Inputs) -> list[tuple[str, str]]:
+    """The models that the training comes from, and what of the nearest it keeps."""
+    start, lineage = inputs.config.train.start, CellMeta.model_validate(inputs.best.meta).lineage
+    rows = [
+        (
+            "before that" if place else "started from",
+            f"{one.sha256[:16]}: {one.step:,} steps of {one.data} ({one.digest[:16]})",
+        )
+        for place, one in enumerate(lineage)
+    ]
+    if start is not None and start.freeze:
+        rows.append(("frozen", ", ".join(start.freeze)))
+    if start is not None and start.lr_scale != 1:
+        rows.append(("rate of what was there", f"{start.lr_scale:g} of the learning rate"))
+    return rows
 
 
 def _yaml(config: Config) -> str:
@@ -182,6 +235,7 @@ def _spoken(
     return f"{label} over {cost}, between {low} and {high}"
 
 
-def _spoken_loss(loss: dict[str, NDArray[np.float64]]) -> str:
-    smooth = figures.moving_average(loss["loss"])
-    return f"Training loss over {loss['step'][-1]:.0f} steps, from {smooth[0]:.3g} to {smooth[-1]:.3g}"
+def _spoken_loss(curve: Curve) -> str:
+    smooth = figures.moving_average(curve.loss)
+    said = f"Training loss over {curve.steps[-1]:.0f} steps, from {smooth[0]:.3g} to {smooth[-1]:.3g}"
+    return said + "".join(f"; {label} {values[-1]:.3g}" for label, values in curve.lines().items())

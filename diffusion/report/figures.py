@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from numpy.typing import NDArray
 
 from diffusion.images.store import Images
+from diffusion.report.curve import Curve
 from diffusion.report.theme import LIGHT, LINES, MARKERS
 
 SIZE = (4.6, 3.2)  # inches: small, so that text stays readable where a phone shrinks the figure
@@ -50,6 +51,14 @@ class Point(NamedTuple):
     interval: tuple[float, float] | None = None
 
 
+class Mark(NamedTuple):
+    """A published score beside a curve, at what an image of it costs."""
+
+    x: int
+    value: float
+    is_comparable: bool
+
+
 class Offer(NamedTuple):
     """A cell by what an image costs and how good it is, and whether no other beats it in both."""
 
@@ -58,10 +67,17 @@ class Offer(NamedTuple):
     on_front: bool
 
 
-def score_curve(points: Sequence[Point], label: str, level: tuple[float, str] | None = None) -> Figure:
-    """A score over the number of steps, the lines in the order of the points.
+def score_curve(
+    points: Sequence[Point],
+    label: str,
+    level: tuple[float, str] | None = None,
+    x_label: str = "sampling steps",
+    marks: Sequence[Mark] = (),
+) -> Figure:
+    """A score over the number of steps, or what `x_label` says; the lines in the order of the points.
 
-    `level` is a horizontal line and its name.
+    `level` is a horizontal line and its name. `marks` are drawn beside the lines, hollow where they are not
+    comparable.
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes()
@@ -86,10 +102,24 @@ def score_curve(points: Sequence[Point], label: str, level: tuple[float, str] | 
                     alpha=0.12,
                     linewidth=0,
                 )
-        _steps_axis(axes, sorted({point.steps for point in points}))
-        _score_axis(axes, label, [point.value for point in points], level)
+        for comparable in sorted({mark.is_comparable for mark in marks}):
+            _draw_marks(axes, [mark for mark in marks if mark.is_comparable == comparable], comparable)
+        _steps_axis(axes, sorted({point.steps for point in points} | {mark.x for mark in marks}), x_label)
+        _score_axis(axes, label, [*(point.value for point in points), *(mark.value for mark in marks)], level)
         _legend(axes)
     return figure
+
+
+def _draw_marks(axes: Axes, marks: Sequence[Mark], comparable: bool) -> None:
+    axes.plot(
+        [mark.x for mark in marks],
+        [mark.value for mark in marks],
+        "*",
+        color=LIGHT["ink"],
+        markerfacecolor=LIGHT["ink"] if comparable else "none",
+        markersize=8,
+        label="published, comparable" if comparable else "published, not comparable",
+    )
 
 
 def front(offers: Sequence[Offer], label: str, level: tuple[float, str] | None = None) -> Figure:
@@ -111,19 +141,27 @@ def _coordinates(offers: Sequence[Offer]) -> tuple[list[int], list[float]]:
     return [offer.evaluations for offer in offers], [offer.value for offer in offers]
 
 
-def loss_curve(steps: NDArray[np.float64], loss: NDArray[np.float64], name: str = "loss") -> Figure:
-    """The training loss as logged (thin) and its moving average (thick), on a logarithmic axis."""
+def loss_curve(curve: Curve) -> Figure:
+    """The training loss as logged (thin) and its moving average (thick), the held-out losses with markers.
+
+    On a logarithmic axis where all are above 0.
+    """
+    steps, loss, heldout = curve.steps, curve.loss, curve.lines()
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes()
         colour = LIGHT[LINES[0]]
         axes.plot(steps, loss, color=colour, linewidth=0.8, alpha=0.4, label="as logged")
         axes.plot(steps, moving_average(loss), color=colour, linewidth=1.8, label="moving average")
-        finite = loss[np.isfinite(loss)]
+        for (label, values), line, marker in zip(heldout.items(), LINES[1:], MARKERS[1:], strict=False):
+            shown = axes.plot(curve.heldout_steps, values, color=LIGHT[line], marker=marker, label=label)
+            shown[0].set_markersize(4)
+        finite = np.concatenate([loss, *heldout.values()])
+        finite = finite[np.isfinite(finite)]
         if len(finite) and finite.min() > 0:
             _log_axis(axes)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_xlabel("training step")
-        axes.set_ylabel(name)
+        axes.set_ylabel("loss")
         _legend(axes)
     return figure
 

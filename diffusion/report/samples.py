@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.images.pictures import enlarge, grid, png_bytes
+from diffusion.images.pictures import png_bytes, sheet
 from diffusion.images.store import Images, ImageStore
 from diffusion.report.neighbours import nearest
 
 TILE = 10  # images of a cell in the montage: for ten classes that are asked in turn, one each
 TILE_COLUMNS = 5
-GAP = 2  # pixels
 PER_CLASS = 10
 CLASSES = 20  # rows at most
 NEIGHBOURS = 10  # samples shown with their nearest training image
@@ -21,11 +20,6 @@ COMPARED = 1000  # images at most whose nearest neighbours are looked up
 def data_uri(png: bytes) -> str:
     """The PNG inside the page."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-
-
-def sheet(images: Images, columns: int) -> Images:
-    """(N, H, W, C) → one enlarged picture (H', W', C) with thin white gaps, row by row."""
-    return grid(np.stack([enlarge(image, image.shape[0]) for image in images]), columns, GAP)
 
 
 def tile(store: ImageStore) -> Images:

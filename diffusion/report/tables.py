@@ -15,11 +15,12 @@ from diffusion.protocol.scoring import SHARES
 
 PROTOCOL = {
     "Samples": (
-        "num_images model_sha256 sampler steps eta noise spacing guidance clip ema precision classes seed"
+        "num_images model_sha256 sampler steps eta noise spacing guidance guidance_interval clip ema "
+        "precision classes seed"
     ),
     "Reference": (
         "data image_size reference_split reference_count reference_digest "
-        "heldout_split heldout_count heldout_digest"
+        "heldout_split heldout_count heldout_digest statistics_name statistics_sha256 statistics_source"
     ),
     "Scores": (
         "extractor weights_sha256 resize feature_dtype kid_subset_size kid_subsets is_splits subset_seed "
@@ -29,13 +30,13 @@ PROTOCOL = {
 }
 
 
-AXIS_NAMES = {"eta": "η", "guidance": "w"}
+AXIS_NAMES = {"eta": "η", "guidance": "w", "guidance_interval": "σ/α", "ema": "σ_rel"}
 
 
 def short_names(spec: ExtractorSpec) -> dict[str, str]:
     """How the page calls the distance, the kernel distance and the Inception score."""
     return {
-        "distance": "FID" if spec.is_inception else "FD",
+        "distance": {"fid": "FID", "sfid": "sFID"}.get(spec.distance, "FD"),
         "kernel": "KID" if spec.is_inception else "KD",
         "score": "IS",
     }
@@ -59,13 +60,17 @@ def number(value: float, places: int) -> str:
     return text.lstrip("-") if not text.strip("-0.,") else text.replace("-", "−")
 
 
-def score_table(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, Any]:
+def score_table(
+    document: ScoresDocument, spec: ExtractorSpec, *, distances_only: bool = False
+) -> dict[str, Any]:
     """Axes, columns and rows of text: held-out real images first, then the cells by steps.
 
     The best value of a column with intervals, those that are not told apart from it, and the row of the best
     cell are marked.
     """
     columns, cells = _columns(document, spec), document.cells
+    if distances_only:
+        columns = {name: heading for name, heading in columns.items() if name in (*spec.distances, "excess")}
     places = {column: _places(document, column) for column in columns}
     leaders = {column: _leader(cells, column) for column in columns}
     chosen, before = document.best.cell, None
@@ -93,6 +98,30 @@ def score_table(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, Any]
         "rows": rows,
         "tied": any(entry["tied"] for row in rows for entry in row["entries"]),
         "how": how_told(gap(cell, cells[chosen], spec.distance) for cell in cells.values()),
+    }
+
+
+def spaces_table(documents: Sequence[ScoresDocument]) -> dict[str, Any]:
+    """The distances of one sweep as several extractors see it, each a group of columns of one table.
+
+    A row has the entries of each group, and which groups have their best cell in it.
+    """
+    tables = [score_table(document, document.spec, distances_only=True) for document in documents]
+    rows = [
+        {
+            **beside[0],
+            "groups": [{"entries": row["entries"], "best": row.get("best", False)} for row in beside],
+        }
+        for beside in zip(*(table["rows"] for table in tables), strict=True)
+    ]
+    return {
+        "axes": tables[0]["axes"],
+        "groups": [
+            {"extractor": document.extractor, "columns": table["columns"], "how": table["how"]}
+            for document, table in zip(documents, tables, strict=True)
+        ],
+        "rows": rows,
+        "tied": any(table["tied"] for table in tables),
     }
 
 
@@ -139,6 +168,7 @@ def _columns(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, str]:
     columns = {
         spec.distance: names["distance"],
         "excess": "excess",
+        spec.published: f"{names['distance']}, published",
         spec.kernel_distance: names["kernel"],
         **({spec.gaussian_distance: "CMMD"} if spec.gaussian_distance else {}),
         **{spec.named(share): share for share in SHARES},

@@ -1,10 +1,6 @@
 """The `report` stage: one page without a network, and its figures as PNG for plots and artifacts."""
 
-import csv
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from diffusion.config import Config
 from diffusion.images.meta import PreparedMeta
@@ -14,9 +10,10 @@ from diffusion.protocol.cells import open_cells
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores import ScoresDocument, read_scores
 from diffusion.report.content import Inputs, draw, page_content
+from diffusion.report.curve import read_curve
 from diffusion.report.figures import as_png
 from diffusion.report.render import render
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.errors import DiffctlError
 from diffusion.system.files import atomic_folder
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -41,7 +38,7 @@ def write_report(
         cells,
         open_store(prepared / "train", PreparedMeta),
         open_store(prepared / "test", PreparedMeta),
-        _read_loss(loss_curve),
+        read_curve(loss_curve),
     )
     drawn = draw(inputs)
     page = render(TEMPLATE, **page_content(inputs, drawn))
@@ -50,23 +47,6 @@ def write_report(
         for name in PICTURES:
             (folder / f"{name}.png").write_bytes(as_png(drawn[name]))
     return out / "index.html"
-
-
-def _read_loss(path: Path) -> dict[str, NDArray[np.float64]]:
-    """The columns of the training's CSV by name, at least `step` and `loss`."""
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        columns = {name: np.array([float(row[name]) for row in rows]) for name in ("step", "loss")}
-    except FileNotFoundError:
-        raise UsageError(f"no loss curve at {path}: make it with `diffctl stage train`") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise DiffctlError(
-            f"{path} is not a loss curve ({error}): make it with `diffctl stage train`"
-        ) from None
-    if not rows:
-        raise DiffctlError(f"{path} holds no step: make it with `diffctl stage train`")
-    return columns
 
 
 def _refuse_other_samples(document: ScoresDocument, cells: dict[Cell, ImageStore]) -> None:

@@ -22,11 +22,13 @@ from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores import read_scores
 from diffusion.protocol.scoring import SHARES
 from diffusion.report import write_report
+from diffusion.report.curve import read_curve
 from diffusion.report.figures import Point, moving_average, score_curve
 from diffusion.report.neighbours import nearest
 from diffusion.report.tables import decimals, number, protocol_table, score_table
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json
+from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, WIDE
 from tests.helpers.digits_sweep import make_config, score_sweep, write_cell, write_prepared, write_sweep
 from tests.helpers.disks import make_room, memory_disk
 
@@ -298,6 +300,34 @@ def test_a_damaged_loss_curve_is_named(own, tmp_path, text):
         report((config, root), tmp_path / "report")
 
 
+def test_held_out_losses_stand_beside_the_trainings_own(own, tmp_path):
+    config, root = own
+    rows = ["step,loss,heldout_loss,heldout_mse,heldout_vlb,heldout_raw_loss,heldout_loss_q0,heldout_loss_q3"]
+    rows += [
+        "10,0.5,nan,nan,nan,nan,nan,nan",
+        "15,nan,0.4,0.3,0.1,0.45,0.9,0.1",
+        "20,0.3,nan,nan,nan,nan,nan,nan",
+    ]
+    rows += ["30,0.2,0.42,0.31,0.11,0.46,0.8,0.2"]
+    (root / "loss.csv").write_text("\n".join(rows) + "\n")
+    curve = read_curve(root / "loss.csv")
+    assert (curve.steps.tolist(), curve.loss.tolist()) == ([10, 20, 30], [0.5, 0.3, 0.2])
+    assert curve.heldout_steps.tolist() == [15, 30]
+    assert {label: values.tolist() for label, values in curve.lines().items()} == {
+        "held out, EMA": [0.4, 0.42],
+        "held out, raw weights": [0.45, 0.46],
+    }
+    assert curve.facts() == [
+        ("held-out loss, EMA", "0.42, least 0.4 after step 15"),
+        ("held-out loss, raw weights", "0.46"),
+        ("held-out mse and vlb, EMA", "0.31, 0.11"),
+        ("held-out loss by quarter of t, EMA", "0.8, 0.2"),
+    ]
+    page = report((config, root), tmp_path / "report").read_text()
+    assert "0.42, least 0.4 after step 15" in page
+    assert "; held out, EMA 0.42; held out, raw weights 0.46" in page
+
+
 def test_a_missing_cell_fails_the_report(own, tmp_path):
     config, root = own
     shutil.rmtree(root / "samples/steps50-eta1")
@@ -318,6 +348,7 @@ def test_scores_of_another_grid_or_of_other_samples_are_refused(own, tmp_path):
         report((config, root), tmp_path / "report")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error::UserWarning")  # matplotlib says so when names leave no room
 def test_a_richer_grid_has_a_line_and_a_column_for_its_axes(own, tmp_path):
     _, root = own
@@ -413,3 +444,55 @@ def test_a_disk_that_is_full_leaves_the_report_before(sweep, mount, tmp_path):
     report(sweep, out)
     assert "<html" in (out / "index.html").read_text()
     assert [path.name for path in disk.iterdir()] == ["report"]
+
+
+@pytest.mark.slow
+def test_two_feature_spaces_stand_side_by_side(own, tmp_path):
+    _, root = own
+    config = make_config(sweep={"steps": [5, 50], "eta": [0.0]}, evaluate={"also": ["effnet-lite0-96"]})
+    shutil.rmtree(root / "samples")
+    write_sweep(root / "samples", config)
+    make_reference(config.evaluate, root / "prepared", root / "reference")
+    document = score_sweep(config, root / "samples", root / "reference")
+    write_scores(document, root / "scores.json", root / "scores.csv")
+    text = report((config, root), tmp_path / "report").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert len(set(page.ids)) == len(page.ids)
+    assert text.count("<svg") == 6
+    table = text[text.index("<b>Table 2.") :]
+    table = table[: table.index("</table>")]
+    groups = re.findall(r'<th scope="colgroup" colspan="3">([^<]*)</th>', table)
+    assert groups == ["effnet-lite0-64", "effnet-lite0-96"]
+    assert re.findall(r'<th scope="col">([^<]*)</th>', table) == ["steps", "η", *["FD", "excess", "KD"] * 2]
+    rows = [re.findall(r"<td[^>]*>([^<]*)", row) for row in table.split("<tr")[3:]]
+    assert [len(row) for row in rows] == [6, 7, 7]
+    cell = document.cells["steps5-eta0"]
+    for place, scores in ((1, cell.scores), (4, cell.spaces["effnet-lite0-96"].scores)):
+        shown = float(re.sub(r"[^0-9.]", "", rows[1][place]))
+        assert shown == pytest.approx(next(v for k, v in scores.items() if k.startswith("fd_")), rel=1e-2)
+    assert table.count('class="best chosen"') + table.count('class=" chosen"') == 6
+    words = " ".join(" ".join(page.text).split()).replace("\xa0", " ")
+    assert "to effnet-lite0-64 (by KD), 50 steps, η = 0 to effnet-lite0-96 (by KD)." in words
+
+
+def test_it_begins_with_what_was_found_and_folds_what_is_long(page):
+    text = " ".join(" ".join(page.text).split()).replace("\xa0", " ")
+    assert text.index("Of 6 cells, 50 steps, η = 0 is the best by KD") < text.index("samples a cell against")
+    assert [attributes for tag, attributes in page.tags if tag == "details"] == [{}, {}]  # closed
+
+
+@pytest.mark.slow
+@NEEDS_CHROMIUM
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+def test_a_cell_of_the_montage_enlarges_and_the_page_fits(written, browser, size):
+    page = browser.new_page(viewport=size)
+    page.goto(written.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == size["width"]
+    cell = page.locator(".montage img").first
+    before = cell.bounding_box()["width"]
+    cell.focus()
+    assert cell.bounding_box()["width"] > 1.5 * before
+    page.keyboard.press("Tab")
+    assert cell.bounding_box()["width"] == before
+    page.close()

@@ -1,0 +1,82 @@
+"""Published figures of the same data set beside the sweep's own curve, with what keeps them apart."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure as Drawing
+
+from diffusion.papers.compare import Departure, departures, shared
+from diffusion.papers.paper import Figure, Paper, all_papers
+from diffusion.protocol.grid import line_name, order
+from diffusion.protocol.scores import CellScores, ScoresDocument
+from diffusion.report import figures, tables
+
+SAME_CURVE = ("steps", "eta")  # a figure of other steps is another point of a curve, not of another protocol
+COST = ("evaluations", "steps")  # the field that says what an image of a figure costs
+
+
+class Shown(NamedTuple):
+    """A published figure and what keeps it from being comparable with the cells: nothing where it is."""
+
+    paper: Paper
+    figure: Figure
+    departures: list[Departure]
+
+    @property
+    def cost(self) -> int | None:
+        """Network evaluations an image, None where the paper does not say."""
+        stated = self.paper.protocol_of(self.figure)
+        return next((int(stated[field]) for field in COST if stated.get(field)), None)
+
+
+def published_content(document: ScoresDocument) -> dict[str, Any] | None:
+    """The template's variables: a drawing and a table; None where no paper has a figure of these data."""
+    shown = list(figures_beside(document))
+    if not shown:
+        return None
+    alike = shared([one.departures for one in shown])
+    return {
+        "drawing": _drawing(document, document.spec.distance, shown),
+        "alike": ", ".join(map(str, alike)),
+        "rows": [_row(one, alike) for one in shown],
+    }
+
+
+def figures_beside(document: ScoresDocument) -> Iterator[Shown]:
+    """The figures of this data set's and this extractor's distance that come with the project.
+
+    Each is held against the cell whose protocol departs least; steps and η, by which a curve is told, aside.
+    """
+    cells, metric = list(document.cells.values()), document.spec.distance
+    for paper in all_papers():
+        for figure in paper.figures:
+            if figure.metric == metric and cells[0].card["data"] in paper.beside(figure):
+                yield Shown(paper, figure, _least(paper, figure, cells))
+
+
+def _least(paper: Paper, figure: Figure, cells: list[CellScores]) -> list[Departure]:
+    """The fewest departures of a cell; what images cost is aside, where it is the other axis."""
+    aside = (*SAME_CURVE, "evaluations")
+    return min((departures(paper, figure, cell.card, aside) for cell in cells), key=len)
+
+
+def _drawing(document: ScoresDocument, metric: str, shown: list[Shown]) -> Drawing:
+    cells = sorted(document.cells.values(), key=lambda cell: order(cell.axes))
+    points = [figures.Point(cell.evaluations, line_name(cell.axes), cell.scores[metric]) for cell in cells]
+    marks = [
+        figures.Mark(one.cost, one.figure.value, not one.departures) for one in shown if one.cost is not None
+    ]
+    label = tables.short_names(document.spec)["distance"]
+    return figures.score_curve(points, label, x_label="network evaluations an image", marks=marks)
+
+
+def _row(one: Shown, alike: list[Departure]) -> dict[str, str]:
+    """A line of the table; what all of them depart in is said once, beside it."""
+    own = ", ".join(str(departure) for departure in one.departures if departure not in alike)
+    return {
+        "name": one.figure.name,
+        "paper": f"{one.paper.source}, {one.figure.where}",
+        "cost": "" if one.cost is None else f"{one.cost:,}",
+        "value": f"{one.figure.value:g}",
+        "verdict": f"no: {own}" if own else "no" if alike else "yes",
+    }

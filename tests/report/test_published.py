@@ -1,0 +1,79 @@
+"""Published figures on the page: beside the sweep's curve, and told apart from what is comparable."""
+
+import pytest
+
+from diffusion.papers.paper import Paper
+from diffusion.report import published
+from diffusion.report.published import figures_beside, published_content
+from tests.helpers.scores_document import document
+from tests.report.test_report import Page, report, sweep  # noqa: F401 (a fixture)
+
+METRIC = "fd_effnet_lite0_64"
+
+
+def figure(name, value, **protocol):
+    return {"name": name, "where": "table 3", "metric": METRIC, "value": value, "protocol": protocol}
+
+
+def paper_of(*figures, **stated):
+    """A paper on the digits."""
+    return Paper(title="P", source="arXiv 1", protocol={"data": "digits", **stated}, figures=list(figures))
+
+
+def shipped(monkeypatch, *papers):
+    monkeypatch.setattr(published, "all_papers", lambda: papers)
+
+
+def test_a_sweep_that_no_paper_has_figures_of_has_none():
+    assert published_content(document()) is None
+
+
+def test_figures_of_other_data_and_of_other_scores_are_left_out(monkeypatch):
+    other = {**figure("kd", 1.0, steps=5), "metric": "kd_effnet_lite0_64"}
+    elsewhere = figure("elsewhere", 1.0, data="cifar10", steps=5)
+    meant = {**figure("meant", 1.0, data="cifar10", steps=5), "beside": ["digits"]}
+    shipped(monkeypatch, paper_of(other, elsewhere, meant, figure("same", 2.0, steps=5)))
+    assert [one.figure.name for one in figures_beside(document())] == ["meant", "same"]
+
+
+def test_steps_and_eta_tell_points_of_a_curve_and_all_else_keeps_a_figure_apart(monkeypatch):
+    rows = [figure("a", 9.0, steps=7, eta=0.3), figure("b", 9.0, steps=5, spacing="quadratic")]
+    shipped(monkeypatch, paper_of(*rows, num_images=500))
+    found = published_content(document())
+    assert [row["verdict"] for row in found["rows"]] == ["yes", "no: spacing quadratic (here uniform)"]
+    assert found["alike"] == ""
+    (axes,) = found["drawing"].axes
+    marks = [line for line in axes.lines if line.get_marker() == "*"]
+    assert {line.get_label(): list(line.get_xdata()) for line in marks} == {
+        "published, not comparable": [5],
+        "published, comparable": [7],
+    }
+    assert axes.get_xlim()[1] > 10
+
+
+def test_what_keeps_all_of_them_apart_is_said_once(monkeypatch):
+    shipped(monkeypatch, paper_of(figure("a", 9.0, steps=7), figure("b", 8.0), num_images=50_000))
+    found = published_content(document())
+    assert found["alike"] == "num_images 50,000 (here 500)"
+    assert [row["verdict"] for row in found["rows"]] == ["no", "no"]
+    assert [row["cost"] for row in found["rows"]] == ["7", ""]
+
+
+@pytest.mark.parametrize("data", ["cifar10", "imagenet64", "imagenet"])
+def test_the_papers_that_come_along_stand_beside_their_data(data, monkeypatch):
+    scores = document(data=data)
+    found = [
+        (paper, one) for paper in published.all_papers() for one in paper.figures if data in paper.beside(one)
+    ]
+    assert len(found) == {"cifar10": 29, "imagenet64": 4, "imagenet": 4}[data]
+    assert published_content(scores) is None  # the digits' extractor gives no FID
+
+
+def test_the_page_shows_them(sweep, tmp_path, monkeypatch):  # noqa: F811
+    shipped(monkeypatch, paper_of(figure("a paper's model", 900.0, steps=20), num_images=50_000))
+    text = report(sweep, tmp_path / "report").read_text(encoding="utf-8")
+    page = Page(text)
+    assert not page.open
+    assert "a paper&#39;s model" in text
+    assert "None is: the papers have num_images 50,000 (here 60)." in text
+    assert "published figures" in text
