@@ -1,0 +1,50 @@
+// Small things that all parts of the page do.
+
+export const $ = (selector, within = document) => within.querySelector(selector);
+
+export function element(name, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+
+export const source = (base64) => `data:image/png;base64,${base64}`;
+
+export const seconds = (value) => (value < 9.95 ? value.toFixed(2) : value.toFixed(0)) + " s";
+
+export function options(select, values, wanted) {
+  select.replaceChildren(...values.map(([value, text]) => element("option", { value, textContent: text })));
+  if (wanted !== undefined) select.value = wanted;
+}
+
+/** Runs one piece of work at a time in a panel: its buttons, what it says, and what goes wrong. */
+export function worker(panel, begin) {
+  const [go, stop] = [$(".main", panel), $(".stop", panel)];
+  const [said, wrong] = [$(".said", panel), $(".wrong", panel)];
+  let abort = null;
+  stop.addEventListener("click", () => abort?.abort());
+  return async (...given) => {
+    abort?.abort();
+    const mine = (abort = new AbortController());
+    wrong.hidden = true;
+    said.textContent = "";
+    stop.disabled = false;
+    go.disabled = true;
+    try {
+      await begin((text) => { if (abort === mine) said.textContent = text; }, mine.signal, ...given);
+    } catch (error) {
+      if (error.name === "AbortError") {
+        if (abort === mine) said.textContent = "stopped";
+      } else if (abort === mine) {
+        wrong.textContent = error.message;
+        wrong.hidden = false;
+        said.textContent = "";
+      }
+    } finally {
+      if (abort === mine) {
+        stop.disabled = true;
+        go.disabled = false;
+      }
+    }
+  };
+}

@@ -1,0 +1,45 @@
+// The page: asks which model answers, offers what it allows, and joins the parts.
+
+import { ask } from "./ask.js";
+import * as between from "./between.js";
+import * as compare from "./compare.js";
+import { show } from "./cost.js";
+import { $ } from "./elements.js";
+import { make } from "./make.js";
+import { choose, begin as tabs } from "./tabs.js";
+import { knownChoices, offer, onSubmit } from "./settings.js";
+import * as versions from "./versions.js";
+
+async function about() {
+  const [{ models }, choices] = await Promise.all([ask("/v1/models"), ask("/playground/choices")]);
+  const model = models[0];
+  offer(model, choices);
+  between.offer(choices);
+  show(choices.cost, null);
+  $("#make .images").replaceChildren();
+  $("#compare .cells").replaceChildren();
+  const { card, model: name } = model;
+  const { image_size: size, in_channels: channels } = card.network;
+  const version = name.version === null ? "" : ` version ${name.version}`;
+  $("#about").textContent = `${name.name}${version}: ${card.data.name}, ${size} × ${size} × ${channels}, ` +
+    `${card.data.classes.length || "no"} classes, trained for ${card.step.toLocaleString("en")} steps.`;
+}
+
+async function begin() {
+  tabs();
+  compare.begin();
+  between.begin();
+  try {
+    await about();
+  } catch (error) {
+    $("#about").textContent = error.message;
+    return;
+  }
+  onSubmit(() => {
+    choose($("#tab-make"));
+    make((made) => show(knownChoices().cost, made));
+  });
+  await versions.begin(about);
+}
+
+begin();

@@ -1,0 +1,20 @@
+"""What schemathesis makes of the OpenAPI: `python -m benchmarks.serving_input` sends 10,000 of it."""
+
+import pytest
+
+from benchmarks.serving_input import attack
+from diffusion.layout import MODEL
+from tests.helpers.served import ServerProcess, small_model
+
+
+@pytest.mark.slow
+def test_no_request_gets_more_than_the_openapi_tells(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_model(MODEL)
+    server = ServerProcess(tmp_path, "--max-steps", "20")
+    try:
+        assert attack(server.url, 40) > 100
+        assert server.stop() == 0
+        assert server.log.read_text() == ""
+    finally:
+        server.kill()

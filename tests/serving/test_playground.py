@@ -1,0 +1,238 @@
+"""What the playground's page asks for: choices, versions, and images between two."""
+
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from starlette.testclient import TestClient
+
+from diffusion.analysis.inversion import interpolate
+from diffusion.images.pictures import png_bytes
+from diffusion.images.pixels import to_nhwc
+from diffusion.images.store import write_store
+from diffusion.model.model_file import load_model
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.asked import class_condition, condition_of
+from diffusion.sample.generate import generate
+from diffusion.system.errors import DiffctlError, UsageError
+from serving.app import create_app
+from serving.playground.page import STATIC
+from serving.playground.router import playground
+from serving.playground.versions import Choosable
+from serving.published import Fixed
+from serving.service import Service
+from tests.helpers.networks import spec_of
+from tests.helpers.raw_data import random_images
+from tests.helpers.served import CPU, ServeConfig, published, small_model
+from tests.serving.test_app import HERE, events_of, offline, pixels
+
+CLASSES = [f"class{i}" for i in range(10)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A model's file, and a store of real images of its size."""
+    folder = tmp_path_factory.mktemp("playground")
+    images = random_images(0, 6, 8, 1)
+    write_store(folder / "store", images, np.arange(6), {"classes": CLASSES})
+    return small_model(folder / "m.safetensors"), folder / "store", images
+
+
+def client_of(first, store, source=None):
+    source = source or Choosable(Fixed(first))
+    service = Service(source, CPU, ServeConfig())
+    return TestClient(create_app(service, None, playground(service, source, store)), HERE)
+
+
+@pytest.fixture
+def client(place):
+    with client_of(published(place[0]), place[1]) as client:
+        yield client
+
+
+def between(client, **asked):
+    answer = client.post("/playground/between", json=asked)
+    assert answer.status_code == 200, answer.text
+    return events_of(answer.text)
+
+
+def refused(client, **asked):
+    answer = client.post("/playground/between", json=asked)
+    assert answer.status_code == 422, answer.text
+    return answer.json()["detail"]
+
+
+def test_the_ends_between_two_seeds_are_the_images_of_these_seeds(client, place):
+    asked = {
+        "seeds": [3, 4],
+        "frames": 5,
+        "steps": 6,
+        "class": 2,
+        "indices": [7],
+        "guidance": 1.5,
+        "every": 2,
+    }
+    events = between(client, **asked)
+    assert [name for name, _ in events] == ["step", "step", "images"]
+    frames = pixels(events[-1][1])
+    assert frames.shape == (5, 8, 8)
+    assert events[-1][1]["settings"]["eta"] == 0  # the best cell has 1
+    for frame, seed in [(0, 3), (4, 4)]:
+        settings = SampleSettings(steps=6, seed=seed, guidance=1.5)
+        wanted = offline(place[0], settings, [7], "2")[0, ..., 0].astype(int)
+        assert np.abs(frames[frame] - wanted).max() <= 1
+
+
+def test_real_images_go_the_way_that_interpolate_goes(client, place):
+    model, _, images = place
+    picture = base64.b64encode(png_bytes(images[5])).decode()
+    events = between(client, images=[2, picture], frames=4, steps=10, guidance=2.0, sampler="dpm-solver++")
+    loaded = load_model(model)
+    condition = condition_of(loaded.artefact, torch.full((2,), spec_of().num_classes), 2)
+    wanted = interpolate(loaded, SampleSettings(steps=10), images[[2, 5]], condition, 4)
+    frames = pixels(events[-1][1])
+    assert np.abs(frames - to_nhwc(wanted)[..., 0].astype(int)).max() <= 1
+
+
+def test_what_lies_between_is_of_the_class_that_is_asked_for(client, place):
+    model, _, images = place
+    events = between(client, images=[0, 1], frames=3, steps=4, **{"class": "class7"})
+    loaded = load_model(model)
+    condition = class_condition(loaded.artefact, "class7", 2)
+    wanted = interpolate(loaded, SampleSettings(steps=4), images[[0, 1]], condition, 3)
+    assert np.abs(pixels(events[-1][1]) - to_nhwc(wanted)[..., 0].astype(int)).max() <= 1
+
+
+def test_what_does_not_fit_between_two_is_a_sentence(client):
+    assert "give two seeds or two images" in refused(client)
+    assert "give two seeds or two images" in refused(client, seeds=[0, 1], images=[0, 1])
+    assert "frames: Input should be greater than or equal to 2" in refused(client, seeds=[0, 1], frames=1)
+    assert refused(client, seeds=[0, 1], frames=65) == "65 images are too many at once: ask for 64 at most"
+    assert refused(client, images=[0, 6]).endswith("store: give 0 to 5")
+    assert refused(client, images=["%", 0]) == "the first picture is not in base64"
+    broken = base64.b64encode(b"no image").decode()
+    assert refused(client, images=[0, broken]).startswith("the second picture is not an image that can be")
+    large = base64.b64encode(png_bytes(random_images(0, 1, 9, 1)[0])).decode()
+    assert refused(client, images=[0, large]) == "the second picture has 9×9 pixels: the model takes 8×8"
+    assert "101 sampling steps do not fit" in refused(client, seeds=[0, 1], steps=101)
+
+
+def test_choices_are_what_the_model_allows(client, place):
+    choices = client.get("/playground/choices").json()
+    assert choices["samplers"] == [
+        {"name": "ddim", "stochastic": True}, {"name": "dpm-solver++", "stochastic": False},
+    ]  # fmt: skip
+    assert choices["guidance"] is True
+    assert choices["store"] == {"images": 6, "why": None}
+    cost = choices["cost"]
+    assert (cost["metric"], cost["num_images"]) == ("fd_effnet_lite0_64", 500)
+    points = [(one["cell"], one["evaluations"], one["distance"], one["low"]) for one in cost["points"]]
+    assert points == [("steps4-eta0", 4, 300.0, None), ("steps8-eta1", 8, 200.0, None)]
+    assert all(one["on_front"] and "seed" not in one["settings"] for one in cost["points"])
+    shown = Image.open(io.BytesIO(client.get("/playground/images/3").content))
+    assert np.array_equal(np.asarray(shown), place[2][3, ..., 0])
+    assert client.get("/playground/images/6").status_code == 404
+
+
+def test_an_answer_names_the_cell_that_it_is_of(client):
+    """By its settings without the seed, which the page compares."""
+    answer = client.post("/v1/images", json={"seed": 9}).json()
+    settings = {key: value for key, value in answer["settings"].items() if key != "seed"}
+    best = client.get("/playground/choices").json()["cost"]["points"][1]
+    assert settings == best["settings"]
+    assert answer["evaluations"] == best["evaluations"] == 8
+
+
+def test_without_data_and_scores_the_rest_is_there(place, tmp_path):
+    with client_of(published(place[0], None, scored=False), tmp_path / "none") as client:
+        choices = client.get("/playground/choices").json()
+        assert choices["cost"] is None
+        assert choices["store"]["images"] == 0
+        assert "no images in" in choices["store"]["why"]
+        assert "no images in" in refused(client, images=[0, 1])
+        assert len(pixels(between(client, seeds=[0, 1], steps=2, frames=2)[-1][1])) == 2
+
+
+def test_the_page_asks_nobody_but_this_server(client):
+    page = client.get("/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")}
+    for name, text in scripts.items():
+        answer = client.get(f"/playground/{name}")
+        assert answer.headers["content-type"] == "text/javascript; charset=utf-8"
+        assert answer.text == text
+        assert set(re.findall(r'from "\./(.+?)"', text)) <= set(scripts)
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", page.text + "".join(scripts.values()))
+    for name in ("none.js", "..%2fpage.js", "page.py"):
+        assert client.get(f"/playground/{name}").status_code == 404
+    assert client.get("/", headers={"Host": "elsewhere.example"}).status_code == 421
+
+
+class Versions:
+    """Versions by number, as the registry would give them."""
+
+    def __init__(self, monkeypatch, files):
+        monkeypatch.setattr("tracking.registered.fetch_whole_version", self.fetch)
+        self.files = files
+
+    def fetch(self, name, number):
+        from tracking.registered import WholeVersion
+
+        if number not in self.files:
+            raise UsageError(f"{name} has no version {number}")
+        if self.files[number] is None:
+            raise DiffctlError(f"the file of version {number} is another one than was registered")
+        return WholeVersion(self.files[number], published(self.files[number]).scores)
+
+
+def test_another_version_answers_once_it_is_chosen(place, tmp_path, monkeypatch):
+    Versions(monkeypatch, {2: small_model(tmp_path / "2.safetensors", seed=2), 3: None})
+    with client_of(published(place[0], None), place[1]) as client:
+        first = client.get("/v1/models").json()["models"][0]["model"]
+
+        def choose(version):
+            return client.post("/playground/version", json={"version": version})
+
+        assert choose(2).json() == {"name": "diffctl-test"}
+        second = client.get("/v1/models").json()["models"][0]["model"]
+        assert (second["name"], second["version"]) == ("diffctl-test", 2)
+        assert second["sha256"] != first["sha256"]
+        assert choose(4).json() == {"detail": "diffctl-test has no version 4"}
+        assert choose(3).status_code == 503
+        assert client.get("/v1/models").json()["models"][0]["model"] == second
+        assert choose(None).status_code == 200
+        assert client.get("/v1/models").json()["models"][0]["model"] == first
+        assert choose(0).status_code == 422
+
+
+def test_the_image_is_the_one_of_the_same_seed_alone(client, place):
+    asked = {"num": 2, "seed": 3, "steps": 5, "eta": 1.0, "every": 1}
+    made = events_of(client.post("/v1/images/events", json=asked).text)[-1][1]
+    settings = SampleSettings(steps=5, eta=1.0, seed=3)
+    loaded = load_model(place[0])
+    condition = condition_of(loaded.artefact, torch.tensor([1]), 1)
+    alone = to_nhwc(generate(loaded, settings, [1], condition, CPU))[0, ..., 0].astype(int)
+    assert np.abs(pixels(made)[1] - alone).max() <= 1
+
+
+def test_the_cost_of_an_interval_is_told_before_anything_is_made(client):
+    def told(**asked):
+        return client.post("/playground/guided", json={"steps": 10, "eta": 0, **asked})
+
+    full = told(guidance=2).json()
+    assert (full["evaluations"], full["everywhere"], full["questions"], full["guided"]) == (20, 20, 10, 10)
+    limited = {"guidance": 2, "guidance_interval": [0.3, 4]}
+    some = told(**limited).json()
+    assert 0 < some["guided"] < 10
+    assert some["evaluations"] == 10 + some["guided"]
+    made = client.post("/v1/images", json={"steps": 10, "eta": 0, **limited}).json()
+    assert made["evaluations"] == some["evaluations"]
+    assert some["lowest"] < 0.3 < 4 < some["highest"]
+    none = told(guidance=0).json()
+    assert (none["evaluations"], none["guided"]) == (10, 0)
+    assert "101 sampling steps do not fit" in told(steps=101).json()["detail"]

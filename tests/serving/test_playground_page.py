@@ -1,0 +1,320 @@
+"""The playground in a browser: what a person sees and does there, and that it asks nobody else."""
+
+import base64
+import io
+import json
+import signal
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion.images.store import write_store
+from diffusion.layout import MODEL, PREPARED, SCORES
+from diffusion.protocol.scores import write_document
+from diffusion.protocol.settings import SampleSettings
+from tests.conftest import write_params
+from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, WIDE
+from tests.helpers.mlflow_server import empty_database
+from tests.helpers.raw_data import random_images
+from tests.helpers.served import ServerProcess, scores_of, small_model, trained
+from tests.serving.test_app import offline
+from tracking.registry import register
+
+pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
+CLASSES = [f"class{i}" for i in range(10)]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A project with a model, its scores and real images."""
+    folder = tmp_path_factory.mktemp("project")
+    write_document(folder / SCORES, scores_of(small_model(folder / MODEL)))
+    write_store(folder / PREPARED / "test", random_images(0, 6, 8, 1), np.arange(6), {"classes": CLASSES})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(here):
+    server = ServerProcess(here, name="playground")
+    yield server
+    server.kill()
+
+
+@pytest.fixture(params=[WIDE, PHONE], ids=["wide", "phone"])
+def page(browser, server, request):
+    with browser.new_context(viewport=request.param, accept_downloads=True) as context:
+        yield opened(context, server)
+
+
+@pytest.fixture
+def wide(browser, server):
+    with browser.new_context(viewport=WIDE, accept_downloads=True) as context:
+        yield opened(context, server)
+
+
+def opened(context, server):
+    """The page, ready; whatever asks another address, and whatever fails, ends the test."""
+    from playwright.sync_api import expect
+
+    page = context.new_page()
+    page.faults = []
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    page.on("request", lambda request: foreign(page, request.url))
+    page.goto(server.url)
+    expect(page.locator("#about")).to_contain_text("10 classes")
+    return page
+
+
+def foreign(page, url):
+    if urlsplit(url).scheme not in ("data", "blob") and urlsplit(url).hostname != "127.0.0.1":
+        page.faults.append(url)
+
+
+def says(page, where, text):
+    from playwright.sync_api import expect
+
+    expect(page.locator(where)).to_contain_text(text, timeout=60_000)
+
+
+def pixels_of(image):
+    source = image.get_attribute("src").partition(",")[2]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source))), dtype=int)
+
+
+def fits(page):
+    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_images_form_and_are_saved_with_their_settings(page, here, tmp_path):
+    page.fill("#settings [name=num]", "3")
+    page.fill("#settings [name=seed]", "5")
+    page.fill("#settings [name=steps]", "6")
+    page.fill("#settings [name=eta]", "0.5")
+    page.press("#settings [name=eta]", "Enter")
+    says(page, "#make .said", "3 in ")
+    images = page.locator("#make li img")
+    settings = SampleSettings(steps=6, eta=0.5, seed=5)
+    wanted = offline(here / MODEL, settings, range(3))[..., 0].astype(int)
+    shown = np.stack([pixels_of(images.nth(i)) for i in range(3)])
+    assert np.abs(shown - wanted).max() <= 1
+    with page.expect_download() as download:
+        page.locator("#make li a").nth(2).press("Enter")
+    assert download.value.suggested_filename == "test-seed5-2-steps6-eta0.5.png"
+    download.value.save_as(tmp_path / "saved.png")
+    with Image.open(tmp_path / "saved.png") as saved:
+        said = json.loads(saved.text["diffctl"])
+        assert np.array_equal(np.asarray(saved, dtype=int), shown[2])
+    assert SampleSettings(**said["settings"]) == settings
+    assert (said["index"], said["class"]) == (2, "class2")
+    assert fits(page)
+    assert page.faults == []
+
+
+def test_guidance_within_an_interval_costs_less_and_is_moved_by_keys(page, here):
+    low, high = (page.locator(f"#settings [name={end}]") for end in ("low", "high"))
+    assert low.is_disabled()
+    assert high.is_disabled()
+    for field, value in (("num", "1"), ("steps", "10"), ("eta", "0"), ("guidance", "2")):
+        page.fill(f"#settings [name={field}]", value)
+    says(page, "#interval-said", "guided at 10 of 10 questions: 20 network evaluations an image")
+    for _ in range(40):
+        high.press("ArrowLeft")
+    for _ in range(30):
+        low.press("ArrowRight")
+    assert page.locator("#interval-ends").text_content() == "0.32 < σ/α ≤ 1"
+    assert low.get_attribute("aria-valuetext") == "above σ/α 0.32"
+    says(page, "#interval-said", "instead of 20")
+    low.press("End")  # no further than one below the other
+    assert (low.input_value(), high.input_value()) == ("39", "40")
+    low.press("Home")
+    assert page.locator("#interval-ends").text_content() == "0 < σ/α ≤ 1"
+    page.click("#make .main")
+    says(page, "#make .said", "1 in ")
+    chosen = SampleSettings(steps=10, guidance=2.0, guidance_interval=(0.0, 1.0))
+    shown = pixels_of(page.locator("#make li img").first)
+    assert np.abs(shown - offline(here / MODEL, chosen, [0])[0, ..., 0].astype(int)).max() <= 1
+    high.press("End")
+    assert page.locator("#interval-ends").text_content() == "everywhere"
+    says(page, "#interval-said", "20 network evaluations an image")
+    page.fill("#settings [name=guidance]", "0")
+    assert low.is_disabled()
+    assert fits(page)
+    assert page.faults == []
+
+
+def test_both_ends_of_the_interval_can_be_taken_with_the_mouse(wide):
+    wide.fill("#settings [name=guidance]", "2")
+    box = wide.locator("#settings .ends").bounding_box()
+    middle = box["y"] + box["height"] / 2
+    for start, end in ((box["x"] + 8, 0.25), (box["x"] + box["width"] - 8, 0.75)):
+        wide.mouse.move(start, middle)
+        wide.mouse.down()
+        wide.mouse.move(box["x"] + end * box["width"], middle, steps=4)
+        wide.mouse.up()
+    low, high = (int(wide.locator(f"#settings [name={end}]").input_value()) for end in ("low", "high"))
+    assert abs(low - 20) <= 3
+    assert abs(high - 60) <= 3
+
+
+def test_what_the_model_takes_the_images_for_is_shown_on_the_way(wide):
+    wide.evaluate("""() => {
+        window.seen = [];
+        new MutationObserver((all) => all.forEach(({ target }) => window.seen.push(target.alt)))
+            .observe(document.querySelector("#make .images"), { subtree: true, attributeFilter: ["alt"] });
+    }""")
+    wide.fill("#settings [name=num]", "1")
+    wide.fill("#settings [name=steps]", "8")
+    wide.click("#make .main")
+    says(wide, "#make .said", "1 in ")
+    assert "Image 0 after step 4" in wide.evaluate("window.seen")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("steps", "101", "Steps: "),
+        ("seed", "", "Seed: "),
+        ("eta", "50", "eta 50.0 does not fit 8 steps"),
+        ("guidance", "1001", "guidance: Input should be less than or equal to 1000"),
+    ],
+)
+def test_a_wrong_setting_is_a_sentence_in_the_page(wide, field, value, sentence):
+    wide.fill(f"#settings [name={field}]", value)
+    wide.click("#make .main")
+    says(wide, "#make .wrong", sentence)
+    assert wide.locator("#make .wrong").is_visible()
+    assert wide.faults == []
+    wide.fill(f"#settings [name={field}]", "1" if field != "steps" else "2")
+    wide.click("#make .main")
+    says(wide, "#make .said", "10 in ")
+    assert not wide.locator("#make .wrong").is_visible()
+
+
+def test_the_same_images_by_other_steps_and_eta_lie_beside_each_other(page, here):
+    page.click("#tab-compare")
+    page.fill("#compare [name=steps]", "2, 4")
+    page.fill("#compare [name=etas]", "0, 1, 50")
+    page.fill("#compare [name=num]", "2")
+    page.click("#compare .main")
+    says(page, "#compare .said", "6 of 6 cells")
+    rows = page.locator("#compare tbody tr")
+    shown = rows.nth(1).locator("td").nth(1).locator("img")
+    wanted = offline(here / MODEL, SampleSettings(steps=4, eta=1.0), range(2))[..., 0].astype(int)
+    assert np.abs(np.stack([pixels_of(shown.nth(i)) for i in range(2)]) - wanted).max() <= 1
+    assert "4 evaluations" in rows.nth(0).locator("td").nth(1).text_content()
+    assert "eta 50.0 does not fit 2 steps" in rows.nth(2).locator("td").nth(0).text_content()
+    assert fits(page)
+    page.select_option("#settings [name=sampler]", "dpm-solver++")
+    page.click("#compare .main")
+    says(page, "#compare .said", "2 of 2 cells")
+    page.fill("#compare [name=steps]", "2, x")
+    page.click("#compare .main")
+    says(page, "#compare .wrong", "Steps: give numbers with commas between them (got 2, x)")
+    assert page.faults == []
+
+
+def test_one_drags_from_one_image_to_another(page, here, tmp_path):
+    page.fill("#settings [name=steps]", "4")
+    page.click("#tab-between")
+    page.fill("#between [name=frames]", "5")
+    page.click("#between .main")
+    says(page, "#between .said", "5 images in")
+    slider, at = page.locator("#between [type=range]"), page.locator("#between .at")
+    slider.press("Home")
+    wanted = offline(here / MODEL, SampleSettings(steps=4), [0])[0, ..., 0].astype(int)
+    assert np.abs(pixels_of(at) - wanted).max() <= 1
+    slider.press("ArrowRight")
+    assert page.locator("#between .where").text_content() == "25 %"
+    assert not np.array_equal(pixels_of(at), wanted)
+    page.select_option("#between [name=kind]", "numbers")
+    page.fill("#between [name=number1]", "4")
+    page.click("#between .main")
+    says(page, "#between .said", "5 images in")
+    assert page.locator("#between .real").nth(1).get_attribute("src") == "/playground/images/4"
+    page.select_option("#between [name=kind]", "files")
+    page.click("#between .main")
+    says(page, "#between .wrong", "choose the first file")
+    for number, size in enumerate([(40, 30), (8, 8)]):
+        Image.new("RGB", size, (250, 10, 10)).save(tmp_path / f"{number}.png")
+        page.set_input_files(f"#between [name=file{number}]", tmp_path / f"{number}.png")
+    page.click("#between .main")
+    says(page, "#between .said", "5 images in")
+    assert fits(page)
+    assert page.faults == []
+
+
+def test_the_setting_stands_on_the_curve_of_what_quality_costs(page):
+    page.click("#tab-cost")
+    says(page, "#cost .finding", "Make images: their setting is marked here")
+    assert page.locator("#cost circle").count() == 2
+    page.click("#tab-make")
+    page.click("#make .main")
+    says(page, "#make .said", "10 in ")
+    page.click("#tab-cost")
+    says(page, "#cost .finding", "8 network evaluations an image")
+    says(page, "#cost .finding", "steps8-eta1 of the sweep, fd_effnet_lite0_64 200.")
+    assert page.locator("#cost circle.chosen").count() == 1
+    page.fill("#settings [name=guidance]", "2")
+    page.press("#settings [name=guidance]", "Enter")
+    says(page, "#make .said", "10 in ")
+    page.click("#tab-cost")
+    says(page, "#cost .finding", "16 network evaluations an image")
+    says(page, "#cost .finding", "The sweep has no cell of these settings")
+    assert fits(page)
+    assert page.faults == []
+
+
+def test_a_keyboard_reaches_everything(wide):
+    wide.focus("#tab-make")
+    for key, panel in [
+        ("ArrowRight", "compare"), ("End", "cost"), ("ArrowRight", "make"), ("ArrowLeft", "cost"),
+        ("Home", "make"),
+    ]:  # fmt: skip
+        wide.keyboard.press(key)
+        assert wide.evaluate("document.activeElement.id") == f"tab-{panel}"
+        assert wide.locator("[role=tabpanel]:visible").get_attribute("id") == panel
+    wide.focus("#settings [name=class]")
+    reached = set()
+    for _ in range(20):
+        reached.add(wide.evaluate("document.activeElement.name || document.activeElement.id"))
+        wide.keyboard.press("Tab")
+    wanted = {"class", "num", "seed", "steps", "eta", "sampler", "spacing", "noise", "guidance", "clip"}
+    assert reached >= wanted | {"tab-make"}
+
+
+def test_what_is_being_made_can_be_stopped(wide):
+    wide.fill("#settings [name=num]", "64")
+    wide.fill("#settings [name=steps]", "100")
+    wide.click("#make .main")
+    wide.click("#make .stop")
+    says(wide, "#make .said", "stopped")
+    wide.fill("#settings [name=num]", "1")
+    wide.fill("#settings [name=steps]", "2")
+    wide.click("#make .main")
+    says(wide, "#make .said", "1 in ")
+
+
+def test_a_registered_version_is_chosen_in_the_page(browser, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    write_params(tmp_path)
+    empty_database(tmp_path / "mlflow.db")
+    for seed, kernel in [(1, 0.1), (2, 0.2)]:
+        trained(seed, kernel)
+        register()
+    server = ServerProcess(tmp_path, "--champion", name="playground")
+    try:
+        with browser.new_context(viewport=WIDE) as context:
+            page = opened(context, server)
+            says(page, "#version", "diffctl-digits version 1, champion")
+            page.select_option("#version", "2")
+            says(page, "#about", "version 2")
+            page.click("#make .main")
+            says(page, "#make .said", "10 in ")
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) == 0
+        assert server.log.read_text().endswith("version 2 serves now\n")
+    finally:
+        server.kill()

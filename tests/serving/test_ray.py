@@ -1,0 +1,260 @@
+"""`diffctl serve --ray`: the same server as replicas on a Ray of its own, of which nothing is left."""
+
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from diffusion.images.pixels import to_nhwc
+from diffusion.layout import MODEL
+from diffusion.model.model_file import load_model
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.asked import mixed_condition
+from diffusion.sample.generate import generate
+from diffusion.system.errors import UsageError
+from tests.conftest import diffctl, write_params
+from tests.helpers.mlflow_server import empty_database
+from tests.helpers.served import CPU, ServerProcess, small_model, trained
+from tests.helpers.waiting import wait_until
+from tracking.promotion import Hand, promote_version
+from tracking.registry import register
+from tracking.store import connect
+
+pytest.importorskip("ray")
+
+from serving.on_ray import read_replicas
+
+NAME = "diffctl-digits"
+
+
+@pytest.mark.parametrize(("text", "bounds"), [("1", (1, 1)), ("3", (3, 3)), ("1:4", (1, 4)), ("2:2", (2, 2))])
+def test_replicas_are_a_number_or_its_bounds(text, bounds):
+    assert read_replicas(text) == bounds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "4:1", "1:2:3", "1:", "a", "1.5", "²", "10000"])
+def test_what_is_no_number_of_replicas_is_told(text):
+    with pytest.raises(UsageError, match="--replicas takes a number, or the least and the most as 1:4"):
+        read_replicas(text)
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """Where temporary files are made; its path is short, for Ray's sockets lie in it."""
+    with tempfile.TemporaryDirectory(prefix="t-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def here(tmp_path, scratch, monkeypatch) -> Path:
+    """A folder that is also the home, so that what is left there is seen."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    write_params(tmp_path)
+    return tmp_path
+
+
+def replicas() -> list[psutil.Process]:
+    return [process for process in psutil.process_iter() if "ray::ServeReplica:diffctl" in _title(process)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it ended meanwhile
+        return ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--replicas", "2"], "go with --ray"),
+        (["127.0.0.1:6379"], "go with --ray"),
+        (["--ray", "--replicas", "x"], "--replicas takes a number"),
+        (["--ray", "--host", "0.0.0.0"], "open to other machines: give a --token-file"),
+        (["--ray", "10.0.0.1:6379", "--host", "0.0.0.0"], "open to other machines: give a --token-file"),
+        (["--ray", "ray://10.0.0.1:10001"], "takes a cluster's own address"),
+        (["--ray", "10.0.0.1:6379", "--port", "0"], "--port must be a certain one"),
+        (["--ray", "--replicas", "1000"], "1000 replicas need 1000 CPUs, and this machine has"),
+        (["--ray", "--gpus-per-replica", "9"], "--gpus-per-replica asks for 9 GPUs a replica, and Ray has"),
+    ],
+)
+def test_what_cannot_be_served_on_ray_is_a_sentence(here, scratch, arguments, why):
+    small_model(here / MODEL)
+    done = diffctl(here, "serve", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert why in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(scratch.iterdir())
+
+
+@pytest.fixture
+def two(here) -> Iterator[ServerProcess]:
+    """Two replicas of the champion, and a second version that is none yet."""
+    empty_database(here / "mlflow.db")
+    for seed, kernel in ((1, 0.1), (2, 0.2)):
+        trained(seed, kernel)
+        register()
+    server = ServerProcess(here, "--champion", "--poll", "0.2", "--ray", "--replicas", "2")
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def offline(num: int, steps: int) -> np.ndarray:
+    """The images of the model that was trained last, as made without a server."""
+    loaded, settings = load_model(MODEL, CPU), SampleSettings(steps=steps)
+    condition = mixed_condition(loaded.artefact, settings, range(num))
+    return to_nhwc(generate(loaded, settings, range(num), condition, CPU))
+
+
+@pytest.mark.slow
+def test_two_replicas_follow_the_champion_lose_no_request_and_leave_nothing(two, here, scratch):
+    assert two.said == f"{NAME}: {two.url}/v1/images (Ctrl-C ends it)\n"
+    assert len(replicas()) == 2
+    family = psutil.Process(two.process.pid).children(recursive=True)
+    answers: list[tuple[int, str]] = []
+    over, lost = threading.Event(), []
+
+    def ask(number: int) -> None:
+        with httpx.Client(timeout=60) as client:
+            while not over.is_set():
+                events = number % 3 == 0
+                asked = {"num": number % 4 + 1, "steps": 4 + number * 3}
+                path = "/v1/images/events" if events else "/v1/images"
+                try:
+                    answer = client.post(f"{two.url}{path}", json=asked)
+                except httpx.HTTPError as error:
+                    return lost.append(repr(error))
+                answers.append((answer.status_code, answer.headers["x-model-version"]))
+                if answer.status_code == 200 and events:
+                    assert answer.text.count("event: images\n") == 1
+        return None
+
+    clients = [threading.Thread(target=ask, args=(i,)) for i in range(6)]
+    try:
+        for client in clients:
+            client.start()
+        wait_until(lambda: len(answers) >= 20)
+        assert {version for _, version in answers} == {"1"}
+        assert promote_version(connect(), NAME, 2, Hand(force=True, note="the other one")).promoted
+        # Each replica looks for itself: 30 answers of version 2 alone are of both.
+        wait_until(lambda: [version for _, version in answers[-30:]] == ["2"] * 30)
+        assert {status for status, _ in answers} == {200}
+        asked = {"num": 3, "steps": 5, "format": "npz"}
+        made = httpx.post(f"{two.url}/v1/images", json=asked, timeout=60)
+        (here / "made.npz").write_bytes(made.content)
+        with np.load(here / "made.npz") as arrays:
+            difference = arrays["arr_0"].astype(int) - offline(3, 5)
+        assert np.abs(difference).max() <= 1
+        two.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: answers[-1][0] == 503 or lost != [] or two.process.poll() is not None)
+    finally:
+        over.set()
+        for client in clients:
+            client.join()
+    assert two.process.wait(60) == 0
+    assert not lost
+    assert {status for status, _ in answers} <= {200, 503}
+    assert two.log.read_text() == ""
+    assert two.process.stdout is not None
+    assert two.process.stdout.read() == "", "no word of Ray's"
+    wait_until(lambda: not any(one.is_running() and one.status() != "zombie" for one in family))
+    assert not list(scratch.iterdir())
+    assert not (here / ".ray").exists()
+
+
+@pytest.mark.slow
+def test_a_token_is_asked_for_and_a_leaving_client_leaves_no_images(here):
+    small_model(here / MODEL)
+    (here / "token").write_text("0123456789abcdefghij")
+    server = ServerProcess(here, "--ray", "--host", "0.0.0.0", "--token-file", "token")
+    try:
+        url = f"http://127.0.0.1:{server.port}"
+        assert httpx.post(f"{url}/v1/images", json={"steps": 2}).status_code == 401
+        known = {"Authorization": "Bearer 0123456789abcdefghij"}
+        assert httpx.post(f"{url}/v1/images", json={"steps": 2}, headers=known).status_code == 200
+        large = {"num": 64, "steps": 100}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/images", json=large, headers=known, timeout=0.3)
+
+        def held() -> str:
+            lines = httpx.get(f"{url}/metrics", headers=known).text.splitlines()
+            return next(line for line in lines if line.startswith("diffctl_images_held "))
+
+        wait_until(lambda: held() == "diffctl_images_held 0.0")
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) == 0
+    finally:
+        server.kill()
+
+
+# `diffctl` that does not wait as long as a person's server before there are more replicas, or fewer.
+IMPATIENT = """
+import sys
+import serving.on_ray as on_ray
+on_ray.GROW_SECONDS = on_ray.QUIET_SECONDS = 1.0
+from cli.main import main
+sys.argv[0] = "diffctl"
+main()
+"""
+
+
+@pytest.mark.slow
+def test_replicas_come_with_work_and_go_with_it_and_no_request_is_lost(here):
+    small_model(here / MODEL)
+    program = [sys.executable, "-c", IMPATIENT]
+    server = ServerProcess(here, "--ray", "--replicas", "1:2", "--rows", "4", program=program)
+    over, quiet = threading.Event(), threading.Event()
+    said: list[int | str] = []
+
+    def ask(number: int) -> None:
+        with httpx.Client(timeout=120) as client:
+            while not over.is_set() and not (quiet.is_set() and number):
+                asked = {"num": 2, "steps": 5 if quiet.is_set() else 40}
+                try:
+                    said.append(client.post(f"{server.url}/v1/images", json=asked).status_code)
+                except httpx.HTTPError as error:
+                    said.append(repr(error))
+
+    clients = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    try:
+        assert len(replicas()) == 1
+        for client in clients:
+            client.start()
+        wait_until(lambda: len(replicas()) == 2, 120)
+        quiet.set()  # but for one client
+        wait_until(lambda: len(replicas()) == 1, 120)
+        before = len(said)
+        wait_until(lambda: len(said) > before + 2)
+    finally:
+        over.set()
+        for client in clients:
+            client.join()
+        code = server.stop()
+        server.kill()
+    assert set(said) == {200}
+    assert code == 0
+    assert server.log.read_text() == ""
+
+
+@pytest.mark.slow
+def test_killed_its_ray_dies_too(here):
+    small_model(here / MODEL)
+    server = ServerProcess(here, "--ray")
+    family = [process for process in replicas() if process.is_running()]
+    assert family
+    server.kill()
+    wait_until(lambda: not any(one.is_running() for one in family))
