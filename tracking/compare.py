@@ -1,157 +1,199 @@
 """Comparing the scores of trainings: only numbers whose protocol cards agree stand side by side."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from diffusion.choice.certainty import Gap, Interval, errors_of, gap, interval_of
+from diffusion.choice.certainty import errors_of
 from diffusion.choice.gate import clash
-from diffusion.choice.ranking import is_limit, leader, rank_metric
-from diffusion.protocol.card import OF_COUNT
+from diffusion.choice.groups import deviation_of, group_gap, mean_interval, mean_of
+from diffusion.choice.ranking import Cells, is_limit, is_published, leader, rank_metric
+from diffusion.choice.spaces import seen_by
+from diffusion.protocol.card import OF_COUNT, OF_STATISTICS
+from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.grid import order
 from diffusion.protocol.scores import CellScores, ScoresDocument, read_scores
 from diffusion.system.errors import UsageError
-from tracking.lookup import find_run
+from tracking.comparison import Comparison, Difference, Fields, Row, Scored
+from tracking.links import comparison_link
+from tracking.lookup import find_run, ui_address
 from tracking.runs import fetch_scores
 
-Fields = dict[str, list[Any]]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A scores document under the name that it has in the comparison."""
-
-    label: str
-    document: ScoresDocument
-
-
-@dataclass(frozen=True)
-class Row:
-    """One score of one cell, a value and its confidence interval for each label.
-
-    The value is None where the cell is missing or its card differs, the interval where there is none.
-    `best` is the best value, the lowest of a distance: None for a score that ranks nothing, and where a value
-    has no interval, since it may be best by chance. `gaps` are those of the others to it, None without one.
-    `few_images` marks a limit for N → ∞ that was read off fewer images than there are features.
-    """
-
-    cell: str
-    metric: str
-    values: list[float | None]
-    intervals: list[Interval | None]
-    best: float | None
-    gaps: list[Gap | None]
-    few_images: list[bool]
-
-    @property
-    def ranks(self) -> bool:
-        """Whether one of the values would be the best."""
-        return leader(self.metric) is not None and any(value is not None for value in self.values)
-
-    @property
-    def tied(self) -> list[bool]:
-        """Whether each value, other than the best, lies within the confidence interval of its gap to it."""
-        return [gap is not None and not gap.is_told for gap in self.gaps]
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for a script."""
-        gaps = [None if gap is None else gap._asdict() for gap in self.gaps]
-        return {**vars(self), "gaps": gaps, "tied": self.tied}
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Cells of `label` that cannot be compared with the first one's: the fields that differ, both values."""
-
-    label: str
-    cells: list[str]
-    fields: Fields
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What may be compared, and what may not and why. The first label is what the others are held against."""
-
-    labels: list[str]
-    rows: list[Row]
-    differences: list[Difference]
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for a script."""
-        return {
-            "runs": self.labels,
-            "scores": [row.as_json() for row in self.rows],
-            "not_comparable": [vars(difference) for difference in self.differences],
-        }
+T = TypeVar("T")
+Group = Sequence[Scored]  # trainings that differ in their seed alone
 
 
 def load_scored(name: str) -> Scored:
     """The scores that `name` means: a scores.json file, or a training's run (see `find_run`)."""
     path = Path(name)
     if path.suffix == ".json" or path.is_file():
-        return Scored(name, read_scores(path))
+        return Scored(name, read_scores(path), path=path)
     run = find_run(name)
-    return Scored(f"{run.info.run_name} ({run.info.run_id[:8]})", fetch_scores(run))
+    return Scored(f"{run.info.run_name} ({run.info.run_id[:8]})", fetch_scores(run), run)
 
 
-def compare(scored: Sequence[Scored], metrics: Sequence[str] = ()) -> Comparison:
-    """Compare every cell of the first document with the same cell of the others.
+def page_link(scored: Sequence[Scored], address: str | None = None) -> str:
+    """The address of MLflow's own page that compares these runs, on the server that is known at `address`.
 
-    `metrics` are names of scores; without any, the one that ranks and the distance are shown. Of a limit for
-    N → ∞ the number of images may differ. UsageError for a name that there is not, or that none of the cells
-    has which can be compared.
+    Without one that of `diffctl ui` is looked for. UsageError where one is a file; DiffctlError where no
+    server shows them.
     """
-    rows: list[Row] = []
-    left_out = [Difference(other.label, [], {}) for other in scored[1:]]
-    for name, cell in sorted(scored[0].document.cells.items(), key=lambda item: order(item[1].axes)):
-        shown = metrics or _usual(cell)
-        others = [other.document.cells.get(name) for other in scored[1:]]
-        found = [clash(cell, theirs) if theirs else {} for theirs in others]
-        for metric in shown:
-            pairs = zip(others, found, strict=True)
-            agreeing = [None if _weighing(fields, [metric]) else theirs for theirs, fields in pairs]
-            if any(agreeing):
-                rows.append(_row(name, metric, [cell, *agreeing]))
-        for difference, fields in zip(left_out, found, strict=True):
-            if weighing := _weighing(fields, shown):
-                difference.cells.append(name)
-                difference.fields.update(weighing | difference.fields)
+    runs = [one.run for one in scored if one.run is not None]
+    if len(runs) < len(scored):
+        files = ", ".join(one.label for one in scored if one.run is None)
+        raise UsageError(f"--open shows runs of MLflow, and {files} is a file: give a run's id or name")
+    ids = [run.info.run_id for run in runs]
+    return comparison_link(address or ui_address(ids[0]), [run.info.experiment_id for run in runs], ids)
+
+
+def compare(scored: Sequence[Scored], metrics: Sequence[str] = (), *, apart: bool = False) -> Comparison:
+    """Compare every cell of the first document with the same cell of the others, in each feature space.
+
+    Trainings that differ in their seed alone stand together, unless `apart`: as their mean, held against what
+    another seed does. `metrics` are names of scores; without any, the one that ranks and the distance are
+    shown. Of a limit for N → ∞ the number of images may differ. UsageError for a name that there is not, or
+    that none of the cells has which can be compared.
+    """
+    groups = [[one] for one in scored] if apart else _grouped(scored)
+    first = scored[0].document
+    rows, left_out = [], []
+    for space in (first.extractor, *first.spaces):
+        asked = _asked(first, space, metrics)
+        if asked or not metrics:
+            found, differing = _compare_in(space, groups, asked)
+            rows += found
+            left_out += differing
     for metric in metrics:
         _refuse_unknown(metric, scored)
         _refuse_without_values(metric, rows)
     rows = [row for row in rows if any(value is not None for value in row.values)]
-    return Comparison([one.label for one in scored], rows, [one for one in left_out if one.cells])
+    members = [[one.label for one in group] for group in groups]
+    return Comparison(list(map(_named, members)), members, rows, [one for one in left_out if one.cells])
+
+
+def _grouped(scored: Sequence[Scored]) -> list[Group]:
+    """What differs in the training's seed alone in one list, in the order of the first ones.
+
+    Documents of one seed, such as one model scored twice, stay apart.
+    """
+    settings: dict[str, list[Scored]] = {}
+    for one in scored:
+        if training := one.document.training:
+            settings.setdefault(training.setting, []).append(one)
+    together = [group for group in settings.values() if len({_seed(one) for one in group}) == len(group)]
+    of_one = {id(one): group for group in together for one in group}
+    groups = [of_one.get(id(one), [one]) for one in scored]
+    return list({id(group[0]): group for group in groups}.values())
+
+
+def _seed(one: Scored) -> int | None:
+    return one.document.training.seed if one.document.training else None
+
+
+def _named(names: Sequence[str]) -> str:
+    """A column's label: the first training's, and of how many it is."""
+    return names[0] if len(names) == 1 else f"{names[0]} ×{len(names)}"
+
+
+def _asked(first: ScoresDocument, name: str, metrics: Sequence[str]) -> list[str]:
+    """Which of the scores are of this feature space, by the names that they have in it alone."""
+    own = {
+        space: {
+            EXTRACTORS[space].named_beside(score): score
+            for cell in first.cells.values()
+            for score in cell.spaces[space].scores
+        }
+        for space in first.spaces
+    }
+    if name in own:
+        return [own[name][metric] for metric in metrics if metric in own[name]]
+    return [metric for metric in metrics if not any(metric in names for names in own.values())]
+
+
+def _compare_in(
+    space: str, groups: Sequence[Group], metrics: Sequence[str]
+) -> tuple[list[Row], list[Difference]]:
+    """The rows of one feature space, and what is left out of it.
+
+    A document that has no scores there stands by its own, whose cards differ; in a further space by none.
+    """
+    further = space != groups[0][0].document.extractor
+    seen = [[_cells_in(one.document, space, further=further) for one in group] for group in groups]
+    aside = f" in {space}" if further else ""
+    left_out = [[Difference(f"{one.label}{aside}", [], {}) for one in group] for group in groups]
+    rows: list[Row] = []
+    for name, cell in sorted(seen[0][0].items(), key=lambda item: order(item[1].axes)):
+        shown = metrics or _usual(cell)
+        for metric in shown:
+            columns = [list(_agreeing(cell, [cells.get(name) for cells in group], metric)) for group in seen]
+            if sum(map(len, columns)) > 1:
+                row = _row(name, metric, columns)
+                rows.append(replace(row, metric=cell.spec.named_beside(metric)) if further else row)
+        for cells, difference in zip(_all(seen), _all(left_out), strict=True):
+            if weighing := _weighing(_clash(cell, cells.get(name)), shown):
+                difference.cells.append(name)
+                difference.fields.update(weighing | difference.fields)
+    return rows, _all(left_out)
+
+
+def _agreeing(first: CellScores, cells: Sequence[CellScores | None], metric: str) -> Iterator[CellScores]:
+    """Those of the cells that may stand beside the first one, as far as a score goes."""
+    for cell in cells:
+        if cell is not None and not _weighing(_clash(first, cell), [metric]):
+            yield cell
+
+
+def _clash(cell: CellScores, other: CellScores | None) -> Fields:
+    return clash(cell, other, free=()) if other else {}
+
+
+def _all(groups: Sequence[Sequence[T]]) -> list[T]:
+    return [one for group in groups for one in group]
+
+
+def _cells_in(document: ScoresDocument, space: str, *, further: bool) -> Cells:
+    if space in document.spaces:
+        return seen_by(document, space).cells
+    return {} if further and space != document.extractor else document.cells
 
 
 def _weighing(fields: Fields, metrics: Sequence[str]) -> Fields:
     """The differing fields that one of these scores depends on."""
-    free = OF_COUNT if all(map(is_limit, metrics)) else ()
+    free = {*OF_COUNT} if all(map(is_limit, metrics)) else set()
+    free |= set() if any(map(is_published, metrics)) else {*OF_STATISTICS}
     return {field: values for field, values in fields.items() if field not in free}
 
 
-def _row(name: str, metric: str, cells: Sequence[CellScores | None]) -> Row:
-    values = [cell.scores.get(metric) if cell else None for cell in cells]
-    intervals = [interval_of(cell, metric) if cell else None for cell in cells]
-    few = [cell is not None and metric in cell.scores and _is_far_off(cell, metric) for cell in cells]
-    with_value = [cell for cell, value in zip(cells, values, strict=True) if cell and value is not None]
-    leading = _leading(metric, with_value)
-    if leading is None:
-        return Row(name, metric, values, intervals, None, [None] * len(cells), few)
-    best = leading.scores[metric]
-    gaps = [
-        gap(cell, leading, metric) if cell and value is not None and value != best else None
-        for cell, value in zip(cells, values, strict=True)
-    ]
-    return Row(name, metric, values, intervals, float(best), gaps, few)
+def _row(name: str, metric: str, columns: Sequence[Sequence[CellScores]]) -> Row:
+    scored = [[cell for cell in column if metric in cell.scores] for column in columns]
+    values = [mean_of(cells, metric) if cells else None for cells in scored]
+    leading = _leading(metric, [cells for cells in scored if cells]) if len(columns) > 1 else None
+    best = mean_of(leading, metric) if leading else None
+    return Row(
+        cell=name,
+        metric=metric,
+        values=values,
+        trainings=[len(cells) for cells in scored],
+        deviations=[deviation_of(cells, metric) for cells in scored],
+        intervals=[mean_interval(cells, metric) if cells else None for cells in scored],
+        best=best,
+        gaps=[
+            group_gap(cells, leading, metric) if leading and cells and value != best else None
+            for cells, value in zip(scored, values, strict=True)
+        ],
+        few_images=[any(_is_far_off(cell, metric) for cell in cells) for cells in scored],
+    )
 
 
-def _leading(metric: str, cells: Sequence[CellScores]) -> CellScores | None:
-    """The cell with the best value; None for a score that ranks nothing, and where one has no interval."""
+def _leading(metric: str, columns: Sequence[Sequence[CellScores]]) -> Sequence[CellScores] | None:
+    """The column with the best value; None for a score that ranks nothing, and where one has no interval."""
     first = leader(metric)
-    if not cells or first is None or any(errors_of(cell, metric) is None for cell in cells):
+    if not columns or first is None:
         return None
-    found: CellScores = first(cells, key=lambda cell: cell.scores[metric])
+    if any(len(cells) == 1 and errors_of(cells[0], metric) is None for cells in columns):
+        return None
+    found: Sequence[CellScores] = first(columns, key=lambda cells: mean_of(cells, metric))
     return found
 
 
@@ -166,7 +208,7 @@ def _usual(cell: CellScores) -> list[str]:
 
 
 def _refuse_unknown(metric: str, scored: Sequence[Scored]) -> None:
-    known = {name for one in scored for cell in one.document.cells.values() for name in cell.scores}
+    known = {name for one in scored for cell in one.document.cells.values() for name in cell.all_scores}
     if metric not in known:
         raise UsageError(f"there is no score {metric!r}: there are {', '.join(sorted(known))}")
 

@@ -20,8 +20,9 @@ from diffusion.system.seals import read_sealed_document, sealed
 from diffusion.system.section import Section
 from tracking.checkpoints import drop_checkpoint, ensure_checkpoint
 from tracking.events import Event
-from tracking.names import FILE_SHA256, MODEL_FOLDER
+from tracking.names import FILE_SHA256, MODEL_FOLDER, SEARCH_KEY
 from tracking.reach import MlflowError, public
+from tracking.searches import join_search
 from tracking.spool import EVENTS, read_events, read_lines
 from tracking.store import connect, database_file, ensure_experiment, ensure_run, failures, reason
 from tracking.trainings import read_training
@@ -254,6 +255,8 @@ class _Delivery:
         from mlflow.entities import RunTag
 
         self._log("tags", [RunTag(*entry) for entry in event["values"].items()], ENTRIES)
+        if SEARCH_KEY in event["values"]:
+            join_search(self.client, self.run_id, event["values"][SEARCH_KEY], self.folder.parent)
 
     def _dataset(self, event: Event) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag

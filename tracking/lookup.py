@@ -1,7 +1,9 @@
 """Finding runs: the one that a model came from, and the one that a person names."""
 
 import contextlib
+import http.client
 import time
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +15,9 @@ from diffusion.system.locks import LockBusy, file_lock
 from diffusion.system.seals import read_sealed_document
 from diffusion.system.section import Section
 from tracking.delivery import deliver
+from tracking.links import LOCAL, experiment_link
 from tracking.names import FINGERPRINT, KEY, experiment_name
+from tracking.reach import KNOCK_SECONDS, MlflowError
 from tracking.sender import LOCK
 from tracking.store import (
     connect,
@@ -85,6 +89,31 @@ def parent_runs(client: "MlflowClient", newest: int | None = None) -> "list[Run]
     if not ids:
         return []
     return newest_runs(client, ids, query, newest) if newest else search_runs(client, ids, query)
+
+
+def newest_link(address: str, uri: str) -> str:
+    """Where MLflow's UI at `address` shows the experiment of the newest training in the store at `uri`.
+
+    The address alone where there is none yet, or a server does not answer. A local store is made first.
+    """
+    try:
+        with failures(uri):
+            runs = parent_runs(connect(uri), newest=1)
+    except MlflowError:
+        return address
+    return experiment_link(address, runs[0].info.experiment_id) if runs else address
+
+
+def ui_address(run_id: str) -> str:
+    """Where `diffctl ui` shows this run in a browser; DiffctlError where it does not."""
+    asked = f"{LOCAL}/api/2.0/mlflow/runs/get?run_id={run_id}"
+    try:
+        with urllib.request.urlopen(asked, timeout=KNOCK_SECONDS):
+            return LOCAL
+    except (OSError, http.client.HTTPException):
+        raise DiffctlError(
+            f"no MLflow shows these runs at {LOCAL}: start it by `diffctl ui`, and do this again"
+        ) from None
 
 
 def find_run(name: str, uri: str | None = None) -> "Run":

@@ -1,23 +1,44 @@
 """A comparison as a page: one file that needs no network."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from diffusion.choice.certainty import how_told
+from diffusion.images.store import Images
 from diffusion.report.render import render
-from tracking.compare import Comparison, Row
+from tracking.beside import curves, differing_params, finding, sheets, verdicts
+from tracking.comparison import Comparison, Row, Scored
 
 TEMPLATE = Path(__file__).with_name("comparison.html.j2")
+STYLE = Path(__file__).with_name("comparison.css")
 
 
-def comparison_page(comparison: Comparison) -> str:
-    """The HTML of a comparison: its table, and what was left out with the fields that differ."""
+def comparison_page(
+    comparison: Comparison, scored: Sequence[Scored] = (), pictures: Sequence[Mapping[str, Images]] = ()
+) -> str:
+    """The HTML of a comparison: its table, and what was left out with the fields that differ.
+
+    With what was compared, also its curves, what the gate would say and the parameters that differ; with each
+    one's `pictures` by cell, equal cells side by side.
+    """
+    cells = scored[0].document.cells if scored else {}
     rows = [_row(row) for row in comparison.rows]
     for before, row in zip([{"cell": None}, *rows], rows, strict=False):
         row["first"] = row["cell"] != before["cell"]
     return render(
         TEMPLATE,
+        style=Markup(STYLE.read_text(encoding="utf-8")),
+        finding=finding(comparison),
+        curves=curves(comparison, cells) if cells else [],
+        verdicts=verdicts(scored),
+        names=[one.label for one in scored],
+        params=differing_params(scored),
+        sheets=sheets(scored, pictures) if pictures else [],
         runs=comparison.labels,
+        together=comparison.together,
         rows=rows,
         tied=any(any(row.tied) for row in comparison.rows),
         how=how_told(gap for row in comparison.rows for gap in row.gaps),
@@ -32,13 +53,14 @@ def _row(row: Row) -> dict[str, Any]:
     entries = [
         {
             "text": "–" if value is None else f"{value:.4g}",
-            "interval": None if interval is None else f"{interval.low:.3g} to {interval.high:.3g}",
+            "spread": None if deviation is None else f"± {deviation:.2g}",
+            "interval": None if interval is None else f"{interval.low:.4g} to {interval.high:.4g}",
             "best": value is not None and value == row.best,
             "tied": tied,
             "few_images": few,
         }
-        for value, interval, tied, few in zip(
-            row.values, row.intervals, row.tied, row.few_images, strict=True
+        for value, deviation, interval, tied, few in zip(
+            row.values, row.deviations, row.intervals, row.tied, row.few_images, strict=True
         )
     ]
     return {"cell": row.cell, "metric": row.metric, "entries": entries}

@@ -1,4 +1,4 @@
-"""What lies in runs/ that neither the present configuration nor the champion nor a named run needs.
+"""What lies in runs/ that neither the present configuration nor the champion, a search or a named run needs.
 
 runs/ grows with every other configuration and every other code. A training that runs, or whose metrics are
 not wholly in MLflow, is never among it.
@@ -11,21 +11,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffusion.config import Config
-from diffusion.layout import CELL_RUNS, CLASSIFIER_RUNS, MODEL, MODEL_RUNS, TRAIN_RUNS
+from diffusion.layout import CELL_RUNS, CLASSIFIER_RUNS, EMA_RUNS, MODEL, MODEL_RUNS, TRAIN_RUNS
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.grid import cell_settings, grid
+from diffusion.sample.averages import made_averages
 from diffusion.sample.shards import cells_folder
 from diffusion.sample.sweep import shards_folder
+from diffusion.search.folder import known_searches
 from diffusion.system.files import bytes_below
 from diffusion.system.locks import LockBusy, file_lock, is_held
-from diffusion.train.identity import TrainPlan, training_fingerprint, training_settings
-from diffusion.train.run_folder import kept_by
+from diffusion.train.identity import TrainPlan
+from diffusion.train.others import kept_by, start_of
+from diffusion.train.run_folder import identity_of
 from diffusion.train.state_file import newest_step
 from tracking.delivery import Sent
 from tracking.lookup import find_run
-from tracking.names import FILE_SHA256, KEY, MODEL_SHA256, model_name
+from tracking.names import FILE_SHA256, KEY, MODEL_SHA256, SEARCH_KEY, model_name
 from tracking.registry import find_champion
-from tracking.spool import EVENTS
+from tracking.spool import EVENTS, read_events
 from tracking.store import connect, database_file, failures, tracking_uri
 from tracking.trainings import read_training
 
@@ -43,10 +46,11 @@ class Leftover:
 
 @dataclass
 class Needed:
-    """Trainings by folder name and by key, models by what cards and by what MLflow know them by."""
+    """Trainings by folder name, by key and by their search's, models as cards and MLflow know them."""
 
     fingerprints: set[str] = field(default_factory=set)
     keys: set[str] = field(default_factory=set)
+    searches: set[str] = field(default_factory=set)
     models: set[str] = field(default_factory=set)
     files: set[str] = field(default_factory=set)
 
@@ -54,15 +58,15 @@ class Needed:
 def leftovers(config: Config, plans: Sequence[TrainPlan], names: Sequence[str] = ()) -> list[Leftover]:
     """What may go, the largest first, where `plans` are the present trainings; `names` are runs to keep.
 
-    Where a present training has no state yet, what `diffctl run --keep` would go on from stays, too.
-    UsageError for a name that no run has; DiffctlError when MLflow does not answer: it knows the champion.
+    Where a present training has no state yet, what it or `diffctl run --keep` would go on from stays, too,
+    and so do the trainings of each search whose folder is there. UsageError for a name that no run has;
+    DiffctlError when MLflow does not answer, which knows the champion, and for a search that is damaged.
     """
     needed = _needed_by_mlflow(config.data.name, names)
+    needed.searches = {search.key for search in known_searches()}
     for plan, root in itertools.product(plans, TRAININGS):
-        folder = root / training_fingerprint(plan)
-        other = None if newest_step(folder) else kept_by(folder, training_settings(plan))
-        needed.fingerprints |= {folder.name, *([other.name] if other else [])}
-    found = [*_trainings(needed), *_cells(config, needed), *_models(needed)]
+        needed.fingerprints |= {folder.name for folder in _needed_by(plan, root)}
+    found = [*_trainings(needed), *_cells(config, needed), *_averages(config), *_models(needed)]
     return sorted(found, key=lambda leftover: leftover.size, reverse=True)
 
 
@@ -76,6 +80,17 @@ def remove(found: Sequence[Leftover]) -> list[Leftover]:
         except LockBusy:
             busy.append(leftover)
     return busy
+
+
+def _needed_by(plan: TrainPlan, root: Path) -> Iterator[Path]:
+    """A training's folder in `root`, and those of others whose states it may go on from."""
+    folder, settings, code = identity_of(plan, root)
+    yield folder
+    if not newest_step(folder):
+        if other := kept_by(folder, settings):
+            yield other
+        if start := start_of(folder, settings, code):
+            yield start.folder
 
 
 def _needed_by_mlflow(data: str, names: Sequence[str]) -> Needed:
@@ -101,27 +116,45 @@ def _trainings(needed: Needed) -> Iterator[Leftover]:
         key = training.key if training else None
         if folder.name in needed.fingerprints or key in needed.keys or undelivered:
             continue
+        if training is not None and needed.searches & _searches_of(folder):
+            continue
         if not is_held(folder / "lock"):
             steps = f"{training.step:,} steps" if training else "nothing"
             yield Leftover(folder, bytes_below(folder), f"training, {steps}")
 
 
+def _searches_of(folder: Path) -> set[str]:
+    """The keys of all searches that a training is a trial of: a tag has the last one's alone."""
+    tags = (event["values"] for event in read_events(folder) if event["kind"] == "tags")
+    return {values[SEARCH_KEY] for values in tags if SEARCH_KEY in values}
+
+
 def _cells(config: Config, needed: Needed) -> Iterator[Leftover]:
     """Shards of other models; of the present one those of cells not in the grid, or by other code."""
     kept = {cells_folder(sha256) for sha256 in needed.models}
-    own, present = None, set[Path]()
+    own, present = set[Path](), set[Path]()
     if MODEL.is_file():
-        model = read_artefact(MODEL)
-        cells = grid(config.sample, config.sweep)
-        own = cells_folder(model.model_sha256)
-        present = {shards_folder(cell_settings(config.sample, cell), model) for cell in cells}
+        averages = made_averages(MODEL, config.sweep.widths)
+        models = {width: read_artefact(file) for width, file in averages.items()}
+        models[None] = read_artefact(MODEL)
+        cells = [cell for cell in grid(config.sample, config.sweep) if cell.ema in models]
+        own = {cells_folder(model.model_sha256) for model in models.values()}
+        present = {shards_folder(cell_settings(config.sample, cell), models[cell.ema]) for cell in cells}
     for folder in _folders(CELL_RUNS):
-        if folder == own:
+        if folder in own:
             what = "images of a cell that is not in the grid, or by other code"
             others = [cell for cell in _folders(folder) if cell not in present]
             yield from (Leftover(cell, bytes_below(cell), what) for cell in others)
         elif folder not in kept:
             yield Leftover(folder, bytes_below(folder), "images of another model")
+
+
+def _averages(config: Config) -> Iterator[Leftover]:
+    """Models of widths that the grid does not have, or of other snapshots: each is made again in a moment."""
+    kept = {path.parent for path in made_averages(MODEL, config.sweep.widths).values()}
+    for folder in _folders(EMA_RUNS):
+        if folder not in kept:
+            yield Leftover(folder, bytes_below(folder), "model of an average that is not in the grid")
 
 
 def _models(needed: Needed) -> Iterator[Leftover]:

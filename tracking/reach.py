@@ -5,9 +5,13 @@ import ssl
 import urllib.error
 import urllib.request
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
+
+if TYPE_CHECKING:
+    import sqlalchemy
 
 KNOCK_SECONDS = 5.0  # for an address; a name may have two, of which the first is tried in vain
 
@@ -18,6 +22,18 @@ AWAY = {
     HTTPStatus.GATEWAY_TIMEOUT,
 }
 REFUSING = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
+
+# What a database says of a user, a password or a name that it does not take: its drivers give no code for it.
+REFUSING_WORDS = (
+    "authentication failed",
+    "no password supplied",
+    "does not exist",
+    "permission denied",
+    "no pg_hba.conf entry",
+    "Access denied",
+    "Unknown database",
+)
+WITH_TIMEOUT = ("postgresql", "mysql")  # whose drivers take one, for each address that a name has
 
 
 class MlflowError(DiffctlError):
@@ -33,10 +49,14 @@ class MlflowRefused(MlflowError, UsageError):
 
 
 def public(uri: str) -> str:
-    """The URI without a user's name and password: what may be shown and written down."""
+    """The URI without a user's name and password: what may be shown and written down.
+
+    A database's may have its password among its options, too, which are left out.
+    """
     parts = urlsplit(uri)
     host = parts.netloc.rpartition("@")[2]
-    return uri.replace(parts.netloc, host, 1) if host != parts.netloc else uri
+    shown = uri.replace(parts.netloc, host, 1) if host != parts.netloc else uri
+    return shown.replace(f"?{parts.query}", "", 1) if "password=" in parts.query else shown
 
 
 def away(uri: str, why: str) -> MlflowAway:
@@ -67,13 +87,22 @@ _answered: set[str] = set()  # one knock a process is enough
 
 
 def knock(uri: str) -> None:
-    """MlflowAway when nothing answers at a server's address within seconds; any answer at all will do.
+    """MlflowAway when nothing answers at a server's or a database's address within seconds.
 
-    MLflow's own client would find it out in half a minute. UsageError for an address that is none. What is
-    no server's address is not asked.
+    MLflow's own client would find it out in half a minute, of a database in two. A server may answer what it
+    likes; a database that does not let us in is an MlflowRefused. UsageError for an address that is none, or
+    of a database whose driver is not installed. A file is not asked.
     """
-    if uri in _answered or not uri.startswith(("http://", "https://")):
+    if uri in _answered or uri.startswith("sqlite:"):
         return
+    if uri.startswith(("http://", "https://")):
+        _knock_at_server(uri)
+    else:
+        _knock_at_database(uri)
+    _answered.add(uri)
+
+
+def _knock_at_server(uri: str) -> None:
     check_address(uri)
     try:
         with urllib.request.urlopen(f"{public(uri).rstrip('/')}/health", timeout=KNOCK_SECONDS):
@@ -86,7 +115,41 @@ def knock(uri: str) -> None:
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
         if not isinstance(cause, ssl.SSLError):  # MLflow's client may have been told what to trust
             raise away(uri, _in_short(cause)) from None
-    _answered.add(uri)
+
+
+def _knock_at_database(uri: str) -> None:
+    import sqlalchemy
+
+    engine = _engine(uri)
+    try:
+        engine.connect().close()
+    except sqlalchemy.exc.DBAPIError as error:
+        said = str(error.orig).strip().splitlines()[0]
+        if any(words in said for words in REFUSING_WORDS):
+            raise MlflowRefused(
+                f"MLflow's database at {public(uri)} does not let us in ({said}): give another user, "
+                "password or database in MLFLOW_TRACKING_URI"
+            ) from None
+        raise away(uri, said) from None
+
+
+def _engine(uri: str) -> "sqlalchemy.Engine":
+    """What connects to a database once, and waits for seconds; UsageError where there is no such thing."""
+    import sqlalchemy
+
+    options = {"connect_timeout": int(KNOCK_SECONDS)} if uri.startswith(WITH_TIMEOUT) else {}
+    try:
+        return sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool, connect_args=options)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"MLFLOW_TRACKING_URI needs {error.name}, which is not installed: "
+            "pip install 'diffctl[server]' for postgresql+psycopg://…"
+        ) from None
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise UsageError(
+            "MLFLOW_TRACKING_URI is no address of a database: "
+            "give postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
+        ) from None
 
 
 def _in_short(cause: object) -> str:

@@ -5,28 +5,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion.choice.chosen import told
-from diffusion.choice.ranking import is_aside
 from diffusion.layout import SCORES
-from diffusion.protocol.scores import CellScores, ScoresDocument, as_values, read_scores
+from diffusion.protocol.scores import ScoresDocument, as_values, read_scores
 from diffusion.system.errors import UsageError
 from diffusion.system.section import fingerprint
+from tracking.cells import log_cells
 from tracking.fetch import WEIGHTS, cached_model
-from tracking.lookup import find_run, read_identity, training_run
+from tracking.lookup import Identity, find_run, parent_runs, read_identity, training_run
 from tracking.names import (
     BEST,
-    CARD,
-    CELL,
+    EMA_WIDTH,
     EVALUATION_FOLDER,
     FILE_SHA256,
+    KEY,
     MODEL_FOLDER,
-    PARENT,
     REPORT_FOLDER,
 )
-from tracking.spool import flatten
-from tracking.store import connect, failures, log_folder, search_runs, tracking_uri
+from tracking.notes import new_note, scores_note, training_note
+from tracking.reach import public
+from tracking.store import connect, failures, log_folder, tracking_uri
+from tracking.versions import is_ours, weights_of
+from tracking.view import best_scores, view_tags
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
 
@@ -34,63 +37,77 @@ def log_scores(run_file: Path, document: ScoresDocument) -> str:
     """Log the scores of a sweep to the run of the model that `run_file` (models/run.json) names.
 
     A child run a cell, with its card; on the parent a curve over the number of sampling steps for each
-    combination of the other axes, such as `<metric>/eta_<X>`, and the whole document as an artifact. Logging
-    the same again changes nothing. Returns the parent's id; DiffctlError when MLflow does not answer.
+    combination of the other axes, such as `<metric>/eta_<X>`, and the whole document as an artifact: all with
+    the scores of every feature space. Logging the same again changes nothing. Returns the parent's id;
+    DiffctlError when MLflow does not answer.
     """
     uri, identity = tracking_uri(), read_identity(run_file)
     with failures(uri):
         client = connect(uri)
         run_id = training_run(client, identity, data_name(document))
         parent = client.get_run(run_id)
-        children = _children(client, parent)
-        for name, cell in document.cells.items():
-            child = children.get((name, fingerprint(cell.card)))
-            _log_cell(client, parent, name, cell, child)
+        logged = log_cells(client, parent, document)
         client.log_dict(run_id, as_values(document), f"{EVALUATION_FOLDER}/{SCORES.name}")
-        client.set_tag(run_id, BEST, told(document.best))
+        _log_best(client, run_id, document, logged[document.best.cell].info.start_time)
+        _show_in_ui(client, parent, identity.fingerprint, document)
     return run_id
+
+
+def _log_best(client: "MlflowClient", run_id: str, document: ScoresDocument, time: int) -> None:
+    """The best cell's scores and what it is as metrics, so that the UI has columns of them.
+
+    MLflow ignores a point that it has already: of one `time` the same scores are logged once.
+    """
+    from mlflow.entities import Metric
+
+    best = document.cells[document.best.cell]
+    values = best_scores(document)
+    values |= {"best/steps": best.steps, "best/eta": best.eta, "best/evaluations": best.evaluations}
+    values |= {} if best.ema is None else {"best/ema": best.ema}
+    client.log_batch(run_id, [Metric(name, value, time, 0) for name, value in values.items()])
+    client.set_tag(run_id, BEST, told(document.best))
+
+
+def _show_in_ui(client: "MlflowClient", parent: "Run", training: str, document: ScoresDocument) -> None:
+    """What the pages of the run and of its experiment say, written where it is another one than before."""
+    text = training_note(parent.data.params, training) + scores_note(document)
+    for name, value in new_note(text, parent.data.tags).items():
+        client.set_tag(parent.info.run_id, name, value)
+    experiment = client.get_experiment(parent.info.experiment_id)
+    for name, value in view_tags(document).items():
+        if experiment.tags.get(name) != value:
+            client.set_experiment_tag(experiment.experiment_id, name, value)
+
+
+def find_training(identity: Identity) -> "Run":
+    """The run of a training; UsageError where MLflow knows none of its key."""
+    uri = tracking_uri()
+    with failures(uri):
+        found = [run for run in parent_runs(connect(uri)) if run.data.tags.get(KEY) == identity.key]
+    if not found:
+        raise UsageError(f"MLflow at {public(uri)} has no run of the training {identity.key}")
+    return found[0]
+
+
+def log_sweep(run_id: str, document: ScoresDocument) -> str:
+    """Log the scores of a further sweep of a run's model: its cells, and the document as an artifact.
+
+    What the run was evaluated with stays. Logging the same again changes nothing. Returns the artifact's
+    path; an MlflowError when MLflow fails.
+    """
+    uri, values = tracking_uri(), as_values(document)
+    path = f"{EVALUATION_FOLDER}/sweeps/{fingerprint(values)}.json"
+    with failures(uri):
+        client = connect(uri)
+        log_cells(client, client.get_run(run_id), document)
+        client.log_dict(run_id, values, path)
+    return path
 
 
 def data_name(document: ScoresDocument) -> str:
     """The data set that the scores are of."""
     cell = next(iter(document.cells.values()))
     return str(cell.card["data"])
-
-
-def _children(client: "MlflowClient", parent: "Run") -> "dict[tuple[str, str], Run]":
-    """The cells that are there, by name and card's fingerprint."""
-    query = f"tags.`{PARENT}` = '{parent.info.run_id}'"
-    runs = search_runs(client, [parent.info.experiment_id], query)
-    return {(run.data.tags.get(CELL, ""), run.data.tags.get(CARD, "")): run for run in runs}
-
-
-def _log_cell(
-    client: "MlflowClient", parent: "Run", name: str, cell: CellScores, child: "Run | None"
-) -> None:
-    from mlflow.entities import Metric, Param
-
-    if child is None:
-        tags = {PARENT: parent.info.run_id, CELL: name, CARD: fingerprint(cell.card)}
-        child = client.create_run(parent.info.experiment_id, tags=tags, run_name=name)
-    # A score's time is its child's start: MLflow ignores a point that it has already.
-    time, run_id = child.info.start_time, child.info.run_id
-    scores = [Metric(key, value, time, 0) for key, value in cell.scores.items()]
-    params = [Param(key, value) for key, value in flatten(cell.card).items()]
-    client.log_batch(run_id, metrics=scores, params=params)
-    if child.info.status != "FINISHED":
-        client.set_terminated(run_id, "FINISHED")
-    curves = [
-        Metric(f"{key}/{_series(cell)}", value, time, cell.steps)
-        for key, value in cell.scores.items()
-        if not is_aside(key)
-    ]
-    client.log_batch(parent.info.run_id, metrics=curves)
-
-
-def _series(cell: CellScores) -> str:
-    """All of a cell's axes but the steps; a metric's key may hold no plus sign."""
-    values = {axis: value for axis, value in cell.axes.items() if axis != "steps"}
-    return "-".join(f"{axis}_{value}" for axis, value in values.items()).replace("+", "p")
 
 
 def log_report(run_file: Path, folder: Path, scores_file: Path = SCORES) -> str:
@@ -120,9 +137,12 @@ def fetch_scores(run: "Run") -> ScoresDocument:
 def fetch_model(name: str) -> Path:
     """The model file of the run that `name` means (see `find_run`), from a cache addressed by content.
 
-    UsageError when the run has no model; DiffctlError when its file is not the one that was logged.
+    Where an average of its weights was registered, the newest of these is its model. UsageError when the run
+    has no model; DiffctlError when its file is not the one that was logged.
     """
     uri, run = tracking_uri(), find_run(name)
+    if average := _registered_average(run):
+        return weights_of(connect(uri), average)
     sha256 = run.data.tags.get(FILE_SHA256)
     if sha256 is None:
         raise UsageError(
@@ -136,3 +156,12 @@ def fetch_model(name: str) -> Path:
             return Path(connect(uri).download_artifacts(run.info.run_id, path, str(folder)))
 
     return cached_model(sha256, download)
+
+
+def _registered_average(run: "Run") -> "ModelVersion | None":
+    """The newest version of the run where that is an average of a width; None where it is the run's own."""
+    uri = tracking_uri()
+    with failures(uri):
+        versions = connect(uri).search_model_versions(f"run_id = '{run.info.run_id}'")
+    ours = sorted(filter(is_ours, versions), key=lambda version: int(version.version))
+    return ours[-1] if ours and EMA_WIDTH in ours[-1].tags else None

@@ -47,6 +47,7 @@ class Request(BaseModel):
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     class_name: str | None = Field(default=None, alias="class", max_length=1000)
     guidance: float | None = Field(default=None, ge=0, le=1000)
+    guidance_interval: list[float] | None = Field(default=None, min_length=2, max_length=2)
     noise: str | None = Field(default=None, max_length=100)
     spacing: str | None = Field(default=None, max_length=100)
     clip: bool | None = None
@@ -99,6 +100,8 @@ class Sampler(PythonModel):
         indices = request.indices if request.indices is not None else list(range(request.num))
         chosen = request.model_dump(include=set(SampleSettings.model_fields), exclude_none=True)
         settings = validated(SampleSettings, self.usual | chosen, "the request")
+        if request.guidance_interval is not None and not settings.guidance:
+            raise UsageError("guidance_interval does nothing without guidance: give guidance too")
         artefact = self.model.artefact
         if request.class_name is not None:
             condition = class_condition(artefact, request.class_name, len(indices))

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from diffusion.layout import home
 from diffusion.system.errors import DiffctlError, UsageError, is_full
 from diffusion.system.locks import file_lock
-from tracking.names import KEY
+from tracking.names import KEY, REGISTRY_EXPERIMENT, experiment_name
+from tracking.notes import experiment_note, note_tags, registry_note
 from tracking.reach import (
     AWAY,
     REFUSING,
@@ -45,8 +47,11 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 
 def tracking_uri(root: Path | None = None) -> str:
-    """MLFLOW_TRACKING_URI, or the sqlite file in the project's folder `root` (default: here); absolute."""
-    root = (root or Path.cwd()).resolve()
+    """MLFLOW_TRACKING_URI, or the sqlite file in the project's folder `root` (default: here); absolute.
+
+    A temporary folder of a DVC experiment has its checkout's.
+    """
+    root = home((root or Path.cwd()).resolve())
     given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if not given:
         return f"sqlite:///{root / DATABASE}"
@@ -179,7 +184,9 @@ def ensure_experiment(client: "MlflowClient", name: str) -> str:
         database = database_file(client.tracking_uri)
         location = (_artifacts(database) / name).as_uri() if database else None
         try:
-            return str(client.create_experiment(name, artifact_location=location, tags=KIND))
+            of_data = experiment_note(name.removeprefix(experiment_name("")))
+            tags = KIND | note_tags(registry_note() if name == REGISTRY_EXPERIMENT else of_data)
+            return str(client.create_experiment(name, artifact_location=location, tags=tags))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

@@ -7,6 +7,7 @@ from cli import main
 from diffusion.choice.certainty import NORMAL
 from diffusion.choice.gate import judge
 from diffusion.choice.ranking import best, rank_metric
+from diffusion.choice.spaces import seen_by
 from diffusion.evaluate.evaluate import write_scores
 from diffusion.evaluate.features.reference import make_reference
 from diffusion.protocol.grid import SAMPLING_VERSION
@@ -23,8 +24,9 @@ from tests.helpers.digits_sweep import (
     write_prepared,
     write_sweep,
 )
-from tests.helpers.scores_document import chance, document, with_errors
-from tracking.compare import Scored, compare, load_scored
+from tests.helpers.scores_document import chance, document, with_errors, with_space
+from tracking.compare import compare, load_scored
+from tracking.comparison import Scored
 from tracking.page import comparison_page
 
 FEW = {(10, 0.0): 0.2}
@@ -65,7 +67,7 @@ def test_a_card_without_a_sampling_version_is_of_another_protocol():
     result = compare(scored(a=document(FEW), b=old))
     assert result.rows == []
     assert result.differences[0].fields == {"sampling_version": [SAMPLING_VERSION, None]}
-    verdict = judge(document(FEW, model_sha256="b" * 64).cells, old.cells, 7)
+    verdict = judge(document(FEW, model_sha256="b" * 64).cells, old.cells, "version 7")
     assert not verdict.better
     assert f"differs in sampling_version (None against {SAMPLING_VERSION})" in verdict.reason
 
@@ -272,13 +274,124 @@ def test_the_command(tmp_path):
         "cell": "steps5-eta0",
         "metric": "kd_effnet_lite0_64",
         "values": [0.3, 0.1],
+        "trainings": [1, 1],
+        "deviations": [None, None],
         "intervals": [pytest.approx([0.27, 0.33]), pytest.approx([0.09, 0.11])],
         "few_images": [False, False],
         "best": 0.1,
-        "gaps": [{"value": pytest.approx(0.2), "half": pytest.approx(0.02, rel=0.05), "paired": True}, None],
+        "gaps": [
+            {
+                "value": pytest.approx(0.2),
+                "half": pytest.approx(0.02, rel=0.05),
+                "between": "pairs of images",
+            },
+            None,
+        ],
         "tied": [False, False],
     }
     refused = diffctl(tmp_path, "compare", "a.json", "c.json")
     assert refused.returncode == 1
     assert "seed (0 against 1)" in refused.stderr
     assert diffctl(tmp_path, "compare", "a.json").returncode == 2
+
+
+def seeds(values: dict[int, float], setting: str) -> dict[str, ScoresDocument]:
+    """Trainings of one setting by seed, each a document of one cell with that kernel distance."""
+    made = {}
+    for seed, value in values.items():
+        one = certain(document({(10, 0.0): value}, model_sha256=f"{setting}{seed}".ljust(64, "0")))
+        training = {"setting": setting * 16, "seed": seed}
+        made[f"{setting}{seed}"] = ScoresDocument(**{**dict(one), "training": training})
+    return made
+
+
+def test_trainings_that_differ_in_the_seed_alone_are_one_column(tmp_path):
+    near = {**seeds({0: 0.20, 1: 0.24}, "a"), **seeds({0: 0.21, 1: 0.25, 2: 0.23}, "b")}
+    result = compare(scored(**near))
+    assert result.labels == ["a0 ×2", "b0 ×3"]
+    assert result.members == [["a0", "a1"], ["b0", "b1", "b2"]]
+    row = result.rows[0]
+    assert row.values == pytest.approx([0.22, 0.23])
+    assert row.deviations == pytest.approx([0.0283, 0.02], abs=1e-4)
+    assert row.tied == [False, True]
+    assert row.gaps[1].between == "trainings"
+    far = {**seeds({0: 0.20, 1: 0.21}, "a"), **seeds({0: 0.31, 1: 0.32, 2: 0.32}, "b")}
+    assert compare(scored(**far)).rows[0].tied == [False, False]
+    assert compare(scored(**near), apart=True).labels == ["a0", "a1", "b0", "b1", "b2"]
+    for name, one in near.items():
+        write_document(tmp_path / f"{name}.json", one)
+    runs = [str(tmp_path / f"{name}.json") for name in near]
+    done = CliRunner().invoke(main.app, ["compare", *runs, "--html", str(tmp_path / "page.html")])
+    assert done.exit_code == 0, done.output
+    assert "0.22 ± 0.028 <" in done.stdout
+    assert "0.23 ± 0.02 ≈" in done.stdout
+    assert "mean ± standard deviation of" in done.stdout
+    assert "gaps to the best are between trainings of other seeds" in done.stdout
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "≈ 0.23 ± 0.02" in page
+    assert "differ in the training&#39;s seed alone" in page.replace("training's", "training&#39;s")
+
+
+def test_of_one_seed_and_of_another_protocol_nothing_is_averaged():
+    twice = {**seeds({0: 0.2}, "a"), "again": seeds({0: 0.3}, "a")["a0"]}
+    assert compare(scored(**twice)).labels == ["a0", "again"]
+    trainings = seeds({0: 0.2, 1: 0.3, 2: 0.4}, "a")
+    for cell in trainings["a2"].cells.values():
+        cell.card["seed"] = 7
+    result = compare(scored(**trainings))
+    assert result.rows[0].values == pytest.approx([0.25])
+    assert result.rows[0].trainings == [2]
+    assert [one.label for one in result.differences] == ["a2"]
+    assert result.labels == ["a0 ×3"]
+
+
+def test_every_feature_space_is_compared_by_its_own_cards():
+    ours, theirs = with_space(document(FEW)), with_space(document({(10, 0.0): 0.3}, model_sha256="b" * 64), 3)
+    rows = {row.metric: row.values for row in compare(scored(a=ours, b=theirs)).rows}
+    assert rows == {
+        "kd_effnet_lite0_64": [0.2, 0.3],
+        "fd_effnet_lite0_64": [200.0, 300.0],
+        "kd_effnet_lite0_96": [0.4, pytest.approx(0.9)],
+        "fd_effnet_lite0_96": [400.0, 900.0],
+    }
+
+
+def test_a_score_of_a_further_space_is_asked_for_by_its_name():
+    ours, theirs = with_space(document(FEW)), with_space(document({(10, 0.0): 0.3}, model_sha256="b" * 64))
+    rows = compare(scored(a=ours, b=theirs), ["excess_effnet_lite0_96", "excess"]).rows
+    assert {row.metric: row.values for row in rows} == {
+        "excess": [175.0, 275.0],
+        "excess_effnet_lite0_96": [350.0, 550.0],
+    }
+    with pytest.raises(UsageError, match="excess_effnet_lite0_96"):
+        compare(scored(a=ours, b=theirs), ["nothing"])
+
+
+def test_weights_of_one_space_make_that_one_alone_incomparable():
+    ours, theirs = with_space(document(FEW)), with_space(document(FEW), weights_sha256="x" * 64)
+    result = compare(scored(a=ours, b=theirs))
+    assert {row.metric for row in result.rows} == {"kd_effnet_lite0_64", "fd_effnet_lite0_64"}
+    (difference,) = result.differences
+    assert difference.label == "b in effnet-lite0-96"
+    assert difference.fields == {"weights_sha256": ["v" * 64, "x" * 64]}
+
+
+def test_a_document_without_the_space_is_compared_in_the_others():
+    rows = compare(scored(a=with_space(document(FEW)), b=document(FEW), c=with_space(document(FEW)))).rows
+    values = {row.metric: row.values for row in rows}
+    assert values["kd_effnet_lite0_64"] == [0.2, 0.2, 0.2]
+    assert values["kd_effnet_lite0_96"] == [0.4, None, 0.4]
+    alone = compare(scored(a=with_space(document(FEW)), b=document(FEW)))
+    assert {row.metric for row in alone.rows} == {"kd_effnet_lite0_64", "fd_effnet_lite0_64"}
+    assert alone.differences == []
+
+
+def test_what_one_sees_first_another_may_see_too():
+    """Documents whose first extractors differ are compared where both have one."""
+    other = seen_by(with_space(document(FEW)), "effnet-lite0-96")
+    result = compare(scored(a=with_space(document(FEW)), b=other))
+    assert {row.metric: row.values for row in result.rows} == {
+        "kd_effnet_lite0_96": [0.4, 0.4],
+        "fd_effnet_lite0_96": [400.0, 400.0],
+    }
+    assert "extractor" in result.differences[0].fields

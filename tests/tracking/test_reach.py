@@ -95,4 +95,29 @@ def test_what_is_no_address_is_refused(uri: str) -> None:
 
 def test_what_is_no_server_is_not_asked() -> None:
     knock("sqlite:////nowhere/mlflow.db")
-    knock("postgresql+psycopg://user@host/db")
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("postgresql+psycopg://me:secret@host:port/db", "is no address of a database"),
+        ("postgre://me:secret@host/db", "is no address of a database"),
+        ("postgresql+none://me:secret@host/db", "is no address of a database"),
+        ("mssql+pyodbc://me:secret@host/db", "needs pyodbc, which is not installed"),
+    ],
+)
+def test_what_is_no_database_is_refused(uri: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told) as caught:
+        knock(uri)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_database_that_is_not_there_or_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psycopg")
+    with pytest.raises(MlflowAway, match="Connection refused") as caught:
+        knock(f"postgresql+psycopg://me:secret@127.0.0.1:{free_port()}/db?password=secret")
+    assert caught.value.exit_code == 75
+    assert "secret" not in str(caught.value)
+    monkeypatch.setattr(reach, "KNOCK_SECONDS", 2)  # the least that libpq takes
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(MlflowAway, match="timeout"):
+        knock(f"postgresql+psycopg://me:secret@127.0.0.1:{listener.getsockname()[1]}/db")

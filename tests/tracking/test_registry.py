@@ -16,58 +16,27 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.choice.gate import judge
-from diffusion.config import parse
 from diffusion.images.pixels import to_nhwc
-from diffusion.images.store import open_store
-from diffusion.layout import MODEL, RUN, SCORES
-from diffusion.model.model_file import load_model, read_artefact, save_artefact
+from diffusion.layout import MODEL, SCORES
+from diffusion.model.model_file import load_model, read_artefact
 from diffusion.protocol.scores import read_scores, write_document
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.asked import class_condition, mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.system.errors import DiffctlError
-from diffusion.system.files import write_json
-from diffusion.system.seals import sealed
-from diffusion.train.identity import plan_training
-from diffusion.train.loop import new_state
-from tests.conftest import diffctl, params
+from tests.conftest import diffctl
 from tests.helpers.disks import fill_up, make_room, memory_disk
-from tests.helpers.mlflow_server import MlflowServer, empty_database, free_port, wait_for
+from tests.helpers.mlflow_server import MlflowServer, free_port, wait_for
 from tests.helpers.scores_document import document
 from tracking import names
+from tracking.promotion import Hand
 from tracking.reach import MlflowError
 from tracking.registry import fetch_champion, fetch_champion_scores, register
 from tracking.store import ENVIRONMENT, connect
 
+pytestmark = pytest.mark.usefixtures("here")
 CPU = torch.device("cpu")
 NAME = "diffctl-digits"
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    """An empty project as the working directory, with an empty MLflow store."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    empty_database(tmp_path / "mlflow.db")
-    return tmp_path
-
-
-@pytest.fixture
-def make_model(digits_store):
-    """Write a small real model of a seed and its scores, as a training and an evaluation leave them."""
-
-    def make(seed: int, kernel: dict | None = None, add: float = 0.01, **card) -> str:
-        config = parse(params(train={"seed": seed}), "the test")
-        artefact = plan_training(config, open_store(digits_store).meta, CPU)
-        state = new_state(artefact, CPU)
-        weights = {key: value + add for key, value in state.ema.state_dict().items()}
-        sha256 = save_artefact(MODEL, weights, artefact).model_sha256
-        write_json(RUN, sealed({"key": f"key{seed}", "fingerprint": f"{seed}" * 16}))
-        write_document(SCORES, document(kernel, model_sha256=sha256, **card))
-        return sha256
-
-    return make
 
 
 def test_only_a_better_score_of_the_same_protocol_is_promoted(make_model):
@@ -83,7 +52,10 @@ def test_only_a_better_score_of_the_same_protocol_is_promoted(make_model):
     better = register_model(make_model, 4, {(10, 0.0): 0.15})
     assert (better.champion, better.promoted) == (4, True)
     model = connect().get_registered_model(NAME)
-    assert {alias: str(number) for alias, number in model.aliases.items()} == {names.CHAMPION: "4"}
+    assert {alias: str(number) for alias, number in model.aliases.items()} == {
+        names.CHAMPION: "4",
+        names.PREVIOUS: "1",
+    }
     assert connect().get_model_version(NAME, "2").tags[names.DECISION] == worse.reason
 
 
@@ -152,19 +124,7 @@ def test_by_hand_any_model_is_promoted(make_model):
     register()
     make_model(2, {(10, 0.0): 0.9})
     assert not register().promoted
-    assert register(force=True).champion == 2
-
-
-def test_the_gate_looks_at_the_cells_that_both_have():
-    champion = document({(5, 0.0): 0.3, (10, 0.0): 0.2}).cells
-    more = document({(5, 0.0): 0.25, (100, 0.0): 0.05}, model_sha256="b" * 64).cells
-    verdict = judge(more, champion, 7)
-    assert verdict.better
-    assert verdict.reason == "kd_effnet_lite0_64 0.25 (steps5-eta0) against version 7's 0.3 (steps5-eta0)"
-    equal = document({(5, 0.0): 0.3}, model_sha256="b" * 64).cells
-    assert not judge(equal, champion, 7).better
-    apart = document({(7, 0.0): 0.1}, model_sha256="b" * 64).cells
-    assert not judge(apart, champion, 7).better
+    assert register(hand=Hand(force=True)).champion == 2
 
 
 def test_scores_of_another_model_are_refused(make_model):
@@ -209,12 +169,14 @@ def load_and_predict(here: Path, uri: str, requests: list[dict]) -> subprocess.C
     return subprocess.run(command, cwd=here, env=env, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_registered_model_makes_the_same_images_without_pickle(make_model, here):
     make_model(1, {(2, 1.0): 0.1, (3, 0.0): 0.3})
     register()
     suffixes = {path.suffix for path in here.glob("mlartifacts/**/registered/**/*") if path.is_file()}
     assert not suffixes & {".pkl", ".pickle", ".pt", ".joblib", ".pyc"}
     asked = [{"num": 2}, {"indices": [1], "steps": 3, "eta": 0, "seed": 5, "class": "7", "guidance": 0.5}]
+    asked[1] |= {"guidance_interval": [0.3, 4]}
     done = load_and_predict(here, f"sqlite:///{here / 'mlflow.db'}", asked)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -225,7 +187,7 @@ def test_the_registered_model_makes_the_same_images_without_pickle(make_model, h
     expected = to_nhwc(generate(loaded, best, [0, 1], both, CPU))
     assert np.abs(pixels(first) - expected[..., 0].astype(int)).max() <= 1
     assert (first["indices"], first["labels"]) == ([0, 1], [0, 1])
-    other = SampleSettings(steps=3, eta=0.0, seed=5, guidance=0.5)
+    other = SampleSettings(steps=3, eta=0.0, seed=5, guidance=0.5, guidance_interval=(0.3, 4.0))
     expected = to_nhwc(generate(loaded, other, [1], class_condition(loaded.artefact, "7", 1), CPU))
     assert np.abs(pixels(second) - expected[..., 0].astype(int)).max() <= 1
 

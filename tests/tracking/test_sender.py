@@ -306,6 +306,7 @@ def test_a_deleted_run_stays_deleted(folder, uri):
     assert stored(uri) == logged(folder)
 
 
+@pytest.mark.slow
 def test_points_against_a_dead_port_arrive_at_a_live_one(folder, server, monkeypatch):
     """The training's whole life without a server, then `sync`: fast enough to run always."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
@@ -378,6 +379,7 @@ def gone(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] == "Z"
 
 
+@pytest.mark.slow
 def test_the_sender_of_a_killed_training_ends_and_says_so(folder, uri, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     trainer, pid = start_trainer(folder)

@@ -8,6 +8,7 @@ from diffusion.system import locks
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, file_lock, is_held
 from tracking import store
+from tracking.names import REGISTRY_EXPERIMENT
 from tracking.reach import MlflowAway, public
 
 START = """
@@ -97,6 +98,16 @@ def test_a_run_is_found_again_by_its_key(tmp_path):
     assert store.ensure_run(client, experiment, "key", "name", 99999) == run
     assert client.get_run(run).info.start_time == 12345
     assert store.ensure_run(client, experiment, "other", "name", 1) != run
+
+
+def test_an_experiment_says_what_it_is(tmp_path):
+    client = store.connect(store.tracking_uri(tmp_path))
+    for name, told in (
+        ("diffctl-digits", "models of *digits*"),
+        (REGISTRY_EXPERIMENT, "Delete nothing here"),
+    ):
+        experiment = client.get_experiment(store.ensure_experiment(client, name))
+        assert told in experiment.tags["mlflow.note.content"]
 
 
 def test_a_deleted_experiment_is_named_with_its_remedy(tmp_path):

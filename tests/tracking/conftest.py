@@ -1,0 +1,52 @@
+"""An empty project, and a model with its scores, as a training and an evaluation leave them."""
+
+import pytest
+import torch
+
+from diffusion.config import parse
+from diffusion.images.store import open_store
+from diffusion.layout import MODEL, RUN, SCORES
+from diffusion.model.model_file import read_artefact, save_artefact
+from diffusion.protocol.scores import ScoresDocument, write_document
+from diffusion.system.files import write_json
+from diffusion.system.seals import sealed
+from diffusion.train.identity import plan_training
+from diffusion.train.loop import new_state
+from tests.conftest import params
+from tests.helpers.mlflow_server import empty_database
+from tests.helpers.scores_document import document
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty project as the working directory, with an empty MLflow store."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    empty_database(tmp_path / "mlflow.db")
+    return tmp_path
+
+
+@pytest.fixture
+def make_model(digits_store):
+    """Write a small real model of a seed and its scores, as a training and an evaluation leave them.
+
+    `train` are further values of that section.
+    """
+
+    def make(
+        seed: int, kernel: dict | None = None, add: float = 0.01, train: dict | None = None, **card
+    ) -> str:
+        config = parse(params(train={"seed": seed, **(train or {})}), "the test")
+        artefact = plan_training(config, open_store(digits_store).meta, CPU)
+        state = new_state(artefact, CPU)
+        weights = {key: value + add for key, value in state.ema.state_dict().items()}
+        sha256 = save_artefact(MODEL, weights, artefact).model_sha256
+        write_json(RUN, sealed({"key": f"key{seed}", "fingerprint": f"{seed}" * 16}))
+        made = document(kernel, model_sha256=sha256, **card)
+        training = read_artefact(MODEL).training
+        write_document(SCORES, ScoresDocument(**{**dict(made), "training": training}))
+        return sha256
+
+    return make

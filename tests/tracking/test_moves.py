@@ -1,0 +1,325 @@
+"""Two promoters, each of which may stop or be killed before any call of a real MLflow, against a model."""
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from diffusion.system.errors import DiffctlWarning, UsageError
+from tests.helpers.mlflow_server import empty_database
+from tests.helpers.paused import Killed, PausedWork
+from tests.helpers.postgres import postgres
+from tests.helpers.scores_document import document
+from tracking.history import History, read_history
+from tracking.moves import Contended, ensure_model, mend
+from tracking.names import CHAMPION, PREVIOUS
+from tracking.promotion import Decision, Hand, foresee, pass_gate, plan_rollback, roll_back
+from tracking.store import connect
+
+VERSIONS = 4
+SCORES = document()
+names = (f"model-{number}" for number in itertools.count())
+BY_HAND = Hand(force=True, note="because")
+
+pytestmark = pytest.mark.filterwarnings("ignore::diffusion.system.errors.DiffctlWarning")
+
+
+@pytest.fixture
+def sqlite(tmp_path, monkeypatch):
+    """The URI of an empty store, which is the one in use."""
+    monkeypatch.chdir(tmp_path)
+    uri = empty_database(tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri
+
+
+def make_versions(client, count: int = VERSIONS) -> str:
+    """A registered model with so many versions and no champion; its name."""
+    name = next(names)
+    ensure_model(client, name)
+    for _ in range(count):
+        client.create_model_version(name, "s3://nowhere/model")
+    return name
+
+
+def promote(client, name: str, number: int) -> Decision:
+    return pass_gate(client, client.get_model_version(name, str(number)), SCORES, BY_HAND)
+
+
+def roll(client, name: str) -> History:
+    return roll_back(client, plan_rollback(client, name), "it was bad")
+
+
+def moves(history: History) -> list[tuple[int | None, int]]:
+    return [(event.before, event.after) for event in history.events]
+
+
+def test_a_champion_a_second_one_and_back(sqlite):
+    client = connect()
+    name = make_versions(client)
+    for number in (1, 3, 2):
+        assert promote(client, name, number).champion == number
+    assert roll(client, name).holder == 3  # the holder before, not N − 1
+    history = roll(client, name)
+    assert moves(history) == [(None, 1), (1, 3), (3, 2), (2, 3), (3, 1)]
+    assert history.aliases == {CHAMPION: 1}
+    assert set(history.pinned) == {2, 3}
+    with pytest.raises(UsageError, match="before version 1 no version"):
+        roll(client, name)
+    decision = foresee(client, name, 3, SCORES)
+    assert not decision.passed
+    assert "rolled it back to version 1" in decision.reason
+    assert "(it was bad)" in decision.reason
+    assert promote(client, name, 3).champion == 3
+    assert set(read_history(client, name).pinned) == {2}
+    event = history.events[-1]
+    assert (event.how, event.note, event.number) == ("rollback", "it was bad", 5)
+
+
+def test_of_two_at_once_the_second_is_told_and_nothing_is_written_over(sqlite):
+    client = connect()
+    name = make_versions(client)
+    promote(client, name, 1)
+    slow = PausedWork(client, lambda client: promote(client, name, 2))
+    while slow.waiting != "log_param":
+        slow.step()
+    promote(client, name, 3)
+    slow.finish()
+    assert isinstance(slow.error, Contended)
+    assert "made version 3 champion at the same time" in str(slow.error)
+    history = read_history(client, name)
+    assert moves(history) == [(None, 1), (1, 3)]
+    assert [event.after for event in history.strays] == [2]
+    assert history.aliases == {CHAMPION: 3, PREVIOUS: 1}
+
+
+def test_a_record_whose_move_was_killed_is_mended(sqlite):
+    client = connect()
+    name = make_versions(client)
+    promote(client, name, 1)
+    killed = PausedWork(client, lambda client: promote(client, name, 2))
+    while killed.waiting != "set_registered_model_alias":
+        killed.step()
+    killed.kill()
+    assert read_history(client, name).misplaced == {CHAMPION: 2, PREVIOUS: 1}
+    with pytest.warns(
+        DiffctlWarning, match="champion of .* pointed at version 1, and its history has version 2"
+    ):
+        assert mend(client, name).aliases == {CHAMPION: 2, PREVIOUS: 1}
+
+
+def test_an_alias_that_was_there_before_any_record_is_the_first_holder(sqlite):
+    client = connect()
+    name = next(names)
+    client.create_registered_model(name)
+    for _ in range(2):
+        client.create_model_version(name, "s3://nowhere/model")
+    client.set_registered_model_alias(name, CHAMPION, "1")
+    assert promote(client, name, 2).champion == 2
+    history = read_history(client, name)
+    assert moves(history) == [(1, 2)]
+    assert history.previous == 1
+    assert roll(client, name).aliases == {CHAMPION: 1}
+
+
+def test_a_champion_that_was_deleted_can_be_followed(sqlite):
+    client = connect()
+    name = make_versions(client)
+    promote(client, name, 1)
+    client.delete_model_version(name, "1")
+    decision = foresee(client, name, 2, SCORES)
+    assert decision.passed
+    assert "which was champion, was deleted" in decision.reason
+    assert promote(client, name, 2).champion == 2
+    assert read_history(client, name).aliases == {CHAMPION: 2}
+    with pytest.raises(UsageError, match=r"version 1 of .* was deleted in MLflow"):
+        roll(client, name)
+
+
+class Promoters(RuleBasedStateMachine):
+    """Two promoters on one registered model, and what its history must be by the claims that succeeded."""
+
+    uri: str
+
+    @initialize()
+    def begin(self) -> None:
+        self.client = connect(self.uri)
+        self.name = make_versions(self.client)
+        self.works: dict[int, PausedWork] = {}
+        self.recorded: dict[str, str] = {}  # tag → value, of every move that was ever recorded
+        self.chain: list[tuple[str, int, str]] = []  # id, version and kind of every move that happened
+        self.killed_since_calm = False
+
+    def holders(self) -> list[int]:
+        """The stack of holders, by the moves in the chain."""
+        stack: list[int] = []
+        for _, version, how in self.chain:
+            if how == "rollback":
+                stack.pop()
+                assert stack[-1] == version
+            else:
+                stack = [other for other in stack if other != version] + [version]
+        return stack
+
+    def start(self, who: int, work) -> None:
+        self.works[who] = PausedWork(self.client, work)
+
+    def idle(self, who: int) -> bool:
+        return who not in self.works
+
+    @rule(who=st.sampled_from([0, 1]), number=st.integers(1, VERSIONS))
+    def start_promoting(self, who: int, number: int) -> None:
+        if self.idle(who):
+            self.start(who, lambda client: promote(client, self.name, number))
+
+    @rule(who=st.sampled_from([0, 1]))
+    def start_rolling_back(self, who: int) -> None:
+        if self.idle(who):
+            self.start(who, lambda client: roll(client, self.name))
+
+    @precondition(lambda self: self.works)
+    @rule(data=st.data(), count=st.integers(1, 12))
+    def go_on(self, data: st.DataObject, count: int) -> None:
+        who = data.draw(st.sampled_from(sorted(self.works)))
+        for _ in range(count):
+            if self.works[who].waiting:
+                self.works[who].step()
+                self.follow(self.works[who])
+        if not self.works[who].waiting:
+            self.end(who)
+
+    @precondition(lambda self: self.works)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        who = data.draw(st.sampled_from(sorted(self.works)))
+        while self.works[who].waiting:
+            self.works[who].step()
+            self.follow(self.works[who])
+        self.end(who)
+
+    @precondition(lambda self: self.works)
+    @rule(data=st.data())
+    def kill(self, data: st.DataObject) -> None:
+        who = data.draw(st.sampled_from(sorted(self.works)))
+        work = self.works.pop(who)
+        if work.waiting:
+            work.kill()
+            assert isinstance(work.error, Killed)
+            self.killed_since_calm = True
+
+    @rule()
+    def read_and_mend(self) -> None:
+        history = mend(self.client, self.name)
+        self.check_aliases(history)
+        if not self.works:
+            self.killed_since_calm = False
+
+    def follow(self, work: PausedWork) -> None:
+        """Bring the model up to the call that was just made."""
+        call, arguments, worked = work.calls[-1]
+        if call == "set_registered_model_tag":
+            assert arguments[1] not in self.recorded, "a record was written over"
+            self.recorded[arguments[1]] = arguments[2]
+        elif call == "log_param" and worked:
+            _, number, id = arguments
+            assert int(number) == len(self.chain) + 1, "a claim out of turn"
+            event = next(e for e in read_history(self.client, self.name).events if e.id == id)
+            self.chain.append((id, event.after, event.how))
+
+    def end(self, who: int) -> None:
+        """What a promoter was told is what happened."""
+        work = self.works.pop(who)
+        own = [key.rpartition(".")[2] for key in self.recorded if key in self.tags_of(work)]
+        happened = {id for id, _, _ in self.chain}
+        if work.error is None:
+            assert set(own) <= happened
+            if isinstance(work.result, Decision) and work.result.promoted:
+                assert len(own) == 1
+        elif isinstance(work.error, Contended):
+            assert not set(own) & happened
+        else:
+            assert isinstance(work.error, UsageError), work.error  # nobody to roll back to
+            assert not own
+
+    @staticmethod
+    def tags_of(work: PausedWork) -> set[str]:
+        return {arguments[1] for call, arguments, _ in work.calls if call == "set_registered_model_tag"}
+
+    def check_aliases(self, history: History) -> None:
+        stack = self.holders()
+        wanted = dict(zip((CHAMPION, PREVIOUS), reversed(stack), strict=False))
+        assert history.aliases == wanted
+
+    @invariant()
+    def history_is_the_models(self) -> None:
+        if not hasattr(self, "chain"):
+            return
+        history = read_history(self.client, self.name)
+        assert [(event.id, event.after, event.how) for event in history.events] == self.chain
+        befores = [None, *(version for _, version, _ in self.chain)]
+        assert [event.before for event in history.events] == befores[: len(self.chain)]
+        tags = self.client.get_registered_model(self.name).tags
+        assert {key: tags[key] for key in self.recorded} == self.recorded
+        assert len(history.events) + len(history.strays) == len(self.recorded)
+        if not self.works and not self.killed_since_calm:
+            self.check_aliases(history)
+
+    def teardown(self) -> None:
+        for work in getattr(self, "works", {}).values():
+            if work.waiting:
+                work.kill()
+        if hasattr(self, "chain"):
+            self.check_aliases(mend(self.client, self.name))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request, tmp_path, monkeypatch) -> Iterator[str]:
+    """The URI of an empty store of each kind."""
+    monkeypatch.chdir(tmp_path)
+    if request.param == "sqlite":
+        yield empty_database(tmp_path / "mlflow.db")
+        return
+    with postgres() as uri:
+        yield uri
+
+
+@pytest.mark.slow
+def test_two_promoters_stopped_and_killed_anywhere(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    machine = type("PromotersHere", (Promoters,), {"uri": store})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+
+
+@pytest.mark.slow
+def test_killed_before_any_call_it_is_whole(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    client = connect()
+    for calls in itertools.count():
+        name = make_versions(client, 2)
+        promote(client, name, 1)
+        work = PausedWork(client, lambda client, name=name: promote(client, name, 2))
+        for _ in range(calls):
+            if work.waiting:
+                work.step()
+        if not work.waiting:
+            break
+        work.kill()
+        history = mend(client, name)
+        assert history.aliases == ({CHAMPION: 2, PREVIOUS: 1} if history.holder == 2 else {CHAMPION: 1})
+        assert promote(client, name, 2).champion == 2
+    assert calls > 10

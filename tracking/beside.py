@@ -1,0 +1,137 @@
+"""What a comparison's page shows beside its table: curves, settings that differ, the gate, pictures."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import permutations
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from diffusion.choice.gate import clash, judge
+from diffusion.images.pictures import png_bytes
+from diffusion.images.store import Images
+from diffusion.protocol.grid import line_name, order, spoken
+from diffusion.protocol.scores import CellScores
+from diffusion.report.figures import Point, as_svg, score_curve
+from diffusion.report.samples import data_uri
+from tracking.comparison import Comparison, Row, Scored
+
+OF_NOISE = ("seed", "classes", "data", "sampling_version")  # what image i is drawn from, in each run alike
+
+
+def finding(comparison: Comparison) -> str | None:
+    """What the first score says in one sentence; None where no two numbers stand side by side."""
+    rows = _first_score(comparison)
+    if not rows:
+        return None
+    told = Counter(comparison.labels[row.values.index(row.best)] for row in rows if _is_told(row))
+    score, untold = rows[0].metric, len(rows) - told.total()
+    cells = f"{len(rows)} cell{'s' * (len(rows) > 1)}"
+    if not told:
+        return f"By {score}, no run is told apart from another in any of {cells}."
+    best = " and ".join(f"{label} in {count}" for label, count in told.most_common())
+    rest = f"; in {untold} the best is not told apart from another" if untold else ""
+    return f"By {score}, of {cells} the best is {best}{rest}."
+
+
+def _first_score(comparison: Comparison) -> list[Row]:
+    """The rows of the first score in which numbers stand side by side."""
+    rows = comparison.rows
+    return [
+        row
+        for row in rows
+        if row.metric == rows[0].metric and sum(value is not None for value in row.values) > 1
+    ]
+
+
+def _is_told(row: Row) -> bool:
+    """Whether the best of a row is told apart from all others."""
+    others = sum(value is not None for value in row.values) - 1
+    return row.best is not None and others == sum(gap is not None and gap.is_told for gap in row.gaps)
+
+
+def curves(comparison: Comparison, cells: Mapping[str, CellScores]) -> list[dict[str, Any]]:
+    """The first score over the steps, a drawing for each setting of the other axes, a line for each label.
+
+    `cells` are the first document's. Empty where no setting was sampled in two numbers of steps.
+    """
+    points: dict[str, list[Point]] = {}
+    for row in _first_score(comparison):
+        cell = cells[row.cell]
+        points.setdefault(line_name(cell.axes), []).extend(_points(row, cell.steps, comparison.labels))
+    metric = comparison.rows[0].metric if points else ""
+    return [
+        {"setting": setting, "drawing": _drawn(f"curve{number}", setting, metric, found)}
+        for number, (setting, found) in enumerate(points.items())
+        if len({point.steps for point in found}) > 1
+    ]
+
+
+def _points(row: Row, steps: int, labels: Sequence[str]) -> Iterator[Point]:
+    for label, value, interval in zip(labels, row.values, row.intervals, strict=True):
+        if value is not None:
+            yield Point(steps, label.replace("$", r"\$"), value, interval)
+
+
+def _drawn(name: str, setting: str, metric: str, points: Sequence[Point]) -> Markup:
+    said = escape(f"{metric} over the number of sampling steps at {setting}, a line for each run")
+    return Markup(as_svg(score_curve(points, metric), name, said))
+
+
+def verdicts(scored: Sequence[Scored]) -> list[dict[str, Any]]:
+    """What the gate would say of each run, were each other one the champion."""
+    return [
+        {
+            "champion": champion.label,
+            "candidate": candidate.label,
+            **judge(candidate.document.cells, champion.document.cells, champion.label)._asdict(),
+        }
+        for champion, candidate in permutations(scored, 2)
+    ]
+
+
+def differing_params(scored: Sequence[Scored]) -> list[tuple[str, list[str]]]:
+    """Each parameter on which the runs differ, with the value of each; a file has none and shows a dash."""
+    params = [one.run.data.params if one.run else {} for one in scored]
+    known = [values for values in params if values]
+    names = sorted({name for values in known for name in values})
+    rows = [(name, [values.get(name, "–") for values in params]) for name in names]
+    return [row for row in rows if len({values.get(row[0]) for values in known}) > 1]
+
+
+def sheets(scored: Sequence[Scored], pictures: Sequence[Mapping[str, Images]]) -> list[dict[str, Any]]:
+    """The cells of which the first run and another have a picture, drawn from the same noise, by image.
+
+    `pictures` are each run's by cell. That which the first run calls its best comes open.
+    """
+    first = scored[0].document
+    rows = []
+    for name, cell in sorted(first.cells.items(), key=lambda item: order(item[1].axes)):
+        shown = [
+            _sheet(one, number, name, seen[name])
+            for number, (one, seen) in enumerate(zip(scored, pictures, strict=True))
+            if name in seen and _same_noise(cell, one.document.cells.get(name))
+        ]
+        if len(shown) > 1:
+            rows.append({"cell": spoken(cell.axes), "best": name == first.best.cell, "sides": shown})
+    if rows and not any(row["best"] for row in rows):
+        rows[0]["best"] = True
+    return rows
+
+
+def _same_noise(cell: CellScores, other: CellScores | None) -> bool:
+    return other is not None and not set(OF_NOISE) & clash(cell, other).keys()
+
+
+def _sheet(one: Scored, number: int, name: str, picture: Images) -> dict[str, Any]:
+    """A run's picture of a cell: its id on the page, its size, its scores in a few words."""
+    cell = one.document.cells[name]
+    distance = cell.spec.distance
+    return {
+        "label": one.label,
+        "id": f"picture{number}-{name}",
+        "image": data_uri(png_bytes(picture)),
+        "height": picture.shape[0],
+        "width": picture.shape[1],
+        "score": f"{distance} {cell.scores[distance]:.4g}",
+    }

@@ -1,0 +1,67 @@
+"""What other seeds of the same settings say beside the gate's verdict on two models.
+
+The gate moves a title between models, and their images tell which of two is better. Another seed of the same
+setting would have given another model, so that the better model need not be of the better setting.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from diffusion.choice.gate import clash
+from diffusion.choice.groups import deviation_of, group_gap, mean_of
+from diffusion.choice.ranking import best
+from diffusion.protocol.scores import CellScores, ScoresDocument
+from tracking.names import SETTING
+from tracking.versions import scores_of
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+MOST = 10  # registered versions of a setting that are looked at, the newest
+
+
+def seeds_aside(
+    client: "MlflowClient", name: str, candidate: ScoresDocument, champion: ScoresDocument
+) -> str:
+    """The end of the sentence on a candidate and the champion; empty where no setting has several seeds.
+
+    It speaks of the champion's best cell and its score, of versions that were scored by its protocol.
+    """
+    ours, theirs = candidate.training, champion.training
+    bar, metric, _ = best(champion.cells)
+    if ours is None or theirs is None or bar not in candidate.cells:
+        return ""
+    mine = _cells(client, name, ours.setting, candidate, champion.cells[bar], bar)
+    if len(mine) < 2:
+        return ""
+    if ours.setting == theirs.setting:
+        return f"; both are of one setting, of which {len(mine)} seeds have {_told(mine, metric)}"
+    held = _cells(client, name, theirs.setting, champion, champion.cells[bar], bar)
+    if len(held) < 2:
+        return ""
+    found = group_gap(mine, held, metric)
+    apart = "told apart" if found is not None and found.is_told else "not told apart"
+    return (
+        f"; its setting has {_told(mine, metric)} over {len(mine)} seeds and the champion's "
+        f"{_told(held, metric)} over {len(held)}, {apart}"
+    )
+
+
+def _cells(
+    client: "MlflowClient", name: str, setting: str, own: ScoresDocument, bar: CellScores, cell: str
+) -> list[CellScores]:
+    """That cell of the versions of a setting, one a seed, `own` among them, where it is of one protocol."""
+    query = f"name = '{name}' AND tags.`{SETTING}` = '{setting}'"
+    order = ["version_number DESC"]
+    versions = client.search_model_versions(query, max_results=MOST, order_by=order)
+    documents = [own, *(scores_of(client, version) for version in versions)]
+    by_seed: dict[int, CellScores] = {}
+    for one in documents:
+        scored = one.cells.get(cell)
+        if one.training is not None and scored is not None and not clash(bar, scored):
+            by_seed.setdefault(one.training.seed, scored)
+    return list(by_seed.values())
+
+
+def _told(cells: Sequence[CellScores], metric: str) -> str:
+    return f"{metric} {mean_of(cells, metric):.4g} ± {deviation_of(cells, metric):.2g}"
