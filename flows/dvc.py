@@ -17,18 +17,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from diffusion.system.errors import DiffctlError, Interrupted
+from diffusion.system.errors import TEMPORARY, DiffctlError, Interrupted
 from diffusion.system.locks import is_held
-from diffusion.system.signals import stop_request
+from diffusion.system.signals import look, stop_request
+from flows.at_work import FLOW_RUN, this_run
+from flows.at_work import VARIABLE as WORK
 from flows.outcome import VARIABLE, Outcome, outcome_place, read_outcome
 from flows.terminal import Relay, open_channel, relay_channel, say
 
 STAGES = ("data", "reference", "train", "sample", "evaluate", "report")  # dvc.yaml's, in an order it allows
 
+Write = Callable[[str], object]
+"""Takes output as it comes: whole lines, and live progress that is drawn over itself."""
+
 DVC_LOCK = Path(".dvc/tmp/lock")
 POLL_SECONDS = 0.1
-# How long a group may take to end on each signal. A training saves its state on the first.
+# How long a group may take to end on each signal. A training saves its state on the first. Prefect's worker
+# kills a run that was cancelled after 30 s, with which all of it would be left at work.
 PATIENCE = ((signal.SIGINT, 60.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
+WORKERS_PATIENCE = ((signal.SIGINT, 18.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 2.0))
+BUSY_SECONDS = 600.0  # how long another DVC command in this folder is waited for
+BUSY_POLL_SECONDS = 5.0  # between two tries, each of which starts DVC
 NO_ROOM = os.strerror(errno.ENOSPC)
 _EXIT = re.compile(r"exited with (-?\d+)$")
 _HOLDER = re.compile(r"\(PID (\d+)\)")
@@ -44,25 +53,59 @@ class StageFailed(DiffctlError):
         self.retry = retry
 
 
-async def reproduce(stage: str, *, force: bool = False) -> None:
-    """Bring one stage up to date; its output goes to standard output.
+class FolderBusy(StageFailed):
+    """Another DVC command is at work in this folder, and ends some time."""
+
+    def __init__(self, stage: str, who: str) -> None:
+        super().__init__(
+            stage,
+            f"another DVC command is at work in this folder ({who}): wait for it to end",
+            TEMPORARY,
+            retry=True,
+        )
+        self.who = who
+
+
+async def reproduce(stage: str, *, force: bool = False, write: Write = say) -> None:
+    """Bring one stage up to date; its output goes to `write`, by default to standard output.
 
     StageFailed with the stage's exit code; Interrupted when SIGINT or SIGTERM asked to stop, after the
-    stage's processes are gone.
+    stage's processes are gone. Another DVC command at work in this folder is waited for.
     """
     remote = ["--pull", "--allow-missing"] if has_remote() else []
-    await _supervise(stage, ["repro", "--single-item", stage, *["--force"] * force, *remote])
+    await _by_dvc(stage, ["repro", "--single-item", stage, *["--force"] * force, *remote], write)
 
 
-async def push_outs() -> None:
+async def push_outs(write: Write = say) -> None:
     """Send what the stages made to the default remote; StageFailed, Interrupted as `reproduce`."""
-    say("==> push\n")
-    await _supervise("push", ["push"])
+    write("==> push\n")
+    await _by_dvc("push", ["push"], write)
 
 
-async def _supervise(stage: str, arguments: list[str]) -> None:
-    relay = Relay(say)
-    command = [sys.executable, "-m", "dvc", *arguments]
+async def _by_dvc(stage: str, arguments: list[str], write: Write) -> None:
+    """Run DVC, as often as it says that another one of it is at work here."""
+    began = time.monotonic()
+    told = False
+    while True:
+        try:
+            return await supervise(stage, [sys.executable, "-m", "dvc", *arguments], write)
+        except FolderBusy as busy:
+            if time.monotonic() - began > BUSY_SECONDS:
+                raise
+            if not told:
+                write(f"==> {stage}: waiting for another DVC command in this folder ({busy.who})\n")
+                told = True
+        for _ in range(round(BUSY_POLL_SECONDS / POLL_SECONDS)):
+            look()
+            await asyncio.sleep(POLL_SECONDS)
+
+
+async def supervise(stage: str, command: list[str], write: Write = say) -> None:
+    """Run a command of DVC or of ours in a session of its own until it ends, its output to `write`.
+
+    Errors as `reproduce`, which names the stage; whatever ends this ends the command's processes first.
+    """
+    relay = Relay(write)
     with outcome_place() as place, stop_request(hold=True) as stop:
         with _running(command, relay, {VARIABLE: str(place)}) as process:
             while process.poll() is None and stop.signal is None:
@@ -70,7 +113,7 @@ async def _supervise(stage: str, arguments: list[str]) -> None:
 
             def told() -> None:
                 stop.let_go()
-                say(f"\nstopping {stage}; what it has is saved first\n")
+                write(f"\nstopping {stage}; what it has is saved first\n")
 
             if stop.signal is not None:
                 end_group(process, told)
@@ -112,7 +155,7 @@ def end_group(process: subprocess.Popen[bytes], told: Callable[[], None] = lambd
     `told` is called when the first signal is out: from then on this process may be ended by a second Ctrl-C,
     and the stage still knows.
     """
-    for turn, (number, patience) in enumerate(PATIENCE):
+    for turn, (number, patience) in enumerate(WORKERS_PATIENCE if FLOW_RUN in os.environ else PATIENCE):
         if not _alive(process):
             return
         os.killpg(process.pid, number)
@@ -136,6 +179,8 @@ def _alive(process: subprocess.Popen[bytes]) -> bool:
 def child_environment() -> dict[str, str]:
     """This environment for a child that finds our `diffctl` and is no part of this Prefect run."""
     values = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT__")}
+    if FLOW_RUN in os.environ:
+        values.setdefault(WORK, this_run())
     scripts = str(Path(sys.executable).parent)
     values["PATH"] = os.pathsep.join([scripts, values.get("PATH", os.defpath)])
     values["PYTHONUNBUFFERED"] = "1"
@@ -160,9 +205,7 @@ def failure(stage: str, outcome: Outcome | None, errors: list[str]) -> DiffctlEr
         is_held(DVC_LOCK)  # DiffctlError where DVC fails since the file system has no locks
         holder = _HOLDER.search(text)
         who = f"process {holder[1]}" if holder else "another process"
-        return StageFailed(
-            stage, f"another DVC command is at work in this folder ({who}): wait for it to end"
-        )
+        return FolderBusy(stage, who)
     if told := next((line for line in errors if NO_ROOM in line), None):
         return StageFailed(stage, f"{told}: make room, and the same command goes on")
     return StageFailed(stage, text or "DVC failed without a word; `dvc repro` may say more")

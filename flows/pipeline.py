@@ -4,21 +4,23 @@ Tasks pass names, never arrays, and Prefect keeps no results: DVC alone decides 
 """
 
 from contextvars import ContextVar
-from typing import Any
+from typing import Annotated, Any
 
-from prefect import State, Task, flow, get_run_logger, task
-from prefect.cache_policies import NO_CACHE
+from prefect import State, Task, flow, get_run_logger
 from prefect.client.schemas.objects import TaskRun
-from prefect.states import Cancelled
+from pydantic import Field
 
 from diffusion.system.errors import Interrupted
-from diffusion.system.signals import ended_by_signal
 from flows.dvc import StageFailed
-from flows.steps import do_steps, step
+from flows.steps import ask_mlflow, do_steps, refuse_impossible, step
+from flows.summary import publish_summary
 from flows.terminal import say
+from flows.watched import as_task, cancelled, run_name, watched
 from tracking.reach import MlflowError, MlflowRefused
 
 RETRY_DELAYS = [5.0, 20.0]
+
+Delays = Annotated[list[Annotated[float, Field(ge=0, le=86_400)]], Field(max_length=20)]
 
 # What the flow has done, for who called it and goes on by himself when Prefect's server is gone.
 done_steps: ContextVar[dict[str, str | None]] = ContextVar("done_steps")
@@ -35,33 +37,37 @@ def worth_a_retry(task: Task[Any, Any], run: TaskRun, state: State) -> bool:
     return True
 
 
-@flow(name="pipeline")
+@flow(name="pipeline", flow_run_name=run_name)
 async def pipeline(
     push: bool = False,
     fresh: bool = False,
     keep: bool = False,
-    retry_delays: list[float] = RETRY_DELAYS,
+    retry_delays: Delays = RETRY_DELAYS,
 ) -> State | None:
     """From data to a registered model.
 
-    `push` sends what was made to the DVC remote, `fresh` trains and samples from nothing, `keep` goes on with
-    a training of this configuration by other code, `retry_delays` are the seconds before each new try of a
-    step whose work failed.
+    Args:
+        push: Send what was made to the DVC remote.
+        fresh: Train and sample from nothing, whatever was saved.
+        keep: Go on with a training of this configuration by other code.
+        retry_delays: Seconds before each new try of a step whose work failed.
     """
-    supervised = task(  # type: ignore[call-overload]  # a function and options at once, which works
-        step,
-        task_run_name="{name}",
-        cache_policy=NO_CACHE,
-        retries=len(retry_delays),
-        retry_delay_seconds=retry_delays,
-        retry_condition_fn=worth_a_retry,
-    )
     done = done_steps.get({})
+    refuse_impossible(push=push, fresh=fresh, keep=keep)
+    ask_mlflow()
     try:
-        with ended_by_signal():  # Prefect has put a handler of its own in place
+        async with watched() as watch:
+            supervised = as_task(
+                watch,
+                step,
+                retries=len(retry_delays),
+                retry_delay_seconds=retry_delays,
+                retry_condition_fn=worth_a_retry,
+            )
             await do_steps(supervised, done, push=push, fresh=fresh, keep=keep)
+        await publish_summary(done["register"] or "")
     except Interrupted as stop:
-        return Cancelled(message=str(stop), data=stop)
+        return cancelled(stop)
     finally:
         for name, said in done.items():
             get_run_logger().info("%s: %s", name, said or "done")

@@ -6,24 +6,22 @@ the machines share no files. A worker that dies costs the shard that it was at.
 
 import copy
 import functools
-import logging
-import os
-import re
-import signal
 import socket
 import tempfile
 import uuid
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion.code import library_version
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.config import SampleConfig
-from diffusion.system.errors import DiffctlError, UsageError, reason
+from diffusion.system.errors import DiffctlError, reason
 from diffusion.system.files import sha256_file
 from diffusion.system.signals import stop_request
+from flows.ray_session import first_line, gpus_each, ray_session
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 RETRIES = 3  # of a shard whose worker died
 AHEAD = 2  # shards a worker: one at work, one that waits
 POLL_SECONDS = 0.5
-KNOCK_SECONDS = 10
 
 
 @contextmanager
@@ -44,8 +41,9 @@ def ray_runner(config: SampleConfig) -> "Iterator[Runner]":
 
     UsageError when Ray is not installed or has no such GPU; DiffctlError when the cluster does not answer.
     """
-    with _session(config.address):
-        yield functools.partial(_run, _gpus(config.num_gpus), uuid.uuid4().hex, {})
+    with ray_session(config.address, "sample.runner ray needs Ray: pip install 'diffctl[ray]'"):
+        gpus = gpus_each(config.num_gpus, "sample.num_gpus", "shard")
+        yield functools.partial(_run, gpus, uuid.uuid4().hex, {})
 
 
 def _run(
@@ -87,51 +85,6 @@ def _run(
             ray.cancel(reference, force=True)
 
 
-@contextmanager
-def _session(address: str | None) -> Iterator[None]:
-    """Connected to the cluster at `address`, else to Ray of this process's own, which ends with it."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError:
-        raise UsageError("sample.runner ray needs Ray: pip install 'diffctl[ray]'") from None
-    address = address or os.environ.get("RAY_ADDRESS") or None
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    with ExitStack() as stack:
-        if address is None:
-            folder = tempfile.TemporaryDirectory(prefix="diffctl-ray-", ignore_cleanup_errors=True)
-            options |= {"_temp_dir": stack.enter_context(folder), "include_dashboard": False}
-        stack.callback(ray.shutdown)
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            _knock(address)
-            ray.init(address or "local", **options)
-        except (OSError, RuntimeError, ValueError) as error:
-            where = f"the Ray cluster at {address} is out of reach" if address else "Ray does not start here"
-            raise DiffctlError(f"{where}: {_first_line(error)}") from None
-        finally:
-            signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place
-        yield
-
-
-def _knock(address: str | None) -> None:
-    """OSError when nothing listens at a HOST:PORT, for which Ray would wait for minutes."""
-    match = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address or "")
-    if match:
-        socket.create_connection((match[1], int(match[2])), timeout=KNOCK_SECONDS).close()
-
-
-def _gpus(wanted: float | None) -> float:
-    """The GPUs of a shard; UsageError where the cluster has not as many."""
-    import ray
-
-    there = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
-    gpus = min(1, there) if wanted is None else wanted
-    if gpus > there:
-        raise UsageError(f"sample.num_gpus asks for {gpus:g} GPUs a shard, and Ray has {there:g}")
-    return gpus
-
-
 def _room(gpus: float) -> int:
     """How many shards may be under way: enough for every worker, and no more, so that memory stays flat."""
     import ray
@@ -153,14 +106,9 @@ def _result(reference: Any, shard: range) -> "Images":
         raise DiffctlError(f"images {shard.start} to {shard.stop - 1} failed: {reason(cause)}") from None
     except ray.exceptions.RayError as error:
         raise DiffctlError(
-            f"images {shard.start} to {shard.stop - 1} failed after {RETRIES} retries: {_first_line(error)}"
+            f"images {shard.start} to {shard.stop - 1} failed after {RETRIES} retries: {first_line(error)}"
         ) from None
     return images
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 # What runs on a worker.
@@ -225,18 +173,3 @@ def _loaded(weights: Any, sha256: str) -> "LoadedModel":
             file.flush()
             _models[sha256] = load_model(Path(file.name))
     return _models[sha256]
-
-
-@functools.lru_cache(maxsize=1)
-def library_version() -> str:
-    """The torch version and a digest of diffusion/: equal where equal images come from equal settings."""
-    import hashlib
-
-    import diffusion
-    from diffusion.code import torch_version
-
-    root = Path(diffusion.__file__).parent
-    digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
-    return f"{digest.hexdigest()[:12]} with torch {torch_version()}"

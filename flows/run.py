@@ -5,12 +5,11 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from diffusion.config import load
-from diffusion.system.errors import UsageError
 from diffusion.system.signals import ended_by_signal
-from flows.dvc import has_remote
+from flows.at_work import at_work
 from flows.engine import run_flow
 from flows.server import prefect_server
-from flows.steps import do_steps, step
+from flows.steps import ask_mlflow, do_steps, refuse_impossible, step
 
 if TYPE_CHECKING:
     from prefect import State
@@ -22,12 +21,10 @@ def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False)
     UsageError before anything starts; StageFailed, DiffctlError and Interrupted say what ended it.
     """
     load()
-    if fresh and keep:
-        raise UsageError("--fresh begins anew and --keep goes on: give one of the two")
-    if push and not has_remote():
-        raise UsageError("--push needs a DVC remote: add one with `dvc remote add --default NAME URL`")
+    refuse_impossible(push=push, fresh=fresh, keep=keep)
+    ask_mlflow()
     done: dict[str, str | None] = {}
-    with ended_by_signal(), prefect_server() as url:
+    with ended_by_signal(), at_work(), prefect_server() as url:
         run_flow(lambda: _flow(done, push=push, fresh=fresh, keep=keep), url)
         asyncio.run(do_steps(step, done, push=push, fresh=fresh, keep=keep))
     return done["register"] or ""

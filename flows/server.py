@@ -1,10 +1,11 @@
-"""The Prefect server of a run: the one that PREFECT_API_URL names, else a temporary one of its own.
+"""The Prefect server of a run: PREFECT_API_URL's, else that of `diffctl up`, else a temporary one of its own.
 
 The temporary server is Prefect's own application in a process of its own, on a free port. Its standard
 input is a pipe that only the run holds: however the run ends, the pipe closes and the server with it.
 Nothing here imports Prefect before its settings stand in the environment.
 """
 
+import asyncio
 import contextlib
 import http.client
 import importlib
@@ -18,21 +19,23 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from diffusion.system.errors import DiffctlError, TemporaryError
+from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
 from diffusion.system.locks import file_lock
 from diffusion.system.signals import look
+from flows.home import BUSY, HOME, home_settings
+from flows.local import local_prefect
 from tracking.reach import public
 
-HOME = Path(".prefect")
+ASGI = Callable[[Any, Any, Any], Awaitable[None]]
+
 START_SECONDS = 120  # a first start creates the database: 10 s on two quiet cores
 DRAIN_SECONDS = 10
-STOP_SECONDS = 5
-BUSY = "another `diffctl run` is at work in this folder: wait for it, or stop it with Ctrl-C there"
+RECORD_SECONDS = 15  # for the server to write down what it was told before it was to end
+STOP_SECONDS = RECORD_SECONDS + 5
 
 CLIENT = {
     "PREFECT_API_REQUEST_TIMEOUT": "10",  # a server that hangs holds nothing up for minutes
@@ -47,12 +50,12 @@ CLIENT = {
 def prefect_server() -> Iterator[str]:
     """Yield the API's URL, with the settings for it in the environment.
 
-    TemporaryError when PREFECT_API_URL does not answer; DiffctlError when a temporary server does not start,
-    or when another run already has one in this folder.
+    TemporaryError when PREFECT_API_URL or the server of `diffctl up` does not answer; DiffctlError when a
+    temporary server does not start, or when another run already has one in this folder.
     """
     url = os.environ.get("PREFECT_API_URL")
     if not url:
-        with _temporary_server() as url:
+        with _server_of_this_folder() as url:
             yield url
     elif answers(url, timeout=10):
         with quiet_client(url):
@@ -67,7 +70,7 @@ def prefect_server() -> Iterator[str]:
 @contextmanager
 def quiet_client(url: str) -> Iterator[None]:
     """Use the server at `url` from this process and its children, without Prefect's words on the terminal."""
-    with environment(CLIENT):
+    with environment({**CLIENT, "PREFECT_API_URL": url}):
         importlib.import_module("prefect")
         look()  # what a signal raises may be caught in there
         try:
@@ -87,6 +90,17 @@ def answers(url: str, timeout: float) -> bool:
         return False
 
 
+def keeps_us_out(url: str, error: Exception) -> UsageError | None:
+    """What to tell where the server at `url` failed us for want of the right password; else None."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status not in (401, 403):
+        return None
+    return UsageError(
+        f"Prefect at {public(url)} does not let us in: set PREFECT_API_AUTH_STRING to what the "
+        "server has as PREFECT_SERVER_API_AUTH_STRING"
+    )
+
+
 @contextmanager
 def environment(values: dict[str, str]) -> Iterator[None]:
     """Set variables of this process and its children for the block; what was there comes back after it."""
@@ -103,21 +117,38 @@ def environment(values: dict[str, str]) -> Iterator[None]:
 
 
 @contextmanager
+def _server_of_this_folder() -> Iterator[str]:
+    """The server that `diffctl up` started, else a temporary one."""
+    with ExitStack() as held:
+        url = local_prefect()
+        if url is None:
+            held.enter_context(file_lock(HOME / "lock", timeout=0, busy=BUSY))
+            url = local_prefect()  # which takes the lock as it starts
+        if url is None:
+            yield held.enter_context(_temporary_server())
+            return
+        if not answers(url, timeout=10):
+            raise TemporaryError(
+                f"the Prefect server that `diffctl up` started does not answer at {url}: "
+                "`diffctl down` ends it"
+            )
+        held.close()
+        with environment(home_settings(HOME.absolute())), quiet_client(url):
+            yield url
+
+
+@contextmanager
 def _temporary_server() -> Iterator[str]:
+    """One over this folder's database, whose lock the caller holds."""
     home = HOME.absolute()
-    settings = CLIENT | {
-        "PREFECT_HOME": str(home),
-        "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
-        "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+    settings = CLIENT | home_settings(home)
+    settings |= {
         "PREFECT_LOGGING_TO_API_ENABLED": "false",  # nobody can read there what the terminal shows
         "PREFECT_CLIENT_MAX_RETRIES": "2",  # on this machine it answers or is gone
     }
     with (
-        file_lock(home / "lock", timeout=0, busy=BUSY),  # one temporary server may use the database
         environment(settings),
         _process() as (server, url),
-        environment({"PREFECT_API_URL": url}),
         quiet_client(url),  # importing Prefect takes a second, in which the server starts
     ):
         _wait_until_healthy(server, url)
@@ -195,9 +226,39 @@ def _serve(descriptor: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    app = create_app(ephemeral=True, final=True)
+    app = recording_to_the_end(create_app(ephemeral=True, final=True))
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="on"))
     server.run(sockets=[socket.socket(fileno=descriptor)])
+
+
+def recording_to_the_end(app: ASGI) -> ASGI:
+    """The application, told to end only once it has taken up the events that reached it, if that is in time.
+
+    Tasks' states are events, which wait for Prefect's recorder in memory, and the application drops what
+    waits when it ends: a run's last tasks would stay as running for ever, on a machine with much to do.
+    """
+
+    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+        async def received() -> Any:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                await _taken_up()
+            return message
+
+        await app(scope, received if scope["type"] == "lifespan" else receive, send)
+
+    return wrapped
+
+
+async def _taken_up() -> None:
+    """Wait until no event waits; one that is being written is written to its end by the recorder itself."""
+    from prefect.server.utilities.messaging.memory import Topic
+
+    readers = Topic.by_name("events")._subscriptions  # which have no public name
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(RECORD_SECONDS):
+            while not all(one._queue.empty() and one._retry.empty() for one in readers):
+                await asyncio.sleep(0.01)
 
 
 def _end_with_parent() -> None:

@@ -5,8 +5,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from diffusion.layout import MODEL, PREPARED
+from diffusion.system.errors import UsageError
 from diffusion.system.signals import look
-from flows.dvc import STAGES, push_outs, reproduce
+from flows.dvc import STAGES, Write, has_remote, push_outs, reproduce
 from flows.terminal import say
 
 RESUMABLE = ("train", "sample")  # the stages that save what they have and go on from it
@@ -18,19 +19,44 @@ Step = Callable[[str, bool], Awaitable[str | None]]
 """Takes a step's name and whether a resumable stage is made anew; gives what is to be said of it."""
 
 
-async def step(name: str, fresh: bool) -> str | None:
-    """Do one step; StageFailed, DiffctlError and Interrupted say what ended it."""
-    if name == "register":
-        from tracking.registry import register
+def refuse_impossible(*, push: bool, fresh: bool, keep: bool) -> None:
+    """UsageError for options that contradict each other, or a push to nowhere: not as the last step."""
+    if fresh and keep:
+        raise UsageError("fresh begins anew and keep goes on: give one of the two")
+    if push and not has_remote():
+        raise UsageError(
+            "push needs a DVC remote: add one with `dvc remote add --default NAME URL`, and commit "
+            ".dvc/config for scheduled runs"
+        )
 
-        return str(register())
+
+def ask_mlflow() -> None:
+    """MlflowRefused at once where MLflow wants another user or password, which the last step would find out.
+
+    One that does not answer is told: a training keeps what it would log, and by then it may be back.
+    """
+    from tracking.ask import ask
+    from tracking.reach import MlflowAway
+
+    try:
+        ask()
+    except MlflowAway as away:
+        say(f"{away}: training goes on without it, scores and the registry will need it\n")
+
+
+async def step(name: str, fresh: bool, write: Write = say) -> str | None:
+    """Do one step, its output to `write`; StageFailed, DiffctlError and Interrupted say what ended it."""
+    if name == "register":
+        from flows.registration import register_model
+
+        return str(register_model())
     if name == "push":
-        await push_outs()
+        await push_outs(write)
     else:
-        await reproduce(name, force=fresh and name in RESUMABLE)
+        await reproduce(name, force=fresh and name in RESUMABLE, write=write)
     if name == "data" and _raw_files_changed():
-        say("==> data: its raw files have changed since they were prepared\n")
-        await reproduce(name, force=True)
+        write("==> data: its raw files have changed since they were prepared\n")
+        await reproduce(name, force=True, write=write)
     return None
 
 
@@ -69,12 +95,15 @@ def _discard(stage: str) -> None:
     if stage == "train":
         _discard_training()
     elif MODEL.exists():
+        from diffusion.config import load
         from diffusion.model.model_file import read_artefact
+        from diffusion.sample.averages import made_averages
         from diffusion.sample.shards import cells_folder
 
-        folder = cells_folder(read_artefact(MODEL).model_sha256)
-        if folder.exists():
-            shutil.rmtree(folder)
+        for model in (MODEL, *made_averages(MODEL, load().sweep.widths).values()):
+            folder = cells_folder(read_artefact(model).model_sha256)
+            if folder.exists():
+                shutil.rmtree(folder)
 
 
 def _discard_training() -> None:

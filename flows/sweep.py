@@ -6,9 +6,10 @@ a server that goes away leaves the rest to the loop.
 
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
 
 from diffusion.system.errors import DiffctlError, Interrupted, UsageError, reason
 from diffusion.system.signals import ended_by_signal
@@ -18,11 +19,15 @@ from flows.terminal import say
 from tracking.reach import public
 
 if TYPE_CHECKING:
-    from prefect import State
+    from prefect import Flow, State
+    from prefect.client.schemas.objects import FlowRun
 
     from diffusion.protocol.grid import Cell
+    from diffusion.sample.averages import Models
     from diffusion.sample.config import SampleConfig
     from diffusion.sample.sweep import Runner
+
+PARENT = "DIFFCTL_PARENT_TASK"  # the id of the task run that a stage is the work of
 
 Show = Callable[[int, int], None]
 ProgressOf = Callable[[str], AbstractContextManager[Show]]
@@ -71,7 +76,7 @@ class Cells:
 
 
 def run_sweep(
-    sample: "SampleConfig", cells: "Sequence[Cell]", model: Path, samples: Path, progress: ProgressOf
+    sample: "SampleConfig", cells: "Sequence[Cell]", models: "Models", samples: Path, progress: ProgressOf
 ) -> None:
     """Make every cell at `samples`/<cell>, by the runner that the section `sample` names.
 
@@ -83,12 +88,14 @@ def run_sweep(
 
         def maker(cell: "Cell") -> Callable[[], None]:
             def make() -> None:
+                own, of = models.file(cell), models.average_of(cell)
                 with progress(cell.name) as show:
-                    make_cell(sample, cell, model, samples / cell.name, show, run)
+                    make_cell(sample, cell, own, samples / cell.name, show, run, of)
 
             return make
 
-        make_all(Cells({cell.name: maker(cell) for cell in cells}))
+        by_model = sorted(cells, key=lambda cell: cell.ema or 0.0)  # each is loaded once
+        make_all(Cells({cell.name: maker(cell) for cell in by_model}))
 
 
 def _runner(sample: "SampleConfig") -> "AbstractContextManager[Runner]":
@@ -114,6 +121,13 @@ def make_all(cells: Cells) -> None:
     cells.raise_failures()
 
 
+def run_name(names: list[str]) -> str:
+    """What the run over these cells is called in Prefect."""
+    if len(names) < 2:
+        return ", ".join(names) or "no cells"
+    return f"{len(names)} cells, {names[0]} to {names[-1]}"  # Prefect's graph has no …
+
+
 def _flow(cells: Cells) -> "Awaitable[State]":
     """The final state of a flow with a task a cell: failed when one is, cancelled by a signal."""
     from prefect import State, flow, task
@@ -124,17 +138,71 @@ def _flow(cells: Cells) -> "Awaitable[State]":
     async def cell(name: str) -> None:
         cells.make(name)
 
-    @flow(name="sweep")
+    @flow(name="sweep", flow_run_name=run_name(cells.left()))
     async def sweep(names: list[str]) -> State | None:
         """Every cell of a sweep, one after the other."""
-        for name in names:
+        progress = await _progress(len(names))
+        for number, name in enumerate(names, start=1):
             try:
                 await cell(name)
             except Interrupted as stop:
                 return Cancelled(message=str(stop), data=stop)
             except Exception:
                 continue  # it is kept for the end
+            finally:
+                await progress(number)
         cells.raise_failures()
         return None
 
-    return sweep(cells.left(), return_state=True)
+    return _started(sweep, cells.left())
+
+
+async def _progress(total: int) -> "Callable[[int], Awaitable[None]]":
+    """Tells Prefect, with the number of cells that were tried, how far the sweep is, as long as it hears."""
+    import httpx
+    from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
+    from prefect.exceptions import PrefectException
+
+    lost = (httpx.HTTPError, PrefectException)
+    made = None
+    with suppress(*lost):
+        made = await acreate_progress_artifact(0.0, "sweep", description=f"0 of {total} cells")
+
+    async def tell(done: int) -> None:
+        if made is not None:
+            with suppress(*lost):
+                words = f"{done} of {total} cells"
+                await aupdate_progress_artifact(made, 100 * done / total, description=words)
+
+    return tell
+
+
+async def _started(sweep: "Flow[..., Any]", names: list[str]) -> "State[Any]":
+    """The final state of the flow over the cells, below the task that runs this stage where there is one."""
+    from prefect.flow_engine import run_flow_async
+
+    flow_run = await _below(os.environ.get(PARENT), sweep, names)
+    state: State[Any]
+    if flow_run is None:
+        state = await cast("Awaitable[State[Any]]", sweep(names, return_state=True))
+    else:
+        ran = run_flow_async(sweep, flow_run, {"names": names}, return_type="state")
+        state = await cast("Awaitable[State[Any]]", ran)
+    return state
+
+
+async def _below(parent: str | None, sweep: "Flow[..., Any]", names: list[str]) -> "FlowRun | None":
+    """A run of the flow below a task run; None without one, or where the server does not know it yet."""
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectException
+
+    if not parent:
+        return None
+    try:
+        async with get_client() as client:
+            return await client.create_flow_run(
+                sweep, parameters={"names": names}, parent_task_run_id=UUID(parent)
+            )
+    except (httpx.HTTPError, PrefectException):
+        return None

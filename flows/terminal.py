@@ -25,7 +25,9 @@ _CHATTER = {
     re.compile(r"To enable auto staging, run:"): "",
     re.compile(r"\t(git add|dvc config core\.autostage) .*"): "",
     re.compile(r"Use `dvc push` to send your updates to remote storage\."): "",
+    re.compile(r"WARNING: 'models/ema' is empty\."): "",  # as where no snapshots are asked for
     re.compile(r"Data and pipelines are up to date\."): "",
+    re.compile(r"WARNING: '[^']+' is empty\."): "",  # models/ema, where a training keeps no other averages
     re.compile(r"If there are no processes with such PIDs, you can manually remove .*"): "",
 }
 # What DVC complains of, and who holds a lock: kept, and told once by whoever supervises.
@@ -44,29 +46,47 @@ class Relay:
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._held = ""
         self._after_chatter = False
+        self._drawn = False  # does a live line stand there, whose end is still to come
 
     def feed(self, data: bytes, final: bool = False) -> None:
         """Take the next bytes; `final` lets go of what is held."""
-        *lines, rest = (self._held + self._decode(data, final).replace("\r\n", "\n")).split("\n")
+        *lines, rest = (self._held + self._decode(data, final)).replace("\r\n", "\n").split("\n")
         for line in lines:
             self._line(line)
         if rest and (final or rest.startswith(_LIVE)):
-            self._write(rest)
-            rest = ""
+            end = "\r" if rest.endswith("\r") and not final else ""  # perhaps the half of a line's end
+            if shown := rest.removesuffix(end):
+                self._write(shown)
+                self._drawn = _stands(shown)
+            rest = end
         self._held = rest
 
     def _line(self, line: str) -> None:
         plain = _ESCAPES.sub("", line).strip("\r")
+        drawn, _, plain = plain.rpartition("\r")  # a bar and its wiping, and what is left
         words = _in_our_words(plain)
+        ends_live, self._drawn = self._drawn and not line, False
+        if "\r" in line and words is not None:
+            self._write(f"{drawn}\r")
         if error := _ERROR.fullmatch(plain):
             self.errors.append(error[1])
         elif words:
             self._write(words)
-        elif words is None and (plain or not self._after_chatter):
+        elif words is None and (plain or ends_live or not self._after_chatter):
             self._write(line + "\n")
             self._after_chatter = False
             return
         self._after_chatter = True
+
+
+def _stands(drawn: str) -> bool:
+    """Is something left of what was drawn: not where it was wiped and the cursor went back."""
+    return drawn.endswith("\x1b[A") or bool(_ESCAPES.sub("", drawn).rpartition("\r")[2].strip())
+
+
+def plain_line(line: str) -> str:
+    """A line as a log takes it: without colours and without what draws it over another one."""
+    return _ESCAPES.sub("", line).strip("\r").rstrip()
 
 
 def _in_our_words(line: str) -> str | None:

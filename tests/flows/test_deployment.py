@@ -1,29 +1,32 @@
-"""The schedule: a real Prefect server and worker, prefect.yaml's deployment, a run that comes by itself."""
+"""The schedule: a real Prefect server and worker, prefect.yaml's deployments, a run that comes by itself."""
 
-import json
 import os
-import signal
-import socket
 import subprocess
-import sys
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from diffusion.system.errors import UsageError
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.locks import holders
 from flows import clone
-from flows.server import answers
+from flows.at_work import LOCK, VARIABLE, at_work, part_of_run
+from flows.deployments import AUTOMATIONS, FILE, read_automations, read_plan
 from tests.closure import ROOT
-from tests.conftest import environment
-from tests.helpers.small import commit, git, own_code, small_project
-from tests.helpers.toy import processes_in
+from tests.conftest import diffctl
+from tests.helpers.nightly import nightly
+from tests.helpers.servers import post
+from tests.helpers.small import commit, git
+from tests.helpers.toy import processes_in, script
 from tests.helpers.waiting import wait_until
+
+
+@pytest.fixture(autouse=True)
+def _let_go() -> Iterator[None]:
+    """What a run's process holds until it ends is let go with each test."""
+    yield
+    clone._held.close()
 
 
 def test_a_clone_is_brought_to_its_newest_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,6 +41,11 @@ def test_a_clone_is_brought_to_its_newest_commit(tmp_path: Path, monkeypatch: py
     git(tmp_path, "clone", "--quiet", str(origin), "nightly")
     nightly = tmp_path / "nightly"
     (nightly / "dvc.lock").write_text("what last night's run left\n")
+    made, unrelated = Path("metrics/scores of a night.json"), Path("notes.txt")
+    for folder in (nightly, origin):
+        (folder / made).parent.mkdir()
+        (folder / made).write_text(f"made in {folder.name}\n")
+    (nightly / unrelated).write_text("made in nightly\n")
     (origin / "params.yaml").write_text("newer\n")
     commit(origin, "go on")
 
@@ -47,6 +55,15 @@ def test_a_clone_is_brought_to_its_newest_commit(tmp_path: Path, monkeypatch: py
     assert Path.cwd() == nightly
     assert (nightly / "dvc.lock").read_text() == "as committed\n"
     assert (nightly / "params.yaml").read_text() == "newer\n"
+    assert (nightly / made).read_text() == "made in origin\n"
+    assert (nightly / unrelated).read_text() == "made in nightly\n"
+
+    git(nightly, "commit", "--quiet", "--allow-empty", "--message", "of the clone alone")
+    (origin / "params.yaml").write_text("newest\n")
+    commit(origin, "go on again")
+    clone._held.close()
+    with pytest.raises(DiffctlError, match=r"^git merge in \S*nightly failed: fatal: .*fast-forward"):
+        clone.update_clone()
 
 
 def test_the_clone_must_be_named_and_run_its_own_code(
@@ -61,108 +78,118 @@ def test_the_clone_must_be_named_and_run_its_own_code(
         clone.update_clone()
 
 
-def test_nightly_runs_are_one_at_a_time() -> None:
-    (retrain,) = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+UPDATE = """
+from pathlib import Path
+import flows.clone
+flows.clone.flows.__file__ = str(Path("nightly/flows/__init__.py").resolve())
+flows.clone.update_clone(wait={wait})
+"""
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A folder with a clone `nightly` that a run has left changed."""
+    (tmp_path / "nightly/flows").mkdir(parents=True)
+    (tmp_path / "nightly/flows/__init__.py").touch()
+    (tmp_path / "nightly/.gitignore").write_text("/runs/\n")
+    (tmp_path / "nightly/dvc.yaml").write_text("stages: {}\n")
+    git(tmp_path / "nightly", "init", "--quiet")
+    commit(tmp_path / "nightly", "begin")
+    (tmp_path / "nightly/dvc.yaml").write_text("what the run at work has made\n")
+    return tmp_path
+
+
+def updating(work: Path, wait: float) -> "subprocess.Popen[str]":
+    return script(work, UPDATE.format(wait=wait), {clone.VARIABLE: str(work / "nightly"), VARIABLE: ""})
+
+
+def test_a_clone_at_work_is_not_touched_and_the_run_is_skipped(work: Path) -> None:
+    with at_work(work / "nightly"):
+        late = updating(work, wait=0.3)
+        output, _ = late.communicate(timeout=60)
+    assert late.returncode == 0
+    assert f"is at work in {work / 'nightly'} (process {os.getpid()}," in output
+    assert "skipped: another run, or a stage that outlived it, is at work" in output
+    assert (work / "nightly/dvc.yaml").read_text() == "what the run at work has made\n"
+
+
+def test_a_clone_at_work_is_waited_for(work: Path) -> None:
+    with at_work(work / "nightly"):
+        late = updating(work, wait=60)
+        assert late.stdout is not None
+        assert "waiting for it" in late.stdout.readline()
+    assert late.wait(60) == 0
+    assert (work / "nightly/dvc.yaml").read_text() == "stages: {}\n"
+
+
+def test_a_stage_keeps_the_folder_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with part_of_run():
+        assert holders(LOCK) is None, "a stage by hand is part of no run"
+    monkeypatch.setenv(VARIABLE, "the run that was killed")
+    with part_of_run():
+        assert holders(LOCK) == "the run that was killed"
+        monkeypatch.delenv(VARIABLE)
+        with pytest.raises(Exception, match="a stage that outlived it"), at_work():
+            raise AssertionError("it is at work")
+
+
+def test_the_projects_files_say_nothing_that_prefect_ignores() -> None:
+    plan = read_plan(ROOT / FILE)
+    assert [entry["name"] for entry in plan["deployments"]] == ["retrain", "sweep", "evaluate"]
+    retrain = plan["deployments"][0]
     assert retrain["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
     assert len(retrain["schedules"]) == 1
 
 
-def api(url: str, path: str, body: dict[str, Any]) -> Any:
-    """POST to Prefect's API; the answer."""
-    request = urllib.request.Request(
-        f"{url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=30) as reply:
-        return json.load(reply)
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (lambda plan: plan.update(deploments=[]), "deploments"),
+        (lambda plan: plan["deployments"][0].update(shedules=[]), "retrain.shedules"),
+        (lambda plan: plan["deployments"][0]["work_pool"].update(nmae=""), "retrain.work_pool.nmae"),
+        (lambda plan: plan["deployments"][1]["parameters"].update(steps=[1]), "sweep.parameters.steps"),
+        (lambda plan: plan["deployments"][0]["concurrency_limit"].update(most=1), "concurrency_limit.most"),
+        (lambda plan: plan["deployments"][0].update(entrypoint="flows.no.flow"), "retrain.entrypoint"),
+    ],
+)
+def test_what_prefect_would_ignore_is_refused(edit: object, told: str, tmp_path: Path) -> None:
+    plan = yaml.safe_load((ROOT / FILE).read_text())
+    edit(plan)  # type: ignore[operator]
+    (tmp_path / FILE).write_text(yaml.safe_dump(plan))
+    with pytest.raises(UsageError, match=told):
+        read_plan(tmp_path / FILE)
 
 
-@contextmanager
-def process(*arguments: str, cwd: Path, env: dict[str, str]) -> Iterator[None]:
-    """Prefect's command line in a session of its own, its output in a file; ended with all it started."""
-    log = cwd / f"{arguments[0]}.log"
-    with open(log, "w") as file:
-        running = subprocess.Popen(
-            [sys.executable, "-m", "prefect", *arguments],
-            cwd=cwd,
-            env=environment(env),
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
-    try:
-        yield
-    except BaseException:
-        print(log.read_text())
-        raise
-    finally:
-        os.killpg(running.pid, signal.SIGTERM)
-        try:
-            running.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(running.pid, signal.SIGKILL)
+def test_a_run_is_a_zombie_after_three_heartbeats() -> None:
+    (automation,) = read_automations(ROOT / AUTOMATIONS)
+    for entry in read_plan(ROOT / FILE)["deployments"]:
+        heartbeat = int(entry["work_pool"]["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+        assert automation["trigger"]["within"] >= 3 * heartbeat
 
 
-@dataclass
-class Nightly:
-    """A clone with the deployment on a Prefect server of its own, and a worker for it elsewhere."""
-
-    clone: Path
-    elsewhere: Path
-    url: str
-
-    def runs(self) -> list[dict[str, Any]]:
-        """The pipeline's flow runs, in the order in which they began."""
-        body = {"flows": {"name": {"any_": ["pipeline"]}}, "sort": "START_TIME_ASC"}
-        return api(self.url, "/flow_runs/filter", body)
-
-    def states(self) -> list[str]:
-        return [run["state_name"] for run in self.runs()]
-
-    def state_of(self, run_id: str) -> str:
-        return next(run["state_name"] for run in self.runs() if run["id"] == run_id)
-
-
-@contextmanager
-def nightly(folder: Path, schedule: dict[str, Any], **changes: dict[str, Any]) -> Iterator[Nightly]:
-    """Start all of it, with another schedule in the project's prefect.yaml and `changes` in params.yaml."""
-    origin = small_project(folder / "origin", **changes)
-    values = yaml.safe_load((origin / "prefect.yaml").read_text())
-    values["deployments"][0]["schedules"] = [schedule]
-    (origin / "prefect.yaml").write_text(yaml.safe_dump(values))
-    commit(origin, "another schedule")
-    git(folder, "clone", "--quiet", str(origin), "nightly")
-    elsewhere = folder / "elsewhere"
-    elsewhere.mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    made = Nightly(folder / "nightly", elsewhere, f"http://127.0.0.1:{port}/api")
-    env = {
-        **own_code(made.clone),
-        "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_API_URL": made.url,
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
-        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
-        clone.VARIABLE: str(made.clone),
-    }
-
-    def prefect(*arguments: str) -> None:
-        command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-        subprocess.run(command, cwd=made.clone, env=environment(env), check=True, capture_output=True)
-
-    with process("server", "start", "--port", str(port), "--no-ui", cwd=elsewhere, env=env):
-        wait_until(lambda: answers(made.url, timeout=1), 120)
-        prefect("work-pool", "create", "diffctl", "--type", "process")
-        prefect("deploy", "--all")
-        with process("worker", "start", "--pool", "diffctl", cwd=elsewhere, env=env):
-            yield made
+def test_deploying_nowhere_says_what_to_do(project: Path) -> None:
+    nowhere = diffctl(project, "deploy", env={"PREFECT_API_URL": ""})
+    assert nowhere.returncode == 2
+    assert "`diffctl up` starts one, or set PREFECT_API_URL" in nowhere.stderr
+    silent = diffctl(project, "deploy", env={"PREFECT_API_URL": "http://127.0.0.1:9/api"})
+    assert silent.returncode == 75
 
 
 @pytest.mark.slow
-def test_a_scheduled_run_comes_by_itself_and_completes(tmp_path: Path) -> None:
-    with nightly(tmp_path, {"interval": 10}) as work:
-        wait_until(lambda: {"Completed", "Failed", "Crashed"} & set(work.states()) != set(), 400)
-        states = work.states()
+def test_a_scheduled_run_comes_by_itself_and_is_seen_in_prefect(tmp_path: Path) -> None:
+    with nightly(tmp_path, {"interval": 10}) as work, work.worker():
+        again = diffctl(work.clone, "deploy", "--params", env=work.env)
+        assert (again.returncode, again.stderr) == (0, "")
+        assert "list of number 0 to 86,400" in again.stdout
+        pools = post(f"{work.url}/work_pools/filter", {})
+        assert [(pool["name"], pool["type"]) for pool in pools] == [("diffctl", "process")]
+        automations = post(f"{work.url}/automations/filter", {})
+        assert len(automations) == 2, "that for zombies, and retrain's trigger, each once"
+        wait_until(lambda: {"Completed", "Failed", "Crashed"} & set(work.states()) != set(), 500)
+        states, runs, sweeps = work.states(), work.runs(), work.runs("sweep")
+        artifacts = post(f"{work.url}/artifacts/filter", {})
+        lines = {entry["message"] for entry in work.logs()}
     assert {"Completed", "Cancelled"} <= set(states), (
         "one ended, and one that was due meanwhile did not begin"
     )
@@ -170,15 +197,40 @@ def test_a_scheduled_run_comes_by_itself_and_completes(tmp_path: Path) -> None:
     assert states.count("Running") <= 1
     assert (work.clone / "report/index.html").exists()
     assert not (work.elsewhere / "report").exists()
+    done = next(run for run in runs if run["state_name"] == "Completed")
+    commit_id = git(work.clone, "rev-parse", "--short", "HEAD").strip()
+    assert done["name"].endswith(f" digits {commit_id}")
+    assert all(run["parent_task_run_id"] for run in sweeps), "the cells stand below the run"
+    made = {artifact["key"]: artifact for artifact in artifacts}
+    assert {"scores", "progress-train", "sweep"} <= made.keys()
+    assert "promoted: the first one" in made["scores"]["description"]
+    assert "](data:image/png;base64," in made["scores"]["data"]
+    assert "==> train" in lines
 
 
 @pytest.mark.slow
 def test_a_run_that_is_cancelled_saves_and_leaves_no_process(tmp_path: Path) -> None:
-    with nightly(tmp_path, {"interval": 10}, train={"steps": 100_000, "save_every": 10}) as work:
+    changes = {"train": {"steps": 100_000, "save_every": 10}}
+    with nightly(tmp_path, None, **changes) as work, work.worker():
+        work.start("pipeline/retrain")
         wait_until(lambda: any(work.clone.glob("runs/train/*/state-*")), 400)
         (running,) = [run for run in work.runs() if run["state_name"] == "Running"]
         state = {"type": "CANCELLING", "name": "Cancelling"}
-        api(work.url, f"/flow_runs/{running['id']}/set_state", {"state": state})
+        post(f"{work.url}/flow_runs/{running['id']}/set_state", {"state": state})
         wait_until(lambda: work.state_of(running["id"]) == "Cancelled", 90)
         training = [run for run in processes_in(work.clone) if "train" in run.cmdline()]
-        assert not training
+        tasks = post(f"{work.url}/task_runs/filter", {})
+        errors = [entry["message"] for entry in work.logs() if entry["level"] >= 40]
+    assert not training
+    assert {task["name"]: task["state_name"] for task in tasks}["train"] == "Cancelled"
+    assert not errors
+
+
+@pytest.mark.slow
+def test_data_that_changed_starts_a_run(tmp_path: Path) -> None:
+    with nightly(tmp_path, None) as work:
+        assert not work.runs()
+        told = diffctl(work.clone, "emit", "data-changed", env=work.env)
+        assert (told.returncode, told.stderr) == (0, "")
+        assert told.stdout.endswith("that digits has changed\n")
+        wait_until(lambda: len(work.runs()) == 1, 60)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import flows.dvc
 from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.system.files import write_text
 from flows.dvc import StageFailed, child_environment, push_outs, reproduce
@@ -106,14 +107,32 @@ def test_what_dvc_itself_complains_of_is_told(toy: Path) -> None:
     assert "prepared" in str(error)
 
 
-def test_a_folder_that_is_busy_is_explained_in_a_sentence(toy: Path) -> None:
+def test_a_folder_that_stays_busy_is_explained_in_a_sentence(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows.dvc, "BUSY_SECONDS", 0.0)
     be(toy, "data", "train()")
     first = script(toy, reproducing("data"))
     wait_for_file(toy / "begun")
     error = failing("data")
+    assert isinstance(error, StageFailed)
+    assert (error.exit_code, error.retry) == (75, True)
     assert "another DVC command is at work in this folder (process " in str(error)
     os.killpg(first.pid, signal.SIGINT)
     assert first.wait(30) == 130
+
+
+def test_another_dvc_command_is_waited_for(toy: Path) -> None:
+    be(toy, "data", "Path('begun').write_text('yes')\nwhile not Path('allow').exists(): time.sleep(0.01)")
+    command = ["dvc", "repro", "--single-item", "data"]
+    by_hand = script(toy, f"import subprocess\nsubprocess.call({command})", child_environment())
+    wait_for_file(toy / "begun")
+    second = script(toy, reproducing("data", before="flows.dvc.BUSY_POLL_SECONDS = 0.2"))
+    assert second.stdout is not None
+    assert "==> data: waiting for another DVC command in this folder (process " in second.stdout.readline()
+    (toy / "allow").touch()
+    assert second.communicate(timeout=60)[0].splitlines()[-1] == "==> data: up to date"
+    assert (by_hand.wait(60), second.returncode) == (0, 0)
 
 
 def test_diffctl_is_found_and_prefects_run_is_not_inherited(
@@ -243,6 +262,7 @@ def test_a_clean_clone_with_a_remote_makes_nothing_again(
     assert capsys.readouterr().out == "==> data: up to date\n==> train: up to date\n"
 
 
+@pytest.mark.slow
 def test_a_remote_that_is_full_is_one_sentence_and_room_lets_the_push_go_on(
     toy: Path, mount: Mount, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -267,8 +287,9 @@ def test_a_remote_that_is_full_is_one_sentence_and_room_lets_the_push_go_on(
 
 @pytest.mark.parametrize("by_hand_first", [True, False])
 def test_dvc_repro_beside_a_run_is_told_to_the_second_and_changes_nothing(
-    toy: Path, by_hand_first: bool
+    toy: Path, by_hand_first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(flows.dvc, "BUSY_SECONDS", 0.0)
     be(toy, "data", "Path('begun').write_text('yes')\nwhile not Path('allow').exists(): time.sleep(0.01)")
     command = ["dvc", "repro", "--single-item", "data"]
     by_hand = f"import subprocess, sys\nsys.exit(subprocess.call({command}))"

@@ -22,7 +22,7 @@ from tests.helpers.small import commit, own_code, small_project
 from tests.helpers.toy import processes_in
 from tests.helpers.waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 INT, TERM, TWICE = f"{signal.SIGINT:d}", f"{signal.SIGTERM:d}", f"{signal.SIGINT:d}:{signal.SIGINT:d}"
 # Of the run itself while it starts, of each stage, and of the run when only the registration is left.

@@ -15,7 +15,7 @@ from diffusion.sample.shards import cells_folder
 from diffusion.system.errors import DiffctlError, Interrupted, UsageError
 from diffusion.system.files import write_text
 from flows.dvc import STAGES, StageFailed
-from flows.steps import do_steps
+from flows.steps import do_steps, refuse_impossible
 from tests.closure import GRAPH
 from tests.conftest import command, environment
 from tests.flows.test_server import HOLD
@@ -50,6 +50,13 @@ def test_steps_are_done_once_each_and_in_order() -> None:
     asyncio.run(do_steps(do, done, push=True, fresh=False))
     assert [name for name, _ in tried] == ["train", "sample", "evaluate", "report", "register", "push"]
     assert done["register"] == "version 1"
+
+
+def test_what_only_the_last_step_would_refuse_is_refused_first(project: Path) -> None:
+    with pytest.raises(UsageError, match="push needs a DVC remote"):
+        refuse_impossible(push=True, fresh=False, keep=False)
+    with pytest.raises(UsageError, match="give one of the two"):
+        refuse_impossible(push=False, fresh=True, keep=True)
 
 
 def test_fresh_discards_the_units_of_the_present_model_or_fails(project: Path) -> None:

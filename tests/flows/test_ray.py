@@ -3,6 +3,8 @@
 import os
 import signal
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,15 +14,21 @@ import pytest
 from diffusion.config import load
 from diffusion.layout import MODEL
 from diffusion.protocol.grid import cell_settings, grid
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.processes import end_all
 from flows.ray_runner import ray_runner
+from flows.ray_session import _knock
 from tests.conftest import command, diffctl, environment
 from tests.helpers.cells import assert_equal_but_for_rounding, cell_images, with_model
+from tests.helpers.mlflow_server import free_port
 from tests.helpers.waiting import wait_until
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+MARK = "DIFFCTL_TEST_CLUSTER"
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 40}
 SECTIONS = {
     "sample": {"num_images": 48, "batch_size": 4},
     "sweep": {"steps": [30], "eta": [1.0], "sampler": ["ddim", "dpm-solver++"]},
@@ -170,6 +178,60 @@ def test_an_address_where_nothing_answers_is_one_sentence(project: Path) -> None
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a cluster that asks for a token."""
+    # A path of its own that is short: Ray's sockets lie in it.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        port = free_port()
+        start = [
+            *RAY,
+            "start",
+            "--head",
+            f"--port={port}",
+            f"--ray-client-server-port={free_port()}",
+            "--num-cpus=1",
+        ]
+        start += [f"--temp-dir={folder}", "--include-dashboard=false", "--object-store-memory=100000000"]
+        subprocess.run(
+            start, env=environment(TOKEN | {MARK: folder}), check=True, stdout=subprocess.DEVNULL, timeout=120
+        )
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            end_all([process for process in psutil.process_iter() if is_marked(process, folder)])
+
+
+def is_marked(process: psutil.Process, folder: str) -> bool:
+    """Whether it is of the cluster of this folder: some of its processes change their command lines."""
+    try:
+        return process.environ().get(MARK) == folder
+    except (psutil.Error, OSError):
+        return False
+
+
+def test_a_missing_or_wrong_token_is_one_sentence_and_soon(project: Path, guarded: str) -> None:
+    on_ray(project, guarded)
+    for given in ({}, {"RAY_AUTH_MODE": "token"}, TOKEN | {"RAY_AUTH_TOKEN": "another"}):
+        none = {"RAY_AUTH_MODE": "", "RAY_AUTH_TOKEN": "", "HOME": str(project)}
+        done = diffctl(project, "stage", "sample", env=none | given)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr == (
+            f"diffctl: the Ray cluster at {guarded} does not let us in: set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the token that it was started with\n"
+        )
+
+
+def test_a_cluster_s_token_lets_in(project: Path, guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "token").write_text(f"{TOKEN['RAY_AUTH_TOKEN']}\n")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(project / "token"))
+    _knock(guarded)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "another")
+    with pytest.raises(UsageError, match="does not let us in"):
+        _knock(guarded)
+
+
 def test_gpus_that_no_machine_has_are_refused(project: Path, address: str) -> None:
     sample = {**SECTIONS["sample"], "runner": "ray", "address": address, "num_gpus": 1}
     with_model(project, **{**SECTIONS, "sample": sample})
@@ -187,8 +249,9 @@ def test_without_an_address_ray_runs_here_and_dies_with_its_driver(project: Path
     process.kill()
     process.communicate()
     wait_until(lambda: not any(is_alive(one) for one in family), 60)
-    done = diffctl(project, "stage", "sample", env={"RAY_ADDRESS": ""})
+    done = diffctl(project, "stage", "sample", env={"RAY_ADDRESS": "", "HOME": str(project)})
     assert done.returncode == 0, done.stderr
+    assert not (project / ".ray").exists(), "no token for all Rays to come is left"
     for name, images in cell_images(project).items():
         assert_equal_but_for_rounding(images, wanted[name])
 

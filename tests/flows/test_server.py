@@ -1,15 +1,17 @@
 """The temporary Prefect server: it answers, it ends with its run however that ends; one a folder."""
 
+import asyncio
 import os
 import signal
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from diffusion.system.errors import DiffctlError
-from flows.server import answers, environment, prefect_server
+from flows.server import answers, environment, prefect_server, recording_to_the_end
 from tests.helpers.prefect_home import with_database
 from tests.helpers.toy import processes_in, script, wait_for_file, wait_until_left
 
@@ -34,6 +36,7 @@ def folder(tmp_path: Path, prefect_database: Path, monkeypatch: pytest.MonkeyPat
     return tmp_path
 
 
+@pytest.mark.slow
 def test_it_answers_and_is_gone_with_its_block_and_nobody_else_gets_one(folder: Path) -> None:
     run = script(folder, HOLD)
     wait_for_file(folder / "url")
@@ -47,6 +50,7 @@ def test_it_answers_and_is_gone_with_its_block_and_nobody_else_gets_one(folder: 
     assert not answers((folder / "url").read_text(), timeout=1)
 
 
+@pytest.mark.slow
 def test_it_ends_when_its_run_is_killed(folder: Path) -> None:
     run = script(folder, HOLD)
     wait_for_file(folder / "url")
@@ -55,6 +59,7 @@ def test_it_ends_when_its_run_is_killed(folder: Path) -> None:
     wait_until_left(folder)
 
 
+@pytest.mark.slow
 def test_a_user_s_own_server_must_answer(folder: Path) -> None:
     url = "http://127.0.0.1:1/api"
     with (
@@ -97,3 +102,35 @@ def test_settings_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (os.environ["A_SETTING"], os.environ["ANOTHER"]) == ("inside", "too")
     assert os.environ["A_SETTING"] == "before"
     assert "ANOTHER" not in os.environ
+
+
+def test_what_reached_a_server_is_taken_up_before_it_ends() -> None:
+    from prefect.server.utilities.messaging.memory import Consumer, MemoryMessage, Topic
+
+    taken: list[bytes] = []
+    at_the_end: list[int] = []
+
+    async def take(message: Any) -> None:
+        await asyncio.sleep(0)  # as one that writes to a database: others have their turn
+        taken.append(message.data)
+
+    async def told() -> dict[str, str]:
+        return {"type": "lifespan.shutdown"}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        at_the_end.append(len(taken))
+
+    async def server() -> None:
+        consumer = Consumer("events")
+        reading = asyncio.create_task(consumer.run(take))
+        for number in range(50):
+            await Topic.by_name("events").publish(MemoryMessage(str(number).encode(), {}))
+        await recording_to_the_end(app)({"type": "lifespan"}, told, None)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        await consumer.cleanup()
+
+    asyncio.run(server())
+    # What is being written is the recorder's own to end: it is two at a time.
+    assert at_the_end[0] >= 48

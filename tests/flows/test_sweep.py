@@ -6,7 +6,7 @@ import pytest
 
 from diffusion.system.errors import DiffctlError, Interrupted, UsageError
 from flows.server import environment
-from flows.sweep import Cells, make_all
+from flows.sweep import Cells, make_all, run_name
 from tests.helpers.prefect_home import recorded, with_database
 from tests.helpers.toy import script
 
@@ -98,6 +98,14 @@ def on_a_server(folder: Path, behaviour: str) -> tuple[int, list[str]]:
 def folder(tmp_path: Path, prefect_database: Path) -> Path:
     with_database(tmp_path, prefect_database)
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [([], "no cells"), (["a"], "a"), (["a", "b"], "2 cells, a to b"), (["a", "b", "c"], "3 cells, a to c")],
+)
+def test_a_run_is_called_by_its_cells(names: list[str], told: str) -> None:
+    assert run_name(names) == told
 
 
 @pytest.mark.slow

@@ -51,6 +51,34 @@ def test_stages_that_need_nothing_take_one_line() -> None:
     assert written == ["==> data: from the cache\n"]
 
 
+def test_a_bar_before_a_line_is_wiped_whatever_becomes_of_the_line() -> None:
+    bar = "\r!\rhashing models/ema |0.00\r" + " " * 24 + "\r"
+    for chatter, words in (
+        ("\x1b[33mWARNING\x1b[39m: 'models/ema' is empty.\r\n", ""),
+        ("Running stage 'data':\n", "==> data\n"),
+    ):
+        whole, _ = relayed((bar + chatter).encode())
+        assert "".join(whole) == bar.strip("\r") + "\r" + words
+        cut, _ = relayed(bar.encode(), chatter.encode())
+        assert "".join(cut) == bar + words
+    assert relayed(f"{bar}ERROR: it failed\n".encode())[1] == ["it failed"]
+
+
+@given(st.sets(st.integers(0, 80), max_size=6))
+def test_a_live_line_keeps_its_end_however_the_bytes_are_cut(cuts: set[int]) -> None:
+    live = "\r\x1b[Kdata 1/2\r\x1b[Kdata 2/2"
+    data = f"Running stage 'data':\r\n> diffctl stage data\r\n{live}\r\nmade\r\n".encode()
+    places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    written, _ = relayed(*(data[start:stop] for start, stop in pairwise(places)))
+    assert "".join(written) == f"==> data\n{live}\nmade\n"
+
+
+def test_the_cursor_comes_down_as_often_as_it_goes_up() -> None:
+    bars = "outer\r\n\r!\x1b[A", "\r\n\r  0%|\x1b[A", "\r\n\r     \x1b[A\r"
+    written = "".join(relayed(b"> diffctl stage data\n", *(bar.encode() for bar in bars))[0])
+    assert written.count("\n") == written.count("\x1b[A") == 3
+
+
 def test_errors_of_dvc_are_kept_for_who_supervises() -> None:
     busy = (
         "\x1b[31mERROR\x1b[39m: '/p/a' is busy, it is being blocked by:\n  (PID 17): dvc repro\n\n"

@@ -1,0 +1,141 @@
+"""The registration: the champion's scores brought up to today's code where need be, then the gate.
+
+Both are idempotent: a champion that was scored anew has today's card, and a model is registered once.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion.layout import MODEL_RUNS, PREPARED, REFERENCE, SCORES
+from diffusion.system.errors import DiffctlError, TemporaryError, reason
+from flows.terminal import say
+from tracking.promotion import NOBODY, Decision, Hand
+from tracking.reach import MlflowError
+from tracking.registry import (
+    Outdated,
+    outdated_champion,
+    promote,
+    register,
+    register_anew,
+    version_scores,
+)
+
+if TYPE_CHECKING:
+    from diffusion.protocol.scores import CellScores, ScoresDocument
+
+Show = Callable[[int, int], None]
+ProgressOf = Callable[[str], AbstractContextManager[Show]]
+"""Given a label, a context with a function to call with (done, total)."""
+
+
+@contextmanager
+def unseen(label: str) -> Iterator[Show]:
+    """Progress that nobody is shown."""
+    yield lambda done, total: None
+
+
+def register_model(hand: Hand = NOBODY, progress: ProgressOf = unseen) -> Decision:
+    """Register models/ with metrics/scores.json and hold it against the champion.
+
+    A champion that only versions of the code keep from being compared is scored anew first, by its own
+    weights. Where that fails it is told, and the gate finds the two not comparable. DiffctlError as of
+    `register`.
+    """
+    from diffusion.choice.of_model import of_best_model
+    from diffusion.protocol.scores import read_scores
+
+    _bring_up_to_date(of_best_model(read_scores(SCORES)), hand, progress)
+    return register(hand=hand)
+
+
+def promote_version(name: str, number: int, hand: Hand = NOBODY, progress: ProgressOf = unseen) -> Decision:
+    """Hold a version that is registered against the champion by its own scores.
+
+    The champion is scored anew first where `register_model` would do it. UsageError when there is no such
+    version.
+    """
+    _bring_up_to_date(version_scores(name, number), hand, progress)
+    return promote(name, number, hand)
+
+
+def _bring_up_to_date(document: "ScoresDocument", hand: Hand, progress: ProgressOf) -> None:
+    """Score a champion of other code anew, unless a person decides alone or only looks."""
+    if hand.force or hand.dry_run:
+        return
+    champion = outdated_champion(document)
+    if champion is None:
+        return
+    number = champion.version.version
+    try:
+        anew = score_anew(champion, document, progress)
+        say(f"champion: {register_anew(champion, anew)}\n")
+    except (MlflowError, TemporaryError):
+        raise
+    except DiffctlError as error:
+        say(f"the champion, version {number}, could not be scored anew: {reason(error)}\n")
+
+
+def score_anew(champion: Outdated, document: "ScoresDocument", progress: ProgressOf) -> "ScoresDocument":
+    """The scores of the champion's best cell by today's code, under the protocol of `document`.
+
+    DiffctlError when the code here is not the one that scored `document`, or does not give its protocol.
+    """
+    from diffusion.choice.gate import clash
+    from diffusion.config import load
+    from diffusion.evaluate.evaluate import evaluate
+    from diffusion.protocol.grid import Cell
+    from diffusion.sample.sweep import make_cell
+
+    cell, config = Cell(**champion.cell.axes), load()
+    theirs = document.cells[cell.name]
+    _refuse_other_code(theirs)
+    say(
+        f"==> champion: version {champion.version.version} is of other code, its {cell.name} is scored anew\n"
+    )
+    section = _settings(champion.cell, config.sample.batch_size)
+    MODEL_RUNS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=MODEL_RUNS, prefix=".anew-") as folder:
+        with progress("sample") as show:
+            store = make_cell(section, cell, champion.weights, Path(folder) / cell.name, show)
+        with progress("evaluate") as show:
+            anew = evaluate({cell: store}, config.evaluate, REFERENCE, show, PREPARED)
+    if fields := clash(anew.cells[cell.name], theirs):
+        raise DiffctlError(f"its scores would differ from these in {', '.join(fields)}")
+    return anew
+
+
+def _settings(cell: "CellScores", batch_size: int) -> Any:
+    """The section `sample` that gives a cell's images again."""
+    from diffusion.protocol.settings import SamplerConfig
+    from diffusion.sample.config import SampleConfig
+    from diffusion.system.section import validated
+
+    known = {field: cell.card[field] for field in SamplerConfig.model_fields if field in cell.card}
+    return validated(
+        SampleConfig,
+        {**known, "num_images": cell.num_images, "batch_size": batch_size},
+        "the card of the champion's best cell does not fit",
+    )
+
+
+def _refuse_other_code(cell: "CellScores") -> None:
+    from diffusion.code import torch_version
+    from diffusion.protocol.extractors import EVALUATION_VERSION
+    from diffusion.protocol.grid import SAMPLING_VERSION
+
+    today = {
+        "sampling_version": SAMPLING_VERSION,
+        "sampling_torch": torch_version(),
+        "evaluation": EVALUATION_VERSION,
+        "torch": version("torch"),
+        "torch_fidelity": version("torch-fidelity"),
+    }
+    if other := [field for field, value in today.items() if cell.card.get(field) != value]:
+        raise DiffctlError(
+            f"the scores that it is held against are not of the code here, by {', '.join(other)}: "
+            "`diffctl run` makes new ones of models/"
+        )

@@ -1,0 +1,111 @@
+"""A scheduled run whose lines to MLflow and Prefect are refused, hang, break, are slow: it loses nothing."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.nightly import Nightly, nightly
+from tests.helpers.proxy import proxy
+from tests.helpers.servers import post
+from tests.helpers.small import commit
+from tests.helpers.waiting import wait_until
+from tests.tracking.test_outages import run_of
+from tests.tracking.test_sender import logged, stored, the_run
+from tracking.champion import champion_version
+from tracking.delivery import Sent
+from tracking.sender import LOG
+from tracking.spool import EVENTS
+
+pytestmark = pytest.mark.long
+
+STEPS = 1500
+# A training that takes its time between steps, and its last steps only when the file `enough` is there.
+PATIENT = f"""
+
+def _patiently(self, check=StopRequest.raise_if_set, steps=[0]):
+    import time
+    from pathlib import Path
+
+    steps[0] += 1
+    while not Path("enough").exists():
+        time.sleep(0.1)
+        if steps[0] < {STEPS - 100}:
+            break
+    check(self)
+
+
+StopRequest.raise_if_set = _patiently
+"""
+
+
+def test_a_scheduled_run_goes_on_through_faulty_lines_and_all_of_it_arrives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = {"steps": STEPS, "log_every": 5, "save_every": 500, "preview_every": STEPS}
+    with (
+        nightly(tmp_path, {"interval": 15}, train=train) as work,
+        proxy(int(work.servers.env["DIFFCTL_MLFLOW_PORT"])) as mlflow,
+        proxy(int(work.servers.env["DIFFCTL_PREFECT_PORT"])) as prefect,
+    ):
+        signals = tmp_path / "origin/diffusion/system/signals.py"
+        signals.write_text(signals.read_text() + PATIENT)
+        commit(tmp_path / "origin", "train patiently")
+        uri = f"http://127.0.0.1:{mlflow.port}"
+        lines = {
+            "MLFLOW_TRACKING_URI": uri,
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+            "PREFECT_API_URL": f"http://127.0.0.1:{prefect.port}/api",
+        }
+        with dataclasses.replace(work, env=work.env | lines).worker():
+            wait_until(lambda: list(work.clone.glob("runs/train/*/sent.json")) != [], 400)
+            run, _ = run_of(work.clone)
+            (at_work,) = [one["id"] for one in work.runs() if one["state_name"] == "Running"]
+            for mode in ("refuse", "hang", "reset", "slow"):
+                missed, trained = missed_in(run), points_in(run)
+                mlflow.become(mode)
+                prefect.become(mode)
+                # As many steps take longer than a run needs to look at its state and to tell its progress.
+                wait_until(lambda before=trained: points_in(run) > before + 10, 120)
+                prefect.become("pass")  # a run that is not heard of for long is taken for dead
+                if mode != "slow":
+                    wait_until(lambda before=missed: missed_in(run) > before, 120)
+                mlflow.become("pass")
+                sent = Sent.load(run, uri).offset
+                wait_until(lambda before=sent: Sent.load(run, uri).offset > before, 120)
+            assert work.state_of(at_work) == "Running"
+            (work.clone / "enough").touch()
+            wait_until(lambda: work.state_of(at_work) != "Running", 500)
+            assert work.state_of(at_work) == "Completed"
+            wait_until(lambda: set(tasks_of(work, at_work).values()) == {"Completed"})
+        wait_until(lambda: Sent.load(run, uri).complete, 120)
+        assert_training_arrived(work.clone, uri)
+        assert {"data", "train", "sample", "evaluate", "report"} <= tasks_of(work, at_work).keys()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert champion_version("diffctl-digits") == 1
+
+
+def assert_training_arrived(clone: Path, uri: str) -> None:
+    """Every point of the training is in MLflow once, beside the scores that were registered in its run."""
+    run, key = run_of(clone)
+    ours = {name for name, *_ in logged(run)}
+    arrived = {point: count for point, count in stored(uri, key).items() if point[0] in ours}
+    assert arrived == logged(run)
+    assert the_run(uri, key).info.status == "FINISHED"
+
+
+def missed_in(run: Path) -> int:
+    """How often the training's sender has told that MLflow does not answer."""
+    log = run / LOG
+    return log.read_text().count("MLflow does not answer at") if log.exists() else 0
+
+
+def points_in(run: Path) -> int:
+    """How many lines the training has written for MLflow."""
+    return len((run / EVENTS).read_text().splitlines())
+
+
+def tasks_of(work: Nightly, run_id: str) -> dict[str, str]:
+    """The states of a run's tasks in Prefect, by name."""
+    body = {"flow_runs": {"id": {"any_": [run_id]}}}
+    return {task["name"]: task["state_name"] for task in post(f"{work.url}/task_runs/filter", body)}

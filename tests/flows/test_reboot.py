@@ -1,0 +1,82 @@
+"""A reboot in the midst of a scheduled run, and servers that are restarted below one: the nights go on."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import diffctl
+from tests.helpers.nightly import Nightly, nightly
+from tests.helpers.reboot import LEASE, kill, reboot_in_training, training
+from tests.helpers.servers import post
+from tests.helpers.toy import processes_in
+from tests.helpers.waiting import wait_until
+
+pytestmark = pytest.mark.long
+
+LONG = {"steps": 100_000, "save_every": 10}
+
+
+def test_after_a_reboot_the_next_run_completes_and_the_training_goes_on(tmp_path: Path) -> None:
+    reboot_in_training(tmp_path)
+
+
+def leases(work: Nightly) -> dict[str, str]:
+    """Until when each lease of the server holds."""
+    folder = work.servers.folder / ".prefect/concurrency_leases"
+    files = [path for path in folder.glob("*.json") if path.name != "expirations.json"]
+    return {path.stem: json.loads(path.read_text())["expiration"] for path in files}
+
+
+def test_a_server_that_is_restarted_below_a_run_does_not_end_it_and_it_can_be_cancelled(
+    tmp_path: Path,
+) -> None:
+    with nightly(tmp_path, None, server=LEASE, train=LONG) as work, work.worker():
+        work.start("pipeline/retrain")
+        wait_until(lambda: training(work), 400)
+        kill(processes_in(work.servers.folder))
+        assert diffctl(work.servers.folder, "up", env=work.servers.env).returncode == 0
+        before = leases(work)
+        assert len(before) == 1
+        wait_until(lambda: leases(work).keys() == before.keys() and leases(work) != before, 300)
+        (run,) = work.runs()
+        assert run["state_name"] == "Running"
+        post(
+            f"{work.url}/flow_runs/{run['id']}/set_state",
+            {"state": {"type": "CANCELLING", "name": "Cancelling"}},
+        )
+        wait_until(lambda: work.state_of(run["id"]) == "Cancelled", 90)
+        assert not [process for process in processes_in(work.clone) if "train" in process.cmdline()]
+
+
+def test_a_run_that_is_stranded_as_pending_is_freed(tmp_path: Path) -> None:
+    with nightly(tmp_path, None) as work:
+        work.start("pipeline/retrain")
+        (run,) = work.runs()
+        pending = {"state": {"type": "PENDING", "name": "Pending"}}
+        post(f"{work.url}/flow_runs/{run['id']}/set_state", pending)
+        patient = diffctl(work.clone, "runs", "reap", env=work.env)
+        assert patient.stdout == "no dead training is left unmarked\n"
+        freed = diffctl(work.clone, "runs", "reap", "--pending", "0", env=work.env)
+        assert freed.returncode == 0, freed.stderr
+        assert "was pending for" in freed.stdout
+        assert work.states() == ["Crashed"]
+
+
+def test_a_clone_at_work_lets_the_next_run_wait_and_then_skips_it(tmp_path: Path) -> None:
+    with nightly(tmp_path, None, wait=1, train=LONG) as work, work.worker():
+        work.start("pipeline/retrain")
+        wait_until(lambda: training(work), 400)
+        (training_process,) = [
+            process for process in processes_in(work.clone) if process.cmdline()[-2:] == ["stage", "train"]
+        ]
+        kill([one for one in processes_in(work.clone) if one not in (training_process,)])
+        assert training_process.is_running(), "the stage has outlived its run"
+        work.start("sweep-champion/sweep")
+        wait_until(lambda: "Skipped" in work.states("sweep-champion"), 120)
+        (skipped,) = [run for run in work.runs("sweep-champion") if run["state_name"] == "Skipped"]
+        assert "a stage that outlived it, is at work in" in skipped["state"]["message"]
+        assert training_process.is_running()
+        training_process.send_signal(signal.SIGINT)
+        training_process.wait(60)

@@ -1,0 +1,135 @@
+"""The champion scored anew by today's code, before it is held against what today's code has scored."""
+
+import pytest
+import yaml
+
+from diffusion.choice.gate import CODE_VERSIONS
+from diffusion.evaluate.evaluate import evaluate
+from diffusion.evaluate.features.reference import make_reference
+from diffusion.images.store import open_store
+from diffusion.layout import CELL_RUNS, MODEL, MODEL_RUNS, PREPARED, REFERENCE, RUN, SAMPLES, SCORES
+from diffusion.model.model_file import save_artefact
+from diffusion.protocol.grid import grid
+from diffusion.protocol.scores import ScoresDocument, read_scores, write_document
+from diffusion.sample.sweep import make_cell
+from diffusion.system.devices import default_device
+from diffusion.system.files import write_json
+from diffusion.system.seals import sealed
+from diffusion.train.identity import plan_training
+from diffusion.train.loop import new_state
+from flows.registration import promote_version, register_model
+from tests.conftest import params
+from tests.helpers.digits_sweep import make_config, write_prepared
+from tests.helpers.mlflow_server import empty_database
+from tracking.history import read_history
+from tracking.promotion import Hand
+from tracking.registry import register
+from tracking.store import connect
+from tracking.versions import scores_of
+
+NAME = "diffctl-digits"
+SWEEP = {"steps": [2, 3], "eta": [0.0]}
+OLD = {"torch": "1.0", "sampling_torch": "1.0", "evaluation": 0}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """A project with data, a reference and an empty MLflow store; its config."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    empty_database(tmp_path / "mlflow.db")
+    values = params(sample={"num_images": 60}, sweep=SWEEP)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    made = make_config(60, SWEEP)
+    write_prepared(PREPARED)
+    make_reference(made.evaluate, PREPARED, REFERENCE)
+    return made
+
+
+def make_scored(config, seed: int, **card) -> ScoresDocument:
+    """A model of a seed, its samples and its true scores, whose cards say that `card` made them."""
+    device = default_device()
+    artefact = plan_training(
+        make_config(60, SWEEP, train={"seed": seed}), open_store(PREPARED / "train").meta, device
+    )
+    save_artefact(MODEL, new_state(artefact, device).ema.state_dict(), artefact)
+    write_json(RUN, sealed({"key": f"key{seed}", "fingerprint": f"{seed}" * 16}))
+    cells = grid(config.sample, config.sweep)
+    stores = {cell: make_cell(config.sample, cell, MODEL, SAMPLES / cell.name) for cell in cells}
+    document = evaluate(stores, config.evaluate, REFERENCE, prepared=PREPARED)
+    for cell in document.cells.values():
+        cell.card.update(card)
+    write_document(SCORES, document)
+    return document
+
+
+def versions() -> int:
+    return len(connect().search_model_versions(f"name = '{NAME}'"))
+
+
+def test_a_champion_of_other_code_is_scored_anew_once(config, capsys):
+    old = make_scored(config, 1, **OLD)
+    assert register().promoted
+    make_scored(config, 2)
+    decision = register_model()
+    assert "not comparable" not in decision.reason
+    said = capsys.readouterr().out
+    assert f"==> champion: version 1 is of other code, its {old.best.cell} is scored anew\n" in said
+    assert "champion: diffctl-digits version 2: promoted: the weights of version 1, scored anew" in said
+    history = read_history(connect(), NAME)
+    assert [event.after for event in history.events][:2] == [1, 2]
+    anew = scores_of(connect(), connect().get_model_version(NAME, "2"))
+    # The same weights and in truth the same code: the very same score.
+    assert anew.best.value == pytest.approx(old.best.value, rel=1e-6)
+    assert versions() == 3
+    again = register_model()
+    assert (again.version, again.champion, versions()) == (decision.version, decision.champion, 3)
+    assert "scored anew" not in capsys.readouterr().out
+    assert list(CELL_RUNS.iterdir())
+    assert not list(MODEL_RUNS.glob(".anew-*"))
+    cards = [cell.card for cell in anew.cells.values()]
+    today = read_scores(SCORES).cells[old.best.cell].card
+    assert all(card[field] == today[field] for card in cards for field in CODE_VERSIONS)
+
+
+def test_a_version_that_is_promoted_by_number_has_the_champion_scored_anew_too(config, capsys):
+    old = make_scored(config, 1, **OLD)
+    assert register().promoted
+    make_scored(config, 2)
+    kept = register()  # as another machine's run registered it: nothing was scored anew
+    assert (kept.version, kept.champion) == (2, 1)
+    assert "not comparable" in kept.reason
+    assert "not comparable" in promote_version(NAME, 2, Hand(dry_run=True)).reason
+    assert versions() == 2
+    decision = promote_version(NAME, 2)
+    assert "not comparable" not in decision.reason
+    said = capsys.readouterr().out
+    assert f"==> champion: version 1 is of other code, its {old.best.cell} is scored anew\n" in said
+    assert [event.after for event in read_history(connect(), NAME).events][:2] == [1, 3]
+    anew = scores_of(connect(), connect().get_model_version(NAME, "3"))
+    assert anew.best.value == pytest.approx(old.best.value, rel=1e-6)
+    assert promote_version(NAME, 2).champion == decision.champion
+    assert "scored anew" not in capsys.readouterr().out
+    assert versions() == 3
+
+
+def test_a_champion_that_cannot_be_scored_anew_keeps_its_place_and_is_told(config, capsys):
+    make_scored(config, 1, **OLD)
+    register()
+    make_scored(config, 2, torch="2.0")  # no more of today's code than the champion
+    decision = register_model()
+    assert decision.champion == 1
+    assert "not comparable with version 1, whose protocol differs in evaluation (0 against" in decision.reason
+    assert "the champion, version 1, could not be scored anew: the scores that" in capsys.readouterr().out
+    assert versions() == 2
+
+
+def test_by_hand_and_in_a_dry_run_nothing_is_scored(config):
+    make_scored(config, 1, **OLD)
+    register()
+    make_scored(config, 2)
+    assert "not comparable" in register_model(Hand(dry_run=True)).reason
+    assert versions() == 1
+    assert register_model(Hand(force=True, note="x")).champion == 2

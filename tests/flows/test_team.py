@@ -1,0 +1,205 @@
+"""The team's servers of deploy/team/ for real: who is let in, what is shown, what arrives, what is told."""
+
+import base64
+import json
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import psutil
+import pytest
+
+from diffusion.layout import TRAIN_RUNS
+from tests.closure import ROOT
+from tests.conftest import command, diffctl, environment
+from tests.helpers.mlflow_server import free_port
+from tests.helpers.small import own_code, small_project
+from tests.helpers.team import (
+    ADMIN_PASSWORD,
+    COLLEAGUE,
+    DATABASE_PASSWORD,
+    SECRETS,
+    TEAM,
+    Team,
+    commands,
+    read_settings,
+    team,
+    told,
+)
+from tests.tracking.test_sender import logged, open_spool, stored, write_points
+
+TRAININGS = 8
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    with team(tmp_path_factory.mktemp("team")) as running:
+        yield running
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A team member's checkout."""
+    return small_project(tmp_path / "project")
+
+
+def status(url: str, **headers: str) -> int:
+    """The status of a GET."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as reply:
+            return reply.status
+    except urllib.error.HTTPError as error:
+        with error:
+            body = error.read().decode(errors="replace")
+        assert not any(secret in body for secret in SECRETS)
+        return error.code
+
+
+def test_the_units_run_what_compose_runs_and_no_password_is_given() -> None:
+    for name, words in commands().items():
+        unit = (TEAM / f"diffctl-{name}.service").read_text()
+        assert f"ExecStart=/srv/diffctl/.venv/bin/{' '.join(words)}\n" in unit
+    empty = {name for name, value in read_settings().items() if not value}
+    assert empty == {
+        "PGPASSWORD",
+        "MLFLOW_AUTH_ADMIN_PASSWORD",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY",
+        "PREFECT_SERVER_API_AUTH_STRING",
+    }
+
+
+def test_the_versions_of_both_sides_are_pinned() -> None:
+    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert {"mlflow", "prefect", "psycopg", "flask-wtf", "dvc", "dvc-ssh", "dvc-s3"} <= pinned
+    assert "COPY constraints.txt" in (TEAM / "Dockerfile").read_text()
+
+
+@pytest.mark.slow
+def test_a_stranger_is_refused_and_no_password_is_shown(servers: Team, project: Path) -> None:
+    assert status(f"{servers.mlflow}/api/2.0/mlflow/experiments/search?max_results=1") == 401
+    assert status(f"{servers.mlflow}/") == 401
+    assert status(f"{servers.mlflow}/api/2.0/mlflow/experiments/search", Host="evil.example") == 403
+    assert status(f"{servers.prefect}/admin/settings") == 401
+    env = own_code(project) | servers.stranger
+    asked, wrong, deployed = (
+        diffctl(project, "runs", env=env),
+        diffctl(
+            project, "runs", env=env | {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "x"}
+        ),
+        diffctl(project, "deploy", env=env),
+    )
+    for refused in (asked, wrong):
+        assert refused.returncode == 2, refused.stderr
+        assert "does not let us in: set MLFLOW_TRACKING_USERNAME" in refused.stderr
+    assert deployed.returncode == 2
+    assert "does not let us in: set PREFECT_API_AUTH_STRING" in deployed.stderr
+    for said in (asked, wrong, deployed):
+        assert len(said.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_team_deploys_and_sees_what_is_queued(servers: Team, project: Path) -> None:
+    env = own_code(project) | servers.client
+    deployed = diffctl(project, "deploy", env=env)
+    assert (deployed.returncode, deployed.stderr) == (0, ""), "the leases lie in files"
+    asked = diffctl(project, "status", "--json", env=env)
+    assert asked.returncode == 0, asked.stderr
+    (table,) = sql(servers, "prefect", "select count(*) from deployment")
+    assert table == "3"
+
+
+def sql(servers: Team, database: str, query: str) -> list[str]:
+    """The lines that psql answers with."""
+    uri = f"postgresql://diffctl@127.0.0.1:{servers.database_port}/{database}"
+    done = subprocess.run(
+        ["psql", "--tuples-only", "--no-align", "--dbname", uri, "--command", query],
+        env=environment({"PGPASSWORD": DATABASE_PASSWORD}),
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return done.stdout.splitlines()
+
+
+def colleague(servers: Team) -> dict[str, str]:
+    """What somebody sets who was let in by the admin, after he was."""
+    url = f"{servers.mlflow}/api/2.0/mlflow/users/create"
+    body = json.dumps({"username": "ada", "password": COLLEAGUE}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json", **as_admin()})
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        assert reply.status == 200
+    return {"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": COLLEAGUE}
+
+
+def as_admin() -> dict[str, str]:
+    """The header by which the admin is known."""
+    word = base64.b64encode(f"admin:{ADMIN_PASSWORD}".encode()).decode()
+    return {"Authorization": f"Basic {word}"}
+
+
+@pytest.mark.slow
+def test_eight_trainings_at_once_lose_and_double_nothing(
+    servers: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in servers.client.items():
+        monkeypatch.setenv(name, value)
+    users = [{}, colleague(servers)]
+    spools = {}
+    for number in range(TRAININGS):
+        key = f"team{number}"
+        folder = tmp_path / key / TRAIN_RUNS / key
+        spool = open_spool(folder, key)
+        write_points(spool, 1, 401)
+        spool.close("FINISHED")
+        spools[key] = folder
+    senders = [
+        subprocess.Popen(
+            command("sync"),
+            cwd=tmp_path / key,
+            env=environment(users[number % len(users)]),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, key in enumerate(spools)
+    ]
+    for sender in senders:
+        _, said = sender.communicate(timeout=240)
+        assert sender.returncode == 0, said
+    for key, folder in spools.items():
+        assert stored(servers.mlflow, key) == logged(folder)
+    (count,) = sql(servers, "mlflow", "select count(*) from metrics")
+    assert int(count) == sum(len(logged(folder)) for folder in spools.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("user", "name", "there", "code", "why"),
+    [
+        ("diffctl:wrong-secret", "postgres", True, 2, "password authentication failed"),
+        ("nobody:wrong-secret", "postgres", True, 2, "password authentication failed"),
+        (f"diffctl:{quote(DATABASE_PASSWORD)}", "none", True, 2, 'database "none" does not exist'),
+        (f"diffctl:{quote(DATABASE_PASSWORD)}", "postgres", False, 75, "Connection refused"),
+    ],
+)
+def test_a_database_that_is_given_wrongly_is_a_sentence(
+    servers: Team, tmp_path: Path, user: str, name: str, there: bool, code: int, why: str
+) -> None:
+    port = servers.database_port if there else free_port()
+    uri = f"postgresql+psycopg://{user}@127.0.0.1:{port}/{name}"
+    said = diffctl(tmp_path, "runs", "reap", "some-run", env={"MLFLOW_TRACKING_URI": uri})
+    assert said.returncode == code, said.stderr
+    assert why in said.stderr
+    assert len(said.stderr.splitlines()) == 1
+    assert "secret" not in said.stderr + said.stdout
+
+
+@pytest.mark.slow
+def test_no_log_file_or_command_line_holds_a_password(servers: Team) -> None:
+    shown = told(servers.folder) + " ".join(
+        " ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])
+    )
+    assert "diffctl" in shown
+    assert [secret for secret in SECRETS if secret in shown] == []
