@@ -31,6 +31,7 @@ from diffusion.evaluate.features.extract import Array
 from diffusion.evaluate.scores import kernel
 from diffusion.evaluate.scores.frechet import Projected, Target
 from diffusion.evaluate.scores.jackknife import grouped, image_errors
+from diffusion.protocol.scoring import GROUPS
 from diffusion.system.threads import AT_ONCE
 
 DRAWS = 120
@@ -160,7 +161,8 @@ def draw(case: Case, seed: int) -> Draw:
     deviations = {name: float(np.linalg.norm(parts)) for name, parts in errors.items()}
     intervals = {name: interval(values[name], deviations[name], name == "fd") for name in errors}
     for name in errors:
-        half = student(np.count_nonzero(errors[name])) * np.linalg.norm(errors[name] - their_errors[name])
+        freedom = min(int(np.count_nonzero(errors[name])), GROUPS) - 1
+        half = student(freedom) * np.linalg.norm(errors[name] - their_errors[name])
         value = values[f"Δ {name}"] = values[name] - second[name]
         intervals[f"Δ {name}"] = Interval(value - half, value + half)
     values["excess"] = values["fd"] - floor.distance

@@ -55,7 +55,8 @@ def batches(count: int = 40_000, draws: int = 400) -> Result:
     """Images a second out of the memory map, random access, page cache warm, prefetching as in training."""
     import torch
 
-    from diffusion.train.loader import Batches, prefetch
+    from diffusion.system.ahead import prefetch
+    from diffusion.train.loader import Batches
 
     with scratch() as folder:
         images = np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from torch_fidelity import calculate_metrics
 
 from benchmarks.fidelity import register
-from diffusion.evaluate.evaluate import score_cells
+from diffusion.evaluate.evaluate import Judge, score_cells
 from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.evaluate.features.reference import build_reference
 from diffusion.evaluate.scores.scorer import Scorer
@@ -83,7 +83,7 @@ def work(cells: int, size: int) -> Iterator[Work]:
             rows = rng.integers(len(images), size=size)
             noisy = images[rows] + 60 / steps * rng.normal(size=images[rows].shape)
             part, cell = noisy.round().clip(0, 255).astype(np.uint8), Cell(steps, 0.0)
-            made[cell] = store(cell.name, part, labels[rows], card={"steps": steps, "guidance": 0.0})
+            made[cell] = store(cell.name, part, labels[rows], card={"evaluations": steps, "guidance": 0.0})
         train = store("train", images[:TRAIN], labels[:TRAIN], split="train")
         test = store("test", images[TRAIN:], labels[TRAIN:], split="test")
         yield Work(train, test, made)
@@ -93,8 +93,8 @@ def ours(made: Work) -> dict[str, dict[str, float]]:
     """The scores of every cell, from images to numbers."""
     extractor = load_extractor(EXTRACTOR, device=default_device())
     reference = build_reference(extractor, made.train, made.test)
-    document = score_cells(made.cells, Scorer(reference, True, 10_000, extractor.device), extractor)
-    return {name: cell["scores"] for name, cell in document["cells"].items()}
+    document = score_cells(made.cells, [Judge(extractor, Scorer(reference, True, 10_000, extractor.device))])
+    return {name: cell.scores for name, cell in document.cells.items()}
 
 
 def theirs(made: Work, **options: Any) -> dict[str, dict[str, float]]:
@@ -135,8 +135,8 @@ def timed(call: Callable[[Work], dict[str, dict[str, float]]], made: Work) -> tu
     return time.perf_counter() - began, result
 
 
-def main() -> None:
-    small = "--small" in sys.argv
+def main(small: bool = False) -> None:
+    """Print what both take, and how far their numbers are apart."""
     cells, size = (2, 60) if small else (12, 1000)
     defaults: dict[str, Any] = {"kid_subset_size": 30} if small else {}
     with work(cells, size) as made:
@@ -155,4 +155,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main("--small" in sys.argv)

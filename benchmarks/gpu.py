@@ -1,195 +1,162 @@
-"""Training on a GPU against diffusers' own loop: `python -m benchmarks.gpu`.
+"""Training and sampling on a GPU against diffusers: `python -m benchmarks.gpu [FILE] [--minutes M]`.
 
-For the profiles cifar10 and imagenet64: images/s, the share of the GPU's measured bf16 matrix rate, and peak
-memory. The peer is the loop of diffusers' unconditional training example, in bf16, on a UNet2DModel of the
-same shape. Without a GPU there is nothing to measure, which is said.
+For the profiles cifar10, imagenet64 and imagenet64-adm, both in bf16 and compiled: images/s, the share of the
+GPU's measured bf16 matrix rate, peak memory; of ours what a profiler says of the rest. What is measured is
+kept in FILE, part by part: the same command goes on with what is missing, and prints all that is there.
+After `--minutes` no further part begins. Without diffusers ours alone are measured. `--small` tries with tiny
+networks whether all parts run, on a CPU where there is no GPU. Else there is nothing to measure without a
+GPU, which is said.
 """
 
-import itertools
+import argparse
+import json
 import math
-import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion.config import load
-from diffusion.images.store import ImageStore, write_store
-from diffusion.model.unet import UNet
-from diffusion.train.distributed import ProcessGroup
-from diffusion.train.identity import TrainPlan, plan_training
-from diffusion.train.loop import Silent, new_state, train
+from benchmarks import gpu_sampling, gpu_training
+from benchmarks.gpu_measures import BATCHES, SMALL, WHOLE, Result, Size, matrix_rate
+from diffusion.system.devices import default_device
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.files import write_json
+from diffusion.train.memory import is_shortage, remedy
 
-ROOT = Path(__file__).parent.parent
-BATCHES = {"cifar10": 128, "imagenet64": 128}  # images a step: the profile's, or what one GPU takes of it
-CLASSES = {"cifar10": 0, "imagenet64": 1000}
-WARM, TIMED = 10, 40  # steps before and while it is timed; compiling is among the first
+FILE = Path("benchmarks-gpu.json")
+RATE = "matrix rate"
+ETAS = (0.0, 1.0)
+Part = Callable[[], dict[str, Any]]
 
 
-class Result(NamedTuple):
-    """Images a second and bytes."""
-
-    rate: float
-    memory: int
-
-
-class Clock(Silent):
-    """Notes when every step's work was done, at the logging that reads the device."""
-
-    def __init__(self) -> None:
-        self.at: list[tuple[int, float]] = []
-
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Note the time."""
-        self.at.append((step, time.perf_counter()))
-
-
-def described(
-    profile: str, device: torch.device, folder: Path, **changes: Any
-) -> tuple[TrainPlan, ImageStore]:
-    """The profile's training of a few steps, on random images."""
-    config = load(ROOT / f"profiles/{profile}.yaml")
-    size, classes = config.data.image_size or {"cifar10": 32, "imagenet64": 64}[profile], CLASSES[profile]
-    draw = np.random.default_rng(0)
-    images = draw.integers(0, 256, (8192, size, size, 3), dtype=np.uint8)
-    labels = draw.integers(0, classes, len(images)) if classes else None
-    names = [str(number) for number in range(classes)]
-    counts = np.bincount(labels, minlength=classes).tolist() if classes else []
-    meta = {"name": profile, "classes": names, "counts": counts, "image_size": size, "channels": 3}
-    store = write_store(folder / profile, images, labels, meta)
-    plan = plan_training(config, store.meta, device)
-    steps = {"batch_size": BATCHES[profile], "microbatch": None, "steps": WARM + TIMED, "log_every": 10}
-    values = {**plan.train.model_dump(), **steps, "compile": True, **changes}
-    return plan.model_copy(update={"train": type(plan.train)(**values)}), store
+def parts(size: Size, device: torch.device, folder: Path) -> dict[str, Part]:
+    """What is measured, by name, in order."""
+    peers = find_spec("diffusers") is not None
+    found: dict[str, Part] = {RATE: lambda: {"flop_per_s": matrix_rate(device, size.matrix)}}
+    for profile in BATCHES:
+        loops = [gpu_training.ours, *([gpu_training.diffusers] if peers else [])]
+        for loop in loops:
+            name = f"{profile} | training, {size.batch(profile)} a step | {loop.__name__}"
+            found[name] = partial(_training, loop, profile, size, device, folder)
+        samplers = [gpu_sampling.ours, *([gpu_sampling.diffusers] if peers else [])]
+        for eta in ETAS:
+            for sampler in samplers:
+                name = f"{profile} | {size.ddim_steps} DDIM steps, η = {eta:g} | {sampler.__name__}"
+                found[name] = partial(_sampling, sampler, profile, eta, size, device, folder)
+    return found
 
 
-def ours(plan: TrainPlan, store: ImageStore, device: torch.device) -> Result:
-    """`diffusion.train.loop.train` as `diffctl stage train` calls it, without saves and previews."""
-    clock = Clock()
-    with peak(device) as memory:
-        state = new_state(plan, device)
-        train(state, store, ProcessGroup(device), clock, lambda state: None, lambda: None)
-    after = [(step, at) for step, at in clock.at if step >= WARM]
-    windows = [(step - before) / (at - since) for (before, since), (step, at) in itertools.pairwise(after)]
-    return Result(statistics.median(windows) * plan.train.batch_size, memory())
+def _training(loop: Callable[..., Result], profile: str, size: Size, *where: Any) -> dict[str, Any]:
+    device, folder = where
+    return _measured(loop, *gpu_training.described(profile, size, device, folder), size, device)
 
 
-def diffusers(plan: TrainPlan, store: ImageStore, device: torch.device) -> Result:
-    """The loop of diffusers' training example: autocast, AdamW, clipping, EMA, reading the loss each step."""
-    from diffusers import DDPMScheduler, UNet2DModel
-    from diffusers.training_utils import EMAModel
-
-    from diffusion.interop.diffusers import unet_config
-
-    config, count = plan.train, plan.train.batch_size
-    # It lacks a scale of time, which costs nothing, and one number of heads for all widths: 64 channels each
-    # cost the same.
-    same = {"time_scale": 1.0, "heads": None, "head_channels": 64}
-    spec = plan.network.model_copy(update=same)
-    with peak(device) as memory:
-        network = UNet2DModel(**unet_config(UNet(spec))).to(device).train()
-        average = EMAModel(network.parameters(), decay=config.ema_decay, use_ema_warmup=True)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr)
-        scheduler = DDPMScheduler(plan.process.timesteps)
-        loader = torch.utils.data.DataLoader(Images(store), count, shuffle=True, drop_last=True)
-        ended: list[float] = []
-        while len(ended) < config.steps:
-            for images, labels in loader:
-                images, labels = images.to(device), labels.to(device)
-                noise = torch.randn_like(images)
-                t = torch.randint(0, plan.process.timesteps, (count,), device=device)
-                noised = scheduler.add_noise(images, noise, t)
-                with torch.autocast(device.type, dtype=torch.bfloat16):
-                    output = network(noised, t, labels if plan.network.num_classes else None).sample
-                loss = F.mse_loss(output[:, : images.shape[1]].float(), noise)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(network.parameters(), config.grad_clip or math.inf)
-                optimizer.step()
-                optimizer.zero_grad()
-                average.step(network.parameters())
-                loss.item()
-                ended.append(time.perf_counter())
-                if len(ended) == config.steps:
-                    break
-        times = [b - a for a, b in itertools.pairwise(ended[WARM:])]
-    return Result(count / statistics.median(times), memory())
+def _sampling(
+    sampler: Callable[..., Result], profile: str, eta: float, size: Size, *where: Any
+) -> dict[str, Any]:
+    device, folder = where
+    plan, _ = gpu_training.described(profile, size, device, folder)
+    return _measured(sampler, plan, eta, size, device)
 
 
-class Images(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """A store's images in [−1, 1], one at a time, as the example's transforms give them."""
-
-    def __init__(self, store: ImageStore) -> None:
-        self._store = store
-
-    def __len__(self) -> int:
-        return len(self._store)
-
-    def __getitem__(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
-        image = torch.from_numpy(np.array(self._store.images[row])).permute(2, 0, 1)
-        label = 0 if self._store.labels is None else int(self._store.labels[row])
-        return image.float() / 127.5 - 1, torch.tensor(label)
-
-
-@contextmanager
-def peak(device: torch.device) -> Iterator[Callable[[], int]]:
-    """The most bytes that the block holds on the device; 0 on a CPU."""
-    cuda = device.type == "cuda"
-    if cuda:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    yield lambda: torch.cuda.max_memory_allocated(device) if cuda else 0
+def _measured(contender: Callable[..., Result], *arguments: Any) -> dict[str, Any]:
+    """The result; a lack of memory is one too. What the contender compiled is forgotten afterwards."""
+    torch.compiler.reset()
+    try:
+        return contender(*arguments)._asdict()
+    except DiffctlError as error:
+        if remedy("") not in str(error):
+            raise
+    except RuntimeError as error:
+        if not is_shortage(error):
+            raise
+    return {"failed": "the memory does not suffice"}
 
 
-def image_flop(plan: TrainPlan) -> int:
-    """Floating-point operations of one image's training step: forward and backward of the network."""
-    spec = plan.network
-    network = UNet(spec).to("meta")
-    x = torch.empty(1, spec.in_channels, spec.image_size, spec.image_size, device="meta")
-    t = torch.zeros(1, dtype=torch.int64, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        network(x, t, t if spec.num_classes else None).sum().backward()
-    return counter.get_total_flops()
+def machine(size: Size, device: torch.device) -> dict[str, Any]:
+    """What results must share to stand in one file."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"device": name, "torch": torch.__version__, "small": size.small}
 
 
-def matrix_rate(device: torch.device, size: int = 8192) -> float:
-    """FLOP/s of a bf16 matrix product, the best of several runs: what there is to reach."""
-    a = torch.randn(size, size, dtype=torch.bfloat16, device=device)
-    best = float("inf")
-    for _ in range(20):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        a @ a
-        end.record()
-        end.synchronize()
-        best = min(best, start.elapsed_time(end) / 1e3)
-    return 2 * size**3 / best
+def read(path: Path, here: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parts that the file has; UsageError where it is another machine's, or no file of this."""
+    if not path.exists():
+        return {}
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        there, found = kept["machine"], kept["parts"]
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{path} is no file of this benchmark: name another one") from None
+    if there != here:
+        raise UsageError(f"{path} has results of {there}, and this is {here}: name another file")
+    return dict(found)
 
 
-def main() -> None:
-    if not torch.cuda.is_available():
-        print("There is no GPU here, so nothing was measured.")
-        return
-    device = torch.device("cuda", 0)
-    rate = matrix_rate(device)
-    print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, {rate / 1e12:.0f} bf16 TFLOP/s")
-    print("| profile | loop | images/s | share of the rate | peak memory |\n| --- | --- | --- | --- | --- |")
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """The results as Markdown, and below them where the time of ours went."""
+    rate = found.get(RATE, {}).get("flop_per_s", math.nan)
+    lines = ["| profile | what | by | images/s | share of the rate | peak memory |", f"|{' --- |' * 6}"]
+    spent = []
+    for name, values in found.items():
+        if name == RATE:
+            continue
+        if "failed" in values:
+            lines.append(f"| {name} | {values['failed']} | | |")
+            continue
+        share, memory = values["rate"] * values["flop"] / rate, values["memory"] / 1e9
+        lines.append(f"| {name} | {values['rate']:,.4g} | {share:.1%} | {memory:.1f} GB |")
+        if values["top"]:
+            spent += [f"\n{name}: {values['idle']:.0%} of the time no kernel ran; the longest were"]
+            spent += [f"  {part:6.1%}  {kernel[:90]}" for kernel, part in values["top"]]
+    return "\n".join([f"{rate / 1e12:.4g} bf16 TFLOP/s\n", *lines, *spent])
+
+
+def measure(path: Path, size: Size, device: torch.device, minutes: float) -> bool:
+    """Measure what the file lacks, in the time given, and print all; whether it is whole then."""
+    here = machine(size, device)
+    found, until = read(path, here), time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory() as name:
-        for profile in BATCHES:
-            plan, store = described(profile, device, Path(name))
-            for contender in (ours, diffusers):
-                found = contender(plan, store, device)
-                share = found.rate * image_flop(plan) / rate
-                what = f"{profile}, {plan.train.batch_size} a step | {contender.__name__}"
-                figures = f"{found.rate:,.0f} | {share:.0%} | {found.memory / 1e9:.1f} GB"
-                print(f"| {what} | {figures} |", flush=True)
+        wanted = parts(size, device, Path(name))
+        for part, made in wanted.items():
+            if part in found:
+                continue
+            if time.monotonic() >= until:
+                break
+            print(f"{part} ...", file=sys.stderr, flush=True)
+            found[part] = made()
+            write_json(path, {"machine": here, "parts": found})
+    print(f"{here['device']}, torch {here['torch']}, ", end="")
+    print(table({part: found[part] for part in (*wanted, *found) if part in found}))
+    missing = [part for part in wanted if part not in found]
+    if missing:
+        print(f"\n{len(missing)} of {len(wanted)} parts are missing: the same command goes on with them.")
+    return not missing
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0, 2 for what cannot be done."""
+    reader = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    reader.add_argument("file", nargs="?", type=Path, default=FILE, help="where results are kept")
+    reader.add_argument("--minutes", type=float, default=math.inf, help="after which no further part begins")
+    reader.add_argument("--small", action="store_true", help="only try whether all parts run")
+    asked = reader.parse_args(arguments)
+    if not asked.small and not torch.cuda.is_available():
+        print("There is no GPU here, so nothing was measured.")
+        return 0
+    try:
+        measure(asked.file, SMALL if asked.small else WHOLE, default_device(), asked.minutes)
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,12 +8,12 @@ error is the solver's.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from diffusion.analysis.mixture import Mixture
 from diffusion.process.config import ProcessConfig
 from diffusion.process.registry import build_process
 from diffusion.process.time_grid import Grid
@@ -33,21 +33,6 @@ RULES: dict[str, Rule] = {
 }
 STEPS = (5, 7, 10, 15, 20)
 SCHEDULES = ("linear", "cosine")
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Gaussians of one width around `means` (K, D), each as likely."""
-
-    means: Tensor
-    std: float
-
-    def x0(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        """E[x_0 | x_t], (N, D)."""
-        variance = alpha**2 * self.std**2 + sigma**2
-        weights = torch.softmax(-torch.cdist(x, alpha * self.means).square() / (2 * variance), 1)
-        mean = weights @ self.means
-        return mean + alpha * self.std**2 / variance * (x - alpha * mean)
 
 
 def _drawn(*shape: int, seed: int) -> Tensor:

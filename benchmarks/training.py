@@ -132,7 +132,7 @@ def outages(folder: Path) -> dict[str, float]:
 
 def resume_seconds(folder: Path) -> list[float]:
     """Seconds from the start of a process whose predecessor was killed to the end of its first step."""
-    configure(folder, steps=10**6, seed=0, save_every=50, lr_decay="none")
+    configure(folder, steps=10**6, seed=0, save_every=50, lr=0.002)
     env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
     before = set(folder.glob("runs/train/*"))
     seconds = []

@@ -1,28 +1,96 @@
-"""The GPU benchmark: what it says without a GPU, and that its two loops run, on a CPU and small."""
+"""The GPU benchmark: what it says without a GPU, what it keeps, and that all parts run on a CPU."""
+
+import json
 
 import pytest
 import torch
 
 from benchmarks import gpu
-from diffusion.model.unet_config import UNetSpec
+from benchmarks.gpu_measures import BATCHES, SMALL, WHOLE, flop
+from diffusion.system.errors import DiffctlError
+from diffusion.train.memory import remedy
+from tests.helpers.networks import spec_of
 
 CPU = torch.device("cpu")
+RESULT = {"rate": 10.0, "memory": 2e9, "flop": 4, "idle": None, "top": []}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(capsys):
-    gpu.main()
+    assert gpu.main([]) == 0
     assert capsys.readouterr().out == "There is no GPU here, so nothing was measured.\n"
 
 
+@pytest.fixture
+def made(monkeypatch):
+    """Three parts, and the names of those that were measured."""
+    seen: list[str] = []
+
+    def part(name, values):
+        return name, lambda: seen.append(name) or values
+
+    profiled = {**RESULT, "idle": 0.25, "top": [["a kernel", 0.5]]}
+    three = [part(gpu.RATE, {"flop_per_s": 100.0}), part("a | b | ours", profiled), part("a | b | c", RESULT)]
+    monkeypatch.setattr(gpu, "parts", lambda *_: dict(three))
+    return seen
+
+
+def test_what_was_measured_is_kept_and_not_measured_again(made, tmp_path, capsys):
+    file = tmp_path / "kept.json"
+    assert not gpu.measure(file, SMALL, CPU, minutes=0.0)
+    assert "3 of 3 parts are missing" in capsys.readouterr().out
+    file.write_text(json.dumps({"machine": gpu.machine(SMALL, CPU), "parts": {"a | b | ours": RESULT}}))
+    assert gpu.measure(file, SMALL, CPU, minutes=1.0)
+    assert made == [gpu.RATE, "a | b | c"]
+    assert gpu.measure(file, SMALL, CPU, minutes=0.0)
+    assert len(made) == 2
+    assert "| a | b | c | 10 | 40.0% | 2.0 GB |" in capsys.readouterr().out
+
+
+def test_a_profile_is_told_below_the_table(made, tmp_path, capsys):
+    gpu.measure(tmp_path / "kept.json", SMALL, CPU, minutes=1.0)
+    said = capsys.readouterr().out
+    assert "a | b | ours: 25% of the time no kernel ran" in said
+    assert "   50.0%  a kernel" in said
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"parts": {}}', '{"machine": {"torch": "1"}, "parts": {}}'])
+def test_a_file_of_something_else_is_refused(tmp_path, capsys, text):
+    file = tmp_path / "other.json"
+    file.write_text(text)
+    assert gpu.main([str(file), "--small"]) == 2
+    assert "name another" in capsys.readouterr().err
+    assert file.read_text() == text
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), DiffctlError(remedy(""))])
+def test_a_lack_of_memory_is_a_result_and_other_errors_are_not(error, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)  # which loads the compiler
+
+    def fail(error):
+        raise error
+
+    found = gpu._measured(fail, error)
+    assert "| a | b | c | the memory does not suffice | | |" in gpu.table({"a | b | c": found})
+    with pytest.raises(RuntimeError, match="a mistake"):
+        gpu._measured(fail, RuntimeError("a mistake"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("profile", list(gpu.BATCHES))
-def test_both_loops_run(profile, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "WARM", 1)
-    monkeypatch.setattr(gpu, "TIMED", 3)
-    artefact, store = gpu.described(profile, CPU, tmp_path, batch_size=2, compile=False, log_every=1)
-    shape = {**artefact.network.model_dump(), "channels": 64, "num_res_blocks": 1}
-    artefact = artefact.model_copy(update={"network": UNetSpec(**shape)})
-    assert gpu.image_flop(artefact) > 1e9
-    assert gpu.ours(artefact, store, CPU).rate > 0
-    assert gpu.diffusers(artefact, store, CPU).rate > 0
+def test_the_way_back_takes_about_twice_the_operations():
+    there, both = (flop(spec_of(), backward=backward) for backward in (False, True))
+    assert 2.5 * there < both < 3.5 * there
+
+
+def test_every_profile_is_measured_in_all_ways(tmp_path):
+    names = gpu.parts(WHOLE, CPU, tmp_path)
+    assert len(names) == 1 + 6 * len(BATCHES)
+
+
+@pytest.mark.slow
+def test_all_parts_run(tmp_path, capsys):
+    assert gpu.main([str(tmp_path / "kept.json"), "--small"]) == 0
+    said = capsys.readouterr().out
+    assert "are missing" not in said
+    assert "does not suffice" not in said
+    assert said.count("of the time no kernel ran") == 3 * len(BATCHES)
