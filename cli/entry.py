@@ -6,6 +6,7 @@ them.
 
 import os
 import signal
+import sys
 
 
 def _leave(number: int, frame: object) -> None:
@@ -14,6 +15,9 @@ def _leave(number: int, frame: object) -> None:
 
 for _number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(_number, _leave)
+
+if sys.platform == "darwin":  # what torch has not for an Apple GPU yet is computed by the CPU
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 from cli.main import main  # noqa: E402 (that is the point)
 

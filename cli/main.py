@@ -18,38 +18,76 @@ from typing import TextIO
 
 import typer
 
-from cli.commands import check, compare, evaluate, images, interop, nll, profiles, prune, run, runs, sample
+from cli.commands import (
+    check,
+    compare,
+    deploy,
+    ema,
+    emit,
+    evaluate,
+    images,
+    interop,
+    nll,
+    playground,
+    profiles,
+    prune,
+    registry,
+    run,
+    runs,
+    sample,
+    schema,
+    search,
+    serve,
+    servers,
+    show,
+    sweep,
+)
 from cli.shared.disk_errors import sentence_of
 from cli.shared.flags import refuse_long
-from cli.stages import bodies, classifier
+from cli.stages import belonging, bodies, classifier
 from diffusion.system.errors import FAILED, DiffctlError, DiffctlWarning, Interrupted, reason
 from diffusion.system.signals import StopRequest, ended_by_signal, interrupted
 from flows import outcome
 
 app = typer.Typer(
-    help="Train, sweep, evaluate and ship diffusion models; every number can be made again.",
+    help="Train, sweep, evaluate and ship diffusion models; every number can be reproduced.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 app.command()(run.run)
-app.command()(run.ui)
+app.command()(servers.ui)
+app.command()(servers.up)
+app.command()(servers.down)
+app.command()(servers.status)
+app.command()(deploy.deploy)
 app.command()(profiles.use)
 app.command()(check.check)
+app.command()(schema.schema)
 app.command()(sample.sample)
 app.command()(evaluate.evaluate)
+app.command()(sweep.sweep)
+app.command()(search.search)
+app.command("search-trial", hidden=True)(search.trial)
 app.command()(nll.nll)
+app.command()(ema.ema)
 app.command()(images.encode)
 app.command()(images.interpolate)
+bodies.app.callback()(belonging.stage)
 bodies.app.command()(classifier.classifier)
 app.add_typer(bodies.app, name="stage")
 app.add_typer(interop.import_app, name="import")
 app.add_typer(interop.export_app, name="export")
 app.add_typer(runs.app, name="runs")
+app.add_typer(emit.app, name="emit")
 app.command()(compare.compare)
+app.add_typer(show.app, name="show")
 app.command()(runs.sync)
-app.command()(runs.promote)
+app.command()(registry.promote)
+app.command()(registry.rollback)
+app.command()(registry.history)
+app.command()(serve.serve)
+app.command()(playground.playground)
 app.command()(prune.prune)
 
 
@@ -144,6 +182,7 @@ def _outcome(error: BaseException) -> outcome.Outcome:
 def _quieten_libraries() -> None:
     """Let nothing be seen of what libraries warn their callers of, nor of a stop that one of them caught."""
     warnings.showwarning = _show_warning
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect says at a terminal that it tracks, if it does
     if isinstance(logging.lastResort, logging.Handler):
         logging.lastResort.setLevel(logging.ERROR)  # of logs that nobody asked for
     sys.unraisablehook = _show_unraisable

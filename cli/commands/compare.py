@@ -12,7 +12,7 @@ from cli.shared.tables import show, table
 DIGEST = 64  # digits of a SHA-256 in hex
 
 if TYPE_CHECKING:
-    from tracking.compare import Comparison, Row
+    from tracking.comparison import Comparison, Row
 
 
 def compare(
@@ -25,32 +25,47 @@ def compare(
     ] = None,
     html: Annotated[
         Path | None,
-        file_option("--html", help="Write a page to this file too; it needs no network."),
+        file_option("--html", help="Write a page with curves and images too; it needs no network."),
     ] = None,
+    apart: Annotated[
+        bool, typer.Option("--apart", help="Show trainings that differ only in their seed one by one.")
+    ] = False,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open MLflow's own page of these runs in a browser.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
 ) -> None:
     """Compare scores. Only numbers whose protocol cards agree stand side by side.
 
-    A gap that is inside the confidence intervals is marked as such: it says nothing. Nor is a number marked
-    the best of a row that lacks intervals.
+    Trainings that differ only in their seed are one column: their mean, beside what another seed changes.
+    A gap inside the confidence intervals is marked, since it says nothing; no number is marked the best of a
+    row that lacks intervals.
     """
     from diffusion.system.errors import DiffctlError, UsageError
     from diffusion.system.outputs import try_output, write_output_text
+    from flows.local import mlflow_page
     from tracking.compare import compare as compare_scores
-    from tracking.compare import load_scored
+    from tracking.compare import load_scored, page_link
+    from tracking.store import tracking_uri
 
     if len(names) < 2:
         raise UsageError("compare needs two runs or more")
     if html is not None:
         try_output(html, "--html")
-    result = compare_scores([load_scored(name) for name in names], metric or [])
+    scored = [load_scored(name) for name in names]
+    link = page_link(scored, mlflow_page(tracking_uri())) if open_page else None
+    result = compare_scores(scored, metric or [], apart=apart)
     if html is not None:
         from tracking.page import comparison_page
+        from tracking.pictures import pictures_of
 
-        write_output_text(html, comparison_page(result))
+        write_output_text(html, comparison_page(result, scored, [pictures_of(one) for one in scored]))
     typer.echo(json.dumps(result.as_json(), indent=2)) if as_json else _show_comparison(result)
     if html is not None and not as_json:
         typer.echo(f"page: {html}")
+    if link is not None:
+        typer.echo(f"MLflow: {link}", err=as_json)
+        typer.launch(link)
     if not result.rows:
         raise DiffctlError(
             "these scores cannot be compared: " + (_why(result) or "they have no cell in common")
@@ -66,6 +81,8 @@ def _show_comparison(result: "Comparison") -> None:
         for row in result.rows:
             listed.add_row(row.cell, row.metric, *_numbers(row))
         show(listed)
+        for label, members in result.together.items():
+            typer.echo(f"{label}: mean ± standard deviation of {', '.join(members)}, of other seeds")
         if any(row.best is not None for row in result.rows):
             typer.echo("< the best of its row")
         if any(any(row.tied) for row in result.rows):
@@ -83,11 +100,13 @@ def _show_comparison(result: "Comparison") -> None:
 
 
 def _numbers(row: "Row") -> list[str]:
-    """Each value with its mark."""
+    """Each value, of a group with its spread, and its mark."""
     marked = []
-    for value, tied, few in zip(row.values, row.tied, row.few_images, strict=True):
+    columns = zip(row.values, row.deviations, row.tied, row.few_images, strict=True)
+    for value, deviation, tied, few in columns:
         mark = " <" if value == row.best else " ≈" if tied else " *" if few else ""
-        marked.append("-" if value is None else f"{value:.5g}{mark}")
+        spread = "" if deviation is None else f" ± {deviation:.2g}"
+        marked.append("-" if value is None else f"{value:.5g}{spread}{mark}")
     return marked
 
 

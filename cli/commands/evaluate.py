@@ -4,17 +4,22 @@ import json
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.shared.flags import refuse_idle
 from cli.shared.names import Extractor
 from cli.shared.progress import progress
+from cli.shared.published import paper_json, show_against_statistics, show_beside, show_sweep
 from cli.shared.tables import show, table
 from diffusion.system.limits import MOST_BATCH
 
+if TYPE_CHECKING:
+    from diffusion.papers.paper import Paper
+
 TWO_SIDED = 1.96  # standard deviations of a 95 % interval
+WORTH_TELLING = 10**9  # bytes of memory
 
 
 class Split(StrEnum):
@@ -26,51 +31,112 @@ class Split(StrEnum):
 
 def evaluate(
     context: typer.Context,
-    path: Annotated[Path, typer.Argument(help="A folder of images, an npz (arr_0) or a store.")],
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A folder of images, an npz (arr_0) or a store. [default with --paper: the sweep's scores]"
+        ),
+    ] = None,
     against: Annotated[
-        Path, typer.Option("--against", help="The real images: likewise, or a prepared data set.")
-    ],
+        Path | None,
+        typer.Option(
+            "--against", help="The real images: the same, a prepared data set, or published statistics."
+        ),
+    ] = None,
+    paper: Annotated[
+        str | None,
+        typer.Option(
+            "--paper", help="Set the scores beside a paper's: adm, ddim, edm, or a YAML file of figures."
+        ),
+    ] = None,
     extractor: Annotated[
-        Extractor | None, typer.Option("--extractor", help="[default: by the images' size]")
+        Extractor | None,
+        typer.Option("--extractor", help="[default: by the images' size; inception of statistics]"),
     ] = None,
     split: Annotated[
-        Split, typer.Option("--split", help="Of a prepared data set: which split is the reference.")
+        Split, typer.Option("--split", help="Which split of a prepared data set is the reference.")
     ] = Split.train,
     weights: Annotated[
         Path | None,
-        typer.Option("--weights", help="Where it brings none. [default: download]"),
+        typer.Option("--weights", help="The extractor's file, where no package has it. [default: download]"),
     ] = None,
     weights_sha256: Annotated[
-        str | None, typer.Option("--weights-sha256", help="Of weights that are not the published ones.")
+        str | None,
+        typer.Option("--weights-sha256", help="That of --weights, where they are not the published ones."),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, max=MOST_BATCH, help="[default: as suits the device]")
+        int | None,
+        typer.Option(
+            "--batch-size", min=1, max=MOST_BATCH, help="Images at a time. [default: as suits the device]"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print scores and protocol card as JSON.")] = False,
 ) -> None:
     """Score images: Fréchet and kernel distance to real ones, their floor, and the excess over it."""
+    opened = _paper(paper, path, against)
+    if path is None or against is None:
+        assert opened is not None, "else it was refused"
+        return show_sweep(opened, as_json)
     from diffusion.evaluate.open_images import is_prepared
-    from diffusion.evaluate.pair import open_pair
 
     idle = os.path.exists(against) and not is_prepared(against)
     refuse_idle(context, "split", idle, f"since {against} is no prepared data set")
-    pair = open_pair(path, against, split.value)
+    name = extractor.value if extractor else None
+    options = {"weights": weights, "weights_sha256": weights_sha256, "batch_size": batch_size}
+    document = _scored(path, against, split.value, name, options)
+    if as_json:
+        told = {} if opened is None else {"paper": paper_json(opened, document)}
+        print(json.dumps({**document, **told}, indent=2, sort_keys=True))
+        return
+    show_against_statistics(document) if "not_scored" in document else _print_scores(document)
+    if opened is not None:
+        show_beside(opened, document)
 
+
+def _paper(name: str | None, path: Path | None, against: Path | None) -> "Paper | None":
+    """The paper that was asked for; UsageError unless there is something to score, or a paper to look up."""
+    from diffusion.system.errors import UsageError
+
+    if (path is None) != (against is None):
+        raise UsageError("images are scored against others: give PATH and --against PATH")
+    if name is None:
+        if path is None:
+            raise UsageError("give PATH and --against PATH, or --paper for the sweep's scores beside it")
+        return None
+    from diffusion.papers.paper import open_paper
+
+    return open_paper(name)
+
+
+def _scored(
+    path: Path, against: Path, split: str, extractor: str | None, options: dict[str, Any]
+) -> dict[str, Any]:
+    """The scores of the images; what cannot be is refused before anything heavy is loaded."""
+    from diffusion.evaluate.memory import need_memory
+    from diffusion.evaluate.pair import open_pair, open_sample
+    from diffusion.evaluate.published import is_statistics, open_statistics
+    from diffusion.protocol.extractors import default_extractor, extractor_spec
+
+    if is_statistics(against):
+        published, sample = open_statistics(against, extractor), open_sample(path)
+        _tell_memory(need_memory(published.spec, len(sample), 2 * published.spec.features))
+        from diffusion.evaluate.against_statistics import evaluate_against_statistics
+
+        with progress("features") as watch:
+            return evaluate_against_statistics(sample, published, progress=watch, **options)
+    pair = open_pair(path, against, split)
+    spec = extractor_spec(extractor or default_extractor(pair.real.images.shape[1]))
+    _tell_memory(need_memory(spec, len(pair.sample), len(pair.real), len(pair.heldout or ())))
     from diffusion.evaluate.adhoc import evaluate_pair
 
     with progress("features") as watch:
-        document = evaluate_pair(
-            pair,
-            extractor=extractor.value if extractor else None,
-            weights=weights,
-            weights_sha256=weights_sha256,
-            batch_size=batch_size,
-            progress=watch,
-        )
-    if as_json:
-        print(json.dumps(document, indent=2, sort_keys=True))
-    else:
-        _print_scores(document)
+        return evaluate_pair(pair, extractor=spec.name, progress=watch, **options)
+
+
+def _tell_memory(needed: int) -> None:
+    """Say what scoring will take where a person may wonder whether the machine has it."""
+    if needed >= WORTH_TELLING:
+        typer.echo(f"scoring takes about {needed / 1e9:.1f} GB of memory", err=True)
 
 
 def _print_scores(document: dict[str, Any]) -> None:

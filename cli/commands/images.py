@@ -27,7 +27,7 @@ MOST_FRAMES = 10_000  # of a strip
 Steps = Annotated[
     int, typer.Option("--steps", min=1, max=MOST_STEPS, help="DDIM steps each way; more are more exact.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Say what was made as JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")]
 
 
 def encode(
@@ -40,24 +40,28 @@ def encode(
         list[str] | None, typer.Argument(help="Files, or numbers in the store. [default: its first --num]")
     ] = None,
     num: Annotated[
-        int, typer.Option("--num", "-n", min=1, max=MOST_HELD, help="How many of the store.")
+        int, typer.Option("--num", "-n", min=1, max=MOST_HELD, help="How many images of the store.")
     ] = 16,
     store: StorePath = None,
     klass: Annotated[
-        str | None, typer.Option("--class", help="By name or number. [default: the image's own]")
+        str | None, typer.Option("--class", help="A class, by name or number. [default: the image's own]")
     ] = None,
     steps: Steps = 100,
-    spacing: Annotated[Spacing, typer.Option("--spacing")] = Spacing["uniform"],
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=MOST_BATCH)] = 64,
+    spacing: Annotated[Spacing, typer.Option("--spacing", help="Which timesteps are visited.")] = Spacing[
+        "uniform"
+    ],
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, max=MOST_BATCH, help="Images at a time.")
+    ] = 64,
     model: ModelFile = None,
     run_id: RunId = None,
     champion: Champion = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find the noise from which unclipped DDIM at η = 0 makes the images, and how near it comes back."""
+    """Find the noise from which unclipped DDIM at η = 0 makes the images, and how close it comes to them."""
     import numpy as np
 
-    from cli.shared.images import asked_condition, choose, choose_first
+    from diffusion.analysis.given import asked_condition, choose, choose_first
 
     writer = writer_of(out, {".npz": _npz, ".png": _png})
     refuse_idle(context, "num", bool(images), "beside the images that are named")
@@ -91,20 +95,23 @@ def interpolate(
     ] = 9,
     store: StorePath = None,
     klass: Annotated[
-        str | None, typer.Option("--class", help="For all. [default: none, or that of the nearer end]")
+        str | None,
+        typer.Option("--class", help="The class of all images. [default: none, or that of the nearer end]"),
     ] = None,
     steps: Steps = 100,
-    spacing: Annotated[Spacing, typer.Option("--spacing")] = Spacing["uniform"],
+    spacing: Annotated[Spacing, typer.Option("--spacing", help="Which timesteps are visited.")] = Spacing[
+        "uniform"
+    ],
     model: ModelFile = None,
     run_id: RunId = None,
     champion: Champion = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make the images between two images: their codes joined by an arc, each point of it denoised."""
+    """Make the images between two images: walk an arc between their codes and denoise each point."""
     import numpy as np
 
-    from cli.shared.images import choose, end_condition
     from diffusion.analysis import inversion
+    from diffusion.analysis.given import choose, end_condition
     from diffusion.images.pixels import to_nhwc
 
     writer = writer_of(out, {".png": _strip, ".gif": _morph})

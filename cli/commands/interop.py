@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,15 +10,18 @@ from cli.commands.sample import Champion, ModelFile, RunId, resolve_model
 from cli.shared.names import Preset
 from cli.shared.outputs import file_option, folder_argument
 
-AsJson = Annotated[bool, typer.Option("--json", help="Say what was made as JSON.")]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffusion.model.model_file import Artefact
+
+Out = Annotated[
+    Path | None, file_option("--out", "-o", help="The model file. [default: models/NAME.safetensors]")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")]
 
 import_app = typer.Typer(help="Turn another project's model into a model file.", no_args_is_help=True)
 export_app = typer.Typer(help="Write a model in another project's format.", no_args_is_help=True)
-
-
-@import_app.callback()
-def _import() -> None:
-    """Keep `openai` a subcommand while it is the only one."""
 
 
 @export_app.callback()
@@ -30,24 +33,52 @@ def _export() -> None:
 def openai(
     file: Annotated[Path, typer.Argument(help="A .pt file of guided-diffusion or improved-diffusion.")],
     preset: Annotated[Preset, typer.Option("--preset", help="Its shape.")],
-    out: Annotated[
-        Path | None,
-        file_option("--out", "-o", help="The model file. [default: models/NAME.safetensors]"),
-    ] = None,
+    out: Out = None,
     as_json: AsJson = False,
 ) -> None:
     """Import a published checkpoint; it is read without running any code in it."""
     from diffusion.interop.openai import import_openai
-    from diffusion.model.model_file import save_artefact
-    from diffusion.system.outputs import try_output, write_output
 
-    out = out or Path("models") / f"{file.stem}.safetensors"
+    out = _place(out, file.stem)
+    _keep(out, *import_openai(file, preset.value), {"preset": preset.value}, as_json)
+
+
+@import_app.command("diffusers")
+def from_diffusers(
+    folder: Annotated[Path, typer.Argument(help="A pipeline folder with a UNet2DModel.")],
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Import a pipeline of diffusers: its network and its schedule of betas."""
+    from diffusion.interop.from_diffusers import import_diffusers
+
+    out = _place(out, folder.resolve().name)
+    weights, artefact = import_diffusers(folder)
+    _keep(out, weights, artefact, {"schedule": artefact.process.schedule}, as_json)
+
+
+def _place(out: Path | None, name: str) -> Path:
+    """Where the model file goes, tried before the work."""
+    from diffusion.system.outputs import try_output
+
+    out = out or Path("models") / f"{name}.safetensors"
     try_output(out, "--out")
-    weights, artefact = import_openai(file, preset.value)
+    return out
+
+
+def _keep(
+    out: Path, weights: "dict[str, Tensor]", artefact: "Artefact", what: dict[str, str], as_json: bool
+) -> None:
+    """Write the model file, and say what it is."""
+    from diffusion.model.model_file import save_artefact
+    from diffusion.system.outputs import write_output
+
     save_artefact(out, weights, artefact, write_output)
     parameters = sum(tensor.numel() for tensor in weights.values())
-    made = {"out": str(out), "preset": preset.value, "parameters": parameters}
-    said = f"{parameters / 1e6:,.1f} M parameters of {preset.value}: {out}, to be used with --model"
+    made = {"out": str(out), **what, "parameters": parameters}
+    said = (
+        f"{parameters / 1e6:,.1f} M parameters of {', '.join(what.values())}: {out}, to be used with --model"
+    )
     typer.echo(json.dumps(made) if as_json else said)
 
 

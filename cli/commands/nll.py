@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def nll(
     out: Annotated[
         Path,
-        file_option("--out", "-o", help="FILE.png of the terms by t; their values beside it as .csv."),
+        file_option("--out", "-o", help="FILE.png, the terms by t; their values go to a .csv beside it."),
     ] = Path("plots/nll.png"),
     store: StorePath = None,
     num: Annotated[
@@ -29,15 +29,17 @@ def nll(
         int | None,
         typer.Option("--steps", min=1, max=MOST_STEPS, help="Timesteps, evenly spread. [default: all T]"),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=MOST_SEED)] = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=MOST_BATCH)] = 64,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MOST_SEED, help="The seed of the noise.")] = 0,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, max=MOST_BATCH, help="Images at a time.")
+    ] = 64,
     model: ModelFile = None,
     run_id: RunId = None,
     champion: Champion = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Say the result as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Bound the negative log-likelihood of images, in bits per dimension: one pass over all timesteps."""
-    from cli.shared.images import asked_condition, fitting_store, known_labels
+    from diffusion.analysis.given import asked_condition, fitting_store, known_labels
     from diffusion.analysis.likelihood import bits_per_dimension
     from diffusion.model.model_file import load_model
     from diffusion.system.devices import default_device

@@ -1,26 +1,58 @@
-"""`diffctl use`: params.yaml becomes a profile, and nobody's edits are lost."""
+"""`diffctl use`: params.yaml becomes a profile, or starts from a model, and nobody's edits are lost."""
 
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from diffusion.model.model_file import Artefact
+
 PROFILES = Path("profiles")
+NO_START = "none"
+PINNED = ("train", "start", "sha256")  # what `--start` writes in params.yaml
+
+
+def profile_names() -> list[str]:
+    """The names in profiles/, also for a shell that completes one."""
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
 def use(
-    profile: Annotated[str, typer.Argument(help="A name in profiles/, or a file.")],
+    profile: Annotated[
+        str | None, typer.Argument(help="A name in profiles/, or a file.", autocompletion=profile_names)
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite unsaved edits.")] = False,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--start",
+            metavar="MODEL",
+            help="Train from a model: a file, an MLflow run, champion, champion:DATA; or from none.",
+        ),
+    ] = None,
 ) -> None:
-    """Make params.yaml that profile, comments included."""
+    """Copy a profile to params.yaml, comments included; pin the model that its training starts from."""
+    from diffusion.system.errors import UsageError
+
+    if profile is None and start is None:
+        raise UsageError("name a profile, a model with --start, or both")
+    if profile is not None:
+        _use_profile(profile, force)
+    if start is not None:
+        _use_start(start)
+
+
+def _use_profile(profile: str, force: bool) -> None:
     from diffusion.config import load
     from diffusion.layout import PARAMS
     from diffusion.system.errors import UsageError
     from diffusion.system.files import write_atomic
 
-    source = _find(profile)
+    source = find_profile(profile)
     load(source)
     text = source.read_bytes()
     if not force and _has_unsaved_edits(PARAMS, text):
@@ -32,7 +64,81 @@ def use(
     typer.echo(f"{PARAMS} is now {source}; `diffctl run` makes it")
 
 
-def _find(profile: str) -> Path:
+def _use_start(name: str) -> None:
+    """Fetch the model into the folder `start`, and pin it in params.yaml by its SHA-256."""
+    from diffusion.config import load
+    from diffusion.layout import PARAMS
+    from diffusion.train.start import keep_start
+
+    load()  # what is no params file is told before anything is fetched
+    if name == NO_START:
+        _write_start(PINNED[:-1], None)
+        typer.echo(f"{PARAMS}: train.start is null; the weights are drawn")
+        return
+    path, artefact = keep_start(_model(name))
+    tracked = _track(path)
+    _write_start(PINNED, artefact.model_sha256)
+    typer.echo(f"{PARAMS}: train.start is {artefact.model_sha256[:16]}, {_told(artefact)}: {path}")
+    if tracked:
+        typer.echo(f"DVC tracks it: commit {tracked} with {PARAMS}; `dvc push` sends it to the remote")
+    typer.echo("`diffctl check` says whether it fits")
+
+
+def _told(artefact: "Artefact") -> str:
+    spec = artefact.network
+    shape = f"{spec.image_size}×{spec.image_size}×{spec.in_channels}"
+    return f"{artefact.step:,} steps of {artefact.data.name}, {shape}, {spec.num_classes} classes"
+
+
+def _model(name: str) -> Path:
+    """The model file that is meant: a file that is there, the champion of a data set, else a run's."""
+    from diffusion.config import load
+    from tracking.names import CHAMPION, model_name
+
+    kind, _, data = name.partition(":")
+    with suppress(OSError, ValueError):  # what no file can be called
+        if Path(name).exists():
+            return Path(name)
+    if kind == CHAMPION:
+        from tracking.registry import fetch_champion
+
+        return fetch_champion(model_name(data or load().data.name))
+    if name.endswith(".safetensors"):
+        return Path(name)  # reading it says that there is none
+    from tracking.runs import fetch_model
+
+    return fetch_model(name)
+
+
+def _write_start(path: tuple[str, ...], value: str | None) -> None:
+    from diffusion.layout import PARAMS
+    from diffusion.system.errors import UsageError
+    from diffusion.system.files import write_atomic
+    from diffusion.system.plain_yaml import YamlRefusal
+    from diffusion.system.yaml_edit import with_value
+
+    try:
+        text = with_value(PARAMS.read_text(encoding="utf-8"), path, value)
+    except YamlRefusal as refusal:
+        raise UsageError(f"{PARAMS}: {refusal}") from None
+    write_atomic(PARAMS, lambda file: file.write(text.encode()))
+
+
+def _track(path: Path) -> Path | None:
+    """Let DVC track the file, so that a clone can have it; the file to commit. None outside a DVC project."""
+    from diffusion.system.errors import DiffctlError
+
+    if not Path(".dvc").is_dir():
+        return None
+    command = [sys.executable, "-m", "dvc", "add", "--quiet", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise DiffctlError(f"DVC cannot track {path} ({said[0] if said else 'it does not say why'})")
+    return path.with_name(f"{path.name}.dvc")
+
+
+def find_profile(profile: str) -> Path:
     """The profile's file; UsageError lists the profiles there are."""
     from diffusion.system.errors import UsageError
     from diffusion.system.section import brief
@@ -42,7 +148,7 @@ def _find(profile: str) -> Path:
         with suppress(OSError, ValueError):  # what no file can be called
             if path.is_file():
                 return path
-    names = ", ".join(sorted(path.stem for path in PROFILES.glob("*.yaml"))) or "none"
+    names = ", ".join(profile_names()) or "none"
     raise UsageError(
         f"no profile {brief(profile, str)} in {PROFILES}/ and no such file; the profiles are: {names}"
     )

@@ -19,10 +19,10 @@ def prune(
         list[str] | None,
         typer.Option("--keep", metavar="RUN", help="A run whose files stay."),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only said.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only listed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
 ) -> None:
-    """Say what in runs/ neither params.yaml nor the champion nor a named run needs; --yes removes it."""
+    """List what params.yaml, the champion, searches and kept runs do not need in runs/; --yes removes it."""
     from diffusion.check.findings import Project
     from diffusion.config import load
     from diffusion.system.devices import default_device

@@ -1,4 +1,4 @@
-"""Commands over what was tracked: the trainings, what an outage left behind, which model is champion."""
+"""Commands over what was tracked: the trainings, and what an outage left behind."""
 
 import json
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +11,7 @@ from cli.shared.tables import ago, show, since, span, table
 if TYPE_CHECKING:
     from tracking.overview import Row
 
-app = typer.Typer(help="The trainings: running, dead or done.", invoke_without_command=True)
+app = typer.Typer(help="List the trainings: running, dead or done.", invoke_without_command=True)
 
 SILENT_SECONDS = 120.0  # without a heartbeat, which comes every ten seconds at least while steps are made
 
@@ -22,7 +22,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")
 def runs(
     context: typer.Context,
     num: Annotated[int, typer.Option("--num", "-n", min=1, max=1000, help="The newest N.")] = 50,
-    every: Annotated[bool, typer.Option("--all", help="However many there are.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the trainings of this project and of its MLflow, the newest first."""
@@ -75,19 +75,33 @@ def reap(
         list[str] | None,
         typer.Argument(metavar="[RUN]...", help="Runs to mark. [default: the dead ones here]"),
     ] = None,
+    pending: Annotated[
+        int,
+        typer.Option("--pending", min=0, max=10_000, help="Minutes after which a pending run is stranded."),
+    ] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Mark trainings whose process is gone as KILLED in MLflow; what they left is delivered first."""
+    """Mark trainings whose process is gone as KILLED in MLflow; what they left is delivered first.
+
+    Without names, scheduled runs that are stranded as Pending on Prefect are marked as Crashed too, where a
+    server is known: they hold the slot of their deployment.
+    """
     from diffusion.system.errors import TemporaryError
+    from flows.stranded import free_stranded
     from tracking.overview import reap as reap_runs
 
     reaped = reap_runs(names or [])
+    freed = [] if names else free_stranded(60 * pending)
     if as_json:
-        typer.echo(json.dumps([vars(one) for one in reaped], indent=2))
+        typer.echo(json.dumps([vars(one) for one in (*reaped, *freed)], indent=2))
     else:
         for one in reaped:
             typer.echo(f"{one.name}: {one.problem or 'marked KILLED'}")
-        if not reaped:
+        for stranded in freed:
+            typer.echo(
+                f"{stranded.name}: was pending for {span(stranded.seconds)} on Prefect, is Crashed now"
+            )
+        if not reaped and not freed:
             typer.echo("no dead training is left unmarked")
     if problems := [one for one in reaped if one.problem]:
         raise TemporaryError(f"{len(problems)} of {len(reaped)} could not be marked: try again later")
@@ -110,22 +124,3 @@ def sync(as_json: AsJson = False) -> None:
         raise TemporaryError(
             f"{len(left)} of {len(synced)} trainings are not wholly in MLflow: try again later"
         )
-
-
-def promote(
-    force: Annotated[
-        bool, typer.Option("--force", help="Make it champion whatever its scores are held against.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Register models/unet.safetensors with its scores; it becomes champion if it is the better one.
-
-    Exit code 3 when the gate keeps it out.
-    """
-    from diffusion.system.errors import KEPT_OUT
-    from tracking.registry import register
-
-    decision = register(force=force)
-    typer.echo(json.dumps(vars(decision)) if as_json else decision)
-    if decision.champion != decision.version:
-        raise typer.Exit(KEPT_OUT)

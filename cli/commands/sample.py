@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.commands.budget import budget_settings, refuse_beside_budget, scores_of
+from cli.commands.budget import refuse_beside_budget, scores_of
 from cli.commands.writers import WRITERS, frames_of
 from cli.shared.flags import refuse_idle
 from cli.shared.names import Noise, Sampler, Spacing
@@ -25,6 +25,7 @@ from diffusion.system.limits import (
 if TYPE_CHECKING:
     from diffusion.model.classifier import LoadedClassifier
     from diffusion.model.model_file import LoadedModel
+    from diffusion.protocol.scores import ScoresDocument
     from diffusion.protocol.settings import SampleSettings
 
 USUAL_NUM = 16  # images, where neither --num nor --index is given
@@ -37,16 +38,24 @@ Champion = Annotated[
     bool, typer.Option("--champion", help="The registered champion for this params.yaml's data.")
 ]
 
-Klass = Annotated[str | None, typer.Option("--class", help="By name or number. [default: all in turn]")]
+Klass = Annotated[
+    str | None, typer.Option("--class", help="A class, by name or number. [default: all in turn]")
+]
+
+
+def refuse_two_models(model: Path | None, run_id: str | None, champion: bool) -> None:
+    """UsageError when more than one model is named."""
+    from diffusion.system.errors import UsageError
+
+    if sum((model is not None, run_id is not None, champion)) > 1:
+        raise UsageError("--model, --run-id and --champion exclude each other: give one of them")
 
 
 def resolve_model(model: Path | None, run_id: str | None, champion: bool) -> Path:
     """The model file that is meant; UsageError when more than one is named."""
     from diffusion.layout import MODEL
-    from diffusion.system.errors import UsageError
 
-    if sum((model is not None, run_id is not None, champion)) > 1:
-        raise UsageError("--model, --run-id and --champion exclude each other: give one of them")
+    refuse_two_models(model, run_id, champion)
     if run_id is not None:
         from tracking.runs import fetch_model
 
@@ -81,49 +90,66 @@ def sample(
     eta: Annotated[
         float, typer.Option("--eta", min=0.0, max=MOST_ETA, help="0: deterministic DDIM; 1: DDPM.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=MOST_SEED)] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=MOST_SEED, help="Another seed gives other images.")
+    ] = 0,
     budget: Annotated[
         int | None,
         typer.Option(
             "--budget",
             min=1,
             max=MOST_COUNT,
-            help="Network evaluations an image: the sweep's best cell for them.",
+            help="Network evaluations per image: the sweep's best cell for them.",
         ),
     ] = None,
     klass: Klass = None,
     guidance: Annotated[
-        float, typer.Option("--guidance", min=0.0, max=MOST_GUIDANCE, help="w of classifier-free guidance.")
+        float,
+        typer.Option(
+            "--guidance", min=0.0, max=MOST_GUIDANCE, help="The weight w of classifier-free guidance."
+        ),
     ] = 0.0,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(
+            "--guidance-interval", help="LOW:HIGH: guide where LOW < σ/α ≤ HIGH alone. [default: everywhere]"
+        ),
+    ] = None,
     classifier: Annotated[
-        Path | None, typer.Option("--classifier", help="Guide by a file of `diffctl stage classifier`.")
+        Path | None,
+        typer.Option("--classifier", help="Guide by a classifier that `diffctl stage classifier` trained."),
     ] = None,
     classifier_scale: Annotated[
         float, typer.Option("--classifier-scale", min=0.0, max=MOST_GUIDANCE, help="How strongly (ADM's s).")
     ] = 1.0,
-    noise: Annotated[Noise, typer.Option("--noise")] = Noise["small"],
-    spacing: Annotated[Spacing, typer.Option("--spacing")] = Spacing["uniform"],
+    noise: Annotated[Noise, typer.Option("--noise", help="The variance that η scales.")] = Noise["small"],
+    spacing: Annotated[Spacing, typer.Option("--spacing", help="Which timesteps are visited.")] = Spacing[
+        "uniform"
+    ],
     timesteps: Annotated[
         str | None, typer.Option("--timesteps", help="T0,T1,… instead of --steps and --spacing.")
     ] = None,
-    sampler: Annotated[Sampler, typer.Option("--sampler")] = Sampler["ddim"],
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=MOST_BATCH)] = 64,
+    sampler: Annotated[Sampler, typer.Option("--sampler", help="How a step is made.")] = Sampler["ddim"],
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, max=MOST_BATCH, help="Images at a time.")
+    ] = 64,
     model: ModelFile = None,
     run_id: RunId = None,
     champion: Champion = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Say what was made as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
-    """Sample images from a model, which describes itself. Image I depends on the seed and I alone."""
-    from diffusion.protocol.grid import spoken
+    """Sample images from a model, which describes itself. Image I depends on the seed and on I alone."""
+    from diffusion.protocol.grid import axes_of, spoken
     from diffusion.protocol.settings import parse_settings
 
     writer = writer_of(out, WRITERS)
     if budget is not None:
         refuse_beside_budget(context)
     _refuse_idle(context, eta, sampler, timesteps, classifier)
+    refuse_idle(context, "guidance_interval", guidance == 0, "without --guidance")
     indices = _indices(num, index)
     settings = parse_settings(
-        {"steps": steps, "timesteps": timesteps},
+        {"steps": steps, "timesteps": timesteps, "guidance_interval": guidance_interval},
         sampler=sampler.value,
         eta=eta,
         seed=seed,
@@ -134,14 +160,14 @@ def sample(
     )
     path = resolve_model(model, run_id, champion)
     if budget is not None:
-        settings = budget_settings(budget, seed, path, scores_of(path, run_id, champion))
+        settings = _settings_for(budget, seed, path, scores_of(path, run_id, champion))
     loaded, guide = _load(path, classifier, settings)
     frames, labels = frames_of(loaded, guide, settings, indices, klass, batch_size, out.suffix == ".gif")
     writer(out, frames, labels)
     made = {"out": str(out), "indices": list(indices), **settings.model_dump(mode="json")}
     said = f"{len(indices)} image(s) of {loaded.artefact.data.name}: {out}"
     if budget is not None:
-        said = f"{spoken(vars(settings))}, the best of its sweep for {budget} network evaluations\n{said}"
+        said = f"{spoken(axes_of(settings))}, the best of its sweep for {budget} network evaluations\n{said}"
     typer.echo(json.dumps(made) if as_json else said)
 
 
@@ -162,6 +188,13 @@ def _indices(num: int | None, index: int | None) -> range:
     if num is not None and index is not None:
         raise UsageError("--num and --index exclude each other: give one of them")
     return range(num or USUAL_NUM) if index is None else range(index, index + 1)
+
+
+def _settings_for(budget: int, seed: int, model: Path, scores: "ScoresDocument") -> "SampleSettings":
+    from diffusion.choice.from_scores import budget_settings
+    from diffusion.model.model_file import read_artefact
+
+    return budget_settings(scores, budget, seed, model, read_artefact(model).model_sha256)
 
 
 def _load(

@@ -76,35 +76,25 @@ def _batch(
     return frames or [to_nhwc(images)]
 
 
-def _picture(images: "Images") -> "Images":
-    from diffusion.images.pictures import enlarge, grid
-
-    columns = min(len(images), 10 if len(images) % 10 == 0 else max(1, round(len(images) ** 0.5)))
-    return enlarge(grid(images, columns), images.shape[1])
-
-
 def _png(out: Path, frames: list["Images"], labels: list[int] | None) -> None:
-    from diffusion.images.pictures import png_bytes
+    from diffusion.images.pictures import contact_print, png_bytes
     from diffusion.system.outputs import write_output
 
-    write_output(out, lambda file: file.write(png_bytes(_picture(frames[-1]))))
+    write_output(out, lambda file: file.write(png_bytes(contact_print(frames[-1]))))
 
 
 def _gif(out: Path, frames: list["Images"], labels: list[int] | None) -> None:
-    from diffusion.images.pictures import gif_bytes
+    from diffusion.images.pictures import contact_print, gif_bytes
     from diffusion.system.outputs import write_output
 
-    write_output(out, lambda file: file.write(gif_bytes([_picture(frame) for frame in frames])))
+    write_output(out, lambda file: file.write(gif_bytes([contact_print(frame) for frame in frames])))
 
 
 def _npz(out: Path, frames: list["Images"], labels: list[int] | None) -> None:
-    """OpenAI's evaluator's format: arr_0 the images, arr_1 their labels."""
-    import numpy as np
-
+    from diffusion.images.npz import save_npz
     from diffusion.system.outputs import write_output
 
-    arrays = [frames[-1]] if labels is None else [frames[-1], np.asarray(labels, dtype=np.int64)]
-    write_output(out, lambda file: np.savez(file, *arrays))
+    write_output(out, lambda file: save_npz(file, frames[-1], labels))
 
 
 WRITERS = {".png": _png, ".gif": _gif, ".npz": _npz}

@@ -1,103 +1,11 @@
-"""Images that a command is given, by number in a store or as files, and the classes they are of."""
+"""The option that says which store images are numbered in."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from diffusion.images.store import Images, ImageStore
-    from diffusion.model.model_file import Artefact
-    from diffusion.process.condition import Condition
-
 StorePath = Annotated[
-    Path | None, typer.Option("--images", help="The store that numbers mean. [default: data/prepared/test]")
+    Path | None,
+    typer.Option("--images", help="The store that image numbers refer to. [default: data/prepared/test]"),
 ]
-DIGITS = 18  # of an image's number
-
-
-class GivenImage(NamedTuple):
-    """`pixels` (H, W, C) uint8, and the label where it is known in the model's classes."""
-
-    pixels: "Images"
-    label: int | None
-
-
-def choose(name: str, store: Path | None, artefact: "Artefact") -> GivenImage:
-    """The image that a number or a file name means; UsageError when it does not fit the model."""
-    from diffusion.images.pictures import read_picture
-    from diffusion.system.errors import UsageError
-
-    spec = artefact.network
-    if not name.isdecimal():
-        return GivenImage(read_picture(Path(name), spec.image_size, spec.in_channels), None)
-    opened = fitting_store(store, artefact)
-    index = int(name) if len(name) <= DIGITS else len(opened)
-    if index >= len(opened):
-        raise UsageError(f"there is no image {name[:DIGITS]} in {opened.path}: give 0 to {len(opened) - 1}")
-    return GivenImage(opened.images[index], known_labels(opened, artefact, [index])[0])
-
-
-def choose_first(num: int, store: Path | None, artefact: "Artefact") -> list[GivenImage]:
-    """The first images of the store, as many as asked or there are."""
-    opened = fitting_store(store, artefact)
-    indices = range(min(num, len(opened)))
-    labels = known_labels(opened, artefact, indices)
-    return [GivenImage(opened.images[index], label) for index, label in zip(indices, labels, strict=True)]
-
-
-def fitting_store(path: Path | None, artefact: "Artefact") -> "ImageStore":
-    """The store, by default the prepared test split; UsageError when its images are not the model's size."""
-    from diffusion.images.store import open_store
-    from diffusion.layout import PREPARED
-    from diffusion.system.errors import UsageError
-
-    store = open_store(path or PREPARED / "test")
-    spec = artefact.network
-    wanted = (spec.image_size, spec.image_size, spec.in_channels)
-    if store.images.shape[1:] != wanted:
-        raise UsageError(
-            f"the images in {store.path} are {_shape(store.images.shape[1:])}, the model's {_shape(wanted)}"
-        )
-    return store
-
-
-def known_labels(store: "ImageStore", artefact: "Artefact", indices: Sequence[int]) -> list[int | None]:
-    """The images' labels; None each where the store has none or other classes than the model."""
-    labels = store.labels
-    if labels is None or list(store.meta.get("classes", [])) != list(artefact.data.classes):
-        return [None] * len(indices)
-    return [int(labels[index]) for index in indices]
-
-
-def asked_condition(artefact: "Artefact", found: Sequence[int | None], klass: str | None) -> "Condition":
-    """What to condition images on: the class asked for, else each image's own, else "no label".
-
-    UsageError when a model that was trained without "no label" is not told.
-    """
-    import torch
-
-    from diffusion.sample.asked import class_condition, condition_of
-    from diffusion.system.errors import UsageError
-
-    spec = artefact.network
-    if klass is not None:
-        return class_condition(artefact, klass, len(found))
-    if not spec.num_classes:
-        return condition_of(artefact, None, len(found))
-    if None in found and not spec.null_class:
-        raise UsageError("this model needs to know the image's class: give --class")
-    labels = [spec.num_classes if label is None else label for label in found]
-    return condition_of(artefact, torch.tensor(labels), len(found))
-
-
-def end_condition(artefact: "Artefact", found: Sequence[int | None], klass: str | None) -> "Condition":
-    """That of an interpolation's two ends: "no label" where the two differ and the model knows it."""
-    if klass is None and artefact.network.null_class and found[0] != found[1]:
-        found = [None, None]
-    return asked_condition(artefact, found, klass)
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape))

@@ -12,6 +12,11 @@ def file_option(*flags: str, help: str) -> Any:
     return typer.Option(*flags, parser=_file, metavar="FILE", help=help)
 
 
+def folder_option(*flags: str, help: str) -> Any:
+    """An option that names a folder to write to."""
+    return typer.Option(*flags, parser=_folder, metavar="FOLDER", help=help)
+
+
 def folder_argument(help: str) -> Any:
     """An argument that names a folder to make."""
     return typer.Argument(parser=_folder, metavar="FOLDER", help=help)
@@ -29,9 +34,10 @@ def _file(given: str | Path) -> Path:
     return Path(text)
 
 
-def _folder(text: str) -> Path:
+def _folder(given: str | Path) -> Path:
     from diffusion.system.errors import UsageError
 
+    text = str(given)  # a default is a path already
     if not text:
         raise UsageError("'' names no folder: give one")
     return Path(text)

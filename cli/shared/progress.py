@@ -78,6 +78,12 @@ def _fitting(line: str) -> str:
     return line[: columns - 1] if columns > 1 else line
 
 
+def above(line: str) -> None:
+    """Write a line on stderr where a live line may stand, which is drawn again below it."""
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        print(f"\r\033[K{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def progress(label: str, unit: str = "images", per: int = 1) -> Iterator[Show]:
     """Yield a function to call with (done, total, more); `per` is how many units one `done` counts."""

@@ -53,14 +53,14 @@ def reference() -> None:
 @app.command()
 def train(
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard the saved state and start again.")] = False,
-    keep: Annotated[bool, typer.Option("--keep", help="Go on though the code has changed.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Go on although the code has changed.")] = False,
 ) -> None:
     """Train, or go on where the same training stopped: models/unet.safetensors."""
     from cli.stages.preflight import preflight
     from cli.stages.training import follow, say, tracked
     from diffusion.images.meta import PreparedMeta
     from diffusion.images.store import open_store
-    from diffusion.layout import LOSS_CURVE, MODEL, PREPARED, RUN, TRAIN_RUNS
+    from diffusion.layout import AVERAGES, LOSS_CURVE, MODEL, PREPARED, RUN, TRAIN_RUNS
     from diffusion.system.devices import default_device
     from diffusion.system.files import write_json
     from diffusion.system.params import load_sections
@@ -73,7 +73,7 @@ def train(
     config = None if is_follower() else preflight("train")
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_training(load_sections(TrainSections), store.meta, default_device())
-    places = Places(TRAIN_RUNS, LOSS_CURVE, MODEL)
+    places = Places(TRAIN_RUNS, LOSS_CURVE, MODEL, averages=AVERAGES)
     trainer = Trainer(plan, store, places, same_stage("train"), partial(say, "train"))
     if config is None:
         return follow(trainer)
@@ -83,11 +83,12 @@ def train(
 
 @app.command()
 def sample() -> None:
-    """Sample every cell of the grid, finished ones of an earlier run left as they are: samples/."""
+    """Sample every cell of the grid that an earlier run did not finish: samples/."""
     from cli.stages.preflight import preflight
     from diffusion.layout import MODEL, SAMPLES
     from diffusion.protocol.grid import grid
     from diffusion.protocol.settings import SweepConfig
+    from diffusion.sample.averages import Models
     from diffusion.sample.config import SampleConfig
     from diffusion.sample.sweep import drop_other_cells
     from diffusion.system.params import load_section
@@ -96,22 +97,26 @@ def sample() -> None:
     preflight("sample")
     section = load_section("sample", SampleConfig)
     cells = grid(section, load_section("sweep", SweepConfig))
+    models = Models(MODEL, cells)
     drop_other_cells(SAMPLES, cells)
-    run_sweep(section, cells, MODEL, SAMPLES, progress)
+    run_sweep(section, cells, models, SAMPLES, progress)
 
 
 @app.command()
 def evaluate() -> None:
     """Score every cell against the reference: metrics/scores.json, and the curves in MLflow."""
     from cli.stages.preflight import preflight
+    from diffusion.choice.summary import write_summary
     from diffusion.evaluate.config import EvaluateConfig
     from diffusion.evaluate.evaluate import evaluate as score
     from diffusion.evaluate.evaluate import write_scores
-    from diffusion.layout import PREPARED, REFERENCE, RUN, SAMPLES, SCORE_CURVES, SCORES
+    from diffusion.images.pictures import montage
+    from diffusion.layout import PREPARED, REFERENCE, RUN, SAMPLES, SCORE_CURVES, SCORES, SUMMARY
     from diffusion.protocol.cells import open_cells
     from diffusion.protocol.settings import SweepConfig
     from diffusion.sample.config import SampleConfig
     from diffusion.system.params import load_section
+    from tracking.cells import log_samples
     from tracking.runs import log_scores
 
     preflight("evaluate")
@@ -120,7 +125,9 @@ def evaluate() -> None:
     with progress("evaluate") as show:
         scores = score(cells, section, REFERENCE, show, PREPARED)
     write_scores(scores, SCORES, SCORE_CURVES)
-    log_scores(RUN, scores)
+    write_summary(SUMMARY, scores)
+    run_id = log_scores(RUN, scores)
+    log_samples(run_id, scores, {cell.name: montage(store.images) for cell, store in cells.items()})
 
 
 @app.command()

@@ -10,7 +10,7 @@ from cli.stages.bodies import same_stage
 
 def classifier(
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard the saved state and start again.")] = False,
-    keep: Annotated[bool, typer.Option("--keep", help="Go on though the code has changed.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Go on although the code has changed.")] = False,
 ) -> None:
     """Train params.yaml's classifier of noised images, or go on: models/classifier.safetensors."""
     from cli.stages.preflight import whole_config

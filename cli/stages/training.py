@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli.shared.progress import progress
+from cli.shared.progress import above, progress
 from cli.stages.validation import Validation, scored_images
 from cli.stages.watch import LiveLine, Watch
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diffusion.code import CodeSince
     from diffusion.config import Config
     from diffusion.system.signals import StopRequest
+    from diffusion.train.heldout import HeldOut
     from diffusion.train.identity import DenoiserPlan, TrainPlan
     from diffusion.train.loop import TrainState
     from diffusion.train.run_folder import RunFolder
@@ -39,7 +40,9 @@ class Told:
         step, total = state.step, state.plan.train.steps
         how = f"going on after step {step:,} of {total:,}" if step else f"{total:,} steps"
         say(self.name, f"{how}, state in {self.run.folder}")
-        if not step and (changes := self.run.changes()):
+        if self.run.start:
+            say(self.name, self.run.start.spoken())
+        elif not step and (changes := self.run.changes()):
             say(self.name, changes)
         if changed := state.change_of_code():
             say(self.name, _said_of(*changed))
@@ -85,7 +88,7 @@ class Tracked(Told):
 
 def say(name: str, sentence: str) -> None:
     """A line on stderr, under the stage's name."""
-    typer.echo(f"{name}: {sentence}", err=True)
+    above(f"{name}: {sentence}")
 
 
 def _said_of(before: "CodeSince", now: "CodeSince") -> str:
@@ -98,18 +101,34 @@ def follow(trainer: "Trainer") -> None:
     """Be one more process of a training; typer's Exit when that stops, which the first process says."""
     from diffusion.system.errors import Interrupted
     from diffusion.train.distributed import RankLost
+    from diffusion.train.loop import Diverged
 
     try:
         trainer.follow()
-    except (Interrupted, RankLost) as error:
+    except (Interrupted, RankLost, Diverged) as error:
         raise typer.Exit(error.exit_code) from None
+
+
+def held_out(plan: "TrainPlan") -> "HeldOut | None":
+    """What measures the loss over the test split; None where it is not asked for or cannot be."""
+    from diffusion.images.meta import PreparedMeta
+    from diffusion.images.store import open_store
+    from diffusion.layout import PREPARED
+    from diffusion.train.heldout import HeldOut
+    from diffusion.train.watching import only_watching
+
+    if plan.train.heldout_every is not None:
+        with only_watching("held-out loss"):
+            return HeldOut(plan, open_store(PREPARED / "test", PreparedMeta))
+    return None
 
 
 @contextmanager
 def told(name: str, plan: "TrainPlan", run: "RunFolder", stop: "StopRequest") -> Iterator[Told]:
     """Tell the terminal of a training."""
+    heldout = held_out(plan)
     with progress(name, per=plan.train.batch_size) as show:
-        yield Told(name, run, LiveLine(run, show))
+        yield Told(name, run, LiveLine(run, show, heldout))
 
 
 @contextmanager
@@ -117,24 +136,39 @@ def tracked(
     plan: "DenoiserPlan", config: "Config", run: "RunFolder", stop: "StopRequest"
 ) -> Iterator[Tracked]:
     """Watch a training: its spool is open and being sent; how the block ends becomes the run's status."""
-    from tracking.names import CODE, DATA_DIGEST, FINGERPRINT, experiment_name, git_tags
+    from tracking.names import (
+        CODE,
+        DATA_DIGEST,
+        FINGERPRINT,
+        GOES_ON,
+        experiment_name,
+        git_tags,
+        source_tags,
+        start_tags,
+    )
+    from tracking.notes import note_tags, training_note
     from tracking.sender import start
-    from tracking.spool import Spool
+    from tracking.spool import Spool, flatten
+    from tracking.titles import training_title
 
-    name = f"{plan.data.name}-{run.folder.name[:8]}"
-    spool = Spool(run.folder, run.key, name, experiment_name(plan.data.name))
+    spool = Spool(run.folder, run.key, training_title(config), experiment_name(plan.data.name))
     spool.params(config.model_dump(mode="json"))
     tags = {FINGERPRINT: run.folder.name, DATA_DIGEST: plan.data.digest}
     made_by = plan.code[-1]
     tags |= {"diffctl.precision": plan.precision, CODE: made_by.digest, "diffctl.torch": made_by.torch}
-    spool.tags({**tags, **git_tags(Path())})
+    if run.start:
+        tags[GOES_ON] = f"{run.start.folder.name} after step {run.start.step}"
+    tags |= start_tags(plan.lineage)
+    spool.tags({**tags, **git_tags(Path()), **source_tags("diffctl stage train")})
+    spool.tags(note_tags(training_note(flatten(config.model_dump(mode="json")), run.folder.name)))
     spool.dataset(plan.data.name, plan.data.digest, plan.data.classes)
     sender = start(run.folder)
     status = "FAILED"
     try:
         validation = _validation(run, plan, config, spool, stop) if plan.train.eval_every else None
+        heldout = held_out(plan)
         with progress("train", per=plan.train.batch_size) as show:
-            yield Tracked("train", run, Watch(run, plan, spool, show, validation), spool)
+            yield Tracked("train", run, Watch(run, plan, spool, show, validation, heldout), spool)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"

@@ -1,7 +1,7 @@
 """What watches a training: the terminal, the spool and the previews. Nothing here changes the result."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cli.stages.validation import Validation
+    from diffusion.train.heldout import HeldOut
     from diffusion.train.identity import DenoiserPlan
     from diffusion.train.run_folder import RunFolder
     from tracking.spool import Spool
+
+Judge = Callable[[int, float], None]  # told the EMA's held-out loss after a step, it may ask for a stop
 
 BEAT_SECONDS = 10.0
 SYSTEM_SECONDS = 10.0  # between readings of the machine at least
@@ -25,8 +28,8 @@ SHOWN = ("loss", "mse", "vlb", "accuracy", "grad_norm")  # on the live line, whe
 class LiveLine:
     """The observer of a terminal: a live line, and a heartbeat in the training's folder."""
 
-    def __init__(self, run: "RunFolder", show: Show) -> None:
-        self._run, self._show = run, show
+    def __init__(self, run: "RunFolder", show: Show, heldout: "HeldOut | None" = None) -> None:
+        self._run, self._show, self._heldout = run, show, heldout
         self._beat_at = 0.0
 
     def progress(self, step: int, total: int, values: dict[str, float]) -> None:
@@ -46,12 +49,19 @@ class LiveLine:
     def preview(self, step: int, network: "nn.Module", ema: "nn.Module") -> None:
         """No picture."""
 
+    def hold_out(self, step: int, network: "nn.Module", ema: "nn.Module") -> dict[str, float]:
+        """The held-out losses, where there are images for them."""
+        return self._heldout.losses(network, ema) if self._heldout else {}
+
     def evaluate(self, step: int, ema: "nn.Module") -> None:
         """No score."""
 
 
 class Watch(LiveLine):
-    """The observer of a training that MLflow hears of: metrics, previews and scores go into the spool."""
+    """The observer of a training that MLflow hears of: metrics, previews and scores go into the spool.
+
+    A `judge` hears of held-out losses.
+    """
 
     def __init__(
         self,
@@ -60,15 +70,17 @@ class Watch(LiveLine):
         spool: "Spool",
         show: Show,
         validation: "Validation | None" = None,
+        heldout: "HeldOut | None" = None,
     ) -> None:
         from tracking.system import SystemMetrics
 
-        super().__init__(run, show)
+        super().__init__(run, show, heldout)
         self._plan, self._spool = plan, spool
         self._system_at = 0.0
         self._window: tuple[float, int] | None = None
         self._system = SystemMetrics()
         self._validation = validation
+        self.judge: Judge | None = None
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Means of a window of steps, with the images a second of the steps alone, into the spool."""
@@ -89,6 +101,16 @@ class Watch(LiveLine):
         with self.paused():
             write_preview(path, self._plan, network, ema)
             self._spool.image(step, "preview", path)
+
+    def hold_out(self, step: int, network: "nn.Module", ema: "nn.Module") -> dict[str, float]:
+        """The held-out losses, which become curves by step."""
+        with self.paused():
+            losses = super().hold_out(step, network, ema)
+        if losses:
+            self._spool.metrics(step, {f"heldout/{name}": value for name, value in losses.items()})
+            if self.judge is not None:
+                self.judge(step, losses["loss"])
+        return losses
 
     def evaluate(self, step: int, ema: "nn.Module") -> None:
         """Score the EMA, whose weights are kept as `train.keep` says; the scores become curves by step."""

@@ -13,10 +13,10 @@ from tests.helpers.cells import assert_equal_but_for_rounding, cell_images
 CELLS = {"steps": [2], "eta": [1.0]}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_pipeline_of_batches_of_one(project: Path) -> None:
     """Images are those of larger batches, and so are the scores to rounding; such a training trains."""
-    train = {"batch_size": 1, "steps": 6, "warmup": 2}
+    train = {"batch_size": 1, "steps": 6, "lr": {"rate": 0.002, "warmup": 2}}
 
     def stages(batch: int, *names: str) -> None:
         sizes = {"sample": {"batch_size": batch}, "evaluate": {"batch_size": batch}}

@@ -183,13 +183,15 @@ def test_export_diffusers_makes_a_folder(run, tmp_path):
     assert json.loads(out) == {"out": "again"}
 
 
-def test_sample_takes_a_list_of_timesteps_and_the_other_solver(run, tmp_path):
+def test_sample_takes_timesteps_an_interval_and_the_other_solver(run, tmp_path):
     loaded = load_model(tmp_path / "models/unet.safetensors")
-    wanted = Condition(2, torch.tensor([0, 1]))
+    wanted = Condition(2, torch.tensor([0, 1]), 10)
     for arguments, settings in (
         (("--timesteps", "0,20,99"), SampleSettings(timesteps=(0, 20, 99))),
         (("--sampler", "dpm-solver++", "--steps", "4"), SampleSettings(sampler="dpm-solver++", steps=4)),
-    ):
+        (("--steps", "5", "--guidance", "2", "--guidance-interval", "0.3:4"),
+         SampleSettings(steps=5, guidance=2.0, guidance_interval=(0.3, 4.0))),
+    ):  # fmt: skip
         code, _, _ = run("sample", "--num", "2", "--out", "a.npz", *arguments)
         assert code == 0
         expected = generate(loaded, settings, range(2), wanted, torch.device("cpu"))
@@ -208,6 +210,13 @@ def test_sample_takes_a_list_of_timesteps_and_the_other_solver(run, tmp_path):
         ("sample --out a.png --timesteps 5,99 --steps 3", "steps 3 is not the length of timesteps, 2"),
         ("sample --out a.png --sampler dpm-solver++ --eta 1", "deterministic: eta must be 0"),
         ("sample --out a.png --classifier-scale 3", "--classifier-scale does nothing without --classifier"),
+        (
+            "sample --out a.png --guidance-interval 0.3:4",
+            "--guidance-interval does nothing without --guidance",
+        ),
+        ("sample --out a.png --guidance 1 --guidance-interval 4", "an interval is LOW:HIGH, such as 0.2:5"),
+        ("sample --out a.png --guidance 1 --guidance-interval 4:1", "the low end must be below the high one"),
+        ("sample --out a.png --guidance 1 --guidance-interval nan:1", "should be a finite number"),
         ("sample --out a.png --noise small", "--noise does nothing at --eta 0"),
         ("sample --out a.png --noise small --sampler dpm-solver++", "--noise does nothing with --sampler"),
         ("sample --out a.png --spacing uniform --timesteps 0,99", "--spacing does nothing beside"),

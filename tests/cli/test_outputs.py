@@ -25,6 +25,7 @@ COMMANDS = {
     "encode": (".npz", ["encode", "--out", "PATH"]),
     "interpolate": (".png", ["interpolate", "0", "1", "--out", "PATH"]),
     "nll": (".png", ["nll", "--out", "PATH"]),
+    "show": (".svg", ["show", "reverse", "--out", "PATH"]),
     "import": (".safetensors", ["import", "openai", "a.pt", "--preset", "adm-64", "--out", "PATH"]),
     "compare": (".html", ["compare", "a", "b", "--html", "PATH"]),
     "export": ("", ["export", "diffusers", "--", "PATH"]),
@@ -46,6 +47,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in ("sample", "nll", "images", "interop"):
         monkeypatch.setattr(f"cli.commands.{module}.resolve_model", work)
+    monkeypatch.setattr("cli.shared.configuration.resolve_model", work)
     monkeypatch.setattr("diffusion.interop.openai.import_openai", work)
     monkeypatch.setattr("tracking.compare.load_scored", work)
 

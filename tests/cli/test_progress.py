@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.shared.progress import ONE, clock, pace, progress
+from cli.shared.progress import ONE, above, clock, pace, progress
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3661, "1:01:01")])
@@ -37,6 +37,19 @@ def test_a_log_gets_the_end_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert line.startswith("sample 10/10 · ")
     assert " images/s · took " in line
     assert line.endswith("x 1")
+
+
+def test_a_line_that_comes_in_between_wipes_the_live_one(monkeypatch, capsys) -> None:
+    above("plain")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with progress("train") as show:
+        show(0, 10)
+        above("model: here")
+        show(10, 10)
+    plain, first, last, _ = capsys.readouterr().err.split("\n")
+    assert plain == "plain"
+    assert first.endswith("train 0/10\r\x1b[Kmodel: here")
+    assert last.startswith("\r\x1b[Ktrain 10/10")
 
 
 def test_what_was_reached_is_said_when_the_work_fails(capsys: pytest.CaptureFixture[str]) -> None:

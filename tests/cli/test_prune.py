@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,14 @@ from diffusion.model.model_file import save_artefact
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.shards import cells_folder
 from diffusion.sample.sweep import shards_folder
+from diffusion.search.config import SearchConfig
+from diffusion.search.folder import ABOUT, folder_of, open_search
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json, write_text
 from diffusion.system.locks import file_lock
 from diffusion.system.seals import sealed
+from diffusion.train.course import Constant
 from diffusion.train.identity import plan_training, result_of, training_fingerprint, training_settings
 from diffusion.train.state_file import SavedState, save_state
 from diffusion.train.state_values import StateValues
@@ -31,6 +35,7 @@ from tracking.prune import leftovers
 from tracking.spool import Spool
 from tracking.store import connect, ensure_experiment, tracking_uri
 
+SECTION = SearchConfig(fields={"train.seed": (0, 1)}, method="grid")
 CLASSIFIER = {"steps": 2, "batch_size": 4, "lr": 0.001}
 
 
@@ -76,6 +81,38 @@ def test_trainings_of_other_settings_go_and_what_is_needed_stays(plan) -> None:
         gone(plan, "nobody")
 
 
+def test_what_a_longer_training_would_go_on_from_stays(plan) -> None:
+    constant = plan.train.model_copy(update={"lr": Constant(rate=0.002)})
+    longer, short = (
+        plan.model_copy(update={"train": constant.model_copy(update={"steps": steps})}) for steps in (12, 8)
+    )
+    folder = make_training(training_fingerprint(short), "short")
+    write_json(folder / "config.json", sealed(training_settings(short)))
+    save_state(folder, SavedState({"w": torch.ones(1)}, StateValues(step=7, code=list(plan.code))))
+    write_json(folder / "run.json", sealed({"key": "short"}))
+    assert gone(plan) == {folder}, "its rates are another course's"
+    assert gone(longer) == set()
+
+
+def test_the_trials_of_a_search_stay_as_long_as_its_folder_is_there(plan) -> None:
+    searches = [open_search(folder_of(name), SECTION, {}, "digest") for name in ("first", "second")]
+    shared, single = make_training("shared", "shared"), make_training("single", "single")
+    for folder, of in ((shared, searches), (single, searches[1:])):
+        spool = Spool(folder, folder.name, folder.name, "diffctl-digits")
+        for search in of:  # a tag that is written anew: a training may be a trial of two
+            spool.tags({names.SEARCH: "trials", names.SEARCH_KEY: search.key})
+        spool.close("FINISHED")
+        deliver(folder, tracking_uri())
+    assert gone(plan) == set()
+    shutil.rmtree(folder_of("second"))
+    assert gone(plan) == {single}
+    write_text(folder_of("first") / ABOUT, "damaged")
+    with pytest.raises(DiffctlError, match=r"search\.json"):
+        gone(plan)
+    shutil.rmtree(folder_of("first"))
+    assert gone(plan) == {shared, single}
+
+
 def test_what_keep_would_go_on_from_stays(plan) -> None:
     kept, older, other = (make_training(name, name) for name in ("kept", "older", "other"))
     for at, folder in enumerate((older, kept)):
@@ -88,6 +125,7 @@ def test_what_keep_would_go_on_from_stays(plan) -> None:
     assert gone(plan) == {older, other, kept}
 
 
+@pytest.mark.slow
 def test_classifiers_of_other_settings_go(project: Path) -> None:
     write_params(project, classifier={"model": {"channels": 8, "channel_mult": [1, 2]}, "train": CLASSIFIER})
     assert diffctl(project, "stage", "data").returncode == 0
@@ -126,6 +164,7 @@ def test_the_champions_files_stay(plan) -> None:
     assert gone(plan) == set()
 
 
+@pytest.mark.slow
 def test_it_is_said_before_it_is_done(project: Path, plan) -> None:
     other = make_training("other", "other")
     said = diffctl(project, "prune")

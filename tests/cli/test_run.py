@@ -14,7 +14,7 @@ from tests.helpers.small import own_code, small_project
 from tests.helpers.toy import processes_in
 from tests.helpers.waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture

@@ -5,11 +5,14 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from cli.commands.runs import _show_runs
+from diffusion.choice.chosen import chosen_best, chosen_front
 from diffusion.layout import RUN, SCORES, TRAIN_RUNS
 from diffusion.protocol.scores import write_document
 from diffusion.system.errors import DiffctlError, UsageError
@@ -19,8 +22,9 @@ from diffusion.system.seals import sealed
 from diffusion.train.run_folder import RunFolder
 from tests.conftest import diffctl
 from tests.helpers.mlflow_server import empty_database, free_port
-from tests.helpers.scores_document import document
+from tests.helpers.scores_document import document, with_space
 from tracking import names
+from tracking.cells import fetch_samples, log_samples
 from tracking.lookup import find_run
 from tracking.overview import overview, reap
 from tracking.runs import fetch_model, fetch_scores, log_report, log_scores
@@ -95,7 +99,8 @@ def test_a_richer_grid_has_a_curve_for_each_combination():
         sampler = "dpm-solver++" if cell.eta == 0 else "ddim"
         del richer.cells[name]
         richer.cells[f"{name}-sampler_{sampler}"] = cell.model_copy(update={"sampler": sampler})
-    run_id = log_scores(RUN, richer)
+    chosen = {"best": chosen_best(richer.cells), "front": chosen_front(richer.cells)}
+    run_id = log_scores(RUN, richer.model_copy(update=chosen))
     assert sorted(history(run_id, "kd_effnet_lite0_64/eta_0.0-sampler_dpm-solverpp")) == [(5, 0.3), (10, 0.2)]
     assert sorted(history(run_id, "kd_effnet_lite0_64/eta_1.0-sampler_ddim")) == [(5, 0.5), (10, 0.4)]
 
@@ -111,12 +116,90 @@ def test_logging_scores_again_changes_nothing():
     assert len(children(run_id)) == 8
 
 
+def test_the_best_cell_stands_in_columns_and_the_pages_say_what_they_are_of():
+    train()
+    run_id = log_scores(RUN, document())
+    assert log_scores(RUN, document()) == run_id
+    run = connect().get_run(run_id)
+    best = {key: value for key, value in run.data.metrics.items() if key.startswith("best/")}
+    scores = {
+        name: value for name, value in document().cells["steps10-eta0"].scores.items() if "_std" not in name
+    }
+    assert best == {f"best/{name}": value for name, value in scores.items()} | {
+        "best/steps": 10.0,
+        "best/eta": 0.0,
+        "best/evaluations": 10.0,
+    }
+    assert history(run_id, "best/kd_effnet_lite0_64") == [(0, 0.2)]
+    note = run.data.tags["mlflow.note.content"]
+    assert "20 steps" in note
+    assert "| **steps10-eta0** | **200** | **175** | **0.2** |" in note
+    experiment = connect().get_experiment(run.info.experiment_id)
+    assert "Diffusion models of *digits*" in experiment.tags["mlflow.note.content"]
+    assert experiment.tags["mlflow.experiment.primaryMetric.name"] == "best/kd_effnet_lite0_64"
+    view = json.loads(experiment.tags["mlflow.sharedViewState.diffctl"])
+    assert view["selectedColumns"][0] == "metrics.`best/kd_effnet_lite0_64`"
+
+
+def test_a_note_that_a_person_wrote_stays():
+    train()
+    run_id = log_scores(RUN, document())
+    connect().set_tag(run_id, "mlflow.note.content", "the one with the odd threes")
+    log_scores(RUN, document(num_images=1000))
+    assert connect().get_run(run_id).data.tags["mlflow.note.content"] == "the one with the odd threes"
+
+
+def test_cells_show_their_pictures_once():
+    train()
+    scores = document()
+    run_id = log_scores(RUN, scores)
+    pictures = {name: np.full((8, 8, 1), 10 * i, np.uint8) for i, name in enumerate(scores.cells)}
+    log_samples(run_id, scores, pictures)
+    log_samples(run_id, scores, dict.fromkeys(pictures, pictures["steps5-eta0"]))  # it keeps the first
+    client = connect()
+
+    def logged(run: str) -> list[str]:
+        return [file.path for file in client.list_artifacts(run, "images") if file.path.endswith(".png")]
+
+    for cell in children(run_id):
+        (path,) = logged(cell.info.run_id)
+        with Image.open(client.download_artifacts(cell.info.run_id, path)) as picture:
+            assert (np.asarray(picture) == pictures[cell.data.tags[names.CELL]][..., 0]).all()
+    shown = sorted(re.sub(r"\+timestamp.*", "", path) for path in logged(run_id))
+    assert shown == [f"images/samples-eta_{eta}+step+{steps}" for eta in ("0.0", "1.0") for steps in (10, 5)]
+    fetched = fetch_samples(client.get_run(run_id), scores)
+    assert fetched.keys() == pictures.keys()
+    assert all((picture == pictures[name]).all() for name, picture in fetched.items())
+    other = document(num_images=1000)  # of another protocol: other pictures
+    assert fetch_samples(client.get_run(run_id), other) == {}
+    log_scores(RUN, other)
+    log_samples(run_id, other, pictures)
+    assert len(logged(run_id)) == 8
+
+
 def test_a_model_that_mlflow_has_never_seen_gets_one_run():
     write_json(RUN, sealed({"key": "pulled", "fingerprint": "ab" * 8}))
     run_id = log_scores(RUN, document())
     assert log_scores(RUN, document()) == run_id
     run = find_run("digits-abababab")
     assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")
+
+
+def test_the_scores_of_every_feature_space_are_logged_by_name_with_what_saw_them():
+    train()
+    both = with_space(document({(10, 0.0): 0.2}))
+    run_id = log_scores(RUN, both)
+    assert log_scores(RUN, both) == run_id
+    (child,) = children(run_id)
+    metrics, params = child.data.metrics, child.data.params
+    assert (metrics["excess"], metrics["excess_effnet_lite0_96"]) == (175.0, 350.0)
+    assert (metrics["kd_effnet_lite0_64"], metrics["kd_effnet_lite0_96"]) == (0.2, 0.4)
+    assert params["effnet-lite0-96.weights_sha256"] == "v" * 64
+    assert history(run_id, "fd_effnet_lite0_96/eta_0.0") == [(10, 400.0)]
+    other = with_space(document({(10, 0.0): 0.2}), weights_sha256="x" * 64)  # another protocol
+    log_scores(RUN, other)
+    assert len(children(run_id)) == 2
+    assert fetch_scores(connect().get_run(run_id)) == other
 
 
 def test_scores_fail_loudly_without_mlflow(monkeypatch):

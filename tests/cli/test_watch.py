@@ -103,6 +103,9 @@ class Failing:
             patch.setattr("diffusion.sample.generate.generate", self._fail)
             write_preview(Path("never.png"), self.plan, network, ema)
 
+    def hold_out(self, step: int, network: UNet, ema: UNet) -> dict[str, float]:
+        raise DiffctlError("the test split is gone")
+
     def evaluate(self, step: int, ema: UNet) -> None:
         raise DiffctlError("the reference is stale")
 
@@ -129,10 +132,11 @@ def test_what_only_watches_fails_and_the_training_goes_on(digits_store: Path) ->
         f"no preview of step 2 (OutOfMemoryError: CUDA out of memory.): {without}",
         f"no score of step 3 (the reference is stale): {without}",
         f"no metrics of step 4 (ValueError: nan at 4): {without}",
+        f"no held-out loss of step 4 (the test split is gone): {without}",
         f"no preview of step 4 (OutOfMemoryError: CUDA out of memory.): {without}",
         f"no score of step 4 (the reference is stale): {without}",
     ]
-    assert len(told_in(said)) == 7, "the live line once, of four steps"
+    assert len(told_in(said)) == 8, "the live line once, of four steps"
     train(alone, store, ProcessGroup(CPU), Silent(), save, lambda: None)
     assert_same(watched, alone)
 

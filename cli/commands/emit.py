@@ -1,0 +1,35 @@
+"""`diffctl emit`: tell Prefect what happened, from a Git hook or CI."""
+
+from typing import Annotated
+
+import typer
+
+from diffusion.system.limits import MOST_NAME
+
+app = typer.Typer(help="Tell Prefect what has happened; it may start a run.", no_args_is_help=True)
+
+
+@app.callback()
+def emit() -> None:
+    """Tell Prefect what has happened; it may start a run."""
+
+
+@app.command("data-changed")
+def data_changed(
+    data: Annotated[
+        str | None, typer.Option("--data", help="The data set's name. [default: params.yaml's]")
+    ] = None,
+) -> None:
+    """Say that the data has changed, as after `dvc push`: it starts the deployment `retrain`."""
+    from diffusion.config import load
+    from diffusion.system.errors import UsageError
+    from flows.events import emit_data_changed
+    from flows.local import prefect_address
+    from tracking.reach import public
+
+    name = data or load().data.name
+    if not 0 < len(name) <= MOST_NAME:
+        raise UsageError(f"--data has {len(name):,} characters: give at most {MOST_NAME}")
+    url = prefect_address()
+    emit_data_changed(url, name)
+    typer.echo(f"told Prefect at {public(url)} that {name} has changed")

@@ -1,0 +1,24 @@
+"""`diffctl schema`: what params.yaml may hold, for editors."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.shared.outputs import file_option
+
+
+def schema(
+    out: Annotated[
+        Path | None, file_option("--out", "-o", help="FILE.json. [default: standard output]")
+    ] = None,
+) -> None:
+    """Print the JSON schema of params.yaml, for editors to complete its keys and check its values."""
+    from cli.shared.outputs import writer_of
+    from diffusion.check.schema import schema_text
+    from diffusion.system.outputs import write_output_text
+
+    if out is None:
+        return typer.echo(schema_text(), nl=False)
+    writer_of(out, {".json": write_output_text})(out, schema_text())
+    typer.echo(f"the schema of params.yaml: {out}")

@@ -1,0 +1,84 @@
+"""What stands on a terminal of scores against what others have published."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cli.shared.tables import show, table
+
+if TYPE_CHECKING:
+    from diffusion.papers.compare import Beside
+    from diffusion.papers.paper import Paper
+
+
+def show_against_statistics(document: dict[str, Any]) -> None:
+    """The distance to published statistics with its interval and limit, and what they do not give."""
+    from diffusion.protocol.extractors import extractor_spec
+
+    scores, reference, spec = document["scores"], document["reference"], extractor_spec(document["extractor"])
+    made = table("score", f"{document['images']['count']:,} images", "95% interval")
+    ends = [scores.get(f"{spec.distance}_{end}") for end in ("low", "high")]
+    interval = f"{ends[0]:.5g} to {ends[1]:.5g}" if None not in ends else ""
+    made.add_row(spec.distance, f"{scores[spec.distance]:.5g}", interval)
+    made.add_row(spec.limit, f"{scores[spec.limit]:.5g}", "")
+    show(made)
+    typer.echo(
+        f"against the statistics {reference['name']} (SHA-256 {reference['sha256'][:16]}…, source "
+        f"{reference['source']}), extractor {spec.name}"
+    )
+    left = document["not_scored"]
+    typer.echo(f"no {', '.join(left['scores'])}: {left['why']}")
+
+
+def paper_json(paper: "Paper", document: dict[str, Any]) -> dict[str, Any]:
+    """The paper's figures beside the scores of a document, for a script."""
+    from diffusion.papers.compare import beside_scores
+
+    return _as_json(paper, beside_scores(paper, document["card"], document["scores"]))
+
+
+def show_beside(paper: "Paper", document: dict[str, Any]) -> None:
+    """The paper's figures beside the scores of a document."""
+    from diffusion.papers.compare import beside_scores
+
+    typer.echo()
+    _show(paper, beside_scores(paper, document["card"], document["scores"]))
+
+
+def show_sweep(paper: "Paper", as_json: bool) -> None:
+    """The paper's figures, each beside the cell of metrics/scores.json whose protocol departs least."""
+    from diffusion.layout import SCORES
+    from diffusion.papers.compare import beside_cells
+    from diffusion.protocol.scores import read_scores
+
+    found = beside_cells(paper, read_scores(SCORES).cells)
+    if as_json:
+        typer.echo(json.dumps(_as_json(paper, found), indent=2))
+    else:
+        _show(paper, found)
+
+
+def _as_json(paper: "Paper", found: Sequence["Beside"]) -> dict[str, Any]:
+    about = {"title": paper.title, "source": paper.source, "note": paper.note}
+    return {**about, "figures": [one.as_json() for one in found]}
+
+
+def _show(paper: "Paper", found: Sequence["Beside"]) -> None:
+    """A row a figure; what keeps all of them from being comparable is said once, below."""
+    from diffusion.papers.compare import shared
+
+    alike = shared([one.departures for one in found])
+    cells = any(one.cell for one in found)
+    made = table("published", "where", "score", "value", "here", *(["cell"] if cells else []), "comparable")
+    for one in found:
+        own = ", ".join(str(departure) for departure in one.departures if departure not in alike)
+        value = "" if one.here is None else f"{one.here:.5g}"
+        verdict = "yes" if one.is_comparable else f"no: {own}" if own else "no"
+        row = [one.figure.name, one.figure.where, one.figure.metric, f"{one.figure.value:g}", value]
+        made.add_row(*row, *([one.cell or ""] if cells else []), verdict)
+    show(made)
+    if alike:
+        typer.echo(f"none is comparable: the paper has {', '.join(map(str, alike))}")
+    typer.echo(f"{paper.title}, {paper.source}" + (f": {paper.note}" if paper.note else ""))

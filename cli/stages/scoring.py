@@ -1,0 +1,42 @@
+"""A grid of a model that is there, sampled and scored beside the pipeline's own."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.shared.progress import progress
+
+if TYPE_CHECKING:
+    from diffusion.evaluate.config import EvaluateConfig
+    from diffusion.protocol.scores import ScoresDocument
+    from diffusion.protocol.settings import SweepConfig
+    from diffusion.sample.config import SampleConfig
+
+
+def scored_grid(
+    sample: "SampleConfig",
+    sweep: "SweepConfig",
+    section: "EvaluateConfig",
+    model: Path,
+    folder: Path,
+) -> "ScoresDocument":
+    """Make every cell of the grid and score it against data/reference.
+
+    In `folder` come `samples/`, `scores.json` and `scores.csv`. What is there already is not made again; what
+    is no cell of the grid goes. Errors as of the stages.
+    """
+    from diffusion.evaluate.evaluate import evaluate, write_scores
+    from diffusion.layout import PREPARED, REFERENCE, SCORE_CURVES, SCORES
+    from diffusion.protocol.cells import open_cells
+    from diffusion.protocol.grid import grid
+    from diffusion.sample.averages import Models
+    from diffusion.sample.sweep import drop_other_cells
+    from flows.sweep import run_sweep
+
+    samples, cells = folder / "samples", grid(sample, sweep)
+    models = Models(model, cells)
+    drop_other_cells(samples, cells)
+    run_sweep(sample, cells, models, samples, progress)
+    with progress("evaluate") as show:
+        document = evaluate(open_cells(sample, sweep, samples), section, REFERENCE, show, PREPARED)
+    write_scores(document, folder / SCORES.name, folder / SCORE_CURVES.name)
+    return document

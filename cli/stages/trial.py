@@ -1,0 +1,254 @@
+"""A trial of a search, in a process of its own: train, sample, evaluate, as the stages do, in its folder.
+
+Nothing of it is the pipeline's: the project's models/, samples/ and metrics/ stay as they are. The training
+lies in runs/train as any does, so that it goes on where it was stopped.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.stages.scoring import scored_grid
+from cli.stages.training import SENDER_SECONDS, Tracked, follow, say, tracked
+
+if TYPE_CHECKING:
+    from diffusion.config import Config
+    from diffusion.protocol.scores import ScoresDocument
+    from diffusion.search.config import SearchConfig
+    from diffusion.search.folder import About
+    from diffusion.search.trial import Ended
+    from diffusion.system.signals import StopRequest
+    from diffusion.train.identity import DenoiserPlan
+    from diffusion.train.run_folder import RunFolder
+    from diffusion.train.trainer import Trainer
+
+MODULE = ("-m", "cli.entry", "search-trial")  # Python's arguments before the trial's folder
+LOCK = "lock"  # in a trial's folder
+
+
+def command(folder: Path) -> list[str]:
+    """The command that runs the trial in the folder."""
+    return [sys.executable, *MODULE, str(folder)]
+
+
+@dataclass
+class Place:
+    """A trial's folder, in that of its search, and its number there."""
+
+    folder: Path
+
+    @property
+    def search(self) -> Path:
+        """The folder of the search."""
+        return self.folder.parents[1]
+
+    @property
+    def number(self) -> int:
+        """The trial's number."""
+        return int(self.folder.name)
+
+
+@dataclass
+class Pruning:
+    """Ends the training early where the ledger says so; `at` is the step after which it did."""
+
+    place: Place
+    section: "SearchConfig"
+    steps: int
+    stop: "StopRequest | None" = None
+    at: int | None = None
+
+    def judge(self, step: int, loss: float) -> None:
+        """Note a held-out loss, and ask the training to save and stop where it is over the median."""
+        from diffusion.search.ledger import Ledger
+
+        assert self.stop is not None, "the training has begun"
+        ledger = Ledger(self.place.search, self.place.search.name, self.section)
+        ends = ledger.report(self.place.number, step, loss)
+        if ends and step < self.steps and self.stop.ask():
+            self.at = step
+
+
+def run_trial(folder: Path, *, local: bool = False) -> None:
+    """Make the trial whose params.yaml lies in the folder, or go on with it; ended.json says how it ended.
+
+    It waits for who is at the same trial still, such as what a lost machine has left. With `local` the images
+    are made in this process. UsageError for a folder that holds no trial. Interrupted on a signal, after
+    saving.
+    """
+    from diffusion.layout import PARAMS
+    from diffusion.search.folder import read_ended
+    from diffusion.system.errors import UsageError
+    from diffusion.system.locks import file_lock, is_held
+    from diffusion.train.launch import is_follower
+
+    config = _config(folder / PARAMS.name)
+    if local:
+        config = config.model_copy(update={"sample": config.sample.model_copy(update={"runner": "local"})})
+    if config.search is None or not folder.name.isdecimal():
+        raise UsageError(f"{folder} is no trial of a search: `diffctl search` makes them")
+    _die_with_the_search()
+    trainer = _trainer(config, folder)
+    if is_follower():
+        return follow(trainer)
+    if is_held(folder / LOCK):
+        say("trial", "waiting: another process is at it still")
+    with file_lock(folder / LOCK):
+        if read_ended(folder) is None:
+            _end(trainer, config, Place(folder))
+
+
+def _end(trainer: "Trainer", config: "Config", place: Place) -> None:
+    """Make the trial and write down how it ended."""
+    from diffusion.search.folder import write_ended
+    from diffusion.search.trial import Ended
+    from diffusion.system.errors import DiffctlError, TemporaryError
+
+    try:
+        ended = _made(trainer, config, place)
+    except TemporaryError:
+        raise
+    except DiffctlError as error:
+        ended = Ended("failed", reason=str(error)[:1000])
+    write_ended(place.folder, ended)
+
+
+def _config(path: Path) -> "Config":
+    from diffusion.config import load
+
+    return load(path)
+
+
+def _die_with_the_search() -> None:
+    """A search that is killed leaves no training behind that would keep the next one from it."""
+    from diffusion.system.errors import DiffctlError
+    from diffusion.system.processes import die_with
+    from flows.trial_process import STARTER
+
+    starter = os.environ.pop(STARTER, None)
+    if starter is not None and not die_with(int(starter)):
+        raise DiffctlError("the search that this is a trial of has ended")
+
+
+def _trainer(config: "Config", folder: Path) -> "Trainer":
+    from diffusion.images.meta import PreparedMeta
+    from diffusion.images.store import open_store
+    from diffusion.layout import PREPARED, TRAIN_RUNS
+    from diffusion.search.folder import CURVE, MODEL
+    from diffusion.system.devices import default_device
+    from diffusion.train.identity import plan_training
+    from diffusion.train.trainer import Places, Trainer
+
+    store = open_store(PREPARED / "train", PreparedMeta)
+    plan = plan_training(config, store.meta, default_device())
+    places = Places(TRAIN_RUNS, folder / CURVE, folder / MODEL)
+    return Trainer(plan, store, places, command(folder), partial(say, "train"))
+
+
+def _made(trainer: "Trainer", config: "Config", place: Place) -> "Ended":
+    from diffusion.search.folder import MODEL
+    from diffusion.search.trial import Ended
+    from diffusion.system.errors import Interrupted
+    from diffusion.train.identity import DenoiserPlan
+
+    assert config.search is not None, "it is a trial"
+    assert isinstance(trainer.plan, DenoiserPlan), "`_trainer` makes one"
+    about = _about(place)
+    pruning = Pruning(place, config.search, config.train.steps)
+    try:
+        training = _led(trainer, partial(_watched, trainer.plan, config, pruning, about))
+    except Interrupted:
+        if pruning.at is None or pruning.stop is None:
+            raise
+        pruning.stop.forget()
+        return Ended("pruned")
+    model = place.folder / MODEL
+    document = scored_grid(config.sample, config.sweep, config.evaluate, model, place.folder)
+    _log(training, document, place)
+    return Ended("done", document.best.value)
+
+
+def _led(
+    trainer: "Trainer",
+    watched: "Callable[[RunFolder, StopRequest], AbstractContextManager[Tracked]]",
+) -> Tracked:
+    """As `Trainer.lead`, once no other process is at the same training: two points may be one training."""
+    from diffusion.layout import TRAIN_RUNS
+    from diffusion.system.locks import LockBusy, file_lock
+    from diffusion.train.identity import training_fingerprint
+
+    lock, begun = TRAIN_RUNS / training_fingerprint(trainer.plan) / "lock", False
+
+    def noted(run: "RunFolder", stop: "StopRequest") -> "AbstractContextManager[Tracked]":
+        nonlocal begun
+        begun = True
+        return watched(run, stop)
+
+    while True:
+        try:
+            return trainer.lead(noted)
+        except LockBusy as busy:
+            if begun:
+                raise
+            say("train", f"waiting, for {busy}")
+            with file_lock(lock):
+                pass
+
+
+def _about(place: Place) -> "About":
+    from diffusion.search.folder import ABOUT, About
+    from diffusion.system.seals import read_sealed_document
+
+    return read_sealed_document(place.search / ABOUT, About)
+
+
+@contextmanager
+def _watched(
+    plan: "DenoiserPlan",
+    config: "Config",
+    pruning: Pruning,
+    about: "About",
+    run: "RunFolder",
+    stop: "StopRequest",
+) -> Iterator[Tracked]:
+    """Watch the training as any, as a child of the search's run, and by its held-out loss."""
+    from tracking.names import PRUNED, SEARCH, SEARCH_KEY, TRIAL
+
+    pruning.stop = stop
+    with tracked(plan, config, run, stop) as training:
+        name = pruning.place.search.name
+        training.spool.tags({SEARCH: name, SEARCH_KEY: about.key, TRIAL: str(pruning.place.number)})
+        if pruning.section.prune:
+            training.observer.judge = pruning.judge
+        try:
+            yield training
+        finally:
+            if pruning.at is not None:
+                training.spool.tags({PRUNED: str(pruning.at)})
+
+
+def _log(training: Tracked, document: "ScoresDocument", place: Place) -> None:
+    """The best cell's scores and the whole document into the spool of the training, which is delivered."""
+    from diffusion.search.folder import SCORES
+    from diffusion.system.locks import file_lock
+    from tracking.names import EVALUATION_FOLDER, experiment_name
+    from tracking.sender import start
+    from tracking.spool import Spool
+    from tracking.trainings import read_training
+    from tracking.view import best_scores
+
+    folder = training.run.folder
+    known = read_training(folder)
+    best = document.cells[document.best.cell]
+    title = known.name if known is not None else folder.name
+    with file_lock(folder / "lock"):
+        spool = Spool(folder, training.run.key, title, experiment_name(str(best.card["data"])))
+        spool.metrics(known.step if known is not None else 0, best_scores(document))
+        spool.artifact(place.folder / SCORES, EVALUATION_FOLDER)
+        spool.close("FINISHED")
+    start(folder).close(SENDER_SECONDS["FINISHED"])
