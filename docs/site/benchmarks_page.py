@@ -1,0 +1,26 @@
+"""What each benchmark measures and promises, as its own module says it, in docs/benchmarks.md."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from docs.site.tables import ROOT
+
+MARK = "<!-- promises -->"
+
+
+def with_promises(markdown: str) -> str:
+    """A page with the benchmarks' own words where it has a mark for them."""
+    return markdown.replace(MARK, "\n".join(_sections())) if MARK in markdown else markdown
+
+
+def _sections() -> Iterator[str]:
+    for file in sorted((ROOT / "benchmarks").glob("*.py")):
+        if is_run(file):
+            said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+            yield f"### benchmarks.{file.stem}\n\n{said}\n"
+
+
+def is_run(file: Path) -> bool:
+    """Whether a module is a benchmark: one that `python -m` runs."""
+    return file.stem != "__main__" and '\nif __name__ == "__main__":' in file.read_text(encoding="utf-8")

@@ -1,0 +1,51 @@
+"""The reference of the command line: what each command's `--help` says, from the commands themselves."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+from docs.site.tables import literal, table
+
+HEAD = """# Command line
+
+What `--help` says of each command. Every command exits with one of [these
+codes](../operations.md#exit-codes), and with one sentence where it fails.
+
+"""
+
+
+def text() -> str:
+    """The page."""
+    from cli.main import app
+
+    return HEAD + "\n".join(_section(*found) for found in commands(typer.main.get_command(app), "diffctl"))
+
+
+def commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Every command that is not hidden, under its whole name, groups before what is in them."""
+    if not command.hidden:
+        yield name, command
+        for part, inner in getattr(command, "commands", {}).items():
+            yield from commands(inner, f"{name} {part}")
+
+
+def _section(name: str, command: Any) -> str:
+    context = typer.Context(command, info_name=name)
+    records = [
+        (kind, record)
+        for parameter in command.get_params(context)
+        if (record := parameter.get_help_record(context)) and "--help" not in parameter.opts
+        for kind in [parameter.param_type_name]
+    ]
+    usage = " ".join(command.collect_usage_pieces(context))
+    lines = [f"## {name}\n", f"    {name} {usage}\n", (command.help or "").replace("\b\n", "") + "\n"]
+    for kind, title in (("argument", "Argument"), ("option", "Option")):
+        if rows := [(literal(record[0]), _plain(record[1])) for own, record in records if own == kind]:
+            lines.append(table((title, ""), rows))
+    return "\n".join(lines)
+
+
+def _plain(said: str) -> str:
+    """Help as text: what looks like Markdown in it is none, but for code."""
+    return said.replace("[", "\\[").replace("*", "\\*").replace("<", "&lt;")

@@ -1,0 +1,39 @@
+"""The hook of mkdocs.yml: every page of the site that is no file of docs/."""
+
+from collections.abc import Iterator
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from docs.site import benchmarks_page, commands_page, library_page, notebook_pages, params_page, root_pages
+from docs.site.tables import ROOT
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """The files of docs/ and what is made for this build alone."""
+    for uri, content in _generated(executed=config.extra["execute"]):
+        old = files.get_file_from_path(uri)
+        if old:
+            files.remove(old)
+        files.append(File.generated(config, uri, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """A page's text, with what benchmarks say of themselves, and links from the library's names."""
+    return library_page.with_links(benchmarks_page.with_promises(markdown))
+
+
+def on_serve(server: object, **_: object) -> object:
+    """Look again where the pages' other sources change."""
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "diffusion", "cli"):
+        server.watch(str(ROOT / name))  # type: ignore[attr-defined]
+    return server
+
+
+def _generated(executed: bool) -> Iterator[tuple[str, str | bytes]]:
+    yield from root_pages.pages()
+    yield "reference/params.md", params_page.text()
+    yield "reference/commands.md", commands_page.text()
+    yield "reference/library.md", library_page.text()
+    yield from notebook_pages.pages(executed)

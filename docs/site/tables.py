@@ -1,0 +1,25 @@
+"""Markdown that pages of the reference share."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+CODE_OR_BAR = re.compile(r"(`[^`]*`)|\|")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose cells a phone shows below each other (site.css). A cell may hold any text."""
+    lines = [head, ["---"] * len(head), *rows]
+    body = "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines)
+    return f'<div class="reference" markdown>\n\n{body}\n\n</div>\n'
+
+
+def cell(text: str) -> str:
+    """Text as a cell can hold it, in one line; a bar within code ends no cell and stays as it is."""
+    return CODE_OR_BAR.sub(lambda found: found[1] or "\\|", " ".join(text.split()))
+
+
+def literal(text: str) -> str:
+    """Text that stands for itself."""
+    return f"`{text}`" if text else ""

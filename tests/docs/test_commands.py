@@ -1,0 +1,81 @@
+"""Every command that the pages tell, and each of its options, is one that there is."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from cli.main import app
+from tests.conftest import ROOT
+
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+LINE = re.compile(r"^(?: {4}|\$ )?((?:timeout [^\n]* )?diffctl [^\n]*)$|`(diffctl [^`]*)`", re.M)
+PLACEHOLDER = re.compile(r"[A-Z…\[<{]")
+END = re.compile(r"\s(\|\||&&|[|>;\\]|#)(\s|$)|[;)]$")
+TOP = typer.main.get_command(app)
+
+
+def told(page: Path) -> Iterator[str]:
+    """The command lines of a page, in code blocks and within sentences."""
+    for line in LINE.finditer(page.read_text(encoding="utf-8")):
+        said = re.split(r" {3,}", line[1])[0] if line[1] else line[2]  # what stands after is no command
+        text = re.sub(r"\s+", " ", said)
+        yield END.split(text[text.index("diffctl ") :])[0].strip()
+
+
+def wrong(line: str) -> str | None:
+    """What of a command line there is not; None where all of it is."""
+    try:
+        words = shlex.split(line, comments=True)[1:]
+    except ValueError:
+        words = line.split()[1:]
+    at: Any = TOP
+    known = options(TOP)
+    for position, word in enumerate(words):
+        names = word.split("|") if position == 0 or not word.startswith("-") else [word]
+        if word.startswith("--"):
+            if word.split("=")[0] not in known:
+                return word
+        elif hasattr(at, "commands"):
+            if PLACEHOLDER.match(word):
+                return None
+            if not all(name in at.commands for name in names):
+                return word
+            at = at.commands[names[0]]
+            known |= options(at)
+    return None
+
+
+def options(command: Any) -> set[str]:
+    return {"--help"} | {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_and_option_of_a_page_is_there(page: Path) -> None:
+    lines = list(told(page))
+    assert [(line, what) for line in lines if (what := wrong(line))] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("diffctl sample --num 20", None),
+        ("diffctl show forward|steps --json", None),
+        ("diffctl …", None),
+        ("diffctl sampel --num 20", "sampel"),
+        ("diffctl sample --number 20", "--number"),
+        ("diffctl show sideways", "sideways"),
+    ],
+)
+def test_what_is_not_there_is_seen(line: str, what: str | None) -> None:
+    assert wrong(line) == what
+
+
+def test_the_readme_and_the_tutorial_are_looked_at() -> None:
+    for name in ("README.md", "docs/tutorial.md"):
+        assert len(list(told(ROOT / name))) > 10

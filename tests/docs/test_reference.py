@@ -1,0 +1,89 @@
+"""The reference is the code's: every field with its meaning, every command, and what the pages name."""
+
+import re
+
+import pytest
+
+pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
+
+from diffusion.check.schema import params_schema
+from diffusion.config import Config
+from diffusion.system.registry import load_reference
+from docs.site import benchmarks_page, commands_page, library_page, params_page, root_pages
+from tests.conftest import ROOT
+from tests.docs.test_commands import TOP
+
+SCHEMA = params_schema()
+
+
+def sections() -> list[tuple[str, params_page.Schema]]:
+    return [
+        found
+        for name, part in SCHEMA["properties"].items()
+        for found in params_page.sections(name, part, SCHEMA["$defs"])
+    ]
+
+
+def test_every_field_of_every_section_has_a_meaning_and_what_it_may_be() -> None:
+    found = [(path, field) for path, own in sections() for field in params_page.fields(own, SCHEMA["$defs"])]
+    assert {path.split(".")[0] for path, _ in found} == set(Config.model_fields)
+    assert [f"{path}.{field.name}" for path, field in found if not field.meaning or not field.kind] == []
+
+
+def test_a_field_is_told_as_its_class_has_it() -> None:
+    train = {field.name: field for field in params_page.fields(dict(sections())["train"], SCHEMA["$defs"])}
+    assert (train["steps"].kind, train["steps"].default) == ("whole number", "")
+    assert train["ema_decay"].default == "`0.9999`"
+    assert re.sub(r"\s", " ", train["ema_decay"].bounds) == "≥ 0, < 1"
+    assert "average of the weights" in train["ema_decay"].meaning
+    assert train["microbatch"].kind == "whole number or `auto` or `null`"
+
+
+def test_the_page_has_every_section_once() -> None:
+    titles = re.findall(r"^#{2,4} (.*)$", params_page.text(), re.M)
+    assert len(titles) == len(set(titles))
+    assert {"process", "train", "train.lr (course: cosine)", "search.fields"} <= set(titles)
+
+
+def test_every_command_is_told_with_its_options() -> None:
+    text = commands_page.text()
+    for name, command in commands_page.commands(TOP, "diffctl"):
+        section = text.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        assert (command.help or "").split("\n")[0] in section, name
+        for parameter in command.params:
+            if not parameter.hidden and parameter.param_type_name == "option":
+                assert max(parameter.opts, key=len) in section, (name, parameter.name)
+    assert "search-trial" not in text
+
+
+def test_what_the_pages_name_of_the_library_is_there() -> None:
+    found = set(library_page.named())
+    assert ("diffusion.process.process", "Process") in found
+    for module, name in found:
+        assert load_reference(f"{module}:{name}") is not None
+
+
+def test_the_benchmarks_page_has_each_of_them() -> None:
+    page = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\|([^|]*)\|", page, re.M))))
+    assert listed == {
+        file.stem for file in (ROOT / "benchmarks").glob("*.py") if benchmarks_page.is_run(file)
+    }
+    assert "| promise" in benchmarks_page.with_promises(page)
+
+
+def test_a_link_from_the_root_is_one_from_the_sites_root() -> None:
+    pages = dict(root_pages.pages())
+    assert "(theory.md)" in pages["index.md"]
+    assert "docs/theory.md)" not in pages["index.md"]
+    assert "(CONTRIBUTING.md)" in pages["index.md"]
+
+
+@pytest.mark.parametrize(
+    "notebook", sorted((ROOT / "docs/notebooks").glob("*.ipynb")), ids=lambda file: file.stem
+)
+def test_a_notebook_is_kept_without_what_it_prints(notebook) -> None:
+    import nbformat
+
+    cells = nbformat.read(notebook, as_version=4).cells
+    assert all(not cell.get("outputs") and not cell.get("execution_count") for cell in cells)

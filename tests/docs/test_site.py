@@ -1,0 +1,114 @@
+"""The site is built strictly with its notebooks executed, and is read without a network, on a phone too."""
+
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, environment
+from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, WIDE
+
+pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
+pytestmark = pytest.mark.slow
+LOADED = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src"}
+PAGES = ("index.html", "howto.html", "theory.html", "reference/params.html", "notebooks/card.html")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site as `make docs` makes it; a warning is an error."""
+    folder = tmp_path_factory.mktemp("site") / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    env = environment({"NO_MKDOCS_2_WARNING": "1"})
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout + done.stderr == ""
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    """Where the site is served on this machine."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+class Loads(HTMLParser):
+    """What a page loads by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value or "" for name, value in attrs if name == LOADED.get(tag)]
+
+
+def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 25
+    for page in pages:
+        loads = Loads()
+        loads.feed(page.read_text(encoding="utf-8"))
+        assert loads.found
+        assert [url for url in loads.found if re.match(r"(https?:)?//", url)] == [], page.name
+    for style in site.rglob("*.css"):
+        assert not re.search(r"url\(['\"]?(https?:)?//|@import", style.read_text(encoding="utf-8")), (
+            style.name
+        )
+
+
+def test_notebooks_show_what_they_printed_and_drew(site: Path) -> None:
+    assert "of the roll" in (site / "notebooks/swiss_roll.html").read_text(encoding="utf-8")
+    assert "model_sha256" in (site / "notebooks/card.html").read_text(encoding="utf-8")
+    assert (site / "notebooks/swiss_roll-1.png").stat().st_size > 5_000
+    assert (site / "notebooks/finetuning-1.png").stat().st_size > 5_000
+
+
+@NEEDS_CHROMIUM
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+def test_a_page_fits_and_asks_nobody_else(address: str, browser, size, scheme) -> None:
+    context = browser.new_context(viewport=size, color_scheme=scheme)
+    page = context.new_page()
+    asked: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    for name in PAGES:
+        page.goto(address + name)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 300) == (scheme == "dark")
+    assert {url.split("/")[2] for url in asked if url.startswith("http")} == {address.split("/")[2]}
+    assert errors == []
+    context.close()
+
+
+@NEEDS_CHROMIUM
+def test_the_search_finds_a_field_and_a_command(address: str, browser) -> None:
+    page = browser.new_page(viewport=WIDE)
+    for words, found in (("ema_decay", "reference/params.html"), ("rollback", "registry.html")):
+        page.goto(address + "index.html")
+        # Keys pressed before the page's script has its index are lost.
+        page.wait_for_function(
+            "!document.querySelector('.md-search-result__meta').textContent.includes('Initializing')"
+        )
+        page.click("input.md-search__input")
+        page.keyboard.type(words)
+        page.wait_for_selector(f".md-search-result__link[href*='{found}']", state="attached", timeout=60_000)
+    page.close()

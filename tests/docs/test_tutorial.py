@@ -1,0 +1,72 @@
+"""docs/tutorial.md and the README's commands, run in a fresh clone as they stand."""
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+from tests.helpers import clone
+
+pytestmark = pytest.mark.long
+BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.M | re.S)
+TUTORIAL = BLOCK.findall((ROOT / "docs/tutorial.md").read_text(encoding="utf-8"))
+NOT_RUN = {  # lines of the README's section Use, by how they begin
+    "diffctl use": "data that is fetched",
+    "diffctl run  ": "the tutorial does",
+    "dvc exp": "tests/cli/test_experiments.py",
+    "diffctl sample --run-id": "a run of one's own",
+    "diffctl search": "tests/search/",
+    "diffctl serve": "until Ctrl-C: tests/serving/",
+    "diffctl playground": "until Ctrl-C: tests/serving/",
+    "diffctl up": "tests/cli/test_servers.py",
+    "diffctl deploy": "tests/flows/test_deployment.py",
+    "diffctl evaluate": "images of one's own, a paper's sweep: tests/evaluate/",
+    "diffctl compare": "runs of one's own; the tutorial compares",
+    "diffctl --install-completion": "changes the user's shell",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The clone after the tutorial's first block, with its environment."""
+    home = tmp_path_factory.mktemp("tutorial")
+    source = clone.origin(home / "origin")
+    clone.shell(TUTORIAL[0].replace("<this repository>", f"'{source}'"), home)
+    clone.set_up(home / "diffctl")
+    return home / "diffctl"
+
+
+@pytest.fixture(scope="module")
+def said(folder: Path) -> str:
+    """What the rest of the tutorial says."""
+    return clone.shell("\n".join(TUTORIAL[1:]), folder)
+
+
+def test_the_tutorial_ends_with_two_models_and_their_images(folder: Path, said: str) -> None:
+    assert "diffctl-digits version 1: " in said
+    assert "diffctl-digits version 2: promoted" in said  # thrice the steps are no matter of chance
+    assert "champion is version 2; `diffctl rollback` goes to version 1" in said
+    for name in ("digits.png", "seventh.png", "threes.gif", "champion.png"):
+        with Image.open(folder / name) as picture:
+            picture.verify()
+    assert (folder / "report/index.html").stat().st_size > 10_000
+    assert (folder / "way.svg").exists()
+    assert "excess" in said
+
+
+def test_the_first_lines_of_the_tutorial_shorten_what_there_is(said: str) -> None:
+    assert "train 200/200" in said
+    assert "train 600/600" in said
+
+
+def test_the_readmes_commands_run(folder: Path, said: str) -> None:
+    use = re.search(r"^## Use\n(.*?)^## ", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    assert use
+    lines = [line.strip() for line in re.findall(r"^    (\S.*)$", use[1], re.M)]
+    assert all(any(line.startswith(begin) for line in lines) for begin in NOT_RUN)
+    wanted = [line for line in lines if not any(line.startswith(begin) for begin in NOT_RUN)]
+    assert len(wanted) > 8
+    clone.shell("\n".join(["source .venv/bin/activate", *wanted]), folder)
+    assert (folder / "sevens.gif").exists()
