@@ -20,7 +20,7 @@ MOST_SAID = 1000  # characters of a refusal, beside the file's name
 PROFILES = {path.stem: read_params(path) for path in sorted((ROOT / "profiles").glob("*.yaml"))}
 CLASSIFIER = {  # which no profile has
     "model": {"channels": 8, "channel_mult": [1, 2], "attention": [4]},
-    "train": {"steps": 12, "batch_size": 8, "lr": 0.002},
+    "train": {"steps": 12, "batch_size": 8, "lr": {"rate": 0.002}},
 }
 TREES = [*PROFILES.values(), {**params(), "classifier": CLASSIFIER}]
 

@@ -12,6 +12,9 @@ from diffusion.process.registry import PROCESSES
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.registry import load_reference
+from diffusion.train.course import COURSES
+
+REGISTRIES = (SOURCES, MODELS, PROCESSES, COURSES)  # whose entries have a section's class
 
 
 class Part(NamedTuple):
@@ -24,7 +27,7 @@ class Part(NamedTuple):
 def section_classes() -> list[type[BaseModel]]:
     """The whole, what entries of the registries put in a section's place, and an image's own settings."""
     references = [
-        *(entry.config for registry in (SOURCES, MODELS, PROCESSES) for entry in registry.values()),
+        *(entry.config for registry in REGISTRIES for entry in registry.values()),
         *(entry.spec for entry in MODELS.values()),
         *(entry.options for entry in SAMPLERS.values()),
     ]
@@ -45,8 +48,8 @@ def _walk(schema: dict[str, Any], path: str, known: dict[str, Any]) -> Iterator[
         yield from _walk(alternative, path, known)
     for name, field in schema.get("properties", {}).items():
         yield from _walk(field, f"{path}.{name}".lstrip("."), known)
-    if "items" in schema:
-        yield from _walk(schema["items"], f"{path}[]", known)
+    for items in [*schema.get("prefixItems", ()), *([schema["items"]] if "items" in schema else [])]:
+        yield from _walk(items, f"{path}[]", known)
 
 
 def numbers(kind: type[BaseModel]) -> Iterator[Part]:

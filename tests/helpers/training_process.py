@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tests.conftest import command, diffctl, environment, write_params
 
@@ -25,7 +26,7 @@ main()
 """
 
 
-def prepare(folder: Path, **train: int) -> None:
+def prepare(folder: Path, **train: Any) -> None:
     """Write a small params.yaml into the folder and prepare its data."""
     write_params(folder, train=train)
     done = diffctl(folder, "stage", "data")

@@ -34,7 +34,9 @@ def seeds() -> list[bytes]:
     profile = (ROOT / "profiles/digits.yaml").read_text(encoding="utf-8")
     lines = [line.partition("#")[0].rstrip() for line in profile.splitlines()]
     axes = {"noise": ["small", "large"], "spacing": ["uniform", "trailing"], "guidance": [0, 1.5]}
-    whole = {**params(sweep=axes), "classifier": CLASSIFIER}
+    axes["guidance_interval"] = [None, [0.2, 5]]
+    also = ["effnet-lite0-96", {"extractor": "inception-v3-compat", "weights": "x.pth"}]
+    whole = {**params(sweep=axes, evaluate={"also": also}), "classifier": CLASSIFIER}
     made = [json.dumps({**LEAST, name: section}) for name, section in whole.items()]
     return [text.encode() for text in ("\n".join(filter(None, lines)), *made)]
 

@@ -27,6 +27,7 @@ def seeds() -> list[bytes]:
         "seed": 7,
         "class": "class3",
         "guidance": 1.5,
+        "guidance_interval": [0.2, 5],
         "noise": "large",
         "spacing": "trailing",
         "clip": False,

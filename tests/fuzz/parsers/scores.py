@@ -11,19 +11,21 @@ from pathlib import Path
 from diffusion.choice.budget import pareto_front, recommended
 from diffusion.choice.gate import judge
 from diffusion.choice.ranking import best
+from diffusion.choice.spaces import all_spaces
 from diffusion.protocol.packed import pack
 from diffusion.protocol.scores import as_values, read_scores
 from diffusion.report import tables
 from diffusion.system.errors import DiffctlError
-from tests.helpers.scores_document import ERRORS, document
-from tracking.compare import Scored, compare
+from tests.helpers.scores_document import ERRORS, document, with_space
+from tracking.compare import compare
+from tracking.comparison import Scored
 
 NAME = "scores.json"
 
 
 @cache
 def seeds() -> list[bytes]:
-    """A plain document, and one with all that there may be."""
+    """A plain document, one with all that there may be of one feature space, and one of two."""
     rich = as_values(document({(5, 0.0): 0.3, (10, 1.0): 0.4}))
     rich["intervals"] = {"confidence": 0.95}
     rich["best"]["optimism"] = 0.01
@@ -36,7 +38,8 @@ def seeds() -> list[bytes]:
         cell["scores"] |= {**ends, **others, "precision_effnet_lite0_64": 0.5}
         cell["errors"] = {name: pack([0.1] * count) for name, count in ERRORS.items()}
         cell["classes"] = {"one": {"num_images": 5, "fd_effnet_lite0_64": 1.0, "floor": 0.5, "excess": 0.5}}
-    return [json.dumps(values).encode() for values in (as_values(document()), rich)]
+    several = as_values(with_space(document({(5, 0.0): 0.3, (10, 1.0): 0.4})))
+    return [json.dumps(values).encode() for values in (as_values(document()), rich, several)]
 
 
 def mutate_errors(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
@@ -64,9 +67,10 @@ def parse(path: Path) -> None:
     """Read it, rank it, and show it."""
     ours, theirs = read_scores(path), document()
     best(ours.cells), pareto_front(ours.cells), recommended(ours.cells, 10)
-    judge(theirs.cells, ours.cells, 1)
+    judge(theirs.cells, ours.cells, "version 1")
     spec = ours.spec
     tables.score_table(ours, spec), tables.front_table(ours, spec), tables.headline(ours, spec)
+    tables.spaces_table(all_spaces(ours))
     tables.protocol_table([cell.card for cell in ours.cells.values()])
     with suppress(DiffctlError):
         compare([Scored("a", ours), Scored("b", theirs)]).as_json()

@@ -1,4 +1,4 @@
-"""The small files of a training and a stage: spool, heartbeat, what was sent, outcome, identity, journal."""
+"""The small files of trainings, stages and searches: spool, heartbeat, outcome, identity, journal, ends."""
 
 import json
 import zlib
@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from diffusion.data.writing.blocks import Target, _read_journal
+from diffusion.search.folder import ABOUT, ENDED, About, read_ended
 from diffusion.system.errors import DiffctlError
 from diffusion.system.seals import read_sealed_document, sealed
 from diffusion.train.heartbeat import BEAT, read_heartbeat
@@ -24,6 +25,8 @@ SEALED = (
     {"key": "k", "pid": 5, "step": 3, "heartbeat": 1.5},
     {"key": "k", "fingerprint": "ab"},
     {"store": "s", "key": "k", "run_id": None, "offset": 0, "tries": 0, "deleted": False},
+    {"key": "k", "data_digest": "d", "settings": {"train": {"steps": 3}}, "search": {"fields": {}}},
+    {"state": "failed", "value": None, "reason": "it diverged"},
     {"start": 0, "bad": {"3": "no image"}, "digests": sha256(b"\0" * 64).hexdigest()},
 )
 OUTCOME = b'{"kind": "failed", "sentence": "it failed", "exit_code": 1}'
@@ -64,7 +67,7 @@ def parse(path: Path) -> None:
     """Read it as each of them."""
     data, folder = path.read_bytes(), path.parent / "training"
     folder.mkdir()
-    for name in (EVENTS, BEAT, "sent.json", "config.json", "run.json"):
+    for name in (EVENTS, BEAT, "sent.json", "config.json", "run.json", ABOUT, ENDED):
         (folder / name).write_bytes(data)
     (folder / "digests").write_bytes(b"\0" * 64)
     (folder / "journal.jsonl").write_bytes(data)
@@ -77,6 +80,8 @@ def parse(path: Path) -> None:
         lambda: kept_by(path.parent / "x", {}),
         lambda: read_outcome(path),
         lambda: read_sealed_document(path, _Said),
+        lambda: read_sealed_document(folder / ABOUT, About),
+        lambda: read_ended(folder),
     )
     refused = [refusal for read in reads if (refusal := _refusal(read))]
     if len(refused) == len(reads):

@@ -1,0 +1,33 @@
+"""What a measurement of `diffctl check --measure` has kept in the user's cache."""
+
+import json
+from pathlib import Path
+
+from diffusion.check.measured import Measured
+from diffusion.check.timing import Span, Timed
+from diffusion.system.seals import read_sealed_document, sealed
+from tests.fuzz.repairs import reseal
+
+
+def seeds() -> list[bytes]:
+    """A measurement as it is kept."""
+    timed = Timed(images=8, image=Span.of([0.1, 0.2, 0.4]))
+    kept = Measured(
+        machine="a processor, 2 threads",
+        batch=64,
+        step=timed,
+        walks={"ddim": timed, "ddim noisy": timed},
+        extractors={"effnet-lite0-64": timed},
+        missing={"inception-v3-compat": "its weights are not here"},
+    )
+    return [json.dumps(sealed(kept.model_dump(mode="json"))).encode()]
+
+
+def repair(data: bytes) -> bytes:
+    """With a right checksum."""
+    return reseal(data)
+
+
+def parse(path: Path) -> None:
+    """Read it."""
+    read_sealed_document(path, Measured)

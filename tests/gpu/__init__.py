@@ -1,0 +1,1 @@
+"""What only a GPU executes: `make test-gpu` runs it, and without one it is skipped."""

@@ -1,0 +1,76 @@
+"""The command line on a GPU: `diffctl run` whole, a training that is killed, and images that Ray makes."""
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+from tests.conftest import diffctl
+from tests.gpu.devices import SLOW_ON_CPU
+from tests.helpers.cells import assert_equal_but_for_rounding, cell_images, with_model
+from tests.helpers.mlflow_server import empty_database
+from tests.helpers.prefect_home import with_database
+from tests.helpers.small import own_code, small_project
+from tests.helpers.training_process import prepare, signal_at, train_to_the_end, uninterrupted
+
+CHOICE = "DIFFCTL_DEVICE"
+
+
+@pytest.mark.parametrize("device", SLOW_ON_CPU)
+def test_a_run_is_whole(device, tmp_path: Path, prefect_database: Path) -> None:
+    with_database(tmp_path, prefect_database)
+    folder = small_project(tmp_path)
+    done = diffctl(folder, "run", env={**own_code(folder), CHOICE: device.type})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    scores = json.loads((folder / "metrics/scores.json").read_text())
+    assert len(scores["cells"]) == 4
+    assert (folder / "report/index.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("device", SLOW_ON_CPU)
+def test_killed_it_goes_on_to_the_same_loss(device, project: Path, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_database(project / "mlflow.db"))
+    monkeypatch.setenv(CHOICE, device.type)
+    steps = 40 if device.type == "cpu" else 400  # a GPU must not be at the end before it is killed
+    prepare(project, steps=steps, log_every=1, save_every=6, preview_every=steps)
+    uninterrupted(project)
+    wanted = losses(project)
+    assert signal_at(project, steps // 4, signal.SIGKILL).returncode == -signal.SIGKILL
+    assert "going on after step" in train_to_the_end(project).stderr
+    found = losses(project)
+    assert len(found) == steps
+    if device.type == "cpu":
+        assert found == wanted
+    else:  # sums of gradients come in another order there each time
+        assert fmean(found[-50:]) == pytest.approx(fmean(wanted[-50:]), rel=0.02)
+
+
+def losses(folder: Path) -> list[float]:
+    with open(folder / "plots/loss.csv", encoding="utf-8") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("device", SLOW_ON_CPU)
+def test_images_that_ray_makes_are_the_local_ones(device, project: Path, monkeypatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv(CHOICE, device.type)
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    sample = {"num_images": 16, "batch_size": 4}
+    sections = {"sample": sample, "sweep": {"steps": [5], "eta": [1.0]}}
+    made = []
+    for folder, runner in (
+        (project / "here", {}),
+        (project / "ray", {"runner": "ray", "num_gpus": float(device.type == "cuda")}),
+    ):
+        folder.mkdir()
+        with_model(folder, **{**sections, "sample": {**sample, **runner}})
+        done = diffctl(folder, "stage", "sample", env=dict(os.environ))
+        assert done.returncode == 0, done.stderr
+        made.append(cell_images(folder))
+    for name, images in made[0].items():
+        assert_equal_but_for_rounding(images, made[1][name])

@@ -1,0 +1,69 @@
+"""Processes on GPUs: sums by NCCL beside the backward pass, and trainings of two, whole and in shards."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from diffusion.images.store import open_store
+from diffusion.train import overlap
+from diffusion.train.batch import draw_batch
+from diffusion.train.distributed import ProcessGroup, joined
+from diffusion.train.gradients import GradientAccumulator
+from diffusion.train.loader import Batches
+from tests.gpu.devices import DEVICES, SLOW_ON_CPU, exactly, waiting_fails
+from tests.gpu.test_training import FP32, begun
+from tests.helpers.together import trained
+from tests.train.test_sharding import CHANGES, SHARDED, alone, assert_close
+
+
+@contextmanager
+def alone_but_joined(device: torch.device, world: int = 1) -> Iterator[ProcessGroup]:
+    """A group of this process only, which believes to be the first of `world`: sums are real, of one."""
+    store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)
+    with joined(ProcessGroup(device), store):
+        yield ProcessGroup(device, 0, world)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_one_process_sums_alone_on_the_device_and_on_the_host(device) -> None:
+    values = torch.arange(6.0, device=device)
+    with alone_but_joined(device, world=2) as group:
+        group.begin_sum(one := values.clone())()
+        group.all_reduce([two := values.clone(), three := -values.view(2, 3)])
+        assert group.agree_on_least(7) == 7, "which the hosts tell each other"
+    assert torch.equal(one, values)
+    assert torch.equal(two, values)
+    assert torch.equal(three, -values.view(2, 3))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_sums_beside_the_backward_pass_are_those_of_the_gradients(device, digits_store, monkeypatch) -> None:
+    """In many buckets, of which no step waits for one on the host."""
+    monkeypatch.setattr(overlap, "SENT", 5_000)
+    store, found = open_store(digits_store), []
+    with exactly(device), alone_but_joined(device, world=2) as two:
+        for group in (two, ProcessGroup(device)):
+            state = begun(store, device, train={**FP32, "batch_size": 8, "microbatch": 2})
+            plan, data = state.plan, Batches(store, device)
+            gradients = GradientAccumulator(plan, state.network, group)
+            first, second = (draw_batch(plan, state.timesteps, data, step, two.share(8)) for step in range(2))
+            gradients(first, 0)  # makes what is made once: NCCL's connections, cuDNN's plans
+            state.network.zero_grad()
+            with waiting_fails(device):
+                gradients(second, 1)
+            found.append([parameter.grad.clone() for parameter in state.network.parameters()])
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("changes", [CHANGES, SHARDED], ids=["whole", "shards"])
+@pytest.mark.parametrize("device", SLOW_ON_CPU)
+def test_two_processes_train_as_one(device, changes, digits_store: Path, tmp_path: Path) -> None:
+    if device.type == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("there is one GPU")
+    found = trained(digits_store, tmp_path / "runs", 2, changes, kind=device.type)
+    assert_close(found, alone(digits_store))

@@ -1,0 +1,60 @@
+"""What a GPU says, against the CPU: images in bf16, the features and the distances."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion.evaluate.features.extract import extract
+from diffusion.evaluate.features.extractors import load_extractor
+from diffusion.evaluate.scores.kernel import Kernel, kernel_distance, kernels, own_sums, subsets
+from diffusion.evaluate.scores.scores import frechet_distance, statistics
+from diffusion.model.model_file import LoadedModel
+from diffusion.model.precision import settled
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.asked import mixed_condition
+from diffusion.sample.generate import generate
+from tests.gpu.devices import CPU, DEVICES, SLOW_ON_CPU, exactly
+from tests.helpers.digits_sweep import real_digits
+from tests.helpers.networks import artefact_of, network_of, spec_of
+
+NEAR, SPARE = 8, 0.05  # grey levels; and by how much less than the CPU's share of such pixels a GPU's may be
+
+
+def images(device: torch.device, precision: str, count: int) -> torch.Tensor:
+    """Images of the same model, computed so."""
+    artefact = artefact_of(spec_of(), precision=precision)
+    model = LoadedModel(settled(network_of(spec_of()).to(device)), artefact)
+    settings = SampleSettings(steps=6, eta=1.0, seed=1)
+    condition = mixed_condition(artefact, settings, range(count))
+    return generate(model, settings, range(count), condition, device).int()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_in_bf16_as_many_pixels_are_near_float32s_as_on_a_cpu(device) -> None:
+    exact = images(CPU, "fp32", 16)
+    with exactly(device):
+        shares = [((images(at, "bf16", 16) - exact).abs() <= NEAR).float().mean() for at in (device, CPU)]
+    assert shares[0] >= shares[1] - SPARE
+    assert shares[1] > 0.5, "else it says nothing"
+
+
+@pytest.mark.parametrize("device", SLOW_ON_CPU)
+def test_scores_are_the_cpus(device) -> None:
+    """On the CPU itself, by batches of another size, which changes rounding alone."""
+    pictures, _ = real_digits()
+    count = 60 if device.type == "cpu" else 600
+    noise = np.random.default_rng(0).integers(-30, 31, pictures[:count].shape)
+    made = (pictures[:count].astype(int) + noise).clip(0, 255).astype(np.uint8)
+    ours, theirs = load_extractor("effnet-lite0-64", device=device), load_extractor("effnet-lite0-64")
+    with exactly(device):
+        found = distances(*(extract(ours, part, 16).features for part in (made, pictures[count : 2 * count])))
+    wanted = distances(*(extract(theirs, part).features for part in (made, pictures[count : 2 * count])))
+    assert found[0] == pytest.approx(wanted[0], rel=1e-5)
+    assert found[1] == pytest.approx(wanted[1], rel=1e-3)
+
+
+def distances(features: np.ndarray, real: np.ndarray) -> tuple[float, float]:
+    """The Fréchet and the kernel distance."""
+    drawn = subsets(len(features), len(real))
+    kernel = kernel_distance(kernels(features, real), drawn, own_sums(Kernel(real, real), drawn.reference))
+    return frechet_distance(statistics(features), statistics(real)), kernel.mean

@@ -1,0 +1,142 @@
+"""Steps on a GPU: nothing waits, noise is the CPU's, images are the CPU's, averages move as they should."""
+
+import warnings
+
+import pytest
+import torch
+
+from diffusion.engine.engine import Engine
+from diffusion.images.store import open_store
+from diffusion.model import kernels
+from diffusion.model.compiled import Compiled
+from diffusion.model.model_file import LoadedModel
+from diffusion.model.precision import settled
+from diffusion.process.condition import Condition
+from diffusion.process.noise import ImageNoise
+from diffusion.protocol.samplers import build_sampler
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.asked import mixed_condition
+from diffusion.sample.finite import FiniteWatch
+from diffusion.sample.generate import check_settings, generate, guided_denoiser
+from diffusion.sample.sampler import run
+from diffusion.system.ahead import one_ahead
+from diffusion.system.errors import DiffctlWarning
+from diffusion.system.transfer import send
+from diffusion.train.async_metrics import AsyncMetrics
+from diffusion.train.batch import batches
+from diffusion.train.distributed import ProcessGroup
+from diffusion.train.ema import move
+from diffusion.train.gradients import GradientAccumulator
+from diffusion.train.loader import Batches
+from diffusion.train.loop import new_state, train_step
+from tests.gpu.devices import CPU, GPU, SLOW_ON_CPU, exactly, waiting_fails
+from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.train.test_loop import plan_of
+
+
+def a_model(device: torch.device) -> LoadedModel:
+    return LoadedModel(settled(network_of(spec_of()).to(device)), artefact_of(spec_of()))
+
+
+@pytest.mark.parametrize("device", SLOW_ON_CPU)
+@pytest.mark.parametrize("values", [{"eta": 0.0}, {"eta": 1.0}, {"sampler": "dpm-solver++"}])
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+def test_a_sampling_step_waits_for_nothing(device, values, guidance) -> None:
+    model, settings = a_model(device), SampleSettings(steps=5, guidance=guidance, **values)
+    grid, denoiser = check_settings(model.artefact, settings), guided_denoiser(model, settings)
+    noise, watch = ImageNoise(0, range(4), (1, 8, 8)), FiniteWatch()
+    watch.end = lambda: None
+    condition = Condition(4, torch.arange(4), 10)
+    with one_ahead(lambda: send(noise.draw(), device), settings.steps, device) as draw:
+        there = condition.to(device)
+        with waiting_fails(device):
+            walk = build_sampler(settings)(grid, draw(), draw)
+            made = run(walk, denoiser, there, watch=watch)
+    assert made.x.device.type == device.type
+
+
+@pytest.mark.parametrize("device", SLOW_ON_CPU)
+def test_a_training_step_waits_for_nothing(device, digits_store) -> None:
+    store = open_store(digits_store)
+    plan = plan_of(store, train={"batch_size": 8, "microbatch": 4})
+    state, group, coming_means = new_state(plan, device), ProcessGroup(device), AsyncMetrics()
+    gradients, data = GradientAccumulator(plan, state.network, group), Batches(store, device)
+    coming = batches(plan, state.timesteps, data, range(4), gradients.share)
+    coming_means.add(train_step(state, gradients, next(coming)))
+    with waiting_fails(device):
+        for batch in coming:
+            coming_means.add(train_step(state, gradients, batch))
+    assert len(list(coming_means.arrived(everything=True))) == 4
+
+
+@pytest.mark.parametrize("device", SLOW_ON_CPU)
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+def test_in_float32_images_are_the_cpus_to_one_grey_level(device, eta, guidance) -> None:
+    settings = SampleSettings(steps=6, eta=eta, guidance=guidance, seed=1)
+    made = []
+    with exactly(device):
+        for place in (CPU, device):
+            model = a_model(place)
+            condition = mixed_condition(model.artefact, settings, range(8))
+            made.append(generate(model, settings, range(8), condition, place))
+    assert int((made[0].int() - made[1].int()).abs().max()) <= 1
+
+
+@pytest.mark.parametrize("device", SLOW_ON_CPU)
+def test_an_engine_joins_guided_and_other_rows(device) -> None:
+    """Their times and weights come from the host."""
+    model, jobs = a_model(device), []
+    with exactly(device), Engine(model, device) as engine:
+        for guidance, eta in ((0.0, 1.0), (1.5, 0.0)):
+            settings = SampleSettings(steps=4, guidance=guidance, eta=eta)
+            jobs.append(engine.add(settings, range(3), mixed_condition(model.artefact, settings, range(3))))
+        while engine.jobs:
+            engine.step()
+        alone = [generate(model, job.settings, job.indices, job.condition, device) for job in jobs]
+    for job, images in zip(jobs, alone, strict=True):
+        assert job.images is not None, job.error
+        assert int((job.images.int() - images.int()).abs().max()) <= 1
+
+
+@pytest.mark.parametrize("device", SLOW_ON_CPU)
+def test_noise_drawn_ahead_is_the_cpus(device) -> None:
+    ours, theirs = ImageNoise(5, range(3), (3, 16, 16)), ImageNoise(5, range(3), (3, 16, 16))
+    with one_ahead(lambda: send(ours.draw(), device), 4, device) as draw, waiting_fails(device):
+        found = [draw() for _ in range(6)]
+    assert all(torch.equal(one.cpu(), theirs.draw()) for one in found)
+
+
+@pytest.mark.parametrize("device", [GPU])  # the CPU has no graphs, and compiles for a minute
+def test_a_compiled_network_says_the_same(device) -> None:
+    """Also when a graph of it is recorded and played, for different images that are kept."""
+    network, labels = a_model(device).network, torch.arange(4).to(device)
+    fast, t = Compiled(network), torch.full((4,), 7, device=device)
+    several = [torch.randn(4, 1, 8, 8, device=device) for _ in range(6)]
+    with exactly(device), torch.no_grad(), warnings.catch_warnings(category=DiffctlWarning):
+        warnings.simplefilter("error", DiffctlWarning)  # it went without
+        found = [fast(x, t, labels) for x in several]
+        for x, said in zip(several, found, strict=True):
+            assert torch.allclose(said, network(x, t, labels), atol=1e-4)
+
+
+@pytest.mark.parametrize("device", [GPU])
+def test_a_group_norm_keeps_channels_last_and_its_numbers(device) -> None:
+    norm = torch.nn.GroupNorm(32, 64, device=device)
+    x = torch.randn(3, 64, 16, 16, device=device).to(memory_format=torch.channels_last)
+    scale, shift = torch.randn(2, 3, 64, device=device)
+    with torch.no_grad():
+        found = [kernels.group_norm(norm, x), kernels.scaled_group_norm(norm, x, scale, shift)]
+        plain = norm(x)
+    assert all(map(kernels.channels_last, found))
+    expected = [plain, plain * (1 + scale[..., None, None]) + shift[..., None, None]]
+    torch.testing.assert_close(found, [one.contiguous(memory_format=torch.channels_last) for one in expected])
+
+
+@pytest.mark.parametrize("device", SLOW_ON_CPU)
+def test_averages_move_as_a_lerp_moves_them(device) -> None:
+    averages = [torch.randn(7, 3, device=device) for _ in range(9)]
+    weights, part = [torch.randn(7, 3, device=device) for _ in range(9)], torch.tensor(0.1, device=device)
+    expected = [torch.lerp(one, other, part) for one, other in zip(averages, weights, strict=True)]
+    move(averages, weights, part)
+    torch.testing.assert_close(averages, expected)

@@ -1,0 +1,222 @@
+"""Trainings on a GPU: gone on with, short of memory, compiled, read from the host, and as good as ever."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffusion.config import parse
+from diffusion.data.prepare import prepare
+from diffusion.evaluate.features.extract import extract
+from diffusion.evaluate.features.extractors import load_extractor
+from diffusion.evaluate.scores.scores import frechet_distance, statistics
+from diffusion.images.pixels import to_nhwc
+from diffusion.images.store import ImageStore, open_store
+from diffusion.model.model_file import LoadedModel
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.asked import mixed_condition
+from diffusion.sample.generate import generate
+from diffusion.system.errors import DiffctlWarning, Interrupted
+from diffusion.train import loader
+from diffusion.train.batch import draw_batch
+from diffusion.train.distributed import ProcessGroup
+from diffusion.train.gradients import GradientAccumulator
+from diffusion.train.identity import plan_training
+from diffusion.train.loader import Batches
+from diffusion.train.loop import TrainState, new_state, train
+from diffusion.train.run_folder import open_run
+from diffusion.train.state_file import newest_state
+from tests.conftest import params
+from tests.gpu.devices import DEVICES, LONG_ON_CPU, SLOW_ON_CPU, exactly
+from tests.train.test_loop import Quiet
+
+FP32 = {"precision": "fp32", "p_uncond": 0.0}
+USUAL = 139.5  # of 500 digits in 50 DDIM steps, after the profile's training on a CPU, one run
+NOISE = 1.2  # times that, for other rounding: what chance does was not measured
+
+
+def begun(store: ImageStore, device: torch.device, **changes: dict[str, Any]) -> TrainState:
+    """Step 0 of a small training there."""
+    return new_state(plan_training(parse(params(**changes), "test"), store.meta, device), device)
+
+
+def curve(state: TrainState, store: ImageStore, device: torch.device) -> list[tuple[int, float]]:
+    """The losses of the rest of the training, which is trained."""
+    seen = Quiet()
+    train(state, store, ProcessGroup(device), seen, lambda state: None, lambda: None)
+    return [(step, values["loss"]) for step, values in seen.seen]
+
+
+def assert_close(found: list[tuple[int, float]], wanted: list[tuple[int, float]], far: float) -> None:
+    assert [step for step, _ in found] == [step for step, _ in wanted]
+    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in wanted], rel=far)
+
+
+@pytest.mark.parametrize("device", SLOW_ON_CPU)
+def test_stopped_it_goes_on_from_what_was_written_beside_the_steps(device, digits_store, tmp_path) -> None:
+    """What is written is the state as it was between two steps, though the next ones began meanwhile."""
+    store, changes = open_store(digits_store), {"train": {**FP32, "save_every": 3, "log_every": 1}}
+    with exactly(device):
+        wanted = curve(begun(store, device, **changes), store, device)
+        first, was = begun(store, device, **changes), {}
+        with open_run(tmp_path, "a") as run:
+
+            def save(state: TrainState) -> None:
+                run.save(state)
+                was[state.step] = {name: value.cpu().clone() for name, value in state.tensors().items()}
+
+            with pytest.raises(Interrupted), run.writer.beside():
+                run_saving_on(device, first, store, save, 8)
+            saved = newest_state(run.folder)
+            assert saved is not None
+            assert saved.values.step == 8
+            assert all(torch.equal(saved.tensors[name], value) for name, value in was[8].items())
+            again = begun(store, device, **changes)
+            assert run.restore(again)
+            rest = curve(again, store, device)
+    assert_close(rest, wanted[8:], 0 if device.type == "cpu" else 1e-3)
+
+
+def run_saving_on(
+    device: torch.device, state: TrainState, store: ImageStore, save: Any, stop_at: int
+) -> None:
+    """Train there, saving, until so many steps are made."""
+
+    def check_stop() -> None:
+        if state.step == stop_at:
+            raise Interrupted("stopped", 15)
+
+    train(state, store, ProcessGroup(device), Quiet(), save, check_stop)
+
+
+def gradient(state: TrainState, store: ImageStore, device: torch.device) -> list[torch.Tensor]:
+    """The gradient of step 0's batch."""
+    batch = draw_batch(state.plan, state.timesteps, Batches(store, device), 0)
+    GradientAccumulator(state.plan, state.network, ProcessGroup(device))(batch, 0)
+    return [parameter.grad.clone() for parameter in state.network.parameters()]
+
+
+@contextmanager
+def memory_for(device: torch.device, state: TrainState, images: int, peaks: list[int]) -> Iterator[None]:
+    """Within it no more than so many images have a pass: a GPU's memory is cut between the two `peaks`."""
+    if device.type == "cpu":
+
+        def refuse(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+            if len(arguments[0]) > images:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        hook = state.network.middle.register_forward_pre_hook(refuse)
+        yield
+        hook.remove()
+        return
+    torch.cuda.empty_cache()
+    _, total = torch.cuda.mem_get_info(device)
+    torch.cuda.set_per_process_memory_fraction(sum(peaks) / 2 / total, device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_where_the_memory_does_not_suffice_half_as_many_images_make_the_same_gradient(
+    device, digits_store
+) -> None:
+    store, images, found, peaks = open_store(digits_store), 8 if device.type == "cpu" else 8192, [], []
+    with exactly(device):
+        for microbatch in (images, images // 2):
+            state = begun(store, device, train={**FP32, "batch_size": images, "microbatch": microbatch})
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats(device)
+            found.append(gradient(state, store, device))
+            peaks.append(torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0)
+            del state
+        state = begun(store, device, train={**FP32, "batch_size": images, "microbatch": "auto"})
+        short = memory_for(device, state, images // 2, peaks)
+        with short, pytest.warns(DiffctlWarning, match=f"micro-batches of {images // 2} images"):
+            ours = gradient(state, store, device)
+    for a, b in zip(ours, found[1], strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("device", LONG_ON_CPU)
+def test_a_compiled_training_is_the_same_but_for_rounding(device, digits_store) -> None:
+    store, short = open_store(digits_store), {**FP32, "steps": 4, "log_every": 1}
+    torch.compiler.reset()
+    with exactly(device), warnings.catch_warnings(category=DiffctlWarning):
+        warnings.simplefilter("error", DiffctlWarning)  # it went without
+        found = [
+            curve(begun(store, device, train={**short, "compile": compiles}), store, device)
+            for compiles in (True, False)
+        ]
+    assert_close(*found, 1e-3)
+
+
+@pytest.mark.parametrize("device", SLOW_ON_CPU)
+def test_what_the_compiler_refuses_is_trained_without(device, digits_store, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no kernel")
+
+    store, short, real = open_store(digits_store), {**FP32, "steps": 4, "log_every": 1}, torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network, **given: real(network, backend=refuse, **given))
+    torch.compiler.reset()
+    with exactly(device), pytest.warns(DiffctlWarning, match="the network cannot be compiled"):
+        found = curve(begun(store, device, train={**short, "compile": True}), store, device)
+    with exactly(device):
+        assert_close(found, curve(begun(store, device, train=short), store, device), 1e-3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_set_that_stays_on_the_host_trains_the_same(device, digits_store, monkeypatch) -> None:
+    """Its batches come through pinned memory, as one's do that is too large for the device."""
+    store, short = open_store(digits_store), {**FP32, "steps": 5, "log_every": 1}
+    with exactly(device):
+        there = curve(begun(store, device, train=short), store, device)
+        monkeypatch.setattr(loader, "DEVICE_SHARE", 0.0)
+        assert not Batches(store, device).resident
+        assert_close(curve(begun(store, device, train=short), store, device), there, 1e-4)
+
+
+@pytest.mark.parametrize("device", SLOW_ON_CPU)
+def test_digits_come_to_their_usual_score(device, tmp_path) -> None:
+    if device.type == "cpu":  # shows that the test runs
+        assert 0 < digits_distance(device, tmp_path, {"train": {"steps": 4}}, images=12, steps=2) < math.inf
+    else:
+        assert digits_distance(device, tmp_path, _PROFILE, images=500, steps=50) < NOISE * USUAL
+
+
+def digits_distance(
+    device: torch.device, folder: Path, changes: dict[str, dict[str, Any]], images: int, steps: int
+) -> float:
+    """The Fréchet distance of so many images, in so many DDIM steps, after a training on all digits there."""
+    config = parse(params(**changes), "test")
+    prepare(config.data, folder)
+    store = open_store(folder / "train")
+    plan = plan_training(config, store.meta, device)
+    state = new_state(plan, device)
+    curve(state, store, device)
+    settings, model = SampleSettings(steps=steps), LoadedModel(state.ema, plan)
+    condition = mixed_condition(plan, settings, range(images))
+    made = to_nhwc(generate(model, settings, range(images), condition, device))
+    extractor = load_extractor("effnet-lite0-64", device=device)
+    return frechet_distance(*(statistics(extract(extractor, part).features) for part in (made, store.images)))
+
+
+# What `params` has made small, as the profile has it.
+_PROFILE: dict[str, dict[str, Any]] = {
+    "model": {"channels": 32, "attention": [4], "head_channels": 32},
+    "train": {
+        "steps": 1200,
+        "batch_size": 64,
+        "lr": {"course": "cosine", "rate": 0.002, "warmup": 50},
+        "log_every": 25,
+        "save_every": 500,
+        "preview_every": 500,
+    },
+}

@@ -1,0 +1,120 @@
+"""A clone with the project's deployments on servers of its own, and a worker for them elsewhere."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows import clone
+from tests.conftest import diffctl, environment
+from tests.helpers.servers import Servers, post, servers_up
+from tests.helpers.small import commit, git, own_code, small_project
+
+
+@contextmanager
+def process(*arguments: str, cwd: Path, env: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+    """Prefect's command line in a session of its own, its output in a file; ended with all it started."""
+    log = cwd / f"{arguments[0]}.log"
+    with open(log, "a") as file:
+        running = subprocess.Popen(
+            [sys.executable, "-m", "prefect", *arguments],
+            cwd=cwd,
+            env=environment(env),
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        yield running
+    except BaseException:
+        print(log.read_text())
+        raise
+    finally:
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGTERM)
+            try:
+                running.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(running.pid, signal.SIGKILL)
+
+
+@dataclass
+class Nightly:
+    """The clone, where the worker is started, the servers' folder and how the worker's processes are set."""
+
+    clone: Path
+    elsewhere: Path
+    servers: Servers
+    env: dict[str, str]
+
+    @property
+    def url(self) -> str:
+        return self.servers.prefect
+
+    def runs(self, flow: str = "pipeline") -> list[dict[str, Any]]:
+        """The flow's runs, in the order in which they began."""
+        body = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_ASC"}
+        return post(f"{self.url}/flow_runs/filter", body)
+
+    def states(self, flow: str = "pipeline") -> list[str]:
+        return [run["state_name"] for run in self.runs(flow)]
+
+    def state_of(self, run_id: str) -> str:
+        return next(run["state_name"] for run in self.runs() if run["id"] == run_id)
+
+    def logs(self) -> list[dict[str, Any]]:
+        return post(f"{self.url}/logs/filter", {"limit": 200})
+
+    def worker(self) -> Any:
+        """A worker that carries runs out as long as the block lasts."""
+        return process("worker", "start", "--pool", "diffctl", cwd=self.elsewhere, env=self.env)
+
+    def start(self, deployment: str, **parameters: Any) -> None:
+        """Ask for a run of a deployment now."""
+        command = [sys.executable, "-m", "prefect", "deployment", "run", deployment]
+        command += [part for item in parameters.items() for part in ("--param", f"{item[0]}={item[1]}")]
+        subprocess.run(command, cwd=self.clone, env=environment(self.env), check=True, capture_output=True)
+
+
+@contextmanager
+def nightly(
+    folder: Path,
+    schedule: dict[str, Any] | None,
+    wait: int = 600,
+    server: dict[str, str] | None = None,
+    **changes: dict[str, Any],
+) -> Iterator[Nightly]:
+    """Servers, deployments and clone, with another schedule for `retrain` and `changes` in params.yaml.
+
+    `wait` is how long a run waits for the clone; `server` is in the servers' environment.
+    """
+    origin = small_project(folder / "origin", **changes)
+    values = yaml.safe_load((origin / "prefect.yaml").read_text())
+    values["pull"][0]["flows.clone.update_clone"]["wait"] = wait
+    values["deployments"][0]["schedules"] = [schedule] if schedule else []
+    (origin / "prefect.yaml").write_text(yaml.safe_dump(values))
+    commit(origin, "another schedule")
+    git(folder, "clone", "--quiet", str(origin), "nightly")
+    here, elsewhere, servers_folder = folder / "nightly", folder / "elsewhere", folder / "servers"
+    for made in (elsewhere, servers_folder):
+        made.mkdir()
+    settings = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2", **(server or {})}
+    with servers_up(servers_folder, settings) as servers:
+        env = {
+            **own_code(here),
+            "PREFECT_HOME": str(folder / "prefect"),
+            "PREFECT_API_URL": servers.prefect,
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
+            clone.VARIABLE: str(here),
+        }
+        deployed = diffctl(here, "deploy", env=env)
+        assert deployed.returncode == 0, deployed.stderr
+        assert deployed.stderr == ""
+        yield Nightly(here, elsewhere, servers, env)

@@ -1,0 +1,116 @@
+"""A small model behind an address: its file, the application over it, and a network behind a gate."""
+
+import signal
+import subprocess
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from diffusion.layout import MODEL, RUN, SCORES
+from diffusion.model.model_file import read_artefact, save_artefact
+from diffusion.protocol.scores import ScoresDocument, write_document
+from diffusion.system.files import write_json
+from diffusion.system.seals import sealed
+from serving.config import ServeConfig
+from serving.published import Fixed, Published, Source
+from serving.service import Service
+from tests.conftest import command, environment
+from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.scores_document import document
+
+CPU = torch.device("cpu")
+SWEEP = {(4, 0.0): 0.3, (8, 1.0): 0.2}
+
+
+def small_model(path: Path, seed: int = 0) -> Path:
+    """A model file with random weights of that seed."""
+    save_artefact(path, network_of(spec_of(), seed).state_dict(), artefact_of(spec_of()))
+    return path
+
+
+def scores_of(model: Path, sweep: dict[tuple[int, float], float] = SWEEP) -> ScoresDocument:
+    """Scores of the model over a sweep."""
+    return document(sweep, model_sha256=read_artefact(model).model_sha256)
+
+
+def published(model: Path, version: int | None = 3, scored: bool = True) -> Published:
+    """The model as a source publishes it."""
+    return Published("digits", version, model, scores_of(model) if scored else None)
+
+
+def service_of(source: Source | Published, **config: float) -> Service:
+    """A service of that source on the CPU."""
+    source = Fixed(source) if isinstance(source, Published) else source
+    return Service(source, CPU, ServeConfig.model_validate(config))
+
+
+def trained(seed: int, kernel: float) -> str:
+    """Leave a model and its scores in the working directory, as a training does; returns its sha256."""
+    sha256 = read_artefact(small_model(MODEL, seed)).model_sha256
+    write_document(SCORES, scores_of(MODEL, {(4, 0.0): kernel}))
+    write_json(RUN, sealed({"key": f"key{seed}", "fingerprint": f"{seed}" * 16}))
+    return sha256
+
+
+class Gate(torch.nn.Module):
+    """A network that says nothing while the gate is shut."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network, self.open, self.reached = network, threading.Event(), threading.Event()
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """What the network says, once the gate is open."""
+        self.reached.set()
+        assert self.open.wait(60)
+        said: torch.Tensor = self.network(x, t, labels)
+        return said
+
+
+def gated(service: Service) -> Gate:
+    """Put a gate before the network that the service is about to serve."""
+    published, loaded = service._first
+    gate = Gate(loaded.network)
+    service._first = published, loaded._replace(network=gate)
+    return gate
+
+
+class ServerProcess:
+    """`diffctl serve` in a folder, on a port of its own choice; it is ready when it has said its address.
+
+    `name` is another command that serves, `program` what is started in the place of `diffctl`.
+    """
+
+    def __init__(
+        self, folder: Path, *arguments: str, name: str = "serve", program: Sequence[str] | None = None
+    ) -> None:
+        self.log = folder / "serve.log"
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                [*(program or command()), name, "--port", "0", *arguments],
+                cwd=folder,
+                env=environment(),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+        assert self.process.stdout is not None
+        self.said = self.process.stdout.readline()
+        assert self.said, self.log.read_text()
+        self.url = self.said.split()[1].removesuffix("/v1/images").removesuffix("/")
+        self.port = int(self.url.rpartition(":")[2])
+
+    def stop(self) -> int:
+        """Ask it to stop, and wait; its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    def kill(self) -> None:
+        """End it at once, and let go of its output."""
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()

@@ -1,0 +1,142 @@
+"""The team's servers as deploy/team/ has them: PostgreSQL with a password, MLflow and Prefect over it."""
+
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import yaml
+
+from diffusion.system.processes import end_all, in_group
+from tests.closure import ROOT
+from tests.conftest import command, environment
+from tests.helpers.mlflow_server import free_port, wait_for
+from tests.helpers.postgres import postgres
+
+TEAM = ROOT / "deploy/team"
+DATABASE_PASSWORD = "the-database's-secret"
+ADMIN_PASSWORD = "the-admin's-long-secret"
+COLLEAGUE = "the-colleague's-secret"
+SHARED = "team:the-shared-secret"
+SECRETS = (DATABASE_PASSWORD, ADMIN_PASSWORD, COLLEAGUE, "the-shared-secret", "the-session-key")
+
+
+def read_settings() -> dict[str, str]:
+    """The variables of deploy/team/team.env."""
+    lines = (TEAM / "team.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def commands() -> dict[str, list[str]]:
+    """What compose.yaml runs as MLflow and as Prefect."""
+    services = yaml.safe_load((TEAM / "compose.yaml").read_text())["services"]
+    return {name: shlex.split(services[name]["command"]) for name in ("mlflow", "prefect")}
+
+
+@dataclass(frozen=True)
+class Team:
+    """The servers' folder with their logs, their addresses, and what a client of theirs sets."""
+
+    folder: Path
+    mlflow: str
+    prefect: str
+    database_port: str
+
+    @property
+    def client(self) -> dict[str, str]:
+        """A team member's environment."""
+        return {
+            "MLFLOW_TRACKING_URI": self.mlflow,
+            "MLFLOW_TRACKING_USERNAME": "admin",
+            "MLFLOW_TRACKING_PASSWORD": ADMIN_PASSWORD,
+            "PREFECT_API_URL": self.prefect,
+            "PREFECT_API_AUTH_STRING": SHARED,
+        }
+
+    @property
+    def stranger(self) -> dict[str, str]:
+        """The environment of somebody who knows the addresses alone."""
+        known = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL")
+        return {name: value if name in known else "" for name, value in self.client.items()}
+
+    def logs(self) -> str:
+        """All that the servers and the database wrote."""
+        return "".join(path.read_text(errors="replace") for path in self.folder.glob("*.log"))
+
+
+@contextmanager
+def team(folder: Path) -> Iterator[Team]:
+    """Both servers over a database of their own, until the block ends."""
+    with postgres(DATABASE_PASSWORD) as database, ExitStack() as stack:
+        made = Team(
+            folder,
+            f"http://127.0.0.1:{free_port()}",
+            f"http://127.0.0.1:{free_port()}/api",
+            database.rpartition(":")[2].split("/")[0],
+        )
+        env = _settings(made)
+        server = f"postgresql://{env['PGUSER']}@127.0.0.1:{env['PGPORT']}/postgres"
+        subprocess.run(
+            ["psql", "--quiet", "--dbname", server, "--file", TEAM / "databases.sql"],
+            env=environment(env),
+            check=True,
+        )
+        for name, health in (("mlflow", f"{made.mlflow}/health"), ("prefect", f"{made.prefect}/health")):
+            stack.enter_context(_server(name, health, folder, env))
+        yield made
+
+
+def _settings(made: Team) -> dict[str, str]:
+    """team.env, filled in, with ports and folders of this test."""
+    filled = {
+        "PGPORT": made.database_port,
+        "PGPASSWORD": DATABASE_PASSWORD,
+        "MLFLOW_PORT": str(urlsplit(made.mlflow).port),
+        "MLFLOW_WORKERS": "1",
+        "MLFLOW_ARTIFACTS_DESTINATION": str(made.folder / "artifacts"),
+        "MLFLOW_AUTH_CONFIG_PATH": str(TEAM / "auth.ini"),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN_PASSWORD,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "the-session-key",
+        "MLFLOW_SERVER_ALLOWED_HOSTS": urlsplit(made.mlflow).netloc,
+        "PREFECT_SERVER_API_PORT": str(urlsplit(made.prefect).port),
+        "PREFECT_UI_API_URL": made.prefect,
+        "PREFECT_HOME": str(made.folder / "prefect"),
+        "PREFECT_UI_STATIC_DIRECTORY": str(made.folder / "prefect/ui"),
+        "PREFECT_SERVER_API_AUTH_STRING": SHARED,
+    }
+    settings = read_settings()
+    assert filled.keys() <= settings.keys()
+    assert all(filled.get(name) or value for name, value in settings.items()), "nothing is left empty"
+    # Nothing of the surroundings has a say.
+    return {"MLFLOW_TRACKING_URI": "", "PREFECT_API_URL": "", **settings, **filled}
+
+
+@contextmanager
+def _server(name: str, health: str, folder: Path, env: dict[str, str]) -> Iterator[None]:
+    program, *arguments = commands()[name]
+    path = folder / f"{name}.log"
+    with open(path, "wb") as log:
+        process = subprocess.Popen(
+            [command()[0], "-m", program, *arguments],
+            cwd=folder,
+            env=environment(env),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        wait_for(health, process, path)
+        yield
+    finally:
+        end_all(in_group(process.pid))
+        process.wait(30)
+
+
+def told(folder: Path) -> str:
+    """All that lies as text in a folder: what a person may read or send on."""
+    files = (Path(base) / name for base, _, names in os.walk(folder) for name in names)
+    return "".join(path.read_text(errors="replace") for path in files if path.is_file())

@@ -1,0 +1,101 @@
+"""Real processes that train together, without the command line: `python -m` this, one a rank.
+
+On CPUs over gloo, and on a GPU each over NCCL.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from diffusion.images.store import open_store
+from diffusion.system.errors import Interrupted
+from diffusion.train import overlap
+from diffusion.train.distributed import ProcessGroup, joined
+from diffusion.train.loop import Silent, TrainState, new_state, train
+from diffusion.train.precision import set_tf32
+from diffusion.train.sharding import birthplace
+from diffusion.train.state_file import SavedState, newest_state, save_state
+from tests.conftest import environment
+from tests.train.test_loop import plan_of
+
+CPU = torch.device("cpu")
+DEADLINE = 600  # seconds that fail a test
+
+
+def trained(
+    store: Path,
+    folder: Path,
+    world: int,
+    changes: dict[str, Any],
+    stop: int | None = None,
+    kind: str = "cpu",
+) -> SavedState:
+    """What so many processes have saved last, at the end or when they stopped after `stop` steps.
+
+    They go on from the folder's newest state. Sums are sent in many small buckets.
+    """
+    folder.mkdir(exist_ok=True)
+    server = dist.TCPStore("127.0.0.1", 0, world, is_master=True, wait_for_workers=False)
+    asked = [str(server.port), str(store), str(folder), json.dumps(changes), str(stop or -1), kind]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.helpers.together", str(rank), str(world), *asked],
+            env={**environment(), "PYTHONPATH": str(Path(__file__).parent.parent.parent)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    for process in processes:
+        _, said = process.communicate(timeout=DEADLINE)
+        assert process.returncode == 0, said
+    saved = newest_state(folder)
+    assert saved is not None
+    return saved
+
+
+def device_of(kind: str, rank: int) -> torch.device:
+    """The rank's own GPU, which is its process's current one then, or the CPU."""
+    if kind != "cuda":
+        return CPU
+    device = torch.device(kind, rank)
+    torch.cuda.set_device(device)
+    set_tf32(False, device)
+    return device
+
+
+def main() -> None:
+    """Be one of them."""
+    rank, world, port = map(int, sys.argv[1:4])
+    store, folder, changes, stop = Path(sys.argv[4]), Path(sys.argv[5]), sys.argv[6], int(sys.argv[7])
+    torch.set_num_threads(1)
+    overlap.SENT = 5_000
+    images = open_store(store)
+    plan = plan_of(images, **json.loads(changes))
+    group = ProcessGroup(device_of(sys.argv[8], rank), rank, world)
+    state = new_state(plan, birthplace(plan.train, group))
+
+    def save(whole: TrainState) -> None:
+        if group.is_first:
+            save_state(folder, whole.saved())
+
+    def check_stop() -> None:
+        if state.step == stop:
+            raise Interrupted("stopped", 15)
+
+    with joined(group, dist.TCPStore("127.0.0.1", port, world, is_master=False)):
+        found = newest_state(folder) if group.is_first else None
+        state.restore(group.broadcast_state("", found or state.saved()))
+        try:
+            train(state, images, group, Silent(), save, check_stop)
+        except Interrupted:
+            return
+
+
+if __name__ == "__main__":
+    main()

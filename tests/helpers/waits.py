@@ -1,0 +1,47 @@
+"""A device without values, on which whatever would have the host wait for a GPU fails."""
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+DEVICE = torch.device("meta")
+BY_VALUE = ("nonzero", "masked_select", "unique", "_local_scalar_dense", "equal", "is_nonzero")
+
+
+class Waited(AssertionError):
+    """The host waited for the device."""
+
+
+class NothingWaits(TorchDispatchMode):
+    """Within it tensors of the meta device are as a GPU's, and what waits for one raises Waited.
+
+    That is what looks at values, and each copy between it and the host that is not said to be asynchronous:
+    a host's single number aside, which a GPU's kernel is given as it is.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        here = [one for one in _flat(args) if isinstance(one, torch.Tensor)]
+        if name in BY_VALUE and any(one.device == DEVICE for one in here):
+            raise Waited(f"{name} looks at values")
+        if name == "index" and here[0].device == DEVICE:
+            for index in here[1:]:
+                if index.dtype == torch.bool or index.device != DEVICE:
+                    raise Waited(f"an index of {index.dtype} on {index.device}")
+        if name == "_to_copy":
+            between = kwargs.get("device") not in (None, here[0].device)
+            if between and not kwargs.get("non_blocking"):
+                raise Waited(f"a copy from {here[0].device} to {kwargs['device']}")
+        if name == "copy_" and here[0].device != here[1].device and not (len(args) > 2 and args[2]):
+            raise Waited(f"a copy from {here[1].device} to {here[0].device}")
+        return func(*args, **kwargs)
+
+
+def _flat(values: Any) -> list[Any]:
+    if isinstance(values, list | tuple):
+        return [one for value in values for one in _flat(value)]
+    return [values]
