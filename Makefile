@@ -1,12 +1,15 @@
 # The commands of this project. `make help` lists them.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV := .venv
+BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 # `make demo TORCH=cpu` takes PyTorch's build for CPUs from its own index, a tenth of what PyPI's weighs on Linux.
 INDEX := $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu)
+# `make install EXTRAS=serve,gpu` adds these parts of pyproject.toml's optional dependencies.
+PROJECT := .$(if $(EXTRAS),[$(EXTRAS)])
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all test-newest lint format ui bench clean
+.PHONY: help install demo test test-slow test-long test-all test-newest test-gpu lint format ui docs bench bench-gpu clean
 
 help:  ## List these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -19,47 +22,62 @@ echo "There is no NVIDIA GPU here, and torch comes with 3 GB of CUDA: Ctrl-C and
 endef
 
 # A stamp is written last, so that an interrupted set-up is done again.
-.venv/.installed: pyproject.toml constraints.txt
-	@echo "Setting up .venv (a minute or two, once) ..."
-	@$(PYTHON) -m venv .venv
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (a minute or two, once) ..."
+	@$(PYTHON) -m venv $(VENV)
 	@$(CUDA_FOR_NOTHING)
-	@$(PIP) install --quiet $(INDEX) --constraint constraints.txt --editable .
+	@$(PIP) install --quiet $(INDEX) --constraint constraints.txt --editable '$(PROJECT)'
 	@touch $@
 
-.venv/.installed-dev: .venv/.installed
+$(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Adding the tools for tests ..."
 	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: .venv/.installed  ## The whole pipeline on handwritten digits, set-up included
+install: $(VENV)/.installed  ## Set up .venv, or VENV=FOLDER
+
+demo: $(VENV)/.installed  ## The whole pipeline on handwritten digits, set-up included
 	@$(BIN)/diffctl run
 
-test: .venv/.installed-dev  ## Every fast test
-	@$(BIN)/pytest -n 2 -m "not slow"
+test: $(VENV)/.installed-dev  ## Every fast test
+	@$(BIN)/pytest -n 2 --dist worksteal -m "not slow and not long"
 
-test-slow: .venv/.installed-dev  ## The slow tests: faults, real servers and whole pipelines
-	@$(BIN)/pytest -n 2 -m slow
+test-slow: $(VENV)/.installed-dev  ## The slow tests: faults, real servers and whole pipelines
+	@$(BIN)/pytest -n 3 --dist worksteal -m slow  # many of them wait for servers
 
-test-all: test test-slow  ## Every test
+test-long: $(VENV)/.installed-dev  ## Slow tests that take minutes each: reboots, stops at every moment, the tutorial
+	@$(BIN)/pytest -n 3 --dist worksteal -x -m long
+
+test-all: test test-slow test-long  ## Every test
 
 test-newest:  ## The fast tests and the demo with the newest Python and the newest of everything
 	@$(PYTHON) -m tests.newest
 
-lint: .venv/.installed-dev  ## Style, format and types
+test-gpu: $(VENV)/.installed-dev  ## What only a GPU executes; without one it says so
+	@$(BIN)/python -m tests.gpu
+
+lint: $(VENV)/.installed-dev  ## Style, format and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-format: .venv/.installed-dev  ## Rewrite the code in the project's format
+format: $(VENV)/.installed-dev  ## Rewrite the code in the project's format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-ui: .venv/.installed  ## Open the runs in the MLflow UI (http://127.0.0.1:5000)
+ui: $(VENV)/.installed  ## Open the runs in the MLflow UI (http://127.0.0.1:5000)
 	@$(BIN)/diffctl ui
 
-bench: .venv/.installed-dev  ## Measure what benchmarks/ promises; run with nothing else running
+docs: $(VENV)/.installed-dev  ## Make the site of docs/ in site/; its notebooks are executed
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html; \`DOCS_EXECUTE=false python -m mkdocs serve\` shows it while it is edited"
+
+bench: $(VENV)/.installed-dev  ## Measure what benchmarks/ promises; run with nothing else running
 	@$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
 	@$(BIN)/python -m benchmarks
 
-clean:  ## Remove the environment and caches; data, runs and models stay
-	rm -rf .venv .venv-newest .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+bench-gpu: $(VENV)/.installed-dev  ## Training and sampling on a GPU against diffusers; without one it says so
+	@$(BIN)/python -m benchmarks.gpu
+
+clean:  ## Remove the environment and caches, the site too; data, runs and models stay
+	rm -rf site .venv .venv-newest .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

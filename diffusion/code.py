@@ -46,6 +46,7 @@ NEUTRAL = {
     "diffusion.protocol.settings": "its values stand in the fingerprint",
     "diffusion.sample.config": "its values stand in the card",
     "diffusion.sample.finite": "refuses numbers that are none",
+    "diffusion.system.ahead": "where the work is done, and taken in its order",
     "diffusion.system.allocator": "keeps freed memory",
     "diffusion.system.arrays": "reads what others computed",
     "diffusion.system.chosen": "its values stand in the fingerprint",
@@ -64,15 +65,20 @@ NEUTRAL = {
     "diffusion.system.signals": "stops",
     "diffusion.system.syntax": "reads code",
     "diffusion.system.threads": "where the work is done, and joined in its order",
+    "diffusion.system.transfer": "moves what others computed",
     "diffusion.train.async_metrics": "means for people",
     "diffusion.train.classifier_plan": "its values stand in the fingerprint",
     "diffusion.train.config": "its values stand in the fingerprint",
+    "diffusion.train.first_alone": "waits",
+    "diffusion.train.heldout": "measures a training",
     "diffusion.train.identity": "its values stand in the fingerprint",
+    "diffusion.train.lazy_tensors": "brings what a saved state holds",
     "diffusion.train.loss_by_timestep": "means for people",
     "diffusion.train.memory": "chooses a micro-batch, which counts as rounding",
     "diffusion.train.state_file": "a saved state is sealed",
+    "diffusion.train.state_writer": "writes states when it is time",
     "diffusion.train.state_values": "names what a saved state holds",
-    "diffusion.train.tensor_stream": "writes what a saved state holds",
+    "diffusion.train.tensor_stream": "writes and reads what a saved state holds",
     "diffusion.train.watching": "tells what a watcher failed at",
 }
 
@@ -121,6 +127,16 @@ def code_since(step: int, code: Code) -> CodeSince:
 def torch_version() -> str:
     """The installed torch's version, such as 2.13.0, without its build, which stands for a kind of device."""
     return version("torch").partition("+")[0]
+
+
+@cache
+def library_version() -> str:
+    """The torch version and a digest of diffusion/: equal where equal images come from equal settings."""
+    root = ROOT / PACKAGE
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return f"{digest.hexdigest()[:12]} with torch {torch_version()}"
 
 
 def changed_modules(old: Code, new: Code) -> list[str]:

@@ -8,12 +8,13 @@ import, so that the command line can validate in milliseconds.
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from diffusion.evaluate.config import EvaluateConfig
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SweepConfig
 from diffusion.sample.config import SampleConfig
+from diffusion.search.config import SearchConfig
 from diffusion.system.errors import UsageError
 from diffusion.system.params import PARAMS, read_params
 from diffusion.system.section import validated
@@ -21,12 +22,17 @@ from diffusion.train.config import ClassifierConfig, TrainSections
 
 
 class Config(TrainSections):
-    """The whole experiment: params.yaml. A `classifier` is opt-in and no part of the pipeline."""
+    """The whole experiment: params.yaml.
+
+    A `classifier` and a `search` are opt-in and no part of the pipeline; a search describes no training, so
+    that it is left out wherever a configuration is written down.
+    """
 
     sample: SampleConfig
     sweep: SweepConfig
     evaluate: EvaluateConfig
     classifier: ClassifierConfig | None = None
+    search: SearchConfig | None = Field(default=None, exclude=True)
 
     @model_validator(mode="after")
     def _steps_are_there(self) -> Self:
@@ -42,6 +48,7 @@ class Config(TrainSections):
         guidance, noise = self._axis("guidance"), self._axis("noise")
         if any(guidance[1]) and not self.train.p_uncond:
             raise ValueError(f"{guidance[0]} > 0 needs a model trained with train.p_uncond > 0")
+        self._interval_is_of_guidance(guidance)
         if "learned" in noise[1] and self.process.variance != "learned":
             raise ValueError(f"{noise[0]} learned needs process.variance learned")
         sampler = self._axis("sampler")
@@ -49,7 +56,25 @@ class Config(TrainSections):
             raise ValueError(f"{sampler[0]} {sampler[1][0]} is deterministic, so sweep.eta must be [0.0]")
         if self.sweep.noise and not any(self.sweep.eta):
             raise ValueError("sweep.noise: no noise is added at eta 0, so list an eta > 0 too")
+        if self.sweep.widths and self.train.averages is None:
+            raise ValueError(
+                f"sweep.ema: {self.sweep.widths[0]:g} is made of snapshots, and the training keeps none: set "
+                "train.averages"
+            )
         return self
+
+    def _interval_is_of_guidance(self, guidance: tuple[str, tuple[float, ...]]) -> None:
+        """ValueError for an interval of guidance where there is none, or that is given twice."""
+        section, listed = self.sample.guidance_interval, self.sweep.guidance_interval
+        if section is not None and listed is not None:
+            raise ValueError(
+                "sweep.guidance_interval says it for every cell: leave sample.guidance_interval out"
+            )
+        if (section is not None or any(listed or ())) and not any(guidance[1]):
+            name = "sample" if section is not None else "sweep"
+            raise ValueError(
+                f"{name}.guidance_interval does nothing without guidance: give {guidance[0]} > 0 too"
+            )
 
     def _axis(self, name: str) -> tuple[str, tuple[Any, ...]]:
         """The field that decides an axis of the grid, and its values."""

@@ -1,10 +1,11 @@
 """Which files of the library a stage's body needs, and which of them its `deps:` in dvc.yaml list.
 
-`python -m tests.closure` says which are not listed, and what is listed for nothing.
+`python -m tests.closure` says which are not listed, and what is listed for nothing, and fails then.
 """
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import yaml
@@ -106,12 +107,12 @@ def _is_below(file: str, dep: str) -> bool:
 
 def main() -> None:
     """Hold dvc.yaml against the code."""
-    listed = listed_code()
+    listed, found = listed_code(), []
     for stage, files in stage_files().items():
-        for file in uncovered(listed[stage], files):
-            print(f"{stage}: {file} is needed and not listed")
-        for dep in idle(listed[stage], files):
-            print(f"{stage}: {dep} is listed for nothing")
+        found += [f"{stage}: {file} is needed and not listed" for file in uncovered(listed[stage], files)]
+        found += [f"{stage}: {dep} is listed for nothing" for dep in idle(listed[stage], files)]
+    if found:
+        sys.exit("\n".join(found))
 
 
 if __name__ == "__main__":

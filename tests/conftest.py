@@ -9,7 +9,10 @@ import tempfile
 os.environ["OMP_NUM_THREADS"] = "1"
 # Processes that compile the same network at once read each other's half-written files: a cache each.
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="diffctl-inductor-")
-atexit.register(shutil.rmtree, os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
+# What a test keeps in the user's cache is another user's.
+os.environ["DIFFCTL_CACHE"] = tempfile.mkdtemp(prefix="diffctl-cache-")
+for name in ("TORCHINDUCTOR_CACHE_DIR", "DIFFCTL_CACHE"):
+    atexit.register(shutil.rmtree, os.environ[name], ignore_errors=True)
 
 import subprocess
 import sys
@@ -20,6 +23,7 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.helpers.browser import browser  # noqa: F401 (a fixture)
 from tests.helpers.disks import mount  # noqa: F401 (a fixture)
 from tests.helpers.prefect_home import prefect_database  # noqa: F401 (a fixture)
 
@@ -27,7 +31,14 @@ ROOT = Path(__file__).parent.parent
 
 SMALL: dict[str, dict[str, Any]] = {  # profiles/digits.yaml shrunk until a stage takes a second or two
     "model": {"channels": 8, "attention": [4], "head_channels": 8},
-    "train": {"steps": 12, "batch_size": 8, "save_every": 4, "log_every": 3, "preview_every": 6, "warmup": 4},
+    "train": {
+        "steps": 12,
+        "batch_size": 8,
+        "save_every": 4,
+        "log_every": 3,
+        "preview_every": 6,
+        "lr": {"course": "cosine", "rate": 0.002, "warmup": 4},
+    },
     "sample": {"num_images": 20, "batch_size": 8},
     "sweep": {"steps": [2, 3], "eta": [0.0, 1.0]},
 }
@@ -40,6 +51,17 @@ def params(**changes: dict[str, Any]) -> dict[str, Any]:
         for section, keys in overlay.items():
             values[section] = {**values.get(section, {}), **keys}
     return values
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What only a GPU executes is skipped where there is none."""
+    wanting = [item for item in items if item.get_closest_marker("gpu")]
+    if wanting:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in wanting:
+                item.add_marker(pytest.mark.skip(reason="no GPU"))
 
 
 def pytest_runtest_setup() -> None:

@@ -49,7 +49,7 @@ def main() -> None:
     said = ".".join(map(str, version))
     print(f"Setting up .venv-newest with Python {said} and the newest of everything ...", flush=True)
     set_up(python, version)
-    tests = [str(VENV / "bin/python"), "-m", "pytest", "-n", "2", "-m", "not slow"]
+    tests = [str(VENV / "bin/python"), "-m", "pytest", "-n", "2", "-m", "not slow and not long"]
     if subprocess.run(tests, cwd=ROOT, env=environment()).returncode:
         raise SystemExit(f"the fast tests fail with Python {said} and the newest of everything")
     with tempfile.TemporaryDirectory(prefix="diffctl-newest-") as folder:

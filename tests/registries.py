@@ -15,9 +15,11 @@ from diffusion.model.registry import MODELS
 from diffusion.process.predictions import PREDICTIONS
 from diffusion.process.registry import PROCESSES
 from diffusion.protocol.extractors import EXTRACTORS
+from diffusion.protocol.protocols import PROTOCOLS
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.registry import load_reference
+from diffusion.train.course import COURSES
 from tests.conftest import ROOT
 
 DOCS = ROOT / "docs/extending.md"
@@ -44,12 +46,16 @@ REGISTRIES = (
              "a `ProcessConfig` → `Process` (`diffusion/process/process.py`)"),
     Registry("PREDICTIONS", PREDICTIONS, "diffusion/process/predictions.py", "process.prediction",
              "(α, σ) → (a, b) of what is predicted, a·x_0 + b·ε"),
+    Registry("COURSES", COURSES, "diffusion/train/course.py", "train.lr.course",
+             "a subclass of `Course`: step → rate"),
     Registry("SAMPLERS", SAMPLERS, "diffusion/protocol/samplers.py", "sample.sampler",
              "`SampleSettings` → `Sampler` (`diffusion/sample/sampler.py`)"),
     Registry("SPACINGS", SPACINGS, "diffusion/protocol/spacing.py", "sample.spacing",
              "(S, T) → S increasing times that end at T − 1"),
     Registry("EXTRACTORS", EXTRACTORS, "diffusion/protocol/extractors.py", "evaluate.extractor",
              "(`ExtractorSpec`, its weights or None) → `nn.Module`"),
+    Registry("PROTOCOLS", PROTOCOLS, "diffusion/protocol/protocols.py", "evaluate.protocol",
+             "what a paper states of a run, field by field"),
     Registry("PRESETS", PRESETS, "diffusion/model/presets.py", "model.preset",
              "a published shape of the `unet`, with its recipe"),
 )  # fmt: skip
@@ -74,9 +80,12 @@ def _table(registry: Registry) -> str:
 
 def _said(entry: Any, registry: Registry) -> str:
     """What an entry, or the module of its builder, says of itself, and the options that it alone has."""
+    if registry.entries is COURSES:
+        own = load_reference(entry.config)
+        return f"{_first(own)} Options: {', '.join(f'`{name}`' for name in _options(entry))}."
     if not hasattr(entry, "builder"):
         known = f"{entry.parameters:,} parameters. {entry.source}" if registry.entries is PRESETS else ""
-        return known or _first(entry)
+        return known or (entry.paper if registry.entries is PROTOCOLS else _first(entry))
     said = [_first(sys.modules[load_reference(entry.builder).__module__])]
     builders = {other.builder for other in registry.entries.values() if other.module == entry.module}
     if len(builders) > 1:

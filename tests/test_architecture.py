@@ -19,14 +19,17 @@ MAY_USE = {
     "diffusion": {"diffusion"},
     "tracking": {"tracking", "diffusion"},
     "flows": {"flows", "tracking", "diffusion"},
-    "cli": {"cli", "flows", "tracking", "diffusion"},
+    "serving": {"serving", "tracking", "diffusion"},
+    "cli": {"cli", "flows", "serving", "tracking", "diffusion"},
 }
-SERVICES = {"prefect", "dvc", "mlflow", "typer", "ray", "fastapi"}
+WEB = {"fastapi", "starlette", "uvicorn", "prometheus_client"}
+SERVICES = {"prefect", "dvc", "mlflow", "typer", "ray", *WEB}
 MAY_SERVE = {
     "diffusion": set(),
     "tracking": {"mlflow", "fastapi"},
-    "flows": {"prefect", "dvc", "ray"},
-    "cli": {"typer", "fastapi"},
+    "flows": {"prefect", "dvc", "ray", "uvicorn"},
+    "serving": {"ray", *WEB},
+    "cli": {"typer"},
 }
 WALL_CLOCK = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.(now|utcnow)\(")
 FILES = sorted(file for package in MAY_USE for file in (ROOT / package).rglob("*.py"))
@@ -68,7 +71,7 @@ def test_every_stage_depends_on_what_its_body_imports() -> None:
 
 
 def test_the_graph_is_read_at_one_look() -> None:
-    assert len(GRAPH.read_text().splitlines()) < 125
+    assert len(GRAPH.read_text().splitlines()) < 130
 
 
 def test_every_stage_is_its_one_command() -> None:
@@ -79,6 +82,7 @@ def test_every_stage_is_its_one_command() -> None:
 def test_every_out_is_ignored_by_hand() -> None:
     stages = yaml.safe_load(GRAPH.read_text())["stages"]
     outs = [out for stage in stages.values() for key in ("outs", "plots") for out in stage.get(key, [])]
+    outs = [out for out in outs if out != {"metrics/scores.json": {"cache": False}}]  # which is Git's
     paths = [next(iter(out)) if isinstance(out, dict) else out for out in outs]
     paths = [path if Path(path).suffix else f"{path}/" for path in paths]
     command = ["git", "check-ignore", "--no-index", *paths]
@@ -106,7 +110,7 @@ def test_help_loads_nothing_heavy(arguments: list[str], light: set[str]) -> None
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    heavy = {"torch", "numpy", "mlflow", "prefect", "dvc", "matplotlib", *light}
+    heavy = {"torch", "numpy", "mlflow", "prefect", "dvc", "matplotlib", "fastapi", *light}
     assert not heavy & set(done.stderr.split())
     assert "Usage:" in done.stdout
 
@@ -116,7 +120,10 @@ MAY_SAY_WHEN = {
     "cli/shared/tables.py",
     "diffusion/downloads/transfer.py",
     "diffusion/train/run_folder.py",
+    "flows/stranded.py",
+    "flows/watched.py",
     "tracking/lookup.py",
+    "tracking/moves.py",
     "tracking/spool.py",
 }
 
@@ -133,9 +140,9 @@ FLOORS = (
     {"process"},
     {"model"},
     {"protocol"},
-    {"data", "train", "sample", "evaluate", "choice"},
-    {"analysis", "config"},
-    {"report", "check", "interop"},
+    {"data", "train", "sample", "evaluate", "choice", "papers"},
+    {"analysis", "config", "engine", "search"},
+    {"report", "check", "interop", "show"},
 )
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(file for file in (ROOT / LIBRARY).rglob("*.py") if file != ROOT / LIBRARY / "__init__.py")
@@ -187,4 +194,4 @@ def test_the_ground_knows_no_word_of_diffusion() -> None:
 def test_tests_have_the_folders_of_the_code() -> None:
     code = {file.parent.name for file in (ROOT / LIBRARY).glob("*/__init__.py")} | set(MAY_USE) - {LIBRARY}
     folders = {file.parent.name for file in (ROOT / "tests").glob("*/__init__.py")}
-    assert folders == code | {"benchmarks", "fuzz", "helpers"}
+    assert folders == code | {"benchmarks", "docs", "fuzz", "gpu", "helpers"}

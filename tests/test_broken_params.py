@@ -78,12 +78,17 @@ def test_what_is_no_file_is_told(tmp_path: Path, name: str) -> None:
 
 
 def replaced(tree: Tree, path: str, value: Any) -> Tree:
-    """The tree with that value in a field; `[]` at its end puts it into a list alone."""
+    """The tree with that value in a field; `[]` at its end puts it into a list alone.
+
+    A number above the field, which stands for its section, gives way to the section.
+    """
     *above, name = path.removesuffix("[]").split(".")
     changed = json.loads(json.dumps(tree))
     holder = changed
     for key in above:
-        holder = holder.setdefault(key, {})
+        if not isinstance(holder.get(key), dict):
+            holder[key] = {}
+        holder = holder[key]
     holder[name] = [value] if path.endswith("[]") else value
     return changed
 
@@ -113,7 +118,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(UNet, "__init__", noted)
     memory._counted_parameters.cache_clear()
-    memory._counted_bytes.cache_clear()
+    memory._counted_passes.cache_clear()
     return shapes
 
 

@@ -43,9 +43,9 @@ EDITS = {
         FROM_TRAIN,
     ),
     "learning rate": Edit(
-        "diffusion/train/loop.py",
-        "return train.lr * (step + 1)",
-        "return 3 * train.lr * (step + 1)",
+        "diffusion/train/course.py",
+        "rate = rate * (step + 1)",
+        "rate = 3 * rate * (step + 1)",
         FROM_TRAIN,
     ),
     "sampler": Edit(

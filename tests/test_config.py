@@ -30,13 +30,14 @@ def test_the_project_starts_with_the_digits_profile() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"train": {"lr": -1}}, "train.lr: .*greater than 0 .*got -1"),
+        ({"train": {"lr": -1}}, "train.lr.rate: .*greater than 0 .*got -1"),
         ({"train": {"learning_rate": 1}}, "train.learning_rate: unknown key, allowed are steps, batch_size"),
         ({"data": {"name": "mnist"}}, "data.name: allowed are digits, .*got 'mnist'"),
         ({"data": {"labels": "fine"}}, "data.labels: digits has no such option; this is for cifar100 and"),
         ({"data": {"path": "x"}}, "data: path: digits come with scikit-learn, so there is no folder to give"),
         ({"data": {"name": "cifar100", "labels": "all"}}, "data.labels: .*'fine' or 'coarse' .got 'all'"),
-        ({"train": {"warmup": 50}}, "train: warmup 50 is more than steps 12: set train.warmup to 12 or less"),
+        ({"train": {"lr": {"rate": 1, "warmup": 50}}},
+         "train: lr.warmup 50 is more than steps 12: set train.lr.warmup to 12 or less"),
         ({"sweep": {"steps": list(range(1, 101)), "eta": [x / 100 for x in range(11)]}},
          "sweep: the axes have 1,100 cells together: list at most 1,000"),
         ({"model": {"channel_mult": [1] * 8, "num_res_blocks": 9}}, "72 blocks in all levels are more than"),

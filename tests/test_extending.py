@@ -123,6 +123,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_docs_own_tests_pass(project: Path) -> None:
     run(
         project,
@@ -136,6 +137,7 @@ def test_the_docs_own_tests_pass(project: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_new_entry_makes_no_work_of_the_others_stale(project: Path) -> None:
     assert run(project, "-c", DIGESTS).split() == digests()
 

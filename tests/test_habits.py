@@ -1,0 +1,59 @@
+"""What people's tools read beside the code: hooks before a commit, issue templates, the list of changes."""
+
+import re
+import tomllib
+
+import pytest
+import yaml
+
+from diffusion.code import module_file
+from diffusion.model.model_file import Described
+from diffusion.protocol.grid import SAMPLING_VERSION
+from tests.conftest import ROOT
+
+PARTS = ("cli", "diffusion", "docs", "flows", "profiles", "tracking")
+HOOKS = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+LIBRARY = [str(file.relative_to(ROOT)) for folder in PARTS for file in sorted((ROOT / folder).rglob("*"))]
+LIBRARY += [file.name for file in ROOT.glob("*") if file.is_file()]
+TOOLS = ("ruff", "mypy")  # which pyproject.toml lists for development
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook["id"])
+def test_a_hook_runs_what_the_environment_has_on_files_that_there_are(hook: dict[str, str]) -> None:
+    program, *arguments = hook["entry"].split()
+    name = program.removeprefix(".venv/bin/")
+    if name == "python":
+        assert arguments[0] == "-m"
+        assert module_file(arguments[1])
+    else:
+        assert name in TOOLS
+    if "files" in hook:
+        patterns = re.split(r"\|(?=\^)", hook["files"])  # alternatives, each from the beginning
+        assert all(any(re.search(pattern, file) for file in LIBRARY) for pattern in patterns)
+
+
+def test_what_make_lint_checks_is_checked_before_a_commit() -> None:
+    lint = re.search(r"^lint:.*?\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert lint
+    wanted = [line.strip().removeprefix("@$(BIN)/").removesuffix(" .") for line in lint[1].splitlines()]
+    entries = [hook["entry"].removeprefix(".venv/bin/") for hook in HOOKS]
+    assert all(any(entry.startswith(command) for entry in entries) for command in wanted)
+
+
+@pytest.mark.parametrize("name", ["bug", "numbers", "idea"])
+def test_a_template_has_a_name_and_what_it_is_about(name: str) -> None:
+    _, head, body = (ROOT / f".github/ISSUE_TEMPLATE/{name}.md").read_text().split("---\n", 2)
+    assert {"name", "about", "labels"} == yaml.safe_load(head).keys()
+    assert len(body) > 100
+
+
+def test_the_changes_know_this_version_and_link_to_what_there_is() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"## {version}\n" in text
+    assert f"ampling version {SAMPLING_VERSION}" in text
+    assert f"model format {Described.model_fields['format'].default}" in text
+    for page in ("CHANGELOG.md", "SECURITY.md", "docs/theory.md"):
+        source = ROOT / page
+        for link in re.findall(r"\]\(([\w./-]+)\)", source.read_text(encoding="utf-8")):
+            assert (source.parent / link).exists(), link

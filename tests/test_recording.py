@@ -1,0 +1,67 @@
+"""The recording of a terminal: what is on the screen, and when, in a picture that any reader of XML reads."""
+
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.helpers.terminal_picture import LONGEST, STATES, Heard, screen, shortened, svg
+from tests.recording import record
+
+
+def read(*texts: str) -> list[str]:
+    """The lines that are on the screen when these texts have come, a second apart."""
+    return [line.text for line in screen([Heard(at, text) for at, text in enumerate(texts)])]
+
+
+@pytest.mark.parametrize(
+    ("written", "seen"),
+    [
+        (["one\r\ntwo\r\n"], ["one", "two"]),
+        (["one", " more\r\n"], ["one more"]),
+        (["\r\x1b[K1/3", "\r\x1b[K2/3", "\r\x1b[K3/3\n", "end\n"], ["3/3", "end"]),
+        (["bar |\r          \r", "said\n"], ["said"]),  # a bar that is wiped away
+        (["outer\n\rinner\x1b[A\r          \r", "said\n"], ["said", "inner"]),  # one below another
+        (["\x1b[1mbold\x1b[0m\n\x1b[31mred\x1b[0m\n"], ["bold", "red"]),
+        (["\n\nlow\n\n"], ["", "", "low"]),
+        ([""], [""]),
+    ],
+)
+def test_the_screen_is_what_a_terminal_shows(written: list[str], seen: list[str]) -> None:
+    assert read(*written) == seen
+
+
+def test_a_line_that_is_drawn_often_keeps_its_first_and_last_state() -> None:
+    (line,) = screen([Heard(at, f"\r\x1b[K{at}/100") for at in range(101)])
+    states = [text for _, text in line.states]
+    assert len(states) == STATES
+    assert (states[0], states[-1]) == ("0/100", "100/100")
+
+
+def test_the_picture_keeps_the_order_and_shortens_the_waits() -> None:
+    lines = screen([Heard(0, "a\n"), Heard(0.2, "b\n"), Heard(3600, "c\n")])
+    clock = shortened(lines)
+    assert clock[0] == 0
+    assert clock[0.2] == pytest.approx(0.2)
+    assert clock[3600] == pytest.approx(0.2 + LONGEST)
+
+
+def test_the_picture_is_xml_whose_kept_lines_are_the_last_screen() -> None:
+    drawn = ElementTree.fromstring(svg("see <this>", [Heard(0, "\r1 & 2"), Heard(1, "\r3 > 2\nend\n")], 40))
+    texts = [element for element in drawn.iter() if element.tag.endswith("text")]
+    last = [element.text for element in texts if "passing" not in element.attrib["class"]]
+    assert last == ["$ see <this>", "3 > 2", "end"]
+    assert [element.text for element in texts if "passing" in element.attrib["class"]] == ["1 & 2"]
+
+
+def test_a_command_is_heard_at_a_terminal_of_its_own(tmp_path) -> None:
+    heard = record(
+        [sys.executable, "-c", "import os; print(os.isatty(2), *os.get_terminal_size())"], tmp_path
+    )
+    assert screen(heard)[-1].text == "True 100 40"
+
+
+def test_a_command_that_fails_is_no_recording(tmp_path) -> None:
+    with pytest.raises(subprocess.CalledProcessError, match="exit status 3"):
+        record([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)

@@ -1,0 +1,69 @@
+"""docs/theory.md: every formula names what computes it, and every figure is one of `diffctl show`."""
+
+import itertools
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diffusion.system.registry import load_reference
+from tests.conftest import ROOT
+from tests.figures import FIGURES, FOLDER, PICTURE, make
+
+PAGE = (ROOT / "docs/theory.md").read_text(encoding="utf-8")
+BLOCKS = PAGE.split("\n\n")
+FORMULAS = [
+    (block, after)
+    for block, after in itertools.pairwise(BLOCKS)
+    if block.startswith("    ") and "diffctl" not in block
+]
+REFERENCE = re.compile(r"`(diffusion(?:\.\w+)+:[\w.]+)`")
+MOST_BYTES = 100_000  # of a figure
+WITHOUT_MODEL = ("model", "steps")  # made in seconds from a profile alone
+
+
+@pytest.mark.parametrize(("formula", "after"), FORMULAS)
+def test_every_formula_names_what_computes_it(formula: str, after: str) -> None:
+    assert after.startswith("→ ")
+    assert REFERENCE.search(after)
+
+
+@pytest.mark.parametrize("reference", sorted(set(REFERENCE.findall(PAGE))))
+def test_what_is_named_is_there_and_says_what_it_does(reference: str) -> None:
+    named = load_reference(reference)
+    assert isinstance(named, dict) or named.__doc__
+
+
+def test_the_figures_are_those_of_the_commands_that_stand_below_them() -> None:
+    assert set(re.findall(r"\(figures/([\w-]+)\.svg\)", PAGE)) == set(FIGURES)
+    assert {file.stem for file in FOLDER.glob("*")} == {*FIGURES, PICTURE.stem}
+    for name, arguments in FIGURES.items():
+        assert f"`diffctl show {' '.join(arguments)}`" in PAGE, name
+
+
+@pytest.mark.parametrize("name", sorted(FIGURES))
+def test_a_figure_is_small_and_says_what_it_shows(name: str) -> None:
+    file = FOLDER / f"{name}.svg"
+    assert file.stat().st_size < MOST_BYTES
+    root = ET.parse(file).getroot()
+    assert root.tag.endswith("svg")
+    assert len(root.get("aria-label", "")) > 20
+
+
+@pytest.mark.parametrize("name", WITHOUT_MODEL)
+def test_the_command_still_makes_it(name: str, tmp_path: Path) -> None:
+    make(name, ROOT, tmp_path)
+    made, kept = (ET.parse(folder / f"{name}.svg").getroot() for folder in (tmp_path, FOLDER))
+    assert made.get("aria-label") == kept.get("aria-label")
+    said = [[text.text for text in root.iter("{http://www.w3.org/2000/svg}text")] for root in (made, kept)]
+    assert said[0] == said[1]
+
+
+def test_the_readmes_picture_is_small_and_says_what_it_shows() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"!\[[^\]]{20,}\]\(docs/figures/samples\.png\)", readme)
+    assert PICTURE.stat().st_size < 150_000
+    with Image.open(PICTURE) as picture:
+        assert picture.width > 600
