@@ -127,6 +127,7 @@ def _write_start(path: tuple[str, ...], value: str | None) -> None:
 def _track(path: Path) -> Path | None:
     """Let DVC track the file, so that a clone can have it; the file to commit. None outside a DVC project."""
     from diffusion.system.errors import DiffctlError
+    from diffusion.train.start import tracked_by
 
     if not Path(".dvc").is_dir():
         return None
@@ -135,7 +136,7 @@ def _track(path: Path) -> Path | None:
     if done.returncode:
         said = done.stderr.strip().splitlines()
         raise DiffctlError(f"DVC cannot track {path} ({said[0] if said else 'it does not say why'})")
-    return path.with_name(f"{path.name}.dvc")
+    return tracked_by(path)
 
 
 def find_profile(profile: str) -> Path:

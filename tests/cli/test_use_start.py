@@ -50,6 +50,8 @@ def test_a_file_is_kept_and_pinned_and_check_knows_it(project: Path) -> None:
     missing = found(project)["start"]
     assert missing["level"] == "error"
     assert "is not here: `diffctl use --start` fetches it" in missing["message"]
+    kept.with_name(f"{kept.name}.dvc").touch()
+    assert found(project)["start"]["level"] == "warning", "the stage lets DVC bring it"
     assert diffctl(project, "use", "--start", "none").returncode == 0
     assert pinned(project) is None
     assert "start" not in found(project)
