@@ -81,7 +81,26 @@ def _use_start(name: str) -> None:
     typer.echo(f"{PARAMS}: train.start is {artefact.model_sha256[:16]}, {_told(artefact)}: {path}")
     if tracked:
         typer.echo(f"DVC tracks it: commit {tracked} with {PARAMS}; `dvc push` sends it to the remote")
-    typer.echo("`diffctl check` says whether it fits")
+    typer.echo(_to_change(artefact))
+
+
+def _to_change(artefact: "Artefact") -> str:
+    """What of params.yaml differs from the start, to be pasted; as far as it can be told without the data."""
+    from diffusion.check.findings import Project
+    from diffusion.check.start_shape import to_change, written
+    from diffusion.config import load
+    from diffusion.layout import PARAMS
+    from diffusion.system.errors import DiffctlError
+
+    config = load()
+    try:
+        side = int(Project(config).train_meta()["image_size"])
+    except DiffctlError:  # nothing is known of the images
+        side = artefact.network.image_size
+    changes = to_change(config, artefact, side)
+    if not changes:
+        return "`diffctl check` says whether it fits"
+    return f"it fits once {PARAMS} says, as the start does:\n{written(changes)}"
 
 
 def _told(artefact: "Artefact") -> str:
