@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 PROFILES = Path("profiles")
 NO_START = "none"
+VERSION = "version"  # of the registered model, behind a colon its number
+DIGITS = 10  # more than MLflow counts in
 PINNED = ("train", "start", "sha256")  # what `--start` writes in params.yaml
 
 
@@ -31,7 +33,7 @@ def use(
         typer.Option(
             "--start",
             metavar="MODEL",
-            help="Train from a model: a file, an MLflow run, champion, champion:DATA; or from none.",
+            help="Train from a file, an MLflow run, champion[:DATA] or version:N[:DATA]; or from none.",
         ),
     ] = None,
 ) -> None:
@@ -110,7 +112,7 @@ def _told(artefact: "Artefact") -> str:
 
 
 def _model(name: str) -> Path:
-    """The model file that is meant: a file that is there, the champion of a data set, else a run's."""
+    """The model file that is meant: a file that is there, a data set's champion or version, else a run's."""
     from diffusion.config import load
     from tracking.names import CHAMPION, model_name
 
@@ -122,11 +124,29 @@ def _model(name: str) -> Path:
         from tracking.registry import fetch_champion
 
         return fetch_champion(model_name(data or load().data.name))
+    if kind == VERSION and data:
+        return _version(data)
     if name.endswith(".safetensors"):
         return Path(name)  # reading it says that there is none
     from tracking.runs import fetch_model
 
     return fetch_model(name)
+
+
+def _version(named: str) -> Path:
+    """The file of the registered version that is named as N or N:DATA."""
+    from diffusion.config import load
+    from diffusion.system.errors import UsageError
+    from diffusion.system.section import brief
+    from tracking.names import model_name
+    from tracking.registry import fetch_version
+
+    number, _, data = named.partition(":")
+    if not (number.isascii() and number.isdecimal() and len(number) < DIGITS and int(number)):
+        raise UsageError(
+            f"--start: {brief(number, str)} is no version's number: `diffctl history` lists some"
+        )
+    return fetch_version(model_name(data or load().data.name), int(number))
 
 
 def _write_start(path: tuple[str, ...], value: str | None) -> None:

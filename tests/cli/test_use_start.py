@@ -89,6 +89,10 @@ def test_in_a_dvc_project_it_is_tracked_and_git_sees_the_pin_alone(project: Path
         (["--start", "params.yaml"], "params.yaml is not a whole safetensors file"),
         (["--start", "champion"], "diffctl-digits has no champion"),
         (["--start", "champion:shoes"], "diffctl-shoes has no champion"),
+        (["--start", "version:7"], "diffctl-digits has no version 7"),
+        (["--start", "version:2:shoes"], "diffctl-shoes has no version 2"),
+        (["--start", "version:last"], "last is no version's number"),
+        (["--start", "version:0"], "0 is no version's number"),
         (["--start", "4711"], "there is no run '4711' in MLflow"),
     ],
 )
