@@ -28,7 +28,7 @@ STEPS = 1000  # of the training whose parts are timed
 OUTAGE_STEPS = 300
 ROUNDS = 3  # of trainings with each state of the server, in turn, and with each kind of beginning
 KILLS = ROUNDS
-SHORT = 60  # steps of a training that a longer one goes on from
+SHORT = 10  # steps of a training that a longer one goes on from
 
 # Times what the trainer calls beside its own work, and the whole of it.
 TIMED = """
@@ -181,7 +181,7 @@ def from_shorter(folder: Path) -> list[float]:
 
 def from_killed(folder: Path) -> list[float]:
     """One training that is killed again and again, a save or more after it began."""
-    configure(folder, steps=10**6, seed=0, save_every=50, lr=0.002)
+    configure(folder, steps=10**6, seed=0, save_every=10, lr=0.002)
     seconds = []
     for _ in range(KILLS + 1):
         with at_work(folder) as (took, _):
