@@ -1,10 +1,10 @@
-"""What watching and saving cost a training, and how soon it goes on: `python -m benchmarks.training`.
+"""What watching and saving cost a training, and how soon it goes on: `python -m benchmarks.training [first]`.
 
 | what | promise on 2 CPU cores, digits profile |
 | --- | --- |
 | saving, the spool, heartbeats and system metrics, at the default intervals | under 1% of training time |
 | MLflow dead or hung all the while | the step takes as long as with a live one |
-| from the start of the process after a SIGKILL to the next step's end | under 10 s |
+| from the start of the process to its first step's end, whatever it begins with | under 10 s |
 """
 
 import json
@@ -26,8 +26,9 @@ import yaml
 ROOT = Path(__file__).parent.parent
 STEPS = 1000  # of the training whose parts are timed
 OUTAGE_STEPS = 300
-ROUNDS = 3  # of trainings with each state of the server, in turn
-KILLS = 3
+ROUNDS = 3  # of trainings with each state of the server, in turn, and with each kind of beginning
+KILLS = ROUNDS
+SHORT = 10  # steps of a training that a longer one goes on from
 
 # Times what the trainer calls beside its own work, and the whole of it.
 TIMED = """
@@ -130,59 +131,114 @@ def outages(folder: Path) -> dict[str, float]:
     return {state: statistics.median(values) for state, values in found.items()}
 
 
-def resume_seconds(folder: Path) -> list[float]:
-    """Seconds from the start of a process whose predecessor was killed to the end of its first step."""
-    configure(folder, steps=10**6, seed=0, save_every=50, lr=0.002)
-    env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
-    before = set(folder.glob("runs/train/*"))
+def first_steps(folder: Path) -> dict[str, float]:
+    """The longest of the seconds from a process's start to its first step's end, by what it begins with."""
+    kinds = {
+        "nothing": from_nothing,
+        "a shorter training": from_shorter,  # whose model is the next one's start
+        "train.start": from_start,
+        "where SIGKILL left it": from_killed,
+    }
+    return {kind: max(measure(folder)) for kind, measure in kinds.items()}
+
+
+def from_nothing(folder: Path) -> list[float]:
+    """Trainings whose weights are drawn, each of a seed of its own."""
     seconds = []
-    for number in range(KILLS + 1):
-        began = time.perf_counter()
-        training = subprocess.Popen(
-            [sys.executable, "-m", "cli.entry", "stage", "train"],
-            cwd=folder,
-            env=env,
-            stderr=subprocess.DEVNULL,
-        )
-        step = first_step(training, folder, before)
-        if number:
-            seconds.append(time.perf_counter() - began)
-        (run,) = set(folder.glob("runs/train/*")) - before
-        while not (run / f"state-{(step // 50 + 1) * 50:09d}.sealed").exists():
-            time.sleep(0.01)
-        training.send_signal(signal.SIGKILL)
-        training.wait()
+    for number in range(ROUNDS):
+        configure(folder, seed=100 + number)
+        with at_work(folder) as (took, _):
+            seconds.append(took)
     return seconds
 
 
-def first_step(training: "subprocess.Popen[bytes]", folder: Path, before: set[Path]) -> int:
+def from_start(folder: Path) -> list[float]:
+    """Trainings that begin with the model that lies there."""
+    from diffusion.train.start import keep_start
+
+    sha256 = keep_start(folder / "models/unet.safetensors", folder / "start")[1].model_sha256
+    seconds = []
+    for number in range(ROUNDS):
+        configure(folder, seed=200 + number, start={"sha256": sha256})
+        with at_work(folder) as (took, step):
+            seconds.append(took)
+            assert step < SHORT, "it does not go on from another one"
+    return seconds
+
+
+def from_shorter(folder: Path) -> list[float]:
+    """Trainings of more steps than one that has ended, under a constant rate."""
+    seconds = []
+    for number in range(ROUNDS):
+        configure(folder, steps=SHORT, seed=300 + number, lr=0.002)
+        diffctl(folder, "stage", "train")
+        configure(folder, steps=10**6, seed=300 + number, lr=0.002)
+        with at_work(folder) as (took, step):
+            seconds.append(took)
+            assert step > SHORT, "it goes on"
+    return seconds
+
+
+def from_killed(folder: Path) -> list[float]:
+    """One training that is killed again and again, a save or more after it began."""
+    configure(folder, steps=10**6, seed=0, save_every=10, lr=0.002)
+    seconds = []
+    for _ in range(KILLS + 1):
+        with at_work(folder) as (took, _):
+            seconds.append(took)
+            saved = set(folder.glob("runs/train/*/state-*.sealed"))
+            while set(folder.glob("runs/train/*/state-*.sealed")) <= saved:
+                time.sleep(0.01)
+    return seconds[1:]
+
+
+@contextmanager
+def at_work(folder: Path) -> Iterator[tuple[float, int]]:
+    """A training in its process, killed behind the block; the seconds to its first step's end, the step."""
+    env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "cli.entry", "stage", "train"]
+    training = subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.DEVNULL)
+    try:
+        step = first_step(training, folder)
+        yield time.perf_counter() - began, step
+    finally:
+        training.send_signal(signal.SIGKILL)
+        training.wait()
+
+
+def first_step(training: "subprocess.Popen[bytes]", folder: Path) -> int:
     """Wait for the process's first heartbeat, which comes with its first step; the step."""
     while training.poll() is None:
-        for run in set(folder.glob("runs/train/*")) - before:
-            if (run / "run.json").exists():
-                said = json.loads((run / "run.json").read_text())
-                if said["pid"] == training.pid and said["step"]:
-                    return int(said["step"])
+        for heartbeat in folder.glob("runs/train/*/run.json"):
+            said = json.loads(heartbeat.read_text())
+            if said["pid"] == training.pid and said["step"]:
+                return int(said["step"])
         time.sleep(0.005)
     sys.exit(f"the training ended by itself (exit {training.returncode})")
 
 
-def main() -> None:
-    """Measure, print a table."""
+def main(what: str = "all") -> None:
+    """Measure, print a table; of the first steps alone where `what` is first."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         configure(folder)
         diffctl(folder, "stage", "data")
-        measured = shares(folder)
-        for what, percent in measured.items():
-            print(f"{what:<28} {percent:8.3f} % of training")
-        print(f"{'together':<28} {sum(measured.values()):8.3f} %")
-        for state, milliseconds in outages(folder).items():
-            print(f"{f'a step, MLflow {state}':<28} {milliseconds:8.2f} ms")
-        print(
-            f"{'SIGKILL to the next step':<28} {max(resume_seconds(folder)):8.2f} s, the longest of {KILLS}"
-        )
+        if what == "all":
+            watching(folder)
+        for kind, longest in first_steps(folder).items():
+            print(f"{f'first step from {kind}':<38} {longest:8.2f} s, the longest of {ROUNDS}", flush=True)
+
+
+def watching(folder: Path) -> None:
+    """Measure and print what watching and saving cost."""
+    measured = shares(folder)
+    for what, percent in measured.items():
+        print(f"{what:<28} {percent:8.3f} % of training")
+    print(f"{'together':<28} {sum(measured.values()):8.3f} %")
+    for state, milliseconds in outages(folder).items():
+        print(f"{f'a step, MLflow {state}':<28} {milliseconds:8.2f} ms")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

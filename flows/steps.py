@@ -127,7 +127,9 @@ def _training() -> "DenoiserPlan":
     from diffusion.images.store import open_store
     from diffusion.system.devices import default_device
     from diffusion.train.identity import plan_training
+    from flows.starts import bring_start
 
-    return plan_training(
-        load(), open_store(PREPARED / "train", PreparedMeta, unverified=True).meta, default_device()
-    )
+    config = load()
+    bring_start(config.train.start)
+    meta = open_store(PREPARED / "train", PreparedMeta, unverified=True).meta
+    return plan_training(config, meta, default_device())

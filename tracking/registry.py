@@ -167,6 +167,18 @@ def fetch_champion(name: str) -> Path:
     return weights_of(client, champion)
 
 
+def fetch_version(name: str, number: int) -> Path:
+    """A registered version's model file, champion or not, as `fetch_champion`.
+
+    UsageError when there is no such version.
+    """
+    uri = tracking_uri()
+    with failures(uri):
+        client = connect(uri)
+        version = promotion.existing_version(client, name, number)
+    return weights_of(client, version)
+
+
 def champion_run(name: str) -> str:
     """The id of the run that the champion came from; UsageError when there is none."""
     return str(_champion(name)[1].run_id)

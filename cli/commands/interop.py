@@ -70,14 +70,18 @@ def _keep(
     out: Path, weights: "dict[str, Tensor]", artefact: "Artefact", what: dict[str, str], as_json: bool
 ) -> None:
     """Write the model file, and say what it is."""
+    from diffusion.check.start_shape import sections_of, written
     from diffusion.model.model_file import save_artefact
     from diffusion.system.outputs import write_output
 
     save_artefact(out, weights, artefact, write_output)
     parameters = sum(tensor.numel() for tensor in weights.values())
-    made = {"out": str(out), **what, "parameters": parameters}
+    sections, kinds = sections_of(artefact), ", ".join(what.values())
+    made = {"out": str(out), **what, "parameters": parameters, **sections}
     said = (
-        f"{parameters / 1e6:,.1f} M parameters of {', '.join(what.values())}: {out}, to be used with --model"
+        f"{parameters / 1e6:,.1f} M parameters of {kinds}: {out}, to be used with --model.\n"
+        f"A training that starts from it (`diffctl use --start {out}`) has in params.yaml:\n"
+        f"{written(sections)}"
     )
     typer.echo(json.dumps(made) if as_json else said)
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 PROFILES = Path("profiles")
 NO_START = "none"
+VERSION = "version"  # of the registered model, behind a colon its number
+DIGITS = 10  # more than MLflow counts in
 PINNED = ("train", "start", "sha256")  # what `--start` writes in params.yaml
 
 
@@ -31,7 +33,7 @@ def use(
         typer.Option(
             "--start",
             metavar="MODEL",
-            help="Train from a model: a file, an MLflow run, champion, champion:DATA; or from none.",
+            help="Train from a file, an MLflow run, champion[:DATA] or version:N[:DATA]; or from none.",
         ),
     ] = None,
 ) -> None:
@@ -81,7 +83,26 @@ def _use_start(name: str) -> None:
     typer.echo(f"{PARAMS}: train.start is {artefact.model_sha256[:16]}, {_told(artefact)}: {path}")
     if tracked:
         typer.echo(f"DVC tracks it: commit {tracked} with {PARAMS}; `dvc push` sends it to the remote")
-    typer.echo("`diffctl check` says whether it fits")
+    typer.echo(_to_change(artefact))
+
+
+def _to_change(artefact: "Artefact") -> str:
+    """What of params.yaml differs from the start, to be pasted; as far as it can be told without the data."""
+    from diffusion.check.findings import Project
+    from diffusion.check.start_shape import to_change, written
+    from diffusion.config import load
+    from diffusion.layout import PARAMS
+    from diffusion.system.errors import DiffctlError
+
+    config = load()
+    try:
+        side = int(Project(config).train_meta()["image_size"])
+    except DiffctlError:  # nothing is known of the images
+        side = artefact.network.image_size
+    changes = to_change(config, artefact, side)
+    if not changes:
+        return "`diffctl check` says whether it fits"
+    return f"it fits once {PARAMS} says, as the start does:\n{written(changes)}"
 
 
 def _told(artefact: "Artefact") -> str:
@@ -91,7 +112,7 @@ def _told(artefact: "Artefact") -> str:
 
 
 def _model(name: str) -> Path:
-    """The model file that is meant: a file that is there, the champion of a data set, else a run's."""
+    """The model file that is meant: a file that is there, a data set's champion or version, else a run's."""
     from diffusion.config import load
     from tracking.names import CHAMPION, model_name
 
@@ -103,11 +124,29 @@ def _model(name: str) -> Path:
         from tracking.registry import fetch_champion
 
         return fetch_champion(model_name(data or load().data.name))
+    if kind == VERSION and data:
+        return _version(data)
     if name.endswith(".safetensors"):
         return Path(name)  # reading it says that there is none
     from tracking.runs import fetch_model
 
     return fetch_model(name)
+
+
+def _version(named: str) -> Path:
+    """The file of the registered version that is named as N or N:DATA."""
+    from diffusion.config import load
+    from diffusion.system.errors import UsageError
+    from diffusion.system.section import brief
+    from tracking.names import model_name
+    from tracking.registry import fetch_version
+
+    number, _, data = named.partition(":")
+    if not (number.isascii() and number.isdecimal() and len(number) < DIGITS and int(number)):
+        raise UsageError(
+            f"--start: {brief(number, str)} is no version's number: `diffctl history` lists some"
+        )
+    return fetch_version(model_name(data or load().data.name), int(number))
 
 
 def _write_start(path: tuple[str, ...], value: str | None) -> None:
@@ -127,6 +166,7 @@ def _write_start(path: tuple[str, ...], value: str | None) -> None:
 def _track(path: Path) -> Path | None:
     """Let DVC track the file, so that a clone can have it; the file to commit. None outside a DVC project."""
     from diffusion.system.errors import DiffctlError
+    from diffusion.train.start import tracked_by
 
     if not Path(".dvc").is_dir():
         return None
@@ -135,7 +175,7 @@ def _track(path: Path) -> Path | None:
     if done.returncode:
         said = done.stderr.strip().splitlines()
         raise DiffctlError(f"DVC cannot track {path} ({said[0] if said else 'it does not say why'})")
-    return path.with_name(f"{path.name}.dvc")
+    return tracked_by(path)
 
 
 def find_profile(profile: str) -> Path:

@@ -135,6 +135,7 @@ def _refused_early(values: dict[str, Any], config: "Config") -> tuple[dict[str, 
     from diffusion.search.folder import first_settings
     from diffusion.search.space import refuse_impossible
     from diffusion.train.identity import plan_training
+    from flows.starts import bring_start
 
     assert config.search is not None, "it is searchable"
 
@@ -142,6 +143,7 @@ def _refused_early(values: dict[str, Any], config: "Config") -> tuple[dict[str, 
         return parse(changed, origin)
 
     refuse_impossible(values, config.search, possible)
+    bring_start(config.train.start)
     preflight(config, "train")
     meta = open_store(PREPARED / "train", PreparedMeta).meta
 

@@ -69,10 +69,13 @@ def train(
     from diffusion.train.identity import plan_training
     from diffusion.train.launch import is_follower
     from diffusion.train.trainer import Places, Trainer
+    from flows.starts import bring_start
 
+    sections = load_sections(TrainSections)
+    bring_start(sections.train.start)
     config = None if is_follower() else preflight("train")
     store = open_store(PREPARED / "train", PreparedMeta)
-    plan = plan_training(load_sections(TrainSections), store.meta, default_device())
+    plan = plan_training(sections, store.meta, default_device())
     places = Places(TRAIN_RUNS, LOSS_CURVE, MODEL, averages=AVERAGES)
     trainer = Trainer(plan, store, places, same_stage("train"), partial(say, "train"))
     if config is None:

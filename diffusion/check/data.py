@@ -76,7 +76,7 @@ def check_fit(project: Project) -> Iterator[Finding]:
     import torch
 
     from diffusion.train.identity import plan_training
-    from diffusion.train.start import StartRefused
+    from diffusion.train.start import StartAway, StartRefused
 
     config = project.config
     if project.outlook.blocked and not project.is_ready:
@@ -93,6 +93,8 @@ def check_fit(project: Project) -> Iterator[Finding]:
         yield Finding("warning", "evaluation", message, "scores are noisy: lower sample.num_images")
     try:
         plan = plan_training(config, project.train_meta(), torch.device("cpu"), project.root / STARTS)
+    except StartAway as error:
+        yield Finding("warning", "start", str(error), "the stage `train` lets DVC bring it")
     except StartRefused as error:
         yield Finding("error", "start", str(error))
     except DiffctlError as error:

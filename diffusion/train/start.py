@@ -29,6 +29,10 @@ class StartRefused(UsageError):
     """The start is missing, is another model, or cannot become what is to be trained."""
 
 
+class StartAway(StartRefused):
+    """The start is not here, but DVC tracks it: the stage that needs it lets DVC bring it."""
+
+
 @dataclass(frozen=True)
 class Start:
     """The model that a training starts from, and what is wanted of it."""
@@ -60,6 +64,11 @@ def start_file(sha256: str, starts: Path = STARTS) -> Path:
     return starts / f"{sha256[:16]}.safetensors"
 
 
+def tracked_by(path: Path) -> Path:
+    """The file by which DVC tracks the model at `path`, and a clone knows it."""
+    return path.with_name(f"{path.name}.dvc")
+
+
 def keep_start(model: Path, starts: Path = STARTS) -> tuple[Path, Artefact]:
     """Put a model file among the starts, whole and verified; its place there, and what it says of itself.
 
@@ -73,10 +82,14 @@ def keep_start(model: Path, starts: Path = STARTS) -> tuple[Path, Artefact]:
 
 
 def find_start(config: StartConfig, starts: Path = STARTS) -> Start:
-    """The start that is pinned, its weights unread; StartRefused where it is not here or is another model."""
+    """The start that is pinned, its weights unread.
+
+    StartRefused where it is another model or not here, StartAway where DVC can bring it.
+    """
     path = start_file(config.sha256, starts)
     if not path.exists():
-        raise StartRefused(f"train.start: {path}, which the training begins with, is not here: {GET}")
+        kind = StartAway if tracked_by(path).exists() else StartRefused
+        raise kind(f"train.start: {path}, which the training begins with, is not here: {GET}")
     try:
         artefact = read_artefact(path)
     except DiffctlError as error:

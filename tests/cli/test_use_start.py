@@ -50,6 +50,8 @@ def test_a_file_is_kept_and_pinned_and_check_knows_it(project: Path) -> None:
     missing = found(project)["start"]
     assert missing["level"] == "error"
     assert "is not here: `diffctl use --start` fetches it" in missing["message"]
+    kept.with_name(f"{kept.name}.dvc").touch()
+    assert found(project)["start"]["level"] == "warning", "the stage lets DVC bring it"
     assert diffctl(project, "use", "--start", "none").returncode == 0
     assert pinned(project) is None
     assert "start" not in found(project)
@@ -87,6 +89,10 @@ def test_in_a_dvc_project_it_is_tracked_and_git_sees_the_pin_alone(project: Path
         (["--start", "params.yaml"], "params.yaml is not a whole safetensors file"),
         (["--start", "champion"], "diffctl-digits has no champion"),
         (["--start", "champion:shoes"], "diffctl-shoes has no champion"),
+        (["--start", "version:7"], "diffctl-digits has no version 7"),
+        (["--start", "version:2:shoes"], "diffctl-shoes has no version 2"),
+        (["--start", "version:last"], "last is no version's number"),
+        (["--start", "version:0"], "0 is no version's number"),
         (["--start", "4711"], "there is no run '4711' in MLflow"),
     ],
 )

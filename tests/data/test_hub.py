@@ -160,6 +160,29 @@ def test_a_name_without_a_network_a_wrong_one_and_a_folder_without_a_dataset(tmp
     assert build_source(DataConfig(name="hf", path=str(tmp_path), image_size=8)).outlook().blocked
 
 
+def test_a_revision_is_asked_of_the_hub_and_is_part_of_what_the_data_is(tmp_path, monkeypatch):
+    of = {"abc": dataset(12), "def": dataset(12, start=100), None: dataset(15)}  # a hub with two commits
+
+    def load_dataset(name, subset, revision, cache_dir):
+        assert (name, subset) == ("some/set", None)
+        return datasets.DatasetDict(train=of[revision])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    newest, _ = store_of(tmp_path / "a", "some/set")
+    old, _ = store_of(tmp_path / "b", "some/set", revision="abc")
+    later, _ = store_of(tmp_path / "c", "some/set", revision="def")
+    assert "revision" not in newest.meta["options"], "as before there was one"
+    assert [one.meta["options"]["revision"] for one in (old, later)] == ["abc", "def"]
+    assert max(levels(old)) < 12
+    assert min(levels(later)) >= 100
+
+
+def test_a_folder_has_no_revision(tmp_path):
+    dataset(12).save_to_disk(tmp_path / "set")
+    with pytest.raises(UsageError, match=r"data\.revision: .* is a folder, which has none: leave it out"):
+        store_of(tmp_path, tmp_path / "set", revision="abc")
+
+
 @pytest.mark.slow
 def test_check_and_the_data_stage_know_it(project):
     as_parquet(project / "set", train=dataset(30), test=dataset(6, start=100))
@@ -171,7 +194,15 @@ def test_check_and_the_data_stage_know_it(project):
     assert (project / "data/prepared/train/images.npy").exists()
 
 
-@pytest.mark.parametrize("values", [{}, {"path": "a"}, {"path": "a", "image_size": 8, "labels": "x"}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"path": "a"},
+        {"path": "a", "image_size": 8, "labels": "x"},
+        {"path": "a/b", "image_size": 8, "revision": ""},
+    ],
+)
 def test_what_it_does_not_take_is_refused(values):
     with pytest.raises(ValidationError):
         DataConfig(name="hf", **values)

@@ -263,6 +263,49 @@ def test_a_clean_clone_with_a_remote_makes_nothing_again(
 
 
 @pytest.mark.slow
+def test_a_clone_gets_the_start_when_its_training_needs_it(
+    toy: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = tmp_path_factory.mktemp("clones")
+    sha256 = "5eed" * 16
+    start, content = Path("start/5eed5eed5eed5eed.safetensors"), "of another training"
+
+    def run(*command: str) -> None:
+        subprocess.run(command, check=True, capture_output=True, env=child_environment())
+
+    bring = (
+        "from diffusion.train.config import StartConfig\nfrom flows.starts import bring_start\n"
+        f"def work(): bring_start(StartConfig(sha256={sha256!r}))\n"
+        "import cli.main\ncli.main.app = work\ntry:\n    cli.main.main()\n"
+        "except SystemExit as end:\n    if end.code: raise\n"
+    )
+    write_text(toy / start, content)
+    run("dvc", "remote", "add", "--default", "here", str(other / "remote"))
+    run("dvc", "add", str(start))
+    asyncio.run(reproduce("data"))
+    asyncio.run(push_outs())
+    run("git", "add", "--all")
+    run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--message", "pinned")
+    run("git", "clone", str(toy), str(other / "clone"))
+    monkeypatch.chdir(other / "clone")
+    be(other / "clone", "train", bring)
+    assert not start.exists()
+    (sent,) = (path for path in other.glob("remote/files/md5/*/*") if path.read_text() == content)
+    sent.rename(other / "lost")
+    error = failing("train")
+    assert "5eed.safetensors is not here, and `dvc pull start/5eed" in str(error)
+    assert "\n" not in str(error)
+    assert isinstance(error, StageFailed)
+    assert error.retry, "a remote may come back"
+    (other / "lost").rename(sent)
+    for _ in range(2):
+        asyncio.run(reproduce("train", force=True))
+        assert start.read_text() == content
+
+
+@pytest.mark.slow
 def test_a_remote_that_is_full_is_one_sentence_and_room_lets_the_push_go_on(
     toy: Path, mount: Mount, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -31,7 +31,7 @@ from tests.helpers.scores_document import document
 from tracking import names
 from tracking.promotion import Hand
 from tracking.reach import MlflowError
-from tracking.registry import fetch_champion, fetch_champion_scores, register
+from tracking.registry import fetch_champion, fetch_champion_scores, fetch_version, register
 from tracking.store import ENVIRONMENT, connect
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -57,6 +57,8 @@ def test_only_a_better_score_of_the_same_protocol_is_promoted(make_model):
         names.PREVIOUS: "1",
     }
     assert connect().get_model_version(NAME, "2").tags[names.DECISION] == worse.reason
+    assert read_artefact(fetch_version(NAME, 4)).model_sha256 == read_artefact(MODEL).model_sha256
+    assert read_artefact(fetch_version(NAME, 2)).model_sha256 != read_artefact(MODEL).model_sha256
 
 
 def register_model(make_model, seed: int, kernel: dict, **card):

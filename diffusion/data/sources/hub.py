@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import operator
 import os
 import re
 from collections.abc import Iterator
@@ -40,11 +41,13 @@ NO_LABELS = "none"
 class HubConfig(PhotographsConfig):
     """`path` is a folder with a dataset, or its name on the hub, of which `subset` is one of several.
 
+    `revision` is a commit's hash there, a tag or a branch; None: the newest.
     `image` and `label` name the columns, None where their kinds tell; `label` none leaves labels out.
     `test_fraction` is held out where there is no split to test against.
     """
 
     subset: Word | None = None
+    revision: Annotated[Word, Field(min_length=1)] | None = Field(default=None, exclude_if=operator.not_)
     image: Word | None = None
     label: Word | None = None
     test_fraction: Annotated[float, Field(gt=0, lt=1), NotBool] | None = None
@@ -209,6 +212,8 @@ def _load(config: HubConfig) -> "DatasetDict":
 
     _quieten()
     folder = _folder(config)
+    if config.revision is not None and folder.is_dir():
+        raise UsageError(f"data.revision: {config.path} is a folder, which has none: leave it out")
     if (folder / "state.json").is_file():
         return datasets.DatasetDict({"train": datasets.load_from_disk(folder)})
     if (folder / "dataset_dict.json").is_file():
@@ -217,7 +222,9 @@ def _load(config: HubConfig) -> "DatasetDict":
     name = str(folder.absolute()) if folder.is_dir() else str(config.path)
     if not folder.is_dir() and not NAME.fullmatch(name):
         raise UsageError(f"data.path: no folder is at {printable(name)}, and no dataset can be called that")
-    loaded: DatasetDict = datasets.load_dataset(name, config.subset, cache_dir=str(cache_root() / "hf"))
+    loaded: DatasetDict = datasets.load_dataset(
+        name, config.subset, revision=config.revision, cache_dir=str(cache_root() / "hf")
+    )
     return loaded
 
 
