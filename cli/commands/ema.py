@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.shared.first_word import begin
 from cli.shared.outputs import folder_option
 from cli.shared.progress import progress
 from diffusion.layout import AVERAGES
@@ -25,10 +26,11 @@ def ema(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
     """Make models with power-function EMAs of any width from the snapshots of a training."""
-    from diffusion.model.snapshots import Snapshots
-
     widths = _widths(width)
     _try(out, widths)
+    begin("reading the snapshots", as_json)
+    from diffusion.model.snapshots import Snapshots
+
     snapshots = Snapshots.of(source)
     made = []
     with progress("ema", unit="models") as show:

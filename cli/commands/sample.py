@@ -8,6 +8,7 @@ import typer
 
 from cli.commands.budget import refuse_beside_budget, scores_of
 from cli.commands.writers import WRITERS, frames_of
+from cli.shared.first_word import begin
 from cli.shared.flags import refuse_idle
 from cli.shared.names import Noise, Sampler, Spacing
 from cli.shared.outputs import file_option, writer_of
@@ -158,6 +159,7 @@ def sample(
         noise=noise.value,
         spacing=spacing.value,
     )
+    begin("loading the model", as_json)
     path = resolve_model(model, run_id, champion)
     if budget is not None:
         settings = _settings_for(budget, seed, path, scores_of(path, run_id, champion))

@@ -9,6 +9,7 @@ import typer
 
 from cli.commands.run import show_scores
 from cli.commands.sample import Champion, ModelFile, RunId, resolve_model
+from cli.shared.first_word import begin
 from cli.stages.scoring import scored_grid
 from diffusion.system.limits import MOST_COUNT
 
@@ -59,6 +60,7 @@ def sweep(
     if guidance_interval is not None:  # the axis takes the section's place
         told["guidance_interval"] = None
     section = config.sample.model_copy(update=told)
+    begin("loading the model", as_json)
     path = resolve_model(model, run_id, champion)
     document = scored_grid(section, axes, config.evaluate, path, FOLDER)
     logged = _log(document, config.data.name, run_id, champion)
