@@ -23,12 +23,12 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Look for what would fail later, in seconds, and what it costs: data, model, disk, memory, weights."""
+    begin("looking for what would fail later", as_json)
     import json
 
     from diffusion.config import load
 
     config, findings = load(), []
-    begin("looking for what would fail later", as_json)
     for finding in _findings(config, measure):
         findings.append(finding)
         if not as_json:

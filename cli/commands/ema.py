@@ -26,11 +26,11 @@ def ema(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
     """Make models with power-function EMAs of any width from the snapshots of a training."""
-    widths = _widths(width)
-    _try(out, widths)
     begin("reading the snapshots", as_json)
     from diffusion.model.snapshots import Snapshots
 
+    widths = _widths(width)
+    _try(out, widths)
     snapshots = Snapshots.of(source)
     made = []
     with progress("ema", unit="models") as show:

@@ -94,11 +94,10 @@ def rollback(
 
 def history(as_json: AsJson = False) -> None:
     """List the champions, the newest last: when, by whom, from which version to which, and why."""
-    name = _name()
     begin("reading the registry", as_json)
     from tracking.registry import history_of
 
-    found = history_of(name)
+    found = history_of(_name())
     typer.echo(json.dumps(found.as_json(), indent=2)) if as_json else _show_history(found)
 
 

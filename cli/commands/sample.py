@@ -140,15 +140,16 @@ def sample(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
     """Sample images from a model, which describes itself. Image I depends on the seed and on I alone."""
-    from diffusion.protocol.grid import axes_of, spoken
-    from diffusion.protocol.settings import parse_settings
-
     writer = writer_of(out, WRITERS)
     if budget is not None:
         refuse_beside_budget(context)
     _refuse_idle(context, eta, sampler, timesteps, classifier)
     refuse_idle(context, "guidance_interval", guidance == 0, "without --guidance")
     indices = _indices(num, index)
+    begin("loading the model", as_json)
+    from diffusion.protocol.grid import axes_of, spoken
+    from diffusion.protocol.settings import parse_settings
+
     settings = parse_settings(
         {"steps": steps, "timesteps": timesteps, "guidance_interval": guidance_interval},
         sampler=sampler.value,
@@ -159,7 +160,6 @@ def sample(
         noise=noise.value,
         spacing=spacing.value,
     )
-    begin("loading the model", as_json)
     path = resolve_model(model, run_id, champion)
     if budget is not None:
         settings = _settings_for(budget, seed, path, scores_of(path, run_id, champion))

@@ -47,6 +47,7 @@ def sweep(
 
     With --run-id or --champion the scores go to that model's run in MLflow, beside those that it has.
     """
+    begin("loading the model", as_json)
     from diffusion.config import load
     from diffusion.protocol.scores import as_values
 
@@ -60,7 +61,6 @@ def sweep(
     if guidance_interval is not None:  # the axis takes the section's place
         told["guidance_interval"] = None
     section = config.sample.model_copy(update=told)
-    begin("loading the model", as_json)
     path = resolve_model(model, run_id, champion)
     document = scored_grid(section, axes, config.evaluate, path, FOLDER)
     logged = _log(document, config.data.name, run_id, champion)

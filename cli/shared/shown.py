@@ -23,9 +23,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print what the figure is d
 
 def begin_figure(out: Path | None, as_json: bool) -> None:
     """Say that a figure is computed, before the work; UsageError where it cannot be written there."""
-    from diffusion.show.shown import WRITERS
-
     if out is not None:
+        from diffusion.show.shown import WRITERS
+
         writer_of(out, dict.fromkeys(WRITERS, _write))
     begin("computing the figure", as_json)
 

@@ -1,4 +1,4 @@
-"""A command says what it does before it loads what takes seconds, and says nothing more to a script."""
+"""A command tells a person what it does before it loads what takes seconds, and tells a script nothing."""
 
 import json
 import subprocess
@@ -47,7 +47,7 @@ LOADING = {  # with the arguments that bring it to its first heavy import
     "prune": [],
     **{f"stage {name}": [] for name in STAGES},
 }
-# Those that ask or start a server first, or find nothing to do here; a trial of a search, which speaks for it.
+# Those that ask or start a server first, or find nothing to do here; a trial, whose search speaks.
 OTHERS = {"up", "down", "status", "deploy", "emit data-changed", "sync", "runs reap", "search-trial"}
 
 
@@ -77,7 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def said(folder: Path) -> Said:
-    """What each command line has said, on stdout and stderr, when it loads the first heavy package."""
+    """What each command line has said, on stdout and at the terminal, by the first heavy import."""
     lines: dict[str, tuple[list[str], dict[str, str]]]
     lines = {name: ([*name.split(), *arguments], {}) for name, arguments in LOADING.items()}
     for name in FOR_SCRIPTS:

@@ -1,8 +1,8 @@
 """What commands have said when their first heavy import begins: `python -m tests.helpers.first_word`.
 
 It reads command lines as JSON, each a list with what is added to its environment, and prints as JSON what
-each had said on stdout and on stderr at the first import of a package of HEAVY, in a process of its own that
-ends there: null where there was none.
+each had said on stdout and at a terminal's stderr by the first import of a package of HEAVY, in a process of
+its own that ends there: null where there was none.
 """
 
 import json
@@ -17,16 +17,21 @@ import flows.local
 import tracking.registry
 
 LIGHT = (diffusion.config, diffusion.evaluate.pair, flows.local, tracking.registry)  # once, not a command
-HEAVY = ("fastapi", "matplotlib", "mlflow", "pandas", "prefect", "ray", "torch")
+HEAVY = ("fastapi", "matplotlib", "mlflow", "pandas", "prefect", "ray", "sklearn", "sqlalchemy", "torch")
 
 
 def heard(arguments: list[str], more: dict[str, str]) -> list[str] | None:
     """What the command has said by then."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    ours, theirs = os.openpty()
+    with (
+        tempfile.TemporaryFile() as out,
+        open(theirs, "wb") as terminal,
+        open(ours, "rb", buffering=0) as err,
+    ):
         child = os.fork()
         if child == 0:
             os.dup2(out.fileno(), 1)
-            os.dup2(err.fileno(), 2)
+            os.dup2(terminal.fileno(), 2)
             os.environ.update(more)
             sys.addaudithook(_leave)
             sys.argv = ["diffctl", *arguments]
@@ -35,11 +40,12 @@ def heard(arguments: list[str], more: dict[str, str]) -> list[str] | None:
             finally:
                 os._exit(1)
         _, status = os.waitpid(child, 0)
-        said = []
-        for stream in (out, err):
-            stream.seek(0)
-            said.append(stream.read().decode())
-    return said if os.waitstatus_to_exitcode(status) == 0 else None
+        out.seek(0)
+        os.set_blocking(ours, False)
+        said = [stream.read() or b"" for stream in (out, err)]  # None: the terminal was told nothing
+    if os.waitstatus_to_exitcode(status):
+        return None
+    return [part.decode().replace("\r\n", "\n") for part in said]
 
 
 def _leave(event: str, arguments: tuple[object, ...]) -> None:
