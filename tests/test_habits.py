@@ -11,7 +11,9 @@ from diffusion.model.model_file import Described
 from diffusion.protocol.grid import SAMPLING_VERSION
 from tests.conftest import ROOT
 
-PARTS = ("cli", "diffusion", "docs", "flows", "profiles", "tracking")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+TYPED = PROJECT["tool"]["mypy"]["files"]
+PARTS = (*TYPED, "profiles")
 HOOKS = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
 LIBRARY = [str(file.relative_to(ROOT)) for folder in PARTS for file in sorted((ROOT / folder).rglob("*"))]
 LIBRARY += [file.name for file in ROOT.glob("*") if file.is_file()]
@@ -32,6 +34,15 @@ def test_a_hook_runs_what_the_environment_has_on_files_that_there_are(hook: dict
         assert all(any(re.search(pattern, file) for file in LIBRARY) for pattern in patterns)
 
 
+def test_types_are_checked_before_a_commit_wherever_they_are_checked_at_all() -> None:
+    (hook,) = (hook for hook in HOOKS if hook["id"] == "mypy")
+    packages = [
+        name.removesuffix("*") for name in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    ]
+    assert set(packages) <= set(TYPED)
+    assert all(re.search(hook["files"], f"{folder}/some/module.py") for folder in TYPED)
+
+
 def test_what_make_lint_checks_is_checked_before_a_commit() -> None:
     lint = re.search(r"^lint:.*?\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert lint
@@ -49,7 +60,7 @@ def test_a_template_has_a_name_and_what_it_is_about(name: str) -> None:
 
 def test_the_changes_know_this_version_and_link_to_what_there_is() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    version = PROJECT["project"]["version"]
     assert f"## {version}\n" in text
     assert f"ampling version {SAMPLING_VERSION}" in text
     assert f"model format {Described.model_fields['format'].default}" in text

@@ -12,9 +12,7 @@ from diffusion.choice.gate import outdated
 from diffusion.choice.of_model import of_best_model
 from diffusion.images.meta import Training
 from diffusion.layout import MODEL, RUN, SCORES
-from diffusion.model.model_file import read_verified
 from diffusion.protocol.scores import CellScores, ScoresDocument, read_scores
-from diffusion.sample.averages import average_file, snapshots_of
 from diffusion.system.errors import DiffctlError, UsageError
 from tracking import promotion
 from tracking.history import History, read_history
@@ -22,7 +20,7 @@ from tracking.moves import exists, mend
 from tracking.names import model_name
 from tracking.promotion import NOBODY, Decision, Hand, Rollback, foresee, pass_gate
 from tracking.runs import data_name, log_scores
-from tracking.store import connect, failures, tracking_uri
+from tracking.store import connect, database_file, failures, tracking_uri
 from tracking.versions import create_version, find_version, get_version, is_ours, scores_of, weights_of
 
 if TYPE_CHECKING:
@@ -63,6 +61,9 @@ class _Best(NamedTuple):
 
 def _best_model(document: ScoresDocument, model: Path, scores_file: Path) -> _Best:
     """DiffctlError where the scores are not of the model of this file, or not of its averages."""
+    from diffusion.model.model_file import read_verified  # with torch, which most others here do without
+    from diffusion.sample.averages import average_file, snapshots_of
+
     width = document.cells[document.best.cell].ema
     own = read_verified(model)
     file = model if width is None else average_file(snapshots_of(model), width)
@@ -151,10 +152,14 @@ def roll_back(plan: Rollback, note: str = "") -> History:
 def history_of(name: str) -> History:
     """Who was champion, aliases that a killed move left behind put right; UsageError for an unknown name."""
     uri = tracking_uri()
+    database = database_file(uri)
+    unknown = UsageError(f"there is no registered model {name}: `diffctl run` registers one")
+    if database is not None and not database.exists():  # it takes seconds to make, for nothing
+        raise unknown
     with failures(uri):
         client = connect(uri)
         if not exists(client, name):
-            raise UsageError(f"there is no registered model {name}: `diffctl run` registers one")
+            raise unknown
         return mend(client, name)
 
 

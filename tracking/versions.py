@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 from diffusion.choice.chosen import told
 from diffusion.choice.ranking import best
 from diffusion.layout import SCORES
-from diffusion.model.model_file import read_artefact
 from diffusion.protocol.scores import ScoresDocument, read_scores
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import sha256_file
 from diffusion.system.section import fingerprint
-from tracking.description import MONTAGE, describe, montage
 from tracking.fetch import WEIGHTS, cached_model
 from tracking.moves import ensure_model
 from tracking.names import (
@@ -77,6 +75,9 @@ def create_version(
 
     Killed before its end it leaves no version, and what it logged is written again the next time.
     """
+    from diffusion.model.model_file import read_artefact  # torch and matplotlib, for this alone
+    from tracking.description import MONTAGE, describe, montage
+
     protocol = protocol_of(document)
     folder, picture = f"{REGISTERED_FOLDER}/{protocol}", montage(document)
     with tempfile.TemporaryDirectory() as scratch, _plain_file(model) as weights:

@@ -4,7 +4,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.shared.first_word import begin
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from diffusion.check.findings import Finding
     from diffusion.config import Config
 
@@ -19,21 +23,36 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Look for what would fail later, in seconds, and what it costs: data, model, disk, memory, weights."""
+    begin("looking for what would fail later", as_json)
     import json
 
-    from diffusion.check import check as run_checks
     from diffusion.config import load
 
-    config = load()
-    findings = [*run_checks(config), _mlflow()]
-    if measure:
-        findings += _times(config, findings)
+    config, findings = load(), []
+    for finding in _findings(config, measure):
+        findings.append(finding)
+        if not as_json:
+            _show(finding)
+    errors, warnings = (sum(one.level == level for one in findings) for level in ("error", "warning"))
     if as_json:
         typer.echo(json.dumps([_values(finding) for finding in findings], indent=2, ensure_ascii=False))
     else:
-        _show(findings)
-    if any(finding.level == "error" for finding in findings):
+        typer.echo(f"{errors} would fail, {warnings} to know about")
+    if errors:
         raise typer.Exit(1)
+
+
+def _findings(config: "Config", measure: bool) -> "Iterator[Finding]":
+    """Each when it is found, what takes longest last."""
+    from diffusion.check import look
+
+    refused = False
+    for finding in look(config):
+        refused |= finding.level == "error"
+        yield finding
+    yield (mlflow := _mlflow())
+    if measure:
+        yield from _times(config, refused or mlflow.level == "error")
 
 
 def _mlflow() -> "Finding":
@@ -52,13 +71,13 @@ def _mlflow() -> "Finding":
     return Finding("ok", "MLflow", f"the runs are kept at {public(tracking_uri())}")
 
 
-def _times(config: "Config", findings: "list[Finding]") -> "list[Finding]":
+def _times(config: "Config", refused: bool) -> "list[Finding]":
     """How long training, sweep and scoring take; not where one of them would fail."""
     from diffusion.check.findings import Finding, Project
     from diffusion.check.hours import TIME, check_time
     from diffusion.system.signals import ended_by_signal
 
-    if any(finding.level == "error" for finding in findings):
+    if refused:
         return [Finding("warning", TIME, "not measured", "see to what would fail first")]
     with ended_by_signal():
         return list(check_time(Project(config), lambda sentence: typer.echo(sentence, err=True)))
@@ -69,12 +88,8 @@ def _values(finding: "Finding") -> dict[str, Any]:
     return {name: value for name, value in finding._asdict().items() if value is not None}
 
 
-def _show(findings: "list[Finding]") -> None:
-    for finding in findings:
-        mark = typer.style(MARKS[finding.level], fg=COLOURS[finding.level], bold=True)
-        typer.echo(f"{mark} {finding.subject}: {finding.message}")
-        if finding.remedy:
-            typer.echo(f"    {finding.remedy}")
-    levels = [finding.level for finding in findings]
-    errors, warnings = levels.count("error"), levels.count("warning")
-    typer.echo(f"{errors} would fail, {warnings} to know about")
+def _show(finding: "Finding") -> None:
+    mark = typer.style(MARKS[finding.level], fg=COLOURS[finding.level], bold=True)
+    typer.echo(f"{mark} {finding.subject}: {finding.message}")
+    if finding.remedy:
+        typer.echo(f"    {finding.remedy}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.shared.first_word import begin
 from cli.shared.outputs import file_option
 from cli.shared.tables import show, table
 
@@ -43,13 +44,15 @@ def compare(
     """
     from diffusion.system.errors import DiffctlError, UsageError
     from diffusion.system.outputs import try_output, write_output_text
+
+    if len(names) < 2:
+        raise UsageError("compare needs two runs or more")
+    begin("reading the scores", as_json)
     from flows.local import mlflow_page
     from tracking.compare import compare as compare_scores
     from tracking.compare import load_scored, page_link
     from tracking.store import tracking_uri
 
-    if len(names) < 2:
-        raise UsageError("compare needs two runs or more")
     if html is not None:
         try_output(html, "--html")
     scored = [load_scored(name) for name in names]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.shared.first_word import begin
 from cli.shared.tables import show, table
 
 if TYPE_CHECKING:
@@ -21,11 +22,13 @@ def deploy(
 
     The server is that of PREFECT_API_URL, else that of `diffctl up`.
     """
-    from flows.deployments import deploy as deploy_all
     from flows.local import prefect_address
     from tracking.reach import public
 
     url = prefect_address()
+    begin(f"asking Prefect at {public(url)}", as_json)
+    from flows.deployments import deploy as deploy_all
+
     deployed = deploy_all(url)
     if as_json:
         typer.echo(json.dumps([vars(one) for one in deployed], indent=2))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.shared.first_word import begin
 from cli.shared.outputs import folder_option
 from cli.shared.progress import progress
 from diffusion.layout import AVERAGES
@@ -25,6 +26,7 @@ def ema(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
     """Make models with power-function EMAs of any width from the snapshots of a training."""
+    begin("reading the snapshots", as_json)
     from diffusion.model.snapshots import Snapshots
 
     widths = _widths(width)

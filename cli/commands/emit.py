@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from cli.shared.first_word import begin
 from diffusion.system.limits import MOST_NAME
 
 app = typer.Typer(help="Tell Prefect what has happened; it may start a run.", no_args_is_help=True)
@@ -23,7 +24,6 @@ def data_changed(
     """Say that the data has changed, as after `dvc push`: it starts the deployment `retrain`."""
     from diffusion.config import load
     from diffusion.system.errors import UsageError
-    from flows.events import emit_data_changed
     from flows.local import prefect_address
     from tracking.reach import public
 
@@ -31,5 +31,8 @@ def data_changed(
     if not 0 < len(name) <= MOST_NAME:
         raise UsageError(f"--data has {len(name):,} characters: give at most {MOST_NAME}")
     url = prefect_address()
+    begin(f"telling Prefect at {public(url)}")
+    from flows.events import emit_data_changed
+
     emit_data_changed(url, name)
     typer.echo(f"told Prefect at {public(url)} that {name} has changed")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.shared.first_word import begin
 from cli.shared.flags import refuse_idle
 from cli.shared.names import Extractor
 from cli.shared.progress import progress
@@ -83,6 +84,7 @@ def evaluate(
     refuse_idle(context, "split", idle, f"since {against} is no prepared data set")
     name = extractor.value if extractor else None
     options = {"weights": weights, "weights_sha256": weights_sha256, "batch_size": batch_size}
+    begin("reading the images", as_json)
     document = _scored(path, against, split.value, name, options)
     if as_json:
         told = {} if opened is None else {"paper": paper_json(opened, document)}

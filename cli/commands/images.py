@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.commands.sample import Champion, ModelFile, RunId, resolve_model
+from cli.shared.first_word import begin
 from cli.shared.flags import refuse_idle
 from cli.shared.images import StorePath
 from cli.shared.names import Spacing
@@ -59,6 +60,7 @@ def encode(
     as_json: AsJson = False,
 ) -> None:
     """Find the noise from which unclipped DDIM at η = 0 makes the images, and how close it comes to them."""
+    begin("loading the model", as_json)
     import numpy as np
 
     from diffusion.analysis.given import asked_condition, choose, choose_first
@@ -108,6 +110,7 @@ def interpolate(
     as_json: AsJson = False,
 ) -> None:
     """Make the images between two images: walk an arc between their codes and denoise each point."""
+    begin("loading the model", as_json)
     import numpy as np
 
     from diffusion.analysis import inversion

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.commands.sample import Champion, ModelFile, RunId, resolve_model
+from cli.shared.first_word import begin
 from cli.shared.names import Preset
 from cli.shared.outputs import file_option, folder_argument
 
@@ -37,6 +38,7 @@ def openai(
     as_json: AsJson = False,
 ) -> None:
     """Import a published checkpoint; it is read without running any code in it."""
+    begin("reading the checkpoint", as_json)
     from diffusion.interop.openai import import_openai
 
     out = _place(out, file.stem)
@@ -50,6 +52,7 @@ def from_diffusers(
     as_json: AsJson = False,
 ) -> None:
     """Import a pipeline of diffusers: its network and its schedule of betas."""
+    begin("reading the pipeline", as_json)
     from diffusion.interop.from_diffusers import import_diffusers
 
     out = _place(out, folder.resolve().name)
@@ -95,6 +98,7 @@ def diffusers(
     as_json: AsJson = False,
 ) -> None:
     """Export UNet2DModel and DDIMScheduler, which DDIMPipeline.from_pretrained loads."""
+    begin("loading the model", as_json)
     from diffusion.interop.diffusers import export_diffusers
     from diffusion.model.model_file import load_model
     from diffusion.system.outputs import try_output_folder

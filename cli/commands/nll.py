@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.commands.sample import Champion, ModelFile, RunId, resolve_model
+from cli.shared.first_word import begin
 from cli.shared.images import StorePath
 from cli.shared.outputs import file_option, writer_of
 from cli.shared.progress import progress
@@ -39,6 +40,7 @@ def nll(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Bound the negative log-likelihood of images, in bits per dimension: one pass over all timesteps."""
+    begin("loading the model", as_json)
     from diffusion.analysis.given import asked_condition, fitting_store, known_labels
     from diffusion.analysis.likelihood import bits_per_dimension
     from diffusion.model.model_file import load_model

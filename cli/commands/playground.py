@@ -6,6 +6,7 @@ import typer
 
 from cli.commands.sample import Champion, ModelFile, RunId, refuse_two_models
 from cli.commands.serve import address_of, require_packages, say, source_of
+from cli.shared.first_word import begin
 from cli.shared.images import StorePath
 
 USUAL_PORT = 8081
@@ -24,6 +25,8 @@ def playground(
     The page is served on this machine alone and loads nothing from elsewhere.
     """
     require_packages()
+    refuse_two_models(model, run_id, champion)
+    begin("loading the model")
     from diffusion.layout import PREPARED
     from diffusion.system.devices import default_device
     from serving.app import create_app
@@ -34,7 +37,6 @@ def playground(
     from serving.server import serve as serve_app
     from serving.service import Service
 
-    refuse_two_models(model, run_id, champion)
     at = bound_socket("127.0.0.1", port, has_token=False)
     source = Choosable(source_of(model, run_id, champion))
     service = Service(source, default_device(), ServeConfig(drain=DRAIN), say)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.shared.first_word import begin
+
 if TYPE_CHECKING:
     from diffusion.model.model_file import Artefact
 
@@ -70,13 +72,15 @@ def _use_start(name: str) -> None:
     """Fetch the model into the folder `start`, and pin it in params.yaml by its SHA-256."""
     from diffusion.config import load
     from diffusion.layout import PARAMS
-    from diffusion.train.start import keep_start
 
     load()  # what is no params file is told before anything is fetched
     if name == NO_START:
         _write_start(PINNED[:-1], None)
         typer.echo(f"{PARAMS}: train.start is null; the weights are drawn")
         return
+    begin("looking for the model")
+    from diffusion.train.start import keep_start
+
     path, artefact = keep_start(_model(name))
     tracked = _track(path)
     _write_start(PINNED, artefact.model_sha256)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.shared.first_word import begin
 from cli.shared.tables import show, table
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def prune(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
 ) -> None:
     """List what params.yaml, the champion, searches and kept runs do not need in runs/; --yes removes it."""
+    begin("looking through runs/", as_json)
     from diffusion.check.findings import Project
     from diffusion.config import load
     from diffusion.system.devices import default_device

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.shared.first_word import begin
 from cli.shared.progress import progress
 from cli.shared.tables import show, table
 from diffusion.system.limits import MOST_COUNT
@@ -42,11 +43,13 @@ def promote(
     Exit code 3 when the gate keeps it out.
     """
     from diffusion.system.errors import KEPT_OUT, UsageError
-    from flows.registration import promote_version, register_model
-    from tracking.promotion import Hand, checked_note
 
     if force and not reason.strip():
         raise UsageError("--force needs --reason TEXT: the history says why the gate was overruled")
+    begin("reading the registry", as_json)
+    from flows.registration import promote_version, register_model
+    from tracking.promotion import Hand, checked_note
+
     hand = Hand(force, checked_note(reason), dry_run)
     if version:
         decision = promote_version(_name(), version, hand, progress)
@@ -71,6 +74,7 @@ def rollback(
 
     The version that it replaces is pinned: no `diffctl run` promotes it again.
     """
+    begin("reading the registry", as_json)
     from tracking import registry
     from tracking.promotion import checked_note
 
@@ -90,6 +94,7 @@ def rollback(
 
 def history(as_json: AsJson = False) -> None:
     """List the champions, the newest last: when, by whom, from which version to which, and why."""
+    begin("reading the registry", as_json)
     from tracking.registry import history_of
 
     found = history_of(_name())

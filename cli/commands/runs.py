@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.shared.first_word import begin
 from cli.shared.flags import refuse_idle
 from cli.shared.tables import ago, show, since, span, table
 
@@ -28,9 +29,10 @@ def runs(
     """List the trainings of this project and of its MLflow, the newest first."""
     if context.invoked_subcommand is not None:
         return
+    refuse_idle(context, "num", every, "beside --all")
+    begin("reading the runs", as_json)
     from tracking.overview import overview
 
-    refuse_idle(context, "num", every, "beside --all")
     rows, problem = overview(newest=None if every else num + 1)
     more = not every and len(rows) > num
     rows = rows if every else rows[:num]
@@ -86,6 +88,7 @@ def reap(
     Without names, scheduled runs that are stranded as Pending on Prefect are marked as Crashed too, where a
     server is known: they hold the slot of their deployment.
     """
+    begin("looking for trainings without a process", as_json)
     from diffusion.system.errors import TemporaryError
     from flows.stranded import free_stranded
     from tracking.overview import reap as reap_runs
@@ -109,6 +112,7 @@ def reap(
 
 def sync(as_json: AsJson = False) -> None:
     """Deliver to MLflow what an outage left in runs/train/; every point arrives once."""
+    begin("looking for what is not in MLflow yet", as_json)
     from diffusion.system.errors import TemporaryError
     from tracking.sender import sync as deliver_all
 

@@ -8,6 +8,7 @@ import typer
 
 from cli.commands.budget import refuse_beside_budget, scores_of
 from cli.commands.writers import WRITERS, frames_of
+from cli.shared.first_word import begin
 from cli.shared.flags import refuse_idle
 from cli.shared.names import Noise, Sampler, Spacing
 from cli.shared.outputs import file_option, writer_of
@@ -139,15 +140,16 @@ def sample(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
     """Sample images from a model, which describes itself. Image I depends on the seed and on I alone."""
-    from diffusion.protocol.grid import axes_of, spoken
-    from diffusion.protocol.settings import parse_settings
-
     writer = writer_of(out, WRITERS)
     if budget is not None:
         refuse_beside_budget(context)
     _refuse_idle(context, eta, sampler, timesteps, classifier)
     refuse_idle(context, "guidance_interval", guidance == 0, "without --guidance")
     indices = _indices(num, index)
+    begin("loading the model", as_json)
+    from diffusion.protocol.grid import axes_of, spoken
+    from diffusion.protocol.settings import parse_settings
+
     settings = parse_settings(
         {"steps": steps, "timesteps": timesteps, "guidance_interval": guidance_interval},
         sampler=sampler.value,

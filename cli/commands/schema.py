@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cli.shared.first_word import begin
 from cli.shared.outputs import file_option
 
 
@@ -14,6 +15,7 @@ def schema(
     ] = None,
 ) -> None:
     """Print the JSON schema of params.yaml, for editors to complete its keys and check its values."""
+    begin("collecting what params.yaml may hold")
     from cli.shared.outputs import writer_of
     from diffusion.check.schema import schema_text
     from diffusion.system.outputs import write_output_text

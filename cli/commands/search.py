@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from cli.shared.first_word import begin
 from cli.shared.tables import show, table
 from cli.shared.trials import Trials
 
@@ -57,19 +58,21 @@ def search(
     The project's models, samples and metrics stay as they are. The same command goes on with a search that
     was stopped or killed.
     """
-    from diffusion.search.driver import search as run_all
-    from diffusion.search.driver import search_beside
-    from diffusion.search.folder import LOCK, folder_of, open_search
-    from diffusion.search.ledger import Ledger
-    from diffusion.search.space import count_trials
     from diffusion.system.errors import UsageError
-    from diffusion.system.locks import file_lock
-    from diffusion.system.params import read_params
 
     asked = _Asked(address, at_once, cpus)
     if not ray and any(asked):
         raise UsageError("an address, --at-once and --cpus go with --ray")
     _need_optuna()
+    begin("looking for what no trial could be", as_json)
+    from diffusion.search.driver import search as run_all
+    from diffusion.search.driver import search_beside
+    from diffusion.search.folder import LOCK, folder_of, open_search
+    from diffusion.search.ledger import Ledger
+    from diffusion.search.space import count_trials
+    from diffusion.system.locks import file_lock
+    from diffusion.system.params import read_params
+
     folder, values, config = folder_of(name), read_params(), _searchable()
     assert config.search is not None, "it is searchable"
     settings, digest = _refused_early(values, config)

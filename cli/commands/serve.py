@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.commands.sample import Champion, ModelFile, RunId, refuse_two_models
+from cli.shared.first_word import begin
 from diffusion.system.limits import MOST_BATCH, MOST_HELD, MOST_STEPS
 
 if TYPE_CHECKING:
@@ -90,10 +91,11 @@ def serve(
     if not ray and (address, replicas, gpus) != (None, None, None):
         raise UsageError("an address, --replicas and --gpus-per-replica go with --ray")
     require_packages()
+    refuse_two_models(model, run_id, champion)
+    begin("loading the model")
     from serving.config import ServeConfig
     from serving.server import read_token
 
-    refuse_two_models(model, run_id, champion)
     given = {"images": images, "steps": steps, "rows": rows, "queue": queue, "poll": poll, "drain": drain}
     config = ServeConfig.model_validate({key: value for key, value in given.items() if value is not None})
     token = None if token_file is None else read_token(token_file)

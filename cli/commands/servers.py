@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.shared.first_word import begin
 from cli.shared.tables import show, table
 
 if TYPE_CHECKING:
@@ -145,10 +146,12 @@ def ui(
 
     uri = tracking_uri()
     if page := mlflow_page(uri):
+        begin("looking for the newest run")
         typer.echo(f"the runs are at {newest_link(page, uri)}")
         return
     if not is_free(port):
         raise DiffctlError(f"port {port} of this machine is taken: give another one with --port")
+    begin("looking for the newest run")
     link = newest_link(f"http://127.0.0.1:{port}", uri)
     _say(f"starting MLflow on 127.0.0.1:{port}")
     if code := _serve(uri, port, lambda: _say(f"MLflow: {link} (Ctrl-C ends it)")):

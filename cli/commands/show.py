@@ -10,7 +10,7 @@ from cli.shared.flags import refuse_idle
 from cli.shared.images import StorePath
 from cli.shared.names import Noise, Sampler, Spacing
 from cli.shared.progress import progress
-from cli.shared.shown import AsJson, Out, tell, try_out
+from cli.shared.shown import AsJson, Out, begin_figure, tell
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.system.limits import MOST_BATCH, MOST_COUNT, MOST_ETA, MOST_GUIDANCE, MOST_SEED, MOST_STEPS
 
@@ -46,9 +46,9 @@ def forward(
     champion: Champion = False,
 ) -> None:
     """Both schedules by t: ᾱ, the signal-to-noise ratio, and what they do to an image."""
+    begin_figure(out, as_json)
     from diffusion.show.forward import forward as computed
 
-    try_out(out)
     refuse_idle(context, "store", image is not None and not image.isdecimal(), "where the image is a file")
     shown = computed(Asked(profile, model, run_id, champion).process(), _image(image, store), seed)
     if not shown.noised:
@@ -69,9 +69,9 @@ def steps(
     champion: Champion = False,
 ) -> None:
     """The S timesteps that each spacing visits, by t and by noise."""
+    begin_figure(out, as_json)
     from diffusion.show.steps import steps as computed
 
-    try_out(out)
     tell(computed(Asked(profile, model, run_id, champion).process(), count), out, as_json)
 
 
@@ -94,12 +94,12 @@ def variance(
     champion: Champion = False,
 ) -> None:
     """Where a trained model's variance lies between its bounds, by t; with --profile the bounds alone."""
+    begin_figure(out, as_json)
     from diffusion.analysis.given import asked_condition, fitting_store, known_labels
     from diffusion.model.model_file import load_model
     from diffusion.show.variance import bounds, learned_variance, walk_of
     from diffusion.system.devices import default_device
 
-    try_out(out)
     asked = Asked(profile, model, run_id, champion)
     if not asked.names_model and profile is not None:
         for name in ("store", "num", "seed"):
@@ -143,13 +143,13 @@ def reverse(
     champion: Champion = False,
 ) -> None:
     """One image's way back from noise: x_t at some steps, and the image that the model predicts from it."""
+    begin_figure(out, as_json)
     from diffusion.model.model_file import load_model
     from diffusion.protocol.settings import parse_settings
     from diffusion.sample.asked import class_condition, mixed_condition
     from diffusion.show.reverse import reverse as computed
     from diffusion.system.devices import default_device
 
-    try_out(out)
     idle = eta == 0 or not SAMPLERS[sampler.value].stochastic
     refuse_idle(context, "noise", idle, "where no noise is added")
     refuse_idle(context, "guidance_interval", guidance == 0, "without --guidance")
@@ -182,9 +182,9 @@ def network(
     champion: Champion = False,
 ) -> None:
     """The network as a table: its levels, their outputs, parameters and FLOPs per image."""
+    begin_figure(out, as_json)
     from diffusion.show.model import model as computed
 
-    try_out(out)
     tell(computed(_spec(Asked(profile, model, run_id, champion))), out, as_json)
 
 
@@ -201,9 +201,9 @@ def samplers(
     champion: Champion = False,
 ) -> None:
     """Where each sampler goes: paths from the same noise to five Gaussians, by an exact denoiser."""
+    begin_figure(out, as_json)
     from diffusion.show.samplers import samplers as computed
 
-    try_out(out)
     process = Asked(profile, model, run_id, champion).process()
     tell(computed(process, count, spacing.value, seed=seed), out, as_json)
 

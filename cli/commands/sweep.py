@@ -9,6 +9,7 @@ import typer
 
 from cli.commands.run import show_scores
 from cli.commands.sample import Champion, ModelFile, RunId, resolve_model
+from cli.shared.first_word import begin
 from cli.stages.scoring import scored_grid
 from diffusion.system.limits import MOST_COUNT
 
@@ -46,6 +47,7 @@ def sweep(
 
     With --run-id or --champion the scores go to that model's run in MLflow, beside those that it has.
     """
+    begin("loading the model", as_json)
     from diffusion.config import load
     from diffusion.protocol.scores import as_values
 

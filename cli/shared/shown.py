@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.shared.first_word import begin
 from cli.shared.outputs import file_option, writer_of
 
 if TYPE_CHECKING:
@@ -20,12 +21,13 @@ Out = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print what the figure is drawn from as JSON.")]
 
 
-def try_out(out: Path | None) -> None:
-    """UsageError where no figure can be written there, before the work."""
-    from diffusion.show.shown import WRITERS
-
+def begin_figure(out: Path | None, as_json: bool) -> None:
+    """Say that a figure is computed, before the work; UsageError where it cannot be written there."""
     if out is not None:
+        from diffusion.show.shown import WRITERS
+
         writer_of(out, dict.fromkeys(WRITERS, _write))
+    begin("computing the figure", as_json)
 
 
 def tell(shown: "Shown", out: Path | None, as_json: bool) -> None:

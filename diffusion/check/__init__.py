@@ -42,17 +42,22 @@ OF_STAGE: dict[str, tuple[Check, ...]] = {
 
 def check(config: Config, root: Path = Path()) -> list[Finding]:
     """Look at everything: data, model, machine and weights of the project in `root`."""
+    return list(look(config, root))
+
+
+def look(config: Config, root: Path = Path()) -> Iterator[Finding]:
+    """As `check`, each finding when it is found."""
     return _run(ALL, Project(config, root))
 
 
 def preflight(config: Config, stage: str, root: Path = Path()) -> list[Finding]:
     """What to know before a stage runs: its warnings. UsageError with its first error's remedy."""
-    findings = _run(OF_STAGE[stage], Project(config, root))
+    findings = list(_run(OF_STAGE[stage], Project(config, root)))
     for finding in findings:
         if finding.level == "error":
             raise UsageError(": ".join(part for part in (finding.message, finding.remedy) if part))
     return [finding for finding in findings if finding.level == "warning"]
 
 
-def _run(checks: tuple[Check, ...], project: Project) -> list[Finding]:
-    return [finding for one in checks for finding in one(project)]
+def _run(checks: tuple[Check, ...], project: Project) -> Iterator[Finding]:
+    return (finding for one in checks for finding in one(project))

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 
+from cli.commands import check as command
 from diffusion.check import check, preflight
-from diffusion.check.findings import Project
+from diffusion.check.findings import Finding, Project
 from diffusion.config import load, parse
 from diffusion.data.prepare import prepare
 from diffusion.images.store import open_store, write_store
@@ -81,6 +83,19 @@ def test_the_command_prints_findings_and_remedies_and_exits_by_them(project):
 
 
 @pytest.mark.slow
+def test_each_finding_is_printed_once_it_is_found(project, capsys, monkeypatch):
+    def look(config):
+        yield Finding("ok", "first", "is well")
+        assert capsys.readouterr().out == "✓ first: is well\n"
+        yield Finding("error", "second", "would fail", "do this")
+        assert capsys.readouterr().out == "✗ second: would fail\n    do this\n"
+
+    monkeypatch.setattr("diffusion.check.look", look)
+    with pytest.raises(typer.Exit):
+        command.check()
+    assert capsys.readouterr().out.splitlines()[-1] == "1 would fail, 0 to know about"
+
+
 def test_a_batch_larger_than_the_data_is_refused_by_the_stage_in_one_sentence(project):
     assert diffctl(project, "stage", "data").returncode == 0
     write_params(project, train={"batch_size": 1298})

@@ -1,5 +1,6 @@
 """A headless Chromium for tests that look at pages."""
 
+import re
 import shutil
 
 import pytest
@@ -17,3 +18,25 @@ def browser():
         opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
         opened.close()
+
+
+# Each text that is shown, with its colour and that of what it stands on, as [text, rgb(…), rgb(…)].
+TEXTS = """() => {
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
+    const clear = colour => colour === "transparent" || colour === "rgba(0, 0, 0, 0)";
+    while (walker.nextNode()) {
+        const text = walker.currentNode.data.trim(), owner = walker.currentNode.parentElement;
+        if (!text || !owner.checkVisibility()) continue;
+        const style = getComputedStyle(owner), drawn = owner.closest("svg") !== null;
+        let ground = owner;
+        while (ground && clear(getComputedStyle(ground).backgroundColor)) ground = ground.parentElement;
+        const below = getComputedStyle(ground || document.body).backgroundColor;
+        found.push([text, drawn ? style.fill : style.color, below]);
+    }
+    return found;
+}"""
+
+
+def hexadecimal(colour: str) -> str:
+    """A colour that a browser computes as rgb(1, 2, 3), as #010203; transparency left out."""
+    return "#" + "".join(f"{int(float(value)):02x}" for value in re.findall(r"[\d.]+", colour)[:3])

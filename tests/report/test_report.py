@@ -26,9 +26,11 @@ from diffusion.report.curve import read_curve
 from diffusion.report.figures import Point, moving_average, score_curve
 from diffusion.report.neighbours import nearest
 from diffusion.report.tables import decimals, number, protocol_table, score_table
+from diffusion.report.theme import DARK, LIGHT
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json
-from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, WIDE
+from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, TEXTS, WIDE, hexadecimal
+from tests.helpers.colours import contrast
 from tests.helpers.digits_sweep import make_config, score_sweep, write_cell, write_prepared, write_sweep
 from tests.helpers.disks import make_room, memory_disk
 
@@ -495,4 +497,54 @@ def test_a_cell_of_the_montage_enlarges_and_the_page_fits(written, browser, size
     assert cell.bounding_box()["width"] > 1.5 * before
     page.keyboard.press("Tab")
     assert cell.bounding_box()["width"] == before
+    page.close()
+
+
+def shown_in(browser, page: Path, width: int, **media):
+    """The page where it is shown so: on a dark screen, or on paper."""
+    opened = browser.new_page(viewport={"width": width, "height": 1100})
+    opened.emulate_media(**media)
+    opened.goto(page.as_uri())
+    return opened
+
+
+@pytest.mark.slow
+@NEEDS_CHROMIUM
+@pytest.mark.parametrize("width", [WIDE["width"], PHONE["width"]], ids=["wide", "phone"])
+@pytest.mark.parametrize(("scheme", "colours"), [("light", LIGHT), ("dark", DARK)], ids=["light", "dark"])
+def test_every_word_can_be_read_in_either_scheme(written, browser, scheme, colours, width):
+    page = shown_in(browser, written, width, color_scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach(folded => folded.open = true)")
+    texts = page.evaluate(TEXTS)
+    assert {hexadecimal(ground) for _, _, ground in texts} <= {colours["paper"], colours["panel"]}
+    faint = [
+        (text, ink) for text, ink, ground in texts if contrast(hexadecimal(ink), hexadecimal(ground)) < 4.5
+    ]
+    assert faint == []
+    drawn = page.eval_on_selector_all("svg path", "found => found.map(one => getComputedStyle(one).stroke)")
+    assert {colours["line0"], colours["line1"]} <= {hexadecimal(one) for one in drawn if one != "none"}
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    for caption in page.locator("figcaption, caption").all():
+        assert caption.bounding_box()["x"] + caption.bounding_box()["width"] <= width
+    page.close()
+
+
+@pytest.mark.slow
+@NEEDS_CHROMIUM
+def test_on_paper_it_is_light_unfolded_and_whole(written, browser):
+    width = 718  # CSS pixels of A4 between margins of a centimetre
+    page = shown_in(browser, written, width, media="print", color_scheme="dark")
+    texts = page.evaluate(TEXTS)
+    assert {hexadecimal(ground) for _, _, ground in texts} <= {LIGHT["paper"], LIGHT["panel"]}
+    folded = page.locator("details")
+    assert folded.count() == 2
+    for one in folded.all():
+        assert one.get_attribute("open") is None
+        assert one.bounding_box()["height"] > 10 * one.locator("summary").bounding_box()["height"]
+    beyond = f"one.getBoundingClientRect().right > {width + 1}"
+    cut = "one.scrollWidth > one.clientWidth + 1 && getComputedStyle(one).overflowX !== 'visible'"
+    for lost in (beyond, cut):
+        script = f"all => all.filter(one => {lost}).map(one => one.outerHTML)"
+        assert page.eval_on_selector_all("main *", script) == []
+    assert page.pdf(format="A4").startswith(b"%PDF")
     page.close()

@@ -1,70 +1,70 @@
-"""What MLflow's pages show of trainings, in a real browser over a real server."""
+"""What MLflow's pages show of three small trainings and sweeps, in a real browser over a real server."""
 
+import os
+import re
+import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from cli.stages import bodies
 from diffusion.layout import RUN
-from diffusion.protocol.scores import ScoresDocument
-from diffusion.system.files import write_json
-from diffusion.system.seals import sealed
+from tests.conftest import SMALL, diffctl, write_params
 from tests.helpers.browser import NEEDS_CHROMIUM
 from tests.helpers.mlflow_server import MlflowServer
-from tests.helpers.scores_document import document
-from tracking.cells import log_samples
+from tests.helpers.waiting import wait_until
 from tracking.links import comparison_link, experiment_link, run_link
-from tracking.lookup import newest_link, parent_runs
+from tracking.lookup import newest_link, parent_runs, read_identity
+from tracking.names import BEST as TOLD
 from tracking.names import FINGERPRINT
-from tracking.notes import note_tags, training_note
-from tracking.runs import log_scores
 from tracking.sender import sync
-from tracking.spool import Spool
-from tracking.store import connect
+from tracking.store import connect, find_by_tags
 
 pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
-NAMES = ("digits", "digits-lr0.001", "digits-seed1")
-SCORES = (0.2, 0.3, 0.22)
+TRAININGS = {
+    "digits": {},
+    "digits-lr0.001": {"lr": {**SMALL["train"]["lr"], "rate": 0.001}},
+    "digits-seed1": {"seed": 1},
+}
+BEST = "best/kd_effnet_lite0_64"
 
 
-def scores(value: float, model: str) -> ScoresDocument:
-    cells = {(5, 0.0): value + 0.1, (10, 0.0): value, (10, 1.0): value + 0.2}
-    return document(cells, model_sha256=model * 64)
-
-
-def train(name: str, number: int, value: float) -> str:
-    """A finished training with its scores and pictures; returns its run's id."""
-    fingerprint = f"{number}a" * 8
-    folder = Path("runs/train") / fingerprint
-    params = {"data.name": "digits", "train.steps": "20", "train.lr.rate": "0.001"}
-    spool = Spool(folder, name, name, "diffctl-digits")
-    spool.params(params)
-    spool.tags({FINGERPRINT: fingerprint, **note_tags(training_note(params, fingerprint))})
-    for step in (10, 20):
-        spool.metrics(step, {"loss": 1 / step, "grad_norm": 1.0})
-    spool.close("FINISHED")
+def train(folder: Path, uri: str, **changes: object) -> str:
+    """Train, sweep and score as the stages do; returns the run's id."""
+    write_params(folder, train=changes)
+    bodies.train(fresh=False, keep=False)
+    bodies.sample()
     sync()
-    write_json(RUN, sealed({"key": name, "fingerprint": fingerprint}))
-    made = scores(value, str(number))
-    run_id = log_scores(RUN, made)
-    log_samples(run_id, made, {cell: np.full((64, 64, 1), 40 * number, np.uint8) for cell in made.cells})
-    return run_id
+    bodies.evaluate()
+    fingerprint = read_identity(RUN).fingerprint
+    client = connect(uri)
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    (run,) = find_by_tags(client, experiments, {FINGERPRINT: fingerprint})
+    return str(run.info.run_id)
 
 
 @pytest.fixture(scope="module")
 def trainings(tmp_path_factory):
-    """The server's address and the runs' ids, of three trainings."""
+    """The project's folder, the server's address and the runs' ids, of three trainings."""
     folder = tmp_path_factory.mktemp("trainings")
     server = MlflowServer(folder / "mlflow")
+    server.folder.mkdir()
     server.start()
+    write_params(folder)
+    (folder / "profiles").mkdir()
+    shutil.copy(folder / "params.yaml", folder / "profiles/digits.yaml")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", server.uri)
-        yield (
-            server.uri,
-            [train(name, i, value) for i, (name, value) in enumerate(zip(NAMES, SCORES, strict=True))],
-        )
+        bodies.data()
+        bodies.reference()
+        yield folder, server.uri, [train(folder, server.uri, **changes) for changes in TRAININGS.values()]
     server.kill()
+
+
+def best(uri: str, run: str) -> float:
+    """The score that the run is ranked by."""
+    return float(connect(uri).get_run(run).data.metrics[BEST])
 
 
 def shown(browser, url: str, *texts: str) -> str:
@@ -79,32 +79,53 @@ def shown(browser, url: str, *texts: str) -> str:
 
 
 def test_the_experiment_opens_on_trainings_by_their_best_score(trainings, browser):
-    uri, _ = trainings
+    _, uri, runs = trainings
     experiment = parent_runs(connect(uri))[0].info.experiment_id
     link = newest_link(uri, uri)
     assert link == experiment_link(uri, experiment)
-    said = shown(browser, link, *NAMES, "best/kd_effnet_lite0_64", "samples-eta_0.0")
+    said = shown(browser, link, *TRAININGS, BEST, "samples-eta_0.0")
     assert "3 matching runs" in said  # without their cells
-    assert said.index("digits-seed1") < said.index("digits-lr0.001")  # the better first
+    by_score = sorted(zip(TRAININGS, runs, strict=True), key=lambda one: best(uri, one[1]))
+    lines = [line.strip() for line in said.splitlines()]
+    places = [lines.index(name) for name, _ in by_score]
+    assert places == sorted(places)  # the best first
     assert {"Scores", "Samples", "Training"} <= {line.split(" (")[0].strip() for line in said.splitlines()}
     assert "Diffusion models of digits" in said
-    table = shown(browser, link.replace("CHART", "TABLE"), *NAMES, "best/steps", "train.lr.rate")
-    for value in ("0.2", "200", "0.3", "300"):
-        assert value in table
+    table = shown(browser, link.replace("CHART", "TABLE"), *TRAININGS, "best/steps", "train.lr.rate")
+    numbers = [float(number) for number in re.findall(r"\d+\.\d+", table)]
+    for run in runs:
+        assert pytest.approx(best(uri, run), rel=0.01) in numbers
 
 
 def test_a_runs_page_says_what_it_is_of(trainings, browser):
-    uri, runs = trainings
+    _, uri, runs = trainings
     run = connect(uri).get_run(runs[0])
     said = shown(
         browser, run_link(uri, run.info.experiment_id, runs[0]), "diffusion model of digits", "The best"
     )
-    assert "steps10-eta0" in said
+    cell = re.search(r" at ([\w.-]+)", run.data.tags[TOLD])
+    assert cell is not None
+    assert cell[1] in said
     assert "best/evaluations" in said
 
 
 def test_compared_runs_stand_side_by_side(trainings, browser):
-    uri, runs = trainings
+    _, uri, runs = trainings
     experiment = connect(uri).get_run(runs[0]).info.experiment_id
-    said = shown(browser, comparison_link(uri, [experiment] * 3, runs), "Comparing 3 Runs", *NAMES)
+    said = shown(browser, comparison_link(uri, [experiment] * 3, runs), "Comparing 3 Runs", *TRAININGS)
     assert "from 1 Experiment" in said
+
+
+def test_the_command_opens_the_page_of_the_runs_that_it_compares(trainings, tmp_path):
+    folder, uri, runs = trainings
+    opened, program = tmp_path / "opened", tmp_path / "xdg-open"
+    program.write_text(f'#!/bin/sh\nprintf %s "$1" > {opened}.new && mv {opened}.new {opened}\n')
+    program.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "BROWSER": f"{program} %s"}  # whichever is asked
+    done = diffctl(folder, "compare", *(run[:12] for run in runs), "--open", env=env)
+    assert done.returncode == 0, done.stderr
+    experiment = connect(uri).get_run(runs[0]).info.experiment_id
+    link = comparison_link(uri, [experiment] * 3, runs)
+    assert f"MLflow: {link}\n" in done.stdout
+    wait_until(opened.exists)
+    assert opened.read_text() == link

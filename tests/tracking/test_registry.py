@@ -23,7 +23,7 @@ from diffusion.protocol.scores import read_scores, write_document
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.asked import class_condition, mixed_condition
 from diffusion.sample.generate import generate
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, UsageError
 from tests.conftest import diffctl
 from tests.helpers.disks import fill_up, make_room, memory_disk
 from tests.helpers.mlflow_server import MlflowServer, free_port, wait_for
@@ -31,7 +31,7 @@ from tests.helpers.scores_document import document
 from tracking import names
 from tracking.promotion import Hand
 from tracking.reach import MlflowError
-from tracking.registry import fetch_champion, fetch_champion_scores, fetch_version, register
+from tracking.registry import fetch_champion, fetch_champion_scores, fetch_version, history_of, register
 from tracking.store import ENVIRONMENT, connect
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -305,3 +305,12 @@ def test_the_command(make_model, here, monkeypatch):
     assert done.stderr == ""
     values = json.loads(diffctl(here, "promote", "--json").stdout)
     assert (values["version"], values["champion"], values["promoted"]) == (1, 1, False)
+
+
+def test_the_history_of_nothing_makes_no_store(tmp_path, monkeypatch):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    with pytest.raises(UsageError, match="no registered model diffctl-digits"):
+        history_of("diffctl-digits")
+    assert list(empty.iterdir()) == []
