@@ -13,25 +13,6 @@ if TYPE_CHECKING:
     from diffusion.papers.paper import Paper
 
 
-def show_against_statistics(document: dict[str, Any]) -> None:
-    """The distance to published statistics with its interval and limit, and what they do not give."""
-    from diffusion.protocol.extractors import extractor_spec
-
-    scores, reference, spec = document["scores"], document["reference"], extractor_spec(document["extractor"])
-    made = table("score", f"{document['images']['count']:,} images", "95% interval")
-    ends = [scores.get(f"{spec.distance}_{end}") for end in ("low", "high")]
-    interval = f"{ends[0]:.5g} to {ends[1]:.5g}" if None not in ends else ""
-    made.add_row(spec.distance, f"{scores[spec.distance]:.5g}", interval)
-    made.add_row(spec.limit, f"{scores[spec.limit]:.5g}", "")
-    show(made)
-    typer.echo(
-        f"against the statistics {reference['name']} (SHA-256 {reference['sha256'][:16]}…, source "
-        f"{reference['source']}), extractor {spec.name}"
-    )
-    left = document["not_scored"]
-    typer.echo(f"no {', '.join(left['scores'])}: {left['why']}")
-
-
 def paper_json(paper: "Paper", document: dict[str, Any]) -> dict[str, Any]:
     """The paper's figures beside the scores of a document, for a script."""
     from diffusion.papers.compare import beside_scores
