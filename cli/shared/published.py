@@ -15,17 +15,20 @@ if TYPE_CHECKING:
 
 def paper_json(paper: "Paper", document: dict[str, Any]) -> dict[str, Any]:
     """The paper's figures beside the scores of a document, for a script."""
-    from diffusion.papers.compare import beside_scores
-
-    return _as_json(paper, beside_scores(paper, document["card"], document["scores"]))
+    return _as_json(paper, _beside(paper, document))
 
 
 def show_beside(paper: "Paper", document: dict[str, Any]) -> None:
     """The paper's figures beside the scores of a document."""
-    from diffusion.papers.compare import beside_scores
-
     typer.echo()
-    _show(paper, beside_scores(paper, document["card"], document["scores"]))
+    _show(paper, _beside(paper, document))
+
+
+def _beside(paper: "Paper", document: dict[str, Any]) -> list["Beside"]:
+    from diffusion.papers.compare import Seen, beside_scores
+
+    spaces = [document, *document.get("spaces", {}).values()]
+    return beside_scores(paper, [Seen(one["card"], one["scores"]) for one in spaces])
 
 
 def show_sweep(paper: "Paper", as_json: bool) -> None:
