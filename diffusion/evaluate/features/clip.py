@@ -67,5 +67,7 @@ def _named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return with_joined_attention(renamed(state, TRANSFORMERS))
     found = renamed(state, OPENAI)
     if "projection.weight" in found:
-        found["projection.weight"] = found["projection.weight"].mT  # there the features are its columns
+        found["projection.weight"] = found["projection.weight"].transpose(
+            0, 1
+        )  # there the features are its columns
     return found
