@@ -1,6 +1,11 @@
 """Whether the intervals hold: `python -m benchmarks.coverage [draws] [--kernel]`, some 15 minutes on 2 cores.
 
-`--kernel` measures the kernel distances of 1,000 images too, which takes several times as long.
+`--kernel` measures the kernel distances of 1,000 images too, which takes several times as long. Any rows of a
+table are made by `--sizes` and `--kinds`, as 300 draws of 1,280 features and 900 images:
+
+    python -m benchmarks.coverage 300 --sizes 1280x900 --kinds 0:Gaussian:real
+
+A row has as many draws as are asked for where its sizes are; of the usual ones the largest have a third.
 
 Features are drawn from distributions that are known, many samples of each, and every sample is scored with
 its intervals by the product's own code. The estimand is the score's expectation at this number of images
@@ -16,8 +21,8 @@ drawn. A nominal 95 % interval shall hold it in 93 to 97.5 % of the draws, but f
 | too wide | the interval of fd as a standard deviation over the true one |
 """
 
-import sys
-from collections.abc import Iterator, Sequence
+import argparse
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -38,6 +43,7 @@ DRAWS = 120
 REFERENCE = 5000
 SHARED = 0.9  # the correlation of the noise that two cells share
 WORSE = 1.3  # by how much the last of a worse model's features is too wide
+KERNEL = 1000  # images up to which --kernel measures that distance
 FEW = 256  # images: of more, a kernel distance costs more than all else
 MANY = 300_000  # features of a sample from which on there are fewer draws
 
@@ -82,12 +88,20 @@ SIZES = (
     (1280, 1000),
     (1280, 1280),
 )
-KINDS = ((0.0, False, "real"), (1.0, False, "worse"), (1.0, True, "real"), (1.5, True, "worse"))
+Kind = tuple[float, bool, str]
+KINDS: tuple[Kind, ...] = (
+    (0.0, False, "real"),
+    (1.0, False, "worse"),
+    (1.0, True, "real"),
+    (1.5, True, "worse"),
+)
 
 
-def cases(sizes: Sequence[tuple[int, int]] = SIZES, most: int = FEW) -> Iterator[Case]:
+def cases(
+    sizes: Sequence[tuple[int, int]] = SIZES, most: int = FEW, kinds: Sequence[Kind] = KINDS
+) -> Iterator[Case]:
     for dimension, count in sizes:
-        for decay, rectified, model in KINDS:
+        for decay, rectified, model in kinds:
             yield Case(dimension, count, decay, rectified, model, count <= most)
 
 
@@ -196,23 +210,67 @@ def measure(case: Case, draws: int, pool: Any = None) -> dict[str, float]:
     return coverage([one for part in pool.map(_draws, [case] * AT_ONCE, parts) for one in part])
 
 
-def main() -> None:
-    arguments = [argument for argument in sys.argv[1:] if argument.isdigit()]
-    draws = int(arguments[0]) if arguments else DRAWS
-    most = 1000 if "--kernel" in sys.argv else FEW
+def main(asked: Sequence[str] | None = None) -> None:
+    """Print a line a row, as soon as it is measured."""
+    told = arguments().parse_args(asked)
     columns = ("fd", "excess", "kd", "Δ fd", "Δ kd")
     print("| D | N | spectrum | features | model | draws | " + " | ".join(columns) + " | too wide |")
     print("|" + " --- |" * (len(columns) + 7))
     with ProcessPoolExecutor(AT_ONCE) as pool:
-        for case in cases(most=most):
-            few = draws if case.dimension * case.count < MANY else draws // 3
-            found = measure(case, few, pool)
-            shares = [f"{100 * found[name]:.1f}" if name in found else "" for name in columns]
-            kind = "rectified" if case.rectified else "Gaussian"
-            about = [case.dimension, case.count, f"k^−{case.decay:g}", kind, case.model, few]
-            print(
-                "| " + " | ".join([*map(str, about), *shares, f"{found['too wide']:.2f}"]) + " |", flush=True
-            )
+        for case in cases(told.sizes or SIZES, KERNEL if told.kernel else FEW, told.kinds):
+            whole = told.sizes or case.dimension * case.count < MANY
+            few = told.draws if whole else max(2, told.draws // 3)
+            print(row(case, few, measure(case, few, pool), columns), flush=True)
+
+
+def row(case: Case, draws: int, found: dict[str, float], columns: Sequence[str]) -> str:
+    """A line of the table in percent."""
+    shares = [f"{100 * found[name]:.1f}" if name in found else "" for name in columns]
+    drawn = "rectified" if case.rectified else "Gaussian"
+    about = [case.dimension, case.count, f"k^−{case.decay:g}", drawn, case.model, draws]
+    return "| " + " | ".join([*map(str, about), *shares, f"{found['too wide']:.2f}"]) + " |"
+
+
+def arguments() -> argparse.ArgumentParser:
+    """What a call may say."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description="Measure coverage.")
+    parser.add_argument("draws", nargs="?", type=_at_least(2), default=DRAWS, help="samples a row")
+    parser.add_argument("--kernel", action="store_true", help=f"kernel distances up to {KERNEL:,} images")
+    parser.add_argument("--sizes", nargs="+", type=size, metavar="DxN", help="features and images")
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        type=kind,
+        default=KINDS,
+        metavar="DECAY:FEATURES:MODEL",
+        help="as 1.5:rectified:worse; features Gaussian or rectified, a model real or worse",
+    )
+    return parser
+
+
+def size(text: str) -> tuple[int, int]:
+    """Features and images of `1280x900`; ValueError for fewer than 1 and 3."""
+    dimension, count = map(int, text.split("x"))
+    if dimension < 1 or count < 3:
+        raise ValueError(text)
+    return dimension, count
+
+
+def kind(text: str) -> Kind:
+    """The spectrum's decay, whether features are rectified, and the model, of `1.5:rectified:worse`."""
+    decay, drawn, model = text.split(":")
+    if drawn not in ("Gaussian", "rectified") or model not in ("real", "worse"):
+        raise ValueError(text)
+    return float(decay), drawn == "rectified", model
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise ValueError(text)
+        return int(text)
+
+    return number
 
 
 if __name__ == "__main__":

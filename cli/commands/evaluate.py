@@ -2,9 +2,11 @@
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -12,14 +14,13 @@ from cli.shared.first_word import begin
 from cli.shared.flags import refuse_idle
 from cli.shared.names import Extractor
 from cli.shared.progress import progress
-from cli.shared.published import paper_json, show_against_statistics, show_beside, show_sweep
-from cli.shared.tables import show, table
-from diffusion.system.limits import MOST_BATCH
+from cli.shared.published import paper_json, show_beside, show_sweep
+from cli.shared.scored import show_scores
+from diffusion.system.limits import MOST_BATCH, MOST_NEIGHBOURS
 
 if TYPE_CHECKING:
     from diffusion.papers.paper import Paper
 
-TWO_SIDED = 1.96  # standard deviations of a 95 % interval
 WORTH_TELLING = 10**9  # bytes of memory
 
 
@@ -51,8 +52,11 @@ def evaluate(
         ),
     ] = None,
     extractor: Annotated[
-        Extractor | None,
-        typer.Option("--extractor", help="[default: by the images' size; inception of statistics]"),
+        list[Extractor] | None,
+        typer.Option(
+            "--extractor",
+            help="May be given again, for more. [default: by the images' size; inception of statistics]",
+        ),
     ] = None,
     split: Annotated[
         Split, typer.Option("--split", help="Which split of a prepared data set is the reference.")
@@ -71,6 +75,24 @@ def evaluate(
             "--batch-size", min=1, max=MOST_BATCH, help="Images at a time. [default: as suits the device]"
         ),
     ] = None,
+    prc_images: Annotated[
+        int | None,
+        typer.Option(
+            "--prc-images",
+            min=1,
+            max=MOST_NEIGHBOURS,
+            help="Real images at most for precision, recall, density and coverage. [default: 10,000]",
+        ),
+    ] = None,
+    prc_samples: Annotated[
+        int | None,
+        typer.Option(
+            "--prc-samples",
+            min=1,
+            max=MOST_NEIGHBOURS,
+            help="The same of the scored images. [default: as --prc-images]",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print scores and protocol card as JSON.")] = False,
 ) -> None:
     """Score images: Fréchet and kernel distance to real ones, their floor, and the excess over it."""
@@ -82,15 +104,21 @@ def evaluate(
 
     idle = os.path.exists(against) and not is_prepared(against)
     refuse_idle(context, "split", idle, f"since {against} is no prepared data set")
-    name = extractor.value if extractor else None
-    options = {"weights": weights, "weights_sha256": weights_sha256, "batch_size": batch_size}
+    names = _each_once(extractor or [])
+    options = {
+        "weights": weights,
+        "weights_sha256": weights_sha256,
+        "batch_size": batch_size,
+        "prc_images": prc_images,
+        "prc_samples": prc_samples,
+    }
     begin("reading the images", as_json)
-    document = _scored(path, against, split.value, name, options)
+    document = _scored(path, against, split.value, names, options)
     if as_json:
         told = {} if opened is None else {"paper": paper_json(opened, document)}
         print(json.dumps({**document, **told}, indent=2, sort_keys=True))
         return
-    show_against_statistics(document) if "not_scored" in document else _print_scores(document)
+    show_scores(document)
     if opened is not None:
         show_beside(opened, document)
 
@@ -110,69 +138,103 @@ def _paper(name: str | None, path: Path | None, against: Path | None) -> "Paper 
     return open_paper(name)
 
 
+def _each_once(extractors: Sequence[Extractor]) -> list[str]:
+    """Their names; UsageError for one that is given twice."""
+    from diffusion.system.errors import UsageError
+
+    names = [one.value for one in extractors]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"--extractor {name} is given twice: leave one out")
+    return names
+
+
 def _scored(
-    path: Path, against: Path, split: str, extractor: str | None, options: dict[str, Any]
+    path: Path, against: Path, split: str, extractors: list[str], options: dict[str, Any]
 ) -> dict[str, Any]:
     """The scores of the images; what cannot be is refused before anything heavy is loaded."""
-    from diffusion.evaluate.memory import need_memory
-    from diffusion.evaluate.pair import open_pair, open_sample
-    from diffusion.evaluate.published import is_statistics, open_statistics
-    from diffusion.protocol.extractors import default_extractor, extractor_spec
+    from diffusion.evaluate.published import is_statistics
 
     if is_statistics(against):
-        published, sample = open_statistics(against, extractor), open_sample(path)
-        _tell_memory(need_memory(published.spec, len(sample), 2 * published.spec.features))
+        asked = _against_statistics(path, against, extractors)
+    else:
+        asked = _against_images(path, against, split, extractors)
+    given = _weights_of(list(asked), options.pop("weights"), options.pop("weights_sha256"))
+    _tell_memory(max(one.memory for one in asked.values()))
+    from diffusion.evaluate.adhoc import in_spaces, refuse_what_lacks
+
+    refuse_what_lacks(given)
+    documents = []
+    for name, one in asked.items():  # one after the other, so that no two take memory at a time
+        with progress("features" if len(asked) == 1 else name) as watch:
+            documents.append(one.score(**given[name], **options, progress=watch))
+    return in_spaces(documents)
+
+
+class _Asked(NamedTuple):
+    """A feature space: what scores in it, and the bytes of memory that it takes."""
+
+    score: Callable[..., dict[str, Any]]
+    memory: int
+
+
+def _against_statistics(path: Path, against: Path, extractors: list[str]) -> dict[str, _Asked]:
+    """The spaces by their extractors' names."""
+    from diffusion.evaluate.memory import need_memory
+    from diffusion.evaluate.pair import images_beside, open_sample
+    from diffusion.evaluate.published import open_statistics
+
+    names: list[str | None] = [*extractors] or [None]
+    opened = [open_statistics(against, name) for name in names]
+    sample = open_sample(path)
+    images = images_beside(against, sample)
+
+    def score(published: Any, **options: Any) -> dict[str, Any]:
         from diffusion.evaluate.against_statistics import evaluate_against_statistics
 
-        with progress("features") as watch:
-            return evaluate_against_statistics(sample, published, progress=watch, **options)
-    pair = open_pair(path, against, split)
-    spec = extractor_spec(extractor or default_extractor(pair.real.images.shape[1]))
-    _tell_memory(need_memory(spec, len(pair.sample), len(pair.real), len(pair.heldout or ())))
-    from diffusion.evaluate.adhoc import evaluate_pair
+        return evaluate_against_statistics(sample, published, images, **options)
 
-    with progress("features") as watch:
-        return evaluate_pair(pair, extractor=spec.name, progress=watch, **options)
+    def asked(published: Any) -> _Asked:
+        real = max(2 * published.spec.features, len(images or ()))
+        return _Asked(partial(score, published), need_memory(published.spec, len(sample), real))
+
+    return {published.spec.name: asked(published) for published in opened}
+
+
+def _against_images(path: Path, against: Path, split: str, extractors: list[str]) -> dict[str, _Asked]:
+    """The spaces by their extractors' names."""
+    from diffusion.evaluate.memory import need_memory
+    from diffusion.evaluate.pair import open_pair
+    from diffusion.protocol.extractors import default_extractor, extractor_spec
+
+    pair = open_pair(path, against, split)
+    counts = len(pair.sample), len(pair.real), len(pair.heldout or ())
+
+    def score(name: str, **options: Any) -> dict[str, Any]:
+        from diffusion.evaluate.adhoc import evaluate_pair
+
+        return evaluate_pair(pair, extractor=name, **options)
+
+    names = extractors or [default_extractor(pair.real.images.shape[1])]
+    return {name: _Asked(partial(score, name), need_memory(extractor_spec(name), *counts)) for name in names}
+
+
+def _weights_of(names: list[str], weights: Path | None, sha256: str | None) -> dict[str, dict[str, Any]]:
+    """What each extractor is given; UsageError where a file of weights could be of more than one network."""
+    from diffusion.protocol.extractors import extractor_spec
+    from diffusion.system.errors import UsageError
+
+    takes = [name for name in names if not extractor_spec(name).weights.comes_along] or names[:1]
+    if weights is not None and len({extractor_spec(name).weights for name in takes}) > 1:
+        raise UsageError(
+            f"--weights is a file of one network, and {' and '.join(takes)} are several: score them one by "
+            "one, or put the published files in torch's hub cache"
+        )
+    given = {"weights": weights, "weights_sha256": sha256}
+    return {name: given if name in takes else {} for name in names}
 
 
 def _tell_memory(needed: int) -> None:
     """Say what scoring will take where a person may wonder whether the machine has it."""
     if needed >= WORTH_TELLING:
         typer.echo(f"scoring takes about {needed / 1e9:.1f} GB of memory", err=True)
-
-
-def _print_scores(document: dict[str, Any]) -> None:
-    """A row a score, with its interval and what held-out real images score; no score that misleads."""
-    from diffusion.protocol.extractors import extractor_spec
-    from diffusion.protocol.scoring import SHARES
-
-    scores, reference = document["scores"], document["reference"]
-    spec, floor = extractor_spec(document["extractor"]), reference.get("floor", {})
-    columns = ["score", f"{document['images']['count']:,} images"]
-    if intervals := document.get("intervals"):
-        columns.append(f"{intervals['confidence']:.0%} interval")
-    if floor:
-        columns.append("real, held out" + (" (extrapolated)" if floor["extrapolated"] else ""))
-    made = table(*columns)
-    shown = [spec.distance, "excess", spec.limit, spec.kernel_distance, spec.gaussian_distance or ""]
-    for name in [*shown, *map(spec.named, SHARES), "memorisation", *spec.results]:
-        if name in scores:
-            row = [name, f"{scores[name]:.5g}", *([_interval(document, name)] if intervals else [])]
-            row.append(f"{floor[name]:.5g}" if name in floor else "")
-            made.add_row(*row[: len(columns)])
-    show(made)
-    print(
-        f"against {reference['reference_count']:,} images of {reference['name']} "
-        f"({reference['reference_split']}), extractor {reference['extractor']}"
-    )
-
-
-def _interval(document: dict[str, Any], name: str) -> str:
-    from diffusion.choice.certainty import interval_of
-    from diffusion.protocol.scores import Scored
-
-    if name == "memorisation":
-        return f"by chance 0 ± {TWO_SIDED * document['scores']['memorisation_std']:.2g}"
-    scored = Scored(**{field: document[field] for field in Scored.model_fields if field in document})
-    ends = interval_of(scored, name)
-    return "" if ends is None else f"{ends.low:.5g} to {ends.high:.5g}"

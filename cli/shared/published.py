@@ -13,38 +13,22 @@ if TYPE_CHECKING:
     from diffusion.papers.paper import Paper
 
 
-def show_against_statistics(document: dict[str, Any]) -> None:
-    """The distance to published statistics with its interval and limit, and what they do not give."""
-    from diffusion.protocol.extractors import extractor_spec
-
-    scores, reference, spec = document["scores"], document["reference"], extractor_spec(document["extractor"])
-    made = table("score", f"{document['images']['count']:,} images", "95% interval")
-    ends = [scores.get(f"{spec.distance}_{end}") for end in ("low", "high")]
-    interval = f"{ends[0]:.5g} to {ends[1]:.5g}" if None not in ends else ""
-    made.add_row(spec.distance, f"{scores[spec.distance]:.5g}", interval)
-    made.add_row(spec.limit, f"{scores[spec.limit]:.5g}", "")
-    show(made)
-    typer.echo(
-        f"against the statistics {reference['name']} (SHA-256 {reference['sha256'][:16]}…, source "
-        f"{reference['source']}), extractor {spec.name}"
-    )
-    left = document["not_scored"]
-    typer.echo(f"no {', '.join(left['scores'])}: {left['why']}")
-
-
 def paper_json(paper: "Paper", document: dict[str, Any]) -> dict[str, Any]:
     """The paper's figures beside the scores of a document, for a script."""
-    from diffusion.papers.compare import beside_scores
-
-    return _as_json(paper, beside_scores(paper, document["card"], document["scores"]))
+    return _as_json(paper, _beside(paper, document))
 
 
 def show_beside(paper: "Paper", document: dict[str, Any]) -> None:
     """The paper's figures beside the scores of a document."""
-    from diffusion.papers.compare import beside_scores
-
     typer.echo()
-    _show(paper, beside_scores(paper, document["card"], document["scores"]))
+    _show(paper, _beside(paper, document))
+
+
+def _beside(paper: "Paper", document: dict[str, Any]) -> list["Beside"]:
+    from diffusion.papers.compare import Seen, beside_scores
+
+    spaces = [document, *document.get("spaces", {}).values()]
+    return beside_scores(paper, [Seen(one["card"], one["scores"]) for one in spaces])
 
 
 def show_sweep(paper: "Paper", as_json: bool) -> None:

@@ -1,4 +1,8 @@
-"""Any images against published statistics: the Fréchet distance alone, by the code that scores a sweep."""
+"""Any images against published statistics, by the code that scores a sweep.
+
+They give the Fréchet distance. Where real images lie beside them, those give what needs images: that is how
+OpenAI's evaluator has precision and recall.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,14 +11,18 @@ from typing import Any
 import numpy as np
 
 from diffusion.choice.certainty import CONFIDENCE, interval
+from diffusion.evaluate.config import EvaluateConfig
 from diffusion.evaluate.features.extract import Array
 from diffusion.evaluate.features.extractors import exact_float32, load_extractor
+from diffusion.evaluate.features.reference import reference_of
 from diffusion.evaluate.kept import kept_features
 from diffusion.evaluate.published import PublishedStatistics
 from diffusion.evaluate.scores.published import AgainstPublished, PublishedTarget
+from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.evaluate.scores.scores import statistics
 from diffusion.images.store import ImageStore
-from diffusion.protocol.published import WHY_NOT, not_scored, statistics_card
+from diffusion.protocol.card import neighbour_card
+from diffusion.protocol.published import not_scored, statistics_card, why_not
 from diffusion.system.devices import scoring_device
 
 FEWEST = 3  # images that an interval can be told of
@@ -25,29 +33,44 @@ Progress = Callable[[int, int], None]
 def evaluate_against_statistics(
     sample: ImageStore,
     published: PublishedStatistics,
+    images: ImageStore | None = None,
     *,
     weights: Path | None = None,
     weights_sha256: str | None = None,
     batch_size: int | None = None,
+    prc_images: int | None = None,
+    prc_samples: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score the sample against the file: `images`, `extractor`, `reference`, `scores` and `card`.
 
-    `not_scored` names the scores that statistics do not give, and why. `progress` gets (done, total) of the
-    images that are extracted.
+    `images` are the real ones beside the statistics, if any; the others are as `evaluate_pair`. `not_scored`
+    names the scores that they do not give, and why. `progress` gets (done, total) of the images that are
+    extracted.
     """
-    spec = published.spec
+    spec, usual = published.spec, EvaluateConfig()
     loaded = load_extractor(spec.name, weights, scoring_device(), weights_sha256)
-    (seen,) = kept_features(loaded, [sample], batch_size, progress)
-    card = sample.meta.get("card", {})
+    stores = [sample] if images is None else [sample, images]
+    seen, *real = kept_features(loaded, stores, batch_size, progress)
+    card = statistics_card(
+        sample.meta.get("card", {}), len(sample), published.facts, spec, loaded.weights_sha256
+    )
+    reference, scores = {**published.facts, "features": spec.features}, _scores(seen.features, published)
+    if images is not None:
+        reference |= {"images": len(images), "images_digest": images.digest}
+        most = prc_images or usual.prc_images
+        of_images = reference_of(loaded, images, real[0])
+        scorer = Scorer(of_images, usual.intervals, most, loaded.device, prc_samples)
+        scores |= scorer.besides_distance(seen)
+        card |= neighbour_card(len(sample), len(images), (scorer.most_samples, most))
     return {
         "images": {"path": str(sample.path), "digest": sample.digest, "count": len(sample)},
         "extractor": spec.name,
-        "reference": {**published.facts, "features": spec.features},
+        "reference": reference,
         "intervals": {"confidence": CONFIDENCE},
-        "scores": _scores(seen.features, published),
-        "not_scored": {"scores": not_scored(spec), "why": WHY_NOT},
-        "card": statistics_card(card, len(sample), published.facts, spec, loaded.weights_sha256),
+        "scores": scores,
+        "not_scored": {"scores": not_scored(spec, images is not None), "why": why_not(images is not None)},
+        "card": card,
     }
 
 

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from diffusion.protocol.extractors import EXTRACTORS, MOST_SPACES
 from diffusion.protocol.protocols import PROTOCOLS
+from diffusion.system.limits import MOST_NEIGHBOURS
 from diffusion.system.registry import known
 from diffusion.system.section import BatchSize, FilePath, NotBool, Section
 
@@ -17,7 +18,7 @@ ExtractorName = Annotated[str, AfterValidator(partial(known, registry=EXTRACTORS
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-Neighbours = Annotated[int, Field(gt=0, le=100_000), NotBool]
+Neighbours = Annotated[int, Field(gt=0, le=MOST_NEIGHBOURS), NotBool]
 
 
 class StatisticsFile(Section):

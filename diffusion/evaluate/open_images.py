@@ -6,11 +6,11 @@ import stat
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import numpy as np
 
-from diffusion.data.arrays import integers, npz_keys, open_npz
+from diffusion.data.arrays import NpzArray, integers, npz_keys, open_npz
 from diffusion.data.readers.image_files import read_images
 from diffusion.data.readers.listing import list_images
 from diffusion.data.rejects import Problem, summary
@@ -22,7 +22,9 @@ from diffusion.system.memory import machine_memory
 from diffusion.system.plain_files import open_plain
 
 LOSSY = (".jpg", ".jpeg", ".webp")
+IMAGES, LABELS = "arr_0", "arr_1"  # as OpenAI's evaluator calls them
 READ_ROWS, READ_BYTES = 256, 1 << 26  # files and pixels of them at a time, at most
+MOST_ROWS = 4096  # images of a stream that anything here asks for at a time
 
 
 def is_store(path: Path) -> bool:
@@ -61,15 +63,48 @@ def open_images(path: Path) -> ImageStore:
     return ImageStore(path, images, labels, {"name": path.name, "digest": content_digest(images, labels)})
 
 
-def _read_npz(path: Path) -> tuple[Images, Labels | None]:
-    keys = npz_keys(path)
-    if "arr_0" not in keys:
+class StreamedImages:
+    """Images in an npz, of which no more are in memory than are asked for; in ascending order it is unpacked
+    once.
+    """
+
+    def __init__(self, array: NpzArray) -> None:
+        self.array = array
+        self.shape, self.dtype, self.ndim = array.shape, array.dtype, len(array.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Images:
+        start, stop, _ = rows.indices(len(self))
+        return self.array.read(start, max(start, stop))
+
+
+def streamed_npz(path: Path) -> ImageStore:
+    """The images of an npz as a store that reads them as they are used, without their labels.
+
+    DiffctlError as `open_images`.
+    """
+    array = _image_array(path)
+    _need_memory(path, min(MOST_ROWS, array.shape[0]) * math.prod(array.shape[1:]))
+    images = cast(Images, StreamedImages(array))
+    return ImageStore(path, images, None, {"name": path.name, "digest": content_digest(images, None)})
+
+
+def _image_array(path: Path) -> NpzArray:
+    """The images of an npz, left there."""
+    if IMAGES not in npz_keys(path):
         raise DiffctlError(f"{printable(path)} has no arr_0: images in an npz stand under that name")
-    images = open_npz(path, "arr_0")
+    images = open_npz(path, IMAGES)
     if images.dtype != np.uint8 or len(images.shape) != 4 or not math.prod(images.shape[1:]):
         found = f"{images.dtype} {images.shape}"
         raise DiffctlError(f"{printable(path)}: arr_0 is {found}, want uint8 (N, H, W, C)")
-    labels = open_npz(path, "arr_1") if "arr_1" in keys else None
+    return images
+
+
+def _read_npz(path: Path) -> tuple[Images, Labels | None]:
+    images = _image_array(path)
+    labels = open_npz(path, LABELS) if LABELS in npz_keys(path) else None
     if labels is not None and labels.shape != images.shape[:1]:
         raise DiffctlError(
             f"{printable(path)}: arr_1 is {labels.shape}, want one label for each of {images.shape[0]} images"

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffusion.evaluate.config import OTHER_SPLIT
-from diffusion.evaluate.open_images import is_prepared, open_images
+from diffusion.evaluate.open_images import IMAGES, is_prepared, open_images, streamed_npz
+from diffusion.evaluate.published import holds
 from diffusion.images.meta import PreparedMeta
 from diffusion.images.store import ImageStore, open_store
 from diffusion.system.errors import DiffctlError
@@ -38,12 +39,7 @@ def open_pair(path: Path, against: Path, split: str = "train") -> Pair:
     for store in (real, heldout):
         if store is not None:
             _check_count(store.path, store)
-    if sample.images.shape[1:3] != real.images.shape[1:3]:
-        sizes = ["×".join(map(str, store.images.shape[1:3])) for store in (sample, real)]
-        raise DiffctlError(
-            f"the images in {path} are {sizes[0]} and those in {against} {sizes[1]}: "
-            f"make them the way the reference was made, since resizing moves every score"
-        )
+    _check_size(sample, real, against)
     return Pair(sample, real, heldout, against, split)
 
 
@@ -52,6 +48,28 @@ def open_sample(path: Path) -> ImageStore:
     sample = open_images(path)
     _check_count(path, sample)
     return sample
+
+
+def images_beside(statistics: Path, sample: ImageStore) -> ImageStore | None:
+    """The real images that lie in a file beside its statistics, read as they are used; None for none.
+
+    DiffctlError for what is no images, for fewer than two, and for those of another size than the sample's.
+    """
+    if not holds(statistics, IMAGES):
+        return None
+    real = streamed_npz(statistics)
+    _check_count(statistics, real)
+    _check_size(sample, real, statistics)
+    return real
+
+
+def _check_size(sample: ImageStore, real: ImageStore, against: Path) -> None:
+    if sample.images.shape[1:3] != real.images.shape[1:3]:
+        sizes = ["×".join(map(str, store.images.shape[1:3])) for store in (sample, real)]
+        raise DiffctlError(
+            f"the images in {sample.path} are {sizes[0]} and those in {against} {sizes[1]}: "
+            f"make them the way the reference was made, since resizing moves every score"
+        )
 
 
 def _check_count(path: Path, store: ImageStore) -> None:

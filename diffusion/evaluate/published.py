@@ -1,8 +1,8 @@
 """Published statistics files: the mean and the covariance of real images' features, read without trust.
 
 OpenAI's evaluator has them in an npz as `mu` and `sigma`, beside `mu_s` and `sigma_s` (of spatial features)
-and 10,000 images as `arr_0`; EDM in an npz as `mu` and `sigma`; EDM2 in a pickle, a dict by the name of a
-score, `fid` or `fd_dinov2`, of dicts with `mu` and `sigma`. The pickle is read by what runs nothing.
+and 10,000 of the images as `arr_0`; EDM in an npz as `mu` and `sigma`; EDM2 in a pickle, a dict by the name
+of a score, `fid` or `fd_dinov2`, of dicts with `mu` and `sigma`. The pickle is read by what runs nothing.
 """
 
 import hashlib
@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 from diffusion.data.arrays import FileArray, file_array, npz_keys, open_npz
 from diffusion.data.readers.pickles import read_pickle
 from diffusion.evaluate.config import Space
-from diffusion.protocol.extractors import EXTRACTORS, INCEPTION, ExtractorSpec, extractor_spec
+from diffusion.protocol.extractors import (
+    EXTRACTORS,
+    INCEPTION,
+    INCEPTION_SPATIAL,
+    ExtractorSpec,
+    extractor_spec,
+)
 from diffusion.protocol.published import UNKNOWN, source_of
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.plain_files import open_plain, unreadable
@@ -30,6 +36,7 @@ T = TypeVar("T")
 
 ZIP, PICKLE = b"PK", b"\x80"  # how an npz and a pickle of protocol 2 or later begin
 MEAN, COVARIANCE = "mu", "sigma"
+OWN_NAMES = {INCEPTION_SPATIAL.name: ("mu_s", "sigma_s")}  # by which a file has both beside Inception's
 ROUNDING = 1e-5  # of the largest value: how far from symmetric, and below zero, float32 makes a covariance
 
 
@@ -73,10 +80,10 @@ def open_statistics(
         raise UsageError(
             f"evaluate.statistics: {said} is another file than params.yaml says: its SHA-256 is {held}"
         )
-    mean, covariance = _arrays(path, spec)
+    names, (mean, covariance) = _arrays(path, spec)
     if len(mean.shape) != 1 or covariance.shape != 2 * mean.shape or not math.prod(mean.shape):
         raise DiffctlError(
-            f"{said} holds no statistics: {MEAN} is {mean.shape} and {COVARIANCE} {covariance.shape}, "
+            f"{said} holds no statistics: {names[0]} is {mean.shape} and {names[1]} {covariance.shape}, "
             "want (D,) and (D, D)"
         )
     if mean.shape[0] != spec.features:
@@ -84,9 +91,14 @@ def open_statistics(
             f"{said} holds statistics of {mean.shape[0]:,} features, and {spec.name} gives "
             f"{spec.features:,}: {_others(mean.shape[0])}"
         )
-    mu, sigma = _read(mean, MEAN, said), _read(covariance, COVARIANCE, said)
+    mu, sigma = _read(mean, names[0], said), _read(covariance, names[1], said)
     facts = {"name": path.name, "sha256": held, "source": source_of(path.name)}
-    return PublishedStatistics(path, spec, mu, sigma, _root(sigma, said), facts)
+    return PublishedStatistics(path, spec, mu, sigma, _root(sigma, names[1], said), facts)
+
+
+def holds(path: Path, name: str) -> bool:
+    """Whether a file of statistics is an npz that has an array of this name, too."""
+    return _beginning(path) == ZIP and name in npz_keys(path)
 
 
 def configured_statistics(space: Space) -> PublishedStatistics | None:
@@ -104,13 +116,16 @@ def configured_statistics(space: Space) -> PublishedStatistics | None:
     return open_statistics(path, space.extractor, wanted)
 
 
-def _arrays(path: Path, spec: ExtractorSpec) -> tuple[FileArray, FileArray]:
-    """Mean and covariance, unread where they lie in a file."""
+def _arrays(path: Path, spec: ExtractorSpec) -> tuple[tuple[str, str], tuple[FileArray, FileArray]]:
+    """The names of mean and covariance, and both, unread where they lie in a file."""
+    usual, own = (MEAN, COVARIANCE), OWN_NAMES.get(spec.name, (MEAN, COVARIANCE))
     if _beginning(path) == ZIP:
-        return open_npz(path, MEAN), open_npz(path, COVARIANCE)
+        names = own if holds(path, own[0]) else usual
+        return names, (open_npz(path, names[0]), open_npz(path, names[1]))
     values = _of_score(path, read_pickle(path), spec)
+    names = own if own[0] in values else usual
     try:
-        return file_array(values[MEAN]), file_array(values[COVARIANCE])
+        return names, (file_array(values[names[0]]), file_array(values[names[1]]))
     except KeyError as error:
         raise DiffctlError(f"{printable(path)} holds no statistics: it has no {error}") from None
     except TypeError as error:
@@ -143,17 +158,17 @@ def _read(array: FileArray, name: str, said: str) -> Float:
     return values
 
 
-def _root(covariance: Float, said: str) -> Float:
+def _root(covariance: Float, name: str, said: str) -> Float:
     """(D, D) root·rootᵀ = Σ; DiffctlError unless Σ is symmetric and has no negative eigenvalue."""
     size = float(np.abs(covariance).max())
     if not size:
-        raise DiffctlError(f"{said}: {COVARIANCE} is 0, so the features of its images do not vary")
+        raise DiffctlError(f"{said}: {name} is 0, so the features of its images do not vary")
     if np.abs(covariance - covariance.T).max() > ROUNDING * size:
-        raise DiffctlError(f"{said}: {COVARIANCE} is not symmetric, so it is no covariance: get it again")
+        raise DiffctlError(f"{said}: {name} is not symmetric, so it is no covariance: get it again")
     values, vectors = np.linalg.eigh(covariance / size)
     if values[0] < -ROUNDING * values[-1]:
         raise DiffctlError(
-            f"{said}: {COVARIANCE} has a negative eigenvalue ({values[0] * size:.3g}), so it is no "
+            f"{said}: {name} has a negative eigenvalue ({values[0] * size:.3g}), so it is no "
             "covariance: get it again"
         )
     root: Float = vectors * np.sqrt(values.clip(0) * size)

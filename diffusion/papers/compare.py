@@ -67,21 +67,40 @@ def departures(paper: Paper, figure: Figure, card: Card, aside: Collection[str] 
     return found + ([Departure("least of", paper.least_of, ONCE)] if paper.least_of != ONCE else [])
 
 
-def beside_scores(paper: Paper, card: Card, scores: Mapping[str, float]) -> list[Beside]:
-    """Each of the paper's figures beside the scores of one set of images."""
-    return [
-        Beside(figure, scores.get(figure.metric), tuple(departures(paper, figure, card)))
-        for figure in paper.figures
-    ]
+class Seen(NamedTuple):
+    """What one extractor says of a set of images: its scores, and their card."""
+
+    card: Card
+    scores: Mapping[str, float]
+
+
+def seen_of(cell: CellScores) -> list[Seen]:
+    """What every extractor says of a cell, the first one's first."""
+    return [Seen(one.card, one.scores) for one in (cell, *cell.spaces.values())]
+
+
+def with_score(metric: str, seen: Sequence[Seen]) -> Seen:
+    """That of the extractor that has this score; of the first one where none has it."""
+    return next((one for one in seen if metric in one.scores), seen[0])
+
+
+def beside_scores(paper: Paper, seen: Sequence[Seen]) -> list[Beside]:
+    """Each of the paper's figures beside the scores of one set of images, of one or more extractors."""
+    found = []
+    for figure in paper.figures:
+        card, scores = with_score(figure.metric, seen)
+        found.append(Beside(figure, scores.get(figure.metric), tuple(departures(paper, figure, card))))
+    return found
 
 
 def beside_cells(paper: Paper, cells: Mapping[str, CellScores]) -> list[Beside]:
     """Each of the paper's figures beside the cell whose protocol departs from its in the fewest fields."""
     found = []
     for figure in paper.figures:
-        told = {name: tuple(departures(paper, figure, cell.card)) for name, cell in cells.items()}
+        seen = {name: with_score(figure.metric, seen_of(cell)) for name, cell in cells.items()}
+        told = {name: tuple(departures(paper, figure, one.card)) for name, one in seen.items()}
         name = min(told, key=lambda name: len(told[name]))
-        found.append(Beside(figure, cells[name].scores.get(figure.metric), told[name], name))
+        found.append(Beside(figure, seen[name].scores.get(figure.metric), told[name], name))
     return found
 
 

@@ -25,7 +25,7 @@ from diffusion.system.plain_yaml import YamlRefusal, parse_yaml
 from diffusion.system.section import PositiveInt, Section, Word, brief, validated
 
 PAPERS = {
-    "adm": "Dhariwal & Nichol 2021: ImageNet at 64×64, by FID",
+    "adm": "Dhariwal & Nichol 2021: ImageNet at 64×64, by FID, precision and recall",
     "ddim": "Song, Meng & Ermon 2021: CIFAR-10 by steps and η, by FID",
     "edm": "Karras et al. 2022: CIFAR-10 and ImageNet at 64×64, by FID",
 }

@@ -30,6 +30,16 @@ def protocol_card(
         "weights_sha256": reference["weights_sha256"],
         "resize": resize,
         "feature_dtype": reference["dtype"],
+        **neighbour_card(num_images, count, most),
+        "torch": version("torch"),
+        "torch_fidelity": version("torch-fidelity"),
+        "evaluation": EVALUATION_VERSION,
+    }
+
+
+def neighbour_card(num_images: int, count: int, most: tuple[int, int]) -> Card:
+    """What a card says of subsets, splits and neighbours of N images, against `count` real ones."""
+    return {
         "kid_subset_size": subset_size(num_images, count),
         "kid_subsets": SUBSETS,
         "is_splits": is_splits(num_images),
@@ -38,9 +48,6 @@ def protocol_card(
         "prc_images": min(num_images, most[0]),
         "prc_reference_images": min(count, most[1]),
         "subset_seed": SEED,
-        "torch": version("torch"),
-        "torch_fidelity": version("torch-fidelity"),
-        "evaluation": EVALUATION_VERSION,
     }
 
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 from diffusion.protocol.card import OF_STATISTICS, Card
 from diffusion.protocol.extractors import EVALUATION_VERSION, ExtractorSpec
+from diffusion.protocol.scoring import SHARES
 
 _OPENAI = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs"
@@ -32,19 +33,25 @@ PUBLISHED = {
 
 UNKNOWN = "unknown"  # the source of a file of any other name
 
-WHY_NOT = "the file holds a mean and a covariance, and these need the features of every real image"
-
 
 def source_of(name: str) -> str:
     """The address that a file of this name was published at, or `unknown`."""
     return PUBLISHED.get(name, UNKNOWN)
 
 
-def not_scored(spec: ExtractorSpec) -> list[str]:
-    """The names of the scores that a mean and a covariance do not give."""
-    shares = [spec.named(score) for score in ("precision", "recall", "density", "coverage")]
+def not_scored(spec: ExtractorSpec, images: bool = False) -> list[str]:
+    """The names of the scores that a mean and a covariance do not give, nor `images` beside them."""
+    shares = [spec.named(score) for score in SHARES]
     gaussian = [spec.gaussian_distance] if spec.gaussian_distance else []
-    return [spec.kernel_distance, *gaussian, *shares, "floor", "excess", "memorisation"]
+    of_images = [] if images else [spec.kernel_distance, *gaussian, *shares]
+    return [*of_images, "floor", "excess", "memorisation"]
+
+
+def why_not(images: bool = False) -> str:
+    """The reason, to go on after those names."""
+    if images:
+        return "these need real images that were held out, and the file has none"
+    return "the file holds a mean and a covariance, and these need the features of every real image"
 
 
 def statistics_fields(facts: Mapping[str, str]) -> Card:

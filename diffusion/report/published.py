@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure as Drawing
 
-from diffusion.papers.compare import Departure, departures, shared
+from diffusion.papers.compare import Departure, departures, seen_of, shared, with_score
 from diffusion.papers.paper import Figure, Paper, all_papers
 from diffusion.protocol.grid import line_name, order
 from diffusion.protocol.scores import CellScores, ScoresDocument
@@ -35,38 +35,50 @@ def published_content(document: ScoresDocument) -> dict[str, Any] | None:
     if not shown:
         return None
     alike = shared([one.departures for one in shown])
+    metrics = [one.figure.metric for one in shown]
+    metric = document.spec.distance if document.spec.distance in metrics else metrics[0]
+    label = tables.short_names(document.spec)["distance"] if metric == document.spec.distance else metric
     return {
-        "drawing": _drawing(document, document.spec.distance, shown),
+        "label": label,
+        "drawing": _drawing(document, metric, label, shown),
         "alike": ", ".join(map(str, alike)),
         "rows": [_row(one, alike) for one in shown],
     }
 
 
 def figures_beside(document: ScoresDocument) -> Iterator[Shown]:
-    """The figures of this data set's and this extractor's distance that come with the project.
+    """The figures of this data set that come with the project, of any score that the cells have.
 
     Each is held against the cell whose protocol departs least; steps and η, by which a curve is told, aside.
     """
-    cells, metric = list(document.cells.values()), document.spec.distance
+    cells = list(document.cells.values())
+    has = {name for seen in seen_of(cells[0]) for name in seen.scores}
     for paper in all_papers():
         for figure in paper.figures:
-            if figure.metric == metric and cells[0].card["data"] in paper.beside(figure):
+            if figure.metric in has and cells[0].card["data"] in paper.beside(figure):
                 yield Shown(paper, figure, _least(paper, figure, cells))
 
 
 def _least(paper: Paper, figure: Figure, cells: list[CellScores]) -> list[Departure]:
     """The fewest departures of a cell; what images cost is aside, where it is the other axis."""
     aside = (*SAME_CURVE, "evaluations")
-    return min((departures(paper, figure, cell.card, aside) for cell in cells), key=len)
+    cards = [with_score(figure.metric, seen_of(cell)).card for cell in cells]
+    return min((departures(paper, figure, card, aside) for card in cards), key=len)
 
 
-def _drawing(document: ScoresDocument, metric: str, shown: list[Shown]) -> Drawing:
+def _drawing(document: ScoresDocument, metric: str, label: str, shown: list[Shown]) -> Drawing:
     cells = sorted(document.cells.values(), key=lambda cell: order(cell.axes))
-    points = [figures.Point(cell.evaluations, line_name(cell.axes), cell.scores[metric]) for cell in cells]
-    marks = [
-        figures.Mark(one.cost, one.figure.value, not one.departures) for one in shown if one.cost is not None
+    points = [
+        figures.Point(
+            cell.evaluations, line_name(cell.axes), with_score(metric, seen_of(cell)).scores[metric]
+        )
+        for cell in cells
     ]
-    label = tables.short_names(document.spec)["distance"]
+    marks = [
+        figures.Mark(one.cost, one.figure.value, not one.departures)
+        for one in shown
+        if one.cost is not None and one.figure.metric == metric
+    ]
     return figures.score_curve(points, label, x_label="network evaluations an image", marks=marks)
 
 
@@ -76,6 +88,7 @@ def _row(one: Shown, alike: list[Departure]) -> dict[str, str]:
     return {
         "name": one.figure.name,
         "paper": f"{one.paper.source}, {one.figure.where}",
+        "metric": one.figure.metric,
         "cost": "" if one.cost is None else f"{one.cost:,}",
         "value": f"{one.figure.value:g}",
         "verdict": f"no: {own}" if own else "no" if alike else "yes",

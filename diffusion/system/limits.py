@@ -3,6 +3,7 @@
 MOST_COUNT = 10**8  # steps or images: twenty times the longest training published (ADM-128), eighty ImageNets
 MOST_HELD = 10**6  # images that one command makes and holds together
 MOST_BATCH = 2**16  # images at a time: 32 times ADM's largest batch
+MOST_NEIGHBOURS = 100_000  # images of a set that are held against all of another: twice what is published
 MOST_SIDE = 2048  # pixels of an image: four times ADM's largest
 MOST_STEPS = 10_000  # whole times of a process, and steps through them: iDDPM trained with 4,000
 MOST_SEED = 2**63 - 1  # as far as what reads a card elsewhere holds whole numbers

@@ -10,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli import main
+from diffusion.evaluate import adhoc
 from diffusion.evaluate.adhoc import evaluate_pair
 from diffusion.evaluate.features.reference import make_reference
 from diffusion.evaluate.open_images import open_images
@@ -225,6 +226,68 @@ def test_the_command_prints_a_table():
     printed = CliRunner().invoke(main.app, ["evaluate", "cell.npz", "--against", "prepared"]).stdout
     for words in ("fd_effnet_lite0_64", "60 images", "real, held out", "120 images of digits (train)"):
         assert words in printed
+
+
+TWO = ["--extractor", "effnet-lite0-64", "--extractor", "effnet-lite0-96"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(main.app, ["evaluate", *map(str, arguments)])
+
+
+def test_several_extractors_are_one_document_of_what_each_says_alone():
+    limits = ["--prc-images", 50, "--prc-samples", 40, "--json"]
+    both = json.loads(run("cell.npz", "--against", "prepared", *TWO, *limits).stdout)
+    beside = both.pop("spaces")
+    options = {"prc_images": 50, "prc_samples": 40}
+    assert both == scored("cell.npz", "prepared", **options)
+    alone = scored("cell.npz", "prepared", extractor="effnet-lite0-96", **options)
+    assert beside == {
+        "effnet-lite0-96": {name: alone[name] for name in alone.keys() - {"images", "extractor", "intervals"}}
+    }
+    card = both["card"]
+    assert (card["prc_images"], card["prc_reference_images"]) == (40, 50)
+
+
+def test_several_extractors_are_one_table_whose_names_differ():
+    printed = run("cell.npz", "--against", "prepared", *TWO).stdout
+    names = [line.split()[0] for line in printed.splitlines() if line.strip()]
+    assert len(names) == len(set(names) - {"against"}) + names.count("against")
+    assert {"excess", "excess_effnet_lite0_96", "memorisation_effnet_lite0_96"} < set(names)
+    assert names.count("against") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([*TWO, "--extractor", "effnet-lite0-64"], "effnet-lite0-64 is given twice"),
+        (
+            ["--extractor", "dinov2-vit-l14", "--extractor", "inception-v3-compat", "--weights", "x"],
+            "dinov2-vit-l14 and inception-v3-compat are several",
+        ),
+        (
+            ["--extractor", "inception-v3-compat", *TWO[:2], "--weights", "none"],
+            "no file with weights at none",
+        ),
+    ],
+)
+def test_extractors_that_cannot_be_asked_are_refused_before_any_work(options, words):
+    error = run("cell.npz", "--against", "prepared", *options).exception
+    assert isinstance(error, UsageError)
+    assert words in str(error)
+
+
+def test_what_a_further_extractor_lacks_is_said_before_the_first_one_works(monkeypatch):
+    monkeypatch.setattr(adhoc, "kept_features", lambda *_: pytest.fail("it worked"))
+    options = [*TWO[:2], "--extractor", "inception-v3-spatial", "--weights", "none"]
+    error = run("cell.npz", "--against", "prepared", *options).exception
+    assert "no file with weights at none" in str(error)
+
+
+@pytest.mark.parametrize("value", [0, 100_001])
+@pytest.mark.parametrize("option", ["--prc-images", "--prc-samples"])
+def test_the_limits_of_neighbours_have_limits(option, value):
+    assert run("cell.npz", "--against", "prepared", option, value).exit_code == 2
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

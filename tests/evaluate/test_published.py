@@ -9,23 +9,28 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from cli import main
+from diffusion.data.arrays import NpzArray
 from diffusion.evaluate.adhoc import evaluate_pair
 from diffusion.evaluate.against_statistics import evaluate_against_statistics
 from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.evaluate.kept import kept_features
 from diffusion.evaluate.open_images import open_images
-from diffusion.evaluate.pair import open_pair
+from diffusion.evaluate.pair import images_beside, open_pair
 from diffusion.evaluate.published import is_statistics, open_statistics
 from diffusion.images.store import open_store
-from diffusion.protocol.extractors import EXTRACTORS, INCEPTION
+from diffusion.protocol.extractors import EXTRACTORS, INCEPTION, INCEPTION_SPATIAL
 from diffusion.protocol.grid import Cell
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.conftest import diffctl
+from tests.helpers.bombs import write_zip_bomb
 from tests.helpers.digits_sweep import ONE_CELL, make_config, write_cell, write_prepared
 
 NAME = "effnet-lite0-64"
 SIZE = 6
+SPATIAL = INCEPTION_SPATIAL.name
 
 
 @pytest.fixture
@@ -227,6 +232,138 @@ def test_the_card_is_of_the_sample_and_of_the_file(root, document):
     assert card["steps"] == 50
     assert card["num_images"] == 60
     assert "reference_digest" not in card
+
+
+@pytest.fixture(scope="module")
+def openai(root):
+    """A file as OpenAI's evaluator has them: statistics, spatial ones, and 50 of the images."""
+    real = open_store(root / "prepared/train")
+    few = real.images[20:70]
+    spatial = dict(zip(("mu_s", "sigma_s"), gaussian(), strict=True))
+    path = root / "VIRTUAL_openai.npz"
+    np.savez_compressed(path, **np.load(root / "train.npz"), **spatial, arr_0=few)
+    np.savez(root / "few.npz", few)
+    return path
+
+
+@pytest.fixture
+def few_spatial(monkeypatch):
+    """sFID's extractor, of six features."""
+    monkeypatch.setitem(EXTRACTORS, SPATIAL, replace(INCEPTION_SPATIAL, features=SIZE))
+
+
+def test_openais_spatial_statistics_are_those_of_sfid(few_spatial, openai):
+    found, (mean, covariance) = open_statistics(openai, SPATIAL), gaussian()
+    assert np.array_equal(found.mean, mean)
+    assert np.array_equal(found.covariance, covariance)
+    assert found.spec.distance == "sfid"
+
+
+def test_spatial_statistics_may_bear_the_usual_names(few_spatial, tmp_path):
+    arrays = dict(zip(("mu", "sigma"), gaussian(), strict=True))
+    for path in (as_npz(tmp_path / "x.npz", **arrays), as_pickle(tmp_path / "x.pkl", {"sfid": arrays})):
+        assert np.array_equal(open_statistics(path, SPATIAL).mean, arrays["mu"])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"sigma_s": np.eye(SIZE) * np.nan}, "sigma_s has values that are no numbers"),
+        ({"sigma_s": NEGATIVE}, "sigma_s has a negative eigenvalue"),
+        ({"sigma_s": np.eye(5)}, r"mu_s is \(6,\) and sigma_s \(5, 5\)"),
+        ({"mu_s": np.zeros(7), "sigma_s": np.eye(7)}, "7 features, and inception-v3-spatial gives 6"),
+        ({}, "no array named sigma_s"),
+    ],
+)
+def test_what_is_no_spatial_mean_and_covariance_is_refused(few_spatial, tmp_path, arrays, words):
+    arrays = {"mu": np.zeros(8), "sigma": np.eye(8), "mu_s": np.zeros(SIZE)} | arrays
+    with pytest.raises(DiffctlError, match=words):
+        open_statistics(as_npz(tmp_path / "x.npz", **arrays), SPATIAL)
+
+
+def of_openai(root, openai, **options):
+    """The document of the cell against the file and the images in it."""
+    sample = open_images(root / "cell")
+    images = images_beside(openai, sample)
+    return evaluate_against_statistics(sample, open_statistics(openai, NAME), images, **options)
+
+
+def test_the_images_in_the_file_give_what_needs_images_and_leave_the_distance(root, document, openai):
+    found = of_openai(root, openai)["scores"]
+    of_images = evaluate_pair(open_pair(root / "cell", root / "few.npz"), extractor=NAME)["scores"]
+    new = found.keys() - document["scores"].keys()
+    assert {f"{name}_effnet_lite0_64" for name in ("kd", "precision", "recall", "density", "coverage")} < new
+    assert {name: found[name] for name in new} == pytest.approx({name: of_images[name] for name in new})
+    assert {name: found[name] for name in document["scores"]} == document["scores"]
+
+
+def test_the_file_gives_all_but_what_needs_held_out_images(root, openai):
+    found = of_openai(root, openai, prc_images=40, prc_samples=30)
+    assert found["not_scored"]["scores"] == ["floor", "excess", "memorisation"]
+    assert found["reference"]["images"] == 50
+    card = found["card"]
+    assert (card["prc_images"], card["prc_reference_images"], card["kid_subset_size"]) == (30, 40, 25)
+    assert card["statistics_name"] == "VIRTUAL_openai.npz"
+    assert "reference_count" not in card  # the distance is of more images than the file has
+
+
+def test_images_in_a_file_are_read_as_they_are_used(openai, root, monkeypatch):
+    seen = []
+    read = NpzArray.read
+    monkeypatch.setattr(NpzArray, "read", lambda *rows: seen.append(rows[1:]) or read(*rows))
+    images = images_beside(openai, open_images(root / "cell")).images
+    assert seen == [(0, 50)]  # for the digest, 1,024 at a time
+    assert (images.shape, len(images), images.ndim) == ((50, 8, 8, 1), 50, 4)
+    whole = open_store(root / "prepared/train").images
+    for rows in (slice(0, 5), slice(5, 50), slice(3, 9), slice(48, 60), slice(60, 70)):
+        assert np.array_equal(images[rows], whole[20:70][rows])
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (np.zeros((4, 8, 8, 1)), "arr_0 is float64"),
+        (np.zeros((4, 8, 8), np.uint8), r"arr_0 is uint8 \(4, 8, 8\)"),
+        (np.zeros((4, 0, 8, 1), np.uint8), "want uint8"),
+        (np.zeros((1, 8, 8, 1), np.uint8), "has 1"),
+        (np.zeros((0, 8, 8, 1), np.uint8), "has no images|has 0"),
+        (np.zeros((4, 16, 16, 1), np.uint8), "are 8×8 and those in .* 16×16"),
+        (np.array([{}], dtype=object), "not of plain numbers"),
+    ],
+)
+def test_what_is_no_images_in_the_file_is_refused(root, tmp_path, images, words):
+    path = as_npz(tmp_path / "x.npz", mu=np.zeros(1280), sigma=np.eye(1280), arr_0=images)
+    with pytest.raises(DiffctlError, match=words):
+        images_beside(path, open_images(root / "cell"))
+
+
+def test_a_bomb_in_place_of_the_images_is_refused_before_it_unfolds(root, tmp_path):
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        head, {"descr": "|u1", "fortran_order": False, "shape": (2**20, 64, 64, 1)}
+    )
+    path = tmp_path / "x.npz"
+    write_zip_bomb(path, "arr_0.npy", head.getvalue(), 1024)
+    with pytest.raises(DiffctlError, match=r"unfolds to 1\.1 GB"):
+        images_beside(path, open_images(root / "cell"))
+
+
+def test_a_file_whose_images_end_too_early_is_damaged(root, openai, tmp_path):
+    whole = openai.read_bytes()
+    at = whole.index(b"arr_0.npy") + 200
+    damaged = tmp_path / "x.npz"
+    damaged.write_bytes(whole[:at] + bytes(40) + whole[at + 40 :])
+    with pytest.raises(DiffctlError, match="no whole zip or npz"):
+        images_beside(damaged, open_images(root / "cell"))
+
+
+def test_the_command_scores_by_the_images_in_the_file_too(root, openai, monkeypatch):
+    monkeypatch.chdir(root)
+    command = ["evaluate", "cell", "--against", openai.name, "--extractor", NAME]
+    printed = CliRunner().invoke(main.app, command).stdout
+    assert "recall_effnet_lite0_64" in printed
+    assert "and its 50 images, extractor effnet-lite0-64" in printed
+    assert "no floor, excess, memorisation: these need real images that were held out" in printed
 
 
 def test_the_command_scores_against_a_file_of_statistics(root):

@@ -123,6 +123,34 @@ def transformers_clip() -> dict[str, Tensor]:
     return drawn(shapes)
 
 
+_OPENAI = {
+    r"vision_model\.embeddings\.class_embedding": "visual.class_embedding",
+    r"vision_model\.embeddings\.patch_embedding": "visual.conv1",
+    r"vision_model\.embeddings\.position_embedding\.weight": "visual.positional_embedding",
+    r"vision_model\.pre_layrnorm": "visual.ln_pre",
+    r"vision_model\.post_layernorm": "visual.ln_post",
+    r"vision_model\.encoder\.layers": "visual.transformer.resblocks",
+    "self_attn": "attn",
+    r"layer_norm(\d)": r"ln_\1",
+    r"mlp\.fc1": "mlp.c_fc",
+    r"mlp\.fc2": "mlp.c_proj",
+}
+
+
+def openai_clip() -> dict[str, Tensor]:
+    """The same network by the names of OpenAI's file: attention joined, the projection's transpose."""
+    state = transformers_clip()
+    made = {"visual.proj": state.pop("visual_projection.weight").T.contiguous()}
+    for name in [name for name in state if ".q_proj." in name]:
+        parts = [state.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
+        state[name.replace(".q_proj.", ".in_proj_")] = torch.cat(parts)
+    for name, tensor in state.items():
+        for pattern, replaced in _OPENAI.items():
+            name = re.sub(pattern, replaced, name)
+        made[name] = tensor
+    return made
+
+
 def saved(state: dict[str, Tensor]) -> io.BytesIO:
     file = io.BytesIO()
     torch.save(state, file)
@@ -153,6 +181,35 @@ def test_the_arithmetic_is_held_by_golden_numbers(small, name):
 def test_both_published_names_of_dinov2_are_one_network(small):
     data = io.BytesIO(save_safetensors(as_transformers_names_dinov2(published_dinov2())))
     torch.testing.assert_close(dinov2.build(SMALL_DINOV2, data)(images())[0], small["dinov2"](images())[0])
+
+
+def test_both_published_names_of_clip_are_one_network(small):
+    names = openai_clip().keys()
+    assert {
+        "visual.class_embedding", "visual.conv1.weight", "visual.positional_embedding", "visual.proj",
+        "visual.ln_pre.weight", "visual.ln_post.bias", "visual.transformer.resblocks.1.ln_2.weight",
+        "visual.transformer.resblocks.0.attn.in_proj_weight",
+        "visual.transformer.resblocks.0.attn.in_proj_bias",
+        "visual.transformer.resblocks.0.attn.out_proj.weight",
+        "visual.transformer.resblocks.0.mlp.c_fc.weight", "visual.transformer.resblocks.0.mlp.c_proj.bias",
+    } < names  # fmt: skip
+    other = clip.build(SMALL_CLIP, saved(openai_clip()))
+    assert torch.equal(other(images())[0], small["clip"](images())[0])
+
+
+def test_openais_half_precision_weights_are_read_as_they_are(small):
+    halves = {name: tensor.half() for name, tensor in openai_clip().items()}
+    found = clip.build(SMALL_CLIP, saved(halves))
+    assert {parameter.dtype for parameter in found.parameters()} == {torch.float32}
+    torch.testing.assert_close(found(images())[0], small["clip"](images())[0], atol=2e-3, rtol=0)
+
+
+def test_a_program_is_not_run_for_its_weights(tmp_path):
+    path = tmp_path / "ViT-L-14-336px.pt"
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(DiffctlError, match=r"TorchScript archive.*: save its state_dict\(\)"):
+        load_extractor(CLIP.name, path, sha256=sha256)
 
 
 def test_pixels_are_resized_as_by_pillow_and_clipped(small):
@@ -255,14 +312,17 @@ def test_a_file_of_the_published_shape_scores_two_folders(monkeypatch, tmp_path)
     assert found["card"]["resize"] == DINOV2.resize
 
 
-@pytest.mark.parametrize(("spec", "state"), [(SMALL_DINOV2, "dinov2"), (SMALL_CLIP, "clip")])
+@pytest.mark.parametrize(
+    ("spec", "state"), [(SMALL_DINOV2, "dinov2"), (SMALL_CLIP, "clip"), (SMALL_CLIP, "openai")]
+)
 def test_weights_that_lack_any_tensor_or_have_one_of_another_shape_are_one_sentence(
     monkeypatch, tmp_path, spec, state
 ):
     """Of a shallow network, so that each tensor is tried."""
     monkeypatch.setitem(EXTRACTORS, spec.name, spec)
-    whole = published_dinov2() if state == "dinov2" else transformers_clip()
-    whole = {name: tensor for name, tensor in whole.items() if not re.search(r"(blocks|layers)\.1\.", name)}
+    whole = {"dinov2": published_dinov2, "clip": transformers_clip, "openai": openai_clip}[state]()
+    shallow = r"(resblocks|blocks|layers)\.1\."
+    whole = {name: tensor for name, tensor in whole.items() if not re.search(shallow, name)}
     unused = {"mask_token", "logit_scale", "text_model.embeddings.token_embedding.weight"}
     assert load_saved(tmp_path, spec.name, whole).spec == spec
     for name in whole.keys() - unused:

@@ -5,12 +5,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.papers.compare import beside_cells, beside_scores, departures, shared
+from diffusion.papers.compare import Seen, beside_cells, beside_scores, departures, shared
 from diffusion.papers.paper import PAPERS, Paper, card_fields, open_paper
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import DiffctlError, UsageError
-from tests.helpers.scores_document import document
+from tests.helpers.scores_document import document, with_space
 
 FIGURE = {"name": "ours", "where": "table 1", "metric": "fid", "value": 2.0, "protocol": {"steps": 10}}
 PAPER = {"title": "A paper", "source": "arXiv", "protocol": {"num_images": 500}, "figures": [FIGURE]}
@@ -52,7 +52,10 @@ def test_table_1_of_ddim_is_whole():
 
 
 def test_the_figures_of_adm_and_edm_are_those_that_were_published():
-    assert [figure.value for figure in open_paper("adm").figures] == [2.07, 2.61, 2.92]
+    adm: dict[str, list[float]] = {}
+    for figure in open_paper("adm").figures:
+        adm.setdefault(figure.metric, []).append(figure.value)
+    assert adm == {"fid": [2.07, 2.61, 2.92], "precision": [0.74], "recall": [0.63]}
     edm = open_paper("edm")
     assert [figure.value for figure in edm.figures] == [1.79, 1.79, 1.97, 1.98, 1.36]
     assert edm.least_of == 3
@@ -66,7 +69,7 @@ def ddim_card(**changes):
 
 
 def test_a_run_by_the_papers_protocol_is_comparable_with_that_figure_alone():
-    found = beside_scores(open_paper("ddim"), ddim_card(), {"fid": 13.0})
+    found = beside_scores(open_paper("ddim"), [Seen(ddim_card(), {"fid": 13.0})])
     assert [one.figure.value for one in found if one.is_comparable] == [13.36]
 
 
@@ -97,14 +100,35 @@ def test_what_a_paper_leaves_open_keeps_nothing_apart():
 
 def test_the_least_of_several_runs_is_comparable_with_no_single_one():
     paper = Paper(**{**PAPER, "least_of": 3})
-    (found,) = beside_scores(paper, {"num_images": 500, "steps": 10}, {"fid": 1.0})
+    (found,) = beside_scores(paper, [Seen({"num_images": 500, "steps": 10}, {"fid": 1.0})])
     assert not found.is_comparable
     assert [str(one) for one in found.departures] == ["least of 3 (here 1)"]
 
 
 def test_a_score_that_is_not_there_is_comparable_with_nothing():
-    (found,) = beside_scores(Paper(**PAPER), {"num_images": 500, "steps": 10}, {})
+    (found,) = beside_scores(Paper(**PAPER), [Seen({"num_images": 500, "steps": 10}, {})])
     assert (found.here, found.departures, found.is_comparable) == (None, (), False)
+
+
+def test_a_figure_stands_beside_the_extractor_that_has_its_score():
+    """One that needs all of the first extractor's card, one that needs a further one's."""
+    other = {**FIGURE, "metric": "sfid", "protocol": {"extractor": "inception-v3-spatial"}}
+    paper = Paper(
+        **{**PAPER, "figures": [{**FIGURE, "protocol": {"extractor": "inception-v3-compat"}}, other]}
+    )
+    seen = [
+        Seen({"num_images": 500, "extractor": f"inception-v3-{name}"}, scores)
+        for name, scores in (("compat", {"fid": 1.0}), ("spatial", {"sfid": 2.0}))
+    ]
+    found = beside_scores(paper, seen)
+    assert [(one.here, one.is_comparable) for one in found] == [(1.0, True), (2.0, True)]
+
+
+def test_a_figure_of_a_further_space_stands_beside_a_cell():
+    space = {**FIGURE, "metric": "fd_effnet_lite0_96", "protocol": {"extractor": "effnet-lite0-96"}}
+    one = with_space(document({(5, 0.0): 0.3}))
+    (found,) = beside_cells(Paper(**{**PAPER, "figures": [space]}), one.cells)
+    assert (found.here, found.is_comparable) == (600.0, True)
 
 
 def test_each_figure_stands_beside_the_cell_that_departs_least():
@@ -119,7 +143,7 @@ def test_each_figure_stands_beside_the_cell_that_departs_least():
 
 def test_what_all_figures_depart_in_is_told_once():
     paper = open_paper("ddim")
-    found = beside_scores(paper, ddim_card(num_images=10), {})
+    found = beside_scores(paper, [Seen(ddim_card(num_images=10), {})])
     assert [one.field for one in shared([one.departures for one in found])] == ["num_images"]
 
 

@@ -5,7 +5,7 @@ import pytest
 from diffusion.papers.paper import Paper
 from diffusion.report import published
 from diffusion.report.published import figures_beside, published_content
-from tests.helpers.scores_document import document
+from tests.helpers.scores_document import document, with_space
 from tests.report.test_report import Page, report, sweep  # noqa: F401 (a fixture)
 
 METRIC = "fd_effnet_lite0_64"
@@ -29,7 +29,7 @@ def test_a_sweep_that_no_paper_has_figures_of_has_none():
 
 
 def test_figures_of_other_data_and_of_other_scores_are_left_out(monkeypatch):
-    other = {**figure("kd", 1.0, steps=5), "metric": "kd_effnet_lite0_64"}
+    other = {**figure("fid", 1.0, steps=5), "metric": "fid"}
     elsewhere = figure("elsewhere", 1.0, data="cifar10", steps=5)
     meant = {**figure("meant", 1.0, data="cifar10", steps=5), "beside": ["digits"]}
     shipped(monkeypatch, paper_of(other, elsewhere, meant, figure("same", 2.0, steps=5)))
@@ -51,6 +51,25 @@ def test_steps_and_eta_tell_points_of_a_curve_and_all_else_keeps_a_figure_apart(
     assert axes.get_xlim()[1] > 10
 
 
+def test_figures_of_every_score_and_space_are_told_and_those_of_the_curve_drawn(monkeypatch):
+    beside = {**figure("b", 500.0, extractor="effnet-lite0-96", steps=5), "metric": "fd_effnet_lite0_96"}
+    kernel = {**figure("c", 0.2, steps=5), "metric": "kd_effnet_lite0_64"}
+    shipped(monkeypatch, paper_of(figure("a", 9.0, steps=7), beside, kernel))
+    found = published_content(with_space(document()))
+    assert [(row["metric"], row["verdict"]) for row in found["rows"]] == [
+        (METRIC, "yes"),
+        ("fd_effnet_lite0_96", "yes"),
+        ("kd_effnet_lite0_64", "yes"),
+    ]
+    (axes,) = found["drawing"].axes
+    assert [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "*"] == [[7]]
+    shipped(monkeypatch, paper_of(beside))
+    found = published_content(with_space(document()))
+    (axes,) = found["drawing"].axes
+    assert found["label"] == "fd_effnet_lite0_96"
+    assert 600.0 in [value for line in axes.lines for value in line.get_ydata()]  # twice the first one's
+
+
 def test_what_keeps_all_of_them_apart_is_said_once(monkeypatch):
     shipped(monkeypatch, paper_of(figure("a", 9.0, steps=7), figure("b", 8.0), num_images=50_000))
     found = published_content(document())
@@ -65,7 +84,7 @@ def test_the_papers_that_come_along_stand_beside_their_data(data, monkeypatch):
     found = [
         (paper, one) for paper in published.all_papers() for one in paper.figures if data in paper.beside(one)
     ]
-    assert len(found) == {"cifar10": 29, "imagenet64": 4, "imagenet": 4}[data]
+    assert len(found) == {"cifar10": 29, "imagenet64": 6, "imagenet": 6}[data]
     assert published_content(scores) is None  # the digits' extractor gives no FID
 
 

@@ -1,13 +1,14 @@
 """CLIP's image tower ViT-L/14@336 (Radford et al. 2021, 2103.00020): the features of CMMD (2401.09603).
 
 As CMMD has it, images are resized to 336 as a whole, and embeddings have the length 1. Weights are read by
-the names of the `transformers` library, of whose file the text tower is left out.
+the names of the `transformers` library and by OpenAI's own; the text tower in their files is left out.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import IO
 
-from torch import nn
+from torch import Tensor, nn
 
 from diffusion.evaluate.features.vit import Vit, renamed, transformer, with_joined_attention
 from diffusion.evaluate.features.weights import load_tensors
@@ -29,10 +30,24 @@ TRANSFORMERS = {
     r"visual_projection": "projection",
 }
 
+OPENAI = {
+    r"visual\.class_embedding": "cls_token",
+    r"visual\.conv1": "patch_embed.proj",
+    r"visual\.positional_embedding": "pos_embed",
+    r"visual\.ln_pre": "norm_pre",
+    r"visual\.transformer\.resblocks\.(\d+)\.attn\.in_proj_": r"blocks.\1.attn.qkv.",
+    r"visual\.transformer\.resblocks\.(\d+)\.attn\.out_proj": r"blocks.\1.attn.proj",
+    r"visual\.transformer\.resblocks\.(\d+)\.ln_(\d)": r"blocks.\1.norm\2",
+    r"visual\.transformer\.resblocks\.(\d+)\.mlp\.c_fc": r"blocks.\1.mlp.fc1",
+    r"visual\.transformer\.resblocks\.(\d+)\.mlp\.c_proj": r"blocks.\1.mlp.fc2",
+    r"visual\.ln_post": "norm",
+    r"visual\.proj$": "projection.weight",
+}
+
 
 def build(spec: ExtractorSpec, weights: IO[bytes]) -> Vit:
     """The network up to its projection; RuntimeError for others' weights."""
-    state = with_joined_attention(renamed(load_tensors(weights), TRANSFORMERS))
+    state = _named(load_tensors(weights))
     projection = state.pop("projection.weight", None)
     if projection is None or len(projection) != spec.features:
         raise RuntimeError(f"they have no projection to {spec.features} features")
@@ -44,3 +59,15 @@ def build(spec: ExtractorSpec, weights: IO[bytes]) -> Vit:
     head = nn.Linear(projection.shape[1], len(projection), bias=False)
     head.load_state_dict({"weight": projection})
     return Vit(nn.Sequential(network, head), spec.size, NORMAL, unit=True)
+
+
+def _named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the image tower by timm's names, whichever published ones they have."""
+    if "visual.conv1.weight" not in state:
+        return with_joined_attention(renamed(state, TRANSFORMERS))
+    found = renamed(state, OPENAI)
+    if "projection.weight" in found:
+        found["projection.weight"] = found["projection.weight"].transpose(
+            0, 1
+        )  # there the features are its columns
+    return found

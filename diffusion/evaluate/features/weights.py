@@ -7,6 +7,7 @@ and fails with a bare URLError offline.
 import hashlib
 import io
 import pickle
+import warnings
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +20,8 @@ from diffusion.downloads.fetch import Remote, Retry, fetch
 from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec, Weights
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.registry import load_reference
+
+A_PROGRAM = "it is a TorchScript archive, which is a program: save its state_dict() with torch.save"
 
 
 def read_weights(
@@ -60,7 +63,11 @@ def load_tensors(weights: IO[bytes]) -> dict[str, Tensor]:
     weights.seek(0)
     if data[8:9] == b"{":  # a safetensors file: the length of a header in JSON, and the header
         return load_safetensors(data)
-    found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    try:
+        with warnings.catch_warnings(category=UserWarning, action="ignore"):  # of what is refused below
+            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except RuntimeError as error:
+        raise RuntimeError(A_PROGRAM) from None if "TorchScript" in str(error) else error
     if not isinstance(found, dict) or not all(isinstance(part, Tensor) for part in found.values()):
         raise RuntimeError("it is no mapping of names to tensors")
     return dict(found)

@@ -90,10 +90,7 @@ class Scorer:
         distance = frechet_distance(own, self._statistics)
         near = self._kernel_distance(sample, kernels)
         scores = {self.spec.distance: distance} | self._distances(sample, projected, near)
-        scores |= self._overlap(manifold)
-        if self.spec.gaussian_distance:
-            embeddings = Embeddings(sample.features, self.device)
-            scores[self.spec.gaussian_distance] = cmmd(embeddings, self._embeddings)
+        scores |= self._overlap(manifold) | self._gaussian_distance(sample)
         train, test = self.reference.train_and_test
         if train is not None and test is not None:
             found = memorisation(manifold, train, test)
@@ -108,6 +105,21 @@ class Scorer:
             scores |= {self.spec.published: against.distance, self.spec.published_limit: against.limit}
             errors |= {self.spec.published: grouped(against.errors)} if errors else {}
         return Scored(scores | self._ends(scores, errors, len(sample)), errors)
+
+    @exact_float32()
+    def besides_distance(self, sample: Features) -> Scores:
+        """The scores but for what has to do with a Fréchet distance.
+
+        For who has that one to the statistics of more images than the reference's.
+        """
+        kernels = kernel.kernels(sample.features, self.reference.features)
+        near = self._kernel_distance(sample, kernels)
+        scores = self._kernel_scores(sample, near) | self._gaussian_distance(sample)
+        scores |= self._overlap(Manifold(sample.features, self.most_samples, self.device))
+        errors = {}
+        if self.intervals and len(sample) > 2:
+            errors[self.spec.kernel_distance] = _kernel_errors(kernels, near)
+        return scores | self._ends(scores, errors, len(sample))
 
     @exact_float32()
     def classes(self, sample: Features, labels: Labels | None, names: list[str]) -> dict[str, Any]:
@@ -150,16 +162,21 @@ class Scorer:
         return kernel.kernel_distance(kernels, drawn, real_sums)
 
     def _distances(self, sample: Features, projected: Projected, near: OverSubsets) -> Scores:
+        return {self.spec.limit: fit_line(projected).limit, **self._kernel_scores(sample, near)}
+
+    def _kernel_scores(self, sample: Features, near: OverSubsets) -> Scores:
         spec = self.spec
-        scores = {
-            spec.limit: fit_line(projected).limit,
-            spec.kernel_distance: near.mean,
-            f"{spec.kernel_distance}_std": near.std,
-        }
+        scores = {spec.kernel_distance: near.mean, f"{spec.kernel_distance}_std": near.std}
         if spec.score is None or sample.logits is None:
             return scores
         certain = inception_score(sample.logits)
         return {**scores, spec.score: certain.mean, f"{spec.score}_std": certain.std}
+
+    def _gaussian_distance(self, sample: Features) -> Scores:
+        if self.spec.gaussian_distance is None:
+            return {}
+        embeddings = Embeddings(sample.features, self.device)
+        return {self.spec.gaussian_distance: cmmd(embeddings, self._embeddings)}
 
     def _overlap(self, manifold: Manifold) -> Scores:
         found = overlap(manifold, self._real_manifold)
@@ -170,10 +187,9 @@ class Scorer:
         if not self.intervals or len(projected) < 3:
             return {}
         distance = image_errors(projected.leave_one_out(), projected.interactions())
-        images = image_errors(kernel.leave_one_out(kernels), kernel.interactions(kernels))
         return {
             self.spec.distance: grouped(distance),
-            self.spec.kernel_distance: np.concatenate([grouped(images), near.errors]),
+            self.spec.kernel_distance: _kernel_errors(kernels, near),
         }
 
     def _ends(self, scores: Scores, errors: dict[str, Float], num_images: int) -> Scores:
@@ -232,3 +248,9 @@ class Scorer:
         real = self.reference.features
         drawn = kernel.subsets(count, len(real))
         return drawn, kernel.own_sums(kernel.Kernel(real, real), drawn.reference)
+
+
+def _kernel_errors(kernels: Kernels, near: OverSubsets) -> Float:
+    """What groups of images, and then random subsets, add to the error of a kernel distance."""
+    images = image_errors(kernel.leave_one_out(kernels), kernel.interactions(kernels))
+    return np.concatenate([grouped(images), near.errors])

@@ -1,4 +1,4 @@
-"""Published statistics of features: a mean and a covariance, in an npz or a pickle."""
+"""Published statistics of features, a mean and a covariance in an npz or a pickle, and images beside them."""
 
 import io
 import pickle
@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.evaluate.published import is_statistics, open_statistics
-from diffusion.protocol.extractors import EXTRACTORS
+from diffusion.evaluate.open_images import IMAGES, streamed_npz
+from diffusion.evaluate.published import holds, is_statistics, open_statistics
+from diffusion.protocol.extractors import EXTRACTORS, INCEPTION_SPATIAL
 from tests.fuzz.parsers.npz import mutate_entry, mutate_header
 
 NAME = "statistics"
@@ -21,7 +22,7 @@ EXTRACTOR, SIZE = "effnet-lite0-64", 3  # so few features that a seed is small
 def seeds() -> list[bytes]:
     """The forms of OpenAI, EDM and EDM2."""
     arrays = {"mu": np.arange(SIZE, dtype=np.float64), "sigma": np.eye(SIZE)}
-    others = {"mu_s": np.zeros(2), "sigma_s": np.eye(2), "arr_0": np.zeros((1, 2, 2, 3), np.uint8)}
+    others = {"mu_s": np.zeros(SIZE), "sigma_s": np.eye(SIZE), "arr_0": np.zeros((1, 2, 2, 3), np.uint8)}
     packed = [_packed(save, one) for save, one in ((np.savez, {**arrays, **others}), (np.savez, arrays))]
     held = {"num_images": 5, EXTRACTORS[EXTRACTOR].distance: arrays}
     return [*packed, *(pickle.dumps(held, protocol) for protocol in (2, 4, 5))]
@@ -38,19 +39,26 @@ MUTATORS = (mutate_header, mutate_entry)
 
 @contextmanager
 def few_features():
-    """The extractor with so few features."""
-    whole = EXTRACTORS[EXTRACTOR]
-    EXTRACTORS[EXTRACTOR] = replace(whole, features=SIZE)
+    """The extractors with so few features."""
+    whole = {name: EXTRACTORS[name] for name in (EXTRACTOR, INCEPTION_SPATIAL.name)}
+    EXTRACTORS.update({name: replace(spec, features=SIZE) for name, spec in whole.items()})
     try:
         yield
     finally:
-        EXTRACTORS[EXTRACTOR] = whole
+        EXTRACTORS.update(whole)
 
 
 def parse(path: Path) -> None:
-    """Read it as the statistics of that extractor."""
+    """Read it as the statistics of both extractors, and the images that it has."""
     is_statistics(path)
     with few_features():
-        found = open_statistics(path, EXTRACTOR)
-    assert np.isfinite(found.root).all()
-    assert found.root.shape == found.covariance.shape == (SIZE, SIZE)
+        names = [EXTRACTOR]
+        if holds(path, "mu_s"):
+            names.append(INCEPTION_SPATIAL.name)
+        for name in names:
+            found = open_statistics(path, name)
+            assert np.isfinite(found.root).all()
+            assert found.root.shape == found.covariance.shape == (SIZE, SIZE)
+    if holds(path, IMAGES):
+        images = streamed_npz(path).images
+        assert images[0 : len(images)].shape == images.shape
