@@ -2,8 +2,8 @@
 
 Without a file the digits' profile is trained in bf16 first. In each precision 64 images are made offline, and
 by the engine beside requests of other lengths, samplers and classes; 16 are made offline one at a time too.
-Told by steps and η are the shares of bytes that are further apart than so many grey levels; where any is, also
-the distances of both sets from the training images.
+Told by steps and η are the shares of bytes that are further apart than so many grey levels; where any is, so
+are the distances of both sets from the training images.
 
 | what | promise |
 | --- | --- |

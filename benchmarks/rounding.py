@@ -40,6 +40,7 @@ from diffusion.train.loop import Silent, TrainState, new_state, train
 CPU = torch.device("cpu")
 PROFILE = Path(__file__).parent.parent / "profiles" / "digits.yaml"
 STEPS, SEEDS = 1200, 3
+LONG = True
 HELD_OUT = 500
 TIMES = (0, 10, 100, 500)
 LOSSES = ("loss", "loss_q0", "loss_q1", "loss_q2", "loss_q3")
