@@ -16,7 +16,7 @@ from diffusion.protocol.scores import ScoresDocument, read_scores
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import sha256_file
 from diffusion.system.section import fingerprint
-from tracking.fetch import WEIGHTS, cached_model
+from tracking.fetch import WEIGHTS, cached_model, plain_digest
 from tracking.moves import ensure_model
 from tracking.names import (
     BEST,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 DVC_LOCK = Path("dvc.lock")
+CARD_DIGITS = 16  # of a fingerprint
 # What the registered model imports beside a copy of diffusion/.
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pydantic", "pyyaml", "safetensors", "pillow")
 
@@ -172,5 +173,7 @@ def _refuse_foreign(registered: "ModelVersion") -> None:
 
 
 def _download(client: "MlflowClient", registered: "ModelVersion", file: str, folder: Path) -> Path:
-    path = f"{REGISTERED_FOLDER}/{registered.tags[CARD]}/artifacts/{file}"
+    of = f"{registered.name} version {registered.version}"
+    card = plain_digest(registered.tags[CARD], CARD_DIGITS, f"{of}, tag {CARD}")
+    path = f"{REGISTERED_FOLDER}/{card}/artifacts/{file}"
     return Path(client.download_artifacts(str(registered.run_id), path, str(folder)))

@@ -13,6 +13,7 @@ from diffusion.engine.engine import PART, Engine, Full
 from diffusion.engine.job import Course, Job
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
+from diffusion.process.config import ProcessConfig
 from diffusion.protocol.samplers import SAMPLERS, SamplerEntry, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.asked import condition_of, mixed_condition
@@ -24,6 +25,7 @@ from diffusion.system.errors import UsageError
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 CPU = torch.device("cpu")
+BF16_MOVED, BF16_FAR = 0.05, 0.01  # shares of bytes that differ at all, and by more than a grey level
 MODEL = LoadedModel(network_of(spec_of()), artefact_of(spec_of()))
 
 
@@ -195,6 +197,29 @@ def test_an_unconditional_model_and_one_of_bf16_are_served():
         for job in jobs:
             assert job.images is not None
             assert job.images.shape == (2, 1, 8, 8)
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="no bf16 in this processor")
+@pytest.mark.parametrize("values", [{"steps": 5, "eta": 1.0}, {"steps": 20}], ids=str)
+def test_in_bf16_company_moves_few_bytes_and_these_hardly(values):
+    """Within the shares that docs/serving.md states; another seed's images are far beyond them."""
+    spec = spec_of()
+    process = ProcessConfig(timesteps=100, variance="learned", loss="hybrid", prediction="velocity")
+    model = LoadedModel(network_of(spec), artefact_of(spec, precision="bf16", process=process))
+    with Engine(model, CPU) as engine:
+        jobs = []
+        for number in range(8):
+            jobs.append(engine.add(*wanted(model, range(2 * number, 2 * number + 2), **values)))
+            engine.add(*wanted(model, range(number % 3 + 1), steps=7 + number, eta=1.0, seed=5))
+            engine.step()
+        run_out(engine)
+        other = engine.add(*wanted(model, range(16), seed=1, **values))
+    served = torch.cat([job.images for job in jobs]).int()
+    offline = torch.cat([alone(model, job) for job in jobs]).int()
+    apart, strangers = (served - offline).abs(), (alone(model, other).int() - offline).abs()
+    assert float((apart > 0).float().mean()) < BF16_MOVED
+    assert float((apart > 1).float().mean()) < BF16_FAR
+    assert float((strangers > 1).float().mean()) > 10 * BF16_MOVED
 
 
 def test_what_this_model_cannot_do_is_refused_at_once():
