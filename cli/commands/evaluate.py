@@ -10,6 +10,7 @@ import typer
 
 from cli.shared.flags import refuse_idle
 from cli.shared.names import Extractor
+from cli.shared.outputs import file_option
 from cli.shared.progress import progress
 from cli.shared.published import paper_json, show_against_statistics, show_beside, show_sweep
 from cli.shared.tables import show, table
@@ -70,13 +71,21 @@ def evaluate(
             "--batch-size", min=1, max=MOST_BATCH, help="Images at a time. [default: as suits the device]"
         ),
     ] = None,
+    out: Annotated[
+        Path | None, file_option("--out", "-o", help="Write scores and protocol card into this file of JSON.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print scores and protocol card as JSON.")] = False,
 ) -> None:
     """Score images: Fréchet and kernel distance to real ones, their floor, and the excess over it."""
     opened = _paper(paper, path, against)
+    refuse_idle(context, "out", path is None, "without PATH: the sweep's scores lie in metrics/scores.json")
     if path is None or against is None:
         assert opened is not None, "else it was refused"
         return show_sweep(opened, as_json)
+    if out is not None:
+        from diffusion.system.outputs import try_output
+
+        try_output(out, "--out")
     from diffusion.evaluate.open_images import is_prepared
 
     idle = os.path.exists(against) and not is_prepared(against)
@@ -84,6 +93,10 @@ def evaluate(
     name = extractor.value if extractor else None
     options = {"weights": weights, "weights_sha256": weights_sha256, "batch_size": batch_size}
     document = _scored(path, against, split.value, name, options)
+    if out is not None:
+        from diffusion.system.outputs import write_output_text
+
+        write_output_text(out, json.dumps(document, indent=2) + "\n")
     if as_json:
         told = {} if opened is None else {"paper": paper_json(opened, document)}
         print(json.dumps({**document, **told}, indent=2, sort_keys=True))

@@ -10,7 +10,7 @@ from diffusion.images.store import write_store
 from diffusion.layout import SAMPLES
 from flows import summary as module
 from flows.local import mlflow_page
-from flows.summary import summary
+from flows.summary import evaluated, links_of_pipeline, summary
 from tests.helpers.scores_document import document
 
 
@@ -20,7 +20,7 @@ def test_it_says_the_best_cell_first_and_shows_its_images(project: Path) -> None
     meta = {"name": best, "classes": [], "card": scores.cells[best].card}
     images = np.full((20, 8, 8, 1), 100, np.uint8)
     write_store(SAMPLES / best, images, None, meta)
-    told = summary(scores, SAMPLES)
+    told = summary(scores, SAMPLES, links_of_pipeline)
     assert told.startswith("Best: ")
     rows = [line for line in told.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(scores.cells)
@@ -29,7 +29,7 @@ def test_it_says_the_best_cell_first_and_shows_its_images(project: Path) -> None
 
 
 def test_without_images_and_mlflow_it_is_a_table(project: Path) -> None:
-    assert "data:image" not in summary(document(), SAMPLES)
+    assert "data:image" not in summary(document(), SAMPLES, links_of_pipeline)
 
 
 def test_a_page_of_mlflow_is_shown_without_a_password(project: Path) -> None:
@@ -42,3 +42,18 @@ def test_what_goes_wrong_with_it_is_said_and_ends_no_run(
 ) -> None:
     asyncio.run(module.publish_summary("promoted"))
     assert "the page in Prefect has no summary" in capsys.readouterr().out
+
+
+def test_images_against_others_are_a_row_a_score_with_its_interval() -> None:
+    scores = {"fd": 12.3456, "fd_low": 11.0, "fd_high": 13.5, "kd": 0.5, "kd_std": 0.1}
+    values = {
+        "images": {"path": "cell", "count": 1200},
+        "extractor": "an-extractor",
+        "reference": {"name": "digits", "floor": {"fd": 2.5, "num_images": 60}},
+        "scores": scores,
+    }
+    first, _, *rows = evaluated(values).splitlines()
+    assert first == "1,200 images of cell against digits, extractor an-extractor"
+    assert rows[2:] == ["| fd | 12.35 | 11 to 13.5 | 2.5 |", "| kd | 0.5 |  |  |"]
+    del values["reference"]["floor"]  # type: ignore[attr-defined]
+    assert "| fd | 12.35 | 11 to 13.5 |  |" in evaluated(values)
