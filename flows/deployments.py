@@ -12,8 +12,10 @@ import yaml
 
 from diffusion.system.errors import DiffctlError, DiffctlWarning, TemporaryError, UsageError
 from flows.home import LEASES
+from flows.local import PREFECT
 from flows.server import answers, keeps_us_out, quiet_client
 from flows.unknown_keys import Template, others, process_template, unknown_keys
+from flows.versions import older
 from tracking.reach import public
 
 if TYPE_CHECKING:
@@ -41,11 +43,12 @@ def deploy(url: str, root: Path = Path()) -> list[Deployed]:
 
     What is there is brought up to date. UsageError for files with keys that Prefect would ignore,
     or a server that wants another password; TemporaryError when it does not answer; DiffctlError when it
-    refuses. A DiffctlWarning where it
-    keeps its leases in memory.
+    refuses. A DiffctlWarning where it keeps its leases in memory, and where it is older than Prefect here.
     """
     if not answers(url, timeout=10):
         raise TemporaryError(f"no Prefect server answers at {public(url)}: `diffctl up` starts one")
+    if sentence := older(PREFECT, url):
+        warnings.warn(sentence, DiffctlWarning, stacklevel=2)
     with quiet_client(url):
         import httpx
         from prefect.client.orchestration import get_client
@@ -62,7 +65,11 @@ def deploy(url: str, root: Path = Path()) -> list[Deployed]:
                 for automation in automations:
                     _ensure_automation(client, automation)
                 return [_deployed(client, entry) for entry in plan["deployments"]]
-        except (httpx.HTTPError, PrefectException) as error:
+        except (
+            httpx.HTTPError,
+            PrefectException,
+            RuntimeError,
+        ) as error:  # the last: of another major version
             if kept_out := keeps_us_out(url, error):
                 raise kept_out from None
             raise DiffctlError(f"Prefect at {public(url)} refuses: {' '.join(str(error).split())}") from None

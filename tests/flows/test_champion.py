@@ -1,6 +1,7 @@
 """The sweep and the evaluate deployments, run to their end on a real Prefect server, and what they refuse."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,20 @@ from diffusion.layout import PREPARED
 from diffusion.system.errors import UsageError
 from flows import champion
 from tests.conftest import environment
+from tests.helpers.mlflow_server import empty_database
 from tests.helpers.prefect_home import PrefectServer, with_database
 from tests.helpers.servers import post
 from tests.helpers.small import own_code, small_project
 from tests.helpers.toy import script
+from tests.tracking.conftest import make_model  # noqa: F401 (a fixture)
+from tracking.registry import register
 
 # What a worker does with a deployment, once it has the clone.
-FLOW = """
+FLOWS = """
 import asyncio
 from flows.champion import evaluate, sweep_champion
-asyncio.run({flow}({arguments}))
+asyncio.run(sweep_champion(grid={"steps": [3], "eta": [0.0]}))
+asyncio.run(evaluate(against="data/prepared/test"))
 """
 
 
@@ -77,35 +82,38 @@ def test_a_model_is_scored_against_what_is_asked_for(project: Path, monkeypatch:
 
 
 @pytest.mark.slow
-def test_both_leave_their_scores_and_links_on_their_page(tmp_path: Path, prefect_database: Path) -> None:
-    cell = {"steps": [2], "eta": [0.0]}
-    folder = small_project(tmp_path / "project", sweep=cell, train={"steps": 4})
+def test_both_leave_their_scores_and_links_on_their_page(
+    tmp_path: Path,
+    prefect_database: Path,
+    make_model: Callable[..., str],  # noqa: F811 (the fixture)
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = small_project(tmp_path / "project", sweep={"steps": [2], "eta": [0.0]})
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    empty_database(folder / "mlflow.db")
+    make_model(0)
+    register()
     with_database(folder, prefect_database)
-    server = PrefectServer(folder).start()
-    env = {**own_code(folder), "PREFECT_API_URL": server.url}
-    arguments = "grid={'steps': [3], 'eta': [0.0]}", "against='data/prepared/test'"
+    server = PrefectServer(folder)
     try:
-        run_to_its_end(folder, "from flows.run import run_pipeline\nrun_pipeline()", env)
-        run_to_its_end(folder, FLOW.format(flow="sweep_champion", arguments=arguments[0]), env)
-        run_to_its_end(folder, FLOW.format(flow="evaluate", arguments=arguments[1]), env)
-        made = post(f"{server.url}/artifacts/filter", {})
-        states = post(f"{server.url}/flow_runs/filter", {})
+        url = server.start().url
+        process = script(folder, FLOWS, environment({**own_code(folder), "PREFECT_API_URL": url}))
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+        made = post(f"{url}/artifacts/filter", {})
+        states = [run["state_name"] for run in post(f"{url}/flow_runs/filter", {})]
     finally:
         server.kill()
-    assert {run["state_name"] for run in states} == {"Completed"}
+    assert set(states) == {"Completed"}
+    assert len(states) == 4, "the two, and the cells of each below it"
     pages = {one["description"]: one["data"] for one in made if one["key"] == "scores"}
-    assert len(pages) == 3
+    assert len(pages) == 2
     for page in pages.values():
         assert "diffctl-digits version 1, the champion" in page
         assert "](data:image/png;base64," in page
     assert "| steps 3, eta 0 |" in pages["the champion at other settings"]
     against = pages["champion against data/prepared/test"]
-    assert against.startswith("20 images of runs/sweep/samples/steps2-eta0 against test, extractor ")
+    assert against.startswith("20 images of runs/sweep/samples/steps2-eta0 against digits, extractor ")
     assert "| fd_effnet_lite0_64 |" in against
     assert "| steps 2, eta 0 |" in against
-
-
-def run_to_its_end(folder: Path, code: str, env: dict[str, str]) -> None:
-    process = script(folder, code, environment(env))
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
