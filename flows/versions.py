@@ -16,6 +16,7 @@ from tracking.reach import public
 ASK_SECONDS = 5.0
 LONGEST = 100  # bytes of a version
 NUMBERS = re.compile(r"\d+(\.\d+)+")
+VERSION = re.compile(NUMBERS.pattern + r"[\w.+-]*", re.ASCII)
 
 
 def older(kind: Kind, url: str) -> str | None:
@@ -43,7 +44,7 @@ def _version(kind: Kind, url: str) -> str | None:
             said = reply.read(LONGEST).decode(errors="replace").strip().strip('"')
     except (OSError, ValueError, http.client.HTTPException):
         return None
-    return said if NUMBERS.match(said) and said.isprintable() else None
+    return said if VERSION.fullmatch(said) else None
 
 
 def _numbers(text: str) -> list[int]:

@@ -99,7 +99,7 @@ def test_both_leave_their_scores_and_links_on_their_page(
     try:
         url = server.start().url
         process = script(folder, FLOWS, environment({**own_code(folder), "PREFECT_API_URL": url}))
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
         made = post(f"{url}/artifacts/filter", {})
         states = [run["state_name"] for run in post(f"{url}/flow_runs/filter", {})]

@@ -21,6 +21,7 @@ from flows.steps import ask_mlflow
 from flows.versions import older
 from tests.conftest import ROOT, diffctl
 from tests.helpers.fake_server import fake_server
+from tests.helpers.toy import script
 from tracking.reach import MlflowError
 
 OLD = {"/api/health": True, "/api/admin/version": "3.4.0", "/health": "OK", "/version": "3.1.0"}
@@ -82,6 +83,34 @@ def test_deploying_on_an_older_server_tells_before_it_is_refused(theirs: str) ->
     assert f"Prefect at {server.url}/api refuses: " in last
 
 
+RUN = """
+from flows.engine import run_flow
+from flows.server import quiet_client
+url = "{url}/api"
+with quiet_client(url):
+    from prefect import flow
+
+    @flow
+    async def nothing():
+        pass
+
+    run_flow(lambda: nothing(return_state=True), url)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("theirs", "why"), [("3.4.0", "422"), ("2.20.3", "incompatible versions")])
+def test_a_run_goes_on_without_a_server_that_refuses_it(theirs: str, why: str, tmp_path: Path) -> None:
+    with fake_server({**OLD, "/api/admin/version": theirs}) as server:
+        process = script(tmp_path, RUN.format(url=server.url))
+        output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert f"the Prefect server at {server.url}/api failed (" in output
+    assert why in output
+    assert "going on without it" in output
+
+
+@pytest.mark.slow
 def test_a_run_and_a_check_tell_of_it(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+REFUSAL = {"detail": "CSRF protection is disabled."}  # as Prefect tells its clients by a 422
+
 
 @dataclass
 class Fake:
@@ -27,7 +29,7 @@ def fake_server(answers: Mapping[str, Any], otherwise: int = 422) -> Iterator[Fa
             state.asked.append((self.path, self.headers.get("Authorization")))
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             body = answers.get(self.path)
-            text = body if isinstance(body, str) else json.dumps(body)
+            text = json.dumps(body or REFUSAL)
             self.send_response(otherwise if body is None else 200)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
