@@ -1,29 +1,42 @@
 """What is done with models that are there: the sweep and the evaluate deployments, for a worker.
 
 Each is a command of `diffctl` in a process of its own, supervised as a stage is, once data and reference are
-up to date.
+up to date. What came of it is on the run's page.
 """
 
 import sys
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 from prefect import State, flow
 from pydantic import Field
 
-from diffusion.layout import PREPARED
+from diffusion.config import load
+from diffusion.layout import PREPARED, SCORES
 from diffusion.protocol.grid import AXES, written
+from diffusion.protocol.scores import read_scores
 from diffusion.protocol.settings import SweepConfig
-from diffusion.system.errors import Interrupted
+from diffusion.system.documents import Values, read_document
+from diffusion.system.errors import Interrupted, UsageError
 from diffusion.system.limits import MOST_COUNT, MOST_PATH
 from flows.dvc import Write, reproduce, supervise
+from flows.places import EVALUATED, SWEEP
 from flows.steps import ask_mlflow
+from flows.summary import evaluated, links_of_model, publish, summary
 from flows.watched import as_task, cancelled, run_name, watched
 
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
 CHAMPION, RUN = "champion", "run:"
+SWEPT, IMAGES = SWEEP / SCORES.name, SWEEP / "samples"
 
 NumImages = Annotated[int, Field(ge=2, le=MOST_COUNT)]
 PathText = Annotated[str, Field(min_length=1, max_length=MOST_PATH)]
+
+Do = Callable[[str, list[str]], Awaitable[object]]
+"""Runs a command of `diffctl`, given as its arguments, as a task of this name."""
 
 
 @flow(name="sweep-champion", flow_run_name=run_name)
@@ -34,7 +47,12 @@ async def sweep_champion(grid: SweepConfig, num_images: NumImages | None = None)
         grid: The values of each axis; each combination of them is a cell.
         num_images: Images a cell; where it is left out, as in params.yaml.
     """
-    return await _with_reference("sweep", ["sweep", "--champion", *_options(grid, num_images)])
+
+    async def work(do: Do) -> None:
+        await do("sweep", ["sweep", *_model(CHAMPION), *_options(grid, num_images)])
+        await publish(lambda: _swept(CHAMPION), "the champion at other settings")
+
+    return await _with_reference(work)
 
 
 @flow(name="evaluate", flow_run_name=run_name)
@@ -45,16 +63,59 @@ async def evaluate(
 
     Args:
         images: "champion", "run:" and an MLflow run's id or name, or a path of the worker's machine.
-        against: The real images, where `images` is a path; a model is scored against data/reference.
+        against: The real images. A model is scored against data/reference over the grid of params.yaml; its
+            best cell against these too, where they are others than data/prepared.
         num_images: Images a cell of a model; where it is left out, as in params.yaml.
     """
-    if images == CHAMPION:
-        command = ["sweep", "--champion", *_options(None, num_images)]
-    elif images.startswith(RUN):
-        command = ["sweep", "--run-id", images.removeprefix(RUN), *_options(None, num_images)]
-    else:
-        command = ["evaluate", images, "--against", against]
-    return await _with_reference("evaluate", command)
+    of_model = images == CHAMPION or images.startswith(RUN)
+    if num_images is not None and not of_model:
+        raise UsageError(f"num_images is of a model, and all images of {images} are scored: leave it out")
+    others = Path(against).resolve() != PREPARED.resolve()
+    if others and not Path(against).exists():
+        raise UsageError(f"there is no {against} to score against: give a path of the worker's machine")
+
+    async def score(do: Do, path: str) -> None:
+        EVALUATED.unlink(missing_ok=True)
+        await do("evaluate", ["evaluate", path, "--against", against, "--out", str(EVALUATED)])
+
+    async def work(do: Do) -> None:
+        if not of_model:
+            await score(do, images)
+            return await publish(_evaluated, f"{images} against {against}")
+        await do("sweep", ["sweep", *_model(images), *_options(None, num_images)])
+        if not others:
+            return await publish(lambda: _swept(images), images)
+        await score(do, str(IMAGES / read_scores(SWEPT).best.cell))
+        return await publish(lambda: f"{_evaluated()}\n{_swept(images)}", f"{images} against {against}")
+
+    return await _with_reference(work)
+
+
+def _model(images: str) -> list[str]:
+    """The command line's options for a model."""
+    return ["--champion"] if images == CHAMPION else ["--run-id", images.removeprefix(RUN)]
+
+
+def _run(images: str) -> "Run":
+    """The run of a model in MLflow."""
+    from tracking.lookup import find_run
+    from tracking.names import model_name
+    from tracking.registry import champion_run
+
+    return find_run(
+        champion_run(model_name(load().data.name)) if images == CHAMPION else images.removeprefix(RUN)
+    )
+
+
+def _swept(images: str) -> str:
+    """Markdown of the sweep of a model that was just made."""
+    document = read_scores(SWEPT)
+    return summary(document, IMAGES, lambda: links_of_model(_run(images), document))
+
+
+def _evaluated() -> str:
+    """Markdown of the images that were just scored."""
+    return evaluated(read_document(EVALUATED, Values))
 
 
 def _options(grid: SweepConfig | None, num_images: int | None) -> Iterator[str]:
@@ -66,21 +127,21 @@ def _options(grid: SweepConfig | None, num_images: int | None) -> Iterator[str]:
         yield from ("--num-images", str(num_images))
 
 
-async def _with_reference(name: str, arguments: list[str]) -> State | None:
-    """Bring data and reference up to date, then run the command of `diffctl`."""
+async def _with_reference(work: Callable[[Do], Awaitable[None]]) -> State | None:
+    """Bring data and reference up to date, then do the work."""
     ask_mlflow()
 
     async def stage(step: str, write: Write) -> None:
         await reproduce(step, write=write)
 
-    async def command(step: str, write: Write) -> None:
+    async def command(step: str, arguments: list[str], write: Write) -> None:
         await supervise(step, [sys.executable, "-m", "cli.entry", *arguments], write)
 
     try:
         async with watched() as watch:
             for step in ("data", "reference"):
                 await as_task(watch, stage)(step)
-            await as_task(watch, command)(name)
+            await work(as_task(watch, command))
     except Interrupted as stop:
         return cancelled(stop)
     return None

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,10 @@ import yaml
 
 from diffusion.system.errors import DiffctlError, DiffctlWarning, TemporaryError, UsageError
 from flows.home import LEASES
+from flows.local import PREFECT
 from flows.server import answers, keeps_us_out, quiet_client
+from flows.unknown_keys import Template, others, process_template, unknown_keys
+from flows.versions import older
 from tracking.reach import public
 
 if TYPE_CHECKING:
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
 FILE = Path("prefect.yaml")
 AUTOMATIONS = Path("deploy/automations.yaml")
 IN_MEMORY = "prefect.server.concurrency.lease_storage.memory"
-DEFINITIONS = "definitions"  # what Prefect leaves to anchors
 DEPLOY_SECONDS = 120
 POOL_DESCRIPTION = "diffctl's scheduled runs, each a process in the clone that DIFFCTL_CLONE names"
 
@@ -41,19 +43,21 @@ def deploy(url: str, root: Path = Path()) -> list[Deployed]:
 
     What is there is brought up to date. UsageError for files with keys that Prefect would ignore,
     or a server that wants another password; TemporaryError when it does not answer; DiffctlError when it
-    refuses. A DiffctlWarning where it
-    keeps its leases in memory.
+    refuses. A DiffctlWarning where it keeps its leases in memory, and where it is older than Prefect here.
     """
     if not answers(url, timeout=10):
         raise TemporaryError(f"no Prefect server answers at {public(url)}: `diffctl up` starts one")
+    if sentence := older(PREFECT, url):
+        warnings.warn(sentence, DiffctlWarning, stacklevel=2)
     with quiet_client(url):
-        plan, automations = read_plan(root / FILE), read_automations(root / AUTOMATIONS)
         import httpx
         from prefect.client.orchestration import get_client
         from prefect.exceptions import PrefectException
 
         try:
             with get_client(sync_client=True) as client:
+                plan = read_plan(root / FILE, lambda pool: _template(client, pool))
+                automations = read_automations(root / AUTOMATIONS)
                 _warn_of_leases(client)
                 for pool in sorted({entry["work_pool"]["name"] for entry in plan["deployments"]}):
                     _ensure_pool(client, pool)
@@ -61,17 +65,38 @@ def deploy(url: str, root: Path = Path()) -> list[Deployed]:
                 for automation in automations:
                     _ensure_automation(client, automation)
                 return [_deployed(client, entry) for entry in plan["deployments"]]
-        except (httpx.HTTPError, PrefectException) as error:
+        except (
+            httpx.HTTPError,
+            PrefectException,
+            RuntimeError,
+        ) as error:  # the last: of another major version
             if kept_out := keeps_us_out(url, error):
                 raise kept_out from None
             raise DiffctlError(f"Prefect at {public(url)} refuses: {' '.join(str(error).split())}") from None
 
 
-def read_plan(path: Path) -> dict[str, Any]:
-    """prefect.yaml; UsageError where it is none, or has a key or parameter that Prefect would ignore."""
+def read_plan(path: Path, template_of: Callable[[str], Template] = process_template) -> dict[str, Any]:
+    """prefect.yaml; UsageError where it is none, or has a key or parameter that Prefect would ignore.
+
+    `template_of` gives the job template of a work pool, which names the job variables that there are.
+    """
+    from prefect.cli.deploy._models import PrefectYamlModel
+    from pydantic import ValidationError
+
+    from diffusion.system.section import explain
+
     plan = _read(path)
-    if unknown := list(unknown_keys(plan)):
+    if unknown := list(unknown_keys(plan, template_of)):
         raise UsageError(f"{path}: Prefect knows nothing of {', '.join(unknown)}")
+    try:
+        deployments = PrefectYamlModel.model_validate(plan).deployments
+    except ValidationError as error:
+        raise UsageError(explain(error, str(path), PrefectYamlModel)) from None
+    if not deployments:
+        raise UsageError(f"{path} has no deployments")
+    for one in deployments:
+        if not (one.name and one.work_pool and one.work_pool.name):
+            raise UsageError(f"{path}: a deployment needs a name, and a work_pool with one")
     return plan
 
 
@@ -91,51 +116,10 @@ def read_automations(path: Path) -> list[dict[str, Any]]:
         except ValidationError as error:
             raise UsageError(explain(error, f"{path}: {one.get('name')}", AutomationCore)) from None
         trigger = one["trigger"]
-        unknown = [*_others(one, AutomationCore), *_others(trigger, EventTrigger, "trigger.")]
+        unknown = [*others(one, AutomationCore), *others(trigger, EventTrigger, "trigger.")]
         if unknown:
             raise UsageError(f"{path}: Prefect knows nothing of {', '.join(unknown)}")
     return found
-
-
-def unknown_keys(plan: Mapping[str, Any]) -> Iterator[str]:
-    """The keys of prefect.yaml, dotted, that Prefect ignores, and parameters that a flow does not take."""
-    from prefect.cli.deploy._models import (
-        ConcurrencyLimitSpec,
-        DeploymentConfig,
-        PrefectYamlModel,
-        RawScheduleConfig,
-        WorkPoolConfig,
-    )
-
-    yield from (name for name in _others(plan, PrefectYamlModel) if name != DEFINITIONS)
-    for entry in plan.get("deployments") or []:
-        name = f"{entry.get('name')}."
-        yield from _others(entry, DeploymentConfig, name)
-        yield from _others(entry.get("work_pool") or {}, WorkPoolConfig, f"{name}work_pool.")
-        limit = entry.get("concurrency_limit")
-        yield from _others(
-            limit if isinstance(limit, dict) else {}, ConcurrencyLimitSpec, f"{name}concurrency_limit."
-        )
-        for schedule in entry.get("schedules") or []:
-            yield from _others(schedule, RawScheduleConfig, f"{name}schedules.")
-        yield from _foreign_parameters(entry, f"{name}parameters.")
-
-
-def _others(values: Mapping[str, Any], kind: Any, where: str = "") -> list[str]:
-    fields = {field.alias or name for name, field in kind.model_fields.items()}
-    return [f"{where}{key}" for key in values if key not in fields]
-
-
-def _foreign_parameters(entry: Mapping[str, Any], where: str) -> list[str]:
-    from prefect.utilities.callables import parameter_schema
-    from prefect.utilities.importtools import import_object
-
-    try:
-        flow = import_object(str(entry.get("entrypoint")))
-    except (ImportError, AttributeError, ValueError):
-        return [f"{where.partition('.')[0]}.entrypoint {entry.get('entrypoint')}"]
-    taken = parameter_schema(flow.fn).properties
-    return [f"{where}{name}" for name in entry.get("parameters") or {} if name not in taken]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -163,16 +147,25 @@ def _warn_of_leases(client: "SyncPrefectClient") -> None:
         )
 
 
+def _template(client: "SyncPrefectClient", pool: str) -> Template:
+    """The job template of a pool that is there, of whatever type; else of the one that is made."""
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        return client.read_work_pool(pool).base_job_template
+    except ObjectNotFound:
+        return process_template(pool)
+
+
 def _ensure_pool(client: "SyncPrefectClient", name: str) -> None:
     """Make a pool of processes unless there is one, of whatever type."""
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
-    from prefect.workers.process import ProcessWorker
 
     try:
         client.read_work_pool(name)
     except ObjectNotFound:
-        template = ProcessWorker.get_default_base_job_template()
+        template = process_template(name)
         client.create_work_pool(
             WorkPoolCreate(
                 name=name, type="process", description=POOL_DESCRIPTION, base_job_template=template

@@ -31,7 +31,12 @@ def run_flow(start: "Callable[[], Awaitable[State]]", url: str) -> None:
 
 
 async def _outcome(start: "Callable[[], Awaitable[State]]") -> None:
-    state = await start()
+    from prefect.exceptions import PrefectException
+
+    try:
+        state = await start()
+    except RuntimeError as error:  # of Prefect's client: a server of another major version
+        raise PrefectException(str(error)) from error
     end = await state.aresult(raise_on_failure=False)
     if isinstance(end, BaseException):
         raise end

@@ -8,8 +8,9 @@ from diffusion.config import load
 from diffusion.system.signals import ended_by_signal
 from flows.at_work import at_work
 from flows.engine import run_flow
+from flows.local import PREFECT
 from flows.server import prefect_server
-from flows.steps import ask_mlflow, do_steps, refuse_impossible, step
+from flows.steps import ask_mlflow, do_steps, refuse_impossible, step, tell_if_older
 
 if TYPE_CHECKING:
     from prefect import State
@@ -25,6 +26,7 @@ def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False)
     ask_mlflow()
     done: dict[str, str | None] = {}
     with ended_by_signal(), at_work(), prefect_server() as url:
+        tell_if_older(PREFECT, url)
         run_flow(lambda: _flow(done, push=push, fresh=fresh, keep=keep), url)
         asyncio.run(do_steps(step, done, push=push, fresh=fresh, keep=keep))
     return done["register"] or ""

@@ -14,6 +14,7 @@ RESUMABLE = ("train", "sample")  # the stages that save what they have and go on
 
 if TYPE_CHECKING:
     from diffusion.train.identity import DenoiserPlan
+    from flows.local import Kind
 
 Step = Callable[[str, bool], Awaitable[str | None]]
 """Takes a step's name and whether a resumable stage is made anew; gives what is to be said of it."""
@@ -33,15 +34,31 @@ def refuse_impossible(*, push: bool, fresh: bool, keep: bool) -> None:
 def ask_mlflow() -> None:
     """MlflowRefused at once where MLflow wants another user or password, which the last step would find out.
 
-    One that does not answer is told: a training keeps what it would log, and by then it may be back.
+    One that does not answer is told, and one that is older than MLflow here: a training keeps what it would
+    log, and by then it may be back.
     """
+    from flows.local import MLFLOW
     from tracking.ask import ask
-    from tracking.reach import MlflowAway
+    from tracking.reach import MlflowAway, MlflowError
+    from tracking.store import tracking_uri
 
     try:
         ask()
     except MlflowAway as away:
         say(f"{away}: training goes on without it, scores and the registry will need it\n")
+    except MlflowError:
+        tell_if_older(MLFLOW, tracking_uri())
+        raise
+    else:
+        tell_if_older(MLFLOW, tracking_uri())
+
+
+def tell_if_older(kind: "Kind", url: str) -> None:
+    """Say of a server that it is older than the package here: what it refuses then is no riddle."""
+    from flows.versions import older
+
+    if sentence := older(kind, url):
+        say(f"{sentence}\n")
 
 
 async def step(name: str, fresh: bool, write: Write = say) -> str | None:

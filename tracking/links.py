@@ -32,9 +32,9 @@ def comparison_link(address: str, experiment_ids: Sequence[str], run_ids: Sequen
     return f"{_root(address)}compare-runs?{urlencode(query)}"
 
 
-def model_link(address: str, name: str) -> str:
-    """A registered model."""
-    return f"{_root(address)}models/{quote(name, safe='')}?{urlencode(MODE)}"
+def version_link(address: str, name: str, number: int) -> str:
+    """A version of a registered model."""
+    return f"{_root(address)}models/{quote(name, safe='')}/versions/{number}?{urlencode(MODE)}"
 
 
 def _root(address: str) -> str:

@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from diffusion.choice.of_model import of_best_model
 from diffusion.protocol.scores import ScoresDocument
 from diffusion.system.errors import UsageError
 from tracking.champion import champion_version
+from tracking.names import MODEL_SHA256, model_name
+from tracking.runs import data_name
 from tracking.store import connect, database_file, failures, tracking_uri
-from tracking.versions import get_version, is_ours, scores_of, weights_of
+from tracking.versions import find_version, get_version, is_ours, scores_of, weights_of
 
 
 class Registered(NamedTuple):
@@ -49,3 +52,20 @@ def fetch_whole_version(name: str, number: int) -> WholeVersion:
     if registered is None:
         raise UsageError(f"{name} has no version {number}")
     return WholeVersion(weights_of(client, registered), scores_of(client, registered))
+
+
+def version_of(document: ScoresDocument) -> Registered | None:
+    """The version of the model that the best of these scores is of; None where it is not registered.
+
+    That which has these very scores; else, of several with its weights, the champion, or the newest.
+    """
+    scores, uri = of_best_model(document), tracking_uri()
+    name, sha256 = model_name(data_name(scores)), str(scores.cells[scores.best.cell].card.get("model_sha256"))
+    with failures(uri):
+        client = connect(uri)
+        exact = find_version(client, name, sha256, scores)
+        query = f"name = '{name}' AND tags.`{MODEL_SHA256}` = '{sha256}'"
+        found = [exact] if exact else client.search_model_versions(query)
+    champion = champion_version(name)
+    known = [Registered(int(one.version), int(one.version) == champion) for one in found]
+    return max(known, key=lambda one: (one.is_champion, one.version), default=None)

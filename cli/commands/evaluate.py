@@ -13,6 +13,7 @@ import typer
 from cli.shared.first_word import begin
 from cli.shared.flags import refuse_idle
 from cli.shared.names import Extractor
+from cli.shared.outputs import file_option
 from cli.shared.progress import progress
 from cli.shared.published import paper_json, show_beside, show_sweep
 from cli.shared.scored import show_scores
@@ -93,13 +94,21 @@ def evaluate(
             help="The same of the scored images. [default: as --prc-images]",
         ),
     ] = None,
+    out: Annotated[
+        Path | None, file_option("--out", "-o", help="Write scores and protocol card into this file of JSON.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print scores and protocol card as JSON.")] = False,
 ) -> None:
     """Score images: Fréchet and kernel distance to real ones, their floor, and the excess over it."""
     opened = _paper(paper, path, against)
+    refuse_idle(context, "out", path is None, "without PATH: the sweep's scores lie in metrics/scores.json")
     if path is None or against is None:
         assert opened is not None, "else it was refused"
         return show_sweep(opened, as_json)
+    if out is not None:
+        from diffusion.system.outputs import try_output
+
+        try_output(out, "--out")
     from diffusion.evaluate.open_images import is_prepared
 
     idle = os.path.exists(against) and not is_prepared(against)
@@ -114,6 +123,10 @@ def evaluate(
     }
     begin("reading the images", as_json)
     document = _scored(path, against, split.value, names, options)
+    if out is not None:
+        from diffusion.system.outputs import write_output_text
+
+        write_output_text(out, json.dumps(document, indent=2) + "\n")
     if as_json:
         told = {} if opened is None else {"paper": paper_json(opened, document)}
         print(json.dumps({**document, **told}, indent=2, sort_keys=True))

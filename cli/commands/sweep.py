@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,12 +11,11 @@ from cli.commands.sample import Champion, ModelFile, RunId, resolve_model
 from cli.shared.first_word import begin
 from cli.stages.scoring import scored_grid
 from diffusion.system.limits import MOST_COUNT
+from flows.places import SWEEP
 
 if TYPE_CHECKING:
     from diffusion.protocol.scores import ScoresDocument
     from diffusion.protocol.settings import SweepConfig
-
-FOLDER = Path("runs/sweep")  # the images of the last one, and its scores
 
 
 def sweep(
@@ -62,13 +60,13 @@ def sweep(
         told["guidance_interval"] = None
     section = config.sample.model_copy(update=told)
     path = resolve_model(model, run_id, champion)
-    document = scored_grid(section, axes, config.evaluate, path, FOLDER)
+    document = scored_grid(section, axes, config.evaluate, path, SWEEP)
     logged = _log(document, config.data.name, run_id, champion)
     if as_json:
         typer.echo(json.dumps(as_values(document), indent=2, sort_keys=True))
         return
     show_scores(document)
-    typer.echo(f"\nimages and scores: {FOLDER}")
+    typer.echo(f"\nimages and scores: {SWEEP}")
     if logged:
         typer.echo(f"logged to run {logged}")
 

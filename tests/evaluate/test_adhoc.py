@@ -290,6 +290,18 @@ def test_the_limits_of_neighbours_have_limits(option, value):
     assert run("cell.npz", "--against", "prepared", option, value).exit_code == 2
 
 
+def test_the_command_writes_scores_and_card_into_a_file(tmp_path):
+    out = tmp_path / "kept/scores.json"
+    arguments = ["evaluate", "cell.npz", "--against", "prepared", "--out", str(out)]
+    assert json.loads(CliRunner().invoke(main.app, [*arguments, "--json"]).stdout) == json.loads(
+        out.read_text()
+    )
+    idle = CliRunner().invoke(main.app, ["evaluate", "--paper", "ddim", "--out", str(out)])
+    assert "--out" in str(idle.exception)
+    nowhere = CliRunner().invoke(main.app, [*arguments[:-1], str(tmp_path)])
+    assert "is a folder" in str(nowhere.exception)
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_the_command_notices_a_real_image_edited_in_place(root, tmp_path, monkeypatch, split):
     """The stored reference fits the digests; only the pixels tell that it is stale."""

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import diffctl
 from tests.helpers.nightly import Nightly, nightly
-from tests.helpers.reboot import LEASE, kill, reboot_in_training, training
+from tests.helpers.reboot import LEASE, Moment, kill, reboot, training
 from tests.helpers.servers import post
 from tests.helpers.toy import processes_in
 from tests.helpers.waiting import wait_until
@@ -18,8 +18,9 @@ pytestmark = pytest.mark.long
 LONG = {"steps": 100_000, "save_every": 10}
 
 
-def test_after_a_reboot_the_next_run_completes_and_the_training_goes_on(tmp_path: Path) -> None:
-    reboot_in_training(tmp_path)
+@pytest.mark.parametrize("moment", [Moment("states saved"), Moment("units sampled", 5)], ids=str)
+def test_after_a_reboot_the_next_run_goes_on_with_what_is_there(moment: Moment, tmp_path: Path) -> None:
+    reboot(tmp_path, moment)
 
 
 def leases(work: Nightly) -> dict[str, str]:

@@ -1,17 +1,23 @@
 """What a run's page in Prefect says at its end."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from diffusion.images.store import write_store
-from diffusion.layout import SAMPLES
+from diffusion.layout import SAMPLES, SCORES
+from diffusion.protocol.scores import read_scores
 from flows import summary as module
 from flows.local import mlflow_page
-from flows.summary import summary
+from flows.summary import evaluated, links_of_pipeline, summary
+from tests.helpers.mlflow_server import empty_database
 from tests.helpers.scores_document import document
+from tests.tracking.conftest import make_model  # noqa: F401 (a fixture)
+from tracking.registered import Registered, version_of
+from tracking.registry import register
 
 
 def test_it_says_the_best_cell_first_and_shows_its_images(project: Path) -> None:
@@ -20,7 +26,7 @@ def test_it_says_the_best_cell_first_and_shows_its_images(project: Path) -> None
     meta = {"name": best, "classes": [], "card": scores.cells[best].card}
     images = np.full((20, 8, 8, 1), 100, np.uint8)
     write_store(SAMPLES / best, images, None, meta)
-    told = summary(scores, SAMPLES)
+    told = summary(scores, SAMPLES, links_of_pipeline)
     assert told.startswith("Best: ")
     rows = [line for line in told.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(scores.cells)
@@ -29,7 +35,7 @@ def test_it_says_the_best_cell_first_and_shows_its_images(project: Path) -> None
 
 
 def test_without_images_and_mlflow_it_is_a_table(project: Path) -> None:
-    assert "data:image" not in summary(document(), SAMPLES)
+    assert "data:image" not in summary(document(), SAMPLES, links_of_pipeline)
 
 
 def test_a_page_of_mlflow_is_shown_without_a_password(project: Path) -> None:
@@ -42,3 +48,45 @@ def test_what_goes_wrong_with_it_is_said_and_ends_no_run(
 ) -> None:
     asyncio.run(module.publish_summary("promoted"))
     assert "the page in Prefect has no summary" in capsys.readouterr().out
+
+
+def test_images_against_others_are_a_row_a_score_with_its_interval() -> None:
+    scores = {"fd": 12.3456, "fd_low": 11.0, "fd_high": 13.5, "kd": 0.5, "kd_std": 0.1}
+    values = {
+        "images": {"path": "cell", "count": 1200},
+        "extractor": "an-extractor",
+        "reference": {"name": "digits", "floor": {"fd": 2.5, "num_images": 60}},
+        "scores": scores,
+    }
+    first, _, *rows = evaluated(values).splitlines()
+    assert first == "1,200 images of cell against digits, extractor an-extractor"
+    assert rows[2:] == ["| fd | 12.35 | 11 to 13.5 | 2.5 |", "| kd | 0.5 |  |  |"]
+    del values["reference"]["floor"]  # type: ignore[attr-defined]
+    assert "| fd | 12.35 | 11 to 13.5 |  |" in evaluated(values)
+
+
+@pytest.mark.slow
+def test_the_version_of_the_scores_is_linked(
+    project: Path,
+    make_model: Callable[..., str],  # noqa: F811 (the fixture)
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    empty_database(project / "mlflow.db")
+    monkeypatch.setattr(module, "mlflow_page", lambda uri: "http://127.0.0.1:5000")
+
+    def linked() -> str:
+        return next(line for line in links_of_pipeline() if "version" in line)
+
+    page = "http://127.0.0.1:5000/#/models/diffctl-digits/versions/{}?workflowType=machine_learning"
+    make_model(0)
+    register()
+    first = read_scores(SCORES)
+    assert linked() == f"[diffctl-digits version 1, the champion]({page.format(1)})"
+    make_model(1, {(5, 0.0): 0.9})
+    assert version_of(read_scores(SCORES)) is None, "it is not registered yet"
+    register()
+    assert linked() == f"[diffctl-digits version 2]({page.format(2)})"
+    other = first.model_copy(
+        update={"protocol": None, "cells": {first.best.cell: first.cells[first.best.cell]}}
+    )
+    assert version_of(other) == Registered(1, True), "other scores of the same weights"

@@ -74,7 +74,7 @@ class PrefectServer:
                 stdin=subprocess.PIPE,
                 pass_fds=[listener.fileno()],
             )
-        wait_until(lambda: answers(self.url, timeout=5))
+        wait_until(lambda: answers(self.url, timeout=5), 120)
         return self
 
     def signal(self, number: int) -> None:

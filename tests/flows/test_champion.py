@@ -1,0 +1,119 @@
+"""The sweep and the evaluate deployments, run to their end on a real Prefect server, and what they refuse."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffusion.layout import PREPARED
+from diffusion.system.errors import UsageError
+from flows import champion
+from tests.conftest import environment
+from tests.helpers.mlflow_server import empty_database
+from tests.helpers.prefect_home import PrefectServer, with_database
+from tests.helpers.servers import post
+from tests.helpers.small import own_code, small_project
+from tests.helpers.toy import script
+from tests.tracking.conftest import make_model  # noqa: F401 (a fixture)
+from tracking.registry import register
+
+# What a worker does with a deployment, once it has the clone.
+FLOWS = """
+import asyncio
+from flows.champion import evaluate, sweep_champion
+asyncio.run(sweep_champion(grid={"steps": [3], "eta": [0.0]}))
+asyncio.run(evaluate(against="data/prepared/test"))
+"""
+
+
+def refusal(**arguments: Any) -> str:
+    with pytest.raises(UsageError) as refused:
+        asyncio.run(champion.evaluate.fn(**arguments))
+    return str(refused.value)
+
+
+def test_what_an_evaluation_would_ignore_or_cannot_find_is_refused_before_any_work(project: Path) -> None:
+    told = refusal(images="folder", num_images=5)
+    assert told == "num_images is of a model, and all images of folder are scored: leave it out"
+    for images in ("folder", "champion", "run:1"):
+        assert refusal(images=images, against="none").startswith("there is no none to score against")
+
+
+def of(images: str, against: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands that an evaluation runs, and what it publishes at last."""
+    ran: list[list[str]] = []
+
+    async def do(name: str, arguments: list[str]) -> None:
+        ran.append(arguments)
+
+    async def with_reference(work: Any) -> None:
+        await work(do)
+
+    async def publish(make: Any, description: str) -> None:
+        ran.append([description])
+
+    class Document:
+        class best:
+            cell = "steps3-eta0"
+
+    monkeypatch.setattr(champion, "_with_reference", with_reference)
+    monkeypatch.setattr(champion, "publish", publish)
+    monkeypatch.setattr(champion, "read_scores", lambda path: Document)
+    asyncio.run(champion.evaluate.fn(images=images, against=str(against)))
+    return ran
+
+
+def test_a_model_is_scored_against_what_is_asked_for(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept = ["sweep", "--run-id", "night"]
+    assert of("run:night", PREPARED, monkeypatch) == [swept, ["run:night"]]
+    assert of("champion", PREPARED.absolute(), monkeypatch)[0] == ["sweep", "--champion"]
+    (project / "others").mkdir()
+    best = ["evaluate", "runs/sweep/samples/steps3-eta0", "--against", "others"]
+    assert of("run:night", "others", monkeypatch) == [
+        swept,
+        [*best, "--out", "runs/evaluate/scores.json"],
+        ["run:night against others"],
+    ]
+    (plain, published) = of("folder", "others", monkeypatch)
+    assert plain[:4] == ["evaluate", "folder", "--against", "others"]
+    assert published == ["folder against others"]
+
+
+@pytest.mark.slow
+def test_both_leave_their_scores_and_links_on_their_page(
+    tmp_path: Path,
+    prefect_database: Path,
+    make_model: Callable[..., str],  # noqa: F811 (the fixture)
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = small_project(tmp_path / "project", sweep={"steps": [2], "eta": [0.0]})
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    empty_database(folder / "mlflow.db")
+    make_model(0)
+    register()
+    with_database(folder, prefect_database)
+    server = PrefectServer(folder)
+    try:
+        url = server.start().url
+        process = script(folder, FLOWS, environment({**own_code(folder), "PREFECT_API_URL": url}))
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, output
+        made = post(f"{url}/artifacts/filter", {})
+        states = [run["state_name"] for run in post(f"{url}/flow_runs/filter", {})]
+    finally:
+        server.kill()
+    assert set(states) == {"Completed"}
+    assert len(states) == 4, "the two, and the cells of each below it"
+    pages = {one["description"]: one["data"] for one in made if one["key"] == "scores"}
+    assert len(pages) == 2
+    for page in pages.values():
+        assert "diffctl-digits version 1, the champion" in page
+        assert "](data:image/png;base64," in page
+    assert "| steps 3, eta 0 |" in pages["the champion at other settings"]
+    against = pages["champion against data/prepared/test"]
+    assert against.startswith("20 images of runs/sweep/samples/steps2-eta0 against digits, extractor ")
+    assert "| fd_effnet_lite0_64 |" in against
+    assert "| steps 2, eta 0 |" in against
