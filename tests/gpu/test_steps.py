@@ -19,7 +19,7 @@ from diffusion.sample.asked import mixed_condition
 from diffusion.sample.finite import FiniteWatch
 from diffusion.sample.generate import check_settings, generate, guided_denoiser
 from diffusion.sample.sampler import run
-from diffusion.system.ahead import one_ahead
+from diffusion.system.ahead import one_ahead, prefetch
 from diffusion.system.errors import DiffctlWarning
 from diffusion.system.transfer import send
 from diffusion.train.async_metrics import AsyncMetrics
@@ -29,7 +29,7 @@ from diffusion.train.ema import move
 from diffusion.train.gradients import GradientAccumulator
 from diffusion.train.loader import Batches
 from diffusion.train.loop import new_state, train_step
-from tests.gpu.devices import CPU, GPU, SLOW_ON_CPU, exactly, waiting_fails
+from tests.gpu.devices import CPU, DEVICES, GPU, SLOW_ON_CPU, exactly, waiting_fails
 from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.train.test_loop import plan_of
 
@@ -97,6 +97,19 @@ def test_an_engine_joins_guided_and_other_rows(device) -> None:
     for job, images in zip(jobs, alone, strict=True):
         assert job.images is not None, job.error
         assert int((job.images.int() - images.int()).abs().max()) <= 1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("resident", [False, True])
+def test_prefetching_changes_neither_batches_nor_order(device, resident, digits_store) -> None:
+    store = open_store(digits_store)
+    batches = Batches(store, device, resident=resident)
+    draws = [torch.randint(50, (7,), generator=torch.Generator().manual_seed(step)) for step in range(30)]
+    reads = [lambda rows=rows: (batches[rows],) for rows in draws]
+    fetched = list(prefetch(reads, device, depth=3))
+    assert len(fetched) == 30
+    for rows, (batch,) in zip(draws, fetched, strict=True):
+        assert torch.equal(batch.cpu(), torch.from_numpy(store.images[rows.numpy()].transpose(0, 3, 1, 2)))
 
 
 @pytest.mark.parametrize("device", SLOW_ON_CPU)
