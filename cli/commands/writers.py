@@ -27,13 +27,18 @@ def frames_of(
     """The images as the last of the frames (one alone unless animated), NHWC, and their labels."""
     import numpy as np
 
+    from diffusion.sample.generate import is_fast
+
+    device = next(loaded.network.parameters()).device
+    fast = is_fast(loaded.artefact, settings, -(-len(indices) // batch_size), device)
     condition = _condition(classifier.artefact if classifier else loaded.artefact, settings, indices, klass)
     batches = []
     with progress("sample") as show:
         for start in range(0, len(indices), batch_size):
             show(start, len(indices), "")
             part = slice(start, start + batch_size)
-            batches.append(_batch(loaded, classifier, settings, indices[part], condition.rows(part), animate))
+            asked = indices[part], condition.rows(part)
+            batches.append(_batch(loaded, classifier, settings, *asked, animate, fast))
         show(len(indices), len(indices), "")
     frames = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
     return frames, None if condition.labels is None else condition.labels.tolist()
@@ -57,8 +62,9 @@ def _batch(
     indices: range,
     condition: "Condition",
     animate: bool,
+    fast: bool,
 ) -> list["Images"]:
-    """The frames of one batch."""
+    """The frames of one batch; `fast` has the network compiled."""
     from diffusion.images.pixels import to_nhwc, to_uint8
     from diffusion.sample.generate import generate
     from diffusion.sample.sampler import Step
@@ -72,7 +78,7 @@ def _batch(
             frames.append(to_nhwc(to_uint8(step.x)))
 
     watch = keep if animate else None
-    images = generate(loaded, settings, indices, condition, device, watch, classifier)
+    images = generate(loaded, settings, indices, condition, device, watch, classifier, fast=fast)
     return frames or [to_nhwc(images)]
 
 

@@ -1,5 +1,6 @@
 """Scores of a network that is still in training: N images of its EMA against the reference, every K steps."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,13 @@ from diffusion.evaluate.features.reference import Reference
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import Artefact, LoadedModel, save_artefact
+from diffusion.model.precision import settled
 from diffusion.protocol.card import Card, differing
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.asked import mixed_condition
-from diffusion.sample.generate import generate
+from diffusion.sample.generate import generate, is_fast
 from diffusion.system.documents import read_document
 from diffusion.system.files import write_json
 from diffusion.system.section import Section
@@ -71,19 +73,23 @@ class ValidationScorer:
         `progress` gets (done, total) images at every sampling step, and may raise to stop.
         """
         total, settings, at_once = self.images.count, self.images.settings, self.images.batch_size
-        training = network.training
+        training, device = network.training, self.extractor.device
         network.eval()
+        fast = is_fast(artefact, settings, -(-total // at_once), device)
+        # What is compiled for these weights goes with their copy.
+        model = LoadedModel(settled(copy.deepcopy(network)) if fast else network, artefact)
         parts = []
         try:
             for start in range(0, total, at_once):
                 indices = range(start, min(start + at_once, total))
                 images = generate(
-                    LoadedModel(network, artefact),
+                    model,
                     settings,
                     indices,
                     mixed_condition(artefact, settings, indices),
-                    self.extractor.device,
+                    device,
                     callback=lambda _, start=start: progress(start, total),  # type: ignore[misc]
+                    fast=fast,
                 )
                 parts.append(to_nhwc(images))
         finally:

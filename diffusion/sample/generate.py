@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion.images.pixels import to_uint8
+from diffusion.model.compiled import compiling_pays
 from diffusion.model.model_file import Described, LoadedModel
 from diffusion.model.precision import autocast
 from diffusion.process.condition import Condition
@@ -26,7 +27,7 @@ from diffusion.sample.guidance import (
     within,
     without_labels,
 )
-from diffusion.sample.questions import walk_grid
+from diffusion.sample.questions import evaluations, walk_grid
 from diffusion.sample.sampler import Step, run
 from diffusion.system.ahead import one_ahead
 from diffusion.system.errors import UsageError
@@ -52,6 +53,14 @@ def check_settings(artefact: Described, settings: SampleSettings) -> Grid:
     if settings.guidance and not artefact.network.null_class:
         raise UsageError("guidance needs a model trained with train.p_uncond > 0; use guidance 0")
     return grid
+
+
+def is_fast(artefact: Described, settings: SampleSettings, batches: int, device: torch.device) -> bool:
+    """Whether so many batches of a model's images are made there with the network compiled, as `fast`.
+
+    The network sees a batch as often as an image: where that is often enough in all, compiling pays.
+    """
+    return compiling_pays(batches * evaluations(settings, artefact.process), device)
 
 
 def generate(

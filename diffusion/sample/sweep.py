@@ -12,7 +12,6 @@ import torch
 from diffusion.code import Code, code_digest, code_of, torch_version
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import Images, ImageStore, stream_store
-from diffusion.model.compiled import compiling_pays
 from diffusion.model.model_file import Artefact, Described, LoadedModel, load_model, read_artefact
 from diffusion.model.registry import MODELS
 from diffusion.process.registry import PROCESSES
@@ -21,7 +20,7 @@ from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.asked import mixed_condition
 from diffusion.sample.config import SampleConfig
-from diffusion.sample.generate import generate
+from diffusion.sample.generate import generate, is_fast
 from diffusion.sample.questions import evaluations
 from diffusion.sample.shards import Shards, cells_folder
 from diffusion.system.devices import Waiting, held_device
@@ -139,8 +138,7 @@ class LocalRunner:
             self._loaded = None
             _let_go(self._device)  # before the next one is there
             self._loaded = sha256, load_model(model, self._device)
-        seen = evaluations(settings, self._loaded[1].artefact.process)
-        fast = compiling_pays(len(shards) * seen, self._device)
+        fast = is_fast(self._loaded[1].artefact, settings, len(shards), self._device)
         for shard in shards:
             yield shard, shard_images(self._loaded[1], settings, shard, self._device, fast=fast)
 

@@ -94,7 +94,7 @@ class Shards:
         return self._whole(state.network, self._network, device), self._whole(state.ema, self._ema, device)
 
     def whole(self) -> "TrainState":
-        """The state as one process has it, in the host's memory; all processes call it."""
+        """A copy of the state as one process has it, in the host's memory; all processes call it."""
         state = self._state
         network = self._whole(state.network, self._network, CPU)
         ema = self._whole(state.ema, self._ema, CPU)
@@ -106,7 +106,15 @@ class Shards:
             dict(zip(shards, network.parameters(), strict=True)),
             lambda parameter, moment: self._gathered(moment, sizes[parameter].shape),
         )
-        return replace(state, network=network, ema=ema, averages=averages, optimizer=optimizer)
+        return replace(
+            state,
+            network=network,
+            ema=ema,
+            averages=averages,
+            optimizer=optimizer,
+            timesteps=copy.deepcopy(state.timesteps),
+            is_copy=True,
+        )
 
     def join(self) -> None:
         """Let the state be whole again on the first process; all processes call it."""
@@ -142,7 +150,7 @@ class Shards:
     def _gathered(self, shard: Tensor, size: torch.Size) -> Tensor:
         """The whole tensor in the first process's memory; on the others the shard."""
         if not size or shard.ndim == 0:
-            return shard.detach().cpu()
+            return shard.detach().to(CPU, copy=True)
         sent = shard.new_zeros(-(-size[0] // self._group.world_size), *size[1:])
         sent[: len(shard)] = shard.detach()
         is_first = self._group.is_first

@@ -96,6 +96,7 @@ class Resumable(ABC):
 
     `skipped` steps were not finite, the last `bad_in_a_row` of them at a stretch. `window` has the sums and
     the count of the means since they were last told. `history` is the curve, `code` what made the steps.
+    `is_copy` where its tensors are its own, and no step of another one changes them.
     """
 
     step: int = 0
@@ -104,6 +105,7 @@ class Resumable(ABC):
     window: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     code: list[CodeSince] = field(default_factory=list)
+    is_copy: bool = False
 
     @abstractmethod
     def parts(self) -> dict[str, Part]:
@@ -120,7 +122,7 @@ class Resumable(ABC):
 
     def saved(self) -> SavedState:
         """All of it, as it would be saved."""
-        return SavedState(self.tensors(), self.values())
+        return SavedState(self.tensors(), self.values(), self.is_copy)
 
     def restore(self, saved: SavedState) -> None:
         """Become the saved state, exactly; the present code makes the steps from there on.

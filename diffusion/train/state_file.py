@@ -29,10 +29,11 @@ VALUES = "values"  # the name under which the counters lie among the tensors, as
 
 
 class SavedState(NamedTuple):
-    """Named tensors, and the counters beside them."""
+    """Named tensors, and the counters beside them; `is_copy` where nothing else changes the tensors."""
 
     tensors: Mapping[str, Tensor]
     values: StateValues
+    is_copy: bool = False
 
 
 def save_state(folder: Path, state: SavedState) -> Path:

@@ -32,13 +32,17 @@ class StateWriter:
         self._writing: Future[Path] | None = None
 
     def save(self, state: SavedState) -> None:
-        """Write the state, or a copy of it beside what follows; DiffctlError on a full disk."""
+        """Write the state, or a copy of it beside what follows; DiffctlError on a full disk.
+
+        One that is a copy already, as a state that was gathered from shards, is not copied again.
+        """
         self.wait()
         size = sum(tensor.nbytes for tensor in state.tensors.values())
-        if self._thread is None or SPARE * size > room_beside():
+        if self._thread is None or (SPARE - state.is_copy) * size > room_beside():
             save_state(self._folder, state)
         else:
-            self._writing = self._thread.submit(save_state, self._folder, copy_of(state))
+            copied = state if state.is_copy else copy_of(state)
+            self._writing = self._thread.submit(save_state, self._folder, copied)
 
     def check(self) -> None:
         """Raise what a write has failed at; one that is still going on is let."""
@@ -64,7 +68,7 @@ class StateWriter:
 
 def copy_of(state: SavedState) -> SavedState:
     """The state as it is now, on the CPU, in memory of its own."""
-    return SavedState({name: _copied(tensor) for name, tensor in state.tensors.items()}, state.values)
+    return SavedState({name: _copied(tensor) for name, tensor in state.tensors.items()}, state.values, True)
 
 
 def _copied(tensor: Tensor) -> Tensor:

@@ -44,8 +44,10 @@ def warp(images: Tensor, maps: Tensor) -> Tensor:
     finer = _finer(_finer(_mirrored(images), 2), 3)
     places = _fine_places(height, width, maps)
     rows, columns = _index(places[..., 1], height), _index(places[..., 0], width)
-    last = finer.new_tensor([finer.shape[3] - 1, finer.shape[2] - 1])
-    grid = torch.stack((columns, rows), dim=-1) * 2 / last - 1
+    last = finer.shape[3] - 1, finer.shape[2] - 1  # numbers: a tensor of them would have the host wait
+    grid = torch.stack(
+        [place * 2 / end - 1 for place, end in zip((columns, rows), last, strict=True)], dim=-1
+    )
     seen = F.grid_sample(finer, grid, padding_mode="border", align_corners=True)
     return _coarser(_coarser(seen, 2), 3)
 

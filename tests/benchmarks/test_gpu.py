@@ -84,7 +84,8 @@ def test_the_way_back_takes_about_twice_the_operations():
 
 def test_every_profile_is_measured_in_all_ways(tmp_path):
     names = gpu.parts(WHOLE, CPU, tmp_path)
-    assert len(names) == 1 + 6 * len(BATCHES)
+    assert len(names) == 1 + 6 * len(BATCHES) + 1
+    assert list(names)[-1] == gpu.QUALITY
 
 
 @pytest.mark.slow
@@ -94,3 +95,50 @@ def test_all_parts_run(tmp_path, capsys):
     assert "are missing" not in said
     assert "does not suffice" not in said
     assert said.count("of the time no kernel ran") == 3 * len(BATCHES)
+    assert f"{gpu.QUALITY}: " in said
+
+
+def test_goals_are_told_of_what_was_measured(tmp_path, capsys, monkeypatch):
+    """At their bounds: met there, and missed by a hundredth."""
+    ours, theirs = (gpu.training_name(gpu.ADM, WHOLE, by) for by in ("ours", "diffusers"))
+    calm, noisy = (gpu.sampling_name("cifar10", WHOLE, eta, "ours") for eta in gpu.ETAS)
+    found = {
+        gpu.RATE: {"flop_per_s": 100.0},
+        ours: {**RESULT, "rate": 10.0, "flop": 4},
+        theirs: {**RESULT, "rate": 10 / 1.29},
+        calm: {**RESULT, "rate": 100.0},
+        noisy: {**RESULT, "rate": 95.0},
+        gpu.QUALITY: {"distance": 202.0, "how": "so"},
+    }
+    told = {what: is_met for what, _, _, is_met in gpu.goals(found, WHOLE)}
+    assert list(told.values()) == [True, False, True, False]
+    assert not any(
+        name in what for what in told for name in ("imagenet64 ", "cifar10 sampling at η = 1, times d")
+    )
+    file = tmp_path / "kept.json"
+    file.write_text(json.dumps({"machine": gpu.machine(WHOLE, CPU), "parts": found}))
+    monkeypatch.setattr(gpu, "parts", lambda *_: dict.fromkeys(found))
+    assert gpu.measure(file, WHOLE, CPU, minutes=0.0)
+    said = capsys.readouterr().out
+    assert "times diffusers': 1.29 (goal: 1.3; MISSED)" in said
+    assert "share of the bf16 rate: 0.4 (goal: 0.4; met)" in said
+
+
+def test_what_cannot_be_had_is_told_and_left_for_the_next_call(tmp_path, capsys, monkeypatch):
+    def refuse():
+        raise DiffctlError("no such data")
+
+    monkeypatch.setattr(gpu, "parts", lambda *_: {gpu.QUALITY: refuse, "a | b | c": lambda: RESULT})
+    assert not gpu.measure(tmp_path / "kept.json", SMALL, CPU, minutes=1.0)
+    said = capsys.readouterr()
+    assert "no such data" in said.err
+    assert "1 of 2 parts are missing" in said.out
+    assert "| a | b | c | 10 |" in said.out
+
+
+def test_the_long_training_begins_first_in_a_call_of_some_minutes(tmp_path, monkeypatch):
+    far = {"distance": 1.0, "how": "so"}
+    monkeypatch.setattr(gpu, "parts", lambda *_: {"a | b | c": lambda: RESULT, gpu.QUALITY: lambda: far})
+    assert not gpu.measure(tmp_path / "kept.json", SMALL, CPU, minutes=9.0)
+    assert gpu.measure(tmp_path / "kept.json", SMALL, CPU, minutes=9.0)
+    assert gpu.measure(tmp_path / "other.json", SMALL, CPU, minutes=float("inf"))

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 
@@ -18,6 +19,11 @@ from tests.helpers.small import own_code, small_project
 from tests.helpers.training_process import prepare, signal_at, train_to_the_end, uninterrupted
 
 CHOICE = "DIFFCTL_DEVICE"
+# A process that lacks a package tells it by an exit code only.
+pytestmark = [
+    pytest.mark.skipif(find_spec(name) is None, reason=f"{name} is missing")
+    for name in ("typer", "mlflow", "prefect", "dvc")
+]
 
 
 @pytest.mark.parametrize("device", SLOW_ON_CPU)

@@ -8,6 +8,7 @@ import torch
 from diffusion.engine.engine import Engine
 from diffusion.images.store import open_store
 from diffusion.model import kernels
+from diffusion.model.classifier import Classifier, ClassifierArtefact, LoadedClassifier
 from diffusion.model.compiled import Compiled
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.precision import settled
@@ -19,7 +20,7 @@ from diffusion.sample.asked import mixed_condition
 from diffusion.sample.finite import FiniteWatch
 from diffusion.sample.generate import check_settings, generate, guided_denoiser
 from diffusion.sample.sampler import run
-from diffusion.system.ahead import one_ahead
+from diffusion.system.ahead import one_ahead, prefetch
 from diffusion.system.errors import DiffctlWarning
 from diffusion.system.transfer import send
 from diffusion.train.async_metrics import AsyncMetrics
@@ -29,8 +30,9 @@ from diffusion.train.ema import move
 from diffusion.train.gradients import GradientAccumulator
 from diffusion.train.loader import Batches
 from diffusion.train.loop import new_state, train_step
-from tests.gpu.devices import CPU, GPU, SLOW_ON_CPU, exactly, waiting_fails
-from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.gpu.devices import CPU, DEVICES, GPU, SLOW_ON_CPU, exactly, waiting_fails
+from tests.helpers.networks import artefact_of, network_of, randomise, spec_of
+from tests.helpers.profile_trainings import TRAININGS
 from tests.train.test_loop import plan_of
 
 
@@ -38,12 +40,33 @@ def a_model(device: torch.device) -> LoadedModel:
     return LoadedModel(settled(network_of(spec_of()).to(device)), artefact_of(spec_of()))
 
 
+def a_classifier(device: torch.device) -> LoadedClassifier:
+    """One of that model's classes."""
+    spec, about = spec_of(out_channels=10, null_class=False), artefact_of(spec_of()).model_dump()
+    about = {**about, "kind": "classifier", "network": spec.model_dump()}
+    network = Classifier(spec)
+    randomise(network)
+    return LoadedClassifier(network.eval().requires_grad_(False).to(device), ClassifierArtefact(**about))
+
+
 @pytest.mark.parametrize("device", SLOW_ON_CPU)
 @pytest.mark.parametrize("values", [{"eta": 0.0}, {"eta": 1.0}, {"sampler": "dpm-solver++"}])
-@pytest.mark.parametrize("guidance", [0.0, 1.5])
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        {},
+        {"guidance": 1.5},
+        {"guidance": 1.5, "guidance_interval": (0.3, 5.0)},
+        {"classifier_scale": 2.0},
+        {"guidance": 1.5, "classifier_scale": 2.0},
+    ],
+    ids=str,
+)
 def test_a_sampling_step_waits_for_nothing(device, values, guidance) -> None:
-    model, settings = a_model(device), SampleSettings(steps=5, guidance=guidance, **values)
-    grid, denoiser = check_settings(model.artefact, settings), guided_denoiser(model, settings)
+    model, settings = a_model(device), SampleSettings(steps=5, **guidance, **values)
+    classifier = a_classifier(device) if settings.classifier_scale else None
+    grid = check_settings(model.artefact, settings)
+    denoiser = guided_denoiser(model, settings, classifier)
     noise, watch = ImageNoise(0, range(4), (1, 8, 8)), FiniteWatch()
     watch.end = lambda: None
     condition = Condition(4, torch.arange(4), 10)
@@ -55,10 +78,13 @@ def test_a_sampling_step_waits_for_nothing(device, values, guidance) -> None:
     assert made.x.device.type == device.type
 
 
+@pytest.mark.parametrize("changes", TRAININGS.values(), ids=TRAININGS)
 @pytest.mark.parametrize("device", SLOW_ON_CPU)
-def test_a_training_step_waits_for_nothing(device, digits_store) -> None:
+def test_a_training_step_waits_for_nothing(device, changes, digits_store) -> None:
+    """Nor does the thread that draws the next ones meanwhile."""
     store = open_store(digits_store)
-    plan = plan_of(store, train={"batch_size": 8, "microbatch": 4})
+    train = {**changes["train"], "batch_size": 8, "microbatch": 4}
+    plan = plan_of(store, **{**changes, "train": train})
     state, group, coming_means = new_state(plan, device), ProcessGroup(device), AsyncMetrics()
     gradients, data = GradientAccumulator(plan, state.network, group), Batches(store, device)
     coming = batches(plan, state.timesteps, data, range(4), gradients.share)
@@ -97,6 +123,19 @@ def test_an_engine_joins_guided_and_other_rows(device) -> None:
     for job, images in zip(jobs, alone, strict=True):
         assert job.images is not None, job.error
         assert int((job.images.int() - images.int()).abs().max()) <= 1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("resident", [False, True])
+def test_prefetching_changes_neither_batches_nor_order(device, resident, digits_store) -> None:
+    store = open_store(digits_store)
+    batches = Batches(store, device, resident=resident)
+    draws = [torch.randint(50, (7,), generator=torch.Generator().manual_seed(step)) for step in range(30)]
+    reads = [lambda rows=rows: (batches[rows],) for rows in draws]
+    fetched = list(prefetch(reads, device, depth=3))
+    assert len(fetched) == 30
+    for rows, (batch,) in zip(draws, fetched, strict=True):
+        assert torch.equal(batch.cpu(), torch.from_numpy(store.images[rows.numpy()].transpose(0, 3, 1, 2)))
 
 
 @pytest.mark.parametrize("device", SLOW_ON_CPU)

@@ -1,7 +1,6 @@
 """Real digits as a prepared set, and a sweep of them with noise that falls with steps and rises with eta."""
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from diffusion.config import parse
 from diffusion.evaluate.evaluate import evaluate
@@ -23,6 +22,8 @@ def make_config(images=60, sweep=SWEEP, **sections):
 
 def real_digits():
     """(1797, 8, 8, 1) uint8 images and their labels."""
+    from sklearn.datasets import load_digits  # a GPU's machine may have none
+
     digits = load_digits()
     return (digits.images[..., None] * 15.9375).round().astype(np.uint8), digits.target
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from diffusion.system.locks import file_lock
-from flows.server import answers
 from tests.helpers.mlflow_server import free_port
 from tests.helpers.waiting import wait_until
 
@@ -57,6 +56,8 @@ class PrefectServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "PrefectServer":
+        from flows.server import answers  # needs what tests of a GPU do not
+
         home = self.folder / ".prefect"
         settings = {
             "PREFECT_HOME": str(home),

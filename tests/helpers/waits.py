@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = torch.device("meta")
@@ -17,8 +18,18 @@ class NothingWaits(TorchDispatchMode):
     """Within it tensors of the meta device are as a GPU's, and what waits for one raises Waited.
 
     That is what looks at values, and each copy between it and the host that is not said to be asynchronous:
-    a host's single number aside, which a GPU's kernel is given as it is.
+    a host's single number aside, which a GPU's kernel is given as it is. A tensor that is made there of
+    Python's numbers is such a copy.
     """
+
+    def __enter__(self) -> "NothingWaits":
+        self._making = _NothingMade()
+        self._making.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._making.__exit__(*error)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -39,6 +50,18 @@ class NothingWaits(TorchDispatchMode):
         if name == "copy_" and here[0].device != here[1].device and not (len(args) > 2 and args[2]):
             raise Waited(f"a copy from {here[1].device} to {here[0].device}")
         return func(*args, **kwargs)
+
+
+class _NothingMade(TorchFunctionMode):
+    """Within it no tensor is made on the device of numbers that are Python's."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func in (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor) and made.device == DEVICE:
+            raise Waited(f"{func.__name__} of Python's numbers")
+        return made
 
 
 def _flat(values: Any) -> list[Any]:

@@ -3,17 +3,24 @@
 import gc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from weakref import ref
 
+import numpy as np
 import pytest
 import torch
 
+from cli.commands.writers import frames_of
+from diffusion.evaluate.features.extractors import load_extractor
+from diffusion.evaluate.validation import ScoredImages, ValidationScorer
+from diffusion.images.pixels import to_nhwc
 from diffusion.model import compiled as module
 from diffusion.model import precision
 from diffusion.model.compiled import COMPILED_PASSES, GRAPHS, Compiled, compiled, compiling_pays, modes
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.precision import autocast, settled
 from diffusion.protocol.settings import SampleSettings
+from diffusion.sample import generate as sampling
 from diffusion.sample import sweep
 from diffusion.sample.asked import mixed_condition
 from diffusion.sample.generate import generate
@@ -168,16 +175,18 @@ def test_an_error_of_a_graph_that_went_well_is_the_networks_own(as_graphs) -> No
         fast(*arguments)
 
 
-def test_a_cell_of_many_passes_is_made_compiled(compilations, monkeypatch, tmp_path) -> None:
+@pytest.fixture
+def rule(monkeypatch) -> list[int]:
+    """Compiling pays; for how many passes it was asked."""
+    passes: list[int] = []
+    monkeypatch.setattr(sampling, "compiling_pays", lambda count, device: passes.append(count) or True)
+    return passes
+
+
+def test_a_cell_of_many_passes_is_made_compiled(compilations, rule, monkeypatch, tmp_path) -> None:
     """A runner asks the rule for all its shards together; the images are the same."""
     model = LoadedModel(network_of(spec_of()), artefact_of(spec_of()))
-    settings, shards, rule = SampleSettings(steps=3, seed=2), [range(0, 4), range(4, 8), range(8, 10)], []
-
-    def pays(passes, device):
-        rule.append(passes)
-        return True
-
-    monkeypatch.setattr(sweep, "compiling_pays", pays)
+    settings, shards = SampleSettings(steps=3, seed=2), [range(0, 4), range(4, 8), range(8, 10)]
     monkeypatch.setattr(sweep, "load_model", lambda path, device: model)
     monkeypatch.setattr(sweep, "sha256_file", lambda path: "0")
     made = torch.cat([torch.from_numpy(images) for _, images in sweep.run_here(tmp_path, settings, shards)])
@@ -188,6 +197,30 @@ def test_a_cell_of_many_passes_is_made_compiled(compilations, monkeypatch, tmp_p
     assert torch.equal(made.permute(0, 3, 1, 2), torch.cat(parts))
     assert rule == [9]
     assert compilations == [0, 4, 4, 4, 4, 4, 4]
+
+
+def test_many_images_of_the_command_are_made_compiled(compilations, rule) -> None:
+    """By the same rule, asked once for all of them."""
+    model, settings = LoadedModel(network_of(spec_of()), artefact_of(spec_of())), SampleSettings(steps=3)
+    images, _ = frames_of(model, None, settings, range(10), None, 4, False)
+    plain = generate(model, settings, range(4), mixed_condition(model.artefact, settings, range(4)), CPU)
+    assert np.array_equal(images[-1][:4], to_nhwc(plain))
+    assert rule == [9]
+    assert compilations == [0, 4, 4, 4, 4, 4, 4]
+
+
+def test_many_images_that_are_scored_while_it_trains_are_made_compiled(compilations, rule) -> None:
+    """Of a copy, with which all that was compiled goes."""
+    network, artefact = network_of(spec_of()), artefact_of(spec_of())
+    images = ScoredImages(SampleSettings(steps=3), 10, 4)
+    scorer = ValidationScorer.__new__(ValidationScorer)
+    scorer.images, scorer.features_at_once, scorer.extractor = images, 10, load_extractor("effnet-lite0-64")
+    scorer.scorer, seen = SimpleNamespace(scores=lambda found: {"found": float(found.features.sum())}), []
+    first = scorer.scores(network, artefact, lambda done, total: seen.append(done))
+    assert rule == [9]
+    assert compilations == [0, 4, 4, 4, 4, 4, 4], "which a callback leaves whole"
+    assert "_compiled_by_device" not in network.__dict__
+    assert scorer.scores(network, artefact, lambda done, total: None) == first
 
 
 def test_a_rounded_copy_lies_in_memory_as_its_device_wants(monkeypatch) -> None:

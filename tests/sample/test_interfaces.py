@@ -5,6 +5,7 @@ And many walks beside each other, as a server drives them, make the images that 
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,13 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.asked import mixed_condition
 from diffusion.sample.finite import FiniteWatch
 from diffusion.sample.generate import check_settings, generate, guided_denoiser, model_denoiser
-from diffusion.sample.guidance import classifier_free
+from diffusion.sample.guidance import (
+    classifier_free,
+    classifier_gradient,
+    shifting_eps,
+    shifting_mean,
+    within,
+)
 from diffusion.sample.sampler import Ask, Step, Walk, run
 from diffusion.sample.sweep import sampling_card
 from diffusion.system.section import Section, fingerprint
@@ -44,6 +51,7 @@ from tests.helpers.walks import asked
 CPU = torch.device("cpu")
 DATA = papers.GaussianData(0.3, 0.4)
 SHAPE = (1, 8, 8)
+A_PROCESS = build_process(ProcessConfig(timesteps=100, prediction="velocity"))
 
 
 # A sampler: Heun's rule for the probability-flow ODE dx̄/dσ̄ = ε with x̄ = x/α, σ̄ = σ/α (Karras et al. 2022).
@@ -340,6 +348,27 @@ def test_no_step_looks_at_an_image_on_the_host(options, guidance, prediction):
     assert made.asked == 6
 
 
+@pytest.mark.parametrize("shift", [shifting_mean, partial(shifting_eps, process=A_PROCESS), None])
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+def test_no_step_waits_that_is_guided_in_an_interval_or_by_a_classifier(guidance, shift):
+    """The classifier's gradient is taken by the true pass back."""
+    network = NetworkDenoiser(lambda x, t, labels: torch.cat([x, x], 1), A_PROCESS)
+    denoiser = within(network, guidance, (0.3, 5.0), A_PROCESS)
+    if shift is not None:
+        pool = torch.nn.Linear(math.prod(SHAPE), 10, device="meta")
+        gradient = classifier_gradient(lambda x, t: pool(x.flatten(1)) * t[:, None], 2.0)
+        denoiser = shift(denoiser, gradient)
+    x = torch.empty(3, *SHAPE, device="meta")
+    condition = Condition(3, torch.empty(3, dtype=torch.long, device="meta"), 10)
+    grid = A_PROCESS.grid([0, 20, 40, 60, 80, 99])
+    walk = build_sampler(SampleSettings(steps=6, eta=1.0))(grid, x, lambda: torch.empty_like(x))
+    watch = FiniteWatch()
+    watch.end = lambda: None
+    with NothingWaits():
+        made = run(walk, denoiser, condition, watch=watch)
+    assert made.x.device == DEVICE
+
+
 @pytest.mark.parametrize("guidance", [0.0, torch.tensor([0.0, 1.5, 2.0], dtype=torch.float64)])
 @pytest.mark.parametrize("times", [torch.tensor([5, 0, 99]), torch.tensor([5.0, 0.5, 99.0])])
 def test_no_pass_of_rows_with_times_of_their_own_waits_for_the_device(times, guidance):
@@ -356,7 +385,8 @@ def test_no_pass_of_rows_with_times_of_their_own_waits_for_the_device(times, gui
 @pytest.mark.parametrize("waits", [
     lambda x, host: x.to("cpu", dtype=torch.float64), lambda x, host: host.to("meta"),
     lambda x, host: x[host > 0], lambda x, host: x[x > 0], lambda x, host: x.copy_(host),
-    lambda x, host: float(x.sum()), lambda x, host: x.nonzero(),
+    lambda x, host: float(x.sum()), lambda x, host: x.nonzero(), lambda x, host: x.new_tensor([1.0, 2.0]),
+    lambda x, host: torch.tensor([1], device="meta"),
 ])  # fmt: skip
 def test_what_waits_is_seen(waits):
     with pytest.raises((Waited, RuntimeError, NotImplementedError)), NothingWaits():

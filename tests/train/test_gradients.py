@@ -10,7 +10,7 @@ import torch
 from torch._inductor import config as inductor_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from diffusion.images.store import open_store
+from diffusion.images.store import ImageStore, open_store
 from diffusion.model.unet import UNet
 from diffusion.process.timesteps import UniformSampler
 from diffusion.system.errors import DiffctlError, DiffctlWarning
@@ -29,11 +29,16 @@ from diffusion.train.memory import (
     step_bytes,
 )
 from tests.helpers.networks import spec_of
+from tests.helpers.profile_trainings import TRAININGS
 from tests.helpers.waits import NothingWaits
 from tests.train.test_loop import plan_of
 
 CPU = torch.device("cpu")
 FP32 = {"precision": "fp32", "p_uncond": 0.0}
+FAST_AND_SLOW = [
+    pytest.param(changes, id=name, marks=[] if name in ("simple", "all") else pytest.mark.slow)
+    for name, changes in TRAININGS.items()
+]
 
 
 def begun(store_path: Path, **train: Any) -> tuple[TrainPlan, TrainState, Batch]:
@@ -174,19 +179,41 @@ def test_nothing_in_a_step_reads_a_number_back_from_the_device(digits_store):
             float(means["loss"])
 
 
-@pytest.mark.parametrize("weighting", ["none", "min-snr"])
-@pytest.mark.parametrize("prediction", ["eps", "velocity"])
-def test_nothing_of_the_loss_moves_to_the_host(digits_store, prediction, weighting):
-    """Tensors of the meta device cannot be copied to another one."""
-    store, meta = open_store(digits_store), torch.device("meta")
-    process = {"prediction": prediction, "weighting": weighting}
-    plan = plan_of(store, train={**FP32, "microbatch": 3}, process=process)
-    batch = draw_batch(plan, UniformSampler(100), Batches(store, CPU), 0)
-    gradients = GradientAccumulator(plan, UNet(plan.network).to(meta), ProcessGroup(meta))
-    there = Batch(*(part.to(meta) for part in batch if part is not None))
+@pytest.mark.parametrize("changes", FAST_AND_SLOW)
+def test_nothing_of_a_step_moves_to_the_host(digits_store, changes, monkeypatch):
+    """Tensors of the meta device cannot be copied to another one; the batch's augmentation is among it."""
+    store, meta, own = open_store(digits_store), torch.device("meta"), torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda device=CPU: own(CPU))  # that device has none
+    train = {**changes["train"], "precision": "fp32", "batch_size": 8, "microbatch": 3}
+    plan = plan_of(store, **{**changes, "train": train})
+    state = new_state(plan, CPU)
+    for part in ("network", "ema", "averages"):
+        setattr(state, part, getattr(state, part).to(meta))
+    monkeypatch.setattr(
+        state.optimizer, "step", lambda: None
+    )  # torch's, for which the fused one has no kernel
+    gradients = GradientAccumulator(plan, state.network, ProcessGroup(meta))
     with NothingWaits():
-        losses, *_ = gradients(there, 0)
-    assert {loss.device for loss in losses.values()} == {meta}
+        batch = draw_batch(plan, state.timesteps, OnMeta(store), 0)
+        means = train_step(state, gradients, batch)
+    assert {mean.device for mean in means.values()} == {meta}
+    assert (batch.augmentation is None) == ("augment" not in train)
+
+
+class OnMeta:
+    """A set that lies whole on the meta device."""
+
+    device = torch.device("meta")
+
+    def __init__(self, store: ImageStore) -> None:
+        self.labels, self._images = store.labels, store.images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
+        shape = self._images.shape[1:]
+        return torch.empty(len(rows), shape[2], *shape[:2], dtype=torch.uint8, device=self.device)
 
 
 def test_where_torch_compile_itself_fails_it_is_trained_without(digits_store, monkeypatch):

@@ -13,18 +13,11 @@ from diffusion.images.store import write_store
 from diffusion.system.ahead import NAME, prefetch
 from diffusion.train.loader import Batches
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     images = np.random.default_rng(0).integers(0, 256, (50, 6, 6, 3), dtype=np.uint8)
     return write_store(tmp_path_factory.mktemp("data") / "train", images, None, {"name": "noise"})
-
-
-@pytest.fixture(params=DEVICES)
-def device(request):
-    return request.param
 
 
 def read(batches, rows):
@@ -38,16 +31,6 @@ def test_a_batch_is_the_named_images_in_their_order(store, resident, rows):
     batch = Batches(store, "cpu", resident=resident)[torch.tensor(rows, dtype=torch.int64)]
     assert batch.is_contiguous()
     np.testing.assert_array_equal(batch.numpy(), store.images[rows].transpose(0, 3, 1, 2))
-
-
-@pytest.mark.parametrize("resident", [False, True])
-def test_prefetching_changes_neither_batches_nor_order(store, device, resident):
-    batches = Batches(store, device, resident=resident)
-    draws = [torch.randint(50, (7,), generator=torch.Generator().manual_seed(step)) for step in range(30)]
-    fetched = list(prefetch((partial(read, batches, rows) for rows in draws), device, depth=3))
-    assert len(fetched) == 30
-    for rows, (batch,) in zip(draws, fetched, strict=True):
-        np.testing.assert_array_equal(batch.cpu().numpy(), store.images[rows.numpy()].transpose(0, 3, 1, 2))
 
 
 def test_draws_are_taken_only_a_little_ahead(store):

@@ -2,62 +2,33 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from diffusion.images.store import open_store
 from diffusion.system.errors import UsageError
 from diffusion.train.distributed import ProcessGroup
 from diffusion.train.identity import training_fingerprint
-from diffusion.train.loop import Silent, TrainState, new_state, train
+from diffusion.train.loop import TrainState, new_state
 from diffusion.train.sharding import Shards, _bare, _filled, birthplace, is_sharded, units
 from diffusion.train.state_file import SavedState
+from tests.helpers.sharded import CHANGES, SHARDED, alone, assert_close
 from tests.helpers.together import trained
 from tests.helpers.training_process import prepare, train_to_the_end, uninterrupted
 from tests.train.test_distributed import TRAIN, assert_same_curve, curve, ended, set_devices, training_at
 from tests.train.test_loop import plan_of
 
 CPU = torch.device("cpu")
-SHORT = {"steps": 4, "batch_size": 7, "precision": "fp32", "save_every": 100, "microbatch": 2}
-CHANGES: dict[str, Any] = {
-    "train": {**SHORT, "averages": {"widths": [0.1], "every": 2}},
-    "model": {"dropout": 0.2, "gradient_checkpointing": True},
-}
-SHARDED = {**CHANGES, "train": {**CHANGES["train"], "shard": True}}
-
-
-def numbers(state: SavedState, part: str) -> Tensor:
-    """All numbers of a part, one after another."""
-    names = sorted(name for name in state.tensors if name.startswith(f"{part}."))
-    return torch.cat([state.tensors[name].double().flatten() for name in names])
-
-
-def assert_close(ours: SavedState, theirs: SavedState) -> None:
-    """But for rounding, by which Adam's first steps move weights without a true gradient anywhere."""
-    assert ours.tensors.keys() == theirs.tensors.keys()
-    assert ours.values.step == theirs.values.step
-    for part, far in (("network", 1e-3), ("ema", 1e-3), ("averages", 1e-3), ("optimizer", 1e-4)):
-        a, b = numbers(ours, part), numbers(theirs, part)
-        assert float((a - b).norm()) < far * float(b.norm()), part
 
 
 def assert_same_bits(ours: SavedState, theirs: SavedState) -> None:
     assert ours.tensors.keys() == theirs.tensors.keys()
     assert all(torch.equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors)
     assert ours.values == theirs.values
-
-
-def alone(store: Path) -> SavedState:
-    """What one process makes of it."""
-    images = open_store(store)
-    state = new_state(plan_of(images, **CHANGES), CPU)
-    train(state, images, ProcessGroup(CPU), Silent(), lambda state: None, lambda: None)
-    return state.saved()
 
 
 def begun(store: Path, world: int, rank: int = 0) -> tuple[TrainState, Shards]:

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from diffusion.system import seals
 from diffusion.system.seals import Broken, open_sealed, write_sealed
-from diffusion.train import distributed
-from diffusion.train.distributed import ProcessGroup
+from diffusion.train import distributed, state_writer
+from diffusion.train.distributed import ProcessGroup, joined
 from diffusion.train.lazy_tensors import LazyTensors
 from diffusion.train.loop import TrainState, new_state
+from diffusion.train.sharding import Shards
 from diffusion.train.state_file import newest_state, save_state
+from diffusion.train.state_writer import StateWriter
 from diffusion.train.tensor_stream import StoredTensors
 from tests.fuzz.parsers.state import _state as small_state
 from tests.train.test_loop import assert_same
@@ -99,6 +101,35 @@ def test_another_process_receives_one_tensor_after_the_other(
     assert_same(follower, trained)
     assert next(sent, None) is None, "who sends waits for nobody"
     assert held.most <= most(trained) + kept(trained)
+
+
+def test_a_state_that_was_gathered_from_shards_is_written_as_it_is(
+    tmp_path: Path, trained: TrainState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other copy is made of it, and what the next step changes is not in it."""
+    store, written = dist.TCPStore("127.0.0.1", 0, 1, is_master=True), []
+    monkeypatch.setattr(state_writer, "save_state", lambda folder, state: written.append(state))
+    monkeypatch.setattr(state_writer, "copy_of", lambda state: pytest.fail("copied again"))
+    monkeypatch.setattr(state_writer, "room_beside", lambda: size_of(trained))  # a copy's, which is there
+    writer = StateWriter(tmp_path)
+    with joined(ProcessGroup(CPU), store), writer.beside():
+        whole = Shards(trained, ProcessGroup(CPU)).whole()
+        assert_same(whole, trained)
+        writer.save(whole.saved())
+        assert writer._writing is not None, "it is written beside the next steps"
+        writer.wait()
+    (saved,) = written
+    wanted = {name: tensor.clone() for name, tensor in trained.tensors().items()}
+    with torch.no_grad():
+        for tensor in trained.tensors().values():  # as steps do
+            tensor += 1
+    assert saved.tensors.keys() == wanted.keys()
+    assert all(torch.equal(saved.tensors[name], tensor) for name, tensor in wanted.items())
+    assert not trained.saved().is_copy
+
+
+def size_of(state: TrainState) -> int:
+    return sum(tensor.nbytes for tensor in state.tensors().values())
 
 
 def test_a_seal_is_checked_by_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
