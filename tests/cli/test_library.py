@@ -160,10 +160,12 @@ def test_import_openai_makes_a_model_that_samples(run, tmp_path, monkeypatch):
     _, out, _ = run("import", "openai", "published.pt", "--preset", "ddpm-cifar10", "--json")
     made, loaded = json.loads(out), load_model(tmp_path / "models/published.safetensors")
     parameters = sum(weight.numel() for weight in loaded.network.parameters())
-    assert made == {
+    assert made["model"].items() >= {"channels": 32, "channel_mult": [2, 2], "num_res_blocks": 1}.items()
+    assert {name: made[name] for name in made if name != "model"} == {
         "out": "models/published.safetensors",
         "preset": "ddpm-cifar10",
         "parameters": parameters,
+        "process": {"prediction": "eps"},
     }
     code, _, _ = run(
         *("sample", "--model", "models/published.safetensors", "--steps", "2", "--num", "1", "-o", "a.npz")
