@@ -46,9 +46,9 @@ test: $(VENV)/.installed-dev  ## Every fast test
 	@$(BIN)/pytest -n 2 --dist worksteal -m "not slow and not long"
 
 test-slow: $(VENV)/.installed-dev  ## The slow tests: faults, real servers and whole pipelines
-	@$(BIN)/pytest -n 3 --dist worksteal -m slow  # many of them wait for servers
+	@$(BIN)/pytest -n 3 --dist worksteal -m "slow and not long"  # many of them wait for servers
 
-test-long: $(VENV)/.installed-dev  ## Slow tests that take minutes each: reboots, stops at every moment, the tutorial
+test-long: $(VENV)/.installed-dev  ## Slow tests that take minutes each: reboots, outages, stops at every moment, the tutorial
 	@$(BIN)/pytest -n 3 --dist worksteal -x -m long
 
 test-all: test test-slow test-long  ## Every test

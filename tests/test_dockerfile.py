@@ -61,7 +61,7 @@ def test_the_python_is_one_that_the_project_takes() -> None:
     assert f'requires-python = ">={version[1]}"' in (ROOT / "pyproject.toml").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_its_steps_set_up_an_environment_in_which_the_project_works(tmp_path: Path) -> None:
     """In order, in a folder and an environment of their own that see what is installed here."""
     folder, venv = tmp_path / "diffctl", tmp_path / "environment"

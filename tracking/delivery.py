@@ -260,11 +260,18 @@ class _Delivery:
 
     def _dataset(self, event: Event) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
 
         source = json.dumps({"tags": {"digest": event["digest"], "classes": event["classes"]}})
         dataset = Dataset(event["name"], event["digest"][:DIGEST_LENGTH], "code", source)
-        tags = [InputTag("mlflow.data.context", "training")]
-        self.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+        try:
+            self.client.log_inputs(self.run_id, inputs)
+        except MlflowException as error:
+            if error.error_code not in REFUSALS:
+                raise
+            # MLflow looks for the dataset, then makes it: another training of the same data did in between.
+            self.client.log_inputs(self.run_id, inputs)
 
     def _image(self, event: Event) -> None:
         from PIL import Image

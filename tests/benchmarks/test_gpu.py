@@ -88,7 +88,7 @@ def test_every_profile_is_measured_in_all_ways(tmp_path):
     assert list(names)[-1] == gpu.QUALITY
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_parts_run(tmp_path, capsys):
     assert gpu.main([str(tmp_path / "kept.json"), "--small"]) == 0
     said = capsys.readouterr().out

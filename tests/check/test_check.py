@@ -96,6 +96,7 @@ def test_each_finding_is_printed_once_it_is_found(project, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines()[-1] == "1 would fail, 0 to know about"
 
 
+@pytest.mark.slow
 def test_a_batch_larger_than_the_data_is_refused_by_the_stage_in_one_sentence(project):
     assert diffctl(project, "stage", "data").returncode == 0
     write_params(project, train={"batch_size": 1298})

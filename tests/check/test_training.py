@@ -26,7 +26,7 @@ def trained(folder: Path, stage: str = "train") -> str:
     return done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_says_where_training_and_classifier_begin(project: Path) -> None:
     prepare(project)
     settings = {"lr": 0.002, "steps": 6, "save_every": 4}

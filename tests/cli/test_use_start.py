@@ -64,6 +64,7 @@ def test_a_start_of_another_shape_is_told_by_check(project: Path) -> None:
     assert "model.channels is 8, and the start has 16" in found(project)["start"]["message"]
 
 
+@pytest.mark.slow
 def test_in_a_dvc_project_it_is_tracked_and_git_sees_the_pin_alone(project: Path) -> None:
     (project / ".gitignore").write_text((ROOT / ".gitignore").read_text())
     git(project, "init", "--quiet")

@@ -64,6 +64,7 @@ def test_evaluating_changes_no_bit_of_the_training(prepared: Path) -> None:
     assert logged["validation/kd_effnet_lite0_64"] == pytest.approx(found[best]["kd_effnet_lite0_64"])
 
 
+@pytest.mark.long
 def test_a_resumed_training_has_the_same_scores_and_checkpoints(prepared: Path) -> None:
     write_params(prepared, train={**EVALUATING, "log_every": 1})
     train_to_the_end(prepared)

@@ -293,7 +293,7 @@ def test_what_must_be_installed_is_said_before_a_byte_is_fetched(monkeypatch, tm
         load_extractor(DINOV2.name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_file_of_the_published_shape_scores_two_folders(monkeypatch, tmp_path):
     """Of DINOv2's full width and depth, with random weights: from the command to scores and card."""
     monkeypatch.setattr(sys.modules[__name__], "WIDTH", 1024)

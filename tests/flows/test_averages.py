@@ -42,7 +42,7 @@ def with_widths(folder: Path, widths: list[object]) -> None:
     (folder / PARAMS).write_text(yaml.safe_dump(values))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_best_widths_model_is_registered_and_a_longer_list_costs_its_new_cells(
     tmp_path: Path, prefect_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

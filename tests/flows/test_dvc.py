@@ -237,6 +237,7 @@ def test_a_cancelled_task_leaves_no_process(toy: Path) -> None:
     assert not processes_in(toy)
 
 
+@pytest.mark.slow
 def test_a_clean_clone_with_a_remote_makes_nothing_again(
     toy: Path,
     tmp_path_factory: pytest.TempPathFactory,

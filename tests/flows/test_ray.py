@@ -240,6 +240,7 @@ def test_gpus_that_no_machine_has_are_refused(project: Path, address: str) -> No
     assert done.stderr == "diffctl: sample.num_gpus asks for 1 GPUs a shard, and Ray has 0\n"
 
 
+@pytest.mark.long
 def test_without_an_address_ray_runs_here_and_dies_with_its_driver(project: Path, wanted: dict) -> None:
     on_ray(project, None)
     process = start(project)

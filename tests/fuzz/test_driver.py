@@ -88,6 +88,7 @@ def test_a_child_that_dies_is_followed_by_another() -> None:
     assert [finding.what for finding in made.findings.values()] == ["ended with 3"]
 
 
+@pytest.mark.slow
 def test_a_finding_is_made_small() -> None:
     def misbehave(data: bytes, path: Path) -> None:
         assert b"needle" not in data

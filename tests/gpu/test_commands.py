@@ -11,7 +11,7 @@ from statistics import fmean
 import pytest
 
 from tests.conftest import diffctl
-from tests.gpu.devices import SLOW_ON_CPU
+from tests.gpu.devices import LONG_ON_CPU
 from tests.helpers.cells import assert_equal_but_for_rounding, cell_images, with_model
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.prefect_home import with_database
@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("device", SLOW_ON_CPU)
+@pytest.mark.parametrize("device", LONG_ON_CPU)
 def test_a_run_is_whole(device, tmp_path: Path, prefect_database: Path) -> None:
     with_database(tmp_path, prefect_database)
     folder = small_project(tmp_path)
@@ -38,7 +38,7 @@ def test_a_run_is_whole(device, tmp_path: Path, prefect_database: Path) -> None:
     assert (folder / "report/index.html").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("device", SLOW_ON_CPU)
+@pytest.mark.parametrize("device", LONG_ON_CPU)
 def test_killed_it_goes_on_to_the_same_loss(device, project: Path, monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_database(project / "mlflow.db"))
     monkeypatch.setenv(CHOICE, device.type)
@@ -61,7 +61,7 @@ def losses(folder: Path) -> list[float]:
         return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("device", SLOW_ON_CPU)
+@pytest.mark.parametrize("device", LONG_ON_CPU)
 def test_images_that_ray_makes_are_the_local_ones(device, project: Path, monkeypatch) -> None:
     pytest.importorskip("ray")
     monkeypatch.setenv(CHOICE, device.type)

@@ -41,7 +41,7 @@ def trials(folder: Path):
     return Ledger(folder / "runs/search/search", "search", section).trials()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_it_loses_no_trial_and_makes_none_twice(searching: Path) -> None:
     write_params(searching, train={**LONG, "seed": 3})
     wanted = uninterrupted(searching)

@@ -212,7 +212,7 @@ main()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_replicas_come_with_work_and_go_with_it_and_no_request_is_lost(here):
     small_model(here / MODEL)
     program = [sys.executable, "-c", IMPATIENT]

@@ -72,6 +72,7 @@ def assert_all_arrived(folder: Path, uri: str) -> None:
     assert the_run(uri, key).info.status == "FINISHED"
 
 
+@pytest.mark.long
 def test_three_outages_in_one_training_lose_and_double_nothing(project: Path, mlflow: MlflowServer) -> None:
     """Killed, hung and killed again while it trains."""
     prepare(project, steps=1500, log_every=5, save_every=500, preview_every=1500)
@@ -107,7 +108,7 @@ def test_three_outages_in_one_training_lose_and_double_nothing(project: Path, ml
     assert_all_arrived(project, mlflow.uri)
 
 
-@pytest.mark.parametrize("outage", ["dead", "hung"])
+@pytest.mark.parametrize("outage", ["dead", pytest.param("hung", marks=pytest.mark.long)])
 def test_away_from_beginning_to_end_a_sync_delivers_all(
     project: Path, mlflow: MlflowServer, outage: str
 ) -> None:
@@ -144,6 +145,7 @@ while not Path("go-STAGE").exists():
 """
 
 
+@pytest.mark.long
 def test_three_outages_of_prefect_in_one_run(tmp_path: Path, prefect: PrefectServer) -> None:
     """Killed and back, hung and back, killed for good: every stage is done once, and the rest without it."""
     folder = toy_project(tmp_path)

@@ -10,6 +10,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
+from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from diffusion.system.errors import DiffctlWarning, UsageError
@@ -132,6 +135,22 @@ def test_sending_all_again_changes_nothing(folder, uri):
     assert the_run(uri).to_dictionary()["info"] == run.to_dictionary()["info"]
     assert len(client.get_metric_history(run.info.run_id, "loss")) == len(before) == 20
     assert len(client.get_metric_history(run.info.run_id, "peak")) == 1
+
+
+def test_a_dataset_that_another_training_names_at_the_same_moment_is_told_again(folder, uri, monkeypatch):
+    real, tries = MlflowClient.log_inputs, []
+
+    def between(*arguments):
+        tries.append(arguments)
+        if len(tries) == 1:  # as a database says it, whose row another request has just made
+            raise MlflowException("duplicate key value violates unique constraint", BAD_REQUEST)
+        real(*arguments)
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", between)
+    open_spool(folder).close("FINISHED")
+    assert deliver(folder, uri).rejected == 0
+    assert len(tries) == 2
+    assert len(the_run(uri).inputs.dataset_inputs) == 1
 
 
 def test_a_bad_entry_is_set_aside_and_holds_up_no_other(folder, uri):

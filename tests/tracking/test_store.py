@@ -68,7 +68,8 @@ def test_a_password_is_never_shown():
     assert "http://127.0.0.1:1" in str(caught.value)
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 8])
 def test_processes_create_the_store_at_once(tmp_path, count):
     def start(key: int) -> subprocess.Popen:
         arguments = [sys.executable, "-W", "error::ResourceWarning", "-c", START, str(tmp_path), str(key)]

@@ -173,6 +173,7 @@ def test_killed_it_ends_with_the_same_snapshots(store: ImageStore, tmp_path: Pat
     assert published(run, plan, state, tmp_path / "ema") == wanted
 
 
+@pytest.mark.slow
 def test_a_longer_training_takes_the_snapshots_so_far(store: ImageStore, tmp_path: Path) -> None:
     plan = plan_of(store)
     run, whole, _ = trained(store, plan, tmp_path / "whole")

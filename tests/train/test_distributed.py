@@ -154,7 +154,13 @@ except Exception as error:
 """
 
 
-@pytest.mark.parametrize("moment", ["sum", "agree", "spread", "midst", "mistake"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "sum",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("agree", "spread", "midst", "mistake")),
+    ],
+)
 def test_a_killed_process_is_told_as_lost_and_a_mistake_is_not(moment):
     with pair_of(PAIR, moment) as pair:
         said = pair[0].communicate(timeout=120)[0]

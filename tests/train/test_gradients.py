@@ -245,7 +245,7 @@ def test_a_network_that_cannot_be_compiled_is_trained_without(digits_store):
     assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_network_gives_the_same_gradient(digits_store):
     plan, state, batch = begun(digits_store)
     expected = gradient(plan, state, batch)

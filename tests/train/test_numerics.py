@@ -195,7 +195,7 @@ def test_the_network_is_one_graph(block, checkpointing):
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("profile", ["digits"])
 def test_a_compiled_network_gives_the_same_outputs(profile, precision):
