@@ -28,6 +28,7 @@ OLDEST = (3, 11)
 Version = tuple[int, ...]
 
 EXPECTED = (
+    r"==> starting; Ctrl-C saves what there is, and the same command goes on",
     r"==> (data|reference|train|sample|evaluate|report)",
     r"(data|reference|train|evaluate|steps\d+-eta[\d.]+) [\d,]+/[\d,]+( · [^·]+)*",
     r"data/prepared: [\d,]+ train, [\d,]+ test images of 8×8×1, 10 classes",
@@ -37,6 +38,7 @@ EXPECTED = (
     r"STEPS +ETA +fd_\S+ +excess +kd_\S+ *",
     r"\d+ +[\d.]+( +-?[\d.]+(e-?\d+)?){3} *\*?",
     r"\d+ images a cell against [\d,]+ of digits \(train\), extractor \S+; \* the best by \S+",
+    r"its \S+ is about [\d.]+ too low, as the least of \d+",
     r"model:  diffctl-digits version \d+: .*",
     r"runs:   `make ui` .*",
     r"",
