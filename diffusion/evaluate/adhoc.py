@@ -34,9 +34,9 @@ def evaluate_pair(
     """Score the sample against the real images: `images`, `reference`, `scores` and `card`.
 
     `extractor` None takes the embedded one for the images' size; `prc_images` and `prc_samples` are as in the
-    section `evaluate`. Features that lie in data/reference are used
-    where they are of the same images; else those that are kept from an earlier call, and what there is none
-    of is extracted. `progress` gets (done, total) of the images that are extracted.
+    section `evaluate`. Features that lie in data/reference are used where they are of the same images; else
+    those that are kept from an earlier call, and what there is none of is extracted. `progress` gets (done,
+    total) of the images that are extracted.
     """
     sample, real, heldout = pair.sample, pair.real, pair.heldout
     name = extractor or default_extractor(real.images.shape[1])
