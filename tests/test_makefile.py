@@ -38,10 +38,9 @@ def made(
         path.write_text(f"#!/bin/sh\n{body}\n")
         path.chmod(0o755)
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
     command = ["make", target, *arguments]
-    done = subprocess.run(
-        command, cwd=folder, env={**os.environ, "PATH": path, "MAKEFLAGS": ""}, capture_output=True, text=True
-    )
+    done = subprocess.run(command, cwd=folder, env={**env, "PATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     asked = folder / "asked"

@@ -15,6 +15,7 @@ from cli.main import app
 from tests.conftest import environment, write_params
 from tests.helpers.mlflow_server import free_port
 
+ROOT = Path(__file__).parents[2]
 Said = dict[str, list[str] | None]
 MODEL = ["--model", "model.safetensors"]
 PICTURE = ["--out", "a.png", *MODEL]
@@ -87,7 +88,7 @@ def said(folder: Path) -> Said:
     done = subprocess.run(
         [sys.executable, "-m", "tests.helpers.first_word"],
         cwd=folder,
-        env=environment({"MLFLOW_TRACKING_URI": "", "PREFECT_API_URL": ""}),
+        env=environment({"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "", "PREFECT_API_URL": ""}),
         input=json.dumps(list(lines.values())),
         capture_output=True,
         text=True,
