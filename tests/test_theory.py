@@ -52,6 +52,7 @@ def test_a_figure_is_small_and_says_what_it_shows(name: str) -> None:
     assert len(root.get("aria-label", "")) > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITHOUT_MODEL)
 def test_the_command_still_makes_it(name: str, tmp_path: Path) -> None:
     make(name, ROOT, tmp_path)

@@ -21,6 +21,7 @@ def sweep(values, errors, **card):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("truth", "share"), [(np.zeros(CELLS), 0.0), (np.zeros(CELLS), 0.8), (np.linspace(0, 2, CELLS), 0.0)]
 )

@@ -114,6 +114,7 @@ def test_what_is_not_there_is_wrong_use_of_every_command(name: str, project: Pat
     assert done.stderr.startswith(("diffctl: ", "Usage: ")) or done.stderr.count("\n") < 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, row in COMMANDS.items() if row.asking is not None])
 def test_an_mlflow_that_does_not_answer_may_answer_later(name: str, project: Path) -> None:
     port = free_port()

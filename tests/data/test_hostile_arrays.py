@@ -81,6 +81,7 @@ def test_labels_are_not_read_before_they_fit(tmp_path):
         read_batch(tmp_path / "x.npz", "labels", first_label=0, classes=9, pixels=48)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(
     cut=st.integers(1, 100),

@@ -46,6 +46,7 @@ NAMES = st.binary(min_size=1, max_size=250).filter(lambda name: not {0, 47} & se
 ENTRIES = st.dictionaries(NAMES, st.sampled_from(list(KINDS)), max_size=8)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(entries=ENTRIES)
 def test_every_entry_is_an_image_or_has_a_reason(tmp_path_factory, entries):

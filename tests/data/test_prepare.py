@@ -190,14 +190,8 @@ def many_images(tmp_path_factory):
     return write_folder(raw, {f"{'ab'[at % 2]}/{at:05d}": images[at % 40] for at in range(6000)})
 
 
-@pytest.mark.parametrize(
-    "kill",
-    [
-        signal.SIGKILL,
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_preparation_goes_on_and_leaves_no_process(tmp_path, many_images, kill):
     process = start(tmp_path, many_images)
     block = Target(tmp_path, (6000, 48, 48, 3)).block
@@ -251,6 +245,7 @@ def test_a_worker_killed_for_memory_is_one_sentence(tmp_path, many_images):
     assert len(open_store(tmp_path / "out/train")) == 5400
 
 
+@pytest.mark.slow
 def test_two_at_once_do_not_disturb_each_other(tmp_path, many_images):
     config, refused = folder_config(many_images, image_size=48), []
 

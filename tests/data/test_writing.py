@@ -68,6 +68,7 @@ def killed_before_move(number: int, config: DataConfig, out: Path, work: Path) -
     return process.exitcode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disk", ["the same", "another"])
 @pytest.mark.parametrize("spoilt", [False, True])
 def test_a_kill_at_the_end_costs_no_reading_and_leaves_nothing(

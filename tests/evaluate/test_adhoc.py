@@ -235,6 +235,7 @@ def run(*arguments):
     return CliRunner().invoke(main.app, ["evaluate", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_several_extractors_are_one_document_of_what_each_says_alone():
     limits = ["--prc-images", 50, "--prc-samples", 40, "--json"]
     both = json.loads(run("cell.npz", "--against", "prepared", *TWO, *limits).stdout)

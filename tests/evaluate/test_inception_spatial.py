@@ -69,6 +69,7 @@ def test_it_is_scored_under_its_own_names(extractor, tmp_path):
     assert short_names(INCEPTION_SPATIAL)["distance"] == "sFID"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [INCEPTION.name, NAME])
 def test_weights_may_be_a_safetensors_file(weights, tmp_path, name):
     path = tmp_path / "inception.safetensors"

@@ -366,6 +366,7 @@ def test_the_command_scores_by_the_images_in_the_file_too(root, openai, monkeypa
     assert "no floor, excess, memorisation: these need real images that were held out" in printed
 
 
+@pytest.mark.slow
 def test_the_command_scores_against_a_file_of_statistics(root):
     done = diffctl(root, "evaluate", "cell", "--against", "train.npz", "--extractor", NAME)
     assert done.returncode == 0, done.stderr

@@ -27,6 +27,8 @@ PUBLISHED = f"{DISTANCE}_published"
 GRID = {"steps": [5, 50], "eta": [0.0]}
 IMAGES = 40
 
+pytestmark = pytest.mark.slow  # a pipeline's sweep and scores, before the first of them
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -91,7 +93,6 @@ def test_all_else_is_as_without(documents):
     assert values == as_values(documents[None])
 
 
-@pytest.mark.slow
 def test_a_further_space_has_statistics_of_its_own(made):
     further = {"extractor": FURTHER, "statistics": of_file(made / "own.npz")}
     config = configured(also=[further])

@@ -71,6 +71,7 @@ def test_the_reference_has_a_folder_for_each_further_space(made):
     assert {entry.name for entry in (made / "both").iterdir() if entry.is_dir()} == {FURTHER}
 
 
+@pytest.mark.slow
 def test_each_space_says_what_it_says_alone(documents):
     both = documents["both"]
     assert as_values(seen_by(both, FURTHER)) == as_values(documents["further"])
@@ -83,6 +84,7 @@ def test_each_space_says_what_it_says_alone(documents):
     assert list(all_spaces(documents["first"])) == [documents["first"]]
 
 
+@pytest.mark.slow
 def test_the_first_extractor_alone_ranks(documents):
     assert documents["both"].best == documents["first"].best
     assert documents["both"].front == documents["first"].front
@@ -123,6 +125,7 @@ def test_the_reference_of_another_extractor_in_a_spaces_folder_is_stale(made, tm
         score_sweep(configured(also=[FURTHER]), made / "samples", tmp_path / "r")
 
 
+@pytest.mark.slow
 def test_the_curves_hold_every_space_under_names_that_do_not_clash(documents, tmp_path):
     write_scores(documents["both"], tmp_path / "scores.json", tmp_path / "scores.csv")
     with open(tmp_path / "scores.csv") as file:
@@ -147,6 +150,7 @@ def test_no_two_extractors_scores_share_a_name():
     assert EXTRACTORS[FURTHER].named_beside("excess_low") == "excess_effnet_lite0_96_low"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
@@ -269,6 +273,7 @@ def test_two_images_have_scores_in_every_space(made, tmp_path, equal):
         assert not seen.errors
 
 
+@pytest.mark.slow
 def test_a_space_with_other_weights_is_stale(made, documents):
     extractor = Extractor(replace(EXTRACTORS[FURTHER]), "0" * 64, None, None)
     with pytest.raises(DiffctlError, match="its weights_sha256 is"):

@@ -107,6 +107,7 @@ def test_what_dvc_itself_complains_of_is_told(toy: Path) -> None:
     assert "prepared" in str(error)
 
 
+@pytest.mark.slow
 def test_a_folder_that_stays_busy_is_explained_in_a_sentence(
     toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +123,7 @@ def test_a_folder_that_stays_busy_is_explained_in_a_sentence(
     assert first.wait(30) == 130
 
 
+@pytest.mark.slow
 def test_another_dvc_command_is_waited_for(toy: Path) -> None:
     be(toy, "data", "Path('begun').write_text('yes')\nwhile not Path('allow').exists(): time.sleep(0.01)")
     command = ["dvc", "repro", "--single-item", "data"]
@@ -173,6 +175,7 @@ def test_a_reader_that_leaves_does_not_end_the_work(toy: Path) -> None:
     assert (toy / "prepared").exists()
 
 
+@pytest.mark.slow
 def test_a_stage_that_hears_no_signal_is_killed(toy: Path) -> None:
     be(toy, "data", "stubborn()")
     hasty = "import signal\nflows.dvc.PATIENCE = [(n, 0.3) for n, _ in flows.dvc.PATIENCE[:2]] + [(9, 10)]"
@@ -210,6 +213,7 @@ StopRequest._receive = heard
 """
 
 
+@pytest.mark.slow
 def test_two_signals_at_once_still_reach_the_stage(toy: Path) -> None:
     be(toy, "data", "train()")
     running = script(toy, reproducing("data", before=LAZY))
@@ -350,6 +354,7 @@ def test_dvc_repro_beside_a_run_is_told_to_the_second_and_changes_nothing(
     assert (toy / "prepared").read_text() == "data"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", ["copy", "symlink", "hardlink"])
 def test_two_checkouts_with_one_cache_come_to_the_same(
     toy: Path, link: str, tmp_path_factory: pytest.TempPathFactory

@@ -57,6 +57,7 @@ def test_no_published_network_is_taken_for_too_large(name):
     assert spec.least_parameters() <= PRESETS[name].parameters <= 5 * spec.least_parameters()
 
 
+@pytest.mark.slow
 @given(
     st.integers(1, 4).map(lambda wide: 32 * wide), st.lists(st.integers(1, 3), min_size=1, max_size=3),
     st.integers(1, 3), st.sampled_from(["resnet", "convnext"]), st.sampled_from(["adagn", "additive"]),

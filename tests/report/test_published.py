@@ -88,6 +88,7 @@ def test_the_papers_that_come_along_stand_beside_their_data(data, monkeypatch):
     assert published_content(scores) is None  # the digits' extractor gives no FID
 
 
+@pytest.mark.slow
 def test_the_page_shows_them(sweep, tmp_path, monkeypatch):  # noqa: F811
     shipped(monkeypatch, paper_of(figure("a paper's model", 900.0, steps=20), num_images=50_000))
     text = report(sweep, tmp_path / "report").read_text(encoding="utf-8")

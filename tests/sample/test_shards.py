@@ -284,6 +284,7 @@ def test_a_cell_is_a_store_with_its_card(project: Path) -> None:
     assert seen[:4] == [(0, 10), (4, 10), (8, 10), (10, 10)]
 
 
+@pytest.mark.slow
 def test_one_failing_cell_of_the_stage_is_named_and_the_others_are_made(project: Path) -> None:
     config = with_model(project, sweep={"steps": [2, 200], "eta": [0.0]})  # the model has 100 timesteps
     done = diffctl(project, "stage", "sample")
@@ -347,6 +348,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         process.communicate()
 
 
+@pytest.mark.slow
 def test_no_two_cells_share_a_device_and_a_killed_one_lets_go(start: Start) -> None:
     first, second = start(HOLD), start(HOLD)
     names = [process.stdout.readline().strip() for process in (first, second)]

@@ -65,6 +65,7 @@ def test_files_and_folders_are_written_all_the_same(tmp_path: Path) -> None:
     assert (tmp_path / "folder/file").read_text() == "whole"
 
 
+@pytest.mark.slow
 def test_a_stage_says_it_in_one_sentence_and_makes_nothing(tmp_path: Path) -> None:
     write_params(tmp_path)
     (tmp_path / "site").mkdir()

@@ -65,6 +65,7 @@ def swept(values: Values) -> ScoresDocument:
     )
 
 
+@pytest.mark.slow
 def test_the_best_averages_file_is_registered_with_its_own_cells(make_swept):
     whole = make_swept(1, {None: 0.3, 0.07: 0.2, 0.2: 0.4})
     assert register().promoted

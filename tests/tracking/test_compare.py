@@ -237,6 +237,7 @@ def test_the_page_names_what_was_left_out_and_escapes_names(tmp_path):
     assert "Nothing here can be compared" in nothing
 
 
+@pytest.mark.slow
 def test_only_one_edited_image_makes_numbers_incomparable(tmp_path):
     """From the images to the refusal: the reference's digest is in every card."""
     config = make_config(sweep=ONE_CELL)

@@ -27,6 +27,7 @@ def test_of_one_setting_the_spread_of_its_seeds_is_told(registered):
     assert "3 seeds have kd_effnet_lite0_64 0.22 ± 0.02" in registered(3, 0.22)
 
 
+@pytest.mark.slow
 def test_two_settings_are_held_against_each_other_over_their_seeds(registered):
     for seed, value in ((1, 0.20), (2, 0.21), (3, 0.20)):
         registered(seed, value)

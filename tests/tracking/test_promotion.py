@@ -45,6 +45,7 @@ def history():
     return read_history(connect(), NAME)
 
 
+@pytest.mark.slow
 def test_a_command_for_every_way_to_the_top_and_back(make_model):
     make_model(1, {(2, 0.0): 0.2})
     assert run("promote").exit_code == 0

@@ -112,6 +112,7 @@ def test_what_is_no_database_is_refused(uri: str, told: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_database_that_is_not_there_or_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("psycopg")
     with pytest.raises(MlflowAway, match="Connection refused") as caught:

@@ -112,6 +112,7 @@ def test_a_disk_that_is_full_has_no_room_for_the_database(make_model, mount, tmp
     assert register().promoted
 
 
+@pytest.mark.slow
 def test_the_champion_comes_under_a_new_protocol_by_being_scored_anew(make_model):
     make_model(1, {(10, 0.0): 0.2})
     register()

@@ -105,6 +105,7 @@ def mean_of(weights: list[Weights], parts: list[float]) -> Weights:
     }
 
 
+@pytest.mark.slow
 def test_a_real_trainings_averages_are_sums_of_its_weights_and_any_width_is_made_of_two(
     store: ImageStore, tmp_path: Path
 ) -> None:

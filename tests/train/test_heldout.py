@@ -92,9 +92,8 @@ def test_it_is_the_mean_of_the_losses_at_draws_that_are_known(store: ImageStore,
     assert not state.ema.training
 
 
-@pytest.mark.parametrize(
-    "model", [{}, pytest.param({"dropout": 0.3}, marks=pytest.mark.slow)], ids=["plain", "dropout"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [{}, {"dropout": 0.3}], ids=["plain", "dropout"])
 def test_nothing_of_a_training_hangs_on_it(store: ImageStore, model: dict[str, Any]) -> None:
     """Neither whether nor how often it is measured, nor by how many images."""
     others = ({"heldout_every": 3}, {"heldout_every": None}, {"heldout_images": 7})

@@ -157,6 +157,7 @@ group.lost.set()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_thread_that_never_comes_back_from_a_blocked_device_holds_up_no_end(rank):
     line = [sys.executable, "-c", BLOCKED_THREAD, str(rank)]
