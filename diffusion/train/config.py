@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
@@ -39,7 +40,9 @@ class OptimisationConfig(Section):
     """How any network is trained. `steps` is the whole training.
 
     A step takes `batch_size` images, of all processes together. Everything random comes from `seed` and the
-    step. `weight_decay` is AdamW's. `precision` auto is bf16 where the processor or GPU has it, else fp32.
+    step. `optimizer` adamw moves every weight by its own gradient, muon a layer's matrix as a whole, which
+    learns more in a step at two to four times the rate. `weight_decay` is either's. `precision` auto is bf16
+    where the processor or GPU has it, else fp32.
 
     `lr` is a rate or a course of rates. A gradient whose norm exceeds `grad_clip` is scaled down to it; None:
     never, as iDDPM and ADM train. The model file holds the average of the weights by `ema_decay`, at step k
@@ -60,6 +63,7 @@ class OptimisationConfig(Section):
     steps: PositiveInt
     batch_size: BatchSize
     lr: Annotated[SerializeAsAny[Course], BeforeValidator(as_course, json_schema_input_type=Rate | Course)]
+    optimizer: Literal["adamw", "muon"] = Field(default="adamw", exclude_if=partial(operator.eq, "adamw"))
     weight_decay: Annotated[float, Field(ge=0, le=10), NotBool] = 0.0
     devices: Annotated[int, Field(gt=0, le=4096), NotBool] | Literal["auto"] = "auto"
     shard: bool = Field(default=False, exclude_if=operator.not_)
@@ -81,6 +85,8 @@ class OptimisationConfig(Section):
             raise ValueError(f"microbatch {self.microbatch} is more than batch_size {self.batch_size}")
         if self.shard and self.compile is True:
             raise ValueError("shard computes without torch.compile: set compile to auto")
+        if self.shard and self.optimizer == "muon":
+            raise ValueError("shard leaves no matrix whole, which muon needs: set optimizer to adamw")
         if misfit := self.lr.misfit(self.steps, self.PREFIX):
             raise ValueError(misfit)
         return self

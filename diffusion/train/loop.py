@@ -37,6 +37,7 @@ from diffusion.train.lazy_tensors import without
 from diffusion.train.loader import Batches
 from diffusion.train.loss_by_timestep import quartile_sums, with_quartile_means
 from diffusion.train.memory import shortage_told
+from diffusion.train.optimizers import make_optimizer
 from diffusion.train.precision import set_tf32
 from diffusion.train.sharding import Shards, is_sharded
 from diffusion.train.start import begin
@@ -133,7 +134,7 @@ def new_state(plan: TrainPlan, device: torch.device, starts: Path = STARTS) -> T
         keep_freed_memory(device.type)
         network = network.to(device).train()
         network.to(memory_format=image_layout(plan.precision, device))  # type: ignore[call-overload]
-        optimizer = torch.optim.AdamW(groups, lr=_rate(plan, 0), weight_decay=train.weight_decay, fused=True)
+        optimizer = make_optimizer(train, network, groups)
         timesteps = objective.timesteps(build_process(plan.process))
         averages = new_averages(network, train.widths)
         ema = ema_copy(network)

@@ -82,8 +82,9 @@ def assert_same(a: TrainState, b: TrainState) -> None:
         {},
         {"model": {"dropout": 0.2}},
         {"process": {"t_sampler": "loss-aware", "loss": "vlb", "timesteps": 4}},
+        {"train": {"optimizer": "muon"}},
     ],
-    ids=["plain", "dropout", "loss-aware"],
+    ids=["plain", "dropout", "loss-aware", "muon"],
 )
 @pytest.mark.parametrize("at", [1, 5, 11])
 def test_a_resumed_training_is_the_uninterrupted_one(
@@ -169,13 +170,15 @@ def test_flips_are_opt_in(digits_store: Path) -> None:
     assert all(torch.equal(b, a.flip(2)) for a, b, m in zip(straight, flipped, mirrored, strict=True) if m)
 
 
-@pytest.mark.parametrize("blind", [False, True])
+@pytest.mark.parametrize(
+    ("optimizer", "blind"), [("adamw", False), ("adamw", True), ("muon", False), ("muon", True)]
+)
 def test_nan_steps_change_no_weight_are_counted_and_end_the_training(
-    digits_store: Path, monkeypatch: pytest.MonkeyPatch, blind: bool
+    digits_store: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, blind: bool
 ) -> None:
     """Nor the EMA, the optimiser's moments or its count of steps; also of one that takes no notice itself."""
     store = open_store(digits_store)
-    state = new_state(plan_of(store), CPU)
+    state = new_state(plan_of(store, train={"optimizer": optimizer}), CPU)
     run_until(state, store, 3)
     if blind:
         step = state.optimizer.step

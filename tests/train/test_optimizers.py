@@ -1,0 +1,118 @@
+"""Muon: orthogonal steps by torch's own Muon and by singular values, all else by AdamW, skipped steps."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from diffusion.config import parse
+from diffusion.system.errors import DiffctlError
+from diffusion.train.optimizers import MOMENTUM, Muon, matrices_of, orthogonal
+from tests.conftest import params
+
+RATE = 0.01
+
+
+def of_spectrum(rows: int, columns: int, values: torch.Tensor, seed: int) -> tuple[torch.Tensor, ...]:
+    """A matrix of these singular values, and its singular vectors."""
+    source, few = torch.Generator().manual_seed(seed), min(rows, columns)
+    left = torch.linalg.qr(torch.randn(rows, few, generator=source))[0]
+    right = torch.linalg.qr(torch.randn(columns, few, generator=source))[0]
+    return left * values @ right.mT, left, right
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.integers(8, 48),
+    columns=st.integers(8, 48),
+    weakest=st.floats(0.03, 1.0),
+    scale=st.sampled_from([1e-4, 1.0, 1e3]),
+    seed=st.integers(0, 99),
+)
+def test_singular_vectors_stay_and_all_singular_values_come_near_one(rows, columns, weakest, scale, seed):
+    values = torch.linspace(1, weakest, min(rows, columns))
+    matrix, left, right = of_spectrum(rows, columns, values * scale, seed)
+    inside = left.mT @ orthogonal(matrix[None])[0] @ right
+    assert inside.diagonal().min() > 0.5
+    assert inside.diagonal().max() < 1.3
+    torch.testing.assert_close(inside, torch.diag(inside.diagonal()), atol=1e-3, rtol=0)
+
+
+def test_a_matrix_of_zeros_stays_one_and_company_changes_nothing():
+    matrices = torch.stack([torch.zeros(8, 12), torch.randn(8, 12)])
+    both = orthogonal(matrices)
+    assert torch.equal(both[0], torch.zeros(8, 12))
+    torch.testing.assert_close(both[1], orthogonal(matrices[1:])[0])
+    torch.testing.assert_close(both.mT, orthogonal(matrices.mT))
+
+
+def test_a_step_is_torchs_own_which_computes_in_bf16():
+    source = torch.Generator().manual_seed(0)
+    ours, theirs = (nn.Parameter(torch.randn(24, 40, generator=source.manual_seed(0))) for _ in range(2))
+    mine = Muon([{"params": [ours]}], [ours], lr=RATE, weight_decay=0.1, fused=True)
+    known = torch.optim.Muon(
+        [theirs], lr=RATE, weight_decay=0.1, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw"
+    )
+    moved = ours.detach().clone()
+    for _ in range(5):
+        gradient = torch.randn(24, 40, generator=source)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        mine.step()
+        known.step()
+    moved -= ours.detach()
+    assert (ours - theirs).norm() < 0.01 * moved.norm()
+
+
+def test_what_is_no_matrix_moves_as_by_adamw_and_a_convolution_as_the_matrix_of_its_outputs():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(8, 16, 3), nn.GroupNorm(4, 16), nn.Conv2d(16, 2, 3))
+    conv, norm, last = network
+    assert matrices_of(network) == [conv.weight]  # two rows are no matrix
+    same = nn.Parameter(conv.weight.detach().flatten(1).clone())
+    copies = [nn.Parameter(weight.detach().clone()) for weight in (conv.bias, norm.weight, last.weight)]
+    mine = Muon([{"params": list(network.parameters())}], matrices_of(network), lr=RATE, fused=True)
+    flat = Muon([{"params": [same]}], [same], lr=RATE, fused=True)
+    adam = torch.optim.AdamW(copies, lr=RATE, weight_decay=0.01, fused=True)
+    for _ in range(3):
+        for weight in network.parameters():
+            weight.grad = torch.randn_like(weight)
+        same.grad = conv.weight.grad.flatten(1).clone()
+        for copy, weight in zip(copies, (conv.bias, norm.weight, last.weight), strict=True):
+            copy.grad = weight.grad.clone()
+        for optimizer in (mine, flat, adam):
+            optimizer.step()
+    assert torch.equal(conv.weight.flatten(1), same)
+    for copy, weight in zip(copies, (conv.bias, norm.weight, last.weight), strict=True):
+        assert torch.equal(weight, copy)
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_step_that_is_not_finite_changes_nothing(at):
+    torch.manual_seed(0)
+    layer = nn.Linear(12, 16)
+    optimizer = Muon(
+        [{"params": list(layer.parameters())}], [layer.weight], lr=RATE, weight_decay=0.1, fused=True
+    )
+    for step in range(at + 1):
+        before = [weight.detach().clone() for weight in layer.parameters()]
+        moment = optimizer.state[layer.weight].get("momentum", torch.zeros(16, 12)).clone()
+        for weight in layer.parameters():
+            weight.grad = torch.full_like(weight, math.nan) if step == at else torch.randn_like(weight)
+        optimizer.found_inf = torch.tensor(float(step == at))
+        optimizer.step()
+    assert all(map(torch.equal, before, layer.parameters()))
+    assert torch.equal(optimizer.state[layer.weight]["momentum"], moment)
+
+
+def test_shards_which_hold_no_whole_matrix_are_refused():
+    with pytest.raises(DiffctlError, match="shard leaves no matrix whole, which muon needs"):
+        parse(params(train={"optimizer": "muon", "shard": True}), "test")
+
+
+def test_another_optimizer_is_another_training_and_the_usual_one_is_not_named():
+    usual = parse(params(), "test").train
+    assert "optimizer" not in usual.model_dump()
+    assert parse(params(train={"optimizer": "muon"}), "test").train.model_dump()["optimizer"] == "muon"
