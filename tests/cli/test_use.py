@@ -87,7 +87,7 @@ def test_a_profile_that_is_not_there_or_not_valid_changes_nothing(folder: Path) 
 def test_the_command_says_what_it_did(folder: Path) -> None:
     done = diffctl(folder, "use", "fashion-mnist")
     assert done.stdout == "params.yaml is now profiles/fashion-mnist.yaml; `diffctl run` makes it\n"
-    edit(folder, "rate: 0.0015", "rate: 0.0001")
+    edit(folder, "rate: 0.003", "rate: 0.0001")
     refused = diffctl(folder, "use", "digits")
     assert refused.returncode == 2
     assert refused.stderr.startswith("diffctl: params.yaml has edits")
