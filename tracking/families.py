@@ -11,7 +11,7 @@ from diffusion.choice.gate import clash
 from diffusion.choice.groups import deviation_of, group_gap, mean_of
 from diffusion.choice.ranking import best
 from diffusion.protocol.scores import CellScores, ScoresDocument
-from tracking.names import SETTING
+from tracking.seeds import versions_of_setting
 from tracking.versions import scores_of
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ def _cells(
     client: "MlflowClient", name: str, setting: str, own: ScoresDocument, bar: CellScores, cell: str
 ) -> list[CellScores]:
     """That cell of the versions of a setting, one a seed, `own` among them, where it is of one protocol."""
-    query = f"name = '{name}' AND tags.`{SETTING}` = '{setting}'"
-    order = ["version_number DESC"]
-    versions = client.search_model_versions(query, max_results=MOST, order_by=order)
+    versions = versions_of_setting(client, name, setting, MOST)
     documents = [own, *(scores_of(client, version) for version in versions)]
     by_seed: dict[int, CellScores] = {}
     for one in documents:
