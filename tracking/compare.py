@@ -54,7 +54,7 @@ def compare(scored: Sequence[Scored], metrics: Sequence[str] = (), *, apart: boo
     shown. Of a limit for N → ∞ the number of images may differ. UsageError for a name that there is not, or
     that none of the cells has which can be compared.
     """
-    groups = [[one] for one in scored] if apart else _grouped(scored)
+    groups: list[Group] = [[one] for one in scored] if apart else _grouped(scored)
     first = scored[0].document
     rows, left_out = [], []
     for space in (first.extractor, *first.spaces):
