@@ -14,7 +14,7 @@ from diffusion.protocol.grid import line_name, order, spoken
 from diffusion.protocol.scores import CellScores
 from diffusion.report.figures import Point, as_svg, score_curve
 from diffusion.report.samples import data_uri
-from tracking.comparison import Comparison, Group, Row, Scored
+from tracking.comparison import Comparison, Group, Row, Scored, spread_text
 
 OF_NOISE = ("seed", "classes", "data", "sampling_version")  # what image i is drawn from, in each run alike
 
@@ -55,10 +55,10 @@ def families(comparison: Comparison) -> list[dict[str, Any]]:
     return [
         {
             "label": label,
-            "score": f"{row.metric} {value:.4g}" + ("" if spread is None else f" ± {spread:.2g}"),
+            "score": f"{row.metric} {value:.4g}" + ("" if spread is None else f" ± {spread_text(spread)}"),
             "cell": row.cell,
             "count": count,
-            "gap": gap and {"value": f"{gap.value:.2g}", "half": f"{gap.half:.2g}", "how": gap.how},
+            "gap": gap and {"value": spread_text(gap.value), "half": spread_text(gap.half), "how": gap.how},
             "told": gap is not None and gap.is_told,
             "best": value == row.best,
         }

@@ -25,6 +25,14 @@ class Scored:
     path: Path | None = None
 
 
+MOST_SHORT = 99.5  # two digits of what is more would be written as a power of ten
+
+
+def spread_text(deviation: float) -> str:
+    """A standard deviation as text, in two digits, all before the point of a larger one."""
+    return f"{deviation:.2g}" if deviation < MOST_SHORT else f"{deviation:.0f}"
+
+
 Group = Sequence[Scored]  # trainings that differ in their seed alone
 
 
@@ -53,8 +61,12 @@ class Row:
 
     @property
     def ranks(self) -> bool:
-        """Whether one of the values would be the best."""
-        return leader(self.metric) is not None and any(value is not None for value in self.values)
+        """Whether one of several values would be the best."""
+        return (
+            len(self.values) > 1
+            and leader(self.metric) is not None
+            and any(value is not None for value in self.values)
+        )
 
     @property
     def tied(self) -> list[bool]:

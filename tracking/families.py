@@ -11,6 +11,7 @@ from diffusion.choice.gate import clash
 from diffusion.choice.groups import deviation_of, group_gap, mean_of
 from diffusion.choice.ranking import best
 from diffusion.protocol.scores import CellScores, ScoresDocument
+from tracking.comparison import spread_text
 from tracking.seeds import versions_of_setting
 from tracking.versions import scores_of
 
@@ -62,4 +63,4 @@ def _cells(
 
 
 def _told(cells: Sequence[CellScores], metric: str) -> str:
-    return f"{metric} {mean_of(cells, metric):.4g} ± {deviation_of(cells, metric):.2g}"
+    return f"{metric} {mean_of(cells, metric):.4g} ± {spread_text(deviation_of(cells, metric) or 0.0)}"

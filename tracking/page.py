@@ -10,7 +10,7 @@ from diffusion.choice.certainty import how_told
 from diffusion.images.store import Images
 from diffusion.report.render import render
 from tracking.beside import curves, differing_params, families, finding, sheets, verdicts
-from tracking.comparison import Comparison, Row, Scored
+from tracking.comparison import Comparison, Row, Scored, spread_text
 
 TEMPLATE = Path(__file__).with_name("comparison.html.j2")
 STYLE = Path(__file__).with_name("comparison.css")
@@ -56,7 +56,7 @@ def _row(row: Row) -> dict[str, Any]:
     entries = [
         {
             "text": "–" if value is None else f"{value:.4g}",
-            "spread": None if deviation is None else f"± {deviation:.2g}",
+            "spread": None if deviation is None else f"± {spread_text(deviation)}",
             "interval": None if interval is None else f"{interval.low:.4g} to {interval.high:.4g}",
             "best": value is not None and value == row.best,
             "tied": tied,

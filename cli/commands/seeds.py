@@ -76,6 +76,8 @@ def _values(
 
 def _show(document: "ScoresDocument", found: "Sequence[Standing]") -> None:
     """A row a score, at the best cell."""
+    from tracking.comparison import spread_text
+
     if not found:
         typer.echo(
             "MLflow has no scores of another seed of this setting: change train.seed alone, `diffctl run`"
@@ -86,7 +88,7 @@ def _show(document: "ScoresDocument", found: "Sequence[Standing]") -> None:
         own = f"{one.values[one.own]:.4g}{' ≠' * one.is_apart}"
         place = f"{one.place} of {len(one.values)}" if one.place else "-"
         others = ", ".join(f"{seed}: {value:.4g}" for seed, value in one.values.items() if seed != one.own)
-        listed.add_row(one.metric, own, f"{one.mean:.4g} ± {one.deviation:.2g}", place, others)
+        listed.add_row(one.metric, own, f"{one.mean:.4g} ± {spread_text(one.deviation)}", place, others)
     show(listed)
     typer.echo(f"at {document.best.cell}, the best cell here; ± is the standard deviation between seeds")
     if any(one.is_apart for one in found):

@@ -172,6 +172,7 @@ def test_a_single_group_has_a_page_with_its_band_and_every_seed():
     comparison = compare(scored)
     page = comparison_page(comparison, scored, [flat(one.document, 50) for one in scored])
     assert finding(comparison) is None
+    assert "No best is marked" not in page
     assert "over 3 seeds" in page
     assert page.count("fill-opacity: 0.12") == 2  # a band in each of two drawings
     assert page.count('type="range"') == 8  # of each cell the first seed against two others
