@@ -37,6 +37,7 @@ from cli.commands import (
     sample,
     schema,
     search,
+    seeds,
     serve,
     servers,
     show,
@@ -81,6 +82,7 @@ app.add_typer(interop.export_app, name="export")
 app.add_typer(runs.app, name="runs")
 app.add_typer(emit.app, name="emit")
 app.command()(compare.compare)
+app.command()(seeds.seeds)
 app.add_typer(show.app, name="show")
 app.command()(runs.sync)
 app.command()(registry.promote)

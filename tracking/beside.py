@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -14,7 +14,7 @@ from diffusion.protocol.grid import line_name, order, spoken
 from diffusion.protocol.scores import CellScores
 from diffusion.report.figures import Point, as_svg, score_curve
 from diffusion.report.samples import data_uri
-from tracking.comparison import Comparison, Row, Scored
+from tracking.comparison import Comparison, Group, Row, Scored, spread_text
 
 OF_NOISE = ("seed", "classes", "data", "sampling_version")  # what image i is drawn from, in each run alike
 
@@ -22,12 +22,14 @@ OF_NOISE = ("seed", "classes", "data", "sampling_version")  # what image i is dr
 def finding(comparison: Comparison) -> str | None:
     """What the first score says in one sentence; None where no two numbers stand side by side."""
     rows = _first_score(comparison)
-    if not rows:
+    if not rows or len(comparison.labels) == 1:
         return None
     told = Counter(comparison.labels[row.values.index(row.best)] for row in rows if _is_told(row))
     score, untold = rows[0].metric, len(rows) - told.total()
     cells = f"{len(rows)} cell{'s' * (len(rows) > 1)}"
     if not told:
+        if len(comparison.labels) > 2:
+            return f"By {score}, of {cells} the best is told apart from all others in none."
         return f"By {score}, no run is told apart from another in any of {cells}."
     best = " and ".join(f"{label} in {count}" for label, count in told.most_common())
     rest = f"; in {untold} the best is not told apart from another" if untold else ""
@@ -37,10 +39,31 @@ def finding(comparison: Comparison) -> str | None:
 def _first_score(comparison: Comparison) -> list[Row]:
     """The rows of the first score in which numbers stand side by side."""
     rows = comparison.rows
+    return [row for row in rows if row.metric == rows[0].metric and sum(row.trainings) > 1]
+
+
+def families(comparison: Comparison) -> list[dict[str, Any]]:
+    """Each column by the first score in the cell that has its least: mean, spread, the gap to the best.
+
+    Empty where no column is of several trainings.
+    """
+    rows = [row for row in _first_score(comparison) if max(row.trainings) > 1]
+    if not rows:
+        return []
+    row = min(rows, key=lambda one: min(value for value in one.values if value is not None))
+    columns = zip(comparison.labels, row.values, row.deviations, row.trainings, row.gaps, strict=True)
     return [
-        row
-        for row in rows
-        if row.metric == rows[0].metric and sum(value is not None for value in row.values) > 1
+        {
+            "label": label,
+            "score": f"{row.metric} {value:.4g}" + ("" if spread is None else f" ± {spread_text(spread)}"),
+            "cell": row.cell,
+            "count": count,
+            "gap": gap and {"value": spread_text(gap.value), "half": spread_text(gap.half), "how": gap.how},
+            "told": gap is not None and gap.is_told,
+            "best": value == row.best,
+        }
+        for label, value, spread, count, gap in columns
+        if value is not None
     ]
 
 
@@ -68,9 +91,13 @@ def curves(comparison: Comparison, cells: Mapping[str, CellScores]) -> list[dict
 
 
 def _points(row: Row, steps: int, labels: Sequence[str]) -> Iterator[Point]:
-    for label, value, interval in zip(labels, row.values, row.intervals, strict=True):
+    """With a band of each training's interval; of a group with its spread, and each of its trainings."""
+    for number, (label, value) in enumerate(zip(labels, row.values, strict=True)):
+        spread, interval = row.deviations[number], row.intervals[number]
         if value is not None:
-            yield Point(steps, label.replace("$", r"\$"), value, interval)
+            band = interval if spread is None else (value - spread, value + spread)
+            each = () if spread is None else tuple(row.each[number])
+            yield Point(steps, label.replace("$", r"\$"), value, band, each)
 
 
 def _drawn(name: str, setting: str, metric: str, points: Sequence[Point]) -> Markup:
@@ -78,25 +105,35 @@ def _drawn(name: str, setting: str, metric: str, points: Sequence[Point]) -> Mar
     return Markup(as_svg(score_curve(points, metric), name, said))
 
 
-def verdicts(scored: Sequence[Scored]) -> list[dict[str, Any]]:
-    """What the gate would say of each run, were each other one the champion."""
+def verdicts(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """What the gate would say of each run, were each one of another column the champion."""
+    pairs = [pair for sides in permutations(groups, 2) for pair in product(*sides)]
     return [
         {
             "champion": champion.label,
             "candidate": candidate.label,
             **judge(candidate.document.cells, champion.document.cells, champion.label)._asdict(),
         }
-        for champion, candidate in permutations(scored, 2)
+        for champion, candidate in pairs
     ]
 
 
-def differing_params(scored: Sequence[Scored]) -> list[tuple[str, list[str]]]:
-    """Each parameter on which the runs differ, with the value of each; a file has none and shows a dash."""
-    params = [one.run.data.params if one.run else {} for one in scored]
-    known = [values for values in params if values]
+def differing_params(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
+    """Each parameter on which the runs differ, with the value of each column, or all that its runs have.
+
+    A file has none and shows a dash.
+    """
+    params = [[one.run.data.params if one.run else {} for one in group] for group in groups]
+    known = [values for group in params for values in group if values]
     names = sorted({name for values in known for name in values})
-    rows = [(name, [values.get(name, "–") for values in params]) for name in names]
-    return [row for row in rows if len({values.get(row[0]) for values in known}) > 1]
+    differing = [name for name in names if len({values.get(name) for values in known}) > 1]
+    return [
+        (name, [_joined([one.get(name, "–") for one in group]) for group in params]) for name in differing
+    ]
+
+
+def _joined(values: Sequence[str]) -> str:
+    return ", ".join(values if len(set(values)) > 1 else values[:1])
 
 
 def sheets(scored: Sequence[Scored], pictures: Sequence[Mapping[str, Images]]) -> list[dict[str, Any]]:

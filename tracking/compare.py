@@ -15,13 +15,12 @@ from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.grid import order
 from diffusion.protocol.scores import CellScores, ScoresDocument, read_scores
 from diffusion.system.errors import UsageError
-from tracking.comparison import Comparison, Difference, Fields, Row, Scored
+from tracking.comparison import Comparison, Difference, Fields, Group, Row, Scored
 from tracking.links import comparison_link
 from tracking.lookup import find_run, ui_address
 from tracking.runs import fetch_scores
 
 T = TypeVar("T")
-Group = Sequence[Scored]  # trainings that differ in their seed alone
 
 
 def load_scored(name: str) -> Scored:
@@ -55,7 +54,7 @@ def compare(scored: Sequence[Scored], metrics: Sequence[str] = (), *, apart: boo
     shown. Of a limit for N → ∞ the number of images may differ. UsageError for a name that there is not, or
     that none of the cells has which can be compared.
     """
-    groups = [[one] for one in scored] if apart else _grouped(scored)
+    groups: list[Group] = [[one] for one in scored] if apart else _grouped(scored)
     first = scored[0].document
     rows, left_out = [], []
     for space in (first.extractor, *first.spaces):
@@ -68,8 +67,7 @@ def compare(scored: Sequence[Scored], metrics: Sequence[str] = (), *, apart: boo
         _refuse_unknown(metric, scored)
         _refuse_without_values(metric, rows)
     rows = [row for row in rows if any(value is not None for value in row.values)]
-    members = [[one.label for one in group] for group in groups]
-    return Comparison(list(map(_named, members)), members, rows, [one for one in left_out if one.cells])
+    return Comparison(list(map(_named, groups)), groups, rows, [one for one in left_out if one.cells])
 
 
 def _grouped(scored: Sequence[Scored]) -> list[Group]:
@@ -91,9 +89,9 @@ def _seed(one: Scored) -> int | None:
     return one.document.training.seed if one.document.training else None
 
 
-def _named(names: Sequence[str]) -> str:
+def _named(group: Group) -> str:
     """A column's label: the first training's, and of how many it is."""
-    return names[0] if len(names) == 1 else f"{names[0]} ×{len(names)}"
+    return group[0].label if len(group) == 1 else f"{group[0].label} ×{len(group)}"
 
 
 def _asked(first: ScoresDocument, name: str, metrics: Sequence[str]) -> list[str]:
@@ -175,6 +173,7 @@ def _row(name: str, metric: str, columns: Sequence[Sequence[CellScores]]) -> Row
         metric=metric,
         values=values,
         trainings=[len(cells) for cells in scored],
+        each=[[cell.scores[metric] for cell in cells] for cells in scored],
         deviations=[deviation_of(cells, metric) for cells in scored],
         intervals=[mean_interval(cells, metric) if cells else None for cells in scored],
         best=best,

@@ -1,5 +1,6 @@
 """What a comparison of scores is made of and comes to: documents by name, rows, and what is left out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +25,24 @@ class Scored:
     path: Path | None = None
 
 
+MOST_SHORT = 99.5  # two digits of what is more would be written as a power of ten
+
+
+def spread_text(deviation: float) -> str:
+    """A standard deviation as text, in two digits, all before the point of a larger one."""
+    return f"{deviation:.2g}" if deviation < MOST_SHORT else f"{deviation:.0f}"
+
+
+Group = Sequence[Scored]  # trainings that differ in their seed alone
+
+
 @dataclass(frozen=True)
 class Row:
     """One score of one cell, a value and its confidence interval for each label.
 
     The value is None where the cell is missing or its card differs, the interval where there is none. Of a
-    group it is the mean of as many trainings as `trainings` says, with their standard `deviations`.
+    group it is the mean of as many trainings as `trainings` says, `each` of them, with their standard
+    `deviations`.
     `best` is the best value, the lowest of a distance: None for a score that ranks nothing, and where a value
     has no interval, since it may be best by chance. `gaps` are those of the others to it, None without one.
     `few_images` marks a limit for N → ∞ that was read off fewer images than there are features.
@@ -39,6 +52,7 @@ class Row:
     metric: str
     values: list[float | None]
     trainings: list[int]
+    each: list[list[float]]
     deviations: list[float | None]
     intervals: list[Interval | None]
     best: float | None
@@ -47,8 +61,12 @@ class Row:
 
     @property
     def ranks(self) -> bool:
-        """Whether one of the values would be the best."""
-        return leader(self.metric) is not None and any(value is not None for value in self.values)
+        """Whether one of several values would be the best."""
+        return (
+            len(self.values) > 1
+            and leader(self.metric) is not None
+            and any(value is not None for value in self.values)
+        )
 
     @property
     def tied(self) -> list[bool]:
@@ -74,13 +92,18 @@ class Difference:
 class Comparison:
     """What may be compared, and what may not and why. The first label is what the others are held against.
 
-    `members` are the documents of each label, more than one where they differ in the training's seed alone.
+    `groups` are the documents of each label, more than one where they differ in the training's seed alone.
     """
 
     labels: list[str]
-    members: list[list[str]]
+    groups: list[Group]
     rows: list[Row]
     differences: list[Difference]
+
+    @property
+    def members(self) -> list[list[str]]:
+        """What the documents of each label are called."""
+        return [[one.label for one in group] for group in self.groups]
 
     @property
     def together(self) -> dict[str, list[str]]:

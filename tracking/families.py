@@ -11,7 +11,8 @@ from diffusion.choice.gate import clash
 from diffusion.choice.groups import deviation_of, group_gap, mean_of
 from diffusion.choice.ranking import best
 from diffusion.protocol.scores import CellScores, ScoresDocument
-from tracking.names import SETTING
+from tracking.comparison import spread_text
+from tracking.seeds import versions_of_setting
 from tracking.versions import scores_of
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ def _cells(
     client: "MlflowClient", name: str, setting: str, own: ScoresDocument, bar: CellScores, cell: str
 ) -> list[CellScores]:
     """That cell of the versions of a setting, one a seed, `own` among them, where it is of one protocol."""
-    query = f"name = '{name}' AND tags.`{SETTING}` = '{setting}'"
-    order = ["version_number DESC"]
-    versions = client.search_model_versions(query, max_results=MOST, order_by=order)
+    versions = versions_of_setting(client, name, setting, MOST)
     documents = [own, *(scores_of(client, version) for version in versions)]
     by_seed: dict[int, CellScores] = {}
     for one in documents:
@@ -64,4 +63,4 @@ def _cells(
 
 
 def _told(cells: Sequence[CellScores], metric: str) -> str:
-    return f"{metric} {mean_of(cells, metric):.4g} ± {deviation_of(cells, metric):.2g}"
+    return f"{metric} {mean_of(cells, metric):.4g} ± {spread_text(deviation_of(cells, metric) or 0.0)}"

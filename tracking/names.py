@@ -31,7 +31,8 @@ HISTORY_RUN = "diffctl.history_run"  # of a registered model: the run whose para
 # Of a training: the model that it started from, as cards have it; below it, what that had seen.
 START = "diffctl.start"
 LINEAGE = "diffctl.lineage"  # all models that a training comes from, the nearest first
-SETTING = "diffctl.setting"  # of a model version: the digest of all that decides its training but the seed
+# Of a scored training and a model version: the digest of all that decides the training but its seed.
+SETTING = "diffctl.setting"
 GIT_DIRTY = "diffctl.git_dirty"
 GIT_COMMIT = "mlflow.source.git.commit"  # MLflow's own name: its UI shows it
 EMA_WIDTH = "diffctl.ema_width"  # σ_rel of the average that a registered model is, where it is one

@@ -9,8 +9,8 @@ from markupsafe import Markup
 from diffusion.choice.certainty import how_told
 from diffusion.images.store import Images
 from diffusion.report.render import render
-from tracking.beside import curves, differing_params, finding, sheets, verdicts
-from tracking.comparison import Comparison, Row, Scored
+from tracking.beside import curves, differing_params, families, finding, sheets, verdicts
+from tracking.comparison import Comparison, Row, Scored, spread_text
 
 TEMPLATE = Path(__file__).with_name("comparison.html.j2")
 STYLE = Path(__file__).with_name("comparison.css")
@@ -22,9 +22,12 @@ def comparison_page(
     """The HTML of a comparison: its table, and what was left out with the fields that differ.
 
     With what was compared, also its curves, what the gate would say and the parameters that differ; with each
-    one's `pictures` by cell, equal cells side by side.
+    one's `pictures` by cell, equal cells side by side, of several columns the first training of each.
     """
     cells = scored[0].document.cells if scored else {}
+    groups = comparison.groups if scored else []
+    seen = dict(zip(map(id, scored), pictures, strict=False))
+    heads = [group[0] for group in groups] if len(groups) > 1 else scored
     rows = [_row(row) for row in comparison.rows]
     for before, row in zip([{"cell": None}, *rows], rows, strict=False):
         row["first"] = row["cell"] != before["cell"]
@@ -33,10 +36,10 @@ def comparison_page(
         style=Markup(STYLE.read_text(encoding="utf-8")),
         finding=finding(comparison),
         curves=curves(comparison, cells) if cells else [],
-        verdicts=verdicts(scored),
-        names=[one.label for one in scored],
-        params=differing_params(scored),
-        sheets=sheets(scored, pictures) if pictures else [],
+        families=families(comparison),
+        verdicts=verdicts(groups),
+        params=differing_params(groups),
+        sheets=sheets(heads, [seen[id(one)] for one in heads]) if pictures else [],
         runs=comparison.labels,
         together=comparison.together,
         rows=rows,
@@ -53,7 +56,7 @@ def _row(row: Row) -> dict[str, Any]:
     entries = [
         {
             "text": "–" if value is None else f"{value:.4g}",
-            "spread": None if deviation is None else f"± {deviation:.2g}",
+            "spread": None if deviation is None else f"± {spread_text(deviation)}",
             "interval": None if interval is None else f"{interval.low:.4g} to {interval.high:.4g}",
             "best": value is not None and value == row.best,
             "tied": tied,

@@ -20,6 +20,7 @@ from tracking.names import (
     KEY,
     MODEL_FOLDER,
     REPORT_FOLDER,
+    SETTING,
 )
 from tracking.notes import new_note, scores_note, training_note
 from tracking.reach import public
@@ -54,7 +55,7 @@ def log_scores(run_file: Path, document: ScoresDocument) -> str:
 
 
 def _log_best(client: "MlflowClient", run_id: str, document: ScoresDocument, time: int) -> None:
-    """The best cell's scores and what it is as metrics, so that the UI has columns of them.
+    """The best cell's scores and what it is as metrics, so that the UI has columns of them, and the setting.
 
     MLflow ignores a point that it has already: of one `time` the same scores are logged once.
     """
@@ -66,6 +67,8 @@ def _log_best(client: "MlflowClient", run_id: str, document: ScoresDocument, tim
     values |= {} if best.ema is None else {"best/ema": best.ema}
     client.log_batch(run_id, [Metric(name, value, time, 0) for name, value in values.items()])
     client.set_tag(run_id, BEST, told(document.best))
+    if document.training is not None:
+        client.set_tag(run_id, SETTING, document.training.setting)
 
 
 def _show_in_ui(client: "MlflowClient", parent: "Run", training: str, document: ScoresDocument) -> None:

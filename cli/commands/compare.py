@@ -104,11 +104,13 @@ def _show_comparison(result: "Comparison") -> None:
 
 def _numbers(row: "Row") -> list[str]:
     """Each value, of a group with its spread, and its mark."""
+    from tracking.comparison import spread_text
+
     marked = []
     columns = zip(row.values, row.deviations, row.tied, row.few_images, strict=True)
     for value, deviation, tied, few in columns:
         mark = " <" if value == row.best else " ≈" if tied else " *" if few else ""
-        spread = "" if deviation is None else f" ± {deviation:.2g}"
+        spread = "" if deviation is None else f" ± {spread_text(deviation)}"
         marked.append("-" if value is None else f"{value:.5g}{spread}{mark}")
     return marked
 

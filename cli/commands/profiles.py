@@ -1,16 +1,18 @@
-"""`diffctl use`: params.yaml becomes a profile, or starts from a model, and nobody's edits are lost."""
+"""`diffctl use`: params.yaml becomes a profile, starts from a model or follows a paper; no edits are lost."""
 
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.shared.first_word import begin
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from diffusion.model.model_file import Artefact
 
 PROFILES = Path("profiles")
@@ -23,6 +25,13 @@ PINNED = ("train", "start", "sha256")  # what `--start` writes in params.yaml
 def profile_names() -> list[str]:
     """The names in profiles/, also for a shell that completes one."""
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def protocol_names() -> list[str]:
+    """The papers whose protocol is known, also for a shell that completes one."""
+    from diffusion.protocol.protocols import PROTOCOLS
+
+    return list(PROTOCOLS)
 
 
 def use(
@@ -38,14 +47,30 @@ def use(
             help="Train from a file, an MLflow run, champion[:DATA] or version:N[:DATA]; or from none.",
         ),
     ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            "--protocol",
+            metavar="PAPER",
+            help="Set what a paper's protocol states: adm, edm or ddim.",
+            autocompletion=protocol_names,
+        ),
+    ] = None,
 ) -> None:
-    """Copy a profile to params.yaml, comments included; pin the model that its training starts from."""
+    """Copy a profile to params.yaml, comments included; pin the model that its training starts from.
+
+    --protocol writes each field in which params.yaml departs from a paper, and says which and why.
+    """
     from diffusion.system.errors import UsageError
 
-    if profile is None and start is None:
-        raise UsageError("name a profile, a model with --start, or both")
+    if profile is None and start is None and protocol is None:
+        raise UsageError("name a profile, a model with --start, or a paper with --protocol")
+    if protocol is not None:
+        _refuse_unknown(protocol)
     if profile is not None:
         _use_profile(profile, force)
+    if protocol is not None:
+        _use_protocol(protocol)
     if start is not None:
         _use_start(start)
 
@@ -66,6 +91,42 @@ def _use_profile(profile: str, force: bool) -> None:
         )
     write_atomic(PARAMS, lambda file: file.write(text))
     typer.echo(f"{PARAMS} is now {source}; `diffctl run` makes it")
+
+
+def _refuse_unknown(protocol: str) -> None:
+    from diffusion.system.errors import UsageError
+    from diffusion.system.section import brief
+
+    if protocol not in protocol_names():
+        names = ", ".join(protocol_names())
+        raise UsageError(f"--protocol: there is no {brief(protocol, str)}; the protocols are: {names}")
+
+
+def _use_protocol(name: str) -> None:
+    """Write each field in which params.yaml departs from the paper, and say what stays and why."""
+    from diffusion.check.adopt import adopt
+    from diffusion.config import load, parse
+    from diffusion.layout import PARAMS
+    from diffusion.system.files import write_atomic
+    from diffusion.system.plain_yaml import parse_yaml
+
+    begin("looking for what the protocol needs")
+    config = load()
+    changes, left = adopt(name, config.model_dump(mode="json"))
+    text = _with_values({tuple(one.field.split(".")): one.new for one in changes})
+    parse(parse_yaml(text), f"{PARAMS} by the protocol {name}")  # before anything is written
+    if changes:
+        write_atomic(PARAMS, lambda file: file.write(text.encode()))
+    else:
+        typer.echo(f"{PARAMS} has all of the protocol {name} that can be set")
+    for change in changes:
+        typer.echo(str(change))
+    if any(one.field.startswith("process.") for one in changes):
+        typer.echo("process decides the training: the next `diffctl run` trains anew")
+    if left:
+        typer.echo("not set:")
+    for one in left:
+        typer.echo(f"  {one}")
 
 
 def _use_start(name: str) -> None:
@@ -155,16 +216,26 @@ def _version(named: str) -> Path:
 
 def _write_start(path: tuple[str, ...], value: str | None) -> None:
     from diffusion.layout import PARAMS
-    from diffusion.system.errors import UsageError
     from diffusion.system.files import write_atomic
+
+    text = _with_values({path: value})
+    write_atomic(PARAMS, lambda file: file.write(text.encode()))
+
+
+def _with_values(values: "Mapping[tuple[str, ...], Any]") -> str:
+    """The text of params.yaml with other values at some places; UsageError where one cannot be written."""
+    from diffusion.layout import PARAMS
+    from diffusion.system.errors import UsageError
     from diffusion.system.plain_yaml import YamlRefusal
     from diffusion.system.yaml_edit import with_value
 
-    try:
-        text = with_value(PARAMS.read_text(encoding="utf-8"), path, value)
-    except YamlRefusal as refusal:
-        raise UsageError(f"{PARAMS}: {refusal}") from None
-    write_atomic(PARAMS, lambda file: file.write(text.encode()))
+    text = PARAMS.read_text(encoding="utf-8")
+    for path, value in values.items():
+        try:
+            text = with_value(text, path, value)
+        except YamlRefusal as refusal:
+            raise UsageError(f"{PARAMS}: {refusal}") from None
+    return text
 
 
 def _track(path: Path) -> Path | None:

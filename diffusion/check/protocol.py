@@ -12,7 +12,7 @@ def check_protocol(project: Project) -> Iterator[Finding]:
     if name is None:
         return
     found = departed(name, project.config.model_dump(mode="json"))
-    remedy = "set it as the paper has it, or leave evaluate.protocol out"
+    remedy = f"`diffctl use --protocol {name}` sets what can be set; or leave evaluate.protocol out"
     for one in found:
         yield Finding("warning", f"protocol {name}", str(one), remedy)
     if not found:

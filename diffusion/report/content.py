@@ -1,5 +1,6 @@
 """All that the page shows, computed: plain values, texts, and figures that are not drawn into a file yet."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from diffusion.report.curve import Curve
 from diffusion.report.departures import departures_content
 from diffusion.report.found import found
 from diffusion.report.published import published_content
+from diffusion.report.seeds import seeds_content
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,10 @@ def draw(inputs: Inputs) -> dict[str, Figure]:
     }
 
 
-def page_content(inputs: Inputs, drawn: dict[str, Figure]) -> dict[str, Any]:
-    """The template's variables."""
+def page_content(
+    inputs: Inputs, drawn: dict[str, Figure], others: Sequence[ScoresDocument] = ()
+) -> dict[str, Any]:
+    """The template's variables; `others` are scores of trainings that differ in the seed alone."""
     document, spec = inputs.document, inputs.spec
     names = tables.short_names(spec)
     published = published_content(document)
@@ -85,6 +89,7 @@ def page_content(inputs: Inputs, drawn: dict[str, Figure]) -> dict[str, Any]:
         "confidence": f"{document.intervals.confidence:.0%}" if document.intervals else None,
         "budgets": tables.front_table(document, spec),
         "spaces": _spaces(document),
+        "seeds": seeds_content(document, others),
         **{name: Markup(figures.as_svg(drawn[name], name, spoken)) for name, spoken in spoken_of.items()},
         "published": published and {**published, "drawing": _published_svg(published)},
         "departures": departures_content(inputs.config),

@@ -43,12 +43,13 @@ STYLE: Any = {  # matplotlib types its settings' names one by one
 
 
 class Point(NamedTuple):
-    """A cell's score, and its confidence interval where it has one."""
+    """A cell's score, its confidence interval where it has one, and `each` that it is the mean of."""
 
     steps: int
     line: str
     value: float
     interval: tuple[float, float] | None = None
+    each: tuple[float, ...] = ()
 
 
 class Mark(NamedTuple):
@@ -102,12 +103,20 @@ def score_curve(
                     alpha=0.12,
                     linewidth=0,
                 )
+            _draw_each(axes, line, LIGHT[LINES[number % len(LINES)]])
         for comparable in sorted({mark.is_comparable for mark in marks}):
             _draw_marks(axes, [mark for mark in marks if mark.is_comparable == comparable], comparable)
         _steps_axis(axes, sorted({point.steps for point in points} | {mark.x for mark in marks}), x_label)
         _score_axis(axes, label, [*(point.value for point in points), *(mark.value for mark in marks)], level)
         _legend(axes)
     return figure
+
+
+def _draw_each(axes: Axes, line: Sequence[Point], colour: str) -> None:
+    """What the points of a line are means of, as small dots."""
+    dots = [(point.steps, value) for point in line for value in point.each]
+    if dots:
+        axes.plot(*zip(*dots, strict=True), ".", color=colour, markersize=5, alpha=0.55)
 
 
 def _draw_marks(axes: Axes, marks: Sequence[Mark], comparable: bool) -> None:

@@ -54,6 +54,11 @@ def decimals(values: Sequence[float]) -> int:
     return 1 if largest == 0 else max(0, min(5, 3 - math.floor(math.log10(largest))))
 
 
+def places_of(metric: str, values: Sequence[float]) -> int:
+    """Decimals for the values of a score: two for a share, else as `decimals`."""
+    return 2 if metric.startswith(SHARES) else decimals(values)
+
+
 def number(value: float, places: int) -> str:
     """The value with `places` decimals and a real minus sign; no minus before a rounded zero."""
     text = f"{value:,.{places}f}"
@@ -68,7 +73,7 @@ def score_table(
     The best value of a column with intervals, those that are not told apart from it, and the row of the best
     cell are marked.
     """
-    columns, cells = _columns(document, spec), document.cells
+    columns, cells = score_columns(document, spec), document.cells
     if distances_only:
         columns = {name: heading for name, heading in columns.items() if name in (*spec.distances, "excess")}
     places = {column: _places(document, column) for column in columns}
@@ -162,7 +167,7 @@ def _budget(least: int, following: int | None) -> str:
     return f"{least:,}" if following == least + 1 else f"{least:,} to {following - 1:,}"
 
 
-def _columns(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, str]:
+def score_columns(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, str]:
     """The scores that the table shows, by their names, with its headings; none that no cell has."""
     names = short_names(spec)
     columns = {
@@ -228,10 +233,8 @@ def protocol_table(cards: Sequence[Card]) -> list[dict[str, Any]]:
 
 def _places(document: ScoresDocument, column: str) -> int:
     """Decimals for a score, by its largest value in any cell; two for a share."""
-    if column.startswith(SHARES):
-        return 2
     cells = document.cells.values()
-    return decimals([cell.scores[column] for cell in cells if column in cell.scores])
+    return places_of(column, [cell.scores[column] for cell in cells if column in cell.scores])
 
 
 def _leader(cells: Mapping[str, CellScores], column: str) -> str:

@@ -1,5 +1,6 @@
 """The `report` stage: one page without a network, and its figures as PNG for plots and artifacts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion.config import Config
@@ -29,17 +30,7 @@ def write_report(
     training's CSV. Equal inputs give equal bytes. DiffctlError names a cell or a file that is missing, and
     scores that are not of these samples.
     """
-    document = read_scores(scores)
-    cells = open_cells(config.sample, config.sweep, samples)
-    _refuse_other_samples(document, cells)
-    inputs = Inputs(
-        config,
-        document,
-        cells,
-        open_store(prepared / "train", PreparedMeta),
-        open_store(prepared / "test", PreparedMeta),
-        read_curve(loss_curve),
-    )
+    inputs = read_inputs(config, samples, scores, prepared, loss_curve)
     drawn = draw(inputs)
     page = render(TEMPLATE, **page_content(inputs, drawn))
     with atomic_folder(out) as folder:
@@ -47,6 +38,26 @@ def write_report(
         for name in PICTURES:
             (folder / f"{name}.png").write_bytes(as_png(drawn[name]))
     return out / "index.html"
+
+
+def page_beside_seeds(inputs: Inputs, others: Sequence[ScoresDocument]) -> str:
+    """The report's page with what other trainings of the setting score, which a stage cannot depend on."""
+    return render(TEMPLATE, **page_content(inputs, draw(inputs), others))
+
+
+def read_inputs(config: Config, samples: Path, scores: Path, prepared: Path, loss_curve: Path) -> Inputs:
+    """What a report is made of, as `write_report` says it."""
+    document = read_scores(scores)
+    cells = open_cells(config.sample, config.sweep, samples)
+    _refuse_other_samples(document, cells)
+    return Inputs(
+        config,
+        document,
+        cells,
+        open_store(prepared / "train", PreparedMeta),
+        open_store(prepared / "test", PreparedMeta),
+        read_curve(loss_curve),
+    )
 
 
 def _refuse_other_samples(document: ScoresDocument, cells: dict[Cell, ImageStore]) -> None:

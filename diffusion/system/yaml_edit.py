@@ -1,6 +1,7 @@
 """One value in a person's YAML set anew; all else in the text, comments included, stays as it is."""
 
 import json
+import re
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -9,12 +10,14 @@ import yaml
 
 from diffusion.system.plain_yaml import YamlRefusal, parse_yaml
 
+COMMENT = re.compile(r"(^|\s)#", re.MULTILINE)
 
-def with_value(text: str, path: Sequence[str], value: str | None) -> str:
-    """The text with this value at the path of keys; keys that are missing are written, on one line.
 
-    YamlRefusal where the text is none that is read, or where the place cannot be written so that all else
-    stays.
+def with_value(text: str, path: Sequence[str], value: Any) -> str:
+    """The text with this plain value at the path of keys; keys that are missing are written, on one line.
+
+    YamlRefusal where the text is none that is read, or where the place cannot be written so that all else,
+    comments included, stays.
     """
     wanted = _set(parse_yaml(text), path, value)
     edited = _edited(text, yaml.compose(text, Loader=yaml.SafeLoader), path, value)
@@ -23,7 +26,7 @@ def with_value(text: str, path: Sequence[str], value: str | None) -> str:
     return edited
 
 
-def _set(values: Any, path: Sequence[str], value: str | None) -> Any:
+def _set(values: Any, path: Sequence[str], value: Any) -> Any:
     changed = deepcopy(values)
     place = changed
     for key in path[:-1]:
@@ -38,7 +41,7 @@ def _set(values: Any, path: Sequence[str], value: str | None) -> Any:
     return changed
 
 
-def _edited(text: str, node: yaml.Node | None, path: Sequence[str], value: str | None) -> str | None:
+def _edited(text: str, node: yaml.Node | None, path: Sequence[str], value: Any) -> str | None:
     """The text with the value below the node, None where that is no place for it."""
     if not path:
         return _replaced(text, node, json.dumps(value))
@@ -58,6 +61,8 @@ def _replaced(text: str, node: yaml.Node | None, said: str) -> str | None:
     if node is None:
         return None
     start, end = node.start_mark.index, _end(node)
+    if not isinstance(node, yaml.ScalarNode) and COMMENT.search(text[start:end]):
+        return None
     blank = "" if start == 0 or text[start - 1].isspace() else " "  # `key:` with nothing after it
     return f"{text[:start]}{blank}{said}{text[end:]}"
 
@@ -71,7 +76,7 @@ def _end(node: yaml.Node) -> int:
     return int(node.end_mark.index)
 
 
-def _flow(path: Sequence[str], value: str | None) -> str:
+def _flow(path: Sequence[str], value: Any) -> str:
     """`a: {b: "value"}`"""
     if len(path) == 1:
         return f"{path[0]}: {json.dumps(value)}"

@@ -48,6 +48,7 @@ COMMANDS = {
     "encode": Row(("no.png", "--model", "no.safetensors", "--out", "x.npz"), ("0", *RUN, "--out", "x.npz")),
     "interpolate": Row(("no.png", "0", "--model", "no.safetensors", *OUT), ("0", "1", *RUN, *OUT)),
     "compare": Row(("no.json", "no-either.json"), ("a", "b")),
+    "seeds": Row(()),
     "sync": Row(("no-such-argument",), ()),
     "promote": Row(("--force",), ("1",)),  # no reason given
     "rollback": Row(("--to", "0"), ()),

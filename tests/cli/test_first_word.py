@@ -49,7 +49,7 @@ LOADING = {  # with the arguments that bring it to its first heavy import
     **{f"stage {name}": [] for name in STAGES},
 }
 # Those that ask or start a server first, or find nothing to do here; a trial, whose search speaks.
-OTHERS = {"up", "down", "status", "deploy", "emit data-changed", "sync", "runs reap", "search-trial"}
+OTHERS = {"up", "down", "status", "deploy", "emit data-changed", "sync", "seeds", "runs reap", "search-trial"}
 
 
 def commands(command: click.Command, *names: str) -> Iterator[tuple[str, click.Command]]:

@@ -28,6 +28,7 @@ COMMANDS = {
     "show": (".svg", ["show", "reverse", "--out", "PATH"]),
     "import": (".safetensors", ["import", "openai", "a.pt", "--preset", "adm-64", "--out", "PATH"]),
     "compare": (".html", ["compare", "a", "b", "--html", "PATH"]),
+    "seeds": (".html", ["seeds", "--html", "PATH"]),
     "export": ("", ["export", "diffusers", "--", "PATH"]),
 }
 
@@ -50,6 +51,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cli.shared.configuration.resolve_model", work)
     monkeypatch.setattr("diffusion.interop.openai.import_openai", work)
     monkeypatch.setattr("tracking.compare.load_scored", work)
+    monkeypatch.setattr("diffusion.protocol.scores.read_scores", work)
 
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int | None, str]:

@@ -85,7 +85,7 @@ def test_in_a_dvc_project_it_is_tracked_and_git_sees_the_pin_alone(project: Path
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "name a profile, a model with --start, or both"),
+        ([], "name a profile, a model with --start, or a paper with --protocol"),
         (["--start", "gone.safetensors"], "no model at gone.safetensors"),
         (["--start", "params.yaml"], "params.yaml is not a whole safetensors file"),
         (["--start", "champion"], "diffctl-digits has no champion"),

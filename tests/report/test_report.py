@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from diffusion.evaluate.features.reference import make_reference
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.extractors import INCEPTION, extractor_spec
 from diffusion.protocol.grid import Cell
-from diffusion.protocol.scores import read_scores
+from diffusion.protocol.scores import ScoresDocument, read_scores
 from diffusion.protocol.scoring import SHARES
 from diffusion.report import write_report
 from diffusion.report.curve import read_curve
@@ -27,6 +28,7 @@ from diffusion.report.figures import Point, moving_average, score_curve
 from diffusion.report.neighbours import nearest
 from diffusion.report.tables import decimals, number, protocol_table, score_table
 from diffusion.report.theme import DARK, LIGHT
+from diffusion.report.write import page_beside_seeds, read_inputs
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json
 from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, TEXTS, WIDE, hexadecimal
@@ -102,6 +104,22 @@ def report(sweep, out):
 @pytest.fixture(scope="module")
 def written(sweep, tmp_path_factory):
     return report(sweep, tmp_path_factory.mktemp("out") / "report")
+
+
+def of_seed(document, seed):
+    """The document as of a training with this seed."""
+    return ScoresDocument(**{**dict(document), "training": {"setting": "a" * 16, "seed": seed}})
+
+
+@pytest.fixture(scope="module")
+def beside(sweep, tmp_path_factory):
+    """The page of the report with two other seeds in it."""
+    config, root = sweep
+    inputs = read_inputs(config, root / "samples", root / "scores.json", root / "prepared", root / "loss.csv")
+    own, *others = (of_seed(inputs.document, seed) for seed in range(3))
+    path = tmp_path_factory.mktemp("beside") / "page.html"
+    path.write_text(page_beside_seeds(replace(inputs, document=own), others), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -508,12 +526,26 @@ def shown_in(browser, page: Path, width: int, **media):
     return opened
 
 
+def test_other_seeds_are_on_a_page_of_their_own_which_is_otherwise_the_same(written, beside):
+    said, plain = beside.read_text(encoding="utf-8"), written.read_text(encoding="utf-8")
+    page = Page(said)
+    assert page.open == []
+    assert len(set(page.ids)) == len(page.ids)
+    assert "Other seeds" not in plain
+    begin, end = said.index("<h2>Other seeds</h2>"), said.index("<h2>Quality for its cost</h2>")
+    assert said[:begin].strip() == plain[: plain.index("<h2>Quality for its cost</h2>")].strip()
+    section = said[begin:end]
+    assert "This training is of seed 0. MLflow has the scores of 2 more" in section
+    assert "<td>1 of 3</td>" in section
+
+
 @pytest.mark.slow
 @NEEDS_CHROMIUM
 @pytest.mark.parametrize("width", [WIDE["width"], PHONE["width"]], ids=["wide", "phone"])
 @pytest.mark.parametrize(("scheme", "colours"), [("light", LIGHT), ("dark", DARK)], ids=["light", "dark"])
-def test_every_word_can_be_read_in_either_scheme(written, browser, scheme, colours, width):
-    page = shown_in(browser, written, width, color_scheme=scheme)
+@pytest.mark.parametrize("which", ["written", "beside"])
+def test_every_word_can_be_read_in_either_scheme(request, which, browser, scheme, colours, width):
+    page = shown_in(browser, request.getfixturevalue(which), width, color_scheme=scheme)
     page.evaluate("document.querySelectorAll('details').forEach(folded => folded.open = true)")
     texts = page.evaluate(TEXTS)
     assert {hexadecimal(ground) for _, _, ground in texts} <= {colours["paper"], colours["panel"]}

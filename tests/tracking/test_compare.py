@@ -276,6 +276,7 @@ def test_the_command(tmp_path):
         "metric": "kd_effnet_lite0_64",
         "values": [0.3, 0.1],
         "trainings": [1, 1],
+        "each": [[0.3], [0.1]],
         "deviations": [None, None],
         "intervals": [pytest.approx([0.27, 0.33]), pytest.approx([0.09, 0.11])],
         "few_images": [False, False],

@@ -8,11 +8,11 @@ import pytest
 
 from diffusion.choice.certainty import NORMAL
 from diffusion.images.store import write_store
-from diffusion.protocol.scores import write_document
+from diffusion.protocol.scores import ScoresDocument, write_document
 from tests.conftest import diffctl
 from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, WIDE
 from tests.helpers.scores_document import chance, document, with_errors
-from tracking.beside import differing_params, finding, sheets, verdicts
+from tracking.beside import differing_params, families, finding, sheets, verdicts
 from tracking.compare import compare, load_scored
 from tracking.comparison import Scored
 from tracking.page import comparison_page
@@ -26,6 +26,11 @@ def certain(one):
         for metric in ("fd_effnet_lite0_64", "kd_effnet_lite0_64"):
             with_errors(cell, metric, chance(number, 0.05 / NORMAL * cell.scores[metric]))
     return one
+
+
+def alone(runs):
+    """Each in a column of its own."""
+    return [[one] for one in runs]
 
 
 def run(**params):
@@ -52,23 +57,23 @@ def test_one_sentence_says_what_was_found(two):
         "By kd_effnet_lite0_64, of 4 cells the best is $new$ <b> in 2 and plain in 1; "
         "in 1 the best is not told apart from another."
     )
-    alone = compare([two[0], Scored("again", two[0].document)])
-    assert finding(alone) == "By kd_effnet_lite0_64, no run is told apart from another in any of 4 cells."
+    same = compare([two[0], Scored("again", two[0].document)])
+    assert finding(same) == "By kd_effnet_lite0_64, no run is told apart from another in any of 4 cells."
     assert finding(compare([two[0], Scored("other", document(seed=1))])) is None
 
 
 def test_the_gate_is_asked_about_each_pair_both_ways(two):
-    said = {(one["champion"], one["candidate"]): one for one in verdicts(two)}
+    said = {(one["champion"], one["candidate"]): one for one in verdicts(alone(two))}
     assert said["plain", "$new$ <b>"]["better"]
     assert not said["$new$ <b>", "plain"]["better"]
     assert "against plain's 0.2 (steps10-eta0)" in said["plain", "$new$ <b>"]["reason"]
 
 
 def test_only_params_that_differ_are_listed_and_a_file_has_none(two):
-    assert differing_params(two) == [("train.lr.rate", ["0.001", "0.002"])]
+    assert differing_params(alone(two)) == [("train.lr.rate", ["0.001", "0.002"])]
     with_file = [*two, Scored("scores.json", document())]
-    assert differing_params(with_file) == [("train.lr.rate", ["0.001", "0.002", "–"])]
-    assert differing_params([two[0], with_file[2]]) == []
+    assert differing_params(alone(with_file)) == [("train.lr.rate", ["0.001", "0.002", "–"])]
+    assert differing_params(alone([two[0], with_file[2]])) == []
 
 
 def test_pictures_stand_side_by_side_only_of_the_same_noise(two):
@@ -115,6 +120,66 @@ def test_a_file_finds_the_samples_of_its_scores_beside_it(tmp_path):
         found = pictures_of(load_scored(str(tmp_path / place)))
         assert {name: picture.max() for name, picture in found.items()} == {"steps5-eta0": 255}
         assert (found["steps5-eta0"][:64, :64] == 10).all()
+
+
+def of_seeds(setting, factors):
+    """Runs of a setting, a seed for each factor of the usual kernel distances."""
+    made = []
+    for seed, factor in enumerate(factors):
+        kernel = {place: factor * value for place, value in BETTER.items()}
+        one = certain(document(kernel, model_sha256=f"{setting}{seed}".ljust(64, "0")))
+        one = ScoresDocument(**{**dict(one), "training": {"setting": setting * 16, "seed": seed}})
+        made.append(Scored(f"{setting}{seed}", one, run(**{"train.seed": str(seed), "of": setting})))
+    return made
+
+
+def test_a_group_stands_as_its_mean_and_says_whether_it_differs():
+    scored = [*of_seeds("a", (1.0, 1.1, 0.9)), *of_seeds("b", (2.0, 2.1)), *of_seeds("c", (1.05,))]
+    first, second, third = families(compare(scored))
+    assert first == {
+        "label": "a0 ×3",
+        "score": "kd_effnet_lite0_64 0.1 ± 0.01",
+        "cell": "steps5-eta0",
+        "count": 3,
+        "gap": None,
+        "told": False,
+        "best": True,
+    }
+    assert (second["score"], second["told"], second["gap"]["value"]) == (
+        "kd_effnet_lite0_64 0.205 ± 0.0071",
+        True,
+        "0.1",
+    )
+    assert (third["count"], third["told"], third["best"]) == (1, False, False)
+    assert families(compare(scored[:1] + scored[3:4])) == []
+    assert finding(compare(scored)) == (
+        "By kd_effnet_lite0_64, of 4 cells the best is told apart from all others in none."
+    )
+
+
+def test_the_gate_is_not_asked_about_two_seeds_of_a_setting_and_settings_are_joined():
+    scored = [*of_seeds("a", (1.0, 1.1)), *of_seeds("b", (2.0, 2.1))]
+    groups = compare(scored).groups
+    pairs = {(one["champion"], one["candidate"]) for one in verdicts(groups)}
+    assert pairs == {(a, b) for a in ("a0", "a1") for b in ("b0", "b1")} | {
+        (b, a) for a in ("a0", "a1") for b in ("b0", "b1")
+    }
+    assert differing_params(groups) == [("of", ["a", "b"]), ("train.seed", ["0, 1", "0, 1"])]
+
+
+def test_a_single_group_has_a_page_with_its_band_and_every_seed():
+    scored = of_seeds("a", (1.0, 1.1, 0.9))
+    comparison = compare(scored)
+    page = comparison_page(comparison, scored, [flat(one.document, 50) for one in scored])
+    assert finding(comparison) is None
+    assert "No best is marked" not in page
+    assert "over 3 seeds" in page
+    assert page.count("fill-opacity: 0.12") == 2  # a band in each of two drawings
+    assert page.count('type="range"') == 8  # of each cell the first seed against two others
+    both = [*scored, *of_seeds("b", (2.0, 2.1))]
+    page = comparison_page(compare(both), both, [flat(one.document, 50) for one in both])
+    assert page.count('type="range"') == 4  # one training of each column
+    assert "What the gate would say of each two models" in page
 
 
 @pytest.fixture

@@ -1,0 +1,95 @@
+"""`diffctl seeds`: the training here among those of its setting, which differ from it in the seed alone."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.shared.first_word import begin
+from cli.shared.outputs import file_option
+from cli.shared.tables import show, table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from diffusion.protocol.scores import ScoresDocument
+    from diffusion.report.seeds import Standing
+
+
+def seeds(
+    html: Annotated[
+        Path | None, file_option("--html", help="Write the report with this in it; it needs no network.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+) -> None:
+    """Set the scores of metrics/scores.json beside those of other seeds that MLflow knows.
+
+    Each score of the best cell: this training's, mean and spread over the seeds, and its place among them.
+    """
+    from diffusion.layout import SCORES
+    from diffusion.protocol.scores import read_scores
+    from diffusion.system.outputs import try_output
+
+    begin("reading the scores of the seeds", as_json)
+    if html is not None:
+        try_output(html, "--html")
+    document = read_scores(SCORES)
+    from diffusion.report.seeds import left_out, standings
+    from tracking.seeds import other_seeds
+
+    others = other_seeds(document)
+    found, aside = standings(document, others), left_out(document, others)
+    if html is not None:
+        _write_page(html, others)
+    if as_json:
+        typer.echo(json.dumps(_values(document, found, aside), indent=2))
+        return
+    _show(document, found)
+    for seed, fields in sorted(aside.items()):
+        why = f"the cards differ in {', '.join(fields)}" if fields else "its sweep has not that cell"
+        typer.echo(f"seed {seed} is left out: {why}")
+    if html is not None:
+        typer.echo(f"page: {html}")
+
+
+def _write_page(html: Path, others: "Sequence[ScoresDocument]") -> None:
+    from diffusion.config import load
+    from diffusion.layout import LOSS_CURVE, PREPARED, SAMPLES, SCORES
+    from diffusion.report.write import page_beside_seeds, read_inputs
+    from diffusion.system.outputs import write_output_text
+
+    inputs = read_inputs(load(), SAMPLES, SCORES, PREPARED, LOSS_CURVE)
+    write_output_text(html, page_beside_seeds(inputs, others))
+
+
+def _values(
+    document: "ScoresDocument", found: "Sequence[Standing]", aside: dict[int, list[str]]
+) -> dict[str, object]:
+    return {
+        "cell": document.best.cell,
+        "seed": document.training.seed if document.training else None,
+        "scores": [one.as_json() for one in found],
+        "left_out": {str(seed): fields for seed, fields in aside.items()},
+    }
+
+
+def _show(document: "ScoresDocument", found: "Sequence[Standing]") -> None:
+    """A row a score, at the best cell."""
+    from tracking.comparison import spread_text
+
+    if not found:
+        typer.echo(
+            "MLflow has no scores of another seed of this setting: change train.seed alone, `diffctl run`"
+        )
+        return
+    listed = table("SCORE", f"SEED {found[0].own}", "MEAN", "PLACE", "OTHER SEEDS")
+    for one in found:
+        own = f"{one.values[one.own]:.4g}{' ≠' * one.is_apart}"
+        place = f"{one.place} of {len(one.values)}" if one.place else "-"
+        others = ", ".join(f"{seed}: {value:.4g}" for seed, value in one.values.items() if seed != one.own)
+        listed.add_row(one.metric, own, f"{one.mean:.4g} ± {spread_text(one.deviation)}", place, others)
+    show(listed)
+    typer.echo(f"at {document.best.cell}, the best cell here; ± is the standard deviation between seeds")
+    if any(one.is_apart for one in found):
+        typer.echo("≠ further from the mean of the others than their spread explains")

@@ -1,0 +1,216 @@
+"""`diffctl use --protocol`: params.yaml follows a paper as far as it can, and what it cannot is named."""
+
+import shutil
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cli.commands.profiles import use
+from diffusion.check.adopt import adopt
+from diffusion.config import Config, load, parse
+from diffusion.layout import PARAMS
+from diffusion.protocol.protocols import PROTOCOLS, departed
+from diffusion.system.errors import UsageError
+from diffusion.system.plain_yaml import parse_yaml
+from tests.conftest import ROOT, diffctl, params
+
+PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
+STATISTICS = {"adm": "VIRTUAL_imagenet64_labeled.npz"}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, and no weights anywhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path
+
+
+def values(config: Config) -> dict:
+    return config.model_dump(mode="json")
+
+
+def comments(text: str) -> list[str]:
+    return [line.partition("#")[2] for line in text.splitlines() if "#" in line]
+
+
+def left_in(output: str) -> set[str]:
+    """The fields that the command says it cannot set."""
+    _, _, lines = output.partition("not set:\n")
+    return {line.partition(":")[0].strip() for line in lines.splitlines()}
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
+def test_nothing_departs_afterwards_but_what_it_names(profile, name, capsys):
+    shutil.copy(profile, PARAMS)
+    before = load()
+    use(protocol=name)
+    said = capsys.readouterr().out
+    text, after = PARAMS.read_text(), load()
+    assert after.evaluate.protocol == name
+    assert {one.field for one in departed(name, values(after))} == left_in(said) - {"evaluate.extractor"}
+    assert comments(text) == comments(profile.read_text())
+    assert after.data == before.data
+    for one in departed(name, values(before)):
+        assert one.source in said or one.field in left_in(said)
+    use(protocol=name)
+    again = capsys.readouterr().out
+    assert PARAMS.read_text() == text
+    assert "has all of the protocol" in again
+    assert left_in(again) == left_in(said)
+
+
+def test_each_change_is_told_with_both_values_and_the_source(capsys):
+    shutil.copy(ROOT / "profiles/cifar10.yaml", PARAMS)
+    use(protocol="ddim")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("evaluate.protocol: not set → ddim (DDIM")
+    assert "process.timesteps: 4,000 → 1,000 (sec. 5)" in lines
+    assert "process.loss: hybrid → simple (sec. 5: γ = 1)" in lines
+    assert "sweep.steps" not in "".join(lines)  # 10, 20, 50 and 100 are all in the table
+    assert "process decides the training: the next `diffctl run` trains anew" in lines
+
+
+def test_a_published_file_is_set_once_it_is_here(capsys):
+    shutil.copy(ROOT / "profiles/imagenet64-adm.yaml", PARAMS)
+    use(protocol="adm")
+    said = capsys.readouterr().out
+    assert "evaluate.statistics: VIRTUAL_imagenet64_labeled.npz is not in references/: fetch it" in said
+    assert "https://openaipublic.blob.core.windows.net/" in said
+    file = Path("references/VIRTUAL_imagenet64_labeled.npz")
+    file.parent.mkdir()
+    file.write_bytes(b"statistics")
+    use(protocol="adm")
+    said = capsys.readouterr().out
+    assert "evaluate.statistics: not set → VIRTUAL_imagenet64_labeled.npz" in said
+    statistics = load().evaluate.statistics
+    assert statistics is not None
+    assert (statistics.file, statistics.sha256) == (file, sha256(b"statistics").hexdigest())
+    assert departed("adm", values(load())) == []
+
+
+def test_what_is_not_here_to_choose_is_named(capsys):
+    shutil.copy(ROOT / "profiles/cifar10.yaml", PARAMS)
+    use(protocol="edm")
+    said = capsys.readouterr().out
+    assert "sample.sampler: there is no heun here: the samplers are ddim, dpm-solver++" in said
+    assert "weights-inception-2015-12-05-6726825d.pth, its weights, is not here" in said
+    assert load().sweep.steps == (18,)
+
+
+def test_a_profile_and_a_paper_go_together(here):
+    shutil.copytree(ROOT / "profiles", here / "profiles")
+    use("digits", protocol="ddim")
+    assert load().evaluate.protocol == "ddim"
+    assert load().data.name == "digits"
+
+
+def test_an_unknown_name_is_refused_in_one_sentence_and_nothing_is_written():
+    shutil.copy(ROOT / "profiles/digits.yaml", PARAMS)
+    before = PARAMS.read_bytes()
+    with pytest.raises(UsageError, match="there is no karras; the protocols are: adm, edm, ddim"):
+        use("digits", protocol="karras")
+    assert PARAMS.read_bytes() == before
+
+
+def test_comments_inside_a_list_are_not_lost_but_the_list_is_left_to_a_person():
+    text = (ROOT / "profiles/digits.yaml").read_text()
+    text = text.replace("steps: [5, 10, 20, 50]", "steps:\n    - 5   # the least\n    - 10")
+    PARAMS.write_text(text)
+    with pytest.raises(UsageError, match=r"write sweep: \{steps: \[10\]\} by hand"):
+        use(protocol="ddim")
+    assert PARAMS.read_text() == text
+
+
+def test_what_a_field_makes_impossible_beside_it_follows():
+    changed = {
+        "train": {"p_uncond": 0.1},
+        "process": {"variance": "learned", "loss": "hybrid", "t_sampler": "loss-aware"},
+        "sample": {"noise": "learned", "guidance_interval": [0.1, 1.0]},
+        "sweep": {"guidance": [1.0, 2.0], "noise": ["learned", "small"]},
+        "evaluate": {"also": ["inception-v3-compat", "effnet-lite0-96"]},
+    }
+    found = {one.field: (one.new, one.source) for one in adopt("ddim", values(made(changed))).changes}
+    assert found["process.t_sampler"] == ("uniform", "process.loss is simple")
+    assert found["sample.noise"] == ("small", "process.variance is small")
+    assert found["sweep.noise"] == (["small"], "process.variance is small")
+    assert found["sweep.guidance"][0] == [0.0]
+    assert found["sample.guidance_interval"] == (None, "there is no guidance")
+    assert [one["extractor"] for one in found["evaluate.also"][0]] == ["effnet-lite0-96"]
+
+
+def made(changed: dict) -> Config:
+    """The small digits' config with changes on top."""
+    sections = params()
+    for section, some in changed.items():
+        sections[section] = {**sections[section], **some}
+    return parse(sections, "test")
+
+
+ETAS = st.lists(st.sampled_from([0.0, 0.3, 1.0]), min_size=1, max_size=3, unique=True)
+CHANGED = st.fixed_dictionaries(
+    {
+        "data": st.sampled_from([{}, {"name": "cifar10"}, {"name": "imagenet64"}]),
+        "train": st.just({"p_uncond": 0.1}),
+        "process": st.sampled_from(
+            [
+                {"variance": "learned", "loss": "hybrid", "t_sampler": "loss-aware"},
+                {"variance": "learned", "loss": "vlb"},
+                {"variance": "small", "loss": "simple", "prediction": "x0"},
+                {"variance": "large", "loss": "simple", "weighting": "min-snr"},
+            ]
+        ),
+        "sample": st.fixed_dictionaries(
+            {"guidance": st.sampled_from([0.0, 1.5]), "classes": st.sampled_from(["data", "balanced"])}
+        ),
+        "sweep": st.fixed_dictionaries(
+            {"steps": st.lists(st.sampled_from([2, 10, 18, 50]), min_size=1, unique=True), "eta": ETAS},
+            optional={
+                "noise": st.just(["small", "large"]),
+                "guidance": st.just([0.0, 2.0]),
+                "guidance_interval": st.just([None, [0.1, 2.0]]),
+                "spacing": st.just(["uniform", "quadratic"]),
+                "sampler": st.just(["ddim", "dpm-solver++"]),
+            },
+        ),
+        "evaluate": st.fixed_dictionaries(
+            {}, optional={"reference": st.just("test"), "also": st.just(["inception-v3-compat"])}
+        ),
+    }
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(CHANGED, st.sampled_from(list(PROTOCOLS)))
+def test_of_any_settings_what_is_written_is_possible_departs_in_nothing_else_and_stays(changed, name):
+    try:
+        before = values(made(changed))
+    except UsageError:
+        return
+    found = adopt(name, before)
+    after = {key: dict(one) if isinstance(one, dict) else one for key, one in before.items()}
+    for change in found.changes:
+        section, key = change.field.split(".")
+        assert after[section][key] == change.old
+        after[section][key] = change.new
+    config = parse(parse_yaml(yaml.safe_dump(after)), "test")
+    left = {one.field for one in found.left} - {"evaluate.extractor"}
+    assert {one.field for one in departed(name, values(config))} == left
+    assert adopt(name, values(config)) == (found.changes[:0], found.left)
+
+
+@pytest.mark.slow
+def test_the_command_and_check_agree(here):
+    shutil.copy(ROOT / "profiles/digits.yaml", PARAMS)
+    assert diffctl(here, "use", "--protocol", "ddim").returncode == 0
+    said = diffctl(here, "check").stdout
+    told = [line for line in said.splitlines() if "and the paper has" in line]
+    assert len(told) == 1
+    assert "data.name is digits" in told[0]
+    refused = diffctl(here, "use", "--protocol", "karras")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)

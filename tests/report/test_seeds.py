@@ -1,0 +1,87 @@
+"""A training among the other seeds of its setting: mean, spread and place, and what is left out."""
+
+import statistics
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from diffusion.protocol.scores import ScoresDocument
+from diffusion.report.seeds import left_out, seeds_content, standings
+from tests.helpers.scores_document import document
+
+KD = "kd_effnet_lite0_64"
+VALUES = st.lists(st.integers(10, 900), min_size=2, max_size=8)
+
+
+def of_seed(seed, *values, setting="a" * 16, steps=(10, 5), **card):
+    """Scores of a training, a cell for each value; of (10 steps, η = 0) the first."""
+    kernel = {(count, 0.0): value for count, value in zip(steps, values, strict=False)}
+    one = document(kernel, model_sha256=f"{seed}".rjust(64, "0"), **card)
+    return ScoresDocument(**{**dict(one), "training": {"setting": setting, "seed": seed}})
+
+
+def kernel(found):
+    return next(one for one in found if one.metric == KD)
+
+
+@given(VALUES)
+def test_mean_spread_and_place_are_those_of_all_seeds(thousandths):
+    values = [value / 1000 for value in thousandths]
+    own, *others = [of_seed(seed, value) for seed, value in enumerate(values)]
+    one = kernel(standings(own, others))
+    assert one.values == dict(enumerate(values))
+    assert one.mean == pytest.approx(statistics.fmean(values))
+    assert one.deviation == pytest.approx(statistics.stdev(values))
+    assert one.place == 1 + sum(value < values[0] for value in values)
+
+
+@given(VALUES, st.randoms())
+def test_the_order_of_the_others_is_no_matter(thousandths, random):
+    own, *others = [of_seed(seed, value / 1000) for seed, value in enumerate(thousandths)]
+    found = standings(own, others)
+    assert standings(own, random.sample(others, len(others))) == found
+    assert not any(one.is_apart for one in found) or len(others) > 1
+
+
+@given(st.floats(0.001, 0.01), st.integers(-400, 400))
+def test_it_is_apart_beyond_the_spread_of_the_others_as_student_has_it(spread, tenths):
+    """Of two others the quantile is 12.706, and a third value lies √(1 + 1/2) spreads about their mean."""
+    away, half = tenths / 10, 12.7062 * 1.5**0.5
+    assume(abs(abs(away) - half) > 0.05)
+    others = [of_seed(1, 0.5 - spread / 2**0.5), of_seed(2, 0.5 + spread / 2**0.5)]
+    one = kernel(standings(of_seed(0, 0.5 + away * spread), others))
+    assert one.is_apart == (abs(away) > half)
+
+
+def test_another_setting_and_another_protocol_count_for_nothing():
+    own = of_seed(0, 0.2)
+    others = [
+        of_seed(1, 0.3),
+        of_seed(1, 0.9),  # older
+        of_seed(0, 0.8),  # by another torch
+        of_seed(2, 0.7, num_images=1000),
+        of_seed(3, 0.6, steps=(20,)),
+        of_seed(4, 0.5, setting="b" * 16),
+    ]
+    assert kernel(standings(own, others)).values == {0: 0.2, 1: 0.3}
+    assert left_out(own, others) == {2: ["num_images"], 3: []}
+    assert standings(own, others[3:]) == []
+    assert seeds_content(own, others[3:]) is None
+    assert standings(document(), others) == []
+
+
+def test_a_score_that_ranks_nothing_has_no_place():
+    found = {one.metric: one.place for one in standings(of_seed(0, 0.2), [of_seed(1, 0.3)])}
+    assert found == {"fd_effnet_lite0_64": 1, "excess": 1, KD: 1}
+    own, other = of_seed(0, 0.2), of_seed(1, 0.3)
+    for one in (own, other):
+        one.cells["steps10-eta0"].scores["density_effnet_lite0_64"] = 1.0
+    assert standings(own, [other])[-1].place is None
+
+
+def test_the_drawing_needs_two_numbers_of_steps():
+    assert seeds_content(of_seed(0, 0.2), [of_seed(1, 0.3)])["drawing"] is None
+    content = seeds_content(of_seed(0, 0.2, 0.4), [of_seed(1, 0.3, 0.5)])
+    assert content["drawing"].count("fill-opacity: 0.12") == 1  # the band of the spread
+    assert [row["place"] for row in content["rows"]] == ["1 of 2"] * 3
