@@ -13,6 +13,8 @@ from cli.stages.validation import Validation, scored_images
 from cli.stages.watch import LiveLine, Watch
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from diffusion.code import CodeSince
     from diffusion.config import Config
     from diffusion.system.signals import StopRequest
@@ -35,7 +37,7 @@ class Told:
     run: "RunFolder"
     observer: LiveLine
 
-    def announce(self, state: "TrainState") -> None:
+    def announce(self, state: "TrainState", ema: "nn.Module") -> None:
         """Say where the training lies, where it starts, and if that is at nothing, what is new about it."""
         step, total = state.step, state.plan.train.steps
         how = f"going on after step {step:,} of {total:,}" if step else f"{total:,} steps"
@@ -63,10 +65,10 @@ class Tracked(Told):
     observer: Watch
     spool: "Spool"
 
-    def announce(self, state: "TrainState") -> None:
+    def announce(self, state: "TrainState", ema: "nn.Module") -> None:
         """As any; a score that the stop before it cut short is made now."""
-        super().announce(state)
-        self.observer.catch_up(state.step, state.ema)
+        super().announce(state, ema)
+        self.observer.catch_up(state.step, ema)
 
     def save(self, state: "TrainState") -> None:
         """Keep the state; what it will not replay is in the spool, on the disk, before it counts."""

@@ -2,7 +2,7 @@
 
 import re
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -17,7 +17,7 @@ from torch._C._distributed_c10d import Store
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
 from diffusion.system.signals import StopRequest
 from diffusion.train.buckets import buckets
-from diffusion.train.lazy_tensors import LazyTensors
+from diffusion.train.lazy_tensors import LazyTensors, outlines
 from diffusion.train.state_file import SavedState
 
 PATIENCE = timedelta(hours=2)  # of a collective; for what the first one does alone nobody waits in one
@@ -129,43 +129,49 @@ class ProcessGroup:
             stop.signal = int(number)
         stop.raise_if_set()
 
-    def broadcast_state(self, identity: str, saved: SavedState) -> SavedState:
-        """The first process's saved state; DiffctlError on one whose training is another by its identity.
+    def broadcast_state(self, identity: str, saved: SavedState | None) -> SavedState | None:
+        """The first process's saved state, if it has one; DiffctlError on one whose training is another.
 
-        Its tensors arrive on the CPU as they are asked for, in their order; the first one, which has them,
-        returns when all others have asked for the last.
+        That is said by its identity. All ask for the same tensors in the same order, each of which arrives
+        then, on the CPU, also on the first one.
         """
         if self.world_size == 1:
             return saved
         with lost_rank_told():
-            shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in saved.tensors.items()}
-            first, shapes, values = _from_first((identity, shapes, saved.values))
+            held = outlines(saved.tensors) if saved else {}
+            shapes = {name: (outline.shape, outline.dtype) for name, outline in held.items()}
+            first, shapes, values = _from_first((identity, shapes, saved.values if saved else None))
             if first != identity:
                 raise DiffctlError(
                     f"process {self.rank} on {socket.gethostname()} would train something else than the "
                     "first one: params.yaml, data and kind of device must be the same everywhere"
                 )
-            if not self.is_first:
-                return SavedState(_Arriving(shapes), values)
-            for tensor in saved.tensors.values():
-                dist.broadcast(tensor.cpu().contiguous(), 0)
-        return saved
+        if values is None:
+            return None
+        return SavedState(_Shared(shapes, saved.tensors if saved and self.is_first else None), values)
 
 
-class _Arriving(LazyTensors):
-    """The first process's tensors of these shapes and types: each is received when it is asked for.
+class _Shared(LazyTensors):
+    """The first process's tensors of these shapes and types: each is sent when all processes ask for it.
 
-    That is to be once for each, in their order. RankLost when the first process is out of reach.
+    The first one has the `source`. RankLost when a process is out of reach.
     """
 
-    def __init__(self, shapes: dict[str, tuple[torch.Size, torch.dtype]]) -> None:
-        super().__init__(shapes)
-        self._shapes, self._due = shapes, iter(shapes)
+    def __init__(
+        self,
+        shapes: dict[str, tuple[torch.Size, torch.dtype]],
+        source: Mapping[str, Tensor] | None,
+    ) -> None:
+        super().__init__(
+            {name: torch.empty(shape, dtype=kind, device="meta") for name, (shape, kind) in shapes.items()}
+        )
+        self._source = source
 
     def __getitem__(self, name: str) -> Tensor:
-        due, (shape, kind) = next(self._due, None), self._shapes[name]
-        assert name == due, f"{due} comes next, and not {name}"
-        tensor = torch.empty(shape, dtype=kind)
+        if self._source is None:
+            tensor = torch.empty_like(self.outlines[name], device="cpu")
+        else:
+            tensor = self._source[name].detach().cpu().contiguous()
         with lost_rank_told():
             dist.broadcast(tensor, 0)
         return tensor

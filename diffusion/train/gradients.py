@@ -21,6 +21,7 @@ from diffusion.train.memory import averages_bytes, device_memory, fitting_microb
 from diffusion.train.objective import Losses
 from diffusion.train.overlap import OverlappedSums
 from diffusion.train.precision import compiles
+from diffusion.train.sharding import Shards
 
 
 class Sums(Protocol):
@@ -43,22 +44,23 @@ class GradientAccumulator:
     memory's size suggests, on a GPU twice that, and half as many whenever the memory does not suffice: the
     same step is tried again, of which nothing was kept, by the same draws.
 
-    With `shards`, which are cut after this is made, the processes put the network together for every pass. So
-    all make equally many, no step can be tried again, and `auto` is what the estimate says.
+    With `shards` the processes put the network together for every pass. So all make equally many, no step can
+    be tried again, and `auto` is what the estimate says.
     """
 
     def __init__(
-        self, plan: TrainPlan, network: nn.Module, group: ProcessGroup, shards: Sums | None = None
+        self, plan: TrainPlan, network: nn.Module, group: ProcessGroup, shards: Shards | None = None
     ) -> None:
-        train = plan.train
-        self._is_sharded, self._sums = shards is not None, shards or OverlappedSums(network, group)
+        train, self._is_sharded = plan.train, shards is not None
+        self._sums: Sums = shards or OverlappedSums(network, group)
         self._plan, self._network, self._group = plan, network, group
         self._objective, self._process = build_objective(plan), build_process(plan.process)
         self.share = group.share(train.batch_size, train.PREFIX)
         self.microbatch = self._first_microbatch(self.share.stop - self.share.start)
         if self._is_sharded:
             self.microbatch = group.agree_on_least(self.microbatch)
-        self._masks = masks_of(network, plan, self._objective.purposes.dropout)
+        alike = shards.bare if shards else network
+        self._masks = masks_of(network, plan, self._objective.purposes.dropout, alike)
         self._compiling = compiles(train, group.device) and not self._is_sharded
         self._forward: Network | None = None
 

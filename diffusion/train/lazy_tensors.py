@@ -1,40 +1,51 @@
 """Tensors by name that come into memory one at a time, each when it is asked for."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """Names whose order is known; to look for one, or to count them, brings no tensor."""
+    """Names whose order is known; to look for one, or to count them, brings no tensor.
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._names = dict.fromkeys(names)
+    `outlines` says by the same names what the tensors are like: tensors without numbers.
+    """
+
+    def __init__(self, outlines: Mapping[str, Tensor]) -> None:
+        self.outlines = outlines
 
     @abstractmethod
     def __getitem__(self, name: str) -> Tensor:
         """The tensor, brought anew."""
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self.outlines)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.outlines)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._names
+        return name in self.outlines
 
 
 class Some(LazyTensors):
     """Some of the `source`'s tensors, by other names: `names` says for each what the source calls it."""
 
     def __init__(self, source: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-        super().__init__(names)
+        known = outlines(source)
+        super().__init__({name: known[called] for name, called in names.items()})
         self._source, self._called = source, names
 
     def __getitem__(self, name: str) -> Tensor:
         return self._source[self._called[name]]
+
+
+def outlines(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """What tensors by name are like, none of which is brought for it."""
+    if isinstance(tensors, LazyTensors):
+        return tensors.outlines
+    return {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
 
 
 def without(tensors: Mapping[str, Tensor], prefix: str) -> Some:

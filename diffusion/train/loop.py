@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -39,7 +40,7 @@ from diffusion.train.loss_by_timestep import quartile_sums, with_quartile_means
 from diffusion.train.memory import shortage_told
 from diffusion.train.optimizers import make_optimizer
 from diffusion.train.precision import set_tf32
-from diffusion.train.sharding import Shards, is_sharded
+from diffusion.train.sharding import Shards, cut, is_sharded
 from diffusion.train.start import begin
 from diffusion.train.state import ModuleState, OptimizerState, Part, Resumable
 from diffusion.train.state_file import SavedState
@@ -96,7 +97,8 @@ class Silent:
 class TrainState(Resumable):
     """A training after `step` steps: the network as it is, and its average, which becomes the result.
 
-    `averages` are further ones, by the plan's widths, beside which nothing changes.
+    `averages` are further ones, by the plan's widths, beside which nothing changes. With `shards` all of them
+    are this process's shards, and so are the optimiser's moments.
     """
 
     plan: TrainPlan
@@ -105,6 +107,7 @@ class TrainState(Resumable):
     optimizer: torch.optim.AdamW
     timesteps: UniformSampler
     averages: nn.ModuleList = field(default_factory=nn.ModuleList)
+    shards: Shards | None = None
 
     def parts(self) -> dict[str, Part]:
         """Weights, EMA, optimiser moments, what the timestep sampler learned, and further averages."""
@@ -120,11 +123,17 @@ class TrainState(Resumable):
         """As any; averages that only the saved one tracks are left out."""
         if not self.plan.train.widths:
             saved = saved._replace(tensors=without(saved.tensors, "averages."))
-        super().restore(saved)
+        super().restore(self.shards.own(self, saved) if self.shards else saved)
 
 
-def new_state(plan: TrainPlan, device: torch.device, starts: Path = STARTS) -> TrainState:
-    """Step 0: weights drawn from the training's seed, or those of the plan's start, a file in `starts`."""
+def new_state(
+    plan: TrainPlan, device: torch.device, starts: Path = STARTS, group: ProcessGroup | None = None
+) -> TrainState:
+    """Step 0: weights drawn from the training's seed, or those of the plan's start, a file in `starts`.
+
+    In shards where the plan wants them and `group` has several processes: of these weights alone, before all
+    else is made of them, a process ever has the whole.
+    """
     train, objective = plan.train, build_objective(plan)
     with shortage_told(train.PREFIX):
         with torch.random.fork_rng(devices=[]):  # the initialisers know the global generator only
@@ -132,13 +141,18 @@ def new_state(plan: TrainPlan, device: torch.device, starts: Path = STARTS) -> T
             network = objective.network(plan.network)
         groups = begin(network, plan.start, plan.network, plan.data.classes, starts)
         keep_freed_memory(device.type)
-        network = network.to(device).train()
-        network.to(memory_format=image_layout(plan.precision, device))  # type: ignore[call-overload]
+        network.train()
+        shards = None
+        if group and is_sharded(train, group):
+            shards, network, groups = cut(network, groups, group)
+        else:
+            network.to(device)
+            network.to(memory_format=image_layout(plan.precision, device))  # type: ignore[call-overload]
         optimizer = make_optimizer(train, network, groups)
         timesteps = objective.timesteps(build_process(plan.process))
         averages = new_averages(network, train.widths)
         ema = ema_copy(network)
-        return TrainState(plan, network, ema, optimizer, timesteps, averages, code=list(plan.code))
+        return TrainState(plan, network, ema, optimizer, timesteps, averages, shards, code=list(plan.code))
 
 
 def _rate(plan: TrainPlan, step: int) -> float:
@@ -189,23 +203,21 @@ def train(
     after five non-finite steps in a row, with the last finite weights saved; the first process notices it for
     all. While a state is in shards, what is given to others is a whole copy, and so it is in the end.
     """
-    config, saved_at = state.plan.train, state.step
+    config, saved_at, shards = state.plan.train, state.step, state.shards
     set_tf32(config.tf32, group.device)
-    shards = Shards(state, group) if is_sharded(config, group) else None
-    whole = shards.whole if shards else lambda: state
-    gradients, async_metrics = GradientAccumulator(state.plan, state.network, group, shards), AsyncMetrics()
+    whole: Callable[[], TrainState] = partial(shards.whole, state) if shards else lambda: state
+    computing = shards.computing if shards else state.network
+    gradients, async_metrics = GradientAccumulator(state.plan, computing, group, shards), AsyncMetrics()
     with (
         shortage_told(config.PREFIX),
         closing(_coming(state, Batches(store, group.device), gradients.share)) as coming,
     ):
-        if shards:
-            shards.cut()
         while state.step < config.steps:
             try:
                 check_stop()
                 async_metrics.add(train_step(state, gradients, next(coming)))
                 with _first_looks(group, state):
-                    _take(state, async_metrics, observer, group.is_first, shards)
+                    _take(state, async_metrics, observer, group.is_first)
             except (Interrupted, RankLost, Diverged) as error:
                 if _is_out_of_reach(error, group, shards):
                     raise  # and `over` stays unset: who watches ends this process, should it not end itself
@@ -221,7 +233,7 @@ def train(
                 save(whole())
                 saved_at = state.step
         if shards:
-            shards.join()
+            shards.join(state)
 
 
 def _is_out_of_reach(error: BaseException, group: ProcessGroup, shards: Shards | None) -> bool:
@@ -249,13 +261,7 @@ def _coming(state: TrainState, data: Batches, share: slice) -> Generator[Batch, 
     return batches(plan, state.timesteps, data, steps, share, build_objective(plan).purposes.steps)
 
 
-def _take(
-    state: TrainState,
-    async_metrics: AsyncMetrics,
-    observer: Observer,
-    is_first: bool,
-    shards: Shards | None = None,
-) -> None:
+def _take(state: TrainState, async_metrics: AsyncMetrics, observer: Observer, is_first: bool) -> None:
     """Count the means that have arrived, all of them where they are looked at, and tell the observer.
 
     Diverged after five non-finite steps in a row; on a GPU that is noticed a few steps later, on each at
@@ -267,9 +273,9 @@ def _take(
     for means in async_metrics.arrived(everything=due):
         state.count(means)
         longest = max(longest, state.bad_in_a_row)
-    _observe(state, observer, async_metrics.newest, shards)
-    ends = due and state.bad_in_a_row >= MAX_BAD_STEPS if shards else is_first and longest >= MAX_BAD_STEPS
-    if ends:
+    _observe(state, observer, async_metrics.newest)
+    bad = due and state.bad_in_a_row >= MAX_BAD_STEPS
+    if bad if state.shards else is_first and longest >= MAX_BAD_STEPS:
         raise Diverged(
             f"training stopped after {MAX_BAD_STEPS} non-finite steps in a row, at step {state.step}: "
             f"lower {train.PREFIX}train.lr, or set {train.PREFIX}train.precision: fp32; the last finite "
@@ -285,7 +291,7 @@ def thinned(history: list[dict[str, float]], config: OptimisationConfig) -> list
     return [row for step, row in steps if config.is_charted(step) or config.is_held_out(step)]
 
 
-def _observe(state: TrainState, observer: Observer, means: dict[str, float], shards: Shards | None) -> None:
+def _observe(state: TrainState, observer: Observer, means: dict[str, float]) -> None:
     """Tell the observer what it is time for: the window's means, the newest, held-out losses, pictures."""
     config = state.plan.train
     if config.is_logged(state.step):
@@ -300,8 +306,8 @@ def _observe(state: TrainState, observer: Observer, means: dict[str, float], sha
         observer.progress(state.step, config.steps, means)
     network, ema = state.network, state.ema
     looks = config.is_held_out(state.step), config.is_previewed(state.step), config.is_scored(state.step)
-    if shards and any(looks):
-        network, ema = shards.networks()
+    if state.shards and any(looks):
+        network, ema = state.shards.networks(state)
     if config.is_held_out(state.step):
         with only_watching(f"held-out loss of step {state.step:,}"):
             losses = observer.hold_out(state.step, network, ema)

@@ -23,9 +23,9 @@ STARTS = 2**14  # that a row's window can have at least: in a batch of 128 seldo
 class Masks:
     """The masks of a training's steps, set in the network's dropout layers before each pass."""
 
-    def __init__(self, network: nn.Module, plan: TrainPlan, purpose: str) -> None:
+    def __init__(self, network: nn.Module, plan: TrainPlan, purpose: str, alike: nn.Module) -> None:
         self._layers = _layers(network)
-        self._sizes = _sizes(network, plan.network)
+        self._sizes = _sizes(alike, plan.network)
         self._name, self._rows = (purpose, plan.train.seed), plan.train.batch_size
         self._starts: list[Tensor] = []
 
@@ -48,9 +48,14 @@ class Masks:
             layer.starts = starts[rows]
 
 
-def masks_of(network: nn.Module, plan: TrainPlan, purpose: str) -> Masks | None:
-    """The masks of the network's dropout in a training of that purpose; None without dropout."""
-    return Masks(network, plan, purpose) if plan.network.dropout else None
+def masks_of(
+    network: nn.Module, plan: TrainPlan, purpose: str, alike: nn.Module | None = None
+) -> Masks | None:
+    """The masks of the network's dropout in a training of that purpose; None without dropout.
+
+    `alike` is one of which a copy can be made, where that is not so of the network.
+    """
+    return Masks(network, plan, purpose, alike or network) if plan.network.dropout else None
 
 
 def _layers(network: nn.Module) -> list[Dropout]:

@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,12 +35,16 @@ from diffusion.train.others import (
 )
 from diffusion.train.snapshots import copy_snapshots
 from diffusion.train.state import Resumable
-from diffusion.train.state_file import copy_state, copy_states, newest_state, newest_step
+from diffusion.train.state_file import SavedState, copy_state, copy_states, newest_state, newest_step
 from diffusion.train.state_writer import StateWriter
 
 DIGITS = {"step": 12}  # of a value in the curve, where not 6
 TRAINED = ("step", "loss", "accuracy", "mse", "vlb", "grad_norm", "lr", "skipped_steps")
 CURVE = (*TRAINED, *(f"{PREFIX}{part}" for part in PARTS))
+
+
+Share = Callable[[SavedState | None], SavedState | None]
+"""What several processes make of the first one's saved state, so that all begin with it."""
 
 
 @dataclass(frozen=True)
@@ -69,27 +73,9 @@ class RunFolder:
         """Keep the state, as `StateWriter.save`; DiffctlError on a full disk, the state before it stays."""
         self.writer.save(state.saved())
 
-    def restore(self, state: Resumable) -> bool:
-        """Bring `state` to the newest whole saved one; False when there is none."""
-        saved = newest_state(self.folder)
-        if saved is not None:
-            try:
-                state.restore(saved)
-            except OSError as error:  # the disk fails at what it has given a moment ago
-                raise DiffctlError(
-                    f"the state in {self.folder} cannot be read ({error.strerror or error}): run it again"
-                ) from None
-            except (
-                LookupError,
-                ValueError,
-                TypeError,
-                RuntimeError,
-            ) as error:  # names or shapes of other parts
-                raise DiffctlError(
-                    f"the state in {self.folder} is of another training ({brief(error, reason)}): "
-                    "`diffctl run --fresh` discards it"
-                ) from None
-        return saved is not None
+    def restore(self, state: Resumable, share: Share = lambda saved: saved) -> bool:
+        """Bring `state` to what becomes of the newest whole saved one by `share`; False when that is none."""
+        return restored(state, share(newest_state(self.folder)), f"the state in {self.folder}")
 
     def changes(self) -> str | None:
         """Why a new training goes on with no other one, as a sentence; None without others."""
@@ -111,6 +97,21 @@ class RunFolder:
             "--keep goes on from a training of this configuration by other code, and there is none in "
             f"{self.folder.parent}: leave it out"
         )
+
+
+def restored(state: Resumable, saved: SavedState | None, what: str) -> bool:
+    """Bring `state` to the saved one, if there is one; DiffctlError says of `what` why that cannot be."""
+    if saved is None:
+        return False
+    try:
+        state.restore(saved)
+    except OSError as error:  # the disk fails at what it has given a moment ago
+        raise DiffctlError(f"{what} cannot be read ({error.strerror or error}): run it again") from None
+    except (LookupError, ValueError, TypeError, RuntimeError) as error:  # names or shapes of other parts
+        raise DiffctlError(
+            f"{what} is of another training ({brief(error, reason)}): `diffctl run --fresh` discards it"
+        ) from None
+    return True
 
 
 @contextmanager

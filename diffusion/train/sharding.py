@@ -6,10 +6,10 @@ between two passes goes number by number, so each process does to its shard what
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from diffusion.model.blocks import Stage
 from diffusion.train.config import OptimisationConfig
 from diffusion.train.distributed import ProcessGroup, lost_rank_told
+from diffusion.train.lazy_tensors import LazyTensors, outlines
+from diffusion.train.state import COUNT
+from diffusion.train.state_file import SavedState
 
 if TYPE_CHECKING:
     from diffusion.train.loop import TrainState
@@ -33,43 +36,36 @@ def is_sharded(train: OptimisationConfig, group: ProcessGroup) -> bool:
     return train.shard and group.world_size > 1
 
 
-def birthplace(train: OptimisationConfig, group: ProcessGroup) -> torch.device:
-    """Where a state is made and restored: in the host's memory, where it is cut before it goes to GPUs."""
-    return CPU if is_sharded(train, group) else group.device
-
-
 def units(network: nn.Module) -> list[nn.Module]:
     """What is put together at a time: the network's stages, and last itself with all that is in none."""
     return [*(module for module in network.modules() if isinstance(module, Stage)), network]
 
 
-class Shards:
-    """This process's shard of a training's state, and the whole of it for who looks or saves.
+def cut(
+    network: nn.Module, groups: Sequence[dict[str, Any]], group: ProcessGroup
+) -> tuple["Shards", nn.Module, list[dict[str, Any]]]:
+    """The network's shards, a module whose weights are this process's, and the optimiser's groups of those.
 
-    It sums the gradients, as OverlappedSums does where every process has all weights. What all processes must
-    call gives the whole to the first one; the others, which send their shards for it, get back their own.
+    They lie on the group's device. The network itself goes on to compute, and is put together for that.
+    """
+    bare, whole = _bare(network), list(network.parameters())
+    _shard(network, group)
+    own = _filled(bare, map(_local, network.parameters()))
+    places = dict(zip(whole, own.parameters(), strict=True))
+    return Shards(network, own, bare, group), own, _placed(groups, places)
+
+
+class Shards:
+    """What sums the gradients of a state in shards, and gives the whole of it to who looks or saves.
+
+    It sums as OverlappedSums does where every process has all weights. What all processes must call gives the
+    whole to the first one; the others, which send their shards for it, get back their own. `computing` is the
+    network that computes, `own` has its shards as weights, and `bare` is what it is whole, without numbers.
     """
 
-    def __init__(self, state: "TrainState", group: ProcessGroup) -> None:
-        self._state, self._group = state, group
-        self._network, self._ema = _bare(state.network), _bare(state.ema)
-        self._pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
-
-    def cut(self) -> None:
-        """Leave this process's shard of the state in it, on the group's device.
-
-        The module that was the state's network goes on to compute, and the state's has its shards.
-        """
-        state = self._state
-        before = list(state.network.parameters())
-        computing = self._sharded(state.network)
-        state.network = _filled(self._network, map(_local, computing))
-        state.ema = _filled(self._ema, map(self._cut, state.ema.parameters()))
-        averages = [map(self._cut, average.parameters()) for average in state.averages]
-        state.averages = nn.ModuleList(_filled(self._ema, average) for average in averages)
-        shards = dict(zip(before, state.network.parameters(), strict=True))
-        state.optimizer = _moved(state.optimizer, shards, lambda _, moment: self._cut(moment))
-        self._pairs = list(zip(shards.values(), computing, strict=True))
+    def __init__(self, computing: nn.Module, own: nn.Module, bare: nn.Module, group: ProcessGroup) -> None:
+        self.computing, self.bare, self._group = computing, bare, group
+        self._pairs = list(zip(own.parameters(), computing.parameters(), strict=True))
 
     @contextmanager
     def sending(self) -> Iterator[None]:
@@ -88,22 +84,22 @@ class Shards:
         self._group.all_reduce([squares])
         return squares.sqrt()
 
-    def networks(self) -> tuple[nn.Module, nn.Module]:
+    def networks(self, state: "TrainState") -> tuple[nn.Module, nn.Module]:
         """The weights and their average, whole, on the first process's device; all processes call it."""
-        state, device = self._state, self._group.device
-        return self._whole(state.network, self._network, device), self._whole(state.ema, self._ema, device)
+        return self._whole(state.network, self._group.device), self.ema(state)
 
-    def whole(self) -> "TrainState":
+    def ema(self, state: "TrainState") -> nn.Module:
+        """The average alone, likewise."""
+        return self._whole(state.ema, self._group.device)
+
+    def whole(self, state: "TrainState") -> "TrainState":
         """A copy of the state as one process has it, in the host's memory; all processes call it."""
-        state = self._state
-        network = self._whole(state.network, self._network, CPU)
-        ema = self._whole(state.ema, self._ema, CPU)
-        averages = nn.ModuleList(self._whole(average, self._ema, CPU) for average in state.averages)
-        shards = list(state.network.parameters())
-        sizes = dict(zip(shards, self._network.parameters(), strict=True))
+        network, ema = self._whole(state.network, CPU), self._whole(state.ema, CPU)
+        averages = nn.ModuleList(self._whole(average, CPU) for average in state.averages)
+        sizes = dict(zip(state.network.parameters(), self.bare.parameters(), strict=True))
         optimizer = _moved(
             state.optimizer,
-            dict(zip(shards, network.parameters(), strict=True)),
+            dict(zip(state.network.parameters(), network.parameters(), strict=True)),
             lambda parameter, moment: self._gathered(moment, sizes[parameter].shape),
         )
         return replace(
@@ -113,39 +109,39 @@ class Shards:
             averages=averages,
             optimizer=optimizer,
             timesteps=copy.deepcopy(state.timesteps),
+            shards=None,
             is_copy=True,
         )
 
-    def join(self) -> None:
+    def join(self, state: "TrainState") -> None:
         """Let the state be whole again on the first process; all processes call it."""
-        whole = self.whole()
-        for part in ("network", "ema", "averages", "optimizer"):
-            setattr(self._state, part, getattr(whole, part))
+        whole = self.whole(state)
+        for part in ("network", "ema", "averages", "optimizer", "shards"):
+            setattr(state, part, getattr(whole, part))
 
-    def _sharded(self, network: nn.Module) -> list[nn.Parameter]:
-        """The parameters, in the module's order, of the network when it is sharded, in place."""
-        from torch.distributed.device_mesh import init_device_mesh  # loads what one process never needs
-        from torch.distributed.fsdp import fully_shard
+    def own(self, state: "TrainState", saved: SavedState) -> SavedState:
+        """The saved state, of whose weights and moments this process's rows come, each when it is asked for.
 
-        mesh = init_device_mesh(self._group.device.type, (self._group.world_size,))
-        for unit in units(network):
-            sharded = fully_shard(unit, mesh=mesh)
-            sharded.set_gradient_divide_factor(1.0)  # a loss is its share of the whole batch's mean already
-            sharded.set_force_sum_reduction_for_comms(True)
-        return list(network.parameters())
+        ValueError, on all processes alike, where one is of another size than this state's.
+        """
+        sizes = {name: parameter.shape for name, parameter in self.bare.named_parameters()}
+        places = ["network", "ema", *(f"averages.{number}" for number in range(len(state.averages)))]
+        cut = {f"{place}.{name}": size for place in places for name, size in sizes.items()}
+        order = dict(zip(state.network.parameters(), sizes.values(), strict=True))
+        learned = [order[weight] for one in state.optimizer.param_groups for weight in one["params"]]
+        moments = {f"optimizer.{number}": size for number, size in enumerate(learned)}
+        for name, outline in outlines(saved.tensors).items():
+            parameter, _, moment = name.rpartition(".")
+            if parameter in moments and moment != COUNT:
+                cut[name] = moments[parameter]
+            if name in cut and outline.shape != cut[name]:
+                raise ValueError(f"{name} of {list(outline.shape)} is none of {list(cut[name])}")
+        return saved._replace(tensors=_Rows(saved.tensors, cut, self._group))
 
-    def _cut(self, whole: Tensor) -> Tensor:
-        """This process's rows of a tensor, none where it has fewer than there are processes."""
-        if whole.ndim == 0:  # a count of steps
-            return whole.to(self._group.device)
-        parts = whole.detach().chunk(self._group.world_size)
-        own = parts[self._group.rank] if self._group.rank < len(parts) else whole.detach()[:0]
-        return own.to(self._group.device, copy=True)
-
-    def _whole(self, shards: nn.Module, bare: nn.Module, device: torch.device) -> nn.Module:
-        pairs = zip(shards.parameters(), bare.parameters(), strict=True)
+    def _whole(self, shards: nn.Module, device: torch.device) -> nn.Module:
+        pairs = zip(shards.parameters(), self.bare.parameters(), strict=True)
         whole = [self._gathered(shard, full.shape).to(device) for shard, full in pairs]
-        return _filled(bare, whole) if self._group.is_first else shards
+        return _filled(_bare(shards), whole) if self._group.is_first else shards
 
     def _gathered(self, shard: Tensor, size: torch.Size) -> Tensor:
         """The whole tensor in the first process's memory; on the others the shard."""
@@ -158,6 +154,38 @@ class Shards:
         with lost_rank_told():
             dist.gather(sent, parts)
         return torch.cat([part.cpu() for part in parts])[: size[0]] if parts else shard.detach()
+
+
+class _Rows(LazyTensors):
+    """Tensors of which this process's rows come, where they are named in `cut`."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], cut: Container[str], group: ProcessGroup) -> None:
+        self._tensors, self._cut, self._group = tensors, cut, group
+        super().__init__({name: self._own(name, outline) for name, outline in outlines(tensors).items()})
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._own(name, self._tensors[name])
+
+    def _own(self, name: str, whole: Tensor) -> Tensor:
+        return rows(whole, self._group) if name in self._cut else whole
+
+
+def rows(whole: Tensor, group: ProcessGroup) -> Tensor:
+    """This process's rows of a tensor, none where it has fewer than there are processes; no copy."""
+    parts = whole.detach().chunk(group.world_size)
+    return parts[group.rank] if group.rank < len(parts) else whole.detach()[:0]
+
+
+def _shard(network: nn.Module, group: ProcessGroup) -> None:
+    """Let the network be sharded, in place."""
+    from torch.distributed.device_mesh import init_device_mesh  # loads what one process never needs
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(group.device.type, (group.world_size,))
+    for unit in units(network):
+        sharded = fully_shard(unit, mesh=mesh)
+        sharded.set_gradient_divide_factor(1.0)  # a loss is its share of the whole batch's mean already
+        sharded.set_force_sum_reduction_for_comms(True)
 
 
 def _bare(network: nn.Module) -> nn.Module:
@@ -184,20 +212,19 @@ def _local(parameter: Tensor) -> Tensor:
         return parameter.to_local()  # type: ignore[attr-defined, no-any-return]
 
 
+def _placed(
+    groups: Sequence[dict[str, Any]], places: dict[nn.Parameter, nn.Parameter]
+) -> list[dict[str, Any]]:
+    """The same groups of the parameters in `places`, which stand for their own."""
+    return [{**group, "params": [places[parameter] for parameter in group["params"]]} for group in groups]
+
+
 def _moved(
     optimizer: torch.optim.AdamW, places: dict[nn.Parameter, nn.Parameter], moment: Moment
 ) -> torch.optim.AdamW:
     """The same optimiser of the parameters in `places`, which stand for its own."""
-    groups = optimizer.param_groups
-    moved = torch.optim.AdamW(
-        [{**group, "params": [places[parameter] for parameter in group["params"]]} for group in groups],
-        fused=True,
-    )
-    for group in groups:
-        for parameter in group["params"]:
-            values = optimizer.state.get(parameter, {})
-            if values:
-                moved.state[places[parameter]] = {
-                    name: moment(parameter, value) for name, value in values.items()
-                }
+    moved = torch.optim.AdamW(_placed(optimizer.param_groups, places), fused=True)
+    for parameter, place in places.items():
+        if values := optimizer.state.get(parameter):
+            moved.state[place] = {name: moment(parameter, value) for name, value in values.items()}
     return moved

@@ -84,7 +84,8 @@ class StoredTensors(LazyTensors):
     def __init__(self, file: IO[bytes], size: int) -> None:
         weakref.finalize(self, file.close)
         self._file, self._places = file, _places(file, size)
-        super().__init__(self._places)
+        places = self._places.items()
+        super().__init__({name: torch.empty(at.shape, dtype=at.dtype, device="meta") for name, at in places})
 
     def __getitem__(self, name: str) -> Tensor:
         place = self._places[name]

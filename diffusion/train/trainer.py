@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from torch import nn
+
 from diffusion.images.store import ImageStore
 from diffusion.layout import STARTS
 from diffusion.model.model_file import Artefact, save_artefact
@@ -18,9 +20,9 @@ from diffusion.train.first_alone import first_alone
 from diffusion.train.identity import TrainPlan, build_objective, training_fingerprint
 from diffusion.train.launch import together
 from diffusion.train.loop import Observer, Silent, TrainState, new_state, train
-from diffusion.train.run_folder import RunFolder, open_training, write_loss_curve
-from diffusion.train.sharding import birthplace
+from diffusion.train.run_folder import RunFolder, open_training, restored, write_loss_curve
 from diffusion.train.snapshots import publish_snapshots, save_snapshots
+from diffusion.train.state_file import SavedState
 
 
 class Watcher(Protocol):
@@ -30,8 +32,8 @@ class Watcher(Protocol):
     def observer(self) -> Observer:
         """What the loop tells."""
 
-    def announce(self, state: TrainState) -> None:
-        """The training begins, or goes on, at this state."""
+    def announce(self, state: TrainState, ema: nn.Module) -> None:
+        """The training begins, or goes on, at this state; `ema` is its average, whole where it is scored."""
 
     def save(self, state: TrainState) -> None:
         """Keep the state."""
@@ -90,11 +92,12 @@ class Trainer:
             together(plan.train, self.command, self.say, stop.raise_if_set) as group,
             watched(run, stop) as watcher,
         ):
-            state = new_state(plan, birthplace(plan.train, group), self.places.starts)
-            run.restore(state)
+            state = new_state(plan, group.device, places.starts, group)
+            run.restore(state, partial(_shared, state, group))
+            ema = _whole_ema(state)
             with first_alone(group, BEGIN):
-                watcher.announce(state)
-            group.broadcast_state(_identity(plan), state.saved())
+                watcher.announce(state, ema)
+            del ema
             with run.writer.beside():
                 train(
                     state,
@@ -132,11 +135,28 @@ class Trainer:
             stop_request() as stop,
             together(plan.train, self.command, self.say, stop.raise_if_set) as group,
         ):
-            state = new_state(plan, birthplace(plan.train, group), self.places.starts)
+            state = new_state(plan, group.device, self.places.starts, group)
+            restored(state, _shared(state, group), "the first process's state")
+            _whole_ema(state)
             with first_alone(group, BEGIN):
                 pass
-            state.restore(group.broadcast_state(_identity(plan), state.saved()))
             train(state, self.store, group, Silent(), lambda state: None, partial(group.agree_on_stop, stop))
+
+
+def _shared(state: TrainState, group: ProcessGroup, newest: SavedState | None = None) -> SavedState | None:
+    """What all processes begin with, which is the first one's: its newest state, or the new one that it has.
+
+    None where each begins with its own, alone or in new shards, which are of the same weights.
+    """
+    if newest is None and group.world_size > 1 and not state.shards:
+        newest = state.saved()
+    return group.broadcast_state(_identity(state.plan), newest)
+
+
+def _whole_ema(state: TrainState) -> nn.Module:
+    """The average of the weights, whole on the first process where it is scored; all processes call it."""
+    is_scored = state.step > 0 and state.plan.train.is_scored(state.step)
+    return state.shards.ema(state) if state.shards and is_scored else state.ema
 
 
 def _identity(plan: TrainPlan) -> str:

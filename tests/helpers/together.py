@@ -18,8 +18,9 @@ from diffusion.train import overlap
 from diffusion.train.distributed import ProcessGroup, joined
 from diffusion.train.loop import Silent, TrainState, new_state, train
 from diffusion.train.precision import set_tf32
-from diffusion.train.sharding import birthplace
+from diffusion.train.run_folder import restored
 from diffusion.train.state_file import SavedState, newest_state, save_state
+from diffusion.train.trainer import _shared
 from tests.conftest import environment
 from tests.train.test_loop import plan_of
 
@@ -78,7 +79,6 @@ def main() -> None:
     images = open_store(store)
     plan = plan_of(images, **json.loads(changes))
     group = ProcessGroup(device_of(sys.argv[8], rank), rank, world)
-    state = new_state(plan, birthplace(plan.train, group))
 
     def save(whole: TrainState) -> None:
         if group.is_first:
@@ -89,8 +89,9 @@ def main() -> None:
             raise Interrupted("stopped", 15)
 
     with joined(group, dist.TCPStore("127.0.0.1", port, world, is_master=False)):
+        state = new_state(plan, group.device, group=group)
         found = newest_state(folder) if group.is_first else None
-        state.restore(group.broadcast_state("", found or state.saved()))
+        restored(state, _shared(state, group, found), "the state")
         try:
             train(state, images, group, Silent(), save, check_stop)
         except Interrupted:

@@ -136,7 +136,7 @@ what = {
     "sum": lambda: group.all_reduce(numbers),
     "begun": lambda: group.begin_sum(numbers[0])(),
     "agree": lambda: group.agree_on_stop(StopRequest()),
-    "spread": lambda: group.broadcast_state("", SavedState({"a": numbers[0]}, {})),
+    "spread": lambda: list(group.broadcast_state("", SavedState({"a": numbers[0]}, {})).tensors.values()),
 }
 try:
     with joined(group, store):

@@ -1,6 +1,7 @@
 """Trainings in shards: equal to one process but for rounding, saved as any, gone on with in any number."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ from diffusion.images.store import open_store
 from diffusion.system.errors import UsageError
 from diffusion.train.distributed import ProcessGroup
 from diffusion.train.identity import training_fingerprint
-from diffusion.train.loop import TrainState, new_state
-from diffusion.train.sharding import Shards, _bare, _filled, birthplace, is_sharded, units
-from diffusion.train.state_file import SavedState
+from diffusion.train.loop import new_state
+from diffusion.train.sharding import Shards, _bare, _filled, is_sharded, rows, units
+from diffusion.train.state_file import SavedState, save_state
+from tests.helpers.pair import pair_of
+from tests.helpers.shard_memory import LARGE, SCRIPT
 from tests.helpers.sharded import CHANGES, SHARDED, alone, assert_close
-from tests.helpers.together import trained
+from tests.helpers.together import DEADLINE, trained
 from tests.helpers.training_process import prepare, train_to_the_end, uninterrupted
 from tests.train.test_distributed import TRAIN, assert_same_curve, curve, ended, set_devices, training_at
 from tests.train.test_loop import plan_of
@@ -31,29 +34,19 @@ def assert_same_bits(ours: SavedState, theirs: SavedState) -> None:
     assert ours.values == theirs.values
 
 
-def begun(store: Path, world: int, rank: int = 0) -> tuple[TrainState, Shards]:
-    state = new_state(plan_of(open_store(store), **SHARDED), CPU)
-    return state, Shards(state, ProcessGroup(CPU, rank, world))
-
-
-@given(rows=st.integers(1, 20), columns=st.integers(1, 3), world=st.integers(2, 7))
-def test_the_shards_of_a_tensor_are_its_rows_once_in_order_and_the_first_ones_full(rows, columns, world):
-    whole = torch.arange(rows * columns).view(rows, columns)
+@given(count=st.integers(1, 20), columns=st.integers(1, 3), world=st.integers(2, 7))
+def test_the_shards_of_a_tensor_are_its_rows_once_in_order_and_the_first_ones_full(count, columns, world):
+    whole = torch.arange(count * columns).view(count, columns)
     network = nn.Linear(1, 1)
-    shards = []
-    for rank in range(world):
-        one = Shards.__new__(Shards)
-        one._group = ProcessGroup(CPU, rank, world)
-        shards.append(one._cut(whole))
+    shards = [rows(whole, ProcessGroup(CPU, rank, world)) for rank in range(world)]
     assert torch.equal(torch.cat(shards), whole)
-    assert all(len(shard) <= -(-rows // world) for shard in shards)
-    assert torch.equal(one._cut(torch.tensor(3.0)), torch.tensor(3.0)), "a count of steps is everyone's"
+    assert all(len(shard) <= -(-count // world) for shard in shards)
     filled = _filled(_bare(network), [torch.ones(1, 1), torch.zeros(1)])
     assert filled.weight.item() == 1.0
 
 
 def test_a_bare_copy_has_no_numbers_and_is_left_as_it_is_by_one_that_has(digits_store):
-    state, _ = begun(digits_store, 2)
+    state = new_state(plan_of(open_store(digits_store), **SHARDED), CPU)
     bare = _bare(state.ema)
     assert all(parameter.is_meta and not parameter.requires_grad for parameter in bare.parameters())
     assert not bare.training
@@ -64,20 +57,41 @@ def test_a_bare_copy_has_no_numbers_and_is_left_as_it_is_by_one_that_has(digits_
         assert torch.equal(value, state.ema.state_dict()[name])
 
 
+def test_a_saved_state_comes_as_rows_and_one_of_other_sizes_is_refused_by_all_alike(digits_store):
+    """Seven rows of two processes could be eight to the first one."""
+    state = new_state(plan_of(open_store(digits_store), **SHARDED), CPU)
+    for weight in state.network.parameters():
+        weight.grad = torch.ones_like(weight)
+    state.optimizer.step()
+    saved, bare = state.saved(), _bare(state.network)
+    name = next(name for name in saved.tensors if name.startswith("optimizer.") and name.endswith(".exp_avg"))
+    foreign = saved._replace(tensors={**saved.tensors, name: torch.ones(3, 3)})
+    found = []
+    for rank in range(2):
+        shards = Shards(state.network, state.network, bare, ProcessGroup(CPU, rank, 2))
+        found.append(dict(shards.own(state, saved).tensors))
+        with pytest.raises(ValueError, match=rf"{re.escape(name)} of \[3, 3\] is none of"):
+            shards.own(state, foreign)
+    assert found[0].keys() == found[1].keys() == saved.tensors.keys()
+    for name, tensor in saved.tensors.items():
+        whole = tensor.ndim == 0 or name.startswith("timesteps.")
+        both = found[0][name] if whole else torch.cat([rows[name] for rows in found])
+        assert torch.equal(both, tensor), name
+
+
 def test_every_weight_is_in_a_unit(digits_store):
-    state, _ = begun(digits_store, 2)
+    state = new_state(plan_of(open_store(digits_store), **SHARDED), CPU)
     *stages, whole = units(state.network)
     assert whole is state.network
     in_stages = sum(parameter.numel() for stage in stages for parameter in stage.parameters())
     assert 0.5 < in_stages / sum(parameter.numel() for parameter in whole.parameters()) < 1.0
 
 
-def test_one_process_has_no_shards_and_shards_are_cut_in_the_hosts_memory(digits_store):
-    train, gpu = plan_of(open_store(digits_store), **SHARDED).train, torch.device("cuda", 0)
-    assert not is_sharded(train, ProcessGroup(gpu))
-    assert birthplace(train, ProcessGroup(gpu)) == gpu
-    assert is_sharded(train, ProcessGroup(gpu, 0, 2))
-    assert birthplace(train, ProcessGroup(gpu, 0, 2)) == CPU
+def test_one_process_has_no_shards(digits_store):
+    plan, gpu = plan_of(open_store(digits_store), **SHARDED), torch.device("cuda", 0)
+    assert not is_sharded(plan.train, ProcessGroup(gpu))
+    assert is_sharded(plan.train, ProcessGroup(gpu, 0, 2))
+    assert new_state(plan, CPU, group=ProcessGroup(CPU)).shards is None
 
 
 def test_shards_are_no_part_of_what_a_training_is_nor_of_what_a_model_says(digits_store):
@@ -106,6 +120,26 @@ def test_processes_go_on_byte_for_byte(digits_store, tmp_path, changes):
     whole = trained(digits_store, tmp_path / "whole", 3, changes)
     trained(digits_store, tmp_path / "parts", 3, changes, stop=2)
     assert_same_bits(trained(digits_store, tmp_path / "parts", 3, changes), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the highest memory is Linux's to tell")
+@pytest.mark.parametrize("shard", [True, False], ids=["shards", "whole"])
+def test_two_processes_never_have_a_whole_state_each_in_memory_that_goes_on_in_shards(
+    digits_store: Path, tmp_path: Path, shard: bool
+) -> None:
+    """Each has half of it, and while that is made the whole weights, which are a quarter."""
+    state = new_state(plan_of(open_store(digits_store), **LARGE), CPU)
+    for weight in state.network.parameters():
+        weight.grad = torch.ones_like(weight)
+    state.optimizer.step()
+    state.step = 1
+    save_state(tmp_path, state.saved())
+    size = sum(tensor.nbytes for tensor in state.tensors().values())
+    assert size > 200e6
+    with pair_of(SCRIPT, str(digits_store), str(tmp_path), str(shard)) as pair:
+        grown = [int(process.communicate(timeout=DEADLINE)[0]) for process in pair]
+    assert (max(grown) < 0.75 * size) == shard, grown
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from diffusion.train import distributed, state_writer
 from diffusion.train.distributed import ProcessGroup, joined
 from diffusion.train.lazy_tensors import LazyTensors
 from diffusion.train.loop import TrainState, new_state
-from diffusion.train.sharding import Shards
+from diffusion.train.sharding import Shards, _bare
 from diffusion.train.state_file import newest_state, save_state
 from diffusion.train.state_writer import StateWriter
 from diffusion.train.tensor_stream import StoredTensors
@@ -96,8 +96,10 @@ def test_another_process_receives_one_tensor_after_the_other(
     shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in saved.tensors.items()}
     monkeypatch.setattr(distributed, "_from_first", lambda value: ("same", shapes, saved.values))
     monkeypatch.setattr(dist, "broadcast", lambda tensor, source: tensor.copy_(next(sent)))
-    held, follower = Held(distributed._Arriving, monkeypatch), fresh()
-    follower.restore(ProcessGroup(CPU, 1, 2).broadcast_state("same", follower.saved()))
+    held, follower = Held(distributed._Shared, monkeypatch), fresh()
+    shared = ProcessGroup(CPU, 1, 2).broadcast_state("same", None)
+    assert shared is not None
+    follower.restore(shared)
     assert_same(follower, trained)
     assert next(sent, None) is None, "who sends waits for nobody"
     assert held.most <= most(trained) + kept(trained)
@@ -113,7 +115,8 @@ def test_a_state_that_was_gathered_from_shards_is_written_as_it_is(
     monkeypatch.setattr(state_writer, "room_beside", lambda: size_of(trained))  # a copy's, which is there
     writer = StateWriter(tmp_path)
     with joined(ProcessGroup(CPU), store), writer.beside():
-        whole = Shards(trained, ProcessGroup(CPU)).whole()
+        network = trained.network
+        whole = Shards(network, network, _bare(network), ProcessGroup(CPU)).whole(trained)
         assert_same(whole, trained)
         writer.save(whole.saved())
         assert writer._writing is not None, "it is written beside the next steps"
