@@ -41,7 +41,7 @@ class OptimisationConfig(Section):
 
     A step takes `batch_size` images, of all processes together. Everything random comes from `seed` and the
     step. `optimizer` adamw moves every weight by its own gradient, muon a layer's matrix as a whole, which
-    learns more in a step at two to four times the rate. `weight_decay` is either's. `precision` auto is bf16
+    learns more in a step, at up to twice the rate. `weight_decay` is either's. `precision` auto is bf16
     where the processor or GPU has it, else fp32.
 
     `lr` is a rate or a course of rates. A gradient whose norm exceeds `grad_clip` is scaled down to it; None:
