@@ -274,8 +274,11 @@ def _take(state: TrainState, async_metrics: AsyncMetrics, observer: Observer, is
         state.count(means)
         longest = max(longest, state.bad_in_a_row)
     _observe(state, observer, async_metrics.newest)
-    bad = due and state.bad_in_a_row >= MAX_BAD_STEPS
-    if bad if state.shards else is_first and longest >= MAX_BAD_STEPS:
+    if state.shards:
+        ends = due and state.bad_in_a_row >= MAX_BAD_STEPS
+    else:
+        ends = is_first and longest >= MAX_BAD_STEPS
+    if ends:
         raise Diverged(
             f"training stopped after {MAX_BAD_STEPS} non-finite steps in a row, at step {state.step}: "
             f"lower {train.PREFIX}train.lr, or set {train.PREFIX}train.precision: fp32; the last finite "
