@@ -7,8 +7,7 @@ setting would have given another model, so that the better model need not be of 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from diffusion.choice.gate import clash
-from diffusion.choice.groups import deviation_of, group_gap, mean_of
+from diffusion.choice.groups import deviation_of, group_gap, mean_of, one_a_seed
 from diffusion.choice.ranking import best
 from diffusion.protocol.scores import CellScores, ScoresDocument
 from tracking.comparison import spread_text
@@ -54,12 +53,7 @@ def _cells(
     """That cell of the versions of a setting, one a seed, `own` among them, where it is of one protocol."""
     versions = versions_of_setting(client, name, setting, MOST)
     documents = [own, *(scores_of(client, version) for version in versions)]
-    by_seed: dict[int, CellScores] = {}
-    for one in documents:
-        scored = one.cells.get(cell)
-        if one.training is not None and scored is not None and not clash(bar, scored):
-            by_seed.setdefault(one.training.seed, scored)
-    return list(by_seed.values())
+    return list(one_a_seed(documents, cell, bar).values())
 
 
 def _told(cells: Sequence[CellScores], metric: str) -> str:

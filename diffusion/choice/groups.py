@@ -7,12 +7,26 @@ same for both sides of a gap.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from diffusion.choice.certainty import Gap, Interval, gap, interval_of, student
-from diffusion.protocol.scores import Scored
+from diffusion.choice.gate import clash
+from diffusion.protocol.scores import CellScores, Scored, ScoresDocument
 
 Cells = Sequence[Scored]  # one cell of the trainings of a group
+
+
+def one_a_seed(documents: Iterable[ScoresDocument], name: str, bar: CellScores) -> dict[int, CellScores]:
+    """A cell of trainings by their seed, where it was scored by the `bar`'s protocol.
+
+    Of several of one seed the first counts.
+    """
+    found: dict[int, CellScores] = {}
+    for document in documents:
+        cell = document.cells.get(name)
+        if document.training is not None and cell is not None and not clash(bar, cell):
+            found.setdefault(document.training.seed, cell)
+    return found
 
 
 def mean_of(cells: Cells, metric: str) -> float:

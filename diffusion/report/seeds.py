@@ -1,14 +1,14 @@
 """A training among those that differ from it in the seed alone: its scores, their mean, spread and place."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 from diffusion.choice.certainty import Gap
 from diffusion.choice.gate import clash
-from diffusion.choice.groups import deviation_of, group_gap, mean_of
+from diffusion.choice.groups import deviation_of, group_gap, mean_of, one_a_seed
 from diffusion.choice.ranking import is_published, leader
 from diffusion.protocol.grid import line_name, spoken
 from diffusion.protocol.scores import CellScores, ScoresDocument
@@ -88,31 +88,27 @@ def by_seed(document: ScoresDocument, others: Documents, name: str) -> dict[int,
 
     Of several of one seed the first counts, of the training's own seed itself.
     """
-    training, own = document.training, document.cells[name]
-    if training is None:
-        return {}
-    found = {training.seed: own}
-    for other in others:
-        cell = other.cells.get(name)
-        if other.training is None or other.training.setting != training.setting or cell is None:
-            continue
-        if not clash(own, cell):
-            found.setdefault(other.training.seed, cell)
-    return found
+    siblings = [other for _, other in _siblings(document, others)]
+    return one_a_seed([document, *siblings], name, document.cells[name])
 
 
 def left_out(document: ScoresDocument, others: Documents) -> dict[int, list[str]]:
     """The seeds whose best cell was scored by another protocol, and in what; without a field, not at all."""
-    name, own, training = document.best.cell, document.cells[document.best.cell], document.training
-    known = by_seed(document, others, name)
-    fields: dict[int, list[str]] = {}
-    for other in others:
-        if training is None or other.training is None or other.training.setting != training.setting:
-            continue
-        if other.training.seed not in known:
+    name = document.best.cell
+    known, fields = by_seed(document, others, name), dict[int, list[str]]()
+    for seed, other in _siblings(document, others):
+        if seed not in known:
             cell = other.cells.get(name)
-            fields.setdefault(other.training.seed, list(clash(own, cell)) if cell else [])
+            fields.setdefault(seed, list(clash(document.cells[name], cell)) if cell else [])
     return fields
+
+
+def _siblings(document: ScoresDocument, others: Documents) -> Iterator[tuple[int, ScoresDocument]]:
+    """The others of the same setting, by their seeds; none where it is not known."""
+    training = document.training
+    for other in others:
+        if training is not None and other.training is not None and other.training.setting == training.setting:
+            yield other.training.seed, other
 
 
 def seeds_content(document: ScoresDocument, others: Documents) -> dict[str, Any] | None:
