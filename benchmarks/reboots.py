@@ -23,9 +23,10 @@ def main() -> None:
     """Print how each of them went."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--first", type=int, default=1, help="the reboot to begin with, where others are done")
     parser.add_argument("--seed", type=int, default=0)
     options, failed = parser.parse_args(), 0
-    for number in range(1, options.times + 1):
+    for number in range(options.first, options.first + options.times):
         began, moment = time.monotonic(), drawn(options.seed, number)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             try:
