@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FEW_PIXELS = 256  # of which attention by formula is faster in bfloat16
+MANY_PIXELS = 1024  # of which torch normalises a channels-last map as fast as a contiguous one
 
 
 def downsample(x: Tensor) -> Tensor:
@@ -29,6 +30,11 @@ def upsampled_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
     kernel = F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
     kernel = kernel.flip(2, 3).transpose(0, 1).to(x.dtype)
     return F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)
+
+
+def laid_for_norm(x: Tensor) -> Tensor:
+    """`x` as torch's group norm is fast with it: channels last, fewer pixels take 8 to 28 times as long."""
+    return x if x.shape[-2] * x.shape[-1] >= MANY_PIXELS else x.contiguous()
 
 
 def scaled_group_norm(norm: nn.GroupNorm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

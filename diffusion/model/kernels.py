@@ -58,13 +58,17 @@ def group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """
     if stays_laid(x):
         return laid.group_norm(norm, x)
+    if on_cpu(x):
+        x = cpu.laid_for_norm(x)
     return torch.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
 def scaled_group_norm(norm: nn.GroupNorm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """norm(x)·(1 + scale) + shift, scale and shift (B, C): (B, C, H, W) → the same shape."""
-    if on_cpu(x) and not channels_last(x):
-        return cpu.scaled_group_norm(norm, x, scale, shift)
+    if on_cpu(x):
+        x = cpu.laid_for_norm(x)
+        if not channels_last(x):
+            return cpu.scaled_group_norm(norm, x, scale, shift)
     if stays_laid(x):
         return laid.scaled_group_norm(norm, x, scale, shift)
     return torch.addcmul(shift[..., None, None], group_norm(norm, x), 1 + scale[..., None, None])

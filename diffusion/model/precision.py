@@ -23,6 +23,17 @@ def image_layout(precision: Precision, device: torch.device) -> torch.memory_for
     return torch.contiguous_format
 
 
+def frozen_layout(device: torch.device) -> torch.memory_format:
+    """How a rounded copy lies: as in training, but channels last on a CPU that multiplies tiles (AMX).
+
+    Its convolutions want each pixel's channels side by side, and copy a map that lies otherwise to and fro.
+    A backward pass loses by its group norms what it would gain.
+    """
+    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
+        return torch.channels_last
+    return image_layout("bf16", device)
+
+
 def autocast(network: Network, precision: Precision, *, fast: bool = False) -> Network:
     """The network under autocast: float32 in and out, matrix products and convolutions in `precision`.
 
@@ -90,5 +101,5 @@ def _rounded_copy(network: nn.Module) -> nn.Module:
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, ExactConv2d):
             module.to(torch.bfloat16)
-    layout = image_layout("bf16", next(network.parameters()).device)
+    layout = frozen_layout(next(network.parameters()).device)
     return network.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]

@@ -18,7 +18,7 @@ from diffusion.model import compiled as module
 from diffusion.model import precision
 from diffusion.model.compiled import COMPILED_PASSES, GRAPHS, Compiled, compiled, compiling_pays, modes
 from diffusion.model.model_file import LoadedModel
-from diffusion.model.precision import autocast, settled
+from diffusion.model.precision import autocast, image_layout, settled
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample import generate as sampling
 from diffusion.sample import sweep
@@ -225,8 +225,10 @@ def test_many_images_that_are_scored_while_it_trains_are_made_compiled(compilati
 
 def test_a_rounded_copy_lies_in_memory_as_its_device_wants(monkeypatch) -> None:
     network, arguments = network_of(spec_of(channels=16)).requires_grad_(False), asked(2)
-    expected = autocast(network, "bf16")(*arguments)
-    monkeypatch.setattr(precision, "image_layout", lambda *_: torch.channels_last)
-    weight = precision.rounded(network).stem.weight
-    assert weight.is_contiguous(memory_format=torch.channels_last)
-    assert torch.allclose(autocast(network, "bf16")(*arguments), expected, atol=0.05)
+    outputs = []
+    for tiles, layout in ((False, torch.contiguous_format), (True, torch.channels_last)):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tiles=tiles: tiles)
+        assert precision.rounded(network).stem.weight.is_contiguous(memory_format=layout)
+        outputs.append(autocast(network, "bf16")(*arguments))
+    assert torch.allclose(*outputs, atol=0.05)
+    assert image_layout("bf16", CPU) == torch.contiguous_format, "in which it trains, whatever the CPU"

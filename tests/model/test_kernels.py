@@ -197,6 +197,24 @@ def test_a_group_norm_of_a_gpu_keeps_channels_last_and_is_its_formula(drawn, see
             assert (found.double() - exact).abs().max() <= tolerance * (1 + exact.abs().max())
 
 
+@pytest.mark.parametrize("side", [8, 32])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_a_cpu_normalises_a_channels_last_map_as_it_lies_only_where_pixels_are_many(dtype, side):
+    x = numbers(0, 2, 6, side, side, dtype=dtype, layout=torch.channels_last).detach()
+    scale, shift = (numbers(seed, 2, 6, dtype=dtype).detach() for seed in (1, 2))
+    norm = nn.GroupNorm(3, 6).to(dtype)
+    exact = normalised(x.double(), 3, torch.ones(6), torch.zeros(6))
+    for found, expected in (
+        (kernels.group_norm(norm, x), exact),
+        (
+            kernels.scaled_group_norm(norm, x, scale, shift),
+            exact * (1 + scale.double()[..., None, None]) + shift[..., None, None],
+        ),
+    ):
+        assert channels_last(found) == (side == 32)
+        assert (found.double() - expected).abs().max() <= TOLERANCES[dtype] * (1 + expected.abs().max())
+
+
 class Copies(TorchDispatchMode):
     """Notes every operation that lays a map out anew, and every group norm of torch's."""
 
