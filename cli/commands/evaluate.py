@@ -208,7 +208,7 @@ def _against_statistics(path: Path, against: Path, extractors: list[str]) -> dic
         return evaluate_against_statistics(sample, published, images, **options)
 
     def asked(published: Any) -> _Asked:
-        real = max(2 * published.spec.features, len(images or ()))
+        real = max(published.spec.features, len(images or ()))
         return _Asked(partial(score, published), need_memory(published.spec, len(sample), real))
 
     return {published.spec.name: asked(published) for published in opened}

@@ -24,7 +24,7 @@ def scoring_memory(
     features, logits = spec.features, LOGITS * (spec.score is not None)
     kept = 4 * (features + logits) * (sample + real + heldout)
     several = max(sample, heldout)
-    wide = min(real, 2 * features)  # images that a reference's own scatter is held of
+    wide = real if real <= 2 * features else features  # a target of few images is held as these themselves
     directions = max(features, wide)  # in which a target sees images
     seen = several * (8 * directions + 4 * features)
     blocks = 8 * min(max(several, real), BLOCK) * (COPIES * directions + 3 * NODES)
