@@ -83,7 +83,11 @@ def measure(spec: ExtractorSpec, count: int) -> Cost:
 
 def logits(drawn: np.random.Generator, count: int) -> Array:
     """(count, 1000) float32 of a classifier that knows nothing."""
-    return drawn.normal(size=(count, 1000)).astype(np.float32)
+    whole = np.empty((count, 1000), np.float32)
+    for start in range(0, count, BLOCK):
+        block = whole[start : start + BLOCK]
+        block[:] = drawn.normal(size=block.shape)
+    return whole
 
 
 def features(drawn: np.random.Generator, count: int, dimension: int, scale: float = 1.0) -> Array:

@@ -208,7 +208,7 @@ def _against_statistics(path: Path, against: Path, extractors: list[str]) -> dic
         return evaluate_against_statistics(sample, published, images, **options)
 
     def asked(published: Any) -> _Asked:
-        real = max(2 * published.spec.features, len(images or ()))
+        real = max(published.spec.features, len(images or ()))
         return _Asked(partial(score, published), need_memory(published.spec, len(sample), real))
 
     return {published.spec.name: asked(published) for published in opened}
@@ -222,6 +222,7 @@ def _against_images(path: Path, against: Path, split: str, extractors: list[str]
 
     pair = open_pair(path, against, split)
     counts = len(pair.sample), len(pair.real), len(pair.heldout or ())
+    labelled = pair.sample.labels is not None and pair.real.labels is not None
 
     def score(name: str, **options: Any) -> dict[str, Any]:
         from diffusion.evaluate.adhoc import evaluate_pair
@@ -229,7 +230,10 @@ def _against_images(path: Path, against: Path, split: str, extractors: list[str]
         return evaluate_pair(pair, extractor=name, **options)
 
     names = extractors or [default_extractor(pair.real.images.shape[1])]
-    return {name: _Asked(partial(score, name), need_memory(extractor_spec(name), *counts)) for name in names}
+    return {
+        name: _Asked(partial(score, name), need_memory(extractor_spec(name), *counts, labelled))
+        for name in names
+    }
 
 
 def _weights_of(names: list[str], weights: Path | None, sha256: str | None) -> dict[str, dict[str, Any]]:

@@ -4,30 +4,38 @@ from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.system.errors import DiffctlError
 from diffusion.system.memory import machine_memory
 
-COPIES = 6  # of the features in float64: those centred, seen through a reference, their leverages, two more
-NODES = 250  # of the quadrature in log t, and three arrays of so many numbers an image
-SQUARES = 12  # matrices of features by features: covariances, eigenvectors, what eigenvalues are found with
+BLOCK = 8192  # images at most whose features are in float64 at a time, but for how a target sees all
+COPIES = 4  # of such a block
+NODES = 250  # of the quadrature in log t, and three arrays of so many numbers an image of a block
+SQUARES = 12  # matrices of features by features: covariances, what their eigenvalues are found with
+EIGEN = 8  # matrices as large as what a spectrum is found of: it, its eigenvectors, the solver's own
 LOGITS = 1100  # numbers an image, at most, of an extractor that has a score
 BASE = 600 * 10**6  # networks, blocks of distances, kernels of subsets: none grows with the images
 
 
-def scoring_memory(spec: ExtractorSpec, sample: int, real: int, heldout: int = 0) -> int:
+def scoring_memory(
+    spec: ExtractorSpec, sample: int, real: int, heldout: int = 0, labelled: bool = False
+) -> int:
     """Bytes, about and no less, that scoring so many images by this extractor takes.
 
-    Of the real images there are the features alone, and those held out as many again in float64 as of the
-    sample, one after the other.
+    The features of all are kept. A target sees one set at a time, the sample or those held out, of which one
+    more copy in float32 may be made; classes of `labelled` images, which come after that, have a target each.
     """
-    features = spec.features
-    kept = 4 * (features + LOGITS * (spec.score is not None)) * (sample + heldout) + 4 * features * real
+    features, logits = spec.features, LOGITS * (spec.score is not None)
+    kept = 4 * (features + logits) * (sample + real + heldout)
     several = max(sample, heldout)
-    wide = min(real, 2 * features)  # images that a reference's own scatter is held of
-    computed = 8 * several * (COPIES * features + 3 * NODES) + 8 * 2 * features * wide
-    return kept + computed + 8 * SQUARES * features**2 + BASE
+    wide = real if real <= 2 * features else features  # a target of few images is held as these themselves
+    directions = max(features, wide)  # in which a target sees images
+    seen = several * (8 * directions + 4 * features)
+    blocks = 8 * min(max(several, real), BLOCK) * (COPIES * directions + 3 * NODES)
+    squares = 8 * (SQUARES * features**2 + EIGEN * min(several, directions) ** 2)
+    computed = max(seen, 8 * features * real * labelled) + blocks + squares + 8 * 2 * features * wide
+    return kept + computed + BASE
 
 
-def need_memory(spec: ExtractorSpec, sample: int, real: int, heldout: int = 0) -> int:
+def need_memory(spec: ExtractorSpec, sample: int, real: int, heldout: int = 0, labelled: bool = False) -> int:
     """The bytes of `scoring_memory`; DiffctlError where fewer are free."""
-    needed, free = scoring_memory(spec, sample, real, heldout), machine_memory()[1]
+    needed, free = scoring_memory(spec, sample, real, heldout, labelled), machine_memory()[1]
     if needed > free:
         raise DiffctlError(
             f"scoring {sample:,} images by {spec.name} takes about {needed / 1e9:,.1f} GB of memory, and "

@@ -12,6 +12,7 @@ from diffusion.evaluate.features.extract import Features, extract
 from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.evaluate.features.reference import Reference
 from diffusion.evaluate.kept import blocks, kept_features, kept_root
+from diffusion.evaluate.scores import frechet, kernel, moments, scores
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.store import write_store
 from diffusion.protocol.extractors import EXTRACTORS
@@ -236,6 +237,33 @@ def test_scoring_takes_no_more_memory_than_is_told(sample, real, heldout, monkey
         tracemalloc.stop()
     told = memory.scoring_memory(spec, sample, real, heldout)
     assert peak <= told
+    assert memory.BLOCK == moments.BLOCK
+
+
+def test_of_each_set_in_its_turn_there_is_one_copy_in_float64(monkeypatch):
+    """What scoring adds grows by 12 bytes for each of a set's numbers: 8, and 4 of a shuffled copy."""
+    for module, name, value in [
+        *((module, "BLOCK", 64) for module in (moments, frechet, scores, kernel)),
+        *((kernel, name, value) for name, value in (("WHOLE", 0), ("COLUMNS", 64), ("PAIRED", 50))),
+        (kernel, "subset_size", lambda *_: 50),
+    ]:
+        monkeypatch.setattr(module, name, value)
+    _, few, many = (_scoring_peak(count, 64) for count in (200, 2000, 6000))  # the first imports, too
+    assert (many - few) / (4000 * 64) < 16
+
+
+def _scoring_peak(count, dimension):
+    """Bytes at most that scoring so many images against as many, and as many held out, takes beside them."""
+    rng, spec = np.random.default_rng(0), EXTRACTORS["effnet-lite0-64"]
+    made, real, held = rng.normal(size=(3, count, dimension)).astype(np.float32)
+    meta = {"extractor": spec.name, "reference_split": "train", "heldout_split": "test"}
+    tracemalloc.start()
+    try:
+        scorer = Scorer(Reference(meta, real, Features(held)), intervals=True, most=100)
+        scorer.scores(Features(made)), scorer.real(count)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def test_more_memory_than_is_free_is_refused_before_the_work(monkeypatch):

@@ -4,7 +4,9 @@ Tr (Σ_a Σ_b)^½ is the sum of the singular values of X L/√(N−1), where X (
 features and L Lᵀ = Σ_b: eigenvalues of an N × N matrix where N < D, instead of torch-fidelity's D × D.
 """
 
-from functools import cached_property
+from collections.abc import Iterator
+from functools import cached_property, reduce
+from operator import iadd
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from diffusion.evaluate.features.extract import Array
 from diffusion.evaluate.scores.jackknife import Interactions
-from diffusion.evaluate.scores.moments import Float, moments
+from diffusion.evaluate.scores.moments import BLOCK, Float, moments
 from diffusion.evaluate.scores.spectral import root_sum_interactions
 
 Rows = NDArray[np.integer[Any]]
@@ -45,28 +47,39 @@ class Target:
 
 
 class Spectrum(NamedTuple):
-    """Of centred y (N, r): the eigenvalues λ (k,) of yᵀy, rising, and (N, k) the leverage (y_i·v_k)²/λ_k.
+    """Of centred y (N, r): the eigenvalues λ of the smaller of yᵀy and y yᵀ, rising, and its eigenvectors.
 
-    Those that may be rounding alone have none, and are left out of it.
+    There are no `vectors` (·, k) of those eigenvalues that may be rounding alone.
     """
 
     values: Float
-    leverage: Float
+    vectors: Float
+    y: Float
 
     @property
     def kept(self) -> Float:
-        """The eigenvalues that are no rounding, as many as the leverage has columns."""
-        return self.values[len(self.values) - self.leverage.shape[1] :]
+        """(k,) the eigenvalues that are no rounding."""
+        return self.values[len(self.values) - self.vectors.shape[1] :]
+
+    def leverage(self, rows: slice) -> Float:
+        """(n, k) of n of the images the leverage (y_i·v_k)²/λ_k, v_k an eigenvector of yᵀy."""
+        if _is_wide(self.y):
+            return np.asarray(self.vectors[rows] ** 2)
+        return np.asarray((self.y[rows] @ self.vectors) ** 2 / self.kept)
 
 
 class Projected:
-    """A sample's features (N, D) before a target, from which the distances of its subsets come cheaply."""
+    """A sample's features (N, D) before a target, from which the distances of its subsets come cheaply.
+
+    What is held of them in float64 is how the target sees them, once; all else is had block by block.
+    """
 
     def __init__(self, features: Array, target: Target) -> None:
-        self.features: Float = features.astype(np.float64) - target.mean
-        seen: Float = self.features @ target.root
-        self.seen: Float = seen - seen.mean(axis=0)
-        self.trace = target.trace
+        self.features, self.origin, self.trace = features, target.mean, target.trace
+        self.seen: Float = np.empty((len(features), target.root.shape[1]))
+        for rows in _blocks(len(features)):
+            self.seen[rows] = self._moved(rows) @ target.root
+        self.seen -= self.seen.mean(axis=0)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -74,23 +87,25 @@ class Projected:
     @property
     def distance(self) -> float:
         """‖μ_a − μ_b‖² + Tr(Σ_a + Σ_b − 2(Σ_aΣ_b)^½) (1706.08500, eq. 6) of all N ≥ 2 images."""
-        return self._distance(self.features, self._spectrum.values)
+        return self._distance(np.arange(len(self)), self._spectrum.values)
 
     def distance_of(self, rows: Rows) -> float:
         """The distance of two or more of the images."""
-        values = np.asarray(np.linalg.eigvalsh(self._gram_of(rows)))
-        return self._distance(self.features[rows], values)
+        return self._distance(rows, np.asarray(np.linalg.eigvalsh(self._gram_of(rows))))
 
     def leave_one_out(self) -> Float:
         """(N,) the distance of the sample without each of its N ≥ 3 images, exact for all at once."""
-        x = self.features - self.features.mean(axis=0)
-        count = len(x)
+        count = len(self)
+        mean = self._sums(np.arange(count))[0] / count
         share = count / (count - 1)  # without image i the scatter is less by share · x_i x_iᵀ
-        norms = (x**2).sum(axis=1)
+        norms, means = np.empty((2, count))
+        for rows in _blocks(count):
+            x = self._moved(rows) - mean
+            norms[rows] = (x**2).sum(axis=1)
+            means[rows] = ((mean - x / (count - 1)) ** 2).sum(axis=1)
         traces = (norms.sum() - share * norms) / (count - 2)
-        means = self.features.mean(axis=0) - x / (count - 1)
         roots = _singular_sums_without_each(self._spectrum, share) / np.sqrt(count - 2)
-        return np.asarray((means**2).sum(axis=1) + traces + self.trace - 2 * roots)
+        return np.asarray(means + traces + self.trace - 2 * roots)
 
     def interactions(self) -> Interactions:
         """What the images bring together to the distance's variance.
@@ -107,27 +122,51 @@ class Projected:
     def _gram_of(self, rows: Rows) -> Float:
         """That of some of the images, centred: a part of the whole one where that is between images."""
         if not _is_wide(self.seen):
-            seen = self.seen[rows]
-            return _smaller_gram(seen - seen.mean(axis=0))
+            return self._centred_gram(rows)
         part = self._gram[np.ix_(rows, rows)]
         means = part.mean(axis=0)
         return np.asarray(part - means - means[:, None] + means.mean())
 
+    def _centred_gram(self, rows: Rows) -> Float:
+        """Of some of more images than the target has directions."""
+        if len(rows) <= BLOCK:
+            seen = self.seen[rows]
+            return _smaller_gram(seen - seen.mean(axis=0))
+        mean = sum(self.seen[rows[part]].sum(axis=0) for part in _blocks(len(rows))) / len(rows)
+        parts = (self.seen[rows[part]] - mean for part in _blocks(len(rows)))
+        return reduce(iadd, (part.T @ part for part in parts))
+
     @cached_property
     def _spectrum(self) -> Spectrum:
-        """Of yᵀy and the rows of y, the centred images."""
+        """Of yᵀy, y the centred images."""
         values, vectors = np.linalg.eigh(self._gram)
         values = values.clip(0)
-        kept = values > NEGLIGIBLE * values[-1]
-        if _is_wide(self.seen):
-            return Spectrum(values, vectors[:, kept] ** 2)
-        return Spectrum(values, (self.seen @ vectors[:, kept]) ** 2 / values[kept])
+        return Spectrum(values, vectors[:, values > NEGLIGIBLE * values[-1]], self.seen)
 
-    def _distance(self, x: Float, values: Float) -> float:
-        mean, count = x.mean(axis=0), len(x)
-        spread = ((x**2).sum() - count * (mean**2).sum()) / (count - 1)
+    def _moved(self, rows: slice | Rows) -> Float:
+        """(n, D) the features of some images in float64, less the target's mean."""
+        return np.asarray(self.features[rows].astype(np.float64) - self.origin)
+
+    def _sums(self, rows: Rows) -> tuple[Float, float]:
+        """Of some images the sum of what _moved gives, (D,), and that of all its squares."""
+        total, squares = np.zeros(len(self.origin)), 0.0
+        for part in _blocks(len(rows)):
+            x = self._moved(rows[part])
+            total += x.sum(axis=0)
+            squares += (x**2).sum()
+        return total, squares
+
+    def _distance(self, rows: Rows, values: Float) -> float:
+        total, squares = self._sums(rows)
+        count = len(rows)
+        mean = total / count
+        spread = (squares - count * (mean**2).sum()) / (count - 1)
         roots = np.sqrt(values.clip(0) / (count - 1)).sum()
         return float((mean**2).sum() + spread + self.trace - 2 * roots)
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    return (slice(start, start + BLOCK) for start in range(0, count, BLOCK))
 
 
 def _is_wide(y: Float) -> bool:
@@ -148,13 +187,17 @@ def _singular_sums_without_each(spectrum: Spectrum, share: float) -> Float:
     1 − share · Σ_k h_ik + share · Σ_k h_ik t/(λ_k + t): no term cancels another, also where an image has a
     direction to itself, as all have while they are fewer than features. There the first two are 0.
     """
-    values, leverage = spectrum.kept, spectrum.leverage
+    values, count = spectrum.kept, len(spectrum.y)
     if not len(values):  # all images are equal
-        return np.zeros(len(leverage))
+        return np.zeros(count)
     t = np.exp(np.arange(np.log(values[0]) - TAIL, np.log(values[-1]) + TAIL, STEP))
     inverse = 1 / (values[:, None] + t)
-    rest = 1 - share * leverage.sum(axis=1)
-    rest[rest < ROUNDING] = 0
-    determinants = rest[:, None] + share * t * (leverage @ inverse)
-    falls = share * t * ((leverage * values) @ inverse**2) / determinants
-    return np.asarray(np.sqrt(values).sum() - (falls * np.sqrt(t)).sum(axis=1) * STEP / np.pi)
+    sums = np.empty(count)
+    for rows in _blocks(count):
+        leverage = spectrum.leverage(rows)
+        rest = 1 - share * leverage.sum(axis=1)
+        rest[rest < ROUNDING] = 0
+        determinants = rest[:, None] + share * t * (leverage @ inverse)
+        falls = share * t * ((leverage * values) @ inverse**2) / determinants
+        sums[rows] = np.sqrt(values).sum() - (falls * np.sqrt(t)).sum(axis=1) * STEP / np.pi
+    return sums

@@ -63,11 +63,11 @@ def subsets(count: int, reference_count: int) -> Subsets:
     """The subsets that torch-fidelity draws for sets of these sizes."""
     draw = np.random.RandomState(SEED)
     size = subset_size(count, reference_count)
-    pairs = [
-        (draw.choice(count, size, replace=False), draw.choice(reference_count, size, replace=False))
-        for _ in range(SUBSETS)
-    ]
-    return Subsets(*(np.stack(rows) for rows in zip(*pairs, strict=True)))
+    drawn = Subsets(*np.empty((2, SUBSETS, size), np.int64))
+    for pair in zip(*drawn, strict=True):
+        for rows, total in zip(pair, (count, reference_count), strict=True):
+            rows[:] = draw.choice(total, size, replace=False)  # which holds a permutation of all
+    return drawn
 
 
 class Kernel:

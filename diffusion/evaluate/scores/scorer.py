@@ -82,24 +82,31 @@ class Scorer:
 
     @exact_float32()
     def scored(self, sample: Features) -> Scored:
-        """The scores, and the errors of those that have an interval."""
-        projected = Projected(sample.features, self.target)
+        """The scores, and the errors of those that have an interval.
+
+        What a target sees of a set takes the most memory, so no two are held at a time: first comes that of
+        the held-out images, of which a number is kept each.
+        """
+        floor = self._known_floor(len(sample))
+        limit, by_image = self._before_target(sample)
         kernels = kernel.kernels(sample.features, self.reference.features)
         manifold = Manifold(sample.features, self.most_samples, self.device)
         own = statistics(sample.features)
         distance = frechet_distance(own, self._statistics)
         near = self._kernel_distance(sample, kernels)
-        scores = {self.spec.distance: distance} | self._distances(sample, projected, near)
+        scores = {self.spec.distance: distance} | self._distances(sample, limit, near)
         scores |= self._overlap(manifold) | self._gaussian_distance(sample)
         train, test = self.reference.train_and_test
         if train is not None and test is not None:
             found = memorisation(manifold, train, test)
             scores |= {"memorisation": found.mean, "memorisation_std": found.std}
-        floor = self.floor(len(sample))
         if floor is not None:
             scores["floor"] = floor.distance
             scores["excess"] = scores[self.spec.distance] - floor.distance
-        errors = self._errors(projected, kernels, near)
+        errors: dict[str, Float] = {}
+        if by_image is not None:
+            errors[self.spec.distance] = grouped(by_image)
+            errors[self.spec.kernel_distance] = _kernel_errors(kernels, near)
         if self._published_target is not None:
             against = AgainstPublished(sample.features, own, self._published_target)
             scores |= {self.spec.published: against.distance, self.spec.published_limit: against.limit}
@@ -117,7 +124,7 @@ class Scorer:
         scores = self._kernel_scores(sample, near) | self._gaussian_distance(sample)
         scores |= self._overlap(Manifold(sample.features, self.most_samples, self.device))
         errors = {}
-        if self.intervals and len(sample) > 2:
+        if self._has_errors(len(sample)):
             errors[self.spec.kernel_distance] = _kernel_errors(kernels, near)
         return scores | self._ends(scores, errors, len(sample))
 
@@ -149,7 +156,8 @@ class Scorer:
         sample = Features(heldout.features[shuffled(len(heldout))[:num_images]], heldout.logits)
         kernels = kernel.kernels(sample.features, self.reference.features)
         near = self._kernel_distance(sample, kernels)
-        scores = self._distances(sample, Projected(sample.features, self.target), near)
+        limit = fit_line(Projected(sample.features, self.target)).limit
+        scores = self._distances(sample, limit, near)
         scores |= self._overlap(Manifold(sample.features, self.most_samples, self.device))
         if self._published_target is not None and len(sample) > 1:
             own = statistics(sample.features)
@@ -161,8 +169,26 @@ class Scorer:
         drawn, real_sums = self._drawn(len(sample))
         return kernel.kernel_distance(kernels, drawn, real_sums)
 
-    def _distances(self, sample: Features, projected: Projected, near: OverSubsets) -> Scores:
-        return {self.spec.limit: fit_line(projected).limit, **self._kernel_scores(sample, near)}
+    def _known_floor(self, num_images: int) -> Floor | None:
+        """The floor; its error, where it is asked for, is then known, too."""
+        floor = self.floor(num_images)
+        if floor is not None and self._has_errors(num_images):
+            self._floor_error(num_images)
+        return floor
+
+    def _has_errors(self, num_images: int) -> bool:
+        return self.intervals and num_images > 2
+
+    def _before_target(self, sample: Features) -> tuple[float, Float | None]:
+        """The limit, and what each image adds to the error of the distance where that is asked for."""
+        projected = Projected(sample.features, self.target)
+        limit = fit_line(projected).limit
+        if not self._has_errors(len(sample)):
+            return limit, None
+        return limit, image_errors(projected.leave_one_out(), projected.interactions())
+
+    def _distances(self, sample: Features, limit: float, near: OverSubsets) -> Scores:
+        return {self.spec.limit: limit, **self._kernel_scores(sample, near)}
 
     def _kernel_scores(self, sample: Features, near: OverSubsets) -> Scores:
         spec = self.spec
@@ -181,16 +207,6 @@ class Scorer:
     def _overlap(self, manifold: Manifold) -> Scores:
         found = overlap(manifold, self._real_manifold)
         return {self.spec.named(name): value for name, value in found._asdict().items()}
-
-    def _errors(self, projected: Projected, kernels: Kernels, near: OverSubsets) -> dict[str, Float]:
-        """Those of both distances; none where no intervals are asked for or there are fewer than 3 images."""
-        if not self.intervals or len(projected) < 3:
-            return {}
-        distance = image_errors(projected.leave_one_out(), projected.interactions())
-        return {
-            self.spec.distance: grouped(distance),
-            self.spec.kernel_distance: _kernel_errors(kernels, near),
-        }
 
     def _ends(self, scores: Scores, errors: dict[str, Float], num_images: int) -> Scores:
         """The ends of the intervals, by name."""
