@@ -23,7 +23,7 @@ def main() -> None:
     """Print how each of them went."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--times", type=int, default=20)
-    parser.add_argument("--first", type=int, default=1, help="the reboot to begin with, where others are done")
+    parser.add_argument("--first", type=int, default=1, help="the reboot to begin with")
     parser.add_argument("--seed", type=int, default=0)
     options, failed = parser.parse_args(), 0
     for number in range(options.first, options.first + options.times):

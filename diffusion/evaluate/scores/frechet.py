@@ -5,8 +5,7 @@ features and L Lᵀ = Σ_b: eigenvalues of an N × N matrix where N < D, instead
 """
 
 from collections.abc import Iterator
-from functools import cached_property, reduce
-from operator import iadd
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,8 +132,11 @@ class Projected:
             seen = self.seen[rows]
             return _smaller_gram(seen - seen.mean(axis=0))
         mean = sum(self.seen[rows[part]].sum(axis=0) for part in _blocks(len(rows))) / len(rows)
-        parts = (self.seen[rows[part]] - mean for part in _blocks(len(rows)))
-        return reduce(iadd, (part.T @ part for part in parts))
+        gram = np.zeros((len(mean), len(mean)))
+        for part in _blocks(len(rows)):
+            seen = self.seen[rows[part]] - mean
+            gram += seen.T @ seen
+        return gram
 
     @cached_property
     def _spectrum(self) -> Spectrum:
