@@ -124,7 +124,8 @@ def test_the_first_and_the_last_convolution_are_not_rounded(frozen):
     assert torch.equal(seen[computing.head][1], found)
     for ours, layer in ((network.stem, computing.stem), (network.head, computing.head)):
         x, y = seen[layer]
-        assert torch.equal(y, F.conv2d(x.float(), ours.weight, ours.bias, padding=1))
+        exact = F.conv2d(x.float(), ours.weight, ours.bias, padding=1)
+        assert (y - exact).abs().max() < 1e-6 * exact.abs().max(), "but for the order of sums"
     assert computing.middle[0].conv_in.weight.dtype == (torch.bfloat16 if frozen else torch.float32)
 
 
