@@ -161,9 +161,10 @@ def test_both_ends_of_the_interval_can_be_taken_with_the_mouse(wide):
 def test_what_the_model_takes_the_images_for_is_shown_on_the_way(wide):
     wide.evaluate("""() => {
         window.seen = [];
-        new MutationObserver((all) => all.forEach(({ target }) => window.seen.push(target.alt)))
-            .observe(document.querySelector("#make .images"), { subtree: true, attributeFilter: ["alt"] });
-    }""")
+        new MutationObserver((all) => all.forEach(({ oldValue }) => window.seen.push(oldValue)))
+            .observe(document.querySelector("#make .images"),
+                { subtree: true, attributeFilter: ["alt"], attributeOldValue: true });
+    }""")  # what each change replaced: two that come together are one call, which would see the last alone
     wide.fill("#settings [name=num]", "1")
     wide.fill("#settings [name=steps]", "8")
     wide.click("#make .main")
