@@ -12,7 +12,7 @@ from diffusion.evaluate.features.extract import Features, extract
 from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.evaluate.features.reference import Reference
 from diffusion.evaluate.kept import blocks, kept_features, kept_root
-from diffusion.evaluate.scores import frechet, kernel, moments, scores
+from diffusion.evaluate.scores import kernel, moments, scores
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.store import write_store
 from diffusion.protocol.extractors import EXTRACTORS
@@ -243,7 +243,7 @@ def test_scoring_takes_no_more_memory_than_is_told(sample, real, heldout, monkey
 def test_of_each_set_in_its_turn_there_is_one_copy_in_float64(monkeypatch):
     """What scoring adds grows by 12 bytes for each of a set's numbers: 8, and 4 of a shuffled copy."""
     for module, name, value in [
-        *((module, "BLOCK", 64) for module in (moments, frechet, scores, kernel)),
+        *((module, "BLOCK", 64) for module in (moments, scores, kernel)),
         *((kernel, name, value) for name, value in (("WHOLE", 0), ("COLUMNS", 64), ("PAIRED", 50))),
         (kernel, "subset_size", lambda *_: 50),
     ]:

@@ -4,7 +4,6 @@ Tr (Σ_a Σ_b)^½ is the sum of the singular values of X L/√(N−1), where X (
 features and L Lᵀ = Σ_b: eigenvalues of an N × N matrix where N < D, instead of torch-fidelity's D × D.
 """
 
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from diffusion.evaluate.features.extract import Array
 from diffusion.evaluate.scores.jackknife import Interactions
-from diffusion.evaluate.scores.moments import BLOCK, Float, moments
+from diffusion.evaluate.scores.moments import Float, blocks, merged_moments, moments
 from diffusion.evaluate.scores.spectral import root_sum_interactions
 
 Rows = NDArray[np.integer[Any]]
@@ -76,7 +75,7 @@ class Projected:
     def __init__(self, features: Array, target: Target) -> None:
         self.features, self.origin, self.trace = features, target.mean, target.trace
         self.seen: Float = np.empty((len(features), target.root.shape[1]))
-        for rows in _blocks(len(features)):
+        for rows in blocks(len(features)):
             self.seen[rows] = self._moved(rows) @ target.root
         self.seen -= self.seen.mean(axis=0)
 
@@ -98,7 +97,7 @@ class Projected:
         mean = self._sums(np.arange(count))[0] / count
         share = count / (count - 1)  # without image i the scatter is less by share · x_i x_iᵀ
         norms, means = np.empty((2, count))
-        for rows in _blocks(count):
+        for rows in blocks(count):
             x = self._moved(rows) - mean
             norms[rows] = (x**2).sum(axis=1)
             means[rows] = ((mean - x / (count - 1)) ** 2).sum(axis=1)
@@ -128,15 +127,10 @@ class Projected:
 
     def _centred_gram(self, rows: Rows) -> Float:
         """Of some of more images than the target has directions."""
-        if len(rows) <= BLOCK:
+        if len(rows) <= self.seen.shape[1]:
             seen = self.seen[rows]
             return _smaller_gram(seen - seen.mean(axis=0))
-        mean = sum(self.seen[rows[part]].sum(axis=0) for part in _blocks(len(rows))) / len(rows)
-        gram = np.zeros((len(mean), len(mean)))
-        for part in _blocks(len(rows)):
-            seen = self.seen[rows[part]] - mean
-            gram += seen.T @ seen
-        return gram
+        return merged_moments(self.seen[rows[part]] for part in blocks(len(rows))).scatter
 
     @cached_property
     def _spectrum(self) -> Spectrum:
@@ -152,7 +146,7 @@ class Projected:
     def _sums(self, rows: Rows) -> tuple[Float, float]:
         """Of some images the sum of what _moved gives, (D,), and that of all its squares."""
         total, squares = np.zeros(len(self.origin)), 0.0
-        for part in _blocks(len(rows)):
+        for part in blocks(len(rows)):
             x = self._moved(rows[part])
             total += x.sum(axis=0)
             squares += (x**2).sum()
@@ -165,10 +159,6 @@ class Projected:
         spread = (squares - count * (mean**2).sum()) / (count - 1)
         roots = np.sqrt(values.clip(0) / (count - 1)).sum()
         return float((mean**2).sum() + spread + self.trace - 2 * roots)
-
-
-def _blocks(count: int) -> Iterator[slice]:
-    return (slice(start, start + BLOCK) for start in range(0, count, BLOCK))
 
 
 def _is_wide(y: Float) -> bool:
@@ -195,7 +185,7 @@ def _singular_sums_without_each(spectrum: Spectrum, share: float) -> Float:
     t = np.exp(np.arange(np.log(values[0]) - TAIL, np.log(values[-1]) + TAIL, STEP))
     inverse = 1 / (values[:, None] + t)
     sums = np.empty(count)
-    for rows in _blocks(count):
+    for rows in blocks(count):
         leverage = spectrum.leverage(rows)
         rest = 1 - share * leverage.sum(axis=1)
         rest[rest < ROUNDING] = 0

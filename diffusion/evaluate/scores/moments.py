@@ -1,5 +1,6 @@
 """Mean and covariance of any number of images, block by block: what is in memory does not grow with them."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -41,8 +42,17 @@ class Moments:
 
 def moments(features: Array) -> Moments:
     """The moments of features (N, D), N ≥ 1, in float64."""
-    blocks = (features[start : start + BLOCK] for start in range(0, len(features), BLOCK))
-    return reduce(Moments.merged, map(_of_block, blocks))
+    return merged_moments(features[rows] for rows in blocks(len(features)))
+
+
+def merged_moments(parts: Iterable[NDArray[np.floating[Any]]]) -> Moments:
+    """The moments of all parts (n, D) together, one or more, each in float64 in its turn."""
+    return reduce(Moments.merged, map(_of_block, parts))
+
+
+def blocks(count: int) -> Iterator[slice]:
+    """So many rows, BLOCK at a time."""
+    return (slice(start, start + BLOCK) for start in range(0, count, BLOCK))
 
 
 def _of_block(features: NDArray[np.floating[Any]]) -> Moments:
