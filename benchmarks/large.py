@@ -9,6 +9,7 @@ its own whose highest memory is told.
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import NamedTuple
@@ -84,8 +85,7 @@ def measure(spec: ExtractorSpec, count: int) -> Cost:
 def logits(drawn: np.random.Generator, count: int) -> Array:
     """(count, 1000) float32 of a classifier that knows nothing."""
     whole = np.empty((count, 1000), np.float32)
-    for start in range(0, count, BLOCK):
-        block = whole[start : start + BLOCK]
+    for block in blocks(whole):
         block[:] = drawn.normal(size=block.shape)
     return whole
 
@@ -95,10 +95,14 @@ def features(drawn: np.random.Generator, count: int, dimension: int, scale: floa
     scales = scale * (1 + np.arange(dimension)) ** -DECAY
     turn = np.linalg.qr(drawn.normal(size=(dimension, dimension)))[0].astype(np.float32)
     whole = np.empty((count, dimension), np.float32)
-    for start in range(0, count, BLOCK):
-        block = whole[start : start + BLOCK]
+    for block in blocks(whole):
         block[:] = np.maximum((drawn.normal(size=block.shape) * scales).astype(np.float32) @ turn, 0)
     return whole
+
+
+def blocks(whole: Array) -> Iterator[Array]:
+    """Views of its rows, BLOCK at a time, to be drawn into: all in float64 would take twice the array."""
+    return (whole[start : start + BLOCK] for start in range(0, len(whole), BLOCK))
 
 
 if __name__ == "__main__":

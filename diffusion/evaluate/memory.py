@@ -4,7 +4,7 @@ from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.system.errors import DiffctlError
 from diffusion.system.memory import machine_memory
 
-BLOCK = 8192  # images at most whose features are in float64 at a time, but for how a target sees all
+BLOCK = 8192  # images whose features scoring holds in float64 at a time: 84 MB of 1,280
 COPIES = 4  # of such a block
 NODES = 250  # of the quadrature in log t, and three arrays of so many numbers an image of a block
 SQUARES = 12  # matrices of features by features: covariances, what their eigenvalues are found with

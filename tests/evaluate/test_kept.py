@@ -237,7 +237,6 @@ def test_scoring_takes_no_more_memory_than_is_told(sample, real, heldout, monkey
         tracemalloc.stop()
     told = memory.scoring_memory(spec, sample, real, heldout)
     assert peak <= told
-    assert memory.BLOCK == moments.BLOCK
 
 
 def test_of_each_set_in_its_turn_there_is_one_copy_in_float64(monkeypatch):

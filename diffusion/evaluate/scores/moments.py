@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.evaluate.features.extract import Array
+from diffusion.evaluate.memory import BLOCK
 
 Float = NDArray[np.float64]
-
-BLOCK = 8192  # rows at a time in float64: 84 MB of 1,280 features
 
 
 @dataclass(frozen=True)

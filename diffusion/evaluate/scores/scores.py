@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from diffusion.evaluate.features.extract import Array
+from diffusion.evaluate.memory import BLOCK
 from diffusion.evaluate.scores.kernel import Estimate
-from diffusion.evaluate.scores.moments import BLOCK, moments
+from diffusion.evaluate.scores.moments import moments
 from diffusion.protocol.scoring import SEED, is_splits
 
 
