@@ -16,9 +16,16 @@ from tests.helpers.waiting import wait_until
 pytestmark = pytest.mark.long
 
 LONG = {"steps": 100_000, "save_every": 10}
+MOMENTS = [  # of each event that benchmarks/reboots.py draws from
+    Moment("states saved"),
+    Moment("states saved", 7),
+    Moment("units sampled", 5),
+    Moment("files of scores"),
+    Moment("models registered"),
+]
 
 
-@pytest.mark.parametrize("moment", [Moment("states saved"), Moment("units sampled", 5)], ids=str)
+@pytest.mark.parametrize("moment", MOMENTS, ids=str)
 def test_after_a_reboot_the_next_run_goes_on_with_what_is_there(moment: Moment, tmp_path: Path) -> None:
     reboot(tmp_path, moment)
 
