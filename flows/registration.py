@@ -41,9 +41,9 @@ def unseen(label: str) -> Iterator[Show]:
 def register_model(hand: Hand = NOBODY, progress: ProgressOf = unseen) -> Decision:
     """Register models/ with metrics/scores.json and hold it against the champion.
 
-    A champion that only versions of the code keep from being compared is scored anew first, by its own
-    weights. Where that fails it is told, and the gate finds the two not comparable. DiffctlError as of
-    `register`.
+    A champion that only versions of the code or more real images keep from being compared is scored anew
+    first, by its own weights. Where that fails it is told, and the gate finds the two not comparable.
+    DiffctlError as of `register`.
     """
     from diffusion.choice.of_model import of_best_model
     from diffusion.protocol.scores import read_scores
@@ -63,7 +63,7 @@ def promote_version(name: str, number: int, hand: Hand = NOBODY, progress: Progr
 
 
 def _bring_up_to_date(document: "ScoresDocument", hand: Hand, progress: ProgressOf) -> None:
-    """Score a champion of other code anew, unless a person decides alone or only looks."""
+    """Score an outdated champion anew, unless a person decides alone or only looks."""
     if hand.force or hand.dry_run:
         return
     champion = outdated_champion(document)
@@ -94,7 +94,8 @@ def score_anew(champion: Outdated, document: "ScoresDocument", progress: Progres
     theirs = document.cells[cell.name]
     _refuse_other_code(theirs)
     say(
-        f"==> champion: version {champion.version.version} is of other code, its {cell.name} is scored anew\n"
+        f"==> champion: version {champion.version.version}, scored with another "
+        f"{', '.join(clash(champion.cell, theirs))}: its {cell.name} is scored anew\n"
     )
     section = _settings(champion.cell, config.sample.batch_size)
     MODEL_RUNS.mkdir(parents=True, exist_ok=True)

@@ -99,7 +99,7 @@ def version_scores(name: str, number: int) -> ScoresDocument:
 
 @dataclass(frozen=True)
 class Outdated:
-    """A champion whose scores another code made: the version, its best cell, and its weights' file."""
+    """A champion scored by other code or against fewer images: its version, best cell, and weights' file."""
 
     version: "ModelVersion"
     cell: CellScores
@@ -107,7 +107,7 @@ class Outdated:
 
 
 def outdated_champion(document: ScoresDocument) -> Outdated | None:
-    """The champion, where versions of the code alone keep these scores from being compared with its own.
+    """The champion, where only code or more real images keep these scores from being compared with its own.
 
     None where there is no champion, and where they can be compared or never could.
     """
@@ -123,7 +123,7 @@ def outdated_champion(document: ScoresDocument) -> Outdated | None:
 
 
 def register_anew(champion: Outdated, document: ScoresDocument) -> Decision:
-    """Register the champion's own weights with scores that today's code made; it stays champion, as that."""
+    """Register the champion's own weights with scores of today; it stays champion, as that version."""
     uri, version = tracking_uri(), champion.version
     sha256 = str(champion.cell.card["model_sha256"])
     with failures(uri):

@@ -10,8 +10,6 @@ from cli.shared.first_word import begin
 from cli.shared.outputs import file_option
 from cli.shared.tables import show, table
 
-DIGEST = 64  # digits of a SHA-256 in hex
-
 if TYPE_CHECKING:
     from tracking.comparison import Comparison, Row
 
@@ -120,12 +118,6 @@ def _why(result: "Comparison") -> str:
 
 
 def _fields(fields: dict[str, list[object]]) -> str:
-    return "the cards differ in " + ", ".join(
-        f"{name} ({_short(a)} against {_short(b)})" for name, (a, b) in fields.items()
-    )
+    from diffusion.protocol.card import spoken
 
-
-def _short(value: object) -> str:
-    """The value, a digest by its beginning."""
-    text = str(value)
-    return f"{text[:12]}…" if len(text) == DIGEST else text
+    return f"the cards differ in {spoken(fields)}"

@@ -5,12 +5,15 @@ from typing import Any, NamedTuple
 
 from diffusion.choice.certainty import gap
 from diffusion.choice.ranking import Cells, best
-from diffusion.protocol.card import OF_STATISTICS, differing
+from diffusion.protocol.card import OF_STATISTICS, differing, spoken
 from diffusion.protocol.scores import Scored
 
 SUBJECT = ("model_sha256", "ema")  # what is compared, a model: the only fields of a card that may differ
 # The fields of a card that say which code made the numbers: weights can be scored anew by today's.
 CODE_VERSIONS = frozenset({"sampling_version", "sampling_torch", "evaluation", "torch", "torch_fidelity"})
+# And those that more real images change: they are here, to score against.
+COUNTS = frozenset({"reference_count", "heldout_count"})
+REAL_IMAGES = COUNTS | {"reference_digest", "heldout_digest", "prc_reference_images", "kid_subset_size"}
 
 
 class Verdict(NamedTuple):
@@ -45,8 +48,7 @@ def judge(candidate: Cells, champion: Cells, name: str) -> Verdict:
     if _weights(candidate) == _weights(champion):
         return Verdict(True, f"the weights of {name}, scored anew")
     if fields := clash(champion[bar], candidate[bar]):
-        differ = ", ".join(f"{field} ({a} against {b})" for field, (a, b) in fields.items())
-        return Verdict(False, f"not comparable with {name}, whose protocol differs in {differ}")
+        return Verdict(False, f"not comparable with {name}, whose protocol differs in {spoken(fields)}")
     shared = {key: cell for key, cell in candidate.items() if _is_shared(key, cell, champion)}
     cell, metric, value = best(shared)
     found = gap(candidate[cell], champion[bar], metric)
@@ -60,15 +62,17 @@ def judge(candidate: Cells, champion: Cells, name: str) -> Verdict:
 
 
 def outdated(candidate: Cells, champion: Cells) -> str | None:
-    """The champion's best cell where versions of the code alone keep the two from being compared.
+    """The champion's best cell where versions of the code, or more real images, alone part the two.
 
-    None where they can be compared, or where something else differs too.
+    None where they can be compared, where something else differs too, and where real images went away: a
+    data set that was cut short by mistake must not choose the champion.
     """
     bar = best(champion)[0]
     if bar not in candidate or _weights(candidate) == _weights(champion):
         return None
-    fields = clash(champion[bar], candidate[bar]).keys()
-    return bar if fields and fields <= CODE_VERSIONS else None
+    fields = clash(champion[bar], candidate[bar])
+    fewer = any((fields[name][1] or 0) < (fields[name][0] or 0) for name in COUNTS & fields.keys())
+    return bar if fields and not fewer and fields.keys() <= CODE_VERSIONS | REAL_IMAGES else None
 
 
 def _is_shared(name: str, cell: Scored, champion: Cells) -> bool:

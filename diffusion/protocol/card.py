@@ -9,6 +9,8 @@ from diffusion.protocol.scoring import NEIGHBOUR, SEED, SUBSETS, WIDE_NEIGHBOUR,
 
 Card = dict[str, Any]
 
+DIGEST = 64  # digits of a SHA-256 in hex
+
 
 def protocol_card(
     sampling: Card, num_images: int, reference: Mapping[str, Any], resize: str, most: tuple[int, int]
@@ -74,3 +76,13 @@ def differing(cards: Sequence[Card], axes: Collection[str] = ()) -> dict[str, li
     fields = sorted({field for card in cards for field in card} - set(axes))
     values = {field: [card.get(field) for card in cards] for field in fields}
     return {field: seen for field, seen in values.items() if any(value != seen[0] for value in seen)}
+
+
+def spoken(fields: Mapping[str, Sequence[Any]]) -> str:
+    """What `differing` found between two cards: each field with both values, a digest by its beginning."""
+    return ", ".join(f"{name} ({_short(a)} against {_short(b)})" for name, (a, b) in fields.items())
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == DIGEST else text

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.choice.gate import CODE_VERSIONS, judge, outdated
+from diffusion.choice.gate import CODE_VERSIONS, REAL_IMAGES, judge, outdated
 from diffusion.protocol.card import protocol_card
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.settings import SampleSettings
@@ -84,6 +84,26 @@ def test_versions_of_the_code_alone_make_a_champion_outdated(fields):
     assert outdated(document({(10, 0.0): 0.1}, **OTHER, **cards, num_images=7).cells, champion()) is None
 
 
+def test_more_real_images_make_a_champion_outdated_and_fewer_do_not():
+    more = {"reference_digest": "other", "reference_count": 11, "heldout_digest": "other", "heldout_count": 4}
+    before = {"reference_digest": "one", "reference_count": 10, "heldout_digest": "one", "heldout_count": 3}
+    champions = document({(5, 0.0): 1.3, (10, 0.0): 0.897}, **before).cells
+
+    def asked(**changes):
+        return outdated(document({(10, 0.0): 0.1}, **OTHER, **(more | changes)).cells, champions)
+
+    assert asked() == asked(torch="3") == asked(reference_count=10) == BAR
+    assert asked(reference_count=9) is asked(heldout_count=2) is asked(heldout_count=None) is None
+    assert asked(reference_split="test") is None
+
+
+def test_a_digest_is_told_by_its_beginning():
+    other = document({(10, 0.0): 0.1}, **OTHER, reference_digest="c" * 64).cells
+    reason = judge(other, champion(), "version 7").reason
+    assert "cccccccccccc…" in reason
+    assert "c" * 13 not in reason
+
+
 def test_what_can_be_compared_or_is_the_same_model_is_not_outdated():
     assert outdated(document({(10, 0.0): 0.1}, **OTHER).cells, champion()) is None
     assert outdated(document({(10, 0.0): 0.1}, torch="3").cells, champion()) is None
@@ -95,4 +115,5 @@ def test_the_fields_are_those_of_a_card():
         "reference_count": 10
     }
     sampling = {**settings_card(SampleSettings()), "sampling_torch": "2"}
-    assert protocol_card(sampling, 10, reference, "none", (10, 10)).keys() >= CODE_VERSIONS
+    card = protocol_card(sampling, 10, reference, "none", (10, 10))
+    assert card.keys() >= CODE_VERSIONS | REAL_IMAGES

@@ -30,6 +30,7 @@ from tracking.versions import scores_of
 NAME = "diffctl-digits"
 SWEEP = {"steps": [2, 3], "eta": [0.0]}
 OLD = {"torch": "1.0", "sampling_torch": "1.0", "evaluation": 0}
+FEWER = {"reference_digest": "a", "reference_count": 10, "heldout_digest": "b", "heldout_count": 5}
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +66,12 @@ def make_scored(config, seed: int, **card) -> ScoresDocument:
     return document
 
 
+def told(champion: ScoresDocument, card) -> str:
+    """What is said before version 1 is scored anew, whose card has these fields."""
+    fields = ", ".join(sorted(card))
+    return f"version 1, scored with another {fields}: its {champion.best.cell} is scored anew\n"
+
+
 def versions() -> int:
     return len(connect().search_model_versions(f"name = '{NAME}'"))
 
@@ -76,7 +83,7 @@ def test_a_champion_of_other_code_is_scored_anew_once(config, capsys):
     decision = register_model()
     assert "not comparable" not in decision.reason
     said = capsys.readouterr().out
-    assert f"==> champion: version 1 is of other code, its {old.best.cell} is scored anew\n" in said
+    assert told(old, OLD) in said
     assert "champion: diffctl-digits version 2: promoted: the weights of version 1, scored anew" in said
     history = read_history(connect(), NAME)
     assert [event.after for event in history.events][:2] == [1, 2]
@@ -94,6 +101,19 @@ def test_a_champion_of_other_code_is_scored_anew_once(config, capsys):
     assert all(card[field] == today[field] for card in cards for field in CODE_VERSIONS)
 
 
+def test_a_champion_of_fewer_real_images_is_scored_anew_and_one_of_more_keeps_its_place(config, capsys):
+    old = make_scored(config, 1, **FEWER)
+    assert register().promoted
+    make_scored(config, 2)
+    assert "not comparable" not in register_model().reason
+    said = capsys.readouterr().out
+    assert told(old, FEWER) in said
+    assert [event.after for event in read_history(connect(), NAME).events][:2] == [1, 2]
+    make_scored(config, 3, **FEWER)
+    assert "not comparable" in register_model().reason
+    assert capsys.readouterr().out == ""
+
+
 def test_a_version_that_is_promoted_by_number_has_the_champion_scored_anew_too(config, capsys):
     old = make_scored(config, 1, **OLD)
     assert register().promoted
@@ -106,7 +126,7 @@ def test_a_version_that_is_promoted_by_number_has_the_champion_scored_anew_too(c
     decision = promote_version(NAME, 2)
     assert "not comparable" not in decision.reason
     said = capsys.readouterr().out
-    assert f"==> champion: version 1 is of other code, its {old.best.cell} is scored anew\n" in said
+    assert told(old, OLD) in said
     assert [event.after for event in read_history(connect(), NAME).events][:2] == [1, 3]
     anew = scores_of(connect(), connect().get_model_version(NAME, "3"))
     assert anew.best.value == pytest.approx(old.best.value, rel=1e-6)
