@@ -1,6 +1,7 @@
 """Checks of the data: raw files, prepared splits, and whether they fit the configuration."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -100,15 +101,22 @@ def check_fit(project: Project) -> Iterator[Finding]:
     except DiffctlError as error:
         yield Finding("error", "model", str(error), "change the model or the data section")
     else:
-        yield from _start(plan)
+        yield from _start(plan, project.root / STARTS)
 
 
-def _start(plan: "DenoiserPlan") -> Iterator[Finding]:
+def _start(plan: "DenoiserPlan", starts: Path) -> Iterator[Finding]:
     """What the training begins with, where its weights are not drawn."""
-    if plan.lineage:
-        nearest = plan.lineage[0]
-        message = f"from {nearest.sha256[:16]}, {nearest.step:,} steps of {nearest.data}"
-        yield Finding("ok", "start", message)
+    from diffusion.train.start import find_start
+
+    if plan.start is None:
+        return
+    start = find_start(plan.start, starts)
+    nearest = start.lineage[0]
+    yield Finding("ok", "start", f"from {nearest.sha256[:16]}, {nearest.step:,} steps of {nearest.data}")
+    if start.artefact.network.in_channels < plan.network.in_channels:
+        message = "it knows grey images, and of noise that differs between channels it sees a third at first"
+        remedy = "set data.channels: 1 if these images are grey; else a start in RGB, or none, is better"
+        yield Finding("warning", "start", message, remedy)
 
 
 def _edits(split: str, store: ImageStore) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ import yaml
 from cli.commands.profiles import use
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.system.errors import DiffctlError
-from tests.conftest import ROOT, command, diffctl
+from tests.conftest import ROOT, command, diffctl, write_params
 from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.small import git
 
@@ -62,6 +62,16 @@ def test_a_start_of_another_shape_is_told_by_check(project: Path) -> None:
     model_file(project / "mine.safetensors", channels=16)
     assert diffctl(project, "use", "--start", "mine.safetensors").returncode == 0
     assert "model.channels is 8, and the start has 16" in found(project)["start"]["message"]
+
+
+@pytest.mark.slow
+def test_a_start_of_grey_images_for_rgb_ones_is_warned_of(project: Path) -> None:
+    write_params(project, data={"channels": 3}, process=VELOCITY)
+    model_file(project / "mine.safetensors")
+    assert diffctl(project, "use", "--start", "mine.safetensors").returncode == 0
+    warned = found(project)["start"]
+    assert warned["level"] == "warning"
+    assert warned["message"].startswith("it knows grey images")
 
 
 @pytest.mark.slow
