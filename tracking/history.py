@@ -36,15 +36,16 @@ class Score(Section):
 class Event(Section):
     """A move of the champion from the version `before` (None: there was none) to `after`.
 
-    `at` is in milliseconds since 1970 by the clock of who moved it; `how` says by whose decision; `note` is
-    what a person gave as the reason; `commit` is the version's; `score` is its score, `against` the other's.
+    `at` is in milliseconds since 1970 by the clock of who moved it; `how` says by whose decision, "anew" that
+    both are the same weights, scored again; `note` is what a person gave as the reason; `commit` is the
+    version's; `score` is its score, `against` the other's.
     """
 
     id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     number: PositiveInt
     at: Annotated[int, Field(ge=0, le=MOST_MOMENT)]
     who: Word
-    how: Literal["gate", "force", "rollback"]
+    how: Literal["gate", "force", "rollback", "anew"]
     before: PositiveInt | None
     after: PositiveInt
     reason: Annotated[str, Field(max_length=MOST_REASON)]
@@ -80,13 +81,17 @@ class History:
 
     @property
     def holders(self) -> list[int]:
-        """The versions that a rollback would go back to one after the other, the last one the holder."""
+        """The versions that a rollback would go back to one after the other, the last one the holder.
+
+        A version that was scored anew gives its place to the one that it became.
+        """
         held = [self.events[0].before] if self.events and self.events[0].before else []
         for event in self.events:
             if event.how == "rollback" and event.after in held:
                 del held[held.index(event.after) + 1 :]
             else:
-                held = [version for version in held if version != event.after] + [event.after]
+                left = {event.after, event.before} if event.how == "anew" else {event.after}
+                held = [version for version in held if version not in left] + [event.after]
         return held
 
     @property
@@ -99,16 +104,26 @@ class History:
     def pinned(self) -> dict[int, Event]:
         """The versions that a rollback took the place from, each with it, until a person puts one back.
 
-        The gate does not promote them: it has once found them better, and a person knew more.
+        With each come those of the same weights that it was before it was scored anew. The gate does not
+        promote them: it has once found them better, and a person knew more.
         """
         pins: dict[int, Event] = {}
         for number, event in enumerate(self.events):
             if event.how == "rollback":
-                held = History(self.name, None, self.events[:number], (), {}).holders
-                later = held[held.index(event.after) + 1 :] if event.after in held else [event.before]
-                pins.update({version: event for version in later if version is not None})
+                before = History(self.name, None, self.events[:number], (), {})
+                pins.update(dict.fromkeys(before._left_by(event), event))
             pins.pop(event.after, None)
         return pins
+
+    def _left_by(self, rollback: Event) -> set[int]:
+        """The versions that a rollback, the next move, takes the place from."""
+        held = self.holders
+        later = held[held.index(rollback.after) + 1 :] if rollback.after in held else [rollback.before]
+        left = {version for version in later if version is not None}
+        for event in reversed(self.events):
+            if event.how == "anew" and event.after in left and event.before is not None:
+                left.add(event.before)
+        return left
 
     @property
     def misplaced(self) -> dict[str, int | None]:

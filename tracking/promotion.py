@@ -80,7 +80,7 @@ def pass_gate(
         forced = hand.force and history.holder is not None
         event = next_event(
             history,
-            how="force" if forced else "gate",
+            how="force" if forced else "anew" if verdict.anew else "gate",
             after=number,
             reason=brief(verdict.reason, str, MOST_REASON - len("...")),
             note=hand.note,

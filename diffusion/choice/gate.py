@@ -17,10 +17,11 @@ REAL_IMAGES = COUNTS | {"reference_digest", "heldout_digest", "prc_reference_ima
 
 
 class Verdict(NamedTuple):
-    """Whether the candidate is better, and why, as part of a sentence."""
+    """Whether the candidate passes, and why, as part of a sentence; `anew`: as the champion's own weights."""
 
     better: bool
     reason: str
+    anew: bool = False
 
 
 def clash(cell: Scored, other: Scored, free: Collection[str] = OF_STATISTICS) -> dict[str, list[Any]]:
@@ -46,7 +47,7 @@ def judge(candidate: Cells, champion: Cells, name: str) -> Verdict:
             f"not comparable with {name}, whose best cell {bar} was not scored: put it into the sweep",
         )
     if _weights(candidate) == _weights(champion):
-        return Verdict(True, f"the weights of {name}, scored anew")
+        return Verdict(True, f"the weights of {name}, scored anew", anew=True)
     if fields := clash(champion[bar], candidate[bar]):
         return Verdict(False, f"not comparable with {name}, whose protocol differs in {spoken(fields)}")
     shared = {key: cell for key, cell in candidate.items() if _is_shared(key, cell, champion)}

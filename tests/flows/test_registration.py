@@ -108,7 +108,9 @@ def test_a_champion_of_fewer_real_images_is_scored_anew_and_one_of_more_keeps_it
     assert "not comparable" not in register_model().reason
     said = capsys.readouterr().out
     assert told(old, FEWER) in said
-    assert [event.after for event in read_history(connect(), NAME).events][:2] == [1, 2]
+    history = read_history(connect(), NAME)
+    assert [(event.after, event.how) for event in history.events][:2] == [(1, "gate"), (2, "anew")]
+    assert history.previous in {2, None}, "a rollback does not go to the same weights"
     make_scored(config, 3, **FEWER)
     assert "not comparable" in register_model().reason
     assert capsys.readouterr().out == ""

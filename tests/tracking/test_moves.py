@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -20,7 +21,7 @@ from tests.helpers.mlflow_server import empty_database
 from tests.helpers.paused import Killed, PausedWork
 from tests.helpers.postgres import postgres
 from tests.helpers.scores_document import document
-from tracking.history import History, read_history
+from tracking.history import Event, History, read_history
 from tracking.moves import Contended, ensure_model, mend
 from tracking.names import CHAMPION, PREVIOUS
 from tracking.promotion import Decision, Hand, foresee, pass_gate, plan_rollback, roll_back
@@ -130,6 +131,36 @@ def test_an_alias_that_was_there_before_any_record_is_the_first_holder(sqlite):
     assert moves(history) == [(1, 2)]
     assert history.previous == 1
     assert roll(client, name).aliases == {CHAMPION: 1}
+
+
+def test_a_champion_that_was_scored_anew_is_one_holder_and_is_pinned_as_all_its_versions():
+    moved = [(None, 1, "gate"), (1, 2, "gate"), (2, 3, "anew"), (3, 4, "anew")]
+
+    def history(*more: tuple[int, int, str]) -> History:
+        events = [event(number, *move) for number, move in enumerate([*moved, *more], 1)]
+        return History("it", None, tuple(events), (), {})
+
+    assert history().holders == [1, 4]
+    back = history((4, 1, "rollback"))
+    assert back.holders == [1]
+    assert set(back.pinned) == {2, 3, 4}
+    assert set(history((4, 1, "rollback"), (1, 3, "force")).pinned) == {2, 4}
+    to_itself = history((4, 2, "rollback"))
+    assert to_itself.holders == [1, 4, 2]
+    assert set(to_itself.pinned) == {3, 4}
+    in_turns = history((4, 2, "anew"), (2, 1, "rollback"))
+    assert set(in_turns.pinned) == {2, 3, 4}
+
+
+def event(number: int, before: int | None, after: int, how: str) -> Event:
+    told: dict[str, Any] = {
+        "id": f"{number:032x}",
+        "number": number,
+        "at": 0,
+        "who": "ann",
+        "reason": "it is",
+    }
+    return Event(before=before, after=after, how=how, **told)
 
 
 def test_a_champion_that_was_deleted_can_be_followed(sqlite):

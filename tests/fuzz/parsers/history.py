@@ -12,7 +12,7 @@ from tracking.names import EVENT, HISTORY_RUN
 from tracking.promotion import pin_told
 
 ID = "{:032x}"
-MOVES = ((None, 1, "gate"), (1, 2, "force"), (2, 1, "rollback"))
+MOVES = ((None, 1, "gate"), (1, 2, "force"), (2, 1, "rollback"), (1, 3, "anew"))
 
 
 @cache
@@ -42,7 +42,8 @@ def parse(path: Path) -> None:
     """Read the input as one more move of a whole history, claimed by its id, and show all that follows."""
     texts = [*map(bytes.decode, seeds()), path.read_bytes().decode("utf-8", "replace")]
     records = {f"{EVENT}.{number:06d}.x": text for number, text in enumerate(texts)}
-    claims = {f"{number:06d}": ID.format(number) for number in (1, 2, 3)} | {"000004": _id(texts[-1])}
+    ids = [*(ID.format(number) for number in range(1, len(MOVES) + 1)), _id(texts[-1])]
+    claims = {f"{number:06d}": id for number, id in enumerate(ids, 1)}
     model = SimpleNamespace(tags={HISTORY_RUN: "run", **records}, aliases={"champion": "1"})
     client: Any = SimpleNamespace(
         get_registered_model=lambda name: model,
