@@ -116,8 +116,8 @@ def check_cost(project: Project) -> Iterator[Finding]:
     yield tell(
         f"the network takes {flops(cost.evaluation_flops)} FLOPs an image and a training step "
         f"{flops(cost.step_flops)}, so {config.train.steps:,} steps {flops(cost.training_flops)}; "
-        f"{cells:,} cells are {cost.evaluations:,} images through the network, "
-        f"{flops(cost.sweep_flops)} FLOPs; {cost.scored:,} images are scored"
+        f"{cells:,} {'cell is' if cells == 1 else 'cells are'} {cost.evaluations:,} images through the "
+        f"network, {flops(cost.sweep_flops)} FLOPs; {cost.scored:,} images are scored"
     )
     listed = ", ".join(f"{name} {gigabytes(size)}" for name, size in cost.sizes.items())
     yield Finding("ok", "sizes", listed)
