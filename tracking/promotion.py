@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from diffusion.choice.gate import Verdict, judge
+from diffusion.choice.gate import Verdict, judge, outdated
 from diffusion.protocol.scores import ScoresDocument
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, reason
 from diffusion.system.section import brief
@@ -128,8 +128,10 @@ def _weigh(
     if scores is None:
         return Verdict(False, f"the scores of version {holder} cannot be read: promote by --force"), None
     verdict = judge(document.cells, scores.cells, f"version {holder}")
+    stale = hand.dry_run and outdated(document.cells, scores.cells)
+    later = "; without --dry-run it is scored anew first" if stale else ""
     aside = seeds_aside(client, history.name, document, scores)
-    return verdict._replace(reason=f"{verdict.reason}{aside}"), against
+    return verdict._replace(reason=f"{verdict.reason}{later}{aside}"), against
 
 
 def _readable_scores(client: "MlflowClient", champion: "ModelVersion") -> ScoresDocument | None:

@@ -152,6 +152,8 @@ def test_by_hand_and_in_a_dry_run_nothing_is_scored(config):
     make_scored(config, 1, **OLD)
     register()
     make_scored(config, 2)
-    assert "not comparable" in register_model(Hand(dry_run=True)).reason
+    reason = register_model(Hand(dry_run=True)).reason
+    assert "not comparable" in reason
+    assert reason.endswith("; without --dry-run it is scored anew first")
     assert versions() == 1
     assert register_model(Hand(force=True, note="x")).champion == 2
