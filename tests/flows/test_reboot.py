@@ -13,15 +13,14 @@ from tests.helpers.servers import post
 from tests.helpers.toy import processes_in
 from tests.helpers.waiting import wait_until
 
-pytestmark = pytest.mark.long
-
 LONG = {"steps": 100_000, "save_every": 10}
-MOMENTS = [  # of each event that benchmarks/reboots.py draws from
-    Moment("states saved"),
-    Moment("states saved", 7),
-    Moment("units sampled", 5),
-    Moment("files of scores"),
-    Moment("models registered"),
+# Of each event that benchmarks/reboots.py draws from. Each takes minutes, most of which it waits.
+MOMENTS = [
+    pytest.param(Moment("states saved"), marks=pytest.mark.slow),
+    pytest.param(Moment("states saved", 7), marks=pytest.mark.long),
+    pytest.param(Moment("units sampled", 5), marks=pytest.mark.long),
+    pytest.param(Moment("files of scores"), marks=pytest.mark.long),
+    pytest.param(Moment("models registered"), marks=pytest.mark.long),
 ]
 
 
@@ -37,6 +36,7 @@ def leases(work: Nightly) -> dict[str, str]:
     return {path.stem: json.loads(path.read_text())["expiration"] for path in files}
 
 
+@pytest.mark.long
 def test_a_server_that_is_restarted_below_a_run_does_not_end_it_and_it_can_be_cancelled(
     tmp_path: Path,
 ) -> None:
@@ -58,6 +58,7 @@ def test_a_server_that_is_restarted_below_a_run_does_not_end_it_and_it_can_be_ca
         assert not [process for process in processes_in(work.clone) if "train" in process.cmdline()]
 
 
+@pytest.mark.long
 def test_a_run_that_is_stranded_as_pending_is_freed(tmp_path: Path) -> None:
     with nightly(tmp_path, None) as work:
         work.start("pipeline/retrain")
@@ -72,6 +73,7 @@ def test_a_run_that_is_stranded_as_pending_is_freed(tmp_path: Path) -> None:
         assert work.states() == ["Crashed"]
 
 
+@pytest.mark.long
 def test_a_clone_at_work_lets_the_next_run_wait_and_then_skips_it(tmp_path: Path) -> None:
     with nightly(tmp_path, None, wait=1, train=LONG) as work, work.worker():
         work.start("pipeline/retrain")
