@@ -5,15 +5,12 @@ from typing import Any, NamedTuple
 
 from diffusion.choice.certainty import gap
 from diffusion.choice.ranking import Cells, best
-from diffusion.protocol.card import OF_STATISTICS, differing, spoken
+from diffusion.protocol.card import OF_REAL_IMAGES, OF_STATISTICS, REAL_COUNTS, differing, spoken
 from diffusion.protocol.scores import Scored
 
 SUBJECT = ("model_sha256", "ema")  # what is compared, a model: the only fields of a card that may differ
 # The fields of a card that say which code made the numbers: weights can be scored anew by today's.
 CODE_VERSIONS = frozenset({"sampling_version", "sampling_torch", "evaluation", "torch", "torch_fidelity"})
-# And those that more real images change: they are here, to score against.
-COUNTS = frozenset({"reference_count", "heldout_count"})
-REAL_IMAGES = COUNTS | {"reference_digest", "heldout_digest", "prc_reference_images", "kid_subset_size"}
 
 
 class Verdict(NamedTuple):
@@ -72,8 +69,8 @@ def outdated(candidate: Cells, champion: Cells) -> str | None:
     if bar not in candidate or _weights(candidate) == _weights(champion):
         return None
     fields = clash(champion[bar], candidate[bar])
-    fewer = any((fields[name][1] or 0) < (fields[name][0] or 0) for name in COUNTS & fields.keys())
-    return bar if fields and not fewer and fields.keys() <= CODE_VERSIONS | REAL_IMAGES else None
+    fewer = any((fields[name][1] or 0) < (fields[name][0] or 0) for name in fields.keys() & REAL_COUNTS)
+    return bar if fields and not fewer and fields.keys() <= CODE_VERSIONS.union(OF_REAL_IMAGES) else None
 
 
 def _is_shared(name: str, cell: Scored, champion: Cells) -> bool:

@@ -66,6 +66,14 @@ _REFERENCE_FIELDS = (
 OF_EXTRACTOR = ("extractor", "weights_sha256", "resize", "feature_dtype")  # what saw the images, and how
 OF_STATISTICS = ("statistics_name", "statistics_sha256", "statistics_source")  # what `…_published` is against
 OF_COUNT = ("num_images", "kid_subset_size", "is_splits", "prc_images")  # the number of images, what follows
+REAL_COUNTS = ("reference_count", "heldout_count")
+OF_REAL_IMAGES = (  # the images of both splits, and what follows from their number
+    *REAL_COUNTS,
+    "reference_digest",
+    "heldout_digest",
+    "kid_subset_size",
+    "prc_reference_images",
+)
 
 
 def differing(cards: Sequence[Card], axes: Collection[str] = ()) -> dict[str, list[Any]]:

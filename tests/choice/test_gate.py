@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.choice.gate import CODE_VERSIONS, REAL_IMAGES, judge, outdated
-from diffusion.protocol.card import protocol_card
+from diffusion.choice.gate import CODE_VERSIONS, judge, outdated
+from diffusion.protocol.card import OF_REAL_IMAGES, protocol_card
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.settings import SampleSettings
 from tests.helpers.scores_document import certain_cell, chance, document
@@ -116,4 +116,4 @@ def test_the_fields_are_those_of_a_card():
     }
     sampling = {**settings_card(SampleSettings()), "sampling_torch": "2"}
     card = protocol_card(sampling, 10, reference, "none", (10, 10))
-    assert card.keys() >= CODE_VERSIONS | REAL_IMAGES
+    assert card.keys() >= CODE_VERSIONS.union(OF_REAL_IMAGES)

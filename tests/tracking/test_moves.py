@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,6 +17,7 @@ from hypothesis.stateful import (
 
 from diffusion.system.errors import DiffctlWarning, UsageError
 from tests.helpers.mlflow_server import empty_database
+from tests.helpers.moves import move
 from tests.helpers.paused import Killed, PausedWork
 from tests.helpers.postgres import postgres
 from tests.helpers.scores_document import document
@@ -137,7 +137,7 @@ def test_a_champion_that_was_scored_anew_is_one_holder_and_is_pinned_as_all_its_
     moved = [(None, 1, "gate"), (1, 2, "gate"), (2, 3, "anew"), (3, 4, "anew")]
 
     def history(*more: tuple[int, int, str]) -> History:
-        events = [event(number, *move) for number, move in enumerate([*moved, *more], 1)]
+        events = [Event(**move(number, *one)) for number, one in enumerate([*moved, *more], 1)]
         return History("it", None, tuple(events), (), {})
 
     assert history().holders == [1, 4]
@@ -150,17 +150,6 @@ def test_a_champion_that_was_scored_anew_is_one_holder_and_is_pinned_as_all_its_
     assert set(to_itself.pinned) == {3, 4}
     in_turns = history((4, 2, "anew"), (2, 1, "rollback"))
     assert set(in_turns.pinned) == {2, 3, 4}
-
-
-def event(number: int, before: int | None, after: int, how: str) -> Event:
-    told: dict[str, Any] = {
-        "id": f"{number:032x}",
-        "number": number,
-        "at": 0,
-        "who": "ann",
-        "reason": "it is",
-    }
-    return Event(before=before, after=after, how=how, **told)
 
 
 def test_a_champion_that_was_deleted_can_be_followed(sqlite):

@@ -7,42 +7,25 @@ from types import SimpleNamespace
 from typing import Any
 
 from cli.commands.registry import _row
+from tests.helpers.moves import identity, move
 from tracking.history import read_history
 from tracking.names import EVENT, HISTORY_RUN
 from tracking.promotion import pin_told
 
-ID = "{:032x}"
 MOVES = ((None, 1, "gate"), (1, 2, "force"), (2, 1, "rollback"), (1, 3, "anew"))
 
 
 @cache
 def seeds() -> list[bytes]:
     """A move each, of every kind."""
-    score = {"cell": "steps5-eta0", "metric": "kd_effnet_lite0_64", "value": 0.1}
-    signed = {"at": 1_700_000_000_000, "who": "ann@host", "reason": "better", "commit": "c" * 40}
-    return [
-        json.dumps(
-            {
-                **signed,
-                "id": ID.format(number),
-                "number": number,
-                "before": before,
-                "after": after,
-                "how": how,
-                "note": "it was",
-                "score": score,
-                "against": score if before else None,
-            }
-        ).encode()
-        for number, (before, after, how) in enumerate(MOVES, 1)
-    ]
+    return [json.dumps(move(number, *moved)).encode() for number, moved in enumerate(MOVES, 1)]
 
 
 def parse(path: Path) -> None:
     """Read the input as one more move of a whole history, claimed by its id, and show all that follows."""
     texts = [*map(bytes.decode, seeds()), path.read_bytes().decode("utf-8", "replace")]
     records = {f"{EVENT}.{number:06d}.x": text for number, text in enumerate(texts)}
-    ids = [*(ID.format(number) for number in range(1, len(MOVES) + 1)), _id(texts[-1])]
+    ids = [*map(identity, range(1, len(MOVES) + 1)), _id(texts[-1])]
     claims = {f"{number:06d}": id for number, id in enumerate(ids, 1)}
     model = SimpleNamespace(tags={HISTORY_RUN: "run", **records}, aliases={"champion": "1"})
     client: Any = SimpleNamespace(
@@ -59,4 +42,4 @@ def _id(text: str) -> str:
     try:
         return str(json.loads(text)["id"])
     except (ValueError, TypeError, KeyError, RecursionError):
-        return ID.format(3)
+        return identity(3)
