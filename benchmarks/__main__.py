@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: every benchmark but for the very long ones, one after the other."""
+"""`python -m benchmarks`: run every benchmark, one after the other."""
 
 import importlib
 import pkgutil
@@ -7,6 +7,6 @@ import benchmarks
 
 for module in pkgutil.iter_modules(benchmarks.__path__):
     loaded = None if module.name == "__main__" else importlib.import_module(f"benchmarks.{module.name}")
-    if loaded and hasattr(loaded, "main") and not getattr(loaded, "LONG", False):
+    if hasattr(loaded, "main"):
         print(f"\n== {module.name}", flush=True)
         loaded.main()

@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_fidelity import calculate_metrics
 
-from benchmarks.fidelity import register
 from diffusion.evaluate.evaluate import Judge, score_cells
 from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.evaluate.features.reference import build_reference
@@ -31,6 +30,7 @@ from diffusion.images.store import Images, ImageStore, write_store
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.scoring import subset_size
 from diffusion.system.devices import default_device
+from tests.helpers.torch_fidelity_adapter import register
 
 EXTRACTOR = "effnet-lite0-64"
 GOAL = 4.0

@@ -11,7 +11,7 @@ D is a straight line through two x̂_0, read half a step ahead, 1/2r times as fa
 of timesteps the last step that leaves noise is several times as long as the one before. So far ahead the line
 means little and multiplies the network's errors, yet not to read it gives up what half of it would give.
 So it is read by 1/4 + r/2 at most, which is less than 1/2r for r < 0.78: the order stays 2. (The paper's code
-takes order 1 at its last step where there are fewer than 10. benchmarks/solver.py has what was tried.)
+takes order 1 at its last step where there are fewer than 10. docs/library.md has what was tried.)
 """
 
 import math

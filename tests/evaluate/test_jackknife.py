@@ -1,4 +1,4 @@
-"""How far scores move with other images, by closed forms; by simulation in test_coverage."""
+"""How far scores move with other images, by closed forms."""
 
 import itertools
 

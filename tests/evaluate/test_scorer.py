@@ -168,7 +168,7 @@ class Tensors(torch.utils.data.Dataset):
 def test_any_images_score_as_by_torch_fidelity(tmp_path):
     from torch_fidelity import calculate_metrics
 
-    from benchmarks.fidelity import register
+    from tests.helpers.torch_fidelity_adapter import register
 
     images, _ = real_digits()
     ours, real = images[:100], images[100:250]

@@ -14,7 +14,7 @@ from tests.helpers.toy import processes_in
 from tests.helpers.waiting import wait_until
 
 LONG = {"steps": 100_000, "save_every": 10}
-# Of each event that benchmarks/reboots.py draws from. Each takes minutes, most of which it waits.
+# One moment of each kind of event. Each takes minutes, mostly spent waiting.
 MOMENTS = [
     pytest.param(Moment("states saved"), marks=pytest.mark.slow),
     pytest.param(Moment("states saved", 7), marks=pytest.mark.long),

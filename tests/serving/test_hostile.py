@@ -1,9 +1,9 @@
-"""What schemathesis makes of the OpenAPI: `python -m benchmarks.serving_input` sends 10,000 of it."""
+"""Requests derived from the OpenAPI schema by schemathesis."""
 
 import pytest
 
-from benchmarks.serving_input import attack
 from diffusion.layout import MODEL
+from tests.helpers.openapi_attack import attack
 from tests.helpers.served import ServerProcess, small_model
 
 
