@@ -55,7 +55,7 @@ def batches(count: int = 40_000, draws: int = 400) -> Result:
     """Images a second out of the memory map, random access, page cache warm, prefetching as in training."""
     import torch
 
-    from diffusion.system.ahead import prefetch
+    from diffusion.system.threads import prefetch
     from diffusion.train.loader import Batches
 
     with scratch() as folder:

@@ -46,7 +46,6 @@ NEUTRAL = {
     "diffusion.protocol.settings": "its values stand in the fingerprint",
     "diffusion.sample.config": "its values stand in the card",
     "diffusion.sample.finite": "refuses numbers that are none",
-    "diffusion.system.ahead": "where the work is done, and taken in its order",
     "diffusion.system.allocator": "keeps freed memory",
     "diffusion.system.arrays": "reads what others computed",
     "diffusion.system.chosen": "its values stand in the fingerprint",

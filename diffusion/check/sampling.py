@@ -19,9 +19,9 @@ def check_eta(project: Project) -> Iterator[Finding]:
     config, eta = project.config, max(project.config.sweep.eta)
     if eta <= 1 or not any(SAMPLERS[name].stochastic for name in _listed(config, "sampler")):
         return  # up to 1 any spacing does
-    from diffusion.system.threads import one_thread  # loads torch, as what follows does
+    from diffusion.system.threads import single_thread  # loads torch, as what follows does
 
-    with one_thread():
+    with single_thread():
         found = next(_too_large(config, eta), None)
     if found is not None:
         steps, limit = found
@@ -61,9 +61,9 @@ def check_interval(project: Project) -> Iterator[Finding]:
     config = project.config
     if config.sample.guidance_interval is None and not config.sweep.guidance_interval:
         return
-    from diffusion.system.threads import one_thread  # loads torch, as what follows does
+    from diffusion.system.threads import single_thread  # loads torch, as what follows does
 
-    with one_thread():
+    with single_thread():
         idle = list(_unguided(config))
     if idle:
         message = f"guidance_interval holds no step of {', '.join(idle[:MOST_NAMED])}"

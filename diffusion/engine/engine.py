@@ -23,9 +23,8 @@ from diffusion.process.prediction import Prediction
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import model_denoiser
 from diffusion.sample.questions import evaluations
-from diffusion.system.ahead import threads
 from diffusion.system.errors import TemporaryError
-from diffusion.system.threads import pays_on, two_threads
+from diffusion.system.threads import device_threads, splitting_helps, two_threads
 
 PART = 16  # images of a job that walk together: few enough to fill what others leave of a pass
 
@@ -59,8 +58,8 @@ class Engine:
         self._lock = threading.Lock()  # never held during a pass
         self._end = ExitStack()
         self._denoiser: Denoiser = model_denoiser(loaded)
-        self._drawing = self._end.enter_context(threads(1, device)) if device.type == "cuda" else None
-        if pays_on(device):
+        self._drawing = self._end.enter_context(device_threads(1, device)) if device.type == "cuda" else None
+        if splitting_helps(device):
             self._denoiser = in_two(self._denoiser, self._end.enter_context(two_threads()))
 
     def __enter__(self) -> Self:

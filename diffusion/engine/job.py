@@ -22,7 +22,7 @@ from diffusion.sample.finite import watch_over
 from diffusion.sample.generate import check_settings, draws_ahead
 from diffusion.sample.questions import weight_at
 from diffusion.sample.sampler import Ask, Sampler, Step, Walk
-from diffusion.system.ahead import drawn_ahead, then
+from diffusion.system.threads import draw_ahead, then_draw
 from diffusion.system.transfer import send
 
 
@@ -148,7 +148,7 @@ class Part:
         ahead = draws_ahead(settings, self._device)
         if self._pool is None or not ahead:
             return draw
-        return then(drawn_ahead(self._pool, draw, ahead, self._device), draw)
+        return then_draw(draw_ahead(self._pool, draw, ahead, self._device), draw)
 
     def look(self, said: Prediction) -> None:
         """NotFinite where the answer is NaN or infinite: on a CPU now, elsewhere at the end."""

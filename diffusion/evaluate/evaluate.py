@@ -26,7 +26,7 @@ from diffusion.protocol.scores import CellScores, ScoresDocument, write_document
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_text
 from diffusion.system.section import explain
-from diffusion.system.threads import results
+from diffusion.system.threads import gather
 
 Progress = Callable[[int, int], None]
 Values = dict[str, Any]
@@ -97,7 +97,7 @@ def score_cells(
             raise DiffctlError(explain(error, f"{store.path} cannot be scored", CellScores)) from None
 
     with side_by_side() as pool:
-        entries = results([pool.submit(entry, cell, store) for cell, store in stores.items()], tally.stop)
+        entries = gather([pool.submit(entry, cell, store) for cell, store in stores.items()], tally.stop)
     cells = {cell.name: made for cell, made in zip(stores, entries, strict=True)}
     return ScoresDocument(**document, best=chosen_best(cells), front=chosen_front(cells), cells=cells)
 

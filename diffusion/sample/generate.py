@@ -29,9 +29,8 @@ from diffusion.sample.guidance import (
 )
 from diffusion.sample.questions import evaluations, walk_grid
 from diffusion.sample.sampler import Step, run
-from diffusion.system.ahead import one_ahead
 from diffusion.system.errors import UsageError
-from diffusion.system.threads import in_halves, pays_on
+from diffusion.system.threads import in_halves, prefetched_draws, splitting_helps
 from diffusion.system.transfer import send
 
 if TYPE_CHECKING:  # a model's images do not come from a classifier's code, unless there is one
@@ -91,7 +90,7 @@ def generate(
         watch = watch_over(networks, guided, lambda row: f"image {own[row]}")
         return make(ImageNoise(settings.seed, own, shape).draw, condition.rows(part), seen, watch)
 
-    if callback or len(indices) < 2 or not pays_on(device):
+    if callback or len(indices) < 2 or not splitting_helps(device):
         return made(slice(None), callback)
     return torch.cat(in_halves(lambda half, go_on: made(half, lambda step: go_on()), len(indices)))
 
@@ -122,7 +121,7 @@ def _making(
     ahead = draws_ahead(settings, device)
 
     def make(draw: _Draw, condition: Condition, callback: _Callback | None, watch: FiniteWatch) -> Tensor:
-        with one_ahead(lambda: send(draw(), device), ahead, device) as noise:
+        with prefetched_draws(lambda: send(draw(), device), ahead, device) as noise:
             walk = sampler(grid, noise(), noise)
             return to_uint8(run(walk, denoiser, condition.to(device), callback, watch).x).cpu()
 

@@ -1,39 +1,44 @@
-"""Two pieces of work beside each other on a CPU, each with half of the cores.
+"""Threads: work split over two halves of the cores, and tensors prefetched in the background.
 
-What one spends in Python, or waiting for the slowest of its threads, is time for the other.
+On a CPU, two threads with half of the cores each are often faster than one thread with all of them: while one
+runs Python or waits for its slowest core, the other one computes.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
-AT_ONCE = 2
+HALVES = 2
+PREFETCH_NAME = "prefetch"  # prefix of the names of prefetching threads
 
 T = TypeVar("T")
+Batch = TypeVar("Batch", bound=Iterable[Tensor | None])
 
 
 class Stopped(Exception):
-    """The piece beside failed, or nobody waits any more."""
+    """The work is no longer needed: another part of it failed, or the caller was interrupted."""
 
 
 def half_of_the_cores() -> int:
-    """The threads that torch takes for each piece, at least one."""
-    return max(1, torch.get_num_threads() // AT_ONCE)
+    """Return the number of torch threads for each half, at least 1."""
+    return max(1, torch.get_num_threads() // HALVES)
 
 
-def pays_on(device: torch.device) -> bool:
-    """Whether two pieces of work beside each other gain anything: on a CPU with two cores or more."""
-    return device.type == "cpu" and torch.get_num_threads() >= AT_ONCE
+def splitting_helps(device: torch.device) -> bool:
+    """Return whether two halves in parallel are faster: on a CPU with at least two cores."""
+    return device.type == "cpu" and torch.get_num_threads() >= HALVES
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Within it torch works in one thread: in short work several only wait for each other."""
+def single_thread() -> Iterator[None]:
+    """Limit torch to one thread. Short operations are slower in several."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -44,44 +49,146 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def two_threads() -> Iterator[Executor]:
-    """An executor of two threads, of which each has half of torch's; at the end torch has all again."""
+    """Yield an executor of two threads with half of torch's threads each; restore the number afterwards."""
     cores = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(
-            AT_ONCE, initializer=partial(torch.set_num_threads, half_of_the_cores())
+            HALVES, initializer=partial(torch.set_num_threads, half_of_the_cores())
         ) as pool:
             yield pool
     finally:
         torch.set_num_threads(cores)
 
 
-def results(pieces: Sequence[Future[T]], stop: Callable[[], object]) -> list[T]:
-    """The results in the order of the pieces; what a piece raises, as soon as it does.
+def gather(futures: Sequence[Future[T]], stop: Callable[[], object]) -> list[T]:
+    """Return the results in the order of the futures; raise the first exception as soon as it occurs.
 
-    However it ends, pieces that have not begun never do, and `stop` has those that go on raise Stopped.
+    In every case, futures that have not started are cancelled. Then `stop` is called: it must make the
+    running ones raise Stopped.
     """
     try:
-        for piece in as_completed(pieces):
-            piece.result()
+        for future in as_completed(futures):
+            future.result()
     finally:
-        for piece in pieces:
-            piece.cancel()
+        for future in futures:
+            future.cancel()
         stop()
-    return [piece.result() for piece in pieces]
+    return [future.result() for future in futures]
 
 
-def in_halves(made: Callable[[slice, Callable[[], None]], T], count: int) -> list[T]:
-    """What is made of each half of `count` things, both beside each other.
+def in_halves(
+    work: Callable[[slice, Callable[[], None]], T], count: int, pool: Executor | None = None
+) -> list[T]:
+    """Return the results of `work` for the two halves of `count` rows, computed in parallel.
 
-    `made` gets its half and what to call now and then: it raises when the other half has failed or the
-    caller was interrupted, so that neither goes on for nothing.
+    `work` receives its half and a check to call now and then. The check raises Stopped after the other half
+    failed or the caller was interrupted. Without `pool` (of `two_threads`) the call makes its own.
     """
-    given_up = threading.Event()
+    stopped = threading.Event()
 
-    def go_on() -> None:
-        if given_up.is_set():
+    def check() -> None:
+        if stopped.is_set():
             raise Stopped
 
-    with two_threads() as pool:
-        halves = [pool.submit(made, half, go_on) for half in (slice(count // 2), slice(count // 2, None))]
-        return results(halves, given_up.set)
+    with ExitStack() as stack:
+        threads = pool or stack.enter_context(two_threads())
+        halves = (slice(count // 2), slice(count // 2, None))
+        return gather([threads.submit(work, half, check) for half in halves], stopped.set)
+
+
+@contextmanager
+def device_threads(count: int, device: torch.device) -> Iterator[Executor]:
+    """Yield an executor whose threads use `device`.
+
+    A new thread would use the first GPU by default, and allocate pinned memory for it.
+    """
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        pool = ThreadPoolExecutor(count, PREFETCH_NAME, torch.cuda.set_device, (index,))
+    else:
+        pool = ThreadPoolExecutor(count, PREFETCH_NAME)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def prefetch(
+    draws: Iterable[Callable[[], Batch]], device: torch.device | str, depth: int = 2
+) -> Generator[Batch, None, None]:
+    """Yield the results of the draws in order, while `depth` threads compute the next `depth` ones.
+
+    On a GPU the threads use their own stream; the caller's stream waits for a result before it uses it. An
+    exception of a draw is raised in its place and ends the iteration. Closing the generator waits for the
+    running draws and starts no other one.
+    """
+    device = torch.device(device)
+    with device_threads(depth, device) as pool:
+        yield from prefetch_in(pool, draws, device, depth)
+
+
+def prefetch_in(
+    pool: Executor, draws: Iterable[Callable[[], Batch]], device: torch.device, depth: int
+) -> Generator[Batch, None, None]:
+    """Prefetch as `prefetch` does, in the threads of `pool`; a single thread draws in order."""
+    stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    if stream is not None:
+        stream.wait_stream(torch.cuda.current_stream(device))  # a resident set may still be in transfer
+
+    def compute(draw: Callable[[], Batch]) -> tuple[Batch, Any]:
+        with ExitStack() as stack:
+            if stream is not None:
+                stack.enter_context(torch.cuda.stream(stream))
+            return draw(), stream.record_event() if stream is not None else None
+
+    pending: deque[Future[tuple[Batch, Any]]] = deque()
+    try:
+        for draw in draws:
+            pending.append(pool.submit(compute, draw))
+            if len(pending) > depth:
+                yield _ready(*pending.popleft().result())
+        while pending:
+            yield _ready(*pending.popleft().result())
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _ready(batch: Batch, event: Any) -> Batch:
+    """Make the caller's stream wait for the copies, and keep their memory until that stream has used it."""
+    if event is not None:
+        stream = torch.cuda.current_stream()
+        stream.wait_event(event)
+        for tensor in batch:
+            if tensor is not None:
+                tensor.record_stream(stream)
+    return batch
+
+
+@contextmanager
+def prefetched_draws(
+    draw: Callable[[], Tensor], count: int, device: torch.device
+) -> Iterator[Callable[[], Tensor]]:
+    """Yield a function equal to `draw` that computes the first `count` results one call in advance."""
+    if count < 2:
+        yield draw
+        return
+    with device_threads(1, device) as pool, closing(draw_ahead(pool, draw, count, device)) as prefetched:
+        yield then_draw(prefetched, draw)
+
+
+def draw_ahead(
+    pool: Executor, draw: Callable[[], Tensor], count: int, device: torch.device
+) -> Generator[tuple[Tensor], None, None]:
+    """Yield `count` results of `draw`, each computed one in advance by the pool's single thread."""
+    return prefetch_in(pool, [lambda: (draw(),)] * count, device, 1)
+
+
+def then_draw(prefetched: Iterator[tuple[Tensor]], draw: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Return a function that gives the prefetched results in order, and calls `draw` after their end."""
+
+    def next_result() -> Tensor:
+        batch = next(prefetched, None)
+        return draw() if batch is None else batch[0]
+
+    return next_result

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffusion.images.pixels import to_model
 from diffusion.process.noise import generator
 from diffusion.process.timesteps import UniformSampler
-from diffusion.system.ahead import prefetch
+from diffusion.system.threads import prefetch
 from diffusion.system.transfer import exact_place, send
 from diffusion.train.augmentation import augmented
 from diffusion.train.epochs import epoch_rows

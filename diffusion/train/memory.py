@@ -14,7 +14,7 @@ from diffusion.model.flops import Operations
 from diffusion.model.registry import build_network
 from diffusion.system.errors import DiffctlError
 from diffusion.system.memory import machine_memory
-from diffusion.system.threads import one_thread
+from diffusion.system.threads import single_thread
 from diffusion.train.sharding import units
 
 NetworkBuilder = Callable[[NetworkSpec], nn.Module]
@@ -132,7 +132,7 @@ def _kept_bytes(network: nn.Module, spec: NetworkSpec, images: int) -> int:
 @contextmanager
 def _real_tensors() -> Iterator[None]:
     """Within it dropout draws what nobody else would."""
-    with one_thread(), torch.random.fork_rng(devices=[]):
+    with single_thread(), torch.random.fork_rng(devices=[]):
         yield
 
 

@@ -20,8 +20,8 @@ from diffusion.sample.asked import condition_of, mixed_condition
 from diffusion.sample.finite import NotFinite
 from diffusion.sample.generate import check_settings, draws_ahead, generate, model_denoiser
 from diffusion.sample.sampler import Ask, Step
-from diffusion.system.ahead import NAME, threads
 from diffusion.system.errors import UsageError
+from diffusion.system.threads import PREFETCH_NAME, device_threads
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 CPU = torch.device("cpu")
@@ -177,7 +177,7 @@ def test_a_request_of_more_than_a_pass_is_made_part_by_part():
 
 
 def test_two_halves_beside_each_other_make_the_same(monkeypatch):
-    monkeypatch.setattr("diffusion.engine.engine.pays_on", lambda device: True)
+    monkeypatch.setattr("diffusion.engine.engine.splitting_helps", lambda device: True)
     with Engine(MODEL, CPU) as engine:
         jobs = [engine.add(*wanted(indices=range(count), steps=4, eta=1.0)) for count in (1, 6)]
         run_out(engine)
@@ -341,9 +341,9 @@ def test_noise_that_is_drawn_ahead_makes_the_same_bits(monkeypatch):
 
     expected, gpu = made(None), torch.device("cuda")
     monkeypatch.setattr("diffusion.engine.job.draws_ahead", lambda chosen, _: draws_ahead(chosen, gpu))
-    with threads(1, CPU) as pool:
+    with device_threads(1, CPU) as pool:
         assert torch.equal(made(pool), expected)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(NAME)]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(PREFETCH_NAME)]
 
 
 def test_a_job_of_its_own_course_begins_at_given_rows_and_ends_as_it_says():

@@ -5,7 +5,7 @@ import torch
 
 from diffusion.evaluate.beside import Tally, side_by_side
 from diffusion.evaluate.features.extractors import exact_float32
-from diffusion.system.threads import AT_ONCE, Stopped
+from diffusion.system.threads import HALVES, Stopped
 
 
 def test_each_has_its_share_of_the_cores_and_they_are_given_back():
@@ -13,13 +13,13 @@ def test_each_has_its_share_of_the_cores_and_they_are_given_back():
     torch.set_num_threads(4)
     try:
         with side_by_side() as pool:
-            both = threading.Barrier(AT_ONCE)
+            both = threading.Barrier(HALVES)
 
             def share():
                 both.wait(timeout=60)  # every thread of the pool answers
                 return torch.get_num_threads()
 
-            assert [one.result() for one in [pool.submit(share) for _ in range(AT_ONCE)]] == [2, 2]
+            assert [one.result() for one in [pool.submit(share) for _ in range(HALVES)]] == [2, 2]
         assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)

@@ -17,9 +17,8 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.asked import class_condition, class_index, mixed_condition
 from diffusion.sample.generate import check_settings, draws_ahead, generate
 from diffusion.sample.sweep import sampling_card
-from diffusion.system.ahead import NAME
 from diffusion.system.errors import UsageError
-from diffusion.system.threads import in_halves
+from diffusion.system.threads import PREFETCH_NAME, in_halves
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 CPU = torch.device("cpu")
@@ -116,7 +115,7 @@ def test_noise_that_is_drawn_ahead_makes_the_same_bits(monkeypatch, eta):
     monkeypatch.setattr("diffusion.sample.generate.draws_ahead", lambda chosen, _: draws_ahead(chosen, gpu))
     monkeypatch.setattr(ImageNoise, "draw", seen)
     assert torch.equal(images(range(5), chosen), expected)
-    assert threads == {NAME} if eta else {"MainThread"}
+    assert threads == {PREFETCH_NAME} if eta else {"MainThread"}
 
 
 def test_image_37_can_be_made_alone():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.images.store import write_store
-from diffusion.system.ahead import NAME, prefetch
+from diffusion.system.threads import PREFETCH_NAME, prefetch
 from diffusion.train.loader import Batches
 
 
@@ -46,7 +46,7 @@ def test_draws_are_taken_only_a_little_ahead(store):
     next(fetched)
     assert len(taken) == 3
     fetched.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(NAME)]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(PREFETCH_NAME)]
 
 
 @pytest.mark.parametrize(("device", "index"), [("cuda:1", 1), ("cuda", 3)])

@@ -1,0 +1,119 @@
+"""Prefetching and halves: results in order, each computed once, and no thread left at the end."""
+
+import threading
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffusion.process.noise import ImageNoise
+from diffusion.system.threads import (
+    PREFETCH_NAME,
+    device_threads,
+    in_halves,
+    prefetch,
+    prefetch_in,
+    prefetched_draws,
+)
+
+CPU = torch.device("cpu")
+
+
+def prefetch_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith(PREFETCH_NAME)]
+
+
+@given(st.integers(0, 6), st.integers(0, 9))
+def test_prefetched_draws_equal_direct_draws(count: int, calls: int) -> None:
+    noise, same = ImageNoise(3, [0, 7], (1, 2, 2)), ImageNoise(3, [0, 7], (1, 2, 2))
+    with prefetched_draws(noise.draw, count, CPU) as draw:
+        assert all(torch.equal(draw(), same.draw()) for _ in range(calls))
+    assert not prefetch_threads()
+
+
+def test_next_draw_is_computed_before_it_is_requested() -> None:
+    second = threading.Event()
+    drawn = []
+
+    def draw() -> torch.Tensor:
+        drawn.append(len(drawn))
+        if len(drawn) == 2:
+            second.set()
+        return torch.zeros(1)
+
+    with prefetched_draws(draw, 5, CPU) as next_draw:
+        next_draw()
+        assert second.wait(30)
+    assert drawn == [0, 1]
+
+
+def test_single_draw_runs_in_the_calling_thread() -> None:
+    with prefetched_draws(lambda: torch.tensor(threading.get_ident()), 1, CPU) as draw:
+        assert int(draw()) == threading.get_ident()
+
+
+def test_failed_draw_raises_in_its_place() -> None:
+    values = iter([1.0, 2.0])
+
+    def draw() -> torch.Tensor:
+        value = next(values, None)
+        if value is None:
+            raise MemoryError
+        return torch.tensor(value)
+
+    with prefetched_draws(draw, 9, CPU) as next_draw:
+        assert [float(next_draw()), float(next_draw())] == [1, 2]
+        with pytest.raises(MemoryError):
+            next_draw()
+    assert not prefetch_threads()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_exception_between_draws_leaves_no_thread(error: type[BaseException]) -> None:
+    def work() -> None:
+        with prefetched_draws(lambda: torch.zeros(1), 9, CPU) as draw:
+            draw()
+            raise error
+
+    with pytest.raises(error):
+        work()
+    assert not prefetch_threads()
+
+
+def test_closing_cancels_draws_that_have_not_started() -> None:
+    started, resume = threading.Event(), threading.Event()
+    late = []
+
+    def first() -> tuple[None]:
+        return (None,)
+
+    def slow() -> tuple[None]:
+        started.set()
+        assert resume.wait(30)
+        return (None,)
+
+    def never() -> tuple[None]:
+        late.append(1)
+        return (None,)
+
+    with device_threads(1, CPU) as pool:
+        results = prefetch_in(pool, [first, slow, never, never], CPU, 3)
+        next(results)
+        assert started.wait(30)
+        results.close()
+        resume.set()
+    assert not late
+
+
+def test_closed_pool_raises() -> None:
+    with device_threads(1, CPU) as pool:
+        results = prefetch_in(pool, iter([lambda: (None,)] * 3), CPU, 1)
+        next(results)
+    with pytest.raises(RuntimeError):
+        list(results)
+    assert list(prefetch([lambda: (None,)] * 3, CPU)) == [(None,)] * 3
+
+
+def test_halves_are_joined_in_order() -> None:
+    assert in_halves(lambda half, check: list(range(7))[half], 7) == [[0, 1, 2], [3, 4, 5, 6]]
