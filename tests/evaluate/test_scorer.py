@@ -199,4 +199,4 @@ def test_any_images_score_as_by_torch_fidelity(tmp_path):
         "recall_effnet_lite0_64": "recall",
     }
     for ours_name, theirs in same.items():
-        assert got[ours_name] == pytest.approx(want[theirs], rel=1e-6), ours_name
+        assert got[ours_name] == pytest.approx(want[theirs], rel=1e-5), ours_name
