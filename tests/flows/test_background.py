@@ -1,4 +1,4 @@
-"""Servers in the background: recorded, found again, stopped; another process with their id never."""
+"""Background servers: recorded, found again, and stopped without touching other processes."""
 
 import os
 import sys
@@ -28,11 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             left.stop()
 
 
-def said(name: str) -> str:
-    return log_of(name).read_text()
-
-
-def test_it_is_found_again_in_a_session_of_its_own_and_stopped() -> None:
+def test_a_started_server_is_recorded_and_stopped() -> None:
     made = start("one", SLEEP, {}, 4200)
     assert recorded("one") == running("one") == made
     assert os.getsid(made.pid) == made.pid
@@ -41,10 +37,10 @@ def test_it_is_found_again_in_a_session_of_its_own_and_stopped() -> None:
 
 
 @pytest.mark.slow
-def test_what_it_started_goes_with_it_also_when_it_was_killed_itself() -> None:
+def test_stop_also_ends_child_processes() -> None:
     for name, killed in (("one", False), ("two", True)):
         made = start(name, WITH_CHILD, {}, 4200)
-        wait_until(lambda name=name: {"parent", "on"} <= set(said(name).split()))
+        wait_until(lambda name=name: {"parent", "on"} <= set(log_of(name).read_text().split()))
         _, child = sorted(made.processes(), key=lambda process: process.pid != made.pid)
         if killed:
             os.kill(made.pid, 9)
@@ -53,7 +49,7 @@ def test_what_it_started_goes_with_it_also_when_it_was_killed_itself() -> None:
         assert not child.is_running()
 
 
-def test_another_process_with_its_id_is_left_alone() -> None:
+def test_a_reused_pid_is_left_alone() -> None:
     made = start("one", SLEEP, {}, 4200)
     other = Background(name="two", pid=made.pid, start="another moment", port=4200)
     assert not other.alive
@@ -61,7 +57,7 @@ def test_another_process_with_its_id_is_left_alone() -> None:
     assert made.alive
 
 
-def test_a_record_that_is_damaged_is_told_by_its_place() -> None:
+def test_a_damaged_record_is_an_error_with_its_path() -> None:
     FOLDER.mkdir(parents=True)
     (FOLDER / "one.json").write_text('{"pid": 1}')
     with pytest.raises(DiffctlError, match=r"runs/servers/one\.json is damaged"):

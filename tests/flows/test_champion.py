@@ -1,4 +1,4 @@
-"""The sweep and the evaluate deployments, run to their end on a real Prefect server, and what they refuse."""
+"""The sweep and evaluate deployments: commands, refusals, and a full run on a real Prefect server."""
 
 import asyncio
 from collections.abc import Callable
@@ -19,7 +19,6 @@ from tests.helpers.toy import script
 from tests.tracking.conftest import make_model  # noqa: F401 (a fixture)
 from tracking.registry import register
 
-# What a worker does with a deployment, once it has the clone.
 FLOWS = """
 import asyncio
 from flows.champion import evaluate, sweep_champion
@@ -28,21 +27,20 @@ asyncio.run(evaluate(against="data/prepared/test"))
 """
 
 
-def refusal(**arguments: Any) -> str:
-    with pytest.raises(UsageError) as refused:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"images": "folder", "num_images": 5},
+        *({"images": one, "against": "none"} for one in ("folder", "run:1")),
+    ],
+)
+def test_ignored_or_missing_arguments_are_refused(project: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
         asyncio.run(champion.evaluate.fn(**arguments))
-    return str(refused.value)
-
-
-def test_what_an_evaluation_would_ignore_or_cannot_find_is_refused_before_any_work(project: Path) -> None:
-    told = refusal(images="folder", num_images=5)
-    assert told == "num_images is of a model, and all images of folder are scored: leave it out"
-    for images in ("folder", "champion", "run:1"):
-        assert refusal(images=images, against="none").startswith("there is no none to score against")
 
 
 def of(images: str, against: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The commands that an evaluation runs, and what it publishes at last."""
+    """The commands that the flow runs, and the description that it publishes."""
     ran: list[list[str]] = []
 
     async def do(name: str, arguments: list[str]) -> None:
@@ -65,7 +63,7 @@ def of(images: str, against: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[
     return ran
 
 
-def test_a_model_is_scored_against_what_is_asked_for(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_runs_the_commands_of_its_arguments(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     swept = ["sweep", "--run-id", "night"]
     assert of("run:night", PREPARED, monkeypatch) == [swept, ["run:night"]]
     assert of("champion", PREPARED.absolute(), monkeypatch)[0] == ["sweep", "--champion"]
@@ -82,7 +80,7 @@ def test_a_model_is_scored_against_what_is_asked_for(project: Path, monkeypatch:
 
 
 @pytest.mark.slow
-def test_both_leave_their_scores_and_links_on_their_page(
+def test_both_flows_publish_scores_and_links(
     tmp_path: Path,
     prefect_database: Path,
     make_model: Callable[..., str],  # noqa: F811 (the fixture)

@@ -1,4 +1,4 @@
-"""The schedule: a real Prefect server and worker, prefect.yaml's deployments, a run that comes by itself."""
+"""Deployments: the clone of scheduled runs, prefect.yaml, and runs on a real Prefect server and worker."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def _let_go() -> Iterator[None]:
     clone._held.close()
 
 
-def test_a_clone_is_brought_to_its_newest_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_update_clone_fast_forwards_to_upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     origin = tmp_path / "origin"
     (origin / "flows").mkdir(parents=True)
@@ -41,7 +41,7 @@ def test_a_clone_is_brought_to_its_newest_commit(tmp_path: Path, monkeypatch: py
     git(tmp_path, "clone", "--quiet", str(origin), "nightly")
     nightly = tmp_path / "nightly"
     (nightly / "dvc.lock").write_text("what last night's run left\n")
-    made, unrelated = Path("metrics/scores of a night.json"), Path("notes.txt")
+    made, unrelated = Path("metrics/scores.json"), Path("notes.txt")
     for folder in (nightly, origin):
         (folder / made).parent.mkdir()
         (folder / made).write_text(f"made in {folder.name}\n")
@@ -66,7 +66,7 @@ def test_a_clone_is_brought_to_its_newest_commit(tmp_path: Path, monkeypatch: py
         clone.update_clone()
 
 
-def test_the_clone_must_be_named_and_run_its_own_code(
+def test_update_clone_requires_a_clone_that_runs_its_own_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(clone.VARIABLE, raising=False)
@@ -113,7 +113,7 @@ def test_a_clone_at_work_is_not_touched_and_the_run_is_skipped(work: Path) -> No
     assert (work / "nightly/dvc.yaml").read_text() == "what the run at work has made\n"
 
 
-def test_a_clone_at_work_is_waited_for(work: Path) -> None:
+def test_a_busy_clone_is_waited_for(work: Path) -> None:
     with at_work(work / "nightly"):
         late = updating(work, wait=60)
         assert late.stdout is not None
@@ -122,7 +122,7 @@ def test_a_clone_at_work_is_waited_for(work: Path) -> None:
     assert (work / "nightly/dvc.yaml").read_text() == "stages: {}\n"
 
 
-def test_a_stage_keeps_the_folder_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_holds_the_lock_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with part_of_run():
         assert holders(LOCK) is None, "a stage by hand is part of no run"
@@ -161,23 +161,20 @@ def test_what_prefect_would_ignore_is_refused(edit: object, told: str, tmp_path:
         read_plan(tmp_path / FILE)
 
 
-def test_a_run_is_a_zombie_after_three_heartbeats() -> None:
+def test_zombie_detection_waits_for_three_heartbeats() -> None:
     (automation,) = read_automations(ROOT / AUTOMATIONS)
     for entry in read_plan(ROOT / FILE)["deployments"]:
         heartbeat = int(entry["work_pool"]["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
         assert automation["trigger"]["within"] >= 3 * heartbeat
 
 
-def test_deploying_nowhere_says_what_to_do(project: Path) -> None:
-    nowhere = diffctl(project, "deploy", env={"PREFECT_API_URL": ""})
-    assert nowhere.returncode == 2
-    assert "`diffctl up` starts one, or set PREFECT_API_URL" in nowhere.stderr
-    silent = diffctl(project, "deploy", env={"PREFECT_API_URL": "http://127.0.0.1:9/api"})
-    assert silent.returncode == 75
+def test_deploy_without_a_server_is_an_error(project: Path) -> None:
+    assert diffctl(project, "deploy", env={"PREFECT_API_URL": ""}).returncode == 2
+    assert diffctl(project, "deploy", env={"PREFECT_API_URL": "http://127.0.0.1:9/api"}).returncode == 75
 
 
 @pytest.mark.slow
-def test_a_scheduled_run_comes_by_itself_and_is_seen_in_prefect(tmp_path: Path) -> None:
+def test_a_scheduled_run_completes_and_publishes_artifacts(tmp_path: Path) -> None:
     with nightly(tmp_path, {"interval": 10}) as work, work.worker():
         again = diffctl(work.clone, "deploy", "--params", env=work.env)
         assert (again.returncode, again.stderr) == (0, "")
@@ -209,7 +206,7 @@ def test_a_scheduled_run_comes_by_itself_and_is_seen_in_prefect(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_run_that_is_cancelled_saves_and_leaves_no_process(tmp_path: Path) -> None:
+def test_a_cancelled_run_saves_and_leaves_no_process(tmp_path: Path) -> None:
     changes = {"train": {"steps": 100_000, "save_every": 10}}
     with nightly(tmp_path, None, **changes) as work, work.worker():
         work.start("pipeline/retrain")
@@ -227,7 +224,7 @@ def test_a_run_that_is_cancelled_saves_and_leaves_no_process(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_data_that_changed_starts_a_run(tmp_path: Path) -> None:
+def test_emit_data_changed_starts_a_run(tmp_path: Path) -> None:
     with nightly(tmp_path, None) as work:
         assert not work.runs()
         told = diffctl(work.clone, "emit", "data-changed", env=work.env)

@@ -1,4 +1,4 @@
-"""A scheduled run whose lines to MLflow and Prefect are refused, hang, break, are slow: it loses nothing."""
+"""A scheduled run survives connections to MLflow and Prefect that are refused, hang, break or are slow."""
 
 import dataclasses
 from pathlib import Path
@@ -39,7 +39,7 @@ StopRequest.raise_if_set = _patiently
 """
 
 
-def test_a_scheduled_run_goes_on_through_faulty_lines_and_all_of_it_arrives(
+def test_a_run_survives_faulty_connections_and_logs_every_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = {"steps": STEPS, "log_every": 5, "save_every": 500, "preview_every": STEPS}

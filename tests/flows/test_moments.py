@@ -1,8 +1,6 @@
-"""`diffctl run` stopped at any moment: always as asked, nothing left, nothing promoted, and it goes on.
+"""`diffctl run` stopped at many moments: it ends by the signal, leaves nothing, and resumes.
 
-Moments are counted in events (imports, opened and renamed files, connections) of the run itself and of each
-stage, as parts of how many an undisturbed run has.
-"""
+A moment is a count of events (imports, opened and renamed files, connections) of the run or of a stage."""
 
 import json
 import shutil
@@ -72,7 +70,7 @@ def half_written(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*.tmp") if not {".dvc", ".git", ".prefect"} & set(path.parts)]
 
 
-def test_it_ends_as_asked_at_every_moment(tmp_path: Path, prefect_database: Path) -> None:
+def test_a_run_stopped_at_any_moment_ends_by_the_signal(tmp_path: Path, prefect_database: Path) -> None:
     counts = tmp_path / "counts"
     counts.mkdir()
     assert run(project(tmp_path / "whole", prefect_database), COUNTS=str(counts)).returncode == 0

@@ -1,4 +1,4 @@
-"""A reboot in the midst of a scheduled run, and servers that are restarted below one: the nights go on."""
+"""Reboots in a scheduled run, and servers that restart under one: later runs complete."""
 
 import json
 import signal
@@ -25,19 +25,19 @@ MOMENTS = [
 
 
 @pytest.mark.parametrize("moment", MOMENTS, ids=str)
-def test_after_a_reboot_the_next_run_goes_on_with_what_is_there(moment: Moment, tmp_path: Path) -> None:
+def test_after_a_reboot_the_next_run_resumes(moment: Moment, tmp_path: Path) -> None:
     reboot(tmp_path, moment)
 
 
 def leases(work: Nightly) -> dict[str, str]:
-    """Until when each lease of the server holds."""
+    """The expiry of each lease."""
     folder = work.servers.folder / ".prefect/concurrency_leases"
     files = [path for path in folder.glob("*.json") if path.name != "expirations.json"]
     return {path.stem: json.loads(path.read_text())["expiration"] for path in files}
 
 
 @pytest.mark.long
-def test_a_server_that_is_restarted_below_a_run_does_not_end_it_and_it_can_be_cancelled(
+def test_a_run_survives_a_server_restart_and_can_be_cancelled(
     tmp_path: Path,
 ) -> None:
     with nightly(tmp_path, None, server=LEASE, train=LONG) as work, work.worker():
@@ -59,7 +59,7 @@ def test_a_server_that_is_restarted_below_a_run_does_not_end_it_and_it_can_be_ca
 
 
 @pytest.mark.long
-def test_a_run_that_is_stranded_as_pending_is_freed(tmp_path: Path) -> None:
+def test_runs_reap_frees_a_pending_run(tmp_path: Path) -> None:
     with nightly(tmp_path, None) as work:
         work.start("pipeline/retrain")
         (run,) = work.runs()
@@ -74,7 +74,7 @@ def test_a_run_that_is_stranded_as_pending_is_freed(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_clone_at_work_lets_the_next_run_wait_and_then_skips_it(tmp_path: Path) -> None:
+def test_a_run_is_skipped_while_its_clone_stays_busy(tmp_path: Path) -> None:
     with nightly(tmp_path, None, wait=1, train=LONG) as work, work.worker():
         work.start("pipeline/retrain")
         wait_until(lambda: training(work), 400)
@@ -82,7 +82,7 @@ def test_a_clone_at_work_lets_the_next_run_wait_and_then_skips_it(tmp_path: Path
             process for process in processes_in(work.clone) if process.cmdline()[-2:] == ["stage", "train"]
         ]
         kill([one for one in processes_in(work.clone) if one not in (training_process,)])
-        assert training_process.is_running(), "the stage has outlived its run"
+        assert training_process.is_running(), "the stage outlives its run"
         work.start("sweep-champion/sweep")
         wait_until(lambda: "Skipped" in work.states("sweep-champion"), 120)
         (skipped,) = [run for run in work.runs("sweep-champion") if run["state_name"] == "Skipped"]

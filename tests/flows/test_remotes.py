@@ -1,4 +1,4 @@
-"""What a team shares by DVC: pushed here over SSH, pulled in a fresh clone, where nothing is made again."""
+"""A DVC remote over SSH: pushed here, pulled in a fresh clone, and nothing reruns."""
 
 import subprocess
 from pathlib import Path
@@ -29,7 +29,7 @@ def let_in(folder: Path, server: Ssh) -> None:
     dvc(folder, "remote", "modify", "--local", "team", "keyfile", str(server.key))
 
 
-def test_pushed_over_ssh_pulled_elsewhere_and_nothing_is_made_again(tmp_path: Path) -> None:
+def test_a_clone_pulls_over_ssh_and_reruns_nothing(tmp_path: Path) -> None:
     for name in ("ssh", "here", "store"):
         (tmp_path / name).mkdir()
     here = toy_project(tmp_path / "here")

@@ -1,4 +1,4 @@
-"""The temporary Prefect server: it answers, it ends with its run however that ends; one a folder."""
+"""The temporary Prefect server: it answers, and ends with its run in every case."""
 
 import asyncio
 import os
@@ -37,7 +37,7 @@ def folder(tmp_path: Path, prefect_database: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-def test_it_answers_and_is_gone_with_its_block_and_nobody_else_gets_one(folder: Path) -> None:
+def test_one_server_per_folder_until_the_block_ends(folder: Path) -> None:
     run = script(folder, HOLD)
     wait_for_file(folder / "url")
     assert answers((folder / "url").read_text(), timeout=5)
@@ -51,7 +51,7 @@ def test_it_answers_and_is_gone_with_its_block_and_nobody_else_gets_one(folder: 
 
 
 @pytest.mark.slow
-def test_it_ends_when_its_run_is_killed(folder: Path) -> None:
+def test_the_server_ends_when_its_run_is_killed(folder: Path) -> None:
     run = script(folder, HOLD)
     wait_for_file(folder / "url")
     run.send_signal(signal.SIGKILL)
@@ -60,7 +60,7 @@ def test_it_ends_when_its_run_is_killed(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_user_s_own_server_must_answer(folder: Path) -> None:
+def test_an_unreachable_prefect_api_url_is_an_error(folder: Path) -> None:
     url = "http://127.0.0.1:1/api"
     with (
         environment({"PREFECT_API_URL": url}),
@@ -71,7 +71,7 @@ def test_a_user_s_own_server_must_answer(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_cannot_start_is_an_error_and_leaves_nothing(
+def test_a_failed_start_is_an_error_and_leaves_no_process(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
@@ -81,7 +81,7 @@ def test_a_server_that_cannot_start_is_an_error_and_leaves_nothing(
     assert not processes_in(folder)
 
 
-def test_what_listens_and_is_no_web_server_does_not_answer() -> None:
+def test_a_port_that_does_not_speak_http_is_unhealthy() -> None:
     def greet() -> None:
         connection, _ = listener.accept()
         with connection:
@@ -95,7 +95,7 @@ def test_what_listens_and_is_no_web_server_does_not_answer() -> None:
         server.join()
 
 
-def test_settings_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_SETTING", "before")
     monkeypatch.delenv("ANOTHER", raising=False)
     with environment({"A_SETTING": "inside", "ANOTHER": "too"}):
@@ -104,21 +104,21 @@ def test_settings_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ANOTHER" not in os.environ
 
 
-def test_what_reached_a_server_is_taken_up_before_it_ends() -> None:
+def test_the_server_records_queued_events_before_shutdown() -> None:
     from prefect.server.utilities.messaging.memory import Consumer, MemoryMessage, Topic
 
     taken: list[bytes] = []
     at_the_end: list[int] = []
 
     async def take(message: Any) -> None:
-        await asyncio.sleep(0)  # as one that writes to a database: others have their turn
+        await asyncio.sleep(0)  # as a database write does
         taken.append(message.data)
 
-    async def told() -> dict[str, str]:
+    async def receive() -> dict[str, str]:
         return {"type": "lifespan.shutdown"}
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
+    async def app(scope: Any, receive_event: Any, send: Any) -> None:
+        await receive_event()
         at_the_end.append(len(taken))
 
     async def server() -> None:
@@ -126,11 +126,10 @@ def test_what_reached_a_server_is_taken_up_before_it_ends() -> None:
         reading = asyncio.create_task(consumer.run(take))
         for number in range(50):
             await Topic.by_name("events").publish(MemoryMessage(str(number).encode(), {}))
-        await recording_to_the_end(app)({"type": "lifespan"}, told, None)
+        await recording_to_the_end(app)({"type": "lifespan"}, receive, None)
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
         await consumer.cleanup()
 
     asyncio.run(server())
-    # What is being written is the recorder's own to end: it is two at a time.
-    assert at_the_end[0] >= 48
+    assert at_the_end[0] >= 48, "at most two are being written"

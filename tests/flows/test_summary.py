@@ -1,4 +1,4 @@
-"""What a run's page in Prefect says at its end."""
+"""The summary artifact of a run in Prefect."""
 
 import asyncio
 from collections.abc import Callable
@@ -20,37 +20,35 @@ from tracking.registered import Registered, version_of
 from tracking.registry import register
 
 
-def test_it_says_the_best_cell_first_and_shows_its_images(project: Path) -> None:
+def test_the_best_cell_is_first_with_its_images(project: Path) -> None:
     scores = document()
     best = scores.best.cell
     meta = {"name": best, "classes": [], "card": scores.cells[best].card}
     images = np.full((20, 8, 8, 1), 100, np.uint8)
     write_store(SAMPLES / best, images, None, meta)
-    told = summary(scores, SAMPLES, links_of_pipeline)
-    assert told.startswith("Best: ")
-    rows = [line for line in told.splitlines() if line.startswith("|")]
+    text = summary(scores, SAMPLES, links_of_pipeline)
+    assert text.startswith("Best: ")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(scores.cells)
     assert f"{scores.cells[best].scores[scores.spec.distance]:.4g}" in rows[2]
-    assert "](data:image/png;base64," in told
+    assert "](data:image/png;base64," in text
 
 
-def test_without_images_and_mlflow_it_is_a_table(project: Path) -> None:
+def test_without_images_and_mlflow_the_summary_is_a_table(project: Path) -> None:
     assert "data:image" not in summary(document(), SAMPLES, links_of_pipeline)
 
 
-def test_a_page_of_mlflow_is_shown_without_a_password(project: Path) -> None:
+def test_the_mlflow_link_has_no_password(project: Path) -> None:
     assert mlflow_page("http://me:secret@127.0.0.1:9/") == "http://127.0.0.1:9"
     assert mlflow_page("sqlite:////mlflow.db") is None
 
 
-def test_what_goes_wrong_with_it_is_said_and_ends_no_run(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failed_summary_does_not_fail_the_run(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asyncio.run(module.publish_summary("promoted"))
     assert "the page in Prefect has no summary" in capsys.readouterr().out
 
 
-def test_images_against_others_are_a_row_a_score_with_its_interval() -> None:
+def test_evaluated_has_a_row_per_score_with_its_interval() -> None:
     scores = {"fd": 12.3456, "fd_low": 11.0, "fd_high": 13.5, "kd": 0.5, "kd_std": 0.1}
     values = {
         "images": {"path": "cell", "count": 1200},
@@ -66,7 +64,7 @@ def test_images_against_others_are_a_row_a_score_with_its_interval() -> None:
 
 
 @pytest.mark.slow
-def test_the_version_of_the_scores_is_linked(
+def test_the_registered_version_is_linked(
     project: Path,
     make_model: Callable[..., str],  # noqa: F811 (the fixture)
     monkeypatch: pytest.MonkeyPatch,

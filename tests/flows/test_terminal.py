@@ -1,4 +1,4 @@
-"""What the terminal shows of a stage under DVC."""
+"""The relay of a stage's output under DVC."""
 
 from itertools import pairwise
 
@@ -37,21 +37,21 @@ def relayed(*chunks: bytes) -> tuple[list[str], list[str]]:
 
 
 @given(st.lists(st.integers(0, len(OUTPUT.encode())), max_size=8))
-def test_what_is_shown_does_not_depend_on_how_the_bytes_are_cut(cuts: list[int]) -> None:
+def test_output_does_not_depend_on_chunk_boundaries(cuts: list[int]) -> None:
     data = OUTPUT.encode()
     places = [0, *sorted(cuts), len(data)]
     chunks = [data[start:stop] for start, stop in pairwise(places)]
     assert "".join(relayed(*chunks)[0]) == SHOWN
 
 
-def test_stages_that_need_nothing_take_one_line() -> None:
+def test_an_up_to_date_stage_is_one_line() -> None:
     written, _ = relayed(b"Stage 'data' didn't change, skipping\nData and pipelines are up to date.\n")
     assert written == ["==> data: up to date\n"]
     written, _ = relayed(b"Stage 'data' is cached - skipping run, checking out outputs\n")
     assert written == ["==> data: from the cache\n"]
 
 
-def test_a_bar_before_a_line_is_wiped_whatever_becomes_of_the_line() -> None:
+def test_a_progress_bar_is_cleared_before_the_next_line() -> None:
     bar = "\r!\rhashing models/ema |0.00\r" + " " * 24 + "\r"
     for chatter, words in (
         ("\x1b[33mWARNING\x1b[39m: 'models/ema' is empty.\r\n", ""),
@@ -65,7 +65,7 @@ def test_a_bar_before_a_line_is_wiped_whatever_becomes_of_the_line() -> None:
 
 
 @given(st.sets(st.integers(0, 80), max_size=6))
-def test_a_live_line_keeps_its_end_however_the_bytes_are_cut(cuts: set[int]) -> None:
+def test_progress_lines_do_not_depend_on_chunk_boundaries(cuts: set[int]) -> None:
     live = "\r\x1b[Kdata 1/2\r\x1b[Kdata 2/2"
     data = f"Running stage 'data':\r\n> diffctl stage data\r\n{live}\r\nmade\r\n".encode()
     places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
@@ -73,13 +73,13 @@ def test_a_live_line_keeps_its_end_however_the_bytes_are_cut(cuts: set[int]) -> 
     assert "".join(written) == f"==> data\n{live}\nmade\n"
 
 
-def test_the_cursor_comes_down_as_often_as_it_goes_up() -> None:
+def test_cursor_movements_balance() -> None:
     bars = "outer\r\n\r!\x1b[A", "\r\n\r  0%|\x1b[A", "\r\n\r     \x1b[A\r"
     written = "".join(relayed(b"> diffctl stage data\n", *(bar.encode() for bar in bars))[0])
     assert written.count("\n") == written.count("\x1b[A") == 3
 
 
-def test_errors_of_dvc_are_kept_for_who_supervises() -> None:
+def test_errors_of_dvc_are_collected() -> None:
     busy = (
         "\x1b[31mERROR\x1b[39m: '/p/a' is busy, it is being blocked by:\n  (PID 17): dvc repro\n\n"
         "If there are no processes with such PIDs, you can manually remove '/p/rwlock' and try again.\n"
@@ -87,7 +87,7 @@ def test_errors_of_dvc_are_kept_for_who_supervises() -> None:
     assert relayed(busy.encode()) == ([], ["'/p/a' is busy, it is being blocked by:", "(PID 17): dvc repro"])
 
 
-def test_live_progress_goes_out_before_its_line_ends() -> None:
+def test_live_progress_is_written_before_its_line_ends() -> None:
     written: list[str] = []
     relay = Relay(written.append)
     relay.feed(b"\r\x1b[K10 of 20")

@@ -1,10 +1,11 @@
-"""What is asked over HTTP, and what comes: the offline images, or a sentence."""
+"""The HTTP application: served images equal offline images, and errors are one sentence."""
 
 import asyncio
 import base64
 import io
 import json
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -57,23 +58,20 @@ def offline(model, settings: SampleSettings, indices, klass: str | None = None) 
     return to_nhwc(generate(loaded, settings, indices, condition, CPU))
 
 
-ASKED = [
+REQUESTS = [
     ({}, SampleSettings(steps=8, eta=1.0), [0], None),
-    ({"num": 3, "seed": 5, "steps": 3}, SampleSettings(steps=3, eta=1.0, seed=5), [0, 1, 2], None),
     ({"indices": [7, 2], "eta": 0, "class": 4}, SampleSettings(steps=8), [7, 2], "4"),
     ({"budget": 5, "class": "class2", "seed": 1}, SampleSettings(steps=4, seed=1), [0], "class2"),
     ({"sampler": "dpm-solver++", "steps": 4, "guidance": 1.5, "num": 2},
      SampleSettings(sampler="dpm-solver++", steps=4, guidance=1.5), [0, 1], None),
     ({"steps": 6, "guidance": 2, "guidance_interval": [0.3, 4], "num": 2},
      SampleSettings(steps=6, eta=1.0, guidance=2.0, guidance_interval=(0.3, 4.0)), [0, 1], None),
-    ({"steps": 6, "guidance": 2, "guidance_interval": "0.3:4"},
-     SampleSettings(steps=6, eta=1.0, guidance=2.0, guidance_interval=(0.3, 4.0)), [0], None),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("asked", "settings", "indices", "klass"), ASKED)
-def test_the_images_are_the_offline_ones(client, model, asked, settings, indices, klass):
-    answer = client.post("/v1/images", json=asked)
+@pytest.mark.parametrize(("request_body", "settings", "indices", "klass"), REQUESTS)
+def test_served_images_equal_offline_images(client, model, request_body, settings, indices, klass):
+    answer = client.post("/v1/images", json=request_body)
     assert answer.status_code == 200, answer.text
     values = answer.json()
     assert values["indices"] == indices
@@ -84,58 +82,57 @@ def test_the_images_are_the_offline_ones(client, model, asked, settings, indices
     assert np.abs(pixels(values) - expected).max() <= 1
 
 
+@contextmanager
+def pending(client, gate, body):
+    """A request in a thread, held at the gate for the block; its answers after it."""
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(client.post("/v1/images", json=body)))
+    thread.start()
+    assert gate.reached.wait(30)
+    yield answers
+    gate.open.set()
+    thread.join()
+
+
 LIMITED = {"guidance": 2.0, "guidance_interval": (0.3, 4.0)}
 
 
-def test_an_answer_tells_the_evaluations_of_its_interval(client, model):
-    chosen = SampleSettings(steps=6, **LIMITED)
-    asked = {"steps": 6, "eta": 0, **LIMITED}
+def test_nfe_accounts_for_the_guidance_interval(client, model):
+    made = client.post("/v1/images", json={"steps": 6, "eta": 0, **LIMITED}).json()
     process = load_model(model).artefact.process
-    made = client.post("/v1/images", json=asked).json()
-    assert made["evaluations"] == evaluations(chosen, process)
+    assert made["evaluations"] == evaluations(SampleSettings(steps=6, **LIMITED), process)
     assert 6 < made["evaluations"] < 12
     assert made["settings"]["guidance_interval"] == [0.3, 4.0]
-    for wrong, said in (
-        ({"guidance_interval": [0.3, 4]}, "guidance_interval does nothing without guidance"),
-        ({**LIMITED, "guidance_interval": [4, 0.3]}, "the low end must be below the high one"),
-        ({**LIMITED, "guidance_interval": [-1, 4]}, "greater than or equal to 0"),
-        ({**LIMITED, "guidance_interval": [1]}, "Field required"),
-        ({"guidance_interval": [0.3, 4], "budget": 5}, "budget takes guidance_interval from the model"),
-    ):
-        refused = client.post("/v1/images", json={"steps": 6, **wrong} if "budget" not in wrong else wrong)
-        assert (refused.status_code, said in refused.json()["detail"]) == (422, True), refused.text
 
 
-def test_the_usual_interval_holds_unless_another_or_none_is_asked_for(model):
+def test_the_best_cells_interval_is_the_default_and_null_disables_it(model):
     scores, usual = scores_of(model), {"guidance": 2.0, "guidance_interval": "0.3:4"}
     cells = {
         name: cell.model_copy(update={"card": {**cell.card, **usual}}) for name, cell in scores.cells.items()
     }
     scored = published(model)._replace(scores=scores.model_copy(update={"cells": cells}))
     with TestClient(create_app(service_of(scored)), HERE) as client:
-        for asked, interval in (
+        for body, interval in (
             ({}, [0.3, 4.0]),
             ({"guidance": 1}, [0.3, 4.0]),
             ({"guidance_interval": [0, 1]}, [0.0, 1.0]),
             ({"guidance_interval": None}, None),
             ({"guidance": 0}, None),
         ):
-            answer = client.post("/v1/images", json=asked)
-            assert answer.status_code == 200, answer.text
+            answer = client.post("/v1/images", json=body)
             assert answer.json()["settings"]["guidance_interval"] == interval
 
 
-def test_without_scores_fifty_steps_of_ddim_are_usual(model):
+def test_without_scores_the_default_is_fifty_steps_of_ddim(model):
     with TestClient(create_app(service_of(published(model, None, scored=False))), HERE) as client:
         answer = client.post("/v1/images", json={})
         assert SampleSettings(**answer.json()["settings"]) == SampleSettings()
         assert answer.json()["model"]["version"] is None
         assert answer.headers["x-model-version"] == "none"
-        refused = client.post("/v1/images", json={"budget": 10})
-        assert refused.json() == {"detail": "digits has no scores to choose by: give steps instead of budget"}
+        assert client.post("/v1/images", json={"budget": 10}).status_code == 422
 
 
-def test_one_picture_or_arrays(client, model):
+def test_grid_and_npz_formats_hold_the_offline_images(client, model):
     expected = offline(model, SampleSettings(steps=8, eta=1.0), range(4))
     grid = client.post("/v1/images", json={"num": 4, "format": "grid"})
     assert grid.headers["content-type"] == "image/png"
@@ -154,45 +151,48 @@ def events_of(text: str) -> list[tuple[str, dict]]:
     return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in blocks]
 
 
-def test_events_show_the_images_as_they_come(client):
-    asked = {"num": 3, "steps": 7, "eta": 0}
-    events = events_of(client.post("/v1/images/events", json={**asked, "every": 3}).text)
+def test_events_stream_intermediate_images_and_end_with_the_response(client):
+    body = {"num": 3, "steps": 7, "eta": 0}
+    events = events_of(client.post("/v1/images/events", json={**body, "every": 3}).text)
     assert [(name, values.get("step")) for name, values in events] == [
         ("step", 3), ("step", 6), ("images", None),
     ]  # fmt: skip
     assert all(pixels(values).shape == (3, 8, 8) for _, values in events)
     assert events[0][1]["indices"] == [0, 1, 2]
-    whole = client.post("/v1/images", json=asked).json()
-    assert events[-1][1] == whole
+    assert events[-1][1] == client.post("/v1/images", json=body).json()
 
 
-REFUSED = [
-    ({"num": 0}, "num: Input should be greater than or equal to 1 (got 0)"),
-    ({"num": True}, "num: Input should be a valid integer (got True)"),
+INVALID = [
+    ({"num": 0}, "num: "),
+    ({"num": True}, "num: "),
     ({"nums": 1}, "nums: unknown key"),
     ({"num": 65}, "65 images are too many at once: ask for 64 at most"),
-    ({"indices": []}, "indices: List should have at least 1 item"),
-    ({"indices": [-1]}, "indices: Input should be greater than or equal to 0 (got -1)"),
-    ({"steps": 1001}, "1001 steps are too many: ask for 1000 at most"),
-    ({"steps": 101}, "101 sampling steps do not fit: give 1 to 100, the model's timesteps"),
-    ({"budget": 2}, "no cell of the sweep takes 2 network evaluations or fewer"),
-    ({"budget": 9, "steps": 4}, "budget takes steps from the model's sweep: give one of the two"),
-    ({"eta": 50}, "eta 50.0 does not fit 8 steps"),
-    ({"sampler": "euler"}, "sampler: allowed are ddim, dpm-solver++ (got 'euler')"),
-    ({"sampler": "dpm-solver++", "eta": 1}, "sampler dpm-solver++ is deterministic: eta must be 0"),
-    ({"sampler_options": {"order": 3}}, "sampler_options of ddim: order: unknown key"),
-    ({"class": "cat"}, "there is no class 'cat': give 0 to 9, or one of class0"),
-    ({"class": 10}, "there is no class '10'"),
-    ({"seed": 2**63}, "seed: Input should be less than or equal to"),
+    ({"indices": []}, "indices: "),
+    ({"indices": [-1]}, "indices: "),
+    ({"steps": 1001}, "1001 steps"),
+    ({"steps": 101}, "101 sampling steps"),
+    ({"budget": 2}, "no cell of the sweep"),
+    ({"budget": 9, "steps": 4}, "budget takes steps"),
+    ({"budget": 5, "guidance_interval": [0.3, 4]}, "budget takes guidance_interval"),
+    ({"guidance_interval": [0.3, 4]}, "guidance_interval"),
+    ({**LIMITED, "guidance_interval": [4, 0.3]}, "guidance_interval"),
+    ({**LIMITED, "guidance_interval": [1]}, "guidance_interval"),
+    ({"eta": 50}, "eta 50.0"),
+    ({"sampler": "euler"}, "sampler: "),
+    ({"sampler": "dpm-solver++", "eta": 1}, "dpm-solver++ is deterministic"),
+    ({"sampler_options": {"order": 3}}, "sampler_options"),
+    ({"class": "cat"}, "'cat'"),
+    ({"class": 10}, "'10'"),
+    ({"seed": 2**63}, "seed: "),
     ({"format": "gif"}, "format: Input should be 'json', 'grid' or 'npz' (got 'gif')"),
 ]
 
 
-@pytest.mark.parametrize(("asked", "why"), REFUSED)
-def test_a_request_that_does_not_fit_is_told_why(client, asked, why):
-    answer = client.post("/v1/images", json=asked)
+@pytest.mark.parametrize(("body", "field"), INVALID)
+def test_an_invalid_request_is_refused_with_its_field(client, body, field):
+    answer = client.post("/v1/images", json=body)
     assert answer.status_code == 422
-    assert why in answer.json()["detail"]
+    assert field in answer.json()["detail"]
 
 
 BROKEN = [
@@ -203,19 +203,19 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("body", "status"), BROKEN)
-def test_a_body_that_is_none_is_refused_in_a_sentence(client, body, status):
+def test_malformed_json_is_refused_with_a_sentence(client, body, status):
     answer = client.post("/v1/images", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code in (status, 400)
     assert isinstance(answer.json()["detail"], str)
     assert "Traceback" not in answer.text
 
 
-def test_a_form_that_a_foreign_page_could_send_is_no_request(client):
+def test_a_cross_site_form_post_is_refused(client):
     answer = client.post("/v1/images", content=b'{"num": 1}', headers={"Content-Type": "text/plain"})
     assert answer.status_code == 422
 
 
-def test_numbers_that_are_none_are_told(model):
+def test_non_finite_images_are_an_error_of_their_request(model):
     service = service_of(published(model))
     _, loaded = service._first
     for weight in loaded.network.parameters():
@@ -223,13 +223,13 @@ def test_numbers_that_are_none_are_told(model):
     with TestClient(create_app(service), HERE) as client:
         answer = client.post("/v1/images", json={"num": 2})
         assert answer.status_code == 422
-        assert "image 0 is NaN or infinite from step 1 on" in answer.json()["detail"]
+        assert "image 0 is NaN" in answer.json()["detail"]
         (event,) = events_of(client.post("/v1/images/events", json={}).text)
         assert event[0] == "error"
         assert "image 0 is NaN" in event[1]["detail"]
 
 
-def test_a_fault_of_the_server_shows_nothing_of_it(model):
+def test_an_internal_error_reveals_no_details(model):
     service = service_of(published(model))
 
     def broken(x, t, labels):
@@ -245,22 +245,20 @@ def test_a_fault_of_the_server_shows_nothing_of_it(model):
         assert client.get("/readyz").status_code == 200
 
 
-def test_every_answer_names_its_model(client, service):
-    paths = {
-        "/v1/models": "GET",
-        "/healthz": "GET",
-        "/nothing": "GET",
-        "/metrics": "GET",
-        "/v1/images": "PUT",
-    }
-    for path, method in [*paths.items(), ("/v1/images", "POST")]:
+def test_every_response_names_its_model_in_headers(client, service):
+    for method, path in (
+        ("GET", "/v1/models"),
+        ("GET", "/nothing"),
+        ("PUT", "/v1/images"),
+        ("POST", "/v1/images"),
+    ):
         headers = client.request(method, path).headers
         assert headers["x-model-name"] == "digits"
         assert headers["x-model-version"] == "3"
         assert headers["x-model-sha256"] == service.name.sha256
 
 
-def test_models_have_their_cards(client, service):
+def test_the_model_list_has_card_front_and_limits(client, service):
     (listed,) = client.get("/v1/models").json()["models"]
     assert listed["model"] == {"name": "digits", "version": 3, "sha256": service.name.sha256}
     assert listed["state"] == "serving"
@@ -272,7 +270,7 @@ def test_models_have_their_cards(client, service):
     assert listed["limits"] == {"images": 64, "steps": 1000}
 
 
-def test_it_is_counted(client):
+def test_metrics_count_requests_images_and_passes(client):
     client.post("/v1/images", json={"num": 3, "steps": 2})
     client.post("/v1/images", json={"num": 0})
     lines = client.get("/metrics").text.splitlines()
@@ -285,61 +283,42 @@ def test_it_is_counted(client):
     assert any(line.startswith('diffctl_model_info{name="digits"') for line in lines)
 
 
-def test_beyond_the_queue_it_says_when_to_come_again(model):
+def test_a_full_queue_is_429_with_retry_after(model):
     service = service_of(published(model), queue=3)
     gate = gated(service)
     with TestClient(create_app(service), HERE) as client:
-        answers = []
-        first = threading.Thread(target=lambda: answers.append(client.post("/v1/images", json={"num": 2})))
-        first.start()
-        assert gate.reached.wait(30)
-        refused = client.post("/v1/images", json={"num": 2})
-        assert refused.status_code == 429
-        assert 1 <= int(refused.headers["retry-after"]) <= 60
-        assert "2 images are being made" in refused.json()["detail"]
-        gate.open.set()
-        first.join()
+        with pending(client, gate, {"num": 2}) as answers:
+            refused = client.post("/v1/images", json={"num": 2})
+            assert refused.status_code == 429
+            assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert answers[0].status_code == 200
         assert client.post("/v1/images", json={"num": 2}).status_code == 200
 
 
-def test_a_server_that_is_to_stop_ends_what_it_began_and_begins_nothing(model):
+def test_draining_finishes_running_requests_and_refuses_new_ones(model):
     service = service_of(published(model))
     gate = gated(service)
     with TestClient(create_app(service), HERE) as client:
-        answers = []
-        first = threading.Thread(target=lambda: answers.append(client.post("/v1/images", json={})))
-        first.start()
-        assert gate.reached.wait(30)
-        assert client.get("/readyz").status_code == 200
-        drained = client.portal.start_task_soon(service.drained)
-        wait_until(lambda: service.draining)
-        assert client.get("/readyz").status_code == 503
-        assert client.get("/healthz").status_code == 200
-        refused = client.post("/v1/images", json={})
-        assert refused.status_code == 503
-        assert "about to stop" in refused.json()["detail"]
-        assert not drained.done()
-        gate.open.set()
+        with pending(client, gate, {}) as answers:
+            assert client.get("/readyz").status_code == 200
+            drained = client.portal.start_task_soon(service.drained)
+            wait_until(lambda: service.draining)
+            assert client.get("/readyz").status_code == 503
+            assert client.get("/healthz").status_code == 200
+            assert client.post("/v1/images", json={}).status_code == 503
+            assert not drained.done()
         drained.result(30)
-        first.join()
         assert answers[0].status_code == 200
 
 
-def test_who_waits_longer_than_the_server_does_is_told(model):
+def test_a_request_that_outlasts_the_drain_gets_503(model):
     service = service_of(published(model), drain=0)
     gate = gated(service)
-    answers = []
-    with TestClient(create_app(service), HERE) as client:
-        first = threading.Thread(target=lambda: answers.append(client.post("/v1/images", json={"steps": 50})))
-        first.start()
-        assert gate.reached.wait(30)
+    with TestClient(create_app(service), HERE) as client, pending(client, gate, {"steps": 50}) as answers:
         client.portal.call(service.drained)
         threading.Timer(0.05, gate.open.set).start()
         client.portal.call(service.stop)
-        first.join()
     assert answers[0].status_code == 503
-    assert "stopped before these images were made" in answers[0].json()["detail"]
 
 
 def scope_of(path: str, body: bytes, **headers: str) -> dict:
@@ -353,7 +332,7 @@ def scope_of(path: str, body: bytes, **headers: str) -> dict:
 
 
 @pytest.mark.parametrize("path", ["/v1/images", "/v1/images/events"])
-def test_a_client_that_leaves_is_given_up(model, path):
+def test_a_disconnected_client_cancels_its_request(model, path):
     service = service_of(published(model))
     gate = gated(service)
 
@@ -381,7 +360,7 @@ def test_a_client_that_leaves_is_given_up(model, path):
     asyncio.run(leave())
 
 
-def test_a_body_that_never_ends_is_not_waited_for(service, monkeypatch):
+def test_a_body_that_never_ends_times_out(service, monkeypatch):
     monkeypatch.setattr("serving.edges.BODY_SECONDS", 0.05)
 
     async def dawdle() -> int:
@@ -408,7 +387,7 @@ def test_a_body_that_never_ends_is_not_waited_for(service, monkeypatch):
         (f"Bearer {TOKEN}x", 401), (f"Bearer {TOKEN}", 200), (f"bearer {TOKEN}", 200), ("Bearer \xff", 401),
     ],
 )  # fmt: skip
-def test_a_token_is_asked_of_everyone(service, given, status):
+def test_every_route_but_health_requires_the_token(service, given, status):
     with TestClient(create_app(service, TOKEN.encode()), "http://anywhere.example") as client:
         headers = {} if given is None else {"Authorization": given.encode("latin-1")}
         for path in ("/v1/models", "/metrics", "/openapi.json"):
@@ -429,11 +408,11 @@ def test_a_token_is_asked_of_everyone(service, given, status):
         ("10.0.0.1", 421),
     ],
 )
-def test_without_a_token_only_this_machines_names_are_heard(client, host, status):
+def test_without_a_token_only_loopback_hosts_are_answered(client, host, status):
     assert client.get("/v1/models", headers={"Host": host}).status_code == status
 
 
-def test_all_routes_are_described(client):
+def test_openapi_describes_every_route(client):
     described = client.get("/openapi.json").json()
     assert set(described["paths"]) == {
         "/v1/images", "/v1/images/events", "/v1/models", "/healthz", "/readyz", "/metrics",
@@ -443,7 +422,7 @@ def test_all_routes_are_described(client):
 
 
 class Moving:
-    """A source whose model another one takes the place of."""
+    """A source whose model changes."""
 
     def __init__(self, first, second) -> None:
         self.now, self.second, self.trouble = first, second, None
@@ -457,7 +436,12 @@ class Moving:
         return since.version != self.now.version
 
 
-def test_another_champion_is_loaded_beside_the_old_one_which_ends_what_it_began(model, tmp_path):
+def assert_offline(answer, model) -> None:
+    expected = offline(model, SampleSettings(steps=8, eta=1.0), [0, 1])[..., 0].astype(int)
+    assert np.abs(pixels(answer.json()) - expected).max() <= 1
+
+
+def test_a_new_champion_serves_while_the_old_one_finishes_its_requests(model, tmp_path):
     other = small_model(tmp_path / "other.safetensors", seed=1)
     source = Moving(published(model, 1), published(other, 2))
     said: list[str] = []
@@ -465,33 +449,23 @@ def test_another_champion_is_loaded_beside_the_old_one_which_ends_what_it_began(
     service._say = said.append
     gate = gated(service)
     with TestClient(create_app(service), HERE) as client:
-        answers = []
-        first = threading.Thread(target=lambda: answers.append(client.post("/v1/images", json={"num": 2})))
-        first.start()
-        assert gate.reached.wait(30)
-        source.now = source.second
-        wait_until(lambda: service.name.version == 2)
-        states = [
-            (card["model"]["version"], card["state"]) for card in client.get("/v1/models").json()["models"]
-        ]
-        assert states == [(2, "serving"), (1, "draining")]
-        new = client.post("/v1/images", json={"num": 2})
-        assert new.headers["x-model-version"] == "2"
-        expected = offline(other, SampleSettings(steps=8, eta=1.0), [0, 1])[..., 0].astype(int)
-        assert np.abs(pixels(new.json()) - expected).max() <= 1
-        assert not answers
-        gate.open.set()
-        first.join()
+        with pending(client, gate, {"num": 2}) as answers:
+            source.now = source.second
+            wait_until(lambda: service.name.version == 2)
+            listed = client.get("/v1/models").json()["models"]
+            states = [(card["model"]["version"], card["state"]) for card in listed]
+            assert states == [(2, "serving"), (1, "draining")]
+            new = client.post("/v1/images", json={"num": 2})
+            assert new.headers["x-model-version"] == "2"
+            assert_offline(new, other)
+            assert not answers
         wait_until(lambda: service._old is None)
-    old = answers[0]
-    assert old.headers.get_list("x-model-version") == ["1"]
-    assert old.json()["model"]["version"] == 1
-    expected = offline(model, SampleSettings(steps=8, eta=1.0), [0, 1])[..., 0].astype(int)
-    assert np.abs(pixels(old.json()) - expected).max() <= 1
+    assert answers[0].headers.get_list("x-model-version") == ["1"]
+    assert_offline(answers[0], model)
     assert said == ["digits version 2 serves now"]
 
 
-def test_a_champion_that_cannot_be_had_leaves_the_old_one_serving(model, tmp_path):
+def test_a_champion_that_fails_to_load_leaves_the_old_one_serving(model, tmp_path):
     source = Moving(published(model, 1), None)
     said: list[str] = []
     service: Service = service_of(source, poll=0.1)

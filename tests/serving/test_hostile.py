@@ -8,7 +8,7 @@ from tests.helpers.served import ServerProcess, small_model
 
 
 @pytest.mark.slow
-def test_no_request_gets_more_than_the_openapi_tells(tmp_path, monkeypatch):
+def test_every_response_conforms_to_the_openapi_schema(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small_model(MODEL)
     server = ServerProcess(tmp_path, "--max-steps", "20")
