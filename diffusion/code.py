@@ -58,6 +58,7 @@ NEUTRAL = {
     "diffusion.system.memory": "measures the machine",
     "diffusion.system.params": "its values stand in the fingerprint",
     "diffusion.system.plain_files": "refuses what is no plain file",
+    "diffusion.system.renamed": "reads what earlier versions wrote",
     "diffusion.system.registry": "loads the module that is named",
     "diffusion.system.seals": "tells what changed after it was written",
     "diffusion.system.section": "its values stand in the fingerprint",

@@ -17,6 +17,7 @@ from diffusion.sample.config import SampleConfig
 from diffusion.search.config import SearchConfig
 from diffusion.system.errors import UsageError
 from diffusion.system.params import PARAMS, read_params
+from diffusion.system.renamed import refuse_renamed
 from diffusion.system.section import validated
 from diffusion.train.config import ClassifierConfig, TrainSections
 
@@ -84,6 +85,7 @@ class Config(TrainSections):
 
 def parse(values: Any, origin: str) -> Config:
     """The Config of nested plain values; UsageError names `origin`, the field and what is allowed."""
+    refuse_renamed(values, origin)
     return validated(Config, values, origin)
 
 

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from diffusion.system.renamed import DocumentKind, translate_names
+
 Event = dict[str, Any]
 
 
@@ -87,9 +89,21 @@ _Any = _Start | _Texts | _Dataset | _Metrics | _Image | _Artifact | _Checkpoint 
 _ENTRY: TypeAdapter[_Any] = TypeAdapter(Annotated[_Any, Field(discriminator="kind")])
 
 
+# Kinds of entries whose values are named by fields that may have been renamed since.
+_NAMED: dict[str, DocumentKind] = {
+    "params": "params",
+    "tags": "tags",
+    "metrics": "metrics",
+    "checkpoint": "metrics",
+}
+
+
 def parse_event(line: bytes) -> Event | None:
-    """The entry in a line; None where it holds none."""
+    """Parse the entry in a line, with today's names; None if it is no entry."""
     try:
-        return _ENTRY.validate_json(line).model_dump()
+        event = _ENTRY.validate_json(line).model_dump()
     except ValidationError:
         return None
+    if kind := _NAMED.get(event["kind"]):
+        event["values"] = translate_names(kind, event["values"])
+    return event

@@ -22,6 +22,7 @@ from diffusion.system.arrays import read_array
 from diffusion.system.documents import Values, read_document
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import atomic_folder, write_json
+from diffusion.system.renamed import translate
 from diffusion.system.seals import Broken, opened, sealed
 from diffusion.system.section import explain
 
@@ -96,7 +97,7 @@ def _sizes(images: Images) -> dict[str, int]:
 def _read_meta(path: Path, kind: type[StoreMeta]) -> dict[str, Any]:
     """What the store says of itself, sealed by who wrote it, with all that such a one must say."""
     try:
-        values = opened(read_document(path / "meta.json", Values))
+        values = translate("store", opened(read_document(path / "meta.json", Values)))
     except Broken as error:
         raise DiffctlError(
             f"{path / 'meta.json'} was not written by diffctl or is edited ({error}): make the images again"

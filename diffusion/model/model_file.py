@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import torch
-from pydantic import Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, SerializeAsAny, ValidationError, model_validator
 from safetensors.torch import save
 
 from diffusion.code import CodeSince
@@ -27,6 +27,7 @@ from diffusion.system.allocator import keep_freed_memory
 from diffusion.system.documents import Values, parse_document
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import Write, write_atomic
+from diffusion.system.renamed import translate
 from diffusion.system.seals import Broken, opened, sealed
 from diffusion.system.section import Section, brief, canonical, explain, fingerprint
 
@@ -75,6 +76,7 @@ class Described(Section):
     weights_sha256: Text = ""
     lineage: tuple[Ancestor, ...] = Field(default=(), max_length=MOST_ANCESTORS, exclude_if=operator.not_)
     ema_width: Width | None = Field(default=None, exclude_if=operator.not_)
+    _stored: Values | None = PrivateAttr(default=None)  # a file's own values, where they differ from a dump
 
     @model_validator(mode="after")
     def _a_name_a_class(self) -> Self:
@@ -84,6 +86,28 @@ class Described(Section):
                 f"{self.network.num_classes}"
             )
         return self
+
+    @classmethod
+    def from_stored(cls, values: Values) -> Self:
+        """Parse the metadata of a file, which may be of an earlier version.
+
+        Its digests stay those of the values in the file, whatever has been renamed or added since.
+        """
+        parsed = cls.model_validate(translate("model", values))
+        if parsed.model_dump(mode="json") != values:
+            parsed._stored = values
+        return parsed
+
+    def stored(self) -> Values:
+        """Return the description as its file stores it, or would store it."""
+        return self.model_dump(mode="json") if self._stored is None else self._stored
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy the description; one with other values is no longer that of the file."""
+        copy = super().model_copy(update=update, deep=deep)
+        if update:
+            copy._stored = None
+        return copy
 
     def as_ancestor(self) -> Ancestor:
         """What a model that is trained from this one says of it."""
@@ -97,7 +121,7 @@ class Described(Section):
 
         Not by which code it was trained: an edit that changes no weight makes no other model.
         """
-        described = self.model_dump(mode="json", exclude={"code"})
+        described = {key: value for key, value in self.stored().items() if key != "code"}
         return hashlib.sha256(canonical(described).encode()).hexdigest()
 
 
@@ -111,7 +135,8 @@ class Artefact(Described):
         """The values of a `Training`: equal settings train alike but for the seed; None from elsewhere."""
         if not self.code or "seed" not in self.train:
             return None
-        values = self.model_dump(mode="json", exclude={"weights_sha256"})
+        values = {key: value for key, value in self.stored().items() if key != "weights_sha256"}
+        values["train"] = dict(values["train"])
         seed = values["train"].pop("seed")
         return {"setting": fingerprint(values), "seed": seed}
 
@@ -174,7 +199,7 @@ def read_description(path: Path, kind: type[Description]) -> Description:
             f"{path} holds a {values.get('kind', 'diffusion model')}, which is not what is asked for here"
         )
     try:
-        return kind.model_validate(values)
+        return kind.from_stored(values)
     except ValidationError as error:
         raise DiffctlError(explain(error, f"{path} is of another format", kind)) from None
 

@@ -285,7 +285,7 @@ def read_scores(path: Path) -> ScoresDocument:
     """The scores in a file; DiffctlError where there are none."""
     again = "make them with `diffctl stage evaluate`"
     try:
-        return read_document(path, ScoresDocument)
+        return read_document(path, ScoresDocument, stored_as="scores")
     except FileNotFoundError:
         raise UsageError(f"no scores at {path}: {again}") from None
     except DiffctlError as error:

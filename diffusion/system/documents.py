@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from diffusion.system.errors import DiffctlError
+from diffusion.system.renamed import DocumentKind, translate
 from diffusion.system.section import explain
 
 MOST_BYTES = 64 * 2**20  # of one document; a sweep's scores take some kilobytes a cell
@@ -18,8 +20,12 @@ Document = TypeVar("Document")
 Values = dict[str, Any]  # where a reader wants an object of any fields
 
 
-def read_document(path: Path, kind: type[Document], most: int = MOST_BYTES) -> Document:
-    """A JSON file as `kind`, a pydantic model or a type such as `Values`.
+def read_document(
+    path: Path, kind: type[Document], most: int = MOST_BYTES, stored_as: DocumentKind | None = None
+) -> Document:
+    """Read a JSON file as `kind`, a pydantic model or a type such as `Values`.
+
+    With `stored_as`, keys that an earlier version wrote get today's names first.
 
     DiffctlError names the file and what is wrong with it; FileNotFoundError is the caller's to explain.
     """
@@ -27,11 +33,15 @@ def read_document(path: Path, kind: type[Document], most: int = MOST_BYTES) -> D
         data = file.read(most + 1)
     if len(data) > most:
         raise DiffctlError(f"{path} is larger than {most:,} bytes, which is no file of this kind")
-    return parse_document(data, kind, str(path))
+    return parse_document(data, kind, str(path), stored_as)
 
 
-def parse_document(data: bytes | str, kind: type[Document], origin: str) -> Document:
-    """JSON as `kind`; DiffctlError says of `origin` what is wrong with it."""
+def parse_document(
+    data: bytes | str, kind: type[Document], origin: str, stored_as: DocumentKind | None = None
+) -> Document:
+    """Parse JSON as `kind`; DiffctlError names `origin` and what is wrong with it."""
+    if stored_as is not None:
+        data = to_json(translate(stored_as, parse_document(data, Values, origin)))
     try:
         return TypeAdapter(kind).validate_json(data)
     except ValidationError as error:

@@ -7,6 +7,7 @@ from pydantic import create_model
 
 from diffusion.system.errors import UsageError
 from diffusion.system.plain_yaml import YamlRefusal, parse_yaml
+from diffusion.system.renamed import refuse_renamed
 from diffusion.system.section import Kind, brief, validated
 
 PARAMS = "params.yaml"
@@ -25,6 +26,7 @@ def read_params(path: Path | str = PARAMS) -> dict[str, Any]:
         raise UsageError(f"{shown} is not readable as YAML: {brief(refusal, str, MOST_SHOWN)}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{shown} is no params file: it holds no sections")
+    refuse_renamed(values, shown)
     return values
 
 

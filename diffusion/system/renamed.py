@@ -1,0 +1,149 @@
+"""Fields that had another name in an earlier version: old keys are refused in params.yaml, read elsewhere.
+
+RENAMED is the only list. `refuse_renamed` names the new key of an old one in params.yaml. `translate` gives a
+stored document its new keys, `translate_names` does so for flat names, as MLflow has them.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypeVar
+
+from diffusion.system.errors import UsageError
+
+DocumentKind = Literal["params", "model", "card", "store", "scores", "tags", "metrics", "spool"]
+Value = TypeVar("Value")
+Table = dict[str, str]
+
+ANY = "*"  # in a path: any key of a mapping, or any entry of a list
+
+
+def _within(parent: str, table: Table) -> Table:
+    """The table of a document that is stored below `parent` in another one."""
+    return {f"{parent}.{path}": name for path, name in table.items()}
+
+
+def _section(section: str, table: Table, new_section: str | None = None) -> Table:
+    """The part of `table` for one section of params.yaml, as it is stored under `new_section`."""
+    prefix = f"{section}."
+    part = {path.removeprefix(prefix): name for path, name in table.items() if path.startswith(prefix)}
+    return _within(new_section or section, part)
+
+
+# Each entry: the old path of a key → its new name. A path is made of old names alone.
+PARAMS: Table = {}
+MODEL: Table = {}
+CARD: Table = {}
+STORE: Table = {}
+SCORES: Table = {}
+TAGS: Table = {}
+METRICS: Table = {}
+SPOOL: Table = {}
+
+RENAMED: dict[DocumentKind, Table] = {
+    "params": {
+        **PARAMS,
+        **_section("model", PARAMS, "classifier.model"),
+        **_section("train", PARAMS, "classifier.train"),
+    },
+    "model": {  # the metadata of a model file
+        **MODEL,
+        **_section("data", PARAMS),
+        **_section("model", PARAMS, "network"),
+        **_section("process", PARAMS),
+        **_section("train", PARAMS),
+    },
+    "card": CARD,
+    "store": {**STORE, **_within("card", CARD)},  # meta.json of images
+    "scores": {**SCORES, **_within("cells.*.card", CARD), **_within("cells.*.spaces.*.card", CARD)},
+    "tags": TAGS,
+    "metrics": METRICS,
+    "spool": SPOOL,
+}
+
+
+def translate(kind: DocumentKind, values: Value) -> Value:
+    """Return a stored document with today's names; `values` stay as they are."""
+    result: Value = _translated(values, [_TREES[kind]])
+    return result
+
+
+def translate_names(kind: DocumentKind, values: Mapping[str, Value]) -> dict[str, Value]:
+    """Return a flat mapping with today's names; each part of a dotted name is translated."""
+    return {_translated_name(kind, name): value for name, value in values.items()}
+
+
+def earlier_names(kind: DocumentKind, name: str) -> list[str]:
+    """Return the names that a flat key had in earlier versions."""
+    return [old for old in RENAMED[kind] if _translated_name(kind, old) == name]
+
+
+def refuse_renamed(values: Any, origin: str) -> None:
+    """Raise UsageError if the sections of a params file, or its search, use an old key."""
+    if found := [*_old_keys(values, _TREES["params"]), *_searched(values)]:
+        said = "; ".join(f"{old} was renamed, write {_translated_name('params', old)}" for old in found)
+        raise UsageError(f"{origin}: {said}")
+
+
+class _Node:
+    """A key of the old paths: its new name, and the keys below it."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self.children: dict[str, _Node] = {}
+
+
+def _tree(table: Table) -> _Node:
+    root = _Node()
+    for path, name in table.items():
+        node = root
+        for part in path.split("."):
+            node = node.children.setdefault(part, _Node())
+        node.name = name
+    return root
+
+
+_TREES = {kind: _tree(table) for kind, table in RENAMED.items()}
+
+
+def _below(nodes: list[_Node], key: str) -> list[_Node]:
+    return [node.children[part] for node in nodes for part in (key, ANY) if part in node.children]
+
+
+def _new_name(key: str, nodes: list[_Node]) -> str:
+    return next((node.name for node in nodes if node.name is not None), key)
+
+
+def _translated(values: Any, nodes: list[_Node]) -> Any:
+    if isinstance(values, Mapping) and nodes:
+        pairs = [(key, value, _below(nodes, str(key))) for key, value in values.items()]
+        return {_new_name(key, below): _translated(value, below) for key, value, below in pairs}
+    if isinstance(values, list | tuple) and (below := _below(nodes, ANY)):
+        return [_translated(value, below) for value in values]
+    return values
+
+
+def _translated_name(kind: DocumentKind, name: str) -> str:
+    if kind in ("tags", "metrics"):  # their dots are no levels
+        return RENAMED[kind].get(name, name)
+    nodes, parts = [_TREES[kind]], []
+    for part in name.split("."):
+        nodes = _below(nodes, part)
+        parts.append(_new_name(part, nodes))
+    return ".".join(parts)
+
+
+def _old_keys(values: Any, node: _Node, path: str = "") -> Iterator[str]:
+    for key, child in node.children.items():
+        if isinstance(values, Mapping) and key in values:
+            here = f"{path}{key}"
+            if child.name is not None:
+                yield here
+            yield from _old_keys(values[key], child, f"{here}.")
+
+
+def _searched(values: Any) -> Iterator[str]:
+    """Yield the old names among the fields that a search varies."""
+    search = values.get("search") if isinstance(values, Mapping) else None
+    fields = search.get("fields") if isinstance(search, Mapping) else None
+    for name in fields if isinstance(fields, Mapping) else ():
+        if isinstance(name, str) and _translated_name("params", name) != name:
+            yield name

@@ -1,0 +1,109 @@
+"""A project of commit 5cf73ea is still usable. tests/fixtures/old_project/README.md lists its files."""
+
+import gzip
+import json
+import shutil
+import sqlite3
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from cli import main
+from diffusion.images.meta import CellMeta
+from diffusion.images.store import open_store
+from diffusion.layout import AVERAGES, SAMPLES, SCORES
+from diffusion.model.model_file import read_artefact
+from diffusion.model.snapshots import Snapshots
+from diffusion.protocol.card import differing
+from diffusion.protocol.grid import settings_card
+from diffusion.protocol.scores import read_scores
+from diffusion.protocol.settings import SampleSettings
+from tests.conftest import ROOT
+from tracking.store import connect
+
+OLD = ROOT / "tests/fixtures/old_project"
+MADE_IN = "/tmp/project"  # where the project was when MLflow stored absolute paths
+MODEL = OLD / "models/unet.safetensors"
+MODEL_SHA256 = "83500e8a0953ed41c32201b86d9c8670f48a7756908c1263daf88f59e0f6342a"
+CHAMPION_SHA256 = "0ce19de798f2bc2c80ff69040a9b6db6f509701f2deb3ca26a99830004eab9d3"
+SETTING = "7732907d43b56f74"
+CELL = "steps2-eta0-ema0.15"
+UNDELIVERED = "cfe489803e714234"
+
+
+@pytest.fixture
+def old(tmp_path, monkeypatch):
+    """The old project as the working directory, with its MLflow store."""
+    folder = shutil.copytree(OLD, tmp_path / "old")
+    sql = gzip.decompress((OLD / "mlflow.sql.gz").read_bytes()).decode().replace(MADE_IN, str(folder))
+    database = sqlite3.connect(folder / "mlflow.db")
+    database.executescript(sql)
+    database.close()
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return folder
+
+
+def run(*arguments):
+    """Run a command in this process; its output."""
+    result = CliRunner().invoke(main.app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_identity_of_an_old_model_file_is_unchanged():
+    artefact = read_artefact(MODEL)
+    assert artefact.model_sha256 == MODEL_SHA256
+    assert artefact.training == {"setting": SETTING, "seed": 0}
+    assert artefact.model_copy().model_sha256 == MODEL_SHA256
+    assert artefact.model_copy(update={"step": 11}).model_sha256 != MODEL_SHA256
+
+
+def test_old_snapshots_of_ema_profiles_are_read(old):
+    snapshots = Snapshots.of(AVERAGES)
+    assert snapshots.widths == [0.05, 0.1]
+    assert snapshots.reconstruct(0.07)[1].step == 12
+
+
+def test_the_old_champion_gives_the_images_of_its_cell(old):
+    settings = ["--steps", "2", "--guidance", "1", "--guidance-interval", "0.1:10"]
+    run("sample", "--champion", "--num", "20", "--out", "new.npz", *settings)
+    stored = open_store(SAMPLES / CELL, CellMeta)
+    assert stored.meta["card"]["model_sha256"] == CHAMPION_SHA256
+    difference = np.abs(np.load("new.npz")["arr_0"].astype(int) - stored.images[:].astype(int))
+    assert difference.mean() < 1  # bf16 differs a little between processors
+
+
+def test_the_card_of_an_old_cell_is_that_of_the_same_settings_today(old):
+    card = open_store(SAMPLES / CELL, CellMeta).meta["card"]
+    settings = SampleSettings(steps=2, guidance=1.0, guidance_interval=(0.1, 10.0))
+    today = settings_card(settings)
+    assert not differing([{field: card.get(field) for field in today}, today])
+
+
+def test_old_scores_are_read_compared_and_used_for_a_budget(old):
+    scores = read_scores(SCORES)
+    assert scores.training.setting == SETTING
+    assert scores.best.cell == CELL
+    assert CELL in run("compare", str(SCORES), str(SCORES))
+    run("sample", "--champion", "--budget", "4", "--num", "2", "--out", "x.npz")
+
+
+def test_the_history_of_old_champions_is_shown(old):
+    events = json.loads(run("history", "--json"))
+    assert CELL[:11] in json.dumps(events)
+
+
+def test_an_undelivered_spool_of_an_old_training_is_delivered(old):
+    run("sync")
+    client = connect()
+    experiment = client.get_experiment_by_name("diffctl-digits")
+    query = f"tags.`diffctl.fingerprint` = '{UNDELIVERED}'"
+    (found,) = client.search_runs([experiment.experiment_id], query)
+    assert found.info.status == "FINISHED"
+    assert found.data.params["train.seed"] == "1"
+    assert found.data.metrics["loss"] == pytest.approx(0.7774300773938497)
+    (weights,) = client.list_artifacts(found.info.run_id, "weights")
+    (stored,) = (OLD / "runs/train" / UNDELIVERED / "outbox").rglob("*.safetensors")
+    assert weights.file_size == stored.stat().st_size
