@@ -1,4 +1,4 @@
-"""One image at a time, everywhere: slow, and the same pipeline."""
+"""The pipeline with a batch size of one."""
 
 import json
 from pathlib import Path
@@ -14,8 +14,8 @@ CELLS = {"steps": [2], "eta": [1.0]}
 
 
 @pytest.mark.long
-def test_a_pipeline_of_batches_of_one(project: Path) -> None:
-    """Images are those of larger batches, and so are the scores to rounding; such a training trains."""
+def test_batches_of_one_give_the_same_images_and_scores(project: Path) -> None:
+    """The images are equal up to rounding, and so are the scores."""
     train = {"batch_size": 1, "steps": 6, "lr": {"rate": 0.002, "warmup": 2}}
 
     def stages(batch: int, *names: str) -> None:
@@ -29,7 +29,7 @@ def test_a_pipeline_of_batches_of_one(project: Path) -> None:
     stages(1, "data", "reference", "train", "sample", "evaluate", "report")
     (images,), scores = cell_images(project).values(), json.loads((project / SCORES).read_text())
     for folder in (project / "runs/cells").iterdir():
-        folder.rename(project / folder.name)  # or its shards would be taken
+        folder.rename(project / folder.name)  # else its shards would be reused
     stages(8, "sample", "evaluate")
     (again,) = cell_images(project).values()
     assert_equal_but_for_rounding(again, images)

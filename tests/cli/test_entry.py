@@ -1,4 +1,4 @@
-"""The first moments of any command: no traceback of a Ctrl-C, and no word of a library."""
+"""The start and the end of the process: signals, library messages and output that is not read."""
 
 import signal
 import subprocess
@@ -7,24 +7,34 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import environment
+from diffusion.protocol.scores import write_document
+from tests.conftest import command, environment
+from tests.helpers.scores_document import document
 
 
-@pytest.mark.parametrize("number", [3, 10, 30, 60, 100, 150, 180])
-@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
-def test_a_command_that_starts_ends_silently(tmp_path: Path, number: int, told: signal.Signals) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.moments", "use", "none"],
-        env=environment({"MOMENT": f"use none:import:{number}:{told.value}"}),
+def execute(code: str, folder: Path, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        env=environment(variables),
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 128 + told, done.stderr
-    assert done.stdout == ""
-    assert done.stderr in (
-        "",
-        f"diffctl: stopped by {told.name}: the same command goes on from what is finished\n",
+
+
+@pytest.mark.parametrize(
+    ("number", "sent"),
+    [(3, signal.SIGINT), (30, signal.SIGTERM), (100, signal.SIGINT), (180, signal.SIGTERM)],
+)
+def test_signal_during_the_first_imports_prints_no_traceback(number: int, sent: signal.Signals) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.moments", "use", "none"],
+        env=environment({"MOMENT": f"use none:import:{number}:{sent.value}"}),
+        capture_output=True,
+        text=True,
     )
+    assert (done.returncode, done.stdout) == (128 + sent, "")
+    assert not done.stderr or done.stderr.startswith(f"diffctl: stopped by {sent.name}")
 
 
 QUIET = """
@@ -33,21 +43,58 @@ import cli.main
 def work():
     import logging, warnings
     import matplotlib.figure, matplotlib.font_manager
-    logging.getLogger("some.library").warning("to whoever develops with it")
-    warnings.warn("that too")
+    logging.getLogger("some.library").warning("for developers")
+    warnings.warn("for developers")
 
 cli.main.app = work
 cli.main.main()
 """
 
 
-def test_nothing_of_what_libraries_warn_of_is_seen(tmp_path: Path) -> None:
+def test_library_warnings_are_not_printed(tmp_path: Path) -> None:
     nowhere = "/proc/nowhere"
-    done = subprocess.run(
-        [sys.executable, "-c", QUIET],
-        env=environment({"HOME": nowhere, "MPLCONFIGDIR": nowhere, "XDG_CACHE_HOME": nowhere}),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done = execute(QUIET, tmp_path, HOME=nowhere, MPLCONFIGDIR=nowhere, XDG_CACHE_HOME=nowhere)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+LEAKING = """
+import ctypes, sys
+libc = ctypes.CDLL(None)
+libc.strdup.restype = ctypes.c_void_p
+complaint = ctypes.c_void_p(libc.strdup(b"nanobind: leaked 4 instances!"))
+libc.__cxa_atexit(ctypes.cast(libc.perror, ctypes.c_void_p), complaint, None)
+"""
+REGISTERING = """
+import atexit
+from cli import main
+app = main.app
+main.app = lambda: (atexit.register(print, "at the end", file=sys.stderr), app())
+main.main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="uses glibc's exit handlers")
+def test_cpp_leak_reports_are_hidden_and_python_exit_handlers_are_not(tmp_path: Path) -> None:
+    assert "nanobind: leaked" in execute(LEAKING + "sys.exit(3)", tmp_path).stderr
+    assert execute(LEAKING + REGISTERING, tmp_path, "--help").stderr == "at the end\n"
+    refused = execute(LEAKING + "from cli import main; main.main()", tmp_path, "check")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert refused.stderr.startswith("diffctl: ")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("compare", "s.json", "s.json")])
+def test_closed_pipe_is_no_error(arguments: tuple[str, ...], project: Path) -> None:
+    write_document(project / "s.json", document())
+    code = f"import subprocess; p = subprocess.Popen({command(*arguments)!r}, stdout=subprocess.PIPE)\n"
+    done = execute(code + "p.stdout.close(); raise SystemExit(p.wait())", project)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_full_disk_behind_stdout_is_one_sentence(project: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command("--help"), env=environment(), stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("diffctl: ")
+    assert "Traceback" not in done.stderr

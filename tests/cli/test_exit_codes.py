@@ -1,8 +1,6 @@
-"""Every command's exit codes: the one table, and what each command answers to wrong use and to an outage."""
+"""Exit codes of every command: wrong use and unreachable servers."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,16 +9,15 @@ from typer.main import get_command
 
 from cli.main import app
 from diffusion.layout import TRAIN_RUNS
-from diffusion.protocol.scores import write_document
 from diffusion.system.errors import EXIT_CODES, KEPT_OUT, REFUSED, TEMPORARY
-from tests.conftest import ROOT, command, diffctl, environment
+from tests.cli.conftest import Invoke, assert_refused
+from tests.conftest import ROOT
 from tests.helpers.mlflow_server import free_port
-from tests.helpers.scores_document import document
 from tracking.spool import Spool
 
 
 class Row(NamedTuple):
-    """Arguments that name what is not there, and arguments with which the command asks MLflow, if any do."""
+    """Arguments that name something missing, and arguments that need MLflow, if the command does."""
 
     absent: tuple[str, ...]
     asking: tuple[str, ...] | None = None
@@ -79,7 +76,7 @@ COMMANDS = {
 
 
 def commands() -> list[str]:
-    """Every command of the application, a group that does something alone too."""
+    """Return every command of the application; a group counts if it does something alone."""
     found, waiting = [], [((), get_command(app))]
     while waiting:
         path, entry = waiting.pop()
@@ -90,70 +87,44 @@ def commands() -> list[str]:
     return found
 
 
-def test_every_command_is_here() -> None:
+def test_table_contains_every_command() -> None:
     assert sorted(commands()) == sorted(COMMANDS)
 
 
-def test_the_docs_have_the_table() -> None:
+def test_docs_list_the_exit_codes() -> None:
     text = (ROOT / "docs/operations.md").read_text()
     listed = {int(code): words for code, words in re.findall(r"^\| (\d+) \| (.*) \|$", text, re.MULTILINE)}
     assert listed == EXIT_CODES
     named = re.search(r"Exit codes: ([^.]*)\.", (ROOT / "README.md").read_text())
     assert named is not None
-    assert {int(code) for code in re.findall(r"\b\d+\b", named[1])} <= set(EXIT_CODES)
-    assert {0, 1, REFUSED, KEPT_OUT, TEMPORARY, 130, 143} <= {
-        int(n) for n in re.findall(r"\b\d+\b", named[1])
-    }
+    codes = {int(code) for code in re.findall(r"\b\d+\b", named[1])}
+    assert {0, 1, REFUSED, KEPT_OUT, TEMPORARY, 130, 143} <= codes <= set(EXIT_CODES)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_what_is_not_there_is_wrong_use_of_every_command(name: str, project: Path) -> None:
-    done = diffctl(project, *name.split(), *COMMANDS[name].absent)
-    assert done.returncode == REFUSED, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.startswith(("diffctl: ", "Usage: ")) or done.stderr.count("\n") < 3
+def test_missing_input_is_wrong_use(name: str, project: Path, invoke: Invoke) -> None:
+    done = invoke(*name.split(), *COMMANDS[name].absent)
+    assert done.code == REFUSED, done.err
+    assert done.err.startswith(("diffctl: ", "Usage: ")) or done.err.count("\n") < 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, row in COMMANDS.items() if row.asking is not None])
-def test_an_mlflow_that_does_not_answer_may_answer_later(name: str, project: Path) -> None:
+def test_unreachable_mlflow_is_a_temporary_error(
+    name: str, project: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
     port = free_port()
     Spool(TRAIN_RUNS / ("f" * 16), "key", "a-run", "diffctl-digits").close("FINISHED")
-    uri = f"http://me:secret@127.0.0.1:{port}"
-    done = diffctl(project, *name.split(), *COMMANDS[name].asking or (), env={"MLFLOW_TRACKING_URI": uri})
-    assert done.returncode == TEMPORARY, done.stderr
-    said = f"diffctl: MLflow does not answer at http://127.0.0.1:{port} (Connection refused): try again when"
-    assert done.stderr.startswith(said)
-    assert done.stderr.count("\n") == 1
-    assert "secret" not in done.stdout + done.stderr
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{port}")
+    done = invoke(*name.split(), *COMMANDS[name].asking or ())
+    assert_refused(done, f"MLflow does not answer at http://127.0.0.1:{port} ", code=TEMPORARY)
+    assert "secret" not in done.out + done.err
 
 
-def test_a_prefect_that_does_not_answer_may_answer_later(project: Path) -> None:
+def test_unreachable_prefect_is_a_temporary_error(
+    project: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (project / ".dvc").mkdir()
-    done = diffctl(project, "run", env={"PREFECT_API_URL": "http://me:secret@127.0.0.1:1/api"})
-    assert done.returncode == TEMPORARY
-    assert done.stderr.startswith(
-        "diffctl: no Prefect server answers at PREFECT_API_URL=http://127.0.0.1:1/api: start it"
-    )
-
-
-@pytest.mark.parametrize("arguments", [("--help",), ("use", "--help"), ("compare", "s.json", "s.json")])
-def test_a_reader_that_leaves_is_no_error(arguments: tuple[str, ...], project: Path) -> None:
-    write_document(project / "s.json", document())
-    code = f"import subprocess; p = subprocess.Popen({command(*arguments)!r}, stdout=subprocess.PIPE)\n"
-    code += "p.stdout.close(); raise SystemExit(p.wait())"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), cwd=project, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_an_output_that_takes_nothing_is_told_in_a_sentence(project: Path) -> None:
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            command("--help"), env=environment(), stdout=full, stderr=subprocess.PIPE, text=True
-        )
-    assert done.returncode == 1
-    assert done.stderr.startswith("diffctl: ")
-    assert "Traceback" not in done.stderr
+    monkeypatch.setenv("PREFECT_API_URL", "http://me:secret@127.0.0.1:1/api")
+    done = invoke("run")
+    assert_refused(done, "PREFECT_API_URL=http://127.0.0.1:1/api", code=TEMPORARY)

@@ -1,66 +1,50 @@
-"""The library's commands as a person types them: what they make, and each misuse as one sentence."""
+"""The commands over one model: their results, and misuse as one sentence."""
 
 import json
 import os
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from cli import main
 from diffusion.analysis.inversion import decode_images
 from diffusion.images.pixels import to_nchw
 from diffusion.images.store import write_store
+from diffusion.layout import MODEL
 from diffusion.model.model_file import LoadedModel, load_model, save_artefact
 from diffusion.model.presets import PRESETS
 from diffusion.process.condition import Condition
 from diffusion.process.config import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import generate
-from tests.conftest import diffctl
+from tests.cli.conftest import assert_refused
 from tests.helpers.networks import OptimalNetwork, artefact_of, network_of, spec_of
 from tests.helpers.openai_layout import Layout
 
-Run = Callable[..., tuple[int, str, str]]
 CLASSES = [f"class{i}" for i in range(10)]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run diffctl in an empty folder with a model and a test split: (exit code, stdout, stderr)."""
+def run(tmp_path, monkeypatch, invoke):
+    """Run diffctl in a folder with a model and a test split."""
     monkeypatch.chdir(tmp_path)
-    save(tmp_path / "models/unet.safetensors")
+    save(MODEL)
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
     write_store(tmp_path / "data/prepared/test", images, np.arange(6), {"classes": CLASSES})
-
-    def command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["diffctl", *arguments])
-        capsys.readouterr()
-        try:
-            main.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return command
+    return invoke
 
 
-def save(path: Path, **changes) -> LoadedModel:
+def save(path, **changes) -> LoadedModel:
     spec = spec_of(**changes)
     loaded = LoadedModel(network_of(spec), artefact_of(spec))
     save_artefact(path, loaded.network.state_dict(), loaded.artefact)
     return load_model(path)
 
 
-def test_encode_writes_codes_from_which_the_reconstructions_come(run, tmp_path):
+def test_encode_writes_codes_and_their_reconstructions(run, tmp_path):
     code, out, _ = run("encode", "0", "4", "--out", "codes.npz", "--steps", "20", "--json")
     assert code == 0
     made = json.loads(out)
@@ -68,7 +52,7 @@ def test_encode_writes_codes_from_which_the_reconstructions_come(run, tmp_path):
     assert arrays["codes"].shape == (2, 1, 8, 8)
     assert arrays["codes"].dtype == np.float32
     assert arrays["labels"].tolist() == [0, 4]
-    loaded = load_model(tmp_path / "models/unet.safetensors")
+    loaded = load_model(MODEL)
     asked = Condition(2, torch.tensor([0, 4]))
     back = decode_images(loaded, SampleSettings(steps=20), torch.from_numpy(arrays["codes"]), asked)
     assert np.array_equal(to_nchw(arrays["reconstructions"]), back)
@@ -76,8 +60,8 @@ def test_encode_writes_codes_from_which_the_reconstructions_come(run, tmp_path):
     assert made["mean_pixel_error"] == pytest.approx(error, abs=1e-3)
 
 
-def test_encode_comes_back_nearer_with_more_steps(run, monkeypatch):
-    """As it must for the noise to be the image's: here by a network whose guess of x_0 leaves [−1, 1]."""
+def test_encode_error_decreases_with_more_steps(run, monkeypatch):
+    """Also for a network that predicts x_0 outside of [−1, 1]."""
     process, means = ProcessConfig(timesteps=1000), [1.2] * 11
     loaded = LoadedModel(OptimalNetwork(process, 0.5, means), artefact_of(spec_of(), process=process))
     monkeypatch.setattr("diffusion.model.model_file.load_model", lambda path, device: loaded)
@@ -90,7 +74,7 @@ def test_encode_comes_back_nearer_with_more_steps(run, monkeypatch):
     assert errors[-1] < 1
 
 
-def test_a_place_that_is_no_plain_file_gets_the_same_picture(run, tmp_path):
+def test_links_pipes_and_unusual_names_get_the_same_picture(run, tmp_path):
     usual = ("sample", "--num", "2", "--steps", "2", "--out")
     assert run(*usual, "a.png")[0] == 0
     wanted = (tmp_path / "a.png").read_bytes()
@@ -106,14 +90,14 @@ def test_a_place_that_is_no_plain_file_gets_the_same_picture(run, tmp_path):
     assert [path.read_bytes() == wanted for path in found] == [True] * 4
 
 
-def test_encode_of_the_store_and_a_picture_of_it(run, tmp_path):
+def test_encode_draws_a_picture_of_store_images(run, tmp_path):
     code, out, _ = run("encode", "--num", "4", "--out", "a.png", "--steps", "3", "--batch-size", "3")
     assert code == 0
     assert "4 image(s)" in out
     assert Image.open(tmp_path / "a.png").size == (8 * (4 * 9 - 1), 8 * (3 * 9 - 1))
 
 
-def test_files_are_encoded_with_the_class_that_is_given(run, tmp_path):
+def test_encode_labels_files_by_the_class_option(run, tmp_path):
     Image.fromarray(np.full((8, 8, 3), 200, np.uint8)).save(tmp_path / "mine.png")
     for arguments, label in (((), 10), (("--class", "class3"), 3)):
         code, _, _ = run("encode", "mine.png", "--out", "a.npz", "--steps", "2", *arguments)
@@ -123,7 +107,7 @@ def test_files_are_encoded_with_the_class_that_is_given(run, tmp_path):
         assert bool((arrays["images"] == 200).all())
 
 
-def test_interpolate_goes_from_one_image_to_the_other(run, tmp_path):
+def test_interpolate_writes_a_strip_or_an_animation(run, tmp_path):
     code, out, _ = run("interpolate", "0", "3", "--out", "strip.png", "--frames", "5", "--steps", "30")
     assert code == 0
     assert out == "5 images from 0 to 3: strip.png\n"
@@ -133,7 +117,7 @@ def test_interpolate_goes_from_one_image_to_the_other(run, tmp_path):
     assert Image.open(tmp_path / "a.gif").n_frames == 4
 
 
-def test_nll_says_the_bits_and_plots_the_terms(run, tmp_path):
+def test_nll_returns_bits_and_writes_the_terms(run, tmp_path):
     code, out, _ = run("nll", "--num", "3", "--steps", "5", "--json")
     assert code == 0
     made = json.loads(out)
@@ -147,7 +131,7 @@ def test_nll_says_the_bits_and_plots_the_terms(run, tmp_path):
     assert json.loads(out)["standard_error"] is None
 
 
-def test_import_openai_makes_a_model_that_samples(run, tmp_path, monkeypatch):
+def test_imported_openai_checkpoint_samples(run, tmp_path, monkeypatch):
     size = {"channels": 32, "channel_mult": (2, 2), "num_res_blocks": 1, "attention": ()}
     preset = PRESETS["ddpm-cifar10"]
     monkeypatch.setitem(PRESETS, "ddpm-cifar10", replace(preset, model={**preset.model, **size}))
@@ -174,9 +158,9 @@ def test_import_openai_makes_a_model_that_samples(run, tmp_path, monkeypatch):
     assert np.load(tmp_path / "a.npz")["arr_0"].shape == (1, 32, 32, 3)
 
 
-def test_export_diffusers_makes_a_folder(run, tmp_path):
+def test_export_diffusers_writes_a_pipeline_folder(run, tmp_path):
     pytest.importorskip("diffusers")
-    save(tmp_path / "models/unet.safetensors", channels=32, head_channels=32)
+    save(MODEL, channels=32, head_channels=32)
     code, out, _ = run("export", "diffusers", "pipeline")
     assert code == 0
     assert (tmp_path / "pipeline/model_index.json").exists()
@@ -185,8 +169,8 @@ def test_export_diffusers_makes_a_folder(run, tmp_path):
     assert json.loads(out) == {"out": "again"}
 
 
-def test_sample_takes_timesteps_an_interval_and_the_other_solver(run, tmp_path):
-    loaded = load_model(tmp_path / "models/unet.safetensors")
+def test_sample_options_reach_the_sampler(run, tmp_path):
+    loaded = load_model(MODEL)
     wanted = Condition(2, torch.tensor([0, 1]), 10)
     for arguments, settings in (
         (("--timesteps", "0,20,99"), SampleSettings(timesteps=(0, 20, 99))),
@@ -200,80 +184,68 @@ def test_sample_takes_timesteps_an_interval_and_the_other_solver(run, tmp_path):
         assert np.array_equal(to_nchw(np.load(tmp_path / "a.npz")["arr_0"]), expected)
 
 
+@pytest.fixture(scope="module")
+def misuse(tmp_path_factory):
+    """A folder with models of other shapes and with files that are no images."""
+    folder = tmp_path_factory.mktemp("misuse")
+    save(folder / MODEL)
+    save(folder / "models/fixed.safetensors", out_channels=1)
+    save(folder / "models/no-null.safetensors", null_class=False)
+    save(folder / "models/unlabelled.safetensors", num_classes=0, null_class=False)
+    save(folder / "models/rgb.safetensors", in_channels=3, out_channels=6)
+    write_store(
+        folder / "data/prepared/test", np.zeros((6, 8, 8, 1), np.uint8), np.arange(6), {"classes": CLASSES}
+    )
+    Image.new("L", (9, 8)).save(folder / "wide.png")
+    Image.new("L", (8, 8)).save(folder / "mine.png")
+    (folder / "text.png").write_text("not an image")
+    np.savez(folder / "mine.npz", np.zeros((2, 8, 8, 1), np.uint8))
+    return folder
+
+
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "word"),
     [
-        ("sample --out a.png --steps 101", "101 sampling steps do not fit: give 1 to 100"),
-        ("sample --out a.png --steps 5 --eta 9", "eta 9.0 does not fit 5 steps: give 0 to"),
-        ("sample --out a.png --class 10", "there is no class '10': give 0 to 9"),
-        ("sample --out a.png --timesteps 5,4,99", "timesteps must increase strictly"),
-        ("sample --out a.png --timesteps 5,98", "lie in 0 … 99 and end there"),
-        ("sample --out a.png --timesteps 5,x", "timesteps.1: Input should be a valid integer"),
-        ("sample --out a.png --timesteps 5,99 --steps 3", "steps 3 is not the length of timesteps, 2"),
-        ("sample --out a.png --sampler dpm-solver++ --eta 1", "deterministic: eta must be 0"),
-        ("sample --out a.png --classifier-scale 3", "--classifier-scale does nothing without --classifier"),
-        (
-            "sample --out a.png --guidance-interval 0.3:4",
-            "--guidance-interval does nothing without --guidance",
-        ),
-        ("sample --out a.png --guidance 1 --guidance-interval 4", "an interval is LOW:HIGH, such as 0.2:5"),
-        ("sample --out a.png --guidance 1 --guidance-interval 4:1", "the low end must be below the high one"),
-        ("sample --out a.png --guidance 1 --guidance-interval nan:1", "should be a finite number"),
-        ("sample --out a.png --noise small", "--noise does nothing at --eta 0"),
-        ("sample --out a.png --noise small --sampler dpm-solver++", "--noise does nothing with --sampler"),
-        ("sample --out a.png --spacing uniform --timesteps 0,99", "--spacing does nothing beside"),
-        ("encode 0 --out a.npz --num 16", "--num does nothing beside the images that are named"),
-        ("encode mine.png --out a.npz --images data/prepared/test", "--images does nothing where all"),
-        ("interpolate mine.png mine.png --out a.png --images x", "--images does nothing where all"),
-        ("evaluate mine.npz --against mine.npz --split train", "--split does nothing since mine.npz is no"),
-        ("evaluate mine.npz --against none --split train", "there is no none"),
-        ("encode 6 --out a.npz", "no image 6 in data/prepared/test: give 0 to 5"),
-        ("encode none.png --out a.npz", "no image at none.png"),
-        ("encode wide.png --out a.npz", "wide.png has 9×8 pixels: the model takes 8×8"),
-        ("encode text.png --out a.npz", "text.png is not an image"),
-        ("encode 0 --out a.jpg", "ends in .npz or .png"),
-        ("encode 0 --out a.npz --model models/fixed.safetensors --class 99", "no class '99'"),
-        ("encode mine.png --out a.npz --model models/no-null.safetensors", "needs to know the image's class"),
-        ("encode 0 --out a.npz --model models/rgb.safetensors", "are 8×8×1, the model's 8×8×3"),
-        ("interpolate 0 1 --out a.txt", "ends in .png or .gif"),
-        ("nll --out a.jpg", "ends in .png"),
-        ("nll --steps 500", "500 sampling steps do not fit"),
-        ("sample --out a.png --guidance 2 --model models/no-null.safetensors", "p_uncond > 0"),
-        ("sample --out a.png --noise learned --eta 1 --model models/fixed.safetensors", "learned variance"),
-        ("import openai none.pt --preset adm-64", "no file at none.pt"),
-        ("export diffusers models", "models is not empty"),
-        ("encode 0 --out a.npz --model a --champion", "exclude each other"),
-        ("sample --out a.png --class 3 --model models/unlabelled.safetensors", "it takes no class"),
-        ("sample --out a.png --guidance 1 --model models/unlabelled.safetensors", "use guidance 0"),
+        ("sample --out a.png --steps 101", "1 to 100"),
+        ("sample --out a.png --steps 5 --eta 9", "eta 9.0"),
+        ("sample --out a.png --class 10", "'10'"),
+        ("sample --out a.png --timesteps 5,4,99", "timesteps"),
+        ("sample --out a.png --timesteps 5,99 --steps 3", "timesteps"),
+        ("sample --out a.png --sampler dpm-solver++ --eta 1", "eta must be 0"),
+        ("sample --out a.png --classifier-scale 3", "--classifier"),
+        ("sample --out a.png --guidance-interval 0.3:4", "--guidance"),
+        ("sample --out a.png --guidance 1 --guidance-interval 4:1", "interval"),
+        ("sample --out a.png --noise small", "--eta 0"),
+        ("sample --out a.png --noise small --sampler dpm-solver++", "--sampler"),
+        ("sample --out a.png --spacing uniform --timesteps 0,99", "--timesteps"),
+        ("sample --out a.png --guidance 2 --model models/no-null.safetensors", "p_uncond"),
+        ("sample --out a.png --noise learned --eta 1 --model models/fixed.safetensors", "learned"),
+        ("sample --out a.png --class 3 --model models/unlabelled.safetensors", "class"),
+        (f"sample --num 1 --steps 1 --out {MODEL}/a.png", f"{MODEL}/a.png"),
+        ("encode 0 --out a.npz --num 16", "--num"),
+        ("encode mine.png --out a.npz --images data/prepared/test", "--images"),
+        ("encode 6 --out a.npz", "0 to 5"),
+        ("encode none.png --out a.npz", "none.png"),
+        ("encode wide.png --out a.npz", "8×8"),
+        ("encode text.png --out a.npz", "text.png"),
+        ("encode mine.png --out a.npz --model models/no-null.safetensors", "class"),
+        ("encode 0 --out a.npz --model models/rgb.safetensors", "8×8×3"),
+        ("encode 0 --out a.npz --model a --champion", "--champion"),
+        ("interpolate 0 1 --out a.txt", ".gif"),
+        ("nll --steps 500", "500"),
+        ("evaluate mine.npz --against mine.npz --split train", "--split"),
+        ("evaluate mine.npz --against none --split train", "none"),
+        ("import openai none.pt --preset adm-64", "none.pt"),
+        ("export diffusers models", "models"),
     ],
 )
-def test_misuse_is_one_sentence_and_exit_code_2(run, tmp_path, arguments, said):
-    save(tmp_path / "models/fixed.safetensors", out_channels=1)
-    save(tmp_path / "models/no-null.safetensors", null_class=False)
-    save(tmp_path / "models/unlabelled.safetensors", num_classes=0, null_class=False)
-    save(tmp_path / "models/rgb.safetensors", in_channels=3, out_channels=6)
-    Image.new("L", (9, 8)).save(tmp_path / "wide.png")
-    Image.new("L", (8, 8)).save(tmp_path / "mine.png")
-    (tmp_path / "text.png").write_text("not an image")
-    np.savez(tmp_path / "mine.npz", np.zeros((2, 8, 8, 1), np.uint8))
-    code, _, err = run(*arguments.split())
-    assert code == 2
-    assert len(err.strip().splitlines()) == 1
-    assert err.startswith("diffctl: ")
-    assert said in err
+def test_misuse_is_one_sentence_and_exit_code_2(misuse, monkeypatch, invoke, arguments, word):
+    monkeypatch.chdir(misuse)
+    assert_refused(invoke(*arguments.split()), word)
 
 
-def test_a_place_where_nothing_can_be_written_is_one_sentence(run):
-    code, _, err = run("sample", "--num", "1", "--steps", "1", "--out", "models/unet.safetensors/a.png")
-    assert code == 2
-    assert err.startswith("diffctl: --out models/unet.safetensors/a.png cannot be written (")
-    assert err.count("\n") == 1
-
-
-def test_a_damaged_checkpoint_is_exit_code_1_in_a_real_process(tmp_path):
+def test_damaged_checkpoint_is_exit_code_1(tmp_path, monkeypatch, invoke):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "a.pt").write_bytes(b"PK\x03\x04 torn")
-    result = diffctl(tmp_path, "import", "openai", "a.pt", "--preset", "adm-64")
-    assert result.returncode == 1
-    assert "a.pt is not a file of plain weights" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert_refused(invoke("import", "openai", "a.pt", "--preset", "adm-64"), "a.pt", code=1)
     assert not (tmp_path / "models").exists()

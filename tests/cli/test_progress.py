@@ -1,4 +1,4 @@
-"""What a person and a log file see of long work."""
+"""Progress lines in logs and terminals."""
 
 import pytest
 from hypothesis import given
@@ -7,39 +7,39 @@ from hypothesis import strategies as st
 from cli.shared.progress import ONE, above, clock, pace, progress
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3661, "1:01:01")])
-def test_clock(seconds: float, said: str) -> None:
-    assert clock(seconds) == said
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3661, "1:01:01")])
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
 
 
 @pytest.mark.parametrize(
-    ("rate", "said"),
+    ("rate", "text"),
     [(1234.4, "1,234 images/s"), (1, "1 images/s"), (0.4, "2.5 s an image"), (0.0004, "2,500 s an image")],
 )
-def test_pace(rate: float, said: str) -> None:
-    assert pace(rate, "images") == said
+def test_pace(rate: float, text: str) -> None:
+    assert pace(rate, "images") == text
 
 
 @given(st.floats(1e-300, 1e300), st.sampled_from(sorted(ONE)))
-def test_no_pace_is_none(rate: float, unit: str) -> None:
-    """However slow or fast, what is said is a number above 0."""
-    said = float(pace(rate, unit).split()[0].replace(",", ""))
-    assert said > 0
-    assert said == pytest.approx(rate if rate >= 1 else 1 / rate, rel=0.5)
+def test_pace_is_positive_for_any_rate(rate: float, unit: str) -> None:
+    number = float(pace(rate, unit).split()[0].replace(",", ""))
+    assert number > 0
+    assert number == pytest.approx(rate if rate >= 1 else 1 / rate, rel=0.5)
 
 
-def test_a_log_gets_the_end_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_contains_only_the_last_line_of_short_work(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("sample") as show:
-        for done in (0, 5, 10):
+        for done in (0, 5, 10, 10):
             show(done, 10, "x 1")
-        show(10, 10, "x 1")
+    with progress("nothing"):
+        pass
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("sample 10/10 · ")
     assert " images/s · took " in line
     assert line.endswith("x 1")
 
 
-def test_a_line_that_comes_in_between_wipes_the_live_one(monkeypatch, capsys) -> None:
+def test_line_above_replaces_the_live_line(monkeypatch, capsys) -> None:
     above("plain")
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with progress("train") as show:
@@ -52,27 +52,17 @@ def test_a_line_that_comes_in_between_wipes_the_live_one(monkeypatch, capsys) ->
     assert last.startswith("\r\x1b[Ktrain 10/10")
 
 
-def test_what_was_reached_is_said_when_the_work_fails(capsys: pytest.CaptureFixture[str]) -> None:
-    def work() -> None:
-        with progress("sample") as show:
-            show(3, 10, "")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        work()
+def test_failed_work_leaves_its_last_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError), progress("sample") as show:  # noqa: PT012
+        show(3, 10, "")
+        raise RuntimeError
     assert capsys.readouterr().err.startswith("sample 3/10")
 
 
-def test_nothing_is_said_of_no_work(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress("sample"):
-        pass
-    assert capsys.readouterr().err == ""
-
-
-def test_the_time_left_is_by_the_rate_of_the_last_minute(
+def test_remaining_time_uses_the_rate_of_the_last_minute(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One a second for 100 s, then, after an hour's pause, ten a second; the end says the rate of all."""
+    """One a second for 100 s, then, after an hour without any, ten a second; the last line has the mean."""
     now = 0.0
     monkeypatch.setattr("cli.shared.progress.time.monotonic", lambda: now)
     with progress("train") as show:

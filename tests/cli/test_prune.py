@@ -1,4 +1,4 @@
-"""`diffctl prune`: what goes, what stays, and that it is said before it is done."""
+"""`diffctl prune`: which files are removed, which stay, and that nothing goes without --yes."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from diffusion.config import load
+from diffusion.data.prepare import prepare
 from diffusion.images.store import open_store
 from diffusion.layout import CELL_RUNS, CLASSIFIER_RUNS, MODEL, MODEL_RUNS, PREPARED, TRAIN_RUNS
 from diffusion.model.model_file import save_artefact
@@ -26,6 +27,7 @@ from diffusion.train.course import Constant
 from diffusion.train.identity import plan_training, result_of, training_fingerprint, training_settings
 from diffusion.train.state_file import SavedState, save_state
 from diffusion.train.state_values import StateValues
+from tests.cli.conftest import assert_refused
 from tests.conftest import diffctl, write_params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.networks import network_of
@@ -42,7 +44,7 @@ CLASSIFIER = {"steps": 2, "batch_size": 4, "lr": 0.001}
 @pytest.fixture
 def plan(project: Path):
     """A project with prepared data, an MLflow store, and what its training would give."""
-    assert diffctl(project, "stage", "data").returncode == 0
+    prepare(load().data, PREPARED, lambda *_: None)
     empty_database(project / "mlflow.db")
     return plan_training(load(), open_store(PREPARED / "train").meta, default_device())
 
@@ -68,7 +70,7 @@ def gone(plan, *keep: str) -> set[Path]:
     return {leftover.path for leftover in leftovers(load(), [plan], keep)}
 
 
-def test_trainings_of_other_settings_go_and_what_is_needed_stays(plan) -> None:
+def test_trainings_of_other_settings_go_unless_needed(plan) -> None:
     make_training(training_fingerprint(plan), "own")
     other, named = make_training("other", "other"), make_training("named", "named")
     make_training("undelivered", "undelivered", delivered=False)
@@ -77,11 +79,11 @@ def test_trainings_of_other_settings_go_and_what_is_needed_stays(plan) -> None:
         assert gone(plan) == {other, named}
         assert gone(plan, "digits-named") == {other}
     assert gone(plan) == {other, named, running}
-    with pytest.raises(UsageError, match="there is no run 'nobody'"):
-        gone(plan, "nobody")
+    with pytest.raises(UsageError, match="'unknown'"):
+        gone(plan, "unknown")
 
 
-def test_what_a_longer_training_would_go_on_from_stays(plan) -> None:
+def test_state_that_a_longer_training_resumes_from_stays(plan) -> None:
     constant = plan.train.model_copy(update={"lr": Constant(rate=0.002)})
     longer, short = (
         plan.model_copy(update={"train": constant.model_copy(update={"steps": steps})}) for steps in (12, 8)
@@ -90,16 +92,16 @@ def test_what_a_longer_training_would_go_on_from_stays(plan) -> None:
     write_json(folder / "config.json", sealed(training_settings(short)))
     save_state(folder, SavedState({"w": torch.ones(1)}, StateValues(step=7, code=list(plan.code))))
     write_json(folder / "run.json", sealed({"key": "short"}))
-    assert gone(plan) == {folder}, "its rates are another course's"
+    assert gone(plan) == {folder}, "its learning rates differ"
     assert gone(longer) == set()
 
 
-def test_the_trials_of_a_search_stay_as_long_as_its_folder_is_there(plan) -> None:
+def test_trials_stay_while_the_folder_of_their_search_exists(plan) -> None:
     searches = [open_search(folder_of(name), SECTION, {}, "digest") for name in ("first", "second")]
     shared, single = make_training("shared", "shared"), make_training("single", "single")
     for folder, of in ((shared, searches), (single, searches[1:])):
         spool = Spool(folder, folder.name, folder.name, "diffctl-digits")
-        for search in of:  # a tag that is written anew: a training may be a trial of two
+        for search in of:  # the second replaces the first: a training may be a trial of two searches
             spool.tags({names.SEARCH: "trials", names.SEARCH_KEY: search.key})
         spool.close("FINISHED")
         deliver(folder, tracking_uri())
@@ -113,7 +115,7 @@ def test_the_trials_of_a_search_stay_as_long_as_its_folder_is_there(plan) -> Non
     assert gone(plan) == {shared, single}
 
 
-def test_what_keep_would_go_on_from_stays(plan) -> None:
+def test_newest_state_that_keep_resumes_from_stays(plan) -> None:
     kept, older, other = (make_training(name, name) for name in ("kept", "older", "other"))
     for at, folder in enumerate((older, kept)):
         write_json(folder / "config.json", sealed(training_settings(plan)))
@@ -139,7 +141,7 @@ def test_classifiers_of_other_settings_go(project: Path) -> None:
     assert own.exists()
 
 
-def test_images_of_other_models_and_of_cells_outside_the_grid_go(plan) -> None:
+def test_images_of_other_models_and_cells_go(plan) -> None:
     model = save_artefact(MODEL, network_of(plan.network).state_dict(), result_of(plan))
     config = load()
     cells = grid(config.sample, config.sweep)
@@ -149,7 +151,7 @@ def test_images_of_other_models_and_of_cells_outside_the_grid_go(plan) -> None:
     assert gone(plan) == {outside, other}
 
 
-def test_the_champions_files_stay(plan) -> None:
+def test_files_of_the_champion_stay(plan) -> None:
     training = make_training("best", "best")
     cells = make_units(cells_folder("c" * 64) / "cell").parent
     fetched = MODEL_RUNS / ("d" * 64)
@@ -164,30 +166,24 @@ def test_the_champions_files_stay(plan) -> None:
     assert gone(plan) == set()
 
 
-@pytest.mark.slow
-def test_it_is_said_before_it_is_done(project: Path, plan) -> None:
+def test_files_are_listed_before_they_are_removed(plan, invoke) -> None:
     other = make_training("other", "other")
-    said = diffctl(project, "prune")
-    assert said.returncode == 0, said.stderr
-    assert "training, 7 steps" in said.stdout
-    assert "may go: `diffctl prune --yes` removes them" in said.stdout
+    listed = invoke("prune")
+    assert "training, 7 steps" in listed.out
+    assert "`diffctl prune --yes`" in listed.out
     assert other.exists()
-    done = diffctl(project, "prune", "--yes", "--json")
-    (row,) = json.loads(done.stdout)
+    (row,) = json.loads(invoke("prune", "--yes", "--json").out)
     assert (row["path"], row["removed"]) == (str(other), True)
     assert row["size"] > 0
     assert not other.exists()
-    assert diffctl(project, "prune").stdout == "runs/ holds nothing that may go\n"
+    assert invoke("prune").code == 0
 
 
-def test_without_prepared_data_or_mlflow_nothing_is_called_needless(
-    project: Path, plan, monkeypatch: pytest.MonkeyPatch
+def test_without_data_or_mlflow_nothing_is_listed(
+    project: Path, plan, invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(DiffctlError, match="MLflow does not answer at"):
-        gone(plan)
+    assert_refused(invoke("prune"), "MLflow", code=75)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     write_params(project, data={"channels": 3})
-    refused = diffctl(project, "prune")
-    assert refused.returncode == 2
-    assert "`diffctl stage data` prepares them" in refused.stderr
+    assert_refused(invoke("prune"), "`diffctl stage data`")

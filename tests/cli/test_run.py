@@ -1,4 +1,4 @@
-"""`diffctl run` on the real graph and true digits: stopped, gone on with, complete, then nothing to do."""
+"""`diffctl run` on the real graph and real digits: stopped, resumed, complete, then up to date."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from diffusion.layout import MODEL
 from tests.conftest import command, diffctl, environment
 from tests.helpers.prefect_home import recorded, with_database
 from tests.helpers.small import own_code, small_project
@@ -23,29 +24,29 @@ def folder(tmp_path: Path, prefect_database: Path) -> Path:
     return small_project(tmp_path, train={"steps": 400, "save_every": 10})
 
 
-def test_a_stopped_run_goes_on_and_ends_with_a_registered_model(folder: Path) -> None:
+def test_stopped_run_resumes_and_registers_its_model(folder: Path) -> None:
     env = own_code(folder)
     run = subprocess.Popen(command("run"), cwd=folder, env=environment(env), start_new_session=True)
     wait_until(lambda: any(folder.glob("runs/train/*/state-*")), 240)
     os.killpg(run.pid, signal.SIGINT)
     assert run.wait(60) == 130
-    assert not (folder / "models/unet.safetensors").exists()
+    assert not (folder / MODEL).exists()
 
-    whole = diffctl(folder, "run", env=env)
-    assert whole.returncode == 0, whole.stderr
-    assert "train: going on after step" in whole.stdout
-    assert "model:  diffctl-digits version 1: promoted" in whole.stdout
-    assert "report: report/index.html" in whole.stdout
-    assert "make ui" in whole.stdout
-    assert "Traceback" not in whole.stdout + whole.stderr
-    table = whole.stdout[whole.stdout.index("STEPS") :].splitlines()
+    resumed = diffctl(folder, "run", env=env)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "train: going on after step" in resumed.stdout
+    assert "model:  diffctl-digits version 1: promoted" in resumed.stdout
+    assert "report: report/index.html" in resumed.stdout
+    assert "make ui" in resumed.stdout
+    assert "Traceback" not in resumed.stdout + resumed.stderr
+    table = resumed.stdout[resumed.stdout.index("STEPS") :].splitlines()
     assert table[0].split() == ["STEPS", "ETA", "fd_effnet_lite0_64", "excess", "kd_effnet_lite0_64"]
     assert [row.split()[:2] for row in table[1:5]] == [["2", "0"], ["2", "1"], ["3", "0"], ["3", "1"]]
     assert (folder / "report/index.html").stat().st_size > 10_000
     states = recorded(folder)
     assert states["pipeline"] == states["sweep"] == states["steps3-eta1"] == states["register"] == "Completed"
 
-    model = (folder / "models/unet.safetensors").read_bytes()
+    model = (folder / MODEL).read_bytes()
     scores = (folder / "metrics/scores.json").read_bytes()
     again = diffctl(folder, "run", env=env)
     assert again.stdout.count(": up to date\n") == 6
@@ -54,7 +55,7 @@ def test_a_stopped_run_goes_on_and_ends_with_a_registered_model(folder: Path) ->
     fresh = diffctl(folder, "run", "--fresh", env=env)
     assert "train: 400 steps" in fresh.stdout
     assert "==> evaluate: up to date" in fresh.stdout, "the same run gives the same bytes"
-    assert (folder / "models/unet.safetensors").read_bytes() == model
+    assert (folder / MODEL).read_bytes() == model
     assert (folder / "metrics/scores.json").read_bytes() == scores
     assert json.loads(scores)["cells"].keys() == {
         f"steps{steps}-eta{eta}" for steps in (2, 3) for eta in (0, 1)

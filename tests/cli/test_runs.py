@@ -1,3 +1,5 @@
+"""`diffctl runs`, `sync` and `runs reap`, and what scores become in MLflow."""
+
 import hashlib
 import json
 import re
@@ -20,7 +22,7 @@ from diffusion.system.files import write_json, write_text
 from diffusion.system.locks import file_lock
 from diffusion.system.seals import sealed
 from diffusion.train.run_folder import RunFolder
-from tests.conftest import diffctl
+from tests.cli.conftest import assert_refused
 from tests.helpers.mlflow_server import empty_database, free_port
 from tests.helpers.scores_document import document, with_space
 from tracking import names
@@ -32,6 +34,9 @@ from tracking.sender import sync
 from tracking.spool import Spool, read_events
 from tracking.store import connect, ensure_experiment, search_runs
 from tracking.trainings import read_training
+
+NOTE = "mlflow.note.content"
+HOUR = 3_600_000  # milliseconds
 
 
 @pytest.fixture(autouse=True)
@@ -46,10 +51,10 @@ def here(tmp_path, monkeypatch):
 def train(
     key: str = "key", fingerprint: str = "f1" * 8, end: str | None = "FINISHED", steps: int = 20
 ) -> Path:
-    """A training's spool with a model; `end` None is one that was killed."""
+    """Write the spool of a training with its model; a killed one has no `end`."""
     folder = TRAIN_RUNS / fingerprint
     model = Path("models/unet.safetensors")
-    write_text(model, f"weights of {key}")  # in place it would change what is kept of the one before
+    write_text(model, f"weights of {key}")  # writing in place would change the hard link
     spool = Spool(folder, key, f"digits-{fingerprint[:8]}", "diffctl-digits")
     spool.params({"train": {"steps": steps}})
     spool.tags({names.FINGERPRINT: fingerprint})
@@ -72,9 +77,9 @@ def history(run_id: str, metric: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in connect().get_metric_history(run_id, metric)]
 
 
-def test_scores_become_a_child_a_cell_and_curves_on_the_parent():
+def test_scores_become_a_child_run_for_each_cell_and_curves_of_the_parent():
     train()
-    run_id = log_scores(RUN, document())  # delivers the spool that is still waiting
+    run_id = log_scores(RUN, document())  # which delivers the spool first
     parent = connect().get_run(run_id)
     assert parent.info.status == "FINISHED"
     assert history(run_id, "loss") == [(10, 0.1), (20, 0.05)]
@@ -92,7 +97,7 @@ def test_scores_become_a_child_a_cell_and_curves_on_the_parent():
     assert fetch_scores(parent) == document()
 
 
-def test_a_richer_grid_has_a_curve_for_each_combination():
+def test_grid_of_more_axes_has_a_curve_for_each_combination():
     train()
     richer = document()
     for name, cell in list(richer.cells.items()):
@@ -116,7 +121,7 @@ def test_logging_scores_again_changes_nothing():
     assert len(children(run_id)) == 8
 
 
-def test_the_best_cell_stands_in_columns_and_the_pages_say_what_they_are_of():
+def test_best_cell_becomes_metrics_and_pages_get_descriptions():
     train()
     run_id = log_scores(RUN, document())
     assert log_scores(RUN, document()) == run_id
@@ -131,31 +136,25 @@ def test_the_best_cell_stands_in_columns_and_the_pages_say_what_they_are_of():
         "best/evaluations": 10.0,
     }
     assert history(run_id, "best/kd_effnet_lite0_64") == [(0, 0.2)]
-    note = run.data.tags["mlflow.note.content"]
-    assert "20 steps" in note
+    note = run.data.tags[NOTE]
     assert "| **steps10-eta0** | **200** | **175** | **0.2** |" in note
     experiment = connect().get_experiment(run.info.experiment_id)
-    assert "Diffusion models of *digits*" in experiment.tags["mlflow.note.content"]
+    assert "*digits*" in experiment.tags[NOTE]
     assert experiment.tags["mlflow.experiment.primaryMetric.name"] == "best/kd_effnet_lite0_64"
     view = json.loads(experiment.tags["mlflow.sharedViewState.diffctl"])
     assert view["selectedColumns"][0] == "metrics.`best/kd_effnet_lite0_64`"
-
-
-def test_a_note_that_a_person_wrote_stays():
-    train()
-    run_id = log_scores(RUN, document())
-    connect().set_tag(run_id, "mlflow.note.content", "the one with the odd threes")
+    connect().set_tag(run_id, NOTE, "the one with the odd threes")
     log_scores(RUN, document(num_images=1000))
-    assert connect().get_run(run_id).data.tags["mlflow.note.content"] == "the one with the odd threes"
+    assert connect().get_run(run_id).data.tags[NOTE] == "the one with the odd threes", "a person wrote it"
 
 
-def test_cells_show_their_pictures_once():
+def test_pictures_of_cells_are_logged_once():
     train()
     scores = document()
     run_id = log_scores(RUN, scores)
     pictures = {name: np.full((8, 8, 1), 10 * i, np.uint8) for i, name in enumerate(scores.cells)}
     log_samples(run_id, scores, pictures)
-    log_samples(run_id, scores, dict.fromkeys(pictures, pictures["steps5-eta0"]))  # it keeps the first
+    log_samples(run_id, scores, dict.fromkeys(pictures, pictures["steps5-eta0"]))  # the first are kept
     client = connect()
 
     def logged(run: str) -> list[str]:
@@ -170,14 +169,27 @@ def test_cells_show_their_pictures_once():
     fetched = fetch_samples(client.get_run(run_id), scores)
     assert fetched.keys() == pictures.keys()
     assert all((picture == pictures[name]).all() for name, picture in fetched.items())
-    other = document(num_images=1000)  # of another protocol: other pictures
+    other = document(num_images=1000)  # another protocol has other pictures
     assert fetch_samples(client.get_run(run_id), other) == {}
     log_scores(RUN, other)
     log_samples(run_id, other, pictures)
     assert len(logged(run_id)) == 8
 
 
-def test_a_model_that_mlflow_has_never_seen_gets_one_run():
+def test_scores_need_mlflow_the_identity_of_the_model_and_a_model_file(monkeypatch):
+    with pytest.raises(DiffctlError, match="dvc pull"):
+        log_scores(RUN, document())
+    train(end=None)
+    sync()
+    with pytest.raises(DiffctlError, match="no model"):
+        fetch_model("digits-f1f1f1f1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(DiffctlError, match="MLflow does not answer"):
+        log_scores(RUN, document())
+
+
+def test_model_without_a_run_gets_one_run():
     write_json(RUN, sealed({"key": "pulled", "fingerprint": "ab" * 8}))
     run_id = log_scores(RUN, document())
     assert log_scores(RUN, document()) == run_id
@@ -185,7 +197,7 @@ def test_a_model_that_mlflow_has_never_seen_gets_one_run():
     assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")
 
 
-def test_the_scores_of_every_feature_space_are_logged_by_name_with_what_saw_them():
+def test_scores_of_every_feature_space_are_logged_with_its_extractor():
     train()
     both = with_space(document({(10, 0.0): 0.2}))
     run_id = log_scores(RUN, both)
@@ -202,20 +214,7 @@ def test_the_scores_of_every_feature_space_are_logged_by_name_with_what_saw_them
     assert fetch_scores(connect().get_run(run_id)) == other
 
 
-def test_scores_fail_loudly_without_mlflow(monkeypatch):
-    train()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(DiffctlError, match=r"MLflow does not answer at http://127\.0\.0\.1"):
-        log_scores(RUN, document())
-
-
-def test_a_model_without_its_identity_is_named_with_the_remedy():
-    with pytest.raises(DiffctlError, match="dvc pull"):
-        log_scores(RUN, document())
-
-
-def test_the_report_becomes_artifacts():
+def test_report_becomes_artifacts():
     train()
     write_document(SCORES, document())
     page = Path("report/index.html")
@@ -225,7 +224,7 @@ def test_the_report_becomes_artifacts():
     assert [file.path for file in connect().list_artifacts(run_id, "report")] == ["report/index.html"]
 
 
-def test_a_run_is_found_by_id_prefix_name_and_fingerprint():
+def test_run_is_found_by_id_prefix_name_and_fingerprint():
     train("one", "f1" * 8)
     train("two", "f2" * 8)
     sync()
@@ -241,7 +240,7 @@ def test_a_run_is_found_by_id_prefix_name_and_fingerprint():
         find_run("digits-f1f1f1f1")
 
 
-def test_a_model_is_fetched_once_and_checked(monkeypatch):
+def test_model_is_downloaded_once_and_verified(monkeypatch):
     train()
     sync()
     path = fetch_model("digits-f1f1f1f1")
@@ -256,14 +255,7 @@ def test_a_model_is_fetched_once_and_checked(monkeypatch):
         fetch_model("digits-f1f1f1f1")
 
 
-def test_a_run_without_a_model_says_so():
-    train(end=None)
-    sync()
-    with pytest.raises(DiffctlError, match="no model"):
-        fetch_model("digits-f1f1f1f1")
-
-
-def test_runs_shows_what_is_running_dead_and_done(here):
+def test_overview_distinguishes_running_dead_and_finished_runs(here):
     for index, end in enumerate((None, "FINISHED", "FAILED", "KILLED")):
         train(f"key{index}", f"{index}" * 16, end)
     with file_lock(train("running", "r" * 16, None) / "lock"):
@@ -287,7 +279,7 @@ def test_runs_shows_what_is_running_dead_and_done(here):
             reap(["digits-rrrrrrrr"])
 
 
-def test_a_copied_project_knows_what_its_store_has(here, tmp_path_factory, monkeypatch):
+def test_copied_project_is_delivered_where_its_store_was(here, tmp_path_factory, monkeypatch):
     train()
     sync()
     copy = tmp_path_factory.mktemp("elsewhere") / "copy"
@@ -298,7 +290,7 @@ def test_a_copied_project_knows_what_its_store_has(here, tmp_path_factory, monke
     assert [row.undelivered for row in overview()[0]] == [True]
 
 
-def test_a_run_whose_folder_is_gone_is_shown_and_reaped_by_name(here):
+def test_run_without_a_folder_is_listed_and_reaped_by_name(here):
     folder = train(end=None)
     sync()
     for path in (folder / "events.jsonl", folder / "sent.json"):
@@ -312,8 +304,8 @@ def test_a_run_whose_folder_is_gone_is_shown_and_reaped_by_name(here):
         reap([row.run_id])
 
 
-def test_a_running_one_that_gives_no_sign_is_shown_with_its_step(here, capsys):
-    minutes = {"r": 12, "s": 1, "t": None}  # since the heartbeat; one has not made any
+def test_silent_run_is_listed_with_its_last_step(here, capsys):
+    minutes = {"r": 12, "s": 1, "t": None}  # since the last heartbeat, if any
     folders = {key: train(key, key * 16, None, 30) for key in minutes}
     for key, ago in minutes.items():
         if ago is not None:
@@ -334,8 +326,8 @@ def test_a_running_one_that_gives_no_sign_is_shown_with_its_step(here, capsys):
 
 @settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=6), st.integers(1, 4))
-def test_the_newest_rows_are_the_first_of_all(here, places, newest):
-    """Trainings here, in MLflow or both, of any age: the newest are those that a list of all begins with."""
+def test_newest_runs_are_the_first_of_all(here, places, newest):
+    """Runs are in this folder, in MLflow or in both."""
     shutil.rmtree(TRAIN_RUNS, ignore_errors=True)
     empty_database(here / "mlflow.db")
     client = connect()
@@ -354,48 +346,40 @@ def test_the_newest_rows_are_the_first_of_all(here, places, newest):
     assert first == every[:newest]
 
 
-@pytest.mark.slow
-def test_the_commands(here):
+def test_list_sync_and_reap_commands(invoke):
     train(end=None)
-    listed = diffctl(here, "runs")
-    assert listed.returncode == 0, listed.stderr
-    assert "dead *" in listed.stdout
-    assert "diffctl sync" in listed.stdout
-    synced = diffctl(here, "sync", "--json")
-    assert json.loads(synced.stdout)[0]["points"] == 2
-    assert synced.stderr == ""
-    reaped = diffctl(here, "runs", "reap")
-    assert reaped.stdout == "digits-f1f1f1f1: marked KILLED\n"
-    (row,) = json.loads(diffctl(here, "runs", "--json").stdout)
+    listed = invoke("runs").out
+    assert "dead *" in listed
+    assert "diffctl sync" in listed
+    synced = invoke("sync", "--json")
+    assert json.loads(synced.out)[0]["points"] == 2
+    assert synced.err == ""
+    assert invoke("runs", "reap").out == "digits-f1f1f1f1: marked KILLED\n"
+    (row,) = json.loads(invoke("runs", "--json").out)
+    assert (row["state"], row["undelivered"]) == ("dead", False)
     train("another", "f2" * 8)
-    listed = diffctl(here, "runs", "-n", "1").stdout.splitlines()
+    listed = invoke("runs", "-n", "1").out.splitlines()
     assert listed[1].startswith("digits-f2f2f2f2")
     assert "--all" in listed[-1]
-    assert len(json.loads(diffctl(here, "runs", "--all", "--json").stdout)) == 2
-    assert (row["state"], row["undelivered"]) == ("dead", False)
+    assert len(json.loads(invoke("runs", "--all", "--json").out)) == 2
 
 
-def test_the_commands_without_mlflow(here):
+def test_list_and_sync_without_mlflow(invoke, monkeypatch):
     train()
-    dead = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    listed = diffctl(here, "runs", env=dead)
-    assert listed.returncode == 75
-    assert "finished *" in listed.stdout
-    assert "only what lies in runs/" in listed.stderr
-    synced = diffctl(here, "sync", env=dead)
-    assert synced.returncode == 75
-    assert len(synced.stderr.splitlines()) == 1
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    listed = invoke("runs")
+    assert "finished *" in listed.out
+    assert_refused(listed, "runs/", code=75)
+    assert_refused(invoke("sync"), code=75)
 
 
-HOUR = 3_600_000  # milliseconds
-
-
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     jumps=st.lists(st.integers(-10_000 * HOUR, 10_000 * HOUR), min_size=4, max_size=8),
     end=st.sampled_from([None, "FINISHED", "KILLED"]),
 )
-def test_a_clock_that_is_set_back_makes_no_time_negative(tmp_path, capsys, jumps, end):
+def test_clock_set_back_gives_no_negative_time(tmp_path, capsys, jumps, end):
     clock = iter(jumps)
 
     def now() -> int:
@@ -405,7 +389,7 @@ def test_a_clock_that_is_set_back_makes_no_time_negative(tmp_path, capsys, jumps
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "time_ns", now)
         patch.setattr(time, "time", lambda: now() / 1e9)
-        for _ in range(2):  # begun, killed, gone on with
+        for _ in range(2):  # started, killed, resumed
             spool = Spool(folder, "key", "digits-c1", "diffctl-digits")
             spool.metrics(1, {"loss": 1.0})
             spool.metrics(2, {"loss": 0.5})
@@ -421,7 +405,7 @@ def test_a_clock_that_is_set_back_makes_no_time_negative(tmp_path, capsys, jumps
     assert not re.search(r"-\d", capsys.readouterr().out)
 
 
-def test_a_run_ends_in_mlflow_after_it_began_though_the_clock_was_set_back():
+def test_end_time_is_after_start_time_if_the_clock_was_set_back():
     folder = TRAIN_RUNS / ("c2" * 8)
     spool = Spool(folder, "key", "digits-c2", "diffctl-digits")
     spool.metrics(1, {"loss": 1.0})

@@ -1,9 +1,12 @@
-"""`diffctl up`, `status`, `down`: real servers in the background, and what stands in their way."""
+"""`diffctl up`, `status`, `down` and `ui`: real servers, and what prevents their start."""
 
 import json
 import os
 import signal
 import socket
+import subprocess
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -11,73 +14,68 @@ import pytest
 
 from diffusion.system.locks import file_lock
 from flows.home import HOME
-from tests.conftest import diffctl
+from tests.cli.conftest import Invoke, assert_refused
+from tests.conftest import command, diffctl, environment
 from tests.helpers.mlflow_server import free_port
 from tests.helpers.prefect_home import with_database
 from tests.helpers.servers import servers_up
-from tests.helpers.toy import be, processes_in, toy_project
+from tests.helpers.toy import be, processes_in, toy_project, wait_until_left
 from tracking.store import connect, ensure_experiment
 
 NOWHERE = {"PREFECT_API_URL": "", "MLFLOW_TRACKING_URI": ""}
+ELSEWHERE = {
+    "PREFECT_API_URL": "http://127.0.0.1:9/api",
+    "MLFLOW_TRACKING_URI": "http://me:secret@127.0.0.1:9",
+}
 
 
-def test_a_port_that_is_taken_is_told_before_anything_starts(project: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        env = {**NOWHERE, "DIFFCTL_PREFECT_PORT": port, "DIFFCTL_MLFLOW_PORT": str(free_port())}
-        refused = diffctl(project, "up", env=env)
-    assert refused.returncode == 1
-    assert refused.stderr == (
-        f"diffctl: port {port} of this machine is taken: give Prefect another one with --prefect-port, "
-        "or set DIFFCTL_PREFECT_PORT\n"
-    )
+@pytest.fixture
+def taken() -> Iterator[str]:
+    """A port that is in use."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield str(server.getsockname()[1])
+
+
+def test_up_refuses_ports_in_use(project: Path, invoke: Invoke, taken: str) -> None:
+    free = str(free_port())
+    refused = invoke("up", "--mlflow-port", free, "--prefect-port", taken)
+    assert_refused(refused, taken, "--prefect-port", "DIFFCTL_PREFECT_PORT", code=1)
+    assert_refused(invoke("up", "--mlflow-port", free, "--prefect-port", free), "port", code=1)
+    assert_refused(invoke("ui", "--port", taken), taken, "--port", code=1)
     assert not processes_in(project)
 
 
-def test_two_servers_want_two_ports(project: Path) -> None:
-    port = str(free_port())
-    refused = diffctl(project, "up", "--mlflow-port", port, "--prefect-port", port, env=NOWHERE)
-    assert refused.returncode == 1
-    assert "need a port each" in refused.stderr
+def test_status_and_down_without_servers(project: Path, invoke: Invoke) -> None:
+    assert "`diffctl up`" in invoke("status").out
+    assert json.loads(invoke("status", "--json").out) == {"servers": [], "prefect": None, "runs": []}
+    assert invoke("down").code == 0
 
 
-def test_without_servers_status_and_down_say_so(project: Path) -> None:
-    told = diffctl(project, "status", env=NOWHERE)
-    assert told.stdout == "none of this folder's servers is running: `diffctl up` starts them\n"
-    assert json.loads(diffctl(project, "status", "--json", env=NOWHERE).stdout) == {
-        "servers": [],
-        "prefect": None,
-        "runs": [],
-    }
-    assert diffctl(project, "down", env=NOWHERE).stdout == "none of this folder's servers is running\n"
-
-
-def test_servers_elsewhere_are_used_instead(project: Path) -> None:
-    env = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "MLFLOW_TRACKING_URI": "http://me:secret@127.0.0.1:9"}
-    told = diffctl(project, "up", env=env)
-    assert told.returncode == 0
-    assert told.stdout.splitlines() == [
-        "MLflow: http://127.0.0.1:9 (MLFLOW_TRACKING_URI names it: none is started here)",
-        "Prefect: http://127.0.0.1:9/api (PREFECT_API_URL names it: none is started here)",
-    ]
-    asked = diffctl(project, "status", env=env)
-    assert asked.returncode == 75
-    assert "does not tell what is queued" in asked.stderr
-    assert "Traceback" not in asked.stderr
+def test_servers_named_by_the_environment_are_used(
+    project: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, url in ELSEWHERE.items():
+        monkeypatch.setenv(name, url)
+    mlflow, prefect = invoke("up").out.splitlines()
+    assert mlflow.startswith("MLflow: http://127.0.0.1:9 (MLFLOW_TRACKING_URI ")
+    assert prefect.startswith("Prefect: http://127.0.0.1:9/api (PREFECT_API_URL ")
+    assert invoke("ui").out == "the runs are at http://127.0.0.1:9\n"
+    status = diffctl(project, "status")  # Prefect reads its variable once a process
+    assert (status.returncode, status.stderr.count("\n")) == (75, 1)
 
 
 @pytest.mark.slow
-def test_a_run_with_a_temporary_server_keeps_another_one_out(project: Path) -> None:
+def test_up_waits_for_no_run_with_a_temporary_server(project: Path) -> None:
     env = {**NOWHERE, "DIFFCTL_PREFECT_PORT": str(free_port()), "DIFFCTL_MLFLOW_PORT": str(free_port())}
     with file_lock(project / HOME / "lock", timeout=0):
         refused = diffctl(project, "up", env=env)
     assert refused.returncode == 1
-    assert "another `diffctl run` is at work in this folder" in refused.stderr
-    assert not processes_in(project), "MLflow, which had started, is stopped"
+    assert "another `diffctl run`" in refused.stderr
+    assert not processes_in(project), "MLflow had started and is stopped"
 
 
 @pytest.mark.slow
-def test_servers_stay_are_used_by_a_run_and_end_on_down(tmp_path: Path, prefect_database: Path) -> None:
+def test_servers_run_until_down_and_serve_a_run(tmp_path: Path, prefect_database: Path) -> None:
     with_database(tmp_path, prefect_database)
     toy = toy_project(tmp_path)
     be(toy, "train", "Path('url').write_text(os.environ['PREFECT_API_URL'])\nfail(UsageError('no'))")
@@ -87,7 +85,7 @@ def test_servers_stay_are_used_by_a_run_and_end_on_down(tmp_path: Path, prefect_
         assert all(row["version"] == row["installed"] for row in status["servers"])
         for row in status["servers"]:
             leader = psutil.Process(row["process"])
-            assert os.getsid(leader.pid) == leader.pid, "a terminal's end is not theirs"
+            assert os.getsid(leader.pid) == leader.pid, "they outlive the terminal"
         environ = psutil.Process(status["servers"][1]["process"]).environ()
         assert environ["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"].endswith(".filesystem")
 
@@ -96,8 +94,7 @@ def test_servers_stay_are_used_by_a_run_and_end_on_down(tmp_path: Path, prefect_
         run = diffctl(toy, "run", env=servers.env)
         assert run.returncode == 2, run.stderr
         assert (toy / "url").read_text() == servers.prefect
-        assert "Failed" not in diffctl(toy, "status", env=servers.env).stdout, "what has ended is not queued"
-        assert [row["state"] for row in status["servers"]] == ["up", "up"]
+        assert "Failed" not in diffctl(toy, "status", env=servers.env).stdout, "a finished run is not queued"
 
         by_server, by_file = connect(servers.mlflow), connect(f"sqlite:///{toy / 'mlflow.db'}")
         run_id = by_server.create_run(ensure_experiment(by_server, "one-store")).info.run_id
@@ -112,5 +109,29 @@ def test_servers_stay_are_used_by_a_run_and_end_on_down(tmp_path: Path, prefect_
         hung = diffctl(toy, "run", env=servers.env)
         stopped.send_signal(signal.SIGCONT)
         assert hung.returncode == 75
-        assert "the Prefect server that `diffctl up` started does not answer" in hung.stderr
+        assert "Prefect" in hung.stderr
     assert not processes_in(toy)
+
+
+@pytest.mark.slow
+def test_ui_serves_until_ctrl_c(project: Path) -> None:
+    port = free_port()
+    ui = subprocess.Popen(
+        command("ui", "--port", str(port)),
+        cwd=project,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert ui.stdout is not None
+    assert ui.stdout.readline() == f"starting MLflow on 127.0.0.1:{port}\n"
+    assert ui.stdout.readline() == f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)\n"
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as page:
+        assert b"MLflow" in page.read()
+    ui.send_signal(signal.SIGINT)
+    output, errors = ui.communicate(timeout=30)
+    assert (ui.returncode, output) == (0, "")
+    assert "Traceback" not in errors
+    wait_until_left(project)

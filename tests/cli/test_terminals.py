@@ -1,4 +1,4 @@
-"""What a terminal of few columns shows."""
+"""Tables and progress lines in narrow terminals."""
 
 import os
 import re
@@ -26,8 +26,8 @@ with progress.progress("steps50-eta0") as show:
 """
 
 
-def seen(code: str, columns: int) -> str:
-    """What the code writes to a terminal of so many columns."""
+def drawn(code: str, columns: int) -> str:
+    """Return what the code writes to a terminal of so many columns."""
     reader, writer = os.openpty()
     ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     env = environment({"TERM": "xterm", "NO_COLOR": "1"})
@@ -38,15 +38,15 @@ def seen(code: str, columns: int) -> str:
     try:
         while data := os.read(reader, 65536):
             text += data
-    except OSError:  # how a pseudo-terminal ends
+    except OSError:  # the end of a pseudo-terminal
         pass
     os.close(reader)
     return re.sub(r"\x1b\[\d*m", "", text.decode()).replace("\r\n", "\n")
 
 
-def test_a_table_is_columns_where_they_can_be_read_else_lines() -> None:
-    assert seen(TABLE, 80).splitlines()[0].split() == ["NAME", "STATE", "BEST", "SCORE", "FOLDER"]
-    assert seen(TABLE, 20).splitlines() == [
+def test_narrow_terminal_gets_a_line_for_each_cell_of_a_table() -> None:
+    assert drawn(TABLE, 80).splitlines()[0].split() == ["NAME", "STATE", "BEST", "SCORE", "FOLDER"]
+    assert drawn(TABLE, 20).splitlines() == [
         "NAME digits-4219eceb",
         "STATE done",
         "FOLDER runs/train/4219eceb7c444fa5",
@@ -54,8 +54,8 @@ def test_a_table_is_columns_where_they_can_be_read_else_lines() -> None:
     ]
 
 
-def test_a_live_line_never_goes_on_below() -> None:
-    drawn = seen(PROGRESS, 20).split("\r\033[K")[1:-1]
-    assert drawn
-    assert all(len(line) < 20 for line in drawn)
-    assert drawn[0].startswith("steps50-eta0")
+def test_live_line_never_wraps() -> None:
+    lines = drawn(PROGRESS, 20).split("\r\033[K")[1:-1]
+    assert lines
+    assert all(len(line) < 20 for line in lines)
+    assert lines[0].startswith("steps50-eta0")

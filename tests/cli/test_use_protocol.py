@@ -1,4 +1,4 @@
-"""`diffctl use --protocol`: params.yaml follows a paper as far as it can, and what it cannot is named."""
+"""`diffctl use --protocol`: params.yaml follows a paper, and fields that cannot are listed."""
 
 import shutil
 from hashlib import sha256
@@ -16,15 +16,15 @@ from diffusion.layout import PARAMS
 from diffusion.protocol.protocols import PROTOCOLS, departed
 from diffusion.system.errors import UsageError
 from diffusion.system.plain_yaml import parse_yaml
-from tests.conftest import ROOT, diffctl, params
+from tests.conftest import ROOT, params
 
-PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
+PROFILES = [ROOT / f"profiles/{name}.yaml" for name in ("digits", "cifar10", "imagenet64-adm")]
 STATISTICS = {"adm": "VIRTUAL_imagenet64_labeled.npz"}
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, and no weights anywhere."""
+    """An empty working directory without downloaded weights."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path
@@ -39,14 +39,14 @@ def comments(text: str) -> list[str]:
 
 
 def left_in(output: str) -> set[str]:
-    """The fields that the command says it cannot set."""
+    """Return the fields that the command lists as not set."""
     _, _, lines = output.partition("not set:\n")
     return {line.partition(":")[0].strip() for line in lines.splitlines()}
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
-def test_nothing_departs_afterwards_but_what_it_names(profile, name, capsys):
+def test_only_the_listed_fields_differ_afterwards(profile, name, capsys):
     shutil.copy(profile, PARAMS)
     before = load()
     use(protocol=name)
@@ -65,7 +65,7 @@ def test_nothing_departs_afterwards_but_what_it_names(profile, name, capsys):
     assert left_in(again) == left_in(said)
 
 
-def test_each_change_is_told_with_both_values_and_the_source(capsys):
+def test_output_has_both_values_and_the_source_of_each_change(capsys):
     shutil.copy(ROOT / "profiles/cifar10.yaml", PARAMS)
     use(protocol="ddim")
     lines = capsys.readouterr().out.splitlines()
@@ -73,10 +73,9 @@ def test_each_change_is_told_with_both_values_and_the_source(capsys):
     assert "process.timesteps: 4,000 → 1,000 (sec. 5)" in lines
     assert "process.loss: hybrid → simple (sec. 5: γ = 1)" in lines
     assert "sweep.steps" not in "".join(lines)  # 10, 20, 50 and 100 are all in the table
-    assert "process decides the training: the next `diffctl run` trains anew" in lines
 
 
-def test_a_published_file_is_set_once_it_is_here(capsys):
+def test_published_statistics_are_set_once_downloaded(capsys):
     shutil.copy(ROOT / "profiles/imagenet64-adm.yaml", PARAMS)
     use(protocol="adm")
     said = capsys.readouterr().out
@@ -94,31 +93,22 @@ def test_a_published_file_is_set_once_it_is_here(capsys):
     assert departed("adm", values(load())) == []
 
 
-def test_what_is_not_here_to_choose_is_named(capsys):
-    shutil.copy(ROOT / "profiles/cifar10.yaml", PARAMS)
-    use(protocol="edm")
-    said = capsys.readouterr().out
-    assert "sample.sampler: there is no heun here: the samplers are ddim, dpm-solver++" in said
-    assert "weights-inception-2015-12-05-6726825d.pth, its weights, is not here" in said
-    assert load().sweep.steps == (18,)
-
-
-def test_a_profile_and_a_paper_go_together(here):
+def test_profile_and_protocol_together(here):
     shutil.copytree(ROOT / "profiles", here / "profiles")
     use("digits", protocol="ddim")
     assert load().evaluate.protocol == "ddim"
     assert load().data.name == "digits"
 
 
-def test_an_unknown_name_is_refused_in_one_sentence_and_nothing_is_written():
+def test_unknown_protocol_changes_nothing():
     shutil.copy(ROOT / "profiles/digits.yaml", PARAMS)
     before = PARAMS.read_bytes()
-    with pytest.raises(UsageError, match="there is no karras; the protocols are: adm, edm, ddim"):
+    with pytest.raises(UsageError, match=r"karras.*adm, edm, ddim"):
         use("digits", protocol="karras")
     assert PARAMS.read_bytes() == before
 
 
-def test_comments_inside_a_list_are_not_lost_but_the_list_is_left_to_a_person():
+def test_list_with_comments_is_not_rewritten():
     text = (ROOT / "profiles/digits.yaml").read_text()
     text = text.replace("steps: [5, 10, 20, 50]", "steps:\n    - 5   # the least\n    - 10")
     PARAMS.write_text(text)
@@ -127,7 +117,7 @@ def test_comments_inside_a_list_are_not_lost_but_the_list_is_left_to_a_person():
     assert PARAMS.read_text() == text
 
 
-def test_what_a_field_makes_impossible_beside_it_follows():
+def test_dependent_fields_follow():
     changed = {
         "train": {"p_uncond": 0.1},
         "process": {"variance": "learned", "loss": "hybrid", "t_sampler": "loss-aware"},
@@ -145,7 +135,7 @@ def test_what_a_field_makes_impossible_beside_it_follows():
 
 
 def made(changed: dict) -> Config:
-    """The small digits' config with changes on top."""
+    """Return the config of the small digits with changes."""
     sections = params()
     for section, some in changed.items():
         sections[section] = {**sections[section], **some}
@@ -185,9 +175,9 @@ CHANGED = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(CHANGED, st.sampled_from(list(PROTOCOLS)))
-def test_of_any_settings_what_is_written_is_possible_departs_in_nothing_else_and_stays(changed, name):
+def test_result_is_valid_idempotent_and_differs_only_in_the_listed_fields(changed, name):
     try:
         before = values(made(changed))
     except UsageError:
@@ -202,15 +192,3 @@ def test_of_any_settings_what_is_written_is_possible_departs_in_nothing_else_and
     left = {one.field for one in found.left} - {"evaluate.extractor"}
     assert {one.field for one in departed(name, values(config))} == left
     assert adopt(name, values(config)) == (found.changes[:0], found.left)
-
-
-@pytest.mark.slow
-def test_the_command_and_check_agree(here):
-    shutil.copy(ROOT / "profiles/digits.yaml", PARAMS)
-    assert diffctl(here, "use", "--protocol", "ddim").returncode == 0
-    said = diffctl(here, "check").stdout
-    told = [line for line in said.splitlines() if "and the paper has" in line]
-    assert len(told) == 1
-    assert "data.name is digits" in told[0]
-    refused = diffctl(here, "use", "--protocol", "karras")
-    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)

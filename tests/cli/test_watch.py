@@ -1,4 +1,4 @@
-"""What watches a training: previews that change nothing, what a full disk costs, rates of the steps alone."""
+"""Observers of a training: they change no result, and their failures do not stop it."""
 
 import errno
 import os
@@ -33,9 +33,7 @@ def preview(path: Path, state: TrainState) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def test_a_preview_is_a_function_of_the_weights_and_changes_nothing(
-    digits_store: Path, tmp_path: Path
-) -> None:
+def test_preview_depends_on_the_weights_alone_and_changes_nothing(digits_store: Path, tmp_path: Path) -> None:
     store = open_store(digits_store)
     watched, alone = (new_state(plan_of(store, **DROPOUT), CPU) for _ in range(2))
     for state in (watched, alone):
@@ -54,7 +52,7 @@ def test_a_preview_is_a_function_of_the_weights_and_changes_nothing(
     assert_same(watched, alone)
 
 
-def test_what_only_watches_finds_no_room_and_the_training_goes_on(
+def test_full_disk_for_previews_does_not_stop_training(
     digits_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(digits_store)
@@ -87,7 +85,7 @@ def told_in(said: list[warnings.WarningMessage]) -> list[str]:
 
 
 class Failing:
-    """An observer that fails at all that it is asked for; a preview does so in the midst of its work."""
+    """An observer whose methods all fail; the preview fails during sampling."""
 
     def __init__(self, plan: DenoiserPlan) -> None:
         self.plan = plan
@@ -113,8 +111,8 @@ class Failing:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
-def test_what_only_watches_fails_and_the_training_goes_on(digits_store: Path) -> None:
-    """Also with dropout, which a preview turns off for itself."""
+def test_failing_observer_does_not_stop_training(digits_store: Path) -> None:
+    """Also with dropout, which a preview disables while it samples."""
     store, saved = open_store(digits_store), []
 
     def save(state: TrainState) -> None:
@@ -142,7 +140,7 @@ def test_what_only_watches_fails_and_the_training_goes_on(digits_store: Path) ->
 
 
 @pytest.mark.parametrize("stop", [Interrupted("stopped", signal.SIGTERM), RankLost("another has ended")])
-def test_a_stop_in_what_only_watches_stops_with_a_save(digits_store: Path, stop: DiffctlError) -> None:
+def test_stop_in_an_observer_saves(digits_store: Path, stop: DiffctlError) -> None:
     class Stopping(Silent):
         def preview(self, step: int, network: UNet, ema: UNet) -> None:
             raise stop
@@ -156,7 +154,7 @@ def test_a_stop_in_what_only_watches_stops_with_a_save(digits_store: Path, stop:
     assert saved == [2]
 
 
-def test_a_score_that_is_made_good_fails_and_the_training_goes_on(digits_store: Path, tmp_path: Path) -> None:
+def test_failing_score_on_resume_does_not_stop_training(digits_store: Path, tmp_path: Path) -> None:
     def fail(step: int, ema: UNet) -> None:
         raise RuntimeError("no room on the device")
 
@@ -168,7 +166,7 @@ def test_a_score_that_is_made_good_fails_and_the_training_goes_on(digits_store: 
 
 
 class Clock:
-    """Time that passes where it is told to."""
+    """A clock that advances by `take`."""
 
     now = 1000.0
 
@@ -179,7 +177,7 @@ class Clock:
         self.now += seconds
 
 
-def test_the_rate_is_that_of_the_steps_alone(
+def test_image_rate_excludes_previews_saves_and_scores(
     digits_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step takes 2 s, a preview 100, a save 200, a score 400."""

@@ -1,8 +1,8 @@
-"""What commands have said when their first heavy import begins: `python -m tests.helpers.first_word`.
+"""Output of commands before their first heavy import: `python -m tests.helpers.startup_message`.
 
-It reads command lines as JSON, each a list with what is added to its environment, and prints as JSON what
-each had said on stdout and at a terminal's stderr by the first import of a package of HEAVY, in a process of
-its own that ends there: null where there was none.
+Standard input is JSON: a list of command lines, each with additions to the environment. Each runs in a forked
+process that ends at its first import of a package in HEAVY. Standard output is JSON: what each printed to
+stdout and to a terminal on stderr, or null if it imported none of them.
 """
 
 import json
@@ -16,12 +16,17 @@ import diffusion.evaluate.pair
 import flows.local
 import tracking.registry
 
-LIGHT = (diffusion.config, diffusion.evaluate.pair, flows.local, tracking.registry)  # once, not a command
+LIGHT = (
+    diffusion.config,
+    diffusion.evaluate.pair,
+    flows.local,
+    tracking.registry,
+)  # loaded once for all commands
 HEAVY = ("fastapi", "matplotlib", "mlflow", "pandas", "prefect", "ray", "sklearn", "sqlalchemy", "torch")
 
 
-def heard(arguments: list[str], more: dict[str, str]) -> list[str] | None:
-    """What the command has said by then."""
+def output_of(arguments: list[str], more: dict[str, str]) -> list[str] | None:
+    """Return stdout and stderr before the first heavy import."""
     ours, theirs = os.openpty()
     with (
         tempfile.TemporaryFile() as out,
@@ -42,10 +47,10 @@ def heard(arguments: list[str], more: dict[str, str]) -> list[str] | None:
         _, status = os.waitpid(child, 0)
         out.seek(0)
         os.set_blocking(ours, False)
-        said = [stream.read() or b"" for stream in (out, err)]  # None: the terminal was told nothing
+        written = [stream.read() or b"" for stream in (out, err)]  # None: nothing was written
     if os.waitstatus_to_exitcode(status):
         return None
-    return [part.decode().replace("\r\n", "\n") for part in said]
+    return [part.decode().replace("\r\n", "\n") for part in written]
 
 
 def _leave(event: str, arguments: tuple[object, ...]) -> None:
@@ -55,4 +60,4 @@ def _leave(event: str, arguments: tuple[object, ...]) -> None:
 
 if __name__ == "__main__":
     assert sys.modules.keys().isdisjoint(HEAVY), f"one of {LIGHT} loads something heavy"
-    json.dump([heard(*line) for line in json.load(sys.stdin)], sys.stdout)
+    json.dump([output_of(*line) for line in json.load(sys.stdin)], sys.stdout)
