@@ -7,7 +7,6 @@ from diffusion.choice.certainty import (
     CONFIDENCE,
     NORMAL,
     Gap,
-    errors_of,
     gap,
     how_told,
     interval,
@@ -25,14 +24,6 @@ FD, KD = "fd_effnet_lite0_64", "kd_effnet_lite0_64"
 def cell(value, errors=None, **card):
     """A cell with a kernel distance, perhaps with errors."""
     return certain_cell(KD, value, errors=errors, **{"steps": 5, "eta": 0.0, **card})
-
-
-def test_errors_come_back():
-    errors = np.random.default_rng(0).normal(size=200)
-    one = cell(1.0, errors)
-    np.testing.assert_allclose(errors_of(one, KD), errors, rtol=1e-6)
-    assert errors_of(one, FD) is None
-    assert errors_of(cell(1.0), KD) is None
 
 
 def test_students_quantile():
@@ -126,12 +117,3 @@ def test_the_gate_says_what_chance_does(card, said):
     verdict = judge(candidate, champion, "version 7")
     assert verdict.better is not bool(card)
     assert re.search(said, verdict.reason)
-
-
-def test_the_gate_says_that_a_gap_may_be_chance():
-    draw = np.random.default_rng(0)
-    champion = {"a": cell(0.25, draw.normal(size=100) / 10)}
-    candidate = {"a": cell(0.2, draw.normal(size=100) / 10, model_sha256="b" * 64)}
-    verdict = judge(candidate, champion, "version 7")
-    assert not verdict.better
-    assert "within what chance does (±" in verdict.reason

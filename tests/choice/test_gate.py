@@ -27,10 +27,6 @@ def test_a_candidate_without_the_champions_best_cell_is_not_comparable():
     )
 
 
-def test_not_even_by_the_champions_own_weights_is_the_bar_lowered():
-    assert not judge(document({(5, 0.0): 0.1}, torch="3.0").cells, champion(), "version 7").better
-
-
 def test_a_protocol_that_differs_in_the_champions_best_cell_alone_is_not_comparable():
     mixed = document({(5, 0.0): 0.1}, **OTHER).cells | document({(10, 0.0): 0.1}, seed=3, **OTHER).cells
     verdict = judge(mixed, champion(), "version 7")
@@ -95,13 +91,6 @@ def test_more_real_images_make_a_champion_outdated_and_fewer_do_not():
     assert asked() == asked(torch="3") == asked(reference_count=10) == BAR
     assert asked(reference_count=9) is asked(heldout_count=2) is asked(heldout_count=None) is None
     assert asked(reference_split="test") is None
-
-
-def test_a_digest_is_told_by_its_beginning():
-    other = document({(10, 0.0): 0.1}, **OTHER, reference_digest="c" * 64).cells
-    reason = judge(other, champion(), "version 7").reason
-    assert "cccccccccccc…" in reason
-    assert "c" * 13 not in reason
 
 
 def test_what_can_be_compared_or_is_the_same_model_is_not_outdated():

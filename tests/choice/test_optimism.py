@@ -45,16 +45,6 @@ def test_of_cells_far_apart_it_is_nothing():
     assert optimism(sweep([0], errors[:1]), KD) == 0
 
 
-def test_errors_that_all_share_do_not_choose():
-    errors = np.tile(np.random.default_rng(0).normal(size=100) / 10, (4, 1))
-    together = optimism(sweep([0, 0.01, 0.02, 0.03], errors), KD)
-    apart = sweep([0, 0.01, 0.02, 0.03], errors)
-    for seed, one in enumerate(apart):
-        one.card["seed"] = seed
-    assert together < 0.2
-    assert optimism(apart, KD) > 0.7
-
-
 def test_without_errors_it_is_unknown():
     assert (
         optimism([certain_cell(KD, 1.0, steps=1, eta=0.0), certain_cell(KD, 2.0, steps=2, eta=0.0)], KD)

@@ -12,7 +12,6 @@ from diffusion.analysis.inversion import decode_images, encode, encoding
 from diffusion.engine.engine import PART, Engine, Full
 from diffusion.engine.job import Course, Job
 from diffusion.model.model_file import LoadedModel
-from diffusion.process.condition import Condition
 from diffusion.process.config import ProcessConfig
 from diffusion.protocol.samplers import SAMPLERS, SamplerEntry, build_sampler
 from diffusion.protocol.settings import SampleSettings
@@ -314,15 +313,6 @@ def test_requests_join_and_leave_from_other_threads_in_the_midst_of_a_pass():
     assert gone.images is None
     assert_as_alone(MODEL, stays)
     assert_as_alone(MODEL, joined)
-
-
-def test_a_condition_of_nothing_holds_nothing():
-    with Engine(MODEL, CPU) as engine:
-        assert engine.step().rows == 0
-        job = engine.add(SampleSettings(steps=2), [0], Condition(1, torch.tensor([10]), 10))
-        engine.cancel(job)
-        engine.cancel(job)
-        assert engine.step().rows == 0
 
 
 def test_noise_that_is_drawn_ahead_makes_the_same_bits(monkeypatch):

@@ -90,14 +90,6 @@ def test_each_departure_is_told_with_what_the_paper_has_and_what_the_run_has(cha
     assert found.source in str(found)
 
 
-def test_what_a_paper_states_of_one_data_set_is_not_asked_of_another():
-    fields = {
-        one.field
-        for one in told(config(AS_DDIM, data={"name": "fashion-mnist"}, sample={"spacing": "uniform"}))
-    }
-    assert fields == {"data.name"}
-
-
 def test_check_warns_of_each_and_says_what_no_field_says():
     found = list(check_protocol(Project(config(AS_DDIM, sample={"num_images": 1000}))))
     assert [one.level for one in found] == ["warning", "ok"]
@@ -116,12 +108,6 @@ def test_without_a_protocol_nothing_is_said():
 def test_without_the_published_statistics_that_is_told():
     (found,) = told(config(AS_ADM, evaluate={"statistics": None}))
     assert str(found).startswith("evaluate.statistics is not set, and the paper has VIRTUAL_imagenet64")
-
-
-def test_the_page_is_given_the_rows():
-    content = departures_content(config(AS_ADM, sweep={"steps": [50]}))
-    assert [row["field"] for row in content["rows"]] == ["sweep.steps"]
-    assert "ADM" in content["paper"]
 
 
 def test_a_protocol_that_is_none_lists_those_there_are():

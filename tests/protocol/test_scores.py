@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from diffusion.choice.budget import pareto_front
-from diffusion.choice.ranking import best
 from diffusion.protocol.packed import pack
 from diffusion.protocol.scores import ScoresDocument, as_values, read_scores, write_document
 from diffusion.system.documents import parse_document
@@ -107,9 +105,3 @@ def test_a_document_that_does_not_fit_together_is_refused(edit: Edit, says: str)
         parse_document(json.dumps(values), ScoresDocument, "here")
     assert says in str(caught.value)
     assert len(str(caught.value)) < 1000
-
-
-def test_what_is_read_can_be_ranked() -> None:
-    cells = document().cells
-    assert best(cells)[1] == KERNEL
-    assert pareto_front(cells)[-1].cell == CELL

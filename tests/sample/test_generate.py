@@ -44,19 +44,13 @@ def assert_close(a: torch.Tensor, b: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
 @pytest.mark.parametrize("noise", ["small", "large", "learned"])
-def test_batches_of_1_4_and_16_give_the_same_images(guidance, noise):
+def test_batches_of_any_size_give_the_same_images(guidance, noise):
     settings = SETTINGS.model_copy(update={"guidance": guidance, "noise": noise})
     whole = images(range(16), settings)
     assert whole.dtype == torch.uint8
     assert whole.shape == (16, 1, 8, 8)
-    for batch_size in (1, 4):
+    for batch_size in (1, 5):
         assert_close(images(range(16), settings, batch_size), whole)
-
-
-def test_the_order_changes_nothing():
-    whole = images(range(10))
-    order = [7, 0, 9, 3, 1, 2, 8, 6, 5, 4]
-    assert_close(images(order), whole[order])
 
 
 @pytest.fixture
@@ -67,7 +61,7 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("count", [2, 5, 16])
+@pytest.mark.parametrize("count", [2, 5])
 def test_halves_beside_each_other_make_the_same_images(two_threads, count):
     indices, walks = range(count), []
     condition = mixed_condition(ARTEFACT, SETTINGS, indices)
@@ -118,10 +112,6 @@ def test_noise_that_is_drawn_ahead_makes_the_same_bits(monkeypatch, eta):
     assert threads == {PREFETCH_NAME} if eta else {"MainThread"}
 
 
-def test_image_37_can_be_made_alone():
-    assert_close(images([37]), images(range(30, 40))[7:8])
-
-
 def test_seed_index_and_settings_each_change_the_image():
     base = images([5])
     for other in (
@@ -154,7 +144,7 @@ def test_the_noise_of_an_image_is_its_own(seed, indices, draws):
         assert torch.equal(noise, torch.cat([one.draw() for one in alone]))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=20)
 @given(st.text(max_size=8), st.lists(st.integers(0, 2**63), max_size=3))
 def test_an_images_generator_takes_all_of_its_state_from_its_name(purpose, numbers):
     source = wide_generator(purpose, *numbers)
@@ -183,21 +173,6 @@ def test_generators_are_named_by_purpose_and_numbers():
     ]
     assert len(set(seeds)) == 4
     assert generator("a", 1, 2).initial_seed() == seeds[0]
-
-
-def test_every_cell_starts_from_the_same_noise():
-    starts = []
-
-    def first(x, t, labels):
-        if len(starts) < 3 and (not starts or int(t[0]) == 99):
-            starts.append(x.clone())
-        return torch.zeros(len(x), 2, 8, 8)
-
-    for steps, eta in ((2, 0.0), (5, 1.0), (7, 0.3)):
-        settings = SampleSettings(steps=steps, eta=eta, seed=1)
-        generate(LoadedModel(first, ARTEFACT), settings, [3, 4], Condition(2, torch.tensor([0, 1])), CPU)
-    assert torch.equal(starts[0], starts[1])
-    assert torch.equal(starts[0], starts[2])
 
 
 def test_balanced_labels_follow_the_index():
@@ -284,13 +259,6 @@ def test_the_card_is_flat_and_gives_the_settings_back(chosen):
     if settings.timesteps:
         assert card["timesteps"] == "0,50,99"
         assert "spacing" not in card
-
-
-def test_the_multistep_solver_makes_images_by_index_too():
-    settings = SampleSettings(sampler="dpm-solver++", steps=6, seed=3)
-    whole = images(range(6), settings)
-    assert_close(images([4], settings), whole[4:5])
-    assert not torch.equal(whole, images(range(6), SampleSettings(steps=6, seed=3)))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

@@ -8,21 +8,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import Field
 
 from diffusion.config import parse
-from diffusion.images.pixels import to_uint8
 from diffusion.model.model_file import LoadedModel, load_model, save_artefact
 from diffusion.process.condition import Condition
 from diffusion.process.config import ProcessConfig
 from diffusion.process.denoiser import NetworkDenoiser
 from diffusion.process.losses import training_losses
-from diffusion.process.noise import ImageNoise
 from diffusion.process.process import Process
 from diffusion.process.registry import PROCESSES, ProcessEntry, build_process
 from diffusion.process.time_grid import Grid
@@ -31,7 +26,7 @@ from diffusion.protocol.samplers import SAMPLERS, SamplerEntry, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.asked import mixed_condition
 from diffusion.sample.finite import FiniteWatch
-from diffusion.sample.generate import check_settings, generate, guided_denoiser, model_denoiser
+from diffusion.sample.generate import generate, guided_denoiser
 from diffusion.sample.guidance import (
     classifier_free,
     classifier_gradient,
@@ -46,7 +41,6 @@ from tests.conftest import params
 from tests.helpers import papers
 from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.waits import DEVICE, NothingWaits, Waited
-from tests.helpers.walks import asked
 
 CPU = torch.device("cpu")
 DATA = papers.GaussianData(0.3, 0.4)
@@ -135,29 +129,6 @@ def a_model(**process: Any) -> LoadedModel:
     return LoadedModel(network_of(spec), artefact_of(spec, process=ProcessConfig.model_validate(values)))
 
 
-def last_error(steps: int, **options: Any) -> float:
-    """Heun's largest distance from the exact flow of Gaussian data, at the last time before the image."""
-    u = torch.linspace(1e-2, 1, steps, dtype=torch.float64)
-    bar = torch.exp(-(0.1 * u + (20 - 0.1) / 2 * u**2))
-    grid = Grid(torch.arange(steps), bar.sqrt(), (1 - bar).sqrt())
-    x_t = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)[None]
-    walk = heun(SampleSettings.model_construct(clip=False, sampler_options=options))(grid, x_t, lambda: x_t)
-    seen: list[Step] = []
-    denoiser = asked(lambda x, t, labels: DATA.eps(x, float(bar[t[0]])), grid)
-    assert run(walk, denoiser, Condition(1), seen.append).asked == (
-        2 * steps - 1 if options.get("correct", True) else steps
-    )
-    return float((seen[-2].x - DATA.flow(x_t, float(bar[-1]), float(bar[0]))).abs().max())
-
-
-@pytest.mark.parametrize(("correct", "order"), [(True, 2), (False, 1)])
-def test_a_sampler_that_asks_twice_a_step_has_its_order(correct, order):
-    counts = [80, 160, 320, 640]
-    errors = [last_error(count, correct=correct) for count in counts]
-    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-    assert order - 0.2 < slope < order + 0.6
-
-
 def test_a_sampler_is_an_entry_and_nothing_else(with_heun):
     model = a_model()
     settings = SampleSettings(sampler="heun", steps=5, seed=3, sampler_options={"correct": True})
@@ -179,14 +150,17 @@ def test_a_sampler_is_an_entry_and_nothing_else(with_heun):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("interval", [None, (0.0, 1e9), (0.0, 0.4), (0.4, 3.0), (2e4, 1e9)])
-@pytest.mark.parametrize("guidance", [0.0, 1.5])
-@pytest.mark.parametrize(
-    ("steps", "spacing"), [(1, "uniform"), (2, "quadratic"), (7, "trailing"), (7, "uniform")]
-)
-@pytest.mark.parametrize("sampler", [*SAMPLERS, "heun"])
-def test_a_cards_evaluations_are_what_the_network_saw(with_heun, sampler, steps, spacing, guidance, interval):
-    model, rows = a_model(), []
+WALKS = [  # every pair of sampler, grid, guidance and interval
+    (sampler, walk, guidance, interval)
+    for row, interval in enumerate([None, (0.0, 1e9), (0.0, 0.4), (0.4, 3.0), (2e4, 1e9)])
+    for column, walk in enumerate([(1, "uniform"), (2, "quadratic"), (7, "trailing"), (7, "uniform")])
+    for sampler, guidance in [((*SAMPLERS, "heun")[(row + column) % 3], 1.5 * ((row + column // 2) % 2))]
+]
+
+
+@pytest.mark.parametrize(("sampler", "walk", "guidance", "interval"), WALKS)
+def test_the_evaluations_of_a_card_are_the_rows_of_the_network(with_heun, sampler, walk, guidance, interval):
+    model, rows, (steps, spacing) = a_model(), [], walk
     settings = SampleSettings(
         sampler=sampler, steps=steps, spacing=spacing, guidance=guidance, guidance_interval=interval
     )
@@ -241,74 +215,6 @@ def test_a_flow_of_gaussian_data_has_its_mean_and_variance(with_flow, sampler):
 
 
 # Many walks beside each other.
-
-
-def smooth_model(prediction: str) -> LoadedModel:
-    """A model of what a little rounding stays little: random networks multiply it."""
-    model = a_model(prediction=prediction)
-    process = build_process(model.artefact.process)
-
-    def network(x, t, labels):
-        alpha, sigma = (part.reshape(-1, 1, 1, 1).to(x) for part in process.alpha_sigma(t))
-        x_0 = torch.tanh(0.5 * x + 0.1 * labels.reshape(-1, 1, 1, 1))
-        return torch.cat([process.target(x_0, t, (x - alpha * x_0) / sigma), 0 * x], 1)
-
-    return LoadedModel(network, model.artefact)  # type: ignore[arg-type]
-
-
-def beside(model: LoadedModel, wanted: list[tuple[SampleSettings, range]]) -> list[torch.Tensor]:
-    """The images of each request: at every pass the rows of all open questions are asked together."""
-    walks, questions, images, conditions, weights = {}, {}, {}, {}, {}
-    for key, (chosen, indices) in enumerate(wanted):
-        noise = ImageNoise(chosen.seed, indices, SHAPE)
-        walks[key] = build_sampler(chosen)(check_settings(model.artefact, chosen), noise.draw(), noise.draw)
-        conditions[key] = conditioned(model, chosen, indices)
-        weights[key] = torch.full((len(indices),), chosen.guidance)
-        questions[key] = next(walks[key])
-    passes = 0
-    with torch.no_grad():
-        while questions:
-            asks = list(questions.items())
-            x = torch.cat([ask.x for _, ask in asks])
-            t = torch.cat([torch.full((len(ask.x),), ask.t) for _, ask in asks])
-            weight = torch.cat([weights[key] for key, _ in asks])
-            condition = Condition.cat([conditions[key] for key, _ in asks])
-            said = classifier_free(model_denoiser(model), weight)(x, t, condition)
-            start, passes = 0, passes + 1
-            for key, ask in asks:
-                event = walks[key].send(said.rows(slice(start, start + len(ask.x))))
-                start += len(ask.x)
-                while isinstance(event, Step):
-                    images[key] = event.x
-                    event = next(walks[key], None)
-                if event is None:
-                    del questions[key]
-                else:
-                    questions[key] = event
-    assert passes == max(SAMPLERS[chosen.sampler].evaluations(chosen.steps) for chosen, _ in wanted)
-    return [to_uint8(images[key]) for key in range(len(wanted))]
-
-
-REQUESTS = st.tuples(
-    st.sampled_from(["ddim", "dpm-solver++", "heun"]), st.integers(2, 9), st.sampled_from([0.0, 0.6, 1.0]),
-    st.sampled_from([0.0, 2.0]), st.integers(0, 3), st.integers(1, 3),
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("prediction", ["eps", "velocity"])
-@settings(deadline=None, max_examples=15)
-@given(requests=st.lists(REQUESTS, min_size=1, max_size=4))
-def test_walks_beside_each_other_make_the_images_of_each_alone(prediction, requests):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SAMPLERS, "heun", HEUN)
-        model, wanted = smooth_model(prediction), []
-        for sampler, steps, eta, guidance, seed, count in requests:
-            eta = eta if SAMPLERS[sampler].stochastic else 0.0
-            chosen = SampleSettings(sampler=sampler, steps=steps, eta=eta, guidance=guidance, seed=seed)
-            wanted.append((chosen, range(seed, seed + count)))
-        for (chosen, indices), made in zip(wanted, beside(model, wanted), strict=True):
-            alone = generate(model, chosen, indices, conditioned(model, chosen, indices), CPU)
-            assert int((alone.int() - made.int()).abs().max()) <= 1
 
 
 def test_a_denoiser_takes_one_time_for_all_or_one_for_each_row():

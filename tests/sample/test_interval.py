@@ -18,11 +18,10 @@ from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.sample.asked import mixed_condition
-from diffusion.sample.generate import check_settings, generate
+from diffusion.sample.generate import generate
 from diffusion.sample.guidance import classifier_free, within
 from diffusion.sample.questions import asked_times, evaluations, walk_grid, weight_at
 from diffusion.sample.sampler import run
-from diffusion.system.errors import UsageError
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 CPU = torch.device("cpu")
@@ -173,23 +172,3 @@ def test_requests_with_other_intervals_share_passes_and_are_as_alone(requests, r
         assert job.error is None
         assert int((job.images.int() - images(job.settings, job.indices).int()).abs().max()) <= 1
         assert job.evaluations == evaluations(job.settings, MODEL.artefact.process)
-
-
-def test_what_is_left_of_a_job_counts_the_passes_that_it_has_had():
-    chosen = SampleSettings(steps=6, guidance=1.0, guidance_interval=(0.3, 4.0))
-    with Engine(MODEL, CPU, rows=2) as engine:
-        job = engine.add(chosen, [0], mixed_condition(MODEL.artefact, chosen, [0]))
-        left, total = [engine.passes_left], job.evaluations
-        while engine.jobs:
-            rows = engine.step().rows
-            total -= rows
-            left.append(engine.passes_left)
-            assert left[-1] == -(-total // 2)
-        assert (left[-1], total) == (0, 0)
-
-
-def test_guidance_that_is_asked_of_a_model_without_a_null_class_is_refused_whatever_the_interval():
-    spec = spec_of(null_class=False)
-    chosen = SampleSettings(guidance=1.0, guidance_interval=NOWHERE)
-    with pytest.raises(UsageError, match="p_uncond"):
-        check_settings(artefact_of(spec), chosen)

@@ -13,11 +13,10 @@ from diffusion.process.time_grid import Grid
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.ddim import Ddim
 from diffusion.sample.eta import largest_eta
-from diffusion.sample.guidance import classifier_gradient, shifting_eps, shifting_mean
 from diffusion.sample.sampler import Step
 from diffusion.system.errors import UsageError
 from tests.helpers import papers
-from tests.helpers.walks import OnGrid, asked, grid_of, sample, walk
+from tests.helpers.walks import OnGrid, grid_of, sample
 
 NAMES = st.sampled_from(["linear", "cosine"])
 SPACINGS = st.sampled_from(["uniform", "quadratic", "trailing"])
@@ -71,7 +70,7 @@ def true_eps(grid: Grid, x_0: torch.Tensor):
     return network
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(walks(), IMAGES, st.booleans())
 def test_the_true_eps_brings_eta_0_back_to_x0(grid, image, clip):
     x_0 = randn(2, *image, seed=1).clamp(-1, 1)
@@ -79,7 +78,7 @@ def test_the_true_eps_brings_eta_0_back_to_x0(grid, image, clip):
     assert torch.allclose(x, x_0, rtol=0, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(noisy_walks(), IMAGES, st.data())
 def test_one_step_is_ddim_eq_12(walk, image, data):
     grid, eta = walk
@@ -96,7 +95,7 @@ def test_one_step_is_ddim_eq_12(walk, image, data):
         assert np.allclose(noisy, mean + s * z.numpy(), rtol=1e-6, atol=tolerance)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(NAMES, st.integers(2, 1000), IMAGES, st.data())
 def test_eta_1_with_every_step_is_the_ddpm_posterior(name, timesteps, image, data):
     grid = grid_of(name, timesteps)
@@ -113,7 +112,7 @@ def test_eta_1_with_every_step_is_the_ddpm_posterior(name, timesteps, image, dat
         assert np.allclose(noisy, mean + math.sqrt(var) * z.numpy(), rtol=1e-6, atol=tolerance)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(NAMES, st.integers(3, 1000), IMAGES, st.data())
 def test_eta_1_with_every_step_and_learned_noise_is_the_iddpm_posterior(name, timesteps, image, data):
     grid = grid_of(name, timesteps)
@@ -128,7 +127,7 @@ def test_eta_1_with_every_step_and_learned_noise_is_the_iddpm_posterior(name, ti
     assert np.allclose(noisy, mean + np.sqrt(variance) * z.numpy(), rtol=1e-6, atol=1e-6 / math.sqrt(a))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(noisy_walks(), IMAGES, st.data())
 def test_learned_noise_along_a_spacing_interpolates_between_the_spaced_variances(walk, image, data):
     grid, eta = walk
@@ -141,7 +140,7 @@ def test_learned_noise_along_a_spacing_interpolates_between_the_spaced_variances
     assert np.allclose(noisy - without, expected, rtol=1e-5, atol=1e-9 + 1e-12 * float(without.abs().max()))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(noisy_walks(), IMAGES, st.data())
 def test_clipping_recomputes_eps_from_the_clipped_x0(walk, image, data):
     grid, eta = walk
@@ -157,20 +156,7 @@ def test_clipping_recomputes_eps_from_the_clipped_x0(walk, image, data):
     assert np.allclose(found, expected, atol=1e-7)
 
 
-@settings(deadline=None, max_examples=30)
-@given(NAMES, st.integers(2, 300), IMAGES, st.data())
-def test_clipped_ddim_at_eta_1_is_the_posterior_of_the_clipped_x0(name, timesteps, image, data):
-    """DDIM equals DDPM only if ε follows the clipped x̂_0."""
-    grid = grid_of(name, timesteps)
-    i = data.draw(st.integers(0, timesteps - 1))
-    x, eps = randn(2, 1, *image)
-    a, b = float(grid.alphas_cumprod[i]), float(grid.alphas_cumprod_prev[i])
-    found, x0_hat = stepped(grid, i, x, eps, None, eta=1.0)
-    mean, _ = papers.bayes_posterior(a / b, b, x0_hat.numpy(), x.numpy())
-    assert np.allclose(found, mean, rtol=1e-6, atol=1e-6)
-
-
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(walks(), st.sampled_from([0.0, 0.5, 1.0]))
 def test_noise_is_drawn_once_for_x_t_and_once_a_noisy_step(grid, eta):
     draws = Draws(1, 1, 2, 2)
@@ -230,7 +216,7 @@ def test_gaussian_data_is_sampled_with_its_mean_and_variance(name, eta, noise):
     assert float(x.var()) == pytest.approx(0.16, rel=4 * math.sqrt(2 / count) + 0.02)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(noisy_walks(), st.floats(-0.8, 0.8), st.floats(0.05, 1))
 def test_a_gaussian_walk_has_the_distribution_of_its_linear_recursion(walk, mean, std):
     """Each step is affine in x, so mean and variance of the images follow exactly for every S and η."""
@@ -253,7 +239,7 @@ def test_a_gaussian_walk_has_the_distribution_of_its_linear_recursion(walk, mean
     assert float(x.var()) == pytest.approx(var, rel=5 * math.sqrt(2 / 4096), abs=1e-9)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(walks(2), st.floats(1e-3, 2))
 def test_eta_too_large_is_refused_with_the_largest_that_is_not(grid, above):
     largest = largest_eta(grid)
@@ -264,25 +250,6 @@ def test_eta_too_large_is_refused_with_the_largest_that_is_not(grid, above):
     for eta in (told, largest):
         x = sample(lambda x, t, labels: 0 * x, grid, Draws(1, 1, 2, 2), eta=eta)
         assert bool(torch.isfinite(x).all())
-
-
-def test_one_step_takes_any_eta_from_0_on():
-    grid = grid_of("cosine", 10, [9])
-    sample(lambda x, t, labels: x, grid, Draws(1, 1, 2, 2), eta=1e6)
-    with pytest.raises(UsageError, match="eta -1 does not fit 1 steps: give 0 to inf"):
-        sample(lambda x, t, labels: x, grid, Draws(1, 1, 2, 2), eta=-1)
-
-
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_a_gradient_towards_no_class_is_refused(eta):
-    grid, draws = grid_of("cosine", 10), Draws(1, 1, 2, 2)
-    gradient = classifier_gradient(lambda x, t: x.flatten(1), 1.0)
-    for guided in (
-        shifting_mean(asked(lambda x, t, labels: x, grid), gradient),
-        shifting_eps(asked(lambda x, t, labels: x, grid), gradient, OnGrid(grid)),
-    ):
-        with pytest.raises(UsageError, match="a classifier guides towards a class: give one"):
-            walk(guided, grid, draws, Ddim(eta=eta))
 
 
 def test_negative_eta_and_learned_noise_without_v_are_refused():
