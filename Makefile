@@ -11,10 +11,10 @@ INDEX := $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.
 PROJECT := .$(if $(EXTRAS),[$(EXTRAS)])
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-long test-all test-newest test-gpu lint format ui docs bench bench-gpu clean
+.PHONY: help install demo test test-properties test-slow test-long test-all test-newest test-gpu lint format ui docs bench bench-gpu clean
 
 help:  ## List these commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 # One of these files is missing in any case, so what is listed counts, not how `ls` ends.
 HAS_GPU = ls /dev/nvidia* /dev/dxg 2>/dev/null | grep -q .
@@ -46,6 +46,9 @@ demo: $(VENV)/.installed  ## The whole pipeline on handwritten digits, set-up in
 
 test: $(VENV)/.installed-dev  ## Every fast test
 	@$(BIN)/pytest -n 2 --dist worksteal -m "not slow and not long"
+
+test-properties: $(VENV)/.installed-dev  ## The property tests, with 300 examples each
+	@$(BIN)/pytest -n 2 --dist worksteal -m "hypothesis and not slow and not long" --hypothesis-profile thorough
 
 test-slow: $(VENV)/.installed-dev  ## The slow tests: faults, real servers and whole pipelines
 	@$(BIN)/pytest -n 3 --dist worksteal -m "slow and not long"  # many of them wait for servers

@@ -1,9 +1,12 @@
-"""Small real projects for tests: true digits, a small network, the real command line."""
+"""Small real projects for tests: digits, a small network, the command line. Profiles of Hypothesis."""
 
 import atexit
+import contextlib
 import os
 import shutil
+import sqlite3
 import tempfile
+from typing import Any
 
 # Tests run beside each other: one thread each, set before anything loads torch.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -17,17 +20,44 @@ for name in ("TORCHINDUCTOR_CACHE_DIR", "DIFFCTL_CACHE"):
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from hypothesis import HealthCheck, settings
 
 from tests.helpers.browser import browser  # noqa: F401 (a fixture)
 from tests.helpers.disks import mount  # noqa: F401 (a fixture)
 from tests.helpers.prefect_home import prefect_database  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).parent.parent
+
+# `make test` runs the fast profile, `make test-properties` the thorough one.
+ALWAYS: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+}
+settings.register_profile("fast", max_examples=20, **ALWAYS)
+settings.register_profile("thorough", max_examples=300, **ALWAYS)
+settings.load_profile("fast")
+
+
+# No test cuts the power of this process: nothing here has to reach the disk. Child processes do sync.
+def _skip_sync(handle: int) -> None:
+    """Take the place of os.fsync."""
+
+
+def _connect_unsynced(*arguments: Any, **options: Any) -> sqlite3.Connection:
+    """Take the place of sqlite3.connect: commits do not wait for the disk."""
+    connection: sqlite3.Connection = _connect(*arguments, **options)
+    with contextlib.suppress(sqlite3.DatabaseError):
+        connection.execute("PRAGMA synchronous = OFF")
+    return connection
+
+
+_connect = sqlite3.connect
+os.fsync = _skip_sync
+sqlite3.connect = sqlite3.dbapi2.connect = _connect_unsynced  # type: ignore[attr-defined, assignment]
 
 SMALL: dict[str, dict[str, Any]] = {  # profiles/digits.yaml shrunk until a stage takes a second or two
     "model": {"channels": 8, "attention": [4], "head_channels": 8},
@@ -104,9 +134,9 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     return {**os.environ, **(extra or {})}
 
 
-@pytest.fixture
-def digits_store(tmp_path: Path) -> Path:
-    """A prepared store of 64 true digits."""
+@pytest.fixture(scope="session")
+def digits_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared store of 64 digits, for every test to copy."""
     from sklearn.datasets import load_digits
 
     from diffusion.images.store import write_store
@@ -124,4 +154,10 @@ def digits_store(tmp_path: Path) -> Path:
         "options": {},
         "sources": {},
     }
-    return write_store(tmp_path / "store", images, labels, meta).path
+    return write_store(tmp_path_factory.mktemp("digits") / "store", images, labels, meta).path
+
+
+@pytest.fixture
+def digits_store(digits_template: Path, tmp_path: Path) -> Path:
+    """A prepared store of 64 digits."""
+    return shutil.copytree(digits_template, tmp_path / "store")
