@@ -41,7 +41,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 install: $(VENV)/.installed  ## Set up .venv, or VENV=FOLDER
 
-demo: $(VENV)/.installed  ## The whole pipeline on handwritten digits, set-up included
+demo: $(VENV)/.installed  ## Run the whole pipeline on handwritten digits
 	@$(BIN)/diffctl run
 
 test: $(VENV)/.installed-dev  ## Every fast test
