@@ -1,4 +1,4 @@
-"""What a configuration takes: operations by closed forms, as `show model` has them; and time, measured."""
+"""The cost of a configuration: operations by closed forms, and measured time."""
 
 import json
 import sys
@@ -21,13 +21,11 @@ from diffusion.check.measured import Measured, walks_of
 from diffusion.check.timing import Span, Timed, timed
 from diffusion.config import Config, parse
 from diffusion.model.flops import Operations
-from diffusion.model.presets import PRESETS
 from diffusion.model.unet import UNet
-from diffusion.model.unet_config import UNetSpec
 from diffusion.show.model import model
 from diffusion.system.errors import DiffctlError
 from diffusion.train.memory import count_parameters, evaluation_flops
-from tests.conftest import params, write_params
+from tests.conftest import params
 from tests.helpers.networks import spec_of
 from tests.show.test_model import SHAPES
 
@@ -50,39 +48,23 @@ def project_of(root: Path, **changes: dict[str, Any]) -> Project:
 
 
 @pytest.mark.parametrize(("groups", "stride"), [(1, 1), (3, 1), (1, 2)])
-def test_a_convolution_takes_two_operations_a_tap_a_pixel(groups: int, stride: int) -> None:
+def test_convolution_flops_equal_the_closed_form(groups: int, stride: int) -> None:
     layer = torch.nn.Conv2d(3, 6, 5, stride, padding=2, groups=groups)
     with Operations() as counted:
         layer(torch.zeros(2, 3, 16, 16))
     assert counted.total == 2 * (2 * 5 * 5 * (3 // groups) * 6 * (16 // stride) ** 2)
 
 
-def test_a_layer_that_is_transposed_itself_is_counted_as_it_stands() -> None:
-    layer = torch.nn.ConvTranspose2d(3, 6, 4, 2, padding=1)
-    with Operations() as counted:
-        layer(torch.zeros(1, 3, 8, 8))
-    assert counted.total == 2 * 4 * 4 * 3 * 6 * 8 * 8
-
-
 @pytest.mark.parametrize("changes", SHAPES, ids=lambda changes: ",".join(changes) or "usual")
-def test_an_evaluation_is_what_show_model_says(changes: dict[str, Any]) -> None:
-    """Though a CPU doubles pixels and attends by other operations."""
+def test_evaluation_flops_equal_those_of_show_model(changes: dict[str, Any]) -> None:
+    """Although a CPU uses other operations for upsampling and attention."""
     spec = spec_of(**changes)
     assert evaluation_flops(spec) == model(spec).flops
 
 
-@pytest.mark.slow
-def test_so_is_one_of_a_network_that_is_too_large_to_be_tried() -> None:
-    values = {"image_size": 64, "in_channels": 3, "out_channels": 6, "num_classes": 1000}
-    spec = UNetSpec(**PRESETS["adm-64"].model, **values)
-    assert evaluation_flops(spec) == model(spec).flops
-
-
 @pytest.mark.parametrize(("checkpointing", "less"), [(False, 0.03), (True, 0.11)])
-def test_a_step_is_three_passes_and_a_fourth_where_they_are_made_again(
-    checkpointing: bool, less: float
-) -> None:
-    """By torch's count of a real backward pass: without the image's gradient, or a block's end again."""
+def test_training_step_is_three_or_four_passes(checkpointing: bool, less: float) -> None:
+    """Compare with torch's count of a real backward pass, which omits the image's gradient."""
     spec = spec_of(channels=32, gradient_checkpointing=checkpointing)
     network = UNet(spec).to("meta")
     x, t = torch.zeros(1, 1, 8, 8, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta")
@@ -91,7 +73,7 @@ def test_a_step_is_three_passes_and_a_fourth_where_they_are_made_again(
     assert counter.get_total_flops() == pytest.approx(passes(spec) * evaluation_flops(spec), rel=less)
 
 
-def test_the_parts_add_up(tmp_path: Path) -> None:
+def test_cost_is_the_sum_of_its_parts(tmp_path: Path) -> None:
     changes = {
         "train": {"averages": AVERAGES, "p_uncond": 0.1},
         "sweep": {"steps": [2, 3], "eta": [0.0, 1.0], "guidance": [0.0, 1.5]},
@@ -118,7 +100,7 @@ def test_the_parts_add_up(tmp_path: Path) -> None:
     }
 
 
-def test_the_check_tells_them_with_the_numbers(tmp_path: Path) -> None:
+def test_findings_carry_the_numbers(tmp_path: Path) -> None:
     told = {finding.subject: finding for finding in check(configuration(), tmp_path)}
     values = told["cost"].values
     assert values == Cost.model_validate(values).model_dump()
@@ -129,7 +111,7 @@ def test_the_check_tells_them_with_the_numbers(tmp_path: Path) -> None:
 
 
 def taking(image: float, fixed: float, calls: list[tuple[int, int]]) -> Any:
-    """Work of so many seconds an image and for each call."""
+    """Return work with fixed seconds per image and per call."""
 
     def work(images: int, count: int) -> list[float]:
         calls.append((images, count))
@@ -138,7 +120,7 @@ def taking(image: float, fixed: float, calls: list[tuple[int, int]]) -> Any:
     return work
 
 
-def test_a_quick_work_is_timed_with_all_its_images() -> None:
+def test_quick_work_is_timed_with_all_images() -> None:
     calls: list[tuple[int, int]] = []
     found = timed(taking(0.001, 0.0, calls), 250, seconds=10)
     assert found.images == 250
@@ -147,18 +129,13 @@ def test_a_quick_work_is_timed_with_all_its_images() -> None:
 
 
 @given(st.floats(1e-4, 100), st.floats(0, 10), st.integers(1, 1000), st.floats(1, 30))
-def test_no_work_takes_much_longer_than_it_may(image: float, fixed: float, most: int, seconds: float) -> None:
+def test_timing_stays_within_its_limit(image: float, fixed: float, most: int, seconds: float) -> None:
     calls: list[tuple[int, int]] = []
     found = timed(taking(image, fixed, calls), most, seconds)
     spent = sum(count * (fixed + images * image) for images, count in calls)
     assert 1 <= found.images <= most
     one = fixed + image
     assert spent <= max(seconds, 2 * one) + fixed + found.images * image + 1e-6
-
-
-def test_a_span_is_of_its_times() -> None:
-    assert Span.of([3.0, 1.0, 2.0]) == Span(median=2, least=1, most=3)
-    assert Span.of([1.0]) + Span.of([1.0, 3.0]) == Span(median=3, least=2, most=4)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +149,7 @@ def test_a_span_is_of_its_times() -> None:
         (6e5, "6.9 days"),
     ],
 )
-def test_a_duration_is_in_the_unit_that_suits(seconds: float, said: str) -> None:
+def test_duration_has_a_suitable_unit(seconds: float, said: str) -> None:
     assert duration(seconds) == said
 
 
@@ -180,10 +157,8 @@ def span(seconds: float) -> Timed:
     return Timed(images=1, image=Span(median=seconds, least=seconds / 2, most=2 * seconds))
 
 
-def test_the_hours_are_the_seconds_times_what_is_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With seconds that differ by walk, so that each cell has those of its own."""
+def test_hours_are_seconds_times_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sampler has its own seconds, so that a mix-up is detected."""
     project = project_of(tmp_path, sweep={"sampler": ["ddim", "dpm-solver++"]})
     seconds = {"ddim": 1.0, "ddim noisy": 2.0, "dpm-solver++": 3.0}
     assert walks_of(project.config).keys() == seconds.keys()
@@ -222,7 +197,7 @@ def files(folder: Path) -> set[Path]:
 
 
 @pytest.mark.slow
-def test_a_measurement_is_made_once_for_a_machine_and_a_configuration(
+def test_measurement_is_cached_per_machine_and_configuration(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
@@ -258,20 +233,7 @@ def test_a_measurement_is_made_once_for_a_machine_and_a_configuration(
     assert outcome().is_new, "what is damaged is made anew"
 
 
-def test_an_extractor_without_weights_is_told_and_the_rest_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    found = list(check_time(project_of(tmp_path, evaluate={"also": ["inception-v3-compat"]}), print))
-    (warning,) = [finding for finding in found if finding.level == "warning"]
-    assert warning.message.startswith(
-        "scoring by inception-v3-compat could not be measured: its weights are not"
-    )
-    parts = [finding.values["part"] for finding in found if finding.values]
-    assert parts == ["training", "sweep", "scoring", "all"]
-
-
-def test_what_cannot_be_done_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_measurement_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def short(*given: Any) -> measured.Outcome:
         raise DiffctlError("a step of 1 images does not fit the memory")
 
@@ -289,7 +251,7 @@ def run(
     return int(end.value.code or 0), capsys.readouterr().out
 
 
-def test_the_command_measures_and_says_it_to_a_script(
+def test_command_measures_and_prints_json(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, out = run(capsys, monkeypatch, "--measure", "--json")
@@ -302,13 +264,3 @@ def test_the_command_measures_and_says_it_to_a_script(
     assert code == 0
     assert ", measured before (" in out
     assert not (project / "runs").exists()
-
-
-def test_what_would_fail_is_not_measured(
-    project: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_params(project, train={"batch_size": 4000})
-    code, out = run(capsys, monkeypatch, "--measure")
-    assert code == 1
-    assert "time: not measured" in out
-    assert not cache.exists()

@@ -1,4 +1,4 @@
-"""The JSON schema of params.yaml: kept true, takes what the classes take, and marks what an editor can."""
+"""The JSON schema of params.yaml: up to date, accepts what the classes accept, marks mistakes."""
 
 import copy
 import json
@@ -25,13 +25,13 @@ def problems(**changes: dict[str, Any]) -> list[str]:
     return [error.message for error in VALIDATOR.iter_errors(params(**changes))]
 
 
-def test_the_file_is_what_the_classes_say() -> None:
+def test_schema_file_is_up_to_date() -> None:
     assert SCHEMA.read_text(encoding="utf-8") == schema_text(), "run `python -m tests.schema --write`"
     Draft202012Validator.check_schema(json.loads(SCHEMA.read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_every_profile_is_taken_and_names_its_schema(file: Path) -> None:
+def test_every_profile_is_valid_and_names_its_schema(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert not list(VALIDATOR.iter_errors(yaml.safe_load(text)))
     named = re.match(r"# yaml-language-server: \$schema=(\S+)\n", text)
@@ -62,12 +62,12 @@ def test_every_profile_is_taken_and_names_its_schema(file: Path) -> None:
         {"else": {}},
     ],
 )
-def test_a_mistake_is_marked(changes: dict[str, dict[str, Any]]) -> None:
+def test_mistake_is_marked(changes: dict[str, dict[str, Any]]) -> None:
     assert problems() == []
     assert problems(**changes)
 
 
-def test_names_and_options_are_those_of_the_registries() -> None:
+def test_registry_names_are_accepted() -> None:
     for name in SAMPLERS:
         assert not problems(sample={"sampler": name})
     for name in SOURCES:
@@ -76,7 +76,7 @@ def test_names_and_options_are_those_of_the_registries() -> None:
     assert not problems(data={"name": "cifar100", "labels": "fine"})
 
 
-def test_a_preset_stands_for_a_shape() -> None:
+def test_preset_replaces_a_shape() -> None:
     values = params()
     for name in PRESETS:
         values["model"] = {"preset": name}

@@ -1,4 +1,4 @@
-"""What is told of a start's shape: written into params.yaml it fits, and nothing else needs to change."""
+"""The suggested `model` section makes a pretrained model fit, and changes nothing else."""
 
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,14 @@ def kept(folder: Path, shape: dict[str, Any]) -> Artefact:
 
 
 def merged(values: dict[str, Any], sections: Sections) -> dict[str, Any]:
-    """The values as a person changes them by what is printed."""
+    """Apply the suggested sections."""
     told = parse_yaml(written(sections))
     return values | {name: values[name] | told[name] for name in told}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("side", [8, 16])
-def test_what_is_told_makes_it_fit(tmp_path: Path, shape: dict[str, Any], side: int) -> None:
+def test_suggested_section_makes_it_fit(tmp_path: Path, shape: dict[str, Any], side: int) -> None:
     start = kept(tmp_path, shape)
     meta = {"name": "digits", "image_size": side, "channels": 1, "digest": "0" * 64}
     meta |= {"classes": list("0123456789"), "counts": [9] * 10}
@@ -58,7 +58,7 @@ def test_what_is_told_makes_it_fit(tmp_path: Path, shape: dict[str, Any], side: 
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_whole_section_says_the_shape(shape: dict[str, Any]) -> None:
+def test_full_section_describes_the_shape(shape: dict[str, Any]) -> None:
     start = artefact_of(spec_of(**shape))
     said = parse_yaml(written(sections_of(start)))
     section = ModelConfig.model_validate(said["model"])

@@ -1,4 +1,4 @@
-"""`diffctl check` says where the trainings would begin, and the stage begins there."""
+"""`diffctl check` reports where trainings resume, and the stage resumes there."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ CLASSIFIER = {
 
 
 def said_of(folder: Path) -> dict[str, str]:
-    """What the check says of each subject."""
+    """Return the message of each subject."""
     done = diffctl(folder, "check", "--json")
     return {finding["subject"]: finding["message"] for finding in json.loads(done.stdout)}
 
@@ -27,7 +27,7 @@ def trained(folder: Path, stage: str = "train") -> str:
 
 
 @pytest.mark.long
-def test_it_says_where_training_and_classifier_begin(project: Path) -> None:
+def test_check_reports_where_trainings_resume(project: Path) -> None:
     prepare(project)
     settings = {"lr": 0.002, "steps": 6, "save_every": 4}
     write_params(project, train=settings, classifier=CLASSIFIER)

@@ -1,4 +1,4 @@
-"""Samples and references at the edges: each has its right numbers, or one sentence."""
+"""Degenerate samples and references: each has the right numbers, or a clear error."""
 
 import numpy as np
 import pytest
@@ -18,12 +18,12 @@ def normal(seed, count, dimension=16):
     return rng.normal(size=(count, dimension)).astype(np.float32)
 
 
-def judge(real, heldout=None, **known):
+def scorer_of(real, heldout=None, **known):
     return Scorer(Reference(META, real, None if heldout is None else Features(heldout), **known), True, 1000)
 
 
 class Blind:
-    """An extractor whose features of some images are no numbers."""
+    """An extractor that returns NaN for bright images."""
 
     batch_size = 4
     spec = EXTRACTORS["inception-v3-spatial"]
@@ -36,7 +36,7 @@ class Blind:
         return features, None
 
 
-def test_features_that_are_no_numbers_are_named_by_image():
+def test_nan_features_name_the_image():
     images = np.zeros((10, 4, 4, 1), np.uint8)
     images[[6, 9]] = 255
     with pytest.raises(DiffctlError, match=r"inception-v3-spatial of image 6 are .* of 2 of 10"):
@@ -45,9 +45,9 @@ def test_features_that_are_no_numbers_are_named_by_image():
 
 
 @pytest.mark.parametrize("count", [15, 16, 17, 40])
-def test_equal_images_have_the_distance_of_a_point_and_no_chance_in_it(count):
+def test_equal_images_have_a_closed_form_distance_without_error(count):
     real = normal(0, 300)
-    scores = judge(real, normal(1, 100)).scores(Features(np.ones((count, 16), np.float32)))
+    scores = scorer_of(real, normal(1, 100)).scores(Features(np.ones((count, 16), np.float32)))
     want = ((1 - real.mean(axis=0)) ** 2).sum() + real.var(axis=0, ddof=1).sum()
     assert scores[FD] == pytest.approx(want, rel=1e-5)
     for name in (FD, KD):
@@ -55,16 +55,16 @@ def test_equal_images_have_the_distance_of_a_point_and_no_chance_in_it(count):
     assert scores[f"{FD}_high"] - scores[f"{FD}_low"] == pytest.approx(0, abs=1e-4)
 
 
-def test_two_images_have_scores_and_no_intervals():
-    found = judge(normal(0, 300), normal(1, 100)).scored(Features(normal(2, 2)))
+def test_two_images_have_scores_without_intervals():
+    found = scorer_of(normal(0, 300), normal(1, 100)).scored(Features(normal(2, 2)))
     assert all(np.isfinite(value) for value in found.scores.values())
     assert not found.errors
     assert not any(name.endswith(("_low", "_high")) for name in found.scores)
 
 
-def test_a_sample_that_is_the_reference_has_no_distance():
+def test_reference_as_sample_has_distance_zero():
     real = normal(0, 200)
-    scores = judge(real, normal(1, 200)).scores(Features(real))
+    scores = scorer_of(real, normal(1, 200)).scores(Features(real))
     assert abs(scores[FD]) < 1e-4
     assert scores[f"{FD}_low"] <= scores[FD] <= scores[f"{FD}_high"]
     assert scores["excess"] < 0
@@ -72,8 +72,8 @@ def test_a_sample_that_is_the_reference_has_no_distance():
     assert scores["precision_effnet_lite0_64"] == scores["recall_effnet_lite0_64"] == 1
 
 
-def test_as_many_images_as_features_are_scored_like_one_more_or_less():
-    scorer, sample = judge(normal(0, 400, 40), normal(1, 400, 40)), normal(2, 41, 40)
+def test_scores_are_continuous_where_images_equal_features():
+    scorer, sample = scorer_of(normal(0, 400, 40), normal(1, 400, 40)), normal(2, 41, 40)
     found = [scorer.scores(Features(sample[:count])) for count in (39, 40, 41)]
     widths = [one[f"{FD}_high"] - one[f"{FD}_low"] for one in found]
     assert max(widths) < 1.5 * min(widths)
@@ -81,7 +81,7 @@ def test_as_many_images_as_features_are_scored_like_one_more_or_less():
 
 
 @pytest.mark.parametrize("ours", [1, 2])
-def test_a_class_with_one_image_has_no_score_and_takes_none_from_others(ours):
+def test_class_with_one_image_has_no_score(ours):
     meta = {**META, "classes": ["a", "b"]}
     labels = np.array([0] * 30 + [1])
     scorer = Scorer(Reference(meta, normal(0, 31), None, labels), True, 1000)
@@ -90,10 +90,10 @@ def test_a_class_with_one_image_has_no_score_and_takes_none_from_others(ours):
     assert found["a"]["num_images"] == 10
 
 
-def test_the_excess_has_no_interval_where_its_floor_is_extrapolated():
-    """How far a line in 1/N is off is no matter of chance."""
+def test_excess_over_an_extrapolated_floor_has_no_interval():
+    """An extrapolated floor has no sampling error that could be estimated."""
     sample, real = Features(normal(2, 60)), normal(0, 300)
-    measured, guessed = judge(real, normal(1, 60)), judge(real, normal(1, 40))
+    measured, guessed = scorer_of(real, normal(1, 60)), scorer_of(real, normal(1, 40))
     assert "excess_low" not in guessed.scores(sample)
     scores = measured.scores(sample)
     of_distance, of_excess = (scores[f"{name}_high"] - scores[f"{name}_low"] for name in (FD, "excess"))

@@ -1,4 +1,4 @@
-"""Scored weights of a training: which of them stay, and what MLflow has of them."""
+"""Scored checkpoints of a training: which are kept, and what MLflow receives."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def state(digits_store: Path) -> TrainState:
 
 
 def add_all(folder: Path, keep: str | int, state: TrainState) -> list[list[int]]:
-    """Add every step; the steps that were dropped at each."""
+    """Add every step and return the steps that each call dropped."""
     checkpoints = Checkpoints(folder, keep, "kd", CARD)
     return [
         checkpoints.add(step, {"kd": value}, state.ema, result_of(state.plan))[1]
@@ -47,7 +47,7 @@ def kept(folder: Path) -> list[int]:
         (20, [20, 40], [[], [], [], []]),
     ],
 )
-def test_the_best_the_last_or_every_so_many_steps_stay(
+def test_keep_best_last_or_every_k_steps(
     tmp_path: Path, state: TrainState, keep: str | int, stay: list[int], gone: list[list[int]]
 ) -> None:
     assert add_all(tmp_path, keep, state) == gone
@@ -57,7 +57,7 @@ def test_the_best_the_last_or_every_so_many_steps_stay(
     assert Checkpoints(tmp_path, keep, "kd", CARD).scores() == {step: {"kd": v} for step, v in SCORES.items()}
 
 
-def test_scores_of_another_protocol_are_no_match(tmp_path: Path, state: TrainState) -> None:
+def test_scores_of_another_protocol_are_ignored(tmp_path: Path, state: TrainState) -> None:
     add_all(tmp_path, "best", state)
     other = Checkpoints(tmp_path, "best", "kd", {"num_images": 40})
     assert other.scores() == {}
@@ -65,7 +65,7 @@ def test_scores_of_another_protocol_are_no_match(tmp_path: Path, state: TrainSta
     assert kept(tmp_path) == [50]
 
 
-def test_a_kept_file_is_a_model_of_its_step(tmp_path: Path, state: TrainState) -> None:
+def test_kept_checkpoint_is_a_model_file(tmp_path: Path, state: TrainState) -> None:
     path, _ = Checkpoints(tmp_path, "best", "kd", CARD).add(10, {"kd": 1.0}, state.ema, result_of(state.plan))
     assert path is not None
     model = load_model(path)
@@ -76,7 +76,7 @@ def test_a_kept_file_is_a_model_of_its_step(tmp_path: Path, state: TrainState) -
 
 
 def spooled(folder: Path) -> None:
-    """Three scored steps: the first dropped, the second not kept, the third kept."""
+    """Spool three scored steps: the first dropped, the second not kept, the third kept."""
     spool = Spool(folder, "key", "digits-abcd", EXPERIMENT)
     files = [folder / "checkpoints" / f"{step}.safetensors" for step in (10, 30)]
     files[0].parent.mkdir()
@@ -89,9 +89,7 @@ def spooled(folder: Path) -> None:
     spool.close("FINISHED")
 
 
-def test_mlflow_has_the_kept_weights_with_their_scores_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mlflow_receives_kept_checkpoints_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = empty_database(tmp_path / "mlflow.db")
     folder = tmp_path / "run"
     spooled(folder)
@@ -110,13 +108,3 @@ def test_mlflow_has_the_kept_weights_with_their_scores_once(
         (output,) = [o for o in the_run(uri).outputs.model_outputs if o.model_id == model.model_id]
         assert output.step == 30
         (folder / "sent.json").unlink()
-
-
-def test_weights_that_are_gone_before_they_were_sent_hold_nothing_up(tmp_path: Path) -> None:
-    uri = empty_database(tmp_path / "mlflow.db")
-    folder = tmp_path / "run"
-    spooled(folder)
-    for path in (folder / "checkpoints").iterdir():
-        path.unlink()
-    assert deliver(folder, uri).rejected == 0
-    assert stored(uri) == logged(folder)

@@ -1,4 +1,4 @@
-"""CMMD against the published formula, pair by pair in float64."""
+"""CMMD equals the published formula, pair by pair in float64."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def of(features: np.ndarray) -> Embeddings:
 
 
 def published(x: np.ndarray, y: np.ndarray) -> float:
-    """1,000 times the means of the kernels of all pairs, σ = 10."""
+    """1,000 times the mean kernels of all pairs, σ = 10."""
 
     def mean(a, b):
         squares = ((a[:, None].astype(np.float64) - b[None]) ** 2).sum(-1)
@@ -33,14 +33,14 @@ def published(x: np.ndarray, y: np.ndarray) -> float:
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(2, 40), st.integers(2, 40), st.floats(0, 2), st.sampled_from([3, 16, 2048]))
-def test_it_is_the_published_formula(count, others, shift, block):
+def test_cmmd_equals_the_published_formula(count, others, shift, block):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK", block)
         x, y = unit(0, count, shift), unit(1, others)
         assert cmmd(of(x), of(y)) == pytest.approx(published(x, y), abs=2e-5)
 
 
-def test_equal_sets_are_at_0_and_order_means_nothing():
+def test_cmmd_is_a_symmetric_distance():
     x, y = unit(0, 50), unit(1, 60, 0.5)
     assert cmmd(of(x), of(x[::-1].copy())) == pytest.approx(0, abs=1e-5)
     assert cmmd(of(x), of(y)) == pytest.approx(cmmd(of(y), of(x)), abs=1e-5)

@@ -1,4 +1,4 @@
-"""sFID's features, against torch-fidelity's whole network watched by a hook, and its distance."""
+"""sFID: its features equal a map of torch-fidelity's full network, and its distance a closed form."""
 
 import hashlib
 
@@ -23,7 +23,7 @@ NAME = INCEPTION_SPATIAL.name
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A file of Inception's shape with random weights, and its SHA-256."""
+    """Return a file with random Inception weights, and its SHA-256."""
     path = tmp_path_factory.mktemp("weights") / "inception.pth"
     return path, write_random_inception(path)
 
@@ -33,8 +33,8 @@ def extractor(weights):
     return load_extractor(NAME, weights[0], sha256=weights[1])
 
 
-def test_it_is_the_map_that_the_whole_network_sees(weights, extractor):
-    """`mixed_6/conv:0` is NHWC, rectified; OpenAI's evaluator takes [..., :7] of it."""
+def test_features_equal_the_map_of_the_full_network(weights, extractor):
+    """`mixed_6/conv:0` is NHWC after ReLU; OpenAI's evaluator takes [..., :7]."""
     images = torch.randint(0, 256, (3, 3, 40, 40), dtype=torch.uint8)
     whole, seen = torch_fidelity_network("whole", ["2048"], weights[0].open("rb")), []
     whole.Mixed_6d.branch1x1.register_forward_hook(lambda module, given, made: seen.append(made.clone()))
@@ -51,7 +51,7 @@ def test_it_is_the_map_that_the_whole_network_sees(weights, extractor):
 
 
 @pytest.mark.slow
-def test_it_is_scored_under_its_own_names(extractor, tmp_path):
+def test_sfid_equals_the_closed_form(extractor, tmp_path):
     images, labels = real_digits()
     for name, rows in (("real", slice(0, 20)), ("sample", slice(20, 40))):
         write_store(tmp_path / name, images[rows], labels[rows], {"name": name, "classes": []})
@@ -71,7 +71,7 @@ def test_it_is_scored_under_its_own_names(extractor, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [INCEPTION.name, NAME])
-def test_weights_may_be_a_safetensors_file(weights, tmp_path, name):
+def test_weights_may_be_safetensors(weights, tmp_path, name):
     path = tmp_path / "inception.safetensors"
     save_file(torch.load(weights[0], weights_only=True), path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""How far scores move with other images, by closed forms."""
+"""Sampling errors of scores, by closed forms."""
 
 import itertools
 
@@ -14,7 +14,7 @@ from diffusion.protocol.scoring import GROUPS
 NONE = Interactions(0.0, 0.0)
 
 
-def test_of_a_mean_it_is_the_textbook_variance():
+def test_variance_of_a_mean_is_the_textbook_one():
     values = np.random.default_rng(0).normal(3, 2, 400)
     errors = image_errors((values.sum() - values) / 399, NONE)
     assert (errors**2).sum() == pytest.approx(values.var(ddof=1) / 400)
@@ -25,7 +25,7 @@ def test_equal_images_have_no_error():
     assert not grouped(np.zeros(5)).any()
 
 
-def test_what_the_jackknife_counts_too_often_is_taken_away_but_never_all():
+def test_surplus_is_subtracted_down_to_a_minimum():
     without = np.random.default_rng(0).normal(size=50)
     whole = (image_errors(without, NONE) ** 2).sum()
     left = [(image_errors(without, Interactions(s * whole, 0.2 * whole)) ** 2).sum() for s in (0.3, 2.0)]
@@ -34,7 +34,7 @@ def test_what_the_jackknife_counts_too_often_is_taken_away_but_never_all():
 
 
 @pytest.mark.parametrize("count", [3, 99, 100, 101, 1000])
-def test_groups_keep_the_variance_and_two_sets_covariance(count):
+def test_groups_keep_variance_and_covariance(count):
     draw = np.random.default_rng(0)
     a, b = draw.normal(size=(2, count))
     a, b = a - a.mean(), 0.9 * (a - a.mean()) + 0.3 * (b - b.mean())
@@ -46,8 +46,8 @@ def test_groups_keep_the_variance_and_two_sets_covariance(count):
 
 
 @pytest.mark.parametrize(("count", "dimension"), [(100, 60), (60, 100), (80, 80), (300, 20)])
-def test_without_interactions_it_is_the_spread_of_a_random_matrixs_roots(count, dimension):
-    """Σ √λ over 400 Gaussian scatters; the plain jackknife says up to twice as much as they spread."""
+def test_corrected_variance_matches_random_matrices(count, dimension):
+    """Σ √λ over 400 Gaussian scatters; the plain jackknife gives up to twice the variance."""
     rng, target = np.random.default_rng(0), Target(np.eye(2, dimension, dtype=np.float32))
     target.root = np.eye(dimension)
     sums, said = [], []
@@ -64,8 +64,8 @@ def test_without_interactions_it_is_the_spread_of_a_random_matrixs_roots(count, 
     assert np.mean(said) == pytest.approx(np.var(sums), rel=0.25)
 
 
-def test_interactions_of_a_kernel_are_what_no_sum_over_images_explains():
-    """Least squares over all pairs, written out."""
+def test_kernel_interactions_equal_least_squares():
+    """Compare with least squares over all pairs, written out."""
     features = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
     own = Kernel(features, features)
     pairs = list(itertools.combinations(range(12), 2))
@@ -77,16 +77,3 @@ def test_interactions_of_a_kernel_are_what_no_sum_over_images_explains():
     want = 2 * (left**2).sum() / (len(pairs) - 12) / (12 * 11)
     found = interactions(Kernels(own, own))
     assert found.surplus == found.own == pytest.approx(want, rel=1e-4)
-
-
-def test_repeating_images_would_overstate_the_spread():
-    """Why the plain bootstrap is not used: with fewer images than features it is far too wide."""
-    rng = np.random.default_rng(0)
-    target = Target(rng.normal(size=(2000, 100)).astype(np.float32))
-    samples = [rng.normal(size=(60, 100)).astype(np.float32) for _ in range(40)]
-    truth = np.std([Projected(x, target).distance for x in samples])
-    first = Projected(samples[0], target)
-    plain = np.std([first.distance_of(rng.integers(60, size=60)) for _ in range(100)])
-    assert plain > 1.5 * truth
-    errors = image_errors(first.leave_one_out(), first.interactions())
-    assert np.linalg.norm(errors) < 0.8 * plain

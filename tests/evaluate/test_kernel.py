@@ -20,7 +20,7 @@ def distance(a, b):
 
 @settings(deadline=None)
 @given(st.integers(2, 10**6), st.integers(2, 10**6))
-def test_a_subset_fits_both_sets(count, reference_count):
+def test_subset_size_fits_both_sets(count, reference_count):
     size = subset_size(count, reference_count)
     assert 2 <= size <= 500
     assert size <= min(count, reference_count)
@@ -29,7 +29,7 @@ def test_a_subset_fits_both_sets(count, reference_count):
 
 @pytest.mark.parametrize(("count", "real_count"), [(40, 90), (90, 40), (3, 400)])
 @pytest.mark.parametrize("whole", [True, False])
-def test_it_is_torch_fidelitys_number(monkeypatch, count, real_count, whole):
+def test_kernel_distance_equals_torch_fidelity(monkeypatch, count, real_count, whole):
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     if not whole:
@@ -56,21 +56,21 @@ def unbiased(x, y):
     return sum(pairs) - 2 * kxy.mean()
 
 
-def test_it_equals_the_mean_of_its_subsets_written_out():
+def test_kernel_distance_is_the_mean_over_subsets():
     a, b = normal(0, 120).astype(float), normal(1, 150, shift=0.5).astype(float)
     drawn = kernel.subsets(120, 150)
     want = [unbiased(a[x], b[y]) for x, y in zip(*drawn, strict=True)]
     assert distance(a.astype(np.float32), b.astype(np.float32)).mean == pytest.approx(np.mean(want), rel=1e-3)
 
 
-def test_it_is_unbiased_and_sees_a_shift():
+def test_kernel_distance_is_unbiased_and_detects_a_shift():
     a, b = normal(1, 400), normal(2, 400)
     same, shifted = distance(a, b), distance(a + 1, b)
     assert abs(same.mean) < 3 * same.std
     assert shifted.mean > 10 * same.std
 
 
-def test_the_distance_without_each_image_is_exact_but_for_a_constant():
+def test_leave_one_out_is_exact_up_to_a_constant():
     a, b = normal(0, 30), normal(1, 50, shift=0.5)
     want = np.array([unbiased(np.delete(a, i, axis=0).astype(float), b.astype(float)) for i in range(30)])
     got = leave_one_out(kernels(a, b))

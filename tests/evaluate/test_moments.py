@@ -14,7 +14,7 @@ def normal(seed, count, dimension, scale=1.0):
 
 @settings(deadline=None)
 @given(st.integers(0, 1000), st.lists(st.integers(1, 40), min_size=1, max_size=6), st.floats(0.01, 1000))
-def test_merged_parts_are_the_whole(seed, sizes, scale):
+def test_merged_moments_equal_those_of_all(seed, sizes, scale):
     features = normal(seed, sum(sizes), 7, scale)
     ends = np.cumsum(sizes)
     parts = [moments.moments(part) for part in np.split(features, ends[:-1])]
@@ -30,7 +30,7 @@ def test_merged_parts_are_the_whole(seed, sizes, scale):
 
 @settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 90), st.integers(1, 40))
-def test_blocks_of_any_size_give_the_same(seed, count, block):
+def test_moments_are_independent_of_the_block_size(seed, count, block):
     features = normal(seed, count, 5)
     with pytest.MonkeyPatch.context() as patch:
         whole = moments.moments(features)
@@ -40,8 +40,8 @@ def test_blocks_of_any_size_give_the_same(seed, count, block):
     np.testing.assert_allclose(blocks.scatter, whole.scatter, rtol=1e-10, atol=1e-10 * count)
 
 
-def test_a_large_reference_is_never_held_in_float64(monkeypatch):
-    """Its Gaussian, and torch-fidelity's statistics of it, are those of the whole; what comes is float32."""
+def test_large_reference_is_converted_in_blocks(monkeypatch):
+    """Blocks give the same statistics, and no block is larger than the limit."""
     real, sample = normal(1, 5000, 8), normal(2, 60, 8, 1.1)
     whole, statistics = Target(real), scores.statistics(real)
     seen = []
@@ -64,7 +64,7 @@ def test_a_large_reference_is_never_held_in_float64(monkeypatch):
     np.testing.assert_allclose(other.sigma, statistics.sigma, rtol=1e-10, atol=1e-12)
 
 
-def test_few_images_keep_torch_fidelitys_statistics():
+def test_statistics_equal_torch_fidelity():
     from torch_fidelity.metric_fid import fid_features_to_statistics
 
     features = normal(0, 200, 6)

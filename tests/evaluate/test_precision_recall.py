@@ -1,3 +1,5 @@
+"""Precision, recall, density, coverage and memorisation against libraries, papers and closed forms."""
+
 import itertools
 
 import numpy as np
@@ -23,7 +25,7 @@ def of(features, most=10_000):
 
 
 @pytest.mark.parametrize(("block", "columns"), [(7, 16_384), (7, 2), (1024, 11), (1024, 16_384)])
-def test_it_is_torch_fidelitys_precision_and_recall(monkeypatch, block, columns):
+def test_precision_and_recall_equal_torch_fidelity(monkeypatch, block, columns):
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     monkeypatch.setattr(neighbours, "BLOCK", block)
@@ -35,8 +37,8 @@ def test_it_is_torch_fidelitys_precision_and_recall(monkeypatch, block, columns)
     assert got.recall == pytest.approx(want["recall"], abs=1e-7)
 
 
-def test_no_more_distances_are_held_than_a_block(monkeypatch):
-    """However many the others are: the nearest of all is found among the nearest of each block."""
+def test_neighbours_are_searched_in_blocks(monkeypatch):
+    """No more distances than one block are in memory."""
     made = []
 
     def watched(points, others):
@@ -58,19 +60,19 @@ def test_no_more_distances_are_held_than_a_block(monkeypatch):
     assert max(made) == 16 * 20
 
 
-def test_what_lacks_a_mode_has_precision_without_recall():
+def test_missing_mode_lowers_recall_only():
     real = np.concatenate([normal(0, 200), normal(1, 200, shift=20)])
     got = overlap(of(normal(2, 200)), of(real))
     assert got.precision > 0.8
     assert got.recall < 0.55
 
 
-def test_what_lies_elsewhere_has_neither():
+def test_disjoint_sets_have_zero_overlap():
     assert overlap(of(normal(0, 50, shift=50)), of(normal(1, 50))) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("columns", [11, 16_384])
-def test_density_and_coverage_are_the_papers(monkeypatch, columns):
+def test_density_and_coverage_equal_the_paper(monkeypatch, columns):
     """Naeem et al. eq. 4 and 5, pair by pair."""
     monkeypatch.setattr(neighbours, "COLUMNS", columns)
     samples, real = normal(0, 40, shift=0.5), normal(1, 70)
@@ -83,7 +85,7 @@ def test_density_and_coverage_are_the_papers(monkeypatch, columns):
     assert found.coverage == pytest.approx(inside.any(axis=0).mean())
 
 
-def test_real_images_have_density_1_and_the_papers_coverage():
+def test_real_images_have_the_expected_density_and_coverage():
     """E[coverage] = 1 − (N−1)…(N−k)/((M+N−1)…(M+N−k)) of M samples that are real (their eq. 9)."""
     real, again, k = normal(0, 1000), normal(1, 1000), 5
     found = overlap(of(again), of(real))
@@ -92,8 +94,8 @@ def test_real_images_have_density_1_and_the_papers_coverage():
     assert found.coverage == pytest.approx(1 - shares, abs=0.02)
 
 
-def test_an_outlier_among_the_samples_moves_recall_and_not_coverage():
-    """Its reach is as large as it is far away, so that it alone recalls everything."""
+def test_outlier_moves_recall_but_not_coverage():
+    """The outlier's radius is so large that it covers every real image."""
     samples, real = normal(0, 100, shift=6), normal(1, 100)
     samples[:4] -= 1000 * np.eye(8, dtype=np.float32)[:4]
     found = overlap(of(samples), of(real))
@@ -101,38 +103,20 @@ def test_an_outlier_among_the_samples_moves_recall_and_not_coverage():
     assert found.coverage < 0.1
 
 
-def test_density_tells_crowding_that_precision_does_not():
-    real = normal(0, 400)
-    crowded = overlap(of(normal(1, 400) * np.float32(0.3)), of(real))
-    assert crowded.precision == 1
-    assert crowded.density > 1.5
-    assert crowded.coverage < 0.6
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_fewer_images_than_neighbours_reach_the_farthest(count):
-    assert of(normal(0, count)).reach.shape == (count,)
-
-
-def test_only_so_many_images_are_held():
-    assert len(of(normal(0, 50), most=20)) == 20
-    torch.testing.assert_close(of(normal(0, 50), most=20).points, of(normal(0, 50), most=20).points)
-
-
 def split(seed, size=2000, scale=1.0):
-    """Samples, training and test images of one distribution."""
+    """Return samples, training and test images of one distribution."""
     return scale * normal(seed, size), normal(seed + 1, 150), normal(seed + 2, 50)
 
 
-def test_memorisation_of_copies_is_one_and_of_test_images_as_low_as_it_gets():
+def test_memorisation_is_one_for_copies():
     _, train, test = split(0)
     assert memorisation(of(train), train, test).mean == 1
     assert memorisation(of(test), train, test).mean == pytest.approx(-0.75 / 0.25)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.3])
-def test_whatever_their_quality_new_images_are_within_chance_of_zero(scale):
-    """Blurred ones share their nearest images, which the deviation by chance takes into account."""
+def test_memorisation_of_new_images_is_zero_within_chance(scale):
+    """Blurred samples share their nearest images, which the deviation takes into account."""
     found = []
     for seed in range(0, 120, 3):
         sample, train, test = split(seed, 100, scale)
@@ -142,49 +126,42 @@ def test_whatever_their_quality_new_images_are_within_chance_of_zero(scale):
     assert means.std() == pytest.approx(deviations.mean(), rel=0.35)
 
 
-def test_half_copies_are_half_way():
-    train, test = normal(0, 1500), normal(1, 500)
-    mixed = np.concatenate([train[:1000], normal(2, 1000)])
-    assert memorisation(of(mixed), train, test).mean == pytest.approx(0.5, abs=0.1)
-
-
-def split_anew(train, test, rows):
-    """The same real images, those of `rows` the training images."""
+def resplit(train, test, rows):
+    """Split the same real images again, with `rows` as the training images."""
     real = np.concatenate([train, test])
     chosen = np.zeros(len(real), bool)
     chosen[list(rows)] = True
     return real[chosen], real[~chosen]
 
 
-def test_the_deviation_by_chance_is_that_over_all_splits():
-    """All 56 ways in which 5 of 8 real images are for training, written out."""
+def test_memorisation_deviation_equals_that_over_all_splits():
+    """Enumerate all 56 splits of 8 real images into 5 training and 3 test images."""
     train, test, sample = normal(0, 5), normal(1, 3), normal(2, 12)
-    splits = [split_anew(train, test, rows) for rows in itertools.combinations(range(8), 5)]
+    splits = [resplit(train, test, rows) for rows in itertools.combinations(range(8), 5)]
     found = [memorisation(of(sample), *split) for split in splits]
     means, deviations = np.array(found).T
     assert means.mean() == pytest.approx(0, abs=1e-12)
     np.testing.assert_allclose(deviations, means.std(), rtol=1e-9)
 
 
-def test_the_deviation_holds_where_samples_are_many_times_the_real_images():
-    """160 and 40 real images, 1,000 samples, which share their nearest images about five at a time."""
+def test_memorisation_deviation_holds_for_many_samples():
+    """160 + 40 real images and 1,000 samples: about five samples share a nearest image."""
     train, test, sample = normal(0, 160), normal(1, 40), normal(2, 1000)
     said = memorisation(of(sample), train, test).std
     draw = np.random.default_rng(0)
     means = [
-        memorisation(of(sample), *split_anew(train, test, draw.permutation(200)[:160])).mean
-        for _ in range(200)
+        memorisation(of(sample), *resplit(train, test, draw.permutation(200)[:160])).mean for _ in range(200)
     ]
     assert said == pytest.approx(np.std(means), rel=0.2)
 
 
-def test_one_sample_an_image_leaves_nothing_to_chance():
-    """Then the share of training images is N_train/N however the split was drawn."""
+def test_one_sample_per_image_has_no_deviation():
+    """The share of training images is then N_train/N for every split."""
     real = normal(0, 40)
     assert memorisation(of(real), real[:30], real[30:]).std == pytest.approx(0, abs=1e-9)
 
 
-def openais(real, sample, half=False):
+def openai_precision_recall(real, sample, half=False):
     """Precision and recall as the arithmetic of OpenAI's evaluator has them: squared distances, `<=`, k = 3.
 
     It takes float16 for features and distances where these are finite, here rounded after each operation.
@@ -206,24 +183,17 @@ def openais(real, sample, half=False):
 
 
 def features_like_inceptions(seed, count, scale=1.0):
-    """Rectified, and of such a length that float16 rounds their squared distances."""
+    """Non-negative features, scaled so that float16 rounds their squared distances."""
     drawn = np.maximum(normal(seed, count, 64), 0) * np.arange(1, 65) ** -0.5
     return (scale * 9 * drawn).astype(np.float32)
 
 
-def test_more_samples_than_real_images_are_openais_precision_and_recall():
-    """Its published batches are 10,000 real images and 50,000 samples, all of them taken."""
+def test_precision_and_recall_equal_openai():
+    """OpenAI's published batches have 10,000 real images and 50,000 samples, all of them used."""
     real, sample = features_like_inceptions(0, 200), features_like_inceptions(1, 1000, 0.95)
     scorer = Scorer(Reference(META, real, None), False, 200, CPU, 1000)
     scores = scorer.scores(Features(sample))
     names = [scorer.spec.named(name) for name in ("precision", "recall")]
-    assert [scores[name] for name in names] == pytest.approx(openais(real, sample), abs=1e-9)
+    assert [scores[name] for name in names] == pytest.approx(openai_precision_recall(real, sample), abs=1e-9)
     few = Scorer(Reference(META, real, None), False, 200, CPU).scores(Features(sample))
     assert few[names[1]] > scores[names[1]] + 0.05  # of more samples each one's reach is shorter
-
-
-def test_float16_moves_openais_precision_and_recall_by_less_than_a_percent():
-    real, sample = features_like_inceptions(0, 500), features_like_inceptions(1, 1000, 0.95)
-    exact, coarse = openais(real, sample), openais(real, sample, half=True)
-    assert coarse == pytest.approx(exact, abs=0.01)
-    assert coarse != exact

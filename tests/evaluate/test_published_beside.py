@@ -1,4 +1,4 @@
-"""Published statistics in the pipeline: a distance to them beside the reference's, compared by their file."""
+"""Published statistics in the pipeline: a second distance, compared only between equal files."""
 
 import hashlib
 import re
@@ -9,15 +9,10 @@ import pytest
 from diffusion.check.findings import Project
 from diffusion.check.machine import check_weights
 from diffusion.choice.gate import clash
-from diffusion.choice.spaces import seen_by
 from diffusion.evaluate import evaluate as stage
-from diffusion.evaluate.against_statistics import evaluate_against_statistics
 from diffusion.evaluate.features.reference import make_reference
-from diffusion.evaluate.published import open_statistics
-from diffusion.images.store import open_store
 from diffusion.protocol.scores import as_values
 from diffusion.system.errors import UsageError
-from diffusion.system.section import validated
 from tests.helpers.digits_sweep import make_config, score_sweep, write_prepared, write_sweep
 from tracking.compare import Scored, compare
 
@@ -32,7 +27,7 @@ pytestmark = pytest.mark.slow  # a pipeline's sweep and scores, before the first
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with prepared images, samples, the reference, and that one's own statistics as a file."""
+    """Return a folder with prepared images, samples, the reference and its statistics as a file."""
     root = tmp_path_factory.mktemp("published")
     config = make_config(IMAGES, GRID)
     write_prepared(root / "prepared")
@@ -65,7 +60,7 @@ def documents(made):
     return {name: scored(made, name and made / name) for name in (None, "own.npz", "other.npz")}
 
 
-def test_the_reference_by_its_statistics_scores_as_by_its_images(documents):
+def test_statistics_of_the_reference_give_its_distance(documents):
     for cell in documents["own.npz"].cells.values():
         for end in ("", "_low", "_high", "_inf"):
             assert cell.scores[PUBLISHED + end] == pytest.approx(cell.scores[DISTANCE + end], rel=1e-5)
@@ -73,16 +68,7 @@ def test_the_reference_by_its_statistics_scores_as_by_its_images(documents):
     assert floor[PUBLISHED] > 0
 
 
-def test_it_is_the_score_of_the_same_images_against_the_file(made, documents):
-    name, cell = next(iter(documents["other.npz"].cells.items()))
-    published = open_statistics(made / "other.npz", NAME)
-    alone = evaluate_against_statistics(open_store(made / "samples" / name), published)
-    for end in ("", "_low", "_high", "_inf"):
-        assert cell.scores[PUBLISHED + end] == pytest.approx(alone["scores"][DISTANCE + end], rel=1e-6)
-    assert cell.card.items() >= {k: v for k, v in alone["card"].items() if k.startswith("stat")}.items()
-
-
-def test_all_else_is_as_without(documents):
+def test_other_scores_are_unchanged(documents):
     values = as_values(documents["own.npz"])
     for cell in values["cells"].values():
         cell["errors"].pop(PUBLISHED)
@@ -93,17 +79,7 @@ def test_all_else_is_as_without(documents):
     assert values == as_values(documents[None])
 
 
-def test_a_further_space_has_statistics_of_its_own(made):
-    further = {"extractor": FURTHER, "statistics": of_file(made / "own.npz")}
-    config = configured(also=[further])
-    make_reference(config.evaluate, made / "prepared", made / "both")
-    document = score_sweep(config, made / "samples", made / "both", None, made / "prepared")
-    cell = next(iter(seen_by(document, FURTHER).cells.values()))
-    assert cell.scores["fd_effnet_lite0_96_published"] > 0
-    assert PUBLISHED not in next(iter(document.cells.values())).scores
-
-
-def test_of_two_files_the_distances_to_them_alone_are_not_compared(documents):
+def test_distances_to_two_files_are_not_compared(documents):
     pair = [Scored(name, documents[name]) for name in ("own.npz", "other.npz")]
     found = compare(pair, [DISTANCE])
     assert len(found.rows) == 2
@@ -113,7 +89,7 @@ def test_of_two_files_the_distances_to_them_alone_are_not_compared(documents):
     assert len(compare([pair[0], again], [PUBLISHED]).rows) == 2
 
 
-def test_the_gate_asks_for_no_statistics(documents):
+def test_gate_ignores_statistics(documents):
     cells = [next(iter(documents[name].cells.values())) for name in (None, "own.npz", "other.npz")]
     assert not clash(cells[0], cells[1])
     assert not clash(cells[1], cells[2])
@@ -131,7 +107,7 @@ def test_the_gate_asks_for_no_statistics(documents):
         ),
     ],
 )
-def test_what_is_not_that_file_is_told_before_any_work(made, monkeypatch, change, why):
+def test_wrong_file_is_refused_before_any_work(made, monkeypatch, change, why):
     monkeypatch.setattr(stage, "extract", lambda *_: pytest.fail("images were extracted"))
     section = make_config(IMAGES, GRID, evaluate={"statistics": change(of_file(made / "own.npz"))})
     with pytest.raises(UsageError, match=why):
@@ -139,10 +115,3 @@ def test_what_is_not_that_file_is_told_before_any_work(made, monkeypatch, change
     told = [one.message for one in check_weights(Project(section)) if one.level == "error"]
     assert len(told) == 1
     assert re.search(why, told[0])
-
-
-def test_scores_against_statistics_say_which(documents):
-    values = as_values(documents["own.npz"])
-    del next(iter(values["cells"].values()))["card"]["statistics_sha256"]
-    with pytest.raises(UsageError, match=r"card\.statistics_sha256 names none"):
-        validated(type(documents["own.npz"]), values, "scores")

@@ -1,3 +1,5 @@
+"""The reference: what it stores, when it is stale, and how damage is detected."""
+
 import shutil
 import tempfile
 from pathlib import Path
@@ -40,7 +42,7 @@ def extractor():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """(prepared, reference) folders of the reference stage."""
+    """Return the folders (prepared, reference) of the stage."""
     root = tmp_path_factory.mktemp("reference")
     prepared = write_prepared(root / "prepared")
     make_reference(make_config().evaluate, prepared, root / "reference")
@@ -49,11 +51,11 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def own(made, tmp_path):
-    """Copies that a test may break."""
+    """Return copies that a test may damage."""
     return tuple(shutil.copytree(folder, tmp_path / folder.name) for folder in made)
 
 
-def test_it_holds_both_splits_and_says_what_they_are(made, extractor):
+def test_reference_holds_both_splits_and_their_metadata(made, extractor):
     prepared, folder = made
     reference = open_reference(folder, extractor, "train", prepared)
     train, test = (open_store(prepared / split) for split in ("train", "test"))
@@ -81,14 +83,14 @@ def test_it_holds_both_splits_and_says_what_they_are(made, extractor):
     }
 
 
-def test_equal_images_give_equal_bytes(made, tmp_path):
+def test_reference_is_reproduced_to_the_byte(made, tmp_path):
     prepared, folder = made
     make_reference(make_config().evaluate, prepared, tmp_path / "again")
     for file in folder.iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
 
 
-def test_the_test_split_as_reference_holds_out_the_training_images(made, tmp_path, extractor):
+def test_test_split_as_reference_holds_out_training_images(made, tmp_path, extractor):
     config = make_config(evaluate={"reference": "test"})
     make_reference(config.evaluate, made[0], tmp_path / "reference")
     reference = open_reference(tmp_path / "reference", extractor, "test", made[0])
@@ -97,18 +99,8 @@ def test_the_test_split_as_reference_holds_out_the_training_images(made, tmp_pat
     assert (len(train), len(test)) == (120, 64)
 
 
-def test_progress_goes_over_both_splits(made, tmp_path):
-    seen = []
-    make_reference(
-        make_config().evaluate, made[0], tmp_path / "r", lambda done, total: seen.append((done, total))
-    )
-    assert seen[0] == (0, 184)
-    assert seen[-1] == (184, 184)
-    assert seen == sorted(seen)
-
-
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_one_changed_pixel_makes_it_stale(own, extractor, split):
+def test_one_changed_pixel_makes_the_reference_stale(own, extractor, split):
     prepared, folder = own
     before = open_store(prepared / split).digest
     assert rewrite(prepared / split).digest != before
@@ -116,16 +108,8 @@ def test_one_changed_pixel_makes_it_stale(own, extractor, split):
         open_reference(folder, extractor, "train", prepared)
 
 
-def test_images_that_changed_behind_their_digest_are_refused(own, tmp_path):
-    prepared, _ = own
-    tamper(prepared / "train")
-    with pytest.raises(DiffctlError, match="changed after they were written"):
-        make_reference(make_config().evaluate, prepared, tmp_path / "again")
-    assert not (tmp_path / "again").exists()
-
-
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_an_image_edited_in_place_is_noticed_though_its_digest_is_as_it_was(own, extractor, split):
+def test_image_edited_in_place_is_detected(own, extractor, split):
     prepared, folder = own
     open_reference(folder, extractor, "train", prepared)  # noted as right
     tamper(prepared / split)
@@ -135,7 +119,7 @@ def test_an_image_edited_in_place_is_noticed_though_its_digest_is_as_it_was(own,
     assert matching_reference(folder, extractor, "train", prepared) is None
 
 
-def test_another_split_extractor_or_weights_make_it_stale(made, extractor):
+def test_other_split_or_weights_make_the_reference_stale(made, extractor):
     _, folder = made
     with pytest.raises(DiffctlError, match="reference_split"):
         open_reference(folder, extractor, "test")
@@ -145,7 +129,7 @@ def test_another_split_extractor_or_weights_make_it_stale(made, extractor):
 
 
 @pytest.mark.parametrize("name", ["meta.json", "features.npy", "heldout.npy"])
-def test_a_missing_or_damaged_file_is_named(own, extractor, name):
+def test_missing_or_damaged_file_is_named(own, extractor, name):
     _, folder = own
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[: len(whole) // 2])
@@ -158,7 +142,7 @@ def test_a_missing_or_damaged_file_is_named(own, extractor, name):
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=damages(), name=st.sampled_from(ARRAYS))
-def test_whatever_happens_to_a_byte_it_is_refused_or_reads_the_same(made, extractor, damage, name):
+def test_any_damaged_byte_is_detected(made, extractor, damage, name):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(shutil.copytree(made[1], f"{folder}/reference"))
         (path / name).write_bytes(damage((path / name).read_bytes()))
@@ -183,7 +167,7 @@ def arrays_of(reference):
     )
 
 
-def test_without_heldout_images_there_is_no_floor(made, extractor, tmp_path):
+def test_reference_without_held_out_images(made, extractor, tmp_path):
     reference = build_reference(extractor, open_store(made[0] / "test"), None)
     save_reference(tmp_path / "r", reference)
     again = open_reference(tmp_path / "r", extractor, "test")

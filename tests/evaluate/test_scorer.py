@@ -1,4 +1,4 @@
-"""Whole scores of a sample: torch-fidelity's numbers, finite for few images, equal however they are made."""
+"""All scores of a sample: equal to torch-fidelity, finite for few images, independent of caching."""
 
 import dataclasses
 
@@ -37,13 +37,13 @@ def scorer(heldout=None):
 
 
 @pytest.mark.parametrize("count", [2, 3, 7, 50])
-def test_few_images_give_finite_scores(count):
+def test_few_images_have_finite_scores(count):
     scores = scorer(made_up(40, seed=1)).scores(made_up(count, seed=2))
     assert all(np.isfinite(value) for value in scores.values())
     assert {"floor", "excess", "memorisation"} <= scores.keys()
 
 
-def test_an_extractor_without_logits_has_all_scores_but_one(monkeypatch):
+def test_extractor_without_logits_lacks_only_the_inception_score(monkeypatch):
     spec, heldout, sample = EXTRACTORS["effnet-lite0-64"], made_up(40, seed=1), made_up(50, seed=2)
     usual = scorer(heldout).scores(sample)
     monkeypatch.setitem(EXTRACTORS, spec.name, dataclasses.replace(spec, score=None))
@@ -54,22 +54,22 @@ def test_an_extractor_without_logits_has_all_scores_but_one(monkeypatch):
     assert blind.real(50).keys() == scorer(heldout).real(50).keys() - left_out
 
 
-def test_without_heldout_images_nothing_is_said_of_them():
-    judge = scorer()
-    assert not {"floor", "excess", "memorisation"} & judge.scores(made_up(30, seed=2)).keys()
-    assert judge.real(30) is None
+def test_no_held_out_images_means_no_floor():
+    scorer_of_real = scorer()
+    assert not {"floor", "excess", "memorisation"} & scorer_of_real.scores(made_up(30, seed=2)).keys()
+    assert scorer_of_real.real(30) is None
 
 
-def test_what_is_kept_between_samples_changes_no_number():
+def test_caching_changes_no_score():
     heldout, other, sample = made_up(40, seed=1), made_up(30, seed=3), made_up(50, seed=2)
-    judge = scorer(heldout)
-    judge.scores(other)
-    assert judge.scores(sample) == scorer(heldout).scores(sample)
+    scorer_of_real = scorer(heldout)
+    scorer_of_real.scores(other)
+    assert scorer_of_real.scores(sample) == scorer(heldout).scores(sample)
 
 
 @pytest.fixture
 def tf32(monkeypatch):
-    """TF32 is allowed, as for training; gives what is allowed where products are made, as it comes."""
+    """Allow TF32, as training does; yield what is allowed at each matrix product."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     seen, cdist = [], torch.cdist
 
@@ -89,17 +89,17 @@ def tf32(monkeypatch):
 EXACT = ("highest", False)
 
 
-def test_scores_are_of_exact_float32_and_put_back_what_was_allowed(tf32):
-    judge = scorer(made_up(40, seed=1))
-    judge.scores(made_up(30, seed=2))
-    judge.real(30)
+def test_scoring_disables_tf32_and_restores_it(tf32):
+    scorer_of_real = scorer(made_up(40, seed=1))
+    scorer_of_real.scores(made_up(30, seed=2))
+    scorer_of_real.real(30)
     assert set(tf32) == {EXACT}
     assert len(tf32) > 4
     with pytest.raises(ValueError, match="broadcast"):
-        judge.scores(made_up(30, dimension=3))
+        scorer_of_real.scores(made_up(30, dimension=3))
 
 
-def test_scoring_while_training_is_of_exact_float32(tf32, digits_store):
+def test_scoring_during_training_disables_tf32(tf32, digits_store):
     extractor, (images, _) = effnet(), real_digits()
     module, real = extractor.module, extract(extractor, images[:20])
     module.register_forward_pre_hook(lambda *_: tf32.append(("extracting", torch.backends.cudnn.allow_tf32)))
@@ -111,49 +111,38 @@ def test_scoring_while_training_is_of_exact_float32(tf32, digits_store):
     assert set(tf32) == {EXACT, ("extracting", False)}
 
 
-@pytest.mark.parametrize(("kept", "targets"), [(128, 4), (4, 4), (3, 5), (0, 8)])
-def test_what_a_class_owes_to_real_images_is_computed_once(monkeypatch, kept, targets):
-    """Two samples, four classes: four floors, a Gaussian a class that is kept and two of each other one.
+@pytest.mark.parametrize(("limit", "targets"), [(128, 4), (3, 5), (0, 8)])
+def test_class_targets_are_computed_once(monkeypatch, limit, targets):
+    """Two samples of four classes: one Gaussian for each class within the limit, two for each other one."""
+    made, compute, names = [], classes.Target, [*"abcd"]
 
-    And the numbers of each sample by itself.
-    """
-    made = []
-
-    def watched(kind, compute):
-        def call(*arguments):
-            made.append(kind)
-            return compute(*arguments)
-
-        return call
-
-    names, heldout = [*"abcd"], made_up(40, seed=1)
-    meta = {**META, "classes": names}
-
-    def judge():
+    def scorer_of_classes():
         labels = np.arange(200) % 4
-        return Scorer(Reference(meta, made_up(200).features, heldout, labels, labels[:40]), False, most=1000)
+        reference = Reference(
+            {**META, "classes": names}, made_up(200).features, made_up(40, seed=1), labels, labels[:40]
+        )
+        return Scorer(reference, False, most=1000)
 
     samples = [made_up(60, seed=seed) for seed in (2, 3)]
-    want = [judge().classes(sample, np.arange(60) % 4, names) for sample in samples]
-    monkeypatch.setattr(classes, "TARGETS", kept)
-    monkeypatch.setattr(classes, "Target", watched("target", classes.Target))
-    monkeypatch.setattr(classes, "floor_at", watched("floor", classes.floor_at))
-    one = judge()
+    want = [scorer_of_classes().classes(sample, np.arange(60) % 4, names) for sample in samples]
+    monkeypatch.setattr(classes, "TARGETS", limit)
+    monkeypatch.setattr(classes, "Target", lambda features: made.append(1) or compute(features))
+    one = scorer_of_classes()
     assert [one.classes(sample, np.arange(60) % 4, names) for sample in samples] == want
-    assert (made.count("target"), made.count("floor")) == (targets, 4)
+    assert len(made) == targets
     assert all(entry["num_images"] == 15 for entry in want[0].values())
 
 
-def test_real_images_score_as_a_sample_of_their_own_would():
-    judge = scorer(made_up(40, seed=1))
-    real, same = judge.real(100), judge.scores(made_up(40, seed=1))
+def test_real_images_score_like_a_sample():
+    scorer_of_real = scorer(made_up(40, seed=1))
+    real, same = scorer_of_real.real(100), scorer_of_real.scores(made_up(40, seed=1))
     for name in ("precision_effnet_lite0_64", "recall_effnet_lite0_64"):
         assert real[name] == same[name]
-    assert real["fd_effnet_lite0_64"] == judge.floor(100).distance
+    assert real["fd_effnet_lite0_64"] == scorer_of_real.floor(100).distance
 
 
 class Tensors(torch.utils.data.Dataset):
-    """Images as torch-fidelity wants them: uint8 (3, H, W)."""
+    """Images as torch-fidelity expects them: uint8 (3, H, W)."""
 
     def __init__(self, images):
         self.images = torch.from_numpy(images.transpose(0, 3, 1, 2).repeat(3, axis=1))
@@ -165,7 +154,7 @@ class Tensors(torch.utils.data.Dataset):
         return self.images[index]
 
 
-def test_any_images_score_as_by_torch_fidelity(tmp_path):
+def test_scores_equal_torch_fidelity(tmp_path):
     from torch_fidelity import calculate_metrics
 
     from tests.helpers.torch_fidelity_adapter import register

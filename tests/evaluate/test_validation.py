@@ -1,4 +1,4 @@
-"""Evaluating while training: it changes no bit, and a training that was killed ends with the same scores."""
+"""Scoring during training: no bit of the training changes, and a resumed run has the same scores."""
 
 import json
 import signal
@@ -45,7 +45,7 @@ def validation_points(folder: Path) -> list[tuple[int, str]]:
     ]
 
 
-def test_evaluating_changes_no_bit_of_the_training(prepared: Path) -> None:
+def test_scoring_changes_no_bit_of_the_training(prepared: Path) -> None:
     train_to_the_end(prepared)
     plain, curve = model_bytes(prepared), (prepared / "plots/loss.csv").read_bytes()
     write_params(prepared, train=EVALUATING)
@@ -65,7 +65,7 @@ def test_evaluating_changes_no_bit_of_the_training(prepared: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_resumed_training_has_the_same_scores_and_checkpoints(prepared: Path) -> None:
+def test_resumed_training_has_the_same_scores(prepared: Path) -> None:
     write_params(prepared, train={**EVALUATING, "log_every": 1})
     train_to_the_end(prepared)
     whole, files, points = scores(prepared), kept(prepared), validation_points(prepared)
@@ -79,7 +79,7 @@ def test_a_resumed_training_has_the_same_scores_and_checkpoints(prepared: Path) 
     assert validation_points(prepared) == points
 
 
-def test_a_stop_need_not_wait_for_a_score_and_the_next_start_makes_it(prepared: Path) -> None:
+def test_stop_does_not_wait_for_a_score(prepared: Path) -> None:
     write_params(prepared, train={**EVALUATING, "log_every": 1, "eval_images": 1000, "eval_steps": 20})
     stopped = signal_at(prepared, 4, signal.SIGTERM)
     assert stopped.returncode == 143

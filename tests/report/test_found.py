@@ -1,4 +1,4 @@
-"""The sentence that a report begins with."""
+"""The headline of a report."""
 
 import pytest
 
@@ -11,14 +11,14 @@ CELLS = {(5, 0.0): 0.3, (10, 0.0): 0.22, (20, 0.0): 0.2, (50, 0.0): 0.21}
 
 
 def certain(half: float):
-    """The cells with intervals of that half width, whose errors have nothing in common."""
+    """Return cells with independent errors and intervals of that half width."""
     one = document(CELLS)
     for number, cell in enumerate(one.cells.values()):
         with_errors(cell, KERNEL, chance(number, half / NORMAL))
     return one
 
 
-def test_it_names_the_cheapest_cell_that_is_not_told_apart():
+def test_headline_names_the_cheapest_tied_cell():
     one = certain(0.03)
     assert found(one, one.cells["steps5-eta0"].spec) == (
         "Of 4 cells, 20 steps, η = 0 is the best by KD; 10 steps, η = 0 cannot be told apart from it, "
@@ -27,10 +27,10 @@ def test_it_names_the_cheapest_cell_that_is_not_told_apart():
 
 
 @pytest.mark.parametrize("one", [certain(0.001), document(CELLS)], ids=["told apart", "no intervals"])
-def test_it_names_the_best_alone_where_no_cheaper_one_is_tied(one):
+def test_headline_names_only_the_best_without_a_tie(one):
     assert found(one, one.cells["steps5-eta0"].spec) == "Of 4 cells, 20 steps, η = 0 is the best by KD."
 
 
-def test_a_single_cell_is_no_best():
+def test_single_cell_is_not_called_best():
     one = document({(10, 0.0): 0.2})
     assert found(one, one.cells["steps10-eta0"].spec) == "One cell was sampled: 10 steps, η = 0."

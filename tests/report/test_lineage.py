@@ -1,4 +1,4 @@
-"""The report says which models a training came from, and what it kept of the nearest."""
+"""The report lists the pretrained models of a training."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +14,11 @@ def rows(lineage: list[dict[str, Any]], start: dict[str, Any] | None) -> list[tu
     return _lineage(SimpleNamespace(config=config, best=SimpleNamespace(meta=meta)))  # type: ignore[arg-type]
 
 
-def test_of_drawn_weights_nothing_is_said() -> None:
+def test_training_from_scratch_has_no_lineage() -> None:
     assert rows([], None) == []
 
 
-def test_every_model_that_it_came_from_the_nearest_first() -> None:
+def test_lineage_lists_the_nearest_model_first() -> None:
     near = {"sha256": "b" * 64, "data": "clothes", "digest": "c" * 64, "step": 2800}
     far = {"sha256": "d" * 64, "data": "photos", "digest": "file:e", "step": 0}
     start = {"sha256": "b" * 64, "freeze": ["encoder", "time.0"], "lr_scale": 0.1}

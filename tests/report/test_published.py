@@ -1,4 +1,4 @@
-"""Published figures on the page: beside the sweep's curve, and told apart from what is comparable."""
+"""Published figures in the report: drawn with the sweep's curve, marked if not comparable."""
 
 import pytest
 
@@ -24,11 +24,11 @@ def shipped(monkeypatch, *papers):
     monkeypatch.setattr(published, "all_papers", lambda: papers)
 
 
-def test_a_sweep_that_no_paper_has_figures_of_has_none():
+def test_sweep_without_published_figures():
     assert published_content(document()) is None
 
 
-def test_figures_of_other_data_and_of_other_scores_are_left_out(monkeypatch):
+def test_figures_of_other_data_or_scores_are_omitted(monkeypatch):
     other = {**figure("fid", 1.0, steps=5), "metric": "fid"}
     elsewhere = figure("elsewhere", 1.0, data="cifar10", steps=5)
     meant = {**figure("meant", 1.0, data="cifar10", steps=5), "beside": ["digits"]}
@@ -36,7 +36,7 @@ def test_figures_of_other_data_and_of_other_scores_are_left_out(monkeypatch):
     assert [one.figure.name for one in figures_beside(document())] == ["meant", "same"]
 
 
-def test_steps_and_eta_tell_points_of_a_curve_and_all_else_keeps_a_figure_apart(monkeypatch):
+def test_only_steps_and_eta_may_differ(monkeypatch):
     rows = [figure("a", 9.0, steps=7, eta=0.3), figure("b", 9.0, steps=5, spacing="quadratic")]
     shipped(monkeypatch, paper_of(*rows, num_images=500))
     found = published_content(document())
@@ -51,7 +51,7 @@ def test_steps_and_eta_tell_points_of_a_curve_and_all_else_keeps_a_figure_apart(
     assert axes.get_xlim()[1] > 10
 
 
-def test_figures_of_every_score_and_space_are_told_and_those_of_the_curve_drawn(monkeypatch):
+def test_all_figures_are_listed_and_those_of_the_curve_drawn(monkeypatch):
     beside = {**figure("b", 500.0, extractor="effnet-lite0-96", steps=5), "metric": "fd_effnet_lite0_96"}
     kernel = {**figure("c", 0.2, steps=5), "metric": "kd_effnet_lite0_64"}
     shipped(monkeypatch, paper_of(figure("a", 9.0, steps=7), beside, kernel))
@@ -70,7 +70,7 @@ def test_figures_of_every_score_and_space_are_told_and_those_of_the_curve_drawn(
     assert 600.0 in [value for line in axes.lines for value in line.get_ydata()]  # twice the first one's
 
 
-def test_what_keeps_all_of_them_apart_is_said_once(monkeypatch):
+def test_common_differences_are_stated_once(monkeypatch):
     shipped(monkeypatch, paper_of(figure("a", 9.0, steps=7), figure("b", 8.0), num_images=50_000))
     found = published_content(document())
     assert found["alike"] == "num_images 50,000 (here 500)"
@@ -79,7 +79,7 @@ def test_what_keeps_all_of_them_apart_is_said_once(monkeypatch):
 
 
 @pytest.mark.parametrize("data", ["cifar10", "imagenet64", "imagenet"])
-def test_the_papers_that_come_along_stand_beside_their_data(data, monkeypatch):
+def test_shipped_papers_belong_to_their_data(data, monkeypatch):
     scores = document(data=data)
     found = [
         (paper, one) for paper in published.all_papers() for one in paper.figures if data in paper.beside(one)
@@ -89,7 +89,7 @@ def test_the_papers_that_come_along_stand_beside_their_data(data, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_page_shows_them(sweep, tmp_path, monkeypatch):  # noqa: F811
+def test_page_shows_published_figures(sweep, tmp_path, monkeypatch):  # noqa: F811
     shipped(monkeypatch, paper_of(figure("a paper's model", 900.0, steps=20), num_images=50_000))
     text = report(sweep, tmp_path / "report").read_text(encoding="utf-8")
     page = Page(text)

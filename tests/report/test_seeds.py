@@ -1,4 +1,4 @@
-"""A training among the other seeds of its setting: mean, spread and place, and what is left out."""
+"""A training among other seeds of its setting: mean, spread, rank, and what is left out."""
 
 import statistics
 
@@ -15,7 +15,7 @@ VALUES = st.lists(st.integers(10, 900), min_size=2, max_size=8)
 
 
 def of_seed(seed, *values, setting="a" * 16, steps=(10, 5), **card):
-    """Scores of a training, a cell for each value; of (10 steps, η = 0) the first."""
+    """Scores of a training with one cell per value; the first is 10 steps, η = 0."""
     kernel = {(count, 0.0): value for count, value in zip(steps, values, strict=False)}
     one = document(kernel, model_sha256=f"{seed}".rjust(64, "0"), **card)
     return ScoresDocument(**{**dict(one), "training": {"setting": setting, "seed": seed}})
@@ -26,7 +26,7 @@ def kernel(found):
 
 
 @given(VALUES)
-def test_mean_spread_and_place_are_those_of_all_seeds(thousandths):
+def test_mean_spread_and_rank_include_all_seeds(thousandths):
     values = [value / 1000 for value in thousandths]
     own, *others = [of_seed(seed, value) for seed, value in enumerate(values)]
     one = kernel(standings(own, others))
@@ -37,7 +37,7 @@ def test_mean_spread_and_place_are_those_of_all_seeds(thousandths):
 
 
 @given(VALUES, st.randoms())
-def test_the_order_of_the_others_is_no_matter(thousandths, random):
+def test_order_of_the_others_is_irrelevant(thousandths, random):
     own, *others = [of_seed(seed, value / 1000) for seed, value in enumerate(thousandths)]
     found = standings(own, others)
     assert standings(own, random.sample(others, len(others))) == found
@@ -45,8 +45,8 @@ def test_the_order_of_the_others_is_no_matter(thousandths, random):
 
 
 @given(st.floats(0.001, 0.01), st.integers(-400, 400))
-def test_it_is_apart_beyond_the_spread_of_the_others_as_student_has_it(spread, tenths):
-    """Of two others the quantile is 12.706, and a third value lies √(1 + 1/2) spreads about their mean."""
+def test_outlier_test_follows_student_t(spread, tenths):
+    """With two others the Student quantile is 12.706, and the spread of a third is √(1 + 1/2)."""
     away, half = tenths / 10, 12.7062 * 1.5**0.5
     assume(abs(abs(away) - half) > 0.05)
     others = [of_seed(1, 0.5 - spread / 2**0.5), of_seed(2, 0.5 + spread / 2**0.5)]
@@ -54,7 +54,7 @@ def test_it_is_apart_beyond_the_spread_of_the_others_as_student_has_it(spread, t
     assert one.is_apart == (abs(away) > half)
 
 
-def test_another_setting_and_another_protocol_count_for_nothing():
+def test_other_settings_and_protocols_are_ignored():
     own = of_seed(0, 0.2)
     others = [
         of_seed(1, 0.3),
@@ -71,7 +71,7 @@ def test_another_setting_and_another_protocol_count_for_nothing():
     assert standings(document(), others) == []
 
 
-def test_a_score_that_ranks_nothing_has_no_place():
+def test_unranked_score_has_no_rank():
     found = {one.metric: one.place for one in standings(of_seed(0, 0.2), [of_seed(1, 0.3)])}
     assert found == {"fd_effnet_lite0_64": 1, "excess": 1, KD: 1}
     own, other = of_seed(0, 0.2), of_seed(1, 0.3)
@@ -80,7 +80,7 @@ def test_a_score_that_ranks_nothing_has_no_place():
     assert standings(own, [other])[-1].place is None
 
 
-def test_the_drawing_needs_two_numbers_of_steps():
+def test_drawing_needs_two_numbers_of_steps():
     assert seeds_content(of_seed(0, 0.2), [of_seed(1, 0.3)])["drawing"] is None
     content = seeds_content(of_seed(0, 0.2, 0.4), [of_seed(1, 0.3, 0.5)])
     assert content["drawing"].count("fill-opacity: 0.12") == 1  # the band of the spread

@@ -1,4 +1,4 @@
-"""The lines' colours for every kind of eye: how far apart they are, computed as a viewer sees them."""
+"""The line colours: how different they appear to each kind of colour vision."""
 
 from itertools import combinations
 
@@ -10,7 +10,7 @@ from tests.helpers.colours import EYES, apart, contrast, lab, linear
 SCHEMES = pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
 
 
-def test_the_measures_are_those_that_are_known() -> None:
+def test_colour_measures_have_known_values() -> None:
     assert lab(linear("#ff0000")) == pytest.approx([53.24, 80.09, 67.20], abs=0.01)
     assert contrast("#ffffff", "#000000") == pytest.approx(21)
     assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
@@ -22,7 +22,7 @@ def test_the_measures_are_those_that_are_known() -> None:
 
 @SCHEMES
 @pytest.mark.parametrize("eye", EYES)
-def test_every_eye_tells_any_two_lines_apart(colours: dict[str, str], eye: str) -> None:
+def test_any_two_lines_differ_for_every_colour_vision(colours: dict[str, str], eye: str) -> None:
     found = {(a, b): apart(colours[a], colours[b], EYES[eye]) for a, b in combinations(LINES, 2)}
     close = {pair: distance for pair, distance in found.items() if distance < 15}
     assert close.keys() <= {("line0", "line2")}, close  # blue and teal, which only tritanopia brings near
@@ -30,6 +30,6 @@ def test_every_eye_tells_any_two_lines_apart(colours: dict[str, str], eye: str) 
 
 
 @SCHEMES
-def test_lines_stand_out_from_what_they_are_drawn_on(colours: dict[str, str]) -> None:
+def test_lines_have_contrast_with_the_background(colours: dict[str, str]) -> None:
     for ground in ("paper", "panel"):
         assert min(contrast(colours[line], colours[ground]) for line in LINES) > 3

@@ -1,4 +1,4 @@
-"""Every figure as a file and as text: the same bytes each time, whole, in both colours, and narrow enough."""
+"""Every figure as SVG, PNG, text and JSON: reproducible, complete, and narrow enough."""
 
 import io
 import json
@@ -51,7 +51,7 @@ FIGURES: dict[str, Callable[[], Shown]] = {
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_svg(name: str) -> None:
+def test_svg_is_reproducible_and_follows_the_colour_scheme(name: str) -> None:
     shown = FIGURES[name]()
     data = svg_of(shown)
     assert data == svg_of(FIGURES[name]())
@@ -67,7 +67,7 @@ def test_svg(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_png(name: str) -> None:
+def test_png_is_reproducible(name: str) -> None:
     data = png_of(FIGURES[name]())
     assert data == png_of(FIGURES[name]())
     with Image.open(io.BytesIO(data)) as image:
@@ -78,7 +78,7 @@ def test_png(name: str) -> None:
 
 @pytest.mark.parametrize("width", [72, 80, 120])
 @pytest.mark.parametrize("name", FIGURES)
-def test_text_and_json(name: str, width: int) -> None:
+def test_text_fits_and_values_are_json(name: str, width: int) -> None:
     shown = FIGURES[name]()
     lines = shown.lines(width)
     assert max(map(cells_of, lines)) <= width

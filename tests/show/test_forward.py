@@ -1,4 +1,4 @@
-"""`show forward`: the curves are the papers', and an image goes into one and the same noise."""
+"""`show forward`: the curves equal the papers', and all images use the same noise."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tests.helpers import papers
 
 
 @pytest.mark.parametrize("timesteps", [100, 1000])
-def test_the_curves_are_the_papers(timesteps: int) -> None:
+def test_curves_equal_the_papers(timesteps: int) -> None:
     shown = forward(ProcessConfig(timesteps=timesteps, schedule="linear", variance="small", loss="simple"))
     assert next(iter(shown.schedules)) == "linear"
     assert set(shown.schedules) == set(PROCESSES)
@@ -25,7 +25,7 @@ def test_the_curves_are_the_papers(timesteps: int) -> None:
     assert shown.noised == {}
 
 
-def test_an_image_begins_as_itself_and_ends_as_its_noise() -> None:
+def test_image_ends_as_its_noise() -> None:
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     shown = forward(ProcessConfig(), image, seed=5)
     noise = to_nhwc(to_uint8(ImageNoise(5, [0], (3, 8, 8)).draw()))[0].astype(int)
@@ -39,7 +39,7 @@ def test_an_image_begins_as_itself_and_ends_as_its_noise() -> None:
     assert not np.array_equal(again, shown.noised["cosine"])
 
 
-def test_a_large_image_is_made_small_and_a_short_process_shows_all_its_times() -> None:
+def test_large_image_is_shrunk() -> None:
     image = np.zeros((600, 300, 1), np.uint8)
     shown = forward(ProcessConfig(timesteps=3), image)
     assert shown.times == [0, 1, 2]

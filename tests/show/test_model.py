@@ -1,4 +1,4 @@
-"""`show model`: parameters are the network's, and FLOPs those of the layers' closed forms."""
+"""`show model`: parameters equal the network's, and FLOPs the closed forms of its layers."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ SHAPES: list[dict[str, Any]] = [
 
 
 def closed_form(spec: UNetSpec) -> int:
-    """2·k²·C_in·C_out a pixel of a convolution, 2·in·out of a linear layer, 4·N²·C of attention."""
+    """2·k²·C_in·C_out per pixel of a convolution, 2·in·out of a linear layer, 4·N²·C of attention."""
     found = []
 
     def note(layer: nn.Module, given: tuple[torch.Tensor, ...], made: torch.Tensor) -> None:
@@ -55,14 +55,14 @@ def closed_form(spec: UNetSpec) -> int:
 
 
 @pytest.mark.parametrize("changes", SHAPES, ids=lambda changes: ",".join(changes) or "usual")
-def test_the_sums_are_the_networks(changes: dict[str, Any]) -> None:
+def test_totals_equal_the_network(changes: dict[str, Any]) -> None:
     spec = spec_of(**changes)
     shown = model(spec)
     assert shown.parameters == sum(parameter.numel() for parameter in UNet(spec).parameters())
     assert shown.flops == closed_form(spec)
 
 
-def test_a_published_network_is_counted_without_its_memory() -> None:
+def test_published_network_is_counted_without_memory() -> None:
     shape = UNetSpec(
         **PRESETS["adm-64"].model, image_size=64, in_channels=3, out_channels=6, num_classes=1000
     )
@@ -71,7 +71,7 @@ def test_a_published_network_is_counted_without_its_memory() -> None:
     assert shown.flops == closed_form(shape)
 
 
-def test_parts_are_in_the_order_of_the_pass_with_what_they_give() -> None:
+def test_parts_are_in_forward_order_with_their_shapes() -> None:
     shown = model(spec_of())
     assert [part.name for part in shown.parts] == [
         *("time", "classes", "stem", "encoder", "encoder", "middle", "decoder", "decoder", "norm", "head")
@@ -83,7 +83,7 @@ def test_parts_are_in_the_order_of_the_pass_with_what_they_give() -> None:
 
 
 @given(st.integers(0, 10**17))
-def test_a_quantity_reads_back_within_half_a_percent(amount: int) -> None:
+def test_quantity_is_exact_within_half_a_percent(amount: int) -> None:
     value, _, letter = quantity(amount).partition(" ")
     assert len(value.replace(".", "").lstrip("0")) <= 3
     read = float(value) * 1000 ** (" kMGTP".index(letter) if letter else 0)

@@ -1,4 +1,4 @@
-"""`show reverse`: what is shown is the walk of the image that `sample` makes."""
+"""`show reverse`: the shown trajectory is that of the sampled image."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def loaded() -> LoadedModel:
 
 
 @pytest.mark.parametrize(("sampler", "eta", "noise"), [("ddim", 0, "small"), ("ddim", 1, "learned")])
-def test_the_walk_is_the_images(loaded: LoadedModel, sampler: str, eta: float, noise: str) -> None:
+def test_trajectory_equals_that_of_sample(loaded: LoadedModel, sampler: str, eta: float, noise: str) -> None:
     settings = SampleSettings(steps=12, eta=eta, noise=noise, sampler=sampler, seed=3)
     condition = mixed_condition(loaded.artefact, settings, [4])
     shown = reverse(loaded, settings, 4, condition, CPU)
@@ -43,14 +43,14 @@ def test_the_walk_is_the_images(loaded: LoadedModel, sampler: str, eta: float, n
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 @pytest.mark.parametrize("steps", [1, 2, 20])
-def test_the_last_guess_is_the_image(loaded: LoadedModel, sampler: str, steps: int) -> None:
+def test_last_prediction_is_the_image(loaded: LoadedModel, sampler: str, steps: int) -> None:
     settings = SampleSettings(steps=steps, sampler=sampler)
     shown = reverse(loaded, settings, 0, mixed_condition(loaded.artefact, settings, [0]), CPU)
     assert np.array_equal(shown.x0_hat[-1], shown.image)
     assert len(shown.x) == len(shown.x0_hat) == len(shown.times) == min(steps, 8)
 
 
-def test_what_the_model_does_not_allow_is_refused(loaded: LoadedModel) -> None:
+def test_too_many_steps_are_refused(loaded: LoadedModel) -> None:
     settings = SampleSettings(steps=101)
     with pytest.raises(UsageError, match="give 1 to 100"):
         reverse(loaded, settings, 0, mixed_condition(loaded.artefact, settings, [0]), CPU)

@@ -1,4 +1,4 @@
-"""`show steps`: the times are those that samplers walk along."""
+"""`show steps`: the times equal those of the samplers."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ CONFIG = ProcessConfig(timesteps=50)
 
 
 @given(st.integers(1, 50))
-def test_they_are_the_samplers_times_with_their_noise(count: int) -> None:
+def test_times_equal_those_of_the_samplers(count: int) -> None:
     shown = steps(CONFIG, count)
     bar = build_process(CONFIG).full_grid().alphas_cumprod.numpy()
     assert list(shown.spacings) == list(SPACINGS)
@@ -28,13 +28,13 @@ def test_they_are_the_samplers_times_with_their_noise(count: int) -> None:
         assert spaced.largest_eta >= 1 or count == 1
 
 
-def test_every_time_has_its_mark_and_its_number() -> None:
+def test_text_lists_every_time() -> None:
     lines = steps(CONFIG, 7).lines(100)
     row = next(line for line in lines if line.startswith("uniform  "))
     assert row.count("│") == 7
     assert "  " + " ".join(map(str, spaced_timesteps("quadratic", 7, 50))) in lines
 
 
-def test_more_than_the_process_has_is_refused() -> None:
+def test_too_many_steps_are_refused() -> None:
     with pytest.raises(UsageError, match="give 1 to 50"):
         steps(CONFIG, 51)

@@ -1,4 +1,4 @@
-"""`show variance`: bounds in closed form, and what a model with a known Σ says."""
+"""`show variance`: bounds in closed form, and Σ of a model with a known variance."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ UNCONDITIONAL = {"num_classes": 0, "null_class": False}
 
 
 @pytest.mark.parametrize("steps", [None, 1, 7])
-def test_the_bounds_are_the_posteriors(steps: int | None) -> None:
+def test_bounds_equal_the_posterior(steps: int | None) -> None:
     config = ProcessConfig(timesteps=100)
     grid = walk_of(config, steps, "uniform")
     shown = bounds(grid)
@@ -26,8 +26,8 @@ def test_the_bounds_are_the_posteriors(steps: int | None) -> None:
     assert shown.learned is None
 
 
-def test_what_is_drawn_is_iddpms_variance() -> None:
-    """Of Gaussian data the best Σ is the same of all pixels, so that all three lines are one."""
+def test_learned_variance_equals_iddpm() -> None:
+    """For Gaussian data the best Σ is equal for all pixels, so that all three lines coincide."""
     process, std = ProcessConfig(timesteps=100), 0.3
     network = OptimalNetwork(process, std)
     artefact = artefact_of(spec_of(**UNCONDITIONAL), process=process)
@@ -49,7 +49,7 @@ def test_what_is_drawn_is_iddpms_variance() -> None:
             assert shown.learned[1, place] == pytest.approx(sigma / betas[step], rel=1e-5)
 
 
-def test_image_i_has_its_own_noise_and_a_fixed_variance_is_refused() -> None:
+def test_noise_is_per_image_and_fixed_variance_is_refused() -> None:
     spec = spec_of(**UNCONDITIONAL)
     loaded = LoadedModel(network_of(spec), artefact_of(spec))
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), dtype=np.uint8)
@@ -64,7 +64,7 @@ def test_image_i_has_its_own_noise_and_a_fixed_variance_is_refused() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, LOOKS, LOOKS + 1, 1000])
-def test_both_ends_of_a_walk_are_looked_at(steps: int) -> None:
+def test_shown_steps_include_both_ends(steps: int) -> None:
     seen = looks(steps)
     assert len(seen) <= LOOKS
     assert (seen[0], seen[-1]) == (0, steps - 1)
