@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_fidelity import calculate_metrics
 
-from diffusion.evaluate.evaluate import Judge, score_cells
 from diffusion.evaluate.features.extractors import load_extractor
-from diffusion.evaluate.features.reference import build_reference
+from diffusion.evaluate.features.reference_features import build_reference
 from diffusion.evaluate.scores.scorer import Scorer
+from diffusion.evaluate.sweep_scores import SpaceScorer, score_cells
 from diffusion.images.store import Images, ImageStore, write_store
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.scoring import subset_size
@@ -93,7 +93,9 @@ def ours(made: Work) -> dict[str, dict[str, float]]:
     """The scores of every cell, from images to numbers."""
     extractor = load_extractor(EXTRACTOR, device=default_device())
     reference = build_reference(extractor, made.train, made.test)
-    document = score_cells(made.cells, [Judge(extractor, Scorer(reference, True, 10_000, extractor.device))])
+    document = score_cells(
+        made.cells, [SpaceScorer(extractor, Scorer(reference, True, 10_000, extractor.device))]
+    )
     return {name: cell.scores for name, cell in document.cells.items()}
 
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from diffusion.evaluate.config import EvaluateConfig
+from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SweepConfig
 from diffusion.sample.config import SampleConfig

@@ -86,7 +86,7 @@ def score_anew(champion: Outdated, document: "ScoresDocument", progress: Progres
     """
     from diffusion.choice.gate import clash
     from diffusion.config import load
-    from diffusion.evaluate.evaluate import evaluate
+    from diffusion.evaluate.sweep_scores import evaluate
     from diffusion.protocol.grid import Cell
     from diffusion.sample.sweep import make_cell
 

@@ -96,7 +96,7 @@ def _picture(folder: Path, name: str) -> Iterator[str]:
     """A sheet of the cell's first images, where they are here and small enough."""
     from diffusion.images.pictures import png_bytes, sheet
     from diffusion.images.store import open_store
-    from diffusion.report.samples import data_uri
+    from diffusion.report.sample_pictures import data_uri
 
     with suppress(DiffctlError, OSError):
         png = png_bytes(sheet(open_store(folder).images[:TILES], COLUMNS))

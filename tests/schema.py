@@ -5,7 +5,7 @@
 
 import sys
 
-from diffusion.check.schema import schema_text
+from diffusion.check.params_schema import schema_text
 from tests.conftest import ROOT
 
 SCHEMA = ROOT / "profiles/params.schema.json"

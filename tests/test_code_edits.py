@@ -57,7 +57,9 @@ EDITS = {
         "- 126) / 128",
         ("reference", "evaluate", "report"),
     ),
-    "scorer": Edit("diffusion/evaluate/scores/kernel.py", "+ 1) ** 3)", "+ 1) ** 2)", ("evaluate", "report")),
+    "scorer": Edit(
+        "diffusion/evaluate/scores/kernel_distance.py", "+ 1) ** 3)", "+ 1) ** 2)", ("evaluate", "report")
+    ),
     "sampler that the grid does not use": Edit(
         "diffusion/sample/dpm_solver.py", "0.25 + r / 2", "0.25 + r / 3", ()
     ),

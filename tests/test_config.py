@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.config import load, parse
-from diffusion.evaluate.config import EvaluateConfig
+from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.model.unet_config import level_sizes
 from diffusion.system.errors import UsageError
 from diffusion.system.params import load_section, load_sections

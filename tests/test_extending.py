@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from diffusion.code import code_digest
-from diffusion.evaluate.features.reference import extraction_code
+from diffusion.evaluate.features.reference_features import extraction_code
 from diffusion.images.store import open_store
 from diffusion.process.config import ProcessConfig
 from diffusion.protocol.extractors import EXTRACTORS

@@ -14,7 +14,7 @@ import torch
 
 from diffusion.evaluate.features.extract import extract
 from diffusion.evaluate.features.extractors import load_extractor
-from diffusion.evaluate.features.reference import Reference
+from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import Images

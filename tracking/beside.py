@@ -12,8 +12,8 @@ from diffusion.images.pictures import png_bytes
 from diffusion.images.store import Images
 from diffusion.protocol.grid import line_name, order, spoken
 from diffusion.protocol.scores import CellScores
-from diffusion.report.figures import Point, as_svg, score_curve
-from diffusion.report.samples import data_uri
+from diffusion.report.figures import CurvePoint, as_svg, score_curve
+from diffusion.report.sample_pictures import data_uri
 from tracking.comparison import Comparison, Group, Row, Scored, spread_text
 
 OF_NOISE = ("seed", "classes", "data", "sampling_version")  # what image i is drawn from, in each run alike
@@ -78,7 +78,7 @@ def curves(comparison: Comparison, cells: Mapping[str, CellScores]) -> list[dict
 
     `cells` are the first document's. Empty where no setting was sampled in two numbers of steps.
     """
-    points: dict[str, list[Point]] = {}
+    points: dict[str, list[CurvePoint]] = {}
     for row in _first_score(comparison):
         cell = cells[row.cell]
         points.setdefault(line_name(cell.axes), []).extend(_points(row, cell.steps, comparison.labels))
@@ -90,17 +90,17 @@ def curves(comparison: Comparison, cells: Mapping[str, CellScores]) -> list[dict
     ]
 
 
-def _points(row: Row, steps: int, labels: Sequence[str]) -> Iterator[Point]:
+def _points(row: Row, steps: int, labels: Sequence[str]) -> Iterator[CurvePoint]:
     """With a band of each training's interval; of a group with its spread, and each of its trainings."""
     for number, (label, value) in enumerate(zip(labels, row.values, strict=True)):
         spread, interval = row.deviations[number], row.intervals[number]
         if value is not None:
             band = interval if spread is None else (value - spread, value + spread)
             each = () if spread is None else tuple(row.each[number])
-            yield Point(steps, label.replace("$", r"\$"), value, band, each)
+            yield CurvePoint(steps, label.replace("$", r"\$"), value, band, each)
 
 
-def _drawn(name: str, setting: str, metric: str, points: Sequence[Point]) -> Markup:
+def _drawn(name: str, setting: str, metric: str, points: Sequence[CurvePoint]) -> Markup:
     said = escape(f"{metric} over the number of sampling steps at {setting}, a line for each run")
     return Markup(as_svg(score_curve(points, metric), name, said))
 

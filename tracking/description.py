@@ -17,7 +17,7 @@ from diffusion.protocol.departures import departures
 from diffusion.protocol.grid import Cell, order, spoken
 from diffusion.protocol.protocols import PROTOCOLS
 from diffusion.protocol.scores import CellScores, ScoresDocument
-from diffusion.report.samples import tile
+from diffusion.report.sample_pictures import tile
 from diffusion.system.section import brief
 from tracking.markdown import score_names, score_table
 

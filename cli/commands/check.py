@@ -44,10 +44,10 @@ def check(
 
 def _findings(config: "Config", measure: bool) -> "Iterator[Finding]":
     """Each when it is found, what takes longest last."""
-    from diffusion.check import look
+    from diffusion.check import iter_findings
 
     refused = False
-    for finding in look(config):
+    for finding in iter_findings(config):
         refused |= finding.level == "error"
         yield finding
     yield (mlflow := _mlflow())
@@ -90,7 +90,7 @@ def _prefect() -> "Iterator[Finding]":
 def _times(config: "Config", refused: bool) -> "list[Finding]":
     """How long training, sweep and scoring take; not where one of them would fail."""
     from diffusion.check.findings import Finding, Project
-    from diffusion.check.hours import TIME, check_time
+    from diffusion.check.time_estimate import TIME, check_time
     from diffusion.system.signals import ended_by_signal
 
     if refused:

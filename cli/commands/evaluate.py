@@ -166,7 +166,7 @@ def _scored(
     path: Path, against: Path, split: str, extractors: list[str], options: dict[str, Any]
 ) -> dict[str, Any]:
     """The scores of the images; what cannot be is refused before anything heavy is loaded."""
-    from diffusion.evaluate.published import is_statistics
+    from diffusion.evaluate.statistics_file import is_statistics
 
     if is_statistics(against):
         asked = _against_statistics(path, against, extractors)
@@ -174,14 +174,14 @@ def _scored(
         asked = _against_images(path, against, split, extractors)
     given = _weights_of(list(asked), options.pop("weights"), options.pop("weights_sha256"))
     _tell_memory(max(one.memory for one in asked.values()))
-    from diffusion.evaluate.adhoc import in_spaces, refuse_what_lacks
+    from diffusion.evaluate.adhoc import check_extractors, merge_spaces
 
-    refuse_what_lacks(given)
+    check_extractors(given)
     documents = []
     for name, one in asked.items():  # one after the other, so that no two take memory at a time
         with progress("features" if len(asked) == 1 else name) as watch:
             documents.append(one.score(**given[name], **options, progress=watch))
-    return in_spaces(documents)
+    return merge_spaces(documents)
 
 
 class _Asked(NamedTuple):
@@ -193,45 +193,45 @@ class _Asked(NamedTuple):
 
 def _against_statistics(path: Path, against: Path, extractors: list[str]) -> dict[str, _Asked]:
     """The spaces by their extractors' names."""
-    from diffusion.evaluate.memory import need_memory
-    from diffusion.evaluate.pair import images_beside, open_sample
-    from diffusion.evaluate.published import open_statistics
+    from diffusion.evaluate.adhoc_inputs import images_in_statistics, open_sample
+    from diffusion.evaluate.memory import require_memory
+    from diffusion.evaluate.statistics_file import open_statistics
 
     names: list[str | None] = [*extractors] or [None]
     opened = [open_statistics(against, name) for name in names]
     sample = open_sample(path)
-    images = images_beside(against, sample)
+    images = images_in_statistics(against, sample)
 
     def score(published: Any, **options: Any) -> dict[str, Any]:
-        from diffusion.evaluate.against_statistics import evaluate_against_statistics
+        from diffusion.evaluate.against_statistics import score_against_statistics
 
-        return evaluate_against_statistics(sample, published, images, **options)
+        return score_against_statistics(sample, published, images, **options)
 
     def asked(published: Any) -> _Asked:
         real = max(published.spec.features, len(images or ()))
-        return _Asked(partial(score, published), need_memory(published.spec, len(sample), real))
+        return _Asked(partial(score, published), require_memory(published.spec, len(sample), real))
 
     return {published.spec.name: asked(published) for published in opened}
 
 
 def _against_images(path: Path, against: Path, split: str, extractors: list[str]) -> dict[str, _Asked]:
     """The spaces by their extractors' names."""
-    from diffusion.evaluate.memory import need_memory
-    from diffusion.evaluate.pair import open_pair
+    from diffusion.evaluate.adhoc_inputs import open_inputs
+    from diffusion.evaluate.memory import require_memory
     from diffusion.protocol.extractors import default_extractor, extractor_spec
 
-    pair = open_pair(path, against, split)
+    pair = open_inputs(path, against, split)
     counts = len(pair.sample), len(pair.real), len(pair.heldout or ())
     labelled = pair.sample.labels is not None and pair.real.labels is not None
 
     def score(name: str, **options: Any) -> dict[str, Any]:
-        from diffusion.evaluate.adhoc import evaluate_pair
+        from diffusion.evaluate.adhoc import score_images
 
-        return evaluate_pair(pair, extractor=name, **options)
+        return score_images(pair, extractor=name, **options)
 
     names = extractors or [default_extractor(pair.real.images.shape[1])]
     return {
-        name: _Asked(partial(score, name), need_memory(extractor_spec(name), *counts, labelled))
+        name: _Asked(partial(score, name), require_memory(extractor_spec(name), *counts, labelled))
         for name in names
     }
 

@@ -73,7 +73,7 @@ def _keep(
     out: Path, weights: "dict[str, Tensor]", artefact: "Artefact", what: dict[str, str], as_json: bool
 ) -> None:
     """Write the model file, and say what it is."""
-    from diffusion.check.start_shape import sections_of, written
+    from diffusion.check.pretrained_shape import format_sections, sections_of
     from diffusion.model.model_file import save_artefact
     from diffusion.system.outputs import write_output
 
@@ -84,7 +84,7 @@ def _keep(
     said = (
         f"{parameters / 1e6:,.1f} M parameters of {kinds}: {out}, to be used with --model.\n"
         f"A training that starts from it (`diffctl use --start {out}`) has in params.yaml:\n"
-        f"{written(sections)}"
+        f"{format_sections(sections)}"
     )
     typer.echo(json.dumps(made) if as_json else said)
 

@@ -104,7 +104,7 @@ def _refuse_unknown(protocol: str) -> None:
 
 def _use_protocol(name: str) -> None:
     """Write each field in which params.yaml departs from the paper, and say what stays and why."""
-    from diffusion.check.adopt import adopt
+    from diffusion.check.adopt_protocol import adopt_protocol
     from diffusion.config import load, parse
     from diffusion.layout import PARAMS
     from diffusion.system.files import write_atomic
@@ -112,7 +112,7 @@ def _use_protocol(name: str) -> None:
 
     begin("looking for what the protocol needs")
     config = load()
-    changes, left = adopt(name, config.model_dump(mode="json"))
+    changes, left = adopt_protocol(name, config.model_dump(mode="json"))
     text = _with_values({tuple(one.field.split(".")): one.new for one in changes})
     parse(parse_yaml(text), f"{PARAMS} by the protocol {name}")  # before anything is written
     if changes:
@@ -154,7 +154,7 @@ def _use_start(name: str) -> None:
 def _to_change(artefact: "Artefact") -> str:
     """What of params.yaml differs from the start, to be pasted; as far as it can be told without the data."""
     from diffusion.check.findings import Project
-    from diffusion.check.start_shape import to_change, written
+    from diffusion.check.pretrained_shape import format_sections, needed_changes
     from diffusion.config import load
     from diffusion.layout import PARAMS
     from diffusion.system.errors import DiffctlError
@@ -164,10 +164,10 @@ def _to_change(artefact: "Artefact") -> str:
         side = int(Project(config).train_meta()["image_size"])
     except DiffctlError:  # nothing is known of the images
         side = artefact.network.image_size
-    changes = to_change(config, artefact, side)
+    changes = needed_changes(config, artefact, side)
     if not changes:
         return "`diffctl check` says whether it fits"
-    return f"it fits once {PARAMS} says, as the start does:\n{written(changes)}"
+    return f"it fits once {PARAMS} says, as the start does:\n{format_sections(changes)}"
 
 
 def _told(artefact: "Artefact") -> str:

@@ -54,14 +54,14 @@ def prune(
 
 
 def _show(found: "Sequence[Leftover]", busy: "Sequence[Leftover]", removed: bool) -> None:
-    from diffusion.check.findings import gigabytes
+    from diffusion.check.findings import format_bytes
 
     if not found:
         typer.echo("runs/ holds nothing that may go")
         return
     listed = table("SIZE", "WHAT", "FOLDER")
     for one in found:
-        listed.add_row(gigabytes(one.size), one.what + " (in use: stays)" * (one in busy), str(one.path))
+        listed.add_row(format_bytes(one.size), one.what + " (in use: stays)" * (one in busy), str(one.path))
     show(listed)
-    total = gigabytes(sum(one.size for one in found if one not in busy))
+    total = format_bytes(sum(one.size for one in found if one not in busy))
     typer.echo(f"{total} removed" if removed else f"{total} may go: `diffctl prune --yes` removes them")

@@ -17,7 +17,7 @@ def schema(
     """Print the JSON schema of params.yaml, for editors to complete its keys and check its values."""
     begin("collecting what params.yaml may hold")
     from cli.shared.outputs import writer_of
-    from diffusion.check.schema import schema_text
+    from diffusion.check.params_schema import schema_text
     from diffusion.system.outputs import write_output_text
 
     if out is None:

@@ -131,7 +131,7 @@ def _refused_early(values: dict[str, Any], config: "Config") -> tuple[dict[str, 
     from diffusion.check import preflight
     from diffusion.config import parse
     from diffusion.evaluate.features.extractors import configured_extractors
-    from diffusion.evaluate.features.reference import open_references
+    from diffusion.evaluate.features.reference_features import open_references
     from diffusion.images.meta import PreparedMeta
     from diffusion.images.store import open_store
     from diffusion.layout import PREPARED, REFERENCE

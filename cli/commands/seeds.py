@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from diffusion.protocol.scores import ScoresDocument
-    from diffusion.report.seeds import Standing
+    from diffusion.report.seed_comparison import SeedComparison
 
 
 def seeds(
@@ -35,11 +35,11 @@ def seeds(
     if html is not None:
         try_output(html, "--html")
     document = read_scores(SCORES)
-    from diffusion.report.seeds import left_out, standings
+    from diffusion.report.seed_comparison import compare_seeds, excluded_seeds
     from tracking.seeds import other_seeds
 
     others = other_seeds(document)
-    found, aside = standings(document, others), left_out(document, others)
+    found, aside = compare_seeds(document, others), excluded_seeds(document, others)
     if html is not None:
         _write_page(html, others)
     if as_json:
@@ -56,15 +56,15 @@ def seeds(
 def _write_page(html: Path, others: "Sequence[ScoresDocument]") -> None:
     from diffusion.config import load
     from diffusion.layout import LOSS_CURVE, PREPARED, SAMPLES, SCORES
-    from diffusion.report.write import page_beside_seeds, read_inputs
+    from diffusion.report.write import page_with_seeds, read_inputs
     from diffusion.system.outputs import write_output_text
 
     inputs = read_inputs(load(), SAMPLES, SCORES, PREPARED, LOSS_CURVE)
-    write_output_text(html, page_beside_seeds(inputs, others))
+    write_output_text(html, page_with_seeds(inputs, others))
 
 
 def _values(
-    document: "ScoresDocument", found: "Sequence[Standing]", aside: dict[int, list[str]]
+    document: "ScoresDocument", found: "Sequence[SeedComparison]", aside: dict[int, list[str]]
 ) -> dict[str, object]:
     return {
         "cell": document.best.cell,
@@ -74,7 +74,7 @@ def _values(
     }
 
 
-def _show(document: "ScoresDocument", found: "Sequence[Standing]") -> None:
+def _show(document: "ScoresDocument", found: "Sequence[SeedComparison]") -> None:
     """A row a score, at the best cell."""
     from tracking.comparison import spread_text
 

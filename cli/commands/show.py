@@ -70,7 +70,7 @@ def steps(
 ) -> None:
     """The S timesteps that each spacing visits, by t and by noise."""
     begin_figure(out, as_json)
-    from diffusion.show.steps import steps as computed
+    from diffusion.show.step_spacing import steps as computed
 
     tell(computed(Asked(profile, model, run_id, champion).process(), count), out, as_json)
 
@@ -97,16 +97,16 @@ def variance(
     begin_figure(out, as_json)
     from diffusion.analysis.given import asked_condition, fitting_store, known_labels
     from diffusion.model.model_file import load_model
-    from diffusion.show.variance import bounds, learned_variance, walk_of
+    from diffusion.show.variance import learned_variance, make_grid, variance_bounds
     from diffusion.system.devices import default_device
 
     asked = Asked(profile, model, run_id, champion)
     if not asked.names_model and profile is not None:
         for name in ("store", "num", "seed"):
             refuse_idle(context, name, True, "with --profile, which names no model")
-        return tell(bounds(walk_of(asked.process(), count, spacing.value)), out, as_json)
+        return tell(variance_bounds(make_grid(asked.process(), count, spacing.value)), out, as_json)
     loaded = load_model(asked.model_file(), default_device())
-    grid = walk_of(loaded.artefact.process, count, spacing.value)
+    grid = make_grid(loaded.artefact.process, count, spacing.value)
     images = fitting_store(store, loaded.artefact)
     indices = range(min(num, len(images)))
     condition = asked_condition(loaded.artefact, known_labels(images, loaded.artefact, indices), None)
@@ -183,7 +183,7 @@ def network(
 ) -> None:
     """The network as a table: its levels, their outputs, parameters and FLOPs per image."""
     begin_figure(out, as_json)
-    from diffusion.show.model import model as computed
+    from diffusion.show.network_table import model as computed
 
     tell(computed(_spec(Asked(profile, model, run_id, champion))), out, as_json)
 
@@ -202,7 +202,7 @@ def samplers(
 ) -> None:
     """Where each sampler goes: paths from the same noise to five Gaussians, by an exact denoiser."""
     begin_figure(out, as_json)
-    from diffusion.show.samplers import samplers as computed
+    from diffusion.show.sampler_paths import samplers as computed
 
     process = Asked(profile, model, run_id, champion).process()
     tell(computed(process, count, spacing.value, seed=seed), out, as_json)

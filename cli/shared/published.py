@@ -9,8 +9,8 @@ import typer
 from cli.shared.tables import show, table
 
 if TYPE_CHECKING:
-    from diffusion.papers.compare import Beside
     from diffusion.papers.paper import Paper
+    from diffusion.papers.paper_comparison import FigureComparison
 
 
 def paper_json(paper: "Paper", document: dict[str, Any]) -> dict[str, Any]:
@@ -24,40 +24,40 @@ def show_beside(paper: "Paper", document: dict[str, Any]) -> None:
     _show(paper, _beside(paper, document))
 
 
-def _beside(paper: "Paper", document: dict[str, Any]) -> list["Beside"]:
-    from diffusion.papers.compare import Seen, beside_scores
+def _beside(paper: "Paper", document: dict[str, Any]) -> list["FigureComparison"]:
+    from diffusion.papers.paper_comparison import SpaceScores, compare_scores
 
     spaces = [document, *document.get("spaces", {}).values()]
-    return beside_scores(paper, [Seen(one["card"], one["scores"]) for one in spaces])
+    return compare_scores(paper, [SpaceScores(one["card"], one["scores"]) for one in spaces])
 
 
 def show_sweep(paper: "Paper", as_json: bool) -> None:
     """The paper's figures, each beside the cell of metrics/scores.json whose protocol departs least."""
     from diffusion.layout import SCORES
-    from diffusion.papers.compare import beside_cells
+    from diffusion.papers.paper_comparison import compare_cells
     from diffusion.protocol.scores import read_scores
 
-    found = beside_cells(paper, read_scores(SCORES).cells)
+    found = compare_cells(paper, read_scores(SCORES).cells)
     if as_json:
         typer.echo(json.dumps(_as_json(paper, found), indent=2))
     else:
         _show(paper, found)
 
 
-def _as_json(paper: "Paper", found: Sequence["Beside"]) -> dict[str, Any]:
+def _as_json(paper: "Paper", found: Sequence["FigureComparison"]) -> dict[str, Any]:
     about = {"title": paper.title, "source": paper.source, "note": paper.note}
     return {**about, "figures": [one.as_json() for one in found]}
 
 
-def _show(paper: "Paper", found: Sequence["Beside"]) -> None:
+def _show(paper: "Paper", found: Sequence["FigureComparison"]) -> None:
     """A row a figure; what keeps all of them from being comparable is said once, below."""
-    from diffusion.papers.compare import shared
+    from diffusion.papers.paper_comparison import shared_differences
 
-    alike = shared([one.departures for one in found])
+    alike = shared_differences([one.differences for one in found])
     cells = any(one.cell for one in found)
     made = table("published", "where", "score", "value", "here", *(["cell"] if cells else []), "comparable")
     for one in found:
-        own = ", ".join(str(departure) for departure in one.departures if departure not in alike)
+        own = ", ".join(str(departure) for departure in one.differences if departure not in alike)
         value = "" if one.here is None else f"{one.here:.5g}"
         verdict = "yes" if one.is_comparable else f"no: {own}" if own else "no"
         row = [one.figure.name, one.figure.where, one.figure.metric, f"{one.figure.value:g}", value]

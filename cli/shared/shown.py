@@ -11,7 +11,7 @@ from cli.shared.first_word import begin
 from cli.shared.outputs import file_option, writer_of
 
 if TYPE_CHECKING:
-    from diffusion.show.shown import Shown
+    from diffusion.show.figure import FigureData
 
 WIDEST, NARROWEST = 120, 72  # characters of a line, whatever the terminal has; a pipe has 80
 
@@ -24,13 +24,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print what the figure is d
 def begin_figure(out: Path | None, as_json: bool) -> None:
     """Say that a figure is computed, before the work; UsageError where it cannot be written there."""
     if out is not None:
-        from diffusion.show.shown import WRITERS
+        from diffusion.show.figure import WRITERS
 
         writer_of(out, dict.fromkeys(WRITERS, _write))
     begin("computing the figure", as_json)
 
 
-def tell(shown: "Shown", out: Path | None, as_json: bool) -> None:
+def tell(shown: "FigureData", out: Path | None, as_json: bool) -> None:
     """Write the figure to its file, if one is named, and print what was asked for."""
     if out is not None:
         _write(out, shown)
@@ -44,8 +44,8 @@ def tell(shown: "Shown", out: Path | None, as_json: bool) -> None:
         typer.echo("\n".join(shown.lines(min(WIDEST, max(NARROWEST, columns)))).rstrip())
 
 
-def _write(out: Path, shown: "Shown") -> None:
-    from diffusion.show.shown import WRITERS
+def _write(out: Path, shown: "FigureData") -> None:
+    from diffusion.show.figure import WRITERS
     from diffusion.system.outputs import write_output
 
     data = WRITERS[out.suffix](shown)

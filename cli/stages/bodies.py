@@ -40,8 +40,8 @@ def data() -> None:
 def reference() -> None:
     """Compute the reference's features and those of held-out real images: data/reference."""
     from cli.stages.preflight import preflight
-    from diffusion.evaluate.config import EvaluateConfig
-    from diffusion.evaluate.features.reference import make_reference
+    from diffusion.evaluate.evaluate_config import EvaluateConfig
+    from diffusion.evaluate.features.reference_features import make_reference
     from diffusion.layout import PREPARED, REFERENCE
     from diffusion.system.params import load_section
 
@@ -110,9 +110,9 @@ def evaluate() -> None:
     """Score every cell against the reference: metrics/scores.json, and the curves in MLflow."""
     from cli.stages.preflight import preflight
     from diffusion.choice.summary import write_summary
-    from diffusion.evaluate.config import EvaluateConfig
-    from diffusion.evaluate.evaluate import evaluate as score
-    from diffusion.evaluate.evaluate import write_scores
+    from diffusion.evaluate.evaluate_config import EvaluateConfig
+    from diffusion.evaluate.sweep_scores import evaluate as score
+    from diffusion.evaluate.sweep_scores import write_scores
     from diffusion.images.pictures import montage
     from diffusion.layout import PREPARED, REFERENCE, RUN, SAMPLES, SCORE_CURVES, SCORES, SUMMARY
     from diffusion.protocol.cells import open_cells

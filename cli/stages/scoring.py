@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from cli.shared.progress import progress
 
 if TYPE_CHECKING:
-    from diffusion.evaluate.config import EvaluateConfig
+    from diffusion.evaluate.evaluate_config import EvaluateConfig
     from diffusion.protocol.scores import ScoresDocument
     from diffusion.protocol.settings import SweepConfig
     from diffusion.sample.config import SampleConfig
@@ -24,7 +24,7 @@ def scored_grid(
     In `folder` come `samples/`, `scores.json` and `scores.csv`. What is there already is not made again; what
     is no cell of the grid goes. Errors as of the stages.
     """
-    from diffusion.evaluate.evaluate import evaluate, write_scores
+    from diffusion.evaluate.sweep_scores import evaluate, write_scores
     from diffusion.layout import PREPARED, REFERENCE, SCORE_CURVES, SCORES
     from diffusion.protocol.cells import open_cells
     from diffusion.protocol.grid import grid

@@ -185,8 +185,8 @@ def _validation(
 ) -> Validation:
     """What scores the EMA in the midst of the training; what is missing for it is told before that begins."""
     from diffusion.evaluate.features.extractors import configured_extractor
-    from diffusion.evaluate.features.reference import find_reference
-    from diffusion.evaluate.validation import Checkpoints, ValidationScorer
+    from diffusion.evaluate.features.reference_features import find_or_make_reference
+    from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationScorer
     from diffusion.layout import PREPARED, REFERENCE
     from diffusion.train.identity import result_of
 
@@ -194,8 +194,8 @@ def _validation(
     extractor = configured_extractor(section)
     with progress("reference") as show:
         places = (REFERENCE, run.folder / "reference")
-        reference = find_reference(section, extractor, PREPARED, places, show)
+        reference = find_or_make_reference(section, extractor, PREPARED, places, show)
     scorer = ValidationScorer(scored_images(config), extractor, reference, section)
     folder, keep = run.folder / "checkpoints", plan.train.keep
-    checkpoints = Checkpoints(folder, keep, scorer.ranked_by, scorer.card)
+    checkpoints = ScoredCheckpoints(folder, keep, scorer.ranked_by, scorer.card)
     return Validation(result_of(plan), scorer, checkpoints, spool, stop)

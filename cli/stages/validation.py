@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from diffusion.config import Config
-    from diffusion.evaluate.validation import Checkpoints, ScoredImages, ValidationScorer
+    from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationImages, ValidationScorer
     from diffusion.model.model_file import Artefact
     from diffusion.system.signals import StopRequest
     from tracking.spool import Spool
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 PREFIX = "validation"  # of the scores' names in MLflow
 
 
-def scored_images(config: "Config") -> "ScoredImages":
+def scored_images(config: "Config") -> "ValidationImages":
     """Images as the section `sample` says, `train.eval_images` by DDIM in `train.eval_steps` with η = 0."""
-    from diffusion.evaluate.validation import ScoredImages
+    from diffusion.evaluate.training_scores import ValidationImages
     from diffusion.protocol.settings import SamplerConfig, SampleSettings
 
     shared = config.sample.model_dump(include=set(SamplerConfig.model_fields))
     steps = min(config.train.eval_steps, config.process.timesteps)
     settings = SampleSettings(**shared, steps=steps, eta=0.0)
-    return ScoredImages(settings, config.train.eval_images, config.sample.batch_size)
+    return ValidationImages(settings, config.train.eval_images, config.sample.batch_size)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Validation:
 
     artefact: "Artefact"
     scorer: "ValidationScorer"
-    checkpoints: "Checkpoints"
+    checkpoints: "ScoredCheckpoints"
     spool: "Spool"
     stop: "StopRequest"
 

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from diffusion.check.cost import check_cost
-from diffusion.check.data import check_fit, check_prepared, check_raw
-from diffusion.check.disk import check_disk, check_training_disk
+from diffusion.check.cost_estimate import check_cost
+from diffusion.check.data_checks import check_fit, check_prepared, check_raw
+from diffusion.check.disk_space import check_disk, check_training_disk
 from diffusion.check.findings import Finding, Project
-from diffusion.check.machine import check_device, check_memory, check_runner, check_weights
+from diffusion.check.machine_checks import check_device, check_memory, check_runner, check_weights
 from diffusion.check.protocol import check_protocol
-from diffusion.check.sampling import check_averages, check_eta, check_interval
+from diffusion.check.run_checks import check_averages, check_eta, check_interval
 from diffusion.check.training import check_start
 from diffusion.config import Config
 from diffusion.system.errors import UsageError
@@ -42,10 +42,10 @@ OF_STAGE: dict[str, tuple[Check, ...]] = {
 
 def check(config: Config, root: Path = Path()) -> list[Finding]:
     """Look at everything: data, model, machine and weights of the project in `root`."""
-    return list(look(config, root))
+    return list(iter_findings(config, root))
 
 
-def look(config: Config, root: Path = Path()) -> Iterator[Finding]:
+def iter_findings(config: Config, root: Path = Path()) -> Iterator[Finding]:
     """As `check`, each finding when it is found."""
     return _run(ALL, Project(config, root))
 

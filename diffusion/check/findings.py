@@ -126,6 +126,6 @@ class Project:
         }
 
 
-def gigabytes(size: float) -> str:
+def format_bytes(size: float) -> str:
     """A number of bytes for people."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from diffusion.check.findings import Project
-from diffusion.check.timing import Timed, Work, timed
-from diffusion.evaluate.config import EvaluateConfig, Space
+from diffusion.check.timing import ImageTime, Work, time_work
+from diffusion.evaluate.evaluate_config import EvaluateConfig, Space
 from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.images.store import ImageStore
 from diffusion.layout import STARTS
@@ -65,10 +65,10 @@ def _now(device: torch.device) -> float:
 
 def time_steps(
     project: Project, plan: DenoiserPlan, batch: int, seconds: float, device: torch.device
-) -> Timed:
+) -> ImageTime:
     """Training steps of up to `batch` images; the state's memory is given back."""
     state, store = new_state(plan, device, project.root / STARTS), store_of(project, plan)
-    return timed(_steps(state, store, device), batch, seconds)
+    return time_work(_steps(state, store, device), batch, seconds)
 
 
 def _steps(state: TrainState, store: ImageStore, device: torch.device) -> Work:
@@ -102,13 +102,13 @@ def time_walks(
     sample: SampleConfig,
     seconds: float,
     device: torch.device,
-) -> dict[str, Timed]:
+) -> dict[str, ImageTime]:
     """By the walk's name the time of one evaluation of the network, an image's, all else of it included."""
     loaded = _untrained(plan, device)
     batch = min(sample.batch_size, sample.num_images)
     return {
         name: _an_evaluation(
-            timed(_walk(loaded, settings, device), batch, seconds / len(walks)),
+            time_work(_walk(loaded, settings, device), batch, seconds / len(walks)),
             evaluations(settings, plan.process),
         )
         for name, settings in walks.items()
@@ -129,13 +129,13 @@ def _walk(loaded: LoadedModel, settings: SampleSettings, device: torch.device) -
     return work
 
 
-def _an_evaluation(walk: Timed, evaluations: int) -> Timed:
-    return Timed(images=walk.images, image=walk.image.scaled(1 / evaluations))
+def _an_evaluation(walk: ImageTime, evaluations: int) -> ImageTime:
+    return ImageTime(images=walk.images, image=walk.image.scaled(1 / evaluations))
 
 
 def time_extractor(
     space: Space, section: EvaluateConfig, shape: tuple[int, int], seconds: float, device: torch.device
-) -> Timed:
+) -> ImageTime:
     """An image's features; `shape` is its side and channels. DiffctlError where the weights are not right."""
     extractor = load_extractor(space.extractor, space.weights, device, space.weights_sha256)
     side, channels = shape
@@ -148,7 +148,7 @@ def time_extractor(
         batch: Tensor = pixels[:images].expand(-1, 3, -1, -1)
         return [_timed(lambda: extractor(batch)) for _ in range(count)]
 
-    return timed(work, most, seconds)
+    return time_work(work, most, seconds)
 
 
 def _timed(work: Callable[[], object]) -> float:

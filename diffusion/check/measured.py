@@ -12,12 +12,12 @@ from pydantic import Field
 
 from diffusion.check.findings import Project
 from diffusion.check.measure import time_extractor, time_steps, time_walks
-from diffusion.check.timing import Timed
+from diffusion.check.timing import ImageTime
 from diffusion.code import code_digest, code_of
 from diffusion.config import Config
 from diffusion.downloads.cache import cache_root
-from diffusion.evaluate.config import Space
-from diffusion.evaluate.features.weights import cached
+from diffusion.evaluate.evaluate_config import Space
+from diffusion.evaluate.features.extractor_weights import cached_path
 from diffusion.model.registry import MODELS
 from diffusion.process.registry import PROCESSES
 from diffusion.protocol.extractors import extractor_spec
@@ -36,9 +36,9 @@ from diffusion.train.launch import world_size
 FOLDER = "measured"  # in the user's cache
 PART_SECONDS = 15.0  # that each of training, sampling and scoring takes at most, where an image takes less
 WALK_STEPS = 4  # of a walk that is timed
-MOST_WALKS = 100  # kinds of walks, more than the samplers have
+MAX_TRAJECTORIES = 100  # kinds of walks, more than the samplers have
 
-Walks = Annotated[dict[Word, Timed], Field(max_length=MOST_WALKS)]
+Walks = Annotated[dict[Word, ImageTime], Field(max_length=MAX_TRAJECTORIES)]
 
 
 class Measured(Section):
@@ -49,7 +49,7 @@ class Measured(Section):
 
     machine: Word
     batch: Annotated[int, Field(gt=0)]
-    step: Timed
+    step: ImageTime
     walks: Walks
     extractors: Walks
     missing: dict[Word, str]
@@ -87,7 +87,7 @@ def _measure(project: Project, plan: DenoiserPlan, device: torch.device) -> Meas
     shape = plan.network.image_size, plan.network.in_channels
     step = time_steps(project, plan, batch, PART_SECONDS, device)
     walks = time_walks(plan, walks_of(config), config.sample, PART_SECONDS, device)
-    extractors: dict[str, Timed] = {}
+    extractors: dict[str, ImageTime] = {}
     missing = {space.extractor: why for space in config.evaluate.spaces if (why := _why_not(space))}
     spaces = [space for space in config.evaluate.spaces if space.extractor not in missing]
     for space in spaces:
@@ -184,7 +184,7 @@ def _why_not(space: Space) -> str:
     spec = extractor_spec(space.extractor)
     if spec.needs and find_spec(spec.needs) is None:
         return f"{spec.needs} is not installed"
-    path = space.weights or cached(spec.weights)
+    path = space.weights or cached_path(spec.weights)
     if spec.weights.comes_along or path.is_file():
         return ""
     return f"its weights are not at {path}"

@@ -17,7 +17,7 @@ Work = Callable[[int, int], Sequence[float]]
 """Given how many images, and how often: the seconds of each time, or of as many as there are."""
 
 
-class Span(Section):
+class TimeRange(Section):
     """Seconds of one thing, measured several times: the median, the least and the most."""
 
     median: Seconds
@@ -29,27 +29,27 @@ class Span(Section):
         """That of so many times."""
         return cls(median=median(times), least=min(times), most=max(times))
 
-    def scaled(self, factor: float) -> "Span":
+    def scaled(self, factor: float) -> "TimeRange":
         """That of `factor` such things one after the other."""
-        return Span(median=factor * self.median, least=factor * self.least, most=factor * self.most)
+        return TimeRange(median=factor * self.median, least=factor * self.least, most=factor * self.most)
 
-    def __add__(self, other: "Span") -> "Span":
-        return Span(
+    def __add__(self, other: "TimeRange") -> "TimeRange":
+        return TimeRange(
             median=self.median + other.median, least=self.least + other.least, most=self.most + other.most
         )
 
 
-NOTHING = Span(median=0, least=0, most=0)
+NOTHING = TimeRange(median=0, least=0, most=0)
 
 
-class Timed(Section):
+class ImageTime(Section):
     """Seconds an image of work that was done on `images` images at a time."""
 
     images: Annotated[int, Field(gt=0)]
-    image: Span
+    image: TimeRange
 
 
-def timed(work: Work, most: int, seconds: float) -> Timed:
+def time_work(work: Work, most: int, seconds: float) -> ImageTime:
     """The time of work on up to `most` images at a time, measured in about so many seconds.
 
     More images are tried as long as their trial and one more would be done in time, were they to take as much
@@ -65,4 +65,4 @@ def timed(work: Work, most: int, seconds: float) -> Timed:
         images, took = more, work(more, 1)[0]
         spent += took
     repeats = min(REPEATS, 1 + int(max(0.0, seconds - spent) / max(took, 1e-9)))
-    return Timed(images=images, image=Span.of([took, *work(images, repeats)]).scaled(1 / images))
+    return ImageTime(images=images, image=TimeRange.of([took, *work(images, repeats)]).scaled(1 / images))

@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion.evaluate.config import EvaluateConfig
-from diffusion.evaluate.evaluate import common, score
+from diffusion.evaluate.adhoc_inputs import ScoringInputs
+from diffusion.evaluate.evaluate_config import EvaluateConfig
+from diffusion.evaluate.feature_cache import cached_features
 from diffusion.evaluate.features.extractors import load_extractor
-from diffusion.evaluate.features.reference import matching_reference, reference_of
-from diffusion.evaluate.kept import kept_features
-from diffusion.evaluate.pair import Pair
+from diffusion.evaluate.features.reference_features import make_reference_of, matching_reference
 from diffusion.evaluate.scores.scorer import Scorer
+from diffusion.evaluate.sweep_scores import score, shared_values
 from diffusion.layout import REFERENCE
 from diffusion.protocol.extractors import default_extractor
 from diffusion.system.devices import scoring_device
@@ -20,8 +20,8 @@ Progress = Callable[[int, int], None]
 SHARED = ("images", "extractor", "intervals")  # what a document says once, or by the name of the space
 
 
-def evaluate_pair(
-    pair: Pair,
+def score_images(
+    pair: ScoringInputs,
     *,
     extractor: str | None = None,
     weights: Path | None = None,
@@ -43,20 +43,22 @@ def evaluate_pair(
     loaded = load_extractor(name, weights, scoring_device(), weights_sha256)
     reference = None if heldout is None else matching_reference(REFERENCE, loaded, pair.split, pair.against)
     others = [] if reference is not None else [real, *([] if heldout is None else [heldout])]
-    *seen, features = kept_features(loaded, [*others, sample], batch_size, progress)
+    *seen, features = cached_features(loaded, [*others, sample], batch_size, progress)
     if reference is None:
-        reference = reference_of(loaded, real, seen[0], heldout, seen[1] if heldout is not None else None)
+        reference = make_reference_of(
+            loaded, real, seen[0], heldout, seen[1] if heldout is not None else None
+        )
     usual = EvaluateConfig()
     most = prc_images or usual.prc_images
     scorer = Scorer(reference, usual.intervals, most, loaded.device, prc_samples)
     return {
         "images": {"path": str(sample.path), "digest": sample.digest, "count": len(sample)},
-        **common(scorer, len(sample)),
+        **shared_values(scorer, len(sample)),
         **score(features, sample, scorer),
     }
 
 
-def in_spaces(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def merge_spaces(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One document of the same images in several feature spaces, the first one's its own.
 
     What is said of further ones stands in `spaces` by their extractors' names.
@@ -68,7 +70,7 @@ def in_spaces(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**first, "spaces": beside} if beside else first
 
 
-def refuse_what_lacks(given: Mapping[str, Mapping[str, Any]]) -> None:
+def check_extractors(given: Mapping[str, Mapping[str, Any]]) -> None:
     """Load the extractors but the first, each with what it is given, and let go of them.
 
     So what a further one lacks, as weights, is said before the first one works; errors as `load_extractor`.

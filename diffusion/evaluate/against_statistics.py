@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from diffusion.choice.certainty import CONFIDENCE, interval
-from diffusion.evaluate.config import EvaluateConfig
-from diffusion.evaluate.features.extract import Array
+from diffusion.evaluate.evaluate_config import EvaluateConfig
+from diffusion.evaluate.feature_cache import cached_features
+from diffusion.evaluate.features.extract import FeatureArray
 from diffusion.evaluate.features.extractors import exact_float32, load_extractor
-from diffusion.evaluate.features.reference import reference_of
-from diffusion.evaluate.kept import kept_features
-from diffusion.evaluate.published import PublishedStatistics
-from diffusion.evaluate.scores.published import AgainstPublished, PublishedTarget
+from diffusion.evaluate.features.reference_features import make_reference_of
+from diffusion.evaluate.scores.published_distance import PublishedDistance, PublishedTarget
 from diffusion.evaluate.scores.scorer import Scorer
-from diffusion.evaluate.scores.scores import statistics
+from diffusion.evaluate.scores.torch_fidelity_scores import statistics
+from diffusion.evaluate.statistics_file import PublishedStatistics
 from diffusion.images.store import ImageStore
 from diffusion.protocol.card import neighbour_card
 from diffusion.protocol.published import not_scored, statistics_card, why_not
@@ -30,7 +30,7 @@ FEWEST = 3  # images that an interval can be told of
 Progress = Callable[[int, int], None]
 
 
-def evaluate_against_statistics(
+def score_against_statistics(
     sample: ImageStore,
     published: PublishedStatistics,
     images: ImageStore | None = None,
@@ -51,7 +51,7 @@ def evaluate_against_statistics(
     spec, usual = published.spec, EvaluateConfig()
     loaded = load_extractor(spec.name, weights, scoring_device(), weights_sha256)
     stores = [sample] if images is None else [sample, images]
-    seen, *real = kept_features(loaded, stores, batch_size, progress)
+    seen, *real = cached_features(loaded, stores, batch_size, progress)
     card = statistics_card(
         sample.meta.get("card", {}), len(sample), published.facts, spec, loaded.weights_sha256
     )
@@ -59,7 +59,7 @@ def evaluate_against_statistics(
     if images is not None:
         reference |= {"images": len(images), "images_digest": images.digest}
         most = prc_images or usual.prc_images
-        of_images = reference_of(loaded, images, real[0])
+        of_images = make_reference_of(loaded, images, real[0])
         scorer = Scorer(of_images, usual.intervals, most, loaded.device, prc_samples)
         scores |= scorer.besides_distance(seen)
         card |= neighbour_card(len(sample), len(images), (scorer.most_samples, most))
@@ -75,10 +75,10 @@ def evaluate_against_statistics(
 
 
 @exact_float32()
-def _scores(features: Array, published: PublishedStatistics) -> dict[str, float]:
+def _scores(features: FeatureArray, published: PublishedStatistics) -> dict[str, float]:
     """The distance, its interval and its limit for ever more images, by name."""
     spec = published.spec
-    against = AgainstPublished(features, statistics(features), PublishedTarget(published))
+    against = PublishedDistance(features, statistics(features), PublishedTarget(published))
     scores = {spec.distance: against.distance, spec.limit: against.limit}
     if len(features) < FEWEST:
         return scores

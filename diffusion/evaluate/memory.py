@@ -33,7 +33,9 @@ def scoring_memory(
     return kept + computed + BASE
 
 
-def need_memory(spec: ExtractorSpec, sample: int, real: int, heldout: int = 0, labelled: bool = False) -> int:
+def require_memory(
+    spec: ExtractorSpec, sample: int, real: int, heldout: int = 0, labelled: bool = False
+) -> int:
     """The bytes of `scoring_memory`; DiffctlError where fewer are free."""
     needed, free = scoring_memory(spec, sample, real, heldout, labelled), machine_memory()[1]
     if needed > free:

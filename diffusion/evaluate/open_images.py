@@ -24,7 +24,7 @@ from diffusion.system.plain_files import open_plain
 LOSSY = (".jpg", ".jpeg", ".webp")
 IMAGES, LABELS = "arr_0", "arr_1"  # as OpenAI's evaluator calls them
 READ_ROWS, READ_BYTES = 256, 1 << 26  # files and pixels of them at a time, at most
-MOST_ROWS = 4096  # images of a stream that anything here asks for at a time
+MAX_ROWS = 4096  # images of a stream that anything here asks for at a time
 
 
 def is_store(path: Path) -> bool:
@@ -86,7 +86,7 @@ def streamed_npz(path: Path) -> ImageStore:
     DiffctlError as `open_images`.
     """
     array = _image_array(path)
-    _need_memory(path, min(MOST_ROWS, array.shape[0]) * math.prod(array.shape[1:]))
+    _need_memory(path, min(MAX_ROWS, array.shape[0]) * math.prod(array.shape[1:]))
     images = cast(Images, StreamedImages(array))
     return ImageStore(path, images, None, {"name": path.name, "digest": content_digest(images, None)})
 

@@ -30,7 +30,7 @@ PAPERS = {
     "edm": "Karras et al. 2022: CIFAR-10 and ImageNet at 64×64, by FID",
 }
 
-MOST_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 FROM_SAMPLING = ("model_sha256", "ema", "precision", "sampling_torch", "classifier_scale", "timesteps")
 
 Stated = Annotated[dict[Word, CardValue], Field(max_length=100)]
@@ -101,7 +101,7 @@ def open_paper(name: str) -> Paper:
         raise UsageError(
             f"there is no paper {printable(name)}: give one of {', '.join(PAPERS)}, or a YAML file of figures"
         )
-    return _parsed(read_plain_text(path, MOST_BYTES), printable(path))
+    return _parsed(read_plain_text(path, MAX_BYTES), printable(path))
 
 
 def all_papers() -> Iterator[Paper]:

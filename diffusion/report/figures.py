@@ -14,8 +14,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from numpy.typing import NDArray
 
 from diffusion.images.store import Images
-from diffusion.report.curve import Curve
 from diffusion.report.theme import LIGHT, LINES, MARKERS
+from diffusion.report.training_curve import TrainingCurve
 
 SIZE = (4.6, 3.2)  # inches: small, so that text stays readable where a phone shrinks the figure
 LEGEND_CHARACTERS = 56  # of a line above a figure of this width
@@ -42,7 +42,7 @@ STYLE: Any = {  # matplotlib types its settings' names one by one
 }
 
 
-class Point(NamedTuple):
+class CurvePoint(NamedTuple):
     """A cell's score, its confidence interval where it has one, and `each` that it is the mean of."""
 
     steps: int
@@ -52,7 +52,7 @@ class Point(NamedTuple):
     each: tuple[float, ...] = ()
 
 
-class Mark(NamedTuple):
+class PublishedMark(NamedTuple):
     """A published score beside a curve, at what an image of it costs."""
 
     x: int
@@ -60,7 +60,7 @@ class Mark(NamedTuple):
     is_comparable: bool
 
 
-class Offer(NamedTuple):
+class CostPoint(NamedTuple):
     """A cell by what an image costs and how good it is, and whether no other beats it in both."""
 
     evaluations: int
@@ -69,11 +69,11 @@ class Offer(NamedTuple):
 
 
 def score_curve(
-    points: Sequence[Point],
+    points: Sequence[CurvePoint],
     label: str,
     level: tuple[float, str] | None = None,
     x_label: str = "sampling steps",
-    marks: Sequence[Mark] = (),
+    marks: Sequence[PublishedMark] = (),
 ) -> Figure:
     """A score over the number of steps, or what `x_label` says; the lines in the order of the points.
 
@@ -112,14 +112,14 @@ def score_curve(
     return figure
 
 
-def _draw_each(axes: Axes, line: Sequence[Point], colour: str) -> None:
+def _draw_each(axes: Axes, line: Sequence[CurvePoint], colour: str) -> None:
     """What the points of a line are means of, as small dots."""
     dots = [(point.steps, value) for point in line for value in point.each]
     if dots:
         axes.plot(*zip(*dots, strict=True), ".", color=colour, markersize=5, alpha=0.55)
 
 
-def _draw_marks(axes: Axes, marks: Sequence[Mark], comparable: bool) -> None:
+def _draw_marks(axes: Axes, marks: Sequence[PublishedMark], comparable: bool) -> None:
     axes.plot(
         [mark.x for mark in marks],
         [mark.value for mark in marks],
@@ -131,7 +131,7 @@ def _draw_marks(axes: Axes, marks: Sequence[Mark], comparable: bool) -> None:
     )
 
 
-def front(offers: Sequence[Offer], label: str, level: tuple[float, str] | None = None) -> Figure:
+def front(offers: Sequence[CostPoint], label: str, level: tuple[float, str] | None = None) -> Figure:
     """Every cell by its cost, in order; the front as steps of what a budget buys; `level` as in a curve."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes()
@@ -146,11 +146,11 @@ def front(offers: Sequence[Offer], label: str, level: tuple[float, str] | None =
     return figure
 
 
-def _coordinates(offers: Sequence[Offer]) -> tuple[list[int], list[float]]:
+def _coordinates(offers: Sequence[CostPoint]) -> tuple[list[int], list[float]]:
     return [offer.evaluations for offer in offers], [offer.value for offer in offers]
 
 
-def loss_curve(curve: Curve) -> Figure:
+def loss_curve(curve: TrainingCurve) -> Figure:
     """The training loss as logged (thin) and its moving average (thick), the held-out losses with markers.
 
     On a logarithmic axis where all are above 0.

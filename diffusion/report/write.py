@@ -10,10 +10,10 @@ from diffusion.protocol.card import differing
 from diffusion.protocol.cells import open_cells
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores import ScoresDocument, read_scores
-from diffusion.report.content import Inputs, draw, page_content
-from diffusion.report.curve import read_curve
 from diffusion.report.figures import as_png
+from diffusion.report.page_content import ReportInputs, draw, page_content
 from diffusion.report.render import render
+from diffusion.report.training_curve import read_curve
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import atomic_folder
 
@@ -40,17 +40,19 @@ def write_report(
     return out / "index.html"
 
 
-def page_beside_seeds(inputs: Inputs, others: Sequence[ScoresDocument]) -> str:
+def page_with_seeds(inputs: ReportInputs, others: Sequence[ScoresDocument]) -> str:
     """The report's page with what other trainings of the setting score, which a stage cannot depend on."""
     return render(TEMPLATE, **page_content(inputs, draw(inputs), others))
 
 
-def read_inputs(config: Config, samples: Path, scores: Path, prepared: Path, loss_curve: Path) -> Inputs:
+def read_inputs(
+    config: Config, samples: Path, scores: Path, prepared: Path, loss_curve: Path
+) -> ReportInputs:
     """What a report is made of, as `write_report` says it."""
     document = read_scores(scores)
     cells = open_cells(config.sample, config.sweep, samples)
     _refuse_other_samples(document, cells)
-    return Inputs(
+    return ReportInputs(
         config,
         document,
         cells,

@@ -15,13 +15,13 @@ from diffusion.process.noise import ImageNoise
 from diffusion.process.process import Process
 from diffusion.process.registry import PROCESSES, build_process
 from diffusion.protocol.spacing import spaced_timesteps
-from diffusion.show import text
+from diffusion.show import text_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 8  # times at which an image is shown
-MOST_SIDE = 256  # pixels: a larger image is made smaller, as it would be on the page
+MAX_SIDE = 256  # pixels: a larger image is made smaller, as it would be on the page
 
 
 class Schedule(NamedTuple):
@@ -91,15 +91,15 @@ class Forward:
             snr = [f"{schedule.log_snr[t]:.2f}" for schedule in self.schedules.values()]
             rows.append([str(t), *bar, *snr])
         lines = [
-            *text.plot(bars, width, about="ᾱ by t"),
+            *text_table.plot(bars, width, about="ᾱ by t"),
             "",
-            *text.plot(ratios, width, about="log SNR by t"),
+            *text_table.plot(ratios, width, about="log SNR by t"),
             "",
-            *text.columns(rows, len(rows[0])),
+            *text_table.columns(rows, len(rows[0])),
             "",
         ]
         for name, images in self.noised.items():
-            lines += text.strip(images, [f"{name}, t = {t}" for t in self.times], width)
+            lines += text_table.strip(images, [f"{name}, t = {t}" for t in self.times], width)
         return lines
 
     def values(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def schedule_of(process: Process) -> Schedule:
 def shrunk(image: Images) -> Images:
     """The image (H, W, C) with sides of at most MOST_SIDE pixels."""
     picture = to_pil(image)
-    picture.thumbnail((MOST_SIDE, MOST_SIDE))
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
     return np.asarray(picture, dtype=np.uint8).reshape(picture.height, picture.width, image.shape[2])
 
 

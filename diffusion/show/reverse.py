@@ -15,7 +15,7 @@ from diffusion.protocol.grid import axes_of, spoken
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings, generate
 from diffusion.sample.sampler import Step
-from diffusion.show import text
+from diffusion.show import text_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,9 +67,9 @@ class Reverse:
         """Both rows in shades, and the image."""
         lines = [f"image {self.index} of seed {self.settings.seed}, {self._how()}", ""]
         titles = [f"t = {t}" for t in self.times]
-        lines += text.strip(self.x, [f"x, {title}" for title in titles], width)
-        lines += text.strip(self.x0_hat, [f"x̂_0, {title}" for title in titles], width)
-        return lines + text.strip(self.image[None], ["the image"], width)
+        lines += text_table.strip(self.x, [f"x, {title}" for title in titles], width)
+        lines += text_table.strip(self.x0_hat, [f"x̂_0, {title}" for title in titles], width)
+        return lines + text_table.strip(self.image[None], ["the image"], width)
 
     def values(self) -> dict[str, Any]:
         """The settings, the times, and all images as nested lists of their bytes."""

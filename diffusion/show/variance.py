@@ -18,14 +18,14 @@ from diffusion.process.registry import build_process
 from diffusion.process.time_grid import Grid
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.generate import model_denoiser
-from diffusion.show import text
+from diffusion.show import text_table
 from diffusion.system.errors import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LOOKS = 40  # times at which a model is asked, at most
+MAX_STEPS = 40  # times at which a model is asked, at most
 LOG_BELOW = 0.1  # of β̃/β, whose variances then need a logarithmic axis
 SHARES = (0.1, 0.5, 0.9)  # of the pixels, whose f are below the three lines that are drawn
 
@@ -97,7 +97,7 @@ class Variance:
     @property
     def _is_long(self) -> bool:
         """Whether the walk takes so many of the times that small ones need a logarithmic axis to be seen."""
-        return len(self.times) > LOOKS
+        return len(self.times) > MAX_STEPS
 
     def _bands(self, axes: "Axes", bands: NDArray[np.float64]) -> None:
         """The median as a line within the middle of the pixels."""
@@ -116,12 +116,12 @@ class Variance:
         if self.learned is not None:
             curves["Σ, median"] = (x[self.seen], self.learned[1])
         about = f"variance over β by t{' + 1' * self._is_long}"
-        lines = text.plot(curves, width, log_x=self._is_long, about=about)
-        return [*lines, "", *text.columns(self._rows(), 6 if self.fractions is not None else 2)]
+        lines = text_table.plot(curves, width, log_x=self._is_long, about=about)
+        return [*lines, "", *text_table.columns(self._rows(), 6 if self.fractions is not None else 2)]
 
     def _rows(self) -> list[list[str]]:
         """The table, with about a dozen of the steps."""
-        seen = looks(len(self.times)) if self.seen is None else self.seen
+        seen = shown_steps(len(self.times)) if self.seen is None else self.seen
         picked = np.unique(np.linspace(0, len(seen) - 1, 12).round().astype(int))
         heads = ["t", "β̃/β"] + (
             ["Σ/β", "f, lowest 10%", "median", "highest 10%"] if self.seen is not None else []
@@ -147,13 +147,13 @@ class Variance:
         return made
 
 
-def walk_of(config: ProcessConfig, steps: int | None, spacing: str) -> Grid:
+def make_grid(config: ProcessConfig, steps: int | None, spacing: str) -> Grid:
     """The grid of that many steps, all of the process's times by default."""
     process = build_process(config)
     return process.grid(spaced_timesteps(spacing, steps or process.timesteps, process.timesteps))
 
 
-def bounds(grid: Grid) -> Variance:
+def variance_bounds(grid: Grid) -> Variance:
     """β̃/β along the grid, with no model."""
     return Variance(grid.times.numpy(), (grid.posterior_variance / grid.betas).numpy())
 
@@ -180,7 +180,7 @@ def learned_variance(
     x_0 = to_model(to_nchw(images)).to(device)
     shape = (x_0.shape[1], x_0.shape[2], x_0.shape[3])
     noise = ImageNoise(seed, range(len(images)), shape).draw().to(device)
-    seen, found = looks(len(grid)), []
+    seen, found = shown_steps(len(grid)), []
     for done, step in enumerate(seen.tolist(), start=1):
         t = grid.times[step]
         with torch.no_grad():
@@ -189,11 +189,11 @@ def learned_variance(
         found.append(np.quantile(said.variance_fraction.float().cpu().numpy(), SHARES))
         if progress:
             progress(done, len(seen))
-    known = bounds(grid)
+    known = variance_bounds(grid)
     return Variance(known.times, known.small, seen, np.stack(found, axis=1))
 
 
-def looks(steps: int) -> NDArray[np.int64]:
+def shown_steps(steps: int) -> NDArray[np.int64]:
     """Which of a walk's steps are looked at: all of a few, else more of the first, as on a log axis."""
-    spread = np.geomspace(1, steps, LOOKS).round().astype(np.int64) - 1
-    return np.arange(steps) if steps <= LOOKS else np.unique(spread)
+    spread = np.geomspace(1, steps, MAX_STEPS).round().astype(np.int64) - 1
+    return np.arange(steps) if steps <= MAX_STEPS else np.unique(spread)

@@ -35,7 +35,7 @@ class Field:
 
 def text() -> str:
     """The page."""
-    from diffusion.check.schema import params_schema
+    from diffusion.check.params_schema import params_schema
 
     schema = params_schema()
     definitions = schema["$defs"]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli.commands.profiles import use
-from diffusion.check.adopt import adopt
+from diffusion.check.adopt_protocol import adopt_protocol
 from diffusion.config import Config, load, parse
 from diffusion.layout import PARAMS
 from diffusion.protocol.protocols import PROTOCOLS, departed
@@ -125,7 +125,9 @@ def test_dependent_fields_follow():
         "sweep": {"guidance": [1.0, 2.0], "noise": ["learned", "small"]},
         "evaluate": {"also": ["inception-v3-compat", "effnet-lite0-96"]},
     }
-    found = {one.field: (one.new, one.source) for one in adopt("ddim", values(made(changed))).changes}
+    found = {
+        one.field: (one.new, one.source) for one in adopt_protocol("ddim", values(made(changed))).changes
+    }
     assert found["process.t_sampler"] == ("uniform", "process.loss is simple")
     assert found["sample.noise"] == ("small", "process.variance is small")
     assert found["sweep.noise"] == (["small"], "process.variance is small")
@@ -182,7 +184,7 @@ def test_result_is_valid_idempotent_and_differs_only_in_the_listed_fields(change
         before = values(made(changed))
     except UsageError:
         return
-    found = adopt(name, before)
+    found = adopt_protocol(name, before)
     after = {key: dict(one) if isinstance(one, dict) else one for key, one in before.items()}
     for change in found.changes:
         section, key = change.field.split(".")
@@ -191,4 +193,4 @@ def test_result_is_valid_idempotent_and_differs_only_in_the_listed_fields(change
     config = parse(parse_yaml(yaml.safe_dump(after)), "test")
     left = {one.field for one in found.left} - {"evaluate.extractor"}
     assert {one.field for one in departed(name, values(config))} == left
-    assert adopt(name, values(config)) == (found.changes[:0], found.left)
+    assert adopt_protocol(name, values(config)) == (found.changes[:0], found.left)

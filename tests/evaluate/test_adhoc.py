@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from cli import main
 from diffusion.evaluate import adhoc
-from diffusion.evaluate.adhoc import evaluate_pair
-from diffusion.evaluate.features.reference import make_reference
+from diffusion.evaluate.adhoc import score_images
+from diffusion.evaluate.adhoc_inputs import open_inputs
+from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.evaluate.open_images import open_images
-from diffusion.evaluate.pair import open_pair
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores import as_values
@@ -45,7 +45,7 @@ def root(tmp_path_factory):
 
 def scored(path, against, split="train", **options):
     """Return the scores document."""
-    return evaluate_pair(open_pair(Path(path), Path(against), split), **options)
+    return score_images(open_inputs(Path(path), Path(against), split), **options)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_images_of_another_size_are_refused(root, tmp_path):
     larger = np.zeros((4, 16, 16, 1), np.uint8)
     write_store(tmp_path / "larger", larger, None, {"name": "larger"})
     with pytest.raises(DiffctlError, match="16×16"):
-        open_pair(tmp_path / "larger", root / "prepared")
+        open_inputs(tmp_path / "larger", root / "prepared")
 
 
 @pytest.mark.parametrize("form", ["npz", "folder"])
@@ -121,7 +121,7 @@ def test_fewer_than_two_images_are_refused_on_either_side(root, tmp_path, form):
         Image.fromarray(image[:, :, 0]).save(path / "a.png")
     for pair in ((path, root / "prepared"), (root / "cell.npz", path)):
         with pytest.raises(DiffctlError, match=rf"at least 2 images, and .*{path.name} has 1"):
-            open_pair(*pair)
+            open_inputs(*pair)
 
 
 IMAGES = np.zeros((2, 8, 8, 1), np.uint8)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffusion.evaluate.features.extract import Features, extract
-from diffusion.evaluate.features.reference import Reference
+from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.system.errors import DiffctlError

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion.evaluate.validation import Checkpoints
+from diffusion.evaluate.training_scores import ScoredCheckpoints
 from diffusion.images.store import open_store
 from diffusion.model.model_file import load_model, tensors_sha256
 from diffusion.train.identity import result_of
@@ -28,7 +28,7 @@ def state(digits_store: Path) -> TrainState:
 
 def add_all(folder: Path, keep: str | int, state: TrainState) -> list[list[int]]:
     """Add every step and return the steps that each call dropped."""
-    checkpoints = Checkpoints(folder, keep, "kd", CARD)
+    checkpoints = ScoredCheckpoints(folder, keep, "kd", CARD)
     return [
         checkpoints.add(step, {"kd": value}, state.ema, result_of(state.plan))[1]
         for step, value in SCORES.items()
@@ -54,19 +54,23 @@ def test_keep_best_last_or_every_k_steps(
     assert kept(tmp_path) == stay
     assert add_all(tmp_path, keep, state)[-1] == [], "a replay changes nothing"
     assert kept(tmp_path) == stay
-    assert Checkpoints(tmp_path, keep, "kd", CARD).scores() == {step: {"kd": v} for step, v in SCORES.items()}
+    assert ScoredCheckpoints(tmp_path, keep, "kd", CARD).scores() == {
+        step: {"kd": v} for step, v in SCORES.items()
+    }
 
 
 def test_scores_of_another_protocol_are_ignored(tmp_path: Path, state: TrainState) -> None:
     add_all(tmp_path, "best", state)
-    other = Checkpoints(tmp_path, "best", "kd", {"num_images": 40})
+    other = ScoredCheckpoints(tmp_path, "best", "kd", {"num_images": 40})
     assert other.scores() == {}
     assert other.add(50, {"kd": 9.0}, state.ema, result_of(state.plan))[1] == [20]
     assert kept(tmp_path) == [50]
 
 
 def test_kept_checkpoint_is_a_model_file(tmp_path: Path, state: TrainState) -> None:
-    path, _ = Checkpoints(tmp_path, "best", "kd", CARD).add(10, {"kd": 1.0}, state.ema, result_of(state.plan))
+    path, _ = ScoredCheckpoints(tmp_path, "best", "kd", CARD).add(
+        10, {"kd": 1.0}, state.ema, result_of(state.plan)
+    )
     assert path is not None
     model = load_model(path)
     changes = {"step": 10, "weights_sha256": tensors_sha256(state.ema.state_dict())}

@@ -10,9 +10,9 @@ from efficientnet_lite_pytorch import EfficientNet
 
 from diffusion.code import code_of
 from diffusion.evaluate.features.extract import extract
+from diffusion.evaluate.features.extractor_weights import read_weights
 from diffusion.evaluate.features.extractors import load_extractor
-from diffusion.evaluate.features.reference import extraction_code
-from diffusion.evaluate.features.weights import read_weights
+from diffusion.evaluate.features.reference_features import extraction_code
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION, extractor_spec
 from diffusion.system.errors import DiffctlError
 from tests.helpers.digits_sweep import effnet, real_digits
@@ -77,7 +77,7 @@ def test_extraction_code_contains_only_the_chosen_extractor():
     assert len(set(codes)) == len(codes)
     assert codes[0] == extraction_code(EXTRACTORS["effnet-lite0-64"])
     ours, theirs = (
-        set(code_of("diffusion.evaluate.features.reference", spec.module))
+        set(code_of("diffusion.evaluate.features.reference_features", spec.module))
         for spec in (EXTRACTORS["effnet-lite0-64"], INCEPTION)
     )
     assert ours ^ theirs == {"diffusion.evaluate.features.effnet", "diffusion.evaluate.features.inception"}

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.evaluate.scores.floor import fit_line, floor_at
-from diffusion.evaluate.scores.frechet import Projected, Target
-from diffusion.evaluate.scores.scores import frechet_distance, statistics
+from diffusion.evaluate.scores.frechet import ProjectedSample, Target
+from diffusion.evaluate.scores.torch_fidelity_scores import frechet_distance, statistics
 
 
 def normal(seed, count, dimension, scale=1.0):
@@ -20,14 +20,14 @@ def normal(seed, count, dimension, scale=1.0):
 def test_distance_equals_torch_fidelity(seed, count, real_count, dimension):
     sample, real = normal(seed, count, dimension, 1.5), normal(seed + 1, real_count, dimension)
     want = frechet_distance(statistics(sample), statistics(real))
-    assert Projected(sample, Target(real)).distance == pytest.approx(want, rel=1e-4, abs=1e-4)
+    assert ProjectedSample(sample, Target(real)).distance == pytest.approx(want, rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize(("count", "real_count"), [(10, 15), (10, 200), (60, 15), (60, 200), (3, 2)])
 def test_leave_one_out_is_exact(count, real_count):
     sample, target = normal(0, count, 12, 2.0), Target(normal(1, real_count, 12))
-    want = [Projected(np.delete(sample, i, axis=0), target).distance for i in range(count)]
-    got = Projected(sample, target).leave_one_out()
+    want = [ProjectedSample(np.delete(sample, i, axis=0), target).distance for i in range(count)]
+    got = ProjectedSample(sample, target).leave_one_out()
     np.testing.assert_allclose(got, want, rtol=1e-5)
     np.testing.assert_allclose(got - got.mean(), want - np.mean(want), atol=1e-5 * np.mean(want))
 
@@ -40,25 +40,25 @@ def test_leave_one_out_is_exact_around_n_equal_to_d(decay):
     for count in [3, 10, 30, 36, 42, 58, *range(61, 68), 70, 100]:
         sample = (1.2 * scale * rng.normal(size=(count, 64))).astype(np.float32)
         rows = np.unique(np.linspace(0, count - 1, 20, dtype=int))
-        want = [Projected(np.delete(sample, i, axis=0), target).distance for i in rows]
-        got = Projected(sample, target).leave_one_out()
+        want = [ProjectedSample(np.delete(sample, i, axis=0), target).distance for i in rows]
+        got = ProjectedSample(sample, target).leave_one_out()
         assert np.abs(got[rows] - want).max() < 0.01 * np.std(want), count
 
 
 def test_leave_one_out_is_exact_for_duplicates():
     sample, target = np.repeat(normal(0, 20, 32, 2.0), 2, axis=0), Target(normal(1, 200, 32))
-    want = [Projected(np.delete(sample, i, axis=0), target).distance for i in range(40)]
-    np.testing.assert_allclose(Projected(sample, target).leave_one_out(), want, rtol=1e-6)
+    want = [ProjectedSample(np.delete(sample, i, axis=0), target).distance for i in range(40)]
+    np.testing.assert_allclose(ProjectedSample(sample, target).leave_one_out(), want, rtol=1e-6)
 
 
 def test_subset_distance_equals_its_own():
     sample, target, rows = normal(0, 50, 6), Target(normal(1, 80, 6)), np.array([3, 9, 11, 40, 41])
-    whole = Projected(sample, target)
-    assert whole.distance_of(rows) == pytest.approx(Projected(sample[rows], target).distance, rel=1e-7)
+    whole = ProjectedSample(sample, target)
+    assert whole.distance_of(rows) == pytest.approx(ProjectedSample(sample[rows], target).distance, rel=1e-7)
 
 
 def test_equal_images_have_a_finite_distance():
-    same = Projected(np.ones((5, 4), np.float32), Target(normal(1, 30, 4)))
+    same = ProjectedSample(np.ones((5, 4), np.float32), Target(normal(1, 30, 4)))
     assert np.isfinite(same.distance)
     np.testing.assert_allclose(same.leave_one_out(), same.distance)
 
@@ -66,7 +66,7 @@ def test_equal_images_have_a_finite_distance():
 def test_line_fit_approaches_the_limit():
     sample, target = normal(0, 20_000, 12, 1.3), Target(normal(1, 20_000, 12))
     truth = 12 * (0.3**2 + 0.3**2)
-    few = Projected(sample[:1000], target)
+    few = ProjectedSample(sample[:1000], target)
     assert abs(fit_line(few).limit - truth) < abs(few.distance - truth)
     assert fit_line(few).limit == pytest.approx(truth, rel=0.1)
 

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from diffusion.evaluate.features.extract import extract
 from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.evaluate.features.inception import torch_fidelity_network
-from diffusion.evaluate.features.reference import build_reference
+from diffusion.evaluate.features.reference_features import build_reference
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.extractors import INCEPTION, INCEPTION_SPATIAL
-from diffusion.report.tables import short_names
+from diffusion.report.score_tables import short_names
 from tests.helpers.digits_sweep import real_digits
 from tests.helpers.inception import write_random_inception
 

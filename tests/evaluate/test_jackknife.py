@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from diffusion.evaluate.scores.frechet import Projected, Target, _singular_sums_without_each
+from diffusion.evaluate.scores.frechet import ProjectedSample, Target, _singular_sums_without_each
 from diffusion.evaluate.scores.jackknife import Interactions, grouped, image_errors
-from diffusion.evaluate.scores.kernel import Kernel, Kernels, interactions
+from diffusion.evaluate.scores.kernel_distance import Kernel, Kernels, interactions
 from diffusion.evaluate.scores.spectral import root_sum_interactions
 from diffusion.protocol.scoring import GROUPS
 
@@ -52,7 +52,7 @@ def test_corrected_variance_matches_random_matrices(count, dimension):
     target.root = np.eye(dimension)
     sums, said = [], []
     for draw in range(400):
-        projected = Projected(rng.normal(size=(count, dimension)).astype(np.float32), target)
+        projected = ProjectedSample(rng.normal(size=(count, dimension)).astype(np.float32), target)
         values = projected._spectrum.kept
         sums.append(np.sqrt(values).sum())
         if draw < 20:

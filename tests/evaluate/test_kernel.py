@@ -4,8 +4,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.evaluate.scores import kernel
-from diffusion.evaluate.scores.kernel import Kernel, kernel_distance, kernels, leave_one_out, own_sums
+from diffusion.evaluate.scores import kernel_distance as kernel
+from diffusion.evaluate.scores.kernel_distance import (
+    Kernel,
+    kernel_distance,
+    kernels,
+    leave_one_out,
+    own_sums,
+)
 from diffusion.protocol.scoring import SEED, SUBSETS, subset_size
 
 

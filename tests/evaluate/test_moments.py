@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.evaluate.scores import moments, scores
-from diffusion.evaluate.scores.frechet import Projected, Target
+from diffusion.evaluate.scores import moments, torch_fidelity_scores
+from diffusion.evaluate.scores.frechet import ProjectedSample, Target
 
 
 def normal(seed, count, dimension, scale=1.0):
@@ -43,7 +43,7 @@ def test_moments_are_independent_of_the_block_size(seed, count, block):
 def test_large_reference_is_converted_in_blocks(monkeypatch):
     """Blocks give the same statistics, and no block is larger than the limit."""
     real, sample = normal(1, 5000, 8), normal(2, 60, 8, 1.1)
-    whole, statistics = Target(real), scores.statistics(real)
+    whole, statistics = Target(real), torch_fidelity_scores.statistics(real)
     seen = []
 
     def watched(features):
@@ -51,15 +51,15 @@ def test_large_reference_is_converted_in_blocks(monkeypatch):
         return of_block(features)
 
     of_block = moments._of_block
-    for module in (moments, scores):
+    for module in (moments, torch_fidelity_scores):
         monkeypatch.setattr(module, "BLOCK", 512)
     monkeypatch.setattr(moments, "_of_block", watched)
-    blocks, other = Target(real), scores.statistics(real)
+    blocks, other = Target(real), torch_fidelity_scores.statistics(real)
     assert max(seen) == 512
     assert sum(seen) == 2 * len(real)
     assert blocks.trace == pytest.approx(whole.trace, rel=1e-10)
-    want = Projected(sample, whole).distance
-    assert Projected(sample, blocks).distance == pytest.approx(want, rel=1e-10)
+    want = ProjectedSample(sample, whole).distance
+    assert ProjectedSample(sample, blocks).distance == pytest.approx(want, rel=1e-10)
     np.testing.assert_array_equal(other.mu, statistics.mu)
     np.testing.assert_allclose(other.sigma, statistics.sigma, rtol=1e-10, atol=1e-12)
 
@@ -69,6 +69,6 @@ def test_statistics_equal_torch_fidelity():
 
     features = normal(0, 200, 6)
     want = fid_features_to_statistics(torch.from_numpy(features))
-    got = scores.statistics(features)
+    got = torch_fidelity_scores.statistics(features)
     np.testing.assert_array_equal(got.mu, want["mu"])
     np.testing.assert_array_equal(got.sigma, want["sigma"])

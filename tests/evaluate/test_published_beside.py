@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from diffusion.check.findings import Project
-from diffusion.check.machine import check_weights
+from diffusion.check.machine_checks import check_weights
 from diffusion.choice.gate import clash
-from diffusion.evaluate import evaluate as stage
-from diffusion.evaluate.features.reference import make_reference
+from diffusion.evaluate import sweep_scores as stage
+from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.protocol.scores import as_values
 from diffusion.system.errors import UsageError
 from tests.helpers.digits_sweep import make_config, score_sweep, write_prepared, write_sweep

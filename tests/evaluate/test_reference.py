@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from diffusion.evaluate.features.extract import extract
 from diffusion.evaluate.features.extractors import Extractor
-from diffusion.evaluate.features.reference import (
+from diffusion.evaluate.features.reference_features import (
     build_reference,
     extraction_code,
     make_reference,

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.evaluate.adhoc import evaluate_pair
-from diffusion.evaluate.config import EvaluateConfig
+from diffusion.evaluate.adhoc import score_images
+from diffusion.evaluate.adhoc_inputs import open_inputs
+from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extract import Features, extract
-from diffusion.evaluate.features.reference import Reference
-from diffusion.evaluate.pair import open_pair
-from diffusion.evaluate.scores import classes
+from diffusion.evaluate.features.reference_features import Reference
+from diffusion.evaluate.scores import class_scores
 from diffusion.evaluate.scores.scorer import Scorer
-from diffusion.evaluate.validation import ScoredImages, ValidationScorer
+from diffusion.evaluate.training_scores import ValidationImages, ValidationScorer
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.scoring import subset_size
@@ -104,7 +104,7 @@ def test_scoring_during_training_disables_tf32(tf32, digits_store):
     module, real = extractor.module, extract(extractor, images[:20])
     module.register_forward_pre_hook(lambda *_: tf32.append(("extracting", torch.backends.cudnn.allow_tf32)))
     state = new_state(plan_of(open_store(digits_store)), torch.device("cpu"))
-    few = ScoredImages(SampleSettings(steps=2), count=8, batch_size=8)
+    few = ValidationImages(SampleSettings(steps=2), count=8, batch_size=8)
     validation = ValidationScorer(few, extractor, Reference(META, real.features, real), EvaluateConfig())
     scores = validation.scores(state.ema, state.plan, lambda done, total: None)
     assert {"precision_effnet_lite0_64", "memorisation"} <= scores.keys()
@@ -114,7 +114,7 @@ def test_scoring_during_training_disables_tf32(tf32, digits_store):
 @pytest.mark.parametrize(("limit", "targets"), [(128, 4), (3, 5), (0, 8)])
 def test_class_targets_are_computed_once(monkeypatch, limit, targets):
     """Two samples of four classes: one Gaussian for each class within the limit, two for each other one."""
-    made, compute, names = [], classes.Target, [*"abcd"]
+    made, compute, names = [], class_scores.Target, [*"abcd"]
 
     def scorer_of_classes():
         labels = np.arange(200) % 4
@@ -125,8 +125,8 @@ def test_class_targets_are_computed_once(monkeypatch, limit, targets):
 
     samples = [made_up(60, seed=seed) for seed in (2, 3)]
     want = [scorer_of_classes().classes(sample, np.arange(60) % 4, names) for sample in samples]
-    monkeypatch.setattr(classes, "TARGETS", limit)
-    monkeypatch.setattr(classes, "Target", lambda features: made.append(1) or compute(features))
+    monkeypatch.setattr(class_scores, "TARGETS", limit)
+    monkeypatch.setattr(class_scores, "Target", lambda features: made.append(1) or compute(features))
     one = scorer_of_classes()
     assert [one.classes(sample, np.arange(60) % 4, names) for sample in samples] == want
     assert len(made) == targets
@@ -163,7 +163,7 @@ def test_scores_equal_torch_fidelity(tmp_path):
     ours, real = images[:100], images[100:250]
     np.savez(tmp_path / "ours.npz", ours)
     write_store(tmp_path / "real", real, None, {"name": "real"})
-    got = evaluate_pair(open_pair(tmp_path / "ours.npz", tmp_path / "real"))["scores"]
+    got = score_images(open_inputs(tmp_path / "ours.npz", tmp_path / "real"))["scores"]
     want = calculate_metrics(
         input1=Tensors(ours),
         input2=Tensors(real),

@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
 from diffusion.evaluate.features.extract import extract
-from diffusion.evaluate.scores.scores import Statistics, frechet_distance, inception_score, statistics
+from diffusion.evaluate.scores.torch_fidelity_scores import (
+    Statistics,
+    frechet_distance,
+    inception_score,
+    statistics,
+)
 from tests.helpers.digits_sweep import effnet, real_digits
 
 

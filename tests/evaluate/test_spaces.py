@@ -8,10 +8,10 @@ from collections import Counter
 import pytest
 
 from diffusion.choice.spaces import all_spaces, seen_by
-from diffusion.evaluate import evaluate as stage
-from diffusion.evaluate.config import EvaluateConfig
-from diffusion.evaluate.evaluate import write_scores
-from diffusion.evaluate.features.reference import make_reference
+from diffusion.evaluate import sweep_scores as stage
+from diffusion.evaluate.evaluate_config import EvaluateConfig
+from diffusion.evaluate.features.reference_features import make_reference
+from diffusion.evaluate.sweep_scores import write_scores
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION, INCEPTION_SPATIAL
 from diffusion.protocol.scores import ScoresDocument, as_values, read_scores
 from diffusion.system.documents import parse_document

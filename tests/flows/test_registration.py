@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from diffusion.choice.gate import CODE_VERSIONS
-from diffusion.evaluate.evaluate import evaluate
-from diffusion.evaluate.features.reference import make_reference
+from diffusion.evaluate.features.reference_features import make_reference
+from diffusion.evaluate.sweep_scores import evaluate
 from diffusion.images.store import open_store
 from diffusion.layout import CELL_RUNS, MODEL, MODEL_RUNS, PREPARED, REFERENCE, RUN, SAMPLES, SCORES
 from diffusion.model.model_file import save_artefact

@@ -6,8 +6,8 @@ import torch
 
 from diffusion.evaluate.features.extract import extract
 from diffusion.evaluate.features.extractors import load_extractor
-from diffusion.evaluate.scores.kernel import Kernel, kernel_distance, kernels, own_sums, subsets
-from diffusion.evaluate.scores.scores import frechet_distance, statistics
+from diffusion.evaluate.scores.kernel_distance import Kernel, kernel_distance, kernels, own_sums, subsets
+from diffusion.evaluate.scores.torch_fidelity_scores import frechet_distance, statistics
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.precision import settled
 from diffusion.protocol.settings import SampleSettings

@@ -3,8 +3,8 @@
 import numpy as np
 
 from diffusion.config import parse
-from diffusion.evaluate.evaluate import evaluate
 from diffusion.evaluate.features.extractors import load_extractor
+from diffusion.evaluate.sweep_scores import evaluate
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.cells import open_cells
 from diffusion.protocol.grid import cell_settings, grid, settings_card

@@ -12,13 +12,13 @@ import tempfile
 
 import cli.main
 import diffusion.config
-import diffusion.evaluate.pair
+import diffusion.evaluate.adhoc_inputs
 import flows.local
 import tracking.registry
 
 LIGHT = (
     diffusion.config,
-    diffusion.evaluate.pair,
+    diffusion.evaluate.adhoc_inputs,
     flows.local,
     tracking.registry,
 )  # loaded once for all commands

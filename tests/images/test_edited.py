@@ -10,8 +10,8 @@ from cli.stages import bodies, classifier
 from diffusion.analysis.given import fitting_store
 from diffusion.check import check
 from diffusion.config import load
-from diffusion.evaluate.adhoc import evaluate_pair
-from diffusion.evaluate.pair import open_pair
+from diffusion.evaluate.adhoc import score_images
+from diffusion.evaluate.adhoc_inputs import open_inputs
 from diffusion.images import verified
 from diffusion.images.store import open_store, write_store
 from diffusion.layout import MODEL, PREPARED, SAMPLES, SCORES
@@ -70,14 +70,14 @@ def look() -> None:
 OF_CELL: dict[str, Callable[[], object]] = {
     "evaluate": bodies.evaluate,
     "report": bodies.report,
-    "evaluate PATH": lambda: evaluate_pair(open_pair(CELL, PREPARED)),
+    "evaluate PATH": lambda: score_images(open_inputs(CELL, PREPARED)),
 }
 OF_DATA: dict[str, Callable[[], object]] = {
     "reference": bodies.reference,
     "train": lambda: bodies.train(fresh=False, keep=False),
     "classifier": lambda: classifier.classifier(fresh=False, keep=False),
     "nll, encode, interpolate": lambda: fitting_store(PREPARED / "train", read_artefact(MODEL)),
-    "evaluate PATH": lambda: evaluate_pair(open_pair(CELL, PREPARED)),
+    "evaluate PATH": lambda: score_images(open_inputs(CELL, PREPARED)),
     "check": look,
 }
 

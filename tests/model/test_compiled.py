@@ -12,7 +12,7 @@ import torch
 
 from cli.commands.writers import frames_of
 from diffusion.evaluate.features.extractors import load_extractor
-from diffusion.evaluate.validation import ScoredImages, ValidationScorer
+from diffusion.evaluate.training_scores import ValidationImages, ValidationScorer
 from diffusion.images.pixels import to_nhwc
 from diffusion.model import compiled as module
 from diffusion.model import precision
@@ -212,7 +212,7 @@ def test_many_images_of_the_command_are_made_compiled(compilations, rule) -> Non
 def test_many_images_that_are_scored_while_it_trains_are_made_compiled(compilations, rule) -> None:
     """Of a copy, with which all that was compiled goes."""
     network, artefact = network_of(spec_of()), artefact_of(spec_of())
-    images = ScoredImages(SampleSettings(steps=3), 10, 4)
+    images = ValidationImages(SampleSettings(steps=3), 10, 4)
     scorer = ValidationScorer.__new__(ValidationScorer)
     scorer.images, scorer.features_at_once, scorer.extractor = images, 10, load_extractor("effnet-lite0-64")
     scorer.scorer, seen = SimpleNamespace(scores=lambda found: {"found": float(found.features.sum())}), []

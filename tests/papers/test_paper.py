@@ -3,8 +3,14 @@
 import pytest
 import yaml
 
-from diffusion.papers.compare import Seen, beside_cells, beside_scores, departures, shared
 from diffusion.papers.paper import PAPERS, Paper, card_fields, open_paper
+from diffusion.papers.paper_comparison import (
+    SpaceScores,
+    compare_cells,
+    compare_scores,
+    differences,
+    shared_differences,
+)
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import DiffctlError, UsageError
@@ -67,7 +73,7 @@ def ddim_card(**changes):
 
 
 def test_run_by_the_protocol_is_comparable_with_one_figure():
-    found = beside_scores(open_paper("ddim"), [Seen(ddim_card(), {"fid": 13.0})])
+    found = compare_scores(open_paper("ddim"), [SpaceScores(ddim_card(), {"fid": 13.0})])
     assert [one.figure.value for one in found if one.is_comparable] == [13.36]
 
 
@@ -85,25 +91,25 @@ def test_run_by_the_protocol_is_comparable_with_one_figure():
 def test_one_differing_field_makes_a_figure_incomparable(change):
     paper = open_paper("ddim")
     (field, value) = next(iter(change.items()))
-    found = departures(paper, paper.figures[0], ddim_card(**change))
+    found = differences(paper, paper.figures[0], ddim_card(**change))
     assert [(one.field, one.here) for one in found] == [(field, value)]
 
 
 def test_unstated_fields_may_differ():
     paper = open_paper("ddim")
-    assert not departures(paper, paper.figures[0], ddim_card(clip=False, seed=7, classes="data"))
+    assert not differences(paper, paper.figures[0], ddim_card(clip=False, seed=7, classes="data"))
 
 
 def test_minimum_of_several_runs_is_never_comparable():
     paper = Paper(**{**PAPER, "least_of": 3})
-    (found,) = beside_scores(paper, [Seen({"num_images": 500, "steps": 10}, {"fid": 1.0})])
+    (found,) = compare_scores(paper, [SpaceScores({"num_images": 500, "steps": 10}, {"fid": 1.0})])
     assert not found.is_comparable
-    assert [str(one) for one in found.departures] == ["least of 3 (here 1)"]
+    assert [str(one) for one in found.differences] == ["least of 3 (here 1)"]
 
 
 def test_missing_score_is_not_comparable():
-    (found,) = beside_scores(Paper(**PAPER), [Seen({"num_images": 500, "steps": 10}, {})])
-    assert (found.here, found.departures, found.is_comparable) == (None, (), False)
+    (found,) = compare_scores(Paper(**PAPER), [SpaceScores({"num_images": 500, "steps": 10}, {})])
+    assert (found.here, found.differences, found.is_comparable) == (None, (), False)
 
 
 def test_figure_uses_the_extractor_with_its_score():
@@ -113,17 +119,17 @@ def test_figure_uses_the_extractor_with_its_score():
         **{**PAPER, "figures": [{**FIGURE, "protocol": {"extractor": "inception-v3-compat"}}, other]}
     )
     seen = [
-        Seen({"num_images": 500, "extractor": f"inception-v3-{name}"}, scores)
+        SpaceScores({"num_images": 500, "extractor": f"inception-v3-{name}"}, scores)
         for name, scores in (("compat", {"fid": 1.0}), ("spatial", {"sfid": 2.0}))
     ]
-    found = beside_scores(paper, seen)
+    found = compare_scores(paper, seen)
     assert [(one.here, one.is_comparable) for one in found] == [(1.0, True), (2.0, True)]
 
 
 def test_figure_of_a_further_space_is_matched():
     space = {**FIGURE, "metric": "fd_effnet_lite0_96", "protocol": {"extractor": "effnet-lite0-96"}}
     one = with_space(document({(5, 0.0): 0.3}))
-    (found,) = beside_cells(Paper(**{**PAPER, "figures": [space]}), one.cells)
+    (found,) = compare_cells(Paper(**{**PAPER, "figures": [space]}), one.cells)
     assert (found.here, found.is_comparable) == (600.0, True)
 
 
@@ -132,15 +138,15 @@ def test_figure_is_matched_with_the_nearest_cell():
     figures = [
         {**FIGURE, "metric": "fd_effnet_lite0_64", "protocol": {"steps": steps}} for steps in (5, 10, 7)
     ]
-    found = beside_cells(Paper(**{**PAPER, "figures": figures}), cells)
+    found = compare_cells(Paper(**{**PAPER, "figures": figures}), cells)
     assert [one.cell for one in found] == ["steps5-eta0", "steps10-eta1", "steps5-eta0"]
     assert [one.is_comparable for one in found] == [True, True, False]
 
 
 def test_common_differences_are_found():
     paper = open_paper("ddim")
-    found = beside_scores(paper, [Seen(ddim_card(num_images=10), {})])
-    assert [one.field for one in shared([one.departures for one in found])] == ["num_images"]
+    found = compare_scores(paper, [SpaceScores(ddim_card(num_images=10), {})])
+    assert [one.field for one in shared_differences([one.differences for one in found])] == ["num_images"]
 
 
 def test_user_file_is_read(tmp_path):

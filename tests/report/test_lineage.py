@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from diffusion.config import parse
-from diffusion.report.content import _lineage
+from diffusion.report.page_content import _lineage
 from tests.conftest import params
 
 

@@ -17,20 +17,20 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from diffusion.evaluate.evaluate import write_scores
-from diffusion.evaluate.features.reference import make_reference
+from diffusion.evaluate.features.reference_features import make_reference
+from diffusion.evaluate.sweep_scores import write_scores
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.extractors import INCEPTION, extractor_spec
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores import ScoresDocument, read_scores
 from diffusion.protocol.scoring import SHARES
 from diffusion.report import write_report
-from diffusion.report.curve import read_curve
-from diffusion.report.figures import Point, moving_average, score_curve
+from diffusion.report.figures import CurvePoint, moving_average, score_curve
 from diffusion.report.neighbours import nearest
-from diffusion.report.tables import score_table
+from diffusion.report.score_tables import score_table
 from diffusion.report.theme import DARK, LIGHT
-from diffusion.report.write import page_beside_seeds, read_inputs
+from diffusion.report.training_curve import read_curve
+from diffusion.report.write import page_with_seeds, read_inputs
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json
 from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, TEXTS, WIDE, hexadecimal
@@ -120,7 +120,7 @@ def beside(sweep, tmp_path_factory):
     inputs = read_inputs(config, root / "samples", root / "scores.json", root / "prepared", root / "loss.csv")
     own, *others = (of_seed(inputs.document, seed) for seed in range(3))
     path = tmp_path_factory.mktemp("beside") / "page.html"
-    path.write_text(page_beside_seeds(replace(inputs, document=own), others), encoding="utf-8")
+    path.write_text(page_with_seeds(replace(inputs, document=own), others), encoding="utf-8")
     return path
 
 
@@ -353,7 +353,7 @@ def test_moving_average_skips_nan():
 )
 def test_only_the_scores_decide_on_a_log_axis(values, real, scale):
     """Real images may be a thousand times better, which would compress all lines."""
-    points = [Point(steps, "η = 0", value) for steps, value in zip((5, 50), values, strict=True)]
+    points = [CurvePoint(steps, "η = 0", value) for steps, value in zip((5, 50), values, strict=True)]
     (axes,) = score_curve(points, "KD", (real, "real")).axes
     assert axes.get_yscale() == scale
 

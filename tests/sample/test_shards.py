@@ -22,7 +22,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.check import machine
+from diffusion.check import machine_checks
 from diffusion.check.findings import Project
 from diffusion.config import load
 from diffusion.images.store import Images, open_store
@@ -274,11 +274,11 @@ def test_a_runner_that_is_not_installed_is_found_before_it_is_needed(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = with_model(project, sample={"runner": "ray"})
-    monkeypatch.setattr(machine, "find_spec", lambda name: None)
-    (finding,) = machine.check_runner(Project(config))
+    monkeypatch.setattr(machine_checks, "find_spec", lambda name: None)
+    (finding,) = machine_checks.check_runner(Project(config))
     assert (finding.level, finding.remedy) == ("error", "pip install 'diffctl[ray]'")
     with_model(project, sample={"runner": "local"})
-    assert not list(machine.check_runner(Project(load())))
+    assert not list(machine_checks.check_runner(Project(load())))
 
 
 def assert_busy(lock: AbstractContextManager[None]) -> None:

@@ -15,9 +15,9 @@ from diffusion.process.condition import Condition
 from diffusion.process.config import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.report.theme import DARK, LIGHT
-from diffusion.show import forward, model, reverse, samplers, steps, variance
-from diffusion.show.shown import Shown, png_of, svg_of
-from diffusion.show.text import cells_of
+from diffusion.show import forward, network_table, reverse, sampler_paths, step_spacing, variance
+from diffusion.show.figure import FigureData, png_of, svg_of
+from diffusion.show.text_table import cells_of
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 PROCESS = ProcessConfig(timesteps=100)
@@ -29,24 +29,26 @@ def loaded() -> LoadedModel:
     return LoadedModel(network_of(spec), artefact_of(spec))
 
 
-def learned() -> Shown:
+def learned() -> FigureData:
     images = IMAGE[None].repeat(2, axis=0)
-    return variance.learned_variance(loaded(), variance.walk_of(PROCESS, 10, "uniform"), images, Condition(2))
+    return variance.learned_variance(
+        loaded(), variance.make_grid(PROCESS, 10, "uniform"), images, Condition(2)
+    )
 
 
-FIGURES: dict[str, Callable[[], Shown]] = {
+FIGURES: dict[str, Callable[[], FigureData]] = {
     "forward": lambda: forward.forward(PROCESS, IMAGE),
     "forward without images": lambda: forward.forward(PROCESS),
-    "steps": lambda: steps.steps(PROCESS, 10),
-    "steps of one": lambda: steps.steps(PROCESS, 1),
+    "steps": lambda: step_spacing.steps(PROCESS, 10),
+    "steps of one": lambda: step_spacing.steps(PROCESS, 1),
     "variance": learned,
-    "bounds": lambda: variance.bounds(variance.walk_of(PROCESS, None, "uniform")),
-    "bounds of one": lambda: variance.bounds(variance.walk_of(PROCESS, 1, "uniform")),
+    "bounds": lambda: variance.variance_bounds(variance.make_grid(PROCESS, None, "uniform")),
+    "bounds of one": lambda: variance.variance_bounds(variance.make_grid(PROCESS, 1, "uniform")),
     "reverse": lambda: reverse.reverse(
         loaded(), SampleSettings(steps=10), 0, Condition(1), torch.device("cpu")
     ),
-    "model": lambda: model.model(spec_of()),
-    "samplers": lambda: samplers.samplers(PROCESS, 5, count=30),
+    "model": lambda: network_table.model(spec_of()),
+    "samplers": lambda: sampler_paths.samplers(PROCESS, 5, count=30),
 }
 
 

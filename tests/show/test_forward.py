@@ -7,7 +7,7 @@ from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.process.config import ProcessConfig
 from diffusion.process.noise import ImageNoise
 from diffusion.process.registry import PROCESSES
-from diffusion.show.forward import MOST_SIDE, forward
+from diffusion.show.forward import MAX_SIDE, forward
 from tests.helpers import papers
 
 
@@ -43,4 +43,4 @@ def test_large_image_is_shrunk() -> None:
     image = np.zeros((600, 300, 1), np.uint8)
     shown = forward(ProcessConfig(timesteps=3), image)
     assert shown.times == [0, 1, 2]
-    assert shown.noised["cosine"].shape == (3, MOST_SIDE, MOST_SIDE // 2, 1)
+    assert shown.noised["cosine"].shape == (3, MAX_SIDE, MAX_SIDE // 2, 1)

@@ -7,7 +7,7 @@ import torch
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
 from diffusion.process.config import ProcessConfig
-from diffusion.show.variance import LOOKS, bounds, learned_variance, looks, walk_of
+from diffusion.show.variance import MAX_STEPS, learned_variance, make_grid, shown_steps, variance_bounds
 from diffusion.system.errors import UsageError
 from tests.helpers import papers
 from tests.helpers.networks import OptimalNetwork, artefact_of, network_of, spec_of
@@ -18,8 +18,8 @@ UNCONDITIONAL = {"num_classes": 0, "null_class": False}
 @pytest.mark.parametrize("steps", [None, 1, 7])
 def test_bounds_equal_the_posterior(steps: int | None) -> None:
     config = ProcessConfig(timesteps=100)
-    grid = walk_of(config, steps, "uniform")
-    shown = bounds(grid)
+    grid = make_grid(config, steps, "uniform")
+    shown = variance_bounds(grid)
     bar = np.concatenate([[1.0], grid.alphas_cumprod.numpy()])
     assert len(shown.small) == (steps or 100)
     assert shown.small == pytest.approx((1 - bar[:-1]) / (1 - bar[1:]), rel=1e-9)
@@ -31,7 +31,7 @@ def test_learned_variance_equals_iddpm() -> None:
     process, std = ProcessConfig(timesteps=100), 0.3
     network = OptimalNetwork(process, std)
     artefact = artefact_of(spec_of(**UNCONDITIONAL), process=process)
-    grid = walk_of(process, None, "uniform")
+    grid = make_grid(process, None, "uniform")
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
     shown = learned_variance(LoadedModel(network, artefact), grid, images, Condition(3))
     assert shown.seen is not None
@@ -53,7 +53,7 @@ def test_noise_is_per_image_and_fixed_variance_is_refused() -> None:
     spec = spec_of(**UNCONDITIONAL)
     loaded = LoadedModel(network_of(spec), artefact_of(spec))
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), dtype=np.uint8)
-    grid = walk_of(loaded.artefact.process, 5, "uniform")
+    grid = make_grid(loaded.artefact.process, 5, "uniform")
     first, again = (learned_variance(loaded, grid, images, Condition(2), seed=1).fractions for _ in range(2))
     other = learned_variance(loaded, grid, images, Condition(2), seed=2).fractions
     assert np.array_equal(first, again)
@@ -63,9 +63,9 @@ def test_noise_is_per_image_and_fixed_variance_is_refused() -> None:
         learned_variance(LoadedModel(network_of(fixed), artefact_of(fixed)), grid, images, Condition(2))
 
 
-@pytest.mark.parametrize("steps", [1, 2, LOOKS, LOOKS + 1, 1000])
+@pytest.mark.parametrize("steps", [1, 2, MAX_STEPS, MAX_STEPS + 1, 1000])
 def test_shown_steps_include_both_ends(steps: int) -> None:
-    seen = looks(steps)
-    assert len(seen) <= LOOKS
+    seen = shown_steps(steps)
+    assert len(seen) <= MAX_STEPS
     assert (seen[0], seen[-1]) == (0, steps - 1)
     assert (np.diff(seen) > 0).all()

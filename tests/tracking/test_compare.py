@@ -8,8 +8,8 @@ from diffusion.choice.certainty import NORMAL
 from diffusion.choice.gate import judge
 from diffusion.choice.ranking import best, rank_metric
 from diffusion.choice.spaces import seen_by
-from diffusion.evaluate.evaluate import write_scores
-from diffusion.evaluate.features.reference import make_reference
+from diffusion.evaluate.features.reference_features import make_reference
+from diffusion.evaluate.sweep_scores import write_scores
 from diffusion.protocol.grid import SAMPLING_VERSION
 from diffusion.protocol.scores import Scored as CellOf
 from diffusion.protocol.scores import ScoresDocument, write_document

@@ -10,8 +10,8 @@ from typing import IO
 
 from torch import Tensor, nn
 
+from diffusion.evaluate.features.extractor_weights import load_tensors
 from diffusion.evaluate.features.vit import Vit, renamed, transformer, with_joined_attention
-from diffusion.evaluate.features.weights import load_tensors
 from diffusion.protocol.extractors import ExtractorSpec
 
 PATCH = 14

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from diffusion.evaluate.features.extractor_weights import load_tensors
 from diffusion.evaluate.features.vit import Vit, renamed, transformer, with_joined_attention
-from diffusion.evaluate.features.weights import load_tensors
 from diffusion.protocol.extractors import ExtractorSpec
 
 PATCH = 14

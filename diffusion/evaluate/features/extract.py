@@ -11,15 +11,15 @@ from diffusion.images.pixels import to_nchw
 from diffusion.images.store import Images
 from diffusion.system.errors import DiffctlError
 
-Array = NDArray[np.float32]
+FeatureArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Features:
     """What an extractor sees in N images, float32: `features` (N, D), and `logits` (N, K) if it has any."""
 
-    features: Array
-    logits: Array | None = None
+    features: FeatureArray
+    logits: FeatureArray | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -43,7 +43,7 @@ def extract(
     if len(images) < 2:
         raise DiffctlError(f"scores need at least 2 images, and there are {len(images)}")
     batch_size = batch_size or extractor.batch_size
-    filled: tuple[Array, ...] = ()
+    filled: tuple[FeatureArray, ...] = ()
     for start in range(0, len(images), batch_size):
         if progress:
             progress(start)
@@ -58,7 +58,7 @@ def extract(
     return Features(*filled)
 
 
-def _refuse_what_is_no_number(filled: tuple[Array, ...], name: str, first: int) -> None:
+def _refuse_what_is_no_number(filled: tuple[FeatureArray, ...], name: str, first: int) -> None:
     """DiffctlError, with the image, for features or logits that are NaN or infinite."""
     for part in filled:
         wrong = np.flatnonzero(~np.isfinite(part).all(axis=1))
@@ -69,7 +69,7 @@ def _refuse_what_is_no_number(filled: tuple[Array, ...], name: str, first: int) 
             )
 
 
-def shifted(
+def set_progress(
     progress: Callable[[int, int], None] | None, before: int, total: int
 ) -> Callable[[int], None] | None:
     """A progress callback of one set as part of a longer piece of work that had `before` images done."""
@@ -78,7 +78,7 @@ def shifted(
     return lambda done: progress(before + done, total)
 
 
-def part_of(
+def part_progress(
     progress: Callable[[int, int], None] | None, before: int, total: int
 ) -> Callable[[int, int], None] | None:
     """A progress callback, of (done, total), of what is itself a part of a longer piece of work."""

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from diffusion.evaluate.features.extract import Array
+from diffusion.evaluate.features.extract import FeatureArray
 
 SIGMA = 10.0
 SCALE = 1000.0
@@ -19,7 +19,7 @@ BLOCK = 2048
 class Embeddings:
     """A set's features, whose kernel with itself is computed once."""
 
-    def __init__(self, features: Array, device: torch.device) -> None:
+    def __init__(self, features: FeatureArray, device: torch.device) -> None:
         self.points = torch.from_numpy(features).to(device)
 
     @cached_property

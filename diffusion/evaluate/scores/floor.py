@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.evaluate.features.extract import Array
-from diffusion.evaluate.scores.frechet import Projected, Target
+from diffusion.evaluate.features.extract import FeatureArray
+from diffusion.evaluate.scores.frechet import ProjectedSample, Target
 from diffusion.evaluate.scores.jackknife import image_errors
 from diffusion.protocol.scoring import SEED
 
@@ -44,16 +44,16 @@ class Floor(NamedTuple):
     extrapolated: bool
 
 
-def floor_at(num_images: int, heldout: Array, target: Target) -> Floor:
+def floor_at(num_images: int, heldout: FeatureArray, target: Target) -> Floor:
     """The floor at N ≥ 2 images, measured where there are N held-out ones, else extrapolated."""
     if num_images > len(heldout):
-        return Floor(num_images, fit_line(Projected(heldout, target)).at(num_images), extrapolated=True)
+        return Floor(num_images, fit_line(ProjectedSample(heldout, target)).at(num_images), extrapolated=True)
     needed = shuffled(len(heldout))[: MAX_SUBSETS * num_images]
-    distance = _mean_distance(num_images, Projected(heldout[needed], target), np.arange(len(needed)))
+    distance = _mean_distance(num_images, ProjectedSample(heldout[needed], target), np.arange(len(needed)))
     return Floor(num_images, distance, extrapolated=False)
 
 
-def floor_error(num_images: int, heldout: Array, target: Target) -> float | None:
+def floor_error(num_images: int, heldout: FeatureArray, target: Target) -> float | None:
     """The standard deviation of a measured floor at N ≥ 3 images, over other held-out images.
 
     None for an extrapolated one: how far its line is off is no matter of chance.
@@ -61,12 +61,12 @@ def floor_error(num_images: int, heldout: Array, target: Target) -> float | None
     subsets = min(MAX_SUBSETS, len(heldout) // num_images)
     if not subsets:
         return None
-    first = Projected(heldout[shuffled(len(heldout))[:num_images]], target)
+    first = ProjectedSample(heldout[shuffled(len(heldout))[:num_images]], target)
     errors = image_errors(first.leave_one_out(), first.interactions())
     return float(np.linalg.norm(errors)) / math.sqrt(subsets)
 
 
-def fit_line(projected: Projected) -> Line:
+def fit_line(projected: ProjectedSample) -> Line:
     """The line through the distances of random subsets, from half of the images to all."""
     count = len(projected)
     order = shuffled(count)
@@ -84,7 +84,7 @@ def shuffled(count: int) -> Order:
     return np.random.default_rng(SEED).permutation(count)
 
 
-def _mean_distance(size: int, projected: Projected, order: Order) -> float:
+def _mean_distance(size: int, projected: ProjectedSample, order: Order) -> float:
     """The mean over as many disjoint subsets of `size` as there are, up to MAX_SUBSETS."""
     if size == len(order):
         return projected.distance

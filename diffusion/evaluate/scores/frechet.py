@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.evaluate.features.extract import Array
+from diffusion.evaluate.features.extract import FeatureArray
 from diffusion.evaluate.scores.jackknife import Interactions
 from diffusion.evaluate.scores.moments import Float, blocks, merged_moments, moments
 from diffusion.evaluate.scores.spectral import root_sum_interactions
@@ -26,7 +26,7 @@ TAIL = 28.0  # how far it goes beyond the eigenvalues, in log t: e^(−TAIL/2) o
 class Target:
     """A reference's Gaussian: `mean` (D,), `trace` of its covariance Σ, `root` (D, r) with root·rootᵀ = Σ."""
 
-    def __init__(self, features: Array) -> None:
+    def __init__(self, features: FeatureArray) -> None:
         count, dimension = features.shape
         self.mean: Float
         self.root: Float
@@ -66,13 +66,13 @@ class Spectrum(NamedTuple):
         return np.asarray((self.y[rows] @ self.vectors) ** 2 / self.kept)
 
 
-class Projected:
+class ProjectedSample:
     """A sample's features (N, D) before a target, from which the distances of its subsets come cheaply.
 
     What is held of them in float64 is how the target sees them, once; all else is had block by block.
     """
 
-    def __init__(self, features: Array, target: Target) -> None:
+    def __init__(self, features: FeatureArray, target: Target) -> None:
         self.features, self.origin, self.trace = features, target.mean, target.trace
         self.seen: Float = np.empty((len(features), target.root.shape[1]))
         for rows in blocks(len(features)):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.evaluate.features.extract import Array
+from diffusion.evaluate.features.extract import FeatureArray
 from diffusion.evaluate.memory import BLOCK
 
 Float = NDArray[np.float64]
@@ -39,7 +39,7 @@ class Moments:
         )
 
 
-def moments(features: Array) -> Moments:
+def moments(features: FeatureArray) -> Moments:
     """The moments of features (N, D), N ≥ 1, in float64."""
     return merged_moments(features[rows] for rows in blocks(len(features)))
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffusion.evaluate.features.extract import Array
-from diffusion.evaluate.scores.kernel import Estimate
-from diffusion.evaluate.scores.neighbours import blocks, nearest, radii, some
+from diffusion.evaluate.features.extract import FeatureArray
+from diffusion.evaluate.scores.kernel_distance import Estimate
+from diffusion.evaluate.scores.nearest_neighbours import blocks, nearest, radii, random_subset
 from diffusion.protocol.scoring import NEIGHBOUR, WIDE_NEIGHBOUR
 
 
@@ -34,8 +34,8 @@ class Manifold:
     `reach` is the distance to the third next, `wide` that to the fifth.
     """
 
-    def __init__(self, features: Array, most: int, device: torch.device) -> None:
-        self.points: Tensor = torch.from_numpy(some(features, most)).to(device)
+    def __init__(self, features: FeatureArray, most: int, device: torch.device) -> None:
+        self.points: Tensor = torch.from_numpy(random_subset(features, most)).to(device)
         self.reach, self.wide = radii(self.points, NEIGHBOUR, WIDE_NEIGHBOUR)
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ def overlap(sample: Manifold, real: Manifold) -> Overlap:
     return Overlap(precision, recall, float(crowd) / (WIDE_NEIGHBOUR * len(sample)), coverage)
 
 
-def memorisation(sample: Manifold, train: Array, test: Array) -> Estimate:
+def memorisation(sample: Manifold, train: FeatureArray, test: FeatureArray) -> Estimate:
     """How much oftener than by chance a sample's nearest real image is one that the model was trained on.
 
     If a model has learnt the distribution and no image of it, its sample is as likely nearest to any image,

@@ -9,19 +9,24 @@ import torch
 from diffusion.choice.certainty import interval
 from diffusion.evaluate.features.extract import Features
 from diffusion.evaluate.features.extractors import exact_float32
-from diffusion.evaluate.features.reference import Reference
-from diffusion.evaluate.published import PublishedStatistics
-from diffusion.evaluate.scores import kernel
-from diffusion.evaluate.scores.classes import Labelled, RealClasses, class_scores
+from diffusion.evaluate.features.reference_features import Reference
+from diffusion.evaluate.scores import kernel_distance
+from diffusion.evaluate.scores.class_scores import LabelledFeatures, RealClasses, class_scores
 from diffusion.evaluate.scores.cmmd import Embeddings, cmmd
 from diffusion.evaluate.scores.floor import Floor, fit_line, floor_at, floor_error, shuffled
-from diffusion.evaluate.scores.frechet import Projected, Target
+from diffusion.evaluate.scores.frechet import ProjectedSample, Target
 from diffusion.evaluate.scores.jackknife import grouped, image_errors
-from diffusion.evaluate.scores.kernel import Kernels, OverSubsets
+from diffusion.evaluate.scores.kernel_distance import Kernels, OverSubsets
 from diffusion.evaluate.scores.moments import Float
 from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, overlap
-from diffusion.evaluate.scores.published import AgainstPublished, PublishedTarget
-from diffusion.evaluate.scores.scores import Statistics, frechet_distance, inception_score, statistics
+from diffusion.evaluate.scores.published_distance import PublishedDistance, PublishedTarget
+from diffusion.evaluate.scores.torch_fidelity_scores import (
+    Statistics,
+    frechet_distance,
+    inception_score,
+    statistics,
+)
+from diffusion.evaluate.statistics_file import PublishedStatistics
 from diffusion.images.store import Labels
 from diffusion.protocol.card import Card, protocol_card
 from diffusion.protocol.extractors import ExtractorSpec, extractor_spec
@@ -30,7 +35,7 @@ from diffusion.protocol.published import statistics_fields
 Scores = dict[str, float]
 
 
-class Scored(NamedTuple):
+class SampleScores(NamedTuple):
     """A sample's scores by name, and what parts of it add to the error of those that have an interval.
 
     The squares of a score's errors sum to its variance. Errors of two samples of equal size belong together.
@@ -81,7 +86,7 @@ class Scorer:
         return self.scored(sample).scores
 
     @exact_float32()
-    def scored(self, sample: Features) -> Scored:
+    def scored(self, sample: Features) -> SampleScores:
         """The scores, and the errors of those that have an interval.
 
         What a target sees of a set takes the most memory, so no two are held at a time: first comes that of
@@ -89,7 +94,7 @@ class Scorer:
         """
         floor = self._known_floor(len(sample))
         limit, by_image = self._before_target(sample)
-        kernels = kernel.kernels(sample.features, self.reference.features)
+        kernels = kernel_distance.kernels(sample.features, self.reference.features)
         manifold = Manifold(sample.features, self.most_samples, self.device)
         own = statistics(sample.features)
         distance = frechet_distance(own, self._statistics)
@@ -108,10 +113,10 @@ class Scorer:
             errors[self.spec.distance] = grouped(by_image)
             errors[self.spec.kernel_distance] = _kernel_errors(kernels, near)
         if self._published_target is not None:
-            against = AgainstPublished(sample.features, own, self._published_target)
+            against = PublishedDistance(sample.features, own, self._published_target)
             scores |= {self.spec.published: against.distance, self.spec.published_limit: against.limit}
             errors |= {self.spec.published: grouped(against.errors)} if errors else {}
-        return Scored(scores | self._ends(scores, errors, len(sample)), errors)
+        return SampleScores(scores | self._ends(scores, errors, len(sample)), errors)
 
     @exact_float32()
     def besides_distance(self, sample: Features) -> Scores:
@@ -119,7 +124,7 @@ class Scorer:
 
         For who has that one to the statistics of more images than the reference's.
         """
-        kernels = kernel.kernels(sample.features, self.reference.features)
+        kernels = kernel_distance.kernels(sample.features, self.reference.features)
         near = self._kernel_distance(sample, kernels)
         scores = self._kernel_scores(sample, near) | self._gaussian_distance(sample)
         scores |= self._overlap(Manifold(sample.features, self.most_samples, self.device))
@@ -138,7 +143,7 @@ class Scorer:
         if labels is None or real is None or list(names) != self.reference.classes:
             return {}
         entries: dict[str, Any] = {}
-        for name, score in class_scores(Labelled(sample.features, labels), real, names).items():
+        for name, score in class_scores(LabelledFeatures(sample.features, labels), real, names).items():
             entries[name] = {"num_images": score.num_images, self.spec.distance: score.distance}
             if score.floor is not None:
                 entries[name] |= {"floor": score.floor, "excess": score.distance - score.floor}
@@ -154,20 +159,20 @@ class Scorer:
         if floor is None or heldout is None:
             return None
         sample = Features(heldout.features[shuffled(len(heldout))[:num_images]], heldout.logits)
-        kernels = kernel.kernels(sample.features, self.reference.features)
+        kernels = kernel_distance.kernels(sample.features, self.reference.features)
         near = self._kernel_distance(sample, kernels)
-        limit = fit_line(Projected(sample.features, self.target)).limit
+        limit = fit_line(ProjectedSample(sample.features, self.target)).limit
         scores = self._distances(sample, limit, near)
         scores |= self._overlap(Manifold(sample.features, self.most_samples, self.device))
         if self._published_target is not None and len(sample) > 1:
             own = statistics(sample.features)
-            against = AgainstPublished(sample.features, own, self._published_target)
+            against = PublishedDistance(sample.features, own, self._published_target)
             scores |= {self.spec.published: against.distance}
         return {self.spec.distance: floor.distance, **scores}
 
     def _kernel_distance(self, sample: Features, kernels: Kernels) -> OverSubsets:
         drawn, real_sums = self._drawn(len(sample))
-        return kernel.kernel_distance(kernels, drawn, real_sums)
+        return kernel_distance.kernel_distance(kernels, drawn, real_sums)
 
     def _known_floor(self, num_images: int) -> Floor | None:
         """The floor; its error, where it is asked for, is then known, too."""
@@ -181,7 +186,7 @@ class Scorer:
 
     def _before_target(self, sample: Features) -> tuple[float, Float | None]:
         """The limit, and what each image adds to the error of the distance where that is asked for."""
-        projected = Projected(sample.features, self.target)
+        projected = ProjectedSample(sample.features, self.target)
         limit = fit_line(projected).limit
         if not self._has_errors(len(sample)):
             return limit, None
@@ -249,8 +254,8 @@ class Scorer:
         if reference.labels is None:
             return None
         if reference.heldout is not None and reference.heldout_labels is not None:
-            heldout = Labelled(reference.heldout.features, reference.heldout_labels)
-        return RealClasses(Labelled(reference.features, reference.labels), heldout)
+            heldout = LabelledFeatures(reference.heldout.features, reference.heldout_labels)
+        return RealClasses(LabelledFeatures(reference.features, reference.labels), heldout)
 
     def _floor(self, num_images: int) -> Floor | None:
         heldout = self.reference.heldout
@@ -262,11 +267,11 @@ class Scorer:
 
     def _draw(self, count: int) -> Any:
         real = self.reference.features
-        drawn = kernel.subsets(count, len(real))
-        return drawn, kernel.own_sums(kernel.Kernel(real, real), drawn.reference)
+        drawn = kernel_distance.subsets(count, len(real))
+        return drawn, kernel_distance.own_sums(kernel_distance.Kernel(real, real), drawn.reference)
 
 
 def _kernel_errors(kernels: Kernels, near: OverSubsets) -> Float:
     """What groups of images, and then random subsets, add to the error of a kernel distance."""
-    images = image_errors(kernel.leave_one_out(kernels), kernel.interactions(kernels))
+    images = image_errors(kernel_distance.leave_one_out(kernels), kernel_distance.interactions(kernels))
     return np.concatenate([grouped(images), near.errors])

@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 
 from diffusion.check.measured import Measured
-from diffusion.check.timing import Span, Timed
+from diffusion.check.timing import ImageTime, TimeRange
 from diffusion.system.seals import read_sealed_document, sealed
 from tests.fuzz.repairs import reseal
 
 
 def seeds() -> list[bytes]:
     """A measurement as it is kept."""
-    timed = Timed(images=8, image=Span.of([0.1, 0.2, 0.4]))
+    timed = ImageTime(images=8, image=TimeRange.of([0.1, 0.2, 0.4]))
     kept = Measured(
         machine="a processor, 2 threads",
         batch=64,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from diffusion.papers.compare import beside_cells, shared
 from diffusion.papers.paper import open_paper
+from diffusion.papers.paper_comparison import compare_cells, shared_differences
 from tests.helpers.scores_document import document
 
 NAME = "paper.yaml"
@@ -34,7 +34,7 @@ def _cells():
 
 def parse(path: Path) -> None:
     """Read it, and set it beside a sweep."""
-    found = beside_cells(open_paper(str(path)), _cells())
-    shared([one.departures for one in found])
+    found = compare_cells(open_paper(str(path)), _cells())
+    shared_differences([one.differences for one in found])
     for one in found:
-        one.as_json(), [str(departure) for departure in one.departures]
+        one.as_json(), [str(departure) for departure in one.differences]

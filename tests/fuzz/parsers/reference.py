@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from diffusion.evaluate.features import reference
+from diffusion.evaluate.features import reference_features
 from diffusion.system.seals import sealed
 from tests.fuzz.repairs import reseal
 
@@ -59,7 +59,7 @@ def parse(path: Path) -> None:
     for name in NAMES:
         whole = _array(np.zeros(COUNT, np.int64)) if name.endswith("labels") else seeds()[1]
         (folder / f"{name}.npy").write_bytes(data if is_array and name == "features" else whole)
-    with patch.object(reference, "array_digest", lambda array: "a"):  # the digests are not what is tried here
-        read = reference._read(folder)
+    with patch.object(reference_features, "array_digest", lambda array: "a"):
+        read = reference_features._read(folder)
     assert read.facts
     assert read.train_and_test

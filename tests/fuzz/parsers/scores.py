@@ -14,7 +14,7 @@ from diffusion.choice.ranking import best
 from diffusion.choice.spaces import all_spaces
 from diffusion.protocol.packed import pack
 from diffusion.protocol.scores import as_values, read_scores
-from diffusion.report import tables
+from diffusion.report import score_tables
 from diffusion.system.errors import DiffctlError
 from tests.helpers.scores_document import ERRORS, document, with_space
 from tracking.compare import compare
@@ -69,8 +69,12 @@ def parse(path: Path) -> None:
     best(ours.cells), pareto_front(ours.cells), recommended(ours.cells, 10)
     judge(theirs.cells, ours.cells, "version 1")
     spec = ours.spec
-    tables.score_table(ours, spec), tables.front_table(ours, spec), tables.headline(ours, spec)
-    tables.spaces_table(all_spaces(ours))
-    tables.protocol_table([cell.card for cell in ours.cells.values()])
+    (
+        score_tables.score_table(ours, spec),
+        score_tables.front_table(ours, spec),
+        score_tables.headline(ours, spec),
+    )
+    score_tables.spaces_table(all_spaces(ours))
+    score_tables.protocol_table([cell.card for cell in ours.cells.values()])
     with suppress(DiffctlError):
         compare([Scored("a", ours), Scored("b", theirs)]).as_json()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion.evaluate.open_images import IMAGES, streamed_npz
-from diffusion.evaluate.published import holds, is_statistics, open_statistics
+from diffusion.evaluate.statistics_file import has_array, is_statistics, open_statistics
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION_SPATIAL
 from tests.fuzz.parsers.npz import mutate_entry, mutate_header
 
@@ -53,12 +53,12 @@ def parse(path: Path) -> None:
     is_statistics(path)
     with few_features():
         names = [EXTRACTOR]
-        if holds(path, "mu_s"):
+        if has_array(path, "mu_s"):
             names.append(INCEPTION_SPATIAL.name)
         for name in names:
             found = open_statistics(path, name)
             assert np.isfinite(found.root).all()
             assert found.root.shape == found.covariance.shape == (SIZE, SIZE)
-    if holds(path, IMAGES):
+    if has_array(path, IMAGES):
         images = streamed_npz(path).images
         assert images[0 : len(images)].shape == images.shape

@@ -1,0 +1,173 @@
+"""Checks of the data: raw files, prepared splits, and whether they fit the configuration."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diffusion.check.findings import Finding, Project, format_bytes
+from diffusion.data.rejects import summary
+from diffusion.images.store import ImageStore
+from diffusion.images.verified import is_known, read_note, verify
+from diffusion.layout import PREPARED, STARTS
+from diffusion.system.errors import DiffctlError
+
+if TYPE_CHECKING:
+    from diffusion.train.identity import DenoiserPlan
+
+HASHED = 2**30  # bytes that are read in a second or two
+SAMPLED = 4096  # images whose pixels are looked at
+
+
+def check_raw(project: Project) -> Iterator[Finding]:
+    """Whether the data can be prepared here: raw files, downloads, what is wrong in a listing."""
+    data, outlook = project.config.data, project.outlook
+    if outlook.blocked and project.is_ready:
+        yield Finding("ok", "raw data", f"{data.name} is not here, and not needed: it is prepared")
+        return
+    if outlook.blocked:
+        yield Finding("error", "raw data", f"{data.name} is not here", outlook.blocked)
+        return
+    if outlook.problems:
+        message = f"{len(outlook.problems):,} raw files cannot be used: {summary(outlook.problems)}"
+        if data.on_bad == "skip":
+            yield Finding("warning", "raw data", message, "they are left out")
+        else:
+            remedy = "repair or remove them, or set data.on_bad: skip"
+            yield Finding("error", "raw data", message, remedy)
+    if outlook.download:
+        message = f"{data.name}: {format_bytes(outlook.download)} are downloaded when the data stage runs"
+        yield Finding("ok", "raw data", message)
+    elif not outlook.problems:
+        yield Finding("ok", "raw data", f"{data.name}: {outlook.images:,} images are here")
+
+
+def check_prepared(project: Project) -> Iterator[Finding]:
+    """Counts, sizes, channel statistics, duplicates and what was left out of the prepared splits."""
+    if not project.is_prepared:
+        yield Finding("ok", "prepared data", "not yet prepared; `diffctl stage data` does it")
+        return
+    try:
+        stores = project.stores
+    except DiffctlError as error:
+        remedy = f"remove {project.root / PREPARED} and run `diffctl stage data`"
+        yield Finding("error", "prepared data", str(error), remedy)
+        return
+    if not project.fits_config:
+        message = f"{PREPARED} holds {stores['train'].meta['name']} by another configuration"
+        yield Finding("warning", "prepared data", message, "`diffctl stage data` prepares it anew")
+        return
+    if project.raw_files_changed:
+        message = f"the files in {project.config.data.path} have changed since they were prepared"
+        remedy = "`diffctl run` prepares them anew, as does `dvc repro --force data`"
+        yield Finding("warning", "prepared data", message, remedy)
+    for split, store in stores.items():
+        yield from _edits(split, store)
+        yield from _counts(split, store)
+        yield from _statistics(split, store)
+        yield from _duplicates(split, store)
+    if skipped := stores["train"].meta.get("skipped"):
+        listed = ", ".join(f"{count:,} {why}" for why, count in skipped.items())
+        yield Finding("warning", "left out", listed, f"{PREPARED}/skipped.csv names them")
+
+
+def check_fit(project: Project) -> Iterator[Finding]:
+    """Whether batch, model and evaluation fit the number and the shape of the images."""
+    import torch
+
+    from diffusion.train.identity import plan_training
+    from diffusion.train.start import StartAway, StartRefused
+
+    config = project.config
+    if project.outlook.blocked and not project.is_ready:
+        return  # nothing is known of the data
+    count = len(project.stores["train"]) if project.is_ready else project.outlook.images
+    if count and config.train.batch_size > count:
+        message = f"train.batch_size {config.train.batch_size} is more than the {count:,} training images"
+        yield Finding("error", "batch", message, f"set train.batch_size to {count} or less")
+    reference, cell = config.evaluate.reference, config.sample.num_images
+    if project.is_ready and (there := len(project.stores[reference])) < cell:
+        message = (
+            f"a cell has {cell:,} images and the {reference} split, which it is scored against, {there:,}"
+        )
+        yield Finding("warning", "evaluation", message, "scores are noisy: lower sample.num_images")
+    try:
+        plan = plan_training(config, project.train_meta(), torch.device("cpu"), project.root / STARTS)
+    except StartAway as error:
+        yield Finding("warning", "start", str(error), "the stage `train` lets DVC bring it")
+    except StartRefused as error:
+        yield Finding("error", "start", str(error))
+    except DiffctlError as error:
+        yield Finding("error", "model", str(error), "change the model or the data section")
+    else:
+        yield from _start(plan, project.root / STARTS)
+
+
+def _start(plan: "DenoiserPlan", starts: Path) -> Iterator[Finding]:
+    """What the training begins with, where its weights are not drawn."""
+    from diffusion.train.start import find_start
+
+    if plan.start is None:
+        return
+    start = find_start(plan.start, starts)
+    nearest = start.lineage[0]
+    yield Finding("ok", "start", f"from {nearest.sha256[:16]}, {nearest.step:,} steps of {nearest.data}")
+    if start.artefact.network.in_channels < plan.network.in_channels:
+        message = "it knows grey images, and of noise that differs between channels it sees a third at first"
+        remedy = "set data.channels: 1 if these images are grey; else a start in RGB, or none, is better"
+        yield Finding("warning", "start", message, remedy)
+
+
+def _edits(split: str, store: ImageStore) -> Iterator[Finding]:
+    """Whether the images are those that were written; of very many, whether their files are."""
+    if store.images.nbytes <= HASHED or is_known(store.path, store.images, store.digest):
+        try:
+            verify(store.path, store.images, store.labels, store.digest)
+        except DiffctlError as error:
+            yield Finding("error", split, str(error), "`dvc repro --force data` prepares them anew")
+    elif read_note(store.path) is not None:
+        message = f"the files in {store.path} are not those that were last verified"
+        yield Finding("warning", split, message, "the next stage that uses them reads all of them first")
+
+
+def _counts(split: str, store: ImageStore) -> Iterator[Finding]:
+    _, height, width, channels = store.images.shape
+    text = f"{len(store):,} images of {height}×{width}×{channels}"
+    counts = store.meta.get("counts") or []
+    if not counts:
+        yield Finding("ok", split, f"{text}, without labels")
+        return
+    low, high = min(counts), max(counts)
+    each = f"{low:,} each" if low == high else f"{low:,} to {high:,} each"
+    yield Finding("ok", split, f"{text}, {len(counts)} classes with {each}")
+    empty = [name for name, count in zip(store.meta["classes"], counts, strict=True) if count == 0]
+    if empty:
+        message = f"{len(empty)} classes without an image: {', '.join(empty[:5])}"
+        yield Finding(
+            "warning", split, message, "add images of them, or take the classes out of the data set"
+        )
+
+
+def _statistics(split: str, store: ImageStore) -> Iterator[Finding]:
+    """Mean and spread of each channel, over evenly spread images; what looks like a mistake in them."""
+    rows = np.unique(np.linspace(0, len(store) - 1, min(len(store), SAMPLED)).astype(int))
+    pixels = np.asarray(store.images[rows])
+    mean, std = pixels.mean(axis=(0, 1, 2)), pixels.std(axis=(0, 1, 2))
+    values = " ".join(f"{m:.0f}±{s:.0f}" for m, s in zip(mean, std, strict=True))
+    yield Finding("ok", split, f"channels {values} of 255")
+    if not std.any():
+        yield Finding("warning", split, "every pixel has the same value", "look at the raw images")
+    elif pixels.shape[3] == 3 and (pixels[..., :1] == pixels).all():
+        yield Finding("warning", split, "all images are grey but stored as RGB", "set data.channels: 1")
+
+
+def _duplicates(split: str, store: ImageStore) -> Iterator[Finding]:
+    found = store.meta.get("duplicates", {})
+    if within := found.get("within"):
+        message = f"{within:,} images are exact copies of others of the split"
+        yield Finding("warning", split, message, f"{PREPARED}/duplicates.csv names them")
+    if across := found.get("of_train"):
+        message = f"{across:,} images are in the training split too"
+        remedy = f"held-out scores reward memorising: remove them, {PREPARED}/duplicates.csv names them"
+        yield Finding("warning", split, message, remedy)

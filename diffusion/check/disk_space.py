@@ -1,0 +1,157 @@
+"""Room on the disks for what is still to be made, each part where it will lie."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from diffusion.check.findings import Finding, Project, format_bytes
+from diffusion.data.prepare import shape_of
+from diffusion.downloads.cache import cache_root
+from diffusion.layout import AVERAGES, CELL_RUNS, EMA_RUNS, MODEL, PREPARE_RUNS, PREPARED, SAMPLES, TRAIN_RUNS
+from diffusion.model.model_file import read_artefact
+from diffusion.protocol.grid import Cell, cell_settings, grid
+from diffusion.sample.averages import made_averages
+from diffusion.sample.sweep import shards_folder
+from diffusion.system.devices import default_device
+from diffusion.system.files import bytes_below
+from diffusion.train.identity import training_fingerprint
+from diffusion.train.memory import averages_bytes, count_parameters, device_memory, is_hopeless
+from diffusion.train.snapshots import FOLDER
+
+STATE_BYTES = 16  # a parameter in a saved state: weights, EMA and Adam's two moments in fp32
+STATES = 3  # the two that are kept and the one being written
+MODEL_BYTES = 4  # a parameter in the model's file
+
+
+class Need(NamedTuple):
+    """Bytes that a part of the work will take at a place, beyond what it takes there already."""
+
+    part: str
+    place: Path
+    size: int
+
+
+def check_disk(project: Project) -> Iterator[Finding]:
+    """Room for data, training states, model, samples and DVC's copies of them."""
+    remedy = "make room, or lower data.image_size or sample.num_images"
+    yield from _compared([*_data(project), *_training(project), *_samples(project)], remedy)
+
+
+def check_training_disk(project: Project) -> Iterator[Finding]:
+    """Room for the states and the model of the training alone."""
+    yield from _compared(_training(project), "make room, or make the model smaller")
+
+
+def _compared(needs: Sequence[Need], remedy: str) -> Iterator[Finding]:
+    """A finding for each disk."""
+    disks: dict[int, list[Need]] = {}
+    for need in needs:
+        disks.setdefault(_there(need.place).stat().st_dev, []).append(need)
+    for on_disk in disks.values():
+        parts: dict[str, int] = {}
+        for need in on_disk:
+            parts[need.part] = parts.get(need.part, 0) + need.size
+        folder = _there(on_disk[0].place)
+        needed, free = sum(parts.values()), shutil.disk_usage(folder).free
+        listed = ", ".join(f"{part} {format_bytes(size)}" for part, size in parts.items())
+        message = f"about {format_bytes(needed)} more are needed ({listed}), {format_bytes(free)} are free"
+        if len(disks) > 1:
+            message += f" in {folder}"
+        if needed > free:
+            yield Finding("error", "disk", message, remedy)
+        else:
+            yield Finding("ok", "disk", message)
+
+
+def _data(project: Project) -> list[Need]:
+    """Downloads, packed and unpacked; the images in the work folder, in their place, and in DVC's cache.
+
+    On one disk the work becomes the result. Nothing where the data are prepared.
+    """
+    if project.is_ready:
+        return []
+    outlook, work, out = project.outlook, project.root / PREPARE_RUNS, project.root / PREPARED
+    size, _, channels = shape_of(project.config.data, outlook.shape)
+    images = outlook.images * size * size * channels
+    copies = 1 if _there(work).stat().st_dev == _there(out).stat().st_dev else 2
+    return [
+        Need("data", cache_root(), 2 * outlook.download),
+        Need("data", work, max(0, images - bytes_below(work))),
+        Need("data", out, copies * images),
+    ]
+
+
+def _training(project: Project) -> list[Need]:
+    """Two states and one being written, the model, DVC's copy of that, and snapshots of averages.
+
+    None for an impossible model.
+    """
+    plan = project.plan
+    if plan is None:
+        return []
+    if is_hopeless(plan.network, device_memory(default_device())[0]):
+        return []  # which is a finding of its own, and too large to be built
+    parameters = count_parameters(plan.network)
+    folder = project.root / TRAIN_RUNS / training_fingerprint(plan)
+    states = sum(path.stat().st_size for path in folder.glob("state-*.sealed"))
+    averages = averages_bytes(plan.network, len(plan.train.widths))
+    snapshots = averages * len(plan.train.snapshot_steps())
+    return [
+        Need("training", folder, max(0, STATES * (STATE_BYTES * parameters + averages) - states)),
+        Need("training", project.root / MODEL, 2 * MODEL_BYTES * parameters),
+        *_snapshots(folder, project.root / AVERAGES, snapshots),
+        *_widths(project, MODEL_BYTES * parameters),
+    ]
+
+
+def _snapshots(folder: Path, out: Path, size: int) -> list[Need]:
+    """In the training's folder, as what it gives, and DVC's copy; none where none are kept."""
+    if not size:
+        return []
+    return [
+        Need("averages", folder, max(0, size - bytes_below(folder / FOLDER))),
+        Need("averages", out, 2 * size),
+    ]
+
+
+def _widths(project: Project, size: int) -> list[Need]:
+    """A model's file for each width of the sweep."""
+    folder, widths = project.root / EMA_RUNS, project.config.sweep.widths
+    return [Need("averages", folder, max(0, len(widths) * size - bytes_below(folder)))] if widths else []
+
+
+def _samples(project: Project) -> list[Need]:
+    """Every cell as finished shards, as a store and in DVC's cache; a stage that runs replaces its stores."""
+    config, meta = project.config, project.train_meta()
+    cells, samples = grid(config.sample, config.sweep), project.root / SAMPLES
+    size = config.sample.num_images * int(meta["image_size"]) ** 2 * int(meta["channels"])
+    shards = _shards(project, cells)
+    stores = [bytes_below(samples / cell.name) for cell in cells]
+    is_done = bool(shards) and all(stores)
+    return [
+        Need("samples", project.root / CELL_RUNS, sum(max(0, size - shards.get(cell, 0)) for cell in cells)),
+        Need("samples", samples, sum(max(0, size - store) for store in stores)),
+        Need("samples", samples, 0 if is_done else size * len(cells)),
+    ]
+
+
+def _shards(project: Project, cells: Sequence[Cell]) -> dict[Cell, int]:
+    """Bytes of each cell's finished shards. None where the model is not the one that these settings give."""
+    if not project.is_trained:
+        return {}
+    sample, root = project.config.sample, project.root
+    made = made_averages(root / MODEL, project.config.sweep.widths, root / AVERAGES, root / EMA_RUNS)
+    models = {width: read_artefact(file) for width, file in made.items()}
+    models[None] = read_artefact(root / MODEL)
+    folders = {
+        cell: shards_folder(cell_settings(sample, cell), models[cell.ema])
+        for cell in cells
+        if cell.ema in models
+    }
+    return {cell: bytes_below(project.root / folder) for cell, folder in folders.items()}
+
+
+def _there(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -1,0 +1,150 @@
+"""Checks of the machine: memory, device and the extractor's weights, against what the config needs."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import torch
+
+from diffusion.check.findings import Finding, Level, Project, format_bytes
+from diffusion.downloads.fetch import verify
+from diffusion.evaluate.evaluate_config import Space
+from diffusion.model.config import NetworkSpec
+from diffusion.protocol.extractors import INSTALL, extractor_spec
+from diffusion.system.devices import default_device
+from diffusion.system.errors import DiffctlError, UsageError, printable
+from diffusion.train.config import TrainConfig
+from diffusion.train.distributed import ProcessGroup
+from diffusion.train.launch import world_size
+from diffusion.train.memory import (
+    averages_bytes,
+    count_parameters,
+    device_memory,
+    fitting_microbatch,
+    is_hopeless,
+    step_bytes,
+)
+from diffusion.train.precision import resolve_precision
+
+MEMORY_REMEDY = "lower train.microbatch or train.batch_size, or set model.gradient_checkpointing: true"
+SHARD_REMEDY = "set train.shard: true, with which each process holds a part of the weights"
+BF16_SHARE = 0.5  # of the estimate, which is of fp32, that a step takes in bf16, about
+
+
+def check_memory(project: Project) -> Iterator[Finding]:
+    """What a process's training step takes, against the memory of its GPU, or its part of the machine's.
+
+    An error only where it would not fit in bf16 either: the estimate is of what a step takes at most.
+    """
+    if project.plan is None:
+        return  # the model does not fit the data, which is a finding of its own
+    spec, train, device = project.plan.network, project.config.train, default_device()
+    try:
+        world, here = world_size(train)
+        share = ProcessGroup(device, world - 1, world).share(train.batch_size)  # no process's is larger
+    except UsageError as error:
+        yield Finding("error", "devices", str(error))
+        return
+    sharing = here if device.type == "cpu" else 1
+    total, free = (size // sharing for size in device_memory(device))
+    shards = world if train.shard else 1
+    if is_hopeless(spec, shards * total):
+        message = (
+            f"more than {spec.least_parameters() / 1e6:,.0f} M parameters do not fit {format_bytes(total)}"
+        )
+        yield Finding("error", "memory", message, "make the model smaller")
+        return
+    part = BF16_SHARE if resolve_precision(train.precision, device) == "bf16" else 1.0
+    fitting = total if device.type == "cpu" or shards > 1 else total / part
+    images = _microbatch(spec, train, share.stop - share.start, fitting, shards)
+    at_most = _step_bytes(spec, train, images, shards)
+    each = f" in each of {here} processes" if here > 1 else ""
+    cut = f", in {shards} shards" if shards > 1 else ""
+    message = (
+        f"{count_parameters(spec) / 1e6:,.1f} M parameters{cut}; a step of {images} images takes about "
+        f"{format_bytes(part * at_most)}{each}, {format_bytes(free)} of {format_bytes(total)} are free"
+    )
+    if part * at_most <= free:
+        yield Finding("ok", "memory", message)
+        return
+    helps = world > shards and part * _step_bytes(spec, train, images, world) <= free
+    level: Level = "error" if BF16_SHARE * at_most > total else "warning"
+    yield Finding(level, "memory", message, SHARD_REMEDY if helps else MEMORY_REMEDY)
+
+
+def _step_bytes(spec: NetworkSpec, train: TrainConfig, images: int, shards: int) -> int:
+    """What a step takes at most, with the averages beside the EMA."""
+    averages = averages_bytes(spec, len(train.widths)) // shards
+    return step_bytes(spec, images, shards=shards) + averages
+
+
+def _microbatch(spec: NetworkSpec, train: TrainConfig, images: int, memory: float, shards: int) -> int:
+    """How many of its `images` a process takes at a time; with auto, as training finds it."""
+    if train.microbatch == "auto":
+        left = int(memory) - averages_bytes(spec, len(train.widths)) // shards
+        return fitting_microbatch(spec, images, left, shards=shards)
+    return min(train.microbatch or images, images)
+
+
+def check_device(project: Project) -> Iterator[Finding]:
+    """What it will run on, and in which precision."""
+    device = default_device()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif device.type == "mps":
+        name = "Apple GPU"
+    else:
+        name = f"CPU, {torch.get_num_threads()} threads"
+    precision = resolve_precision(project.config.train.precision, device)
+    yield Finding("ok", "device", f"{name}, {precision}")
+
+
+def check_runner(project: Project) -> Iterator[Finding]:
+    """Whether what makes the samples is installed."""
+    if project.config.sample.runner == "ray" and find_spec("ray") is None:
+        yield Finding("error", "runner", "sample.runner ray needs Ray", "pip install 'diffctl[ray]'")
+
+
+def check_weights(project: Project) -> Iterator[Finding]:
+    """Whether each extractor's weights are there and are the published ones."""
+    for space in project.config.evaluate.spaces:
+        yield from _check_space(space)
+        yield from _check_statistics(space)
+
+
+def _check_statistics(space: Space) -> Iterator[Finding]:
+    from diffusion.evaluate.statistics_file import configured_statistics
+
+    if space.statistics is None:
+        return
+    try:
+        configured_statistics(space)
+        yield Finding("ok", "statistics", f"{printable(space.statistics.file)} fits {space.extractor}")
+    except DiffctlError as error:
+        yield Finding("error", "statistics", str(error))
+
+
+def _check_space(space: Space) -> Iterator[Finding]:
+    from diffusion.evaluate.features.extractor_weights import cached_path
+
+    spec = extractor_spec(space.extractor)
+    if spec.weights.comes_along:
+        yield Finding("ok", "extractor", f"the weights of {spec.name} come with its package")
+        return
+    if spec.needs and find_spec(spec.needs) is None:
+        yield Finding("error", "extractor", f"{spec.name} needs {spec.needs}", INSTALL)
+    path = space.weights or cached_path(spec.weights)
+    if path.is_file():
+        try:
+            if not space.weights_sha256 and path.stat().st_size != spec.weights.size:  # told at once
+                raise DiffctlError(f"{path} is not the published file: delete it and run this again")
+            verify(path, f"sha256:{space.weights_sha256 or spec.weights.sha256}")
+            yield Finding("ok", "extractor", f"the weights of {spec.name} are here and right")
+        except DiffctlError as error:
+            yield Finding("error", "extractor", str(error))
+    elif space.weights is not None:
+        message = f"evaluate: there is no file {path} with the weights of {spec.name}"
+        yield Finding("error", "extractor", message, "correct the path")
+    else:
+        size = format_bytes(spec.weights.size)
+        message = f"the weights of {spec.name} are not here: {size} will be downloaded"
+        yield Finding("warning", "extractor", message, f"without a network, put them at {path}")

@@ -1,0 +1,71 @@
+"""What params.yaml says of a model's shape, so that a training can begin with it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from pydantic_core import to_jsonable_python
+
+from diffusion.config import Config
+from diffusion.model.config import ModelConfig, NetworkSpec
+from diffusion.model.model_file import Described
+from diffusion.model.registry import MODELS
+from diffusion.system.registry import load_reference
+
+Sections = dict[str, dict[str, Any]]
+
+FREE = ModelConfig.model_fields.keys() - {"name"}  # what a start and what begins with it need not share
+ATTENTION = "attention"  # feature maps by their side: for images of another size the same levels have others
+
+
+def sections_of(start: Described) -> Sections:
+    """Its shape as the sections `model` and `process` say it, usual values left out."""
+    network = start.network
+    usual = {name for name, field in _fields(network).items() if getattr(network, name) == field.default}
+    shape = {name: value for name, value in _shape(network).items() if name not in usual}
+    return {"model": shape, "process": {"prediction": start.process.prediction}}
+
+
+def needed_changes(config: Config, start: Described, image_size: int) -> Sections:
+    """The fields that keep a training on images of this side from the start, with what they must be.
+
+    Empty where no field does. Channels and the weights themselves are another matter.
+    """
+    shape = _shape(start.network)
+    if ATTENTION in shape:
+        shape[ATTENTION] = [side * image_size // start.network.image_size for side in shape[ATTENTION]]
+    wanted = {"model": shape, "process": {"prediction": start.process.prediction}}
+    has = {"model": config.model, "process": config.process}
+    differing = {
+        section: {name: value for name, value in fields.items() if _differs(has[section], name, value)}
+        for section, fields in wanted.items()
+    }
+    return {section: fields for section, fields in differing.items() if fields}
+
+
+def format_sections(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """Sections as a person writes them in params.yaml, a field a line."""
+    lines = []
+    for section, fields in sections.items():
+        lines += [f"{section}:", *(f"  {name}: {_flow(value)}" for name, value in fields.items())]
+    return "\n".join(lines)
+
+
+def _fields(spec: NetworkSpec) -> dict[str, Any]:
+    """The fields of its section `model` that decide whether weights fit."""
+    kind: type[ModelConfig] = load_reference(MODELS[spec.name].config)
+    return {name: field for name, field in kind.model_fields.items() if name not in FREE}
+
+
+def _shape(spec: NetworkSpec) -> dict[str, Any]:
+    return {name: to_jsonable_python(getattr(spec, name)) for name in _fields(spec)}
+
+
+def _differs(section: object, name: str, value: Any) -> bool:
+    has = to_jsonable_python(getattr(section, name, None))
+    return sorted(has or ()) != sorted(value) if name == ATTENTION else bool(has != value)
+
+
+def _flow(value: Any) -> str:
+    """The value on one line of YAML."""
+    return str(yaml.safe_dump(value, default_flow_style=True, width=10**6)).splitlines()[0]

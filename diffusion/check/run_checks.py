@@ -1,0 +1,92 @@
+"""Checks of the grid: that every eta leaves a real step, every interval holds one, every cell has a model."""
+
+from collections.abc import Iterator
+from itertools import product
+
+from diffusion.check.findings import Finding, Project
+from diffusion.config import Config
+from diffusion.layout import AVERAGES, MODEL
+from diffusion.protocol.grid import cell_settings, grid
+from diffusion.protocol.samplers import SAMPLERS
+from diffusion.protocol.spacing import spaced_timesteps
+from diffusion.system.errors import DiffctlError
+
+MAX_NAMED = 3  # cells in a sentence
+
+
+def check_eta(project: Project) -> Iterator[Finding]:
+    """Whether the largest η leaves 1 − ᾱ_prev − σ² ≥ 0 at every step of every cell."""
+    config, eta = project.config, max(project.config.sweep.eta)
+    if eta <= 1 or not any(SAMPLERS[name].stochastic for name in _listed(config, "sampler")):
+        return  # up to 1 any spacing does
+    from diffusion.system.threads import single_thread  # loads torch, as what follows does
+
+    with single_thread():
+        found = next(_too_large(config, eta), None)
+    if found is not None:
+        steps, limit = found
+        message = (
+            f"sweep.eta: {eta} is too large for {steps} steps, "
+            f"where at most {limit} leaves a real direction term"
+        )
+        yield Finding("error", "sampling", message, "lower it in sweep.eta, or drop these steps")
+
+
+def check_averages(project: Project) -> Iterator[Finding]:
+    """Whether the averages of the sweep can be made, where the training is over that gives what they need."""
+    if not project.config.sweep.widths or not project.is_trained:
+        return
+    from diffusion.sample.averages import snapshots_of
+
+    try:
+        snapshots_of(project.root / MODEL, project.root / AVERAGES)
+    except DiffctlError as error:
+        yield Finding("error", "sampling", f"sweep.ema: {error}")
+
+
+def _too_large(config: Config, eta: float) -> Iterator[tuple[int, str]]:
+    """The numbers of steps for which η is too large, and what is not."""
+    from diffusion.process.registry import build_process
+    from diffusion.sample.eta import eta_limit, largest_eta
+
+    process = build_process(config.process)
+    for steps, spacing in product(config.sweep.steps, _listed(config, "spacing")):
+        grid = process.grid(spaced_timesteps(spacing, steps, process.timesteps))
+        if eta > largest_eta(grid):
+            yield steps, eta_limit(grid)
+
+
+def check_interval(project: Project) -> Iterator[Finding]:
+    """Whether guidance applies at some step of every cell that has an interval for it."""
+    config = project.config
+    if config.sample.guidance_interval is None and not config.sweep.guidance_interval:
+        return
+    from diffusion.system.threads import single_thread  # loads torch, as what follows does
+
+    with single_thread():
+        idle = list(_unguided(config))
+    if idle:
+        message = f"guidance_interval holds no step of {', '.join(idle[:MAX_NAMED])}"
+        message += f" and {len(idle) - MAX_NAMED} more cells" if len(idle) > MAX_NAMED else ""
+        remedy = "`diffctl show steps` lists σ/α of each step"
+        yield Finding("warning", "sampling", f"{message}: they are sampled without guidance", remedy)
+
+
+def _unguided(config: Config) -> Iterator[str]:
+    """The cells of whose interval the walk asks nothing."""
+    from diffusion.process.registry import build_process
+    from diffusion.sample.questions import asked_times, weight_at
+
+    process = build_process(config.process)
+    for cell in grid(config.sample, config.sweep):
+        settings = cell_settings(config.sample, cell)
+        if settings.guidance_interval is not None:
+            times = asked_times(settings, process)
+            if not any(weight_at(settings, process, t) for t in times):
+                yield cell.name
+
+
+def _listed(config: Config, axis: str) -> tuple[str, ...]:
+    """The values that an axis of the grid takes."""
+    values: tuple[str, ...] = getattr(config.sweep, axis) or (getattr(config.sample, axis),)
+    return values

@@ -1,0 +1,287 @@
+"""The reference: features of the real images, kept in files of ours with all that they depend on.
+
+A folder with `features.npy` and `labels.npy` (of the reference split), `heldout.npy`, `heldout_logits.npy`
+and `heldout_labels.npy` (of the other split) and `meta.json`; labels and logits only where there
+are some. A further feature space is such a folder inside, by its extractor's name.
+torch-fidelity's own cache is keyed by a name alone and goes stale silently.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from diffusion.code import code_digest, code_of
+from diffusion.evaluate.evaluate_config import OTHER_SPLIT, EvaluateConfig
+from diffusion.evaluate.features.extract import FeatureArray, Features, extract, part_progress, set_progress
+from diffusion.evaluate.features.extractors import Extractor, configured_extractors
+from diffusion.images.meta import PreparedMeta
+from diffusion.images.store import ImageStore, Labels, open_store
+from diffusion.protocol.extractors import EVALUATION_VERSION, ExtractorSpec
+from diffusion.protocol.reference import ReferenceFacts
+from diffusion.system.arrays import array_digest, read_array
+from diffusion.system.errors import DiffctlError, UsageError, reason
+from diffusion.system.files import atomic_folder, write_json
+from diffusion.system.seals import Broken, read_sealed_document, sealed
+from diffusion.system.section import brief, fingerprint
+
+Progress = Callable[[int, int], None]
+
+ARRAYS = "arrays"  # in the meta: the digest of each file's array
+
+
+class ReferenceMeta(ReferenceFacts):
+    """What a reference's meta.json holds: the facts, its code, its classes and each array's digest."""
+
+    code: str
+    classes: list[str]
+    arrays: dict[Literal["features", "labels", "heldout", "heldout_logits", "heldout_labels"], str]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images as an extractor sees them.
+
+    `meta` has extractor, weights_sha256, dtype, name, image_size, classes, code, and split, digest and count
+    of the reference (`reference_…`) and of the held-out images (`heldout_…`); `heldout` is None where there
+    are none to make a floor of, labels are None where images have none.
+    """
+
+    meta: dict[str, Any]
+    features: FeatureArray
+    heldout: Features | None
+    labels: Labels | None = None
+    heldout_labels: Labels | None = None
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes in the order of the labels."""
+        return list(self.meta.get("classes", []))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a scores document says of the reference."""
+        return {key: value for key, value in self.meta.items() if key not in ("classes", "code", ARRAYS)}
+
+    @property
+    def train_and_test(self) -> tuple[FeatureArray | None, FeatureArray | None]:
+        """The features of both splits; None for one that is not there."""
+        heldout = None if self.heldout is None else self.heldout.features
+        by_split = {self.meta["reference_split"]: self.features, self.meta.get("heldout_split"): heldout}
+        return by_split.get("train"), by_split.get("test")
+
+
+def make_reference(
+    section: EvaluateConfig, prepared: Path, out: Path, progress: Progress | None = None
+) -> None:
+    """The `reference` stage: features of both splits of `prepared`, written to the folder `out`.
+
+    In all spaces of the section, the further ones in folders of `out`. Weights are loaded, or found missing,
+    before any image is read. `progress` gets (done, total) images, each as often as it is seen.
+    """
+    extractors = configured_extractors(section)
+    real, heldout = _splits(section, prepared)
+    each = len(real) + len(heldout)
+    with atomic_folder(out) as folder:
+        for number, extractor in enumerate(extractors):
+            show = part_progress(progress, number * each, len(extractors) * each)
+            reference = build_reference(extractor, real, heldout, section.batch_size, show)
+            place = folder if number == 0 else folder / extractor.spec.name
+            place.mkdir(exist_ok=True)
+            _write_files(place, reference)
+
+
+def find_or_make_reference(
+    section: EvaluateConfig,
+    extractor: Extractor,
+    prepared: Path,
+    places: Sequence[Path],
+    progress: Progress | None = None,
+) -> Reference:
+    """The reference of these images in the first of the places that holds it, else made in the last one."""
+    found = (matching_reference(place, extractor, section.reference, prepared) for place in places)
+    known = next((reference for reference in found if reference is not None), None)
+    return known or _write_reference(section, extractor, prepared, places[-1], progress)
+
+
+def _write_reference(
+    section: EvaluateConfig, extractor: Extractor, prepared: Path, out: Path, progress: Progress | None
+) -> Reference:
+    reference = build_reference(extractor, *_splits(section, prepared), section.batch_size, progress)
+    save_reference(out, reference)
+    return reference
+
+
+def _splits(section: EvaluateConfig, prepared: Path) -> tuple[ImageStore, ImageStore]:
+    """The split that is the reference, and the one that is held out."""
+    real, heldout = section.reference, OTHER_SPLIT[section.reference]
+    return open_store(prepared / real, PreparedMeta), open_store(prepared / heldout, PreparedMeta)
+
+
+def build_reference(
+    extractor: Extractor,
+    real: ImageStore,
+    heldout: ImageStore | None,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> Reference:
+    """Extract a reference from open stores; `progress` gets (done, total) images."""
+    total = len(real) + (0 if heldout is None else len(heldout))
+
+    def features(store: ImageStore, before: int) -> Features:
+        return extract(extractor, store.images, batch_size, set_progress(progress, before, total))
+
+    seen = features(real, 0)
+    heldout_seen = None if heldout is None else features(heldout, len(real))
+    return make_reference_of(extractor, real, seen, heldout, heldout_seen)
+
+
+def make_reference_of(
+    extractor: Extractor,
+    real: ImageStore,
+    seen: Features,
+    heldout: ImageStore | None = None,
+    heldout_seen: Features | None = None,
+) -> Reference:
+    """The reference of open stores, of which the extractor has seen these features."""
+    meta = {
+        "code": extraction_code(extractor.spec),
+        "evaluation": EVALUATION_VERSION,
+        "extractor": extractor.spec.name,
+        "weights_sha256": extractor.weights_sha256,
+        "dtype": "float32",
+        "name": real.meta.get("name", real.path.name),
+        "image_size": real.images.shape[1],
+        "classes": list(real.meta.get("classes", [])),
+        **_split_meta("reference", real),
+        **({} if heldout is None else _split_meta("heldout", heldout)),
+    }
+    heldout_labels = None if heldout is None else heldout.labels
+    return Reference(meta, seen.features, heldout_seen, real.labels, heldout_labels)
+
+
+def extraction_code(spec: ExtractorSpec) -> str:
+    """The digest of the code that this extractor's features come from, and of what the spec says of it."""
+    code = code_of("diffusion.evaluate.features.reference_features", spec.module)
+    return code_digest({**code, "spec": fingerprint(asdict(spec))})
+
+
+def save_reference(path: Path, reference: Reference) -> None:
+    """Write the folder, whole or not at all; equal features give equal bytes."""
+    with atomic_folder(path) as folder:
+        _write_files(folder, reference)
+
+
+def _write_files(folder: Path, reference: Reference) -> None:
+    heldout = reference.heldout
+    arrays = {
+        "features": reference.features,
+        "labels": reference.labels,
+        "heldout": None if heldout is None else heldout.features,
+        "heldout_logits": None if heldout is None else heldout.logits,
+        "heldout_labels": reference.heldout_labels,
+    }
+    held = {name: array for name, array in arrays.items() if array is not None}
+    digests = {name: array_digest(array) for name, array in held.items()}
+    for name, array in held.items():
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+    write_json(folder / "meta.json", sealed({**reference.meta, ARRAYS: digests}))
+
+
+def open_references(
+    path: Path, extractors: Sequence[Extractor], split: str, prepared: Path | None = None
+) -> list[Reference]:
+    """The references of several spaces, the first in the folder itself; errors as `open_reference`."""
+    places = [path, *(path / extractor.spec.name for extractor in extractors[1:])]
+    return [
+        open_reference(place, extractor, split, prepared)
+        for place, extractor in zip(places, extractors, strict=True)
+    ]
+
+
+def open_reference(path: Path, extractor: Extractor, split: str, prepared: Path | None = None) -> Reference:
+    """Read a reference; DiffctlError when it is stale.
+
+    It is stale when another extractor, other weights or other code made it, when it is of another split,
+    and, where `prepared` is given, when it is of other images than now lie there. DiffctlError also when
+    those images are not the ones of their digests.
+    """
+    reference = _read(path)
+    expected = {
+        "code": extraction_code(extractor.spec),
+        "evaluation": EVALUATION_VERSION,
+        "extractor": extractor.spec.name,
+        "weights_sha256": extractor.weights_sha256,
+        "reference_split": split,
+    }
+    stores: dict[str, ImageStore] = {}
+    if prepared is not None:
+        splits = {"reference": split, "heldout": OTHER_SPLIT[split]}
+        stores = {role: open_store(prepared / name, PreparedMeta) for role, name in splits.items()}
+    expected |= {f"{role}_digest": store.digest for role, store in stores.items()}
+    for field, value in expected.items():
+        if reference.meta.get(field) != value:
+            raise DiffctlError(
+                f"the reference in {path} is stale: its {field} is {str(reference.meta.get(field))[:24]} "
+                f"and must be {str(value)[:24]}; make it again with `diffctl stage reference`"
+            )
+    return reference
+
+
+def matching_reference(path: Path, extractor: Extractor, split: str, prepared: Path) -> Reference | None:
+    """The reference in `path` if it is one of these images by this extractor, else None."""
+    try:
+        return open_reference(path, extractor, split, prepared)
+    except DiffctlError:
+        return None
+
+
+def _read(path: Path) -> Reference:
+    try:
+        meta = read_sealed_document(path / "meta.json", ReferenceMeta)
+        arrays = {
+            str(name): _read_array(path / f"{name}.npy", digest) for name, digest in meta.arrays.items()
+        }
+        _refuse_unfit(meta, arrays)
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"no reference in {path} ({Path(error.filename).name} is missing): "
+            f"make it with `diffctl stage reference`"
+        ) from None
+    except (Broken, DiffctlError) as error:
+        raise DiffctlError(
+            f"the reference in {path} is damaged ({brief(error, reason)}): "
+            "make it again with `diffctl stage reference`"
+        ) from None
+    values = meta.model_dump(exclude_unset=True, exclude={ARRAYS})
+    heldout = Features(arrays["heldout"], arrays.get("heldout_logits")) if "heldout" in arrays else None
+    return Reference(values, arrays["features"], heldout, arrays.get("labels"), arrays.get("heldout_labels"))
+
+
+def _refuse_unfit(meta: ReferenceMeta, arrays: Mapping[str, FeatureArray]) -> None:
+    """Broken unless there are features, and labels if any, of as many images as the meta says."""
+    counts = {"features": meta.reference_count, "labels": meta.reference_count}
+    if "features" not in arrays or ("heldout" in arrays) != (meta.heldout_count is not None):
+        raise Broken(f"it lists {', '.join(arrays)}")
+    for name, array in arrays.items():
+        count = counts.get(name, meta.heldout_count)
+        kind, axes = (np.int64, 1) if name.endswith("labels") else (np.float32, 2)
+        if array.dtype != kind or array.ndim != axes or len(array) != count:
+            raise Broken(f"{name} is {array.dtype} {array.shape}, of {count} images")
+
+
+def _read_array(path: Path, digest: str) -> Any:
+    array = read_array(path)
+    if array_digest(array) != digest:
+        raise Broken(f"{path.name} changed after it was written")
+    return array
+
+
+def _split_meta(role: str, store: ImageStore) -> dict[str, Any]:
+    return {
+        f"{role}_split": store.meta.get("split", "all"),
+        f"{role}_digest": store.digest,
+        f"{role}_count": len(store),
+    }

@@ -1,0 +1,163 @@
+"""KID (Bińkowski et al. 2018, 1801.01401): the squared MMD with a cubic kernel, unbiased at every N.
+
+The numbers are those of torch-fidelity's `kid_features_to_metric`, subset for subset and in its float32;
+the kernel is computed once for all subsets where that is less work than once for each.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion.evaluate.features.extract import FeatureArray
+from diffusion.evaluate.scores.jackknife import Interactions
+from diffusion.evaluate.scores.moments import Float
+from diffusion.evaluate.scores.nearest_neighbours import random_subset
+from diffusion.protocol.scoring import SEED, SUBSET_SIZE, SUBSETS, subset_size
+
+COLUMNS = 5000  # images at most that each image is held against when it is left out
+PAIRED = 1000  # images at most whose pairs tell what two images bring together
+BLOCK = 1024
+WHOLE = SUBSETS * SUBSET_SIZE**2  # pairs at most of a kernel that is held whole, 100 MB
+
+Rows = NDArray[np.integer[Any]]
+
+
+class Estimate(NamedTuple):
+    """The mean of a score over subsets or splits, and its standard deviation between them."""
+
+    mean: float
+    std: float
+
+
+class OverSubsets(NamedTuple):
+    """A kernel distance by each subset, `values` (SUBSETS,), and their mean and standard deviation."""
+
+    values: Float
+
+    @property
+    def mean(self) -> float:
+        """The kernel distance."""
+        return float(self.values.mean())
+
+    @property
+    def std(self) -> float:
+        """Between subsets."""
+        return float(self.values.std())
+
+    @property
+    def errors(self) -> Float:
+        """(SUBSETS,) what drawing each subset adds to the mean's error; the squares sum to its variance."""
+        count = len(self.values)
+        return np.asarray((self.values - self.values.mean()) / np.sqrt(count * (count - 1)))
+
+
+class Subsets(NamedTuple):
+    """The rows of each subset, (SUBSETS, size), of a sample and of its reference."""
+
+    sample: Rows
+    reference: Rows
+
+
+def subsets(count: int, reference_count: int) -> Subsets:
+    """The subsets that torch-fidelity draws for sets of these sizes."""
+    draw = np.random.RandomState(SEED)
+    size = subset_size(count, reference_count)
+    drawn = Subsets(*np.empty((2, SUBSETS, size), np.int64))
+    for pair in zip(*drawn, strict=True):
+        for rows, total in zip(pair, (count, reference_count), strict=True):
+            rows[:] = draw.choice(total, size, replace=False)  # which holds a permutation of all
+    return drawn
+
+
+class Kernel:
+    """(a·b/D + 1)³ between rows of two sets: at once where both are small, else when it is asked for."""
+
+    def __init__(self, a: FeatureArray, b: FeatureArray) -> None:
+        self.a, self.b = a, b
+        self.whole = _polynomial(a, b) if len(a) * len(b) <= WHOLE else None
+
+    def __call__(self, rows: Rows, columns: Rows) -> FeatureArray:
+        """That of some rows of each set."""
+        if self.whole is None:
+            return _polynomial(self.a[rows], self.b[columns])
+        return np.asarray(self.whole[rows].take(columns, axis=1))
+
+    def row_means(self) -> Float:
+        """(N,) the mean of each row, of a random 5,000 of more columns."""
+        if self.whole is not None and len(self.b) <= COLUMNS:
+            return np.asarray(self.whole.mean(axis=1, dtype=np.float64))
+        columns = random_subset(self.b, COLUMNS)
+        blocks = (self.a[start : start + BLOCK] for start in range(0, len(self.a), BLOCK))
+        return np.concatenate([_polynomial(rows, columns).mean(axis=1, dtype=np.float64) for rows in blocks])
+
+
+class Kernels(NamedTuple):
+    """Those of a sample: with itself, and with its reference."""
+
+    own: Kernel
+    cross: Kernel
+
+
+def kernels(features: FeatureArray, reference: FeatureArray) -> Kernels:
+    """The kernels of a sample, which all that is said of it here shares."""
+    return Kernels(Kernel(features, features), Kernel(features, reference))
+
+
+def own_sums(kernel: Kernel, rows: Rows) -> NDArray[np.float32]:
+    """(SUBSETS,) the sum over all pairs of different images in each subset, of a set's kernel with itself."""
+    return np.array([_off_diagonal(kernel(subset, subset)) for subset in rows], dtype=np.float32)
+
+
+def kernel_distance(of: Kernels, drawn: Subsets, reference_sums: NDArray[np.float32]) -> OverSubsets:
+    """Squared MMD over the subsets `drawn`; near 0 it may be slightly negative.
+
+    `reference_sums` is own_sums of the reference, which is the same for every sample of this size.
+    """
+    size = drawn.sample.shape[1]
+    cross = np.array([of.cross(*rows).sum(axis=0).sum() for rows in zip(*drawn, strict=True)], np.float32)
+    within = own_sums(of.own, drawn.sample) + reference_sums
+    values = (within / np.float32(size * (size - 1)) - 2 * cross / np.float32(size * size)).astype(np.float64)
+    return OverSubsets(values)
+
+
+def leave_one_out(of: Kernels) -> Float:
+    """(N,) the squared MMD of all N ≥ 3 images without each, to within a constant that all share.
+
+    Sets of more than 5,000 images are held against a random 5,000 of them.
+    """
+    features = of.own.a
+    count = len(features)
+    pairs, cross = of.own.row_means() * count, of.cross.row_means()
+    diagonal = (np.einsum("nd,nd->n", features, features, dtype=np.float64) / features.shape[1] + 1) ** 3
+    pairs -= diagonal
+    within = (pairs.sum() - 2 * pairs) / ((count - 1) * (count - 2))
+    return np.asarray(within - 2 * (cross.sum() - cross) / (count - 1))
+
+
+def interactions(of: Kernels) -> Interactions:
+    """What two images bring together to the variance of the squared MMD of all: 2 E h²/(N(N − 1)).
+
+    h is the kernel without what each image has on the mean (Serfling 1980, sec. 5.2); no three interact.
+    """
+    count = len(of.own.a)
+    rows = np.arange(min(count, PAIRED))
+    paired = len(rows)
+    if paired < 4:
+        return Interactions(0.0, 0.0)
+    h = of.own(rows, rows).astype(np.float64)
+    np.fill_diagonal(h, 0)
+    row = h.sum(axis=1) / (paired - 2)  # least squares over the pairs of different rows
+    h -= row + row[:, None] - h.sum() / ((paired - 1) * (paired - 2))
+    np.fill_diagonal(h, 0)
+    variance = 2 * (h**2).sum() / (paired * (paired - 3)) / (count * (count - 1))
+    return Interactions(variance, variance)
+
+
+def _polynomial(a: FeatureArray, b: FeatureArray) -> FeatureArray:
+    """The kernel between all rows, in float32 as torch-fidelity has it."""
+    return np.asarray((np.matmul(a, b.T) * (1.0 / a.shape[1]) + 1) ** 3)
+
+
+def _off_diagonal(kernel: FeatureArray) -> Any:
+    return (kernel.sum(axis=1) - np.diagonal(kernel)).sum()

@@ -1,0 +1,64 @@
+"""Nearest neighbours in feature space, in blocks, so that no matrix of all distances is ever held."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion.evaluate.features.extract import FeatureArray
+from diffusion.protocol.scoring import SEED
+
+BLOCK = 1024
+COLUMNS = 16_384  # 67 MB of distances, which no number of images makes more
+
+
+def random_subset(features: FeatureArray, most: int) -> FeatureArray:
+    """The features, or a random `most` of them in their order, with a fixed seed."""
+    if len(features) <= most:
+        return features
+    return features[np.sort(np.random.default_rng(SEED).choice(len(features), most, replace=False))]
+
+
+def radii(features: Tensor, *neighbours: int) -> Tensor:
+    """(K, N) each row's distance to its k-th nearest other row, for K such k; to the farthest of fewer."""
+    ranks = [min(neighbour, len(features) - 1) for neighbour in neighbours]  # a row is nearest to itself
+    most = max(ranks) + 1
+    least = features.new_full((len(features), most), math.inf)
+    for rows, _, block in blocks(features, features):
+        near = block.topk(min(most, block.shape[1]), largest=False).values
+        least[rows] = torch.cat([least[rows], near], dim=1).topk(most, largest=False).values
+    return least.sort(dim=1).values[:, ranks].T
+
+
+class Nearest(NamedTuple):
+    """For each of N points its distance to the nearest of the others, and which one that is, both (N,)."""
+
+    distances: Tensor
+    rows: Tensor
+
+
+def nearest(points: Tensor, others: Tensor) -> Nearest:
+    """The nearest of the others to each point; they may lie on another device, and come block by block."""
+    found = Nearest(
+        points.new_full((len(points),), math.inf),
+        torch.zeros(len(points), dtype=torch.int64, device=points.device),
+    )
+    for rows, columns, block in blocks(points, others):
+        distances, places = block.min(dim=1)
+        nearer = distances < found.distances[rows]
+        found.distances[rows] = torch.where(nearer, distances, found.distances[rows])
+        found.rows[rows] = torch.where(nearer, places + columns.start, found.rows[rows])
+    return found
+
+
+def blocks(points: Tensor, others: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Rows, columns and Euclidean distances of BLOCK × COLUMNS pairs at a time, until all were had."""
+    for column in range(0, len(others), COLUMNS):
+        columns = slice(column, column + COLUMNS)
+        near = others[columns].to(points.device)
+        for row in range(0, len(points), BLOCK):
+            rows = slice(row, row + BLOCK)
+            yield rows, columns, torch.cdist(points[rows], near)

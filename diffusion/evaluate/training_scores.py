@@ -1,0 +1,154 @@
+"""Scores of a network that is still in training: N images of its EMA against the reference, every K steps."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import NonNegativeInt
+from torch import nn
+
+from diffusion.choice.ranking import is_aside, ranking_score
+from diffusion.code import code_digest, code_of
+from diffusion.evaluate.evaluate_config import EvaluateConfig
+from diffusion.evaluate.features.extract import extract
+from diffusion.evaluate.features.extractors import Extractor
+from diffusion.evaluate.features.reference_features import Reference
+from diffusion.evaluate.scores.scorer import Scorer
+from diffusion.images.pixels import to_nhwc
+from diffusion.model.model_file import Artefact, LoadedModel, save_artefact
+from diffusion.model.precision import settled
+from diffusion.protocol.card import Card, differing
+from diffusion.protocol.grid import settings_card
+from diffusion.protocol.samplers import SAMPLERS
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.asked import mixed_condition
+from diffusion.sample.generate import generate, is_fast
+from diffusion.system.documents import read_document
+from diffusion.system.files import write_json
+from diffusion.system.section import Section
+
+Scores = dict[str, float]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ValidationImages:
+    """Images 0 … count − 1 by these settings, so that every score is of the same noise; so many at a time."""
+
+    settings: SampleSettings
+    count: int
+    batch_size: int
+
+
+class ValidationScorer:
+    """Scores a network by the same few images after any number of steps."""
+
+    def __init__(
+        self, images: ValidationImages, extractor: Extractor, reference: Reference, section: EvaluateConfig
+    ) -> None:
+        self.images, self.extractor = images, extractor
+        self.features_at_once = section.batch_size
+        self.scorer = Scorer(reference, False, section.prc_images, extractor.device, section.prc_samples)
+
+    @property
+    def ranked_by(self) -> str:
+        """The score that says which step is the best; lower is better."""
+        has_floor = self.scorer.reference.heldout is not None
+        return ranking_score(self.scorer.spec, self.images.count, has_floor=has_floor)
+
+    @property
+    def card(self) -> Card:
+        """All that the scores depend on beside the weights."""
+        settings = self.images.settings
+        chosen = SAMPLERS[settings.sampler].module, self.extractor.spec.module
+        code = code_of("diffusion.evaluate.training_scores", *chosen)
+        card = self.scorer.card(settings_card(settings), self.images.count)
+        return {**card, "code": code_digest(code)}
+
+    def scores(self, network: nn.Module, artefact: Artefact, progress: Progress) -> Scores:
+        """The scores by name; the network is left as it was.
+
+        `progress` gets (done, total) images at every sampling step, and may raise to stop.
+        """
+        total, settings, at_once = self.images.count, self.images.settings, self.images.batch_size
+        training, device = network.training, self.extractor.device
+        network.eval()
+        fast = is_fast(artefact, settings, -(-total // at_once), device)
+        # What is compiled for these weights goes with their copy.
+        model = LoadedModel(settled(copy.deepcopy(network)) if fast else network, artefact)
+        parts = []
+        try:
+            for start in range(0, total, at_once):
+                indices = range(start, min(start + at_once, total))
+                images = generate(
+                    model,
+                    settings,
+                    indices,
+                    mixed_condition(artefact, settings, indices),
+                    device,
+                    callback=lambda _, start=start: progress(start, total),  # type: ignore[misc]
+                    fast=fast,
+                )
+                parts.append(to_nhwc(images))
+        finally:
+            network.train(training)
+        seen = extract(self.extractor, np.concatenate(parts), self.features_at_once)
+        return {name: value for name, value in self.scorer.scores(seen).items() if not is_aside(name)}
+
+
+class _Known(Section):
+    """What `scores.json` among a training's checkpoints holds."""
+
+    card: Card
+    steps: dict[NonNegativeInt, Scores]
+
+
+class ScoredCheckpoints:
+    """The scored weights of a training that are kept: the best, the last, or one every K steps.
+
+    A folder with `scores.json` and self-describing files, `000000500.safetensors` after 500 steps. Scores of
+    another protocol than `card` are forgotten: they say nothing of which is best.
+    """
+
+    def __init__(self, folder: Path, keep: str | int, ranked_by: str, card: Card) -> None:
+        self.folder, self.keep, self.ranked_by, self.card = folder, keep, ranked_by, card
+
+    def add(
+        self, step: int, scores: Scores, network: nn.Module, artefact: Artefact
+    ) -> tuple[Path | None, list[int]]:
+        """Note the scores; gives the step's file if it is kept, and the steps whose files have gone."""
+        known = self.scores() | {step: scores}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        steps = {str(key): known[key] for key in known}
+        write_json(self.folder / "scores.json", {"card": self.card, "steps": steps})
+        kept = self._kept(known)
+        path = self._path(step)
+        if step in kept:
+            save_artefact(path, network.state_dict(), artefact.model_copy(update={"step": step}))
+        lying = sorted(int(file.stem) for file in self.folder.glob("*.safetensors"))
+        gone = [old for old in lying if old not in kept]
+        for old in gone:
+            self._path(old).unlink()
+        return path if step in kept else None, gone
+
+    def scores(self) -> dict[int, Scores]:
+        """What is known by step."""
+        try:
+            known = read_document(self.folder / "scores.json", _Known)
+        except FileNotFoundError:
+            return {}
+        if differing([known.card, self.card]):
+            return {}
+        return {step: scores for step, scores in known.steps.items() if self.ranked_by in scores}
+
+    def _kept(self, known: dict[int, Scores]) -> set[int]:
+        if isinstance(self.keep, int):
+            return {step for step in known if step % self.keep == 0}
+        if self.keep == "last":
+            return {max(known)}
+        return {min(known, key=lambda step: (known[step][self.ranked_by], step))}
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"{step:09d}.safetensors"

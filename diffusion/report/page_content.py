@@ -1,0 +1,249 @@
+"""All that the page shows, computed: plain values, texts, and figures that are not drawn into a file yet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from diffusion.choice.certainty import interval_of
+from diffusion.choice.ranking import FEW_IMAGES
+from diffusion.choice.spaces import all_spaces
+from diffusion.config import Config
+from diffusion.images.meta import CellMeta
+from diffusion.images.pictures import png_bytes
+from diffusion.images.store import Images, ImageStore
+from diffusion.protocol.extractors import ExtractorSpec
+from diffusion.protocol.grid import Cell, line_name, order, spoken
+from diffusion.protocol.scores import ScoresDocument
+from diffusion.report import figures, sample_pictures, score_tables
+from diffusion.report.departures import departures_content
+from diffusion.report.headline import headline
+from diffusion.report.published_figures import published_content
+from diffusion.report.seed_comparison import seeds_content
+from diffusion.report.training_curve import TrainingCurve
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """What a report is made of; `curve` is the training's."""
+
+    config: Config
+    document: ScoresDocument
+    cells: dict[Cell, ImageStore]
+    train: ImageStore
+    test: ImageStore
+    curve: TrainingCurve
+
+    @property
+    def spec(self) -> ExtractorSpec:
+        """The extractor that the scores are of."""
+        return self.document.spec
+
+    @property
+    def best(self) -> ImageStore:
+        """The samples of the best cell."""
+        name = self.document.best.cell
+        return next(store for cell, store in self.cells.items() if cell.name == name)
+
+
+def draw(inputs: ReportInputs) -> dict[str, Figure]:
+    """The figures by name: `curve` (the distance), `kernel`, `front`, `loss` and `montage`."""
+    spec, names = inputs.spec, score_tables.short_names(inputs.spec)
+    tiles = {
+        (cell.steps, line_name(cell.axes)): sample_pictures.tile(store)
+        for cell, store in inputs.cells.items()
+    }
+    return {
+        "curve": _curve(inputs.document, spec.distance, names["distance"]),
+        "kernel": _curve(inputs.document, spec.kernel_distance, names["kernel"]),
+        "front": _front(inputs.document, spec.distance, names["distance"]),
+        "loss": figures.loss_curve(inputs.curve),
+        "montage": figures.montage(tiles),
+    }
+
+
+def page_content(
+    inputs: ReportInputs, drawn: dict[str, Figure], others: Sequence[ScoresDocument] = ()
+) -> dict[str, Any]:
+    """The template's variables; `others` are scores of trainings that differ in the seed alone."""
+    document, spec = inputs.document, inputs.spec
+    names = score_tables.short_names(spec)
+    published = published_content(document)
+    cards = [cell.card for cell in document.cells.values()]
+    classes = inputs.best.meta.get("classes") or inputs.train.meta["classes"]
+    spoken_of = {
+        "curve": _spoken(document, spec.distance, names["distance"]),
+        "kernel": _spoken(document, spec.kernel_distance, names["kernel"]),
+        "front": _spoken(document, spec.distance, names["distance"], "network evaluations an image"),
+        "loss": _spoken_loss(inputs.curve),
+    }
+    return {
+        "data": inputs.train.meta["name"],
+        "spec": spec,
+        "names": names,
+        "reference": document.reference,
+        "small": next(iter(document.cells.values())).num_images < FEW_IMAGES,
+        "found": headline(document, spec),
+        "headline": score_tables.headline(document, spec),
+        "scores": score_tables.score_table(document, spec),
+        "confidence": f"{document.intervals.confidence:.0%}" if document.intervals else None,
+        "budgets": score_tables.front_table(document, spec),
+        "spaces": _spaces(document),
+        "seeds": seeds_content(document, others),
+        **{name: Markup(figures.as_svg(drawn[name], name, spoken)) for name, spoken in spoken_of.items()},
+        "published": published and {**published, "drawing": _published_svg(published)},
+        "departures": departures_content(inputs.config),
+        "training": _training(inputs),
+        "montage": _montage(inputs),
+        "tile": sample_pictures.TILE,
+        "class_rows": sample_pictures.class_rows(inputs.best, classes),
+        "class_scores": _class_scores(inputs),
+        "class_count": len(classes),
+        "neighbours": sample_pictures.neighbour_pairs(inputs.best, inputs.train, inputs.test),
+        "protocol": score_tables.protocol_table(cards),
+        "config": _yaml(inputs.config),
+    }
+
+
+def _published_svg(published: dict[str, Any]) -> Markup:
+    spoken = f"The curve of the sweep and {len(published['rows'])} published figures"
+    return Markup(figures.as_svg(published["drawing"], "published", spoken))
+
+
+def _spaces(document: ScoresDocument) -> dict[str, Any] | None:
+    """The curve, the best cell and the distances in every feature space; None where there is but one."""
+    if not document.spaces:
+        return None
+    seen = all_spaces(document)
+    return {
+        "curves": [_curve_in(one, number) for number, one in enumerate(seen)],
+        "best": [score_tables.headline(one, one.spec) | {"extractor": one.extractor} for one in seen],
+        "table": score_tables.spaces_table(seen),
+    }
+
+
+def _curve_in(document: ScoresDocument, number: int) -> Markup:
+    """The distance in one space, drawn under its extractor's name."""
+    distance = document.spec.distance
+    label = f"{score_tables.short_names(document.spec)['distance']}, {document.extractor}"
+    figure = _curve(document, distance, label)
+    return Markup(figures.as_svg(figure, f"space{number}", _spoken(document, distance, label)))
+
+
+def _curve(document: ScoresDocument, metric: str, label: str) -> Figure:
+    points = [
+        figures.CurvePoint(cell.steps, line_name(cell.axes), cell.scores[metric], interval_of(cell, metric))
+        for cell in sorted(document.cells.values(), key=lambda cell: order(cell.axes))
+    ]
+    return figures.score_curve(points, label, _level(document, metric))
+
+
+def _level(document: ScoresDocument, metric: str) -> tuple[float, str] | None:
+    """What held-out real images score, and the name of that line."""
+    floor = document.reference.floor
+    return (floor[metric], "real, held out") if floor else None
+
+
+def _front(document: ScoresDocument, metric: str, label: str) -> Figure:
+    best_ones = {chosen.cell for chosen in document.front}
+    offers = [
+        figures.CostPoint(cell.evaluations, cell.scores[metric], name in best_ones)
+        for name, cell in document.cells.items()
+    ]
+    return figures.front(sorted(offers), label, _level(document, metric))
+
+
+def _class_scores(inputs: ReportInputs) -> dict[str, str]:
+    """By class, the distance in the best cell above that of held-out real images, or the bare distance."""
+    scores = inputs.document.cells[inputs.document.best.cell].classes
+    values = {name: entry.get("excess", entry[inputs.spec.distance]) for name, entry in scores.items()}
+    places = score_tables.decimals(list(values.values()))
+    return {name: score_tables.number(value, places) for name, value in values.items()}
+
+
+def _montage(inputs: ReportInputs) -> dict[str, Any]:
+    """A row for each of the curves' lines, columns steps; a cell's picture, its description, its distance."""
+    spec, scores = inputs.spec, inputs.document.cells
+    places = score_tables.decimals([cell.scores[spec.distance] for cell in scores.values()])
+    chosen = inputs.document.best.cell
+
+    def entry(cell: Cell, picture: Images) -> dict[str, Any]:
+        return {
+            "image": sample_pictures.data_uri(png_bytes(picture)),
+            "alt": f"Images 0 to {sample_pictures.TILE - 1} sampled in {spoken(cell.axes)}",
+            "distance": score_tables.number(scores[cell.name].scores[spec.distance], places),
+            "best": cell.name == chosen,
+        }
+
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for cell, store in sorted(inputs.cells.items(), key=lambda item: order(item[0].axes)):
+        rows.setdefault(line_name(cell.axes), []).append(entry(cell, sample_pictures.tile(store)))
+    return {
+        "steps": sorted({cell.steps for cell in inputs.cells}),
+        "rows": [{"line": line, "cells": cells} for line, cells in rows.items()],
+    }
+
+
+def _training(inputs: ReportInputs) -> list[tuple[str, str]]:
+    """Name and value of what a reader asks about the training."""
+    train, curve = inputs.config.train, inputs.curve
+    return [
+        *_lineage(inputs),
+        ("images", f"{len(inputs.train):,}"),
+        ("steps", f"{train.steps:,}"),
+        ("batch size", f"{train.batch_size:,}"),
+        ("learning rate", train.lr.spoken()),
+        ("EMA decay", f"{train.ema_decay:g}"),
+        ("loss", inputs.config.process.loss),
+        ("last loss (moving average)", f"{figures.moving_average(curve.loss)[-1]:.4g}"),
+        *curve.facts(),
+    ]
+
+
+def _lineage(inputs: ReportInputs) -> list[tuple[str, str]]:
+    """The models that the training comes from, and what of the nearest it keeps."""
+    start, lineage = inputs.config.train.start, CellMeta.model_validate(inputs.best.meta).lineage
+    rows = [
+        (
+            "before that" if place else "started from",
+            f"{one.sha256[:16]}: {one.step:,} steps of {one.data} ({one.digest[:16]})",
+        )
+        for place, one in enumerate(lineage)
+    ]
+    if start is not None and start.freeze:
+        rows.append(("frozen", ", ".join(start.freeze)))
+    if start is not None and start.lr_scale != 1:
+        rows.append(("rate of what was there", f"{start.lr_scale:g} of the learning rate"))
+    return rows
+
+
+def _yaml(config: Config) -> str:
+    """All values of the configuration, lists on one line as a person writes them."""
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    Dumper.add_representer(
+        list,
+        lambda dumper, values: dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True),
+    )
+    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _spoken(
+    document: ScoresDocument, metric: str, label: str, cost: str = "the number of sampling steps"
+) -> str:
+    """A curve in words."""
+    values = [cell.scores[metric] for cell in document.cells.values()]
+    places = score_tables.decimals(values)
+    low, high = score_tables.number(min(values), places), score_tables.number(max(values), places)
+    return f"{label} over {cost}, between {low} and {high}"
+
+
+def _spoken_loss(curve: TrainingCurve) -> str:
+    smooth = figures.moving_average(curve.loss)
+    said = f"Training loss over {curve.steps[-1]:.0f} steps, from {smooth[0]:.3g} to {smooth[-1]:.3g}"
+    return said + "".join(f"; {label} {values[-1]:.3g}" for label, values in curve.lines().items())

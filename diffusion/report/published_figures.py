@@ -1,0 +1,103 @@
+"""Published figures of the same data set beside the sweep's own curve, with what keeps them apart."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure as Drawing
+
+from diffusion.papers.paper import Figure, Paper, all_papers
+from diffusion.papers.paper_comparison import (
+    Difference,
+    differences,
+    shared_differences,
+    space_scores,
+    with_score,
+)
+from diffusion.protocol.grid import line_name, order
+from diffusion.protocol.scores import CellScores, ScoresDocument
+from diffusion.report import figures, score_tables
+
+SAME_CURVE = ("steps", "eta")  # a figure of other steps is another point of a curve, not of another protocol
+COST = ("evaluations", "steps")  # the field that says what an image of a figure costs
+
+
+class ShownFigure(NamedTuple):
+    """A published figure and what keeps it from being comparable with the cells: nothing where it is."""
+
+    paper: Paper
+    figure: Figure
+    differences: list[Difference]
+
+    @property
+    def cost(self) -> int | None:
+        """Network evaluations an image, None where the paper does not say."""
+        stated = self.paper.protocol_of(self.figure)
+        return next((int(stated[field]) for field in COST if stated.get(field)), None)
+
+
+def published_content(document: ScoresDocument) -> dict[str, Any] | None:
+    """The template's variables: a drawing and a table; None where no paper has a figure of these data."""
+    shown = list(matching_figures(document))
+    if not shown:
+        return None
+    alike = shared_differences([one.differences for one in shown])
+    metrics = [one.figure.metric for one in shown]
+    metric = document.spec.distance if document.spec.distance in metrics else metrics[0]
+    label = (
+        score_tables.short_names(document.spec)["distance"] if metric == document.spec.distance else metric
+    )
+    return {
+        "label": label,
+        "drawing": _drawing(document, metric, label, shown),
+        "alike": ", ".join(map(str, alike)),
+        "rows": [_row(one, alike) for one in shown],
+    }
+
+
+def matching_figures(document: ScoresDocument) -> Iterator[ShownFigure]:
+    """The figures of this data set that come with the project, of any score that the cells have.
+
+    Each is held against the cell whose protocol departs least; steps and η, by which a curve is told, aside.
+    """
+    cells = list(document.cells.values())
+    has = {name for seen in space_scores(cells[0]) for name in seen.scores}
+    for paper in all_papers():
+        for figure in paper.figures:
+            if figure.metric in has and cells[0].card["data"] in paper.beside(figure):
+                yield ShownFigure(paper, figure, _least(paper, figure, cells))
+
+
+def _least(paper: Paper, figure: Figure, cells: list[CellScores]) -> list[Difference]:
+    """The fewest departures of a cell; what images cost is aside, where it is the other axis."""
+    aside = (*SAME_CURVE, "evaluations")
+    cards = [with_score(figure.metric, space_scores(cell)).card for cell in cells]
+    return min((differences(paper, figure, card, aside) for card in cards), key=len)
+
+
+def _drawing(document: ScoresDocument, metric: str, label: str, shown: list[ShownFigure]) -> Drawing:
+    cells = sorted(document.cells.values(), key=lambda cell: order(cell.axes))
+    points = [
+        figures.CurvePoint(
+            cell.evaluations, line_name(cell.axes), with_score(metric, space_scores(cell)).scores[metric]
+        )
+        for cell in cells
+    ]
+    marks = [
+        figures.PublishedMark(one.cost, one.figure.value, not one.differences)
+        for one in shown
+        if one.cost is not None and one.figure.metric == metric
+    ]
+    return figures.score_curve(points, label, x_label="network evaluations an image", marks=marks)
+
+
+def _row(one: ShownFigure, alike: list[Difference]) -> dict[str, str]:
+    """A line of the table; what all of them depart in is said once, beside it."""
+    own = ", ".join(str(departure) for departure in one.differences if departure not in alike)
+    return {
+        "name": one.figure.name,
+        "paper": f"{one.paper.source}, {one.figure.where}",
+        "metric": one.figure.metric,
+        "cost": "" if one.cost is None else f"{one.cost:,}",
+        "value": f"{one.figure.value:g}",
+        "verdict": f"no: {own}" if own else "no" if alike else "yes",
+    }

@@ -1,0 +1,71 @@
+"""The training's curve as the report reads it: what was trained by, and the held-out losses beside it."""
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion.system.errors import DiffctlError, UsageError
+
+Values = NDArray[np.float64]
+HELDOUT, RAW = "heldout_", "heldout_raw_"  # before the names of held-out losses: of the EMA, of the weights
+PARTS = ("mse", "vlb")
+QUARTERS = tuple(f"loss_q{quarter}" for quarter in range(4))
+
+
+class TrainingCurve(NamedTuple):
+    """`loss` (N,) after `steps`, and the held-out losses by column, (M,) each, after `heldout_steps`."""
+
+    steps: Values
+    loss: Values
+    heldout_steps: Values
+    heldout: dict[str, Values]
+
+    def lines(self) -> dict[str, Values]:
+        """What is drawn of the held-out losses, by label; nothing where none was measured."""
+        named = {f"{HELDOUT}loss": "held out, EMA", f"{RAW}loss": "held out, raw weights"}
+        return {label: self.heldout[name] for name, label in named.items() if name in self.heldout}
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Name and value of what the held-out losses say."""
+        if not len(self.heldout_steps):
+            return []
+        loss = self.heldout[f"{HELDOUT}loss"]
+        least = int(np.nanargmin(loss)) if np.isfinite(loss).any() else 0
+        said = f"{loss[-1]:.4g}, least {loss[least]:.4g} after step {self.heldout_steps[least]:,.0f}"
+        facts = [("held-out loss, EMA", said)]
+        if f"{RAW}loss" in self.heldout:
+            facts.append(("held-out loss, raw weights", f"{self.heldout[f'{RAW}loss'][-1]:.4g}"))
+        rest = {"held-out mse and vlb, EMA": PARTS, "held-out loss by quarter of t, EMA": QUARTERS}
+        return facts + [(name, self._last(parts)) for name, parts in rest.items() if self._last(parts)]
+
+    def _last(self, parts: tuple[str, ...]) -> str:
+        columns = [self.heldout[f"{HELDOUT}{part}"] for part in parts if f"{HELDOUT}{part}" in self.heldout]
+        return ", ".join(f"{column[-1]:.4g}" for column in columns)
+
+
+def read_curve(path: Path) -> TrainingCurve:
+    """The training's CSV, of which `step` and `loss` must be there; DiffctlError where it is no such."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        names = [name for name in (rows[0] if rows else ()) if name and name.startswith(HELDOUT)]
+        columns = {name: np.array([float(row[name]) for row in rows]) for name in ("step", "loss", *names)}
+    except FileNotFoundError:
+        raise UsageError(f"no loss curve at {path}: make it with `diffctl stage train`") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise DiffctlError(
+            f"{path} is not a loss curve ({error}): make it with `diffctl stage train`"
+        ) from None
+    if not rows:
+        raise DiffctlError(f"{path} holds no step: make it with `diffctl stage train`")
+    measured = ~np.isnan(columns.get(f"{HELDOUT}loss", np.full(len(rows), np.nan)))
+    trained = ~(measured & np.isnan(columns["loss"]))  # a row may be of held-out losses alone
+    return TrainingCurve(
+        columns["step"][trained],
+        columns["loss"][trained],
+        columns["step"][measured],
+        {name: columns[name][measured] for name in names},
+    )

@@ -1,0 +1,198 @@
+"""A network as a table: its parts in order, what each gives, its parameters and its arithmetic.
+
+A floating-point operation is a multiplication or an addition of a matrix product or a convolution, as the
+papers write the network; norms and other work on single numbers are not counted (torch's FlopCounterMode).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffusion.model.config import NetworkSpec
+from diffusion.model.registry import build_network
+from diffusion.show import text_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+LETTERS = "kMGTP"  # of powers of a thousand
+
+
+class Part(NamedTuple):
+    """Some modules in a row whose outputs are of one size.
+
+    `name` is that of the network's attribute; `blocks` counts modules by kind; `shape` is the last output's,
+    without the batch.
+    """
+
+    name: str
+    blocks: dict[str, int]
+    shape: tuple[int, ...]
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network's parts in the order that they are computed in, for one image."""
+
+    name: str
+    parts: list[Part]
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole network."""
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def flops(self) -> int:
+        """Of one image's forward pass."""
+        return sum(part.flops for part in self.parts)
+
+    @property
+    def title(self) -> str:
+        """What the figure shows."""
+        parameters, flops = format_quantity(self.parameters), format_quantity(self.flops)
+        return f"{self.name}: {parameters} parameters, {flops} FLOPs an image"
+
+    def draw(self) -> "Figure":
+        """Bars of parameters and of FLOPs, a row a part, from the image down and up again."""
+        from matplotlib.figure import Figure
+
+        from diffusion.show.drawing import colour, styled
+
+        def fill(figure: Figure) -> None:
+            left, right = figure.subplots(1, 2, sharey=True)
+            rows = range(len(self.parts))
+            named = {"parameters": left, "flops": right}
+            for number, (name, axes) in enumerate(named.items()):
+                amounts = [getattr(part, name) for part in self.parts]
+                axes.barh(rows, amounts, color=colour(number), height=0.62)
+                for row, amount in zip(rows, amounts, strict=True):
+                    axes.annotate(
+                        format_quantity(amount),
+                        (amount, row),
+                        (4, 0),
+                        textcoords="offset points",
+                        va="center",
+                        fontsize=8,
+                    )
+                axes.set(xlim=(0, 1.22 * max(amounts)), xticks=[])
+                axes.set_title("FLOPs an image" if name == "flops" else name, fontsize=10)
+                axes.grid(visible=False)
+                axes.spines["bottom"].set_visible(False)
+                axes.tick_params(axis="y", length=0)
+            left.set_yticks(rows, [f"{part.name}  {size_of(part.shape)}" for part in self.parts])
+            left.invert_yaxis()
+
+        return styled(0.5 + 0.26 * len(self.parts), fill)
+
+    def lines(self, width: int) -> list[str]:
+        """The table, with the sums in its last row."""
+        head = ["part", "blocks", "output", "parameters", "FLOPs"]
+        rows = [
+            [
+                part.name,
+                _kinds(part.blocks),
+                size_of(part.shape),
+                f"{part.parameters:,}",
+                format_quantity(part.flops),
+            ]
+            for part in self.parts
+        ]
+        total = [self.name, "", "", f"{self.parameters:,}", format_quantity(self.flops)]
+        return text_table.columns([head, *rows, total], 2)
+
+    def values(self) -> dict[str, Any]:
+        """The table and its sums."""
+        parts = [{**part._asdict(), "shape": list(part.shape)} for part in self.parts]
+        return {"name": self.name, "parameters": self.parameters, "flops": self.flops, "parts": parts}
+
+
+def format_quantity(amount: int) -> str:
+    """A large number in three digits and a letter: 831 k, 1.24 M, 103 G."""
+    power = max(0, min(len(LETTERS), (len(f"{float(f'{amount:.2e}'):.0f}") - 1) // 3))
+    return f"{amount / 1000**power:.3g} {LETTERS[power - 1]}" if power else str(amount)
+
+
+def size_of(shape: tuple[int, ...]) -> str:
+    """A map as channels × height × width, a vector as its length."""
+    return "×".join(map(str, shape))
+
+
+def _kinds(blocks: dict[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" if count > 1 else kind for kind, count in blocks.items())
+
+
+def model(spec: NetworkSpec) -> Model:
+    """The table of a network, which is built without memory for its weights."""
+    with torch.device("meta"):
+        network = build_network(spec).eval()
+        counted = {name: _parameters(module) for name, module in stages(network)}
+        shapes, flops = _pass(network, spec)
+    own = [(name, module) for name, module in stages(network) if name in shapes]
+    parts = []
+    for (name, _), members in groupby(own, key=lambda item: (item[0].partition(".")[0], shapes[item[0]][1:])):
+        listed = list(members)
+        parts.append(
+            Part(
+                name,
+                _counted_kinds([module for _, module in listed]),
+                shapes[listed[-1][0]],
+                sum(counted[path] for path, _ in listed),
+                sum(flops.get(path, 0) for path, _ in listed),
+            )
+        )
+    return Model(spec.name, parts)
+
+
+def stages(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The network's children by name, those of a plain list of modules one by one."""
+    for name, child in network.named_children():
+        if type(child) is nn.ModuleList:
+            yield from ((f"{name}.{place}", member) for place, member in child.named_children())
+        else:
+            yield name, child
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _counted_kinds(modules: list[nn.Module]) -> dict[str, int]:
+    """The modules' kinds with their number, those of a list by what is in it."""
+    kinds: dict[str, int] = {}
+    for module in modules:
+        inner = list(module) if isinstance(module, nn.ModuleList) else [module]
+        for one in inner:
+            kind = type(one).__name__
+            kinds[kind] = kinds.get(kind, 0) + 1
+    return kinds
+
+
+def _pass(network: nn.Module, spec: NetworkSpec) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """One image through the network: what each stage gives, and the operations of each, by its name."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, given: Any, made: Tensor) -> None:
+            shapes[name] = tuple(made.shape[1:])
+
+        return hook
+
+    hooks = [module.register_forward_hook(note(name)) for name, module in stages(network)]
+    x = torch.zeros(1, spec.in_channels, spec.image_size, spec.image_size)
+    t = torch.zeros(1, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(x, t, t if spec.num_classes else None)
+    for hook in hooks:
+        hook.remove()
+    root = type(network).__name__
+    counts = counter.get_flop_counts()
+    return shapes, {name: sum(counts.get(f"{root}.{name}", {}).values()) for name, _ in stages(network)}

@@ -1,0 +1,268 @@
+"""The cost of a configuration: operations by closed forms, and measured time."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from cli import main
+from diffusion.check import check, measured, time_estimate
+from diffusion.check.cost_estimate import CostEstimate, estimate_cost, passes
+from diffusion.check.disk_space import MODEL_BYTES, STATE_BYTES
+from diffusion.check.findings import Finding, Project
+from diffusion.check.measured import Measured, walks_of
+from diffusion.check.time_estimate import by_axis, cell_times, check_time, format_duration
+from diffusion.check.timing import ImageTime, TimeRange, time_work
+from diffusion.config import Config, parse
+from diffusion.model.flops import Operations
+from diffusion.model.unet import UNet
+from diffusion.show.network_table import model
+from diffusion.system.errors import DiffctlError
+from diffusion.train.memory import count_parameters, evaluation_flops
+from tests.conftest import params
+from tests.helpers.networks import spec_of
+from tests.show.test_network_table import SHAPES
+
+AVERAGES = {"widths": [0.05, 0.1], "every": 5}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(measured, "PART_SECONDS", 0.05)
+    return tmp_path / "cache"
+
+
+def configuration(**changes: dict[str, Any]) -> Config:
+    return parse(params(**changes), "params")
+
+
+def project_of(root: Path, **changes: dict[str, Any]) -> Project:
+    return Project(configuration(**changes), root)
+
+
+@pytest.mark.parametrize(("groups", "stride"), [(1, 1), (3, 1), (1, 2)])
+def test_convolution_flops_equal_the_closed_form(groups: int, stride: int) -> None:
+    layer = torch.nn.Conv2d(3, 6, 5, stride, padding=2, groups=groups)
+    with Operations() as counted:
+        layer(torch.zeros(2, 3, 16, 16))
+    assert counted.total == 2 * (2 * 5 * 5 * (3 // groups) * 6 * (16 // stride) ** 2)
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=lambda changes: ",".join(changes) or "usual")
+def test_evaluation_flops_equal_those_of_show_model(changes: dict[str, Any]) -> None:
+    """Although a CPU uses other operations for upsampling and attention."""
+    spec = spec_of(**changes)
+    assert evaluation_flops(spec) == model(spec).flops
+
+
+@pytest.mark.parametrize(("checkpointing", "less"), [(False, 0.03), (True, 0.11)])
+def test_training_step_is_three_or_four_passes(checkpointing: bool, less: float) -> None:
+    """Compare with torch's count of a real backward pass, which omits the image's gradient."""
+    spec = spec_of(channels=32, gradient_checkpointing=checkpointing)
+    network = UNet(spec).to("meta")
+    x, t = torch.zeros(1, 1, 8, 8, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        network(x, t, t).sum().backward()
+    assert counter.get_total_flops() == pytest.approx(passes(spec) * evaluation_flops(spec), rel=less)
+
+
+def test_cost_is_the_sum_of_its_parts(tmp_path: Path) -> None:
+    changes = {
+        "train": {"averages": AVERAGES, "p_uncond": 0.1},
+        "sweep": {"steps": [2, 3], "eta": [0.0, 1.0], "guidance": [0.0, 1.5]},
+        "evaluate": {"also": ["inception-v3-compat"]},
+    }
+    project = project_of(tmp_path, **changes)
+    cost, plan = estimate_cost(project), project.plan
+    assert cost is not None
+    assert plan is not None
+    parameters = count_parameters(plan.network)
+    assert cost.evaluation_flops == model(plan.network).flops
+    assert cost.step_flops == 3 * 8 * cost.evaluation_flops
+    assert cost.training_flops == 12 * cost.step_flops
+    assert cost.evaluations == 20 * 2 * (2 + 3) * (1 + 2)  # images, etas, steps, without and with guidance
+    assert cost.sweep_flops == cost.evaluations * cost.evaluation_flops
+    assert cost.scored == 8 * 20 + 1797
+    assert cost.sizes == {
+        "data": 1797 * 64,
+        "state": (STATE_BYTES + 2 * 4) * parameters,
+        "model": MODEL_BYTES * parameters,
+        "averages": 3 * 2 * 4 * parameters,  # after 5, 10 and 12 steps
+        "samples": 8 * 20 * 64,
+        "features": 1797 * 4 * (1280 + 2048),
+    }
+
+
+def test_findings_carry_the_numbers(tmp_path: Path) -> None:
+    told = {finding.subject: finding for finding in check(configuration(), tmp_path)}
+    values = told["cost"].values
+    assert values == CostEstimate.model_validate(values).model_dump()
+    assert "FLOPs an image" in told["cost"].message
+    assert "model " in told["sizes"].message
+    hopeless: dict[str, Any] = {"channels": 16_384, "channel_mult": [64, 64], "head_channels": 64}
+    assert estimate_cost(project_of(tmp_path, model=hopeless)) is None
+
+
+def taking(image: float, fixed: float, calls: list[tuple[int, int]]) -> Any:
+    """Return work with fixed seconds per image and per call."""
+
+    def work(images: int, count: int) -> list[float]:
+        calls.append((images, count))
+        return [fixed + images * image] * count
+
+    return work
+
+
+def test_quick_work_is_timed_with_all_images() -> None:
+    calls: list[tuple[int, int]] = []
+    found = time_work(taking(0.001, 0.0, calls), 250, seconds=10)
+    assert found.images == 250
+    assert found.image.median == pytest.approx(0.001)
+    assert calls == [(1, 1), (1, 1), (4, 1), (16, 1), (64, 1), (250, 1), (250, 5)]
+
+
+@given(st.floats(1e-4, 100), st.floats(0, 10), st.integers(1, 1000), st.floats(1, 30))
+def test_timing_stays_within_its_limit(image: float, fixed: float, most: int, seconds: float) -> None:
+    calls: list[tuple[int, int]] = []
+    found = time_work(taking(image, fixed, calls), most, seconds)
+    spent = sum(count * (fixed + images * image) for images, count in calls)
+    assert 1 <= found.images <= most
+    one = fixed + image
+    assert spent <= max(seconds, 2 * one) + fixed + found.images * image + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.035, "35 ms"),
+        (1.23, "1.2 s"),
+        (42, "42 s"),
+        (126, "2.1 min"),
+        (8 * 3600, "8.0 h"),
+        (6e5, "6.9 days"),
+    ],
+)
+def test_duration_has_a_suitable_unit(seconds: float, said: str) -> None:
+    assert format_duration(seconds) == said
+
+
+def span(seconds: float) -> ImageTime:
+    return ImageTime(images=1, image=TimeRange(median=seconds, least=seconds / 2, most=2 * seconds))
+
+
+def test_hours_are_seconds_times_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sampler has its own seconds, so that a mix-up is detected."""
+    project = project_of(tmp_path, sweep={"sampler": ["ddim", "dpm-solver++"]})
+    seconds = {"ddim": 1.0, "ddim noisy": 2.0, "dpm-solver++": 3.0}
+    assert walks_of(project.config).keys() == seconds.keys()
+    known = Measured(
+        machine="m",
+        batch=8,
+        step=span(0.5),
+        walks={name: span(one) for name, one in seconds.items()},
+        extractors={"effnet-lite0-64": span(0.25)},
+        missing={},
+    )
+    times = cell_times(project, known)
+    assert {cell.name: time.median for cell, time in times.items()} == {
+        f"steps{steps}-eta{eta}-sampler_{sampler}": 20 * steps * seconds[walk]
+        for steps in (2, 3)
+        for eta, sampler, walk in [
+            ("0", "ddim", "ddim"),
+            ("1", "ddim", "ddim noisy"),
+            ("0", *2 * ["dpm-solver++"]),
+        ]
+    }
+    assert {value: time.median for value, time in by_axis(times)["steps"].items()} == {"2": 240.0, "3": 360.0}
+    monkeypatch.setattr(
+        time_estimate, "measured", lambda *given: measured.Outcome(known, Path("kept"), is_new=False)
+    )
+    found = {part["part"]: part["hours"] for one in check_time(project, print) if (part := one.values)}
+    training = {"median": 48 / 3600, "least": 24 / 3600, "most": 96 / 3600}
+    assert found["training"] == pytest.approx(training)
+    assert found["sweep"]["median"] == pytest.approx(600 / 3600)
+    assert found["scoring"]["median"] == pytest.approx((6 * 20 + 1797) / 4 / 3600)
+    assert found["all"]["median"] == pytest.approx(
+        sum(found[part]["median"] for part in ("training", "sweep", "scoring"))
+    )
+
+
+def files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_measurement_is_cached_per_machine_and_configuration(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    root = tmp_path / "project"
+    root.mkdir()
+
+    def outcome(**changes: dict[str, Any]) -> measured.Outcome:
+        project = project_of(root, **changes)
+        assert project.plan is not None
+        return measured.measured(project, project.plan, said.append)
+
+    first = outcome()
+    assert first.is_new
+    assert len(said) == 1
+    assert files(tmp_path) == {first.path}, "nothing of a training is touched"
+    assert outcome() == first._replace(is_new=False)
+    assert not outcome(
+        train={"steps": 100, "seed": 3}, sweep={"steps": [4, 9]}, sample={"num_images": 30}
+    ).is_new
+    assert len(said) == 1
+    others = [
+        outcome(train={"batch_size": 4}),
+        outcome(sweep={"eta": [0.0]}),
+        outcome(model={"channels": 16}),
+    ]
+    assert all(other.is_new for other in others)
+    monkeypatch.setattr(measured, "machine_name", lambda device: "another")
+    assert outcome().is_new
+    monkeypatch.undo()
+    monkeypatch.setenv("DIFFCTL_CACHE", str(cache))
+    monkeypatch.setattr(measured, "PART_SECONDS", 0.05)
+    first.path.write_text("{}")
+    assert outcome().is_new, "what is damaged is made anew"
+
+
+def test_failed_measurement_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*given: Any) -> measured.Outcome:
+        raise DiffctlError("a step of 1 images does not fit the memory")
+
+    monkeypatch.setattr(time_estimate, "measured", short)
+    (finding,) = check_time(project_of(tmp_path), print)
+    assert finding == Finding("warning", "time", "not measured: a step of 1 images does not fit the memory")
+
+
+def run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["diffctl", "check", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    return int(end.value.code or 0), capsys.readouterr().out
+
+
+def test_command_measures_and_prints_json(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out = run(capsys, monkeypatch, "--measure", "--json")
+    assert code == 0
+    found = [Finding(**finding) for finding in json.loads(out)]
+    (sweep,) = [one.values for one in found if one.values and one.values.get("part") == "sweep"]
+    assert sweep["by_axis"].keys() == {"steps", "eta"}
+    assert 0 < sweep["hours"]["least"] <= sweep["hours"]["median"] <= sweep["hours"]["most"]
+    code, out = run(capsys, monkeypatch, "--measure")
+    assert code == 0
+    assert ", measured before (" in out
+    assert not (project / "runs").exists()

@@ -1,0 +1,232 @@
+"""Whether a training fits the machine: memory of each process, and space on each disk."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffusion.check import check, disk_space, machine_checks, preflight
+from diffusion.check.disk_space import STATE_BYTES
+from diffusion.check.findings import Finding, Project
+from diffusion.config import Config, load, parse
+from diffusion.data.prepare import prepare
+from diffusion.layout import MODEL, SAMPLES, TRAIN_RUNS
+from diffusion.model.model_file import save_artefact
+from diffusion.protocol.grid import grid
+from diffusion.sample.sweep import make_cell
+from diffusion.system import devices
+from diffusion.system.errors import UsageError
+from diffusion.train.identity import TrainPlan, result_of, training_fingerprint
+from diffusion.train.loop import new_state
+from diffusion.train.memory import count_parameters, step_bytes
+from tests.conftest import params
+
+GPU = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
+
+
+def configuration(**changes: dict[str, Any]) -> Config:
+    return parse(params(**changes), "params")
+
+
+def found(config: Config, subject: str) -> Finding:
+    (finding,) = (one for one in check(config) if one.subject == subject)
+    return finding
+
+
+def estimate(config: Config, images: int) -> int:
+    """Return the estimated bytes of a training step."""
+    plan = Project(config).plan
+    assert plan is not None
+    return step_bytes(plan.network, images)
+
+
+def with_gpu(monkeypatch: pytest.MonkeyPatch, total: float) -> None:
+    """Pretend that there is a GPU with `total` bytes."""
+    for module in (machine_checks, devices):
+        monkeypatch.setattr(module, "default_device", lambda: GPU)
+    monkeypatch.setattr(machine_checks, "device_memory", lambda device: (int(total), int(total)))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+
+
+def memory_of(monkeypatch: pytest.MonkeyPatch, total: float, **train: Any) -> Finding:
+    config = configuration(train={"microbatch": None, "batch_size": 64, **train})
+    with monkeypatch.context() as patch:
+        with_gpu(patch, total)
+        return found(config, "memory")
+
+
+@pytest.mark.parametrize(
+    ("precision", "total", "level"),
+    [  # in shards of what the estimate says of a process's 16 images
+        ("bf16", 0.6, "ok"),
+        ("bf16", 0.45, "error"),
+        ("fp32", 1.1, "ok"),
+        ("fp32", 0.6, "warning"),
+        ("fp32", 0.45, "error"),
+    ],
+)
+@pytest.mark.parametrize("microbatch", [None, 16, 40])
+def test_memory_is_per_process_and_half_in_bf16(
+    monkeypatch: pytest.MonkeyPatch, precision: str, total: float, level: str, microbatch: int | None
+) -> None:
+    shard = estimate(configuration(), 16)
+    finding = memory_of(monkeypatch, total * shard, precision=precision, devices=4, microbatch=microbatch)
+    assert finding.level == level
+    assert "a step of 16 images" in finding.message
+    assert "in each of 4 processes" in finding.message
+
+
+@pytest.mark.parametrize(("precision", "part"), [("bf16", 0.5), ("fp32", 1.0)])
+def test_auto_microbatch_always_fits(monkeypatch: pytest.MonkeyPatch, precision: str, part: float) -> None:
+    total = estimate(configuration(), 32) * 0.7
+    images = next(size for size in (64, 32, 16, 8) if part * estimate(configuration(), size) < 0.8 * total)
+    finding = memory_of(monkeypatch, total, precision=precision, microbatch="auto")
+    assert finding.level == "ok"
+    assert f"a step of {images} images" in finding.message
+
+
+def test_cpu_processes_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configuration(train={"batch_size": 64, "devices": 4, "microbatch": None, "precision": "fp32"})
+    total = 4 * estimate(config, 16)
+    for memory, level in ((total + 4, "ok"), (total - 4, "warning"), (0.45 * total, "error")):
+        monkeypatch.setattr(machine_checks, "device_memory", lambda device, size=int(memory): (size, size))
+        assert found(config, "memory").level == level
+
+
+def test_sharding_is_suggested_where_it_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Project(configuration()).plan
+    assert plan is not None
+    whole, shard = (step_bytes(plan.network, 1, shards=shards) for shards in (1, 4))
+    assert shard < whole
+    asked = {"precision": "fp32", "devices": 4, "batch_size": 4}
+    for total, sharded, level in (
+        (whole, False, "ok"),
+        (shard, False, "warning"),
+        (shard, True, "ok"),
+        (shard - 1, True, "warning"),
+    ):
+        finding = memory_of(monkeypatch, total, **asked, shard=sharded)
+        assert finding.level == level
+        assert (", in 4 shards; a step of 1 images" in finding.message) == sharded
+        assert ("train.shard: true" in finding.remedy) == (level == "warning" and not sharded)
+
+
+def test_too_many_processes_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = configuration(train={"batch_size": 8, "devices": 9})
+    assert "less than the 9 processes" in found(few, "devices").message
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match="3 are asked for, and there are 2 GPUs"):
+        machine_checks.world_size(configuration(train={"devices": 3}).train)
+
+
+@pytest.fixture
+def prepared(project: Path) -> Path:
+    """A project with prepared digits, as the working directory."""
+    prepare(load().data, Path("data/prepared"))
+    return project
+
+
+@pytest.fixture
+def another_disk(project: Path) -> Iterator[Path]:
+    """Put the project's runs/ on another disk."""
+    if not os.path.isdir("/dev/shm") or os.stat("/dev/shm").st_dev == project.stat().st_dev:
+        pytest.skip("there is no second disk")
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    (project / "runs").symlink_to(folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def with_room(monkeypatch: pytest.MonkeyPatch, free: float, disk: Path = Path()) -> None:
+    """Pretend that `free` bytes are free on that folder's disk, and plenty on others."""
+    usage, device = shutil.disk_usage, disk_space.stat().st_dev
+
+    def pretended(folder: Path) -> Any:
+        on_it = Path(folder).stat().st_dev == device
+        return usage(folder)._replace(free=int(free) if on_it else 10**15)
+
+    monkeypatch.setattr(shutil, "disk_usage", pretended)
+
+
+def plan_here(config: Config) -> TrainPlan:
+    plan = Project(config).plan
+    assert plan is not None
+    return plan
+
+
+def test_saved_states_reduce_the_needed_space(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load()
+    plan = plan_here(config)
+    state = STATE_BYTES * count_parameters(plan.network)
+    with_room(monkeypatch, 1.6 * state)
+    with pytest.raises(UsageError, match=r"more are needed \(training .* are free"):
+        preflight(config, "train")
+    folder = TRAIN_RUNS / training_fingerprint(plan)
+    folder.mkdir(parents=True)
+    for step in (4, 8):
+        (folder / f"state-{step:09d}.sealed").write_bytes(bytes(state))
+    preflight(config, "train")
+
+
+def test_each_disk_is_checked_for_its_own_part(
+    another_disk: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load()
+    with_room(monkeypatch, 10, Path())
+    levels = {
+        finding.message.rpartition(" ")[2]: finding for finding in check(config) if finding.subject == "disk"
+    }
+    assert levels["runs"].level == "ok"
+    assert levels["."].level == "error"
+    monkeypatch.undo()
+    monkeypatch.chdir(prepared)
+    with_room(monkeypatch, 10, another_disk)
+    with pytest.raises(UsageError, match="are free in runs"):
+        preflight(config, "train")
+
+
+def needed_for(part: str, config: Config) -> int:
+    """Return the bytes that the finding names; `in_bytes` makes them exact."""
+    return int(found(config, "disk").message.partition(f"{part} ")[2].partition(" B")[0])
+
+
+@pytest.fixture
+def in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_space, "gigabytes", lambda size: f"{size} B")
+
+
+def test_finished_samples_reduce_the_needed_space(prepared: Path, in_bytes: None) -> None:
+    small = {"sample": {"num_images": 40}, "sweep": {"steps": [1, 2], "eta": [0.0]}}
+    config, cell = configuration(**small), 40 * 64
+    assert needed_for("samples", config) == 3 * 2 * cell
+    plan = plan_here(config)
+    save_artefact(MODEL, new_state(plan, torch.device("cpu")).ema.state_dict(), result_of(plan))
+    first, second = grid(config.sample, config.sweep)
+    make_cell(config.sample, first, MODEL, SAMPLES / first.name)
+    assert needed_for("samples", config) == (1 + 1 + 2) * cell
+    make_cell(config.sample, second, MODEL, SAMPLES / second.name)
+    assert needed_for("samples", config) == 0
+    other = configuration(**small, train={"lr": 0.1})
+    assert needed_for("samples", other) == (2 + 0 + 2) * cell
+    MODEL.write_bytes(b"no model")
+    assert needed_for("samples", config) == (2 + 0 + 2) * cell
+
+
+def test_started_preparation_reduces_the_needed_space(project: Path, in_bytes: None) -> None:
+    config, images = load(), 1797 * 64
+    assert needed_for("data", config) == 2 * images
+    work = Path("runs/prepare/0")
+    work.mkdir(parents=True)
+    (work / "images.npy").write_bytes(bytes(images // 4096 * 4096))
+    assert needed_for("data", config) == images + images % 4096

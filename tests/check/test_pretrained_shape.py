@@ -1,0 +1,66 @@
+"""The suggested `model` section makes a pretrained model fit, and changes nothing else."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffusion.check.pretrained_shape import Sections, format_sections, needed_changes, sections_of
+from diffusion.config import parse
+from diffusion.model.config import ModelConfig
+from diffusion.model.model_file import Artefact, save_artefact
+from diffusion.system.plain_yaml import parse_yaml
+from diffusion.train.identity import plan_training
+from diffusion.train.start import StartRefused, keep_start
+from tests.conftest import params
+from tests.helpers.networks import artefact_of, network_of, spec_of
+
+SHAPES: list[dict[str, Any]] = [
+    {"channels": 16},
+    {"channels": 40, "embedding": "additive", "resample": "plain", "downsample_padding": "after"},
+    {"channel_mult": (1, 2, 2), "head_channels": None, "heads": 2, "attention": (2,)},
+    {"norm_eps": 1e-6, "frequency_shift": 1, "num_res_blocks": 2, "attention": ()},
+]
+
+
+def kept(folder: Path, shape: dict[str, Any]) -> Artefact:
+    spec = spec_of(**shape)
+    path = folder / "start.safetensors"
+    save_artefact(path, network_of(spec).state_dict(), artefact_of(spec))
+    return keep_start(path, folder / "start")[1]
+
+
+def merged(values: dict[str, Any], sections: Sections) -> dict[str, Any]:
+    """Apply the suggested sections."""
+    told = parse_yaml(format_sections(sections))
+    return values | {name: values[name] | told[name] for name in told}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("side", [8, 16])
+def test_suggested_section_makes_it_fit(tmp_path: Path, shape: dict[str, Any], side: int) -> None:
+    start = kept(tmp_path, shape)
+    meta = {"name": "digits", "image_size": side, "channels": 1, "digest": "0" * 64}
+    meta |= {"classes": list("0123456789"), "counts": [9] * 10}
+    values = params(
+        train={"start": {"sha256": start.model_sha256}},
+        data={"image_size": side},
+        model={"attention": [side // 2]},
+    )
+    config = parse(values, "before")
+    with pytest.raises(StartRefused):
+        plan_training(config, meta, torch.device("cpu"), tmp_path / "start")
+    config = parse(merged(values, needed_changes(config, start, side)), "after")
+    assert needed_changes(config, start, side) == {}
+    plan = plan_training(config, meta, torch.device("cpu"), tmp_path / "start")
+    assert plan.lineage[0].sha256 == start.model_sha256
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_full_section_describes_the_shape(shape: dict[str, Any]) -> None:
+    start = artefact_of(spec_of(**shape))
+    said = parse_yaml(format_sections(sections_of(start)))
+    section = ModelConfig.model_validate(said["model"])
+    assert section.model_dump(exclude={"class_cond"}).items() <= start.network.model_dump().items()
+    assert said["process"]["prediction"] == start.process.prediction

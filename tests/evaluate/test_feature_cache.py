@@ -1,0 +1,230 @@
+"""The feature cache: keyed by content, resumed after an interruption, robust against damaged files."""
+
+import os
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from diffusion.evaluate import feature_cache, memory
+from diffusion.evaluate.feature_cache import blocks, cache_folder, cached_features
+from diffusion.evaluate.features.extract import Features, extract
+from diffusion.evaluate.features.extractors import load_extractor
+from diffusion.evaluate.features.reference_features import Reference
+from diffusion.evaluate.scores import kernel_distance, moments, torch_fidelity_scores
+from diffusion.evaluate.scores.scorer import Scorer
+from diffusion.images.store import write_store
+from diffusion.protocol.extractors import EXTRACTORS
+from diffusion.system.errors import DiffctlWarning
+from diffusion.system.seals import write_sealed
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Use an empty cache and small blocks."""
+    monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(feature_cache, "BLOCK", 4)
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return load_extractor("effnet-lite0-64")
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Return a store of 11 images, in blocks of 4 and 7."""
+    return stored(tmp_path / "images", 0, 11)
+
+
+def stored(path, seed, count):
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+    return write_store(path, pixels, None, {"name": path.name})
+
+
+def seen(extractor, *stores):
+    """Return the features and the calls of the progress callback."""
+    told = []
+    found = cached_features(extractor, stores, progress=lambda *numbers: told.append(numbers))
+    return found, told
+
+
+def files(cache):
+    return sorted((cache / "features").glob("*/*.features"))
+
+
+def same(a: Features, b: Features) -> bool:
+    return np.array_equal(a.features, b.features) and np.array_equal(a.logits, b.logits)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 7, 8, 9, 11, 12])
+def test_blocks_cover_every_image_once(count):
+    made = blocks(count)
+    assert [row for block in made for row in block] == list(range(count))
+    assert all(len(block) >= 2 for block in made)
+
+
+def test_second_call_reads_the_cache(extractor, images, cache):
+    (first,), told = seen(extractor, images)
+    assert (told[0], told[-1]) == ((0, 11), (11, 11))
+    assert [path.name for path in files(cache)] == [
+        "000000000-000000004.features",
+        "000000004-000000011.features",
+    ]
+    (again,), told = seen(extractor, images)
+    assert told == []
+    assert same(first, again)
+    plain = extract(extractor, images.images)
+    np.testing.assert_allclose(first.features, plain.features, atol=1e-5)
+
+
+def test_only_new_images_are_extracted(extractor, images, tmp_path):
+    seen(extractor, images)
+    _, told = seen(extractor, images, stored(tmp_path / "other", 1, 5))
+    assert (told[0], told[-1]) == ((0, 5), (5, 5))
+
+
+@pytest.mark.parametrize("field", ["weights_sha256", "spec"])
+def test_other_extractor_or_weights_miss_the_cache(extractor, images, field):
+    seen(extractor, images)
+    other = {"weights_sha256": "0" * 64, "spec": EXTRACTORS["effnet-lite0-96"]}[field]
+    assert seen(replace(extractor, **{field: other}), images)[1][0] == (0, 11)
+
+
+def test_interrupted_extraction_resumes(extractor, images, cache):
+    (whole,), _ = seen(extractor, images)
+    for path in files(cache):
+        path.unlink()
+
+    def interrupt(done, total):
+        if done > 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached_features(extractor, [images], progress=interrupt)
+    assert len(files(cache)) == 1
+    (found,), told = seen(extractor, images)
+    assert (told[0], told[-1]) == ((0, 7), (7, 7))
+    assert same(found, whole)
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "empty", "renamed"])
+def test_damaged_block_is_extracted_again(extractor, images, cache, damage):
+    (whole,), _ = seen(extractor, images)
+    path, other = files(cache)
+    data = path.read_bytes()
+    if damage == "renamed":
+        path.write_bytes(other.read_bytes())
+    else:
+        changed = bytes([data[300] ^ 1])
+        made = {"cut": data[:-5], "bit": data[:300] + changed + data[301:], "empty": b""}
+        path.write_bytes(made[damage])
+    with pytest.warns(DiffctlWarning, match="are damaged .* extracted again"):
+        (found,), told = seen(extractor, images)
+    assert told[-1] == (4, 4)
+    assert same(found, whole)
+    assert path.read_bytes() == data
+
+
+def write_block(path, *arrays):
+    """Write a block with a valid checksum."""
+    write_sealed(path, lambda file: [np.save(file, one) for one in arrays], f"{path.parent.name}/{path.name}")
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        [np.zeros((4, 1280), np.float32)],
+        [np.zeros((4, 1279), np.float32), np.zeros((4, 1000), np.float32)],
+        [np.full((4, 1280), np.nan, np.float32), np.zeros((4, 1000), np.float32)],
+        [np.zeros((4, 1280), np.float32), np.zeros((3, 1000), np.float32)],
+        [np.zeros((4, 1280), np.float32), np.array([[{}]] * 4)],
+    ],
+)
+def test_block_with_unfit_arrays_is_extracted_again(extractor, images, cache, arrays):
+    (whole,), _ = seen(extractor, images)
+    write_block(files(cache)[0], *arrays)
+    with pytest.warns(DiffctlWarning, match="damaged"):
+        (found,), _ = seen(extractor, images)
+    assert same(found, whole)
+
+
+def test_inconsistent_blocks_are_all_extracted_again(extractor, images, cache):
+    (whole,), _ = seen(extractor, images)
+    first, second = files(cache)
+    write_block(first, np.zeros((4, 1280), np.float32), np.zeros((4, 7), np.float32))
+    second.unlink()
+    (found,), _ = seen(extractor, images)
+    assert same(found, whole)
+
+
+def test_unwritable_cache_is_only_a_warning(extractor, images, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "file"))
+    with pytest.warns(DiffctlWarning, match="cannot be kept .* DIFFCTL_CACHE"):
+        (found,), _ = seen(extractor, images)
+    assert len(found) == 11
+
+
+def test_least_recently_used_features_are_evicted(extractor, images, tmp_path, monkeypatch):
+    other, third = stored(tmp_path / "b", 1, 11), stored(tmp_path / "c", 2, 11)
+    for at, store in enumerate((images, other), 1):
+        before = set(cache_folder().glob("*"))
+        seen(extractor, store)
+        (made,) = set(cache_folder().iterdir()) - before
+        os.utime(made, (at, at))  # long ago: a file system's clock does not tell milliseconds apart
+    seen(extractor, images)  # used again
+    (size,) = {
+        sum(path.stat().st_blocks * 512 for path in folder.iterdir()) for folder in cache_folder().iterdir()
+    }
+    monkeypatch.setattr(feature_cache, "MOST_BYTES", 2 * size)
+    seen(extractor, third)
+    assert seen(extractor, images)[1] == []
+    assert seen(extractor, other)[1][0] == (0, 11)
+
+
+@pytest.mark.parametrize(("sample", "real", "heldout"), [(3000, 500, 1500), (200, 2000, 300)])
+def test_scoring_stays_within_the_memory_estimate(sample, real, heldout, monkeypatch):
+    rng, spec = np.random.default_rng(0), replace(EXTRACTORS["effnet-lite0-64"], features=256)
+    monkeypatch.setattr(memory, "BASE", 160 * 10**6)  # no network here, and kernels of subsets of 100 MB
+    features = [rng.normal(size=(count, 256)).astype(np.float32) for count in (sample, real, heldout)]
+    meta = {"extractor": spec.name, "weights_sha256": "", "dtype": "float32", "name": "n", "image_size": 8}
+    facts = {"reference_split": "train", "reference_count": real, "heldout_split": "test"}
+    held = Features(features[2]) if heldout else None
+    tracemalloc.start()
+    try:
+        scorer = Scorer(Reference({**meta, **facts}, features[1], held), intervals=True, most=10_000)
+        scorer.floor(sample), scorer.scores(Features(features[0]))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    told = memory.scoring_memory(spec, sample, real, heldout)
+    assert peak <= told
+
+
+def test_scoring_holds_one_float64_copy_at_a_time(monkeypatch):
+    """Scoring adds 12 bytes for each number of a set: 8, and 4 of a shuffled copy."""
+    for module, name, value in [
+        *((module, "BLOCK", 64) for module in (moments, torch_fidelity_scores, kernel_distance)),
+        *((kernel_distance, name, value) for name, value in (("WHOLE", 0), ("COLUMNS", 64), ("PAIRED", 50))),
+        (kernel_distance, "subset_size", lambda *_: 50),
+    ]:
+        monkeypatch.setattr(module, name, value)
+    _, few, many = (_scoring_peak(count, 64) for count in (200, 2000, 6000))  # the first imports, too
+    assert (many - few) / (4000 * 64) < 16
+
+
+def _scoring_peak(count, dimension):
+    """Return the peak memory of scoring `count` images against as many real and as many held-out ones."""
+    rng, spec = np.random.default_rng(0), EXTRACTORS["effnet-lite0-64"]
+    made, real, held = rng.normal(size=(3, count, dimension)).astype(np.float32)
+    meta = {"extractor": spec.name, "reference_split": "train", "heldout_split": "test"}
+    tracemalloc.start()
+    try:
+        scorer = Scorer(Reference(meta, real, Features(held)), intervals=True, most=100)
+        scorer.scores(Features(made)), scorer.real(count)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

@@ -1,0 +1,254 @@
+"""Published statistics: read in every format, refused if malformed, scored like their images."""
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from cli import main
+from diffusion.evaluate.adhoc import score_images
+from diffusion.evaluate.adhoc_inputs import images_in_statistics, open_inputs
+from diffusion.evaluate.against_statistics import score_against_statistics
+from diffusion.evaluate.feature_cache import cached_features
+from diffusion.evaluate.features.extractors import load_extractor
+from diffusion.evaluate.open_images import open_images
+from diffusion.evaluate.statistics_file import is_statistics, open_statistics
+from diffusion.images.store import open_store
+from diffusion.protocol.extractors import EXTRACTORS, INCEPTION_SPATIAL
+from diffusion.protocol.grid import Cell
+from diffusion.system.errors import DiffctlError, UsageError
+from tests.helpers.digits_sweep import ONE_CELL, make_config, write_cell, write_prepared
+
+NAME = "effnet-lite0-64"
+SIZE = 6
+SPATIAL = INCEPTION_SPATIAL.name
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Give the extractor six features, so that a matrix can be written down."""
+    monkeypatch.setitem(EXTRACTORS, NAME, replace(EXTRACTORS[NAME], features=SIZE))
+
+
+def gaussian(seed=0, size=SIZE):
+    """Return the mean and covariance of random features."""
+    features = np.random.default_rng(seed).normal(size=(50, size)) + 3
+    return features.mean(axis=0), np.cov(features, rowvar=False)
+
+
+def as_npz(path: Path, **arrays) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def as_pickle(path: Path, values, protocol=4) -> Path:
+    path.write_bytes(pickle.dumps(values, protocol=protocol))
+    return path
+
+
+def written(path, form):
+    """Write the same statistics in one of the published formats."""
+    mean, covariance = gaussian()
+    arrays = {"mu": mean, "sigma": covariance}
+    if form == "edm":
+        return as_npz(path / "edm.npz", **arrays)
+    if form == "openai":
+        others = {"mu_s": np.zeros(3), "sigma_s": np.eye(3), "arr_0": np.zeros((4, 8, 8, 3), np.uint8)}
+        return as_npz(path / "openai.npz", **arrays, **others)
+    if form == "flat pickle":
+        return as_pickle(path / "flat.pkl", arrays)
+    return as_pickle(
+        path / "edm2.pkl", {"num_images": 50, "fd_effnet_lite0_64": arrays, "fid": {}}, int(form[-1])
+    )
+
+
+@pytest.mark.parametrize("form", ["edm", "openai", "flat pickle", "edm2 by protocol 2", "edm2 by protocol 4"])
+def test_every_format_gives_the_same_gaussian(few, tmp_path, form):
+    path = written(tmp_path, form)
+    assert is_statistics(path)
+    found, (mean, covariance) = open_statistics(path, NAME), gaussian()
+    assert np.array_equal(found.mean, mean)
+    assert np.array_equal(found.covariance, covariance)
+    np.testing.assert_allclose(found.root @ found.root.T, covariance, atol=1e-12)
+    assert (found.facts["name"], found.facts["source"]) == (path.name, "unknown")
+
+
+def test_other_dimension_suggests_the_right_extractor(tmp_path):
+    path = as_npz(tmp_path / "x.npz", mu=np.zeros(1024), sigma=np.eye(1024))
+    with pytest.raises(
+        UsageError, match=r"1,024 features, and inception-v3-compat gives 2,048: .*dinov2-vit-l14"
+    ):
+        open_statistics(path)
+    path = as_npz(tmp_path / "y.npz", mu=np.zeros(5), sigma=np.eye(5))
+    with pytest.raises(UsageError, match="another extractor than there is here"):
+        open_statistics(path)
+
+
+def nan(array):
+    changed = array.copy()
+    changed.flat[1] = np.nan
+    return changed
+
+
+MEAN, COVARIANCE = gaussian()
+UNSYMMETRIC = COVARIANCE + np.triu(np.ones_like(COVARIANCE), 1)
+NEGATIVE = np.diag([1.0, 1, 1, 1, 1, -0.1])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "name"),
+    [
+        ({"mu": nan(MEAN), "sigma": COVARIANCE}, "mu"),
+        ({"mu": MEAN, "sigma": nan(COVARIANCE)}, "sigma"),
+        ({"mu": MEAN, "sigma": COVARIANCE * np.inf}, "sigma"),
+        ({"mu": MEAN, "sigma": UNSYMMETRIC}, "sigma is not symmetric"),
+        ({"mu": MEAN, "sigma": NEGATIVE}, "sigma has a negative eigenvalue"),
+        ({"mu": MEAN, "sigma": 0 * COVARIANCE}, "sigma is 0"),
+        ({"mu": MEAN, "sigma": COVARIANCE[:5]}, r"\(5, 6\)"),
+        ({"mu": MEAN[:0], "sigma": COVARIANCE[:0, :0]}, "no statistics"),
+        ({"mu": MEAN.astype(np.float16), "sigma": COVARIANCE}, "mu is float16"),
+        ({"mu": MEAN}, "sigma"),
+    ],
+)
+@pytest.mark.parametrize("form", ["npz", "pickle"])
+def test_malformed_statistics_are_refused(few, tmp_path, form, arrays, name):
+    path = as_pickle(tmp_path / "x.pkl", arrays) if form == "pickle" else as_npz(tmp_path / "x.npz", **arrays)
+    with pytest.raises(DiffctlError, match=name):
+        open_statistics(path, NAME)
+
+
+class Evil:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('it ran')",))
+
+
+@pytest.mark.parametrize(
+    "values", [[1, 2], {"mu": [1.0], "sigma": "x"}, {"mu": Evil(), "sigma": 1}, Evil(), {}]
+)
+def test_pickled_code_is_refused_and_never_run(few, tmp_path, values):
+    with pytest.raises(DiffctlError):
+        open_statistics(as_pickle(tmp_path / "x.pkl", values), NAME)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder with prepared digits, a cell's samples, and the statistics of the training split."""
+    root = tmp_path_factory.mktemp("statistics")
+    write_prepared(root / "prepared")
+    write_cell(root / "cell", make_config(sweep=ONE_CELL), Cell(50, 0.0))
+    (features,) = cached_features(load_extractor(NAME), [open_store(root / "prepared/train")])
+    of_real = features.features.astype(np.float64)
+    as_npz(root / "train.npz", mu=of_real.mean(axis=0), sigma=np.cov(of_real, rowvar=False))
+    return root
+
+
+@pytest.fixture(scope="module")
+def document(root):
+    sample = open_images(root / "cell")
+    return score_against_statistics(sample, open_statistics(root / "train.npz", NAME))
+
+
+def test_distance_equals_that_to_the_images(root, document):
+    of_images = score_images(open_inputs(root / "cell", root / "prepared/train"), extractor=NAME)["scores"]
+    for name in ("", "_low", "_high", "_inf"):
+        assert document["scores"][f"fd_effnet_lite0_64{name}"] == pytest.approx(
+            of_images[f"fd_effnet_lite0_64{name}"], rel=1e-3
+        )
+    assert set(document["scores"]) <= set(of_images)
+
+
+def test_card_describes_sample_and_file(root, document):
+    card = document["card"]
+    assert card["statistics_sha256"] == open_statistics(root / "train.npz", NAME).facts["sha256"]
+    assert card["steps"] == 50
+    assert card["num_images"] == 60
+    assert "reference_digest" not in card
+
+
+@pytest.fixture(scope="module")
+def openai(root):
+    """A file like those of OpenAI's evaluator: statistics, spatial statistics and 50 images."""
+    real = open_store(root / "prepared/train")
+    few = real.images[20:70]
+    spatial = dict(zip(("mu_s", "sigma_s"), gaussian(), strict=True))
+    path = root / "VIRTUAL_openai.npz"
+    np.savez_compressed(path, **np.load(root / "train.npz"), **spatial, arr_0=few)
+    np.savez(root / "few.npz", few)
+    return path
+
+
+@pytest.fixture
+def few_spatial(monkeypatch):
+    """Give sFID's extractor six features."""
+    monkeypatch.setitem(EXTRACTORS, SPATIAL, replace(INCEPTION_SPATIAL, features=SIZE))
+
+
+def test_openais_spatial_statistics_belong_to_sfid(few_spatial, openai):
+    found, (mean, covariance) = open_statistics(openai, SPATIAL), gaussian()
+    assert np.array_equal(found.mean, mean)
+    assert np.array_equal(found.covariance, covariance)
+    assert found.spec.distance == "sfid"
+
+
+@pytest.mark.parametrize(
+    "arrays", [{"sigma_s": np.eye(SIZE) * np.nan}, {"sigma_s": np.eye(5)}, {"mu_s": np.zeros(7)}, {}]
+)
+def test_malformed_spatial_statistics_are_refused(few_spatial, tmp_path, arrays):
+    arrays = {"mu": np.zeros(8), "sigma": np.eye(8), "mu_s": np.zeros(SIZE)} | arrays
+    with pytest.raises(DiffctlError, match=r"mu_s|sigma_s"):
+        open_statistics(as_npz(tmp_path / "x.npz", **arrays), SPATIAL)
+
+
+def of_openai(root, openai, **options):
+    """Score the cell against the file and the images in it."""
+    sample = open_images(root / "cell")
+    images = images_in_statistics(openai, sample)
+    return score_against_statistics(sample, open_statistics(openai, NAME), images, **options)
+
+
+def test_images_in_the_file_add_scores_and_leave_the_distance(root, document, openai):
+    found = of_openai(root, openai)["scores"]
+    of_images = score_images(open_inputs(root / "cell", root / "few.npz"), extractor=NAME)["scores"]
+    new = found.keys() - document["scores"].keys()
+    assert {f"{name}_effnet_lite0_64" for name in ("kd", "precision", "recall", "density", "coverage")} < new
+    assert {name: found[name] for name in new} == pytest.approx({name: of_images[name] for name in new})
+    assert {name: found[name] for name in document["scores"]} == document["scores"]
+
+
+def test_only_scores_of_held_out_images_are_missing(root, openai):
+    found = of_openai(root, openai, prc_images=40, prc_samples=30)
+    assert found["not_scored"]["scores"] == ["floor", "excess", "memorisation"]
+    assert found["reference"]["images"] == 50
+    card = found["card"]
+    assert (card["prc_images"], card["prc_reference_images"], card["kid_subset_size"]) == (30, 40, 25)
+    assert card["statistics_name"] == "VIRTUAL_openai.npz"
+    assert "reference_count" not in card  # the distance is of more images than the file has
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((4, 8, 8, 1)),
+        np.zeros((4, 8, 8), np.uint8),
+        np.zeros((1, 8, 8, 1), np.uint8),
+        np.zeros((4, 16, 16, 1), np.uint8),
+        np.array([{}], dtype=object),
+    ],
+    ids=["float64", "3 axes", "1 image", "other size", "objects"],
+)
+def test_malformed_images_in_the_file_are_refused(root, tmp_path, images):
+    path = as_npz(tmp_path / "x.npz", mu=np.zeros(1280), sigma=np.eye(1280), arr_0=images)
+    with pytest.raises(DiffctlError, match=r"x\.npz"):
+        images_in_statistics(path, open_images(root / "cell"))
+
+
+def test_command_uses_the_images_in_the_file(root, openai, monkeypatch):
+    monkeypatch.chdir(root)
+    command = ["evaluate", "cell", "--against", openai.name, "--extractor", NAME]
+    printed = CliRunner().invoke(main.app, command).stdout
+    assert "recall_effnet_lite0_64" in printed
+    assert "and its 50 images, extractor effnet-lite0-64" in printed
+    assert "no floor, excess, memorisation: these need real images that were held out" in printed

@@ -1,0 +1,285 @@
+"""The stage `evaluate`: scores, cards and refusals of a sweep."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from cli.stages import bodies
+from diffusion.choice.certainty import interval_of
+from diffusion.choice.ranking import best, rank_metric
+from diffusion.evaluate.features.extract import extract
+from diffusion.evaluate.features.reference_features import make_reference
+from diffusion.evaluate.scores.torch_fidelity_scores import frechet_distance, statistics
+from diffusion.evaluate.sweep_scores import write_scores
+from diffusion.images.store import open_store, write_store
+from diffusion.protocol.card import differing
+from diffusion.protocol.grid import FOLLOWING, SAMPLING_VERSION, Cell
+from diffusion.protocol.scores import Intervals, Scored, as_values
+from diffusion.system.errors import DiffctlError
+from tests.conftest import write_params
+from tests.helpers.digits_sweep import (
+    CLASSES,
+    ONE_CELL,
+    SWEEP,
+    effnet,
+    make_config,
+    rewrite,
+    score_sweep,
+    tamper,
+    write_cell,
+    write_prepared,
+    write_sweep,
+)
+from tests.helpers.scores_document import document as scores_document
+
+FD, KD = "fd_effnet_lite0_64", "kd_effnet_lite0_64"
+NAMES = {  # of all scores of a cell
+    *(f"{FD}{end}" for end in ("", "_low", "_high", "_inf")),
+    *(f"{KD}{end}" for end in ("", "_low", "_high", "_std")),
+    *(f"{name}_effnet_lite0_64" for name in ("precision", "recall", "density", "coverage", "is")),
+    "is_effnet_lite0_64_std", "memorisation", "memorisation_std",
+    "floor", "excess", "excess_low", "excess_high",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """Return (config, folder) with prepared/, reference/ and samples/."""
+    root, config = tmp_path_factory.mktemp("sweep"), make_config()
+    write_prepared(root / "prepared")
+    make_reference(config.evaluate, root / "prepared", root / "reference")
+    write_sweep(root / "samples", config)
+    return config, root
+
+
+@pytest.fixture(scope="module")
+def document(sweep):
+    config, root = sweep
+    return score_sweep(config, root / "samples", root / "reference", prepared=root / "prepared")
+
+
+@pytest.fixture
+def own(sweep, tmp_path):
+    """Return a copy of the sweep that a test may damage."""
+    config, root = sweep
+    return config, shutil.copytree(root, tmp_path / "sweep")
+
+
+def test_every_cell_has_scores_and_a_card(document):
+    assert list(document.cells) == [f"steps{steps}-eta{eta}" for steps in (5, 10, 50) for eta in (0, 1)]
+    for name, cell in document.cells.items():
+        assert cell.model_fields_set == {"steps", "eta", "scores", "card", "classes", "errors"}
+        assert name == Cell(cell.steps, cell.eta).name
+        assert (cell.card["steps"], cell.card["eta"]) == (cell.steps, cell.eta)
+        assert set(cell.scores) == NAMES
+        assert all(type(value) is float and np.isfinite(value) for value in cell.scores.values())
+
+
+def test_excess_is_the_distance_above_the_floor(document):
+    floor = document.reference.floor
+    assert floor["num_images"] == 60
+    assert not floor["extrapolated"]
+    for cell in document.cells.values():
+        scores = cell.scores
+        assert scores["floor"] == floor["fd_effnet_lite0_64"]
+        assert scores["excess"] == scores["fd_effnet_lite0_64"] - scores["floor"]
+
+
+def test_a_score_lies_in_its_interval(document):
+    assert document.intervals == Intervals(confidence=0.95)
+    for cell in document.cells.values():
+        for metric in ("fd_effnet_lite0_64", "kd_effnet_lite0_64", "excess"):
+            low, high = interval_of(cell, metric)
+            assert low < cell.scores[metric] < high
+        assert interval_of(cell, "precision_effnet_lite0_64") is None
+
+
+def test_intervals_can_be_left_out(sweep, document):
+    _, root = sweep
+    config = make_config(sweep=ONE_CELL, evaluate={"intervals": False})
+    without = score_sweep(config, root / "samples", root / "reference")
+    assert without.intervals is None
+    whole = document.cells["steps50-eta0"]
+    cell = without.cells["steps50-eta0"]
+    assert whole.scores.items() >= cell.scores.items()
+    assert interval_of(cell, "excess") is None
+    assert cell.card == whole.card
+
+
+def test_class_scores_equal_those_of_the_class_alone(sweep, document):
+    _, root = sweep
+    store, train = open_store(root / "samples/steps5-eta0"), open_store(root / "prepared/train")
+    classes = document.cells["steps5-eta0"].classes
+    assert list(classes) == CLASSES
+    assert sum(entry["num_images"] for entry in classes.values()) == 60
+    three, extractor = classes["3"], effnet()
+    ours, real = (
+        extract(extractor, np.array(images.images[images.labels == 3])).features for images in (store, train)
+    )
+    want = frechet_distance(statistics(ours), statistics(real))
+    assert three["fd_effnet_lite0_64"] == pytest.approx(want, rel=1e-4)
+    assert three["excess"] == three["fd_effnet_lite0_64"] - three["floor"]
+
+
+def test_unknown_classes_have_no_scores(own):
+    _, root = own
+    path = root / "samples/steps50-eta0"
+    store = open_store(path)
+    images, one = np.array(store.images), make_config(sweep=ONE_CELL)
+    for labels, classes in ((None, []), (store.labels, CLASSES[::-1])):
+        write_store(path, images, labels, {**store.meta, "classes": classes})
+        document = score_sweep(one, root / "samples", root / "reference")
+        assert document.cells["steps50-eta0"].classes == {}
+
+
+def test_less_noise_scores_better(document):
+    scores = {name: cell.scores for name, cell in document.cells.items()}
+    for metric in ("fd_effnet_lite0_64", "kd_effnet_lite0_64", "excess"):
+        by_steps = [scores[f"steps{steps}-eta0"][metric] for steps in (5, 10, 50)]
+        assert by_steps == sorted(by_steps, reverse=True)
+        assert scores["steps50-eta1"][metric] > scores["steps50-eta0"][metric]
+    assert best(document.cells)[:2] == ("steps50-eta0", "kd_effnet_lite0_64")
+
+
+@pytest.mark.parametrize(
+    ("count", "scores", "metric"),
+    [
+        (4999, {"fid": 3.0, "kid": 0.1, "kid_std": 0.1, "excess": 1.0}, "kid"),
+        (5000, {"fid": 3.0, "kid": 0.1, "kid_std": 0.1, "excess": 1.0}, "excess"),
+        (5000, {"fid": 3.0, "kid": 0.1, "kid_std": 0.1}, "fid"),
+    ],
+)
+def test_few_images_are_ranked_by_the_kernel_distance(count, scores, metric):
+    card = {"num_images": count, "extractor": "inception-v3-compat"}
+    scores |= {"floor": 2.0} if "excess" in scores else {}
+    assert rank_metric(Scored(scores=scores, card=card)) == metric
+
+
+def test_best_of_equal_cells_has_the_fewest_steps():
+    cells = scores_document({(steps, 0.0): 1.0 for steps in (50, 5, 10)}).cells
+    assert best(cells) == ("steps5-eta0", "kd_effnet_lite0_64", 1.0)
+
+
+def test_cards_of_a_sweep_differ_only_in_the_axes(document):
+    cards = [cell.card for cell in document.cells.values()]
+    assert set(differing(cards)) == {"steps", "eta", "evaluations"}
+    assert differing(cards, ("steps", "eta", *FOLLOWING)) == {}
+
+
+def test_scores_are_reproduced_to_the_byte(sweep, document, tmp_path):
+    _, root = sweep
+    config = make_config(sweep={"steps": [10, 50], "eta": [0.0]})
+    for folder in ("a", "b"):
+        scores = score_sweep(config, root / "samples", root / "reference")
+        write_scores(scores, tmp_path / folder / "scores.json", tmp_path / folder / "scores.csv")
+    for name in ("scores.json", "scores.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    read = json.loads((tmp_path / "a/scores.json").read_text())
+    assert read["cells"] == {name: as_values(document)["cells"][name] for name in read["cells"]}
+
+
+def test_csv_is_in_long_format(document, tmp_path):
+    write_scores(document, tmp_path / "scores.json", tmp_path / "scores.csv")
+    with open(tmp_path / "scores.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["cell", "line", "steps", "eta", "metric", "value"]
+    for row in rows:
+        cell = document.cells[row["cell"]]
+        assert (int(row["steps"]), float(row["eta"])) == (cell.steps, cell.eta)
+        assert float(row["value"]) == cell.scores[row["metric"]]
+    assert len(rows) == 6 * 11
+    assert not any(row["metric"].endswith(("_std", "_low", "_high")) for row in rows)
+
+
+def test_progress_counts_all_cells(sweep):
+    _, root = sweep
+    config, seen = make_config(sweep={"steps": [10, 50], "eta": [0.0]}), []
+    score_sweep(config, root / "samples", root / "reference", lambda *numbers: seen.append(numbers))
+    assert seen[0] == (0, 120)
+    assert seen[-1] == (120, 120)
+    assert seen == sorted(seen)
+
+
+def test_missing_cell_is_named(own):
+    config, root = own
+    shutil.rmtree(root / "samples/steps10-eta1")
+    with pytest.raises(DiffctlError, match="steps10-eta1 is not in"):
+        score_sweep(config, root / "samples", root / "reference")
+
+
+@pytest.mark.parametrize(
+    ("section", "field"),
+    [({"guidance": 0.5}, "guidance"), ({"seed": 7}, "seed"), ({"num_images": 59}, "num_images")],
+)
+def test_cell_of_another_protocol_is_refused(own, section, field):
+    config, root = own
+    sample = config.sample.model_copy(update=section)
+    other = config.model_copy(update={"sample": sample})
+    with pytest.raises(DiffctlError, match=f"was sampled with {field}"):
+        score_sweep(other, root / "samples", root / "reference")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"card": {"guidance_interval": "0.2:5"}}, "guidance_interval"),
+        ({"card": {"sampling_version": SAMPLING_VERSION + 1}}, "sampling_version"),
+        ({"card": {"sampling_version": None}}, "sampling_version"),
+        ({"card": None}, "card"),
+        ({"count": 50}, "50 images"),
+        ({"pixel": 1}, "changed after they were written"),
+    ],
+)
+def test_cell_that_does_not_fit_is_refused(own, change, match):
+    config, root = own
+    path = root / "samples/steps5-eta0"
+    store, count = open_store(path), change.get("count", 60)
+    card = {**store.meta["card"], **(change.get("card") or {})}
+    if change.get("card", {}) is None:
+        del store.meta["card"]
+    else:
+        store.meta["card"] = {
+            key: value for key, value in card.items() if (key, value) != ("sampling_version", None)
+        }
+    write_store(path, np.array(store.images[:count]), store.labels[:count], store.meta)
+    if "pixel" in change:
+        tamper(path)
+    with pytest.raises(DiffctlError, match=match):
+        score_sweep(config, root / "samples", root / "reference")
+
+
+@pytest.mark.parametrize("other", [{"model_sha256": "b" * 64}, {"sampling_torch": "2.12.0"}])
+def test_cells_of_two_models_or_torch_versions_are_refused(own, other):
+    config, root = own
+    cell = Cell(50, 1.0)
+    write_cell(root / "samples" / cell.name, config, cell, **other)
+    with pytest.raises(DiffctlError, match=next(iter(other))):
+        score_sweep(config, root / "samples", root / "reference")
+
+
+def test_stale_reference_is_refused(own):
+    config, root = own
+    rewrite(root / "prepared/train")
+    with pytest.raises(DiffctlError, match="stale"):
+        score_sweep(config, root / "samples", root / "reference", prepared=root / "prepared")
+    with pytest.raises(DiffctlError, match="reference_split"):
+        score_sweep(make_config(evaluate={"reference": "test"}), root / "samples", root / "reference")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_stage_detects_an_edited_real_image(own, tmp_path, monkeypatch, split):
+    """The stored digests still match; only the pixels differ."""
+    _, root = own
+    for name in ("prepared", "reference"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (root / name).rename(tmp_path / "data" / name)
+    (root / "samples").rename(tmp_path / "samples")
+    write_params(tmp_path, sample={"num_images": 60}, sweep=SWEEP)
+    monkeypatch.chdir(tmp_path)
+    tamper(tmp_path / "data/prepared" / split)
+    with pytest.raises(DiffctlError, match=f"data/prepared/{split} changed after they were written"):
+        bodies.evaluate()
+    assert not (tmp_path / "metrics").exists()

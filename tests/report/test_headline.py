@@ -1,0 +1,36 @@
+"""The headline of a report."""
+
+import pytest
+
+from diffusion.choice.certainty import NORMAL
+from diffusion.report.headline import headline
+from tests.helpers.scores_document import chance, document, with_errors
+
+KERNEL = "kd_effnet_lite0_64"
+CELLS = {(5, 0.0): 0.3, (10, 0.0): 0.22, (20, 0.0): 0.2, (50, 0.0): 0.21}
+
+
+def certain(half: float):
+    """Return cells with independent errors and intervals of that half width."""
+    one = document(CELLS)
+    for number, cell in enumerate(one.cells.values()):
+        with_errors(cell, KERNEL, chance(number, half / NORMAL))
+    return one
+
+
+def test_headline_names_the_cheapest_tied_cell():
+    one = certain(0.03)
+    assert headline(one, one.cells["steps5-eta0"].spec) == (
+        "Of 4 cells, 20 steps, η = 0 is the best by KD; 10 steps, η = 0 cannot be told apart from it, "
+        "for 10 network evaluations an image instead of 20."
+    )
+
+
+@pytest.mark.parametrize("one", [certain(0.001), document(CELLS)], ids=["told apart", "no intervals"])
+def test_headline_names_only_the_best_without_a_tie(one):
+    assert headline(one, one.cells["steps5-eta0"].spec) == "Of 4 cells, 20 steps, η = 0 is the best by KD."
+
+
+def test_single_cell_is_not_called_best():
+    one = document({(10, 0.0): 0.2})
+    assert headline(one, one.cells["steps10-eta0"].spec) == "One cell was sampled: 10 steps, η = 0."

@@ -1,0 +1,40 @@
+"""`show steps`: the times equal those of the samplers."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffusion.process.config import ProcessConfig
+from diffusion.process.registry import build_process
+from diffusion.protocol.spacing import SPACINGS, spaced_timesteps
+from diffusion.show.step_spacing import steps
+from diffusion.system.errors import UsageError
+
+CONFIG = ProcessConfig(timesteps=50)
+
+
+@given(st.integers(1, 50))
+def test_times_equal_those_of_the_samplers(count: int) -> None:
+    shown = steps(CONFIG, count)
+    bar = build_process(CONFIG).full_grid().alphas_cumprod.numpy()
+    assert list(shown.spacings) == list(SPACINGS)
+    assert shown.steps == count
+    for name, spaced in shown.spacings.items():
+        assert spaced.times == spaced_timesteps(name, count, 50)
+        at = bar[spaced.times]
+        assert spaced.log_snr == pytest.approx(np.log(at / (1 - at)), abs=1e-9)
+        assert spaced.noise_level == pytest.approx(np.sqrt((1 - at) / at))
+        assert spaced.largest_eta >= 1 or count == 1
+
+
+def test_text_lists_every_time() -> None:
+    lines = steps(CONFIG, 7).lines(100)
+    row = next(line for line in lines if line.startswith("uniform  "))
+    assert row.count("│") == 7
+    assert "  " + " ".join(map(str, spaced_timesteps("quadratic", 7, 50))) in lines
+
+
+def test_too_many_steps_are_refused() -> None:
+    with pytest.raises(UsageError, match="give 1 to 50"):
+        steps(CONFIG, 51)
