@@ -11,7 +11,7 @@ from diffusion.model.model_file import load_model, tensors_sha256
 from diffusion.train.identity import result_of
 from diffusion.train.loop import TrainState, new_state
 from tests.helpers.mlflow_server import empty_database
-from tests.tracking.test_sender import EXPERIMENT, logged, stored, the_run
+from tests.helpers.spools import EXPERIMENT, logged, stored, the_run
 from tests.train.test_loop import plan_of
 from tracking.delivery import deliver
 from tracking.spool import Spool

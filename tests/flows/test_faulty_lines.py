@@ -9,9 +9,8 @@ from tests.helpers.nightly import Nightly, nightly
 from tests.helpers.proxy import proxy
 from tests.helpers.servers import post
 from tests.helpers.small import commit
+from tests.helpers.spools import logged, run_of, stored, the_run
 from tests.helpers.waiting import wait_until
-from tests.tracking.test_outages import run_of
-from tests.tracking.test_sender import logged, stored, the_run
 from tracking.champion import champion_version
 from tracking.delivery import Sent
 from tracking.sender import LOG

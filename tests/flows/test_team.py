@@ -16,6 +16,7 @@ from diffusion.layout import TRAIN_RUNS
 from tests.conftest import command, diffctl, environment
 from tests.helpers.mlflow_server import free_port
 from tests.helpers.small import own_code, small_project
+from tests.helpers.spools import logged, open_spool, stored, write_points
 from tests.helpers.team import (
     ADMIN_PASSWORD,
     COLLEAGUE,
@@ -28,7 +29,6 @@ from tests.helpers.team import (
     team,
     told,
 )
-from tests.tracking.test_sender import logged, open_spool, stored, write_points
 
 TRAININGS = 8
 

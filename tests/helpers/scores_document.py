@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.choice.certainty import interval
+from diffusion.choice.certainty import NORMAL, interval
 from diffusion.choice.chosen import chosen_best, chosen_front
 from diffusion.protocol.grid import SAMPLING_VERSION
 from diffusion.protocol.packed import pack
@@ -100,3 +100,19 @@ def with_space(one: ScoresDocument, factor: float = 2.0, **card: Any) -> ScoresD
         own = {**cell["card"], "extractor": name, "weights_sha256": "v" * 64, **card}
         cell["spaces"] = {name: {"scores": scores, "card": own}}
     return ScoresDocument(**values)
+
+
+def certain(one: ScoresDocument, *metrics: str, half: float = 0.1) -> ScoresDocument:
+    """Give scores (default: both distances) intervals of `half` times their value."""
+    for number, cell in enumerate(one.cells.values()):
+        for metric in metrics or ERRORS:
+            with_errors(cell, metric, chance(number, half / NORMAL * cell.scores[metric]))
+    return one
+
+
+def of_seed(
+    kernel: dict[tuple[int, float], float], setting: str, seed: int, half: float = 0.05
+) -> ScoresDocument:
+    """Return the scores with intervals of a training of this setting and seed."""
+    one = certain(document(kernel, model_sha256=f"{setting}{seed}".ljust(64, "0")), half=half)
+    return ScoresDocument(**{**dict(one), "training": {"setting": setting * 16, "seed": seed}})

@@ -1,4 +1,4 @@
-"""An empty project, and a model with its scores, as a training and an evaluation leave them."""
+"""Fixtures: an empty project with an MLflow store, a training's folder, and a model with its scores."""
 
 import pytest
 import torch
@@ -15,13 +15,14 @@ from diffusion.train.loop import new_state
 from tests.conftest import params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.scores_document import document
+from tracking.store import tracking_uri
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty project as the working directory, with an empty MLflow store."""
+    """An empty project with an empty MLflow store, as the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     empty_database(tmp_path / "mlflow.db")
@@ -29,10 +30,22 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def make_model(digits_store):
-    """Write a small real model of a seed and its scores, as a training and an evaluation leave them.
+def uri(here):
+    """The URI of the project's empty store."""
+    return tracking_uri(here)
 
-    `train` are further values of that section.
+
+@pytest.fixture
+def folder(tmp_path):
+    """A training's folder, which does not exist yet."""
+    return tmp_path / "runs" / "train" / "abcd"
+
+
+@pytest.fixture
+def make_model(digits_store):
+    """A function that writes a small real model and its scores, as a training and an evaluation do.
+
+    `kernel` are the kernel distances by (steps, eta), `train` further values of params.yaml's section.
     """
 
     def make(

@@ -1,4 +1,4 @@
-"""What MLflow's pages show of three small trainings and sweeps, in a real browser over a real server."""
+"""MLflow's pages of three small trainings and sweeps, in a real browser over a real server."""
 
 import os
 import re
@@ -13,9 +13,9 @@ from tests.conftest import SMALL, diffctl, write_params
 from tests.helpers.browser import NEEDS_CHROMIUM
 from tests.helpers.mlflow_server import MlflowServer
 from tests.helpers.waiting import wait_until
+from tracking import names
 from tracking.links import comparison_link, experiment_link, run_link
 from tracking.lookup import newest_link, parent_runs, read_identity
-from tracking.names import BEST as TOLD
 from tracking.names import FINGERPRINT
 from tracking.sender import sync
 from tracking.store import connect, find_by_tags
@@ -30,7 +30,7 @@ BEST = "best/kd_effnet_lite0_64"
 
 
 def train(folder: Path, uri: str, **changes: object) -> str:
-    """Train, sweep and score as the stages do; returns the run's id."""
+    """Train, sample and evaluate as the stages do; return the run's id."""
     write_params(folder, train=changes)
     bodies.train(fresh=False, keep=False)
     bodies.sample()
@@ -45,7 +45,7 @@ def train(folder: Path, uri: str, **changes: object) -> str:
 
 @pytest.fixture(scope="module")
 def trainings(tmp_path_factory):
-    """The project's folder, the server's address and the runs' ids, of three trainings."""
+    """The project's folder, the server's address, and the ids of three runs."""
     folder = tmp_path_factory.mktemp("trainings")
     server = MlflowServer(folder / "mlflow")
     server.folder.mkdir()
@@ -63,65 +63,65 @@ def trainings(tmp_path_factory):
 
 
 def best(uri: str, run: str) -> float:
-    """The score that the run is ranked by."""
+    """Return the run's score that ranks."""
     return float(connect(uri).get_run(run).data.metrics[BEST])
 
 
 def shown(browser, url: str, *texts: str) -> str:
-    """The page's text once it shows all of these."""
+    """Return the page's text once it contains all of these."""
     page = browser.new_page(viewport={"width": 1600, "height": 1400})
     page.goto(url)
-    for text in texts:
-        page.get_by_text(text, exact=False).first.wait_for(timeout=120_000)
-    said = page.inner_text("body")
+    for expected in texts:
+        page.get_by_text(expected, exact=False).first.wait_for(timeout=120_000)
+    text = page.inner_text("body")
     page.close()
-    return said
+    return text
 
 
-def test_the_experiment_opens_on_trainings_by_their_best_score(trainings, browser):
+def test_experiment_page_lists_trainings_by_their_best_score(trainings, browser):
     _, uri, runs = trainings
     experiment = parent_runs(connect(uri))[0].info.experiment_id
     link = newest_link(uri, uri)
     assert link == experiment_link(uri, experiment)
-    said = shown(browser, link, *TRAININGS, BEST, "samples-eta_0.0")
-    assert "3 matching runs" in said  # without their cells
+    text = shown(browser, link, *TRAININGS, BEST, "samples-eta_0.0")
+    assert "3 matching runs" in text  # without cells
     by_score = sorted(zip(TRAININGS, runs, strict=True), key=lambda one: best(uri, one[1]))
-    lines = [line.strip() for line in said.splitlines()]
+    lines = [line.strip() for line in text.splitlines()]
     places = [lines.index(name) for name, _ in by_score]
     assert places == sorted(places)  # the best first
-    assert {"Scores", "Samples", "Training"} <= {line.split(" (")[0].strip() for line in said.splitlines()}
-    assert "Diffusion models of digits" in said
+    assert {"Scores", "Samples", "Training"} <= {line.split(" (")[0].strip() for line in text.splitlines()}
+    assert "Diffusion models of digits" in text
     table = shown(browser, link.replace("CHART", "TABLE"), *TRAININGS, "best/steps", "train.lr.rate")
     numbers = [float(number) for number in re.findall(r"\d+\.\d+", table)]
     for run in runs:
         assert pytest.approx(best(uri, run), rel=0.01) in numbers
 
 
-def test_a_runs_page_says_what_it_is_of(trainings, browser):
+def test_run_page_describes_the_training(trainings, browser):
     _, uri, runs = trainings
     run = connect(uri).get_run(runs[0])
-    said = shown(
+    text = shown(
         browser, run_link(uri, run.info.experiment_id, runs[0]), "diffusion model of digits", "The best"
     )
-    cell = re.search(r" at ([\w.-]+)", run.data.tags[TOLD])
+    cell = re.search(r" at ([\w.-]+)", run.data.tags[names.BEST])
     assert cell is not None
-    assert cell[1] in said
-    assert "best/evaluations" in said
+    assert cell[1] in text
+    assert "best/evaluations" in text
 
 
-def test_compared_runs_stand_side_by_side(trainings, browser):
+def test_comparison_page_of_mlflow_shows_all_runs(trainings, browser):
     _, uri, runs = trainings
     experiment = connect(uri).get_run(runs[0]).info.experiment_id
-    said = shown(browser, comparison_link(uri, [experiment] * 3, runs), "Comparing 3 Runs", *TRAININGS)
-    assert "from 1 Experiment" in said
+    text = shown(browser, comparison_link(uri, [experiment] * 3, runs), "Comparing 3 Runs", *TRAININGS)
+    assert "from 1 Experiment" in text
 
 
-def test_the_command_opens_the_page_of_the_runs_that_it_compares(trainings, tmp_path):
+def test_compare_command_opens_the_page_of_its_runs(trainings, tmp_path):
     folder, uri, runs = trainings
     opened, program = tmp_path / "opened", tmp_path / "xdg-open"
     program.write_text(f'#!/bin/sh\nprintf %s "$1" > {opened}.new && mv {opened}.new {opened}\n')
     program.chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "BROWSER": f"{program} %s"}  # whichever is asked
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "BROWSER": f"{program} %s"}  # whichever is used
     done = diffctl(folder, "compare", *(run[:12] for run in runs), "--open", env=env)
     assert done.returncode == 0, done.stderr
     experiment = connect(uri).get_run(runs[0]).info.experiment_id

@@ -1,4 +1,4 @@
-"""Two promoters, each of which may stop or be killed before any call of a real MLflow, against a model."""
+"""The champion log on a real MLflow store: concurrent and killed promotions, and rollbacks."""
 
 import itertools
 from collections.abc import Iterator
@@ -30,14 +30,13 @@ from tracking.store import connect
 VERSIONS = 4
 SCORES = document()
 names = (f"model-{number}" for number in itertools.count())
-BY_HAND = Hand(force=True, note="because")
 
 pytestmark = pytest.mark.filterwarnings("ignore::diffusion.system.errors.DiffctlWarning")
 
 
 @pytest.fixture
 def sqlite(tmp_path, monkeypatch):
-    """The URI of an empty store, which is the one in use."""
+    """The URI of an empty store, which is the tracking store."""
     monkeypatch.chdir(tmp_path)
     uri = empty_database(tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -45,7 +44,7 @@ def sqlite(tmp_path, monkeypatch):
 
 
 def make_versions(client, count: int = VERSIONS) -> str:
-    """A registered model with so many versions and no champion; its name."""
+    """Register so many versions of a new model, without a champion; return its name."""
     name = next(names)
     ensure_model(client, name)
     for _ in range(count):
@@ -54,7 +53,8 @@ def make_versions(client, count: int = VERSIONS) -> str:
 
 
 def promote(client, name: str, number: int) -> Decision:
-    return pass_gate(client, client.get_model_version(name, str(number)), SCORES, BY_HAND)
+    forced = Hand(force=True, note="because")
+    return pass_gate(client, client.get_model_version(name, str(number)), SCORES, forced)
 
 
 def roll(client, name: str) -> History:
@@ -65,29 +65,28 @@ def moves(history: History) -> list[tuple[int | None, int]]:
     return [(event.before, event.after) for event in history.events]
 
 
-def test_a_champion_a_second_one_and_back(sqlite):
+def test_promotions_and_rollbacks_are_recorded_in_order(sqlite):
     client = connect()
     name = make_versions(client)
     for number in (1, 3, 2):
         assert promote(client, name, number).champion == number
-    assert roll(client, name).holder == 3  # the holder before, not N − 1
+    assert roll(client, name).holder == 3, "the holder before, not version N - 1"
     history = roll(client, name)
     assert moves(history) == [(None, 1), (1, 3), (3, 2), (2, 3), (3, 1)]
     assert history.aliases == {CHAMPION: 1}
     assert set(history.pinned) == {2, 3}
-    with pytest.raises(UsageError, match="before version 1 no version"):
+    with pytest.raises(UsageError):
         roll(client, name)
     decision = foresee(client, name, 3, SCORES)
     assert not decision.passed
-    assert "rolled it back to version 1" in decision.reason
-    assert "(it was bad)" in decision.reason
+    assert "it was bad" in decision.reason
     assert promote(client, name, 3).champion == 3
     assert set(read_history(client, name).pinned) == {2}
     event = history.events[-1]
     assert (event.how, event.note, event.number) == ("rollback", "it was bad", 5)
 
 
-def test_of_two_at_once_the_second_is_told_and_nothing_is_written_over(sqlite):
+def test_second_of_two_concurrent_promotions_fails(sqlite):
     client = connect()
     name = make_versions(client)
     promote(client, name, 1)
@@ -97,14 +96,14 @@ def test_of_two_at_once_the_second_is_told_and_nothing_is_written_over(sqlite):
     promote(client, name, 3)
     slow.finish()
     assert isinstance(slow.error, Contended)
-    assert "made version 3 champion at the same time" in str(slow.error)
+    assert "version 3" in str(slow.error)
     history = read_history(client, name)
     assert moves(history) == [(None, 1), (1, 3)]
     assert [event.after for event in history.strays] == [2]
     assert history.aliases == {CHAMPION: 3, PREVIOUS: 1}
 
 
-def test_a_record_whose_move_was_killed_is_mended(sqlite):
+def test_aliases_are_repaired_after_a_kill(sqlite):
     client = connect()
     name = make_versions(client)
     promote(client, name, 1)
@@ -113,15 +112,12 @@ def test_a_record_whose_move_was_killed_is_mended(sqlite):
         killed.step()
     killed.kill()
     assert read_history(client, name).misplaced == {CHAMPION: 2, PREVIOUS: 1}
-    with pytest.warns(
-        DiffctlWarning, match="champion of .* pointed at version 1, and its history has version 2"
-    ):
+    with pytest.warns(DiffctlWarning, match="champion of"):
         assert mend(client, name).aliases == {CHAMPION: 2, PREVIOUS: 1}
 
 
-def test_an_alias_that_was_there_before_any_record_is_the_first_holder(sqlite):
-    client = connect()
-    name = next(names)
+def test_alias_older_than_the_log_is_the_first_champion(sqlite):
+    client, name = connect(), next(names)
     client.create_registered_model(name)
     for _ in range(2):
         client.create_model_version(name, "s3://nowhere/model")
@@ -133,7 +129,7 @@ def test_an_alias_that_was_there_before_any_record_is_the_first_holder(sqlite):
     assert roll(client, name).aliases == {CHAMPION: 1}
 
 
-def test_a_champion_that_was_scored_anew_is_one_holder_and_is_pinned_as_all_its_versions():
+def test_rescored_champion_is_one_holder_and_its_versions_are_pinned_together():
     moved = [(None, 1, "gate"), (1, 2, "gate"), (2, 3, "anew"), (3, 4, "anew")]
 
     def history(*more: tuple[int, int, str]) -> History:
@@ -148,40 +144,37 @@ def test_a_champion_that_was_scored_anew_is_one_holder_and_is_pinned_as_all_its_
     to_itself = history((4, 2, "rollback"))
     assert to_itself.holders == [1, 4, 2]
     assert set(to_itself.pinned) == {3, 4}
-    in_turns = history((4, 2, "anew"), (2, 1, "rollback"))
-    assert set(in_turns.pinned) == {2, 3, 4}
+    assert set(history((4, 2, "anew"), (2, 1, "rollback")).pinned) == {2, 3, 4}
 
 
-def test_a_champion_that_was_deleted_can_be_followed(sqlite):
+def test_deleted_champion_can_be_succeeded(sqlite):
     client = connect()
     name = make_versions(client)
     promote(client, name, 1)
     client.delete_model_version(name, "1")
-    decision = foresee(client, name, 2, SCORES)
-    assert decision.passed
-    assert "which was champion, was deleted" in decision.reason
+    assert foresee(client, name, 2, SCORES).passed
     assert promote(client, name, 2).champion == 2
     assert read_history(client, name).aliases == {CHAMPION: 2}
-    with pytest.raises(UsageError, match=r"version 1 of .* was deleted in MLflow"):
+    with pytest.raises(UsageError, match="deleted"):
         roll(client, name)
 
 
 class Promoters(RuleBasedStateMachine):
-    """Two promoters on one registered model, and what its history must be by the claims that succeeded."""
+    """Two concurrent promoters of one registered model, checked against the claims that succeeded."""
 
     uri: str
 
     @initialize()
-    def begin(self) -> None:
+    def create(self) -> None:
         self.client = connect(self.uri)
         self.name = make_versions(self.client)
         self.works: dict[int, PausedWork] = {}
-        self.recorded: dict[str, str] = {}  # tag → value, of every move that was ever recorded
-        self.chain: list[tuple[str, int, str]] = []  # id, version and kind of every move that happened
-        self.killed_since_calm = False
+        self.recorded: dict[str, str] = {}  # tag → value of every recorded move
+        self.chain: list[tuple[str, int, str]] = []  # id, version and kind of every claimed move
+        self.killed = False
 
     def holders(self) -> list[int]:
-        """The stack of holders, by the moves in the chain."""
+        """Return the stack of holders that follows from the chain."""
         stack: list[int] = []
         for _, version, how in self.chain:
             if how == "rollback":
@@ -191,25 +184,19 @@ class Promoters(RuleBasedStateMachine):
                 stack = [other for other in stack if other != version] + [version]
         return stack
 
-    def start(self, who: int, work) -> None:
-        self.works[who] = PausedWork(self.client, work)
-
-    def idle(self, who: int) -> bool:
-        return who not in self.works
-
     @rule(who=st.sampled_from([0, 1]), number=st.integers(1, VERSIONS))
-    def start_promoting(self, who: int, number: int) -> None:
-        if self.idle(who):
-            self.start(who, lambda client: promote(client, self.name, number))
+    def start_promotion(self, who: int, number: int) -> None:
+        if who not in self.works:
+            self.works[who] = PausedWork(self.client, lambda client: promote(client, self.name, number))
 
     @rule(who=st.sampled_from([0, 1]))
-    def start_rolling_back(self, who: int) -> None:
-        if self.idle(who):
-            self.start(who, lambda client: roll(client, self.name))
+    def start_rollback(self, who: int) -> None:
+        if who not in self.works:
+            self.works[who] = PausedWork(self.client, lambda client: roll(client, self.name))
 
     @precondition(lambda self: self.works)
-    @rule(data=st.data(), count=st.integers(1, 12))
-    def go_on(self, data: st.DataObject, count: int) -> None:
+    @rule(data=st.data(), count=st.integers(1, 12) | st.just(1000))
+    def step(self, data: st.DataObject, count: int) -> None:
         who = data.draw(st.sampled_from(sorted(self.works)))
         for _ in range(count):
             if self.works[who].waiting:
@@ -220,46 +207,38 @@ class Promoters(RuleBasedStateMachine):
 
     @precondition(lambda self: self.works)
     @rule(data=st.data())
-    def finish(self, data: st.DataObject) -> None:
-        who = data.draw(st.sampled_from(sorted(self.works)))
-        while self.works[who].waiting:
-            self.works[who].step()
-            self.follow(self.works[who])
-        self.end(who)
-
-    @precondition(lambda self: self.works)
-    @rule(data=st.data())
     def kill(self, data: st.DataObject) -> None:
         who = data.draw(st.sampled_from(sorted(self.works)))
         work = self.works.pop(who)
         if work.waiting:
             work.kill()
             assert isinstance(work.error, Killed)
-            self.killed_since_calm = True
+            self.killed = True
 
     @rule()
-    def read_and_mend(self) -> None:
+    def repair(self) -> None:
         history = mend(self.client, self.name)
         self.check_aliases(history)
         if not self.works:
-            self.killed_since_calm = False
+            self.killed = False
 
     def follow(self, work: PausedWork) -> None:
-        """Bring the model up to the call that was just made."""
+        """Update the model by the call that was just made."""
         call, arguments, worked = work.calls[-1]
         if call == "set_registered_model_tag":
-            assert arguments[1] not in self.recorded, "a record was written over"
+            assert arguments[1] not in self.recorded, "a record was overwritten"
             self.recorded[arguments[1]] = arguments[2]
         elif call == "log_param" and worked:
             _, number, id = arguments
-            assert int(number) == len(self.chain) + 1, "a claim out of turn"
+            assert int(number) == len(self.chain) + 1, "a claim out of order"
             event = next(e for e in read_history(self.client, self.name).events if e.id == id)
             self.chain.append((id, event.after, event.how))
 
     def end(self, who: int) -> None:
-        """What a promoter was told is what happened."""
+        """Check that the promoter's result matches the chain."""
         work = self.works.pop(who)
-        own = [key.rpartition(".")[2] for key in self.recorded if key in self.tags_of(work)]
+        tags = {arguments[1] for call, arguments, _ in work.calls if call == "set_registered_model_tag"}
+        own = [key.rpartition(".")[2] for key in self.recorded if key in tags]
         happened = {id for id, _, _ in self.chain}
         if work.error is None:
             assert set(own) <= happened
@@ -268,16 +247,11 @@ class Promoters(RuleBasedStateMachine):
         elif isinstance(work.error, Contended):
             assert not set(own) & happened
         else:
-            assert isinstance(work.error, UsageError), work.error  # nobody to roll back to
+            assert isinstance(work.error, UsageError), work.error  # there is no earlier champion
             assert not own
 
-    @staticmethod
-    def tags_of(work: PausedWork) -> set[str]:
-        return {arguments[1] for call, arguments, _ in work.calls if call == "set_registered_model_tag"}
-
     def check_aliases(self, history: History) -> None:
-        stack = self.holders()
-        wanted = dict(zip((CHAMPION, PREVIOUS), reversed(stack), strict=False))
+        wanted = dict(zip((CHAMPION, PREVIOUS), reversed(self.holders()), strict=False))
         assert history.aliases == wanted
 
     @invariant()
@@ -291,7 +265,7 @@ class Promoters(RuleBasedStateMachine):
         tags = self.client.get_registered_model(self.name).tags
         assert {key: tags[key] for key in self.recorded} == self.recorded
         assert len(history.events) + len(history.strays) == len(self.recorded)
-        if not self.works and not self.killed_since_calm:
+        if not self.works and not self.killed:
             self.check_aliases(history)
 
     def teardown(self) -> None:
@@ -304,7 +278,7 @@ class Promoters(RuleBasedStateMachine):
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def store(request, tmp_path, monkeypatch) -> Iterator[str]:
-    """The URI of an empty store of each kind."""
+    """The URI of an empty store of each database."""
     monkeypatch.chdir(tmp_path)
     if request.param == "sqlite":
         yield empty_database(tmp_path / "mlflow.db")
@@ -314,7 +288,7 @@ def store(request, tmp_path, monkeypatch) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_two_promoters_stopped_and_killed_anywhere(store, monkeypatch):
+def test_promoters_paused_and_killed_at_any_call_keep_the_log_consistent(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     machine = type("PromotersHere", (Promoters,), {"uri": store})
     run_state_machine_as_test(
@@ -326,7 +300,7 @@ def test_two_promoters_stopped_and_killed_anywhere(store, monkeypatch):
 
 
 @pytest.mark.slow
-def test_killed_before_any_call_it_is_whole(store, monkeypatch):
+def test_promotion_killed_before_any_call_is_complete_or_absent(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     client = connect()
     for calls in itertools.count():

@@ -1,4 +1,4 @@
-"""Which other seeds of a setting MLflow knows, and the command that sets a training beside them."""
+"""Other seeds of a training's setting: the command, and the sentence at the gate's verdict."""
 
 import json
 
@@ -18,15 +18,17 @@ from tracking.store import connect
 pytestmark = pytest.mark.usefixtures("here")
 CELL = (10, 0.0)
 KD = "kd_effnet_lite0_64"
+OTHER = {"ema_decay": 0.5}  # another setting
 
 
-def kept(found):
-    return [(one.training.seed, next(iter(one.cells.values())).scores[KD]) for one in found]
+def found_seeds():
+    found = other_seeds(read_scores(SCORES))
+    return sorted((one.training.seed, next(iter(one.cells.values())).scores[KD]) for one in found)
 
 
 @pytest.fixture
 def evaluated(make_model):
-    """Make a model of a seed with that kernel distance, and log its scores as the stage does."""
+    """A function that makes a model of a kernel distance and logs its scores; it returns the run's id."""
 
     def evaluate_one(seed: int, value: float, **changes) -> str:
         make_model(seed, {CELL: value}, **changes)
@@ -35,34 +37,38 @@ def evaluated(make_model):
     return evaluate_one
 
 
-def test_runs_are_known_by_their_setting_registered_or_not(evaluated):
-    evaluated(1, 0.20)
-    evaluated(2, 0.24)
+@pytest.fixture
+def registered(make_model):
+    """A function that registers a model of a kernel distance; it returns the gate's reason."""
+
+    def register_one(seed: int, value: float, train: dict | None = None, **card) -> str:
+        make_model(seed, {CELL: value}, train=train, **card)
+        return register().reason
+
+    return register_one
+
+
+def test_seeds_are_found_by_setting_in_runs_and_versions(evaluated):
+    first = evaluated(1, 0.20)
     register()
-    evaluated(7, 0.90, train={"ema_decay": 0.5})  # another setting
+    connect().delete_tag(first, "diffctl.setting")  # as in runs of older versions
+    evaluated(2, 0.24)
+    assert found_seeds() == [(1, 0.20)]
+    evaluated(7, 0.90, train=OTHER)
     evaluated(3, 0.22)
-    assert sorted(kept(other_seeds(read_scores(SCORES)))) == [(1, 0.20), (2, 0.24)]
-    evaluated(1, 0.21)
-    assert sorted(kept(other_seeds(read_scores(SCORES)))) == [(2, 0.24), (3, 0.22)]
+    assert found_seeds() == [(1, 0.20), (2, 0.24)]
+    evaluated(2, 0.25)
+    assert found_seeds() == [(1, 0.20), (3, 0.22)]
 
 
-def test_a_version_counts_whose_run_does_not_say_its_setting(evaluated):
-    run = evaluated(1, 0.20)
-    register()
-    connect().delete_tag(run, "diffctl.setting")  # as before runs said it
-    evaluated(2, 0.24)
-    assert kept(other_seeds(read_scores(SCORES))) == [(1, 0.20)]
-
-
-def test_scores_of_no_training_have_no_other_seeds():
-    with pytest.raises(UsageError, match="which training"):
+def test_scores_without_a_training_are_refused():
+    with pytest.raises(UsageError):
         other_seeds(document())
 
 
-def test_the_command_says_place_and_spread(evaluated):
+def test_command_prints_rank_and_spread(evaluated):
     evaluated(1, 0.20)
-    alone = CliRunner().invoke(main.app, ["seeds"])
-    assert "no scores of another seed" in alone.stdout
+    assert "no scores of another seed" in CliRunner().invoke(main.app, ["seeds"]).stdout
     evaluated(2, 0.24)
     evaluated(4, 0.22, num_images=1000)
     evaluated(3, 0.22)
@@ -70,7 +76,6 @@ def test_the_command_says_place_and_spread(evaluated):
     assert done.exit_code == 0, done.output
     line = next(line for line in done.stdout.splitlines() if line.startswith(KD))
     assert line.split() == [KD, "0.22", "0.22", "±", "0.02", "2", "of", "3", "1:", "0.2,", "2:", "0.24"]
-    assert "seed 4 is left out: the cards differ in num_images" in done.stdout
     values = json.loads(CliRunner().invoke(main.app, ["seeds", "--json"]).stdout)
     assert (values["seed"], values["cell"], values["left_out"]) == (3, "steps10-eta0", {"4": ["num_images"]})
     kernel = next(one for one in values["scores"] if one["metric"] == KD)
@@ -82,3 +87,25 @@ def test_the_command_says_place_and_spread(evaluated):
         "place": 2,
         "apart": False,
     }
+
+
+def test_gate_reports_the_spread_of_one_setting(registered, make_model):
+    assert "setting" not in registered(1, 0.20)
+    make_model(1, {CELL: 0.20}, add=0.02)  # the same seed with another version of torch
+    assert "setting" not in register().reason, "each seed counts once"
+    registered(5, 0.30, num_images=1000)  # another protocol does not count
+    reason = registered(2, 0.24)
+    assert "2 seeds" in reason
+    assert f"{KD} 0.22 ± 0.028" in reason
+
+
+@pytest.mark.slow
+def test_gate_compares_two_settings_over_their_seeds(registered):
+    for seed, value in ((1, 0.20), (2, 0.21), (3, 0.20)):
+        registered(seed, value)
+    assert "setting" not in registered(1, 0.30, OTHER), "one seed has no spread"
+    reason = registered(2, 0.31, OTHER)
+    assert f"{KD} 0.305 ± 0.0071 over 2 seeds" in reason
+    assert f"{KD} 0.2033 ± 0.0058 over 3" in reason
+    assert "not told apart" not in reason
+    assert "not told apart" in registered(3, 0.16, OTHER)

@@ -1,3 +1,5 @@
+"""The spool on disk: every event once, whatever tears, damages or fills up in between."""
+
 import errno
 import json
 import math
@@ -5,13 +7,15 @@ import os
 import resource
 import subprocess
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cli.stages.training import Tracked
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from tests.helpers.damage import damages
 from tracking.spool import EVENTS, Spool, flatten, read_events, read_lines
@@ -37,21 +41,30 @@ def train(spool: Spool, start: int, stop: int) -> None:
             spool.image(step, "preview", spool.folder / "previews" / f"{step}.png")
 
 
-def test_every_event_has_its_original_step_and_time(tmp_path):
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Emulate a full disk: the kernel writes what fits, then fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_events_keep_step_time_and_flat_params(tmp_path):
     spool = open_spool(tmp_path)
     spool.params({"train": {"lr": 0.1, "steps": 3}})
     spool.metrics(1, {"loss": 0.5})
     spool.close("FINISHED")
-    kinds = [event["kind"] for event in read_events(tmp_path)]
-    assert kinds == ["start", "params", "metrics", "status"]
+    assert [event["kind"] for event in read_events(tmp_path)] == ["start", "params", "metrics", "status"]
     (metrics,) = of_kind(tmp_path, "metrics")
-    assert metrics["step"] == 1
-    assert metrics["values"] == {"loss": 0.5}
+    assert (metrics["step"], metrics["values"]) == (1, {"loss": 0.5})
     assert metrics["time"] > 1_600_000_000_000
     assert of_kind(tmp_path, "params")[0]["values"] == {"train.lr": "0.1", "train.steps": "3"}
 
 
-def test_a_replay_after_a_kill_writes_no_point_twice(tmp_path):
+def test_replay_after_kill_writes_no_point_twice(tmp_path):
     train(open_spool(tmp_path), 1, 18)  # killed: never closed
     resumed = open_spool(tmp_path)
     train(resumed, 11, 31)
@@ -62,15 +75,15 @@ def test_a_replay_after_a_kill_writes_no_point_twice(tmp_path):
     assert len(of_kind(tmp_path, "start")) == 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 @given(st.integers(1, 10_000))
-def test_a_torn_last_line_is_dropped_and_written_again(tmp_path_factory, torn):
+def test_torn_last_line_is_dropped_and_written_again(tmp_path_factory, torn):
     folder = tmp_path_factory.mktemp("spool")
     train(open_spool(folder), 1, 13)
     events = folder / EVENTS
-    whole = events.read_bytes()
-    start = whole.index(b"\n") + 1
-    events.write_bytes(whole[: start + torn % (len(whole) - start)])
+    content = events.read_bytes()
+    start = content.index(b"\n") + 1
+    events.write_bytes(content[: start + torn % (len(content) - start)])
     resumed = open_spool(folder)
     train(resumed, 1, 13)
     resumed.close("FINISHED")
@@ -79,31 +92,29 @@ def test_a_torn_last_line_is_dropped_and_written_again(tmp_path_factory, torn):
     assert [event["step"] for event in of_kind(folder, "image")] == [5, 10]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 @given(damage=damages())
-def test_whatever_happens_to_a_byte_no_line_says_something_else(tmp_path_factory, damage):
+def test_damaged_bytes_never_change_an_event(tmp_path_factory, damage):
     folder = tmp_path_factory.mktemp("spool")
     train(open_spool(folder), 1, 13)
     events = folder / EVENTS
-    wanted = [json.dumps(event) for event in read_events(folder)]
+    written = {json.dumps(event) for event in read_events(folder)}
     events.write_bytes(damage(events.read_bytes()))
-    assert {json.dumps(event) for event in read_events(folder)} <= set(wanted)
+    assert {json.dumps(event) for event in read_events(folder)} <= written
     newest = max(steps_of(folder, "loss"), default=0)
     resumed = open_spool(folder)
     train(resumed, 1, 13)
     resumed.close("FINISHED")
-    assert set(range(newest + 1, 13)) <= set(steps_of(folder, "loss")), (
-        "what was lost at the end is written again"
-    )
+    assert set(range(newest + 1, 13)) <= set(steps_of(folder, "loss"))
 
 
-@pytest.mark.parametrize("length", [0, 5, 2**16 - 1, 2**16, 2**16 + 1, 3 * 2**16])
-def test_a_torn_line_of_any_length_is_dropped(tmp_path, length):
+@pytest.mark.parametrize("length", [0, 5, 2**16 - 1, 2**16, 3 * 2**16])
+def test_torn_line_of_any_length_is_dropped(tmp_path, length):
     train(open_spool(tmp_path), 1, 3)
-    whole = (tmp_path / EVENTS).read_bytes()
-    (tmp_path / EVENTS).write_bytes(whole + b"x" * length)
+    content = (tmp_path / EVENTS).read_bytes()
+    (tmp_path / EVENTS).write_bytes(content + b"x" * length)
     open_spool(tmp_path)
-    assert (tmp_path / EVENTS).read_bytes().startswith(whole + b'{"kind":"start"')
+    assert (tmp_path / EVENTS).read_bytes().startswith(content + b'{"kind":"start"')
 
 
 def test_params_tags_and_data_are_written_once(tmp_path):
@@ -114,33 +125,23 @@ def test_params_tags_and_data_are_written_once(tmp_path):
         spool.dataset("digits", "d" * 64, ["zero", "one"])
         spool.close("KILLED")
     assert [event["values"] for event in of_kind(tmp_path, "params")] == [{"steps": "5", "log_every": "1"}]
-    assert [event["values"] for event in of_kind(tmp_path, "tags")] == [
-        {"commit": "abc", "try": "1"},
-        {"try": "2"},
-    ]
+    tags = [event["values"] for event in of_kind(tmp_path, "tags")]
+    assert tags == [{"commit": "abc", "try": "1"}, {"try": "2"}]
     assert len(of_kind(tmp_path, "dataset")) == 1
 
 
-@pytest.mark.parametrize("number", [errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EMLINK])
-def test_an_artifact_is_kept_where_the_file_system_has_no_hard_links(tmp_path, monkeypatch, number):
-    monkeypatch.setattr(os, "link", no_link(number))
-    test_an_artifact_is_kept_as_it_was(tmp_path)
-
-
-def no_link(number: int):
-    def link(*_: object) -> None:
+@pytest.mark.parametrize("number", [None, errno.EXDEV], ids=["hard link", "copy"])
+def test_artifact_keeps_the_logged_content(tmp_path, monkeypatch, number):
+    def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    return link
-
-
-def test_an_artifact_is_kept_as_it_was(tmp_path):
-    model = tmp_path / "unet.safetensors"
+    if number is not None:
+        monkeypatch.setattr(os, "link", refuse)
+    model, replacement = tmp_path / "unet.safetensors", tmp_path / "new"
     model.write_bytes(b"first")
     spool = open_spool(tmp_path / "run")
     spool.artifact(model, "weights")
     spool.artifact(model, "weights")
-    replacement = tmp_path / "new"
     replacement.write_bytes(b"second")
     os.replace(replacement, model)
     spool.artifact(model, "weights")
@@ -149,63 +150,46 @@ def test_an_artifact_is_kept_as_it_was(tmp_path):
     assert {path.name for path in kept} == {"unet.safetensors"}
 
 
-def test_values_that_are_no_numbers_survive(tmp_path):
+def test_non_finite_values_survive(tmp_path):
     spool = open_spool(tmp_path)
     spool.metrics(1, {"a": math.nan, "b": math.inf, "c": -math.inf})
     spool.close("FAILED")
-    values = of_kind(tmp_path, "metrics")[0]["values"]
-    assert math.isnan(float(values["a"]))
-    assert float(values["b"]) == math.inf
-    assert float(values["c"]) == -math.inf
+    values = [float(value) for value in of_kind(tmp_path, "metrics")[0]["values"].values()]
+    assert math.isnan(values[0])
+    assert values[1:] == [math.inf, -math.inf]
     json.loads((tmp_path / EVENTS).read_text().splitlines()[1], parse_constant=pytest.fail)
 
 
+def test_spool_imports_neither_mlflow_nor_torch():
+    code = "import sys, tracking.spool; print(*({'mlflow', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"\n"
+
+
 def test_flatten_joins_names_by_dots():
-    assert flatten({"a": {"b": {"c": 1}}, "d": [1, 2], "e": None, "f": True}) == {
-        "a.b.c": "1",
-        "d": "[1, 2]",
-        "f": "True",
-    }
+    values = {"a": {"b": {"c": 1}}, "d": [1, 2], "e": None, "f": True}
+    assert flatten(values) == {"a.b.c": "1", "d": "[1, 2]", "f": "True"}
 
 
-def test_a_full_disk_loses_nothing_once_there_is_room(tmp_path, recwarn):
-    """A limit on the file's size stands for the full disk: the kernel writes what fits, then fails."""
+def test_full_disk_loses_nothing_once_there_is_room(tmp_path):
     spool = open_spool(tmp_path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
-        train(spool, 1, 30)
-        with pytest.raises(DiffctlError, match="make room"):
+    with file_size_limit(200):
+        with pytest.warns(DiffctlWarning):
+            train(spool, 1, 30)
+        with pytest.raises(DiffctlError), pytest.warns(DiffctlWarning):
             open_spool(tmp_path).close("FAILED")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert recwarn.pop(DiffctlWarning)
     spool.close("FINISHED")
     assert all(event is not None for event, _ in read_lines(tmp_path))
     assert steps_of(tmp_path, "loss") == list(range(1, 30))
 
 
-def test_the_spool_loads_no_mlflow():
-    code = "import sys, tracking.spool, tracking.names; print(*({'mlflow', 'torch'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
-
-
 class Unwatched:
-    """In place of a Watch: no clock to stop."""
+    """Replace a Watch: there is no clock to stop."""
 
     paused = nullcontext
 
 
-def test_what_a_state_will_not_replay_is_on_the_disk_before_it(tmp_path, monkeypatch):
-    from cli.stages.training import Tracked
-
+def test_spool_is_fsynced_before_the_state_is_saved(tmp_path, monkeypatch):
     order: list[str] = []
-    fsync = os.fsync
-
-    def noted(handle: int) -> None:
-        order.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
-        fsync(handle)
 
     class Run:
         def save(self, state: object) -> None:
@@ -213,29 +197,23 @@ def test_what_a_state_will_not_replay_is_on_the_disk_before_it(tmp_path, monkeyp
 
     spool = open_spool(tmp_path)
     spool.metrics(1, {"loss": 1.0})
-    monkeypatch.setattr("os.fsync", noted)
+    monkeypatch.setattr("os.fsync", lambda file: order.append(os.readlink(f"/proc/self/fd/{file}")))
     Tracked("train", Run(), Unwatched(), spool).save(None)
-    assert order == [EVENTS, "state"]
+    assert order == [str(tmp_path / EVENTS), "state"]
 
 
 def test_no_state_is_saved_while_points_have_no_room(tmp_path):
-    from cli.stages.training import Tracked
-
     spool = open_spool(tmp_path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
-        with pytest.warns(DiffctlWarning, match="tried again"):
+    with file_size_limit(300):
+        with pytest.warns(DiffctlWarning):
             train(spool, 1, 10)
-        with pytest.raises(DiffctlError, match="make room and run it again"):
+        with pytest.raises(DiffctlError):
             Tracked("train", None, Unwatched(), spool).save(None)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     spool.close("FINISHED")
     assert steps_of(tmp_path, "loss") == list(range(1, 10))
 
 
-def test_a_checkpoint_is_logged_once_and_its_end_too(tmp_path):
+def test_checkpoint_and_its_removal_are_logged_once(tmp_path):
     for _ in range(2):
         spool = open_spool(tmp_path)
         spool.checkpoint(10, tmp_path / "10.safetensors", {"validation/kd": 1.0})

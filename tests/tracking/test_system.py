@@ -1,4 +1,4 @@
-"""System metrics: what psutil says of this machine, and GPUs where NVML is there."""
+"""System metrics: readings of psutil, and of GPUs where NVML exists."""
 
 import sys
 from types import SimpleNamespace
@@ -9,14 +9,6 @@ import pytest
 from tracking.system import SystemMetrics
 
 
-def test_load_and_memory_are_read() -> None:
-    readings = SystemMetrics().read()
-    assert 0 <= readings["system/cpu_utilization_percentage"] <= 100
-    assert 0 < readings["system/system_memory_usage_percentage"] <= 100
-    rss = psutil.Process().memory_info().rss / 1e6
-    assert readings["system/process_memory_usage_megabytes"] == pytest.approx(rss, rel=0.2)
-
-
 class NVMLError(Exception):
     pass
 
@@ -25,8 +17,17 @@ def refuse(*_: object) -> None:
     raise NVMLError("not supported")
 
 
-def test_a_gpu_tells_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands in for a driver: this is the one place without the real thing, which needs a GPU."""
+def test_cpu_and_memory_are_read_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=NVMLError, nvmlInit=refuse))
+    readings = SystemMetrics().read()
+    assert 0 <= readings["system/cpu_utilization_percentage"] <= 100
+    assert 0 < readings["system/system_memory_usage_percentage"] <= 100
+    rss = psutil.Process().memory_info().rss / 1e6
+    assert readings["system/process_memory_usage_megabytes"] == pytest.approx(rss, rel=0.2)
+    assert not any("gpu" in name for name in readings)
+
+
+def test_gpu_readings_omit_what_the_driver_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = SimpleNamespace(
         NVMLError=NVMLError,
         nvmlInit=lambda: None,
@@ -42,8 +43,3 @@ def test_a_gpu_tells_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     assert readings["system/gpu_0_memory_usage_percentage"] == 25
     assert readings["system/gpu_0_power_usage_watts"] == 350
     assert "system/gpu_0_utilization_percentage" not in readings
-
-
-def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=NVMLError, nvmlInit=refuse))
-    assert not any("gpu" in name for name in SystemMetrics().read())

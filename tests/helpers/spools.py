@@ -1,0 +1,58 @@
+"""Spools with points, and the same points as MLflow has stored them."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from mlflow.entities import Run
+
+from tracking import names
+from tracking.spool import Spool, read_events
+from tracking.store import connect, ensure_experiment, find_by_tags
+
+EXPERIMENT = "diffctl-digits"
+Points = Counter[tuple[str, int, int, float]]
+"""How often each (metric, step, time, value) occurs."""
+
+
+def open_spool(folder: Path, key: str = "key") -> Spool:
+    """Open the spool of a training, with params, a tag and a data set."""
+    spool = Spool(folder, key=key, name="digits-abcd", experiment=EXPERIMENT)
+    spool.params({"train": {"steps": 30, "lr": 0.1}})
+    spool.tags({names.FINGERPRINT: folder.name})
+    spool.dataset("digits", "d" * 64, ["0", "1"])
+    return spool
+
+
+def write_points(spool: Spool, start: int, stop: int) -> None:
+    """Log two metrics for each step from `start` to `stop - 1`."""
+    for step in range(start, stop):
+        spool.metrics(step, {"loss": 1 / step, "grad/norm": float(step)})
+
+
+def logged(folder: Path) -> Points:
+    """Return the points in the spool."""
+    events = [event for event in read_events(folder) if event["kind"] == "metrics"]
+    return Counter((k, e["step"], e["time"], v) for e in events for k, v in e["values"].items())
+
+
+def stored(uri: str, key: str = "key") -> Points:
+    """Return the points in MLflow."""
+    client, run = connect(uri), the_run(uri, key)
+    points = [
+        point for name in run.data.metrics for point in client.get_metric_history(run.info.run_id, name)
+    ]
+    return Counter((point.key, point.step, point.timestamp, point.value) for point in points)
+
+
+def the_run(uri: str, key: str = "key") -> Run:
+    """Return the training's only run."""
+    client = connect(uri)
+    (run,) = find_by_tags(client, [ensure_experiment(client, EXPERIMENT)], {names.KEY: key})
+    return run
+
+
+def run_of(folder: Path) -> tuple[Path, str]:
+    """Return the folder of the project's only training, and its key."""
+    (run,) = folder.glob("runs/train/*")
+    return run, json.loads((run / "run.json").read_text())["key"]

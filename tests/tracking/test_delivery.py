@@ -1,0 +1,237 @@
+"""Delivery of a spool to a real MLflow store: every entry once, whatever fails in between."""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from diffusion.system.locks import file_lock
+from diffusion.train.run_folder import open_run
+from tests.helpers.disks import make_room, memory_disk
+from tests.helpers.mlflow_server import empty_database
+from tests.helpers.spools import logged, open_spool, stored, the_run, write_points
+from tracking import names, sender
+from tracking.delivery import REJECTED, UPLOAD_TRIES, RunDeleted, Sent, deliver, mark_killed
+from tracking.reach import MlflowError
+from tracking.spool import EVENTS, OUTBOX, read_events
+from tracking.store import ARTIFACTS, connect, database_file
+
+
+def test_everything_arrives_once_with_its_step_and_time(folder, uri, tmp_path):
+    picture = folder / "previews" / "10.png"
+    picture.parent.mkdir(parents=True)
+    Image.new("L", (16, 8), 128).save(picture)
+    model = tmp_path / "unet.safetensors"
+    model.write_bytes(b"weights")
+    spool = open_spool(folder)
+    write_points(spool, 1, 701)  # more than one request
+    spool.image(10, "preview/ema", picture)
+    spool.artifact(model, names.MODEL_FOLDER)
+    spool.close("FINISHED")
+    result = deliver(folder, uri)
+    assert (result.points, result.rejected) == (1400, 0)
+    assert stored(uri) == logged(folder)
+    run, client, events = the_run(uri), connect(uri), list(read_events(folder))
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "digits-abcd")
+    assert (run.info.start_time, run.info.end_time) == (events[0]["time"], events[-1]["time"])
+    assert run.data.params == {"train.steps": "30", "train.lr": "0.1"}
+    assert run.data.tags[names.FINGERPRINT] == "abcd"
+    assert run.inputs.dataset_inputs[0].dataset.digest == "d" * 36
+    pictures = client.list_artifacts(run.info.run_id, "images")
+    assert pictures, "the folder that MLflow's page of images reads"
+    assert all(Path(file.path).name.startswith("preview~ema+step+10+") for file in pictures)
+    assert run.data.tags[names.FILE_SHA256] == hashlib.sha256(b"weights").hexdigest()
+    (weights,) = client.list_artifacts(run.info.run_id, names.MODEL_FOLDER)
+    assert Path(client.download_artifacts(run.info.run_id, weights.path)).read_bytes() == b"weights"
+
+
+def test_delivering_all_again_changes_nothing(folder, uri):
+    spool = open_spool(folder)
+    write_points(spool, 1, 20)
+    spool.metrics(20, {"loss": float("nan"), "peak": float("inf")})
+    spool.close("FINISHED")
+    deliver(folder, uri)
+    client, run = connect(uri), the_run(uri)
+    (folder / "sent.json").unlink()  # a sender that was killed before it saved its progress
+    deliver(folder, uri)
+    assert the_run(uri).to_dictionary()["info"] == run.to_dictionary()["info"]
+    assert len(client.get_metric_history(run.info.run_id, "loss")) == 20
+    assert len(client.get_metric_history(run.info.run_id, "peak")) == 1
+
+
+def test_dataset_created_concurrently_is_logged_again(folder, uri, monkeypatch):
+    real, tries = MlflowClient.log_inputs, []
+
+    def log_inputs(*arguments):
+        tries.append(arguments)
+        if len(tries) == 1:  # as a database fails when another request has just inserted the row
+            raise MlflowException("duplicate key value violates unique constraint", BAD_REQUEST)
+        real(*arguments)
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", log_inputs)
+    open_spool(folder).close("FINISHED")
+    assert deliver(folder, uri).rejected == 0
+    assert len(tries) == 2
+    assert len(the_run(uri).inputs.dataset_inputs) == 1
+
+
+def test_bad_entries_are_rejected_and_block_nothing(folder, uri):
+    spool = open_spool(folder)
+    write_points(spool, 1, 50)
+    spool.metrics(50, {"loss=bad": 1.0, "loss": 0.5})
+    spool.params({"ok": 1, "bad=name" + "x" * 300: 2})
+    spool.image(50, "preview", folder / "missing.png")
+    spool.artifact(Path(__file__), names.MODEL_FOLDER)
+    shutil.rmtree(folder / OUTBOX)
+    with open(folder / EVENTS, "ab") as file:
+        file.write(b"\x00\x00\x00damaged\n")
+    write_points(spool, 51, 60)
+    spool.close("FINISHED")
+    for file in ("missing.png", Path(__file__).name):
+        for _ in range(UPLOAD_TRIES - 1):  # a missing file may exist at the next try
+            with pytest.raises(MlflowError, match=file):
+                deliver(folder, uri)
+    deliver(folder, uri)
+    assert the_run(uri).info.status == "FINISHED"
+    assert the_run(uri).data.params["ok"] == "1"
+    assert Counter({key: n for key, n in logged(folder).items() if "=" not in key[0]}) == stored(uri)
+    rejected = [json.loads(line) for line in (folder / REJECTED).read_text().splitlines()]
+    assert len(rejected) == 5
+    assert rejected[0]["entry"]["key"] == "loss=bad"
+    assert all(entry["reason"] for entry in rejected)
+    assert names.FILE_SHA256 not in the_run(uri).data.tags, "no model was stored"
+
+
+def test_damaged_start_is_replaced_by_a_later_start(folder, uri):
+    write_points(open_spool(folder), 1, 10)
+    damaged = (folder / EVENTS).read_bytes().replace(b'"kind":"start"', b'"kind":"stArt"', 1)
+    (folder / EVENTS).write_bytes(damaged)
+    with pytest.raises(MlflowError, match="damaged"):
+        deliver(folder, uri)
+    write_points(open_spool(folder), 11, 20)  # the training resumes
+    assert deliver(folder, uri).rejected == 1
+    assert stored(uri) == logged(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "5", '{"offset": 7}', "[" * 100_000])
+def test_damaged_progress_file_delivers_all_again(folder, uri, text):
+    write_points(open_spool(folder), 1, 10)
+    deliver(folder, uri)
+    (folder / "sent.json").write_text(text)
+    assert not Sent.load(folder, uri).complete
+    deliver(folder, uri)
+    assert stored(uri) == logged(folder)
+    (folder / "sent.json").write_text((folder / "sent.json").read_text().replace('"tries": 0', '"tries": 2'))
+    assert Sent.load(folder, uri).tries == 0
+
+
+def test_artifact_changed_after_logging_is_rejected(folder, uri):
+    spool = open_spool(folder)
+    model = folder / "m.safetensors"
+    model.write_bytes(b"weights")
+    spool.artifact(model, names.MODEL_FOLDER)
+    with open(model, "r+b") as file:  # in place, through the hard link
+        file.write(b"W")
+    spool.close("FINISHED")
+    for _ in range(UPLOAD_TRIES - 1):
+        with pytest.raises(MlflowError, match="changed"):
+            deliver(folder, uri)
+    assert deliver(folder, uri).rejected == 1
+    assert names.FILE_SHA256 not in the_run(uri).data.tags
+
+
+def test_full_artifact_disk_rejects_nothing(folder, uri, mount, tmp_path):
+    model = tmp_path / "unet.safetensors"
+    model.write_bytes(bytes(50_000))
+    spool = open_spool(folder)
+    spool.artifact(model, names.MODEL_FOLDER)
+    spool.close("FINISHED")
+    disk = mount(database_file(uri).parent / ARTIFACTS, *memory_disk("32k"))
+    for _ in range(UPLOAD_TRIES + 1):
+        with pytest.raises(MlflowError, match="make room"):
+            deliver(folder, uri)
+    make_room(disk)
+    assert deliver(folder, uri).rejected == 0
+    assert the_run(uri).info.status == "FINISHED"
+    assert names.FILE_SHA256 in the_run(uri).data.tags
+
+
+def test_torn_line_is_delivered_when_it_is_complete(folder, uri):
+    write_points(open_spool(folder), 1, 10)
+    content = (folder / EVENTS).read_bytes()
+    (folder / EVENTS).write_bytes(content[:-10])
+    deliver(folder, uri)
+    assert Sent.load(folder, uri).complete
+    assert len(stored(uri)) == 16
+    (folder / EVENTS).write_bytes(content)
+    deliver(folder, uri)
+    assert stored(uri) == logged(folder)
+
+
+def test_resumed_training_continues_its_run(folder, uri):
+    write_points(open_spool(folder), 1, 10)
+    deliver(folder, uri)
+    with file_lock(folder / "lock"):
+        assert not mark_killed(folder, uri), "its process is alive"
+    assert [mark_killed(folder, uri) for _ in range(2)] == [True, False]
+    run = the_run(uri)
+    assert (run.info.status, run.info.end_time) == ("KILLED", list(read_events(folder))[-1]["time"])
+    spool = open_spool(folder)
+    write_points(spool, 5, 15)
+    deliver(folder, uri)
+    assert (the_run(uri).info.status, the_run(uri).info.run_id) == ("RUNNING", run.info.run_id)
+    assert stored(uri) == logged(folder)
+    spool.close("FAILED")
+    deliver(folder, uri)
+    assert the_run(uri).info.status == "FAILED"
+
+
+def test_fresh_training_in_the_same_folder_is_delivered_in_full(folder, uri):
+    """Ignore the progress that a sender of the earlier training saves too late."""
+    with open_run(folder.parent, folder.name):
+        write_points(open_spool(folder, "old"), 1, 30)
+    deliver(folder, uri)
+    late = Sent.load(folder, uri)
+    with open_run(folder.parent, folder.name, fresh=True):
+        write_points(open_spool(folder, "new"), 1, 50)
+    late.save()
+    deliver(folder, uri)
+    assert stored(uri, "new") == logged(folder)
+    assert len(stored(uri, "old")) == 58
+
+
+def test_lost_store_and_another_store_get_everything(folder, uri, tmp_path):
+    spool = open_spool(folder)
+    write_points(spool, 1, 10)
+    spool.close("FINISHED")
+    other = empty_database(tmp_path / "other.db")
+    deliver(folder, uri)
+    deliver(folder, other)
+    assert stored(other) == stored(uri) == logged(folder)
+    empty_database(tmp_path / "mlflow.db")
+    deliver(folder, uri)
+    assert stored(uri) == logged(folder)
+
+
+def test_deleted_run_stays_deleted_until_it_is_restored(folder, uri):
+    spool = open_spool(folder)
+    write_points(spool, 1, 10)
+    deliver(folder, uri)
+    connect(uri).delete_run(the_run(uri).info.run_id)
+    write_points(spool, 10, 20)
+    with pytest.raises(RunDeleted):
+        deliver(folder, uri)
+    assert not (folder / REJECTED).exists()
+    assert Sent.load(folder, uri).complete
+    (synced,) = sender.sync(uri, folder.parent)
+    assert synced.done
+    connect(uri).restore_run(Sent.load(folder, uri).run_id)
+    assert sender.sync(uri, folder.parent)[0].points == 20
+    assert stored(uri) == logged(folder)
