@@ -48,7 +48,7 @@ from cli.shared.flags import refuse_long
 from cli.stages import belonging, bodies, classifier
 from diffusion.system.errors import FAILED, DiffctlError, DiffctlWarning, Interrupted, reason
 from diffusion.system.signals import StopRequest, ended_by_signal, interrupted
-from flows import outcome
+from flows import stage_outcome
 
 app = typer.Typer(
     help="Train, sweep, evaluate and ship diffusion models; every number can be reproduced.",
@@ -98,7 +98,7 @@ def main() -> None:
     _quieten_libraries()
     _show_any_name()
     _collect_less()
-    place = os.environ.pop(outcome.VARIABLE, None)  # not for the processes that this one starts
+    place = os.environ.pop(stage_outcome.VARIABLE, None)  # not for the processes that this one starts
     code, stop = 0, StopRequest()
     try:
         with ended_by_signal() as stop:
@@ -169,7 +169,7 @@ def _say(sentence: str) -> None:
         print(f"diffctl: {sentence}", file=sys.stderr, flush=True)
 
 
-def _outcome(error: BaseException) -> outcome.Outcome:
+def _outcome(error: BaseException) -> stage_outcome.StageOutcome:
     """What a command that raised this comes to: its kind, its sentence and its exit code."""
     sentence, code = reason(error), FAILED
     if isinstance(error, DiffctlError | Interrupted):
@@ -177,8 +177,8 @@ def _outcome(error: BaseException) -> outcome.Outcome:
     elif isinstance(error, OSError) and (told := sentence_of(error)):
         sentence = told
     else:
-        return outcome.Outcome("crashed", sentence, code)
-    return outcome.Outcome(outcome.kind_of(error), sentence, code)
+        return stage_outcome.StageOutcome("crashed", sentence, code)
+    return stage_outcome.StageOutcome(stage_outcome.kind_of(error), sentence, code)
 
 
 def _quieten_libraries() -> None:

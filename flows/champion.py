@@ -20,11 +20,11 @@ from diffusion.protocol.settings import SweepConfig
 from diffusion.system.documents import Values, read_document
 from diffusion.system.errors import Interrupted, UsageError
 from diffusion.system.limits import MOST_COUNT, MOST_PATH
-from flows.dvc import Write, reproduce, supervise
+from flows.dvc_stage import Write, reproduce, supervise
+from flows.flow_hooks import as_task, cancelled_state, monitor_flow, run_name
+from flows.pipeline_steps import check_mlflow
 from flows.places import EVALUATED, SWEEP
-from flows.steps import ask_mlflow
-from flows.summary import evaluated, links_of_model, publish, summary
-from flows.watched import as_task, cancelled, run_name, watched
+from flows.run_summary import evaluation_markdown, links_of_model, publish_markdown, sweep_markdown
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -50,7 +50,7 @@ async def sweep_champion(grid: SweepConfig, num_images: NumImages | None = None)
 
     async def work(do: Do) -> None:
         await do("sweep", ["sweep", *_model(CHAMPION), *_options(grid, num_images)])
-        await publish(lambda: _swept(CHAMPION), "the champion at other settings")
+        await publish_markdown(lambda: _swept(CHAMPION), "the champion at other settings")
 
     return await _with_reference(work)
 
@@ -81,12 +81,14 @@ async def evaluate(
     async def work(do: Do) -> None:
         if not of_model:
             await score(do, images)
-            return await publish(_evaluated, f"{images} against {against}")
+            return await publish_markdown(_evaluated, f"{images} against {against}")
         await do("sweep", ["sweep", *_model(images), *_options(None, num_images)])
         if not others:
-            return await publish(lambda: _swept(images), images)
+            return await publish_markdown(lambda: _swept(images), images)
         await score(do, str(IMAGES / read_scores(SWEPT).best.cell))
-        return await publish(lambda: f"{_evaluated()}\n{_swept(images)}", f"{images} against {against}")
+        return await publish_markdown(
+            lambda: f"{_evaluated()}\n{_swept(images)}", f"{images} against {against}"
+        )
 
     return await _with_reference(work)
 
@@ -110,12 +112,12 @@ def _run(images: str) -> "Run":
 def _swept(images: str) -> str:
     """Markdown of the sweep of a model that was just made."""
     document = read_scores(SWEPT)
-    return summary(document, IMAGES, lambda: links_of_model(_run(images), document))
+    return sweep_markdown(document, IMAGES, lambda: links_of_model(_run(images), document))
 
 
 def _evaluated() -> str:
     """Markdown of the images that were just scored."""
-    return evaluated(read_document(EVALUATED, Values))
+    return evaluation_markdown(read_document(EVALUATED, Values))
 
 
 def _options(grid: SweepConfig | None, num_images: int | None) -> Iterator[str]:
@@ -129,7 +131,7 @@ def _options(grid: SweepConfig | None, num_images: int | None) -> Iterator[str]:
 
 async def _with_reference(work: Callable[[Do], Awaitable[None]]) -> State | None:
     """Bring data and reference up to date, then do the work."""
-    ask_mlflow()
+    check_mlflow()
 
     async def stage(step: str, write: Write) -> None:
         await reproduce(step, write=write)
@@ -138,10 +140,10 @@ async def _with_reference(work: Callable[[Do], Awaitable[None]]) -> State | None
         await supervise(step, [sys.executable, "-m", "cli.entry", *arguments], write)
 
     try:
-        async with watched() as watch:
+        async with monitor_flow() as watch:
             for step in ("data", "reference"):
                 await as_task(watch, stage)(step)
             await work(as_task(watch, command))
     except Interrupted as stop:
-        return cancelled(stop)
+        return cancelled_state(stop)
     return None

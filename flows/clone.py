@@ -17,7 +17,7 @@ from uuid import UUID
 import flows
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, holders
-from flows.at_work import FLOW_RUN, LOCK, at_work
+from flows.run_lock import FLOW_RUN, LOCK, hold_run_lock
 
 VARIABLE = "DIFFCTL_CLONE"
 UPSTREAM = "@{upstream}"  # of the branch that the clone has
@@ -56,7 +56,9 @@ def _updated(wait: float) -> dict[str, str]:
     if (clone / LOCK).exists() and (who := holders(clone / LOCK)):
         _tell(f"another run, or a stage that outlived it, is at work in {clone} ({who}): waiting for it")
     try:
-        _held.enter_context(at_work(clone, wait, through_exec=True))  # Prefect's engine takes this place
+        _held.enter_context(
+            hold_run_lock(clone, wait, through_exec=True)
+        )  # Prefect's engine takes this place
     except LockBusy as busy:
         _skip(str(busy))
     _git(clone, "reset", "--quiet", "--hard")

@@ -1,7 +1,7 @@
 """What happened, told to Prefect, whose automations may start a run of it."""
 
 from diffusion.system.errors import TemporaryError
-from flows.server import answers, quiet_client
+from flows.prefect_server.temporary_server import is_healthy, quiet_client
 from tracking.reach import public
 
 DATA_CHANGED = "diffctl.data-changed"
@@ -12,7 +12,7 @@ def emit_data_changed(url: str, data: str) -> None:
 
     Prefect's client sends an event without an answer: that it came is seen on the page of events.
     """
-    if not answers(url, timeout=10):
+    if not is_healthy(url, timeout=10):
         raise TemporaryError(f"no Prefect server answers at {public(url)}: try again when it does")
     with quiet_client(url):  # which waits until it is sent
         from prefect.events import emit_event

@@ -11,11 +11,11 @@ from prefect.client.schemas.objects import TaskRun
 from pydantic import Field
 
 from diffusion.system.errors import Interrupted
-from flows.dvc import StageFailed
-from flows.steps import ask_mlflow, do_steps, refuse_impossible, step
-from flows.summary import publish_summary
-from flows.terminal import say
-from flows.watched import as_task, cancelled, run_name, watched
+from flows.dvc_stage import StageFailed
+from flows.flow_hooks import as_task, cancelled_state, monitor_flow, run_name
+from flows.output_relay import echo
+from flows.pipeline_steps import check_mlflow, check_options, run_step, run_steps
+from flows.run_summary import publish_summary
 from tracking.reach import MlflowError, MlflowRefused
 
 RETRY_DELAYS = [5.0, 20.0]
@@ -26,14 +26,14 @@ Delays = Annotated[list[Annotated[float, Field(ge=0, le=86_400)]], Field(max_len
 done_steps: ContextVar[dict[str, str | None]] = ContextVar("done_steps")
 
 
-def worth_a_retry(task: Task[Any, Any], run: TaskRun, state: State) -> bool:
+def should_retry(task: Task[Any, Any], run: TaskRun, state: State) -> bool:
     """Whether a step failed in a way that may pass: its work did, not its configuration, and nobody asked."""
     error = state.data
     by_mlflow = isinstance(error, MlflowError) and not isinstance(error, MlflowRefused)
     if not (by_mlflow or (isinstance(error, StageFailed) and error.retry)):
         return False
     delay = task.retry_delay_seconds[run.run_count - 1]
-    say(f"{error}; trying again in {delay:g} s ({run.run_count} of {task.retries})\n")
+    echo(f"{error}; trying again in {delay:g} s ({run.run_count} of {task.retries})\n")
     return True
 
 
@@ -53,21 +53,21 @@ async def pipeline(
         retry_delays: Seconds before each new try of a step whose work failed.
     """
     done = done_steps.get({})
-    refuse_impossible(push=push, fresh=fresh, keep=keep)
-    ask_mlflow()
+    check_options(push=push, fresh=fresh, keep=keep)
+    check_mlflow()
     try:
-        async with watched() as watch:
+        async with monitor_flow() as watch:
             supervised = as_task(
                 watch,
-                step,
+                run_step,
                 retries=len(retry_delays),
                 retry_delay_seconds=retry_delays,
-                retry_condition_fn=worth_a_retry,
+                retry_condition_fn=should_retry,
             )
-            await do_steps(supervised, done, push=push, fresh=fresh, keep=keep)
+            await run_steps(supervised, done, push=push, fresh=fresh, keep=keep)
         await publish_summary(done["register"] or "")
     except Interrupted as stop:
-        return cancelled(stop)
+        return cancelled_state(stop)
     finally:
         for name, said in done.items():
             get_run_logger().info("%s: %s", name, said or "done")

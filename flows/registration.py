@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion.layout import MODEL_RUNS, PREPARED, REFERENCE, SCORES
 from diffusion.system.errors import DiffctlError, TemporaryError, reason
-from flows.terminal import say
+from flows.output_relay import echo
 from tracking.promotion import NOBODY, Decision, Hand
 from tracking.reach import MlflowError
 from tracking.registry import (
@@ -71,15 +71,15 @@ def _bring_up_to_date(document: "ScoresDocument", hand: Hand, progress: Progress
         return
     number = champion.version.version
     try:
-        anew = score_anew(champion, document, progress)
-        say(f"champion: {register_anew(champion, anew)}\n")
+        anew = rescore(champion, document, progress)
+        echo(f"champion: {register_anew(champion, anew)}\n")
     except (MlflowError, TemporaryError):
         raise
     except DiffctlError as error:
-        say(f"the champion, version {number}, could not be scored anew: {reason(error)}\n")
+        echo(f"the champion, version {number}, could not be scored anew: {reason(error)}\n")
 
 
-def score_anew(champion: Outdated, document: "ScoresDocument", progress: ProgressOf) -> "ScoresDocument":
+def rescore(champion: Outdated, document: "ScoresDocument", progress: ProgressOf) -> "ScoresDocument":
     """The scores of the champion's best cell by today's code, under the protocol of `document`.
 
     DiffctlError when the code here is not the one that scored `document`, or does not give its protocol.
@@ -93,7 +93,7 @@ def score_anew(champion: Outdated, document: "ScoresDocument", progress: Progres
     cell, config = Cell(**champion.cell.axes), load()
     theirs = document.cells[cell.name]
     _refuse_other_code(theirs)
-    say(
+    echo(
         f"==> champion: version {champion.version.version}, scored with another "
         f"{', '.join(clash(champion.cell, theirs))}: its {cell.name} is scored anew\n"
     )

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from diffusion.config import load
 from diffusion.system.signals import ended_by_signal
-from flows.at_work import at_work
-from flows.engine import run_flow
-from flows.local import PREFECT
-from flows.server import prefect_server
-from flows.steps import ask_mlflow, do_steps, refuse_impossible, step, tell_if_older
+from flows.pipeline_steps import check_mlflow, check_options, run_step, run_steps, tell_if_older
+from flows.prefect_server.flow_engine import run_flow
+from flows.prefect_server.local_servers import PREFECT
+from flows.prefect_server.temporary_server import prefect_server
+from flows.run_lock import hold_run_lock
 
 if TYPE_CHECKING:
     from prefect import State
@@ -22,13 +22,13 @@ def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False)
     UsageError before anything starts; StageFailed, DiffctlError and Interrupted say what ended it.
     """
     load()
-    refuse_impossible(push=push, fresh=fresh, keep=keep)
-    ask_mlflow()
+    check_options(push=push, fresh=fresh, keep=keep)
+    check_mlflow()
     done: dict[str, str | None] = {}
-    with ended_by_signal(), at_work(), prefect_server() as url:
+    with ended_by_signal(), hold_run_lock(), prefect_server() as url:
         tell_if_older(PREFECT, url)
         run_flow(lambda: _flow(done, push=push, fresh=fresh, keep=keep), url)
-        asyncio.run(do_steps(step, done, push=push, fresh=fresh, keep=keep))
+        asyncio.run(run_steps(run_step, done, push=push, fresh=fresh, keep=keep))
     return done["register"] or ""
 
 

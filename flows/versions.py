@@ -10,7 +10,7 @@ import urllib.request
 from importlib.metadata import version
 from urllib.parse import urlsplit
 
-from flows.local import PREFECT, Kind
+from flows.prefect_server.local_servers import PREFECT, ServerKind
 from tracking.reach import public
 
 ASK_SECONDS = 5.0
@@ -19,7 +19,7 @@ NUMBERS = re.compile(r"\d+(\.\d+)+")
 VERSION = re.compile(NUMBERS.pattern + r"[\w.+-]*", re.ASCII)
 
 
-def older(kind: Kind, url: str) -> str | None:
+def older(kind: ServerKind, url: str) -> str | None:
     """One sentence where the server at `url` says that it is older; None where it is not, or does not say.
 
     `url` is what a client is told: with /api of Prefect. A file or a database is no server.
@@ -35,7 +35,7 @@ def older(kind: Kind, url: str) -> str | None:
     )
 
 
-def _version(kind: Kind, url: str) -> str | None:
+def _version(kind: ServerKind, url: str) -> str | None:
     """What the server says; None where it says nothing that is a version."""
     place = public(url).rstrip("/") + kind.version.removeprefix(kind.api)
     try:
@@ -52,7 +52,7 @@ def _numbers(text: str) -> list[int]:
     return [int(part) for part in found[0].split(".")] if found else []
 
 
-def _who(kind: Kind, url: str) -> dict[str, str]:
+def _who(kind: ServerKind, url: str) -> dict[str, str]:
     """The header that says who asks, by the variables that the server's own client reads."""
     if kind is PREFECT:
         pair, token = os.environ.get("PREFECT_API_AUTH_STRING"), os.environ.get("PREFECT_API_KEY")

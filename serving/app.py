@@ -9,12 +9,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from diffusion.system.section import MOST_PROBLEMS, brief
-from serving.answers import Health, ImagesAnswer, ModelsAnswer, Problem
-from serving.asked import EventsAsked, ImagesAsked, PicturesAsked
-from serving.edges import Bounded, Counted, Local, TokenAsked
-from serving.making import EventStream, answer, named, refusing, told
-from serving.runner import Order
-from serving.served import ServedModel
+from serving.engine_loop import PendingImages
+from serving.handlers import EventStreamResponse, http_errors, respond, sse_events, with_model_headers
+from serving.loaded_model import ServedModel
+from serving.middleware import BodyLimitMiddleware, LocalHostMiddleware, MetricsMiddleware, TokenMiddleware
+from serving.requests import EventsRequest, ImagesRequest, SampleRequest
+from serving.responses import Health, ImagesResponse, ModelsResponse, Problem
 from serving.service import Service
 
 DESCRIPTION = """Images of a diffusion model. Image i depends on the model, the settings and i alone.
@@ -68,12 +68,12 @@ def create_app(service: Service, token: bytes | None = None, *further: APIRouter
     for router in further:
         app.include_router(router)
     app.exception_handler(RequestValidationError)(_refused)
-    app.add_middleware(Bounded)
+    app.add_middleware(BodyLimitMiddleware)
     if token is None:
-        app.add_middleware(Local)
+        app.add_middleware(LocalHostMiddleware)
     else:
-        app.add_middleware(TokenAsked, token=token)
-    app.add_middleware(Counted, service=service)
+        app.add_middleware(TokenMiddleware, token=token)
+    app.add_middleware(MetricsMiddleware, service=service)
     return app
 
 
@@ -81,28 +81,30 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     asks: Answers = {key: REFUSALS[key] for key in (400, 422, 429, 503)}
     formats: Answers = {200: {"content": {"image/png": BINARY, "application/x-npz": BINARY}}}
 
-    @app.post("/v1/images", response_model=ImagesAnswer, responses={**asks, **formats})
-    async def images(asked: PicturesAsked, request: Request) -> Response:
+    @app.post("/v1/images", response_model=ImagesResponse, responses={**asks, **formats})
+    async def images(asked: ImagesRequest, request: Request) -> Response:
         """Make images and answer with all of them. They are given up when the client leaves."""
         model, order = _ordered(service, asked)
-        return named(await answer(service, model, order, asked.format, request), model)
+        return with_model_headers(await respond(service, model, order, asked.format, request), model)
 
     events: Answers = {200: {"content": {"text/event-stream": {"schema": EVENT}}}}
 
     @app.post("/v1/images/events", response_class=Response, responses={**asks, **events})
-    async def image_events(asked: EventsAsked) -> Response:
+    async def image_events(asked: EventsRequest) -> Response:
         """Make images and tell of them as they come: server-sent events `step`, then `images` or `error`.
 
         The data of `step` is {step, steps, indices, images}; of `images` the answer of /v1/images; of `error`
         {detail}.
         """
         model, order = _ordered(service, asked, asked.every)
-        return named(EventStream(told(service, model, order), service, model, order), model)
+        return with_model_headers(
+            EventStreamResponse(sse_events(service, model, order), service, model, order), model
+        )
 
     @app.get("/v1/models")
-    async def models() -> ModelsAnswer:
+    async def models() -> ModelsResponse:
         """The model that answers, and those that end what they have begun."""
-        return ModelsAnswer(models=service.cards())
+        return ModelsResponse(models=service.cards())
 
     @app.get("/healthz")
     async def healthz() -> Health:
@@ -122,9 +124,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-def _ordered(service: Service, asked: ImagesAsked, every: int = 0) -> tuple[ServedModel, Order]:
+def _ordered(service: Service, asked: SampleRequest, every: int = 0) -> tuple[ServedModel, PendingImages]:
     """The order with the model that makes it; HTTPException when it is not taken."""
-    with refusing(service) as model:
+    with http_errors(service) as model:
         return model, model.order(asked, every)
 
 

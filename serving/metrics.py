@@ -7,7 +7,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from diffusion.engine.engine import Pass
-from serving.answers import ModelName
+from serving.responses import ModelRef
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -16,7 +16,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 class _Model(Collector):
     """diffctl_model_info: 1, its labels say which model answers now."""
 
-    def __init__(self, model: Callable[[], ModelName]) -> None:
+    def __init__(self, model: Callable[[], ModelRef]) -> None:
         self._model = model
 
     def collect(self) -> list[Metric]:
@@ -46,7 +46,7 @@ class Metrics:
         self.rows = Histogram("pass_rows", "Rows of the network's passes.", buckets=ROWS, **known)  # type: ignore[arg-type]
         self.reloads = Counter("reloads", "Looks for another champion that found one.", ["outcome"], **known)  # type: ignore[arg-type]
 
-    def of(self, model: Callable[[], ModelName], held: Callable[[], int], active: Callable[[], int]) -> None:
+    def of(self, model: Callable[[], ModelRef], held: Callable[[], int], active: Callable[[], int]) -> None:
         """Tell of this model and of what is at work, as they are whenever someone looks."""
         self._registry.register(_Model(model))
         self.held.set_function(held)

@@ -9,11 +9,11 @@ import torch
 
 from diffusion.model.model_file import LoadedModel, load_model
 from diffusion.system.errors import reason
-from serving.answers import ModelCard, ModelName
-from serving.config import ServeConfig
+from serving.loaded_model import ServedModel
 from serving.metrics import Metrics
-from serving.published import Published, Source
-from serving.served import ServedModel
+from serving.model_source import ModelSource, PublishedModel
+from serving.responses import ModelCard, ModelRef
+from serving.serve_config import ServeConfig
 
 Say = Callable[[str], object]
 """Told in a sentence what happened to the models."""
@@ -26,7 +26,7 @@ class Service:
     """
 
     def __init__(
-        self, source: Source, device: torch.device, config: ServeConfig, say: Say = lambda sentence: None
+        self, source: ModelSource, device: torch.device, config: ServeConfig, say: Say = lambda sentence: None
     ) -> None:
         self.config, self.metrics = config, Metrics()
         self.draining = False  # the server is to stop: nothing new is begun
@@ -60,7 +60,7 @@ class Service:
         return self._current
 
     @property
-    def name(self) -> ModelName:
+    def name(self) -> ModelRef:
         """Which model answers."""
         return self.current.name
 
@@ -92,11 +92,11 @@ class Service:
         models = (self._current, self._old)
         return sum(model.runner.engine.held for model in models if model is not None)
 
-    def _load(self) -> tuple[Published, LoadedModel]:
+    def _load(self) -> tuple[PublishedModel, LoadedModel]:
         published = self._source.fetch()
         return published, load_model(published.file, self._device)
 
-    def _serve(self, published: Published, loaded: LoadedModel) -> ServedModel:
+    def _serve(self, published: PublishedModel, loaded: LoadedModel) -> ServedModel:
         return ServedModel(published, loaded, self._device, self.config, self.metrics)
 
     async def _look_again(self) -> None:
@@ -117,7 +117,7 @@ class Service:
 
     async def _follow(self) -> None:
         """Serve another model where the source has one, and wait for the old one's end."""
-        if not await asyncio.to_thread(self._source.has_moved, self.current.published):
+        if not await asyncio.to_thread(self._source.has_changed, self.current.published):
             return
         published, loaded = await asyncio.to_thread(self._load)
         self._old, self._current = self._current, self._serve(published, loaded)

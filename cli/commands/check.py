@@ -59,7 +59,7 @@ def _findings(config: "Config", measure: bool) -> "Iterator[Finding]":
 def _mlflow() -> "Finding":
     """Whether the runs' store lets us in: a wrong password would be found at the end of a training."""
     from diffusion.check.findings import Finding
-    from flows.local import MLFLOW
+    from flows.prefect_server.local_servers import MLFLOW
     from flows.versions import older
     from tracking.ask import ask
     from tracking.reach import MlflowAway, MlflowError, public
@@ -79,10 +79,10 @@ def _mlflow() -> "Finding":
 def _prefect() -> "Iterator[Finding]":
     """Whether a Prefect server that runs would use is older than what would talk to it."""
     from diffusion.check.findings import Finding
-    from flows.local import PREFECT, prefect_known
+    from flows.prefect_server.local_servers import PREFECT, prefect_url
     from flows.versions import older
 
-    url = prefect_known()
+    url = prefect_url()
     if url and (sentence := older(PREFECT, url)):
         yield Finding("warning", "Prefect", sentence)
 

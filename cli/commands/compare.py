@@ -46,7 +46,7 @@ def compare(
     if len(names) < 2:
         raise UsageError("compare needs two runs or more")
     begin("reading the scores", as_json)
-    from flows.local import mlflow_page
+    from flows.prefect_server.local_servers import mlflow_page
     from tracking.compare import compare as compare_scores
     from tracking.compare import load_scored, page_link
     from tracking.store import tracking_uri

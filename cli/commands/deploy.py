@@ -9,7 +9,7 @@ from cli.shared.first_word import begin
 from cli.shared.tables import show, table
 
 if TYPE_CHECKING:
-    from flows.deployments import Deployed
+    from flows.prefect_server.deployments import Deployment
 
 
 def deploy(
@@ -22,12 +22,12 @@ def deploy(
 
     The server is that of PREFECT_API_URL, else that of `diffctl up`.
     """
-    from flows.local import prefect_address
+    from flows.prefect_server.local_servers import require_prefect_url
     from tracking.reach import public
 
-    url = prefect_address()
+    url = require_prefect_url()
     begin(f"asking Prefect at {public(url)}", as_json)
-    from flows.deployments import deploy as deploy_all
+    from flows.prefect_server.deployments import deploy_all
 
     deployed = deploy_all(url)
     if as_json:
@@ -40,7 +40,7 @@ def deploy(
     typer.echo(f"on Prefect at {public(url)}; a worker carries them out: docs/operations.md says how")
 
 
-def _show_parameters(one: "Deployed") -> None:
+def _show_parameters(one: "Deployment") -> None:
     listed = table("PARAMETER", "TYPE", "VALUE", "")
     for name, schema in one.schema.get("properties", {}).items():
         value = one.parameters.get(name, schema.get("default"))

@@ -24,13 +24,13 @@ def data_changed(
     """Say that the data has changed, as after `dvc push`: it starts the deployment `retrain`."""
     from diffusion.config import load
     from diffusion.system.errors import UsageError
-    from flows.local import prefect_address
+    from flows.prefect_server.local_servers import require_prefect_url
     from tracking.reach import public
 
     name = data or load().data.name
     if not 0 < len(name) <= MOST_NAME:
         raise UsageError(f"--data has {len(name):,} characters: give at most {MOST_NAME}")
-    url = prefect_address()
+    url = require_prefect_url()
     begin(f"telling Prefect at {public(url)}")
     from flows.events import emit_data_changed
 

@@ -30,15 +30,15 @@ def playground(
     from diffusion.layout import PREPARED
     from diffusion.system.devices import default_device
     from serving.app import create_app
-    from serving.config import ServeConfig
+    from serving.http_server import bind_socket
+    from serving.http_server import serve as serve_app
+    from serving.playground.model_choice import ChoosableSource
     from serving.playground.router import playground as routes
-    from serving.playground.versions import Choosable
-    from serving.server import bound_socket
-    from serving.server import serve as serve_app
+    from serving.serve_config import ServeConfig
     from serving.service import Service
 
-    at = bound_socket("127.0.0.1", port, has_token=False)
-    source = Choosable(source_of(model, run_id, champion))
+    at = bind_socket("127.0.0.1", port, has_token=False)
+    source = ChoosableSource(source_of(model, run_id, champion))
     service = Service(source, default_device(), ServeConfig(drain=DRAIN), say)
     app = create_app(service, None, routes(service, source, store or PREPARED / "test"))
 

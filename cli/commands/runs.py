@@ -90,11 +90,11 @@ def reap(
     """
     begin("looking for trainings without a process", as_json)
     from diffusion.system.errors import TemporaryError
-    from flows.stranded import free_stranded
+    from flows.prefect_server.reaper import reap_pending_runs
     from tracking.overview import reap as reap_runs
 
     reaped = reap_runs(names or [])
-    freed = [] if names else free_stranded(60 * pending)
+    freed = [] if names else reap_pending_runs(60 * pending)
     if as_json:
         typer.echo(json.dumps([vars(one) for one in (*reaped, *freed)], indent=2))
     else:

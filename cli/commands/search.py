@@ -138,7 +138,7 @@ def _refused_early(values: dict[str, Any], config: "Config") -> tuple[dict[str, 
     from diffusion.search.folder import first_settings
     from diffusion.search.space import refuse_impossible
     from diffusion.train.identity import plan_training
-    from flows.starts import bring_start
+    from flows.fetch_pretrained import fetch_pretrained
 
     assert config.search is not None, "it is searchable"
 
@@ -146,7 +146,7 @@ def _refused_early(values: dict[str, Any], config: "Config") -> tuple[dict[str, 
         return parse(changed, origin)
 
     refuse_impossible(values, config.search, possible)
-    bring_start(config.train.start)
+    fetch_pretrained(config.train.start)
     preflight(config, "train")
     meta = open_store(PREPARED / "train", PreparedMeta).meta
 
@@ -165,7 +165,7 @@ def _on_ray(
     """What makes trials beside each other; UsageError where `train.devices` is not the same for all."""
     from cli.stages.trial import MODULE
     from diffusion.system.errors import UsageError
-    from flows.ray_trials import Needs, ray_trials
+    from flows.ray.trial_runner import TrialResources, ray_trials
 
     assert config.search is not None, "it is searchable"
     if "train.devices" in config.search.fields:
@@ -173,7 +173,7 @@ def _on_ray(
     devices = config.train.devices if isinstance(config.train.devices, int) else 1
     return ray_trials(
         asked.address or config.sample.address,
-        Needs(asked.at_once, asked.cpus or 1, devices),
+        TrialResources(asked.at_once, asked.cpus or 1, devices),
         folder,
         (*MODULE, "--local"),
         trials.begin,

@@ -12,8 +12,8 @@ from cli.shared.first_word import begin
 from diffusion.system.limits import MOST_BATCH, MOST_HELD, MOST_STEPS
 
 if TYPE_CHECKING:
-    from serving.config import ServeConfig
-    from serving.published import Source
+    from serving.model_source import ModelSource
+    from serving.serve_config import ServeConfig
 
 USUAL_PORT = 8080
 ON_RAY = "pip install 'diffctl[serve-ray]'"
@@ -93,8 +93,8 @@ def serve(
     require_packages()
     refuse_two_models(model, run_id, champion)
     begin("loading the model")
-    from serving.config import ServeConfig
-    from serving.server import read_token
+    from serving.http_server import read_token
+    from serving.serve_config import ServeConfig
 
     given = {"images": images, "steps": steps, "rows": rows, "queue": queue, "poll": poll, "drain": drain}
     config = ServeConfig.model_validate({key: value for key, value in given.items() if value is not None})
@@ -107,16 +107,16 @@ def serve(
 
 
 def _here(
-    source: "Callable[[], Source]", config: "ServeConfig", token: bytes | None, at: tuple[str, int]
+    source: "Callable[[], ModelSource]", config: "ServeConfig", token: bytes | None, at: tuple[str, int]
 ) -> None:
     """Serve in this process."""
     from diffusion.system.devices import default_device
     from serving.app import create_app
-    from serving.server import bound_socket
-    from serving.server import serve as serve_app
+    from serving.http_server import bind_socket
+    from serving.http_server import serve as serve_app
     from serving.service import Service
 
-    bound = bound_socket(*at, token is not None)
+    bound = bind_socket(*at, token is not None)
     service = Service(source(), default_device(), config, say)
     serve_app(
         create_app(service, token), service, bound, lambda: _tell(service.name.name, *bound.getsockname()[:2])
@@ -124,7 +124,7 @@ def _here(
 
 
 def _on_ray(
-    source: "Callable[[], Source]",
+    source: "Callable[[], ModelSource]",
     config: "ServeConfig",
     token: bytes | None,
     at: tuple[str, int],
@@ -135,21 +135,21 @@ def _on_ray(
 
     `asked` has how many replicas, as text, and the GPUs of each.
     """
-    from flows.ray_session import cluster_address, gpus_each, ray_session
-    from serving.on_ray import Replicas, read_replicas, refuse_crowd, serve_on_ray
-    from serving.published import Fixed
+    from flows.ray.ray_session import cluster_address, ray_session, resolve_gpus
+    from serving.model_source import FixedSource
+    from serving.ray_serve import Replicas, check_capacity, parse_replicas, serve_on_ray
     from tracking.store import tracking_uri
 
-    cluster, (least, most) = cluster_address(address), read_replicas(asked[0])
+    cluster, (least, most) = cluster_address(address), parse_replicas(asked[0])
     place = _place(*at, token is not None, cluster)
     found = source()
     published = found.fetch()
     with ray_session(cluster, f"serve --ray needs Ray Serve: {ON_RAY}"):
-        replicas = Replicas(least, most, gpus_each(asked[1], "--gpus-per-replica", "replica"))
+        replicas = Replicas(least, most, resolve_gpus(asked[1], "--gpus-per-replica", "replica"))
         if cluster is None:
-            refuse_crowd(replicas)
+            check_capacity(replicas)
         serve_on_ray(
-            published if isinstance(found, Fixed) else found,
+            published if isinstance(found, FixedSource) else found,
             tracking_uri(),
             config,
             token,
@@ -165,15 +165,15 @@ def _place(host: str, port: int, has_token: bool, cluster: str | None) -> tuple[
     UsageError where others would reach it and no token is asked, or where a cluster's port is left open.
     """
     from diffusion.system.errors import UsageError
-    from serving.server import bound_socket, refuse_open
+    from serving.http_server import bind_socket, require_token
 
     if cluster is None:
-        with bound_socket(host, port, has_token) as bound:
+        with bind_socket(host, port, has_token) as bound:
             shown, number, *_ = bound.getsockname()
             return shown, number
     if cluster.startswith("ray://"):
         raise UsageError("serve --ray takes a cluster's own address, such as 10.0.0.1:6379, not ray://")
-    refuse_open(host, host, has_token)
+    require_token(host, host, has_token)
     if not port:
         raise UsageError("on a cluster --port must be a certain one: each machine listens there")
     return host, port
@@ -205,14 +205,14 @@ def say(sentence: str) -> None:
     typer.echo(f"diffctl: {sentence}", err=True)
 
 
-def source_of(model: Path | None, run_id: str | None, champion: bool) -> "Source":
+def source_of(model: Path | None, run_id: str | None, champion: bool) -> "ModelSource":
     """Where the model comes from; UsageError when there is none."""
     from diffusion.layout import MODEL
-    from serving.published import ChampionSource, Fixed, of_file, of_run
+    from serving.model_source import ChampionSource, FixedSource, model_of_file, model_of_run
 
     if champion:
         from diffusion.config import load
         from tracking.names import model_name
 
         return ChampionSource(model_name(load().data.name))
-    return Fixed(of_file(model or MODEL, say) if run_id is None else of_run(run_id))
+    return FixedSource(model_of_file(model or MODEL, say) if run_id is None else model_of_run(run_id))

@@ -15,8 +15,8 @@ from cli.shared.tables import show, table
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flows.local import Local
-    from flows.queue import Queued
+    from flows.prefect_server.flow_runs import QueuedRun
+    from flows.prefect_server.local_servers import LocalServer
 
 POLL_SECONDS = 0.1
 
@@ -35,8 +35,8 @@ def up(mlflow_port: MlflowPort = 5000, prefect_port: PrefectPort = 4200) -> None
     `diffctl run` uses them from then on. A server that MLFLOW_TRACKING_URI or PREFECT_API_URL names is used
     instead of one of these.
     """
-    from flows.local import KINDS, elsewhere
-    from flows.local import up as start
+    from flows.prefect_server.local_servers import KINDS, external_server
+    from flows.prefect_server.local_servers import up as start
     from tracking.reach import public
 
     servers = start({"mlflow": mlflow_port, "prefect": prefect_port}, typer.echo)
@@ -45,7 +45,7 @@ def up(mlflow_port: MlflowPort = 5000, prefect_port: PrefectPort = 4200) -> None
             f"{server.kind.title}: {server.page} (version {server.version}, process {server.record.pid})"
         )
     for kind in KINDS:
-        if (named := elsewhere(kind)) is not None:
+        if (named := external_server(kind)) is not None:
             typer.echo(f"{kind.title}: {public(named)} ({kind.variable} names it: none is started here)")
     if servers:
         typer.echo("they stay when this terminal closes; `diffctl down` stops them")
@@ -53,7 +53,7 @@ def up(mlflow_port: MlflowPort = 5000, prefect_port: PrefectPort = 4200) -> None
 
 def down() -> None:
     """Stop the servers that `diffctl up` started in this folder, and no others."""
-    from flows.local import down as stop
+    from flows.prefect_server.local_servers import down as stop
 
     stopped = stop()
     for server in stopped:
@@ -65,16 +65,16 @@ def down() -> None:
 def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False) -> None:
     """Show this folder's servers with their versions, and the runs that are at work or due."""
     from diffusion.system.errors import DiffctlError
-    from flows.local import local_servers, prefect_known
-    from flows.queue import queued
+    from flows.prefect_server.flow_runs import queued_runs
+    from flows.prefect_server.local_servers import local_servers, prefect_url
 
     rows = [_row(server) for server in local_servers()]
-    url = prefect_known()
-    runs: list[Queued] = []
+    url = prefect_url()
+    runs: list[QueuedRun] = []
     problem: DiffctlError | None = None
     if url:
         try:
-            runs = queued(url)
+            runs = queued_runs(url)
         except DiffctlError as error:
             problem = error
     if as_json:
@@ -87,7 +87,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
         raise problem
 
 
-def _row(server: "Local") -> dict[str, Any]:
+def _row(server: "LocalServer") -> dict[str, Any]:
     """A server as `--json` tells it: its state is up, silent (alive without an answer) or dead."""
     from importlib.metadata import version
 
@@ -121,7 +121,7 @@ def _show_servers(rows: list[dict[str, Any]]) -> None:
             typer.echo(f"{row['server']} is {row['state']}: runs/servers/{row['server']}.log may say why")
 
 
-def _show_queue(runs: "list[Queued]", url: str | None, known: bool) -> None:
+def _show_queue(runs: "list[QueuedRun]", url: str | None, known: bool) -> None:
     from tracking.reach import public
 
     if not url or not known:
@@ -140,7 +140,7 @@ def ui(
 ) -> None:
     """Open the runs in the MLflow UI, until Ctrl-C; where one is running already, print its address."""
     from diffusion.system.errors import DiffctlError
-    from flows.local import is_free, mlflow_page
+    from flows.prefect_server.local_servers import is_port_free, mlflow_page
     from tracking.lookup import newest_link
     from tracking.store import tracking_uri
 
@@ -149,7 +149,7 @@ def ui(
         begin("looking for the newest run")
         typer.echo(f"the runs are at {newest_link(page, uri)}")
         return
-    if not is_free(port):
+    if not is_port_free(port):
         raise DiffctlError(f"port {port} of this machine is taken: give another one with --port")
     begin("looking for the newest run")
     link = newest_link(f"http://127.0.0.1:{port}", uri)
@@ -170,7 +170,7 @@ def _serve(uri: str, port: int, ready: "Callable[[], object]") -> int:
     `ready` is called once it answers.
     """
     from diffusion.system.signals import stop_request
-    from flows.local import mlflow_answers
+    from flows.prefect_server.local_servers import is_mlflow_healthy
     from tracking.server import server_command, server_environment
 
     with stop_request() as stop:
@@ -181,7 +181,7 @@ def _serve(uri: str, port: int, ready: "Callable[[], object]") -> int:
         is_told = False
         try:
             while (code := server.poll()) is None and stop.signal is None:
-                if not is_told and mlflow_answers(port):
+                if not is_told and is_mlflow_healthy(port):
                     ready()
                     is_told = True
                 time.sleep(POLL_SECONDS)

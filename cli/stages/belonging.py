@@ -16,7 +16,7 @@ def stage(context: typer.Context) -> None:
         f"preparing the stage {context.invoked_subcommand}", silent=not os.environ.keys().isdisjoint(TELLERS)
     )
     from cli.stages.home import share_runs
-    from flows.at_work import part_of_run
+    from flows.run_lock import join_run
 
     share_runs()
-    context.with_resource(part_of_run())  # while it lives no other run begins in this folder
+    context.with_resource(join_run())  # while it lives no other run begins in this folder

@@ -69,10 +69,10 @@ def train(
     from diffusion.train.identity import plan_training
     from diffusion.train.launch import is_follower
     from diffusion.train.trainer import Places, Trainer
-    from flows.starts import bring_start
+    from flows.fetch_pretrained import fetch_pretrained
 
     sections = load_sections(TrainSections)
-    bring_start(sections.train.start)
+    fetch_pretrained(sections.train.start)
     config = None if is_follower() else preflight("train")
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_training(sections, store.meta, default_device())
@@ -95,7 +95,7 @@ def sample() -> None:
     from diffusion.sample.config import SampleConfig
     from diffusion.sample.sweep import drop_other_cells
     from diffusion.system.params import load_section
-    from flows.sweep import run_sweep
+    from flows.sweep_cells import run_sweep
 
     preflight("sample")
     section = load_section("sample", SampleConfig)

@@ -30,7 +30,7 @@ def scored_grid(
     from diffusion.protocol.grid import grid
     from diffusion.sample.averages import Models
     from diffusion.sample.sweep import drop_other_cells
-    from flows.sweep import run_sweep
+    from flows.sweep_cells import run_sweep
 
     samples, cells = folder / "samples", grid(sample, sweep)
     models = Models(model, cells)

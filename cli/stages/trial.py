@@ -143,9 +143,9 @@ def _trainer(config: "Config", folder: Path) -> "Trainer":
     from diffusion.system.devices import default_device
     from diffusion.train.identity import plan_training
     from diffusion.train.trainer import Places, Trainer
-    from flows.starts import bring_start
+    from flows.fetch_pretrained import fetch_pretrained
 
-    bring_start(config.train.start)
+    fetch_pretrained(config.train.start)
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_training(config, store.meta, default_device())
     places = Places(TRAIN_RUNS, folder / CURVE, folder / MODEL)

@@ -9,8 +9,8 @@ from diffusion.model.model_file import Artefact
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import DiffctlError
-from serving.playground.cost import Cost, cost_of
-from serving.served import ServedModel
+from serving.loaded_model import ServedModel
+from serving.playground.sweep_cost import SweepCost, sweep_cost
 
 
 class SamplerChoice(BaseModel):
@@ -35,7 +35,7 @@ class Choices(BaseModel):
     noises: list[str]
     guidance: bool
     store: StoreChoice
-    cost: Cost | None
+    cost: SweepCost | None
 
 
 def choices_of(model: ServedModel, store: Path) -> Choices:
@@ -48,7 +48,7 @@ def choices_of(model: ServedModel, store: Path) -> Choices:
         noises=["small", "large", *(["learned"] if spec.learned_variance else [])],
         guidance=spec.null_class,
         store=_store(store, model.artefact),
-        cost=None if scores is None else cost_of(scores),
+        cost=None if scores is None else sweep_cost(scores),
     )
 
 

@@ -9,25 +9,32 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from diffusion.analysis.given import choose
 from diffusion.images.pictures import png_bytes
 from diffusion.system.errors import DiffctlError, UsageError
-from serving.asked import ImagesAsked
-from serving.making import GONE, EventStream, made_unless_gone, named, refusing, told
-from serving.playground.between import BetweenAsked, Ends
-from serving.playground.choices import Choices, choices_of
-from serving.playground.guided import Guided, guided_of
-from serving.playground.page import page, script
-from serving.playground.versions import (
-    Choosable,
-    VersionAsked,
-    VersionsAnswer,
-    choose_version,
-    versions_of,
+from serving.engine_loop import PendingImages
+from serving.handlers import (
+    CLIENT_CLOSED_REQUEST,
+    EventStreamResponse,
+    http_errors,
+    sse_events,
+    wait_for_images,
+    with_model_headers,
 )
-from serving.runner import Order
-from serving.served import ServedModel
+from serving.loaded_model import ServedModel
+from serving.playground.choices import Choices, choices_of
+from serving.playground.interpolation import Interpolation, InterpolationRequest
+from serving.playground.model_choice import (
+    ChoosableSource,
+    VersionRequest,
+    VersionsResponse,
+    choose_version,
+    list_versions,
+)
+from serving.playground.nfe_preview import NfePreview, nfe_preview
+from serving.playground.page import page, script
+from serving.requests import SampleRequest
 from serving.service import Service
 
 
-def playground(service: Service, source: Choosable, store: Path) -> APIRouter:
+def playground(service: Service, source: ChoosableSource, store: Path) -> APIRouter:
     """The routes of a page over this service; real images are those of the store."""
     router = APIRouter()
     _add_page(router)
@@ -48,33 +55,35 @@ def playground(service: Service, source: Choosable, store: Path) -> APIRouter:
         return Response(png_bytes(given.pixels), media_type="image/png")
 
     @router.post("/playground/guided")
-    def guided(asked: ImagesAsked) -> Guided:
+    def guided(asked: SampleRequest) -> NfePreview:
         """What such images would cost, and where they would be guided."""
-        with refusing(service) as model:
-            return guided_of(model, asked)
+        with http_errors(service) as model:
+            return nfe_preview(model, asked)
 
     @router.post("/playground/between")
-    async def between(asked: BetweenAsked, request: Request) -> Response:
+    async def between(asked: InterpolationRequest, request: Request) -> Response:
         """Make the images between two, and tell of them as they come, as /v1/images/events does."""
         codes = None
-        with refusing(service) as model:
-            ends = await asyncio.to_thread(Ends, model, asked, store)
+        with http_errors(service) as model:
+            ends = await asyncio.to_thread(Interpolation, model, asked, store)
         if asked.images is not None:
             encoded = _ordered(service, model, ends.encode)
-            codes = await made_unless_gone(service, model, encoded, request)
+            codes = await wait_for_images(service, model, encoded, request)
             if codes is None:
-                return Response(status_code=GONE)
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
         order = _ordered(service, model, lambda: ends.decode(codes))
-        return named(EventStream(told(service, model, order), service, model, order), model)
+        return with_model_headers(
+            EventStreamResponse(sse_events(service, model, order), service, model, order), model
+        )
 
     return router
 
 
-def _ordered(service: Service, model: ServedModel, begin: Callable[[], Order]) -> Order:
+def _ordered(service: Service, model: ServedModel, begin: Callable[[], PendingImages]) -> PendingImages:
     """What `begin` orders; HTTPException when it is not taken."""
     if not model.runner.is_alive:  # another one was chosen meanwhile, and this one has ended
         raise HTTPException(503, "another model answers now: ask again")
-    with refusing(service, model):
+    with http_errors(service, model):
         return begin()
 
 
@@ -96,14 +105,14 @@ def _add_page(router: APIRouter) -> None:
         return found
 
 
-def _add_versions(router: APIRouter, service: Service, source: Choosable) -> None:
+def _add_versions(router: APIRouter, service: Service, source: ChoosableSource) -> None:
     @router.get("/playground/versions")
-    def versions() -> VersionsAnswer:
+    def versions() -> VersionsResponse:
         """The registered versions there are to choose from."""
-        return versions_of(service, source)
+        return list_versions(service, source)
 
     @router.post("/playground/version")
-    async def version(asked: VersionAsked) -> dict[str, str]:
+    async def version(asked: VersionRequest) -> dict[str, str]:
         """Have another version answer; what is being made is made to its end by the old one."""
         try:
             await choose_version(service, source, asked)

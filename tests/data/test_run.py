@@ -35,7 +35,7 @@ main()
 """
 RUN = """
 import asyncio
-from flows.server import prefect_server
+from flows.prefect_server.temporary_server import prefect_server
 with prefect_server():
     from flows.pipeline import pipeline
     asyncio.run(pipeline(retry_delays=[0.1, 0.1], return_state=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffusion.system.errors import DiffctlError
-from flows.background import FOLDER, Background, log_of, recorded, running, start
+from flows.prefect_server.background import FOLDER, BackgroundProcess, log_of, recorded, running, start
 from tests.helpers.waiting import wait_until
 
 SLEEP = [sys.executable, "-c", "import time; print('on', flush=True); time.sleep(60)"]
@@ -51,7 +51,7 @@ def test_stop_also_ends_child_processes() -> None:
 
 def test_a_reused_pid_is_left_alone() -> None:
     made = start("one", SLEEP, {}, 4200)
-    other = Background(name="two", pid=made.pid, start="another moment", port=4200)
+    other = BackgroundProcess(name="two", pid=made.pid, start="another moment", port=4200)
     assert not other.alive
     other.stop()
     assert made.alive

@@ -11,8 +11,8 @@ import yaml
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import holders
 from flows import clone
-from flows.at_work import LOCK, VARIABLE, at_work, part_of_run
-from flows.deployments import AUTOMATIONS, FILE, read_automations, read_plan
+from flows.prefect_server.deployments import AUTOMATIONS, FILE, read_automations, read_plan
+from flows.run_lock import LOCK, VARIABLE, hold_run_lock, join_run
 from tests.closure import ROOT
 from tests.conftest import diffctl
 from tests.helpers.nightly import nightly
@@ -104,7 +104,7 @@ def updating(work: Path, wait: float) -> "subprocess.Popen[str]":
 
 
 def test_a_clone_at_work_is_not_touched_and_the_run_is_skipped(work: Path) -> None:
-    with at_work(work / "nightly"):
+    with hold_run_lock(work / "nightly"):
         late = updating(work, wait=0.3)
         output, _ = late.communicate(timeout=60)
     assert late.returncode == 0
@@ -114,7 +114,7 @@ def test_a_clone_at_work_is_not_touched_and_the_run_is_skipped(work: Path) -> No
 
 
 def test_a_busy_clone_is_waited_for(work: Path) -> None:
-    with at_work(work / "nightly"):
+    with hold_run_lock(work / "nightly"):
         late = updating(work, wait=60)
         assert late.stdout is not None
         assert "waiting for it" in late.stdout.readline()
@@ -124,13 +124,13 @@ def test_a_busy_clone_is_waited_for(work: Path) -> None:
 
 def test_a_stage_holds_the_lock_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with part_of_run():
+    with join_run():
         assert holders(LOCK) is None, "a stage by hand is part of no run"
     monkeypatch.setenv(VARIABLE, "the run that was killed")
-    with part_of_run():
+    with join_run():
         assert holders(LOCK) == "the run that was killed"
         monkeypatch.delenv(VARIABLE)
-        with pytest.raises(Exception, match="a stage that outlived it"), at_work():
+        with pytest.raises(Exception, match="a stage that outlived it"), hold_run_lock():
             raise AssertionError("it is at work")
 
 

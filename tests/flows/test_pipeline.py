@@ -14,11 +14,11 @@ from diffusion.model.model_file import save_artefact
 from diffusion.sample.shards import cells_folder
 from diffusion.system.errors import DiffctlError, Interrupted, UsageError
 from diffusion.system.files import write_text
-from flows.dvc import STAGES, StageFailed
-from flows.steps import do_steps, refuse_impossible
+from flows.dvc_stage import STAGES, StageFailed
+from flows.pipeline_steps import check_options, run_steps
 from tests.closure import GRAPH
 from tests.conftest import command, environment
-from tests.flows.test_server import HOLD
+from tests.flows.test_temporary_server import HOLD
 from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.prefect_home import recorded, with_database
 from tests.helpers.toy import be, processes_in, script, toy_project, wait_for_file
@@ -47,7 +47,7 @@ def test_each_step_runs_once_in_order() -> None:
         return "version 1" if name == "register" else None
 
     done: dict[str, str | None] = {"data": None, "reference": None}
-    asyncio.run(do_steps(do, done, push=True, fresh=False))
+    asyncio.run(run_steps(do, done, push=True, fresh=False))
     assert [name for name, _ in tried] == ["train", "sample", "evaluate", "report", "register", "push"]
     assert done["register"] == "version 1"
 
@@ -58,7 +58,7 @@ def test_contradicting_options_are_refused_before_any_step(project: Path) -> Non
         {"push": False, "fresh": True, "keep": True},
     ):
         with pytest.raises(UsageError):
-            refuse_impossible(**options)
+            check_options(**options)
 
 
 def test_fresh_discards_shards_of_the_current_model_only(project: Path) -> None:
@@ -67,7 +67,7 @@ def test_fresh_discards_shards_of_the_current_model_only(project: Path) -> None:
 
     def resample() -> None:
         others: dict[str, str | None] = {name: None for name in [*STAGES, "register"] if name != "sample"}
-        asyncio.run(do_steps(do, others, push=False, fresh=True))
+        asyncio.run(run_steps(do, others, push=False, fresh=True))
 
     resample()  # there is no model yet
     spec = spec_of()
@@ -100,11 +100,11 @@ def test_only_transient_failures_are_retried(error: Exception, retried: bool) ->
     from prefect.client.schemas.objects import TaskRun
     from prefect.states import Failed
 
-    from flows.pipeline import worth_a_retry
+    from flows.pipeline import should_retry
 
     tried = task(lambda: None, name="train", retries=1, retry_delay_seconds=[1])
     run = TaskRun(task_key="train", dynamic_key="0", run_count=1)
-    assert worth_a_retry(tried, run, Failed(data=error)) is retried
+    assert should_retry(tried, run, Failed(data=error)) is retried
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_usage_error_ends_the_run_without_retry(toy: Path) -> None:
 
 RETRYING = """
 import asyncio
-from flows.server import prefect_server
+from flows.prefect_server.temporary_server import prefect_server
 with prefect_server():
     from flows.pipeline import pipeline
     asyncio.run(pipeline(retry_delays=[0.1, 0.1], return_state=True))
@@ -210,7 +210,8 @@ def test_the_run_survives_a_killed_prefect_server(toy: Path) -> None:
     kill = (
         "import psutil\n"
         "for p in psutil.process_iter(['cmdline', 'cwd']):\n"
-        "    if 'flows.server' in (p.info['cmdline'] or ()) and p.info['cwd'] == os.getcwd(): p.kill()\n"
+        "    server = 'flows.prefect_server.temporary_server' in (p.info['cmdline'] or ())\n"
+        "    if server and p.info['cwd'] == os.getcwd(): p.kill()\n"
     )
     be(toy, "train", kill)
     run = started(toy)

@@ -16,8 +16,8 @@ from diffusion.layout import MODEL
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.processes import end_all
-from flows.ray_runner import ray_runner
-from flows.ray_session import _knock
+from flows.ray.ray_session import _check_reachable
+from flows.ray.shard_runner import ray_runner
 from tests.conftest import command, diffctl, environment
 from tests.helpers.cells import assert_equal_but_for_rounding, cell_images, with_model
 from tests.helpers.mlflow_server import free_port
@@ -149,7 +149,7 @@ def test_the_model_is_put_into_the_object_store_once(
             if hidden.exists():  # the driver looks at it once a cell
                 hidden.rename(MODEL)
         assert len(stored) == 1
-        monkeypatch.setattr("flows.ray_runner.library_version", lambda: "0123 with torch 1.0")
+        monkeypatch.setattr("flows.ray.shard_runner.library_version", lambda: "0123 with torch 1.0")
         with pytest.raises(DiffctlError, match=r"than this machine .*, not 0123 with torch 1\.0"):
             list(run(MODEL, settings, [range(4)]))
 
@@ -223,10 +223,10 @@ def test_the_clusters_token_is_accepted(project: Path, guarded: str, monkeypatch
     (project / "token").write_text(f"{TOKEN['RAY_AUTH_TOKEN']}\n")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(project / "token"))
-    _knock(guarded)
+    _check_reachable(guarded)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "another")
     with pytest.raises(UsageError):
-        _knock(guarded)
+        _check_reachable(guarded)
 
 
 def test_more_gpus_than_the_cluster_has_are_refused(project: Path, address: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.dvc import child_environment
+from flows.dvc_stage import child_environment
 from tests.helpers.small import commit, git
 from tests.helpers.ssh import Ssh, ssh_server
 from tests.helpers.toy import toy_project

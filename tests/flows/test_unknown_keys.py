@@ -9,7 +9,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows.deployments import FILE
+from flows.prefect_server.deployments import FILE
 from flows.unknown_keys import process_template, unknown_keys
 from tests.closure import ROOT
 

@@ -14,10 +14,10 @@ from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_se
 from cli.commands import check
 from diffusion.system.errors import DiffctlWarning
 from flows import versions
-from flows.deployments import IN_MEMORY, _warn_of_leases
-from flows.home import LEASES
-from flows.local import MLFLOW, PREFECT
-from flows.steps import ask_mlflow
+from flows.pipeline_steps import check_mlflow
+from flows.prefect_server.deployments import IN_MEMORY, _warn_of_leases
+from flows.prefect_server.local_servers import MLFLOW, PREFECT
+from flows.prefect_server.prefect_settings import LEASES
 from flows.versions import older
 from tests.conftest import ROOT, diffctl
 from tests.helpers.fake_server import fake_server
@@ -84,8 +84,8 @@ def test_deploying_on_an_older_server_tells_before_it_is_refused(theirs: str) ->
 
 
 RUN = """
-from flows.engine import run_flow
-from flows.server import quiet_client
+from flows.prefect_server.flow_engine import run_flow
+from flows.prefect_server.temporary_server import quiet_client
 url = "{url}/api"
 with quiet_client(url):
     from prefect import flow
@@ -119,7 +119,7 @@ def test_a_run_and_a_check_tell_of_it(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
         monkeypatch.setenv("PREFECT_API_URL", f"{server.url}/api")
         with pytest.raises(MlflowError):
-            ask_mlflow()
+            check_mlflow()
         assert told("MLflow", server.url, "3.1.0") in capsys.readouterr().out
         by_mlflow, (by_prefect,) = check._mlflow(), check._prefect()
     assert by_mlflow.level == "error"

@@ -15,7 +15,7 @@ from diffusion.system.locks import file_lock
 from tests.helpers.mlflow_server import free_port
 from tests.helpers.waiting import wait_until
 
-START = "from flows.server import prefect_server\nwith prefect_server():\n    pass\n"
+START = "from flows.prefect_server.temporary_server import prefect_server\nwith prefect_server():\n    pass\n"
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +56,7 @@ class PrefectServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "PrefectServer":
-        from flows.server import answers  # needs what tests of a GPU do not
+        from flows.prefect_server.temporary_server import is_healthy  # needs what tests of a GPU do not
 
         home = self.folder / ".prefect"
         settings = {
@@ -69,13 +69,13 @@ class PrefectServer:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("127.0.0.1", self.port))
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows.server", str(listener.fileno())],
+                [sys.executable, "-m", "flows.prefect_server.temporary_server", str(listener.fileno())],
                 cwd=self.folder,
                 env={**os.environ, **settings},
                 stdin=subprocess.PIPE,
                 pass_fds=[listener.fileno()],
             )
-        wait_until(lambda: answers(self.url, timeout=5), 120)
+        wait_until(lambda: is_healthy(self.url, timeout=5), 120)
         return self
 
     def signal(self, number: int) -> None:

@@ -13,8 +13,8 @@ from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.protocol.scores import ScoresDocument, write_document
 from diffusion.system.files import write_json
 from diffusion.system.seals import sealed
-from serving.config import ServeConfig
-from serving.published import Fixed, Published, Source
+from serving.model_source import FixedSource, ModelSource, PublishedModel
+from serving.serve_config import ServeConfig
 from serving.service import Service
 from tests.conftest import command, environment
 from tests.helpers.networks import artefact_of, network_of, spec_of
@@ -35,14 +35,14 @@ def scores_of(model: Path, sweep: dict[tuple[int, float], float] = SWEEP) -> Sco
     return document(sweep, model_sha256=read_artefact(model).model_sha256)
 
 
-def published(model: Path, version: int | None = 3, scored: bool = True) -> Published:
+def published(model: Path, version: int | None = 3, scored: bool = True) -> PublishedModel:
     """The model as a source publishes it."""
-    return Published("digits", version, model, scores_of(model) if scored else None)
+    return PublishedModel("digits", version, model, scores_of(model) if scored else None)
 
 
-def service_of(source: Source | Published, **config: float) -> Service:
+def service_of(source: ModelSource | PublishedModel, **config: float) -> Service:
     """A service of that source on the CPU."""
-    source = Fixed(source) if isinstance(source, Published) else source
+    source = FixedSource(source) if isinstance(source, PublishedModel) else source
     return Service(source, CPU, ServeConfig.model_validate(config))
 
 

@@ -13,13 +13,13 @@ import tempfile
 import cli.main
 import diffusion.config
 import diffusion.evaluate.adhoc_inputs
-import flows.local
+import flows.prefect_server.local_servers
 import tracking.registry
 
 LIGHT = (
     diffusion.config,
     diffusion.evaluate.adhoc_inputs,
-    flows.local,
+    flows.prefect_server.local_servers,
     tracking.registry,
 )  # loaded once for all commands
 HEAVY = ("fastapi", "matplotlib", "mlflow", "pandas", "prefect", "ray", "sklearn", "sqlalchemy", "torch")

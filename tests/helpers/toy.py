@@ -108,10 +108,10 @@ def script(folder: Path, code: str, env: dict[str, str] | None = None) -> "subpr
 def reproducing(stage: str, before: str = "") -> str:
     """Code that brings a stage up to date and exits as diffctl does."""
     return (
-        "import asyncio, sys\nimport flows.dvc\n"
+        "import asyncio, sys\nimport flows.dvc_stage\n"
         "from diffusion.system.errors import DiffctlError, Interrupted\n"
         f"{before}\n"
-        f"try:\n    asyncio.run(flows.dvc.reproduce({stage!r}))\n"
+        f"try:\n    asyncio.run(flows.dvc_stage.reproduce({stage!r}))\n"
         "except (DiffctlError, Interrupted) as error:\n    print(error)\n    sys.exit(error.exit_code)\n"
     )
 

@@ -37,8 +37,8 @@ from diffusion.sample.sweep import make_cell, run_here
 from diffusion.system import devices
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.locks import LockBusy, file_lock, is_held
-from flows.ray_runner import library_version, make_shard
-from flows.sweep import run_sweep
+from flows.ray.shard_runner import library_version, make_shard
+from flows.sweep_cells import run_sweep
 from tests.conftest import command, diffctl, environment
 from tests.helpers.cells import assert_equal_but_for_rounding, cell_images, with_model
 from tests.helpers.damage import Damage, damages
@@ -360,7 +360,7 @@ def test_a_ray_worker_takes_its_weights_along_when_it_lets_the_device_go(
 
     monkeypatch.setattr(devices, "held_device", held)
     monkeypatch.setattr("diffusion.sample.sweep.shard_images", images)
-    monkeypatch.setattr("flows.ray_runner._loaded", lambda *_: LoadedModel(network, None))
+    monkeypatch.setattr("flows.ray.shard_runner._loaded", lambda *_: LoadedModel(network, None))
     settings = cell_settings(config.sample, grid(config.sample, config.sweep)[0])
     make_shard(None, "", library_version(), settings, 1, "sweep", range(4))
     assert places == ["cuda", "at work", "cpu", "let go"]

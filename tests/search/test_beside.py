@@ -15,7 +15,7 @@ from diffusion.search.ledger import JOURNAL, Ledger
 from diffusion.search.methods import METHODS
 from diffusion.search.trial import Ended, Trial
 from diffusion.system.errors import DiffctlError
-from flows.ray_trials import Task, count_places, make_trial
+from flows.ray.trial_runner import TrialSpec, count_slots, run_trial
 from tests.search.test_search import SECTIONS, objective
 
 
@@ -124,19 +124,19 @@ def test_reports_of_trials_at_work_are_all_kept_and_judged_together(tmp_path: Pa
 
 def test_a_place_is_all_that_a_trial_needs_on_one_machine() -> None:
     machines = [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 3.0, "GPU": 4.0}, {"CPU": 64.0}, {}]
-    assert count_places(machines, {"CPU": 1, "GPU": 1}) == 4
-    assert count_places(machines, {"CPU": 2, "GPU": 1}) == 2
-    assert count_places(machines, {"CPU": 1, "GPU": 2}) == 2
-    assert count_places(machines, {"CPU": 5}) == 13
-    assert count_places([], {"CPU": 1}) == 0
+    assert count_slots(machines, {"CPU": 1, "GPU": 1}) == 4
+    assert count_slots(machines, {"CPU": 2, "GPU": 1}) == 2
+    assert count_slots(machines, {"CPU": 1, "GPU": 2}) == 2
+    assert count_slots(machines, {"CPU": 5}) == 13
+    assert count_slots([], {"CPU": 1}) == 0
 
 
-def task(folder: Path, version: str) -> Task:
-    return Task(folder, Path("runs/search/search"), "k", version, ("-c", "0"), {}, 1)
+def task(folder: Path, version: str) -> TrialSpec:
+    return TrialSpec(folder, Path("runs/search/search"), "k", version, ("-c", "0"), {}, 1)
 
 
 def test_a_machine_without_the_project_s_folder_or_with_other_code_says_so(tmp_path: Path) -> None:
     with pytest.raises(DiffctlError, match="machines of a search share the project's folder"):
-        make_trial(task(tmp_path, library_version()), 0)
+        run_trial(task(tmp_path, library_version()), 0)
     with pytest.raises(DiffctlError, match="another diffctl or torch"):
-        make_trial(task(tmp_path, "0123 with torch 1.0"), 0)
+        run_trial(task(tmp_path, "0123 with torch 1.0"), 0)

@@ -361,7 +361,7 @@ def test_a_disconnected_client_cancels_its_request(model, path):
 
 
 def test_a_body_that_never_ends_times_out(service, monkeypatch):
-    monkeypatch.setattr("serving.edges.BODY_SECONDS", 0.05)
+    monkeypatch.setattr("serving.middleware.BODY_SECONDS", 0.05)
 
     async def dawdle() -> int:
         app, sent = create_app(service), []
@@ -430,7 +430,7 @@ class Moving:
     def fetch(self):
         return self.now
 
-    def has_moved(self, since) -> bool:
+    def has_changed(self, since) -> bool:
         if self.trouble:
             raise self.trouble
         return since.version != self.now.version

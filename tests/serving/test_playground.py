@@ -19,10 +19,10 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.asked import class_condition, condition_of
 from diffusion.system.errors import DiffctlError, UsageError
 from serving.app import create_app
+from serving.model_source import FixedSource
+from serving.playground.model_choice import ChoosableSource
 from serving.playground.page import STATIC
 from serving.playground.router import playground
-from serving.playground.versions import Choosable
-from serving.published import Fixed
 from serving.service import Service
 from tests.helpers.networks import spec_of
 from tests.helpers.raw_data import random_images
@@ -42,7 +42,7 @@ def place(tmp_path_factory):
 
 
 def client_of(first, store, source=None):
-    source = source or Choosable(Fixed(first))
+    source = source or ChoosableSource(FixedSource(first))
     service = Service(source, CPU, ServeConfig())
     return TestClient(create_app(service, None, playground(service, source, store)), HERE)
 

@@ -29,20 +29,20 @@ from tracking.store import connect
 
 pytest.importorskip("ray")
 
-from serving.on_ray import read_replicas
+from serving.ray_serve import parse_replicas
 
 NAME = "diffctl-digits"
 
 
 @pytest.mark.parametrize(("text", "bounds"), [("3", (3, 3)), ("1:4", (1, 4))])
 def test_replicas_are_a_number_or_bounds(text, bounds):
-    assert read_replicas(text) == bounds
+    assert parse_replicas(text) == bounds
 
 
 @pytest.mark.parametrize("text", ["", "0", "4:1", "1:2:3", "1:", "1.5", "²", "10000"])
 def test_an_invalid_number_of_replicas_is_refused(text):
     with pytest.raises(UsageError):
-        read_replicas(text)
+        parse_replicas(text)
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_the_token_is_required_and_disconnected_clients_free_their_images(here):
 # `diffctl` with short scaling delays.
 IMPATIENT = """
 import sys
-import serving.on_ray as on_ray
+import serving.ray_serve as on_ray
 on_ray.GROW_SECONDS = on_ray.QUIET_SECONDS = 1.0
 from cli.main import main
 sys.argv[0] = "diffctl"

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from cli import main
 from diffusion.layout import MODEL, MODEL_RUNS, SCORES
 from diffusion.system.errors import DiffctlError
-from serving.published import ChampionSource, of_run
+from serving.model_source import ChampionSource, model_of_run
 from tests.conftest import write_params
 from tracking import names
 from tracking.fetch import plain_digest
@@ -83,7 +83,7 @@ def test_hostile_card_and_sha256_are_refused_before_any_request(registered, no_d
         with pytest.raises(DiffctlError, match=names.CARD):
             fetch()
     set_tags(FILE_SHA256=HOSTILE[0])
-    for fetch in (lambda: fetch_champion(NAME), lambda: fetch_model(run_id), lambda: of_run(run_id)):
+    for fetch in (lambda: fetch_champion(NAME), lambda: fetch_model(run_id), lambda: model_of_run(run_id)):
         with pytest.raises(DiffctlError, match=names.FILE_SHA256):
             fetch()
     assert not [path for path in (registered / MODEL_RUNS).rglob("*") if path.is_file()]

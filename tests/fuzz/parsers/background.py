@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 
 from diffusion.system.documents import read_document
-from flows.background import MOST_BYTES, Background
+from flows.prefect_server.background import MAX_BYTES, BackgroundProcess
 
 
 def seeds() -> list[bytes]:
     """A record as it is written."""
-    record = Background(name="mlflow", pid=1234, start="0a1b-2c3d 64768", port=5000)
+    record = BackgroundProcess(name="mlflow", pid=1234, start="0a1b-2c3d 64768", port=5000)
     return [json.dumps(record.model_dump(), indent=2).encode()]
 
 
 def parse(path: Path) -> None:
     """Read it."""
-    read_document(path, Background, most=MOST_BYTES)
+    read_document(path, BackgroundProcess, most=MAX_BYTES)

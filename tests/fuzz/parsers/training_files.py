@@ -14,7 +14,7 @@ from diffusion.system.errors import DiffctlError
 from diffusion.system.seals import read_sealed_document, sealed
 from diffusion.train.heartbeat import BEAT, read_heartbeat
 from diffusion.train.run_folder import kept_by
-from flows.outcome import read_outcome
+from flows.stage_outcome import read_outcome
 from tests.fuzz.repairs import reseal
 from tracking.delivery import Sent, _Said
 from tracking.lookup import read_identity

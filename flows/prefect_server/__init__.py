@@ -1,0 +1,1 @@
+"""Prefect servers: a temporary one per run, those of `diffctl up`, and deployments on them."""

@@ -1,0 +1,1 @@
+"""Ray: sampling and search trials on several devices or machines."""

@@ -1,0 +1,360 @@
+"""Stages under real DVC: output, exit codes, signals, remotes and shared caches."""
+
+import asyncio
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import flows.dvc_stage
+from diffusion.system.errors import DiffctlError, Interrupted
+from diffusion.system.files import write_text
+from flows.dvc_stage import StageFailed, child_environment, push_outs, reproduce
+from tests.helpers.disks import Mount, make_room, memory_disk
+from tests.helpers.toy import (
+    be,
+    processes_in,
+    reproducing,
+    script,
+    toy_project,
+    wait_for_file,
+    wait_until_left,
+)
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return toy_project(tmp_path)
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, env=child_environment())
+
+
+def committed_clone(toy: Path, clone: Path) -> None:
+    """Commit the project and clone it."""
+    run("git", "add", "--all")
+    run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--message", "made")
+    run("git", "clone", "--quiet", str(toy), str(clone))
+
+
+def failing(stage: str) -> DiffctlError | Interrupted:
+    with pytest.raises((DiffctlError, Interrupted)) as caught:
+        asyncio.run(reproduce(stage))
+    return caught.value
+
+
+def test_a_stage_relays_its_output_and_writes_its_out(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asyncio.run(reproduce("data"))
+    assert (toy / "prepared").read_text() == "data"
+    shown = capsys.readouterr().out
+    assert shown.startswith("==> data\n")
+    assert shown.endswith("data at work\n")
+    asyncio.run(reproduce("data"))
+    assert capsys.readouterr().out == "==> data: up to date\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "retry", "message"),
+    [
+        ("DiffctlError('no images there')", 1, False, "no images there"),
+        ("TemporaryError('no server answers')", 75, True, "no server answers"),
+        ("UsageError('data.name: no such data')", 2, False, "data.name: no such data"),
+        ("ValueError('a\\nmistake')", 1, False, "ValueError: a mistake"),
+        ("OSError(28, 'No space left', 'a')", 1, False, "a cannot be written (No space left): make room"),
+    ],
+)
+def test_a_failure_carries_the_stages_message_and_exit_code(
+    toy: Path, error: str, exit_code: int, retry: bool, message: str
+) -> None:
+    be(toy, "data", f"fail({error})")
+    failure = failing("data")
+    assert isinstance(failure, StageFailed)
+    assert (failure.exit_code, failure.retry, str(failure)) == (exit_code, retry, f"stage data: {message}")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "retry", "words"),
+    [
+        ("sys.exit(75)", False, "exit 75"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", True, "killed by signal 9"),
+        ("no such command", False, "exit 127"),
+    ],
+)
+def test_without_an_outcome_file_dvc_reports_the_exit_code(
+    toy: Path, behaviour: str, retry: bool, words: str
+) -> None:
+    if behaviour == "no such command":
+        graph = (toy / "dvc.yaml").read_text()
+        (toy / "dvc.yaml").write_text(graph.replace("python work.py data", "no-such-command data"))
+    else:
+        be(toy, "data", behaviour)
+    failure = failing("data")
+    assert isinstance(failure, StageFailed)
+    assert (failure.exit_code, failure.retry) == (1, retry)
+    assert words in str(failure)
+
+
+@pytest.mark.parametrize("behaviour", ["sys.exit(143)", "fail(Interrupted('stopped', signal.SIGTERM))"])
+def test_a_stage_that_ends_by_sigterm_is_interrupted(toy: Path, behaviour: str) -> None:
+    be(toy, "data", behaviour)
+    failure = failing("data")
+    assert isinstance(failure, Interrupted)
+    assert failure.exit_code == 143
+
+
+def test_an_error_of_dvc_itself_is_reported(toy: Path) -> None:
+    error = failing("train")
+    assert isinstance(error, StageFailed)
+    assert (error.exit_code, error.retry) == (1, False)
+    assert "prepared" in str(error)
+
+
+@pytest.mark.slow
+def test_another_dvc_command_is_waited_for(toy: Path) -> None:
+    be(toy, "data", "Path('begun').write_text('yes')\nwhile not Path('allow').exists(): time.sleep(0.01)")
+    command = ["dvc", "repro", "--single-item", "data"]
+    by_hand = script(toy, f"import subprocess\nsubprocess.call({command})", child_environment())
+    wait_for_file(toy / "begun")
+    second = script(toy, reproducing("data", before="flows.dvc_stage.BUSY_POLL_SECONDS = 0.2"))
+    assert second.stdout is not None
+    assert "==> data: waiting for another DVC command in this folder (process " in second.stdout.readline()
+    (toy / "allow").touch()
+    assert second.communicate(timeout=60)[0].splitlines()[-1] == "==> data: up to date"
+    assert (by_hand.wait(60), second.returncode) == (0, 0)
+
+
+def test_the_child_environment_finds_diffctl_and_hides_the_flow_run(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "of the flow around")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    values = child_environment()
+    assert shutil.which("diffctl", path=values["PATH"])
+    assert "PREFECT__FLOW_RUN_ID" not in values
+    assert values["PREFECT_API_URL"] == "http://127.0.0.1:1/api"
+
+
+@pytest.mark.parametrize(("number", "whole_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_a_signal_lets_the_stage_save_and_leaves_no_process(
+    toy: Path, number: signal.Signals, whole_group: bool
+) -> None:
+    be(toy, "data", "train()")
+    running = script(toy, reproducing("data"))
+    wait_for_file(toy / "begun")
+    (os.killpg if whole_group else os.kill)(running.pid, number)
+    assert running.wait(30) == 128 + number
+    assert (toy / "saved").read_text() == "SIGINT"
+    assert not processes_in(toy)
+    assert "stopping data" in running.communicate()[0]
+
+
+def test_a_closed_stdout_does_not_end_the_stage(toy: Path) -> None:
+    be(toy, "data", "for i in range(5000): print('line', i)")
+    running = script(toy, reproducing("data"))
+    assert running.stdout is not None
+    running.stdout.readline()
+    running.stdout.close()
+    assert running.wait(30) == 0
+    assert (toy / "prepared").exists()
+
+
+@pytest.mark.slow
+def test_a_stage_that_ignores_signals_is_killed(toy: Path) -> None:
+    be(toy, "data", "stubborn()")
+    hasty = (
+        "import signal\nfrom flows import dvc_stage\n"
+        "dvc_stage.PATIENCE = [(n, 0.3) for n, _ in dvc_stage.PATIENCE[:2]] + [(9, 10)]"
+    )
+    running = script(toy, reproducing("data", before=hasty))
+    wait_for_file(toy / "begun")
+    running.send_signal(signal.SIGINT)
+    assert running.wait(30) == 130
+    assert not processes_in(toy)
+
+
+def test_a_second_signal_ends_the_supervisor_while_the_stage_still_saves(toy: Path) -> None:
+    be(toy, "data", "slow_to_save()")
+    running = script(toy, reproducing("data"))
+    wait_for_file(toy / "begun")
+    running.send_signal(signal.SIGINT)
+    assert running.stdout is not None
+    while "stopping data" not in running.stdout.readline():
+        pass
+    running.send_signal(signal.SIGINT)
+    assert running.wait(30) == -signal.SIGINT
+    (toy / "allow").touch()
+    wait_until_left(toy)
+    assert (toy / "saved").exists()
+
+
+# A supervisor that polls for signals rarely, and writes a file when it receives one.
+LAZY = """
+from diffusion.system.signals import StopRequest
+flows.dvc_stage.POLL_SECONDS = 1
+receive = StopRequest._receive
+def heard(self, number, frame):
+    receive(self, number, frame)
+    open("heard", "w").write("yes")
+StopRequest._receive = heard
+"""
+
+
+@pytest.mark.slow
+def test_two_signals_at_once_still_reach_the_stage(toy: Path) -> None:
+    be(toy, "data", "train()")
+    running = script(toy, reproducing("data", before=LAZY))
+    wait_for_file(toy / "begun")
+    running.send_signal(signal.SIGINT)
+    wait_for_file(toy / "heard")
+    running.send_signal(signal.SIGINT)
+    assert running.wait(30) == 130
+    assert (toy / "saved").read_text() == "SIGINT"
+    assert not processes_in(toy)
+
+
+def test_a_cancelled_task_leaves_no_process(toy: Path) -> None:
+    async def cancel() -> None:
+        work = asyncio.create_task(reproduce("data"))
+        while not (toy / "begun").exists():
+            await asyncio.sleep(0.05)
+        work.cancel()
+        await work
+
+    be(toy, "data", "train()")
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancel())
+    assert (toy / "saved").exists()
+    assert not processes_in(toy)
+
+
+@pytest.mark.slow
+def test_a_clean_clone_with_a_remote_reruns_nothing(
+    toy: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = tmp_path_factory.mktemp("clones")
+
+    run("dvc", "remote", "add", "--default", "here", str(other / "remote"))
+    for stage in ("data", "train"):
+        asyncio.run(reproduce(stage))
+    asyncio.run(push_outs())
+    committed_clone(toy, other / "clone")
+    monkeypatch.chdir(other / "clone")
+    capsys.readouterr()
+    for stage in ("data", "train"):
+        asyncio.run(reproduce(stage))
+    assert capsys.readouterr().out == "==> data: up to date\n==> train: up to date\n"
+
+
+@pytest.mark.slow
+def test_a_clone_pulls_the_initial_weights_when_training_needs_them(
+    toy: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = tmp_path_factory.mktemp("clones")
+    sha256 = "5eed" * 16
+    start, content = Path("start/5eed5eed5eed5eed.safetensors"), "of another training"
+
+    bring = (
+        "from diffusion.train.config import StartConfig\nfrom flows.fetch_pretrained import bring_start\n"
+        f"def work(): bring_start(StartConfig(sha256={sha256!r}))\n"
+        "import cli.main\ncli.main.app = work\ntry:\n    cli.main.main()\n"
+        "except SystemExit as end:\n    if end.code: raise\n"
+    )
+    write_text(toy / start, content)
+    run("dvc", "remote", "add", "--default", "here", str(other / "remote"))
+    run("dvc", "add", str(start))
+    asyncio.run(reproduce("data"))
+    asyncio.run(push_outs())
+    committed_clone(toy, other / "clone")
+    monkeypatch.chdir(other / "clone")
+    be(other / "clone", "train", bring)
+    assert not start.exists()
+    (sent,) = (path for path in other.glob("remote/files/md5/*/*") if path.read_text() == content)
+    sent.rename(other / "lost")
+    error = failing("train")
+    assert isinstance(error, StageFailed)
+    assert error.retry, "the remote may return"
+    assert "`dvc pull start/5eed" in str(error)
+    (other / "lost").rename(sent)
+    for _ in range(2):
+        asyncio.run(reproduce("train", force=True))
+        assert start.read_text() == content
+
+
+@pytest.mark.slow
+def test_a_full_remote_is_one_sentence_and_the_push_resumes_after_making_room(
+    toy: Path, mount: Mount, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    remote = mount(tmp_path_factory.mktemp("remote"), *memory_disk("16k"))
+    run("dvc", "remote", "add", "--default", "here", str(remote))
+    for stage in ("data", "reference", "train"):
+        asyncio.run(reproduce(stage))
+    (remote / "ballast").write_bytes(bytes(8192))
+    with pytest.raises(DiffctlError) as error:
+        asyncio.run(push_outs())
+    assert error.value.exit_code == 1
+    assert "\n" not in str(error.value)
+    assert "make room" in str(error.value)
+    for path in (path for path in remote.glob("files/md5/*/*") if not path.name.startswith(".")):
+        assert hashlib.md5(path.read_bytes()).hexdigest() == path.parent.name + path.name
+    make_room(remote)
+    asyncio.run(push_outs())
+    found = [path.read_text() for path in remote.glob("files/md5/*/[0-9a-f]*")]
+    assert sorted(found) == ["data", "reference", "train"]
+
+
+@pytest.mark.parametrize("by_hand_first", [True, False])
+def test_a_concurrent_dvc_repro_is_refused_and_changes_nothing(
+    toy: Path, by_hand_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows.dvc_stage, "BUSY_SECONDS", 0.0)
+    be(toy, "data", "Path('begun').write_text('yes')\nwhile not Path('allow').exists(): time.sleep(0.01)")
+    command = ["dvc", "repro", "--single-item", "data"]
+    by_hand = f"import subprocess, sys\nsys.exit(subprocess.call({command}))"
+    first = script(toy, by_hand if by_hand_first else reproducing("data"), child_environment())
+    wait_for_file(toy / "begun")
+    if by_hand_first:
+        failure = failing("data")
+        assert isinstance(failure, StageFailed)
+        assert (failure.exit_code, failure.retry) == (75, True)
+        assert "another DVC command is at work in this folder (process " in str(failure)
+    else:
+        told = subprocess.run(command, cwd=toy, capture_output=True, text=True, env=child_environment())
+        assert told.returncode
+        assert "is busy" in told.stderr
+    (toy / "allow").touch()
+    assert first.wait(60) == 0
+    assert (toy / "prepared").read_text() == "data"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("link", ["copy", "symlink", "hardlink"])
+def test_two_checkouts_share_one_cache(
+    toy: Path, link: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    shared = tmp_path_factory.mktemp("shared")
+    other = shared / "clone"
+    committed_clone(toy, other)
+    (other / "prepared").symlink_to(toy / "params.yaml")  # in the place of an out, which goes
+    config = f"[cache]\n    dir = {shared}/cache\n    type = {link}\n"
+    for folder in (toy, other):
+        (folder / ".dvc/config.local").write_text(config)
+    both = [script(folder, reproducing("data") + reproducing("train")) for folder in (toy, other)]
+    assert [(process.wait(60), process.communicate()[0][-200:])[0] for process in both] == [0, 0]
+    assert (toy / "dvc.lock").read_text() == (other / "dvc.lock").read_text()
+    for folder in (toy, other):
+        assert [(folder / name).read_text() for name in ("prepared", "model")] == ["data", "train"]
+        write_text(folder / "model", f"by {folder.name}")
+    cached = (shared / "cache").glob("files/md5/*/*")
+    assert sorted(path.read_text() for path in cached) == ["data", "train"], "nothing writes into the cache"

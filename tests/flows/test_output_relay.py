@@ -1,0 +1,98 @@
+"""The relay of a stage's output under DVC."""
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.output_relay import OutputRelay
+
+OUTPUT = (
+    "Running stage 'train':\n"
+    "> diffctl stage train\n"
+    "train: 60 steps, η = 0\n"
+    "\n"
+    "WARNING: something of the library's\n"
+    "Updating lock file 'dvc.lock'\n"
+    "\n"
+    "To track the changes with git, run:\n"
+    "\n"
+    "\tgit add dvc.lock\n"
+    "\n"
+    "To enable auto staging, run:\n"
+    "\n"
+    "\tdvc config core.autostage true\n"
+    "Use `dvc push` to send your updates to remote storage.\n"
+)
+SHOWN = "==> train\ntrain: 60 steps, η = 0\n\nWARNING: something of the library's\n"
+
+
+def relayed(*chunks: bytes) -> tuple[list[str], list[str]]:
+    written: list[str] = []
+    relay = OutputRelay(written.append)
+    for chunk in chunks:
+        relay.feed(chunk)
+    relay.feed(b"", final=True)
+    return written, relay.errors
+
+
+@given(st.lists(st.integers(0, len(OUTPUT.encode())), max_size=8))
+def test_output_does_not_depend_on_chunk_boundaries(cuts: list[int]) -> None:
+    data = OUTPUT.encode()
+    places = [0, *sorted(cuts), len(data)]
+    chunks = [data[start:stop] for start, stop in pairwise(places)]
+    assert "".join(relayed(*chunks)[0]) == SHOWN
+
+
+def test_an_up_to_date_stage_is_one_line() -> None:
+    written, _ = relayed(b"Stage 'data' didn't change, skipping\nData and pipelines are up to date.\n")
+    assert written == ["==> data: up to date\n"]
+    written, _ = relayed(b"Stage 'data' is cached - skipping run, checking out outputs\n")
+    assert written == ["==> data: from the cache\n"]
+
+
+def test_a_progress_bar_is_cleared_before_the_next_line() -> None:
+    bar = "\r!\rhashing models/ema |0.00\r" + " " * 24 + "\r"
+    for chatter, words in (
+        ("\x1b[33mWARNING\x1b[39m: 'models/ema' is empty.\r\n", ""),
+        ("Running stage 'data':\n", "==> data\n"),
+    ):
+        whole, _ = relayed((bar + chatter).encode())
+        assert "".join(whole) == bar.strip("\r") + "\r" + words
+        cut, _ = relayed(bar.encode(), chatter.encode())
+        assert "".join(cut) == bar + words
+    assert relayed(f"{bar}ERROR: it failed\n".encode())[1] == ["it failed"]
+
+
+@given(st.sets(st.integers(0, 80), max_size=6))
+def test_progress_lines_do_not_depend_on_chunk_boundaries(cuts: set[int]) -> None:
+    live = "\r\x1b[Kdata 1/2\r\x1b[Kdata 2/2"
+    data = f"Running stage 'data':\r\n> diffctl stage data\r\n{live}\r\nmade\r\n".encode()
+    places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    written, _ = relayed(*(data[start:stop] for start, stop in pairwise(places)))
+    assert "".join(written) == f"==> data\n{live}\nmade\n"
+
+
+def test_cursor_movements_balance() -> None:
+    bars = "outer\r\n\r!\x1b[A", "\r\n\r  0%|\x1b[A", "\r\n\r     \x1b[A\r"
+    written = "".join(relayed(b"> diffctl stage data\n", *(bar.encode() for bar in bars))[0])
+    assert written.count("\n") == written.count("\x1b[A") == 3
+
+
+def test_errors_of_dvc_are_collected() -> None:
+    busy = (
+        "\x1b[31mERROR\x1b[39m: '/p/a' is busy, it is being blocked by:\n  (PID 17): dvc repro\n\n"
+        "If there are no processes with such PIDs, you can manually remove '/p/rwlock' and try again.\n"
+    )
+    assert relayed(busy.encode()) == ([], ["'/p/a' is busy, it is being blocked by:", "(PID 17): dvc repro"])
+
+
+def test_live_progress_is_written_before_its_line_ends() -> None:
+    written: list[str] = []
+    relay = OutputRelay(written.append)
+    relay.feed(b"\r\x1b[K10 of 20")
+    assert written == ["\r\x1b[K10 of 20"]
+    relay.feed(b"a plain line that is cut")
+    assert len(written) == 1
+    relay.feed(b" short\n")
+    assert written[1:] == ["a plain line that is cut short\n"]

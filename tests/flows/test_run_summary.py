@@ -1,0 +1,90 @@
+"""The summary artifact of a run in Prefect."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusion.images.store import write_store
+from diffusion.layout import SAMPLES, SCORES
+from diffusion.protocol.scores import read_scores
+from flows import run_summary as module
+from flows.prefect_server.local_servers import mlflow_page
+from flows.run_summary import evaluation_markdown, links_of_pipeline, sweep_markdown
+from tests.helpers.mlflow_server import empty_database
+from tests.helpers.scores_document import document
+from tests.tracking.conftest import make_model  # noqa: F401 (a fixture)
+from tracking.registered import Registered, version_of
+from tracking.registry import register
+
+
+def test_the_best_cell_is_first_with_its_images(project: Path) -> None:
+    scores = document()
+    best = scores.best.cell
+    meta = {"name": best, "classes": [], "card": scores.cells[best].card}
+    images = np.full((20, 8, 8, 1), 100, np.uint8)
+    write_store(SAMPLES / best, images, None, meta)
+    text = sweep_markdown(scores, SAMPLES, links_of_pipeline)
+    assert text.startswith("Best: ")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(scores.cells)
+    assert f"{scores.cells[best].scores[scores.spec.distance]:.4g}" in rows[2]
+    assert "](data:image/png;base64," in text
+
+
+def test_without_images_and_mlflow_the_summary_is_a_table(project: Path) -> None:
+    assert "data:image" not in sweep_markdown(document(), SAMPLES, links_of_pipeline)
+
+
+def test_the_mlflow_link_has_no_password(project: Path) -> None:
+    assert mlflow_page("http://me:secret@127.0.0.1:9/") == "http://127.0.0.1:9"
+    assert mlflow_page("sqlite:////mlflow.db") is None
+
+
+def test_a_failed_summary_does_not_fail_the_run(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asyncio.run(module.publish_summary("promoted"))
+    assert "the page in Prefect has no summary" in capsys.readouterr().out
+
+
+def test_evaluated_has_a_row_per_score_with_its_interval() -> None:
+    scores = {"fd": 12.3456, "fd_low": 11.0, "fd_high": 13.5, "kd": 0.5, "kd_std": 0.1}
+    values = {
+        "images": {"path": "cell", "count": 1200},
+        "extractor": "an-extractor",
+        "reference": {"name": "digits", "floor": {"fd": 2.5, "num_images": 60}},
+        "scores": scores,
+    }
+    first, _, *rows = evaluation_markdown(values).splitlines()
+    assert first == "1,200 images of cell against digits, extractor an-extractor"
+    assert rows[2:] == ["| fd | 12.35 | 11 to 13.5 | 2.5 |", "| kd | 0.5 |  |  |"]
+    del values["reference"]["floor"]  # type: ignore[attr-defined]
+    assert "| fd | 12.35 | 11 to 13.5 |  |" in evaluation_markdown(values)
+
+
+@pytest.mark.slow
+def test_the_registered_version_is_linked(
+    project: Path,
+    make_model: Callable[..., str],  # noqa: F811 (the fixture)
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    empty_database(project / "mlflow.db")
+    monkeypatch.setattr(module, "mlflow_page", lambda uri: "http://127.0.0.1:5000")
+
+    def linked() -> str:
+        return next(line for line in links_of_pipeline() if "version" in line)
+
+    page = "http://127.0.0.1:5000/#/models/diffctl-digits/versions/{}?workflowType=machine_learning"
+    make_model(0)
+    register()
+    first = read_scores(SCORES)
+    assert linked() == f"[diffctl-digits version 1, the champion]({page.format(1)})"
+    make_model(1, {(5, 0.0): 0.9})
+    assert version_of(read_scores(SCORES)) is None, "it is not registered yet"
+    register()
+    assert linked() == f"[diffctl-digits version 2]({page.format(2)})"
+    other = first.model_copy(
+        update={"protocol": None, "cells": {first.best.cell: first.cells[first.best.cell]}}
+    )
+    assert version_of(other) == Registered(1, True), "other scores of the same weights"

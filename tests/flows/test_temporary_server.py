@@ -1,0 +1,140 @@
+"""The temporary Prefect server: it answers, and ends with its run in every case."""
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffusion.system.errors import DiffctlError
+from flows.prefect_server.temporary_server import (
+    environment,
+    is_healthy,
+    prefect_server,
+    record_events_before_shutdown,
+)
+from tests.helpers.prefect_home import with_database
+from tests.helpers.toy import processes_in, script, wait_for_file, wait_until_left
+
+HOLD = """
+import os, time
+from pathlib import Path
+from flows.prefect_server.temporary_server import prefect_server
+with prefect_server() as url:
+    assert os.environ["PREFECT_API_URL"] == url
+    Path("url").write_text(url)
+    while not Path("enough").exists():
+        time.sleep(0.02)
+assert "PREFECT_API_URL" not in os.environ
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, prefect_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with_database(tmp_path, prefect_database)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_one_server_per_folder_until_the_block_ends(folder: Path) -> None:
+    run = script(folder, HOLD)
+    wait_for_file(folder / "url")
+    assert is_healthy((folder / "url").read_text(), timeout=5)
+    with pytest.raises(DiffctlError, match="another `diffctl run` is at work"), prefect_server():
+        pass
+    (folder / "enough").touch()
+    output, _ = run.communicate(timeout=30)
+    assert (run.returncode, output) == (0, "")
+    assert not processes_in(folder)
+    assert not is_healthy((folder / "url").read_text(), timeout=1)
+
+
+@pytest.mark.slow
+def test_the_server_ends_when_its_run_is_killed(folder: Path) -> None:
+    run = script(folder, HOLD)
+    wait_for_file(folder / "url")
+    run.send_signal(signal.SIGKILL)
+    run.wait(10)
+    wait_until_left(folder)
+
+
+@pytest.mark.slow
+def test_an_unreachable_prefect_api_url_is_an_error(folder: Path) -> None:
+    url = "http://127.0.0.1:1/api"
+    with (
+        environment({"PREFECT_API_URL": url}),
+        pytest.raises(DiffctlError, match="no Prefect server answers at PREFECT_API_URL"),
+        prefect_server(),
+    ):
+        pass
+
+
+@pytest.mark.slow
+def test_a_failed_start_is_an_error_and_leaves_no_process(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
+    (folder / ".prefect/prefect.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(DiffctlError, match="ended as it started"), prefect_server():
+        pass
+    assert not processes_in(folder)
+
+
+def test_a_port_that_does_not_speak_http_is_unhealthy() -> None:
+    def greet() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+            connection.recv(4096)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=greet)
+        server.start()
+        assert not is_healthy(f"http://127.0.0.1:{listener.getsockname()[1]}/api", timeout=5)
+        server.join()
+
+
+def test_environment_variables_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_SETTING", "before")
+    monkeypatch.delenv("ANOTHER", raising=False)
+    with environment({"A_SETTING": "inside", "ANOTHER": "too"}):
+        assert (os.environ["A_SETTING"], os.environ["ANOTHER"]) == ("inside", "too")
+    assert os.environ["A_SETTING"] == "before"
+    assert "ANOTHER" not in os.environ
+
+
+def test_the_server_records_queued_events_before_shutdown() -> None:
+    from prefect.server.utilities.messaging.memory import Consumer, MemoryMessage, Topic
+
+    taken: list[bytes] = []
+    at_the_end: list[int] = []
+
+    async def take(message: Any) -> None:
+        await asyncio.sleep(0)  # as a database write does
+        taken.append(message.data)
+
+    async def receive() -> dict[str, str]:
+        return {"type": "lifespan.shutdown"}
+
+    async def app(scope: Any, receive_event: Any, send: Any) -> None:
+        await receive_event()
+        at_the_end.append(len(taken))
+
+    async def server() -> None:
+        consumer = Consumer("events")
+        reading = asyncio.create_task(consumer.run(take))
+        for number in range(50):
+            await Topic.by_name("events").publish(MemoryMessage(str(number).encode(), {}))
+        await record_events_before_shutdown(app)({"type": "lifespan"}, receive, None)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        await consumer.cleanup()
+
+    asyncio.run(server())
+    assert at_the_end[0] >= 48, "at most two are being written"
