@@ -64,7 +64,7 @@ def ours(precision: str, shape: Shape) -> Work:
     from diffusion.images.store import ImageStore
     from diffusion.model.model_file import LoadedModel
     from diffusion.protocol.settings import SampleSettings
-    from diffusion.sample.asked import condition_of
+    from diffusion.sample.class_labels import labels_condition
     from diffusion.sample.generate import generate
     from diffusion.train.batch import draw_batch
     from diffusion.train.distributed import ProcessGroup
@@ -82,7 +82,7 @@ def ours(precision: str, shape: Shape) -> Work:
         return train_step(state, gradients, draw_batch(plan, state.timesteps, data, state.step))
 
     def sample() -> object:
-        settings, condition = SampleSettings(steps=STEPS), condition_of(plan, None, shape.batch)
+        settings, condition = SampleSettings(steps=STEPS), labels_condition(plan, None, shape.batch)
         return generate(LoadedModel(state.ema, plan), settings, range(shape.batch), condition, CPU)
 
     return Work(train, sample, count(state.network))

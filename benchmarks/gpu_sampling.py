@@ -18,7 +18,7 @@ from diffusion.model.model_file import LoadedModel
 from diffusion.model.precision import settled
 from diffusion.model.unet import UNet
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.asked import mixed_condition
+from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.train.identity import TrainPlan
 from diffusion.train.precision import set_tf32

@@ -30,7 +30,7 @@ from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.images.store import Images, ImageStore, open_store
 from diffusion.model.model_file import LoadedModel
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.asked import mixed_condition
+from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.system.devices import default_device
 from diffusion.system.transfer import exact_place

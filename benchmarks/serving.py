@@ -31,7 +31,7 @@ import torch
 from diffusion.config import parse
 from diffusion.model.model_file import load_model, save_artefact
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.asked import mixed_condition
+from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.system.params import read_params
 

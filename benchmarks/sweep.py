@@ -108,7 +108,7 @@ def sample_cell(num_images: int) -> float:
     from diffusion.config import load
     from diffusion.layout import MODEL
     from diffusion.protocol.grid import Cell
-    from diffusion.sample.sweep import make_cell
+    from diffusion.sample.cell_images import make_cell
 
     config = load()
     sample = config.sample.model_copy(update={"num_images": num_images})

@@ -45,7 +45,7 @@ NEUTRAL = {
     "diffusion.protocol.samplers": "names modules, of which the chosen one is counted",
     "diffusion.protocol.settings": "its values stand in the fingerprint",
     "diffusion.sample.config": "its values stand in the card",
-    "diffusion.sample.finite": "refuses numbers that are none",
+    "diffusion.sample.nan_guard": "refuses numbers that are none",
     "diffusion.system.allocator": "keeps freed memory",
     "diffusion.system.arrays": "reads what others computed",
     "diffusion.system.chosen": "its values stand in the fingerprint",

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from diffusion.config import load
 from diffusion.layout import PREPARED, SCORES
-from diffusion.protocol.grid import AXES, written
+from diffusion.protocol.grid import AXES, format_option
 from diffusion.protocol.scores import read_scores
 from diffusion.protocol.settings import SweepConfig
 from diffusion.system.documents import Values, read_document
@@ -124,7 +124,7 @@ def _options(grid: SweepConfig | None, num_images: int | None) -> Iterator[str]:
     """The command line's options for a grid, of which each axis is one."""
     for axis in AXES if grid is not None else ():
         if values := getattr(grid, axis):
-            yield from (f"--{axis.replace('_', '-')}", ",".join(map(written, values)))
+            yield from (f"--{axis.replace('_', '-')}", ",".join(map(format_option, values)))
     if num_images is not None:
         yield from ("--num-images", str(num_images))
 

@@ -114,10 +114,10 @@ def _discard(stage: str) -> None:
     elif MODEL.exists():
         from diffusion.config import load
         from diffusion.model.model_file import read_artefact
-        from diffusion.sample.averages import made_averages
+        from diffusion.sample.ema_models import existing_ema_models
         from diffusion.sample.shards import cells_folder
 
-        for model in (MODEL, *made_averages(MODEL, load().sweep.widths).values()):
+        for model in (MODEL, *existing_ema_models(MODEL, load().sweep.widths).values()):
             folder = cells_folder(read_artefact(model).model_sha256)
             if folder.exists():
                 shutil.rmtree(folder)

@@ -45,10 +45,10 @@ def register_model(hand: Hand = NOBODY, progress: ProgressOf = unseen) -> Decisi
     first, by its own weights. Where that fails it is told, and the gate finds the two not comparable.
     DiffctlError as of `register`.
     """
-    from diffusion.choice.of_model import of_best_model
+    from diffusion.choice.model_cells import best_model_scores
     from diffusion.protocol.scores import read_scores
 
-    _bring_up_to_date(of_best_model(read_scores(SCORES)), hand, progress)
+    _bring_up_to_date(best_model_scores(read_scores(SCORES)), hand, progress)
     return register(hand=hand)
 
 
@@ -84,18 +84,18 @@ def rescore(champion: Outdated, document: "ScoresDocument", progress: ProgressOf
 
     DiffctlError when the code here is not the one that scored `document`, or does not give its protocol.
     """
-    from diffusion.choice.gate import clash
+    from diffusion.choice.gate import card_diff
     from diffusion.config import load
     from diffusion.evaluate.sweep_scores import evaluate
     from diffusion.protocol.grid import Cell
-    from diffusion.sample.sweep import make_cell
+    from diffusion.sample.cell_images import make_cell
 
     cell, config = Cell(**champion.cell.axes), load()
     theirs = document.cells[cell.name]
     _refuse_other_code(theirs)
     echo(
         f"==> champion: version {champion.version.version}, scored with another "
-        f"{', '.join(clash(champion.cell, theirs))}: its {cell.name} is scored anew\n"
+        f"{', '.join(card_diff(champion.cell, theirs))}: its {cell.name} is scored anew\n"
     )
     section = _settings(champion.cell, config.sample.batch_size)
     MODEL_RUNS.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def rescore(champion: Outdated, document: "ScoresDocument", progress: ProgressOf
             store = make_cell(section, cell, champion.weights, Path(folder) / cell.name, show)
         with progress("evaluate") as show:
             anew = evaluate({cell: store}, config.evaluate, REFERENCE, show, PREPARED)
-    if fields := clash(anew.cells[cell.name], theirs):
+    if fields := card_diff(anew.cells[cell.name], theirs):
         raise DiffctlError(f"its scores would differ from these in {', '.join(fields)}")
     return anew
 

@@ -5,9 +5,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.choice.chosen import told
+from diffusion.choice.selection import describe_selection
 from diffusion.layout import REPORT, RUN, SAMPLES, SCORES
-from diffusion.protocol.grid import order, shown
+from diffusion.protocol.grid import cell_order, format_value
 from diffusion.protocol.scores import CellScores, ScoresDocument, read_scores
 from diffusion.system.documents import Values
 from diffusion.system.errors import DiffctlError
@@ -50,7 +50,7 @@ async def publish_summary(decision: str) -> None:
 
 def sweep_markdown(document: ScoresDocument, samples: Path, links: Links) -> str:
     """Markdown: a row a cell with the best one first, images of that one, links."""
-    parts = [f"Best: {told(document.best)}", _table(document)]
+    parts = [f"Best: {describe_selection(document.best)}", _table(document)]
     parts += _picture(samples / document.best.cell, document.best.cell)
     parts += _listed(links)
     return "\n\n".join(parts) + "\n"
@@ -83,13 +83,13 @@ def _listed(links: Links) -> Iterator[str]:
 
 def _table(document: ScoresDocument) -> str:
     winner, names = document.cells[document.best.cell], score_names(document)
-    cells = sorted(document.cells.values(), key=lambda cell: (cell is not winner, order(cell.axes)))
+    cells = sorted(document.cells.values(), key=lambda cell: (cell is not winner, cell_order(cell.axes)))
     rows = ([_spoken(cell), *(f"{cell.scores[name]:.4g}" for name in names)] for cell in cells)
     return score_table(names, rows)
 
 
 def _spoken(cell: CellScores) -> str:
-    return ", ".join(f"{axis} {shown(value)}" for axis, value in cell.axes.items())
+    return ", ".join(f"{axis} {format_value(value)}" for axis, value in cell.axes.items())
 
 
 def _picture(folder: Path, name: str) -> Iterator[str]:

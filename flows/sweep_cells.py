@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
     from diffusion.protocol.grid import Cell
-    from diffusion.sample.averages import Models
+    from diffusion.sample.cell_images import ShardRunner
     from diffusion.sample.config import SampleConfig
-    from diffusion.sample.sweep import Runner
+    from diffusion.sample.ema_models import EMAModelFiles
 
 PARENT = "DIFFCTL_PARENT_TASK"  # the id of the task run that a stage is the work of
 
@@ -76,13 +76,17 @@ class CellTasks:
 
 
 def run_sweep(
-    sample: "SampleConfig", cells: "Sequence[Cell]", models: "Models", samples: Path, progress: ProgressOf
+    sample: "SampleConfig",
+    cells: "Sequence[Cell]",
+    models: "EMAModelFiles",
+    samples: Path,
+    progress: ProgressOf,
 ) -> None:
     """Make every cell at `samples`/<cell>, by the runner that the section `sample` names.
 
     DiffctlError names the cells that failed, after all others were made; Interrupted on SIGINT or SIGTERM.
     """
-    from diffusion.sample.sweep import make_cell
+    from diffusion.sample.cell_images import make_cell
 
     with ended_by_signal(), _runner(sample) as run:
 
@@ -98,9 +102,9 @@ def run_sweep(
         run_cells(CellTasks({cell.name: maker(cell) for cell in by_model}))
 
 
-def _runner(sample: "SampleConfig") -> "AbstractContextManager[Runner]":
+def _runner(sample: "SampleConfig") -> "AbstractContextManager[ShardRunner]":
     """What makes the images until the block ends: this process on a device of its own, or Ray's workers."""
-    from diffusion.sample.sweep import LocalRunner
+    from diffusion.sample.cell_images import LocalRunner
 
     if sample.runner == "ray":
         from flows.ray.shard_runner import ray_runner

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from torch import Tensor
 
-from diffusion.engine.engine import Engine, Pass
-from diffusion.engine.job import Course, Job, Stepped
+from diffusion.engine.engine import Engine, ForwardPass
+from diffusion.engine.job import CustomTrajectory, Job, Stepped
 from diffusion.process.condition import Condition
 from diffusion.protocol.settings import SampleSettings
 
@@ -53,7 +53,7 @@ class PendingImages:
 class EngineLoop:
     """Runs an engine while there is work. All but the passes happens in the event loop that makes it."""
 
-    def __init__(self, engine: Engine, seen: Callable[[Pass], None]) -> None:
+    def __init__(self, engine: Engine, seen: Callable[[ForwardPass], None]) -> None:
         self.engine = engine
         self._seen = seen
         self._orders: dict[Job, PendingImages] = {}
@@ -72,7 +72,7 @@ class EngineLoop:
         indices: Sequence[int],
         condition: Condition,
         every: int = 0,
-        course: Course | None = None,
+        course: CustomTrajectory | None = None,
     ) -> PendingImages:
         """Have these images made, told of every so many steps; UsageError and Full as `Engine.add`."""
         order = PendingImages(self.engine.add(settings, indices, condition, course), every)
@@ -135,7 +135,7 @@ class EngineLoop:
             self.cancel(order)
         self._idle.set()
 
-    def _tell(self, done: Pass, seconds: float) -> None:
+    def _tell(self, done: ForwardPass, seconds: float) -> None:
         self._pass_seconds += EMA_WEIGHT * (seconds - self._pass_seconds) if self._pass_seconds else seconds
         self._seen(done)
         for stepped in done.steps:

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusion.engine.engine import Full
 from diffusion.engine.job import Stepped
 from diffusion.images.pixels import to_nhwc, to_uint8
-from diffusion.sample.finite import NotFinite
+from diffusion.sample.nan_guard import NonFiniteError
 from diffusion.system.errors import UsageError
 from serving.engine_loop import PendingImages
 from serving.loaded_model import ServedModel
@@ -74,7 +74,7 @@ async def wait_for_images(
             return None
         try:
             return await _images(order)
-        except NotFinite as error:  # of what was asked, as too strong a guidance
+        except NonFiniteError as error:  # of what was asked, as too strong a guidance
             raise HTTPException(422, str(error)) from None
 
 
@@ -85,7 +85,7 @@ async def sse_events(service: Service, model: ServedModel, order: PendingImages)
     try:
         made = model.made(order, await _images(order))
         yield _event("images", await asyncio.to_thread(images_response, made))
-    except (NotFinite, HTTPException) as error:
+    except (NonFiniteError, HTTPException) as error:
         yield _event("error", Problem(detail=getattr(error, "detail", str(error))))
 
 

@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from diffusion.choice.best_settings import best_settings
 from diffusion.choice.budget import pareto_front
-from diffusion.choice.from_scores import best_settings
 from diffusion.engine.engine import Engine
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import Artefact, LoadedModel

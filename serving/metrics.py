@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from diffusion.engine.engine import Pass
+from diffusion.engine.engine import ForwardPass
 from serving.responses import ModelRef
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
@@ -52,7 +52,7 @@ class Metrics:
         self.held.set_function(held)
         self.active.set_function(active)
 
-    def see(self, done: Pass) -> None:
+    def see(self, done: ForwardPass) -> None:
         """Count a pass of an engine."""
         if done.rows:
             self.rows.observe(done.rows)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from diffusion.choice.from_scores import scores_for
-from diffusion.choice.of_model import of_model
+from diffusion.choice.best_settings import scores_for
+from diffusion.choice.model_cells import model_scores
 from diffusion.layout import SCORES
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.scores import ScoresDocument, read_scores
@@ -86,7 +86,7 @@ def model_of_run(name: str) -> PublishedModel:
 
     file, run = fetch_model(name), find_run(name)
     try:
-        scores = of_model(fetch_scores(run), read_artefact(file).model_sha256)
+        scores = model_scores(fetch_scores(run), read_artefact(file).model_sha256)
     except UsageError:  # it was not evaluated
         scores = None
     return PublishedModel(str(run.info.run_name), None, file, scores)

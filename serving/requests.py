@@ -5,15 +5,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffusion.choice.from_scores import best_settings, budget_settings
+from diffusion.choice.best_settings import best_settings, budget_settings
 from diffusion.model.model_file import Described
 from diffusion.process.condition import Condition
 from diffusion.protocol.interval import Interval
 from diffusion.protocol.samplers import SAMPLERS, Noise
 from diffusion.protocol.scores import ScoresDocument
-from diffusion.protocol.settings import Eta, SamplerName, SampleSettings, SpacingName, Strength
+from diffusion.protocol.settings import Eta, GuidanceScale, SamplerName, SampleSettings, SpacingName
 from diffusion.protocol.spacing import SPACINGS
-from diffusion.sample.asked import class_condition, mixed_condition
+from diffusion.sample.class_labels import class_condition, mixed_condition
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MOST_COUNT, MOST_NAME
 from diffusion.system.section import PositiveInt, Seed, Steps, validated
@@ -49,7 +49,7 @@ class SampleRequest(BaseModel):
     noise: Noise | None = None
     spacing: SpacingName | None = Field(default=None, json_schema_extra={"examples": list(SPACINGS)})
     clip: bool | None = None
-    guidance: Strength | None = None
+    guidance: GuidanceScale | None = None
     guidance_interval: Interval | None = Field(
         default=None,
         strict=False,

@@ -48,7 +48,7 @@ def samples(model: Path) -> dict[tuple[int, str], Images]:
     from diffusion.model.model_file import load_model
     from diffusion.protocol.settings import parse_settings
     from diffusion.report.sample_pictures import TILE, TILE_COLUMNS
-    from diffusion.sample.asked import mixed_condition
+    from diffusion.sample.class_labels import mixed_condition
     from diffusion.sample.generate import generate
     from diffusion.system.devices import default_device
 

@@ -15,7 +15,7 @@ from diffusion.model.registry import MODELS
 from diffusion.process.predictions import PREDICTIONS
 from diffusion.process.registry import PROCESSES
 from diffusion.protocol.extractors import EXTRACTORS
-from diffusion.protocol.protocols import PROTOCOLS
+from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.registry import load_reference
@@ -54,7 +54,7 @@ REGISTRIES = (
              "(S, T) → S increasing times that end at T − 1"),
     Registry("EXTRACTORS", EXTRACTORS, "diffusion/protocol/extractors.py", "evaluate.extractor",
              "(`ExtractorSpec`, its weights or None) → `nn.Module`"),
-    Registry("PROTOCOLS", PROTOCOLS, "diffusion/protocol/protocols.py", "evaluate.protocol",
+    Registry("PROTOCOLS", PROTOCOLS, "diffusion/protocol/paper_protocols.py", "evaluate.protocol",
              "what a paper states of a run, field by field"),
     Registry("PRESETS", PRESETS, "diffusion/model/presets.py", "model.preset",
              "a published shape of the `unet`, with its recipe"),

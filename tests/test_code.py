@@ -13,7 +13,7 @@ from diffusion.code import NEUTRAL, changed_modules, code_digest, code_of, modul
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.process.config import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.sweep import sampling_code, shards_folder
+from diffusion.sample.cell_images import sampling_code, shards_folder
 from diffusion.system.syntax import normalised
 from diffusion.train.classifier_plan import ClassifierPlan
 from diffusion.train.identity import DenoiserPlan, training_code
@@ -195,7 +195,7 @@ def test_a_cell_is_known_by_its_own_sampler() -> None:
     assert solver - ddim == {"diffusion.sample.dpm_solver"}
     assert {
         "diffusion.sample.generate",
-        "diffusion.sample.asked",  # the class of each image
+        "diffusion.sample.class_labels",  # the class of each image
         "diffusion.sample.sampler",
         "diffusion.model.blocks",
         "diffusion.process.noise",

@@ -19,7 +19,7 @@ from diffusion.images.store import open_store
 from diffusion.process.config import ProcessConfig
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.sweep import sampling_code
+from diffusion.sample.cell_images import sampling_code
 from diffusion.train.identity import DenoiserPlan, training_code
 from tests import registries
 from tests.conftest import ROOT, environment

@@ -23,7 +23,7 @@ from diffusion.model.precision import autocast, rounded, settled
 from diffusion.protocol.extractors import EVALUATION_VERSION
 from diffusion.protocol.grid import SAMPLING_VERSION
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.asked import condition_of
+from diffusion.sample.class_labels import labels_condition
 from diffusion.sample.generate import generate
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
@@ -53,7 +53,7 @@ def image(name: str) -> Images:
         LoadedModel(network_of(spec), artefact),
         SampleSettings(seed=1, **SETTINGS[name]),
         range(2),
-        condition_of(artefact, torch.tensor([0, 1]), 2),
+        labels_condition(artefact, torch.tensor([0, 1]), 2),
         CPU,
     )
     return to_nhwc(made)

@@ -15,7 +15,7 @@ from diffusion.images.store import open_store
 from diffusion.layout import AVERAGES, SAMPLES, SCORES
 from diffusion.model.model_file import read_artefact
 from diffusion.model.snapshots import Snapshots
-from diffusion.protocol.card import differing
+from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.scores import read_scores
 from diffusion.protocol.settings import SampleSettings
@@ -79,7 +79,7 @@ def test_the_card_of_an_old_cell_is_that_of_the_same_settings_today(old):
     card = open_store(SAMPLES / CELL, CellMeta).meta["card"]
     settings = SampleSettings(steps=2, guidance=1.0, guidance_interval=(0.1, 10.0))
     today = settings_card(settings)
-    assert not differing([{field: card.get(field) for field in today}, today])
+    assert not differing_fields([{field: card.get(field) for field in today}, today])
 
 
 def test_old_scores_are_read_compared_and_used_for_a_budget(old):

@@ -7,10 +7,10 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from diffusion.choice.gate import clash, judge
+from diffusion.choice.gate import card_diff, decide
 from diffusion.images.pictures import png_bytes
 from diffusion.images.store import Images
-from diffusion.protocol.grid import line_name, order, spoken
+from diffusion.protocol.grid import cell_order, describe_cell, describe_line
 from diffusion.protocol.scores import CellScores
 from diffusion.report.figures import CurvePoint, as_svg, score_curve
 from diffusion.report.sample_pictures import data_uri
@@ -59,7 +59,7 @@ def families(comparison: Comparison) -> list[dict[str, Any]]:
             "cell": row.cell,
             "count": count,
             "gap": gap and {"value": spread_text(gap.value), "half": spread_text(gap.half), "how": gap.how},
-            "told": gap is not None and gap.is_told,
+            "told": gap is not None and gap.is_significant,
             "best": value == row.best,
         }
         for label, value, spread, count, gap in columns
@@ -70,7 +70,7 @@ def families(comparison: Comparison) -> list[dict[str, Any]]:
 def _is_told(row: Row) -> bool:
     """Whether the best of a row is told apart from all others."""
     others = sum(value is not None for value in row.values) - 1
-    return row.best is not None and others == sum(gap is not None and gap.is_told for gap in row.gaps)
+    return row.best is not None and others == sum(gap is not None and gap.is_significant for gap in row.gaps)
 
 
 def curves(comparison: Comparison, cells: Mapping[str, CellScores]) -> list[dict[str, Any]]:
@@ -81,7 +81,7 @@ def curves(comparison: Comparison, cells: Mapping[str, CellScores]) -> list[dict
     points: dict[str, list[CurvePoint]] = {}
     for row in _first_score(comparison):
         cell = cells[row.cell]
-        points.setdefault(line_name(cell.axes), []).extend(_points(row, cell.steps, comparison.labels))
+        points.setdefault(describe_line(cell.axes), []).extend(_points(row, cell.steps, comparison.labels))
     metric = comparison.rows[0].metric if points else ""
     return [
         {"setting": setting, "drawing": _drawn(f"curve{number}", setting, metric, found)}
@@ -112,7 +112,7 @@ def verdicts(groups: Sequence[Group]) -> list[dict[str, Any]]:
         {
             "champion": champion.label,
             "candidate": candidate.label,
-            **judge(candidate.document.cells, champion.document.cells, champion.label)._asdict(),
+            **decide(candidate.document.cells, champion.document.cells, champion.label)._asdict(),
         }
         for champion, candidate in pairs
     ]
@@ -143,21 +143,21 @@ def sheets(scored: Sequence[Scored], pictures: Sequence[Mapping[str, Images]]) -
     """
     first = scored[0].document
     rows = []
-    for name, cell in sorted(first.cells.items(), key=lambda item: order(item[1].axes)):
+    for name, cell in sorted(first.cells.items(), key=lambda item: cell_order(item[1].axes)):
         shown = [
             _sheet(one, number, name, seen[name])
             for number, (one, seen) in enumerate(zip(scored, pictures, strict=True))
             if name in seen and _same_noise(cell, one.document.cells.get(name))
         ]
         if len(shown) > 1:
-            rows.append({"cell": spoken(cell.axes), "best": name == first.best.cell, "sides": shown})
+            rows.append({"cell": describe_cell(cell.axes), "best": name == first.best.cell, "sides": shown})
     if rows and not any(row["best"] for row in rows):
         rows[0]["best"] = True
     return rows
 
 
 def _same_noise(cell: CellScores, other: CellScores | None) -> bool:
-    return other is not None and not set(OF_NOISE) & clash(cell, other).keys()
+    return other is not None and not set(OF_NOISE) & card_diff(cell, other).keys()
 
 
 def _sheet(one: Scored, number: int, name: str, picture: Images) -> dict[str, Any]:

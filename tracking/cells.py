@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from diffusion.choice.ranking import is_aside
+from diffusion.choice.ranking import is_auxiliary
 from diffusion.images.pictures import read_picture, to_pil
 from diffusion.images.store import Images
-from diffusion.protocol.card import OF_EXTRACTOR, Card
+from diffusion.protocol.card import EXTRACTOR_FIELDS, Card
 from diffusion.protocol.scores import CellScores, ScoresDocument
 from diffusion.system.section import fingerprint
 from tracking.names import CARD, CELL, PARENT
@@ -117,7 +117,8 @@ def _protocol(cell: CellScores) -> str:
 def _beside(cell: CellScores) -> dict[str, Card]:
     """By the name of each further extractor, what its card has of its own."""
     return {
-        name: {field: seen.card.get(field) for field in OF_EXTRACTOR} for name, seen in cell.spaces.items()
+        name: {field: seen.card.get(field) for field in EXTRACTOR_FIELDS}
+        for name, seen in cell.spaces.items()
     }
 
 
@@ -139,7 +140,7 @@ def _log_cell(
     curves = [
         Metric(f"{key}/{series(cell)}", value, time, cell.steps)
         for key, value in cell.all_scores.items()
-        if not is_aside(key)
+        if not is_auxiliary(key)
     ]
     client.log_batch(parent.info.run_id, metrics=curves)
     return child

@@ -5,14 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from diffusion.choice.certainty import errors_of
-from diffusion.choice.gate import clash
+from diffusion.choice.confidence import errors_of
+from diffusion.choice.gate import card_diff
 from diffusion.choice.groups import deviation_of, group_gap, mean_interval, mean_of
 from diffusion.choice.ranking import Cells, is_limit, is_published, leader, rank_metric
-from diffusion.choice.spaces import seen_by
-from diffusion.protocol.card import OF_COUNT, OF_STATISTICS
+from diffusion.choice.spaces import scores_in_space
+from diffusion.protocol.card import COUNT_FIELDS, STATISTICS_FIELDS
 from diffusion.protocol.extractors import EXTRACTORS
-from diffusion.protocol.grid import order
+from diffusion.protocol.grid import cell_order
 from diffusion.protocol.scores import CellScores, ScoresDocument, read_scores
 from diffusion.system.errors import UsageError
 from tracking.comparison import Comparison, Difference, Fields, Group, Row, Scored
@@ -121,7 +121,7 @@ def _compare_in(
     aside = f" in {space}" if further else ""
     left_out = [[Difference(f"{one.label}{aside}", [], {}) for one in group] for group in groups]
     rows: list[Row] = []
-    for name, cell in sorted(seen[0][0].items(), key=lambda item: order(item[1].axes)):
+    for name, cell in sorted(seen[0][0].items(), key=lambda item: cell_order(item[1].axes)):
         shown = metrics or _usual(cell)
         for metric in shown:
             columns = [list(_agreeing(cell, [cells.get(name) for cells in group], metric)) for group in seen]
@@ -143,7 +143,7 @@ def _agreeing(first: CellScores, cells: Sequence[CellScores | None], metric: str
 
 
 def _clash(cell: CellScores, other: CellScores | None) -> Fields:
-    return clash(cell, other, free=()) if other else {}
+    return card_diff(cell, other, free=()) if other else {}
 
 
 def _all(groups: Sequence[Sequence[T]]) -> list[T]:
@@ -152,14 +152,14 @@ def _all(groups: Sequence[Sequence[T]]) -> list[T]:
 
 def _cells_in(document: ScoresDocument, space: str, *, further: bool) -> Cells:
     if space in document.spaces:
-        return seen_by(document, space).cells
+        return scores_in_space(document, space).cells
     return {} if further and space != document.extractor else document.cells
 
 
 def _weighing(fields: Fields, metrics: Sequence[str]) -> Fields:
     """The differing fields that one of these scores depends on."""
-    free = {*OF_COUNT} if all(map(is_limit, metrics)) else set()
-    free |= set() if any(map(is_published, metrics)) else {*OF_STATISTICS}
+    free = {*COUNT_FIELDS} if all(map(is_limit, metrics)) else set()
+    free |= set() if any(map(is_published, metrics)) else {*STATISTICS_FIELDS}
     return {field: values for field, values in fields.items() if field not in free}
 
 

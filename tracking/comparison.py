@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.choice.certainty import Gap, Interval
+from diffusion.choice.confidence import Gap, Interval
 from diffusion.choice.ranking import leader
 from diffusion.protocol.scores import ScoresDocument
 
@@ -71,7 +71,7 @@ class Row:
     @property
     def tied(self) -> list[bool]:
         """Whether each value, other than the best, lies within the confidence interval of its gap to it."""
-        return [gap is not None and not gap.is_told for gap in self.gaps]
+        return [gap is not None and not gap.is_significant for gap in self.gaps]
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a script."""

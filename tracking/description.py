@@ -7,15 +7,15 @@ artifact beside the model, and the page shows it from there.
 from pathlib import Path
 from urllib.parse import urlencode
 
-from diffusion.choice.chosen import told
+from diffusion.choice.selection import describe_selection
 from diffusion.images.meta import CellMeta
 from diffusion.images.pictures import png_bytes
 from diffusion.images.store import open_store
 from diffusion.layout import SAMPLES
 from diffusion.model.model_file import Artefact
-from diffusion.protocol.departures import departures
-from diffusion.protocol.grid import Cell, order, spoken
-from diffusion.protocol.protocols import PROTOCOLS
+from diffusion.protocol.grid import Cell, cell_order, describe_cell
+from diffusion.protocol.paper_mismatch import score_mismatches
+from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.scores import CellScores, ScoresDocument
 from diffusion.report.sample_pictures import tile
 from diffusion.system.section import brief
@@ -52,7 +52,7 @@ def describe(
 
     `folder` is where the run's artifacts have the registered model, and the picture with it.
     """
-    parts = [_trained(artefact), f"Best: {told(document.best)}."]
+    parts = [_trained(artefact), f"Best: {describe_selection(document.best)}."]
     if with_montage:
         address = urlencode({"path": f"{folder}/{MONTAGE}", "run_uuid": run_id})
         parts.append(f"![samples](get-artifact?{address})")
@@ -79,14 +79,14 @@ def _trained(artefact: Artefact) -> str:
 def _table(document: ScoresDocument) -> str:
     """The cells' scores, the best marked; of a large sweep those of the fewest steps and the best."""
     names = score_names(document)
-    cells = sorted(document.cells.items(), key=lambda item: order(item[1].axes))
+    cells = sorted(document.cells.items(), key=lambda item: cell_order(item[1].axes))
     shown = [item for item in cells if item[0] != document.best.cell][: MOST_ROWS - 1]
     best = document.best.cell, document.cells[document.best.cell]
     rows = []
-    for name, cell in sorted([*shown, best], key=lambda item: order(item[1].axes)):
+    for name, cell in sorted([*shown, best], key=lambda item: cell_order(item[1].axes)):
         mark = "**" * (name == best[0])
         values = (f"{cell.scores[metric]:.4g}" for metric in names)
-        rows.append([f"{mark}{_plain(spoken(cell.axes))}{mark}", *values])
+        rows.append([f"{mark}{_plain(describe_cell(cell.axes))}{mark}", *values])
     left = len(cells) - len(shown) - 1
     return score_table(names, rows) + (f"\n\n{left} more cells are in its scores.json." if left else "")
 
@@ -102,7 +102,7 @@ def _against(document: ScoresDocument) -> str:
 
 def _protocol(artefact: Artefact, document: ScoresDocument, name: str) -> str:
     """Where the scores depart from the paper's protocol that they name."""
-    found = departures(document, name, artefact.process.model_dump(mode="json"))
+    found = score_mismatches(document, name, artefact.process.model_dump(mode="json"))
     said = "".join(f"\n- {_plain(str(one))}" for one in found)
     return f"By the protocol of {PROTOCOLS[name].paper}" + (f", but:\n{said}" if found else ".")
 

@@ -7,8 +7,8 @@ setting would have given another model, so that the better model need not be of 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from diffusion.choice.groups import deviation_of, group_gap, mean_of, one_a_seed
-from diffusion.choice.ranking import best
+from diffusion.choice.groups import cells_by_seed, deviation_of, group_gap, mean_of
+from diffusion.choice.ranking import best_cell
 from diffusion.protocol.scores import CellScores, ScoresDocument
 from tracking.comparison import spread_text
 from tracking.seeds import versions_of_setting
@@ -28,7 +28,7 @@ def seeds_aside(
     It speaks of the champion's best cell and its score, of versions that were scored by its protocol.
     """
     ours, theirs = candidate.training, champion.training
-    bar, metric, _ = best(champion.cells)
+    bar, metric, _ = best_cell(champion.cells)
     if ours is None or theirs is None or bar not in candidate.cells:
         return ""
     mine = _cells(client, name, ours.setting, candidate, champion.cells[bar], bar)
@@ -40,7 +40,7 @@ def seeds_aside(
     if len(held) < 2:
         return ""
     found = group_gap(mine, held, metric)
-    apart = "told apart" if found is not None and found.is_told else "not told apart"
+    apart = "told apart" if found is not None and found.is_significant else "not told apart"
     return (
         f"; its setting has {_told(mine, metric)} over {len(mine)} seeds and the champion's "
         f"{_told(held, metric)} over {len(held)}, {apart}"
@@ -53,7 +53,7 @@ def _cells(
     """That cell of the versions of a setting, one a seed, `own` among them, where it is of one protocol."""
     versions = versions_of_setting(client, name, setting, MOST)
     documents = [own, *(scores_of(client, version) for version in versions)]
-    return list(one_a_seed(documents, cell, bar).values())
+    return list(cells_by_seed(documents, cell, bar).values())
 
 
 def _told(cells: Sequence[CellScores], metric: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from diffusion.choice.ranking import Cells, best
+from diffusion.choice.ranking import Cells, best_cell
 from diffusion.system.documents import parse_document
 from diffusion.system.errors import DiffctlError
 from diffusion.system.section import PositiveInt, Section, Word
@@ -152,7 +152,7 @@ def slot(number: int) -> str:
 
 def score_of(cells: Cells) -> Score:
     """The score that a version is judged by."""
-    cell, metric, value = best(cells)
+    cell, metric, value = best_cell(cells)
     return Score(cell=cell, metric=metric, value=value)
 
 

@@ -6,8 +6,8 @@ A note that a person has written or edited in MLflow stays as it is: ours is kno
 import hashlib
 from collections.abc import Mapping
 
-from diffusion.choice.chosen import told
-from diffusion.protocol.grid import order
+from diffusion.choice.selection import describe_selection
+from diffusion.protocol.grid import cell_order
 from diffusion.protocol.scores import CellScores, ScoresDocument
 from tracking.markdown import score_names, score_table
 
@@ -74,7 +74,7 @@ def training_note(params: Tags, fingerprint: str) -> str:
 
 def scores_note(document: ScoresDocument) -> str:
     """A table of the cells, the best one bold, and what their scores are of."""
-    cells = sorted(document.cells.items(), key=lambda item: order(item[1].axes))
+    cells = sorted(document.cells.items(), key=lambda item: cell_order(item[1].axes))
     names, first, reference = score_names(document), cells[0][1], document.reference
 
     def row(name: str, cell: CellScores) -> list[str]:
@@ -83,7 +83,7 @@ def scores_note(document: ScoresDocument) -> str:
         return [f"{mark}{text}{mark}" for text in texts]
 
     return (
-        f"\nThe best: {told(document.best)}.\n\n"
+        f"\nThe best: {describe_selection(document.best)}.\n\n"
         f"{score_table(names, (row(*item) for item in cells))}\n\n"
         f"{first.num_images:,} images a cell against {reference.reference_count:,} of {reference.name} "
         f"({reference.reference_split}), extractor {document.extractor}.\n"

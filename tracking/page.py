@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from diffusion.choice.certainty import how_told
+from diffusion.choice.confidence import describe_comparison
 from diffusion.images.store import Images
 from diffusion.report.render import render
 from tracking.beside import curves, differing_params, families, finding, sheets, verdicts
@@ -44,7 +44,7 @@ def comparison_page(
         together=comparison.together,
         rows=rows,
         tied=any(any(row.tied) for row in comparison.rows),
-        how=how_told(gap for row in comparison.rows for gap in row.gaps),
+        how=describe_comparison(gap for row in comparison.rows for gap in row.gaps),
         unmarked=any(row.ranks and row.best is None for row in comparison.rows),
         few_images=any(any(row.few_images) for row in comparison.rows),
         intervals=any(any(row.intervals) for row in comparison.rows),

@@ -7,7 +7,7 @@ from typing import Any
 from diffusion.images.meta import CellMeta
 from diffusion.images.pictures import montage
 from diffusion.images.store import Images, open_store
-from diffusion.protocol.card import differing
+from diffusion.protocol.card import differing_fields
 from diffusion.protocol.scores import CellScores
 from tracking.cells import fetch_samples
 from tracking.comparison import Scored
@@ -39,4 +39,4 @@ def _beside(path: Path, cells: Mapping[str, CellScores]) -> dict[str, Images]:
 
 def _is_of(cell: CellScores, sampled: Mapping[str, Any]) -> bool:
     """Whether the scores are of these samples: what the samples' card says, theirs says too."""
-    return not differing([{field: cell.card.get(field) for field in sampled}, dict(sampled)])
+    return not differing_fields([{field: cell.card.get(field) for field in sampled}, dict(sampled)])

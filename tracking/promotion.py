@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from diffusion.choice.gate import Verdict, judge, outdated
+from diffusion.choice.gate import Verdict, decide, outdated_best_cell
 from diffusion.protocol.scores import ScoresDocument
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, reason
 from diffusion.system.section import brief
@@ -127,8 +127,8 @@ def _weigh(
         return Verdict(False, pin_told(history.pinned[number], number)), against
     if scores is None:
         return Verdict(False, f"the scores of version {holder} cannot be read: promote by --force"), None
-    verdict = judge(document.cells, scores.cells, f"version {holder}")
-    stale = hand.dry_run and outdated(document.cells, scores.cells)
+    verdict = decide(document.cells, scores.cells, f"version {holder}")
+    stale = hand.dry_run and outdated_best_cell(document.cells, scores.cells)
     later = "; without --dry-run it is scored anew first" if stale else ""
     aside = seeds_aside(client, history.name, document, scores)
     return verdict._replace(reason=f"{verdict.reason}{later}{aside}"), against

@@ -14,9 +14,9 @@ from diffusion.config import Config
 from diffusion.layout import CELL_RUNS, CLASSIFIER_RUNS, EMA_RUNS, MODEL, MODEL_RUNS, TRAIN_RUNS
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.grid import cell_settings, grid
-from diffusion.sample.averages import made_averages
+from diffusion.sample.cell_images import shards_folder
+from diffusion.sample.ema_models import existing_ema_models
 from diffusion.sample.shards import cells_folder
-from diffusion.sample.sweep import shards_folder
 from diffusion.search.folder import known_searches
 from diffusion.system.files import bytes_below
 from diffusion.system.locks import LockBusy, file_lock, is_held
@@ -134,7 +134,7 @@ def _cells(config: Config, needed: Needed) -> Iterator[Leftover]:
     kept = {cells_folder(sha256) for sha256 in needed.models}
     own, present = set[Path](), set[Path]()
     if MODEL.is_file():
-        averages = made_averages(MODEL, config.sweep.widths)
+        averages = existing_ema_models(MODEL, config.sweep.widths)
         models = {width: read_artefact(file) for width, file in averages.items()}
         models[None] = read_artefact(MODEL)
         cells = [cell for cell in grid(config.sample, config.sweep) if cell.ema in models]
@@ -151,7 +151,7 @@ def _cells(config: Config, needed: Needed) -> Iterator[Leftover]:
 
 def _averages(config: Config) -> Iterator[Leftover]:
     """Models of widths that the grid does not have, or of other snapshots: each is made again in a moment."""
-    kept = {path.parent for path in made_averages(MODEL, config.sweep.widths).values()}
+    kept = {path.parent for path in existing_ema_models(MODEL, config.sweep.widths).values()}
     for folder in _folders(EMA_RUNS):
         if folder not in kept:
             yield Leftover(folder, bytes_below(folder), "model of an average that is not in the grid")

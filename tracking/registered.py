@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusion.choice.of_model import of_best_model
+from diffusion.choice.model_cells import best_model_scores
 from diffusion.protocol.scores import ScoresDocument
 from diffusion.system.errors import UsageError
 from tracking.champion import champion_version
@@ -59,7 +59,7 @@ def version_of(document: ScoresDocument) -> Registered | None:
 
     That which has these very scores; else, of several with its weights, the champion, or the newest.
     """
-    scores, uri = of_best_model(document), tracking_uri()
+    scores, uri = best_model_scores(document), tracking_uri()
     name, sha256 = model_name(data_name(scores)), str(scores.cells[scores.best.cell].card.get("model_sha256"))
     with failures(uri):
         client = connect(uri)

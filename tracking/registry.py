@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from diffusion.choice.gate import outdated
-from diffusion.choice.of_model import of_best_model
+from diffusion.choice.gate import outdated_best_cell
+from diffusion.choice.model_cells import best_model_scores
 from diffusion.images.meta import Training
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.protocol.scores import CellScores, ScoresDocument, read_scores
@@ -62,16 +62,16 @@ class _Best(NamedTuple):
 def _best_model(document: ScoresDocument, model: Path, scores_file: Path) -> _Best:
     """DiffctlError where the scores are not of the model of this file, or not of its averages."""
     from diffusion.model.model_file import read_verified  # with torch, which most others here do without
-    from diffusion.sample.averages import average_file, snapshots_of
+    from diffusion.sample.ema_models import ema_model_file, matching_snapshots
 
     width = document.cells[document.best.cell].ema
     own = read_verified(model)
-    file = model if width is None else average_file(snapshots_of(model), width)
+    file = model if width is None else ema_model_file(matching_snapshots(model), width)
     artefact = own if width is None else read_verified(file)
     known = {None: own.model_sha256, width: artefact.model_sha256}
     if any(known.get(cell.ema, sha256) != sha256 for cell, sha256 in _models(document)):
         raise DiffctlError(f"{scores_file} is of another model than {model}: `diffctl run` makes new scores")
-    scores = of_best_model(document)
+    scores = best_model_scores(document)
     if width is not None:
         scores = scores.model_copy(update={"training": artefact.training and Training(**artefact.training)})
     return _Best(file, artefact.model_sha256, scores)
@@ -118,7 +118,7 @@ def outdated_champion(document: ScoresDocument) -> Outdated | None:
         if champion is None or not is_ours(champion):
             return None
         cells = scores_of(client, champion).cells
-        cell = outdated(document.cells, cells)
+        cell = outdated_best_cell(document.cells, cells)
         return Outdated(champion, cells[cell], weights_of(client, champion)) if cell else None
 
 

@@ -4,9 +4,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.choice.chosen import told
+from diffusion.choice.selection import describe_selection
 from diffusion.layout import SCORES
-from diffusion.protocol.scores import ScoresDocument, as_values, read_scores
+from diffusion.protocol.scores import ScoresDocument, document_values, read_scores
 from diffusion.system.errors import UsageError
 from diffusion.system.section import fingerprint
 from tracking.cells import log_cells
@@ -48,7 +48,7 @@ def log_scores(run_file: Path, document: ScoresDocument) -> str:
         run_id = training_run(client, identity, data_name(document))
         parent = client.get_run(run_id)
         logged = log_cells(client, parent, document)
-        client.log_dict(run_id, as_values(document), f"{EVALUATION_FOLDER}/{SCORES.name}")
+        client.log_dict(run_id, document_values(document), f"{EVALUATION_FOLDER}/{SCORES.name}")
         _log_best(client, run_id, document, logged[document.best.cell].info.start_time)
         _show_in_ui(client, parent, identity.fingerprint, document)
     return run_id
@@ -66,7 +66,7 @@ def _log_best(client: "MlflowClient", run_id: str, document: ScoresDocument, tim
     values |= {"best/steps": best.steps, "best/eta": best.eta, "best/evaluations": best.evaluations}
     values |= {} if best.ema is None else {"best/ema": best.ema}
     client.log_batch(run_id, [Metric(name, value, time, 0) for name, value in values.items()])
-    client.set_tag(run_id, BEST, told(document.best))
+    client.set_tag(run_id, BEST, describe_selection(document.best))
     if document.training is not None:
         client.set_tag(run_id, SETTING, document.training.setting)
 
@@ -98,7 +98,7 @@ def log_sweep(run_id: str, document: ScoresDocument) -> str:
     What the run was evaluated with stays. Logging the same again changes nothing. Returns the artifact's
     path; an MlflowError when MLflow fails.
     """
-    uri, values = tracking_uri(), as_values(document)
+    uri, values = tracking_uri(), document_values(document)
     path = f"{EVALUATION_FOLDER}/sweeps/{fingerprint(values)}.json"
     with failures(uri):
         client = connect(uri)

@@ -19,9 +19,9 @@ from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import load_model, read_artefact
 from diffusion.protocol.scores import read_scores
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.asked import class_condition, mixed_condition
-from diffusion.sample.finite import NotFinite
+from diffusion.sample.class_labels import class_condition, mixed_condition
 from diffusion.sample.generate import generate
+from diffusion.sample.nan_guard import NonFiniteError
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
 from diffusion.system.section import validated
@@ -93,7 +93,7 @@ class Sampler(PythonModel):
             return [self._sample(request) for request in model_input]
         except UsageError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
-        except NotFinite as error:
+        except NonFiniteError as error:
             raise MlflowException(str(error)) from error
 
     def _sample(self, request: Request) -> Reply:

@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.choice.chosen import told
-from diffusion.choice.ranking import best
+from diffusion.choice.ranking import best_cell
+from diffusion.choice.selection import describe_selection
 from diffusion.layout import SCORES
 from diffusion.protocol.scores import ScoresDocument, read_scores
 from diffusion.system.errors import DiffctlError
@@ -94,7 +94,7 @@ def create_version(
         FILE_SHA256: sha256_file(model),
         CARD: protocol,
         KEY: client.get_run(run_id).data.tags[KEY],
-        BEST: told(document.best),
+        BEST: describe_selection(document.best),
         **({SETTING: artefact.training["setting"]} if artefact.training else {}),
         **({EMA_WIDTH: f"{artefact.ema_width:g}"} if artefact.ema_width else {}),
         **_dvc_tags(model),
@@ -126,16 +126,16 @@ def _save(path: Path, weights: Path, document: ScoresDocument, scratch: Path) ->
     import mlflow.pyfunc
 
     import diffusion
-    from diffusion.protocol.scores import write_document
+    from diffusion.protocol.scores import write_scores_document
 
-    write_document(scratch / SCORES.name, document)
+    write_scores_document(scratch / SCORES.name, document)
     mlflow.pyfunc.save_model(
         path,
         python_model=str(Path(__file__).with_name("served.py")),
         artifacts={"weights": str(weights), "scores": str(scratch / SCORES.name)},
         code_paths=[str(Path(diffusion.__file__).parent)],
         pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
-        model_config={"best_cell": best(document.cells)[0]},
+        model_config={"best_cell": best_cell(document.cells)[0]},
     )
 
 

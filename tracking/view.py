@@ -7,7 +7,7 @@ of charts are those of MLflow 3; a later UI that knows others shows its own.
 import json
 from typing import Any
 
-from diffusion.choice.ranking import is_aside
+from diffusion.choice.ranking import is_auxiliary
 from diffusion.protocol.scores import CellScores, ScoresDocument
 from tracking.links import VIEW
 from tracking.names import KEY
@@ -30,7 +30,7 @@ def series(cell: CellScores) -> str:
 def best_scores(document: ScoresDocument) -> dict[str, float]:
     """The best cell's scores under the names that a training's run has them by."""
     best = document.cells[document.best.cell]
-    return {f"best/{name}": value for name, value in best.all_scores.items() if not is_aside(name)}
+    return {f"best/{name}": value for name, value in best.all_scores.items() if not is_auxiliary(name)}
 
 
 def view_tags(document: ScoresDocument) -> dict[str, str]:

@@ -75,7 +75,7 @@ def compare(
 
 def _show_comparison(result: "Comparison") -> None:
     """The table, the best number of a row marked, and below it what was left out and why."""
-    from diffusion.choice.certainty import how_told
+    from diffusion.choice.confidence import describe_comparison
 
     if result.rows:
         listed = table("CELL", "SCORE", *result.labels)
@@ -88,7 +88,7 @@ def _show_comparison(result: "Comparison") -> None:
             typer.echo("< the best of its row")
         if any(any(row.tied) for row in result.rows):
             typer.echo("≈ not told apart from the best: the gap is inside its confidence interval")
-        if how := how_told(gap for row in result.rows for gap in row.gaps):
+        if how := describe_comparison(gap for row in result.rows for gap in row.gaps):
             typer.echo(f"gaps to the best are {how}")
         if any(row.ranks and row.best is None for row in result.rows):
             typer.echo("no best is marked where a number has no confidence interval: it may be so by chance")
@@ -118,6 +118,6 @@ def _why(result: "Comparison") -> str:
 
 
 def _fields(fields: dict[str, list[object]]) -> str:
-    from diffusion.protocol.card import spoken
+    from diffusion.protocol.card import describe_difference
 
-    return f"the cards differ in {spoken(fields)}"
+    return f"the cards differ in {describe_difference(fields)}"

@@ -29,7 +29,7 @@ def profile_names() -> list[str]:
 
 def protocol_names() -> list[str]:
     """The papers whose protocol is known, also for a shell that completes one."""
-    from diffusion.protocol.protocols import PROTOCOLS
+    from diffusion.protocol.paper_protocols import PROTOCOLS
 
     return list(PROTOCOLS)
 

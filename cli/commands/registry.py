@@ -113,7 +113,7 @@ def _sample_one(weights: Path, scores: "ScoresDocument") -> None:
     """Make image 0 as in the best cell; raises what keeps the model from being sampled."""
     from diffusion.model.model_file import load_model
     from diffusion.protocol.settings import SampleSettings
-    from diffusion.sample.asked import mixed_condition
+    from diffusion.sample.class_labels import mixed_condition
     from diffusion.sample.generate import generate
     from diffusion.system.devices import default_device
     from diffusion.system.section import validated

@@ -38,12 +38,12 @@ def run(
 
 def show_scores(document: "ScoresDocument") -> None:
     """A row a cell, by its axes; the best one is marked."""
-    from diffusion.choice.chosen import too_low_by
+    from diffusion.choice.selection import describe_optimism
     from diffusion.protocol.extractors import extractor_spec
-    from diffusion.protocol.grid import AXES, order, shown
+    from diffusion.protocol.grid import AXES, cell_order, format_value
 
     spec, chosen = document.spec, document.best
-    cells = sorted(document.cells.values(), key=lambda cell: order(cell.axes))
+    cells = sorted(document.cells.values(), key=lambda cell: cell_order(cell.axes))
     winner = document.cells[chosen.cell]
     names = [spec.distance, "excess", spec.kernel_distance, *spec.results]
     for seen in map(extractor_spec, document.spaces):
@@ -54,7 +54,7 @@ def show_scores(document: "ScoresDocument") -> None:
     for cell in cells:
         values = [f"{cell.all_scores[name]:.4g}" for name in names]
         listed.add_row(
-            *(shown(cell.axes.get(axis, "")) for axis in axes), *values, "*" if cell is winner else ""
+            *(format_value(cell.axes.get(axis, "")) for axis in axes), *values, "*" if cell is winner else ""
         )
     show(listed)
     reference, extractors = document.reference, ", ".join([spec.name, *document.spaces])
@@ -63,5 +63,5 @@ def show_scores(document: "ScoresDocument") -> None:
         f"{reference.name} ({reference.reference_split}), extractor {extractors}; "
         f"* the best by {chosen.metric}"
     )
-    if aside := too_low_by(chosen):
+    if aside := describe_optimism(chosen):
         typer.echo(f"its {chosen.metric} is {aside}")

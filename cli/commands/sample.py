@@ -147,7 +147,7 @@ def sample(
     refuse_idle(context, "guidance_interval", guidance == 0, "without --guidance")
     indices = _indices(num, index)
     begin("loading the model", as_json)
-    from diffusion.protocol.grid import axes_of, spoken
+    from diffusion.protocol.grid import describe_cell, settings_axes
     from diffusion.protocol.settings import parse_settings
 
     settings = parse_settings(
@@ -169,7 +169,8 @@ def sample(
     made = {"out": str(out), "indices": list(indices), **settings.model_dump(mode="json")}
     said = f"{len(indices)} image(s) of {loaded.artefact.data.name}: {out}"
     if budget is not None:
-        said = f"{spoken(axes_of(settings))}, the best of its sweep for {budget} network evaluations\n{said}"
+        cell = describe_cell(settings_axes(settings))
+        said = f"{cell}, the best of its sweep for {budget} network evaluations\n{said}"
     typer.echo(json.dumps(made) if as_json else said)
 
 
@@ -193,7 +194,7 @@ def _indices(num: int | None, index: int | None) -> range:
 
 
 def _settings_for(budget: int, seed: int, model: Path, scores: "ScoresDocument") -> "SampleSettings":
-    from diffusion.choice.from_scores import budget_settings
+    from diffusion.choice.best_settings import budget_settings
     from diffusion.model.model_file import read_artefact
 
     return budget_settings(scores, budget, seed, model, read_artefact(model).model_sha256)

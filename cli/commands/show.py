@@ -146,7 +146,7 @@ def reverse(
     begin_figure(out, as_json)
     from diffusion.model.model_file import load_model
     from diffusion.protocol.settings import parse_settings
-    from diffusion.sample.asked import class_condition, mixed_condition
+    from diffusion.sample.class_labels import class_condition, mixed_condition
     from diffusion.show.reverse import reverse as computed
     from diffusion.system.devices import default_device
 

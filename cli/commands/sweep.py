@@ -47,7 +47,7 @@ def sweep(
     """
     begin("loading the model", as_json)
     from diffusion.config import load
-    from diffusion.protocol.scores import as_values
+    from diffusion.protocol.scores import document_values
 
     config = load()
     given = {"steps": steps, "eta": eta, "sampler": sampler}
@@ -63,7 +63,7 @@ def sweep(
     document = scored_grid(section, axes, config.evaluate, path, SWEEP)
     logged = _log(document, config.data.name, run_id, champion)
     if as_json:
-        typer.echo(json.dumps(as_values(document), indent=2, sort_keys=True))
+        typer.echo(json.dumps(document_values(document), indent=2, sort_keys=True))
         return
     show_scores(document)
     typer.echo(f"\nimages and scores: {SWEEP}")

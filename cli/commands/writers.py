@@ -27,10 +27,10 @@ def frames_of(
     """The images as the last of the frames (one alone unless animated), NHWC, and their labels."""
     import numpy as np
 
-    from diffusion.sample.generate import is_fast
+    from diffusion.sample.generate import should_compile
 
     device = next(loaded.network.parameters()).device
-    fast = is_fast(loaded.artefact, settings, -(-len(indices) // batch_size), device)
+    fast = should_compile(loaded.artefact, settings, -(-len(indices) // batch_size), device)
     condition = _condition(classifier.artefact if classifier else loaded.artefact, settings, indices, klass)
     batches = []
     with progress("sample") as show:
@@ -48,7 +48,7 @@ def _condition(
     knows_classes: "Artefact", settings: "SampleSettings", indices: range, klass: str | None
 ) -> "Condition":
     """The asked class of each image; no labels for an unconditional model without a classifier."""
-    from diffusion.sample.asked import class_condition, mixed_condition
+    from diffusion.sample.class_labels import class_condition, mixed_condition
 
     if klass is not None:
         return class_condition(knows_classes, klass, len(indices))

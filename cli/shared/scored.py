@@ -39,7 +39,7 @@ def _spaces(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 def _rows(extractor: str, one: dict[str, Any], beside: bool) -> Iterator[tuple[str, str, str, str]]:
     """A score's name, its value, its interval and what held-out images score."""
     from diffusion.protocol.extractors import extractor_spec
-    from diffusion.protocol.scoring import SHARES
+    from diffusion.protocol.metric_constants import SHARES
 
     spec, scores, floor = extractor_spec(extractor), one["scores"], one["reference"].get("floor", {})
     shown = [spec.distance, "excess", spec.limit, spec.kernel_distance, spec.gaussian_distance or ""]

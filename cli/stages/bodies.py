@@ -91,16 +91,16 @@ def sample() -> None:
     from diffusion.layout import MODEL, SAMPLES
     from diffusion.protocol.grid import grid
     from diffusion.protocol.settings import SweepConfig
-    from diffusion.sample.averages import Models
+    from diffusion.sample.cell_images import drop_other_cells
     from diffusion.sample.config import SampleConfig
-    from diffusion.sample.sweep import drop_other_cells
+    from diffusion.sample.ema_models import EMAModelFiles
     from diffusion.system.params import load_section
     from flows.sweep_cells import run_sweep
 
     preflight("sample")
     section = load_section("sample", SampleConfig)
     cells = grid(section, load_section("sweep", SweepConfig))
-    models = Models(MODEL, cells)
+    models = EMAModelFiles(MODEL, cells)
     drop_other_cells(SAMPLES, cells)
     run_sweep(section, cells, models, SAMPLES, progress)
 

@@ -28,12 +28,12 @@ def scored_grid(
     from diffusion.layout import PREPARED, REFERENCE, SCORE_CURVES, SCORES
     from diffusion.protocol.cells import open_cells
     from diffusion.protocol.grid import grid
-    from diffusion.sample.averages import Models
-    from diffusion.sample.sweep import drop_other_cells
+    from diffusion.sample.cell_images import drop_other_cells
+    from diffusion.sample.ema_models import EMAModelFiles
     from flows.sweep_cells import run_sweep
 
     samples, cells = folder / "samples", grid(sample, sweep)
-    models = Models(model, cells)
+    models = EMAModelFiles(model, cells)
     drop_other_cells(samples, cells)
     run_sweep(sample, cells, models, samples, progress)
     with progress("evaluate") as show:

@@ -148,7 +148,7 @@ def write_preview(path: Path, plan: "DenoiserPlan", network: "nn.Module", ema: "
     from diffusion.images.pixels import to_nhwc
     from diffusion.model.model_file import LoadedModel
     from diffusion.protocol.settings import SampleSettings
-    from diffusion.sample.asked import mixed_condition
+    from diffusion.sample.class_labels import mixed_condition
     from diffusion.sample.generate import generate
     from diffusion.system.files import write_atomic
     from diffusion.train.identity import result_of

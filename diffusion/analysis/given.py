@@ -11,7 +11,7 @@ from diffusion.images.store import Images, ImageStore, open_store
 from diffusion.layout import PREPARED
 from diffusion.model.model_file import Artefact
 from diffusion.process.condition import Condition
-from diffusion.sample.asked import class_condition, condition_of
+from diffusion.sample.class_labels import class_condition, labels_condition
 from diffusion.system.errors import UsageError
 
 DIGITS = 18  # of an image's number
@@ -73,11 +73,11 @@ def asked_condition(artefact: Artefact, found: Sequence[int | None], klass: str 
     if klass is not None:
         return class_condition(artefact, klass, len(found))
     if not spec.num_classes:
-        return condition_of(artefact, None, len(found))
+        return labels_condition(artefact, None, len(found))
     if None in found and not spec.null_class:
         raise UsageError("this model needs to know the image's class: give --class")
     labels = [spec.num_classes if label is None else label for label in found]
-    return condition_of(artefact, torch.tensor(labels), len(found))
+    return labels_condition(artefact, torch.tensor(labels), len(found))
 
 
 def end_condition(artefact: Artefact, found: Sequence[int | None], klass: str | None) -> Condition:

@@ -12,19 +12,19 @@ from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser
 from diffusion.process.time_grid import Grid
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.finite import FiniteWatch, watch_over
-from diffusion.sample.generate import check_settings, denoise, model_denoiser
-from diffusion.sample.sampler import Ask, Step, Walk, run
+from diffusion.sample.generate import check_settings, generate_from_noise, model_denoiser
+from diffusion.sample.nan_guard import NaNGuard, guard_networks
+from diffusion.sample.sampler import DenoiserCall, Step, Trajectory, run_sampler
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) steps."""
 
 
-def encoding(grid: Grid, x: Tensor, noise: Callable[[], Tensor]) -> Walk:
+def encoding(grid: Grid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
     """The walk of `encode`, as a sampler whose walk begins at images and ends at codes; it draws no noise."""
     steps = grid.walk()[::-1]
     for done, step in enumerate(steps, start=1):
-        said = yield Ask(x, steps[max(done - 2, 0)].t)
+        said = yield DenoiserCall(x, steps[max(done - 2, 0)].t)
         assert said is not None
         x0_hat = (x - step.sigma_prev * said.eps) / step.alpha_prev
         x = step.alpha * x0_hat + step.sigma * said.eps
@@ -37,20 +37,20 @@ def encode(
     x_0: Tensor,
     condition: Condition,
     progress: Progress | None = None,
-    watch: FiniteWatch | None = None,
+    watch: NaNGuard | None = None,
 ) -> Tensor:
     """x_T (B, C, H, W) from which the walk with η = 0 and no clipping comes back to `x_0`.
 
     The deterministic step reversed (DDIM eq. 14), so exact only as S grows: ε is asked where the step starts.
     The first step starts at the image itself, which counts as its noisiest neighbour, the first timestep.
-    NotFinite, in the words of `watch`, where ε or a step is NaN or infinite.
+    NonFiniteError, in the words of `watch`, where ε or a step is NaN or infinite.
     """
 
     def report(step: Step) -> None:
         if progress:
             progress(step.done, step.total)
 
-    return run(encoding(grid, x_0, lambda: x_0), denoiser, condition, report, watch).x
+    return run_sampler(encoding(grid, x_0, lambda: x_0), denoiser, condition, report, watch).x
 
 
 def slerp(first: Tensor, second: Tensor, fraction: float) -> Tensor:
@@ -80,7 +80,7 @@ def encode_images(
     grid = check_settings(loaded.artefact, settings)
     device = next(loaded.network.parameters()).device
     x_0 = to_model(to_nchw(images).to(device))
-    watch = watch_over({"model": loaded.network}, False, "the code of image {} of these".format)
+    watch = guard_networks({"model": loaded.network}, False, "the code of image {} of these".format)
     return encode(model_denoiser(loaded), grid, x_0, condition.to(device), progress, watch).cpu()
 
 
@@ -102,7 +102,7 @@ def decode_images(
         if progress:
             progress(done, total)
 
-    return denoise(
+    return generate_from_noise(
         loaded,
         settings.model_copy(update={"eta": 0.0, "clip": False}),
         lambda: codes,

@@ -17,7 +17,7 @@ from diffusion.process.posterior import log_variance
 from diffusion.process.registry import build_process
 from diffusion.process.time_grid import Grid
 from diffusion.protocol.spacing import spaced_timesteps
-from diffusion.sample.finite import FiniteWatch, watch_over
+from diffusion.sample.nan_guard import NaNGuard, guard_networks
 
 
 class Bits(NamedTuple):
@@ -47,8 +47,8 @@ def bits_per_dimension(
 
     One pass over all T, or over `steps` of them spread evenly, whose process has a bound of its own. Image
     i's noise comes from (seed, i) alone. The network runs in float32; x̂_0 is clipped to [−1, 1].
-    `progress` gets (done, total) network passes of an image. NotFinite with the image and the term's place,
-    counted from t = 0, where numbers are none.
+    `progress` gets (done, total) network passes of an image. NonFiniteError with the image
+    and the term's place, counted from t = 0, where numbers are NaN or infinite.
     """
     process = build_process(loaded.artefact.process)
     denoiser = NetworkDenoiser(loaded.network, process)
@@ -59,7 +59,7 @@ def bits_per_dimension(
         x_0 = to_model(to_nchw(images[start : start + batch_size]).to(device))
         wanted = condition.rows(slice(start, start + batch_size)).to(device)
         noise = ImageNoise(seed, range(start, start + len(x_0)), (x_0.shape[1], *x_0.shape[2:]))
-        watch = watch_over({"model": loaded.network}, False, _counted_from(start))
+        watch = guard_networks({"model": loaded.network}, False, _counted_from(start))
         prior = prior_term(grid, x_0).cpu().double()
         total = prior.clone()
         for i in range(len(grid)):
@@ -86,7 +86,7 @@ def _term(
     i: int,
     noise: Tensor,
     condition: Condition,
-    watch: FiniteWatch,
+    watch: NaNGuard,
 ) -> Tensor:
     """(B,) terms of the bound at index i, float64 on the CPU."""
     index, process = torch.full((len(x_0),), i), denoiser.process

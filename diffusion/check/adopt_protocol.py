@@ -9,8 +9,8 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from diffusion.protocol.extractors import EXTRACTORS
-from diffusion.protocol.protocols import PROTOCOLS, Stated, departed
-from diffusion.protocol.published import source_of
+from diffusion.protocol.paper_protocols import PROTOCOLS, PaperField, mismatches
+from diffusion.protocol.published_statistics import statistics_source
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.system.files import sha256_file
 
@@ -71,15 +71,15 @@ def adopt_protocol(name: str, sections: Mapping[str, Any]) -> Adoption:
     return Adoption(list(_changes(sections, after, sources)), [*left, *_lacking(after)])
 
 
-def _departing(name: str, sections: Mapping[str, Any]) -> Iterator[Stated]:
+def _departing(name: str, sections: Mapping[str, Any]) -> Iterator[PaperField]:
     data = sections["data"]["name"]
-    fields = {one.field for one in departed(name, sections)}
+    fields = {one.field for one in mismatches(name, sections)}
     for stated in PROTOCOLS[name].states:
         if stated.field in fields and (not stated.data or data in stated.data):
             yield stated
 
 
-def _wanted(stated: Stated, sections: Sections) -> tuple[tuple[str, str], Any, str]:
+def _wanted(stated: PaperField, sections: Sections) -> tuple[tuple[str, str], Any, str]:
     """Where a stated field stands, its new value, and instead of one why it stays."""
     section, key = stated.field.split(".")
     in_sweep = section == "sample" and sections["sweep"].get(key)
@@ -101,7 +101,10 @@ def _statistics(name: str) -> tuple[dict[str, str] | None, str]:
     for path in (REFERENCES / name, Path(name)):
         if path.is_file():
             return {"file": str(path), "sha256": sha256_file(path)}, ""
-    return None, f"{name} is not in {REFERENCES}/: fetch it there from {source_of(name)}, and do this again"
+    return (
+        None,
+        f"{name} is not in {REFERENCES}/: fetch it there from {statistics_source(name)}, and do this again",
+    )
 
 
 def _following(before: Mapping[str, Any], after: Sections) -> Iterator[tuple[tuple[str, str], Any, str]]:

@@ -11,7 +11,7 @@ from diffusion.config import Config
 from diffusion.model.config import NetworkSpec
 from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import cell_settings, grid
-from diffusion.sample.questions import evaluations
+from diffusion.sample.nfe import count_nfe
 from diffusion.show.network_table import format_quantity
 from diffusion.system.devices import default_device
 from diffusion.system.section import Section
@@ -71,7 +71,7 @@ def passes(network: NetworkSpec) -> int:
 def sweep_evaluations(config: Config) -> int:
     """How often the network sees an image in the sweep, twice at each step under guidance."""
     settings = (cell_settings(config.sample, cell) for cell in grid(config.sample, config.sweep))
-    return config.sample.num_images * sum(evaluations(one, config.process) for one in settings)
+    return config.sample.num_images * sum(count_nfe(one, config.process) for one in settings)
 
 
 def scored_images(project: Project) -> int:

@@ -11,8 +11,8 @@ from diffusion.downloads.cache import cache_root
 from diffusion.layout import AVERAGES, CELL_RUNS, EMA_RUNS, MODEL, PREPARE_RUNS, PREPARED, SAMPLES, TRAIN_RUNS
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.grid import Cell, cell_settings, grid
-from diffusion.sample.averages import made_averages
-from diffusion.sample.sweep import shards_folder
+from diffusion.sample.cell_images import shards_folder
+from diffusion.sample.ema_models import existing_ema_models
 from diffusion.system.devices import default_device
 from diffusion.system.files import bytes_below
 from diffusion.train.identity import training_fingerprint
@@ -141,7 +141,7 @@ def _shards(project: Project, cells: Sequence[Cell]) -> dict[Cell, int]:
     if not project.is_trained:
         return {}
     sample, root = project.config.sample, project.root
-    made = made_averages(root / MODEL, project.config.sweep.widths, root / AVERAGES, root / EMA_RUNS)
+    made = existing_ema_models(root / MODEL, project.config.sweep.widths, root / AVERAGES, root / EMA_RUNS)
     models = {width: read_artefact(file) for width, file in made.items()}
     models[None] = read_artefact(root / MODEL)
     folders = {

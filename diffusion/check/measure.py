@@ -23,9 +23,9 @@ from diffusion.model.model_file import LoadedModel
 from diffusion.model.precision import settled
 from diffusion.model.registry import build_network
 from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.cell_images import shard_images
 from diffusion.sample.config import SampleConfig
-from diffusion.sample.questions import evaluations
-from diffusion.sample.sweep import shard_images
+from diffusion.sample.nfe import count_nfe
 from diffusion.train.distributed import ProcessGroup
 from diffusion.train.identity import DenoiserPlan, result_of
 from diffusion.train.loop import Silent, TrainState, new_state, train
@@ -109,7 +109,7 @@ def time_walks(
     return {
         name: _an_evaluation(
             time_work(_walk(loaded, settings, device), batch, seconds / len(walks)),
-            evaluations(settings, plan.process),
+            count_nfe(settings, plan.process),
         )
         for name, settings in walks.items()
     }
@@ -129,8 +129,8 @@ def _walk(loaded: LoadedModel, settings: SampleSettings, device: torch.device) -
     return work
 
 
-def _an_evaluation(walk: ImageTime, evaluations: int) -> ImageTime:
-    return ImageTime(images=walk.images, image=walk.image.scaled(1 / evaluations))
+def _an_evaluation(walk: ImageTime, nfe: int) -> ImageTime:
+    return ImageTime(images=walk.images, image=walk.image.scaled(1 / nfe))
 
 
 def time_extractor(

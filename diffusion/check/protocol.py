@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from diffusion.check.findings import Finding, Project
-from diffusion.protocol.protocols import PROTOCOLS, departed
+from diffusion.protocol.paper_protocols import PROTOCOLS, mismatches
 
 
 def check_protocol(project: Project) -> Iterator[Finding]:
@@ -11,7 +11,7 @@ def check_protocol(project: Project) -> Iterator[Finding]:
     name = project.config.evaluate.protocol
     if name is None:
         return
-    found = departed(name, project.config.model_dump(mode="json"))
+    found = mismatches(name, project.config.model_dump(mode="json"))
     remedy = f"`diffctl use --protocol {name}` sets what can be set; or leave evaluate.protocol out"
     for one in found:
         yield Finding("warning", f"protocol {name}", str(one), remedy)

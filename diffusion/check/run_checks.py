@@ -36,10 +36,10 @@ def check_averages(project: Project) -> Iterator[Finding]:
     """Whether the averages of the sweep can be made, where the training is over that gives what they need."""
     if not project.config.sweep.widths or not project.is_trained:
         return
-    from diffusion.sample.averages import snapshots_of
+    from diffusion.sample.ema_models import matching_snapshots
 
     try:
-        snapshots_of(project.root / MODEL, project.root / AVERAGES)
+        matching_snapshots(project.root / MODEL, project.root / AVERAGES)
     except DiffctlError as error:
         yield Finding("error", "sampling", f"sweep.ema: {error}")
 
@@ -47,13 +47,13 @@ def check_averages(project: Project) -> Iterator[Finding]:
 def _too_large(config: Config, eta: float) -> Iterator[tuple[int, str]]:
     """The numbers of steps for which η is too large, and what is not."""
     from diffusion.process.registry import build_process
-    from diffusion.sample.eta import eta_limit, largest_eta
+    from diffusion.sample.eta import format_max_eta, max_eta
 
     process = build_process(config.process)
     for steps, spacing in product(config.sweep.steps, _listed(config, "spacing")):
         grid = process.grid(spaced_timesteps(spacing, steps, process.timesteps))
-        if eta > largest_eta(grid):
-            yield steps, eta_limit(grid)
+        if eta > max_eta(grid):
+            yield steps, format_max_eta(grid)
 
 
 def check_interval(project: Project) -> Iterator[Finding]:
@@ -75,14 +75,14 @@ def check_interval(project: Project) -> Iterator[Finding]:
 def _unguided(config: Config) -> Iterator[str]:
     """The cells of whose interval the walk asks nothing."""
     from diffusion.process.registry import build_process
-    from diffusion.sample.questions import asked_times, weight_at
+    from diffusion.sample.nfe import call_times, guidance_weight
 
     process = build_process(config.process)
     for cell in grid(config.sample, config.sweep):
         settings = cell_settings(config.sample, cell)
         if settings.guidance_interval is not None:
-            times = asked_times(settings, process)
-            if not any(weight_at(settings, process, t) for t in times):
+            times = call_times(settings, process)
+            if not any(guidance_weight(settings, process, t) for t in times):
                 yield cell.name
 
 

@@ -7,8 +7,8 @@ from diffusion.check.cost_estimate import scored_images
 from diffusion.check.findings import Finding, Project
 from diffusion.check.measured import Measured, Outcome, measured, walk_name
 from diffusion.check.timing import NOTHING, TimeRange
-from diffusion.protocol.grid import Cell, cell_settings, grid, shown
-from diffusion.sample.questions import evaluations
+from diffusion.protocol.grid import Cell, cell_settings, format_value, grid
+from diffusion.sample.nfe import count_nfe
 from diffusion.system.errors import DiffctlError
 
 HOUR = 3600.0
@@ -64,7 +64,7 @@ def cell_times(project: Project, found: Measured) -> dict[Cell, TimeRange]:
     sample, times = project.config.sample, {}
     for cell in grid(sample, project.config.sweep):
         settings = cell_settings(sample, cell)
-        seen = evaluations(settings, project.config.process) * sample.num_images
+        seen = count_nfe(settings, project.config.process) * sample.num_images
         times[cell] = found.walks[walk_name(settings)].image.scaled(seen)
     return times
 
@@ -75,7 +75,7 @@ def by_axis(cells: dict[Cell, TimeRange]) -> dict[str, dict[str, TimeRange]]:
     sums: dict[str, dict[str, TimeRange]] = {axis: {} for axis in axes}
     for cell, time in cells.items():
         for axis, values in sums.items():
-            value = shown(cell.axes[axis]) if axis in cell.axes else "-"
+            value = format_value(cell.axes[axis]) if axis in cell.axes else "-"
             values[value] = values.get(value, NOTHING) + time
     return {axis: values for axis, values in sums.items() if len(values) > 1}
 

@@ -3,10 +3,16 @@
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from diffusion.choice.certainty import gap
-from diffusion.choice.ranking import Cells, best
-from diffusion.protocol.card import OF_REAL_IMAGES, OF_STATISTICS, REAL_COUNTS, differing, spoken
-from diffusion.protocol.scores import Scored
+from diffusion.choice.confidence import gap
+from diffusion.choice.ranking import Cells, best_cell
+from diffusion.protocol.card import (
+    REAL_COUNTS,
+    REAL_IMAGE_FIELDS,
+    STATISTICS_FIELDS,
+    describe_difference,
+    differing_fields,
+)
+from diffusion.protocol.scores import ImageScores
 
 SUBJECT = ("model_sha256", "ema")  # what is compared, a model: the only fields of a card that may differ
 # The fields of a card that say which code made the numbers: weights can be scored anew by today's.
@@ -21,15 +27,17 @@ class Verdict(NamedTuple):
     anew: bool = False
 
 
-def clash(cell: Scored, other: Scored, free: Collection[str] = OF_STATISTICS) -> dict[str, list[Any]]:
+def card_diff(
+    cell: ImageScores, other: ImageScores, free: Collection[str] = STATISTICS_FIELDS
+) -> dict[str, list[Any]]:
     """The fields on which the protocol cards of two cells differ, each with both values.
 
     Those in `free` may differ unseen: of published statistics only a score that is against them depends.
     """
-    return differing([cell.card, other.card], (*SUBJECT, *free))
+    return differing_fields([cell.card, other.card], (*SUBJECT, *free))
 
 
-def judge(candidate: Cells, champion: Cells, name: str) -> Verdict:
+def decide(candidate: Cells, champion: Cells, name: str) -> Verdict:
     """Hold a candidate's best score against the champion's best, over the cells of one protocol in both.
 
     The champion's best cell must be among these: against a lesser one, a worse model could win. The candidate
@@ -37,7 +45,7 @@ def judge(candidate: Cells, champion: Cells, name: str) -> Verdict:
     decides, and the reason says it. `name` is the champion's in the reason, such as `version 3`. The
     champion's own weights, scored anew, pass: that is how it comes under a new protocol.
     """
-    bar, metric, theirs = best(champion)
+    bar, metric, theirs = best_cell(champion)
     if bar not in candidate:
         return Verdict(
             False,
@@ -45,36 +53,38 @@ def judge(candidate: Cells, champion: Cells, name: str) -> Verdict:
         )
     if _weights(candidate) == _weights(champion):
         return Verdict(True, f"the weights of {name}, scored anew", anew=True)
-    if fields := clash(champion[bar], candidate[bar]):
-        return Verdict(False, f"not comparable with {name}, whose protocol differs in {spoken(fields)}")
+    if fields := card_diff(champion[bar], candidate[bar]):
+        return Verdict(
+            False, f"not comparable with {name}, whose protocol differs in {describe_difference(fields)}"
+        )
     shared = {key: cell for key, cell in candidate.items() if _is_shared(key, cell, champion)}
-    cell, metric, value = best(shared)
+    cell, metric, value = best_cell(shared)
     found = gap(candidate[cell], champion[bar], metric)
     reason = f"{metric} {value:.5g} ({cell}) against {name}'s {theirs:.5g} ({bar})"
     if found is None:
         by = "by the smaller number alone, since these scores have no confidence intervals"
         return Verdict(value < theirs, f"{reason}, {by}")
-    word = "more than" if found.is_told else "within"
+    word = "more than" if found.is_significant else "within"
     chance = f"{word} what chance does (±{found.half:.2g}, {found.how})"
-    return Verdict(found.is_told and found.value < 0, f"{reason}, {chance}")
+    return Verdict(found.is_significant and found.value < 0, f"{reason}, {chance}")
 
 
-def outdated(candidate: Cells, champion: Cells) -> str | None:
+def outdated_best_cell(candidate: Cells, champion: Cells) -> str | None:
     """The champion's best cell where versions of the code, or more real images, alone part the two.
 
     None where they can be compared, where something else differs too, and where real images went away: a
     data set that was cut short by mistake must not choose the champion.
     """
-    bar = best(champion)[0]
+    bar = best_cell(champion)[0]
     if bar not in candidate or _weights(candidate) == _weights(champion):
         return None
-    fields = clash(champion[bar], candidate[bar])
+    fields = card_diff(champion[bar], candidate[bar])
     fewer = any((fields[name][1] or 0) < (fields[name][0] or 0) for name in fields.keys() & REAL_COUNTS)
-    return bar if fields and not fewer and fields.keys() <= CODE_VERSIONS.union(OF_REAL_IMAGES) else None
+    return bar if fields and not fewer and fields.keys() <= CODE_VERSIONS.union(REAL_IMAGE_FIELDS) else None
 
 
-def _is_shared(name: str, cell: Scored, champion: Cells) -> bool:
-    return name in champion and not clash(champion[name], cell)
+def _is_shared(name: str, cell: ImageScores, champion: Cells) -> bool:
+    return name in champion and not card_diff(champion[name], cell)
 
 
 def _weights(cells: Cells) -> str:

@@ -9,14 +9,14 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
-from diffusion.choice.certainty import Gap, Interval, gap, interval_of, student
-from diffusion.choice.gate import clash
-from diffusion.protocol.scores import CellScores, Scored, ScoresDocument
+from diffusion.choice.confidence import Gap, Interval, gap, interval_of, student
+from diffusion.choice.gate import card_diff
+from diffusion.protocol.scores import CellScores, ImageScores, ScoresDocument
 
-Cells = Sequence[Scored]  # one cell of the trainings of a group
+Cells = Sequence[ImageScores]  # one cell of the trainings of a group
 
 
-def one_a_seed(documents: Iterable[ScoresDocument], name: str, bar: CellScores) -> dict[int, CellScores]:
+def cells_by_seed(documents: Iterable[ScoresDocument], name: str, bar: CellScores) -> dict[int, CellScores]:
     """A cell of trainings by their seed, where it was scored by the `bar`'s protocol.
 
     Of several of one seed the first counts.
@@ -24,7 +24,7 @@ def one_a_seed(documents: Iterable[ScoresDocument], name: str, bar: CellScores) 
     found: dict[int, CellScores] = {}
     for document in documents:
         cell = document.cells.get(name)
-        if document.training is not None and cell is not None and not clash(bar, cell):
+        if document.training is not None and cell is not None and not card_diff(bar, cell):
             found.setdefault(document.training.seed, cell)
     return found
 

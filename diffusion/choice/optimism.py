@@ -4,15 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffusion.choice.certainty import errors_of, share_noise
-from diffusion.protocol.scores import Scored
+from diffusion.choice.confidence import errors_of, share_noise
+from diffusion.protocol.scores import ImageScores
 
 DRAWS = 4000
 STEP = 0.5  # how far the scores that choose are moved, in standard deviations of theirs: nearer costs draws
 SEED = 2020
 
 
-def optimism(cells: Sequence[Scored], metric: str) -> float | None:
+def optimism(cells: Sequence[ImageScores], metric: str) -> float | None:
     """How much too low the least score of these cells is on average, ≥ 0; None where one has no errors.
 
     Scores v of errors with covariance V are split by noise δ ~ N(0, V): v + sδ and v − δ/s are independent

@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusion.protocol.extractors import ExtractorSpec
-from diffusion.protocol.scores import CellScores, Scored
+from diffusion.protocol.scores import CellScores, ImageScores
 
 FEW_IMAGES = 5000  # below, the Fréchet distance is biased by N and the unbiased kernel distance ranks
 
 Cells = Mapping[str, CellScores]
 
 
-def rank_metric(cell: Scored) -> str:
+def rank_metric(cell: ImageScores) -> str:
     """The name of the score to rank a cell by."""
     return ranking_score(cell.spec, cell.num_images, has_floor="excess" in cell.scores)
 
@@ -26,7 +26,7 @@ def ranking_score(spec: ExtractorSpec, num_images: int, *, has_floor: bool) -> s
     return "excess" if has_floor else spec.distance
 
 
-def best(cells: Cells) -> tuple[str, str, float]:
+def best_cell(cells: Cells) -> tuple[str, str, float]:
     """The best cell's name, its metric and its value; of equal ones that with the fewest steps."""
 
     def order(name: str) -> tuple[float, int, str]:
@@ -38,7 +38,7 @@ def best(cells: Cells) -> tuple[str, str, float]:
     return name, metric, cells[name].scores[metric]
 
 
-def is_aside(metric: str) -> bool:
+def is_auxiliary(metric: str) -> bool:
     """Whether a name is of what stands beside a score: its spread, an end of its interval."""
     return metric.endswith(("_std", "_low", "_high"))
 
@@ -59,7 +59,7 @@ def leader(metric: str) -> Callable[..., Any] | None:
     Inception scores of other networks than Inception rank noise above images; 0 is best for memorisation, and
     samples that crowd have more density than real images.
     """
-    if is_aside(metric):
+    if is_auxiliary(metric):
         return None
     if metric.startswith(("precision", "recall", "coverage")):
         return max

@@ -1,12 +1,12 @@
 """A scores document as each of its feature spaces sees the sweep."""
 
-from diffusion.choice.chosen import chosen_best, chosen_front
+from diffusion.choice.selection import select_best, select_front
 from diffusion.protocol.scores import CellScores, ScoresDocument
 
 OF_SPACE = {"extractor", "reference", "spaces", "best", "front", "cells"}  # fields that are not all spaces'
 
 
-def seen_by(document: ScoresDocument, name: str) -> ScoresDocument:
+def scores_in_space(document: ScoresDocument, name: str) -> ScoresDocument:
     """The document that the extractor of this name alone would have made; KeyError where it saw nothing.
 
     Its best cell and its front are chosen by its own scores.
@@ -19,15 +19,15 @@ def seen_by(document: ScoresDocument, name: str) -> ScoresDocument:
         **shared,
         extractor=name,
         reference=document.spaces[name],
-        best=chosen_best(cells),
-        front=chosen_front(cells),
+        best=select_best(cells),
+        front=select_front(cells),
         cells=cells,
     )
 
 
 def all_spaces(document: ScoresDocument) -> list[ScoresDocument]:
     """The document of each extractor, the one that ranks first; without further ones that alone."""
-    return [seen_by(document, name) for name in (document.extractor, *document.spaces)]
+    return [scores_in_space(document, name) for name in (document.extractor, *document.spaces)]
 
 
 def _cell_in(cell: CellScores, name: str) -> CellScores:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from diffusion.choice.ranking import is_aside
+from diffusion.choice.ranking import is_auxiliary
 from diffusion.protocol.scores import ScoresDocument
 from diffusion.system.files import write_json
 
@@ -11,7 +11,7 @@ from diffusion.system.files import write_json
 def summary(document: ScoresDocument) -> dict[str, Any]:
     """The best cell: its scores, what it is and costs; of how many images and of how many cells."""
     best = document.cells[document.best.cell]
-    scores = {name: value for name, value in best.scores.items() if not is_aside(name)}
+    scores = {name: value for name, value in best.scores.items() if not is_auxiliary(name)}
     return {
         "best": {**best.axes, "evaluations": best.evaluations, **scores},
         "num_images": best.num_images,

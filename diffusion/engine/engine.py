@@ -13,20 +13,20 @@ from typing import Self
 
 import torch
 
-from diffusion.engine.job import Course, Job, Part, Stepped, parts_of
-from diffusion.engine.order import chosen, start_of
-from diffusion.engine.passes import asked_together, in_two, is_finite, parted
+from diffusion.engine.batching import batched_forward, in_two, is_finite, split_rows
+from diffusion.engine.fair_queue import initial_service, select_chunks
+from diffusion.engine.job import Chunk, CustomTrajectory, Job, Stepped, split_job
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser
 from diffusion.process.prediction import Prediction
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import model_denoiser
-from diffusion.sample.questions import evaluations
+from diffusion.sample.nfe import count_nfe
 from diffusion.system.errors import TemporaryError
 from diffusion.system.threads import device_threads, splitting_helps, two_threads
 
-PART = 16  # images of a job that walk together: few enough to fill what others leave of a pass
+CHUNK_SIZE = 16  # images of a job that walk together: few enough to fill what others leave of a pass
 
 
 class Full(TemporaryError):
@@ -34,7 +34,7 @@ class Full(TemporaryError):
 
 
 @dataclass
-class Pass:
+class ForwardPass:
     """What a network pass of `rows` rows brought: steps that were taken, and jobs that came to their end."""
 
     rows: int = 0
@@ -95,7 +95,7 @@ class Engine:
         settings: SampleSettings,
         indices: Sequence[int],
         condition: Condition,
-        course: Course | None = None,
+        course: CustomTrajectory | None = None,
     ) -> Job:
         """A job for these images; its walk begins with the next pass that has room for it.
 
@@ -104,14 +104,14 @@ class Engine:
         UsageError when this model cannot be sampled so, Full when too many images are held.
         """
         job = Job(0, settings, indices, condition, course)
-        most = min(PART, self.rows // job.rows_an_image)
-        job.parts = parts_of(job, self.loaded, self.device, most, self._drawing)
-        job.evaluations = evaluations(settings, self.loaded.artefact.process)
+        most = min(CHUNK_SIZE, self.rows // job.rows_an_image)
+        job.parts = split_job(job, self.loaded, self.device, most, self._drawing)
+        job.evaluations = count_nfe(settings, self.loaded.artefact.process)
         with self._lock:
             if (held := self._held()) + len(job) > self.most:
                 raise Full(f"{held} images are being made: with {len(job)} more it would be over {self.most}")
             self._added += 1
-            job.number, job.served = self._added, start_of(self._jobs.values())
+            job.number, job.served = self._added, initial_service(self._jobs.values())
             self._jobs[job.number] = job
         return job
 
@@ -120,19 +120,19 @@ class Engine:
         with self._lock:
             self._leave(job)
 
-    def step(self) -> Pass:
+    def step(self) -> ForwardPass:
         """One network pass for those whose turn it is; nothing where there is no job.
 
         What fails ends the jobs that it is of, with their error, and no other.
         """
-        made = Pass()
+        made = ForwardPass()
         with self._lock:
             begun = [part for part in self._turn() if self._begins(part, made)]
             parts = [part for part in begun if not part.job.ended]  # one of the same job may have failed
         if not parts:
             return made
         try:
-            said = asked_together(self._denoiser, parts)
+            said = batched_forward(self._denoiser, parts)
             look = self.device.type != "cpu" or not is_finite(said)
         except Exception as error:  # of the network: memory, a broken device
             with self._lock:
@@ -141,7 +141,7 @@ class Engine:
             return made
         made.rows = sum(part.rows for part in parts)
         with self._lock:
-            for part, answer in zip(parts, parted(said, parts), strict=True):
+            for part, answer in zip(parts, split_rows(said, parts), strict=True):
                 if not part.job.ended:
                     self._answer(part, answer, look, made)
         return made
@@ -149,11 +149,11 @@ class Engine:
     def _held(self) -> int:
         return sum(map(len, self._jobs.values()))
 
-    def _turn(self) -> list[Part]:
+    def _turn(self) -> list[Chunk]:
         waiting = (part for job in self._jobs.values() for part in job.parts if part.x_0 is None)
-        return chosen(waiting, self.rows)
+        return select_chunks(waiting, self.rows)
 
-    def _begins(self, part: Part, made: Pass) -> bool:
+    def _begins(self, part: Chunk, made: ForwardPass) -> bool:
         """Whether it has a question; a walk that does not begin ends its job."""
         try:
             part.question()
@@ -163,7 +163,7 @@ class Engine:
         return True
 
     @torch.no_grad()
-    def _answer(self, part: Part, said: Prediction, look: bool, made: Pass) -> None:
+    def _answer(self, part: Chunk, said: Prediction, look: bool, made: ForwardPass) -> None:
         job = part.job
         job.served += part.rows
         try:
@@ -180,7 +180,7 @@ class Engine:
             self._leave(job)
             made.ended.append(job)
 
-    def _fail(self, job: Job, error: Exception, made: Pass) -> None:
+    def _fail(self, job: Job, error: Exception, made: ForwardPass) -> None:
         if not job.ended:
             job.error = error
             self._leave(job)

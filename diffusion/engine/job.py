@@ -18,15 +18,15 @@ from diffusion.process.registry import build_process
 from diffusion.process.time_grid import Grid
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.finite import watch_over
-from diffusion.sample.generate import check_settings, draws_ahead
-from diffusion.sample.questions import weight_at
-from diffusion.sample.sampler import Ask, Sampler, Step, Walk
+from diffusion.sample.generate import check_settings, noise_draws
+from diffusion.sample.nan_guard import guard_networks
+from diffusion.sample.nfe import guidance_weight
+from diffusion.sample.sampler import DenoiserCall, Sampler, Step, Trajectory
 from diffusion.system.threads import draw_ahead, then_draw
 from diffusion.system.transfer import send
 
 
-class Course(NamedTuple):
+class CustomTrajectory(NamedTuple):
     """Another way than from noise to images: walks of `sampler` that begin at `start`, a row for each image.
 
     `start` is (B, C, H, W); `end` makes what the job has of where the walks end.
@@ -51,13 +51,13 @@ class Job:
     settings: SampleSettings
     indices: Sequence[int]
     condition: Condition
-    course: Course | None = None
+    course: CustomTrajectory | None = None
     evaluations: int = 0
     served: int = 0
     ended: bool = False
     images: Tensor | None = None
     error: Exception | None = None
-    parts: "list[Part]" = field(default_factory=list)
+    parts: "list[Chunk]" = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -76,7 +76,7 @@ class Stepped(NamedTuple):
     step: Step
 
 
-class Part:
+class Chunk:
     """Some of a job's images, which walk together. Nothing is drawn before its first question.
 
     `weight` is that of guidance at its question. `pool`, of a single thread, makes its draws one ahead where
@@ -100,11 +100,11 @@ class Part:
         self._indices = job.indices[images]
         self._grid, self._device, self._loaded, self._pool = grid, device, loaded, pool
         self._process, self._given = process, 0
-        self._watch = watch_over(
+        self._watch = guard_networks(
             {"model": loaded.network}, bool(job.settings.guidance), lambda row: f"image {self._indices[row]}"
         )
-        self._walk: Walk | None = None
-        self._question: Ask | None = None
+        self._walk: Trajectory | None = None
+        self._question: DenoiserCall | None = None
         self._step = 1
         self.weight = job.settings.guidance
 
@@ -121,7 +121,7 @@ class Part:
         """The rows of passes that it will take to its end."""
         return len(self) * self.job.evaluations - self._given
 
-    def question(self) -> Ask:
+    def question(self) -> DenoiserCall:
         """What it wants to know now; its first one begins the walk, and UsageError may say that none fits."""
         if self._walk is None:
             self._walk = self._begun()
@@ -129,7 +129,7 @@ class Part:
         assert self._question is not None, "a part that has ended is not asked any more"
         return self._question
 
-    def _begun(self) -> Walk:
+    def _begun(self) -> Trajectory:
         """Its walk, from its images' noise or where its course begins."""
         draw, course = self._draws(), self.job.course
         if course is None:
@@ -145,19 +145,19 @@ class Part:
         def draw() -> Tensor:
             return send(noise.draw(), self._device)
 
-        ahead = draws_ahead(settings, self._device)
+        ahead = noise_draws(settings, self._device)
         if self._pool is None or not ahead:
             return draw
         return then_draw(draw_ahead(self._pool, draw, ahead, self._device), draw)
 
     def look(self, said: Prediction) -> None:
-        """NotFinite where the answer is NaN or infinite: on a CPU now, elsewhere at the end."""
+        """NonFiniteError where the answer is NaN or infinite: on a CPU now, elsewhere at the end."""
         self._watch.see(self._step, self.question().t, *said)
 
     def answer(self, said: Prediction) -> list[Step]:
         """Go on to the next question, or to the end: `x_0` is there then. Returns the steps on the way.
 
-        NotFinite where what it ended with is none.
+        NonFiniteError where what it ended with is none.
         """
         self.asked += 1
         self._given += self.rows
@@ -182,17 +182,17 @@ class Part:
                 self._step = event.done + 1
                 event = self._walk.send(None)
             self._question = event
-            self.weight = weight_at(self.job.settings, self._process, event.t)
+            self.weight = guidance_weight(self.job.settings, self._process, event.t)
         except StopIteration:
             pass
         return steps
 
 
-def parts_of(
+def split_job(
     job: Job, loaded: LoadedModel, device: torch.device, most: int, pool: Executor | None = None
-) -> list[Part]:
+) -> list[Chunk]:
     """The job's images in parts of at most `most`; UsageError when this model cannot be sampled so."""
     grid, process = check_settings(loaded.artefact, job.settings), build_process(loaded.artefact.process)
     starts = range(0, len(job), most)
     parts = [slice(start, min(start + most, len(job))) for start in starts]
-    return [Part(job, part, grid, loaded, device, process, pool) for part in parts]
+    return [Chunk(job, part, grid, loaded, device, process, pool) for part in parts]

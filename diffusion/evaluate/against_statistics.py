@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.choice.certainty import CONFIDENCE, interval
+from diffusion.choice.confidence import CONFIDENCE, interval
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.feature_cache import cached_features
 from diffusion.evaluate.features.extract import FeatureArray
@@ -22,7 +22,7 @@ from diffusion.evaluate.scores.torch_fidelity_scores import statistics
 from diffusion.evaluate.statistics_file import PublishedStatistics
 from diffusion.images.store import ImageStore
 from diffusion.protocol.card import neighbour_card
-from diffusion.protocol.published import not_scored, statistics_card, why_not
+from diffusion.protocol.published_statistics import missing_reason, missing_scores, statistics_card
 from diffusion.system.devices import scoring_device
 
 FEWEST = 3  # images that an interval can be told of
@@ -69,7 +69,10 @@ def score_against_statistics(
         "reference": reference,
         "intervals": {"confidence": CONFIDENCE},
         "scores": scores,
-        "not_scored": {"scores": not_scored(spec, images is not None), "why": why_not(images is not None)},
+        "not_scored": {
+            "scores": missing_scores(spec, images is not None),
+            "why": missing_reason(images is not None),
+        },
         "card": card,
     }
 

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from diffusion.protocol.extractors import EXTRACTORS, MOST_SPACES
-from diffusion.protocol.protocols import PROTOCOLS
+from diffusion.protocol.extractors import EXTRACTORS, MAX_SPACES
+from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.system.limits import MOST_NEIGHBOURS
 from diffusion.system.registry import known
 from diffusion.system.section import BatchSize, FilePath, NotBool, Section
@@ -66,7 +66,7 @@ class EvaluateConfig(Section):
     weights: FilePath | None = None
     weights_sha256: Sha256 | None = None
     statistics: StatisticsFile | None = None
-    also: Annotated[tuple[_NamedSpace, ...], Field(max_length=MOST_SPACES)] = ()
+    also: Annotated[tuple[_NamedSpace, ...], Field(max_length=MAX_SPACES)] = ()
     batch_size: BatchSize | None = None
     intervals: bool = True
     protocol: Annotated[str, AfterValidator(partial(known, registry=PROTOCOLS))] | None = None

@@ -27,7 +27,7 @@ from diffusion.protocol.extractors import (
     ExtractorSpec,
     extractor_spec,
 )
-from diffusion.protocol.published import UNKNOWN, source_of
+from diffusion.protocol.published_statistics import UNKNOWN, statistics_source
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.plain_files import open_plain, unreadable
 
@@ -92,7 +92,7 @@ def open_statistics(
             f"{spec.features:,}: {_others(mean.shape[0])}"
         )
     mu, sigma = _read(mean, names[0], said), _read(covariance, names[1], said)
-    facts = {"name": path.name, "sha256": held, "source": source_of(path.name)}
+    facts = {"name": path.name, "sha256": held, "source": statistics_source(path.name)}
     return PublishedStatistics(path, spec, mu, sigma, _root(sigma, names[1], said), facts)
 
 
@@ -110,7 +110,7 @@ def configured_statistics(space: Space) -> PublishedStatistics | None:
         return None
     path, wanted = space.statistics.file, space.statistics.sha256
     if not path.is_file():
-        address = source_of(path.name)
+        address = statistics_source(path.name)
         whence = "" if address == UNKNOWN else f": it was published at {address}"
         raise UsageError(f"evaluate.statistics: there is no file {printable(path)}{whence}")
     return open_statistics(path, space.extractor, wanted)

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from diffusion.choice.certainty import CONFIDENCE
-from diffusion.choice.chosen import chosen_best, chosen_front
-from diffusion.choice.ranking import is_aside
+from diffusion.choice.confidence import CONFIDENCE
+from diffusion.choice.ranking import is_auxiliary
+from diffusion.choice.selection import select_best, select_front
 from diffusion.evaluate.beside import Tally, side_by_side
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extract import Features, extract
@@ -19,10 +19,10 @@ from diffusion.evaluate.features.reference_features import open_references
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.evaluate.statistics_file import configured_statistics
 from diffusion.images.store import ImageStore
-from diffusion.protocol.card import Card, differing
-from diffusion.protocol.grid import AXES, FOLLOWING, Cell, line_name, order
-from diffusion.protocol.packed import pack
-from diffusion.protocol.scores import CellScores, ScoresDocument, write_document
+from diffusion.protocol.card import Card, differing_fields
+from diffusion.protocol.float_codec import pack
+from diffusion.protocol.grid import AXES, DERIVED_FIELDS, Cell, cell_order, describe_line
+from diffusion.protocol.scores import CellScores, ScoresDocument, write_scores_document
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_text
 from diffusion.system.section import explain
@@ -99,7 +99,7 @@ def score_cells(
     with side_by_side() as pool:
         entries = gather([pool.submit(entry, cell, store) for cell, store in stores.items()], tally.stop)
     cells = {cell.name: made for cell, made in zip(stores, entries, strict=True)}
-    return ScoresDocument(**document, best=chosen_best(cells), front=chosen_front(cells), cells=cells)
+    return ScoresDocument(**document, best=select_best(cells), front=select_front(cells), cells=cells)
 
 
 def score(sample: Features, store: ImageStore, scorer: Scorer) -> Values:
@@ -141,22 +141,24 @@ def write_scores(document: ScoresDocument, scores: Path, curves: Path) -> None:
     It has the scores of all feature spaces. What stands beside a score, its spread and its interval, is in
     the JSON alone.
     """
-    write_document(scores, document)
-    cells = sorted(document.cells.items(), key=lambda item: order(item[1].axes))
+    write_scores_document(scores, document)
+    cells = sorted(document.cells.items(), key=lambda item: cell_order(item[1].axes))
     axes = [axis for axis in AXES if any(axis in cell.axes for _, cell in cells)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["cell", "line", *axes, "metric", "value"])
     for name, cell in cells:
-        point = [name, line_name(cell.axes), *(cell.axes.get(axis, "") for axis in axes)]
-        scored = sorted((metric, value) for metric, value in cell.all_scores.items() if not is_aside(metric))
+        point = [name, describe_line(cell.axes), *(cell.axes.get(axis, "") for axis in axes)]
+        scored = sorted(
+            (metric, value) for metric, value in cell.all_scores.items() if not is_auxiliary(metric)
+        )
         writer.writerows([*point, metric, value] for metric, value in scored)
     write_text(curves, text.getvalue())
 
 
 def _refuse_mixed_cards(stores: dict[Cell, ImageStore]) -> None:
     cards: list[Card] = [store.meta["card"] for store in stores.values()]
-    if wrong := differing(cards, (*AXES, *FOLLOWING, MODEL)) or _several_models(stores):
+    if wrong := differing_fields(cards, (*AXES, *DERIVED_FIELDS, MODEL)) or _several_models(stores):
         raise DiffctlError(
             f"the cells of this sweep are not of one protocol, they differ in {', '.join(wrong)}: "
             f"make them with `diffctl stage sample`"

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import NonNegativeInt
 from torch import nn
 
-from diffusion.choice.ranking import is_aside, ranking_score
+from diffusion.choice.ranking import is_auxiliary, ranking_score
 from diffusion.code import code_digest, code_of
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extract import extract
@@ -19,12 +19,12 @@ from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import Artefact, LoadedModel, save_artefact
 from diffusion.model.precision import settled
-from diffusion.protocol.card import Card, differing
+from diffusion.protocol.card import Card, differing_fields
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.asked import mixed_condition
-from diffusion.sample.generate import generate, is_fast
+from diffusion.sample.class_labels import mixed_condition
+from diffusion.sample.generate import generate, should_compile
 from diffusion.system.documents import read_document
 from diffusion.system.files import write_json
 from diffusion.system.section import Section
@@ -75,7 +75,7 @@ class ValidationScorer:
         total, settings, at_once = self.images.count, self.images.settings, self.images.batch_size
         training, device = network.training, self.extractor.device
         network.eval()
-        fast = is_fast(artefact, settings, -(-total // at_once), device)
+        fast = should_compile(artefact, settings, -(-total // at_once), device)
         # What is compiled for these weights goes with their copy.
         model = LoadedModel(settled(copy.deepcopy(network)) if fast else network, artefact)
         parts = []
@@ -95,7 +95,7 @@ class ValidationScorer:
         finally:
             network.train(training)
         seen = extract(self.extractor, np.concatenate(parts), self.features_at_once)
-        return {name: value for name, value in self.scorer.scores(seen).items() if not is_aside(name)}
+        return {name: value for name, value in self.scorer.scores(seen).items() if not is_auxiliary(name)}
 
 
 class _Known(Section):
@@ -139,7 +139,7 @@ class ScoredCheckpoints:
             known = read_document(self.folder / "scores.json", _Known)
         except FileNotFoundError:
             return {}
-        if differing([known.card, self.card]):
+        if differing_fields([known.card, self.card]):
             return {}
         return {step: scores for step, scores in known.steps.items() if self.ranked_by in scores}
 

@@ -16,8 +16,8 @@ from diffusion.images.meta import CardValue
 from diffusion.protocol.card import protocol_card
 from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec
 from diffusion.protocol.grid import settings_card
-from diffusion.protocol.published import statistics_card
-from diffusion.protocol.scoring import SHARES
+from diffusion.protocol.metric_constants import SHARES
+from diffusion.protocol.published_statistics import statistics_card
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import UsageError, printable
 from diffusion.system.plain_files import read_plain_text

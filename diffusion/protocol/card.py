@@ -5,7 +5,14 @@ from importlib.metadata import version
 from typing import Any
 
 from diffusion.protocol.extractors import EVALUATION_VERSION
-from diffusion.protocol.scoring import NEIGHBOUR, SEED, SUBSETS, WIDE_NEIGHBOUR, is_splits, subset_size
+from diffusion.protocol.metric_constants import (
+    NEIGHBOUR,
+    SEED,
+    SUBSETS,
+    WIDE_NEIGHBOUR,
+    is_splits,
+    subset_size,
+)
 
 Card = dict[str, Any]
 
@@ -63,11 +70,20 @@ _REFERENCE_FIELDS = (
 )
 
 
-OF_EXTRACTOR = ("extractor", "weights_sha256", "resize", "feature_dtype")  # what saw the images, and how
-OF_STATISTICS = ("statistics_name", "statistics_sha256", "statistics_source")  # what `…_published` is against
-OF_COUNT = ("num_images", "kid_subset_size", "is_splits", "prc_images")  # the number of images, what follows
+EXTRACTOR_FIELDS = ("extractor", "weights_sha256", "resize", "feature_dtype")  # what saw the images, and how
+STATISTICS_FIELDS = (
+    "statistics_name",
+    "statistics_sha256",
+    "statistics_source",
+)  # what `…_published` is against
+COUNT_FIELDS = (
+    "num_images",
+    "kid_subset_size",
+    "is_splits",
+    "prc_images",
+)  # the number of images, what follows
 REAL_COUNTS = ("reference_count", "heldout_count")
-OF_REAL_IMAGES = (  # the images of both splits, and what follows from their number
+REAL_IMAGE_FIELDS = (  # the images of both splits, and what follows from their number
     *REAL_COUNTS,
     "reference_digest",
     "heldout_digest",
@@ -76,7 +92,7 @@ OF_REAL_IMAGES = (  # the images of both splits, and what follows from their num
 )
 
 
-def differing(cards: Sequence[Card], axes: Collection[str] = ()) -> dict[str, list[Any]]:
+def differing_fields(cards: Sequence[Card], axes: Collection[str] = ()) -> dict[str, list[Any]]:
     """The fields on which the cards disagree, each with its value in every card (None where it is missing).
 
     Only the fields named in `axes` may differ unseen. Empty: the numbers may be compared.
@@ -86,8 +102,8 @@ def differing(cards: Sequence[Card], axes: Collection[str] = ()) -> dict[str, li
     return {field: seen for field, seen in values.items() if any(value != seen[0] for value in seen)}
 
 
-def spoken(fields: Mapping[str, Sequence[Any]]) -> str:
-    """What `differing` found between two cards: each field with both values, a digest by its beginning."""
+def describe_difference(fields: Mapping[str, Sequence[Any]]) -> str:
+    """Return differing fields of two cards as text: each with both values, digests abbreviated."""
     return ", ".join(f"{name} ({_short(a)} against {_short(b)})" for name, (a, b) in fields.items())
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from diffusion.images.meta import CellMeta
 from diffusion.images.store import ImageStore, open_store
-from diffusion.protocol.card import differing
-from diffusion.protocol.grid import FOLLOWING, Cell, cell_settings, grid, settings_card
+from diffusion.protocol.card import differing_fields
+from diffusion.protocol.grid import DERIVED_FIELDS, Cell, cell_settings, grid, settings_card
 from diffusion.protocol.settings import CellConfig, SampleSettings, SweepConfig
 from diffusion.system.errors import DiffctlError, UsageError
 
@@ -28,7 +28,7 @@ def _open_cell(sample: CellConfig, samples: Path, cell: Cell) -> ImageStore:
         **({"ema": cell.ema} if cell.ema is not None else {}),
     }
     decides = {*wanted, *SampleSettings.model_fields}  # also what is not wanted, where the card has it
-    if wrong := differing([{field: card.get(field) for field in decides}, wanted], FOLLOWING):
+    if wrong := differing_fields([{field: card.get(field) for field in decides}, wanted], DERIVED_FIELDS):
         field, (has, wants) = next(iter(wrong.items()))
         raise DiffctlError(f"cell {cell.name} was sampled with {field} {has}, not {wants}: {again} again")
     if len(store) != sample.num_images:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install 'diffctl[extractors]'"  # what brings the packages that some need
 COMMON = ("floor", "excess", "memorisation")  # scores that bear the same name whoever sees the images
-MOST_SPACES = 8  # in which the same images are scored beside the first one
+MAX_SPACES = 8  # in which the same images are scored beside the first one
 EVALUATION_VERSION = 3  # raise it when the same images would no longer give the same numbers
 
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffusion.protocol.samplers import SAMPLERS, Noise
-from diffusion.protocol.settings import AS_TRAINED, SamplerConfig, SampleSettings, SweepConfig
+from diffusion.protocol.settings import TRAINED_EMA, SamplerConfig, SampleSettings, SweepConfig
 from diffusion.system.section import canonical
 
 AXES = (  # what a grid may vary, in this order
     "steps", "eta", "sampler", "noise", "spacing", "guidance", "guidance_interval", "ema",
 )  # fmt: skip
-OF_MODEL = ("ema",)  # those of them that say which model a cell is of
-FOLLOWING = ("evaluations",)  # in a card, what follows from the values on the axes
+MODEL_AXES = ("ema",)  # those of them that say which model a cell is of
+DERIVED_FIELDS = ("evaluations",)  # in a card, what follows from the values on the axes
 SAMPLING_VERSION = 5  # raise it when the same model and settings would no longer give the same images
 
 
@@ -44,7 +44,7 @@ class Cell:
     def name(self) -> str:
         """The cell's folder in samples/ and its name everywhere, such as steps50-eta0.5-noise_large."""
         name = "-".join(
-            f"{axis}_{value}" if isinstance(value, str) else f"{axis}{shown(value)}"
+            f"{axis}_{value}" if isinstance(value, str) else f"{axis}{format_value(value)}"
             for axis, value in self.axes.items()
         )
         return name.replace(":", "_")  # which some file systems and copying programs take otherwise
@@ -72,7 +72,7 @@ def _meaningful(values: tuple[Any, ...], usual: SamplerConfig) -> Cell:
         axes["noise"] = None
     if (usual.guidance if axes["guidance"] is None else axes["guidance"]) == 0:
         axes["guidance_interval"] = None
-    if axes["ema"] == AS_TRAINED:
+    if axes["ema"] == TRAINED_EMA:
         axes["ema"] = None
     return Cell(**axes)
 
@@ -85,7 +85,7 @@ def cell_settings(sample: SamplerConfig, cell: Cell) -> SampleSettings:
     shared = sample.model_dump(include=set(SamplerConfig.model_fields))
     if cell.sampler not in (None, sample.sampler):
         del shared["sampler_options"]
-    own = {axis: value for axis, value in cell.axes.items() if axis not in OF_MODEL}
+    own = {axis: value for axis, value in cell.axes.items() if axis not in MODEL_AXES}
     return SampleSettings(**{**shared, **own})
 
 
@@ -114,28 +114,28 @@ def settings_card(settings: SampleSettings) -> dict[str, Any]:
 
 def interval_text(ends: tuple[float, float]) -> str:
     """An interval of noise levels as a card and a command line have it, such as 0.2:5."""
-    return ":".join(map(shown, ends))
+    return ":".join(map(format_value, ends))
 
 
-def written(value: Any) -> str:
+def format_option(value: Any) -> str:
     """A value of an axis as a command line has it; that of no interval is none."""
     if value is None:
         return "none"
     return interval_text(value) if isinstance(value, tuple) else str(value)
 
 
-def axes_of(settings: SampleSettings) -> dict[str, Any]:
+def settings_axes(settings: SampleSettings) -> dict[str, Any]:
     """All that the settings say on the axes of a grid, as `Cell.axes` of a cell that varies on each.
 
     They say nothing of the model's.
     """
-    values = {axis: getattr(settings, axis) for axis in AXES if axis not in OF_MODEL}
+    values = {axis: getattr(settings, axis) for axis in AXES if axis not in MODEL_AXES}
     if settings.guidance_interval is not None:
         values["guidance_interval"] = interval_text(settings.guidance_interval)
     return {axis: value for axis, value in values.items() if value is not None}
 
 
-def shown(value: str | float) -> str:
+def format_value(value: str | float) -> str:
     """An axis's value in a name or a table: as short as reads back to itself, so that no two look alike."""
     if isinstance(value, str):
         return value
@@ -156,17 +156,19 @@ _SPOKEN = {
 }
 
 
-def line_name(entry: Mapping[str, Any]) -> str:
+def describe_line(entry: Mapping[str, Any]) -> str:
     """All but the steps, for people, such as `η = 0, dpm-solver++`: what the cells of a plot's line share."""
-    return ", ".join(form.format(shown(entry[axis])) for axis, form in _SPOKEN.items() if axis in entry)
+    return ", ".join(
+        form.format(format_value(entry[axis])) for axis, form in _SPOKEN.items() if axis in entry
+    )
 
 
-def spoken(entry: Mapping[str, Any]) -> str:
+def describe_cell(entry: Mapping[str, Any]) -> str:
     """A cell in words, such as `50 steps, η = 0.5`."""
     steps = entry["steps"]
-    return f"{steps} step{'s' * (steps != 1)}, {line_name(entry)}"
+    return f"{steps} step{'s' * (steps != 1)}, {describe_line(entry)}"
 
 
-def order(entry: Mapping[str, Any]) -> tuple[tuple[bool, Any], ...]:
+def cell_order(entry: Mapping[str, Any]) -> tuple[tuple[bool, Any], ...]:
     """A key that sorts cells by their axes, by steps first; cells without an axis stand before the others."""
     return tuple((axis in entry, entry.get(axis)) for axis in AXES)

@@ -36,7 +36,7 @@ Interval = Annotated[tuple[Level, Level], BeforeValidator(_ends), AfterValidator
 """(low, high] of noise levels, as eq. 6 of the paper has it, both from 0 to MOST_NOISE_LEVEL."""
 
 
-def holds(interval: tuple[float, float] | None, level: float) -> bool:
+def in_interval(interval: tuple[float, float] | None, level: float) -> bool:
     """Whether guidance applies at a noise level: low < σ/α ≤ high, and everywhere without an interval.
 
     A level above MOST_NOISE_LEVEL, such as that of pure noise, counts as that.

@@ -8,14 +8,14 @@ from pydantic import Field, PositiveInt, StrictBool, StrictFloat, StrictInt, mod
 
 from diffusion.images.meta import CardValue, Training
 from diffusion.model.power_average import Width
-from diffusion.protocol.card import OF_EXTRACTOR, OF_STATISTICS, differing
-from diffusion.protocol.extractors import EXTRACTORS, MOST_SPACES, ExtractorSpec
+from diffusion.protocol.card import EXTRACTOR_FIELDS, STATISTICS_FIELDS, differing_fields
+from diffusion.protocol.extractors import EXTRACTORS, MAX_SPACES, ExtractorSpec
+from diffusion.protocol.float_codec import unpack
 from diffusion.protocol.grid import AXES, Cell
-from diffusion.protocol.packed import unpack
-from diffusion.protocol.protocols import PROTOCOLS
+from diffusion.protocol.metric_constants import GROUPS, SUBSETS
+from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.reference import ReferenceFacts
 from diffusion.protocol.samplers import Noise
-from diffusion.protocol.scoring import GROUPS, SUBSETS
 from diffusion.system.documents import read_document
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
@@ -26,7 +26,7 @@ _Number = Annotated[StrictInt | StrictFloat, Field(ge=-_MOST, le=_MOST)]
 _NEEDED = {"extractor": str, "num_images": int}  # of every card, by what the readers of scores make of it
 
 
-class Scored(Section):
+class ImageScores(Section):
     """The scores of one set of images by name, their card and, where they are known, scores by class.
 
     `errors` holds, packed, what groups of images and random subsets add to the error of both distances: none
@@ -99,7 +99,7 @@ class Scored(Section):
         return self
 
 
-class CellScores(Scored):
+class CellScores(ImageScores):
     """A cell's value on every axis that it varies on, and its scores.
 
     `spaces` has, by the names of further extractors, what those say of the same images.
@@ -113,7 +113,7 @@ class CellScores(Scored):
     guidance: Annotated[float, Field(ge=0)] | None = None
     guidance_interval: Word | None = None
     ema: Width | None = None
-    spaces: Annotated[dict[str, Scored], Field(max_length=MOST_SPACES)] = Field(default_factory=dict)
+    spaces: Annotated[dict[str, ImageScores], Field(max_length=MAX_SPACES)] = Field(default_factory=dict)
 
     @property
     def all_scores(self) -> dict[str, float]:
@@ -148,7 +148,7 @@ class CellScores(Scored):
         for name, seen in self.spaces.items():
             if seen.card["extractor"] != name or name == self.card["extractor"]:
                 raise ValueError(f"spaces has {brief(name)} with the scores of {seen.spec.name}")
-            if wrong := differing([self.card, seen.card], (*OF_EXTRACTOR, *OF_STATISTICS)):
+            if wrong := differing_fields([self.card, seen.card], (*EXTRACTOR_FIELDS, *STATISTICS_FIELDS)):
                 raise ValueError(f"spaces.{name}.card is of another protocol: {', '.join(wrong)} differs")
         return self
 
@@ -171,7 +171,7 @@ class Intervals(Section):
     confidence: Annotated[float, Field(gt=0, lt=1)]
 
 
-class Chosen(Section):
+class SelectedCell(Section):
     """The cell that has the least score of several, and how much too low that is since chance chose too.
 
     `value` is the cell's score of the name `metric`, the least `of` so many; `optimism` is None where scores
@@ -185,7 +185,7 @@ class Chosen(Section):
     optimism: Annotated[StrictFloat, Field(ge=0, le=_MOST)] | None = None
 
 
-class ChosenForBudget(Chosen):
+class FrontCell(SelectedCell):
     """The same of the cells that cost no more than this one."""
 
     evaluations: PositiveInt
@@ -203,10 +203,10 @@ class ScoresDocument(Section):
     protocol: str | None = None
     extractor: str
     reference: ScoredReference
-    spaces: Annotated[dict[str, ScoredReference], Field(max_length=MOST_SPACES)] = Field(default_factory=dict)
+    spaces: Annotated[dict[str, ScoredReference], Field(max_length=MAX_SPACES)] = Field(default_factory=dict)
     intervals: Intervals | None = None
-    best: Chosen
-    front: Annotated[list[ChosenForBudget], Field(min_length=1)]
+    best: SelectedCell
+    front: Annotated[list[FrontCell], Field(min_length=1)]
     cells: Annotated[dict[str, CellScores], Field(min_length=1, max_length=100_000)]
 
     @property
@@ -271,14 +271,14 @@ def _refuse_unfit_floor(reference: ScoredReference, spec: ExtractorSpec, where: 
         raise ValueError(f"{where}.floor is of held-out images, and there are none")
 
 
-def as_values(document: ScoresDocument) -> dict[str, Any]:
+def document_values(document: ScoresDocument) -> dict[str, Any]:
     """The document as plain values, what it does not say left out."""
     return document.model_dump(mode="json", exclude_unset=True)
 
 
-def write_document(path: Path, document: ScoresDocument) -> None:
+def write_scores_document(path: Path, document: ScoresDocument) -> None:
     """Write metrics/scores.json: equal scores give equal bytes."""
-    write_json(path, as_values(document))
+    write_json(path, document_values(document))
 
 
 def read_scores(path: Path) -> ScoresDocument:

@@ -28,11 +28,11 @@ from diffusion.system.section import Distinct, NotBool, Section, Seed, Steps, ex
 SamplerName = Annotated[str, AfterValidator(partial(known, registry=SAMPLERS))]
 SpacingName = Annotated[str, AfterValidator(partial(known, registry=SPACINGS))]
 
-Strength = Annotated[float, Field(ge=0, le=MOST_GUIDANCE), NotBool]
+GuidanceScale = Annotated[float, Field(ge=0, le=MOST_GUIDANCE), NotBool]
 Eta = Annotated[float, Field(ge=0, le=MOST_ETA), NotBool]
 Time = Annotated[int, Field(ge=0, lt=MOST_STEPS), NotBool]
-AS_TRAINED = "decay"  # the model that a training gives, whose average is by `train.ema_decay`
-MOST_CELLS = 1000  # each is a folder, a set of images, their scores and a run
+TRAINED_EMA = "decay"  # the model that a training gives, whose average is by `train.ema_decay`
+MAX_CELLS = 1000  # each is a folder, a set of images, their scores and a run
 
 Value = TypeVar("Value")
 Axis = Annotated[tuple[Value, ...], Field(min_length=1, max_length=100), Distinct]
@@ -43,7 +43,7 @@ def _average(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
     try:
         return check(value)
     except ValidationError:
-        raise ValueError(f"a width from {LEAST_WIDTH} to {MOST_WIDTH} is wanted, or {AS_TRAINED}") from None
+        raise ValueError(f"a width from {LEAST_WIDTH} to {MOST_WIDTH} is wanted, or {TRAINED_EMA}") from None
 
 
 Average = Annotated[Width | Literal["decay"], WrapValidator(_average)]
@@ -80,7 +80,7 @@ class SamplerConfig(Section):
     seed: Seed = 0
     noise: Noise = "small"
     spacing: SpacingName = "uniform"
-    guidance: Strength = 0.0
+    guidance: GuidanceScale = 0.0
     guidance_interval: Interval | None = None
     clip: bool = True
     classes: Literal["balanced", "data"] = "balanced"
@@ -110,7 +110,7 @@ class SampleSettings(SamplerConfig):
 
     steps: Steps = 50
     eta: Eta = 0.0
-    classifier_scale: Strength = 0.0
+    classifier_scale: GuidanceScale = 0.0
     timesteps: Timesteps | None = None
 
     @model_validator(mode="before")
@@ -141,7 +141,7 @@ class SampleSettings(SamplerConfig):
         """How often the network sees an image: at each question of the sampler, twice under guidance.
 
         What a classifier sees does not count. None in an interval, where the process decides how often:
-        `diffusion.sample.questions.evaluations` knows.
+        `diffusion.sample.nfe.count_nfe` knows.
         """
         if self.guidance_interval is not None:
             return None
@@ -162,7 +162,7 @@ class SweepConfig(Section):
     sampler: Axis[SamplerName] | None = None
     noise: Axis[Noise] | None = None
     spacing: Axis[SpacingName] | None = None
-    guidance: Axis[Strength] | None = None
+    guidance: Axis[GuidanceScale] | None = None
     guidance_interval: Axis[Interval | None] | None = None
     ema: Axis[Average] | None = None
 
@@ -174,8 +174,8 @@ class SweepConfig(Section):
     @model_validator(mode="after")
     def _cells_are_few(self) -> Self:
         cells = math.prod(len(values) for _, values in self if values)
-        if cells > MOST_CELLS:
-            raise ValueError(f"the axes have {cells:,} cells together: list at most {MOST_CELLS:,}")
+        if cells > MAX_CELLS:
+            raise ValueError(f"the axes have {cells:,} cells together: list at most {MAX_CELLS:,}")
         return self
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from diffusion.config import Config
-from diffusion.protocol.protocols import PROTOCOLS, departed
+from diffusion.protocol.paper_protocols import PROTOCOLS, mismatches
 
 
 def departures_content(config: Config) -> dict[str, Any] | None:
@@ -11,5 +11,5 @@ def departures_content(config: Config) -> dict[str, Any] | None:
     name = config.evaluate.protocol
     if name is None:
         return None
-    rows = [one._asdict() for one in departed(name, config.model_dump(mode="json"))]
+    rows = [one._asdict() for one in mismatches(name, config.model_dump(mode="json"))]
     return {"paper": PROTOCOLS[name].paper, "rows": rows, "besides": PROTOCOLS[name].besides}

@@ -8,7 +8,7 @@ import yaml
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from diffusion.choice.certainty import interval_of
+from diffusion.choice.confidence import interval_of
 from diffusion.choice.ranking import FEW_IMAGES
 from diffusion.choice.spaces import all_spaces
 from diffusion.config import Config
@@ -16,7 +16,7 @@ from diffusion.images.meta import CellMeta
 from diffusion.images.pictures import png_bytes
 from diffusion.images.store import Images, ImageStore
 from diffusion.protocol.extractors import ExtractorSpec
-from diffusion.protocol.grid import Cell, line_name, order, spoken
+from diffusion.protocol.grid import Cell, cell_order, describe_cell, describe_line
 from diffusion.protocol.scores import ScoresDocument
 from diffusion.report import figures, sample_pictures, score_tables
 from diffusion.report.departures import departures_content
@@ -53,7 +53,7 @@ def draw(inputs: ReportInputs) -> dict[str, Figure]:
     """The figures by name: `curve` (the distance), `kernel`, `front`, `loss` and `montage`."""
     spec, names = inputs.spec, score_tables.short_names(inputs.spec)
     tiles = {
-        (cell.steps, line_name(cell.axes)): sample_pictures.tile(store)
+        (cell.steps, describe_line(cell.axes)): sample_pictures.tile(store)
         for cell, store in inputs.cells.items()
     }
     return {
@@ -93,7 +93,10 @@ def page_content(
         "budgets": score_tables.front_table(document, spec),
         "spaces": _spaces(document),
         "seeds": seeds_content(document, others),
-        **{name: Markup(figures.as_svg(drawn[name], name, spoken)) for name, spoken in spoken_of.items()},
+        **{
+            name: Markup(figures.as_svg(drawn[name], name, describe_cell))
+            for name, describe_cell in spoken_of.items()
+        },
         "published": published and {**published, "drawing": _published_svg(published)},
         "departures": departures_content(inputs.config),
         "training": _training(inputs),
@@ -109,8 +112,8 @@ def page_content(
 
 
 def _published_svg(published: dict[str, Any]) -> Markup:
-    spoken = f"The curve of the sweep and {len(published['rows'])} published figures"
-    return Markup(figures.as_svg(published["drawing"], "published", spoken))
+    describe_cell = f"The curve of the sweep and {len(published['rows'])} published figures"
+    return Markup(figures.as_svg(published["drawing"], "published", describe_cell))
 
 
 def _spaces(document: ScoresDocument) -> dict[str, Any] | None:
@@ -135,8 +138,10 @@ def _curve_in(document: ScoresDocument, number: int) -> Markup:
 
 def _curve(document: ScoresDocument, metric: str, label: str) -> Figure:
     points = [
-        figures.CurvePoint(cell.steps, line_name(cell.axes), cell.scores[metric], interval_of(cell, metric))
-        for cell in sorted(document.cells.values(), key=lambda cell: order(cell.axes))
+        figures.CurvePoint(
+            cell.steps, describe_line(cell.axes), cell.scores[metric], interval_of(cell, metric)
+        )
+        for cell in sorted(document.cells.values(), key=lambda cell: cell_order(cell.axes))
     ]
     return figures.score_curve(points, label, _level(document, metric))
 
@@ -173,14 +178,14 @@ def _montage(inputs: ReportInputs) -> dict[str, Any]:
     def entry(cell: Cell, picture: Images) -> dict[str, Any]:
         return {
             "image": sample_pictures.data_uri(png_bytes(picture)),
-            "alt": f"Images 0 to {sample_pictures.TILE - 1} sampled in {spoken(cell.axes)}",
+            "alt": f"Images 0 to {sample_pictures.TILE - 1} sampled in {describe_cell(cell.axes)}",
             "distance": score_tables.number(scores[cell.name].scores[spec.distance], places),
             "best": cell.name == chosen,
         }
 
     rows: dict[str, list[dict[str, Any]]] = {}
-    for cell, store in sorted(inputs.cells.items(), key=lambda item: order(item[0].axes)):
-        rows.setdefault(line_name(cell.axes), []).append(entry(cell, sample_pictures.tile(store)))
+    for cell, store in sorted(inputs.cells.items(), key=lambda item: cell_order(item[0].axes)):
+        rows.setdefault(describe_line(cell.axes), []).append(entry(cell, sample_pictures.tile(store)))
     return {
         "steps": sorted({cell.steps for cell in inputs.cells}),
         "rows": [{"line": line, "cells": cells} for line, cells in rows.items()],

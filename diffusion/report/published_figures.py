@@ -13,7 +13,7 @@ from diffusion.papers.paper_comparison import (
     space_scores,
     with_score,
 )
-from diffusion.protocol.grid import line_name, order
+from diffusion.protocol.grid import cell_order, describe_line
 from diffusion.protocol.scores import CellScores, ScoresDocument
 from diffusion.report import figures, score_tables
 
@@ -75,10 +75,10 @@ def _least(paper: Paper, figure: Figure, cells: list[CellScores]) -> list[Differ
 
 
 def _drawing(document: ScoresDocument, metric: str, label: str, shown: list[ShownFigure]) -> Drawing:
-    cells = sorted(document.cells.values(), key=lambda cell: order(cell.axes))
+    cells = sorted(document.cells.values(), key=lambda cell: cell_order(cell.axes))
     points = [
         figures.CurvePoint(
-            cell.evaluations, line_name(cell.axes), with_score(metric, space_scores(cell)).scores[metric]
+            cell.evaluations, describe_line(cell.axes), with_score(metric, space_scores(cell)).scores[metric]
         )
         for cell in cells
     ]

@@ -4,14 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffusion.choice.certainty import errors_of, gap, how_told, interval_of
-from diffusion.choice.chosen import too_low_by
+from diffusion.choice.confidence import describe_comparison, errors_of, gap, interval_of
 from diffusion.choice.ranking import leader
+from diffusion.choice.selection import describe_optimism
 from diffusion.protocol.card import Card
 from diffusion.protocol.extractors import ExtractorSpec
-from diffusion.protocol.grid import AXES, order, shown, spoken
-from diffusion.protocol.scores import CellScores, Scored, ScoresDocument
-from diffusion.protocol.scoring import SHARES
+from diffusion.protocol.grid import AXES, cell_order, describe_cell, format_value
+from diffusion.protocol.metric_constants import SHARES
+from diffusion.protocol.scores import CellScores, ImageScores, ScoresDocument
 
 PROTOCOL = {
     "Samples": (
@@ -42,7 +42,7 @@ def short_names(spec: ExtractorSpec) -> dict[str, str]:
     }
 
 
-def half_width(cell: Scored, metric: str, places: int) -> str | None:
+def half_width(cell: ImageScores, metric: str, places: int) -> str | None:
     """Half of a score's confidence interval, as text; None where it has none."""
     ends = interval_of(cell, metric)
     return None if ends is None else number((ends.high - ends.low) / 2, places)
@@ -85,7 +85,7 @@ def score_table(
         entries = [_text_entry(real, column, places[column]) for column in columns]
         rows.append({"label": "real, held out", "entries": entries, "real": True})
     axes = [axis for axis in AXES if any(axis in cell.axes for cell in cells.values())]
-    for name, cell in sorted(cells.items(), key=lambda item: order(item[1].axes)):
+    for name, cell in sorted(cells.items(), key=lambda item: cell_order(item[1].axes)):
         rows.append(
             {
                 "axes": [_text(cell.axes.get(axis)) for axis in axes],
@@ -102,7 +102,7 @@ def score_table(
         "columns": list(columns.values()),
         "rows": rows,
         "tied": any(entry["tied"] for row in rows for entry in row["entries"]),
-        "how": how_told(gap(cell, cells[chosen], spec.distance) for cell in cells.values()),
+        "how": describe_comparison(gap(cell, cells[chosen], spec.distance) for cell in cells.values()),
     }
 
 
@@ -144,7 +144,7 @@ def front_table(document: ScoresDocument, spec: ExtractorSpec) -> list[dict[str,
         rows.append(
             {
                 "evaluations": choice.evaluations,
-                "cell": spoken(cell.axes),
+                "cell": describe_cell(cell.axes),
                 "budget": _budget(choice.evaluations, later[0].evaluations if later else None),
                 "distance": number(choice.value, places),
                 "too_low": _too_low(choice.optimism, places),
@@ -194,14 +194,14 @@ def headline(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, str | N
     kernel_places = _places(document, spec.kernel_distance)
     words: dict[str, str | None] = {
         "name": name,
-        "cell": spoken(cell.axes),
+        "cell": describe_cell(cell.axes),
         "by": ranks.get(metric, metric),
         "distance": number(scores[spec.distance], distance_places),
         "kernel": number(scores[spec.kernel_distance], kernel_places),
         "kernel_half": half_width(cell, spec.kernel_distance, kernel_places),
         "distance_half": half_width(cell, spec.distance, distance_places),
         "num_images": f"{cell.num_images:,}",
-        "too_low": too_low_by(document.best),
+        "too_low": describe_optimism(document.best),
     }
     if "floor" in scores:
         words["floor"] = number(scores["floor"], distance_places)
@@ -269,7 +269,7 @@ def _entry(cell: CellScores, column: str, places: int, best: CellScores | None) 
 
 def _tied(cell: CellScores, other: CellScores, metric: str) -> bool:
     found = gap(cell, other, metric)
-    return found is not None and not found.is_told
+    return found is not None and not found.is_significant
 
 
 def _values(cards: Sequence[Card], field: str) -> str:
@@ -285,4 +285,4 @@ def _text(value: Any) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return shown(value) if isinstance(value, float) else str(value)
+    return format_value(value) if isinstance(value, float) else str(value)

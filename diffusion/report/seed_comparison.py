@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from diffusion.choice.certainty import Gap
-from diffusion.choice.gate import clash
-from diffusion.choice.groups import deviation_of, group_gap, mean_of, one_a_seed
+from diffusion.choice.confidence import Gap
+from diffusion.choice.gate import card_diff
+from diffusion.choice.groups import cells_by_seed, deviation_of, group_gap, mean_of
 from diffusion.choice.ranking import is_published, leader
-from diffusion.protocol.grid import line_name, spoken
+from diffusion.protocol.grid import describe_cell, describe_line
 from diffusion.protocol.scores import CellScores, ScoresDocument
 from diffusion.report import score_tables
 from diffusion.report.figures import CurvePoint, as_svg, score_curve
@@ -54,7 +54,7 @@ class SeedComparison(NamedTuple):
     @property
     def is_apart(self) -> bool:
         """Whether it lies outside what the others' spread explains."""
-        return self.gap is not None and self.gap.is_told
+        return self.gap is not None and self.gap.is_significant
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a script."""
@@ -74,7 +74,7 @@ def compare_seeds(document: ScoresDocument, others: Documents) -> list[SeedCompa
     for metric, heading in score_tables.score_columns(document, document.spec).items():
         scored = {seed: cell for seed, cell in cells.items() if metric in cell.scores}
         if is_published(metric) and own is not None:
-            scored = {seed: cell for seed, cell in scored.items() if not clash(cells[own], cell, free=())}
+            scored = {seed: cell for seed, cell in scored.items() if not card_diff(cells[own], cell, free=())}
         if own is not None and own in scored and len(scored) > 1:
             rest = [cell for seed, cell in scored.items() if seed != own]
             gap = group_gap([scored[own]], rest, metric) if len(rest) > 1 else None
@@ -89,7 +89,7 @@ def by_seed(document: ScoresDocument, others: Documents, name: str) -> dict[int,
     Of several of one seed the first counts, of the training's own seed itself.
     """
     siblings = [other for _, other in _siblings(document, others)]
-    return one_a_seed([document, *siblings], name, document.cells[name])
+    return cells_by_seed([document, *siblings], name, document.cells[name])
 
 
 def excluded_seeds(document: ScoresDocument, others: Documents) -> dict[int, list[str]]:
@@ -99,7 +99,7 @@ def excluded_seeds(document: ScoresDocument, others: Documents) -> dict[int, lis
     for seed, other in _siblings(document, others):
         if seed not in known:
             cell = other.cells.get(name)
-            fields.setdefault(seed, list(clash(document.cells[name], cell)) if cell else [])
+            fields.setdefault(seed, list(card_diff(document.cells[name], cell)) if cell else [])
     return fields
 
 
@@ -120,7 +120,7 @@ def seeds_content(document: ScoresDocument, others: Documents) -> dict[str, Any]
     seeds = sorted({seed for one in found for seed in one.values})
     return {
         "own": own,
-        "cell": spoken(document.cells[document.best.cell].axes),
+        "cell": describe_cell(document.cells[document.best.cell].axes),
         "others": [seed for seed in seeds if seed != own],
         "rows": [_row(one, seeds) for one in found],
         "apart": any(one.is_apart for one in found),
@@ -151,7 +151,7 @@ def _drawing(document: ScoresDocument, others: Documents) -> Markup | None:
     points = []
     for name, cell in document.cells.items():
         cells = list(by_seed(document, others, name).values())
-        if line_name(cell.axes) == line_name(best.axes) and len(cells) > 1:
+        if describe_line(cell.axes) == describe_line(best.axes) and len(cells) > 1:
             mean, spread = mean_of(cells, metric), deviation_of(cells, metric) or 0.0
             points.append(CurvePoint(cell.steps, "this training", cell.scores[metric]))
             points.append(CurvePoint(cell.steps, "mean of the seeds", mean, (mean - spread, mean + spread)))

@@ -6,7 +6,7 @@ from pathlib import Path
 from diffusion.config import Config
 from diffusion.images.meta import PreparedMeta
 from diffusion.images.store import ImageStore, open_store
-from diffusion.protocol.card import differing
+from diffusion.protocol.card import differing_fields
 from diffusion.protocol.cells import open_cells
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores import ScoresDocument, read_scores
@@ -72,7 +72,7 @@ def _refuse_other_samples(document: ScoresDocument, cells: dict[Cell, ImageStore
         )
     for cell, store in cells.items():
         card, sampled = scored[cell.name].card, store.meta["card"]
-        if wrong_fields := differing([{field: card.get(field) for field in sampled}, sampled]):
+        if wrong_fields := differing_fields([{field: card.get(field) for field in sampled}, sampled]):
             raise DiffctlError(
                 f"the scores of {cell.name} are of other samples ({', '.join(wrong_fields)} differs): {again}"
             )

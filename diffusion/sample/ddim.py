@@ -12,7 +12,7 @@ from diffusion.process.time_grid import Grid, GridStep
 from diffusion.protocol.samplers import Noise
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.eta import check_eta, check_noise
-from diffusion.sample.sampler import Ask, Step, Walk
+from diffusion.sample.sampler import DenoiserCall, Step, Trajectory
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Ddim:
     noise: Noise = "small"
     clip: bool = True
 
-    def __call__(self, grid: Grid, x: Tensor, noise: Callable[[], Tensor]) -> Walk:
+    def __call__(self, grid: Grid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         """The walk from x; UsageError when η is too large for the grid."""
         check_eta(grid, self.eta)
         return self._walk(grid, x, noise)
 
-    def _walk(self, grid: Grid, x: Tensor, noise: Callable[[], Tensor]) -> Walk:
+    def _walk(self, grid: Grid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         for done, step in enumerate(grid.walk(), start=1):
-            prediction = yield Ask(x, step.t)
+            prediction = yield DenoiserCall(x, step.t)
             assert prediction is not None
             z = noise() if self.eta > 0 and not step.is_last else None
             x, x0_hat = self.step(step, x, prediction, z)

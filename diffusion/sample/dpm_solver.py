@@ -22,20 +22,20 @@ from torch import Tensor
 
 from diffusion.process.time_grid import Grid
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.sampler import Ask, Step, Walk
+from diffusion.sample.sampler import DenoiserCall, Step, Trajectory
 
 
 @dataclass(frozen=True)
-class Multistep:
+class DPMSolverMultistep:
     """The solver; `clip` clips x̂_0 to [−1, 1]. It draws no noise."""
 
     clip: bool = True
 
-    def __call__(self, grid: Grid, x: Tensor, noise: Callable[[], Tensor]) -> Walk:
+    def __call__(self, grid: Grid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         """The walk from x."""
         earlier: tuple[Tensor, float] | None = None  # x̂_0 of the step before, and its h
         for done, step in enumerate(grid.walk(), start=1):
-            prediction = yield Ask(x, step.t)
+            prediction = yield DenoiserCall(x, step.t)
             assert prediction is not None
             x0_hat = prediction.x0.clamp(-1, 1) if self.clip else prediction.x0
             if step.is_last:
@@ -53,15 +53,15 @@ def _extrapolated(x0_hat: Tensor, earlier: tuple[Tensor, float] | None, h: float
     if earlier is None:
         return x0_hat
     before, h_before = earlier
-    ahead = read_ahead(h_before / h)
+    ahead = extrapolation_factor(h_before / h)
     return (1 + ahead) * x0_hat - ahead * before
 
 
-def read_ahead(r: float) -> float:
+def extrapolation_factor(r: float) -> float:
     """How far ahead the line is read, in distances of its two points: 1/2r, but at most 1/4 + r/2."""
     return min(1 / (2 * r), 0.25 + r / 2)
 
 
-def build(settings: SampleSettings) -> Multistep:
+def build(settings: SampleSettings) -> DPMSolverMultistep:
     """The sampler of these settings."""
-    return Multistep(settings.clip)
+    return DPMSolverMultistep(settings.clip)

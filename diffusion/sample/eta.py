@@ -8,23 +8,23 @@ from diffusion.protocol.samplers import Noise
 from diffusion.system.errors import UsageError
 
 
-def largest_eta(grid: Grid) -> float:
+def max_eta(grid: Grid) -> float:
     """The largest η for which σ'² − η²β̃ ≥ 0 at every step, so σ²/β (DDIM eq. 12); at least 1."""
     if len(grid) == 1:
         return math.inf
     return float((grid.sigma[1:].square() / grid.betas[1:]).min().sqrt())
 
 
-def eta_limit(grid: Grid) -> str:
-    """`largest_eta` for a refusal: to 4 decimals, rounded down, so that it is not refused itself."""
-    largest = largest_eta(grid)
+def format_max_eta(grid: Grid) -> str:
+    """`max_eta` for a refusal: to 4 decimals, rounded down, so that it is not refused itself."""
+    largest = max_eta(grid)
     return str(largest if math.isinf(largest) else Decimal(largest).quantize(Decimal("1e-4"), ROUND_FLOOR))
 
 
 def check_eta(grid: Grid, eta: float) -> None:
     """UsageError when σ² would exceed 1 − ᾱ_prev somewhere along the grid."""
-    if not 0 <= eta <= largest_eta(grid):
-        raise UsageError(f"eta {eta} does not fit {len(grid)} steps: give 0 to {eta_limit(grid)}")
+    if not 0 <= eta <= max_eta(grid):
+        raise UsageError(f"eta {eta} does not fit {len(grid)} steps: give 0 to {format_max_eta(grid)}")
 
 
 def check_noise(noise: Noise, learned: bool) -> None:

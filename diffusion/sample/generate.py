@@ -18,17 +18,17 @@ from diffusion.process.time_grid import Grid
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.eta import check_eta, check_noise
-from diffusion.sample.finite import FiniteWatch, watch_over
 from diffusion.sample.guidance import (
     classifier_free,
     classifier_gradient,
-    shifting_eps,
-    shifting_mean,
-    within,
+    interval_guidance,
+    shift_eps,
+    shift_mean,
     without_labels,
 )
-from diffusion.sample.questions import evaluations, walk_grid
-from diffusion.sample.sampler import Step, run
+from diffusion.sample.nan_guard import NaNGuard, guard_networks
+from diffusion.sample.nfe import count_nfe, sampling_grid
+from diffusion.sample.sampler import Step, run_sampler
 from diffusion.system.errors import UsageError
 from diffusion.system.threads import in_halves, prefetched_draws, splitting_helps
 from diffusion.system.transfer import send
@@ -38,14 +38,14 @@ if TYPE_CHECKING:  # a model's images do not come from a classifier's code, unle
 
 _Draw = Callable[[], Tensor]
 _Callback = Callable[[Step], object]
-_Making = Callable[[_Draw, Condition, _Callback | None, FiniteWatch], Tensor]
-"""(draw, condition, callback, watch) → images, as `denoise`."""
+_Making = Callable[[_Draw, Condition, _Callback | None, NaNGuard], Tensor]
+"""(draw, condition, callback, watch) → images, as `generate_from_noise`."""
 
 
 def check_settings(artefact: Described, settings: SampleSettings) -> Grid:
     """The times to walk along; UsageError when this model cannot be sampled so."""
     process = build_process(artefact.process)
-    grid = walk_grid(settings, process)
+    grid = sampling_grid(settings, process)
     if SAMPLERS[settings.sampler].stochastic:
         check_eta(grid, settings.eta)
         check_noise(settings.noise, artefact.network.learned_variance)
@@ -54,12 +54,12 @@ def check_settings(artefact: Described, settings: SampleSettings) -> Grid:
     return grid
 
 
-def is_fast(artefact: Described, settings: SampleSettings, batches: int, device: torch.device) -> bool:
+def should_compile(artefact: Described, settings: SampleSettings, batches: int, device: torch.device) -> bool:
     """Whether so many batches of a model's images are made there with the network compiled, as `fast`.
 
     The network sees a batch as often as an image: where that is often enough in all, compiling pays.
     """
-    return compiling_pays(batches * evaluations(settings, artefact.process), device)
+    return compiling_pays(batches * count_nfe(settings, artefact.process), device)
 
 
 def generate(
@@ -76,8 +76,8 @@ def generate(
     """The images at `indices` under a row each of the condition, uint8 (B, C, H, W) on the CPU.
 
     The network is in eval mode on `device`; `fast` has it compiled. On a CPU they are made in two halves,
-    unless a `callback` is to see all of them at each step. UsageError as `check_settings`, NotFinite with the
-    image and the step at which numbers are none.
+    unless a `callback` is to see all of them at each step. UsageError as `check_settings`, NonFiniteError
+    with the image and the step of the first NaN or infinity.
     """
     spec = loaded.artefact.network
     shape = (spec.in_channels, spec.image_size, spec.image_size)
@@ -87,7 +87,7 @@ def generate(
 
     def made(part: slice, seen: _Callback | None) -> Tensor:
         own = indices[part]
-        watch = watch_over(networks, guided, lambda row: f"image {own[row]}")
+        watch = guard_networks(networks, guided, lambda row: f"image {own[row]}")
         return make(ImageNoise(settings.seed, own, shape).draw, condition.rows(part), seen, watch)
 
     if callback or len(indices) < 2 or not splitting_helps(device):
@@ -95,7 +95,7 @@ def generate(
     return torch.cat(in_halves(lambda half, go_on: made(half, lambda step: go_on()), len(indices)))
 
 
-def denoise(
+def generate_from_noise(
     loaded: LoadedModel,
     settings: SampleSettings,
     draw: _Draw,
@@ -104,7 +104,7 @@ def denoise(
     callback: _Callback | None = None,
 ) -> Tensor:
     """The images that grow from what `draw` gives: x_T first, then each noisy step's z; as `generate`."""
-    watch = watch_over({"model": loaded.network}, bool(settings.guidance), "image {} of these".format)
+    watch = guard_networks({"model": loaded.network}, bool(settings.guidance), "image {} of these".format)
     return _making(loaded, settings, device)(draw, condition, callback, watch)
 
 
@@ -118,17 +118,17 @@ def _making(
     """What makes images; all that depends neither on draws nor on conditions is done here, once."""
     grid, sampler = check_settings(loaded.artefact, settings), build_sampler(settings)
     denoiser = guided_denoiser(loaded, settings, classifier, fast=fast)
-    ahead = draws_ahead(settings, device)
+    ahead = noise_draws(settings, device)
 
-    def make(draw: _Draw, condition: Condition, callback: _Callback | None, watch: FiniteWatch) -> Tensor:
+    def make(draw: _Draw, condition: Condition, callback: _Callback | None, watch: NaNGuard) -> Tensor:
         with prefetched_draws(lambda: send(draw(), device), ahead, device) as noise:
             walk = sampler(grid, noise(), noise)
-            return to_uint8(run(walk, denoiser, condition.to(device), callback, watch).x).cpu()
+            return to_uint8(run_sampler(walk, denoiser, condition.to(device), callback, watch).x).cpu()
 
     return make
 
 
-def draws_ahead(settings: SampleSettings, device: torch.device) -> int:
+def noise_draws(settings: SampleSettings, device: torch.device) -> int:
     """How many draws of a walk are made one ahead of their use: x_T and z of all steps but the last, or none.
 
     On a CPU the thread that draws would take from the network what it gives. With an Apple GPU nobody has
@@ -165,14 +165,14 @@ def guided_denoiser(
         guided = without_labels(guided)
     gradient = classifier_gradient(classifier.network, settings.classifier_scale)
     if settings.eta == 1:
-        return shifting_mean(guided, gradient)
-    return shifting_eps(guided, gradient, model.process)
+        return shift_mean(guided, gradient)
+    return shift_eps(guided, gradient, model.process)
 
 
 def _classifier_free(model: NetworkDenoiser, settings: SampleSettings) -> Denoiser:
     if settings.guidance == 0 or settings.guidance_interval is None:
         return classifier_free(model, settings.guidance)
-    return within(model, settings.guidance, settings.guidance_interval, model.process)
+    return interval_guidance(model, settings.guidance, settings.guidance_interval, model.process)
 
 
 def check_classifier(artefact: Described, classifier: "LoadedClassifier") -> None:

@@ -12,7 +12,7 @@ from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser, times_of_rows
 from diffusion.process.prediction import Prediction, expand
 from diffusion.process.process import Process
-from diffusion.protocol.interval import holds
+from diffusion.protocol.interval import in_interval
 from diffusion.system.errors import UsageError
 from diffusion.system.transfer import send
 
@@ -41,10 +41,12 @@ def classifier_free(denoiser: Denoiser, weight: Weight) -> Denoiser:
 
 def is_guided(interval: tuple[float, float] | None, process: Process, t: float) -> bool:
     """Whether guidance applies at a time, by the noise level there; everywhere without an interval."""
-    return interval is None or holds(interval, float(process.noise_level(torch.tensor(t))))
+    return interval is None or in_interval(interval, float(process.noise_level(torch.tensor(t))))
 
 
-def within(denoiser: Denoiser, weight: float, interval: tuple[float, float], process: Process) -> Denoiser:
+def interval_guidance(
+    denoiser: Denoiser, weight: float, interval: tuple[float, float], process: Process
+) -> Denoiser:
     """Classifier-free guidance where low < σ/α ≤ high, and the denoiser itself elsewhere (2404.07724, eq. 6).
 
     Outside of the interval a row is asked once.
@@ -55,7 +57,7 @@ def within(denoiser: Denoiser, weight: float, interval: tuple[float, float], pro
         if not isinstance(t, Tensor):
             return (guided if is_guided(interval, process, t) else denoiser)(x, t, condition)
         levels = process.noise_level(t).tolist()
-        weights = [weight if holds(interval, level) else 0.0 for level in levels]
+        weights = [weight if in_interval(interval, level) else 0.0 for level in levels]
         return classifier_free(denoiser, torch.tensor(weights, dtype=torch.float64))(x, t, condition)
 
     return asked
@@ -93,7 +95,7 @@ def classifier_gradient(classifier: Callable[[Tensor, Tensor], Tensor], scale: W
     """s·∇ log p(y|x_t) of a classifier (x_t, times) → logits of noised images (ADM, 2105.05233, sec. 4.1)."""
 
     def gradient(x: Tensor, t: Tensor | float, condition: Condition) -> Tensor:
-        labels = asked_class(condition)
+        labels = target_labels(condition)
         times = times_of_rows(t, x)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
@@ -105,14 +107,14 @@ def classifier_gradient(classifier: Callable[[Tensor, Tensor], Tensor], scale: W
     return gradient
 
 
-def asked_class(condition: Condition) -> Tensor:
+def target_labels(condition: Condition) -> Tensor:
     """The (B,) labels towards which a classifier guides; UsageError when there are none."""
     if condition.labels is None:
         raise UsageError("a classifier guides towards a class: give one")
     return condition.labels
 
 
-def shifting_mean(denoiser: Denoiser, gradient: Gradient) -> Denoiser:
+def shift_mean(denoiser: Denoiser, gradient: Gradient) -> Denoiser:
     """Moves each noisy step's mean by Σ times the gradient (ADM alg. 1), for DDPM: the prediction says so."""
 
     def guided(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
@@ -121,7 +123,7 @@ def shifting_mean(denoiser: Denoiser, gradient: Gradient) -> Denoiser:
     return guided
 
 
-def shifting_eps(denoiser: Denoiser, gradient: Gradient, process: Process) -> Denoiser:
+def shift_eps(denoiser: Denoiser, gradient: Gradient, process: Process) -> Denoiser:
     """ε − σ_t·s·∇ log p(y|x_t) (ADM alg. 2), for DDIM and other solvers of its flow.
 
     x̂_0 follows, by σ²/α times the gradient; the variance's fraction stays the network's own.

@@ -16,10 +16,10 @@ from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser
 from diffusion.process.prediction import Prediction
 from diffusion.process.time_grid import Grid
-from diffusion.sample.finite import FiniteWatch
+from diffusion.sample.nan_guard import NaNGuard
 
 
-class Ask(NamedTuple):
+class DenoiserCall(NamedTuple):
     """A sampler's question: what is x (B, C, H, W) at the time `t`, the same for all rows?"""
 
     x: Tensor
@@ -36,21 +36,21 @@ class Step:
     x0_hat: Tensor
 
 
-Walk = Generator[Ask | Step, Prediction | None, None]
+Trajectory = Generator[DenoiserCall | Step, Prediction | None, None]
 """Yields Ask, to be sent a Prediction, and after each step Step, to be sent None; the last one has x_0."""
 
 
 class Sampler(Protocol):
     """A way from x_T to x_0. What it computes by beside images are plain numbers: no step waits for a GPU."""
 
-    def __call__(self, grid: Grid, x: Tensor, noise: Callable[[], Tensor]) -> Walk:
+    def __call__(self, grid: Grid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         """The walk from `x` along the grid; `noise` gives standard-normal z, shaped as x, on its device.
 
         UsageError where the grid does not allow it, before the first Ask.
         """
 
 
-class Walked(NamedTuple):
+class SampleResult(NamedTuple):
     """Where a walk ended, (B, C, H, W), and how often it asked."""
 
     x: Tensor
@@ -58,23 +58,23 @@ class Walked(NamedTuple):
 
 
 @torch.no_grad()
-def run(
-    walk: Walk,
+def run_sampler(
+    walk: Trajectory,
     denoiser: Denoiser,
     condition: Condition,
     callback: Callable[[Step], object] | None = None,
-    watch: FiniteWatch | None = None,
-) -> Walked:
+    watch: NaNGuard | None = None,
+) -> SampleResult:
     """Answer a walk's questions until it ends; `callback` sees every step and may raise to stop.
 
-    NotFinite, in the words of `watch`, where an answer or a step is NaN or infinite.
+    NonFiniteError, in the words of `watch`, where an answer or a step is NaN or infinite.
     """
-    watch = watch or FiniteWatch()
+    watch = watch or NaNGuard()
     asked, at, t, x = 0, 1, 0.0, None
     event = next(walk, None)
     while event is not None:
         answer = None
-        if isinstance(event, Ask):
+        if isinstance(event, DenoiserCall):
             t = event.t
             answer = denoiser(event.x, t, condition)
             watch.see(at, t, *answer)
@@ -87,10 +87,10 @@ def run(
         event = sent(walk, answer)
     watch.end()
     assert x is not None, "a walk has at least one step"
-    return Walked(x, asked)
+    return SampleResult(x, asked)
 
 
-def sent(walk: Walk, answer: Prediction | None) -> Ask | Step | None:
+def sent(walk: Trajectory, answer: Prediction | None) -> DenoiserCall | Step | None:
     """What the walk yields next; None at its end."""
     try:
         return walk.send(answer)

@@ -22,7 +22,7 @@ from diffusion.system.seals import Broken, read_sealed, write_sealed
 from diffusion.system.section import brief
 
 NAME = re.compile(r"(\d{8,12})-(\d{8,12})\.npy")
-ASIDE = "damaged-"
+DAMAGED_PREFIX = "damaged-"
 HEADER = 4096  # bytes that a .npy file's header never takes
 
 
@@ -32,7 +32,7 @@ def cells_folder(model_sha256: str) -> Path:
 
 
 @dataclass(frozen=True)
-class Shards:
+class CellShards:
     """The shards of a cell of `total` images of `shape` (H, W, C), as far as they lie in `folder`.
 
     Each file is sealed with the folder's name and its own, so that it passes for no other range and no other
@@ -92,7 +92,7 @@ class Shards:
         except (Broken, OSError) as error:
             told = f"{path} is damaged ({error}): it is set aside, and its images are made again"
             warnings.warn(told, DiffctlWarning, stacklevel=2)
-            path.replace(path.with_name(ASIDE + path.name))
+            path.replace(path.with_name(DAMAGED_PREFIX + path.name))
             return False
         return True
 

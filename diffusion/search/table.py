@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from diffusion.choice.certainty import Interval
+from diffusion.choice.confidence import Interval
 from diffusion.choice.groups import group_gap, mean_interval, mean_of
 from diffusion.choice.ranking import rank_metric
 from diffusion.protocol.scores import CellScores, ScoresDocument
@@ -71,7 +71,7 @@ def _group(
         metric=metric,
         value=mean_of(cells, metric),
         interval=mean_interval(cells, metric),
-        tied=None if apart is None else not apart.is_told,
+        tied=None if apart is None else not apart.is_significant,
     )
 
 

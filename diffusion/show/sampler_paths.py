@@ -15,11 +15,11 @@ from diffusion.process.config import ProcessConfig
 from diffusion.process.noise import generator
 from diffusion.process.process import Process
 from diffusion.process.registry import build_process
-from diffusion.protocol.grid import shown
+from diffusion.protocol.grid import format_value
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import spaced_timesteps
-from diffusion.sample.sampler import Step, run
+from diffusion.sample.sampler import Step, run_sampler
 from diffusion.show import text_table
 
 if TYPE_CHECKING:
@@ -160,22 +160,22 @@ def samplers(
     walks = {}
     for name, entry in SAMPLERS.items():
         for eta in ETAS if entry.stochastic and steps > 1 else (0.0,):
-            label = f"{name}, η = {shown(eta)}" if entry.stochastic else name
+            label = f"{name}, η = {format_value(eta)}" if entry.stochastic else name
             settings = SampleSettings(sampler=name, steps=steps, eta=eta, clip=False)
-            walks[label] = run_sampler(process, times, settings, start, source)
+            walks[label] = sampler_paths(process, times, settings, start, source)
     best = SampleSettings(sampler="dpm-solver++", steps=process.timesteps, clip=False)
-    exact = run_sampler(process, list(range(process.timesteps)), best, start, source).ends
+    exact = sampler_paths(process, list(range(process.timesteps)), best, start, source).ends
     return Samplers(MIXTURE, steps, walks, exact, MIXTURE.draw(count, source).numpy())
 
 
-def run_sampler(
+def sampler_paths(
     process: Process, times: list[int], settings: SampleSettings, start: Tensor, source: torch.Generator
 ) -> SamplerPaths:
     """A sampler's walk from points (N, 2) along the times, with a mixture's own denoiser."""
     passed: list[Step] = []
     shape = (*start.shape, 1, 1)
     noise: Callable[[], Tensor] = lambda: torch.randn(shape, generator=source, dtype=start.dtype)  # noqa: E731
-    made = run(
+    made = run_sampler(
         build_sampler(settings)(process.grid(times), start.reshape(shape), noise),
         MixtureDenoiser(MIXTURE, process),
         Condition(len(start)),

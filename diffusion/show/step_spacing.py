@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from diffusion.process.config import ProcessConfig
 from diffusion.process.registry import build_process
 from diffusion.protocol.spacing import SPACINGS, spaced_timesteps
-from diffusion.sample.eta import largest_eta
+from diffusion.sample.eta import max_eta
 from diffusion.show import text_table
 
 if TYPE_CHECKING:
@@ -118,5 +118,5 @@ def steps(config: ProcessConfig, count: int) -> Steps:
         times = spaced_timesteps(name, count, process.timesteps)
         grid = process.grid(times)
         levels = (grid.sigma / grid.alpha).numpy()
-        spacings[name] = Spaced(times, 2 * grid.log_snr.numpy(), levels, largest_eta(grid))
+        spacings[name] = Spaced(times, 2 * grid.log_snr.numpy(), levels, max_eta(grid))
     return Steps(process.timesteps, config.schedule, spacings)

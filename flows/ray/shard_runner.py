@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from diffusion.images.store import Images
     from diffusion.model.model_file import LoadedModel
-    from diffusion.sample.sweep import Runner
+    from diffusion.sample.cell_images import ShardRunner
 
 RETRIES = 3  # of a shard whose worker died
 AHEAD = 2  # shards a worker: one at work, one that waits
@@ -36,8 +36,8 @@ POLL_SECONDS = 0.5
 
 
 @contextmanager
-def ray_runner(config: SampleConfig) -> "Iterator[Runner]":
-    """A Runner of diffusion.sample.sweep for the block; of a Ray begun for it nothing is left then.
+def ray_runner(config: SampleConfig) -> "Iterator[ShardRunner]":
+    """A Runner of diffusion.sample.cell_images for the block; of a Ray begun for it nothing is left then.
 
     UsageError when Ray is not installed or has no such GPU; DiffctlError when the cluster does not answer.
     """
@@ -118,7 +118,7 @@ def make_shard(
     weights: Any, sha256: str, version: str, settings: SampleSettings, gpus: float, sweep: str, shard: range
 ) -> "Images":
     """A shard's images. DiffctlError where another diffctl or torch is installed than on the driver."""
-    from diffusion.sample.sweep import shard_images
+    from diffusion.sample.cell_images import shard_images
 
     if (own := library_version()) != version:
         raise DiffctlError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion.analysis.given import GivenImage, choose, end_condition
 from diffusion.analysis.inversion import arc, encoding
-from diffusion.engine.job import Course
+from diffusion.engine.job import CustomTrajectory
 from diffusion.images.pictures import picture_in
 from diffusion.images.pixels import to_model, to_nchw
 from diffusion.model.model_file import Artefact
@@ -79,14 +79,14 @@ class Interpolation:
     def encode(self) -> PendingImages:
         """The order for the codes of real images; those of seeds are their noise."""
         assert self._pixels is not None
-        course = Course(self._pixels, encoding, _as_it_is)
+        course = CustomTrajectory(self._pixels, encoding, _as_it_is)
         return self._model.runner.add(self.settings, range(2), self._condition, course=course)
 
     def decode(self, codes: Tensor | None) -> PendingImages:
         """The order for all images between the codes, of seeds where there are none."""
         ends = self._noise() if codes is None else codes
         points, condition = arc(ends, self._condition, self._asked.frames)
-        course = Course(points, build_sampler(self.settings))
+        course = CustomTrajectory(points, build_sampler(self.settings))
         indices = range(self._asked.frames)
         return self._model.runner.add(self.settings, indices, condition, self._asked.every, course)
 

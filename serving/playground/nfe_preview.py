@@ -5,7 +5,7 @@ from pydantic import BaseModel
 
 from diffusion.process.registry import build_process
 from diffusion.sample.generate import check_settings
-from diffusion.sample.questions import asked_times, evaluations, weight_at
+from diffusion.sample.nfe import call_times, count_nfe, guidance_weight
 from serving.loaded_model import ServedModel
 from serving.requests import SampleRequest
 
@@ -29,13 +29,13 @@ def nfe_preview(model: ServedModel, asked: SampleRequest) -> NfePreview:
     settings, config = model.meant(asked), model.artefact.process
     check_settings(model.artefact, settings)
     process = build_process(config)
-    times = asked_times(settings, process)
+    times = call_times(settings, process)
     levels = process.noise_level(torch.tensor([max(times), min(times)])).tolist()
     return NfePreview(
-        evaluations=evaluations(settings, config),
-        everywhere=evaluations(settings.model_copy(update={"guidance_interval": None}), config),
+        evaluations=count_nfe(settings, config),
+        everywhere=count_nfe(settings.model_copy(update={"guidance_interval": None}), config),
         questions=len(times),
-        guided=sum(weight_at(settings, process, t) > 0 for t in times),
+        guided=sum(guidance_weight(settings, process, t) > 0 for t in times),
         highest=levels[0],
         lowest=levels[1],
     )

@@ -4,8 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from diffusion.choice.certainty import interval_of
-from diffusion.choice.from_scores import settings_of
+from diffusion.choice.best_settings import settings_of
+from diffusion.choice.confidence import interval_of
 from diffusion.protocol.scores import ScoresDocument
 
 

@@ -18,7 +18,7 @@ from diffusion.data.prepare import prepare
 from diffusion.layout import MODEL, SAMPLES, TRAIN_RUNS
 from diffusion.model.model_file import save_artefact
 from diffusion.protocol.grid import grid
-from diffusion.sample.sweep import make_cell
+from diffusion.sample.cell_images import make_cell
 from diffusion.system import devices
 from diffusion.system.errors import UsageError
 from diffusion.train.identity import TrainPlan, result_of, training_fingerprint

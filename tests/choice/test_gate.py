@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.choice.gate import CODE_VERSIONS, judge, outdated
-from diffusion.protocol.card import OF_REAL_IMAGES, protocol_card
+from diffusion.choice.gate import CODE_VERSIONS, decide, outdated_best_cell
+from diffusion.protocol.card import REAL_IMAGE_FIELDS, protocol_card
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.settings import SampleSettings
 from tests.helpers.scores_document import certain_cell, chance, document
@@ -20,7 +20,7 @@ def champion():
 
 
 def test_a_candidate_without_the_champions_best_cell_is_not_comparable():
-    verdict = judge(document({(5, 0.0): 1.216}, **OTHER).cells, champion(), "version 7")
+    verdict = decide(document({(5, 0.0): 1.216}, **OTHER).cells, champion(), "version 7")
     assert not verdict.better
     assert verdict.reason == (
         f"not comparable with version 7, whose best cell {BAR} was not scored: put it into the sweep"
@@ -29,13 +29,13 @@ def test_a_candidate_without_the_champions_best_cell_is_not_comparable():
 
 def test_a_protocol_that_differs_in_the_champions_best_cell_alone_is_not_comparable():
     mixed = document({(5, 0.0): 0.1}, **OTHER).cells | document({(10, 0.0): 0.1}, seed=3, **OTHER).cells
-    verdict = judge(mixed, champion(), "version 7")
+    verdict = decide(mixed, champion(), "version 7")
     assert not verdict.better
     assert "differs in seed (0 against 3)" in verdict.reason
 
 
 def test_the_best_of_the_common_cells_is_held_against_the_champions_best():
-    verdict = judge(
+    verdict = decide(
         document({(5, 0.0): 0.5, (10, 0.0): 1.0, (99, 0.0): 0.01}, **OTHER).cells, champion(), "version 7"
     )
     assert verdict.better
@@ -58,7 +58,7 @@ def cells(value, errors, **card):
 def test_it_moves_when_the_interval_of_the_difference_says_so(value, better, word):
     mine = cells(value, chance(1, 0.03), **OTHER)
     theirs = cells(1.0, chance(2, 0.03))
-    verdict = judge(mine, theirs, "version 7")
+    verdict = decide(mine, theirs, "version 7")
     assert verdict.better is better
     assert word in verdict.reason
     assert "paired by image" in verdict.reason
@@ -68,16 +68,19 @@ def test_it_moves_when_the_interval_of_the_difference_says_so(value, better, wor
 def test_no_two_models_may_each_take_the_others_place(difference, deviation):
     one = cells(2.0 + difference, chance(1, deviation), **OTHER)
     two = cells(2.0, chance(2, deviation))
-    assert not (judge(one, two, "version 1").better and judge(two, one, "version 2").better)
+    assert not (decide(one, two, "version 1").better and decide(two, one, "version 2").better)
 
 
 @given(st.sets(st.sampled_from(sorted(CODE_VERSIONS)), min_size=1))
 def test_versions_of_the_code_alone_make_a_champion_outdated(fields):
     cards = dict.fromkeys(fields, "other")
     mine = document({(10, 0.0): 0.1}, **OTHER, **cards).cells
-    assert not judge(mine, champion(), "version 7").better
-    assert outdated(mine, champion()) == BAR
-    assert outdated(document({(10, 0.0): 0.1}, **OTHER, **cards, num_images=7).cells, champion()) is None
+    assert not decide(mine, champion(), "version 7").better
+    assert outdated_best_cell(mine, champion()) == BAR
+    assert (
+        outdated_best_cell(document({(10, 0.0): 0.1}, **OTHER, **cards, num_images=7).cells, champion())
+        is None
+    )
 
 
 def test_more_real_images_make_a_champion_outdated_and_fewer_do_not():
@@ -86,7 +89,7 @@ def test_more_real_images_make_a_champion_outdated_and_fewer_do_not():
     champions = document({(5, 0.0): 1.3, (10, 0.0): 0.897}, **before).cells
 
     def asked(**changes):
-        return outdated(document({(10, 0.0): 0.1}, **OTHER, **(more | changes)).cells, champions)
+        return outdated_best_cell(document({(10, 0.0): 0.1}, **OTHER, **(more | changes)).cells, champions)
 
     assert asked() == asked(torch="3") == asked(reference_count=10) == BAR
     assert asked(reference_count=9) is asked(heldout_count=2) is asked(heldout_count=None) is None
@@ -94,9 +97,9 @@ def test_more_real_images_make_a_champion_outdated_and_fewer_do_not():
 
 
 def test_what_can_be_compared_or_is_the_same_model_is_not_outdated():
-    assert outdated(document({(10, 0.0): 0.1}, **OTHER).cells, champion()) is None
-    assert outdated(document({(10, 0.0): 0.1}, torch="3").cells, champion()) is None
-    assert outdated(document({(5, 0.0): 0.1}, **OTHER, torch="3").cells, champion()) is None
+    assert outdated_best_cell(document({(10, 0.0): 0.1}, **OTHER).cells, champion()) is None
+    assert outdated_best_cell(document({(10, 0.0): 0.1}, torch="3").cells, champion()) is None
+    assert outdated_best_cell(document({(5, 0.0): 0.1}, **OTHER, torch="3").cells, champion()) is None
 
 
 def test_the_fields_are_those_of_a_card():
@@ -105,4 +108,4 @@ def test_the_fields_are_those_of_a_card():
     }
     sampling = {**settings_card(SampleSettings()), "sampling_torch": "2"}
     card = protocol_card(sampling, 10, reference, "none", (10, 10))
-    assert card.keys() >= CODE_VERSIONS.union(OF_REAL_IMAGES)
+    assert card.keys() >= CODE_VERSIONS.union(REAL_IMAGE_FIELDS)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from diffusion.choice.certainty import gap
+from diffusion.choice.confidence import gap
 from diffusion.choice.groups import deviation_of, group_gap, mean_interval, mean_of
 from tests.helpers.scores_document import certain_cell, chance
 
@@ -44,7 +44,7 @@ def test_a_single_training_is_one_more_draw_of_the_group():
     draw = np.random.default_rng(0)
     for count in (2, 3, 8):
         values = draw.normal(5, 1, size=(4000, count + 1))
-        told = sum(group_gap(cells(row[:1]), cells(row[1:]), KD).is_told for row in values[:1000])
+        told = sum(group_gap(cells(row[:1]), cells(row[1:]), KD).is_significant for row in values[:1000])
         assert told / 1000 == pytest.approx(0.05, abs=0.02)
 
 
@@ -58,4 +58,4 @@ def test_of_single_trainings_only_the_images_are_known():
 
 def test_equal_trainings_leave_nothing_to_chance():
     found = group_gap(cells([1.0, 1.0]), cells([1.5, 1.5]), KD)
-    assert (found.value, found.half, found.is_told) == (-0.5, 0.0, True)
+    assert (found.value, found.half, found.is_significant) == (-0.5, 0.0, True)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from diffusion.choice.certainty import errors_of
-from diffusion.choice.chosen import chosen_best, chosen_front, told, too_low_by
+from diffusion.choice.confidence import errors_of
 from diffusion.choice.optimism import optimism
-from diffusion.protocol.scores import Chosen
+from diffusion.choice.selection import describe_optimism, describe_selection, select_best, select_front
+from diffusion.protocol.scores import SelectedCell
 from tests.helpers.scores_document import certain_cell, document, with_errors
 
 KD = "kd_effnet_lite0_64"
@@ -51,8 +51,8 @@ def test_without_errors_it_is_unknown():
         is None
     )
     entry = document().best
-    assert entry == Chosen(cell="steps10-eta0", metric=KD, value=0.2, of=4, optimism=None)
-    assert told(entry) == f"{KD} 0.2 at steps10-eta0"
+    assert entry == SelectedCell(cell="steps10-eta0", metric=KD, value=0.2, of=4, optimism=None)
+    assert describe_selection(entry) == f"{KD} 0.2 at steps10-eta0"
 
 
 def test_a_document_says_it_of_the_best_and_of_every_budget():
@@ -61,11 +61,11 @@ def test_a_document_says_it_of_the_best_and_of_every_budget():
     for one in cells.values():
         with_errors(one, "fd_effnet_lite0_64", errors_of(one, KD)[:100])
         one.scores["fd_effnet_lite0_64"] = one.scores[KD]
-    said, front = chosen_best(cells), chosen_front(cells)
+    said, front = select_best(cells), select_front(cells)
     assert said.optimism == optimism(list(cells.values()), KD)
     assert 0.2 < said.optimism < 2
-    assert too_low_by(said).startswith("about ")
-    assert told(said).endswith("too low, as the least of 3")
+    assert describe_optimism(said).startswith("about ")
+    assert describe_selection(said).endswith("too low, as the least of 3")
     assert [entry.of for entry in front] == [1, 2]
     assert front[0].optimism == 0
-    assert too_low_by(front[0]) == ""
+    assert describe_optimism(front[0]) == ""

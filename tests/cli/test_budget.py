@@ -7,7 +7,7 @@ import pytest
 
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.model.model_file import read_artefact, save_artefact
-from diffusion.protocol.scores import read_scores, write_document
+from diffusion.protocol.scores import read_scores, write_scores_document
 from diffusion.system.files import sha256_file, write_json
 from diffusion.system.seals import sealed
 from tests.cli.conftest import assert_refused
@@ -29,7 +29,7 @@ def sample(project, invoke):
     spec = spec_of()
     save_artefact(MODEL, network_of(spec).state_dict(), artefact_of(spec))
     digest = read_artefact(MODEL).model_sha256
-    write_document(SCORES, document(SWEEP, model_sha256=digest, noise="large", seed=3))
+    write_scores_document(SCORES, document(SWEEP, model_sha256=digest, noise="large", seed=3))
     write_json(RUN, sealed({"key": "key", "fingerprint": "f" * 16}))
     return lambda *arguments: invoke("sample", "--out", "x.npz", "--num", "2", *arguments)
 
@@ -56,10 +56,10 @@ def test_budget_below_all_cells_or_with_its_own_options_is_refused(sample, argum
 
 
 def test_scores_of_another_model_or_sampling_version_are_refused(sample):
-    write_document(SCORES, document(SWEEP))
+    write_scores_document(SCORES, document(SWEEP))
     assert_refused(sample("--budget", "20"), "another model")
     digest = read_artefact(MODEL).model_sha256
-    write_document(SCORES, document(SWEEP, model_sha256=digest, sampling_version=None))
+    write_scores_document(SCORES, document(SWEEP, model_sha256=digest, sampling_version=None))
     assert_refused(sample("--budget", "20"), "sampling_version")
     SCORES.unlink()
     assert_refused(sample("--budget", "20"), str(SCORES))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.protocol.scores import write_document
+from diffusion.protocol.scores import write_scores_document
 from tests.conftest import command, environment
 from tests.helpers.scores_document import document
 
@@ -84,7 +84,7 @@ def test_cpp_leak_reports_are_hidden_and_python_exit_handlers_are_not(tmp_path: 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("compare", "s.json", "s.json")])
 def test_closed_pipe_is_no_error(arguments: tuple[str, ...], project: Path) -> None:
-    write_document(project / "s.json", document())
+    write_scores_document(project / "s.json", document())
     code = f"import subprocess; p = subprocess.Popen({command(*arguments)!r}, stdout=subprocess.PIPE)\n"
     done = execute(code + "p.stdout.close(); raise SystemExit(p.wait())", project)
     assert (done.returncode, done.stderr) == (0, "")

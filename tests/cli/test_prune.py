@@ -14,8 +14,8 @@ from diffusion.images.store import open_store
 from diffusion.layout import CELL_RUNS, CLASSIFIER_RUNS, MODEL, MODEL_RUNS, PREPARED, TRAIN_RUNS
 from diffusion.model.model_file import save_artefact
 from diffusion.protocol.grid import cell_settings, grid
+from diffusion.sample.cell_images import shards_folder
 from diffusion.sample.shards import cells_folder
-from diffusion.sample.sweep import shards_folder
 from diffusion.search.config import SearchConfig
 from diffusion.search.folder import ABOUT, folder_of, open_search
 from diffusion.system.devices import default_device

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cli.commands.runs import _show_runs
-from diffusion.choice.chosen import chosen_best, chosen_front
+from diffusion.choice.selection import select_best, select_front
 from diffusion.layout import RUN, SCORES, TRAIN_RUNS
-from diffusion.protocol.scores import write_document
+from diffusion.protocol.scores import write_scores_document
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json, write_text
 from diffusion.system.locks import file_lock
@@ -104,7 +104,7 @@ def test_grid_of_more_axes_has_a_curve_for_each_combination():
         sampler = "dpm-solver++" if cell.eta == 0 else "ddim"
         del richer.cells[name]
         richer.cells[f"{name}-sampler_{sampler}"] = cell.model_copy(update={"sampler": sampler})
-    chosen = {"best": chosen_best(richer.cells), "front": chosen_front(richer.cells)}
+    chosen = {"best": select_best(richer.cells), "front": select_front(richer.cells)}
     run_id = log_scores(RUN, richer.model_copy(update=chosen))
     assert sorted(history(run_id, "kd_effnet_lite0_64/eta_0.0-sampler_dpm-solverpp")) == [(5, 0.3), (10, 0.2)]
     assert sorted(history(run_id, "kd_effnet_lite0_64/eta_1.0-sampler_ddim")) == [(5, 0.5), (10, 0.4)]
@@ -216,7 +216,7 @@ def test_scores_of_every_feature_space_are_logged_with_its_extractor():
 
 def test_report_becomes_artifacts():
     train()
-    write_document(SCORES, document())
+    write_scores_document(SCORES, document())
     page = Path("report/index.html")
     page.parent.mkdir()
     page.write_text("<html>")

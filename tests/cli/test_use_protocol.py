@@ -13,7 +13,7 @@ from cli.commands.profiles import use
 from diffusion.check.adopt_protocol import adopt_protocol
 from diffusion.config import Config, load, parse
 from diffusion.layout import PARAMS
-from diffusion.protocol.protocols import PROTOCOLS, departed
+from diffusion.protocol.paper_protocols import PROTOCOLS, mismatches
 from diffusion.system.errors import UsageError
 from diffusion.system.plain_yaml import parse_yaml
 from tests.conftest import ROOT, params
@@ -53,10 +53,10 @@ def test_only_the_listed_fields_differ_afterwards(profile, name, capsys):
     said = capsys.readouterr().out
     text, after = PARAMS.read_text(), load()
     assert after.evaluate.protocol == name
-    assert {one.field for one in departed(name, values(after))} == left_in(said) - {"evaluate.extractor"}
+    assert {one.field for one in mismatches(name, values(after))} == left_in(said) - {"evaluate.extractor"}
     assert comments(text) == comments(profile.read_text())
     assert after.data == before.data
-    for one in departed(name, values(before)):
+    for one in mismatches(name, values(before)):
         assert one.source in said or one.field in left_in(said)
     use(protocol=name)
     again = capsys.readouterr().out
@@ -90,7 +90,7 @@ def test_published_statistics_are_set_once_downloaded(capsys):
     statistics = load().evaluate.statistics
     assert statistics is not None
     assert (statistics.file, statistics.sha256) == (file, sha256(b"statistics").hexdigest())
-    assert departed("adm", values(load())) == []
+    assert mismatches("adm", values(load())) == []
 
 
 def test_profile_and_protocol_together(here):
@@ -192,5 +192,5 @@ def test_result_is_valid_idempotent_and_differs_only_in_the_listed_fields(change
         after[section][key] = change.new
     config = parse(parse_yaml(yaml.safe_dump(after)), "test")
     left = {one.field for one in found.left} - {"evaluate.extractor"}
-    assert {one.field for one in departed(name, values(config))} == left
+    assert {one.field for one in mismatches(name, values(config))} == left
     assert adopt_protocol(name, values(config)) == (found.changes[:0], found.left)

@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from diffusion.analysis.inversion import decode_images, encode, encoding
-from diffusion.engine.engine import PART, Engine, Full
-from diffusion.engine.job import Course, Job
+from diffusion.engine.engine import CHUNK_SIZE, Engine, Full
+from diffusion.engine.job import CustomTrajectory, Job
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.config import ProcessConfig
 from diffusion.protocol.samplers import SAMPLERS, SamplerEntry, build_sampler
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.asked import condition_of, mixed_condition
-from diffusion.sample.finite import NotFinite
-from diffusion.sample.generate import check_settings, draws_ahead, generate, model_denoiser
-from diffusion.sample.sampler import Ask, Step
+from diffusion.sample.class_labels import labels_condition, mixed_condition
+from diffusion.sample.generate import check_settings, generate, model_denoiser, noise_draws
+from diffusion.sample.nan_guard import NonFiniteError
+from diffusion.sample.sampler import DenoiserCall, Step
 from diffusion.system.errors import UsageError
 from diffusion.system.threads import PREFETCH_NAME, device_threads
 from tests.helpers.networks import artefact_of, network_of, spec_of
@@ -33,7 +33,11 @@ def wanted(model: LoadedModel = MODEL, indices=range(2), klass: int | None = Non
     settings = SampleSettings(**values)
     if klass is None:
         return settings, indices, mixed_condition(model.artefact, settings, indices)
-    return settings, indices, condition_of(model.artefact, torch.full((len(indices),), klass), len(indices))
+    return (
+        settings,
+        indices,
+        labels_condition(model.artefact, torch.full((len(indices),), klass), len(indices)),
+    )
 
 
 def alone(model: LoadedModel, job: Job) -> torch.Tensor:
@@ -251,7 +255,7 @@ def test_numbers_that_are_none_end_their_own_request_alone():
         broken = engine.add(*wanted(klass=3, indices=[8, 9], steps=4))
         ended = run_out(engine)
     assert ended == [broken, whole]
-    assert isinstance(broken.error, NotFinite)
+    assert isinstance(broken.error, NonFiniteError)
     assert "image 8 is NaN or infinite from step 1 on" in str(broken.error)
     assert_as_alone(MODEL, whole)
 
@@ -261,7 +265,7 @@ def failing(settings: SampleSettings):
 
     def walk(grid, x, noise):
         for done, step in enumerate(grid.walk(), start=1):
-            said = yield Ask(x, step.t)
+            said = yield DenoiserCall(x, step.t)
             if done == 2:
                 raise ZeroDivisionError("a fault")
             yield Step(done, len(grid), said.x0, said.x0)
@@ -272,7 +276,7 @@ def failing(settings: SampleSettings):
 def test_a_sampler_with_a_fault_ends_its_own_request_alone(monkeypatch):
     monkeypatch.setitem(SAMPLERS, "failing", SamplerEntry("tests.engine.test_engine:failing"))
     with Engine(MODEL, CPU) as engine:
-        broken = engine.add(*wanted(sampler="failing", indices=range(PART + 3), steps=4))
+        broken = engine.add(*wanted(sampler="failing", indices=range(CHUNK_SIZE + 3), steps=4))
         whole = engine.add(*wanted(steps=4))
         ended = run_out(engine)
     assert ended == [broken, whole]
@@ -330,7 +334,7 @@ def test_noise_that_is_drawn_ahead_makes_the_same_bits(monkeypatch):
         return torch.cat([job.images for job in jobs])
 
     expected, gpu = made(None), torch.device("cuda")
-    monkeypatch.setattr("diffusion.engine.job.draws_ahead", lambda chosen, _: draws_ahead(chosen, gpu))
+    monkeypatch.setattr("diffusion.engine.job.noise_draws", lambda chosen, _: noise_draws(chosen, gpu))
     with device_threads(1, CPU) as pool:
         assert torch.equal(made(pool), expected)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(PREFETCH_NAME)]
@@ -338,14 +342,16 @@ def test_noise_that_is_drawn_ahead_makes_the_same_bits(monkeypatch):
 
 def test_a_job_of_its_own_course_begins_at_given_rows_and_ends_as_it_says():
     """There by DDIM backwards, and back again, beside others, as each alone."""
-    images = torch.rand(PART + 1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    settings, indices, condition = wanted(indices=range(PART + 1), steps=5, clip=False)
+    images = torch.rand(CHUNK_SIZE + 1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    settings, indices, condition = wanted(indices=range(CHUNK_SIZE + 1), steps=5, clip=False)
     with Engine(MODEL, CPU) as engine:
         beside = engine.add(*wanted(steps=3, eta=1.0))
-        there = engine.add(settings, indices, condition, Course(images, encoding, lambda x: x))
+        there = engine.add(settings, indices, condition, CustomTrajectory(images, encoding, lambda x: x))
         run_out(engine)
         assert there.images is not None
-        back = engine.add(settings, indices, condition, Course(there.images, build_sampler(settings)))
+        back = engine.add(
+            settings, indices, condition, CustomTrajectory(there.images, build_sampler(settings))
+        )
         run_out(engine)
     grid = check_settings(MODEL.artefact, settings)
     exact = encode(model_denoiser(MODEL), grid, images, condition)

@@ -16,7 +16,7 @@ from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.evaluate.open_images import open_images
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.grid import Cell
-from diffusion.protocol.scores import as_values
+from diffusion.protocol.scores import document_values
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from tests.conftest import diffctl
 from tests.helpers.digits_sweep import (
@@ -80,7 +80,7 @@ def test_cell_scores_equal_those_of_the_sweep(root, cell):
     swept = score_sweep(make_config(sweep=ONE_CELL), root / "samples", root / "data/reference")
     assert cell["scores"] == swept.cells["steps50-eta0"].scores
     assert cell["card"] == swept.cells["steps50-eta0"].card
-    assert cell["reference"] == as_values(swept)["reference"]
+    assert cell["reference"] == document_values(swept)["reference"]
 
 
 def test_stored_reference_is_used_unless_stale(root, tmp_path, cell):

@@ -9,7 +9,7 @@ from diffusion.evaluate.scores.frechet import ProjectedSample, Target, _singular
 from diffusion.evaluate.scores.jackknife import Interactions, grouped, image_errors
 from diffusion.evaluate.scores.kernel_distance import Kernel, Kernels, interactions
 from diffusion.evaluate.scores.spectral import root_sum_interactions
-from diffusion.protocol.scoring import GROUPS
+from diffusion.protocol.metric_constants import GROUPS
 
 NONE = Interactions(0.0, 0.0)
 

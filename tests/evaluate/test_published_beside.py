@@ -8,10 +8,10 @@ import pytest
 
 from diffusion.check.findings import Project
 from diffusion.check.machine_checks import check_weights
-from diffusion.choice.gate import clash
+from diffusion.choice.gate import card_diff
 from diffusion.evaluate import sweep_scores as stage
 from diffusion.evaluate.features.reference_features import make_reference
-from diffusion.protocol.scores import as_values
+from diffusion.protocol.scores import document_values
 from diffusion.system.errors import UsageError
 from tests.helpers.digits_sweep import make_config, score_sweep, write_prepared, write_sweep
 from tracking.compare import Scored, compare
@@ -69,14 +69,14 @@ def test_statistics_of_the_reference_give_its_distance(documents):
 
 
 def test_other_scores_are_unchanged(documents):
-    values = as_values(documents["own.npz"])
+    values = document_values(documents["own.npz"])
     for cell in values["cells"].values():
         cell["errors"].pop(PUBLISHED)
         for place in (cell["scores"], cell["card"]):
             for key in [key for key in place if "published" in key or key.startswith("statistics_")]:
                 del place[key]
     del values["reference"]["floor"][PUBLISHED]
-    assert values == as_values(documents[None])
+    assert values == document_values(documents[None])
 
 
 def test_distances_to_two_files_are_not_compared(documents):
@@ -91,9 +91,9 @@ def test_distances_to_two_files_are_not_compared(documents):
 
 def test_gate_ignores_statistics(documents):
     cells = [next(iter(documents[name].cells.values())) for name in (None, "own.npz", "other.npz")]
-    assert not clash(cells[0], cells[1])
-    assert not clash(cells[1], cells[2])
-    assert {*clash(cells[1], cells[2], free=())} == {"statistics_name", "statistics_sha256"}
+    assert not card_diff(cells[0], cells[1])
+    assert not card_diff(cells[1], cells[2])
+    assert {*card_diff(cells[1], cells[2], free=())} == {"statistics_name", "statistics_sha256"}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.evaluate.training_scores import ValidationImages, ValidationScorer
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.extractors import EXTRACTORS
-from diffusion.protocol.scoring import subset_size
+from diffusion.protocol.metric_constants import subset_size
 from diffusion.protocol.settings import SampleSettings
 from diffusion.train.loop import new_state
 from tests.helpers.digits_sweep import effnet, real_digits

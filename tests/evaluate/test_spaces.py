@@ -7,13 +7,13 @@ from collections import Counter
 
 import pytest
 
-from diffusion.choice.spaces import all_spaces, seen_by
+from diffusion.choice.spaces import all_spaces, scores_in_space
 from diffusion.evaluate import sweep_scores as stage
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.evaluate.sweep_scores import write_scores
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION, INCEPTION_SPATIAL
-from diffusion.protocol.scores import ScoresDocument, as_values, read_scores
+from diffusion.protocol.scores import ScoresDocument, document_values, read_scores
 from diffusion.system.documents import parse_document
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import validated
@@ -61,13 +61,13 @@ def documents(made):
 @pytest.mark.slow
 def test_each_space_scores_as_it_would_alone(documents):
     both = documents["both"]
-    assert as_values(seen_by(both, FURTHER)) == as_values(documents["further"])
+    assert document_values(scores_in_space(both, FURTHER)) == document_values(documents["further"])
     assert [one.extractor for one in all_spaces(both)] == [FIRST, FURTHER]
-    values = as_values(both)
+    values = document_values(both)
     del values["spaces"]
     for cell in values["cells"].values():
         del cell["spaces"]
-    assert json.dumps(values) == json.dumps(as_values(documents["first"]))
+    assert json.dumps(values) == json.dumps(document_values(documents["first"]))
     assert list(all_spaces(documents["first"])) == [documents["first"]]
 
 
@@ -132,7 +132,7 @@ def test_score_names_are_unique():
     ],
 )
 def test_inconsistent_document_is_refused(documents, edit):
-    values = as_values(documents["both"])
+    values = document_values(documents["both"])
     edit(values, values["cells"]["steps5-eta0"]["spaces"][FURTHER])
     with pytest.raises(DiffctlError) as caught:
         parse_document(json.dumps(values), ScoresDocument, "here")

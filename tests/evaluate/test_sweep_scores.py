@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from cli.stages import bodies
-from diffusion.choice.certainty import interval_of
-from diffusion.choice.ranking import best, rank_metric
+from diffusion.choice.confidence import interval_of
+from diffusion.choice.ranking import best_cell, rank_metric
 from diffusion.evaluate.features.extract import extract
 from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.evaluate.scores.torch_fidelity_scores import frechet_distance, statistics
 from diffusion.evaluate.sweep_scores import write_scores
 from diffusion.images.store import open_store, write_store
-from diffusion.protocol.card import differing
-from diffusion.protocol.grid import FOLLOWING, SAMPLING_VERSION, Cell
-from diffusion.protocol.scores import Intervals, Scored, as_values
+from diffusion.protocol.card import differing_fields
+from diffusion.protocol.grid import DERIVED_FIELDS, SAMPLING_VERSION, Cell
+from diffusion.protocol.scores import ImageScores, Intervals, document_values
 from diffusion.system.errors import DiffctlError
 from tests.conftest import write_params
 from tests.helpers.digits_sweep import (
@@ -141,7 +141,7 @@ def test_less_noise_scores_better(document):
         by_steps = [scores[f"steps{steps}-eta0"][metric] for steps in (5, 10, 50)]
         assert by_steps == sorted(by_steps, reverse=True)
         assert scores["steps50-eta1"][metric] > scores["steps50-eta0"][metric]
-    assert best(document.cells)[:2] == ("steps50-eta0", "kd_effnet_lite0_64")
+    assert best_cell(document.cells)[:2] == ("steps50-eta0", "kd_effnet_lite0_64")
 
 
 @pytest.mark.parametrize(
@@ -155,18 +155,18 @@ def test_less_noise_scores_better(document):
 def test_few_images_are_ranked_by_the_kernel_distance(count, scores, metric):
     card = {"num_images": count, "extractor": "inception-v3-compat"}
     scores |= {"floor": 2.0} if "excess" in scores else {}
-    assert rank_metric(Scored(scores=scores, card=card)) == metric
+    assert rank_metric(ImageScores(scores=scores, card=card)) == metric
 
 
 def test_best_of_equal_cells_has_the_fewest_steps():
     cells = scores_document({(steps, 0.0): 1.0 for steps in (50, 5, 10)}).cells
-    assert best(cells) == ("steps5-eta0", "kd_effnet_lite0_64", 1.0)
+    assert best_cell(cells) == ("steps5-eta0", "kd_effnet_lite0_64", 1.0)
 
 
 def test_cards_of_a_sweep_differ_only_in_the_axes(document):
     cards = [cell.card for cell in document.cells.values()]
-    assert set(differing(cards)) == {"steps", "eta", "evaluations"}
-    assert differing(cards, ("steps", "eta", *FOLLOWING)) == {}
+    assert set(differing_fields(cards)) == {"steps", "eta", "evaluations"}
+    assert differing_fields(cards, ("steps", "eta", *DERIVED_FIELDS)) == {}
 
 
 def test_scores_are_reproduced_to_the_byte(sweep, document, tmp_path):
@@ -178,7 +178,7 @@ def test_scores_are_reproduced_to_the_byte(sweep, document, tmp_path):
     for name in ("scores.json", "scores.csv"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     read = json.loads((tmp_path / "a/scores.json").read_text())
-    assert read["cells"] == {name: as_values(document)["cells"][name] for name in read["cells"]}
+    assert read["cells"] == {name: document_values(document)["cells"][name] for name in read["cells"]}
 
 
 def test_csv_is_in_long_format(document, tmp_path):

@@ -10,8 +10,8 @@ from diffusion.images.store import open_store
 from diffusion.layout import CELL_RUNS, MODEL, MODEL_RUNS, PREPARED, REFERENCE, RUN, SAMPLES, SCORES
 from diffusion.model.model_file import save_artefact
 from diffusion.protocol.grid import grid
-from diffusion.protocol.scores import ScoresDocument, read_scores, write_document
-from diffusion.sample.sweep import make_cell
+from diffusion.protocol.scores import ScoresDocument, read_scores, write_scores_document
+from diffusion.sample.cell_images import make_cell
 from diffusion.system.devices import default_device
 from diffusion.system.files import write_json
 from diffusion.system.seals import sealed
@@ -62,7 +62,7 @@ def make_scored(config, seed: int, **card) -> ScoresDocument:
     document = evaluate(stores, config.evaluate, REFERENCE, prepared=PREPARED)
     for cell in document.cells.values():
         cell.card.update(card)
-    write_document(SCORES, document)
+    write_scores_document(SCORES, document)
     return document
 
 

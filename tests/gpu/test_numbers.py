@@ -11,7 +11,7 @@ from diffusion.evaluate.scores.torch_fidelity_scores import frechet_distance, st
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.precision import settled
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.asked import mixed_condition
+from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
 from tests.gpu.devices import CPU, DEVICES, SLOW_ON_CPU, exactly
 from tests.helpers.digits_sweep import real_digits

@@ -16,10 +16,10 @@ from diffusion.process.condition import Condition
 from diffusion.process.noise import ImageNoise
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.asked import mixed_condition
-from diffusion.sample.finite import FiniteWatch
+from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import check_settings, generate, guided_denoiser
-from diffusion.sample.sampler import run
+from diffusion.sample.nan_guard import NaNGuard
+from diffusion.sample.sampler import run_sampler
 from diffusion.system.errors import DiffctlWarning
 from diffusion.system.threads import prefetch, prefetched_draws
 from diffusion.system.transfer import send
@@ -67,14 +67,14 @@ def test_a_sampling_step_waits_for_nothing(device, values, guidance) -> None:
     classifier = a_classifier(device) if settings.classifier_scale else None
     grid = check_settings(model.artefact, settings)
     denoiser = guided_denoiser(model, settings, classifier)
-    noise, watch = ImageNoise(0, range(4), (1, 8, 8)), FiniteWatch()
+    noise, watch = ImageNoise(0, range(4), (1, 8, 8)), NaNGuard()
     watch.end = lambda: None
     condition = Condition(4, torch.arange(4), 10)
     with prefetched_draws(lambda: send(noise.draw(), device), settings.steps, device) as draw:
         there = condition.to(device)
         with waiting_fails(device):
             walk = build_sampler(settings)(grid, draw(), draw)
-            made = run(walk, denoiser, there, watch=watch)
+            made = run_sampler(walk, denoiser, there, watch=watch)
     assert made.x.device.type == device.type
 
 

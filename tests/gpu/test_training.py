@@ -19,7 +19,7 @@ from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import ImageStore, open_store
 from diffusion.model.model_file import LoadedModel
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.asked import mixed_condition
+from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.system.errors import DiffctlWarning, Interrupted
 from diffusion.train import loader

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.choice.certainty import NORMAL, interval
-from diffusion.choice.chosen import chosen_best, chosen_front
+from diffusion.choice.confidence import NORMAL, interval
+from diffusion.choice.selection import select_best, select_front
+from diffusion.protocol.float_codec import pack
 from diffusion.protocol.grid import SAMPLING_VERSION
-from diffusion.protocol.packed import pack
-from diffusion.protocol.scores import CellScores, ScoresDocument, as_values
+from diffusion.protocol.scores import CellScores, ScoresDocument, document_values
 
 CARD = {
     "model_sha256": "a" * 64,
@@ -60,7 +60,7 @@ def document(kernel: dict[tuple[int, float], float] | None = None, **card: Any) 
         values = {"steps": steps, "eta": eta, "scores": scores, "card": whole, "errors": {}}
         cells[f"steps{steps}-eta{eta:g}"] = values
     made = {name: CellScores(**values) for name, values in cells.items()}
-    best, front = chosen_best(made), chosen_front(made)
+    best, front = select_best(made), select_front(made)
     return ScoresDocument(
         extractor="effnet-lite0-64", reference=REFERENCE, best=best, front=front, cells=made
     )
@@ -91,7 +91,7 @@ def with_errors(cell: CellScores, metric: str, errors: Any) -> CellScores:
 def with_space(one: ScoresDocument, factor: float = 2.0, **card: Any) -> ScoresDocument:
     """The document with what effnet-lite0-96 says too: each score times `factor`, and that on its card."""
     ours, name = "effnet_lite0_64", "effnet-lite0-96"
-    values = as_values(one)
+    values = document_values(one)
     values["spaces"] = {name: {**values["reference"], "extractor": name, "weights_sha256": "v" * 64}}
     for cell in values["cells"].values():
         scores = {

@@ -14,8 +14,8 @@ from diffusion.process.process import Process
 from diffusion.process.registry import build_process
 from diffusion.process.time_grid import Grid
 from diffusion.sample.ddim import Ddim
-from diffusion.sample.dpm_solver import Multistep
-from diffusion.sample.sampler import Sampler, Step, run
+from diffusion.sample.dpm_solver import DPMSolverMultistep
+from diffusion.sample.sampler import Sampler, Step, run_sampler
 
 
 def process_of(name: str, timesteps: int, **config: Any) -> Process:
@@ -56,7 +56,7 @@ def walk(
 ) -> Tensor:
     """x_0 of a walk from the first draw."""
     x = draw()
-    return run(sampler(grid, x, draw), denoiser, condition or Condition(len(x)), callback).x
+    return run_sampler(sampler(grid, x, draw), denoiser, condition or Condition(len(x)), callback).x
 
 
 def sample(
@@ -72,5 +72,5 @@ def sample(
 ) -> Tensor:
     """x_0 of a walk by a network of (x, t, labels), with the sampler's options."""
     condition = None if labels is None else Condition(len(labels), labels)
-    chosen = Ddim(**options) if sampler == "ddim" else Multistep(**options)
+    chosen = Ddim(**options) if sampler == "ddim" else DPMSolverMultistep(**options)
     return walk(asked(network, grid, prediction), grid, draw, chosen, condition, callback)

@@ -18,7 +18,7 @@ from diffusion.layout import MODEL, PREPARED, SAMPLES, SCORES
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.cells import open_cells
 from diffusion.protocol.grid import grid
-from diffusion.protocol.scores import write_document
+from diffusion.protocol.scores import write_scores_document
 from diffusion.system.errors import DiffctlError
 from tests.helpers.cells import with_model
 from tests.helpers.digits_sweep import ONE_CELL, tamper, write_cell
@@ -86,7 +86,7 @@ OF_DATA: dict[str, Callable[[], object]] = {
 def test_a_cells_pixel(edited: Path, consumer: str) -> None:
     tamper(edited / CELL, row=MANY - 7)
     scores = edited / SCORES
-    write_document(scores, document({(50, 0.0): 0.3}))
+    write_scores_document(scores, document({(50, 0.0): 0.3}))
     before = scores.read_bytes()
     with pytest.raises(DiffctlError, match=r"samples/steps50-eta0 changed after they were written"):
         OF_CELL[consumer]()

@@ -20,9 +20,9 @@ from diffusion.model.compiled import COMPILED_PASSES, GRAPHS, Compiled, compiled
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.precision import autocast, image_layout, settled
 from diffusion.protocol.settings import SampleSettings
+from diffusion.sample import cell_images
 from diffusion.sample import generate as sampling
-from diffusion.sample import sweep
-from diffusion.sample.asked import mixed_condition
+from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.system.errors import DiffctlWarning
 from tests.helpers.networks import artefact_of, network_of, spec_of
@@ -187,9 +187,11 @@ def test_a_cell_of_many_passes_is_made_compiled(compilations, rule, monkeypatch,
     """A runner asks the rule for all its shards together; the images are the same."""
     model = LoadedModel(network_of(spec_of()), artefact_of(spec_of()))
     settings, shards = SampleSettings(steps=3, seed=2), [range(0, 4), range(4, 8), range(8, 10)]
-    monkeypatch.setattr(sweep, "load_model", lambda path, device: model)
-    monkeypatch.setattr(sweep, "sha256_file", lambda path: "0")
-    made = torch.cat([torch.from_numpy(images) for _, images in sweep.run_here(tmp_path, settings, shards)])
+    monkeypatch.setattr(cell_images, "load_model", lambda path, device: model)
+    monkeypatch.setattr(cell_images, "sha256_file", lambda path: "0")
+    made = torch.cat(
+        [torch.from_numpy(images) for _, images in cell_images.run_locally(tmp_path, settings, shards)]
+    )
     parts = [
         generate(model, settings, part, mixed_condition(model.artefact, settings, part), CPU)
         for part in shards

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from cli import main
 from diffusion.layout import SCORES
-from diffusion.protocol.scores import write_document
+from diffusion.protocol.scores import write_scores_document
 from diffusion.system.errors import UsageError
 from tests.helpers.scores_document import document
 
@@ -19,7 +19,7 @@ METRIC = "fd_effnet_lite0_64"
 def sweep(tmp_path, monkeypatch):
     """A project with scores of a sweep, and a paper on the same data."""
     monkeypatch.chdir(tmp_path)
-    write_document(SCORES, document())
+    write_scores_document(SCORES, document())
     rows = [{"steps": 5, "eta": 0.0}, {"steps": 10, "eta": 0.5}]
     figures = [
         {"name": "theirs", "where": "table 1", "metric": METRIC, "value": 250.0, "protocol": row}

@@ -12,9 +12,9 @@ from diffusion.process.registry import build_process
 from diffusion.process.timesteps import UniformSampler
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.finite import FiniteWatch
-from diffusion.sample.guidance import classifier_free, classifier_gradient, shifting_eps
-from diffusion.sample.sampler import run
+from diffusion.sample.guidance import classifier_free, classifier_gradient, shift_eps
+from diffusion.sample.nan_guard import NaNGuard
+from diffusion.sample.sampler import run_sampler
 from diffusion.train.batch import Batch, draw_batch
 from diffusion.train.distributed import ProcessGroup
 from diffusion.train.gradients import GradientAccumulator
@@ -78,7 +78,7 @@ def test_a_step_of_a_classifier_makes_none(digits_store):
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
 def test_no_step_of_sampling_makes_one(options, guidance):
     process, settings = build_process(ProcessConfig(timesteps=100)), SampleSettings(steps=6, **options)
-    watch = FiniteWatch()
+    watch = NaNGuard()
     watch.end = lambda: None
     with no_float64() as device:
         x = torch.empty(3, *SHAPE, device=device)
@@ -87,7 +87,7 @@ def test_no_step_of_sampling_makes_one(options, guidance):
         guided = classifier_free(network, guidance)
         gradient = classifier_gradient(lambda x, t: x.flatten(1)[:, :10], 2.0)
         walk = build_sampler(settings)(process.grid([0, 20, 40, 60, 80, 99]), x, lambda: torch.empty_like(x))
-        made = run(walk, shifting_eps(guided, gradient, process), condition, watch=watch)
+        made = run_sampler(walk, shift_eps(guided, gradient, process), condition, watch=watch)
     assert made.x.device == device
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from diffusion.process.process import Process
 from diffusion.process.registry import build_process
 from diffusion.protocol.spacing import check_timesteps, spaced_timesteps
-from diffusion.sample.eta import largest_eta
+from diffusion.sample.eta import max_eta
 from diffusion.system.errors import UsageError
 from tests.helpers import papers
 from tests.helpers.walks import grid_of, process_of
@@ -190,7 +190,7 @@ def test_quadratic_is_quadratic_where_it_can_be():
 @given(spaced())
 def test_the_largest_eta_is_where_the_direction_vanishes(case):
     grid = case[0].grid(case[1])
-    largest = largest_eta(grid)
+    largest = max_eta(grid)
     assert largest >= 1
     if len(grid) > 1:
         left = 1 - grid.alphas_cumprod_prev - largest**2 * grid.posterior_variance

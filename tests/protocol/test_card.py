@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.protocol.card import differing, protocol_card
+from diffusion.protocol.card import differing_fields, protocol_card
 
 SAMPLING = {
     "model_sha256": "a" * 64,
@@ -73,7 +73,7 @@ def test_it_holds_every_field_of_the_protocol(card):
 
 @given(st.lists(CARDS, min_size=1, max_size=4), st.sets(st.sampled_from("abcd")))
 def test_only_the_named_axes_may_differ(cards, axes):
-    found = differing(cards, axes)
+    found = differing_fields(cards, axes)
     for field in "abcd":
         values = [card.get(field) for card in cards]
         assert (field in found) == (field not in axes and len(set(values)) > 1)
@@ -82,4 +82,4 @@ def test_only_the_named_axes_may_differ(cards, axes):
 
 def test_more_samples_than_real_images_may_be_held_against_each_other(card):
     other = protocol_card(SAMPLING, 500, META, card["resize"], (400, 100))
-    assert differing([card, other]) == {"prc_images": [500, 400], "prc_reference_images": [1000, 100]}
+    assert differing_fields([card, other]) == {"prc_images": [500, 400], "prc_reference_images": [1000, 100]}

@@ -14,16 +14,16 @@ from pydantic import ValidationError
 from diffusion.config import parse
 from diffusion.protocol.grid import (
     AXES,
-    OF_MODEL,
+    MODEL_AXES,
     Cell,
-    axes_of,
+    cell_order,
     cell_settings,
+    describe_cell,
+    describe_line,
+    format_option,
     grid,
-    line_name,
-    order,
+    settings_axes,
     settings_card,
-    spoken,
-    written,
 )
 from diffusion.protocol.samplers import SAMPLERS, Noise
 from diffusion.protocol.settings import SampleSettings
@@ -68,14 +68,14 @@ def test_every_axis_stands_in_the_name_the_settings_and_the_card() -> None:
     name = "steps5-eta1-sampler_ddim-noise_large-spacing_trailing-guidance1.5-guidance_interval_0.2_5-ema0.1"
     assert cell.name == name
     card = settings_card(cell_settings(config.sample, cell))
-    of_sampling = {axis: value for axis, value in cell.axes.items() if axis not in OF_MODEL}
-    assert {axis: card[axis] for axis in AXES if axis not in OF_MODEL} == of_sampling
-    assert card.keys().isdisjoint(OF_MODEL), "which model it is of is said by what loads that"
+    of_sampling = {axis: value for axis, value in cell.axes.items() if axis not in MODEL_AXES}
+    assert {axis: card[axis] for axis in AXES if axis not in MODEL_AXES} == of_sampling
+    assert card.keys().isdisjoint(MODEL_AXES), "which model it is of is said by what loads that"
     assert set(cell.axes) == set(AXES)
     told = "η = 1, ddim, noise large, spacing trailing, w = 1.5, σ/α in 0.2:5, σ_rel = 0.1"
-    assert line_name(cell.axes) == told
-    assert spoken(cell.axes).startswith("5 steps, η = 1, ")
-    assert spoken(Cell(1, 0.0).axes) == "1 step, η = 0"
+    assert describe_line(cell.axes) == told
+    assert describe_cell(cell.axes).startswith("5 steps, η = 1, ")
+    assert describe_cell(Cell(1, 0.0).axes) == "1 step, η = 0"
 
 
 def test_an_interval_is_an_axis_of_guided_cells_alone() -> None:
@@ -112,8 +112,8 @@ def test_an_interval_is_read_back_as_it_is_written(low: float, high: float) -> N
     settings = SampleSettings(guidance=1.0, guidance_interval=(low, high))
     text = settings_card(settings)["guidance_interval"]
     assert SampleSettings(guidance=1.0, guidance_interval=text) == settings
-    assert written(settings.guidance_interval) == text
-    assert axes_of(settings)["guidance_interval"] == text
+    assert format_option(settings.guidance_interval) == text
+    assert settings_axes(settings)["guidance_interval"] == text
 
 
 def test_what_is_not_listed_is_as_the_sample_section_says() -> None:
@@ -178,7 +178,9 @@ def test_cells_that_hardly_differ_have_names_and_words_of_their_own(
         Cell(steps, value), Cell(steps, near), Cell(steps + 1, value),
         Cell(steps, 0.0, guidance=value), Cell(steps, 0.0, guidance=near),
     ]  # fmt: skip
-    assert len({cell.name for cell in cells}) == len({spoken(cell.axes) for cell in cells}) == len(cells)
+    assert (
+        len({cell.name for cell in cells}) == len({describe_cell(cell.axes) for cell in cells}) == len(cells)
+    )
 
 
 @given(st.integers(1, 10**5), st.integers(0, 999_999), st.integers(0, 5))
@@ -191,9 +193,9 @@ def test_a_value_of_six_digits_is_named_as_it_is_written(steps: int, digits: int
 def test_cells_are_ordered_by_steps_then_by_the_other_axes() -> None:
     config = parse(params(sweep={**GRID, "sampler": BOTH, "noise": ["small", "large"]}), "test")
     cells = grid(config.sample, config.sweep)
-    ordered = sorted((cell.axes for cell in cells), key=order)
+    ordered = sorted((cell.axes for cell in cells), key=cell_order)
     assert [axes["steps"] for axes in ordered] == sorted(cell.steps for cell in cells)
-    assert [line_name(axes) for axes in ordered[:6]] == [
+    assert [describe_line(axes) for axes in ordered[:6]] == [
         "η = 0, ddim", "η = 0, dpm-solver++", "η = 0.5, ddim, noise large", "η = 0.5, ddim, noise small",
         "η = 1, ddim, noise large", "η = 1, ddim, noise small",
     ]  # fmt: skip

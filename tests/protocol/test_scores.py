@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from diffusion.protocol.packed import pack
-from diffusion.protocol.scores import ScoresDocument, as_values, read_scores, write_document
+from diffusion.protocol.float_codec import pack
+from diffusion.protocol.scores import ScoresDocument, document_values, read_scores, write_scores_document
 from diffusion.system.documents import parse_document
 from diffusion.system.errors import DiffctlError
 from tests.helpers.scores_document import document
@@ -22,8 +22,8 @@ Edit = Callable[[dict[str, Any]], object]
 
 
 def test_a_document_is_the_same_again_to_the_byte(tmp_path: Path) -> None:
-    write_document(tmp_path / "a.json", document())
-    write_document(tmp_path / "b.json", read_scores(tmp_path / "a.json"))
+    write_scores_document(tmp_path / "a.json", document())
+    write_scores_document(tmp_path / "b.json", read_scores(tmp_path / "a.json"))
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert read_scores(tmp_path / "a.json") == document()
 
@@ -99,7 +99,7 @@ def _with_errors(values: dict[str, Any], name: str, lines: list[str]) -> None:
     ],
 )
 def test_a_document_that_does_not_fit_together_is_refused(edit: Edit, says: str) -> None:
-    values = as_values(document())
+    values = document_values(document())
     edit(values)
     with pytest.raises(DiffctlError) as caught:
         parse_document(json.dumps(values), ScoresDocument, "here")

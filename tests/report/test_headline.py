@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffusion.choice.certainty import NORMAL
+from diffusion.choice.confidence import NORMAL
 from diffusion.report.headline import headline
 from tests.helpers.scores_document import chance, document, with_errors
 

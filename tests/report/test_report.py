@@ -22,8 +22,8 @@ from diffusion.evaluate.sweep_scores import write_scores
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.extractors import INCEPTION, extractor_spec
 from diffusion.protocol.grid import Cell
+from diffusion.protocol.metric_constants import SHARES
 from diffusion.protocol.scores import ScoresDocument, read_scores
-from diffusion.protocol.scoring import SHARES
 from diffusion.report import write_report
 from diffusion.report.figures import CurvePoint, moving_average, score_curve
 from diffusion.report.neighbours import nearest

@@ -14,9 +14,9 @@ from diffusion.model.model_file import DataCard, LoadedModel
 from diffusion.process.condition import Condition
 from diffusion.process.noise import ImageNoise, generator, wide_generator
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.asked import class_condition, class_index, mixed_condition
-from diffusion.sample.generate import check_settings, draws_ahead, generate
-from diffusion.sample.sweep import sampling_card
+from diffusion.sample.cell_images import sampling_card
+from diffusion.sample.class_labels import class_condition, class_index, mixed_condition
+from diffusion.sample.generate import check_settings, generate, noise_draws
 from diffusion.system.errors import UsageError
 from diffusion.system.threads import PREFETCH_NAME, in_halves
 from tests.helpers.networks import artefact_of, network_of, spec_of
@@ -104,9 +104,9 @@ def test_noise_that_is_drawn_ahead_makes_the_same_bits(monkeypatch, eta):
         return draw(noise)
 
     gpu = torch.device("cuda")
-    assert draws_ahead(chosen, gpu) == (4 if eta else 0)
-    assert draws_ahead(chosen, CPU) == 0
-    monkeypatch.setattr("diffusion.sample.generate.draws_ahead", lambda chosen, _: draws_ahead(chosen, gpu))
+    assert noise_draws(chosen, gpu) == (4 if eta else 0)
+    assert noise_draws(chosen, CPU) == 0
+    monkeypatch.setattr("diffusion.sample.generate.noise_draws", lambda chosen, _: noise_draws(chosen, gpu))
     monkeypatch.setattr(ImageNoise, "draw", seen)
     assert torch.equal(images(range(5), chosen), expected)
     assert threads == {PREFETCH_NAME} if eta else {"MainThread"}

@@ -24,18 +24,18 @@ from diffusion.process.time_grid import Grid
 from diffusion.protocol.grid import grid, settings_card
 from diffusion.protocol.samplers import SAMPLERS, SamplerEntry, build_sampler
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.asked import mixed_condition
-from diffusion.sample.finite import FiniteWatch
+from diffusion.sample.cell_images import sampling_card
+from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate, guided_denoiser
 from diffusion.sample.guidance import (
     classifier_free,
     classifier_gradient,
-    shifting_eps,
-    shifting_mean,
-    within,
+    interval_guidance,
+    shift_eps,
+    shift_mean,
 )
-from diffusion.sample.sampler import Ask, Step, Walk, run
-from diffusion.sample.sweep import sampling_card
+from diffusion.sample.nan_guard import NaNGuard
+from diffusion.sample.sampler import DenoiserCall, Step, Trajectory, run_sampler
 from diffusion.system.section import Section, fingerprint
 from tests.conftest import params
 from tests.helpers import papers
@@ -57,12 +57,12 @@ class HeunOptions(Section):
     correct: bool = True
 
 
-def heun(settings: SampleSettings) -> Callable[[Grid, torch.Tensor, Callable[[], torch.Tensor]], Walk]:
+def heun(settings: SampleSettings) -> Callable[[Grid, torch.Tensor, Callable[[], torch.Tensor]], Trajectory]:
     options = HeunOptions(**settings.sampler_options)
 
-    def walk(grid: Grid, x: torch.Tensor, noise: Callable[[], torch.Tensor]) -> Walk:
+    def walk(grid: Grid, x: torch.Tensor, noise: Callable[[], torch.Tensor]) -> Trajectory:
         for done, step in enumerate(grid.walk(), start=1):
-            said = yield Ask(x, step.t)
+            said = yield DenoiserCall(x, step.t)
             x0_hat = said.x0.clamp(-1, 1) if settings.clip else said.x0
             if step.is_last:
                 x = x0_hat
@@ -70,7 +70,7 @@ def heun(settings: SampleSettings) -> Callable[[Grid, torch.Tensor, Callable[[],
                 span = step.sigma_prev / step.alpha_prev - step.sigma / step.alpha
                 ahead = step.alpha_prev * (x / step.alpha + span * said.eps)
                 if options.correct:
-                    after = yield Ask(ahead, grid.walk()[done].t)
+                    after = yield DenoiserCall(ahead, grid.walk()[done].t)
                     ahead = step.alpha_prev * (x / step.alpha + span * (said.eps + after.eps) / 2)
                 x = ahead
             yield Step(done, len(grid), x, x0_hat)
@@ -209,7 +209,7 @@ def test_a_flow_of_gaussian_data_has_its_mean_and_variance(with_flow, sampler):
     full, source = process.full_grid(), torch.Generator().manual_seed(0)
     draw = lambda: torch.randn(1, 1, 100, 100, generator=source, dtype=torch.float64)  # noqa: E731
     made = build_sampler(SampleSettings(steps=1000, clip=False, **sampler))(full, draw(), draw)
-    x = run(made, NetworkDenoiser(network, process), Condition(1)).x
+    x = run_sampler(made, NetworkDenoiser(network, process), Condition(1)).x
     assert float(x.mean()) == pytest.approx(DATA.mean, abs=4 * DATA.std / 100 + 0.003)
     assert float(x.std()) == pytest.approx(DATA.std, rel=4 / math.sqrt(2) / 100 + 0.02)
 
@@ -246,20 +246,20 @@ def test_no_step_looks_at_an_image_on_the_host(options, guidance, prediction):
     network = NetworkDenoiser(lambda x, t, labels: torch.cat([x, x], 1), process)
     condition = Condition(3, torch.empty(3, dtype=torch.long, device="meta"), 10)
     walk = build_sampler(settings)(process.grid([0, 20, 40, 60, 80, 99]), x, lambda: torch.empty_like(x))
-    watch = FiniteWatch()
+    watch = NaNGuard()
     watch.end = lambda: None
     with NothingWaits():
-        made = run(walk, classifier_free(network, guidance), condition, watch=watch)
+        made = run_sampler(walk, classifier_free(network, guidance), condition, watch=watch)
     assert made.x.device.type == "meta"
     assert made.asked == 6
 
 
-@pytest.mark.parametrize("shift", [shifting_mean, partial(shifting_eps, process=A_PROCESS), None])
+@pytest.mark.parametrize("shift", [shift_mean, partial(shift_eps, process=A_PROCESS), None])
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
 def test_no_step_waits_that_is_guided_in_an_interval_or_by_a_classifier(guidance, shift):
     """The classifier's gradient is taken by the true pass back."""
     network = NetworkDenoiser(lambda x, t, labels: torch.cat([x, x], 1), A_PROCESS)
-    denoiser = within(network, guidance, (0.3, 5.0), A_PROCESS)
+    denoiser = interval_guidance(network, guidance, (0.3, 5.0), A_PROCESS)
     if shift is not None:
         pool = torch.nn.Linear(math.prod(SHAPE), 10, device="meta")
         gradient = classifier_gradient(lambda x, t: pool(x.flatten(1)) * t[:, None], 2.0)
@@ -268,10 +268,10 @@ def test_no_step_waits_that_is_guided_in_an_interval_or_by_a_classifier(guidance
     condition = Condition(3, torch.empty(3, dtype=torch.long, device="meta"), 10)
     grid = A_PROCESS.grid([0, 20, 40, 60, 80, 99])
     walk = build_sampler(SampleSettings(steps=6, eta=1.0))(grid, x, lambda: torch.empty_like(x))
-    watch = FiniteWatch()
+    watch = NaNGuard()
     watch.end = lambda: None
     with NothingWaits():
-        made = run(walk, denoiser, condition, watch=watch)
+        made = run_sampler(walk, denoiser, condition, watch=watch)
     assert made.x.device == DEVICE
 
 

@@ -13,15 +13,15 @@ from diffusion.process.config import ProcessConfig
 from diffusion.process.prediction import Prediction
 from diffusion.process.process import Process
 from diffusion.process.registry import build_process
-from diffusion.protocol.interval import holds
+from diffusion.protocol.interval import in_interval
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS
-from diffusion.sample.asked import mixed_condition
+from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
-from diffusion.sample.guidance import classifier_free, within
-from diffusion.sample.questions import asked_times, evaluations, walk_grid, weight_at
-from diffusion.sample.sampler import run
+from diffusion.sample.guidance import classifier_free, interval_guidance
+from diffusion.sample.nfe import call_times, count_nfe, guidance_weight, sampling_grid
+from diffusion.sample.sampler import run_sampler
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 CPU = torch.device("cpu")
@@ -48,8 +48,8 @@ def test_everywhere_is_plain_guidance_and_nowhere_is_none(walk, spacing):
     assert torch.equal(images(nowhere), images(unguided))
     assert not torch.equal(images(guided), images(unguided))
     process = MODEL.artefact.process
-    assert evaluations(everywhere, process) == guided.evaluations
-    assert evaluations(nowhere, process) == unguided.evaluations
+    assert count_nfe(everywhere, process) == guided.evaluations
+    assert count_nfe(nowhere, process) == unguided.evaluations
 
 
 class ByClass:
@@ -82,9 +82,9 @@ def test_in_the_middle_it_is_the_loop_that_one_writes_by_hand(schedule):
     chosen = SampleSettings(steps=12, guidance=w, guidance_interval=interval, clip=False)
     labels, source = torch.tensor([0, 3, 3]), torch.Generator().manual_seed(0)
     x_t = torch.randn(3, 2, 1, 1, generator=source, dtype=torch.float64)
-    grid, denoiser = walk_grid(chosen, process), ByClass(process)
-    guided = within(denoiser, w, interval, process)
-    made = run(build_sampler(chosen)(grid, x_t, lambda: x_t), guided, Condition(3, labels, NULL)).x
+    grid, denoiser = sampling_grid(chosen, process), ByClass(process)
+    guided = interval_guidance(denoiser, w, interval, process)
+    made = run_sampler(build_sampler(chosen)(grid, x_t, lambda: x_t), guided, Condition(3, labels, NULL)).x
 
     bars, inside = grid.alphas_cumprod.tolist(), 0
     for row, label in enumerate(labels.tolist()):
@@ -98,7 +98,7 @@ def test_in_the_middle_it_is_the_loop_that_one_writes_by_hand(schedule):
             x = before**0.5 * x0 + (1 - before) ** 0.5 * (x - alpha * x0) / sigma
         assert torch.allclose(made[row].reshape(1, 2), x, atol=1e-9)
     assert 0 < inside < 3 * 12
-    assert denoiser.rows == 3 * 12 + inside == 3 * evaluations(chosen, process.config)
+    assert denoiser.rows == 3 * 12 + inside == 3 * count_nfe(chosen, process.config)
 
 
 def test_each_row_has_the_noise_level_of_its_own_time():
@@ -106,22 +106,24 @@ def test_each_row_has_the_noise_level_of_its_own_time():
     x = torch.randn(3, 2, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     condition, times = Condition(3, torch.tensor([0, 1, 2]), NULL), torch.tensor([1, 25, 49])
     denoiser = ByClass(process)
-    found = within(denoiser, 2.0, (0.3, 3.0), process)(x, times, condition)
+    found = interval_guidance(denoiser, 2.0, (0.3, 3.0), process)(x, times, condition)
     assert denoiser.rows == 3 + 1
     weights = torch.tensor([0.0, 2.0, 0.0], dtype=torch.float64)
     wanted = classifier_free(ByClass(process), weights)(x, times, condition)
     assert torch.equal(found.x0, wanted.x0)
     for row, t in enumerate(times.tolist()):
-        alone = within(denoiser, 2.0, (0.3, 3.0), process)(x[[row]], t, condition.rows(slice(row, row + 1)))
+        alone = interval_guidance(denoiser, 2.0, (0.3, 3.0), process)(
+            x[[row]], t, condition.rows(slice(row, row + 1))
+        )
         assert torch.allclose(alone.eps, found.eps[[row]])
 
 
 @given(st.floats(0, 1e9), st.floats(0, 1e9), st.floats(0, 1e9) | st.just(float("inf")))
 def test_an_interval_is_open_below_and_closed_above(one, other, level):
     low, high = sorted((one, other))
-    assert holds((low, high), level) == (low < min(level, 1e9) <= high)
-    assert holds(None, level)
-    assert holds((0.0, 1e9), level) == (level > 0)  # all there is: σ is 0 nowhere
+    assert in_interval((low, high), level) == (low < min(level, 1e9) <= high)
+    assert in_interval(None, level)
+    assert in_interval((0.0, 1e9), level) == (level > 0)  # all there is: σ is 0 nowhere
 
 
 def test_a_noise_level_means_the_same_for_every_schedule_and_every_number_of_times():
@@ -131,7 +133,7 @@ def test_a_noise_level_means_the_same_for_every_schedule_and_every_number_of_tim
         levels = process.noise_level(torch.arange(timesteps))
         assert torch.allclose(levels, ((1 - bar) / bar).sqrt())
         chosen = SampleSettings(steps=timesteps, guidance=1.0, guidance_interval=(0.2, 5.0))
-        guided = [weight_at(chosen, process, t) > 0 for t in asked_times(chosen, process)]
+        guided = [guidance_weight(chosen, process, t) > 0 for t in call_times(chosen, process)]
         assert guided == [bool(0.2 < level <= 5.0) for level in levels.flip(0)]
 
 
@@ -171,4 +173,4 @@ def test_requests_with_other_intervals_share_passes_and_are_as_alone(requests, r
     for job in jobs:
         assert job.error is None
         assert int((job.images.int() - images(job.settings, job.indices).int()).abs().max()) <= 1
-        assert job.evaluations == evaluations(job.settings, MODEL.artefact.process)
+        assert job.evaluations == count_nfe(job.settings, MODEL.artefact.process)

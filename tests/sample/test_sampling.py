@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from diffusion.process.time_grid import Grid
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.ddim import Ddim
-from diffusion.sample.eta import largest_eta
+from diffusion.sample.eta import max_eta
 from diffusion.sample.sampler import Step
 from diffusion.system.errors import UsageError
 from tests.helpers import papers
@@ -49,7 +49,7 @@ def walks(draw: st.DrawFn, smallest: int = 1) -> Grid:
 def noisy_walks(draw: st.DrawFn) -> tuple[Grid, float]:
     """A walk of at least two steps and an η that it allows, as often above 1 as below."""
     grid = draw(walks(2))
-    return grid, draw(st.floats(0, 1) | st.floats(1, largest_eta(grid)))
+    return grid, draw(st.floats(0, 1) | st.floats(1, max_eta(grid)))
 
 
 def stepped(grid: Grid, i: int, x, eps, v, *, z=None, **options):
@@ -242,7 +242,7 @@ def test_a_gaussian_walk_has_the_distribution_of_its_linear_recursion(walk, mean
 @settings(deadline=None, max_examples=25)
 @given(walks(2), st.floats(1e-3, 2))
 def test_eta_too_large_is_refused_with_the_largest_that_is_not(grid, above):
-    largest = largest_eta(grid)
+    largest = max_eta(grid)
     with pytest.raises(UsageError, match=r"give 0 to \d\.\d{4}$") as refusal:
         sample(lambda x, t, labels: x, grid, Draws(1, 1, 2, 2), eta=largest * (1 + above))
     told = float(re.findall(r"[\d.]+$", str(refusal.value))[0])

@@ -28,12 +28,12 @@ from diffusion.config import load
 from diffusion.images.store import Images, open_store
 from diffusion.layout import MODEL, SAMPLES
 from diffusion.model.model_file import LoadedModel, load_model
-from diffusion.protocol.card import differing
+from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import SAMPLING_VERSION, cell_settings, grid
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.averages import Models
-from diffusion.sample.shards import Shards
-from diffusion.sample.sweep import make_cell, run_here
+from diffusion.sample.cell_images import make_cell, run_locally
+from diffusion.sample.ema_models import EMAModelFiles
+from diffusion.sample.shards import CellShards
 from diffusion.system import devices
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.locks import LockBusy, file_lock, is_held
@@ -53,7 +53,9 @@ def images_in(folder: str, sizes: list[int]) -> np.ndarray:
     config = load()
     stops = np.cumsum(sizes)
     shards = [range(stop - size, stop) for stop, size in zip(stops.tolist(), sizes, strict=True)]
-    made = dict(run_here(MODEL, cell_settings(config.sample, grid(config.sample, config.sweep)[0]), shards))
+    made = dict(
+        run_locally(MODEL, cell_settings(config.sample, grid(config.sample, config.sweep)[0]), shards)
+    )
     return np.concatenate([made[shard] for shard in shards])
 
 
@@ -77,8 +79,8 @@ def numbered(shard: range) -> Images:
     return np.array(shard, dtype=np.uint8).reshape(-1, *PIXEL)
 
 
-def three_shards(folder: Path) -> Shards:
-    shards = Shards(folder, 12, PIXEL)
+def three_shards(folder: Path) -> CellShards:
+    shards = CellShards(folder, 12, PIXEL)
     for shard in SHARDS:
         shards.save(shard, numbered(shard))
     return shards
@@ -95,11 +97,11 @@ def test_shards_cover_what_is_missing_once_and_are_read_in_order(data: st.DataOb
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for _ in range(data.draw(st.integers(1, 3))):  # runs with other batch sizes and totals, each cut off
-            some = Shards(folder, data.draw(st.integers(1, 40)), PIXEL)
+            some = CellShards(folder, data.draw(st.integers(1, 40)), PIXEL)
             left = some.missing(data.draw(st.integers(1, 15)))
             for shard in data.draw(st.permutations(left))[: data.draw(st.integers(0, len(left)))]:
                 some.save(shard, numbered(shard))
-        size, shards = data.draw(st.integers(1, 15)), Shards(folder, total, PIXEL)
+        size, shards = data.draw(st.integers(1, 15)), CellShards(folder, total, PIXEL)
         left = shards.missing(size)
         assert all(0 < len(shard) <= size for shard in left)
         for shard in left:
@@ -215,7 +217,7 @@ def test_a_grown_grid_makes_its_new_cells_only(project: Path) -> None:
 
     def watched(model, settings, shards):  # a runner that tells what it is asked for
         made.extend((settings.steps, settings.eta, shard) for shard in shards)
-        yield from run_here(model, settings, shards)
+        yield from run_locally(model, settings, shards)
 
     def sweep(steps: list[int]) -> None:
         config = with_model(project, sample={"num_images": 10, "batch_size": 8}, sweep={"steps": steps})
@@ -240,7 +242,7 @@ def test_shards_of_other_code_are_made_anew(
 
     def watched(model, settings, shards):
         made.append(len(shards))
-        yield from run_here(model, settings, shards)
+        yield from run_locally(model, settings, shards)
 
     def again() -> None:
         cards.append(make_cell(config.sample, cell, MODEL, SAMPLES / cell.name, run=watched).meta["card"])
@@ -250,10 +252,10 @@ def test_shards_of_other_code_are_made_anew(
     if changed == "sampling_version":
         monkeypatch.setattr("diffusion.protocol.grid.SAMPLING_VERSION", SAMPLING_VERSION + 1)
     else:
-        monkeypatch.setattr("diffusion.sample.sweep.torch_version", lambda: "another")
+        monkeypatch.setattr("diffusion.sample.cell_images.torch_version", lambda: "another")
     again()
     assert made == [1, 0, 1]
-    assert set(differing(cards)) == {changed}
+    assert set(differing_fields(cards)) == {changed}
 
 
 def test_a_cell_is_a_store_with_its_card(project: Path) -> None:
@@ -327,11 +329,11 @@ def test_a_sweep_holds_its_device_as_long_as_the_weights_lie_there(
     def show(done: int, total: int) -> None:
         between.append((len(lying), is_held(fake_gpu)))
 
-    monkeypatch.setattr("diffusion.sample.sweep.load_model", load)
+    monkeypatch.setattr("diffusion.sample.cell_images.load_model", load)
 
     def sweep() -> None:
         cells = grid(config.sample, config.sweep)
-        models = Models(MODEL, cells)
+        models = EMAModelFiles(MODEL, cells)
         run_sweep(config.sample, cells, models, SAMPLES, lambda label: contextlib.nullcontext(show))
 
     sweep()
@@ -359,7 +361,7 @@ def test_a_ray_worker_takes_its_weights_along_when_it_lets_the_device_go(
         places.append("at work")
 
     monkeypatch.setattr(devices, "held_device", held)
-    monkeypatch.setattr("diffusion.sample.sweep.shard_images", images)
+    monkeypatch.setattr("diffusion.sample.cell_images.shard_images", images)
     monkeypatch.setattr("flows.ray.shard_runner._loaded", lambda *_: LoadedModel(network, None))
     settings = cell_settings(config.sample, grid(config.sample, config.sweep)[0])
     make_shard(None, "", library_version(), settings, 1, "sweep", range(4))

@@ -43,7 +43,7 @@ def test_intervals_and_ties_equal_those_of_groups() -> None:
     for group, members in zip(groups, cells, strict=True):
         assert group.interval == mean_interval(members, KD)
     for group, members in list(zip(groups, cells, strict=True))[1:]:
-        assert group.tied == (not group_gap(members, cells[0], KD).is_told)
+        assert group.tied == (not group_gap(members, cells[0], KD).is_significant)
     assert groups[1].tied, "its seeds differ much"
     assert not groups[2].tied
     values = groups[0].as_json()

@@ -16,9 +16,9 @@ from diffusion.images.pictures import contact_print, png_bytes
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import load_model
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.asked import class_condition, mixed_condition
+from diffusion.sample.class_labels import class_condition, mixed_condition
 from diffusion.sample.generate import generate
-from diffusion.sample.questions import evaluations
+from diffusion.sample.nfe import count_nfe
 from serving.app import create_app
 from serving.service import Service
 from tests.helpers.served import CPU, gated, published, scores_of, service_of, small_model
@@ -100,7 +100,7 @@ LIMITED = {"guidance": 2.0, "guidance_interval": (0.3, 4.0)}
 def test_nfe_accounts_for_the_guidance_interval(client, model):
     made = client.post("/v1/images", json={"steps": 6, "eta": 0, **LIMITED}).json()
     process = load_model(model).artefact.process
-    assert made["evaluations"] == evaluations(SampleSettings(steps=6, **LIMITED), process)
+    assert made["evaluations"] == count_nfe(SampleSettings(steps=6, **LIMITED), process)
     assert 6 < made["evaluations"] < 12
     assert made["settings"]["guidance_interval"] == [0.3, 4.0]
 

@@ -16,7 +16,7 @@ from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import write_store
 from diffusion.model.model_file import load_model
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.asked import class_condition, condition_of
+from diffusion.sample.class_labels import class_condition, labels_condition
 from diffusion.system.errors import DiffctlError, UsageError
 from serving.app import create_app
 from serving.model_source import FixedSource
@@ -83,7 +83,7 @@ def test_interpolation_between_real_images_equals_the_offline_one(client, place)
     picture = base64.b64encode(png_bytes(images[5])).decode()
     events = between(client, images=[2, picture], frames=4, steps=10, guidance=2.0, sampler="dpm-solver++")
     loaded = load_model(model)
-    condition = condition_of(loaded.artefact, torch.full((2,), spec_of().num_classes), 2)
+    condition = labels_condition(loaded.artefact, torch.full((2,), spec_of().num_classes), 2)
     wanted = interpolate(loaded, SampleSettings(steps=10), images[[2, 5]], condition, 4)
     frames = pixels(events[-1][1])
     assert np.abs(frames - to_nhwc(wanted)[..., 0].astype(int)).max() <= 1

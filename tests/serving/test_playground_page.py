@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffusion.images.store import write_store
 from diffusion.layout import MODEL, PREPARED, SCORES
-from diffusion.protocol.scores import write_document
+from diffusion.protocol.scores import write_scores_document
 from diffusion.protocol.settings import SampleSettings
 from tests.conftest import write_params
 from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, WIDE
@@ -30,7 +30,7 @@ CLASSES = [f"class{i}" for i in range(10)]
 def here(tmp_path_factory):
     """A project with a model, its scores and real images."""
     folder = tmp_path_factory.mktemp("project")
-    write_document(folder / SCORES, scores_of(small_model(folder / MODEL)))
+    write_scores_document(folder / SCORES, scores_of(small_model(folder / MODEL)))
     write_store(folder / PREPARED / "test", random_images(0, 6, 8, 1), np.arange(6), {"classes": CLASSES})
     return folder
 

@@ -16,7 +16,7 @@ from diffusion.images.pixels import to_nhwc
 from diffusion.layout import MODEL
 from diffusion.model.model_file import load_model
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.asked import mixed_condition
+from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.system.errors import UsageError
 from tests.conftest import diffctl, write_params

@@ -10,7 +10,7 @@ from diffusion.process.noise import ImageNoise
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import spaced_timesteps
-from diffusion.sample.asked import mixed_condition
+from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.show.reverse import reverse
 from diffusion.system.errors import UsageError

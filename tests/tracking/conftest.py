@@ -7,7 +7,7 @@ from diffusion.config import parse
 from diffusion.images.store import open_store
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.model.model_file import read_artefact, save_artefact
-from diffusion.protocol.scores import ScoresDocument, write_document
+from diffusion.protocol.scores import ScoresDocument, write_scores_document
 from diffusion.system.files import write_json
 from diffusion.system.seals import sealed
 from diffusion.train.identity import plan_training
@@ -59,7 +59,7 @@ def make_model(digits_store):
         write_json(RUN, sealed({"key": f"key{seed}", "fingerprint": f"{seed}" * 16}))
         made = document(kernel, model_sha256=sha256, **card)
         training = read_artefact(MODEL).training
-        write_document(SCORES, ScoresDocument(**{**dict(made), "training": training}))
+        write_scores_document(SCORES, ScoresDocument(**{**dict(made), "training": training}))
         return sha256
 
     return make

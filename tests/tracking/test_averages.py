@@ -2,13 +2,19 @@
 
 import pytest
 
-from diffusion.choice.chosen import chosen_best, chosen_front
+from diffusion.choice.selection import select_best, select_front
 from diffusion.layout import AVERAGES, MODEL, SCORES
 from diffusion.model.model_file import read_artefact, read_weights, save_artefact
 from diffusion.model.snapshots import snapshot_file
 from diffusion.protocol.grid import Cell
-from diffusion.protocol.scores import CellScores, ScoresDocument, as_values, read_scores, write_document
-from diffusion.sample.averages import average_file, snapshots_of
+from diffusion.protocol.scores import (
+    CellScores,
+    ScoresDocument,
+    document_values,
+    read_scores,
+    write_scores_document,
+)
+from diffusion.sample.ema_models import ema_model_file, matching_snapshots
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.helpers.scores_document import document
 from tracking import names
@@ -24,7 +30,7 @@ Values = dict[float | None, float]
 
 
 def file_of(width: float | None):
-    return MODEL if width is None else average_file(snapshots_of(MODEL), width)
+    return MODEL if width is None else ema_model_file(matching_snapshots(MODEL), width)
 
 
 @pytest.fixture
@@ -42,7 +48,7 @@ def make_swept(make_model):
             changed = {name: tensor + 0.01 / step for name, tensor in weights.items()}
             update = {"step": step, "ema_width": 0.05}
             save_artefact(snapshot_file(AVERAGES, 0.05, step), changed, own.model_copy(update=update))
-        write_document(SCORES, swept(values))
+        write_scores_document(SCORES, swept(values))
         return read_scores(SCORES)
 
     return make
@@ -55,9 +61,9 @@ def swept(values: Values) -> ScoresDocument:
         card = {"ema": width or True, "model_sha256": read_artefact(file_of(width)).model_sha256}
         axis = {} if width is None else {"ema": width}
         for cell in document({(5, 0.0): value, (10, 0.0): value / 2}, **card).cells.values():
-            cells[Cell(**cell.axes, **axis).name] = CellScores(**as_values(cell), **axis)
-    values_of_all = {**as_values(document()), "training": read_artefact(MODEL).training}
-    best, front = chosen_best(cells), chosen_front(cells)
+            cells[Cell(**cell.axes, **axis).name] = CellScores(**document_values(cell), **axis)
+    values_of_all = {**document_values(document()), "training": read_artefact(MODEL).training}
+    best, front = select_best(cells), select_front(cells)
     return ScoresDocument(**{**values_of_all, "cells": cells, "best": best, "front": front})
 
 
@@ -99,14 +105,14 @@ def test_profiles_and_plain_models_compete_for_one_champion(make_swept):
 
 def test_stale_scores_and_snapshots_are_refused(make_swept, make_model):
     make_swept(1, {None: 0.3, 0.07: 0.2})
-    card, last = read_artefact(file_of(0.07)), snapshots_of(MODEL).last
+    card, last = read_artefact(file_of(0.07)), matching_snapshots(MODEL).last
     changed = {name: tensor + 1 for name, tensor in read_weights(file_of(0.07), card).items()}
     save_artefact(snapshot_file(AVERAGES, 0.05, last.step), changed, last)
     with pytest.raises(DiffctlError, match="another model"):
         register()
     stale = read_scores(SCORES)
     make_model(2)  # another training, without snapshots
-    write_document(SCORES, stale)
+    write_scores_document(SCORES, stale)
     with pytest.raises(UsageError, match="another training"):
         register()
     assert not connect().search_model_versions(f"name = '{NAME}'")

@@ -6,15 +6,15 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import main
-from diffusion.choice.certainty import NORMAL
-from diffusion.choice.gate import judge
-from diffusion.choice.ranking import best, rank_metric
-from diffusion.choice.spaces import seen_by
+from diffusion.choice.confidence import NORMAL
+from diffusion.choice.gate import decide
+from diffusion.choice.ranking import best_cell, rank_metric
+from diffusion.choice.spaces import scores_in_space
 from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.evaluate.sweep_scores import write_scores
 from diffusion.protocol.grid import SAMPLING_VERSION
-from diffusion.protocol.scores import Scored as CellOf
-from diffusion.protocol.scores import ScoresDocument, write_document
+from diffusion.protocol.scores import ImageScores as CellOf
+from diffusion.protocol.scores import ScoresDocument, write_scores_document
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
 from tests.helpers.digits_sweep import (
@@ -51,7 +51,7 @@ def command(tmp_path, monkeypatch):
 
     def compare_files(*options: str, **documents: ScoresDocument):
         for name, one in documents.items():
-            write_document(tmp_path / f"{name}.json", one)
+            write_scores_document(tmp_path / f"{name}.json", one)
         return CliRunner().invoke(main.app, ["compare", *(f"{name}.json" for name in documents), *options])
 
     return compare_files
@@ -84,7 +84,7 @@ def test_card_without_a_sampling_version_is_another_protocol():
     result = compare(scored(a=document(FEW), b=old))
     assert result.rows == []
     assert result.differences[0].fields == {"sampling_version": [SAMPLING_VERSION, None]}
-    verdict = judge(document(FEW, model_sha256="b" * 64).cells, old.cells, "version 7")
+    verdict = decide(document(FEW, model_sha256="b" * 64).cells, old.cells, "version 7")
     assert not verdict.better
     assert "sampling_version" in verdict.reason
 
@@ -99,7 +99,7 @@ def test_score_that_ranks_depends_on_the_number_of_images():
         CellOf(scores=scores, card={"num_images": 10, "extractor": "inception-v3-compat"})
     ) == ("kid")
     cells = document({(50, 0.0): 0.1, (20, 1.0): 0.1, (5, 0.0): 0.2}).cells
-    assert best(cells) == ("steps20-eta1", KD, 0.1), "the fewest steps win a tie"
+    assert best_cell(cells) == ("steps20-eta1", KD, 0.1), "the fewest steps win a tie"
 
 
 def test_only_distances_rank():
@@ -186,12 +186,12 @@ def with_interval(value: float, half: float) -> ScoresDocument:
 
 
 def test_gap_inside_its_interval_is_marked(command, tmp_path):
-    near, best, far = with_interval(0.22, 0.03), with_interval(0.2, 0.03), with_interval(0.3, 0.03)
-    row, other = compare(scored(a=near, b=best, c=far)).rows
+    near, best_cell, far = with_interval(0.22, 0.03), with_interval(0.2, 0.03), with_interval(0.3, 0.03)
+    row, other = compare(scored(a=near, b=best_cell, c=far)).rows
     assert (row.best, row.tied) == (0.2, [True, False, False])
     assert row.intervals[0] == pytest.approx((0.19, 0.25))
     assert (other.best, other.tied) == (None, [False] * 3), "this score has no interval"
-    done = command("--html", "page.html", a=near, b=best, c=far)
+    done = command("--html", "page.html", a=near, b=best_cell, c=far)
     assert done.exit_code == 0, done.output
     assert "0.22 ≈" in done.stdout
     assert "0.2 <" in done.stdout
@@ -323,6 +323,6 @@ def test_documents_are_compared_in_the_feature_spaces_that_they_share():
     assert (values[KD], values["kd_effnet_lite0_96"]) == ([0.2, 0.2, 0.2], [0.4, None, 0.4])
     alone = compare(scored(a=ours, b=document(FEW)))
     assert (values_of(alone).keys(), alone.differences) == ({KD, FD}, [])
-    result = compare(scored(a=ours, b=seen_by(with_space(document(FEW)), "effnet-lite0-96")))
+    result = compare(scored(a=ours, b=scores_in_space(with_space(document(FEW)), "effnet-lite0-96")))
     assert values_of(result) == {"kd_effnet_lite0_96": [0.4, 0.4], "fd_effnet_lite0_96": [400.0, 400.0]}
     assert "extractor" in result.differences[0].fields

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from diffusion.images.store import write_store
-from diffusion.protocol.scores import write_document
+from diffusion.protocol.scores import write_scores_document
 from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, WIDE
 from tests.helpers.scores_document import certain, document, of_seed
 from tracking.beside import differing_params, families, finding, sheets, verdicts
@@ -122,7 +122,7 @@ def test_pictures_of_a_file_are_the_samples_of_its_model(tmp_path):
         write_store(tmp_path / "samples" / name, images, None, {"name": name, "classes": [], "card": card})
     (tmp_path / "metrics").mkdir()
     for place in ("scores.json", "metrics/scores.json"):
-        write_document(tmp_path / place, scores)
+        write_scores_document(tmp_path / place, scores)
         found = pictures_of(load_scored(str(tmp_path / place)))
         assert {name: picture.max() for name, picture in found.items()} == {"steps5-eta0": 255}
         assert (found["steps5-eta0"][:64, :64] == 10).all()

@@ -21,9 +21,9 @@ from PIL import Image
 from diffusion.images.pixels import to_nhwc
 from diffusion.layout import MODEL, SCORES
 from diffusion.model.model_file import load_model, read_artefact
-from diffusion.protocol.scores import read_scores, write_document
+from diffusion.protocol.scores import read_scores, write_scores_document
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.asked import class_condition, mixed_condition
+from diffusion.sample.class_labels import class_condition, mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.conftest import diffctl
@@ -128,7 +128,7 @@ def test_scores_of_another_model_and_damaged_weights_are_refused(make_model, her
         register()
     assert not (here / "mlartifacts").exists()
     make_model(1)
-    write_document(SCORES, document())
+    write_scores_document(SCORES, document())
     with pytest.raises(DiffctlError, match="another model"):
         register()
 

@@ -28,10 +28,10 @@ from diffusion.process.registry import build_process
 from diffusion.process.time_grid import Grid
 from diffusion.process.timesteps import UniformSampler
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.asked import condition_of
+from diffusion.sample.class_labels import labels_condition
 from diffusion.sample.ddim import Ddim
 from diffusion.sample.generate import generate
-from diffusion.sample.guidance import classifier_gradient, shifting_eps, shifting_mean
+from diffusion.sample.guidance import classifier_gradient, shift_eps, shift_mean
 from diffusion.system.errors import DiffctlError, Interrupted, UsageError
 from diffusion.train.batch import Batch, draw_batch
 from diffusion.train.classifier_plan import ClassifierPlan, plan_classifier
@@ -97,7 +97,7 @@ def test_algorithm_2_with_the_true_classifier_is_bayes_rule(t):
     x, labels = randn(8, 1, 1, 1), torch.arange(8) % 2
     at = torch.full((8,), t)
     gradient = classifier_gradient(lambda x, t: data.logits(x, t), 1.0)
-    guided = shifting_eps(asked(data.unconditional, grid), gradient, OnGrid(grid))
+    guided = shift_eps(asked(data.unconditional, grid), gradient, OnGrid(grid))
     said = guided(x, at, Condition(8, labels))
     assert torch.allclose(said.eps, data.conditional(x, at, labels), atol=1e-4)
     alpha, sigma = grid.alpha[t], grid.sigma[t]
@@ -117,7 +117,7 @@ def test_a_larger_scale_is_a_multiple_and_the_variance_is_left_alone():
     def network(x, t, labels):
         return torch.cat([x, 7 * x], 1)
 
-    guided = shifting_eps(asked(network, grid), classifier_gradient(data.logits, 1.0), OnGrid(grid))
+    guided = shift_eps(asked(network, grid), classifier_gradient(data.logits, 1.0), OnGrid(grid))
     said = guided(x, t, condition)
     assert torch.equal(said.variance_fraction, (7 * x + 1) / 2)
     assert not torch.equal(said.eps, x)
@@ -138,7 +138,7 @@ def test_guided_samples_of_the_mixture_are_of_the_asked_class(eta):
         return torch.randn(400, 1, 1, 1, generator=source, dtype=torch.float64)
 
     plain = asked(data.unconditional, grid)
-    guided = shifting_mean(plain, gradient) if eta else shifting_eps(plain, gradient, plain.process)
+    guided = shift_mean(plain, gradient) if eta else shift_eps(plain, gradient, plain.process)
     x = walk(guided, grid, draw, Ddim(eta, clip=False), Condition(400, labels))
     for label, mean in ((0, -0.5), (1, 0.5)):
         of_class = x[labels == label]
@@ -158,7 +158,7 @@ def test_algorithm_1_moves_the_mean_by_the_variance_times_the_gradient():
         return torch.full_like(x, 2.0)
 
     seen: list[Any] = []
-    for denoiser in (plain, shifting_mean(plain, gradient)):
+    for denoiser in (plain, shift_mean(plain, gradient)):
         walk(denoiser, grid, lambda: next(draws), Ddim(1.0), condition, seen.append)
     moved = seen[2].x - seen[0].x
     assert torch.allclose(moved, torch.full_like(moved, 2 * float(grid.posterior_variance[1])))
@@ -223,7 +223,7 @@ def test_guidance_changes_images_of_any_model_and_image_i_stays_its_own(sampler,
     loaded = LoadedModel(network_of(spec), artefact_of(spec))
     classifier = loaded_classifier()
     settings = SampleSettings(steps=5, seed=1, classifier_scale=5.0, **sampler)
-    asked_for = condition_of(loaded.artefact, torch.tensor([3, 7, 1]), 3)
+    asked_for = labels_condition(loaded.artefact, torch.tensor([3, 7, 1]), 3)
     guided = generate(loaded, settings, range(3), asked_for, CPU, None, classifier)
     alone = generate(loaded, settings, [1], asked_for.rows(slice(1, 2)), CPU, None, classifier)
     assert int((guided[1:2].int() - alone.int()).abs().max()) <= 1

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion.evaluate.scores.moments import Float
-from diffusion.protocol.scoring import GROUPS, SEED
+from diffusion.protocol.metric_constants import GROUPS, SEED
 
 
 class Interactions(NamedTuple):

@@ -13,7 +13,7 @@ from diffusion.evaluate.features.extract import FeatureArray
 from diffusion.evaluate.scores.jackknife import Interactions
 from diffusion.evaluate.scores.moments import Float
 from diffusion.evaluate.scores.nearest_neighbours import random_subset
-from diffusion.protocol.scoring import SEED, SUBSET_SIZE, SUBSETS, subset_size
+from diffusion.protocol.metric_constants import SEED, SUBSET_SIZE, SUBSETS, subset_size
 
 COLUMNS = 5000  # images at most that each image is held against when it is left out
 PAIRED = 1000  # images at most whose pairs tell what two images bring together

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from diffusion.choice.certainty import interval
+from diffusion.choice.confidence import interval
 from diffusion.evaluate.features.extract import Features
 from diffusion.evaluate.features.extractors import exact_float32
 from diffusion.evaluate.features.reference_features import Reference
@@ -30,7 +30,7 @@ from diffusion.evaluate.statistics_file import PublishedStatistics
 from diffusion.images.store import Labels
 from diffusion.protocol.card import Card, protocol_card
 from diffusion.protocol.extractors import ExtractorSpec, extractor_spec
-from diffusion.protocol.published import statistics_fields
+from diffusion.protocol.published_statistics import statistics_fields
 
 Scores = dict[str, float]
 

@@ -14,7 +14,7 @@ from diffusion.evaluate.features.extract import FeatureArray
 from diffusion.evaluate.memory import BLOCK
 from diffusion.evaluate.scores.kernel_distance import Estimate
 from diffusion.evaluate.scores.moments import moments
-from diffusion.protocol.scoring import SEED, is_splits
+from diffusion.protocol.metric_constants import SEED, is_splits
 
 
 class Statistics(NamedTuple):

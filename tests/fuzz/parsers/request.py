@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
 from diffusion.model.model_file import read_artefact, save_artefact
-from diffusion.protocol.scores import write_document
+from diffusion.protocol.scores import write_scores_document
 from diffusion.system.errors import DiffctlError
 from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.scores_document import document
@@ -44,7 +44,7 @@ def _sampler() -> Sampler:
         weights, scores = Path(folder) / "m.safetensors", Path(folder) / "scores.json"
         save_artefact(weights, network_of(spec).state_dict(), artefact_of(spec, timesteps=4))
         ours = read_artefact(weights).model_sha256
-        write_document(scores, document({(2, 0.0): 0.1}, model_sha256=ours))
+        write_scores_document(scores, document({(2, 0.0): 0.1}, model_sha256=ours))
         context = SimpleNamespace(
             artifacts={"weights": str(weights), "scores": str(scores)},
             model_config={"best_cell": "steps2-eta0"},

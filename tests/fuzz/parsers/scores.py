@@ -9,11 +9,11 @@ from functools import cache
 from pathlib import Path
 
 from diffusion.choice.budget import pareto_front, recommended
-from diffusion.choice.gate import judge
-from diffusion.choice.ranking import best
+from diffusion.choice.gate import decide
+from diffusion.choice.ranking import best_cell
 from diffusion.choice.spaces import all_spaces
-from diffusion.protocol.packed import pack
-from diffusion.protocol.scores import as_values, read_scores
+from diffusion.protocol.float_codec import pack
+from diffusion.protocol.scores import document_values, read_scores
 from diffusion.report import score_tables
 from diffusion.system.errors import DiffctlError
 from tests.helpers.scores_document import ERRORS, document, with_space
@@ -26,7 +26,7 @@ NAME = "scores.json"
 @cache
 def seeds() -> list[bytes]:
     """A plain document, one with all that there may be of one feature space, and one of two."""
-    rich = as_values(document({(5, 0.0): 0.3, (10, 1.0): 0.4}))
+    rich = document_values(document({(5, 0.0): 0.3, (10, 1.0): 0.4}))
     rich["intervals"] = {"confidence": 0.95}
     rich["best"]["optimism"] = 0.01
     rich["reference"] |= {"heldout_split": "test", "heldout_digest": "h" * 64, "heldout_count": 300}
@@ -38,8 +38,8 @@ def seeds() -> list[bytes]:
         cell["scores"] |= {**ends, **others, "precision_effnet_lite0_64": 0.5}
         cell["errors"] = {name: pack([0.1] * count) for name, count in ERRORS.items()}
         cell["classes"] = {"one": {"num_images": 5, "fd_effnet_lite0_64": 1.0, "floor": 0.5, "excess": 0.5}}
-    several = as_values(with_space(document({(5, 0.0): 0.3, (10, 1.0): 0.4})))
-    return [json.dumps(values).encode() for values in (as_values(document()), rich, several)]
+    several = document_values(with_space(document({(5, 0.0): 0.3, (10, 1.0): 0.4})))
+    return [json.dumps(values).encode() for values in (document_values(document()), rich, several)]
 
 
 def mutate_errors(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
@@ -66,8 +66,8 @@ MUTATORS = (mutate_errors,)
 def parse(path: Path) -> None:
     """Read it, rank it, and show it."""
     ours, theirs = read_scores(path), document()
-    best(ours.cells), pareto_front(ours.cells), recommended(ours.cells, 10)
-    judge(theirs.cells, ours.cells, "version 1")
+    best_cell(ours.cells), pareto_front(ours.cells), recommended(ours.cells, 10)
+    decide(theirs.cells, ours.cells, "version 1")
     spec = ours.spec
     (
         score_tables.score_table(ours, spec),

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from diffusion.sample.shards import Shards
+from diffusion.sample.shards import CellShards
 from diffusion.system.errors import DiffctlError
 from diffusion.system.seals import CLOSING
 
@@ -20,7 +20,7 @@ CELL, FILE = "cell", "00000000-00000004.npy"
 def seeds() -> list[bytes]:
     """The only shard of a cell."""
     with TemporaryDirectory() as folder:
-        shards = Shards(Path(folder) / CELL, COUNT, SHAPE)
+        shards = CellShards(Path(folder) / CELL, COUNT, SHAPE)
         shards.save(range(COUNT), np.arange(16, dtype=np.uint8).reshape(COUNT, *SHAPE))
         return [(shards.folder / FILE).read_bytes()]
 
@@ -33,7 +33,7 @@ def repair(data: bytes) -> bytes:
 
 def parse(path: Path) -> None:
     """Find it among a cell's shards, and read its images."""
-    shards = Shards(path.parent / CELL, COUNT, SHAPE)
+    shards = CellShards(path.parent / CELL, COUNT, SHAPE)
     shards.folder.mkdir()
     path.rename(shards.folder / FILE)
     with warnings.catch_warnings(record=True) as told:

@@ -19,13 +19,13 @@ from diffusion.process.condition import Condition
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.asked import mixed_condition
+from diffusion.sample.cell_images import make_cell
+from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.config import SampleConfig
 from diffusion.sample.ddim import Ddim
-from diffusion.sample.finite import FiniteWatch, NotFinite
 from diffusion.sample.generate import generate
-from diffusion.sample.sampler import run
-from diffusion.sample.sweep import make_cell
+from diffusion.sample.nan_guard import NaNGuard, NonFiniteError
+from diffusion.sample.sampler import run_sampler
 from diffusion.system.errors import UsageError
 from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.walks import asked, grid_of
@@ -72,7 +72,7 @@ def outcome(work: Callable[[], Any]) -> tuple[Any, str]:
     """What the work gives, or the sentence with which it is refused."""
     try:
         return work(), ""
-    except (NotFinite, UsageError) as error:
+    except (NonFiniteError, UsageError) as error:
         return None, str(error)
 
 
@@ -94,9 +94,9 @@ def test_finite_weights_that_overflow_are_told_from_others() -> None:
         for weight in huge.parameters():
             weight.mul_(1e30)
     model = LoadedModel(huge, SOUND.artefact)
-    with pytest.raises(NotFinite, match=r"weights are finite, .*: train with a lower train\.lr"):
+    with pytest.raises(NonFiniteError, match=r"weights are finite, .*: train with a lower train\.lr"):
         images(model, SampleSettings(steps=2))
-    with pytest.raises(NotFinite, match=r"weights are finite, .*: lower the guidance"):
+    with pytest.raises(NonFiniteError, match=r"weights are finite, .*: lower the guidance"):
         images(model, SampleSettings(steps=2, guidance=1.0))
 
 
@@ -112,14 +112,14 @@ def test_the_first_step_and_the_row_are_named(bad: int, row: int, value: float, 
             said[row, 0, 0, 0] = value
         return said
 
-    watch, x = FiniteWatch(), torch.zeros(3, 1, 2, 2)
+    watch, x = NaNGuard(), torch.zeros(3, 1, 2, 2)
     look, watch.end = watch.end, (lambda: None) if at_the_end else watch.end
 
     def walked():
-        run(Ddim()(grid, x, lambda: x), asked(network, grid), Condition(3), watch=watch)
+        run_sampler(Ddim()(grid, x, lambda: x), asked(network, grid), Condition(3), watch=watch)
         look()
 
-    with pytest.raises(NotFinite, match=rf"^row {row} is NaN .* step {bad + 1} on \(t = {5 - bad}\)"):
+    with pytest.raises(NonFiniteError, match=rf"^row {row} is NaN .* step {bad + 1} on \(t = {5 - bad}\)"):
         walked()
 
 
@@ -129,7 +129,7 @@ def test_nan_weights_end_the_sample_command_without_a_file(tmp_path) -> None:
     save_artefact(tmp_path / "bad.safetensors", network.state_dict(), SOUND.artefact)
     options = ["--model", str(tmp_path / "bad.safetensors"), "--steps", "2", "--out", str(out)]
     made = CliRunner().invoke(app, ["sample", *options])
-    assert isinstance(made.exception, NotFinite)
+    assert isinstance(made.exception, NonFiniteError)
     assert not out.exists()
 
 
@@ -139,7 +139,7 @@ def test_nor_does_a_sweep_leave_a_cell(tmp_path, monkeypatch) -> None:
     next(network.parameters()).data.fill_(math.inf)
     save_artefact(tmp_path / "bad.safetensors", network.state_dict(), SOUND.artefact)
     sample = SampleConfig(num_images=4, batch_size=2)
-    with pytest.raises(NotFinite, match=TOLD):
+    with pytest.raises(NonFiniteError, match=TOLD):
         make_cell(sample, Cell(2, 0.0), tmp_path / "bad.safetensors", tmp_path / "cell")
     assert not (tmp_path / "cell").exists()
     assert not list(tmp_path.rglob("*.npy"))

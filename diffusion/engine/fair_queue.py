@@ -7,16 +7,16 @@ held up by a long one before it, and the first in the order always fits: nobody 
 
 from collections.abc import Iterable
 
-from diffusion.engine.job import Job, Part
+from diffusion.engine.job import Chunk, Job
 
 
-def chosen(parts: Iterable[Part], rows: int) -> list[Part]:
+def select_chunks(parts: Iterable[Chunk], rows: int) -> list[Chunk]:
     """The parts of the next pass, of at most `rows` rows together: those of the least served jobs first.
 
     Of one job those that have asked least. One that does not fit any more leaves its place to the next that
     does, and comes before it in the next pass.
     """
-    picked: list[Part] = []
+    picked: list[Chunk] = []
     for part in sorted(parts, key=_turn):
         if part.rows <= rows:
             picked.append(part)
@@ -26,10 +26,10 @@ def chosen(parts: Iterable[Part], rows: int) -> list[Part]:
     return picked
 
 
-def start_of(jobs: Iterable[Job]) -> int:
+def initial_service(jobs: Iterable[Job]) -> int:
     """Where the share of a job that joins these begins: with the least served one, for the past is past."""
     return min((job.served for job in jobs), default=0)
 
 
-def _turn(part: Part) -> tuple[int, int, int, int]:
+def _turn(part: Chunk) -> tuple[int, int, int, int]:
     return part.job.served, part.job.number, part.asked, part.images.start

@@ -9,7 +9,7 @@ from diffusion.layout import AVERAGES, EMA_RUNS, MODEL
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.model.snapshots import Snapshots, snapshot_file
 from diffusion.protocol.grid import Cell
-from diffusion.sample.averages import Models, made_averages
+from diffusion.sample.ema_models import EMAModelFiles, existing_ema_models
 from diffusion.system.errors import UsageError
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
@@ -34,7 +34,7 @@ def write_training(seed: int = 0) -> None:
 
 
 def test_a_cell_is_of_the_very_file_that_is_written_for_its_width(trained: Path) -> None:
-    models = Models(MODEL, [PLAIN, NARROW, WIDE])
+    models = EMAModelFiles(MODEL, [PLAIN, NARROW, WIDE])
     assert (models.file(PLAIN), models.average_of(PLAIN)) == (MODEL, None)
     ema(width="0.07,0.2", out=trained / "written")
     for cell, name in ((NARROW, "ema-0.07"), (WIDE, "ema-0.2")):
@@ -52,33 +52,33 @@ def test_a_width_is_made_once_and_again_where_it_is_damaged(
     monkeypatch.setattr(
         Snapshots, "reconstruct", lambda self, width: made.append(width) or reconstruct(self, width)
     )
-    assert made_averages(MODEL, [0.07]) == {}
-    files = [Models(MODEL, [NARROW]).file(Cell(steps, 0.0, ema=0.07)) for steps in (2, 3, 4)]
+    assert existing_ema_models(MODEL, [0.07]) == {}
+    files = [EMAModelFiles(MODEL, [NARROW]).file(Cell(steps, 0.0, ema=0.07)) for steps in (2, 3, 4)]
     assert (made, len(set(files))) == ([0.07], 1)
-    assert made_averages(MODEL, [0.07, 0.2]) == {0.07: files[0]}
+    assert existing_ema_models(MODEL, [0.07, 0.2]) == {0.07: files[0]}
     whole = bytearray(files[0].read_bytes())
     files[0].write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert Models(MODEL, [NARROW]).file(NARROW).read_bytes() == whole
+    assert EMAModelFiles(MODEL, [NARROW]).file(NARROW).read_bytes() == whole
     assert made == [0.07, 0.07]
 
 
 def test_another_snapshot_makes_another_model(trained: Path) -> None:
-    before = Models(MODEL, [NARROW]).file(NARROW)
+    before = EMAModelFiles(MODEL, [NARROW]).file(NARROW)
     said = artefact_of(spec_of(), step=8, ema_width=0.1)
     save_artefact(snapshot_file(AVERAGES, 0.1, 8), network_of(spec_of(), seed=99).state_dict(), said)
-    after = Models(MODEL, [NARROW]).file(NARROW)
+    after = EMAModelFiles(MODEL, [NARROW]).file(NARROW)
     assert read_artefact(before).model_sha256 != read_artefact(after).model_sha256
-    assert made_averages(MODEL, [0.07]) == {0.07: after}
+    assert existing_ema_models(MODEL, [0.07]) == {0.07: after}
 
 
 def test_what_is_missing_or_of_another_training_is_refused_before_anything_is_made(trained: Path) -> None:
     save_artefact(MODEL, network_of(spec_of()).state_dict(), artefact_of(spec_of(), step=9))
     with pytest.raises(UsageError, match=r"models/ema has snapshots of another training than models/unet"):
-        Models(MODEL, [PLAIN, WIDE])
-    assert made_averages(MODEL, [0.2]) == {}
-    assert Models(MODEL, [PLAIN]).file(PLAIN) == MODEL, "who asks for no width needs none"
+        EMAModelFiles(MODEL, [PLAIN, WIDE])
+    assert existing_ema_models(MODEL, [0.2]) == {}
+    assert EMAModelFiles(MODEL, [PLAIN]).file(PLAIN) == MODEL, "who asks for no width needs none"
     for path in AVERAGES.iterdir():
         path.unlink()
     with pytest.raises(UsageError, match="models/ema has no snapshots of averages"):
-        Models(MODEL, [PLAIN, WIDE])
+        EMAModelFiles(MODEL, [PLAIN, WIDE])
     assert not EMA_RUNS.exists()

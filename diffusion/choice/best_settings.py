@@ -1,7 +1,7 @@
 """Settings to sample with out of a model's own sweep: those of its best cell, or of the best for a budget."""
 
 from diffusion.choice.budget import pareto_front, recommended
-from diffusion.choice.of_model import of_model
+from diffusion.choice.model_cells import model_scores
 from diffusion.protocol.grid import SAMPLING_VERSION
 from diffusion.protocol.scores import CellScores, ScoresDocument
 from diffusion.protocol.settings import SampleSettings
@@ -42,7 +42,7 @@ def settings_of(cell: CellScores, name: str, seed: int) -> SampleSettings:
 
 def scores_for(scores: ScoresDocument, model: object, sha256: str) -> ScoresDocument:
     """Those of the scores that are the model's; UsageError without any, or of images that other code made."""
-    own = of_model(scores, sha256)
+    own = model_scores(scores, sha256)
     if own is None:
         raise UsageError(f"the scores are of another model than {model}: `diffctl run` makes new ones")
     cards = [cell.card for cell in own.cells.values()]

@@ -12,18 +12,22 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.protocol.card import differing
-from diffusion.protocol.grid import AXES, FOLLOWING
-from diffusion.protocol.packed import unpack
-from diffusion.protocol.scores import Scored
-from diffusion.protocol.scoring import GROUPS
+from diffusion.protocol.card import differing_fields
+from diffusion.protocol.float_codec import unpack
+from diffusion.protocol.grid import AXES, DERIVED_FIELDS
+from diffusion.protocol.metric_constants import GROUPS
+from diffusion.protocol.scores import ImageScores
 
 CONFIDENCE = 0.95
 NORMAL = 1.959964  # standard deviations of a 95 % interval
 
 Errors = NDArray[np.float32]
 
-SAME_NOISE = ("model_sha256", *AXES, *FOLLOWING)  # what two cells may differ in and still share x_T by index
+SAME_NOISE = (
+    "model_sha256",
+    *AXES,
+    *DERIVED_FIELDS,
+)  # what two cells may differ in and still share x_T by index
 
 
 class Interval(NamedTuple):
@@ -48,7 +52,7 @@ class Gap(NamedTuple):
     between: Literal["pairs of images", "independent images", "trainings"]
 
     @property
-    def is_told(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether it is outside what chance does."""
         return abs(self.value) > self.half
 
@@ -70,7 +74,7 @@ def interval(value: float, deviation: float, positive: bool = False) -> Interval
     return Interval(value - half, value + half)
 
 
-def errors_of(cell: Scored, metric: str) -> Errors | None:
+def errors_of(cell: ImageScores, metric: str) -> Errors | None:
     """The errors of a cell's score, None where it has none.
 
     Those of the excess are its distance's: what they compare has one floor.
@@ -79,7 +83,7 @@ def errors_of(cell: Scored, metric: str) -> Errors | None:
     return None if lines is None else np.array(unpack(lines), np.float32)
 
 
-def interval_of(cell: Scored, metric: str) -> Interval | None:
+def interval_of(cell: ImageScores, metric: str) -> Interval | None:
     """The interval of a cell's score, None where it has none."""
     scores = cell.scores
     if f"{metric}_low" not in scores:
@@ -87,13 +91,13 @@ def interval_of(cell: Scored, metric: str) -> Interval | None:
     return Interval(scores[f"{metric}_low"], scores[f"{metric}_high"])
 
 
-def share_noise(cell: Scored, other: Scored) -> bool:
+def share_noise(cell: ImageScores, other: ImageScores) -> bool:
     """Whether image i of both starts from the same noise: one seed and protocol but for model and axes."""
     cards = cell.card, other.card
-    return cards[0].get("seed") is not None and not differing(cards, SAME_NOISE)
+    return cards[0].get("seed") is not None and not differing_fields(cards, SAME_NOISE)
 
 
-def gap(cell: Scored, other: Scored, metric: str) -> Gap | None:
+def gap(cell: ImageScores, other: ImageScores, metric: str) -> Gap | None:
     """The gap between two cells of one protocol but for model and axes; None where one has no errors.
 
     Paired where the cells share their noise; else as of independent errors, whose variances add.
@@ -115,6 +119,6 @@ def student(freedom: float) -> float:
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
-def how_told(gaps: Iterable[Gap | None]) -> str:
+def describe_comparison(gaps: Iterable[Gap | None]) -> str:
     """In words, which intervals these gaps are held against; empty without any."""
     return " or ".join(sorted({gap.how for gap in gaps if gap is not None}, reverse=True))

@@ -13,7 +13,7 @@ from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import fingerprint
 
 
-class Models:
+class EMAModelFiles:
     """The model file of every cell: `model` itself, or the average of the cell's width.
 
     UsageError where a cell has a width and `averages` has no snapshots of the training that gave `model`.
@@ -22,20 +22,20 @@ class Models:
     def __init__(self, model: Path, cells: Iterable[Cell], averages: Path = AVERAGES) -> None:
         self.model = model
         has_widths = any(cell.ema is not None for cell in cells)
-        self._snapshots = snapshots_of(model, averages) if has_widths else None
+        self._snapshots = matching_snapshots(model, averages) if has_widths else None
 
     def file(self, cell: Cell) -> Path:
         """The file that the cell's images are by, made where it is not there yet."""
         if cell.ema is None or self._snapshots is None:
             return self.model
-        return average_file(self._snapshots, cell.ema)
+        return ema_model_file(self._snapshots, cell.ema)
 
     def average_of(self, cell: Cell) -> Path | None:
         """`model` where the cell is by another average of its training; None where it is by itself."""
         return None if cell.ema is None else self.model
 
 
-def snapshots_of(model: Path, averages: Path = AVERAGES) -> Snapshots:
+def matching_snapshots(model: Path, averages: Path = AVERAGES) -> Snapshots:
     """The snapshots of the training that gave `model`; UsageError where those that lie there are others."""
     snapshots, own = Snapshots.of(averages), read_artefact(model)
     if not _is_of(snapshots, own):
@@ -46,7 +46,7 @@ def snapshots_of(model: Path, averages: Path = AVERAGES) -> Snapshots:
     return snapshots
 
 
-def average_file(snapshots: Snapshots, width: float) -> Path:
+def ema_model_file(snapshots: Snapshots, width: float) -> Path:
     """The model file of a width, byte for byte as `diffctl ema` writes it; made once."""
     path = _place(snapshots, width)
     if path.is_file():
@@ -57,7 +57,7 @@ def average_file(snapshots: Snapshots, width: float) -> Path:
     return path
 
 
-def made_averages(
+def existing_ema_models(
     model: Path, widths: Iterable[float], averages: Path = AVERAGES, root: Path = EMA_RUNS
 ) -> dict[float | None, Path]:
     """Those of a model's averages that have been made, by their widths; snapshots are not read whole."""

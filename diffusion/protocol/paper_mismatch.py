@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion.protocol.protocols import Departed, departed
+from diffusion.protocol.paper_protocols import Mismatch, mismatches
 from diffusion.protocol.scores import ScoresDocument
 
 SWEPT = ("steps", "eta")
 
 
-def departures(document: ScoresDocument, name: str, process: Mapping[str, Any]) -> list[Departed]:
+def score_mismatches(document: ScoresDocument, name: str, process: Mapping[str, Any]) -> list[Mismatch]:
     """The fields in which scores depart from the protocol of that name, one of PROTOCOLS.
 
     `process` is that section of the model, as plain values.
@@ -28,4 +28,4 @@ def departures(document: ScoresDocument, name: str, process: Mapping[str, Any]) 
             "statistics": {"file": statistics} if statistics else None,
         },
     }
-    return departed(name, sections)
+    return mismatches(name, sections)

@@ -1,13 +1,13 @@
 """The part of a sweep that is of one model, where the sweep has cells of several averages of the weights."""
 
-from diffusion.choice.chosen import chosen_best, chosen_front
-from diffusion.protocol.grid import OF_MODEL, Cell
+from diffusion.choice.selection import select_best, select_front
+from diffusion.protocol.grid import MODEL_AXES, Cell
 from diffusion.protocol.scores import CellScores, ScoresDocument
 
 _CHOSEN = {"best", "front", "cells"}
 
 
-def of_model(document: ScoresDocument, sha256: str) -> ScoresDocument | None:
+def model_scores(document: ScoresDocument, sha256: str) -> ScoresDocument | None:
     """The scores of the model of this model_sha256, as if it alone had been sampled; None where it has none.
 
     What says which model a cell is of is no axis then. The best cell and the front are of these cells.
@@ -15,20 +15,20 @@ def of_model(document: ScoresDocument, sha256: str) -> ScoresDocument | None:
     own = [cell for cell in document.cells.values() if cell.card.get("model_sha256") == sha256]
     if not own:
         return None
-    if len(own) == len(document.cells) and not any(axis in cell.axes for cell in own for axis in OF_MODEL):
+    if len(own) == len(document.cells) and not any(axis in cell.axes for cell in own for axis in MODEL_AXES):
         return document
     plain = [_as_sampled(cell) for cell in own]
     cells = {Cell(**cell.axes).name: cell for cell in plain}
     shared = {field: getattr(document, field) for field in document.model_fields_set - _CHOSEN}
-    return ScoresDocument(**shared, best=chosen_best(cells), front=chosen_front(cells), cells=cells)
+    return ScoresDocument(**shared, best=select_best(cells), front=select_front(cells), cells=cells)
 
 
-def of_best_model(document: ScoresDocument) -> ScoresDocument:
+def best_model_scores(document: ScoresDocument) -> ScoresDocument:
     """The scores of the model that the best cell is of."""
     best = document.cells[document.best.cell]
-    return of_model(document, str(best.card.get("model_sha256"))) or document
+    return model_scores(document, str(best.card.get("model_sha256"))) or document
 
 
 def _as_sampled(cell: CellScores) -> CellScores:
     """The cell without what says which model it is of."""
-    return CellScores(**{field: getattr(cell, field) for field in cell.model_fields_set - {*OF_MODEL}})
+    return CellScores(**{field: getattr(cell, field) for field in cell.model_fields_set - {*MODEL_AXES}})

@@ -14,7 +14,7 @@ CIFAR = ("cifar10",)
 
 
 @dataclass(frozen=True)
-class Stated:
+class PaperField:
     """What a paper states of a field of params.yaml, `section.key`: one of `values`; `source` says where.
 
     It holds for the data sets named in `data`, of all where none is. Of a list in params.yaml each entry must
@@ -32,11 +32,11 @@ class Protocol:
     """A paper's protocol: `states`, and what no field of params.yaml can say, `besides`."""
 
     paper: str
-    states: tuple[Stated, ...]
+    states: tuple[PaperField, ...]
     besides: tuple[str, ...] = ()
 
 
-class Departed(NamedTuple):
+class Mismatch(NamedTuple):
     """A field in which a run departs from a protocol: what the paper has, what the run, and the source."""
 
     field: str
@@ -48,13 +48,13 @@ class Departed(NamedTuple):
         return f"{self.field} is {self.here}, and the paper has {self.paper} ({self.source})"
 
 
-def _fid(where: str) -> tuple[Stated, ...]:
+def _fid(where: str) -> tuple[PaperField, ...]:
     """What all of them share: FID of 50,000 images against the training set."""
     return (
-        Stated("sample.num_images", (50_000,), where),
-        Stated("evaluate.extractor", ("inception-v3-compat",), where),
-        Stated("evaluate.reference", ("train",), where),
-        Stated("sample.guidance", (0.0,), where),
+        PaperField("sample.num_images", (50_000,), where),
+        PaperField("evaluate.extractor", ("inception-v3-compat",), where),
+        PaperField("evaluate.reference", ("train",), where),
+        PaperField("sample.guidance", (0.0,), where),
     )
 
 
@@ -63,17 +63,17 @@ PROTOCOLS = {
         "ADM (Dhariwal & Nichol 2021, 2105.05233): ImageNet at 64×64, unguided",
         (
             *_fid("sec. 2.2, and evaluations/README.md of its code"),
-            Stated("data.name", IMAGENET_64, "table 4"),
-            Stated("data.image_size", (None, 64), "table 4"),
-            Stated("process.timesteps", (1000,), "README.md of its code"),
-            Stated("process.schedule", ("cosine",), "README.md of its code"),
-            Stated("process.variance", ("learned",), "README.md of its code"),
-            Stated("sample.sampler", ("ddim",), "sec. 2"),
-            Stated("sample.noise", ("learned",), "README.md of its code"),
-            Stated("sample.classes", ("balanced",), "image_sample.py of its code"),
-            Stated("sweep.steps", (250, 25), "table 4: 250, and 25 of DDIM"),
-            Stated("sweep.eta", (1.0, 0.0), "table 4: 1 at 250 steps, 0 of DDIM"),
-            Stated(
+            PaperField("data.name", IMAGENET_64, "table 4"),
+            PaperField("data.image_size", (None, 64), "table 4"),
+            PaperField("process.timesteps", (1000,), "README.md of its code"),
+            PaperField("process.schedule", ("cosine",), "README.md of its code"),
+            PaperField("process.variance", ("learned",), "README.md of its code"),
+            PaperField("sample.sampler", ("ddim",), "sec. 2"),
+            PaperField("sample.noise", ("learned",), "README.md of its code"),
+            PaperField("sample.classes", ("balanced",), "image_sample.py of its code"),
+            PaperField("sweep.steps", (250, 25), "table 4: 250, and 25 of DDIM"),
+            PaperField("sweep.eta", (1.0, 0.0), "table 4: 1 at 250 steps, 0 of DDIM"),
+            PaperField(
                 "evaluate.statistics",
                 ("VIRTUAL_imagenet64_labeled.npz",),
                 "evaluations/README.md of its code",
@@ -84,13 +84,13 @@ PROTOCOLS = {
         "EDM (Karras et al. 2022, 2206.00364): CIFAR-10 and ImageNet at 64×64",
         (
             *_fid("sec. 3, and README.md of its code"),
-            Stated("data.name", (*CIFAR, *IMAGENET_64), "sec. 3"),
-            Stated("sample.sampler", ("heun",), "alg. 1", CIFAR),
-            Stated("sweep.steps", (18,), "README.md of its code: 35 evaluations", CIFAR),
-            Stated("sweep.eta", (0.0,), "alg. 1", CIFAR),
-            Stated("sweep.steps", (256,), "README.md of its code: 511 evaluations", IMAGENET_64),
-            Stated("evaluate.statistics", ("cifar10-32x32.npz",), "README.md of its code", CIFAR),
-            Stated("evaluate.statistics", ("imagenet-64x64.npz",), "README.md of its code", IMAGENET_64),
+            PaperField("data.name", (*CIFAR, *IMAGENET_64), "sec. 3"),
+            PaperField("sample.sampler", ("heun",), "alg. 1", CIFAR),
+            PaperField("sweep.steps", (18,), "README.md of its code: 35 evaluations", CIFAR),
+            PaperField("sweep.eta", (0.0,), "alg. 1", CIFAR),
+            PaperField("sweep.steps", (256,), "README.md of its code: 511 evaluations", IMAGENET_64),
+            PaperField("evaluate.statistics", ("cifar10-32x32.npz",), "README.md of its code", CIFAR),
+            PaperField("evaluate.statistics", ("imagenet-64x64.npz",), "README.md of its code", IMAGENET_64),
         ),
         ("each figure is the least of three, of images with other seeds; a score here is of one",),
     ),
@@ -98,23 +98,23 @@ PROTOCOLS = {
         "DDIM (Song, Meng & Ermon 2021, 2010.02502): CIFAR-10 by steps and η",
         (
             *_fid("of DDPM, whose network it is: 2006.11239, sec. 4.1 and app. B"),
-            Stated("data.name", CIFAR, "table 1"),
-            Stated("process.timesteps", (1000,), "sec. 5"),
-            Stated("process.schedule", ("linear",), "app. D.1, as DDPM"),
-            Stated("process.variance", ("small", "large"), "sec. 5"),
-            Stated("process.loss", ("simple",), "sec. 5: γ = 1"),
-            Stated("process.prediction", ("eps",), "eq. 5"),
-            Stated("sample.sampler", ("ddim",), "eq. 12"),
-            Stated("sample.spacing", ("quadratic",), "app. D.2", CIFAR),
-            Stated("sweep.steps", (10, 20, 50, 100, 1000), "table 1"),
-            Stated("sweep.eta", (0.0, 0.2, 0.5, 1.0), "table 1"),
+            PaperField("data.name", CIFAR, "table 1"),
+            PaperField("process.timesteps", (1000,), "sec. 5"),
+            PaperField("process.schedule", ("linear",), "app. D.1, as DDPM"),
+            PaperField("process.variance", ("small", "large"), "sec. 5"),
+            PaperField("process.loss", ("simple",), "sec. 5: γ = 1"),
+            PaperField("process.prediction", ("eps",), "eq. 5"),
+            PaperField("sample.sampler", ("ddim",), "eq. 12"),
+            PaperField("sample.spacing", ("quadratic",), "app. D.2", CIFAR),
+            PaperField("sweep.steps", (10, 20, 50, 100, 1000), "table 1"),
+            PaperField("sweep.eta", (0.0, 0.2, 0.5, 1.0), "table 1"),
         ),
         ("the row σ̂ of table 1 is η = 1 with noise large",),
     ),
 }
 
 
-def departed(name: str, sections: Mapping[str, Any]) -> list[Departed]:
+def mismatches(name: str, sections: Mapping[str, Any]) -> list[Mismatch]:
     """Where a run departs from a protocol; `sections` are those of params.yaml as plain values."""
     data = sections["data"]["name"]
     found = []
@@ -124,7 +124,7 @@ def departed(name: str, sections: Mapping[str, Any]) -> list[Departed]:
         others = [value for value in _values(stated.field, sections) if value not in stated.values]
         if others:
             paper = " or ".join(_text(value) for value in stated.values if value is not None)
-            found.append(Departed(stated.field, paper, ", ".join(map(_text, others)), stated.source))
+            found.append(Mismatch(stated.field, paper, ", ".join(map(_text, others)), stated.source))
     return found
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from diffusion.protocol.packed import pack, unpack
+from diffusion.protocol.float_codec import pack, unpack
 
 
 def test_packed_errors_come_back_as_float32() -> None:

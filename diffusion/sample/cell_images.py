@@ -18,11 +18,11 @@ from diffusion.process.registry import PROCESSES
 from diffusion.protocol.grid import Cell, cell_settings, settings_card
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.asked import mixed_condition
+from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.config import SampleConfig
-from diffusion.sample.generate import generate, is_fast
-from diffusion.sample.questions import evaluations
-from diffusion.sample.shards import Shards, cells_folder
+from diffusion.sample.generate import generate, should_compile
+from diffusion.sample.nfe import count_nfe
+from diffusion.sample.shards import CellShards, cells_folder
 from diffusion.system.devices import Waiting, held_device
 from diffusion.system.files import sha256_file
 from diffusion.system.section import fingerprint
@@ -30,7 +30,7 @@ from diffusion.system.section import fingerprint
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
-Runner = Callable[[Path, SampleSettings, Sequence[range]], Generator[tuple[range, Images], None, None]]
+ShardRunner = Callable[[Path, SampleSettings, Sequence[range]], Generator[tuple[range, Images], None, None]]
 """Given a model's file, the settings and shards: each shard with its images, as they are made."""
 
 
@@ -41,7 +41,7 @@ def sampling_card(settings: SampleSettings, artefact: Artefact) -> dict[str, Any
         "ema": artefact.ema_width or True,
         "precision": artefact.precision,
         **settings_card(settings),
-        "evaluations": evaluations(settings, artefact.process),
+        "evaluations": count_nfe(settings, artefact.process),
         "sampling_torch": torch_version(),
     }
 
@@ -50,7 +50,7 @@ def sampling_code(settings: SampleSettings, artefact: Described) -> Code:
     """The modules that such a model's images by these settings come from."""
     process, network = PROCESSES[artefact.process.schedule], MODELS[artefact.network.name]
     chosen = SAMPLERS[settings.sampler].module, process.module, network.module
-    return code_of("diffusion.sample.generate", "diffusion.sample.asked", *chosen)
+    return code_of("diffusion.sample.generate", "diffusion.sample.class_labels", *chosen)
 
 
 def shards_folder(settings: SampleSettings, artefact: Artefact) -> Path:
@@ -69,7 +69,7 @@ def make_cell(
     model: Path,
     out: Path,
     progress: Progress | None = None,
-    run: Runner | None = None,
+    run: ShardRunner | None = None,
     average_of: Path | None = None,
 ) -> ImageStore:
     """Make a cell's image store at `out`, going on from the shards that are already there.
@@ -81,12 +81,12 @@ def make_cell(
     settings, total = cell_settings(sample, cell), sample.num_images
     spec = artefact.network
     shape = (spec.image_size, spec.image_size, spec.in_channels)
-    shards = Shards(shards_folder(settings, artefact), total, shape)
+    shards = CellShards(shards_folder(settings, artefact), total, shape)
     missing = shards.missing(sample.batch_size)
     done = total - sum(map(len, missing))
     show = progress or (lambda done, total: None)
     show(done, total)
-    with closing((run or run_here)(model, settings, missing)) as made:
+    with closing((run or run_locally)(model, settings, missing)) as made:
         for shard, images in made:
             shards.save(shard, images)
             done += len(shard)
@@ -138,7 +138,7 @@ class LocalRunner:
             self._loaded = None
             _let_go(self._device)  # before the next one is there
             self._loaded = sha256, load_model(model, self._device)
-        fast = is_fast(self._loaded[1].artefact, settings, len(shards), self._device)
+        fast = should_compile(self._loaded[1].artefact, settings, len(shards), self._device)
         for shard in shards:
             yield shard, shard_images(self._loaded[1], settings, shard, self._device, fast=fast)
 
@@ -150,7 +150,7 @@ def _let_go(device: torch.device | None) -> None:
         torch.cuda.empty_cache()
 
 
-def run_here(
+def run_locally(
     model: Path, settings: SampleSettings, shards: Sequence[range]
 ) -> Generator[tuple[range, Images], None, None]:
     """A Runner of a single cell on this machine's first free device."""

@@ -5,11 +5,11 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.choice.chosen import chosen_best, chosen_front
-from diffusion.choice.gate import clash, judge
-from diffusion.choice.of_model import of_best_model, of_model
+from diffusion.choice.gate import card_diff, decide
+from diffusion.choice.model_cells import best_model_scores, model_scores
+from diffusion.choice.selection import select_best, select_front
 from diffusion.protocol.grid import Cell
-from diffusion.protocol.scores import CellScores, ScoresDocument, as_values
+from diffusion.protocol.scores import CellScores, ScoresDocument, document_values
 from tests.helpers.scores_document import document
 
 WIDTHS = (None, 0.05, 0.2)
@@ -23,12 +23,12 @@ def swept(values: dict[tuple[float | None, tuple[int, float]], float]) -> Scores
     parts = {width: alone(width, values) for width in WIDTHS}
     cells = {
         Cell(**{**cell.axes, "ema": width}).name: CellScores(
-            **as_values(cell), **({"ema": width} if width is not None else {})
+            **document_values(cell), **({"ema": width} if width is not None else {})
         )
         for width, part in parts.items()
         for cell in part.cells.values()
     }
-    whole = {**as_values(parts[None]), "best": chosen_best(cells), "front": chosen_front(cells)}
+    whole = {**document_values(parts[None]), "best": select_best(cells), "front": select_front(cells)}
     return ScoresDocument(**{**whole, "cells": cells})
 
 
@@ -46,24 +46,24 @@ every_value = st.lists(st.floats(0.01, 1), min_size=len(CELLS), max_size=len(CEL
 def test_a_models_part_is_what_a_sweep_of_it_alone_says(values: dict) -> None:
     whole = swept(values)
     for width in WIDTHS:
-        assert as_values(of_model(whole, SHA256[width])) == as_values(alone(width, values))
-    assert of_model(whole, "f" * 64) is None
+        assert document_values(model_scores(whole, SHA256[width])) == document_values(alone(width, values))
+    assert model_scores(whole, "f" * 64) is None
 
 
 @given(every_value)
 def test_the_best_models_part_has_the_best_cell(values: dict) -> None:
     whole = swept(values)
-    part, best = of_best_model(whole), whole.cells[whole.best.cell]
+    part, best = best_model_scores(whole), whole.cells[whole.best.cell]
     assert part.best.value == whole.best.value == min(values.values())
     assert part.cells[part.best.cell].card["model_sha256"] == SHA256[best.ema]
-    assert of_best_model(part) is part
+    assert best_model_scores(part) is part
 
 
 def test_an_average_is_held_against_a_champion_of_another_one() -> None:
     values = {cell: 0.1 + 0.01 * number for number, cell in enumerate(CELLS)}
-    champion, candidate = alone(None, values), of_model(swept(values), SHA256[0.2])
+    champion, candidate = alone(None, values), model_scores(swept(values), SHA256[0.2])
     assert candidate is not None
-    assert not clash(candidate.cells["steps5-eta0"], champion.cells["steps5-eta0"])
-    verdict = judge(candidate.cells, champion.cells, "version 1")
+    assert not card_diff(candidate.cells["steps5-eta0"], champion.cells["steps5-eta0"])
+    verdict = decide(candidate.cells, champion.cells, "version 1")
     assert not verdict.better
     assert "not comparable" not in verdict.reason

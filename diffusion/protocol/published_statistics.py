@@ -7,9 +7,9 @@ covariance. So a card has the file's SHA-256, and the address that a file of its
 from collections.abc import Mapping
 from importlib.metadata import version
 
-from diffusion.protocol.card import OF_STATISTICS, Card
+from diffusion.protocol.card import STATISTICS_FIELDS, Card
 from diffusion.protocol.extractors import EVALUATION_VERSION, ExtractorSpec
-from diffusion.protocol.scoring import SHARES
+from diffusion.protocol.metric_constants import SHARES
 
 _OPENAI = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs"
@@ -34,12 +34,12 @@ PUBLISHED = {
 UNKNOWN = "unknown"  # the source of a file of any other name
 
 
-def source_of(name: str) -> str:
+def statistics_source(name: str) -> str:
     """The address that a file of this name was published at, or `unknown`."""
     return PUBLISHED.get(name, UNKNOWN)
 
 
-def not_scored(spec: ExtractorSpec, images: bool = False) -> list[str]:
+def missing_scores(spec: ExtractorSpec, images: bool = False) -> list[str]:
     """The names of the scores that a mean and a covariance do not give, nor `images` beside them."""
     shares = [spec.named(score) for score in SHARES]
     gaussian = [spec.gaussian_distance] if spec.gaussian_distance else []
@@ -47,7 +47,7 @@ def not_scored(spec: ExtractorSpec, images: bool = False) -> list[str]:
     return [*of_images, "floor", "excess", "memorisation"]
 
 
-def why_not(images: bool = False) -> str:
+def missing_reason(images: bool = False) -> str:
     """The reason, to go on after those names."""
     if images:
         return "these need real images that were held out, and the file has none"
@@ -56,7 +56,7 @@ def why_not(images: bool = False) -> str:
 
 def statistics_fields(facts: Mapping[str, str]) -> Card:
     """What a card says of the file: the fields of OF_STATISTICS."""
-    return {field: facts[field.removeprefix("statistics_")] for field in OF_STATISTICS}
+    return {field: facts[field.removeprefix("statistics_")] for field in STATISTICS_FIELDS}
 
 
 def statistics_card(

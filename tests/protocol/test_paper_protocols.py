@@ -5,8 +5,8 @@ import pytest
 from diffusion.check.findings import Project
 from diffusion.check.protocol import check_protocol
 from diffusion.config import Config, parse
-from diffusion.protocol.departures import departures
-from diffusion.protocol.protocols import PROTOCOLS, departed
+from diffusion.protocol.paper_mismatch import score_mismatches
+from diffusion.protocol.paper_protocols import PROTOCOLS, mismatches
 from diffusion.report.departures import departures_content
 from diffusion.system.errors import UsageError
 from tests.conftest import params
@@ -49,7 +49,7 @@ def config(base, **changes):
 
 
 def told(made):
-    return departed(made.evaluate.protocol, made.model_dump(mode="json"))
+    return mismatches(made.evaluate.protocol, made.model_dump(mode="json"))
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -118,7 +118,8 @@ def test_a_protocol_that_is_none_lists_those_there_are():
 def test_scores_depart_by_their_own_cards():
     made = document({(10, 0.0): 0.1, (20, 0.5): 0.2})
     found = {
-        one.field: one.here for one in departures(made, "ddim", {"timesteps": 1000, "schedule": "cosine"})
+        one.field: one.here
+        for one in score_mismatches(made, "ddim", {"timesteps": 1000, "schedule": "cosine"})
     }
     assert found["process.schedule"] == "cosine"
     assert found["evaluate.extractor"] == made.extractor

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffusion.system.errors import DiffctlError
 
 
-class NotFinite(DiffctlError):
+class NonFiniteError(DiffctlError):
     """What a model says, or what was made of it, is NaN or infinite."""
 
 
@@ -24,8 +24,8 @@ class _Look(NamedTuple):
     finite: Tensor
 
 
-class FiniteWatch:
-    """Looks at each step's numbers and raises NotFinite with the first step at which some were none.
+class NaNGuard:
+    """Looks at each step's numbers and raises NonFiniteError with the first step at which some were none.
 
     On a CPU at that step. Elsewhere at the `end`: to be told at each step would be to wait for each.
     `name` says what a row is; `why` where such numbers may come from, and what to do.
@@ -56,12 +56,12 @@ class FiniteWatch:
         first, row = finite.logical_not().nonzero()[0].tolist()
         look = looks[first]
         when = f"from step {look.step} on (t = {look.t:g})"
-        raise NotFinite(f"{self._name(row)} is NaN or infinite {when}: {self._why()}")
+        raise NonFiniteError(f"{self._name(row)} is NaN or infinite {when}: {self._why()}")
 
 
-def watch_over(networks: Mapping[str, nn.Module], guided: bool, name: Callable[[int], str]) -> FiniteWatch:
+def guard_networks(networks: Mapping[str, nn.Module], guided: bool, name: Callable[[int], str]) -> NaNGuard:
     """The watch over what these networks say, each under what a person calls it."""
-    return FiniteWatch(name, lambda: _why(networks, guided))
+    return NaNGuard(name, lambda: _why(networks, guided))
 
 
 def _why(networks: Mapping[str, nn.Module], guided: bool) -> str:

@@ -11,17 +11,17 @@ from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import check_timesteps, spaced_timesteps
 from diffusion.sample.guidance import is_guided
-from diffusion.sample.sampler import Ask, sent
+from diffusion.sample.sampler import DenoiserCall, sent
 
 
-def walk_grid(settings: SampleSettings, process: Process) -> Grid:
+def sampling_grid(settings: SampleSettings, process: Process) -> Grid:
     """The times that the settings walk along; UsageError where the process has no such."""
     if settings.timesteps is None:
         return process.grid(spaced_timesteps(settings.spacing, settings.steps, process.timesteps))
     return process.grid(check_timesteps(settings.timesteps, process.timesteps))
 
 
-def weight_at(settings: SampleSettings, process: Process, t: float) -> float:
+def guidance_weight(settings: SampleSettings, process: Process, t: float) -> float:
     """The weight of guidance at a time: w, but 0 where an interval does not hold it (2404.07724, eq. 6).
 
     Their w is one more than this project's, which is CFG's, so that no guidance is 1 there.
@@ -30,26 +30,26 @@ def weight_at(settings: SampleSettings, process: Process, t: float) -> float:
 
 
 @torch.no_grad()
-def asked_times(settings: SampleSettings, process: Process) -> list[float]:
+def call_times(settings: SampleSettings, process: Process) -> list[float]:
     """The time of each question of the sampler, in their order, found by a walk of a single pixel.
 
     What a sampler computes by beside images are plain numbers, so that no image changes its questions.
     UsageError as its own.
     """
     pixel = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
-    walk = build_sampler(settings)(walk_grid(settings, process), pixel, lambda: pixel)
+    walk = build_sampler(settings)(sampling_grid(settings, process), pixel, lambda: pixel)
     times: list[float] = []
     event = next(walk, None)
     while event is not None:
         answer = None
-        if isinstance(event, Ask):
+        if isinstance(event, DenoiserCall):
             times.append(event.t)
             answer = Prediction(pixel, pixel, pixel)
         event = sent(walk, answer)
     return times
 
 
-def evaluations(settings: SampleSettings, config: ProcessConfig) -> int:
+def count_nfe(settings: SampleSettings, config: ProcessConfig) -> int:
     """How often the network sees an image by these settings, within the process of that section.
 
     Once at each question of the sampler, and twice where guidance applies.
@@ -57,4 +57,4 @@ def evaluations(settings: SampleSettings, config: ProcessConfig) -> int:
     if settings.evaluations is not None:
         return settings.evaluations
     process = build_process(config)
-    return sum(1 + (weight_at(settings, process, t) > 0) for t in asked_times(settings, process))
+    return sum(1 + (guidance_weight(settings, process, t) > 0) for t in call_times(settings, process))

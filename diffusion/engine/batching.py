@@ -6,7 +6,7 @@ from concurrent.futures import Executor
 import torch
 from torch import Tensor
 
-from diffusion.engine.job import Part
+from diffusion.engine.job import Chunk
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser
 from diffusion.process.prediction import Prediction
@@ -14,7 +14,7 @@ from diffusion.sample.guidance import classifier_free
 
 
 @torch.no_grad()
-def asked_together(denoiser: Denoiser, parts: Sequence[Part]) -> Prediction:
+def batched_forward(denoiser: Denoiser, parts: Sequence[Chunk]) -> Prediction:
     """What is said of the rows of all parts' questions, in their order."""
     questions = [part.question() for part in parts]
     times = torch.tensor([question.t for question in questions for _ in range(len(question.x))])
@@ -30,7 +30,7 @@ def is_finite(said: Prediction) -> bool:
     return all(bool(part.isfinite().all()) for part in said if part is not None)
 
 
-def parted(said: Prediction, parts: Sequence[Part]) -> list[Prediction]:
+def split_rows(said: Prediction, parts: Sequence[Chunk]) -> list[Prediction]:
     """What is said of each part's rows."""
     answers, start = [], 0
     for part in parts:

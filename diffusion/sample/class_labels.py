@@ -13,7 +13,7 @@ from diffusion.system.errors import UsageError
 from diffusion.system.section import brief
 
 
-def condition_of(artefact: Described, labels: Tensor | None, count: int) -> Condition:
+def labels_condition(artefact: Described, labels: Tensor | None, count: int) -> Condition:
     """The condition of `count` images with these (B,) labels, None for an unconditional model."""
     spec = artefact.network
     return Condition(count, labels, spec.num_classes if spec.null_class else None)
@@ -24,12 +24,12 @@ def mixed_condition(artefact: Described, settings: SampleSettings, indices: Sequ
 
     UsageError when the mix of the data is asked of a model that does not know it.
     """
-    return condition_of(artefact, _mixed_labels(artefact, settings, indices), len(indices))
+    return labels_condition(artefact, _mixed_labels(artefact, settings, indices), len(indices))
 
 
 def class_condition(artefact: Described, wanted: str, count: int) -> Condition:
     """Images of one class, given by name or number; UsageError lists what there is."""
-    return condition_of(artefact, torch.full((count,), class_index(artefact, wanted)), count)
+    return labels_condition(artefact, torch.full((count,), class_index(artefact, wanted)), count)
 
 
 def _mixed_labels(artefact: Described, settings: SampleSettings, indices: Sequence[int]) -> Tensor | None:

@@ -3,19 +3,19 @@ import re
 import numpy as np
 import pytest
 
-from diffusion.choice.certainty import (
+from diffusion.choice.confidence import (
     CONFIDENCE,
     NORMAL,
     Gap,
+    describe_comparison,
     gap,
-    how_told,
     interval,
     interval_of,
     share_noise,
     student,
 )
-from diffusion.choice.gate import judge
-from diffusion.protocol.scores import Scored
+from diffusion.choice.gate import decide
+from diffusion.protocol.scores import ImageScores
 from tests.helpers.scores_document import CARD, certain_cell
 
 FD, KD = "fd_effnet_lite0_64", "kd_effnet_lite0_64"
@@ -49,7 +49,7 @@ def test_noise_is_shared_by_cells_of_one_seed_and_protocol(card, shared):
 
 def test_images_of_unknown_origin_share_nothing():
     unknown = {key: value for key, value in CARD.items() if key != "seed"}
-    images = Scored(scores={FD: 1.0, KD: 1.0}, card=unknown)
+    images = ImageScores(scores={FD: 1.0, KD: 1.0}, card=unknown)
     assert not share_noise(images, images)
 
 
@@ -64,11 +64,11 @@ def test_shared_errors_cancel_and_others_add():
     apart = gap(a, cell(2.8, common + 0.1 * other, seed=1), KD)
     assert apart.between == "independent images"
     assert apart.half == pytest.approx(NORMAL * np.sqrt(2), rel=0.15)
-    assert (paired.is_told, apart.is_told) == (False, False)
-    assert gap(cell(3.0, common), cell(2.8, common), KD).is_told  # nothing of it is chance
-    assert how_told([paired, None]) == "paired by image"
-    assert how_told([paired, apart]) == "paired by image or of independent images"
-    assert how_told([None]) == ""
+    assert (paired.is_significant, apart.is_significant) == (False, False)
+    assert gap(cell(3.0, common), cell(2.8, common), KD).is_significant  # nothing of it is chance
+    assert describe_comparison([paired, None]) == "paired by image"
+    assert describe_comparison([paired, apart]) == "paired by image or of independent images"
+    assert describe_comparison([None]) == ""
 
 
 @pytest.mark.parametrize(("other", "told"), [(10.0, False), (13.9, False), (14.5, True), (5.5, True)])
@@ -76,8 +76,8 @@ def test_of_other_noise_halves_add_in_quadrature(other, told):
     """Halves of 3 and 3 make one of 4.24 for the gap, however alike the errors are."""
     errors = np.full(100, 3 / NORMAL / 10)
     a, b = cell(10.0, errors), cell(other, errors, seed=1)
-    assert gap(a, b, KD).is_told is told
-    assert gap(b, a, KD).is_told is told
+    assert gap(a, b, KD).is_significant is told
+    assert gap(b, a, KD).is_significant is told
 
 
 def test_a_positive_scores_interval_reaches_further_up_and_never_to_zero():
@@ -114,6 +114,6 @@ def test_the_gate_says_what_chance_does(card, said):
     errors = np.random.default_rng(0).normal(size=100) / 100
     champion = {"a": cell(0.25, errors)}
     candidate = {"a": cell(0.2, 0.9 * errors, model_sha256="b" * 64, **card)}
-    verdict = judge(candidate, champion, "version 7")
+    verdict = decide(candidate, champion, "version 7")
     assert verdict.better is not bool(card)
     assert re.search(said, verdict.reason)
