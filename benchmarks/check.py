@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from diffusion.model.unet_config import MOST_BLOCKS, MOST_LEVELS
-from diffusion.system.limits import MOST_BATCH, MOST_COUNT, MOST_STEPS
+from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_STEPS
 from diffusion.system.params import read_params
 
 ROOT = Path(__file__).parent.parent
@@ -34,11 +34,11 @@ LARGEST: dict[str, dict[str, Any]] = {
         "num_res_blocks": MOST_BLOCKS // MOST_LEVELS,
         "attention": [SIDE >> level for level in range(MOST_LEVELS)],
     },
-    "process": {"timesteps": MOST_STEPS},
-    "train": {"steps": MOST_COUNT, "batch_size": MOST_BATCH},
-    "sample": {"num_images": MOST_COUNT},
+    "process": {"timesteps": MAX_STEPS},
+    "train": {"steps": MAX_COUNT, "batch_size": MAX_BATCH},
+    "sample": {"num_images": MAX_COUNT},
     "sweep": {  # each of its walks is looked at, since an eta is above 1
-        "steps": list(range(MOST_STEPS - 199, MOST_STEPS - 99)),
+        "steps": list(range(MAX_STEPS - 199, MAX_STEPS - 99)),
         "eta": [0.0, 1.0000001],
         "spacing": ["uniform", "quadratic", "trailing"],
     },

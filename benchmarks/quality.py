@@ -32,8 +32,8 @@ from diffusion.model.model_file import LoadedModel
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
+from diffusion.system.device_transfer import float64_device
 from diffusion.system.devices import default_device
-from diffusion.system.transfer import exact_place
 from diffusion.train.distributed import ProcessGroup
 from diffusion.train.identity import TrainPlan, plan_training
 from diffusion.train.loop import Silent, TrainState, new_state, train
@@ -124,7 +124,7 @@ class Judge:
     """The Fréchet distance to a set of images."""
 
     def __init__(self, real: Images, device: torch.device) -> None:
-        self._extractor = load_extractor("effnet-lite0-64", device=exact_place(device))
+        self._extractor = load_extractor("effnet-lite0-64", device=float64_device(device))
         self._reference = statistics(extract(self._extractor, real).features)
 
     def __call__(self, images: Images) -> float:

@@ -47,7 +47,7 @@ from cli.shared.disk_errors import sentence_of
 from cli.shared.flags import refuse_long
 from cli.stages import belonging, bodies, classifier
 from diffusion.system.errors import FAILED, DiffctlError, DiffctlWarning, Interrupted, reason
-from diffusion.system.signals import StopRequest, ended_by_signal, interrupted
+from diffusion.system.signals import StopRequest, interrupt_on_signal, make_interrupted
 from flows import stage_outcome
 
 app = typer.Typer(
@@ -101,13 +101,13 @@ def main() -> None:
     place = os.environ.pop(stage_outcome.VARIABLE, None)  # not for the processes that this one starts
     code, stop = 0, StopRequest()
     try:
-        with ended_by_signal() as stop:
+        with interrupt_on_signal() as stop:
             refuse_long(sys.argv[1:])
             code = _run(stop)
     except BaseException as error:
         end = _outcome(error)
         if end.kind == "crashed" and stop.signal is not None:  # what a library has made of the signal
-            end = _outcome(interrupted(stop.signal))
+            end = _outcome(make_interrupted(stop.signal))
         if place is not None:
             end.write(Path(place))
         if end.kind == "crashed":
@@ -133,7 +133,7 @@ def _run(stop: StopRequest) -> int:
             _to_nobody(sys.stdout)
             return 0
         if stop.signal is not None and code == 128 + stop.signal:
-            stop.forget()  # it was told already
+            stop.clear()  # it was told already
     _flush()
     return code
 

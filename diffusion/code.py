@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from diffusion.system.section import Section
-from diffusion.system.syntax import imported, normalised
+from diffusion.system.syntax import imported_modules, normalized_syntax
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(__file__).parent.name
@@ -22,16 +22,16 @@ PACKAGE = Path(__file__).parent.name
 NEUTRAL = {
     "diffusion.code": "this",
     "diffusion.config": "its values stand in the fingerprint",
-    "diffusion.data.config": "its values stand in the fingerprint",
-    "diffusion.data.registry": "names modules, of which the chosen one is counted",
-    "diffusion.data.rejects": "lists what was left out",
+    "diffusion.data.data_config": "its values stand in the fingerprint",
+    "diffusion.data.source_registry": "names modules, of which the chosen one is counted",
+    "diffusion.data.problems": "lists what was left out",
     "diffusion.data.sources.kaggle": "what comes is listed with the data",
     "diffusion.downloads.cache": "names a folder",
     "diffusion.downloads.fetch": "what comes is checked by its SHA-256",
     "diffusion.downloads.transfer": "what comes is checked by its SHA-256",
     "diffusion.evaluate.evaluate_config": "its values stand in what is found by them",
     "diffusion.evaluate.features.extractor_weights": "what it reads is checked by its SHA-256",
-    "diffusion.images.meta": "names what a store says of itself",
+    "diffusion.images.store_meta": "names what a store says of itself",
     "diffusion.images.verified": "looks whether images changed",
     "diffusion.layout": "names places",
     "diffusion.model.config": "its values stand in the fingerprint",
@@ -46,26 +46,26 @@ NEUTRAL = {
     "diffusion.protocol.settings": "its values stand in the fingerprint",
     "diffusion.sample.config": "its values stand in the card",
     "diffusion.sample.nan_guard": "refuses numbers that are none",
-    "diffusion.system.allocator": "keeps freed memory",
-    "diffusion.system.arrays": "reads what others computed",
-    "diffusion.system.chosen": "its values stand in the fingerprint",
+    "diffusion.system.malloc": "keeps freed memory",
+    "diffusion.system.npy_files": "reads what others computed",
+    "diffusion.system.registry_section": "its values stand in the fingerprint",
     "diffusion.system.devices": "holds a device",
-    "diffusion.system.documents": "reads what others wrote",
+    "diffusion.system.json_files": "reads what others wrote",
     "diffusion.system.errors": "names what went wrong",
     "diffusion.system.files": "writes whole files",
     "diffusion.system.limits": "bounds what may be asked for",
     "diffusion.system.locks": "waits",
-    "diffusion.system.memory": "measures the machine",
+    "diffusion.system.machine_memory": "measures the machine",
     "diffusion.system.params": "its values stand in the fingerprint",
-    "diffusion.system.plain_files": "refuses what is no plain file",
+    "diffusion.system.regular_files": "refuses what is no plain file",
     "diffusion.system.renamed": "reads what earlier versions wrote",
-    "diffusion.system.registry": "loads the module that is named",
-    "diffusion.system.seals": "tells what changed after it was written",
+    "diffusion.system.references": "loads the module that is named",
+    "diffusion.system.checksums": "tells what changed after it was written",
     "diffusion.system.section": "its values stand in the fingerprint",
     "diffusion.system.signals": "stops",
     "diffusion.system.syntax": "reads code",
     "diffusion.system.threads": "where the work is done, and joined in its order",
-    "diffusion.system.transfer": "moves what others computed",
+    "diffusion.system.device_transfer": "moves what others computed",
     "diffusion.train.async_metrics": "means for people",
     "diffusion.train.classifier_plan": "its values stand in the fingerprint",
     "diffusion.train.config": "its values stand in the fingerprint",
@@ -109,7 +109,7 @@ def code_of(*roots: str) -> Code:
         name = todo.pop()
         if name not in found and not is_neutral(name):
             tree = module_tree(name)
-            found[name] = _digest(normalised(tree))
+            found[name] = _digest(normalized_syntax(tree))
             todo.extend(modules_of(tree))
     return dict(sorted(found.items()))
 
@@ -169,7 +169,7 @@ def module_tree(name: str) -> ast.Module:
 def modules_of(tree: ast.AST) -> set[str]:
     """The modules of this package that a tree imports; a package's own only where it holds code."""
     found = set()
-    for name in imported(tree):
+    for name in imported_modules(tree):
         parts = name.split(".")
         for length in range(1, len(parts) + 1):
             module = ".".join(parts[:length])

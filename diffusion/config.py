@@ -18,7 +18,7 @@ from diffusion.search.config import SearchConfig
 from diffusion.system.errors import UsageError
 from diffusion.system.params import PARAMS, read_params
 from diffusion.system.renamed import refuse_renamed
-from diffusion.system.section import validated
+from diffusion.system.section import validate
 from diffusion.train.config import ClassifierConfig, TrainSections
 
 
@@ -86,7 +86,7 @@ class Config(TrainSections):
 def parse(values: Any, origin: str) -> Config:
     """The Config of nested plain values; UsageError names `origin`, the field and what is allowed."""
     refuse_renamed(values, origin)
-    return validated(Config, values, origin)
+    return validate(Config, values, origin)
 
 
 def load(path: Path | str = PARAMS) -> Config:

@@ -17,9 +17,9 @@ from diffusion.layout import PREPARED, SCORES
 from diffusion.protocol.grid import AXES, format_option
 from diffusion.protocol.scores import read_scores
 from diffusion.protocol.settings import SweepConfig
-from diffusion.system.documents import Values, read_document
 from diffusion.system.errors import Interrupted, UsageError
-from diffusion.system.limits import MOST_COUNT, MOST_PATH
+from diffusion.system.json_files import JsonObject, read_json
+from diffusion.system.limits import MAX_COUNT, MAX_PATH
 from flows.dvc_stage import Write, reproduce, supervise
 from flows.flow_hooks import as_task, cancelled_state, monitor_flow, run_name
 from flows.pipeline_steps import check_mlflow
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 CHAMPION, RUN = "champion", "run:"
 SWEPT, IMAGES = SWEEP / SCORES.name, SWEEP / "samples"
 
-NumImages = Annotated[int, Field(ge=2, le=MOST_COUNT)]
-PathText = Annotated[str, Field(min_length=1, max_length=MOST_PATH)]
+NumImages = Annotated[int, Field(ge=2, le=MAX_COUNT)]
+PathText = Annotated[str, Field(min_length=1, max_length=MAX_PATH)]
 
 Do = Callable[[str, list[str]], Awaitable[object]]
 """Runs a command of `diffctl`, given as its arguments, as a task of this name."""
@@ -117,7 +117,7 @@ def _swept(images: str) -> str:
 
 def _evaluated() -> str:
     """Markdown of the images that were just scored."""
-    return evaluation_markdown(read_document(EVALUATED, Values))
+    return evaluation_markdown(read_json(EVALUATED, JsonObject))
 
 
 def _options(grid: SweepConfig | None, num_images: int | None) -> Iterator[str]:

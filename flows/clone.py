@@ -16,7 +16,7 @@ from uuid import UUID
 
 import flows
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.locks import LockBusy, holders
+from diffusion.system.locks import LockBusy, holding_group
 from flows.run_lock import FLOW_RUN, LOCK, hold_run_lock
 
 VARIABLE = "DIFFCTL_CLONE"
@@ -53,7 +53,7 @@ def _updated(wait: float) -> dict[str, str]:
             f"this worker runs the code in {installed.parent.parent}, not that of {VARIABLE}={clone}: "
             "start it from the clone's own environment"
         )
-    if (clone / LOCK).exists() and (who := holders(clone / LOCK)):
+    if (clone / LOCK).exists() and (who := holding_group(clone / LOCK)):
         _tell(f"another run, or a stage that outlived it, is at work in {clone} ({who}): waiting for it")
     try:
         _held.enter_context(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from diffusion.system.errors import TEMPORARY, DiffctlError, Interrupted
 from diffusion.system.locks import is_held
-from diffusion.system.signals import look, stop_request
+from diffusion.system.signals import check_signals, stop_request
 from flows.output_relay import OutputRelay, echo, open_channel, relay_output
 from flows.run_lock import FLOW_RUN, current_run
 from flows.run_lock import VARIABLE as WORK
@@ -96,7 +96,7 @@ async def _by_dvc(stage: str, arguments: list[str], write: Write) -> None:
                 write(f"==> {stage}: waiting for another DVC command in this folder ({busy.who})\n")
                 on_signal = True
         for _ in range(round(BUSY_POLL_SECONDS / POLL_SECONDS)):
-            look()
+            check_signals()
             await asyncio.sleep(POLL_SECONDS)
 
 
@@ -112,7 +112,7 @@ async def supervise(stage: str, command: list[str], write: Write = echo) -> None
                 await asyncio.sleep(POLL_SECONDS)
 
             def on_signal() -> None:
-                stop.let_go()
+                stop.release()
                 write(f"\nstopping {stage}; what it has is saved first\n")
 
             if stop.signal is not None:

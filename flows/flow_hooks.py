@@ -22,7 +22,7 @@ from prefect.states import Cancelled
 
 from diffusion.config import load
 from diffusion.system.errors import DiffctlError, Interrupted
-from diffusion.system.signals import ended_by_signal
+from diffusion.system.signals import interrupt_on_signal
 from flows.dvc_stage import Write
 from flows.output_relay import echo, plain_line
 from flows.prefect_server.temporary_server import environment
@@ -132,7 +132,7 @@ async def monitor_flow() -> AsyncIterator[FlowMonitor]:
     watch = FlowMonitor(UUID(str(flow_run.id)))
     attending = asyncio.create_task(watch.attend())
     try:
-        with ended_by_signal():  # Prefect has put a handler of its own in place
+        with interrupt_on_signal():  # Prefect has put a handler of its own in place
             yield watch
     except asyncio.CancelledError:
         if watch.stopped is None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from diffusion.layout import MODEL, PREPARED
 from diffusion.system.errors import UsageError
-from diffusion.system.signals import look
+from diffusion.system.signals import check_signals
 from flows.dvc_stage import STAGES, Write, has_remote, push_outs, reproduce
 from flows.output_relay import echo
 
@@ -96,7 +96,7 @@ async def run_steps(
     for name in [*STAGES, "register", *["push"] * push]:
         if name in done:
             continue
-        look()
+        check_signals()
         if fresh and name in RESUMABLE:
             _discard(name)
         if keep and name == "train":
@@ -140,8 +140,8 @@ def _keep_training() -> None:
 def _training() -> "DenoiserPlan":
     """What params.yaml's training gives."""
     from diffusion.config import load
-    from diffusion.images.meta import PreparedMeta
     from diffusion.images.store import open_store
+    from diffusion.images.store_meta import PreparedMeta
     from diffusion.system.devices import default_device
     from diffusion.train.identity import plan_training
     from flows.fetch_pretrained import fetch_pretrained

@@ -113,10 +113,10 @@ def _settings(cell: "CellScores", batch_size: int) -> Any:
     """The section `sample` that gives a cell's images again."""
     from diffusion.protocol.settings import SamplerConfig
     from diffusion.sample.config import SampleConfig
-    from diffusion.system.section import validated
+    from diffusion.system.section import validate
 
     known = {field: cell.card[field] for field in SamplerConfig.model_fields if field in cell.card}
-    return validated(
+    return validate(
         SampleConfig,
         {**known, "num_images": cell.num_images, "batch_size": batch_size},
         "the card of the champion's best cell does not fit",

@@ -5,7 +5,7 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from diffusion.config import load
-from diffusion.system.signals import ended_by_signal
+from diffusion.system.signals import interrupt_on_signal
 from flows.pipeline_steps import check_mlflow, check_options, run_step, run_steps, tell_if_older
 from flows.prefect_server.flow_engine import run_flow
 from flows.prefect_server.local_servers import PREFECT
@@ -25,7 +25,7 @@ def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False)
     check_options(push=push, fresh=fresh, keep=keep)
     check_mlflow()
     done: dict[str, str | None] = {}
-    with ended_by_signal(), hold_run_lock(), prefect_server() as url:
+    with interrupt_on_signal(), hold_run_lock(), prefect_server() as url:
         tell_if_older(PREFECT, url)
         run_flow(lambda: _flow(done, push=push, fresh=fresh, keep=keep), url)
         asyncio.run(run_steps(run_step, done, push=push, fresh=fresh, keep=keep))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from diffusion.system.locks import group_lock, holders
+from diffusion.system.locks import group_lock, holding_group
 
 LOCK = Path("runs/work.lock")
 VARIABLE = "DIFFCTL_WORK"  # the name of the run, for the stages that it starts
@@ -34,7 +34,7 @@ def hold_run_lock(folder: Path = Path(), wait: float = 0.0, *, through_exec: boo
     run, lock = current_run(), folder / LOCK
     busy = (
         f"another run, or a stage that outlived it, is at work in {folder.resolve()} "
-        f"({holders(lock) or 'it has just ended'}): wait for it to end"
+        f"({holding_group(lock) or 'it has just ended'}): wait for it to end"
     )
     before = os.environ.get(VARIABLE)
     with group_lock(lock, run, wait, busy, through_exec=through_exec):

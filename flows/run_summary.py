@@ -9,8 +9,8 @@ from diffusion.choice.selection import describe_selection
 from diffusion.layout import REPORT, RUN, SAMPLES, SCORES
 from diffusion.protocol.grid import cell_order, format_value
 from diffusion.protocol.scores import CellScores, ScoresDocument, read_scores
-from diffusion.system.documents import Values
 from diffusion.system.errors import DiffctlError
+from diffusion.system.json_files import JsonObject
 from flows.output_relay import echo
 from flows.prefect_server.local_servers import mlflow_page
 from tracking.links import run_link, version_link
@@ -56,7 +56,7 @@ def sweep_markdown(document: ScoresDocument, samples: Path, links: Links) -> str
     return "\n\n".join(parts) + "\n"
 
 
-def evaluation_markdown(values: Values) -> str:
+def evaluation_markdown(values: JsonObject) -> str:
     """Markdown of what `diffctl evaluate` writes: what is against what, a row a score with its interval."""
     scores, reference = values["scores"], values["reference"]
     floor = reference.get("floor", {})

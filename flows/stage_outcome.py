@@ -53,10 +53,10 @@ def outcome_file() -> Iterator[Path]:
 
 def read_outcome(path: Path) -> StageOutcome | None:
     """What the stage wrote; None where it wrote nothing, or nothing that is an outcome."""
-    from diffusion.system.documents import read_document  # not where `diffctl --help` would load it
+    from diffusion.system.json_files import read_json  # not where `diffctl --help` would load it
 
     try:
-        outcome = read_document(path, StageOutcome)
+        outcome = read_json(path, StageOutcome)
     except (FileNotFoundError, DiffctlError):
         return None
     return outcome if 0 <= outcome.exit_code <= 255 else None

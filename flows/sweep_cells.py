@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from diffusion.system.errors import DiffctlError, Interrupted, UsageError, reason
-from diffusion.system.signals import ended_by_signal
+from diffusion.system.signals import interrupt_on_signal
 from flows.output_relay import echo
 from flows.prefect_server.flow_engine import run_flow
 from flows.prefect_server.temporary_server import is_healthy, quiet_client
@@ -49,7 +49,7 @@ class CellTasks:
     def make(self, name: str) -> None:
         """Make one; its exception is said, kept and raised. Interrupted leaves it untried."""
         try:
-            with ended_by_signal():
+            with interrupt_on_signal():
                 self.makers[name]()
         except Exception as error:
             echo(f"{name} failed: {reason(error)}\n")
@@ -88,7 +88,7 @@ def run_sweep(
     """
     from diffusion.sample.cell_images import make_cell
 
-    with ended_by_signal(), _runner(sample) as run:
+    with interrupt_on_signal(), _runner(sample) as run:
 
         def maker(cell: "Cell") -> Callable[[], None]:
             def make() -> None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from diffusion.system.section import MOST_PROBLEMS, brief
+from diffusion.system.section import MAX_PROBLEMS, brief
 from serving.engine_loop import PendingImages
 from serving.handlers import EventStreamResponse, http_errors, respond, sse_events, with_model_headers
 from serving.loaded_model import ServedModel
@@ -134,7 +134,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     """The first of what is wrong with a request, in sentences; what was given is told back in brief."""
     assert isinstance(error, RequestValidationError)
     problems: dict[str, str] = {}
-    for item in error.errors()[:MOST_PROBLEMS]:
+    for item in error.errors()[:MAX_PROBLEMS]:
         field = brief(".".join(str(part) for part in item["loc"][1:2]), str)
         problems.setdefault(field, _problem(field, item))
     return JSONResponse({"detail": f"the request: {'; '.join(problems.values())}"}, 422)

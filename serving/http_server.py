@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from diffusion.system.errors import DiffctlError, UsageError, printable
-from diffusion.system.plain_files import read_plain, unreadable
+from diffusion.system.regular_files import read_error, read_regular
 from diffusion.system.signals import StopRequest, stop_request
 from serving.middleware import is_loopback
 from serving.patience import PatientProtocol
@@ -25,11 +25,11 @@ MIN_TOKEN, MAX_TOKEN = 16, 4096  # characters of a token
 def read_token(path: Path) -> bytes:
     """The token in a file; UsageError where it cannot be sent, or is too short to keep others out."""
     try:
-        token = read_plain(path, 2 * MAX_TOKEN).strip()
+        token = read_regular(path, 2 * MAX_TOKEN).strip()
     except FileNotFoundError:
         raise UsageError(f"no token file at {printable(path)}") from None
     except OSError as error:
-        raise unreadable(path, error) from None
+        raise read_error(path, error) from None
     if not MIN_TOKEN <= len(token) <= MAX_TOKEN or not all(33 <= byte <= 126 for byte in token):
         raise UsageError(
             f"{printable(path)} holds no token: write {MIN_TOKEN} to {MAX_TOKEN:,} letters and digits, "
@@ -91,7 +91,7 @@ def serve(app: FastAPI, service: Service, at: socket.socket, started: Callable[[
     )
     with stop_request() as stop:
         _Server(config, service, stop, started).run([at])
-        stop.forget()
+        stop.clear()
 
 
 class _Server(uvicorn.Server):

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from diffusion.system.section import canonical
+from diffusion.system.section import canonical_json
 from serving.responses import ModelRef
 from serving.serve_config import MAX_BODY
 from serving.service import Service
@@ -174,7 +174,7 @@ async def send_error(
     send: Send, status: int, why: str, headers: list[tuple[bytes, bytes]] | None = None
 ) -> None:
     """Answer with a sentence; the connection ends, for the rest of the request may still be on its way."""
-    body = canonical({"detail": why}).encode()
+    body = canonical_json({"detail": why}).encode()
     usual = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

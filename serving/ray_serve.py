@@ -92,7 +92,7 @@ def serve_on_ray(
                 started()
                 _watch(serve, stop)
                 _drain(handle, config)
-        stop.forget()
+        stop.clear()
 
 
 def _imported() -> Any:

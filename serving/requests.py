@@ -15,15 +15,15 @@ from diffusion.protocol.settings import Eta, GuidanceScale, SamplerName, SampleS
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.sample.class_labels import class_condition, mixed_condition
 from diffusion.system.errors import UsageError
-from diffusion.system.limits import MOST_COUNT, MOST_NAME
-from diffusion.system.section import PositiveInt, Seed, Steps, validated
+from diffusion.system.limits import MAX_COUNT, MAX_NAME
+from diffusion.system.section import PositiveInt, Seed, Steps, validate
 from serving.serve_config import MAX_IMAGES, ServeConfig
 
 BUDGET_FIELDS = (
     "steps", "sampler", "sampler_options", "eta", "noise", "spacing", "clip", "guidance", "guidance_interval",
 )  # fmt: skip
 
-Index = Annotated[int, Field(ge=0, le=MOST_COUNT)]
+Index = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 
 class SampleRequest(BaseModel):
@@ -55,7 +55,7 @@ class SampleRequest(BaseModel):
         strict=False,
         description="[low, high]: guided where low < σ/α ≤ high. null, where it is given, is everywhere.",
     )
-    class_name: Annotated[str, Field(max_length=MOST_NAME)] | Index | None = Field(
+    class_name: Annotated[str, Field(max_length=MAX_NAME)] | Index | None = Field(
         default=None, alias="class", description="By name or number; without it all in turn."
     )
 
@@ -86,7 +86,7 @@ def resolve_settings(
         chosen["guidance_interval"] = asked.guidance_interval
     if asked.budget is None:
         usual = _usual(scores, chosen)
-        settings = validated(SampleSettings, usual | chosen | {"seed": asked.seed}, "the request")
+        settings = validate(SampleSettings, usual | chosen | {"seed": asked.seed}, "the request")
     else:
         settings = _for_budget(asked, chosen, scores, model, sha256)
     if asked.guidance_interval is not None and not settings.guidance:

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from diffusion.images.npz import save_npz
-from diffusion.images.pictures import contact_print, png_bytes
+from diffusion.images.pictures import contact_sheet, png_bytes
 from diffusion.images.store import Images
 
 
@@ -110,7 +110,7 @@ def _json(made: SampledImages) -> Response:
 
 
 def _grid(made: SampledImages) -> Response:
-    return Response(png_bytes(contact_print(made.images)), media_type="image/png")
+    return Response(png_bytes(contact_sheet(made.images)), media_type="image/png")
 
 
 def _npz(made: SampledImages) -> Response:

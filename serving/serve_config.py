@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from diffusion.system.limits import MOST_BATCH, MOST_HELD, MOST_STEPS
+from diffusion.system.limits import MAX_BATCH, MAX_HELD, MAX_STEPS
 from diffusion.system.section import NotBool, Section
 
 MAX_IMAGES = 1024  # that any server gives in one answer: of 64×64×3 pixels 16 MB of PNG
@@ -19,8 +19,8 @@ class ServeConfig(Section):
     """
 
     images: Annotated[int, Field(ge=1, le=MAX_IMAGES), NotBool] = 64
-    steps: Annotated[int, Field(ge=1, le=MOST_STEPS), NotBool] = 1000
-    rows: Annotated[int, Field(ge=2, le=MOST_BATCH), NotBool] = 64
-    queue: Annotated[int, Field(ge=1, le=MOST_HELD), NotBool] = 1024
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS), NotBool] = 1000
+    rows: Annotated[int, Field(ge=2, le=MAX_BATCH), NotBool] = 64
+    queue: Annotated[int, Field(ge=1, le=MAX_HELD), NotBool] = 1024
     poll: Annotated[float, Field(ge=0.1, le=86400), NotBool] = 10.0
     drain: Annotated[float, Field(ge=0, le=3600), NotBool] = 60.0

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from diffusion.code import module_file, module_tree, modules_of
-from diffusion.system.registry import module_named
+from diffusion.system.references import reference_module
 
 ROOT = Path(__file__).parent.parent
 STAGES = ROOT / "cli/stages/bodies.py"
@@ -45,7 +45,7 @@ def built(tree: ast.AST) -> set[str]:
         if isinstance(node, ast.ImportFrom) and any(alias.name.startswith("build_") for alias in node.names):
             registry = ast.walk(module_tree(str(node.module)))
             texts = [str(part.value) for part in registry if isinstance(part, ast.Constant)]
-            found |= {module_named(text) for text in texts if REFERENCE.fullmatch(text)}
+            found |= {reference_module(text) for text in texts if REFERENCE.fullmatch(text)}
     return found
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffusion.data.registry import SOURCES
+from diffusion.data.source_registry import SOURCES
 from diffusion.model.presets import PRESETS
 from diffusion.model.registry import MODELS
 from diffusion.process.predictions import PREDICTIONS
@@ -18,7 +18,7 @@ from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.spacing import SPACINGS
-from diffusion.system.registry import load_reference
+from diffusion.system.references import load_reference
 from diffusion.train.course import COURSES
 from tests.conftest import ROOT
 
@@ -38,7 +38,7 @@ class Registry:
 
 
 REGISTRIES = (
-    Registry("SOURCES", SOURCES, "diffusion/data/registry.py", "data.name",
+    Registry("SOURCES", SOURCES, "diffusion/data/source_registry.py", "data.name",
              "a `DataConfig` → `Source` (`diffusion/data/source.py`)"),
     Registry("MODELS", MODELS, "diffusion/model/registry.py", "model.name",
              "a `NetworkSpec` → `nn.Module`"),

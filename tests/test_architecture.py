@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from diffusion.code import module_file
-from diffusion.system.syntax import imported
+from diffusion.system.syntax import imported_modules
 from tests.closure import GRAPH, LIBRARY, ROOT, idle, listed_code, parse, stage_files, uncovered
 
 MAY_USE = {
@@ -42,7 +42,7 @@ def package(file: Path) -> str:
 def test_imports_point_one_way() -> None:
     wrong = []
     for file in FILES:
-        roots = {name.split(".")[0] for name in imported(parse(file))}
+        roots = {name.split(".")[0] for name in imported_modules(parse(file))}
         forbidden = (roots & set(MAY_USE)) - MAY_USE[package(file)]
         forbidden |= (roots & SERVICES) - MAY_SERVE[package(file)]
         wrong += [f"{file.relative_to(ROOT)} imports {name}" for name in sorted(forbidden)]
@@ -59,7 +59,7 @@ def loaded(file: Path) -> Iterator[Path]:
     """Yield the project's files that importing this one loads: its imports outside functions."""
     for node in parse(file).body:
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = list(imported(ast.Module(body=[node], type_ignores=[])))
+            names = list(imported_modules(ast.Module(body=[node], type_ignores=[])))
             found = [module_file(name) for name in names if name.split(".")[0] in MAY_USE]
             # `from package import module` loads the module; the package is its parent, not a cycle.
             yield from (path for path in found if path and not (path.name == "__init__.py" and found[1:]))
@@ -164,7 +164,7 @@ def folder_of(file: Path) -> str:
 
 def used(file: Path) -> set[Path]:
     """Return the library's modules that a file imports anywhere, without their packages."""
-    found = (module_file(name) for name in imported(parse(file)) if name.split(".")[0] == LIBRARY)
+    found = (module_file(name) for name in imported_modules(parse(file)) if name.split(".")[0] == LIBRARY)
     return {module for module in found if module and module != file and module.name != "__init__.py"}
 
 

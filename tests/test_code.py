@@ -14,7 +14,7 @@ from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.process.config import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import sampling_code, shards_folder
-from diffusion.system.syntax import normalised
+from diffusion.system.syntax import normalized_syntax
 from diffusion.train.classifier_plan import ClassifierPlan
 from diffusion.train.identity import DenoiserPlan, training_code
 from tests.conftest import ROOT
@@ -57,7 +57,7 @@ GOLDEN = "5a74bffc1d18b02d"  # of CODE's text on every Python
 
 
 def test_a_tree_is_the_same_text_on_every_python() -> None:
-    assert hashlib.sha256(normalised(ast.parse(CODE)).encode()).hexdigest()[:16] == GOLDEN
+    assert hashlib.sha256(normalized_syntax(ast.parse(CODE)).encode()).hexdigest()[:16] == GOLDEN
 
 
 def other_pythons() -> list[str]:
@@ -115,7 +115,7 @@ def test_all_of_the_library_has_the_digest_that_other_pythons_give_it() -> None:
 )
 def test_words_and_layout_change_no_digest(old: str, new: str) -> None:
     assert old in CODE
-    assert normalised(ast.parse(CODE.replace(old, new))) == normalised(ast.parse(CODE))
+    assert normalized_syntax(ast.parse(CODE.replace(old, new))) == normalized_syntax(ast.parse(CODE))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_words_and_layout_change_no_digest(old: str, new: str) -> None:
 )
 def test_what_may_change_a_result_changes_the_digest(old: str, new: str) -> None:
     assert old in CODE
-    assert normalised(ast.parse(CODE.replace(old, new))) != normalised(ast.parse(CODE))
+    assert normalized_syntax(ast.parse(CODE.replace(old, new))) != normalized_syntax(ast.parse(CODE))
 
 
 def test_neutral_modules_are_there_and_have_a_reason() -> None:

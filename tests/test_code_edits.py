@@ -66,7 +66,7 @@ EDITS = {
     "loss of another objective": Edit(
         "diffusion/train/classifier_objective.py", "logits.argmax(1)", "logits.argmin(1)", ()
     ),
-    "lock": Edit("diffusion/system/locks.py", "LOOK_SECONDS = 0.2", "LOOK_SECONDS = 0.3", ()),
+    "lock": Edit("diffusion/system/locks.py", "MIN_WAIT_SECONDS = 0.2", "MIN_WAIT_SECONDS = 0.3", ()),
     "comment": Edit("diffusion/train/loop.py", "MAX_BAD_STEPS = 5", "# Some.\nMAX_BAD_STEPS = 5", ()),
     "docstring": Edit("diffusion/sample/sampler.py", '"""Where a walk stands', '"""Here a walk stands', ()),
 }

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import main
-from diffusion.images.meta import CellMeta
 from diffusion.images.store import open_store
+from diffusion.images.store_meta import CellMeta
 from diffusion.layout import AVERAGES, SAMPLES, SCORES
 from diffusion.model.model_file import read_artefact
 from diffusion.model.snapshots import Snapshots

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diffusion.system.registry import load_reference
+from diffusion.system.references import load_reference
 from tests.conftest import ROOT
 from tests.figures import FIGURES, FOLDER, PICTURE, make
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import NonNegativeInt
 
-from diffusion.system.errors import DiffctlError, is_full
+from diffusion.system.checksums import add_checksum, read_checksummed_json
+from diffusion.system.errors import DiffctlError, is_disk_full
 from diffusion.system.files import sha256_file, write_json
-from diffusion.system.seals import read_sealed_document, sealed
 from diffusion.system.section import Section
 from tracking.checkpoints import drop_checkpoint, ensure_checkpoint
 from tracking.events import Event
@@ -75,7 +75,7 @@ class Sent:
         starts = (event for event in read_events(folder) if event["kind"] == "start")
         nothing = cls(folder, _store_seen_from(folder, uri), next(starts, {}).get("key", ""))
         try:
-            said = read_sealed_document(folder / SENT, _Said)
+            said = read_checksummed_json(folder / SENT, _Said)
         except (FileNotFoundError, DiffctlError):
             return nothing  # what is sent again changes nothing
         known = (said.store, said.key) == (nothing.store, nothing.key)
@@ -83,7 +83,7 @@ class Sent:
 
     def save(self) -> None:
         """Write `sent.json`."""
-        write_json(self.folder / SENT, sealed({k: v for k, v in vars(self).items() if k != "folder"}))
+        write_json(self.folder / SENT, add_checksum({k: v for k, v in vars(self).items() if k != "folder"}))
 
     @property
     def complete(self) -> bool:
@@ -338,7 +338,7 @@ class _Delivery:
         try:
             upload()
         except Exception as error:  # every kind of artifact store raises its own
-            if is_full(error):  # which passes, and is not the file's fault
+            if is_disk_full(error):  # which passes, and is not the file's fault
                 raise
             self.client.get_run(self.run_id)  # nor is an outage of the server itself
             self.sent.tries += 1

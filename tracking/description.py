@@ -8,9 +8,9 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from diffusion.choice.selection import describe_selection
-from diffusion.images.meta import CellMeta
 from diffusion.images.pictures import png_bytes
 from diffusion.images.store import open_store
+from diffusion.images.store_meta import CellMeta
 from diffusion.layout import SAMPLES
 from diffusion.model.model_file import Artefact
 from diffusion.protocol.grid import Cell, cell_order, describe_cell

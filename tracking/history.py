@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from diffusion.choice.ranking import Cells, best_cell
-from diffusion.system.documents import parse_document
 from diffusion.system.errors import DiffctlError
-from diffusion.system.section import PositiveInt, Section, Word
+from diffusion.system.json_files import parse_json
+from diffusion.system.section import PositiveInt, Section, ShortText
 from tracking.names import CHAMPION, EVENT, HISTORY_RUN, PREVIOUS
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ MOST_MOMENT = 253_402_300_799_999  # milliseconds since 1970: the end of the yea
 class Score(Section):
     """What a version was judged by: its best cell, the score that ranks there, and its value."""
 
-    cell: Word
-    metric: Word
+    cell: ShortText
+    metric: ShortText
     value: Annotated[float, Field(ge=-1e15, le=1e15)]
 
 
@@ -44,13 +44,13 @@ class Event(Section):
     id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     number: PositiveInt
     at: Annotated[int, Field(ge=0, le=MOST_MOMENT)]
-    who: Word
+    who: ShortText
     how: Literal["gate", "force", "rollback", "anew"]
     before: PositiveInt | None
     after: PositiveInt
     reason: Annotated[str, Field(max_length=MOST_REASON)]
     note: Annotated[str, Field(max_length=MOST_NOTE)] = ""
-    commit: Word | None = None
+    commit: ShortText | None = None
     score: Score | None = None
     against: Score | None = None
 
@@ -167,7 +167,7 @@ def read_history(client: "MlflowClient", name: str) -> History:
         claims = client.get_run(run_id).data.params
         model = client.get_registered_model(name)  # after the claims: a move is recorded before it is claimed
     records = {key: value for key, value in model.tags.items() if key.startswith(f"{EVENT}.")}
-    found = [parse_document(value, Event, f"the tag {key} of {name}") for key, value in records.items()]
+    found = [parse_json(value, Event, f"the tag {key} of {name}") for key, value in records.items()]
     known = {event.id: event for event in found}
     counting = sorted((number, id) for number, id in claims.items() if number.isdigit())
     if gone := [number for number, id in counting if id not in known]:

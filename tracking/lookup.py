@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from diffusion.layout import TRAIN_RUNS
+from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, file_lock
-from diffusion.system.seals import read_sealed_document
 from diffusion.system.section import Section
 from tracking.delivery import deliver
 from tracking.links import LOCAL, experiment_link
@@ -48,7 +48,7 @@ class Identity(Section):
 def read_identity(path: Path) -> Identity:
     """Read models/run.json; UsageError where it is missing, DiffctlError where it says nothing."""
     try:
-        return read_sealed_document(path, Identity)
+        return read_checksummed_json(path, Identity)
     except FileNotFoundError:
         raise UsageError(f"{path} is not here: `dvc pull` brings it, or `diffctl run` makes it") from None
     except DiffctlError as error:

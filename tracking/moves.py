@@ -14,9 +14,9 @@ import warnings
 from typing import TYPE_CHECKING
 
 from diffusion.system.errors import DiffctlWarning, TemporaryError
-from diffusion.system.limits import MOST_NAME
+from diffusion.system.limits import MAX_NAME
 from diffusion.system.section import brief
-from diffusion.system.signals import look
+from diffusion.system.signals import check_signals
 from tracking.history import Event, History, read_history, slot
 from tracking.names import HISTORY_RUN, REGISTRY_EXPERIMENT
 from tracking.reach import MlflowError
@@ -88,7 +88,7 @@ def who() -> str:
             user = getpass.getuser()
         except (KeyError, OSError):  # a container's user without a name
             user = f"user {os.getuid()}"
-    return brief(f"{user}@{socket.gethostname()}", str, MOST_NAME - len("..."))
+    return brief(f"{user}@{socket.gethostname()}", str, MAX_NAME - len("..."))
 
 
 def move(client: "MlflowClient", history: History, event: Event) -> History:
@@ -98,7 +98,7 @@ def move(client: "MlflowClient", history: History, event: Event) -> History:
     """
     from mlflow.exceptions import MlflowException
 
-    look()  # nothing is promoted after an interruption that a library has swallowed
+    check_signals()  # nothing is promoted after an interruption that a library has swallowed
     run_id = _run_of(client, history)
     client.set_registered_model_tag(history.name, event.key, event.model_dump_json())
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from diffusion.images.meta import Ancestor
+    from diffusion.images.store_meta import Ancestor
 
 KEY = "diffctl.key"  # one training, wherever it is tracked: the parent run
 FINGERPRINT = "diffctl.fingerprint"  # the training's folder in runs/train/

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion.images.meta import CellMeta
 from diffusion.images.pictures import montage
 from diffusion.images.store import Images, open_store
+from diffusion.images.store_meta import CellMeta
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.scores import CellScores
 from tracking.cells import fetch_samples

@@ -18,7 +18,7 @@ from diffusion.sample.cell_images import shards_folder
 from diffusion.sample.ema_models import existing_ema_models
 from diffusion.sample.shards import cells_folder
 from diffusion.search.folder import known_searches
-from diffusion.system.files import bytes_below
+from diffusion.system.files import disk_usage
 from diffusion.system.locks import LockBusy, file_lock, is_held
 from diffusion.train.identity import TrainPlan
 from diffusion.train.others import kept_by, start_of
@@ -120,7 +120,7 @@ def _trainings(needed: Needed) -> Iterator[Leftover]:
             continue
         if not is_held(folder / "lock"):
             steps = f"{training.step:,} steps" if training else "nothing"
-            yield Leftover(folder, bytes_below(folder), f"training, {steps}")
+            yield Leftover(folder, disk_usage(folder), f"training, {steps}")
 
 
 def _searches_of(folder: Path) -> set[str]:
@@ -144,9 +144,9 @@ def _cells(config: Config, needed: Needed) -> Iterator[Leftover]:
         if folder in own:
             what = "images of a cell that is not in the grid, or by other code"
             others = [cell for cell in _folders(folder) if cell not in present]
-            yield from (Leftover(cell, bytes_below(cell), what) for cell in others)
+            yield from (Leftover(cell, disk_usage(cell), what) for cell in others)
         elif folder not in kept:
-            yield Leftover(folder, bytes_below(folder), "images of another model")
+            yield Leftover(folder, disk_usage(folder), "images of another model")
 
 
 def _averages(config: Config) -> Iterator[Leftover]:
@@ -154,13 +154,13 @@ def _averages(config: Config) -> Iterator[Leftover]:
     kept = {path.parent for path in existing_ema_models(MODEL, config.sweep.widths).values()}
     for folder in _folders(EMA_RUNS):
         if folder not in kept:
-            yield Leftover(folder, bytes_below(folder), "model of an average that is not in the grid")
+            yield Leftover(folder, disk_usage(folder), "model of an average that is not in the grid")
 
 
 def _models(needed: Needed) -> Iterator[Leftover]:
     for folder in _folders(MODEL_RUNS):
         if folder.name not in needed.files:
-            yield Leftover(folder, bytes_below(folder), "model fetched from MLflow")
+            yield Leftover(folder, disk_usage(folder), "model fetched from MLflow")
 
 
 def _folders(root: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from diffusion.choice.gate import outdated_best_cell
 from diffusion.choice.model_cells import best_model_scores
-from diffusion.images.meta import Training
+from diffusion.images.store_meta import Training
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.protocol.scores import CellScores, ScoresDocument, read_scores
 from diffusion.system.errors import DiffctlError, UsageError

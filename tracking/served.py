@@ -24,7 +24,7 @@ from diffusion.sample.generate import generate
 from diffusion.sample.nan_guard import NonFiniteError
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
-from diffusion.system.section import validated
+from diffusion.system.section import validate
 
 MAX_IMAGES = 64  # of one request: the scoring server gives up after 60 seconds
 MAX_STEPS = 100_000  # what the model has of them decides
@@ -79,7 +79,7 @@ class Sampler(PythonModel):
         if read_artefact(weights).model_sha256 != best.card.get("model_sha256"):
             raise ValueError(f"{weights} is not the model that was registered: its SHA-256 differs")
         known = {key: best.card[key] for key in SampleSettings.model_fields if key in best.card}
-        validated(SampleSettings, known, "the best cell's card does not fit")
+        validate(SampleSettings, known, "the best cell's card does not fit")
         self.usual = known
         self.device = default_device()
         self.model = load_model(weights, self.device)
@@ -99,7 +99,7 @@ class Sampler(PythonModel):
     def _sample(self, request: Request) -> Reply:
         indices = request.indices if request.indices is not None else list(range(request.num))
         chosen = request.model_dump(include=set(SampleSettings.model_fields), exclude_none=True)
-        settings = validated(SampleSettings, self.usual | chosen, "the request")
+        settings = validate(SampleSettings, self.usual | chosen, "the request")
         if request.guidance_interval is not None and not settings.guidance:
             raise UsageError("guidance_interval does nothing without guidance: give guidance too")
         artefact = self.model.artefact

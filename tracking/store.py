@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from diffusion.layout import home
-from diffusion.system.errors import DiffctlError, UsageError, is_full
+from diffusion.system.errors import DiffctlError, UsageError, is_disk_full
 from diffusion.system.locks import file_lock
 from tracking.names import KEY, REGISTRY_EXPERIMENT, experiment_name
 from tracking.notes import experiment_note, note_tags, registry_note
@@ -166,7 +166,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _is_full(error: Exception) -> bool:
     """Whether a disk was full, also where MLflow or its database tells of it in words."""
     words = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "database or disk is full")
-    return is_full(error) or any(word in str(error) for word in words)
+    return is_disk_full(error) or any(word in str(error) for word in words)
 
 
 def reason(error: Exception) -> str:

@@ -41,7 +41,7 @@ def compare(
     row that lacks intervals.
     """
     from diffusion.system.errors import DiffctlError, UsageError
-    from diffusion.system.outputs import try_output, write_output_text
+    from diffusion.system.output_paths import check_output, write_output_text
 
     if len(names) < 2:
         raise UsageError("compare needs two runs or more")
@@ -52,7 +52,7 @@ def compare(
     from tracking.store import tracking_uri
 
     if html is not None:
-        try_output(html, "--html")
+        check_output(html, "--html")
     scored = [load_scored(name) for name in names]
     link = page_link(scored, mlflow_page(tracking_uri())) if open_page else None
     result = compare_scores(scored, metric or [], apart=apart)

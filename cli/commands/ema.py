@@ -49,7 +49,7 @@ def ema(
 def _make(snapshots: "Snapshots", width: float, out: Path) -> dict[str, Any]:
     """Write the model file of a width; returns what is said of it."""
     from diffusion.model.model_file import save_artefact
-    from diffusion.system.outputs import write_output
+    from diffusion.system.output_paths import write_output
 
     artefact = save_artefact(out, *snapshots.reconstruct(width), write_output)
     return {
@@ -63,10 +63,10 @@ def _make(snapshots: "Snapshots", width: float, out: Path) -> dict[str, Any]:
 
 def _try(out: Path, widths: list[float]) -> None:
     """UsageError where the files cannot be written."""
-    from diffusion.system.outputs import try_output
+    from diffusion.system.output_paths import check_output
 
     for width in widths:
-        try_output(_file(out, width), "--out")
+        check_output(_file(out, width), "--out")
 
 
 def _file(out: Path, width: float) -> Path:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cli.shared.first_word import begin
-from diffusion.system.limits import MOST_NAME
+from diffusion.system.limits import MAX_NAME
 
 app = typer.Typer(help="Tell Prefect what has happened; it may start a run.", no_args_is_help=True)
 
@@ -28,8 +28,8 @@ def data_changed(
     from tracking.reach import public
 
     name = data or load().data.name
-    if not 0 < len(name) <= MOST_NAME:
-        raise UsageError(f"--data has {len(name):,} characters: give at most {MOST_NAME}")
+    if not 0 < len(name) <= MAX_NAME:
+        raise UsageError(f"--data has {len(name):,} characters: give at most {MAX_NAME}")
     url = require_prefect_url()
     begin(f"telling Prefect at {public(url)}")
     from flows.events import emit_data_changed

@@ -17,7 +17,7 @@ from cli.shared.outputs import file_option
 from cli.shared.progress import progress
 from cli.shared.published import paper_json, show_beside, show_sweep
 from cli.shared.scored import show_scores
-from diffusion.system.limits import MOST_BATCH, MOST_NEIGHBOURS
+from diffusion.system.limits import MAX_BATCH, MAX_NEIGHBOURS
 
 if TYPE_CHECKING:
     from diffusion.papers.paper import Paper
@@ -73,7 +73,7 @@ def evaluate(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            "--batch-size", min=1, max=MOST_BATCH, help="Images at a time. [default: as suits the device]"
+            "--batch-size", min=1, max=MAX_BATCH, help="Images at a time. [default: as suits the device]"
         ),
     ] = None,
     prc_images: Annotated[
@@ -81,7 +81,7 @@ def evaluate(
         typer.Option(
             "--prc-images",
             min=1,
-            max=MOST_NEIGHBOURS,
+            max=MAX_NEIGHBOURS,
             help="Real images at most for precision, recall, density and coverage. [default: 10,000]",
         ),
     ] = None,
@@ -90,7 +90,7 @@ def evaluate(
         typer.Option(
             "--prc-samples",
             min=1,
-            max=MOST_NEIGHBOURS,
+            max=MAX_NEIGHBOURS,
             help="The same of the scored images. [default: as --prc-images]",
         ),
     ] = None,
@@ -106,9 +106,9 @@ def evaluate(
         assert opened is not None, "else it was refused"
         return show_sweep(opened, as_json)
     if out is not None:
-        from diffusion.system.outputs import try_output
+        from diffusion.system.output_paths import check_output
 
-        try_output(out, "--out")
+        check_output(out, "--out")
     from diffusion.evaluate.open_images import is_prepared
 
     idle = os.path.exists(against) and not is_prepared(against)
@@ -124,7 +124,7 @@ def evaluate(
     begin("reading the images", as_json)
     document = _scored(path, against, split.value, names, options)
     if out is not None:
-        from diffusion.system.outputs import write_output_text
+        from diffusion.system.output_paths import write_output_text
 
         write_output_text(out, json.dumps(document, indent=2) + "\n")
     if as_json:

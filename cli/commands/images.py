@@ -13,7 +13,7 @@ from cli.shared.images import StorePath
 from cli.shared.names import Spacing
 from cli.shared.outputs import file_option, writer_of
 from cli.shared.progress import Show, progress
-from diffusion.system.limits import MOST_BATCH, MOST_HELD, MOST_STEPS
+from diffusion.system.limits import MAX_BATCH, MAX_HELD, MAX_STEPS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MOST_FRAMES = 10_000  # of a strip
 
 Steps = Annotated[
-    int, typer.Option("--steps", min=1, max=MOST_STEPS, help="DDIM steps each way; more are more exact.")
+    int, typer.Option("--steps", min=1, max=MAX_STEPS, help="DDIM steps each way; more are more exact.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")]
 
@@ -41,7 +41,7 @@ def encode(
         list[str] | None, typer.Argument(help="Files, or numbers in the store. [default: its first --num]")
     ] = None,
     num: Annotated[
-        int, typer.Option("--num", "-n", min=1, max=MOST_HELD, help="How many images of the store.")
+        int, typer.Option("--num", "-n", min=1, max=MAX_HELD, help="How many images of the store.")
     ] = 16,
     store: StorePath = None,
     klass: Annotated[
@@ -52,7 +52,7 @@ def encode(
         "uniform"
     ],
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, max=MOST_BATCH, help="Images at a time.")
+        int, typer.Option("--batch-size", min=1, max=MAX_BATCH, help="Images at a time.")
     ] = 64,
     model: ModelFile = None,
     run_id: RunId = None,
@@ -179,7 +179,7 @@ def _npz(out: Path, pixels: "Images", codes: "Tensor", back: "Images", labels: "
     """codes (N, C, H, W) float32, images and reconstructions (N, H, W, C) uint8, labels (N,) if any."""
     import numpy as np
 
-    from diffusion.system.outputs import write_output
+    from diffusion.system.output_paths import write_output
 
     arrays = {"codes": codes.numpy(), "images": pixels, "reconstructions": back}
     if labels is not None:
@@ -199,7 +199,7 @@ def _png(out: Path, pixels: "Images", codes: "Tensor", back: "Images", labels: "
 def _strip(out: Path, images: "Images", columns: int | None = None) -> None:
     """The images in rows of `columns`, by default in one row."""
     from diffusion.images.pictures import enlarge, grid, png_bytes
-    from diffusion.system.outputs import write_output
+    from diffusion.system.output_paths import write_output
 
     picture = enlarge(grid(images, columns or len(images)), images.shape[1])
     write_output(out, lambda file: file.write(png_bytes(picture)))
@@ -207,6 +207,6 @@ def _strip(out: Path, images: "Images", columns: int | None = None) -> None:
 
 def _morph(out: Path, images: "Images") -> None:
     from diffusion.images.pictures import enlarge, gif_bytes
-    from diffusion.system.outputs import write_output
+    from diffusion.system.output_paths import write_output
 
     write_output(out, lambda file: file.write(gif_bytes([enlarge(image, len(image)) for image in images])))

@@ -62,10 +62,10 @@ def from_diffusers(
 
 def _place(out: Path | None, name: str) -> Path:
     """Where the model file goes, tried before the work."""
-    from diffusion.system.outputs import try_output
+    from diffusion.system.output_paths import check_output
 
     out = out or Path("models") / f"{name}.safetensors"
-    try_output(out, "--out")
+    check_output(out, "--out")
     return out
 
 
@@ -75,7 +75,7 @@ def _keep(
     """Write the model file, and say what it is."""
     from diffusion.check.pretrained_shape import format_sections, sections_of
     from diffusion.model.model_file import save_artefact
-    from diffusion.system.outputs import write_output
+    from diffusion.system.output_paths import write_output
 
     save_artefact(out, weights, artefact, write_output)
     parameters = sum(tensor.numel() for tensor in weights.values())
@@ -101,9 +101,9 @@ def diffusers(
     begin("loading the model", as_json)
     from diffusion.interop.diffusers import export_diffusers
     from diffusion.model.model_file import load_model
-    from diffusion.system.outputs import try_output_folder
+    from diffusion.system.output_paths import check_output_folder
 
-    try_output_folder(folder, "FOLDER")
+    check_output_folder(folder, "FOLDER")
     export_diffusers(load_model(resolve_model(model, run_id, champion)), folder)
     said = f"pipeline: {folder}, its use is in {folder / 'README.md'}"
     typer.echo(json.dumps({"out": str(folder)}) if as_json else said)

@@ -11,7 +11,7 @@ from cli.shared.first_word import begin
 from cli.shared.images import StorePath
 from cli.shared.outputs import file_option, writer_of
 from cli.shared.progress import progress
-from diffusion.system.limits import MOST_BATCH, MOST_COUNT, MOST_SEED, MOST_STEPS
+from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_SEED, MAX_STEPS
 
 if TYPE_CHECKING:
     from diffusion.analysis.likelihood import Bits
@@ -24,15 +24,15 @@ def nll(
     ] = Path("plots/nll.png"),
     store: StorePath = None,
     num: Annotated[
-        int | None, typer.Option("--num", "-n", min=1, max=MOST_COUNT, help="Images. [default: all]")
+        int | None, typer.Option("--num", "-n", min=1, max=MAX_COUNT, help="Images. [default: all]")
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", min=1, max=MOST_STEPS, help="Timesteps, evenly spread. [default: all T]"),
+        typer.Option("--steps", min=1, max=MAX_STEPS, help="Timesteps, evenly spread. [default: all T]"),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=MOST_SEED, help="The seed of the noise.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="The seed of the noise.")] = 0,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, max=MOST_BATCH, help="Images at a time.")
+        int, typer.Option("--batch-size", min=1, max=MAX_BATCH, help="Images at a time.")
     ] = 64,
     model: ModelFile = None,
     run_id: RunId = None,
@@ -45,10 +45,10 @@ def nll(
     from diffusion.analysis.likelihood import bits_per_dimension
     from diffusion.model.model_file import load_model
     from diffusion.system.devices import default_device
-    from diffusion.system.outputs import try_output
+    from diffusion.system.output_paths import check_output
 
     writer = writer_of(out, {".png": _write})
-    try_output(out.with_suffix(".csv"), "--out, as .csv,")
+    check_output(out.with_suffix(".csv"), "--out, as .csv,")
     loaded = load_model(resolve_model(model, run_id, champion), default_device())
     images = fitting_store(store, loaded.artefact)
     count = min(num or len(images), len(images))
@@ -83,7 +83,7 @@ def _write(out: Path, bits: "Bits") -> None:
     """The terms by t as a picture and as CSV."""
     from matplotlib.figure import Figure
 
-    from diffusion.system.outputs import write_output, write_output_text
+    from diffusion.system.output_paths import write_output, write_output_text
 
     rows = [f"{t},{term:.8g}" for t, term in zip(bits.timesteps.tolist(), bits.terms.tolist(), strict=True)]
     write_output_text(out.with_suffix(".csv"), "\n".join(["t,bits_per_dimension", *rows]) + "\n")

@@ -10,7 +10,7 @@ import typer
 from cli.shared.first_word import begin
 from cli.shared.progress import progress
 from cli.shared.tables import show, table
-from diffusion.system.limits import MOST_COUNT
+from diffusion.system.limits import MAX_COUNT
 
 if TYPE_CHECKING:
     from diffusion.protocol.scores import ScoresDocument
@@ -26,7 +26,7 @@ def promote(
     version: Annotated[
         int | None,
         typer.Argument(
-            metavar="[VERSION]", min=1, max=MOST_COUNT, help="A registered version. [default: models/]"
+            metavar="[VERSION]", min=1, max=MAX_COUNT, help="A registered version. [default: models/]"
         ),
     ] = None,
     reason: Reason = "",
@@ -64,7 +64,7 @@ def rollback(
     to: Annotated[
         int | None,
         typer.Option(
-            "--to", metavar="N", min=1, max=MOST_COUNT, help="An earlier version. [default: the one before]"
+            "--to", metavar="N", min=1, max=MAX_COUNT, help="An earlier version. [default: the one before]"
         ),
     ] = None,
     reason: Reason = "",
@@ -116,12 +116,12 @@ def _sample_one(weights: Path, scores: "ScoresDocument") -> None:
     from diffusion.sample.class_labels import mixed_condition
     from diffusion.sample.generate import generate
     from diffusion.system.devices import default_device
-    from diffusion.system.section import validated
+    from diffusion.system.section import validate
 
     device = default_device()
     loaded, card = load_model(weights, device), scores.cells[scores.best.cell].card
     known = {field: card[field] for field in SampleSettings.model_fields if field in card}
-    settings = validated(SampleSettings, known, f"the card of {scores.best.cell} does not fit")
+    settings = validate(SampleSettings, known, f"the card of {scores.best.cell} does not fit")
     generate(loaded, settings, [0], mixed_condition(loaded.artefact, settings, [0]), device)
 
 

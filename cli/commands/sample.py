@@ -14,13 +14,13 @@ from cli.shared.names import Noise, Sampler, Spacing
 from cli.shared.outputs import file_option, writer_of
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.system.limits import (
-    MOST_BATCH,
-    MOST_COUNT,
-    MOST_ETA,
-    MOST_GUIDANCE,
-    MOST_HELD,
-    MOST_SEED,
-    MOST_STEPS,
+    MAX_BATCH,
+    MAX_COUNT,
+    MAX_ETA,
+    MAX_GUIDANCE,
+    MAX_HELD,
+    MAX_SEED,
+    MAX_STEPS,
 )
 
 if TYPE_CHECKING:
@@ -77,29 +77,29 @@ def sample(
         file_option("--out", "-o", help="FILE.png (a grid), .gif (the denoising) or .npz."),
     ],
     num: Annotated[
-        int | None, typer.Option("--num", "-n", min=1, max=MOST_HELD, help="Images 0 … N−1. [default: 16]")
+        int | None, typer.Option("--num", "-n", min=1, max=MAX_HELD, help="Images 0 … N−1. [default: 16]")
     ] = None,
     index: Annotated[
-        int | None, typer.Option("--index", min=0, max=MOST_COUNT, help="Image I alone, as in any batch.")
+        int | None, typer.Option("--index", min=0, max=MAX_COUNT, help="Image I alone, as in any batch.")
     ] = None,
     steps: Annotated[
         int | None,
         typer.Option(
-            "--steps", min=1, max=MOST_STEPS, help="Sampling steps, 1 … the model's T. [default: 50]"
+            "--steps", min=1, max=MAX_STEPS, help="Sampling steps, 1 … the model's T. [default: 50]"
         ),
     ] = None,
     eta: Annotated[
-        float, typer.Option("--eta", min=0.0, max=MOST_ETA, help="0: deterministic DDIM; 1: DDPM.")
+        float, typer.Option("--eta", min=0.0, max=MAX_ETA, help="0: deterministic DDIM; 1: DDPM.")
     ] = 0.0,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, max=MOST_SEED, help="Another seed gives other images.")
+        int, typer.Option("--seed", min=0, max=MAX_SEED, help="Another seed gives other images.")
     ] = 0,
     budget: Annotated[
         int | None,
         typer.Option(
             "--budget",
             min=1,
-            max=MOST_COUNT,
+            max=MAX_COUNT,
             help="Network evaluations per image: the sweep's best cell for them.",
         ),
     ] = None,
@@ -107,7 +107,7 @@ def sample(
     guidance: Annotated[
         float,
         typer.Option(
-            "--guidance", min=0.0, max=MOST_GUIDANCE, help="The weight w of classifier-free guidance."
+            "--guidance", min=0.0, max=MAX_GUIDANCE, help="The weight w of classifier-free guidance."
         ),
     ] = 0.0,
     guidance_interval: Annotated[
@@ -121,7 +121,7 @@ def sample(
         typer.Option("--classifier", help="Guide by a classifier that `diffctl stage classifier` trained."),
     ] = None,
     classifier_scale: Annotated[
-        float, typer.Option("--classifier-scale", min=0.0, max=MOST_GUIDANCE, help="How strongly (ADM's s).")
+        float, typer.Option("--classifier-scale", min=0.0, max=MAX_GUIDANCE, help="How strongly (ADM's s).")
     ] = 1.0,
     noise: Annotated[Noise, typer.Option("--noise", help="The variance that η scales.")] = Noise["small"],
     spacing: Annotated[Spacing, typer.Option("--spacing", help="Which timesteps are visited.")] = Spacing[
@@ -132,7 +132,7 @@ def sample(
     ] = None,
     sampler: Annotated[Sampler, typer.Option("--sampler", help="How a step is made.")] = Sampler["ddim"],
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, max=MOST_BATCH, help="Images at a time.")
+        int, typer.Option("--batch-size", min=1, max=MAX_BATCH, help="Images at a time.")
     ] = 64,
     model: ModelFile = None,
     run_id: RunId = None,

@@ -18,7 +18,7 @@ def schema(
     begin("collecting what params.yaml may hold")
     from cli.shared.outputs import writer_of
     from diffusion.check.params_schema import schema_text
-    from diffusion.system.outputs import write_output_text
+    from diffusion.system.output_paths import write_output_text
 
     if out is None:
         return typer.echo(schema_text(), nl=False)

@@ -132,8 +132,8 @@ def _refused_early(values: dict[str, Any], config: "Config") -> tuple[dict[str, 
     from diffusion.config import parse
     from diffusion.evaluate.features.extractors import configured_extractors
     from diffusion.evaluate.features.reference_features import open_references
-    from diffusion.images.meta import PreparedMeta
     from diffusion.images.store import open_store
+    from diffusion.images.store_meta import PreparedMeta
     from diffusion.layout import PREPARED, REFERENCE
     from diffusion.search.folder import first_settings
     from diffusion.search.space import refuse_impossible

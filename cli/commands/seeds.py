@@ -29,11 +29,11 @@ def seeds(
     """
     from diffusion.layout import SCORES
     from diffusion.protocol.scores import read_scores
-    from diffusion.system.outputs import try_output
+    from diffusion.system.output_paths import check_output
 
     begin("reading the scores of the seeds", as_json)
     if html is not None:
-        try_output(html, "--html")
+        check_output(html, "--html")
     document = read_scores(SCORES)
     from diffusion.report.seed_comparison import compare_seeds, excluded_seeds
     from tracking.seeds import other_seeds
@@ -57,7 +57,7 @@ def _write_page(html: Path, others: "Sequence[ScoresDocument]") -> None:
     from diffusion.config import load
     from diffusion.layout import LOSS_CURVE, PREPARED, SAMPLES, SCORES
     from diffusion.report.write import page_with_seeds, read_inputs
-    from diffusion.system.outputs import write_output_text
+    from diffusion.system.output_paths import write_output_text
 
     inputs = read_inputs(load(), SAMPLES, SCORES, PREPARED, LOSS_CURVE)
     write_output_text(html, page_with_seeds(inputs, others))

@@ -9,7 +9,7 @@ import typer
 
 from cli.commands.sample import Champion, ModelFile, RunId, refuse_two_models
 from cli.shared.first_word import begin
-from diffusion.system.limits import MOST_BATCH, MOST_HELD, MOST_STEPS
+from diffusion.system.limits import MAX_BATCH, MAX_HELD, MAX_STEPS
 
 if TYPE_CHECKING:
     from serving.model_source import ModelSource
@@ -55,18 +55,18 @@ def serve(
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option("--max-steps", min=1, max=MOST_STEPS, help="The most of one request. [default: 1000]"),
+        typer.Option("--max-steps", min=1, max=MAX_STEPS, help="The most of one request. [default: 1000]"),
     ] = None,
     rows: Annotated[
         int | None,
         typer.Option(
-            "--rows", min=2, max=MOST_BATCH, help="Rows of a network pass, over all requests. [default: 64]"
+            "--rows", min=2, max=MAX_BATCH, help="Rows of a network pass, over all requests. [default: 64]"
         ),
     ] = None,
     queue: Annotated[
         int | None,
         typer.Option(
-            "--queue", min=1, max=MOST_HELD, help="Images at work and waiting; more get 429. [default: 1024]"
+            "--queue", min=1, max=MAX_HELD, help="Images at work and waiting; more get 429. [default: 1024]"
         ),
     ] = None,
     poll: Annotated[

@@ -188,5 +188,5 @@ def _serve(uri: str, port: int, ready: "Callable[[], object]") -> int:
         finally:  # also where nobody reads what is said
             server.terminate()
             server.wait()
-        stop.forget()
+        stop.clear()
     return code or 0

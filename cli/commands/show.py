@@ -12,7 +12,7 @@ from cli.shared.names import Noise, Sampler, Spacing
 from cli.shared.progress import progress
 from cli.shared.shown import AsJson, Out, begin_figure, tell
 from diffusion.protocol.samplers import SAMPLERS
-from diffusion.system.limits import MOST_BATCH, MOST_COUNT, MOST_ETA, MOST_GUIDANCE, MOST_SEED, MOST_STEPS
+from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_ETA, MAX_GUIDANCE, MAX_SEED, MAX_STEPS
 
 if TYPE_CHECKING:
     from diffusion.images.store import Images
@@ -23,7 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Seed = Annotated[int, typer.Option("--seed", min=0, max=MOST_SEED, help="The seed of the noise.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="The seed of the noise.")]
 SpacingOption = Annotated[Spacing, typer.Option("--spacing", help="Which timesteps are visited.")]
 
 
@@ -60,7 +60,7 @@ def forward(
 
 @app.command()
 def steps(
-    count: Annotated[int, typer.Option("--steps", min=1, max=MOST_STEPS, help="How many: S.")] = 10,
+    count: Annotated[int, typer.Option("--steps", min=1, max=MAX_STEPS, help="How many: S.")] = 10,
     out: Out = None,
     as_json: AsJson = False,
     profile: Profile = None,
@@ -80,11 +80,11 @@ def variance(
     context: typer.Context,
     count: Annotated[
         int | None,
-        typer.Option("--steps", min=1, max=MOST_STEPS, help="Sampling steps. [default: all timesteps]"),
+        typer.Option("--steps", min=1, max=MAX_STEPS, help="Sampling steps. [default: all timesteps]"),
     ] = None,
     spacing: SpacingOption = Spacing["uniform"],
     store: StorePath = None,
-    num: Annotated[int, typer.Option("--num", "-n", min=1, max=MOST_BATCH, help="Images to noise.")] = 64,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, max=MAX_BATCH, help="Images to noise.")] = 64,
     seed: Seed = 0,
     out: Out = None,
     as_json: AsJson = False,
@@ -119,16 +119,16 @@ def variance(
 def reverse(
     context: typer.Context,
     index: Annotated[
-        int, typer.Option("--index", min=0, max=MOST_COUNT, help="The image, as in `diffctl sample`.")
+        int, typer.Option("--index", min=0, max=MAX_COUNT, help="The image, as in `diffctl sample`.")
     ] = 0,
-    count: Annotated[int, typer.Option("--steps", min=1, max=MOST_STEPS, help="Sampling steps.")] = 50,
+    count: Annotated[int, typer.Option("--steps", min=1, max=MAX_STEPS, help="Sampling steps.")] = 50,
     eta: Annotated[
-        float, typer.Option("--eta", min=0.0, max=MOST_ETA, help="0: deterministic DDIM; 1: DDPM.")
+        float, typer.Option("--eta", min=0.0, max=MAX_ETA, help="0: deterministic DDIM; 1: DDPM.")
     ] = 0.0,
     sampler: Annotated[Sampler, typer.Option("--sampler", help="How a step is made.")] = Sampler["ddim"],
     noise: Annotated[Noise, typer.Option("--noise", help="The variance that η scales.")] = Noise["small"],
     spacing: SpacingOption = Spacing["uniform"],
-    guidance: Annotated[float, typer.Option("--guidance", min=0.0, max=MOST_GUIDANCE)] = 0.0,
+    guidance: Annotated[float, typer.Option("--guidance", min=0.0, max=MAX_GUIDANCE)] = 0.0,
     guidance_interval: Annotated[
         str | None, typer.Option("--guidance-interval", help="LOW:HIGH of σ/α, as of `diffctl sample`.")
     ] = None,
@@ -190,7 +190,7 @@ def network(
 
 @app.command()
 def samplers(
-    count: Annotated[int, typer.Option("--steps", min=1, max=MOST_STEPS, help="Sampling steps.")] = 10,
+    count: Annotated[int, typer.Option("--steps", min=1, max=MAX_STEPS, help="Sampling steps.")] = 10,
     spacing: SpacingOption = Spacing["uniform"],
     seed: Seed = 0,
     out: Out = None,

@@ -10,7 +10,7 @@ from cli.commands.run import show_scores
 from cli.commands.sample import Champion, ModelFile, RunId, resolve_model
 from cli.shared.first_word import begin
 from cli.stages.scoring import scored_grid
-from diffusion.system.limits import MOST_COUNT
+from diffusion.system.limits import MAX_COUNT
 from flows.places import SWEEP
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def sweep(
     ] = None,
     num_images: Annotated[
         int | None,
-        typer.Option("--num-images", min=2, max=MOST_COUNT, help="Images per cell. [default: params.yaml's]"),
+        typer.Option("--num-images", min=2, max=MAX_COUNT, help="Images per cell. [default: params.yaml's]"),
     ] = None,
     model: ModelFile = None,
     run_id: RunId = None,
@@ -74,14 +74,14 @@ def sweep(
 def _axes(usual: "SweepConfig", given: dict[str, str | None]) -> "SweepConfig":
     """The grid that is asked for, the other axes as in params.yaml; UsageError for values that are none."""
     from diffusion.protocol.settings import SweepConfig
-    from diffusion.system.section import validated
+    from diffusion.system.section import validate
 
     listed: dict[str, Any] = {
         axis: [None if axis == "guidance_interval" and part == "none" else part for part in _parts(values)]
         for axis, values in given.items()
         if values is not None
     }
-    return validated(SweepConfig, {**usual.model_dump(), **listed}, "this grid does not fit")
+    return validate(SweepConfig, {**usual.model_dump(), **listed}, "this grid does not fit")
 
 
 def _refuse_idle_interval(given: str | None, guidance: Sequence[float]) -> None:

@@ -83,22 +83,22 @@ def _batch(
 
 
 def _png(out: Path, frames: list["Images"], labels: list[int] | None) -> None:
-    from diffusion.images.pictures import contact_print, png_bytes
-    from diffusion.system.outputs import write_output
+    from diffusion.images.pictures import contact_sheet, png_bytes
+    from diffusion.system.output_paths import write_output
 
-    write_output(out, lambda file: file.write(png_bytes(contact_print(frames[-1]))))
+    write_output(out, lambda file: file.write(png_bytes(contact_sheet(frames[-1]))))
 
 
 def _gif(out: Path, frames: list["Images"], labels: list[int] | None) -> None:
-    from diffusion.images.pictures import contact_print, gif_bytes
-    from diffusion.system.outputs import write_output
+    from diffusion.images.pictures import contact_sheet, gif_bytes
+    from diffusion.system.output_paths import write_output
 
-    write_output(out, lambda file: file.write(gif_bytes([contact_print(frame) for frame in frames])))
+    write_output(out, lambda file: file.write(gif_bytes([contact_sheet(frame) for frame in frames])))
 
 
 def _npz(out: Path, frames: list["Images"], labels: list[int] | None) -> None:
     from diffusion.images.npz import save_npz
-    from diffusion.system.outputs import write_output
+    from diffusion.system.output_paths import write_output
 
     write_output(out, lambda file: save_npz(file, frames[-1], labels))
 

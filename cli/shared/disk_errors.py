@@ -3,7 +3,7 @@
 import errno
 import os
 
-from diffusion.system.errors import is_full, printable, reason
+from diffusion.system.errors import is_disk_full, printable, reason
 
 ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 HANDLES = (errno.EMFILE, errno.ENFILE)
@@ -16,7 +16,7 @@ def sentence_of(error: OSError) -> str | None:
     if error.errno is None:
         return reason(error)
     which = "a file" if error.filename is None else printable(os.fsdecode(error.filename))
-    if is_full(error):
+    if is_disk_full(error):
         return f"{which} cannot be written ({error.strerror}): make room"
     if error.errno in ACCESS:
         return f"{which} cannot be used ({error.strerror}): give access, or name another place"

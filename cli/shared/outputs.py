@@ -46,9 +46,9 @@ def _folder(given: str | Path) -> Path:
 def writer_of(out: Path, writers: dict[str, Callable[..., None]]) -> Callable[..., None]:
     """What writes a file of this name; UsageError when nothing does or can, before any work."""
     from diffusion.system.errors import UsageError, printable
-    from diffusion.system.outputs import try_output
+    from diffusion.system.output_paths import check_output
 
     if out.suffix not in writers:
         raise UsageError(f"--out {printable(out)}: give a file that ends in {' or '.join(writers)}")
-    try_output(out, "--out")
+    check_output(out, "--out")
     return writers[out.suffix]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from diffusion.system.signals import look
+from diffusion.system.signals import check_signals
 
 PLAIN_SECONDS = 10  # between lines where nobody watches live
 RECENT = 60  # marks, at most one a second, that the rate looks back on
@@ -98,7 +98,7 @@ def progress(label: str, unit: str = "images", per: int = 1) -> Iterator[Show]:
 
     def show(done: int, total: int, more: str = "") -> None:
         nonlocal shown_at, unsaid
-        look()
+        check_signals()
         unsaid = rate.line(done, total, more)
         if done < total and time.monotonic() - shown_at > (0.1 if live else PLAIN_SECONDS):
             shown_at = time.monotonic()

@@ -46,7 +46,7 @@ def tell(shown: "FigureData", out: Path | None, as_json: bool) -> None:
 
 def _write(out: Path, shown: "FigureData") -> None:
     from diffusion.show.figure import WRITERS
-    from diffusion.system.outputs import write_output
+    from diffusion.system.output_paths import write_output
 
     data = WRITERS[out.suffix](shown)
     write_output(out, lambda file: file.write(data))

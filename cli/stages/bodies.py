@@ -25,7 +25,7 @@ def data() -> None:
     """Fetch the data set and prepare it: data/prepared."""
     from cli.stages.preflight import whole_config
     from cli.stages.preparing import show_prepared, watched_preparation
-    from diffusion.data.config import DataConfig
+    from diffusion.data.data_config import DataConfig
     from diffusion.data.prepare import prepare
     from diffusion.layout import PREPARED
     from diffusion.system.params import load_section
@@ -58,13 +58,13 @@ def train(
     """Train, or go on where the same training stopped: models/unet.safetensors."""
     from cli.stages.preflight import preflight
     from cli.stages.training import follow, say, tracked
-    from diffusion.images.meta import PreparedMeta
     from diffusion.images.store import open_store
+    from diffusion.images.store_meta import PreparedMeta
     from diffusion.layout import AVERAGES, LOSS_CURVE, MODEL, PREPARED, RUN, TRAIN_RUNS
+    from diffusion.system.checksums import add_checksum
     from diffusion.system.devices import default_device
     from diffusion.system.files import write_json
     from diffusion.system.params import load_sections
-    from diffusion.system.seals import sealed
     from diffusion.train.config import TrainSections
     from diffusion.train.identity import plan_training
     from diffusion.train.launch import is_follower
@@ -81,7 +81,7 @@ def train(
     if config is None:
         return follow(trainer)
     training = trainer.lead(partial(tracked, plan, config), fresh=fresh, keep=keep)
-    write_json(RUN, sealed(training.identity()))
+    write_json(RUN, add_checksum(training.identity()))
 
 
 @app.command()

@@ -15,8 +15,8 @@ def classifier(
     """Train params.yaml's classifier of noised images, or go on: models/classifier.safetensors."""
     from cli.stages.preflight import whole_config
     from cli.stages.training import follow, say, told
-    from diffusion.images.meta import PreparedMeta
     from diffusion.images.store import open_store
+    from diffusion.images.store_meta import PreparedMeta
     from diffusion.layout import CLASSIFIER, CLASSIFIER_CURVE, CLASSIFIER_RUNS, PREPARED
     from diffusion.system.devices import default_device
     from diffusion.system.params import load_sections

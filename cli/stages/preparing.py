@@ -49,8 +49,8 @@ def _downloads() -> Iterator[Downloading]:
 
 def show_prepared(folder: Path) -> None:
     """Say what lies in a folder of prepared splits."""
-    from diffusion.images.meta import PreparedMeta
     from diffusion.images.store import open_store
+    from diffusion.images.store_meta import PreparedMeta
 
     splits = ("train", "test")
     stores = {split: open_store(folder / split, PreparedMeta, unverified=True) for split in splits}

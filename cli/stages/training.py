@@ -113,8 +113,8 @@ def follow(trainer: "Trainer") -> None:
 
 def held_out(plan: "TrainPlan") -> "HeldOut | None":
     """What measures the loss over the test split; None where it is not asked for or cannot be."""
-    from diffusion.images.meta import PreparedMeta
     from diffusion.images.store import open_store
+    from diffusion.images.store_meta import PreparedMeta
     from diffusion.layout import PREPARED
     from diffusion.train.heldout import HeldOut
     from diffusion.train.watching import only_watching

@@ -70,7 +70,7 @@ class Pruning:
         assert self.stop is not None, "the training has begun"
         ledger = Ledger(self.place.search, self.place.search.name, self.section)
         ends = ledger.report(self.place.number, step, loss)
-        if ends and step < self.steps and self.stop.ask():
+        if ends and step < self.steps and self.stop.request():
             self.at = step
 
 
@@ -127,17 +127,17 @@ def _config(path: Path) -> "Config":
 def _die_with_the_search() -> None:
     """A search that is killed leaves no training behind that would keep the next one from it."""
     from diffusion.system.errors import DiffctlError
-    from diffusion.system.processes import die_with
+    from diffusion.system.processes import die_with_parent
     from flows.trial_process import STARTER
 
     starter = os.environ.pop(STARTER, None)
-    if starter is not None and not die_with(int(starter)):
+    if starter is not None and not die_with_parent(int(starter)):
         raise DiffctlError("the search that this is a trial of has ended")
 
 
 def _trainer(config: "Config", folder: Path) -> "Trainer":
-    from diffusion.images.meta import PreparedMeta
     from diffusion.images.store import open_store
+    from diffusion.images.store_meta import PreparedMeta
     from diffusion.layout import PREPARED, TRAIN_RUNS
     from diffusion.search.folder import CURVE, MODEL
     from diffusion.system.devices import default_device
@@ -167,7 +167,7 @@ def _made(trainer: "Trainer", config: "Config", place: Place) -> "Ended":
     except Interrupted:
         if pruning.at is None or pruning.stop is None:
             raise
-        pruning.stop.forget()
+        pruning.stop.clear()
         return Ended("pruned")
     model = place.folder / MODEL
     document = scored_grid(config.sample, config.sweep, config.evaluate, model, place.folder)
@@ -204,9 +204,9 @@ def _led(
 
 def _about(place: Place) -> "About":
     from diffusion.search.folder import ABOUT, About
-    from diffusion.system.seals import read_sealed_document
+    from diffusion.system.checksums import read_checksummed_json
 
-    return read_sealed_document(place.search / ABOUT, About)
+    return read_checksummed_json(place.search / ABOUT, About)
 
 
 @contextmanager

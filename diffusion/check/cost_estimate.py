@@ -84,7 +84,7 @@ def real_images(project: Project) -> int:
     """How many images are prepared, or will be; 0 where nothing is known of them."""
     if project.is_ready:
         return sum(len(store) for store in project.stores.values())
-    return project.outlook.images
+    return project.info.images
 
 
 def _sizes(project: Project, plan: DenoiserPlan) -> dict[str, int]:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffusion.check.findings import Finding, Project, format_bytes
-from diffusion.data.rejects import summary
+from diffusion.data.problems import summarize
 from diffusion.images.store import ImageStore
-from diffusion.images.verified import is_known, read_note, verify
+from diffusion.images.verified import is_verified, read_note, verify
 from diffusion.layout import PREPARED, STARTS
 from diffusion.system.errors import DiffctlError
 
@@ -22,25 +22,25 @@ SAMPLED = 4096  # images whose pixels are looked at
 
 def check_raw(project: Project) -> Iterator[Finding]:
     """Whether the data can be prepared here: raw files, downloads, what is wrong in a listing."""
-    data, outlook = project.config.data, project.outlook
-    if outlook.blocked and project.is_ready:
+    data, info = project.config.data, project.info
+    if info.blocked and project.is_ready:
         yield Finding("ok", "raw data", f"{data.name} is not here, and not needed: it is prepared")
         return
-    if outlook.blocked:
-        yield Finding("error", "raw data", f"{data.name} is not here", outlook.blocked)
+    if info.blocked:
+        yield Finding("error", "raw data", f"{data.name} is not here", info.blocked)
         return
-    if outlook.problems:
-        message = f"{len(outlook.problems):,} raw files cannot be used: {summary(outlook.problems)}"
+    if info.problems:
+        message = f"{len(info.problems):,} raw files cannot be used: {summarize(info.problems)}"
         if data.on_bad == "skip":
             yield Finding("warning", "raw data", message, "they are left out")
         else:
             remedy = "repair or remove them, or set data.on_bad: skip"
             yield Finding("error", "raw data", message, remedy)
-    if outlook.download:
-        message = f"{data.name}: {format_bytes(outlook.download)} are downloaded when the data stage runs"
+    if info.download:
+        message = f"{data.name}: {format_bytes(info.download)} are downloaded when the data stage runs"
         yield Finding("ok", "raw data", message)
-    elif not outlook.problems:
-        yield Finding("ok", "raw data", f"{data.name}: {outlook.images:,} images are here")
+    elif not info.problems:
+        yield Finding("ok", "raw data", f"{data.name}: {info.images:,} images are here")
 
 
 def check_prepared(project: Project) -> Iterator[Finding]:
@@ -80,9 +80,9 @@ def check_fit(project: Project) -> Iterator[Finding]:
     from diffusion.train.start import StartAway, StartRefused
 
     config = project.config
-    if project.outlook.blocked and not project.is_ready:
+    if project.info.blocked and not project.is_ready:
         return  # nothing is known of the data
-    count = len(project.stores["train"]) if project.is_ready else project.outlook.images
+    count = len(project.stores["train"]) if project.is_ready else project.info.images
     if count and config.train.batch_size > count:
         message = f"train.batch_size {config.train.batch_size} is more than the {count:,} training images"
         yield Finding("error", "batch", message, f"set train.batch_size to {count} or less")
@@ -121,7 +121,7 @@ def _start(plan: "DenoiserPlan", starts: Path) -> Iterator[Finding]:
 
 def _edits(split: str, store: ImageStore) -> Iterator[Finding]:
     """Whether the images are those that were written; of very many, whether their files are."""
-    if store.images.nbytes <= HASHED or is_known(store.path, store.images, store.digest):
+    if store.images.nbytes <= HASHED or is_verified(store.path, store.images, store.digest):
         try:
             verify(store.path, store.images, store.labels, store.digest)
         except DiffctlError as error:

@@ -14,7 +14,7 @@ from diffusion.protocol.grid import Cell, cell_settings, grid
 from diffusion.sample.cell_images import shards_folder
 from diffusion.sample.ema_models import existing_ema_models
 from diffusion.system.devices import default_device
-from diffusion.system.files import bytes_below
+from diffusion.system.files import disk_usage
 from diffusion.train.identity import training_fingerprint
 from diffusion.train.memory import averages_bytes, count_parameters, device_memory, is_hopeless
 from diffusion.train.snapshots import FOLDER
@@ -71,13 +71,13 @@ def _data(project: Project) -> list[Need]:
     """
     if project.is_ready:
         return []
-    outlook, work, out = project.outlook, project.root / PREPARE_RUNS, project.root / PREPARED
-    size, _, channels = shape_of(project.config.data, outlook.shape)
-    images = outlook.images * size * size * channels
+    info, work, out = project.info, project.root / PREPARE_RUNS, project.root / PREPARED
+    size, _, channels = shape_of(project.config.data, info.shape)
+    images = info.images * size * size * channels
     copies = 1 if _there(work).stat().st_dev == _there(out).stat().st_dev else 2
     return [
-        Need("data", cache_root(), 2 * outlook.download),
-        Need("data", work, max(0, images - bytes_below(work))),
+        Need("data", cache_root(), 2 * info.download),
+        Need("data", work, max(0, images - disk_usage(work))),
         Need("data", out, copies * images),
     ]
 
@@ -110,7 +110,7 @@ def _snapshots(folder: Path, out: Path, size: int) -> list[Need]:
     if not size:
         return []
     return [
-        Need("averages", folder, max(0, size - bytes_below(folder / FOLDER))),
+        Need("averages", folder, max(0, size - disk_usage(folder / FOLDER))),
         Need("averages", out, 2 * size),
     ]
 
@@ -118,7 +118,7 @@ def _snapshots(folder: Path, out: Path, size: int) -> list[Need]:
 def _widths(project: Project, size: int) -> list[Need]:
     """A model's file for each width of the sweep."""
     folder, widths = project.root / EMA_RUNS, project.config.sweep.widths
-    return [Need("averages", folder, max(0, len(widths) * size - bytes_below(folder)))] if widths else []
+    return [Need("averages", folder, max(0, len(widths) * size - disk_usage(folder)))] if widths else []
 
 
 def _samples(project: Project) -> list[Need]:
@@ -127,7 +127,7 @@ def _samples(project: Project) -> list[Need]:
     cells, samples = grid(config.sample, config.sweep), project.root / SAMPLES
     size = config.sample.num_images * int(meta["image_size"]) ** 2 * int(meta["channels"])
     shards = _shards(project, cells)
-    stores = [bytes_below(samples / cell.name) for cell in cells]
+    stores = [disk_usage(samples / cell.name) for cell in cells]
     is_done = bool(shards) and all(stores)
     return [
         Need("samples", project.root / CELL_RUNS, sum(max(0, size - shards.get(cell, 0)) for cell in cells)),
@@ -149,7 +149,7 @@ def _shards(project: Project, cells: Sequence[Cell]) -> dict[Cell, int]:
         for cell in cells
         if cell.ema in models
     }
-    return {cell: bytes_below(project.root / folder) for cell, folder in folders.items()}
+    return {cell: disk_usage(project.root / folder) for cell, folder in folders.items()}
 
 
 def _there(path: Path) -> Path:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from diffusion.config import Config
 from diffusion.data.prepare import shape_of
-from diffusion.data.registry import build_source
-from diffusion.data.source import Outlook
-from diffusion.images.meta import PreparedMeta
+from diffusion.data.source import DatasetInfo
+from diffusion.data.source_registry import build_source
 from diffusion.images.store import ImageStore, open_store
+from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import MODEL, PREPARED, STARTS
 from diffusion.system.errors import DiffctlError
 
@@ -43,9 +43,9 @@ class Project:
     root: Path = Path()
 
     @cached_property
-    def outlook(self) -> Outlook:
+    def info(self) -> DatasetInfo:
         """What preparing the data would take."""
-        return build_source(self.config.data).outlook()
+        return build_source(self.config.data).info()
 
     @property
     def is_prepared(self) -> bool:
@@ -62,7 +62,7 @@ class Project:
     def fits_config(self) -> bool:
         """Whether the prepared data is what the configuration asks for, as far as its meta tells."""
         meta, data = self.stores["train"].meta, self.config.data
-        native = None if data.image_size and data.channels else self.outlook.shape
+        native = None if data.image_size and data.channels else self.info.shape
         size, _, channels = shape_of(data, native)
         wanted = {"name": data.name, "image_size": size, "channels": channels, "options": data.own_options()}
         all_are_used = data.on_bad == "skip" or not meta.get("skipped")
@@ -80,7 +80,7 @@ class Project:
     def raw_files_changed(self) -> bool:
         """Whether raw files by other names or of other sizes lie there than those that were prepared."""
         return self.is_ready and not (
-            self.outlook.sources.items() <= self.stores["train"].meta["sources"].items()
+            self.info.sources.items() <= self.stores["train"].meta["sources"].items()
         )
 
     @cached_property
@@ -115,13 +115,13 @@ class Project:
         """The training split's meta: as prepared, else as it will be, without names and counts of classes."""
         if self.is_ready:
             return self.stores["train"].meta
-        size, _, channels = shape_of(self.config.data, self.outlook.shape)
+        size, _, channels = shape_of(self.config.data, self.info.shape)
         return {
             "name": self.config.data.name,
             "image_size": size,
             "channels": channels,
-            "classes": [str(number) for number in range(self.outlook.classes)],
-            "counts": [1] * self.outlook.classes,
+            "classes": [str(number) for number in range(self.info.classes)],
+            "counts": [1] * self.info.classes,
             "digest": "",
         }
 

@@ -24,11 +24,11 @@ from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import Cell, cell_settings, grid
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
-from diffusion.system.devices import default_device, held_device
+from diffusion.system.checksums import add_checksum, read_checksummed_json
+from diffusion.system.devices import acquire_device, default_device
 from diffusion.system.errors import DiffctlError, reason
 from diffusion.system.files import write_json
-from diffusion.system.seals import read_sealed_document, sealed
-from diffusion.system.section import Section, Word, fingerprint
+from diffusion.system.section import Section, ShortText, fingerprint
 from diffusion.train.distributed import ProcessGroup
 from diffusion.train.identity import WATCHING, DenoiserPlan
 from diffusion.train.launch import world_size
@@ -38,7 +38,7 @@ PART_SECONDS = 15.0  # that each of training, sampling and scoring takes at most
 WALK_STEPS = 4  # of a walk that is timed
 MAX_TRAJECTORIES = 100  # kinds of walks, more than the samplers have
 
-Walks = Annotated[dict[Word, ImageTime], Field(max_length=MAX_TRAJECTORIES)]
+Walks = Annotated[dict[ShortText, ImageTime], Field(max_length=MAX_TRAJECTORIES)]
 
 
 class Measured(Section):
@@ -47,12 +47,12 @@ class Measured(Section):
     `batch` is how many images of a step a process has. `missing` says of an extractor why it was not timed.
     """
 
-    machine: Word
+    machine: ShortText
     batch: Annotated[int, Field(gt=0)]
     step: ImageTime
     walks: Walks
     extractors: Walks
-    missing: dict[Word, str]
+    missing: dict[ShortText, str]
 
 
 class Outcome(NamedTuple):
@@ -71,14 +71,14 @@ def measured(project: Project, plan: DenoiserPlan, say: Callable[[str], object])
     device = default_device()
     path = cache_root() / FOLDER / f"{_key(project.config, plan, device)}.json"
     try:
-        return Outcome(read_sealed_document(path, Measured), path, is_new=False)
+        return Outcome(read_checksummed_json(path, Measured), path, is_new=False)
     except (DiffctlError, OSError):  # damaged, or not there: it is made anew
         pass
     path.parent.mkdir(parents=True, exist_ok=True)
     say(f"measuring on {machine_name(device)}, for about {3 * PART_SECONDS:.0f} s at most")
-    with held_device(say) as held:
+    with acquire_device(say) as held:
         made = _measure(project, plan, held)
-    write_json(path, sealed(made.model_dump(mode="json")))
+    write_json(path, add_checksum(made.model_dump(mode="json")))
     return Outcome(made, path, is_new=True)
 
 

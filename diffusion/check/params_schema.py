@@ -12,8 +12,8 @@ from pydantic_core import core_schema
 
 from diffusion.config import Config
 from diffusion.model.presets import PRESETS
-from diffusion.system.chosen import ChosenSection
-from diffusion.system.registry import known, load_reference
+from diffusion.system.references import check_name, load_reference
+from diffusion.system.registry_section import RegistrySection
 
 STANDS_FOR = {"preset": PRESETS}  # keys of ChosenSection.ALSO, and the names that they take
 
@@ -36,16 +36,16 @@ class _Schema(GenerateJsonSchema):
         """A name of a registry is one of those that there are."""
         made = super().function_after_schema(schema)
         function = schema["function"]["function"]
-        if isinstance(function, partial) and function.func is known:
+        if isinstance(function, partial) and function.func is check_name:
             return {**made, "enum": list(function.keywords["registry"])}
         return made
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
         """A section whose class its name chooses is one of those classes."""
         kind = schema["cls"]
-        if not issubclass(kind, ChosenSection):
+        if not issubclass(kind, RegistrySection):
             return super().model_schema(schema)
-        named: dict[type[ChosenSection], list[str]] = {}
+        named: dict[type[RegistrySection], list[str]] = {}
         for name, entry in kind.ENTRIES.items():
             named.setdefault(load_reference(getattr(entry, kind.OF_ENTRY)), []).append(name)
         if kind in named and len(named) == 1:
@@ -54,8 +54,8 @@ class _Schema(GenerateJsonSchema):
 
     def _entry(
         self,
-        kind: type[ChosenSection],
-        other: type[ChosenSection],
+        kind: type[RegistrySection],
+        other: type[RegistrySection],
         names: list[str],
         schema: core_schema.ModelSchema,
     ) -> JsonSchemaValue:
@@ -77,7 +77,7 @@ def _model_of(schema: Any) -> core_schema.ModelSchema:
     return model
 
 
-def _with_alternatives(kind: type[ChosenSection], made: JsonSchemaValue) -> JsonSchemaValue:
+def _with_alternatives(kind: type[RegistrySection], made: JsonSchemaValue) -> JsonSchemaValue:
     """With the keys that stand for fields: one of them may be there instead of all that are required."""
     for key in sorted(kind.ALSO):
         made["properties"][key] = {"enum": list(STANDS_FOR[key]), "title": key.capitalize()}

@@ -10,7 +10,7 @@ from diffusion.config import Config
 from diffusion.model.config import ModelConfig, NetworkSpec
 from diffusion.model.model_file import Described
 from diffusion.model.registry import MODELS
-from diffusion.system.registry import load_reference
+from diffusion.system.references import load_reference
 
 Sections = dict[str, dict[str, Any]]
 

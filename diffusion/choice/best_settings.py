@@ -6,7 +6,7 @@ from diffusion.protocol.grid import SAMPLING_VERSION
 from diffusion.protocol.scores import CellScores, ScoresDocument
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import UsageError
-from diffusion.system.section import validated
+from diffusion.system.section import validate
 
 
 def budget_settings(
@@ -37,7 +37,7 @@ def best_settings(scores: ScoresDocument, seed: int = 0) -> SampleSettings:
 def settings_of(cell: CellScores, name: str, seed: int) -> SampleSettings:
     """What a cell's card says of how it was sampled, with another seed; UsageError where it does not fit."""
     known = {key: cell.card[key] for key in SampleSettings.model_fields if key in cell.card}
-    return validated(SampleSettings, {**known, "seed": seed}, f"the card of {name} does not fit")
+    return validate(SampleSettings, {**known, "seed": seed}, f"the card of {name} does not fit")
 
 
 def scores_for(scores: ScoresDocument, model: object, sha256: str) -> ScoresDocument:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diffusion.system.errors import DiffctlError, printable
 
-LONGEST = 255  # characters; a folder's name has no more
+MAX_NAME_LENGTH = 255  # characters; a folder's name has no more
 
 
 def class_names(names: Sequence[str | bytes], origin: Path) -> tuple[str, ...]:
@@ -15,10 +15,10 @@ def class_names(names: Sequence[str | bytes], origin: Path) -> tuple[str, ...]:
         raise DiffctlError(f"{printable(origin)} has no list of classes: it is not a file of this set")
     found = tuple(_text(name) for name in names)
     for name in found:
-        if not name.isprintable() or not 0 < len(name) <= LONGEST:
+        if not name.isprintable() or not 0 < len(name) <= MAX_NAME_LENGTH:
             raise DiffctlError(
                 f"{printable(origin)} has a class named {printable(name[:40])!r}: give it a name of at most "
-                f"{LONGEST} printable characters"
+                f"{MAX_NAME_LENGTH} printable characters"
             )
     if twice := [name for name, count in Counter(found).items() if count > 1]:
         raise DiffctlError(f"{printable(origin)} has two classes named {twice[0]}: give each its own name")

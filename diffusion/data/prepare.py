@@ -6,16 +6,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from diffusion.code import code_digest, code_of
-from diffusion.data.config import DataConfig
-from diffusion.data.registry import SOURCES, build_source
-from diffusion.data.rejects import refuse
+from diffusion.data.data_config import DataConfig
+from diffusion.data.journal import SplitTarget, fill_split
+from diffusion.data.problems import refuse_problems
 from diffusion.data.source import RawData, Split
-from diffusion.data.writing.blocks import Target, fill
-from diffusion.data.writing.splits import Filled, finish
-from diffusion.downloads.fetch import Notify
+from diffusion.data.source_registry import SOURCES, build_source
+from diffusion.data.split_stores import FilledSplit, write_stores
+from diffusion.downloads.fetch import OnProgress
 from diffusion.layout import PREPARE_RUNS
 from diffusion.system.errors import DiffctlError
-from diffusion.system.files import atomic_folder, drop_leftovers
+from diffusion.system.files import atomic_folder, remove_leftovers
 from diffusion.system.locks import LockBusy, file_lock
 from diffusion.system.section import fingerprint
 
@@ -27,7 +27,7 @@ def prepare(
     config: DataConfig,
     out: Path,
     progress: Progress | None = None,
-    downloading: Notify | None = None,
+    downloading: OnProgress | None = None,
     work: Path = PREPARE_RUNS,
 ) -> None:
     """Write the data set's stores out/train and out/test, whole or not at all.
@@ -41,19 +41,19 @@ def prepare(
     raw = build_source(config).open(downloading)
     listing = work / "problems.csv"
     if config.on_bad == "stop":
-        refuse(raw.problems, listing)
+        refuse_problems(raw.problems, listing)
     folder = work / _name(config, raw)
     with file_lock(_lock_of(folder), timeout=0, busy=BUSY):
-        drop_leftovers(out)
+        remove_leftovers(out)
         folder.mkdir(exist_ok=True)
         targets = {name: _target(config, raw, split, folder / name) for name, split in raw.splits.items()}
         _need_room(folder, out, list(targets.values()))
         filled = _fill_all(raw, targets, progress)
         problems = sorted([*raw.problems, *(problem for split in filled for problem in split.problems())])
         if config.on_bad == "stop":
-            refuse(problems, listing)
+            refuse_problems(problems, listing)
         with atomic_folder(out) as made:
-            finish(made, config, raw, filled, problems)
+            write_stores(made, config, raw, filled, problems)
         for target in targets.values():
             target.images.unlink()  # first: half a folder must not hold a second name of what is in `out`
         _drop(folder)
@@ -97,11 +97,11 @@ def _drop_unfinished(work: Path) -> None:
             _drop(folder)
 
 
-def _target(config: DataConfig, raw: RawData, split: Split, folder: Path) -> Target:
-    return Target(folder, (len(split.reader), *shape_of(config, raw.shape)))
+def _target(config: DataConfig, raw: RawData, split: Split, folder: Path) -> SplitTarget:
+    return SplitTarget(folder, (len(split.reader), *shape_of(config, raw.shape)))
 
 
-def _need_room(folder: Path, out: Path, targets: list[Target]) -> None:
+def _need_room(folder: Path, out: Path, targets: list[SplitTarget]) -> None:
     """DiffctlError unless there is room for the work, and for a copy of it where `out` is on another disk."""
     out.parent.mkdir(parents=True, exist_ok=True)
     places = {folder: sum(target.missing_bytes() for target in targets)}
@@ -116,7 +116,7 @@ def _need_room(folder: Path, out: Path, targets: list[Target]) -> None:
             )
 
 
-def _fill_all(raw: RawData, targets: dict[str, Target], progress: Progress | None) -> list[Filled]:
+def _fill_all(raw: RawData, targets: dict[str, SplitTarget], progress: Progress | None) -> list[FilledSplit]:
     total = sum(target.shape[0] for target in targets.values())
     so_far = 0
 
@@ -127,6 +127,6 @@ def _fill_all(raw: RawData, targets: dict[str, Target], progress: Progress | Non
             progress(so_far, total)
 
     return [
-        Filled(name, split, targets[name], fill(split.reader, targets[name], done))
+        FilledSplit(name, split, targets[name], fill_split(split.reader, targets[name], done))
         for name, split in raw.splits.items()
     ]

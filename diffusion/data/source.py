@@ -12,10 +12,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.data.arrays import FileArray
+from diffusion.data.file_arrays import FileArray
 from diffusion.data.holdout import Indices
-from diffusion.data.rejects import Problem
-from diffusion.downloads.fetch import Notify
+from diffusion.data.problems import Problem
+from diffusion.downloads.fetch import OnProgress
 from diffusion.images.store import Images, Labels
 
 
@@ -84,7 +84,7 @@ class RawData:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class DatasetInfo:
     """What preparing a set would take, found without the network and without reading an image.
 
     `images`, `shape` and the number of `classes` as they will be read (shape None: many); `download`: bytes
@@ -104,11 +104,11 @@ class Outlook:
 class Source(Protocol):
     """One data set as its section describes it: raw files in, images and labels out."""
 
-    def outlook(self) -> Outlook:
+    def info(self) -> DatasetInfo:
         """What is here already and what opening would take."""
         ...
 
-    def open(self, notify: Notify | None = None) -> RawData:
+    def open(self, notify: OnProgress | None = None) -> RawData:
         """Find or fetch the raw files; DiffctlError says what is missing and where to put it."""
         ...
 

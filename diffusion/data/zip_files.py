@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import IO
 
 from diffusion.system.errors import DiffctlError, printable
-from diffusion.system.plain_files import open_plain, unreadable
+from diffusion.system.regular_files import open_regular, read_error
 
-MOST_AT_ONCE = 4 << 20  # bytes asked of the file at a time: a list of 50,000 members takes as many
+MAX_AT_ONCE = 4 << 20  # bytes asked of the file at a time: a list of 50,000 members takes as many
 HARMLESS = 256 << 20  # bytes that anything may unfold to
-MOST_RATIO = 100  # of what is larger; images are packed to a half, labels to a tenth
+MAX_RATIO = 100  # of what is larger; images are packed to a half, labels to a tenth
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 DAMAGE = (
     zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OverflowError, IndexError,
@@ -28,7 +28,7 @@ class _Sparing(io.BufferedReader):
 
     def read(self, size: int | None = -1, /) -> bytes:
         """As any file's; BadZipFile where too much is asked for."""
-        if size is not None and size > MOST_AT_ONCE:
+        if size is not None and size > MAX_AT_ONCE:
             raise zipfile.BadZipFile("its list of members is too long")
         return super().read(size)
 
@@ -46,12 +46,12 @@ def explained(path: Path) -> Iterator[None]:
         why = printable(error)[:200]
         raise DiffctlError(f"{printable(path)} is no whole zip or npz file ({why}): get it again") from None
     except OSError as error:
-        raise unreadable(path, error) from None
+        raise read_error(path, error) from None
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
     """The archive, to be used within `explained`; its members are opened by `open_member`."""
-    return zipfile.ZipFile(_Sparing(open_plain(path).detach()))
+    return zipfile.ZipFile(_Sparing(open_regular(path).detach()))
 
 
 def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
@@ -60,7 +60,7 @@ def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
         raise zipfile.BadZipFile(f"{info.filename} is encrypted")
     if info.compress_type not in METHODS:
         raise zipfile.BadZipFile(f"{info.filename} is packed by a method that is not read")
-    if info.file_size > HARMLESS and info.file_size > MOST_RATIO * info.compress_size:
+    if info.file_size > HARMLESS and info.file_size > MAX_RATIO * info.compress_size:
         size = f"{info.file_size / 1e9:,.1f} GB from {info.compress_size / 1e6:,.1f} MB"
         raise zipfile.BadZipFile(f"{info.filename} unfolds to {size}, which no images do")
     if Counter(archive.namelist())[info.filename] > 1:
@@ -72,7 +72,7 @@ def read_some(stream: IO[bytes], count: int) -> bytes:
     """Exactly `count` bytes of a member, asked for a little at a time; EOFError when it ends before."""
     parts, missing = [], count
     while missing:
-        part = stream.read(min(missing, MOST_AT_ONCE))
+        part = stream.read(min(missing, MAX_AT_ONCE))
         if not part:
             raise EOFError("it ends too early")
         parts.append(part)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-DEEPEST = 8  # folders below each other in which raw files are looked for
+MAX_DEPTH = 8  # folders below each other in which raw files are looked for
 
 
 def cache_root() -> Path:
@@ -20,19 +20,19 @@ def raw_folder(name: str, path: Path | None) -> Path:
     return cache_root() / name if path is None else path.expanduser().absolute()
 
 
-def find(folder: Path, name: str) -> Path | None:
+def find_file(folder: Path, name: str) -> Path | None:
     """The file `name` in a folder or below it; the one nearest to the top, None when there is none."""
-    return next(files_below(folder, name), None)
+    return next(find_files(folder, name), None)
 
 
-def files_below(folder: Path, pattern: str) -> Iterator[Path]:
+def find_files(folder: Path, pattern: str) -> Iterator[Path]:
     """The files whose names fit the pattern, nearest to the top first, then by name.
 
     Plain files, or links to such; links to folders are not followed, and folders that may not be looked into,
     or lie more than DEEPEST below, are passed over.
     """
     level = [folder]
-    for _ in range(1 + DEEPEST):
+    for _ in range(1 + MAX_DEPTH):
         entries = [entry for place in level for entry in _entries(place)]
         yield from (
             Path(entry.path) for entry in entries if fnmatchcase(entry.name, pattern) and _is_file(entry)

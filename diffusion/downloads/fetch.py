@@ -18,11 +18,11 @@ from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.files import sync_folder
 from diffusion.system.locks import file_lock
 
-Notify = Callable[[int, int, str], None]  # bytes done, bytes in all, of which file
+OnProgress = Callable[[int, int, str], None]  # bytes done, bytes in all, of which file
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteFile:
     """A published file: its name, where it is served (mirrors last), size in bytes, and "algorithm:hex"."""
 
     name: str
@@ -44,7 +44,7 @@ class Retry:
     timeout: float = 30.0
 
 
-def fetch(remote: Remote, folder: Path, notify: Notify | None = None, retry: Retry = Retry()) -> Path:
+def fetch(remote: RemoteFile, folder: Path, notify: OnProgress | None = None, retry: Retry = Retry()) -> Path:
     """The verified file in `folder`, downloaded when it is not there.
 
     One process downloads a file at a time; the others wait and find it. DIFFCTL_MIRROR, a base address, is
@@ -75,7 +75,7 @@ def verify(path: Path, checksum: str) -> None:
         )
 
 
-def checksums(paths: Sequence[Path], notify: Notify | None = None) -> dict[str, str]:
+def file_checksums(paths: Sequence[Path], notify: OnProgress | None = None) -> dict[str, str]:
     """The SHA-256 of every file by its name."""
     total, done, found = sum(path.stat().st_size for path in paths), 0, {}
     for path in paths:
@@ -86,13 +86,15 @@ def checksums(paths: Sequence[Path], notify: Notify | None = None) -> dict[str, 
     return found
 
 
-def _addresses(remote: Remote, folder: Path) -> list[str]:
+def _addresses(remote: RemoteFile, folder: Path) -> list[str]:
     mirror = os.environ.get("DIFFCTL_MIRROR")
     first = [f"{mirror.rstrip('/')}/{folder.name}/{remote.name}"] if mirror else []
     return [*first, *remote.urls]
 
 
-def _download(remote: Remote, part: Path, urls: list[str], notify: Notify | None, retry: Retry) -> None:
+def _download(
+    remote: RemoteFile, part: Path, urls: list[str], notify: OnProgress | None, retry: Retry
+) -> None:
     """Fill `part` with the right content, asking the addresses in turn."""
     algorithm, expected = remote.checksum.split(":")
     stalls, wrong, turn, why = 0, 0, 0, ""
@@ -123,7 +125,7 @@ def _download(remote: Remote, part: Path, urls: list[str], notify: Notify | None
     )
 
 
-def _received(remote: Remote, notify: Notify | None) -> Callable[[int, int], None]:
+def _received(remote: RemoteFile, notify: OnProgress | None) -> Callable[[int, int], None]:
     def received(done: int, total: int) -> None:
         if notify is not None:
             notify(done, total or remote.size, remote.name)

@@ -22,8 +22,8 @@ from diffusion.sample.generate import check_settings, noise_draws
 from diffusion.sample.nan_guard import guard_networks
 from diffusion.sample.nfe import guidance_weight
 from diffusion.sample.sampler import DenoiserCall, Sampler, Step, Trajectory
+from diffusion.system.device_transfer import to_device
 from diffusion.system.threads import draw_ahead, then_draw
-from diffusion.system.transfer import send
 
 
 class CustomTrajectory(NamedTuple):
@@ -134,7 +134,7 @@ class Chunk:
         draw, course = self._draws(), self.job.course
         if course is None:
             return build_sampler(self.job.settings)(self._grid, draw(), draw)
-        return course.sampler(self._grid, send(course.start[self.images], self._device), draw)
+        return course.sampler(self._grid, to_device(course.start[self.images], self._device), draw)
 
     def _draws(self) -> Callable[[], Tensor]:
         """Its images' noise on the device, x_T first."""
@@ -143,7 +143,7 @@ class Chunk:
         noise = ImageNoise(settings.seed, self._indices, shape)
 
         def draw() -> Tensor:
-            return send(noise.draw(), self._device)
+            return to_device(noise.draw(), self._device)
 
         ahead = noise_draws(settings, self._device)
         if self._pool is None or not ahead:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from diffusion.evaluate.evaluate_config import OTHER_SPLIT
 from diffusion.evaluate.open_images import IMAGES, is_prepared, open_images, streamed_npz
 from diffusion.evaluate.statistics_file import has_array
-from diffusion.images.meta import PreparedMeta
 from diffusion.images.store import ImageStore, open_store
+from diffusion.images.store_meta import PreparedMeta
 from diffusion.system.errors import DiffctlError
 
 MIN_IMAGES = 2  # images that have a spread

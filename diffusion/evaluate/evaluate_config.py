@@ -7,18 +7,18 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from diffusion.protocol.extractors import EXTRACTORS, MAX_SPACES
 from diffusion.protocol.paper_protocols import PROTOCOLS
-from diffusion.system.limits import MOST_NEIGHBOURS
-from diffusion.system.registry import known
+from diffusion.system.limits import MAX_NEIGHBOURS
+from diffusion.system.references import check_name
 from diffusion.system.section import BatchSize, FilePath, NotBool, Section
 
 OTHER_SPLIT = {"train": "test", "test": "train"}
 
 
-ExtractorName = Annotated[str, AfterValidator(partial(known, registry=EXTRACTORS))]
+ExtractorName = Annotated[str, AfterValidator(partial(check_name, registry=EXTRACTORS))]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-Neighbours = Annotated[int, Field(gt=0, le=MOST_NEIGHBOURS), NotBool]
+Neighbours = Annotated[int, Field(gt=0, le=MAX_NEIGHBOURS), NotBool]
 
 
 class StatisticsFile(Section):
@@ -69,7 +69,7 @@ class EvaluateConfig(Section):
     also: Annotated[tuple[_NamedSpace, ...], Field(max_length=MAX_SPACES)] = ()
     batch_size: BatchSize | None = None
     intervals: bool = True
-    protocol: Annotated[str, AfterValidator(partial(known, registry=PROTOCOLS))] | None = None
+    protocol: Annotated[str, AfterValidator(partial(check_name, registry=PROTOCOLS))] | None = None
     prc_images: Neighbours = 10_000
     prc_samples: Neighbours | None = None
 

@@ -22,10 +22,10 @@ from diffusion.evaluate.features.extractors import Extractor
 from diffusion.evaluate.features.reference_features import extraction_code
 from diffusion.images.store import ImageStore
 from diffusion.protocol.extractors import EVALUATION_VERSION
-from diffusion.system.arrays import UNREADABLE
+from diffusion.system.checksums import Corrupted, read_checksummed, write_checksummed
 from diffusion.system.errors import DiffctlWarning, printable
-from diffusion.system.files import bytes_below
-from diffusion.system.seals import Broken, read_sealed, write_sealed
+from diffusion.system.files import disk_usage
+from diffusion.system.npy_files import UNREADABLE
 from diffusion.system.section import brief, fingerprint
 
 BLOCK = 2048  # images a file; the last one holds what remains, too
@@ -113,7 +113,7 @@ class CachedFeatures:
             part = extract(self.extractor, images, batch_size, show, block.start)
             try:
                 self._fill(block, part)
-            except Broken:  # what was kept is not what this extractor gives
+            except Corrupted:  # what was kept is not what this extractor gives
                 self._whole, self.missing, done = (), blocks(len(self.store)), 0
                 continue
             self._save(block, part)
@@ -126,7 +126,9 @@ class CachedFeatures:
         shapes = [(len(self.store), *array.shape[1:]) for array in arrays]
         self._whole = self._whole or tuple(np.empty(shape, np.float32) for shape in shapes)
         if [whole.shape for whole in self._whole] != shapes:
-            raise Broken(f"it holds arrays of {[array.shape for array in arrays]}, and other blocks do not")
+            raise Corrupted(
+                f"it holds arrays of {[array.shape for array in arrays]}, and other blocks do not"
+            )
         for whole, array in zip(self._whole, arrays, strict=True):
             whole[block.start : block.stop] = array
 
@@ -137,7 +139,7 @@ class CachedFeatures:
             self._fill(block, self._opened(block, path))
         except (FileNotFoundError, NotADirectoryError):
             return False
-        except (Broken, OSError) as error:
+        except (Corrupted, OSError) as error:
             told = f"the features kept in {printable(path)} are damaged ({error}): they are extracted again"
             warnings.warn(told, DiffctlWarning, stacklevel=2)
             return False
@@ -146,7 +148,7 @@ class CachedFeatures:
     def _opened(self, block: range, path: Path) -> Features:
         spec, count = self.extractor.spec, len(block)
         room = 4 * count * (spec.features + MAX_LOGITS * (spec.score is not None)) + HEADERS
-        file = io.BytesIO(read_sealed(path, _name(path), most=room))
+        file = io.BytesIO(read_checksummed(path, _name(path), most=room))
         features = _array(file, count, spec.features)
         return Features(features, None if spec.score is None else _array(file, count))
 
@@ -159,7 +161,7 @@ class CachedFeatures:
                     np.save(file, array, allow_pickle=False)
 
         try:
-            write_sealed(path, write, _name(path))
+            write_checksummed(path, write, _name(path))
         except OSError as error:
             told = (
                 f"features cannot be kept in {printable(self.folder)} ({error.strerror}): they are extracted "
@@ -182,10 +184,10 @@ def _array(file: io.BytesIO, count: int, width: int | None = None) -> FeatureArr
     try:
         array: FeatureArray = np.load(file, allow_pickle=False)
     except UNREADABLE as error:
-        raise Broken(f"it holds no array: {brief(error, str)}") from None
+        raise Corrupted(f"it holds no array: {brief(error, str)}") from None
     shape = (count, width or (array.shape[1] if array.ndim == 2 else 0))
     if array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all():
-        raise Broken(f"it holds {array.dtype} {array.shape}, want finite float32 {shape}")
+        raise Corrupted(f"it holds {array.dtype} {array.shape}, want finite float32 {shape}")
     return array
 
 
@@ -202,10 +204,10 @@ def _make_room(root: Path, used: set[Path]) -> None:
     """Remove the folders that were used longest ago until the others fit; those in use stay."""
     with contextlib.suppress(OSError):  # another process removes one, too
         folders = sorted((path for path in root.iterdir() if path.is_dir()), key=_used_at, reverse=True)
-        taken = sum(bytes_below(folder) for folder in used)
+        taken = sum(disk_usage(folder) for folder in used)
         for folder in folders:
             if folder not in used:
-                taken += bytes_below(folder)
+                taken += disk_usage(folder)
                 if taken > MAX_BYTES:
                     shutil.rmtree(folder, ignore_errors=True)
 

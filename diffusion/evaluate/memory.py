@@ -2,7 +2,7 @@
 
 from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.system.errors import DiffctlError
-from diffusion.system.memory import machine_memory
+from diffusion.system.machine_memory import machine_memory
 
 BLOCK = 8192  # images whose features scoring holds in float64 at a time: 84 MB of 1,280
 COPIES = 4  # of such a block

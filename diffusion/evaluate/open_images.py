@@ -10,16 +10,16 @@ from typing import NoReturn, cast
 
 import numpy as np
 
-from diffusion.data.arrays import NpzArray, integers, npz_keys, open_npz
+from diffusion.data.file_arrays import NpzArray, integers, npz_keys, open_npz
+from diffusion.data.problems import Problem, summarize
 from diffusion.data.readers.image_files import read_images
 from diffusion.data.readers.listing import list_images
-from diffusion.data.rejects import Problem, summary
-from diffusion.images.decode import BadImage, opened
+from diffusion.images.decode import BadImage, open_image
 from diffusion.images.digests import content_digest
 from diffusion.images.store import Images, ImageStore, Labels, open_store
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, printable
-from diffusion.system.memory import machine_memory
-from diffusion.system.plain_files import open_plain
+from diffusion.system.machine_memory import machine_memory
+from diffusion.system.regular_files import open_regular
 
 LOSSY = (".jpg", ".jpeg", ".webp")
 IMAGES, LABELS = "arr_0", "arr_1"  # as OpenAI's evaluator calls them
@@ -158,7 +158,7 @@ def _read_folder(path: Path) -> Images:
 
 
 def _refuse(path: Path, bad: Sequence[Problem]) -> NoReturn:
-    raise DiffctlError(f"{len(bad):,} of the images in {printable(path)} cannot be used: {summary(bad)}")
+    raise DiffctlError(f"{len(bad):,} of the images in {printable(path)} cannot be used: {summarize(bad)}")
 
 
 def _common_size(path: Path, names: list[str]) -> int:
@@ -184,7 +184,7 @@ def _common_size(path: Path, names: list[str]) -> int:
 def _size(path: Path) -> tuple[int, int]:
     """(width, height) as the head of an image file says."""
     try:
-        with open_plain(path) as file, opened(file) as image:
+        with open_regular(path) as file, open_image(file) as image:
             return image.size
     except OSError as error:
         raise BadImage(f"not readable ({error.strerror})") from None

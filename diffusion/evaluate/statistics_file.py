@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.data.arrays import FileArray, file_array, npz_keys, open_npz
+from diffusion.data.file_arrays import FileArray, file_array, npz_keys, open_npz
 from diffusion.data.readers.pickles import read_pickle
 from diffusion.evaluate.evaluate_config import Space
 from diffusion.protocol.extractors import (
@@ -29,7 +29,7 @@ from diffusion.protocol.extractors import (
 )
 from diffusion.protocol.published_statistics import UNKNOWN, statistics_source
 from diffusion.system.errors import DiffctlError, UsageError, printable
-from diffusion.system.plain_files import open_plain, unreadable
+from diffusion.system.regular_files import open_regular, read_error
 
 Float = NDArray[np.float64]
 T = TypeVar("T")
@@ -194,7 +194,7 @@ def _sha256(path: Path) -> str:
 def _of_file(path: Path, read: Callable[[BufferedReader], T]) -> T:
     """What `read` makes of the file; DiffctlError where it cannot be read."""
     try:
-        with open_plain(path) as file:
+        with open_regular(path) as file:
             return read(file)
     except OSError as error:
-        raise unreadable(path, error) from None
+        raise read_error(path, error) from None

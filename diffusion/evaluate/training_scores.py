@@ -25,8 +25,8 @@ from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate, should_compile
-from diffusion.system.documents import read_document
 from diffusion.system.files import write_json
+from diffusion.system.json_files import read_json
 from diffusion.system.section import Section
 
 Scores = dict[str, float]
@@ -136,7 +136,7 @@ class ScoredCheckpoints:
     def scores(self) -> dict[int, Scores]:
         """What is known by step."""
         try:
-            known = read_document(self.folder / "scores.json", _Known)
+            known = read_json(self.folder / "scores.json", _Known)
         except FileNotFoundError:
             return {}
         if differing_fields([known.card, self.card]):

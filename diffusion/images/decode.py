@@ -13,12 +13,12 @@ from diffusion.system.errors import DiffctlError
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by the number of channels
-MOST_BYTES = 256 << 20  # of a file; no image of the allowed size needs more
-MOST_PIXELS = 1 << 26  # 8192×8192: more is a decompression bomb, or belongs cut up
-MOST_SCANNED = 1 << 31  # pixels times scans of a progressive jpeg, each of which goes over all of them
+MAX_BYTES = 256 << 20  # of a file; no image of the allowed size needs more
+MAX_PIXELS = 1 << 26  # 8192×8192: more is a decompression bomb, or belongs cut up
+MAX_SCANNED = 1 << 31  # pixels times scans of a progressive jpeg, each of which goes over all of them
 STRIP_PIXELS = 1 << 20  # of 16 bits, converted at a time
 
-_BOMB = f"with more than {MOST_PIXELS >> 20} million pixels"
+_BOMB = f"with more than {MAX_PIXELS >> 20} million pixels"
 
 
 class BadImage(Exception):
@@ -26,7 +26,7 @@ class BadImage(Exception):
 
 
 @contextmanager
-def opened(source: bytes | IO[bytes]) -> Iterator[Image.Image]:
+def open_image(source: bytes | IO[bytes]) -> Iterator[Image.Image]:
     """The image in a file's content, of which only size and kind are known until it is loaded.
 
     BadImage for all that is wrong with it, also for what the block meets; a DiffctlError passes.
@@ -50,11 +50,11 @@ def opened(source: bytes | IO[bytes]) -> Iterator[Image.Image]:
 
 def _refuse_bomb(image: Image.Image, source: bytes | IO[bytes]) -> None:
     pixels = image.width * image.height
-    if pixels > MOST_PIXELS:
+    if pixels > MAX_PIXELS:
         raise BadImage(_BOMB)
     if isinstance(source, bytes) and source[:2] == b"\xff\xd8":
         scans = source.count(b"\xff\xda")  # a marker: within coded pixels, 0xff is followed by a zero
-        if scans * pixels > MOST_SCANNED:
+        if scans * pixels > MAX_SCANNED:
             raise BadImage("with too many scans")
 
 
@@ -63,7 +63,7 @@ def _reason(error: Exception) -> str:
     return "truncated" if "truncated" in text or isinstance(error, EOFError) else "damaged"
 
 
-def loaded(image: Image.Image, channels: int) -> Image.Image:
+def load_pixels(image: Image.Image, channels: int) -> Image.Image:
     """The opened image whole, turned as EXIF says, in the mode of so many channels (see `flatten`)."""
     image.load()
     if "exif" in image.info:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffusion.images.decode import MOST_BYTES, BadImage, loaded, opened
+from diffusion.images.decode import MAX_BYTES, BadImage, load_pixels, open_image
 from diffusion.images.store import Images
 from diffusion.system.errors import UsageError, printable
-from diffusion.system.plain_files import read_plain
+from diffusion.system.regular_files import read_regular
 
 GAP = 2  # pixels between the images of a sheet
 MONTAGE, MONTAGE_COLUMNS = 40, 10  # images that stand for a set: of ten classes in turn a column each
@@ -64,22 +64,22 @@ def read_picture(path: Path, image_size: int | None, channels: int) -> Images:
     `image_size` is the side of the only square that is taken, None for any shape.
     """
     try:
-        content = read_plain(path, MOST_BYTES)
+        content = read_regular(path, MAX_BYTES)
     except FileNotFoundError:
         raise UsageError(f"no image at {printable(path)}") from None
     except OSError as error:
         raise _unreadable(printable(path), error.strerror) from None
-    return picture_in(content, printable(path), image_size, channels)
+    return decode_picture(content, printable(path), image_size, channels)
 
 
-def picture_in(content: bytes, name: str, image_size: int | None, channels: int) -> Images:
+def decode_picture(content: bytes, name: str, image_size: int | None, channels: int) -> Images:
     """As `read_picture`, of a file's content, which messages call by `name`."""
     try:
-        with opened(content) as image:
+        with open_image(content) as image:
             if image_size is not None and image.size != (image_size, image_size):
                 wanted, found = f"{image_size}×{image_size}", f"{image.width}×{image.height}"
                 raise UsageError(f"{name} has {found} pixels: the model takes {wanted}")
-            picture = loaded(image, channels)
+            picture = load_pixels(image, channels)
     except BadImage as error:
         raise _unreadable(name, error) from None
     return np.asarray(picture, dtype=np.uint8).reshape(picture.height, picture.width, channels)
@@ -101,7 +101,7 @@ def gif_bytes(frames: Sequence[Images], seconds: float = 3.0, hold: float = 1.5)
     return buffer.getvalue()
 
 
-def contact_print(images: Images) -> Images:
+def contact_sheet(images: Images) -> Images:
     """(N, H, W, C) → all of them in one picture that a person sees at a look: in tens, or about square."""
     columns = min(len(images), 10 if len(images) % 10 == 0 else max(1, round(len(images) ** 0.5)))
     return enlarge(grid(images, columns), images.shape[1])

@@ -1,8 +1,8 @@
-"""One store for every set of images: prepared data, a sampled cell, what is served.
+"""The one store for every set of images: prepared data, sampled cells, images to score.
 
-A folder with `images.npy` (uint8, NHWC), `labels.npy` (int64, absent without labels) and `meta.json`, which
-has the digest of images and labels and is sealed itself. Images are read through a memory map, so a store of
-any size opens at once; who uses them has them hashed first.
+A store is a folder with `images.npy` (uint8, NHWC), `labels.npy` (int64, absent without labels) and
+`meta.json` (checksummed, with the digest of images and labels). Images are memory-mapped, so that a store of
+any size opens at once.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from diffusion.images.digests import blocks, combine_digests, row_digests
-from diffusion.images.meta import StoreMeta
+from diffusion.images.store_meta import StoreMeta
 from diffusion.images.verified import verify
-from diffusion.system.arrays import read_array
-from diffusion.system.documents import Values, read_document
+from diffusion.system.checksums import Corrupted, add_checksum, strip_checksum
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import atomic_folder, write_json
+from diffusion.system.json_files import JsonObject, read_json
+from diffusion.system.npy_files import read_array
 from diffusion.system.renamed import translate
-from diffusion.system.seals import Broken, opened, sealed
 from diffusion.system.section import explain
 
 Images = NDArray[np.uint8]
@@ -61,7 +61,7 @@ def open_store(path: Path, kind: type[StoreMeta] = StoreMeta, *, unverified: boo
         labels = read_array(path / "labels.npy") if (path / "labels.npy").exists() else None
     except FileNotFoundError as error:
         raise UsageError(f"no images in {path}: {Path(error.filename).name} is missing") from None
-    except (Broken, OSError) as error:
+    except (Corrupted, OSError) as error:
         raise DiffctlError(f"the images in {path} are damaged ({error}): make them again") from None
     store = ImageStore(path, images, labels, meta)
     _refuse_unfit(store)
@@ -95,10 +95,10 @@ def _sizes(images: Images) -> dict[str, int]:
 
 
 def _read_meta(path: Path, kind: type[StoreMeta]) -> dict[str, Any]:
-    """What the store says of itself, sealed by who wrote it, with all that such a one must say."""
+    """What the store says of itself, checksummed by its writer, with all that such a one must say."""
     try:
-        values = translate("store", opened(read_document(path / "meta.json", Values)))
-    except Broken as error:
+        values = translate("store", strip_checksum(read_json(path / "meta.json", JsonObject)))
+    except Corrupted as error:
         raise DiffctlError(
             f"{path / 'meta.json'} was not written by diffctl or is edited ({error}): make the images again"
         ) from None
@@ -143,4 +143,4 @@ def describe_store(
     """Write all of a store but its images."""
     if labels is not None:
         np.save(folder / "labels.npy", labels.astype(np.int64), allow_pickle=False)
-    write_json(folder / "meta.json", sealed({**meta, "count": count, "digest": digest}))
+    write_json(folder / "meta.json", add_checksum({**meta, "count": count, "digest": digest}))

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from diffusion.images.digests import content_digest
 from diffusion.layout import VERIFIED_RUNS
-from diffusion.system.documents import Values, read_document
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json
+from diffusion.system.json_files import JsonObject, read_json
 from diffusion.system.section import fingerprint
 
 FILES = ("images.npy", "labels.npy")  # what a digest is of
@@ -25,7 +25,7 @@ LARGE = 2**26  # bytes: less is hashed in a moment
 
 def verify(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64] | None, digest: str) -> None:
     """DiffctlError where the images and labels of the store at `path` are not those of its digest."""
-    if is_known(path, images, digest):
+    if is_verified(path, images, digest):
         return
     now = _state(path, digest)
     if content_digest(images, labels) != digest:
@@ -35,15 +35,15 @@ def verify(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64] | No
             write_json(_note(path), now)
 
 
-def is_known(path: Path, images: NDArray[np.uint8], digest: str) -> bool:
+def is_verified(path: Path, images: NDArray[np.uint8], digest: str) -> bool:
     """Whether the store is a large one whose files are as they were when they were found right."""
     return images.nbytes >= LARGE and read_note(path) == _state(path, digest)
 
 
-def read_note(path: Path) -> Values | None:
+def read_note(path: Path) -> JsonObject | None:
     """What the files of the store were when they were found right; None where that is not known."""
     try:
-        return read_document(_note(path), Values)
+        return read_json(_note(path), JsonObject)
     except (OSError, DiffctlError):
         return None
 

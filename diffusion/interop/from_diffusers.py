@@ -22,10 +22,10 @@ from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
 from diffusion.process.config import ProcessConfig
 from diffusion.process.registry import build_process
-from diffusion.system.documents import Values, read_document
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import sha256_file
-from diffusion.system.limits import MOST_SIDE, MOST_STEPS
+from diffusion.system.json_files import JsonObject, read_json
+from diffusion.system.limits import MAX_SIDE, MAX_STEPS
 from diffusion.system.section import Kind, brief, explain
 
 UNET, SCHEDULER = "unet", "scheduler"
@@ -59,7 +59,7 @@ class UNetFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    sample_size: Annotated[int, Field(ge=1, le=MOST_SIDE)]
+    sample_size: Annotated[int, Field(ge=1, le=MAX_SIDE)]
     in_channels: Count = 3
     out_channels: Count = 3
     center_input_sample: Literal[False] = False
@@ -130,11 +130,11 @@ class SchedulerFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
-    num_train_timesteps: Annotated[int, Field(ge=2, le=MOST_STEPS)]
+    num_train_timesteps: Annotated[int, Field(ge=2, le=MAX_STEPS)]
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
     beta_start: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
-    trained_betas: Annotated[list[float], Field(max_length=MOST_STEPS)] | None = None
+    trained_betas: Annotated[list[float], Field(max_length=MAX_STEPS)] | None = None
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
     variance_type: str = "fixed_small"
     rescale_betas_zero_snr: Literal[False] = False
@@ -181,7 +181,7 @@ def _part(folder: Path, name: str) -> Path:
 
 def _read(path: Path, kind: type[Kind]) -> Kind:
     try:
-        return kind.model_validate(read_document(path, Values, MOST_CONFIG))
+        return kind.model_validate(read_json(path, JsonObject, MOST_CONFIG))
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: name the folder of a pipeline with a UNet2DModel") from None
     except ValidationError as error:
@@ -212,7 +212,7 @@ def _class_names(folder: Path, config: UNetFile) -> tuple[str, ...]:
     """Names in label order: the export's, where they fit with or without its empty label, else numbers."""
     rows = config.num_class_embeds or 0
     try:
-        names = tuple(read_document(folder / CLASS_NAMES, list[str], MOST_CONFIG))
+        names = tuple(read_json(folder / CLASS_NAMES, list[str], MOST_CONFIG))
     except FileNotFoundError:
         return tuple(str(label) for label in range(rows))
     if rows - len(names) not in (0, 1) or (rows and not names):

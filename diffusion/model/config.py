@@ -6,15 +6,15 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from diffusion.model.registry import MODELS
-from diffusion.system.chosen import ChosenSection
-from diffusion.system.registry import known
+from diffusion.system.references import check_name
+from diffusion.system.registry_section import RegistrySection
 from diffusion.system.section import NotBool, Probability, Side
 
 AUGMENTATION_NUMBERS = 9  # that tell a network how its image was transformed (2206.00364, table 6)
 MOST_CLASSES = 100_000  # all of ImageNet has 21,841; a classifier gives as many channels
 
 
-class ModelConfig(ChosenSection):
+class ModelConfig(RegistrySection):
     """A network's shape, as its entry of MODELS has it, and what training reads of every one.
 
     `name` is the network, an entry of MODELS. `class_cond` says whether it takes labels. `dropout` is the
@@ -25,7 +25,7 @@ class ModelConfig(ChosenSection):
     CHOSEN_BY = "name"
     ENTRIES = MODELS
 
-    name: Annotated[str, AfterValidator(partial(known, registry=MODELS))] = "unet"
+    name: Annotated[str, AfterValidator(partial(check_name, registry=MODELS))] = "unet"
     class_cond: bool = True
     dropout: Probability = 0.0
     gradient_checkpointing: bool = False

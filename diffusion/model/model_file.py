@@ -1,8 +1,8 @@
 """The self-describing model artefact: one safetensors file with EMA weights and all that they need.
 
-The configuration stands as canonical JSON under one metadata key (safetensors keeps several keys in no
-fixed order). It is sealed, and has the weights' digest: a change anywhere in the file is refused. On one CPU
-the file is a function of config, data and code, byte for byte.
+The configuration is stored as canonical JSON under one metadata key (safetensors keeps several keys in no
+fixed order). It is checksummed, and has the weights' digest: a change anywhere in the file is refused. On one
+CPU the file is a function of config, data and code, byte for byte.
 """
 
 import hashlib
@@ -16,20 +16,20 @@ from pydantic import Field, PrivateAttr, SerializeAsAny, ValidationError, model_
 from safetensors.torch import save
 
 from diffusion.code import CodeSince
-from diffusion.images.meta import MOST_ANCESTORS, Ancestor
+from diffusion.images.store_meta import MAX_ANCESTORS, Ancestor
 from diffusion.model.config import NetworkSpec
 from diffusion.model.fit import build_fitting, open_weights
 from diffusion.model.power_average import Width
 from diffusion.model.precision import Precision, settled
 from diffusion.model.registry import build_network
 from diffusion.process.config import ProcessConfig
-from diffusion.system.allocator import keep_freed_memory
-from diffusion.system.documents import Values, parse_document
+from diffusion.system.checksums import Corrupted, add_checksum, strip_checksum
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import Write, write_atomic
+from diffusion.system.json_files import JsonObject, parse_json
+from diffusion.system.malloc import keep_freed_memory
 from diffusion.system.renamed import translate
-from diffusion.system.seals import Broken, opened, sealed
-from diffusion.system.section import Section, brief, canonical, explain, fingerprint
+from diffusion.system.section import Section, brief, canonical_json, explain, fingerprint
 
 METADATA_KEY = "diffctl"
 
@@ -74,9 +74,11 @@ class Described(Section):
     precision: Precision
     code: tuple[CodeSince, ...] = ()
     weights_sha256: Text = ""
-    lineage: tuple[Ancestor, ...] = Field(default=(), max_length=MOST_ANCESTORS, exclude_if=operator.not_)
+    lineage: tuple[Ancestor, ...] = Field(default=(), max_length=MAX_ANCESTORS, exclude_if=operator.not_)
     ema_width: Width | None = Field(default=None, exclude_if=operator.not_)
-    _stored: Values | None = PrivateAttr(default=None)  # a file's own values, where they differ from a dump
+    _stored: JsonObject | None = PrivateAttr(
+        default=None
+    )  # a file's own values, where they differ from a dump
 
     @model_validator(mode="after")
     def _a_name_a_class(self) -> Self:
@@ -88,7 +90,7 @@ class Described(Section):
         return self
 
     @classmethod
-    def from_stored(cls, values: Values) -> Self:
+    def from_stored(cls, values: JsonObject) -> Self:
         """Parse the metadata of a file, which may be of an earlier version.
 
         Its digests stay those of the values in the file, whatever has been renamed or added since.
@@ -98,7 +100,7 @@ class Described(Section):
             parsed._stored = values
         return parsed
 
-    def stored(self) -> Values:
+    def stored(self) -> JsonObject:
         """Return the description as its file stores it, or would store it."""
         return self.model_dump(mode="json") if self._stored is None else self._stored
 
@@ -122,7 +124,7 @@ class Described(Section):
         Not by which code it was trained: an edit that changes no weight makes no other model.
         """
         described = {key: value for key, value in self.stored().items() if key != "code"}
-        return hashlib.sha256(canonical(described).encode()).hexdigest()
+        return hashlib.sha256(canonical_json(described).encode()).hexdigest()
 
 
 class Artefact(Described):
@@ -171,8 +173,8 @@ def save_artefact(
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     artefact = artefact.model_copy(update={"weights_sha256": tensors_sha256(tensors)})
-    said = sealed(artefact.model_dump(mode="json"))
-    data = save(tensors, metadata={METADATA_KEY: canonical(said)})
+    said = add_checksum(artefact.model_dump(mode="json"))
+    data = save(tensors, metadata={METADATA_KEY: canonical_json(said)})
     write(path, lambda file: file.write(data))
     return artefact
 
@@ -204,14 +206,14 @@ def read_description(path: Path, kind: type[Description]) -> Description:
         raise DiffctlError(explain(error, f"{path} is of another format", kind)) from None
 
 
-def _read_metadata(path: Path) -> Values:
+def _read_metadata(path: Path) -> JsonObject:
     with open_weights(path) as file:
         metadata = file.metadata() or {}
     if METADATA_KEY not in metadata:
         raise DiffctlError(f"{path} does not describe itself: it was not written by diffctl")
     try:
-        return opened(parse_document(metadata[METADATA_KEY], Values, f"what {path} says of itself"))
-    except Broken as error:
+        return strip_checksum(parse_json(metadata[METADATA_KEY], JsonObject, f"what {path} says of itself"))
+    except Corrupted as error:
         raise DiffctlError(
             f"what {path} says of itself is damaged or edited ({error}): get the file again"
         ) from None

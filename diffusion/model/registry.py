@@ -9,7 +9,7 @@ takes `augmentation` (B, 9) too: how images were transformed; without it they we
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffusion.system.registry import load_reference, module_named
+from diffusion.system.references import load_reference, reference_module
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +33,7 @@ class ModelEntry:
     @property
     def module(self) -> str:
         """Where it is computed: what a model of this kind comes from beside what all do."""
-        return module_named(self.builder)
+        return reference_module(self.builder)
 
 
 MODELS = {

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusion.model.config import NetworkSpec
 from diffusion.model.registry import MODELS
 from diffusion.system.errors import UsageError
-from diffusion.system.registry import load_reference
+from diffusion.system.references import load_reference
 
 Weights = Mapping[str, Tensor]
 

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from diffusion.model.config import ModelConfig, NetworkSpec
 from diffusion.model.presets import PRESETS
-from diffusion.system.section import Distinct, NotBool, Side, brief
+from diffusion.system.section import NotBool, Side, Unique, brief
 
 # Far beyond the published networks (256 channels × 4, 6 levels, 32 blocks on the way down), and so few blocks
 # that one is built and looked at in seconds.
@@ -43,7 +43,7 @@ class UNetConfig(ModelConfig):
         min_length=1, max_length=MOST_LEVELS
     )
     num_res_blocks: Annotated[int, Field(gt=0, le=MOST_BLOCKS), NotBool] = 2
-    attention: Annotated[tuple[Side, ...], Field(max_length=MOST_LEVELS), Distinct] = ()
+    attention: Annotated[tuple[Side, ...], Field(max_length=MOST_LEVELS), Unique] = ()
     head_channels: Width | None = None
     heads: Width | None = None
     embedding: Literal["adagn", "additive"] = "adagn"

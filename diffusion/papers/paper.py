@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from diffusion.images.meta import CardValue
+from diffusion.images.store_meta import CardValue
 from diffusion.protocol.card import protocol_card
 from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec
 from diffusion.protocol.grid import settings_card
@@ -20,9 +20,9 @@ from diffusion.protocol.metric_constants import SHARES
 from diffusion.protocol.published_statistics import statistics_card
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import UsageError, printable
-from diffusion.system.plain_files import read_plain_text
 from diffusion.system.plain_yaml import YamlRefusal, parse_yaml
-from diffusion.system.section import PositiveInt, Section, Word, brief, validated
+from diffusion.system.regular_files import read_regular_text
+from diffusion.system.section import PositiveInt, Section, ShortText, brief, validate
 
 PAPERS = {
     "adm": "Dhariwal & Nichol 2021: ImageNet at 64×64, by FID, precision and recall",
@@ -33,7 +33,7 @@ PAPERS = {
 MAX_BYTES = 1 << 20
 FROM_SAMPLING = ("model_sha256", "ema", "precision", "sampling_torch", "classifier_scale", "timesteps")
 
-Stated = Annotated[dict[Word, CardValue], Field(max_length=100)]
+Stated = Annotated[dict[ShortText, CardValue], Field(max_length=100)]
 Text = Annotated[str, Field(min_length=1, max_length=300)]
 
 
@@ -46,10 +46,10 @@ class Figure(Section):
 
     name: Text
     where: Text
-    metric: Word
+    metric: ShortText
     value: Annotated[float, Field(ge=-1e6, le=1e6)]
     protocol: Stated = Field(default_factory=dict)
-    beside: Annotated[list[Word], Field(max_length=20)] | None = None
+    beside: Annotated[list[ShortText], Field(max_length=20)] | None = None
 
     @model_validator(mode="after")
     def _metric_is_a_score(self) -> Self:
@@ -101,7 +101,7 @@ def open_paper(name: str) -> Paper:
         raise UsageError(
             f"there is no paper {printable(name)}: give one of {', '.join(PAPERS)}, or a YAML file of figures"
         )
-    return _parsed(read_plain_text(path, MAX_BYTES), printable(path))
+    return _parsed(read_regular_text(path, MAX_BYTES), printable(path))
 
 
 def all_papers() -> Iterator[Paper]:
@@ -120,7 +120,7 @@ def _parsed(text: str, origin: str) -> Paper:
         values = parse_yaml(text)
     except YamlRefusal as refusal:
         raise UsageError(f"{origin} is not readable as YAML: {brief(refusal, str)}") from None
-    return validated(Paper, values, f"{origin} holds no published figures")
+    return validate(Paper, values, f"{origin} holds no published figures")
 
 
 @cache

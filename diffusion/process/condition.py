@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from diffusion.system.device_transfer import to_device
 from diffusion.system.errors import UsageError
-from diffusion.system.transfer import send
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Condition:
 
     def to(self, device: torch.device) -> "Condition":
         """The same on a device; nothing waits for it to be there."""
-        return self if self.labels is None else replace(self, labels=send(self.labels, device))
+        return self if self.labels is None else replace(self, labels=to_device(self.labels, device))
 
     @staticmethod
     def cat(parts: Sequence["Condition"]) -> "Condition":

@@ -7,16 +7,16 @@ from pydantic import AfterValidator, Field, model_validator
 
 from diffusion.process.predictions import PREDICTIONS
 from diffusion.process.registry import PROCESSES
-from diffusion.system.chosen import ChosenSection
-from diffusion.system.limits import MOST_STEPS
-from diffusion.system.registry import known
+from diffusion.system.limits import MAX_STEPS
+from diffusion.system.references import check_name
+from diffusion.system.registry_section import RegistrySection
 from diffusion.system.section import NotBool
 
 Variance = Literal["small", "large", "learned"]
 """Which variance a reverse step has: β̃ or β (DDPM sec. 3.2), or what the network says (iDDPM eq. 15)."""
 
 
-class ProcessConfig(ChosenSection):
+class ProcessConfig(RegistrySection):
     """The process: T timesteps, how noise comes in, what the network predicts and how it learns.
 
     T is `timesteps`. `schedule` is a name of PROCESSES; one with options of its own has them here, too.
@@ -32,12 +32,12 @@ class ProcessConfig(ChosenSection):
     CHOSEN_BY = "schedule"
     ENTRIES = PROCESSES
 
-    timesteps: Annotated[int, Field(ge=2, le=MOST_STEPS), NotBool] = 1000
-    schedule: Annotated[str, AfterValidator(partial(known, registry=PROCESSES))] = "cosine"
+    timesteps: Annotated[int, Field(ge=2, le=MAX_STEPS), NotBool] = 1000
+    schedule: Annotated[str, AfterValidator(partial(check_name, registry=PROCESSES))] = "cosine"
     variance: Variance = "learned"
     loss: Literal["simple", "hybrid", "vlb"] = "hybrid"
     t_sampler: Literal["uniform", "loss-aware"] = "uniform"
-    prediction: Annotated[str, AfterValidator(partial(known, registry=PREDICTIONS))] = "eps"
+    prediction: Annotated[str, AfterValidator(partial(check_name, registry=PREDICTIONS))] = "eps"
     weighting: Literal["none", "min-snr"] = "none"
 
     @model_validator(mode="after")

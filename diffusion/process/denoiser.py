@@ -9,7 +9,7 @@ from torch import Tensor
 from diffusion.process.condition import Condition
 from diffusion.process.prediction import Network, Prediction
 from diffusion.process.process import Process
-from diffusion.system.transfer import exact_place, send
+from diffusion.system.device_transfer import float64_device, to_device
 
 
 class Denoiser(Protocol):
@@ -33,12 +33,12 @@ class NetworkDenoiser:
         if not isinstance(t, Tensor):
             times = torch.tensor(t)
         else:  # on a device without float64 the tables lie where the times come from
-            times = rows if exact_place(x.device) == x.device else t
+            times = rows if float64_device(x.device) == x.device else t
         return self.process.read(output.to(x.dtype), x, times)
 
 
 def times_of_rows(t: Tensor | float, x: Tensor) -> Tensor:
     """The time of each row of x (B, …), (B,) on its device; nothing waits for it to be there."""
     if isinstance(t, Tensor):
-        return send(t, x.device)
+        return to_device(t, x.device)
     return torch.full((len(x),), t, device=x.device)

@@ -10,7 +10,7 @@ from diffusion.process.condition import Condition
 from diffusion.process.posterior import log_variance
 from diffusion.process.prediction import Network, split_output
 from diffusion.process.process import Process
-from diffusion.system.transfer import send
+from diffusion.system.device_transfer import to_device
 
 
 def training_losses(
@@ -42,4 +42,4 @@ def training_losses(
 
 def _as(like: Tensor, values: Tensor) -> Tensor:
     """The values in `like`'s dtype first, for its device may not have theirs, and then there."""
-    return send(values.to(like.dtype), like.device)
+    return to_device(values.to(like.dtype), like.device)

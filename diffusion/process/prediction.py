@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from diffusion.system.transfer import send
+from diffusion.system.device_transfer import to_device
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x_t (B, C, H, W), times (B,), labels or None) → (B, C or 2C, H, W): what it predicts, then iDDPM's v."""
@@ -35,7 +35,7 @@ def expand(values: Tensor, like: Tensor) -> Tensor:
     """
     if values.ndim == 0:
         return values.to(like.dtype)
-    return send(values.to(like.dtype), like.device).reshape(-1, *[1] * (like.ndim - 1))
+    return to_device(values.to(like.dtype), like.device).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def split_output(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:

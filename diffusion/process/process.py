@@ -14,7 +14,7 @@ from diffusion.process.config import ProcessConfig
 from diffusion.process.prediction import Prediction, expand, split_output
 from diffusion.process.predictions import PREDICTIONS
 from diffusion.process.time_grid import Grid
-from diffusion.system.transfer import exact_place, send
+from diffusion.system.device_transfer import float64_device, to_device
 
 CPU = torch.device("cpu")
 SNR_LIMIT = 5.0  # γ of min-SNR weighting, the paper's choice
@@ -32,7 +32,7 @@ class Process(ABC):
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """α and σ of times in [0, T−1], integers or real: float64, shaped as `t`, where that is exact.
 
-        That is `exact_place` of its device.
+        That is `float64_device` of its device.
 
         α falls and σ grows with t; σ is 0 nowhere.
         """
@@ -60,7 +60,7 @@ class Process(ABC):
 
         Where the device has no float64, it lies on the CPU.
         """
-        device = exact_place(device)
+        device = float64_device(device)
         if device not in self._full:
             self._full[device] = self.grid(range(self.timesteps)).to(device)
         return self._full[device]
@@ -111,9 +111,9 @@ class TableProcess(Process):
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The table's own values at whole times; real ones outside [0, T−1] count as the nearer end."""
-        t = t.to(exact_place(t.device))
+        t = t.to(float64_device(t.device))
         if t.device not in self._tables:
-            self._tables[t.device] = send(self._tables[CPU], t.device)
+            self._tables[t.device] = to_device(self._tables[CPU], t.device)
         alpha, sigma, log_snr = self._tables[t.device]
         if not t.is_floating_point():
             return alpha[t], sigma[t]

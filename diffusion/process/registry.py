@@ -6,7 +6,7 @@ A further one is a module with a builder, ProcessConfig → Process, and an entr
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffusion.system.registry import load_reference, module_named
+from diffusion.system.references import load_reference, reference_module
 
 if TYPE_CHECKING:
     from diffusion.process.config import ProcessConfig
@@ -26,7 +26,7 @@ class ProcessEntry:
     @property
     def module(self) -> str:
         """Where it is computed: what a model of this process comes from beside what all do."""
-        return module_named(self.builder)
+        return reference_module(self.builder)
 
 
 PROCESSES = {

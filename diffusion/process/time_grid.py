@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffusion.system.transfer import send
+from diffusion.system.device_transfer import to_device
 
 
 class GridStep(NamedTuple):
@@ -93,7 +93,9 @@ class Grid:
 
     def to(self, device: torch.device) -> "Grid":
         """The same grid with its tables on the device, so that looking one up waits for nothing."""
-        return Grid(send(self.times, device), send(self.alpha, device), send(self.sigma, device))
+        return Grid(
+            to_device(self.times, device), to_device(self.alpha, device), to_device(self.sigma, device)
+        )
 
     def walk(self) -> list[GridStep]:
         """The steps from the last time to the image, in the order that they are taken."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from diffusion.system.errors import UsageError
-from diffusion.system.registry import load_reference, module_named
+from diffusion.system.references import load_reference, reference_module
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,7 +66,7 @@ class ExtractorSpec:
     @property
     def module(self) -> str:
         """Where it is computed: what its features come from beside what all do."""
-        return module_named(self.builder)
+        return reference_module(self.builder)
 
     @property
     def is_inception(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusion.protocol.samplers import SAMPLERS, Noise
 from diffusion.protocol.settings import TRAINED_EMA, SamplerConfig, SampleSettings, SweepConfig
-from diffusion.system.section import canonical
+from diffusion.system.section import canonical_json
 
 AXES = (  # what a grid may vary, in this order
     "steps", "eta", "sampler", "noise", "spacing", "guidance", "guidance_interval", "ema",
@@ -101,7 +101,7 @@ def settings_card(settings: SampleSettings) -> dict[str, Any]:
     if settings.guidance_interval is not None:
         values["guidance_interval"] = interval_text(settings.guidance_interval)
     if options := SAMPLERS[settings.sampler].checked_options(settings.sampler_options):
-        values["sampler_options"] = canonical(options)
+        values["sampler_options"] = canonical_json(options)
     if not settings.classifier_scale:
         del values["classifier_scale"]
     if settings.timesteps is not None:

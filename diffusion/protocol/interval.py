@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from diffusion.system.limits import MOST_NOISE_LEVEL
+from diffusion.system.limits import MAX_NOISE_LEVEL
 from diffusion.system.section import NotBool
 
-Level = Annotated[float, Field(ge=0, le=MOST_NOISE_LEVEL), NotBool]
+Level = Annotated[float, Field(ge=0, le=MAX_NOISE_LEVEL), NotBool]
 
 
 def _ends(values: Any) -> Any:
@@ -41,4 +41,4 @@ def in_interval(interval: tuple[float, float] | None, level: float) -> bool:
 
     A level above MOST_NOISE_LEVEL, such as that of pure noise, counts as that.
     """
-    return interval is None or interval[0] < min(level, MOST_NOISE_LEVEL) <= interval[1]
+    return interval is None or interval[0] < min(level, MAX_NOISE_LEVEL) <= interval[1]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffusion.system.registry import load_reference, module_named
+from diffusion.system.references import load_reference, reference_module
 
 if TYPE_CHECKING:
     from diffusion.protocol.settings import SampleSettings
@@ -38,7 +38,7 @@ class SamplerEntry:
     @property
     def module(self) -> str:
         """Where it is computed: what images of this sampler come from beside what all do."""
-        return module_named(self.builder)
+        return reference_module(self.builder)
 
     def checked_options(self, values: dict[str, Any]) -> dict[str, Any]:
         """The options with what was left out; pydantic's ValidationError for a wrong one."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, PositiveInt, StrictBool, StrictFloat, StrictInt, model_validator
 
-from diffusion.images.meta import CardValue, Training
+from diffusion.images.store_meta import CardValue, Training
 from diffusion.model.power_average import Width
 from diffusion.protocol.card import EXTRACTOR_FIELDS, STATISTICS_FIELDS, differing_fields
 from diffusion.protocol.extractors import EXTRACTORS, MAX_SPACES, ExtractorSpec
@@ -16,10 +16,10 @@ from diffusion.protocol.metric_constants import GROUPS, SUBSETS
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.reference import ReferenceFacts
 from diffusion.protocol.samplers import Noise
-from diffusion.system.documents import read_document
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
-from diffusion.system.section import Section, Word, brief
+from diffusion.system.json_files import read_json
+from diffusion.system.section import Section, ShortText, brief
 
 _MOST = 1e15
 _Number = Annotated[StrictInt | StrictFloat, Field(ge=-_MOST, le=_MOST)]
@@ -111,7 +111,7 @@ class CellScores(ImageScores):
     noise: Noise | None = None
     spacing: str | None = None
     guidance: Annotated[float, Field(ge=0)] | None = None
-    guidance_interval: Word | None = None
+    guidance_interval: ShortText | None = None
     ema: Width | None = None
     spaces: Annotated[dict[str, ImageScores], Field(max_length=MAX_SPACES)] = Field(default_factory=dict)
 
@@ -285,7 +285,7 @@ def read_scores(path: Path) -> ScoresDocument:
     """The scores in a file; DiffctlError where there are none."""
     again = "make them with `diffctl stage evaluate`"
     try:
-        return read_document(path, ScoresDocument, stored_as="scores")
+        return read_json(path, ScoresDocument, stored_as="scores")
     except FileNotFoundError:
         raise UsageError(f"no scores at {path}: {again}") from None
     except DiffctlError as error:

@@ -21,21 +21,21 @@ from diffusion.model.power_average import LEAST_WIDTH, MOST_WIDTH, Width
 from diffusion.protocol.interval import Interval
 from diffusion.protocol.samplers import SAMPLERS, Noise
 from diffusion.protocol.spacing import SPACINGS
-from diffusion.system.limits import MOST_COUNT, MOST_ETA, MOST_GUIDANCE, MOST_STEPS
-from diffusion.system.registry import known, load_reference
-from diffusion.system.section import Distinct, NotBool, Section, Seed, Steps, explain, validated
+from diffusion.system.limits import MAX_COUNT, MAX_ETA, MAX_GUIDANCE, MAX_STEPS
+from diffusion.system.references import check_name, load_reference
+from diffusion.system.section import NotBool, Section, Seed, Steps, Unique, explain, validate
 
-SamplerName = Annotated[str, AfterValidator(partial(known, registry=SAMPLERS))]
-SpacingName = Annotated[str, AfterValidator(partial(known, registry=SPACINGS))]
+SamplerName = Annotated[str, AfterValidator(partial(check_name, registry=SAMPLERS))]
+SpacingName = Annotated[str, AfterValidator(partial(check_name, registry=SPACINGS))]
 
-GuidanceScale = Annotated[float, Field(ge=0, le=MOST_GUIDANCE), NotBool]
-Eta = Annotated[float, Field(ge=0, le=MOST_ETA), NotBool]
-Time = Annotated[int, Field(ge=0, lt=MOST_STEPS), NotBool]
+GuidanceScale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE), NotBool]
+Eta = Annotated[float, Field(ge=0, le=MAX_ETA), NotBool]
+Time = Annotated[int, Field(ge=0, lt=MAX_STEPS), NotBool]
 TRAINED_EMA = "decay"  # the model that a training gives, whose average is by `train.ema_decay`
 MAX_CELLS = 1000  # each is a folder, a set of images, their scores and a run
 
 Value = TypeVar("Value")
-Axis = Annotated[tuple[Value, ...], Field(min_length=1, max_length=100), Distinct]
+Axis = Annotated[tuple[Value, ...], Field(min_length=1, max_length=100), Unique]
 
 
 def _average(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
@@ -54,7 +54,7 @@ def _whole_numbers(values: Any) -> Any:
     return [part.strip() for part in values.split(",")] if isinstance(values, str) else values
 
 
-Timesteps = Annotated[tuple[Time, ...], Field(max_length=MOST_STEPS), BeforeValidator(_whole_numbers)]
+Timesteps = Annotated[tuple[Time, ...], Field(max_length=MAX_STEPS), BeforeValidator(_whole_numbers)]
 
 
 def _mapping(values: Any) -> Any:
@@ -98,7 +98,7 @@ class SamplerConfig(Section):
 class CellConfig(SamplerConfig):
     """What all cells of a sweep share: the sampler's settings. A cell has `num_images` images."""
 
-    num_images: Annotated[int, Field(ge=2, le=MOST_COUNT), NotBool]
+    num_images: Annotated[int, Field(ge=2, le=MAX_COUNT), NotBool]
 
 
 class SampleSettings(SamplerConfig):
@@ -182,4 +182,4 @@ class SweepConfig(Section):
 def parse_settings(optional: dict[str, Any], **values: Any) -> SampleSettings:
     """SampleSettings of a command's options, those in `optional` only if not None; UsageError where unfit."""
     given = {name: value for name, value in optional.items() if value is not None}
-    return validated(SampleSettings, {**given, **values}, "these options do not fit")
+    return validate(SampleSettings, {**given, **values}, "these options do not fit")

@@ -12,9 +12,9 @@ from diffusion.choice.confidence import interval_of
 from diffusion.choice.ranking import FEW_IMAGES
 from diffusion.choice.spaces import all_spaces
 from diffusion.config import Config
-from diffusion.images.meta import CellMeta
 from diffusion.images.pictures import png_bytes
 from diffusion.images.store import Images, ImageStore
+from diffusion.images.store_meta import CellMeta
 from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import Cell, cell_order, describe_cell, describe_line
 from diffusion.protocol.scores import ScoresDocument

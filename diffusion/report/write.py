@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion.config import Config
-from diffusion.images.meta import PreparedMeta
 from diffusion.images.store import ImageStore, open_store
+from diffusion.images.store_meta import PreparedMeta
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.cells import open_cells
 from diffusion.protocol.grid import Cell

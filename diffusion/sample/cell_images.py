@@ -23,7 +23,7 @@ from diffusion.sample.config import SampleConfig
 from diffusion.sample.generate import generate, should_compile
 from diffusion.sample.nfe import count_nfe
 from diffusion.sample.shards import CellShards, cells_folder
-from diffusion.system.devices import Waiting, held_device
+from diffusion.system.devices import OnWait, acquire_device
 from diffusion.system.files import sha256_file
 from diffusion.system.section import fingerprint
 
@@ -112,7 +112,7 @@ class LocalRunner:
     loaded once for all cells of a sweep. `waiting` as in `held_device`.
     """
 
-    def __init__(self, waiting: Waiting | None = None) -> None:
+    def __init__(self, waiting: OnWait | None = None) -> None:
         self._waiting, self._held = waiting, ExitStack()
         self._device: torch.device | None = None
         self._loaded: tuple[str, LoadedModel] | None = None
@@ -132,7 +132,7 @@ class LocalRunner:
         if not shards:
             return
         if self._device is None:
-            self._device = self._held.enter_context(held_device(self._waiting))
+            self._device = self._held.enter_context(acquire_device(self._waiting))
         sha256 = sha256_file(model)
         if self._loaded is None or self._loaded[0] != sha256:
             self._loaded = None

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from diffusion.protocol.settings import CellConfig
-from diffusion.system.section import BatchSize, NotBool, Word
+from diffusion.system.section import BatchSize, NotBool, ShortText
 
 
 class SampleConfig(CellConfig):
@@ -18,5 +18,5 @@ class SampleConfig(CellConfig):
 
     batch_size: BatchSize = 250
     runner: Literal["local", "ray"] = "local"
-    address: Word | None = None
+    address: ShortText | None = None
     num_gpus: Annotated[float, Field(ge=0, le=64), NotBool] | None = None

@@ -29,9 +29,9 @@ from diffusion.sample.guidance import (
 from diffusion.sample.nan_guard import NaNGuard, guard_networks
 from diffusion.sample.nfe import count_nfe, sampling_grid
 from diffusion.sample.sampler import Step, run_sampler
+from diffusion.system.device_transfer import to_device
 from diffusion.system.errors import UsageError
 from diffusion.system.threads import in_halves, prefetched_draws, splitting_helps
-from diffusion.system.transfer import send
 
 if TYPE_CHECKING:  # a model's images do not come from a classifier's code, unless there is one
     from diffusion.model.classifier import LoadedClassifier
@@ -121,7 +121,7 @@ def _making(
     ahead = noise_draws(settings, device)
 
     def make(draw: _Draw, condition: Condition, callback: _Callback | None, watch: NaNGuard) -> Tensor:
-        with prefetched_draws(lambda: send(draw(), device), ahead, device) as noise:
+        with prefetched_draws(lambda: to_device(draw(), device), ahead, device) as noise:
             walk = sampler(grid, noise(), noise)
             return to_uint8(run_sampler(walk, denoiser, condition.to(device), callback, watch).x).cpu()
 

@@ -13,8 +13,8 @@ from diffusion.process.denoiser import Denoiser, times_of_rows
 from diffusion.process.prediction import Prediction, expand
 from diffusion.process.process import Process
 from diffusion.protocol.interval import in_interval
+from diffusion.system.device_transfer import to_device
 from diffusion.system.errors import UsageError
-from diffusion.system.transfer import send
 
 Weight = Tensor | float
 
@@ -72,7 +72,7 @@ class _Guided:
     def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
         rows, count = self._rows, len(x)
         times = torch.cat([t, t[rows]]) if isinstance(t, Tensor) else t  # both as yet where they lay
-        rows = rows if isinstance(rows, slice) else send(rows, x.device)
+        rows = rows if isinstance(rows, slice) else to_device(rows, x.device)
         asked = Condition.cat([condition, condition.rows(rows).null()])
         both = self._denoiser(torch.cat([x, x[rows]]), times, asked)
         conditional, free = both.rows(slice(count)), both.rows(slice(count, None))

@@ -16,9 +16,9 @@ import numpy as np
 
 from diffusion.images.store import Images
 from diffusion.layout import CELL_RUNS
-from diffusion.system.arrays import UNREADABLE
+from diffusion.system.checksums import Corrupted, read_checksummed, write_checksummed
 from diffusion.system.errors import DiffctlError, DiffctlWarning
-from diffusion.system.seals import Broken, read_sealed, write_sealed
+from diffusion.system.npy_files import UNREADABLE
 from diffusion.system.section import brief
 
 NAME = re.compile(r"(\d{8,12})-(\d{8,12})\.npy")
@@ -62,7 +62,7 @@ class CellShards:
     def save(self, shard: range, images: Images) -> None:
         """Keep a shard's images, whole or not at all."""
         path = self.folder / f"{shard.start:08d}-{shard.stop:08d}.npy"
-        write_sealed(path, lambda file: np.save(file, images, allow_pickle=False), _name(path))
+        write_checksummed(path, lambda file: np.save(file, images, allow_pickle=False), _name(path))
 
     def images(self) -> Iterator[Images]:
         """All images in order, a file at a time; the finished shards must cover them.
@@ -74,7 +74,7 @@ class CellShards:
             if shard.start <= at < min(shard.stop, self.total):
                 try:
                     images = self._read(shard, path)
-                except (Broken, OSError) as error:
+                except (Corrupted, OSError) as error:
                     raise DiffctlError(f"{path} was damaged just now ({error}): run it again") from None
                 yield images[at - shard.start : self.total - shard.start]
                 at = min(shard.stop, self.total)
@@ -89,7 +89,7 @@ class CellShards:
     def _is_whole(self, shard: range, path: Path) -> bool:
         try:
             self._read(shard, path)
-        except (Broken, OSError) as error:
+        except (Corrupted, OSError) as error:
             told = f"{path} is damaged ({error}): it is set aside, and its images are made again"
             warnings.warn(told, DiffctlWarning, stacklevel=2)
             path.replace(path.with_name(DAMAGED_PREFIX + path.name))
@@ -98,13 +98,13 @@ class CellShards:
 
     def _read(self, shard: range, path: Path) -> Images:
         shape = (len(shard), *self.shape)
-        data = read_sealed(path, _name(path), most=math.prod(shape) + HEADER)
+        data = read_checksummed(path, _name(path), most=math.prod(shape) + HEADER)
         try:
             images: Images = np.load(io.BytesIO(data), allow_pickle=False)
         except UNREADABLE as error:
-            raise Broken(f"it holds no array: {brief(error, str)}") from None
+            raise Corrupted(f"it holds no array: {brief(error, str)}") from None
         if images.shape != shape or images.dtype != np.uint8:
-            raise Broken(f"it holds {images.dtype} {images.shape}, want uint8 {shape}")
+            raise Corrupted(f"it holds {images.dtype} {images.shape}, want uint8 {shape}")
         return images
 
 

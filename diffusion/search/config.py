@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from diffusion.system.section import NotBool, Section, Seed, Word
+from diffusion.system.section import NotBool, Section, Seed, ShortText
 
 MOST_FIELDS, MOST_VALUES, MOST_TRIALS = 20, 100, 10_000
 MOST = 1e15  # of a number that is searched over
@@ -50,7 +50,7 @@ class SearchConfig(Section):
     before at the same step. What a trial gets is a function of `seed`, its number and the trials before.
     """
 
-    fields: Annotated[dict[Word, Range | Values], Field(min_length=1, max_length=MOST_FIELDS)]
+    fields: Annotated[dict[ShortText, Range | Values], Field(min_length=1, max_length=MOST_FIELDS)]
     method: Literal["grid", "random", "tpe"] = "random"
     trials: Annotated[int, Field(gt=0, le=MOST_TRIALS), NotBool] | None = None
     seed: Seed = 0

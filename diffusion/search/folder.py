@@ -11,9 +11,9 @@ from diffusion.layout import PARAMS, SEARCH_RUNS
 from diffusion.search.config import SearchConfig
 from diffusion.search.space import Point, applied, grid
 from diffusion.search.trial import Ended, State
+from diffusion.system.checksums import add_checksum, read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json, write_text
-from diffusion.system.seals import read_sealed_document, sealed
 from diffusion.system.section import Section, brief
 from diffusion.train.config_diff import changed_fields
 
@@ -56,9 +56,9 @@ def open_search(folder: Path, section: SearchConfig, settings: dict[str, Any], d
     search = section.model_dump(mode="json", exclude={"trials"})
     about = About(key=uuid.uuid4().hex, data_digest=data_digest, settings=settings, search=search)
     try:
-        known = read_sealed_document(folder / ABOUT, About)
+        known = read_checksummed_json(folder / ABOUT, About)
     except FileNotFoundError:
-        write_json(folder / ABOUT, sealed(about.model_dump()))
+        write_json(folder / ABOUT, add_checksum(about.model_dump()))
         return about
     before, now = (one.model_dump(exclude={"key"}) for one in (known, about))
     if changed := changed_fields(before, now):
@@ -71,7 +71,7 @@ def open_search(folder: Path, section: SearchConfig, settings: dict[str, Any], d
 
 def known_searches() -> list[About]:
     """What the folders in runs/search/ are searches of; DiffctlError for one that is damaged."""
-    return [read_sealed_document(path, About) for path in sorted(SEARCH_RUNS.glob(f"*/{ABOUT}"))]
+    return [read_checksummed_json(path, About) for path in sorted(SEARCH_RUNS.glob(f"*/{ABOUT}"))]
 
 
 def first_settings(values: dict[str, Any], section: SearchConfig) -> dict[str, Any]:
@@ -96,13 +96,15 @@ def write_trial(folder: Path, values: dict[str, Any], point: Point) -> Path:
 
 def write_ended(folder: Path, ended: Ended) -> None:
     """Say in a trial's folder how it ended: the last thing that its process does."""
-    write_json(folder / ENDED, sealed({"state": ended.state, "value": ended.value, "reason": ended.reason}))
+    write_json(
+        folder / ENDED, add_checksum({"state": ended.state, "value": ended.value, "reason": ended.reason})
+    )
 
 
 def read_ended(folder: Path) -> Ended | None:
     """How the trial in the folder ended; None where it has not, or where the file is damaged."""
     try:
-        said = read_sealed_document(folder / ENDED, _Ended)
+        said = read_checksummed_json(folder / ENDED, _Ended)
     except (FileNotFoundError, DiffctlError):
         return None  # the trial is made again from what is kept of it
     return Ended(said.state, said.value, said.reason)

@@ -17,7 +17,7 @@ from diffusion.search.space import Point
 from diffusion.search.trial import Ended, State, Trial
 from diffusion.system.errors import DiffctlError
 from diffusion.system.locks import file_lock
-from diffusion.system.section import canonical
+from diffusion.system.section import canonical_json
 
 if TYPE_CHECKING:
     import optuna
@@ -92,7 +92,7 @@ class Ledger:
                     state=TrialState.RUNNING,
                     params=params_of(self._section, point),
                     distributions=distributions(self._section),
-                    user_attrs={POINT: canonical(point)},
+                    user_attrs={POINT: canonical_json(point)},
                 )
             )
         return self.trials()[-1]

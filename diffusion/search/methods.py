@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion.search.config import Range, SearchConfig
 from diffusion.search.space import Point, grid, values_of
 from diffusion.search.trial import Trial
-from diffusion.system.section import canonical
+from diffusion.system.section import canonical_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +83,7 @@ def distributions(section: SearchConfig) -> "dict[str, BaseDistribution]":
     found: dict[str, BaseDistribution] = {}
     for name, values in values_of(section):
         if not isinstance(values, Range):
-            found[name] = CategoricalDistribution(tuple(map(canonical, values)))
+            found[name] = CategoricalDistribution(tuple(map(canonical_json, values)))
         elif values.whole:
             found[name] = IntDistribution(int(values.low), int(values.high), log=values.log)
         else:
@@ -94,7 +94,7 @@ def distributions(section: SearchConfig) -> "dict[str, BaseDistribution]":
 def params_of(section: SearchConfig, point: Point) -> dict[str, Any]:
     """A point as Optuna knows it."""
     return {
-        name: point[name] if isinstance(values, Range) else canonical(point[name])
+        name: point[name] if isinstance(values, Range) else canonical_json(point[name])
         for name, values in values_of(section)
     }
 
@@ -103,7 +103,7 @@ def value_of(values: Range | tuple[Any, ...], param: Any) -> Any:
     """A field's value from what Optuna knows it as."""
     if isinstance(values, Range):
         return param
-    return next(value for value in values if canonical(value) == param)
+    return next(value for value in values if canonical_json(value) == param)
 
 
 def optuna_trial(section: SearchConfig, trial: Trial) -> Any:

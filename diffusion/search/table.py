@@ -9,7 +9,7 @@ from diffusion.choice.ranking import rank_metric
 from diffusion.protocol.scores import CellScores, ScoresDocument
 from diffusion.search.space import Point
 from diffusion.search.trial import Trial
-from diffusion.system.section import canonical
+from diffusion.system.section import canonical_json
 
 SEED = "train.seed"
 
@@ -46,7 +46,7 @@ def settings(scored: Sequence[Scored]) -> list[Group]:
     """The settings that have scores, the best first."""
     together: dict[str, list[Scored]] = {}
     for one in scored:
-        together.setdefault(canonical(_without_seed(one.trial.point)), []).append(one)
+        together.setdefault(canonical_json(_without_seed(one.trial.point)), []).append(one)
     chosen = [(members, *_best_cell(members)) for members in together.values()]
     chosen.sort(key=lambda one: mean_of(one[2], rank_metric(one[2][0])))
     return [_group(members, name, cells, chosen[0][2]) for members, name, cells in chosen]

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import torch
 
+from diffusion.system.device_transfer import float64_device
 from diffusion.system.errors import UsageError
 from diffusion.system.locks import LockBusy, file_lock, group_lock
-from diffusion.system.private import private_folder
-from diffusion.system.transfer import exact_place
+from diffusion.system.private_dir import make_private_dir
 
-FOLDER = Path(tempfile.gettempdir()) / f"diffctl-devices-{os.getuid()}"  # of the machine, for all projects
+LOCK_DIR = Path(tempfile.gettempdir()) / f"diffctl-devices-{os.getuid()}"  # of the machine, for all projects
 
-Waiting = Callable[[str], object]
+OnWait = Callable[[str], object]
 """Told once, in a sentence, that there is something to wait for."""
 
 Check = Callable[[], object]
 """Called again and again while something is waited for; raises to stop that."""
 
 
-CHOICE = "DIFFCTL_DEVICE"  # the kind of device to use, where it is not to be the best there is
+DEVICE_VARIABLE = "DIFFCTL_DEVICE"  # the kind of device to use, where it is not to be the best there is
 
 
 def device_kind() -> str:
@@ -35,13 +35,15 @@ def device_kind() -> str:
         "mps": torch.backends.mps.is_available,
         "cpu": lambda: True,
     }
-    wanted = os.environ.get(CHOICE)
+    wanted = os.environ.get(DEVICE_VARIABLE)
     if wanted is None:
         return next(kind for kind, is_there in there.items() if is_there())
     if wanted not in there:
-        raise UsageError(f"{CHOICE} is {wanted}: want one of {', '.join(there)}, or leave it out")
+        raise UsageError(f"{DEVICE_VARIABLE} is {wanted}: want one of {', '.join(there)}, or leave it out")
     if not there[wanted]():
-        raise UsageError(f"{CHOICE} asks for {wanted}, and this machine or torch has none: leave it out")
+        raise UsageError(
+            f"{DEVICE_VARIABLE} asks for {wanted}, and this machine or torch has none: leave it out"
+        )
     return wanted
 
 
@@ -55,12 +57,12 @@ def scoring_device() -> torch.device:
 
     Those have no float64, and nobody has seen their features agree with the published ones.
     """
-    return exact_place(default_device())
+    return float64_device(default_device())
 
 
 @contextmanager
-def held_device(
-    waiting: Waiting | None = None, group: str | None = None, check: Check | None = None
+def acquire_device(
+    waiting: OnWait | None = None, group: str | None = None, check: Check | None = None
 ) -> Iterator[torch.device]:
     """The first GPU that nobody else on this machine uses, held for the block; the CPU where there is none.
 
@@ -71,20 +73,20 @@ def held_device(
     if not gpus:
         yield torch.device("cpu")
         return
-    with held_lock(list(gpus), waiting, group, check) as name:
+    with acquire_lock(list(gpus), waiting, group, check) as name:
         yield gpus[name]
 
 
 @contextmanager
-def held_gpus(count: int, waiting: Waiting | None = None, check: Check | None = None) -> Iterator[None]:
-    """Hold the first `count` GPUs for the block, as `held_device` holds one; nothing where there are none.
+def acquire_gpus(count: int, waiting: OnWait | None = None, check: Check | None = None) -> Iterator[None]:
+    """Hold the first `count` GPUs for the block, as `acquire_device` holds one; nothing where there are none.
 
     None of Apple's: processes that train together are on several GPUs, or on the CPU.
     """
     with ExitStack() as stack:
         numbered = [name for name, device in _gpus().items() if device.type == "cuda"]
         for name in sorted(numbered[:count]):  # in one order for all, so that no two wait for each other
-            stack.enter_context(held_lock([name], waiting, check=check))
+            stack.enter_context(acquire_lock([name], waiting, check=check))
         yield
 
 
@@ -101,9 +103,9 @@ def _gpus() -> dict[str, torch.device]:
 
 
 @contextmanager
-def held_lock(
+def acquire_lock(
     names: Sequence[str],
-    waiting: Waiting | None = None,
+    waiting: OnWait | None = None,
     group: str | None = None,
     check: Check | None = None,
 ) -> Iterator[str]:
@@ -112,7 +114,7 @@ def held_lock(
     Free is one for a `group`, too, that the same group holds. DiffctlError where another user could have put
     something into the locks' folder.
     """
-    folder = private_folder(FOLDER)
+    folder = make_private_dir(LOCK_DIR)
 
     def lock(path: Path) -> AbstractContextManager[None]:
         return file_lock(path, timeout=0) if group is None else group_lock(path, group)

@@ -72,7 +72,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     with _speaking_of(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        drop_leftovers(path)
+        remove_leftovers(path)
         with _new_folder(path) as made:
             try:
                 yield made
@@ -123,7 +123,7 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def drop_leftovers(path: Path) -> None:
+def remove_leftovers(path: Path) -> None:
     """Remove what killed processes have left of `atomic_folder(path)`; what a living one makes stays."""
     for made in path.parent.glob(f"{glob.escape(_beginning(path))}*.tmp"):
         with suppress(OSError), _folder_lock(made, fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -174,7 +174,7 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def bytes_below(folder: Path) -> int:
+def disk_usage(folder: Path) -> int:
     """What the files below a folder take on their disk."""
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 

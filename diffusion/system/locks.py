@@ -14,7 +14,7 @@ from typing import IO
 from diffusion.system.errors import DiffctlError
 
 # Longer than `is_held` looks at a lock: who only looks never makes another one fail.
-LOOK_SECONDS = 0.2
+MIN_WAIT_SECONDS = 0.2
 POLL_SECONDS = 0.02
 
 
@@ -47,7 +47,7 @@ def group_lock(
         yield
 
 
-def holders(path: Path) -> str | None:
+def holding_group(path: Path) -> str | None:
     """The group that a `group_lock` holds the file with at this moment; None where there is none."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -66,7 +66,7 @@ def _held(
     through_exec: bool = False,
 ) -> Iterator[None]:
     """Hold the file that lies at `path` once `attempt` gets it; one that was deleted meanwhile is let go."""
-    deadline = math.inf if timeout is None else time.monotonic() + max(timeout, LOOK_SECONDS)
+    deadline = math.inf if timeout is None else time.monotonic() + max(timeout, MIN_WAIT_SECONDS)
     while True:
         with _opened(path) as file:
             os.set_inheritable(file.fileno(), through_exec)

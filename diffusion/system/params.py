@@ -8,22 +8,22 @@ from pydantic import create_model
 from diffusion.system.errors import UsageError
 from diffusion.system.plain_yaml import YamlRefusal, parse_yaml
 from diffusion.system.renamed import refuse_renamed
-from diffusion.system.section import Kind, brief, validated
+from diffusion.system.section import Kind, brief, validate
 
 PARAMS = "params.yaml"
-MOST_SHOWN = 300  # characters of a path, or of what is wrong with a text
-MOST_BYTES = 64 * 2**10  # of a params file; the profiles have two thousand
+MAX_SHOWN = 300  # characters of a path, or of what is wrong with a text
+MAX_BYTES = 64 * 2**10  # of a params file; the profiles have two thousand
 
 
 def read_params(path: Path | str = PARAMS) -> dict[str, Any]:
     """The sections of a params file as plain values; UsageError for a missing or unreadable one."""
     path = Path(path)
-    shown = brief(path, str, MOST_SHOWN)
+    shown = brief(path, str, MAX_SHOWN)
     text = _text(path, shown)
     try:
         values = parse_yaml(text)
     except YamlRefusal as refusal:
-        raise UsageError(f"{shown} is not readable as YAML: {brief(refusal, str, MOST_SHOWN)}") from None
+        raise UsageError(f"{shown} is not readable as YAML: {brief(refusal, str, MAX_SHOWN)}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{shown} is no params file: it holds no sections")
     refuse_renamed(values, shown)
@@ -36,9 +36,9 @@ def _text(path: Path, shown: str) -> str:
         if path.exists() and not path.is_file():
             raise UsageError(f"{shown} is no regular file")
         with open(path, "rb") as file:
-            data = file.read(MOST_BYTES + 1)
-        if len(data) > MOST_BYTES:
-            raise UsageError(f"{shown} has more than {MOST_BYTES:,} bytes, so it is no params file")
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise UsageError(f"{shown} has more than {MAX_BYTES:,} bytes, so it is no params file")
         return data.decode("utf-8")
     except FileNotFoundError:
         raise UsageError(
@@ -54,7 +54,7 @@ def _text(path: Path, shown: str) -> str:
 def load_sections(kind: type[Kind], path: Path | str = PARAMS) -> Kind:
     """The sections that are fields of `kind`, whatever the others hold; UsageError as loading all gives."""
     values = {name: section for name, section in read_params(path).items() if name in kind.model_fields}
-    return validated(kind, values, str(path))
+    return validate(kind, values, str(path))
 
 
 def load_section(name: str, kind: type[Kind], path: Path | str = PARAMS) -> Kind:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import yaml
 
 DEEPEST = 16  # levels; the sections of params.yaml need four
-MOST_NODES = 5000  # words, lists and mappings; the profiles have a hundred, and PyYAML reads 10,000 a second
+MAX_NODES = 5000  # words, lists and mappings; the profiles have a hundred, and PyYAML reads 10,000 a second
 LONGEST = 100  # characters of a number: a longer one stays text
 NONE = re.compile(r"~|null|Null|NULL|")
 TRUTH = re.compile(r"true|True|TRUE|false|False|FALSE")
@@ -50,8 +50,8 @@ class _Composer(yaml.SafeLoader):
         if self.depth == DEEPEST:
             _refuse(event.start_mark, f"it is nested more than {DEEPEST} levels deep")
         self.nodes += 1
-        if self.nodes > MOST_NODES:
-            _refuse(event.start_mark, f"it has more than {MOST_NODES:,} values and keys")
+        if self.nodes > MAX_NODES:
+            _refuse(event.start_mark, f"it has more than {MAX_NODES:,} values and keys")
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1

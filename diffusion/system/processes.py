@@ -9,12 +9,12 @@ from pathlib import Path
 
 import psutil
 
-PATIENCE = 10.0  # seconds that a group has for its end before it is killed
+GRACE_SECONDS = 10.0  # seconds that a group has for its end before it is killed
 PR_SET_PDEATHSIG = 1  # prctl(2)
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
-def start_of(pid: int) -> str | None:
+def start_time(pid: int) -> str | None:
     """When the process of this id began, in a form that only compares; None where there is none.
 
     An id is used again once its process is gone; the pair of both is not. On Linux the moment is counted
@@ -32,14 +32,14 @@ def start_of(pid: int) -> str | None:
         return None
 
 
-def die_with(parent: int) -> bool:
+def die_with_parent(parent: int) -> bool:
     """Be killed with the process that started this one, even by SIGKILL; False when it has ended already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     return os.getppid() == parent
 
 
-def in_group(group: int) -> list[psutil.Process]:
+def group_processes(group: int) -> list[psutil.Process]:
     """The living processes of a process group."""
     return [process for process in psutil.process_iter() if _belongs(process, group)]
 
@@ -51,7 +51,7 @@ def _belongs(process: psutil.Process, group: int) -> bool:
         return False
 
 
-def end_all(processes: Sequence[psutil.Process], patience: float = PATIENCE) -> None:
+def terminate(processes: Sequence[psutil.Process], patience: float = GRACE_SECONDS) -> None:
     """End the processes: SIGTERM, and SIGKILL for those that are there after `patience` seconds."""
     left: Sequence[psutil.Process] = processes
     for number in (signal.SIGTERM, signal.SIGKILL):

@@ -31,25 +31,25 @@ def _number(value: Any) -> Any:
 def _possible(path: Path) -> Path:
     name = os.fsencode(path)
     longest = max(map(len, name.split(b"/")))
-    if b"\0" in name or len(name) > limits.MOST_PATH or longest > limits.MOST_NAME:
+    if b"\0" in name or len(name) > limits.MAX_PATH or longest > limits.MAX_NAME:
         raise ValueError(f"no file can be called that (got {brief(path, str)})")
     return path
 
 
 NotBool = BeforeValidator(_number)
-PositiveInt = Annotated[int, Field(gt=0, le=limits.MOST_COUNT), NotBool]
-BatchSize = Annotated[int, Field(gt=0, le=limits.MOST_BATCH), NotBool]
-Side = Annotated[int, Field(gt=0, le=limits.MOST_SIDE), NotBool]
-Steps = Annotated[int, Field(gt=0, le=limits.MOST_STEPS), NotBool]
-Seed = Annotated[int, Field(ge=0, le=limits.MOST_SEED), NotBool]
+PositiveInt = Annotated[int, Field(gt=0, le=limits.MAX_COUNT), NotBool]
+BatchSize = Annotated[int, Field(gt=0, le=limits.MAX_BATCH), NotBool]
+Side = Annotated[int, Field(gt=0, le=limits.MAX_SIDE), NotBool]
+Steps = Annotated[int, Field(gt=0, le=limits.MAX_STEPS), NotBool]
+Seed = Annotated[int, Field(ge=0, le=limits.MAX_SEED), NotBool]
 Probability = Annotated[float, Field(ge=0, lt=1), NotBool]
-Word = Annotated[str, Field(max_length=limits.MOST_NAME)]
+ShortText = Annotated[str, Field(max_length=limits.MAX_NAME)]
 FilePath = Annotated[Path, AfterValidator(_possible)]
-Distinct = AfterValidator(_distinct)
+Unique = AfterValidator(_distinct)
 UNKNOWN_KEY = "unknown_key"  # the type of an error that says by itself what is allowed
 SAYS_ALL = ("value_error", "missing", "json_invalid", UNKNOWN_KEY)
-MOST_PROBLEMS = 5  # told of one file at once
-MOST_TOLD = 700  # characters of all of them; of one, half
+MAX_PROBLEMS = 5  # told of one file at once
+MAX_TOLD = 700  # characters of all of them; of one, half
 BRIEF = 120  # characters of what somebody gave, told back
 
 
@@ -63,7 +63,7 @@ class NoOptions(Section):
     """The options of what has none."""
 
 
-def validated(kind: type[Kind], values: Any, origin: str) -> Kind:
+def validate(kind: type[Kind], values: Any, origin: str) -> Kind:
     """Plain values as that class; UsageError names `origin`, the field and what is allowed."""
     try:
         return kind.model_validate(values)
@@ -74,8 +74,8 @@ def validated(kind: type[Kind], values: Any, origin: str) -> Kind:
 def explain(error: ValidationError, origin: str, kind: Any) -> str:
     """One sentence for the user: where, what is wrong, what is allowed. `kind` is what was validated."""
     found = error.errors(include_url=False)
-    problems = [_problem(item, kind) for item in found[:MOST_PROBLEMS]]
-    while len(problems) > 1 and sum(map(len, problems)) > MOST_TOLD:
+    problems = [_problem(item, kind) for item in found[:MAX_PROBLEMS]]
+    while len(problems) > 1 and sum(map(len, problems)) > MAX_TOLD:
         problems.pop()
     if len(found) > len(problems):
         problems.append(f"and {len(found) - len(problems)} more")
@@ -86,7 +86,7 @@ def _problem(item: ErrorDetails, kind: Any) -> str:
     field = brief(".".join(str(part) for part in item["loc"]), str)
     if item["type"] == "extra_forbidden":
         return f"{field}: unknown key{_allowed_keys(kind, item['loc'])}"
-    message = brief(item["msg"].removeprefix("Value error, "), str, MOST_TOLD // 2)
+    message = brief(item["msg"].removeprefix("Value error, "), str, MAX_TOLD // 2)
     given = "" if item["type"] in SAYS_ALL else f" (got {brief(item['input'])})"
     return f"{field + ': ' if field else ''}{message}{given}"
 
@@ -115,7 +115,7 @@ def _allowed_keys(kind: Any, location: tuple[int | str, ...]) -> str:
     return f", allowed are {', '.join(kind.model_fields)}" if kind.model_fields else ", there are none"
 
 
-def canonical(values: Any) -> str:
+def canonical_json(values: Any) -> str:
     """JSON in one form only: sorted keys, no blanks. Pydantic models are dumped first."""
     if isinstance(values, BaseModel):
         values = values.model_dump(mode="json")
@@ -124,4 +124,4 @@ def canonical(values: Any) -> str:
 
 def fingerprint(values: Any) -> str:
     """16 hex digits of SHA-256 over the canonical JSON: equal exactly when the values are."""
-    return hashlib.sha256(canonical(values).encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical_json(values).encode()).hexdigest()[:16]

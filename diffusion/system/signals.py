@@ -1,7 +1,7 @@
-"""Ctrl-C, SIGTERM and a terminal's end: one flag a process, looked at at safe places or raised at once.
+"""Signals: Ctrl-C, SIGTERM and a closed terminal set one flag per process.
 
-What is raised in the midst of code that is not ours may be swallowed there, so the flag stays set: who comes
-to a safe place next finds it, and the command line does at the latest.
+The work either checks the flag where it is safe to stop, or gets an exception at once. A library may swallow
+such an exception. So the flag stays set, and the next `check_signals` raises again.
 """
 
 import signal
@@ -16,50 +16,50 @@ from diffusion.system.errors import Interrupted
 FINISHED_STAYS = ": the same command goes on from what is finished"
 
 
-class _Heed(Enum):
-    """What a signal does beside setting the flag."""
+class SignalMode(Enum):
+    """Effect of a signal besides setting the flag."""
 
-    AT_ONCE = "Interrupted is raised where the work stands"
-    LOOKED_AT = "nothing"
-    HELD = "nothing, nor does a second Ctrl-C end the process"
+    RAISE = "Interrupted is raised at once"
+    POLL = "none: the work polls the flag"
+    HOLD = "none, and a second Ctrl-C does not end the process either"
 
 
 class StopRequest:
-    """The first signal that asked this process to stop. A second Ctrl-C ends it at once, as is usual.
+    """The first signal that requested a stop. A second Ctrl-C ends the process at once.
 
-    A further SIGTERM or SIGHUP says nothing new: shells and `timeout` send them twice. Nor does the first
-    Ctrl-C after one of them: systemd tells all of a unit by SIGTERM, and a run passes its own on as SIGINT.
+    Other repeated signals have no effect: shells and `timeout` send SIGTERM twice. The first Ctrl-C after a
+    SIGTERM has none either: systemd signals all processes of a unit, and `run` forwards its own as SIGINT.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._pressed = False
-        self._heed = _Heed.LOOKED_AT
+        self._mode = SignalMode.POLL
 
     def raise_if_set(self) -> None:
-        """Interrupted with the exit code of the signal that asked for it, where all work is saved."""
+        """Raise Interrupted if a stop was requested; call it after all work is saved."""
         if self.signal is not None:
-            raise interrupted(self.signal, ", saved: the same command goes on from here")
+            raise make_interrupted(self.signal, ", saved: the same command goes on from here")
 
-    def look(self) -> None:
-        """As `raise_if_set`, for work whose finished parts are safe at any moment."""
+    def check(self) -> None:
+        """Raise Interrupted if a stop was requested; for work that is safe to stop at any moment."""
         if self.signal is not None:
-            raise interrupted(self.signal)
+            raise make_interrupted(self.signal)
 
-    def ask(self) -> bool:
-        """Stop as SIGTERM would, of this process's own accord; False where a signal has asked before."""
+    def request(self) -> bool:
+        """Request a stop as SIGTERM does; return False if a signal did so before."""
         if self.signal is not None:
             return False
         self.signal = signal.SIGTERM
         return True
 
-    def let_go(self) -> None:
-        """From now on a second Ctrl-C ends the process at once, though it was held."""
-        self._heed = _Heed.LOOKED_AT
+    def release(self) -> None:
+        """Stop holding: from now on a second Ctrl-C ends the process at once."""
+        self._mode = SignalMode.POLL
         self._arm()
 
-    def forget(self) -> None:
-        """The stop was the usual end of what was done: it is nobody else's matter."""
+    def clear(self) -> None:
+        """Clear the request, where a stop is the usual end of the work."""
         self.signal = None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -67,11 +67,12 @@ class StopRequest:
         self.signal = self.signal or number
         self._pressed = self._pressed or number == signal.SIGINT
         self._arm()
-        if first and self._heed is _Heed.AT_ONCE:
-            raise interrupted(number)
+        if first and self._mode is SignalMode.RAISE:
+            raise make_interrupted(number)
 
     def _arm(self) -> None:
-        if self._pressed and self.signal is not None and self._heed is not _Heed.HELD:
+        """Restore the default action of Ctrl-C after the first one."""
+        if self._pressed and self.signal is not None and self._mode is not SignalMode.HOLD:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -79,58 +80,58 @@ _current: StopRequest | None = None  # of the outermost block
 
 
 def stop_request(*, hold: bool = False) -> AbstractContextManager[StopRequest]:
-    """Collect signals inside the block: the work looks at the request where it is safe to stop.
+    """Collect signals inside the block; the work checks the request where it is safe to stop.
 
-    With `hold` a second Ctrl-C ends the process from `let_go` on only: who has others to tell first cannot
-    be ended before. The handlers from before come back after the block.
+    With `hold`, a second Ctrl-C ends the process only after `release`: for a parent that must stop its
+    children first. The previous handlers are restored after the block.
     """
-    return _block(_Heed.HELD if hold else _Heed.LOOKED_AT)
+    return _block(SignalMode.HOLD if hold else SignalMode.POLL)
 
 
-def ended_by_signal() -> AbstractContextManager[StopRequest]:
-    """Interrupted at once on a signal inside the block, also where a library has put handlers of its own.
+def interrupt_on_signal() -> AbstractContextManager[StopRequest]:
+    """Raise Interrupted at once on a signal inside the block, also if a library set its own handlers.
 
-    For work whose finished parts are safe at any moment. Leaving the block is a safe place, too.
+    For work that is safe to stop at any moment. Leaving the block checks the flag once more.
     """
-    return _block(_Heed.AT_ONCE)
+    return _block(SignalMode.RAISE)
 
 
-def look() -> None:
-    """Interrupted where a signal has come and what was raised of it was lost; nothing in `stop_request`."""
-    if _current is not None and _current._heed is _Heed.AT_ONCE:
-        _current.look()
+def check_signals() -> None:
+    """Raise Interrupted if an earlier one was swallowed; do nothing in `stop_request`."""
+    if _current is not None and _current._mode is SignalMode.RAISE:
+        _current.check()
 
 
 @contextmanager
-def _block(heed: _Heed) -> Iterator[StopRequest]:
+def _block(mode: SignalMode) -> Iterator[StopRequest]:
     global _current
     outer, request = _current, _current or StopRequest()
-    before, _current = request._heed, request
+    before, _current = request._mode, request
     handlers: dict[int, Any] = {}
     try:
-        request._heed = heed
-        for number in _heard():
+        request._mode = mode
+        for number in _handled_signals():
             handlers[number] = signal.signal(number, request._receive)
         request._arm()
-        look()
+        check_signals()
         yield request
-        look()
-        request._heed = before
-        look()
+        check_signals()
+        request._mode = before
+        check_signals()
     finally:
-        request._heed, _current = before, outer
+        request._mode, _current = before, outer
         for number, handler in handlers.items():
             signal.signal(number, handler)
         if outer is not None:
             request._arm()
 
 
-def _heard() -> list[int]:
-    """The signals that ask to stop; not a terminal's end where `nohup` has it ignored."""
-    hung_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
-    return [signal.SIGINT, signal.SIGTERM, *hung_up]
+def _handled_signals() -> list[int]:
+    """Return the signals that request a stop; without SIGHUP where `nohup` ignores it."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
 
 
-def interrupted(number: int, what: str = FINISHED_STAYS) -> Interrupted:
-    """What the signal is as an exception."""
+def make_interrupted(number: int, what: str = FINISHED_STAYS) -> Interrupted:
+    """Return the exception for a signal."""
     return Interrupted(f"stopped by {signal.Signals(number).name}{what}", number)

@@ -13,13 +13,13 @@ _UNSAID = {"ctx", "kind", "type_comment"}  # follow from the rest, or say nothin
 _TELLING = {"print", "warnings.warn"}  # calls whose statement only tells somebody something
 
 
-def normalised(node: Any) -> str:
+def normalized_syntax(node: Any) -> str:
     """A tree as text: every node with its fields that hold something."""
     if isinstance(node, ast.Constant):
         return f"{type(node.value).__name__} {node.value!r}"
     if isinstance(node, list):
         kept = (item for item in node if not (_is_for_types(item) or _only_tells(item)))
-        return f"[{' '.join(map(normalised, kept))}]"
+        return f"[{' '.join(map(normalized_syntax, kept))}]"
     if not isinstance(node, ast.AST):
         return repr(node)
     if isinstance(node, ast.Raise):  # not in which words
@@ -30,11 +30,13 @@ def normalised(node: Any) -> str:
         fields["values"] = [part for part in node.values if getattr(part, "value", None) != ""]
     if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
         fields["body"] = node.body[1:]
-    parts = (f"{name}={normalised(value)}" for name, value in fields.items() if value not in (None, []))
+    parts = (
+        f"{name}={normalized_syntax(value)}" for name, value in fields.items() if value not in (None, [])
+    )
     return f"{type(node).__name__}({' '.join(parts)})"
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
+def imported_modules(tree: ast.AST) -> Iterator[str]:
     """Every module name, and every name taken from one, that a tree imports; not those for types only."""
     for node in ast.iter_child_nodes(tree):
         if _is_for_types(node):
@@ -46,7 +48,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
             assert node.module, "an absolute import names its module"
             yield from [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         else:
-            yield from imported(node)
+            yield from imported_modules(node)
 
 
 def _is_for_types(node: ast.AST) -> bool:

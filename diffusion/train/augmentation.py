@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion.model.config import AUGMENTATION_NUMBERS
 from diffusion.process.noise import generator
-from diffusion.system.transfer import send
+from diffusion.system.device_transfer import to_device
 from diffusion.train.config import AUGMENTATIONS, AugmentConfig
 from diffusion.train.warp import warp
 
@@ -75,12 +75,15 @@ def augmented(
     """
     drawn, device = draw(config, name, rows), images.device
     for axis, flipped in ((3, drawn.x_flip), (2, drawn.y_flip)):
-        images = torch.where(send(flipped > 0, device)[:, None, None, None], images.flip(axis), images)
+        images = torch.where(to_device(flipped > 0, device)[:, None, None, None], images.flip(axis), images)
     moved = drawn.moves.nonzero().flatten()
     if len(moved):
-        maps, places = send(drawn.maps(images.shape[-1])[moved].float(), device), send(moved, device)
+        maps, places = (
+            to_device(drawn.maps(images.shape[-1])[moved].float(), device),
+            to_device(moved, device),
+        )
         images = images.index_copy(0, places, warp(images[places], maps).clamp(-1, 1))
-    return images, send(drawn.condition().float(), device)
+    return images, to_device(drawn.condition().float(), device)
 
 
 def draw(config: AugmentConfig, name: tuple[str, int, int], rows: range) -> Drawn:

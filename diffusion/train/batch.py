@@ -13,8 +13,8 @@ from torch import Tensor
 from diffusion.images.pixels import to_model
 from diffusion.process.noise import generator
 from diffusion.process.timesteps import UniformSampler
+from diffusion.system.device_transfer import float64_device, to_device
 from diffusion.system.threads import prefetch
-from diffusion.system.transfer import exact_place, send
 from diffusion.train.augmentation import augmented
 from diffusion.train.epochs import epoch_rows
 from diffusion.train.identity import TrainPlan
@@ -76,7 +76,7 @@ def draw_batch(
     )
     images, told = data[rows], None
     if plan.data.flip:
-        images = torch.where(send(flips < 0.5, device)[:, None, None, None], images.flip(3), images)
+        images = torch.where(to_device(flips < 0.5, device)[:, None, None, None], images.flip(3), images)
     images = to_model(images)
     if plan.augment:
         images, told = augmented(images, plan.augment, (purpose, seed, step), drawn)
@@ -86,10 +86,10 @@ def draw_batch(
         labels = torch.from_numpy(data.labels[rows.numpy()])
         if spec.null_class:
             labels = torch.where(dropped < plan.p_uncond, spec.num_classes, labels)
-        labels = send(labels, device)
+        labels = to_device(labels, device)
     index, weights = sampler.draw(times)
-    index = send(index, exact_place(device))  # where the process has its tables
-    return Batch(images, labels, index, send(weights, device), send(noise, device), told)
+    index = to_device(index, float64_device(device))  # where the process has its tables
+    return Batch(images, labels, index, to_device(weights, device), to_device(noise, device), told)
 
 
 def _draw_rows(name: tuple[str, int, int], rows: range, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:

@@ -8,22 +8,22 @@ from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from diffusion.data.config import DataConfig
+from diffusion.data.data_config import DataConfig
 from diffusion.model.config import ModelConfig
 from diffusion.model.power_average import Width
 from diffusion.model.unet_config import UNetConfig
 from diffusion.process.config import ProcessConfig
-from diffusion.system.limits import MOST_COUNT, MOST_HELD
+from diffusion.system.limits import MAX_COUNT, MAX_HELD
 from diffusion.system.section import (
     BatchSize,
-    Distinct,
     NotBool,
     PositiveInt,
     Probability,
     Section,
     Seed,
+    ShortText,
     Steps,
-    Word,
+    Unique,
 )
 from diffusion.train.course import Course, Rate, as_course
 
@@ -77,7 +77,7 @@ class OptimisationConfig(Section):
     log_every: PositiveInt = 50
     save_every: PositiveInt = 500
     heldout_every: PositiveInt | Literal["auto"] | None = "auto"
-    heldout_images: Annotated[int, Field(ge=4, le=MOST_HELD), NotBool] = 256
+    heldout_images: Annotated[int, Field(ge=4, le=MAX_HELD), NotBool] = 256
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -150,7 +150,7 @@ class StartConfig(Section):
     """
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    freeze: Annotated[tuple[Word, ...], Field(max_length=MOST_FROZEN), Distinct] = ()
+    freeze: Annotated[tuple[ShortText, ...], Field(max_length=MOST_FROZEN), Unique] = ()
     lr_scale: Annotated[float, Field(gt=0, le=1), NotBool] = 1.0
 
 
@@ -161,7 +161,7 @@ class AveragesConfig(Section):
     `diffctl ema` makes any other width afterwards.
     """
 
-    widths: Annotated[tuple[Width, ...], Field(min_length=1, max_length=MOST_WIDTHS), Distinct] = (0.05, 0.1)
+    widths: Annotated[tuple[Width, ...], Field(min_length=1, max_length=MOST_WIDTHS), Unique] = (0.05, 0.1)
     every: PositiveInt
 
 
@@ -173,9 +173,9 @@ class AugmentConfig(Section):
     """
 
     probability: Annotated[float, Field(gt=0, le=1), NotBool] = 0.12
-    kinds: Annotated[
-        tuple[Augmentation, ...], Field(min_length=1, max_length=len(AUGMENTATIONS)), Distinct
-    ] = AUGMENTATIONS
+    kinds: Annotated[tuple[Augmentation, ...], Field(min_length=1, max_length=len(AUGMENTATIONS)), Unique] = (
+        AUGMENTATIONS
+    )
 
 
 class TrainConfig(OptimisationConfig):
@@ -198,7 +198,7 @@ class TrainConfig(OptimisationConfig):
     averages: AveragesConfig | None = Field(default=None, exclude_if=operator.not_)
     preview_every: PositiveInt = 1000
     eval_every: PositiveInt | None = None
-    eval_images: Annotated[int, Field(ge=2, le=MOST_COUNT), NotBool] = 500
+    eval_images: Annotated[int, Field(ge=2, le=MAX_COUNT), NotBool] = 500
     eval_steps: Steps = 50
     keep: PositiveInt | Literal["best", "last"] = "best"
 

@@ -11,15 +11,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from diffusion.system.chosen import ChosenSection
-from diffusion.system.limits import MOST_COUNT
-from diffusion.system.registry import known
+from diffusion.system.limits import MAX_COUNT
+from diffusion.system.references import check_name
+from diffusion.system.registry_section import RegistrySection
 from diffusion.system.section import NotBool, PositiveInt
 
 MOST_RATE = 10.0
 Rate = Annotated[float, Field(gt=0, le=MOST_RATE), NotBool]
 LastRate = Annotated[float, Field(ge=0, le=MOST_RATE), NotBool]
-Count = Annotated[int, Field(ge=0, le=MOST_COUNT), NotBool]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT), NotBool]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ COURSES = {
 }
 
 
-class Course(ChosenSection):
+class Course(RegistrySection):
     """What all courses share: a rise over the first `warmup` steps and a fall over the last `cooldown`.
 
     `course` is a name of COURSES. Rise and fall are linear, from 0 and to 0, and multiply the course's own
@@ -48,7 +48,7 @@ class Course(ChosenSection):
     CHOSEN_BY = "course"
     ENTRIES = COURSES
 
-    course: Annotated[str, AfterValidator(partial(known, registry=COURSES))] = "constant"
+    course: Annotated[str, AfterValidator(partial(check_name, registry=COURSES))] = "constant"
     warmup: Count = 0
     cooldown: Count = 0
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from diffusion.model.precision import autocast
 from diffusion.process.prediction import Network
 from diffusion.process.registry import build_process
+from diffusion.system.device_transfer import to_device
 from diffusion.system.errors import DiffctlError, DiffctlWarning
-from diffusion.system.transfer import send
 from diffusion.train.batch import Batch
 from diffusion.train.distributed import ProcessGroup, lost_rank_told
 from diffusion.train.identity import TrainPlan, build_objective
@@ -72,7 +72,7 @@ class GradientAccumulator:
         """
         losses = self._own_losses(batch, step)
         self._sums.finish()
-        index = send(batch.index, batch.weights.device)
+        index = to_device(batch.index, batch.weights.device)
         known = torch.stack([*losses.values(), batch.weights, index.float()])
         known = self._group.gather(known, self.share, self._plan.train.batch_size)
         self._group.all_reduce([known])

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from diffusion.system.seals import read_sealed_document
+from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.section import Section
 
 BEAT = "run.json"
@@ -24,6 +24,6 @@ class Heartbeat(Section):
 def read_heartbeat(folder: Path) -> Heartbeat | None:
     """What the training in `folder` said last; None where there is none. DiffctlError where it is damaged."""
     try:
-        return read_sealed_document(folder / BEAT, Heartbeat)
+        return read_checksummed_json(folder / BEAT, Heartbeat)
     except FileNotFoundError:
         return None

@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from diffusion.code import Code, CodeSince, code_of, code_since
-from diffusion.images.meta import Ancestor
+from diffusion.images.store_meta import Ancestor
 from diffusion.layout import STARTS
 from diffusion.model.config import ModelConfig, NetworkSpec
 from diffusion.model.model_file import Artefact, DataCard, Described
@@ -16,7 +16,7 @@ from diffusion.model.registry import MODELS
 from diffusion.process.config import ProcessConfig
 from diffusion.process.registry import PROCESSES
 from diffusion.system.errors import UsageError
-from diffusion.system.registry import load_reference, module_named
+from diffusion.system.references import load_reference, reference_module
 from diffusion.system.section import explain, fingerprint
 from diffusion.train.config import AugmentConfig, OptimisationConfig, StartConfig, TrainConfig, TrainSections
 from diffusion.train.precision import resolve_precision
@@ -155,7 +155,7 @@ def data_card(meta: dict[str, Any], flip: bool, *, labelled: bool) -> DataCard:
 def training_code(kind: type[TrainPlan], process: ProcessConfig, model: ModelConfig) -> Code:
     """The modules that the numbers of such a training of such a model in this process come from."""
     entries, transfer = (PROCESSES[process.schedule], MODELS[model.name]), MODELS[model.name].transfer
-    named = (module_named(reference) for reference in (kind.OBJECTIVE, transfer))
+    named = (reference_module(reference) for reference in (kind.OBJECTIVE, transfer))
     return code_of("diffusion.train.loop", *named, *(entry.module for entry in entries))
 
 

@@ -17,9 +17,9 @@ import torch
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed.rendezvous import rendezvous
 
-from diffusion.system.devices import Check, Waiting, device_kind, held_device, held_gpus
+from diffusion.system.devices import Check, OnWait, acquire_device, acquire_gpus, device_kind
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.processes import die_with
+from diffusion.system.processes import die_with_parent
 from diffusion.train.config import OptimisationConfig
 from diffusion.train.distributed import ProcessGroup, RankLost, joined
 
@@ -63,7 +63,7 @@ def world_size(train: OptimisationConfig) -> tuple[int, int]:
 def together(
     train: OptimisationConfig,
     command: Sequence[str],
-    waiting: Waiting | None = None,
+    waiting: OnWait | None = None,
     check: Check | None = None,
 ) -> Iterator[ProcessGroup]:
     """Be one of the processes that train: as the environment says, else the first, with the others started.
@@ -77,14 +77,14 @@ def together(
         with _one_of_several(waiting, check) as group:
             yield group
     elif (count := process_count(train)) == 1:
-        with held_device(waiting, check=check) as device:
+        with acquire_device(waiting, check=check) as device:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             yield ProcessGroup(device)
     else:
         # Refused before anything starts.
         ProcessGroup(torch.device("cpu"), 0, count).share(train.batch_size, train.PREFIX)
-        with held_gpus(count, waiting, check):
+        with acquire_gpus(count, waiting, check):
             store = TCPStore("127.0.0.1", 0, count, is_master=True, wait_for_workers=False)
             first = ProcessGroup(_own_device(count), 0, count, store=store)
             with _started(first, store, command):
@@ -92,12 +92,12 @@ def together(
 
 
 @contextmanager
-def _one_of_several(waiting: Waiting | None, check: Check | None) -> Iterator[ProcessGroup]:
+def _one_of_several(waiting: OnWait | None, check: Check | None) -> Iterator[ProcessGroup]:
     """As the environment says; the first one of a machine holds the GPUs of all there."""
     store, rank, world = next(rendezvous("env://"))
     store.set(_present(rank), "")
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    with held_gpus(0 if int(os.environ.get("LOCAL_RANK", 0)) else here, waiting, check):
+    with acquire_gpus(0 if int(os.environ.get("LOCAL_RANK", 0)) else here, waiting, check):
         group = ProcessGroup(_own_device(here), rank, world, store=store)
         _end_after_loss(group, RankLost.exit_code, GRACE_SECONDS)
         try:
@@ -266,5 +266,5 @@ def _end_now(code: int) -> None:
 def _die_with_parent() -> None:
     """Be killed with the process that started this one, even when that one is killed by SIGKILL."""
     starter = os.environ.get(STARTED_BY, os.getppid())
-    if not die_with(int(starter)):
+    if not die_with_parent(int(starter)):
         raise DiffctlError("the training's first process has ended")

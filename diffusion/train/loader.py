@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion.images.store import ImageStore
-from diffusion.system.transfer import send
+from diffusion.system.device_transfer import to_device
 
 DEVICE_SHARE = 0.25  # of a GPU's free memory that a data set may take
 
@@ -46,7 +46,7 @@ class Batches:
         if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
             raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a set of {len(self)} images")
         if self._resident is not None:
-            return self._resident[send(rows, self.device)]
+            return self._resident[to_device(rows, self.device)]
         batch = torch.empty((len(rows), *self._images.shape[1:]), dtype=torch.uint8, pin_memory=self._cuda)
         np.take(self._images, rows.numpy(), axis=0, out=batch.numpy(), mode="clip")  # releases the GIL
         return batch.to(self.device, non_blocking=self._cuda).permute(0, 3, 1, 2).contiguous()

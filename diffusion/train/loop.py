@@ -21,8 +21,8 @@ from diffusion.model.precision import image_layout
 from diffusion.process.noise import generator
 from diffusion.process.registry import build_process
 from diffusion.process.timesteps import UniformSampler
-from diffusion.system.allocator import keep_freed_memory
 from diffusion.system.errors import DiffctlError, Interrupted
+from diffusion.system.malloc import keep_freed_memory
 from diffusion.train import heldout
 from diffusion.train.async_metrics import AsyncMetrics
 from diffusion.train.averages import new_averages, update_averages

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from diffusion.model.config import NetworkSpec
 from diffusion.model.dropout import Dropout
 from diffusion.process.noise import generator
-from diffusion.system.transfer import send
+from diffusion.system.device_transfer import to_device
 from diffusion.train.identity import TrainPlan
 
 STARTS = 2**14  # that a row's window can have at least: in a batch of 128 seldom two rows have the same
@@ -40,7 +40,7 @@ class Masks:
         uniforms = torch.empty(len(self._layers), self._rows, dtype=torch.float64)
         uniforms.uniform_(generator=generator(f"{purpose} starts", seed, step))
         starts = uniforms * torch.tensor(self._sizes)[:, None].clamp(min=STARTS)
-        self._starts = list(send(starts.long(), device))
+        self._starts = list(to_device(starts.long(), device))
 
     def take(self, rows: slice) -> None:
         """Let the next pass be of these rows of the whole batch."""

@@ -13,7 +13,7 @@ from diffusion.model.config import NetworkSpec
 from diffusion.model.flops import Operations
 from diffusion.model.registry import build_network
 from diffusion.system.errors import DiffctlError
-from diffusion.system.memory import machine_memory
+from diffusion.system.machine_memory import machine_memory
 from diffusion.system.threads import single_thread
 from diffusion.train.sharding import units
 

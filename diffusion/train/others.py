@@ -13,9 +13,9 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from diffusion.code import Code, changed_modules, code_digest
-from diffusion.system.documents import Values
+from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import DiffctlError, DiffctlWarning
-from diffusion.system.seals import read_sealed_document
+from diffusion.system.json_files import JsonObject
 from diffusion.system.section import PositiveInt
 from diffusion.train.config_diff import changed_fields
 from diffusion.train.course import Course, as_course, first_difference
@@ -57,7 +57,7 @@ class _Pace(BaseModel):
     lr: Annotated[Course, BeforeValidator(as_course)]
 
     @classmethod
-    def of(cls, settings: Values) -> "_Pace | None":
+    def of(cls, settings: JsonObject) -> "_Pace | None":
         """That of a training's settings; None where they are of no training."""
         try:
             return cls.model_validate(settings.get("train"))
@@ -82,7 +82,7 @@ class _Relative(NamedTuple):
         return f"{self.fields} changes the rate from step {self.parting:,} on"
 
 
-def start_of(folder: Path, settings: Values, code: Code) -> Start | None:
+def start_of(folder: Path, settings: JsonObject, code: Code) -> Start | None:
     """The furthest whole state beside `folder` that a training of these settings by this code goes on from.
 
     None where there is none. A damaged one is told and passed over.
@@ -111,7 +111,7 @@ def start_of(folder: Path, settings: Values, code: Code) -> Start | None:
     return None
 
 
-def why_afresh(folder: Path, settings: Values, code: Code) -> str | None:
+def why_afresh(folder: Path, settings: JsonObject, code: Code) -> str | None:
     """Why a training of these settings goes on with none of those beside `folder`; None without others.
 
     One of the same configuration was made by other code, and one that differs in its pace has kept no state
@@ -133,7 +133,7 @@ def why_afresh(folder: Path, settings: Values, code: Code) -> str | None:
     return f"begun afresh, since the configuration is another one: {fields} (against {others[-1]})"
 
 
-def _parted(folder: Path, settings: Values, pace: _Pace, code: Code) -> str | None:
+def _parted(folder: Path, settings: JsonObject, pace: _Pace, code: Code) -> str | None:
     """Why a training that differs in its pace alone has no state for this one; None where there is none."""
     for relative in _relatives(folder, settings, pace):
         first = _first_step(relative.folder)
@@ -158,10 +158,10 @@ def other_trainings(folder: Path) -> list[Path]:
     return sorted(others, key=lambda other: (other / BEAT).stat().st_mtime_ns)
 
 
-def read_values(path: Path) -> Values:
+def read_values(path: Path) -> JsonObject:
     """What a training's note says; nothing where it is not there or damaged, which is told."""
     try:
-        return read_sealed_document(path, Values)
+        return read_checksummed_json(path, JsonObject)
     except FileNotFoundError:
         return {}
     except DiffctlError as error:
@@ -174,7 +174,7 @@ def tell_damaged(error: DiffctlError) -> None:
     warnings.warn(f"{error}: it counts for nothing", DiffctlWarning, stacklevel=3)
 
 
-def _relatives(folder: Path, settings: Values, pace: _Pace) -> Iterator[_Relative]:
+def _relatives(folder: Path, settings: JsonObject, pace: _Pace) -> Iterator[_Relative]:
     """The other trainings that differ from these settings in their pace alone, the newest first."""
     for other in reversed(other_trainings(folder)):
         theirs = read_values(other / CONFIG)
@@ -184,7 +184,7 @@ def _relatives(folder: Path, settings: Values, pace: _Pace) -> Iterator[_Relativ
             yield _Relative(other, ", ".join(changed_fields(theirs, settings)), parting)
 
 
-def _same_steps(theirs: Values, ours: Values) -> bool:
+def _same_steps(theirs: JsonObject, ours: JsonObject) -> bool:
     """Whether two trainings differ in their pace alone, or in averages that only theirs tracks beside."""
     left_out = set(_Pace.model_fields)
     if AVERAGES not in ours["train"]:
@@ -192,7 +192,7 @@ def _same_steps(theirs: Values, ours: Values) -> bool:
     return _without(left_out, theirs) == _without(left_out, ours)
 
 
-def _without(left_out: set[str], settings: Values) -> Values:
+def _without(left_out: set[str], settings: JsonObject) -> JsonObject:
     train = {key: value for key, value in settings["train"].items() if key not in left_out}
     return {**settings, "train": train}
 

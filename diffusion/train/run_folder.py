@@ -14,10 +14,10 @@ from typing import Any
 
 from diffusion.code import Code
 from diffusion.layout import TRAIN_RUNS
+from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.files import sync_folder, write_json, write_text
 from diffusion.system.locks import file_lock
-from diffusion.system.seals import sealed
 from diffusion.system.section import brief
 from diffusion.train.heartbeat import BEAT, Heartbeat, read_heartbeat
 from diffusion.train.heldout import PARTS, PREFIX
@@ -67,7 +67,7 @@ class RunFolder:
     def beat(self, step: int) -> None:
         """Say that this process is alive and how far it is, for who looks from another machine."""
         said = Heartbeat(key=self.key, pid=os.getpid(), step=step, heartbeat=round(time.time(), 3))
-        write_json(self.folder / BEAT, sealed(said.model_dump()))
+        write_json(self.folder / BEAT, add_checksum(said.model_dump()))
 
     def save(self, state: Resumable) -> None:
         """Keep the state, as `StateWriter.save`; DiffctlError on a full disk, the state before it stays."""
@@ -147,9 +147,9 @@ def open_run(
         run = RunFolder(folder, beat.key if beat else uuid.uuid4().hex, is_new, start)
         run.beat(0)
         if code is not None:
-            write_json(folder / CODE, sealed(code))
+            write_json(folder / CODE, add_checksum(code))
         if config is not None:
-            write_json(folder / CONFIG, sealed(config))
+            write_json(folder / CONFIG, add_checksum(config))
         sync_folder(root)
         yield run
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffusion.images.meta import MOST_ANCESTORS, Ancestor
+from diffusion.images.store_meta import MAX_ANCESTORS, Ancestor
 from diffusion.layout import STARTS
 from diffusion.model.config import NetworkSpec
 from diffusion.model.model_file import Artefact, load_model, read_artefact, read_verified
@@ -44,7 +44,7 @@ class Start:
     @property
     def lineage(self) -> tuple[Ancestor, ...]:
         """It and what it came from, the nearest first."""
-        return (self.artefact.as_ancestor(), *self.artefact.lineage)[:MOST_ANCESTORS]
+        return (self.artefact.as_ancestor(), *self.artefact.lineage)[:MAX_ANCESTORS]
 
     def taken(self, weights: Weights, spec: NetworkSpec, classes: tuple[str, ...], drawn: Weights) -> Taken:
         """What a network begins with; `weights` are the file's, with or without values. StartRefused."""

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffusion.system.documents import parse_document
+from diffusion.system.checksums import Corrupted, open_checksummed, write_checksummed
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.files import copy_file
-from diffusion.system.seals import Broken, open_sealed, write_sealed
-from diffusion.system.section import brief, canonical
+from diffusion.system.json_files import parse_json
+from diffusion.system.section import brief, canonical_json
 from diffusion.train.lazy_tensors import without
 from diffusion.train.state_values import StateValues
 from diffusion.train.tensor_stream import StoredTensors, write_tensors
@@ -40,7 +40,9 @@ def save_state(folder: Path, state: SavedState) -> Path:
     """Write the state after its step, drop all but it and the newest other; a failure drops none."""
     path = _place(folder, state.values.step)
     try:
-        write_sealed(path, lambda file: write_tensors(file, {**state.tensors, VALUES: _bytes(state.values)}))
+        write_checksummed(
+            path, lambda file: write_tensors(file, {**state.tensors, VALUES: _bytes(state.values)})
+        )
     except OSError as error:
         raise DiffctlError(
             f"cannot save the training's state in {folder} ({error.strerror}): make room and run it again; "
@@ -89,23 +91,23 @@ def read_state(path: Path) -> SavedState:
     Its tensors are read when they are asked for, from the file that was looked through, whatever has its name
     by then.
     """
-    file, size = open_sealed(path)
+    file, size = open_checksummed(path)
     try:
         tensors = StoredTensors(file, size)
     except ValueError as error:
         file.close()
-        raise Broken(f"it holds no tensors: {brief(error, str)}") from None
+        raise Corrupted(f"it holds no tensors: {brief(error, str)}") from None
     if VALUES not in tensors:
-        raise Broken("it has no counters")
+        raise Corrupted("it has no counters")
     data = tensors[VALUES].flatten().view(torch.uint8).numpy().tobytes()
-    values = parse_document(data, StateValues, "the list of its counters")
+    values = parse_json(data, StateValues, "the list of its counters")
     if values.step != step_of(path):
-        raise Broken(f"it is of step {values.step:,}")
+        raise Corrupted(f"it is of step {values.step:,}")
     return SavedState(without(tensors, VALUES), values)
 
 
 def _bytes(values: StateValues) -> Tensor:
-    return torch.frombuffer(bytearray(canonical(values).encode()), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(canonical_json(values).encode()), dtype=torch.uint8)
 
 
 def state_files(folder: Path) -> list[Path]:

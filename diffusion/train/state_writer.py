@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffusion.system.memory import room_beside
+from diffusion.system.machine_memory import available_memory
 from diffusion.train.state_file import SavedState, save_state
 
 SPARE = 2  # times what a copy takes must be free for it: the next steps may need more than those before
@@ -38,7 +38,7 @@ class StateWriter:
         """
         self.wait()
         size = sum(tensor.nbytes for tensor in state.tensors.values())
-        if self._thread is None or (SPARE - state.is_copy) * size > room_beside():
+        if self._thread is None or (SPARE - state.is_copy) * size > available_memory():
             save_state(self._folder, state)
         else:
             copied = state if state.is_copy else copy_of(state)

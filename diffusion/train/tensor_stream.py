@@ -10,8 +10,8 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from diffusion.system.documents import parse_document
 from diffusion.system.errors import DiffctlError
+from diffusion.system.json_files import parse_json
 from diffusion.train.lazy_tensors import LazyTensors
 
 KINDS = {
@@ -103,7 +103,7 @@ def _places(file: IO[bytes], size: int) -> dict[str, _Place]:
     if length > MOST_HEADER or at > size:
         raise ValueError(f"a header of {length:,} bytes")
     try:
-        entries = parse_document(file.read(length), dict[str, _Entry], "its header")
+        entries = parse_json(file.read(length), dict[str, _Entry], "its header")
     except DiffctlError as error:
         raise ValueError(str(error)) from None
     found, start = {}, at

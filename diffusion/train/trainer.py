@@ -12,8 +12,8 @@ from torch import nn
 from diffusion.images.store import ImageStore
 from diffusion.layout import STARTS
 from diffusion.model.model_file import Artefact, save_artefact
-from diffusion.system.devices import Waiting
-from diffusion.system.section import canonical
+from diffusion.system.devices import OnWait
+from diffusion.system.section import canonical_json
 from diffusion.system.signals import StopRequest, stop_request
 from diffusion.train.distributed import ProcessGroup
 from diffusion.train.first_alone import first_alone
@@ -72,7 +72,7 @@ class Trainer:
     store: ImageStore
     places: Places
     command: Sequence[str]
-    say: Waiting
+    say: OnWait
 
     def lead(
         self,
@@ -162,7 +162,7 @@ def _whole_ema(state: TrainState) -> nn.Module:
 def _identity(plan: TrainPlan) -> str:
     """What must be the same in all processes: the training, and when the first one works alone."""
     times = {name: often for name, often in plan.train.model_dump().items() if name.endswith("_every")}
-    return f"{training_fingerprint(plan)} {canonical(times)}"
+    return f"{training_fingerprint(plan)} {canonical_json(times)}"
 
 
 def _between_steps(run: RunFolder, group: ProcessGroup, stop: StopRequest) -> None:

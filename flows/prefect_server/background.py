@@ -12,10 +12,10 @@ from typing import Annotated
 import psutil
 from pydantic import Field
 
-from diffusion.system.documents import read_document
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json
-from diffusion.system.processes import end_all, in_group, start_of
+from diffusion.system.json_files import read_json
+from diffusion.system.processes import group_processes, start_time, terminate
 from diffusion.system.section import Section
 
 FOLDER = Path("runs/servers")
@@ -34,20 +34,20 @@ class BackgroundProcess(Section):
     @property
     def alive(self) -> bool:
         """Whether the process that was started is there."""
-        return start_of(self.pid) == self.start
+        return start_time(self.pid) == self.start
 
     def stop(self) -> None:
         """End it with all that it started, and forget it."""
-        end_all(self.processes())
+        terminate(self.processes())
         _record(self.name).unlink(missing_ok=True)
 
     def processes(self) -> list[psutil.Process]:
         """What is there of it: its group, or where it was killed what it left in this folder."""
-        leader = start_of(self.pid)
+        leader = start_time(self.pid)
         if leader == self.start:
-            return in_group(self.pid)
+            return group_processes(self.pid)
         # No other process can have got its id while its group is there.
-        return [process for process in in_group(self.pid) if leader is None and _is_here(process)]
+        return [process for process in group_processes(self.pid) if leader is None and _is_here(process)]
 
     def end_of_log(self) -> str:
         """The last lines that it wrote."""
@@ -67,7 +67,7 @@ def start(name: str, command: Sequence[str], variables: Mapping[str, str], port:
             env={**os.environ, **variables},
             start_new_session=True,
         )
-    began = start_of(process.pid)
+    began = start_time(process.pid)
     if began is None:
         raise DiffctlError(f"{name} ended as it was started: {log_of(name)} says why")
     made = BackgroundProcess(name=name, pid=process.pid, start=began, port=port)
@@ -81,7 +81,7 @@ def recorded(name: str) -> BackgroundProcess | None:
     DiffctlError where the record is damaged.
     """
     try:
-        return read_document(_record(name), BackgroundProcess, most=MAX_BYTES)
+        return read_json(_record(name), BackgroundProcess, most=MAX_BYTES)
     except FileNotFoundError:
         return None
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from diffusion.system.signals import interrupted
+from diffusion.system.signals import make_interrupted
 from flows.output_relay import echo
 from tracking.reach import public
 
@@ -24,7 +24,7 @@ def run_flow(start: "Callable[[], Awaitable[State]]", url: str) -> None:
     try:
         asyncio.run(_outcome(start))
     except TerminationSignal as end:  # what Prefect makes of a SIGTERM
-        raise interrupted(end.signal) from None
+        raise make_interrupted(end.signal) from None
     except (PrefectException, httpx.HTTPError) as error:
         why = str(error) or type(error).__name__
         echo(f"the Prefect server at {public(url)} failed ({why}): going on without it\n")

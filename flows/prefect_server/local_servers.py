@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import file_lock
-from diffusion.system.signals import look
+from diffusion.system.signals import check_signals
 from flows.prefect_server.background import FOLDER, BackgroundProcess, log_of, recorded, running, start
 from flows.prefect_server.prefect_settings import BUSY, HOME, LEASES, home_settings
 from tracking.reach import public
@@ -221,7 +221,7 @@ def prefect_home_free() -> Iterator[None]:
 def _wait_until_it_answers(server: LocalServer) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not server.answers:
-        look()
+        check_signals()
         if not server.record.alive:
             raise DiffctlError(_failed(server, "ended as it started"))
         if time.monotonic() > deadline:

@@ -25,7 +25,7 @@ from typing import Any
 
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
 from diffusion.system.locks import file_lock
-from diffusion.system.signals import look
+from diffusion.system.signals import check_signals
 from flows.prefect_server.local_servers import local_prefect
 from flows.prefect_server.prefect_settings import BUSY, HOME, home_settings
 from tracking.reach import public
@@ -72,7 +72,7 @@ def quiet_client(url: str) -> Iterator[None]:
     """Use the server at `url` from this process and its children, without Prefect's words on the terminal."""
     with environment({**CLIENT, "PREFECT_API_URL": url}):
         importlib.import_module("prefect")
-        look()  # what a signal raises may be caught in there
+        check_signals()  # what a signal raises may be caught in there
         try:
             yield
         finally:
@@ -176,7 +176,7 @@ def _process() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
 def _wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not is_healthy(url, timeout=1):
-        look()
+        check_signals()
         if server.poll() is not None:
             raise DiffctlError(f"the temporary Prefect server ended as it started (exit {server.returncode})")
         if time.monotonic() > deadline:

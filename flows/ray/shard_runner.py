@@ -133,11 +133,11 @@ def _device(gpus: float, sweep: str) -> "AbstractContextManager[torch.device]":
     """A GPU is held against other sweeps; the shards of this one may share it by fractions."""
     import torch
 
-    from diffusion.system.devices import held_device
+    from diffusion.system.devices import acquire_device
 
     if not gpus:
         return nullcontext(torch.device("cpu"))
-    return held_device(group=sweep if gpus < 1 else None)
+    return acquire_device(group=sweep if gpus < 1 else None)
 
 
 @contextmanager

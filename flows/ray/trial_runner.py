@@ -17,8 +17,8 @@ from typing import Any
 from diffusion.code import library_version
 from diffusion.search.folder import ABOUT, About, read_ended, trial_folder
 from diffusion.search.trial import Ended, Trial
+from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError, reason
-from diffusion.system.seals import read_sealed_document
 from diffusion.system.signals import StopRequest, stop_request
 from flows.ray.ray_session import first_line, ray_session
 from flows.trial_process import TrialKilled, run_process
@@ -139,7 +139,7 @@ def ray_trials(
     `command` as in Task, the others as of RayTrials. UsageError when Ray is not installed or no machine of
     its has what a trial needs; DiffctlError when the cluster does not answer. What Ray prints goes to stderr.
     """
-    about = read_sealed_document(search / ABOUT, About)
+    about = read_checksummed_json(search / ABOUT, About)
     variables = {name: value for name, value in os.environ.items() if name.startswith(SENT)}
     task = TrialSpec(Path.cwd(), search, about.key, library_version(), tuple(command), variables, needs.cpus)
     with (
@@ -240,7 +240,7 @@ def _refuse_other(task: TrialSpec) -> None:
             "the same on both"
         )
     try:
-        is_there = read_sealed_document(task.project / task.search / ABOUT, About).key == task.key
+        is_there = read_checksummed_json(task.project / task.search / ABOUT, About).key == task.key
     except (FileNotFoundError, NotADirectoryError):
         is_there = False
     if not is_there:

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffusion.analysis.given import GivenImage, choose, end_condition
 from diffusion.analysis.inversion import arc, encoding
 from diffusion.engine.job import CustomTrajectory
-from diffusion.images.pictures import picture_in
+from diffusion.images.pictures import decode_picture
 from diffusion.images.pixels import to_model, to_nchw
 from diffusion.model.model_file import Artefact
 from diffusion.process.noise import ImageNoise
@@ -110,4 +110,4 @@ def _given(image: int | str, store: Path, artefact: Artefact, position: int) -> 
     except binascii.Error:
         raise UsageError(f"{name} is not in base64") from None
     spec = artefact.network
-    return GivenImage(picture_in(content, name, spec.image_size, spec.in_channels), None)
+    return GivenImage(decode_picture(content, name, spec.image_size, spec.in_channels), None)

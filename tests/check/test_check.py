@@ -14,8 +14,8 @@ from diffusion.config import load, parse
 from diffusion.data.prepare import prepare
 from diffusion.images.store import write_store
 from diffusion.model.unet import UNet
+from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.seals import sealed
 from diffusion.train import memory
 from diffusion.train.identity import plan_training
 from diffusion.train.memory import saved_bytes
@@ -179,7 +179,7 @@ def test_prepared_data_without_options_are_damaged(project):
     path = Path("data/prepared/train/meta.json")
     meta = json.loads(path.read_text())
     del meta["options"]
-    for values, says in ((meta, "is edited (its checksum"), (sealed(meta), "options: Field required")):
+    for values, says in ((meta, "is edited (its checksum"), (add_checksum(meta), "options: Field required")):
         path.write_text(json.dumps(values))
         error = with_level(check(load()), "error")["prepared data"]
         assert says in error.message

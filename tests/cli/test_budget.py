@@ -8,8 +8,8 @@ import pytest
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.protocol.scores import read_scores, write_scores_document
+from diffusion.system.checksums import add_checksum
 from diffusion.system.files import sha256_file, write_json
-from diffusion.system.seals import sealed
 from tests.cli.conftest import assert_refused
 from tests.conftest import write_params
 from tests.helpers.mlflow_server import empty_database
@@ -30,7 +30,7 @@ def sample(project, invoke):
     save_artefact(MODEL, network_of(spec).state_dict(), artefact_of(spec))
     digest = read_artefact(MODEL).model_sha256
     write_scores_document(SCORES, document(SWEEP, model_sha256=digest, noise="large", seed=3))
-    write_json(RUN, sealed({"key": "key", "fingerprint": "f" * 16}))
+    write_json(RUN, add_checksum({"key": "key", "fingerprint": "f" * 16}))
     return lambda *arguments: invoke("sample", "--out", "x.npz", "--num", "2", *arguments)
 
 

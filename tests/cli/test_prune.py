@@ -18,11 +18,11 @@ from diffusion.sample.cell_images import shards_folder
 from diffusion.sample.shards import cells_folder
 from diffusion.search.config import SearchConfig
 from diffusion.search.folder import ABOUT, folder_of, open_search
+from diffusion.system.checksums import add_checksum
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json, write_text
 from diffusion.system.locks import file_lock
-from diffusion.system.seals import sealed
 from diffusion.train.course import Constant
 from diffusion.train.identity import plan_training, result_of, training_fingerprint, training_settings
 from diffusion.train.state_file import SavedState, save_state
@@ -89,9 +89,9 @@ def test_state_that_a_longer_training_resumes_from_stays(plan) -> None:
         plan.model_copy(update={"train": constant.model_copy(update={"steps": steps})}) for steps in (12, 8)
     )
     folder = make_training(training_fingerprint(short), "short")
-    write_json(folder / "config.json", sealed(training_settings(short)))
+    write_json(folder / "config.json", add_checksum(training_settings(short)))
     save_state(folder, SavedState({"w": torch.ones(1)}, StateValues(step=7, code=list(plan.code))))
-    write_json(folder / "run.json", sealed({"key": "short"}))
+    write_json(folder / "run.json", add_checksum({"key": "short"}))
     assert gone(plan) == {folder}, "its learning rates differ"
     assert gone(longer) == set()
 
@@ -118,9 +118,9 @@ def test_trials_stay_while_the_folder_of_their_search_exists(plan) -> None:
 def test_newest_state_that_keep_resumes_from_stays(plan) -> None:
     kept, older, other = (make_training(name, name) for name in ("kept", "older", "other"))
     for at, folder in enumerate((older, kept)):
-        write_json(folder / "config.json", sealed(training_settings(plan)))
+        write_json(folder / "config.json", add_checksum(training_settings(plan)))
         save_state(folder, SavedState({"w": torch.ones(1)}, StateValues(step=3)))
-        write_json(folder / "run.json", sealed({"key": folder.name}))
+        write_json(folder / "run.json", add_checksum({"key": folder.name}))
         os.utime(folder / "run.json", (at, at))
     assert gone(plan) == {older, other}
     save_state(TRAIN_RUNS / training_fingerprint(plan), SavedState({"w": torch.ones(1)}, StateValues(step=1)))

@@ -17,10 +17,10 @@ from cli.commands.runs import _show_runs
 from diffusion.choice.selection import select_best, select_front
 from diffusion.layout import RUN, SCORES, TRAIN_RUNS
 from diffusion.protocol.scores import write_scores_document
+from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json, write_text
 from diffusion.system.locks import file_lock
-from diffusion.system.seals import sealed
 from diffusion.train.run_folder import RunFolder
 from tests.cli.conftest import assert_refused
 from tests.helpers.mlflow_server import empty_database, free_port
@@ -63,7 +63,7 @@ def train(
     if end:
         spool.artifact(model, names.MODEL_FOLDER)
         spool.close(end)
-    write_json(RUN, sealed({"key": key, "fingerprint": fingerprint}))
+    write_json(RUN, add_checksum({"key": key, "fingerprint": fingerprint}))
     return folder
 
 
@@ -190,7 +190,7 @@ def test_scores_need_mlflow_the_identity_of_the_model_and_a_model_file(monkeypat
 
 
 def test_model_without_a_run_gets_one_run():
-    write_json(RUN, sealed({"key": "pulled", "fingerprint": "ab" * 8}))
+    write_json(RUN, add_checksum({"key": "pulled", "fingerprint": "ab" * 8}))
     run_id = log_scores(RUN, document())
     assert log_scores(RUN, document()) == run_id
     run = find_run("digits-abababab")
@@ -310,7 +310,7 @@ def test_silent_run_is_listed_with_its_last_step(here, capsys):
     for key, ago in minutes.items():
         if ago is not None:
             beat = {"key": key, "pid": 1, "step": 27, "heartbeat": round(time.time() - 60 * ago, 3)}
-            write_json(folders[key] / "run.json", sealed(beat))
+            write_json(folders[key] / "run.json", add_checksum(beat))
     with file_lock(folders["r"] / "lock"), file_lock(folders["s"] / "lock"), file_lock(folders["t"] / "lock"):
         rows, _ = overview()
         assert {row.fingerprint[0]: row.step for row in rows} == {"r": 27, "s": 27, "t": 20}

@@ -127,6 +127,6 @@ def test_a_tar_that_unfolds_without_end_is_refused(tmp_path, kind):
 def test_a_tar_of_too_many_members_is_refused(tmp_path, monkeypatch):
     path = tar(tmp_path / "x.tar.gz", *((f"more/{at}", b"", {}) for at in range(9)), ("one", b"", {}))
     unpack_tar(path, ["one"], tmp_path / "out")
-    monkeypatch.setattr(archives, "MOST_MEMBERS", 9)
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 9)
     with pytest.raises(DiffctlError, match="do not follow each other"):
         unpack_tar(path, ["one"], tmp_path / "other")

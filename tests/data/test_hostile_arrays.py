@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.data.arrays import open_npz
+from diffusion.data.file_arrays import open_npz
 from diffusion.data.readers.image_batches import read_batch
 from diffusion.evaluate.open_images import open_images
 from diffusion.system.errors import DiffctlError

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffusion.data.config import DataConfig
+from diffusion.data.data_config import DataConfig
+from diffusion.data.problems import Problem, summarize
 from diffusion.data.readers.image_files import read_images
-from diffusion.data.readers.listing import MOST_DEPTH, list_images
-from diffusion.data.registry import build_source
-from diffusion.data.rejects import Problem, summary
+from diffusion.data.readers.listing import MAX_DEPTH, list_images
+from diffusion.data.source_registry import build_source
 from diffusion.evaluate.open_images import open_images
 from diffusion.system.errors import DiffctlError
 from tests.helpers.bounded import bounded
@@ -69,11 +69,11 @@ def _read_all(root):
     rows = read_images(root, paths, 8, 3)
     assert all(rows.bad.values())
     names = listing.paths.names(np.arange(len(paths)))
-    assert summary([Problem(names[row], why) for row, why in rows.bad.items()]).isprintable()
+    assert summarize([Problem(names[row], why) for row, why in rows.bad.items()]).isprintable()
     return sorted(path for row, path in enumerate(paths) if row not in rows.bad)
 
 
-@pytest.mark.parametrize("depth", [MOST_DEPTH - 1, MOST_DEPTH, 1200])
+@pytest.mark.parametrize("depth", [MAX_DEPTH - 1, MAX_DEPTH, 1200])
 def test_folders_nested_deep_are_refused_and_not_followed_for_ever(tmp_path, depth):
     write_folder(tmp_path, {"a/0": random_images(0, 1, 8)[0]})
     at = os.open(tmp_path / "a", os.O_RDONLY)
@@ -83,10 +83,10 @@ def test_folders_nested_deep_are_refused_and_not_followed_for_ever(tmp_path, dep
         os.close(at)
         at = below
     os.close(at)
-    if depth < MOST_DEPTH:
+    if depth < MAX_DEPTH:
         assert len(list_images(tmp_path).paths) == 1
         return
-    with pytest.raises(DiffctlError, match=f"a has more than {MOST_DEPTH} folders below each other"):
+    with pytest.raises(DiffctlError, match=f"a has more than {MAX_DEPTH} folders below each other"):
         list_images(tmp_path)
     _remove_deep(tmp_path / "a")
 

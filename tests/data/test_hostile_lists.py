@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.data.config import DataConfig
-from diffusion.data.readers.label_csv import MOST_LINE, read_labels
-from diffusion.data.registry import build_source
-from diffusion.downloads.cache import DEEPEST, find
+from diffusion.data.data_config import DataConfig
+from diffusion.data.readers.label_csv import MAX_LINE, read_labels
+from diffusion.data.source_registry import build_source
+from diffusion.downloads.cache import MAX_DEPTH, find_file
 from diffusion.system.errors import DiffctlError
 from tests.helpers.bombs import write_gzip_bomb
 from tests.helpers.bounded import bounded
@@ -71,22 +71,20 @@ def test_a_line_without_end_is_not_read_to_its_end(tmp_path):
     with open(tmp_path / "labels.csv", "wb") as file:
         file.write(b"file,label\n")
         file.truncate(50 << 30)
-    assert f"more than {MOST_LINE:,} characters" in bounded(
-        lambda: list(read_labels(tmp_path / "labels.csv"))
-    )
+    assert f"more than {MAX_LINE:,} characters" in bounded(lambda: list(read_labels(tmp_path / "labels.csv")))
 
 
 def test_files_are_found_near_the_top_and_not_for_ever(tmp_path):
     deep = tmp_path.joinpath(*"abcdefghi")
     deep.mkdir(parents=True)
     (deep / "x").touch()
-    assert len("abcdefghi") == DEEPEST + 1
-    assert find(tmp_path, "x") is None
-    assert find(tmp_path / "a", "x") == deep / "x"
+    assert len("abcdefghi") == MAX_DEPTH + 1
+    assert find_file(tmp_path, "x") is None
+    assert find_file(tmp_path / "a", "x") == deep / "x"
     (tmp_path / "b/c").mkdir(parents=True)
     (tmp_path / "b/c/x").touch()
     (tmp_path / "c").mkdir()
     os.mkfifo(tmp_path / "c/x")
     (tmp_path / "d").symlink_to(deep)
     (tmp_path / "x").symlink_to("x")
-    assert find(tmp_path, "x") == tmp_path / "b/c/x"
+    assert find_file(tmp_path, "x") == tmp_path / "b/c/x"

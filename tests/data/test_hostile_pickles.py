@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.data.arrays import integers
-from diffusion.data.class_names import LONGEST, class_names
-from diffusion.data.config import DataConfig
+from diffusion.data.class_names import MAX_NAME_LENGTH, class_names
+from diffusion.data.data_config import DataConfig
+from diffusion.data.file_arrays import integers
 from diffusion.data.readers import pickles
 from diffusion.data.readers.pickles import read_pickle
-from diffusion.data.registry import build_source
+from diffusion.data.source_registry import build_source
 from diffusion.data.sources.cifar import CIFAR10
 from diffusion.data.sources.mini_imagenet import read_part
 from diffusion.system.errors import DiffctlError
@@ -45,7 +45,7 @@ HUNGRY = {
 
 @pytest.mark.parametrize("kind", HUNGRY)
 def test_a_pickle_that_never_ends_is_refused(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(pickles, "MOST_OPERATIONS", 200_000)
+    monkeypatch.setattr(pickles, "MAX_OPERATIONS", 200_000)
     (tmp_path / "batch").write_bytes(b"\x80\x04" + HUNGRY[kind])
     said = bounded(lambda: f"read {type(read_pickle(tmp_path / 'batch'))}")
     assert said.startswith(f"{tmp_path / 'batch'} is ")
@@ -77,10 +77,10 @@ def test_names_of_classes_are_text_or_refused(tmp_path, names):
         build_source(DataConfig(name="cifar10", path=tmp_path)).open()
 
 
-@given(st.lists(st.text(max_size=LONGEST + 1), max_size=4))
+@given(st.lists(st.text(max_size=MAX_NAME_LENGTH + 1), max_size=4))
 def test_class_names_stay_as_they_are_or_are_refused(names):
     good = len(set(names)) == len(names) and all(
-        name and name.isprintable() and len(name) <= LONGEST for name in names
+        name and name.isprintable() and len(name) <= MAX_NAME_LENGTH for name in names
     )
     if good:
         assert class_names(names, "x") == tuple(names)

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from diffusion.data.config import DataConfig
-from diffusion.data.registry import build_source
+from diffusion.data.data_config import DataConfig
+from diffusion.data.source_registry import build_source
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
 from tests.conftest import diffctl, write_params
 from tests.helpers.raw_data import prepared
@@ -88,12 +88,10 @@ def test_it_is_the_same_every_time_and_says_what_it_was_made_of(tmp_path):
     again, _ = store_of(tmp_path / "b", tmp_path / "set")
     assert first.digest == again.digest
     assert any("files" in name for name in first.meta["sources"])
-    before = build_source(DataConfig(name="hf", path=tmp_path / "set", image_size=8)).outlook().sources
+    before = build_source(DataConfig(name="hf", path=tmp_path / "set", image_size=8)).info().sources
     assert before.items() <= first.meta["sources"].items()
     dataset(13).save_to_disk(tmp_path / "set")
-    assert (
-        build_source(DataConfig(name="hf", path=tmp_path / "set", image_size=8)).outlook().sources != before
-    )
+    assert build_source(DataConfig(name="hf", path=tmp_path / "set", image_size=8)).info().sources != before
 
 
 def test_labels_that_are_words_or_numbers_are_sorted_and_may_be_left_out(tmp_path):
@@ -156,8 +154,8 @@ def test_a_name_without_a_network_a_wrong_one_and_a_folder_without_a_dataset(tmp
             source.open()
         assert "\n" not in str(refused.value)
     assert issubclass(TemporaryError, DiffctlError)
-    assert "from the hub" in build_source(DataConfig(name="hf", path="a/b", image_size=8)).outlook().blocked
-    assert build_source(DataConfig(name="hf", path=str(tmp_path), image_size=8)).outlook().blocked
+    assert "from the hub" in build_source(DataConfig(name="hf", path="a/b", image_size=8)).info().blocked
+    assert build_source(DataConfig(name="hf", path=str(tmp_path), image_size=8)).info().blocked
 
 
 def test_a_revision_is_asked_of_the_hub_and_is_part_of_what_the_data_is(tmp_path, monkeypatch):

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.data.config import DataConfig
-from diffusion.data.registry import build_source
+from diffusion.data.data_config import DataConfig
+from diffusion.data.source_registry import build_source
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.helpers.raw_data import by_image, prepared, random_images, write_folder
 
@@ -119,9 +119,9 @@ def test_everything_that_cannot_be_used_is_counted_and_named(tmp_path):
     (raw / ".hidden").mkdir()
     (raw / ".hidden/x.png").write_bytes(b"")
     (raw / "a/Thumbs.db").write_bytes(b"")
-    outlook = build_source(folder_config(raw)).outlook()
-    assert outlook.images == 6
-    assert sorted(outlook.problems) == [
+    info = build_source(folder_config(raw)).info()
+    assert info.images == 6
+    assert sorted(info.problems) == [
         ("a/0.webp", "with the name of another"),
         ("a/Thumbs.db", "not an image"),
         ("a/notes.txt", "not an image"),
@@ -133,8 +133,8 @@ def test_everything_that_cannot_be_used_is_counted_and_named(tmp_path):
 def test_csv_rows_without_file_and_files_without_row_are_named(tmp_path):
     raw = write_folder(tmp_path / "raw", {str(at): image for at, image in enumerate(random_images(0, 4, 8))})
     (raw / "l.csv").write_text("file,label\n0.png,a\n1.png,b\n1.png,a\ngone.png,a\n./2.png,b\n")
-    outlook = build_source(folder_config(raw, labels="l.csv")).outlook()
-    assert sorted(outlook.problems) == [
+    info = build_source(folder_config(raw, labels="l.csv")).info()
+    assert sorted(info.problems) == [
         ("1.png", "listed twice with different labels"),
         ("3.png", "without a label"),
         ("gone.png", "missing"),

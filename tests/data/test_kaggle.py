@@ -12,9 +12,9 @@ from typing import ClassVar
 
 import pytest
 
-from diffusion.data.config import DataConfig
-from diffusion.data.registry import build_source
-from diffusion.data.sources.kaggle import can_ask_kaggle
+from diffusion.data.data_config import DataConfig
+from diffusion.data.source_registry import build_source
+from diffusion.data.sources.kaggle import has_kaggle_access
 from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.locks import file_lock
 from tests.helpers.raw_data import by_image, prepared, random_images, write_imagenet, write_mini_imagenet
@@ -108,7 +108,7 @@ def test_mini_imagenet_comes_from_kaggle_once(tmp_path, kaggle):
     names = ["a", "b", "c", "d"] * 6
     images = random_images(0, 24, 84)
     kaggle.archives["miniimagenet"] = packed(write_mini_imagenet(tmp_path / "made", images, names))
-    assert not build_source(DataConfig(name="mini-imagenet")).outlook().blocked
+    assert not build_source(DataConfig(name="mini-imagenet")).info().blocked
     for _ in range(2):
         train, test = prepared(tmp_path, name="mini-imagenet", image_size=84)
     found = by_image(train) | by_image(test)
@@ -141,19 +141,19 @@ def test_what_kaggle_gave_needs_neither_server_nor_token_again(tmp_path, signed_
             "imagenet-object-localization-challenge": packed(large),
         }
         first, _ = prepared(tmp_path / "first", **config)
-        assert build_source(DataConfig(**config)).outlook().download == 0
+        assert build_source(DataConfig(**config)).info().download == 0
     monkeypatch.delenv("KAGGLE_API_TOKEN")
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
-    assert not can_ask_kaggle()
-    outlook = build_source(DataConfig(**config)).outlook()
-    assert (outlook.download, outlook.blocked) == (0, "")
+    assert not has_kaggle_access()
+    info = build_source(DataConfig(**config)).info()
+    assert (info.download, info.blocked) == (0, "")
     second, _ = prepared(tmp_path / "second", **config)
     assert second.digest == first.digest
     assert (tmp_path / "cache/kagglehub").is_dir()
 
 
 def test_a_refusal_of_kaggle_is_one_sentence_with_what_to_do(tmp_path, kaggle):
-    assert can_ask_kaggle()
+    assert has_kaggle_access()
     with pytest.raises(DiffctlError, match=r"have you accepted its rules at https://www\.kaggle") as error:
         build_source(DataConfig(name="imagenet", image_size=64)).open()
     assert "\n" not in str(error.value)
@@ -170,5 +170,5 @@ def test_without_a_token_kaggle_is_not_asked(kaggle, monkeypatch, tmp_path):
     monkeypatch.delenv("KAGGLE_API_TOKEN")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
-    assert not can_ask_kaggle()
+    assert not has_kaggle_access()
     assert not kaggle.calls

@@ -21,7 +21,7 @@ import numpy as np
 from diffusion.data.readers import listing
 
 listing.CHUNK = 4
-assert listing.forks()
+assert listing.can_fork()
 for listing.MANY in (10**9, 0):
     found = listing.list_images(Path(sys.argv[1]))
     paths = found.paths.take(np.arange(len(found.paths)))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from diffusion.data.arrays import NpzArray, StoredArray, file_array, integers, open_npz
+from diffusion.data.file_arrays import NpzArray, StoredArray, file_array, integers, open_npz
 from diffusion.data.readers.pickles import IN_MEMORY, read_pickle
 from diffusion.system.errors import DiffctlError
 from tests.helpers.raw_data import old_numpy_pickle, python2_pickle, random_images

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.data.config import DataConfig
+from diffusion.data.data_config import DataConfig
+from diffusion.data.journal import SplitTarget, fill_split
 from diffusion.data.prepare import prepare
 from diffusion.data.source import ArrayReader
-from diffusion.data.writing.blocks import Target, fill
 from diffusion.images.digests import row_digests
 from diffusion.images.store import open_store
 from diffusion.system.errors import DiffctlError
@@ -194,7 +194,7 @@ def many_images(tmp_path_factory):
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_preparation_goes_on_and_leaves_no_process(tmp_path, many_images, kill):
     process = start(tmp_path, many_images)
-    block = Target(tmp_path, (6000, 48, 48, 3)).block
+    block = SplitTarget(tmp_path, (6000, 48, 48, 3)).block
     while int(process.stdout.readline().split()[0]) < block:
         pass
     workers = psutil.Process(process.pid).children(recursive=True)
@@ -285,7 +285,7 @@ from diffusion.data import prepare as module
 from tests.helpers.waiting import wait_until
 
 wait_until(Path("deleting").exists, 60)
-locks.LOOK_SECONDS, sleep = 60, locks.time.sleep
+locks.MIN_WAIT_SECONDS, sleep = 60, locks.time.sleep
 
 def wait(seconds):
     Path("there").touch()
@@ -303,7 +303,7 @@ from pathlib import Path
 from diffusion.system import locks
 from diffusion.data import prepare as module
 
-locks.LOOK_SECONDS = 60
+locks.MIN_WAIT_SECONDS = 60
 for _ in range(4):
     module.prepare(module.DataConfig(name="digits"), Path("out"), work=Path("work"))
 """
@@ -328,8 +328,8 @@ def test_a_second_preparation_at_the_end_of_the_first_loses_nothing(tmp_path, pr
 
 def test_a_torn_journal_line_is_work_to_do_again(tmp_path):
     images = random_images(0, 1000, 8)
-    target = Target(tmp_path / "split", images.shape)
-    fill(ArrayReader(images), target, lambda images: None)
+    target = SplitTarget(tmp_path / "split", images.shape)
+    fill_split(ArrayReader(images), target, lambda images: None)
     whole = target.journal.read_bytes()
     target.journal.write_bytes(whole[:-5])
     last = json.loads(whole.splitlines()[-1])["start"]
@@ -337,7 +337,7 @@ def test_a_torn_journal_line_is_work_to_do_again(tmp_path):
         file.seek(target.header + last * 192)
         file.write(bytes(192))
     steps = []
-    assert fill(ArrayReader(images), target, steps.append) == {}
+    assert fill_split(ArrayReader(images), target, steps.append) == {}
     assert sum(steps) == 1000
     assert steps[0] == last
     np.testing.assert_array_equal(np.load(target.images), images)
@@ -351,12 +351,12 @@ MANY_IMAGES = random_images(0, 600, 4)
 def test_whatever_happens_to_a_half_done_split_it_is_made_again_or_does_not_pass(damage, name):
     """Notes of what is done are sealed; pixels are held against their digests by who opens the store."""
     with tempfile.TemporaryDirectory() as folder:
-        target = Target(Path(folder) / "split", MANY_IMAGES.shape)
-        fill(ArrayReader(MANY_IMAGES), target, lambda images: None)
+        target = SplitTarget(Path(folder) / "split", MANY_IMAGES.shape)
+        fill_split(ArrayReader(MANY_IMAGES), target, lambda images: None)
         digests = target.digests.read_bytes()
         file = getattr(target, name)
         file.write_bytes(damage(file.read_bytes()))
-        assert fill(ArrayReader(MANY_IMAGES), target, lambda images: None) == {}
+        assert fill_split(ArrayReader(MANY_IMAGES), target, lambda images: None) == {}
         assert target.digests.read_bytes() == digests
         images = np.load(target.images)
         noted = np.frombuffer(digests, np.uint8).reshape(-1, 64)[:, :32]

@@ -22,11 +22,11 @@ pytestmark = pytest.mark.slow
 STAGE = """
 import sys, time
 from pathlib import Path
-from diffusion.downloads.fetch import Remote
+from diffusion.downloads.fetch import RemoteFile
 from diffusion.data.sources import fashion_mnist
 
 files = {files}
-fashion_mnist.FILES = [Remote(*file) for file in files]
+fashion_mnist.FILES = [RemoteFile(*file) for file in files]
 fashion_mnist.DEBIAN = Path("nowhere")
 time.sleep = lambda seconds: None  # between the downloader's own tries
 sys.argv[1:] = ["stage", "data"]

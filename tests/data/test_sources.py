@@ -3,8 +3,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffusion.data.config import DataConfig
-from diffusion.data.registry import build_source
+from diffusion.data.data_config import DataConfig
+from diffusion.data.source_registry import build_source
 from diffusion.system.errors import DiffctlError
 from tests.helpers.raw_data import (
     by_image,
@@ -128,7 +128,7 @@ def test_the_batches_that_no_zip_holds_are_named(tmp_path):
     def told():
         with pytest.raises(DiffctlError) as error:
             build_source(config).open()
-        assert build_source(config).outlook().blocked == str(error.value)
+        assert build_source(config).info().blocked == str(error.value)
         return str(error.value).partition(" not found: ")[0].split(", ")
 
     training = [f"train_data_batch_{number}" for number in range(1, 11)]
@@ -140,10 +140,10 @@ def test_the_batches_that_no_zip_holds_are_named(tmp_path):
     (raw / files[5].name).write_bytes(files[5].read_bytes())
     assert told() == [training[4], *training[6:]]
     pack_zip(raw / "Imagenet32_train_part2_npz.zip", files[4:], "part2")
-    assert not build_source(config).outlook().blocked
+    assert not build_source(config).info().blocked
     assert len(build_source(config).open().train.reader) == 36
     (raw / "Imagenet32_val_npz.zip").write_bytes(b"PK cut")
-    assert "Imagenet32_val_npz.zip is no whole zip" in build_source(config).outlook().blocked
+    assert "Imagenet32_val_npz.zip is no whole zip" in build_source(config).info().blocked
 
 
 @few
@@ -200,8 +200,8 @@ def test_imagenet_round_trips(tmp_path_factory, seed):
 def test_missing_raw_files_are_one_sentence_that_says_where_to_put_what(tmp_path, name):
     (tmp_path / "raw").mkdir()
     config = DataConfig(name=name, path=tmp_path / "raw", image_size=64 if name == "imagenet" else None)
-    outlook = build_source(config).outlook()
-    assert str(tmp_path / "raw") in outlook.blocked
+    info = build_source(config).info()
+    assert str(tmp_path / "raw") in info.blocked
     with pytest.raises(DiffctlError, match=str(tmp_path / "raw")) as error:
         build_source(config).open()
     assert "\n" not in str(error.value)
@@ -213,7 +213,7 @@ def test_without_kaggle_the_message_names_the_page_the_files_and_the_place(cache
     for variable in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
         monkeypatch.delenv(variable, raising=False)
     config = DataConfig(name=name, image_size=64)
-    assert build_source(config).outlook().blocked
+    assert build_source(config).info().blocked
     with pytest.raises(DiffctlError, match=r"https://www\.kaggle\.com/") as error:
         build_source(config).open()
     assert str(cache / name) in str(error.value)
@@ -241,16 +241,16 @@ def test_what_kagglehub_has_fetched_is_found_without_it(tmp_path, cache, name, o
         write_mini_imagenet(place / "versions/1", images, ["a", "b", "c", "d"] * 6)
         (place / "versions/2").mkdir()  # a transfer that was cut
     config = DataConfig(name=name, image_size=64)
-    assert build_source(config).outlook().blocked
+    assert build_source(config).info().blocked
     marker.touch()
-    outlook = build_source(config).outlook()
-    assert (outlook.download, outlook.blocked) == (0, "")
+    info = build_source(config).info()
+    assert (info.download, info.blocked) == (0, "")
     assert len(build_source(config).open().train.reader) == (3 if name == "imagenet" else 20)
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion-mnist", "cifar10", "cifar100"])
 def test_public_sets_are_not_blocked(name):
-    assert not build_source(DataConfig(name=name)).outlook().blocked
+    assert not build_source(DataConfig(name=name)).info().blocked
 
 
 def test_a_batch_whose_labels_do_not_fit_is_refused(tmp_path):

@@ -91,10 +91,10 @@ def test_the_data_stage_of_every_profile_runs_from_the_command_line(tmp_path, na
 # `diffctl stage data` on an archive of the official form, whose address and checksum are the test's own.
 STAGE = """
 import dataclasses, sys
-from diffusion.downloads.fetch import Remote
+from diffusion.downloads.fetch import RemoteFile
 from diffusion.data.sources import cifar
 
-name, remote = {name!r}, Remote{remote!r}
+name, remote = {name!r}, RemoteFile{remote!r}
 setattr(cifar, name, dataclasses.replace(getattr(cifar, name), remote=remote))
 sys.argv[1:] = ["stage", "data"]
 from cli.main import main

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from diffusion.data.config import DataConfig
+from diffusion.data.data_config import DataConfig
 from diffusion.data.prepare import prepare
 from diffusion.data.readers import image_files
 from diffusion.system.errors import DiffctlError

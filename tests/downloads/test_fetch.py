@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.downloads.cache import cache_root, find, raw_folder
-from diffusion.downloads.fetch import Remote, Retry, checksums, fetch
+from diffusion.downloads.cache import cache_root, find_file, raw_folder
+from diffusion.downloads.fetch import RemoteFile, Retry, fetch, file_checksums
 from diffusion.system.errors import DiffctlError, TemporaryError
 from tests.helpers.file_server import serving
 from tests.helpers.waiting import wait_until
@@ -21,7 +21,7 @@ CONTENT = np.random.default_rng(0).bytes(3_000_000)
 
 
 def remote(*urls, content=CONTENT, algorithm="sha256"):
-    return Remote(
+    return RemoteFile(
         "file.bin", urls, f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}", len(content)
     )
 
@@ -207,9 +207,9 @@ def test_files_are_found_below_the_nearest_first(tmp_path):
     for place in ("a/b", "c"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "batch").write_text(place)
-    assert find(tmp_path, "batch") == tmp_path / "c/batch"
-    assert find(tmp_path, "nothing") is None
-    assert find(tmp_path / "nowhere", "batch") is None
+    assert find_file(tmp_path, "batch") == tmp_path / "c/batch"
+    assert find_file(tmp_path, "nothing") is None
+    assert find_file(tmp_path / "nowhere", "batch") is None
 
 
 def test_checksums_are_those_of_hashlib(tmp_path):
@@ -217,6 +217,6 @@ def test_checksums_are_those_of_hashlib(tmp_path):
     for path in paths:
         path.write_bytes(path.name.encode() * 1000)
     steps = []
-    found = checksums(paths, lambda *step: steps.append(step[:2]))
+    found = file_checksums(paths, lambda *step: steps.append(step[:2]))
     assert found == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     assert steps == [(1000, 2000), (2000, 2000)]

@@ -16,8 +16,8 @@ from diffusion.evaluate.scores import kernel_distance, moments, torch_fidelity_s
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.store import write_store
 from diffusion.protocol.extractors import EXTRACTORS
+from diffusion.system.checksums import write_checksummed
 from diffusion.system.errors import DiffctlWarning
-from diffusion.system.seals import write_sealed
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +130,9 @@ def test_damaged_block_is_extracted_again(extractor, images, cache, damage):
 
 def write_block(path, *arrays):
     """Write a block with a valid checksum."""
-    write_sealed(path, lambda file: [np.save(file, one) for one in arrays], f"{path.parent.name}/{path.name}")
+    write_checksummed(
+        path, lambda file: [np.save(file, one) for one in arrays], f"{path.parent.name}/{path.name}"
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.evaluate.sweep_scores import write_scores
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION, INCEPTION_SPATIAL
 from diffusion.protocol.scores import ScoresDocument, document_values, read_scores
-from diffusion.system.documents import parse_document
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.section import validated
+from diffusion.system.json_files import parse_json
+from diffusion.system.section import validate
 from tests.helpers.digits_sweep import make_config, score_sweep, write_prepared, write_sweep
 from tests.helpers.inception import write_random_inception
 
@@ -135,7 +135,7 @@ def test_inconsistent_document_is_refused(documents, edit):
     values = document_values(documents["both"])
     edit(values, values["cells"]["steps5-eta0"]["spaces"][FURTHER])
     with pytest.raises(DiffctlError) as caught:
-        parse_document(json.dumps(values), ScoresDocument, "here")
+        parse_json(json.dumps(values), ScoresDocument, "here")
     assert len(str(caught.value)) < 1000
 
 
@@ -148,7 +148,7 @@ def test_space_may_have_its_own_weights(tmp_path):
             {"extractor": INCEPTION_SPATIAL.name, "weights": "x.pth", "weights_sha256": "a" * 64},
         ],
     }
-    spaces = validated(EvaluateConfig, values, "params.yaml").spaces
+    spaces = validate(EvaluateConfig, values, "params.yaml").spaces
     assert [space.extractor for space in spaces] == [INCEPTION.name, FURTHER, INCEPTION_SPATIAL.name]
     assert [str(space.weights) for space in spaces] == ["first.pth", "None", "x.pth"]
     assert [space.weights_sha256 for space in spaces] == [None, None, "a" * 64]
@@ -160,7 +160,7 @@ def test_space_may_have_its_own_weights(tmp_path):
 )
 def test_invalid_space_is_refused(also):
     with pytest.raises(UsageError, match="also"):
-        validated(EvaluateConfig, {"also": also}, "params.yaml")
+        validate(EvaluateConfig, {"also": also}, "params.yaml")
 
 
 @pytest.fixture

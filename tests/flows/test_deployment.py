@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.locks import holders
+from diffusion.system.locks import holding_group
 from flows import clone
 from flows.prefect_server.deployments import AUTOMATIONS, FILE, read_automations, read_plan
 from flows.run_lock import LOCK, VARIABLE, hold_run_lock, join_run
@@ -125,10 +125,10 @@ def test_a_busy_clone_is_waited_for(work: Path) -> None:
 def test_a_stage_holds_the_lock_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with join_run():
-        assert holders(LOCK) is None, "a stage by hand is part of no run"
+        assert holding_group(LOCK) is None, "a stage by hand is part of no run"
     monkeypatch.setenv(VARIABLE, "the run that was killed")
     with join_run():
-        assert holders(LOCK) == "the run that was killed"
+        assert holding_group(LOCK) == "the run that was killed"
         monkeypatch.delenv(VARIABLE)
         with pytest.raises(Exception, match="a stage that outlived it"), hold_run_lock():
             raise AssertionError("it is at work")

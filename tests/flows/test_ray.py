@@ -15,7 +15,7 @@ from diffusion.config import load
 from diffusion.layout import MODEL
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.processes import end_all
+from diffusion.system.processes import terminate
 from flows.ray.ray_session import _check_reachable
 from flows.ray.shard_runner import ray_runner
 from tests.conftest import command, diffctl, environment
@@ -198,7 +198,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         try:
             yield f"127.0.0.1:{port}"
         finally:
-            end_all([process for process in psutil.process_iter() if is_marked(process, folder)])
+            terminate([process for process in psutil.process_iter() if is_marked(process, folder)])
 
 
 def is_marked(process: psutil.Process, folder: str) -> bool:

@@ -12,9 +12,9 @@ from diffusion.model.model_file import save_artefact
 from diffusion.protocol.grid import grid
 from diffusion.protocol.scores import ScoresDocument, read_scores, write_scores_document
 from diffusion.sample.cell_images import make_cell
+from diffusion.system.checksums import add_checksum
 from diffusion.system.devices import default_device
 from diffusion.system.files import write_json
-from diffusion.system.seals import sealed
 from diffusion.train.identity import plan_training
 from diffusion.train.loop import new_state
 from flows.registration import promote_version, register_model
@@ -56,7 +56,7 @@ def make_scored(config, seed: int, **card) -> ScoresDocument:
         make_config(60, SWEEP, train={"seed": seed}), open_store(PREPARED / "train").meta, device
     )
     save_artefact(MODEL, new_state(artefact, device).ema.state_dict(), artefact)
-    write_json(RUN, sealed({"key": f"key{seed}", "fingerprint": f"{seed}" * 16}))
+    write_json(RUN, add_checksum({"key": f"key{seed}", "fingerprint": f"{seed}" * 16}))
     cells = grid(config.sample, config.sweep)
     stores = {cell: make_cell(config.sample, cell, MODEL, SAMPLES / cell.name) for cell in cells}
     document = evaluate(stores, config.evaluate, REFERENCE, prepared=PREPARED)

@@ -10,7 +10,7 @@ from types import ModuleType
 from tests.fuzz.worker import Child, Finding, Worker, replay, search
 
 CORPUS = Path(__file__).parent / "corpus"
-MOST_KEPT = 64 << 10  # bytes of an input in the corpus
+MAX_KEPT = 64 << 10  # bytes of an input in the corpus
 MINIMISING = 20.0  # seconds for each finding
 ALIKE = 20  # findings of one kind after which a child is not started again
 
@@ -57,7 +57,7 @@ def corpus(parser: ModuleType) -> list[bytes]:
 def keep(parser: ModuleType, finding: Finding) -> Path | None:
     """Make a finding small and keep it in the corpus; None where it stays too large."""
     small = minimised(parser, finding)
-    if len(small) > MOST_KEPT:
+    if len(small) > MAX_KEPT:
         return None
     path = CORPUS / name_of(parser) / hashlib.sha256(small).hexdigest()[:16]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 Mutator = Callable[[random.Random, bytes, Sequence[bytes]], bytes | None]  # the last are other inputs
 
-MOST_BYTES = 1 << 20  # of one input
+MAX_BYTES = 1 << 20  # of one input
 EXTREMES = (0, 1, 2, 7, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1)
 NUMBERS = (
     *EXTREMES, -1, -2, -(2**31), -(2**63), 2**63, 2**64, 10**30, 1e308, 1e-320, 0.1, -0.5, 3 * 10**8, 10**7,
@@ -36,7 +36,7 @@ _HOLE = "\ue000hole\ue000"  # where raw JSON goes
 
 
 def mutate(
-    rng: random.Random, pool: Sequence[bytes], more: Sequence[Mutator] = (), most: int = MOST_BYTES
+    rng: random.Random, pool: Sequence[bytes], more: Sequence[Mutator] = (), most: int = MAX_BYTES
 ) -> bytes:
     """One of the pool, broken in one to four places."""
     data = rng.choice(pool)
@@ -184,7 +184,7 @@ def _deepen(rng: random.Random, holder: Any, key: Any) -> None:
 
 
 def _many(rng: random.Random, holder: Any, key: Any) -> None:
-    fit = MOST_BYTES // (len(json.dumps(holder[key])) + 1)
+    fit = MAX_BYTES // (len(json.dumps(holder[key])) + 1)
     holder[key] = [holder[key]] * min(rng.choice((2, 2, 2, 2, 100, 100, 100, 10_000)), fit)
 
 

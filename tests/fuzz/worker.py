@@ -22,7 +22,7 @@ from types import ModuleType
 from diffusion.system.errors import DiffctlError
 from tests.conftest import ROOT
 from tests.fuzz.guard import CodeRun, Guard
-from tests.fuzz.mutators import MOST_BYTES, each_value_swapped, mutate
+from tests.fuzz.mutators import MAX_BYTES, each_value_swapped, mutate
 
 SECONDS = 10  # that one input may take
 SPARE_BYTES = 2 << 30  # of address space beyond what a child has at its start
@@ -53,7 +53,7 @@ class Child:
     """A child and what it shares: how many inputs it has tried, and which one is at work."""
 
     def __init__(self, parser: ModuleType, work: Callable[["Worker"], None]) -> None:
-        self.shared = mmap.mmap(-1, _HEAD.size + MOST_BYTES)
+        self.shared = mmap.mmap(-1, _HEAD.size + MAX_BYTES)
         self.folder = Path(tempfile.mkdtemp(prefix="diffctl-fuzz-", dir=MEMORY))
         self.stopped = False
         self.ours, theirs = Pipe(duplex=False)
@@ -187,7 +187,7 @@ def search(seed: int, inputs: int, until: float, in_order: bool) -> Callable[[Wo
                 data = mutate(rng, pool if rng.random() < 0.5 else seeds, getattr(parser, "MUTATORS", ()))
             if repair is not None and (not chosen or rng.random() < 0.7):
                 data = repair(data)
-            if (found := worker.find(data[:MOST_BYTES])) is not None:
+            if (found := worker.find(data[:MAX_BYTES])) is not None:
                 worker.out.send(found)
             way = _PIECES.sub("", worker.said)
             if way not in ways and len(ways) < POOL and len(data) < largest:  # refused as none before

@@ -20,9 +20,9 @@ from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import check_settings, generate, guided_denoiser
 from diffusion.sample.nan_guard import NaNGuard
 from diffusion.sample.sampler import run_sampler
+from diffusion.system.device_transfer import to_device
 from diffusion.system.errors import DiffctlWarning
 from diffusion.system.threads import prefetch, prefetched_draws
-from diffusion.system.transfer import send
 from diffusion.train.async_metrics import AsyncMetrics
 from diffusion.train.batch import batches
 from diffusion.train.distributed import ProcessGroup
@@ -70,7 +70,7 @@ def test_a_sampling_step_waits_for_nothing(device, values, guidance) -> None:
     noise, watch = ImageNoise(0, range(4), (1, 8, 8)), NaNGuard()
     watch.end = lambda: None
     condition = Condition(4, torch.arange(4), 10)
-    with prefetched_draws(lambda: send(noise.draw(), device), settings.steps, device) as draw:
+    with prefetched_draws(lambda: to_device(noise.draw(), device), settings.steps, device) as draw:
         there = condition.to(device)
         with waiting_fails(device):
             walk = build_sampler(settings)(grid, draw(), draw)
@@ -141,7 +141,7 @@ def test_prefetching_changes_neither_batches_nor_order(device, resident, digits_
 @pytest.mark.parametrize("device", SLOW_ON_CPU)
 def test_noise_drawn_ahead_is_the_cpus(device) -> None:
     ours, theirs = ImageNoise(5, range(3), (3, 16, 16)), ImageNoise(5, range(3), (3, 16, 16))
-    with prefetched_draws(lambda: send(ours.draw(), device), 4, device) as draw, waiting_fails(device):
+    with prefetched_draws(lambda: to_device(ours.draw(), device), 4, device) as draw, waiting_fails(device):
         found = [draw() for _ in range(6)]
     assert all(torch.equal(one.cpu(), theirs.draw()) for one in found)
 

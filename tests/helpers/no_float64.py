@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusion.system import transfer
+from diffusion.system import device_transfer
 from tests.helpers.waits import DEVICE
 
 
@@ -31,5 +31,5 @@ class _Refusing(TorchDispatchMode):
 def no_float64() -> Iterator[torch.device]:
     """The device, known for the block to have no float64: whoever makes one there raises Float64."""
     with pytest.MonkeyPatch.context() as patch, _Refusing():
-        patch.setattr(transfer, "WITHOUT_FLOAT64", (DEVICE.type,))
+        patch.setattr(device_transfer, "WITHOUT_FLOAT64", (DEVICE.type,))
         yield DEVICE

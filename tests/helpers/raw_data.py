@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from diffusion.data.config import DataConfig
+from diffusion.data.data_config import DataConfig
 from diffusion.data.prepare import prepare
 from diffusion.images.digests import content_digest
 from diffusion.images.store import ImageStore, open_store

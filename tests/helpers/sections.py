@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from diffusion.config import Config
-from diffusion.data.registry import SOURCES
+from diffusion.data.source_registry import SOURCES
 from diffusion.model.registry import MODELS
 from diffusion.process.registry import PROCESSES
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
-from diffusion.system.registry import load_reference
+from diffusion.system.references import load_reference
 from diffusion.train.course import COURSES
 
 REGISTRIES = (SOURCES, MODELS, PROCESSES, COURSES)  # whose entries have a section's class

@@ -11,8 +11,8 @@ import torch
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.protocol.scores import ScoresDocument, write_scores_document
+from diffusion.system.checksums import add_checksum
 from diffusion.system.files import write_json
-from diffusion.system.seals import sealed
 from serving.model_source import FixedSource, ModelSource, PublishedModel
 from serving.serve_config import ServeConfig
 from serving.service import Service
@@ -50,7 +50,7 @@ def trained(seed: int, kernel: float) -> str:
     """Leave a model and its scores in the working directory, as a training does; returns its sha256."""
     sha256 = read_artefact(small_model(MODEL, seed)).model_sha256
     write_scores_document(SCORES, scores_of(MODEL, {(4, 0.0): kernel}))
-    write_json(RUN, sealed({"key": f"key{seed}", "fingerprint": f"{seed}" * 16}))
+    write_json(RUN, add_checksum({"key": f"key{seed}", "fingerprint": f"{seed}" * 16}))
     return sha256
 
 

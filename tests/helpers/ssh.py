@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.system.processes import end_all, in_group
+from diffusion.system.processes import group_processes, terminate
 from tests.helpers.mlflow_server import free_port
 from tests.helpers.waiting import wait_until
 
@@ -64,7 +64,7 @@ def ssh_server(folder: Path) -> Iterator[Ssh]:
         assert process.poll() is None, (folder / "log").read_text()
         yield made
     finally:
-        end_all(in_group(process.pid))
+        terminate(group_processes(process.pid))
         process.wait(30)
 
 

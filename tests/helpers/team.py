@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from diffusion.system.processes import end_all, in_group
+from diffusion.system.processes import group_processes, terminate
 from tests.closure import ROOT
 from tests.conftest import command, environment
 from tests.helpers.mlflow_server import free_port, wait_for
@@ -132,7 +132,7 @@ def _server(name: str, health: str, folder: Path, env: dict[str, str]) -> Iterat
         wait_for(health, process, path)
         yield
     finally:
-        end_all(in_group(process.pid))
+        terminate(group_processes(process.pid))
         process.wait(30)
 
 

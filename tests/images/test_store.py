@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.images import verified
-from diffusion.images.meta import CellMeta, PreparedMeta, StoreMeta
 from diffusion.images.store import ImageStore, open_store, write_store
+from diffusion.images.store_meta import CellMeta, PreparedMeta, StoreMeta
+from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError
-from diffusion.system.seals import sealed
 from tests.helpers.damage import Damage, damages
 
 META = {"name": "noise", "classes": ["a", "b"], "card": {"steps": 5, "eta": 0.5}}
@@ -30,7 +30,7 @@ def reseal(path: Path, **changes: object) -> None:
     """Write the store's meta with these values and a right seal."""
     values = json.loads((path / "meta.json").read_text())
     values = {key: value for key, value in {**values, **changes}.items() if value is not None}
-    (path / "meta.json").write_text(json.dumps(sealed(values)))
+    (path / "meta.json").write_text(json.dumps(add_checksum(values)))
 
 
 def same(one: ImageStore, other: ImageStore) -> bool:

@@ -10,8 +10,8 @@ import pytest
 
 from diffusion.protocol.float_codec import pack
 from diffusion.protocol.scores import ScoresDocument, document_values, read_scores, write_scores_document
-from diffusion.system.documents import parse_document
 from diffusion.system.errors import DiffctlError
+from diffusion.system.json_files import parse_json
 from tests.helpers.scores_document import document
 
 CELL = "steps10-eta0"
@@ -102,6 +102,6 @@ def test_a_document_that_does_not_fit_together_is_refused(edit: Edit, says: str)
     values = document_values(document())
     edit(values)
     with pytest.raises(DiffctlError) as caught:
-        parse_document(json.dumps(values), ScoresDocument, "here")
+        parse_json(json.dumps(values), ScoresDocument, "here")
     assert says in str(caught.value)
     assert len(str(caught.value)) < 1000

@@ -295,22 +295,22 @@ def test_a_gpu_is_known_by_its_uuid_whatever_its_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, free: str
 ) -> None:
     uuids = [["GPU-a", "GPU-b"][int(number)] for number in visible.split(",") if number]
-    monkeypatch.setattr(devices, "FOLDER", tmp_path)
+    monkeypatch.setattr(devices, "LOCK_DIR", tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(uuids))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(uuids))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=uuids[index]))
-    with file_lock(tmp_path / "GPU-a.lock"), devices.held_device() as device:
+    with file_lock(tmp_path / "GPU-a.lock"), devices.acquire_device() as device:
         assert device == torch.device(free)
         if uuids:
             assert_busy(file_lock(tmp_path / "GPU-b.lock", timeout=0))
-    with devices.held_device(group="ours") as one, devices.held_device(group="ours") as same:
+    with devices.acquire_device(group="ours") as one, devices.acquire_device(group="ours") as same:
         assert one == same
 
 
 @pytest.fixture
 def fake_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The lock of a GPU that this machine seems to have, which computes as the CPU."""
-    monkeypatch.setattr(devices, "FOLDER", tmp_path)
+    monkeypatch.setattr(devices, "LOCK_DIR", tmp_path)
     monkeypatch.setattr(devices, "_gpus", lambda: {"GPU-a": torch.device("cpu")})
     return tmp_path / "GPU-a.lock"
 
@@ -360,7 +360,7 @@ def test_a_ray_worker_takes_its_weights_along_when_it_lets_the_device_go(
     def images(loaded: LoadedModel, *arguments: object) -> None:
         places.append("at work")
 
-    monkeypatch.setattr(devices, "held_device", held)
+    monkeypatch.setattr(devices, "acquire_device", held)
     monkeypatch.setattr("diffusion.sample.cell_images.shard_images", images)
     monkeypatch.setattr("flows.ray.shard_runner._loaded", lambda *_: LoadedModel(network, None))
     settings = cell_settings(config.sample, grid(config.sample, config.sweep)[0])
@@ -379,7 +379,7 @@ def test_a_worker_with_other_code_refuses(project: Path) -> None:
 
 
 def test_who_waits_for_a_device_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "FOLDER", tmp_path)
+    monkeypatch.setattr(devices, "LOCK_DIR", tmp_path)
     held = file_lock(tmp_path / "a.lock")
     held.__enter__()
     told = []
@@ -388,6 +388,6 @@ def test_who_waits_for_a_device_is_told_once(tmp_path: Path, monkeypatch: pytest
         told.append(text)
         held.__exit__(None, None, None)
 
-    with devices.held_lock(["a"], tell) as name:
+    with devices.acquire_lock(["a"], tell) as name:
         assert name == "a"
     assert len(told) == 1

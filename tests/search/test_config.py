@@ -8,7 +8,7 @@ from diffusion.search.config import SearchConfig
 from diffusion.search.methods import METHODS, params_of, value_of
 from diffusion.search.space import applied, count_trials, grid, refuse_impossible
 from diffusion.system.errors import UsageError
-from diffusion.system.section import validated
+from diffusion.system.section import validate
 
 RANGE = {"low": 1, "high": 5}
 FIELDS = {
@@ -21,7 +21,7 @@ FIELDS = {
 
 
 def section(**values):
-    return validated(SearchConfig, {"fields": FIELDS, "trials": 5, **values}, "params.yaml: search")
+    return validate(SearchConfig, {"fields": FIELDS, "trials": 5, **values}, "params.yaml: search")
 
 
 @pytest.mark.parametrize(

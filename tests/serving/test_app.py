@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from diffusion.images.pictures import contact_print, png_bytes
+from diffusion.images.pictures import contact_sheet, png_bytes
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import load_model
 from diffusion.protocol.settings import SampleSettings
@@ -137,7 +137,7 @@ def test_grid_and_npz_formats_hold_the_offline_images(client, model):
     grid = client.post("/v1/images", json={"num": 4, "format": "grid"})
     assert grid.headers["content-type"] == "image/png"
     shown = np.asarray(Image.open(io.BytesIO(grid.content)), dtype=int)
-    wanted = np.asarray(Image.open(io.BytesIO(png_bytes(contact_print(expected)))), dtype=int)
+    wanted = np.asarray(Image.open(io.BytesIO(png_bytes(contact_sheet(expected)))), dtype=int)
     assert np.abs(shown - wanted).max() <= 1
     arrays = client.post("/v1/images", json={"num": 4, "format": "npz"})
     assert arrays.headers["content-type"] == "application/x-npz"

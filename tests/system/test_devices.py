@@ -7,11 +7,11 @@ import torch
 
 from diffusion.system import devices
 from diffusion.system.devices import (
-    CHOICE,
+    DEVICE_VARIABLE,
+    acquire_device,
+    acquire_gpus,
     default_device,
     device_kind,
-    held_device,
-    held_gpus,
     scoring_device,
 )
 from diffusion.system.errors import UsageError
@@ -25,8 +25,8 @@ from diffusion.train.precision import compiles, resolve_precision
 def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
     """Which GPUs this machine seems to have: none, until a test says so."""
     found = {"cuda": False, "mps": False}
-    monkeypatch.delenv(CHOICE, raising=False)
-    monkeypatch.setattr(devices, "FOLDER", tmp_path)
+    monkeypatch.delenv(DEVICE_VARIABLE, raising=False)
+    monkeypatch.setattr(devices, "LOCK_DIR", tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: found["cuda"])
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: found["mps"])
     return found
@@ -44,10 +44,10 @@ def test_the_best_that_is_there_is_taken(there, cuda, mps, taken):
 @pytest.mark.parametrize("named", ["cpu", "mps", "cuda"])
 def test_a_device_is_taken_by_name(there, monkeypatch, named):
     there.update(cuda=True, mps=True)
-    monkeypatch.setenv(CHOICE, named)
+    monkeypatch.setenv(DEVICE_VARIABLE, named)
     assert default_device() == torch.device(named)
     if named == "cpu":
-        with held_device() as device, held_gpus(2):
+        with acquire_device() as device, acquire_gpus(2):
             assert device == torch.device("cpu")
         assert process_count(TrainConfig(steps=1, batch_size=4, lr=0.1)) == 1
 
@@ -60,7 +60,7 @@ def test_a_device_is_taken_by_name(there, monkeypatch, named):
     ],
 )
 def test_a_name_of_nothing_is_refused(there, monkeypatch, named, said):
-    monkeypatch.setenv(CHOICE, named)
+    monkeypatch.setenv(DEVICE_VARIABLE, named)
     with pytest.raises(UsageError) as refused:
         default_device()
     assert str(refused.value) == said
@@ -68,10 +68,10 @@ def test_a_name_of_nothing_is_refused(there, monkeypatch, named, said):
 
 def test_an_apple_gpu_is_held_by_one_and_no_scores_are_made_there(there, tmp_path):
     there["mps"] = True
-    with held_device() as device:
+    with acquire_device() as device:
         assert device == torch.device("mps")
         assert is_held(tmp_path / "mps.lock")
-        with held_gpus(1):  # who trains in several processes does so on the CPU, and waits for nobody
+        with acquire_gpus(1):  # who trains in several processes does so on the CPU, and waits for nobody
             pass
     assert scoring_device() == torch.device("cpu")
     train = TrainConfig(steps=10_000, batch_size=4, lr=0.1)

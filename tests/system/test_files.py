@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.system.files import atomic_folder, drop_leftovers
+from diffusion.system.files import atomic_folder, remove_leftovers
 
 
 def killed_while_making(path: Path) -> None:
@@ -35,7 +35,7 @@ def test_what_a_killed_maker_leaves_goes_at_the_next_start(tmp_path: Path) -> No
     assert [entry.name.startswith(".made-otherwise.") for entry in tmp_path.iterdir() if entry != path] == [
         True
     ]
-    drop_leftovers(other)
+    remove_leftovers(other)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -43,7 +43,7 @@ def test_what_a_living_one_makes_is_no_leftover(tmp_path: Path) -> None:
     path = tmp_path / "made"
     with atomic_folder(path) as first:
         (first / "by").write_text("first")
-        drop_leftovers(path)
+        remove_leftovers(path)
         with atomic_folder(path) as second:
             (second / "by").write_text("second")
         assert (path / "by").read_text() == "second"

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from diffusion.system.errors import DiffctlError
-from diffusion.system.files import atomic_folder, drop_leftovers, write_text
-from diffusion.system.locks import LockBusy, file_lock, group_lock, holders, is_held
+from diffusion.system.files import atomic_folder, remove_leftovers, write_text
+from diffusion.system.locks import LockBusy, file_lock, group_lock, holding_group, is_held
 from tests.conftest import diffctl, write_params
 
 # What NFS, FUSE and old network file systems say to flock.
@@ -60,7 +60,7 @@ def test_nothing_is_done_unprotected(
 def test_files_and_folders_are_written_all_the_same(tmp_path: Path) -> None:
     write_text(tmp_path / "file", "whole")
     with atomic_folder(tmp_path / "folder") as made:
-        drop_leftovers(tmp_path / "folder")
+        remove_leftovers(tmp_path / "folder")
         write_text(made / "file", "whole")
     assert (tmp_path / "folder/file").read_text() == "whole"
 
@@ -81,14 +81,14 @@ def test_a_stage_says_it_in_one_sentence_and_makes_nothing(tmp_path: Path) -> No
 
 def test_a_group_says_its_name_and_keeps_others_out(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    assert holders(path) is None
+    assert holding_group(path) is None
     with group_lock(path, "a"), group_lock(path, "a"):
-        assert holders(path) == "a"
+        assert holding_group(path) == "a"
         with pytest.raises(LockBusy, match=r"^not now$"), group_lock(path, "b", busy="not now"):
             raise AssertionError("it is held")
-    assert holders(path) is None
+    assert holding_group(path) is None
     with group_lock(path, "b"):
-        assert holders(path) == "b"
+        assert holding_group(path) == "b"
 
 
 def test_a_group_is_held_by_the_program_that_takes_its_holders_place(tmp_path: Path) -> None:
@@ -102,6 +102,6 @@ def test_a_group_is_held_by_the_program_that_takes_its_holders_place(tmp_path: P
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "1\n"
-    assert holders(tmp_path / "lock") == "a"
+    assert holding_group(tmp_path / "lock") == "a"
     process.communicate("\n")
-    assert holders(tmp_path / "lock") is None
+    assert holding_group(tmp_path / "lock") is None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from diffusion.system.processes import end_all, in_group, start_of
+from diffusion.system.processes import group_processes, start_time, terminate
 from tests.helpers.waiting import wait_until
 
 STUBBORN = """
@@ -31,18 +31,18 @@ def stubborn() -> Iterator["subprocess.Popen[str]"]:
 
 
 def test_a_process_has_one_start_and_another_one_has_another(stubborn: "subprocess.Popen[str]") -> None:
-    assert start_of(stubborn.pid) == start_of(stubborn.pid) != start_of(os.getppid())
+    assert start_time(stubborn.pid) == start_time(stubborn.pid) != start_time(os.getppid())
 
 
 def test_who_is_gone_has_no_start_reaped_or_not(stubborn: "subprocess.Popen[str]") -> None:
     stubborn.kill()
-    wait_until(lambda: start_of(stubborn.pid) is None)  # a zombie
+    wait_until(lambda: start_time(stubborn.pid) is None)  # a zombie
     stubborn.wait()
-    assert start_of(stubborn.pid) is None
+    assert start_time(stubborn.pid) is None
 
 
 def test_a_group_is_ended_whoever_does_not_hear(stubborn: "subprocess.Popen[str]") -> None:
-    (member,) = in_group(stubborn.pid)
+    (member,) = group_processes(stubborn.pid)
     assert member.pid == stubborn.pid
-    end_all([member], patience=0.1)
-    assert in_group(stubborn.pid) == []
+    terminate([member], patience=0.1)
+    assert group_processes(stubborn.pid) == []

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from diffusion.system.errors import Interrupted
-from diffusion.system.signals import ended_by_signal, look, stop_request
+from diffusion.system.signals import check_signals, interrupt_on_signal, stop_request
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def handlers() -> Iterator[None]:
     yield
     assert [signal.getsignal(number) for number in numbers] == before
     signal.signal(signal.SIGHUP, hung_up)
-    look()  # and no flag is left
+    check_signals()  # and no flag is left
 
 
 def send(number: int) -> None:
@@ -35,7 +35,7 @@ def swallow() -> None:
 
 def stopped(work: Callable[[], object]) -> Interrupted:
     """What ends the work, which must be ended."""
-    with pytest.raises(Interrupted) as caught, ended_by_signal():
+    with pytest.raises(Interrupted) as caught, interrupt_on_signal():
         work()
     return caught.value
 
@@ -64,12 +64,12 @@ def test_whoever_catches_every_exception_does_not_catch_it() -> None:
 
 def looks() -> None:
     swallow()
-    look()
+    check_signals()
 
 
 def begins_another_block() -> None:
     swallow()
-    with ended_by_signal():
+    with interrupt_on_signal():
         pytest.fail("it began")
 
 
@@ -82,7 +82,7 @@ def test_work_that_looks_is_not_raised_at_and_is_the_first_to_speak() -> None:
     def work() -> None:
         with stop_request() as stop:
             send(signal.SIGTERM)
-            look()
+            check_signals()
             assert stop.signal == signal.SIGTERM
             stop.raise_if_set()
 
@@ -105,9 +105,9 @@ def test_alone_it_is_left_to_who_looks() -> None:
 
 
 def test_what_is_the_usual_end_of_a_work_is_forgotten() -> None:
-    with ended_by_signal(), stop_request() as stop:
+    with interrupt_on_signal(), stop_request() as stop:
         send(signal.SIGINT)
-        stop.forget()
+        stop.clear()
 
 
 def test_the_first_signal_is_the_one_that_counts_and_a_second_ctrl_c_ends_the_process() -> None:
@@ -125,7 +125,7 @@ def test_a_ctrl_c_that_a_run_passes_on_after_sigterm_does_not_end_what_saves() -
         send(signal.SIGINT)
         assert stop.signal == signal.SIGTERM
         assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL, "the next one ends it"
-        stop.forget()
+        stop.clear()
 
 
 def test_held_a_second_one_ends_it_from_when_it_is_let_go() -> None:
@@ -133,14 +133,14 @@ def test_held_a_second_one_ends_it_from_when_it_is_let_go() -> None:
         for _ in range(3):
             send(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) != signal.SIG_DFL
-        stop.let_go()
+        stop.release()
         assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
 
 
 def test_a_library_that_puts_its_own_handler_is_overruled_inside() -> None:
     def work() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        with ended_by_signal():
+        with interrupt_on_signal():
             send(signal.SIGTERM)
 
     stopped(work)
@@ -149,7 +149,7 @@ def test_a_library_that_puts_its_own_handler_is_overruled_inside() -> None:
 def test_nohup_is_respected() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with ended_by_signal():
+        with interrupt_on_signal():
             send(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)

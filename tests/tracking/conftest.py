@@ -8,8 +8,8 @@ from diffusion.images.store import open_store
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.protocol.scores import ScoresDocument, write_scores_document
+from diffusion.system.checksums import add_checksum
 from diffusion.system.files import write_json
-from diffusion.system.seals import sealed
 from diffusion.train.identity import plan_training
 from diffusion.train.loop import new_state
 from tests.conftest import params
@@ -56,7 +56,7 @@ def make_model(digits_store):
         state = new_state(artefact, CPU)
         weights = {key: value + add for key, value in state.ema.state_dict().items()}
         sha256 = save_artefact(MODEL, weights, artefact).model_sha256
-        write_json(RUN, sealed({"key": f"key{seed}", "fingerprint": f"{seed}" * 16}))
+        write_json(RUN, add_checksum({"key": f"key{seed}", "fingerprint": f"{seed}" * 16}))
         made = document(kernel, model_sha256=sha256, **card)
         training = read_artefact(MODEL).training
         write_scores_document(SCORES, ScoresDocument(**{**dict(made), "training": training}))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.images.meta import Ancestor
+from diffusion.images.store_meta import Ancestor
 from diffusion.system.errors import DiffctlError, UsageError
 from tracking import store
 from tracking.names import REGISTRY_EXPERIMENT, start_tags

@@ -27,7 +27,7 @@ def config(devices: int | str = "auto", batch_size: int = 8) -> TrainConfig:
 @pytest.fixture
 def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The lock files of three GPUs, which this machine seems to have; nothing runs on them."""
-    monkeypatch.setattr(devices, "FOLDER", tmp_path)
+    monkeypatch.setattr(devices, "LOCK_DIR", tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     named = [SimpleNamespace(uuid=f"GPU-{letter}") for letter in "cab"]  # in another order than by number
@@ -45,7 +45,7 @@ def test_a_training_holds_the_first_free_gpu(gpus: list[Path]) -> None:
     with together(config(1), []) as first, together(config(1), []) as second:
         assert (first.device, second.device) == (torch.device("cuda", 0), torch.device("cuda", 1))
         assert held(gpus) == [0, 1]
-        with devices.held_device() as device:  # a sweep's
+        with devices.acquire_device() as device:  # a sweep's
             assert device == torch.device("cuda", 2)
     assert held(gpus) == []
 
@@ -104,7 +104,7 @@ def test_who_waits_for_a_gpu_can_be_stopped(gpus: list[Path]) -> None:
 def test_the_cpu_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(devices, "FOLDER", tmp_path)
+    monkeypatch.setattr(devices, "LOCK_DIR", tmp_path)
     with together(config(), []) as first, together(config(), []) as second:
         assert first.device == second.device == torch.device("cpu")
     assert list(tmp_path.iterdir()) == []

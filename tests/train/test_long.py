@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from diffusion.config import parse
 from diffusion.images.store import open_store
 from diffusion.system.errors import Interrupted
-from diffusion.system.limits import MOST_COUNT
+from diffusion.system.limits import MAX_COUNT
 from diffusion.train import loop
 from diffusion.train.config import CURVE_ROWS, TrainConfig
 from diffusion.train.course import Constant
@@ -91,7 +91,7 @@ def test_two_hundred_thousand_steps_stay_small(digits_store: Path, tmp_path: Pat
     assert len((tmp_path / "loss.csv").read_text().splitlines()) == CURVE_ROWS + 1
 
 
-@given(st.integers(1, MOST_COUNT), st.integers(1, 10**6))
+@given(st.integers(1, MAX_COUNT), st.integers(1, 10**6))
 def test_a_curve_has_few_rows_evenly_spread_and_the_last(steps: int, log_every: int) -> None:
     config = TrainConfig(steps=steps, log_every=log_every, batch_size=1, lr=Constant(rate=1e-3))
     every = log_every * -(-steps // (log_every * CURVE_ROWS))

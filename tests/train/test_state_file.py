@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
+from diffusion.system.checksums import write_checksummed
 from diffusion.system.errors import DiffctlError, DiffctlWarning
-from diffusion.system.seals import write_sealed
 from diffusion.train.state_file import SavedState, newest_state, save_state
 from diffusion.train.state_values import StateValues
 from diffusion.train.tensor_stream import KINDS, write_tensors
@@ -77,7 +77,7 @@ def test_whatever_happens_to_a_byte_the_state_before_is_used(tmp_path: Path, dam
 def test_counters_that_are_none_are_damage_even_under_a_right_seal(tmp_path: Path, text: str) -> None:
     save_at(tmp_path, 1)
     values = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-    write_sealed(tmp_path / "state-000000002.sealed", lambda file: file.write(save({"values": values})))
+    write_checksummed(tmp_path / "state-000000002.sealed", lambda file: file.write(save({"values": values})))
     with pytest.warns(DiffctlWarning, match=r"state-000000002.sealed is damaged \(the list of its counters"):
         saved = newest_state(tmp_path)
     assert saved is not None
@@ -86,7 +86,7 @@ def test_counters_that_are_none_are_damage_even_under_a_right_seal(tmp_path: Pat
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, save({"a": torch.ones(1)})])
 def test_what_holds_no_state_is_damage_even_under_a_right_seal(tmp_path: Path, content: bytes) -> None:
-    write_sealed(tmp_path / "state-000000002.sealed", lambda file: file.write(content))
+    write_checksummed(tmp_path / "state-000000002.sealed", lambda file: file.write(content))
     with pytest.warns(DiffctlWarning, match=r"state-000000002.sealed is damaged \(it h"):
         assert newest_state(tmp_path) is None
 
@@ -98,7 +98,7 @@ def test_a_state_of_another_step_than_its_name_is_damaged(tmp_path: Path) -> Non
     with pytest.warns(DiffctlWarning, match="state-000000020.sealed is damaged .its checksum does not match"):
         assert newest_state(tmp_path) is None
     content = save_at(tmp_path, 120).read_bytes()[:-32]
-    write_sealed(tmp_path / "state-000000500.sealed", lambda file: file.write(content))
+    write_checksummed(tmp_path / "state-000000500.sealed", lambda file: file.write(content))
     with pytest.warns(DiffctlWarning, match="state-000000500.sealed is damaged .it is of step 120"):
         saved = newest_state(tmp_path)
     assert saved is not None

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from diffusion.system import seals
-from diffusion.system.seals import Broken, open_sealed, write_sealed
+from diffusion.system import checksums
+from diffusion.system.checksums import Corrupted, open_checksummed, write_checksummed
 from diffusion.train import distributed, state_writer
 from diffusion.train.distributed import ProcessGroup, joined
 from diffusion.train.lazy_tensors import LazyTensors
@@ -137,15 +137,15 @@ def size_of(state: TrainState) -> int:
 
 def test_a_seal_is_checked_by_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where they end with the file, or within a block."""
-    monkeypatch.setattr(seals, "BLOCK", 8)
+    monkeypatch.setattr(checksums, "BLOCK", 8)
     for size in (0, 1, 7, 8, 9, 16, 100):
         path, content = tmp_path / f"a{size}", bytes(range(size))
-        write_sealed(path, lambda file, content=content: file.write(content))
-        file, length = open_sealed(path)
+        write_checksummed(path, lambda file, content=content: file.write(content))
+        file, length = open_checksummed(path)
         with file:
             assert (length, file.read(length)) == (size, content)
         whole = path.read_bytes()
         for damaged in (whole[:-1], whole + b"x", bytes([whole[0] ^ 1]) + whole[1:], whole[:5]):
             path.write_bytes(damaged)
-            with pytest.raises(Broken):
-                open_sealed(path)
+            with pytest.raises(Corrupted):
+                open_checksummed(path)

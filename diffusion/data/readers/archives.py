@@ -13,11 +13,11 @@ from typing import IO
 from diffusion.data.zip_files import explained, open_member, open_zip
 from diffusion.system.errors import DiffctlError, printable
 from diffusion.system.files import atomic_folder, write_atomic
-from diffusion.system.plain_files import open_plain, unreadable
+from diffusion.system.regular_files import open_regular, read_error
 
-MOST_UNPACKED = 1 << 30  # bytes of a tar; CIFAR's take 190 MB
-MOST_AT_ONCE = 4 << 20  # bytes of it that are asked for at a time; a header's length may be a lie
-MOST_MEMBERS = 10_000
+MAX_UNPACKED = 1 << 30  # bytes of a tar; CIFAR's take 190 MB
+MAX_AT_ONCE = 4 << 20  # bytes of it that are asked for at a time; a header's length may be a lie
+MAX_MEMBERS = 10_000
 DAMAGE = (
     tarfile.TarError, zlib.error, EOFError, ValueError, OverflowError, RecursionError, IndexError, KeyError,
 )  # fmt: skip
@@ -32,9 +32,9 @@ def unpack_tar(archive: Path, members: Collection[str], folder: Path) -> Path:
     if all((folder / PurePosixPath(name).name).is_file() for name in members):
         return folder
     try:
-        packed = open_plain(archive)
+        packed = open_regular(archive)
     except OSError as error:
-        raise unreadable(archive, error) from None
+        raise read_error(archive, error) from None
     try:
         with packed, _Unpacked(fileobj=packed) as content, tarfile.open(fileobj=content, mode="r:") as tar:
             found = _members(tar, members)
@@ -53,13 +53,13 @@ class _Unpacked(gzip.GzipFile):
 
     def read(self, size: int | None = -1) -> bytes:
         """As any file's; ReadError where too much is asked for."""
-        if size is None or not 0 <= size <= MOST_AT_ONCE or self.tell() + size > MOST_UNPACKED:
+        if size is None or not 0 <= size <= MAX_AT_ONCE or self.tell() + size > MAX_UNPACKED:
             raise tarfile.ReadError("it says that it holds more than such archives do")
         return super().read(size)
 
     def seek(self, offset: int, whence: int = 0) -> int:
         """As any file's."""
-        if not 0 <= offset <= MOST_UNPACKED:
+        if not 0 <= offset <= MAX_UNPACKED:
             raise tarfile.ReadError("it says that it holds more than such archives do")
         return super().seek(offset, whence)
 
@@ -69,7 +69,7 @@ def _members(tar: tarfile.TarFile, names: Collection[str]) -> dict[str, tarfile.
     found: dict[str, tarfile.TarInfo] = {}
     offset = -1
     for number, info in enumerate(tar):
-        if info.offset <= offset or info.size < 0 or number >= MOST_MEMBERS:
+        if info.offset <= offset or info.size < 0 or number >= MAX_MEMBERS:
             raise tarfile.ReadError("its members do not follow each other")
         offset = info.offset
         if info.name in found:

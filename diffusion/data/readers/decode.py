@@ -3,7 +3,7 @@
 from PIL import Image
 
 from diffusion.data.readers.resize import square
-from diffusion.images.decode import loaded, opened
+from diffusion.images.decode import load_pixels, open_image
 
 LARGE_PIXELS = 1 << 24  # a jpeg above this is decoded at a reduced scale, so that it fits in memory
 
@@ -14,7 +14,7 @@ def decode(content: bytes, size: int, channels: int) -> Image.Image:
     It is turned as EXIF says, laid on white where it is transparent, scaled and cropped as `square` does.
     BadImage when it cannot be read whole.
     """
-    with opened(content) as image:
+    with open_image(content) as image:
         if image.format == "JPEG" and image.width * image.height > LARGE_PIXELS:
             image.draft(None, (2 * size, 2 * size))
-        return square(loaded(image, channels), size)
+        return square(load_pixels(image, channels), size)

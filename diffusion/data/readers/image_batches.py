@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.data.arrays import FileArray, file_array, integers, open_npz
+from diffusion.data.file_arrays import FileArray, file_array, integers, open_npz
 from diffusion.data.readers.pickles import read_pickle
 from diffusion.images.store import Labels
 from diffusion.system.errors import DiffctlError, printable

@@ -14,8 +14,8 @@ from diffusion.data.holdout import Indices
 from diffusion.data.readers.decode import decode
 from diffusion.data.readers.listing import FilePaths
 from diffusion.data.source import Job, Rows
-from diffusion.images.decode import MOST_BYTES, BadImage
-from diffusion.system.plain_files import read_plain
+from diffusion.images.decode import MAX_BYTES, BadImage
+from diffusion.system.regular_files import read_regular
 
 
 class ImageFileReader:
@@ -70,6 +70,6 @@ def images_of(files: Sequence[Callable[[], bytes]], size: int, channels: int) ->
 
 def _read(path: bytes) -> bytes:
     try:
-        return read_plain(path, MOST_BYTES)
+        return read_regular(path, MAX_BYTES)
     except OSError as error:
         raise BadImage(f"not readable ({error.strerror})") from None

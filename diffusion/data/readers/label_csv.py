@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffusion.system.errors import UsageError, printable
-from diffusion.system.plain_files import open_plain
+from diffusion.system.regular_files import open_regular
 
 SPLITS = {"train": "train", "test": "test", "val": "test", "valid": "test", "validation": "test"}
-MOST_LINE = 1 << 16  # characters; a path and a class take a few hundred
+MAX_LINE = 1 << 16  # characters; a path and a class take a few hundred
 FILE_COLUMNS, LABEL_COLUMNS = ("file", "filename", "path", "image"), ("label", "class")
 
 
@@ -28,7 +28,7 @@ def read_labels(path: Path) -> Iterator[Row]:
     UsageError when the file is missing, not CSV in UTF-8, or lacks a column.
     """
     try:
-        with io.TextIOWrapper(open_plain(path), encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(_lines(file))
             columns = list(reader.fieldnames or [])
             name_column = _column(path, columns, FILE_COLUMNS)
@@ -48,9 +48,9 @@ def read_labels(path: Path) -> Iterator[Row]:
 
 def _lines(file: io.TextIOWrapper) -> Iterator[str]:
     """The lines; csv.Error for one that does not end, of which no more is read than shows it."""
-    while line := file.readline(MOST_LINE):
-        if len(line) == MOST_LINE:
-            raise csv.Error(f"a line has more than {MOST_LINE:,} characters")
+    while line := file.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise csv.Error(f"a line has more than {MAX_LINE:,} characters")
         yield line
 
 

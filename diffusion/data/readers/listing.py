@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.data.holdout import Indices
-from diffusion.data.rejects import Problem
+from diffusion.data.problems import Problem
 from diffusion.images.decode import SUFFIXES
 from diffusion.system.errors import DiffctlError, printable
-from diffusion.system.workers import forks, in_processes
+from diffusion.system.worker_processes import can_fork, map_in_processes
 
 CHUNK = 4096  # files that are Python objects at a time
 MANY = 4 * CHUNK  # files that are worth several processes
 QUEUED = 4  # chunks a process
-MOST_DEPTH = 64  # folders below each other
+MAX_DEPTH = 64  # folders below each other
 
 Names = NDArray[np.bytes_]
 Hashes = NDArray[np.int64]
@@ -121,14 +121,14 @@ class _Looked(NamedTuple):
 
 def _look_at_all(root: Path) -> Generator[_Looked, None, None]:
     """All files below root, some at a time in order; many are looked at on all cores."""
-    walked = list(_walk(root, "", set(), MOST_DEPTH))
+    walked = list(_walk(root, "", set(), MAX_DEPTH))
     jobs = (
         (root, prefix, names[start : start + CHUNK])
         for prefix, names in walked
         for start in range(0, len(names), CHUNK)
     )
-    if sum(len(names) for _, names in walked) >= MANY and forks():
-        return in_processes(_look_at, jobs, QUEUED)
+    if sum(len(names) for _, names in walked) >= MANY and can_fork():
+        return map_in_processes(_look_at, jobs, QUEUED)
     return (_look_at(*job) for job in jobs)
 
 
@@ -151,7 +151,7 @@ def _walk(root: Path, prefix: str, seen: set[tuple[int, int]], deep: int) -> Ite
     folder = root / prefix
     if not deep:
         top = printable(prefix.partition("/")[0])
-        raise DiffctlError(f"{root / top} has more than {MOST_DEPTH} folders below each other: flatten it")
+        raise DiffctlError(f"{root / top} has more than {MAX_DEPTH} folders below each other: flatten it")
     try:
         here = folder.stat()
         if (here.st_dev, here.st_ino) in seen:

@@ -17,17 +17,17 @@ from typing import IO, Any
 
 import numpy as np
 
-from diffusion.data.arrays import StoredArray
+from diffusion.data.file_arrays import StoredArray
 from diffusion.system.errors import DiffctlError, printable
-from diffusion.system.plain_files import open_plain, unreadable
+from diffusion.system.regular_files import open_regular, read_error
 
 IN_MEMORY = 1 << 16  # byte strings longer than this stay in the file
 # Far beyond the sets that are read so: 400,000 operations (CIFAR-100), and 1.2 GB of text where Python 3
 # wrote an array (of Mini-ImageNet) for Python 2.
-MOST_OPERATIONS = 1_000_000
-MOST_BYTES = 2 << 30  # that are read into memory, or made there; of a small file, four times its size
-MOST_DIGITS = 1024  # bytes of an integer
-MOST_AXES, MOST_SIZE = 8, 1 << 40  # of an array's shape
+MAX_OPERATIONS = 1_000_000
+MAX_BYTES = 2 << 30  # that are read into memory, or made there; of a small file, four times its size
+MAX_DIGITS = 1024  # bytes of an integer
+MAX_AXES, MAX_SIZE = 8, 1 << 40  # of an array's shape
 _MAX_NAME = 256
 _DAMAGE = (ValueError, TypeError, AttributeError, KeyError, IndexError, EOFError, OverflowError, struct.error)
 
@@ -39,12 +39,12 @@ def read_pickle(path: Path) -> Any:
     asks for when that is anything but data; nothing of it is run.
     """
     try:
-        with open_plain(path) as file:
+        with open_regular(path) as file:
             return _Machine(path, file).run()
     except FileNotFoundError:
         raise DiffctlError(f"{printable(path)} is missing") from None
     except OSError as error:
-        raise unreadable(path, error) from None
+        raise read_error(path, error) from None
     except _Forbidden as error:
         raise DiffctlError(
             f"{printable(path)} is not a data file: it asks for {printable(error)}, which was refused and "
@@ -117,14 +117,14 @@ class _Machine:
     def __init__(self, path: Path, file: IO[bytes]) -> None:
         self.path, self.file = path, file
         self.size = os.fstat(file.fileno()).st_size
-        self.room = min(4 * self.size + IN_MEMORY, MOST_BYTES)
+        self.room = min(4 * self.size + IN_MEMORY, MAX_BYTES)
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
         """Execute to the end; the value on top."""
-        for _ in range(MOST_OPERATIONS):
+        for _ in range(MAX_OPERATIONS):
             code = self.read(1)
             if code == b".":
                 return _finished(self.stack.pop())
@@ -132,7 +132,7 @@ class _Machine:
             if operation is None:
                 raise _Forbidden(f"the operation {code!r}")
             operation(self)
-        raise ValueError(f"it has more than {MOST_OPERATIONS:,} operations")
+        raise ValueError(f"it has more than {MAX_OPERATIONS:,} operations")
 
     def spend(self, count: int) -> None:
         """Note bytes that are taken from memory; ValueError where there were too many."""
@@ -187,7 +187,7 @@ class _Machine:
     def integer(self, form: str) -> int:
         """An integer of any sensible length, its length before it."""
         length = self.number(form)
-        if length > MOST_DIGITS:
+        if length > MAX_DIGITS:
             raise ValueError(f"an integer of {length:,} bytes")
         return int.from_bytes(self.read(length), "little", signed=True)
 
@@ -246,7 +246,7 @@ class _Machine:
     def _array(self, shape: Any, dtype: Any, fortran: bool, content: Any) -> Any:
         if not isinstance(dtype, np.dtype) or not isinstance(content, bytes | str | _Span):
             raise TypeError("an array is not made of bytes")
-        if not isinstance(shape, tuple) or len(shape) > MOST_AXES or not all(map(_is_size, shape)):
+        if not isinstance(shape, tuple) or len(shape) > MAX_AXES or not all(map(_is_size, shape)):
             raise ValueError("an array has no sensible shape")
         length = content.length if isinstance(content, _Span) else len(content)
         if length != math.prod(shape) * dtype.itemsize:
@@ -305,7 +305,7 @@ def _key(value: Any) -> Hashable:
 
 def _is_size(value: Any) -> bool:
     """Whether it can be the size of an array's axis."""
-    return type(value) is int and 0 <= value <= MOST_SIZE
+    return type(value) is int and 0 <= value <= MAX_SIZE
 
 
 def _are_latin(arguments: tuple[Any, ...]) -> bool:

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from diffusion.images.decode import MOST_PIXELS, BadImage, flatten
+from diffusion.images.decode import MAX_PIXELS, BadImage, flatten
 from diffusion.images.store import Images
 
 
@@ -19,7 +19,7 @@ def square(image: Image.Image, size: int) -> Image.Image:
     if min(image.size) != size:
         scale = size / min(image.size)
         shape = (round(image.width * scale), round(image.height * scale))
-        if shape[0] * shape[1] > MOST_PIXELS:
+        if shape[0] * shape[1] > MAX_PIXELS:
             raise BadImage("too narrow")
         image = image.resize(shape, Image.Resampling.BICUBIC)
     if image.size == (size, size):

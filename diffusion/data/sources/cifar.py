@@ -9,13 +9,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from diffusion.data.class_names import class_names
-from diffusion.data.config import DataConfig
+from diffusion.data.data_config import DataConfig
 from diffusion.data.readers.archives import unpack_tar
 from diffusion.data.readers.image_batches import entry, read_batch
 from diffusion.data.readers.pickles import read_pickle
-from diffusion.data.source import FileArrayReader, Outlook, RawData, Split
+from diffusion.data.source import DatasetInfo, FileArrayReader, RawData, Split
 from diffusion.downloads.cache import cache_root, raw_folder
-from diffusion.downloads.fetch import Notify, Remote, checksums, fetch, verify
+from diffusion.downloads.fetch import OnProgress, RemoteFile, fetch, file_checksums, verify
 from diffusion.system.errors import DiffctlError
 
 SHAPE = (32, 32, 3)
@@ -34,7 +34,7 @@ class Archive:
     """A published set: a gzipped tar of pickles with flattened (C, H, W) images and lists of labels."""
 
     name: str
-    remote: Remote
+    remote: RemoteFile
     folder: str
     train: Sequence[str]
     test: Sequence[str]
@@ -65,15 +65,15 @@ class Cifar:
     archive: Archive
     labels: LabelKind
 
-    def outlook(self) -> Outlook:
+    def info(self) -> DatasetInfo:
         """Whether the archive or its unpacked folder is there."""
         folder = raw_folder(self.archive.name, self.config.path)
         here = self._unpacked(folder) is not None or (folder / self.archive.remote.name).is_file()
         blocked = "" if here or self.config.path is None else self._missing(folder)
         download = 0 if here else self.archive.remote.size
-        return Outlook(60_000, SHAPE, self.labels.classes, download=download, blocked=blocked)
+        return DatasetInfo(60_000, SHAPE, self.labels.classes, download=download, blocked=blocked)
 
-    def open(self, notify: Notify | None = None) -> RawData:
+    def open(self, notify: OnProgress | None = None) -> RawData:
         """The official split: 50,000 to train on, 10,000 to test."""
         folder = self._files(notify)
         label_key, names_key, _ = self.labels
@@ -84,10 +84,10 @@ class Cifar:
             shape=SHAPE,
             train=_split([folder / name for name in self.archive.train], label_key, len(names)),
             test=_split([folder / name for name in self.archive.test], label_key, len(names)),
-            sources=checksums([folder / name for name in self.archive.batches], notify),
+            sources=file_checksums([folder / name for name in self.archive.batches], notify),
         )
 
-    def _files(self, notify: Notify | None) -> Path:
+    def _files(self, notify: OnProgress | None) -> Path:
         """The folder of the unpacked pickles: laid there by hand, or out of the verified archive."""
         folder = raw_folder(self.archive.name, self.config.path)
         unpacked = self._unpacked(folder)
@@ -127,7 +127,7 @@ def _split(paths: Sequence[Path], label_key: str, classes: int) -> Split:
 
 CIFAR10 = Archive(
     name="cifar10",
-    remote=Remote(
+    remote=RemoteFile(
         "cifar-10-python.tar.gz",
         (
             "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
@@ -144,7 +144,7 @@ CIFAR10 = Archive(
 
 CIFAR100 = Archive(
     name="cifar100",
-    remote=Remote(
+    remote=RemoteFile(
         "cifar-100-python.tar.gz",
         ("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",),
         "sha256:85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",

@@ -6,10 +6,10 @@ from typing import Self
 import numpy as np
 from pydantic import model_validator
 
-from diffusion.data.config import DataConfig
+from diffusion.data.data_config import DataConfig
 from diffusion.data.holdout import hold_out
-from diffusion.data.source import ArrayReader, Outlook, RawData, Split
-from diffusion.downloads.fetch import Notify
+from diffusion.data.source import ArrayReader, DatasetInfo, RawData, Split
+from diffusion.downloads.fetch import OnProgress
 
 COUNT = 1797
 HELD_OUT = 500  # as many as a sweep's cell has, so that scores and their floor are at the same N
@@ -32,11 +32,11 @@ class Digits:
     def __init__(self, config: DataConfig) -> None:
         self.config = config
 
-    def outlook(self) -> Outlook:
+    def info(self) -> DatasetInfo:
         """Always at hand."""
-        return Outlook(COUNT, SHAPE, 10)
+        return DatasetInfo(COUNT, SHAPE, 10)
 
-    def open(self, notify: Notify | None = None) -> RawData:
+    def open(self, notify: OnProgress | None = None) -> RawData:
         """A stratified split with a fixed seed: 1,297 images to train on and 500 held out."""
         from sklearn.datasets import load_digits
 

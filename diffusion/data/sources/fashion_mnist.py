@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.data.config import DataConfig
-from diffusion.data.source import ArrayReader, Outlook, RawData, Split
+from diffusion.data.data_config import DataConfig
+from diffusion.data.source import ArrayReader, DatasetInfo, RawData, Split
 from diffusion.downloads.cache import raw_folder
-from diffusion.downloads.fetch import Notify, Remote, fetch
+from diffusion.downloads.fetch import OnProgress, RemoteFile, fetch
 from diffusion.images.store import Images
 from diffusion.system.errors import DiffctlError
-from diffusion.system.plain_files import read_plain, unreadable
+from diffusion.system.regular_files import read_error, read_regular
 
 NAME = "fashion-mnist"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
@@ -29,12 +29,12 @@ CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 SHAPE = (28, 28, 1)
-MOST_BYTES = 64 << 20  # of a file, unpacked; the training images take 47 MB
-MOST_AXES = 3
+MAX_BYTES = 64 << 20  # of a file, unpacked; the training images take 47 MB
+MAX_AXES = 3
 
 
-def _remote(name: str, md5: str, size: int) -> Remote:
-    return Remote(name, tuple(server + name for server in SERVERS), f"md5:{md5}", size)
+def _remote(name: str, md5: str, size: int) -> RemoteFile:
+    return RemoteFile(name, tuple(server + name for server in SERVERS), f"md5:{md5}", size)
 
 
 # Checksums as in the authors' README.
@@ -51,10 +51,10 @@ class FashionMnist:
     """Four gzipped IDX files: in the configured path, else of Debian's package, else downloaded."""
 
     config: DataConfig
-    files: Sequence[Remote]
+    files: Sequence[RemoteFile]
     debian: Path
 
-    def outlook(self) -> Outlook:
+    def info(self) -> DatasetInfo:
         """What is still to be downloaded."""
         folder = self._folder()
         missing = [remote for remote in self.files if not (folder / remote.name).is_file()]
@@ -62,9 +62,9 @@ class FashionMnist:
         if missing and self.config.path is not None:
             blocked = f"{folder / missing[0].name} is missing: put it there, or leave out data.path"
         download = sum(remote.size for remote in missing)
-        return Outlook(70_000, SHAPE, len(CLASSES), download=download, blocked=blocked)
+        return DatasetInfo(70_000, SHAPE, len(CLASSES), download=download, blocked=blocked)
 
-    def open(self, notify: Notify | None = None) -> RawData:
+    def open(self, notify: OnProgress | None = None) -> RawData:
         """The official split: 60,000 to train on, 10,000 to test."""
         folder = self._folder()
         if folder == raw_folder(NAME, None):
@@ -108,7 +108,7 @@ def read_split(folder: Path, prefix: str, sources: dict[str, str]) -> Split:
 def parse_idx(content: bytes, origin: Path) -> Images:
     """The uint8 array of an IDX file's content; DiffctlError when header and length do not agree."""
     is_idx = len(content) >= 4 and content[:3] == b"\0\0\x08"  # two zero bytes, then 8: unsigned bytes
-    if not is_idx or not 1 <= content[3] <= MOST_AXES:
+    if not is_idx or not 1 <= content[3] <= MAX_AXES:
         raise DiffctlError(f"{origin} is not an IDX file of bytes: get it again")
     start = 4 + 4 * content[3]
     shape = tuple(int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4))
@@ -122,16 +122,16 @@ def parse_idx(content: bytes, origin: Path) -> Images:
 def _gunzip(path: Path) -> bytes:
     """The content; DiffctlError for a file that is missing, damaged, or unfolds to more than the set has."""
     try:
-        with gzip.GzipFile(fileobj=io.BytesIO(read_plain(path, MOST_BYTES))) as file:
-            content = file.read(MOST_BYTES + 1)
+        with gzip.GzipFile(fileobj=io.BytesIO(read_regular(path, MAX_BYTES))) as file:
+            content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise DiffctlError(f"{path} is missing: put it there, or leave out data.path") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DiffctlError(f"{path} is not a whole gzip file ({error}): get it again") from None
     except OSError as error:
-        raise unreadable(path, error) from None
-    if len(content) > MOST_BYTES:
+        raise read_error(path, error) from None
+    if len(content) > MAX_BYTES:
         raise DiffctlError(
-            f"{path} unfolds to more than {MOST_BYTES >> 20} MB, which no file of this set does"
+            f"{path} unfolds to more than {MAX_BYTES >> 20} MB, which no file of this set does"
         )
     return content

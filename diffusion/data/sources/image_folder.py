@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from diffusion.data.class_names import class_names
-from diffusion.data.config import PhotographsConfig
+from diffusion.data.data_config import PhotographsConfig
 from diffusion.data.holdout import Indices, hold_out, shuffled
+from diffusion.data.problems import Problem
 from diffusion.data.readers.image_files import ImageFileReader
 from diffusion.data.readers.label_csv import SPLITS, read_labels
 from diffusion.data.readers.listing import FilePaths, Listing, list_images
-from diffusion.data.rejects import Problem
-from diffusion.data.source import Outlook, RawData, Split
+from diffusion.data.source import DatasetInfo, RawData, Split
 from diffusion.downloads.cache import raw_folder
-from diffusion.downloads.fetch import Notify
+from diffusion.downloads.fetch import OnProgress
 from diffusion.images.store import Labels
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.section import NotBool, Word
+from diffusion.system.section import NotBool, ShortText
 
 TEST_FRACTION = 0.1
 
@@ -50,7 +50,7 @@ class ImageFolderConfig(PhotographsConfig):
     sub-folders where there are any. `test_fraction` is held out where there is no test split of its own.
     """
 
-    labels: Word | None = None
+    labels: ShortText | None = None
     test_fraction: Annotated[float, Field(gt=0, lt=1), NotBool] | None = None
 
     @model_validator(mode="after")
@@ -68,15 +68,15 @@ class ImageFolder:
     def __init__(self, config: ImageFolderConfig) -> None:
         self.config = config
 
-    def outlook(self) -> Outlook:
+    def info(self) -> DatasetInfo:
         """How many images there are, and what is wrong with the listing."""
         try:
             items, problems, listing = self._items()
         except DiffctlError as error:
-            return Outlook(0, None, 0, blocked=str(error))
-        return Outlook(len(items), None, len(items.classes), problems=problems, sources=_sources(listing))
+            return DatasetInfo(0, None, 0, blocked=str(error))
+        return DatasetInfo(len(items), None, len(items.classes), problems=problems, sources=_sources(listing))
 
-    def open(self, notify: Notify | None = None) -> RawData:
+    def open(self, notify: OnProgress | None = None) -> RawData:
         """Classes in alphabetical (or numerical) order; without an official split a stratified one."""
         items, problems, listing = self._items()
         config = self.config

@@ -7,19 +7,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion.data.config import DataConfig, PhotographsConfig
+from diffusion.data.data_config import DataConfig, PhotographsConfig
 from diffusion.data.holdout import Indices, shuffled
+from diffusion.data.problems import Problem
 from diffusion.data.readers.image_files import ImageFileReader
 from diffusion.data.readers.listing import FilePaths, list_images
-from diffusion.data.rejects import Problem
-from diffusion.data.source import Outlook, RawData, Split
-from diffusion.data.sources.kaggle import can_ask_kaggle, fetched, from_kaggle, how_to_get
+from diffusion.data.source import DatasetInfo, RawData, Split
+from diffusion.data.sources.kaggle import (
+    download_from_kaggle,
+    download_help,
+    find_download,
+    has_kaggle_access,
+)
 from diffusion.data.sources.synsets import CLASSES, unique_names
 from diffusion.downloads.cache import raw_folder
-from diffusion.downloads.fetch import Notify
+from diffusion.downloads.fetch import OnProgress
 from diffusion.images.store import Labels
 from diffusion.system.errors import DiffctlError, printable
-from diffusion.system.plain_files import read_plain_text
+from diffusion.system.regular_files import read_regular_text
 
 NAME = "imagenet"
 COMPETITION = "imagenet-object-localization-challenge"
@@ -46,22 +51,22 @@ class ImageNet:
     def __init__(self, config: PhotographsConfig) -> None:
         self.config = config
 
-    def outlook(self) -> Outlook:
+    def info(self) -> DatasetInfo:
         """Whether the challenge's folders and lists are there, or can be asked for."""
         config = self.config
         folder = _folder(config)
         if not _missing(folder):
-            return Outlook(COUNT, None, CLASSES)
-        askable = config.path is None and can_ask_kaggle()
-        blocked = "" if askable else how_to_get("competitions", COMPETITION, _by_hand(folder))
-        return Outlook(COUNT, None, CLASSES, download=DOWNLOAD, blocked=blocked)
+            return DatasetInfo(COUNT, None, CLASSES)
+        askable = config.path is None and has_kaggle_access()
+        blocked = "" if askable else download_help("competitions", COMPETITION, _by_hand(folder))
+        return DatasetInfo(COUNT, None, CLASSES, download=DOWNLOAD, blocked=blocked)
 
-    def open(self, notify: Notify | None = None) -> RawData:
+    def open(self, notify: OnProgress | None = None) -> RawData:
         """Classes in the order of the synset map, which is that of the synsets; training rows shuffled."""
         config = self.config
         root = _folder(config)
         if _missing(root) and config.path is None:
-            root = from_kaggle("competitions", COMPETITION, _by_hand(root))
+            root = download_from_kaggle("competitions", COMPETITION, _by_hand(root))
         if missing := _missing(root):
             raise DiffctlError(f"{root / missing} is missing: {_by_hand(root)}")
         synsets, classes = read_synsets(root / SYNSETS)
@@ -84,7 +89,7 @@ class ImageNet:
 
 def read_synsets(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
     """The label of every synset, and the classes' names, from lines "n01440764 tench, Tinca tinca"."""
-    pairs = [line.split(maxsplit=1) for line in read_plain_text(path).splitlines() if line.strip()]
+    pairs = [line.split(maxsplit=1) for line in read_regular_text(path).splitlines() if line.strip()]
     if not pairs or any(len(pair) != 2 for pair in pairs):
         raise DiffctlError(f"{path} does not have lines of a synset and its name: get it again")
     labels = {synset: label for label, (synset, _) in enumerate(pairs)}
@@ -133,7 +138,7 @@ def _val_files(root: Path, synsets: dict[str, int]) -> Files:
 def _read_solution(path: Path) -> dict[str, str]:
     """The synset of each validation image, from rows "ILSVRC2012_val_00048981,n03995372 85 1 499 272"."""
     try:
-        rows = list(csv.DictReader(io.StringIO(read_plain_text(path), newline="")))
+        rows = list(csv.DictReader(io.StringIO(read_regular_text(path), newline="")))
     except csv.Error as error:
         raise DiffctlError(f"{printable(path)} is not readable as CSV ({error}): get it again") from None
     return {row.get("ImageId") or "": (row.get("PredictionString") or "").partition(" ")[0] for row in rows}
@@ -142,7 +147,7 @@ def _read_solution(path: Path) -> dict[str, str]:
 def _folder(config: DataConfig) -> Path:
     """The configured folder, else ours, or kagglehub's where that one is whole."""
     ours = raw_folder(NAME, config.path)
-    if config.path is None and _missing(ours) and (theirs := fetched("competitions", COMPETITION)):
+    if config.path is None and _missing(ours) and (theirs := find_download("competitions", COMPETITION)):
         return ours if _missing(theirs) else theirs
     return ours
 

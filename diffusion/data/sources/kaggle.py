@@ -13,7 +13,7 @@ Kind = Literal["datasets", "competitions"]
 HUB_CACHE = "KAGGLEHUB_CACHE"  # the variable that tells kagglehub where to put things
 
 
-def can_ask_kaggle() -> bool:
+def has_kaggle_access() -> bool:
     """Whether kagglehub is installed and finds credentials."""
     if find_spec("kagglehub") is None:
         return False
@@ -26,7 +26,7 @@ def can_ask_kaggle() -> bool:
         return False
 
 
-def fetched(kind: Kind, handle: str) -> Path | None:
+def find_download(kind: Kind, handle: str) -> Path | None:
     """The folder where kagglehub has put a whole data set (its newest version there) or competition, or None.
 
     Neither kagglehub nor Kaggle is asked.
@@ -40,15 +40,15 @@ def fetched(kind: Kind, handle: str) -> Path | None:
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
-def from_kaggle(kind: Kind, handle: str, by_hand: str) -> Path:
+def download_from_kaggle(kind: Kind, handle: str, by_hand: str) -> Path:
     """The folder with the files of a Kaggle data set or competition, in kagglehub's cache.
 
     That is KAGGLEHUB_CACHE, else a folder of our own cache. A second call downloads nothing. DiffctlError,
     ending in what to do by hand, when kagglehub is not there, may not sign in, or fails; TemporaryError when
     Kaggle does not answer.
     """
-    if not can_ask_kaggle():
-        raise DiffctlError(how_to_get(kind, handle, by_hand))
+    if not has_kaggle_access():
+        raise DiffctlError(download_help(kind, handle, by_hand))
     import kagglehub
     import requests
 
@@ -68,7 +68,7 @@ def from_kaggle(kind: Kind, handle: str, by_hand: str) -> Path:
             ) from None
 
 
-def how_to_get(kind: Kind, handle: str, by_hand: str) -> str:
+def download_help(kind: Kind, handle: str, by_hand: str) -> str:
     """What to do for a data set of Kaggle's, by hand or not."""
     return (
         f"{by_hand}; get it from {_page(kind, handle)}, or let diffctl do so: pip install 'diffctl[kaggle]' "

@@ -5,16 +5,21 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.data.arrays import FileArray, file_array, integers
 from diffusion.data.class_names import class_names
-from diffusion.data.config import DataConfig
+from diffusion.data.data_config import DataConfig
+from diffusion.data.file_arrays import FileArray, file_array, integers
 from diffusion.data.holdout import hold_out
 from diffusion.data.readers.image_batches import entry
 from diffusion.data.readers.pickles import read_pickle
-from diffusion.data.source import FileArrayReader, Outlook, RawData, Split
-from diffusion.data.sources.kaggle import can_ask_kaggle, fetched, from_kaggle, how_to_get
-from diffusion.downloads.cache import find, raw_folder
-from diffusion.downloads.fetch import Notify, checksums
+from diffusion.data.source import DatasetInfo, FileArrayReader, RawData, Split
+from diffusion.data.sources.kaggle import (
+    download_from_kaggle,
+    download_help,
+    find_download,
+    has_kaggle_access,
+)
+from diffusion.downloads.cache import find_file, raw_folder
+from diffusion.downloads.fetch import OnProgress, file_checksums
 from diffusion.system.errors import DiffctlError, printable
 
 NAME = "mini-imagenet"
@@ -34,17 +39,17 @@ class MiniImageNet:
     def __init__(self, config: DataConfig) -> None:
         self.config = config
 
-    def outlook(self) -> Outlook:
+    def info(self) -> DatasetInfo:
         """Whether the three files are there, or can be asked for."""
         config = self.config
         folder = _folder(config)
         if _is_whole(folder):
-            return Outlook(60_000, SHAPE, 100)
-        askable = config.path is None and can_ask_kaggle()
-        blocked = "" if askable else how_to_get("datasets", HANDLE, _by_hand(folder))
-        return Outlook(60_000, SHAPE, 100, download=DOWNLOAD, blocked=blocked)
+            return DatasetInfo(60_000, SHAPE, 100)
+        askable = config.path is None and has_kaggle_access()
+        blocked = "" if askable else download_help("datasets", HANDLE, _by_hand(folder))
+        return DatasetInfo(60_000, SHAPE, 100, download=DOWNLOAD, blocked=blocked)
 
-    def open(self, notify: Notify | None = None) -> RawData:
+    def open(self, notify: OnProgress | None = None) -> RawData:
         """Classes in alphabetical order of their synsets; a stratified split with a fixed seed."""
         paths = self._files()
         images, names = [], []
@@ -59,15 +64,15 @@ class MiniImageNet:
             shape=SHAPE,
             train=Split(FileArrayReader(images, SHAPE, planar=False, rows=train), labels[train]),
             test=Split(FileArrayReader(images, SHAPE, planar=False, rows=test), labels[test]),
-            sources=checksums(paths, notify),
+            sources=file_checksums(paths, notify),
         )
 
     def _files(self) -> Sequence[Path]:
         config = self.config
         folder = _folder(config)
         if config.path is None and not _is_whole(folder):
-            folder = from_kaggle("datasets", HANDLE, _by_hand(folder))
-        found = {name: find(folder, name) for name in FILES}
+            folder = download_from_kaggle("datasets", HANDLE, _by_hand(folder))
+        found = {name: find_file(folder, name) for name in FILES}
         if missing := [name for name, path in found.items() if path is None]:
             raise DiffctlError(f"{folder} has no {', '.join(missing)}: put it there")
         return [path for path in found.values() if path is not None]
@@ -76,13 +81,13 @@ class MiniImageNet:
 def _folder(config: DataConfig) -> Path:
     """The configured folder, else ours, or kagglehub's where that one is whole."""
     ours = raw_folder(NAME, config.path)
-    if config.path is None and not _is_whole(ours) and (theirs := fetched("datasets", HANDLE)):
+    if config.path is None and not _is_whole(ours) and (theirs := find_download("datasets", HANDLE)):
         return theirs if _is_whole(theirs) else ours
     return ours
 
 
 def _is_whole(folder: Path) -> bool:
-    return all(find(folder, name) for name in FILES)
+    return all(find_file(folder, name) for name in FILES)
 
 
 def _by_hand(folder: Path) -> str:

@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from diffusion.downloads.fetch import Remote, Retry, fetch
+from diffusion.downloads.fetch import RemoteFile, Retry, fetch
 from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec, Weights
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.registry import load_reference
+from diffusion.system.references import load_reference
 
 A_PROGRAM = "it is a TorchScript archive, which is a program: save its state_dict() with torch.save"
 
@@ -82,7 +82,7 @@ def _locate(weights: Weights, sha256: str) -> Path:
     """The file, downloaded into torch's hub cache when it is not there."""
     if weights.package:
         return Path(load_reference(weights.package)())
-    remote = Remote(weights.file, (weights.url,), f"sha256:{sha256}", weights.size)
+    remote = RemoteFile(weights.file, (weights.url,), f"sha256:{sha256}", weights.size)
     folder = cached_path(weights).parent
     folder.mkdir(parents=True, exist_ok=True)
     try:

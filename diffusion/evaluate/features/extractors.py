@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from diffusion.evaluate.evaluate_config import EvaluateConfig, Space
 from diffusion.evaluate.features.extractor_weights import first_line, read_weights
 from diffusion.protocol.extractors import INSTALL, ExtractorSpec, build_extractor, extractor_spec
-from diffusion.system.allocator import keep_freed_memory
 from diffusion.system.devices import scoring_device
 from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.malloc import keep_freed_memory
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from diffusion.code import code_digest, code_of
 from diffusion.evaluate.evaluate_config import OTHER_SPLIT, EvaluateConfig
 from diffusion.evaluate.features.extract import FeatureArray, Features, extract, part_progress, set_progress
 from diffusion.evaluate.features.extractors import Extractor, configured_extractors
-from diffusion.images.meta import PreparedMeta
 from diffusion.images.store import ImageStore, Labels, open_store
+from diffusion.images.store_meta import PreparedMeta
 from diffusion.protocol.extractors import EVALUATION_VERSION, ExtractorSpec
 from diffusion.protocol.reference import ReferenceFacts
-from diffusion.system.arrays import array_digest, read_array
+from diffusion.system.checksums import Corrupted, add_checksum, read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.files import atomic_folder, write_json
-from diffusion.system.seals import Broken, read_sealed_document, sealed
+from diffusion.system.npy_files import array_digest, read_array
 from diffusion.system.section import brief, fingerprint
 
 Progress = Callable[[int, int], None]
@@ -187,7 +187,7 @@ def _write_files(folder: Path, reference: Reference) -> None:
     digests = {name: array_digest(array) for name, array in held.items()}
     for name, array in held.items():
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
-    write_json(folder / "meta.json", sealed({**reference.meta, ARRAYS: digests}))
+    write_json(folder / "meta.json", add_checksum({**reference.meta, ARRAYS: digests}))
 
 
 def open_references(
@@ -240,7 +240,7 @@ def matching_reference(path: Path, extractor: Extractor, split: str, prepared: P
 
 def _read(path: Path) -> Reference:
     try:
-        meta = read_sealed_document(path / "meta.json", ReferenceMeta)
+        meta = read_checksummed_json(path / "meta.json", ReferenceMeta)
         arrays = {
             str(name): _read_array(path / f"{name}.npy", digest) for name, digest in meta.arrays.items()
         }
@@ -250,7 +250,7 @@ def _read(path: Path) -> Reference:
             f"no reference in {path} ({Path(error.filename).name} is missing): "
             f"make it with `diffctl stage reference`"
         ) from None
-    except (Broken, DiffctlError) as error:
+    except (Corrupted, DiffctlError) as error:
         raise DiffctlError(
             f"the reference in {path} is damaged ({brief(error, reason)}): "
             "make it again with `diffctl stage reference`"
@@ -264,18 +264,18 @@ def _refuse_unfit(meta: ReferenceMeta, arrays: Mapping[str, FeatureArray]) -> No
     """Broken unless there are features, and labels if any, of as many images as the meta says."""
     counts = {"features": meta.reference_count, "labels": meta.reference_count}
     if "features" not in arrays or ("heldout" in arrays) != (meta.heldout_count is not None):
-        raise Broken(f"it lists {', '.join(arrays)}")
+        raise Corrupted(f"it lists {', '.join(arrays)}")
     for name, array in arrays.items():
         count = counts.get(name, meta.heldout_count)
         kind, axes = (np.int64, 1) if name.endswith("labels") else (np.float32, 2)
         if array.dtype != kind or array.ndim != axes or len(array) != count:
-            raise Broken(f"{name} is {array.dtype} {array.shape}, of {count} images")
+            raise Corrupted(f"{name} is {array.dtype} {array.shape}, of {count} images")
 
 
 def _read_array(path: Path, digest: str) -> Any:
     array = read_array(path)
     if array_digest(array) != digest:
-        raise Broken(f"{path.name} changed after it was written")
+        raise Corrupted(f"{path.name} changed after it was written")
     return array
 
 

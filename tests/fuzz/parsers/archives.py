@@ -12,7 +12,7 @@ from pathlib import Path
 
 from diffusion.data.readers.archives import unpack_tar, unpack_zip, zip_names
 from diffusion.system.errors import DiffctlError
-from tests.fuzz.mutators import BYTES, EXTREMES, MOST_BYTES
+from tests.fuzz.mutators import BYTES, EXTREMES, MAX_BYTES
 from tests.fuzz.parsers.npz import mutate_entry
 
 MEMBERS = ("set/one", "set/two")
@@ -81,7 +81,7 @@ def mutate_gzip(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes
     if data[:2] != b"\x1f\x8b":
         return None
     try:
-        content = zlib.decompressobj(31).decompress(data, MOST_BYTES)
+        content = zlib.decompressobj(31).decompress(data, MAX_BYTES)
     except zlib.error:
         return None
     return gzip.compress(rng.choice(BYTES)(rng, content, [content]) or b"", 1, mtime=0)

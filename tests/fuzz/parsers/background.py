@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from diffusion.system.documents import read_document
+from diffusion.system.json_files import read_json
 from flows.prefect_server.background import MAX_BYTES, BackgroundProcess
 
 
@@ -15,4 +15,4 @@ def seeds() -> list[bytes]:
 
 def parse(path: Path) -> None:
     """Read it."""
-    read_document(path, BackgroundProcess, most=MAX_BYTES)
+    read_json(path, BackgroundProcess, most=MAX_BYTES)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from diffusion.data.config import DataConfig
-from diffusion.data.registry import build_source
+from diffusion.data.data_config import DataConfig
+from diffusion.data.source_registry import build_source
 
 NAME = "labels.csv"
 IMAGES = ("0.png", "a/2.jpg")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from diffusion.check.measured import Measured
 from diffusion.check.timing import ImageTime, TimeRange
-from diffusion.system.seals import read_sealed_document, sealed
+from diffusion.system.checksums import add_checksum, read_checksummed_json
 from tests.fuzz.repairs import reseal
 
 
@@ -20,7 +20,7 @@ def seeds() -> list[bytes]:
         extractors={"effnet-lite0-64": timed},
         missing={"inception-v3-compat": "its weights are not here"},
     )
-    return [json.dumps(sealed(kept.model_dump(mode="json"))).encode()]
+    return [json.dumps(add_checksum(kept.model_dump(mode="json"))).encode()]
 
 
 def repair(data: bytes) -> bytes:
@@ -30,4 +30,4 @@ def repair(data: bytes) -> bytes:
 
 def parse(path: Path) -> None:
     """Read it."""
-    read_sealed_document(path, Measured)
+    read_checksummed_json(path, Measured)

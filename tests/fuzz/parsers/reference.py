@@ -9,7 +9,7 @@ from unittest.mock import patch
 import numpy as np
 
 from diffusion.evaluate.features import reference_features
-from diffusion.system.seals import sealed
+from diffusion.system.checksums import add_checksum
 from tests.fuzz.repairs import reseal
 
 COUNT, WIDTH = 3, 4
@@ -36,7 +36,7 @@ META = {
 @cache
 def seeds() -> list[bytes]:
     """The description, and features."""
-    return [json.dumps(sealed(META)).encode(), _array(np.zeros((COUNT, WIDTH), np.float32))]
+    return [json.dumps(add_checksum(META)).encode(), _array(np.zeros((COUNT, WIDTH), np.float32))]
 
 
 def _array(values: np.ndarray) -> bytes:

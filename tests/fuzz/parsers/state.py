@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 from diffusion.config import parse as parse_config
+from diffusion.system.checksums import CHECKSUM_BYTES
 from diffusion.system.errors import DiffctlError
-from diffusion.system.seals import CLOSING
 from diffusion.train.identity import plan_training
 from diffusion.train.loop import TrainState, new_state
 from diffusion.train.run_folder import RunFolder
@@ -52,7 +52,7 @@ def seeds() -> list[bytes]:
 
 def repair(data: bytes) -> bytes:
     """With a right seal."""
-    said = data[:-CLOSING]
+    said = data[:-CHECKSUM_BYTES]
     return said + sha256(f"{FILE}\n".encode() + said).digest()
 
 

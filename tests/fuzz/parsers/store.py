@@ -9,9 +9,9 @@ from unittest.mock import patch
 import numpy as np
 
 from diffusion.images import store
-from diffusion.images.meta import CellMeta, PreparedMeta, StoreMeta
+from diffusion.images.store_meta import CellMeta, PreparedMeta, StoreMeta
+from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError
-from diffusion.system.seals import sealed
 from tests.fuzz.repairs import reseal
 
 COUNT = 3
@@ -32,7 +32,10 @@ SPLIT = {
 def seeds() -> list[bytes]:
     """A cell's description, a split's, images and labels."""
     images, labels = np.zeros((COUNT, 2, 2, 1), np.uint8), np.array([0, 0, 1])
-    return [json.dumps(sealed(said)).encode() for said in (CELL, SPLIT)] + [_array(images), _array(labels)]
+    return [json.dumps(add_checksum(said)).encode() for said in (CELL, SPLIT)] + [
+        _array(images),
+        _array(labels),
+    ]
 
 
 def _array(values: np.ndarray) -> bytes:

@@ -8,10 +8,10 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from diffusion.data.writing.blocks import Target, _read_journal
+from diffusion.data.journal import SplitTarget, _read_journal
 from diffusion.search.folder import ABOUT, ENDED, About, read_ended
+from diffusion.system.checksums import add_checksum, read_checksummed_json
 from diffusion.system.errors import DiffctlError
-from diffusion.system.seals import read_sealed_document, sealed
 from diffusion.train.heartbeat import BEAT, read_heartbeat
 from diffusion.train.run_folder import kept_by
 from flows.stage_outcome import read_outcome
@@ -51,7 +51,7 @@ def seeds() -> list[bytes]:
         return [
             (folder / EVENTS).read_bytes(),
             OUTCOME,
-            *(json.dumps(sealed(one)).encode() for one in SEALED),
+            *(json.dumps(add_checksum(one)).encode() for one in SEALED),
         ]
 
 
@@ -73,14 +73,14 @@ def parse(path: Path) -> None:
     (folder / "journal.jsonl").write_bytes(data)
     Known.of(folder), Sent.load(folder, "sqlite:///x")
     reads = (
-        lambda: _read_journal(Target(folder, (1, 8, 8, 1))) or None,
+        lambda: _read_journal(SplitTarget(folder, (1, 8, 8, 1))) or None,
         lambda: read_training(folder),
         lambda: read_heartbeat(folder),
         lambda: read_identity(path),
         lambda: kept_by(path.parent / "x", {}),
         lambda: read_outcome(path),
-        lambda: read_sealed_document(path, _Said),
-        lambda: read_sealed_document(folder / ABOUT, About),
+        lambda: read_checksummed_json(path, _Said),
+        lambda: read_checksummed_json(folder / ABOUT, About),
         lambda: read_ended(folder),
     )
     refused = [refusal for read in reads if (refusal := _refusal(read))]

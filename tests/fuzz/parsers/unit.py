@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from diffusion.sample.shards import CellShards
+from diffusion.system.checksums import CHECKSUM_BYTES
 from diffusion.system.errors import DiffctlError
-from diffusion.system.seals import CLOSING
 
 COUNT, SHAPE = 4, (2, 2, 1)
 CELL, FILE = "cell", "00000000-00000004.npy"
@@ -27,7 +27,7 @@ def seeds() -> list[bytes]:
 
 def repair(data: bytes) -> bytes:
     """With a right seal."""
-    said = data[:-CLOSING]
+    said = data[:-CHECKSUM_BYTES]
     return said + sha256(f"{CELL}/{FILE}\n".encode() + said).digest()
 
 

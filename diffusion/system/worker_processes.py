@@ -14,8 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar, TypeVarTuple
 
-from diffusion.system.allocator import keep_freed_memory
 from diffusion.system.errors import TemporaryError
+from diffusion.system.malloc import keep_freed_memory
 
 MAX_WORKERS = 32  # the disk is the limit from there on
 
@@ -23,7 +23,7 @@ Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
 
-def cores() -> int:
+def available_cores() -> int:
     """The cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
@@ -31,7 +31,7 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
-def forks() -> bool:
+def can_fork() -> bool:
     """Whether workers are forks, which start at once and know what their parent knows.
 
     A fork copies a single thread only, so a process that has others spawns workers that import all again.
@@ -39,7 +39,7 @@ def forks() -> bool:
     return sys.platform == "linux" and threading.active_count() == 1
 
 
-def in_processes(
+def map_in_processes(
     work: Callable[[*Arguments], Result], jobs: Iterable[tuple[*Arguments]], queued: int
 ) -> Generator[Result, None, None]:
     """`work` of every job in worker processes, in the jobs' order; close it to drop what waits.
@@ -60,8 +60,8 @@ def in_processes(
 @contextmanager
 def _pool(work: Callable[..., object]) -> Iterator[tuple[ProcessPoolExecutor, int]]:
     """A pool of processes for `work` and their number; at the end what waits is dropped."""
-    workers = min(cores(), MAX_WORKERS)
-    context = multiprocessing.get_context("fork" if forks() else "spawn")
+    workers = min(available_cores(), MAX_WORKERS)
+    context = multiprocessing.get_context("fork" if can_fork() else "spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(work,))
     try:
         yield pool, workers

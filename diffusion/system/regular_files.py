@@ -11,13 +11,13 @@ from pathlib import Path
 
 from diffusion.system.errors import DiffctlError, printable
 
-MOST_TEXT = 32 << 20  # bytes of a list that is read at once; ImageNet's take a few MB
+MAX_TEXT = 32 << 20  # bytes of a list that is read at once; ImageNet's take a few MB
 NO_WAIT = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 
 AnyPath = Path | bytes
 
 
-def open_plain(path: AnyPath) -> BufferedReader:
+def open_regular(path: AnyPath) -> BufferedReader:
     """The file, or the one that a link leads to, for reading; OSError also for what is no plain file."""
     _refuse_other(path, os.stat(path))  # before it is opened, since opening a device may do something
     handle = os.open(path, NO_WAIT)
@@ -29,26 +29,26 @@ def open_plain(path: AnyPath) -> BufferedReader:
     return os.fdopen(handle, "rb")
 
 
-def read_plain(path: AnyPath, most: int) -> bytes:
+def read_regular(path: AnyPath, most: int) -> bytes:
     """The whole content, what a writer adds meanwhile left out; OSError, also for more than `most` bytes."""
-    with open_plain(path) as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise OSError(errno.EFBIG, f"larger than {most >> 20} MB", path)
         return file.read(size)
 
 
-def read_plain_text(path: Path, most: int = MOST_TEXT) -> str:
+def read_regular_text(path: Path, most: int = MAX_TEXT) -> str:
     """Text in UTF-8; DiffctlError names the file and says what is wrong with it."""
     try:
-        return read_plain(path, most).decode("utf-8-sig")
+        return read_regular(path, most).decode("utf-8-sig")
     except OSError as error:
-        raise unreadable(path, error) from None
+        raise read_error(path, error) from None
     except UnicodeDecodeError as error:
         raise DiffctlError(f"{printable(path)} is not text in UTF-8 ({error}): get it again") from None
 
 
-def unreadable(path: Path, error: OSError) -> DiffctlError:
+def read_error(path: Path, error: OSError) -> DiffctlError:
     """What is said of a file that cannot be read at all."""
     why = error.strerror or error
     return DiffctlError(f"{printable(path)} cannot be read ({why}): give access to it, or get it again")

@@ -6,11 +6,11 @@ from typing import Any, ClassVar, Self, cast
 from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from diffusion.system.registry import load_reference
+from diffusion.system.references import load_reference
 from diffusion.system.section import UNKNOWN_KEY, Section
 
 
-class ChosenSection(Section):
+class RegistrySection(Section):
     """What all entries of a registry share; of values comes an instance of the named entry's own class.
 
     `CHOSEN_BY` is the field with the entry's name, and `OF_ENTRY` the entry's attribute with the class, a
@@ -51,7 +51,7 @@ class ChosenSection(Section):
         return name if isinstance(name, str) and name in cls.ENTRIES else None
 
     @classmethod
-    def _refusal(cls, key: str, value: Any, name: str, wanted: "type[ChosenSection]") -> InitErrorDetails:
+    def _refusal(cls, key: str, value: Any, name: str, wanted: "type[RegistrySection]") -> InitErrorDetails:
         """Why a key is refused: whose it is, or else what is allowed."""
         others = [
             other for other, entry in cls.ENTRIES.items() if key in _keys(_class_of(entry, cls.OF_ENTRY))
@@ -65,10 +65,10 @@ class ChosenSection(Section):
         return InitErrorDetails(type=why, loc=(key,), input=value)
 
 
-def _keys(kind: type[ChosenSection]) -> list[str]:
+def _keys(kind: type[RegistrySection]) -> list[str]:
     return [*kind.model_fields, *sorted(kind.ALSO)]
 
 
-def _class_of(entry: Any, attribute: str) -> type[ChosenSection]:
-    kind: type[ChosenSection] = load_reference(getattr(entry, attribute))
+def _class_of(entry: Any, attribute: str) -> type[RegistrySection]:
+    kind: type[RegistrySection] = load_reference(getattr(entry, attribute))
     return kind

@@ -6,10 +6,10 @@ A further one is a module with a builder, DataConfig → Source, and an entry he
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffusion.system.registry import load_reference, module_named
+from diffusion.system.references import load_reference, reference_module
 
 if TYPE_CHECKING:
-    from diffusion.data.config import DataConfig
+    from diffusion.data.data_config import DataConfig
     from diffusion.data.source import Source
 
 
@@ -21,12 +21,12 @@ class SourceEntry:
     """
 
     builder: str
-    config: str = "diffusion.data.config:DataConfig"
+    config: str = "diffusion.data.data_config:DataConfig"
 
     @property
     def module(self) -> str:
         """Where it is read: what its prepared images come from beside what all do."""
-        return module_named(self.builder)
+        return reference_module(self.builder)
 
 
 SOURCES = {
@@ -39,16 +39,18 @@ SOURCES = {
         "diffusion.data.sources.cifar:cifar100", "diffusion.data.sources.cifar:Cifar100Config"
     ),
     "imagenet": SourceEntry(
-        "diffusion.data.sources.imagenet:ImageNet", "diffusion.data.config:PhotographsConfig"
+        "diffusion.data.sources.imagenet:ImageNet", "diffusion.data.data_config:PhotographsConfig"
     ),
-    "imagenet64": SourceEntry("diffusion.data.sources.small_imagenet:imagenet64"),
-    "imagenet32": SourceEntry("diffusion.data.sources.small_imagenet:imagenet32"),
+    "imagenet64": SourceEntry("diffusion.data.sources.downsampled_imagenet:imagenet64"),
+    "imagenet32": SourceEntry("diffusion.data.sources.downsampled_imagenet:imagenet32"),
     "mini-imagenet": SourceEntry("diffusion.data.sources.mini_imagenet:MiniImageNet"),
     "image-folder": SourceEntry(
         "diffusion.data.sources.image_folder:ImageFolder",
         "diffusion.data.sources.image_folder:ImageFolderConfig",
     ),
-    "hf": SourceEntry("diffusion.data.sources.hub:Hub", "diffusion.data.sources.hub:HubConfig"),
+    "hf": SourceEntry(
+        "diffusion.data.sources.hugging_face:Hub", "diffusion.data.sources.hugging_face:HubConfig"
+    ),
 }
 
 

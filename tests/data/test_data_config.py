@@ -4,9 +4,9 @@ import pickle
 import pytest
 from pydantic import ValidationError
 
-from diffusion.data.config import DataConfig
-from diffusion.data.registry import SOURCES, build_source
-from diffusion.system.registry import load_reference
+from diffusion.data.data_config import DataConfig
+from diffusion.data.source_registry import SOURCES, build_source
+from diffusion.system.references import load_reference
 
 
 def test_every_name_has_a_source_that_takes_its_section(tmp_path):
@@ -14,8 +14,8 @@ def test_every_name_has_a_source_that_takes_its_section(tmp_path):
         config = load_reference(entry.config)
         assert issubclass(config, DataConfig)
         path = None if name == "digits" else tmp_path
-        outlook = build_source(config(name=name, path=path, image_size=8)).outlook()
-        assert outlook.classes or outlook.blocked
+        info = build_source(config(name=name, path=path, image_size=8)).info()
+        assert info.classes or info.blocked
 
 
 def test_a_set_has_its_own_class_however_it_is_made():

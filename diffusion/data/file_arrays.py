@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from diffusion.data.zip_files import explained, open_member, open_zip, read_some
 from diffusion.system.errors import DiffctlError, printable
-from diffusion.system.plain_files import unreadable
+from diffusion.system.regular_files import read_error
 
-MOST_HEADER = 10_000  # bytes, as NumPy has it
+MAX_HEADER = 10_000  # bytes, as NumPy has it
 
 
 class FileArray(Protocol):
@@ -77,7 +77,7 @@ class StoredArray:
         try:
             values = np.fromfile(self.path, dtype=self.dtype, count=count, offset=offset)
         except OSError as error:
-            raise unreadable(self.path, error) from None
+            raise read_error(self.path, error) from None
         if len(values) != count:
             raise DiffctlError(f"{printable(self.path)} became shorter while it was read: get it again")
         return values.reshape(stop - start, *self.shape[1:])
@@ -178,7 +178,7 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and dtype at the head of an array; ValueError unless it is of plain numbers in C order."""
     start = read_some(file, 8)  # what it is, its version, and how long it is
     said = read_some(file, 2 if start[6] == 1 else 4)
-    if (length := int.from_bytes(said, "little")) > MOST_HEADER:
+    if (length := int.from_bytes(said, "little")) > MAX_HEADER:
         raise ValueError(f"an array's header has {length:,} bytes")
     head = io.BytesIO(start + said + read_some(file, length))
     try:

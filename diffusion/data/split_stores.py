@@ -11,11 +11,11 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from diffusion.data.config import DataConfig
+from diffusion.data.data_config import DataConfig
+from diffusion.data.journal import SplitTarget, read_digests
+from diffusion.data.problems import Problem, count_problems, write_list
 from diffusion.data.readers.resize import transforms
-from diffusion.data.rejects import Problem, counts, write_list
 from diffusion.data.source import RawData, Split
-from diffusion.data.writing.blocks import Target, read_digests
 from diffusion.images.digests import combine_digests
 from diffusion.images.store import Labels, describe_store
 from diffusion.system.errors import DiffctlError
@@ -23,12 +23,12 @@ from diffusion.system.errors import DiffctlError
 LISTED = 10_000  # copies in duplicates.csv at most
 
 
-class Filled(NamedTuple):
+class FilledSplit(NamedTuple):
     """A split whose rows are all on disk, and those that hold zeros since they could not be read."""
 
     name: str
     split: Split
-    target: Target
+    target: SplitTarget
     bad: dict[int, str]
 
     def problems(self) -> list[Problem]:
@@ -58,8 +58,8 @@ class Scanned(NamedTuple):
     files: str | None
 
 
-def finish(
-    out: Path, config: DataConfig, raw: RawData, filled: Sequence[Filled], problems: Sequence[Problem]
+def write_stores(
+    out: Path, config: DataConfig, raw: RawData, filled: Sequence[FilledSplit], problems: Sequence[Problem]
 ) -> None:
     """Write a store a split into the folder `out`, and lists: skipped.csv, what was left out; duplicates.csv.
 
@@ -86,7 +86,7 @@ def finish(
             "transforms": transforms(raw.shape, scan.shape[1], scan.shape[3]),
             "sources": sources,
             "duplicates": _duplicates(part.name, scanned),
-            "skipped": counts(problems),
+            "skipped": count_problems(problems),
         }
         describe_store(folder, scan.labels, meta, len(scan.keys), scan.digest)
     if problems:
@@ -97,7 +97,7 @@ def finish(
         _place_images(part.target, part.good(), out / part.name / "images.npy")
 
 
-def _scan(part: Filled, new_label: Labels | None) -> Scanned:
+def _scan(part: FilledSplit, new_label: Labels | None) -> Scanned:
     """Go through the digests of the good rows once; DiffctlError when there are none."""
     good, labels = part.good(), part.labels()
     if not good.any():
@@ -123,7 +123,7 @@ def _scan(part: Filled, new_label: Labels | None) -> Scanned:
     return Scanned(labels, shape, digest, np.concatenate(keys), files.hexdigest() if has_files else None)
 
 
-def _classes(raw: RawData, filled: Sequence[Filled]) -> tuple[list[str], Labels | None]:
+def _classes(raw: RawData, filled: Sequence[FilledSplit]) -> tuple[list[str], Labels | None]:
     """The classes that still have images, and the new label of each old one (None: as before)."""
     found = [labels for part in filled if (labels := part.labels()) is not None]
     if not found:
@@ -145,7 +145,7 @@ def _duplicates(split: str, scanned: dict[str, Scanned]) -> dict[str, int]:
     return found
 
 
-def _copies(filled: Sequence[Filled], scanned: dict[str, Scanned]) -> list[Problem]:
+def _copies(filled: Sequence[FilledSplit], scanned: dict[str, Scanned]) -> list[Problem]:
     """Images that repeat an earlier one, the first split's being earlier, and which; LISTED at most."""
     keys = np.concatenate([scanned[part.name].keys for part in filled])
     order = np.argsort(keys, kind="stable")  # equal keys lie together, the earliest first
@@ -158,7 +158,7 @@ def _copies(filled: Sequence[Filled], scanned: dict[str, Scanned]) -> list[Probl
     return [Problem(copy, f"copy of {original}") for copy, original in pairs]
 
 
-def _names(filled: Sequence[Filled], places: NDArray[np.int64]) -> list[str]:
+def _names(filled: Sequence[FilledSplit], places: NDArray[np.int64]) -> list[str]:
     """What a person calls the images at some places, counted through the good rows of all splits."""
     names = np.empty(len(places), dtype=object)
     start = 0
@@ -171,7 +171,7 @@ def _names(filled: Sequence[Filled], places: NDArray[np.int64]) -> list[str]:
     return names.tolist()
 
 
-def _place_images(target: Target, good: NDArray[np.bool_], path: Path) -> None:
+def _place_images(target: SplitTarget, good: NDArray[np.bool_], path: Path) -> None:
     """Give the images their place too; where rows are left out, copy the others there, block by block.
 
     They stay where they are as well, so that whoever is killed here need not read them again.

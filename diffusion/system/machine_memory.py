@@ -13,7 +13,7 @@ def machine_memory() -> tuple[int, int]:
     return min(memory.total, limit), min(memory.available, limit)
 
 
-def room_beside() -> int:
+def available_memory() -> int:
     """Bytes that this process may take beside what it and those that it started have.
 
     What else runs in the container counts for nothing here, so that it is an upper bound there.

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.files import atomic_folder, write_atomic
-from diffusion.system.outputs import try_output, try_output_folder, write_output, write_output_text
+from diffusion.system.output_paths import check_output, check_output_folder, write_output, write_output_text
 from tests.helpers import places as at
 from tests.helpers.disks import Mount, memory_disk
 from tests.helpers.places import Place
@@ -73,7 +73,7 @@ def test_what_is_tried_is_what_happens_and_what_a_plain_open_takes(place: Place,
         except OSError:  # not even the place can be made
             return
         before = at.tree(Path(scratch))
-        said = refusal(try_output, Path(path), "--out")
+        said = refusal(check_output, Path(path), "--out")
         taken = said is None
         assert at.tree(Path(scratch)) == before, "trying leaves nothing behind"
         kept = {entry: os.readlink(entry) for entry in before if os.path.islink(entry)}
@@ -98,7 +98,7 @@ def test_a_folder_is_made_where_nothing_or_an_empty_one_is(place: Place, name: s
             return
         before = at.tree(Path(scratch))
         can_be = not os.path.exists(path) or (path.is_dir() and not any(path.iterdir()))
-        assert can_be or refusal(try_output_folder, path, "FOLDER")
+        assert can_be or refusal(check_output_folder, path, "FOLDER")
         assert at.tree(Path(scratch)) == before
 
 
@@ -107,7 +107,7 @@ def test_the_folder_that_one_stands_in_is_not_replaced(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"FOLDER \. is in use"):
-        try_output_folder(Path(), "FOLDER")
+        check_output_folder(Path(), "FOLDER")
 
 
 def test_a_link_into_dvcs_cache_is_replaced_itself(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_link_into_dvcs_cache_is_replaced_itself(tmp_path: Path) -> None:
     cached.write_bytes(b"of another commit")
     out = tmp_path / "unet.safetensors"
     out.symlink_to(cached)
-    try_output(out, "--out")
+    check_output(out, "--out")
     write_output_text(out, "new")
     assert (out.read_text(), cached.read_bytes()) == ("new", b"of another commit")
 
@@ -154,9 +154,9 @@ def test_a_stages_out_puts_nothing_away_but_files_and_links(tmp_path: Path, kind
 def test_standard_output_goes_on_where_it_is(tmp_path: Path) -> None:
     script = (
         "from pathlib import Path\n"
-        "from diffusion.system.outputs import try_output, write_output_text\n"
+        "from diffusion.system.output_paths import check_output, write_output_text\n"
         "print('before')\n"
-        "try_output(Path('/dev/stdout'), '--out')\n"
+        "check_output(Path('/dev/stdout'), '--out')\n"
         "write_output_text(Path('/dev/stdout'), 'page\\n')\n"
         "print('after')\n"
     )
@@ -187,7 +187,7 @@ def refused(path: Path) -> None:
     if os.getuid() == 0:
         os.setresuid(65534, 65534, 65534)
     try:
-        try_output(path, "--out")
+        check_output(path, "--out")
     except UsageError as error:
         os._exit(0 if "Permission denied" in str(error) else 2)
     os._exit(1)
@@ -209,7 +209,7 @@ def test_what_is_not_allowed_is_found_before_the_work(below: str) -> None:
 def test_a_disk_to_read_only_is_found_before_the_work(tmp_path: Path, mount: Mount) -> None:
     folder = mount(tmp_path / "disk", *memory_disk("1m", ",ro"))
     with pytest.raises(UsageError, match=r"^--out .*/disk/a.png cannot be written \(Read-only file system\)"):
-        try_output(folder / "a.png", "--out")
+        check_output(folder / "a.png", "--out")
 
 
 def test_a_full_disk_is_told_of_the_file_that_was_named(tmp_path: Path, mount: Mount) -> None:
@@ -217,7 +217,7 @@ def test_a_full_disk_is_told_of_the_file_that_was_named(tmp_path: Path, mount: M
     (folder / "a.png").write_bytes(b"before")
     link = tmp_path / "link.png"
     link.symlink_to(folder / "a.png")
-    try_output(link, "--out")
+    check_output(link, "--out")
     with pytest.raises(OSError, match="No space left on device") as error:
         write_output(link, lambda file: file.write(bytes(100_000)))
     assert error.value.filename == str(link)
@@ -232,7 +232,7 @@ def test_a_mounted_file_is_written_in_its_place(tmp_path: Path, mount: Mount) ->
     out.touch()
     subprocess.run(["mount", "--bind", str(inside), str(out)], check=True)
     try:
-        try_output(out, "--out")
+        check_output(out, "--out")
         write_output_text(out, "new")
         assert inside.read_text() == "new"
     finally:

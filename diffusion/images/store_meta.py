@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 CardValue = StrictBool | Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | StrictFloat | StrictStr | None
-MOST_ANCESTORS = 100  # that are named: the nearest
+MAX_ANCESTORS = 100  # that are named: the nearest
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -82,4 +82,4 @@ class CellMeta(StoreMeta):
     card: dict[str, CardValue]
     training: Training | None = None
     average_of: Digest | None = None
-    lineage: list[Ancestor] = Field(default_factory=list, max_length=MOST_ANCESTORS)
+    lineage: list[Ancestor] = Field(default_factory=list, max_length=MAX_ANCESTORS)

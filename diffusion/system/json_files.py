@@ -14,16 +14,16 @@ from diffusion.system.errors import DiffctlError
 from diffusion.system.renamed import DocumentKind, translate
 from diffusion.system.section import explain
 
-MOST_BYTES = 64 * 2**20  # of one document; a sweep's scores take some kilobytes a cell
+MAX_BYTES = 64 * 2**20  # of one document; a sweep's scores take some kilobytes a cell
 
 Document = TypeVar("Document")
-Values = dict[str, Any]  # where a reader wants an object of any fields
+JsonObject = dict[str, Any]  # where a reader wants an object of any fields
 
 
-def read_document(
-    path: Path, kind: type[Document], most: int = MOST_BYTES, stored_as: DocumentKind | None = None
+def read_json(
+    path: Path, kind: type[Document], most: int = MAX_BYTES, stored_as: DocumentKind | None = None
 ) -> Document:
-    """Read a JSON file as `kind`, a pydantic model or a type such as `Values`.
+    """Read a JSON file as `kind`, a pydantic model or a type such as `JsonObject`.
 
     With `stored_as`, keys that an earlier version wrote get today's names first.
 
@@ -33,15 +33,15 @@ def read_document(
         data = file.read(most + 1)
     if len(data) > most:
         raise DiffctlError(f"{path} is larger than {most:,} bytes, which is no file of this kind")
-    return parse_document(data, kind, str(path), stored_as)
+    return parse_json(data, kind, str(path), stored_as)
 
 
-def parse_document(
+def parse_json(
     data: bytes | str, kind: type[Document], origin: str, stored_as: DocumentKind | None = None
 ) -> Document:
     """Parse JSON as `kind`; DiffctlError names `origin` and what is wrong with it."""
     if stored_as is not None:
-        data = to_json(translate(stored_as, parse_document(data, Values, origin)))
+        data = to_json(translate(stored_as, parse_json(data, JsonObject, origin)))
     try:
         return TypeAdapter(kind).validate_json(data)
     except ValidationError as error:

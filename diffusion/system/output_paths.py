@@ -16,14 +16,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from diffusion.system.errors import DiffctlError, UsageError, is_full, printable
+from diffusion.system.errors import DiffctlError, UsageError, is_disk_full, printable
 from diffusion.system.files import Fill, write_atomic
 
 REFUSED = {stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a disk"}
 DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/|/\.dvc/cache/")
 
 
-def place_of(path: Path) -> Path:
+def resolve_output(path: Path) -> Path:
     """Where what is written to `path` comes to lie: links are followed, also to what is not there yet.
 
     OSError for links in a circle.
@@ -43,7 +43,7 @@ def write_output(path: Path, write: Fill) -> None:
     """
     with _named(path):
         if not _is_stream(path):
-            return write_atomic(place_of(path), write)
+            return write_atomic(resolve_output(path), write)
         whole = io.BytesIO()  # a format may go back and forth in its file, which no pipe can
         write(whole)
         try:
@@ -60,7 +60,7 @@ def write_output_text(path: Path, text: str) -> None:
     write_output(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
-def try_output(path: Path, flag: str) -> None:
+def check_output(path: Path, flag: str) -> None:
     """Find before the work what `write_output` would fail of; nothing is left of the trial.
 
     UsageError names the flag and the path; OSError for a full disk.
@@ -70,17 +70,17 @@ def try_output(path: Path, flag: str) -> None:
         kind = stat.S_IFMT(status.st_mode) if status else stat.S_IFREG
         if kind in REFUSED:
             raise UsageError(f"{flag} {printable(path)} is {REFUSED[kind]}: name a file")
-        place = place_of(path) if kind == stat.S_IFREG else path
+        place = resolve_output(path) if kind == stat.S_IFREG else path
         if status and not os.access(place, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if kind == stat.S_IFREG and not _is_stream(path):
             _try_beside(place)
 
 
-def try_output_folder(path: Path, flag: str) -> None:
-    """As `try_output`, for a folder to be made: UsageError where anything but an empty one is there."""
+def check_output_folder(path: Path, flag: str) -> None:
+    """As `check_output`, for a folder to be made: UsageError where anything but an empty one is there."""
     with _refusing(path, flag, "folder"):
-        place = place_of(path)
+        place = resolve_output(path)
         if os.path.lexists(place) and not place.is_dir():
             raise UsageError(f"{flag} {printable(path)} is no folder: give a new folder")
         if place.is_dir() and any(place.iterdir()):
@@ -95,7 +95,7 @@ def _refusing(path: Path, flag: str, kind: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if is_full(error):
+        if is_disk_full(error):
             error.filename, error.filename2 = str(path), None
             raise
         raise UsageError(

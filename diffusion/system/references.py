@@ -12,12 +12,12 @@ def load_reference(reference: str) -> Any:
     return operator.attrgetter(name)(importlib.import_module(module))
 
 
-def module_named(reference: str) -> str:
+def reference_module(reference: str) -> str:
     """The module of "package.module:name", whose code an entry computes by."""
     return reference.partition(":")[0]
 
 
-def known(name: str, registry: Mapping[str, object]) -> str:
+def check_name(name: str, registry: Mapping[str, object]) -> str:
     """The name; ValueError lists what there is when the registry has no such entry."""
     if name not in registry:
         raise ValueError(f"allowed are {', '.join(registry)} (got {name!r:.120})")

@@ -8,7 +8,7 @@ import pytest
 
 from diffusion.system import devices
 from diffusion.system.errors import DiffctlError
-from diffusion.system.private import private_folder
+from diffusion.system.private_dir import make_private_dir
 
 
 def link(path: Path) -> None:
@@ -45,8 +45,8 @@ def test_no_device_is_held_in_a_folder_that_others_could_have_filled(
 ) -> None:
     folder = tmp_path / "diffctl-devices-0"
     plant(folder)
-    monkeypatch.setattr(devices, "FOLDER", folder)
-    with pytest.raises(DiffctlError) as error, devices.held_lock(["a"]):
+    monkeypatch.setattr(devices, "LOCK_DIR", folder)
+    with pytest.raises(DiffctlError) as error, devices.acquire_lock(["a"]):
         pass
     assert str(error.value) == f"{folder} {said}: remove it, or set TMPDIR to a folder of your own"
     assert not list(tmp_path.rglob("*.lock"))
@@ -55,21 +55,21 @@ def test_no_device_is_held_in_a_folder_that_others_could_have_filled(
 def test_a_private_folder_is_made_and_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = os.umask(0)
     try:
-        folder = private_folder(tmp_path / "a")
+        folder = make_private_dir(tmp_path / "a")
     finally:
         os.umask(mask)
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert private_folder(folder) == folder
-    monkeypatch.setattr(devices, "FOLDER", folder)
-    with devices.held_lock(["GPU-a"]):
+    assert make_private_dir(folder) == folder
+    monkeypatch.setattr(devices, "LOCK_DIR", folder)
+    with devices.acquire_lock(["GPU-a"]):
         assert (folder / "GPU-a.lock").exists()
 
 
 def test_a_planted_link_in_place_of_a_devices_lock_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "FOLDER", tmp_path)
+    monkeypatch.setattr(devices, "LOCK_DIR", tmp_path)
     (tmp_path / "GPU-a.lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(DiffctlError, match="is a link"), devices.held_lock(["GPU-a"]):
+    with pytest.raises(DiffctlError, match="is a link"), devices.acquire_lock(["GPU-a"]):
         pass
     assert not (tmp_path / "precious").exists()

@@ -20,7 +20,7 @@ class Problem(NamedTuple):
     why: str
 
 
-def summary(problems: Sequence[Problem]) -> str:
+def summarize(problems: Sequence[Problem]) -> str:
     """Counts by kind with the first paths: "2 truncated (a/1.png, b/7.png), 1 empty class (c)"."""
     parts = []
     for why, count in sorted(Counter(problem.why for problem in problems).items()):
@@ -30,7 +30,7 @@ def summary(problems: Sequence[Problem]) -> str:
     return "; ".join(parts)
 
 
-def counts(problems: Sequence[Problem]) -> dict[str, int]:
+def count_problems(problems: Sequence[Problem]) -> dict[str, int]:
     """How many of each kind."""
     return dict(sorted(Counter(problem.why for problem in problems).items()))
 
@@ -44,12 +44,12 @@ def write_list(path: Path, problems: Sequence[Problem]) -> None:
     write_text(path, text.getvalue())
 
 
-def refuse(problems: Sequence[Problem], listing: Path) -> None:
+def refuse_problems(problems: Sequence[Problem], listing: Path) -> None:
     """Stop on problems: DiffctlError with the summary, the whole list being in the file `listing`."""
     if not problems:
         return
     write_list(listing, problems)
     raise DiffctlError(
-        f"{len(problems):,} of the raw files cannot be used: {summary(problems)}; repair or remove them, or "
-        f"set data.on_bad: skip to leave them out (all of them are listed in {listing})"
+        f"{len(problems):,} of the raw files cannot be used: {summarize(problems)}; repair or remove them, "
+        f"or set data.on_bad: skip to leave them out (all of them are listed in {listing})"
     )

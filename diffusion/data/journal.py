@@ -21,13 +21,13 @@ from pydantic import NonNegativeInt
 from diffusion.data.readers.resize import conform
 from diffusion.data.source import Job, Reader
 from diffusion.images.digests import row_digests
-from diffusion.system.arrays import read_array
-from diffusion.system.documents import Values, parse_document
+from diffusion.system.checksums import Corrupted, add_checksum, strip_checksum
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import sync_file
-from diffusion.system.seals import Broken, opened, sealed
-from diffusion.system.section import Section, canonical, validated
-from diffusion.system.workers import in_processes
+from diffusion.system.json_files import JsonObject, parse_json
+from diffusion.system.npy_files import read_array
+from diffusion.system.section import Section, canonical_json, validate
+from diffusion.system.worker_processes import map_in_processes
 
 BLOCK_BYTES = 3 << 19  # what a core's cache holds is hashed and written faster
 BLOCK_ROWS = 256
@@ -38,7 +38,7 @@ Done = Callable[[int], None]  # how many more images are done
 
 
 @dataclass(frozen=True)
-class Target:
+class SplitTarget:
     """A split in the making: its folder, and the shape (N, H, W, C) of its images."""
 
     folder: Path
@@ -80,7 +80,7 @@ class Target:
         return self.images.stat().st_size - self.shape[0] * self.row_bytes
 
 
-def fill(reader: Reader, target: Target, done: Done) -> dict[int, str]:
+def fill_split(reader: Reader, target: SplitTarget, done: Done) -> dict[int, str]:
     """Fill the target with all rows of the reader; returns the bad rows, which hold zeros, and why.
 
     DiffctlError when the disk is full or a worker process dies; what is finished stays for the next try.
@@ -90,7 +90,7 @@ def fill(reader: Reader, target: Target, done: Done) -> dict[int, str]:
     done(target.shape[0] - sum(min(target.block, target.shape[0] - start) for start in starts))
     jobs = ((reader.job(start, _stop(target, start)), target, start) for start in starts)
     many = reader.heavy and len(starts) > 1
-    results = in_processes(_work, jobs, QUEUED) if many else (_work(*job) for job in jobs)
+    results = map_in_processes(_work, jobs, QUEUED) if many else (_work(*job) for job in jobs)
     with _Journal(target) as journal, closing(results):
         for start, bad in results:
             journal.add(start, bad)
@@ -99,19 +99,19 @@ def fill(reader: Reader, target: Target, done: Done) -> dict[int, str]:
     return {row: why for bad in finished.values() for row, why in bad.items()}
 
 
-def read_digests(target: Target) -> Iterator[NDArray[np.uint8]]:
+def read_digests(target: SplitTarget) -> Iterator[NDArray[np.uint8]]:
     """The digests of all rows in order, (n, 64) at a time: see `Target.digests`."""
     for start in range(0, target.shape[0], 8192):
         count = min(8192, target.shape[0] - start)
         yield np.fromfile(target.digests, dtype=np.uint8, count=64 * count, offset=64 * start).reshape(-1, 64)
 
 
-def _stop(target: Target, start: int) -> int:
+def _stop(target: SplitTarget, start: int) -> int:
     return min(start + target.block, target.shape[0])
 
 
 @contextmanager
-def _on_disk(target: Target) -> Iterator[None]:
+def _on_disk(target: SplitTarget) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -120,7 +120,7 @@ def _on_disk(target: Target) -> Iterator[None]:
         ) from None
 
 
-def _start(target: Target) -> dict[int, dict[int, str]]:
+def _start(target: SplitTarget) -> dict[int, dict[int, str]]:
     """The finished blocks of an earlier try and their bad rows; empty files of the final size at first."""
     if target.journal.exists() and _is_laid_out(target):
         return _read_journal(target)
@@ -136,27 +136,27 @@ def _start(target: Target) -> dict[int, dict[int, str]]:
     return {}
 
 
-def _is_laid_out(target: Target) -> bool:
+def _is_laid_out(target: SplitTarget) -> bool:
     """Whether images and digests have the places that the target gives them."""
     try:
         images = read_array(target.images, mapped=True)
         size, noted = target.images.stat().st_size, target.digests.stat().st_size
-    except (Broken, OSError):
+    except (Corrupted, OSError):
         return False
     fits = images.dtype == np.uint8 and images.shape == target.shape and images.flags["C_CONTIGUOUS"]
     # `header` counts from the file's end, and so must numpy from its beginning
     return fits and getattr(images, "offset", -1) == size - images.nbytes and noted == 64 * len(images)
 
 
-def _read_journal(target: Target) -> dict[int, dict[int, str]]:
+def _read_journal(target: SplitTarget) -> dict[int, dict[int, str]]:
     """The finished blocks; not those whose line is torn or damaged, nor whose digests are not as noted.
 
     Their pixels are what the digest of the whole is of: who uses the store reads them again.
     """
     finished: dict[int, dict[int, str]] = {}
     for line in target.journal.read_bytes().split(b"\n"):
-        with suppress(Broken, DiffctlError, OSError):
-            entry = validated(_Entry, opened(parse_document(line, Values, "")), "")
+        with suppress(Corrupted, DiffctlError, OSError):
+            entry = validate(_Entry, strip_checksum(parse_json(line, JsonObject, "")), "")
             if entry.digests == _digest_of(target, entry.start):
                 finished[entry.start] = entry.bad
     return finished
@@ -170,15 +170,15 @@ class _Entry(Section):
     digests: str
 
 
-def _digest_of(target: Target, start: int) -> str:
+def _digest_of(target: SplitTarget, start: int) -> str:
     """The SHA-256 in hex of the digests of a block's rows; Broken where no block begins there."""
     if start % target.block or start >= target.shape[0]:
-        raise Broken(f"no block begins at row {start}")
+        raise Corrupted(f"no block begins at row {start}")
     rows = _stop(target, start) - start
     return sha256(np.fromfile(target.digests, np.uint8, 64 * rows, offset=64 * start).data).hexdigest()
 
 
-def _work(job: Job, target: Target, start: int) -> tuple[int, dict[int, str]]:
+def _work(job: Job, target: SplitTarget, start: int) -> tuple[int, dict[int, str]]:
     """Read a block and write it at its place; returns its first row and its bad rows."""
     rows = job()
     images = np.ascontiguousarray(conform(rows.images, target.shape[1], target.shape[3]))
@@ -203,7 +203,7 @@ def _write_at(path: Path, offset: int, values: NDArray[np.uint8]) -> None:
 class _Journal:
     """Notes the finished blocks, a few at a time: pixels reach the disk first, then the line that says so."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: SplitTarget) -> None:
         self.target = target
         self.waiting: list[tuple[int, dict[int, str]]] = []
         self.committed = time.monotonic()
@@ -236,6 +236,8 @@ class _Journal:
     def _line(self, start: int, bad: dict[int, str]) -> str:
         named = {str(row): why for row, why in bad.items()}
         return (
-            canonical(sealed({"start": start, "bad": named, "digests": _digest_of(self.target, start)}))
+            canonical_json(
+                add_checksum({"start": start, "bad": named, "digests": _digest_of(self.target, start)})
+            )
             + "\n"
         )

@@ -5,13 +5,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
-from diffusion.data.registry import SOURCES
-from diffusion.system.chosen import ChosenSection
-from diffusion.system.registry import known
+from diffusion.data.source_registry import SOURCES
+from diffusion.system.references import check_name
+from diffusion.system.registry_section import RegistrySection
 from diffusion.system.section import FilePath, Side
 
 
-class DataConfig(ChosenSection):
+class DataConfig(RegistrySection):
     """Which images, from where, at which size.
 
     `name` is the data set, an entry of SOURCES, which may have options of its own here. `path` is the folder
@@ -24,7 +24,7 @@ class DataConfig(ChosenSection):
     CHOSEN_BY = "name"
     ENTRIES = SOURCES
 
-    name: Annotated[str, AfterValidator(partial(known, registry=SOURCES))]
+    name: Annotated[str, AfterValidator(partial(check_name, registry=SOURCES))]
     path: FilePath | None = None
     image_size: Side | None = None
     channels: Literal[1, 3] | None = None

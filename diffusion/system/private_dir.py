@@ -10,7 +10,7 @@ from diffusion.system.errors import DiffctlError
 PRIVATE = 0o700
 
 
-def private_folder(path: Path) -> Path:
+def make_private_dir(path: Path) -> Path:
     """The folder, made where there is none; DiffctlError unless it is this user's, of mode 0700, no link."""
     with suppress(FileExistsError):
         path.mkdir(PRIVATE)

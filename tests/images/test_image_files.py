@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffusion.analysis.given import choose
 from diffusion.data.readers.decode import decode
-from diffusion.images.decode import FORMATS, MOST_PIXELS, MOST_SCANNED, BadImage
+from diffusion.images.decode import FORMATS, MAX_PIXELS, MAX_SCANNED, BadImage
 from diffusion.images.pictures import read_picture
 from diffusion.images.store import write_store
 from diffusion.system.errors import UsageError
@@ -50,7 +50,7 @@ def test_an_image_of_any_shape_becomes_a_square_or_is_too_narrow(narrow, long, t
     row = 1 + width * CHANNELS[kind] * depth // 8
     content = png(width, height, depth=depth, kind=kind, data=packed_zeros(height * row))
     scaled = round(max(width, height) * size / min(width, height)) * size if min(width, height) < size else 0
-    wanted = "too narrow" if scaled > MOST_PIXELS else (size, size)
+    wanted = "too narrow" if scaled > MAX_PIXELS else (size, size)
     if min(width, height) < 2 * size:
         assert bounded(lambda: outcome(content, size, 3)) == str(wanted)
 
@@ -80,7 +80,7 @@ def test_a_head_that_says_more_than_64_million_pixels_is_refused_before_they_are
 def test_a_jpeg_of_many_scans_is_refused_and_one_of_some_is_read():
     content = encoded(Image.new("L", (2048, 2048), 128), "JPEG", progressive=True)
     last = content[content.rfind(b"\xff\xda") : -2]
-    for scans in (10, MOST_SCANNED // 2048**2 + 1):
+    for scans in (10, MAX_SCANNED // 2048**2 + 1):
         more = content[:-2] + last * scans + content[-2:]
         wanted = "(64, 64)" if scans == 10 else "with too many scans"
         assert bounded(lambda more=more: outcome(more, 64, 1)) == wanted

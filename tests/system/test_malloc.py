@@ -9,7 +9,7 @@ import pytest
 # The page faults of asking for 64 MB and freeing it again, ten times: each new mapping faults at every page.
 FAULTS = """
 import resource, torch
-from diffusion.system.allocator import keep_freed_memory
+from diffusion.system.malloc import keep_freed_memory
 if {keep}:
     keep_freed_memory()
 torch.ones(2**24)

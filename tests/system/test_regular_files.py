@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.system.errors import DiffctlError, printable
-from diffusion.system.plain_files import open_plain, read_plain, read_plain_text
+from diffusion.system.regular_files import open_regular, read_regular, read_regular_text
 from tests.helpers.bounded import bounded
 
 
@@ -40,7 +40,7 @@ def test_what_is_no_plain_file_is_refused_at_once(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     make, why = KINDS[kind]
     make(tmp_path / "x")
-    said = bounded(lambda: read_plain_text(tmp_path / "x"))
+    said = bounded(lambda: read_regular_text(tmp_path / "x"))
     assert said.startswith(f"{tmp_path / 'x'} cannot be read (")
     assert why in said
 
@@ -49,10 +49,10 @@ def test_a_link_to_a_file_is_read_and_its_handle_closed(tmp_path):
     (tmp_path / "a").write_bytes(b"content")
     (tmp_path / "b").symlink_to("a")
     before = os.listdir("/proc/self/fd")
-    assert read_plain(tmp_path / "b", 7) == read_plain(os.fsencode(tmp_path / "b"), 7) == b"content"
+    assert read_regular(tmp_path / "b", 7) == read_regular(os.fsencode(tmp_path / "b"), 7) == b"content"
     with pytest.raises(OSError, match="larger than 0 MB"):
-        read_plain(tmp_path / "b", 6)
-    with open_plain(tmp_path / "b") as file:
+        read_regular(tmp_path / "b", 6)
+    with open_regular(tmp_path / "b") as file:
         assert file.read() == b"content"
     assert os.listdir("/proc/self/fd") == before
 
@@ -60,13 +60,13 @@ def test_a_link_to_a_file_is_read_and_its_handle_closed(tmp_path):
 def test_a_huge_file_is_refused_by_its_size(tmp_path):
     with open(tmp_path / "x", "wb") as file:
         file.truncate(1 << 40)
-    assert "larger than 32 MB" in bounded(lambda: read_plain_text(tmp_path / "x"))
+    assert "larger than 32 MB" in bounded(lambda: read_regular_text(tmp_path / "x"))
 
 
 def test_bytes_that_are_no_text_are_told(tmp_path):
     (tmp_path / "x").write_bytes(b"ab\xff")
     with pytest.raises(DiffctlError, match="x is not text in UTF-8"):
-        read_plain_text(tmp_path / "x")
+        read_regular_text(tmp_path / "x")
 
 
 @given(st.binary(max_size=20))

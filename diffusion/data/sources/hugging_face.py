@@ -15,18 +15,18 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from diffusion.data.class_names import class_names
-from diffusion.data.config import PhotographsConfig
+from diffusion.data.data_config import PhotographsConfig
 from diffusion.data.holdout import Indices, hold_out, shuffled
+from diffusion.data.problems import Problem
 from diffusion.data.readers.image_files import images_of
-from diffusion.data.rejects import Problem
-from diffusion.data.source import Job, Outlook, RawData, Rows, Split
+from diffusion.data.source import DatasetInfo, Job, RawData, Rows, Split
 from diffusion.data.sources.image_folder import TEST_FRACTION, class_order
 from diffusion.downloads.cache import cache_root
-from diffusion.downloads.fetch import Notify
-from diffusion.images.decode import MOST_BYTES, BadImage
+from diffusion.downloads.fetch import OnProgress
+from diffusion.images.decode import MAX_BYTES, BadImage
 from diffusion.images.store import Labels
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError, printable, reason
-from diffusion.system.section import NotBool, Word, brief
+from diffusion.system.section import NotBool, ShortText, brief
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -46,10 +46,10 @@ class HubConfig(PhotographsConfig):
     `test_fraction` is held out where there is no split to test against.
     """
 
-    subset: Word | None = None
-    revision: Annotated[Word, Field(min_length=1)] | None = Field(default=None, exclude_if=operator.not_)
-    image: Word | None = None
-    label: Word | None = None
+    subset: ShortText | None = None
+    revision: Annotated[ShortText, Field(min_length=1)] | None = Field(default=None, exclude_if=operator.not_)
+    image: ShortText | None = None
+    label: ShortText | None = None
     test_fraction: Annotated[float, Field(gt=0, lt=1), NotBool] | None = None
 
     @model_validator(mode="after")
@@ -67,20 +67,20 @@ class Hub:
     def __init__(self, config: HubConfig) -> None:
         self.config = config
 
-    def outlook(self) -> Outlook:
+    def info(self) -> DatasetInfo:
         """What a folder holds; a name on the hub is looked up when the data stage runs."""
         if not _folder(self.config).is_dir():
             blocked = "`diffctl stage data` gets it from the hub, and knows then what it holds"
-            return Outlook(0, None, 0, blocked=blocked)
+            return DatasetInfo(0, None, 0, blocked=blocked)
         try:
             found = self._tables()
         except DiffctlError as error:
-            return Outlook(0, None, 0, blocked=str(error))
+            return DatasetInfo(0, None, 0, blocked=str(error))
         images = sum(len(one.rows) for one in found.tables)
         sources = _sources(_folder(self.config))
-        return Outlook(images, None, len(found.classes), problems=found.problems, sources=sources)
+        return DatasetInfo(images, None, len(found.classes), problems=found.problems, sources=sources)
 
-    def open(self, notify: Notify | None = None) -> RawData:
+    def open(self, notify: OnProgress | None = None) -> RawData:
         """Classes in the dataset's order, sorted where it has names alone; its own split, or a tenth."""
         found = self._tables()
         if len(found.tables) == 2:
@@ -176,7 +176,7 @@ def _content(cell: Any) -> bytes:
     content = cell.get("bytes") if isinstance(cell, dict) else None
     if not isinstance(content, bytes):
         raise BadImage("not in the dataset itself" if cell else "without an image")
-    if len(content) > MOST_BYTES:
+    if len(content) > MAX_BYTES:
         raise BadImage("larger than any image")
     return content
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.system.seals import Broken
+from diffusion.system.checksums import Corrupted
 from diffusion.system.section import brief
 
 # What numpy raises for a header that is none, a size that no machine has, an end that comes too early.
@@ -20,9 +20,9 @@ def read_array(path: Path, *, mapped: bool = False) -> NDArray[Any]:
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except UNREADABLE as error:
-        raise Broken(f"{path.name}: {brief(error, str)}") from None
+        raise Corrupted(f"{path.name}: {brief(error, str)}") from None
     if not isinstance(array, np.ndarray):  # an archive of arrays under this name
-        raise Broken(f"{path.name} is no array")
+        raise Corrupted(f"{path.name} is no array")
     return array
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.data.config import DataConfig
+from diffusion.data.data_config import DataConfig
 from diffusion.data.readers.archives import unpack_zip, zip_names
 from diffusion.data.readers.image_batches import read_batch
-from diffusion.data.source import FileArrayReader, Outlook, RawData, Split
+from diffusion.data.source import DatasetInfo, FileArrayReader, RawData, Split
 from diffusion.data.sources.synsets import CLASSES, unique_names
-from diffusion.downloads.cache import cache_root, files_below, find, raw_folder
-from diffusion.downloads.fetch import Notify, checksums
+from diffusion.downloads.cache import cache_root, find_file, find_files, raw_folder
+from diffusion.downloads.fetch import OnProgress, file_checksums
 from diffusion.system.errors import DiffctlError
-from diffusion.system.plain_files import read_plain_text
+from diffusion.system.regular_files import read_regular_text
 
 TRAIN = tuple(f"train_data_batch_{number}" for number in range(1, 11))
 BATCHES = (*TRAIN, "val_data")
@@ -35,26 +35,26 @@ class SmallImageNet:
         """(H, W, C)."""
         return (self.size, self.size, 3)
 
-    def outlook(self) -> Outlook:
+    def info(self) -> DatasetInfo:
         """Whether all batches are there, unpacked or in a zip, and which are not."""
         try:
             self._refuse_missing(raw_folder(self.config.name, self.config.path))
             blocked = ""
         except DiffctlError as error:
             blocked = str(error)
-        return Outlook(1_331_167, self.shape, CLASSES, blocked=blocked)
+        return DatasetInfo(1_331_167, self.shape, CLASSES, blocked=blocked)
 
-    def open(self, notify: Notify | None = None) -> RawData:
+    def open(self, notify: OnProgress | None = None) -> RawData:
         """The official split, its 50,000 validation images as the test split."""
         folder = raw_folder(self.config.name, self.config.path)
         paths = self._files(folder)
-        class_list = find(folder, CLASS_LIST)
+        class_list = find_file(folder, CLASS_LIST)
         return RawData(
             classes=read_class_list(class_list) if class_list else tuple(map(str, range(1, CLASSES + 1))),
             shape=self.shape,
             train=self._split(paths[: len(TRAIN)]),
             test=self._split(paths[len(TRAIN) :]),
-            sources=checksums(paths, notify),
+            sources=file_checksums(paths, notify),
         )
 
     def _split(self, paths: Sequence[Path]) -> Split:
@@ -83,10 +83,10 @@ class SmallImageNet:
             raise DiffctlError(f"{', '.join(missing)} not found: {self._by_hand(folder)}")
 
     def _places(self, folder: Path) -> list[Path | None]:
-        return [find(folder, f"{name}.npz") or find(folder, name) for name in BATCHES]
+        return [find_file(folder, f"{name}.npz") or find_file(folder, name) for name in BATCHES]
 
     def _zips(self, folder: Path) -> list[Path]:
-        return sorted(files_below(folder, f"Imagenet{self.size}_*.zip"))
+        return sorted(find_files(folder, f"Imagenet{self.size}_*.zip"))
 
     def _by_hand(self, folder: Path) -> str:
         return (
@@ -108,7 +108,7 @@ def imagenet32(config: DataConfig) -> SmallImageNet:
 def read_class_list(path: Path) -> tuple[str, ...]:
     """The 1,000 names in the order of the labels."""
     names: dict[int, tuple[str, str]] = {}
-    for line in read_plain_text(path).splitlines():
+    for line in read_regular_text(path).splitlines():
         synset, number, name = [*line.split(), "", ""][:3]
         if number.isdecimal() and len(number) <= len(str(CLASSES)):
             names[int(number)] = (synset, name.replace("_", " "))

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from diffusion.system.documents import Values, parse_document, read_document
 from diffusion.system.errors import DiffctlError
+from diffusion.system.json_files import JsonObject, parse_json, read_json
 from diffusion.system.section import Section, brief
 
 
@@ -32,7 +32,7 @@ _TREES = st.recursive(
 @given(_TREES)
 def test_any_json_of_another_shape_is_one_sentence(tree: object) -> None:
     with pytest.raises(DiffctlError) as caught:
-        parse_document(json.dumps({"name": "a", "inner": tree}), _Outer, "here")
+        parse_json(json.dumps({"name": "a", "inner": tree}), _Outer, "here")
     assert str(caught.value).startswith("here is damaged or of another format: ")
     assert "\n" not in str(caught.value)
 
@@ -40,7 +40,7 @@ def test_any_json_of_another_shape_is_one_sentence(tree: object) -> None:
 @given(st.binary())
 def test_any_bytes_are_the_class_or_one_sentence(data: bytes) -> None:
     with pytest.raises(DiffctlError, match="here is damaged"):
-        parse_document(b"x" + data, Values, "here")
+        parse_json(b"x" + data, JsonObject, "here")
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_any_bytes_are_the_class_or_one_sentence(data: bytes) -> None:
 )
 def test_what_is_wrong_is_said_shortly(text: str, says: str) -> None:
     with pytest.raises(DiffctlError) as caught:
-        parse_document(text, _Outer, "here")
+        parse_json(text, _Outer, "here")
     assert says in str(caught.value)
     assert len(str(caught.value)) < 500
 
@@ -65,9 +65,9 @@ def test_what_is_wrong_is_said_shortly(text: str, says: str) -> None:
 def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"a": "b" * 100}))
-    assert read_document(path, Values) == {"a": "b" * 100}
+    assert read_json(path, JsonObject) == {"a": "b" * 100}
     with pytest.raises(DiffctlError, match="larger than 50 bytes"):
-        read_document(path, Values, most=50)
+        read_json(path, JsonObject, most=50)
 
 
 def test_what_somebody_gave_is_told_back_in_one_short_line() -> None:

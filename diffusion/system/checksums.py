@@ -13,17 +13,17 @@ from typing import IO, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from diffusion.system.documents import Document, Values, read_document
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_atomic
-from diffusion.system.section import canonical, explain
+from diffusion.system.json_files import Document, JsonObject, read_json
+from diffusion.system.section import canonical_json, explain
 
 FIELD = "sha256"  # of a sealed object
-CLOSING = 32  # bytes at a sealed file's end
+CHECKSUM_BYTES = 32  # bytes at a sealed file's end
 BLOCK = 2**20  # bytes that are looked at at a time
 
 
-class Broken(ValueError):
+class Corrupted(ValueError):
     """A seal is missing, or is not of what it closes."""
 
 
@@ -43,7 +43,7 @@ class _Hashing:
         self._file.write(self._digest.digest())
 
 
-def write_sealed(path: Path, write: Callable[[Any], object], name: str | None = None) -> None:
+def write_checksummed(path: Path, write: Callable[[Any], object], name: str | None = None) -> None:
     """Let `write` fill a file, as `write_atomic`, which ends in the SHA-256 of its name and of all before.
 
     `name` is what the seal calls it, by default what the file is called.
@@ -57,67 +57,67 @@ def write_sealed(path: Path, write: Callable[[Any], object], name: str | None = 
     write_atomic(path, fill)
 
 
-def read_sealed(path: Path, name: str | None = None, most: int | None = None) -> bytes:
+def read_checksummed(path: Path, name: str | None = None, most: int | None = None) -> bytes:
     """What was written into a sealed file; Broken where it changed, was renamed or has over `most` bytes."""
-    size = path.stat().st_size - CLOSING
+    size = path.stat().st_size - CHECKSUM_BYTES
     if size < 0 or (most is not None and size > most):
-        raise Broken(f"it has {size + CLOSING:,} bytes")
+        raise Corrupted(f"it has {size + CHECKSUM_BYTES:,} bytes")
     with open(path, "rb") as file:
-        data, closing = file.read(size), file.read(CLOSING + 1)
+        data, closing = file.read(size), file.read(CHECKSUM_BYTES + 1)
     digest = hashlib.sha256(f"{name or path.name}\n".encode())
     digest.update(data)
     if digest.digest() != closing:
-        raise Broken("its checksum does not match")
+        raise Corrupted("its checksum does not match")
     return data
 
 
-def open_sealed(path: Path, name: str | None = None) -> tuple[IO[bytes], int]:
+def open_checksummed(path: Path, name: str | None = None) -> tuple[IO[bytes], int]:
     """A sealed file of any size, open at its beginning, and how many bytes are before its seal.
 
-    They are looked through once, a block at a time, against the seal; Broken as `read_sealed`.
+    They are looked through once, a block at a time, against the seal; Broken as `read_checksummed`.
     """
     with ExitStack() as stack:
         file = stack.enter_context(open(path, "rb"))
-        size = os.fstat(file.fileno()).st_size - CLOSING
+        size = os.fstat(file.fileno()).st_size - CHECKSUM_BYTES
         if size < 0:
-            raise Broken(f"it has {size + CLOSING:,} bytes")
+            raise Corrupted(f"it has {size + CHECKSUM_BYTES:,} bytes")
         digest = hashlib.sha256(f"{name or path.name}\n".encode())
         block, left = memoryview(bytearray(min(BLOCK, size))), size
         while left and (count := file.readinto(block[: min(BLOCK, left)])):
             digest.update(block[:count])
             left -= count
-        if left or file.read(CLOSING + 1) != digest.digest():
-            raise Broken("its checksum does not match")
+        if left or file.read(CHECKSUM_BYTES + 1) != digest.digest():
+            raise Corrupted("its checksum does not match")
         file.seek(0)
         stack.pop_all()
     return file, size
 
 
-def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+def add_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object's values and, as `sha256`, the digest of them all."""
     rest = {key: value for key, value in values.items() if key != FIELD}
     return {**rest, FIELD: _digest(rest)}
 
 
-def opened(values: Mapping[str, Any]) -> dict[str, Any]:
+def strip_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a sealed object; Broken where it has no seal or one of other values."""
     rest = {key: value for key, value in values.items() if key != FIELD}
     if FIELD not in values:
-        raise Broken("it has no checksum")
+        raise Corrupted("it has no checksum")
     if values[FIELD] != _digest(rest):
-        raise Broken("its checksum does not match")
+        raise Corrupted("its checksum does not match")
     return rest
 
 
-def read_sealed_document(path: Path, kind: type[Document]) -> Document:
-    """A sealed JSON file as that class, or as a type such as `Values`.
+def read_checksummed_json(path: Path, kind: type[Document]) -> Document:
+    """A sealed JSON file as that class, or as a type such as `JsonObject`.
 
     DiffctlError where it is damaged, edited or of another format; FileNotFoundError is the caller's.
     """
     try:
-        values = opened(read_document(path, Values))
+        values = strip_checksum(read_json(path, JsonObject))
         return TypeAdapter(kind).validate_python(values)
-    except Broken as error:
+    except Corrupted as error:
         raise DiffctlError(f"{path} is damaged or edited ({error})") from None
     except ValidationError as error:
         raise DiffctlError(explain(error, f"{path} is of another format", kind)) from None
@@ -125,6 +125,6 @@ def read_sealed_document(path: Path, kind: type[Document]) -> Document:
 
 def _digest(values: Mapping[str, Any]) -> str:
     try:
-        return hashlib.sha256(canonical(values).encode()).hexdigest()
+        return hashlib.sha256(canonical_json(values).encode()).hexdigest()
     except (ValueError, RecursionError):  # no JSON: infinite numbers, nesting without end
-        raise Broken("it is no JSON") from None
+        raise Corrupted("it is no JSON") from None

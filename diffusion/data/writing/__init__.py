@@ -1,1 +1,0 @@
-"""Rows of images into the stores that readers see."""
