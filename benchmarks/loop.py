@@ -24,7 +24,7 @@ from diffusion.model.unet import UNet
 from diffusion.train.distributed import ProcessGroup
 from diffusion.train.identity import TrainPlan, plan_training
 from diffusion.train.loop import Silent, new_state, train
-from tracking.spool import Spool
+from tracking.spool.spool_writer import Spool
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")

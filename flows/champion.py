@@ -100,9 +100,9 @@ def _model(images: str) -> list[str]:
 
 def _run(images: str) -> "Run":
     """The run of a model in MLflow."""
-    from tracking.lookup import find_run
-    from tracking.names import model_name
-    from tracking.registry import champion_run
+    from tracking.keys import model_name
+    from tracking.registry.model_registry import champion_run
+    from tracking.runs.run_lookup import find_run
 
     return find_run(
         champion_run(model_name(load().data.name)) if images == CHAMPION else images.removeprefix(RUN)

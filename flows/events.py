@@ -2,7 +2,7 @@
 
 from diffusion.system.errors import TemporaryError
 from flows.prefect_server.temporary_server import is_healthy, quiet_client
-from tracking.reach import public
+from tracking.connectivity import redact_uri
 
 DATA_CHANGED = "diffctl.data-changed"
 
@@ -13,7 +13,7 @@ def emit_data_changed(url: str, data: str) -> None:
     Prefect's client sends an event without an answer: that it came is seen on the page of events.
     """
     if not is_healthy(url, timeout=10):
-        raise TemporaryError(f"no Prefect server answers at {public(url)}: try again when it does")
+        raise TemporaryError(f"no Prefect server answers at {redact_uri(url)}: try again when it does")
     with quiet_client(url):  # which waits until it is sent
         from prefect.events import emit_event
 

@@ -16,7 +16,7 @@ from flows.flow_hooks import as_task, cancelled_state, monitor_flow, run_name
 from flows.output_relay import echo
 from flows.pipeline_steps import check_mlflow, check_options, run_step, run_steps
 from flows.run_summary import publish_summary
-from tracking.reach import MlflowError, MlflowRefused
+from tracking.connectivity import MlflowDenied, MlflowError
 
 RETRY_DELAYS = [5.0, 20.0]
 
@@ -29,7 +29,7 @@ done_steps: ContextVar[dict[str, str | None]] = ContextVar("done_steps")
 def should_retry(task: Task[Any, Any], run: TaskRun, state: State) -> bool:
     """Whether a step failed in a way that may pass: its work did, not its configuration, and nobody asked."""
     error = state.data
-    by_mlflow = isinstance(error, MlflowError) and not isinstance(error, MlflowRefused)
+    by_mlflow = isinstance(error, MlflowError) and not isinstance(error, MlflowDenied)
     if not (by_mlflow or (isinstance(error, StageFailed) and error.retry)):
         return False
     delay = task.retry_delay_seconds[run.run_count - 1]

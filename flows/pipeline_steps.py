@@ -38,13 +38,13 @@ def check_mlflow() -> None:
     log, and by then it may be back.
     """
     from flows.prefect_server.local_servers import MLFLOW
-    from tracking.ask import ask
-    from tracking.reach import MlflowAway, MlflowError
+    from tracking.ask import check_access
+    from tracking.connectivity import MlflowError, MlflowUnavailable
     from tracking.store import tracking_uri
 
     try:
-        ask()
-    except MlflowAway as away:
+        check_access()
+    except MlflowUnavailable as away:
         echo(f"{away}: training goes on without it, scores and the registry will need it\n")
     except MlflowError:
         tell_if_older(MLFLOW, tracking_uri())

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 from diffusion.layout import MODEL_RUNS, PREPARED, REFERENCE, SCORES
 from diffusion.system.errors import DiffctlError, TemporaryError, reason
 from flows.output_relay import echo
-from tracking.promotion import NOBODY, Decision, Hand
-from tracking.reach import MlflowError
-from tracking.registry import (
-    Outdated,
+from tracking.connectivity import MlflowError
+from tracking.registry.model_registry import (
+    OutdatedChampion,
     outdated_champion,
     promote,
     register,
-    register_anew,
+    register_rescored,
     version_scores,
 )
+from tracking.registry.promotion import NO_OVERRIDE, Decision, Override
 
 if TYPE_CHECKING:
     from diffusion.protocol.scores import CellScores, ScoresDocument
@@ -38,7 +38,7 @@ def unseen(label: str) -> Iterator[Show]:
     yield lambda done, total: None
 
 
-def register_model(hand: Hand = NOBODY, progress: ProgressOf = unseen) -> Decision:
+def register_model(override: Override = NO_OVERRIDE, progress: ProgressOf = unseen) -> Decision:
     """Register models/ with metrics/scores.json and hold it against the champion.
 
     A champion that only versions of the code or more real images keep from being compared is scored anew
@@ -48,23 +48,25 @@ def register_model(hand: Hand = NOBODY, progress: ProgressOf = unseen) -> Decisi
     from diffusion.choice.model_cells import best_model_scores
     from diffusion.protocol.scores import read_scores
 
-    _bring_up_to_date(best_model_scores(read_scores(SCORES)), hand, progress)
-    return register(hand=hand)
+    _bring_up_to_date(best_model_scores(read_scores(SCORES)), override, progress)
+    return register(override=override)
 
 
-def promote_version(name: str, number: int, hand: Hand = NOBODY, progress: ProgressOf = unseen) -> Decision:
+def promote_version(
+    name: str, number: int, override: Override = NO_OVERRIDE, progress: ProgressOf = unseen
+) -> Decision:
     """Hold a version that is registered against the champion by its own scores.
 
     The champion is scored anew first where `register_model` would do it. UsageError when there is no such
     version.
     """
-    _bring_up_to_date(version_scores(name, number), hand, progress)
-    return promote(name, number, hand)
+    _bring_up_to_date(version_scores(name, number), override, progress)
+    return promote(name, number, override)
 
 
-def _bring_up_to_date(document: "ScoresDocument", hand: Hand, progress: ProgressOf) -> None:
+def _bring_up_to_date(document: "ScoresDocument", override: Override, progress: ProgressOf) -> None:
     """Score an outdated champion anew, unless a person decides alone or only looks."""
-    if hand.force or hand.dry_run:
+    if override.force or override.dry_run:
         return
     champion = outdated_champion(document)
     if champion is None:
@@ -72,14 +74,14 @@ def _bring_up_to_date(document: "ScoresDocument", hand: Hand, progress: Progress
     number = champion.version.version
     try:
         anew = rescore(champion, document, progress)
-        echo(f"champion: {register_anew(champion, anew)}\n")
+        echo(f"champion: {register_rescored(champion, anew)}\n")
     except (MlflowError, TemporaryError):
         raise
     except DiffctlError as error:
         echo(f"the champion, version {number}, could not be scored anew: {reason(error)}\n")
 
 
-def rescore(champion: Outdated, document: "ScoresDocument", progress: ProgressOf) -> "ScoresDocument":
+def rescore(champion: OutdatedChampion, document: "ScoresDocument", progress: ProgressOf) -> "ScoresDocument":
     """The scores of the champion's best cell by today's code, under the protocol of `document`.
 
     DiffctlError when the code here is not the one that scored `document`, or does not give its protocol.

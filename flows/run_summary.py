@@ -13,9 +13,9 @@ from diffusion.system.errors import DiffctlError
 from diffusion.system.json_files import JsonObject
 from flows.output_relay import echo
 from flows.prefect_server.local_servers import mlflow_page
-from tracking.links import run_link, version_link
-from tracking.markdown import score_names, score_table
-from tracking.names import REPORT_FOLDER
+from tracking.keys import REPORT_FOLDER
+from tracking.pages.links import run_link, version_link
+from tracking.pages.markdown import score_names, score_table
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -106,11 +106,11 @@ def _picture(folder: Path, name: str) -> Iterator[str]:
 
 def links_of_pipeline() -> Iterator[str]:
     """Where the run, the registered version and the report are."""
-    from tracking.lookup import read_identity
-    from tracking.runs import find_training
+    from tracking.runs.run_lookup import read_identity
+    from tracking.runs.scored_runs import find_training_run
     from tracking.store import tracking_uri
 
-    run = find_training(read_identity(RUN))
+    run = find_training_run(read_identity(RUN))
     yield from links_of_model(run, read_scores(SCORES))
     if page := mlflow_page(tracking_uri()):
         report = f"{REPORT_FOLDER}/index.html"
@@ -120,12 +120,12 @@ def links_of_pipeline() -> Iterator[str]:
 
 def links_of_model(run: "Run", document: ScoresDocument) -> Iterator[str]:
     """Where the run of a model is that has these scores, and the version that it is registered as."""
-    from tracking.names import model_name
-    from tracking.registered import version_of
-    from tracking.runs import data_name
+    from tracking.keys import model_name
+    from tracking.registry.registered import find_registered
+    from tracking.runs.scored_runs import data_name
     from tracking.store import tracking_uri
 
-    page, version = mlflow_page(tracking_uri()), version_of(document)
+    page, version = mlflow_page(tracking_uri()), find_registered(document)
     if page:
         link = run_link(page, run.info.experiment_id, run.info.run_id)
         yield f"[run {run.info.run_name} in MLflow]({link})"

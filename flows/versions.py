@@ -11,7 +11,7 @@ from importlib.metadata import version
 from urllib.parse import urlsplit
 
 from flows.prefect_server.local_servers import PREFECT, ServerKind
-from tracking.reach import public
+from tracking.connectivity import redact_uri
 
 ASK_SECONDS = 5.0
 LONGEST = 100  # bytes of a version
@@ -30,14 +30,14 @@ def older(kind: ServerKind, url: str) -> str | None:
     if theirs is None or _numbers(theirs) >= _numbers(ours):
         return None
     return (
-        f"{kind.title} at {public(url)} is version {theirs}, older than the {ours} installed here, whose "
+        f"{kind.title} at {redact_uri(url)} is version {theirs}, older than the {ours} installed here, whose "
         f"requests it may refuse: bring the server up to date, or install {kind.name}=={theirs} here"
     )
 
 
 def _version(kind: ServerKind, url: str) -> str | None:
     """What the server says; None where it says nothing that is a version."""
-    place = public(url).rstrip("/") + kind.version.removeprefix(kind.api)
+    place = redact_uri(url).rstrip("/") + kind.version.removeprefix(kind.api)
     try:
         asked = urllib.request.Request(place, headers=_who(kind, url))
         with urllib.request.urlopen(asked, timeout=ASK_SECONDS) as reply:

@@ -54,14 +54,14 @@ class ChampionSource:
 
     def fetch(self) -> PublishedModel:
         """The champion; UsageError when there is none."""
-        from tracking.champion import fetch_whole_champion
+        from tracking.registry.champion import fetch_champion_files
 
-        champion = fetch_whole_champion(self._name)
+        champion = fetch_champion_files(self._name)
         return PublishedModel(self._name, champion.version, champion.file, champion.scores)
 
     def has_changed(self, since: PublishedModel) -> bool:
         """Whether another version holds the title; not when none does, for the last one still serves."""
-        from tracking.champion import champion_version
+        from tracking.registry.champion import champion_version
 
         return champion_version(self._name) not in (None, since.version)
 
@@ -81,8 +81,8 @@ def model_of_file(path: Path, say: Callable[[str], object]) -> PublishedModel:
 
 def model_of_run(name: str) -> PublishedModel:
     """The model of the MLflow run that `name` means, with its scores where it was evaluated."""
-    from tracking.lookup import find_run
-    from tracking.runs import fetch_model, fetch_scores
+    from tracking.runs.run_lookup import find_run
+    from tracking.runs.scored_runs import fetch_model, fetch_scores
 
     file, run = fetch_model(name), find_run(name)
     try:

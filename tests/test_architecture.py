@@ -121,9 +121,9 @@ MAY_USE_WALL_CLOCK = {
     "diffusion/train/run_folder.py",
     "flows/prefect_server/reaper.py",
     "flows/flow_hooks.py",
-    "tracking/lookup.py",
-    "tracking/moves.py",
-    "tracking/spool.py",
+    "tracking/runs/run_lookup.py",
+    "tracking/registry/moves.py",
+    "tracking/spool/spool_writer.py",
 }
 
 

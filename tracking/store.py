@@ -11,19 +11,19 @@ from urllib.parse import urlsplit
 from diffusion.layout import home
 from diffusion.system.errors import DiffctlError, UsageError, is_disk_full
 from diffusion.system.locks import file_lock
-from tracking.names import KEY, REGISTRY_EXPERIMENT, experiment_name
-from tracking.notes import experiment_note, note_tags, registry_note
-from tracking.reach import (
-    AWAY,
-    REFUSING,
-    MlflowAway,
+from tracking.connectivity import (
+    DENIED,
+    UNAVAILABLE,
     MlflowError,
-    away,
+    MlflowUnavailable,
     check_address,
-    knock,
-    public,
-    refused,
+    check_reachable,
+    denied,
+    redact_uri,
+    unavailable,
 )
+from tracking.keys import KEY, REGISTRY_EXPERIMENT, experiment_name
+from tracking.pages.notes import experiment_note, note_tags, registry_note
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -114,12 +114,12 @@ def _artifacts(database: Path) -> Path:
 
 
 @contextmanager
-def failures(uri: str) -> Iterator[None]:
+def translate_errors(uri: str) -> Iterator[None]:
     """Turn what MLflow, its server or its files raise inside the block into one sentence, an MlflowError.
 
     MlflowAway at once where no server answers, and MlflowRefused where one wants another password.
     """
-    knock(uri)
+    check_reachable(uri)
     _prepare_environment()
     import requests
     import sqlalchemy.exc
@@ -139,20 +139,20 @@ def _failure(uri: str, error: Exception) -> MlflowError:
     status: int | None = None
     if isinstance(error, MlflowException):
         status = error.get_http_status_code()  # type: ignore[no-untyped-call]
-    said, by_database = reason(error).replace(uri, public(uri)), database_file(uri) is not None
+    said, by_database = reason(error).replace(uri, redact_uri(uri)), database_file(uri) is not None
     for cause in _chain(error):
         if isinstance(cause, requests.RequestException):
             status = getattr(cause.response, "status_code", None)
             if status is None:
                 retried = isinstance(cause, requests.exceptions.RetryError)
-                return away(uri, "only with errors" if retried else "the connection broke")
+                return unavailable(uri, "only with errors" if retried else "the connection broke")
         elif isinstance(cause, sqlalchemy.exc.OperationalError) and (not by_database or "locked" in said):
-            return MlflowAway(f"MLflow at {public(uri)}: {said}")
-    if status in REFUSING:
-        return refused(uri)
-    if status in AWAY and not _is_full(error):
-        return away(uri, f"HTTP {status}")
-    return MlflowError(f"MLflow at {public(uri)}: {said}{': make room' if _is_full(error) else ''}")
+            return MlflowUnavailable(f"MLflow at {redact_uri(uri)}: {said}")
+    if status in DENIED:
+        return denied(uri)
+    if status in UNAVAILABLE and not _is_full(error):
+        return unavailable(uri, f"HTTP {status}")
+    return MlflowError(f"MLflow at {redact_uri(uri)}: {said}{': make room' if _is_full(error) else ''}")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -38,16 +38,16 @@ def scores_of(model: Path, run_id: str | None, champion: bool) -> "ScoresDocumen
     """
     from diffusion.layout import SCORES
     from diffusion.protocol.scores import read_scores
-    from tracking.runs import fetch_scores
+    from tracking.runs.scored_runs import fetch_scores
 
     if run_id is not None:
-        from tracking.lookup import find_run
+        from tracking.runs.run_lookup import find_run
 
         return fetch_scores(find_run(run_id))
     if champion:
         from diffusion.config import load
-        from tracking.names import model_name
-        from tracking.registry import fetch_champion_scores
+        from tracking.keys import model_name
+        from tracking.registry.model_registry import fetch_champion_scores
 
         return fetch_champion_scores(model_name(load().data.name))
     return read_scores(model.absolute().parent.parent / SCORES)

@@ -61,19 +61,19 @@ def _mlflow() -> "Finding":
     from diffusion.check.findings import Finding
     from flows.prefect_server.local_servers import MLFLOW
     from flows.versions import older
-    from tracking.ask import ask
-    from tracking.reach import MlflowAway, MlflowError, public
+    from tracking.ask import check_access
+    from tracking.connectivity import MlflowError, MlflowUnavailable, redact_uri
     from tracking.store import tracking_uri
 
     try:
-        ask()
-    except MlflowAway as away:
+        check_access()
+    except MlflowUnavailable as away:
         return Finding("warning", "MLflow", str(away), "a training goes on without it, the registry does not")
     except MlflowError as error:
         return Finding("error", "MLflow", str(error), older(MLFLOW, tracking_uri()) or "")
     if sentence := older(MLFLOW, tracking_uri()):
         return Finding("warning", "MLflow", sentence)
-    return Finding("ok", "MLflow", f"the runs are kept at {public(tracking_uri())}")
+    return Finding("ok", "MLflow", f"the runs are kept at {redact_uri(tracking_uri())}")
 
 
 def _prefect() -> "Iterator[Finding]":

@@ -11,7 +11,7 @@ from cli.shared.outputs import file_option
 from cli.shared.tables import show, table
 
 if TYPE_CHECKING:
-    from tracking.comparison import Comparison, Row
+    from tracking.comparison.score_rows import Comparison, ScoreRow
 
 
 def compare(
@@ -47,20 +47,20 @@ def compare(
         raise UsageError("compare needs two runs or more")
     begin("reading the scores", as_json)
     from flows.prefect_server.local_servers import mlflow_page
-    from tracking.compare import compare as compare_scores
-    from tracking.compare import load_scored, page_link
+    from tracking.comparison.score_comparison import compare as compare_scores
+    from tracking.comparison.score_comparison import load_scored, mlflow_comparison_link
     from tracking.store import tracking_uri
 
     if html is not None:
         check_output(html, "--html")
     scored = [load_scored(name) for name in names]
-    link = page_link(scored, mlflow_page(tracking_uri())) if open_page else None
+    link = mlflow_comparison_link(scored, mlflow_page(tracking_uri())) if open_page else None
     result = compare_scores(scored, metric or [], apart=apart)
     if html is not None:
-        from tracking.page import comparison_page
-        from tracking.pictures import pictures_of
+        from tracking.comparison.comparison_page import render_comparison
+        from tracking.comparison.pictures import load_pictures
 
-        write_output_text(html, comparison_page(result, scored, [pictures_of(one) for one in scored]))
+        write_output_text(html, render_comparison(result, scored, [load_pictures(one) for one in scored]))
     typer.echo(json.dumps(result.as_json(), indent=2)) if as_json else _show_comparison(result)
     if html is not None and not as_json:
         typer.echo(f"page: {html}")
@@ -100,15 +100,15 @@ def _show_comparison(result: "Comparison") -> None:
         )
 
 
-def _numbers(row: "Row") -> list[str]:
+def _numbers(row: "ScoreRow") -> list[str]:
     """Each value, of a group with its spread, and its mark."""
-    from tracking.comparison import spread_text
+    from tracking.comparison.score_rows import format_spread
 
     marked = []
     columns = zip(row.values, row.deviations, row.tied, row.few_images, strict=True)
     for value, deviation, tied, few in columns:
         mark = " <" if value == row.best else " ≈" if tied else " *" if few else ""
-        spread = "" if deviation is None else f" ± {spread_text(deviation)}"
+        spread = "" if deviation is None else f" ± {format_spread(deviation)}"
         marked.append("-" if value is None else f"{value:.5g}{spread}{mark}")
     return marked
 

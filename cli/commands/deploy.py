@@ -23,10 +23,10 @@ def deploy(
     The server is that of PREFECT_API_URL, else that of `diffctl up`.
     """
     from flows.prefect_server.local_servers import require_prefect_url
-    from tracking.reach import public
+    from tracking.connectivity import redact_uri
 
     url = require_prefect_url()
-    begin(f"asking Prefect at {public(url)}", as_json)
+    begin(f"asking Prefect at {redact_uri(url)}", as_json)
     from flows.prefect_server.deployments import deploy_all
 
     deployed = deploy_all(url)
@@ -37,7 +37,7 @@ def deploy(
         typer.echo(f"{one.name}: {one.description}")
         if params:
             _show_parameters(one)
-    typer.echo(f"on Prefect at {public(url)}; a worker carries them out: docs/operations.md says how")
+    typer.echo(f"on Prefect at {redact_uri(url)}; a worker carries them out: docs/operations.md says how")
 
 
 def _show_parameters(one: "Deployment") -> None:

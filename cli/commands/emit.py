@@ -25,14 +25,14 @@ def data_changed(
     from diffusion.config import load
     from diffusion.system.errors import UsageError
     from flows.prefect_server.local_servers import require_prefect_url
-    from tracking.reach import public
+    from tracking.connectivity import redact_uri
 
     name = data or load().data.name
     if not 0 < len(name) <= MAX_NAME:
         raise UsageError(f"--data has {len(name):,} characters: give at most {MAX_NAME}")
     url = require_prefect_url()
-    begin(f"telling Prefect at {public(url)}")
+    begin(f"telling Prefect at {redact_uri(url)}")
     from flows.events import emit_data_changed
 
     emit_data_changed(url, name)
-    typer.echo(f"told Prefect at {public(url)} that {name} has changed")
+    typer.echo(f"told Prefect at {redact_uri(url)} that {name} has changed")

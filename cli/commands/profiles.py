@@ -179,21 +179,21 @@ def _told(artefact: "Artefact") -> str:
 def _model(name: str) -> Path:
     """The model file that is meant: a file that is there, a data set's champion or version, else a run's."""
     from diffusion.config import load
-    from tracking.names import CHAMPION, model_name
+    from tracking.keys import CHAMPION, model_name
 
     kind, _, data = name.partition(":")
     with suppress(OSError, ValueError):  # what no file can be called
         if Path(name).exists():
             return Path(name)
     if kind == CHAMPION:
-        from tracking.registry import fetch_champion
+        from tracking.registry.model_registry import fetch_champion
 
         return fetch_champion(model_name(data or load().data.name))
     if kind == VERSION and data:
         return _version(data)
     if name.endswith(".safetensors"):
         return Path(name)  # reading it says that there is none
-    from tracking.runs import fetch_model
+    from tracking.runs.scored_runs import fetch_model
 
     return fetch_model(name)
 
@@ -203,8 +203,8 @@ def _version(named: str) -> Path:
     from diffusion.config import load
     from diffusion.system.errors import UsageError
     from diffusion.system.section import brief
-    from tracking.names import model_name
-    from tracking.registry import fetch_version
+    from tracking.keys import model_name
+    from tracking.registry.model_registry import fetch_version
 
     number, _, data = named.partition(":")
     if not (number.isascii() and number.isdecimal() and len(number) < DIGITS and int(number)):

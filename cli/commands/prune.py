@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from diffusion.train.identity import TrainPlan
-    from tracking.prune import Leftover
+    from tracking.runs.leftovers import Leftover
 
 
 def prune(
@@ -32,7 +32,7 @@ def prune(
     from diffusion.system.params import load_sections
     from diffusion.train.classifier_plan import plan_classifier
     from diffusion.train.config import ClassifierSections
-    from tracking.prune import leftovers, remove
+    from tracking.runs.leftovers import find_leftovers, remove_leftovers
 
     project = Project(load())
     if not project.is_ready or project.plan is None:
@@ -44,8 +44,8 @@ def prune(
     if project.config.classifier:
         sections = load_sections(ClassifierSections)
         plans.append(plan_classifier(sections, project.train_meta(), default_device()))
-    found = leftovers(project.config, plans, keep or [])
-    busy = remove(found) if yes else []
+    found = find_leftovers(project.config, plans, keep or [])
+    busy = remove_leftovers(found) if yes else []
     if as_json:
         rows = [{**vars(one), "path": str(one.path), "removed": yes and one not in busy} for one in found]
         typer.echo(json.dumps(rows, indent=2))

@@ -14,7 +14,7 @@ from diffusion.system.limits import MAX_COUNT
 
 if TYPE_CHECKING:
     from diffusion.protocol.scores import ScoresDocument
-    from tracking.history import Event, History, Score
+    from tracking.registry.champion_log import History, Move, Score
 
 SHORT = 9  # digits of a commit
 
@@ -48,13 +48,13 @@ def promote(
         raise UsageError("--force needs --reason TEXT: the history says why the gate was overruled")
     begin("reading the registry", as_json)
     from flows.registration import promote_version, register_model
-    from tracking.promotion import Hand, checked_note
+    from tracking.registry.promotion import Override, check_note
 
-    hand = Hand(force, checked_note(reason), dry_run)
+    override = Override(force, check_note(reason), dry_run)
     if version:
-        decision = promote_version(_name(), version, hand, progress)
+        decision = promote_version(_name(), version, override, progress)
     else:
-        decision = register_model(hand, progress)
+        decision = register_model(override, progress)
     typer.echo(json.dumps(vars(decision)) if as_json else decision)
     if not decision.passed:
         raise typer.Exit(KEPT_OUT)
@@ -75,13 +75,13 @@ def rollback(
     The version that it replaces is pinned: no `diffctl run` promotes it again.
     """
     begin("reading the registry", as_json)
-    from tracking import registry
-    from tracking.promotion import checked_note
+    from tracking.registry import model_registry
+    from tracking.registry.promotion import check_note
 
-    note = checked_note(reason)
-    plan, weights, scores = registry.plan_rollback(_name(), to)
+    note = check_note(reason)
+    plan, weights, scores = model_registry.plan_rollback(_name(), to)
     _sample_one(weights, scores)
-    history = registry.roll_back(plan, note)
+    history = model_registry.roll_back(plan, note)
     event = history.events[-1]
     if as_json:
         typer.echo(json.dumps(event.model_dump(mode="json")))
@@ -95,16 +95,16 @@ def rollback(
 def history(as_json: AsJson = False) -> None:
     """List the champions, the newest last: when, by whom, from which version to which, and why."""
     begin("reading the registry", as_json)
-    from tracking.registry import history_of
+    from tracking.registry.model_registry import read_champion_history
 
-    found = history_of(_name())
+    found = read_champion_history(_name())
     typer.echo(json.dumps(found.as_json(), indent=2)) if as_json else _show_history(found)
 
 
 def _name() -> str:
     """The registered model of this params.yaml's data."""
     from diffusion.config import load
-    from tracking.names import model_name
+    from tracking.keys import model_name
 
     return model_name(load().data.name)
 
@@ -131,7 +131,7 @@ def _show_history(found: "History") -> None:
         for event in found.events:
             listed.add_row(*_row(event))
         show(listed)
-    for event in found.strays:
+    for event in found.unclaimed:
         typer.echo(f"not carried out: {' '.join(_row(event)[:4])}: another came first, or it was killed")
     for version, pin in found.pinned.items():
         note = f" ({pin.note})" if pin.note else ""
@@ -141,7 +141,7 @@ def _show_history(found: "History") -> None:
     typer.echo(f"{found.name}: champion is {holder}{before}")
 
 
-def _row(event: "Event") -> tuple[str, ...]:
+def _row(event: "Move") -> tuple[str, ...]:
     moved = f"{event.before or '-'} → {event.after}"
     why = f"{event.reason}: {event.note}" if event.note else event.reason
     commit = (event.commit or "")[:SHORT]
@@ -149,7 +149,7 @@ def _row(event: "Event") -> tuple[str, ...]:
     return _when(event), event.who, moved, event.how, commit, *scores, why
 
 
-def _when(event: "Event") -> str:
+def _when(event: "Move") -> str:
     return datetime.fromtimestamp(event.at / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 

@@ -10,7 +10,7 @@ from cli.shared.flags import refuse_idle
 from cli.shared.tables import ago, show, since, span, table
 
 if TYPE_CHECKING:
-    from tracking.overview import Row
+    from tracking.runs.run_overview import RunRow
 
 app = typer.Typer(help="List the trainings: running, dead or done.", invoke_without_command=True)
 
@@ -31,9 +31,9 @@ def runs(
         return
     refuse_idle(context, "num", every, "beside --all")
     begin("reading the runs", as_json)
-    from tracking.overview import overview
+    from tracking.runs.run_overview import list_runs
 
-    rows, problem = overview(newest=None if every else num + 1)
+    rows, problem = list_runs(newest=None if every else num + 1)
     more = not every and len(rows) > num
     rows = rows if every else rows[:num]
     if as_json:
@@ -48,7 +48,7 @@ def runs(
         raise type(problem)(f"{problem}; only what lies in runs/ is shown")
 
 
-def _show_runs(rows: "list[Row]") -> None:
+def _show_runs(rows: "list[RunRow]") -> None:
     listed = table("NAME", "STATE", "STEP", "STARTED", "BEST SCORE", "RUN", "FOLDER")
     for row in rows:
         step = " of ".join(f"{number:,}" for number in (row.step, row.steps) if number is not None)
@@ -64,7 +64,7 @@ def _show_runs(rows: "list[Row]") -> None:
         )
 
 
-def _state(row: "Row") -> str:
+def _state(row: "RunRow") -> str:
     """Of a running one that hangs, is stopped or makes something other than steps: since when."""
     if row.state != "running" or row.heartbeat is None or since(row.heartbeat) < SILENT_SECONDS:
         return row.state
@@ -91,7 +91,7 @@ def reap(
     begin("looking for trainings without a process", as_json)
     from diffusion.system.errors import TemporaryError
     from flows.prefect_server.reaper import reap_pending_runs
-    from tracking.overview import reap as reap_runs
+    from tracking.runs.run_overview import reap as reap_runs
 
     reaped = reap_runs(names or [])
     freed = [] if names else reap_pending_runs(60 * pending)
@@ -114,7 +114,7 @@ def sync(as_json: AsJson = False) -> None:
     """Deliver to MLflow what an outage left in runs/train/; every point arrives once."""
     begin("looking for what is not in MLflow yet", as_json)
     from diffusion.system.errors import TemporaryError
-    from tracking.sender import sync as deliver_all
+    from tracking.spool.sender import deliver_all as deliver_all
 
     synced = deliver_all()
     if as_json:

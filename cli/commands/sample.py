@@ -58,13 +58,13 @@ def resolve_model(model: Path | None, run_id: str | None, champion: bool) -> Pat
 
     refuse_two_models(model, run_id, champion)
     if run_id is not None:
-        from tracking.runs import fetch_model
+        from tracking.runs.scored_runs import fetch_model
 
         return fetch_model(run_id)
     if champion:
         from diffusion.config import load
-        from tracking.names import model_name
-        from tracking.registry import fetch_champion
+        from tracking.keys import model_name
+        from tracking.registry.model_registry import fetch_champion
 
         return fetch_champion(model_name(load().data.name))
     return model or MODEL

@@ -245,7 +245,7 @@ def _show(trials: "list[Trial]", groups: "list[Group]", scored: "list[Scored]") 
 def _log(about: "About", name: str, data: str, told: dict[str, Any], best: "Group") -> None:
     """The table into the search's run; a warning where MLflow does not answer, for all else is delivered."""
     from diffusion.system.errors import DiffctlError, DiffctlWarning
-    from tracking.searches import log_search
+    from tracking.runs.logged_search import log_search
 
     try:
         log_search(about.key, name, data, told, {f"best/{best.metric}": best.value})

@@ -36,7 +36,7 @@ def seeds(
         check_output(html, "--html")
     document = read_scores(SCORES)
     from diffusion.report.seed_comparison import compare_seeds, excluded_seeds
-    from tracking.seeds import other_seeds
+    from tracking.comparison.seed_groups import other_seeds
 
     others = other_seeds(document)
     found, aside = compare_seeds(document, others), excluded_seeds(document, others)
@@ -76,7 +76,7 @@ def _values(
 
 def _show(document: "ScoresDocument", found: "Sequence[SeedComparison]") -> None:
     """A row a score, at the best cell."""
-    from tracking.comparison import spread_text
+    from tracking.comparison.score_rows import format_spread
 
     if not found:
         typer.echo(
@@ -88,7 +88,7 @@ def _show(document: "ScoresDocument", found: "Sequence[SeedComparison]") -> None
         own = f"{one.values[one.own]:.4g}{' ≠' * one.is_apart}"
         place = f"{one.place} of {len(one.values)}" if one.place else "-"
         others = ", ".join(f"{seed}: {value:.4g}" for seed, value in one.values.items() if seed != one.own)
-        listed.add_row(one.metric, own, f"{one.mean:.4g} ± {spread_text(one.deviation)}", place, others)
+        listed.add_row(one.metric, own, f"{one.mean:.4g} ± {format_spread(one.deviation)}", place, others)
     show(listed)
     typer.echo(f"at {document.best.cell}, the best cell here; ± is the standard deviation between seeds")
     if any(one.is_apart for one in found):

@@ -212,7 +212,7 @@ def source_of(model: Path | None, run_id: str | None, champion: bool) -> "ModelS
 
     if champion:
         from diffusion.config import load
-        from tracking.names import model_name
+        from tracking.keys import model_name
 
         return ChampionSource(model_name(load().data.name))
     return FixedSource(model_of_file(model or MODEL, say) if run_id is None else model_of_run(run_id))

@@ -37,7 +37,7 @@ def up(mlflow_port: MlflowPort = 5000, prefect_port: PrefectPort = 4200) -> None
     """
     from flows.prefect_server.local_servers import KINDS, external_server
     from flows.prefect_server.local_servers import up as start
-    from tracking.reach import public
+    from tracking.connectivity import redact_uri
 
     servers = start({"mlflow": mlflow_port, "prefect": prefect_port}, typer.echo)
     for server in servers:
@@ -46,7 +46,7 @@ def up(mlflow_port: MlflowPort = 5000, prefect_port: PrefectPort = 4200) -> None
         )
     for kind in KINDS:
         if (named := external_server(kind)) is not None:
-            typer.echo(f"{kind.title}: {public(named)} ({kind.variable} names it: none is started here)")
+            typer.echo(f"{kind.title}: {redact_uri(named)} ({kind.variable} names it: none is started here)")
     if servers:
         typer.echo("they stay when this terminal closes; `diffctl down` stops them")
 
@@ -122,12 +122,12 @@ def _show_servers(rows: list[dict[str, Any]]) -> None:
 
 
 def _show_queue(runs: "list[QueuedRun]", url: str | None, known: bool) -> None:
-    from tracking.reach import public
+    from tracking.connectivity import redact_uri
 
     if not url or not known:
         return
     if not runs:
-        typer.echo(f"no run is at work or due on Prefect at {public(url)}")
+        typer.echo(f"no run is at work or due on Prefect at {redact_uri(url)}")
         return
     listed = table("RUN", "DEPLOYMENT", "STATE", "BEGAN OR DUE (UTC)", "ID")
     for run in runs:
@@ -141,18 +141,18 @@ def ui(
     """Open the runs in the MLflow UI, until Ctrl-C; where one is running already, print its address."""
     from diffusion.system.errors import DiffctlError
     from flows.prefect_server.local_servers import is_port_free, mlflow_page
-    from tracking.lookup import newest_link
+    from tracking.runs.run_lookup import newest_experiment_link
     from tracking.store import tracking_uri
 
     uri = tracking_uri()
     if page := mlflow_page(uri):
         begin("looking for the newest run")
-        typer.echo(f"the runs are at {newest_link(page, uri)}")
+        typer.echo(f"the runs are at {newest_experiment_link(page, uri)}")
         return
     if not is_port_free(port):
         raise DiffctlError(f"port {port} of this machine is taken: give another one with --port")
     begin("looking for the newest run")
-    link = newest_link(f"http://127.0.0.1:{port}", uri)
+    link = newest_experiment_link(f"http://127.0.0.1:{port}", uri)
     _say(f"starting MLflow on 127.0.0.1:{port}")
     if code := _serve(uri, port, lambda: _say(f"MLflow: {link} (Ctrl-C ends it)")):
         raise DiffctlError(f"MLflow's server ended by itself (exit {code}), see the message above")

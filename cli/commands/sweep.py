@@ -98,10 +98,10 @@ def _parts(values: str) -> list[str]:
 
 def _log(document: "ScoresDocument", data: str, run_id: str | None, champion: bool) -> str | None:
     """Put the scores beside those of the model's run; the run's id, None for a model that is a file."""
-    from tracking.lookup import find_run
-    from tracking.names import model_name
-    from tracking.registry import champion_run
-    from tracking.runs import log_sweep
+    from tracking.keys import model_name
+    from tracking.registry.model_registry import champion_run
+    from tracking.runs.run_lookup import find_run
+    from tracking.runs.scored_runs import log_sweep
 
     if champion:
         run_id = champion_run(model_name(data))

@@ -119,8 +119,8 @@ def evaluate() -> None:
     from diffusion.protocol.settings import SweepConfig
     from diffusion.sample.config import SampleConfig
     from diffusion.system.params import load_section
-    from tracking.cells import log_samples
-    from tracking.runs import log_scores
+    from tracking.runs.cell_runs import log_samples
+    from tracking.runs.scored_runs import log_scores
 
     preflight("evaluate")
     section = load_section("evaluate", EvaluateConfig)
@@ -139,7 +139,7 @@ def report() -> None:
     from diffusion.config import load
     from diffusion.layout import LOSS_CURVE, PREPARED, REPORT, RUN, SAMPLES, SCORES
     from diffusion.report import write_report
-    from tracking.runs import log_report
+    from tracking.runs.scored_runs import log_report
 
     page = write_report(load(), SAMPLES, SCORES, PREPARED, LOSS_CURVE, REPORT)
     log_report(RUN, REPORT)

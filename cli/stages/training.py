@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from diffusion.train.loop import TrainState
     from diffusion.train.run_folder import RunFolder
     from diffusion.train.trainer import Trainer
-    from tracking.spool import Spool
+    from tracking.spool.spool_writer import Spool
 
 # What an unreachable MLflow may cost at the end of a training; `diffctl sync` does the rest.
 SENDER_SECONDS = {"FINISHED": 20.0, "FAILED": 10.0, "KILLED": 3.0}
@@ -78,7 +78,7 @@ class Tracked(Told):
 
     def finished(self, model: Path) -> None:
         """Keep the model file for MLflow and say where it is."""
-        from tracking.names import MODEL_FOLDER
+        from tracking.keys import MODEL_FOLDER
 
         self.spool.artifact(model, folder=MODEL_FOLDER)
         super().finished(model)
@@ -138,33 +138,33 @@ def tracked(
     plan: "DenoiserPlan", config: "Config", run: "RunFolder", stop: "StopRequest"
 ) -> Iterator[Tracked]:
     """Watch a training: its spool is open and being sent; how the block ends becomes the run's status."""
-    from tracking.names import (
+    from tracking.keys import (
         CODE,
         DATA_DIGEST,
         FINGERPRINT,
-        GOES_ON,
+        RESUMED_FROM,
         experiment_name,
         git_tags,
+        pretrained_tags,
         source_tags,
-        start_tags,
     )
-    from tracking.notes import note_tags, training_note
-    from tracking.sender import start
-    from tracking.spool import Spool, flatten
-    from tracking.titles import training_title
+    from tracking.pages.notes import note_tags, training_note
+    from tracking.runs.run_names import training_name
+    from tracking.spool.sender import start_sender
+    from tracking.spool.spool_writer import Spool, flatten
 
-    spool = Spool(run.folder, run.key, training_title(config), experiment_name(plan.data.name))
+    spool = Spool(run.folder, run.key, training_name(config), experiment_name(plan.data.name))
     spool.params(config.model_dump(mode="json"))
     tags = {FINGERPRINT: run.folder.name, DATA_DIGEST: plan.data.digest}
     made_by = plan.code[-1]
     tags |= {"diffctl.precision": plan.precision, CODE: made_by.digest, "diffctl.torch": made_by.torch}
     if run.start:
-        tags[GOES_ON] = f"{run.start.folder.name} after step {run.start.step}"
-    tags |= start_tags(plan.lineage)
+        tags[RESUMED_FROM] = f"{run.start.folder.name} after step {run.start.step}"
+    tags |= pretrained_tags(plan.lineage)
     spool.tags({**tags, **git_tags(Path()), **source_tags("diffctl stage train")})
     spool.tags(note_tags(training_note(flatten(config.model_dump(mode="json")), run.folder.name)))
     spool.dataset(plan.data.name, plan.data.digest, plan.data.classes)
-    sender = start(run.folder)
+    sender = start_sender(run.folder)
     status = "FAILED"
     try:
         validation = _validation(run, plan, config, spool, stop) if plan.train.eval_every else None

@@ -219,7 +219,7 @@ def _watched(
     stop: "StopRequest",
 ) -> Iterator[Tracked]:
     """Watch the training as any, as a child of the search's run, and by its held-out loss."""
-    from tracking.names import PRUNED, SEARCH, SEARCH_KEY, TRIAL
+    from tracking.keys import PRUNED, SEARCH, SEARCH_KEY, TRIAL
 
     pruning.stop = stop
     with tracked(plan, config, run, stop) as training:
@@ -238,14 +238,14 @@ def _log(training: Tracked, document: "ScoresDocument", place: Place) -> None:
     """The best cell's scores and the whole document into the spool of the training, which is delivered."""
     from diffusion.search.folder import SCORES
     from diffusion.system.locks import file_lock
-    from tracking.names import EVALUATION_FOLDER, experiment_name
-    from tracking.sender import start
-    from tracking.spool import Spool
-    from tracking.trainings import read_training
-    from tracking.view import best_scores
+    from tracking.keys import EVALUATION_FOLDER, experiment_name
+    from tracking.pages.view import best_scores
+    from tracking.spool.sender import start_sender
+    from tracking.spool.spool_writer import Spool
+    from tracking.spool.training_status import read_status
 
     folder = training.run.folder
-    known = read_training(folder)
+    known = read_status(folder)
     best = document.cells[document.best.cell]
     title = known.name if known is not None else folder.name
     with file_lock(folder / "lock"):
@@ -253,4 +253,4 @@ def _log(training: Tracked, document: "ScoresDocument", place: Place) -> None:
         spool.metrics(known.step if known is not None else 0, best_scores(document))
         spool.artifact(place.folder / SCORES, EVALUATION_FOLDER)
         spool.close("FINISHED")
-    start(folder).close(SENDER_SECONDS["FINISHED"])
+    start_sender(folder).close(SENDER_SECONDS["FINISHED"])

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationImages, ValidationScorer
     from diffusion.model.model_file import Artefact
     from diffusion.system.signals import StopRequest
-    from tracking.spool import Spool
+    from tracking.spool.spool_writer import Spool
 
 PREFIX = "validation"  # of the scores' names in MLflow
 

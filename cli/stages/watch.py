@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from diffusion.train.heldout import HeldOut
     from diffusion.train.identity import DenoiserPlan
     from diffusion.train.run_folder import RunFolder
-    from tracking.spool import Spool
+    from tracking.spool.spool_writer import Spool
 
 Judge = Callable[[int, float], None]  # told the EMA's held-out loss after a step, it may ask for a stop
 
@@ -72,7 +72,7 @@ class Watch(LiveLine):
         validation: "Validation | None" = None,
         heldout: "HeldOut | None" = None,
     ) -> None:
-        from tracking.system import SystemMetrics
+        from tracking.system_metrics import SystemMetrics
 
         super().__init__(run, show, heldout)
         self._plan, self._spool = plan, spool

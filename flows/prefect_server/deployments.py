@@ -16,7 +16,7 @@ from flows.prefect_server.prefect_settings import LEASES
 from flows.prefect_server.temporary_server import auth_error, is_healthy, quiet_client
 from flows.unknown_keys import Template, others, process_template, unknown_keys
 from flows.versions import older
-from tracking.reach import public
+from tracking.connectivity import redact_uri
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -46,7 +46,7 @@ def deploy_all(url: str, root: Path = Path()) -> list[Deployment]:
     refuses. A DiffctlWarning where it keeps its leases in memory, and where it is older than Prefect here.
     """
     if not is_healthy(url, timeout=10):
-        raise TemporaryError(f"no Prefect server answers at {public(url)}: `diffctl up` starts one")
+        raise TemporaryError(f"no Prefect server answers at {redact_uri(url)}: `diffctl up` starts one")
     if sentence := older(PREFECT, url):
         warnings.warn(sentence, DiffctlWarning, stacklevel=2)
     with quiet_client(url):
@@ -72,7 +72,9 @@ def deploy_all(url: str, root: Path = Path()) -> list[Deployment]:
         ) as error:  # the last: of another major version
             if kept_out := auth_error(url, error):
                 raise kept_out from None
-            raise DiffctlError(f"Prefect at {public(url)} refuses: {' '.join(str(error).split())}") from None
+            raise DiffctlError(
+                f"Prefect at {redact_uri(url)} refuses: {' '.join(str(error).split())}"
+            ) from None
 
 
 def read_plan(path: Path, template_of: Callable[[str], Template] = process_template) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from diffusion.system.signals import make_interrupted
 from flows.output_relay import echo
-from tracking.reach import public
+from tracking.connectivity import redact_uri
 
 if TYPE_CHECKING:
     from prefect import State
@@ -27,7 +27,7 @@ def run_flow(start: "Callable[[], Awaitable[State]]", url: str) -> None:
         raise make_interrupted(end.signal) from None
     except (PrefectException, httpx.HTTPError) as error:
         why = str(error) or type(error).__name__
-        echo(f"the Prefect server at {public(url)} failed ({why}): going on without it\n")
+        echo(f"the Prefect server at {redact_uri(url)} failed ({why}): going on without it\n")
 
 
 async def _outcome(start: "Callable[[], Awaitable[State]]") -> None:

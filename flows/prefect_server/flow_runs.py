@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flows.prefect_server.temporary_server import auth_error, quiet_client
-from tracking.reach import public
+from tracking.connectivity import redact_uri
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -41,7 +41,9 @@ def queued_runs(url: str) -> list[QueuedRun]:
             if kept_out := auth_error(url, error):
                 raise kept_out from None
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise TemporaryError(f"Prefect at {public(url)} does not tell what is queued ({why})") from None
+            raise TemporaryError(
+                f"Prefect at {redact_uri(url)} does not tell what is queued ({why})"
+            ) from None
 
 
 def _ask() -> list[QueuedRun]:

@@ -19,7 +19,7 @@ from diffusion.system.locks import file_lock
 from diffusion.system.signals import check_signals
 from flows.prefect_server.background import FOLDER, BackgroundProcess, log_of, recorded, running, start
 from flows.prefect_server.prefect_settings import BUSY, HOME, LEASES, home_settings
-from tracking.reach import public
+from tracking.connectivity import redact_uri
 from tracking.server import server_command, server_environment
 from tracking.store import connect, tracking_uri
 
@@ -87,7 +87,7 @@ def mlflow_page(uri: str) -> str | None:
     None where that does not answer; of another server it is not asked.
     """
     if uri.startswith(("http://", "https://")):
-        return public(uri).rstrip("/")
+        return redact_uri(uri).rstrip("/")
     pages = (one.page for one in local_servers() if one.kind is MLFLOW and one.answers)
     return next(pages, None)
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from diffusion.system.errors import TemporaryError
 from flows.prefect_server.local_servers import prefect_url
 from flows.prefect_server.temporary_server import quiet_client
-from tracking.reach import public
+from tracking.connectivity import redact_uri
 
 WHY = "It was taken by a worker and never began; `diffctl runs reap` freed its slot."
 
@@ -36,7 +36,9 @@ def reap_pending_runs(seconds: float) -> list[ReapedRun]:
             return _free(seconds)
         except (httpx.HTTPError, PrefectException) as error:
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise TemporaryError(f"Prefect at {public(url)} does not say what is pending ({why})") from None
+            raise TemporaryError(
+                f"Prefect at {redact_uri(url)} does not say what is pending ({why})"
+            ) from None
 
 
 def _free(seconds: float) -> list[ReapedRun]:

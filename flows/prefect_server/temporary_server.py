@@ -28,7 +28,7 @@ from diffusion.system.locks import file_lock
 from diffusion.system.signals import check_signals
 from flows.prefect_server.local_servers import local_prefect
 from flows.prefect_server.prefect_settings import BUSY, HOME, home_settings
-from tracking.reach import public
+from tracking.connectivity import redact_uri
 
 ASGI = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -62,8 +62,8 @@ def prefect_server() -> Iterator[str]:
             yield url
     else:
         raise TemporaryError(
-            f"no Prefect server answers at PREFECT_API_URL={public(url)}: start it, or unset the variable to "
-            "run on a temporary one"
+            f"no Prefect server answers at PREFECT_API_URL={redact_uri(url)}: start it, or unset the "
+            "variable to run on a temporary one"
         )
 
 
@@ -96,7 +96,7 @@ def auth_error(url: str, error: Exception) -> UsageError | None:
     if status not in (401, 403):
         return None
     return UsageError(
-        f"Prefect at {public(url)} does not let us in: set PREFECT_API_AUTH_STRING to what the "
+        f"Prefect at {redact_uri(url)} does not let us in: set PREFECT_API_AUTH_STRING to what the "
         "server has as PREFECT_SERVER_API_AUTH_STRING"
     )
 

@@ -42,13 +42,13 @@ class ChoosableSource:
 
     def fetch(self) -> PublishedModel:
         """The model that is chosen; UsageError when there is none."""
-        from tracking.registered import fetch_whole_version
+        from tracking.registry.registered import fetch_version_files
 
         chosen = self.chosen
         if chosen is None:
             published = self._first.fetch()
         else:
-            whole = fetch_whole_version(*chosen)
+            whole = fetch_version_files(*chosen)
             published = PublishedModel(*chosen, whole.file, whole.scores)
         self._fetched = chosen
         return published
@@ -73,13 +73,13 @@ async def choose_version(service: Service, source: ChoosableSource, asked: Versi
 
 def list_versions(service: Service, source: ChoosableSource) -> VersionsResponse:
     """The versions there are to choose from. It asks MLflow, which may take seconds."""
-    from tracking.registered import registered_versions
+    from tracking.registry.registered import list_versions
 
     name, chosen = _name(service), source.chosen
     answer = VersionsResponse(name=name, versions=[], chosen=chosen[1] if chosen else None)
     try:
         answer.versions = [
-            Version(version=one.version, champion=one.is_champion) for one in registered_versions(name)
+            Version(version=one.version, champion=one.is_champion) for one in list_versions(name)
         ]
     except DiffctlError as error:
         answer.why = str(error)
@@ -88,7 +88,7 @@ def list_versions(service: Service, source: ChoosableSource) -> VersionsResponse
 
 def _name(service: Service) -> str:
     """The registered model to choose from: the one that answers, or that of its data where it is a file."""
-    from tracking.names import model_name
+    from tracking.keys import model_name
 
     model = service.current
     registered = model.published.version is not None

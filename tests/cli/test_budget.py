@@ -15,9 +15,9 @@ from tests.conftest import write_params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.scores_document import document
-from tracking.names import FILE_SHA256, MODEL_FOLDER
-from tracking.registry import register
-from tracking.runs import log_scores
+from tracking.keys import FILE_SHA256, MODEL_FOLDER
+from tracking.registry.model_registry import register
+from tracking.runs.scored_runs import log_scores
 from tracking.store import connect, tracking_uri
 
 SWEEP = {(5, 0.0): 0.3, (10, 0.5): 0.2, (20, 0.0): 0.25, (50, 1.0): 0.1}

@@ -13,7 +13,7 @@ from diffusion.system.errors import EXIT_CODES, KEPT_OUT, REFUSED, TEMPORARY
 from tests.cli.conftest import Invoke, assert_refused
 from tests.conftest import ROOT
 from tests.helpers.mlflow_server import free_port
-from tracking.spool import Spool
+from tracking.spool.spool_writer import Spool
 
 
 class Row(NamedTuple):

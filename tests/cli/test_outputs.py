@@ -50,7 +50,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"cli.commands.{module}.resolve_model", work)
     monkeypatch.setattr("cli.shared.configuration.resolve_model", work)
     monkeypatch.setattr("diffusion.interop.openai.import_openai", work)
-    monkeypatch.setattr("tracking.compare.load_scored", work)
+    monkeypatch.setattr("tracking.comparison.score_comparison.load_scored", work)
     monkeypatch.setattr("diffusion.protocol.scores.read_scores", work)
 
 

@@ -31,10 +31,10 @@ from tests.cli.conftest import assert_refused
 from tests.conftest import diffctl, write_params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.networks import network_of
-from tracking import names
-from tracking.delivery import deliver
-from tracking.prune import leftovers
-from tracking.spool import Spool
+from tracking import keys
+from tracking.runs.leftovers import find_leftovers
+from tracking.spool.delivery import deliver
+from tracking.spool.spool_writer import Spool
 from tracking.store import connect, ensure_experiment, tracking_uri
 
 SECTION = SearchConfig(fields={"train.seed": (0, 1)}, method="grid")
@@ -67,7 +67,7 @@ def make_units(folder: Path) -> Path:
 
 
 def gone(plan, *keep: str) -> set[Path]:
-    return {leftover.path for leftover in leftovers(load(), [plan], keep)}
+    return {leftover.path for leftover in find_leftovers(load(), [plan], keep)}
 
 
 def test_trainings_of_other_settings_go_unless_needed(plan) -> None:
@@ -102,7 +102,7 @@ def test_trials_stay_while_the_folder_of_their_search_exists(plan) -> None:
     for folder, of in ((shared, searches), (single, searches[1:])):
         spool = Spool(folder, folder.name, folder.name, "diffctl-digits")
         for search in of:  # the second replaces the first: a training may be a trial of two searches
-            spool.tags({names.SEARCH: "trials", names.SEARCH_KEY: search.key})
+            spool.tags({keys.SEARCH: "trials", keys.SEARCH_KEY: search.key})
         spool.close("FINISHED")
         deliver(folder, tracking_uri())
     assert gone(plan) == set()
@@ -157,12 +157,12 @@ def test_files_of_the_champion_stay(plan) -> None:
     fetched = MODEL_RUNS / ("d" * 64)
     write_text(fetched / "unet.safetensors", "weights")
     assert gone(plan) == {training, cells, fetched}
-    client, name = connect(tracking_uri()), names.model_name("digits")
+    client, name = connect(tracking_uri()), keys.model_name("digits")
     run = client.create_run(ensure_experiment(client, "diffctl-digits"))
     client.create_registered_model(name)
-    tags = {names.KEY: "best", names.MODEL_SHA256: "c" * 64, names.FILE_SHA256: "d" * 64}
+    tags = {keys.KEY: "best", keys.MODEL_SHA256: "c" * 64, keys.FILE_SHA256: "d" * 64}
     client.create_model_version(name, "runs:/x/model", run.info.run_id, tags)
-    client.set_registered_model_alias(name, names.CHAMPION, "1")
+    client.set_registered_model_alias(name, keys.CHAMPION, "1")
     assert gone(plan) == set()
 
 

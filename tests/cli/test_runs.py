@@ -1,4 +1,4 @@
-"""`diffctl runs`, `sync` and `runs reap`, and what scores become in MLflow."""
+"""`diffctl runs`, `deliver_all` and `runs reap`, and what scores become in MLflow."""
 
 import hashlib
 import json
@@ -25,15 +25,15 @@ from diffusion.train.run_folder import RunFolder
 from tests.cli.conftest import assert_refused
 from tests.helpers.mlflow_server import empty_database, free_port
 from tests.helpers.scores_document import document, with_space
-from tracking import names
-from tracking.cells import fetch_samples, log_samples
-from tracking.lookup import find_run
-from tracking.overview import overview, reap
-from tracking.runs import fetch_model, fetch_scores, log_report, log_scores
-from tracking.sender import sync
-from tracking.spool import Spool, read_events
+from tracking import keys
+from tracking.runs.cell_runs import fetch_samples, log_samples
+from tracking.runs.run_lookup import find_run
+from tracking.runs.run_overview import list_runs, reap
+from tracking.runs.scored_runs import fetch_model, fetch_scores, log_report, log_scores
+from tracking.spool.sender import deliver_all
+from tracking.spool.spool_writer import Spool, read_events
+from tracking.spool.training_status import read_status
 from tracking.store import connect, ensure_experiment, search_runs
-from tracking.trainings import read_training
 
 NOTE = "mlflow.note.content"
 HOUR = 3_600_000  # milliseconds
@@ -57,11 +57,11 @@ def train(
     write_text(model, f"weights of {key}")  # writing in place would change the hard link
     spool = Spool(folder, key, f"digits-{fingerprint[:8]}", "diffctl-digits")
     spool.params({"train": {"steps": steps}})
-    spool.tags({names.FINGERPRINT: fingerprint})
+    spool.tags({keys.FINGERPRINT: fingerprint})
     for step in (10, 20):
         spool.metrics(step, {"loss": 1 / step})
     if end:
-        spool.artifact(model, names.MODEL_FOLDER)
+        spool.artifact(model, keys.MODEL_FOLDER)
         spool.close(end)
     write_json(RUN, add_checksum({"key": key, "fingerprint": fingerprint}))
     return folder
@@ -70,7 +70,7 @@ def train(
 def children(run_id: str) -> list:
     client = connect()
     experiment = ensure_experiment(client, "diffctl-digits")
-    return search_runs(client, [experiment], f"tags.`{names.PARENT}` = '{run_id}'")
+    return search_runs(client, [experiment], f"tags.`{keys.PARENT}` = '{run_id}'")
 
 
 def history(run_id: str, metric: str) -> list[tuple[int, float]]:
@@ -85,8 +85,8 @@ def test_scores_become_a_child_run_for_each_cell_and_curves_of_the_parent():
     assert history(run_id, "loss") == [(10, 0.1), (20, 0.05)]
     assert sorted(history(run_id, "kd_effnet_lite0_64/eta_0.0")) == [(5, 0.3), (10, 0.2)]
     assert sorted(history(run_id, "excess/eta_1.0")) == [(5, 475.0), (10, 375.0)]
-    assert parent.data.tags[names.BEST] == "kd_effnet_lite0_64 0.2 at steps10-eta0"
-    cells = {run.data.tags[names.CELL]: run for run in children(run_id)}
+    assert parent.data.tags[keys.BEST] == "kd_effnet_lite0_64 0.2 at steps10-eta0"
+    cells = {run.data.tags[keys.CELL]: run for run in children(run_id)}
     assert set(cells) == set(document().cells)
     cell = cells["steps10-eta0"]
     assert cell.info.status == "FINISHED"
@@ -163,7 +163,7 @@ def test_pictures_of_cells_are_logged_once():
     for cell in children(run_id):
         (path,) = logged(cell.info.run_id)
         with Image.open(client.download_artifacts(cell.info.run_id, path)) as picture:
-            assert (np.asarray(picture) == pictures[cell.data.tags[names.CELL]][..., 0]).all()
+            assert (np.asarray(picture) == pictures[cell.data.tags[keys.CELL]][..., 0]).all()
     shown = sorted(re.sub(r"\+timestamp.*", "", path) for path in logged(run_id))
     assert shown == [f"images/samples-eta_{eta}+step+{steps}" for eta in ("0.0", "1.0") for steps in (10, 5)]
     fetched = fetch_samples(client.get_run(run_id), scores)
@@ -180,7 +180,7 @@ def test_scores_need_mlflow_the_identity_of_the_model_and_a_model_file(monkeypat
     with pytest.raises(DiffctlError, match="dvc pull"):
         log_scores(RUN, document())
     train(end=None)
-    sync()
+    deliver_all()
     with pytest.raises(DiffctlError, match="no model"):
         fetch_model("digits-f1f1f1f1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
@@ -227,7 +227,7 @@ def test_report_becomes_artifacts():
 def test_run_is_found_by_id_prefix_name_and_fingerprint():
     train("one", "f1" * 8)
     train("two", "f2" * 8)
-    sync()
+    deliver_all()
     wanted = find_run("digits-f1f1f1f1")
     run_id = wanted.info.run_id
     for name in (run_id, run_id[:20], "f1" * 8):
@@ -235,19 +235,19 @@ def test_run_is_found_by_id_prefix_name_and_fingerprint():
     with pytest.raises(UsageError, match="diffctl runs"):
         find_run("nothing")
     train("three", "f1" * 8 + "0")
-    sync()
+    deliver_all()
     with pytest.raises(UsageError, match="more than one"):
         find_run("digits-f1f1f1f1")
 
 
 def test_model_is_downloaded_once_and_verified(monkeypatch):
     train()
-    sync()
+    deliver_all()
     path = fetch_model("digits-f1f1f1f1")
     assert path.read_bytes() == b"weights of key"
     assert path.parent.name == hashlib.sha256(b"weights of key").hexdigest()
     run = find_run("digits-f1f1f1f1")
-    stored = Path(run.info.artifact_uri.removeprefix("file://")) / names.MODEL_FOLDER / "unet.safetensors"
+    stored = Path(run.info.artifact_uri.removeprefix("file://")) / keys.MODEL_FOLDER / "unet.safetensors"
     stored.write_bytes(b"something else")
     assert fetch_model("digits-f1f1f1f1") == path, "from the cache"
     path.write_bytes(b"damaged")
@@ -259,7 +259,7 @@ def test_overview_distinguishes_running_dead_and_finished_runs(here):
     for index, end in enumerate((None, "FINISHED", "FAILED", "KILLED")):
         train(f"key{index}", f"{index}" * 16, end)
     with file_lock(train("running", "r" * 16, None) / "lock"):
-        rows, problem = overview()
+        rows, problem = list_runs()
         assert problem is None
         assert {row.fingerprint[0]: row.state for row in rows} == {
             "0": "dead",
@@ -270,8 +270,8 @@ def test_overview_distinguishes_running_dead_and_finished_runs(here):
         }
         assert all(row.undelivered and row.run_id is None for row in rows)
         assert {(row.step, row.steps) for row in rows} == {(20, 20)}
-        sync()
-        assert [row.undelivered for row in overview()[0]] == [False] * 5
+        deliver_all()
+        assert [row.undelivered for row in list_runs()[0]] == [False] * 5
         assert [one.name for one in reap()] == ["digits-00000000"]
         assert reap() == []
         assert find_run("digits-00000000").info.status == "KILLED"
@@ -281,21 +281,21 @@ def test_overview_distinguishes_running_dead_and_finished_runs(here):
 
 def test_copied_project_is_delivered_where_its_store_was(here, tmp_path_factory, monkeypatch):
     train()
-    sync()
+    deliver_all()
     copy = tmp_path_factory.mktemp("elsewhere") / "copy"
     shutil.copytree(here, copy)
     monkeypatch.chdir(copy)
-    assert [row.undelivered for row in overview()[0]] == [False]
+    assert [row.undelivered for row in list_runs()[0]] == [False]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('other')}/mlflow.db")
-    assert [row.undelivered for row in overview()[0]] == [True]
+    assert [row.undelivered for row in list_runs()[0]] == [True]
 
 
 def test_run_without_a_folder_is_listed_and_reaped_by_name(here):
     folder = train(end=None)
-    sync()
+    deliver_all()
     for path in (folder / "events.jsonl", folder / "sent.json"):
         path.unlink()
-    (row,) = overview()[0]
+    (row,) = list_runs()[0]
     assert (row.state, row.folder) == ("running", None)
     assert reap() == []
     reap([row.run_id])
@@ -312,7 +312,7 @@ def test_silent_run_is_listed_with_its_last_step(here, capsys):
             beat = {"key": key, "pid": 1, "step": 27, "heartbeat": round(time.time() - 60 * ago, 3)}
             write_json(folders[key] / "run.json", add_checksum(beat))
     with file_lock(folders["r"] / "lock"), file_lock(folders["s"] / "lock"), file_lock(folders["t"] / "lock"):
-        rows, _ = overview()
+        rows, _ = list_runs()
         assert {row.fingerprint[0]: row.step for row in rows} == {"r": 27, "s": 27, "t": 20}
         _show_runs(rows)
     said = {line.split()[0][-1]: line for line in capsys.readouterr().out.splitlines()[1:4]}
@@ -320,7 +320,7 @@ def test_silent_run_is_listed_with_its_last_step(here, capsys):
     assert "27 of 30" in said["r"]
     for key in "st":
         assert "running *" in said[key]
-    (dead,) = [row for row in overview()[0] if row.fingerprint[0] == "r"]
+    (dead,) = [row for row in list_runs()[0] if row.fingerprint[0] == "r"]
     assert dead.state == "dead"
 
 
@@ -339,9 +339,9 @@ def test_newest_runs_are_the_first_of_all(here, places, newest):
                 patch.setattr(time, "time_ns", lambda started=started: started * 1_000_000)
                 Spool(TRAIN_RUNS / f"f{age}", f"key{age}", f"run{age}", "diffctl-digits").sync()
         if is_there:
-            tags = {names.KEY: f"key{age}", names.BEST: f"best{age}"}
+            tags = {keys.KEY: f"key{age}", keys.BEST: f"best{age}"}
             client.create_run(experiment, start_time=started, tags=tags, run_name=f"run{age}")
-    every, first = overview()[0], overview(newest=newest)[0]
+    every, first = list_runs()[0], list_runs(newest=newest)[0]
     assert [row.name for row in every] == [f"run{age}" for age, place in enumerate(places) if any(place)]
     assert first == every[:newest]
 
@@ -398,10 +398,10 @@ def test_clock_set_back_gives_no_negative_time(tmp_path, capsys, jumps, end):
             spool.close(end)
         times = [event["time"] for event in read_events(folder) if "time" in event]
         assert times == sorted(times)
-        found = read_training(folder)
+        found = read_status(folder)
         assert found.step == 2
         assert found.started <= found.updated
-        _show_runs(overview(TRAIN_RUNS / "c1")[0])
+        _show_runs(list_runs(TRAIN_RUNS / "c1")[0])
     assert not re.search(r"-\d", capsys.readouterr().out)
 
 
@@ -413,7 +413,7 @@ def test_end_time_is_after_start_time_if_the_clock_was_set_back():
         patch.setattr(time, "time_ns", lambda: 1_000_000_000_000 * 1_000_000)  # 2001
         spool.metrics(2, {"loss": 0.5})
         spool.close("FINISHED")
-    assert all(one.done for one in sync())
+    assert all(one.done for one in deliver_all())
     run = find_run("digits-c2")
     assert run.info.end_time >= run.info.start_time
     assert history(run.info.run_id, "loss") == [(1, 1.0), (2, 0.5)]

@@ -23,7 +23,7 @@ from diffusion.train.identity import DenoiserPlan
 from diffusion.train.loop import Silent, TrainState, new_state, train
 from diffusion.train.run_folder import open_run
 from tests.train.test_loop import CPU, assert_same, plan_of, run, run_until
-from tracking.spool import Spool
+from tracking.spool.spool_writer import Spool
 
 DROPOUT = {"model": {"dropout": 0.3}, "train": {"lr": 0.01}}
 

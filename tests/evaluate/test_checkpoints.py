@@ -13,8 +13,8 @@ from diffusion.train.loop import TrainState, new_state
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.spools import EXPERIMENT, logged, stored, the_run
 from tests.train.test_loop import plan_of
-from tracking.delivery import deliver
-from tracking.spool import Spool
+from tracking.spool.delivery import deliver
+from tracking.spool.spool_writer import Spool
 from tracking.store import connect, ensure_experiment
 
 CARD = {"num_images": 20}

@@ -14,7 +14,7 @@ from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.protocol.scores import document_values
 from diffusion.system.errors import UsageError
 from tests.helpers.digits_sweep import make_config, score_sweep, write_prepared, write_sweep
-from tracking.compare import Scored, compare
+from tracking.comparison.score_comparison import ScoredRun, compare
 
 NAME, FURTHER = "effnet-lite0-64", "effnet-lite0-96"
 DISTANCE = "fd_effnet_lite0_64"
@@ -80,12 +80,12 @@ def test_other_scores_are_unchanged(documents):
 
 
 def test_distances_to_two_files_are_not_compared(documents):
-    pair = [Scored(name, documents[name]) for name in ("own.npz", "other.npz")]
+    pair = [ScoredRun(name, documents[name]) for name in ("own.npz", "other.npz")]
     found = compare(pair, [DISTANCE])
     assert len(found.rows) == 2
     assert found.differences == []
     assert compare(pair, [PUBLISHED]).rows == []
-    again = Scored("again", documents["own.npz"])
+    again = ScoredRun("again", documents["own.npz"])
     assert len(compare([pair[0], again], [PUBLISHED]).rows) == 2
 
 

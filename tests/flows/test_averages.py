@@ -13,7 +13,7 @@ from diffusion.system.files import sha256_file
 from tests.conftest import command, environment
 from tests.helpers.prefect_home import with_database
 from tests.helpers.small import own_code, small_project
-from tracking import names
+from tracking import keys
 from tracking.store import connect
 
 NAME = "diffctl-digits"
@@ -56,9 +56,9 @@ def test_the_best_ema_profile_is_registered_and_a_longer_list_samples_new_cells_
     width = best.rpartition("ema")[2]
     run(folder, "ema", "--width", width, "--out", "written")
     written = folder / f"written/ema-{width}.safetensors"
-    assert version.tags[names.FILE_SHA256] == sha256_file(written)
-    assert version.tags[names.MODEL_SHA256] == read_artefact(written).model_sha256
-    assert version.tags[names.EMA_WIDTH] == width
+    assert version.tags[keys.FILE_SHA256] == sha256_file(written)
+    assert version.tags[keys.MODEL_SHA256] == read_artefact(written).model_sha256
+    assert version.tags[keys.EMA_WIDTH] == width
     run(folder, "sample", "--champion", "--num", "2", "--steps", "2", "--out", "champion.npz")
     run(folder, "sample", "--model", str(written), "--num", "2", "--steps", "2", "--out", "file.npz")
     assert (folder / "champion.npz").read_bytes() == (folder / "file.npz").read_bytes()

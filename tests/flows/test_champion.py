@@ -17,7 +17,7 @@ from tests.helpers.servers import post
 from tests.helpers.small import own_code, small_project
 from tests.helpers.toy import script
 from tests.tracking.conftest import make_model  # noqa: F401 (a fixture)
-from tracking.registry import register
+from tracking.registry.model_registry import register
 
 FLOWS = """
 import asyncio

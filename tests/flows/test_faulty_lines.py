@@ -11,10 +11,10 @@ from tests.helpers.servers import post
 from tests.helpers.small import commit
 from tests.helpers.spools import logged, run_of, stored, the_run
 from tests.helpers.waiting import wait_until
-from tracking.champion import champion_version
-from tracking.delivery import Sent
-from tracking.sender import LOG
-from tracking.spool import EVENTS
+from tracking.registry.champion import champion_version
+from tracking.spool.delivery import DeliveryState
+from tracking.spool.sender import LOG
+from tracking.spool.spool_writer import EVENTS
 
 pytestmark = pytest.mark.long
 
@@ -70,14 +70,14 @@ def test_a_run_survives_faulty_connections_and_logs_every_point(
                 if mode != "slow":
                     wait_until(lambda before=missed: missed_in(run) > before, 120)
                 mlflow.become("pass")
-                sent = Sent.load(run, uri).offset
-                wait_until(lambda before=sent: Sent.load(run, uri).offset > before, 120)
+                sent = DeliveryState.load(run, uri).offset
+                wait_until(lambda before=sent: DeliveryState.load(run, uri).offset > before, 120)
             assert work.state_of(at_work) == "Running"
             (work.clone / "enough").touch()
             wait_until(lambda: work.state_of(at_work) != "Running", 500)
             assert work.state_of(at_work) == "Completed"
             wait_until(lambda: set(tasks_of(work, at_work).values()) == {"Completed"})
-        wait_until(lambda: Sent.load(run, uri).complete, 120)
+        wait_until(lambda: DeliveryState.load(run, uri).complete, 120)
         assert_training_arrived(work.clone, uri)
         assert {"data", "train", "sample", "evaluate", "report"} <= tasks_of(work, at_work).keys()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

@@ -22,7 +22,7 @@ from tests.flows.test_temporary_server import HOLD
 from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.prefect_home import recorded, with_database
 from tests.helpers.toy import be, processes_in, script, toy_project, wait_for_file
-from tracking.reach import MlflowError, MlflowRefused
+from tracking.connectivity import MlflowDenied, MlflowError
 
 
 def test_stages_are_in_an_order_that_dvc_yaml_allows() -> None:
@@ -89,7 +89,7 @@ def test_fresh_discards_shards_of_the_current_model_only(project: Path) -> None:
         (StageFailed("train", "failed", retry=True), True),
         (StageFailed("train", "refused", 2), False),
         (MlflowError("no answer"), True),
-        (MlflowRefused("wrong password"), False),
+        (MlflowDenied("wrong password"), False),
         (Interrupted("stopped", signal.SIGINT), False),
         (DiffctlError("failed"), False),
         (ValueError("a bug"), False),

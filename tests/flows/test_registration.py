@@ -21,11 +21,11 @@ from flows.registration import promote_version, register_model
 from tests.conftest import params
 from tests.helpers.digits_sweep import make_config, write_prepared
 from tests.helpers.mlflow_server import empty_database
-from tracking.history import read_history
-from tracking.promotion import Hand
-from tracking.registry import register
+from tracking.registry.champion_log import read_history
+from tracking.registry.model_registry import register
+from tracking.registry.model_versions import fetch_version_scores
+from tracking.registry.promotion import Override
 from tracking.store import connect
-from tracking.versions import scores_of
 
 NAME = "diffctl-digits"
 SWEEP = {"steps": [2, 3], "eta": [0.0]}
@@ -79,7 +79,7 @@ def test_a_champion_of_older_code_is_rescored_once(config, capsys):
     assert ", ".join(sorted(OLD)) in capsys.readouterr().out
     history = read_history(connect(), NAME)
     assert [event.after for event in history.events][:2] == [1, 2]
-    anew = scores_of(connect(), connect().get_model_version(NAME, "2"))
+    anew = fetch_version_scores(connect(), connect().get_model_version(NAME, "2"))
     assert anew.best.value == pytest.approx(old.best.value, rel=1e-6)
     assert versions() == 3
     again = register_model()
@@ -110,12 +110,12 @@ def test_promoting_a_version_rescores_the_champion(config):
     kept = register()  # as another machine's run registered it: nothing was scored anew
     assert (kept.version, kept.champion) == (2, 1)
     assert "not comparable" in kept.reason
-    assert "not comparable" in promote_version(NAME, 2, Hand(dry_run=True)).reason
+    assert "not comparable" in promote_version(NAME, 2, Override(dry_run=True)).reason
     assert versions() == 2
     decision = promote_version(NAME, 2)
     assert "not comparable" not in decision.reason
     assert [event.after for event in read_history(connect(), NAME).events][:2] == [1, 3]
-    anew = scores_of(connect(), connect().get_model_version(NAME, "3"))
+    anew = fetch_version_scores(connect(), connect().get_model_version(NAME, "3"))
     assert anew.best.value == pytest.approx(old.best.value, rel=1e-6)
     assert promote_version(NAME, 2).champion == decision.champion
     assert versions() == 3
@@ -136,6 +136,6 @@ def test_force_and_dry_run_rescore_nothing(config):
     make_scored(config, 1, **OLD)
     register()
     make_scored(config, 2)
-    assert "not comparable" in register_model(Hand(dry_run=True)).reason
+    assert "not comparable" in register_model(Override(dry_run=True)).reason
     assert versions() == 1
-    assert register_model(Hand(force=True, note="x")).champion == 2
+    assert register_model(Override(force=True, note="x")).champion == 2

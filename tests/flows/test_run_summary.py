@@ -16,8 +16,8 @@ from flows.run_summary import evaluation_markdown, links_of_pipeline, sweep_mark
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.scores_document import document
 from tests.tracking.conftest import make_model  # noqa: F401 (a fixture)
-from tracking.registered import Registered, version_of
-from tracking.registry import register
+from tracking.registry.model_registry import register
+from tracking.registry.registered import RegisteredVersion, find_registered
 
 
 def test_the_best_cell_is_first_with_its_images(project: Path) -> None:
@@ -81,10 +81,10 @@ def test_the_registered_version_is_linked(
     first = read_scores(SCORES)
     assert linked() == f"[diffctl-digits version 1, the champion]({page.format(1)})"
     make_model(1, {(5, 0.0): 0.9})
-    assert version_of(read_scores(SCORES)) is None, "it is not registered yet"
+    assert find_registered(read_scores(SCORES)) is None, "it is not registered yet"
     register()
     assert linked() == f"[diffctl-digits version 2]({page.format(2)})"
     other = first.model_copy(
         update={"protocol": None, "cells": {first.best.cell: first.cells[first.best.cell]}}
     )
-    assert version_of(other) == Registered(1, True), "other scores of the same weights"
+    assert find_registered(other) == RegisteredVersion(1, True), "other scores of the same weights"

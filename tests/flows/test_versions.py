@@ -22,7 +22,7 @@ from flows.versions import older
 from tests.conftest import ROOT, diffctl
 from tests.helpers.fake_server import fake_server
 from tests.helpers.toy import script
-from tracking.reach import MlflowError
+from tracking.connectivity import MlflowError
 
 OLD = {"/api/health": True, "/api/admin/version": "3.4.0", "/health": "OK", "/version": "3.1.0"}
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mlflow.entities import Run
 
-from tracking import names
-from tracking.spool import Spool, read_events
+from tracking import keys
+from tracking.spool.spool_writer import Spool, read_events
 from tracking.store import connect, ensure_experiment, find_by_tags
 
 EXPERIMENT = "diffctl-digits"
@@ -19,7 +19,7 @@ def open_spool(folder: Path, key: str = "key") -> Spool:
     """Open the spool of a training, with params, a tag and a data set."""
     spool = Spool(folder, key=key, name="digits-abcd", experiment=EXPERIMENT)
     spool.params({"train": {"steps": 30, "lr": 0.1}})
-    spool.tags({names.FINGERPRINT: folder.name})
+    spool.tags({keys.FINGERPRINT: folder.name})
     spool.dataset("digits", "d" * 64, ["0", "1"])
     return spool
 
@@ -48,7 +48,7 @@ def stored(uri: str, key: str = "key") -> Points:
 def the_run(uri: str, key: str = "key") -> Run:
     """Return the training's only run."""
     client = connect(uri)
-    (run,) = find_by_tags(client, [ensure_experiment(client, EXPERIMENT)], {names.KEY: key})
+    (run,) = find_by_tags(client, [ensure_experiment(client, EXPERIMENT)], {keys.KEY: key})
     return run
 
 

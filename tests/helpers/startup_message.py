@@ -14,13 +14,13 @@ import cli.main
 import diffusion.config
 import diffusion.evaluate.adhoc_inputs
 import flows.prefect_server.local_servers
-import tracking.registry
+import tracking.registry.model_registry
 
 LIGHT = (
     diffusion.config,
     diffusion.evaluate.adhoc_inputs,
     flows.prefect_server.local_servers,
-    tracking.registry,
+    tracking.registry.model_registry,
 )  # loaded once for all commands
 HEAVY = ("fastapi", "matplotlib", "mlflow", "pandas", "prefect", "ray", "sklearn", "sqlalchemy", "torch")
 

@@ -18,8 +18,8 @@ from tests.conftest import command, diffctl, environment, write_params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.training_process import logged_steps, uninterrupted, wait_for_step
 from tests.helpers.waiting import wait_until
-from tracking.spool import read_events
-from tracking.trainings import read_trainings
+from tracking.spool.spool_writer import read_events
+from tracking.spool.training_status import list_trainings
 
 FIELDS = {"train.seed": [3, 4]}
 LONG = {"steps": 24, "log_every": 1, "save_every": 4, "preview_every": 24}
@@ -78,12 +78,12 @@ def test_killed_it_loses_no_trial_and_makes_none_twice(searching: Path) -> None:
 
 
 def _are_children_of_one_run() -> None:
-    from tracking.lookup import parent_runs
-    from tracking.names import PARENT, SEARCH_ROOT
+    from tracking.keys import PARENT, SEARCH_ROOT
+    from tracking.runs.run_lookup import training_runs
     from tracking.store import connect
 
     client = connect(os.environ["MLFLOW_TRACKING_URI"])
-    runs = [run for run in parent_runs(client) if PARENT in run.data.tags]
+    runs = [run for run in training_runs(client) if PARENT in run.data.tags]
     assert len(runs) == 2
     (parent,) = {run.data.tags[PARENT] for run in runs}
     search = client.get_run(parent)
@@ -120,7 +120,7 @@ def test_a_trial_over_the_median_saves_and_ends_early(project: Path, monkeypatch
     assert not (place / "unet.safetensors").exists()
     (state,) = project.glob("runs/train/*/state-*.sealed")
     assert int(state.stem.rpartition("-")[2]) < 12
-    (training,) = read_trainings(project / "runs/train")
+    (training,) = list_trainings(project / "runs/train")
     tags = [event["values"] for event in read_events(training.folder) if event["kind"] == "tags"]
     assert {"diffctl.pruned": "2"} in tags
     assert training.state == "stopped"

@@ -170,17 +170,17 @@ class Versions:
     """Versions by number, as the registry would give them."""
 
     def __init__(self, monkeypatch, files):
-        monkeypatch.setattr("tracking.registered.fetch_whole_version", self.fetch)
+        monkeypatch.setattr("tracking.registry.registered.fetch_version_files", self.fetch)
         self.files = files
 
     def fetch(self, name, number):
-        from tracking.registered import WholeVersion
+        from tracking.registry.registered import VersionFiles
 
         if number not in self.files:
             raise UsageError(f"{name} has no version {number}")
         if self.files[number] is None:
             raise DiffctlError(f"the file of version {number} is damaged")
-        return WholeVersion(self.files[number], published(self.files[number]).scores)
+        return VersionFiles(self.files[number], published(self.files[number]).scores)
 
 
 def test_a_chosen_version_serves(place, tmp_path, monkeypatch):

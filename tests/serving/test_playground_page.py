@@ -20,7 +20,7 @@ from tests.helpers.mlflow_server import empty_database
 from tests.helpers.raw_data import random_images
 from tests.helpers.served import ServerProcess, scores_of, small_model, trained
 from tests.serving.test_app import offline
-from tracking.registry import register
+from tracking.registry.model_registry import register
 
 pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 CLASSES = [f"class{i}" for i in range(10)]

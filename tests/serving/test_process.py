@@ -17,8 +17,8 @@ from tests.conftest import diffctl, write_params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.served import ServerProcess, small_model, trained
 from tests.helpers.waiting import wait_until
-from tracking.promotion import Hand, promote_version
-from tracking.registry import register
+from tracking.registry.model_registry import register
+from tracking.registry.promotion import Override, promote_version
 from tracking.store import connect
 
 NAME = "diffctl-digits"
@@ -171,7 +171,7 @@ def test_a_new_champion_drops_no_request(here):
         for client in clients:
             client.start()
         wait_until(lambda: len(answers) >= 20)
-        assert promote_version(connect(), NAME, 2, Hand(force=True, note="the other one")).promoted
+        assert promote_version(connect(), NAME, 2, Override(force=True, note="the other one")).promoted
         wait_until(lambda: any(version == "2" for _, version, _ in answers))
         seen = len(answers)
         wait_until(lambda: len(answers) >= seen + 20)

@@ -17,10 +17,10 @@ from diffusion.protocol.scores import (
 from diffusion.sample.ema_models import ema_model_file, matching_snapshots
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.helpers.scores_document import document
-from tracking import names
-from tracking.promotion import Hand
-from tracking.registry import fetch_champion, fetch_champion_scores, register
-from tracking.runs import fetch_model, fetch_scores
+from tracking import keys
+from tracking.registry.model_registry import fetch_champion, fetch_champion_scores, register
+from tracking.registry.promotion import Override
+from tracking.runs.scored_runs import fetch_model, fetch_scores
 from tracking.store import connect
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -72,7 +72,7 @@ def test_best_profile_is_registered_with_its_own_cells(make_swept):
     document = make_swept(1, {None: 0.3, 0.07: 0.2, 0.2: 0.4})
     assert register().promoted
     version = connect().get_model_version(NAME, "1")
-    assert version.tags[names.EMA_WIDTH] == "0.07"
+    assert version.tags[keys.EMA_WIDTH] == "0.07"
     assert "σ_rel = 0.07" in version.description
     assert fetch_champion(NAME).read_bytes() == file_of(0.07).read_bytes()
     scores, own = fetch_champion_scores(NAME), read_artefact(file_of(0.07))
@@ -80,7 +80,7 @@ def test_best_profile_is_registered_with_its_own_cells(make_swept):
     assert scores.best.value == document.best.value
     assert scores.training is not None
     assert scores.training.model_dump() == own.training
-    assert version.tags[names.SETTING] == own.training["setting"]
+    assert version.tags[keys.SETTING] == own.training["setting"]
     run = connect().get_run(version.run_id)
     assert run.data.metrics["best/ema"] == 0.07
     assert fetch_scores(run).cells.keys() == document.cells.keys(), "the run has the scores of all profiles"
@@ -92,9 +92,9 @@ def test_profiles_and_plain_models_compete_for_one_champion(make_swept):
     make_swept(1, {None: 0.2, 0.07: 0.3})
     first = register()
     assert fetch_champion(NAME).read_bytes() == MODEL.read_bytes()
-    assert names.EMA_WIDTH not in connect().get_model_version(NAME, "1").tags
+    assert keys.EMA_WIDTH not in connect().get_model_version(NAME, "1").tags
     make_swept(2, {None: 0.4, 0.2: 0.1})
-    foreseen, second = register(hand=Hand(dry_run=True)), register()
+    foreseen, second = register(override=Override(dry_run=True)), register()
     assert (first.champion, foreseen.passed, second.champion) == (1, True, 2)
     assert fetch_champion(NAME).read_bytes() == file_of(0.2).read_bytes()
     make_swept(3, {0.07: 0.3})

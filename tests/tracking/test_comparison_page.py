@@ -10,11 +10,11 @@ from diffusion.images.store import write_store
 from diffusion.protocol.scores import write_scores_document
 from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, WIDE
 from tests.helpers.scores_document import certain, document, of_seed
-from tracking.beside import differing_params, families, finding, sheets, verdicts
-from tracking.compare import compare, load_scored
-from tracking.comparison import Scored
-from tracking.page import comparison_page
-from tracking.pictures import pictures_of
+from tracking.comparison.comparison_page import render_comparison
+from tracking.comparison.page_content import differing_params, families, finding, sheets, verdicts
+from tracking.comparison.pictures import load_pictures
+from tracking.comparison.score_comparison import compare, load_scored
+from tracking.comparison.score_rows import ScoredRun
 
 BETTER = {(5, 0.0): 0.1, (5, 1.0): 0.5, (10, 0.0): 0.1, (10, 1.0): 0.6}
 
@@ -34,8 +34,8 @@ def two():
     one = certain(document(), half=0.05)
     other = certain(document(BETTER, model_sha256="b" * 64), half=0.05)
     return [
-        Scored("plain", one, run(**{"train.lr.rate": "0.001", "train.steps": "20"})),
-        Scored("$new$ <b>", other, run(**{"train.lr.rate": "0.002", "train.steps": "20"})),
+        ScoredRun("plain", one, run(**{"train.lr.rate": "0.001", "train.steps": "20"})),
+        ScoredRun("$new$ <b>", other, run(**{"train.lr.rate": "0.002", "train.steps": "20"})),
     ]
 
 
@@ -53,9 +53,9 @@ def test_finding_counts_the_cells_with_a_significant_best(two):
         "By kd_effnet_lite0_64, of 4 cells the best is $new$ <b> in 2 and plain in 1; "
         "in 1 the best is not told apart from another."
     )
-    same = compare([two[0], Scored("again", two[0].document)])
+    same = compare([two[0], ScoredRun("again", two[0].document)])
     assert "no run is told apart" in finding(same)
-    assert finding(compare([two[0], Scored("other", document(seed=1))])) is None
+    assert finding(compare([two[0], ScoredRun("other", document(seed=1))])) is None
 
 
 def test_gate_judges_each_pair_in_both_directions(two):
@@ -67,7 +67,7 @@ def test_gate_judges_each_pair_in_both_directions(two):
 
 def test_only_differing_params_are_listed(two):
     assert differing_params(alone(two)) == [("train.lr.rate", ["0.001", "0.002"])]
-    file = Scored("scores.json", document())
+    file = ScoredRun("scores.json", document())
     assert differing_params(alone([*two, file])) == [("train.lr.rate", ["0.001", "0.002", "–"])]
     assert differing_params(alone([two[0], file])) == []
 
@@ -85,12 +85,12 @@ def test_pictures_are_paired_only_for_the_same_noise(two):
     assert found[0]["sides"][0]["image"] != found[0]["sides"][1]["image"]
     del shown[1]["steps10-eta0"]
     assert [row["best"] for row in sheets(two, shown)] == [True, False, False]
-    other = [two[0], Scored("seed 1", document(seed=1))]
+    other = [two[0], ScoredRun("seed 1", document(seed=1))]
     assert sheets(other, pictures(other)) == []
 
 
 def test_page_is_one_file_without_network_access(two):
-    page = comparison_page(compare(two), two, pictures(two))
+    page = render_comparison(compare(two), two, pictures(two))
     assert not re.search(r"https?:|@import|<script|<link", page)
     assert "<b> " not in page.split("<header>")[1].split("</h1>")[0], "names are escaped"
     uses, ids = re.findall(r'<use href="#(picture[^"]*)"', page), re.findall(r'<image id="([^"]*)"', page)
@@ -104,11 +104,13 @@ def test_page_is_one_file_without_network_access(two):
 
 def test_page_lists_what_was_left_out_and_escapes_names():
     few, other = document({(10, 0.0): 0.2}), document({(10, 0.0): 0.2}, seed=1)
-    page = comparison_page(compare([Scored("<b>a</b>", few), Scored("b", few), Scored("c", other)]))
+    page = render_comparison(
+        compare([ScoredRun("<b>a</b>", few), ScoredRun("b", few), ScoredRun("c", other)])
+    )
     assert "&lt;b&gt;a&lt;/b&gt;" in page
     assert '<th scope="row">seed</th>' in page
     assert "c: steps10-eta0" in page
-    nothing = comparison_page(compare([Scored("a", few), Scored("c", other)]))
+    nothing = render_comparison(compare([ScoredRun("a", few), ScoredRun("c", other)]))
     assert "Nothing here can be compared" in nothing
 
 
@@ -123,7 +125,7 @@ def test_pictures_of_a_file_are_the_samples_of_its_model(tmp_path):
     (tmp_path / "metrics").mkdir()
     for place in ("scores.json", "metrics/scores.json"):
         write_scores_document(tmp_path / place, scores)
-        found = pictures_of(load_scored(str(tmp_path / place)))
+        found = load_pictures(load_scored(str(tmp_path / place)))
         assert {name: picture.max() for name, picture in found.items()} == {"steps5-eta0": 255}
         assert (found["steps5-eta0"][:64, :64] == 10).all()
 
@@ -131,7 +133,7 @@ def test_pictures_of_a_file_are_the_samples_of_its_model(tmp_path):
 def of_seeds(setting, factors):
     """Return a run for each seed, whose kernel distances are multiplied by its factor."""
     return [
-        Scored(
+        ScoredRun(
             f"{setting}{seed}",
             of_seed({place: factor * value for place, value in BETTER.items()}, setting, seed),
             run(**{"train.seed": str(seed), "of": setting}),
@@ -170,21 +172,21 @@ def test_gate_skips_seeds_of_one_setting():
 def test_page_of_one_group_shows_its_band_and_seeds():
     scored = of_seeds("a", (1.0, 1.1, 0.9))
     comparison = compare(scored)
-    page = comparison_page(comparison, scored, pictures(scored))
+    page = render_comparison(comparison, scored, pictures(scored))
     assert finding(comparison) is None
     assert "No best is marked" not in page
     assert "over 3 seeds" in page
     assert page.count("fill-opacity: 0.12") == 2, "a band in each of two charts"
     assert page.count('type="range"') == 8, "in each cell the first seed against two others"
     both = [*scored, *of_seeds("b", (2.0, 2.1))]
-    page = comparison_page(compare(both), both, pictures(both))
+    page = render_comparison(compare(both), both, pictures(both))
     assert page.count('type="range"') == 4, "one training of each column"
 
 
 @pytest.fixture
 def opened(two, tmp_path, browser):
     """A function that opens the page of two runs, black and white, with a viewport and a colour scheme."""
-    html = comparison_page(compare(two), two, pictures(two, 0, 255))
+    html = render_comparison(compare(two), two, pictures(two, 0, 255))
     (tmp_path / "page.html").write_text(html, encoding="utf-8")
 
     def opened(size, scheme):

@@ -17,10 +17,11 @@ from diffusion.train.run_folder import open_run
 from tests.helpers.disks import make_room, memory_disk
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.spools import logged, open_spool, stored, the_run, write_points
-from tracking import names, sender
-from tracking.delivery import REJECTED, UPLOAD_TRIES, RunDeleted, Sent, deliver, mark_killed
-from tracking.reach import MlflowError
-from tracking.spool import EVENTS, OUTBOX, read_events
+from tracking import keys
+from tracking.connectivity import MlflowError
+from tracking.spool import sender
+from tracking.spool.delivery import REJECTED, UPLOAD_TRIES, DeliveryState, RunDeleted, deliver, mark_killed
+from tracking.spool.spool_writer import EVENTS, OUTBOX, read_events
 from tracking.store import ARTIFACTS, connect, database_file
 
 
@@ -33,7 +34,7 @@ def test_everything_arrives_once_with_its_step_and_time(folder, uri, tmp_path):
     spool = open_spool(folder)
     write_points(spool, 1, 701)  # more than one request
     spool.image(10, "preview/ema", picture)
-    spool.artifact(model, names.MODEL_FOLDER)
+    spool.artifact(model, keys.MODEL_FOLDER)
     spool.close("FINISHED")
     result = deliver(folder, uri)
     assert (result.points, result.rejected) == (1400, 0)
@@ -42,13 +43,13 @@ def test_everything_arrives_once_with_its_step_and_time(folder, uri, tmp_path):
     assert (run.info.status, run.info.run_name) == ("FINISHED", "digits-abcd")
     assert (run.info.start_time, run.info.end_time) == (events[0]["time"], events[-1]["time"])
     assert run.data.params == {"train.steps": "30", "train.lr": "0.1"}
-    assert run.data.tags[names.FINGERPRINT] == "abcd"
+    assert run.data.tags[keys.FINGERPRINT] == "abcd"
     assert run.inputs.dataset_inputs[0].dataset.digest == "d" * 36
     pictures = client.list_artifacts(run.info.run_id, "images")
     assert pictures, "the folder that MLflow's page of images reads"
     assert all(Path(file.path).name.startswith("preview~ema+step+10+") for file in pictures)
-    assert run.data.tags[names.FILE_SHA256] == hashlib.sha256(b"weights").hexdigest()
-    (weights,) = client.list_artifacts(run.info.run_id, names.MODEL_FOLDER)
+    assert run.data.tags[keys.FILE_SHA256] == hashlib.sha256(b"weights").hexdigest()
+    (weights,) = client.list_artifacts(run.info.run_id, keys.MODEL_FOLDER)
     assert Path(client.download_artifacts(run.info.run_id, weights.path)).read_bytes() == b"weights"
 
 
@@ -88,7 +89,7 @@ def test_bad_entries_are_rejected_and_block_nothing(folder, uri):
     spool.metrics(50, {"loss=bad": 1.0, "loss": 0.5})
     spool.params({"ok": 1, "bad=name" + "x" * 300: 2})
     spool.image(50, "preview", folder / "missing.png")
-    spool.artifact(Path(__file__), names.MODEL_FOLDER)
+    spool.artifact(Path(__file__), keys.MODEL_FOLDER)
     shutil.rmtree(folder / OUTBOX)
     with open(folder / EVENTS, "ab") as file:
         file.write(b"\x00\x00\x00damaged\n")
@@ -106,7 +107,7 @@ def test_bad_entries_are_rejected_and_block_nothing(folder, uri):
     assert len(rejected) == 5
     assert rejected[0]["entry"]["key"] == "loss=bad"
     assert all(entry["reason"] for entry in rejected)
-    assert names.FILE_SHA256 not in the_run(uri).data.tags, "no model was stored"
+    assert keys.FILE_SHA256 not in the_run(uri).data.tags, "no model was stored"
 
 
 def test_damaged_start_is_replaced_by_a_later_start(folder, uri):
@@ -125,18 +126,18 @@ def test_damaged_progress_file_delivers_all_again(folder, uri, text):
     write_points(open_spool(folder), 1, 10)
     deliver(folder, uri)
     (folder / "sent.json").write_text(text)
-    assert not Sent.load(folder, uri).complete
+    assert not DeliveryState.load(folder, uri).complete
     deliver(folder, uri)
     assert stored(uri) == logged(folder)
     (folder / "sent.json").write_text((folder / "sent.json").read_text().replace('"tries": 0', '"tries": 2'))
-    assert Sent.load(folder, uri).tries == 0
+    assert DeliveryState.load(folder, uri).tries == 0
 
 
 def test_artifact_changed_after_logging_is_rejected(folder, uri):
     spool = open_spool(folder)
     model = folder / "m.safetensors"
     model.write_bytes(b"weights")
-    spool.artifact(model, names.MODEL_FOLDER)
+    spool.artifact(model, keys.MODEL_FOLDER)
     with open(model, "r+b") as file:  # in place, through the hard link
         file.write(b"W")
     spool.close("FINISHED")
@@ -144,14 +145,14 @@ def test_artifact_changed_after_logging_is_rejected(folder, uri):
         with pytest.raises(MlflowError, match="changed"):
             deliver(folder, uri)
     assert deliver(folder, uri).rejected == 1
-    assert names.FILE_SHA256 not in the_run(uri).data.tags
+    assert keys.FILE_SHA256 not in the_run(uri).data.tags
 
 
 def test_full_artifact_disk_rejects_nothing(folder, uri, mount, tmp_path):
     model = tmp_path / "unet.safetensors"
     model.write_bytes(bytes(50_000))
     spool = open_spool(folder)
-    spool.artifact(model, names.MODEL_FOLDER)
+    spool.artifact(model, keys.MODEL_FOLDER)
     spool.close("FINISHED")
     disk = mount(database_file(uri).parent / ARTIFACTS, *memory_disk("32k"))
     for _ in range(UPLOAD_TRIES + 1):
@@ -160,7 +161,7 @@ def test_full_artifact_disk_rejects_nothing(folder, uri, mount, tmp_path):
     make_room(disk)
     assert deliver(folder, uri).rejected == 0
     assert the_run(uri).info.status == "FINISHED"
-    assert names.FILE_SHA256 in the_run(uri).data.tags
+    assert keys.FILE_SHA256 in the_run(uri).data.tags
 
 
 def test_torn_line_is_delivered_when_it_is_complete(folder, uri):
@@ -168,7 +169,7 @@ def test_torn_line_is_delivered_when_it_is_complete(folder, uri):
     content = (folder / EVENTS).read_bytes()
     (folder / EVENTS).write_bytes(content[:-10])
     deliver(folder, uri)
-    assert Sent.load(folder, uri).complete
+    assert DeliveryState.load(folder, uri).complete
     assert len(stored(uri)) == 16
     (folder / EVENTS).write_bytes(content)
     deliver(folder, uri)
@@ -198,7 +199,7 @@ def test_fresh_training_in_the_same_folder_is_delivered_in_full(folder, uri):
     with open_run(folder.parent, folder.name):
         write_points(open_spool(folder, "old"), 1, 30)
     deliver(folder, uri)
-    late = Sent.load(folder, uri)
+    late = DeliveryState.load(folder, uri)
     with open_run(folder.parent, folder.name, fresh=True):
         write_points(open_spool(folder, "new"), 1, 50)
     late.save()
@@ -229,9 +230,9 @@ def test_deleted_run_stays_deleted_until_it_is_restored(folder, uri):
     with pytest.raises(RunDeleted):
         deliver(folder, uri)
     assert not (folder / REJECTED).exists()
-    assert Sent.load(folder, uri).complete
-    (synced,) = sender.sync(uri, folder.parent)
+    assert DeliveryState.load(folder, uri).complete
+    (synced,) = sender.deliver_all(uri, folder.parent)
     assert synced.done
-    connect(uri).restore_run(Sent.load(folder, uri).run_id)
-    assert sender.sync(uri, folder.parent)[0].points == 20
+    connect(uri).restore_run(DeliveryState.load(folder, uri).run_id)
+    assert sender.deliver_all(uri, folder.parent)[0].points == 20
     assert stored(uri) == logged(folder)

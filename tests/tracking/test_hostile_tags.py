@@ -10,13 +10,13 @@ from diffusion.layout import MODEL, MODEL_RUNS, SCORES
 from diffusion.system.errors import DiffctlError
 from serving.model_source import ChampionSource, model_of_run
 from tests.conftest import write_params
-from tracking import names
-from tracking.fetch import plain_digest
-from tracking.reach import MlflowError
-from tracking.registered import fetch_whole_version
-from tracking.registry import fetch_champion, fetch_champion_scores, register
-from tracking.runs import fetch_model
-from tracking.store import connect, failures, tracking_uri
+from tracking import keys
+from tracking.connectivity import MlflowError
+from tracking.registry.model_cache import check_digest
+from tracking.registry.model_registry import fetch_champion, fetch_champion_scores, register
+from tracking.registry.registered import fetch_version_files
+from tracking.runs.scored_runs import fetch_model
+from tracking.store import connect, tracking_uri, translate_errors
 
 NAME = "diffctl-digits"
 HOSTILE = (
@@ -56,8 +56,8 @@ def set_tags(**tags: str) -> str:
     client = connect()
     run_id = client.get_model_version(NAME, "1").run_id
     for name, value in tags.items():
-        client.set_model_version_tag(NAME, "1", getattr(names, name), value)
-        client.set_tag(run_id, getattr(names, name), value)
+        client.set_model_version_tag(NAME, "1", getattr(keys, name), value)
+        client.set_tag(run_id, getattr(keys, name), value)
     return run_id
 
 
@@ -72,19 +72,19 @@ def no_downloads(monkeypatch):
 @pytest.mark.parametrize("value", HOSTILE)
 def test_only_hex_digits_are_a_digest(value):
     with pytest.raises(DiffctlError, match=r"^the tag: 16 hex digits[^\n]*$"):
-        plain_digest(value, 16, "the tag")
+        check_digest(value, 16, "the tag")
 
 
 def test_hostile_card_and_sha256_are_refused_before_any_request(registered, no_downloads):
     run_id = set_tags(CARD=HOSTILE[0])
     fetches = [lambda: fetch_champion_scores(NAME)]
-    fetches += [lambda: fetch_whole_version(NAME, 1), ChampionSource(NAME).fetch]
+    fetches += [lambda: fetch_version_files(NAME, 1), ChampionSource(NAME).fetch]
     for fetch in fetches:
-        with pytest.raises(DiffctlError, match=names.CARD):
+        with pytest.raises(DiffctlError, match=keys.CARD):
             fetch()
     set_tags(FILE_SHA256=HOSTILE[0])
     for fetch in (lambda: fetch_champion(NAME), lambda: fetch_model(run_id), lambda: model_of_run(run_id)):
-        with pytest.raises(DiffctlError, match=names.FILE_SHA256):
+        with pytest.raises(DiffctlError, match=keys.FILE_SHA256):
             fetch()
     assert not [path for path in (registered / MODEL_RUNS).rglob("*") if path.is_file()]
 
@@ -105,8 +105,8 @@ def test_mlflow_itself_returns_no_file_from_outside(registered):
     before, errors = set(registered.rglob("*")), []
     for value in HOSTILE:
         try:
-            with failures(tracking_uri()):
-                path = f"{names.REGISTERED_FOLDER}/{value}/artifacts/{SCORES.name}"
+            with translate_errors(tracking_uri()):
+                path = f"{keys.REGISTERED_FOLDER}/{value}/artifacts/{SCORES.name}"
                 connect().download_artifacts(run_id, path, str(into))
         except MlflowError as error:
             errors.append(str(error))

@@ -13,11 +13,11 @@ from tests.conftest import SMALL, diffctl, write_params
 from tests.helpers.browser import NEEDS_CHROMIUM
 from tests.helpers.mlflow_server import MlflowServer
 from tests.helpers.waiting import wait_until
-from tracking import names
-from tracking.links import comparison_link, experiment_link, run_link
-from tracking.lookup import newest_link, parent_runs, read_identity
-from tracking.names import FINGERPRINT
-from tracking.sender import sync
+from tracking import keys
+from tracking.keys import FINGERPRINT
+from tracking.pages.links import comparison_link, experiment_link, run_link
+from tracking.runs.run_lookup import newest_experiment_link, read_identity, training_runs
+from tracking.spool.sender import deliver_all
 from tracking.store import connect, find_by_tags
 
 pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
@@ -34,7 +34,7 @@ def train(folder: Path, uri: str, **changes: object) -> str:
     write_params(folder, train=changes)
     bodies.train(fresh=False, keep=False)
     bodies.sample()
-    sync()
+    deliver_all()
     bodies.evaluate()
     fingerprint = read_identity(RUN).fingerprint
     client = connect(uri)
@@ -80,8 +80,8 @@ def shown(browser, url: str, *texts: str) -> str:
 
 def test_experiment_page_lists_trainings_by_their_best_score(trainings, browser):
     _, uri, runs = trainings
-    experiment = parent_runs(connect(uri))[0].info.experiment_id
-    link = newest_link(uri, uri)
+    experiment = training_runs(connect(uri))[0].info.experiment_id
+    link = newest_experiment_link(uri, uri)
     assert link == experiment_link(uri, experiment)
     text = shown(browser, link, *TRAININGS, BEST, "samples-eta_0.0")
     assert "3 matching runs" in text  # without cells
@@ -103,7 +103,7 @@ def test_run_page_describes_the_training(trainings, browser):
     text = shown(
         browser, run_link(uri, run.info.experiment_id, runs[0]), "diffusion model of digits", "The best"
     )
-    cell = re.search(r" at ([\w.-]+)", run.data.tags[names.BEST])
+    cell = re.search(r" at ([\w.-]+)", run.data.tags[keys.BEST])
     assert cell is not None
     assert cell[1] in text
     assert "best/evaluations" in text

@@ -21,10 +21,10 @@ from tests.helpers.moves import move
 from tests.helpers.paused import Killed, PausedWork
 from tests.helpers.postgres import postgres
 from tests.helpers.scores_document import document
-from tracking.history import Event, History, read_history
-from tracking.moves import Contended, ensure_model, mend
-from tracking.names import CHAMPION, PREVIOUS
-from tracking.promotion import Decision, Hand, foresee, pass_gate, plan_rollback, roll_back
+from tracking.keys import CHAMPION, PREVIOUS
+from tracking.registry.champion_log import History, Move, read_history
+from tracking.registry.moves import ConcurrentMove, ensure_model, repair
+from tracking.registry.promotion import Decision, Override, apply_gate, plan_rollback, preview_gate, roll_back
 from tracking.store import connect
 
 VERSIONS = 4
@@ -53,8 +53,8 @@ def make_versions(client, count: int = VERSIONS) -> str:
 
 
 def promote(client, name: str, number: int) -> Decision:
-    forced = Hand(force=True, note="because")
-    return pass_gate(client, client.get_model_version(name, str(number)), SCORES, forced)
+    forced = Override(force=True, note="because")
+    return apply_gate(client, client.get_model_version(name, str(number)), SCORES, forced)
 
 
 def roll(client, name: str) -> History:
@@ -77,7 +77,7 @@ def test_promotions_and_rollbacks_are_recorded_in_order(sqlite):
     assert set(history.pinned) == {2, 3}
     with pytest.raises(UsageError):
         roll(client, name)
-    decision = foresee(client, name, 3, SCORES)
+    decision = preview_gate(client, name, 3, SCORES)
     assert not decision.passed
     assert "it was bad" in decision.reason
     assert promote(client, name, 3).champion == 3
@@ -95,11 +95,11 @@ def test_second_of_two_concurrent_promotions_fails(sqlite):
         slow.step()
     promote(client, name, 3)
     slow.finish()
-    assert isinstance(slow.error, Contended)
+    assert isinstance(slow.error, ConcurrentMove)
     assert "version 3" in str(slow.error)
     history = read_history(client, name)
     assert moves(history) == [(None, 1), (1, 3)]
-    assert [event.after for event in history.strays] == [2]
+    assert [event.after for event in history.unclaimed] == [2]
     assert history.aliases == {CHAMPION: 3, PREVIOUS: 1}
 
 
@@ -111,9 +111,9 @@ def test_aliases_are_repaired_after_a_kill(sqlite):
     while killed.waiting != "set_registered_model_alias":
         killed.step()
     killed.kill()
-    assert read_history(client, name).misplaced == {CHAMPION: 2, PREVIOUS: 1}
+    assert read_history(client, name).wrong_aliases == {CHAMPION: 2, PREVIOUS: 1}
     with pytest.warns(DiffctlWarning, match="champion of"):
-        assert mend(client, name).aliases == {CHAMPION: 2, PREVIOUS: 1}
+        assert repair(client, name).aliases == {CHAMPION: 2, PREVIOUS: 1}
 
 
 def test_alias_older_than_the_log_is_the_first_champion(sqlite):
@@ -133,7 +133,7 @@ def test_rescored_champion_is_one_holder_and_its_versions_are_pinned_together():
     moved = [(None, 1, "gate"), (1, 2, "gate"), (2, 3, "anew"), (3, 4, "anew")]
 
     def history(*more: tuple[int, int, str]) -> History:
-        events = [Event(**move(number, *one)) for number, one in enumerate([*moved, *more], 1)]
+        events = [Move(**move(number, *one)) for number, one in enumerate([*moved, *more], 1)]
         return History("it", None, tuple(events), (), {})
 
     assert history().holders == [1, 4]
@@ -152,7 +152,7 @@ def test_deleted_champion_can_be_succeeded(sqlite):
     name = make_versions(client)
     promote(client, name, 1)
     client.delete_model_version(name, "1")
-    assert foresee(client, name, 2, SCORES).passed
+    assert preview_gate(client, name, 2, SCORES).passed
     assert promote(client, name, 2).champion == 2
     assert read_history(client, name).aliases == {CHAMPION: 2}
     with pytest.raises(UsageError, match="deleted"):
@@ -217,7 +217,7 @@ class Promoters(RuleBasedStateMachine):
 
     @rule()
     def repair(self) -> None:
-        history = mend(self.client, self.name)
+        history = repair(self.client, self.name)
         self.check_aliases(history)
         if not self.works:
             self.killed = False
@@ -244,7 +244,7 @@ class Promoters(RuleBasedStateMachine):
             assert set(own) <= happened
             if isinstance(work.result, Decision) and work.result.promoted:
                 assert len(own) == 1
-        elif isinstance(work.error, Contended):
+        elif isinstance(work.error, ConcurrentMove):
             assert not set(own) & happened
         else:
             assert isinstance(work.error, UsageError), work.error  # there is no earlier champion
@@ -264,7 +264,7 @@ class Promoters(RuleBasedStateMachine):
         assert [event.before for event in history.events] == befores[: len(self.chain)]
         tags = self.client.get_registered_model(self.name).tags
         assert {key: tags[key] for key in self.recorded} == self.recorded
-        assert len(history.events) + len(history.strays) == len(self.recorded)
+        assert len(history.events) + len(history.unclaimed) == len(self.recorded)
         if not self.works and not self.killed:
             self.check_aliases(history)
 
@@ -273,7 +273,7 @@ class Promoters(RuleBasedStateMachine):
             if work.waiting:
                 work.kill()
         if hasattr(self, "chain"):
-            self.check_aliases(mend(self.client, self.name))
+            self.check_aliases(repair(self.client, self.name))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -313,7 +313,7 @@ def test_promotion_killed_before_any_call_is_complete_or_absent(store, monkeypat
         if not work.waiting:
             break
         work.kill()
-        history = mend(client, name)
+        history = repair(client, name)
         assert history.aliases == ({CHAMPION: 2, PREVIOUS: 1} if history.holder == 2 else {CHAMPION: 1})
         assert promote(client, name, 2).champion == 2
     assert calls > 10

@@ -19,12 +19,12 @@ from tests.conftest import write_params
 from tests.helpers.mlflow_server import MlflowServer
 from tests.helpers.scores_document import CARD, document
 from tests.helpers.small import commit, git
-from tracking import names
-from tracking.description import MOST_CHARACTERS, describe, montage
-from tracking.history import read_history
-from tracking.registry import fetch_champion, register
+from tracking import keys
+from tracking.pages.description import MAX_CHARACTERS, describe_version, samples_montage
+from tracking.registry.champion_log import read_history
+from tracking.registry.model_registry import fetch_champion, register
+from tracking.registry.model_versions import DVC_LOCK
 from tracking.store import connect
-from tracking.versions import DVC_LOCK
 
 NAME = "diffctl-digits"
 BEST = "steps2-eta0"
@@ -81,7 +81,7 @@ def test_promote_and_rollback_commands_return_their_exit_codes(make_model):
     make_model(1, {(2, 0.0): 0.2})
     assert run("promote").exit_code == 0, "it is better than version 2 and was not rolled back"
     assert run("rollback", "--reason", "blurred").exit_code == 0
-    assert history().aliases == {names.CHAMPION: 2}
+    assert history().aliases == {keys.CHAMPION: 2}
     assert set(history().pinned) == {1}
 
 
@@ -132,13 +132,13 @@ def test_rollback_accepts_only_an_earlier_champion(register_all):
 
 def test_each_decision_is_kept_on_the_version(register_all):
     register_all(0.2, 0.9)
-    kept_out = version(2).tags[names.DECISION]
+    kept_out = version(2).tags[keys.DECISION]
     register()
     run("promote", "2", "--force", "--reason", "x")
     tags = version(2).tags
-    assert tags[names.DECISION] == kept_out
-    assert tags[f"{names.DECISION}.2"].startswith("promoted:")
-    assert f"{names.DECISION}.3" not in tags
+    assert tags[keys.DECISION] == kept_out
+    assert tags[f"{keys.DECISION}.2"].startswith("promoted:")
+    assert f"{keys.DECISION}.3" not in tags
 
 
 def test_history_records_time_person_commit_and_reason(register_all, here):
@@ -176,10 +176,10 @@ def test_damaged_history_is_refused(register_all):
 
 def test_alias_moved_in_mlflow_is_restored_with_a_warning(register_all):
     register_all(0.2, 0.9)
-    connect().set_registered_model_alias(NAME, names.CHAMPION, "2")
+    connect().set_registered_model_alias(NAME, keys.CHAMPION, "2")
     with pytest.warns(match="champion of diffctl-digits"):
         assert register().champion == 1
-    assert history().aliases == {names.CHAMPION: 1}
+    assert history().aliases == {keys.CHAMPION: 1}
 
 
 def write_samples(sha256: str) -> None:
@@ -196,13 +196,13 @@ def test_version_describes_its_model_scores_and_samples(make_model, here):
     DVC_LOCK.write_text(f"    - path: models/unet.safetensors\n      md5: {md5}\n      size: 1\n")
     register()
     tags, text, run_id = version(1).tags, version(1).description, version(1).run_id
-    assert tags[names.DVC_MD5] == md5
-    assert tags[names.GIT_COMMIT] == git(here, "rev-parse", "HEAD").strip()
-    assert tags[names.BEST] == f"kd_effnet_lite0_64 0.2 at {BEST}"
+    assert tags[keys.DVC_MD5] == md5
+    assert tags[keys.GIT_COMMIT] == git(here, "rev-parse", "HEAD").strip()
+    assert tags[keys.BEST] == f"kd_effnet_lite0_64 0.2 at {BEST}"
     assert text.startswith("**digits**, 8×8×1, 10 classes: network unet, ")
     assert "| **2 steps, η = 0** | 200 | 175 | 0.2 |" in text
     assert f"diffctl sample --run-id {run_id} " in text
-    folder = f"registered/{tags[names.CARD]}".replace("/", "%2F")
+    folder = f"registered/{tags[keys.CARD]}".replace("/", "%2F")
     assert f"![samples](get-artifact?path={folder}%2Fmontage.png&run_uuid=" in text
     (picture,) = here.glob("mlartifacts/**/montage.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -235,7 +235,7 @@ def test_description_lists_deviations_from_the_named_protocol(make_model):
     make_model(1)
     named = document({(10, 0.0): 0.1}).model_copy(update={"protocol": "ddim"})
     text, unnamed = (
-        describe(read_artefact(MODEL), one, "r" * 32, "registered/x", with_montage=False)
+        describe_version(read_artefact(MODEL), one, "r" * 32, "registered/x", with_montage=False)
         for one in (named, document())
     )
     assert "By the protocol of DDIM" in text
@@ -246,8 +246,8 @@ def test_description_lists_deviations_from_the_named_protocol(make_model):
 def test_description_of_a_large_sweep_fits_mlflow(make_model):
     make_model(1)
     many = document({(steps, 0.0): 1 / steps for steps in range(1, 200)})
-    text = describe(read_artefact(MODEL), many, "r" * 32, "registered/x", with_montage=True)
-    assert len(text) < MOST_CHARACTERS
+    text = describe_version(read_artefact(MODEL), many, "r" * 32, "registered/x", with_montage=True)
+    assert len(text) < MAX_CHARACTERS
     assert "179 more cells" in text
     assert "| **199 steps, η = 0** |" in text
-    assert montage(many) is None
+    assert samples_montage(many) is None

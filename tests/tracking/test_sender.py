@@ -18,9 +18,9 @@ from tests.helpers.mlflow_server import MlflowServer, free_port
 from tests.helpers.spools import EXPERIMENT, logged, open_spool, run_of, stored, the_run, write_points
 from tests.helpers.training_process import DEADLINE, prepare
 from tests.helpers.waiting import wait_until
-from tracking import sender
-from tracking.delivery import Sent
-from tracking.reach import MlflowAway
+from tracking.connectivity import MlflowUnavailable
+from tracking.spool import sender
+from tracking.spool.delivery import DeliveryState
 from tracking.store import connect, ensure_experiment
 
 
@@ -38,12 +38,12 @@ def test_folder_as_store_is_refused_at_start(folder, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
     open_spool(folder)
     with pytest.raises(UsageError, match="MLFLOW_TRACKING_URI"):
-        sender.start(folder)
+        sender.start_sender(folder)
 
 
 def test_training_continues_when_no_sender_can_start(folder):
     with pytest.warns(DiffctlWarning, match="diffctl sync"):
-        handle = sender.start(folder)  # the folder does not exist, so its log cannot be opened
+        handle = sender.start_sender(folder)  # the folder does not exist, so its log cannot be opened
     assert not handle.close(timeout=1)
 
 
@@ -67,7 +67,7 @@ def test_sender_ends_after_its_time_limit(folder, monkeypatch):
 @pytest.mark.slow
 def test_training_without_server_is_delivered_by_a_later_sync(folder, server):
     spool = open_spool(folder)
-    handle = sender.start(folder)
+    handle = sender.start_sender(folder)
     write_points(spool, 1, 200)
     spool.close("FINISHED")
     started = time.monotonic()
@@ -75,14 +75,14 @@ def test_training_without_server_is_delivered_by_a_later_sync(folder, server):
     assert time.monotonic() - started < 5
     handle.process.kill()
     handle.process.wait()
-    with pytest.raises(MlflowAway):
-        sender.sync(root=folder.parent)
+    with pytest.raises(MlflowUnavailable):
+        sender.deliver_all(root=folder.parent)
     server.start()
-    (done,) = sender.sync(root=folder.parent)
+    (done,) = sender.deliver_all(root=folder.parent)
     assert done.done, done.message
     assert stored(server.uri) == logged(folder)
     assert the_run(server.uri).info.status == "FINISHED"
-    assert [again.points for again in sender.sync(root=folder.parent)] == [0]
+    assert [again.points for again in sender.deliver_all(root=folder.parent)] == [0]
 
 
 @pytest.mark.slow
@@ -97,7 +97,9 @@ def test_sync_delivers_a_training_without_server(project, server):
     run, key = run_of(project)
 
     def synced() -> bool:  # the training's own sender may still be delivering
-        return diffctl(project, "sync", env=env).returncode == 0 and Sent.load(run, server.uri).complete
+        return (
+            diffctl(project, "sync", env=env).returncode == 0 and DeliveryState.load(run, server.uri).complete
+        )
 
     wait_until(synced, DEADLINE)
     assert stored(server.uri, key) == logged(run)
@@ -109,7 +111,7 @@ import sys, time
 from pathlib import Path
 from diffusion.system.locks import file_lock
 from tracking import sender
-from tracking.spool import Spool
+from tracking.spool.spool_writer import Spool
 folder = Path(sys.argv[1])
 with file_lock(folder / "lock"):
     spool = Spool(folder, key="key", name="digits-abcd", experiment="diffctl-digits")
@@ -134,7 +136,7 @@ class Trainer:
 
     def wait_for_progress(self) -> None:
         """Wait until more was delivered than now."""
-        self.wait_for_increase(lambda: Sent.load(self.folder, self.uri).offset)
+        self.wait_for_increase(lambda: DeliveryState.load(self.folder, self.uri).offset)
 
     def wait_for_failed_try(self) -> None:
         """Wait until the sender logs one more failed try."""
@@ -165,7 +167,7 @@ def gone(pid: int) -> bool:
 def test_sender_of_a_killed_training_ends_and_marks_it_killed(folder, uri, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     trainer = Trainer(folder, uri)
-    wait_until(lambda: Sent.load(folder, uri).offset > 500, 90)
+    wait_until(lambda: DeliveryState.load(folder, uri).offset > 500, 90)
     trainer.kill()
     assert the_run(uri).info.status == "KILLED"
 
@@ -178,7 +180,7 @@ def test_killed_sender_loses_and_duplicates_nothing(folder, server):
         trainer.wait_for_progress()
         os.kill(trainer.sender, signal.SIGKILL)
         read_end, write_end = os.pipe()
-        command = [sys.executable, "-m", "tracking.sender", str(folder)]
+        command = [sys.executable, "-m", "tracking.spool.sender", str(folder)]
         process = subprocess.Popen(command, stdin=read_end)
         os.close(read_end)
         trainer.sender = process.pid

@@ -9,7 +9,7 @@ import pytest
 from diffusion.images.store_meta import Ancestor
 from diffusion.system.errors import DiffctlError, UsageError
 from tracking import store
-from tracking.names import REGISTRY_EXPERIMENT, start_tags
+from tracking.keys import REGISTRY_EXPERIMENT, pretrained_tags
 
 START = """
 import sys
@@ -94,11 +94,11 @@ def test_experiments_have_a_description_and_stay_deleted(uri):
 def test_start_tags_name_the_nearest_model_and_the_lineage():
     near = Ancestor(sha256="a" * 64, data="clothes", digest="b" * 64, step=2800)
     far = Ancestor(sha256="c" * 64, data="photos", digest="d" * 64, step=7)
-    assert start_tags((near, far)) == {
+    assert pretrained_tags((near, far)) == {
         "diffctl.start": "a" * 64,
         "diffctl.start.data": "clothes",
         "diffctl.start.data_digest": "b" * 64,
         "diffctl.start.step": "2800",
         "diffctl.lineage": f"{'a' * 16} {'c' * 16}",
     }
-    assert start_tags(()) == {}
+    assert pretrained_tags(()) == {}

@@ -21,7 +21,7 @@ from tests.helpers.training_process import (
     wait_for_step,
 )
 from tests.helpers.waiting import wait_until
-from tracking.trainings import read_trainings
+from tracking.spool.training_status import list_trainings
 
 STEPS = 40
 
@@ -111,10 +111,10 @@ def test_halted_for_a_while_it_is_running_and_ends_as_if_it_had_not_been(prepare
     wait_for_step(prepared, process, 3)
     process.send_signal(signal.SIGSTOP)
     wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
-    (training,) = read_trainings()
+    (training,) = list_trainings()
     assert training.state == "running"
     process.send_signal(signal.SIGCONT)
     assert process.wait(120) == 0
     assert logged_steps(prepared) == list(range(1, STEPS + 1))
-    (training,) = read_trainings()
+    (training,) = list_trainings()
     assert training.state == "finished"

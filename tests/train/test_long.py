@@ -21,7 +21,7 @@ from diffusion.train.identity import plan_training
 from diffusion.train.loop import Silent, TrainState, new_state, train
 from diffusion.train.run_folder import open_run, write_loss_curve
 from tests.conftest import params
-from tracking.spool import EVENTS, Known, Spool
+from tracking.spool.spool_writer import EVENTS, Spool, SpoolIndex
 
 CPU = torch.device("cpu")
 STEPS = 200_000
@@ -85,7 +85,7 @@ def test_two_hundred_thousand_steps_stay_small(digits_store: Path, tmp_path: Pat
         (newest, _) = sorted(run.folder.glob("state-*"), reverse=True)
         assert newest.stat().st_size - weights < 2**19
         assert (run.folder / EVENTS).stat().st_size / (STEPS / 10) < 300, "bytes a logged point"
-        assert set(Known.of(run.folder).steps.values()) == {STEPS}
+        assert set(SpoolIndex.of(run.folder).steps.values()) == {STEPS}
     assert grown[0] < 2**19, "200 rows of the curve, and nothing else"
     write_loss_curve(tmp_path / "loss.csv", resumed.history)
     assert len((tmp_path / "loss.csv").read_text().splitlines()) == CURVE_ROWS + 1

@@ -8,9 +8,9 @@ from typing import Any
 
 from cli.commands.registry import _row
 from tests.helpers.moves import identity, move
-from tracking.history import read_history
-from tracking.names import EVENT, HISTORY_RUN
-from tracking.promotion import pin_told
+from tracking.keys import EVENT, HISTORY_RUN
+from tracking.registry.champion_log import read_history
+from tracking.registry.promotion import pin_reason
 
 MOVES = ((None, 1, "gate"), (1, 2, "force"), (2, 1, "rollback"), (1, 3, "anew"))
 
@@ -35,7 +35,7 @@ def parse(path: Path) -> None:
     history = read_history(client, "diffctl-digits")
     history.as_json(), history.misplaced
     [_row(event) for event in (*history.events, *history.strays)]
-    [pin_told(pin, version) for version, pin in history.pinned.items()]
+    [pin_reason(pin, version) for version, pin in history.pinned.items()]
 
 
 def _id(text: str) -> str:

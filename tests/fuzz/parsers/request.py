@@ -14,7 +14,7 @@ from diffusion.protocol.scores import write_scores_document
 from diffusion.system.errors import DiffctlError
 from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.scores_document import document
-from tracking.served import Request, Sampler
+from tracking.registry.pyfunc_model import RegisteredSampler, Request
 
 
 def seeds() -> list[bytes]:
@@ -37,7 +37,7 @@ def seeds() -> list[bytes]:
 
 
 @cache
-def _sampler() -> Sampler:
+def _sampler() -> RegisteredSampler:
     """A small model of four timesteps, as it is loaded from the registry."""
     spec = spec_of(channels=4, channel_mult=(1,), attention=(), head_channels=4)
     with TemporaryDirectory() as folder:
@@ -49,7 +49,7 @@ def _sampler() -> Sampler:
             artifacts={"weights": str(weights), "scores": str(scores)},
             model_config={"best_cell": "steps2-eta0"},
         )
-        sampler = Sampler()
+        sampler = RegisteredSampler()
         sampler.load_context(context)
     return sampler
 

@@ -17,8 +17,8 @@ from diffusion.protocol.scores import document_values, read_scores
 from diffusion.report import score_tables
 from diffusion.system.errors import DiffctlError
 from tests.helpers.scores_document import ERRORS, document, with_space
-from tracking.compare import compare
-from tracking.comparison import Scored
+from tracking.comparison.score_comparison import compare
+from tracking.comparison.score_rows import ScoredRun
 
 NAME = "scores.json"
 
@@ -77,4 +77,4 @@ def parse(path: Path) -> None:
     score_tables.spaces_table(all_spaces(ours))
     score_tables.protocol_table([cell.card for cell in ours.cells.values()])
     with suppress(DiffctlError):
-        compare([Scored("a", ours), Scored("b", theirs)]).as_json()
+        compare([ScoredRun("a", ours), ScoredRun("b", theirs)]).as_json()

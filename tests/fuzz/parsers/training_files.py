@@ -16,10 +16,10 @@ from diffusion.train.heartbeat import BEAT, read_heartbeat
 from diffusion.train.run_folder import kept_by
 from flows.stage_outcome import read_outcome
 from tests.fuzz.repairs import reseal
-from tracking.delivery import Sent, _Said
-from tracking.lookup import read_identity
-from tracking.spool import CHECKSUM, EVENTS, Known, Spool
-from tracking.trainings import read_training
+from tracking.runs.run_lookup import read_identity
+from tracking.spool.delivery import DeliveryState, _Said
+from tracking.spool.spool_writer import CHECKSUM, EVENTS, Spool, SpoolIndex
+from tracking.spool.training_status import read_status
 
 SEALED = (
     {"key": "k", "pid": 5, "step": 3, "heartbeat": 1.5},
@@ -71,10 +71,10 @@ def parse(path: Path) -> None:
         (folder / name).write_bytes(data)
     (folder / "digests").write_bytes(b"\0" * 64)
     (folder / "journal.jsonl").write_bytes(data)
-    Known.of(folder), Sent.load(folder, "sqlite:///x")
+    SpoolIndex.of(folder), DeliveryState.load(folder, "sqlite:///x")
     reads = (
         lambda: _read_journal(SplitTarget(folder, (1, 8, 8, 1))) or None,
-        lambda: read_training(folder),
+        lambda: read_status(folder),
         lambda: read_heartbeat(folder),
         lambda: read_identity(path),
         lambda: kept_by(path.parent / "x", {}),

@@ -1,0 +1,125 @@
+"""MLflow that is absent, hangs, fails or wants a password: one sentence each, within seconds."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from diffusion.system.errors import UsageError
+from tests.helpers.mlflow_server import free_port
+from tracking import connectivity
+from tracking.connectivity import MlflowDenied, MlflowUnavailable, check_reachable, redact_uri
+from tracking.runs.run_lookup import find_run
+from tracking.store import connect, translate_errors
+
+
+@pytest.fixture(autouse=True)
+def no_answers_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connectivity, "_answered", set())
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
+@contextmanager
+def server(status: int, health: int = 200) -> Iterator[str]:
+    """Serve one status for everything but /health; yield the address with a password."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(health if self.path == "/health" else status)
+            self.end_headers()
+            self.wfile.write(b"You are not authenticated.\nPlease see https://mlflow.org")
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
+        thread = threading.Thread(target=web.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://me:secret@127.0.0.1:{web.server_port}"
+        web.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "health", "error", "exit_code"),
+    [
+        (401, 200, MlflowDenied, 2),
+        (403, 200, MlflowDenied, 2),
+        (503, 200, MlflowUnavailable, 75),
+        (429, 200, MlflowUnavailable, 75),
+        (200, 502, MlflowUnavailable, 75),
+    ],
+)
+def test_status_decides_error_and_exit_code(
+    status: int, health: int, error: type[Exception], exit_code: int
+) -> None:
+    with server(status, health) as uri, pytest.raises(error, match=r"^[^\n]*$") as caught:
+        find_run("abc", uri)
+    assert caught.value.exit_code == exit_code
+    assert "secret" not in str(caught.value)
+    assert redact_uri(uri) in str(caught.value)
+
+
+def test_any_http_answer_counts_as_reachable() -> None:
+    with server(404, 404) as uri:
+        check_reachable(uri)
+    check_reachable("sqlite:////nowhere/mlflow.db")
+
+
+def test_hung_server_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connectivity, "TIMEOUT_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(MlflowUnavailable, match=r"0\.1 s"):
+            check_reachable(uri)
+
+
+def test_lost_connection_is_detected() -> None:
+    uri = f"http://me:secret@127.0.0.1:{free_port()}"
+    connectivity._answered.add(uri)
+    with pytest.raises(MlflowUnavailable) as caught, translate_errors(uri):
+        connect(uri).get_experiment_by_name("x")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://host:port",
+        "http://",
+        "http://[::1",
+        "postgresql+psycopg://me:secret@host:port/db",
+        "postgre://me:secret@host/db",
+        "mssql+pyodbc://me:secret@host/db",
+    ],
+)
+def test_invalid_address_is_refused(uri: str) -> None:
+    with pytest.raises(UsageError, match="MLFLOW_TRACKING_URI") as caught:
+        check_reachable(uri)
+    assert "secret" not in str(caught.value)
+
+
+def test_password_is_never_shown() -> None:
+    assert redact_uri("http://me:secret@host:5000/x") == "http://host:5000/x"
+    assert redact_uri("http://host:5000") == "http://host:5000"
+    assert redact_uri("sqlite:////a/b@c.db") == "sqlite:////a/b@c.db"
+
+
+@pytest.mark.slow
+def test_absent_and_hung_databases_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psycopg")
+    with pytest.raises(MlflowUnavailable, match="Connection refused") as caught:
+        check_reachable(f"postgresql+psycopg://me:secret@127.0.0.1:{free_port()}/db?password=secret")
+    assert caught.value.exit_code == 75
+    assert "secret" not in str(caught.value)
+    monkeypatch.setattr(connectivity, "TIMEOUT_SECONDS", 2)  # the minimum of libpq
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        pytest.raises(MlflowUnavailable, match="timeout"),
+    ):
+        check_reachable(f"postgresql+psycopg://me:secret@127.0.0.1:{listener.getsockname()[1]}/db")

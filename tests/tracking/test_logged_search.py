@@ -1,0 +1,63 @@
+"""A search in MLflow: one run that is the parent of its trials."""
+
+from pathlib import Path
+
+import pytest
+
+from diffusion.system.locks import is_held
+from tracking.keys import PARENT, SEARCH, SEARCH_KEY, SEARCH_ROOT
+from tracking.runs.logged_search import LOCK, log_search
+from tracking.runs.run_lookup import training_runs
+from tracking.spool.delivery import SENT, deliver
+from tracking.spool.spool_writer import Spool
+from tracking.store import connect, find_by_tags
+
+KEY = "k" * 32
+
+
+def write_trial(folder: Path, search_key: str = KEY) -> None:
+    spool = Spool(folder, folder.name, f"trial {folder.name}", "diffctl-digits")
+    spool.tags({SEARCH: "rates", SEARCH_KEY: search_key})
+    spool.close("FINISHED")
+
+
+def test_trials_are_children_of_one_run_however_often_they_are_sent(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = []
+
+    def find(client, experiments, tags):
+        locked.append(is_held(tmp_path / LOCK))
+        return find_by_tags(client, experiments, tags)
+
+    monkeypatch.setattr("tracking.runs.logged_search.find_by_tags", find)
+    for key in ("a", "b"):
+        write_trial(tmp_path / key)
+    for key in ("a", "b", "a"):
+        deliver(tmp_path / key, uri)
+        (tmp_path / key / SENT).unlink()
+    parent, again = (
+        log_search(KEY, "rates", "digits", {"best": 1}, {"best/kid": 0.5}, tmp_path) for _ in range(2)
+    )
+    assert parent == again
+    assert all(locked), "the parent is looked up and created under a lock"
+    assert not is_held(tmp_path / LOCK)
+    client = connect(uri)
+    trials = training_runs(client)
+    assert len(trials) == 2, "the search itself is not a training"
+    assert {run.data.tags[PARENT] for run in trials} == {parent}
+    run = client.get_run(parent)
+    assert run.data.tags[SEARCH_ROOT] == KEY
+    assert run.data.metrics == {"best/kid": 0.5}
+    assert len(client.get_metric_history(parent, "best/kid")) == 1
+
+
+def test_trial_moves_to_a_later_search_of_the_same_name(uri: str, tmp_path: Path) -> None:
+    """The spool writes only changed tags: the second key comes without the search's name."""
+    for key in ("1" * 32, "2" * 32):
+        write_trial(tmp_path / "training", key)
+        deliver(tmp_path / "training", uri)
+    client = connect(uri)
+    (trial,) = training_runs(client)
+    parent = client.get_run(trial.data.tags[PARENT]).data.tags
+    assert (parent[SEARCH_ROOT], parent[SEARCH]) == ("2" * 32, "rates")

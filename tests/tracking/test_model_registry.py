@@ -1,0 +1,276 @@
+"""Registering a model: the gate, the checks of its files, and the model as MLflow loads and serves it."""
+
+import base64
+import contextlib
+import io
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusion.images.pixels import to_nhwc
+from diffusion.layout import MODEL, SCORES
+from diffusion.model.model_file import load_model, read_artefact
+from diffusion.protocol.scores import read_scores, write_scores_document
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.class_labels import class_condition, mixed_condition
+from diffusion.sample.generate import generate
+from diffusion.system.errors import DiffctlError, UsageError
+from tests.conftest import diffctl
+from tests.helpers.disks import fill_up, make_room, memory_disk
+from tests.helpers.mlflow_server import free_port, wait_for
+from tests.helpers.scores_document import document
+from tracking import keys
+from tracking.connectivity import MlflowError
+from tracking.registry.model_registry import (
+    fetch_champion,
+    fetch_champion_scores,
+    fetch_version,
+    read_champion_history,
+    register,
+)
+from tracking.registry.promotion import Override
+from tracking.store import ENVIRONMENT, connect
+
+pytestmark = pytest.mark.usefixtures("here")
+CPU = torch.device("cpu")
+NAME = "diffctl-digits"
+
+
+def test_only_a_better_score_of_the_same_protocol_is_promoted(make_model):
+    def registered(seed: int, kernel: dict, **card):
+        make_model(seed, kernel, **card)
+        return register()
+
+    first = registered(1, {(5, 0.0): 0.3, (10, 0.0): 0.2})
+    assert (first.version, first.champion, first.promoted) == (1, 1, True)
+    worse = registered(2, {(5, 0.0): 0.4, (10, 0.0): 0.25})
+    assert (worse.version, worse.champion, worse.promoted) == (2, 1, False)
+    assert "0.25" in worse.reason
+    assert "version 1's 0.2" in worse.reason
+    other = registered(3, {(5, 0.0): 0.1, (10, 0.0): 0.1}, num_images=1000)
+    assert (other.champion, other.promoted) == (1, False)
+    assert "num_images (500 against 1000)" in other.reason
+    better = registered(4, {(10, 0.0): 0.15})
+    assert (better.champion, better.promoted) == (4, True)
+    aliases = connect().get_registered_model(NAME).aliases
+    assert {alias: int(number) for alias, number in aliases.items()} == {
+        keys.CHAMPION: 4,
+        keys.PREVIOUS: 1,
+    }
+    assert connect().get_model_version(NAME, "2").tags[keys.DECISION] == worse.reason
+    assert read_artefact(fetch_version(NAME, 4)).model_sha256 == read_artefact(MODEL).model_sha256
+    assert read_artefact(fetch_version(NAME, 2)).model_sha256 != read_artefact(MODEL).model_sha256
+
+
+def test_registering_again_changes_nothing(make_model):
+    make_model(1)
+    first, again = register(), register()
+    assert (again.version, again.champion, again.promoted) == (1, 1, False)
+    assert str(first) == "diffctl-digits version 1: promoted: the first one; champion is version 1"
+    assert len(connect().search_model_versions(f"name = '{NAME}'")) == 1
+
+
+def test_model_file_that_is_a_dvc_link_is_registered(make_model, tmp_path):
+    make_model(1)
+    weights = MODEL.read_bytes()
+    for path in (MODEL, SCORES):
+        cached = path.rename(tmp_path / f"{path.name}-of-the-cache")
+        path.symlink_to(cached)
+    assert register().promoted
+    assert fetch_champion(NAME).read_bytes() == weights
+
+
+def test_full_artifact_disk_leaves_no_partial_version(make_model, mount, tmp_path):
+    make_model(1)
+    artifacts = mount(tmp_path / "mlartifacts", *memory_disk("300k"))
+    with pytest.raises(MlflowError, match="make room"):
+        register()
+    assert not [path for path in artifacts.rglob("*") if path.is_file() and path.parent.name != "evaluation"]
+    assert not connect().search_model_versions(f"name = '{NAME}'")
+    make_room(artifacts)
+    assert register().promoted
+    assert fetch_champion(NAME).read_bytes() == MODEL.read_bytes()
+
+
+def test_full_database_disk_is_one_sentence(make_model, mount, tmp_path, monkeypatch):
+    make_model(1)
+    disk = mount(tmp_path / "disk", *memory_disk("8m"))
+    shutil.copyfile(tmp_path / "mlflow.db", disk / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{disk}/mlflow.db")
+    fill_up(disk)
+    with pytest.raises(MlflowError, match=r"^[^\n]*make room$"):
+        register()
+    make_room(disk)
+    assert register().promoted
+
+
+def test_model_under_a_new_protocol_replaces_its_own_old_version(make_model):
+    make_model(1, {(10, 0.0): 0.2})
+    register()
+    make_model(1, {(10, 0.0): 0.3}, torch="3.0")
+    rescored = register()
+    assert (rescored.version, rescored.champion, rescored.promoted) == (2, 2, True)
+    make_model(2, {(10, 0.0): 0.4}, torch="3.0")
+    assert not register().promoted
+    assert register(override=Override(force=True)).champion == 3
+
+
+def test_scores_of_another_model_and_damaged_weights_are_refused(make_model, here):
+    make_model(1)
+    weights = MODEL.read_bytes()
+    MODEL.write_bytes(weights[:-9] + bytes([weights[-9] ^ 1]) + weights[-8:])
+    with pytest.raises(DiffctlError, match="damaged"):
+        register()
+    assert not (here / "mlartifacts").exists()
+    make_model(1)
+    write_scores_document(SCORES, document())
+    with pytest.raises(DiffctlError, match="another model"):
+        register()
+
+
+def test_champion_is_fetched_and_checked(make_model, here):
+    with pytest.raises(DiffctlError, match="no champion"):
+        fetch_champion(NAME)
+    sha256 = make_model(1)
+    register()
+    assert fetch_champion_scores(NAME) == read_scores(SCORES)
+    path = fetch_champion(NAME)
+    assert read_artefact(path).model_sha256 == sha256
+    load_model(path)
+    path.unlink()
+    (stored,) = here.glob("mlartifacts/**/registered/*/artifacts/unet.safetensors")
+    stored.write_bytes(stored.read_bytes()[:-1] + b"x")
+    with pytest.raises(DiffctlError, match="SHA-256"):
+        fetch_champion(NAME)
+
+
+def test_history_without_a_store_creates_none(tmp_path, monkeypatch):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    with pytest.raises(UsageError):
+        read_champion_history(NAME)
+    assert list(empty.iterdir()) == []
+
+
+LOAD = """
+import json, sys
+import mlflow.pyfunc
+model = mlflow.pyfunc.load_model("models:/diffctl-digits@champion")
+for request in json.loads(sys.argv[1]):
+    try:
+        print(json.dumps([reply.model_dump() for reply in model.predict([request])]))
+    except Exception as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def load_and_predict(here: Path, requests: list[dict]) -> subprocess.CompletedProcess:
+    """Predict in a process that may not unpickle and cannot import this project."""
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{here / 'mlflow.db'}"}
+    env = os.environ | store | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    env.pop("PYTHONPATH", None)
+    command = [sys.executable, "-c", LOAD, json.dumps(requests)]
+    return subprocess.run(command, cwd=here, env=env, capture_output=True, text=True, timeout=120)
+
+
+def pixels(reply: dict) -> np.ndarray:
+    images = [Image.open(io.BytesIO(base64.b64decode(image))) for image in reply["images"]]
+    return np.stack([np.asarray(image, dtype=int) for image in images])
+
+
+BAD_REQUESTS = {
+    "numm": {"numm": 1},
+    "64": {"num": 1000},
+    "'cat'": {"class": "cat"},
+    "5000": {"steps": 5000},
+    "indices": {"indices": []},
+    "less than or equal to 1000": {"guidance": 1e308},
+    "noise: Input should be 'small', 'large' or 'learned'": {"noise": "none"},
+}
+
+
+@pytest.mark.slow
+def test_registered_model_makes_the_same_images_without_pickle(make_model, here):
+    make_model(1, {(2, 1.0): 0.1, (3, 0.0): 0.3})
+    register()
+    suffixes = {path.suffix for path in here.glob("mlartifacts/**/registered/**/*") if path.is_file()}
+    assert not suffixes & {".pkl", ".pickle", ".pt", ".joblib", ".pyc"}
+    one = {"indices": [1], "steps": 3, "eta": 0, "seed": 5, "class": "7", "guidance": 0.5}
+    requests = [{"num": 2}, one | {"guidance_interval": [0.3, 4]}, *BAD_REQUESTS.values()]
+    done = load_and_predict(here, requests)
+    assert (done.returncode, done.stderr) == (0, "")
+    (first,), (second,), *refused = map(json.loads, done.stdout.splitlines())
+    loaded = load_model(MODEL)
+    best = SampleSettings(steps=2, eta=1.0)
+    expected = to_nhwc(generate(loaded, best, [0, 1], mixed_condition(loaded.artefact, best, [0, 1]), CPU))
+    assert np.abs(pixels(first) - expected[..., 0].astype(int)).max() <= 1
+    assert (first["indices"], first["labels"]) == ([0, 1], [0, 1])
+    other = SampleSettings(steps=3, eta=0.0, seed=5, guidance=0.5, guidance_interval=(0.3, 4.0))
+    expected = to_nhwc(generate(loaded, other, [1], class_condition(loaded.artefact, "7", 1), CPU))
+    assert np.abs(pixels(second) - expected[..., 0].astype(int)).max() <= 1
+    for reason, answer in zip(BAD_REQUESTS, refused, strict=True):
+        assert reason in answer
+
+
+@pytest.mark.slow
+def test_non_finite_and_swapped_models_are_not_served(make_model, here):
+    make_model(1, add=math.nan)
+    register()
+    done = load_and_predict(here, [{"num": 2}])
+    assert "image 0 is NaN or infinite from step 1 on" in json.loads(done.stdout)
+    (stored,) = here.glob("mlartifacts/**/registered/*/artifacts/unet.safetensors")
+    make_model(2)
+    stored.write_bytes(MODEL.read_bytes())
+    done = load_and_predict(here, [{"num": 1}])
+    assert done.returncode == 1
+    assert "not the model that was registered" in done.stderr
+
+
+@pytest.mark.slow
+def test_mlflow_serves_it_over_http(make_model, here):
+    make_model(1, {(2, 0.0): 0.1})
+    register()
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/diffctl-digits@champion"]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    # MLflow starts uvicorn by name: the environment's commands must be on PATH.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{here / 'mlflow.db'}", "PATH": path}
+    with open(here / "serve.log", "wb") as log:
+        process = subprocess.Popen(command, cwd=here, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/ping", process, here / "serve.log")
+        body = json.dumps({"inputs": [{"indices": [3, 4], "class": "5"}]}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
+        )
+        (reply,) = json.load(urllib.request.urlopen(request, timeout=60))["predictions"]
+        assert (reply["indices"], reply["labels"]) == ([3, 4], [5, 5])
+        assert pixels(reply).shape == (2, 8, 8)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.slow
+def test_command_prints_no_warnings_of_mlflow(make_model, here, monkeypatch):
+    for name in ENVIRONMENT:  # set by this process's own use of MLflow
+        monkeypatch.delenv(name, raising=False)
+    make_model(1)
+    done = diffctl(here, "promote", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    values = json.loads(done.stdout)
+    assert (values["version"], values["champion"], values["promoted"]) == (1, 1, True)

@@ -1,0 +1,328 @@
+"""Comparing scores: only numbers with equal protocol cards share a row."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from cli import main
+from diffusion.choice.confidence import NORMAL
+from diffusion.choice.gate import decide
+from diffusion.choice.ranking import best_cell, rank_metric
+from diffusion.choice.spaces import scores_in_space
+from diffusion.evaluate.features.reference_features import make_reference
+from diffusion.evaluate.sweep_scores import write_scores
+from diffusion.protocol.grid import SAMPLING_VERSION
+from diffusion.protocol.scores import ImageScores as CellOf
+from diffusion.protocol.scores import ScoresDocument, write_scores_document
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.files import write_json
+from tests.helpers.digits_sweep import (
+    ONE_CELL,
+    make_config,
+    rewrite,
+    score_sweep,
+    write_prepared,
+    write_sweep,
+)
+from tests.helpers.scores_document import certain, chance, document, of_seed, with_errors, with_space
+from tracking.comparison.comparison_page import render_comparison
+from tracking.comparison.score_comparison import compare, load_scored
+from tracking.comparison.score_rows import ScoredRun
+
+FEW = {(10, 0.0): 0.2}
+CELL = "steps10-eta0"
+FD, KD = "fd_effnet_lite0_64", "kd_effnet_lite0_64"
+LIMIT = f"{FD}_inf"
+
+
+def scored(**documents: ScoresDocument) -> list[ScoredRun]:
+    return [ScoredRun(label, one) for label, one in documents.items()]
+
+
+def values_of(result) -> dict:
+    return {row.metric: row.values for row in result.rows}
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """A function that writes documents to files and runs `diffctl compare` on them."""
+    monkeypatch.chdir(tmp_path)
+
+    def compare_files(*options: str, **documents: ScoresDocument):
+        for name, one in documents.items():
+            write_scores_document(tmp_path / f"{name}.json", one)
+        return CliRunner().invoke(main.app, ["compare", *(f"{name}.json" for name in documents), *options])
+
+    return compare_files
+
+
+def test_equal_cards_share_rows():
+    worse = document({(5, 0.0): 0.4, (10, 0.0): 0.3}, model_sha256="b" * 64)
+    result = compare(scored(a=document(), b=worse))
+    assert result.differences == []
+    assert {(row.cell, row.metric): row.values for row in result.rows} == {
+        ("steps5-eta0", KD): [0.3, 0.4],
+        ("steps5-eta0", FD): [300.0, 400.0],
+        (CELL, KD): [0.2, 0.3],
+        (CELL, FD): [200.0, 300.0],
+    }
+
+
+def test_different_cards_are_left_out_with_their_fields():
+    other = document(FEW, num_images=1000, reference_digest="x" * 64)
+    result = compare(scored(a=document(FEW), b=other, c=document(FEW)), ["excess"])
+    assert values_of(result) == {"excess": [175.0, None, 175.0]}
+    (difference,) = result.differences
+    assert (difference.label, difference.cells) == ("b", [CELL])
+    assert difference.fields == {"num_images": [500, 1000], "reference_digest": ["r" * 64, "x" * 64]}
+
+
+def test_card_without_a_sampling_version_is_another_protocol():
+    old = document(FEW)
+    del old.cells[CELL].card["sampling_version"]
+    result = compare(scored(a=document(FEW), b=old))
+    assert result.rows == []
+    assert result.differences[0].fields == {"sampling_version": [SAMPLING_VERSION, None]}
+    verdict = decide(document(FEW, model_sha256="b" * 64).cells, old.cells, "version 7")
+    assert not verdict.better
+    assert "sampling_version" in verdict.reason
+
+
+def test_score_that_ranks_depends_on_the_number_of_images():
+    few, many = (document(FEW, num_images=count).cells[CELL] for count in (500, 5000))
+    assert (rank_metric(few), rank_metric(many)) == (KD, "excess")
+    del many.scores["excess"], many.scores["floor"]
+    assert rank_metric(many) == FD
+    scores = {"fid": 1.0, "kid": 0.1, "kid_std": 0.0, "is": 1.0}
+    assert rank_metric(
+        CellOf(scores=scores, card={"num_images": 10, "extractor": "inception-v3-compat"})
+    ) == ("kid")
+    cells = document({(50, 0.0): 0.1, (20, 1.0): 0.1, (5, 0.0): 0.2}).cells
+    assert best_cell(cells) == ("steps20-eta1", KD, 0.1), "the fewest steps win a tie"
+
+
+def test_only_distances_rank():
+    metrics = [FD, "kid", "kid_std", "is_effnet_lite0_64", "floor"]
+    both = {"a": document(FEW), "b": document(FEW)}
+    for one in both.values():
+        one.cells[CELL].scores.update({"kid": 0.1, "kid_std": 0.1})
+        certain(one, *metrics)
+    rows = compare(scored(**both), metrics).rows
+    assert [row.best for row in rows] == [200.0, 0.1, None, None, None]
+
+
+def test_value_without_an_interval_is_never_marked_best(command):
+    """Precision, recall and the limit have no interval, nor any score that was computed without errors."""
+    both = {"a": document(FEW), "b": document({(10, 0.0): 0.3}, model_sha256="b" * 64)}
+    precision = "precision_effnet_lite0_64"
+    for one, value in zip(both.values(), (0.9, 0.8), strict=True):
+        one.cells[CELL].scores[precision] = value
+    certain(both["a"])
+    metrics = [precision, FD]
+    assert [row.best for row in compare(scored(**both), metrics).rows] == [None, None]
+    certain(both["b"])
+    result = compare(scored(**both), [*metrics, "floor"])
+    assert [row.best for row in result.rows] == [None, 200.0, None]
+    assert [row.ranks for row in result.rows] == [True, True, False]
+    page = render_comparison(result)
+    assert '<td class="best">200' in page
+    assert '<td class="best">0.9' not in page
+    done = command("--metric", precision, **both)
+    assert done.exit_code == 0
+    assert "<" not in done.stdout
+
+
+def test_unknown_and_missing_scores_are_refused():
+    third = document(FEW, seed=1)
+    third.cells[CELL].scores["fid"] = 3.0
+    runs = scored(a=document(FEW), b=document(FEW), c=third)
+    for metrics in (["fid"], ["excess", "fid"], ["kid"]):
+        with pytest.raises(UsageError, match=f"'{metrics[-1]}'"):
+            compare(runs, metrics)
+
+
+def test_row_without_any_value_is_left_out():
+    both = {"a": document(), "b": document()}
+    for one in both.values():
+        del one.cells["steps5-eta0"].scores["excess"]
+    del both["a"].cells[CELL].scores["excess"]
+    rows = compare(scored(**both), ["excess"]).rows
+    assert [row.cell for row in rows] == ["steps5-eta1", CELL, "steps10-eta1"]
+    assert rows[1].values == [None, 175.0]
+
+
+def with_limit(value, count, **card):
+    """Return a document of one cell of `count` images, with a limit for N → ∞."""
+    of_count = {"kid_subset_size": count // 2, "is_splits": 10, "prc_images": count}
+    one = document(FEW, num_images=count, **of_count, **card)
+    one.cells[CELL].scores[LIMIT] = value
+    return one
+
+
+def test_limits_of_different_numbers_of_images_are_comparable(command):
+    few, many, other = with_limit(90.0, 500), with_limit(80.0, 1280), with_limit(70.0, 1280, seed=1)
+    result = compare(scored(a=many, b=few, c=other), [LIMIT])
+    (row,) = result.rows
+    assert row.values == [80.0, 90.0, None]
+    assert row.few_images == [False, True, False], "the extractor has 1,280 features"
+    assert row.best is None
+    assert [(one.label, one.fields) for one in result.differences] == [("c", {"seed": [0, 1]})]
+    assert "90 *" in render_comparison(result)
+    both = compare(scored(a=many, b=few), ["excess", LIMIT])
+    assert [row.metric for row in both.rows] == [LIMIT], "all other scores depend on the number of images"
+    assert both.differences[0].fields["num_images"] == [1280, 500]
+    done = command("--metric", LIMIT, a=many, b=few)
+    assert done.exit_code == 0
+    assert "90 *" in done.stdout
+    assert command(a=many, b=few).exit_code != 0
+
+
+def with_interval(value: float, half: float) -> ScoresDocument:
+    """Return a document of one cell whose kernel distance has its own errors and this interval."""
+    one = document({(10, 0.0): value})
+    with_errors(one.cells[CELL], KD, chance(round(100 * value), half / NORMAL))
+    return one
+
+
+def test_gap_inside_its_interval_is_marked(command, tmp_path):
+    near, best_cell, far = with_interval(0.22, 0.03), with_interval(0.2, 0.03), with_interval(0.3, 0.03)
+    row, other = compare(scored(a=near, b=best_cell, c=far)).rows
+    assert (row.best, row.tied) == (0.2, [True, False, False])
+    assert row.intervals[0] == pytest.approx((0.19, 0.25))
+    assert (other.best, other.tied) == (None, [False] * 3), "this score has no interval"
+    done = command("--html", "page.html", a=near, b=best_cell, c=far)
+    assert done.exit_code == 0, done.output
+    assert "0.22 ≈" in done.stdout
+    assert "0.2 <" in done.stdout
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "≈ 0.22" in page
+    assert "0.19 to 0.25" in page
+    assert "http" not in page
+
+
+@pytest.mark.slow
+def test_one_edited_image_makes_scores_incomparable(command, tmp_path):
+    """The reference's digest, on every card, changes with any image."""
+    config = make_config(sweep=ONE_CELL)
+    prepared = write_prepared(tmp_path / "prepared")
+    write_sweep(tmp_path / "samples", config)
+    for name in ("before", "after"):
+        make_reference(config.evaluate, prepared, tmp_path / "reference")
+        scores = score_sweep(config, tmp_path / "samples", tmp_path / "reference", prepared=prepared)
+        write_scores(scores, tmp_path / f"{name}.json", tmp_path / "scores.csv")
+        rewrite(prepared / "train")
+    with pytest.raises(DiffctlError, match="stale"):
+        score_sweep(config, tmp_path / "samples", tmp_path / "reference", prepared=prepared)
+    refused = command("before.json", "after.json")
+    assert isinstance(refused.exception, DiffctlError)
+    assert "reference_digest" in str(refused.exception)
+
+
+def test_file_without_scores_is_refused(tmp_path):
+    write_json(tmp_path / "empty.json", {"cells": {}})
+    for name in ("empty.json", "missing.json"):
+        with pytest.raises(DiffctlError):
+            load_scored(str(tmp_path / name))
+
+
+def test_command_prints_a_table_and_json(command):
+    a, b = certain(document()), certain(document({(5, 0.0): 0.1}, model_sha256="b" * 64))
+    done = command(a=a, b=b, c=document(seed=1))
+    assert done.exit_code == 0, done.output
+    assert "0.1 <" in done.stdout
+    assert "seed (0 against 1)" in done.stdout
+    assert json.loads(command("--json", a=a, b=b).stdout)["scores"][0] == {
+        "cell": "steps5-eta0",
+        "metric": KD,
+        "values": [0.3, 0.1],
+        "trainings": [1, 1],
+        "each": [[0.3], [0.1]],
+        "deviations": [None, None],
+        "intervals": [pytest.approx([0.27, 0.33]), pytest.approx([0.09, 0.11])],
+        "few_images": [False, False],
+        "best": 0.1,
+        "gaps": [
+            {
+                "value": pytest.approx(0.2),
+                "half": pytest.approx(0.02, rel=0.05),
+                "between": "pairs of images",
+            },
+            None,
+        ],
+        "tied": [False, False],
+    }
+    refused = command(a=a, c=document(seed=1)).exception
+    assert type(refused) is DiffctlError
+    assert "seed (0 against 1)" in str(refused)
+    assert isinstance(command(a=a).exception, UsageError)
+
+
+def seeds(values: dict[int, float], setting: str) -> dict[str, ScoresDocument]:
+    """Return a document of one cell with each seed's kernel distance, by setting and seed."""
+    return {
+        f"{setting}{seed}": of_seed({(10, 0.0): value}, setting, seed, half=0.1)
+        for seed, value in values.items()
+    }
+
+
+def test_seeds_of_one_setting_are_one_column(command):
+    near = {**seeds({0: 0.20, 1: 0.24}, "a"), **seeds({0: 0.21, 1: 0.25, 2: 0.23}, "b")}
+    result = compare(scored(**near))
+    assert result.labels == ["a0 ×2", "b0 ×3"]
+    assert result.members == [["a0", "a1"], ["b0", "b1", "b2"]]
+    row = result.rows[0]
+    assert row.values == pytest.approx([0.22, 0.23])
+    assert row.deviations == pytest.approx([0.0283, 0.02], abs=1e-4)
+    assert row.tied == [False, True]
+    assert row.gaps[1].between == "trainings"
+    far = {**seeds({0: 0.20, 1: 0.21}, "a"), **seeds({0: 0.31, 1: 0.32, 2: 0.32}, "b")}
+    assert compare(scored(**far)).rows[0].tied == [False, False]
+    assert compare(scored(**near), apart=True).labels == ["a0", "a1", "b0", "b1", "b2"]
+    done = command(**near)
+    assert done.exit_code == 0, done.output
+    assert "0.22 ± 0.028 <" in done.stdout
+    assert "0.23 ± 0.02 ≈" in done.stdout
+    assert "≈ 0.23 ± 0.02" in render_comparison(result)
+
+
+def test_equal_seeds_and_other_protocols_are_not_averaged():
+    twice = {**seeds({0: 0.2}, "a"), "again": seeds({0: 0.3}, "a")["a0"]}
+    assert compare(scored(**twice)).labels == ["a0", "again"]
+    trainings = seeds({0: 0.2, 1: 0.3, 2: 0.4}, "a")
+    for cell in trainings["a2"].cells.values():
+        cell.card["seed"] = 7
+    result = compare(scored(**trainings))
+    assert (result.rows[0].values, result.rows[0].trainings) == (pytest.approx([0.25]), [2])
+    assert [one.label for one in result.differences] == ["a2"]
+    assert result.labels == ["a0 ×3"]
+
+
+def test_feature_spaces_are_compared_by_their_own_cards():
+    ours, theirs = with_space(document(FEW)), with_space(document({(10, 0.0): 0.3}, model_sha256="b" * 64), 3)
+    assert values_of(compare(scored(a=ours, b=theirs))) == {
+        KD: [0.2, 0.3],
+        FD: [200.0, 300.0],
+        "kd_effnet_lite0_96": [0.4, pytest.approx(0.9)],
+        "fd_effnet_lite0_96": [400.0, 900.0],
+    }
+    assert values_of(compare(scored(a=ours, b=theirs), ["excess_effnet_lite0_96", "excess"])) == {
+        "excess": [175.0, 275.0],
+        "excess_effnet_lite0_96": [350.0, 825.0],
+    }
+    result = compare(scored(a=ours, b=with_space(document(FEW), weights_sha256="x" * 64)))
+    assert values_of(result).keys() == {KD, FD}
+    (difference,) = result.differences
+    assert difference.label == "b in effnet-lite0-96"
+    assert difference.fields == {"weights_sha256": ["v" * 64, "x" * 64]}
+
+
+def test_documents_are_compared_in_the_feature_spaces_that_they_share():
+    ours = with_space(document(FEW))
+    values = values_of(compare(scored(a=ours, b=document(FEW), c=ours)))
+    assert (values[KD], values["kd_effnet_lite0_96"]) == ([0.2, 0.2, 0.2], [0.4, None, 0.4])
+    alone = compare(scored(a=ours, b=document(FEW)))
+    assert (values_of(alone).keys(), alone.differences) == ({KD, FD}, [])
+    result = compare(scored(a=ours, b=scores_in_space(with_space(document(FEW)), "effnet-lite0-96")))
+    assert values_of(result) == {"kd_effnet_lite0_96": [0.4, 0.4], "fd_effnet_lite0_96": [400.0, 400.0]}
+    assert "extractor" in result.differences[0].fields

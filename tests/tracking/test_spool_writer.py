@@ -1,0 +1,227 @@
+"""The spool on disk: every event once, whatever tears, damages or fills up in between."""
+
+import errno
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cli.stages.training import Tracked
+from diffusion.system.errors import DiffctlError, DiffctlWarning
+from tests.helpers.damage import damages
+from tracking.spool.spool_writer import EVENTS, Spool, flatten, read_events, read_lines
+
+
+def open_spool(folder: Path) -> Spool:
+    return Spool(folder, key="k1", name="digits-1", experiment="diffctl-digits")
+
+
+def of_kind(folder: Path, kind: str) -> list[dict]:
+    return [event for event in read_events(folder) if event["kind"] == kind]
+
+
+def steps_of(folder: Path, metric: str) -> list[int]:
+    return [event["step"] for event in of_kind(folder, "metrics") if metric in event["values"]]
+
+
+def train(spool: Spool, start: int, stop: int) -> None:
+    for step in range(start, stop):
+        spool.metrics(step, {"loss": 1 / step})
+        if step % 5 == 0:
+            spool.metrics(step, {"memory": float(step)})
+            spool.image(step, "preview", spool.folder / "previews" / f"{step}.png")
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Emulate a full disk: the kernel writes what fits, then fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_events_keep_step_time_and_flat_params(tmp_path):
+    spool = open_spool(tmp_path)
+    spool.params({"train": {"lr": 0.1, "steps": 3}})
+    spool.metrics(1, {"loss": 0.5})
+    spool.close("FINISHED")
+    assert [event["kind"] for event in read_events(tmp_path)] == ["start", "params", "metrics", "status"]
+    (metrics,) = of_kind(tmp_path, "metrics")
+    assert (metrics["step"], metrics["values"]) == (1, {"loss": 0.5})
+    assert metrics["time"] > 1_600_000_000_000
+    assert of_kind(tmp_path, "params")[0]["values"] == {"train.lr": "0.1", "train.steps": "3"}
+
+
+def test_replay_after_kill_writes_no_point_twice(tmp_path):
+    train(open_spool(tmp_path), 1, 18)  # killed: never closed
+    resumed = open_spool(tmp_path)
+    train(resumed, 11, 31)
+    resumed.close("FINISHED")
+    assert steps_of(tmp_path, "loss") == list(range(1, 31))
+    assert steps_of(tmp_path, "memory") == list(range(5, 31, 5))
+    assert [event["step"] for event in of_kind(tmp_path, "image")] == list(range(5, 31, 5))
+    assert len(of_kind(tmp_path, "start")) == 2
+
+
+@settings(deadline=None)
+@given(st.integers(1, 10_000))
+def test_torn_last_line_is_dropped_and_written_again(tmp_path_factory, torn):
+    folder = tmp_path_factory.mktemp("spool")
+    train(open_spool(folder), 1, 13)
+    events = folder / EVENTS
+    content = events.read_bytes()
+    start = content.index(b"\n") + 1
+    events.write_bytes(content[: start + torn % (len(content) - start)])
+    resumed = open_spool(folder)
+    train(resumed, 1, 13)
+    resumed.close("FINISHED")
+    assert all(event is not None for event, _ in read_lines(folder))
+    assert steps_of(folder, "loss") == list(range(1, 13))
+    assert [event["step"] for event in of_kind(folder, "image")] == [5, 10]
+
+
+@settings(deadline=None)
+@given(damage=damages())
+def test_damaged_bytes_never_change_an_event(tmp_path_factory, damage):
+    folder = tmp_path_factory.mktemp("spool")
+    train(open_spool(folder), 1, 13)
+    events = folder / EVENTS
+    written = {json.dumps(event) for event in read_events(folder)}
+    events.write_bytes(damage(events.read_bytes()))
+    assert {json.dumps(event) for event in read_events(folder)} <= written
+    newest = max(steps_of(folder, "loss"), default=0)
+    resumed = open_spool(folder)
+    train(resumed, 1, 13)
+    resumed.close("FINISHED")
+    assert set(range(newest + 1, 13)) <= set(steps_of(folder, "loss"))
+
+
+@pytest.mark.parametrize("length", [0, 5, 2**16 - 1, 2**16, 3 * 2**16])
+def test_torn_line_of_any_length_is_dropped(tmp_path, length):
+    train(open_spool(tmp_path), 1, 3)
+    content = (tmp_path / EVENTS).read_bytes()
+    (tmp_path / EVENTS).write_bytes(content + b"x" * length)
+    open_spool(tmp_path)
+    assert (tmp_path / EVENTS).read_bytes().startswith(content + b'{"kind":"start"')
+
+
+def test_params_tags_and_data_are_written_once(tmp_path):
+    for loss_every in (1, 2):
+        spool = open_spool(tmp_path)
+        spool.params({"steps": 5, "log_every": loss_every})
+        spool.tags({"commit": "abc", "try": loss_every})
+        spool.dataset("digits", "d" * 64, ["zero", "one"])
+        spool.close("KILLED")
+    assert [event["values"] for event in of_kind(tmp_path, "params")] == [{"steps": "5", "log_every": "1"}]
+    tags = [event["values"] for event in of_kind(tmp_path, "tags")]
+    assert tags == [{"commit": "abc", "try": "1"}, {"try": "2"}]
+    assert len(of_kind(tmp_path, "dataset")) == 1
+
+
+@pytest.mark.parametrize("number", [None, errno.EXDEV], ids=["hard link", "copy"])
+def test_artifact_keeps_the_logged_content(tmp_path, monkeypatch, number):
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    if number is not None:
+        monkeypatch.setattr(os, "link", refuse)
+    model, replacement = tmp_path / "unet.safetensors", tmp_path / "new"
+    model.write_bytes(b"first")
+    spool = open_spool(tmp_path / "run")
+    spool.artifact(model, "weights")
+    spool.artifact(model, "weights")
+    replacement.write_bytes(b"second")
+    os.replace(replacement, model)
+    spool.artifact(model, "weights")
+    kept = [tmp_path / "run" / event["path"] for event in of_kind(tmp_path / "run", "artifact")]
+    assert [path.read_bytes() for path in kept] == [b"first", b"second"]
+    assert {path.name for path in kept} == {"unet.safetensors"}
+
+
+def test_non_finite_values_survive(tmp_path):
+    spool = open_spool(tmp_path)
+    spool.metrics(1, {"a": math.nan, "b": math.inf, "c": -math.inf})
+    spool.close("FAILED")
+    values = [float(value) for value in of_kind(tmp_path, "metrics")[0]["values"].values()]
+    assert math.isnan(values[0])
+    assert values[1:] == [math.inf, -math.inf]
+    json.loads((tmp_path / EVENTS).read_text().splitlines()[1], parse_constant=pytest.fail)
+
+
+def test_spool_imports_neither_mlflow_nor_torch():
+    code = "import sys, tracking.spool.spool_writer; print(*({'mlflow', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"\n"
+
+
+def test_flatten_joins_names_by_dots():
+    values = {"a": {"b": {"c": 1}}, "d": [1, 2], "e": None, "f": True}
+    assert flatten(values) == {"a.b.c": "1", "d": "[1, 2]", "f": "True"}
+
+
+def test_full_disk_loses_nothing_once_there_is_room(tmp_path):
+    spool = open_spool(tmp_path)
+    with file_size_limit(200):
+        with pytest.warns(DiffctlWarning):
+            train(spool, 1, 30)
+        with pytest.raises(DiffctlError), pytest.warns(DiffctlWarning):
+            open_spool(tmp_path).close("FAILED")
+    spool.close("FINISHED")
+    assert all(event is not None for event, _ in read_lines(tmp_path))
+    assert steps_of(tmp_path, "loss") == list(range(1, 30))
+
+
+class Unwatched:
+    """Replace a Watch: there is no clock to stop."""
+
+    paused = nullcontext
+
+
+def test_spool_is_fsynced_before_the_state_is_saved(tmp_path, monkeypatch):
+    order: list[str] = []
+
+    class Run:
+        def save(self, state: object) -> None:
+            order.append("state")
+
+    spool = open_spool(tmp_path)
+    spool.metrics(1, {"loss": 1.0})
+    monkeypatch.setattr("os.fsync", lambda file: order.append(os.readlink(f"/proc/self/fd/{file}")))
+    Tracked("train", Run(), Unwatched(), spool).save(None)
+    assert order == [str(tmp_path / EVENTS), "state"]
+
+
+def test_no_state_is_saved_while_points_have_no_room(tmp_path):
+    spool = open_spool(tmp_path)
+    with file_size_limit(300):
+        with pytest.warns(DiffctlWarning):
+            train(spool, 1, 10)
+        with pytest.raises(DiffctlError):
+            Tracked("train", None, Unwatched(), spool).save(None)
+    spool.close("FINISHED")
+    assert steps_of(tmp_path, "loss") == list(range(1, 10))
+
+
+def test_checkpoint_and_its_removal_are_logged_once(tmp_path):
+    for _ in range(2):
+        spool = open_spool(tmp_path)
+        spool.checkpoint(10, tmp_path / "10.safetensors", {"validation/kd": 1.0})
+        spool.checkpoint(20, None, {"validation/kd": 2.0})
+        spool.dropped(10)
+        spool.close("FINISHED")
+    assert steps_of(tmp_path, "validation/kd") == [10, 20]
+    (checkpoint,) = of_kind(tmp_path, "checkpoint")
+    (point, _) = of_kind(tmp_path, "metrics")
+    assert (checkpoint["time"], checkpoint["path"]) == (point["time"], "10.safetensors")
+    assert [event["step"] for event in of_kind(tmp_path, "dropped")] == [10]

@@ -1,0 +1,45 @@
+"""System metrics: readings of psutil, and of GPUs where NVML exists."""
+
+import sys
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from tracking.system_metrics import SystemMetrics
+
+
+class NVMLError(Exception):
+    pass
+
+
+def refuse(*_: object) -> None:
+    raise NVMLError("not supported")
+
+
+def test_cpu_and_memory_are_read_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=NVMLError, nvmlInit=refuse))
+    readings = SystemMetrics().read()
+    assert 0 <= readings["system/cpu_utilization_percentage"] <= 100
+    assert 0 < readings["system/system_memory_usage_percentage"] <= 100
+    rss = psutil.Process().memory_info().rss / 1e6
+    assert readings["system/process_memory_usage_megabytes"] == pytest.approx(rss, rel=0.2)
+    assert not any("gpu" in name for name in readings)
+
+
+def test_gpu_readings_omit_what_the_driver_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 1,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=20e9, total=80e9),
+        nvmlDeviceGetUtilizationRates=refuse,
+        nvmlDeviceGetPowerUsage=lambda handle: 350_000,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    readings = SystemMetrics().read()
+    assert readings["system/gpu_0_memory_usage_megabytes"] == 20_000
+    assert readings["system/gpu_0_memory_usage_percentage"] == 25
+    assert readings["system/gpu_0_power_usage_watts"] == 350
+    assert "system/gpu_0_utilization_percentage" not in readings

@@ -1,0 +1,1 @@
+"""Comparison of the scores of several trainings."""

@@ -1,0 +1,1 @@
+"""What MLflow's pages show: descriptions, tables, charts and links."""

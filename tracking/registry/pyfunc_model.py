@@ -1,0 +1,118 @@
+"""The registered model: MLflow runs this file when it loads one ("models from code"), nothing is unpickled.
+
+It stands alone beside a copy of diffusion/: it imports nothing else of this project.
+
+    {"inputs": [{"num": 4, "steps": 50, "class": "3"}]}
+    →  {"predictions": [{"indices": […], "labels": […], "images": [a PNG in base64, …]}]}
+"""
+
+import base64
+from pathlib import Path
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from diffusion.images.pictures import png_bytes
+from diffusion.images.pixels import to_nhwc
+from diffusion.model.model_file import load_model, read_artefact
+from diffusion.protocol.scores import read_scores
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.class_labels import class_condition, mixed_condition
+from diffusion.sample.generate import generate
+from diffusion.sample.nan_guard import NonFiniteError
+from diffusion.system.devices import default_device
+from diffusion.system.errors import UsageError
+from diffusion.system.section import validate
+
+MAX_IMAGES = 64  # of one request: the scoring server gives up after 60 seconds
+MAX_STEPS = 100_000  # what the model has of them decides
+MAX_INDEX = 10**15
+
+
+class Request(BaseModel):
+    """What to sample. Image i depends on the model, the settings and i alone.
+
+    `indices` are the images wanted; without them 0 … num − 1. What is left out is as in the best cell of the
+    sweep that the model was registered with.
+    """
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, strict=True, allow_inf_nan=False)
+
+    num: int = Field(default=1, ge=1, le=MAX_IMAGES)
+    indices: list[int] | None = Field(default=None, min_length=1, max_length=MAX_IMAGES)
+    steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
+    eta: float | None = Field(default=None, ge=0, le=100)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    class_name: str | None = Field(default=None, alias="class", max_length=1000)
+    guidance: float | None = Field(default=None, ge=0, le=1000)
+    guidance_interval: list[float] | None = Field(default=None, min_length=2, max_length=2)
+    noise: str | None = Field(default=None, max_length=100)
+    spacing: str | None = Field(default=None, max_length=100)
+    clip: bool | None = None
+
+    @field_validator("indices")
+    @classmethod
+    def _are_indices(cls, indices: list[int] | None) -> list[int] | None:
+        if any(not 0 <= index < MAX_INDEX for index in indices or ()):  # MLflow knows no bounds of items
+            raise ValueError(f"an image's index is from 0 to {MAX_INDEX - 1:,}")
+        return indices
+
+
+class Reply(BaseModel):
+    """The images of one request: PNG in base64, with the index of each, and its label where there are any."""
+
+    indices: list[int]
+    labels: list[int] | None = None
+    images: list[str]
+
+
+class RegisteredSampler(PythonModel):
+    """Samples images from the weights beside it."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the weights; ValueError when they are not those that the scores beside them speak of."""
+        weights = Path(context.artifacts["weights"])
+        cells = read_scores(Path(context.artifacts["scores"])).cells
+        best = cells[str(context.model_config["best_cell"])]
+        if read_artefact(weights).model_sha256 != best.card.get("model_sha256"):
+            raise ValueError(f"{weights} is not the model that was registered: its SHA-256 differs")
+        known = {key: best.card[key] for key in SampleSettings.model_fields if key in best.card}
+        validate(SampleSettings, known, "the best cell's card does not fit")
+        self.usual = known
+        self.device = default_device()
+        self.model = load_model(weights, self.device)
+
+    def predict(self, model_input: list[Request]) -> list[Reply]:  # type: ignore[override]
+        """A reply for each request; INVALID_PARAMETER_VALUE for one that this model cannot fulfil.
+
+        INTERNAL_ERROR where its numbers are none.
+        """
+        try:
+            return [self._sample(request) for request in model_input]
+        except UsageError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+        except NonFiniteError as error:
+            raise MlflowException(str(error)) from error
+
+    def _sample(self, request: Request) -> Reply:
+        indices = request.indices if request.indices is not None else list(range(request.num))
+        chosen = request.model_dump(include=set(SampleSettings.model_fields), exclude_none=True)
+        settings = validate(SampleSettings, self.usual | chosen, "the request")
+        if request.guidance_interval is not None and not settings.guidance:
+            raise UsageError("guidance_interval does nothing without guidance: give guidance too")
+        artefact = self.model.artefact
+        if request.class_name is not None:
+            condition = class_condition(artefact, request.class_name, len(indices))
+        else:
+            condition = mixed_condition(artefact, settings, indices)
+        images = to_nhwc(generate(self.model, settings, indices, condition, self.device))
+        return Reply(
+            indices=indices,
+            labels=None if condition.labels is None else condition.labels.tolist(),
+            images=[base64.b64encode(png_bytes(image)).decode() for image in images],
+        )
+
+
+mlflow.models.set_model(RegisteredSampler())

@@ -1,0 +1,1 @@
+"""The runs of trainings in MLflow: scores, cells, searches, and their folders."""

@@ -1,0 +1,1 @@
+"""A training's log on disk, and its delivery to MLflow."""

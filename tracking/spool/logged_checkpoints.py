@@ -1,0 +1,52 @@
+"""A training's scored weights as MLflow's LoggedModels: one a step with its scores, deleted when not kept."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tracking.keys import FILE_SHA256
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+MODEL_TYPE = "diffctl-checkpoint"
+
+
+def ensure_checkpoint(client: "MlflowClient", run_id: str, step: int, path: Path) -> str:
+    """The id of the LoggedModel of the step, made ready with the file at `path` when it is missing."""
+    from mlflow.entities import LoggedModelOutput
+
+    from diffusion.system.files import sha256_file
+
+    found = _find(client, run_id, step)
+    if found is None:
+        found = client.create_logged_model(
+            experiment_id=client.get_run(run_id).info.experiment_id,
+            name=_name(step),
+            source_run_id=run_id,
+            tags={FILE_SHA256: sha256_file(path)},
+            params={"step": str(step)},
+            model_type=MODEL_TYPE,
+        )
+    if found.status != "READY":
+        client.log_model_artifact(found.model_id, str(path))
+        client.log_outputs(run_id, [LoggedModelOutput(found.model_id, step)])
+        client.finalize_logged_model(found.model_id, "READY")
+    return str(found.model_id)
+
+
+def drop_checkpoint(client: "MlflowClient", run_id: str, step: int) -> None:
+    """Delete the LoggedModel of the step, if there is one; its scores stay in the run's curves."""
+    found = _find(client, run_id, step)
+    if found is not None:
+        client.delete_logged_model(found.model_id)
+
+
+def _find(client: "MlflowClient", run_id: str, step: int) -> Any:
+    experiment = client.get_run(run_id).info.experiment_id
+    query = f"source_run_id = '{run_id}' AND name = '{_name(step)}'"
+    found = client.search_logged_models([experiment], filter_string=query)
+    return found[0] if found else None
+
+
+def _name(step: int) -> str:
+    return f"step-{step:09d}"
