@@ -51,7 +51,7 @@ def test_yaml_that_no_values_make_is_a_config_or_one_line(tmp_path: Path, text: 
         (b"#" * 70_000, "has more than 65,536 bytes"),
         (b"", "holds no sections"),
         (b"- a\n- b\n", "holds no sections"),
-        (b"data: {}\ndata: {}\n", "data stands twice, in lines 1 and 2"),
+        (b"data: {}\ndata: {}\n", "data occurs twice, in lines 1 and 2"),
         (b"user: me\npassword: hunter2\n", "has none of the sections data, model"),
     ],
 )

@@ -108,7 +108,7 @@ def _use_protocol(name: str) -> None:
     from diffusion.config import load, parse
     from diffusion.layout import PARAMS
     from diffusion.system.files import write_atomic
-    from diffusion.system.plain_yaml import parse_yaml
+    from diffusion.system.yaml_text import parse_yaml
 
     begin("looking for what the protocol needs")
     config = load()
@@ -226,13 +226,12 @@ def _with_values(values: "Mapping[tuple[str, ...], Any]") -> str:
     """The text of params.yaml with other values at some places; UsageError where one cannot be written."""
     from diffusion.layout import PARAMS
     from diffusion.system.errors import UsageError
-    from diffusion.system.plain_yaml import YamlRefusal
-    from diffusion.system.yaml_edit import with_value
+    from diffusion.system.yaml_text import YamlRefusal, edit_yaml
 
     text = PARAMS.read_text(encoding="utf-8")
     for path, value in values.items():
         try:
-            text = with_value(text, path, value)
+            text = edit_yaml(text, path, value)
         except YamlRefusal as refusal:
             raise UsageError(f"{PARAMS}: {refusal}") from None
     return text

@@ -20,9 +20,9 @@ from diffusion.protocol.metric_constants import SHARES
 from diffusion.protocol.published_statistics import statistics_card
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import UsageError, printable
-from diffusion.system.plain_yaml import YamlRefusal, parse_yaml
 from diffusion.system.regular_files import read_regular_text
 from diffusion.system.section import PositiveInt, Section, ShortText, brief, validate
+from diffusion.system.yaml_text import YamlRefusal, parse_yaml
 
 PAPERS = {
     "adm": "Dhariwal & Nichol 2021: ImageNet at 64×64, by FID, precision and recall",

@@ -6,9 +6,9 @@ from typing import Any
 from pydantic import create_model
 
 from diffusion.system.errors import UsageError
-from diffusion.system.plain_yaml import YamlRefusal, parse_yaml
 from diffusion.system.renamed import refuse_renamed
 from diffusion.system.section import Kind, brief, validate
+from diffusion.system.yaml_text import YamlRefusal, parse_yaml
 
 PARAMS = "params.yaml"
 MAX_SHOWN = 300  # characters of a path, or of what is wrong with a text

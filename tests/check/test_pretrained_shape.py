@@ -10,7 +10,7 @@ from diffusion.check.pretrained_shape import Sections, format_sections, needed_c
 from diffusion.config import parse
 from diffusion.model.config import ModelConfig
 from diffusion.model.model_file import Artefact, save_artefact
-from diffusion.system.plain_yaml import parse_yaml
+from diffusion.system.yaml_text import parse_yaml
 from diffusion.train.identity import plan_training
 from diffusion.train.start import StartRefused, keep_start
 from tests.conftest import params

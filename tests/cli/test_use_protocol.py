@@ -15,7 +15,7 @@ from diffusion.config import Config, load, parse
 from diffusion.layout import PARAMS
 from diffusion.protocol.paper_protocols import PROTOCOLS, mismatches
 from diffusion.system.errors import UsageError
-from diffusion.system.plain_yaml import parse_yaml
+from diffusion.system.yaml_text import parse_yaml
 from tests.conftest import ROOT, params
 
 PROFILES = [ROOT / f"profiles/{name}.yaml" for name in ("digits", "cifar10", "imagenet64-adm")]

@@ -1,0 +1,166 @@
+"""YAML 1.2 of params.yaml and of papers as plain values, and edits that keep its comments.
+
+Unquoted scalars follow YAML 1.2: `010` is ten, `1e-3` a number, `no` a word. Constructs that settings do not
+need are refused: duplicate keys, anchors and aliases, tags, several documents, deep nesting.
+"""
+
+import io
+import json
+import re
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, NoReturn
+
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent, ScalarEvent
+from ruamel.yaml.nodes import MappingNode, ScalarNode
+from ruamel.yaml.reader import ReaderError
+from ruamel.yaml.tag import Tag
+
+MAX_DEPTH = 16  # levels; the sections of params.yaml need four
+MAX_NODES = 5000  # scalars, lists and mappings; the profiles have a hundred
+MAX_DIGITS = 100  # of a number; a longer one stays text
+COMMENT = re.compile(r"(?:^|\s)#", re.MULTILINE)
+
+
+class YamlRefusal(ValueError):
+    """The text is refused. The message has the reason and the line, but not the text itself."""
+
+
+def parse_yaml(text: str) -> Any:
+    """Return mappings with text keys, lists, text, numbers, booleans and None; raise YamlRefusal."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _PlainConstructor
+    try:
+        _check_events(yaml.parse(text))
+        return yaml.load(text)
+    except MarkedYAMLError as error:
+        _refuse(error.problem_mark or error.context_mark, str(error.problem or "it is not valid YAML"))
+    except ReaderError as error:
+        raise YamlRefusal(f"character {error.position + 1} is not allowed in YAML") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, YamlRefusal):
+            raise
+        raise YamlRefusal("it is not valid YAML") from None
+
+
+def edit_yaml(text: str, path: Sequence[str], value: Any) -> str:
+    """Return the text with a plain value at a path of keys. Missing keys are added; comments stay.
+
+    YamlRefusal if the text is refused, has something other than a mapping on the path, or has comments within
+    the old value.
+    """
+    wanted = _with_value(parse_yaml(text), path, value)
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 2**16
+    yaml.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar(_NULL, "null"))
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    document = yaml.load(text)
+    if wanted is not None:
+        _set_value(document, path, value)
+    out = io.StringIO()
+    yaml.dump(document, out)
+    edited = out.getvalue()
+    loses_comments = len(COMMENT.findall(edited)) < len(COMMENT.findall(text))
+    if wanted is None or loses_comments or parse_yaml(edited) != wanted:
+        raise YamlRefusal(f"{'.'.join(path)} cannot be set in it: write {_flow_text(path, value)} by hand")
+    return edited
+
+
+_NULL, _TEXT = "tag:yaml.org,2002:null", Tag(suffix="tag:yaml.org,2002:str")
+
+
+class _PlainConstructor(SafeConstructor):
+    """Builds plain values: no dates, no merge keys, no numbers that only ruamel reads."""
+
+    def flatten_mapping(self, node: MappingNode) -> None:
+        """Read each key as text, so that `<<` merges nothing; refuse duplicate keys."""
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, ScalarNode) or not key.value:
+                _refuse(key.start_mark, "a key must be a word")
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise YamlRefusal(f"{key.value} occurs twice, in lines {lines[key.value]} and {line}")
+            lines[key.value], key.ctag = line, _TEXT
+
+    def construct_number(self, node: ScalarNode) -> Any:
+        """Return a number in decimal digits; keep all other text as it is."""
+        text: str = node.value
+        is_plain = len(text) <= MAX_DIGITS and not set(text.lower()) - set("0123456789+-.einfa")
+        if not is_plain:
+            return text
+        build = self.construct_yaml_int if str(node.tag).endswith(":int") else self.construct_yaml_float
+        return build(node)
+
+
+for _tag in ("int", "float"):
+    _PlainConstructor.add_constructor(f"tag:yaml.org,2002:{_tag}", _PlainConstructor.construct_number)
+for _tag in ("timestamp", "value", "merge"):
+    _PlainConstructor.add_constructor(f"tag:yaml.org,2002:{_tag}", SafeConstructor.construct_yaml_str)
+
+
+def _check_events(events: Any) -> None:
+    """Refuse aliases, tags, deep nesting and too many nodes, before anything is built."""
+    depth = nodes = 0
+    for event in events:
+        if isinstance(event, CollectionEndEvent):
+            depth -= 1
+        if not isinstance(event, NodeEvent):
+            continue
+        _check_node(event)
+        nodes += 1
+        depth += isinstance(event, CollectionStartEvent)
+        if nodes > MAX_NODES:
+            _refuse(event.start_mark, f"it has more than {MAX_NODES:,} values and keys")
+        if depth > MAX_DEPTH:
+            _refuse(event.start_mark, f"it is nested more than {MAX_DEPTH} levels deep")
+
+
+def _check_node(event: NodeEvent) -> None:
+    if isinstance(event, AliasEvent) or event.anchor is not None:
+        _refuse(event.start_mark, "anchors and aliases (& and *) are not read: write the value out")
+    if getattr(event, "tag", None) is not None:
+        _refuse(event.start_mark, "tags (!) are not read: write the plain value")
+    if isinstance(event, ScalarEvent) and any("\ud800" <= one <= "\udfff" for one in event.value):
+        _refuse(event.start_mark, "an escape in it stands for no character")
+
+
+def _with_value(values: Any, path: Sequence[str], value: Any) -> Any:
+    """Return a copy with the value at the path, or None where something else than a mapping is in the way."""
+    changed = deepcopy(values)
+    return changed if _set_value(changed, path, value) else None
+
+
+def _set_value(values: Any, path: Sequence[str], value: Any) -> bool:
+    """Set the value in place; new keys come first in their mapping."""
+    for key in path[:-1]:
+        if not isinstance(values, dict):
+            return False
+        if values.get(key) is None:
+            _put(values, key, {})
+        values = values[key]
+    if not isinstance(values, dict):
+        return False
+    _put(values, path[-1], value)
+    return True
+
+
+def _put(values: Any, key: str, value: Any) -> None:
+    if key in values or not hasattr(values, "insert"):
+        values[key] = value
+    else:
+        values.insert(0, key, value)
+
+
+def _flow_text(path: Sequence[str], value: Any) -> str:
+    """Return `a: {b: "value"}`."""
+    if len(path) == 1:
+        return f"{path[0]}: {json.dumps(value)}"
+    return f"{path[0]}: {{{_flow_text(path[1:], value)}}}"
+
+
+def _refuse(mark: Any, why: str) -> NoReturn:
+    raise YamlRefusal(f"line {mark.line + 1}: {why}" if mark else why) from None
