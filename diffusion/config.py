@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.protocol.samplers import SAMPLERS
-from diffusion.protocol.settings import SweepConfig
+from diffusion.protocol.sweep_config import SweepConfig, axis_values, check_axes
 from diffusion.sample.config import SampleConfig
 from diffusion.search.config import SearchConfig
 from diffusion.system.errors import UsageError
@@ -46,17 +46,14 @@ class Config(TrainSections):
 
     @model_validator(mode="after")
     def _grid_is_possible(self) -> Self:
-        guidance, noise = self._axis("guidance"), self._axis("noise")
+        guidance, noise, sampler = (self._axis(name) for name in ("guidance", "noise", "sampler"))
         if any(guidance[1]) and not self.train.p_uncond:
             raise ValueError(f"{guidance[0]} > 0 needs a model trained with train.p_uncond > 0")
-        self._interval_is_of_guidance(guidance)
         if "learned" in noise[1] and self.process.variance != "learned":
             raise ValueError(f"{noise[0]} learned needs process.variance learned")
-        sampler = self._axis("sampler")
         if any(self.sweep.eta) and not any(SAMPLERS[name].stochastic for name in sampler[1]):
             raise ValueError(f"{sampler[0]} {sampler[1][0]} is deterministic, so sweep.eta must be [0.0]")
-        if self.sweep.noise and not any(self.sweep.eta):
-            raise ValueError("sweep.noise: no noise is added at eta 0, so list an eta > 0 too")
+        check_axes(self.sample, self.sweep)
         if self.sweep.widths and self.train.averages is None:
             raise ValueError(
                 f"sweep.ema: {self.sweep.widths[0]:g} is made of snapshots, and the training keeps none: set "
@@ -64,23 +61,8 @@ class Config(TrainSections):
             )
         return self
 
-    def _interval_is_of_guidance(self, guidance: tuple[str, tuple[float, ...]]) -> None:
-        """ValueError for an interval of guidance where there is none, or that is given twice."""
-        section, listed = self.sample.guidance_interval, self.sweep.guidance_interval
-        if section is not None and listed is not None:
-            raise ValueError(
-                "sweep.guidance_interval says it for every cell: leave sample.guidance_interval out"
-            )
-        if (section is not None or any(listed or ())) and not any(guidance[1]):
-            name = "sample" if section is not None else "sweep"
-            raise ValueError(
-                f"{name}.guidance_interval does nothing without guidance: give {guidance[0]} > 0 too"
-            )
-
     def _axis(self, name: str) -> tuple[str, tuple[Any, ...]]:
-        """The field that decides an axis of the grid, and its values."""
-        listed = getattr(self.sweep, name)
-        return (f"sweep.{name}", listed) if listed else (f"sample.{name}", (getattr(self.sample, name),))
+        return axis_values(name, self.sample, self.sweep)
 
 
 def parse(values: Any, origin: str) -> Config:

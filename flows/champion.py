@@ -14,9 +14,10 @@ from pydantic import Field
 
 from diffusion.config import load
 from diffusion.layout import PREPARED, SCORES
-from diffusion.protocol.grid import AXES, format_option
+from diffusion.protocol.grid import format_option
 from diffusion.protocol.scores import read_scores
-from diffusion.protocol.settings import SweepConfig
+from diffusion.protocol.settings import AXES
+from diffusion.protocol.sweep_config import SweepConfig
 from diffusion.system.errors import Interrupted, UsageError
 from diffusion.system.json_files import JsonObject, read_json
 from diffusion.system.limits import MAX_COUNT, MAX_PATH
@@ -124,7 +125,8 @@ def _options(grid: SweepConfig | None, num_images: int | None) -> Iterator[str]:
     """The command line's options for a grid, of which each axis is one."""
     for axis in AXES if grid is not None else ():
         if values := getattr(grid, axis):
-            yield from (f"--{axis.replace('_', '-')}", ",".join(map(format_option, values)))
+            text = ",".join(format_option(axis, value) for value in values)
+            yield from (f"--{axis.replace('_', '-')}", text)
     if num_images is not None:
         yield from ("--num-images", str(num_images))
 

@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from diffusion.choice.best_settings import best_settings, budget_settings
 from diffusion.model.model_file import Described
 from diffusion.process.condition import Condition
-from diffusion.protocol.interval import Interval
+from diffusion.protocol.option_values import Eta, GuidanceScale, Interval, SamplerName, SpacingName
 from diffusion.protocol.samplers import SAMPLERS, Noise
 from diffusion.protocol.scores import ScoresDocument
-from diffusion.protocol.settings import Eta, GuidanceScale, SamplerName, SampleSettings, SpacingName
+from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.sample.class_labels import class_condition, mixed_condition
 from diffusion.system.errors import UsageError

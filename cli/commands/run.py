@@ -40,7 +40,9 @@ def show_scores(document: "ScoresDocument") -> None:
     """A row a cell, by its axes; the best one is marked."""
     from diffusion.choice.selection import describe_optimism
     from diffusion.protocol.extractors import extractor_spec
-    from diffusion.protocol.grid import AXES, cell_order, format_value
+    from diffusion.protocol.grid import cell_order
+    from diffusion.protocol.option_values import format_value
+    from diffusion.protocol.settings import AXES
 
     spec, chosen = document.spec, document.best
     cells = sorted(document.cells.values(), key=lambda cell: cell_order(cell.axes))

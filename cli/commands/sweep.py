@@ -15,7 +15,7 @@ from flows.places import SWEEP
 
 if TYPE_CHECKING:
     from diffusion.protocol.scores import ScoresDocument
-    from diffusion.protocol.settings import SweepConfig
+    from diffusion.protocol.sweep_config import SweepConfig
 
 
 def sweep(
@@ -73,7 +73,7 @@ def sweep(
 
 def _axes(usual: "SweepConfig", given: dict[str, str | None]) -> "SweepConfig":
     """The grid that is asked for, the other axes as in params.yaml; UsageError for values that are none."""
-    from diffusion.protocol.settings import SweepConfig
+    from diffusion.protocol.sweep_config import SweepConfig
     from diffusion.system.section import validate
 
     listed: dict[str, Any] = {

@@ -90,7 +90,7 @@ def sample() -> None:
     from cli.stages.preflight import preflight
     from diffusion.layout import MODEL, SAMPLES
     from diffusion.protocol.grid import grid
-    from diffusion.protocol.settings import SweepConfig
+    from diffusion.protocol.sweep_config import SweepConfig
     from diffusion.sample.cell_images import drop_other_cells
     from diffusion.sample.config import SampleConfig
     from diffusion.sample.ema_models import EMAModelFiles
@@ -116,7 +116,7 @@ def evaluate() -> None:
     from diffusion.images.pictures import montage
     from diffusion.layout import PREPARED, REFERENCE, RUN, SAMPLES, SCORE_CURVES, SCORES, SUMMARY
     from diffusion.protocol.cells import open_cells
-    from diffusion.protocol.settings import SweepConfig
+    from diffusion.protocol.sweep_config import SweepConfig
     from diffusion.sample.config import SampleConfig
     from diffusion.system.params import load_section
     from tracking.runs.cell_runs import log_samples

@@ -8,7 +8,7 @@ from cli.shared.progress import progress
 if TYPE_CHECKING:
     from diffusion.evaluate.evaluate_config import EvaluateConfig
     from diffusion.protocol.scores import ScoresDocument
-    from diffusion.protocol.settings import SweepConfig
+    from diffusion.protocol.sweep_config import SweepConfig
     from diffusion.sample.config import SampleConfig
 
 

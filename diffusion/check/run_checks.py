@@ -75,7 +75,8 @@ def check_interval(project: Project) -> Iterator[Finding]:
 def _unguided(config: Config) -> Iterator[str]:
     """The cells of whose interval the walk asks nothing."""
     from diffusion.process.registry import build_process
-    from diffusion.sample.nfe import call_times, guidance_weight
+    from diffusion.sample.guidance import guidance_weight
+    from diffusion.sample.nfe import call_times
 
     process = build_process(config.process)
     for cell in grid(config.sample, config.sweep):

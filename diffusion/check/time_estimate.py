@@ -7,7 +7,8 @@ from diffusion.check.cost_estimate import scored_images
 from diffusion.check.findings import Finding, Project
 from diffusion.check.measured import Measured, Outcome, measured, walk_name
 from diffusion.check.timing import NOTHING, TimeRange
-from diffusion.protocol.grid import Cell, cell_settings, format_value, grid
+from diffusion.protocol.grid import Cell, cell_settings, grid
+from diffusion.protocol.option_values import format_value
 from diffusion.sample.nfe import count_nfe
 from diffusion.system.errors import DiffctlError
 

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.float_codec import unpack
-from diffusion.protocol.grid import AXES, DERIVED_FIELDS
+from diffusion.protocol.grid import DERIVED_FIELDS
 from diffusion.protocol.metric_constants import GROUPS
 from diffusion.protocol.scores import ImageScores
+from diffusion.protocol.settings import AXES
 
 CONFIDENCE = 0.95
 NORMAL = 1.959964  # standard deviations of a 95 % interval

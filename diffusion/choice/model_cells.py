@@ -1,8 +1,9 @@
 """The part of a sweep that is of one model, where the sweep has cells of several averages of the weights."""
 
 from diffusion.choice.selection import select_best, select_front
-from diffusion.protocol.grid import MODEL_AXES, Cell
+from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores import CellScores, ScoresDocument
+from diffusion.protocol.settings import MODEL_AXES
 
 _CHOSEN = {"best", "front", "cells"}
 

@@ -19,8 +19,8 @@ from diffusion.process.time_grid import Grid
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings, noise_draws
+from diffusion.sample.guidance import guidance_weight
 from diffusion.sample.nan_guard import guard_networks
-from diffusion.sample.nfe import guidance_weight
 from diffusion.sample.sampler import DenoiserCall, Sampler, Step, Trajectory
 from diffusion.system.device_transfer import to_device
 from diffusion.system.threads import draw_ahead, then_draw

@@ -6,7 +6,8 @@ from diffusion.images.store import ImageStore, open_store
 from diffusion.images.store_meta import CellMeta
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import DERIVED_FIELDS, Cell, cell_settings, grid, settings_card
-from diffusion.protocol.settings import CellConfig, SampleSettings, SweepConfig
+from diffusion.protocol.settings import CellConfig, SampleSettings
+from diffusion.protocol.sweep_config import SweepConfig
 from diffusion.system.errors import DiffctlError, UsageError
 
 

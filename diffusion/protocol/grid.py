@@ -1,38 +1,43 @@
-"""The grid of a sweep: its cells, their names, and what decides their images. It loads no torch."""
+"""The cells of a sweep: their names, their settings and their cards. This module loads no torch."""
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import make_dataclass
 from typing import Any
 
-from diffusion.protocol.samplers import SAMPLERS, Noise
-from diffusion.protocol.settings import TRAINED_EMA, SamplerConfig, SampleSettings, SweepConfig
+from diffusion.protocol.option_values import format_value
+from diffusion.protocol.options import SamplingOption
+from diffusion.protocol.samplers import SAMPLERS
+from diffusion.protocol.settings import (
+    AXES,
+    MODEL_AXES,
+    OPTIONS,
+    SAMPLING_OPTIONS,
+    SamplerConfig,
+    SampleSettings,
+)
+from diffusion.protocol.sweep_config import SweepConfig
 from diffusion.system.section import canonical_json
 
-AXES = (  # what a grid may vary, in this order
-    "steps", "eta", "sampler", "noise", "spacing", "guidance", "guidance_interval", "ema",
-)  # fmt: skip
-MODEL_AXES = ("ema",)  # those of them that say which model a cell is of
-DERIVED_FIELDS = ("evaluations",)  # in a card, what follows from the values on the axes
+DERIVED_FIELDS = ("evaluations",)  # of a card: they follow from the values on the axes
 SAMPLING_VERSION = 5  # raise it when the same model and settings would no longer give the same images
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One point of the grid: its value on every axis that it varies on, None on the others.
+def _cell_field(option: SamplingOption) -> Any:
+    if option.option.axis == "required":
+        return option.name, option.plain_type
+    return option.name, Any, None
 
-    An interval stands there as `interval_text` writes it; of one everywhere there is nothing to say.
-    `ema` is which model it is of, the power-function average of that width; all else is how images come out.
+
+_AxisValues: Any = make_dataclass("_AxisValues", [_cell_field(OPTIONS[name]) for name in AXES], frozen=True)
+
+
+class Cell(_AxisValues):  # type: ignore[misc]
+    """A cell of the grid: its value on every axis that varies, None on the others.
+
+    A value is in its text form where its option has one, such as an interval. `ema` selects the model, the
+    power-function average of that width; the other axes are the sampler's.
     """
-
-    steps: int
-    eta: float
-    sampler: str | None = None
-    noise: Noise | None = None
-    spacing: str | None = None
-    guidance: float | None = None
-    guidance_interval: str | None = None
-    ema: float | None = None
 
     @property
     def axes(self) -> dict[str, Any]:
@@ -47,40 +52,41 @@ class Cell:
             f"{axis}_{value}" if isinstance(value, str) else f"{axis}{format_value(value)}"
             for axis, value in self.axes.items()
         )
-        return name.replace(":", "_")  # which some file systems and copying programs take otherwise
+        return name.replace(":", "_")  # which some file systems and copying programs reserve
 
 
 def grid(sample: SamplerConfig, sweep: SweepConfig) -> list[Cell]:
-    """Every cell once, in the order of the section, the last axis fastest.
+    """Return every cell once, in the order of the section, the last axis fastest.
 
-    No axis varies where it means nothing: a deterministic sampler has η = 0 and one cell where ddim has one
-    for each η, and so has a single step, which adds no noise; `noise` varies at η > 0 alone, and
-    `guidance_interval` at w > 0. The model as it was trained has no value of `ema`.
+    No axis varies where it has no effect. For example, a deterministic sampler has η = 0 and one cell where
+    ddim has one for each η. The model as it was trained has no value of `ema`.
     """
-    listed = {axis: getattr(sweep, axis) or (None,) for axis in AXES}
-    intervals = listed["guidance_interval"]
-    listed["guidance_interval"] = tuple(ends and interval_text(ends) for ends in intervals)
-    cells = (_meaningful(values, sample) for values in itertools.product(*listed.values()))
+    listed = {
+        axis: tuple(OPTIONS[axis].write(value) for value in getattr(sweep, axis) or (None,)) for axis in AXES
+    }
+    cells = (_effective_cell(values, sample) for values in itertools.product(*listed.values()))
     return list(dict.fromkeys(cells))
 
 
-def _meaningful(values: tuple[Any, ...], usual: SamplerConfig) -> Cell:
+def _effective_cell(values: tuple[Any, ...], section: SamplerConfig) -> Cell:
+    """Return the cell of these values without those that have no effect."""
     axes = dict(zip(AXES, values, strict=True))
-    if axes["steps"] == 1 or not SAMPLERS[axes["sampler"] or usual.sampler].stochastic:
-        axes["eta"] = 0.0
-    if axes["eta"] == 0:
-        axes["noise"] = None
-    if (usual.guidance if axes["guidance"] is None else axes["guidance"]) == 0:
-        axes["guidance_interval"] = None
-    if axes["ema"] == TRAINED_EMA:
-        axes["ema"] = None
+
+    def value_of(name: str) -> Any:
+        value = axes.get(name)
+        return getattr(section, name, OPTIONS[name].default) if value is None else value
+
+    for axis in AXES:
+        option = OPTIONS[axis]
+        if option.idle_reason(value_of) or axes[axis] == option.option.unset:
+            axes[axis] = option.default if option.option.axis == "required" else None
     return Cell(**axes)
 
 
 def cell_settings(sample: SamplerConfig, cell: Cell) -> SampleSettings:
-    """What decides the cell's images beside the model.
+    """Return the settings of a cell's images.
 
-    The section's `sampler_options` are those of its own sampler; another has its defaults.
+    The section's `sampler_options` belong to its own sampler; another one has its defaults.
     """
     shared = sample.model_dump(include=set(SamplerConfig.model_fields))
     if cell.sampler not in (None, sample.sampler):
@@ -90,85 +96,70 @@ def cell_settings(sample: SamplerConfig, cell: Cell) -> SampleSettings:
 
 
 def settings_card(settings: SampleSettings) -> dict[str, Any]:
-    """The settings as they stand in a card, what follows from them, and the version of the code they mean.
+    """Return the settings as a flat card, with the version of the sampling code.
 
-    SampleSettings reads its own fields back from it. An explicit list of timesteps is written as `0,10,99`
-    and takes the place of the spacing; a classifier's scale, an interval of guidance and a sampler's options
-    stand there when there are any, the options as JSON. `evaluations` is what an image costs, where the
-    settings alone say it.
+    SampleSettings reads its own fields back from it. Values are in their text form. Explicit timesteps
+    replace the spacing; a sampler's options are JSON. `evaluations` is the NFE of an image where it follows
+    from the settings alone.
     """
-    values = settings.model_dump(mode="json", exclude={"timesteps", "sampler_options", "guidance_interval"})
-    if settings.guidance_interval is not None:
-        values["guidance_interval"] = interval_text(settings.guidance_interval)
+    values = {
+        name: option.write(getattr(settings, name))
+        for name, option in SAMPLING_OPTIONS.items()
+        if option.option.always_in_card or getattr(settings, name) != option.default
+    }
     if options := SAMPLERS[settings.sampler].checked_options(settings.sampler_options):
         values["sampler_options"] = canonical_json(options)
-    if not settings.classifier_scale:
-        del values["classifier_scale"]
+    else:
+        values.pop("sampler_options", None)
     if settings.timesteps is not None:
         del values["spacing"]
-        values["timesteps"] = ",".join(map(str, settings.timesteps))
     if settings.evaluations is not None:
         values["evaluations"] = settings.evaluations
     return {**values, "sampling_version": SAMPLING_VERSION}
 
 
-def interval_text(ends: tuple[float, float]) -> str:
-    """An interval of noise levels as a card and a command line have it, such as 0.2:5."""
-    return ":".join(map(format_value, ends))
-
-
-def format_option(value: Any) -> str:
-    """A value of an axis as a command line has it; that of no interval is none."""
-    if value is None:
-        return "none"
-    return interval_text(value) if isinstance(value, tuple) else str(value)
+def format_option(name: str, value: Any) -> str:
+    """Return the value of an axis as a command line has it; None is written as none."""
+    return "none" if value is None else str(OPTIONS[name].write(value))
 
 
 def settings_axes(settings: SampleSettings) -> dict[str, Any]:
-    """All that the settings say on the axes of a grid, as `Cell.axes` of a cell that varies on each.
-
-    They say nothing of the model's.
-    """
-    values = {axis: getattr(settings, axis) for axis in AXES if axis not in MODEL_AXES}
-    if settings.guidance_interval is not None:
-        values["guidance_interval"] = interval_text(settings.guidance_interval)
+    """Return the settings' values by axis, as `Cell.axes` of a cell that varies on each of the sampler's."""
+    values = {axis: OPTIONS[axis].write(getattr(settings, axis)) for axis in AXES if axis not in MODEL_AXES}
     return {axis: value for axis, value in values.items() if value is not None}
 
 
-def format_value(value: str | float) -> str:
-    """An axis's value in a name or a table: as short as reads back to itself, so that no two look alike."""
-    if isinstance(value, str):
-        return value
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
+def effective_axes(settings: SampleSettings) -> dict[str, Any]:
+    """Return the axes that have an effect and differ from their defaults, and always steps and sampler."""
+    return {
+        axis: value
+        for axis, value in settings_axes(settings).items()
+        if axis in ("steps", "sampler")
+        or (
+            not OPTIONS[axis].idle_reason(lambda name: getattr(settings, name))
+            and (axis == "eta" or getattr(settings, axis) != OPTIONS[axis].default)
+        )
+    }
 
 
-# What follows reads a cell's entry in the scores document as well as `Cell.axes`.
-
-_SPOKEN = {
-    "eta": "η = {}",
-    "sampler": "{}",
-    "noise": "noise {}",
-    "spacing": "spacing {}",
-    "guidance": "w = {}",
-    "guidance_interval": "σ/α in {}",
-    "ema": "σ_rel = {}",
-}
+# The following functions take `Cell.axes`, or a cell's entry of the scores document.
 
 
 def describe_line(entry: Mapping[str, Any]) -> str:
-    """All but the steps, for people, such as `η = 0, dpm-solver++`: what the cells of a plot's line share."""
+    """Return all axes but the steps as text, such as `η = 0, dpm-solver++`: what a plot's line shares."""
     return ", ".join(
-        form.format(format_value(entry[axis])) for axis, form in _SPOKEN.items() if axis in entry
+        (OPTIONS[axis].option.phrase or f"{axis} {{}}").format(format_value(entry[axis]))
+        for axis in AXES
+        if axis in entry and axis != "steps"
     )
 
 
 def describe_cell(entry: Mapping[str, Any]) -> str:
-    """A cell in words, such as `50 steps, η = 0.5`."""
+    """Return a cell as text, such as `50 steps, η = 0.5`."""
     steps = entry["steps"]
     return f"{steps} step{'s' * (steps != 1)}, {describe_line(entry)}"
 
 
 def cell_order(entry: Mapping[str, Any]) -> tuple[tuple[bool, Any], ...]:
-    """A key that sorts cells by their axes, by steps first; cells without an axis stand before the others."""
+    """Return a key that sorts cells by their axes, by steps first; cells without an axis come first."""
     return tuple((axis in entry, entry.get(axis)) for axis in AXES)

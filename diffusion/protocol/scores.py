@@ -7,15 +7,15 @@ from typing import Annotated, Any, Self
 from pydantic import Field, PositiveInt, StrictBool, StrictFloat, StrictInt, model_validator
 
 from diffusion.images.store_meta import CardValue, Training
-from diffusion.model.power_average import Width
 from diffusion.protocol.card import EXTRACTOR_FIELDS, STATISTICS_FIELDS, differing_fields
 from diffusion.protocol.extractors import EXTRACTORS, MAX_SPACES, ExtractorSpec
 from diffusion.protocol.float_codec import unpack
-from diffusion.protocol.grid import AXES, Cell
+from diffusion.protocol.grid import Cell
 from diffusion.protocol.metric_constants import GROUPS, SUBSETS
+from diffusion.protocol.options import SamplingOption, fields_section
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.reference import ReferenceFacts
-from diffusion.protocol.samplers import Noise
+from diffusion.protocol.settings import AXES, OPTIONS
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
 from diffusion.system.json_files import read_json
@@ -99,20 +99,21 @@ class ImageScores(Section):
         return self
 
 
-class CellScores(ImageScores):
-    """A cell's value on every axis that it varies on, and its scores.
+def _axis_field(option: SamplingOption) -> tuple[Any, Any]:
+    """Return the type and default of a cell's value on an axis."""
+    stored = option.option.stored or (ShortText if option.option.choices else option.annotation)
+    return (stored, ...) if option.option.axis == "required" else (stored | None, None)
+
+
+_AxisValues: Any = fields_section("_AxisValues", Section, {name: _axis_field(OPTIONS[name]) for name in AXES})
+
+
+class CellScores(ImageScores, _AxisValues):  # type: ignore[misc]
+    """A cell's value on every axis that varies, and its scores.
 
     `spaces` has, by the names of further extractors, what those say of the same images.
     """
 
-    steps: PositiveInt
-    eta: Annotated[float, Field(ge=0)]
-    sampler: str | None = None
-    noise: Noise | None = None
-    spacing: str | None = None
-    guidance: Annotated[float, Field(ge=0)] | None = None
-    guidance_interval: ShortText | None = None
-    ema: Width | None = None
     spaces: Annotated[dict[str, ImageScores], Field(max_length=MAX_SPACES)] = Field(default_factory=dict)
 
     @property

@@ -1,92 +1,120 @@
-"""How images come out of a model: the sampler's settings, those of one image, and the section `sweep`."""
+"""The declaration of every sampling option.
 
-import math
-from functools import partial
-from typing import Annotated, Any, Literal, Self, TypeVar
+A new option is a field here with an `Option` in its annotation; its effect is in a sampler or in guidance.
+This module loads no torch.
+"""
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    field_validator,
-    model_validator,
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from diffusion.model.power_average import Width
+from diffusion.protocol.option_values import (
+    TRAINED_EMA,
+    Average,
+    Eta,
+    GuidanceScale,
+    Interval,
+    Options,
+    SamplerName,
+    SpacingName,
+    Timesteps,
+    interval_text,
+    split_list,
 )
-from pydantic_core import from_json
-
-from diffusion.model.power_average import LEAST_WIDTH, MOST_WIDTH, Width
-from diffusion.protocol.interval import Interval
+from diffusion.protocol.options import NoEffect, Option, SamplingOption, declared_options
 from diffusion.protocol.samplers import SAMPLERS, Noise
 from diffusion.protocol.spacing import SPACINGS
-from diffusion.system.limits import MAX_COUNT, MAX_ETA, MAX_GUIDANCE, MAX_STEPS
-from diffusion.system.references import check_name, load_reference
-from diffusion.system.section import NotBool, Section, Seed, Steps, Unique, explain, validate
-
-SamplerName = Annotated[str, AfterValidator(partial(check_name, registry=SAMPLERS))]
-SpacingName = Annotated[str, AfterValidator(partial(check_name, registry=SPACINGS))]
-
-GuidanceScale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE), NotBool]
-Eta = Annotated[float, Field(ge=0, le=MAX_ETA), NotBool]
-Time = Annotated[int, Field(ge=0, lt=MAX_STEPS), NotBool]
-TRAINED_EMA = "decay"  # the model that a training gives, whose average is by `train.ema_decay`
-MAX_CELLS = 1000  # each is a folder, a set of images, their scores and a run
-
-Value = TypeVar("Value")
-Axis = Annotated[tuple[Value, ...], Field(min_length=1, max_length=100), Unique]
+from diffusion.system.errors import UsageError
+from diffusion.system.limits import MAX_COUNT
+from diffusion.system.references import load_reference
+from diffusion.system.section import NotBool, Section, Seed, ShortText, Steps, explain, validate
 
 
-def _average(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """A width or AS_TRAINED; one sentence for what is neither, where a union would say what each wants."""
-    try:
-        return check(value)
-    except ValidationError:
-        raise ValueError(f"a width from {LEAST_WIDTH} to {MOST_WIDTH} is wanted, or {TRAINED_EMA}") from None
+def _deterministic_samplers() -> list[str]:
+    return [name for name, entry in SAMPLERS.items() if not entry.stochastic]
 
 
-Average = Annotated[Width | Literal["decay"], WrapValidator(_average)]
+def _equal_to(*values: Any) -> Callable[[], tuple[Any, ...]]:
+    return lambda: values
 
 
-def _whole_numbers(values: Any) -> Any:
-    """`0,10,99` as a command line or a flat card writes a list."""
-    return [part.strip() for part in values.split(",")] if isinstance(values, str) else values
-
-
-Timesteps = Annotated[tuple[Time, ...], Field(max_length=MAX_STEPS), BeforeValidator(_whole_numbers)]
-
-
-def _mapping(values: Any) -> Any:
-    """A mapping as a flat card writes it, in JSON."""
-    return from_json(values) if isinstance(values, str) else values
+_DETERMINISTIC = NoEffect("sampler", "with sampler {}, which adds no noise", _deterministic_samplers)
 
 
 class SamplerConfig(Section):
-    """How images come out of a model, but for steps and eta. `guidance` is w of CFG eq. 6: 0 means none.
+    """The sampler's options, except steps and eta. `guidance` is w of CFG eq. 6: 0 means none.
 
     `guidance_interval` is [low, high] of noise levels σ/α: guidance applies where low < σ/α ≤ high
-    (2404.07724, eq. 6), elsewhere the network is asked once, with the condition; None means everywhere.
+    (2404.07724, eq. 6), elsewhere the network is called once, with the condition; None means everywhere.
     `sampler` is a name of SAMPLERS: ddim is the reverse step of DDPM, iDDPM and DDIM; dpm-solver++ is its
-    multistep solver of order 2 (2211.01095), deterministic, to which `noise` means nothing.
-    `sampler_options` are what that sampler alone knows. `spacing` chooses which of the T times the steps go
-    through. `clip` keeps x̂_0 within [−1, 1] at every step. All noise comes from `seed` and the image's index.
-    `classes` is the mix of asked classes: every class
-    equally often, or as in the training data.
+    multistep solver of order 2 (2211.01095), deterministic, so that `noise` has no effect.
+    `sampler_options` are those that only this sampler has. `spacing` selects which of the T times the steps
+    visit. `clip` clips x̂_0 to [−1, 1] at every step. All noise follows from `seed` and the image's index.
+    `classes` is the mix of classes: every class equally often, or as in the training data.
     """
 
-    sampler: SamplerName = "ddim"
-    sampler_options: Annotated[dict[str, Any], BeforeValidator(_mapping)] = Field(default_factory=dict)
-    seed: Seed = 0
-    noise: Noise = "small"
-    spacing: SpacingName = "uniform"
-    guidance: GuidanceScale = 0.0
-    guidance_interval: Interval | None = None
-    clip: bool = True
-    classes: Literal["balanced", "data"] = "balanced"
+    sampler: Annotated[
+        SamplerName,
+        Option(
+            "How a step is made.", "sampler", "{}", choices=SAMPLERS, always_in_card=True, registered=False
+        ),
+    ] = "ddim"
+    sampler_options: Annotated[
+        Options,
+        Option("Options of this sampler alone.", axis=None, cli=False, registered=False),
+    ] = Field(default_factory=dict)
+    seed: Annotated[
+        Seed, Option("Another seed gives other images.", "seed", axis=None, always_in_card=True)
+    ] = 0
+    noise: Annotated[
+        Noise,
+        Option(
+            "The variance that η scales.",
+            "noise",
+            "noise {}",
+            choices=get_args(Noise),
+            always_in_card=True,
+            no_effect=(_DETERMINISTIC, NoEffect("eta", "at eta 0, where no noise is added", _equal_to(0))),
+        ),
+    ] = "small"
+    spacing: Annotated[
+        SpacingName,
+        Option(
+            "Which timesteps are visited.",
+            "spacing",
+            "spacing {}",
+            choices=SPACINGS,
+            always_in_card=True,
+            no_effect=(NoEffect("timesteps", "next to timesteps"),),
+        ),
+    ] = "uniform"
+    guidance: Annotated[
+        GuidanceScale,
+        Option("The weight w of classifier-free guidance.", "w", "w = {}", always_in_card=True),
+    ] = 0.0
+    guidance_interval: Annotated[
+        Interval | None,
+        Option(
+            "LOW:HIGH: guide only where LOW < σ/α ≤ HIGH. None, the default, is everywhere.",
+            "σ/α",
+            "σ/α in {}",
+            write=interval_text,
+            stored=ShortText,
+            no_effect=(NoEffect("guidance", "without guidance", _equal_to(0)),),
+        ),
+    ] = None
+    clip: Annotated[bool, Option("Clip x̂_0.", "clip x̂_0", axis=None, always_in_card=True, cli=False)] = True
+    classes: Annotated[
+        Literal["balanced", "data"],
+        Option(
+            "The mix of classes.", axis=None, always_in_card=True, cli=False, http=False, registered=False
+        ),
+    ] = "balanced"
 
     @model_validator(mode="after")
-    def _options_are_the_samplers(self) -> Self:
+    def _check_sampler_options(self) -> Self:
         try:
             SAMPLERS[self.sampler].checked_options(self.sampler_options)
         except ValidationError as error:
@@ -96,38 +124,66 @@ class SamplerConfig(Section):
 
 
 class CellConfig(SamplerConfig):
-    """What all cells of a sweep share: the sampler's settings. A cell has `num_images` images."""
+    """What all cells of a sweep share: the sampler's options. A cell has `num_images` images."""
 
     num_images: Annotated[int, Field(ge=2, le=MAX_COUNT), NotBool]
 
 
 class SampleSettings(SamplerConfig):
-    """All that decides an image beside the model and its index.
+    """All that determines an image, except the model and the image's index.
 
-    `timesteps` is an explicit list that takes the place of `steps` and `spacing`. `classifier_scale` is s of
-    ADM's alg. 1 and 2: 0 means no classifier. Without guidance a `guidance_interval` is left out.
+    `timesteps` is an explicit list in place of `steps` and `spacing`. `classifier_scale` is s of ADM's alg. 1
+    and 2: 0 means no classifier. Without guidance a `guidance_interval` is dropped.
     """
 
-    steps: Steps = 50
-    eta: Eta = 0.0
-    classifier_scale: GuidanceScale = 0.0
-    timesteps: Timesteps | None = None
+    steps: Annotated[
+        Steps,
+        Option("Sampling steps, 1 … the model's T.", "steps", axis="required", always_in_card=True),
+    ] = 50
+    eta: Annotated[
+        Eta,
+        Option(
+            "0: deterministic DDIM; 1: DDPM.",
+            "η",
+            "η = {}",
+            axis="required",
+            always_in_card=True,
+            no_effect=(
+                NoEffect("steps", "with a single step, which adds no noise", _equal_to(1)),
+                _DETERMINISTIC,
+            ),
+        ),
+    ] = 0.0
+    classifier_scale: Annotated[
+        GuidanceScale,
+        Option("How strongly a classifier guides (ADM's s).", axis=None, http=False, registered=False),
+    ] = 0.0
+    timesteps: Annotated[
+        Timesteps | None,
+        Option(
+            "T0,T1,… instead of steps and spacing.",
+            axis=None,
+            write=lambda times: ",".join(map(str, times)),
+            http=False,
+            registered=False,
+        ),
+    ] = None
 
     @model_validator(mode="before")
     @classmethod
     def _count_timesteps(cls, values: Any) -> Any:
-        listed = _whole_numbers(values.get("timesteps")) if isinstance(values, dict) else None
+        listed = split_list(values.get("timesteps")) if isinstance(values, dict) else None
         return {"steps": len(listed), **values} if isinstance(listed, list | tuple) and listed else values
 
     @field_validator("guidance_interval")
     @classmethod
-    def _is_of_guidance(
+    def _drop_without_guidance(
         cls, interval: tuple[float, float] | None, before: ValidationInfo
     ) -> tuple[float, float] | None:
         return interval if before.data.get("guidance") else None
 
     @model_validator(mode="after")
-    def _options_fit(self) -> Self:
+    def _check_combination(self) -> Self:
         if self.timesteps is not None and len(self.timesteps) != self.steps:
             raise ValueError(f"steps {self.steps} is not the length of timesteps, {len(self.timesteps)}")
         if self.eta and not SAMPLERS[self.sampler].stochastic:
@@ -138,45 +194,52 @@ class SampleSettings(SamplerConfig):
 
     @property
     def evaluations(self) -> int | None:
-        """How often the network sees an image: at each question of the sampler, twice under guidance.
+        """NFE of an image: one per call of the sampler, two under guidance; a classifier does not count.
 
-        What a classifier sees does not count. None in an interval, where the process decides how often:
-        `diffusion.sample.nfe.count_nfe` knows.
+        None with an interval of guidance: then it depends on the process (`diffusion.sample.nfe.count_nfe`).
         """
         if self.guidance_interval is not None:
             return None
         return SAMPLERS[self.sampler].evaluations(self.steps) * (2 if self.guidance else 1)
 
+    def guided_everywhere(self) -> Self:
+        """Return these settings without an interval of guidance."""
+        return self.model_copy(update={"guidance_interval": None})
 
-class SweepConfig(Section):
-    """The grid: every number of `steps` with every `eta`, and with every value of the further axes.
 
-    These are `sampler`, `noise`, `spacing`, `guidance`, `guidance_interval`, of which null is everywhere, and
-    `ema`. An axis that is not listed has the value of the section `sample` in every cell. `ema` lists
-    averages of the weights: widths σ_rel of power-function averages, made of what `train.averages` keeps, and
-    `decay` for the model file's own, which is the only one where nothing is listed.
-    """
+class ModelOptions(Section):
+    """The options of a cell that select its model's weights."""
 
-    steps: Axis[Steps]
-    eta: Axis[Eta]
-    sampler: Axis[SamplerName] | None = None
-    noise: Axis[Noise] | None = None
-    spacing: Axis[SpacingName] | None = None
-    guidance: Axis[GuidanceScale] | None = None
-    guidance_interval: Axis[Interval | None] | None = None
-    ema: Axis[Average] | None = None
+    ema: Annotated[
+        Average | None,
+        Option(
+            "Widths A,B,… of averages.",
+            "σ_rel",
+            "σ_rel = {}",
+            belongs_to="model",
+            stored=Width,
+            unset=TRAINED_EMA,
+            cli=False,
+            http=False,
+            registered=False,
+        ),
+    ] = None
 
-    @property
-    def widths(self) -> tuple[float, ...]:
-        """The widths of power-function averages that the grid has cells of."""
-        return tuple(value for value in self.ema or () if not isinstance(value, str))
 
-    @model_validator(mode="after")
-    def _cells_are_few(self) -> Self:
-        cells = math.prod(len(values) for _, values in self if values)
-        if cells > MAX_CELLS:
-            raise ValueError(f"the axes have {cells:,} cells together: list at most {MAX_CELLS:,}")
-        return self
+SAMPLING_OPTIONS = declared_options(SampleSettings)  # the sampler's, by name
+OPTIONS: Mapping[str, SamplingOption] = {**SAMPLING_OPTIONS, **declared_options(ModelOptions)}
+AXES = tuple(name for name, one in OPTIONS.items() if one.option.axis)  # what a sweep may vary, in this order
+MODEL_AXES = tuple(name for name in AXES if OPTIONS[name].option.belongs_to == "model")
+
+
+def refuse_idle(given: Mapping[str, Any], settings: SampleSettings) -> None:
+    """Raise UsageError for a nullable option that was given and has no effect next to the settings."""
+    for name, value in given.items():
+        option = OPTIONS.get(name)
+        if option is None or option.default is not None or value is None:
+            continue
+        if why := option.idle_reason(lambda other: getattr(settings, other)):
+            raise UsageError(f"{name} has no effect {why}: change that, or leave it out")
 
 
 def parse_settings(optional: dict[str, Any], **values: Any) -> SampleSettings:

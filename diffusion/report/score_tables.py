@@ -9,9 +9,11 @@ from diffusion.choice.ranking import leader
 from diffusion.choice.selection import describe_optimism
 from diffusion.protocol.card import Card
 from diffusion.protocol.extractors import ExtractorSpec
-from diffusion.protocol.grid import AXES, cell_order, describe_cell, format_value
+from diffusion.protocol.grid import cell_order, describe_cell
 from diffusion.protocol.metric_constants import SHARES
+from diffusion.protocol.option_values import format_value
 from diffusion.protocol.scores import CellScores, ImageScores, ScoresDocument
+from diffusion.protocol.settings import AXES
 
 PROTOCOL = {
     "Samples": (

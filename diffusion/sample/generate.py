@@ -19,9 +19,8 @@ from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.eta import check_eta, check_noise
 from diffusion.sample.guidance import (
-    classifier_free,
     classifier_gradient,
-    interval_guidance,
+    guided,
     shift_eps,
     shift_mean,
     without_labels,
@@ -83,11 +82,11 @@ def generate(
     shape = (spec.in_channels, spec.image_size, spec.image_size)
     make = _making(loaded, settings, device, classifier, fast)
     networks = {"model": loaded.network} | ({"classifier": classifier.network} if classifier else {})
-    guided = bool(settings.guidance or settings.classifier_scale)
+    has_guidance = bool(settings.guidance or settings.classifier_scale)
 
     def made(part: slice, seen: _Callback | None) -> Tensor:
         own = indices[part]
-        watch = guard_networks(networks, guided, lambda row: f"image {own[row]}")
+        watch = guard_networks(networks, has_guidance, lambda row: f"image {own[row]}")
         return make(ImageNoise(settings.seed, own, shape).draw, condition.rows(part), seen, watch)
 
     if callback or len(indices) < 2 or not splitting_helps(device):
@@ -157,22 +156,16 @@ def guided_denoiser(
     With η = 1 a classifier guides by ADM's alg. 1, as DDPM; else by alg. 2, which any η allows.
     """
     model = model_denoiser(loaded, fast=fast)
-    guided = _classifier_free(model, settings)
+    denoiser = guided(model, settings, model.process)
     if classifier is None or settings.classifier_scale == 0:
-        return guided
+        return denoiser
     check_classifier(loaded.artefact, classifier)
     if not loaded.artefact.network.num_classes:
-        guided = without_labels(guided)
+        denoiser = without_labels(denoiser)
     gradient = classifier_gradient(classifier.network, settings.classifier_scale)
     if settings.eta == 1:
-        return shift_mean(guided, gradient)
-    return shift_eps(guided, gradient, model.process)
-
-
-def _classifier_free(model: NetworkDenoiser, settings: SampleSettings) -> Denoiser:
-    if settings.guidance == 0 or settings.guidance_interval is None:
-        return classifier_free(model, settings.guidance)
-    return interval_guidance(model, settings.guidance, settings.guidance_interval, model.process)
+        return shift_mean(denoiser, gradient)
+    return shift_eps(denoiser, gradient, model.process)
 
 
 def check_classifier(artefact: Described, classifier: "LoadedClassifier") -> None:

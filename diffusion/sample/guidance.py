@@ -12,9 +12,10 @@ from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser, times_of_rows
 from diffusion.process.prediction import Prediction, expand
 from diffusion.process.process import Process
-from diffusion.protocol.interval import in_interval
+from diffusion.protocol.settings import SampleSettings
 from diffusion.system.device_transfer import to_device
 from diffusion.system.errors import UsageError
+from diffusion.system.limits import MAX_NOISE_LEVEL
 
 Weight = Tensor | float
 
@@ -39,28 +40,47 @@ def classifier_free(denoiser: Denoiser, weight: Weight) -> Denoiser:
     return _Guided(denoiser, rows, weight[rows]) if len(rows) else denoiser
 
 
-def is_guided(interval: tuple[float, float] | None, process: Process, t: float) -> bool:
-    """Whether guidance applies at a time, by the noise level there; everywhere without an interval."""
-    return interval is None or in_interval(interval, float(process.noise_level(torch.tensor(t))))
+def in_interval(interval: tuple[float, float] | None, level: float) -> bool:
+    """Return whether guidance applies at a noise level: low < σ/α ≤ high, and everywhere without an interval.
+
+    A level above MAX_NOISE_LEVEL, such as that of pure noise, counts as that.
+    """
+    return interval is None or interval[0] < min(level, MAX_NOISE_LEVEL) <= interval[1]
+
+
+def guidance_weight(settings: SampleSettings, process: Process, t: float) -> float:
+    """Return the weight of guidance at a time: w, but 0 outside of an interval (2404.07724, eq. 6).
+
+    The paper's w is one more than this project's, which is CFG's: no guidance is 1 there.
+    """
+    interval = settings.guidance_interval
+    if interval is None or in_interval(interval, float(process.noise_level(torch.tensor(t)))):
+        return settings.guidance
+    return 0.0
+
+
+def guided(denoiser: Denoiser, settings: SampleSettings, process: Process) -> Denoiser:
+    """Wrap a denoiser in the classifier-free guidance of these settings."""
+    if settings.guidance == 0 or settings.guidance_interval is None:
+        return classifier_free(denoiser, settings.guidance)
+    return interval_guidance(denoiser, settings.guidance, settings.guidance_interval, process)
 
 
 def interval_guidance(
     denoiser: Denoiser, weight: float, interval: tuple[float, float], process: Process
 ) -> Denoiser:
-    """Classifier-free guidance where low < σ/α ≤ high, and the denoiser itself elsewhere (2404.07724, eq. 6).
+    """Guide where low < σ/α ≤ high (2404.07724, eq. 6); elsewhere call the denoiser once a row."""
+    everywhere = classifier_free(denoiser, weight)
 
-    Outside of the interval a row is asked once.
-    """
-    guided = classifier_free(denoiser, weight)
-
-    def asked(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
+    def call(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
         if not isinstance(t, Tensor):
-            return (guided if is_guided(interval, process, t) else denoiser)(x, t, condition)
+            level = float(process.noise_level(torch.tensor(t)))
+            return (everywhere if in_interval(interval, level) else denoiser)(x, t, condition)
         levels = process.noise_level(t).tolist()
         weights = [weight if in_interval(interval, level) else 0.0 for level in levels]
         return classifier_free(denoiser, torch.tensor(weights, dtype=torch.float64))(x, t, condition)
 
-    return asked
+    return call
 
 
 class _Guided:

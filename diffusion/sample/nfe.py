@@ -10,7 +10,7 @@ from diffusion.process.time_grid import Grid
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import check_timesteps, spaced_timesteps
-from diffusion.sample.guidance import is_guided
+from diffusion.sample.guidance import guidance_weight
 from diffusion.sample.sampler import DenoiserCall, sent
 
 
@@ -19,14 +19,6 @@ def sampling_grid(settings: SampleSettings, process: Process) -> Grid:
     if settings.timesteps is None:
         return process.grid(spaced_timesteps(settings.spacing, settings.steps, process.timesteps))
     return process.grid(check_timesteps(settings.timesteps, process.timesteps))
-
-
-def guidance_weight(settings: SampleSettings, process: Process, t: float) -> float:
-    """The weight of guidance at a time: w, but 0 where an interval does not hold it (2404.07724, eq. 6).
-
-    Their w is one more than this project's, which is CFG's, so that no guidance is 1 there.
-    """
-    return settings.guidance if is_guided(settings.guidance_interval, process, t) else 0.0
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from diffusion.process.config import ProcessConfig
 from diffusion.process.noise import generator
 from diffusion.process.process import Process
 from diffusion.process.registry import build_process
-from diffusion.protocol.grid import format_value
+from diffusion.protocol.option_values import format_value
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import spaced_timesteps

@@ -5,7 +5,8 @@ from pydantic import BaseModel
 
 from diffusion.process.registry import build_process
 from diffusion.sample.generate import check_settings
-from diffusion.sample.nfe import call_times, count_nfe, guidance_weight
+from diffusion.sample.guidance import guidance_weight
+from diffusion.sample.nfe import call_times, count_nfe
 from serving.loaded_model import ServedModel
 from serving.requests import SampleRequest
 

@@ -4,7 +4,7 @@ import pytest
 
 from cli.commands.run import show_scores
 from cli.commands.sweep import _axes
-from diffusion.protocol.settings import SweepConfig
+from diffusion.protocol.sweep_config import SweepConfig
 from flows.champion import _options
 from tests.helpers.scores_document import document, with_space
 

@@ -13,8 +13,6 @@ from pydantic import ValidationError
 
 from diffusion.config import parse
 from diffusion.protocol.grid import (
-    AXES,
-    MODEL_AXES,
     Cell,
     cell_order,
     cell_settings,
@@ -26,7 +24,7 @@ from diffusion.protocol.grid import (
     settings_card,
 )
 from diffusion.protocol.samplers import SAMPLERS, Noise
-from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.settings import AXES, MODEL_AXES, SampleSettings
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import UsageError
 from tests.conftest import params
@@ -112,7 +110,7 @@ def test_an_interval_is_read_back_as_it_is_written(low: float, high: float) -> N
     settings = SampleSettings(guidance=1.0, guidance_interval=(low, high))
     text = settings_card(settings)["guidance_interval"]
     assert SampleSettings(guidance=1.0, guidance_interval=text) == settings
-    assert format_option(settings.guidance_interval) == text
+    assert format_option("guidance_interval", settings.guidance_interval) == text
     assert settings_axes(settings)["guidance_interval"] == text
 
 
@@ -206,7 +204,7 @@ def test_cells_are_ordered_by_steps_then_by_the_other_axes() -> None:
     [
         ({"sample": {"sampler": "dpm-solver++"}}, "sample.sampler dpm-solver.* so sweep.eta must be"),
         ({"sweep": {"sampler": ["dpm-solver++"]}}, "sweep.sampler dpm-solver.* so sweep.eta must be"),
-        ({"sweep": {"eta": [0], "noise": ["large"]}}, "sweep.noise: no noise is added at eta 0"),
+        ({"sweep": {"eta": [0], "noise": ["large"]}}, "sweep.noise has no effect at eta 0"),
         ({"sweep": {"noise": ["huge"]}}, "sweep.noise.0: .*'small'.*got 'huge'"),
         ({"sweep": {"noise": ["large", "large"]}}, "sweep.noise: each value may stand once"),
         ({"sweep": {"eta": [0, 0.0]}}, "sweep.eta: each value may stand once"),
@@ -239,8 +237,12 @@ LIMITED = [[0.2, 5]]
         ({"guidance": 1, "guidance_interval": "1"}, None, "an interval is LOW:HIGH, such as 0.2:5"),
         ({"guidance": 1, "guidance_interval": "nan:1"}, None, "guidance_interval.0: .*finite"),
         ({"guidance": 1}, [[0, 1], [0.0, 1.0]], "sweep.guidance_interval: each value may stand once"),
-        ({"guidance_interval": LIMITED[0]}, None, "sample.guidance_interval does nothing without guidance"),
-        ({}, LIMITED, "sweep.guidance_interval does nothing without guidance: give sample.guidance > 0 too"),
+        ({"guidance_interval": LIMITED[0]}, None, "sample.guidance_interval has no effect without guidance"),
+        (
+            {},
+            LIMITED,
+            "sweep.guidance_interval has no effect .*: change sample.guidance or leave it out",
+        ),
         ({"guidance": 1, "guidance_interval": [0, 1]}, LIMITED, "leave sample.guidance_interval out"),
     ],
 )

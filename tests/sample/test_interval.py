@@ -13,14 +13,13 @@ from diffusion.process.config import ProcessConfig
 from diffusion.process.prediction import Prediction
 from diffusion.process.process import Process
 from diffusion.process.registry import build_process
-from diffusion.protocol.interval import in_interval
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
-from diffusion.sample.guidance import classifier_free, interval_guidance
-from diffusion.sample.nfe import call_times, count_nfe, guidance_weight, sampling_grid
+from diffusion.sample.guidance import classifier_free, guidance_weight, in_interval, interval_guidance
+from diffusion.sample.nfe import call_times, count_nfe, sampling_grid
 from diffusion.sample.sampler import run_sampler
 from tests.helpers.networks import artefact_of, network_of, spec_of
 

@@ -1,0 +1,148 @@
+"""How a sampling option is declared: what every interface needs to know about it besides its type.
+
+A field of `diffusion.protocol.settings.SampleSettings` carries an `Option` in its annotation. From it follow
+the sections `sample` and `sweep` of params.yaml, command-line options, HTTP fields, controls of the
+playground, cards, cell names and report columns. This module loads no torch.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, create_model
+from pydantic.fields import FieldInfo
+
+
+@dataclass(frozen=True)
+class NoEffect:
+    """A condition under which an option has no effect: another option has one of these values.
+
+    `why` completes the sentence "… has no effect". Without `values` the condition is any value but None.
+    """
+
+    option: str
+    why: str
+    values: Callable[[], Iterable[Any]] | None = None
+
+    def holds(self, value: Any) -> bool:
+        """Return whether the condition holds for this value of the other option."""
+        return value is not None if self.values is None else value in tuple(self.values())
+
+
+@dataclass(frozen=True)
+class Option:
+    """The declaration of a sampling option.
+
+    `label` names it in a form or a table, `phrase` describes a value in a text ("η = {}"). An `axis` may be
+    listed in the section `sweep`; a required one must be. `belongs_to` the model: it selects the weights of a
+    cell, not how they are sampled. `no_effect` has the conditions under which it changes no image.
+    `write` makes its text form for names, cards and command lines; without it the value is written as it is.
+    `stored` is the type of a value in scores.json where that differs. `choices` are the allowed names.
+    Cards state the option always, or only where it differs from its default. `cli`, `http` and `registered`
+    are whether the command line, the HTTP request and the registered MLflow model accept it. `unset` is a
+    listed value that means the default, which a cell's name leaves out.
+    """
+
+    help: str
+    label: str = ""
+    phrase: str = ""
+    axis: Literal["required", "optional"] | None = "optional"
+    belongs_to: Literal["sampler", "model"] = "sampler"
+    no_effect: tuple[NoEffect, ...] = ()
+    write: Callable[[Any], str] | None = None
+    stored: Any = None
+    choices: Mapping[str, Any] | tuple[str, ...] = ()
+    always_in_card: bool = False
+    cli: bool = True
+    http: bool = True
+    registered: bool = True
+    unset: Any = None
+
+
+@dataclass(frozen=True)
+class SamplingOption:
+    """A declared option: its `name`, the field of its class, and the Option of its annotation."""
+
+    name: str
+    field: FieldInfo
+    option: Option
+
+    @property
+    def annotation(self) -> Any:
+        """The annotated type with its bounds and validators."""
+        extra = tuple(one for one in self.field.metadata if not isinstance(one, Option))
+        return Annotated[(self.field.annotation, *extra)] if extra else self.field.annotation
+
+    @property
+    def default(self) -> Any:
+        """The default value."""
+        return self.field.get_default(call_default_factory=True)
+
+    @property
+    def label(self) -> str:
+        """The name in a form or a table."""
+        return self.option.label or self.name
+
+    @property
+    def plain_type(self) -> Any:
+        """The type without None, bounds and validators, such as int or tuple[float, float]."""
+        return _plain(self.field.annotation)
+
+    def bound(self, lower: bool) -> float | None:
+        """Return the inclusive lower or upper bound of a number, or None."""
+        for one in self.field.metadata:
+            if lower and isinstance(one, Ge | Gt):
+                return one.ge if isinstance(one, Ge) else one.gt + 1  # type: ignore[return-value, operator]
+            if not lower and isinstance(one, Le | Lt):
+                return one.le if isinstance(one, Le) else one.lt - 1  # type: ignore[return-value, operator]
+        return None
+
+    def write(self, value: Any) -> Any:
+        """Return a value in its text form if the option has one, else the value."""
+        return value if value is None or self.option.write is None else self.option.write(value)
+
+    def enum(self) -> type[StrEnum]:
+        """Return the allowed names as an enum."""
+        members = {name: name for name in self.option.choices}
+        return StrEnum(self.name.title(), members)  # type: ignore[return-value]
+
+    def idle_reason(self, value_of: Callable[[str], Any]) -> str | None:
+        """Return why the option has no effect next to these values of others, or None if it has one."""
+        for condition in self.option.no_effect:
+            value = value_of(condition.option)
+            if condition.holds(value):
+                return condition.why.format(value)
+        return None
+
+
+def declared_options(section: type[BaseModel]) -> dict[str, SamplingOption]:
+    """Return the options that a class declares, by name; those of the class itself before inherited ones."""
+    own = inspect.get_annotations(section)
+    fields = sorted(section.model_fields.items(), key=lambda item: item[0] not in own)
+    return {
+        name: SamplingOption(name, field, option)
+        for name, field in fields
+        for option in field.metadata
+        if isinstance(option, Option)
+    }
+
+
+def fields_section(name: str, base: type[BaseModel], fields: Mapping[str, tuple[Any, Any]]) -> Any:
+    """Return a class with these fields, name → (type, default), below `base`."""
+    return create_model(name, __base__=base, **fields)  # type: ignore[call-overload]
+
+
+def _plain(annotation: Any) -> Any:
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return _plain(arguments[0])
+    if get_origin(annotation) is Literal:
+        return type(arguments[0])
+    if get_origin(annotation) is tuple:
+        return tuple[tuple(_plain(one) for one in arguments)]  # type: ignore[misc]
+    if type(None) in arguments:
+        return _plain(next(one for one in arguments if one is not type(None)))
+    return annotation

@@ -1,0 +1,79 @@
+"""The section `sweep` of params.yaml: a list of values for every sampling option that is an axis."""
+
+import math
+from typing import Annotated, Any, Self, get_args
+
+from pydantic import Field, model_validator
+
+from diffusion.protocol.options import SamplingOption, fields_section
+from diffusion.protocol.settings import AXES, OPTIONS, SamplerConfig
+from diffusion.system.section import Section, Unique
+
+MAX_CELLS = 1000  # each is a folder, a set of images, their scores and a run
+
+
+def _axis_field(option: SamplingOption) -> tuple[Any, Any]:
+    """Return the type and default of an option's list of values in the section `sweep`."""
+    required = option.option.axis == "required"
+    value = option.annotation if option.default is not None or required else _listed_type(option)
+    listed = Annotated[tuple[value, ...], Field(min_length=1, max_length=100), Unique]  # type: ignore[valid-type]
+    return (listed, ...) if required else (listed | None, None)
+
+
+def _listed_type(option: SamplingOption) -> Any:
+    """Return the type of a listed value of a nullable option: null too if no other value means it."""
+    if option.option.unset is None:
+        return option.annotation
+    return next(one for one in get_args(option.field.annotation) if one is not type(None))
+
+
+_AxisLists: Any = fields_section("_AxisLists", Section, {name: _axis_field(OPTIONS[name]) for name in AXES})
+
+
+class SweepConfig(_AxisLists):  # type: ignore[misc]
+    """The grid: every number of `steps` with every `eta`, and with every value of the further axes.
+
+    These are the sampler's options that may vary, and `ema`. An axis that is not listed has the value of the
+    section `sample` in every cell. A null in `guidance_interval` is everywhere. `ema` lists averages of the
+    weights: widths σ_rel of power-function averages, reconstructed from what `train.averages` keeps, and
+    `decay` for the model file's own, which is the only one where nothing is listed.
+    """
+
+    @property
+    def widths(self) -> tuple[float, ...]:
+        """The widths of power-function averages that the grid has cells of."""
+        return tuple(value for value in self.ema or () if not isinstance(value, str))
+
+    @model_validator(mode="after")
+    def _limit_cells(self) -> Self:
+        cells = math.prod(len(values) for _, values in self if values)
+        if cells > MAX_CELLS:
+            raise ValueError(f"the axes have {cells:,} cells together: list at most {MAX_CELLS:,}")
+        return self
+
+
+def check_axes(sample: SamplerConfig, sweep: SweepConfig) -> None:
+    """Raise ValueError for a nullable option that is given twice, and for one without effect in any cell."""
+    for name in AXES:
+        option = OPTIONS[name]
+        section, listed = getattr(sample, name, None), getattr(sweep, name)
+        if option.option.axis == "required" or option.option.belongs_to == "model":
+            continue
+        nullable = option.default is None
+        if nullable and section is not None and listed is not None:
+            raise ValueError(f"sweep.{name} is for every cell: leave sample.{name} out")
+        where = "sweep" if any(value is not None for value in listed or ()) else "sample"
+        if where == "sample" and (not nullable or section is None):
+            continue
+        for condition in option.option.no_effect:
+            field, values = axis_values(condition.option, sample, sweep)
+            if all(map(condition.holds, values)):
+                why = condition.why.format(*values[:1])
+                raise ValueError(f"{where}.{name} has no effect {why}: change {field} or leave it out")
+
+
+def axis_values(name: str, sample: SamplerConfig, sweep: SweepConfig) -> tuple[str, tuple[Any, ...]]:
+    """Return the field of params.yaml that decides an option in the grid, and its values."""
+    if listed := getattr(sweep, name, None):
+        return f"sweep.{name}", listed
+    return f"sample.{name}", (getattr(sample, name, OPTIONS[name].default),)
