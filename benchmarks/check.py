@@ -17,22 +17,22 @@ from typing import Any
 
 import yaml
 
-from diffusion.model.unet_config import MOST_BLOCKS, MOST_LEVELS
+from diffusion.model.unet_config import MAX_BLOCKS, MAX_LEVELS
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_STEPS
 from diffusion.system.params import read_params
 
 ROOT = Path(__file__).parent.parent
 RUNS = 3
-SIDE = 2 ** (MOST_LEVELS - 1)
+SIDE = 2 ** (MAX_LEVELS - 1)
 
 LARGEST: dict[str, dict[str, Any]] = {
     "data": {"image_size": SIDE},
     "model": {
         "channels": 64,
         "head_channels": 64,
-        "channel_mult": [1] * MOST_LEVELS,
-        "num_res_blocks": MOST_BLOCKS // MOST_LEVELS,
-        "attention": [SIDE >> level for level in range(MOST_LEVELS)],
+        "channel_mult": [1] * MAX_LEVELS,
+        "num_res_blocks": MAX_BLOCKS // MAX_LEVELS,
+        "attention": [SIDE >> level for level in range(MAX_LEVELS)],
     },
     "process": {"timesteps": MAX_STEPS},
     "train": {"steps": MAX_COUNT, "batch_size": MAX_BATCH},

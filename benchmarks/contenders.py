@@ -113,7 +113,7 @@ def diffusers(shape: Shape) -> Work:
     """The loop of diffusers' training examples and its DDIMPipeline."""
     from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
-    from diffusion.interop.diffusers import unet_config
+    from diffusion.interop.to_diffusers import unet_config
     from diffusion.model.unet import UNet
 
     plan, _ = described("fp32", shape)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.gpu_measures import Result, Size, Window, flop, peak, synchronize
 from diffusion.model.model_file import LoadedModel
-from diffusion.model.precision import settled
+from diffusion.model.precision import freeze
 from diffusion.model.unet import UNet
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import mixed_condition
@@ -28,7 +28,7 @@ def ours(plan: TrainPlan, eta: float, size: Size, device: torch.device) -> Resul
     """`generate` as the stage `sample` calls it for many images."""
     count, settings = plan.train.batch_size, SampleSettings(steps=size.ddim_steps, eta=eta)
     set_tf32(True, device)
-    model = LoadedModel(settled(UNet(plan.network).to(device)), plan)
+    model = LoadedModel(freeze(UNet(plan.network).to(device)), plan)
     condition = mixed_condition(plan, settings, range(count))
 
     def sample() -> None:
@@ -55,7 +55,7 @@ def diffusers(plan: TrainPlan, eta: float, size: Size, device: torch.device) -> 
     """DDIMPipeline with its network in bf16 and compiled, its images left as numbers."""
     from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
-    from diffusion.interop.diffusers import unet_config
+    from diffusion.interop.to_diffusers import unet_config
 
     plain = {"num_classes": 0, "null_class": False, "out_channels": plan.network.in_channels}
     same = {"time_scale": 1.0, "heads": None, "head_channels": 64}

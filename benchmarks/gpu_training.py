@@ -95,7 +95,7 @@ def diffusers(plan: TrainPlan, store: ImageStore, size: Size, device: torch.devi
     from diffusers import DDPMScheduler, UNet2DModel
     from diffusers.training_utils import EMAModel
 
-    from diffusion.interop.diffusers import unet_config
+    from diffusion.interop.to_diffusers import unet_config
 
     config, count = plan.train, plan.train.batch_size
     # It lacks a scale of time, which costs nothing, and one number of heads for all widths: 64 channels each

@@ -137,7 +137,7 @@ def theirs(store: ImageStore, size: Size, device: torch.device) -> tuple[Images,
     from diffusers import DDPMScheduler, UNet2DModel
     from diffusers.training_utils import EMAModel
 
-    from diffusion.interop.diffusers import unet_config
+    from diffusion.interop.to_diffusers import unet_config
 
     config = load(PROFILE)
     simple = config.process.model_copy(update={"variance": "small", "loss": "simple", "prediction": "eps"})

@@ -126,7 +126,7 @@ def _settings(cell: "CellScores", batch_size: int) -> Any:
 
 
 def _refuse_other_code(cell: "CellScores") -> None:
-    from diffusion.code import torch_version
+    from diffusion.code_digest import torch_version
     from diffusion.protocol.extractors import EVALUATION_VERSION
     from diffusion.protocol.grid import SAMPLING_VERSION
 

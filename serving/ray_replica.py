@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from fastapi import FastAPI
 
-from diffusion.code import library_version
+from diffusion.code_digest import library_version
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError
 from serving.app import create_app

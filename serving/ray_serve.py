@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion.code import library_version
+from diffusion.code_digest import library_version
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.signals import StopRequest, stop_request
 from serving.http_server import FLUSH_SECONDS, MAX_CONNECTIONS

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffusion.choice.best_settings import best_settings, budget_settings
-from diffusion.model.model_file import Described
+from diffusion.model.model_file import ModelDescription
 from diffusion.process.condition import Condition
 from diffusion.protocol.option_values import Eta, GuidanceScale, Interval, SamplerName, SpacingName
 from diffusion.protocol.samplers import SAMPLERS, Noise
@@ -105,7 +105,9 @@ def check_count(count: int, config: ServeConfig) -> None:
         raise UsageError(f"{count} images are too many at once: ask for {config.images} at most")
 
 
-def request_condition(asked: SampleRequest, settings: SampleSettings, artefact: Described) -> Condition:
+def request_condition(
+    asked: SampleRequest, settings: SampleSettings, artefact: ModelDescription
+) -> Condition:
     """The classes of the images; UsageError when there is no such class."""
     if asked.class_name is None:
         return mixed_condition(artefact, settings, asked.wanted)

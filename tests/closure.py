@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from diffusion.code import module_file, module_tree, modules_of
+from diffusion.code_digest import module_file, module_tree, modules_of
 from diffusion.system.references import reference_module
 
 ROOT = Path(__file__).parent.parent
@@ -18,7 +18,7 @@ STAGES = ROOT / "cli/stages/bodies.py"
 GRAPH = ROOT / "dvc.yaml"
 LIBRARY = "diffusion"
 REFERENCE = re.compile(r"diffusion(\.\w+)+:\w+")
-CODE = ROOT / "diffusion/code.py"
+CODE = ROOT / "diffusion/code_digest.py"
 
 
 def with_assets(file: Path) -> set[Path]:

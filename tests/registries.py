@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffusion.data.source_registry import SOURCES
+from diffusion.model.network_registry import MODELS
 from diffusion.model.presets import PRESETS
-from diffusion.model.registry import MODELS
-from diffusion.process.predictions import PREDICTIONS
-from diffusion.process.registry import PROCESSES
+from diffusion.process.parameterization import PREDICTIONS
+from diffusion.process.process_registry import PROCESSES
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.samplers import SAMPLERS
@@ -40,11 +40,11 @@ class Registry:
 REGISTRIES = (
     Registry("SOURCES", SOURCES, "diffusion/data/source_registry.py", "data.name",
              "a `DataConfig` → `Source` (`diffusion/data/source.py`)"),
-    Registry("MODELS", MODELS, "diffusion/model/registry.py", "model.name",
+    Registry("MODELS", MODELS, "diffusion/model/network_registry.py", "model.name",
              "a `NetworkSpec` → `nn.Module`"),
-    Registry("PROCESSES", PROCESSES, "diffusion/process/registry.py", "process.schedule",
-             "a `ProcessConfig` → `Process` (`diffusion/process/process.py`)"),
-    Registry("PREDICTIONS", PREDICTIONS, "diffusion/process/predictions.py", "process.prediction",
+    Registry("PROCESSES", PROCESSES, "diffusion/process/process_registry.py", "process.schedule",
+             "a `ProcessConfig` → `Process` (`diffusion/process/noise_process.py`)"),
+    Registry("PREDICTIONS", PREDICTIONS, "diffusion/process/parameterization.py", "process.prediction",
              "(α, σ) → (a, b) of what is predicted, a·x_0 + b·ε"),
     Registry("COURSES", COURSES, "diffusion/train/course.py", "train.lr.course",
              "a subclass of `Course`: step → rate"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffusion.code import module_file
+from diffusion.code_digest import module_file
 from diffusion.system.syntax import imported_modules
 from tests.closure import GRAPH, LIBRARY, ROOT, idle, listed_code, parse, stage_files, uncovered
 
@@ -136,7 +136,7 @@ def test_durations_are_measured_by_a_monotonic_clock() -> None:
 # own layer without cycles.
 LAYERS = (
     {"system"},
-    {"images", "downloads", "code", "layout"},
+    {"images", "downloads", "code_digest", "layout"},
     {"process"},
     {"model"},
     {"protocol"},

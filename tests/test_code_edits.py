@@ -31,7 +31,7 @@ EDITS = {
         "diffusion/process/losses.py", "noise) - predicted).square()", "noise) - predicted).abs()", FROM_TRAIN
     ),
     "schedule": Edit(
-        "diffusion/process/schedule.py", "(u + 0.008) / 1.008", "(u + 0.018) / 1.018", FROM_TRAIN
+        "diffusion/process/noise_schedules.py", "(u + 0.008) / 1.008", "(u + 0.018) / 1.018", FROM_TRAIN
     ),
     "block": Edit(
         "diffusion/model/blocks.py", "F.silu(self.norm_in(x))", "F.relu(self.norm_in(x))", FROM_TRAIN

@@ -13,10 +13,10 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from cli.main import app
-from diffusion.code import code_digest
+from diffusion.code_digest import code_digest
 from diffusion.evaluate.features.reference_features import extraction_code
 from diffusion.images.store import open_store
-from diffusion.process.config import ProcessConfig
+from diffusion.process.process_config import ProcessConfig
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import sampling_code
@@ -33,14 +33,14 @@ TESTS = ["tests/sample/test_heun.py", "tests/data/test_rings.py"]
 THROWAWAY = {  # the file, where it goes, its registry and its entry
     "tiny": (
         "diffusion/model/tiny.py",
-        "diffusion/model/registry.py",
+        "diffusion/model/network_registry.py",
         """MODELS["tiny"] = ModelEntry(
     "diffusion.model.tiny:Tiny", "diffusion.model.tiny:TinyConfig", "diffusion.model.tiny:TinySpec"
 )""",
     ),
     "straight": (
         "diffusion/process/straight.py",
-        "diffusion/process/registry.py",
+        "diffusion/process/process_registry.py",
         """PROCESSES["straight"] = ProcessEntry(
     "diffusion.process.straight:Straight", "diffusion.process.straight:StraightConfig"
 )""",

@@ -19,7 +19,7 @@ from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel
-from diffusion.model.precision import autocast, rounded, settled
+from diffusion.model.precision import autocast, freeze, to_bf16
 from diffusion.protocol.extractors import EVALUATION_VERSION
 from diffusion.protocol.grid import SAMPLING_VERSION
 from diffusion.protocol.settings import SampleSettings
@@ -64,12 +64,12 @@ def precisions() -> dict[str, str]:
 
     Their rule, not their images: rounding differs between processors, and moves some pixels from end to end.
     """
-    network, found = settled(network_of(spec_of(null_class=True))), {}
+    network, found = freeze(network_of(spec_of(null_class=True))), {}
 
     def noting(name: str) -> Any:
         return lambda layer, inputs, output: found.update({name: str(output.dtype)})
 
-    for name, layer in rounded(network).named_modules():
+    for name, layer in to_bf16(network).named_modules():
         if not [*layer.children()]:
             layer.register_forward_hook(noting(name))
     autocast(network, "bf16")(torch.zeros(1, 1, 8, 8), torch.tensor([0]), torch.tensor([0]))

@@ -6,8 +6,8 @@ import tomllib
 import pytest
 import yaml
 
-from diffusion.code import module_file
-from diffusion.model.model_file import Described
+from diffusion.code_digest import module_file
+from diffusion.model.model_file import ModelDescription
 from diffusion.protocol.grid import SAMPLING_VERSION
 from tests.conftest import ROOT
 
@@ -63,7 +63,7 @@ def test_the_changes_know_this_version_and_link_to_what_there_is() -> None:
     version = PROJECT["project"]["version"]
     assert f"## {version}\n" in text
     assert f"ampling version {SAMPLING_VERSION}" in text
-    assert f"model format {Described.model_fields['format'].default}" in text
+    assert f"model format {ModelDescription.model_fields['format'].default}" in text
     for page in ("CHANGELOG.md", "SECURITY.md", "docs/theory.md"):
         source = ROOT / page
         for link in re.findall(r"\]\(([\w./-]+)\)", source.read_text(encoding="utf-8")):

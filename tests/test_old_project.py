@@ -14,7 +14,7 @@ from diffusion.images.store import open_store
 from diffusion.images.store_meta import CellMeta
 from diffusion.layout import AVERAGES, SAMPLES, SCORES
 from diffusion.model.model_file import read_artefact
-from diffusion.model.snapshots import Snapshots
+from diffusion.model.posthoc_ema import Snapshots
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.scores import read_scores

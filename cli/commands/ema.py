@@ -12,7 +12,7 @@ from cli.shared.progress import progress
 from diffusion.layout import AVERAGES
 
 if TYPE_CHECKING:
-    from diffusion.model.snapshots import Snapshots
+    from diffusion.model.posthoc_ema import Snapshots
 
 
 def ema(
@@ -27,7 +27,7 @@ def ema(
 ) -> None:
     """Make models with power-function EMAs of any width from the snapshots of a training."""
     begin("reading the snapshots", as_json)
-    from diffusion.model.snapshots import Snapshots
+    from diffusion.model.posthoc_ema import Snapshots
 
     widths = _widths(width)
     _try(out, widths)
@@ -77,12 +77,12 @@ def _widths(text: str) -> list[float]:
     """The widths that are asked for, each once; UsageError where they are none."""
     from pydantic import TypeAdapter, ValidationError
 
-    from diffusion.model.power_average import LEAST_WIDTH, MOST_WIDTH, Width
+    from diffusion.model.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL, SigmaRel
     from diffusion.system.errors import UsageError, printable
 
     try:
-        return list(dict.fromkeys(TypeAdapter(list[Width]).validate_python(text.split(","))))
+        return list(dict.fromkeys(TypeAdapter(list[SigmaRel]).validate_python(text.split(","))))
     except ValidationError:
         raise UsageError(
-            f"--width {printable(text)}: give widths from {LEAST_WIDTH} to {MOST_WIDTH}, a comma between them"
+            f"--width {printable(text)}: give widths from {MIN_SIGMA_REL} to {MAX_SIGMA_REL}, with commas"
         ) from None

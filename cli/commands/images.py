@@ -63,7 +63,7 @@ def encode(
     begin("loading the model", as_json)
     import numpy as np
 
-    from diffusion.analysis.given import asked_condition, choose, choose_first
+    from diffusion.analysis.image_inputs import input_condition, load_first, load_input
 
     writer = writer_of(out, {".npz": _npz, ".png": _png})
     refuse_idle(context, "num", bool(images), "beside the images that are named")
@@ -71,10 +71,10 @@ def encode(
     loaded, settings = _load(resolve_model(model, run_id, champion), steps, spacing)
     artefact = loaded.artefact
     chosen = (
-        [choose(name, store, artefact) for name in images] if images else choose_first(num, store, artefact)
+        [load_input(name, store, artefact) for name in images] if images else load_first(num, store, artefact)
     )
     pixels = np.stack([image.pixels for image in chosen])
-    condition = asked_condition(artefact, [image.label for image in chosen], klass)
+    condition = input_condition(artefact, [image.label for image in chosen], klass)
     with progress("encode", unit="steps") as show:
         codes, back = _there_and_back(loaded, settings, pixels, condition, batch_size, show)
     writer(out, pixels, codes, back, condition.labels)
@@ -114,13 +114,13 @@ def interpolate(
     import numpy as np
 
     from diffusion.analysis import inversion
-    from diffusion.analysis.given import choose, end_condition
+    from diffusion.analysis.image_inputs import end_condition, load_input
     from diffusion.images.pixels import to_nhwc
 
     writer = writer_of(out, {".png": _strip, ".gif": _morph})
     _refuse_idle_store(context, [first, second])
     loaded, settings = _load(resolve_model(model, run_id, champion), steps, spacing)
-    ends = [choose(name, store, loaded.artefact) for name in (first, second)]
+    ends = [load_input(name, store, loaded.artefact) for name in (first, second)]
     condition = end_condition(loaded.artefact, [end.label for end in ends], klass)
     pixels = np.stack([end.pixels for end in ends])
     with progress("interpolate", unit="steps") as show:

@@ -39,7 +39,7 @@ def openai(
 ) -> None:
     """Import a published checkpoint; it is read without running any code in it."""
     begin("reading the checkpoint", as_json)
-    from diffusion.interop.openai import import_openai
+    from diffusion.interop.from_openai import import_openai
 
     out = _place(out, file.stem)
     _keep(out, *import_openai(file, preset.value), {"preset": preset.value}, as_json)
@@ -99,7 +99,7 @@ def diffusers(
 ) -> None:
     """Export UNet2DModel and DDIMScheduler, which DDIMPipeline.from_pretrained loads."""
     begin("loading the model", as_json)
-    from diffusion.interop.diffusers import export_diffusers
+    from diffusion.interop.to_diffusers import export_diffusers
     from diffusion.model.model_file import load_model
     from diffusion.system.output_paths import check_output_folder
 

@@ -41,7 +41,7 @@ def nll(
 ) -> None:
     """Bound the negative log-likelihood of images, in bits per dimension: one pass over all timesteps."""
     begin("loading the model", as_json)
-    from diffusion.analysis.given import asked_condition, fitting_store, known_labels
+    from diffusion.analysis.image_inputs import input_condition, known_labels, open_matching_store
     from diffusion.analysis.likelihood import bits_per_dimension
     from diffusion.model.model_file import load_model
     from diffusion.system.devices import default_device
@@ -50,9 +50,9 @@ def nll(
     writer = writer_of(out, {".png": _write})
     check_output(out.with_suffix(".csv"), "--out, as .csv,")
     loaded = load_model(resolve_model(model, run_id, champion), default_device())
-    images = fitting_store(store, loaded.artefact)
+    images = open_matching_store(store, loaded.artefact)
     count = min(num or len(images), len(images))
-    condition = asked_condition(loaded.artefact, known_labels(images, loaded.artefact, range(count)), None)
+    condition = input_condition(loaded.artefact, known_labels(images, loaded.artefact, range(count)), None)
     with progress("nll", unit="passes") as show:
         bits = bits_per_dimension(
             loaded,

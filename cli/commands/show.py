@@ -16,7 +16,7 @@ from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_ETA, MAX_GUIDANCE,
 
 if TYPE_CHECKING:
     from diffusion.images.store import Images
-    from diffusion.model.config import NetworkSpec
+    from diffusion.model.model_config import NetworkSpec
 
 app = typer.Typer(
     help="Show how diffusion works, for params.yaml, a profile or a model: as SVG, PNG or text.",
@@ -95,7 +95,7 @@ def variance(
 ) -> None:
     """Where a trained model's variance lies between its bounds, by t; with --profile the bounds alone."""
     begin_figure(out, as_json)
-    from diffusion.analysis.given import asked_condition, fitting_store, known_labels
+    from diffusion.analysis.image_inputs import input_condition, known_labels, open_matching_store
     from diffusion.model.model_file import load_model
     from diffusion.show.variance import learned_variance, make_grid, variance_bounds
     from diffusion.system.devices import default_device
@@ -107,9 +107,9 @@ def variance(
         return tell(variance_bounds(make_grid(asked.process(), count, spacing.value)), out, as_json)
     loaded = load_model(asked.model_file(), default_device())
     grid = make_grid(loaded.artefact.process, count, spacing.value)
-    images = fitting_store(store, loaded.artefact)
+    images = open_matching_store(store, loaded.artefact)
     indices = range(min(num, len(images)))
-    condition = asked_condition(loaded.artefact, known_labels(images, loaded.artefact, indices), None)
+    condition = input_condition(loaded.artefact, known_labels(images, loaded.artefact, indices), None)
     with progress("variance", unit="passes") as show:
         shown = learned_variance(loaded, grid, images.images[: len(indices)], condition, seed, show)
     tell(shown, out, as_json)

@@ -10,7 +10,7 @@ from cli.commands.sample import Champion, ModelFile, RunId, resolve_model
 
 if TYPE_CHECKING:
     from diffusion.config import Config
-    from diffusion.process.config import ProcessConfig
+    from diffusion.process.process_config import ProcessConfig
 
 Profile = Annotated[
     str | None,

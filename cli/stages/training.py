@@ -15,7 +15,7 @@ from cli.stages.watch import LiveLine, Watch
 if TYPE_CHECKING:
     from torch import nn
 
-    from diffusion.code import CodeSince
+    from diffusion.code_digest import CodeSince
     from diffusion.config import Config
     from diffusion.system.signals import StopRequest
     from diffusion.train.heldout import HeldOut

@@ -10,7 +10,7 @@ from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser
-from diffusion.process.time_grid import Grid
+from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings, generate_from_noise, model_denoiser
 from diffusion.sample.nan_guard import NaNGuard, guard_networks
@@ -20,7 +20,7 @@ Progress = Callable[[int, int], None]
 """Called with (done, total) steps."""
 
 
-def encoding(grid: Grid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
+def encoding(grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
     """The walk of `encode`, as a sampler whose walk begins at images and ends at codes; it draws no noise."""
     steps = grid.walk()[::-1]
     for done, step in enumerate(steps, start=1):
@@ -33,7 +33,7 @@ def encoding(grid: Grid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
 
 def encode(
     denoiser: Denoiser,
-    grid: Grid,
+    grid: TimeGrid,
     x_0: Tensor,
     condition: Condition,
     progress: Progress | None = None,
@@ -128,11 +128,11 @@ def interpolate(
     def half(offset: int) -> Progress:
         return lambda done, total: progress(offset * total + done, 2 * total) if progress else None
 
-    points = arc(encode_images(loaded, settings, ends, condition, half(0)), condition, frames)
+    points = interpolate_codes(encode_images(loaded, settings, ends, condition, half(0)), condition, frames)
     return decode_images(loaded, settings, *points, half(1))
 
 
-def arc(ends: Tensor, condition: Condition, frames: int) -> tuple[Tensor, Condition]:
+def interpolate_codes(ends: Tensor, condition: Condition, frames: int) -> tuple[Tensor, Condition]:
     """`frames` codes from the first to the second of two, (2, C, H, W), and the condition of each."""
     fractions = torch.linspace(0, 1, frames)
     codes = torch.cat([slerp(ends[:1], ends[1:], float(fraction)) for fraction in fractions])

@@ -9,13 +9,13 @@ from torch import Tensor
 from diffusion.images.pixels import to_model, to_nchw
 from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel
-from diffusion.process.bound import prior_term, vlb_terms
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import NetworkDenoiser
 from diffusion.process.noise import ImageNoise
 from diffusion.process.posterior import log_variance
-from diffusion.process.registry import build_process
-from diffusion.process.time_grid import Grid
+from diffusion.process.process_registry import build_process
+from diffusion.process.time_grid import TimeGrid
+from diffusion.process.vlb import prior_term, vlb_terms
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.nan_guard import NaNGuard, guard_networks
 
@@ -81,7 +81,7 @@ def _counted_from(start: int) -> Callable[[int], str]:
 
 def _term(
     denoiser: NetworkDenoiser,
-    grid: Grid,
+    grid: TimeGrid,
     x_0: Tensor,
     i: int,
     noise: Tensor,

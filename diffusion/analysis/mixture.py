@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from diffusion.process.condition import Condition
-from diffusion.process.prediction import Prediction, expand
-from diffusion.process.process import Process
+from diffusion.process.denoiser_output import Prediction, expand
+from diffusion.process.noise_process import NoiseProcess
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class MixtureDenoiser:
     """What a perfect network within the process would say: points lie in the channels, (B, D, 1, 1)."""
 
     mixture: Mixture
-    process: Process
+    process: NoiseProcess
 
     def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
         """x̂_0 = E[x_0 | x_t], and the ε̂ that goes with it."""

@@ -8,7 +8,7 @@ from pydantic import NonNegativeInt
 from diffusion.check.disk_space import MODEL_BYTES, STATE_BYTES
 from diffusion.check.findings import Finding, Project, format_bytes
 from diffusion.config import Config
-from diffusion.model.config import NetworkSpec
+from diffusion.model.model_config import NetworkSpec
 from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.nfe import count_nfe

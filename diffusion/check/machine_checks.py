@@ -8,7 +8,7 @@ import torch
 from diffusion.check.findings import Finding, Level, Project, format_bytes
 from diffusion.downloads.fetch import verify
 from diffusion.evaluate.evaluate_config import Space
-from diffusion.model.config import NetworkSpec
+from diffusion.model.model_config import NetworkSpec
 from diffusion.protocol.extractors import INSTALL, extractor_spec
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError, printable

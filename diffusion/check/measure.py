@@ -20,8 +20,8 @@ from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.images.store import ImageStore
 from diffusion.layout import STARTS
 from diffusion.model.model_file import LoadedModel
-from diffusion.model.precision import settled
-from diffusion.model.registry import build_network
+from diffusion.model.network_registry import build_network
+from diffusion.model.precision import freeze
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import shard_images
 from diffusion.sample.config import SampleConfig
@@ -119,7 +119,7 @@ def _untrained(plan: DenoiserPlan, device: torch.device) -> LoadedModel:
     """A model of the plan's shape as a file would give it."""
     with torch.random.fork_rng(devices=[]):
         network = build_network(plan.network)
-    return LoadedModel(settled(network.to(device)), result_of(plan))
+    return LoadedModel(freeze(network.to(device)), result_of(plan))
 
 
 def _walk(loaded: LoadedModel, settings: SampleSettings, device: torch.device) -> Work:

@@ -13,13 +13,13 @@ from pydantic import Field
 from diffusion.check.findings import Project
 from diffusion.check.measure import time_extractor, time_steps, time_walks
 from diffusion.check.timing import ImageTime
-from diffusion.code import code_digest, code_of
+from diffusion.code_digest import code_digest, module_digests
 from diffusion.config import Config
 from diffusion.downloads.cache import cache_root
 from diffusion.evaluate.evaluate_config import Space
 from diffusion.evaluate.features.extractor_weights import cached_path
-from diffusion.model.registry import MODELS
-from diffusion.process.registry import PROCESSES
+from diffusion.model.network_registry import MODELS
+from diffusion.process.process_registry import PROCESSES
 from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import Cell, cell_settings, grid
 from diffusion.protocol.samplers import SAMPLERS
@@ -176,7 +176,7 @@ def _code(config: Config, plan: DenoiserPlan) -> str:
     chosen += sorted({SAMPLERS[settings.sampler].module for settings in walks_of(config).values()})
     spaces = (space for space in config.evaluate.spaces if not _why_not(space))
     chosen += [extractor_spec(space.extractor).module for space in spaces]
-    return code_digest(code_of("diffusion.check.measure", *chosen))
+    return code_digest(module_digests("diffusion.check.measure", *chosen))
 
 
 def _why_not(space: Space) -> str:

@@ -7,9 +7,9 @@ import yaml
 from pydantic_core import to_jsonable_python
 
 from diffusion.config import Config
-from diffusion.model.config import ModelConfig, NetworkSpec
-from diffusion.model.model_file import Described
-from diffusion.model.registry import MODELS
+from diffusion.model.model_config import ModelConfig, NetworkSpec
+from diffusion.model.model_file import ModelDescription
+from diffusion.model.network_registry import MODELS
 from diffusion.system.references import load_reference
 
 Sections = dict[str, dict[str, Any]]
@@ -18,7 +18,7 @@ FREE = ModelConfig.model_fields.keys() - {"name"}  # what a start and what begin
 ATTENTION = "attention"  # feature maps by their side: for images of another size the same levels have others
 
 
-def sections_of(start: Described) -> Sections:
+def sections_of(start: ModelDescription) -> Sections:
     """Its shape as the sections `model` and `process` say it, usual values left out."""
     network = start.network
     usual = {name for name, field in _fields(network).items() if getattr(network, name) == field.default}
@@ -26,7 +26,7 @@ def sections_of(start: Described) -> Sections:
     return {"model": shape, "process": {"prediction": start.process.prediction}}
 
 
-def needed_changes(config: Config, start: Described, image_size: int) -> Sections:
+def needed_changes(config: Config, start: ModelDescription, image_size: int) -> Sections:
     """The fields that keep a training on images of this side from the start, with what they must be.
 
     Empty where no field does. Channels and the weights themselves are another matter.

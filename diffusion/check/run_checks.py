@@ -46,7 +46,7 @@ def check_averages(project: Project) -> Iterator[Finding]:
 
 def _too_large(config: Config, eta: float) -> Iterator[tuple[int, str]]:
     """The numbers of steps for which η is too large, and what is not."""
-    from diffusion.process.registry import build_process
+    from diffusion.process.process_registry import build_process
     from diffusion.sample.eta import format_max_eta, max_eta
 
     process = build_process(config.process)
@@ -74,7 +74,7 @@ def check_interval(project: Project) -> Iterator[Finding]:
 
 def _unguided(config: Config) -> Iterator[str]:
     """The cells of whose interval the walk asks nothing."""
-    from diffusion.process.registry import build_process
+    from diffusion.process.process_registry import build_process
     from diffusion.sample.guidance import guidance_weight
     from diffusion.sample.nfe import call_times
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from diffusion.code import code_digest, code_of
+from diffusion.code_digest import code_digest, module_digests
 from diffusion.data.data_config import DataConfig
 from diffusion.data.journal import SplitTarget, fill_split
 from diffusion.data.problems import refuse_problems
@@ -75,7 +75,7 @@ def _name(config: DataConfig, raw: RawData) -> str:
     chosen = config.model_dump(mode="json", exclude={"on_bad", "flip"})
     rows = [len(split.reader) for split in raw.splits.values()]
     of = [raw.identity, dict(raw.sources), rows]
-    code = code_of("diffusion.data.prepare", SOURCES[config.name].module)
+    code = module_digests("diffusion.data.prepare", SOURCES[config.name].module)
     return fingerprint({"code": code_digest(code), **chosen, "of": of})
 
 

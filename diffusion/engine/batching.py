@@ -9,7 +9,7 @@ from torch import Tensor
 from diffusion.engine.job import Chunk
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser
-from diffusion.process.prediction import Prediction
+from diffusion.process.denoiser_output import Prediction
 from diffusion.sample.guidance import classifier_free
 
 

@@ -19,7 +19,7 @@ from diffusion.engine.job import Chunk, CustomTrajectory, Job, Stepped, split_jo
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser
-from diffusion.process.prediction import Prediction
+from diffusion.process.denoiser_output import Prediction
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import model_denoiser
 from diffusion.sample.nfe import count_nfe

@@ -11,11 +11,11 @@ from torch import Tensor
 from diffusion.images.pixels import to_uint8
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
+from diffusion.process.denoiser_output import Prediction
 from diffusion.process.noise import ImageNoise
-from diffusion.process.prediction import Prediction
-from diffusion.process.process import Process
-from diffusion.process.registry import build_process
-from diffusion.process.time_grid import Grid
+from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.process_registry import build_process
+from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings, noise_draws
@@ -87,10 +87,10 @@ class Chunk:
         self,
         job: Job,
         images: slice,
-        grid: Grid,
+        grid: TimeGrid,
         loaded: LoadedModel,
         device: torch.device,
-        process: Process,
+        process: NoiseProcess,
         pool: Executor | None = None,
     ) -> None:
         self.job, self.images = job, images

@@ -10,7 +10,7 @@ from pydantic import NonNegativeInt
 from torch import nn
 
 from diffusion.choice.ranking import is_auxiliary, ranking_score
-from diffusion.code import code_digest, code_of
+from diffusion.code_digest import code_digest, module_digests
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extract import extract
 from diffusion.evaluate.features.extractors import Extractor
@@ -18,7 +18,7 @@ from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import Artefact, LoadedModel, save_artefact
-from diffusion.model.precision import settled
+from diffusion.model.precision import freeze
 from diffusion.protocol.card import Card, differing_fields
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.samplers import SAMPLERS
@@ -63,7 +63,7 @@ class ValidationScorer:
         """All that the scores depend on beside the weights."""
         settings = self.images.settings
         chosen = SAMPLERS[settings.sampler].module, self.extractor.spec.module
-        code = code_of("diffusion.evaluate.training_scores", *chosen)
+        code = module_digests("diffusion.evaluate.training_scores", *chosen)
         card = self.scorer.card(settings_card(settings), self.images.count)
         return {**card, "code": code_digest(code)}
 
@@ -77,7 +77,7 @@ class ValidationScorer:
         network.eval()
         fast = should_compile(artefact, settings, -(-total // at_once), device)
         # What is compiled for these weights goes with their copy.
-        model = LoadedModel(settled(copy.deepcopy(network)) if fast else network, artefact)
+        model = LoadedModel(freeze(copy.deepcopy(network)) if fast else network, artefact)
         parts = []
         try:
             for start in range(0, total, at_once):

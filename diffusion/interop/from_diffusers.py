@@ -15,13 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffusion.interop.diffusers import PREDICTION_TYPES, norm_groups, their_names
-from diffusion.interop.openai import read_weights
+from diffusion.interop.from_openai import read_weights
+from diffusion.interop.to_diffusers import PREDICTION_TYPES, diffusers_names, norm_groups
 from diffusion.model.model_file import Artefact, DataCard
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
-from diffusion.process.config import ProcessConfig
-from diffusion.process.registry import build_process
+from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import build_process
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import sha256_file
 from diffusion.system.json_files import JsonObject, read_json
@@ -31,7 +31,7 @@ from diffusion.system.section import Kind, brief, explain
 UNET, SCHEDULER = "unet", "scheduler"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 CLASS_NAMES = "class_names.json"  # of our export
-MOST_CONFIG = 2**20  # bytes; ours have some kilobytes, most of them betas
+MAX_CONFIG_BYTES = 2**20  # bytes; ours have some kilobytes, most of them betas
 SCHEDULES = ("linear", "cosine")  # that are made of betas
 SAME_BETAS = 1e-5  # relative: they are kept as float32 or as text
 
@@ -40,7 +40,7 @@ PLAIN = {"DownBlock2D", "UpBlock2D"}
 BIGGAN = {"ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"}
 ATTENTION = {"AttnDownBlock2D", "AttnUpBlock2D"}
 # The names that attention's weights had before 2023, and have now.
-OLDER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+RENAMED_WEIGHTS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 Block = Literal[
     "DownBlock2D",
@@ -181,7 +181,7 @@ def _part(folder: Path, name: str) -> Path:
 
 def _read(path: Path, kind: type[Kind]) -> Kind:
     try:
-        return kind.model_validate(read_json(path, JsonObject, MOST_CONFIG))
+        return kind.model_validate(read_json(path, JsonObject, MAX_CONFIG_BYTES))
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: name the folder of a pipeline with a UNet2DModel") from None
     except ValidationError as error:
@@ -205,14 +205,18 @@ def _weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
 
 def _todays(name: str) -> str:
     *block, part, kind = name.split(".") if name.count(".") > 1 else ("", "", "")
-    return ".".join([*block, OLDER[part], kind]) if part in OLDER and "attentions" in block else name
+    return (
+        ".".join([*block, RENAMED_WEIGHTS[part], kind])
+        if part in RENAMED_WEIGHTS and "attentions" in block
+        else name
+    )
 
 
 def _class_names(folder: Path, config: UNetFile) -> tuple[str, ...]:
     """Names in label order: the export's, where they fit with or without its empty label, else numbers."""
     rows = config.num_class_embeds or 0
     try:
-        names = tuple(read_json(folder / CLASS_NAMES, list[str], MOST_CONFIG))
+        names = tuple(read_json(folder / CLASS_NAMES, list[str], MAX_CONFIG_BYTES))
     except FileNotFoundError:
         return tuple(str(label) for label in range(rows))
     if rows - len(names) not in (0, 1) or (rows and not names):
@@ -303,7 +307,7 @@ def _betas(config: SchedulerFile) -> Tensor:
 def _ours(path: Path, network: UNet, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our weights by name; DiffctlError names the first of theirs that does not fit."""
     shapes, ours = network.state_dict(), {}
-    for name, named in their_names(network).items():
+    for name, named in diffusers_names(network).items():
         if missing := [one for one in named if one not in theirs]:
             raise DiffctlError(f"{path}: {missing[0]} is missing")
         parts = [theirs.pop(one) for one in named]

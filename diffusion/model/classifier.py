@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion.model.blocks import GroupNorm, set_norm_eps
-from diffusion.model.fit import build_fitting
 from diffusion.model.model_file import Artefact, load_weights, read_description
 from diffusion.model.unet import Encoder
 from diffusion.model.unet_config import UNetSpec
+from diffusion.model.weights_header import build_matching
 
 
 class AttentionPool(nn.Module):
@@ -79,5 +79,5 @@ class LoadedClassifier(NamedTuple):
 def load_classifier(path: Path, device: torch.device | str = "cpu") -> LoadedClassifier:
     """Build the classifier that the file describes and load its weights; DiffctlError when it is none."""
     artefact = read_description(path, ClassifierArtefact)
-    network = build_fitting(Classifier, artefact.network, path)
+    network = build_matching(Classifier, artefact.network, path)
     return LoadedClassifier(load_weights(network, path, artefact, device), artefact)

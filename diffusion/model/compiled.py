@@ -7,10 +7,12 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from diffusion.process.prediction import Network
+from diffusion.process.denoiser_output import Network
 from diffusion.system.errors import DiffctlWarning
 
-COMPILED_PASSES = 6000  # compiling takes a minute or two: the passes of 2,000 steps of training, three each
+MIN_COMPILED_PASSES = (
+    6000  # compiling takes a minute or two: the passes of 2,000 steps of training, three each
+)
 
 GRAPHS = "reduce-overhead"  # torch.compile's mode that records a CUDA graph and plays it again
 # Modes, and how many passes must go well before an error is the network's own: with a graph one warms up, one
@@ -20,12 +22,12 @@ _PASSES_TO_TRUST: dict[str | None, int] = {GRAPHS: 3, None: 1}
 _Shape = tuple[torch.Size, torch.dtype, bool, int]
 
 
-def compiling_pays(passes: int, device: torch.device) -> bool:
+def is_worth_compiling(passes: int, device: torch.device) -> bool:
     """Whether so many passes of one shape are computed compiled: by rule, never by timing; on a GPU alone."""
-    return device.type == "cuda" and passes >= COMPILED_PASSES
+    return device.type == "cuda" and passes >= MIN_COMPILED_PASSES
 
 
-def modes(device: torch.device) -> list[str | None]:
+def compile_modes(device: torch.device) -> list[str | None]:
     """torch.compile's modes to try there, one after another; None is its default.
 
     A pass fits a CUDA graph: its shape is the same each time, the weights stay where they are, and no noise
@@ -35,7 +37,7 @@ def modes(device: torch.device) -> list[str | None]:
     return [GRAPHS, None] if graphs else [None]
 
 
-class Compiled:
+class CompiledNetwork:
     """The network compiled for the shape that it is asked of first; any other is computed as it stands.
 
     On a GPU its kernels are launched as one graph, for the thread that asked first. What cannot be compiled
@@ -54,7 +56,7 @@ class Compiled:
         """What the network says."""
         shape = x.shape, t.dtype, labels is None, threading.get_ident() if x.is_cuda else 0
         if self._shape is None:
-            self._shape, self._modes = shape, modes(x.device)
+            self._shape, self._modes = shape, compile_modes(x.device)
         while self._modes and shape == self._shape:
             try:
                 return self._pass(self._modes[0], x, t, labels)
@@ -64,9 +66,9 @@ class Compiled:
                 self._make_do(error)
         return self._network(x, t, labels)  # type: ignore[no-any-return]
 
-    def __deepcopy__(self, memo: dict[int, object]) -> "Compiled":
+    def __deepcopy__(self, memo: dict[int, object]) -> "CompiledNetwork":
         """That of the network's copy, which nothing has asked yet."""
-        return Compiled(copy.deepcopy(self._network, memo))
+        return CompiledNetwork(copy.deepcopy(self._network, memo))
 
     def _pass(self, mode: str | None, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         if self._fast is None:
@@ -84,15 +86,15 @@ class Compiled:
         warnings.warn(told, DiffctlWarning, stacklevel=3)
 
 
-def compiled(network: nn.Module) -> Compiled:
+def compile_network(network: nn.Module) -> CompiledNetwork:
     """The network compiled: once for each device that it lies on, while it lives.
 
     It is kept by the network itself, to which it refers: kept anywhere else it would keep it alive.
     """
     device = str(next(network.parameters()).device)
-    kept: dict[str, Compiled] = network.__dict__.setdefault(_KEPT, {})
+    kept: dict[str, CompiledNetwork] = network.__dict__.setdefault(_KEPT, {})
     if device not in kept:
-        kept[device] = Compiled(network)
+        kept[device] = CompiledNetwork(network)
     return kept[device]
 
 

@@ -18,10 +18,10 @@ class Dropout(nn.Dropout):
         """(B, C, H, W) → the same shape: kept numbers divided by 1 − p, the others 0; all of `x` in eval."""
         if self.tape is None or self.starts is None or not self.training:
             return super().forward(x)
-        return torch.where(_windows(self.tape, self.starts, x), x / (1 - self.p), 0.0)
+        return torch.where(_tape_windows(self.tape, self.starts, x), x / (1 - self.p), 0.0)
 
 
-def _windows(tape: Tensor, starts: Tensor, x: Tensor) -> Tensor:
+def _tape_windows(tape: Tensor, starts: Tensor, x: Tensor) -> Tensor:
     """The tape from each start on, as (B, C, H, W) in `x`'s layout; the layout does not change a mask."""
     channels, height, width = x.shape[1:]
     pixels = height * width

@@ -17,7 +17,7 @@ FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which torc
 DOUBLING = 9 * 4 / 16  # nine taps at each of four pixels, where the CPU takes sixteen products
 
 
-class Operations(TorchDispatchMode):
+class FlopCounter(TorchDispatchMode):
     """A context that counts the operations of the passes within it: `total`."""
 
     def __init__(self) -> None:

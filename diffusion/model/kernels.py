@@ -18,7 +18,7 @@ def on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-def channels_last(x: Tensor) -> bool:
+def is_channels_last(x: Tensor) -> bool:
     """Whether each pixel's channels lie side by side, and not each channel's pixels; False where both do."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
@@ -27,7 +27,7 @@ def stays_laid(x: Tensor) -> bool:
     """Whether `x` is channels last where torch's group norm would copy it, and nobody wants its gradient."""
     if on_cpu(x) or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    return channels_last(x)
+    return is_channels_last(x)
 
 
 def downsample(x: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def downsample(x: Tensor) -> Tensor:
 
 def upsample(x: Tensor) -> Tensor:
     """Each pixel repeated to 2×2: (B, C, H, W) → (B, C, 2H, 2W)."""
-    if on_cpu(x) and not channels_last(x):
+    if on_cpu(x) and not is_channels_last(x):
         return cpu.upsample(x)
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
@@ -59,15 +59,15 @@ def group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     if stays_laid(x):
         return laid.group_norm(norm, x)
     if on_cpu(x):
-        x = cpu.laid_for_norm(x)
+        x = cpu.norm_layout(x)
     return torch.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
 def scaled_group_norm(norm: nn.GroupNorm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """norm(x)·(1 + scale) + shift, scale and shift (B, C): (B, C, H, W) → the same shape."""
     if on_cpu(x):
-        x = cpu.laid_for_norm(x)
-        if not channels_last(x):
+        x = cpu.norm_layout(x)
+        if not is_channels_last(x):
             return cpu.scaled_group_norm(norm, x, scale, shift)
     if stays_laid(x):
         return laid.scaled_group_norm(norm, x, scale, shift)

@@ -15,14 +15,14 @@ import torch
 from pydantic import Field, PrivateAttr, SerializeAsAny, ValidationError, model_validator
 from safetensors.torch import save
 
-from diffusion.code import CodeSince
+from diffusion.code_digest import CodeSince
 from diffusion.images.store_meta import MAX_ANCESTORS, Ancestor
-from diffusion.model.config import NetworkSpec
-from diffusion.model.fit import build_fitting, open_weights
-from diffusion.model.power_average import Width
-from diffusion.model.precision import Precision, settled
-from diffusion.model.registry import build_network
-from diffusion.process.config import ProcessConfig
+from diffusion.model.model_config import NetworkSpec
+from diffusion.model.network_registry import build_network
+from diffusion.model.power_ema import SigmaRel
+from diffusion.model.precision import Precision, freeze
+from diffusion.model.weights_header import build_matching, open_weights
+from diffusion.process.process_config import ProcessConfig
 from diffusion.system.checksums import Corrupted, add_checksum, strip_checksum
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import Write, write_atomic
@@ -56,7 +56,7 @@ class DataCard(Section):
         return self
 
 
-class Described(Section):
+class ModelDescription(Section):
     """What decides the images of a model beside its weights.
 
     `format` rises when the same config and data would no longer give the same weights.
@@ -75,7 +75,7 @@ class Described(Section):
     code: tuple[CodeSince, ...] = ()
     weights_sha256: Text = ""
     lineage: tuple[Ancestor, ...] = Field(default=(), max_length=MAX_ANCESTORS, exclude_if=operator.not_)
-    ema_width: Width | None = Field(default=None, exclude_if=operator.not_)
+    ema_width: SigmaRel | None = Field(default=None, exclude_if=operator.not_)
     _stored: JsonObject | None = PrivateAttr(
         default=None
     )  # a file's own values, where they differ from a dump
@@ -127,7 +127,7 @@ class Described(Section):
         return hashlib.sha256(canonical_json(described).encode()).hexdigest()
 
 
-class Artefact(Described):
+class Artefact(ModelDescription):
     """All that a model file says of itself. `train` is that section as plain values: no image needs it."""
 
     train: Mapping[str, Any]
@@ -222,11 +222,11 @@ def _read_metadata(path: Path) -> JsonObject:
 def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     """Build the network that the file describes and load its weights; DiffctlError when they do not fit."""
     artefact = read_artefact(path)
-    network = build_fitting(build_network, artefact.network, path)
+    network = build_matching(build_network, artefact.network, path)
     return LoadedModel(load_weights(network, path, artefact, device), artefact)
 
 
-def read_verified(path: Path) -> Artefact:
+def read_verified_artefact(path: Path) -> Artefact:
     """What a model file says of itself; DiffctlError also where its weights are not the ones it speaks of."""
     artefact = read_artefact(path)
     read_weights(path, artefact)
@@ -243,10 +243,10 @@ def read_weights(path: Path, artefact: Artefact) -> dict[str, torch.Tensor]:
 
 
 def load_weights(network: Module, path: Path, artefact: Artefact, device: torch.device | str) -> Module:
-    """The network, one of `build_fitting`, with the file's weights, in eval mode on `device`.
+    """The network, one of `build_matching`, with the file's weights, in eval mode on `device`.
 
     DiffctlError when they are not those that the file was written with.
     """
     network.load_state_dict(read_weights(path, artefact))
     keep_freed_memory(torch.device(device).type)
-    return settled(network.to(device))
+    return freeze(network.to(device))

@@ -7,16 +7,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from diffusion.model.compiled import compiled
+from diffusion.model.compiled import compile_network
 from diffusion.model.exact_conv import ExactConv2d
-from diffusion.process.prediction import Network
+from diffusion.process.denoiser_output import Network
 
 Precision = Literal["fp32", "bf16"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def image_layout(precision: Precision, device: torch.device) -> torch.memory_format:
+def memory_layout(precision: Precision, device: torch.device) -> torch.memory_format:
     """How weights and feature maps lie in memory: channels last for a GPU's bf16 convolutions."""
     if device.type == "cuda" and precision == "bf16":
         return torch.channels_last
@@ -31,7 +31,7 @@ def frozen_layout(device: torch.device) -> torch.memory_format:
     """
     if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
         return torch.channels_last
-    return image_layout("bf16", device)
+    return memory_layout("bf16", device)
 
 
 def autocast(network: Network, precision: Precision, *, fast: bool = False) -> Network:
@@ -40,9 +40,9 @@ def autocast(network: Network, precision: Precision, *, fast: bool = False) -> N
     `fast` has a plain module compiled, which pays from many passes on.
     """
     if precision == "bf16":
-        network = rounded(network)
+        network = to_bf16(network)
     if fast and isinstance(network, nn.Module):
-        network = compiled(network)
+        network = compile_network(network)
     if precision == "fp32":
         return network
 
@@ -53,7 +53,7 @@ def autocast(network: Network, precision: Precision, *, fast: bool = False) -> N
     return cast
 
 
-def settled(network: Module) -> Module:
+def freeze(network: Module) -> Module:
     """The network in eval mode and frozen, as a file gives it: its rounded copy is kept while it lives.
 
     Not for the EMA of a training: its next step makes a copy worthless, which would only hold memory.
@@ -62,7 +62,7 @@ def settled(network: Module) -> Module:
     return network.eval().requires_grad_(False)
 
 
-def rounded(network: Network) -> Network:
+def to_bf16(network: Network) -> Network:
     """A copy of a frozen network whose products have bfloat16 weights: autocast rounds them at every call.
 
     A network that trains, or one that is no plain module, is returned as it is.

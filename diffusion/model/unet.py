@@ -16,8 +16,8 @@ from diffusion.model.blocks import (
     timestep_embedding,
     zero,
 )
-from diffusion.model.config import AUGMENTATION_NUMBERS
 from diffusion.model.exact_conv import ExactConv2d
+from diffusion.model.model_config import AUGMENTATION_NUMBERS
 from diffusion.model.unet_config import UNetSpec, level_sizes
 
 

@@ -5,15 +5,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from diffusion.model.config import ModelConfig, NetworkSpec
+from diffusion.model.model_config import ModelConfig, NetworkSpec
 from diffusion.model.presets import PRESETS
 from diffusion.system.section import NotBool, Side, Unique, brief
 
 # Far beyond the published networks (256 channels × 4, 6 levels, 32 blocks on the way down), and so few blocks
 # that one is built and looked at in seconds.
-MOST_CHANNELS, MOST_MULT, MOST_LEVELS, MOST_BLOCKS = 16_384, 64, 8, 40
+MAX_CHANNELS, MAX_MULT, MAX_LEVELS, MAX_BLOCKS = 16_384, 64, 8, 40
 NORM_EPS = 1e-5
-Width = Annotated[int, Field(gt=0, le=MOST_CHANNELS), NotBool]
+ChannelCount = Annotated[int, Field(gt=0, le=MAX_CHANNELS), NotBool]
 
 
 class UNetConfig(ModelConfig):
@@ -38,14 +38,14 @@ class UNetConfig(ModelConfig):
 
     ALSO = frozenset({"preset"})
 
-    channels: Width
-    channel_mult: tuple[Annotated[int, Field(gt=0, le=MOST_MULT), NotBool], ...] = Field(
-        min_length=1, max_length=MOST_LEVELS
+    channels: ChannelCount
+    channel_mult: tuple[Annotated[int, Field(gt=0, le=MAX_MULT), NotBool], ...] = Field(
+        min_length=1, max_length=MAX_LEVELS
     )
-    num_res_blocks: Annotated[int, Field(gt=0, le=MOST_BLOCKS), NotBool] = 2
-    attention: Annotated[tuple[Side, ...], Field(max_length=MOST_LEVELS), Unique] = ()
-    head_channels: Width | None = None
-    heads: Width | None = None
+    num_res_blocks: Annotated[int, Field(gt=0, le=MAX_BLOCKS), NotBool] = 2
+    attention: Annotated[tuple[Side, ...], Field(max_length=MAX_LEVELS), Unique] = ()
+    head_channels: ChannelCount | None = None
+    heads: ChannelCount | None = None
     embedding: Literal["adagn", "additive"] = "adagn"
     resample: Literal["biggan", "plain"] = "biggan"
     block: Literal["resnet", "convnext"] = "resnet"
@@ -89,8 +89,8 @@ class UNetConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _blocks_are_few(self) -> Self:
-        if (blocks := self.num_res_blocks * len(self.channel_mult)) > MOST_BLOCKS:
-            raise ValueError(f"num_res_blocks: {blocks} blocks in all levels are more than {MOST_BLOCKS}")
+        if (blocks := self.num_res_blocks * len(self.channel_mult)) > MAX_BLOCKS:
+            raise ValueError(f"num_res_blocks: {blocks} blocks in all levels are more than {MAX_BLOCKS}")
         return self
 
     @model_validator(mode="after")

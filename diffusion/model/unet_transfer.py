@@ -15,19 +15,26 @@
 import torch
 from torch import Tensor
 
-from diffusion.model.config import NetworkSpec
-from diffusion.model.transfer import Taken, Trained, Unfit, Weights, as_they_are, refuse_other_options
+from diffusion.model.model_config import NetworkSpec
+from diffusion.model.weight_transfer import (
+    Incompatible,
+    Source,
+    Transferred,
+    Weights,
+    check_same_options,
+    copy_weights,
+)
 
 CLASSES, CLASS_BIAS = "classes.weight", "time.2.bias"
 AUGMENTATION = "augmentation.weight"
 STEM, HEAD = "stem.weight", ("head.weight", "head.bias")
 
 
-def transfer(start: Trained, spec: NetworkSpec, classes: tuple[str, ...], drawn: Weights) -> Taken:
-    """The weights that a U-Net of this spec begins with; Unfit as `diffusion.model.transfer.transfer`."""
-    refuse_other_options(start.spec, spec, free=frozenset({"attention", "augmented"}))
+def transfer(start: Source, spec: NetworkSpec, classes: tuple[str, ...], drawn: Weights) -> Transferred:
+    """Return the initial weights of a U-Net of this spec; raise Incompatible if they do not fit."""
+    check_same_options(start.spec, spec, free=frozenset({"attention", "augmented"}))
     if len(set(start.classes)) != len(start.classes):
-        raise Unfit("the start names two classes alike, so that none can be taken by its name")
+        raise Incompatible("the start names two classes alike, so that none can be taken by its name")
     ours, channels = dict(start.weights), (start.spec.in_channels, spec.in_channels)
     ours[STEM] = _of_inputs(ours[STEM], *channels)
     for name in HEAD:
@@ -43,10 +50,10 @@ def transfer(start: Trained, spec: NetworkSpec, classes: tuple[str, ...], drawn:
         ours.pop(AUGMENTATION, None)
     elif AUGMENTATION not in ours:
         ours[AUGMENTATION], new = drawn[AUGMENTATION], new | {AUGMENTATION}
-    return Taken(as_they_are(ours, drawn), new)
+    return Transferred(copy_weights(ours, drawn), new)
 
 
-def _no_class(start: Trained) -> Tensor:
+def _no_class(start: Source) -> Tensor:
     """(E,) what the start adds to its embedding for a picture of no class in particular."""
     if CLASSES not in start.weights:
         return torch.zeros_like(start.weights[CLASS_BIAS])
@@ -54,7 +61,7 @@ def _no_class(start: Trained) -> Tensor:
     return rows[start.spec.num_classes] if start.spec.null_class else rows.mean(dim=0)
 
 
-def _rows(start: Trained, no_class: Tensor, classes: tuple[str, ...], drawn: Tensor) -> Tensor:
+def _rows(start: Source, no_class: Tensor, classes: tuple[str, ...], drawn: Tensor) -> Tensor:
     """A row for each class, and for the empty label where the network has one."""
     known = {name: start.weights[CLASSES][row] for row, name in enumerate(start.classes)}
     rows = [known.get(name, no_class) for name in classes]
@@ -86,6 +93,6 @@ def _of_output(part: Tensor, before: int, now: int) -> Tensor:
 
 def _refuse_odd(before: int, now: int) -> None:
     if {before, now} != {1, 3}:
-        raise Unfit(
+        raise Incompatible(
             f"the images have {now} channels and the start's {before}: only 1 and 3 become each other"
         )

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from diffusion.process.condition import Condition
-from diffusion.process.prediction import Network, Prediction
-from diffusion.process.process import Process
+from diffusion.process.denoiser_output import Network, Prediction
+from diffusion.process.noise_process import NoiseProcess
 from diffusion.system.device_transfer import float64_device, to_device
 
 
@@ -24,11 +24,11 @@ class NetworkDenoiser:
     """A network within the process that it was trained for."""
 
     network: Network
-    process: Process
+    process: NoiseProcess
 
     def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
         """One forward pass."""
-        rows = times_of_rows(t, x)
+        rows = expand_times(t, x)
         output = self.network(x, rows, condition.labels)
         if not isinstance(t, Tensor):
             times = torch.tensor(t)
@@ -37,7 +37,7 @@ class NetworkDenoiser:
         return self.process.read(output.to(x.dtype), x, times)
 
 
-def times_of_rows(t: Tensor | float, x: Tensor) -> Tensor:
+def expand_times(t: Tensor | float, x: Tensor) -> Tensor:
     """The time of each row of x (B, …), (B,) on its device; nothing waits for it to be there."""
     if isinstance(t, Tensor):
         return to_device(t, x.device)

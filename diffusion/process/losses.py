@@ -5,16 +5,16 @@ L_simple is a mean over pixels, L_vlb is in bits per dimension.
 
 from torch import Tensor
 
-from diffusion.process.bound import vlb_terms
 from diffusion.process.condition import Condition
+from diffusion.process.denoiser_output import Network, split_output
+from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.posterior import log_variance
-from diffusion.process.prediction import Network, split_output
-from diffusion.process.process import Process
+from diffusion.process.vlb import vlb_terms
 from diffusion.system.device_transfer import to_device
 
 
 def training_losses(
-    network: Network, process: Process, x_0: Tensor, t: Tensor, noise: Tensor, condition: Condition
+    network: Network, process: NoiseProcess, x_0: Tensor, t: Tensor, noise: Tensor, condition: Condition
 ) -> dict[str, Tensor]:
     """Per-image losses, each (B,): `loss`, and its parts `mse` and, with a learned variance, `vlb`.
 

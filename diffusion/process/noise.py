@@ -14,7 +14,7 @@ from torch import Tensor
 WORDS = slice(24, 24 + 624 * 8)
 
 
-def generator(purpose: str, *numbers: int) -> torch.Generator:
+def counter_generator(purpose: str, *numbers: int) -> torch.Generator:
     """A CPU generator that depends on the purpose and the numbers alone.
 
     torch seeds it by 32 bits, whatever it is given: of 2,048 rows of a batch two are equal once in 2,000
@@ -24,8 +24,8 @@ def generator(purpose: str, *numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def wide_generator(purpose: str, *numbers: int) -> torch.Generator:
-    """As `generator`, with all of its state from the name, at five times the cost.
+def full_state_generator(purpose: str, *numbers: int) -> torch.Generator:
+    """As `counter_generator`, with all of its state from the name, at five times the cost.
 
     For noise that must be each image's own: by seeds of 32 bits, of 50,000 images two would be expected to be
     equal in 3 samples of 10.
@@ -49,7 +49,7 @@ class ImageNoise:
     """
 
     def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, int, int]) -> None:
-        self._generators = [wide_generator("image", seed, index) for index in indices]
+        self._generators = [full_state_generator("image", seed, index) for index in indices]
         self._shape = shape
 
     def draw(self) -> Tensor:

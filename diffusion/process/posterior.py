@@ -6,8 +6,8 @@ An `index` (B,) counts along the grid's own steps.
 import torch
 from torch import Tensor
 
-from diffusion.process.prediction import expand
-from diffusion.process.time_grid import Grid
+from diffusion.process.denoiser_output import expand
+from diffusion.process.time_grid import TimeGrid
 
 
 def take(table: Tensor, index: Tensor, like: Tensor) -> Tensor:
@@ -15,7 +15,7 @@ def take(table: Tensor, index: Tensor, like: Tensor) -> Tensor:
     return expand(table[index.to(table.device)], like)
 
 
-def posterior_mean(grid: Grid, x_0: Tensor, x_t: Tensor, index: Tensor) -> Tensor:
+def posterior_mean(grid: TimeGrid, x_0: Tensor, x_t: Tensor, index: Tensor) -> Tensor:
     """Mean of q(x_{t−1} | x_t, x_0): (α'β·x_0 + α/α'·σ'²·x_t)/σ² (DDPM eq. 7)."""
     variance = grid.sigma.square()
     of_x0 = grid.alpha_prev * grid.betas / variance
@@ -23,7 +23,9 @@ def posterior_mean(grid: Grid, x_0: Tensor, x_t: Tensor, index: Tensor) -> Tenso
     return take(of_x0, index, x_0) * x_0 + take(of_xt, index, x_t) * x_t
 
 
-def log_variance(grid: Grid, variance: str, fraction: Tensor | None, like: Tensor, index: Tensor) -> Tensor:
+def log_variance(
+    grid: TimeGrid, variance: str, fraction: Tensor | None, like: Tensor, index: Tensor
+) -> Tensor:
     """log Σ of the reverse step, broadcastable to `like`.
 
     `small` is log β̃, `large` log β (DDPM sec. 3.2, with the first entry of iDDPM's code: β̃_1, as β_0

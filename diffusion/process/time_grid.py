@@ -40,7 +40,7 @@ class GridStep(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class TimeGrid:
     """`times` (S,), increasing, which the network is told; `alpha` and `sigma` (S,) float64 there."""
 
     times: Tensor
@@ -91,9 +91,9 @@ class Grid:
         first = self.posterior_variance[1:2] if len(self) > 1 else self.betas[:1]
         return torch.cat([first, self.posterior_variance[1:]]).log()
 
-    def to(self, device: torch.device) -> "Grid":
+    def to(self, device: torch.device) -> "TimeGrid":
         """The same grid with its tables on the device, so that looking one up waits for nothing."""
-        return Grid(
+        return TimeGrid(
             to_device(self.times, device), to_device(self.alpha, device), to_device(self.sigma, device)
         )
 

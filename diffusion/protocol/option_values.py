@@ -13,7 +13,7 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
-from diffusion.model.power_average import LEAST_WIDTH, MOST_WIDTH, Width
+from diffusion.model.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL, SigmaRel
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.limits import MAX_ETA, MAX_GUIDANCE, MAX_NOISE_LEVEL, MAX_STEPS
@@ -74,10 +74,12 @@ def _parse_average(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
     try:
         return check(value)
     except ValidationError:
-        raise ValueError(f"a width from {LEAST_WIDTH} to {MOST_WIDTH} is wanted, or {TRAINED_EMA}") from None
+        raise ValueError(
+            f"a width from {MIN_SIGMA_REL} to {MAX_SIGMA_REL} is wanted, or {TRAINED_EMA}"
+        ) from None
 
 
-Average = Annotated[Width | Literal["decay"], WrapValidator(_parse_average)]
+Average = Annotated[SigmaRel | Literal["decay"], WrapValidator(_parse_average)]
 
 
 def split_list(values: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from diffusion.model.power_average import Width
+from diffusion.model.power_ema import SigmaRel
 from diffusion.protocol.option_values import (
     TRAINED_EMA,
     Average,
@@ -217,7 +217,7 @@ class ModelOptions(Section):
             "σ_rel",
             "σ_rel = {}",
             belongs_to="model",
-            stored=Width,
+            stored=SigmaRel,
             unset=TRAINED_EMA,
             cli=False,
             http=False,

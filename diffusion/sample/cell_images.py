@@ -9,12 +9,12 @@ from typing import Any, Self
 
 import torch
 
-from diffusion.code import Code, code_digest, code_of, torch_version
+from diffusion.code_digest import ModuleDigests, code_digest, module_digests, torch_version
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import Images, ImageStore, stream_store
-from diffusion.model.model_file import Artefact, Described, LoadedModel, load_model, read_artefact
-from diffusion.model.registry import MODELS
-from diffusion.process.registry import PROCESSES
+from diffusion.model.model_file import Artefact, LoadedModel, ModelDescription, load_model, read_artefact
+from diffusion.model.network_registry import MODELS
+from diffusion.process.process_registry import PROCESSES
 from diffusion.protocol.grid import Cell, cell_settings, settings_card
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
@@ -46,11 +46,11 @@ def sampling_card(settings: SampleSettings, artefact: Artefact) -> dict[str, Any
     }
 
 
-def sampling_code(settings: SampleSettings, artefact: Described) -> Code:
+def sampling_code(settings: SampleSettings, artefact: ModelDescription) -> ModuleDigests:
     """The modules that such a model's images by these settings come from."""
     process, network = PROCESSES[artefact.process.schedule], MODELS[artefact.network.name]
     chosen = SAMPLERS[settings.sampler].module, process.module, network.module
-    return code_of("diffusion.sample.generate", "diffusion.sample.class_labels", *chosen)
+    return module_digests("diffusion.sample.generate", "diffusion.sample.class_labels", *chosen)
 
 
 def shards_folder(settings: SampleSettings, artefact: Artefact) -> Path:

@@ -5,21 +5,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffusion.model.model_file import Described
+from diffusion.model.model_file import ModelDescription
 from diffusion.process.condition import Condition
-from diffusion.process.noise import generator
+from diffusion.process.noise import counter_generator
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import UsageError
 from diffusion.system.section import brief
 
 
-def labels_condition(artefact: Described, labels: Tensor | None, count: int) -> Condition:
+def labels_condition(artefact: ModelDescription, labels: Tensor | None, count: int) -> Condition:
     """The condition of `count` images with these (B,) labels, None for an unconditional model."""
     spec = artefact.network
     return Condition(count, labels, spec.num_classes if spec.null_class else None)
 
 
-def mixed_condition(artefact: Described, settings: SampleSettings, indices: Sequence[int]) -> Condition:
+def mixed_condition(
+    artefact: ModelDescription, settings: SampleSettings, indices: Sequence[int]
+) -> Condition:
     """The asked class of each image, from (seed, index) alone; no labels if unconditional.
 
     UsageError when the mix of the data is asked of a model that does not know it.
@@ -27,12 +29,14 @@ def mixed_condition(artefact: Described, settings: SampleSettings, indices: Sequ
     return labels_condition(artefact, _mixed_labels(artefact, settings, indices), len(indices))
 
 
-def class_condition(artefact: Described, wanted: str, count: int) -> Condition:
+def class_condition(artefact: ModelDescription, wanted: str, count: int) -> Condition:
     """Images of one class, given by name or number; UsageError lists what there is."""
     return labels_condition(artefact, torch.full((count,), class_index(artefact, wanted)), count)
 
 
-def _mixed_labels(artefact: Described, settings: SampleSettings, indices: Sequence[int]) -> Tensor | None:
+def _mixed_labels(
+    artefact: ModelDescription, settings: SampleSettings, indices: Sequence[int]
+) -> Tensor | None:
     classes = artefact.network.num_classes
     if not classes:
         return None
@@ -42,12 +46,13 @@ def _mixed_labels(artefact: Described, settings: SampleSettings, indices: Sequen
         raise UsageError("classes data needs the class counts, which this model file lacks; use balanced")
     counts = torch.tensor(artefact.data.counts, dtype=torch.float64)
     draws = [
-        torch.multinomial(counts, 1, generator=generator("label", settings.seed, index)) for index in indices
+        torch.multinomial(counts, 1, generator=counter_generator("label", settings.seed, index))
+        for index in indices
     ]
     return torch.cat(draws)
 
 
-def class_index(artefact: Described, wanted: str) -> int:
+def class_index(artefact: ModelDescription, wanted: str) -> int:
     """The label of a class given by name or number; UsageError lists what there is."""
     names = artefact.data.classes
     if not names:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.process.prediction import Prediction
-from diffusion.process.time_grid import Grid, GridStep
+from diffusion.process.denoiser_output import Prediction
+from diffusion.process.time_grid import GridStep, TimeGrid
 from diffusion.protocol.samplers import Noise
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.eta import check_eta, check_noise
@@ -27,12 +27,12 @@ class Ddim:
     noise: Noise = "small"
     clip: bool = True
 
-    def __call__(self, grid: Grid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
+    def __call__(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         """The walk from x; UsageError when η is too large for the grid."""
         check_eta(grid, self.eta)
         return self._walk(grid, x, noise)
 
-    def _walk(self, grid: Grid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
+    def _walk(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         for done, step in enumerate(grid.walk(), start=1):
             prediction = yield DenoiserCall(x, step.t)
             assert prediction is not None

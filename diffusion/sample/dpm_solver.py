@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from diffusion.process.time_grid import Grid
+from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.sampler import DenoiserCall, Step, Trajectory
 
@@ -31,7 +31,7 @@ class DPMSolverMultistep:
 
     clip: bool = True
 
-    def __call__(self, grid: Grid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
+    def __call__(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         """The walk from x."""
         earlier: tuple[Tensor, float] | None = None  # x̂_0 of the step before, and its h
         for done, step in enumerate(grid.walk(), start=1):

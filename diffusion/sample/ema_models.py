@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from diffusion.code import code_digest, code_of
+from diffusion.code_digest import code_digest, module_digests
 from diffusion.layout import AVERAGES, EMA_RUNS, MODEL
-from diffusion.model.model_file import Artefact, read_artefact, read_verified, save_artefact
-from diffusion.model.snapshots import OWN, Snapshots
+from diffusion.model.model_file import Artefact, read_artefact, read_verified_artefact, save_artefact
+from diffusion.model.posthoc_ema import SNAPSHOT_FIELDS, Snapshots
 from diffusion.protocol.grid import Cell
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import fingerprint
@@ -51,7 +51,7 @@ def ema_model_file(snapshots: Snapshots, width: float) -> Path:
     path = _place(snapshots, width)
     if path.is_file():
         with suppress(DiffctlError):  # it is damaged, and made again
-            read_verified(path)
+            read_verified_artefact(path)
             return path
     save_artefact(path, *snapshots.reconstruct(width))
     return path
@@ -73,7 +73,9 @@ def existing_ema_models(
 
 def _is_of(snapshots: Snapshots, own: Artefact) -> bool:
     last = snapshots.last
-    return last.step == own.step and last.model_dump(exclude=OWN) == own.model_dump(exclude=OWN)
+    return last.step == own.step and last.model_dump(exclude=SNAPSHOT_FIELDS) == own.model_dump(
+        exclude=SNAPSHOT_FIELDS
+    )
 
 
 def _place(snapshots: Snapshots, width: float, root: Path = EMA_RUNS) -> Path:
@@ -81,6 +83,6 @@ def _place(snapshots: Snapshots, width: float, root: Path = EMA_RUNS) -> Path:
     made_of = {
         "width": width,
         "snapshots": [artefact.model_dump(mode="json") for artefact in snapshots.artefacts],
-        "code": code_digest(code_of("diffusion.model.snapshots")),
+        "code": code_digest(module_digests("diffusion.model.posthoc_ema")),
     }
     return root / fingerprint(made_of) / MODEL.name

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from diffusion.images.pixels import to_uint8
-from diffusion.model.compiled import compiling_pays
-from diffusion.model.model_file import Described, LoadedModel
+from diffusion.model.compiled import is_worth_compiling
+from diffusion.model.model_file import LoadedModel, ModelDescription
 from diffusion.model.precision import autocast
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser, NetworkDenoiser
 from diffusion.process.noise import ImageNoise
-from diffusion.process.registry import build_process
-from diffusion.process.time_grid import Grid
+from diffusion.process.process_registry import build_process
+from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.eta import check_eta, check_noise
@@ -41,7 +41,7 @@ _Making = Callable[[_Draw, Condition, _Callback | None, NaNGuard], Tensor]
 """(draw, condition, callback, watch) → images, as `generate_from_noise`."""
 
 
-def check_settings(artefact: Described, settings: SampleSettings) -> Grid:
+def check_settings(artefact: ModelDescription, settings: SampleSettings) -> TimeGrid:
     """The times to walk along; UsageError when this model cannot be sampled so."""
     process = build_process(artefact.process)
     grid = sampling_grid(settings, process)
@@ -53,12 +53,14 @@ def check_settings(artefact: Described, settings: SampleSettings) -> Grid:
     return grid
 
 
-def should_compile(artefact: Described, settings: SampleSettings, batches: int, device: torch.device) -> bool:
+def should_compile(
+    artefact: ModelDescription, settings: SampleSettings, batches: int, device: torch.device
+) -> bool:
     """Whether so many batches of a model's images are made there with the network compiled, as `fast`.
 
     The network sees a batch as often as an image: where that is often enough in all, compiling pays.
     """
-    return compiling_pays(batches * count_nfe(settings, artefact.process), device)
+    return is_worth_compiling(batches * count_nfe(settings, artefact.process), device)
 
 
 def generate(
@@ -168,7 +170,7 @@ def guided_denoiser(
     return shift_eps(denoiser, gradient, model.process)
 
 
-def check_classifier(artefact: Described, classifier: "LoadedClassifier") -> None:
+def check_classifier(artefact: ModelDescription, classifier: "LoadedClassifier") -> None:
     """UsageError unless the classifier knows this model's images, its process and, if any, its classes."""
     ours, theirs = artefact.network, classifier.artefact.network
     process, seen = artefact.process, classifier.artefact.process

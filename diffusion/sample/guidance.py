@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Denoiser, times_of_rows
-from diffusion.process.prediction import Prediction, expand
-from diffusion.process.process import Process
+from diffusion.process.denoiser import Denoiser, expand_times
+from diffusion.process.denoiser_output import Prediction, expand
+from diffusion.process.noise_process import NoiseProcess
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.device_transfer import to_device
 from diffusion.system.errors import UsageError
@@ -48,7 +48,7 @@ def in_interval(interval: tuple[float, float] | None, level: float) -> bool:
     return interval is None or interval[0] < min(level, MAX_NOISE_LEVEL) <= interval[1]
 
 
-def guidance_weight(settings: SampleSettings, process: Process, t: float) -> float:
+def guidance_weight(settings: SampleSettings, process: NoiseProcess, t: float) -> float:
     """Return the weight of guidance at a time: w, but 0 outside of an interval (2404.07724, eq. 6).
 
     The paper's w is one more than this project's, which is CFG's: no guidance is 1 there.
@@ -59,7 +59,7 @@ def guidance_weight(settings: SampleSettings, process: Process, t: float) -> flo
     return 0.0
 
 
-def guided(denoiser: Denoiser, settings: SampleSettings, process: Process) -> Denoiser:
+def guided(denoiser: Denoiser, settings: SampleSettings, process: NoiseProcess) -> Denoiser:
     """Wrap a denoiser in the classifier-free guidance of these settings."""
     if settings.guidance == 0 or settings.guidance_interval is None:
         return classifier_free(denoiser, settings.guidance)
@@ -67,7 +67,7 @@ def guided(denoiser: Denoiser, settings: SampleSettings, process: Process) -> De
 
 
 def interval_guidance(
-    denoiser: Denoiser, weight: float, interval: tuple[float, float], process: Process
+    denoiser: Denoiser, weight: float, interval: tuple[float, float], process: NoiseProcess
 ) -> Denoiser:
     """Guide where low < σ/α ≤ high (2404.07724, eq. 6); elsewhere call the denoiser once a row."""
     everywhere = classifier_free(denoiser, weight)
@@ -116,7 +116,7 @@ def classifier_gradient(classifier: Callable[[Tensor, Tensor], Tensor], scale: W
 
     def gradient(x: Tensor, t: Tensor | float, condition: Condition) -> Tensor:
         labels = target_labels(condition)
-        times = times_of_rows(t, x)
+        times = expand_times(t, x)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             log_p = classifier(x, times).float().log_softmax(dim=1)
@@ -143,7 +143,7 @@ def shift_mean(denoiser: Denoiser, gradient: Gradient) -> Denoiser:
     return guided
 
 
-def shift_eps(denoiser: Denoiser, gradient: Gradient, process: Process) -> Denoiser:
+def shift_eps(denoiser: Denoiser, gradient: Gradient, process: NoiseProcess) -> Denoiser:
     """ε − σ_t·s·∇ log p(y|x_t) (ADM alg. 2), for DDIM and other solvers of its flow.
 
     x̂_0 follows, by σ²/α times the gradient; the variance's fraction stays the network's own.

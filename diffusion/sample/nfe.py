@@ -2,11 +2,11 @@
 
 import torch
 
-from diffusion.process.config import ProcessConfig
-from diffusion.process.prediction import Prediction
-from diffusion.process.process import Process
-from diffusion.process.registry import build_process
-from diffusion.process.time_grid import Grid
+from diffusion.process.denoiser_output import Prediction
+from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import build_process
+from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import check_timesteps, spaced_timesteps
@@ -14,7 +14,7 @@ from diffusion.sample.guidance import guidance_weight
 from diffusion.sample.sampler import DenoiserCall, sent
 
 
-def sampling_grid(settings: SampleSettings, process: Process) -> Grid:
+def sampling_grid(settings: SampleSettings, process: NoiseProcess) -> TimeGrid:
     """The times that the settings walk along; UsageError where the process has no such."""
     if settings.timesteps is None:
         return process.grid(spaced_timesteps(settings.spacing, settings.steps, process.timesteps))
@@ -22,7 +22,7 @@ def sampling_grid(settings: SampleSettings, process: Process) -> Grid:
 
 
 @torch.no_grad()
-def call_times(settings: SampleSettings, process: Process) -> list[float]:
+def call_times(settings: SampleSettings, process: NoiseProcess) -> list[float]:
     """The time of each question of the sampler, in their order, found by a walk of a single pixel.
 
     What a sampler computes by beside images are plain numbers, so that no image changes its questions.

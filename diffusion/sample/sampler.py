@@ -14,8 +14,8 @@ from torch import Tensor
 
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser
-from diffusion.process.prediction import Prediction
-from diffusion.process.time_grid import Grid
+from diffusion.process.denoiser_output import Prediction
+from diffusion.process.time_grid import TimeGrid
 from diffusion.sample.nan_guard import NaNGuard
 
 
@@ -43,7 +43,7 @@ Trajectory = Generator[DenoiserCall | Step, Prediction | None, None]
 class Sampler(Protocol):
     """A way from x_T to x_0. What it computes by beside images are plain numbers: no step waits for a GPU."""
 
-    def __call__(self, grid: Grid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
+    def __call__(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         """The walk from `x` along the grid; `noise` gives standard-normal z, shaped as x, on its device.
 
         UsageError where the grid does not allow it, before the first Ask.

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from diffusion.images.pictures import to_pil
 from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.images.store import Images
-from diffusion.process.config import ProcessConfig
 from diffusion.process.noise import ImageNoise
-from diffusion.process.process import Process
-from diffusion.process.registry import PROCESSES, build_process
+from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import PROCESSES, build_process
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.show import text_table
 
@@ -126,7 +126,7 @@ def forward(config: ProcessConfig, image: Images | None = None, seed: int = 0) -
     return Forward({name: schedule_of(process) for name, process in processes.items()}, times, noised)
 
 
-def schedule_of(process: Process) -> Schedule:
+def schedule_of(process: NoiseProcess) -> Schedule:
     """ᾱ and log SNR of a process at all of its whole times."""
     grid = process.full_grid()
     return Schedule(grid.alphas_cumprod.numpy(), 2 * grid.log_snr.numpy())
@@ -139,7 +139,7 @@ def shrunk(image: Images) -> Images:
     return np.asarray(picture, dtype=np.uint8).reshape(picture.height, picture.width, image.shape[2])
 
 
-def noised_image(process: Process, image: Images, times: list[int], seed: int) -> Images:
+def noised_image(process: NoiseProcess, image: Images, times: list[int], seed: int) -> Images:
     """x_t of an image (H, W, C) at each time, (K, H, W, C), by one and the same ε (DDPM eq. 4)."""
     x_0 = to_model(to_nchw(image[None])).expand(len(times), -1, -1, -1)
     height, width, channels = image.shape

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion.model.config import NetworkSpec
-from diffusion.model.registry import build_network
+from diffusion.model.model_config import NetworkSpec
+from diffusion.model.network_registry import build_network
 from diffusion.show import text_table
 
 if TYPE_CHECKING:

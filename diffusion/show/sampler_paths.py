@@ -11,10 +11,10 @@ from torch import Tensor
 
 from diffusion.analysis.mixture import Mixture, MixtureDenoiser, ring
 from diffusion.process.condition import Condition
-from diffusion.process.config import ProcessConfig
-from diffusion.process.noise import generator
-from diffusion.process.process import Process
-from diffusion.process.registry import build_process
+from diffusion.process.noise import counter_generator
+from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import build_process
 from diffusion.protocol.option_values import format_value
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
@@ -154,7 +154,7 @@ def samplers(
 ) -> Samplers:
     """Every sampler's walk of `steps` from `count` points of noise; UsageError where they do not fit."""
     process = build_process(config)
-    source = generator("show samplers", seed)
+    source = counter_generator("show samplers", seed)
     start = torch.randn(count, 2, generator=source, dtype=torch.float64)
     times = spaced_timesteps(spacing, steps, process.timesteps)
     walks = {}
@@ -169,7 +169,7 @@ def samplers(
 
 
 def sampler_paths(
-    process: Process, times: list[int], settings: SampleSettings, start: Tensor, source: torch.Generator
+    process: NoiseProcess, times: list[int], settings: SampleSettings, start: Tensor, source: torch.Generator
 ) -> SamplerPaths:
     """A sampler's walk from points (N, 2) along the times, with a mixture's own denoiser."""
     passed: list[Step] = []

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.process.config import ProcessConfig
-from diffusion.process.registry import build_process
+from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import build_process
 from diffusion.protocol.spacing import SPACINGS, spaced_timesteps
 from diffusion.sample.eta import max_eta
 from diffusion.show import text_table

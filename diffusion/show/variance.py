@@ -12,10 +12,10 @@ from diffusion.images.pixels import to_model, to_nchw
 from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
-from diffusion.process.config import ProcessConfig
 from diffusion.process.noise import ImageNoise
-from diffusion.process.registry import build_process
-from diffusion.process.time_grid import Grid
+from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import build_process
+from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.generate import model_denoiser
 from diffusion.show import text_table
@@ -147,20 +147,20 @@ class Variance:
         return made
 
 
-def make_grid(config: ProcessConfig, steps: int | None, spacing: str) -> Grid:
+def make_grid(config: ProcessConfig, steps: int | None, spacing: str) -> TimeGrid:
     """The grid of that many steps, all of the process's times by default."""
     process = build_process(config)
     return process.grid(spaced_timesteps(spacing, steps or process.timesteps, process.timesteps))
 
 
-def variance_bounds(grid: Grid) -> Variance:
+def variance_bounds(grid: TimeGrid) -> Variance:
     """β̃/β along the grid, with no model."""
     return Variance(grid.times.numpy(), (grid.posterior_variance / grid.betas).numpy())
 
 
 def learned_variance(
     loaded: LoadedModel,
-    grid: Grid,
+    grid: TimeGrid,
     images: Images,
     condition: Condition,
     seed: int = 0,

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffusion.model.config import AUGMENTATION_NUMBERS
-from diffusion.process.noise import generator
+from diffusion.model.model_config import AUGMENTATION_NUMBERS
+from diffusion.process.noise import counter_generator
 from diffusion.system.device_transfer import to_device
 from diffusion.train.config import AUGMENTATIONS, AugmentConfig
 from diffusion.train.warp import warp
@@ -95,7 +95,7 @@ def draw(config: AugmentConfig, name: tuple[str, int, int], rows: range) -> Draw
     uniforms, normals = torch.empty(len(rows), 11).double(), torch.empty(len(rows), 4).double()
     purpose, *numbers = name
     for row, uniform, normal in zip(rows, uniforms, normals, strict=True):
-        source = generator(f"{purpose} augmentation", *numbers, row)
+        source = counter_generator(f"{purpose} augmentation", *numbers, row)
         uniform.uniform_(generator=source)  # all of them, used or not: what follows stays in its place
         normal.normal_(generator=source)
     halves, angles = (uniforms[:, 6:9] < 0.5).double(), (2 * uniforms[:, 9:] - 1) * math.pi

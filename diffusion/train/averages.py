@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from diffusion.model.power_average import newest_share
+from diffusion.model.power_ema import newest_weight
 from diffusion.train.ema import ema_copy
 
 
@@ -22,5 +22,5 @@ def update_averages(averages: nn.ModuleList, network: nn.Module, widths: Sequenc
     """
     for average, width in zip(averages, widths, strict=True):
         torch._foreach_lerp_(
-            list(average.parameters()), list(network.parameters()), newest_share(width, steps)
+            list(average.parameters()), list(network.parameters()), newest_weight(width, steps)
         )

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from diffusion.images.pixels import to_model
-from diffusion.process.noise import generator
-from diffusion.process.timesteps import UniformSampler
+from diffusion.process.noise import counter_generator
+from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.system.device_transfer import float64_device, to_device
 from diffusion.system.threads import prefetch
 from diffusion.train.augmentation import augmented
@@ -96,7 +96,7 @@ def _draw_rows(name: tuple[str, int, int], rows: range, shape: tuple[int, int, i
     """What is random of each row: (3, rows) float64 uniforms in [0, 1) and ε (rows, *shape)."""
     uniforms, noise = torch.empty(len(rows), 3, dtype=torch.float64), torch.empty(len(rows), *shape)
     for row, numbers, image in zip(rows, uniforms, noise, strict=True):
-        source = generator(*name, row)
+        source = counter_generator(*name, row)
         numbers.uniform_(generator=source)  # all of them, used or not: what follows stays in its place
         image.normal_(generator=source)
     return uniforms.T.contiguous(), noise

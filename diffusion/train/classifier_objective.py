@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import torch.nn.functional as F
 
-from diffusion.code import CodeSince
+from diffusion.code_digest import CodeSince
 from diffusion.model.classifier import Classifier, ClassifierArtefact
-from diffusion.model.config import NetworkSpec
+from diffusion.model.model_config import NetworkSpec
 from diffusion.model.unet_config import UNetSpec
-from diffusion.process.prediction import Network
-from diffusion.process.process import Process
-from diffusion.process.timesteps import UniformSampler
+from diffusion.process.denoiser_output import Network
+from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.train.batch import Batch
 from diffusion.train.identity import TrainPlan, result_values
 from diffusion.train.objective import Losses, Objective, Purposes
@@ -21,7 +21,7 @@ def _network(spec: NetworkSpec) -> Classifier:
     return Classifier(spec)
 
 
-def _losses(network: Network, process: Process, batch: Batch) -> Losses:
+def _losses(network: Network, process: NoiseProcess, batch: Batch) -> Losses:
     """Per image, (B,): the cross-entropy of its class in nats, and whether that class is the likeliest."""
     assert batch.labels is not None, "plan_classifier() refuses data without classes"
     x_t = process.q_sample(batch.x_0, batch.index, batch.noise)
@@ -30,7 +30,7 @@ def _losses(network: Network, process: Process, batch: Batch) -> Losses:
     return {"loss": F.cross_entropy(logits, batch.labels, reduction="none"), "accuracy": hit}
 
 
-def _timesteps(process: Process) -> UniformSampler:
+def _timesteps(process: NoiseProcess) -> UniformSampler:
     return UniformSampler(process.timesteps)
 
 

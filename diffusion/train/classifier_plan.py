@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from pydantic import ValidationError
 
-from diffusion.code import code_since
+from diffusion.code_digest import code_since
 from diffusion.model.unet_config import UNetSpec
 from diffusion.system.errors import UsageError
 from diffusion.system.section import explain

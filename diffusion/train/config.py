@@ -9,10 +9,10 @@ from typing import Annotated, ClassVar, Literal, Self, get_args
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from diffusion.data.data_config import DataConfig
-from diffusion.model.config import ModelConfig
-from diffusion.model.power_average import Width
+from diffusion.model.model_config import ModelConfig
+from diffusion.model.power_ema import SigmaRel
 from diffusion.model.unet_config import UNetConfig
-from diffusion.process.config import ProcessConfig
+from diffusion.process.process_config import ProcessConfig
 from diffusion.system.limits import MAX_COUNT, MAX_HELD
 from diffusion.system.section import (
     BatchSize,
@@ -161,7 +161,7 @@ class AveragesConfig(Section):
     `diffctl ema` makes any other width afterwards.
     """
 
-    widths: Annotated[tuple[Width, ...], Field(min_length=1, max_length=MOST_WIDTHS), Unique] = (0.05, 0.1)
+    widths: Annotated[tuple[SigmaRel, ...], Field(min_length=1, max_length=MOST_WIDTHS), Unique] = (0.05, 0.1)
     every: PositiveInt
 
 

@@ -5,18 +5,18 @@ from functools import partial
 
 from torch import Tensor
 
-from diffusion.model.registry import build_network
+from diffusion.model.network_registry import build_network
 from diffusion.process.condition import Condition
+from diffusion.process.denoiser_output import Network
 from diffusion.process.losses import training_losses
-from diffusion.process.prediction import Network
-from diffusion.process.process import Process
-from diffusion.process.timesteps import T_SAMPLERS, UniformSampler
+from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.timestep_samplers import T_SAMPLERS, UniformSampler
 from diffusion.train.batch import Batch
 from diffusion.train.identity import result_of
 from diffusion.train.objective import Losses, Objective, Purposes
 
 
-def _losses(network: Network, process: Process, batch: Batch) -> Losses:
+def _losses(network: Network, process: NoiseProcess, batch: Batch) -> Losses:
     if batch.augmentation is not None:
         told: Callable[..., Tensor] = network  # one that has a layer for it
         network = partial(told, augmentation=batch.augmentation)
@@ -24,7 +24,7 @@ def _losses(network: Network, process: Process, batch: Batch) -> Losses:
     return training_losses(network, process, batch.x_0, batch.index, batch.noise, condition)
 
 
-def _timesteps(process: Process) -> UniformSampler:
+def _timesteps(process: NoiseProcess) -> UniformSampler:
     return T_SAMPLERS[process.config.t_sampler](process.timesteps)
 
 

@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from diffusion.process.noise import generator
+from diffusion.process.noise import counter_generator
 
 
 def epoch_rows(purpose: str, seed: int, places: range, count: int) -> Tensor:
@@ -24,4 +24,4 @@ def epoch_rows(purpose: str, seed: int, places: range, count: int) -> Tensor:
 
 @lru_cache(maxsize=2)  # this epoch's and the next one's: a batch, or what is drawn ahead, may span both
 def _permutation(purpose: str, seed: int, epoch: int, count: int) -> Tensor:
-    return torch.randperm(count, generator=generator(f"{purpose} epoch", seed, epoch))
+    return torch.randperm(count, generator=counter_generator(f"{purpose} epoch", seed, epoch))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.model.precision import autocast
-from diffusion.process.prediction import Network
-from diffusion.process.registry import build_process
+from diffusion.process.denoiser_output import Network
+from diffusion.process.process_registry import build_process
 from diffusion.system.device_transfer import to_device
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.train.batch import Batch

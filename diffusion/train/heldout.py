@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from diffusion.images.pixels import to_model, to_nchw
 from diffusion.images.store import ImageStore
 from diffusion.model.precision import autocast
-from diffusion.process.noise import generator
-from diffusion.process.registry import build_process
+from diffusion.process.noise import counter_generator
+from diffusion.process.process_registry import build_process
 from diffusion.system.errors import DiffctlWarning
 from diffusion.train.batch import Batch
 from diffusion.train.identity import TrainPlan, build_objective
@@ -42,7 +42,7 @@ class HeldOut:
     def __init__(self, plan: TrainPlan, store: ImageStore) -> None:
         self._plan, self._store = plan, store
         self._objective, self._process = build_objective(plan), build_process(plan.process)
-        order = torch.randperm(len(store), generator=generator("held-out images"))
+        order = torch.randperm(len(store), generator=counter_generator("held-out images"))
         self._rows = order[: plan.train.heldout_images]
 
     @torch.no_grad()
@@ -80,7 +80,7 @@ class HeldOut:
             images = to_model(to_nchw(self._store.images[rows]))
             noise, uniforms = torch.empty_like(images), torch.empty(len(places), dtype=torch.float64)
             for row, place in enumerate(places):
-                source = generator("held-out draws", place)
+                source = counter_generator("held-out draws", place)
                 uniforms[row : row + 1].uniform_(generator=source)
                 noise[row].normal_(generator=source)
             index = ((torch.tensor(places) + uniforms) / count * self._process.timesteps).long()

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from pydantic import ValidationError
 
-from diffusion.code import Code, CodeSince, code_of, code_since
+from diffusion.code_digest import CodeSince, ModuleDigests, code_since, module_digests
 from diffusion.images.store_meta import Ancestor
 from diffusion.layout import STARTS
-from diffusion.model.config import ModelConfig, NetworkSpec
-from diffusion.model.model_file import Artefact, DataCard, Described
-from diffusion.model.registry import MODELS
-from diffusion.process.config import ProcessConfig
-from diffusion.process.registry import PROCESSES
+from diffusion.model.model_config import ModelConfig, NetworkSpec
+from diffusion.model.model_file import Artefact, DataCard, ModelDescription
+from diffusion.model.network_registry import MODELS
+from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import PROCESSES
 from diffusion.system.errors import UsageError
 from diffusion.system.references import load_reference, reference_module
 from diffusion.system.section import explain, fingerprint
@@ -33,7 +33,7 @@ BESIDE = {"averages"}  # what is tracked from the first step on: another trainin
 FITTING = {"devices", "shard", "microbatch", "compile"}
 
 
-class TrainPlan(Described):
+class TrainPlan(ModelDescription):
     """What is still to be trained: what its file will say, and the section `train` as a class.
 
     `OBJECTIVE` is what its network learns, a "module:name" that is loaded when the training begins.
@@ -152,11 +152,11 @@ def data_card(meta: dict[str, Any], flip: bool, *, labelled: bool) -> DataCard:
     )
 
 
-def training_code(kind: type[TrainPlan], process: ProcessConfig, model: ModelConfig) -> Code:
+def training_code(kind: type[TrainPlan], process: ProcessConfig, model: ModelConfig) -> ModuleDigests:
     """The modules that the numbers of such a training of such a model in this process come from."""
     entries, transfer = (PROCESSES[process.schedule], MODELS[model.name]), MODELS[model.name].transfer
     named = (reference_module(reference) for reference in (kind.OBJECTIVE, transfer))
-    return code_of("diffusion.train.loop", *named, *(entry.module for entry in entries))
+    return module_digests("diffusion.train.loop", *named, *(entry.module for entry in entries))
 
 
 def training_fingerprint(plan: TrainPlan) -> str:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from diffusion.images.store import ImageStore
 from diffusion.layout import STARTS
-from diffusion.model.precision import image_layout
-from diffusion.process.noise import generator
-from diffusion.process.registry import build_process
-from diffusion.process.timesteps import UniformSampler
+from diffusion.model.precision import memory_layout
+from diffusion.process.noise import counter_generator
+from diffusion.process.process_registry import build_process
+from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.system.malloc import keep_freed_memory
 from diffusion.train import heldout
@@ -137,7 +137,7 @@ def new_state(
     train, objective = plan.train, build_objective(plan)
     with shortage_told(train.PREFIX):
         with torch.random.fork_rng(devices=[]):  # the initialisers know the global generator only
-            torch.manual_seed(generator(objective.purposes.weights, train.seed).initial_seed())
+            torch.manual_seed(counter_generator(objective.purposes.weights, train.seed).initial_seed())
             network = objective.network(plan.network)
         groups = begin(network, plan.start, plan.network, plan.data.classes, starts)
         keep_freed_memory(device.type)
@@ -147,7 +147,7 @@ def new_state(
             shards, network, groups = cut(network, groups, group)
         else:
             network.to(device)
-            network.to(memory_format=image_layout(plan.precision, device))  # type: ignore[call-overload]
+            network.to(memory_format=memory_layout(plan.precision, device))  # type: ignore[call-overload]
         optimizer = make_optimizer(train, network, groups)
         timesteps = objective.timesteps(build_process(plan.process))
         averages = new_averages(network, train.widths)

@@ -11,9 +11,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from diffusion.model.config import NetworkSpec
 from diffusion.model.dropout import Dropout
-from diffusion.process.noise import generator
+from diffusion.model.model_config import NetworkSpec
+from diffusion.process.noise import counter_generator
 from diffusion.system.device_transfer import to_device
 from diffusion.train.identity import TrainPlan
 
@@ -32,13 +32,13 @@ class Masks:
     def draw(self, step: int, device: torch.device) -> None:
         """Draw a step's tapes, on the device, and the starts of all rows."""
         purpose, seed = self._name
-        named = generator(f"{purpose} tapes", seed, step).initial_seed()
+        named = counter_generator(f"{purpose} tapes", seed, step).initial_seed()
         source = torch.Generator(device).manual_seed(named)
         for layer, size in zip(self._layers, self._sizes, strict=True):
             tape = torch.empty(size + max(size, STARTS), dtype=torch.bool, device=device)
             layer.tape = tape.bernoulli_(1 - layer.p, generator=source)
         uniforms = torch.empty(len(self._layers), self._rows, dtype=torch.float64)
-        uniforms.uniform_(generator=generator(f"{purpose} starts", seed, step))
+        uniforms.uniform_(generator=counter_generator(f"{purpose} starts", seed, step))
         starts = uniforms * torch.tensor(self._sizes)[:, None].clamp(min=STARTS)
         self._starts = list(to_device(starts.long(), device))
 

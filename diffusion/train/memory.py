@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from diffusion.model.config import NetworkSpec
-from diffusion.model.flops import Operations
-from diffusion.model.registry import build_network
+from diffusion.model.flops import FlopCounter
+from diffusion.model.model_config import NetworkSpec
+from diffusion.model.network_registry import build_network
 from diffusion.system.errors import DiffctlError
 from diffusion.system.machine_memory import machine_memory
 from diffusion.system.threads import single_thread
@@ -108,7 +108,7 @@ def _counted_passes(spec: NetworkSpec, build: NetworkBuilder) -> tuple[int, int,
     with _real_tensors() if quick else _fake_tensors():
         with _Unfilled():
             network = build(spec)
-        with Operations() as operations:
+        with FlopCounter() as operations:
             one = _kept_bytes(network, spec, 1)
         return one, _kept_bytes(network, spec, 2), operations.total
 

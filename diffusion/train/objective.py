@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from diffusion.code import CodeSince
-from diffusion.model.config import NetworkSpec
+from diffusion.code_digest import CodeSince
+from diffusion.model.model_config import NetworkSpec
 from diffusion.model.model_file import Artefact
-from diffusion.process.prediction import Network
-from diffusion.process.process import Process
-from diffusion.process.timesteps import UniformSampler
+from diffusion.process.denoiser_output import Network
+from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.train.batch import Batch
 from diffusion.train.identity import TrainPlan
 
@@ -40,7 +40,7 @@ class Objective:
     """
 
     network: Callable[[NetworkSpec], nn.Module]
-    losses: Callable[[Network, Process, Batch], Losses]
-    timesteps: Callable[[Process], UniformSampler]
+    losses: Callable[[Network, NoiseProcess, Batch], Losses]
+    timesteps: Callable[[NoiseProcess], UniformSampler]
     purposes: Purposes
     result: Callable[[TrainPlan, Sequence[CodeSince]], Artefact]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
-from diffusion.code import Code, changed_modules, code_digest
+from diffusion.code_digest import ModuleDigests, changed_modules, code_digest
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.json_files import JsonObject
@@ -82,7 +82,7 @@ class _Relative(NamedTuple):
         return f"{self.fields} changes the rate from step {self.parting:,} on"
 
 
-def start_of(folder: Path, settings: JsonObject, code: Code) -> Start | None:
+def start_of(folder: Path, settings: JsonObject, code: ModuleDigests) -> Start | None:
     """The furthest whole state beside `folder` that a training of these settings by this code goes on from.
 
     None where there is none. A damaged one is told and passed over.
@@ -111,7 +111,7 @@ def start_of(folder: Path, settings: JsonObject, code: Code) -> Start | None:
     return None
 
 
-def why_afresh(folder: Path, settings: JsonObject, code: Code) -> str | None:
+def why_afresh(folder: Path, settings: JsonObject, code: ModuleDigests) -> str | None:
     """Why a training of these settings goes on with none of those beside `folder`; None without others.
 
     One of the same configuration was made by other code, and one that differs in its pace has kept no state
@@ -133,7 +133,7 @@ def why_afresh(folder: Path, settings: JsonObject, code: Code) -> str | None:
     return f"begun afresh, since the configuration is another one: {fields} (against {others[-1]})"
 
 
-def _parted(folder: Path, settings: JsonObject, pace: _Pace, code: Code) -> str | None:
+def _parted(folder: Path, settings: JsonObject, pace: _Pace, code: ModuleDigests) -> str | None:
     """Why a training that differs in its pace alone has no state for this one; None where there is none."""
     for relative in _relatives(folder, settings, pace):
         first = _first_step(relative.folder)
@@ -207,5 +207,5 @@ def _first_step(folder: Path) -> int:
     return min((step_of(path) for path in state_files(folder)), default=0)
 
 
-def _changed_code(other: Path, code: Code) -> str:
+def _changed_code(other: Path, code: ModuleDigests) -> str:
     return ", ".join(changed_modules(read_values(other / CODE), code))

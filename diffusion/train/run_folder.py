@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from diffusion.code import Code
+from diffusion.code_digest import ModuleDigests
 from diffusion.layout import TRAIN_RUNS
 from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError, UsageError, reason
@@ -121,7 +121,7 @@ def open_run(
     *,
     fresh: bool = False,
     config: dict[str, Any] | None = None,
-    code: Code | None = None,
+    code: ModuleDigests | None = None,
     go_on: bool = False,
 ) -> Iterator[RunFolder]:
     """Hold the training's folder for this process alone; `fresh` discards what is there.
@@ -170,13 +170,13 @@ def open_training(
         yield run
 
 
-def identity_of(plan: TrainPlan, root: Path) -> tuple[Path, dict[str, Any], Code]:
+def identity_of(plan: TrainPlan, root: Path) -> tuple[Path, dict[str, Any], ModuleDigests]:
     """The folder of the plan's training in `root`, and what its name is made of: settings and code."""
     code = training_code(type(plan), plan.process, plan.network)
     return root / training_fingerprint(plan), training_settings(plan), code
 
 
-def _begin_with(folder: Path, config: dict[str, Any], code: Code) -> Start | None:
+def _begin_with(folder: Path, config: dict[str, Any], code: ModuleDigests) -> Start | None:
     """Bring the state that a new training may go on from into its folder; None when there is none."""
     while start := start_of(folder, config, code):
         with suppress(FileNotFoundError):  # of a training that runs, and has dropped it for a newer one

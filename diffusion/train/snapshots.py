@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from diffusion.model.model_file import Artefact, read_artefact, read_weights, save_artefact
-from diffusion.model.snapshots import snapshot_file, snapshot_files, step_of
+from diffusion.model.posthoc_ema import snapshot_files, snapshot_path, snapshot_step
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import atomic_folder, copy_file
 from diffusion.train.config import OptimisationConfig
@@ -24,7 +24,7 @@ def save_snapshots(
     for average, width in zip(averages, widths, strict=True):
         said = artefact.model_copy(update={"ema_width": width})
         try:
-            save_artefact(snapshot_file(folder / FOLDER, width, artefact.step), average.state_dict(), said)
+            save_artefact(snapshot_path(folder / FOLDER, width, artefact.step), average.state_dict(), said)
         except OSError as error:
             raise DiffctlError(
                 f"cannot save the averages of step {artefact.step:,} in {folder / FOLDER} "
@@ -35,7 +35,7 @@ def save_snapshots(
 def copy_snapshots(source: Path, folder: Path, step: int) -> None:
     """Bring those of another training's folder, up to a step, into a training's folder."""
     for kept in snapshot_files(source / FOLDER):
-        if step_of(kept) <= step:
+        if snapshot_step(kept) <= step:
             copy_file(kept, folder / FOLDER / kept.name)
 
 
@@ -48,10 +48,10 @@ def publish_snapshots(folder: Path, out: Path, config: OptimisationConfig, resul
     with atomic_folder(out) as made:
         for width in config.widths:
             for step in config.snapshot_steps():
-                kept = snapshot_file(folder / FOLDER, width, step)
+                kept = snapshot_path(folder / FOLDER, width, step)
                 if not kept.is_file():
                     raise DiffctlError(
                         f"{kept} is gone: `diffctl run --fresh` trains anew, with all averages"
                     )
                 said = result.model_copy(update={"step": step, "ema_width": width})
-                save_artefact(snapshot_file(made, width, step), read_weights(kept, read_artefact(kept)), said)
+                save_artefact(snapshot_path(made, width, step), read_weights(kept, read_artefact(kept)), said)

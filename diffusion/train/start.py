@@ -13,11 +13,11 @@ from torch import nn
 
 from diffusion.images.store_meta import MAX_ANCESTORS, Ancestor
 from diffusion.layout import STARTS
-from diffusion.model.config import NetworkSpec
-from diffusion.model.model_file import Artefact, load_model, read_artefact, read_verified
-from diffusion.model.registry import build_network
-from diffusion.model.transfer import Taken, Trained, Unfit, Weights, transfer
-from diffusion.process.config import ProcessConfig
+from diffusion.model.model_config import NetworkSpec
+from diffusion.model.model_file import Artefact, load_model, read_artefact, read_verified_artefact
+from diffusion.model.network_registry import build_network
+from diffusion.model.weight_transfer import Incompatible, Source, Transferred, Weights, transfer
+from diffusion.process.process_config import ProcessConfig
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import copy_file
 from diffusion.train.config import StartConfig
@@ -46,12 +46,14 @@ class Start:
         """It and what it came from, the nearest first."""
         return (self.artefact.as_ancestor(), *self.artefact.lineage)[:MAX_ANCESTORS]
 
-    def taken(self, weights: Weights, spec: NetworkSpec, classes: tuple[str, ...], drawn: Weights) -> Taken:
+    def taken(
+        self, weights: Weights, spec: NetworkSpec, classes: tuple[str, ...], drawn: Weights
+    ) -> Transferred:
         """What a network begins with; `weights` are the file's, with or without values. StartRefused."""
-        start = Trained(weights, self.artefact.network, self.artefact.data.classes)
+        start = Source(weights, self.artefact.network, self.artefact.data.classes)
         try:
             return transfer(start, spec, classes, drawn)
-        except Unfit as error:
+        except Incompatible as error:
             raise StartRefused(f"train.start: {error}") from None
 
     def is_frozen(self, name: str) -> bool:
@@ -74,7 +76,7 @@ def keep_start(model: Path, starts: Path = STARTS) -> tuple[Path, Artefact]:
 
     DiffctlError where it is no diffusion model, damaged, or of another format.
     """
-    artefact = read_verified(model)
+    artefact = read_verified_artefact(model)
     path = start_file(artefact.model_sha256, starts)
     starts.mkdir(parents=True, exist_ok=True)
     copy_file(model, path)

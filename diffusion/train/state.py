@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from diffusion.code import CodeSince
+from diffusion.code_digest import CodeSince
 from diffusion.train.lazy_tensors import parts_of
 from diffusion.train.state_file import SavedState
 from diffusion.train.state_values import StateValues

@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, NonNegativeInt, model_validator
 
-from diffusion.code import CodeSince
+from diffusion.code_digest import CodeSince
 from diffusion.system.section import Section
 
 Means = dict[str, float]

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.code import library_version
+from diffusion.code_digest import library_version
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.config import SampleConfig
 from diffusion.system.errors import DiffctlError, reason

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusion.code import library_version
+from diffusion.code_digest import library_version
 from diffusion.search.folder import ABOUT, About, read_ended, trial_folder
 from diffusion.search.trial import Ended, Trial
 from diffusion.system.checksums import read_checksummed_json

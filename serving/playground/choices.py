@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from diffusion.analysis.given import fitting_store
+from diffusion.analysis.image_inputs import open_matching_store
 from diffusion.model.model_file import Artefact
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.spacing import SPACINGS
@@ -54,6 +54,6 @@ def choices_of(model: ServedModel, store: Path) -> Choices:
 
 def _store(path: Path, artefact: Artefact) -> StoreChoice:
     try:
-        return StoreChoice(images=len(fitting_store(path, artefact)))
+        return StoreChoice(images=len(open_matching_store(path, artefact)))
     except DiffctlError as error:
         return StoreChoice(images=0, why=str(error))

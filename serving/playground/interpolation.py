@@ -10,8 +10,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from diffusion.analysis.given import GivenImage, choose, end_condition
-from diffusion.analysis.inversion import arc, encoding
+from diffusion.analysis.image_inputs import InputImage, end_condition, load_input
+from diffusion.analysis.inversion import encoding, interpolate_codes
 from diffusion.engine.job import CustomTrajectory
 from diffusion.images.pictures import decode_picture
 from diffusion.images.pixels import to_model, to_nchw
@@ -85,7 +85,7 @@ class Interpolation:
     def decode(self, codes: Tensor | None) -> PendingImages:
         """The order for all images between the codes, of seeds where there are none."""
         ends = self._noise() if codes is None else codes
-        points, condition = arc(ends, self._condition, self._asked.frames)
+        points, condition = interpolate_codes(ends, self._condition, self._asked.frames)
         course = CustomTrajectory(points, build_sampler(self.settings))
         indices = range(self._asked.frames)
         return self._model.runner.add(self.settings, indices, condition, self._asked.every, course)
@@ -101,13 +101,13 @@ def _as_it_is(x: Tensor) -> Tensor:
     return x
 
 
-def _given(image: int | str, store: Path, artefact: Artefact, position: int) -> GivenImage:
+def _given(image: int | str, store: Path, artefact: Artefact, position: int) -> InputImage:
     if isinstance(image, int):
-        return choose(str(image), store, artefact)
+        return load_input(str(image), store, artefact)
     name = f"the {('first', 'second')[position]} picture"
     try:
         content = base64.b64decode(image, validate=True)
     except binascii.Error:
         raise UsageError(f"{name} is not in base64") from None
     spec = artefact.network
-    return GivenImage(decode_picture(content, name, spec.image_size, spec.in_channels), None)
+    return InputImage(decode_picture(content, name, spec.image_size, spec.in_channels), None)

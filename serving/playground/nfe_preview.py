@@ -3,7 +3,7 @@
 import torch
 from pydantic import BaseModel
 
-from diffusion.process.registry import build_process
+from diffusion.process.process_registry import build_process
 from diffusion.sample.generate import check_settings
 from diffusion.sample.guidance import guidance_weight
 from diffusion.sample.nfe import call_times, count_nfe

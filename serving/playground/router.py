@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, HTTPException, Request, Response
 
-from diffusion.analysis.given import choose
+from diffusion.analysis.image_inputs import load_input
 from diffusion.images.pictures import png_bytes
 from diffusion.system.errors import DiffctlError, UsageError
 from serving.engine_loop import PendingImages
@@ -49,7 +49,7 @@ def playground(service: Service, source: ChoosableSource, store: Path) -> APIRou
     def image(number: int) -> Response:
         """A real image as PNG."""
         try:
-            given = choose(str(number), store, service.current.artefact)
+            given = load_input(str(number), store, service.current.artefact)
         except UsageError as error:
             raise HTTPException(404, str(error)) from None
         return Response(png_bytes(given.pixels), media_type="image/png")

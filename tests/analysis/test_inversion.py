@@ -8,13 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.analysis.given import end_condition
+from diffusion.analysis.image_inputs import end_condition
 from diffusion.analysis.inversion import decode_images, encode, encode_images, interpolate, slerp
 from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
-from diffusion.process.config import ProcessConfig
-from diffusion.process.time_grid import Grid
+from diffusion.process.process_config import ProcessConfig
+from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.system.errors import UsageError
@@ -30,7 +30,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def spaced(steps: int) -> Grid:
+def spaced(steps: int) -> TimeGrid:
     return grid_of("cosine", 1000, spaced_timesteps("uniform", steps, 1000))
 
 

@@ -20,7 +20,7 @@ from diffusion.check.measured import Measured, walks_of
 from diffusion.check.time_estimate import by_axis, cell_times, check_time, format_duration
 from diffusion.check.timing import ImageTime, TimeRange, time_work
 from diffusion.config import Config, parse
-from diffusion.model.flops import Operations
+from diffusion.model.flops import FlopCounter
 from diffusion.model.unet import UNet
 from diffusion.show.network_table import model
 from diffusion.system.errors import DiffctlError
@@ -50,7 +50,7 @@ def project_of(root: Path, **changes: dict[str, Any]) -> Project:
 @pytest.mark.parametrize(("groups", "stride"), [(1, 1), (3, 1), (1, 2)])
 def test_convolution_flops_equal_the_closed_form(groups: int, stride: int) -> None:
     layer = torch.nn.Conv2d(3, 6, 5, stride, padding=2, groups=groups)
-    with Operations() as counted:
+    with FlopCounter() as counted:
         layer(torch.zeros(2, 3, 16, 16))
     assert counted.total == 2 * (2 * 5 * 5 * (3 // groups) * 6 * (16 // stride) ** 2)
 

@@ -8,7 +8,7 @@ import torch
 
 from diffusion.check.pretrained_shape import Sections, format_sections, needed_changes, sections_of
 from diffusion.config import parse
-from diffusion.model.config import ModelConfig
+from diffusion.model.model_config import ModelConfig
 from diffusion.model.model_file import Artefact, save_artefact
 from diffusion.system.yaml_text import parse_yaml
 from diffusion.train.identity import plan_training

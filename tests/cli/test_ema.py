@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion.model.model_file import load_model, read_artefact, save_artefact
-from diffusion.model.snapshots import Snapshots, snapshot_file
+from diffusion.model.posthoc_ema import Snapshots, snapshot_path
 from tests.cli.conftest import Invoke, assert_refused
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
@@ -22,7 +22,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number, (width, step) in enumerate([(width, step) for width in WIDTHS for step in STEPS]):
         artefact = artefact_of(spec, step=step, ema_width=width)
         weights = network_of(spec, seed=number).state_dict()
-        save_artefact(snapshot_file(tmp_path / "models/ema", width, step), weights, artefact)
+        save_artefact(snapshot_path(tmp_path / "models/ema", width, step), weights, artefact)
     return tmp_path
 
 
@@ -33,7 +33,7 @@ def made(folder: Path) -> list[str]:
 def test_each_width_becomes_a_model_file(folder: Path, invoke: Invoke) -> None:
     assert invoke("ema", "--width", "0.2,0.1,0.2").code == 0
     assert made(folder) == ["ema-0.1.safetensors", "ema-0.2.safetensors"]
-    tracked = load_model(snapshot_file(folder / "models/ema", 0.1, 8))
+    tracked = load_model(snapshot_path(folder / "models/ema", 0.1, 8))
     network, artefact = load_model(folder / "models/ema-0.1.safetensors")
     assert artefact == tracked.artefact, "a tracked width equals its last snapshot"
     for name, value in tracked.network.state_dict().items():
@@ -68,13 +68,13 @@ def test_unwritable_output_is_refused_before_reading(folder: Path, invoke: Invok
 
 def test_missing_mixed_and_damaged_snapshots_are_refused(folder: Path, invoke: Invoke) -> None:
     assert_refused(invoke("ema", "--width", "0.1", "--from", "nowhere"), "nowhere")
-    path = snapshot_file(folder / "models/ema", 0.1, 4)
+    path = snapshot_path(folder / "models/ema", 0.1, 4)
     data = bytearray(path.read_bytes())
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert_refused(invoke("ema", "--width", "0.1"), path.name, "damaged", code=1)
     path.write_bytes(data)
     spec = spec_of(channels=16)
     other = artefact_of(spec, step=8, ema_width=0.2)
-    save_artefact(snapshot_file(folder / "models/ema", 0.2, 8), network_of(spec).state_dict(), other)
+    save_artefact(snapshot_path(folder / "models/ema", 0.2, 8), network_of(spec).state_dict(), other)
     assert_refused(invoke("ema", "--width", "0.1"), "two trainings")
     assert made(folder) == []

@@ -49,7 +49,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("sample", "nll", "images", "interop"):
         monkeypatch.setattr(f"cli.commands.{module}.resolve_model", work)
     monkeypatch.setattr("cli.shared.configuration.resolve_model", work)
-    monkeypatch.setattr("diffusion.interop.openai.import_openai", work)
+    monkeypatch.setattr("diffusion.interop.from_openai.import_openai", work)
     monkeypatch.setattr("tracking.comparison.score_comparison.load_scored", work)
     monkeypatch.setattr("diffusion.protocol.scores.read_scores", work)
 

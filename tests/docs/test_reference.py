@@ -58,7 +58,7 @@ def test_every_command_is_told_with_its_options() -> None:
 
 def test_what_the_pages_name_of_the_library_is_there() -> None:
     found = set(library_page.named())
-    assert ("diffusion.process.process", "Process") in found
+    assert ("diffusion.process.noise_process", "NoiseProcess") in found
     for module, name in found:
         assert load_reference(f"{module}:{name}") is not None
 

@@ -12,7 +12,7 @@ from diffusion.analysis.inversion import decode_images, encode, encoding
 from diffusion.engine.engine import CHUNK_SIZE, Engine, Full
 from diffusion.engine.job import CustomTrajectory, Job
 from diffusion.model.model_file import LoadedModel
-from diffusion.process.config import ProcessConfig
+from diffusion.process.process_config import ProcessConfig
 from diffusion.protocol.samplers import SAMPLERS, SamplerEntry, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import labels_condition, mixed_condition

@@ -8,7 +8,7 @@ import pytest
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 
-from diffusion.code import code_of
+from diffusion.code_digest import module_digests
 from diffusion.evaluate.features.extract import extract
 from diffusion.evaluate.features.extractor_weights import read_weights
 from diffusion.evaluate.features.extractors import load_extractor
@@ -77,7 +77,7 @@ def test_extraction_code_contains_only_the_chosen_extractor():
     assert len(set(codes)) == len(codes)
     assert codes[0] == extraction_code(EXTRACTORS["effnet-lite0-64"])
     ours, theirs = (
-        set(code_of("diffusion.evaluate.features.reference_features", spec.module))
+        set(module_digests("diffusion.evaluate.features.reference_features", spec.module))
         for spec in (EXTRACTORS["effnet-lite0-64"], INCEPTION)
     )
     assert ours ^ theirs == {"diffusion.evaluate.features.effnet", "diffusion.evaluate.features.inception"}

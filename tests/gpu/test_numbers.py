@@ -9,7 +9,7 @@ from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.evaluate.scores.kernel_distance import Kernel, kernel_distance, kernels, own_sums, subsets
 from diffusion.evaluate.scores.torch_fidelity_scores import frechet_distance, statistics
 from diffusion.model.model_file import LoadedModel
-from diffusion.model.precision import settled
+from diffusion.model.precision import freeze
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
@@ -23,7 +23,7 @@ NEAR, SPARE = 8, 0.05  # grey levels; and by how much less than the CPU's share 
 def images(device: torch.device, precision: str, count: int) -> torch.Tensor:
     """Images of the same model, computed so."""
     artefact = artefact_of(spec_of(), precision=precision)
-    model = LoadedModel(settled(network_of(spec_of()).to(device)), artefact)
+    model = LoadedModel(freeze(network_of(spec_of()).to(device)), artefact)
     settings = SampleSettings(steps=6, eta=1.0, seed=1)
     condition = mixed_condition(artefact, settings, range(count))
     return generate(model, settings, range(count), condition, device).int()

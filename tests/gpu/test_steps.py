@@ -9,9 +9,9 @@ from diffusion.engine.engine import Engine
 from diffusion.images.store import open_store
 from diffusion.model import kernels
 from diffusion.model.classifier import Classifier, ClassifierArtefact, LoadedClassifier
-from diffusion.model.compiled import Compiled
+from diffusion.model.compiled import CompiledNetwork
 from diffusion.model.model_file import LoadedModel
-from diffusion.model.precision import settled
+from diffusion.model.precision import freeze
 from diffusion.process.condition import Condition
 from diffusion.process.noise import ImageNoise
 from diffusion.protocol.samplers import build_sampler
@@ -37,7 +37,7 @@ from tests.train.test_loop import plan_of
 
 
 def a_model(device: torch.device) -> LoadedModel:
-    return LoadedModel(settled(network_of(spec_of()).to(device)), artefact_of(spec_of()))
+    return LoadedModel(freeze(network_of(spec_of()).to(device)), artefact_of(spec_of()))
 
 
 def a_classifier(device: torch.device) -> LoadedClassifier:
@@ -150,7 +150,7 @@ def test_noise_drawn_ahead_is_the_cpus(device) -> None:
 def test_a_compiled_network_says_the_same(device) -> None:
     """Also when a graph of it is recorded and played, for different images that are kept."""
     network, labels = a_model(device).network, torch.arange(4).to(device)
-    fast, t = Compiled(network), torch.full((4,), 7, device=device)
+    fast, t = CompiledNetwork(network), torch.full((4,), 7, device=device)
     several = [torch.randn(4, 1, 8, 8, device=device) for _ in range(6)]
     with exactly(device), torch.no_grad(), warnings.catch_warnings(category=DiffctlWarning):
         warnings.simplefilter("error", DiffctlWarning)  # it went without
@@ -167,7 +167,7 @@ def test_a_group_norm_keeps_channels_last_and_its_numbers(device) -> None:
     with torch.no_grad():
         found = [kernels.group_norm(norm, x), kernels.scaled_group_norm(norm, x, scale, shift)]
         plain = norm(x)
-    assert all(map(kernels.channels_last, found))
+    assert all(map(kernels.is_channels_last, found))
     expected = [plain, plain * (1 + scale[..., None, None]) + shift[..., None, None]]
     torch.testing.assert_close(found, [one.contiguous(memory_format=torch.channels_last) for one in expected])
 

@@ -7,8 +7,8 @@ from pydantic import BaseModel
 
 from diffusion.config import Config
 from diffusion.data.source_registry import SOURCES
-from diffusion.model.registry import MODELS
-from diffusion.process.registry import PROCESSES
+from diffusion.model.network_registry import MODELS
+from diffusion.process.process_registry import PROCESSES
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.references import load_reference

@@ -7,31 +7,31 @@ import torch
 from torch import Tensor
 
 from diffusion.process.condition import Condition
-from diffusion.process.config import ProcessConfig
 from diffusion.process.denoiser import Denoiser, NetworkDenoiser
-from diffusion.process.prediction import Network
-from diffusion.process.process import Process
-from diffusion.process.registry import build_process
-from diffusion.process.time_grid import Grid
+from diffusion.process.denoiser_output import Network
+from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import build_process
+from diffusion.process.time_grid import TimeGrid
 from diffusion.sample.ddim import Ddim
 from diffusion.sample.dpm_solver import DPMSolverMultistep
 from diffusion.sample.sampler import Sampler, Step, run_sampler
 
 
-def process_of(name: str, timesteps: int, **config: Any) -> Process:
+def process_of(name: str, timesteps: int, **config: Any) -> NoiseProcess:
     """The process of that schedule, with the sections' usual values beside what is given."""
     return build_process(ProcessConfig(schedule=name, timesteps=timesteps, **config))
 
 
-def grid_of(name: str, timesteps: int, times: Sequence[int] | None = None) -> Grid:
+def grid_of(name: str, timesteps: int, times: Sequence[int] | None = None) -> TimeGrid:
     """The grid of some of a process's times, all of them by default."""
     return process_of(name, timesteps).grid(range(timesteps) if times is None else times)
 
 
-class OnGrid(Process):
+class OnGrid(NoiseProcess):
     """A process that is known at a grid's own times alone."""
 
-    def __init__(self, grid: Grid, prediction: str = "eps") -> None:
+    def __init__(self, grid: TimeGrid, prediction: str = "eps") -> None:
         super().__init__(ProcessConfig(timesteps=max(2, int(grid.times[-1]) + 1), prediction=prediction))
         self.known = grid
 
@@ -41,14 +41,14 @@ class OnGrid(Process):
         return self.known.alpha[index], self.known.sigma[index]
 
 
-def asked(network: Network, grid: Grid, prediction: str = "eps") -> NetworkDenoiser:
+def asked(network: Network, grid: TimeGrid, prediction: str = "eps") -> NetworkDenoiser:
     """What a network says of x at the grid's times."""
     return NetworkDenoiser(network, OnGrid(grid, prediction))
 
 
 def walk(
     denoiser: Denoiser,
-    grid: Grid,
+    grid: TimeGrid,
     draw: Callable[[], Tensor],
     sampler: Sampler,
     condition: Condition | None = None,
@@ -61,7 +61,7 @@ def walk(
 
 def sample(
     network: Network,
-    grid: Grid,
+    grid: TimeGrid,
     draw: Callable[[], Tensor],
     *,
     sampler: str = "ddim",

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffusion.analysis.given import choose
+from diffusion.analysis.image_inputs import load_input
 from diffusion.data.readers.decode import decode
 from diffusion.images.decode import FORMATS, MAX_PIXELS, MAX_SCANNED, BadImage
 from diffusion.images.pictures import read_picture
@@ -142,6 +142,6 @@ def test_whatever_is_named_as_an_image_is_one_or_refused(tmp_path, monkeypatch, 
     spec = spec_of()
     store = np.zeros((2, spec.image_size, spec.image_size, spec.in_channels), np.uint8)
     write_store(tmp_path / "store", store, None, {})
-    said = bounded(lambda: choose(name, tmp_path / "store", artefact_of(spec)))
+    said = bounded(lambda: load_input(name, tmp_path / "store", artefact_of(spec)))
     assert said.isprintable()
     assert "image" in said

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cli.stages import bodies, classifier
-from diffusion.analysis.given import fitting_store
+from diffusion.analysis.image_inputs import open_matching_store
 from diffusion.check import check
 from diffusion.config import load
 from diffusion.evaluate.adhoc import score_images
@@ -76,7 +76,7 @@ OF_DATA: dict[str, Callable[[], object]] = {
     "reference": bodies.reference,
     "train": lambda: bodies.train(fresh=False, keep=False),
     "classifier": lambda: classifier.classifier(fresh=False, keep=False),
-    "nll, encode, interpolate": lambda: fitting_store(PREPARED / "train", read_artefact(MODEL)),
+    "nll, encode, interpolate": lambda: open_matching_store(PREPARED / "train", read_artefact(MODEL)),
     "evaluate PATH": lambda: score_images(open_inputs(CELL, PREPARED)),
     "check": look,
 }

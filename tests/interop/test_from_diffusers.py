@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion.interop.diffusers import export_diffusers
-from diffusion.interop.from_diffusers import OLDER, import_diffusers
+from diffusion.interop.from_diffusers import RENAMED_WEIGHTS, import_diffusers
+from diffusion.interop.to_diffusers import export_diffusers
 from diffusion.model.model_file import load_model, save_artefact
-from diffusion.process.config import ProcessConfig
+from diffusion.process.process_config import ProcessConfig
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.conftest import diffctl
-from tests.interop.test_diffusers import SHAPES, model
+from tests.interop.test_to_diffusers import SHAPES, model
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -120,7 +120,7 @@ def test_old_pipelines_in_one_folder_with_older_names_in_a_pickle(tmp_path):
     unet = pipeline(folder, **{**SMALL, "attention_head_dim": None})
     for name in ("unet/config.json", "scheduler/scheduler_config.json"):
         (folder / name).rename(folder / Path(name).name)
-    names = {new: old for old, new in OLDER.items()}
+    names = {new: old for old, new in RENAMED_WEIGHTS.items()}
 
     def older(name: str) -> str:
         for new, old in names.items():

@@ -16,9 +16,16 @@ from diffusion.evaluate.training_scores import ValidationImages, ValidationScore
 from diffusion.images.pixels import to_nhwc
 from diffusion.model import compiled as module
 from diffusion.model import precision
-from diffusion.model.compiled import COMPILED_PASSES, GRAPHS, Compiled, compiled, compiling_pays, modes
+from diffusion.model.compiled import (
+    GRAPHS,
+    MIN_COMPILED_PASSES,
+    CompiledNetwork,
+    compile_modes,
+    compile_network,
+    is_worth_compiling,
+)
 from diffusion.model.model_file import LoadedModel
-from diffusion.model.precision import autocast, image_layout, settled
+from diffusion.model.precision import autocast, freeze, memory_layout
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample import cell_images
 from diffusion.sample import generate as sampling
@@ -55,15 +62,15 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_the_rule_knows_the_device_and_the_passes() -> None:
-    assert compiling_pays(COMPILED_PASSES, torch.device("cuda"))
-    assert not compiling_pays(COMPILED_PASSES - 1, torch.device("cuda"))
-    assert not compiling_pays(10**9, CPU)
-    assert not compiling_pays(10**9, torch.device("mps"))
+    assert is_worth_compiling(MIN_COMPILED_PASSES, torch.device("cuda"))
+    assert not is_worth_compiling(MIN_COMPILED_PASSES - 1, torch.device("cuda"))
+    assert not is_worth_compiling(10**9, CPU)
+    assert not is_worth_compiling(10**9, torch.device("mps"))
 
 
 def test_only_the_shape_that_repeats_is_compiled(compilations) -> None:
     network = network_of(spec_of())
-    fast = Compiled(network)
+    fast = CompiledNetwork(network)
     for rows in (4, 3, 4, 4):
         arguments = asked(rows)
         assert torch.equal(fast(*arguments), network(*arguments))
@@ -72,7 +79,7 @@ def test_only_the_shape_that_repeats_is_compiled(compilations) -> None:
 
 @pytest.mark.parametrize("rounding", ["fp32", "bf16"])
 def test_a_model_is_compiled_once_for_all_its_units(compilations, rounding) -> None:
-    network = settled(network_of(spec_of()))
+    network = freeze(network_of(spec_of()))
     for _ in range(3):
         autocast(network, rounding, fast=True)(*asked(2))
         autocast(network, rounding)(*asked(2))
@@ -81,8 +88,8 @@ def test_a_model_is_compiled_once_for_all_its_units(compilations, rounding) -> N
 
 def test_what_is_kept_of_a_network_ends_with_it(compilations) -> None:
     network = network_of(spec_of())
-    kept = ref(compiled(network))
-    assert kept() is compiled(network)
+    kept = ref(compile_network(network))
+    assert kept() is compile_network(network)
     del network
     gc.collect()
     assert kept() is None
@@ -94,7 +101,7 @@ def test_where_torch_refuses_the_network_is_computed_as_it_stands(monkeypatch) -
 
     monkeypatch.setattr(torch, "compile", refuse)
     network = network_of(spec_of())
-    fast, arguments = Compiled(network), asked(2)
+    fast, arguments = CompiledNetwork(network), asked(2)
     with pytest.warns(DiffctlWarning, match=r"cannot be compiled \(torch.compile is not supported on"):
         assert torch.equal(fast(*arguments), network(*arguments))
     with warnings.catch_warnings():
@@ -104,7 +111,7 @@ def test_where_torch_refuses_the_network_is_computed_as_it_stands(monkeypatch) -
 
 def test_later_errors_are_the_networks_own(compilations) -> None:
     network = network_of(spec_of())
-    fast, arguments = Compiled(network), asked(2)
+    fast, arguments = CompiledNetwork(network), asked(2)
     fast(*arguments)
     network.forward = lambda *_: (_ for _ in ()).throw(RuntimeError("device lost"))
     with pytest.raises(RuntimeError, match="device lost"):
@@ -113,10 +120,10 @@ def test_later_errors_are_the_networks_own(compilations) -> None:
 
 def test_graphs_are_for_a_gpus_main_thread() -> None:
     gpu = torch.device("cuda")
-    assert modes(gpu) == [GRAPHS, None]
-    assert modes(CPU) == [None]
+    assert compile_modes(gpu) == [GRAPHS, None]
+    assert compile_modes(CPU) == [None]
     with ThreadPoolExecutor(1) as other:
-        assert other.submit(modes, gpu).result() == [None]
+        assert other.submit(compile_modes, gpu).result() == [None]
 
 
 @pytest.fixture
@@ -142,13 +149,13 @@ def as_graphs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, int]]:
 
     compile_.fails, compile_.error = None, None
     monkeypatch.setattr(torch, "compile", compile_)
-    monkeypatch.setattr(module, "modes", lambda device: [GRAPHS, None])
+    monkeypatch.setattr(module, "compile_modes", lambda device: [GRAPHS, None])
     return passes
 
 
 def test_what_a_graph_gave_is_not_written_over(as_graphs) -> None:
     network = network_of(spec_of())
-    fast, several = Compiled(network), [asked(2) for _ in range(5)]
+    fast, several = CompiledNetwork(network), [asked(2) for _ in range(5)]
     found = [fast(*arguments) for arguments in several]
     assert all(torch.equal(a, network(*b)) for a, b in zip(found, several, strict=True))
     assert as_graphs == [(GRAPHS, number) for number in range(1, 6)]
@@ -159,7 +166,7 @@ def test_what_a_graph_gave_is_not_written_over(as_graphs) -> None:
 def test_a_graph_that_cannot_be_recorded_is_done_without(as_graphs, number, error) -> None:
     torch.compile.fails, torch.compile.error = (GRAPHS, number), error("no capture\nand more")
     network = network_of(spec_of())
-    fast, several = Compiled(network), [asked(2) for _ in range(5)]
+    fast, several = CompiledNetwork(network), [asked(2) for _ in range(5)]
     with pytest.warns(DiffctlWarning, match=r"cannot be launched as a CUDA graph \(no capture\)"):
         found = [fast(*arguments) for arguments in several]
     assert all(torch.equal(a, network(*b)) for a, b in zip(found, several, strict=True))
@@ -168,7 +175,7 @@ def test_a_graph_that_cannot_be_recorded_is_done_without(as_graphs, number, erro
 
 def test_an_error_of_a_graph_that_went_well_is_the_networks_own(as_graphs) -> None:
     torch.compile.fails, torch.compile.error = (GRAPHS, 4), RuntimeError("device lost")
-    fast, arguments = Compiled(network_of(spec_of())), asked(2)
+    fast, arguments = CompiledNetwork(network_of(spec_of())), asked(2)
     for _ in range(3):
         fast(*arguments)
     with pytest.raises(RuntimeError, match="device lost"):
@@ -179,7 +186,7 @@ def test_an_error_of_a_graph_that_went_well_is_the_networks_own(as_graphs) -> No
 def rule(monkeypatch) -> list[int]:
     """Compiling pays; for how many passes it was asked."""
     passes: list[int] = []
-    monkeypatch.setattr(sampling, "compiling_pays", lambda count, device: passes.append(count) or True)
+    monkeypatch.setattr(sampling, "is_worth_compiling", lambda count, device: passes.append(count) or True)
     return passes
 
 
@@ -230,7 +237,7 @@ def test_a_rounded_copy_lies_in_memory_as_its_device_wants(monkeypatch) -> None:
     outputs = []
     for tiles, layout in ((False, torch.contiguous_format), (True, torch.channels_last)):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tiles=tiles: tiles)
-        assert precision.rounded(network).stem.weight.is_contiguous(memory_format=layout)
+        assert precision.to_bf16(network).stem.weight.is_contiguous(memory_format=layout)
         outputs.append(autocast(network, "bf16")(*arguments))
     assert torch.allclose(*outputs, atol=0.05)
-    assert image_layout("bf16", CPU) == torch.contiguous_format, "in which it trains, whatever the CPU"
+    assert memory_layout("bf16", CPU) == torch.contiguous_format, "in which it trains, whatever the CPU"

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion.model import channels_last_kernels as laid
 from diffusion.model import kernels
-from diffusion.model.kernels import channels_last
+from diffusion.model.kernels import is_channels_last
 from diffusion.model.precision import autocast
 from diffusion.model.unet import UNet
 from tests.helpers.networks import network_of, randomise, spec_of
@@ -211,7 +211,7 @@ def test_a_cpu_normalises_a_channels_last_map_as_it_lies_only_where_pixels_are_m
             exact * (1 + scale.double()[..., None, None]) + shift[..., None, None],
         ),
     ):
-        assert channels_last(found) == (side == 32)
+        assert is_channels_last(found) == (side == 32)
         assert (found.double() - expected).abs().max() <= TOLERANCES[dtype] * (1 + expected.abs().max())
 
 
@@ -238,7 +238,7 @@ def test_on_a_gpu_a_channels_last_map_is_copied_for_no_norm_without_gradients(dt
     for gradients in (False, True):
         with torch.set_grad_enabled(gradients), Copies() as copies:
             found = [kernels.group_norm(norm, x), kernels.scaled_group_norm(norm, x, scale, scale)]
-        assert gradients or all(map(channels_last, found))
+        assert gradients or all(map(is_channels_last, found))
         assert copies.found.count("native_group_norm") == (2 if gradients else 0)
         assert gradients or copies.found == []
         assert {y.dtype for y in found} == {dtype}
@@ -282,7 +282,7 @@ def test_the_formulas_keep_channels_last(dtype):
             kernels.group_norm(norm, x),
             kernels.scaled_group_norm(norm, x, scale, scale),
         ]
-    assert all(map(channels_last, found))
+    assert all(map(is_channels_last, found))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

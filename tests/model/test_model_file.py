@@ -17,7 +17,7 @@ from diffusion.model.model_file import (
     LoadedModel,
     load_model,
     read_artefact,
-    read_verified,
+    read_verified_artefact,
     save_artefact,
 )
 from diffusion.system.errors import DiffctlError
@@ -55,7 +55,7 @@ def refused_or_the_same(data: bytes, changed: bytes) -> None:
             said = str(error)
         else:
             assert same(loaded, load_model(whole))
-            assert read_verified(path) == loaded.artefact
+            assert read_verified_artefact(path) == loaded.artefact
             return
         assert str(path) in said
         assert "\n" not in said
@@ -88,7 +88,7 @@ def test_edits_of_what_it_says_are_refused(model: bytes, tmp_path: Path, old: by
     path = tmp_path / "m.safetensors"
     path.write_bytes(model.replace(old, new, 1))
     with pytest.raises(DiffctlError, match=r"m.safetensors.* (damaged|do not fit)") as caught:
-        read_verified(path) if new == b'"I32"' else read_artefact(path)
+        read_verified_artefact(path) if new == b'"I32"' else read_artefact(path)
     assert "\n" not in str(caught.value)
 
 

@@ -6,10 +6,10 @@ import torch
 from diffusion.images.store import open_store
 from diffusion.model.unet import UNet
 from diffusion.process.condition import Condition
-from diffusion.process.config import ProcessConfig
 from diffusion.process.denoiser import NetworkDenoiser
-from diffusion.process.registry import build_process
-from diffusion.process.timesteps import UniformSampler
+from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import build_process
+from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.guidance import classifier_free, classifier_gradient, shift_eps

@@ -8,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.process.bound import discretized_log_likelihood, normal_kl, prior_term, vlb_terms
 from diffusion.process.condition import Condition
-from diffusion.process.config import ProcessConfig
+from diffusion.process.denoiser_output import split_output
 from diffusion.process.losses import training_losses
 from diffusion.process.posterior import log_variance, posterior_mean
-from diffusion.process.prediction import split_output
-from diffusion.process.registry import build_process
-from diffusion.process.time_grid import Grid
+from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import build_process
+from diffusion.process.time_grid import TimeGrid
+from diffusion.process.vlb import discretized_log_likelihood, normal_kl, prior_term, vlb_terms
 from diffusion.protocol.spacing import spaced_timesteps
 from tests.helpers import papers
 from tests.helpers.walks import OnGrid, grid_of
@@ -23,7 +23,7 @@ from tests.helpers.walks import OnGrid, grid_of
 NAMES = st.sampled_from(["linear", "cosine"])
 
 
-def x0_of(grid: Grid, x_t: torch.Tensor, index: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+def x0_of(grid: TimeGrid, x_t: torch.Tensor, index: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
     """x̂_0 of an ε."""
     return OnGrid(grid).read(eps, x_t, grid.times[index]).x0
 
@@ -33,7 +33,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @st.composite
-def grids(draw: st.DrawFn) -> Grid:
+def grids(draw: st.DrawFn) -> TimeGrid:
     timesteps = draw(st.integers(4, 1000))
     steps = draw(st.integers(2, timesteps))
     spacing = draw(st.sampled_from(["uniform", "quadratic", "trailing"]))
@@ -125,7 +125,7 @@ def test_the_likelihood_is_ddpm_eq_13_far_into_both_tails(dtype):
             assert bool((found[~seen] >= math.log(1e-12) - 1e-3).all())
 
 
-def optimal(data: papers.GaussianData, grid: Grid, x_t: torch.Tensor, index: torch.Tensor):
+def optimal(data: papers.GaussianData, grid: TimeGrid, x_t: torch.Tensor, index: torch.Tensor):
     """ε, and log Σ of the true reverse process q(x_{t−1}|x_t) of Gaussian data."""
     alpha_bar = grid.alphas_cumprod[index].reshape(-1, 1, 1, 1)
     eps = data.eps(x_t, alpha_bar)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.process.time_grid import Grid
+from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.sampler import Step
 from tests.helpers import papers
@@ -21,14 +21,14 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def fine_grid(steps: int) -> Grid:
+def fine_grid(steps: int) -> TimeGrid:
     """The continuous linear process (β from 0.1 to 20) at times evenly from 1e-2 to 1, whatever T."""
     u = torch.linspace(1e-2, 1, steps, dtype=torch.float64)
     alphas_cumprod = torch.exp(-(0.1 * u + (20 - 0.1) / 2 * u**2))
-    return Grid(torch.arange(steps), alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
+    return TimeGrid(torch.arange(steps), alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
 
 
-def optimal(grid: Grid):
+def optimal(grid: TimeGrid):
     table = dict(zip(grid.times.tolist(), grid.alphas_cumprod.tolist(), strict=True))
     return lambda x, t, labels: DATA.eps(x, table[int(t[0])])
 

@@ -7,7 +7,7 @@ import pytest
 from cli.commands.ema import ema
 from diffusion.layout import AVERAGES, EMA_RUNS, MODEL
 from diffusion.model.model_file import read_artefact, save_artefact
-from diffusion.model.snapshots import Snapshots, snapshot_file
+from diffusion.model.posthoc_ema import Snapshots, snapshot_path
 from diffusion.protocol.grid import Cell
 from diffusion.sample.ema_models import EMAModelFiles, existing_ema_models
 from diffusion.system.errors import UsageError
@@ -30,7 +30,7 @@ def write_training(seed: int = 0) -> None:
     save_artefact(MODEL, network_of(spec, seed=seed).state_dict(), artefact_of(spec, step=STEPS[-1]))
     for number, (width, step) in enumerate([(width, step) for width in WIDTHS for step in STEPS], 1 + seed):
         said = artefact_of(spec, step=step, ema_width=width)
-        save_artefact(snapshot_file(AVERAGES, width, step), network_of(spec, seed=number).state_dict(), said)
+        save_artefact(snapshot_path(AVERAGES, width, step), network_of(spec, seed=number).state_dict(), said)
 
 
 def test_a_cell_is_of_the_very_file_that_is_written_for_its_width(trained: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_width_is_made_once_and_again_where_it_is_damaged(
 def test_another_snapshot_makes_another_model(trained: Path) -> None:
     before = EMAModelFiles(MODEL, [NARROW]).file(NARROW)
     said = artefact_of(spec_of(), step=8, ema_width=0.1)
-    save_artefact(snapshot_file(AVERAGES, 0.1, 8), network_of(spec_of(), seed=99).state_dict(), said)
+    save_artefact(snapshot_path(AVERAGES, 0.1, 8), network_of(spec_of(), seed=99).state_dict(), said)
     after = EMAModelFiles(MODEL, [NARROW]).file(NARROW)
     assert read_artefact(before).model_sha256 != read_artefact(after).model_sha256
     assert existing_ema_models(MODEL, [0.07]) == {0.07: after}

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from diffusion.model.model_file import DataCard, LoadedModel
 from diffusion.process.condition import Condition
-from diffusion.process.noise import ImageNoise, generator, wide_generator
+from diffusion.process.noise import ImageNoise, counter_generator, full_state_generator
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import sampling_card
 from diffusion.sample.class_labels import class_condition, class_index, mixed_condition
@@ -147,7 +147,7 @@ def test_the_noise_of_an_image_is_its_own(seed, indices, draws):
 @settings(deadline=None, max_examples=20)
 @given(st.text(max_size=8), st.lists(st.integers(0, 2**63), max_size=3))
 def test_an_images_generator_takes_all_of_its_state_from_its_name(purpose, numbers):
-    source = wide_generator(purpose, *numbers)
+    source = full_state_generator(purpose, *numbers)
     name = f"{purpose}:{':'.join(map(str, numbers))}".encode()
     words = np.frombuffer(hashlib.shake_128(name).digest(4 * 624), dtype=np.uint32)
     twister = np.random.MT19937()
@@ -169,10 +169,11 @@ def test_noise_is_standard_normal_and_differs_between_draws_images_and_seeds():
 
 def test_generators_are_named_by_purpose_and_numbers():
     seeds = [
-        generator(*name).initial_seed() for name in (("a", 1, 2), ("a", 12), ("a", 1, 2, 0), ("b", 1, 2))
+        counter_generator(*name).initial_seed()
+        for name in (("a", 1, 2), ("a", 12), ("a", 1, 2, 0), ("b", 1, 2))
     ]
     assert len(set(seeds)) == 4
-    assert generator("a", 1, 2).initial_seed() == seeds[0]
+    assert counter_generator("a", 1, 2).initial_seed() == seeds[0]
 
 
 def test_balanced_labels_follow_the_index():

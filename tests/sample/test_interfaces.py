@@ -15,12 +15,12 @@ from pydantic import Field
 from diffusion.config import parse
 from diffusion.model.model_file import LoadedModel, load_model, save_artefact
 from diffusion.process.condition import Condition
-from diffusion.process.config import ProcessConfig
 from diffusion.process.denoiser import NetworkDenoiser
 from diffusion.process.losses import training_losses
-from diffusion.process.process import Process
-from diffusion.process.registry import PROCESSES, ProcessEntry, build_process
-from diffusion.process.time_grid import Grid
+from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import PROCESSES, ProcessEntry, build_process
+from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.grid import grid, settings_card
 from diffusion.protocol.samplers import SAMPLERS, SamplerEntry, build_sampler
 from diffusion.protocol.settings import SampleSettings
@@ -57,10 +57,12 @@ class HeunOptions(Section):
     correct: bool = True
 
 
-def heun(settings: SampleSettings) -> Callable[[Grid, torch.Tensor, Callable[[], torch.Tensor]], Trajectory]:
+def heun(
+    settings: SampleSettings,
+) -> Callable[[TimeGrid, torch.Tensor, Callable[[], torch.Tensor]], Trajectory]:
     options = HeunOptions(**settings.sampler_options)
 
-    def walk(grid: Grid, x: torch.Tensor, noise: Callable[[], torch.Tensor]) -> Trajectory:
+    def walk(grid: TimeGrid, x: torch.Tensor, noise: Callable[[], torch.Tensor]) -> Trajectory:
         for done, step in enumerate(grid.walk(), start=1):
             said = yield DenoiserCall(x, step.t)
             x0_hat = said.x0.clamp(-1, 1) if settings.clip else said.x0
@@ -97,7 +99,7 @@ class FlowConfig(ProcessConfig):
     shift: float = Field(default=1.0, gt=0)
 
 
-class Flow(Process):
+class Flow(NoiseProcess):
     """α = 1 − u and σ = u for u = s·v/(1 + (s−1)v), v = (t + 1)/T; not variance-preserving; α_{T−1} = 0."""
 
     config: FlowConfig

@@ -9,10 +9,10 @@ from diffusion.analysis.mixture import Mixture, ring
 from diffusion.engine.engine import Engine
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
-from diffusion.process.config import ProcessConfig
-from diffusion.process.prediction import Prediction
-from diffusion.process.process import Process
-from diffusion.process.registry import build_process
+from diffusion.process.denoiser_output import Prediction
+from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import build_process
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS
@@ -54,7 +54,7 @@ def test_everywhere_is_plain_guidance_and_nowhere_is_none(walk, spacing):
 class ByClass:
     """The best denoiser of a mixture: of a class's Gaussian, or of all. It counts its rows."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: NoiseProcess) -> None:
         self.process, self.rows = process, 0
 
     def __call__(self, x, t, condition):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.process.time_grid import Grid
+from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.ddim import Ddim
 from diffusion.sample.eta import max_eta
@@ -39,26 +39,26 @@ class Draws:
 
 
 @st.composite
-def walks(draw: st.DrawFn, smallest: int = 1) -> Grid:
+def walks(draw: st.DrawFn, smallest: int = 1) -> TimeGrid:
     timesteps = draw(st.integers(2, 300))
     steps = draw(st.integers(min(smallest, timesteps), timesteps))
     return grid_of(draw(NAMES), timesteps, spaced_timesteps(draw(SPACINGS), steps, timesteps))
 
 
 @st.composite
-def noisy_walks(draw: st.DrawFn) -> tuple[Grid, float]:
+def noisy_walks(draw: st.DrawFn) -> tuple[TimeGrid, float]:
     """A walk of at least two steps and an η that it allows, as often above 1 as below."""
     grid = draw(walks(2))
     return grid, draw(st.floats(0, 1) | st.floats(1, max_eta(grid)))
 
 
-def stepped(grid: Grid, i: int, x, eps, v, *, z=None, **options):
+def stepped(grid: TimeGrid, i: int, x, eps, v, *, z=None, **options):
     """One step of Ddim(**options) from index i, of a network that gives ε and v; (x_prev, x̂_0)."""
     said = OnGrid(grid).read(eps if v is None else torch.cat([eps, v], 1), x, grid.times[i])
     return Ddim(**options).step(grid.walk()[len(grid) - 1 - i], x, said, z)
 
 
-def true_eps(grid: Grid, x_0: torch.Tensor):
+def true_eps(grid: TimeGrid, x_0: torch.Tensor):
     """The network that knows x_0: it gives the ε that leads from x_0 to x_t, and checks its timesteps."""
     table = dict(zip(grid.times.tolist(), grid.alphas_cumprod, strict=True))
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.code import library_version
+from diffusion.code_digest import library_version
 from diffusion.search.driver import search, search_beside
 from diffusion.search.ledger import JOURNAL, Ledger
 from diffusion.search.methods import METHODS

@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
-from diffusion.process.config import ProcessConfig
+from diffusion.process.process_config import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.report.theme import DARK, LIGHT
 from diffusion.show import forward, network_table, reverse, sampler_paths, step_spacing, variance

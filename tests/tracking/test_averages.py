@@ -5,7 +5,7 @@ import pytest
 from diffusion.choice.selection import select_best, select_front
 from diffusion.layout import AVERAGES, MODEL, SCORES
 from diffusion.model.model_file import read_artefact, read_weights, save_artefact
-from diffusion.model.snapshots import snapshot_file
+from diffusion.model.posthoc_ema import snapshot_path
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores import (
     CellScores,
@@ -47,7 +47,7 @@ def make_swept(make_model):
         for step in {max(1, own.step // 2), own.step}:
             changed = {name: tensor + 0.01 / step for name, tensor in weights.items()}
             update = {"step": step, "ema_width": 0.05}
-            save_artefact(snapshot_file(AVERAGES, 0.05, step), changed, own.model_copy(update=update))
+            save_artefact(snapshot_path(AVERAGES, 0.05, step), changed, own.model_copy(update=update))
         write_scores_document(SCORES, swept(values))
         return read_scores(SCORES)
 
@@ -107,7 +107,7 @@ def test_stale_scores_and_snapshots_are_refused(make_swept, make_model):
     make_swept(1, {None: 0.3, 0.07: 0.2})
     card, last = read_artefact(file_of(0.07)), matching_snapshots(MODEL).last
     changed = {name: tensor + 1 for name, tensor in read_weights(file_of(0.07), card).items()}
-    save_artefact(snapshot_file(AVERAGES, 0.05, last.step), changed, last)
+    save_artefact(snapshot_path(AVERAGES, 0.05, last.step), changed, last)
     with pytest.raises(DiffctlError, match="another model"):
         register()
     stale = read_scores(SCORES)

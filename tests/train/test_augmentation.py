@@ -11,7 +11,7 @@ from scipy import stats
 
 from diffusion.images.store import ImageStore, open_store
 from diffusion.model.unet import UNet
-from diffusion.process.timesteps import UniformSampler
+from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.system.errors import UsageError
 from diffusion.train.augmentation import augmented, draw
 from diffusion.train.batch import Batch, draw_batch
@@ -188,7 +188,7 @@ def test_a_model_file_says_so_and_any_other_says_nothing(store):
 
 
 def test_a_network_without_such_a_layer_is_refused(store, monkeypatch):
-    from diffusion.model.config import NetworkSpec
+    from diffusion.model.model_config import NetworkSpec
 
     monkeypatch.setattr("diffusion.train.identity.load_reference", lambda reference: NetworkSpec)
     with pytest.raises(UsageError, match=r"train\.augment: a unet cannot be told of it, so leave it out"):

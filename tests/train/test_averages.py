@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion.config import parse
 from diffusion.images.store import ImageStore, open_store
 from diffusion.model.model_file import load_model, read_artefact, save_artefact
-from diffusion.model.snapshots import Snapshots, snapshot_file
+from diffusion.model.posthoc_ema import Snapshots, snapshot_path
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train.averages import new_averages, update_averages
 from diffusion.train.distributed import ProcessGroup
@@ -20,7 +20,7 @@ from diffusion.train.loop import Silent, TrainState, new_state, train
 from diffusion.train.run_folder import RunFolder, open_training
 from diffusion.train.snapshots import publish_snapshots, save_snapshots
 from tests.conftest import params
-from tests.model.test_snapshots import discrete
+from tests.model.test_posthoc_ema import discrete
 
 CPU = torch.device("cpu")
 STEPS, EVERY = 24, 3
@@ -114,26 +114,26 @@ def test_a_real_trainings_averages_are_sums_of_its_weights_and_any_width_is_made
     weights = followed(store, plan)
     published(run, plan, state, tmp_path / "ema")
     for width in WIDTHS:
-        tracked, said = load_model(snapshot_file(tmp_path / "ema", width, STEPS))
+        tracked, said = load_model(snapshot_path(tmp_path / "ema", width, STEPS))
         truth = mean_of(weights, discrete(width, STEPS))
         assert said.ema_width == width
         assert said.step == STEPS
         assert distance(tracked.state_dict(), truth) < 1e-4
-    widest = load_model(snapshot_file(tmp_path / "ema", 0.2, STEPS)).network.state_dict()
+    widest = load_model(snapshot_path(tmp_path / "ema", 0.2, STEPS)).network.state_dict()
     for path in (tmp_path / "ema").glob("0.2-*"):
         path.unlink()
     snapshots = Snapshots.of(tmp_path / "ema")
     assert snapshots.widths == [0.05, 0.1]
     for width in snapshots.widths:
         made, said = snapshots.reconstruct(width)
-        tracked, told = load_model(snapshot_file(tmp_path / "ema", width, STEPS))
+        tracked, told = load_model(snapshot_path(tmp_path / "ema", width, STEPS))
         assert said.model_dump(exclude={"weights_sha256"}) == told.model_dump(exclude={"weights_sha256"})
         for name, value in tracked.state_dict().items():
             assert torch.allclose(made[name], value, rtol=1e-6, atol=1e-7), name
     made, said = snapshots.reconstruct(0.2)
     error = snapshots.fit(0.2).error
     assert 0 < error < 0.1
-    narrow = load_model(snapshot_file(tmp_path / "ema", 0.1, STEPS)).network.state_dict()
+    narrow = load_model(snapshot_path(tmp_path / "ema", 0.1, STEPS)).network.state_dict()
     assert distance(made, widest) < error * distance(narrow, widest)
     assert said.ema_width == 0.2
     assert said.model_sha256 != snapshots.last.model_sha256
@@ -221,7 +221,7 @@ def test_a_step_that_was_not_finite_counts_the_weights_before_once_more() -> Non
 def test_a_lost_snapshot_is_missed(store: ImageStore, tmp_path: Path) -> None:
     plan = plan_of(store)
     run, state, _ = trained(store, plan, tmp_path / "runs")
-    snapshot_file(run.folder / "ema", 0.1, 9).unlink()
+    snapshot_path(run.folder / "ema", 0.1, 9).unlink()
     with pytest.raises(DiffctlError, match=r"0\.1-000000009\.safetensors is gone: `diffctl run --fresh`"):
         published(run, plan, state, tmp_path / "ema")
     assert not (tmp_path / "ema").exists()
@@ -232,8 +232,8 @@ def test_snapshots_of_two_trainings_or_of_none_are_refused(store: ImageStore, tm
         plan = plan_of(store, seed=seed, steps=3)
         run, state, _ = trained(store, plan, tmp_path / "runs")
         published(run, plan, state, tmp_path / f"ema{seed}")
-    other = snapshot_file(tmp_path / "ema1", 0.1, 3)
-    other.rename(snapshot_file(tmp_path / "ema0", 0.15, 3))
+    other = snapshot_path(tmp_path / "ema1", 0.1, 3)
+    other.rename(snapshot_path(tmp_path / "ema0", 0.15, 3))
     with pytest.raises(UsageError, match="are of two trainings"):
         Snapshots.of(tmp_path / "ema0")
     with pytest.raises(UsageError, match="has no snapshots of averages"):

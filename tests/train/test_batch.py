@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from diffusion.images.store import ImageStore
-from diffusion.process.timesteps import HISTORY, LossAwareSampler, UniformSampler
+from diffusion.process.timestep_samplers import HISTORY, LossAwareSampler, UniformSampler
 from diffusion.train.batch import Batch, _draw_rows, draw_batch
 from diffusion.train.distributed import ProcessGroup
 from diffusion.train.epochs import epoch_rows
@@ -126,8 +126,10 @@ def test_a_share_costs_a_share(monkeypatch):
     import diffusion.train.batch
 
     made = []
-    named = diffusion.train.batch.generator
-    monkeypatch.setattr(diffusion.train.batch, "generator", lambda *name: made.append(name) or named(*name))
+    named = diffusion.train.batch.counter_generator
+    monkeypatch.setattr(
+        diffusion.train.batch, "counter_generator", lambda *name: made.append(name) or named(*name)
+    )
     store = numbered(50)
     plan, data = described(store, batch_size=40, seed=3), Batches(store, CPU)
     draw_batch(plan, UniformSampler(TIMESTEPS), data, 5, slice(10, 20))

@@ -23,10 +23,10 @@ from diffusion.model.classifier import (
 )
 from diffusion.model.model_file import LoadedModel, load_model, read_artefact, save_artefact
 from diffusion.process.condition import Condition
-from diffusion.process.config import ProcessConfig
-from diffusion.process.registry import build_process
-from diffusion.process.time_grid import Grid
-from diffusion.process.timesteps import UniformSampler
+from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import build_process
+from diffusion.process.time_grid import TimeGrid
+from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import labels_condition
 from diffusion.sample.ddim import Ddim
@@ -58,7 +58,7 @@ SECTION = {"model": {**SHAPE}, "train": {"steps": 12, "batch_size": 8, "lr": 0.0
 class TwoGaussians:
     """One-pixel data of two classes, N(±0.5, 0.1²): the classifier and ε of each class have closed forms."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: TimeGrid) -> None:
         self.grid = grid
         self.classes = [papers.GaussianData(-0.5, 0.1), papers.GaussianData(0.5, 0.1)]
 

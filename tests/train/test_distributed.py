@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.images.store import open_store
-from diffusion.process.timesteps import UniformSampler
+from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train.async_metrics import AsyncMetrics
 from diffusion.train.batch import draw_batch

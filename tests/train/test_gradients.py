@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffusion.images.store import ImageStore, open_store
 from diffusion.model.unet import UNet
-from diffusion.process.timesteps import UniformSampler
+from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.machine_memory import cgroup_limit
 from diffusion.train.batch import Batch, draw_batch

@@ -12,8 +12,8 @@ from diffusion.images.store import ImageStore, open_store
 from diffusion.model.precision import autocast
 from diffusion.process.condition import Condition
 from diffusion.process.losses import training_losses
-from diffusion.process.noise import generator
-from diffusion.process.registry import build_process
+from diffusion.process.noise import counter_generator
+from diffusion.process.process_registry import build_process
 from diffusion.system.errors import DiffctlWarning, Interrupted
 from diffusion.train.classifier_plan import plan_classifier
 from diffusion.train.config import CURVE_ROWS, HELDOUT_SHARE, ClassifierSections, TrainConfig
@@ -69,11 +69,11 @@ def test_it_is_the_mean_of_the_losses_at_draws_that_are_known(store: ImageStore,
     state = new_state(plan, CPU)
     torch.nn.init.normal_(state.ema.head.weight, generator=torch.Generator().manual_seed(0))  # type: ignore
     found = HeldOut(plan, store).losses(state.network, state.ema)
-    rows = torch.randperm(64, generator=generator("held-out images"))[:20]
+    rows = torch.randperm(64, generator=counter_generator("held-out images"))[:20]
     x_0 = torch.from_numpy(store.images[rows.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
     noise, t = torch.empty_like(x_0), torch.empty(20, dtype=torch.int64)
     for place in range(20):
-        source = generator("held-out draws", place)
+        source = counter_generator("held-out draws", place)
         t[place] = int((place + torch.rand(1, dtype=torch.float64, generator=source)) * 1000 / 20)
         noise[place] = torch.randn(1, 8, 8, generator=source)
     assert [int((t // 250 == quarter).sum()) for quarter in range(4)] == [5] * 4

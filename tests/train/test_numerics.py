@@ -17,7 +17,7 @@ import yaml
 
 from diffusion.config import parse
 from diffusion.images.store import ImageStore
-from diffusion.model.precision import autocast, rounded, settled
+from diffusion.model.precision import autocast, freeze, to_bf16
 from diffusion.model.unet import UNet
 from diffusion.train.batch import batches
 from diffusion.train.distributed import ProcessGroup
@@ -111,8 +111,8 @@ def test_bf16_stays_within_its_bound_of_fp32(profile):
 def test_the_first_and_the_last_convolution_are_not_rounded(frozen):
     """By torch's own convolution of what they see, of which the first is x_t as it is."""
     network, arguments = random_network("digits")
-    network = settled(network).requires_grad_(not frozen)
-    computing, seen = rounded(network), {}
+    network = freeze(network).requires_grad_(not frozen)
+    computing, seen = to_bf16(network), {}
 
     def note(layer, inputs, output):
         seen[layer] = inputs[0].detach(), output.detach()
@@ -140,24 +140,24 @@ def test_a_frozen_network_is_rounded_once_and_left_as_it_was():
 
 def test_the_rounded_copy_of_a_models_network_is_kept_until_its_weights_change():
     network, _ = random_network("digits")
-    assert rounded(network) is not rounded(network), "one that a training goes on to change"
-    kept = rounded(settled(network))
-    assert rounded(network) is kept
+    assert to_bf16(network) is not to_bf16(network), "one that a training goes on to change"
+    kept = to_bf16(freeze(network))
+    assert to_bf16(network) is kept
     for change in (
         lambda: network.stem.weight.mul_(2),
         lambda: network.load_state_dict({**network.state_dict()}),
         lambda: network.double(),
     ):
         change()
-        assert rounded(network) is not kept
-        kept = rounded(network)
-        assert rounded(network) is kept
-    assert rounded(network.requires_grad_(True)) is network
+        assert to_bf16(network) is not kept
+        kept = to_bf16(network)
+        assert to_bf16(network) is kept
+    assert to_bf16(network.requires_grad_(True)) is network
 
 
 def test_a_kept_copy_does_not_outlive_its_network():
-    network = settled(UNet(spec_of()))
-    kept = ref(rounded(network))
+    network = freeze(UNet(spec_of()))
+    kept = ref(to_bf16(network))
     assert kept() is not None
     del network
     gc.collect()

@@ -9,7 +9,7 @@ import torch
 from diffusion.config import Config, load
 from diffusion.model.presets import PRESETS
 from diffusion.model.unet_config import UNetConfig
-from diffusion.process.config import ProcessConfig
+from diffusion.process.process_config import ProcessConfig
 from diffusion.system.section import Section
 from diffusion.train.config import TrainConfig
 from diffusion.train.course import Constant

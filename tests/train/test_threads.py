@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffusion.model.model_file import read_verified
+from diffusion.model.model_file import read_verified_artefact
 from tests.helpers.training_process import prepare, signal_at, train_to_the_end, uninterrupted
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ def test_a_training_on_two_threads_is_that_on_one_to_rounding(tmp_path: Path) ->
         said = train_to_the_end(tmp_path, env=TWO).stderr
         assert ("going on after step" in said) is stopped
         made.append(weights(model))
-        assert read_verified(model).code == read_verified(one).code
+        assert read_verified_artefact(model).code == read_verified_artefact(one).code
         model.unlink()
         for run in tmp_path.glob("runs/train/*"):
             run.rename(tmp_path / "runs" / f"{stopped}-{run.name}")

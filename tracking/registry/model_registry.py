@@ -68,13 +68,15 @@ class _Best(NamedTuple):
 
 def _best_model(document: ScoresDocument, model: Path, scores_file: Path) -> _Best:
     """DiffctlError where the scores are not of the model of this file, or not of its averages."""
-    from diffusion.model.model_file import read_verified  # with torch, which most others here do without
+    from diffusion.model.model_file import (
+        read_verified_artefact,  # with torch, which most others here do without
+    )
     from diffusion.sample.ema_models import ema_model_file, matching_snapshots
 
     width = document.cells[document.best.cell].ema
-    own = read_verified(model)
+    own = read_verified_artefact(model)
     file = model if width is None else ema_model_file(matching_snapshots(model), width)
-    artefact = own if width is None else read_verified(file)
+    artefact = own if width is None else read_verified_artefact(file)
     known = {None: own.model_sha256, width: artefact.model_sha256}
     if any(known.get(cell.ema, sha256) != sha256 for cell, sha256 in _models(document)):
         raise DiffctlError(f"{scores_file} is of another model than {model}: `diffctl run` makes new scores")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from diffusion.code import code_digest, code_of
+from diffusion.code_digest import code_digest, module_digests
 from diffusion.evaluate.evaluate_config import OTHER_SPLIT, EvaluateConfig
 from diffusion.evaluate.features.extract import FeatureArray, Features, extract, part_progress, set_progress
 from diffusion.evaluate.features.extractors import Extractor, configured_extractors
@@ -164,7 +164,7 @@ def make_reference_of(
 
 def extraction_code(spec: ExtractorSpec) -> str:
     """The digest of the code that this extractor's features come from, and of what the spec says of it."""
-    code = code_of("diffusion.evaluate.features.reference_features", spec.module)
+    code = module_digests("diffusion.evaluate.features.reference_features", spec.module)
     return code_digest({**code, "spec": fingerprint(asdict(spec))})
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from diffusion.interop.diffusers import translate, unet_config
 from diffusion.interop.from_diffusers import import_diffusers
+from diffusion.interop.to_diffusers import translate, unet_config
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
 

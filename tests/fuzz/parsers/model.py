@@ -7,9 +7,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from diffusion.interop.diffusers import scheduler_config, unet_config
+from diffusion.interop.to_diffusers import scheduler_config, unet_config
 from diffusion.model.classifier import Classifier, ClassifierArtefact, load_classifier
-from diffusion.model.model_file import METADATA_KEY, load_model, read_verified, save_artefact
+from diffusion.model.model_file import METADATA_KEY, load_model, read_verified_artefact, save_artefact
 from diffusion.system.errors import DiffctlError
 from tests.fuzz.repairs import reseal_metadata
 from tests.helpers.networks import artefact_of, network_of, spec_of
@@ -43,7 +43,7 @@ def repair(data: bytes) -> bytes:
 def parse(path: Path) -> None:
     """Load it as a model and as a classifier, of which it is one at most."""
     with suppress(DiffctlError):
-        read_verified(path)
+        read_verified_artefact(path)
     try:
         loaded = load_model(path)
     except DiffctlError:

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import torch
 
-from diffusion.interop.openai import import_openai, pairs
+from diffusion.interop.from_openai import import_openai, weight_names
 from diffusion.model.presets import PRESETS, Preset
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
@@ -32,7 +32,7 @@ def seeds() -> list[bytes]:
     for classes, new_layout in ((0, True), (3, False)):
         spec = UNetSpec(**SHAPE, image_size=8, in_channels=1, out_channels=2, num_classes=classes)
         with torch.device("meta"):
-            named = {theirs: shape for _, theirs, shape in pairs(UNet(spec))}
+            named = {theirs: shape for _, theirs, shape in weight_names(UNet(spec))}
         state = OrderedDict((name, torch.zeros(shape, dtype=torch.float16)) for name, shape in named.items())
         made.append(_file(state, new_layout))
     return made

@@ -3,8 +3,8 @@
 from pydantic import Field
 from torch import Tensor
 
-from diffusion.process.config import ProcessConfig
-from diffusion.process.process import Process
+from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.process_config import ProcessConfig
 
 
 class StraightConfig(ProcessConfig):
@@ -13,7 +13,7 @@ class StraightConfig(ProcessConfig):
     most: float = Field(default=1.0, gt=0, le=1)
 
 
-class Straight(Process):
+class Straight(NoiseProcess):
     """α = 1 − u and σ = u, where u rises evenly to `most`."""
 
     config: StraightConfig

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from diffusion.model.config import ModelConfig, NetworkSpec
 from diffusion.model.dropout import Dropout
+from diffusion.model.model_config import ModelConfig, NetworkSpec
 from diffusion.system.section import PositiveInt
 
 

@@ -10,23 +10,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffusion.process.config import ProcessConfig
-from diffusion.process.prediction import Prediction, expand, split_output
-from diffusion.process.predictions import PREDICTIONS
-from diffusion.process.time_grid import Grid
+from diffusion.process.denoiser_output import Prediction, expand, split_output
+from diffusion.process.parameterization import PREDICTIONS
+from diffusion.process.process_config import ProcessConfig
+from diffusion.process.time_grid import TimeGrid
 from diffusion.system.device_transfer import float64_device, to_device
 
 CPU = torch.device("cpu")
 SNR_LIMIT = 5.0  # γ of min-SNR weighting, the paper's choice
 
 
-class Process(ABC):
+class NoiseProcess(ABC):
     """The process that a `process` section describes."""
 
     def __init__(self, config: ProcessConfig) -> None:
         self.config = config
         self._combination = PREDICTIONS[config.prediction]
-        self._full: dict[torch.device, Grid] = {}
+        self._full: dict[torch.device, TimeGrid] = {}
 
     @abstractmethod
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,12 +50,12 @@ class Process(ABC):
         """T, how many whole times there are."""
         return self.config.timesteps
 
-    def grid(self, times: Sequence[int] | Sequence[float]) -> Grid:
+    def grid(self, times: Sequence[int] | Sequence[float]) -> TimeGrid:
         """The tables along increasing times."""
         chosen = torch.tensor(times, dtype=torch.float64 if isinstance(times[0], float) else torch.int64)
-        return Grid(chosen, *self.alpha_sigma(chosen))
+        return TimeGrid(chosen, *self.alpha_sigma(chosen))
 
-    def full_grid(self, device: torch.device = CPU) -> Grid:
+    def full_grid(self, device: torch.device = CPU) -> TimeGrid:
         """All whole times 0 … T−1, along which training and the bound go; made once for each device.
 
         Where the device has no float64, it lies on the CPU.
@@ -98,7 +98,7 @@ class Process(ABC):
         return (alpha / sigma).square().clamp(max=SNR_LIMIT) * (sigma / determinant).square()
 
 
-class TableProcess(Process):
+class TabulatedProcess(NoiseProcess):
     """A variance-preserving process with an exact table of ᾱ at whole times.
 
     Between them λ = log α/σ is a straight line in t.

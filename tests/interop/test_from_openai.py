@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion.interop.openai import import_openai
+from diffusion.interop.from_openai import import_openai
 from diffusion.model.model_file import load_model, save_artefact
 from diffusion.model.presets import PRESETS, Preset
 from diffusion.system.errors import DiffctlError, UsageError

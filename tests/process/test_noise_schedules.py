@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.process.process import Process
-from diffusion.process.registry import build_process
+from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.process_registry import build_process
 from diffusion.protocol.spacing import check_timesteps, spaced_timesteps
 from diffusion.sample.eta import max_eta
 from diffusion.system.errors import UsageError
@@ -22,7 +22,7 @@ TIMESTEPS = st.integers(2, 1200)
 
 
 @st.composite
-def spaced(draw: st.DrawFn) -> tuple[Process, list[int]]:
+def spaced(draw: st.DrawFn) -> tuple[NoiseProcess, list[int]]:
     """A process and some of its timesteps by a named spacing."""
     timesteps = draw(TIMESTEPS)
     steps = draw(st.integers(1, timesteps))

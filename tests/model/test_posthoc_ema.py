@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.model.power_average import LEAST_WIDTH, MOST_WIDTH, gamma_of, newest_share, width_of
-from diffusion.model.snapshots import correlation, fitted
+from diffusion.model.posthoc_ema import correlation, fit_profile
+from diffusion.model.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL, gamma_of, newest_weight, sigma_rel_of
 
-WIDTHS = st.floats(LEAST_WIDTH, MOST_WIDTH)
+WIDTHS = st.floats(MIN_SIGMA_REL, MAX_SIGMA_REL)
 
 
 def profile(width: float, end: float, times: np.ndarray) -> np.ndarray:
@@ -23,7 +23,7 @@ def discrete(width: float, steps: int) -> list[float]:
     """What the weights after each of `steps` steps count in the end, by the update itself."""
     parts: list[float] = []
     for step in range(1, steps + 1):
-        share = newest_share(width, step)
+        share = newest_weight(width, step)
         parts = [part * (1 - share) for part in parts] + [share]
     return parts
 
@@ -35,7 +35,7 @@ def test_the_two_widths_of_the_paper_have_its_exponents() -> None:
 
 @given(WIDTHS)
 def test_a_width_and_its_exponent_say_the_same(width: float) -> None:
-    assert width_of(gamma_of(width)) == pytest.approx(width, rel=1e-12)
+    assert sigma_rel_of(gamma_of(width)) == pytest.approx(width, rel=1e-12)
 
 
 @given(WIDTHS, st.integers(1, 60))
@@ -66,7 +66,7 @@ def test_products_of_profiles_are_their_integrals(a: float, b: float, end_a: flo
 def test_what_was_tracked_is_taken_as_it_is() -> None:
     steps, widths = [step for step in range(10, 2561, 10) for _ in range(2)], [0.05, 0.1] * 256
     for place, width in ((-2, 0.05), (-1, 0.1)):
-        fit = fitted(steps, widths, width)
+        fit = fit_profile(steps, widths, width)
         alone = np.zeros(len(steps))
         alone[place] = 1
         assert fit.parts == pytest.approx(alone, abs=1e-8)
@@ -76,7 +76,7 @@ def test_what_was_tracked_is_taken_as_it_is() -> None:
 @pytest.mark.parametrize("width", [0.04, 0.075, 0.15, 0.2])
 def test_the_fit_is_a_numerical_least_squares(width: float) -> None:
     steps, widths = [step for step in range(100, 801, 100) for _ in range(2)], [0.05, 0.1] * 8
-    fit = fitted(steps, widths, width)
+    fit = fit_profile(steps, widths, width)
     times = np.arange(0.25, 800, 0.5)
     columns = np.stack([profile(w, s, times) for w, s in zip(widths, steps, strict=True)], axis=1)
     wanted = profile(width, 800, times)
@@ -88,7 +88,7 @@ def test_the_fit_is_a_numerical_least_squares(width: float) -> None:
 
 def test_more_snapshots_fit_better() -> None:
     errors = [
-        fitted(
+        fit_profile(
             [s for s in range(every, 3201, every) for _ in range(2)], [0.05, 0.1] * (3200 // every), 0.2
         ).error
         for every in (400, 200, 100, 50)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion.model.transfer import Taken, Trained, Unfit, transfer, unchanged
 from diffusion.model.unet import UNet
+from diffusion.model.weight_transfer import Incompatible, Source, Transferred, transfer, transfer_unchanged
 from tests.helpers.networks import network_of, spec_of
 
 T = torch.tensor([0, 40, 99])
@@ -20,7 +20,7 @@ def begun(classes: tuple[str, ...] = NAMES, start: dict[str, Any] | None = None,
     spec = spec_of(**{"num_classes": len(classes), "null_class": bool(classes), **wanted})
     network = UNet(spec).eval().requires_grad_(False)
     names = NAMES[: trained.spec.num_classes]
-    taken = transfer(Trained(trained.state_dict(), trained.spec, names), spec, classes, network.state_dict())
+    taken = transfer(Source(trained.state_dict(), trained.spec, names), spec, classes, network.state_dict())
     network.load_state_dict(taken.weights)
     return trained, network, taken
 
@@ -135,26 +135,24 @@ def test_larger_images_with_attention_at_the_same_levels():
     ],
 )
 def test_what_does_not_fit_is_refused_by_its_name(wanted, said):
-    with pytest.raises(Unfit, match=said):
+    with pytest.raises(Incompatible, match=said):
         begun(**wanted)
 
 
 def test_two_classes_of_one_name_are_refused():
     network = network_of(spec_of())
-    start = Trained(network.state_dict(), network.spec, ("a",) * 10)
-    with pytest.raises(Unfit, match="names two classes alike"):
+    start = Source(network.state_dict(), network.spec, ("a",) * 10)
+    with pytest.raises(Incompatible, match="names two classes alike"):
         transfer(start, network.spec, NAMES, network.state_dict())
 
 
 def test_without_values_it_is_refused_alike():
     with torch.device("meta"):
         start, network = UNet(spec_of()), UNet(spec_of(channels=16))
-        with pytest.raises(Unfit, match=r"model\.channels"):
-            transfer(
-                Trained(start.state_dict(), start.spec, NAMES), network.spec, NAMES, network.state_dict()
-            )
+        with pytest.raises(Incompatible, match=r"model\.channels"):
+            transfer(Source(start.state_dict(), start.spec, NAMES), network.spec, NAMES, network.state_dict())
         taken = transfer(
-            Trained(start.state_dict(), start.spec, NAMES), start.spec, ("x",) * 10, start.state_dict()
+            Source(start.state_dict(), start.spec, NAMES), start.spec, ("x",) * 10, start.state_dict()
         )
     assert {name: one.shape for name, one in taken.weights.items()} == {
         name: one.shape for name, one in start.state_dict().items()
@@ -163,13 +161,15 @@ def test_without_values_it_is_refused_alike():
 
 def test_a_network_without_a_rule_takes_equal_shapes_and_classes_alone():
     network = network_of(spec_of())
-    start = Trained(network.state_dict(), network.spec, NAMES)
-    assert unchanged(start, network.spec, NAMES, network.state_dict()) == Taken(dict(start.weights))
-    with pytest.raises(Unfit, match="same classes in the same order"):
-        unchanged(start, network.spec, NAMES[::-1], network.state_dict())
+    start = Source(network.state_dict(), network.spec, NAMES)
+    assert transfer_unchanged(start, network.spec, NAMES, network.state_dict()) == Transferred(
+        dict(start.weights)
+    )
+    with pytest.raises(Incompatible, match="same classes in the same order"):
+        transfer_unchanged(start, network.spec, NAMES[::-1], network.state_dict())
     fewer = {name: one for name, one in network.state_dict().items() if name != "stem.bias"}
-    with pytest.raises(Unfit, match=r"the start has stem\.bias, which the network does not know"):
-        unchanged(start, network.spec, NAMES, fewer)
+    with pytest.raises(Incompatible, match=r"the start has stem\.bias, which the network does not know"):
+        transfer_unchanged(start, network.spec, NAMES, fewer)
     other = {**network.state_dict(), "stem.bias": torch.zeros(3)}
-    with pytest.raises(Unfit, match=r"stem\.bias has shape \(8,\) in the start"):
-        unchanged(start, network.spec, NAMES, other)
+    with pytest.raises(Incompatible, match=r"stem\.bias has shape \(8,\) in the start"):
+        transfer_unchanged(start, network.spec, NAMES, other)

@@ -5,8 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from diffusion.process.predictions import PREDICTIONS
-from diffusion.process.registry import PROCESSES
+from diffusion.process.parameterization import PREDICTIONS
+from diffusion.process.process_registry import PROCESSES
 from diffusion.system.limits import MAX_STEPS
 from diffusion.system.references import check_name
 from diffusion.system.registry_section import RegistrySection

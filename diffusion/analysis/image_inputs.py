@@ -17,34 +17,34 @@ from diffusion.system.errors import UsageError
 DIGITS = 18  # of an image's number
 
 
-class GivenImage(NamedTuple):
+class InputImage(NamedTuple):
     """`pixels` (H, W, C) uint8, and the label where it is known in the model's classes."""
 
     pixels: Images
     label: int | None
 
 
-def choose(name: str, store: Path | None, artefact: Artefact) -> GivenImage:
+def load_input(name: str, store: Path | None, artefact: Artefact) -> InputImage:
     """The image that a number or a file name means; UsageError when it does not fit the model."""
     spec = artefact.network
     if not name.isdecimal():
-        return GivenImage(read_picture(Path(name), spec.image_size, spec.in_channels), None)
-    opened = fitting_store(store, artefact)
+        return InputImage(read_picture(Path(name), spec.image_size, spec.in_channels), None)
+    opened = open_matching_store(store, artefact)
     index = int(name) if len(name) <= DIGITS else len(opened)
     if index >= len(opened):
         raise UsageError(f"there is no image {name[:DIGITS]} in {opened.path}: give 0 to {len(opened) - 1}")
-    return GivenImage(opened.images[index], known_labels(opened, artefact, [index])[0])
+    return InputImage(opened.images[index], known_labels(opened, artefact, [index])[0])
 
 
-def choose_first(num: int, store: Path | None, artefact: Artefact) -> list[GivenImage]:
+def load_first(num: int, store: Path | None, artefact: Artefact) -> list[InputImage]:
     """The first images of the store, as many as asked or there are."""
-    opened = fitting_store(store, artefact)
+    opened = open_matching_store(store, artefact)
     indices = range(min(num, len(opened)))
     labels = known_labels(opened, artefact, indices)
-    return [GivenImage(opened.images[index], label) for index, label in zip(indices, labels, strict=True)]
+    return [InputImage(opened.images[index], label) for index, label in zip(indices, labels, strict=True)]
 
 
-def fitting_store(path: Path | None, artefact: Artefact) -> ImageStore:
+def open_matching_store(path: Path | None, artefact: Artefact) -> ImageStore:
     """The store, by default the prepared test split; UsageError when its images are not the model's size."""
     store = open_store(path or PREPARED / "test")
     spec = artefact.network
@@ -64,7 +64,7 @@ def known_labels(store: ImageStore, artefact: Artefact, indices: Sequence[int]) 
     return [int(labels[index]) for index in indices]
 
 
-def asked_condition(artefact: Artefact, found: Sequence[int | None], klass: str | None) -> Condition:
+def input_condition(artefact: Artefact, found: Sequence[int | None], klass: str | None) -> Condition:
     """What to condition images on: the class asked for, else each image's own, else "no label".
 
     UsageError when a model that was trained without "no label" is not told.
@@ -84,7 +84,7 @@ def end_condition(artefact: Artefact, found: Sequence[int | None], klass: str | 
     """That of an interpolation's two ends: "no label" where the two differ and the model knows it."""
     if klass is None and artefact.network.null_class and found[0] != found[1]:
         found = [None, None]
-    return asked_condition(artefact, found, klass)
+    return input_condition(artefact, found, klass)
 
 
 def _shape(shape: Sequence[int]) -> str:

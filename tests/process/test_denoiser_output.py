@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from diffusion.process.condition import Condition
 from diffusion.process.losses import training_losses
-from diffusion.process.predictions import PREDICTIONS
-from diffusion.process.time_grid import Grid
+from diffusion.process.parameterization import PREDICTIONS
+from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.spacing import spaced_timesteps
 from tests.helpers import papers
 from tests.helpers.walks import OnGrid, grid_of, process_of, sample
@@ -49,7 +49,7 @@ def test_the_target_is_the_papers(prediction):
 
 def test_the_velocity_is_the_derivative_of_x_t_by_the_angle():
     x_0, noise, angle = randn(4, seed=0), randn(4, seed=1), torch.tensor([0.7], dtype=torch.float64)
-    process = OnGrid(Grid(torch.tensor([0]), angle.cos(), angle.sin()), "velocity")
+    process = OnGrid(TimeGrid(torch.tensor([0]), angle.cos(), angle.sin()), "velocity")
     found = process.target(x_0[:, None], torch.tensor(0), noise[:, None])[:, 0]
     path = lambda phi: phi.cos() * x_0 + phi.sin() * noise  # noqa: E731
     small = 1e-6

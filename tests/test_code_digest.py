@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.code import NEUTRAL, changed_modules, code_digest, code_of, module_file, modules_of
+from diffusion.code_digest import (
+    NEUTRAL,
+    changed_modules,
+    code_digest,
+    module_digests,
+    module_file,
+    modules_of,
+)
 from diffusion.model.model_file import read_artefact, save_artefact
-from diffusion.process.config import ProcessConfig
+from diffusion.process.process_config import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import sampling_code, shards_folder
 from diffusion.system.syntax import normalized_syntax
@@ -76,10 +83,10 @@ def other_pythons() -> list[str]:
 
 WHOLE = """
 import ast, hashlib, pathlib, sys
-from diffusion.system.syntax import normalised
+from diffusion.system.syntax import normalized_syntax
 digest = hashlib.sha256()
 for file in sorted(pathlib.Path("diffusion").rglob("*.py")):
-    digest.update(normalised(ast.parse(file.read_text(encoding="utf-8"))).encode())
+    digest.update(normalized_syntax(ast.parse(file.read_text(encoding="utf-8"))).encode())
 print(digest.hexdigest())
 """
 
@@ -151,7 +158,7 @@ def test_imports_are_followed_wherever_they_stand_but_for_types() -> None:
     )
     assert modules_of(tree) == {"diffusion.model.unet"}
     assert {"diffusion.model.unet", "diffusion.model.blocks", "diffusion.model.unet_config"} <= set(
-        code_of("diffusion.model.unet")
+        module_digests("diffusion.model.unet")
     )
 
 
@@ -160,13 +167,13 @@ def test_a_training_is_known_by_what_it_computes_by() -> None:
     assert {
         "diffusion.train.loop",
         "diffusion.process.losses",
-        "diffusion.process.schedule",
+        "diffusion.process.noise_schedules",
         "diffusion.model.blocks",
     } <= code
     assert {
         "diffusion.train.batch",
         "diffusion.train.ema",
-        "diffusion.process.timesteps",
+        "diffusion.process.timestep_samplers",
         "diffusion.images.pixels",
     } <= code
     others = {"downloads", "sample", "evaluate", "report", "analysis"}
@@ -177,7 +184,7 @@ def test_a_training_is_not_known_by_what_another_objective_learns_by() -> None:
     model, classifier = (
         set(training_code(kind, ProcessConfig(), spec_of())) for kind in (DenoiserPlan, ClassifierPlan)
     )
-    losses = {f"diffusion.process.{name}" for name in ("losses", "posterior", "bound", "condition")}
+    losses = {f"diffusion.process.{name}" for name in ("losses", "posterior", "vlb", "condition")}
     assert model - classifier == {"diffusion.train.denoiser_objective", *losses}
     assert classifier - model == {"diffusion.train.classifier_objective", "diffusion.model.classifier"}
     assert {
@@ -205,8 +212,8 @@ def test_a_cell_is_known_by_its_own_sampler() -> None:
 
 def test_what_was_read_is_what_runs() -> None:
     script = (
-        "import sys\nfrom diffusion.code import code_of\n"
-        "code_of('diffusion.sample.dpm_solver')\nprint('diffusion.sample.dpm_solver' in sys.modules)"
+        "import sys\nfrom diffusion.code_digest import module_digests\n"
+        "module_digests('diffusion.sample.dpm_solver')\nprint('diffusion.sample.dpm_solver' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True

@@ -15,7 +15,7 @@ from diffusion.model.model_file import Artefact, DataCard
 from diffusion.model.presets import PRESETS, Preset
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
-from diffusion.process.config import ProcessConfig
+from diffusion.process.process_config import ProcessConfig
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.files import sha256_file
 from diffusion.system.section import brief, explain
@@ -52,7 +52,7 @@ def import_openai(path: Path, preset_name: str) -> tuple[dict[str, Tensor], Arte
     with torch.device("meta"):
         network = UNet(spec)
     ours = {}
-    for name, their_name, shape in pairs(network):
+    for name, their_name, shape in weight_names(network):
         if their_name not in theirs:
             raise DiffctlError(f"{path} is no {preset_name}: {their_name} is missing")
         tensor = theirs.pop(their_name)
@@ -63,7 +63,7 @@ def import_openai(path: Path, preset_name: str) -> tuple[dict[str, Tensor], Arte
             )
         tensor = tensor.float()  # only now: a view may claim any size
         if preset.qkv_by_head and name.endswith(("qkv.weight", "qkv.bias")):
-            tensor = by_kind(tensor, heads_of(network, name))
+            tensor = split_qkv_by_kind(tensor, attention_heads(network, name))
         ours[name] = tensor.reshape(shape)
     if theirs:
         raise DiffctlError(f"{path} is no {preset_name}: {next(iter(theirs))} is left over")
@@ -144,7 +144,7 @@ def describe(path: Path, preset: Preset, weights: dict[str, Tensor]) -> tuple[Ar
     return artefact, network
 
 
-def pairs(network: UNet) -> Iterator[tuple[str, str, torch.Size]]:
+def weight_names(network: UNet) -> Iterator[tuple[str, str, torch.Size]]:
     """(our name, their name, our shape) of every weight of the network."""
     prefixes = {
         "time.": "time_embed.",
@@ -171,13 +171,13 @@ def _stage_prefixes(stage: nn.Module, ours: str, theirs: str) -> dict[str, str]:
     }
 
 
-def heads_of(network: UNet, name: str) -> int:
+def attention_heads(network: UNet, name: str) -> int:
     """The number of heads of the attention that the weight `name` belongs to."""
     attention = network.get_submodule(name.rsplit(".", 2)[0])
     assert isinstance(attention, Attention)
     return attention.heads
 
 
-def by_kind(qkv: Tensor, heads: int) -> Tensor:
+def split_qkv_by_kind(qkv: Tensor, heads: int) -> Tensor:
     """(3C, …) channels ordered head by head (q, k, v of each) → all q first, then all k, then all v."""
     return qkv.reshape(heads, 3, -1, *qkv.shape[1:]).transpose(0, 1).reshape(qkv.shape)

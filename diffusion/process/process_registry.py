@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from diffusion.system.references import load_reference, reference_module
 
 if TYPE_CHECKING:
-    from diffusion.process.config import ProcessConfig
-    from diffusion.process.process import Process
+    from diffusion.process.noise_process import NoiseProcess
+    from diffusion.process.process_config import ProcessConfig
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ProcessEntry:
     """
 
     builder: str
-    config: str = "diffusion.process.config:ProcessConfig"
+    config: str = "diffusion.process.process_config:ProcessConfig"
 
     @property
     def module(self) -> str:
@@ -30,12 +30,12 @@ class ProcessEntry:
 
 
 PROCESSES = {
-    "linear": ProcessEntry("diffusion.process.schedule:linear"),
-    "cosine": ProcessEntry("diffusion.process.schedule:cosine"),
+    "linear": ProcessEntry("diffusion.process.noise_schedules:linear"),
+    "cosine": ProcessEntry("diffusion.process.noise_schedules:cosine"),
 }
 
 
-def build_process(config: "ProcessConfig") -> "Process":
+def build_process(config: "ProcessConfig") -> "NoiseProcess":
     """The process that the section describes."""
-    process: Process = load_reference(PROCESSES[config.schedule].builder)(config)
+    process: NoiseProcess = load_reference(PROCESSES[config.schedule].builder)(config)
     return process

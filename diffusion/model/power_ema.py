@@ -12,26 +12,26 @@ from pydantic import Field
 
 from diffusion.system.section import NotBool
 
-LEAST_WIDTH, MOST_WIDTH = 0.01, 0.28  # γ of 97.5 and 0.23; at 0, the flat average, it is 1/√12
-Width = Annotated[float, Field(ge=LEAST_WIDTH, le=MOST_WIDTH), NotBool]
+MIN_SIGMA_REL, MAX_SIGMA_REL = 0.01, 0.28  # γ of 97.5 and 0.23; at 0, the flat average, it is 1/√12
+SigmaRel = Annotated[float, Field(ge=MIN_SIGMA_REL, le=MAX_SIGMA_REL), NotBool]
 HALVINGS = 200  # more than a double has digits
 
 
-def width_of(gamma: float) -> float:
+def sigma_rel_of(gamma: float) -> float:
     """σ_rel = √(γ+1) / ((γ+2)·√(γ+3)), which falls with γ ≥ 0."""
     return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
 
 
 def gamma_of(width: float) -> float:
-    """The γ ≥ 0 of a width, by halving; of LEAST_WIDTH to MOST_WIDTH."""
-    low, high = 0.0, 1 / LEAST_WIDTH
+    """The γ ≥ 0 of a width, by halving; for MIN_SIGMA_REL to MAX_SIGMA_REL."""
+    low, high = 0.0, 1 / MIN_SIGMA_REL
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if width_of(middle) > width else (low, middle)
+        low, high = (middle, high) if sigma_rel_of(middle) > width else (low, middle)
     return (low + high) / 2
 
 
-def newest_share(width: float, steps: int) -> float:
+def newest_weight(width: float, steps: int) -> float:
     """1 − β, what the weights after t = `steps` ≥ 1 steps count in the average then; β = (1 − 1/t)^(γ+1).
 
     The first ones are the average. Weights after step i then count the integral of p from i − 1 to i.

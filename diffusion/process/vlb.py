@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffusion.process.posterior import posterior_mean, take
-from diffusion.process.time_grid import Grid
+from diffusion.process.time_grid import TimeGrid
 
 
 def normal_kl(mean_1: Tensor, log_var_1: Tensor, mean_2: Tensor, log_var_2: Tensor) -> Tensor:
@@ -31,7 +31,9 @@ def discretized_log_likelihood(x_0: Tensor, mean: Tensor, log_var: Tensor) -> Te
     return torch.where(x_0 < -0.999, log_open_below, torch.where(x_0 > 0.999, log_open_above, inside))
 
 
-def vlb_terms(grid: Grid, x_0: Tensor, x_t: Tensor, index: Tensor, x0_hat: Tensor, log_var: Tensor) -> Tensor:
+def vlb_terms(
+    grid: TimeGrid, x_0: Tensor, x_t: Tensor, index: Tensor, x0_hat: Tensor, log_var: Tensor
+) -> Tensor:
     """(B,) terms of the bound at `index`, in bits per dimension.
 
     KL(q(x_{t−1}|x_t,x_0) ‖ p_θ) for t > 0 (DDPM eq. 5), the discretised likelihood of x_0 at t = 0.
@@ -45,7 +47,7 @@ def vlb_terms(grid: Grid, x_0: Tensor, x_t: Tensor, index: Tensor, x0_hat: Tenso
     return torch.where(first, nll, kl).flatten(1).mean(1) / math.log(2)
 
 
-def prior_term(grid: Grid, x_0: Tensor) -> Tensor:
+def prior_term(grid: TimeGrid, x_0: Tensor) -> Tensor:
     """(B,) KL(q(x_T|x_0) ‖ N(0, I)) in bits per dimension: what no network can change."""
     last = torch.full((len(x_0),), len(grid) - 1)
     mean = take(grid.alpha, last, x_0) * x_0

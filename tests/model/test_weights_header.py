@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from diffusion.model.classifier import load_classifier
-from diffusion.model.fit import build_fitting
 from diffusion.model.model_file import METADATA_KEY, load_model, save_artefact
+from diffusion.model.weights_header import build_matching
 from diffusion.system.errors import DiffctlError
 from tests.fuzz.repairs import reseal_metadata
 from tests.helpers.networks import artefact_of, network_of, spec_of
@@ -141,6 +141,6 @@ def test_looking_at_a_description_draws_nothing(tmp_path: Path, whole: bytes) ->
     (tmp_path / "m").write_bytes(whole)
     drawn = []
     before = torch.get_rng_state()
-    build_fitting(lambda spec: drawn.append(torch.get_rng_state()) or network_of(spec), SPEC, tmp_path / "m")
+    build_matching(lambda spec: drawn.append(torch.get_rng_state()) or network_of(spec), SPEC, tmp_path / "m")
     assert len(drawn) == 2
     assert torch.equal(drawn[1], before)

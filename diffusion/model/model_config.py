@@ -5,13 +5,13 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from diffusion.model.registry import MODELS
+from diffusion.model.network_registry import MODELS
 from diffusion.system.references import check_name
 from diffusion.system.registry_section import RegistrySection
 from diffusion.system.section import NotBool, Probability, Side
 
 AUGMENTATION_NUMBERS = 9  # that tell a network how its image was transformed (2206.00364, table 6)
-MOST_CLASSES = 100_000  # all of ImageNet has 21,841; a classifier gives as many channels
+MAX_CLASSES = 100_000  # all of ImageNet has 21,841; a classifier gives as many channels
 
 
 class ModelConfig(RegistrySection):
@@ -49,8 +49,8 @@ class NetworkSpec(ModelConfig):
 
     image_size: Side
     in_channels: Annotated[int, Field(ge=1, le=4), NotBool]
-    out_channels: Annotated[int, Field(ge=1, le=MOST_CLASSES), NotBool]
-    num_classes: Annotated[int, Field(ge=0, le=MOST_CLASSES), NotBool] = 0
+    out_channels: Annotated[int, Field(ge=1, le=MAX_CLASSES), NotBool]
+    num_classes: Annotated[int, Field(ge=0, le=MAX_CLASSES), NotBool] = 0
     null_class: bool = False
 
     @model_validator(mode="after")

@@ -14,21 +14,21 @@ from diffusion.system.references import load_reference, reference_module
 if TYPE_CHECKING:
     from torch import nn
 
-    from diffusion.model.config import NetworkSpec
+    from diffusion.model.model_config import NetworkSpec
 
 
 @dataclass(frozen=True)
 class ModelEntry:
     """`builder` makes the network of a spec; `config` is the section's class, a subclass of ModelConfig.
 
-    `spec` is that with what the data decides, a subclass of both it and NetworkSpec. `transfer` is the rule
-    by which it starts from another one's weights (diffusion/model/transfer.py). Each is a "module:name".
+    `spec` adds what the data decides; its class derives from both and from NetworkSpec. `transfer` is the
+    rule for pretrained weights (diffusion/model/weight_transfer.py). Each is a "module:name".
     """
 
     builder: str
     config: str
     spec: str
-    transfer: str = "diffusion.model.transfer:unchanged"
+    transfer: str = "diffusion.model.weight_transfer:transfer_unchanged"
 
     @property
     def module(self) -> str:

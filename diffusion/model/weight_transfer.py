@@ -11,20 +11,20 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from diffusion.model.config import NetworkSpec
-from diffusion.model.registry import MODELS
+from diffusion.model.model_config import NetworkSpec
+from diffusion.model.network_registry import MODELS
 from diffusion.system.errors import UsageError
 from diffusion.system.references import load_reference
 
 Weights = Mapping[str, Tensor]
 
 
-class Unfit(UsageError):
+class Incompatible(UsageError):
     """A start whose weights cannot become the network's."""
 
 
 @dataclass(frozen=True)
-class Trained:
+class Source:
     """A trained network: its weights by name, its spec, and the names of its classes in label order."""
 
     weights: Weights
@@ -32,36 +32,38 @@ class Trained:
     classes: tuple[str, ...]
 
 
-class Taken(NamedTuple):
+class Transferred(NamedTuple):
     """All weights of the new network, and the names of those that begin anew, wholly or in a part."""
 
     weights: dict[str, Tensor]
     new: frozenset[str] = frozenset()
 
 
-def transfer(start: Trained, spec: NetworkSpec, classes: tuple[str, ...], drawn: Weights) -> Taken:
+def transfer(start: Source, spec: NetworkSpec, classes: tuple[str, ...], drawn: Weights) -> Transferred:
     """The weights that a network of this spec begins with, for these classes.
 
-    `drawn` are its own, as they were drawn: what a rule does not take stays so. Unfit names the first field
-    or weight that does not fit.
+    `drawn` are its own random weights, which stay where the rule transfers none. Incompatible names the
+    first field or weight that does not fit.
     """
     if start.spec.name != spec.name:
-        raise Unfit(f"model.name is {spec.name}, and the start is a {start.spec.name}")
+        raise Incompatible(f"model.name is {spec.name}, and the start is a {start.spec.name}")
     rule = load_reference(MODELS[spec.name].transfer)
-    taken: Taken = rule(start, spec, classes, drawn)
+    taken: Transferred = rule(start, spec, classes, drawn)
     return taken
 
 
-def unchanged(start: Trained, spec: NetworkSpec, classes: tuple[str, ...], drawn: Weights) -> Taken:
+def transfer_unchanged(
+    start: Source, spec: NetworkSpec, classes: tuple[str, ...], drawn: Weights
+) -> Transferred:
     """All weights as they are: for a network of the same shape and the same classes."""
-    refuse_other_options(start.spec, spec)
+    check_same_options(start.spec, spec)
     if start.classes != classes:
-        raise Unfit(f"a {spec.name} starts from one of the same classes in the same order only")
-    return Taken(as_they_are(start.weights, drawn))
+        raise Incompatible(f"a {spec.name} starts from one of the same classes in the same order only")
+    return Transferred(copy_weights(start.weights, drawn))
 
 
-def refuse_other_options(start: NetworkSpec, spec: NetworkSpec, free: frozenset[str] = frozenset()) -> None:
-    """Unfit where an option of the network itself differs: equal weights would mean another thing.
+def check_same_options(start: NetworkSpec, spec: NetworkSpec, free: frozenset[str] = frozenset()) -> None:
+    """Incompatible where an option of the network itself differs: equal weights would mean another thing.
 
     What any network has (NetworkSpec) may differ, and what is `free`.
     """
@@ -69,18 +71,18 @@ def refuse_other_options(start: NetworkSpec, spec: NetworkSpec, free: frozenset[
     for field in type(spec).model_fields.keys() - free:
         ours, theirs = getattr(spec, field), getattr(start, field)
         if ours != theirs:
-            raise Unfit(f"model.{field} is {_shown(ours)}, and the start has {_shown(theirs)}")
+            raise Incompatible(f"model.{field} is {_shown(ours)}, and the start has {_shown(theirs)}")
 
 
-def as_they_are(theirs: Weights, drawn: Weights) -> dict[str, Tensor]:
-    """Their weights; Unfit names the first that is missing, left over or of another shape."""
+def copy_weights(theirs: Weights, drawn: Weights) -> dict[str, Tensor]:
+    """Their weights; Incompatible names the first that is missing, left over or of another shape."""
     for name in sorted(theirs.keys() | drawn.keys()):
         if name not in theirs:
-            raise Unfit(f"the start has no {name}, which the network needs")
+            raise Incompatible(f"the start has no {name}, which the network needs")
         if name not in drawn:
-            raise Unfit(f"the start has {name}, which the network does not know")
+            raise Incompatible(f"the start has {name}, which the network does not know")
         if theirs[name].shape != drawn[name].shape:
-            raise Unfit(
+            raise Incompatible(
                 f"{name} has shape {tuple(theirs[name].shape)} in the start, and the network wants "
                 f"{tuple(drawn[name].shape)}"
             )

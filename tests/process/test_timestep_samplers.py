@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.process.timesteps import HISTORY, UNIFORM_SHARE, LossAwareSampler, UniformSampler
+from diffusion.process.timestep_samplers import HISTORY, UNIFORM_SHARE, LossAwareSampler, UniformSampler
 
 
 def uniforms(count: int, seed: int = 0) -> torch.Tensor:

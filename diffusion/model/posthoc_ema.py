@@ -14,18 +14,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from diffusion.model.fit import open_weights
-from diffusion.model.model_file import Artefact, read_artefact, read_verified
-from diffusion.model.power_average import gamma_of
+from diffusion.model.model_file import Artefact, read_artefact, read_verified_artefact
+from diffusion.model.power_ema import gamma_of
+from diffusion.model.weights_header import open_weights
 from diffusion.system.errors import UsageError
 
 SUFFIX = ".safetensors"
-OWN = {"step", "ema_width", "weights_sha256"}  # what the snapshots of one training do not have in common
+SNAPSHOT_FIELDS = {
+    "step",
+    "ema_width",
+    "weights_sha256",
+}  # what the snapshots of one training do not have in common
 
 Times = npt.NDArray[np.float64]
 
 
-def snapshot_file(folder: Path, width: float, step: int) -> Path:
+def snapshot_path(folder: Path, width: float, step: int) -> Path:
     """Where the average of this width after this step lies."""
     return folder / f"{width:g}-{step:09d}{SUFFIX}"
 
@@ -35,12 +39,12 @@ def snapshot_files(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*-*{SUFFIX}"))
 
 
-def step_of(path: Path) -> int:
+def snapshot_step(path: Path) -> int:
     """After which step a snapshot is, by its file's name."""
     return int(path.stem.rpartition("-")[2])
 
 
-class Fit(NamedTuple):
+class ProfileFit(NamedTuple):
     """How the snapshots are summed for a width: their parts, which sum to 1, and how far that is from it.
 
     `error` is the root of the mean square by which the sum's profile differs from the wanted one's, relative
@@ -69,12 +73,12 @@ class Snapshots:
             raise UsageError(
                 f"{folder} has no snapshots of averages: set train.averages, train, or `dvc pull` them"
             )
-        artefacts = tuple(map(read_artefact if unverified else read_verified, paths))
-        first = artefacts[0].model_dump(exclude=OWN)
+        artefacts = tuple(map(read_artefact if unverified else read_verified_artefact, paths))
+        first = artefacts[0].model_dump(exclude=SNAPSHOT_FIELDS)
         for path, artefact in zip(paths, artefacts, strict=True):
             if artefact.ema_width is None or artefact.step < 1:
                 raise UsageError(f"{path} is a model, but no snapshot of a power-function average")
-            if artefact.model_dump(exclude=OWN) != first:
+            if artefact.model_dump(exclude=SNAPSHOT_FIELDS) != first:
                 raise UsageError(f"{path} and {paths[0]} are of two trainings: keep a folder for each")
         return cls(paths, artefacts)
 
@@ -88,10 +92,10 @@ class Snapshots:
         """What the latest says."""
         return max(self.artefacts, key=lambda artefact: artefact.step)
 
-    def fit(self, width: float) -> Fit:
+    def fit(self, width: float) -> ProfileFit:
         """How the average of a width after the last step is made of them."""
         times = [artefact.step for artefact in self.artefacts]
-        return fitted(times, [artefact.ema_width or 0.0 for artefact in self.artefacts], width)
+        return fit_profile(times, [artefact.ema_width or 0.0 for artefact in self.artefacts], width)
 
     def reconstruct(self, width: float) -> tuple[dict[str, Tensor], Artefact]:
         """The average's weights, on the CPU in the snapshots' types, and what its model file says."""
@@ -109,7 +113,7 @@ class Snapshots:
         return weights, self.last.model_copy(update={"ema_width": width})
 
 
-def fitted(steps: Sequence[int], widths: Sequence[float], width: float) -> Fit:
+def fit_profile(steps: Sequence[int], widths: Sequence[float], width: float) -> ProfileFit:
     """The least squares of app. C.3 over profiles after these steps, for a width after the last of them.
 
     A profile that is among them is itself alone.
@@ -123,7 +127,7 @@ def fitted(steps: Sequence[int], widths: Sequence[float], width: float) -> Fit:
     parts: Times = scale * np.linalg.solve(products * scale[:, None] * scale, wanted * scale)
     parts /= parts.sum()  # all are means of the weights: where these stay, so does the sum
     left = float(square - 2 * parts @ wanted + parts @ products @ parts)
-    return Fit(parts, math.sqrt(max(0.0, left) / square))
+    return ProfileFit(parts, math.sqrt(max(0.0, left) / square))
 
 
 def correlation(t_a: Times, gamma_a: Times, t_b: Times, gamma_b: Times) -> Times:

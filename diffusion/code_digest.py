@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parent.name
 
 # Modules that decide no number, or only by values that stand in a fingerprint by themselves.
 NEUTRAL = {
-    "diffusion.code": "this",
+    "diffusion.code_digest": "this",
     "diffusion.config": "its values stand in the fingerprint",
     "diffusion.data.data_config": "its values stand in the fingerprint",
     "diffusion.data.source_registry": "names modules, of which the chosen one is counted",
@@ -34,13 +34,13 @@ NEUTRAL = {
     "diffusion.images.store_meta": "names what a store says of itself",
     "diffusion.images.verified": "looks whether images changed",
     "diffusion.layout": "names places",
-    "diffusion.model.config": "its values stand in the fingerprint",
-    "diffusion.model.fit": "refuses weights of another network",
+    "diffusion.model.model_config": "its values stand in the fingerprint",
+    "diffusion.model.weights_header": "refuses weights of another network",
     "diffusion.model.model_file": "writes and reads what others computed; a model's tensors have a digest",
     "diffusion.model.presets": "its values stand in the fingerprint",
-    "diffusion.model.registry": "names modules, of which the chosen one is counted",
-    "diffusion.process.config": "its values stand in the fingerprint",
-    "diffusion.process.registry": "names modules, of which the chosen one is counted",
+    "diffusion.model.network_registry": "names modules, of which the chosen one is counted",
+    "diffusion.process.process_config": "its values stand in the fingerprint",
+    "diffusion.process.process_registry": "names modules, of which the chosen one is counted",
     "diffusion.protocol.extractors": "names modules, of which the chosen one is counted",
     "diffusion.protocol.samplers": "names modules, of which the chosen one is counted",
     "diffusion.protocol.settings": "its values stand in the fingerprint",
@@ -82,7 +82,7 @@ NEUTRAL = {
     "diffusion.train.watching": "tells what a watcher failed at",
 }
 
-Code = dict[str, str]
+ModuleDigests = dict[str, str]
 """Module names and the digests of their trees, 16 hex digits each."""
 
 
@@ -95,13 +95,13 @@ class CodeSince(Section):
 
 
 @cache
-def code_of(*roots: str) -> Code:
+def module_digests(*roots: str) -> ModuleDigests:
     """The modules that `roots` compute by, themselves included, but for the neutral ones.
 
     The roots are imported first, so that what runs later is what was read, whatever is edited meanwhile. Read
     once a process: a sweep asks for every cell, and nobody changes what is returned.
     """
-    found: Code = {}
+    found: ModuleDigests = {}
     todo = list(roots)
     for root in roots:
         import_module(root)
@@ -114,12 +114,12 @@ def code_of(*roots: str) -> Code:
     return dict(sorted(found.items()))
 
 
-def code_digest(code: Code) -> str:
+def code_digest(code: ModuleDigests) -> str:
     """16 hex digits for the whole of it."""
     return _digest("\n".join(f"{name} {digest}" for name, digest in sorted(code.items())))
 
 
-def code_since(step: int, code: Code) -> CodeSince:
+def code_since(step: int, code: ModuleDigests) -> CodeSince:
     """This code with the installed torch, from `step` on."""
     return CodeSince(step=step, digest=code_digest(code), torch=torch_version())
 
@@ -139,7 +139,7 @@ def library_version() -> str:
     return f"{digest.hexdigest()[:12]} with torch {torch_version()}"
 
 
-def changed_modules(old: Code, new: Code) -> list[str]:
+def changed_modules(old: ModuleDigests, new: ModuleDigests) -> list[str]:
     """The files, such as train/loader.py, of modules that differ, came or went, in order."""
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     return [f"{name.removeprefix(f'{PACKAGE}.').replace('.', '/')}.py" for name in names]

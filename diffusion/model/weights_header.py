@@ -12,13 +12,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 
-from diffusion.model.config import NetworkSpec
+from diffusion.model.model_config import NetworkSpec
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.section import brief
 
-MOST_HEADER = 8 * 2**20  # bytes; a tensor takes about a hundred
-MOST_WEIGHTS = 10_000  # tensors; the largest published network has some 1,100
-TYPES = {
+MAX_HEADER_BYTES = 8 * 2**20  # bytes; a tensor takes about a hundred
+MAX_TENSORS = 10_000  # tensors; the largest published network has some 1,100
+DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -33,7 +33,7 @@ Spec = TypeVar("Spec", bound=NetworkSpec)
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
-class Weight(NamedTuple):
+class TensorInfo(NamedTuple):
     """Type and shape of a tensor, as a safetensors header has them."""
 
     dtype: str
@@ -57,20 +57,18 @@ def open_weights(path: Path) -> Any:
     try:
         with open(path, "rb") as file:
             header = int.from_bytes(file.read(8), "little")
-        if header > MOST_HEADER:
+        if header > MAX_HEADER_BYTES:
             raise DiffctlError(f"{path} is not a whole safetensors file (its header has {header:,} bytes)")
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise DiffctlError(f"{path} is not a whole safetensors file ({brief(error, str)})") from None
 
 
-def build_fitting(build: Callable[[Spec], Module], spec: Spec, path: Path) -> Module:
+def build_matching(build: Callable[[Spec], Module], spec: Spec, path: Path) -> Module:
     """The network of the spec; DiffctlError unless the file has its weights, by name, type and shape."""
     has = _weights_of_file(path)
-    if len(has) > MOST_WEIGHTS:
-        raise DiffctlError(
-            f"{path} holds {len(has):,} tensors, and no network has more than {MOST_WEIGHTS:,}"
-        )
+    if len(has) > MAX_TENSORS:
+        raise DiffctlError(f"{path} holds {len(has):,} tensors, and no network has more than {MAX_TENSORS:,}")
     wants = _weights_of_network(build, spec, path)
     for name in sorted(wants.keys() | has.keys()):
         if wants.get(name) != has.get(name):
@@ -81,10 +79,10 @@ def build_fitting(build: Callable[[Spec], Module], spec: Spec, path: Path) -> Mo
     return build(spec)
 
 
-def _weights_of_file(path: Path) -> dict[str, Weight]:
+def _weights_of_file(path: Path) -> dict[str, TensorInfo]:
     with open_weights(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        has = {name: Weight(one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
+        has = {name: TensorInfo(one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if path.stat().st_size > memory:
         raise DiffctlError(f"{path} has {path.stat().st_size:,} bytes, and this machine's memory {memory:,}")
@@ -93,7 +91,7 @@ def _weights_of_file(path: Path) -> dict[str, Weight]:
 
 def _weights_of_network(
     build: Callable[[Spec], torch.nn.Module], spec: Spec, path: Path
-) -> dict[str, Weight]:
+) -> dict[str, TensorInfo]:
     """Of a network without values: nothing is allocated, and no generator draws."""
     try:
         with torch.device("meta"):
@@ -103,5 +101,6 @@ def _weights_of_network(
             f"{path} describes a network that cannot be built ({brief(error, reason)})"
         ) from None
     return {
-        name: Weight(TYPES.get(one.dtype, str(one.dtype)), tuple(one.shape)) for name, one in tensors.items()
+        name: TensorInfo(DTYPE_NAMES.get(one.dtype, str(one.dtype)), tuple(one.shape))
+        for name, one in tensors.items()
     }

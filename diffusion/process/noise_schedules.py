@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from diffusion.process.config import ProcessConfig
-from diffusion.process.process import TableProcess
+from diffusion.process.noise_process import TabulatedProcess
+from diffusion.process.process_config import ProcessConfig
 
 
 def linear_betas(timesteps: int) -> Tensor:
@@ -25,16 +25,16 @@ def cosine_betas(timesteps: int) -> Tensor:
     return torch.tensor(betas, dtype=torch.float64).clamp(max=0.999)
 
 
-def linear(config: ProcessConfig) -> TableProcess:
+def linear(config: ProcessConfig) -> TabulatedProcess:
     """DDPM's process."""
-    return of_betas(config, linear_betas(config.timesteps))
+    return process_from_betas(config, linear_betas(config.timesteps))
 
 
-def cosine(config: ProcessConfig) -> TableProcess:
+def cosine(config: ProcessConfig) -> TabulatedProcess:
     """iDDPM's process."""
-    return of_betas(config, cosine_betas(config.timesteps))
+    return process_from_betas(config, cosine_betas(config.timesteps))
 
 
-def of_betas(config: ProcessConfig, betas: Tensor) -> TableProcess:
+def process_from_betas(config: ProcessConfig, betas: Tensor) -> TabulatedProcess:
     """The process of (T,) betas: ᾱ_t is the product of 1 − β up to t (DDPM eq. 4)."""
-    return TableProcess(config, torch.cumprod(1 - betas, dim=0))
+    return TabulatedProcess(config, torch.cumprod(1 - betas, dim=0))

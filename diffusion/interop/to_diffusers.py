@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from diffusion.model.blocks import Attention, GroupNorm, ResBlock, Stage
 from diffusion.model.model_file import Artefact, LoadedModel
 from diffusion.model.unet import UNet
-from diffusion.process.registry import build_process
+from diffusion.process.process_registry import build_process
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import atomic_folder, write_json, write_text
 from diffusion.system.output_paths import check_output_folder, resolve_output
@@ -133,7 +133,7 @@ def translate(network: UNet) -> dict[str, Tensor]:
     """The network's weights under UNet2DModel's names, q, k and v apart and as matrices."""
     theirs: dict[str, Tensor] = {}
     weights = network.state_dict()
-    for name, named in their_names(network).items():
+    for name, named in diffusers_names(network).items():
         parts = weights[name].cpu().chunk(len(named))
         theirs |= {one: _as_theirs(one, part) for one, part in zip(named, parts, strict=True)}
     channels = network.spec.in_channels
@@ -142,7 +142,7 @@ def translate(network: UNet) -> dict[str, Tensor]:
     return theirs
 
 
-def their_names(network: UNet) -> dict[str, tuple[str, ...]]:
+def diffusers_names(network: UNet) -> dict[str, tuple[str, ...]]:
     """Of each weight UNet2DModel's names of it: three for q, k and v, which one after another are ours."""
     prefixes = {
         "time.0.": "time_embedding.linear_1.",

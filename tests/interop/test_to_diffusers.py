@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from diffusion.images.pixels import to_nhwc
-from diffusion.interop.diffusers import export_diffusers, scheduler_config
+from diffusion.interop.to_diffusers import export_diffusers, scheduler_config
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.unet_config import UNetSpec
 from diffusion.process.condition import Condition
-from diffusion.process.config import ProcessConfig
-from diffusion.process.noise import wide_generator
+from diffusion.process.noise import full_state_generator
+from diffusion.process.process_config import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import generate
 from diffusion.system.errors import DiffctlError, UsageError
@@ -55,7 +55,7 @@ def exported(folder: Path, loaded: LoadedModel):
 
 def their_images(pipeline, labels: torch.Tensor | None, indices: range, seed: int, steps: int, eta: float):
     """What DDIMPipeline makes, as uint8 NHWC; labels reach its UNet by a wrapper, since it passes none."""
-    sources = [wide_generator("image", seed, index) for index in indices]
+    sources = [full_state_generator("image", seed, index) for index in indices]
     if labels is not None:
         forward = pipeline.unet.forward
         pipeline.unet.forward = lambda x, t: forward(x, t, class_labels=labels)
@@ -177,5 +177,5 @@ def test_without_diffusers_the_extra_is_named(tmp_path, monkeypatch):
 
 
 def test_the_module_loads_no_diffusers():
-    code = "import sys, diffusion.interop.diffusers; sys.exit('diffusers' in sys.modules)"
+    code = "import sys, diffusion.interop.to_diffusers; sys.exit('diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
