@@ -28,6 +28,8 @@ SEARCH_RUNS = Path("runs/search")  # by the search's name: its ledger, and a fol
 CELL_RUNS = Path("runs/cells")
 VERIFIED_RUNS = Path("runs/verified")  # what large stores were when they were found right
 EMA_RUNS = Path("runs/ema")  # models of widths, by what they are made of
+SWEEP_RUN = Path("runs/sweep")  # samples/ and scores.json of the last `diffctl sweep`
+EVALUATE_RUN = Path("runs/evaluate/scores.json")  # the scores of the flow `evaluate`
 MODEL_RUNS = Path("runs/models")  # models fetched from MLflow, by their file's SHA-256
 
 _EXPERIMENTS = (".dvc", "tmp", "exps")

@@ -13,7 +13,7 @@ from prefect import State, flow
 from pydantic import Field
 
 from diffusion.config import load
-from diffusion.layout import PREPARED, SCORES
+from diffusion.layout import EVALUATE_RUN, PREPARED, SCORES, SWEEP_RUN
 from diffusion.protocol.grid import format_option
 from diffusion.protocol.scores import read_scores
 from diffusion.protocol.settings import AXES
@@ -24,14 +24,13 @@ from diffusion.system.limits import MAX_COUNT, MAX_PATH
 from flows.dvc_stage import Write, reproduce, supervise
 from flows.flow_hooks import as_task, cancelled_state, monitor_flow, run_name
 from flows.pipeline_steps import check_mlflow
-from flows.places import EVALUATED, SWEEP
 from flows.run_summary import evaluation_markdown, links_of_model, publish_markdown, sweep_markdown
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 CHAMPION, RUN = "champion", "run:"
-SWEPT, IMAGES = SWEEP / SCORES.name, SWEEP / "samples"
+SWEPT, IMAGES = SWEEP_RUN / SCORES.name, SWEEP_RUN / "samples"
 
 NumImages = Annotated[int, Field(ge=2, le=MAX_COUNT)]
 PathText = Annotated[str, Field(min_length=1, max_length=MAX_PATH)]
@@ -76,8 +75,8 @@ async def evaluate(
         raise UsageError(f"there is no {against} to score against: give a path of the worker's machine")
 
     async def score(do: Do, path: str) -> None:
-        EVALUATED.unlink(missing_ok=True)
-        await do("evaluate", ["evaluate", path, "--against", against, "--out", str(EVALUATED)])
+        EVALUATE_RUN.unlink(missing_ok=True)
+        await do("evaluate", ["evaluate", path, "--against", against, "--out", str(EVALUATE_RUN)])
 
     async def work(do: Do) -> None:
         if not of_model:
@@ -118,7 +117,7 @@ def _swept(images: str) -> str:
 
 def _evaluated() -> str:
     """Markdown of the images that were just scored."""
-    return evaluation_markdown(read_json(EVALUATED, JsonObject))
+    return evaluation_markdown(read_json(EVALUATE_RUN, JsonObject))
 
 
 def _options(grid: SweepConfig | None, num_images: int | None) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The steps of the pipeline: DVC's stages in the graph's order, the registration, and a push if asked for."""
+"""The steps of the pipeline: the stages of dvc.yaml in order, the registration, and an optional push."""
 
 import shutil
 from collections.abc import Awaitable, Callable
@@ -10,20 +10,19 @@ from diffusion.system.signals import check_signals
 from flows.dvc_stage import STAGES, Write, has_remote, push_outs, reproduce
 from flows.output_relay import echo
 
-RESUMABLE = ("train", "sample")  # the stages that save what they have and go on from it
+RESUMABLE = ("train", "sample")  # stages that save their progress
 
 if TYPE_CHECKING:
     from diffusion.train.identity import DenoiserPlan
-    from flows.prefect_server.local_servers import ServerKind
 
 Step = Callable[[str, bool], Awaitable[str | None]]
-"""Takes a step's name and whether a resumable stage is made anew; gives what is to be said of it."""
+"""Runs the named step, a resumable stage from scratch if the flag is set; returns its result as text."""
 
 
 def check_options(*, push: bool, fresh: bool, keep: bool) -> None:
-    """UsageError for options that contradict each other, or a push to nowhere: not as the last step."""
+    """Raise UsageError for contradicting options, and for a push without a remote."""
     if fresh and keep:
-        raise UsageError("fresh begins anew and keep goes on: give one of the two")
+        raise UsageError("fresh starts again and keep resumes: give one of the two")
     if push and not has_remote():
         raise UsageError(
             "push needs a DVC remote: add one with `dvc remote add --default NAME URL`, and commit "
@@ -32,37 +31,21 @@ def check_options(*, push: bool, fresh: bool, keep: bool) -> None:
 
 
 def check_mlflow() -> None:
-    """MlflowRefused at once where MLflow wants another user or password, which the last step would find out.
+    """Raise MlflowDenied for wrong MLflow credentials, before the last step would fail on them.
 
-    One that does not answer is told, and one that is older than MLflow here: a training keeps what it would
-    log, and by then it may be back.
+    Print a message if MLflow does not answer: a training buffers its logs, and MLflow may be back by then.
     """
-    from flows.prefect_server.local_servers import MLFLOW
     from tracking.ask import check_access
-    from tracking.connectivity import MlflowError, MlflowUnavailable
-    from tracking.store import tracking_uri
+    from tracking.connectivity import MlflowUnavailable
 
     try:
         check_access()
     except MlflowUnavailable as away:
-        echo(f"{away}: training goes on without it, scores and the registry will need it\n")
-    except MlflowError:
-        tell_if_older(MLFLOW, tracking_uri())
-        raise
-    else:
-        tell_if_older(MLFLOW, tracking_uri())
-
-
-def tell_if_older(kind: "ServerKind", url: str) -> None:
-    """Say of a server that it is older than the package here: what it refuses then is no riddle."""
-    from flows.versions import older
-
-    if sentence := older(kind, url):
-        echo(f"{sentence}\n")
+        echo(f"{away}: training continues without it, scores and the registry will need it\n")
 
 
 async def run_step(name: str, fresh: bool, write: Write = echo) -> str | None:
-    """Do one step, its output to `write`; StageFailed, DiffctlError and Interrupted say what ended it."""
+    """Run one step, its output to `write`; raise StageFailed, DiffctlError or Interrupted if it fails."""
     if name == "register":
         from flows.registration import register_model
 
@@ -78,7 +61,7 @@ async def run_step(name: str, fresh: bool, write: Write = echo) -> str | None:
 
 
 def _raw_files_changed() -> bool:
-    """Whether the data's folder has other files than the prepared ones, which DVC does not look at."""
+    """Return whether the raw files differ from the prepared ones; DVC does not track them."""
     from diffusion.check.findings import Project
     from diffusion.config import load
 
@@ -88,10 +71,10 @@ def _raw_files_changed() -> bool:
 async def run_steps(
     do: Step, done: dict[str, str | None], *, push: bool, fresh: bool = False, keep: bool = False
 ) -> None:
-    """Do every step that is not in `done`, in order, and put it there with what is to be said of it.
+    """Run every step that is not in `done`, in order, and add it there with its result.
 
-    `fresh` discards what the resumable stages saved, once, before the first try of each. `keep` has the
-    training go on from what other code has saved.
+    `fresh` discards the saved progress of resumable stages, once, before the first try of each. `keep` lets
+    the training resume from a state that other code saved.
     """
     for name in [*STAGES, "register", *["push"] * push]:
         if name in done:
@@ -105,10 +88,7 @@ async def run_steps(
 
 
 def _discard(stage: str) -> None:
-    """Remove what the stage would go on from with the present params.yaml and data.
-
-    DiffctlError when that training is running.
-    """
+    """Remove the stage's saved progress; raise DiffctlError if that training is running."""
     if stage == "train":
         _discard_training()
     elif MODEL.exists():
@@ -138,7 +118,7 @@ def _keep_training() -> None:
 
 
 def _training() -> "DenoiserPlan":
-    """What params.yaml's training gives."""
+    """Return the plan of the training in params.yaml."""
     from diffusion.config import load
     from diffusion.images.store import open_store
     from diffusion.images.store_meta import PreparedMeta

@@ -14,8 +14,7 @@ from uuid import UUID
 from diffusion.system.errors import DiffctlError, Interrupted, UsageError, reason
 from diffusion.system.signals import interrupt_on_signal
 from flows.output_relay import echo
-from flows.prefect_server.flow_engine import run_flow
-from flows.prefect_server.temporary_server import is_healthy, quiet_client
+from flows.prefect_server.client import is_healthy, quiet_client, run_flow
 from tracking.connectivity import redact_uri
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ def run_cells(cells: CellTasks) -> None:
         with quiet_client(url):
             run_flow(lambda: _flow(cells), url)
     elif url:
-        echo(f"no Prefect server answers at PREFECT_API_URL={redact_uri(url)}: going on without it\n")
+        echo(f"no Prefect server answers at PREFECT_API_URL={redact_uri(url)}: continuing without it\n")
     cells.make_left()
     cells.raise_failures()
 

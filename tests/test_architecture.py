@@ -119,7 +119,7 @@ MAY_USE_WALL_CLOCK = {
     "cli/shared/tables.py",
     "diffusion/downloads/transfer.py",
     "diffusion/train/run_folder.py",
-    "flows/prefect_server/reaper.py",
+    "flows/prefect_server/flow_runs.py",
     "flows/flow_hooks.py",
     "tracking/runs/run_lookup.py",
     "tracking/registry/moves.py",

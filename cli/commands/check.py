@@ -51,7 +51,6 @@ def _findings(config: "Config", measure: bool) -> "Iterator[Finding]":
         refused |= finding.level == "error"
         yield finding
     yield (mlflow := _mlflow())
-    yield from _prefect()
     if measure:
         yield from _times(config, refused or mlflow.level == "error")
 
@@ -59,8 +58,6 @@ def _findings(config: "Config", measure: bool) -> "Iterator[Finding]":
 def _mlflow() -> "Finding":
     """Whether the runs' store lets us in: a wrong password would be found at the end of a training."""
     from diffusion.check.findings import Finding
-    from flows.prefect_server.local_servers import MLFLOW
-    from flows.versions import older
     from tracking.ask import check_access
     from tracking.connectivity import MlflowError, MlflowUnavailable, redact_uri
     from tracking.store import tracking_uri
@@ -70,21 +67,8 @@ def _mlflow() -> "Finding":
     except MlflowUnavailable as away:
         return Finding("warning", "MLflow", str(away), "a training goes on without it, the registry does not")
     except MlflowError as error:
-        return Finding("error", "MLflow", str(error), older(MLFLOW, tracking_uri()) or "")
-    if sentence := older(MLFLOW, tracking_uri()):
-        return Finding("warning", "MLflow", sentence)
+        return Finding("error", "MLflow", str(error))
     return Finding("ok", "MLflow", f"the runs are kept at {redact_uri(tracking_uri())}")
-
-
-def _prefect() -> "Iterator[Finding]":
-    """Whether a Prefect server that runs would use is older than what would talk to it."""
-    from diffusion.check.findings import Finding
-    from flows.prefect_server.local_servers import PREFECT, prefect_url
-    from flows.versions import older
-
-    url = prefect_url()
-    if url and (sentence := older(PREFECT, url)):
-        yield Finding("warning", "Prefect", sentence)
 
 
 def _times(config: "Config", refused: bool) -> "list[Finding]":

@@ -32,7 +32,7 @@ def data_changed(
         raise UsageError(f"--data has {len(name):,} characters: give at most {MAX_NAME}")
     url = require_prefect_url()
     begin(f"telling Prefect at {redact_uri(url)}")
-    from flows.events import emit_data_changed
+    from flows.prefect_server.deployments import emit_data_changed
 
     emit_data_changed(url, name)
     typer.echo(f"told Prefect at {redact_uri(url)} that {name} has changed")

@@ -90,7 +90,7 @@ def reap(
     """
     begin("looking for trainings without a process", as_json)
     from diffusion.system.errors import TemporaryError
-    from flows.prefect_server.reaper import reap_pending_runs
+    from flows.prefect_server.flow_runs import reap_pending_runs
     from tracking.runs.run_overview import reap as reap_runs
 
     reaped = reap_runs(names or [])

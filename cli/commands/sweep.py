@@ -10,8 +10,8 @@ from cli.commands.run import show_scores
 from cli.commands.sample import Champion, ModelFile, RunId, resolve_model
 from cli.shared.first_word import begin
 from cli.stages.scoring import scored_grid
+from diffusion.layout import SWEEP_RUN
 from diffusion.system.limits import MAX_COUNT
-from flows.places import SWEEP
 
 if TYPE_CHECKING:
     from diffusion.protocol.scores import ScoresDocument
@@ -60,13 +60,13 @@ def sweep(
         told["guidance_interval"] = None
     section = config.sample.model_copy(update=told)
     path = resolve_model(model, run_id, champion)
-    document = scored_grid(section, axes, config.evaluate, path, SWEEP)
+    document = scored_grid(section, axes, config.evaluate, path, SWEEP_RUN)
     logged = _log(document, config.data.name, run_id, champion)
     if as_json:
         typer.echo(json.dumps(document_values(document), indent=2, sort_keys=True))
         return
     show_scores(document)
-    typer.echo(f"\nimages and scores: {SWEEP}")
+    typer.echo(f"\nimages and scores: {SWEEP_RUN}")
     if logged:
         typer.echo(f"logged to run {logged}")
 

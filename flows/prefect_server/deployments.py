@@ -1,21 +1,19 @@
-"""What prefect.yaml and deploy/automations.yaml say, brought to a Prefect server, as often as wanted."""
+"""Deploy prefect.yaml and deploy/automations.yaml to a Prefect server, and emit the project's events."""
 
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from diffusion.system.errors import DiffctlError, DiffctlWarning, TemporaryError, UsageError
-from flows.prefect_server.local_servers import PREFECT
+from flows.prefect_server.client import api_client, is_healthy, quiet_client
 from flows.prefect_server.prefect_settings import LEASES
-from flows.prefect_server.temporary_server import auth_error, is_healthy, quiet_client
-from flows.unknown_keys import Template, others, process_template, unknown_keys
-from flows.versions import older
 from tracking.connectivity import redact_uri
 
 if TYPE_CHECKING:
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
 
 FILE = Path("prefect.yaml")
 AUTOMATIONS = Path("deploy/automations.yaml")
+DATA_CHANGED = "diffctl.data-changed"
 IN_MEMORY = "prefect.server.concurrency.lease_storage.memory"
 DEPLOY_SECONDS = 120
 POOL_DESCRIPTION = "diffctl's scheduled runs, each a process in the clone that DIFFCTL_CLONE names"
@@ -30,7 +29,7 @@ POOL_DESCRIPTION = "diffctl's scheduled runs, each a process in the clone that D
 
 @dataclass(frozen=True)
 class Deployment:
-    """A deployment as the server has it: its flow's and its own name, and the schema of its parameters."""
+    """A deployment on the server: flow name/deployment name, and the JSON schema of its parameters."""
 
     name: str
     description: str
@@ -39,100 +38,114 @@ class Deployment:
 
 
 def deploy_all(url: str, root: Path = Path()) -> list[Deployment]:
-    """Make the work pools, deployments and automations of the project in `root` on the server at `url`.
+    """Create or update the work pools, deployments and automations of the project in `root`.
 
-    What is there is brought up to date. UsageError for files with keys that Prefect would ignore,
-    or a server that wants another password; TemporaryError when it does not answer; DiffctlError when it
-    refuses. A DiffctlWarning where it keeps its leases in memory, and where it is older than Prefect here.
+    Raise UsageError for an invalid file or a wrong password, TemporaryError if the server at `url` does not
+    answer, DiffctlError if it refuses. Warn if it keeps its leases in memory.
     """
-    if not is_healthy(url, timeout=10):
-        raise TemporaryError(f"no Prefect server answers at {redact_uri(url)}: `diffctl up` starts one")
-    if sentence := older(PREFECT, url):
-        warnings.warn(sentence, DiffctlWarning, stacklevel=2)
-    with quiet_client(url):
-        import httpx
-        from prefect.client.orchestration import get_client
-        from prefect.exceptions import PrefectException
+    _require_healthy(url)
 
-        try:
-            with get_client(sync_client=True) as client:
-                plan = read_plan(root / FILE, lambda pool: _template(client, pool))
-                automations = read_automations(root / AUTOMATIONS)
-                _warn_of_leases(client)
-                for pool in sorted({entry["work_pool"]["name"] for entry in plan["deployments"]}):
-                    _ensure_pool(client, pool)
-                _deploy_all(root)
-                for automation in automations:
-                    _ensure_automation(client, automation)
-                return [_deployed(client, entry) for entry in plan["deployments"]]
-        except (
-            httpx.HTTPError,
-            PrefectException,
-            RuntimeError,
-        ) as error:  # the last: of another major version
-            if kept_out := auth_error(url, error):
-                raise kept_out from None
-            raise DiffctlError(
-                f"Prefect at {redact_uri(url)} refuses: {' '.join(str(error).split())}"
-            ) from None
+    def refusal(reason: str) -> DiffctlError:
+        return DiffctlError(
+            f"Prefect at {redact_uri(url)} refuses: {reason}. If it is older than the Prefect here "
+            f"({version('prefect')}), update it, or install its version here"
+        )
+
+    with api_client(url, refusal) as client:
+        plan = read_plan(root / FILE)
+        automations = read_automations(root / AUTOMATIONS)
+        _warn_of_leases(client)
+        for pool in sorted({entry["work_pool"]["name"] for entry in plan["deployments"]}):
+            _ensure_pool(client, pool)
+        _run_prefect_deploy(root)
+        for automation in automations:
+            _ensure_automation(client, automation)
+        return [_read_deployment(client, entry) for entry in plan["deployments"]]
 
 
-def read_plan(path: Path, template_of: Callable[[str], Template] = process_template) -> dict[str, Any]:
-    """prefect.yaml; UsageError where it is none, or has a key or parameter that Prefect would ignore.
+def emit_data_changed(url: str, data: str) -> None:
+    """Emit the event that the data set changed; raise TemporaryError if the server at `url` does not answer.
 
-    `template_of` gives the job template of a work pool, which names the job variables that there are.
+    Prefect confirms no event: the events page shows whether it arrived.
     """
+    _require_healthy(url)
+    with quiet_client(url):  # sends buffered events at its end
+        from prefect.events import emit_event
+
+        resource = {"prefect.resource.id": f"diffctl.data.{data}", "prefect.resource.name": data}
+        emit_event(DATA_CHANGED, resource)
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """Return prefect.yaml; raise UsageError if it is invalid or has a key that Prefect would ignore."""
     from prefect.cli.deploy._models import PrefectYamlModel
-    from pydantic import ValidationError
+    from prefect.events.schemas.deployment_triggers import DeploymentTriggerTypes
 
-    from diffusion.system.section import explain
-
-    plan = _read(path)
-    if unknown := list(unknown_keys(plan, template_of)):
-        raise UsageError(f"{path}: Prefect knows nothing of {', '.join(unknown)}")
-    try:
-        deployments = PrefectYamlModel.model_validate(plan).deployments
-    except ValidationError as error:
-        raise UsageError(explain(error, str(path), PrefectYamlModel)) from None
+    plan = _read_yaml(path)
+    fields = {key: value for key, value in plan.items() if key != "definitions"}  # YAML anchors
+    deployments = _validate(PrefectYamlModel, fields, str(path)).deployments
     if not deployments:
         raise UsageError(f"{path} has no deployments")
     for one in deployments:
         if not (one.name and one.work_pool and one.work_pool.name):
             raise UsageError(f"{path}: a deployment needs a name, and a work_pool with one")
+        for trigger in one.triggers or ():
+            _validate(DeploymentTriggerTypes, trigger, f"{path}: {one.name}.triggers")
     return plan
 
 
 def read_automations(path: Path) -> list[dict[str, Any]]:
-    """The automations of the file; UsageError where it has none, or keys that mean nothing."""
-    from prefect.events.schemas.automations import AutomationCore, EventTrigger
-    from pydantic import ValidationError
+    """Return the automations of the file; raise UsageError as `read_plan`."""
+    from prefect.events.schemas.automations import AutomationCore
 
-    from diffusion.system.section import explain
-
-    found = _read(path).get("automations")
+    found = _read_yaml(path).get("automations")
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
         raise UsageError(f"{path} has no list of automations")
     for one in found:
-        try:
-            AutomationCore.model_validate(one)
-        except ValidationError as error:
-            raise UsageError(explain(error, f"{path}: {one.get('name')}", AutomationCore)) from None
-        trigger = one["trigger"]
-        unknown = [*others(one, AutomationCore), *others(trigger, EventTrigger, "trigger.")]
-        if unknown:
-            raise UsageError(f"{path}: Prefect knows nothing of {', '.join(unknown)}")
+        _validate(AutomationCore, one, f"{path}: {one.get('name')}")
     return found
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _validate(kind: Any, values: dict[str, Any], where: str) -> Any:
+    """Return the values as the type `kind` of Prefect; raise UsageError if they do not fit."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        made = TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise UsageError(f"{where}: {' '.join(str(error).split())}") from None
+    if ignored := list(_ignored_keys(values, made.model_dump(by_alias=True, exclude_unset=True))):
+        raise UsageError(f"{where}: unknown keys {', '.join(ignored)}")
+    return made
+
+
+def _ignored_keys(given: Any, used: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of `given` that Prefect dropped: a misspelled `match` would fire at any event."""
+    if isinstance(given, Mapping) and isinstance(used, Mapping):
+        for key, value in given.items():
+            if key not in used:
+                yield f"{prefix}{key}"
+            else:
+                yield from _ignored_keys(value, used[key], f"{prefix}{key}.")
+    elif isinstance(given, list) and isinstance(used, list):
+        for one, other in zip(given, used, strict=True):
+            yield from _ignored_keys(one, other, prefix)
+
+
+def _require_healthy(url: str) -> None:
+    if not is_healthy(url, timeout=10):
+        raise TemporaryError(f"no Prefect server answers at {redact_uri(url)}: `diffctl up` starts one")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"there is no {path}: run this in the project's folder") from None
+        raise UsageError(f"{path} does not exist: run this in the project's folder") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise UsageError(f"{path} says nothing")
+        raise UsageError(f"{path} is empty")
     return values
 
 
@@ -149,25 +162,16 @@ def _warn_of_leases(client: "SyncPrefectClient") -> None:
         )
 
 
-def _template(client: "SyncPrefectClient", pool: str) -> Template:
-    """The job template of a pool that is there, of whatever type; else of the one that is made."""
-    from prefect.exceptions import ObjectNotFound
-
-    try:
-        return client.read_work_pool(pool).base_job_template
-    except ObjectNotFound:
-        return process_template(pool)
-
-
 def _ensure_pool(client: "SyncPrefectClient", name: str) -> None:
-    """Make a pool of processes unless there is one, of whatever type."""
+    """Create a process work pool unless a pool of this name exists."""
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
+    from prefect.workers.process import ProcessWorker
 
     try:
         client.read_work_pool(name)
     except ObjectNotFound:
-        template = process_template(name)
+        template = ProcessWorker.get_default_base_job_template()
         client.create_work_pool(
             WorkPoolCreate(
                 name=name, type="process", description=POOL_DESCRIPTION, base_job_template=template
@@ -175,7 +179,7 @@ def _ensure_pool(client: "SyncPrefectClient", name: str) -> None:
         )
 
 
-def _deploy_all(root: Path) -> None:
+def _run_prefect_deploy(root: Path) -> None:
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     try:
         done = subprocess.run(
@@ -184,11 +188,12 @@ def _deploy_all(root: Path) -> None:
     except subprocess.TimeoutExpired:
         raise TemporaryError(f"`prefect deploy --all` did not end within {DEPLOY_SECONDS} s") from None
     if done.returncode:
-        said = " ".join((done.stderr + done.stdout).split())[-500:]
-        raise DiffctlError(f"`prefect deploy --all` failed: {said}")
+        output = " ".join((done.stderr + done.stdout).split())[-500:]
+        raise DiffctlError(f"`prefect deploy --all` failed: {output}")
 
 
 def _ensure_automation(client: "SyncPrefectClient", values: dict[str, Any]) -> None:
+    """Create the automation, or update the one of the same name."""
     from prefect.events.schemas.automations import AutomationCore
 
     automation = AutomationCore.model_validate(values)
@@ -199,7 +204,7 @@ def _ensure_automation(client: "SyncPrefectClient", values: dict[str, Any]) -> N
         client.create_automation(automation)
 
 
-def _deployed(client: "SyncPrefectClient", entry: Mapping[str, Any]) -> Deployment:
+def _read_deployment(client: "SyncPrefectClient", entry: Mapping[str, Any]) -> Deployment:
     from prefect.utilities.importtools import import_object
 
     name = f"{import_object(str(entry['entrypoint'])).name}/{entry['name']}"

@@ -1,20 +1,27 @@
-"""What a Prefect server has to do: the runs at work, those that wait and those to come."""
+"""Flow runs of a Prefect server: list unfinished ones, and free the slots of runs stuck in Pending."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from flows.prefect_server.temporary_server import auth_error, quiet_client
+from diffusion.system.errors import TemporaryError
+from flows.prefect_server.client import api_client
+from flows.prefect_server.local_servers import prefect_url
 from tracking.connectivity import redact_uri
 
 if TYPE_CHECKING:
+    from prefect.client.schemas.filters import FlowRunFilter
     from prefect.client.schemas.objects import FlowRun
 
-MOST = 20  # runs that are told of, the next first
+MAX_RUNS = 20  # listed, the next first
+UNFINISHED = ("RUNNING", "CANCELLING", "PENDING", "PAUSED", "SCHEDULED")
+REASON = "A worker took this run and never began it; `diffctl runs reap` freed its slot."
 
 
 @dataclass(frozen=True)
 class QueuedRun:
-    """A run: its flow's deployment if it has one, its state, and when it began or is due, in UTC."""
+    """An unfinished run: its deployment, if any, its state, and when it began or is due, in UTC."""
 
     name: str
     deployment: str | None
@@ -23,52 +30,63 @@ class QueuedRun:
     flow_run: str
 
 
+@dataclass(frozen=True)
+class ReapedRun:
+    """A run of a deployment that was Pending for `seconds` and is Crashed now."""
+
+    name: str
+    flow_run: str
+    seconds: float
+
+
 def queued_runs(url: str) -> list[QueuedRun]:
-    """The runs of the server at `url` that have not ended, in the order in which they are due.
+    """Return the unfinished runs of the server at `url`, in the order in which they are due.
 
-    UsageError when it wants another password; TemporaryError when it fails.
+    Raise UsageError if it requires another password, TemporaryError if it fails.
     """
-    import httpx
+    with api_client(url, _unavailable(url)) as client:
+        from prefect.client.schemas.sorting import FlowRunSort
 
-    from diffusion.system.errors import TemporaryError
-
-    with quiet_client(url):
-        from prefect.exceptions import PrefectException
-
-        try:
-            return _ask()
-        except (httpx.HTTPError, PrefectException) as error:
-            if kept_out := auth_error(url, error):
-                raise kept_out from None
-            why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise TemporaryError(
-                f"Prefect at {redact_uri(url)} does not tell what is queued ({why})"
-            ) from None
+        runs = client.read_flow_runs(
+            flow_run_filter=_in_states(UNFINISHED), sort=FlowRunSort.EXPECTED_START_TIME_ASC, limit=MAX_RUNS
+        )
+        names = {one.id: one.name for one in client.read_deployments(limit=200)}
+    return [_describe(run, names.get(run.deployment_id) if run.deployment_id else None) for run in runs]
 
 
-def _ask() -> list[QueuedRun]:
-    from prefect.client.orchestration import get_client
+def reap_pending_runs(seconds: float) -> list[ReapedRun]:
+    """Set runs of deployments that were Pending for longer than `seconds` to Crashed, to free their slots.
+
+    Return an empty list if no server is known; raise TemporaryError if it does not answer.
+    """
+    url = prefect_url()
+    if url is None:
+        return []
+    reaped = []
+    with api_client(url, _unavailable(url)) as client:
+        from prefect.states import Crashed
+
+        for run in client.read_flow_runs(flow_run_filter=_in_states(["PENDING"])):
+            waited = datetime.now(UTC) - run.state.timestamp if run.state else timedelta()
+            if run.deployment_id is not None and waited.total_seconds() >= seconds:
+                client.set_flow_run_state(run.id, Crashed(message=REASON))
+                reaped.append(ReapedRun(run.name, str(run.id), waited.total_seconds()))
+    return reaped
+
+
+def _unavailable(url: str) -> Callable[[str], TemporaryError]:
+    return lambda reason: TemporaryError(f"Prefect at {redact_uri(url)} does not list its runs ({reason})")
+
+
+def _in_states(names: Iterable[str]) -> "FlowRunFilter":
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
     from prefect.client.schemas.objects import StateType
-    from prefect.client.schemas.sorting import FlowRunSort
 
-    unfinished = [
-        StateType.RUNNING,
-        StateType.CANCELLING,
-        StateType.PENDING,
-        StateType.PAUSED,
-        StateType.SCHEDULED,
-    ]
-    chosen = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=unfinished)))
-    with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(
-            flow_run_filter=chosen, sort=FlowRunSort.EXPECTED_START_TIME_ASC, limit=MOST
-        )
-        deployments = {one.id: one.name for one in client.read_deployments(limit=200)}
-    return [_told(run, deployments.get(run.deployment_id) if run.deployment_id else None) for run in runs]
+    types = FlowRunFilterStateType(any_=[StateType(name) for name in names])
+    return FlowRunFilter(state=FlowRunFilterState(type=types))
 
 
-def _told(run: "FlowRun", deployment: str | None) -> QueuedRun:
+def _describe(run: "FlowRun", deployment: str | None) -> QueuedRun:
     moment = run.start_time or run.expected_start_time
     return QueuedRun(
         name=run.name,

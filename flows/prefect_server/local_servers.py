@@ -1,17 +1,16 @@
-"""The servers of this project on this machine, started by `diffctl up`: MLflow, and Prefect with its pages.
+"""The servers of this project on this machine, started by `diffctl up`: MLflow and Prefect.
 
-Prefect's leases lie in files, so that neither its restart nor a reboot leaves a slot held for ever. Nothing
-here imports Prefect or MLflow.
+Prefect's leases are in files, so that neither its restart nor a reboot holds a concurrency slot forever.
+Nothing here imports Prefect or MLflow.
 """
 
 import os
 import socket
 import sys
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from diffusion.system.errors import DiffctlError, UsageError
@@ -23,20 +22,18 @@ from tracking.connectivity import redact_uri
 from tracking.server import server_command, server_environment
 from tracking.store import connect, tracking_uri
 
-Say = Callable[[str], object]
-
 START_SECONDS = 180  # a first start creates the database
 POLL_SECONDS = 0.1
-AT_WORK = "another `diffctl up` or `diffctl down` is at work in this folder: wait for it to end"
+UP_OR_DOWN = "another `diffctl up` or `diffctl down` is running in this folder: wait for it to end"
 
 
 @dataclass(frozen=True)
 class ServerKind:
-    """A server: what `up` and `status` call it, and the paths of its pages, its health and its version."""
+    """MLflow or Prefect: its names, the variable for a server elsewhere, and its URL paths."""
 
     name: str
     title: str
-    variable: str  # which names a server elsewhere, that is used instead
+    variable: str
     api: str
     health: str
     version: str
@@ -49,42 +46,42 @@ KINDS = (MLFLOW, PREFECT)
 
 @dataclass(frozen=True)
 class LocalServer:
-    """A server of this folder that is there, or was: its record, and whether it answers now."""
+    """A server that was started in this folder: its kind and its record."""
 
     kind: ServerKind
     record: BackgroundProcess
 
     @property
     def page(self) -> str:
-        """Where a person looks at it."""
+        """The address of its web page."""
         return f"http://127.0.0.1:{self.record.port}"
 
     @property
     def url(self) -> str:
-        """What a client is told."""
+        """The address for clients."""
         return self.page + self.kind.api
 
     @property
     def answers(self) -> bool:
-        """Whether it says that it is healthy."""
+        """Whether it reports that it is healthy."""
         return _get(self.page + self.kind.health) is not None
 
     @property
     def version(self) -> str | None:
-        """The version that it says it is of; None where it does not answer."""
+        """The version that it reports; None if it does not answer."""
         return _get(self.page + self.kind.version)
 
 
 def local_servers() -> list[LocalServer]:
-    """The servers that were started in this folder and not stopped, alive or not."""
+    """Return the servers that were started in this folder and not stopped, alive or not."""
     found = ((kind, recorded(kind.name)) for kind in KINDS)
     return [LocalServer(kind, record) for kind, record in found if record is not None]
 
 
 def mlflow_page(uri: str) -> str | None:
-    """Where a person looks at the store's runs: the server itself, or that of `diffctl up` over it.
+    """Return the web page of the MLflow store: the server at `uri`, else the one of `diffctl up`.
 
-    None where that does not answer; of another server it is not asked.
+    Return None if the latter does not answer.
     """
     if uri.startswith(("http://", "https://")):
         return redact_uri(uri).rstrip("/")
@@ -93,23 +90,23 @@ def mlflow_page(uri: str) -> str | None:
 
 
 def is_mlflow_healthy(port: int) -> bool:
-    """Whether an MLflow on this machine says at that port that it is healthy."""
+    """Return whether an MLflow server on this machine is healthy at that port."""
     return _get(f"http://127.0.0.1:{port}{MLFLOW.health}") is not None
 
 
 def local_prefect() -> str | None:
-    """The URL of the Prefect server that `diffctl up` started here; None where it is not alive."""
+    """Return the URL of the Prefect server of `diffctl up`; None if it is not alive."""
     record = running(PREFECT.name)
     return None if record is None else LocalServer(PREFECT, record).url
 
 
 def prefect_url() -> str | None:
-    """The URL of the Prefect server that PREFECT_API_URL names, else of the one that `diffctl up` started."""
+    """Return PREFECT_API_URL, else the URL of the Prefect server of `diffctl up`, else None."""
     return os.environ.get(PREFECT.variable) or local_prefect()
 
 
 def require_prefect_url() -> str:
-    """As `prefect_url`; UsageError where there is none."""
+    """Return `prefect_url()`; raise UsageError if there is none."""
     url = prefect_url()
     if url is None:
         raise UsageError("there is no Prefect server: `diffctl up` starts one, or set PREFECT_API_URL")
@@ -117,38 +114,37 @@ def require_prefect_url() -> str:
 
 
 def external_server(kind: ServerKind) -> str | None:
-    """The server that the environment names in the place of one of ours; None where it names none."""
+    """Return the server that the environment names instead of a local one, if any."""
     named = os.environ.get(kind.variable, "").strip()
     return named if named.startswith(("http://", "https://")) else None
 
 
-def up(ports: Mapping[str, int], say: Say) -> list[LocalServer]:
-    """Start the servers that are not running, each on 127.0.0.1 at its port, and wait until they answer.
+def up(ports: Mapping[str, int], report: Callable[[str], object]) -> list[LocalServer]:
+    """Start the servers that are not running, on 127.0.0.1, and wait until they answer; return all of them.
 
-    Returns all of them. DiffctlError where a port is taken, where a run has a temporary server at work here,
-    and where one does not start; what was started by then is stopped.
+    Raise DiffctlError if a port is taken, a run has a temporary server here, or a server does not start; the
+    servers started by then are stopped.
     """
-    with file_lock(FOLDER / "lock", timeout=0, busy=AT_WORK), ExitStack() as undo:
-        wanted = [kind for kind in KINDS if external_server(kind) is None]
-        _refuse_taken({kind: ports[kind.name] for kind in wanted if running(kind.name) is None})
-        servers = [_started(kind, ports[kind.name], undo, say) for kind in wanted]
+    with file_lock(FOLDER / "lock", timeout=0, busy=UP_OR_DOWN), ExitStack() as undo:
+        kinds = [kind for kind in KINDS if external_server(kind) is None]
+        _check_ports({kind: ports[kind.name] for kind in kinds if running(kind.name) is None})
+        servers = [_start(kind, ports[kind.name], undo, report) for kind in kinds]
         for server in servers:
-            _wait_until_it_answers(server)
+            _wait_until_healthy(server)
         undo.pop_all()
     return servers
 
 
 def down() -> list[LocalServer]:
-    """Stop the servers that `up` started in this folder, those alone; returns those that were there."""
-    with file_lock(FOLDER / "lock", timeout=0, busy=AT_WORK):
+    """Stop the servers that `up` started in this folder and return them."""
+    with file_lock(FOLDER / "lock", timeout=0, busy=UP_OR_DOWN):
         found = local_servers()
         for server in reversed(found):
             server.record.stop()
     return found
 
 
-def _refuse_taken(ports: Mapping[ServerKind, int]) -> None:
-    """DiffctlError unless each port is free and no other server's."""
+def _check_ports(ports: Mapping[ServerKind, int]) -> None:
     if len(set(ports.values())) < len(ports):
         raise DiffctlError("MLflow and Prefect need a port each: give --mlflow-port or --prefect-port")
     for kind, port in ports.items():
@@ -160,12 +156,12 @@ def _refuse_taken(ports: Mapping[ServerKind, int]) -> None:
 
 
 def port_variable(kind: ServerKind) -> str:
-    """The environment variable that gives a server's port."""
+    """Return the name of the environment variable with a server's port."""
     return f"DIFFCTL_{kind.name.upper()}_PORT"
 
 
 def is_port_free(port: int) -> bool:
-    """Whether a server could listen at this port of 127.0.0.1 now."""
+    """Return whether a server could listen at this port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -175,25 +171,25 @@ def is_port_free(port: int) -> bool:
     return True
 
 
-def _started(kind: ServerKind, port: int, undo: ExitStack, say: Say) -> LocalServer:
+def _start(kind: ServerKind, port: int, undo: ExitStack, report: Callable[[str], object]) -> LocalServer:
     if (found := running(kind.name)) is not None:
         return LocalServer(kind, found)
     if (old := recorded(kind.name)) is not None:
-        old.stop()  # what it left when it was killed
-    say(f"starting {kind.title} on 127.0.0.1:{port}")
-    record = STARTERS[kind](port)
+        old.stop()  # children that outlived it
+    report(f"starting {kind.title} on 127.0.0.1:{port}")
+    record = _start_mlflow(port) if kind is MLFLOW else _start_prefect(port)
     undo.callback(record.stop)
     return LocalServer(kind, record)
 
 
 def _start_mlflow(port: int) -> BackgroundProcess:
     uri = tracking_uri()
-    connect(uri)  # makes the store when it is not there yet
+    connect(uri)  # creates the store if it is missing
     return start(MLFLOW.name, server_command(port), server_environment(uri), port)
 
 
 def _start_prefect(port: int) -> BackgroundProcess:
-    with prefect_home_free():
+    with file_lock(HOME / "lock", timeout=0, busy=BUSY):
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
         settings = home_settings(HOME.absolute()) | {
             "PREFECT_API_URL": "",
@@ -205,37 +201,24 @@ def _start_prefect(port: int) -> BackgroundProcess:
         return start(PREFECT.name, [*command, "--port", str(port)], settings, port)
 
 
-STARTERS: Mapping[ServerKind, Callable[[int], BackgroundProcess]] = {
-    MLFLOW: _start_mlflow,
-    PREFECT: _start_prefect,
-}
-
-
-@contextmanager
-def prefect_home_free() -> Iterator[None]:
-    """Nobody else begins with this folder's Prefect inside the block; DiffctlError where one has."""
-    with file_lock(HOME / "lock", timeout=0, busy=BUSY):
-        yield
-
-
-def _wait_until_it_answers(server: LocalServer) -> None:
+def _wait_until_healthy(server: LocalServer) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not server.answers:
         check_signals()
         if not server.record.alive:
-            raise DiffctlError(_failed(server, "ended as it started"))
+            raise DiffctlError(_start_failure(server, "did not start"))
         if time.monotonic() > deadline:
-            raise DiffctlError(_failed(server, f"did not answer within {START_SECONDS} s"))
+            raise DiffctlError(_start_failure(server, f"did not answer within {START_SECONDS} s"))
         time.sleep(POLL_SECONDS)
 
 
-def _failed(server: LocalServer, how: str) -> str:
-    said = " / ".join(server.record.end_of_log().splitlines())
-    return f"{server.kind.title} {how}, see {log_of(server.kind.name)}{': ' + said if said else ''}"
+def _start_failure(server: LocalServer, how: str) -> str:
+    log = " / ".join(server.record.end_of_log().splitlines())
+    return f"{server.kind.title} {how}, see {log_of(server.kind.name)}{': ' + log if log else ''}"
 
 
 def _get(url: str) -> str | None:
-    """What a server of this machine answers with, unquoted; None where it answers nothing good in time."""
+    """Return the unquoted body of a local server's answer; None for an error or after 5 s."""
     try:
         with urllib.request.urlopen(url, timeout=5) as reply:
             return str(reply.read(1000).decode(errors="replace")).strip().strip('"')

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.system.errors import DiffctlError, UsageError
-from flows.prefect_server.temporary_server import environment
+from flows.prefect_server.prefect_settings import environment
 
 KNOCK_SECONDS = 10
 # A call without arguments that each kind of server answers, if it takes who calls.

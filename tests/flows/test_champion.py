@@ -57,7 +57,7 @@ def of(images: str, against: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[
             cell = "steps3-eta0"
 
     monkeypatch.setattr(champion, "_with_reference", with_reference)
-    monkeypatch.setattr(champion, "publish", publish)
+    monkeypatch.setattr(champion, "publish_markdown", publish)
     monkeypatch.setattr(champion, "read_scores", lambda path: Document)
     asyncio.run(champion.evaluate.fn(images=images, against=str(against)))
     return ran

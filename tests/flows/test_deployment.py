@@ -5,13 +5,22 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.locks import holding_group
 from flows import clone
-from flows.prefect_server.deployments import AUTOMATIONS, FILE, read_automations, read_plan
+from flows.prefect_server.deployments import (
+    AUTOMATIONS,
+    FILE,
+    IN_MEMORY,
+    _warn_of_leases,
+    read_automations,
+    read_plan,
+)
+from flows.prefect_server.prefect_settings import LEASES
 from flows.run_lock import LOCK, VARIABLE, hold_run_lock, join_run
 from tests.closure import ROOT
 from tests.conftest import diffctl
@@ -134,31 +143,49 @@ def test_a_stage_holds_the_lock_of_its_run(tmp_path: Path, monkeypatch: pytest.M
             raise AssertionError("it is at work")
 
 
-def test_the_projects_files_say_nothing_that_prefect_ignores() -> None:
+def test_the_projects_files_are_valid() -> None:
     plan = read_plan(ROOT / FILE)
     assert [entry["name"] for entry in plan["deployments"]] == ["retrain", "sweep", "evaluate"]
-    retrain = plan["deployments"][0]
-    assert retrain["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
-    assert len(retrain["schedules"]) == 1
+    assert plan["deployments"][0]["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
 
 
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "key"),
     [
         (lambda plan: plan.update(deploments=[]), "deploments"),
-        (lambda plan: plan["deployments"][0].update(shedules=[]), "retrain.shedules"),
-        (lambda plan: plan["deployments"][0]["work_pool"].update(nmae=""), "retrain.work_pool.nmae"),
-        (lambda plan: plan["deployments"][1]["parameters"].update(steps=[1]), "sweep.parameters.steps"),
-        (lambda plan: plan["deployments"][0]["concurrency_limit"].update(most=1), "concurrency_limit.most"),
-        (lambda plan: plan["deployments"][0].update(entrypoint="flows.no.flow"), "retrain.entrypoint"),
+        (lambda plan: plan["deployments"][0].update(shedules=[]), "deployments.shedules"),
+        (lambda plan: plan["deployments"][0]["work_pool"].update(nmae=""), "deployments.work_pool.nmae"),
+        (lambda plan: plan["deployments"][0]["triggers"][0].update(mtch={}), "retrain.triggers: .*mtch"),
+        (lambda plan: plan["deployments"][0]["triggers"][0].update(type="evnt"), "retrain.triggers"),
+        (lambda plan: plan["deployments"][0]["schedules"][0].update(cron=5), "cron"),
     ],
 )
-def test_what_prefect_would_ignore_is_refused(edit: object, told: str, tmp_path: Path) -> None:
+def test_an_unknown_key_or_value_is_refused(edit: object, key: str, tmp_path: Path) -> None:
     plan = yaml.safe_load((ROOT / FILE).read_text())
     edit(plan)  # type: ignore[operator]
     (tmp_path / FILE).write_text(yaml.safe_dump(plan))
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=key):
         read_plan(tmp_path / FILE)
+
+
+def test_a_misspelled_automation_is_refused(tmp_path: Path) -> None:
+    values = yaml.safe_load((ROOT / AUTOMATIONS).read_text())
+    values["automations"][0]["trigger"]["mtch"] = {}
+    (tmp_path / "automations.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UsageError, match=r"trigger\.mtch"):
+        read_automations(tmp_path / "automations.yaml")
+
+
+@pytest.mark.parametrize(("storage", "count"), [(None, 1), (IN_MEMORY, 1), (LEASES, 0)])
+def test_leases_in_memory_give_a_warning(
+    storage: str | None, count: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    settings = {} if storage is None else {"server": {"concurrency": {"lease_storage": storage}}}
+    url = "http://prefect.test"
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, json=settings))
+    with httpx.Client(transport=transport, base_url=url) as client:
+        _warn_of_leases(client)  # type: ignore[arg-type]
+    assert len([one for one in recwarn.list if one.category is DiffctlWarning]) == count
 
 
 def test_zombie_detection_waits_for_three_heartbeats() -> None:

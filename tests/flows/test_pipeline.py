@@ -218,7 +218,7 @@ def test_the_run_survives_a_killed_prefect_server(toy: Path) -> None:
     output, errors = run.communicate(timeout=180)
     assert (toy / "page").exists()
     assert output.count("report at work") == 1
-    assert "going on without it" in output
+    assert "continuing without it" in output
     assert "Traceback" not in output + errors
     assert not processes_in(toy)
 

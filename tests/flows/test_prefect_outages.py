@@ -61,6 +61,6 @@ def test_run_survives_three_outages_of_prefect(tmp_path: Path, prefect: PrefectS
     for stage in ("data", "train", "sample", "evaluate", "report"):
         assert output.count(f"{stage} at work") == 1
     assert f"the Prefect server at {prefect.url} failed" in output
-    assert "going on without it" in output
+    assert "continuing without it" in output
     assert "Traceback" not in output + errors
     assert not processes_in(folder)

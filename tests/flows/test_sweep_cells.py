@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffusion.system.errors import DiffctlError, Interrupted, UsageError
-from flows.prefect_server.temporary_server import environment
+from flows.prefect_server.prefect_settings import environment
 from flows.sweep_cells import CellTasks, run_cells
 from tests.helpers.prefect_home import recorded, with_database
 from tests.helpers.toy import script
@@ -120,5 +120,5 @@ def test_a_killed_server_loses_no_cell(folder: Path) -> None:
     code, lines = on_a_server(folder, "lose")
     assert code == 0
     assert lines[:2] == ["made a", "made c"]
-    assert "going on without it" in lines[2]
+    assert "continuing without it" in lines[2]
     assert len(lines) == 3

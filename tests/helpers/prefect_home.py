@@ -56,7 +56,7 @@ class PrefectServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "PrefectServer":
-        from flows.prefect_server.temporary_server import is_healthy  # needs what tests of a GPU do not
+        from flows.prefect_server.client import is_healthy  # needs what tests of a GPU do not
 
         home = self.folder / ".prefect"
         settings = {

@@ -1,0 +1,131 @@
+"""The client of a Prefect server: health, quiet access, and flows that survive the loss of the server.
+
+Prefect is imported only after its settings are in the environment.
+"""
+
+import asyncio
+import contextlib
+import http.client
+import importlib
+import queue
+import urllib.error
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from diffusion.system.errors import UsageError
+from diffusion.system.signals import check_signals, make_interrupted
+from flows.output_relay import echo
+from flows.prefect_server.prefect_settings import CLIENT_SETTINGS, environment
+from tracking.connectivity import redact_uri
+
+if TYPE_CHECKING:
+    from prefect import State
+    from prefect.client.orchestration import SyncPrefectClient
+
+DRAIN_SECONDS = 10
+
+
+def is_healthy(url: str, timeout: float) -> bool:
+    """Return whether the API at `url` reports that it is healthy within `timeout` seconds."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=timeout) as reply:
+            return bool(reply.status == 200)
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)  # it runs and requires the key that Prefect's client sends
+    except (OSError, ValueError, http.client.HTTPException):  # HTTPException: not a web server
+        return False
+
+
+@contextmanager
+def quiet_client(url: str) -> Iterator[None]:
+    """Use the server at `url` in this process and its children, without Prefect's console logs."""
+    with environment({**CLIENT_SETTINGS, "PREFECT_API_URL": url}):
+        importlib.import_module("prefect")
+        check_signals()  # the import may swallow the exception of a signal
+        try:
+            yield
+        finally:
+            drain(url)
+
+
+@contextmanager
+def api_client(url: str, refusal: Callable[[str], Exception]) -> Iterator["SyncPrefectClient"]:
+    """Yield a client of the API at `url`; `refusal` makes the exception for a reason that the API gives.
+
+    Raise UsageError if the server requires another password.
+    """
+    import httpx
+
+    with quiet_client(url):
+        from prefect.client.orchestration import get_client
+        from prefect.exceptions import PrefectException
+
+        try:
+            with get_client(sync_client=True) as client:
+                yield client
+        # RuntimeError: the server has another major version.
+        except (httpx.HTTPError, PrefectException, RuntimeError) as error:
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if status in (401, 403):
+                raise UsageError(
+                    f"Prefect at {redact_uri(url)} does not let us in: set PREFECT_API_AUTH_STRING to the "
+                    "server's PREFECT_SERVER_API_AUTH_STRING"
+                ) from None
+            raise refusal(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def run_flow(start: "Callable[[], Awaitable[State]]", url: str) -> None:
+    """Run the flow to the final state that `start` returns; raise the exception that ended it.
+
+    Raise Interrupted on a signal. If the server at `url` fails, print a message and return: the work may be
+    unfinished then, and the caller continues without a server.
+    """
+    import httpx
+    from prefect.exceptions import PrefectException, TerminationSignal
+
+    try:
+        asyncio.run(_raise_failure(start))
+    except TerminationSignal as end:  # Prefect's exception for SIGTERM
+        raise make_interrupted(end.signal) from None
+    except (PrefectException, httpx.HTTPError) as error:
+        why = str(error) or type(error).__name__
+        echo(f"the Prefect server at {redact_uri(url)} failed ({why}): continuing without it\n")
+
+
+async def _raise_failure(start: "Callable[[], Awaitable[State]]") -> None:
+    from prefect.exceptions import PrefectException
+
+    try:
+        state = await start()
+    except RuntimeError as error:  # the server has another major version
+        raise PrefectException(str(error)) from error
+    result = await state.aresult(raise_on_failure=False)
+    if isinstance(result, BaseException):
+        raise result
+
+
+def drain(url: str) -> None:
+    """Send the states and logs that Prefect buffers in this process to `url`; drop them if it is gone.
+
+    At interpreter exit they would block for a minute if the server is gone.
+    """
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    timeout = DRAIN_SECONDS if is_healthy(url, timeout=1) else 0
+    services: tuple[Any, ...] = (EventsWorker, APILogWorker)  # their queues have no public name
+    for service in services:
+        workers = list(service._instances.values())
+        service.drain_all(timeout=timeout)
+        for worker in workers:
+            _discard(worker._queue)
+
+
+def _discard(waiting: "queue.Queue[Any]") -> None:
+    """Empty the queue of a stopped worker and end the worker by its sentinel, None."""
+    with contextlib.suppress(queue.Empty):
+        while True:
+            waiting.get_nowait()
+    waiting.put_nowait(None)
