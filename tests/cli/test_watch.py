@@ -22,7 +22,7 @@ from diffusion.train.distributed import ProcessGroup, RankLost
 from diffusion.train.identity import DenoiserPlan
 from diffusion.train.loop import Silent, TrainState, new_state, train
 from diffusion.train.run_folder import open_run
-from tests.train.test_loop import CPU, assert_same, plan_of, run, run_until
+from tests.helpers.trainings import CPU, assert_same, plan_of, run, run_until
 from tracking.spool.spool_writer import Spool
 
 DROPOUT = {"model": {"dropout": 0.3}, "train": {"lr": 0.01}}

@@ -12,7 +12,7 @@ from diffusion.train.identity import result_of
 from diffusion.train.loop import TrainState, new_state
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.spools import EXPERIMENT, logged, stored, the_run
-from tests.train.test_loop import plan_of
+from tests.helpers.trainings import plan_of
 from tracking.spool.delivery import deliver
 from tracking.spool.spool_writer import Spool
 from tracking.store import connect, ensure_experiment

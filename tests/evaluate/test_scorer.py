@@ -20,7 +20,7 @@ from diffusion.protocol.metric_constants import subset_size
 from diffusion.protocol.settings import SampleSettings
 from diffusion.train.loop import new_state
 from tests.helpers.digits_sweep import effnet, real_digits
-from tests.train.test_loop import plan_of
+from tests.helpers.trainings import plan_of
 
 META = {"extractor": "effnet-lite0-64", "reference_split": "train", "heldout_split": "test"}
 

@@ -33,7 +33,7 @@ from diffusion.train.loop import new_state, train_step
 from tests.gpu.devices import CPU, DEVICES, GPU, SLOW_ON_CPU, exactly, waiting_fails
 from tests.helpers.networks import artefact_of, network_of, randomise, spec_of
 from tests.helpers.profile_trainings import TRAININGS
-from tests.train.test_loop import plan_of
+from tests.helpers.trainings import plan_of
 
 
 def a_model(device: torch.device) -> LoadedModel:

@@ -33,7 +33,7 @@ from diffusion.train.run_folder import open_run
 from diffusion.train.state_file import newest_state
 from tests.conftest import params
 from tests.gpu.devices import DEVICES, LONG_ON_CPU, SLOW_ON_CPU, exactly
-from tests.train.test_loop import Quiet
+from tests.helpers.trainings import Recorder
 
 FP32 = {"precision": "fp32", "p_uncond": 0.0}
 USUAL = 139.5  # of 500 digits in 50 DDIM steps, after the profile's training on a CPU, one run
@@ -47,7 +47,7 @@ def begun(store: ImageStore, device: torch.device, **changes: dict[str, Any]) ->
 
 def curve(state: TrainState, store: ImageStore, device: torch.device) -> list[tuple[int, float]]:
     """The losses of the rest of the training, which is trained."""
-    seen = Quiet()
+    seen = Recorder()
     train(state, store, ProcessGroup(device), seen, lambda state: None, lambda: None)
     return [(step, values["loss"]) for step, values in seen.seen]
 
@@ -91,7 +91,7 @@ def run_saving_on(
         if state.step == stop_at:
             raise Interrupted("stopped", 15)
 
-    train(state, store, ProcessGroup(device), Quiet(), save, check_stop)
+    train(state, store, ProcessGroup(device), Recorder(), save, check_stop)
 
 
 def gradient(state: TrainState, store: ImageStore, device: torch.device) -> list[torch.Tensor]:

@@ -15,7 +15,7 @@ from diffusion.train.run_folder import restored
 from diffusion.train.state_file import newest_state
 from diffusion.train.trainer import _shared
 from tests.helpers.sharded import SHARDED
-from tests.train.test_loop import plan_of
+from tests.helpers.trainings import plan_of
 
 SELF = Path("/proc/self")
 LARGE: dict[str, Any] = {"model": {"channels": 96, "channel_mult": [1, 2], "num_res_blocks": 3}}

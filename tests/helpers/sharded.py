@@ -10,7 +10,7 @@ from diffusion.images.store import open_store
 from diffusion.train.distributed import ProcessGroup
 from diffusion.train.loop import Silent, new_state, train
 from diffusion.train.state_file import SavedState
-from tests.train.test_loop import plan_of
+from tests.helpers.trainings import plan_of
 
 CPU = torch.device("cpu")
 SHORT: dict[str, Any] = {"steps": 4, "batch_size": 7, "precision": "fp32", "save_every": 100, "microbatch": 2}

@@ -22,7 +22,7 @@ from diffusion.train.run_folder import restored
 from diffusion.train.state_file import SavedState, newest_state, save_state
 from diffusion.train.trainer import _shared
 from tests.conftest import environment
-from tests.train.test_loop import plan_of
+from tests.helpers.trainings import plan_of
 
 CPU = torch.device("cpu")
 DEADLINE = 600  # seconds that fail a test

@@ -21,8 +21,8 @@ from diffusion.train.gradients import GradientAccumulator
 from diffusion.train.identity import build_objective
 from diffusion.train.loader import Batches
 from tests.helpers.no_float64 import Float64, no_float64
+from tests.helpers.trainings import plan_of
 from tests.train.test_classifier import SECTION, resolved
-from tests.train.test_loop import plan_of
 
 CPU, SHAPE = torch.device("cpu"), (1, 8, 8)
 

@@ -20,7 +20,7 @@ from diffusion.train.identity import TrainPlan, result_of
 from diffusion.train.loader import Batches
 from diffusion.train.loop import new_state
 from tests.helpers.networks import network_of, spec_of
-from tests.train.test_loop import plan_of, run
+from tests.helpers.trainings import plan_of, run
 
 CPU = torch.device("cpu")
 NAME = ("train", 0, 0)
@@ -150,18 +150,6 @@ def test_a_network_is_told_and_learns_of_it(store):
     assert all(torch.equal(weight, before[name]) for name, weight in begun.items()), "drawn alike"
     run(state, store)
     assert state.network.augmentation.weight.abs().max() > 0
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_resumed_training_is_the_uninterrupted_one(store, precision):
-    plan = plan_of(store, train={**OFTEN, "precision": precision})
-    whole, first, second = new_state(plan, CPU), new_state(plan, CPU), new_state(plan, CPU)
-    run(whole, store)
-    with pytest.raises(BaseException, match="stopped"):
-        run(first, store, stop_at=5)
-    second.restore(first.saved())
-    run(second, store)
-    assert all(torch.equal(tensor, second.tensors()[name]) for name, tensor in whole.tensors().items())
 
 
 def test_told_of_nothing_it_is_as_without_the_layer():

@@ -18,7 +18,7 @@ from diffusion.train.distributed import ProcessGroup
 from diffusion.train.epochs import epoch_rows
 from diffusion.train.identity import TrainPlan
 from diffusion.train.loader import Batches
-from tests.train.test_loop import plan_of
+from tests.helpers.trainings import plan_of
 
 CPU = torch.device("cpu")
 TIMESTEPS = 20

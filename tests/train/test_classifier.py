@@ -1,17 +1,13 @@
 """Classifier guidance: Bayes' rule for two Gaussians, the network, its training and its command."""
 
 import json
-import math
-import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cli import main
 from diffusion.config import parse
 from diffusion.images.store import ImageStore, open_store
 from diffusion.model.classifier import (
@@ -26,29 +22,24 @@ from diffusion.process.condition import Condition
 from diffusion.process.process_config import ProcessConfig
 from diffusion.process.process_registry import build_process
 from diffusion.process.time_grid import TimeGrid
-from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import labels_condition
 from diffusion.sample.ddim import Ddim
 from diffusion.sample.generate import generate
 from diffusion.sample.guidance import classifier_gradient, shift_eps, shift_mean
-from diffusion.system.errors import DiffctlError, Interrupted, UsageError
-from diffusion.train.batch import Batch, draw_batch
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.train.batch import draw_batch
 from diffusion.train.classifier_plan import ClassifierPlan, plan_classifier
 from diffusion.train.config import ClassifierSections
-from diffusion.train.distributed import ProcessGroup
-from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.identity import build_objective, training_fingerprint
+from diffusion.train.identity import build_objective
 from diffusion.train.loader import Batches
-from diffusion.train.loop import Silent, TrainState, new_state, train, train_step
-from diffusion.train.run_folder import open_run, write_loss_curve
-from diffusion.train.state_file import newest_state
+from diffusion.train.loop import new_state
+from diffusion.train.run_folder import open_run
 from tests.conftest import diffctl, params, write_params
 from tests.helpers import papers
 from tests.helpers.networks import artefact_of, network_of, randomise, spec_of
+from tests.helpers.trainings import assert_same, plan_of, run, run_until
 from tests.helpers.walks import OnGrid, asked, grid_of, walk
-from tests.train.test_dropout import assert_close
-from tests.train.test_loop import assert_same, plan_of, run, run_saving
 
 CPU = torch.device("cpu")
 SHAPE = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attention": (4,), "head_channels": 8}
@@ -280,44 +271,23 @@ def resolved(store: ImageStore, section: dict[str, Any] = SECTION, **train: Any)
     return plan_classifier(ClassifierSections.model_validate(values), store.meta, CPU)
 
 
-@pytest.mark.parametrize("at", [1, 5, 11])
-def test_a_stopped_training_goes_on_bit_for_bit(digits_store, tmp_path, at):
+def test_resume_is_bitwise_equal(digits_store, tmp_path):
     store = open_store(digits_store)
     section = {**SECTION, "model": {**SECTION["model"], "dropout": 0.2}}
     plan = resolved(store, section, log_every=3)
     whole = new_state(plan, CPU)
     seen = run(whole, store).seen
     with open_run(tmp_path, "a") as folder:
-        first = new_state(plan, CPU)
-        with pytest.raises(Interrupted):
-            run_saving(first, store, folder.save, at)
+        run_until(new_state(plan, CPU), store, 5, folder.save)
         second = new_state(plan, CPU)
         assert folder.restore(second)
-        assert second.step == at
+        assert second.step == 5
         torch.manual_seed(123)  # nothing may depend on the global generator
         rest = run(second, store).seen
     assert_same(whole, second)
     assert whole.history == second.history
     assert [row["step"] for row in whole.history] == [3, 6, 9, 12]
-    assert rest == [(step, values) for step, values in seen if step > at]
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-@pytest.mark.parametrize("microbatch", [1, 3, 8])
-def test_its_microbatches_give_the_whole_batchs_gradient(digits_store, microbatch, dropout):
-    store, seen = open_store(digits_store), {}
-    section = {**SECTION, "model": {**SECTION["model"], "dropout": dropout}}
-    for size in (None, microbatch):
-        plan = resolved(store, section, microbatch=size, precision="fp32", log_every=1)
-        state = new_state(plan, CPU)
-        batch = draw_batch(plan, state.timesteps, Batches(store, CPU), 0, purpose="classifier")
-        means = train_step(state, GradientAccumulator(plan, state.network, ProcessGroup(CPU)), batch)
-        seen[size] = means, [value["exp_avg"] for value in state.optimizer.state.values()]
-    (whole, gradient), (parts, summed) = seen[None], seen[microbatch]
-    assert {name: float(value) for name, value in parts.items()} == pytest.approx(
-        {name: float(value) for name, value in whole.items()}, rel=1e-4
-    )
-    assert_close(summed, gradient)
+    assert rest == [(step, values) for step, values in seen if step > 5]
 
 
 def test_its_losses_are_the_cross_entropy_and_the_accuracy_of_every_image(digits_store):
@@ -337,15 +307,6 @@ def test_its_losses_are_the_cross_entropy_and_the_accuracy_of_every_image(digits
     ]
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.9])
-def test_the_file_holds_the_average_which_without_decay_is_the_weights(digits_store, decay):
-    store = open_store(digits_store)
-    state = new_state(resolved(store, ema_decay=decay), CPU)
-    run(state, store)
-    pairs = zip(state.ema.parameters(), state.network.parameters(), strict=True)
-    assert all(torch.equal(average, weight) for average, weight in pairs) == (decay == 0)
-
-
 def test_it_draws_nothing_that_the_models_training_draws(digits_store):
     store = open_store(digits_store)
     classifier = new_state(resolved(store), CPU)
@@ -360,72 +321,6 @@ def test_a_key_that_means_nothing_here_is_refused(digits_store):
         values = {**params(), "classifier": {**SECTION, "train": {**SECTION["train"], key: value}}}
         with pytest.raises(UsageError, match=rf"classifier.train.{key}: unknown key, allowed are steps, "):
             parse(values, "params.yaml")
-
-
-@pytest.mark.slow
-def test_it_learns(digits_store):
-    store = open_store(digits_store)
-    state = new_state(resolved(store, steps=80, batch_size=32, lr=0.005, log_every=10), CPU)
-    run(state, store)
-    assert state.history[-1]["loss"] < state.history[0]["loss"] - 0.4
-    assert state.history[-1]["accuracy"] > 0.3
-
-
-def test_a_training_that_is_not_finite_stops_with_a_sentence(digits_store):
-    store = open_store(digits_store)
-    state = new_state(resolved(store), CPU)
-    with torch.no_grad():
-        state.network.stem.weight.fill_(math.nan)
-    with pytest.raises(
-        DiffctlError, match=r"5 non-finite .* in a row, at step 5: lower classifier\.train\.lr"
-    ):
-        run(state, store)
-
-
-@pytest.mark.parametrize("log_every", [1, 3])
-def test_a_step_that_is_not_finite_is_left_out_and_its_training_saved(digits_store, tmp_path, log_every):
-    store = open_store(digits_store)
-    state = new_state(resolved(store, log_every=log_every, save_every=2), CPU)
-    state.network.register_forward_hook(lambda *call: call[2] * math.nan if state.step == 1 else None)
-    with open_run(tmp_path, "a") as folder:
-        train(state, store, ProcessGroup(CPU), Silent(), folder.save, lambda: None)
-        saved = newest_state(folder.folder)
-    assert (state.skipped, state.bad_in_a_row) == (1, 0)
-    assert [row["step"] for row in state.history] == list(range(log_every, 13, log_every))
-    assert all(math.isfinite(value) for row in state.history for value in row.values())
-    assert ("loss" in state.history[1]) == (log_every == 3)
-    assert all(bool(tensor.isfinite().all()) for tensor in state.tensors().values())
-    assert saved is not None
-    assert saved.values == state.values()
-
-
-def test_nothing_in_a_step_reads_a_number_back_from_the_device(digits_store):
-    """Fake tensors have no values: whatever asks for one, as `if`, float() and .item() do, fails."""
-    store = open_store(digits_store)
-    plan = resolved(store, microbatch=4, precision="fp32")
-    batch = draw_batch(plan, UniformSampler(1000), Batches(store, CPU), 0, purpose="classifier")
-    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
-        network = Classifier(plan.network).train()
-        optimizer = torch.optim.AdamW([{"params": network.parameters(), "scale": 1.0}], fused=True)
-        state = TrainState(plan, network, Classifier(plan.network), optimizer, UniformSampler(1000))
-        gradients = GradientAccumulator(plan, network, ProcessGroup(CPU))
-        means = train_step(
-            state, gradients, Batch(*(mode.from_tensor(part) for part in batch if part is not None))
-        )
-        with pytest.raises(torch._subclasses.fake_tensor.DataDependentOutputException):
-            float(means["accuracy"])
-
-
-def test_a_training_goes_on_when_it_is_watched_or_fitted_otherwise(digits_store):
-    store = open_store(digits_store)
-    base = training_fingerprint(resolved(store))
-    for changes in ({"log_every": 1, "save_every": 2}, {"devices": 1, "microbatch": 2, "compile": False}):
-        assert training_fingerprint(resolved(store, **changes)) == base
-    section = {**SECTION, "model": {**SHAPE, "gradient_checkpointing": True}}
-    assert training_fingerprint(resolved(store, section)) == base
-    others = ({"lr": 0.1}, {"seed": 1}, {"steps": 13}, {"batch_size": 9}, {"weight_decay": 0.0})
-    for changes in (*others, {"ema_decay": 0.5}, {"tf32": False}):
-        assert training_fingerprint(resolved(store, **changes)) != base
 
 
 def test_a_lack_of_memory_is_told_by_its_own_section(digits_store):
@@ -446,42 +341,6 @@ def test_data_without_classes_is_refused(digits_store):
     odd = ImageStore(store.path, store.images, store.labels, {**store.meta, "image_size": 9})
     with pytest.raises(UsageError, match=r"classifier.model: .*must be divisible by 2"):
         resolved(odd)
-
-
-def test_the_curve_is_csv(tmp_path):
-    write_loss_curve(
-        tmp_path / "c.csv", [{"step": 5, "loss": 1.5, "accuracy": 0.25, "grad_norm": 2.0}, {"step": 6}]
-    )
-    text = "step,loss,accuracy,grad_norm\n5,1.5,0.25,2\n6,nan,nan,nan\n"
-    assert (tmp_path / "c.csv").read_text() == text
-
-
-def test_the_stage_goes_on_with_another_save_every(project, digits_store, monkeypatch, capsys):
-    (project / "data/prepared").mkdir(parents=True)
-    digits_store.rename(project / "data/prepared/train")
-    sections = {**SECTION, "train": {**SECTION["train"], "precision": "fp32"}}
-
-    def stage(**train: Any) -> tuple[str, bytes]:
-        section = {**sections, "train": {**sections["train"], **train}}
-        write_params(project)
-        with (project / "params.yaml").open("a") as file:
-            file.write("classifier: " + json.dumps(section))
-        monkeypatch.setattr("sys.argv", ["diffctl", "stage", "classifier"])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main.main()
-        assert not stop.value.code
-        return capsys.readouterr().err, (project / "models/classifier.safetensors").read_bytes()
-
-    told, first = stage(save_every=5)
-    assert "classifier: 12 steps, state in runs/classifier/" in told
-    assert re.search(r"classifier 12/12 · .* · loss \S+ · accuracy \S+ · grad_norm", told)
-    (last,) = project.glob("runs/*/*/state-000000012.sealed")
-    last.unlink()
-    told, second = stage(save_every=4, log_every=4)
-    assert "classifier: going on after step 10 of 12" in told
-    assert second == first
-    assert load_classifier(project / "models/classifier.safetensors").artefact.train["save_every"] == 500
 
 
 @pytest.mark.slow

@@ -38,8 +38,7 @@ from tests.helpers.training_process import (
     uninterrupted,
     wait_for_step,
 )
-from tests.train.test_classifier import SECTION, resolved
-from tests.train.test_loop import Quiet, plan_of
+from tests.helpers.trainings import Recorder, plan_of
 
 CPU = torch.device("cpu")
 TRAIN = {"steps": 24, "batch_size": 7, "log_every": 1, "save_every": 4, "precision": "fp32"}
@@ -273,29 +272,11 @@ def test_two_processes_train_as_one(prepared: Path) -> None:
     model = {"dropout": 0.2}
     set_devices(prepared, 2, model=model)
     train_to_the_end(prepared)
-    store, observer = open_store(prepared / "data/prepared/train"), Quiet()
+    store, observer = open_store(prepared / "data/prepared/train"), Recorder()
     state = new_state(plan_of(store, train=TRAIN, model=model), CPU)
     train(state, store, ProcessGroup(CPU), observer, lambda state: None, lambda: None)
     found = curve(prepared)
     assert_same_curve(found, [{"step": step, **values} for step, values in observer.seen])
-
-
-@pytest.mark.slow
-def test_two_processes_train_a_classifier_as_one(prepared: Path) -> None:
-    """By the same loop: the other process is one more of the same stage."""
-    section = {**SECTION, "model": {**SECTION["model"], "dropout": 0.2}}
-    plan = resolved(open_store(prepared / "data/prepared/train"), section, **TRAIN)
-    train_of_two = {**plan.train.model_dump(mode="json"), "devices": 2}
-    write_params(prepared, classifier={"model": section["model"], "train": train_of_two})
-    done = diffctl(prepared, "stage", "classifier")
-    assert done.returncode == 0, done.stderr
-    observer, state = Quiet(), new_state(plan, CPU)
-    store = open_store(prepared / "data/prepared/train")
-    train(state, store, ProcessGroup(CPU), observer, lambda state: None, lambda: None)
-    found = curve(prepared, "classifier")
-    assert_same_curve(found, [{"step": step, **values} for step, values in observer.seen])
-    assert {"loss", "accuracy", "grad_norm"} <= found[0].keys()
-    assert len(found) == TRAIN["steps"]
 
 
 @pytest.mark.slow
@@ -404,17 +385,6 @@ def test_the_others_die_with_the_first_one(prepared: Path) -> None:
     process, others = training_at(prepared, 3)
     process.kill()
     ended(process, others)
-
-
-@pytest.mark.slow
-def test_ctrl_c_reaches_all_of_them_and_they_stop_at_one_step(prepared: Path) -> None:
-    set_devices(prepared, 2, train={"steps": 5000})
-    process, others = training_at(prepared, 3)
-    for one in [*others, process]:
-        one.send_signal(signal.SIGINT)
-    said = ended(process, others)
-    assert process.returncode == 130
-    assert said.count("stopped by SIGINT") == 1
 
 
 def test_a_batch_smaller_than_the_processes_is_refused(prepared: Path) -> None:

@@ -23,8 +23,8 @@ from diffusion.train.loader import Batches
 from diffusion.train.loop import TrainState, new_state
 from diffusion.train.masks import Masks, masks_of
 from tests.helpers.networks import randomise
+from tests.helpers.trainings import plan_of
 from tests.train.test_gradients import refuse_more_than
-from tests.train.test_loop import plan_of
 
 CPU = torch.device("cpu")
 P = 0.3

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import diffctl, write_params
+from tests.conftest import diffctl
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.training_process import (
     DEADLINE,
@@ -144,16 +144,3 @@ def test_the_same_training_twice_at_once_is_told_and_the_first_undisturbed(prepa
     assert first.wait(DEADLINE) == 0
     assert model_bytes(prepared) == wanted
     assert logged_steps(prepared) == list(range(1, STEPS + 1))
-
-
-def test_a_changed_configuration_begins_afresh_and_says_what_changed(prepared: Path) -> None:
-    train_to_the_end(prepared)
-    write_params(prepared, train={"steps": 12, "lr": 0.001})
-    (old,) = prepared.glob("runs/train/*")
-    done = train_to_the_end(prepared)
-    assert "train: 12 steps" in done.stderr
-    assert "begun afresh, since train.lr.course cosine → constant, train.lr." in done.stderr
-    assert f"train.steps {STEPS} → 12 changes the rate from step 0 on, before step " in done.stderr
-    assert f"the first that is saved in runs/train/{old.name}" in done.stderr
-    write_params(prepared, train={"steps": 12, "lr": 0.001, "save_every": 3, "log_every": 2})
-    assert "going on after step 12 of 12" in train_to_the_end(prepared).stderr, "when to look changes nothing"

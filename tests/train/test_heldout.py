@@ -1,13 +1,13 @@
-"""The held-out loss: of fixed draws, of what its parts say, and of no consequence for the training."""
+"""The validation loss: fixed draws, closed form of its parts, and no effect on the training."""
 
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from diffusion.config import parse
 from diffusion.images.store import ImageStore, open_store
 from diffusion.model.precision import autocast
 from diffusion.process.condition import Condition
@@ -18,18 +18,17 @@ from diffusion.system.errors import DiffctlWarning, Interrupted
 from diffusion.train.classifier_plan import plan_classifier
 from diffusion.train.config import CURVE_ROWS, HELDOUT_SHARE, ClassifierSections, TrainConfig
 from diffusion.train.course import Constant
-from diffusion.train.distributed import ProcessGroup
 from diffusion.train.heldout import HeldOut, begins_to_rise, note
-from diffusion.train.identity import TrainPlan, plan_training, training_fingerprint
-from diffusion.train.loop import Silent, TrainState, new_state, train
+from diffusion.train.identity import DenoiserPlan, TrainPlan, training_fingerprint
+from diffusion.train.loop import Silent, TrainState, new_state
 from diffusion.train.run_folder import write_loss_curve
 from tests.conftest import params
+from tests.helpers import trainings
+from tests.helpers.trainings import CPU, run
 
-CPU = torch.device("cpu")
 
-
-class Holding(Silent):
-    """An observer that measures."""
+class Measuring(Silent):
+    """An observer that measures the validation loss."""
 
     def __init__(self, heldout: HeldOut) -> None:
         self.heldout = heldout
@@ -43,28 +42,23 @@ def store(digits_store: Path) -> ImageStore:
     return open_store(digits_store)
 
 
-def plan_of(store: ImageStore, model: dict[str, Any] | None = None, **settings: Any) -> TrainPlan:
-    changes = {"heldout_every": 4, "heldout_images": 20, **settings}
-    return plan_training(parse(params(train=changes, model=model or {}), "test"), store.meta, CPU)
+def plan_of(store: ImageStore, model: dict[str, Any] | None = None, **settings: Any) -> DenoiserPlan:
+    train = {"heldout_every": 4, "heldout_images": 20, **settings}
+    return trainings.plan_of(store, train=train, model=model or {})
 
 
-def trained(store: ImageStore, plan: TrainPlan, state: TrainState | None = None, stop: int = 0) -> TrainState:
+def trained(
+    store: ImageStore, plan: TrainPlan, state: TrainState | None = None, stop_at: int | None = None
+) -> TrainState:
     state = state or new_state(plan, CPU)
-
-    def check_stop() -> None:
-        if stop and state.step == stop:
-            raise Interrupted("stopped", 15)
-
-    try:
-        train(state, store, ProcessGroup(CPU), Holding(HeldOut(plan, store)), lambda state: None, check_stop)
-    except Interrupted:
-        assert state.step == stop
+    with suppress(Interrupted):
+        run(state, store, stop_at=stop_at, observer=Measuring(HeldOut(plan, store)))
     return state
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_it_is_the_mean_of_the_losses_at_draws_that_are_known(store: ImageStore, precision: str) -> None:
-    """An oracle: all images in one batch, by torch's own calls."""
+def test_validation_loss_is_the_mean_over_its_fixed_draws(store: ImageStore, precision: str) -> None:
+    """The oracle computes all images in one batch, with torch's own calls."""
     plan = plan_of(store, {"dropout": 0.3}, precision=precision)
     state = new_state(plan, CPU)
     torch.nn.init.normal_(state.ema.head.weight, generator=torch.Generator().manual_seed(0))  # type: ignore
@@ -94,8 +88,7 @@ def test_it_is_the_mean_of_the_losses_at_draws_that_are_known(store: ImageStore,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [{}, {"dropout": 0.3}], ids=["plain", "dropout"])
-def test_nothing_of_a_training_hangs_on_it(store: ImageStore, model: dict[str, Any]) -> None:
-    """Neither whether nor how often it is measured, nor by how many images."""
+def test_validation_loss_does_not_change_the_training(store: ImageStore, model: dict[str, Any]) -> None:
     others = ({"heldout_every": 3}, {"heldout_every": None}, {"heldout_images": 7})
     plan = plan_of(store, model)
     whole = trained(store, plan)
@@ -105,16 +98,16 @@ def test_nothing_of_a_training_hangs_on_it(store: ImageStore, model: dict[str, A
         torch.manual_seed(5)
         before = torch.get_rng_state()
         state = trained(store, other)
-        assert torch.equal(torch.get_rng_state(), before), "nothing is drawn from the global generator"
+        assert torch.equal(torch.get_rng_state(), before)
         assert all(torch.equal(value, whole.tensors()[name]) for name, value in state.tensors().items())
 
 
-def test_it_joins_the_curve_and_a_resumed_training_has_the_same(store: ImageStore, tmp_path: Path) -> None:
+def test_validation_loss_is_in_the_curve_and_survives_a_resume(store: ImageStore, tmp_path: Path) -> None:
     plan = plan_of(store)
     whole = trained(store, plan)
     assert [row["step"] for row in whole.history if "heldout_loss" in row] == [4, 8, 12]
     assert [row["step"] for row in whole.history] == [3, 4, 6, 8, 9, 12]
-    first, second = trained(store, plan, stop=6), new_state(plan, CPU)
+    first, second = trained(store, plan, stop_at=6), new_state(plan, CPU)
     second.restore(first.saved())
     assert trained(store, plan, second).history == whole.history
     write_loss_curve(tmp_path / "loss.csv", whole.history)
@@ -126,7 +119,7 @@ def test_it_joins_the_curve_and_a_resumed_training_has_the_same(store: ImageStor
     assert [math.isnan(float(row[1])) for row in rows] == [False, True, False, True, False, False]
 
 
-def test_a_classifier_has_it_too(store: ImageStore) -> None:
+def test_a_classifier_has_a_validation_loss(store: ImageStore) -> None:
     values = params()
     section = {
         "model": {"channels": 8, "channel_mult": [1, 2], "attention": [4], "head_channels": 8},
@@ -141,8 +134,8 @@ def test_a_classifier_has_it_too(store: ImageStore) -> None:
 
 @pytest.mark.parametrize("batch", [1, 16, 64, 128, 2048])
 @pytest.mark.parametrize("images", [4, 256, 5000])
-def test_by_default_it_takes_less_than_two_percent(batch: int, images: int) -> None:
-    """In passes of an image: two, where a training step takes three for each of its own."""
+def test_by_default_validation_takes_less_than_two_percent(batch: int, images: int) -> None:
+    """An image takes two forward passes here and the equivalent of three in a training step."""
     steps = 100_000
     config = TrainConfig(steps=steps, batch_size=batch, lr=Constant(rate=1), heldout_images=images)
     times = sum(config.is_held_out(step) for step in range(1, steps))
@@ -158,20 +151,20 @@ def test_by_default_it_takes_less_than_two_percent(batch: int, images: int) -> N
         ([1.0, 1.1, 1.1, 1.1], True),
         ([1.0, 1.1, 1.1, 1.01], False),
         ([2.0, 1.0, 1.1, 1.2, 1.3], True),
-        ([2.0, 1.0, 1.1, 1.2, 1.3, 1.4], False),  # which was told
+        ([2.0, 1.0, 1.1, 1.2, 1.3, 1.4], False),  # already reported
         ([1.3, 1.2, 1.1, 1.0], False),
         ([1.0, math.nan, math.nan, math.nan], False),
     ],
 )
-def test_a_rise_is_seen_when_it_has_lasted(losses: list[float], rises: bool) -> None:
+def test_a_rise_is_detected_after_three_losses(losses: list[float], rises: bool) -> None:
     assert begins_to_rise(losses) == rises
 
 
-def test_a_rise_is_told_once() -> None:
+def test_a_rise_is_reported_once() -> None:
     history: list[dict[str, float]] = []
     for step, loss in enumerate((0.5, 0.4, 0.5, 0.6), start=1):
         note(history, 10 * step, {"loss": loss})
-    with pytest.warns(DiffctlWarning, match=r"has risen from 0\.4 after step 20 to 0\.7 after step 50: "):
+    with pytest.warns(DiffctlWarning, match=r"from 0\.4 after step 20 to 0\.7 after step 50"):
         note(history, 50, {"loss": 0.7})
     note(history, 60, {"loss": 0.8})
     note(history, 70, {})

@@ -97,15 +97,6 @@ def test_a_damaged_newest_state_is_reported_and_the_one_before_used(prepared: Pa
 
 
 @pytest.mark.slow
-def test_a_finished_training_is_not_trained_again(prepared: Path) -> None:
-    train_to_the_end(prepared)
-    model = model_bytes(prepared)
-    again = train_to_the_end(prepared)
-    assert f"going on after step {STEPS} of {STEPS}" in again.stderr
-    assert model_bytes(prepared) == model
-
-
-@pytest.mark.slow
 def test_halted_for_a_while_it_is_running_and_ends_as_if_it_had_not_been(prepared: Path) -> None:
     process = start(prepared)
     wait_for_step(prepared, process, 3)

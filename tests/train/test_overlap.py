@@ -17,8 +17,8 @@ from diffusion.train.gradients import GradientAccumulator
 from diffusion.train.loader import Batches
 from diffusion.train.loop import new_state
 from diffusion.train.overlap import OverlappedSums
+from tests.helpers.trainings import plan_of
 from tests.train.test_gradients import FP32
-from tests.train.test_loop import plan_of
 
 CPU = torch.device("cpu")
 

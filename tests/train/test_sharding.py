@@ -13,17 +13,16 @@ from torch import nn
 from diffusion.images.store import open_store
 from diffusion.system.errors import UsageError
 from diffusion.train.distributed import ProcessGroup
-from diffusion.train.identity import training_fingerprint
 from diffusion.train.loop import new_state
-from diffusion.train.sharding import Shards, _bare, _filled, is_sharded, rows, units
+from diffusion.train.sharding import Shards, _bare, _filled, rows
 from diffusion.train.state_file import SavedState, save_state
 from tests.helpers.pair import pair_of
 from tests.helpers.shard_memory import LARGE, SCRIPT
 from tests.helpers.sharded import CHANGES, SHARDED, alone, assert_close
 from tests.helpers.together import DEADLINE, trained
 from tests.helpers.training_process import prepare, train_to_the_end, uninterrupted
+from tests.helpers.trainings import plan_of
 from tests.train.test_distributed import TRAIN, assert_same_curve, curve, ended, set_devices, training_at
-from tests.train.test_loop import plan_of
 
 CPU = torch.device("cpu")
 
@@ -77,28 +76,6 @@ def test_a_saved_state_comes_as_rows_and_one_of_other_sizes_is_refused_by_all_al
         whole = tensor.ndim == 0 or name.startswith("timesteps.")
         both = found[0][name] if whole else torch.cat([rows[name] for rows in found])
         assert torch.equal(both, tensor), name
-
-
-def test_every_weight_is_in_a_unit(digits_store):
-    state = new_state(plan_of(open_store(digits_store), **SHARDED), CPU)
-    *stages, whole = units(state.network)
-    assert whole is state.network
-    in_stages = sum(parameter.numel() for stage in stages for parameter in stage.parameters())
-    assert 0.5 < in_stages / sum(parameter.numel() for parameter in whole.parameters()) < 1.0
-
-
-def test_one_process_has_no_shards(digits_store):
-    plan, gpu = plan_of(open_store(digits_store), **SHARDED), torch.device("cuda", 0)
-    assert not is_sharded(plan.train, ProcessGroup(gpu))
-    assert is_sharded(plan.train, ProcessGroup(gpu, 0, 2))
-    assert new_state(plan, CPU, group=ProcessGroup(CPU)).shards is None
-
-
-def test_shards_are_no_part_of_what_a_training_is_nor_of_what_a_model_says(digits_store):
-    store = open_store(digits_store)
-    plans = [plan_of(store, **changes) for changes in (CHANGES, SHARDED)]
-    assert len({training_fingerprint(plan) for plan in plans}) == 1
-    assert "shard" not in plans[0].train.model_dump()
 
 
 def test_shards_are_refused_with_what_compiles(digits_store):

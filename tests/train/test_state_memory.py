@@ -21,7 +21,7 @@ from diffusion.train.state_file import newest_state, save_state
 from diffusion.train.state_writer import StateWriter
 from diffusion.train.tensor_stream import StoredTensors
 from tests.fuzz.parsers.state import _state as small_state
-from tests.train.test_loop import assert_same
+from tests.helpers.trainings import assert_same
 
 CPU = torch.device("cpu")
 

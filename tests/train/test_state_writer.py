@@ -19,7 +19,7 @@ from diffusion.train.run_folder import open_run
 from diffusion.train.state_file import SavedState, newest_state, state_files
 from diffusion.train.state_values import StateValues
 from diffusion.train.state_writer import StateWriter
-from tests.train.test_loop import assert_same, plan_of
+from tests.helpers.trainings import assert_same, plan_of
 from tests.train.test_state_file import equal, state
 
 CPU = torch.device("cpu")

@@ -1,0 +1,107 @@
+"""Small trainings in this process: plans, runs to the end or to a stop, and exact comparison."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffusion.config import parse
+from diffusion.images.store import ImageStore
+from diffusion.system.errors import Interrupted
+from diffusion.train.distributed import ProcessGroup
+from diffusion.train.identity import DenoiserPlan, plan_training
+from diffusion.train.loop import Silent, TrainState, new_state, train
+from diffusion.train.run_folder import RunFolder, open_training
+from tests.conftest import params
+
+CPU = torch.device("cpu")
+
+Save = Callable[[TrainState], None]
+STOP = Interrupted("stopped", 15)
+
+
+class Killed(Exception):
+    """Ends a training without a save, as SIGKILL does."""
+
+
+class Recorder(Silent):
+    """An observer that keeps the logged metrics and the steps of previews."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, dict[str, float]]] = []
+        self.previews: list[int] = []
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self.seen.append((step, values))
+
+    def preview(self, step: int, network: torch.nn.Module, ema: torch.nn.Module) -> None:
+        self.previews.append(step)
+
+
+def plan_of(store: ImageStore, **changes: dict[str, Any]) -> DenoiserPlan:
+    """Return the plan of the small digits training with `changes` to its sections."""
+    return plan_training(parse(params(**changes), "test"), store.meta, CPU)
+
+
+def run(
+    state: TrainState,
+    store: ImageStore,
+    save: Save = lambda state: None,
+    stop_at: int | None = None,
+    snapshot: Save = lambda state: None,
+    observer: Silent | None = None,
+    error: Exception | Interrupted = STOP,
+) -> Recorder:
+    """Train to the end, on the network's device; raise `error` at step `stop_at`."""
+
+    def check_stop() -> None:
+        if stop_at is not None and state.step >= stop_at:
+            raise error
+
+    recorder = Recorder()
+    group = ProcessGroup(next(state.network.parameters()).device)
+    train(state, store, group, observer or recorder, save, check_stop, snapshot)
+    return recorder
+
+
+def run_until(state: TrainState, store: ImageStore, step: int, save: Save = lambda state: None) -> Recorder:
+    """Train until the state has made `step` steps, and save there."""
+    recorder = Recorder()
+    with pytest.raises(Interrupted):
+        run(state, store, save, step, observer=recorder)
+    assert state.step == step
+    return recorder
+
+
+def run_in(
+    store: ImageStore,
+    plan: DenoiserPlan,
+    root: Path,
+    stop_at: int | None = None,
+    snapshot: Callable[[RunFolder, TrainState], None] = lambda run, state: None,
+    error: Exception | Interrupted = STOP,
+    **options: bool,
+) -> tuple[RunFolder, TrainState, int]:
+    """Train in the plan's run directory in `root`, to the end or to a stop.
+
+    Returns the run directory, the state, and the step from which the training was resumed.
+    """
+    with open_training(plan, root, **options) as folder:
+        state = new_state(plan, CPU)
+        folder.restore(state)
+        begun = state.step
+        try:
+            run(state, store, folder.save, stop_at, lambda state: snapshot(folder, state), error=error)
+        except (Interrupted, Killed):
+            assert state.step == stop_at
+    return folder, state, begun
+
+
+def assert_same(a: TrainState, b: TrainState) -> None:
+    """Assert that both states have the same bits and the same counters."""
+    ours, theirs = a.tensors(), b.tensors()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert a.values() == b.values()
