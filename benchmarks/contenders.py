@@ -67,16 +67,16 @@ def ours(precision: str, shape: Shape) -> Work:
     from diffusion.sample.class_labels import labels_condition
     from diffusion.sample.generate import generate
     from diffusion.train.batch import draw_batch
-    from diffusion.train.distributed import ProcessGroup
+    from diffusion.train.distributed.process_group import ProcessGroup
     from diffusion.train.gradients import GradientAccumulator
-    from diffusion.train.loader import Batches
+    from diffusion.train.loader import ImageLoader
     from diffusion.train.loop import new_state, train_step
 
     plan, meta = described(precision, shape)
     images = np.random.default_rng(0).integers(0, 256, (256, 32, 32, shape.channels), dtype=np.uint8)
     store = ImageStore(Path(), images, None, meta)
     state = new_state(plan, CPU)
-    gradients, data = GradientAccumulator(plan, state.network, ProcessGroup(CPU)), Batches(store, CPU)
+    gradients, data = GradientAccumulator(plan, state.network, ProcessGroup(CPU)), ImageLoader(store, CPU)
 
     def train() -> object:
         return train_step(state, gradients, draw_batch(plan, state.timesteps, data, state.step))
@@ -91,7 +91,7 @@ def ours(precision: str, shape: Shape) -> Work:
 def described(precision: str, shape: Shape) -> tuple[Any, dict[str, Any]]:
     """What this library's training would say of its model: ε, L_simple, a fixed variance, as the peers."""
     from diffusion.config import parse
-    from diffusion.train.identity import plan_training
+    from diffusion.train.plan import plan_training
 
     meta = {
         "name": "digits", "classes": [], "counts": [], "channels": shape.channels, "image_size": 32,

@@ -56,11 +56,11 @@ def batches(count: int = 40_000, draws: int = 400) -> Result:
     import torch
 
     from diffusion.system.threads import prefetch
-    from diffusion.train.loader import Batches
+    from diffusion.train.loader import ImageLoader
 
     with scratch() as folder:
         images = np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
-        loader = Batches(write_store(folder / "store", images, None, {}), "cpu")
+        loader = ImageLoader(write_store(folder / "store", images, None, {}), "cpu")
 
         def read() -> float:
             def draw(step: int) -> tuple[torch.Tensor]:

@@ -28,7 +28,7 @@ from benchmarks.gpu_measures import BATCHES, SMALL, WHOLE, Result, Size, matrix_
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
-from diffusion.train.memory import is_shortage, remedy
+from diffusion.train.step_memory import is_out_of_memory, oom_hint
 
 FILE = Path("benchmarks-gpu.json")
 RATE = "matrix rate"
@@ -97,10 +97,10 @@ def _measured(contender: Callable[..., Result], *arguments: Any) -> dict[str, An
     try:
         return contender(*arguments)._asdict()
     except DiffctlError as error:
-        if remedy("") not in str(error):
+        if oom_hint("") not in str(error):
             raise
     except RuntimeError as error:
-        if not is_shortage(error):
+        if not is_out_of_memory(error):
             raise
     return {"failed": "the memory does not suffice"}
 

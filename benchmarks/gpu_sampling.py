@@ -20,7 +20,7 @@ from diffusion.model.unet import UNet
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
-from diffusion.train.identity import TrainPlan
+from diffusion.train.plan import TrainPlan
 from diffusion.train.precision import set_tf32
 
 

@@ -20,17 +20,17 @@ from diffusion.config import load
 from diffusion.images.store import ImageStore, write_store
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
-from diffusion.train.course import learning_rate
-from diffusion.train.distributed import ProcessGroup
-from diffusion.train.identity import TrainPlan, plan_training
-from diffusion.train.loop import Silent, new_state, train
+from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.loop import NullObserver, new_state, train
+from diffusion.train.lr_schedule import learning_rate
+from diffusion.train.plan import TrainPlan, plan_training
 
 ROOT = Path(__file__).parent.parent
 SIZES = {"cifar10": 32, "imagenet64": 64, "imagenet64-adm": 64}
 CLASSES = {"cifar10": 0, "imagenet64": 1000, "imagenet64-adm": 1000}
 
 
-class Clock(Silent):
+class Clock(NullObserver):
     """Notes when every step's work was done, at the logging that reads the device; then has some profiled."""
 
     def __init__(self, size: Size, device: torch.device) -> None:

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from diffusion.config import load
 from diffusion.images.store import ImageStore, write_store
 from diffusion.model.unet import UNet
-from diffusion.train.distributed import ProcessGroup
-from diffusion.train.identity import TrainPlan, plan_training
-from diffusion.train.loop import Silent, new_state, train
+from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.loop import NullObserver, new_state, train
+from diffusion.train.plan import TrainPlan, plan_training
 from tracking.spool.spool_writer import Spool
 
 ROOT = Path(__file__).parent.parent
@@ -60,7 +60,7 @@ class StandIn(nn.Module):
         return GivesGradients.apply(repeated, *self.network.parameters())  # type: ignore[no-any-return]
 
 
-class Clock(Silent):
+class Clock(NullObserver):
     """Notes when every step ended; logs its means into a spool."""
 
     def __init__(self, spool: Spool) -> None:

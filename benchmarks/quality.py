@@ -34,9 +34,9 @@ from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.system.device_transfer import float64_device
 from diffusion.system.devices import default_device
-from diffusion.train.distributed import ProcessGroup
-from diffusion.train.identity import TrainPlan, plan_training
-from diffusion.train.loop import Silent, TrainState, new_state, train
+from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.loop import NullObserver, TrainState, new_state, train
+from diffusion.train.plan import TrainPlan, plan_training
 from diffusion.train.precision import compiles
 
 CPU = torch.device("cpu")
@@ -61,7 +61,7 @@ class Data(NamedTuple):
     test: ImageStore
 
 
-class Clock(Silent):
+class Clock(NullObserver):
     """Notes when steps were done, at the logging that reads the device."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ def prepared(profile: Path, folder: Path) -> Data:
 def trained(plan: TrainPlan, store: ImageStore, device: torch.device) -> tuple[TrainState, float]:
     """The plan's training, and its seconds."""
     began, state = time.perf_counter(), new_state(plan, device)
-    train(state, store, ProcessGroup(device), Silent(), lambda state: None, lambda: None)
+    train(state, store, ProcessGroup(device), NullObserver(), lambda state: None, lambda: None)
     return state, time.perf_counter() - began
 
 

@@ -61,7 +61,7 @@ class Answered(NamedTuple):
 def write_model(path: Path) -> None:
     """A model file of the digits profile's shape."""
     from diffusion.model.network_registry import build_network
-    from diffusion.train.identity import plan_training
+    from diffusion.train.plan import plan_training
 
     config = parse(read_params(ROOT / "profiles/digits.yaml"), "profiles/digits.yaml")
     names = [str(digit) for digit in range(10)]

@@ -154,9 +154,9 @@ def from_nothing(folder: Path) -> list[float]:
 
 def from_start(folder: Path) -> list[float]:
     """Trainings that begin with the model that lies there."""
-    from diffusion.train.start import keep_start
+    from diffusion.train.pretrained import store_pretrained
 
-    sha256 = keep_start(folder / "models/unet.safetensors", folder / "start")[1].model_sha256
+    sha256 = store_pretrained(folder / "models/unet.safetensors", folder / "start")[1].model_sha256
     seconds = []
     for number in range(ROUNDS):
         configure(folder, seed=200 + number, start={"sha256": sha256})

@@ -19,7 +19,7 @@ from diffusion.system.errors import UsageError
 from diffusion.system.params import PARAMS, read_params
 from diffusion.system.renamed import refuse_renamed
 from diffusion.system.section import validate
-from diffusion.train.config import ClassifierConfig, TrainSections
+from diffusion.train.train_config import ClassifierConfig, TrainSections
 
 
 class Config(TrainSections):

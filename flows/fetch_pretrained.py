@@ -13,22 +13,22 @@ from diffusion.system.errors import DiffctlError
 from diffusion.system.locks import file_lock
 
 if TYPE_CHECKING:
-    from diffusion.train.config import StartConfig
+    from diffusion.train.train_config import PretrainedConfig
 
 LOCK = RUNS / "start.lock"  # processes of one training need it at once, and DVC has no patience
 
 
-def fetch_pretrained(config: "StartConfig | None") -> None:
+def fetch_pretrained(config: "PretrainedConfig | None") -> None:
     """Let DVC put the pinned model into `start`, from its cache or the remote; nothing where it is there.
 
     Nor where DVC does not know it: who needs it says so. DiffctlError where DVC does not bring it.
     """
-    from diffusion.train.start import start_file, tracked_by
+    from diffusion.train.pretrained import dvc_file, pretrained_path
 
     if config is None:
         return
-    path = start_file(config.sha256)
-    tracked = tracked_by(path)
+    path = pretrained_path(config.sha256)
+    tracked = dvc_file(path)
     if path.exists() or not tracked.exists():
         return
     RUNS.mkdir(exist_ok=True)

@@ -13,7 +13,7 @@ from flows.output_relay import echo
 RESUMABLE = ("train", "sample")  # stages that save their progress
 
 if TYPE_CHECKING:
-    from diffusion.train.identity import DenoiserPlan
+    from diffusion.train.plan import DenoiserPlan
 
 Step = Callable[[str, bool], Awaitable[str | None]]
 """Runs the named step, a resumable stage from scratch if the flag is set; returns its result as text."""
@@ -104,14 +104,14 @@ def _discard(stage: str) -> None:
 
 
 def _discard_training() -> None:
-    from diffusion.train.run_folder import open_training
+    from diffusion.train.checkpoint.run_dir import open_training
 
     with open_training(_training(), fresh=True):
         pass
 
 
 def _keep_training() -> None:
-    from diffusion.train.run_folder import open_training
+    from diffusion.train.checkpoint.run_dir import open_training
 
     with open_training(_training(), keep=True):
         pass
@@ -123,7 +123,7 @@ def _training() -> "DenoiserPlan":
     from diffusion.images.store import open_store
     from diffusion.images.store_meta import PreparedMeta
     from diffusion.system.devices import default_device
-    from diffusion.train.identity import plan_training
+    from diffusion.train.plan import plan_training
     from flows.fetch_pretrained import fetch_pretrained
 
     config = load()

@@ -19,7 +19,7 @@ from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.references import load_reference
-from diffusion.train.course import COURSES
+from diffusion.train.lr_schedule import LR_SCHEDULES
 from tests.conftest import ROOT
 
 DOCS = ROOT / "docs/extending.md"
@@ -46,8 +46,8 @@ REGISTRIES = (
              "a `ProcessConfig` → `Process` (`diffusion/process/noise_process.py`)"),
     Registry("PREDICTIONS", PREDICTIONS, "diffusion/process/parameterization.py", "process.prediction",
              "(α, σ) → (a, b) of what is predicted, a·x_0 + b·ε"),
-    Registry("COURSES", COURSES, "diffusion/train/course.py", "train.lr.course",
-             "a subclass of `Course`: step → rate"),
+    Registry("LR_SCHEDULES", LR_SCHEDULES, "diffusion/train/lr_schedule.py", "train.lr.course",
+             "a subclass of `LRSchedule`: step → rate"),
     Registry("SAMPLERS", SAMPLERS, "diffusion/protocol/samplers.py", "sample.sampler",
              "`SampleSettings` → `Sampler` (`diffusion/sample/sampler.py`)"),
     Registry("SPACINGS", SPACINGS, "diffusion/protocol/spacing.py", "sample.spacing",
@@ -80,7 +80,7 @@ def _table(registry: Registry) -> str:
 
 def _said(entry: Any, registry: Registry) -> str:
     """What an entry, or the module of its builder, says of itself, and the options that it alone has."""
-    if registry.entries is COURSES:
+    if registry.entries is LR_SCHEDULES:
         own = load_reference(entry.config)
         return f"{_first(own)} Options: {', '.join(f'`{name}`' for name in _options(entry))}."
     if not hasattr(entry, "builder"):

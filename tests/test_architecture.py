@@ -118,7 +118,7 @@ def test_help_loads_nothing_heavy(arguments: list[str], light: set[str]) -> None
 MAY_USE_WALL_CLOCK = {
     "cli/shared/tables.py",
     "diffusion/downloads/transfer.py",
-    "diffusion/train/run_folder.py",
+    "diffusion/train/checkpoint/run_dir.py",
     "flows/prefect_server/flow_runs.py",
     "flows/flow_hooks.py",
     "tracking/runs/run_lookup.py",

@@ -14,7 +14,7 @@ from diffusion.config import Config, load, parse
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
 from diffusion.system.errors import UsageError
-from diffusion.train import memory
+from diffusion.train import step_memory
 from tests.conftest import params
 from tests.helpers.broken_params import CLASSIFIER, Place, Tree, broken_texts, broken_trees, places, read
 from tests.helpers.sections import bounds, numbers
@@ -126,8 +126,8 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         build(network, spec)
 
     monkeypatch.setattr(UNet, "__init__", noted)
-    memory._counted_parameters.cache_clear()
-    memory._counted_passes.cache_clear()
+    step_memory._counted_parameters.cache_clear()
+    step_memory._counted_passes.cache_clear()
     return shapes
 
 

@@ -23,7 +23,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import sampling_code, shards_folder
 from diffusion.system.syntax import normalized_syntax
 from diffusion.train.classifier_plan import ClassifierPlan
-from diffusion.train.identity import DenoiserPlan, training_code
+from diffusion.train.plan import DenoiserPlan, training_code
 from tests.conftest import ROOT
 from tests.helpers.networks import artefact_of, network_of, spec_of
 

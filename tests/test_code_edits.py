@@ -43,7 +43,7 @@ EDITS = {
         FROM_TRAIN,
     ),
     "learning rate": Edit(
-        "diffusion/train/course.py",
+        "diffusion/train/lr_schedule.py",
         "rate = rate * (step + 1)",
         "rate = 3 * rate * (step + 1)",
         FROM_TRAIN,

@@ -14,7 +14,7 @@ from diffusion.model.unet_config import level_sizes
 from diffusion.system.errors import UsageError
 from diffusion.system.params import load_section, load_sections
 from diffusion.system.section import canonical_json, fingerprint
-from diffusion.train.config import TrainConfig, TrainSections
+from diffusion.train.train_config import TrainConfig, TrainSections
 from tests.conftest import ROOT, params, write_params
 
 

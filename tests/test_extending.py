@@ -20,7 +20,7 @@ from diffusion.process.process_config import ProcessConfig
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import sampling_code
-from diffusion.train.identity import DenoiserPlan, training_code
+from diffusion.train.plan import DenoiserPlan, training_code
 from tests import registries
 from tests.conftest import ROOT, environment
 from tests.helpers.networks import artefact_of, spec_of

@@ -140,9 +140,9 @@ def _use_start(name: str) -> None:
         typer.echo(f"{PARAMS}: train.start is null; the weights are drawn")
         return
     begin("looking for the model")
-    from diffusion.train.start import keep_start
+    from diffusion.train.pretrained import store_pretrained
 
-    path, artefact = keep_start(_model(name))
+    path, artefact = store_pretrained(_model(name))
     tracked = _track(path)
     _write_start(PINNED, artefact.model_sha256)
     typer.echo(f"{PARAMS}: train.start is {artefact.model_sha256[:16]}, {_told(artefact)}: {path}")
@@ -240,7 +240,7 @@ def _with_values(values: "Mapping[tuple[str, ...], Any]") -> str:
 def _track(path: Path) -> Path | None:
     """Let DVC track the file, so that a clone can have it; the file to commit. None outside a DVC project."""
     from diffusion.system.errors import DiffctlError
-    from diffusion.train.start import tracked_by
+    from diffusion.train.pretrained import dvc_file
 
     if not Path(".dvc").is_dir():
         return None
@@ -249,7 +249,7 @@ def _track(path: Path) -> Path | None:
     if done.returncode:
         said = done.stderr.strip().splitlines()
         raise DiffctlError(f"DVC cannot track {path} ({said[0] if said else 'it does not say why'})")
-    return tracked_by(path)
+    return dvc_file(path)
 
 
 def find_profile(profile: str) -> Path:

@@ -11,7 +11,7 @@ from cli.shared.tables import show, table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from diffusion.train.identity import TrainPlan
+    from diffusion.train.plan import TrainPlan
     from tracking.runs.leftovers import Leftover
 
 
@@ -31,7 +31,7 @@ def prune(
     from diffusion.system.errors import UsageError
     from diffusion.system.params import load_sections
     from diffusion.train.classifier_plan import plan_classifier
-    from diffusion.train.config import ClassifierSections
+    from diffusion.train.train_config import ClassifierSections
     from tracking.runs.leftovers import find_leftovers, remove_leftovers
 
     project = Project(load())

@@ -137,7 +137,7 @@ def _refused_early(values: dict[str, Any], config: "Config") -> tuple[dict[str, 
     from diffusion.layout import PREPARED, REFERENCE
     from diffusion.search.folder import first_settings
     from diffusion.search.space import refuse_impossible
-    from diffusion.train.identity import plan_training
+    from diffusion.train.plan import plan_training
     from flows.fetch_pretrained import fetch_pretrained
 
     assert config.search is not None, "it is searchable"

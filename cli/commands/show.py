@@ -234,7 +234,7 @@ def _spec(asked: Asked) -> "NetworkSpec":
     from diffusion.check.findings import Project
     from diffusion.model.model_file import read_artefact
     from diffusion.system.devices import default_device
-    from diffusion.train.identity import plan_training
+    from diffusion.train.plan import plan_training
 
     if asked.names_model:
         return read_artefact(asked.model_file()).network

@@ -65,10 +65,10 @@ def train(
     from diffusion.system.devices import default_device
     from diffusion.system.files import write_json
     from diffusion.system.params import load_sections
-    from diffusion.train.config import TrainSections
-    from diffusion.train.identity import plan_training
-    from diffusion.train.launch import is_follower
-    from diffusion.train.trainer import Places, Trainer
+    from diffusion.train.distributed.launch import is_follower
+    from diffusion.train.plan import plan_training
+    from diffusion.train.train_config import TrainSections
+    from diffusion.train.trainer import Trainer, TrainPaths
     from flows.fetch_pretrained import fetch_pretrained
 
     sections = load_sections(TrainSections)
@@ -76,7 +76,7 @@ def train(
     config = None if is_follower() else preflight("train")
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_training(sections, store.meta, default_device())
-    places = Places(TRAIN_RUNS, LOSS_CURVE, MODEL, averages=AVERAGES)
+    places = TrainPaths(TRAIN_RUNS, LOSS_CURVE, MODEL, averages=AVERAGES)
     trainer = Trainer(plan, store, places, same_stage("train"), partial(say, "train"))
     if config is None:
         return follow(trainer)

@@ -21,14 +21,14 @@ def classifier(
     from diffusion.system.devices import default_device
     from diffusion.system.params import load_sections
     from diffusion.train.classifier_plan import plan_classifier
-    from diffusion.train.config import ClassifierSections
-    from diffusion.train.launch import is_follower
-    from diffusion.train.trainer import Places, Trainer
+    from diffusion.train.distributed.launch import is_follower
+    from diffusion.train.train_config import ClassifierSections
+    from diffusion.train.trainer import Trainer, TrainPaths
 
     whole_config()
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_classifier(load_sections(ClassifierSections), store.meta, default_device())
-    places = Places(CLASSIFIER_RUNS, CLASSIFIER_CURVE, CLASSIFIER)
+    places = TrainPaths(CLASSIFIER_RUNS, CLASSIFIER_CURVE, CLASSIFIER)
     trainer = Trainer(plan, store, places, same_stage("classifier"), partial(say, "classifier"))
     if is_follower():
         return follow(trainer)

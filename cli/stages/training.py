@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from diffusion.code_digest import CodeSince
     from diffusion.config import Config
     from diffusion.system.signals import StopRequest
-    from diffusion.train.heldout import HeldOut
-    from diffusion.train.identity import DenoiserPlan, TrainPlan
+    from diffusion.train.checkpoint.run_dir import RunDir
     from diffusion.train.loop import TrainState
-    from diffusion.train.run_folder import RunFolder
+    from diffusion.train.plan import DenoiserPlan, TrainPlan
     from diffusion.train.trainer import Trainer
+    from diffusion.train.validation_loss import ValidationLoss
     from tracking.spool.spool_writer import Spool
 
 # What an unreachable MLflow may cost at the end of a training; `diffctl sync` does the rest.
@@ -34,7 +34,7 @@ class Told:
     """A training that the terminal tells of, under its stage's name."""
 
     name: str
-    run: "RunFolder"
+    run: "RunDir"
     observer: LiveLine
 
     def announce(self, state: "TrainState", ema: "nn.Module") -> None:
@@ -43,7 +43,7 @@ class Told:
         how = f"going on after step {step:,} of {total:,}" if step else f"{total:,} steps"
         say(self.name, f"{how}, state in {self.run.folder}")
         if self.run.start:
-            say(self.name, self.run.start.spoken())
+            say(self.name, self.run.start.describe())
         elif not step and (changes := self.run.changes()):
             say(self.name, changes)
         if changed := state.change_of_code():
@@ -102,31 +102,31 @@ def _said_of(before: "CodeSince", now: "CodeSince") -> str:
 def follow(trainer: "Trainer") -> None:
     """Be one more process of a training; typer's Exit when that stops, which the first process says."""
     from diffusion.system.errors import Interrupted
-    from diffusion.train.distributed import RankLost
+    from diffusion.train.distributed.process_group import RankFailed
     from diffusion.train.loop import Diverged
 
     try:
         trainer.follow()
-    except (Interrupted, RankLost, Diverged) as error:
+    except (Interrupted, RankFailed, Diverged) as error:
         raise typer.Exit(error.exit_code) from None
 
 
-def held_out(plan: "TrainPlan") -> "HeldOut | None":
+def held_out(plan: "TrainPlan") -> "ValidationLoss | None":
     """What measures the loss over the test split; None where it is not asked for or cannot be."""
     from diffusion.images.store import open_store
     from diffusion.images.store_meta import PreparedMeta
     from diffusion.layout import PREPARED
-    from diffusion.train.heldout import HeldOut
-    from diffusion.train.watching import only_watching
+    from diffusion.train.observers import observer_guard
+    from diffusion.train.validation_loss import ValidationLoss
 
     if plan.train.heldout_every is not None:
-        with only_watching("held-out loss"):
-            return HeldOut(plan, open_store(PREPARED / "test", PreparedMeta))
+        with observer_guard("held-out loss"):
+            return ValidationLoss(plan, open_store(PREPARED / "test", PreparedMeta))
     return None
 
 
 @contextmanager
-def told(name: str, plan: "TrainPlan", run: "RunFolder", stop: "StopRequest") -> Iterator[Told]:
+def told(name: str, plan: "TrainPlan", run: "RunDir", stop: "StopRequest") -> Iterator[Told]:
     """Tell the terminal of a training."""
     heldout = held_out(plan)
     with progress(name, per=plan.train.batch_size) as show:
@@ -134,9 +134,7 @@ def told(name: str, plan: "TrainPlan", run: "RunFolder", stop: "StopRequest") ->
 
 
 @contextmanager
-def tracked(
-    plan: "DenoiserPlan", config: "Config", run: "RunFolder", stop: "StopRequest"
-) -> Iterator[Tracked]:
+def tracked(plan: "DenoiserPlan", config: "Config", run: "RunDir", stop: "StopRequest") -> Iterator[Tracked]:
     """Watch a training: its spool is open and being sent; how the block ends becomes the run's status."""
     from tracking.keys import (
         CODE,
@@ -181,14 +179,14 @@ def tracked(
 
 
 def _validation(
-    run: "RunFolder", plan: "DenoiserPlan", config: "Config", spool: "Spool", stop: "StopRequest"
+    run: "RunDir", plan: "DenoiserPlan", config: "Config", spool: "Spool", stop: "StopRequest"
 ) -> Validation:
     """What scores the EMA in the midst of the training; what is missing for it is told before that begins."""
     from diffusion.evaluate.features.extractors import configured_extractor
     from diffusion.evaluate.features.reference_features import find_or_make_reference
     from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationScorer
     from diffusion.layout import PREPARED, REFERENCE
-    from diffusion.train.identity import result_of
+    from diffusion.train.plan import plan_artefact
 
     section = config.evaluate
     extractor = configured_extractor(section)
@@ -198,4 +196,4 @@ def _validation(
     scorer = ValidationScorer(scored_images(config), extractor, reference, section)
     folder, keep = run.folder / "checkpoints", plan.train.keep
     checkpoints = ScoredCheckpoints(folder, keep, scorer.ranked_by, scorer.card)
-    return Validation(result_of(plan), scorer, checkpoints, spool, stop)
+    return Validation(plan_artefact(plan), scorer, checkpoints, spool, stop)

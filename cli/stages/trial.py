@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from diffusion.search.folder import About
     from diffusion.search.trial import Ended
     from diffusion.system.signals import StopRequest
-    from diffusion.train.identity import DenoiserPlan
-    from diffusion.train.run_folder import RunFolder
+    from diffusion.train.checkpoint.run_dir import RunDir
+    from diffusion.train.plan import DenoiserPlan
     from diffusion.train.trainer import Trainer
 
 MODULE = ("-m", "cli.entry", "search-trial")  # Python's arguments before the trial's folder
@@ -85,7 +85,7 @@ def run_trial(folder: Path, *, local: bool = False) -> None:
     from diffusion.search.folder import read_ended
     from diffusion.system.errors import UsageError
     from diffusion.system.locks import file_lock, is_held
-    from diffusion.train.launch import is_follower
+    from diffusion.train.distributed.launch import is_follower
 
     config = _config(folder / PARAMS.name)
     if local:
@@ -141,14 +141,14 @@ def _trainer(config: "Config", folder: Path) -> "Trainer":
     from diffusion.layout import PREPARED, TRAIN_RUNS
     from diffusion.search.folder import CURVE, MODEL
     from diffusion.system.devices import default_device
-    from diffusion.train.identity import plan_training
-    from diffusion.train.trainer import Places, Trainer
+    from diffusion.train.plan import plan_training
+    from diffusion.train.trainer import Trainer, TrainPaths
     from flows.fetch_pretrained import fetch_pretrained
 
     fetch_pretrained(config.train.start)
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_training(config, store.meta, default_device())
-    places = Places(TRAIN_RUNS, folder / CURVE, folder / MODEL)
+    places = TrainPaths(TRAIN_RUNS, folder / CURVE, folder / MODEL)
     return Trainer(plan, store, places, command(folder), partial(say, "train"))
 
 
@@ -156,7 +156,7 @@ def _made(trainer: "Trainer", config: "Config", place: Place) -> "Ended":
     from diffusion.search.folder import MODEL
     from diffusion.search.trial import Ended
     from diffusion.system.errors import Interrupted
-    from diffusion.train.identity import DenoiserPlan
+    from diffusion.train.plan import DenoiserPlan
 
     assert config.search is not None, "it is a trial"
     assert isinstance(trainer.plan, DenoiserPlan), "`_trainer` makes one"
@@ -177,16 +177,16 @@ def _made(trainer: "Trainer", config: "Config", place: Place) -> "Ended":
 
 def _led(
     trainer: "Trainer",
-    watched: "Callable[[RunFolder, StopRequest], AbstractContextManager[Tracked]]",
+    watched: "Callable[[RunDir, StopRequest], AbstractContextManager[Tracked]]",
 ) -> Tracked:
     """As `Trainer.lead`, once no other process is at the same training: two points may be one training."""
     from diffusion.layout import TRAIN_RUNS
     from diffusion.system.locks import LockBusy, file_lock
-    from diffusion.train.identity import training_fingerprint
+    from diffusion.train.plan import training_fingerprint
 
     lock, begun = TRAIN_RUNS / training_fingerprint(trainer.plan) / "lock", False
 
-    def noted(run: "RunFolder", stop: "StopRequest") -> "AbstractContextManager[Tracked]":
+    def noted(run: "RunDir", stop: "StopRequest") -> "AbstractContextManager[Tracked]":
         nonlocal begun
         begun = True
         return watched(run, stop)
@@ -215,7 +215,7 @@ def _watched(
     config: "Config",
     pruning: Pruning,
     about: "About",
-    run: "RunFolder",
+    run: "RunDir",
     stop: "StopRequest",
 ) -> Iterator[Tracked]:
     """Watch the training as any, as a child of the search's run, and by its held-out loss."""

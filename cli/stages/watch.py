@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cli.stages.validation import Validation
-    from diffusion.train.heldout import HeldOut
-    from diffusion.train.identity import DenoiserPlan
-    from diffusion.train.run_folder import RunFolder
+    from diffusion.train.checkpoint.run_dir import RunDir
+    from diffusion.train.plan import DenoiserPlan
+    from diffusion.train.validation_loss import ValidationLoss
     from tracking.spool.spool_writer import Spool
 
 Judge = Callable[[int, float], None]  # told the EMA's held-out loss after a step, it may ask for a stop
@@ -28,19 +28,19 @@ SHOWN = ("loss", "mse", "vlb", "accuracy", "grad_norm")  # on the live line, whe
 class LiveLine:
     """The observer of a terminal: a live line, and a heartbeat in the training's folder."""
 
-    def __init__(self, run: "RunFolder", show: Show, heldout: "HeldOut | None" = None) -> None:
+    def __init__(self, run: "RunDir", show: Show, heldout: "ValidationLoss | None" = None) -> None:
         self._run, self._show, self._heldout = run, show, heldout
         self._beat_at = 0.0
 
     def progress(self, step: int, total: int, values: dict[str, float]) -> None:
         """The live line, and a heartbeat now and then."""
-        from diffusion.train.watching import only_watching
+        from diffusion.train.observers import observer_guard
 
         shown = [f"{name} {values[name]:.4f}" for name in SHOWN if name in values]
         self._show(step, total, " · ".join(shown))
         if time.monotonic() - self._beat_at > BEAT_SECONDS:
             self._beat_at = time.monotonic()
-            with only_watching("heartbeat"):
+            with observer_guard("heartbeat"):
                 self._run.beat(step)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
@@ -49,7 +49,7 @@ class LiveLine:
     def preview(self, step: int, network: "nn.Module", ema: "nn.Module") -> None:
         """No picture."""
 
-    def hold_out(self, step: int, network: "nn.Module", ema: "nn.Module") -> dict[str, float]:
+    def validate(self, step: int, network: "nn.Module", ema: "nn.Module") -> dict[str, float]:
         """The held-out losses, where there are images for them."""
         return self._heldout.losses(network, ema) if self._heldout else {}
 
@@ -65,12 +65,12 @@ class Watch(LiveLine):
 
     def __init__(
         self,
-        run: "RunFolder",
+        run: "RunDir",
         plan: "DenoiserPlan",
         spool: "Spool",
         show: Show,
         validation: "Validation | None" = None,
-        heldout: "HeldOut | None" = None,
+        heldout: "ValidationLoss | None" = None,
     ) -> None:
         from tracking.system_metrics import SystemMetrics
 
@@ -102,10 +102,10 @@ class Watch(LiveLine):
             write_preview(path, self._plan, network, ema)
             self._spool.image(step, "preview", path)
 
-    def hold_out(self, step: int, network: "nn.Module", ema: "nn.Module") -> dict[str, float]:
+    def validate(self, step: int, network: "nn.Module", ema: "nn.Module") -> dict[str, float]:
         """The held-out losses, which become curves by step."""
         with self.paused():
-            losses = super().hold_out(step, network, ema)
+            losses = super().validate(step, network, ema)
         if losses:
             self._spool.metrics(step, {f"heldout/{name}": value for name, value in losses.items()})
             if self.judge is not None:
@@ -131,11 +131,11 @@ class Watch(LiveLine):
 
     def catch_up(self, step: int, ema: "nn.Module") -> None:
         """Make the score that is due after `step` steps, if it is not there."""
-        from diffusion.train.watching import only_watching
+        from diffusion.train.observers import observer_guard
 
         if not (step and self._plan.train.is_scored(step) and self._validation):
             return
-        with only_watching(f"score of step {step:,}"):
+        with observer_guard(f"score of step {step:,}"):
             if not self._validation.knows(step):
                 self.evaluate(step, ema)
 
@@ -151,9 +151,9 @@ def write_preview(path: Path, plan: "DenoiserPlan", network: "nn.Module", ema: "
     from diffusion.sample.class_labels import mixed_condition
     from diffusion.sample.generate import generate
     from diffusion.system.files import write_atomic
-    from diffusion.train.identity import result_of
+    from diffusion.train.plan import plan_artefact
 
-    artefact = result_of(plan)
+    artefact = plan_artefact(plan)
     settings = SampleSettings(steps=min(PREVIEW_STEPS, artefact.process.timesteps))
     indices = range(10)
     device = next(network.parameters()).device

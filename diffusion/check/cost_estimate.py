@@ -15,13 +15,13 @@ from diffusion.sample.nfe import count_nfe
 from diffusion.show.network_table import format_quantity
 from diffusion.system.devices import default_device
 from diffusion.system.section import Section
-from diffusion.train.identity import DenoiserPlan
-from diffusion.train.memory import (
-    averages_bytes,
+from diffusion.train.plan import DenoiserPlan
+from diffusion.train.step_memory import (
     count_parameters,
     device_memory,
-    evaluation_flops,
-    is_hopeless,
+    exceeds_memory,
+    forward_flops,
+    profile_bytes,
 )
 
 FLOAT_BYTES = 4
@@ -48,9 +48,9 @@ class CostEstimate(Section):
 def estimate_cost(project: Project) -> CostEstimate | None:
     """The whole cost, from the beginning; None where the model fits neither the data nor this machine."""
     config, plan = project.config, project.plan
-    if plan is None or is_hopeless(plan.network, device_memory(default_device())[0]):
+    if plan is None or exceeds_memory(plan.network, device_memory(default_device())[0]):
         return None
-    flops, evaluations = evaluation_flops(plan.network), sweep_evaluations(config)
+    flops, evaluations = forward_flops(plan.network), sweep_evaluations(config)
     step = flops * passes(plan.network) * config.train.batch_size
     return CostEstimate(
         evaluation_flops=flops,
@@ -90,7 +90,7 @@ def real_images(project: Project) -> int:
 def _sizes(project: Project, plan: DenoiserPlan) -> dict[str, int]:
     """Bytes of each kind of result; of DVC's copies of them the disk's finding speaks."""
     config, parameters = project.config, count_parameters(plan.network)
-    averages = averages_bytes(plan.network, len(plan.train.widths))
+    averages = profile_bytes(plan.network, len(plan.train.widths))
     widths = len(config.sweep.widths)
     side, images = plan.network.image_size, real_images(project)
     pixels = side * side * plan.network.in_channels

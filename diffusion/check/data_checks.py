@@ -14,7 +14,7 @@ from diffusion.layout import PREPARED, STARTS
 from diffusion.system.errors import DiffctlError
 
 if TYPE_CHECKING:
-    from diffusion.train.identity import DenoiserPlan
+    from diffusion.train.plan import DenoiserPlan
 
 HASHED = 2**30  # bytes that are read in a second or two
 SAMPLED = 4096  # images whose pixels are looked at
@@ -76,8 +76,8 @@ def check_fit(project: Project) -> Iterator[Finding]:
     """Whether batch, model and evaluation fit the number and the shape of the images."""
     import torch
 
-    from diffusion.train.identity import plan_training
-    from diffusion.train.start import StartAway, StartRefused
+    from diffusion.train.plan import plan_training
+    from diffusion.train.pretrained import PretrainedMissing, PretrainedRefused
 
     config = project.config
     if project.info.blocked and not project.is_ready:
@@ -94,9 +94,9 @@ def check_fit(project: Project) -> Iterator[Finding]:
         yield Finding("warning", "evaluation", message, "scores are noisy: lower sample.num_images")
     try:
         plan = plan_training(config, project.train_meta(), torch.device("cpu"), project.root / STARTS)
-    except StartAway as error:
+    except PretrainedMissing as error:
         yield Finding("warning", "start", str(error), "the stage `train` lets DVC bring it")
-    except StartRefused as error:
+    except PretrainedRefused as error:
         yield Finding("error", "start", str(error))
     except DiffctlError as error:
         yield Finding("error", "model", str(error), "change the model or the data section")
@@ -106,11 +106,11 @@ def check_fit(project: Project) -> Iterator[Finding]:
 
 def _start(plan: "DenoiserPlan", starts: Path) -> Iterator[Finding]:
     """What the training begins with, where its weights are not drawn."""
-    from diffusion.train.start import find_start
+    from diffusion.train.pretrained import find_pretrained
 
     if plan.start is None:
         return
-    start = find_start(plan.start, starts)
+    start = find_pretrained(plan.start, starts)
     nearest = start.lineage[0]
     yield Finding("ok", "start", f"from {nearest.sha256[:16]}, {nearest.step:,} steps of {nearest.data}")
     if start.artefact.network.in_channels < plan.network.in_channels:

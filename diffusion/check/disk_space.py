@@ -15,9 +15,9 @@ from diffusion.sample.cell_images import shards_folder
 from diffusion.sample.ema_models import existing_ema_models
 from diffusion.system.devices import default_device
 from diffusion.system.files import disk_usage
-from diffusion.train.identity import training_fingerprint
-from diffusion.train.memory import averages_bytes, count_parameters, device_memory, is_hopeless
-from diffusion.train.snapshots import FOLDER
+from diffusion.train.checkpoint.ema_snapshots import FOLDER
+from diffusion.train.plan import training_fingerprint
+from diffusion.train.step_memory import count_parameters, device_memory, exceeds_memory, profile_bytes
 
 STATE_BYTES = 16  # a parameter in a saved state: weights, EMA and Adam's two moments in fp32
 STATES = 3  # the two that are kept and the one being written
@@ -90,12 +90,12 @@ def _training(project: Project) -> list[Need]:
     plan = project.plan
     if plan is None:
         return []
-    if is_hopeless(plan.network, device_memory(default_device())[0]):
+    if exceeds_memory(plan.network, device_memory(default_device())[0]):
         return []  # which is a finding of its own, and too large to be built
     parameters = count_parameters(plan.network)
     folder = project.root / TRAIN_RUNS / training_fingerprint(plan)
     states = sum(path.stat().st_size for path in folder.glob("state-*.sealed"))
-    averages = averages_bytes(plan.network, len(plan.train.widths))
+    averages = profile_bytes(plan.network, len(plan.train.widths))
     snapshots = averages * len(plan.train.snapshot_steps())
     return [
         Need("training", folder, max(0, STATES * (STATE_BYTES * parameters + averages) - states)),

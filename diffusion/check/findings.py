@@ -15,7 +15,7 @@ from diffusion.layout import MODEL, PREPARED, STARTS
 from diffusion.system.errors import DiffctlError
 
 if TYPE_CHECKING:
-    from diffusion.train.identity import DenoiserPlan
+    from diffusion.train.plan import DenoiserPlan
 
 SPLITS = ("train", "test")
 
@@ -87,7 +87,7 @@ class Project:
     def is_trained(self) -> bool:
         """Whether the model that lies there is the one that this configuration gives on this machine."""
         from diffusion.model.model_file import read_artefact
-        from diffusion.train.identity import result_of
+        from diffusion.train.plan import plan_artefact
 
         model = self.root / MODEL
         if self.plan is None or not model.is_file():
@@ -96,14 +96,14 @@ class Project:
             artefact = read_artefact(model)
         except DiffctlError:
             return False
-        wanted = result_of(self.plan).model_copy(update={"weights_sha256": artefact.weights_sha256})
+        wanted = plan_artefact(self.plan).model_copy(update={"weights_sha256": artefact.weights_sha256})
         return artefact.model_sha256 == wanted.model_sha256
 
     @cached_property
     def plan(self) -> "DenoiserPlan | None":
         """What the training would give on this machine; None where the configuration does not fit."""
         from diffusion.system.devices import default_device
-        from diffusion.train.identity import plan_training
+        from diffusion.train.plan import plan_training
 
         try:
             starts = self.root / STARTS

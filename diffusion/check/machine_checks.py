@@ -12,18 +12,18 @@ from diffusion.model.model_config import NetworkSpec
 from diffusion.protocol.extractors import INSTALL, extractor_spec
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError, printable
-from diffusion.train.config import TrainConfig
-from diffusion.train.distributed import ProcessGroup
-from diffusion.train.launch import world_size
-from diffusion.train.memory import (
-    averages_bytes,
+from diffusion.train.distributed.launch import world_size
+from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.precision import resolve_precision
+from diffusion.train.step_memory import (
     count_parameters,
     device_memory,
+    exceeds_memory,
     fitting_microbatch,
-    is_hopeless,
+    profile_bytes,
     step_bytes,
 )
-from diffusion.train.precision import resolve_precision
+from diffusion.train.train_config import TrainConfig
 
 MEMORY_REMEDY = "lower train.microbatch or train.batch_size, or set model.gradient_checkpointing: true"
 SHARD_REMEDY = "set train.shard: true, with which each process holds a part of the weights"
@@ -47,7 +47,7 @@ def check_memory(project: Project) -> Iterator[Finding]:
     sharing = here if device.type == "cpu" else 1
     total, free = (size // sharing for size in device_memory(device))
     shards = world if train.shard else 1
-    if is_hopeless(spec, shards * total):
+    if exceeds_memory(spec, shards * total):
         message = (
             f"more than {spec.least_parameters() / 1e6:,.0f} M parameters do not fit {format_bytes(total)}"
         )
@@ -73,14 +73,14 @@ def check_memory(project: Project) -> Iterator[Finding]:
 
 def _step_bytes(spec: NetworkSpec, train: TrainConfig, images: int, shards: int) -> int:
     """What a step takes at most, with the averages beside the EMA."""
-    averages = averages_bytes(spec, len(train.widths)) // shards
+    averages = profile_bytes(spec, len(train.widths)) // shards
     return step_bytes(spec, images, shards=shards) + averages
 
 
 def _microbatch(spec: NetworkSpec, train: TrainConfig, images: int, memory: float, shards: int) -> int:
     """How many of its `images` a process takes at a time; with auto, as training finds it."""
     if train.microbatch == "auto":
-        left = int(memory) - averages_bytes(spec, len(train.widths)) // shards
+        left = int(memory) - profile_bytes(spec, len(train.widths)) // shards
         return fitting_microbatch(spec, images, left, shards=shards)
     return min(train.microbatch or images, images)
 

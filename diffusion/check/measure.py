@@ -26,9 +26,9 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import shard_images
 from diffusion.sample.config import SampleConfig
 from diffusion.sample.nfe import count_nfe
-from diffusion.train.distributed import ProcessGroup
-from diffusion.train.identity import DenoiserPlan, result_of
-from diffusion.train.loop import Silent, TrainState, new_state, train
+from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.loop import NullObserver, TrainState, new_state, train
+from diffusion.train.plan import DenoiserPlan, plan_artefact
 
 SYNTHETIC = 256  # images that stand in for data that are not prepared, of which a batch may take some twice
 
@@ -37,7 +37,7 @@ class _Enough(Exception):
     """As many steps as were asked for are done."""
 
 
-class _Clock(Silent):
+class _Clock(NullObserver):
     """An observer that times so many steps."""
 
     def __init__(self, steps: int, device: torch.device) -> None:
@@ -119,7 +119,7 @@ def _untrained(plan: DenoiserPlan, device: torch.device) -> LoadedModel:
     """A model of the plan's shape as a file would give it."""
     with torch.random.fork_rng(devices=[]):
         network = build_network(plan.network)
-    return LoadedModel(freeze(network.to(device)), result_of(plan))
+    return LoadedModel(freeze(network.to(device)), plan_artefact(plan))
 
 
 def _walk(loaded: LoadedModel, settings: SampleSettings, device: torch.device) -> Work:

@@ -29,9 +29,9 @@ from diffusion.system.devices import acquire_device, default_device
 from diffusion.system.errors import DiffctlError, reason
 from diffusion.system.files import write_json
 from diffusion.system.section import Section, ShortText, fingerprint
-from diffusion.train.distributed import ProcessGroup
-from diffusion.train.identity import WATCHING, DenoiserPlan
-from diffusion.train.launch import world_size
+from diffusion.train.distributed.launch import world_size
+from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.plan import OBSERVATION_FIELDS, DenoiserPlan
 
 FOLDER = "measured"  # in the user's cache
 PART_SECONDS = 15.0  # that each of training, sampling and scoring takes at most, where an image takes less
@@ -154,7 +154,7 @@ def _processor() -> str:
 
 def _key(config: Config, plan: DenoiserPlan, device: torch.device) -> str:
     """All that the measurement depends on: the machine, what of the configuration costs time, the code."""
-    left_out = {"steps", "seed", "lr", *WATCHING}
+    left_out = {"steps", "seed", "lr", *OBSERVATION_FIELDS}
     asked = {
         "network": plan.network.model_dump(mode="json"),
         "process": plan.process.model_dump(mode="json"),

@@ -7,12 +7,12 @@ from diffusion.check.findings import Finding, Project
 from diffusion.layout import CLASSIFIER_RUNS, TRAIN_RUNS
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError
+from diffusion.train.checkpoint.resume import CONFIG, find_resume_point, why_from_scratch
+from diffusion.train.checkpoint.run_dir import run_dir_of
+from diffusion.train.checkpoint.state_files import newest_step
 from diffusion.train.classifier_plan import plan_classifier
-from diffusion.train.config import ClassifierSections
-from diffusion.train.identity import TrainPlan
-from diffusion.train.others import CONFIG, start_of, why_afresh
-from diffusion.train.run_folder import identity_of
-from diffusion.train.state_file import newest_step
+from diffusion.train.plan import TrainPlan
+from diffusion.train.train_config import ClassifierSections
 
 
 def check_start(project: Project) -> Iterator[Finding]:
@@ -34,12 +34,12 @@ def check_start(project: Project) -> Iterator[Finding]:
 
 def _start(plan: TrainPlan, root: Path) -> str:
     """Where a training begins, in words."""
-    folder, settings, code = identity_of(plan, root)
+    folder, settings, code = run_dir_of(plan, root)
     if step := newest_step(folder):
         return f"goes on after step {step:,} of {plan.train.steps:,} in {folder}"
     begins = f"begins at step 0 of {plan.train.steps:,}"
     if (folder / CONFIG).exists():  # and was discarded, or ended before it saved anything
         return begins
-    if start := start_of(folder, settings, code):
-        return start.spoken()
-    return why_afresh(folder, settings, code) or begins
+    if start := find_resume_point(folder, settings, code):
+        return start.describe()
+    return why_from_scratch(folder, settings, code) or begins

@@ -19,7 +19,7 @@ from diffusion.process.process_config import ProcessConfig
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.files import sha256_file
 from diffusion.system.section import brief, explain
-from diffusion.train.config import TrainConfig
+from diffusion.train.train_config import TrainConfig
 
 # Our name of a part of a block, and theirs.
 PARTS: dict[type[nn.Module], dict[str, str]] = {

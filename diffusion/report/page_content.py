@@ -200,7 +200,7 @@ def _training(inputs: ReportInputs) -> list[tuple[str, str]]:
         ("images", f"{len(inputs.train):,}"),
         ("steps", f"{train.steps:,}"),
         ("batch size", f"{train.batch_size:,}"),
-        ("learning rate", train.lr.spoken()),
+        ("learning rate", train.lr.describe()),
         ("EMA decay", f"{train.ema_decay:g}"),
         ("loss", inputs.config.process.loss),
         ("last loss (moving average)", f"{figures.moving_average(curve.loss)[-1]:.4g}"),

@@ -13,14 +13,14 @@ from torch import Tensor
 from diffusion.model.model_config import AUGMENTATION_NUMBERS
 from diffusion.process.noise import counter_generator
 from diffusion.system.device_transfer import to_device
-from diffusion.train.config import AUGMENTATIONS, AugmentConfig
-from diffusion.train.warp import warp
+from diffusion.train.affine import affine_resample
+from diffusion.train.train_config import AUGMENTATIONS, AugmentConfig
 
 SCALE = ANISOTROPY = 2**0.2  # A_scale and A_aniso, by which a standard deviation enlarges
 TRANSLATION = 1 / 8  # A_trans, of the image's side
 
 
-class Drawn(NamedTuple):
+class AugmentParams(NamedTuple):
     """The table's a_0 … a_7 of each image, (B,) float64, zero where a transform is not made."""
 
     x_flip: Tensor
@@ -65,7 +65,7 @@ class Drawn(NamedTuple):
         return torch.cat((back, -back @ moved[..., None]), dim=2)
 
 
-def augmented(
+def augment(
     images: Tensor, config: AugmentConfig, name: tuple[str, int, int], rows: range
 ) -> tuple[Tensor, Tensor]:
     """The images (B, C, H, W) in [−1, 1], each transformed by the draws of its row, and (B, 9) of them.
@@ -73,7 +73,7 @@ def augmented(
     `rows` are their rows of the batch of this name. Both float32 on the images' device, for which nothing
     waits. Flips are exact; what resampling takes beyond [−1, 1] is cut off there, which the paper leaves.
     """
-    drawn, device = draw(config, name, rows), images.device
+    drawn, device = draw_params(config, name, rows), images.device
     for axis, flipped in ((3, drawn.x_flip), (2, drawn.y_flip)):
         images = torch.where(to_device(flipped > 0, device)[:, None, None, None], images.flip(axis), images)
     moved = drawn.moves.nonzero().flatten()
@@ -82,11 +82,11 @@ def augmented(
             to_device(drawn.maps(images.shape[-1])[moved].float(), device),
             to_device(moved, device),
         )
-        images = images.index_copy(0, places, warp(images[places], maps).clamp(-1, 1))
+        images = images.index_copy(0, places, affine_resample(images[places], maps).clamp(-1, 1))
     return images, to_device(drawn.condition().float(), device)
 
 
-def draw(config: AugmentConfig, name: tuple[str, int, int], rows: range) -> Drawn:
+def draw_params(config: AugmentConfig, name: tuple[str, int, int], rows: range) -> AugmentParams:
     """What each row of the batch of this name draws: from (name, row) alone, whatever the kinds are.
 
     An x-flip is drawn for every image, so that half are; the others with the section's probability. The axis
@@ -103,7 +103,7 @@ def draw(config: AugmentConfig, name: tuple[str, int, int], rows: range) -> Draw
         kind: (gate < (1 if kind == "x-flip" else config.probability)) * float(kind in config.kinds)
         for kind, gate in zip(AUGMENTATIONS, uniforms[:, :6].T, strict=True)
     }
-    return Drawn(
+    return AugmentParams(
         x_flip=made["x-flip"] * halves[:, 0],
         y_flip=made["y-flip"] * halves[:, 1],
         scale=made["scaling"] * normals[:, 0],

@@ -15,10 +15,10 @@ from diffusion.process.noise import counter_generator
 from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.system.device_transfer import float64_device, to_device
 from diffusion.system.threads import prefetch
-from diffusion.train.augmentation import augmented
+from diffusion.train.augmentation import augment
 from diffusion.train.epochs import epoch_rows
-from diffusion.train.identity import TrainPlan
-from diffusion.train.loader import Batches
+from diffusion.train.loader import ImageLoader
+from diffusion.train.plan import TrainPlan
 
 WHOLE = slice(None)
 
@@ -58,7 +58,7 @@ class Batch:
 def draw_batch(
     plan: TrainPlan,
     sampler: UniformSampler,
-    data: Batches,
+    data: ImageLoader,
     step: int,
     share: slice = WHOLE,
     purpose: str = "train",
@@ -79,7 +79,7 @@ def draw_batch(
         images = torch.where(to_device(flips < 0.5, device)[:, None, None, None], images.flip(3), images)
     images = to_model(images)
     if plan.augment:
-        images, told = augmented(images, plan.augment, (purpose, seed, step), drawn)
+        images, told = augment(images, plan.augment, (purpose, seed, step), drawn)
     labels = None
     if spec.num_classes:
         assert data.labels is not None, "plan_training() refuses a conditional model without labels"
@@ -105,7 +105,7 @@ def _draw_rows(name: tuple[str, int, int], rows: range, shape: tuple[int, int, i
 def batches(
     plan: TrainPlan,
     sampler: UniformSampler,
-    data: Batches,
+    data: ImageLoader,
     steps: range,
     share: slice = WHOLE,
     purpose: str = "train",

@@ -12,8 +12,8 @@ from diffusion.process.denoiser_output import Network
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.train.batch import Batch
-from diffusion.train.identity import TrainPlan, result_values
 from diffusion.train.objective import Losses, Objective, Purposes
+from diffusion.train.plan import TrainPlan, artefact_values
 
 
 def _network(spec: NetworkSpec) -> Classifier:
@@ -35,7 +35,7 @@ def _timesteps(process: NoiseProcess) -> UniformSampler:
 
 
 def _result(plan: TrainPlan, code: Sequence[CodeSince]) -> ClassifierArtefact:
-    return ClassifierArtefact.model_validate(result_values(plan, code))
+    return ClassifierArtefact.model_validate(artefact_values(plan, code))
 
 
 CLASSIFIER = Objective(

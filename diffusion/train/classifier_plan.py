@@ -9,9 +9,9 @@ from diffusion.code_digest import code_since
 from diffusion.model.unet_config import UNetSpec
 from diffusion.system.errors import UsageError
 from diffusion.system.section import explain
-from diffusion.train.config import ClassifierSections, ClassifierTrainConfig
-from diffusion.train.identity import TrainPlan, data_card, training_code
+from diffusion.train.plan import TrainPlan, make_data_card, training_code
 from diffusion.train.precision import resolve_precision
+from diffusion.train.train_config import ClassifierSections, ClassifierTrainConfig
 
 
 class ClassifierPlan(TrainPlan):
@@ -48,7 +48,7 @@ def plan_classifier(config: ClassifierSections, meta: dict[str, Any], device: to
         network=network,
         process=config.process,
         train=section.train,
-        data=data_card(meta, config.data.flip, labelled=True),
+        data=make_data_card(meta, config.data.flip, labelled=True),
         step=section.train.steps,
         precision=resolve_precision(section.train.precision, device),
         code=(code_since(0, training_code(ClassifierPlan, config.process, network)),),

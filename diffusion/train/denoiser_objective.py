@@ -12,8 +12,8 @@ from diffusion.process.losses import training_losses
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.timestep_samplers import T_SAMPLERS, UniformSampler
 from diffusion.train.batch import Batch
-from diffusion.train.identity import result_of
 from diffusion.train.objective import Losses, Objective, Purposes
+from diffusion.train.plan import plan_artefact
 
 
 def _losses(network: Network, process: NoiseProcess, batch: Batch) -> Losses:
@@ -28,4 +28,6 @@ def _timesteps(process: NoiseProcess) -> UniformSampler:
     return T_SAMPLERS[process.config.t_sampler](process.timesteps)
 
 
-DENOISER = Objective(build_network, _losses, _timesteps, Purposes("train", "weights", "dropout"), result_of)
+DENOISER = Objective(
+    build_network, _losses, _timesteps, Purposes("train", "weights", "dropout"), plan_artefact
+)

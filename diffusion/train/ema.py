@@ -30,10 +30,10 @@ def ema_update(ema: nn.Module, network: nn.Module, decay: float, finite: Tensor)
     if part.device.type == "cpu":
         torch._foreach_lerp_(averages, weights, [part] * len(averages))
     else:
-        move(averages, weights, part)
+        lerp_tensors(averages, weights, part)
 
 
-def move(averages: list[Tensor], weights: list[Tensor], part: Tensor) -> None:
+def lerp_tensors(averages: list[Tensor], weights: list[Tensor], part: Tensor) -> None:
     """averages ← averages + part·(weights − averages), in place, `part` a single number on their device.
 
     By a few kernels for many tensors at once, where a lerp by such a number takes one a tensor. What lies

@@ -14,14 +14,20 @@ from diffusion.process.process_registry import build_process
 from diffusion.system.device_transfer import to_device
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.train.batch import Batch
-from diffusion.train.distributed import ProcessGroup, lost_rank_told
-from diffusion.train.identity import TrainPlan, build_objective
-from diffusion.train.masks import masks_of
-from diffusion.train.memory import averages_bytes, device_memory, fitting_microbatch, is_shortage, remedy
+from diffusion.train.distributed.gradient_buckets import OverlappedSums
+from diffusion.train.distributed.process_group import ProcessGroup, translate_dist_errors
+from diffusion.train.distributed.sharding import Shards
+from diffusion.train.dropout_masks import make_dropout_masks
 from diffusion.train.objective import Losses
-from diffusion.train.overlap import OverlappedSums
+from diffusion.train.plan import TrainPlan, build_objective
 from diffusion.train.precision import compiles
-from diffusion.train.sharding import Shards
+from diffusion.train.step_memory import (
+    device_memory,
+    fitting_microbatch,
+    is_out_of_memory,
+    oom_hint,
+    profile_bytes,
+)
 
 
 class Sums(Protocol):
@@ -58,9 +64,9 @@ class GradientAccumulator:
         self.share = group.share(train.batch_size, train.PREFIX)
         self.microbatch = self._first_microbatch(self.share.stop - self.share.start)
         if self._is_sharded:
-            self.microbatch = group.agree_on_least(self.microbatch)
+            self.microbatch = group.all_reduce_min(self.microbatch)
         alike = shards.bare if shards else network
-        self._masks = masks_of(network, plan, self._objective.purposes.dropout, alike)
+        self._masks = make_dropout_masks(network, plan, self._objective.purposes.dropout, alike)
         self._compiling = compiles(train, group.device) and not self._is_sharded
         self._forward: Network | None = None
 
@@ -89,7 +95,7 @@ class GradientAccumulator:
     def _own_losses(self, batch: Batch, step: int) -> Losses:
         while True:
             try:
-                with lost_rank_told():  # with shards a pass itself waits for the others
+                with translate_dist_errors():  # with shards a pass itself waits for the others
                     losses = self._attempt(batch, step)
             except RuntimeError as error:
                 self._make_do(error)
@@ -135,9 +141,9 @@ class GradientAccumulator:
 
     def _make_do(self, error: RuntimeError) -> None:
         """Change what made the attempt fail; raise when there is nothing to change."""
-        if is_shortage(error):
+        if is_out_of_memory(error):
             if self._plan.train.microbatch != "auto" or self.microbatch == 1 or self._is_sharded:
-                advice = remedy(self._plan.train.PREFIX)
+                advice = oom_hint(self._plan.train.PREFIX)
                 raise DiffctlError(
                     f"a step of {self.microbatch} images does not fit the memory: {advice}"
                 ) from None
@@ -163,7 +169,7 @@ class GradientAccumulator:
         else:
             guess = total // self._group.world_size  # a machine's memory is for all its processes
         spec, build = self._plan.network, self._objective.network
-        guess -= averages_bytes(spec, len(self._plan.train.widths), build) // shards
+        guess -= profile_bytes(spec, len(self._plan.train.widths), build) // shards
         return fitting_microbatch(spec, images, guess, build, shards)
 
 

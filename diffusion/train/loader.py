@@ -14,7 +14,7 @@ from diffusion.system.device_transfer import to_device
 DEVICE_SHARE = 0.25  # of a GPU's free memory that a data set may take
 
 
-class Batches:
+class ImageLoader:
     """The images of a store as uint8 (B, C, H, W) batches on a device.
 
     On a GPU a set that takes at most a quarter of the free memory is copied there once; a larger one is

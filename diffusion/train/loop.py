@@ -23,31 +23,33 @@ from diffusion.process.process_registry import build_process
 from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.system.malloc import keep_freed_memory
-from diffusion.train import heldout
-from diffusion.train.async_metrics import AsyncMetrics
-from diffusion.train.averages import new_averages, update_averages
+from diffusion.train import validation_loss
 from diffusion.train.batch import Batch, batches
-from diffusion.train.config import CURVE_ROWS, OptimisationConfig
-from diffusion.train.course import learning_rate
-from diffusion.train.distributed import ProcessGroup, RankLost
+from diffusion.train.checkpoint.lazy_tensors import without_prefix
+from diffusion.train.checkpoint.resumable import ModuleState, OptimizerState, Resumable, StatePart
+from diffusion.train.checkpoint.state_files import SavedState
+from diffusion.train.distributed.process_group import ProcessGroup, RankFailed
+from diffusion.train.distributed.rank_zero import rank_zero_first
+from diffusion.train.distributed.sharding import Shards, is_sharded, shard_network
 from diffusion.train.ema import ema_copy, ema_update, warmed_decay
-from diffusion.train.first_alone import first_alone
+from diffusion.train.ema_profiles import new_profiles, update_profiles
 from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.identity import TrainPlan, build_objective
-from diffusion.train.lazy_tensors import without
-from diffusion.train.loader import Batches
+from diffusion.train.loader import ImageLoader
 from diffusion.train.loss_by_timestep import quartile_sums, with_quartile_means
-from diffusion.train.memory import shortage_told
+from diffusion.train.lr_schedule import learning_rate
+from diffusion.train.observers import observer_guard
 from diffusion.train.optimizers import make_optimizer
+from diffusion.train.plan import TrainPlan, build_objective
 from diffusion.train.precision import set_tf32
-from diffusion.train.sharding import Shards, cut, is_sharded
-from diffusion.train.start import begin
-from diffusion.train.state import ModuleState, OptimizerState, Part, Resumable
-from diffusion.train.state_file import SavedState
-from diffusion.train.watching import only_watching
+from diffusion.train.pretrained import init_network
+from diffusion.train.step_memory import translate_oom
+from diffusion.train.step_metrics import AsyncMetrics
+from diffusion.train.train_config import CURVE_ROWS, OptimisationConfig
 
 MAX_BAD_STEPS = 5  # non-finite steps in a row that end a training
-BLIND = ("mps",)  # kinds of device on which the fused optimiser took no notice of found_inf (pytorch#186360)
+IGNORES_FOUND_INF = (
+    "mps",
+)  # kinds of device on which the fused optimiser took no notice of found_inf (pytorch#186360)
 
 
 class Diverged(DiffctlError):
@@ -66,14 +68,14 @@ class Observer(Protocol):
     def preview(self, step: int, network: nn.Module, ema: nn.Module) -> None:
         """Called where `train.is_previewed`."""
 
-    def hold_out(self, step: int, network: nn.Module, ema: nn.Module) -> dict[str, float]:
-        """Called where `train.is_held_out`; returns held-out losses for the curve, or none."""
+    def validate(self, step: int, network: nn.Module, ema: nn.Module) -> dict[str, float]:
+        """Called where `train.is_validated`; returns held-out losses for the curve, or none."""
 
     def evaluate(self, step: int, ema: nn.Module) -> None:
         """Called where `train.is_scored`."""
 
 
-class Silent:
+class NullObserver:
     """An observer that does nothing."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
@@ -85,7 +87,7 @@ class Silent:
     def preview(self, step: int, network: nn.Module, ema: nn.Module) -> None:
         """Draw nothing."""
 
-    def hold_out(self, step: int, network: nn.Module, ema: nn.Module) -> dict[str, float]:
+    def validate(self, step: int, network: nn.Module, ema: nn.Module) -> dict[str, float]:
         """Measure nothing."""
         return {}
 
@@ -109,7 +111,7 @@ class TrainState(Resumable):
     averages: nn.ModuleList = field(default_factory=nn.ModuleList)
     shards: Shards | None = None
 
-    def parts(self) -> dict[str, Part]:
+    def parts(self) -> dict[str, StatePart]:
         """Weights, EMA, optimiser moments, what the timestep sampler learned, and further averages."""
         return {
             "network": ModuleState(self.network),
@@ -122,7 +124,7 @@ class TrainState(Resumable):
     def restore(self, saved: SavedState) -> None:
         """As any; averages that only the saved one tracks are left out."""
         if not self.plan.train.widths:
-            saved = saved._replace(tensors=without(saved.tensors, "averages."))
+            saved = saved._replace(tensors=without_prefix(saved.tensors, "averages."))
         super().restore(self.shards.own(self, saved) if self.shards else saved)
 
 
@@ -135,22 +137,22 @@ def new_state(
     else is made of them, a process ever has the whole.
     """
     train, objective = plan.train, build_objective(plan)
-    with shortage_told(train.PREFIX):
+    with translate_oom(train.PREFIX):
         with torch.random.fork_rng(devices=[]):  # the initialisers know the global generator only
             torch.manual_seed(counter_generator(objective.purposes.weights, train.seed).initial_seed())
             network = objective.network(plan.network)
-        groups = begin(network, plan.start, plan.network, plan.data.classes, starts)
+        groups = init_network(network, plan.start, plan.network, plan.data.classes, starts)
         keep_freed_memory(device.type)
         network.train()
         shards = None
         if group and is_sharded(train, group):
-            shards, network, groups = cut(network, groups, group)
+            shards, network, groups = shard_network(network, groups, group)
         else:
             network.to(device)
             network.to(memory_format=memory_layout(plan.precision, device))  # type: ignore[call-overload]
         optimizer = make_optimizer(train, network, groups)
         timesteps = objective.timesteps(build_process(plan.process))
-        averages = new_averages(network, train.widths)
+        averages = new_profiles(network, train.widths)
         ema = ema_copy(network)
         return TrainState(plan, network, ema, optimizer, timesteps, averages, shards, code=list(plan.code))
 
@@ -176,10 +178,10 @@ def train_step(state: TrainState, gradients: GradientAccumulator, batch: Batch) 
     for group in state.optimizer.param_groups:
         group["lr"] = group["scale"] * _rate(state.plan, state.step)
     state.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as torch's GradScaler says it
-    if norm.device.type not in BLIND or finite:
+    if norm.device.type not in IGNORES_FOUND_INF or finite:
         state.optimizer.step()
     ema_update(state.ema, state.network, warmed_decay(train.ema_decay, state.step), finite)
-    update_averages(state.averages, state.network, train.widths, state.step + 1)
+    update_profiles(state.averages, state.network, train.widths, state.step + 1)
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     return means
@@ -209,16 +211,16 @@ def train(
     computing = shards.computing if shards else state.network
     gradients, async_metrics = GradientAccumulator(state.plan, computing, group, shards), AsyncMetrics()
     with (
-        shortage_told(config.PREFIX),
-        closing(_coming(state, Batches(store, group.device), gradients.share)) as coming,
+        translate_oom(config.PREFIX),
+        closing(_coming(state, ImageLoader(store, group.device), gradients.share)) as coming,
     ):
         while state.step < config.steps:
             try:
                 check_stop()
                 async_metrics.add(train_step(state, gradients, next(coming)))
                 with _first_looks(group, state):
-                    _take(state, async_metrics, observer, group.is_first)
-            except (Interrupted, RankLost, Diverged) as error:
+                    _take(state, async_metrics, observer, group.is_rank_zero)
+            except (Interrupted, RankFailed, Diverged) as error:
                 if _is_out_of_reach(error, group, shards):
                     raise  # and `over` stays unset: who watches ends this process, should it not end itself
                 group.over.set()
@@ -241,7 +243,7 @@ def _is_out_of_reach(error: BaseException, group: ProcessGroup, shards: Shards |
 
     Who watches is told where it blocks this process.
     """
-    if not isinstance(error, RankLost):
+    if not isinstance(error, RankFailed):
         return False
     if group.loss_blocks:
         group.lost.set()
@@ -251,17 +253,17 @@ def _is_out_of_reach(error: BaseException, group: ProcessGroup, shards: Shards |
 def _first_looks(group: ProcessGroup, state: TrainState) -> AbstractContextManager[None]:
     """The first process's work, where the observer does more after this step than to write something down."""
     config, step = state.plan.train, state.step
-    looks = config.is_held_out(step) or config.is_previewed(step) or config.is_scored(step)
-    return first_alone(group, f"step {step}") if looks else nullcontext()
+    looks = config.is_validated(step) or config.is_previewed(step) or config.is_scored(step)
+    return rank_zero_first(group, f"step {step}") if looks else nullcontext()
 
 
-def _coming(state: TrainState, data: Batches, share: slice) -> Generator[Batch, None, None]:
+def _coming(state: TrainState, data: ImageLoader, share: slice) -> Generator[Batch, None, None]:
     """The `share` of every step's batch that is still to come."""
     plan, steps = state.plan, range(state.step, state.plan.train.steps)
     return batches(plan, state.timesteps, data, steps, share, build_objective(plan).purposes.steps)
 
 
-def _take(state: TrainState, async_metrics: AsyncMetrics, observer: Observer, is_first: bool) -> None:
+def _take(state: TrainState, async_metrics: AsyncMetrics, observer: Observer, is_rank_zero: bool) -> None:
     """Count the means that have arrived, all of them where they are looked at, and tell the observer.
 
     Diverged after five non-finite steps in a row; on a GPU that is noticed a few steps later, on each at
@@ -277,7 +279,7 @@ def _take(state: TrainState, async_metrics: AsyncMetrics, observer: Observer, is
     if state.shards:
         ends = due and state.bad_in_a_row >= MAX_BAD_STEPS
     else:
-        ends = is_first and longest >= MAX_BAD_STEPS
+        ends = is_rank_zero and longest >= MAX_BAD_STEPS
     if ends:
         raise Diverged(
             f"training stopped after {MAX_BAD_STEPS} non-finite steps in a row, at step {state.step}: "
@@ -286,12 +288,12 @@ def _take(state: TrainState, async_metrics: AsyncMetrics, observer: Observer, is
         )
 
 
-def thinned(history: list[dict[str, float]], config: OptimisationConfig) -> list[dict[str, float]]:
+def thin_history(history: list[dict[str, float]], config: OptimisationConfig) -> list[dict[str, float]]:
     """The curve; without the rows that only a shorter training had, where they make it too long."""
     if len(history) <= 2 * (CURVE_ROWS + 1):  # of training's losses, and of held-out ones
         return history
     steps = ((int(row["step"]), row) for row in history)
-    return [row for step, row in steps if config.is_charted(step) or config.is_held_out(step)]
+    return [row for step, row in steps if config.is_in_curve(step) or config.is_validated(step)]
 
 
 def _observe(state: TrainState, observer: Observer, means: dict[str, float]) -> None:
@@ -300,24 +302,24 @@ def _observe(state: TrainState, observer: Observer, means: dict[str, float]) -> 
     if config.is_logged(state.step):
         values = with_quartile_means(state.take_means())
         values |= {"lr": _rate(state.plan, state.step - 1), "skipped_steps": float(state.skipped)}
-        if config.is_charted(state.step):
+        if config.is_in_curve(state.step):
             state.history.append({"step": state.step, **values})
-            state.history = thinned(state.history, config)
-        with only_watching(f"metrics of step {state.step:,}"):
+            state.history = thin_history(state.history, config)
+        with observer_guard(f"metrics of step {state.step:,}"):
             observer.metrics(state.step, values)
-    with only_watching("live line"):
+    with observer_guard("live line"):
         observer.progress(state.step, config.steps, means)
     network, ema = state.network, state.ema
-    looks = config.is_held_out(state.step), config.is_previewed(state.step), config.is_scored(state.step)
+    looks = config.is_validated(state.step), config.is_previewed(state.step), config.is_scored(state.step)
     if state.shards and any(looks):
         network, ema = state.shards.networks(state)
-    if config.is_held_out(state.step):
-        with only_watching(f"held-out loss of step {state.step:,}"):
-            losses = observer.hold_out(state.step, network, ema)
-            heldout.note(state.history, state.step, losses)
+    if config.is_validated(state.step):
+        with observer_guard(f"held-out loss of step {state.step:,}"):
+            losses = observer.validate(state.step, network, ema)
+            validation_loss.add_to_history(state.history, state.step, losses)
     if config.is_previewed(state.step):
-        with only_watching(f"preview of step {state.step:,}"):
+        with observer_guard(f"preview of step {state.step:,}"):
             observer.preview(state.step, network, ema)
     if config.is_scored(state.step):
-        with only_watching(f"score of step {state.step:,}"):
+        with observer_guard(f"score of step {state.step:,}"):
             observer.evaluate(state.step, ema)

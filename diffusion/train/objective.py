@@ -16,7 +16,7 @@ from diffusion.process.denoiser_output import Network
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.train.batch import Batch
-from diffusion.train.identity import TrainPlan
+from diffusion.train.plan import TrainPlan
 
 Losses = dict[str, Tensor]
 """Losses by name, (B,) each, `loss` first, which is what the network is trained by."""

@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion.train.config import OptimisationConfig
+from diffusion.train.train_config import OptimisationConfig
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 MOMENTUM = 0.95
 LENGTH = 0.2  # the root mean square of a step's numbers at a rate of 1, as AdamW's is while it trains
-NARROWEST = 8  # rows and columns of what counts as a matrix: fewer have no weak directions
+MIN_MATRIX_SIDE = 8  # rows and columns of what counts as a matrix: fewer have no weak directions
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
+def orthogonalize(matrices: Tensor) -> Tensor:
     """Matrices (n, r, c) with nearly the singular vectors of those and singular values of 0.7 to 1.2.
 
     By five steps of Newton and Schulz with a quintic whose slope at 0 is steep. A matrix of zeros stays one.
     """
     if matrices.shape[1] > matrices.shape[2]:
-        wide: Tensor = orthogonal(matrices.mT)
+        wide: Tensor = orthogonalize(matrices.mT)
         return wide.mT
     a, b, c = QUINTIC
     x: Tensor = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
@@ -37,10 +37,10 @@ def orthogonal(matrices: Tensor) -> Tensor:
     return x
 
 
-def matrices_of(network: nn.Module) -> list[nn.Parameter]:
+def matrix_parameters(network: nn.Module) -> list[nn.Parameter]:
     """The parameters that are matrices, each output's weights a row; a class's vector is a row, too."""
     several = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    return [parameter for parameter in several if min(parameter.flatten(1).shape) >= NARROWEST]
+    return [parameter for parameter in several if min(parameter.flatten(1).shape) >= MIN_MATRIX_SIDE]
 
 
 def make_optimizer(
@@ -50,7 +50,7 @@ def make_optimizer(
     told: dict[str, Any] = {"lr": 0.0, "weight_decay": train.weight_decay, "fused": True}
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, **told)
-    return Muon(groups, matrices_of(network), **told)
+    return Muon(groups, matrix_parameters(network), **told)
 
 
 class Muon(torch.optim.AdamW):
@@ -85,7 +85,7 @@ class Muon(torch.optim.AdamW):
         gradients = torch.where(kept > 0, gradients, momentum)
         momentum = torch.lerp(momentum, gradients, 1 - MOMENTUM)
         ahead = torch.lerp(gradients, momentum, MOMENTUM)
-        way = LENGTH * math.sqrt(max(momentum.shape[1:])) * kept * orthogonal(ahead)
+        way = LENGTH * math.sqrt(max(momentum.shape[1:])) * kept * orthogonalize(ahead)
         for weight, moment, new, by in zip(weights, moments, momentum, way, strict=True):
             moment.copy_(new.view(weight.shape))
             weight.mul_(1 - group["lr"] * group["weight_decay"] * kept)

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from diffusion.model.precision import Precision
-from diffusion.train.config import OptimisationConfig
+from diffusion.train.train_config import OptimisationConfig
 
 COMPILED_STEPS = 2000  # compiling takes a minute or two
 

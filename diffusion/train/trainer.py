@@ -15,17 +15,17 @@ from diffusion.model.model_file import Artefact, save_artefact
 from diffusion.system.devices import OnWait
 from diffusion.system.section import canonical_json
 from diffusion.system.signals import StopRequest, stop_request
-from diffusion.train.distributed import ProcessGroup
-from diffusion.train.first_alone import first_alone
-from diffusion.train.identity import TrainPlan, build_objective, training_fingerprint
-from diffusion.train.launch import together
-from diffusion.train.loop import Observer, Silent, TrainState, new_state, train
-from diffusion.train.run_folder import RunFolder, open_training, restored, write_loss_curve
-from diffusion.train.snapshots import publish_snapshots, save_snapshots
-from diffusion.train.state_file import SavedState
+from diffusion.train.checkpoint.ema_snapshots import publish_snapshots, save_snapshots
+from diffusion.train.checkpoint.run_dir import RunDir, open_training, restore_state, write_loss_curve
+from diffusion.train.checkpoint.state_files import SavedState
+from diffusion.train.distributed.launch import launch_ranks
+from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.distributed.rank_zero import rank_zero_first
+from diffusion.train.loop import NullObserver, Observer, TrainState, new_state, train
+from diffusion.train.plan import TrainPlan, build_objective, training_fingerprint
 
 
-class Watcher(Protocol):
+class RunObserver(Protocol):
     """Who tells people of a training, and keeps its states."""
 
     @property
@@ -42,13 +42,13 @@ class Watcher(Protocol):
         """The model file is written."""
 
 
-W = TypeVar("W", bound=Watcher)
+W = TypeVar("W", bound=RunObserver)
 
 BEGIN = "begin"  # what the first process does alone before the first step
 
 
 @dataclass(frozen=True)
-class Places:
+class TrainPaths:
     """Where the folders of such trainings, the curve and the model file lie, and what they start from.
 
     `averages` is the folder of snapshots, which not all trainings give.
@@ -70,13 +70,13 @@ class Trainer:
 
     plan: TrainPlan
     store: ImageStore
-    places: Places
+    places: TrainPaths
     command: Sequence[str]
     say: OnWait
 
     def lead(
         self,
-        watched: Callable[[RunFolder, StopRequest], AbstractContextManager[W]],
+        watched: Callable[[RunDir, StopRequest], AbstractContextManager[W]],
         *,
         fresh: bool = False,
         keep: bool = False,
@@ -89,13 +89,13 @@ class Trainer:
         with (
             open_training(plan, places.runs, fresh=fresh, keep=keep) as run,
             stop_request() as stop,
-            together(plan.train, self.command, self.say, stop.raise_if_set) as group,
+            launch_ranks(plan.train, self.command, self.say, stop.raise_if_set) as group,
             watched(run, stop) as watcher,
         ):
             state = new_state(plan, group.device, places.starts, group)
-            run.restore(state, partial(_shared, state, group))
+            run.restore(state, partial(_share_state, state, group))
             ema = _whole_ema(state)
-            with first_alone(group, BEGIN):
+            with rank_zero_first(group, BEGIN):
                 watcher.announce(state, ema)
             del ema
             with run.writer.beside():
@@ -116,7 +116,7 @@ class Trainer:
             watcher.finished(places.model)
         return watcher
 
-    def _snapshot(self, run: RunFolder, state: TrainState) -> None:
+    def _snapshot(self, run: RunDir, state: TrainState) -> None:
         """Keep the averages as they are now."""
         said = self._result(state).model_copy(update={"step": state.step})
         save_snapshots(run.folder, state.averages, self.plan.train.widths, said)
@@ -128,22 +128,31 @@ class Trainer:
     def follow(self) -> None:
         """Compute a share of every batch of a training that another process leads.
 
-        Interrupted or RankLost as there, which says it.
+        Interrupted or RankFailed as there, which says it.
         """
         plan = self.plan
         with (
             stop_request() as stop,
-            together(plan.train, self.command, self.say, stop.raise_if_set) as group,
+            launch_ranks(plan.train, self.command, self.say, stop.raise_if_set) as group,
         ):
             state = new_state(plan, group.device, self.places.starts, group)
-            restored(state, _shared(state, group), "the first process's state")
+            restore_state(state, _share_state(state, group), "the first process's state")
             _whole_ema(state)
-            with first_alone(group, BEGIN):
+            with rank_zero_first(group, BEGIN):
                 pass
-            train(state, self.store, group, Silent(), lambda state: None, partial(group.agree_on_stop, stop))
+            train(
+                state,
+                self.store,
+                group,
+                NullObserver(),
+                lambda state: None,
+                partial(group.agree_on_stop, stop),
+            )
 
 
-def _shared(state: TrainState, group: ProcessGroup, newest: SavedState | None = None) -> SavedState | None:
+def _share_state(
+    state: TrainState, group: ProcessGroup, newest: SavedState | None = None
+) -> SavedState | None:
     """What all processes begin with, which is the first one's: its newest state, or the new one that it has.
 
     None where each begins with its own, alone or in new shards, which are of the same weights.
@@ -165,7 +174,7 @@ def _identity(plan: TrainPlan) -> str:
     return f"{training_fingerprint(plan)} {canonical_json(times)}"
 
 
-def _between_steps(run: RunFolder, group: ProcessGroup, stop: StopRequest) -> None:
+def _between_steps(run: RunDir, group: ProcessGroup, stop: StopRequest) -> None:
     """Raise what ends the training before its next step: a save that has failed, or a signal."""
     run.writer.check()
     group.agree_on_stop(stop)

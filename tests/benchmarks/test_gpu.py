@@ -8,7 +8,7 @@ import torch
 from benchmarks import gpu
 from benchmarks.gpu_measures import BATCHES, SMALL, WHOLE, flop
 from diffusion.system.errors import DiffctlError
-from diffusion.train.memory import remedy
+from diffusion.train.step_memory import oom_hint
 from tests.helpers.networks import spec_of
 
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ def test_a_file_of_something_else_is_refused(tmp_path, capsys, text):
     assert file.read_text() == text
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), DiffctlError(remedy(""))])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), DiffctlError(oom_hint(""))])
 def test_a_lack_of_memory_is_a_result_and_other_errors_are_not(error, monkeypatch):
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)  # which loads the compiler
 

@@ -16,9 +16,9 @@ from diffusion.images.store import write_store
 from diffusion.model.unet import UNet
 from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.train import memory
-from diffusion.train.identity import plan_training
-from diffusion.train.memory import saved_bytes
+from diffusion.train import step_memory
+from diffusion.train.plan import plan_training
+from diffusion.train.step_memory import activation_bytes
 from tests.conftest import ROOT, diffctl, params, write_params
 from tests.helpers.raw_data import random_images, write_cifar10, write_cifar100, write_folder
 
@@ -240,8 +240,8 @@ def test_exceeding_disk_or_memory_is_an_error(project, changes, subject):
 @pytest.mark.parametrize("quick", [0, 10**12])
 def test_saved_bytes_equal_those_of_autograd(quick, monkeypatch):
     """Compare fake and real forward passes with the tensors that autograd saves for six images."""
-    monkeypatch.setattr(memory, "QUICK", quick)
-    memory._counted_passes.cache_clear()
+    monkeypatch.setattr(step_memory, "QUICK", quick)
+    step_memory._counted_passes.cache_clear()
     config = configuration(model={"dropout": 0.1})
     meta = {"name": "x", "image_size": 8, "channels": 1, "classes": ["a"], "counts": [1], "digest": ""}
     spec = plan_training(config, meta, torch.device("cpu")).network
@@ -257,7 +257,7 @@ def test_saved_bytes_equal_those_of_autograd(quick, monkeypatch):
         real(torch.randn(6, 1, 8, 8), labels, labels)
     weights = {parameter.untyped_storage().data_ptr() for parameter in real.parameters()}
     counted = sum(storage.nbytes() for address, storage in held.items() if address not in weights)
-    assert saved_bytes(spec, 6) == counted
+    assert activation_bytes(spec, 6) == counted
 
 
 @pytest.mark.parametrize("state", ["missing", "wrong", "path"])

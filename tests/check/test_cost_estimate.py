@@ -24,7 +24,7 @@ from diffusion.model.flops import FlopCounter
 from diffusion.model.unet import UNet
 from diffusion.show.network_table import model
 from diffusion.system.errors import DiffctlError
-from diffusion.train.memory import count_parameters, evaluation_flops
+from diffusion.train.step_memory import count_parameters, forward_flops
 from tests.conftest import params
 from tests.helpers.networks import spec_of
 from tests.show.test_network_table import SHAPES
@@ -59,7 +59,7 @@ def test_convolution_flops_equal_the_closed_form(groups: int, stride: int) -> No
 def test_evaluation_flops_equal_those_of_show_model(changes: dict[str, Any]) -> None:
     """Although a CPU uses other operations for upsampling and attention."""
     spec = spec_of(**changes)
-    assert evaluation_flops(spec) == model(spec).flops
+    assert forward_flops(spec) == model(spec).flops
 
 
 @pytest.mark.parametrize(("checkpointing", "less"), [(False, 0.03), (True, 0.11)])
@@ -70,7 +70,7 @@ def test_training_step_is_three_or_four_passes(checkpointing: bool, less: float)
     x, t = torch.zeros(1, 1, 8, 8, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta")
     with FlopCounterMode(display=False) as counter:
         network(x, t, t).sum().backward()
-    assert counter.get_total_flops() == pytest.approx(passes(spec) * evaluation_flops(spec), rel=less)
+    assert counter.get_total_flops() == pytest.approx(passes(spec) * forward_flops(spec), rel=less)
 
 
 def test_cost_is_the_sum_of_its_parts(tmp_path: Path) -> None:

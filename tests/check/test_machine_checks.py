@@ -21,9 +21,9 @@ from diffusion.protocol.grid import grid
 from diffusion.sample.cell_images import make_cell
 from diffusion.system import devices
 from diffusion.system.errors import UsageError
-from diffusion.train.identity import TrainPlan, result_of, training_fingerprint
 from diffusion.train.loop import new_state
-from diffusion.train.memory import count_parameters, step_bytes
+from diffusion.train.plan import TrainPlan, plan_artefact, training_fingerprint
+from diffusion.train.step_memory import count_parameters, step_bytes
 from tests.conftest import params
 
 GPU = torch.device("cuda")
@@ -211,7 +211,7 @@ def test_finished_samples_reduce_the_needed_space(prepared: Path, in_bytes: None
     config, cell = configuration(**small), 40 * 64
     assert needed_for("samples", config) == 3 * 2 * cell
     plan = plan_here(config)
-    save_artefact(MODEL, new_state(plan, torch.device("cpu")).ema.state_dict(), result_of(plan))
+    save_artefact(MODEL, new_state(plan, torch.device("cpu")).ema.state_dict(), plan_artefact(plan))
     first, second = grid(config.sample, config.sweep)
     make_cell(config.sample, first, MODEL, SAMPLES / first.name)
     assert needed_for("samples", config) == (1 + 1 + 2) * cell

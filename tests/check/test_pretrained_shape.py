@@ -11,8 +11,8 @@ from diffusion.config import parse
 from diffusion.model.model_config import ModelConfig
 from diffusion.model.model_file import Artefact, save_artefact
 from diffusion.system.yaml_text import parse_yaml
-from diffusion.train.identity import plan_training
-from diffusion.train.start import StartRefused, keep_start
+from diffusion.train.plan import plan_training
+from diffusion.train.pretrained import PretrainedRefused, store_pretrained
 from tests.conftest import params
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
@@ -28,7 +28,7 @@ def kept(folder: Path, shape: dict[str, Any]) -> Artefact:
     spec = spec_of(**shape)
     path = folder / "start.safetensors"
     save_artefact(path, network_of(spec).state_dict(), artefact_of(spec))
-    return keep_start(path, folder / "start")[1]
+    return store_pretrained(path, folder / "start")[1]
 
 
 def merged(values: dict[str, Any], sections: Sections) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def test_suggested_section_makes_it_fit(tmp_path: Path, shape: dict[str, Any], s
         model={"attention": [side // 2]},
     )
     config = parse(values, "before")
-    with pytest.raises(StartRefused):
+    with pytest.raises(PretrainedRefused):
         plan_training(config, meta, torch.device("cpu"), tmp_path / "start")
     config = parse(merged(values, needed_changes(config, start, side)), "after")
     assert needed_changes(config, start, side) == {}

@@ -23,10 +23,10 @@ from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json, write_text
 from diffusion.system.locks import file_lock
-from diffusion.train.course import Constant
-from diffusion.train.identity import plan_training, result_of, training_fingerprint, training_settings
-from diffusion.train.state_file import SavedState, save_state
-from diffusion.train.state_values import StateValues
+from diffusion.train.checkpoint.state_files import SavedState, save_state
+from diffusion.train.checkpoint.state_values import StateValues
+from diffusion.train.lr_schedule import ConstantLR
+from diffusion.train.plan import plan_artefact, plan_training, training_fingerprint, training_settings
 from tests.cli.conftest import assert_refused
 from tests.conftest import diffctl, write_params
 from tests.helpers.mlflow_server import empty_database
@@ -84,7 +84,7 @@ def test_trainings_of_other_settings_go_unless_needed(plan) -> None:
 
 
 def test_state_that_a_longer_training_resumes_from_stays(plan) -> None:
-    constant = plan.train.model_copy(update={"lr": Constant(rate=0.002)})
+    constant = plan.train.model_copy(update={"lr": ConstantLR(rate=0.002)})
     longer, short = (
         plan.model_copy(update={"train": constant.model_copy(update={"steps": steps})}) for steps in (12, 8)
     )
@@ -142,7 +142,7 @@ def test_classifiers_of_other_settings_go(project: Path) -> None:
 
 
 def test_images_of_other_models_and_cells_go(plan) -> None:
-    model = save_artefact(MODEL, network_of(plan.network).state_dict(), result_of(plan))
+    model = save_artefact(MODEL, network_of(plan.network).state_dict(), plan_artefact(plan))
     config = load()
     cells = grid(config.sample, config.sweep)
     present = [make_units(shards_folder(cell_settings(config.sample, cell), model)) for cell in cells]

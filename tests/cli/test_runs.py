@@ -21,7 +21,7 @@ from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json, write_text
 from diffusion.system.locks import file_lock
-from diffusion.train.run_folder import RunFolder
+from diffusion.train.checkpoint.run_dir import RunDir
 from tests.cli.conftest import assert_refused
 from tests.helpers.mlflow_server import empty_database, free_port
 from tests.helpers.scores_document import document, with_space
@@ -393,7 +393,7 @@ def test_clock_set_back_gives_no_negative_time(tmp_path, capsys, jumps, end):
             spool = Spool(folder, "key", "digits-c1", "diffctl-digits")
             spool.metrics(1, {"loss": 1.0})
             spool.metrics(2, {"loss": 0.5})
-            RunFolder(folder, "key").beat(2)
+            RunDir(folder, "key").beat(2)
         if end:
             spool.close(end)
         times = [event["time"] for event in read_events(folder) if "time" in event]

@@ -18,10 +18,10 @@ from cli.stages.watch import Watch, write_preview
 from diffusion.images.store import open_store
 from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted
-from diffusion.train.distributed import ProcessGroup, RankLost
-from diffusion.train.identity import DenoiserPlan
-from diffusion.train.loop import Silent, TrainState, new_state, train
-from diffusion.train.run_folder import open_run
+from diffusion.train.checkpoint.run_dir import open_run
+from diffusion.train.distributed.process_group import ProcessGroup, RankFailed
+from diffusion.train.loop import NullObserver, TrainState, new_state, train
+from diffusion.train.plan import DenoiserPlan
 from tests.helpers.trainings import CPU, assert_same, plan_of, run, run_until
 from tracking.spool.spool_writer import Spool
 
@@ -101,7 +101,7 @@ class Failing:
             patch.setattr("diffusion.sample.generate.generate", self._fail)
             write_preview(Path("never.png"), self.plan, network, ema)
 
-    def hold_out(self, step: int, network: UNet, ema: UNet) -> dict[str, float]:
+    def validate(self, step: int, network: UNet, ema: UNet) -> dict[str, float]:
         raise DiffctlError("the test split is gone")
 
     def evaluate(self, step: int, ema: UNet) -> None:
@@ -135,13 +135,13 @@ def test_failing_observer_does_not_stop_training(digits_store: Path) -> None:
         f"no score of step 4 (the reference is stale): {without}",
     ]
     assert len(told_in(said)) == 8, "the live line once, of four steps"
-    train(alone, store, ProcessGroup(CPU), Silent(), save, lambda: None)
+    train(alone, store, ProcessGroup(CPU), NullObserver(), save, lambda: None)
     assert_same(watched, alone)
 
 
-@pytest.mark.parametrize("stop", [Interrupted("stopped", signal.SIGTERM), RankLost("another has ended")])
+@pytest.mark.parametrize("stop", [Interrupted("stopped", signal.SIGTERM), RankFailed("another has ended")])
 def test_stop_in_an_observer_saves(digits_store: Path, stop: DiffctlError) -> None:
-    class Stopping(Silent):
+    class Stopping(NullObserver):
         def preview(self, step: int, network: UNet, ema: UNet) -> None:
             raise stop
 

@@ -8,8 +8,8 @@ import torch
 from diffusion.evaluate.training_scores import ScoredCheckpoints
 from diffusion.images.store import open_store
 from diffusion.model.model_file import load_model, tensors_sha256
-from diffusion.train.identity import result_of
 from diffusion.train.loop import TrainState, new_state
+from diffusion.train.plan import plan_artefact
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.spools import EXPERIMENT, logged, stored, the_run
 from tests.helpers.trainings import plan_of
@@ -30,7 +30,7 @@ def add_all(folder: Path, keep: str | int, state: TrainState) -> list[list[int]]
     """Add every step and return the steps that each call dropped."""
     checkpoints = ScoredCheckpoints(folder, keep, "kd", CARD)
     return [
-        checkpoints.add(step, {"kd": value}, state.ema, result_of(state.plan))[1]
+        checkpoints.add(step, {"kd": value}, state.ema, plan_artefact(state.plan))[1]
         for step, value in SCORES.items()
     ]
 
@@ -63,18 +63,18 @@ def test_scores_of_another_protocol_are_ignored(tmp_path: Path, state: TrainStat
     add_all(tmp_path, "best", state)
     other = ScoredCheckpoints(tmp_path, "best", "kd", {"num_images": 40})
     assert other.scores() == {}
-    assert other.add(50, {"kd": 9.0}, state.ema, result_of(state.plan))[1] == [20]
+    assert other.add(50, {"kd": 9.0}, state.ema, plan_artefact(state.plan))[1] == [20]
     assert kept(tmp_path) == [50]
 
 
 def test_kept_checkpoint_is_a_model_file(tmp_path: Path, state: TrainState) -> None:
     path, _ = ScoredCheckpoints(tmp_path, "best", "kd", CARD).add(
-        10, {"kd": 1.0}, state.ema, result_of(state.plan)
+        10, {"kd": 1.0}, state.ema, plan_artefact(state.plan)
     )
     assert path is not None
     model = load_model(path)
     changes = {"step": 10, "weights_sha256": tensors_sha256(state.ema.state_dict())}
-    assert model.artefact == result_of(state.plan).model_copy(update=changes)
+    assert model.artefact == plan_artefact(state.plan).model_copy(update=changes)
     ours = state.ema.state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in model.network.state_dict().items())
 

@@ -266,8 +266,9 @@ def test_a_clone_pulls_the_initial_weights_when_training_needs_them(
     start, content = Path("start/5eed5eed5eed5eed.safetensors"), "of another training"
 
     bring = (
-        "from diffusion.train.config import StartConfig\nfrom flows.fetch_pretrained import bring_start\n"
-        f"def work(): bring_start(StartConfig(sha256={sha256!r}))\n"
+        "from diffusion.train.train_config import PretrainedConfig\n"
+        "from flows.fetch_pretrained import fetch_pretrained\n"
+        f"def work(): fetch_pretrained(PretrainedConfig(sha256={sha256!r}))\n"
         "import cli.main\ncli.main.app = work\ntry:\n    cli.main.main()\n"
         "except SystemExit as end:\n    if end.code: raise\n"
     )

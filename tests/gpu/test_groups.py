@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 
 from diffusion.images.store import open_store
-from diffusion.train import overlap
 from diffusion.train.batch import draw_batch
-from diffusion.train.distributed import ProcessGroup, joined
+from diffusion.train.distributed import gradient_buckets
+from diffusion.train.distributed.process_group import ProcessGroup, join_group
 from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.loader import Batches
+from diffusion.train.loader import ImageLoader
 from tests.gpu.devices import DEVICES, SLOW_ON_CPU, exactly, waiting_fails
 from tests.gpu.test_training import FP32, begun
 from tests.helpers.sharded import CHANGES, SHARDED, alone, assert_close
@@ -24,7 +24,7 @@ from tests.helpers.together import trained
 def alone_but_joined(device: torch.device, world: int = 1) -> Iterator[ProcessGroup]:
     """A group of this process only, which believes to be the first of `world`: sums are real, of one."""
     store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)
-    with joined(ProcessGroup(device), store):
+    with join_group(ProcessGroup(device), store):
         yield ProcessGroup(device, 0, world)
 
 
@@ -34,7 +34,7 @@ def test_one_process_sums_alone_on_the_device_and_on_the_host(device) -> None:
     with alone_but_joined(device, world=2) as group:
         group.begin_sum(one := values.clone())()
         group.all_reduce([two := values.clone(), three := -values.view(2, 3)])
-        assert group.agree_on_least(7) == 7, "which the hosts tell each other"
+        assert group.all_reduce_min(7) == 7, "which the hosts tell each other"
     assert torch.equal(one, values)
     assert torch.equal(two, values)
     assert torch.equal(three, -values.view(2, 3))
@@ -43,12 +43,12 @@ def test_one_process_sums_alone_on_the_device_and_on_the_host(device) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_sums_beside_the_backward_pass_are_those_of_the_gradients(device, digits_store, monkeypatch) -> None:
     """In many buckets, of which no step waits for one on the host."""
-    monkeypatch.setattr(overlap, "SENT", 5_000)
+    monkeypatch.setattr(gradient_buckets, "SENT", 5_000)
     store, found = open_store(digits_store), []
     with exactly(device), alone_but_joined(device, world=2) as two:
         for group in (two, ProcessGroup(device)):
             state = begun(store, device, train={**FP32, "batch_size": 8, "microbatch": 2})
-            plan, data = state.plan, Batches(store, device)
+            plan, data = state.plan, ImageLoader(store, device)
             gradients = GradientAccumulator(plan, state.network, group)
             first, second = (draw_batch(plan, state.timesteps, data, step, two.share(8)) for step in range(2))
             gradients(first, 0)  # makes what is made once: NCCL's connections, cuDNN's plans

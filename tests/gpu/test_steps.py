@@ -23,13 +23,13 @@ from diffusion.sample.sampler import run_sampler
 from diffusion.system.device_transfer import to_device
 from diffusion.system.errors import DiffctlWarning
 from diffusion.system.threads import prefetch, prefetched_draws
-from diffusion.train.async_metrics import AsyncMetrics
 from diffusion.train.batch import batches
-from diffusion.train.distributed import ProcessGroup
-from diffusion.train.ema import move
+from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.ema import lerp_tensors
 from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.loader import Batches
+from diffusion.train.loader import ImageLoader
 from diffusion.train.loop import new_state, train_step
+from diffusion.train.step_metrics import AsyncMetrics
 from tests.gpu.devices import CPU, DEVICES, GPU, SLOW_ON_CPU, exactly, waiting_fails
 from tests.helpers.networks import artefact_of, network_of, randomise, spec_of
 from tests.helpers.profile_trainings import TRAININGS
@@ -86,7 +86,7 @@ def test_a_training_step_waits_for_nothing(device, changes, digits_store) -> Non
     train = {**changes["train"], "batch_size": 8, "microbatch": 4}
     plan = plan_of(store, **{**changes, "train": train})
     state, group, coming_means = new_state(plan, device), ProcessGroup(device), AsyncMetrics()
-    gradients, data = GradientAccumulator(plan, state.network, group), Batches(store, device)
+    gradients, data = GradientAccumulator(plan, state.network, group), ImageLoader(store, device)
     coming = batches(plan, state.timesteps, data, range(4), gradients.share)
     coming_means.add(train_step(state, gradients, next(coming)))
     with waiting_fails(device):
@@ -129,7 +129,7 @@ def test_an_engine_joins_guided_and_other_rows(device) -> None:
 @pytest.mark.parametrize("resident", [False, True])
 def test_prefetching_changes_neither_batches_nor_order(device, resident, digits_store) -> None:
     store = open_store(digits_store)
-    batches = Batches(store, device, resident=resident)
+    batches = ImageLoader(store, device, resident=resident)
     draws = [torch.randint(50, (7,), generator=torch.Generator().manual_seed(step)) for step in range(30)]
     reads = [lambda rows=rows: (batches[rows],) for rows in draws]
     fetched = list(prefetch(reads, device, depth=3))
@@ -177,5 +177,5 @@ def test_averages_move_as_a_lerp_moves_them(device) -> None:
     averages = [torch.randn(7, 3, device=device) for _ in range(9)]
     weights, part = [torch.randn(7, 3, device=device) for _ in range(9)], torch.tensor(0.1, device=device)
     expected = [torch.lerp(one, other, part) for one, other in zip(averages, weights, strict=True)]
-    move(averages, weights, part)
+    lerp_tensors(averages, weights, part)
     torch.testing.assert_close(averages, expected)

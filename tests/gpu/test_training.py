@@ -24,13 +24,13 @@ from diffusion.sample.generate import generate
 from diffusion.system.errors import DiffctlWarning, Interrupted
 from diffusion.train import loader
 from diffusion.train.batch import draw_batch
-from diffusion.train.distributed import ProcessGroup
+from diffusion.train.checkpoint.run_dir import open_run
+from diffusion.train.checkpoint.state_files import newest_state
+from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.identity import plan_training
-from diffusion.train.loader import Batches
+from diffusion.train.loader import ImageLoader
 from diffusion.train.loop import TrainState, new_state, train
-from diffusion.train.run_folder import open_run
-from diffusion.train.state_file import newest_state
+from diffusion.train.plan import plan_training
 from tests.conftest import params
 from tests.gpu.devices import DEVICES, LONG_ON_CPU, SLOW_ON_CPU, exactly
 from tests.helpers.trainings import Recorder
@@ -96,7 +96,7 @@ def run_saving_on(
 
 def gradient(state: TrainState, store: ImageStore, device: torch.device) -> list[torch.Tensor]:
     """The gradient of step 0's batch."""
-    batch = draw_batch(state.plan, state.timesteps, Batches(store, device), 0)
+    batch = draw_batch(state.plan, state.timesteps, ImageLoader(store, device), 0)
     GradientAccumulator(state.plan, state.network, ProcessGroup(device))(batch, 0)
     return [parameter.grad.clone() for parameter in state.network.parameters()]
 
@@ -179,7 +179,7 @@ def test_a_set_that_stays_on_the_host_trains_the_same(device, digits_store, monk
     with exactly(device):
         there = curve(begun(store, device, train=short), store, device)
         monkeypatch.setattr(loader, "DEVICE_SHARE", 0.0)
-        assert not Batches(store, device).resident
+        assert not ImageLoader(store, device).resident
         assert_close(curve(begun(store, device, train=short), store, device), there, 1e-4)
 
 

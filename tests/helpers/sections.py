@@ -12,9 +12,9 @@ from diffusion.process.process_registry import PROCESSES
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.references import load_reference
-from diffusion.train.course import COURSES
+from diffusion.train.lr_schedule import LR_SCHEDULES
 
-REGISTRIES = (SOURCES, MODELS, PROCESSES, COURSES)  # whose entries have a section's class
+REGISTRIES = (SOURCES, MODELS, PROCESSES, LR_SCHEDULES)  # whose entries have a section's class
 
 
 class Part(NamedTuple):

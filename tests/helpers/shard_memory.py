@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 
 from diffusion.images.store import open_store
-from diffusion.train.distributed import ProcessGroup, joined
+from diffusion.train.checkpoint.run_dir import restore_state
+from diffusion.train.checkpoint.state_files import newest_state
+from diffusion.train.distributed.process_group import ProcessGroup, join_group
 from diffusion.train.loop import new_state
-from diffusion.train.run_folder import restored
-from diffusion.train.state_file import newest_state
-from diffusion.train.trainer import _shared
+from diffusion.train.trainer import _share_state
 from tests.helpers.sharded import SHARDED
 from tests.helpers.trainings import plan_of
 
@@ -35,12 +35,12 @@ def main() -> None:
     rank, port, images, folder, shard = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
     store, group = open_store(Path(images)), ProcessGroup(torch.device("cpu"), rank, 2)
     plan = plan_of(store, **LARGE, train={"batch_size": 2, "shard": shard == "True"})
-    with joined(group, dist.TCPStore("127.0.0.1", port, 2, is_master=False)):
+    with join_group(group, dist.TCPStore("127.0.0.1", port, 2, is_master=False)):
         new_state(plan_of(store, **SHARDED), group.device, group=group)
         (SELF / "clear_refs").write_text("5")  # the highest memory begins anew
         before = memory("VmRSS")
         state = new_state(plan, group.device, group=group)
-        newest = newest_state(Path(folder)) if group.is_first else None
-        assert restored(state, _shared(state, group, newest), "the state")
+        newest = newest_state(Path(folder)) if group.is_rank_zero else None
+        assert restore_state(state, _share_state(state, group, newest), "the state")
         assert state.step == 1
         print(memory("VmHWM") - before)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from diffusion.images.store import open_store
-from diffusion.train.distributed import ProcessGroup
-from diffusion.train.loop import Silent, new_state, train
-from diffusion.train.state_file import SavedState
+from diffusion.train.checkpoint.state_files import SavedState
+from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.loop import NullObserver, new_state, train
 from tests.helpers.trainings import plan_of
 
 CPU = torch.device("cpu")
@@ -40,5 +40,5 @@ def alone(store: Path) -> SavedState:
     """What one process makes of it."""
     images = open_store(store)
     state = new_state(plan_of(images, **CHANGES), CPU)
-    train(state, images, ProcessGroup(CPU), Silent(), lambda state: None, lambda: None)
+    train(state, images, ProcessGroup(CPU), NullObserver(), lambda state: None, lambda: None)
     return state.saved()

@@ -14,13 +14,13 @@ import torch.distributed as dist
 
 from diffusion.images.store import open_store
 from diffusion.system.errors import Interrupted
-from diffusion.train import overlap
-from diffusion.train.distributed import ProcessGroup, joined
-from diffusion.train.loop import Silent, TrainState, new_state, train
+from diffusion.train.checkpoint.run_dir import restore_state
+from diffusion.train.checkpoint.state_files import SavedState, newest_state, save_state
+from diffusion.train.distributed import gradient_buckets
+from diffusion.train.distributed.process_group import ProcessGroup, join_group
+from diffusion.train.loop import NullObserver, TrainState, new_state, train
 from diffusion.train.precision import set_tf32
-from diffusion.train.run_folder import restored
-from diffusion.train.state_file import SavedState, newest_state, save_state
-from diffusion.train.trainer import _shared
+from diffusion.train.trainer import _share_state
 from tests.conftest import environment
 from tests.helpers.trainings import plan_of
 
@@ -75,25 +75,25 @@ def main() -> None:
     rank, world, port = map(int, sys.argv[1:4])
     store, folder, changes, stop = Path(sys.argv[4]), Path(sys.argv[5]), sys.argv[6], int(sys.argv[7])
     torch.set_num_threads(1)
-    overlap.SENT = 5_000
+    gradient_buckets.SENT = 5_000
     images = open_store(store)
     plan = plan_of(images, **json.loads(changes))
     group = ProcessGroup(device_of(sys.argv[8], rank), rank, world)
 
     def save(whole: TrainState) -> None:
-        if group.is_first:
+        if group.is_rank_zero:
             save_state(folder, whole.saved())
 
     def check_stop() -> None:
         if state.step == stop:
             raise Interrupted("stopped", 15)
 
-    with joined(group, dist.TCPStore("127.0.0.1", port, world, is_master=False)):
+    with join_group(group, dist.TCPStore("127.0.0.1", port, world, is_master=False)):
         state = new_state(plan, group.device, group=group)
-        found = newest_state(folder) if group.is_first else None
-        restored(state, _shared(state, group, found), "the state")
+        found = newest_state(folder) if group.is_rank_zero else None
+        restore_state(state, _share_state(state, group, found), "the state")
         try:
-            train(state, images, group, Silent(), save, check_stop)
+            train(state, images, group, NullObserver(), save, check_stop)
         except Interrupted:
             return
 

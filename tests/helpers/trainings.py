@@ -10,10 +10,10 @@ import torch
 from diffusion.config import parse
 from diffusion.images.store import ImageStore
 from diffusion.system.errors import Interrupted
-from diffusion.train.distributed import ProcessGroup
-from diffusion.train.identity import DenoiserPlan, plan_training
-from diffusion.train.loop import Silent, TrainState, new_state, train
-from diffusion.train.run_folder import RunFolder, open_training
+from diffusion.train.checkpoint.run_dir import RunDir, open_training
+from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.loop import NullObserver, TrainState, new_state, train
+from diffusion.train.plan import DenoiserPlan, plan_training
 from tests.conftest import params
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ class Killed(Exception):
     """Ends a training without a save, as SIGKILL does."""
 
 
-class Recorder(Silent):
+class Recorder(NullObserver):
     """An observer that keeps the logged metrics and the steps of previews."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ def run(
     save: Save = lambda state: None,
     stop_at: int | None = None,
     snapshot: Save = lambda state: None,
-    observer: Silent | None = None,
+    observer: NullObserver | None = None,
     error: Exception | Interrupted = STOP,
 ) -> Recorder:
     """Train to the end, on the network's device; raise `error` at step `stop_at`."""
@@ -80,10 +80,10 @@ def run_in(
     plan: DenoiserPlan,
     root: Path,
     stop_at: int | None = None,
-    snapshot: Callable[[RunFolder, TrainState], None] = lambda run, state: None,
+    snapshot: Callable[[RunDir, TrainState], None] = lambda run, state: None,
     error: Exception | Interrupted = STOP,
     **options: bool,
-) -> tuple[RunFolder, TrainState, int]:
+) -> tuple[RunDir, TrainState, int]:
     """Train in the plan's run directory in `root`, to the end or to a stop.
 
     Returns the run directory, the state, and the step from which the training was resumed.

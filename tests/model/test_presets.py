@@ -16,7 +16,7 @@ from diffusion.model.unet_config import UNetConfig, UNetSpec
 from diffusion.process.process_config import ProcessConfig
 from diffusion.system.errors import UsageError
 from diffusion.system.section import fingerprint
-from diffusion.train.config import TrainConfig
+from diffusion.train.train_config import TrainConfig
 from tests.conftest import params
 
 # What the papers and the published files' names say, in millions, and to how much of it they round.

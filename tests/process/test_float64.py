@@ -16,10 +16,10 @@ from diffusion.sample.guidance import classifier_free, classifier_gradient, shif
 from diffusion.sample.nan_guard import NaNGuard
 from diffusion.sample.sampler import run_sampler
 from diffusion.train.batch import Batch, draw_batch
-from diffusion.train.distributed import ProcessGroup
+from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.identity import build_objective
-from diffusion.train.loader import Batches
+from diffusion.train.loader import ImageLoader
+from diffusion.train.plan import build_objective
 from tests.helpers.no_float64 import Float64, no_float64
 from tests.helpers.trainings import plan_of
 from tests.train.test_classifier import SECTION, resolved
@@ -52,7 +52,7 @@ def on(device: torch.device, batch: Batch) -> Batch:
 def test_a_step_of_training_makes_none(digits_store, process):
     store = open_store(digits_store)
     plan = plan_of(store, train={"precision": "fp32", "microbatch": 3}, process=process)
-    batch = draw_batch(plan, UniformSampler(plan.process.timesteps), Batches(store, CPU), 0)
+    batch = draw_batch(plan, UniformSampler(plan.process.timesteps), ImageLoader(store, CPU), 0)
     with no_float64() as device:
         gradients = GradientAccumulator(plan, UNet(plan.network).to(device), ProcessGroup(device))
         losses, index, weights = gradients(on(device, batch), 0)
@@ -63,7 +63,7 @@ def test_a_step_of_a_classifier_makes_none(digits_store):
     store = open_store(digits_store)
     plan = resolved(store, SECTION, precision="fp32")
     batch = draw_batch(
-        plan, UniformSampler(plan.process.timesteps), Batches(store, CPU), 0, purpose="classifier"
+        plan, UniformSampler(plan.process.timesteps), ImageLoader(store, CPU), 0, purpose="classifier"
     )
 
     with no_float64() as device:

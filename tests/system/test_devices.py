@@ -16,9 +16,9 @@ from diffusion.system.devices import (
 )
 from diffusion.system.errors import UsageError
 from diffusion.system.locks import is_held
-from diffusion.train.config import TrainConfig
-from diffusion.train.launch import process_count
+from diffusion.train.distributed.launch import process_count
 from diffusion.train.precision import compiles, resolve_precision
+from diffusion.train.train_config import TrainConfig
 
 
 @pytest.fixture

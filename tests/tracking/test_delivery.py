@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from diffusion.system.locks import file_lock
-from diffusion.train.run_folder import open_run
+from diffusion.train.checkpoint.run_dir import open_run
 from tests.helpers.disks import make_room, memory_disk
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.spools import logged, open_spool, stored, the_run, write_points

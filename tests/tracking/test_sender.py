@@ -12,7 +12,7 @@ import pytest
 
 from diffusion.system.errors import DiffctlWarning, UsageError
 from diffusion.system.locks import file_lock, is_held
-from diffusion.train.run_folder import open_run
+from diffusion.train.checkpoint.run_dir import open_run
 from tests.conftest import diffctl
 from tests.helpers.mlflow_server import MlflowServer, free_port
 from tests.helpers.spools import EXPERIMENT, logged, open_spool, run_of, stored, the_run, write_points

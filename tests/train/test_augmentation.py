@@ -13,12 +13,12 @@ from diffusion.images.store import ImageStore, open_store
 from diffusion.model.unet import UNet
 from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.system.errors import UsageError
-from diffusion.train.augmentation import augmented, draw
+from diffusion.train.augmentation import augment, draw_params
 from diffusion.train.batch import Batch, draw_batch
-from diffusion.train.config import AUGMENTATIONS, AugmentConfig
-from diffusion.train.identity import TrainPlan, result_of
-from diffusion.train.loader import Batches
+from diffusion.train.loader import ImageLoader
 from diffusion.train.loop import new_state
+from diffusion.train.plan import TrainPlan, plan_artefact
+from diffusion.train.train_config import AUGMENTATIONS, AugmentConfig
 from tests.helpers.networks import network_of, spec_of
 from tests.helpers.trainings import plan_of, run
 
@@ -31,7 +31,7 @@ OFTEN = {"augment": {"probability": 0.5}}
 
 def drawn(**settings: Any) -> torch.Tensor:
     """(4000, 9) numbers that a network would be told."""
-    return draw(AugmentConfig(**settings), NAME, MANY).condition()
+    return draw_params(AugmentConfig(**settings), NAME, MANY).condition()
 
 
 def squares(count: int) -> torch.Tensor:
@@ -39,7 +39,7 @@ def squares(count: int) -> torch.Tensor:
 
 
 def batch_of(plan: TrainPlan, store: ImageStore, step: int = 0, share: slice = slice(None)) -> Batch:
-    return draw_batch(plan, UniformSampler(100), Batches(store, CPU), step, share)
+    return draw_batch(plan, UniformSampler(100), ImageLoader(store, CPU), step, share)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_each_kind_is_made_as_often_as_the_table_says():
 
 
 def test_anisotropy_has_the_images_own_axis_half_of_the_time():
-    drawn = draw(AugmentConfig(probability=1, kinds=["anisotropy"]), NAME, MANY)
+    drawn = draw_params(AugmentConfig(probability=1, kinds=["anisotropy"]), NAME, MANY)
     turned = drawn.axis.ne(0).double().mean()
     assert abs(turned - 0.5) < 4 * math.sqrt(0.25 / len(MANY))
 
@@ -85,7 +85,7 @@ def test_what_a_kind_draws_does_not_hang_on_the_others():
 
 def test_an_image_that_is_not_transformed_is_left_as_it_is_and_flips_are_exact():
     images = squares(400)
-    found, told = augmented(images, AugmentConfig(), NAME, range(400))
+    found, told = augment(images, AugmentConfig(), NAME, range(400))
     still = ~told[:, 2:].any(1)
     assert 0.3 < still.float().mean() < 0.8
     expected = torch.where(told[:, 0, None, None, None] > 0, images.flip(3), images)
@@ -105,7 +105,7 @@ def test_an_image_that_is_not_transformed_is_left_as_it_is_and_flips_are_exact()
 )
 def test_a_map_is_the_inverse_of_what_the_table_makes(kind, numbers):
     """By the singular values of the transform, which enlarges, and by its angle."""
-    a = draw(AugmentConfig(probability=1, kinds=[kind]), NAME, range(50))
+    a = draw_params(AugmentConfig(probability=1, kinds=[kind]), NAME, range(50))
     forward = torch.linalg.inv(a.maps(8)[:, :, :2])
     expected = torch.stack([value.double() for value in numbers(a)], 1).sort(1, descending=True).values
     assert torch.allclose(torch.linalg.svdvals(forward), expected)
@@ -117,7 +117,7 @@ def test_a_map_is_the_inverse_of_what_the_table_makes(kind, numbers):
 
 
 def test_a_translation_moves_by_an_eighth_of_the_side():
-    a = draw(AugmentConfig(probability=1, kinds=["translation"]), NAME, range(5))
+    a = draw_params(AugmentConfig(probability=1, kinds=["translation"]), NAME, range(5))
     found = a.maps(16)
     assert torch.allclose(found[:, :, 2], -2 * torch.stack((a.right, a.down), 1))
     assert torch.equal(found[:, :, :2], torch.eye(2).double().expand(5, 2, 2))
@@ -166,10 +166,10 @@ def test_told_of_nothing_it_is_as_without_the_layer():
 
 
 def test_a_model_file_says_so_and_any_other_says_nothing(store):
-    said = result_of(plan_of(store, train=OFTEN)).model_dump(mode="json")
+    said = plan_artefact(plan_of(store, train=OFTEN)).model_dump(mode="json")
     assert said["network"]["augmented"] is True
     assert said["train"]["augment"] == {"probability": 0.5, "kinds": list(AUGMENTATIONS)}
-    plain = result_of(plan_of(store)).model_dump(mode="json")
+    plain = plan_artefact(plan_of(store)).model_dump(mode="json")
     assert "augmented" not in plain["network"]
     assert "augment" not in plain["train"]
     assert "augmentation.weight" not in UNet(spec_of()).state_dict()
@@ -178,6 +178,6 @@ def test_a_model_file_says_so_and_any_other_says_nothing(store):
 def test_a_network_without_such_a_layer_is_refused(store, monkeypatch):
     from diffusion.model.model_config import NetworkSpec
 
-    monkeypatch.setattr("diffusion.train.identity.load_reference", lambda reference: NetworkSpec)
+    monkeypatch.setattr("diffusion.train.plan.load_reference", lambda reference: NetworkSpec)
     with pytest.raises(UsageError, match=r"train\.augment: a unet cannot be told of it, so leave it out"):
         plan_of(store, train=OFTEN)

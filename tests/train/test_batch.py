@@ -14,10 +14,10 @@ from scipy import stats
 from diffusion.images.store import ImageStore
 from diffusion.process.timestep_samplers import HISTORY, LossAwareSampler, UniformSampler
 from diffusion.train.batch import Batch, _draw_rows, draw_batch
-from diffusion.train.distributed import ProcessGroup
+from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.epochs import epoch_rows
-from diffusion.train.identity import TrainPlan
-from diffusion.train.loader import Batches
+from diffusion.train.loader import ImageLoader
+from diffusion.train.plan import TrainPlan
 from tests.helpers.trainings import plan_of
 
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ def assert_same(parts: list[Batch], whole: Batch) -> None:
 )
 def test_any_share_and_any_microbatch_are_the_whole_batchs(count, size, step, world, microbatch, sampler):
     store = numbered(count)
-    plan, data = described(store, batch_size=size, p_uncond=0.3), Batches(store, CPU)
+    plan, data = described(store, batch_size=size, p_uncond=0.3), ImageLoader(store, CPU)
     whole = draw_batch(plan, sampler, data, step)
     group = [ProcessGroup(CPU, rank, min(world, size)) for rank in range(min(world, size))]
     shares = [draw_batch(plan, sampler, data, step, one.share(size)) for one in group]
@@ -104,7 +104,7 @@ def test_epochs_have_orders_of_their_own():
 def test_the_batches_of_a_training_walk_through_the_epochs():
     """Three steps of 16 are an epoch of 45 images and three of the next."""
     store = numbered(45)
-    plan, data = described(store, batch_size=16), Batches(store, CPU)
+    plan, data = described(store, batch_size=16), ImageLoader(store, CPU)
     seen = [
         number
         for step in range(3)
@@ -116,7 +116,7 @@ def test_the_batches_of_a_training_walk_through_the_epochs():
 
 def test_a_batch_larger_than_the_data_sees_all_of_it_evenly():
     store = numbered(7)
-    plan, data = described(store, batch_size=30), Batches(store, CPU)
+    plan, data = described(store, batch_size=30), ImageLoader(store, CPU)
     times = Counter(numbers_of(draw_batch(plan, UniformSampler(TIMESTEPS), data, 3)))
     assert set(times) == set(range(7))
     assert max(times.values()) - min(times.values()) <= 2  # four epochs and an end of the one before or after
@@ -131,7 +131,7 @@ def test_a_share_costs_a_share(monkeypatch):
         diffusion.train.batch, "counter_generator", lambda *name: made.append(name) or named(*name)
     )
     store = numbered(50)
-    plan, data = described(store, batch_size=40, seed=3), Batches(store, CPU)
+    plan, data = described(store, batch_size=40, seed=3), ImageLoader(store, CPU)
     draw_batch(plan, UniformSampler(TIMESTEPS), data, 5, slice(10, 20))
     assert made == [("train", 3, 5, row) for row in range(10, 20)]
 
@@ -139,7 +139,7 @@ def test_a_share_costs_a_share(monkeypatch):
 def many(sampler: UniformSampler, **train: Any) -> tuple[Batch, ImageStore]:
     store = numbered(4000)
     plan = described(store, batch_size=4000, **train)
-    return draw_batch(plan, sampler, Batches(store, CPU), 2), store
+    return draw_batch(plan, sampler, ImageLoader(store, CPU), 2), store
 
 
 @pytest.mark.parametrize("sampler", [UniformSampler(TIMESTEPS), learned()], ids=["uniform", "loss-aware"])
@@ -176,7 +176,7 @@ def test_noise_is_standard_normal_and_every_rows_own():
 
 def test_trainings_of_two_purposes_share_no_draw():
     store = numbered(16)
-    plan, data = described(store, batch_size=16), Batches(store, CPU)
+    plan, data = described(store, batch_size=16), ImageLoader(store, CPU)
     ours, theirs = (
         draw_batch(plan, UniformSampler(TIMESTEPS), data, 1, purpose=purpose)
         for purpose in ("train", "classifier")

@@ -29,12 +29,12 @@ from diffusion.sample.generate import generate
 from diffusion.sample.guidance import classifier_gradient, shift_eps, shift_mean
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train.batch import draw_batch
+from diffusion.train.checkpoint.run_dir import open_run
 from diffusion.train.classifier_plan import ClassifierPlan, plan_classifier
-from diffusion.train.config import ClassifierSections
-from diffusion.train.identity import build_objective
-from diffusion.train.loader import Batches
+from diffusion.train.loader import ImageLoader
 from diffusion.train.loop import new_state
-from diffusion.train.run_folder import open_run
+from diffusion.train.plan import build_objective
+from diffusion.train.train_config import ClassifierSections
 from tests.conftest import diffctl, params, write_params
 from tests.helpers import papers
 from tests.helpers.networks import artefact_of, network_of, randomise, spec_of
@@ -296,7 +296,7 @@ def test_its_losses_are_the_cross_entropy_and_the_accuracy_of_every_image(digits
     objective, process = build_objective(plan), build_process(plan.process)
     network = loaded_classifier().network
     state = new_state(plan, CPU)
-    batch = draw_batch(plan, state.timesteps, Batches(store, CPU), 0, purpose="classifier")
+    batch = draw_batch(plan, state.timesteps, ImageLoader(store, CPU), 0, purpose="classifier")
     losses = objective.losses(network, process, batch)
     assert list(losses) == ["loss", "accuracy"]
     logits = network(process.q_sample(batch.x_0, batch.index, batch.noise), batch.index)

@@ -9,11 +9,11 @@ from diffusion.config import parse
 from diffusion.images.store import open_store
 from diffusion.system.errors import UsageError
 from diffusion.train.batch import draw_batch
-from diffusion.train.distributed import ProcessGroup
+from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.identity import plan_training
-from diffusion.train.loader import Batches
+from diffusion.train.loader import ImageLoader
 from diffusion.train.loop import new_state, train_step
+from diffusion.train.plan import plan_training
 from tests.conftest import params
 
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ def norms_of_a_step(store: Path, **train: float | None) -> tuple[float, float]:
     opened = open_store(store)
     plan = plan_training(parse(params(train={"precision": "fp32", **train}), "test"), opened.meta, CPU)
     state = new_state(plan, CPU)
-    batch = draw_batch(plan, state.timesteps, Batches(opened, CPU), 0)
+    batch = draw_batch(plan, state.timesteps, ImageLoader(opened, CPU), 0)
     means = train_step(state, GradientAccumulator(plan, state.network, ProcessGroup(CPU)), batch)
     moments = [values["exp_avg"].flatten() for values in state.optimizer.state.values()]
     return float(means["grad_norm"]), float(torch.cat(moments).norm()) / (1 - BETA_1)

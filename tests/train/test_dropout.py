@@ -16,12 +16,12 @@ from diffusion.model.dropout import Dropout
 from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlWarning
 from diffusion.train.batch import draw_batch
-from diffusion.train.distributed import ProcessGroup
+from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.dropout_masks import DropoutMasks, make_dropout_masks
 from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.identity import TrainPlan
-from diffusion.train.loader import Batches
+from diffusion.train.loader import ImageLoader
 from diffusion.train.loop import TrainState, new_state
-from diffusion.train.masks import Masks, masks_of
+from diffusion.train.plan import TrainPlan
 from tests.helpers.networks import randomise
 from tests.helpers.trainings import plan_of
 from tests.train.test_gradients import refuse_more_than
@@ -45,7 +45,7 @@ def begun(plan: TrainPlan) -> TrainState:
 def gradient(store_path: Path, plan: TrainPlan, state: TrainState, group: ProcessGroup) -> list[Tensor]:
     """What this process's share adds to the gradient of step 3."""
     gradients = GradientAccumulator(plan, state.network, group)
-    data = Batches(open_store(store_path), CPU)
+    data = ImageLoader(open_store(store_path), CPU)
     gradients(draw_batch(plan, state.timesteps, data, 3, gradients.share), 3)
     return [parameter.grad for parameter in state.network.parameters() if parameter.grad is not None]
 
@@ -107,7 +107,7 @@ def test_the_global_generator_is_left_alone(digits_store):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def masks_at(masks: Masks, network: UNet | Classifier, step: int, rows: slice) -> list[Tensor]:
+def masks_at(masks: DropoutMasks, network: UNet | Classifier, step: int, rows: slice) -> list[Tensor]:
     """What is kept of each layer's rows in that step, (B, numbers of a row) bool a layer."""
     seen: list[Tensor] = []
     masks.draw(step, CPU)
@@ -133,7 +133,7 @@ def test_masks_are_those_of_any_dropout(digits_store, kind):
     """Bits with probability 1 − p in every row and layer, of two rows and of two layers independent."""
     plan = described(digits_store, batch_size=20)
     network = kind(plan.network)
-    layers = masks_at(masks_of(network, plan, "dropout"), network, 0, slice(0, 20))
+    layers = masks_at(make_dropout_masks(network, plan, "dropout"), network, 0, slice(0, 20))
     for kept in layers:
         for row in kept:
             assert stats.binomtest(int(row.sum()), len(row), 1 - P).pvalue > SURE / 20
@@ -146,11 +146,11 @@ def test_masks_are_those_of_any_dropout(digits_store, kind):
 def test_masks_are_named_by_step_and_row(digits_store):
     plan = described(digits_store)
     network = UNet(plan.network)
-    masks = masks_of(network, plan, "dropout")
+    masks = make_dropout_masks(network, plan, "dropout")
     first = masks_at(masks, network, 5, slice(0, 8))
     part = masks_at(masks, network, 5, slice(2, 5))
     later = masks_at(masks, network, 6, slice(0, 8))
-    other = masks_at(masks_of(network, plan, "another"), network, 5, slice(0, 8))
+    other = masks_at(make_dropout_masks(network, plan, "another"), network, 5, slice(0, 8))
     assert all(torch.equal(a[2:5], b) for a, b in zip(first, part, strict=True))
     for masks_of_another in (later, other):
         assert not any(torch.equal(a, b) for a, b in zip(first, masks_of_another, strict=True))
@@ -186,7 +186,7 @@ def test_a_compiled_network_takes_the_steps_masks_without_compiling_again(digits
     plan = described(digits_store)
     network = UNet(plan.network)
     randomise(network)
-    masks = masks_of(network, plan, "dropout")
+    masks = make_dropout_masks(network, plan, "dropout")
     torch.compiler.reset()
     compiled = torch.compile(network.train(), fullgraph=True, backend="aot_eager", dynamic=False)
     x, t, labels = torch.randn(3, 1, 8, 8), torch.tensor([3, 70, 9]), torch.tensor([0, 5, 1])

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion.train import buckets
-from diffusion.train.ema import ema_update, move
+from diffusion.train.ema import ema_update, lerp_tensors
 from tests.helpers.networks import network_of, spec_of
 from tests.helpers.waits import DEVICE, NothingWaits
 
@@ -38,7 +38,7 @@ def test_averages_move_as_a_lerp_moves_them(monkeypatch, part, most) -> None:
     averages, weights, step = tensors(20, 0), tensors(20, 1), torch.tensor(part)
     expected = [torch.lerp(one, other, step) for one, other in zip(averages, weights, strict=True)]
     before = [one.clone() for one in averages]
-    move(averages, weights, step)
+    lerp_tensors(averages, weights, step)
     for one, wanted, was in zip(averages, expected, before, strict=True):
         assert torch.allclose(one, wanted, rtol=1e-6, atol=1e-6)
         assert part or torch.equal(one, was)
@@ -49,7 +49,7 @@ def test_twice_the_tensors_take_no_more_operations() -> None:
     for count in (10, 20):
         averages, weights = tensors(count, 0), tensors(count, 1)
         with Calls() as calls, torch.no_grad():
-            move(averages, weights, part)
+            lerp_tensors(averages, weights, part)
         found.append(calls.count)
     assert found == [3, 3]
 

@@ -15,16 +15,16 @@ from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.machine_memory import cgroup_limit
 from diffusion.train.batch import Batch, draw_batch
-from diffusion.train.distributed import ProcessGroup
+from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.identity import TrainPlan
-from diffusion.train.loader import Batches
+from diffusion.train.loader import ImageLoader
 from diffusion.train.loop import TrainState, new_state, train_step
-from diffusion.train.memory import (
+from diffusion.train.plan import TrainPlan
+from diffusion.train.step_memory import (
     STEP_SHARE,
     device_memory,
     fitting_microbatch,
-    is_shortage,
+    is_out_of_memory,
     step_bytes,
 )
 from tests.helpers.networks import spec_of
@@ -45,7 +45,7 @@ def begun(store_path: Path, **train: Any) -> tuple[TrainPlan, TrainState, Batch]
     store = open_store(store_path)
     plan = plan_of(store, train={**FP32, **train})
     state = new_state(plan, CPU)
-    return plan, state, draw_batch(plan, state.timesteps, Batches(store, CPU), 0)
+    return plan, state, draw_batch(plan, state.timesteps, ImageLoader(store, CPU), 0)
 
 
 def gradient(plan: TrainPlan, state: TrainState, batch: Batch) -> list[torch.Tensor]:
@@ -112,7 +112,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(digits_store):
     ],
 )
 def test_a_lack_of_memory_is_known_by_what_each_library_says(said, expected):
-    assert is_shortage(RuntimeError(said)) == expected
+    assert is_out_of_memory(RuntimeError(said)) == expected
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import torch
 from diffusion.system import devices
 from diffusion.system.errors import Interrupted, UsageError
 from diffusion.system.locks import file_lock, is_held
-from diffusion.train import launch
-from diffusion.train.config import TrainConfig
-from diffusion.train.launch import process_count, together
+from diffusion.train.distributed import launch
+from diffusion.train.distributed.launch import launch_ranks, process_count
+from diffusion.train.train_config import TrainConfig
 from tests.conftest import environment
 
 
@@ -42,7 +42,7 @@ def held(gpus: list[Path]) -> list[int]:
 
 
 def test_a_training_holds_the_first_free_gpu(gpus: list[Path]) -> None:
-    with together(config(1), []) as first, together(config(1), []) as second:
+    with launch_ranks(config(1), []) as first, launch_ranks(config(1), []) as second:
         assert (first.device, second.device) == (torch.device("cuda", 0), torch.device("cuda", 1))
         assert held(gpus) == [0, 1]
         with devices.acquire_device() as device:  # a sweep's
@@ -52,7 +52,7 @@ def test_a_training_holds_the_first_free_gpu(gpus: list[Path]) -> None:
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_the_first_process_holds_the_gpus_of_all(gpus: list[Path], count: int) -> None:
-    with together(config(count), []) as group:
+    with launch_ranks(config(count), []) as group:
         assert (group.device, group.world_size) == (torch.device("cuda", 0), count)
         assert held(gpus) == list(range(count))
     assert held(gpus) == []
@@ -66,9 +66,9 @@ def test_of_processes_that_torchrun_starts_the_first_of_a_machine_holds_its_gpus
         monkeypatch.setenv(name, str(value))
     store = SimpleNamespace(set=lambda key, value: None)
     monkeypatch.setattr(launch, "rendezvous", lambda url: iter([(store, 2 + rank, 4)]))
-    monkeypatch.setattr(launch, "joined", lambda group, store: nullcontext())
+    monkeypatch.setattr(launch, "join_group", lambda group, store: nullcontext())
     monkeypatch.setattr(launch, "_die_with_parent", lambda: None)
-    with together(config(), []) as group:
+    with launch_ranks(config(), []) as group:
         assert (group.device, group.rank, group.world_size) == (torch.device("cuda", rank), 2 + rank, 4)
         assert held(gpus) == expected
 
@@ -86,7 +86,7 @@ def test_a_training_whose_gpus_are_held_says_so_once_and_waits(gpus: list[Path],
             for other in others:
                 other.__exit__(None, None, None)
 
-    with together(config(count), [], told.append, check):
+    with launch_ranks(config(count), [], told.append, check):
         assert 1 in held(gpus) or count == 1
     assert told == ["every GPU that would do is at work for another sweep or training: waiting for one"]
     assert len(rounds) == 2
@@ -96,7 +96,7 @@ def test_who_waits_for_a_gpu_can_be_stopped(gpus: list[Path]) -> None:
     def stop() -> None:
         raise Interrupted("stopped by SIGINT", signal.SIGINT)
 
-    with file_lock(gpus[1]), pytest.raises(Interrupted), together(config(2), [], None, stop):
+    with file_lock(gpus[1]), pytest.raises(Interrupted), launch_ranks(config(2), [], None, stop):
         pass
     assert held(gpus) == []
 
@@ -105,7 +105,7 @@ def test_the_cpu_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(devices, "LOCK_DIR", tmp_path)
-    with together(config(), []) as first, together(config(), []) as second:
+    with launch_ranks(config(), []) as first, launch_ranks(config(), []) as second:
         assert first.device == second.device == torch.device("cpu")
     assert list(tmp_path.iterdir()) == []
 
@@ -114,7 +114,7 @@ def test_auto_starts_no_process_without_an_image(gpus: list[Path]) -> None:
     assert [process_count(config("auto", size)) for size in (1, 2, 3, 8)] == [1, 2, 3, 3]
     with pytest.raises(UsageError, match="4 are asked for, and there are 3 GPUs"):
         process_count(config(4))
-    with pytest.raises(UsageError, match="batch_size 2 is less than the 3"), together(config(3, 2), []):
+    with pytest.raises(UsageError, match="batch_size 2 is less than the 3"), launch_ranks(config(3, 2), []):
         pass
     assert held(gpus) == []
 
@@ -122,7 +122,7 @@ def test_auto_starts_no_process_without_an_image(gpus: list[Path]) -> None:
 def test_a_process_that_does_not_end_with_a_finished_training_fails_nothing(monkeypatch):
     monkeypatch.setattr(launch, "GRACE_SECONDS", 0.1)
     over = threading.Event()
-    others = launch._Others(2, ["sleep", "600"], 0, over)
+    others = launch._Workers(2, ["sleep", "600"], 0, over)
     others.wait()
     others.end()
     assert [process.returncode for process in others._running] == [-signal.SIGKILL]
@@ -130,8 +130,8 @@ def test_a_process_that_does_not_end_with_a_finished_training_fails_nothing(monk
 
 BLOCKED_END = """
 import atexit, threading
-from diffusion.train import launch
-from diffusion.train.distributed import ProcessGroup
+from diffusion.train.distributed import launch
+from diffusion.train.distributed.process_group import ProcessGroup
 ProcessGroup.loss_blocks = True
 atexit.register(threading.Event().wait)  # as Python's own way out would
 launch._end_blocked(ProcessGroup("cpu"), 75)
@@ -147,8 +147,8 @@ def test_a_process_whose_device_is_blocked_ends_all_the_same_when_it_has_said_wh
 
 BLOCKED_THREAD = """
 import sys, threading
-from diffusion.train import launch
-from diffusion.train.distributed import ProcessGroup
+from diffusion.train.distributed import launch
+from diffusion.train.distributed.process_group import ProcessGroup
 ProcessGroup.loss_blocks = True
 group = ProcessGroup("cpu", int(sys.argv[1]), 2)
 launch._end_after_loss(group, 75, 0.1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from diffusion.images.store import write_store
 from diffusion.system.threads import PREFETCH_NAME, prefetch
-from diffusion.train.loader import Batches
+from diffusion.train.loader import ImageLoader
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def read(batches, rows):
 @settings(deadline=None, max_examples=25)
 @given(rows=st.lists(st.integers(0, 49), max_size=20))
 def test_a_batch_is_the_named_images_in_their_order(store, resident, rows):
-    batch = Batches(store, "cpu", resident=resident)[torch.tensor(rows, dtype=torch.int64)]
+    batch = ImageLoader(store, "cpu", resident=resident)[torch.tensor(rows, dtype=torch.int64)]
     assert batch.is_contiguous()
     np.testing.assert_array_equal(batch.numpy(), store.images[rows].transpose(0, 3, 1, 2))
 
@@ -41,7 +41,7 @@ def test_draws_are_taken_only_a_little_ahead(store):
             taken.append(step)
             yield partial(read, batches, torch.tensor([step % 50]))
 
-    batches = Batches(store, "cpu")
+    batches = ImageLoader(store, "cpu")
     fetched = prefetch(draws(), "cpu", depth=2)
     next(fetched)
     assert len(taken) == 3
@@ -71,7 +71,7 @@ def test_the_threads_work_on_the_gpu_that_they_read_for(monkeypatch, device, ind
 @pytest.mark.parametrize("row", [-1, 50])
 @pytest.mark.parametrize("resident", [False, True])
 def test_a_row_that_is_not_there_is_refused(store, row, resident):
-    batches = Batches(store, "cpu", resident=resident)
+    batches = ImageLoader(store, "cpu", resident=resident)
     with pytest.raises(IndexError, match="of a set of 50 images"):
         batches[torch.tensor([0, row])]
     with pytest.raises(IndexError):
@@ -79,4 +79,4 @@ def test_a_row_that_is_not_there_is_refused(store, row, resident):
 
 
 def test_the_processor_reads_from_the_memory_map(store):
-    assert not Batches(store, "cpu").resident
+    assert not ImageLoader(store, "cpu").resident

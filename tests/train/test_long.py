@@ -14,12 +14,12 @@ from diffusion.images.store import open_store
 from diffusion.system.errors import Interrupted
 from diffusion.system.limits import MAX_COUNT
 from diffusion.train import loop
-from diffusion.train.config import CURVE_ROWS, TrainConfig
-from diffusion.train.course import Constant
-from diffusion.train.distributed import ProcessGroup
-from diffusion.train.identity import plan_training
-from diffusion.train.loop import Silent, TrainState, new_state, train
-from diffusion.train.run_folder import open_run, write_loss_curve
+from diffusion.train.checkpoint.run_dir import open_run, write_loss_curve
+from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.loop import NullObserver, TrainState, new_state, train
+from diffusion.train.lr_schedule import ConstantLR
+from diffusion.train.plan import plan_training
+from diffusion.train.train_config import CURVE_ROWS, TrainConfig
 from tests.conftest import params
 from tracking.spool.spool_writer import EVENTS, Spool, SpoolIndex
 
@@ -28,7 +28,7 @@ STEPS = 200_000
 NAMES = ("loss", "mse", "vlb", "grad_norm")
 
 
-class Watched(Silent):
+class Watched(NullObserver):
     """What the spool gets of a training, as the stage gives it."""
 
     def __init__(self, spool: Spool) -> None:
@@ -93,12 +93,12 @@ def test_two_hundred_thousand_steps_stay_small(digits_store: Path, tmp_path: Pat
 
 @given(st.integers(1, MAX_COUNT), st.integers(1, 10**6))
 def test_a_curve_has_few_rows_evenly_spread_and_the_last(steps: int, log_every: int) -> None:
-    config = TrainConfig(steps=steps, log_every=log_every, batch_size=1, lr=Constant(rate=1e-3))
+    config = TrainConfig(steps=steps, log_every=log_every, batch_size=1, lr=ConstantLR(rate=1e-3))
     every = log_every * -(-steps // (log_every * CURVE_ROWS))
     assert every % log_every == 0
     assert steps // every <= CURVE_ROWS
-    assert config.is_charted(steps)
-    assert config.is_charted(every) or every > steps
-    assert not config.is_charted(every + 1) or every in (1, steps - 1)
+    assert config.is_in_curve(steps)
+    assert config.is_in_curve(every) or every > steps
+    assert not config.is_in_curve(every + 1) or every in (1, steps - 1)
     short = steps <= log_every * CURVE_ROWS
-    assert config.is_charted(log_every) or not short or log_every > steps
+    assert config.is_in_curve(log_every) or not short or log_every > steps

@@ -9,9 +9,9 @@ import torch
 from diffusion.config import parse
 from diffusion.images.store import ImageStore, open_store
 from diffusion.system.errors import DiffctlError, Interrupted
-from diffusion.train.identity import plan_training, result_of, training_fingerprint
+from diffusion.train.checkpoint.run_dir import open_run
 from diffusion.train.loop import TrainState, new_state
-from diffusion.train.run_folder import open_run
+from diffusion.train.plan import plan_artefact, plan_training, training_fingerprint
 from tests.conftest import params
 from tests.helpers.trainings import CPU, assert_same, plan_of, run, run_until
 
@@ -67,7 +67,7 @@ def test_state_records_code_and_torch_of_every_step(store):
         again = new_state(plan.model_copy(update={"code": (changed,)}), CPU)
         again.restore(other.saved())
         assert (again.code, again.change_of_code()) == ([own, since], None)
-        assert result_of(plan, again.code).code == (own, since)
+        assert plan_artefact(plan, again.code).code == (own, since)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -84,7 +84,7 @@ def test_nan_steps_change_no_tensor_and_end_the_training(store, monkeypatch, opt
             step()
 
         monkeypatch.setattr(state.optimizer, "step", step_blindly)
-        monkeypatch.setattr("diffusion.train.loop.BLIND", ("cpu",))
+        monkeypatch.setattr("diffusion.train.loop.IGNORES_FOUND_INF", ("cpu",))
     before = {name: value.clone() for name, value in state.tensors().items()}
     assert {name.rpartition(".")[2] for name in before} >= {"step", "exp_avg", "exp_avg_sq"}
     state.network.register_forward_hook(lambda module, args, output: output * math.nan)
@@ -136,7 +136,7 @@ def test_training_ends_at_the_last_step_with_a_preview_and_a_save(store):
 def test_fingerprint_ignores_what_changes_no_result(store, changes):
     base, other = plan_of(store), plan_of(store, **changes)
     assert training_fingerprint(other) == training_fingerprint(base)
-    assert result_of(other).model_sha256 == result_of(base).model_sha256 or "model" in changes
+    assert plan_artefact(other).model_sha256 == plan_artefact(base).model_sha256 or "model" in changes
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,11 @@ from diffusion.images.store import ImageStore
 from diffusion.model.precision import autocast, freeze, to_bf16
 from diffusion.model.unet import UNet
 from diffusion.train.batch import batches
-from diffusion.train.distributed import ProcessGroup
+from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.identity import TrainPlan, plan_training
-from diffusion.train.loader import Batches
+from diffusion.train.loader import ImageLoader
 from diffusion.train.loop import new_state, train_step
+from diffusion.train.plan import TrainPlan, plan_training
 from tests.conftest import ROOT
 from tests.helpers.networks import network_of, randomise, spec_of
 
@@ -70,7 +70,7 @@ def losses(profile: str) -> list[float]:
     plan, store = shrunk(profile)
     state = new_state(plan, CPU)
     gradients = GradientAccumulator(plan, state.network, ProcessGroup(CPU))
-    coming = batches(plan, state.timesteps, Batches(store, CPU), range(10))
+    coming = batches(plan, state.timesteps, ImageLoader(store, CPU), range(10))
     return [float(train_step(state, gradients, batch)["loss"]) for batch in coming]
 
 

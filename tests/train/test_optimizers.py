@@ -10,7 +10,7 @@ from torch import nn
 
 from diffusion.config import parse
 from diffusion.system.errors import DiffctlError
-from diffusion.train.optimizers import MOMENTUM, Muon, matrices_of, orthogonal
+from diffusion.train.optimizers import MOMENTUM, Muon, matrix_parameters, orthogonalize
 from tests.conftest import params
 
 RATE = 0.01
@@ -35,7 +35,7 @@ def of_spectrum(rows: int, columns: int, values: torch.Tensor, seed: int) -> tup
 def test_singular_vectors_stay_and_all_singular_values_come_near_one(rows, columns, weakest, scale, seed):
     values = torch.linspace(1, weakest, min(rows, columns))
     matrix, left, right = of_spectrum(rows, columns, values * scale, seed)
-    inside = left.mT @ orthogonal(matrix[None])[0] @ right
+    inside = left.mT @ orthogonalize(matrix[None])[0] @ right
     assert inside.diagonal().min() > 0.5
     assert inside.diagonal().max() < 1.3
     torch.testing.assert_close(inside, torch.diag(inside.diagonal()), atol=1e-3, rtol=0)
@@ -43,10 +43,10 @@ def test_singular_vectors_stay_and_all_singular_values_come_near_one(rows, colum
 
 def test_a_matrix_of_zeros_stays_one_and_company_changes_nothing():
     matrices = torch.stack([torch.zeros(8, 12), torch.randn(8, 12)])
-    both = orthogonal(matrices)
+    both = orthogonalize(matrices)
     assert torch.equal(both[0], torch.zeros(8, 12))
-    torch.testing.assert_close(both[1], orthogonal(matrices[1:])[0])
-    torch.testing.assert_close(both.mT, orthogonal(matrices.mT))
+    torch.testing.assert_close(both[1], orthogonalize(matrices[1:])[0])
+    torch.testing.assert_close(both.mT, orthogonalize(matrices.mT))
 
 
 def test_a_step_is_torchs_own_which_computes_in_bf16():
@@ -70,10 +70,10 @@ def test_what_is_no_matrix_moves_as_by_adamw_and_a_convolution_as_the_matrix_of_
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(8, 16, 3), nn.GroupNorm(4, 16), nn.Conv2d(16, 2, 3))
     conv, norm, last = network
-    assert matrices_of(network) == [conv.weight]  # two rows are no matrix
+    assert matrix_parameters(network) == [conv.weight]  # two rows are no matrix
     same = nn.Parameter(conv.weight.detach().flatten(1).clone())
     copies = [nn.Parameter(weight.detach().clone()) for weight in (conv.bias, norm.weight, last.weight)]
-    mine = Muon([{"params": list(network.parameters())}], matrices_of(network), lr=RATE, fused=True)
+    mine = Muon([{"params": list(network.parameters())}], matrix_parameters(network), lr=RATE, fused=True)
     flat = Muon([{"params": [same]}], [same], lr=RATE, fused=True)
     adam = torch.optim.AdamW(copies, lr=RATE, weight_decay=0.01, fused=True)
     for _ in range(3):

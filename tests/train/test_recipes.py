@@ -11,9 +11,9 @@ from diffusion.model.presets import PRESETS
 from diffusion.model.unet_config import UNetConfig
 from diffusion.process.process_config import ProcessConfig
 from diffusion.system.section import Section
-from diffusion.train.config import TrainConfig
-from diffusion.train.course import Constant
-from diffusion.train.identity import FITTING, WATCHING
+from diffusion.train.lr_schedule import ConstantLR
+from diffusion.train.plan import HARDWARE_FIELDS, OBSERVATION_FIELDS
+from diffusion.train.train_config import TrainConfig
 from tests.conftest import ROOT
 from tests.helpers.openai_layout import Layout
 
@@ -36,7 +36,9 @@ DEFAULTS = {
     "weight_decay": "0.0",
 }
 MULTIPLIERS = {"64": (1, 2, 3, 4), "32": (1, 2, 2, 2)}  # by image_size
-OURS = WATCHING | FITTING | {"seed", "precision", "tf32"}  # of a train section: no part of a recipe
+OURS = (
+    OBSERVATION_FIELDS | HARDWARE_FIELDS | {"seed", "precision", "tf32"}
+)  # of a train section: no part of a recipe
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Recipe:
         return TrainConfig(
             steps=self.steps,
             batch_size=int(flags["batch_size"]),
-            lr=Constant(rate=float(flags["lr"])),
+            lr=ConstantLR(rate=float(flags["lr"])),
             weight_decay=float(flags["weight_decay"]),
             grad_clip=None,
             ema_decay=float(flags["ema_rate"]),

@@ -12,17 +12,17 @@ from torch import nn
 
 from diffusion.images.store import open_store
 from diffusion.system.errors import UsageError
-from diffusion.train.distributed import ProcessGroup
+from diffusion.train.checkpoint.state_files import SavedState, save_state
+from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.distributed.sharding import Shards, _meta_copy, _with_parameters, shard_rows
 from diffusion.train.loop import new_state
-from diffusion.train.sharding import Shards, _bare, _filled, rows
-from diffusion.train.state_file import SavedState, save_state
 from tests.helpers.pair import pair_of
 from tests.helpers.shard_memory import LARGE, SCRIPT
 from tests.helpers.sharded import CHANGES, SHARDED, alone, assert_close
 from tests.helpers.together import DEADLINE, trained
 from tests.helpers.training_process import prepare, train_to_the_end, uninterrupted
 from tests.helpers.trainings import plan_of
-from tests.train.test_distributed import TRAIN, assert_same_curve, curve, ended, set_devices, training_at
+from tests.train.test_process_group import TRAIN, assert_same_curve, curve, ended, set_devices, training_at
 
 CPU = torch.device("cpu")
 
@@ -37,19 +37,19 @@ def assert_same_bits(ours: SavedState, theirs: SavedState) -> None:
 def test_the_shards_of_a_tensor_are_its_rows_once_in_order_and_the_first_ones_full(count, columns, world):
     whole = torch.arange(count * columns).view(count, columns)
     network = nn.Linear(1, 1)
-    shards = [rows(whole, ProcessGroup(CPU, rank, world)) for rank in range(world)]
+    shards = [shard_rows(whole, ProcessGroup(CPU, rank, world)) for rank in range(world)]
     assert torch.equal(torch.cat(shards), whole)
     assert all(len(shard) <= -(-count // world) for shard in shards)
-    filled = _filled(_bare(network), [torch.ones(1, 1), torch.zeros(1)])
+    filled = _with_parameters(_meta_copy(network), [torch.ones(1, 1), torch.zeros(1)])
     assert filled.weight.item() == 1.0
 
 
 def test_a_bare_copy_has_no_numbers_and_is_left_as_it_is_by_one_that_has(digits_store):
     state = new_state(plan_of(open_store(digits_store), **SHARDED), CPU)
-    bare = _bare(state.ema)
+    bare = _meta_copy(state.ema)
     assert all(parameter.is_meta and not parameter.requires_grad for parameter in bare.parameters())
     assert not bare.training
-    again = _filled(bare, state.ema.parameters())
+    again = _with_parameters(bare, state.ema.parameters())
     assert all(parameter.is_meta for parameter in bare.parameters())
     assert again.state_dict().keys() == state.ema.state_dict().keys()
     for name, value in again.state_dict().items():
@@ -62,7 +62,7 @@ def test_a_saved_state_comes_as_rows_and_one_of_other_sizes_is_refused_by_all_al
     for weight in state.network.parameters():
         weight.grad = torch.ones_like(weight)
     state.optimizer.step()
-    saved, bare = state.saved(), _bare(state.network)
+    saved, bare = state.saved(), _meta_copy(state.network)
     name = next(name for name in saved.tensors if name.startswith("optimizer.") and name.endswith(".exp_avg"))
     foreign = saved._replace(tensors={**saved.tensors, name: torch.ones(3, 3)})
     found = []
@@ -74,7 +74,7 @@ def test_a_saved_state_comes_as_rows_and_one_of_other_sizes_is_refused_by_all_al
     assert found[0].keys() == found[1].keys() == saved.tensors.keys()
     for name, tensor in saved.tensors.items():
         whole = tensor.ndim == 0 or name.startswith("timesteps.")
-        both = found[0][name] if whole else torch.cat([rows[name] for rows in found])
+        both = found[0][name] if whole else torch.cat([shard_rows[name] for shard_rows in found])
         assert torch.equal(both, tensor), name
 
 

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from diffusion.system import checksums
 from diffusion.system.checksums import Corrupted, open_checksummed, write_checksummed
-from diffusion.train import distributed, state_writer
-from diffusion.train.distributed import ProcessGroup, joined
-from diffusion.train.lazy_tensors import LazyTensors
+from diffusion.train.checkpoint import state_writer
+from diffusion.train.checkpoint.lazy_tensors import LazyTensors
+from diffusion.train.checkpoint.state_files import newest_state, save_state
+from diffusion.train.checkpoint.state_writer import StateWriter
+from diffusion.train.checkpoint.tensor_stream import StoredTensors
+from diffusion.train.distributed import process_group
+from diffusion.train.distributed.process_group import ProcessGroup, join_group
+from diffusion.train.distributed.sharding import Shards, _meta_copy
 from diffusion.train.loop import TrainState, new_state
-from diffusion.train.sharding import Shards, _bare
-from diffusion.train.state_file import newest_state, save_state
-from diffusion.train.state_writer import StateWriter
-from diffusion.train.tensor_stream import StoredTensors
 from tests.fuzz.parsers.state import _state as small_state
 from tests.helpers.trainings import assert_same
 
@@ -94,9 +95,9 @@ def test_another_process_receives_one_tensor_after_the_other(
     """What the first one would send lies in a list."""
     saved, sent = trained.saved(), iter(trained.tensors().values())
     shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in saved.tensors.items()}
-    monkeypatch.setattr(distributed, "_from_first", lambda value: ("same", shapes, saved.values))
+    monkeypatch.setattr(process_group, "_from_first", lambda value: ("same", shapes, saved.values))
     monkeypatch.setattr(dist, "broadcast", lambda tensor, source: tensor.copy_(next(sent)))
-    held, follower = Held(distributed._Shared, monkeypatch), fresh()
+    held, follower = Held(process_group._Shared, monkeypatch), fresh()
     shared = ProcessGroup(CPU, 1, 2).broadcast_state("same", None)
     assert shared is not None
     follower.restore(shared)
@@ -111,12 +112,12 @@ def test_a_state_that_was_gathered_from_shards_is_written_as_it_is(
     """No other copy is made of it, and what the next step changes is not in it."""
     store, written = dist.TCPStore("127.0.0.1", 0, 1, is_master=True), []
     monkeypatch.setattr(state_writer, "save_state", lambda folder, state: written.append(state))
-    monkeypatch.setattr(state_writer, "copy_of", lambda state: pytest.fail("copied again"))
+    monkeypatch.setattr(state_writer, "detached_copy", lambda state: pytest.fail("copied again"))
     monkeypatch.setattr(state_writer, "room_beside", lambda: size_of(trained))  # a copy's, which is there
     writer = StateWriter(tmp_path)
-    with joined(ProcessGroup(CPU), store), writer.beside():
+    with join_group(ProcessGroup(CPU), store), writer.beside():
         network = trained.network
-        whole = Shards(network, network, _bare(network), ProcessGroup(CPU)).whole(trained)
+        whole = Shards(network, network, _meta_copy(network), ProcessGroup(CPU)).whole(trained)
         assert_same(whole, trained)
         writer.save(whole.saved())
         assert writer._writing is not None, "it is written beside the next steps"

@@ -11,16 +11,16 @@ import torch
 
 from diffusion.images.store import open_store
 from diffusion.system.errors import DiffctlError, Interrupted
-from diffusion.train import state_writer
-from diffusion.train.distributed import ProcessGroup
-from diffusion.train.loop import Silent, new_state
+from diffusion.train.checkpoint import state_writer
+from diffusion.train.checkpoint.run_dir import open_run
+from diffusion.train.checkpoint.state_files import SavedState, newest_state, state_files
+from diffusion.train.checkpoint.state_values import StateValues
+from diffusion.train.checkpoint.state_writer import StateWriter
+from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.loop import NullObserver, new_state
 from diffusion.train.loop import train as train_on
-from diffusion.train.run_folder import open_run
-from diffusion.train.state_file import SavedState, newest_state, state_files
-from diffusion.train.state_values import StateValues
-from diffusion.train.state_writer import StateWriter
 from tests.helpers.trainings import assert_same, plan_of
-from tests.train.test_state_file import equal, state
+from tests.train.test_state_files import equal, state
 
 CPU = torch.device("cpu")
 SOON = 60.0  # seconds, of which none passes unless something hangs
@@ -83,7 +83,7 @@ def test_what_is_written_is_the_state_as_it_was(tmp_path: Path, disk: Disk) -> N
 
 def test_layouts_and_gradients_are_copied_as_numbers() -> None:
     tensor = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last).requires_grad_()
-    copy = state_writer.copy_of(SavedState({"a": tensor}, StateValues())).tensors["a"]
+    copy = state_writer.detached_copy(SavedState({"a": tensor}, StateValues())).tensors["a"]
     assert torch.equal(copy, tensor)
     assert copy.is_contiguous()
     assert not copy.requires_grad
@@ -153,7 +153,7 @@ def test_without_room_for_a_copy_the_steps_wait(
     for room, copies in ((2 * size - 1, 0), (2 * size, 1)):
         made: list[SavedState] = []
         monkeypatch.setattr(state_writer, "room_beside", lambda room=room: room)
-        monkeypatch.setattr(state_writer, "copy_of", lambda now, made=made: made.append(now) or now)
+        monkeypatch.setattr(state_writer, "detached_copy", lambda now, made=made: made.append(now) or now)
         writer = StateWriter(tmp_path)
         with writer.beside():
             writer.save(state(1))
@@ -168,7 +168,7 @@ def test_a_training_goes_on_beside_its_saves_and_is_the_same(
     store = open_store(digits_store)
     plan = plan_of(store, train={"steps": 6, "save_every": 3})
     whole = new_state(plan, CPU)
-    train_on(whole, store, ProcessGroup(CPU), Silent(), lambda state: None, lambda: None)
+    train_on(whole, store, ProcessGroup(CPU), NullObserver(), lambda state: None, lambda: None)
     disk.go.set()
     with open_run(tmp_path, "a") as run:
         disk.go.clear()
@@ -181,7 +181,7 @@ def test_a_training_goes_on_beside_its_saves_and_is_the_same(
                 disk.go.set()
 
         with run.writer.beside():
-            train_on(first, store, ProcessGroup(CPU), Silent(), run.save, check)
+            train_on(first, store, ProcessGroup(CPU), NullObserver(), run.save, check)
         newest, oldest = new_state(plan, CPU), state_files(run.folder)[0]
         assert run.restore(newest)
         assert_same(newest, whole)
@@ -189,5 +189,5 @@ def test_a_training_goes_on_beside_its_saves_and_is_the_same(
         half = new_state(plan, CPU)
         assert run.restore(half)
         assert (half.step, oldest.exists()) == (3, True)
-        train_on(half, store, ProcessGroup(CPU), Silent(), lambda state: None, lambda: None)
+        train_on(half, store, ProcessGroup(CPU), NullObserver(), lambda state: None, lambda: None)
     assert_same(half, whole)

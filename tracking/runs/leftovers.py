@@ -20,10 +20,10 @@ from diffusion.sample.shards import cells_folder
 from diffusion.search.folder import known_searches
 from diffusion.system.files import disk_usage
 from diffusion.system.locks import LockBusy, file_lock, is_held
-from diffusion.train.identity import TrainPlan
-from diffusion.train.others import kept_by, start_of
-from diffusion.train.run_folder import identity_of
-from diffusion.train.state_file import newest_step
+from diffusion.train.checkpoint.resume import find_kept_run, find_resume_point
+from diffusion.train.checkpoint.run_dir import run_dir_of
+from diffusion.train.checkpoint.state_files import newest_step
+from diffusion.train.plan import TrainPlan
 from tracking.keys import FILE_SHA256, KEY, MODEL_SHA256, SEARCH_KEY, model_name
 from tracking.registry.model_registry import find_champion
 from tracking.runs.run_lookup import find_run
@@ -84,12 +84,12 @@ def remove_leftovers(found: Sequence[Leftover]) -> list[Leftover]:
 
 def _needed_by(plan: TrainPlan, root: Path) -> Iterator[Path]:
     """A training's folder in `root`, and those of others whose states it may go on from."""
-    folder, settings, code = identity_of(plan, root)
+    folder, settings, code = run_dir_of(plan, root)
     yield folder
     if not newest_step(folder):
-        if other := kept_by(folder, settings):
+        if other := find_kept_run(folder, settings):
             yield other
-        if start := start_of(folder, settings, code):
+        if start := find_resume_point(folder, settings, code):
             yield start.folder
 
 

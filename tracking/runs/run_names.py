@@ -41,9 +41,9 @@ def _profile(path: Path) -> dict[str, Any] | None:
 
 def _deciding(config: "Config") -> dict[str, Any]:
     """What decides a training, by name; not where its data lies, when it is looked at, and where it runs."""
-    from diffusion.train.identity import FITTING, WATCHING
+    from diffusion.train.plan import HARDWARE_FIELDS, OBSERVATION_FIELDS
 
-    aside = {"data.path", *(f"train.{name}" for name in WATCHING | FITTING)}
+    aside = {"data.path", *(f"train.{name}" for name in OBSERVATION_FIELDS | HARDWARE_FIELDS)}
     values = flat(config.model_dump(mode="json", include=set(SECTIONS)))
     return {name: value for name, value in values.items() if name not in aside}
 

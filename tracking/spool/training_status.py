@@ -7,7 +7,7 @@ from typing import Literal
 from diffusion.layout import TRAIN_RUNS
 from diffusion.system.errors import DiffctlError
 from diffusion.system.locks import is_held
-from diffusion.train.heartbeat import Heartbeat, read_heartbeat
+from diffusion.train.checkpoint.run_record import Heartbeat, read_heartbeat
 from tracking.spool.spool_writer import EVENTS, read_events
 
 # stopped: a signal ended it after its state was saved. dead: it was killed and could say nothing.

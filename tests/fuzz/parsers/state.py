@@ -11,10 +11,10 @@ import torch
 from diffusion.config import parse as parse_config
 from diffusion.system.checksums import CHECKSUM_BYTES
 from diffusion.system.errors import DiffctlError
-from diffusion.train.identity import plan_training
+from diffusion.train.checkpoint.run_dir import RunDir
+from diffusion.train.checkpoint.state_files import SavedState, save_state
 from diffusion.train.loop import TrainState, new_state
-from diffusion.train.run_folder import RunFolder
-from diffusion.train.state_file import SavedState, save_state
+from diffusion.train.plan import plan_training
 from tests.conftest import params
 
 FILE = "state-000000003.sealed"
@@ -63,6 +63,6 @@ def parse(path: Path) -> None:
     path.rename(folder / FILE)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        if not RunFolder(folder, "key").restore(_state()):
+        if not RunDir(folder, "key").restore(_state()):
             raise DiffctlError(str(told[0].message).replace(str(folder), ""))
     _state().take_means()

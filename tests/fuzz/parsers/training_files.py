@@ -12,8 +12,8 @@ from diffusion.data.journal import SplitTarget, _read_journal
 from diffusion.search.folder import ABOUT, ENDED, About, read_ended
 from diffusion.system.checksums import add_checksum, read_checksummed_json
 from diffusion.system.errors import DiffctlError
-from diffusion.train.heartbeat import BEAT, read_heartbeat
-from diffusion.train.run_folder import kept_by
+from diffusion.train.checkpoint.run_dir import kept_by
+from diffusion.train.checkpoint.run_record import HEARTBEAT, read_heartbeat
 from flows.stage_outcome import read_outcome
 from tests.fuzz.repairs import reseal
 from tracking.runs.run_lookup import read_identity
@@ -67,7 +67,7 @@ def parse(path: Path) -> None:
     """Read it as each of them."""
     data, folder = path.read_bytes(), path.parent / "training"
     folder.mkdir()
-    for name in (EVENTS, BEAT, "sent.json", "config.json", "run.json", ABOUT, ENDED):
+    for name in (EVENTS, HEARTBEAT, "sent.json", "config.json", "run.json", ABOUT, ENDED):
         (folder / name).write_bytes(data)
     (folder / "digests").write_bytes(b"\0" * 64)
     (folder / "journal.jsonl").write_bytes(data)

@@ -1,0 +1,1 @@
+"""A training's states, its run directory, and how it is resumed."""

@@ -1,0 +1,103 @@
+"""Resampling under an affine map: the filter by its definition, maps by closed forms, rows by themselves."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion.train.affine import SYM6, affine_resample
+
+TAPS = torch.tensor(SYM6, dtype=torch.float64)
+NOTHING = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+
+
+def images(count: int = 1, side: int = 24) -> torch.Tensor:
+    return torch.randn(count, 2, side, side, generator=torch.Generator().manual_seed(count))
+
+
+def places(side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """x and y of each pixel from the centre, each (side, side)."""
+    line = torch.arange(side) - (side - 1) / 2
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    return x, y
+
+
+def test_the_filter_is_sym6():
+    """Orthonormal to its even shifts; its high-pass sees no polynomial of degree 5; nearly symmetric."""
+    for shift in range(6):
+        assert float(TAPS[2 * shift :] @ TAPS[: 12 - 2 * shift]) == pytest.approx(
+            float(shift == 0), abs=1e-10
+        )
+    signs = torch.tensor([1.0, -1.0] * 6, dtype=torch.float64)
+    for degree in range(6):
+        moment = (signs * TAPS.flip(0) * torch.linspace(-1, 1, 12, dtype=torch.float64) ** degree).sum()
+        assert float(moment) == pytest.approx(0, abs=1e-9)
+    assert float(TAPS.sum()) == pytest.approx(math.sqrt(2))
+
+
+def test_where_nothing_moves_nothing_changes():
+    x = images()
+    inside = (..., slice(6, -6), slice(6, -6))
+    assert torch.allclose(affine_resample(x, NOTHING[None])[inside], x[inside], atol=1e-5)
+
+
+def test_a_move_by_whole_pixels_moves_pixels():
+    x = images()
+    there = NOTHING + torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, -3.0]])
+    expected = x.roll((3, -2), (2, 3))
+    inside = (..., slice(9, -9), slice(9, -9))
+    assert torch.allclose(affine_resample(x, there[None])[inside], expected[inside], atol=1e-5)
+
+
+@settings(deadline=None, max_examples=20)
+@given(angle=st.floats(-3.2, 3.2), scale=st.floats(0.6, 1.6), x_0=st.floats(-4, 4), y_0=st.floats(-4, 4))
+def test_a_slope_becomes_the_slope_that_is_there(angle, scale, x_0, y_0):
+    """Sampling and filters are exact for linear functions, away from the mirrored edges."""
+    x, y = places(24)
+    cos, sin = scale * math.cos(angle), scale * math.sin(angle)
+    seen_x, seen_y = cos * x - sin * y + x_0, sin * x + cos * y + y_0
+    inside = torch.maximum(seen_x.abs(), seen_y.abs()) < 6
+    inside &= torch.maximum(x.abs(), y.abs()) < 12 - 3 / scale
+    maps = torch.tensor([[[cos, -sin, x_0], [sin, cos, y_0]]])
+    found = affine_resample((0.03 * x - 0.05 * y + 0.2)[None, None], maps)[0, 0]
+    expected = 0.03 * seen_x - 0.05 * seen_y + 0.2
+    # A linear reading between two fine pixels bends where the filter's own delay does not cancel.
+    assert torch.allclose(found[inside], expected[inside], atol=2e-3)
+
+
+def test_a_smooth_image_is_turned_as_its_formula_is():
+    x, y = places(32)
+
+    def waves(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (0.4 * x + 0.2 * y).cos() + (0.3 * y - 0.1 * x).sin()
+
+    cos, sin = math.cos(0.7), math.sin(0.7)
+    found = affine_resample(waves(x, y)[None, None], torch.tensor([[[cos, -sin, 1.3], [sin, cos, -0.4]]]))[
+        0, 0
+    ]
+    expected = waves(cos * x - sin * y + 1.3, sin * x + cos * y - 0.4)
+    inside = torch.maximum(x.abs(), y.abs()) < 8
+    assert float((found - expected)[inside].abs().max()) < 0.03
+
+
+def test_an_image_far_away_is_its_mirror_image():
+    x, y = places(16)
+    smooth = (0.4 * x + 0.2 * y).cos()[None, None]
+    there = NOTHING + torch.tensor([[0.0, 0.0, 16.0], [0.0, 0.0, 0.0]])
+    inside = (..., slice(5, -5), slice(5, -5))
+    assert torch.allclose(affine_resample(smooth, there[None])[inside], smooth.flip(3)[inside], atol=0.03)
+    assert torch.allclose(
+        affine_resample(torch.ones(1, 1, 8, 8), there[None]), torch.ones(1, 1, 8, 8), atol=1e-5
+    )
+
+
+def test_a_row_does_not_hang_on_its_neighbours():
+    x = images(7, side=9)
+    maps = NOTHING + 0.3 * torch.randn(7, 2, 3, generator=torch.Generator().manual_seed(0))
+    whole = affine_resample(x, maps)
+    assert torch.equal(
+        torch.cat([affine_resample(x[at : at + 1], maps[at : at + 1]) for at in range(7)]), whole
+    )
+    assert torch.equal(torch.cat([affine_resample(x[:3], maps[:3]), affine_resample(x[3:], maps[3:])]), whole)

@@ -1,0 +1,223 @@
+"""Power-function averages of a real training: values, snapshots, and no effect on the model."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffusion.config import parse
+from diffusion.images.store import ImageStore, open_store
+from diffusion.model.model_file import load_model, read_artefact, save_artefact
+from diffusion.model.posthoc_ema import Snapshots, snapshot_path
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.train.checkpoint.ema_snapshots import publish_snapshots, save_snapshots
+from diffusion.train.checkpoint.run_dir import RunDir
+from diffusion.train.ema_profiles import new_profiles, update_profiles
+from diffusion.train.loop import NullObserver, TrainState, new_state
+from diffusion.train.plan import DenoiserPlan, plan_artefact, training_fingerprint
+from tests.conftest import params
+from tests.helpers import trainings
+from tests.helpers.trainings import CPU, Killed, run, run_in
+from tests.model.test_posthoc_ema import discrete
+
+STEPS, EVERY = 24, 3
+WIDTHS = [0.05, 0.1, 0.2]
+AVERAGES: dict[str, Any] = {"widths": WIDTHS, "every": EVERY}
+
+Weights = dict[str, Tensor]
+
+
+@pytest.fixture
+def store(digits_store: Path) -> ImageStore:
+    return open_store(digits_store)
+
+
+def plan_of(store: ImageStore, averages: dict[str, Any] | None = AVERAGES, **settings: Any) -> DenoiserPlan:
+    usual = {"steps": STEPS, "lr": 0.002, "save_every": 6, "log_every": 4}
+    return trainings.plan_of(store, train={**usual, "averages": averages, **settings})
+
+
+def trained(store: ImageStore, plan: DenoiserPlan, root: Path, kill_at: int | None = None, **options: bool):
+    """Train in `root` to the end or to a kill; the run directory, the state and the step of the resume."""
+
+    def snapshot(folder: RunDir, state: TrainState) -> None:
+        artefact = plan_artefact(plan, state.code).model_copy(update={"step": state.step})
+        save_snapshots(folder.folder, state.averages, plan.train.widths, artefact)
+
+    return run_in(store, plan, root, kill_at, snapshot, Killed(), **options)
+
+
+def published(run: RunDir, plan: DenoiserPlan, state: TrainState, out: Path) -> dict[str, bytes]:
+    publish_snapshots(run.folder, out, plan.train, plan_artefact(plan, state.code))
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def model_bytes(plan: DenoiserPlan, state: TrainState, folder: Path) -> bytes:
+    path = folder / "model.safetensors"
+    save_artefact(path, state.ema.state_dict(), plan_artefact(plan, state.code))
+    return path.read_bytes()
+
+
+def distance(a: Weights, b: Weights) -> float:
+    return math.sqrt(sum(float((a[name].double() - b[name].double()).square().sum()) for name in a))
+
+
+def weights_by_step(store: ImageStore, plan: DenoiserPlan) -> list[Weights]:
+    """Return the weights after every step."""
+    seen: list[Weights] = []
+
+    class Copying(NullObserver):
+        def progress(self, step: int, total: int, values: dict[str, float]) -> None:
+            seen.append({name: value.clone() for name, value in state.network.state_dict().items()})
+
+    state = new_state(plan, CPU)
+    run(state, store, observer=Copying())
+    return seen
+
+
+def mean_of(weights: list[Weights], parts: list[float]) -> Weights:
+    return {
+        name: torch.stack(
+            [part * each[name].double() for part, each in zip(parts, weights, strict=True)]
+        ).sum(0)
+        for name in weights[0]
+    }
+
+
+@pytest.mark.slow
+def test_averages_are_sums_of_the_weights_and_any_other_width_follows_from_two(store, tmp_path):
+    plan = plan_of(store)
+    folder, state, _ = trained(store, plan, tmp_path / "runs")
+    weights = weights_by_step(store, plan)
+    published(folder, plan, state, tmp_path / "ema")
+    for width in WIDTHS:
+        tracked, artefact = load_model(snapshot_path(tmp_path / "ema", width, STEPS))
+        assert (artefact.ema_width, artefact.step) == (width, STEPS)
+        assert distance(tracked.state_dict(), mean_of(weights, discrete(width, STEPS))) < 1e-4
+    widest = load_model(snapshot_path(tmp_path / "ema", 0.2, STEPS)).network.state_dict()
+    for path in (tmp_path / "ema").glob("0.2-*"):
+        path.unlink()
+    snapshots = Snapshots.of(tmp_path / "ema")
+    assert snapshots.widths == [0.05, 0.1]
+    for width in snapshots.widths:
+        made, artefact = snapshots.reconstruct(width)
+        tracked, expected = load_model(snapshot_path(tmp_path / "ema", width, STEPS))
+        assert artefact.model_dump(exclude={"weights_sha256"}) == expected.model_dump(
+            exclude={"weights_sha256"}
+        )
+        for name, value in tracked.state_dict().items():
+            assert torch.allclose(made[name], value, rtol=1e-6, atol=1e-7), name
+    made, artefact = snapshots.reconstruct(0.2)
+    error = snapshots.fit(0.2).error
+    assert 0 < error < 0.1
+    narrow = load_model(snapshot_path(tmp_path / "ema", 0.1, STEPS)).network.state_dict()
+    assert distance(made, widest) < error * distance(narrow, widest)
+    assert artefact.ema_width == 0.2
+    assert artefact.model_sha256 != snapshots.last.model_sha256
+
+
+def test_averages_do_not_change_the_model_and_make_another_training(store, tmp_path):
+    without, plan = plan_of(store, None), plan_of(store)
+    _, plain, _ = trained(store, without, tmp_path / "runs")
+    folder, state, begun = trained(store, plan, tmp_path / "runs")
+    assert begun == 0, "an average must be tracked from the first step"
+    assert training_fingerprint(plan) != training_fingerprint(without)
+    assert "train.averages" in str(folder.changes())
+    assert model_bytes(plan, state, tmp_path) == model_bytes(without, plain, tmp_path)
+    assert published(folder, without, plain, tmp_path / "none") == {}
+
+
+def test_a_training_resumes_without_its_averages(store, tmp_path):
+    trained(store, plan_of(store), tmp_path / "runs", kill_at=14)
+    without = plan_of(store, None)
+    _, state, begun = trained(store, without, tmp_path / "runs")
+    assert begun == 12
+    _, alone, _ = trained(store, without, tmp_path / "alone")
+    assert model_bytes(without, state, tmp_path) == model_bytes(without, alone, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "kill_at", "resumed_at"),
+    [({}, 7, 6), ({}, 12, 12), ({"steps": 13}, None, 13)],
+    ids=["killed between saves", "killed after a save", "a longer training"],
+)
+def test_a_resumed_training_has_the_same_snapshots(store, tmp_path, first, kill_at, resumed_at):
+    plan = plan_of(store)
+    folder, whole, _ = trained(store, plan, tmp_path / "whole")
+    wanted = published(folder, plan, whole, tmp_path / "wanted")
+    assert len(wanted) == 3 * STEPS // EVERY
+    trained(store, plan_of(store, **first), tmp_path / "runs", kill_at=kill_at)
+    folder, state, begun = trained(store, plan, tmp_path / "runs")
+    assert begun == resumed_at
+    assert published(folder, plan, state, tmp_path / "ema") == wanted
+
+
+@pytest.mark.slow
+def test_keep_takes_the_snapshots_along(store, tmp_path):
+    plan = plan_of(store)
+    folder, whole, _ = trained(store, plan, tmp_path / "whole")
+    published(folder, plan, whole, tmp_path / "wanted")
+    edited = plan.code[0].model_copy(update={"digest": "0" * 16})
+    trained(store, plan.model_copy(update={"code": (edited,)}), tmp_path / "runs", kill_at=14)
+    folder, state, begun = trained(store, plan, tmp_path / "runs", keep=True)
+    assert begun == 12
+    assert [one.digest for one in state.code] == [edited.digest, plan.code[0].digest]
+    published(folder, plan, state, tmp_path / "ema")
+    digests = [
+        {path.name: read_artefact(path).model_sha256 for path in (tmp_path / name).iterdir()}
+        for name in ("ema", "wanted")
+    ]
+    assert digests[0] == digests[1]
+
+
+def test_a_non_finite_step_counts_the_previous_weights_again():
+    network = torch.nn.Linear(2, 1)
+    averages = new_profiles(network, (0.1,))
+    seen = []
+    for step in range(1, 5):
+        if step != 3:
+            with torch.no_grad():
+                network.weight.add_(step)
+        seen.append({"weight": network.weight.detach().clone()})
+        update_profiles(averages, network, (0.1,), step)
+    truth = mean_of(seen, discrete(0.1, 4))["weight"]
+    assert torch.allclose(averages.state_dict()["0.weight"].double(), truth, atol=1e-6)
+
+
+def test_a_missing_snapshot_is_an_error(store, tmp_path):
+    plan = plan_of(store, steps=6)
+    folder, state, _ = trained(store, plan, tmp_path / "runs")
+    snapshot_path(folder.folder / "ema", 0.1, 3).unlink()
+    with pytest.raises(DiffctlError, match=r"0\.1-000000003\.safetensors is gone"):
+        published(folder, plan, state, tmp_path / "ema")
+    assert not (tmp_path / "ema").exists()
+
+
+def test_snapshots_of_two_trainings_or_of_none_are_refused(store, tmp_path):
+    for seed in (0, 1):
+        plan = plan_of(store, seed=seed, steps=3)
+        folder, state, _ = trained(store, plan, tmp_path / "runs")
+        published(folder, plan, state, tmp_path / f"ema{seed}")
+    other = snapshot_path(tmp_path / "ema1", 0.1, 3)
+    other.rename(snapshot_path(tmp_path / "ema0", 0.15, 3))
+    for name in ("ema0", "nowhere"):
+        with pytest.raises(UsageError):
+            Snapshots.of(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "averages",
+    [{"widths": [0.3], "every": 1}, {"widths": [], "every": 1}, {"widths": [0.1, 0.1], "every": 1}, {}],
+)
+def test_impossible_averages_are_refused(averages):
+    with pytest.raises(UsageError, match="averages"):
+        parse(params(train={"averages": averages}), "test")
+
+
+def test_too_many_snapshots_are_refused_with_the_shortest_possible_interval():
+    with pytest.raises(UsageError, match="raise it to 16"):
+        parse(params(train={"steps": 4000, "averages": {"every": 10}}), "test")

@@ -1,0 +1,416 @@
+"""Training in several processes: equal to one but for rounding, stopped together, ended together.
+
+Real processes over gloo on 127.0.0.1, started by the real command line.
+"""
+
+import csv
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffusion.images.store import open_store
+from diffusion.process.timestep_samplers import UniformSampler
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.train.batch import draw_batch
+from diffusion.train.buckets import BUCKET, buckets
+from diffusion.train.distributed.process_group import (
+    ProcessGroup,
+    RankFailed,
+    join_group,
+    translate_dist_errors,
+)
+from diffusion.train.loader import ImageLoader
+from diffusion.train.loop import MAX_BAD_STEPS, NullObserver, _take, new_state, train
+from diffusion.train.step_metrics import AsyncMetrics
+from tests.conftest import diffctl, environment, write_params
+from tests.helpers.pair import pair_of
+from tests.helpers.training_process import (
+    logged_steps,
+    model_bytes,
+    prepare,
+    start,
+    train_to_the_end,
+    uninterrupted,
+    wait_for_step,
+)
+from tests.helpers.trainings import Recorder, plan_of
+
+CPU = torch.device("cpu")
+TRAIN = {"steps": 24, "batch_size": 7, "log_every": 1, "save_every": 4, "precision": "fp32"}
+
+
+@given(count=st.integers(1, 300), world=st.integers(1, 20))
+def test_shares_are_all_rows_once_and_even(count, world):
+    group = [ProcessGroup(CPU, rank, world) for rank in range(world)]
+    if count < world:
+        with pytest.raises(UsageError, match=rf"batch_size {count} is less than the {world} processes"):
+            group[0].share(count)
+        return
+    rows = [list(range(count))[one.share(count)] for one in group]
+    assert [row for part in rows for row in part] == list(range(count))
+    assert max(map(len, rows)) - min(map(len, rows)) <= 1
+
+
+@given(sizes=st.lists(st.integers(1, BUCKET), max_size=12))
+def test_buckets_keep_order_and_stay_small(sizes):
+    tensors = [torch.empty(size, device="meta") for size in sizes]
+    found = list(buckets(tensors, lambda tensor: tensor))
+    assert [id(tensor) for bucket in found for tensor in bucket] == [id(tensor) for tensor in tensors]
+    assert all(sum(tensor.numel() for tensor in bucket) <= BUCKET for bucket in found)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_the_shares_of_a_draw_are_the_whole_draw(digits_store, world):
+    store = open_store(digits_store)
+    plan = plan_of(store, train={"batch_size": 7, "p_uncond": 0.3, "augment": {}}, data={"flip": True})
+    sampler, data = UniformSampler(plan.process.timesteps), ImageLoader(store, CPU)
+    whole = draw_batch(plan, sampler, data, 5)
+    shares = [
+        draw_batch(plan, sampler, data, 5, ProcessGroup(CPU, rank, world).share(7)) for rank in range(world)
+    ]
+    for index, expected in enumerate(whole):
+        assert torch.equal(torch.cat([list(share)[index] for share in shares]), expected)
+
+
+NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.hpp:268, "
+GLOO = "/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553"
+LOST = [
+    (
+        RuntimeError(f"[{GLOO}] Connection closed by peer [127.0.0.1]:58604\nmore"),
+        "closed by",
+    ),
+    (RuntimeError(f"[{GLOO}] Read error [127.0.0.1]:13715: Connection reset by peer"), "Read error"),
+    (RuntimeError("[unbound_buffer.cc:78] Timed out waiting 20000ms for recv to complete"), "Timed out"),
+    (dist.DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed."), "got 0 bytes"),
+    (dist.DistStoreError("wait timeout after 5000ms, keys: /0//cpu//0/1"), "wait timeout"),
+    (dist.DistBackendError(f"{NCCL}remote process exited or there was a network error"), "remote process"),
+    (dist.DistBackendError("Watchdog caught collective operation timeout: WorkNCCL(SeqNum=4"), "timeout"),
+    (
+        dist.DistBackendError(f"{NCCL}unhandled system error\nConnection closed by remote peer"),
+        "system error",
+    ),
+]
+OTHERS = [
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("result type Float can't be cast to the desired output type Bool"),
+    RuntimeError("CUDA error: device-side assert triggered"),
+    RuntimeError(f"[enforce fail at {GLOO}] op.preamble.length <= op.nbytes. 100012 vs 12."),
+    dist.DistBackendError(f"{NCCL}unhandled cuda error, NCCL version 2.21.5\nncclUnhandledCudaError"),
+    dist.DistBackendError(f"{NCCL}invalid usage, NCCL version 2.21.5\nDuplicate GPU detected"),
+]
+
+
+@pytest.mark.parametrize(("error", "said"), LOST)
+def test_a_broken_connection_is_the_loss_of_a_process_and_told_with_its_cause(error, said):
+    told = rf"or is out of reach \([^\n]*{said}[^\n]*\): the same command goes on"
+    with pytest.raises(RankFailed, match=told), translate_dist_errors():
+        raise error
+
+
+@pytest.mark.parametrize("error", OTHERS)
+def test_any_other_error_around_a_collective_stays_what_it_is(error):
+    with pytest.raises(type(error)) as raised, translate_dist_errors():
+        raise error
+    assert raised.value is error
+
+
+# Two processes; the second one is killed before, or in the midst of, what the first one waits for.
+PAIR = """
+import os, signal, sys, threading, time
+import torch, torch.distributed as dist
+from diffusion.train.distributed.process_group import RankFailed, ProcessGroup, join_group
+from diffusion.system.signals import StopRequest
+from diffusion.train.checkpoint.state_files import SavedState
+
+rank, port, moment = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+store = dist.TCPStore("127.0.0.1", port, 2, is_master=False)
+group = ProcessGroup(torch.device("cpu"), rank, 2)
+numbers = [torch.ones(500_000)]
+what = {
+    "sum": lambda: group.all_reduce(numbers),
+    "begun": lambda: group.begin_sum(numbers[0])(),
+    "agree": lambda: group.agree_on_stop(StopRequest()),
+    "spread": lambda: list(group.broadcast_state("", SavedState({"a": numbers[0]}, {})).tensors.values()),
+}
+try:
+    with join_group(group, store):
+        group.all_reduce(numbers)
+        if moment == "mistake":
+            group.all_reduce([torch.ones(1).expand(2)])  # what is summed cannot be written there
+        if rank and moment in what:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if rank:
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        while True:
+            what.get(moment, what["begun"])()
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "sum",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("agree", "spread", "midst", "mistake")),
+    ],
+)
+def test_a_killed_process_is_told_as_lost_and_a_mistake_is_not(moment):
+    with pair_of(PAIR, moment) as pair:
+        said = pair[0].communicate(timeout=120)[0]
+        pair[1].communicate(timeout=120)
+    if moment == "mistake":
+        assert said.startswith("RuntimeError ")
+    else:
+        assert pair[1].returncode == -signal.SIGKILL
+        assert said.startswith("RankFailed another process of this training has ended or is out of reach (")
+        assert "gloo" not in said
+
+
+@pytest.mark.parametrize("blocks", [False, True], ids=["on a CPU", "on a GPU"])
+def test_the_loss_of_a_process_is_saved_first_unless_it_blocks_the_device(digits_store, monkeypatch, blocks):
+    monkeypatch.setattr(ProcessGroup, "loss_blocks", blocks)
+    store, group, saved = open_store(digits_store), ProcessGroup(CPU), []
+    state = new_state(plan_of(store, train=TRAIN), CPU)
+
+    def lose() -> None:
+        if state.step == 3:
+            if blocks:
+                monkeypatch.setattr(AsyncMetrics, "arrived", None)  # whatever waits for the device would hang
+            raise RankFailed("another process has ended")
+
+    with pytest.raises(RankFailed):
+        train(state, store, group, NullObserver(), lambda state: saved.append(state.step), lose)
+    assert saved == ([] if blocks else [3])
+    assert group.over.is_set() == (not blocks), "who watches must end a process that hangs"
+    assert group.lost.is_set() == blocks
+
+
+@pytest.mark.parametrize(
+    ("blocks", "error", "destroyed"), [(True, RankFailed, 0), (False, RankFailed, 1), (True, DiffctlError, 1)]
+)
+def test_a_group_that_is_blocked_is_left_as_it_is(monkeypatch, blocks, error, destroyed):
+    calls = []
+    monkeypatch.setattr(ProcessGroup, "loss_blocks", blocks)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: calls.append(1))
+    with pytest.raises(error), join_group(ProcessGroup(CPU, 0, 2), None):
+        raise error("it failed")
+    assert len(calls) == destroyed
+
+
+def test_the_first_process_alone_ends_a_training_that_diverges(digits_store):
+    """On GPUs each notices at a step of its own, and one that left before the first would be told as lost."""
+    state = new_state(plan_of(open_store(digits_store), train=TRAIN), CPU)
+    for is_rank_zero in (False, True):
+        state.step, async_metrics = 1, AsyncMetrics()
+        for _ in range(MAX_BAD_STEPS):
+            async_metrics.add({"loss": torch.tensor(torch.nan)})
+        if is_rank_zero:
+            with pytest.raises(DiffctlError, match="non-finite steps in a row"):
+                _take(state, async_metrics, NullObserver(), is_rank_zero)
+        else:
+            _take(state, async_metrics, NullObserver(), is_rank_zero)
+
+
+@pytest.fixture
+def prepared(project: Path) -> Path:
+    prepare(project, **TRAIN)
+    return project
+
+
+def set_devices(folder: Path, devices: int, **changes: dict[str, Any]) -> None:
+    train = {**TRAIN, "devices": devices, **changes.pop("train", {})}
+    write_params(folder, train=train, **changes)
+
+
+def curve(folder: Path, name: str = "loss") -> list[dict[str, float]]:
+    with open(folder / f"plots/{name}.csv", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def assert_same_curve(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    """Of what both have: a curve has no other columns but those of held-out losses, which watching makes."""
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        shared = {name: theirs[name] for name in ours if not name.startswith("heldout_")}
+        assert {name: ours[name] for name in shared} == pytest.approx(shared, rel=2e-3)
+
+
+def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The other processes of its training."""
+    return [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if child.cmdline()[-2:] == ["stage", "train"]
+    ]
+
+
+def training_at(folder: Path, step: int) -> "tuple[subprocess.Popen[str], list[psutil.Process]]":
+    process = start(folder)
+    wait_for_step(folder, process, step)
+    assert process.poll() is None, process.communicate()[1]
+    return process, workers(process)
+
+
+def ended(process: "subprocess.Popen[str]", others: list[psutil.Process]) -> str:
+    """What it said; nothing of it may be left."""
+    _, said = process.communicate(timeout=90)
+    assert not psutil.wait_procs(others, timeout=30)[1]
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(prepared: Path) -> None:
+    """Seven images of a batch are three and four; dropout's masks are theirs wherever they are."""
+    model = {"dropout": 0.2}
+    set_devices(prepared, 2, model=model)
+    train_to_the_end(prepared)
+    store, observer = open_store(prepared / "data/prepared/train"), Recorder()
+    state = new_state(plan_of(store, train=TRAIN, model=model), CPU)
+    train(state, store, ProcessGroup(CPU), observer, lambda state: None, lambda: None)
+    found = curve(prepared)
+    assert_same_curve(found, [{"step": step, **values} for step, values in observer.seen])
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_in_another_number_of_processes(prepared: Path) -> None:
+    longer = {"steps": 120}
+    set_devices(prepared, 1, train=longer)
+    uninterrupted(prepared)
+    expected = curve(prepared)
+    set_devices(prepared, 2, train=longer)
+    process, others = training_at(prepared, 5)
+    assert len(others) == 1
+    process.send_signal(signal.SIGTERM)
+    assert "stopped by SIGTERM, saved" in ended(process, others)
+    assert process.returncode == 143
+    set_devices(prepared, 1, train=longer)
+    process, others = training_at(prepared, logged_steps(prepared)[-1] + 5)
+    assert others == []
+    process.send_signal(signal.SIGINT)
+    ended(process, others)
+    set_devices(prepared, 2, train=longer)
+    assert "going on after step" in train_to_the_end(prepared).stderr
+    assert_same_curve(curve(prepared), expected)
+
+
+@pytest.mark.slow
+def test_two_processes_resume_byte_for_byte(prepared: Path) -> None:
+    changes = {"model": {"dropout": 0.2}}
+    set_devices(prepared, 2, **changes)
+    wanted = uninterrupted(prepared)
+    process, others = training_at(prepared, 10)
+    process.kill()
+    ended(process, others)
+    train_to_the_end(prepared)
+    assert model_bytes(prepared) == wanted
+
+
+@pytest.mark.slow
+def test_the_timestep_sampler_learns_the_same_from_two_processes(prepared: Path) -> None:
+    changes = {"process": {"t_sampler": "loss-aware", "loss": "vlb", "timesteps": 4}}
+    changes["sweep"] = {"steps": [2]}
+    curves = {}
+    for devices in (1, 2):
+        set_devices(prepared, devices, **changes)
+        assert diffctl(prepared, "stage", "train", "--fresh").returncode == 0
+        curves[devices] = curve(prepared)
+    assert_same_curve(curves[2], curves[1])
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_with_a_sentence_and_nothing_is_lost(prepared: Path) -> None:
+    set_devices(prepared, 3, train={"steps": 60})
+    process, others = training_at(prepared, 9)
+    others[1].kill()
+    said = ended(process, others)
+    assert process.returncode == 1
+    assert "of the training's 3 ended with SIGKILL" in said
+    step = logged_steps(prepared)[-1]
+    assert f"going on after step {step} of 60" in train_to_the_end(prepared).stderr
+
+
+# The first process, on whose device nothing ends any more once another one is lost.
+BLOCKED = """
+import atexit, sys, threading
+import torch.distributed as dist
+from diffusion.train.distributed.process_group import RankFailed, ProcessGroup
+from diffusion.train.step_metrics import AsyncMetrics
+from diffusion.train.checkpoint.run_dir import RunDir
+
+def hanging(call):
+    def perhaps(*arguments, **named):
+        if isinstance(sys.exception(), RankFailed):
+            threading.Event().wait()
+        return call(*arguments, **named)
+    return perhaps
+
+ProcessGroup.loss_blocks = True
+for owner, name in ((AsyncMetrics, "arrived"), (RunDir, "save"), (dist, "destroy_process_group")):
+    setattr(owner, name, hanging(getattr(owner, name)))
+atexit.register(threading.Event().wait)
+sys.argv = ["diffctl", "stage", "train"]
+from cli.main import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_where_nothing_can_be_saved_any_more(prepared: Path) -> None:
+    set_devices(prepared, 3, train={"steps": 60})
+    line = [sys.executable, "-c", BLOCKED]
+    process = subprocess.Popen(line, cwd=prepared, env=environment(), stderr=subprocess.PIPE, text=True)
+    wait_for_step(prepared, process, 9)
+    others = workers(process)
+    others[1].kill()
+    said = ended(process, others)
+    assert process.returncode == 1
+    assert said.count("of the training's 3 ended with SIGKILL") == 1
+    again = train_to_the_end(prepared).stderr
+    (step,) = re.findall(r"going on after step (\d+) of 60", again)
+    assert int(step) % TRAIN["save_every"] == 0
+    assert int(step) >= 8
+
+
+@pytest.mark.slow
+def test_the_others_die_with_the_first_one(prepared: Path) -> None:
+    set_devices(prepared, 2, train={"steps": 5000})
+    process, others = training_at(prepared, 3)
+    process.kill()
+    ended(process, others)
+
+
+def test_a_batch_smaller_than_the_processes_is_refused(prepared: Path) -> None:
+    set_devices(prepared, 8)
+    done = diffctl(prepared, "stage", "train")
+    assert done.returncode == 2
+    assert "train.batch_size 7 is less than the 8 processes" in done.stderr
+
+
+@pytest.mark.slow
+def test_torchrun_is_another_way_to_start_it(prepared: Path) -> None:
+    uninterrupted(prepared)
+    expected = curve(prepared)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "cli.entry", "stage", "train"],
+        cwd=prepared,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same_curve(curve(prepared), expected)

@@ -1,0 +1,207 @@
+"""Resume from another training, where every step so far would be the same: the result is the same too."""
+
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffusion.images.store import ImageStore, open_store
+from diffusion.model.model_file import save_artefact
+from diffusion.system.errors import DiffctlWarning
+from diffusion.train.checkpoint.run_dir import open_training
+from diffusion.train.checkpoint.state_files import newest_step, read_state, save_state, state_files
+from diffusion.train.loop import TrainState, thin_history
+from diffusion.train.lr_schedule import ConstantLR
+from diffusion.train.plan import DenoiserPlan, TrainPlan, plan_artefact
+from diffusion.train.train_config import CURVE_ROWS, TrainConfig
+from tests.conftest import write_params
+from tests.helpers import trainings
+from tests.helpers.mlflow_server import empty_database
+from tests.helpers.training_process import (
+    logged_steps,
+    model_bytes,
+    prepare,
+    signal_at,
+    train_to_the_end,
+    uninterrupted,
+)
+from tests.helpers.trainings import run_in
+
+PARTS = [[0, 0.002], [10, 0.0005]]
+
+
+@pytest.fixture
+def store(digits_store: Path) -> ImageStore:
+    return open_store(digits_store)
+
+
+def plan_of(
+    store: ImageStore, steps: int, lr: Any = 0.002, sections: dict[str, Any] | None = None, **settings: Any
+) -> DenoiserPlan:
+    train = {"steps": steps, "lr": lr, "save_every": 3, "log_every": 2, **settings}
+    return trainings.plan_of(store, train=train, **sections or {})
+
+
+def file_of(state: TrainState, folder: Path) -> bytes:
+    """Return the model file of the training."""
+    path = folder / "model.safetensors"
+    folder.mkdir(exist_ok=True)
+    save_artefact(path, state.ema.state_dict(), plan_artefact(state.plan, state.code))
+    return path.read_bytes()
+
+
+def assert_as_from_scratch(store: ImageStore, plan: DenoiserPlan, state: TrainState, folder: Path) -> None:
+    """Assert model file, saved tensors and curve of the same training from scratch."""
+    _, whole, begun = run_in(store, plan, folder / "alone")
+    assert begun == 0
+    assert file_of(state, folder) == file_of(whole, folder)
+    ours, theirs = state.tensors(), whole.tensors()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert state.history == whole.history
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"model": {"dropout": 0.2}},
+        {"process": {"t_sampler": "loss-aware", "loss": "vlb", "timesteps": 4}},
+    ],
+    ids=["plain", "dropout", "loss-aware"],
+)
+def test_a_longer_training_resumes_and_is_bitwise_equal(store, tmp_path, sections):
+    def plan(steps: int) -> TrainPlan:
+        return plan_of(store, steps, sections=sections)
+
+    short, _, _ = run_in(store, plan(8), tmp_path / "runs")
+    run, state, begun = run_in(store, plan(16), tmp_path / "runs")
+    assert begun == 8
+    assert run.start is not None
+    assert (run.start.folder, run.start.why) == (short.folder, "train.steps 8 → 16 changes no step before")
+    assert_as_from_scratch(store, plan(16), state, tmp_path)
+    assert newest_step(short.folder) == 8, "the other training keeps its states"
+
+
+def test_a_longer_training_may_be_stopped_again(store, tmp_path):
+    run_in(store, plan_of(store, 8), tmp_path / "runs", stop_at=5)
+    _, _, begun = run_in(store, plan_of(store, 16), tmp_path / "runs", stop_at=11)
+    assert begun == 5
+    _, state, begun = run_in(store, plan_of(store, 16), tmp_path / "runs")
+    assert begun == 11
+    assert_as_from_scratch(store, plan_of(store, 16), state, tmp_path)
+
+
+def test_a_shorter_training_resumes_from_a_state_before_its_end(store, tmp_path):
+    run_in(store, plan_of(store, 12), tmp_path / "runs")  # keeps the states of steps 9 and 12
+    _, state, begun = run_in(store, plan_of(store, 10), tmp_path / "runs")
+    assert begun == 9
+    assert_as_from_scratch(store, plan_of(store, 10), state, tmp_path)
+    run, _, begun = run_in(store, plan_of(store, 7), tmp_path / "runs")
+    assert (begun, run.start) == (0, None)
+    assert "train.steps 10 → 7" in str(run.changes())
+
+
+def test_a_later_change_of_the_rate_resumes_and_an_earlier_one_does_not(store, tmp_path):
+    root = tmp_path / "runs"
+    first, _, _ = run_in(store, plan_of(store, 8), root)
+    later = plan_of(store, 16, {"course": "steps", "rates": PARTS})
+    run, state, begun = run_in(store, later, root)
+    assert begun == 8
+    assert run.start is not None
+    assert run.start.folder == first.folder
+    assert_as_from_scratch(store, later, state, tmp_path)
+    before = plan_of(store, 16, {"course": "steps", "rates": [[0, 0.002], [2, 0.0005]]})
+    run, _, begun = run_in(store, before, root)
+    assert begun == 0
+    assert "train.lr.rates [[0, 0.002], [10, 0.0005… → [[0, 0.002], [2, 0.0005]" in str(run.changes())
+
+
+def test_a_training_with_cool_down_resumes_from_before_it(store, tmp_path):
+    def cooled(steps: int) -> DenoiserPlan:
+        return plan_of(store, steps, {"rate": 0.002, "cooldown": 4})
+
+    run_in(store, cooled(12), tmp_path / "runs")  # lower from step 9 on; states of steps 9 and 12
+    run, state, begun = run_in(store, cooled(16), tmp_path / "runs")
+    assert begun == 9
+    assert run.start is not None
+    assert run.start.why == "train.steps 12 → 16 changes the rate from step 9 on"
+    assert_as_from_scratch(store, cooled(16), state, tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"ema_decay": 0.5}, {"batch_size": 4}, {"p_uncond": 0.3}])
+def test_a_change_of_the_steps_themselves_starts_from_scratch(store, tmp_path, changes):
+    run_in(store, plan_of(store, 4), tmp_path)
+    run, _, begun = run_in(store, plan_of(store, 8, **changes), tmp_path, stop_at=1)
+    assert begun == 0
+    assert f"train.{next(iter(changes))} " in str(run.changes())
+
+
+def test_fresh_resumes_from_nothing_also_when_it_is_started_again(store, tmp_path):
+    run_in(store, plan_of(store, 4), tmp_path)
+    with open_training(plan_of(store, 8), tmp_path, fresh=True) as run:
+        assert run.start is None
+    _, _, begun = run_in(store, plan_of(store, 8), tmp_path, stop_at=1)
+    assert begun == 0
+
+
+def test_a_damaged_state_is_reported_and_the_one_before_used(store, tmp_path):
+    short, _, _ = run_in(store, plan_of(store, 6), tmp_path)
+    newest = state_files(short.folder)[-1]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.warns(DiffctlWarning, match=rf"{newest.name} is damaged"):
+        _, _, begun = run_in(store, plan_of(store, 8), tmp_path, stop_at=4)
+    assert begun == 3
+
+
+def test_a_state_of_other_code_is_not_used(store, tmp_path):
+    """The state itself records which code made it; the note next to it does not count."""
+    short, _, _ = run_in(store, plan_of(store, 3), tmp_path)
+    (path,) = state_files(short.folder)
+    state = read_state(path)
+    code = [state.values.code[0].model_copy(update={"digest": "another"}), *state.values.code]
+    save_state(short.folder, state._replace(values=state.values.model_copy(update={"code": code})))
+    _, _, begun = run_in(store, plan_of(store, 8), tmp_path, stop_at=1)
+    assert begun == 0
+
+
+def test_the_furthest_state_of_all_trainings_is_used(store, tmp_path):
+    for steps, lr in ((3, 0.002), (5, 0.002), (7, 0.001)):
+        run_in(store, plan_of(store, steps, lr), tmp_path)
+    _, _, begun = run_in(store, plan_of(store, 9), tmp_path, stop_at=6)
+    assert begun == 5
+
+
+def test_a_curve_of_many_lengths_stays_short() -> None:
+    def lengthened() -> Iterator[int]:
+        rows: list[dict[str, float]] = []
+        for steps in (3_000, 6_000, 13_001, 100_000):
+            config = TrainConfig(steps=steps, log_every=1, batch_size=1, lr=ConstantLR(rate=1e-3))
+            for step in range(int(rows[-1]["step"]) + 1 if rows else 1, steps + 1):
+                if config.is_in_curve(step):
+                    rows = thin_history([*rows, {"step": step}], config)
+            assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+            assert rows[-1]["step"] == steps
+            yield len(rows)
+
+    assert max(lengthened()) <= 2 * (CURVE_ROWS + 1)
+
+
+@pytest.mark.slow
+def test_a_longer_training_that_is_killed_is_bitwise_equal(project: Path, monkeypatch) -> None:
+    """Real processes: N steps, then 2N, killed twice; the model file of 2N steps at once."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_database(project / "mlflow.db"))
+    settings: dict[str, Any] = {"lr": 0.002, "log_every": 1, "save_every": 6, "preview_every": 20}
+    prepare(project, steps=40, **settings)
+    wanted = uninterrupted(project)
+    write_params(project, train={**settings, "steps": 20})
+    train_to_the_end(project)
+    write_params(project, train={**settings, "steps": 40})
+    for step in sorted(random.Random(0).sample(range(23, 38), 2)):
+        signal_at(project, step, signal.SIGKILL)
+    assert "going on after step" in train_to_the_end(project).stderr
+    assert model_bytes(project) == wanted
+    assert sorted(logged_steps(project)) == list(range(1, 41))

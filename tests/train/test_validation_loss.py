@@ -1,0 +1,171 @@
+"""The validation loss: fixed draws, closed form of its parts, and no effect on the training."""
+
+import math
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffusion.images.store import ImageStore, open_store
+from diffusion.model.precision import autocast
+from diffusion.process.condition import Condition
+from diffusion.process.losses import training_losses
+from diffusion.process.noise import counter_generator
+from diffusion.process.process_registry import build_process
+from diffusion.system.errors import DiffctlWarning, Interrupted
+from diffusion.train.checkpoint.run_dir import write_loss_curve
+from diffusion.train.classifier_plan import plan_classifier
+from diffusion.train.loop import NullObserver, TrainState, new_state
+from diffusion.train.lr_schedule import ConstantLR
+from diffusion.train.plan import DenoiserPlan, TrainPlan, training_fingerprint
+from diffusion.train.train_config import CURVE_ROWS, VALIDATION_SHARE, ClassifierSections, TrainConfig
+from diffusion.train.validation_loss import ValidationLoss, add_to_history, starts_rising
+from tests.conftest import params
+from tests.helpers import trainings
+from tests.helpers.trainings import CPU, run
+
+
+class Measuring(NullObserver):
+    """An observer that measures the validation loss."""
+
+    def __init__(self, heldout: ValidationLoss) -> None:
+        self.heldout = heldout
+
+    def validate(self, step: int, network: torch.nn.Module, ema: torch.nn.Module) -> dict[str, float]:
+        return self.heldout.losses(network, ema)
+
+
+@pytest.fixture
+def store(digits_store: Path) -> ImageStore:
+    return open_store(digits_store)
+
+
+def plan_of(store: ImageStore, model: dict[str, Any] | None = None, **settings: Any) -> DenoiserPlan:
+    train = {"heldout_every": 4, "heldout_images": 20, **settings}
+    return trainings.plan_of(store, train=train, model=model or {})
+
+
+def trained(
+    store: ImageStore, plan: TrainPlan, state: TrainState | None = None, stop_at: int | None = None
+) -> TrainState:
+    state = state or new_state(plan, CPU)
+    with suppress(Interrupted):
+        run(state, store, stop_at=stop_at, observer=Measuring(ValidationLoss(plan, store)))
+    return state
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_validation_loss_is_the_mean_over_its_fixed_draws(store: ImageStore, precision: str) -> None:
+    """The oracle computes all images in one batch, with torch's own calls."""
+    plan = plan_of(store, {"dropout": 0.3}, precision=precision)
+    state = new_state(plan, CPU)
+    torch.nn.init.normal_(state.ema.head.weight, generator=torch.Generator().manual_seed(0))  # type: ignore
+    found = ValidationLoss(plan, store).losses(state.network, state.ema)
+    rows = torch.randperm(64, generator=counter_generator("held-out images"))[:20]
+    x_0 = torch.from_numpy(store.images[rows.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    noise, t = torch.empty_like(x_0), torch.empty(20, dtype=torch.int64)
+    for place in range(20):
+        source = counter_generator("held-out draws", place)
+        t[place] = int((place + torch.rand(1, dtype=torch.float64, generator=source)) * 1000 / 20)
+        noise[place] = torch.randn(1, 8, 8, generator=source)
+    assert [int((t // 250 == quarter).sum()) for quarter in range(4)] == [5] * 4
+    assert store.labels is not None
+    condition = Condition(20, torch.from_numpy(store.labels[rows.numpy()]))
+    with torch.no_grad():
+        network = autocast(state.ema, plan.precision)
+        losses = training_losses(network, build_process(plan.process), x_0, t, noise, condition)
+    for name in ("loss", "mse", "vlb"):
+        assert found[name] == pytest.approx(float(losses[name].mean()), rel=1e-5)
+    for quarter in range(4):
+        of_quarter = losses["loss"][t // 250 == quarter].mean()
+        assert found[f"loss_q{quarter}"] == pytest.approx(float(of_quarter), rel=1e-5)
+    assert found["raw_loss"] != found["loss"]
+    assert state.network.training
+    assert not state.ema.training
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [{}, {"dropout": 0.3}], ids=["plain", "dropout"])
+def test_validation_loss_does_not_change_the_training(store: ImageStore, model: dict[str, Any]) -> None:
+    others = ({"heldout_every": 3}, {"heldout_every": None}, {"heldout_images": 7})
+    plan = plan_of(store, model)
+    whole = trained(store, plan)
+    for changes in others:
+        other = plan_of(store, model, **changes)
+        assert training_fingerprint(other) == training_fingerprint(plan)
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+        state = trained(store, other)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert all(torch.equal(value, whole.tensors()[name]) for name, value in state.tensors().items())
+
+
+def test_validation_loss_is_in_the_curve_and_survives_a_resume(store: ImageStore, tmp_path: Path) -> None:
+    plan = plan_of(store)
+    whole = trained(store, plan)
+    assert [row["step"] for row in whole.history if "heldout_loss" in row] == [4, 8, 12]
+    assert [row["step"] for row in whole.history] == [3, 4, 6, 8, 9, 12]
+    first, second = trained(store, plan, stop_at=6), new_state(plan, CPU)
+    second.restore(first.saved())
+    assert trained(store, plan, second).history == whole.history
+    write_loss_curve(tmp_path / "loss.csv", whole.history)
+    names, *rows = (line.split(",") for line in (tmp_path / "loss.csv").read_text().splitlines())
+    assert names[:2] == ["step", "loss"]
+    assert {"heldout_loss", "heldout_vlb", "heldout_raw_mse", "heldout_raw_loss_q3"} < set(names)
+    place = names.index("heldout_loss")
+    assert [math.isnan(float(row[place])) for row in rows] == [True, False, True, False, True, False]
+    assert [math.isnan(float(row[1])) for row in rows] == [False, True, False, True, False, False]
+
+
+def test_a_classifier_has_a_validation_loss(store: ImageStore) -> None:
+    values = params()
+    section = {
+        "model": {"channels": 8, "channel_mult": [1, 2], "attention": [4], "head_channels": 8},
+        "train": {"steps": 4, "batch_size": 8, "lr": 0.01, "heldout_every": 2, "heldout_images": 16},
+    }
+    sections = ClassifierSections(data=values["data"], process=values["process"], classifier=section)
+    plan = plan_classifier(sections, store.meta, CPU)
+    rows = [row for row in trained(store, plan).history if "heldout_loss" in row]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert 0 <= rows[0]["heldout_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("batch", [1, 16, 64, 128, 2048])
+@pytest.mark.parametrize("images", [4, 256, 5000])
+def test_by_default_validation_takes_less_than_two_percent(batch: int, images: int) -> None:
+    """An image takes two forward passes here and the equivalent of three in a training step."""
+    steps = 100_000
+    config = TrainConfig(steps=steps, batch_size=batch, lr=ConstantLR(rate=1), heldout_images=images)
+    times = sum(config.is_validated(step) for step in range(1, steps))
+    assert times * images * 2 <= VALIDATION_SHARE * steps * batch * 3
+    assert times <= CURVE_ROWS
+
+
+@pytest.mark.parametrize(
+    ("losses", "rises"),
+    [
+        ([], False),
+        ([1.0, 2.0], False),
+        ([1.0, 1.1, 1.1, 1.1], True),
+        ([1.0, 1.1, 1.1, 1.01], False),
+        ([2.0, 1.0, 1.1, 1.2, 1.3], True),
+        ([2.0, 1.0, 1.1, 1.2, 1.3, 1.4], False),  # already reported
+        ([1.3, 1.2, 1.1, 1.0], False),
+        ([1.0, math.nan, math.nan, math.nan], False),
+    ],
+)
+def test_a_rise_is_detected_after_three_losses(losses: list[float], rises: bool) -> None:
+    assert starts_rising(losses) == rises
+
+
+def test_a_rise_is_reported_once() -> None:
+    history: list[dict[str, float]] = []
+    for step, loss in enumerate((0.5, 0.4, 0.5, 0.6), start=1):
+        add_to_history(history, 10 * step, {"loss": loss})
+    with pytest.warns(DiffctlWarning, match=r"from 0\.4 after step 20 to 0\.7 after step 50"):
+        add_to_history(history, 50, {"loss": 0.7})
+    add_to_history(history, 60, {"loss": 0.8})
+    add_to_history(history, 70, {})
+    assert [row["step"] for row in history] == [10, 20, 30, 40, 50, 60]
