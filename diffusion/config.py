@@ -62,7 +62,7 @@ class Config(TrainSections):
         return self
 
     def _axis(self, name: str) -> tuple[str, tuple[Any, ...]]:
-        return axis_values(name, self.sample, self.sweep)
+        return axis_values(name, dict(self.sample), dict(self.sweep))
 
 
 def parse(values: Any, origin: str) -> Config:

@@ -1,60 +1,64 @@
 """What a request may ask for, and which settings that means for a model."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffusion.choice.best_settings import best_settings, budget_settings
 from diffusion.model.model_file import ModelDescription
 from diffusion.process.condition import Condition
-from diffusion.protocol.option_values import Eta, GuidanceScale, Interval, SamplerName, SpacingName
-from diffusion.protocol.samplers import SAMPLERS, Noise
+from diffusion.protocol.options import SamplingOption, fields_section
 from diffusion.protocol.scores import ScoresDocument
-from diffusion.protocol.settings import SampleSettings
-from diffusion.protocol.spacing import SPACINGS
+from diffusion.protocol.settings import SAMPLING_OPTIONS, SampleSettings, refuse_idle
 from diffusion.sample.class_labels import class_condition, mixed_condition
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_COUNT, MAX_NAME
-from diffusion.system.section import PositiveInt, Seed, Steps, validate
+from diffusion.system.section import PositiveInt, Seed, validate
 from serving.serve_config import MAX_IMAGES, ServeConfig
 
-BUDGET_FIELDS = (
-    "steps", "sampler", "sampler_options", "eta", "noise", "spacing", "clip", "guidance", "guidance_interval",
-)  # fmt: skip
+HTTP_OPTIONS = {name: one for name, one in SAMPLING_OPTIONS.items() if one.option.http and name != "seed"}
 
 Index = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+MAX_SAMPLER_OPTIONS = 100
 
 
-class SampleRequest(BaseModel):
-    """The images to make. Image i depends on the model, the settings and i alone.
-
-    `indices` are the images wanted; without them 0 … num − 1. What is left out is as in the best cell of the
-    sweep that the model was scored by; without scores, 50 steps of DDIM. `budget` is of network evaluations
-    an image, and takes the best cell for them.
-    """
-
+class _Request(BaseModel):
     model_config = ConfigDict(
         extra="forbid", populate_by_name=True, strict=True, allow_inf_nan=False, frozen=True
     )
 
+
+def _option_field(option: SamplingOption) -> tuple[Any, Any]:
+    """Return the type and the field of a sampling option in a request."""
+    is_mapping = get_origin(option.plain_type) is dict
+    field = Field(
+        default=None,
+        description=option.option.help,
+        strict=False if get_origin(option.plain_type) is tuple else None,
+        max_length=MAX_SAMPLER_OPTIONS if is_mapping else None,
+        json_schema_extra={"examples": list(option.option.choices)} if option.option.choices else None,
+    )
+    return (option.plain_type if is_mapping else option.annotation) | None, field
+
+
+_OptionFields: Any = fields_section(
+    "_OptionFields", _Request, {name: _option_field(one) for name, one in HTTP_OPTIONS.items()}
+)
+
+
+class SampleRequest(_OptionFields):  # type: ignore[misc]
+    """The images to make. Image i depends on the model, the settings and i alone.
+
+    `indices` are the images; without them 0 … num − 1. An option that is left out is as in the best cell of
+    the model's sweep; without scores, 50 steps of DDIM. `budget` is in NFE, network evaluations an image, and
+    takes the best cell for them.
+    """
+
     num: int = Field(default=1, ge=1, le=MAX_IMAGES)
     indices: list[Index] | None = Field(default=None, min_length=1, max_length=MAX_IMAGES)
     seed: Seed = 0
-    steps: Steps | None = None
     budget: PositiveInt | None = None
-    sampler: SamplerName | None = Field(default=None, json_schema_extra={"examples": list(SAMPLERS)})
-    sampler_options: dict[str, Any] | None = Field(default=None, max_length=100)
-    eta: Eta | None = None
-    noise: Noise | None = None
-    spacing: SpacingName | None = Field(default=None, json_schema_extra={"examples": list(SPACINGS)})
-    clip: bool | None = None
-    guidance: GuidanceScale | None = None
-    guidance_interval: Interval | None = Field(
-        default=None,
-        strict=False,
-        description="[low, high]: guided where low < σ/α ≤ high. null, where it is given, is everywhere.",
-    )
     class_name: Annotated[str, Field(max_length=MAX_NAME)] | Index | None = Field(
         default=None, alias="class", description="By name or number; without it all in turn."
     )
@@ -81,18 +85,18 @@ def resolve_settings(
     asked: SampleRequest, scores: ScoresDocument | None, model: str, sha256: str, config: ServeConfig
 ) -> SampleSettings:
     """What the request means for this model; UsageError when it asks for too much or what does not fit."""
-    chosen = {name: getattr(asked, name) for name in BUDGET_FIELDS if getattr(asked, name) is not None}
-    if "guidance_interval" in asked.model_fields_set:  # null too: what is usual may be an interval
-        chosen["guidance_interval"] = asked.guidance_interval
+    chosen = {
+        name: getattr(asked, name)
+        for name, option in HTTP_OPTIONS.items()
+        if getattr(asked, name) is not None
+        or (option.default is None and name in asked.model_fields_set)  # null overrides the best cell
+    }
     if asked.budget is None:
         usual = _usual(scores, chosen)
         settings = validate(SampleSettings, usual | chosen | {"seed": asked.seed}, "the request")
     else:
         settings = _for_budget(asked, chosen, scores, model, sha256)
-    if asked.guidance_interval is not None and not settings.guidance:
-        raise UsageError(
-            "guidance_interval does nothing without guidance: give guidance too, or leave it out"
-        )
+    refuse_idle(chosen, settings)
     check_count(len(asked.wanted), config)
     if settings.steps > config.steps:
         raise UsageError(f"{settings.steps} steps are too many: ask for {config.steps} at most")

@@ -9,7 +9,7 @@ from diffusion.check.disk_space import check_disk, check_training_disk
 from diffusion.check.findings import Finding, Project
 from diffusion.check.machine_checks import check_device, check_memory, check_runner, check_weights
 from diffusion.check.protocol import check_protocol
-from diffusion.check.run_checks import check_averages, check_eta, check_interval
+from diffusion.check.run_checks import check_averages, check_eta, check_guidance
 from diffusion.check.training import check_start
 from diffusion.config import Config
 from diffusion.system.errors import UsageError
@@ -21,7 +21,7 @@ ALL: tuple[Check, ...] = (
     check_prepared,
     check_fit,
     check_eta,
-    check_interval,
+    check_guidance,
     check_averages,
     check_device,
     check_runner,

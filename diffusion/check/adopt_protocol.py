@@ -12,6 +12,7 @@ from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.paper_protocols import PROTOCOLS, PaperField, mismatches
 from diffusion.protocol.published_statistics import statistics_source
 from diffusion.protocol.samplers import SAMPLERS
+from diffusion.protocol.sweep_config import idle_axes
 from diffusion.system.files import sha256_file
 
 REFERENCES = Path("references")  # where a published file of statistics is looked for
@@ -113,15 +114,11 @@ def _following(before: Mapping[str, Any], after: Sections) -> Iterator[tuple[tup
     sample, sweep = after["sample"], after["sweep"]
     if sample["sampler"] != before["sample"]["sampler"] and sample.get("sampler_options"):
         yield ("sample", "sampler_options"), {}, f"the options were {before['sample']['sampler']}'s"
-    if sweep.get("noise") and not any(sweep["eta"]):
-        if sample["noise"] not in sweep["noise"]:
-            yield ("sample", "noise"), sweep["noise"][0], "sweep.noise had it"
-        yield ("sweep", "noise"), None, "no noise is added at eta 0"
-    if not any(sweep.get("guidance") or [sample["guidance"]]):
-        for section in (sample, sweep):
-            if section.get("guidance_interval"):
-                where = "sample" if section is sample else "sweep"
-                yield (where, "guidance_interval"), None, "there is no guidance"
+    for where, name, _, why in list(idle_axes(sample, sweep)):
+        listed = sweep.get(name) or [None]
+        if where == "sweep" and None not in listed and sample[name] not in listed:
+            yield ("sample", name), listed[0], f"sweep.{name} had it"
+        yield (where, name), None, f"it has no effect {why}"
     yield from _of_extractor(before["evaluate"], after["evaluate"])
 
 

@@ -131,8 +131,8 @@ def walks_of(config: Config) -> dict[str, SampleSettings]:
 def _short(config: Config, cell: Cell) -> SampleSettings:
     """A cell's settings for few steps, between which no more than η = 1 may be possible, guided at all."""
     settings = cell_settings(config.sample, cell)
-    told = {"steps": min(WALK_STEPS, config.process.timesteps), "eta": min(1.0, settings.eta)}
-    return settings.model_copy(update={**told, "guidance_interval": None})
+    short = {"steps": min(WALK_STEPS, config.process.timesteps), "eta": min(1.0, settings.eta)}
+    return settings.guided_everywhere().model_copy(update=short)
 
 
 def machine_name(device: torch.device) -> str:

@@ -8,6 +8,7 @@ from diffusion.config import Config
 from diffusion.layout import AVERAGES, MODEL
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.samplers import SAMPLERS
+from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.system.errors import DiffctlError
 
@@ -56,35 +57,31 @@ def _too_large(config: Config, eta: float) -> Iterator[tuple[int, str]]:
             yield steps, format_max_eta(grid)
 
 
-def check_interval(project: Project) -> Iterator[Finding]:
-    """Whether guidance applies at some step of every cell that has an interval for it."""
+def check_guidance(project: Project) -> Iterator[Finding]:
+    """Check that guidance applies at some step of every cell where it is limited to an interval."""
     config = project.config
-    if config.sample.guidance_interval is None and not config.sweep.guidance_interval:
+    settings = {cell.name: cell_settings(config.sample, cell) for cell in grid(config.sample, config.sweep)}
+    limited = {name: one for name, one in settings.items() if one.evaluations is None}
+    if not limited:
         return
-    from diffusion.system.threads import single_thread  # loads torch, as what follows does
+    from diffusion.system.threads import single_thread  # loads torch, as the following does
 
     with single_thread():
-        idle = list(_unguided(config))
-    if idle:
-        message = f"guidance_interval holds no step of {', '.join(idle[:MAX_NAMED])}"
-        message += f" and {len(idle) - MAX_NAMED} more cells" if len(idle) > MAX_NAMED else ""
-        remedy = "`diffctl show steps` lists σ/α of each step"
-        yield Finding("warning", "sampling", f"{message}: they are sampled without guidance", remedy)
+        unguided = [name for name, one in limited.items() if not _is_guided(config, one)]
+    if unguided:
+        message = f"guidance applies at no step of {', '.join(unguided[:MAX_NAMED])}"
+        message += f" and {len(unguided) - MAX_NAMED} more cells" if len(unguided) > MAX_NAMED else ""
+        yield Finding("warning", "sampling", message, "`diffctl show steps` lists σ/α of each step")
 
 
-def _unguided(config: Config) -> Iterator[str]:
-    """The cells of whose interval the walk asks nothing."""
+def _is_guided(config: Config, settings: SampleSettings) -> bool:
+    """Return whether the weight of guidance is positive at some call of the network."""
     from diffusion.process.process_registry import build_process
     from diffusion.sample.guidance import guidance_weight
     from diffusion.sample.nfe import call_times
 
     process = build_process(config.process)
-    for cell in grid(config.sample, config.sweep):
-        settings = cell_settings(config.sample, cell)
-        if settings.guidance_interval is not None:
-            times = call_times(settings, process)
-            if not any(guidance_weight(settings, process, t) for t in times):
-                yield cell.name
+    return any(guidance_weight(settings, process, t) for t in call_times(settings, process))
 
 
 def _listed(config: Config, axis: str) -> tuple[str, ...]:

@@ -36,17 +36,19 @@ class NoEffect:
 class Option:
     """The declaration of a sampling option.
 
-    `label` names it in a form or a table, `phrase` describes a value in a text ("η = {}"). An `axis` may be
-    listed in the section `sweep`; a required one must be. `belongs_to` the model: it selects the weights of a
-    cell, not how they are sampled. `no_effect` has the conditions under which it changes no image.
-    `write` makes its text form for names, cards and command lines; without it the value is written as it is.
-    `stored` is the type of a value in scores.json where that differs. `choices` are the allowed names.
-    Cards state the option always, or only where it differs from its default. `cli`, `http` and `registered`
-    are whether the command line, the HTTP request and the registered MLflow model accept it. `unset` is a
-    listed value that means the default, which a cell's name leaves out.
+    `metavar` is the form of its value on a command line. `label` names it in a form or a table. `phrase`
+    describes a value in a text ("η = {}"; "name value" without it). An `axis` may be listed in the section
+    `sweep`; a required one must be. An option that `belongs_to` the model selects the weights of a cell, not
+    how they are sampled. `no_effect` has the conditions under which it changes no image. `write` makes its
+    text form for names, cards and command lines; without it the value is written as it is. `stored` is the
+    type of a value in scores.json where that differs. `choices` are the allowed names. Cards state the
+    option always, or only where it differs from its default. `cli`, `http` and `registered` are whether the
+    command line, the HTTP request and the registered MLflow model accept it. `unset` is a listed value that
+    means the default, which a cell's name leaves out.
     """
 
     help: str
+    metavar: str = ""
     label: str = ""
     phrase: str = ""
     axis: Literal["required", "optional"] | None = "optional"

@@ -57,23 +57,17 @@ class SamplerConfig(Section):
 
     sampler: Annotated[
         SamplerName,
-        Option(
-            "How a step is made.", "sampler", "{}", choices=SAMPLERS, always_in_card=True, registered=False
-        ),
+        Option("How a step is made.", phrase="{}", choices=SAMPLERS, always_in_card=True, registered=False),
     ] = "ddim"
     sampler_options: Annotated[
         Options,
         Option("Options of this sampler alone.", axis=None, cli=False, registered=False),
     ] = Field(default_factory=dict)
-    seed: Annotated[
-        Seed, Option("Another seed gives other images.", "seed", axis=None, always_in_card=True)
-    ] = 0
+    seed: Annotated[Seed, Option("Another seed gives other images.", axis=None, always_in_card=True)] = 0
     noise: Annotated[
         Noise,
         Option(
             "The variance that η scales.",
-            "noise",
-            "noise {}",
             choices=get_args(Noise),
             always_in_card=True,
             no_effect=(_DETERMINISTIC, NoEffect("eta", "at eta 0, where no noise is added", _equal_to(0))),
@@ -83,8 +77,6 @@ class SamplerConfig(Section):
         SpacingName,
         Option(
             "Which timesteps are visited.",
-            "spacing",
-            "spacing {}",
             choices=SPACINGS,
             always_in_card=True,
             no_effect=(NoEffect("timesteps", "next to timesteps"),),
@@ -92,20 +84,26 @@ class SamplerConfig(Section):
     ] = "uniform"
     guidance: Annotated[
         GuidanceScale,
-        Option("The weight w of classifier-free guidance.", "w", "w = {}", always_in_card=True),
+        Option("The weight w of classifier-free guidance.", label="w", phrase="w = {}", always_in_card=True),
     ] = 0.0
     guidance_interval: Annotated[
         Interval | None,
         Option(
-            "LOW:HIGH: guide only where LOW < σ/α ≤ HIGH. None, the default, is everywhere.",
-            "σ/α",
-            "σ/α in {}",
+            "Guide only where LOW < σ/α ≤ HIGH; without it everywhere.",
+            metavar="LOW:HIGH",
+            label="σ/α",
+            phrase="σ/α in {}",
             write=interval_text,
             stored=ShortText,
             no_effect=(NoEffect("guidance", "without guidance", _equal_to(0)),),
         ),
     ] = None
-    clip: Annotated[bool, Option("Clip x̂_0.", "clip x̂_0", axis=None, always_in_card=True, cli=False)] = True
+    clip: Annotated[
+        bool,
+        Option(
+            "Clip x̂_0 to [−1, 1] at every step.", label="clip x̂_0", axis=None, always_in_card=True, cli=False
+        ),
+    ] = True
     classes: Annotated[
         Literal["balanced", "data"],
         Option(
@@ -138,14 +136,14 @@ class SampleSettings(SamplerConfig):
 
     steps: Annotated[
         Steps,
-        Option("Sampling steps, 1 … the model's T.", "steps", axis="required", always_in_card=True),
+        Option("Sampling steps, 1 … the model's T.", axis="required", always_in_card=True),
     ] = 50
     eta: Annotated[
         Eta,
         Option(
             "0: deterministic DDIM; 1: DDPM.",
-            "η",
-            "η = {}",
+            label="η",
+            phrase="η = {}",
             axis="required",
             always_in_card=True,
             no_effect=(
@@ -161,7 +159,8 @@ class SampleSettings(SamplerConfig):
     timesteps: Annotated[
         Timesteps | None,
         Option(
-            "T0,T1,… instead of steps and spacing.",
+            "The timesteps to visit, instead of steps and spacing.",
+            metavar="T0,T1,…",
             axis=None,
             write=lambda times: ",".join(map(str, times)),
             http=False,
@@ -213,9 +212,9 @@ class ModelOptions(Section):
     ema: Annotated[
         Average | None,
         Option(
-            "Widths A,B,… of averages.",
-            "σ_rel",
-            "σ_rel = {}",
+            "Power-function averages of the weights, by their widths, or decay.",
+            label="σ_rel",
+            phrase="σ_rel = {}",
             belongs_to="model",
             stored=SigmaRel,
             unset=TRAINED_EMA,

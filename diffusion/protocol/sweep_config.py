@@ -1,7 +1,8 @@
 """The section `sweep` of params.yaml: a list of values for every sampling option that is an axis."""
 
 import math
-from typing import Annotated, Any, Self, get_args
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -34,7 +35,7 @@ class SweepConfig(_AxisLists):  # type: ignore[misc]
     """The grid: every number of `steps` with every `eta`, and with every value of the further axes.
 
     These are the sampler's options that may vary, and `ema`. An axis that is not listed has the value of the
-    section `sample` in every cell. A null in `guidance_interval` is everywhere. `ema` lists averages of the
+    section `sample` in every cell. A null on the axis of intervals is everywhere. `ema` lists averages of the
     weights: widths σ_rel of power-function averages, reconstructed from what `train.averages` keeps, and
     `decay` for the model file's own, which is the only one where nothing is listed.
     """
@@ -52,28 +53,48 @@ class SweepConfig(_AxisLists):  # type: ignore[misc]
         return self
 
 
-def check_axes(sample: SamplerConfig, sweep: SweepConfig) -> None:
-    """Raise ValueError for a nullable option that is given twice, and for one without effect in any cell."""
+def check_axes(sample: SamplerConfig, sweep: SweepConfig, names: Iterable[str] = AXES) -> None:
+    """Raise ValueError if one of these axes is given in both sections, or has no effect in any cell.
+
+    Only a nullable option may not be in both: a null on its axis would mean the section's value.
+    """
+    for name in names:
+        is_twice = getattr(sample, name, None) is not None and getattr(sweep, name) is not None
+        if OPTIONS[name].default is None and is_twice:
+            raise ValueError(f"sweep.{name} is for every cell: leave sample.{name} out")
+    for where, name, field, why in idle_axes(dict(sample), dict(sweep)):
+        if name in names:
+            raise ValueError(f"{where}.{name} has no effect {why}: change {field} or leave it out")
+
+
+def idle_axes(
+    sample: Mapping[str, Any], sweep: Mapping[str, Any]
+) -> Iterator[tuple[Literal["sample", "sweep"], str, str, str]]:
+    """Yield each given axis that has no effect in any cell: its section, name, the field it depends on, why.
+
+    An axis is given if the sweep lists a value, or if it is nullable and has one in the section `sample`.
+    """
     for name in AXES:
         option = OPTIONS[name]
-        section, listed = getattr(sample, name, None), getattr(sweep, name)
-        if option.option.axis == "required" or option.option.belongs_to == "model":
+        if option.option.axis == "required":
             continue
-        nullable = option.default is None
-        if nullable and section is not None and listed is not None:
-            raise ValueError(f"sweep.{name} is for every cell: leave sample.{name} out")
-        where = "sweep" if any(value is not None for value in listed or ()) else "sample"
-        if where == "sample" and (not nullable or section is None):
+        if any(value is not None for value in sweep.get(name) or ()):
+            where: Literal["sample", "sweep"] = "sweep"
+        elif option.default is None and sample.get(name) is not None:
+            where = "sample"
+        else:
             continue
         for condition in option.option.no_effect:
             field, values = axis_values(condition.option, sample, sweep)
             if all(map(condition.holds, values)):
-                why = condition.why.format(*values[:1])
-                raise ValueError(f"{where}.{name} has no effect {why}: change {field} or leave it out")
+                yield where, name, field, condition.why.format(values[0])
+                break
 
 
-def axis_values(name: str, sample: SamplerConfig, sweep: SweepConfig) -> tuple[str, tuple[Any, ...]]:
+def axis_values(
+    name: str, sample: Mapping[str, Any], sweep: Mapping[str, Any]
+) -> tuple[str, tuple[Any, ...]]:
     """Return the field of params.yaml that decides an option in the grid, and its values."""
-    if listed := getattr(sweep, name, None):
-        return f"sweep.{name}", listed
-    return f"sample.{name}", (getattr(sample, name, OPTIONS[name].default),)
+    if listed := sweep.get(name):
+        return f"sweep.{name}", tuple(listed)
+    return f"sample.{name}", (sample.get(name, OPTIONS[name].default),)

@@ -13,13 +13,10 @@ from diffusion.protocol.grid import cell_order, describe_cell
 from diffusion.protocol.metric_constants import SHARES
 from diffusion.protocol.option_values import format_value
 from diffusion.protocol.scores import CellScores, ImageScores, ScoresDocument
-from diffusion.protocol.settings import AXES
+from diffusion.protocol.settings import AXES, OPTIONS
 
 PROTOCOL = {
-    "Samples": (
-        "num_images model_sha256 sampler steps eta noise spacing guidance guidance_interval clip ema "
-        "precision classes seed"
-    ),
+    "Samples": " ".join(("num_images", "model_sha256", *OPTIONS, "precision")),
     "Reference": (
         "data image_size reference_split reference_count reference_digest "
         "heldout_split heldout_count heldout_digest statistics_name statistics_sha256 statistics_source"
@@ -30,9 +27,6 @@ PROTOCOL = {
     ),
     "Versions": "sampling_version sampling_torch evaluation torch torch_fidelity",
 }
-
-
-AXIS_NAMES = {"eta": "η", "guidance": "w", "guidance_interval": "σ/α", "ema": "σ_rel"}
 
 
 def short_names(spec: ExtractorSpec) -> dict[str, str]:
@@ -100,7 +94,7 @@ def score_table(
         )
         before = cell.steps
     return {
-        "axes": [AXIS_NAMES.get(axis, axis) for axis in axes],
+        "axes": [OPTIONS[axis].label for axis in axes],
         "columns": list(columns.values()),
         "rows": rows,
         "tied": any(entry["tied"] for row in rows for entry in row["entries"]),

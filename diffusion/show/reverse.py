@@ -11,7 +11,7 @@ from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
 from diffusion.process.noise import ImageNoise
-from diffusion.protocol.grid import describe_cell, settings_axes
+from diffusion.protocol.grid import describe_cell, effective_axes
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings, generate
 from diffusion.sample.sampler import Step
@@ -40,12 +40,7 @@ class Reverse:
         return f"The way back of image {self.index}: x_t and what the model makes of it, {self._how()}"
 
     def _how(self) -> str:
-        eta = {"eta": self.settings.eta} if self.settings.sampler == "ddim" else {}
-        guided = ("guidance", "guidance_interval") if self.settings.guidance else ()
-        guidance = {axis: value for axis, value in settings_axes(self.settings).items() if axis in guided}
-        return describe_cell(
-            {"steps": self.settings.steps, **eta, "sampler": self.settings.sampler, **guidance}
-        )
+        return describe_cell(effective_axes(self.settings))
 
     def draw(self) -> "Figure":
         """A row of x_t above a row of x̂_0, and the image itself at the end of the first."""

@@ -67,10 +67,9 @@ class Interpolation:
             "sampler": "ddim",
             "sampler_options": {},
             "guidance": 0.0,
-            "guidance_interval": None,
             "clip": False,
         }
-        self.settings = settings.model_copy(update=own)
+        self.settings = settings.guided_everywhere().model_copy(update=own)
         given = [_given(image, store, model.artefact, i) for i, image in enumerate(asked.images)]
         klass = None if asked.class_name is None else str(asked.class_name)
         self._condition = end_condition(model.artefact, [one.label for one in given], klass)

@@ -34,7 +34,7 @@ def nfe_preview(model: ServedModel, asked: SampleRequest) -> NfePreview:
     levels = process.noise_level(torch.tensor([max(times), min(times)])).tolist()
     return NfePreview(
         evaluations=count_nfe(settings, config),
-        everywhere=count_nfe(settings.model_copy(update={"guidance_interval": None}), config),
+        everywhere=count_nfe(settings.guided_everywhere(), config),
         questions=len(times),
         guided=sum(guidance_weight(settings, process, t) > 0 for t in times),
         highest=levels[0],

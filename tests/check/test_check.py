@@ -313,7 +313,7 @@ def test_interval_without_a_step_is_a_warning(project):
     limited = "eta0-guidance2-guidance_interval"
     none = [f"steps{steps}-{limited}_1e-05_0.0001" for steps in (2, 50)]
     only = [none[0], f"steps2-{limited}_0.1_100", none[1]]  # two steps are at both ends of the noise
-    told = f"guidance_interval holds no step of {', '.join(only)}: they are sampled without guidance"
+    told = f"guidance applies at no step of {', '.join(only)}"
     assert found["sampling"].message == told
 
 

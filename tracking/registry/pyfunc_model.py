@@ -8,6 +8,7 @@ It stands alone beside a copy of diffusion/: it imports nothing else of this pro
 
 import base64
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -17,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from diffusion.images.pictures import png_bytes
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import load_model, read_artefact
+from diffusion.protocol.options import SamplingOption, fields_section
 from diffusion.protocol.scores import read_scores
-from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.settings import SAMPLING_OPTIONS, SampleSettings, refuse_idle
 from diffusion.sample.class_labels import class_condition, mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.sample.nan_guard import NonFiniteError
@@ -27,30 +29,46 @@ from diffusion.system.errors import UsageError
 from diffusion.system.section import validate
 
 MAX_IMAGES = 64  # of one request: the scoring server gives up after 60 seconds
-MAX_STEPS = 100_000  # what the model has of them decides
+MAX_NAME = 100  # characters of an option's value
+MAX_CLASS_NAME = 1000
 MAX_INDEX = 10**15
 
 
-class Request(BaseModel):
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, strict=True, allow_inf_nan=False)
+
+
+def _option_field(option: SamplingOption) -> tuple[Any, Any]:
+    """Return the type and the field of a sampling option, in types that MLflow knows."""
+    ends = get_args(option.plain_type) if get_origin(option.plain_type) is tuple else ()
+    kind = list[ends[0]] if ends else option.plain_type  # type: ignore[valid-type]
+    field = Field(
+        default=None,
+        ge=option.bound(lower=True),
+        le=option.bound(lower=False),
+        min_length=len(ends) or None,
+        max_length=len(ends) or (MAX_NAME if kind is str else None),
+    )
+    return kind | None, field
+
+
+_OptionFields: Any = fields_section(
+    "_OptionFields",
+    _Request,
+    {name: _option_field(option) for name, option in SAMPLING_OPTIONS.items() if option.option.registered},
+)
+
+
+class Request(_OptionFields):  # type: ignore[misc]
     """What to sample. Image i depends on the model, the settings and i alone.
 
     `indices` are the images wanted; without them 0 … num − 1. What is left out is as in the best cell of the
     sweep that the model was registered with.
     """
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, strict=True, allow_inf_nan=False)
-
     num: int = Field(default=1, ge=1, le=MAX_IMAGES)
     indices: list[int] | None = Field(default=None, min_length=1, max_length=MAX_IMAGES)
-    steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
-    eta: float | None = Field(default=None, ge=0, le=100)
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
-    class_name: str | None = Field(default=None, alias="class", max_length=1000)
-    guidance: float | None = Field(default=None, ge=0, le=1000)
-    guidance_interval: list[float] | None = Field(default=None, min_length=2, max_length=2)
-    noise: str | None = Field(default=None, max_length=100)
-    spacing: str | None = Field(default=None, max_length=100)
-    clip: bool | None = None
+    class_name: str | None = Field(default=None, alias="class", max_length=MAX_CLASS_NAME)
 
     @field_validator("indices")
     @classmethod
@@ -100,8 +118,7 @@ class RegisteredSampler(PythonModel):
         indices = request.indices if request.indices is not None else list(range(request.num))
         chosen = request.model_dump(include=set(SampleSettings.model_fields), exclude_none=True)
         settings = validate(SampleSettings, self.usual | chosen, "the request")
-        if request.guidance_interval is not None and not settings.guidance:
-            raise UsageError("guidance_interval does nothing without guidance: give guidance too")
+        refuse_idle(chosen, settings)
         artefact = self.model.artefact
         if request.class_name is not None:
             condition = class_condition(artefact, request.class_name, len(indices))
