@@ -12,7 +12,7 @@ from diffusion.data.journal import SplitTarget, _read_journal
 from diffusion.search.folder import ABOUT, ENDED, About, read_ended
 from diffusion.system.checksums import add_checksum, read_checksummed_json
 from diffusion.system.errors import DiffctlError
-from diffusion.train.checkpoint.run_dir import kept_by
+from diffusion.train.checkpoint.resume import find_kept_run
 from diffusion.train.checkpoint.run_record import HEARTBEAT, read_heartbeat
 from flows.stage_outcome import read_outcome
 from tests.fuzz.repairs import reseal
@@ -77,7 +77,7 @@ def parse(path: Path) -> None:
         lambda: read_status(folder),
         lambda: read_heartbeat(folder),
         lambda: read_identity(path),
-        lambda: kept_by(path.parent / "x", {}),
+        lambda: find_kept_run(path.parent / "x", {}),
         lambda: read_outcome(path),
         lambda: read_checksummed_json(path, _Said),
         lambda: read_checksummed_json(folder / ABOUT, About),
