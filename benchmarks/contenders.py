@@ -1,4 +1,4 @@
-"""The same network in this library and in its peers, each trained and sampled as it comes.
+"""The same network in this library and in its peers, each with its default settings.
 
 | contender | what runs |
 | --- | --- |
@@ -50,7 +50,7 @@ class Work(NamedTuple):
 
 
 def build(contender: str, shape: Shape) -> Work:
-    """The contender's two loops over random images, weights drawn anew."""
+    """The contender's two loops over random images, with newly initialised weights."""
     torch.manual_seed(0)
     if contender == "diffusers":
         return diffusers(shape)
@@ -89,7 +89,7 @@ def ours(precision: str, shape: Shape) -> Work:
 
 
 def described(precision: str, shape: Shape) -> tuple[Any, dict[str, Any]]:
-    """What this library's training would say of its model: ε, L_simple, a fixed variance, as the peers."""
+    """Return our plan with the peers' settings (ε, L_simple, fixed variance) and the data's metadata."""
     from diffusion.config import parse
     from diffusion.train.plan import plan_training
 
@@ -137,7 +137,7 @@ def diffusers(shape: Shape) -> Work:
 
 
 def ddpm_pytorch(shape: Shape) -> Work:
-    """GaussianDiffusion, whose call is the loss of a batch and whose sample is DDIM for fewer steps."""
+    """GaussianDiffusion: a call computes a batch's loss, `sample` is DDIM for fewer steps."""
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 
     model = shape.model

@@ -117,7 +117,7 @@ def memory(few: int = 10_000, many: int = 200_000) -> Result:
 
 
 def decode_all(paths: list[Path]) -> int:
-    """What any reader must do at least: open, decode, hand over the pixels."""
+    """The minimal work of any reader: open, decode, return the pixels."""
     total = 0
     for path in paths:
         with Image.open(path) as image:

@@ -1,12 +1,11 @@
 """Training and sampling on a GPU against diffusers: `python -m benchmarks.gpu [FILE] [--minutes M]`.
 
-For the profiles cifar10, imagenet64 and imagenet64-adm, both in bf16 and compiled: images/s, the share of the
-GPU's measured bf16 matrix rate, peak memory; of ours what a profiler says of the rest. Then a training of
-fashion-mnist of seven minutes, and how far 2,000 of its images are from real ones. What is measured is kept
-in FILE, part by part: the same command goes on with what is missing, and prints all that is there, with what
-was to be reached. After `--minutes` no further part begins, and that long training begins only as a call's
-first one. Without diffusers ours alone are measured. `--small` tries with tiny networks whether all parts
-run, on a CPU where there is no GPU. Else there is nothing to measure without a GPU, which is said.
+For the profiles cifar10, imagenet64 and imagenet64-adm, in bf16 and compiled: images/s, share of the GPU's
+measured bf16 matrix rate, peak memory, a profile of ours. Then Fashion-MNIST is trained for seven minutes,
+and the distance of 2,000 of its images from real ones. FILE stores the parts: the same command continues with
+missing ones and prints all results with their goals. No part starts after `--minutes`, and the long training
+is only the first part of a call. Without diffusers only ours is measured. `--small` runs all parts with
+tiny networks, also on a CPU.
 """
 
 import argparse
@@ -106,7 +105,7 @@ def _measured(contender: Callable[..., Result], *arguments: Any) -> dict[str, An
 
 
 def machine(size: Size, device: torch.device) -> dict[str, Any]:
-    """What results must share to stand in one file."""
+    """Return what results must share to be in one file."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"device": name, "torch": torch.__version__, "small": size.small}
 
@@ -168,7 +167,7 @@ def goals(found: dict[str, dict[str, Any]], size: Size) -> list[tuple[str, float
     return known if math.isnan(far) else [*known, (f"{QUALITY}, at most", far, 200.0, far <= 200.0)]
 
 
-def told(reached: list[tuple[str, float, float, bool]]) -> str:
+def format_goals(reached: list[tuple[str, float, float, bool]]) -> str:
     """A line for each goal."""
     lines = (
         f"{what}: {value:.4g} (goal: {goal:g}; {'met' if is_met else 'MISSED'})"
@@ -200,10 +199,10 @@ def measure(path: Path, size: Size, device: torch.device, minutes: float) -> boo
     print(f"{here['device']}, torch {here['torch']}, ", end="")
     print(table({part: found[part] for part in (*wanted, *found) if part in found}))
     if not size.small:
-        print(f"\n{told(goals(found, size))}")
+        print(f"\n{format_goals(goals(found, size))}")
     missing = [part for part in wanted if part not in found]
     if missing:
-        print(f"\n{len(missing)} of {len(wanted)} parts are missing: the same command goes on with them.")
+        print(f"\n{len(missing)} of {len(wanted)} parts are missing: the same command continues with them.")
     return not missing
 
 
@@ -213,12 +212,12 @@ def main(arguments: list[str] | None = None) -> int:
     reader.add_argument("file", nargs="?", type=Path, default=FILE, help="where results are kept")
     reader.add_argument("--minutes", type=float, default=math.inf, help="after which no further part begins")
     reader.add_argument("--small", action="store_true", help="only try whether all parts run")
-    asked = reader.parse_args(arguments)
-    if not asked.small and not torch.cuda.is_available():
+    options = reader.parse_args(arguments)
+    if not options.small and not torch.cuda.is_available():
         print("There is no GPU here, so nothing was measured.")
         return 0
     try:
-        measure(asked.file, SMALL if asked.small else WHOLE, default_device(), asked.minutes)
+        measure(options.file, SMALL if options.small else WHOLE, default_device(), options.minutes)
     except UsageError as error:
         print(error, file=sys.stderr)
         return error.exit_code

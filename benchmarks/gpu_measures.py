@@ -122,9 +122,9 @@ def flop(spec: UNetSpec, *, backward: bool) -> int:
     x = torch.empty(1, spec.in_channels, spec.image_size, spec.image_size, device="meta")
     t = torch.zeros(1, dtype=torch.int64, device="meta")
     with torch.set_grad_enabled(backward), FlopCounterMode(display=False) as counter:
-        said = network(x, t, t if spec.num_classes else None).sum()
+        output = network(x, t, t if spec.num_classes else None).sum()
         if backward:
-            said.backward()
+            output.backward()
     return counter.get_total_flops()
 
 

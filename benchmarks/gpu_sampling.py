@@ -1,7 +1,7 @@
 """Sampling on a GPU, by this library and by diffusers' DDIMPipeline, for `python -m benchmarks.gpu`.
 
-Both are compiled and in bf16, at the same number of DDIM steps. The pipeline knows neither classes nor a
-learned variance: its network is of the same shape without them, which costs the same.
+Both are compiled and in bf16, at the same number of DDIM steps. The pipeline supports neither classes nor a
+learned variance: its network has the same shape without them, at the same cost.
 """
 
 import statistics
@@ -25,7 +25,7 @@ from diffusion.train.precision import set_tf32
 
 
 def ours(plan: TrainPlan, eta: float, size: Size, device: torch.device) -> Result:
-    """`generate` as the stage `sample` calls it for many images."""
+    """Measure `generate` as the stage `sample` calls it for many images."""
     count, settings = plan.train.batch_size, SampleSettings(steps=size.ddim_steps, eta=eta)
     set_tf32(True, device)
     model = LoadedModel(freeze(UNet(plan.network).to(device)), plan)
@@ -38,7 +38,7 @@ def ours(plan: TrainPlan, eta: float, size: Size, device: torch.device) -> Resul
 
 
 class InBfloat16(nn.Module):
-    """A UNet2DModel in bf16 for a pipeline whose images are float32, which it cannot give out otherwise."""
+    """A UNet2DModel in bf16 for a pipeline with float32 images."""
 
     def __init__(self, network: Any, *, compiled: bool) -> None:
         super().__init__()
@@ -47,12 +47,12 @@ class InBfloat16(nn.Module):
         self.network = torch.compile(network, dynamic=False) if compiled else network
 
     def forward(self, x: Tensor, t: Tensor) -> SimpleNamespace:
-        """What it says of the images, float32, as `sample`."""
+        """Return the output in float32 as `sample`."""
         return SimpleNamespace(sample=self.network(x.bfloat16(), t).sample.float())
 
 
 def diffusers(plan: TrainPlan, eta: float, size: Size, device: torch.device) -> Result:
-    """DDIMPipeline with its network in bf16 and compiled, its images left as numbers."""
+    """Measure DDIMPipeline with its network in bf16 and compiled, with NumPy output."""
     from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
     from diffusion.interop.to_diffusers import unet_config
@@ -80,7 +80,7 @@ def _timed(
     device: torch.device,
     window: Window | None = None,
 ) -> Result:
-    """The median of some calls, after two that compile and record; `window` profiles one more."""
+    """Return the median of several calls, after two for compilation; `window` profiles one more."""
     seconds = []
     with peak(device) as memory:
         for number in range(2 + size.repeats):

@@ -152,8 +152,8 @@ def compare(name: str, rounds: int, seconds: float) -> Found:
         for task in TASKS:
             for contender in entrants:
                 run = apart("measure", contender, name, task, seconds)
-                told = f"{name} {turn + 1}/{rounds} {contender} {task}: {run['rate']:.2f} images/s"
-                print(f"{told}, {run['memory']:.0f} MB", file=sys.stderr, flush=True)
+                line = f"{name} {turn + 1}/{rounds} {contender} {task}: {run['rate']:.2f} images/s"
+                print(f"{line}, {run['memory']:.0f} MB", file=sys.stderr, flush=True)
                 runs.setdefault((contender, task), []).append(run)
     return {
         key: {what: statistics.median(run[what] for run in of) for what in of[0]} for key, of in runs.items()
@@ -185,7 +185,7 @@ def show_rates(found: Found) -> None:
 
 
 def same_size(found: Found, peer: str) -> bool:
-    """Whether the peer's network is of our size: one whose blocks give another is shown, but no measure."""
+    """Return whether the peer's network has our size; otherwise it is only shown."""
     return 0.9 < found[peer, "train"]["parameters"] / found["auto", "train"]["parameters"] < 1.1
 
 

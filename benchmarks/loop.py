@@ -1,9 +1,9 @@
-"""What the training loop costs around the network: `python -m benchmarks.loop`, with nothing else running.
+"""The overhead of the training loop around the network: `python -m benchmarks.loop`.
 
 Goal: data, noise, loss, clipping, optimiser, EMA and logging take under 5% of a step of the cifar10 profile
-on two CPU cores. They are timed by themselves, in the real loop with the real spool, with a stand-in for the
-network that computes nothing and has its parameters and gradients: the difference of two long steps would
-be lost in what they vary. `--small` only tries whether it runs.
+on two CPU cores. They are timed in the real loop with the real spool and a placeholder network, which
+computes nothing but has the parameters and gradients: the difference of two long steps would be lost in their
+variation. `--small` is a smoke test.
 """
 
 import itertools
@@ -32,7 +32,7 @@ GOAL = 0.05
 
 
 class GivesGradients(torch.autograd.Function):
-    """The identity in `x` whose backward pass hands every parameter a gradient of its shape."""
+    """The identity in `x`; its backward pass gives every parameter a gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
@@ -46,8 +46,8 @@ class GivesGradients(torch.autograd.Function):
         return None, *(torch.full_like(parameter, 1e-3) for parameter in ctx.parameters)
 
 
-class StandIn(nn.Module):
-    """In place of the network: no work, its parameters, and gradients for them."""
+class Placeholder(nn.Module):
+    """A placeholder for the network: no work, but its parameters and their gradients."""
 
     def __init__(self, network: UNet) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class StandIn(nn.Module):
 
 
 class Clock(NullObserver):
-    """Notes when every step ended; logs its means into a spool."""
+    """Record the end of every step and log its means into a spool."""
 
     def __init__(self, spool: Spool) -> None:
         self.ended: list[float] = []
@@ -76,11 +76,11 @@ class Clock(NullObserver):
         self.ended.append(time.perf_counter())
 
 
-def seconds(plan: TrainPlan, store: ImageStore, folder: Path, *, stand_in: bool) -> float:
+def seconds(plan: TrainPlan, store: ImageStore, folder: Path, *, placeholder: bool) -> float:
     """Median seconds of a step after the first, logging at every one."""
     state = new_state(plan, CPU)
-    if stand_in:
-        state.network = StandIn(state.network)  # type: ignore[assignment]
+    if placeholder:
+        state.network = Placeholder(state.network)  # type: ignore[assignment]
     clock = Clock(Spool(folder, "benchmark", "benchmark", "benchmark"))
     train(state, store, ProcessGroup(CPU), clock, lambda state: None, lambda: None)
     return statistics.median(b - a for a, b in itertools.pairwise(clock.ended))
@@ -103,9 +103,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plan, store = cifar10(folder, 12, **changes)
-        around = seconds(plan, store, folder / "around", stand_in=True)
+        around = seconds(plan, store, folder / "around", placeholder=True)
         plan, store = cifar10(folder, 2, **changes)
-        whole = seconds(plan, store, folder / "whole", stand_in=False)
+        whole = seconds(plan, store, folder / "whole", placeholder=False)
     share, mark = around / whole, "reached" if around < GOAL * whole else "MISSED"
     print(
         f"cifar10 on {torch.get_num_threads()} cores, {plan.precision}: a step of "

@@ -50,7 +50,7 @@ def median(folder: Path, *command: str) -> float:
 
 
 def first_word(folder: Path, *command: str) -> float:
-    """Median seconds until a command has said anything at a terminal; it is killed then."""
+    """Return the median seconds until a command's first output at a terminal; then kill it."""
     return statistics.median(_first_word(folder, command) for _ in range(RUNS))
 
 

@@ -87,8 +87,8 @@ def trained(plan: TrainPlan, store: ImageStore, device: torch.device) -> tuple[T
 
 def steps_in(seconds: float, plan: TrainPlan, store: ImageStore, device: torch.device) -> int:
     """Steps of a training of so many seconds, by a short one; what is done once is among the seconds."""
-    told = {"log_every": TRIAL_STEPS // 3, "steps": TRIAL_STEPS, "compile": compiles(plan.train, device)}
-    trial, clock, began = _changed(plan, told), Clock(), time.perf_counter()
+    changes = {"log_every": TRIAL_STEPS // 3, "steps": TRIAL_STEPS, "compile": compiles(plan.train, device)}
+    trial, clock, began = _changed(plan, changes), Clock(), time.perf_counter()
     train(new_state(trial, device), store, ProcessGroup(device), clock, lambda state: None, lambda: None)
     (first, since), (last, until) = clock.at[0], clock.at[-1]
     pace = (until - since) / (last - first)
@@ -103,8 +103,8 @@ def ours(store: ImageStore, size: Size, device: torch.device, profile: Path = PR
     """Images of the profile's own training of about so many seconds there, and what it was."""
     plan = plan_training(load(profile), store.meta, device)
     steps = steps_in(size.seconds, plan, store, device)
-    told = {"steps": steps, "compile": compiles(plan.train, device)}  # as in the trial
-    state, took = trained(_changed(plan, told), store, device)
+    changes = {"steps": steps, "compile": compiles(plan.train, device)}  # as in the trial
+    state, took = trained(_changed(plan, changes), store, device)
     settings, model = SampleSettings(steps=size.steps), LoadedModel(state.ema, plan)
     images = np.concatenate(
         [

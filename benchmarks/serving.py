@@ -78,16 +78,18 @@ def served(model: Path) -> Iterator[tuple[str, float]]:
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        said = process.stdout.readline()
-        if not said:
+        line = process.stdout.readline()
+        if not line:
             sys.exit("the server did not start, see above")
-        yield urlsplit(said.split()[1]).netloc, time.perf_counter() - began
+        yield urlsplit(line.split()[1]).netloc, time.perf_counter() - began
     finally:
         process.terminate()
         process.wait()
 
 
-def asked(clients: int, seconds: float, address: str, request: Callable[[random.Random], Any]) -> Answered:
+def request_all(
+    clients: int, seconds: float, address: str, request: Callable[[random.Random], Any]
+) -> Answered:
     """What so many clients get, each asking again as soon as it is answered."""
     over = threading.Event()
     each: list[float] = []
@@ -146,10 +148,10 @@ def main() -> None:
         write_model(model)
         alone = offline(model, seconds)
         with served(model) as (address, ready):
-            asked(CLIENTS, 1, address, mixed)  # so that nothing is new to anyone
-            one = asked(1, seconds, address, mixed)
-            many = asked(CLIENTS, seconds, address, mixed)
-            large = asked(1, seconds, address, lambda draw: dict(LARGE))
+            request_all(CLIENTS, 1, address, mixed)  # warm-up
+            one = request_all(1, seconds, address, mixed)
+            many = request_all(CLIENTS, seconds, address, mixed)
+            large = request_all(1, seconds, address, lambda draw: dict(LARGE))
     print(f"start to ready               {ready:8.1f} s")
     print(f"one mixed request at a time  {one}")
     print(f"{CLIENTS} clients of such         {many}   {many.pace / one.pace:.2f} ×")

@@ -1,4 +1,4 @@
-"""What a sweep costs beside its network: `python -m benchmarks.sweep`, some ten minutes long.
+"""The overhead of a sweep over its network: `python -m benchmarks.sweep`, about ten minutes.
 
 Times are medians of rounds in turn, since the speed of a virtual machine changes by a tenth within minutes.
 

@@ -1,4 +1,4 @@
-"""What watching and saving cost a training, and how soon it goes on: `python -m benchmarks.training [first]`.
+"""Overhead of logging and saving, and the time to resume: `python -m benchmarks.training [first]`.
 
 | what | promise on 2 CPU cores, digits profile |
 | --- | --- |
@@ -24,13 +24,13 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parent.parent
-STEPS = 1000  # of the training whose parts are timed
+STEPS = 1000  # of the timed training
 OUTAGE_STEPS = 300
 ROUNDS = 3  # of trainings with each state of the server, in turn, and with each kind of beginning
 KILLS = ROUNDS
-SHORT = 10  # steps of a training that a longer one goes on from
+SHORT = 10  # steps of a training that a longer one resumes from
 
-# Times what the trainer calls beside its own work, and the whole of it.
+# Times the trainer's calls other than its own work, and the total.
 TIMED = """
 import json, sys, time
 from pathlib import Path
@@ -64,7 +64,7 @@ finally:
 
 
 def diffctl(folder: Path, *arguments: str, uri: str = "") -> str:
-    """Run a command that must succeed; what it said."""
+    """Run a command that must succeed and return its output."""
     return run(folder, ["-m", "cli.entry", *arguments], uri)
 
 
@@ -91,7 +91,7 @@ def configure(folder: Path, **train: Any) -> None:
 
 
 def shares(folder: Path) -> dict[str, float]:
-    """What each thing beside the training's own work took, in percent of its time without previews."""
+    """Return the overhead of each part in percent of the training's time without previews."""
     configure(folder, steps=STEPS)
     run(folder, ["-c", TIMED])
     spent: dict[str, float] = json.loads((folder / "spent.json").read_text())
@@ -102,9 +102,9 @@ def shares(folder: Path) -> dict[str, float]:
 def step_milliseconds(folder: Path, uri: str, seed: int) -> float:
     """Milliseconds a step of a training of its own that logs to `uri`."""
     configure(folder, steps=OUTAGE_STEPS, seed=seed, preview_every=OUTAGE_STEPS)
-    said = diffctl(folder, "stage", "train", uri=uri)
-    took = re.search(rf"train {OUTAGE_STEPS:,}/{OUTAGE_STEPS:,} .*took ([\d.]+) s", said)
-    assert took, said
+    output = diffctl(folder, "stage", "train", uri=uri)
+    took = re.search(rf"train {OUTAGE_STEPS:,}/{OUTAGE_STEPS:,} .*took ([\d.]+) s", output)
+    assert took, output
     return 1000 * float(took[1]) / OUTAGE_STEPS
 
 
@@ -135,7 +135,7 @@ def first_steps(folder: Path) -> dict[str, float]:
     """The longest of the seconds from a process's start to its first step's end, by what it begins with."""
     kinds = {
         "nothing": from_nothing,
-        "a shorter training": from_shorter,  # whose model is the next one's start
+        "a shorter training": from_shorter,  # its model is the next one's pretrained weights
         "train.start": from_start,
         "where SIGKILL left it": from_killed,
     }
@@ -143,7 +143,7 @@ def first_steps(folder: Path) -> dict[str, float]:
 
 
 def from_nothing(folder: Path) -> list[float]:
-    """Trainings whose weights are drawn, each of a seed of its own."""
+    """Trainings from scratch, each with its own seed."""
     seconds = []
     for number in range(ROUNDS):
         configure(folder, seed=100 + number)
@@ -153,7 +153,7 @@ def from_nothing(folder: Path) -> list[float]:
 
 
 def from_start(folder: Path) -> list[float]:
-    """Trainings that begin with the model that lies there."""
+    """Trainings from the pretrained weights there."""
     from diffusion.train.pretrained import store_pretrained
 
     sha256 = store_pretrained(folder / "models/unet.safetensors", folder / "start")[1].model_sha256
@@ -175,7 +175,7 @@ def from_shorter(folder: Path) -> list[float]:
         configure(folder, steps=10**6, seed=300 + number, lr=0.002)
         with at_work(folder) as (took, step):
             seconds.append(took)
-            assert step > SHORT, "it goes on"
+            assert step > SHORT, "it did not resume"
     return seconds
 
 
@@ -211,9 +211,9 @@ def first_step(training: "subprocess.Popen[bytes]", folder: Path) -> int:
     """Wait for the process's first heartbeat, which comes with its first step; the step."""
     while training.poll() is None:
         for heartbeat in folder.glob("runs/train/*/run.json"):
-            said = json.loads(heartbeat.read_text())
-            if said["pid"] == training.pid and said["step"]:
-                return int(said["step"])
+            beat = json.loads(heartbeat.read_text())
+            if beat["pid"] == training.pid and beat["step"]:
+                return int(beat["step"])
         time.sleep(0.005)
     sys.exit(f"the training ended by itself (exit {training.returncode})")
 

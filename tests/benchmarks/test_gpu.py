@@ -110,10 +110,10 @@ def test_goals_are_told_of_what_was_measured(tmp_path, capsys, monkeypatch):
         noisy: {**RESULT, "rate": 95.0},
         gpu.QUALITY: {"distance": 202.0, "how": "so"},
     }
-    told = {what: is_met for what, _, _, is_met in gpu.goals(found, WHOLE)}
-    assert list(told.values()) == [True, False, True, False]
+    met = {what: is_met for what, _, _, is_met in gpu.goals(found, WHOLE)}
+    assert list(met.values()) == [True, False, True, False]
     assert not any(
-        name in what for what in told for name in ("imagenet64 ", "cifar10 sampling at η = 1, times d")
+        name in what for what in met for name in ("imagenet64 ", "cifar10 sampling at η = 1, times d")
     )
     file = tmp_path / "kept.json"
     file.write_text(json.dumps({"machine": gpu.machine(WHOLE, CPU), "parts": found}))
