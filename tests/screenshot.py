@@ -18,7 +18,7 @@ from diffusion.layout import REPORT
 from tests.conftest import ROOT, command, environment
 from tests.helpers.browser import CHROMIUM
 from tests.helpers.mlflow_server import free_port, wait_for
-from tests.helpers.served import ServerProcess
+from tests.helpers.server_process import ServerProcess
 
 FOLDER = ROOT / "docs"
 SIZE = {"width": 1120, "height": 700}

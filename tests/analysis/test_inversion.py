@@ -20,7 +20,7 @@ from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.system.errors import UsageError
 from tests.helpers import papers
 from tests.helpers.networks import OptimalNetwork, artefact_of, spec_of
-from tests.helpers.walks import asked, grid_of, sample
+from tests.helpers.trajectories import asked, grid_of, sample
 
 DATA = papers.GaussianData(0.2, 0.3)
 FULL = grid_of("cosine", 1000)

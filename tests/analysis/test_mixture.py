@@ -8,7 +8,7 @@ import torch
 from diffusion.analysis.mixture import Mixture, MixtureDenoiser, ring
 from diffusion.process.condition import Condition
 from tests.helpers import papers
-from tests.helpers.walks import process_of
+from tests.helpers.trajectories import process_of
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:

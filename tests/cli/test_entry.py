@@ -28,7 +28,7 @@ def execute(code: str, folder: Path, *arguments: str, **variables: str) -> "subp
 )
 def test_signal_during_the_first_imports_prints_no_traceback(number: int, sent: signal.Signals) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.moments", "use", "none"],
+        [sys.executable, "-m", "tests.helpers.stop_at_event", "use", "none"],
         env=environment({"MOMENT": f"use none:import:{number}:{sent.value}"}),
         capture_output=True,
         text=True,

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from cli import main
 from cli.shared.flags import LONGEST
 from diffusion.system.errors import printable
-from tests.helpers import places as at
-from tests.helpers.places import Place
+from tests.helpers import generated_paths as at
+from tests.helpers.generated_paths import Place
 
 # The suffix of the output and the command line; PATH is replaced by the output's path.
 COMMANDS = {

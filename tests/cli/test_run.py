@@ -12,7 +12,7 @@ from diffusion.layout import MODEL
 from tests.conftest import command, diffctl, environment
 from tests.helpers.prefect_home import recorded, with_database
 from tests.helpers.small import own_code, small_project
-from tests.helpers.toy import processes_in
+from tests.helpers.toy_project import processes_in
 from tests.helpers.waiting import wait_until
 
 pytestmark = pytest.mark.long

@@ -19,7 +19,7 @@ from tests.conftest import command, diffctl, environment
 from tests.helpers.mlflow_server import free_port
 from tests.helpers.prefect_home import with_database
 from tests.helpers.servers import servers_up
-from tests.helpers.toy import be, processes_in, toy_project, wait_until_left
+from tests.helpers.toy_project import be, processes_in, toy_project, wait_until_left
 from tracking.store import connect, ensure_experiment
 
 NOWHERE = {"PREFECT_API_URL": "", "MLFLOW_TRACKING_URI": ""}

@@ -14,8 +14,8 @@ from diffusion.data.file_arrays import open_npz
 from diffusion.data.readers.image_batches import read_batch
 from diffusion.evaluate.open_images import open_images
 from diffusion.system.errors import DiffctlError
-from tests.helpers.bombs import write_zip_bomb
-from tests.helpers.bounded import bounded
+from tests.helpers.archive_bombs import write_zip_bomb
+from tests.helpers.bounded_process import bounded
 from tests.helpers.raw_data import planar, random_images
 
 LARGE = 3000  # MB, of a few MB

@@ -17,7 +17,7 @@ from diffusion.data.source_registry import build_source
 from diffusion.data.sources.cifar import CIFAR10
 from diffusion.data.sources.mini_imagenet import read_part
 from diffusion.system.errors import DiffctlError
-from tests.helpers.bounded import bounded
+from tests.helpers.bounded_process import bounded
 from tests.helpers.raw_data import random_images, write_cifar10
 
 ALIKE = range(2**61 - 1, 100_000 * (2**61 - 1), 2**61 - 1)

@@ -24,7 +24,7 @@ from diffusion.images.store import open_store
 from diffusion.system.errors import DiffctlError
 from diffusion.system.locks import file_lock
 from tests.conftest import ROOT, command, diffctl, environment, write_params
-from tests.helpers.damage import damages
+from tests.helpers.damaged_bytes import damages
 from tests.helpers.raw_data import by_image, prepared, random_images, tree, write_folder
 from tests.helpers.waiting import wait_until
 

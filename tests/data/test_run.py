@@ -14,7 +14,7 @@ from tests.conftest import write_params
 from tests.helpers.file_server import serving
 from tests.helpers.prefect_home import recorded, with_database
 from tests.helpers.raw_data import random_images, write_fashion, write_folder
-from tests.helpers.toy import script, toy_project
+from tests.helpers.toy_project import script, toy_project
 
 pytestmark = pytest.mark.slow
 

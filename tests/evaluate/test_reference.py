@@ -22,7 +22,7 @@ from diffusion.evaluate.features.reference_features import (
 from diffusion.images.store import open_store
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.system.errors import DiffctlError
-from tests.helpers.damage import damages
+from tests.helpers.damaged_bytes import damages
 from tests.helpers.digits_sweep import CLASSES, effnet, make_config, rewrite, tamper, write_prepared
 
 ARRAYS = [

@@ -15,7 +15,7 @@ from tests.helpers.mlflow_server import empty_database
 from tests.helpers.prefect_home import PrefectServer, with_database
 from tests.helpers.servers import post
 from tests.helpers.small import own_code, small_project
-from tests.helpers.toy import script
+from tests.helpers.toy_project import script
 from tests.tracking.conftest import make_model  # noqa: F401 (a fixture)
 from tracking.registry.model_registry import register
 

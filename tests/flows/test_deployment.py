@@ -27,7 +27,7 @@ from tests.conftest import diffctl
 from tests.helpers.nightly import nightly
 from tests.helpers.servers import post
 from tests.helpers.small import commit, git
-from tests.helpers.toy import processes_in, script
+from tests.helpers.toy_project import processes_in, script
 from tests.helpers.waiting import wait_until
 
 

@@ -15,7 +15,7 @@ from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.system.files import write_text
 from flows.dvc_stage import StageFailed, child_environment, push_outs, reproduce
 from tests.helpers.disks import Mount, make_room, memory_disk
-from tests.helpers.toy import (
+from tests.helpers.toy_project import (
     be,
     processes_in,
     reproducing,

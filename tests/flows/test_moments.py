@@ -17,7 +17,7 @@ from flows.dvc_stage import STAGES
 from tests.conftest import ROOT, environment
 from tests.helpers.prefect_home import recorded, with_database
 from tests.helpers.small import commit, own_code, small_project
-from tests.helpers.toy import processes_in
+from tests.helpers.toy_project import processes_in
 from tests.helpers.waiting import wait_until
 
 pytestmark = pytest.mark.long
@@ -37,7 +37,7 @@ def project(folder: Path, database: Path) -> Path:
     """A small project, each of whose stages counts its events."""
     small_project(folder)
     graph = (folder / "dvc.yaml").read_text()
-    counting = f"cmd: {sys.executable} -m tests.helpers.moments stage"
+    counting = f"cmd: {sys.executable} -m tests.helpers.stop_at_event stage"
     (folder / "dvc.yaml").write_text(graph.replace("cmd: diffctl stage", counting))
     commit(folder, "count")
     with_database(folder, database)
@@ -49,7 +49,7 @@ def run(folder: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
     (folder / "tmp").mkdir(exist_ok=True)
     env = own_code(folder) | {"PYTHONPATH": f"{folder}:{ROOT}", "TMPDIR": str(folder / "tmp")}
     return subprocess.run(
-        [sys.executable, "-m", "tests.helpers.moments", "run"],
+        [sys.executable, "-m", "tests.helpers.stop_at_event", "run"],
         cwd=folder,
         env=environment(env | variables),
         capture_output=True,

@@ -21,7 +21,7 @@ from tests.conftest import command, environment
 from tests.flows.test_temporary_server import HOLD
 from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.prefect_home import recorded, with_database
-from tests.helpers.toy import be, processes_in, script, toy_project, wait_for_file
+from tests.helpers.toy_project import be, processes_in, script, toy_project, wait_for_file
 from tracking.connectivity import MlflowDenied, MlflowError
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.flows.test_pipeline import started
 from tests.helpers.prefect_home import PrefectServer, recorded, with_database
-from tests.helpers.toy import be, processes_in, toy_project, wait_for_file
+from tests.helpers.toy_project import be, processes_in, toy_project, wait_for_file
 from tests.helpers.training_process import DEADLINE
 from tests.helpers.waiting import wait_until
 

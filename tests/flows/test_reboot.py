@@ -10,7 +10,7 @@ from tests.conftest import diffctl
 from tests.helpers.nightly import Nightly, nightly
 from tests.helpers.reboot import LEASE, Moment, kill, reboot, training
 from tests.helpers.servers import post
-from tests.helpers.toy import processes_in
+from tests.helpers.toy_project import processes_in
 from tests.helpers.waiting import wait_until
 
 LONG = {"steps": 100_000, "save_every": 10}

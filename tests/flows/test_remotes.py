@@ -8,7 +8,7 @@ import pytest
 from flows.dvc_stage import child_environment
 from tests.helpers.small import commit, git
 from tests.helpers.ssh import Ssh, ssh_server
-from tests.helpers.toy import toy_project
+from tests.helpers.toy_project import toy_project
 
 pytest.importorskip("dvc_ssh")
 pytestmark = pytest.mark.slow

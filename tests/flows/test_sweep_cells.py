@@ -8,7 +8,7 @@ from diffusion.system.errors import DiffctlError, Interrupted, UsageError
 from flows.prefect_server.prefect_settings import environment
 from flows.sweep_cells import CellTasks, run_cells
 from tests.helpers.prefect_home import recorded, with_database
-from tests.helpers.toy import script
+from tests.helpers.toy_project import script
 
 
 def made_and_failing(made: list[str]) -> CellTasks:

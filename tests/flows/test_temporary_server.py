@@ -15,7 +15,7 @@ from flows.prefect_server.client import is_healthy
 from flows.prefect_server.prefect_settings import environment
 from flows.prefect_server.temporary_server import prefect_server, record_events_before_shutdown
 from tests.helpers.prefect_home import with_database
-from tests.helpers.toy import processes_in, script, wait_for_file, wait_until_left
+from tests.helpers.toy_project import processes_in, script, wait_for_file, wait_until_left
 
 HOLD = """
 import os, time

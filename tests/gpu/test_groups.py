@@ -16,8 +16,8 @@ from diffusion.train.gradients import GradientAccumulator
 from diffusion.train.loader import ImageLoader
 from tests.gpu.devices import DEVICES, SLOW_ON_CPU, exactly, waiting_fails
 from tests.gpu.test_training import FP32, begun
+from tests.helpers.process_pair import trained
 from tests.helpers.sharded import CHANGES, SHARDED, alone, assert_close
-from tests.helpers.together import trained
 
 
 @contextmanager

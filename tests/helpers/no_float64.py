@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion.system import device_transfer
-from tests.helpers.waits import DEVICE
+from tests.helpers.no_sync_tensors import DEVICE
 
 
 class Float64(AssertionError):

@@ -12,7 +12,7 @@ import psutil
 from diffusion.layout import CELL_RUNS, SCORES, TRAIN_RUNS
 from tests.conftest import diffctl
 from tests.helpers.nightly import Nightly, nightly
-from tests.helpers.toy import processes_in
+from tests.helpers.toy_project import processes_in
 from tests.helpers.waiting import wait_until
 
 # The least that Prefect allows: seconds until the slot of a run that is gone comes free.

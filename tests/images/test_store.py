@@ -16,7 +16,7 @@ from diffusion.images.store import ImageStore, open_store, write_store
 from diffusion.images.store_meta import CellMeta, PreparedMeta, StoreMeta
 from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError
-from tests.helpers.damage import Damage, damages
+from tests.helpers.damaged_bytes import Damage, damages
 
 META = {"name": "noise", "classes": ["a", "b"], "card": {"steps": 5, "eta": 0.5}}
 

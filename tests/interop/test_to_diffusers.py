@@ -21,7 +21,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import generate
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.helpers.networks import artefact_of, network_of, spec_of
-from tests.helpers.walks import grid_of
+from tests.helpers.trajectories import grid_of
 
 CPU = torch.device("cpu")
 SHAPE: dict[str, Any] = {"channels": 32, "channel_mult": (1, 2), "attention": (4,), "head_channels": 16}

@@ -21,7 +21,7 @@ from diffusion.model.model_file import (
     save_artefact,
 )
 from diffusion.system.errors import DiffctlError
-from tests.helpers.damage import Damage, damages
+from tests.helpers.damaged_bytes import Damage, damages
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 SMALL = {"channels": 4, "channel_mult": (1,), "attention": (), "head_channels": 4}

@@ -11,7 +11,7 @@ from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.spacing import spaced_timesteps
 from tests.helpers import papers
-from tests.helpers.walks import OnGrid, grid_of, process_of, sample
+from tests.helpers.trajectories import OnGrid, grid_of, process_of, sample
 
 NAMES = st.sampled_from(["linear", "cosine"])
 EACH = st.sampled_from(sorted(PREDICTIONS))

@@ -18,7 +18,7 @@ from diffusion.process.time_grid import TimeGrid
 from diffusion.process.vlb import discretized_log_likelihood, normal_kl, prior_term, vlb_terms
 from diffusion.protocol.spacing import spaced_timesteps
 from tests.helpers import papers
-from tests.helpers.walks import OnGrid, grid_of
+from tests.helpers.trajectories import OnGrid, grid_of
 
 NAMES = st.sampled_from(["linear", "cosine"])
 

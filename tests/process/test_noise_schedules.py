@@ -14,7 +14,7 @@ from diffusion.protocol.spacing import check_timesteps, spaced_timesteps
 from diffusion.sample.eta import max_eta
 from diffusion.system.errors import UsageError
 from tests.helpers import papers
-from tests.helpers.walks import grid_of, process_of
+from tests.helpers.trajectories import grid_of, process_of
 
 NAMES = st.sampled_from(["linear", "cosine"])
 SPACINGS = st.sampled_from(["uniform", "quadratic", "trailing"])

@@ -12,7 +12,7 @@ from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.sampler import Step
 from tests.helpers import papers
-from tests.helpers.walks import grid_of, sample
+from tests.helpers.trajectories import grid_of, sample
 
 DATA = papers.GaussianData(0.3, 0.4)
 

@@ -9,7 +9,7 @@ from diffusion.process.condition import Condition
 from diffusion.process.denoiser import NetworkDenoiser
 from diffusion.sample.guidance import classifier_free
 from diffusion.system.errors import UsageError
-from tests.helpers.walks import process_of
+from tests.helpers.trajectories import process_of
 
 NULL = 5
 PROCESS = process_of("cosine", 100)

@@ -40,7 +40,7 @@ from diffusion.system.section import Section, fingerprint
 from tests.conftest import params
 from tests.helpers import papers
 from tests.helpers.networks import artefact_of, network_of, spec_of
-from tests.helpers.waits import DEVICE, NothingWaits, Waited
+from tests.helpers.no_sync_tensors import DEVICE, NothingWaits, Waited
 
 CPU = torch.device("cpu")
 DATA = papers.GaussianData(0.3, 0.4)

@@ -28,7 +28,7 @@ from diffusion.sample.nan_guard import NaNGuard, NonFiniteError
 from diffusion.sample.sampler import run_sampler
 from diffusion.system.errors import UsageError
 from tests.helpers.networks import artefact_of, network_of, spec_of
-from tests.helpers.walks import asked, grid_of
+from tests.helpers.trajectories import asked, grid_of
 
 CPU = torch.device("cpu")
 SPEC = spec_of()

@@ -16,7 +16,7 @@ from diffusion.sample.eta import max_eta
 from diffusion.sample.sampler import Step
 from diffusion.system.errors import UsageError
 from tests.helpers import papers
-from tests.helpers.walks import OnGrid, grid_of, sample
+from tests.helpers.trajectories import OnGrid, grid_of, sample
 
 NAMES = st.sampled_from(["linear", "cosine"])
 SPACINGS = st.sampled_from(["uniform", "quadratic", "trailing"])

@@ -21,7 +21,7 @@ from diffusion.sample.generate import generate
 from diffusion.sample.nfe import count_nfe
 from serving.app import create_app
 from serving.service import Service
-from tests.helpers.served import CPU, gated, published, scores_of, service_of, small_model
+from tests.helpers.server_process import CPU, gated, published, scores_of, service_of, small_model
 from tests.helpers.waiting import wait_until
 
 HERE = "http://127.0.0.1"

@@ -4,7 +4,7 @@ import pytest
 
 from diffusion.layout import MODEL
 from tests.helpers.openapi_attack import attack
-from tests.helpers.served import ServerProcess, small_model
+from tests.helpers.server_process import ServerProcess, small_model
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from serving.playground.router import playground
 from serving.service import Service
 from tests.helpers.networks import spec_of
 from tests.helpers.raw_data import random_images
-from tests.helpers.served import CPU, ServeConfig, published, small_model
+from tests.helpers.server_process import CPU, ServeConfig, published, small_model
 from tests.serving.test_app import HERE, events_of, offline, pixels
 
 CLASSES = [f"class{i}" for i in range(10)]

@@ -18,7 +18,7 @@ from tests.conftest import write_params
 from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, WIDE
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.raw_data import random_images
-from tests.helpers.served import ServerProcess, scores_of, small_model, trained
+from tests.helpers.server_process import ServerProcess, scores_of, small_model, trained
 from tests.serving.test_app import offline
 from tracking.registry.model_registry import register
 

@@ -15,7 +15,7 @@ import pytest
 from diffusion.layout import MODEL
 from tests.conftest import diffctl, write_params
 from tests.helpers.mlflow_server import empty_database
-from tests.helpers.served import ServerProcess, small_model, trained
+from tests.helpers.server_process import ServerProcess, small_model, trained
 from tests.helpers.waiting import wait_until
 from tracking.registry.model_registry import register
 from tracking.registry.promotion import Override, promote_version

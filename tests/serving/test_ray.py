@@ -21,7 +21,7 @@ from diffusion.sample.generate import generate
 from diffusion.system.errors import UsageError
 from tests.conftest import diffctl, write_params
 from tests.helpers.mlflow_server import empty_database
-from tests.helpers.served import CPU, ServerProcess, small_model, trained
+from tests.helpers.server_process import CPU, ServerProcess, small_model, trained
 from tests.helpers.waiting import wait_until
 from tracking.registry.model_registry import register
 from tracking.registry.promotion import Override, promote_version

@@ -8,7 +8,7 @@ from diffusion.process.process_config import ProcessConfig
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.show.sampler_paths import MIXTURE, run_sampler, samplers
-from tests.helpers.walks import process_of
+from tests.helpers.trajectories import process_of
 
 CONFIG = ProcessConfig(timesteps=200)
 

@@ -16,9 +16,9 @@ from hypothesis import example, given, settings
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.files import atomic_folder, write_atomic
 from diffusion.system.output_paths import check_output, check_output_folder, write_output, write_output_text
-from tests.helpers import places as at
+from tests.helpers import generated_paths as at
 from tests.helpers.disks import Mount, memory_disk
-from tests.helpers.places import Place
+from tests.helpers.generated_paths import Place
 
 CONTENT = b"content" * 100
 

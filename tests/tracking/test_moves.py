@@ -16,9 +16,9 @@ from hypothesis.stateful import (
 )
 
 from diffusion.system.errors import DiffctlWarning, UsageError
+from tests.helpers.champion_moves import move
 from tests.helpers.mlflow_server import empty_database
-from tests.helpers.moves import move
-from tests.helpers.paused import Killed, PausedWork
+from tests.helpers.paused_client import Killed, PausedWork
 from tests.helpers.postgres import postgres
 from tests.helpers.scores_document import document
 from tracking.keys import CHAMPION, PREVIOUS

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cli.stages.training import Tracked
 from diffusion.system.errors import DiffctlError, DiffctlWarning
-from tests.helpers.damage import damages
+from tests.helpers.damaged_bytes import damages
 from tracking.spool.spool_writer import EVENTS, Spool, flatten, read_events, read_lines
 
 

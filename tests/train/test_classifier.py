@@ -39,7 +39,7 @@ from tests.conftest import diffctl, params, write_params
 from tests.helpers import papers
 from tests.helpers.networks import artefact_of, network_of, randomise, spec_of
 from tests.helpers.trainings import assert_same, plan_of, run, run_until
-from tests.helpers.walks import OnGrid, asked, grid_of, walk
+from tests.helpers.trajectories import OnGrid, asked, grid_of, walk
 
 CPU = torch.device("cpu")
 SHAPE = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attention": (4,), "head_channels": 8}

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from diffusion.train import buckets
 from diffusion.train.ema import ema_update, lerp_tensors
 from tests.helpers.networks import network_of, spec_of
-from tests.helpers.waits import DEVICE, NothingWaits
+from tests.helpers.no_sync_tensors import DEVICE, NothingWaits
 
 
 class Calls(TorchDispatchMode):

@@ -28,9 +28,9 @@ from diffusion.train.step_memory import (
     step_bytes,
 )
 from tests.helpers.networks import spec_of
+from tests.helpers.no_sync_tensors import NothingWaits
 from tests.helpers.profile_trainings import TRAININGS
 from tests.helpers.trainings import plan_of
-from tests.helpers.waits import NothingWaits
 
 CPU = torch.device("cpu")
 FP32 = {"precision": "fp32", "p_uncond": 0.0}

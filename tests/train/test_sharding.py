@@ -17,9 +17,9 @@ from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.distributed.sharding import Shards, _meta_copy, _with_parameters, shard_rows
 from diffusion.train.loop import new_state
 from tests.helpers.pair import pair_of
+from tests.helpers.process_pair import DEADLINE, trained
 from tests.helpers.shard_memory import LARGE, SCRIPT
 from tests.helpers.sharded import CHANGES, SHARDED, alone, assert_close
-from tests.helpers.together import DEADLINE, trained
 from tests.helpers.training_process import prepare, train_to_the_end, uninterrupted
 from tests.helpers.trainings import plan_of
 from tests.train.test_process_group import TRAIN, assert_same_curve, curve, ended, set_devices, training_at

@@ -16,7 +16,7 @@ from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.train.checkpoint.state_files import SavedState, newest_state, save_state
 from diffusion.train.checkpoint.state_values import StateValues
 from diffusion.train.checkpoint.tensor_stream import KINDS, write_tensors
-from tests.helpers.damage import Damage, damages
+from tests.helpers.damaged_bytes import Damage, damages
 
 CURVE = [{"step": 1.0, "loss": 1 / 3}]
 

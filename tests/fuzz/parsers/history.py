@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from cli.commands.registry import _row
-from tests.helpers.moves import identity, move
+from tests.helpers.champion_moves import identity, move
 from tracking.keys import EVENT, HISTORY_RUN
 from tracking.registry.champion_log import read_history
 from tracking.registry.promotion import pin_reason

@@ -45,7 +45,7 @@ def trained(
     asked = [str(server.port), str(store), str(folder), json.dumps(changes), str(stop or -1), kind]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.together", str(rank), str(world), *asked],
+            [sys.executable, "-m", "tests.helpers.process_pair", str(rank), str(world), *asked],
             env={**environment(), "PYTHONPATH": str(Path(__file__).parent.parent.parent)},
             stderr=subprocess.PIPE,
             text=True,

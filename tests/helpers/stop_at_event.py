@@ -1,6 +1,6 @@
 """`diffctl`, run so that it is told to stop at a moment that is counted in events, not in time.
 
-    python -m tests.helpers.moments ARGUMENTS
+    python -m tests.helpers.stop_at_event ARGUMENTS
 
 MOMENT says when, as in "stage train:import:700:2": at the 700th audit event `import` of that process signal
 2, twice at once with ":2:2". The first process that is run so is told, be it that one or the one above it.
