@@ -100,9 +100,7 @@ class SamplerConfig(Section):
     ] = None
     clip: Annotated[
         bool,
-        Option(
-            "Clip x̂_0 to [−1, 1] at every step.", label="clip x̂_0", axis=None, always_in_card=True, cli=False
-        ),
+        Option("Clip x̂_0 to [−1, 1] at every step.", axis=None, always_in_card=True, cli=False),
     ] = True
     classes: Annotated[
         Literal["balanced", "data"],

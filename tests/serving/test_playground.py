@@ -15,6 +15,7 @@ from diffusion.images.pictures import png_bytes
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import write_store
 from diffusion.model.model_file import load_model
+from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import class_condition, labels_condition
 from diffusion.system.errors import DiffctlError, UsageError
@@ -23,6 +24,7 @@ from serving.model_source import FixedSource
 from serving.playground.model_choice import ChoosableSource
 from serving.playground.page import STATIC
 from serving.playground.router import playground
+from serving.requests import HTTP_OPTIONS
 from serving.service import Service
 from tests.helpers.networks import spec_of
 from tests.helpers.raw_data import random_images
@@ -116,10 +118,12 @@ def test_an_invalid_interpolation_request_is_refused(client):
 
 def test_choices_are_what_the_model_allows(client, place):
     choices = client.get("/playground/choices").json()
-    assert choices["samplers"] == [
-        {"name": "ddim", "stochastic": True}, {"name": "dpm-solver++", "stochastic": False},
-    ]  # fmt: skip
-    assert choices["guidance"] is True
+    controls = {control["name"]: control for control in choices["controls"]}
+    assert controls.keys() == HTTP_OPTIONS.keys() - {"sampler_options"}
+    assert controls["sampler"]["choices"] == list(SAMPLERS)
+    assert {"option": "sampler", "values": ["dpm-solver++"]} in controls["eta"]["off"]
+    assert controls["guidance"]["allowed"] is True
+    assert (controls["steps"]["least"], controls["steps"]["kind"]) == (1, "integer")
     assert choices["store"] == {"images": 6, "why": None}
     cost = choices["cost"]
     assert (cost["metric"], cost["num_images"]) == ("fd_effnet_lite0_64", 500)

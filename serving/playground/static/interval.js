@@ -47,11 +47,11 @@ function show() {
     ends === null ? "everywhere" : `${from} < σ/α${to === BEYOND ? "" : ` ≤ ${to}`}`;
 }
 
-/** Say what the request would cost, null where its fields do not fit; what else is wrong is said when it is made. */
-export function cost(request) {
+/** Show the NFE of the request, null where its fields do not fit; `off` while guidance has no effect. */
+export function cost(request, off) {
   clearTimeout(waiting);
   asking?.abort();
-  low.disabled = high.disabled = form.elements.guidance.disabled || !(Number(form.elements.guidance.value) > 0);
+  low.disabled = high.disabled = off;
   if (low.disabled || !request) {
     said.textContent = "";
     return;

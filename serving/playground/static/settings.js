@@ -1,40 +1,71 @@
-// The settings: what this model can be sampled by, and what a request says of it.
+// The settings: a control for each sampling option of the server's list, and the request that they mean.
 
-import { $, options } from "./elements.js";
+import { $, element, options } from "./elements.js";
 import * as interval from "./interval.js";
 
+const WIDE = 10; // characters of a choice that needs a wide control
 const form = $("#settings");
 const fields = form.elements;
 let known = null;
 
-/** Offer what the model and its choices allow, and begin with what is usual. */
+/** Make the controls that the model and its choices allow, with the values that are used by default. */
 export function offer(model, choices) {
   known = { model, choices };
   const { card, usual, limits } = model;
   const classes = card.data.classes.map((name, label) => [String(label), name]);
   options(fields.class, [["", "all in turn"], ...classes], "");
   fields.class.disabled = !classes.length;
-  options(fields.sampler, choices.samplers.map(({ name }) => [name, name]), usual.sampler);
-  options(fields.spacing, choices.spacings.map((name) => [name, name]), usual.spacing);
-  options(fields.noise, choices.noises.map((name) => [name, name]), usual.noise);
   fields.num.max = limits.images;
+  for (const old of form.querySelectorAll("[data-option]")) old.remove();
+  for (const control of choices.controls) {
+    if (control.kind === "interval") interval.set(usual[control.name]);
+    else $(".interval", form).before(labelled(control, usual[control.name]));
+  }
   fields.steps.max = Math.min(limits.steps, card.process.timesteps);
   fields.steps.value = Math.min(usual.steps, fields.steps.max);
-  fields.eta.value = usual.eta;
-  fields.guidance.value = usual.guidance;
-  fields.guidance.disabled = !choices.guidance;
-  fields.clip.checked = usual.clip;
-  interval.set(usual.guidance_interval);
   agree();
 }
 
-/** Nothing is asked for that means nothing beside the rest. */
+/** A label with the control of an option in it. */
+function labelled({ name, label, help, kind, choices, least, most }, value) {
+  const made = element("label", { title: help });
+  made.dataset.option = name;
+  if (kind === "flag") {
+    made.className = "tick";
+    made.append(element("input", { name, type: "checkbox", checked: value }), ` ${label}`);
+  } else if (kind === "choice") {
+    const select = element("select", { name });
+    options(select, choices.map((choice) => [choice, choice]), value);
+    if (choices.some((choice) => choice.length > WIDE)) made.className = "wide";
+    made.append(`${label} `, select);
+  } else {
+    const step = kind === "integer" ? 1 : "any";
+    made.append(`${label} `, element("input", { name, type: "number", min: least ?? "", max: most ?? "", step, value, required: true }));
+  }
+  return made;
+}
+
+/** The value of an option as its control has it; a control that is off has the default. */
+function valueOf({ name, kind, default: fallback }) {
+  if (kind === "interval") return interval.asked();
+  const field = fields[name];
+  if (field.disabled) return fallback;
+  return kind === "flag" ? field.checked : kind === "choice" ? field.value : Number(field.value);
+}
+
+const controlOf = (name) => known.choices.controls.find((control) => control.name === name);
+
+const isOff = ({ allowed, off }) =>
+  !allowed || off.some(({ option, values }) => values.includes(valueOf(controlOf(option))));
+
+/** Turn off the controls that have no effect next to the others. */
 function agree() {
-  const sampler = known.choices.samplers.find(({ name }) => name === fields.sampler.value);
-  fields.eta.disabled = !sampler.stochastic;
-  fields.noise.disabled = fields.eta.disabled || Number(fields.eta.value) === 0;
+  for (const control of known.choices.controls) {
+    if (control.kind !== "interval") fields[control.name].disabled = isOff(control);
+  }
   $("#unsaid").textContent = unsaid();
-  interval.cost(form.checkValidity() ? values() : null);
+  const limit = known.choices.controls.find(({ kind }) => kind === "interval");
+  interval.cost(form.checkValidity() ? values() : null, !limit || isOff(limit));
 }
 
 /** What the fields do not say: options that come with the usual sampler. */
@@ -59,13 +90,11 @@ export function request() {
 }
 
 function values() {
-  const asked = {
-    num: Number(fields.num.value), seed: Number(fields.seed.value), steps: Number(fields.steps.value),
-    sampler: fields.sampler.value, spacing: fields.spacing.value, clip: fields.clip.checked,
-    eta: fields.eta.disabled ? 0 : Number(fields.eta.value), guidance: Number(fields.guidance.value),
-  };
-  if (asked.guidance > 0) asked.guidance_interval = interval.asked();
-  if (!fields.noise.disabled) asked.noise = fields.noise.value;
+  const asked = { num: Number(fields.num.value), seed: Number(fields.seed.value) };
+  for (const control of known.choices.controls) {
+    if (!isOff(control)) asked[control.name] = valueOf(control);
+    else if (control.required) asked[control.name] = control.default;
+  }
   if (fields.class.value) asked.class = Number(fields.class.value);
   return asked;
 }
