@@ -14,6 +14,15 @@ from serving.playground.sweep_cost import SweepCost, sweep_cost
 from serving.requests import HTTP_OPTIONS
 
 
+Kind = Literal["integer", "number", "choice", "flag", "interval"]
+KINDS: dict[Any, Kind] = {
+    int: "integer",
+    float: "number",
+    bool: "flag",
+    tuple[float, float]: "interval",
+}
+
+
 class OffCondition(BaseModel):
     """A control is off while the control of another `option` has one of these values."""
 
@@ -31,7 +40,7 @@ class Control(BaseModel):
     name: str
     label: str
     help: str
-    kind: Literal["integer", "number", "choice", "flag", "interval"]
+    kind: Kind
     default: Any
     required: bool
     allowed: bool
@@ -69,8 +78,7 @@ def choices_of(model: ServedModel, store: Path) -> Choices:
 
 def _control(option: SamplingOption, artefact: Artefact) -> Control | None:
     """Return the control of an option, None for one of a type that no control sets."""
-    kinds = {int: "integer", float: "number", bool: "flag", tuple[float, float]: "interval"}
-    kind = "choice" if option.option.choices else kinds.get(option.plain_type)
+    kind = "choice" if option.option.choices else KINDS.get(option.plain_type)
     if kind is None:
         return None
     spec, choices = artefact.network, list(option.option.choices)
