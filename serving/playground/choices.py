@@ -13,7 +13,6 @@ from serving.loaded_model import ServedModel
 from serving.playground.sweep_cost import SweepCost, sweep_cost
 from serving.requests import HTTP_OPTIONS
 
-
 Kind = Literal["integer", "number", "choice", "flag", "interval"]
 KINDS: dict[Any, Kind] = {
     int: "integer",
