@@ -1,4 +1,4 @@
-"""Small files that say they are large, or unfold to much, made without unfolding anything."""
+"""Small files that claim to be large or expand to much, built without the expanded data."""
 
 import struct
 import zlib
@@ -8,7 +8,7 @@ BLOCK = 1 << 20  # bytes
 
 
 def png(width: int, height: int, *, depth: int = 8, kind: int = 2, data: bytes = b"") -> bytes:
-    """A PNG of that size and kind (0 grey, 2 RGB, 6 RGBA) with that packed content."""
+    """Return a PNG of that size and colour type (0 grey, 2 RGB, 6 RGBA) with compressed content."""
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -18,20 +18,20 @@ def png(width: int, height: int, *, depth: int = 8, kind: int = 2, data: bytes =
 
 
 def packed_zeros(count: int, wbits: int = 15) -> bytes:
-    """`count` zeros as zlib packs them."""
+    """Return `count` zeros, compressed by zlib."""
     packer = zlib.compressobj(9, wbits=wbits)
     return packer.compress(bytes(count)) + packer.flush()
 
 
 def many_zeros(blocks: int) -> bytes:
-    """So many MB of zeros, packed without a header: one block again and again."""
+    """Return so many MB of zeros, compressed without a header."""
     packer = zlib.compressobj(9, wbits=-15)
     one = packer.compress(bytes(BLOCK)) + packer.flush(zlib.Z_FULL_FLUSH)
     return one * blocks + b"\x03\x00"
 
 
 def write_gzip_bomb(path: Path, beginning: bytes, blocks: int) -> None:
-    """A gzip file of a beginning and so many MB of zeros."""
+    """Return a gzip file of a prefix and so many MB of zeros."""
     packer = zlib.compressobj(9, wbits=-15)
     head = packer.compress(beginning) + packer.flush(zlib.Z_FULL_FLUSH)
     size = (len(beginning) + blocks * BLOCK) % 2**32
@@ -40,7 +40,7 @@ def write_gzip_bomb(path: Path, beginning: bytes, blocks: int) -> None:
 
 
 def write_zip_bomb(path: Path, name: str, beginning: bytes, blocks: int) -> None:
-    """A zip with one member of that beginning and so many MB of zeros."""
+    """Return a zip with one member: a prefix and so many MB of zeros."""
     packer = zlib.compressobj(9, wbits=-15)
     packed = packer.compress(beginning) + packer.flush(zlib.Z_FULL_FLUSH) + many_zeros(blocks)
     size, encoded = len(beginning) + blocks * BLOCK, name.encode()

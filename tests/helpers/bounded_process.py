@@ -1,4 +1,4 @@
-"""A call in a process of its own, within memory and time, so that what it does wrong ends no test runner."""
+"""Run a call in a separate process with bounds on memory and time."""
 
 import os
 import resource
@@ -10,7 +10,7 @@ from diffusion.system.errors import DiffctlError
 
 
 def bounded(call: Callable[[], object], megabytes: int = 512, seconds: int = 60) -> str:
-    """The sentence of the call's DiffctlError, else its result as text.
+    """Return the message of the call's DiffctlError, else its result as text.
 
     AssertionError for any other exception, also for more memory, and where it takes longer.
     """
@@ -23,11 +23,11 @@ def bounded(call: Callable[[], object], megabytes: int = 512, seconds: int = 60)
         os.write(writer, _outcome(call, megabytes).encode("utf-8", "backslashreplace")[:16384])
         os._exit(0)
     os.close(writer)
-    with open(reader, "rb") as said:
-        kind, _, text = said.read().decode().partition(":")
+    with open(reader, "rb") as stream:
+        kind, _, text = stream.read().decode().partition(":")
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0, f"longer than {seconds} s, or it died: {status}"
-    assert kind == "said", text
+    assert kind == "result", text
     return text
 
 
@@ -35,8 +35,8 @@ def _outcome(call: Callable[[], object], megabytes: int) -> str:
     try:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (megabytes << 20), resource.RLIM_INFINITY))
-        return f"said:{call()}"
+        return f"result:{call()}"
     except DiffctlError as error:
-        return f"said:{error}"
+        return f"result:{error}"
     except BaseException as error:
         return f"raised:{type(error).__name__}: {error}"

@@ -16,7 +16,7 @@ from tests.conftest import ROOT, params
 Tree = dict[str, Any]
 Place = tuple[str | int, ...]
 
-MOST_SAID = 1000  # characters of a refusal, beside the file's name
+MOST_SAID = 1000  # characters of a message, without the file's name
 PROFILES = {path.stem: read_params(path) for path in sorted((ROOT / "profiles").glob("*.yaml"))}
 CLASSIFIER = {  # which no profile has
     "model": {"channels": 8, "channel_mult": [1, 2], "attention": [4]},
@@ -51,7 +51,7 @@ HOLE = "hole\ue000"
 
 
 def places(tree: Any, above: Place = ()) -> Iterator[Place]:
-    """Where something stands, the whole left out."""
+    """Return the path of each value except the root."""
     pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, value in pairs:
         yield (*above, key)

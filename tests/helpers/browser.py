@@ -1,4 +1,4 @@
-"""A headless Chromium for tests that look at pages."""
+"""A headless Chromium for tests of pages."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ WIDE, PHONE = {"width": 1600, "height": 1000}, {"width": 390, "height": 844}
 
 @pytest.fixture(scope="module")
 def browser():
-    """The browser, closed after the module's tests."""
+    """Yield the browser; close it after the module's tests."""
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as running:
         opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -20,7 +20,7 @@ def browser():
         opened.close()
 
 
-# Each text that is shown, with its colour and that of what it stands on, as [text, rgb(…), rgb(…)].
+# Each visible text with its colour and background, as [text, rgb(…), rgb(…)].
 TEXTS = """() => {
     const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
     const clear = colour => colour === "transparent" || colour === "rgba(0, 0, 0, 0)";
@@ -38,5 +38,5 @@ TEXTS = """() => {
 
 
 def hexadecimal(colour: str) -> str:
-    """A colour that a browser computes as rgb(1, 2, 3), as #010203; transparency left out."""
+    """Convert a computed colour such as rgb(1, 2, 3) to #010203, without transparency."""
     return "#" + "".join(f"{int(float(value)):02x}" for value in re.findall(r"[\d.]+", colour)[:3])

@@ -1,4 +1,4 @@
-"""A project with a model whose weights are random everywhere, and the images that two runs made of it."""
+"""A project with a model of random weights, and a comparison of the images of two runs."""
 
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,14 @@ def with_model(folder: Path, **sections: dict[str, Any]) -> Config:
 
 
 def cell_images(folder: Path) -> dict[str, Images]:
-    """The images of every cell of the folder's grid."""
+    """Return the images of every cell of the folder's grid."""
     config = load(folder / "params.yaml")
     cells = grid(config.sample, config.sweep)
     return {cell.name: np.array(open_store(folder / SAMPLES / cell.name).images) for cell in cells}
 
 
 def assert_equal_but_for_rounding(images: Images, wanted: Images) -> None:
-    """At most one grey level on under 0.1% of the pixels."""
+    """Assert a difference of at most one grey level on under 0.1% of the pixels."""
     difference = np.abs(images.astype(int) - wanted.astype(int))
     assert images.shape == wanted.shape
     assert difference.max() <= 1

@@ -1,4 +1,4 @@
-"""Moves of a champion, as MLflow's tags record them."""
+"""Champion moves as recorded in MLflow's tags."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ SCORE = {"cell": "steps5-eta0", "metric": "kd_effnet_lite0_64", "value": 0.1}
 
 
 def move(number: int, before: int | None, after: int, how: str) -> dict[str, Any]:
-    """The fields of a move of that number, with all that a move may tell."""
+    """Return all fields of a move with that number."""
     return {
         "id": identity(number),
         "number": number,
@@ -24,5 +24,5 @@ def move(number: int, before: int | None, after: int, how: str) -> dict[str, Any
 
 
 def identity(number: int) -> str:
-    """The id of a move of that number."""
+    """Return the id of a move with that number."""
     return f"{number:032x}"

@@ -1,4 +1,4 @@
-"""A clone of this checkout, uncommitted edits included, with an environment that is set up already."""
+"""A clone of this checkout, with uncommitted edits and a prepared environment."""
 
 import os
 import subprocess
@@ -14,14 +14,14 @@ SCRIPTS = {"diffctl": "cli.entry", "dvc": "dvc"}
 
 
 def origin(folder: Path) -> Path:
-    """The repository that a newcomer clones."""
+    """Return the repository that a new user clones."""
     folder.mkdir()
     copy_checkout(folder)
     return folder
 
 
 def set_up(clone: Path) -> None:
-    """What `make install` makes in minutes: here with the packages of this interpreter, in a second."""
+    """Create the environment of `make install` from this interpreter's packages, in a second."""
     folder = clone / ".venv"
     venv.create(folder, with_pip=False)
     own = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
@@ -30,11 +30,11 @@ def set_up(clone: Path) -> None:
         script = folder / "bin" / name
         script.write_text(f'#!/bin/sh\nexec "{folder}/bin/python" -m {module} "$@"\n')
         script.chmod(0o755)
-    (folder / ".installed").touch()  # newer than what it is made of
+    (folder / ".installed").touch()  # newer than its prerequisites
 
 
 def shell(script: str, folder: Path) -> str:
-    """What a script says that runs as a person's lines do; AssertionError where a line fails."""
+    """Run a script's lines as a shell does and return the output; AssertionError if a line fails."""
     env = environment({"MLFLOW_TRACKING_URI": "", "PREFECT_API_URL": "", "MAKEFLAGS": "", "TZ": "UTC"})
     env = {name: value for name, value in env.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])

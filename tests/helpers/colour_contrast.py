@@ -1,11 +1,11 @@
-"""How colours differ to the eyes of people, and how they stand out."""
+"""Colour differences for human vision, and contrast."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-# What a missing kind of cone makes of linear sRGB: the matrices at severity 1 of Machado, Oliveira and
+# Linear sRGB without one kind of cone: the matrices at severity 1 of Machado, Oliveira and
 # Fernandes 2009, "A Physiologically-based Model for Simulation of Color Vision Deficiency".
 EYES = {
     "all cones": np.eye(3),
@@ -25,7 +25,7 @@ TO_XYZ = np.array(
 
 
 def linear(colour: str) -> Floats:
-    """The linear sRGB (3,) of a colour such as #0b62a8."""
+    """Return the linear sRGB (3,) of a colour such as #0b62a8."""
     values = np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
@@ -38,12 +38,12 @@ def lab(rgb: Floats) -> Floats:
 
 
 def apart(one: str, other: str, eye: Floats) -> float:
-    """ΔE of 1976 between two colours as this eye sees them; about 2.3 is just seen side by side."""
+    """Return ΔE (1976) between two colours for this eye; about 2.3 is just noticeable."""
     a, b = (lab(np.clip(eye @ linear(colour), 0, 1)) for colour in (one, other))
     return float(np.linalg.norm(a - b))
 
 
 def contrast(one: str, other: str) -> float:
-    """The contrast of WCAG 2: 1 to 21."""
+    """Return the contrast of WCAG 2: 1 to 21."""
     low, high = sorted(float(TO_XYZ[1] @ linear(colour)) for colour in (one, other))
     return (high + 0.05) / (low + 0.05)

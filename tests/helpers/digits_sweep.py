@@ -47,7 +47,7 @@ def write_prepared(path, train=120, test=64):
 
 
 def write_cell(path, config, cell, offset=1000, model_sha256="a" * 64, sampling_torch="2.13.0"):
-    """A cell whose images are real digits, class i % 10 at index i, with noise."""
+    """Write a cell of real digits with noise, class i % 10 at index i."""
     images, labels = real_digits()
     count = config.sample.num_images
     pools = [offset + np.flatnonzero(labels[offset:] == digit) for digit in range(10)]

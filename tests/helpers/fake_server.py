@@ -1,4 +1,4 @@
-"""A small HTTP server on 127.0.0.1 that answers as it is told, and keeps what it was asked."""
+"""A small HTTP server on 127.0.0.1 with configured responses, which records requests."""
 
 import json
 import threading
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-REFUSAL = {"detail": "CSRF protection is disabled."}  # as Prefect tells its clients by a 422
+REFUSAL = {"detail": "CSRF protection is disabled."}  # Prefect's 422
 
 
 @dataclass
 class Fake:
-    """Its address, and each request's path with the header that says who asks."""
+    """Its address, and each request's path and Authorization header."""
 
     url: str = ""
     asked: list[tuple[str, str | None]] = field(default_factory=list)
@@ -21,7 +21,7 @@ class Fake:
 
 @contextmanager
 def fake_server(answers: Mapping[str, Any], otherwise: int = 422) -> Iterator[Fake]:
-    """Serve JSON by path for the block; the status `otherwise` for all else."""
+    """Serve JSON by path during the block; other paths get the status `otherwise`."""
     state = Fake()
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Small networks with random weights everywhere: a fresh UNet's output is zero, which would prove nothing."""
+"""Small networks with random weights; a newly initialised UNet outputs zero."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from tests.helpers import papers
 
 
 def spec_of(**changes: Any) -> UNetSpec:
-    """A conditional 8×8 network with learned variance, changed as given."""
+    """Return a conditional 8×8 network with learned variance and the given changes."""
     values: dict[str, Any] = {
         "channels": 8,
         "channel_mult": (1, 2),
@@ -31,7 +31,7 @@ def spec_of(**changes: Any) -> UNetSpec:
 
 
 def randomise(network: torch.nn.Module, seed: int = 0, scale: float = 1.0) -> None:
-    """Weights of variance about 1/fan-in and biases of 0.1, from the seed alone, in place."""
+    """Set weights of variance about 1/fan-in and biases of 0.1 from the seed, in place."""
     source = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -43,14 +43,14 @@ def randomise(network: torch.nn.Module, seed: int = 0, scale: float = 1.0) -> No
 
 
 def network_of(spec: UNetSpec, seed: int = 0) -> UNet:
-    """A network of this shape with random weights, in eval mode."""
+    """Return a network of this shape with random weights, in eval mode."""
     network = UNet(spec)
     randomise(network, seed)
     return network.eval().requires_grad_(False)
 
 
 def artefact_of(spec: UNetSpec, timesteps: int = 100, **changes: Any) -> Artefact:
-    """What a model file with this network would say of itself."""
+    """Return the metadata of a model file with this network."""
     learned = spec.learned_variance
     process = ProcessConfig(
         timesteps=timesteps,
@@ -71,14 +71,14 @@ def artefact_of(spec: UNetSpec, timesteps: int = 100, **changes: Any) -> Artefac
 
 
 class OptimalNetwork(torch.nn.Module):
-    """The true reverse process of pixels of N(mean, std²), a mean for each label: ε, and its variance's v.
+    """The exact reverse process for pixels from N(mean, std²), one mean per label: ε, and v of its variance.
 
     The variance is that of the process with all timesteps (iDDPM eq. 15).
     """
 
     def __init__(self, process: ProcessConfig, std: float, means: Sequence[float] = (0.0,)) -> None:
         super().__init__()
-        self.anchor = torch.nn.Parameter(torch.zeros(1), requires_grad=False)  # by which its device is told
+        self.anchor = torch.nn.Parameter(torch.zeros(1), requires_grad=False)  # determines its device
         self.grid = build_process(process).full_grid()
         self.means, self.std = torch.tensor(means, dtype=torch.float64), std
 

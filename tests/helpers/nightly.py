@@ -1,4 +1,4 @@
-"""A clone with the project's deployments on servers of its own, and a worker for them elsewhere."""
+"""A clone with the project's deployments on separate servers, and a worker."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from tests.helpers.small import commit, git, own_code, small_project
 
 @contextmanager
 def process(*arguments: str, cwd: Path, env: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """Prefect's command line in a session of its own, its output in a file; ended with all it started."""
+    """Run Prefect's command line in its own session with output to a file; end it with its children."""
     log = cwd / f"{arguments[0]}.log"
     with open(log, "a") as file:
         running = subprocess.Popen(
@@ -47,7 +47,7 @@ def process(*arguments: str, cwd: Path, env: dict[str, str]) -> Iterator["subpro
 
 @dataclass
 class Nightly:
-    """The clone, where the worker is started, the servers' folder and how the worker's processes are set."""
+    """The clone, the worker's folder, the servers' folder and the worker's environment."""
 
     clone: Path
     elsewhere: Path
@@ -59,7 +59,7 @@ class Nightly:
         return self.servers.prefect
 
     def runs(self, flow: str = "pipeline") -> list[dict[str, Any]]:
-        """The flow's runs, in the order in which they began."""
+        """Return the flow's runs in the order of their start."""
         body = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_ASC"}
         return post(f"{self.url}/flow_runs/filter", body)
 
@@ -73,11 +73,11 @@ class Nightly:
         return post(f"{self.url}/logs/filter", {"limit": 200})
 
     def worker(self) -> Any:
-        """A worker that carries runs out as long as the block lasts."""
+        """Run a worker during the block."""
         return process("worker", "start", "--pool", "diffctl", cwd=self.elsewhere, env=self.env)
 
     def start(self, deployment: str, **parameters: Any) -> None:
-        """Ask for a run of a deployment now."""
+        """Start a run of a deployment now."""
         command = [sys.executable, "-m", "prefect", "deployment", "run", deployment]
         command += [part for item in parameters.items() for part in ("--param", f"{item[0]}={item[1]}")]
         subprocess.run(command, cwd=self.clone, env=environment(self.env), check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""A device without values, on which whatever would have the host wait for a GPU fails."""
+"""A device without values, on which any operation that waits for a GPU fails."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ BY_VALUE = ("nonzero", "masked_select", "unique", "_local_scalar_dense", "equal"
 
 
 class Waited(AssertionError):
-    """The host waited for the device."""
+    """The host would wait for the device."""
 
 
 class NothingWaits(TorchDispatchMode):
@@ -53,7 +53,7 @@ class NothingWaits(TorchDispatchMode):
 
 
 class _NothingMade(TorchFunctionMode):
-    """Within it no tensor is made on the device of numbers that are Python's."""
+    """Within it no tensor is created on the device from Python numbers."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -1,10 +1,10 @@
-"""Work that stops before each call of an MLflow client, to be let go on, or killed there, by a test."""
+"""Work that stops before each call of an MLflow client until a test continues or kills it."""
 
 import threading
 from collections.abc import Callable
 from typing import Any
 
-PATIENCE = 60.0  # seconds for one call of MLflow: far more than it needs
+PATIENCE = 60.0  # seconds for one MLflow call, far more than needed
 
 
 class Killed(BaseException):
@@ -12,7 +12,7 @@ class Killed(BaseException):
 
 
 class PausedWork:
-    """`work(client)` in a thread that stands still before each call of the client.
+    """Run `work(client)` in a thread that stops before each call of the client.
 
     `waiting` is the name of the call that comes next, None when the work is over; `result` or `error` is then
     what came of it. `calls` are those that were made, each with its arguments and whether it succeeded.
@@ -31,12 +31,12 @@ class PausedWork:
         self._wait()
 
     def step(self) -> None:
-        """Make the next call, and go on to the one after it."""
+        """Make the next call and continue to the one after it."""
         self._go.release()
         self._wait()
 
     def finish(self) -> None:
-        """Make all calls that are left."""
+        """Make all remaining calls."""
         while self.waiting:
             self.step()
 

@@ -1,4 +1,4 @@
-"""Real processes that train together, without the command line: `python -m` this, one a rank.
+"""Processes that train together, without the command line: `python -m` this module, one per rank.
 
 On CPUs over gloo, and on a GPU each over NCCL.
 """
@@ -36,7 +36,7 @@ def trained(
     stop: int | None = None,
     kind: str = "cpu",
 ) -> SavedState:
-    """What so many processes have saved last, at the end or when they stopped after `stop` steps.
+    """Return the last state of so many processes, at the end or after `stop` steps.
 
     They go on from the folder's newest state. Sums are sent in many small buckets.
     """
@@ -61,7 +61,7 @@ def trained(
 
 
 def device_of(kind: str, rank: int) -> torch.device:
-    """The rank's own GPU, which is its process's current one then, or the CPU."""
+    """Return the rank's GPU, set as the current device, or the CPU."""
     if kind != "cuda":
         return CPU
     device = torch.device(kind, rank)
@@ -71,7 +71,7 @@ def device_of(kind: str, rank: int) -> torch.device:
 
 
 def main() -> None:
-    """Be one of them."""
+    """Run one rank."""
     rank, world, port = map(int, sys.argv[1:4])
     store, folder, changes, stop = Path(sys.argv[4]), Path(sys.argv[5]), sys.argv[6], int(sys.argv[7])
     torch.set_num_threads(1)

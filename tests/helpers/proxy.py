@@ -1,4 +1,4 @@
-"""A TCP proxy before a server of this machine, which passes everything on until it is told to misbehave."""
+"""A TCP proxy for a local server, which forwards everything until a fault mode is set."""
 
 import asyncio
 import contextlib
@@ -12,13 +12,13 @@ from typing import Literal
 from tests.helpers.mlflow_server import free_port
 
 Mode = Literal["pass", "refuse", "hang", "reset", "slow"]
-BLOCK = 4096  # bytes that are passed on at once
-DELAY = 0.02  # seconds before each block of a slow line
+BLOCK = 4096  # bytes forwarded at once
+DELAY = 0.02  # seconds before each block in slow mode
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: a close that is a reset
 
 
 class Proxy:
-    """Listens at `port` of 127.0.0.1; each mode holds for connections that are there and for new ones.
+    """Listen at `port` of 127.0.0.1; each mode applies to existing and new connections.
 
     `refuse` closes all and listens no more, `hang` takes connections and says nothing, `reset` ends each by a
     reset, `slow` lets 200 kB a second through.
@@ -34,7 +34,7 @@ class Proxy:
         self.become("pass")
 
     def become(self, mode: Mode) -> None:
-        """Behave like that from now on."""
+        """Switch to that mode."""
         asyncio.run_coroutine_threadsafe(self._become(mode), self._loop).result(30)
 
     def stop(self) -> None:
@@ -88,7 +88,7 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 
 @contextmanager
 def proxy(port: int) -> Iterator[Proxy]:
-    """A proxy before that port for as long as the block lasts."""
+    """Run a proxy for that port during the block."""
     made = Proxy(port)
     try:
         yield made

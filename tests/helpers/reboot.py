@@ -1,4 +1,4 @@
-"""A reboot in the midst of a scheduled run, at a moment that is counted in events."""
+"""A reboot during a scheduled run, at a moment counted in events."""
 
 import random
 import sqlite3
@@ -15,7 +15,7 @@ from tests.helpers.nightly import Nightly, nightly
 from tests.helpers.toy_project import processes_in
 from tests.helpers.waiting import wait_until
 
-# The least that Prefect allows: seconds until the slot of a run that is gone comes free.
+# Prefect's minimum: seconds until the slot of a dead run is freed.
 LEASE = {"PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION": "30"}
 
 STEPS, SAVE_EVERY = 200, 10
@@ -23,10 +23,10 @@ UNITS = 12  # of the four cells of the small sweep, in batches of 8 of its 20 im
 
 
 def kill(processes: Iterable[psutil.Process]) -> None:
-    """As a power cut does: nobody is asked."""
+    """Kill all processes at once, as a power cut does."""
     left = list(processes)
     for process in left:
-        process.suspend()  # so that none of them sees another one's end
+        process.suspend()  # so that none reacts to another one's end
     for process in left:
         process.kill()
     psutil.wait_procs(left, timeout=30)
@@ -38,29 +38,29 @@ def training(work: Nightly) -> bool:
 
 
 def states(clone: Path) -> int:
-    """How many states the training has saved, by the step of the newest one that is kept."""
+    """Return the number of saved states, from the step of the newest one."""
     names = [path.name.split(".")[0] for path in (clone / TRAIN_RUNS).glob("*/state-*")]
     return max((int(name.rpartition("-")[2]) // SAVE_EVERY for name in names), default=0)
 
 
 def units(clone: Path) -> dict[Path, int]:
-    """The units of cells that were sampled, each with when it was written."""
+    """Return the sampled units of cells with their modification times."""
     return {path: path.stat().st_mtime_ns for path in (clone / CELL_RUNS).rglob("*.npy")}
 
 
 def records(clone: Path, table: str = "registered_models") -> int:
-    """How many registered models MLflow knows, or versions of them."""
+    """Return the number of registered models, or of their versions."""
     with (
-        suppress(sqlite3.OperationalError),  # there is no store yet, or it is being written
+        suppress(sqlite3.OperationalError),  # no store yet, or a concurrent write
         closing(sqlite3.connect(f"file:{clone / 'mlflow.db'}?mode=ro", uri=True)) as database,
     ):
         return int(database.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
     return 0
 
 
-# What is counted, and up to which of them a reboot may be asked for.
+# What is counted, and the largest count for a reboot.
 EVENTS: Mapping[str, tuple[Callable[[Path], int], int]] = {
-    "states saved": (states, STEPS // SAVE_EVERY // 2),  # the newest ones go as the training ends
+    "states saved": (states, STEPS // SAVE_EVERY // 2),  # the newest ones are removed when the training ends
     "units sampled": (lambda clone: len(units(clone)), UNITS),
     "files of scores": (lambda clone: int((clone / SCORES).exists()), 1),
     "models registered": (records, 1),
@@ -69,7 +69,7 @@ EVENTS: Mapping[str, tuple[Callable[[Path], int], int]] = {
 
 @dataclass(frozen=True)
 class Moment:
-    """When the power goes: as soon as so many of an event are seen."""
+    """The moment of the power cut: after so many events of a kind."""
 
     event: str
     count: int = 1
@@ -83,14 +83,14 @@ class Moment:
 
 
 def drawn(seed: int, number: int) -> Moment:
-    """The moment of reboot `number`: each event as often as another one, at any of its counts."""
+    """Draw the moment of reboot `number`: kinds equally often, at any count."""
     rng = random.Random(f"{seed} {number}")
     event = rng.choice(list(EVENTS))
     return Moment(event, rng.randint(1, EVENTS[event][1]))
 
 
 def reboot(folder: Path, moment: Moment) -> None:
-    """Kill servers, worker and run at that moment, start them again: the next run completes.
+    """Kill servers, worker and run at that moment, restart them, and assert that the next run completes.
 
     A training goes on; of the units that were sampled none is sampled again, and one version is registered.
     """

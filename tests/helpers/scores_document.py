@@ -89,7 +89,7 @@ def with_errors(cell: CellScores, metric: str, errors: Any) -> CellScores:
 
 
 def with_space(one: ScoresDocument, factor: float = 2.0, **card: Any) -> ScoresDocument:
-    """The document with what effnet-lite0-96 says too: each score times `factor`, and that on its card."""
+    """Return the document with scores in effnet-lite0-96 too: each score times `factor`, with a card."""
     ours, name = "effnet_lite0_64", "effnet-lite0-96"
     values = document_values(one)
     values["spaces"] = {name: {**values["reference"], "extractor": name, "weights_sha256": "v" * 64}}

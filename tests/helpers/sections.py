@@ -14,7 +14,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.system.references import load_reference
 from diffusion.train.lr_schedule import LR_SCHEDULES
 
-REGISTRIES = (SOURCES, MODELS, PROCESSES, LR_SCHEDULES)  # whose entries have a section's class
+REGISTRIES = (SOURCES, MODELS, PROCESSES, LR_SCHEDULES)  # with config classes in their entries
 
 
 class Part(NamedTuple):

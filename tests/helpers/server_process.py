@@ -1,4 +1,4 @@
-"""A small model behind an address: its file, the application over it, and a network behind a gate."""
+"""A small served model: its file, the application, and a network that waits for a gate."""
 
 import signal
 import subprocess
@@ -25,29 +25,29 @@ SWEEP = {(4, 0.0): 0.3, (8, 1.0): 0.2}
 
 
 def small_model(path: Path, seed: int = 0) -> Path:
-    """A model file with random weights of that seed."""
+    """Write a model file with random weights from that seed."""
     save_artefact(path, network_of(spec_of(), seed).state_dict(), artefact_of(spec_of()))
     return path
 
 
 def scores_of(model: Path, sweep: dict[tuple[int, float], float] = SWEEP) -> ScoresDocument:
-    """Scores of the model over a sweep."""
+    """Return scores of the model over a sweep."""
     return document(sweep, model_sha256=read_artefact(model).model_sha256)
 
 
 def published(model: Path, version: int | None = 3, scored: bool = True) -> PublishedModel:
-    """The model as a source publishes it."""
+    """Return the model as a model source provides it."""
     return PublishedModel("digits", version, model, scores_of(model) if scored else None)
 
 
 def service_of(source: ModelSource | PublishedModel, **config: float) -> Service:
-    """A service of that source on the CPU."""
+    """Return a service of that source on the CPU."""
     source = FixedSource(source) if isinstance(source, PublishedModel) else source
     return Service(source, CPU, ServeConfig.model_validate(config))
 
 
 def trained(seed: int, kernel: float) -> str:
-    """Leave a model and its scores in the working directory, as a training does; returns its sha256."""
+    """Write a model and its scores into the working directory, as a training does; return its sha256."""
     sha256 = read_artefact(small_model(MODEL, seed)).model_sha256
     write_scores_document(SCORES, scores_of(MODEL, {(4, 0.0): kernel}))
     write_json(RUN, add_checksum({"key": f"key{seed}", "fingerprint": f"{seed}" * 16}))
@@ -55,14 +55,14 @@ def trained(seed: int, kernel: float) -> str:
 
 
 class Gate(torch.nn.Module):
-    """A network that says nothing while the gate is shut."""
+    """A network that waits while the gate is closed."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()
         self.network, self.open, self.reached = network, threading.Event(), threading.Event()
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        """What the network says, once the gate is open."""
+        """Return the network's output once the gate is open."""
         self.reached.set()
         assert self.open.wait(60)
         said: torch.Tensor = self.network(x, t, labels)
@@ -70,7 +70,7 @@ class Gate(torch.nn.Module):
 
 
 def gated(service: Service) -> Gate:
-    """Put a gate before the network that the service is about to serve."""
+    """Add a gate to the network that the service will use."""
     published, loaded = service._first
     gate = Gate(loaded.network)
     service._first = published, loaded._replace(network=gate)
@@ -104,12 +104,12 @@ class ServerProcess:
         self.port = int(self.url.rpartition(":")[2])
 
     def stop(self) -> int:
-        """Ask it to stop, and wait; its exit code."""
+        """Send SIGTERM, wait, and return the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
 
     def kill(self) -> None:
-        """End it at once, and let go of its output."""
+        """Kill it and close its output."""
         self.process.kill()
         self.process.wait()
         assert self.process.stdout is not None

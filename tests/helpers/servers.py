@@ -1,4 +1,4 @@
-"""The project's own servers in a folder of a test, and what Prefect's API says."""
+"""The project's servers in a test's folder, and requests to Prefect's API."""
 
 import json
 import urllib.request

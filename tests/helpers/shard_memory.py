@@ -1,4 +1,4 @@
-"""One of two processes that go on with a large training, which tells how far its memory grows for that."""
+"""One of two processes that resume a large training and report the growth of their memory."""
 
 import re
 import sys
@@ -37,7 +37,7 @@ def main() -> None:
     plan = plan_of(store, **LARGE, train={"batch_size": 2, "shard": shard == "True"})
     with join_group(group, dist.TCPStore("127.0.0.1", port, 2, is_master=False)):
         new_state(plan_of(store, **SHARDED), group.device, group=group)
-        (SELF / "clear_refs").write_text("5")  # the highest memory begins anew
+        (SELF / "clear_refs").write_text("5")  # reset the peak memory
         before = memory("VmRSS")
         state = new_state(plan, group.device, group=group)
         newest = newest_state(Path(folder)) if group.is_rank_zero else None

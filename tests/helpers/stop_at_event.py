@@ -19,7 +19,7 @@ COUNTED = ("import", "open", "os.rename", "socket.connect")
 
 
 def watch(name: str) -> None:
-    """Count this process's events, and send the signal when it is time."""
+    """Count this process's events, and send the signal at the chosen one."""
     os.environ.setdefault("TARGET", str(os.getpid()))
     process, event, number, *signals = os.environ.get("MOMENT", ":::").split(":")
     counts: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""The team's servers as deploy/team/ has them: PostgreSQL with a password, MLflow and Prefect over it."""
+"""The team's servers of deploy/team/: PostgreSQL with a password, MLflow and Prefect on it."""
 
 import os
 import shlex
@@ -26,20 +26,20 @@ SECRETS = (DATABASE_PASSWORD, ADMIN_PASSWORD, COLLEAGUE, "the-shared-secret", "t
 
 
 def read_settings() -> dict[str, str]:
-    """The variables of deploy/team/team.env."""
+    """Return the variables of deploy/team/team.env."""
     lines = (TEAM / "team.env").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
 def commands() -> dict[str, list[str]]:
-    """What compose.yaml runs as MLflow and as Prefect."""
+    """Return the commands of compose.yaml for MLflow and Prefect."""
     services = yaml.safe_load((TEAM / "compose.yaml").read_text())["services"]
     return {name: shlex.split(services[name]["command"]) for name in ("mlflow", "prefect")}
 
 
 @dataclass(frozen=True)
 class Team:
-    """The servers' folder with their logs, their addresses, and what a client of theirs sets."""
+    """The servers' folder with logs, their addresses, and a client's variables."""
 
     folder: Path
     mlflow: str
@@ -48,7 +48,7 @@ class Team:
 
     @property
     def client(self) -> dict[str, str]:
-        """A team member's environment."""
+        """Return a team member's environment."""
         return {
             "MLFLOW_TRACKING_URI": self.mlflow,
             "MLFLOW_TRACKING_USERNAME": "admin",
@@ -59,18 +59,18 @@ class Team:
 
     @property
     def stranger(self) -> dict[str, str]:
-        """The environment of somebody who knows the addresses alone."""
+        """Return an environment with the addresses only."""
         known = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL")
         return {name: value if name in known else "" for name, value in self.client.items()}
 
     def logs(self) -> str:
-        """All that the servers and the database wrote."""
+        """Return all output of the servers and the database."""
         return "".join(path.read_text(errors="replace") for path in self.folder.glob("*.log"))
 
 
 @contextmanager
 def team(folder: Path) -> Iterator[Team]:
-    """Both servers over a database of their own, until the block ends."""
+    """Run both servers on a separate database during the block."""
     with postgres(DATABASE_PASSWORD) as database, ExitStack() as stack:
         made = Team(
             folder,
@@ -91,7 +91,7 @@ def team(folder: Path) -> Iterator[Team]:
 
 
 def _settings(made: Team) -> dict[str, str]:
-    """team.env, filled in, with ports and folders of this test."""
+    """Return team.env with secrets, and ports and folders of this test."""
     filled = {
         "PGPORT": made.database_port,
         "PGPASSWORD": DATABASE_PASSWORD,
@@ -111,7 +111,7 @@ def _settings(made: Team) -> dict[str, str]:
     settings = read_settings()
     assert filled.keys() <= settings.keys()
     assert all(filled.get(name) or value for name, value in settings.items()), "nothing is left empty"
-    # Nothing of the surroundings has a say.
+    # No variables of the surrounding environment.
     return {"MLFLOW_TRACKING_URI": "", "PREFECT_API_URL": "", **settings, **filled}
 
 
@@ -137,6 +137,6 @@ def _server(name: str, health: str, folder: Path, env: dict[str, str]) -> Iterat
 
 
 def told(folder: Path) -> str:
-    """All that lies as text in a folder: what a person may read or send on."""
+    """Return all text in a folder's files."""
     files = (Path(base) / name for base, _, names in os.walk(folder) for name in names)
     return "".join(path.read_text(errors="replace") for path in files if path.is_file())

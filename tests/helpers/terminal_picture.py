@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-STATES = 6  # of a line that is drawn anew: these many are kept, evenly
+STATES = 6  # of a redrawn line: so many are kept, evenly
 LONGEST = 0.5  # seconds of the picture for a wait of whatever length
-SHORTEST = 0.1  # seconds between two changes that a reader can tell apart
+SHORTEST = 0.1  # seconds between two distinguishable changes
 WIDTH, HEIGHT, MARGIN = 8.0, 18, 14  # of a letter, of a line and around all, in pixels
 UP = "\x1b[A"
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -41,7 +41,7 @@ class Line:
 
     @property
     def text(self) -> str:
-        """What stands in it at the end."""
+        """Return its final content."""
         return self.states[-1][1] if self.states else ""
 
     def draw(self, at: float, written: str) -> None:

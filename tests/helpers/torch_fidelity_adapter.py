@@ -11,7 +11,7 @@ from diffusion.evaluate.features.extractors import load_extractor
 
 
 class Registered(FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity has no types
-    """An extractor by its name here; its outputs as asked for by `features_list`."""
+    """An extractor by its name here; its outputs in the order of `features_list`."""
 
     def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
         super().__init__(name, features_list)
@@ -21,7 +21,7 @@ class Registered(FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity 
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
-        """The outputs that can be asked for."""
+        """The available outputs."""
         return "features", "logits"
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""A toy project under real DVC: the pipeline's six stages, each a small script that behaves as it is told."""
+"""A toy project under real DVC: the pipeline's six stages as small scripts with configurable behaviour."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import yaml
 from tests.conftest import environment, write_params
 from tests.helpers.waiting import wait_until
 
-# A file `be-STAGE` with a Python statement says how a stage behaves before it writes its out.
+# A file `be-STAGE` with a Python statement configures what a stage does before it writes its out.
 WORK = """
 import os, signal, sys, time
 from pathlib import Path
@@ -20,7 +20,7 @@ from diffusion.system.errors import DiffctlError, Interrupted, TemporaryError, U
 stage, out = sys.argv[1:]
 behaviour = Path(f"be-{stage}")
 
-def fail(error):  # as `diffctl stage` does
+def fail(error):  # like `diffctl stage`
     import cli.main
 
     def work():
@@ -29,7 +29,7 @@ def fail(error):  # as `diffctl stage` does
     cli.main.app = work
     cli.main.main()
 
-def train():  # as a training does: run long, save on the first signal
+def train():  # like a training: run long, save on the first signal
     def save(number, frame):
         Path("saved").write_text(signal.Signals(number).name)
         sys.exit(128 + number)
@@ -37,7 +37,7 @@ def train():  # as a training does: run long, save on the first signal
     Path("begun").write_text(str(os.getpid()))
     time.sleep(60)
 
-def slow_to_save():  # a training that saves when the file `allow` is there
+def slow_to_save():  # a training that saves once the file `allow` exists
     def save(number, frame):
         while not Path("allow").exists():
             time.sleep(0.01)
@@ -47,7 +47,7 @@ def slow_to_save():  # a training that saves when the file `allow` is there
     Path("begun").write_text(str(os.getpid()))
     time.sleep(60)
 
-def stubborn():  # hear no signal
+def stubborn():  # ignore signals
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     Path("begun").write_text(str(os.getpid()))
@@ -88,12 +88,12 @@ def toy_project(folder: Path) -> Path:
 
 
 def be(folder: Path, stage: str, behaviour: str) -> None:
-    """Tell a stage what to do before it writes its out."""
+    """Configure what a stage does before it writes its out."""
     (folder / f"be-{stage}").write_text(behaviour)
 
 
 def script(folder: Path, code: str, env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
-    """Start Python code in the folder, in a session of its own; both outputs come on stdout."""
+    """Start Python code in the folder, in its own session, with stderr on stdout."""
     return subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=folder,
@@ -106,7 +106,7 @@ def script(folder: Path, code: str, env: dict[str, str] | None = None) -> "subpr
 
 
 def reproducing(stage: str, before: str = "") -> str:
-    """Code that brings a stage up to date and exits as diffctl does."""
+    """Return code that updates a stage and exits like diffctl."""
     return (
         "import asyncio, sys\nimport flows.dvc_stage\n"
         "from diffusion.system.errors import DiffctlError, Interrupted\n"
@@ -117,7 +117,7 @@ def reproducing(stage: str, before: str = "") -> str:
 
 
 def processes_in(folder: Path) -> list[psutil.Process]:
-    """The processes that work in the folder, zombies left out."""
+    """Return the processes with this working directory, without zombies."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -129,10 +129,10 @@ def processes_in(folder: Path) -> list[psutil.Process]:
 
 
 def wait_for_file(path: Path, seconds: float = 60) -> None:
-    """Wait until the file holds something."""
+    """Wait until the file is not empty."""
     wait_until(lambda: path.exists() and path.read_text() != "", seconds)
 
 
 def wait_until_left(folder: Path, seconds: float = 20) -> None:
-    """Wait until no process works in the folder any more."""
+    """Wait until no process has this working directory."""
     wait_until(lambda: not processes_in(folder), seconds)

@@ -42,7 +42,7 @@ def start(
 
 
 def logged_steps(folder: Path) -> list[int]:
-    """The steps whose loss the training has logged, in the file's order; not what it says of the machine."""
+    """Return the steps with a logged loss, in the file's order, without system metrics."""
     lines = (
         line
         for path in folder.glob("runs/train/*/events.jsonl")

@@ -1,4 +1,4 @@
-"""Walks along a grid by networks that a test writes in place."""
+"""Trajectories along a grid with networks defined in tests."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,17 +19,17 @@ from diffusion.sample.sampler import Sampler, Step, run_sampler
 
 
 def process_of(name: str, timesteps: int, **config: Any) -> NoiseProcess:
-    """The process of that schedule, with the sections' usual values beside what is given."""
+    """Return the process of that schedule, with default values for the rest."""
     return build_process(ProcessConfig(schedule=name, timesteps=timesteps, **config))
 
 
 def grid_of(name: str, timesteps: int, times: Sequence[int] | None = None) -> TimeGrid:
-    """The grid of some of a process's times, all of them by default."""
+    """Return the grid of some of a process's times, by default all."""
     return process_of(name, timesteps).grid(range(timesteps) if times is None else times)
 
 
 class OnGrid(NoiseProcess):
-    """A process that is known at a grid's own times alone."""
+    """A process defined only at a grid's own times."""
 
     def __init__(self, grid: TimeGrid, prediction: str = "eps") -> None:
         super().__init__(ProcessConfig(timesteps=max(2, int(grid.times[-1]) + 1), prediction=prediction))
@@ -42,7 +42,7 @@ class OnGrid(NoiseProcess):
 
 
 def asked(network: Network, grid: TimeGrid, prediction: str = "eps") -> NetworkDenoiser:
-    """What a network says of x at the grid's times."""
+    """Return a denoiser of the network at the grid's times."""
     return NetworkDenoiser(network, OnGrid(grid, prediction))
 
 
@@ -54,7 +54,7 @@ def walk(
     condition: Condition | None = None,
     callback: Callable[[Step], object] | None = None,
 ) -> Tensor:
-    """x_0 of a walk from the first draw."""
+    """Return x_0 of a trajectory from the first draw."""
     x = draw()
     return run_sampler(sampler(grid, x, draw), denoiser, condition or Condition(len(x)), callback).x
 
@@ -70,7 +70,7 @@ def sample(
     prediction: str = "eps",
     **options: Any,
 ) -> Tensor:
-    """x_0 of a walk by a network of (x, t, labels), with the sampler's options."""
+    """Return x_0 of a trajectory with a network of (x, t, labels) and the sampler's options."""
     condition = None if labels is None else Condition(len(labels), labels)
     chosen = Ddim(**options) if sampler == "ddim" else DPMSolverMultistep(**options)
     return walk(asked(network, grid, prediction), grid, draw, chosen, condition, callback)
