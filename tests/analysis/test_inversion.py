@@ -20,7 +20,7 @@ from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.system.errors import UsageError
 from tests.helpers import papers
 from tests.helpers.networks import OptimalNetwork, artefact_of, spec_of
-from tests.helpers.trajectories import asked, grid_of, sample
+from tests.helpers.trajectories import grid_of, network_denoiser, sample
 
 DATA = papers.GaussianData(0.2, 0.3)
 FULL = grid_of("cosine", 1000)
@@ -44,7 +44,7 @@ def images(seed: int = 0) -> torch.Tensor:
 
 def test_codes_of_gaussian_data_follow_the_exact_flow_and_are_normal():
     x_0 = images()
-    code = encode(asked(network, FULL), FULL, x_0, Condition(len(x_0)))
+    code = encode(network_denoiser(network, FULL), FULL, x_0, Condition(len(x_0)))
     exact = DATA.flow(x_0, 1.0, float(FULL.alphas_cumprod[-1]))
     assert float((code - exact).abs().max()) < 0.03
     assert float(code.mean()) == pytest.approx(0, abs=0.07)
@@ -56,7 +56,7 @@ def test_the_way_back_is_exact_in_the_limit():
     errors = []
     for steps in (25, 50, 100, 200):
         grid = spaced(steps)
-        code = encode(asked(network, grid), grid, x_0, Condition(len(x_0)))
+        code = encode(network_denoiser(network, grid), grid, x_0, Condition(len(x_0)))
         back = sample(network, grid, lambda code=code: code, clip=False)
         errors.append(float((back - x_0).abs().mean()))
     ratios = np.array(errors[:-1]) / errors[1:]
@@ -72,11 +72,11 @@ def test_the_network_is_asked_where_each_step_starts():
         return torch.zeros_like(x)
 
     grid, alone = grid_of("cosine", 1000, [5, 50, 999]), Condition(1)
-    encode(asked(recorder, grid), grid, randn(1, 1, 2, 2), alone)
+    encode(network_denoiser(recorder, grid), grid, randn(1, 1, 2, 2), alone)
     assert seen == [(5, None), (5, None), (50, None)]
     done = []
     grid = grid_of("cosine", 1000, [5, 999])
-    encode(asked(recorder, grid), grid, randn(1, 1, 2, 2), alone, lambda *step: done.append(step))
+    encode(network_denoiser(recorder, grid), grid, randn(1, 1, 2, 2), alone, lambda *step: done.append(step))
     assert done == [(1, 2), (2, 2)]
 
 

@@ -24,10 +24,10 @@ from tests.helpers.team import (
     SECRETS,
     TEAM,
     Team,
+    all_text,
     commands,
     read_settings,
     team,
-    told,
 )
 
 TRAININGS = 8
@@ -185,7 +185,7 @@ def test_a_wrong_database_uri_is_one_sentence(
 
 @pytest.mark.slow
 def test_no_log_and_no_command_line_contains_a_password(servers: Team) -> None:
-    shown = told(servers.folder) + " ".join(
+    shown = all_text(servers.folder) + " ".join(
         " ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])
     )
     assert "diffctl" in shown

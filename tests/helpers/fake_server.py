@@ -16,7 +16,7 @@ class Fake:
     """Its address, and each request's path and Authorization header."""
 
     url: str = ""
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    requests: list[tuple[str, str | None]] = field(default_factory=list)
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def fake_server(answers: Mapping[str, Any], otherwise: int = 422) -> Iterator[Fa
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            state.asked.append((self.path, self.headers.get("Authorization")))
+            state.requests.append((self.path, self.headers.get("Authorization")))
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             body = answers.get(self.path)
             text = json.dumps(body or REFUSAL)

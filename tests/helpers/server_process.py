@@ -65,8 +65,8 @@ class Gate(torch.nn.Module):
         """Return the network's output once the gate is open."""
         self.reached.set()
         assert self.open.wait(60)
-        said: torch.Tensor = self.network(x, t, labels)
-        return said
+        startup_line: torch.Tensor = self.network(x, t, labels)
+        return startup_line
 
 
 def gated(service: Service) -> Gate:
@@ -98,9 +98,9 @@ class ServerProcess:
                 start_new_session=True,
             )
         assert self.process.stdout is not None
-        self.said = self.process.stdout.readline()
-        assert self.said, self.log.read_text()
-        self.url = self.said.split()[1].removesuffix("/v1/images").removesuffix("/")
+        self.startup_line = self.process.stdout.readline()
+        assert self.startup_line, self.log.read_text()
+        self.url = self.startup_line.split()[1].removesuffix("/v1/images").removesuffix("/")
         self.port = int(self.url.rpartition(":")[2])
 
     def stop(self) -> int:

@@ -136,7 +136,7 @@ def _server(name: str, health: str, folder: Path, env: dict[str, str]) -> Iterat
         process.wait(30)
 
 
-def told(folder: Path) -> str:
+def all_text(folder: Path) -> str:
     """Return all text in a folder's files."""
     files = (Path(base) / name for base, _, names in os.walk(folder) for name in names)
     return "".join(path.read_text(errors="replace") for path in files if path.is_file())

@@ -41,7 +41,7 @@ class OnGrid(NoiseProcess):
         return self.known.alpha[index], self.known.sigma[index]
 
 
-def asked(network: Network, grid: TimeGrid, prediction: str = "eps") -> NetworkDenoiser:
+def network_denoiser(network: Network, grid: TimeGrid, prediction: str = "eps") -> NetworkDenoiser:
     """Return a denoiser of the network at the grid's times."""
     return NetworkDenoiser(network, OnGrid(grid, prediction))
 
@@ -73,4 +73,4 @@ def sample(
     """Return x_0 of a trajectory with a network of (x, t, labels) and the sampler's options."""
     condition = None if labels is None else Condition(len(labels), labels)
     chosen = Ddim(**options) if sampler == "ddim" else DPMSolverMultistep(**options)
-    return walk(asked(network, grid, prediction), grid, draw, chosen, condition, callback)
+    return walk(network_denoiser(network, grid, prediction), grid, draw, chosen, condition, callback)

@@ -28,7 +28,7 @@ from diffusion.sample.nan_guard import NaNGuard, NonFiniteError
 from diffusion.sample.sampler import run_sampler
 from diffusion.system.errors import UsageError
 from tests.helpers.networks import artefact_of, network_of, spec_of
-from tests.helpers.trajectories import asked, grid_of
+from tests.helpers.trajectories import grid_of, network_denoiser
 
 CPU = torch.device("cpu")
 SPEC = spec_of()
@@ -116,7 +116,7 @@ def test_the_first_step_and_the_row_are_named(bad: int, row: int, value: float, 
     look, watch.end = watch.end, (lambda: None) if at_the_end else watch.end
 
     def walked():
-        run_sampler(Ddim()(grid, x, lambda: x), asked(network, grid), Condition(3), watch=watch)
+        run_sampler(Ddim()(grid, x, lambda: x), network_denoiser(network, grid), Condition(3), watch=watch)
         look()
 
     with pytest.raises(NonFiniteError, match=rf"^row {row} is NaN .* step {bad + 1} on \(t = {5 - bad}\)"):

@@ -39,7 +39,7 @@ from tests.conftest import diffctl, params, write_params
 from tests.helpers import papers
 from tests.helpers.networks import artefact_of, network_of, randomise, spec_of
 from tests.helpers.trainings import assert_same, plan_of, run, run_until
-from tests.helpers.trajectories import OnGrid, asked, grid_of, walk
+from tests.helpers.trajectories import OnGrid, grid_of, network_denoiser, walk
 
 CPU = torch.device("cpu")
 SHAPE = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attention": (4,), "head_channels": 8}
@@ -88,7 +88,7 @@ def test_algorithm_2_with_the_true_classifier_is_bayes_rule(t):
     x, labels = randn(8, 1, 1, 1), torch.arange(8) % 2
     at = torch.full((8,), t)
     gradient = classifier_gradient(lambda x, t: data.logits(x, t), 1.0)
-    guided = shift_eps(asked(data.unconditional, grid), gradient, OnGrid(grid))
+    guided = shift_eps(network_denoiser(data.unconditional, grid), gradient, OnGrid(grid))
     said = guided(x, at, Condition(8, labels))
     assert torch.allclose(said.eps, data.conditional(x, at, labels), atol=1e-4)
     alpha, sigma = grid.alpha[t], grid.sigma[t]
@@ -108,7 +108,7 @@ def test_a_larger_scale_is_a_multiple_and_the_variance_is_left_alone():
     def network(x, t, labels):
         return torch.cat([x, 7 * x], 1)
 
-    guided = shift_eps(asked(network, grid), classifier_gradient(data.logits, 1.0), OnGrid(grid))
+    guided = shift_eps(network_denoiser(network, grid), classifier_gradient(data.logits, 1.0), OnGrid(grid))
     said = guided(x, t, condition)
     assert torch.equal(said.variance_fraction, (7 * x + 1) / 2)
     assert not torch.equal(said.eps, x)
@@ -128,7 +128,7 @@ def test_guided_samples_of_the_mixture_are_of_the_asked_class(eta):
     def draw() -> torch.Tensor:
         return torch.randn(400, 1, 1, 1, generator=source, dtype=torch.float64)
 
-    plain = asked(data.unconditional, grid)
+    plain = network_denoiser(data.unconditional, grid)
     guided = shift_mean(plain, gradient) if eta else shift_eps(plain, gradient, plain.process)
     x = walk(guided, grid, draw, Ddim(eta, clip=False), Condition(400, labels))
     for label, mean in ((0, -0.5), (1, 0.5)):
@@ -141,7 +141,10 @@ def test_algorithm_1_moves_the_mean_by_the_variance_times_the_gradient():
     grid = grid_of("cosine", 100, [20, 99])
     x_t, z = randn(2, 3, 1, 2, 2)
     draws = iter([x_t, z, x_t, z])
-    plain, condition = asked(lambda x, t, labels: 0.1 * x, grid), Condition(3, torch.tensor([0, 1, 0]))
+    plain, condition = (
+        network_denoiser(lambda x, t, labels: 0.1 * x, grid),
+        Condition(3, torch.tensor([0, 1, 0])),
+    )
 
     def gradient(x, t, condition):
         if t == 99:
