@@ -70,7 +70,8 @@ def picture(model: Path) -> bytes:
 
     from PIL import Image
 
-    from diffusion.report.figures import as_png, montage
+    from diffusion.report.figure_base import as_png
+    from diffusion.report.figures import montage
 
     with Image.open(BytesIO(as_png(montage(samples(model))))) as drawn:
         grey = drawn.convert("L").resize(

@@ -74,11 +74,11 @@ def _mlflow() -> "Finding":
 def _times(config: "Config", refused: bool) -> "list[Finding]":
     """How long training, sweep and scoring take; not where one of them would fail."""
     from diffusion.check.findings import Finding, Project
-    from diffusion.check.time_estimate import TIME, check_time
+    from diffusion.check.time_estimate import SUBJECT, check_time
     from diffusion.system.signals import interrupt_on_signal
 
     if refused:
-        return [Finding("warning", TIME, "not measured", "see to what would fail first")]
+        return [Finding("warning", SUBJECT, "not measured", "see to what would fail first")]
     with interrupt_on_signal():
         return list(check_time(Project(config), lambda sentence: typer.echo(sentence, err=True)))
 

@@ -109,7 +109,7 @@ def evaluate(
         from diffusion.system.output_paths import check_output
 
         check_output(out, "--out")
-    from diffusion.evaluate.open_images import is_prepared
+    from diffusion.evaluate.adhoc_inputs import is_prepared
 
     idle = os.path.exists(against) and not is_prepared(against)
     refuse_idle(context, "split", idle, f"since {against} is no prepared data set")
@@ -193,8 +193,7 @@ class _Asked(NamedTuple):
 
 def _against_statistics(path: Path, against: Path, extractors: list[str]) -> dict[str, _Asked]:
     """The spaces by their extractors' names."""
-    from diffusion.evaluate.adhoc_inputs import images_in_statistics, open_sample
-    from diffusion.evaluate.memory import require_memory
+    from diffusion.evaluate.adhoc_inputs import images_in_statistics, open_sample, require_memory
     from diffusion.evaluate.statistics_file import open_statistics
 
     names: list[str | None] = [*extractors] or [None]
@@ -203,7 +202,7 @@ def _against_statistics(path: Path, against: Path, extractors: list[str]) -> dic
     images = images_in_statistics(against, sample)
 
     def score(published: Any, **options: Any) -> dict[str, Any]:
-        from diffusion.evaluate.against_statistics import score_against_statistics
+        from diffusion.evaluate.adhoc import score_against_statistics
 
         return score_against_statistics(sample, published, images, **options)
 
@@ -216,8 +215,7 @@ def _against_statistics(path: Path, against: Path, extractors: list[str]) -> dic
 
 def _against_images(path: Path, against: Path, split: str, extractors: list[str]) -> dict[str, _Asked]:
     """The spaces by their extractors' names."""
-    from diffusion.evaluate.adhoc_inputs import open_inputs
-    from diffusion.evaluate.memory import require_memory
+    from diffusion.evaluate.adhoc_inputs import open_inputs, require_memory
     from diffusion.protocol.extractors import default_extractor, extractor_spec
 
     pair = open_inputs(path, against, split)

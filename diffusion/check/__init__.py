@@ -1,4 +1,4 @@
-"""What would fail later, found in seconds: each finding with its remedy."""
+"""Checks that find in seconds what would fail later, each with a remedy."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,21 +37,21 @@ OF_STAGE: dict[str, tuple[Check, ...]] = {
     "train": (check_prepared, check_fit, check_eta, check_memory, check_training_disk),
     "sample": (check_eta, check_averages),
     "evaluate": (check_weights,),
-}  # the others find out in their first second what they need
+}  # other stages check their inputs themselves, immediately
 
 
 def check(config: Config, root: Path = Path()) -> list[Finding]:
-    """Look at everything: data, model, machine and weights of the project in `root`."""
+    """Run all checks of the project in `root`."""
     return list(iter_findings(config, root))
 
 
 def iter_findings(config: Config, root: Path = Path()) -> Iterator[Finding]:
-    """As `check`, each finding when it is found."""
+    """Run all checks, and yield each finding immediately."""
     return _run(ALL, Project(config, root))
 
 
 def preflight(config: Config, stage: str, root: Path = Path()) -> list[Finding]:
-    """What to know before a stage runs: its warnings. UsageError with its first error's remedy."""
+    """Run a stage's checks and return their warnings; UsageError with the remedy of the first error."""
     findings = list(_run(OF_STAGE[stage], Project(config, root)))
     for finding in findings:
         if finding.level == "error":

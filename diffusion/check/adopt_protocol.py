@@ -1,7 +1,6 @@
-"""A paper's protocol as params.yaml is to have it: each field that departs, what follows, what stays and why.
+"""The changes in params.yaml that follow a paper's protocol, and the fields that cannot follow.
 
-Nothing is written here. What decides which images are trained on is left to a person: other data are another
-training, with another network.
+Nothing is written here. Fields that decide the training images are left to the user.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,14 +14,14 @@ from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.sweep_config import idle_axes
 from diffusion.system.files import sha256_file
 
-REFERENCES = Path("references")  # where a published file of statistics is looked for
+REFERENCES = Path("references")  # folder of published statistics
 ABSENT = "not set"
 
 Sections = dict[str, dict[str, Any]]
 
 
 class Change(NamedTuple):
-    """A field of params.yaml that gets another value, and who says so."""
+    """A field of params.yaml with its old and new value, and the source of the new one."""
 
     field: str
     old: Any
@@ -34,7 +33,7 @@ class Change(NamedTuple):
 
 
 class Unchanged(NamedTuple):
-    """A field that stays as it is, or lacks something, and why."""
+    """A field that stays as it is or lacks something, and why."""
 
     field: str
     why: str
@@ -44,16 +43,16 @@ class Unchanged(NamedTuple):
 
 
 class Adoption(NamedTuple):
-    """What is to be written, in order, and what cannot be."""
+    """The changes in order, and the fields that cannot follow."""
 
     changes: list[Change]
     left: list[Unchanged]
 
 
 def adopt_protocol(name: str, sections: Mapping[str, Any]) -> Adoption:
-    """What makes `sections`, those of params.yaml as plain values, follow the protocol of that name.
+    """Return what makes `sections`, params.yaml as plain values, follow a protocol.
 
-    Files of statistics are looked for in the folder `references` and beside params.yaml.
+    Statistics are searched in the folder `references` and next to params.yaml.
     """
     after: Sections = {key: dict(values) for key, values in sections.items() if isinstance(values, Mapping)}
     left = []
@@ -81,7 +80,7 @@ def _departing(name: str, sections: Mapping[str, Any]) -> Iterator[PaperField]:
 
 
 def _wanted(stated: PaperField, sections: Sections) -> tuple[tuple[str, str], Any, str]:
-    """Where a stated field stands, its new value, and instead of one why it stays."""
+    """Return the place of a stated field, and its new value or the reason for no change."""
     section, key = stated.field.split(".")
     in_sweep = section == "sample" and sections["sweep"].get(key)
     place = ("sweep" if in_sweep else section, key)
@@ -98,7 +97,7 @@ def _wanted(stated: PaperField, sections: Sections) -> tuple[tuple[str, str], An
 
 
 def _statistics(name: str) -> tuple[dict[str, str] | None, str]:
-    """The published file by its name, where it is here, else why it cannot be set."""
+    """Return the published file, or why it cannot be set."""
     for path in (REFERENCES / name, Path(name)):
         if path.is_file():
             return {"file": str(path), "sha256": sha256_file(path)}, ""
@@ -109,7 +108,7 @@ def _statistics(name: str) -> tuple[dict[str, str] | None, str]:
 
 
 def _following(before: Mapping[str, Any], after: Sections) -> Iterator[tuple[tuple[str, str], Any, str]]:
-    """What a changed field makes impossible beside it: its place, the value that is possible, and why."""
+    """Yield further changes that a change requires: place, value and reason."""
     yield from _of_process(after)
     sample, sweep = after["sample"], after["sweep"]
     if sample["sampler"] != before["sample"]["sampler"] and sample.get("sampler_options"):
@@ -123,33 +122,33 @@ def _following(before: Mapping[str, Any], after: Sections) -> Iterator[tuple[tup
 
 
 def _of_process(after: Sections) -> Iterator[tuple[tuple[str, str], Any, str]]:
-    """Variance, loss, the sampling of timesteps and the noise go together."""
+    """Yield changes of variance, loss, timestep sampler and noise, which depend on each other."""
     process, sample, sweep = after["process"], after["sample"], after["sweep"]
     learned = process["variance"] == "learned"
-    said = f"process.variance is {process['variance']}"
+    reason = f"process.variance is {process['variance']}"
     if learned == (process["loss"] == "simple"):
         process["loss"] = "hybrid" if learned else "simple"
-        yield ("process", "loss"), process["loss"], said
+        yield ("process", "loss"), process["loss"], reason
     if process["loss"] == "simple" and process["t_sampler"] == "loss-aware":
         yield ("process", "t_sampler"), "uniform", "process.loss is simple"
     if not learned and sample["noise"] == "learned":
-        yield ("sample", "noise"), process["variance"], said
+        yield ("sample", "noise"), process["variance"], reason
     if not learned and "learned" in (sweep.get("noise") or ()):
         rest = [noise for noise in sweep["noise"] if noise != "learned"]
-        yield ("sweep", "noise"), rest or [process["variance"]], said
+        yield ("sweep", "noise"), rest or [process["variance"]], reason
 
 
 def _of_extractor(
     before: Mapping[str, Any], after: dict[str, Any]
 ) -> Iterator[tuple[tuple[str, str], Any, str]]:
-    """Weights and statistics are one extractor's; a further space may not be the first one again."""
+    """Yield changes of weights, statistics and further spaces after a change of the extractor."""
     name = after["extractor"]
     if name == before["extractor"]:
         return
-    said = f"it was of {before['extractor']}"
+    reason = f"it was of {before['extractor']}"
     for key in ("weights", "weights_sha256", "statistics"):
         if after.get(key) and after[key] == before.get(key):
-            yield ("evaluate", key), None, said
+            yield ("evaluate", key), None, reason
     also = [one for one in after.get("also") or () if one["extractor"] != name]
     if len(also) < len(after.get("also") or ()):
         yield ("evaluate", "also"), also, f"{name} is evaluate.extractor"
@@ -165,7 +164,7 @@ def _changes(before: Mapping[str, Any], after: Sections, sources: Mapping[str, s
 
 
 def _lacking(after: Sections) -> Iterator[Unchanged]:
-    """Weights that have to be downloaded, of the first extractor."""
+    """Yield missing weights of the first extractor."""
     evaluate = after["evaluate"]
     weights = EXTRACTORS[evaluate["extractor"]].weights
     if evaluate.get("weights") or weights.comes_along or not weights.file:

@@ -1,4 +1,4 @@
-"""What a configuration takes, by counting alone: operations, the network's evaluations, images, bytes."""
+"""The cost of a configuration by counting: FLOPs, network evaluations, images and bytes."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -12,7 +12,7 @@ from diffusion.model.model_config import NetworkSpec
 from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.nfe import count_nfe
-from diffusion.show.network_table import format_quantity
+from diffusion.show.text_table import format_quantity
 from diffusion.system.devices import default_device
 from diffusion.system.section import Section
 from diffusion.train.plan import DenoiserPlan
@@ -25,15 +25,14 @@ from diffusion.train.step_memory import (
 )
 
 FLOAT_BYTES = 4
-BACKWARD = 2  # passes that the backward one counts as: the gradients of inputs and of weights
+BACKWARD = 2  # a backward pass counts as two: gradients of inputs and of weights
 
 
 class CostEstimate(Section):
-    """Operations are multiplications and additions of products and convolutions, as `show model` counts them.
+    """FLOPs of matrix products and convolutions, as `show model` counts them, images and bytes.
 
-    `evaluation_flops` are those of the network for one image, `step_flops` those of a training step.
-    `evaluations` is how often the network sees an image in the whole sweep, `scored` how many images each
-    extractor sees. `sizes` are bytes by what they are of.
+    `evaluation_flops` are for one image, `step_flops` for a training step. `evaluations` counts images
+    through the network in the sweep, `scored` images through each extractor. `sizes` are bytes by kind.
     """
 
     evaluation_flops: NonNegativeInt
@@ -46,7 +45,7 @@ class CostEstimate(Section):
 
 
 def estimate_cost(project: Project) -> CostEstimate | None:
-    """The whole cost, from the beginning; None where the model fits neither the data nor this machine."""
+    """Return the total cost from scratch; None if the model fits neither data nor machine."""
     config, plan = project.config, project.plan
     if plan is None or exceeds_memory(plan.network, device_memory(default_device())[0]):
         return None
@@ -64,31 +63,31 @@ def estimate_cost(project: Project) -> CostEstimate | None:
 
 
 def passes(network: NetworkSpec) -> int:
-    """How many passes a step takes for an image: forward, back, and forward again where it is recomputed."""
+    """Return the passes of a training step per image: forward, backward, and recomputed forward."""
     return 1 + BACKWARD + network.gradient_checkpointing
 
 
 def sweep_evaluations(config: Config) -> int:
-    """How often the network sees an image in the sweep, twice at each step under guidance."""
+    """Return the number of images through the network in the sweep, twice per guided step."""
     settings = (cell_settings(config.sample, cell) for cell in grid(config.sample, config.sweep))
     return config.sample.num_images * sum(count_nfe(one, config.process) for one in settings)
 
 
 def scored_images(project: Project) -> int:
-    """How many images an extractor sees: those of every cell, and the real ones, both splits."""
+    """Return the number of images through an extractor: all cells and both real splits."""
     config = project.config
     return len(grid(config.sample, config.sweep)) * config.sample.num_images + real_images(project)
 
 
 def real_images(project: Project) -> int:
-    """How many images are prepared, or will be; 0 where nothing is known of them."""
+    """Return the number of prepared images, or those to be prepared; 0 if unknown."""
     if project.is_ready:
         return sum(len(store) for store in project.stores.values())
     return project.info.images
 
 
 def _sizes(project: Project, plan: DenoiserPlan) -> dict[str, int]:
-    """Bytes of each kind of result; of DVC's copies of them the disk's finding speaks."""
+    """Return the bytes of each kind of result, without DVC's copies."""
     config, parameters = project.config, count_parameters(plan.network)
     averages = profile_bytes(plan.network, len(plan.train.widths))
     widths = len(config.sweep.widths)
@@ -107,13 +106,13 @@ def _sizes(project: Project, plan: DenoiserPlan) -> dict[str, int]:
 
 
 def check_cost(project: Project) -> Iterator[Finding]:
-    """What training, sweep and scoring take, and what they leave; nothing of an impossible model."""
+    """Yield the cost of training, sweep and scoring, and the sizes of the results."""
     cost = estimate_cost(project)
     if cost is None:
         return
-    config, tell = project.config, partial(Finding, "ok", "cost", values=cost.model_dump())
+    config, finding = project.config, partial(Finding, "ok", "cost", values=cost.model_dump())
     cells, flops = len(grid(config.sample, config.sweep)), format_quantity
-    yield tell(
+    yield finding(
         f"the network takes {flops(cost.evaluation_flops)} FLOPs an image and a training step "
         f"{flops(cost.step_flops)}, so {config.train.steps:,} steps {flops(cost.training_flops)}; "
         f"{cells:,} {'cell is' if cells == 1 else 'cells are'} {cost.evaluations:,} images through the "

@@ -16,12 +16,12 @@ from diffusion.system.errors import DiffctlError
 if TYPE_CHECKING:
     from diffusion.train.plan import DenoiserPlan
 
-HASHED = 2**30  # bytes that are read in a second or two
-SAMPLED = 4096  # images whose pixels are looked at
+HASHED = 2**30  # bytes that are hashed in a second or two
+SAMPLED = 4096  # images used for pixel statistics
 
 
 def check_raw(project: Project) -> Iterator[Finding]:
-    """Whether the data can be prepared here: raw files, downloads, what is wrong in a listing."""
+    """Check whether the data can be prepared: raw files, downloads, problems in a listing."""
     data, info = project.config.data, project.info
     if info.blocked and project.is_ready:
         yield Finding("ok", "raw data", f"{data.name} is not here, and not needed: it is prepared")
@@ -44,7 +44,7 @@ def check_raw(project: Project) -> Iterator[Finding]:
 
 
 def check_prepared(project: Project) -> Iterator[Finding]:
-    """Counts, sizes, channel statistics, duplicates and what was left out of the prepared splits."""
+    """Check counts, sizes, channel statistics, duplicates and skipped files of the prepared splits."""
     if not project.is_prepared:
         yield Finding("ok", "prepared data", "not yet prepared; `diffctl stage data` does it")
         return
@@ -56,11 +56,11 @@ def check_prepared(project: Project) -> Iterator[Finding]:
         return
     if not project.fits_config:
         message = f"{PREPARED} holds {stores['train'].meta['name']} by another configuration"
-        yield Finding("warning", "prepared data", message, "`diffctl stage data` prepares it anew")
+        yield Finding("warning", "prepared data", message, "`diffctl stage data` prepares it again")
         return
     if project.raw_files_changed:
         message = f"the files in {project.config.data.path} have changed since they were prepared"
-        remedy = "`diffctl run` prepares them anew, as does `dvc repro --force data`"
+        remedy = "`diffctl run` prepares them again, as does `dvc repro --force data`"
         yield Finding("warning", "prepared data", message, remedy)
     for split, store in stores.items():
         yield from _edits(split, store)
@@ -73,7 +73,7 @@ def check_prepared(project: Project) -> Iterator[Finding]:
 
 
 def check_fit(project: Project) -> Iterator[Finding]:
-    """Whether batch, model and evaluation fit the number and the shape of the images."""
+    """Check whether batch, model and evaluation fit the number and shape of the images."""
     import torch
 
     from diffusion.train.plan import plan_training
@@ -81,7 +81,7 @@ def check_fit(project: Project) -> Iterator[Finding]:
 
     config = project.config
     if project.info.blocked and not project.is_ready:
-        return  # nothing is known of the data
+        return  # the data are unknown
     count = len(project.stores["train"]) if project.is_ready else project.info.images
     if count and config.train.batch_size > count:
         message = f"train.batch_size {config.train.batch_size} is more than the {count:,} training images"
@@ -105,7 +105,7 @@ def check_fit(project: Project) -> Iterator[Finding]:
 
 
 def _start(plan: "DenoiserPlan", starts: Path) -> Iterator[Finding]:
-    """What the training begins with, where its weights are not drawn."""
+    """Report the pretrained model, and a model that was trained on grey images."""
     from diffusion.train.pretrained import find_pretrained
 
     if plan.start is None:
@@ -114,20 +114,20 @@ def _start(plan: "DenoiserPlan", starts: Path) -> Iterator[Finding]:
     nearest = start.lineage[0]
     yield Finding("ok", "start", f"from {nearest.sha256[:16]}, {nearest.step:,} steps of {nearest.data}")
     if start.artefact.network.in_channels < plan.network.in_channels:
-        message = "it knows grey images, and of noise that differs between channels it sees a third at first"
+        message = "it was trained on grey images, so that at first it sees only a third of the noise"
         remedy = "set data.channels: 1 if these images are grey; else a start in RGB, or none, is better"
         yield Finding("warning", "start", message, remedy)
 
 
 def _edits(split: str, store: ImageStore) -> Iterator[Finding]:
-    """Whether the images are those that were written; of very many, whether their files are."""
+    """Check whether the images are unchanged; for very large stores, only whether their files are."""
     if store.images.nbytes <= HASHED or is_verified(store.path, store.images, store.digest):
         try:
             verify(store.path, store.images, store.labels, store.digest)
         except DiffctlError as error:
-            yield Finding("error", split, str(error), "`dvc repro --force data` prepares them anew")
+            yield Finding("error", split, str(error), "`dvc repro --force data` prepares them again")
     elif read_note(store.path) is not None:
-        message = f"the files in {store.path} are not those that were last verified"
+        message = f"the files in {store.path} changed since they were verified"
         yield Finding("warning", split, message, "the next stage that uses them reads all of them first")
 
 
@@ -150,7 +150,7 @@ def _counts(split: str, store: ImageStore) -> Iterator[Finding]:
 
 
 def _statistics(split: str, store: ImageStore) -> Iterator[Finding]:
-    """Mean and spread of each channel, over evenly spread images; what looks like a mistake in them."""
+    """Report mean and standard deviation of each channel, and suspicious pixels."""
     rows = np.unique(np.linspace(0, len(store) - 1, min(len(store), SAMPLED)).astype(int))
     pixels = np.asarray(store.images[rows])
     mean, std = pixels.mean(axis=(0, 1, 2)), pixels.std(axis=(0, 1, 2))

@@ -1,4 +1,4 @@
-"""Room on the disks for what is still to be made, each part where it will lie."""
+"""Free space on each disk for everything that is still to be written."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,13 +19,13 @@ from diffusion.train.checkpoint.ema_snapshots import FOLDER
 from diffusion.train.plan import training_fingerprint
 from diffusion.train.step_memory import count_parameters, device_memory, exceeds_memory, profile_bytes
 
-STATE_BYTES = 16  # a parameter in a saved state: weights, EMA and Adam's two moments in fp32
-STATES = 3  # the two that are kept and the one being written
-MODEL_BYTES = 4  # a parameter in the model's file
+STATE_BYTES = 16  # per parameter of a saved state: weights, EMA and Adam's two moments in fp32
+STATES = 3  # two kept and one being written
+MODEL_BYTES = 4  # per parameter of a model file
 
 
 class Need(NamedTuple):
-    """Bytes that a part of the work will take at a place, beyond what it takes there already."""
+    """Bytes that a part of the work will add at a path."""
 
     part: str
     place: Path
@@ -33,18 +33,18 @@ class Need(NamedTuple):
 
 
 def check_disk(project: Project) -> Iterator[Finding]:
-    """Room for data, training states, model, samples and DVC's copies of them."""
+    """Check the space for data, training states, model, samples and DVC's copies."""
     remedy = "make room, or lower data.image_size or sample.num_images"
     yield from _compared([*_data(project), *_training(project), *_samples(project)], remedy)
 
 
 def check_training_disk(project: Project) -> Iterator[Finding]:
-    """Room for the states and the model of the training alone."""
+    """Check the space for the states and the model of the training."""
     yield from _compared(_training(project), "make room, or make the model smaller")
 
 
 def _compared(needs: Sequence[Need], remedy: str) -> Iterator[Finding]:
-    """A finding for each disk."""
+    """Yield a finding per disk."""
     disks: dict[int, list[Need]] = {}
     for need in needs:
         disks.setdefault(_there(need.place).stat().st_dev, []).append(need)
@@ -65,9 +65,9 @@ def _compared(needs: Sequence[Need], remedy: str) -> Iterator[Finding]:
 
 
 def _data(project: Project) -> list[Need]:
-    """Downloads, packed and unpacked; the images in the work folder, in their place, and in DVC's cache.
+    """Return the space for downloads (packed and unpacked), prepared images and DVC's copy.
 
-    On one disk the work becomes the result. Nothing where the data are prepared.
+    On one disk the work folder is renamed, not copied. Empty if the data are prepared.
     """
     if project.is_ready:
         return []
@@ -83,15 +83,12 @@ def _data(project: Project) -> list[Need]:
 
 
 def _training(project: Project) -> list[Need]:
-    """Two states and one being written, the model, DVC's copy of that, and snapshots of averages.
-
-    None for an impossible model.
-    """
+    """Return the space for states, model, DVC's copy, and snapshots; empty for an impossible model."""
     plan = project.plan
     if plan is None:
         return []
     if exceeds_memory(plan.network, device_memory(default_device())[0]):
-        return []  # which is a finding of its own, and too large to be built
+        return []  # reported by check_memory
     parameters = count_parameters(plan.network)
     folder = project.root / TRAIN_RUNS / training_fingerprint(plan)
     states = sum(path.stat().st_size for path in folder.glob("state-*.sealed"))
@@ -106,7 +103,7 @@ def _training(project: Project) -> list[Need]:
 
 
 def _snapshots(folder: Path, out: Path, size: int) -> list[Need]:
-    """In the training's folder, as what it gives, and DVC's copy; none where none are kept."""
+    """Return the space for snapshots in the run directory, in the output and in DVC's cache."""
     if not size:
         return []
     return [
@@ -116,13 +113,13 @@ def _snapshots(folder: Path, out: Path, size: int) -> list[Need]:
 
 
 def _widths(project: Project, size: int) -> list[Need]:
-    """A model's file for each width of the sweep."""
+    """Return the space for a model file per EMA profile of the sweep."""
     folder, widths = project.root / EMA_RUNS, project.config.sweep.widths
     return [Need("averages", folder, max(0, len(widths) * size - disk_usage(folder)))] if widths else []
 
 
 def _samples(project: Project) -> list[Need]:
-    """Every cell as finished shards, as a store and in DVC's cache; a stage that runs replaces its stores."""
+    """Return the space for shards, stores and DVC's copies of all cells."""
     config, meta = project.config, project.train_meta()
     cells, samples = grid(config.sample, config.sweep), project.root / SAMPLES
     size = config.sample.num_images * int(meta["image_size"]) ** 2 * int(meta["channels"])
@@ -137,7 +134,7 @@ def _samples(project: Project) -> list[Need]:
 
 
 def _shards(project: Project, cells: Sequence[Cell]) -> dict[Cell, int]:
-    """Bytes of each cell's finished shards. None where the model is not the one that these settings give."""
+    """Return the bytes of each cell's finished shards; empty if the model does not fit the configuration."""
     if not project.is_trained:
         return {}
     sample, root = project.config.sample, project.root
@@ -153,5 +150,5 @@ def _shards(project: Project, cells: Sequence[Cell]) -> dict[Cell, int]:
 
 
 def _there(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
+    """Return the path, or its nearest existing parent."""
     return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -1,4 +1,4 @@
-"""What a check finds, and the project that it looks at."""
+"""Findings of checks, and the project that is checked."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,9 +23,9 @@ Level = Literal["ok", "warning", "error"]
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at. An error would make a stage fail; `remedy` says what to do.
+    """The result of a check. An error would make a stage fail; `remedy` is what to do.
 
-    `values` are the message's numbers for a script, where there are any.
+    `values` are the message's numbers for JSON.
     """
 
     level: Level
@@ -37,7 +37,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Project:
-    """A configuration and the folder of its project."""
+    """A configuration and the root folder of its project."""
 
     config: Config
     root: Path = Path()
@@ -49,18 +49,18 @@ class Project:
 
     @property
     def is_prepared(self) -> bool:
-        """Whether there is a prepared data set, of whatever configuration."""
+        """Whether there is any prepared data set."""
         return (self.root / PREPARED).is_dir()
 
     @cached_property
     def stores(self) -> dict[str, ImageStore]:
-        """The prepared splits, their images unread; DiffctlError when one is missing or damaged."""
+        """The prepared splits, images unread; DiffctlError if one is missing or damaged."""
         folder = self.root / PREPARED
         return {split: open_store(folder / split, PreparedMeta, unverified=True) for split in SPLITS}
 
     @cached_property
     def fits_config(self) -> bool:
-        """Whether the prepared data is what the configuration asks for, as far as its meta tells."""
+        """Whether the prepared data fit the configuration, by their metadata."""
         meta, data = self.stores["train"].meta, self.config.data
         native = None if data.image_size and data.channels else self.info.shape
         size, _, channels = shape_of(data, native)
@@ -70,7 +70,7 @@ class Project:
 
     @cached_property
     def is_ready(self) -> bool:
-        """Whether the prepared data is whole and what the configuration asks for."""
+        """Whether the prepared data are complete and fit the configuration."""
         try:
             return self.is_prepared and self.fits_config
         except DiffctlError:
@@ -78,14 +78,14 @@ class Project:
 
     @cached_property
     def raw_files_changed(self) -> bool:
-        """Whether raw files by other names or of other sizes lie there than those that were prepared."""
+        """Whether raw files differ in name or size from those that were prepared."""
         return self.is_ready and not (
             self.info.sources.items() <= self.stores["train"].meta["sources"].items()
         )
 
     @cached_property
     def is_trained(self) -> bool:
-        """Whether the model that lies there is the one that this configuration gives on this machine."""
+        """Whether the model file is the result of this configuration on this machine."""
         from diffusion.model.model_file import read_artefact
         from diffusion.train.plan import plan_artefact
 
@@ -101,7 +101,7 @@ class Project:
 
     @cached_property
     def plan(self) -> "DenoiserPlan | None":
-        """What the training would give on this machine; None where the configuration does not fit."""
+        """The training plan on this machine; None if the configuration does not fit."""
         from diffusion.system.devices import default_device
         from diffusion.train.plan import plan_training
 
@@ -112,7 +112,7 @@ class Project:
             return None
 
     def train_meta(self) -> dict[str, Any]:
-        """The training split's meta: as prepared, else as it will be, without names and counts of classes."""
+        """Return the training split's metadata, as prepared or as expected, then with placeholder classes."""
         if self.is_ready:
             return self.stores["train"].meta
         size, _, channels = shape_of(self.config.data, self.info.shape)
@@ -127,5 +127,5 @@ class Project:
 
 
 def format_bytes(size: float) -> str:
-    """A number of bytes for people."""
+    """Format a number of bytes."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""Checks of the machine: memory, device and the extractor's weights, against what the config needs."""
+"""Checks of the machine: memory, device and extractor weights."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -27,20 +27,20 @@ from diffusion.train.train_config import TrainConfig
 
 MEMORY_REMEDY = "lower train.microbatch or train.batch_size, or set model.gradient_checkpointing: true"
 SHARD_REMEDY = "set train.shard: true, with which each process holds a part of the weights"
-BF16_SHARE = 0.5  # of the estimate, which is of fp32, that a step takes in bf16, about
+BF16_SHARE = 0.5  # of the fp32 estimate, for a step in bf16
 
 
 def check_memory(project: Project) -> Iterator[Finding]:
-    """What a process's training step takes, against the memory of its GPU, or its part of the machine's.
+    """Compare a process's training step with the memory of its GPU, or its share of the machine's.
 
-    An error only where it would not fit in bf16 either: the estimate is of what a step takes at most.
+    It is an error only if the step would not fit in bf16 either, since the estimate is an upper bound.
     """
     if project.plan is None:
-        return  # the model does not fit the data, which is a finding of its own
+        return  # reported by check_fit
     spec, train, device = project.plan.network, project.config.train, default_device()
     try:
         world, here = world_size(train)
-        share = ProcessGroup(device, world - 1, world).share(train.batch_size)  # no process's is larger
+        share = ProcessGroup(device, world - 1, world).share(train.batch_size)  # the largest share
     except UsageError as error:
         yield Finding("error", "devices", str(error))
         return
@@ -72,13 +72,13 @@ def check_memory(project: Project) -> Iterator[Finding]:
 
 
 def _step_bytes(spec: NetworkSpec, train: TrainConfig, images: int, shards: int) -> int:
-    """What a step takes at most, with the averages beside the EMA."""
+    """Return the upper bound of a step's memory, with EMA profiles."""
     averages = profile_bytes(spec, len(train.widths)) // shards
     return step_bytes(spec, images, shards=shards) + averages
 
 
 def _microbatch(spec: NetworkSpec, train: TrainConfig, images: int, memory: float, shards: int) -> int:
-    """How many of its `images` a process takes at a time; with auto, as training finds it."""
+    """Return the images per forward pass of a process; for auto, as training chooses it."""
     if train.microbatch == "auto":
         left = int(memory) - profile_bytes(spec, len(train.widths)) // shards
         return fitting_microbatch(spec, images, left, shards=shards)
@@ -86,7 +86,7 @@ def _microbatch(spec: NetworkSpec, train: TrainConfig, images: int, memory: floa
 
 
 def check_device(project: Project) -> Iterator[Finding]:
-    """What it will run on, and in which precision."""
+    """Report the device and the precision."""
     device = default_device()
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -99,13 +99,13 @@ def check_device(project: Project) -> Iterator[Finding]:
 
 
 def check_runner(project: Project) -> Iterator[Finding]:
-    """Whether what makes the samples is installed."""
+    """Check whether the sampling runner is installed."""
     if project.config.sample.runner == "ray" and find_spec("ray") is None:
         yield Finding("error", "runner", "sample.runner ray needs Ray", "pip install 'diffctl[ray]'")
 
 
 def check_weights(project: Project) -> Iterator[Finding]:
-    """Whether each extractor's weights are there and are the published ones."""
+    """Check whether each extractor's weights exist and have the right checksum."""
     for space in project.config.evaluate.spaces:
         yield from _check_space(space)
         yield from _check_statistics(space)
@@ -135,7 +135,7 @@ def _check_space(space: Space) -> Iterator[Finding]:
     path = space.weights or cached_path(spec.weights)
     if path.is_file():
         try:
-            if not space.weights_sha256 and path.stat().st_size != spec.weights.size:  # told at once
+            if not space.weights_sha256 and path.stat().st_size != spec.weights.size:  # without hashing
                 raise DiffctlError(f"{path} is not the published file: delete it and run this again")
             verify(path, f"sha256:{space.weights_sha256 or spec.weights.sha256}")
             yield Finding("ok", "extractor", f"the weights of {spec.name} are here and right")

@@ -1,6 +1,6 @@
-"""The JSON schema of params.yaml, by which an editor completes keys and marks mistakes while one types.
+"""The JSON schema of params.yaml, for completion and validation in an editor.
 
-It says what each value may be. What two values mean together the classes say, when the file is read.
+It describes single values. Constraints between values are checked when the file is read.
 """
 
 import json
@@ -19,21 +19,21 @@ STANDS_FOR = {"preset": PRESETS}  # keys of ChosenSection.ALSO, and the names th
 
 
 def params_schema() -> dict[str, Any]:
-    """The schema, with the names that the registries have and the options of each of their entries."""
+    """Return the schema, with the names and options of all registries."""
     schema = Config.model_json_schema(schema_generator=_Schema)
     return {"$schema": _Schema.schema_dialect, **schema, "title": "params.yaml of diffctl"}
 
 
 def schema_text() -> str:
-    """The schema as a file has it."""
+    """Return the schema as text of a file."""
     return json.dumps(params_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
 class _Schema(GenerateJsonSchema):
-    """Pydantic's, but for what stands in registries: names, and sections of an entry's own class."""
+    """Pydantic's schema generator, with registry names and the sections chosen by them."""
 
     def function_after_schema(self, schema: core_schema.AfterValidatorFunctionSchema) -> JsonSchemaValue:
-        """A name of a registry is one of those that there are."""
+        """List the allowed names of a registry."""
         made = super().function_after_schema(schema)
         function = schema["function"]["function"]
         if isinstance(function, partial) and function.func is check_name:
@@ -41,7 +41,7 @@ class _Schema(GenerateJsonSchema):
         return made
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
-        """A section whose class its name chooses is one of those classes."""
+        """Describe a section with a class chosen by name as one of these classes."""
         kind = schema["cls"]
         if not issubclass(kind, RegistrySection):
             return super().model_schema(schema)
@@ -59,7 +59,7 @@ class _Schema(GenerateJsonSchema):
         names: list[str],
         schema: core_schema.ModelSchema,
     ) -> JsonSchemaValue:
-        """What the entries with these names and this class take."""
+        """Describe the options of the entries with these names and this class."""
         inner = schema if other is kind else _model_of(other.__pydantic_core_schema__)
         made = _with_alternatives(other, super().model_schema(inner))
         chosen_by = kind.CHOSEN_BY
@@ -70,7 +70,7 @@ class _Schema(GenerateJsonSchema):
 
 
 def _model_of(schema: Any) -> core_schema.ModelSchema:
-    """The class's own part of its schema, within its validators and definitions."""
+    """Return the class's own schema, inside its validators and definitions."""
     while schema["type"] != "model":
         schema = schema["schema"]
     model: core_schema.ModelSchema = schema
@@ -78,7 +78,7 @@ def _model_of(schema: Any) -> core_schema.ModelSchema:
 
 
 def _with_alternatives(kind: type[RegistrySection], made: JsonSchemaValue) -> JsonSchemaValue:
-    """With the keys that stand for fields: one of them may be there instead of all that are required."""
+    """Add keys that replace all required fields."""
     for key in sorted(kind.ALSO):
         made["properties"][key] = {"enum": list(STANDS_FOR[key]), "title": key.capitalize()}
         required = made.pop("required", [])

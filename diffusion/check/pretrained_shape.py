@@ -1,4 +1,4 @@
-"""What params.yaml says of a model's shape, so that a training can begin with it."""
+"""The changes in params.yaml that make a pretrained model fit."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +14,12 @@ from diffusion.system.references import load_reference
 
 Sections = dict[str, dict[str, Any]]
 
-FREE = ModelConfig.model_fields.keys() - {"name"}  # what a start and what begins with it need not share
-ATTENTION = "attention"  # feature maps by their side: for images of another size the same levels have others
+FREE = ModelConfig.model_fields.keys() - {"name"}  # fields that may differ
+ATTENTION = "attention"  # sides of feature maps, which scale with the image size
 
 
 def sections_of(start: ModelDescription) -> Sections:
-    """Its shape as the sections `model` and `process` say it, usual values left out."""
+    """Return the sections `model` and `process` of its shape, without defaults."""
     network = start.network
     usual = {name for name, field in _fields(network).items() if getattr(network, name) == field.default}
     shape = {name: value for name, value in _shape(network).items() if name not in usual}
@@ -27,9 +27,9 @@ def sections_of(start: ModelDescription) -> Sections:
 
 
 def needed_changes(config: Config, start: ModelDescription, image_size: int) -> Sections:
-    """The fields that keep a training on images of this side from the start, with what they must be.
+    """Return the fields that must change for images with this side; empty if the model fits.
 
-    Empty where no field does. Channels and the weights themselves are another matter.
+    Channels and weights are not considered.
     """
     shape = _shape(start.network)
     if ATTENTION in shape:
@@ -44,7 +44,7 @@ def needed_changes(config: Config, start: ModelDescription, image_size: int) -> 
 
 
 def format_sections(sections: Mapping[str, Mapping[str, Any]]) -> str:
-    """Sections as a person writes them in params.yaml, a field a line."""
+    """Format sections as YAML with one field per line."""
     lines = []
     for section, fields in sections.items():
         lines += [f"{section}:", *(f"  {name}: {_flow(value)}" for name, value in fields.items())]
@@ -67,5 +67,5 @@ def _differs(section: object, name: str, value: Any) -> bool:
 
 
 def _flow(value: Any) -> str:
-    """The value on one line of YAML."""
+    """Format the value as YAML on one line."""
     return str(yaml.safe_dump(value, default_flow_style=True, width=10**6)).splitlines()[0]

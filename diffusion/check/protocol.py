@@ -1,4 +1,4 @@
-"""Checks of the protocol: where a run departs from the paper's that `evaluate.protocol` names."""
+"""Checks of the protocol: deviations from the paper named in `evaluate.protocol`."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from diffusion.protocol.paper_protocols import PROTOCOLS, mismatches
 
 
 def check_protocol(project: Project) -> Iterator[Finding]:
-    """Every field that the paper has otherwise, and what no field says; nothing without a protocol."""
+    """Report every field that the paper states otherwise, and its notes; nothing without a protocol."""
     name = project.config.evaluate.protocol
     if name is None:
         return

@@ -16,7 +16,7 @@ MAX_NAMED = 3  # cells in a sentence
 
 
 def check_eta(project: Project) -> Iterator[Finding]:
-    """Whether the largest η leaves 1 − ᾱ_prev − σ² ≥ 0 at every step of every cell."""
+    """Check whether the largest η leaves 1 − ᾱ_prev − σ² ≥ 0 at every step of every cell."""
     config, eta = project.config, max(project.config.sweep.eta)
     if eta <= 1 or not any(SAMPLERS[name].stochastic for name in _listed(config, "sampler")):
         return  # up to 1 any spacing does
@@ -34,7 +34,7 @@ def check_eta(project: Project) -> Iterator[Finding]:
 
 
 def check_averages(project: Project) -> Iterator[Finding]:
-    """Whether the averages of the sweep can be made, where the training is over that gives what they need."""
+    """Check whether the EMA profiles of the sweep can be made from the finished training's snapshots."""
     if not project.config.sweep.widths or not project.is_trained:
         return
     from diffusion.sample.ema_models import matching_snapshots
@@ -58,7 +58,7 @@ def _too_large(config: Config, eta: float) -> Iterator[tuple[int, str]]:
 
 
 def check_guidance(project: Project) -> Iterator[Finding]:
-    """Check that guidance applies at some step of every cell where it is limited to an interval."""
+    """Check whether every guidance interval contains a step."""
     config = project.config
     settings = {cell.name: cell_settings(config.sample, cell) for cell in grid(config.sample, config.sweep)}
     limited = {name: one for name, one in settings.items() if one.evaluations is None}
@@ -85,6 +85,6 @@ def _is_guided(config: Config, settings: SampleSettings) -> bool:
 
 
 def _listed(config: Config, axis: str) -> tuple[str, ...]:
-    """The values that an axis of the grid takes."""
+    """Return the values of an axis of the grid."""
     values: tuple[str, ...] = getattr(config.sweep, axis) or (getattr(config.sample, axis),)
     return values

@@ -1,4 +1,4 @@
-"""From which step the trainings of a configuration would go on, and why."""
+"""Where the trainings of a configuration start or resume."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ from diffusion.train.train_config import ClassifierSections
 
 
 def check_start(project: Project) -> Iterator[Finding]:
-    """Where the training would begin, and that of the classifier where there is one."""
+    """Report where the training and the classifier's training start."""
     if not project.is_ready or project.plan is None:
         return
     yield Finding("ok", "training", _start(project.plan, project.root / TRAIN_RUNS))
@@ -33,7 +33,7 @@ def check_start(project: Project) -> Iterator[Finding]:
 
 
 def _start(plan: TrainPlan, root: Path) -> str:
-    """Where a training begins, in words."""
+    """Describe where a training starts."""
     folder, settings, code = run_dir_of(plan, root)
     if step := newest_step(folder):
         return f"goes on after step {step:,} of {plan.train.steps:,} in {folder}"

@@ -1,22 +1,54 @@
-"""What is scored against what, opened and checked before anything that computes is loaded: no torch here."""
+"""The inputs of ad-hoc scoring, opened and checked before torch is imported.
 
+Images are an image store, a folder of image files, or an npz file in the format of OpenAI's evaluator.
+"""
+
+import math
+import os
+import stat
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn, cast
 
+import numpy as np
+
+from diffusion.data.file_arrays import NpzArray, integers, npz_keys, open_npz
+from diffusion.data.problems import Problem, summarize
+from diffusion.data.readers.image_files import read_images
+from diffusion.data.readers.listing import list_images
 from diffusion.evaluate.evaluate_config import OTHER_SPLIT
-from diffusion.evaluate.open_images import IMAGES, is_prepared, open_images, streamed_npz
+from diffusion.evaluate.scores.moments import BLOCK
 from diffusion.evaluate.statistics_file import has_array
-from diffusion.images.store import ImageStore, open_store
+from diffusion.images.decode import BadImage, open_image
+from diffusion.images.digests import content_digest
+from diffusion.images.store import Images, ImageStore, Labels, open_store
 from diffusion.images.store_meta import PreparedMeta
-from diffusion.system.errors import DiffctlError
+from diffusion.protocol.extractors import ExtractorSpec
+from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, printable
+from diffusion.system.machine_memory import machine_memory
+from diffusion.system.regular_files import open_regular
 
-MIN_IMAGES = 2  # images that have a spread
+MIN_IMAGES = 2  # a covariance needs two images
+LOSSY = (".jpg", ".jpeg", ".webp")
+IMAGES, LABELS = "arr_0", "arr_1"  # names in OpenAI's format
+MAX_FILES, MAX_PIXELS = 256, 1 << 26  # decoded at a time
+MAX_STREAMED = 4096  # images read at a time from a streamed file
+
+# Memory of scoring, see `scoring_memory`
+BLOCK_COPIES = 4  # float64 copies of a block of features
+NODES = 250  # quadrature points in log t; three arrays of this size per image of a block
+SQUARE_MATRICES = 12  # (D, D): covariances and the work space of their eigendecomposition
+EIGEN_MATRICES = 8  # of a spectrum's size: the matrix, its eigenvectors, the solver's work space
+LOGITS = 1100  # per image, at most
+BASE_MEMORY = 600 * 10**6  # networks, blocks of distances, kernels of subsets
 
 
 class ScoringInputs(NamedTuple):
-    """Images of one size: the sample, and the real ones, of which those held out make the floor.
+    """Images of one size: the sample, the real images, and held-out real images for the floor.
 
-    `against` and `split` say where the real ones come from; `heldout` is None unless that is a prepared set.
+    `against` and `split` describe the source of the real images. `heldout` is None unless it is a prepared
+    data set.
     """
 
     sample: ImageStore
@@ -27,9 +59,10 @@ class ScoringInputs(NamedTuple):
 
 
 def open_inputs(path: Path, against: Path, split: str = "train") -> ScoringInputs:
-    """Open both, a store, a folder of image files or an npz each; `against` may be a prepared data set.
+    """Open the sample and the real images. `against` may be a prepared data set.
 
-    UsageError and DiffctlError as `open_images`; DiffctlError for images of two sizes and for fewer than two.
+    Raises:
+        UsageError, DiffctlError: as `open_images`; also for different sizes and fewer than two images.
     """
     sample = open_sample(path)
     if is_prepared(against):
@@ -44,16 +77,17 @@ def open_inputs(path: Path, against: Path, split: str = "train") -> ScoringInput
 
 
 def open_sample(path: Path) -> ImageStore:
-    """The images to be scored; UsageError and DiffctlError as `open_images`, and for fewer than two."""
+    """Open the images to be scored; errors as `open_images`, and for fewer than two images."""
     sample = open_images(path)
     _check_count(path, sample)
     return sample
 
 
 def images_in_statistics(statistics: Path, sample: ImageStore) -> ImageStore | None:
-    """The real images that lie in a file beside its statistics, read as they are used; None for none.
+    """Return the real images stored in a file of statistics, read on demand; None if it has none.
 
-    DiffctlError for what is no images, for fewer than two, and for those of another size than the sample's.
+    Raises:
+        DiffctlError: for malformed images, fewer than two, or another size than the sample's.
     """
     if not has_array(statistics, IMAGES):
         return None
@@ -63,15 +97,199 @@ def images_in_statistics(statistics: Path, sample: ImageStore) -> ImageStore | N
     return real
 
 
+def is_prepared(path: Path) -> bool:
+    """Return whether a folder is a prepared data set, with stores train/ and test/."""
+    return _is_store(path / "train") and _is_store(path / "test")
+
+
+def _is_store(path: Path) -> bool:
+    return os.path.isfile(path / "images.npy")  # False also if it is not accessible
+
+
+def open_images(path: Path) -> ImageStore:
+    """Open images as a store, in the order of their file names.
+
+    An npz file holds `arr_0`, uint8 (N, H, W, C), and optionally labels in `arr_1`. Image files are converted
+    to RGB. They must be square and of one size, since resizing would change every score. Lossy files cause a
+    DiffctlWarning.
+
+    Raises:
+        UsageError: if there is nothing to open.
+        DiffctlError: for damaged or unfit images.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"there is no {printable(path)}") from None
+    except OSError as error:
+        raise UsageError(
+            f"{printable(path)} cannot be opened ({error.strerror}): give access to it"
+        ) from None
+    if not stat.S_ISDIR(mode):
+        images, labels = _read_npz(path)
+    elif _is_store(path):
+        return open_store(path)
+    elif is_prepared(path):
+        raise UsageError(f"{printable(path)} holds two splits: give {path / 'train'} or {path / 'test'}")
+    else:
+        images, labels = _read_folder(path), None
+    return ImageStore(path, images, labels, {"name": path.name, "digest": content_digest(images, labels)})
+
+
+class StreamedImages:
+    """Images in an npz file, read by slices. Ascending slices decompress the file once."""
+
+    def __init__(self, array: NpzArray) -> None:
+        self.array = array
+        self.shape, self.dtype, self.ndim = array.shape, array.dtype, len(array.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Images:
+        start, stop, _ = rows.indices(len(self))
+        return self.array.read(start, max(start, stop))
+
+
+def streamed_npz(path: Path) -> ImageStore:
+    """Open the images of an npz file without their labels, read on demand; errors as `open_images`."""
+    array = _image_array(path)
+    _require_free(path, min(MAX_STREAMED, array.shape[0]) * math.prod(array.shape[1:]))
+    images = cast(Images, StreamedImages(array))
+    return ImageStore(path, images, None, {"name": path.name, "digest": content_digest(images, None)})
+
+
+def _image_array(path: Path) -> NpzArray:
+    """Return the unread images of an npz file."""
+    if IMAGES not in npz_keys(path):
+        raise DiffctlError(f"{printable(path)} has no {IMAGES}: store the images under that name")
+    images = open_npz(path, IMAGES)
+    if images.dtype != np.uint8 or len(images.shape) != 4 or not math.prod(images.shape[1:]):
+        found = f"{images.dtype} {images.shape}"
+        raise DiffctlError(f"{printable(path)}: {IMAGES} is {found}, want uint8 (N, H, W, C)")
+    return images
+
+
+def _read_npz(path: Path) -> tuple[Images, Labels | None]:
+    images = _image_array(path)
+    count = images.shape[0]
+    labels = open_npz(path, LABELS) if LABELS in npz_keys(path) else None
+    if labels is not None and labels.shape != (count,):
+        raise DiffctlError(
+            f"{printable(path)}: {LABELS} is {labels.shape}, want one label for each of {count} images"
+        )
+    _require_free(path, math.prod(images.shape))
+    try:
+        numbers = None if labels is None else integers(labels)
+    except TypeError as error:
+        raise DiffctlError(f"{printable(path)}: {LABELS} is {error}") from None
+    return images.read(0, count), numbers
+
+
+def _read_folder(path: Path) -> Images:
+    listing = list_images(path)
+    paths = listing.paths.take(np.arange(len(listing.paths)))
+    names = [os.fsdecode(name) for name in paths]
+    if not names:
+        raise UsageError(f"{printable(path)} has no images: give a folder of image files, an npz or a store")
+    if lossy := sum(name.lower().endswith(LOSSY) for name in names):
+        message = (
+            f"{lossy:,} of the images in {printable(path)} are jpeg or webp: lossy files change all scores"
+        )
+        warnings.warn(DiffctlWarning(message), stacklevel=2)
+    if listing.problems:
+        _refuse(path, listing.problems)
+    size = _common_size(path, names)
+    _require_free(path, len(names) * size * size * 3)
+    images = np.empty((len(paths), size, size, 3), dtype=np.uint8)
+    step = max(1, min(MAX_FILES, MAX_PIXELS // (size * size * 3)))
+    bad: list[Problem] = []
+    for start in range(0, len(paths), step):
+        rows = read_images(path, paths[start : start + step], size, 3)
+        images[start : start + step] = rows.images
+        bad += [Problem(names[start + row], why) for row, why in rows.bad.items()]
+    if bad:
+        _refuse(path, bad)
+    return images
+
+
+def _common_size(path: Path, names: list[str]) -> int:
+    """Return the side of square images of one size in pixels; DiffctlError names an image that differs."""
+    sizes, bad = [], []
+    for name in names:
+        try:
+            with open_regular(path / name) as file, open_image(file) as image:
+                sizes.append(image.size)
+        except BadImage as error:
+            bad.append(Problem(name, str(error)))
+        except OSError as error:
+            bad.append(Problem(name, f"not readable ({error.strerror})"))
+    if bad:
+        _refuse(path, bad)
+    for name, (width, height) in zip(names, sizes, strict=True):
+        if (width, height) != sizes[0] or width != height:
+            raise DiffctlError(
+                f"{printable(path / name)} is {width}×{height}, and {printable(names[0])} is "
+                f"{sizes[0][0]}×{sizes[0][1]}: give square images of one size, resized like the reference"
+            )
+    return sizes[0][0]
+
+
+def _refuse(path: Path, bad: Sequence[Problem]) -> NoReturn:
+    raise DiffctlError(f"{len(bad):,} of the images in {printable(path)} cannot be used: {summarize(bad)}")
+
+
+def _require_free(path: Path, needed: int) -> None:
+    """Raise a DiffctlError unless `needed` bytes of memory are free."""
+    if needed > (free := machine_memory()[1]):
+        raise DiffctlError(
+            f"the images in {printable(path)} take {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} "
+            "GB are free: score fewer images, or an image store, which is not loaded into memory"
+        )
+
+
 def _check_size(sample: ImageStore, real: ImageStore, against: Path) -> None:
     if sample.images.shape[1:3] != real.images.shape[1:3]:
         sizes = ["×".join(map(str, store.images.shape[1:3])) for store in (sample, real)]
         raise DiffctlError(
             f"the images in {sample.path} are {sizes[0]} and those in {against} {sizes[1]}: "
-            f"make them the way the reference was made, since resizing moves every score"
+            "resize them like the reference, since resizing changes every score"
         )
 
 
 def _check_count(path: Path, store: ImageStore) -> None:
     if len(store) < MIN_IMAGES:
         raise DiffctlError(f"scores need at least {MIN_IMAGES} images, and {path} has {len(store)}")
+
+
+def scoring_memory(
+    spec: ExtractorSpec, sample: int, real: int, heldout: int = 0, labelled: bool = False
+) -> int:
+    """Return an upper estimate of the bytes that scoring these numbers of images takes.
+
+    The features of all sets are kept. Only one set at a time is projected on the reference, with one float32
+    copy. If images are `labelled`, each class has a target of its own afterwards.
+    """
+    features, logits = spec.features, LOGITS * (spec.score is not None)
+    kept = 4 * (features + logits) * (sample + real + heldout)
+    largest = max(sample, heldout)
+    width = real if real <= 2 * features else features  # few real images are their own root
+    directions = max(features, width)  # of the projection
+    projected = largest * (8 * directions + 4 * features)
+    blocks = 8 * min(max(largest, real), BLOCK) * (BLOCK_COPIES * directions + 3 * NODES)
+    squares = 8 * (SQUARE_MATRICES * features**2 + EIGEN_MATRICES * min(largest, directions) ** 2)
+    computed = max(projected, 8 * features * real * labelled) + blocks + squares + 8 * 2 * features * width
+    return kept + computed + BASE_MEMORY
+
+
+def require_memory(
+    spec: ExtractorSpec, sample: int, real: int, heldout: int = 0, labelled: bool = False
+) -> int:
+    """Return the bytes of `scoring_memory`. Raise a DiffctlError if fewer are free."""
+    needed, free = scoring_memory(spec, sample, real, heldout, labelled), machine_memory()[1]
+    if needed > free:
+        raise DiffctlError(
+            f"scoring {sample:,} images by {spec.name} takes about {needed / 1e9:,.1f} GB of memory, and "
+            f"{free / 1e9:,.1f} GB are free: score fewer images, or close other programs"
+        )
+    return needed

@@ -22,18 +22,18 @@ Neighbours = Annotated[int, Field(gt=0, le=MAX_NEIGHBOURS), NotBool]
 
 
 class StatisticsFile(Section):
-    """Published statistics of real images: the `file`, and its `sha256`, by which a changed one is seen."""
+    """Published statistics of real images: the `file`, and its `sha256`, which detects a changed file."""
 
     file: FilePath
     sha256: Sha256
 
 
 class Space(Section):
-    """A feature space: its `extractor`, a name of EXTRACTORS, and the file of its weights.
+    """A feature space: its `extractor`, a name of EXTRACTORS, and the file of its `weights`.
 
-    `weights` is for one that does not bring its own; None looks in torch's hub cache and downloads it.
-    `weights_sha256` is for a file that is not the published one, which cards then tell. `statistics` are of
-    real images in this space: the distance to them stands beside the one to the reference.
+    Without `weights` they are bundled, or looked up in torch's hub cache and downloaded. `weights_sha256` is
+    for another file than the published one; it is part of the card. `statistics` of real images add the
+    distance to them to the scores.
     """
 
     extractor: ExtractorName
@@ -50,15 +50,14 @@ _NamedSpace = Annotated[Space, BeforeValidator(_by_name)]
 
 
 class EvaluateConfig(Section):
-    """Scores against the prepared data's `reference` split, by features of `extractor`, a name of EXTRACTORS.
+    """Scores against the prepared data's `reference` split, by features of `extractor`.
 
-    `weights`, `weights_sha256` and `statistics` are as in an entry of `also`. `also` are further ones, each a
-    name or a mapping with its own weights, whose scores stand beside the first one's, which alone ranks.
-    `batch_size` images are seen at a time, None as suits the device. `intervals` says whether scores come
-    with confidence intervals. At most `prc_images` images of each set are held against each other for
-    precision, recall and memorisation: every pair of them, hence 100,000 at most. `prc_samples` is the limit
-    for the samples where it is another one. `protocol` names a paper's, of PROTOCOLS: it sets nothing, and
-    `diffctl check` and the report say where this run departs from it.
+    Fields `weights`, `weights_sha256` and `statistics` are as in `Space`. `also` lists further feature
+    spaces, each a name or a mapping. Their scores are added; only the first space ranks cells. `batch_size`
+    None suits the device. `intervals` adds confidence intervals. At most `prc_images` images of each set are
+    compared pairwise for precision, recall and memorisation; `prc_samples` is another limit for the samples.
+    `protocol` names a protocol of PROTOCOLS. It changes no score; `diffctl check` and the report list the
+    deviations from it.
     """
 
     extractor: ExtractorName = "effnet-lite0-64"
@@ -75,7 +74,7 @@ class EvaluateConfig(Section):
 
     @property
     def spaces(self) -> tuple[Space, ...]:
-        """All feature spaces, the one that ranks first."""
+        """All feature spaces; the first one ranks."""
         shared = {field: getattr(self, field) for field in Space.model_fields}
         return (Space(**shared), *self.also)
 

@@ -1,9 +1,8 @@
-"""Features that were extracted once, kept by content, so that whoever scores the same images again waits for
-the scores alone.
+"""A cache of extracted features in the user's cache folder, keyed by content.
 
-They lie in the user's cache, in a folder for each set of images and extractor, whose name is the fingerprint
-of all that decides them. Its files are blocks of images, each sealed and written as soon as it is extracted:
-an interrupted extraction goes on from there. What is used least is removed where all takes too much room.
+Each pair of images and extractor has a folder, named by the fingerprint of everything that decides the
+features. Its files are checksummed blocks of images, written as soon as they are extracted, so that an
+interrupted extraction resumes. The least recently used folders are removed when the cache is too large.
 """
 
 import contextlib
@@ -28,16 +27,16 @@ from diffusion.system.files import disk_usage
 from diffusion.system.npy_files import UNREADABLE
 from diffusion.system.section import brief, fingerprint
 
-BLOCK = 2048  # images a file; the last one holds what remains, too
-MAX_BYTES = 16 * 10**9  # of all that is kept: some thirty sets of 50,000 images as 1,280 features and logits
-MAX_LOGITS = 100_000  # of an image; no extractor has a tenth of them
-HEADERS = 8192  # bytes that the headers of a block's arrays never take
+BLOCK = 2048  # images per file; the last file also holds the remainder
+MAX_BYTES = 16 * 10**9  # of the cache: about 30 sets of 50,000 images with 1,280 features and logits
+MAX_LOGITS = 100_000  # per image; the extractors have at most a tenth
+HEADERS = 8192  # bytes, more than the headers of a block's arrays
 
 Progress = Callable[[int, int], None]
 
 
 def cache_folder() -> Path:
-    """The folder of all features that are kept."""
+    """Return the folder of all cached features."""
     return cache_root() / "features"
 
 
@@ -47,26 +46,25 @@ def cached_features(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> list[Features]:
-    """The features of each store, in order; what is kept of them is read, the rest extracted and kept.
+    """Return the features of each store, in order. Cached features are read, the others extracted and cached.
 
-    `progress` gets (done, total) of the images that are left to extract, of all stores together. A block that
-    is damaged is told in a warning and extracted again, and so is what cannot be kept. DiffctlErrors as
-    `extract`.
+    `progress` receives (done, total) of the images left to extract. A damaged block is extracted again, with
+    a warning; so is one that cannot be written, the next time. DiffctlErrors as `extract`.
     """
     folders = [cache_folder() / _key(extractor, store) for store in stores]
-    sets = dict(zip(folders, stores, strict=True))  # each once, also where both sides are the same images
+    sets = dict(zip(folders, stores, strict=True))  # equal images on both sides are extracted once
     opened = {folder: CachedFeatures(folder, extractor, store) for folder, store in sets.items()}
-    before, total = 0, sum(kept.left for kept in opened.values())
-    for kept in opened.values():
-        left = kept.left
-        kept.complete(batch_size, set_progress(progress, before, total))
+    before, total = 0, sum(cached.left for cached in opened.values())
+    for cached in opened.values():
+        left = cached.left
+        cached.complete(batch_size, set_progress(progress, before, total))
         before += left
-    _make_room(cache_folder(), set(opened))
+    _evict(cache_folder(), set(opened))
     return [opened[folder].features for folder in folders]
 
 
 def _key(extractor: Extractor, store: ImageStore) -> str:
-    """The fingerprint of what decides the features of a store."""
+    """Return the fingerprint of everything that decides the features of a store."""
     return fingerprint(
         {
             "digest": store.digest,
@@ -80,79 +78,74 @@ def _key(extractor: Extractor, store: ImageStore) -> str:
 
 
 class CachedFeatures:
-    """The features of one store as far as they lie in `folder`, read when this is made.
-
-    `missing` are the blocks of images that are left to extract.
-    """
+    """The cached features of one store, read on construction. `missing` are the blocks left to extract."""
 
     def __init__(self, folder: Path, extractor: Extractor, store: ImageStore) -> None:
         self.folder, self.extractor, self.store = folder, extractor, store
-        self._whole: tuple[FeatureArray, ...] = ()
+        self._arrays: tuple[FeatureArray, ...] = ()
         with contextlib.suppress(OSError):
-            os.utime(folder)  # it was used just now
+            os.utime(folder)  # marks it as recently used
         self.missing = [block for block in blocks(len(store)) if not self._read(block)]
 
     @property
     def left(self) -> int:
-        """How many images are left to extract."""
+        """The number of images left to extract."""
         return sum(map(len, self.missing))
 
     @property
     def features(self) -> Features:
-        """Those of all images, once nothing is missing."""
-        assert not self.missing, "complete it first"
-        return Features(*self._whole)
+        """The features of all images, after `complete`."""
+        assert not self.missing, "call complete first"
+        return Features(*self._arrays)
 
     def complete(self, batch_size: int | None, progress: Callable[[int], None] | None) -> None:
-        """Extract and keep the missing blocks; `progress` gets how many of their images are done."""
+        """Extract and write the missing blocks. `progress` receives the number of images done."""
         done = 0
         while self.missing:
             block = self.missing[0]
             images = self.store.images[block.start : block.stop]
-            show = None if progress is None else _after(progress, done)
+            show = None if progress is None else _shifted(progress, done)
             part = extract(self.extractor, images, batch_size, show, block.start)
             try:
                 self._fill(block, part)
-            except Corrupted:  # what was kept is not what this extractor gives
-                self._whole, self.missing, done = (), blocks(len(self.store)), 0
+            except Corrupted:  # the blocks read before have other shapes
+                self._arrays, self.missing, done = (), blocks(len(self.store)), 0
                 continue
-            self._save(block, part)
+            self._write(block, part)
             done += len(block)
             del self.missing[0]
 
     def _fill(self, block: range, part: Features) -> None:
-        """Put a block's features where they belong; Broken where they do not go with those of others."""
-        arrays = [part.features, *([] if part.logits is None else [part.logits])]
-        shapes = [(len(self.store), *array.shape[1:]) for array in arrays]
-        self._whole = self._whole or tuple(np.empty(shape, np.float32) for shape in shapes)
-        if [whole.shape for whole in self._whole] != shapes:
+        """Copy a block's features into the arrays of all images; Corrupted if the shapes differ."""
+        parts = [part.features, *([] if part.logits is None else [part.logits])]
+        shapes = [(len(self.store), *array.shape[1:]) for array in parts]
+        self._arrays = self._arrays or tuple(np.empty(shape, np.float32) for shape in shapes)
+        if [array.shape for array in self._arrays] != shapes:
             raise Corrupted(
-                f"it holds arrays of {[array.shape for array in arrays]}, and other blocks do not"
+                f"its arrays are {[array.shape for array in parts]}, unlike those of other blocks"
             )
-        for whole, array in zip(self._whole, arrays, strict=True):
-            whole[block.start : block.stop] = array
+        for array, values in zip(self._arrays, parts, strict=True):
+            array[block.start : block.stop] = values
 
     def _read(self, block: range) -> bool:
-        """Whether a block is kept and whole; it is filled in then."""
+        """Read a block; return whether it exists and is intact."""
         path = self._path(block)
+        spec, count = self.extractor.spec, len(block)
+        size = 4 * count * (spec.features + MAX_LOGITS * (spec.score is not None)) + HEADERS
         try:
-            self._fill(block, self._opened(block, path))
+            file = io.BytesIO(read_checksummed(path, _name(path), most=size))
+            features = _next_array(file, count, spec.features)
+            logits = None if spec.score is None else _next_array(file, count)
+            self._fill(block, Features(features, logits))
         except (FileNotFoundError, NotADirectoryError):
             return False
         except (Corrupted, OSError) as error:
-            told = f"the features kept in {printable(path)} are damaged ({error}): they are extracted again"
-            warnings.warn(told, DiffctlWarning, stacklevel=2)
+            message = f"the cached features in {printable(path)} are damaged ({error}): extracting them again"
+            warnings.warn(message, DiffctlWarning, stacklevel=2)
             return False
         return True
 
-    def _opened(self, block: range, path: Path) -> Features:
-        spec, count = self.extractor.spec, len(block)
-        room = 4 * count * (spec.features + MAX_LOGITS * (spec.score is not None)) + HEADERS
-        file = io.BytesIO(read_checksummed(path, _name(path), most=room))
-        features = _array(file, count, spec.features)
-        return Features(features, None if spec.score is None else _array(file, count))
-
-    def _save(self, block: range, part: Features) -> None:
+    def _write(self, block: range, part: Features) -> None:
         path = self._path(block)
 
         def write(file: io.BytesIO) -> None:
@@ -163,24 +156,24 @@ class CachedFeatures:
         try:
             write_checksummed(path, write, _name(path))
         except OSError as error:
-            told = (
-                f"features cannot be kept in {printable(self.folder)} ({error.strerror}): they are extracted "
-                "again the next time; make room there, or set DIFFCTL_CACHE to another folder"
+            message = (
+                f"features cannot be cached in {printable(self.folder)} ({error.strerror}): "
+                "free some space there, or set DIFFCTL_CACHE to another folder"
             )
-            warnings.warn(told, DiffctlWarning, stacklevel=2)
+            warnings.warn(message, DiffctlWarning, stacklevel=2)
 
     def _path(self, block: range) -> Path:
         return self.folder / f"{block.start:09d}-{block.stop:09d}.features"
 
 
 def blocks(count: int) -> list[range]:
-    """The blocks of so many images: none of them has fewer than two, which have no spread."""
+    """Return the blocks of `count` images. None has fewer than two images, unless there are fewer."""
     starts = range(0, max(1, count // BLOCK) * BLOCK, BLOCK)
     return [range(start, count if start == starts[-1] else start + BLOCK) for start in starts]
 
 
-def _array(file: io.BytesIO, count: int, width: int | None = None) -> FeatureArray:
-    """The next array of a block, float32 of so many rows; Broken for any other."""
+def _next_array(file: io.BytesIO, count: int, width: int | None = None) -> FeatureArray:
+    """Read the next array of a block; Corrupted unless it is finite float32 (count, width)."""
     try:
         array: FeatureArray = np.load(file, allow_pickle=False)
     except UNREADABLE as error:
@@ -191,26 +184,21 @@ def _array(file: io.BytesIO, count: int, width: int | None = None) -> FeatureArr
     return array
 
 
-def _after(progress: Callable[[int], None], before: int) -> Callable[[int], None]:
+def _shifted(progress: Callable[[int], None], before: int) -> Callable[[int], None]:
     return lambda done: progress(before + done)
 
 
 def _name(path: Path) -> str:
-    """What a block's seal calls it: its folder bears the fingerprint of images and extractor."""
+    """Return the block's name in its checksum, which contains the fingerprint of images and extractor."""
     return f"{path.parent.name}/{path.name}"
 
 
-def _make_room(root: Path, used: set[Path]) -> None:
-    """Remove the folders that were used longest ago until the others fit; those in use stay."""
-    with contextlib.suppress(OSError):  # another process removes one, too
-        folders = sorted((path for path in root.iterdir() if path.is_dir()), key=_used_at, reverse=True)
-        taken = sum(disk_usage(folder) for folder in used)
-        for folder in folders:
-            if folder not in used:
-                taken += disk_usage(folder)
-                if taken > MAX_BYTES:
-                    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _used_at(folder: Path) -> int:
-    return folder.stat().st_mtime_ns
+def _evict(root: Path, used: set[Path]) -> None:
+    """Remove the least recently used folders until the cache fits. Folders in use stay."""
+    with contextlib.suppress(OSError):  # another process may remove one, too
+        folders = [path for path in root.iterdir() if path.is_dir() and path not in used]
+        size = sum(disk_usage(folder) for folder in used)
+        for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime_ns, reverse=True):
+            size += disk_usage(folder)
+            if size > MAX_BYTES:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -1,20 +1,23 @@
-"""The `evaluate` stage: every cell of the grid against the reference, with its protocol card."""
+"""The stage `evaluate`: score every cell of the grid against the reference, with its protocol card."""
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
+from threadpoolctl import threadpool_limits
 
 from diffusion.choice.confidence import CONFIDENCE
 from diffusion.choice.ranking import is_auxiliary
 from diffusion.choice.selection import select_best, select_front
-from diffusion.evaluate.beside import Tally, side_by_side
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extract import Features, extract
-from diffusion.evaluate.features.extractors import Extractor, configured_extractors
+from diffusion.evaluate.features.extractors import Extractor, configured_extractors, exact_float32
 from diffusion.evaluate.features.reference_features import open_references
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.evaluate.statistics_file import configured_statistics
@@ -27,11 +30,11 @@ from diffusion.protocol.settings import AXES
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_text
 from diffusion.system.section import explain
-from diffusion.system.threads import gather
+from diffusion.system.threads import Stopped, gather, half_of_the_cores, two_threads
 
 Progress = Callable[[int, int], None]
 Values = dict[str, Any]
-MODEL = "model_sha256"  # the card's field
+MODEL = "model_sha256"  # field of the card
 
 
 def evaluate(
@@ -41,72 +44,117 @@ def evaluate(
     progress: Progress | None = None,
     prepared: Path | None = None,
 ) -> ScoresDocument:
-    """Score the open cells of a grid; returns the document that metrics/scores.json holds.
+    """Score the cells of a grid and return the document of metrics/scores.json.
 
-    `progress` gets (done, total) images, each as often as it is seen. DiffctlError for a cell of another
-    protocol or of another training's model than its neighbours, and for a stale reference; with `prepared`
-    also when the reference was made of other images than lie there. All of it is checked before work starts.
+    `progress` receives (done, total) images, each counted once per extractor.
+
+    Raises:
+        DiffctlError: before any work, for cells of different protocols or trainings, for a stale reference,
+            and, if `prepared` is given, for a reference of other images.
     """
-    _refuse_mixed_cards(stores)
+    _check_cards(stores)
     published = [configured_statistics(space) for space in section.spaces]
     extractors = configured_extractors(section)
     opened = open_references(reference, extractors, section.reference, prepared)
     settings = section.intervals, section.prc_images
-    judges = [
+    scorers = [
         SpaceScorer(extractor, Scorer(one, *settings, extractor.device, section.prc_samples, statistics))
         for extractor, one, statistics in zip(extractors, opened, published, strict=True)
     ]
-    document = score_cells(stores, judges, section.batch_size, progress)
+    document = score_cells(stores, scorers, section.batch_size, progress)
     return document.model_copy(update={"protocol": section.protocol}) if section.protocol else document
 
 
 class SpaceScorer(NamedTuple):
-    """A feature space: what sees images, and what scores that against the reference."""
+    """A feature space: its extractor, and the scorer against its reference."""
 
     extractor: Extractor
     scorer: Scorer
 
     def score(self, store: ImageStore, batch_size: int | None, progress: Callable[[int], None]) -> Values:
-        """The values of a `Scored` of one set of images."""
+        """Return the values of `protocol.scores.Scored` for one set of images."""
         return score(extract(self.extractor, store.images, batch_size, progress), store, self.scorer)
 
 
 def score_cells(
     stores: dict[Cell, ImageStore],
-    judges: Sequence[SpaceScorer],
+    scorers: Sequence[SpaceScorer],
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> ScoresDocument:
-    """The scores document of open cells of one size, each image seen by each extractor once.
+    """Score cells of equal size, two at a time. Each extractor sees each image once.
 
-    The first judge's scores are the cells' own, those of further ones stand beside them by their names.
+    The first scorer gives the cells' own scores; those of the others are in `spaces` by name.
     """
-    first, *further = judges
+    first, *further = scorers
     images = sum(len(store) for store in stores.values())
-    tally = Tally(progress, images * len(judges))
-    document = _common(judges, images // len(stores))  # first, since what it computes is for every cell
+    counter = ProgressCounter(progress, images * len(scorers))
+    document = _shared_in_spaces(scorers, images // len(stores))  # computes what all cells need
     if training := next(iter(stores.values())).meta.get("training"):
         document["training"] = training
 
     def entry(cell: Cell, store: ImageStore) -> CellScores:
-        values = first.score(store, batch_size, tally.part())
-        beside = {judge.scorer.spec.name: judge.score(store, batch_size, tally.part()) for judge in further}
-        values |= {"spaces": beside} if beside else {}
+        values = first.score(store, batch_size, counter.part())
+        spaces = {one.scorer.spec.name: one.score(store, batch_size, counter.part()) for one in further}
+        values |= {"spaces": spaces} if spaces else {}
         try:
             return CellScores(**cell.axes, **values)
         except ValidationError as error:
             raise DiffctlError(explain(error, f"{store.path} cannot be scored", CellScores)) from None
 
-    with side_by_side() as pool:
-        entries = gather([pool.submit(entry, cell, store) for cell, store in stores.items()], tally.stop)
+    with two_scoring_threads() as pool:
+        futures = [pool.submit(entry, cell, store) for cell, store in stores.items()]
+        entries = gather(futures, counter.stop)
     cells = {cell.name: made for cell, made in zip(stores, entries, strict=True)}
     return ScoresDocument(**document, best=select_best(cells), front=select_front(cells), cells=cells)
 
 
+@contextmanager
+def two_scoring_threads() -> Iterator[Executor]:
+    """Yield an executor of two threads. In each, torch and NumPy use half of the cores.
+
+    Much of a score, such as eigenvalues, keeps only one core busy.
+    """
+    with (
+        exact_float32(),  # process-wide: no thread may reset it while another one extracts
+        threadpool_limits(half_of_the_cores(), user_api="blas"),
+        two_threads() as pool,
+    ):
+        yield pool
+
+
+class ProgressCounter:
+    """The total progress of several concurrent parts, as (done, total). It never decreases."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total = progress, total
+        self.done, self.stopped = 0, False
+        self.lock = threading.Lock()
+
+    def part(self) -> Callable[[int], None]:
+        """Return the callback of one part. It receives the part's number of done images."""
+        before = 0
+
+        def show(done: int) -> None:
+            nonlocal before
+            with self.lock:
+                if self.stopped:
+                    raise Stopped
+                self.done, before = self.done + done - before, done
+                if self.progress is not None:
+                    self.progress(self.done, self.total)
+
+        return show
+
+    def stop(self) -> None:
+        """Make every running part raise Stopped at its next batch."""
+        self.stopped = True
+
+
 def score(sample: Features, store: ImageStore, scorer: Scorer) -> Values:
-    """The values of a `Scored` of one set of images."""
+    """Return the values of `protocol.scores.Scored` for one set of images."""
     card, (scores, errors) = scorer.card(store.meta.get("card", {}), len(sample)), scorer.scored(sample)
-    entry: dict[str, Any] = {"scores": scores, "card": card}
+    entry: Values = {"scores": scores, "card": card}
     if errors:
         entry["errors"] = {name: pack(parts) for name, parts in errors.items()}
     classes = scorer.classes(sample, store.labels, store.meta.get("classes", []))
@@ -114,7 +162,7 @@ def score(sample: Features, store: ImageStore, scorer: Scorer) -> Values:
 
 
 def shared_values(scorer: Scorer, num_images: int) -> Values:
-    """What a document has once: the extractor, the reference and what real images score, the intervals."""
+    """Return a document's values for all cells: extractor, reference with its floor, and confidence."""
     floor, real = scorer.floor(num_images), scorer.real(num_images)
     reference = scorer.reference.facts
     if floor is not None and real is not None:
@@ -126,21 +174,19 @@ def shared_values(scorer: Scorer, num_images: int) -> Values:
     return document
 
 
-def _common(judges: Sequence[SpaceScorer], num_images: int) -> Values:
-    """That of the first judge, with the references of the further ones."""
-    first, *further = judges
-    document = shared_values(first.scorer, num_images)
-    beside = {
-        judge.scorer.spec.name: shared_values(judge.scorer, num_images)["reference"] for judge in further
-    }
-    return {**document, "spaces": beside} if beside else document
+def _shared_in_spaces(scorers: Sequence[SpaceScorer], num_images: int) -> Values:
+    """Return the first scorer's shared values, with the references of the other spaces."""
+    first, *further = (one.scorer for one in scorers)
+    document = shared_values(first, num_images)
+    spaces = {one.spec.name: shared_values(one, num_images)["reference"] for one in further}
+    return {**document, "spaces": spaces} if spaces else document
 
 
 def write_scores(document: ScoresDocument, scores: Path, curves: Path) -> None:
-    """Write the document as JSON and its scores, for plots, as a long CSV: cell, line, axes, metric, value.
+    """Write the document as JSON, and its scores as a long CSV for plots.
 
-    It has the scores of all feature spaces. What stands beside a score, its spread and its interval, is in
-    the JSON alone.
+    The CSV has the columns cell, line, axes, metric and value, for all feature spaces. Deviations and
+    intervals are only in the JSON file.
     """
     write_scores_document(scores, document)
     cells = sorted(document.cells.items(), key=lambda item: cell_order(item[1].axes))
@@ -157,18 +203,21 @@ def write_scores(document: ScoresDocument, scores: Path, curves: Path) -> None:
     write_text(curves, text.getvalue())
 
 
-def _refuse_mixed_cards(stores: dict[Cell, ImageStore]) -> None:
+def _check_cards(stores: dict[Cell, ImageStore]) -> None:
+    """Raise a DiffctlError unless all cells are of one protocol and one training."""
     cards: list[Card] = [store.meta["card"] for store in stores.values()]
-    if wrong := differing_fields(cards, (*AXES, *DERIVED_FIELDS, MODEL)) or _several_models(stores):
+    wrong = differing_fields(cards, (*AXES, *DERIVED_FIELDS, MODEL)) or (
+        [] if _is_one_training(stores) else [MODEL]
+    )
+    if wrong:
         raise DiffctlError(
             f"the cells of this sweep are not of one protocol, they differ in {', '.join(wrong)}: "
-            f"make them with `diffctl stage sample`"
+            "make them with `diffctl stage sample`"
         )
 
 
-def _several_models(stores: dict[Cell, ImageStore]) -> list[str]:
-    """The card's field of a model, where cells are of several trainings, or of several in one average."""
+def _is_one_training(stores: dict[Cell, ImageStore]) -> bool:
+    """Return whether the cells are of one training, with one model per EMA profile."""
     trained = {store.meta.get("average_of") or store.meta["card"].get(MODEL) for store in stores.values()}
     models = {(cell.ema, store.meta["card"].get(MODEL)) for cell, store in stores.items()}
-    averages = {cell.ema for cell in stores}
-    return [MODEL] if len(trained) > 1 or len(models) > len(averages) else []
+    return len(trained) == 1 and len(models) == len({cell.ema for cell in stores})

@@ -1,4 +1,4 @@
-"""Scores of a network that is still in training: N images of its EMA against the reference, every K steps."""
+"""Scores during training: N images of the EMA network against the reference, every K steps."""
 
 import copy
 from collections.abc import Callable
@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class ValidationImages:
-    """Images 0 … count − 1 by these settings, so that every score is of the same noise; so many at a time."""
+    """Images 0 … count − 1 by these settings, in batches. All scores use the same noise."""
 
     settings: SampleSettings
     count: int
@@ -43,7 +43,7 @@ class ValidationImages:
 
 
 class ValidationScorer:
-    """Scores a network by the same few images after any number of steps."""
+    """Score a network by the same few images after any number of steps."""
 
     def __init__(
         self, images: ValidationImages, extractor: Extractor, reference: Reference, section: EvaluateConfig
@@ -54,13 +54,13 @@ class ValidationScorer:
 
     @property
     def ranked_by(self) -> str:
-        """The score that says which step is the best; lower is better."""
+        """The score that ranks the steps; lower is better."""
         has_floor = self.scorer.reference.heldout is not None
         return ranking_score(self.scorer.spec, self.images.count, has_floor=has_floor)
 
     @property
     def card(self) -> Card:
-        """All that the scores depend on beside the weights."""
+        """Everything that the scores depend on, except the weights."""
         settings = self.images.settings
         chosen = SAMPLERS[settings.sampler].module, self.extractor.spec.module
         code = module_digests("diffusion.evaluate.training_scores", *chosen)
@@ -68,15 +68,15 @@ class ValidationScorer:
         return {**card, "code": code_digest(code)}
 
     def scores(self, network: nn.Module, artefact: Artefact, progress: Progress) -> Scores:
-        """The scores by name; the network is left as it was.
+        """Return the scores by name. The network's mode is restored.
 
-        `progress` gets (done, total) images at every sampling step, and may raise to stop.
+        `progress` receives (done, total) images at every sampling step, and may raise to stop.
         """
         total, settings, at_once = self.images.count, self.images.settings, self.images.batch_size
         training, device = network.training, self.extractor.device
         network.eval()
         fast = should_compile(artefact, settings, -(-total // at_once), device)
-        # What is compiled for these weights goes with their copy.
+        # A copy, so that a compiled graph is released with it.
         model = LoadedModel(freeze(copy.deepcopy(network)) if fast else network, artefact)
         parts = []
         try:
@@ -99,17 +99,17 @@ class ValidationScorer:
 
 
 class _Known(Section):
-    """What `scores.json` among a training's checkpoints holds."""
+    """The contents of `scores.json` in a training's checkpoint folder."""
 
     card: Card
     steps: dict[NonNegativeInt, Scores]
 
 
 class ScoredCheckpoints:
-    """The scored weights of a training that are kept: the best, the last, or one every K steps.
+    """The kept checkpoints of a training: the best, the last, or one every K steps.
 
-    A folder with `scores.json` and self-describing files, `000000500.safetensors` after 500 steps. Scores of
-    another protocol than `card` are forgotten: they say nothing of which is best.
+    The folder holds `scores.json` and model files such as `000000500.safetensors`. Scores of another protocol
+    than `card` are ignored, since they cannot be compared.
     """
 
     def __init__(self, folder: Path, keep: str | int, ranked_by: str, card: Card) -> None:
@@ -118,7 +118,7 @@ class ScoredCheckpoints:
     def add(
         self, step: int, scores: Scores, network: nn.Module, artefact: Artefact
     ) -> tuple[Path | None, list[int]]:
-        """Note the scores; gives the step's file if it is kept, and the steps whose files have gone."""
+        """Store the scores; return the step's file if it is kept, and the steps that were removed."""
         known = self.scores() | {step: scores}
         self.folder.mkdir(parents=True, exist_ok=True)
         steps = {str(key): known[key] for key in known}
@@ -127,14 +127,14 @@ class ScoredCheckpoints:
         path = self._path(step)
         if step in kept:
             save_artefact(path, network.state_dict(), artefact.model_copy(update={"step": step}))
-        lying = sorted(int(file.stem) for file in self.folder.glob("*.safetensors"))
-        gone = [old for old in lying if old not in kept]
-        for old in gone:
+        present = sorted(int(file.stem) for file in self.folder.glob("*.safetensors"))
+        removed = [old for old in present if old not in kept]
+        for old in removed:
             self._path(old).unlink()
-        return path if step in kept else None, gone
+        return path if step in kept else None, removed
 
     def scores(self) -> dict[int, Scores]:
-        """What is known by step."""
+        """Return the stored scores by step."""
         try:
             known = read_json(self.folder / "scores.json", _Known)
         except FileNotFoundError:

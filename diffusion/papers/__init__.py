@@ -1,1 +1,1 @@
-"""What papers report, and the protocols by which they measured it."""
+"""Published figures with their protocols, and comparisons with one's own scores."""

@@ -1,7 +1,7 @@
-"""Figures that papers publish, each with the protocol that it was measured by, as a YAML file says them.
+"""Figures published in papers, each with its protocol, as YAML files.
 
-Those of PAPERS come with the project; anyone's own have the same form. A protocol is told by the fields of a
-score's card, so that it can be held against one, and no field that a paper leaves open stands in it.
+Those of PAPERS are shipped; users can write their own. A protocol uses the fields of a score's card, so that
+it can be compared with one. Fields that the paper does not state are left out.
 """
 
 from collections.abc import Iterator
@@ -38,10 +38,10 @@ Text = Annotated[str, Field(min_length=1, max_length=300)]
 
 
 class Figure(Section):
-    """A published `value` of the score `metric`, `where` in the paper it stands, and how it was measured.
+    """A published `value` of the score `metric`, its place in the paper, and its protocol.
 
-    `protocol` adds to what the paper says of all its figures. `beside` names the data sets in whose report it
-    is shown, None for that of its protocol.
+    `protocol` extends the paper's. Reports on the data sets in `beside` show the figure, by default the one
+    of its protocol.
     """
 
     name: Text
@@ -59,7 +59,10 @@ class Figure(Section):
 
 
 class Paper(Section):
-    """A paper, what its figures share, and they; each is the least of so many runs as `least_of` says."""
+    """A paper, the common protocol of its figures, and the figures.
+
+    Each figure is the minimum of `least_of` runs.
+    """
 
     title: Text
     source: Text
@@ -80,19 +83,19 @@ class Paper(Section):
         return self
 
     def protocol_of(self, figure: Figure) -> dict[str, Any]:
-        """All that the paper states of how one of its figures was measured, by the fields of a card."""
+        """Return the full protocol of a figure, by fields of a card."""
         return {**self.protocol, **figure.protocol}
 
     def beside(self, figure: Figure) -> list[str]:
-        """The data sets in whose report a figure is shown."""
+        """Return the data sets with this figure in their report."""
         data = self.protocol_of(figure).get("data")
         return figure.beside or ([] if data is None else [str(data)])
 
 
 def open_paper(name: str) -> Paper:
-    """A paper by its name in PAPERS, else one in a file.
+    """Open a shipped paper by name, or a file.
 
-    UsageError where there is neither, and for what is no such file; DiffctlError for one that is not read.
+    UsageError if there is neither, and for a malformed file; DiffctlError for an unreadable file.
     """
     if name in PAPERS:
         return _shipped(name)
@@ -105,7 +108,7 @@ def open_paper(name: str) -> Paper:
 
 
 def all_papers() -> Iterator[Paper]:
-    """Those that come with the project."""
+    """Yield the shipped papers."""
     return map(_shipped, PAPERS)
 
 
@@ -144,7 +147,7 @@ def card_fields() -> frozenset[str]:
 
 @cache
 def known_scores() -> frozenset[str]:
-    """The names of every extractor's scores."""
+    """Return the names of all extractors' scores."""
     return frozenset(name for spec in EXTRACTORS.values() for name in _scores_of(spec))
 
 

@@ -1,4 +1,4 @@
-"""Published figures beside one's own: where the protocols differ, the numbers are not comparable."""
+"""Comparisons of published figures with one's own scores, and where the protocols differ."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from diffusion.papers.paper import Figure, Paper
 from diffusion.protocol.card import Card
 from diffusion.protocol.scores import CellScores
 
-ONCE = 1  # how many runs a score of this project is of
+ONCE = 1  # runs behind a score of this project
 
 
 class Difference(NamedTuple):
-    """A field that a paper states otherwise than a card, and both values; `here` is None where it is open."""
+    """A field that a paper states differently from a card; `here` is None if the card lacks it."""
 
     field: str
     paper: Any
@@ -24,9 +24,9 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class FigureComparison:
-    """A published figure, this project's value of the same score (None where it has none), and what differs.
+    """A published figure, this project's value of the same score, and the protocol differences.
 
-    `cell` names the cell that the value is of, where there are several.
+    `here` is None without such a score; `cell` names the cell of the value.
     """
 
     figure: Figure
@@ -36,11 +36,11 @@ class FigureComparison:
 
     @property
     def is_comparable(self) -> bool:
-        """Whether both are of one score, by a protocol that agrees in all that the paper states."""
+        """Whether both are the same score by the same protocol, as far as the paper states it."""
         return self.here is not None and not self.differences
 
     def as_json(self) -> dict[str, Any]:
-        """For a script."""
+        """Return plain values."""
         return {
             "name": self.figure.name,
             "where": self.figure.where,
@@ -54,9 +54,9 @@ class FigureComparison:
 
 
 def differences(paper: Paper, figure: Figure, card: Card, aside: Collection[str] = ()) -> list[Difference]:
-    """The fields, but for those `aside`, that the paper states and the card has otherwise or not at all.
+    """Return the fields, except those in `aside`, that differ or are missing in the card.
 
-    A figure that is the least of several runs is none of one run: chance helped it.
+    A minimum over several runs is never comparable with a single run.
     """
     stated = paper.protocol_of(figure)
     found = [
@@ -68,24 +68,24 @@ def differences(paper: Paper, figure: Figure, card: Card, aside: Collection[str]
 
 
 class SpaceScores(NamedTuple):
-    """What one extractor says of a set of images: its scores, and their card."""
+    """The scores and the card of one feature space."""
 
     card: Card
     scores: Mapping[str, float]
 
 
 def space_scores(cell: CellScores) -> list[SpaceScores]:
-    """What every extractor says of a cell, the first one's first."""
+    """Return the scores of all feature spaces of a cell, the ranking one first."""
     return [SpaceScores(one.card, one.scores) for one in (cell, *cell.spaces.values())]
 
 
 def with_score(metric: str, seen: Sequence[SpaceScores]) -> SpaceScores:
-    """That of the extractor that has this score; of the first one where none has it."""
+    """Return the feature space with this score, or the first one."""
     return next((one for one in seen if metric in one.scores), seen[0])
 
 
 def compare_scores(paper: Paper, seen: Sequence[SpaceScores]) -> list[FigureComparison]:
-    """Each of the paper's figures beside the scores of one set of images, of one or more extractors."""
+    """Compare each of the paper's figures with the scores of one set of images."""
     found = []
     for figure in paper.figures:
         card, scores = with_score(figure.metric, seen)
@@ -96,21 +96,23 @@ def compare_scores(paper: Paper, seen: Sequence[SpaceScores]) -> list[FigureComp
 
 
 def compare_cells(paper: Paper, cells: Mapping[str, CellScores]) -> list[FigureComparison]:
-    """Each of the paper's figures beside the cell whose protocol departs from its in the fewest fields."""
+    """Compare each of the paper's figures with the cell that differs in the fewest fields."""
     found = []
     for figure in paper.figures:
         seen = {name: with_score(figure.metric, space_scores(cell)) for name, cell in cells.items()}
-        told = {name: tuple(differences(paper, figure, one.card)) for name, one in seen.items()}
-        name = min(told, key=lambda name: len(told[name]))
-        found.append(FigureComparison(figure, seen[name].scores.get(figure.metric), told[name], name))
+        found_differences = {name: tuple(differences(paper, figure, one.card)) for name, one in seen.items()}
+        name = min(found_differences, key=lambda name: len(found_differences[name]))
+        found.append(
+            FigureComparison(figure, seen[name].scores.get(figure.metric), found_differences[name], name)
+        )
     return found
 
 
 def shared_differences(found: Iterable[Sequence[Difference]]) -> list[Difference]:
-    """The departures that all of one or more figures have alike, which are said once."""
+    """Return the differences common to all of one or more figures."""
     first, *others = found
     return [departure for departure in first if all(departure in other for other in others)]
 
 
 def _text(value: Any) -> str:
-    return "not said" if value is None else f"{value:,}" if type(value) is int else str(value)
+    return "not stated" if value is None else f"{value:,}" if type(value) is int else str(value)

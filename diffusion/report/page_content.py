@@ -1,4 +1,4 @@
-"""All that the page shows, computed: plain values, texts, and figures that are not drawn into a file yet."""
+"""The content of the report page: plain values, texts and figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +17,11 @@ from diffusion.images.store import Images, ImageStore
 from diffusion.images.store_meta import CellMeta
 from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import Cell, cell_order, describe_cell, describe_line
+from diffusion.protocol.paper_protocols import PROTOCOLS, mismatches
 from diffusion.protocol.scores import ScoresDocument
 from diffusion.report import figures, sample_pictures, score_tables
-from diffusion.report.departures import departures_content
-from diffusion.report.headline import headline
+from diffusion.report.figure_base import as_svg
+from diffusion.report.headline import best_cell, headline
 from diffusion.report.published_figures import published_content
 from diffusion.report.seed_comparison import seeds_content
 from diffusion.report.training_curve import TrainingCurve
@@ -28,7 +29,7 @@ from diffusion.report.training_curve import TrainingCurve
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """What a report is made of; `curve` is the training's."""
+    """The inputs of a report; `curve` is the training's."""
 
     config: Config
     document: ScoresDocument
@@ -39,7 +40,7 @@ class ReportInputs:
 
     @property
     def spec(self) -> ExtractorSpec:
-        """The extractor that the scores are of."""
+        """The extractor of the ranking scores."""
         return self.document.spec
 
     @property
@@ -50,7 +51,7 @@ class ReportInputs:
 
 
 def draw(inputs: ReportInputs) -> dict[str, Figure]:
-    """The figures by name: `curve` (the distance), `kernel`, `front`, `loss` and `montage`."""
+    """Draw the figures by name: `curve` (the distance), `kernel`, `front`, `loss` and `montage`."""
     spec, names = inputs.spec, score_tables.short_names(inputs.spec)
     tiles = {
         (cell.steps, describe_line(cell.axes)): sample_pictures.tile(store)
@@ -68,17 +69,17 @@ def draw(inputs: ReportInputs) -> dict[str, Figure]:
 def page_content(
     inputs: ReportInputs, drawn: dict[str, Figure], others: Sequence[ScoresDocument] = ()
 ) -> dict[str, Any]:
-    """The template's variables; `others` are scores of trainings that differ in the seed alone."""
+    """Return the variables of the template. `others` are scores of trainings with other seeds."""
     document, spec = inputs.document, inputs.spec
     names = score_tables.short_names(spec)
     published = published_content(document)
     cards = [cell.card for cell in document.cells.values()]
     classes = inputs.best.meta.get("classes") or inputs.train.meta["classes"]
-    spoken_of = {
-        "curve": _spoken(document, spec.distance, names["distance"]),
-        "kernel": _spoken(document, spec.kernel_distance, names["kernel"]),
-        "front": _spoken(document, spec.distance, names["distance"], "network evaluations an image"),
-        "loss": _spoken_loss(inputs.curve),
+    alternatives = {
+        "curve": _describe_curve(document, spec.distance, names["distance"]),
+        "kernel": _describe_curve(document, spec.kernel_distance, names["kernel"]),
+        "front": _describe_curve(document, spec.distance, names["distance"], "network evaluations an image"),
+        "loss": _describe_loss(inputs.curve),
     }
     return {
         "data": inputs.train.meta["name"],
@@ -87,18 +88,17 @@ def page_content(
         "reference": document.reference,
         "small": next(iter(document.cells.values())).num_images < FEW_IMAGES,
         "found": headline(document, spec),
-        "headline": score_tables.headline(document, spec),
+        "headline": best_cell(document, spec),
         "scores": score_tables.score_table(document, spec),
         "confidence": f"{document.intervals.confidence:.0%}" if document.intervals else None,
         "budgets": score_tables.front_table(document, spec),
         "spaces": _spaces(document),
         "seeds": seeds_content(document, others),
         **{
-            name: Markup(figures.as_svg(drawn[name], name, describe_cell))
-            for name, describe_cell in spoken_of.items()
+            name: Markup(as_svg(drawn[name], name, alternative)) for name, alternative in alternatives.items()
         },
         "published": published and {**published, "drawing": _published_svg(published)},
-        "departures": departures_content(inputs.config),
+        "departures": protocol_mismatches(inputs.config),
         "training": _training(inputs),
         "montage": _montage(inputs),
         "tile": sample_pictures.TILE,
@@ -111,29 +111,38 @@ def page_content(
     }
 
 
+def protocol_mismatches(config: Config) -> dict[str, Any] | None:
+    """Return the paper of `evaluate.protocol`, its mismatching fields and notes; None without one."""
+    name = config.evaluate.protocol
+    if name is None:
+        return None
+    rows = [one._asdict() for one in mismatches(name, config.model_dump(mode="json"))]
+    return {"paper": PROTOCOLS[name].paper, "rows": rows, "besides": PROTOCOLS[name].besides}
+
+
 def _published_svg(published: dict[str, Any]) -> Markup:
-    describe_cell = f"The curve of the sweep and {len(published['rows'])} published figures"
-    return Markup(figures.as_svg(published["drawing"], "published", describe_cell))
+    title = f"The curve of the sweep and {len(published['rows'])} published figures"
+    return Markup(as_svg(published["drawing"], "published", title))
 
 
 def _spaces(document: ScoresDocument) -> dict[str, Any] | None:
-    """The curve, the best cell and the distances in every feature space; None where there is but one."""
+    """Return curves, best cells and distances of all feature spaces; None for a single space."""
     if not document.spaces:
         return None
     seen = all_spaces(document)
     return {
         "curves": [_curve_in(one, number) for number, one in enumerate(seen)],
-        "best": [score_tables.headline(one, one.spec) | {"extractor": one.extractor} for one in seen],
+        "best": [best_cell(one, one.spec) | {"extractor": one.extractor} for one in seen],
         "table": score_tables.spaces_table(seen),
     }
 
 
 def _curve_in(document: ScoresDocument, number: int) -> Markup:
-    """The distance in one space, drawn under its extractor's name."""
+    """Draw the distance in one space."""
     distance = document.spec.distance
     label = f"{score_tables.short_names(document.spec)['distance']}, {document.extractor}"
     figure = _curve(document, distance, label)
-    return Markup(figures.as_svg(figure, f"space{number}", _spoken(document, distance, label)))
+    return Markup(as_svg(figure, f"space{number}", _describe_curve(document, distance, label)))
 
 
 def _curve(document: ScoresDocument, metric: str, label: str) -> Figure:
@@ -147,7 +156,7 @@ def _curve(document: ScoresDocument, metric: str, label: str) -> Figure:
 
 
 def _level(document: ScoresDocument, metric: str) -> tuple[float, str] | None:
-    """What held-out real images score, and the name of that line."""
+    """Return the score of held-out real images and the name of its line."""
     floor = document.reference.floor
     return (floor[metric], "real, held out") if floor else None
 
@@ -162,7 +171,7 @@ def _front(document: ScoresDocument, metric: str, label: str) -> Figure:
 
 
 def _class_scores(inputs: ReportInputs) -> dict[str, str]:
-    """By class, the distance in the best cell above that of held-out real images, or the bare distance."""
+    """Return by class the excess in the best cell, or the distance without a floor."""
     scores = inputs.document.cells[inputs.document.best.cell].classes
     values = {name: entry.get("excess", entry[inputs.spec.distance]) for name, entry in scores.items()}
     places = score_tables.decimals(list(values.values()))
@@ -170,7 +179,7 @@ def _class_scores(inputs: ReportInputs) -> dict[str, str]:
 
 
 def _montage(inputs: ReportInputs) -> dict[str, Any]:
-    """A row for each of the curves' lines, columns steps; a cell's picture, its description, its distance."""
+    """Return the rows of the montage, one per line of the curves, with picture, description and distance."""
     spec, scores = inputs.spec, inputs.document.cells
     places = score_tables.decimals([cell.scores[spec.distance] for cell in scores.values()])
     chosen = inputs.document.best.cell
@@ -193,7 +202,7 @@ def _montage(inputs: ReportInputs) -> dict[str, Any]:
 
 
 def _training(inputs: ReportInputs) -> list[tuple[str, str]]:
-    """Name and value of what a reader asks about the training."""
+    """Return names and values of the training's facts."""
     train, curve = inputs.config.train, inputs.curve
     return [
         *_lineage(inputs),
@@ -209,7 +218,7 @@ def _training(inputs: ReportInputs) -> list[tuple[str, str]]:
 
 
 def _lineage(inputs: ReportInputs) -> list[tuple[str, str]]:
-    """The models that the training comes from, and what of the nearest it keeps."""
+    """Return the pretrained models of the training, and what was frozen or slowed down."""
     start, lineage = inputs.config.train.start, CellMeta.model_validate(inputs.best.meta).lineage
     rows = [
         (
@@ -226,7 +235,7 @@ def _lineage(inputs: ReportInputs) -> list[tuple[str, str]]:
 
 
 def _yaml(config: Config) -> str:
-    """All values of the configuration, lists on one line as a person writes them."""
+    """Format all values of the configuration, lists on one line."""
 
     class Dumper(yaml.SafeDumper):
         pass
@@ -238,17 +247,17 @@ def _yaml(config: Config) -> str:
     return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
-def _spoken(
+def _describe_curve(
     document: ScoresDocument, metric: str, label: str, cost: str = "the number of sampling steps"
 ) -> str:
-    """A curve in words."""
+    """Describe a curve in words."""
     values = [cell.scores[metric] for cell in document.cells.values()]
     places = score_tables.decimals(values)
     low, high = score_tables.number(min(values), places), score_tables.number(max(values), places)
     return f"{label} over {cost}, between {low} and {high}"
 
 
-def _spoken_loss(curve: TrainingCurve) -> str:
+def _describe_loss(curve: TrainingCurve) -> str:
     smooth = figures.moving_average(curve.loss)
-    said = f"Training loss over {curve.steps[-1]:.0f} steps, from {smooth[0]:.3g} to {smooth[-1]:.3g}"
-    return said + "".join(f"; {label} {values[-1]:.3g}" for label, values in curve.lines().items())
+    text = f"Training loss over {curve.steps[-1]:.0f} steps, from {smooth[0]:.3g} to {smooth[-1]:.3g}"
+    return text + "".join(f"; {label} {values[-1]:.3g}" for label, values in curve.lines().items())

@@ -1,4 +1,4 @@
-"""Published figures of the same data set beside the sweep's own curve, with what keeps them apart."""
+"""Published figures on the same data, drawn with the sweep's curve, and why they are not comparable."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -17,12 +17,12 @@ from diffusion.protocol.grid import cell_order, describe_line
 from diffusion.protocol.scores import CellScores, ScoresDocument
 from diffusion.report import figures, score_tables
 
-SAME_CURVE = ("steps", "eta")  # a figure of other steps is another point of a curve, not of another protocol
-COST = ("evaluations", "steps")  # the field that says what an image of a figure costs
+SAME_CURVE = ("steps", "eta")  # other steps are another point of the curve, not another protocol
+COST = ("evaluations", "steps")  # fields with the cost of an image
 
 
 class ShownFigure(NamedTuple):
-    """A published figure and what keeps it from being comparable with the cells: nothing where it is."""
+    """A published figure, and the fields in which it differs from the cells."""
 
     paper: Paper
     figure: Figure
@@ -30,13 +30,13 @@ class ShownFigure(NamedTuple):
 
     @property
     def cost(self) -> int | None:
-        """Network evaluations an image, None where the paper does not say."""
+        """Network evaluations per image, None if the paper does not state them."""
         stated = self.paper.protocol_of(self.figure)
         return next((int(stated[field]) for field in COST if stated.get(field)), None)
 
 
 def published_content(document: ScoresDocument) -> dict[str, Any] | None:
-    """The template's variables: a drawing and a table; None where no paper has a figure of these data."""
+    """Return the template's drawing and table; None if no paper has figures on these data."""
     shown = list(matching_figures(document))
     if not shown:
         return None
@@ -55,20 +55,20 @@ def published_content(document: ScoresDocument) -> dict[str, Any] | None:
 
 
 def matching_figures(document: ScoresDocument) -> Iterator[ShownFigure]:
-    """The figures of this data set that come with the project, of any score that the cells have.
+    """Yield the shipped figures on this data set, for every score that the cells have.
 
-    Each is held against the cell whose protocol departs least; steps and η, by which a curve is told, aside.
+    Each is compared with the cell that differs least. Steps and η are ignored, since they vary along a curve.
     """
     cells = list(document.cells.values())
     has = {name for seen in space_scores(cells[0]) for name in seen.scores}
     for paper in all_papers():
         for figure in paper.figures:
             if figure.metric in has and cells[0].card["data"] in paper.beside(figure):
-                yield ShownFigure(paper, figure, _least(paper, figure, cells))
+                yield ShownFigure(paper, figure, _nearest_cell(paper, figure, cells))
 
 
-def _least(paper: Paper, figure: Figure, cells: list[CellScores]) -> list[Difference]:
-    """The fewest departures of a cell; what images cost is aside, where it is the other axis."""
+def _nearest_cell(paper: Paper, figure: Figure, cells: list[CellScores]) -> list[Difference]:
+    """Return the differences from the nearest cell. The cost is ignored; it is the other axis."""
     aside = (*SAME_CURVE, "evaluations")
     cards = [with_score(figure.metric, space_scores(cell)).card for cell in cells]
     return min((differences(paper, figure, card, aside) for card in cards), key=len)
@@ -91,7 +91,7 @@ def _drawing(document: ScoresDocument, metric: str, label: str, shown: list[Show
 
 
 def _row(one: ShownFigure, alike: list[Difference]) -> dict[str, str]:
-    """A line of the table; what all of them depart in is said once, beside it."""
+    """Return a row of the table. Differences common to all figures are stated once, next to it."""
     own = ", ".join(str(departure) for departure in one.differences if departure not in alike)
     return {
         "name": one.figure.name,

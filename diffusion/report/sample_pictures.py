@@ -1,38 +1,39 @@
-"""The report's pictures of samples: the montage's tiles, rows by class, and nearest training images."""
+"""Pictures of samples in the report: the montage, rows by class, and nearest training images."""
 
 import base64
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffusion.images.pictures import png_bytes, sheet
 from diffusion.images.store import Images, ImageStore
-from diffusion.report.neighbours import nearest
 
-TILE = 10  # images of a cell in the montage: for ten classes that are asked in turn, one each
+TILE = 10  # images per cell in the montage: one of each class for ten classes in turn
 TILE_COLUMNS = 5
 PER_CLASS = 10
-CLASSES = 20  # rows at most
+MAX_CLASSES = 20  # rows
 NEIGHBOURS = 10  # samples shown with their nearest training image
-COMPARED = 1000  # images at most whose nearest neighbours are looked up
+TRAIN_BLOCK = 2048
+MAX_COMPARED = 1000  # images with a search for nearest neighbours
 
 
 def data_uri(png: bytes) -> str:
-    """The PNG inside the page."""
+    """Return the PNG as a data URI."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def tile(store: ImageStore) -> Images:
-    """A cell's first images as one picture: every cell shows the same indices, so the same noise."""
+    """Return a cell's first images as one picture. All cells show the same indices, so the same noise."""
     return sheet(store.images[:TILE], TILE_COLUMNS)
 
 
 def class_rows(store: ImageStore, classes: list[str]) -> list[dict[str, Any]]:
-    """A row of samples for each class that has any, in label order; empty without labels."""
+    """Return a row of samples for each class, in label order; empty without labels."""
     if store.labels is None:
         return []
     rows = []
-    for label in range(len(classes))[:CLASSES]:
+    for label in range(len(classes))[:MAX_CLASSES]:
         indices = np.flatnonzero(store.labels == label)[:PER_CLASS]
         if len(indices):
             rows.append(
@@ -46,12 +47,12 @@ def class_rows(store: ImageStore, classes: list[str]) -> list[dict[str, Any]]:
 
 
 def neighbour_pairs(store: ImageStore, train: ImageStore, test: ImageStore) -> dict[str, Any]:
-    """The samples that lie nearest to a training image, with it, and what is usual for unseen real images.
+    """Return the samples nearest to a training image, and the distances of unseen real images.
 
     Distances are root mean squares over pixels, in grey levels.
     """
-    found = nearest(store.images[:COMPARED], train.images)
-    unseen = nearest(test.images[:COMPARED], train.images)
+    found = nearest(store.images[:MAX_COMPARED], train.images)
+    unseen = nearest(test.images[:MAX_COMPARED], train.images)
     pairs = []
     for index in np.argsort(found.distances, kind="stable")[:NEIGHBOURS]:
         row = int(found.rows[index])
@@ -74,3 +75,34 @@ def neighbour_pairs(store: ImageStore, train: ImageStore, test: ImageStore) -> d
         "unseen_least": f"{unseen.distances.min():.1f}",
         "copies": int((found.distances == 0).sum()),
     }
+
+
+class Neighbours(NamedTuple):
+    """For N images the row of the nearest training image, and its distance.
+
+    The distance is the root mean square difference over pixels and channels, 0 to 255.
+    """
+
+    rows: NDArray[np.int64]
+    distances: NDArray[np.float64]
+
+
+def nearest(images: Images, train: Images) -> Neighbours:
+    """Return the nearest rows of `train` (M, H, W, C) for `images` (N, H, W, C)."""
+    queries = _flat(images)
+    best = np.full(len(queries), np.inf)
+    rows = np.zeros(len(queries), dtype=np.int64)
+    for start in range(0, len(train), TRAIN_BLOCK):
+        block = _flat(train[start : start + TRAIN_BLOCK])
+        # ‖a − b‖² without ‖a‖², which does not change the minimum
+        squared = (block**2).sum(axis=1) - 2 * queries @ block.T
+        closest = squared.argmin(axis=1)
+        values = squared[np.arange(len(queries)), closest]
+        better = values < best
+        best[better], rows[better] = values[better], start + closest[better]
+    differences = images.astype(np.float64) - train[rows]
+    return Neighbours(rows, np.sqrt((differences**2).mean(axis=(1, 2, 3))))
+
+
+def _flat(images: Images) -> NDArray[np.float32]:
+    return images.reshape(len(images), -1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What the report says in numbers: the scores of every cell, the protocol, and how to name them."""
+"""Tables of the report: scores of every cell, the Pareto front and the protocol."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,6 @@ from typing import Any
 
 from diffusion.choice.confidence import describe_comparison, errors_of, gap, interval_of
 from diffusion.choice.ranking import leader
-from diffusion.choice.selection import describe_optimism
 from diffusion.protocol.card import Card
 from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import cell_order, describe_cell
@@ -30,7 +29,7 @@ PROTOCOL = {
 
 
 def short_names(spec: ExtractorSpec) -> dict[str, str]:
-    """How the page calls the distance, the kernel distance and the Inception score."""
+    """Return the page's names of distance, kernel distance and Inception score."""
     return {
         "distance": {"fid": "FID", "sfid": "sFID"}.get(spec.distance, "FD"),
         "kernel": "KID" if spec.is_inception else "KD",
@@ -39,24 +38,24 @@ def short_names(spec: ExtractorSpec) -> dict[str, str]:
 
 
 def half_width(cell: ImageScores, metric: str, places: int) -> str | None:
-    """Half of a score's confidence interval, as text; None where it has none."""
+    """Format half of a score's confidence interval; None if it has none."""
     ends = interval_of(cell, metric)
     return None if ends is None else number((ends.high - ends.low) / 2, places)
 
 
 def decimals(values: Sequence[float]) -> int:
-    """Decimals that give the largest value about four significant digits, at most 5."""
+    """Return the decimals that give the largest value about four significant digits, at most 5."""
     largest = max((abs(value) for value in values), default=0.0)
     return 1 if largest == 0 else max(0, min(5, 3 - math.floor(math.log10(largest))))
 
 
 def places_of(metric: str, values: Sequence[float]) -> int:
-    """Decimals for the values of a score: two for a share, else as `decimals`."""
+    """Return the decimals for a score: two for a fraction, else as `decimals`."""
     return 2 if metric.startswith(SHARES) else decimals(values)
 
 
 def number(value: float, places: int) -> str:
-    """The value with `places` decimals and a real minus sign; no minus before a rounded zero."""
+    """Format with `places` decimals and a real minus sign; no minus for a rounded zero."""
     text = f"{value:,.{places}f}"
     return text.lstrip("-") if not text.strip("-0.,") else text.replace("-", "−")
 
@@ -64,15 +63,14 @@ def number(value: float, places: int) -> str:
 def score_table(
     document: ScoresDocument, spec: ExtractorSpec, *, distances_only: bool = False
 ) -> dict[str, Any]:
-    """Axes, columns and rows of text: held-out real images first, then the cells by steps.
+    """Return axes, columns and rows of text: held-out real images first, then the cells by steps.
 
-    The best value of a column with intervals, those that are not told apart from it, and the row of the best
-    cell are marked.
+    Marked are the best value of each column with intervals, the values tied with it, and the best cell's row.
     """
     columns, cells = score_columns(document, spec), document.cells
     if distances_only:
         columns = {name: heading for name, heading in columns.items() if name in (*spec.distances, "excess")}
-    places = {column: _places(document, column) for column in columns}
+    places = {column: column_places(document, column) for column in columns}
     leaders = {column: _leader(cells, column) for column in columns}
     chosen, before = document.best.cell, None
     rows: list[dict[str, Any]] = []
@@ -103,17 +101,17 @@ def score_table(
 
 
 def spaces_table(documents: Sequence[ScoresDocument]) -> dict[str, Any]:
-    """The distances of one sweep as several extractors see it, each a group of columns of one table.
+    """Return one table with the distances of several spaces, each a group of columns.
 
-    A row has the entries of each group, and which groups have their best cell in it.
+    A row has the entries of each group, and which groups have their best cell there.
     """
     tables = [score_table(document, document.spec, distances_only=True) for document in documents]
     rows = [
         {
-            **beside[0],
-            "groups": [{"entries": row["entries"], "best": row.get("best", False)} for row in beside],
+            **aligned[0],
+            "groups": [{"entries": row["entries"], "best": row.get("best", False)} for row in aligned],
         }
-        for beside in zip(*(table["rows"] for table in tables), strict=True)
+        for aligned in zip(*(table["rows"] for table in tables), strict=True)
     ]
     return {
         "axes": tables[0]["axes"],
@@ -127,12 +125,12 @@ def spaces_table(documents: Sequence[ScoresDocument]) -> dict[str, Any]:
 
 
 def front_table(document: ScoresDocument, spec: ExtractorSpec) -> list[dict[str, Any]]:
-    """The Pareto front, the cheapest cell first, each with the budgets that it is recommended for.
+    """Return the Pareto front, the cheapest cell first, with the budgets for each cell.
 
-    A cell that is not told apart from the cheaper one before is marked.
+    A cell tied with the cheaper one before it is marked.
     """
     cells, front = document.cells, document.front
-    places = _places(document, spec.distance)
+    places = column_places(document, spec.distance)
     rows: list[dict[str, Any]] = []
     for place, choice in enumerate(front):
         cell, later = cells[choice.cell], front[place + 1 :]
@@ -152,7 +150,7 @@ def front_table(document: ScoresDocument, spec: ExtractorSpec) -> list[dict[str,
 
 
 def _too_low(optimism: float | None, places: int) -> str | None:
-    """How much too low a chosen score is, as text; None where that is not known or rounds to nothing."""
+    """Format the optimism of a selected score; None if it is unknown or rounds to zero."""
     text = number(optimism or 0.0, places)
     return text if text.strip("0.,") else None
 
@@ -164,7 +162,7 @@ def _budget(least: int, following: int | None) -> str:
 
 
 def score_columns(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, str]:
-    """The scores that the table shows, by their names, with its headings; none that no cell has."""
+    """Return the names and headings of the table's scores that some cell has."""
     names = short_names(spec)
     columns = {
         spec.distance: names["distance"],
@@ -179,43 +177,8 @@ def score_columns(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, st
     return {name: heading for name, heading in columns.items() if name in known or name == "excess"}
 
 
-def headline(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, str | None]:
-    """The best cell and its scores, as text."""
-    name, metric = document.best.cell, document.best.metric
-    names = short_names(spec)
-    ranks = {spec.kernel_distance: names["kernel"], spec.distance: names["distance"]}
-    cell = document.cells[name]
-    scores = cell.scores
-    distance_places = _places(document, spec.distance)
-    kernel_places = _places(document, spec.kernel_distance)
-    words: dict[str, str | None] = {
-        "name": name,
-        "cell": describe_cell(cell.axes),
-        "by": ranks.get(metric, metric),
-        "distance": number(scores[spec.distance], distance_places),
-        "kernel": number(scores[spec.kernel_distance], kernel_places),
-        "kernel_half": half_width(cell, spec.kernel_distance, kernel_places),
-        "distance_half": half_width(cell, spec.distance, distance_places),
-        "num_images": f"{cell.num_images:,}",
-        "too_low": describe_optimism(document.best),
-    }
-    if "floor" in scores:
-        words["floor"] = number(scores["floor"], distance_places)
-        words["excess"] = number(scores["excess"], distance_places)
-    real = document.reference.floor
-    for key, metric in {"limit": spec.limit, **{share: spec.named(share) for share in SHARES}}.items():
-        if metric in scores:
-            places = distance_places if key == "limit" else 2
-            words[key] = number(scores[metric], places)
-            words[f"{key}_real"] = number(real[metric], places) if metric in real else None
-    if "memorisation" in scores:
-        words["memorisation"] = number(scores["memorisation"], 2)
-        words["memorisation_std"] = number(scores["memorisation_std"], 2)
-    return words
-
-
 def protocol_table(cards: Sequence[Card]) -> list[dict[str, Any]]:
-    """The card's fields in groups, each with the value of all cells or, where they differ, every value."""
+    """Return the card's fields in groups, each with the common value or all values of the cells."""
     fields = {field for card in cards for field in card}
     groups = {title: [name for name in names.split() if name in fields] for title, names in PROTOCOL.items()}
     known = {name for names in groups.values() for name in names}
@@ -227,16 +190,16 @@ def protocol_table(cards: Sequence[Card]) -> list[dict[str, Any]]:
     ]
 
 
-def _places(document: ScoresDocument, column: str) -> int:
-    """Decimals for a score, by its largest value in any cell; two for a share."""
+def column_places(document: ScoresDocument, column: str) -> int:
+    """Return the decimals for a score by its largest value in any cell."""
     cells = document.cells.values()
     return places_of(column, [cell.scores[column] for cell in cells if column in cell.scores])
 
 
 def _leader(cells: Mapping[str, CellScores], column: str) -> str:
-    """The cell with the best value of a score, empty where no cell has it.
+    """Return the cell with the best value of a score; empty if there is none.
 
-    Empty too where a value has no interval: it may be best by chance.
+    Also empty if a value has no interval, since it may be best by chance.
     """
     values = {name: cell.scores[column] for name, cell in cells.items() if column in cell.scores}
     first = leader(column)
@@ -246,13 +209,13 @@ def _leader(cells: Mapping[str, CellScores], column: str) -> str:
 
 
 def _text_entry(scores: Mapping[str, float], column: str, places: int) -> dict[str, Any]:
-    """A cell of the table that is held against no other."""
+    """Return an entry without a comparison."""
     text = number(scores[column], places) if column in scores else "–"
     return {"text": text, "half": None, "best": False, "tied": False}
 
 
 def _entry(cell: CellScores, column: str, places: int, best: CellScores | None) -> dict[str, Any]:
-    """A cell of the table, held against the cell that has the column's best value."""
+    """Return an entry compared with the best value of its column."""
     if column not in cell.scores:
         return _text_entry(cell.scores, column, places)
     return {
@@ -269,7 +232,7 @@ def _tied(cell: CellScores, other: CellScores, metric: str) -> bool:
 
 
 def _values(cards: Sequence[Card], field: str) -> str:
-    """The field's values in all cards, numbers in their order."""
+    """Format the field's values of all cards, numbers in ascending order."""
     values = {_text(card.get(field)): card.get(field) for card in cards}
     if all(isinstance(value, int | float) for value in values.values()):
         return ", ".join(text for _, text in sorted((value, text) for text, value in values.items()))

@@ -1,4 +1,4 @@
-"""A training among those that differ from it in the seed alone: its scores, their mean, spread and place."""
+"""A training compared with trainings that differ only in the seed: mean, spread and rank of its scores."""
 
 import statistics
 from collections.abc import Iterator, Sequence
@@ -13,16 +13,16 @@ from diffusion.choice.ranking import is_published, leader
 from diffusion.protocol.grid import describe_cell, describe_line
 from diffusion.protocol.scores import CellScores, ScoresDocument
 from diffusion.report import score_tables
-from diffusion.report.figures import CurvePoint, as_svg, score_curve
+from diffusion.report.figure_base import as_svg
+from diffusion.report.figures import CurvePoint, score_curve
 
 Documents = Sequence[ScoresDocument]
 
 
 class SeedComparison(NamedTuple):
-    """A score of a training and of others, which differ from it in the seed alone: `values` by seed.
+    """A score of a training and of other seeds: `values` by seed.
 
-    `gap` is its own value less the mean of the others, held against what a seed does; None beside a single
-    other one.
+    `gap` is its own value minus the mean of the others, with its significance; None for a single other seed.
     """
 
     metric: str
@@ -33,17 +33,17 @@ class SeedComparison(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """The mean over the seeds, its own among them."""
+        """The mean over all seeds."""
         return statistics.fmean(self.values.values())
 
     @property
     def deviation(self) -> float:
-        """The standard deviation between the seeds."""
+        """The standard deviation over all seeds."""
         return statistics.stdev(self.values.values())
 
     @property
     def place(self) -> int | None:
-        """How many seeds are better, plus one; None for a score that ranks nothing."""
+        """The rank among the seeds, None for a score that ranks nothing."""
         first = leader(self.metric)
         if first is None:
             return None
@@ -53,21 +53,26 @@ class SeedComparison(NamedTuple):
 
     @property
     def is_apart(self) -> bool:
-        """Whether it lies outside what the others' spread explains."""
+        """Whether the difference from the other seeds is significant."""
         return self.gap is not None and self.gap.is_significant
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for a script."""
-        said = {"mean": self.mean, "deviation": self.deviation, "place": self.place, "apart": self.is_apart}
+        """Return plain values."""
+        summary = {
+            "mean": self.mean,
+            "deviation": self.deviation,
+            "place": self.place,
+            "apart": self.is_apart,
+        }
         return {
             "metric": self.metric,
             "values": {str(seed): one for seed, one in self.values.items()},
-            **said,
+            **summary,
         }
 
 
 def compare_seeds(document: ScoresDocument, others: Documents) -> list[SeedComparison]:
-    """Each score of the report's table at the best cell, beside that of the other seeds; none without any."""
+    """Return a comparison for each score of the report's table at the best cell; empty without others."""
     own = _seed(document)
     cells = by_seed(document, others, document.best.cell)
     found = []
@@ -84,16 +89,16 @@ def compare_seeds(document: ScoresDocument, others: Documents) -> list[SeedCompa
 
 
 def by_seed(document: ScoresDocument, others: Documents, name: str) -> dict[int, CellScores]:
-    """A cell of a training and of those of its setting that were scored by the same protocol, one a seed.
+    """Return a cell of a training and of its siblings with the same protocol, one per seed.
 
-    Of several of one seed the first counts, of the training's own seed itself.
+    Of several trainings with one seed the first is used, and for its own seed the training itself.
     """
     siblings = [other for _, other in _siblings(document, others)]
     return cells_by_seed([document, *siblings], name, document.cells[name])
 
 
 def excluded_seeds(document: ScoresDocument, others: Documents) -> dict[int, list[str]]:
-    """The seeds whose best cell was scored by another protocol, and in what; without a field, not at all."""
+    """Return the seeds with another protocol of the best cell, and the fields; none if it is missing."""
     name = document.best.cell
     known, fields = by_seed(document, others, name), dict[int, list[str]]()
     for seed, other in _siblings(document, others):
@@ -104,7 +109,7 @@ def excluded_seeds(document: ScoresDocument, others: Documents) -> dict[int, lis
 
 
 def _siblings(document: ScoresDocument, others: Documents) -> Iterator[tuple[int, ScoresDocument]]:
-    """The others of the same setting, by their seeds; none where it is not known."""
+    """Yield the others of the same setting with their seeds."""
     training = document.training
     for other in others:
         if training is not None and other.training is not None and other.training.setting == training.setting:
@@ -112,7 +117,7 @@ def _siblings(document: ScoresDocument, others: Documents) -> Iterator[tuple[int
 
 
 def seeds_content(document: ScoresDocument, others: Documents) -> dict[str, Any] | None:
-    """The template's variables; None where no other seed was scored by the same protocol."""
+    """Return the template's variables; None without other seeds of the same protocol."""
     found = compare_seeds(document, others)
     if not found:
         return None
@@ -143,9 +148,9 @@ def _row(one: SeedComparison, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def _drawing(document: ScoresDocument, others: Documents) -> Markup | None:
-    """The distance over the steps in the best cell's line: its own, and the mean with a band of the spread.
+    """Draw the distance over the steps in the best cell's line, with mean and spread of the seeds.
 
-    None where the line has a single number of steps that others have, too.
+    None if only one number of steps is shared.
     """
     metric, best = document.spec.distance, document.cells[document.best.cell]
     points = []
@@ -158,8 +163,8 @@ def _drawing(document: ScoresDocument, others: Documents) -> Markup | None:
     if len(points) <= 2:
         return None
     label = score_tables.short_names(document.spec)["distance"]
-    said = f"{label} over the number of sampling steps, of this training and as the mean of its seeds"
-    return Markup(as_svg(score_curve(points, label), "seeds", said))
+    title = f"{label} over the number of sampling steps, of this training and as the mean of its seeds"
+    return Markup(as_svg(score_curve(points, label), "seeds", title))
 
 
 def _seed(document: ScoresDocument) -> int | None:

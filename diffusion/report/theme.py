@@ -1,8 +1,16 @@
-"""The report's colours. Figures are drawn in the light ones; on the page they become CSS variables.
+"""Colours of the report and pages from templates.
 
-Any two lines are told apart by whoever sees no red, no green or no blue, too: tests/report/test_theme.py.
+Figures use the light colours; on a page they become CSS variables. Any two line colours differ for every kind
+of colour vision (tests/report/test_theme.py).
 """
 
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+FOLDER = Path(__file__).parent
 LIGHT = {
     "paper": "#ffffff",
     "panel": "#f5f7f9",
@@ -36,5 +44,22 @@ MARKERS = ["o", "s", "^", "D", "v", "P"]
 
 
 def css_variables(colours: dict[str, str]) -> str:
-    """The colours as CSS declarations."""
+    """Return the colours as CSS declarations."""
     return " ".join(f"--{name}: {value};" for name, value in colours.items())
+
+
+def render(template: Path, **content: Any) -> str:
+    """Render a template that extends base.html.j2 into one file without external resources.
+
+    Text is escaped, Markup is not.
+    """
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, FOLDER]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    css = Markup((FOLDER / "page.css").read_text(encoding="utf-8"))
+    colours = {"light": css_variables(LIGHT), "dark": css_variables(DARK)}
+    return environment.get_template(template.name).render(css=css, **colours, **content)

@@ -1,4 +1,4 @@
-"""The training's curve as the report reads it: what was trained by, and the held-out losses beside it."""
+"""The training's loss curve as read by the report, with validation losses."""
 
 import csv
 from pathlib import Path
@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 from diffusion.system.errors import DiffctlError, UsageError
 
 Values = NDArray[np.float64]
-HELDOUT, RAW = "heldout_", "heldout_raw_"  # before the names of held-out losses: of the EMA, of the weights
+HELDOUT, RAW = (
+    "heldout_",
+    "heldout_raw_",
+)  # prefixes of columns: validation loss of the EMA, of the raw weights
 PARTS = ("mse", "vlb")
 QUARTERS = tuple(f"loss_q{quarter}" for quarter in range(4))
 
 
 class TrainingCurve(NamedTuple):
-    """`loss` (N,) after `steps`, and the held-out losses by column, (M,) each, after `heldout_steps`."""
+    """`loss` (N,) after `steps`, and validation losses by column, (M,) each, after `heldout_steps`."""
 
     steps: Values
     loss: Values
@@ -24,18 +27,18 @@ class TrainingCurve(NamedTuple):
     heldout: dict[str, Values]
 
     def lines(self) -> dict[str, Values]:
-        """What is drawn of the held-out losses, by label; nothing where none was measured."""
+        """Return the validation losses to draw, by label."""
         named = {f"{HELDOUT}loss": "held out, EMA", f"{RAW}loss": "held out, raw weights"}
         return {label: self.heldout[name] for name, label in named.items() if name in self.heldout}
 
     def facts(self) -> list[tuple[str, str]]:
-        """Name and value of what the held-out losses say."""
+        """Return names and values of the validation losses."""
         if not len(self.heldout_steps):
             return []
         loss = self.heldout[f"{HELDOUT}loss"]
         least = int(np.nanargmin(loss)) if np.isfinite(loss).any() else 0
-        said = f"{loss[-1]:.4g}, least {loss[least]:.4g} after step {self.heldout_steps[least]:,.0f}"
-        facts = [("held-out loss, EMA", said)]
+        text = f"{loss[-1]:.4g}, least {loss[least]:.4g} after step {self.heldout_steps[least]:,.0f}"
+        facts = [("held-out loss, EMA", text)]
         if f"{RAW}loss" in self.heldout:
             facts.append(("held-out loss, raw weights", f"{self.heldout[f'{RAW}loss'][-1]:.4g}"))
         rest = {"held-out mse and vlb, EMA": PARTS, "held-out loss by quarter of t, EMA": QUARTERS}
@@ -47,7 +50,7 @@ class TrainingCurve(NamedTuple):
 
 
 def read_curve(path: Path) -> TrainingCurve:
-    """The training's CSV, of which `step` and `loss` must be there; DiffctlError where it is no such."""
+    """Read the training's CSV, with at least `step` and `loss`; DiffctlError for another file."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -62,7 +65,7 @@ def read_curve(path: Path) -> TrainingCurve:
     if not rows:
         raise DiffctlError(f"{path} holds no step: make it with `diffctl stage train`")
     measured = ~np.isnan(columns.get(f"{HELDOUT}loss", np.full(len(rows), np.nan)))
-    trained = ~(measured & np.isnan(columns["loss"]))  # a row may be of held-out losses alone
+    trained = ~(measured & np.isnan(columns["loss"]))  # a row may have validation losses only
     return TrainingCurve(
         columns["step"][trained],
         columns["loss"][trained],

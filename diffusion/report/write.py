@@ -1,4 +1,4 @@
-"""The `report` stage: one page without a network, and its figures as PNG for plots and artifacts."""
+"""The stage `report`: one self-contained page, and its figures as PNG files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +10,9 @@ from diffusion.protocol.card import differing_fields
 from diffusion.protocol.cells import open_cells
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores import ScoresDocument, read_scores
-from diffusion.report.figures import as_png
+from diffusion.report.figure_base import as_png
 from diffusion.report.page_content import ReportInputs, draw, page_content
-from diffusion.report.render import render
+from diffusion.report.theme import render
 from diffusion.report.training_curve import read_curve
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import atomic_folder
@@ -24,11 +24,15 @@ PICTURES = ("curve", "montage", "loss")
 def write_report(
     config: Config, samples: Path, scores: Path, prepared: Path, loss_curve: Path, out: Path
 ) -> Path:
-    """Write the folder `out` with index.html, curve.png, montage.png and loss.png; returns the page's path.
+    """Write the folder `out` with index.html, curve.png, montage.png and loss.png; return the page's path.
 
-    `samples` holds the cells, `scores` is metrics/scores.json, `prepared` the data, `loss_curve` the
-    training's CSV. Equal inputs give equal bytes. DiffctlError names a cell or a file that is missing, and
-    scores that are not of these samples.
+    Args:
+        samples: the folder of the cells.
+        scores: metrics/scores.json.
+        prepared: the prepared data.
+        loss_curve: the training's CSV.
+
+    Equal inputs give equal bytes. DiffctlError for a missing cell or file, and for scores of other samples.
     """
     inputs = read_inputs(config, samples, scores, prepared, loss_curve)
     drawn = draw(inputs)
@@ -41,14 +45,14 @@ def write_report(
 
 
 def page_with_seeds(inputs: ReportInputs, others: Sequence[ScoresDocument]) -> str:
-    """The report's page with what other trainings of the setting score, which a stage cannot depend on."""
+    """Return the report's page with the scores of other seeds, which a stage cannot depend on."""
     return render(TEMPLATE, **page_content(inputs, draw(inputs), others))
 
 
 def read_inputs(
     config: Config, samples: Path, scores: Path, prepared: Path, loss_curve: Path
 ) -> ReportInputs:
-    """What a report is made of, as `write_report` says it."""
+    """Read the inputs of a report, as in `write_report`."""
     document = read_scores(scores)
     cells = open_cells(config.sample, config.sweep, samples)
     _refuse_other_samples(document, cells)
@@ -63,7 +67,7 @@ def read_inputs(
 
 
 def _refuse_other_samples(document: ScoresDocument, cells: dict[Cell, ImageStore]) -> None:
-    """DiffctlError unless the scores are of exactly these cells."""
+    """Raise a DiffctlError unless the scores are of exactly these cells."""
     scored = document.cells
     again = "score them with `diffctl stage evaluate`"
     if wrong := set(scored) ^ {cell.name for cell in cells}:

@@ -1,1 +1,1 @@
-"""Figures of how a model works: each file computes one's data, and says how it is drawn and written out."""
+"""Figures of how a model works. Each module computes the data of one figure and draws it."""

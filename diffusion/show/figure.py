@@ -1,43 +1,40 @@
-"""What every figure can do, and a figure as a file of its own."""
+"""The common interface of the figures of `diffctl show`, and figures as files."""
 
 import html
 import re
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from matplotlib.figure import Figure
+
+from diffusion.report.figure_base import as_png, as_svg
+from diffusion.report.theme import DARK, LIGHT, css_variables
 
 
 class FigureData(Protocol):
-    """The data of a figure, which is computed before anything is drawn."""
+    """The data of a figure, computed before anything is drawn."""
 
     @property
     def title(self) -> str:
-        """What the figure shows, in a line."""
+        """A description of the figure in one line."""
 
-    def draw(self) -> "Figure":
-        """The figure, in the report's style and light colours."""
+    def draw(self) -> Figure:
+        """Draw the figure in the style of the report."""
 
     def lines(self, width: int) -> list[str]:
-        """The same as plain text in lines of at most `width` characters, where that is 72 or more."""
+        """Return the data as text tables with lines of at most `width` characters, at least 72."""
 
     def values(self) -> dict[str, Any]:
-        """The data as JSON has it."""
+        """Return the data as JSON values."""
 
 
-def png_of(shown: FigureData) -> bytes:
-    """The figure as PNG on white, the same bytes every time."""
-    from diffusion.report.figures import as_png
-
-    return as_png(shown.draw())
+def png_of(figure: FigureData) -> bytes:
+    """Return the figure as PNG on white, reproducible to the byte."""
+    return as_png(figure.draw())
 
 
-def svg_of(shown: FigureData) -> bytes:
-    """The figure as an SVG file, light or dark as its reader's screen; the same bytes every time."""
-    from diffusion.report.figures import as_svg
-    from diffusion.report.theme import DARK, LIGHT, css_variables
-
-    drawn = as_svg(shown.draw(), "show", html.escape(shown.title))
+def svg_of(figure: FigureData) -> bytes:
+    """Return the figure as an SVG file that follows the reader's colour scheme, reproducible to the byte."""
+    drawn = as_svg(figure.draw(), "show", html.escape(figure.title))
     style = (
         f"<style>:root{{{css_variables(LIGHT)} background:var(--paper);font-family:sans-serif}}"
         f"@media (prefers-color-scheme: dark){{:root{{{css_variables(DARK)}}}}}</style>"

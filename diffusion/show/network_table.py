@@ -1,34 +1,30 @@
-"""A network as a table: its parts in order, what each gives, its parameters and its arithmetic.
+"""A network as a table: its parts in forward order, their outputs, parameters and FLOPs.
 
-A floating-point operation is a multiplication or an addition of a matrix product or a convolution, as the
-papers write the network; norms and other work on single numbers are not counted (torch's FlopCounterMode).
+FLOPs count multiplications and additions of matrix products and convolutions, as torch's FlopCounterMode and
+the papers do. Element-wise operations are not counted.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion.model.model_config import NetworkSpec
 from diffusion.model.network_registry import build_network
+from diffusion.report.figure_base import line_colour, new_figure
 from diffusion.show import text_table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-LETTERS = "kMGTP"  # of powers of a thousand
 
 
 class Part(NamedTuple):
-    """Some modules in a row whose outputs are of one size.
+    """Consecutive modules with outputs of one size.
 
-    `name` is that of the network's attribute; `blocks` counts modules by kind; `shape` is the last output's,
-    without the batch.
+    `name` is the network's attribute, `blocks` counts modules by class, `shape` is the last output's without
+    the batch.
     """
 
     name: str
@@ -40,32 +36,32 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """A network's parts in the order that they are computed in, for one image."""
+    """The parts of a network in forward order, for one image."""
 
     name: str
     parts: list[Part]
 
     @property
     def parameters(self) -> int:
-        """Of the whole network."""
+        """The number of parameters."""
         return sum(part.parameters for part in self.parts)
 
     @property
     def flops(self) -> int:
-        """Of one image's forward pass."""
+        """The FLOPs of the forward pass of one image."""
         return sum(part.flops for part in self.parts)
 
     @property
     def title(self) -> str:
-        """What the figure shows."""
-        parameters, flops = format_quantity(self.parameters), format_quantity(self.flops)
+        """A description of the figure."""
+        parameters, flops = (
+            text_table.format_quantity(self.parameters),
+            text_table.format_quantity(self.flops),
+        )
         return f"{self.name}: {parameters} parameters, {flops} FLOPs an image"
 
-    def draw(self) -> "Figure":
-        """Bars of parameters and of FLOPs, a row a part, from the image down and up again."""
-        from matplotlib.figure import Figure
-
-        from diffusion.show.drawing import colour, styled
+    def draw(self) -> Figure:
+        """Draw bars of parameters and FLOPs, one row per part."""
 
         def fill(figure: Figure) -> None:
             left, right = figure.subplots(1, 2, sharey=True)
@@ -73,10 +69,10 @@ class Model:
             named = {"parameters": left, "flops": right}
             for number, (name, axes) in enumerate(named.items()):
                 amounts = [getattr(part, name) for part in self.parts]
-                axes.barh(rows, amounts, color=colour(number), height=0.62)
+                axes.barh(rows, amounts, color=line_colour(number), height=0.62)
                 for row, amount in zip(rows, amounts, strict=True):
                     axes.annotate(
-                        format_quantity(amount),
+                        text_table.format_quantity(amount),
                         (amount, row),
                         (4, 0),
                         textcoords="offset points",
@@ -91,10 +87,10 @@ class Model:
             left.set_yticks(rows, [f"{part.name}  {size_of(part.shape)}" for part in self.parts])
             left.invert_yaxis()
 
-        return styled(0.5 + 0.26 * len(self.parts), fill)
+        return new_figure(0.5 + 0.26 * len(self.parts), fill)
 
     def lines(self, width: int) -> list[str]:
-        """The table, with the sums in its last row."""
+        """Return the table, with the sums in the last row."""
         head = ["part", "blocks", "output", "parameters", "FLOPs"]
         rows = [
             [
@@ -102,27 +98,21 @@ class Model:
                 _kinds(part.blocks),
                 size_of(part.shape),
                 f"{part.parameters:,}",
-                format_quantity(part.flops),
+                text_table.format_quantity(part.flops),
             ]
             for part in self.parts
         ]
-        total = [self.name, "", "", f"{self.parameters:,}", format_quantity(self.flops)]
+        total = [self.name, "", "", f"{self.parameters:,}", text_table.format_quantity(self.flops)]
         return text_table.columns([head, *rows, total], 2)
 
     def values(self) -> dict[str, Any]:
-        """The table and its sums."""
+        """Return the table and its sums."""
         parts = [{**part._asdict(), "shape": list(part.shape)} for part in self.parts]
         return {"name": self.name, "parameters": self.parameters, "flops": self.flops, "parts": parts}
 
 
-def format_quantity(amount: int) -> str:
-    """A large number in three digits and a letter: 831 k, 1.24 M, 103 G."""
-    power = max(0, min(len(LETTERS), (len(f"{float(f'{amount:.2e}'):.0f}") - 1) // 3))
-    return f"{amount / 1000**power:.3g} {LETTERS[power - 1]}" if power else str(amount)
-
-
 def size_of(shape: tuple[int, ...]) -> str:
-    """A map as channels × height × width, a vector as its length."""
+    """Format a map as channels × height × width, a vector as its length."""
     return "×".join(map(str, shape))
 
 
@@ -131,7 +121,7 @@ def _kinds(blocks: dict[str, int]) -> str:
 
 
 def model(spec: NetworkSpec) -> Model:
-    """The table of a network, which is built without memory for its weights."""
+    """Return the table of a network, built without memory for its weights."""
     with torch.device("meta"):
         network = build_network(spec).eval()
         counted = {name: _parameters(module) for name, module in stages(network)}
@@ -153,7 +143,7 @@ def model(spec: NetworkSpec) -> Model:
 
 
 def stages(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The network's children by name, those of a plain list of modules one by one."""
+    """Yield the network's children by name, and the members of plain module lists."""
     for name, child in network.named_children():
         if type(child) is nn.ModuleList:
             yield from ((f"{name}.{place}", member) for place, member in child.named_children())
@@ -166,7 +156,7 @@ def _parameters(module: nn.Module) -> int:
 
 
 def _counted_kinds(modules: list[nn.Module]) -> dict[str, int]:
-    """The modules' kinds with their number, those of a list by what is in it."""
+    """Count the modules by class; members of a list are counted one by one."""
     kinds: dict[str, int] = {}
     for module in modules:
         inner = list(module) if isinstance(module, nn.ModuleList) else [module]
@@ -177,7 +167,7 @@ def _counted_kinds(modules: list[nn.Module]) -> dict[str, int]:
 
 
 def _pass(network: nn.Module, spec: NetworkSpec) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
-    """One image through the network: what each stage gives, and the operations of each, by its name."""
+    """Run one image through the network; return the shapes and FLOPs of the stages by name."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def note(name: str) -> Any:

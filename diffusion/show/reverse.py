@@ -1,10 +1,11 @@
-"""One image's way back: x_t as a sampler passes through it, and the x̂_0 that the model sees in it there."""
+"""The reverse process of one image: x_t and the predicted x̂_0 along the sampler's trajectory."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.images.store import Images
@@ -13,19 +14,17 @@ from diffusion.process.condition import Condition
 from diffusion.process.noise import ImageNoise
 from diffusion.protocol.grid import describe_cell, effective_axes
 from diffusion.protocol.settings import SampleSettings
+from diffusion.report.figure_base import image_row, new_figure
 from diffusion.sample.generate import check_settings, generate
 from diffusion.sample.sampler import Step
 from diffusion.show import text_table
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-COLUMNS = 8  # steps that are shown
+COLUMNS = 8  # shown steps
 
 
 @dataclass(frozen=True)
 class Reverse:
-    """At K of a walk's steps: the `times`, falling; x_t and x̂_0 (K, H, W, C) there; at its end the image."""
+    """K steps of a trajectory: falling `times`, x_t and x̂_0 (K, H, W, C), and the final image."""
 
     settings: SampleSettings
     index: int
@@ -36,17 +35,14 @@ class Reverse:
 
     @property
     def title(self) -> str:
-        """What the figure shows."""
+        """A description of the figure."""
         return f"The way back of image {self.index}: x_t and what the model makes of it, {self._how()}"
 
     def _how(self) -> str:
         return describe_cell(effective_axes(self.settings))
 
-    def draw(self) -> "Figure":
-        """A row of x_t above a row of x̂_0, and the image itself at the end of the first."""
-        from matplotlib.figure import Figure
-
-        from diffusion.show.drawing import image_row, styled
+    def draw(self) -> Figure:
+        """Draw a row of x_t and a row of x̂_0, with the image at the end."""
 
         def fill(figure: Figure) -> None:
             upper, lower = figure.subplots(2, len(self.times) + 1)
@@ -58,18 +54,20 @@ class Reverse:
             upper[-1].set_title("image", fontsize=9)
 
         height, width = self.image.shape[:2]
-        return styled(0.35 + 2 * 0.72 * height / width, fill)
+        return new_figure(0.35 + 2 * 0.72 * height / width, fill)
 
     def lines(self, width: int) -> list[str]:
-        """Both rows in shades, and the image."""
-        lines = [f"image {self.index} of seed {self.settings.seed}, {self._how()}", ""]
-        titles = [f"t = {t}" for t in self.times]
-        lines += text_table.strip(self.x, [f"x, {title}" for title in titles], width)
-        lines += text_table.strip(self.x0_hat, [f"x̂_0, {title}" for title in titles], width)
-        return lines + text_table.strip(self.image[None], ["the image"], width)
+        """Return a table of the mean and standard deviation of the pixels at each shown step."""
+        rows = [["t", "x_t mean", "std", "x̂_0 mean", "std"]]
+        for t, x, x0_hat in zip(self.times, self.x, self.x0_hat, strict=True):
+            rows.append(
+                [str(t), *(f"{value:.1f}" for one in (x, x0_hat) for value in (one.mean(), one.std()))]
+            )
+        table = text_table.columns(rows, len(rows[0]))
+        return [f"image {self.index} of seed {self.settings.seed}, {self._how()}", "", *table]
 
     def values(self) -> dict[str, Any]:
-        """The settings, the times, and all images as nested lists of their bytes."""
+        """Return the settings, the times and all images as nested lists."""
         return {
             "settings": self.settings.model_dump(mode="json"),
             "index": self.index,
@@ -88,20 +86,20 @@ def reverse(
     device: torch.device,
     columns: int = COLUMNS,
 ) -> Reverse:
-    """Image `index` as `generate` makes it, seen at up to `columns` of its steps; UsageError as there."""
+    """Return image `index` as `generate` makes it, at up to `columns` of its steps; errors as `generate`."""
     grid = check_settings(loaded.artefact, settings)
     spec = loaded.artefact.network
     start = ImageNoise(settings.seed, [index], (spec.in_channels, spec.image_size, spec.image_size)).draw()
-    passed: list[Step] = []
-    image = generate(loaded, settings, [index], condition, device, passed.append)
-    before = [start, *(step.x.cpu() for step in passed[:-1])]
-    chosen = np.unique(np.linspace(0, len(passed) - 1, columns).round().astype(int)).tolist()
+    visited: list[Step] = []
+    image = generate(loaded, settings, [index], condition, device, visited.append)
+    before = [start, *(step.x.cpu() for step in visited[:-1])]
+    chosen = np.unique(np.linspace(0, len(visited) - 1, columns).round().astype(int)).tolist()
     times = grid.times.flip(0).tolist()
     return Reverse(
         settings,
         index,
         [times[place] for place in chosen],
         to_nhwc(to_uint8(torch.cat([before[place] for place in chosen]))),
-        to_nhwc(to_uint8(torch.cat([passed[place].x0_hat.cpu() for place in chosen]))),
+        to_nhwc(to_uint8(torch.cat([visited[place].x0_hat.cpu() for place in chosen]))),
         to_nhwc(image)[0],
     )

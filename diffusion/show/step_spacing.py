@@ -1,23 +1,22 @@
-"""Which times each spacing walks along, and how far apart they lie in noise."""
+"""The timesteps of each spacing, by time and by noise level."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from diffusion.process.process_config import ProcessConfig
 from diffusion.process.process_registry import build_process
 from diffusion.protocol.spacing import SPACINGS, spaced_timesteps
+from diffusion.report.figure_base import line_colour, new_figure
 from diffusion.sample.eta import max_eta
 from diffusion.show import text_table
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 class Spaced(NamedTuple):
-    """τ (S,) of a spacing, increasing; log SNR and σ/α (S,) there; the largest η that the walk allows."""
+    """The times τ (S,), ascending, their log SNR and σ/α (S,), and the largest possible η."""
 
     times: list[int]
     log_snr: NDArray[np.float64]
@@ -27,7 +26,7 @@ class Spaced(NamedTuple):
 
 @dataclass(frozen=True)
 class Steps:
-    """τ of S steps by each spacing, on the process of T whole `timesteps` by the named `schedule`."""
+    """τ of S steps by each spacing, for a process with T `timesteps` and the named `schedule`."""
 
     timesteps: int
     schedule: str
@@ -35,24 +34,21 @@ class Steps:
 
     @property
     def steps(self) -> int:
-        """S."""
+        """The number of steps S."""
         return len(next(iter(self.spacings.values())).times)
 
     @property
     def title(self) -> str:
-        """What the figure shows."""
+        """A description of the figure."""
         return f"The {self.steps} times of each spacing by t and by noise, {self.schedule}"
 
-    def draw(self) -> "Figure":
-        """A row a spacing, a mark a step: by t on the left, by log SNR on the right."""
-        from matplotlib.figure import Figure
-
-        from diffusion.show.drawing import colour, styled
+    def draw(self) -> Figure:
+        """Draw a row per spacing with a mark per step: by t on the left, by log SNR on the right."""
 
         def fill(figure: Figure) -> None:
             left, right = figure.subplots(1, 2, sharey=True)
             for row, spaced in enumerate(self.spacings.values()):
-                style: dict[str, Any] = {"color": colour(row), "linewidths": 1.5, "linelengths": 0.6}
+                style: dict[str, Any] = {"color": line_colour(row), "linewidths": 1.5, "linelengths": 0.6}
                 left.eventplot(np.array(spaced.times, dtype=float), lineoffsets=row, **style)
                 right.eventplot(spaced.log_snr, lineoffsets=row, **style)
             left.set(xlabel="t", xlim=(-0.03 * self.timesteps, 1.03 * self.timesteps))
@@ -67,34 +63,21 @@ class Steps:
                 axes.invert_xaxis() if axes is right else None
                 axes.spines["left"].set_visible(False)
 
-        return styled(0.9 + 0.45 * len(self.spacings), fill)
+        return new_figure(0.9 + 0.45 * len(self.spacings), fill)
 
     def lines(self, width: int) -> list[str]:
-        """Each spacing's times as marks by t and by noise, and as numbers."""
-        ratios = np.concatenate([spaced.log_snr for spaced in self.spacings.values()])
-        margin = max(map(len, self.spacings)) + 2
-        by_t, by_noise = (
-            text_table.Axis(0, self.timesteps - 1),
-            text_table.Axis(-float(ratios.max()), -float(ratios.min())),
-        )
-        bars = width - margin
-        lines = [f"{self.steps} of {self.timesteps} times, by t from 0 to {self.timesteps - 1}"]
+        """List each spacing's times and their σ/α."""
+        lines = [f"{self.steps} of {self.timesteps} times, {self.schedule}"]
         for name, spaced in self.spacings.items():
-            times = np.array(spaced.times, dtype=np.float64)
-            lines.append(f"{name:<{margin}}{text_table.marks(times, by_t, bars)}")
-        lines += ["", f"by log SNR of {self.schedule} from {ratios.max():.2f} to {ratios.min():.2f}"]
-        for name, spaced in self.spacings.items():
-            lines.append(f"{name:<{margin}}{text_table.marks(-spaced.log_snr, by_noise, bars)}")
-        lines.append("")
-        for name, spaced in self.spacings.items():
-            lines.append(f"{name}, η up to {spaced.largest_eta:.4g}")
+            lines += ["", f"{name}, η up to {spaced.largest_eta:.4g}"]
             lines += text_table.wrapped(map(str, spaced.times), width, indent=2)
-            lines.append("  σ/α there, in which a guidance interval is given:")
-            lines += text_table.wrapped((f"{level:.4g}" for level in spaced.noise_level), width, indent=2)
+            lines.append("  σ/α at these times, as for a guidance interval:")
+            levels = (f"{level:.4g}" for level in spaced.noise_level)
+            lines += text_table.wrapped(levels, width, indent=2)
         return lines
 
     def values(self) -> dict[str, Any]:
-        """The times, their log SNR and σ/α by spacing; the largest η is null where there is none."""
+        """Return times, log SNR and σ/α by spacing; the largest η is null if there is no limit."""
         return {
             "timesteps": self.timesteps,
             "schedule": self.schedule,
@@ -111,7 +94,7 @@ class Steps:
 
 
 def steps(config: ProcessConfig, count: int) -> Steps:
-    """The times of `count` steps by every spacing; UsageError unless the process has as many."""
+    """Return the times of `count` steps by every spacing; UsageError for more than the process has."""
     process = build_process(config)
     spacings = {}
     for name in SPACINGS:

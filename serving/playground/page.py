@@ -6,7 +6,7 @@ from fastapi import Response
 from fastapi.responses import HTMLResponse
 from markupsafe import Markup
 
-from diffusion.report.render import render
+from diffusion.report.theme import render
 
 FOLDER = Path(__file__).parent
 STATIC = FOLDER / "static"

@@ -12,12 +12,20 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from cli import main
-from diffusion.check import check, measured, time_estimate
+from diffusion.check import check, time_estimate
 from diffusion.check.cost_estimate import CostEstimate, estimate_cost, passes
 from diffusion.check.disk_space import MODEL_BYTES, STATE_BYTES
 from diffusion.check.findings import Finding, Project
-from diffusion.check.measured import Measured, walks_of
-from diffusion.check.time_estimate import by_axis, cell_times, check_time, format_duration
+from diffusion.check.time_estimate import (
+    Measurement,
+    StoredMeasurement,
+    by_axis,
+    cell_times,
+    check_time,
+    format_duration,
+    measure_once,
+    sampling_kinds,
+)
 from diffusion.check.timing import ImageTime, TimeRange, time_work
 from diffusion.config import Config, parse
 from diffusion.model.flops import FlopCounter
@@ -35,7 +43,7 @@ AVERAGES = {"widths": [0.05, 0.1], "every": 5}
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(measured, "PART_SECONDS", 0.05)
+    monkeypatch.setattr(time_estimate, "PART_SECONDS", 0.05)
     return tmp_path / "cache"
 
 
@@ -161,12 +169,12 @@ def test_hours_are_seconds_times_counts(tmp_path: Path, monkeypatch: pytest.Monk
     """Each sampler has its own seconds, so that a mix-up is detected."""
     project = project_of(tmp_path, sweep={"sampler": ["ddim", "dpm-solver++"]})
     seconds = {"ddim": 1.0, "ddim noisy": 2.0, "dpm-solver++": 3.0}
-    assert walks_of(project.config).keys() == seconds.keys()
-    known = Measured(
+    assert sampling_kinds(project.config).keys() == seconds.keys()
+    known = Measurement(
         machine="m",
         batch=8,
         step=span(0.5),
-        walks={name: span(one) for name, one in seconds.items()},
+        sampling={name: span(one) for name, one in seconds.items()},
         extractors={"effnet-lite0-64": span(0.25)},
         missing={},
     )
@@ -182,7 +190,7 @@ def test_hours_are_seconds_times_counts(tmp_path: Path, monkeypatch: pytest.Monk
     }
     assert {value: time.median for value, time in by_axis(times)["steps"].items()} == {"2": 240.0, "3": 360.0}
     monkeypatch.setattr(
-        time_estimate, "measured", lambda *given: measured.Outcome(known, Path("kept"), is_new=False)
+        time_estimate, "measure_once", lambda *given: StoredMeasurement(known, Path("kept"), is_new=False)
     )
     found = {part["part"]: part["hours"] for one in check_time(project, print) if (part := one.values)}
     training = {"median": 48 / 3600, "least": 24 / 3600, "most": 96 / 3600}
@@ -206,15 +214,15 @@ def test_measurement_is_cached_per_machine_and_configuration(
     root = tmp_path / "project"
     root.mkdir()
 
-    def outcome(**changes: dict[str, Any]) -> measured.Outcome:
+    def outcome(**changes: dict[str, Any]) -> StoredMeasurement:
         project = project_of(root, **changes)
         assert project.plan is not None
-        return measured.measured(project, project.plan, said.append)
+        return measure_once(project, project.plan, said.append)
 
     first = outcome()
     assert first.is_new
     assert len(said) == 1
-    assert files(tmp_path) == {first.path}, "nothing of a training is touched"
+    assert files(tmp_path) == {first.path}, "no run directory is touched"
     assert outcome() == first._replace(is_new=False)
     assert not outcome(
         train={"steps": 100, "seed": 3}, sweep={"steps": [4, 9]}, sample={"num_images": 30}
@@ -226,20 +234,20 @@ def test_measurement_is_cached_per_machine_and_configuration(
         outcome(model={"channels": 16}),
     ]
     assert all(other.is_new for other in others)
-    monkeypatch.setattr(measured, "machine_name", lambda device: "another")
+    monkeypatch.setattr(time_estimate, "machine_name", lambda device: "another")
     assert outcome().is_new
     monkeypatch.undo()
     monkeypatch.setenv("DIFFCTL_CACHE", str(cache))
-    monkeypatch.setattr(measured, "PART_SECONDS", 0.05)
+    monkeypatch.setattr(time_estimate, "PART_SECONDS", 0.05)
     first.path.write_text("{}")
-    assert outcome().is_new, "what is damaged is made anew"
+    assert outcome().is_new, "a damaged file is replaced"
 
 
 def test_failed_measurement_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def short(*given: Any) -> measured.Outcome:
+    def short(*given: Any) -> StoredMeasurement:
         raise DiffctlError("a step of 1 images does not fit the memory")
 
-    monkeypatch.setattr(time_estimate, "measured", short)
+    monkeypatch.setattr(time_estimate, "measure_once", short)
     (finding,) = check_time(project_of(tmp_path), print)
     assert finding == Finding("warning", "time", "not measured: a step of 1 images does not fit the memory")
 

@@ -150,7 +150,7 @@ def another_disk(project: Path) -> Iterator[Path]:
 
 def with_room(monkeypatch: pytest.MonkeyPatch, free: float, disk: Path = Path()) -> None:
     """Pretend that `free` bytes are free on that folder's disk, and plenty on others."""
-    usage, device = shutil.disk_usage, disk_space.stat().st_dev
+    usage, device = shutil.disk_usage, disk.stat().st_dev
 
     def pretended(folder: Path) -> Any:
         on_it = Path(folder).stat().st_dev == device
@@ -203,7 +203,7 @@ def needed_for(part: str, config: Config) -> int:
 
 @pytest.fixture
 def in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_space, "gigabytes", lambda size: f"{size} B")
+    monkeypatch.setattr(disk_space, "format_bytes", lambda size: f"{size} B")
 
 
 def test_finished_samples_reduce_the_needed_space(prepared: Path, in_bytes: None) -> None:

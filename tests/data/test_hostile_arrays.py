@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from diffusion.data.file_arrays import open_npz
 from diffusion.data.readers.image_batches import read_batch
-from diffusion.evaluate.open_images import open_images
+from diffusion.evaluate.adhoc_inputs import open_images
 from diffusion.system.errors import DiffctlError
 from tests.helpers.archive_bombs import write_zip_bomb
 from tests.helpers.bounded_process import bounded
@@ -68,10 +68,10 @@ def test_an_array_that_unfolds_to_more_than_images_do_is_refused(tmp_path):
 
 def test_images_that_take_more_than_is_free_are_refused(tmp_path, monkeypatch):
     np.savez(tmp_path / "x.npz", random_images(0, 3, 8))
-    monkeypatch.setattr("diffusion.evaluate.open_images.machine_memory", lambda: (10**6, 575))
+    monkeypatch.setattr("diffusion.evaluate.adhoc_inputs.machine_memory", lambda: (10**6, 575))
     with pytest.raises(DiffctlError, match=r"x\.npz take .* of memory"):
         open_images(tmp_path / "x.npz")
-    monkeypatch.setattr("diffusion.evaluate.open_images.machine_memory", lambda: (10**6, 576))
+    monkeypatch.setattr("diffusion.evaluate.adhoc_inputs.machine_memory", lambda: (10**6, 576))
     assert len(open_images(tmp_path / "x.npz")) == 3
 
 

@@ -11,9 +11,8 @@ from typer.testing import CliRunner
 from cli import main
 from diffusion.evaluate import adhoc
 from diffusion.evaluate.adhoc import score_images
-from diffusion.evaluate.adhoc_inputs import open_inputs
+from diffusion.evaluate.adhoc_inputs import open_images, open_inputs
 from diffusion.evaluate.features.reference_features import make_reference
-from diffusion.evaluate.open_images import open_images
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores import document_values
@@ -222,7 +221,7 @@ def test_several_extractors_equal_single_runs():
     ids=["twice", "one file for two", "no weights", "no weights for the second"],
 )
 def test_unusable_extractors_are_refused_before_any_work(monkeypatch, options):
-    monkeypatch.setattr(adhoc, "kept_features", lambda *_: pytest.fail("features were extracted"))
+    monkeypatch.setattr(adhoc, "cached_features", lambda *_: pytest.fail("features were extracted"))
     assert isinstance(run("cell.npz", "--against", "prepared", *options).exception, UsageError)
 
 

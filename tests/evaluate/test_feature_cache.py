@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diffusion.evaluate import feature_cache, memory
+from diffusion.evaluate import adhoc_inputs, feature_cache
 from diffusion.evaluate.feature_cache import blocks, cache_folder, cached_features
 from diffusion.evaluate.features.extract import Features, extract
 from diffusion.evaluate.features.extractors import load_extractor
@@ -121,7 +121,7 @@ def test_damaged_block_is_extracted_again(extractor, images, cache, damage):
         changed = bytes([data[300] ^ 1])
         made = {"cut": data[:-5], "bit": data[:300] + changed + data[301:], "empty": b""}
         path.write_bytes(made[damage])
-    with pytest.warns(DiffctlWarning, match="are damaged .* extracted again"):
+    with pytest.warns(DiffctlWarning, match="are damaged .* extracting them again"):
         (found,), told = seen(extractor, images)
     assert told[-1] == (4, 4)
     assert same(found, whole)
@@ -165,7 +165,7 @@ def test_inconsistent_blocks_are_all_extracted_again(extractor, images, cache):
 def test_unwritable_cache_is_only_a_warning(extractor, images, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "file"))
-    with pytest.warns(DiffctlWarning, match="cannot be kept .* DIFFCTL_CACHE"):
+    with pytest.warns(DiffctlWarning, match="cannot be cached .* DIFFCTL_CACHE"):
         (found,), _ = seen(extractor, images)
     assert len(found) == 11
 
@@ -181,7 +181,7 @@ def test_least_recently_used_features_are_evicted(extractor, images, tmp_path, m
     (size,) = {
         sum(path.stat().st_blocks * 512 for path in folder.iterdir()) for folder in cache_folder().iterdir()
     }
-    monkeypatch.setattr(feature_cache, "MOST_BYTES", 2 * size)
+    monkeypatch.setattr(feature_cache, "MAX_BYTES", 2 * size)
     seen(extractor, third)
     assert seen(extractor, images)[1] == []
     assert seen(extractor, other)[1][0] == (0, 11)
@@ -190,7 +190,9 @@ def test_least_recently_used_features_are_evicted(extractor, images, tmp_path, m
 @pytest.mark.parametrize(("sample", "real", "heldout"), [(3000, 500, 1500), (200, 2000, 300)])
 def test_scoring_stays_within_the_memory_estimate(sample, real, heldout, monkeypatch):
     rng, spec = np.random.default_rng(0), replace(EXTRACTORS["effnet-lite0-64"], features=256)
-    monkeypatch.setattr(memory, "BASE", 160 * 10**6)  # no network here, and kernels of subsets of 100 MB
+    monkeypatch.setattr(
+        adhoc_inputs, "BASE_MEMORY", 160 * 10**6
+    )  # no network here, and kernels of subsets of 100 MB
     features = [rng.normal(size=(count, 256)).astype(np.float32) for count in (sample, real, heldout)]
     meta = {"extractor": spec.name, "weights_sha256": "", "dtype": "float32", "name": "n", "image_size": 8}
     facts = {"reference_split": "train", "reference_count": real, "heldout_split": "test"}
@@ -202,7 +204,7 @@ def test_scoring_stays_within_the_memory_estimate(sample, real, heldout, monkeyp
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    told = memory.scoring_memory(spec, sample, real, heldout)
+    told = adhoc_inputs.scoring_memory(spec, sample, real, heldout)
     assert peak <= told
 
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from diffusion.evaluate.scores.frechet import ProjectedSample, Target, _singular_sums_without_each
-from diffusion.evaluate.scores.jackknife import Interactions, grouped, image_errors
+from diffusion.evaluate.scores.jackknife import Interactions, grouped, image_errors, root_sum_interactions
 from diffusion.evaluate.scores.kernel_distance import Kernel, Kernels, interactions
-from diffusion.evaluate.scores.spectral import root_sum_interactions
 from diffusion.protocol.metric_constants import GROUPS
 
 NONE = Interactions(0.0, 0.0)

@@ -103,7 +103,7 @@ def test_gate_ignores_statistics(documents):
         (lambda of: of | {"file": "cifar10-32x32.npz"}, "published at https://nvlabs-fi-cdn"),
         (
             lambda of: of | {"sha256": "0" * 64},
-            "another file than params.yaml says: its SHA-256 is [0-9a-f]{64}",
+            "another file than params.yaml names: its SHA-256 is [0-9a-f]{64}",
         ),
     ],
 )

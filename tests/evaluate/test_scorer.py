@@ -125,7 +125,7 @@ def test_class_targets_are_computed_once(monkeypatch, limit, targets):
 
     samples = [made_up(60, seed=seed) for seed in (2, 3)]
     want = [scorer_of_classes().classes(sample, np.arange(60) % 4, names) for sample in samples]
-    monkeypatch.setattr(class_scores, "TARGETS", limit)
+    monkeypatch.setattr(class_scores, "MAX_TARGETS", limit)
     monkeypatch.setattr(class_scores, "Target", lambda features: made.append(1) or compute(features))
     one = scorer_of_classes()
     assert [one.classes(sample, np.arange(60) % 4, names) for sample in samples] == want

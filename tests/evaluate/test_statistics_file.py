@@ -9,12 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import main
-from diffusion.evaluate.adhoc import score_images
-from diffusion.evaluate.adhoc_inputs import images_in_statistics, open_inputs
-from diffusion.evaluate.against_statistics import score_against_statistics
+from diffusion.evaluate.adhoc import score_against_statistics, score_images
+from diffusion.evaluate.adhoc_inputs import images_in_statistics, open_images, open_inputs
 from diffusion.evaluate.feature_cache import cached_features
 from diffusion.evaluate.features.extractors import load_extractor
-from diffusion.evaluate.open_images import open_images
 from diffusion.evaluate.statistics_file import is_statistics, open_statistics
 from diffusion.images.store import open_store
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION_SPATIAL
@@ -83,7 +81,7 @@ def test_other_dimension_suggests_the_right_extractor(tmp_path):
     ):
         open_statistics(path)
     path = as_npz(tmp_path / "y.npz", mu=np.zeros(5), sigma=np.eye(5))
-    with pytest.raises(UsageError, match="another extractor than there is here"):
+    with pytest.raises(UsageError, match="no extractor here gives so many"):
         open_statistics(path)
 
 

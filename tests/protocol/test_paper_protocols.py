@@ -7,7 +7,7 @@ from diffusion.check.protocol import check_protocol
 from diffusion.config import Config, parse
 from diffusion.protocol.paper_mismatch import score_mismatches
 from diffusion.protocol.paper_protocols import PROTOCOLS, mismatches
-from diffusion.report.departures import departures_content
+from diffusion.report.page_content import protocol_mismatches
 from diffusion.system.errors import UsageError
 from tests.conftest import params
 from tests.helpers.scores_document import document
@@ -102,7 +102,7 @@ def test_check_warns_of_each_and_says_what_no_field_says():
 def test_without_a_protocol_nothing_is_said():
     made = config(AS_DDIM, evaluate={"protocol": None})
     assert list(check_protocol(Project(made))) == []
-    assert departures_content(made) is None
+    assert protocol_mismatches(made) is None
 
 
 def test_without_the_published_statistics_that_is_told():

@@ -45,8 +45,8 @@ def test_only_steps_and_eta_may_differ(monkeypatch):
     (axes,) = found["drawing"].axes
     marks = [line for line in axes.lines if line.get_marker() == "*"]
     assert {line.get_label(): list(line.get_xdata()) for line in marks} == {
-        "published_figures, not comparable": [5],
-        "published_figures, comparable": [7],
+        "published, not comparable": [5],
+        "published, comparable": [7],
     }
     assert axes.get_xlim()[1] > 10
 

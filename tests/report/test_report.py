@@ -26,7 +26,7 @@ from diffusion.protocol.metric_constants import SHARES
 from diffusion.protocol.scores import ScoresDocument, read_scores
 from diffusion.report import write_report
 from diffusion.report.figures import CurvePoint, moving_average, score_curve
-from diffusion.report.neighbours import nearest
+from diffusion.report.sample_pictures import nearest
 from diffusion.report.score_tables import score_table
 from diffusion.report.theme import DARK, LIGHT
 from diffusion.report.training_curve import read_curve
@@ -433,7 +433,7 @@ def test_page_with_other_seeds_is_otherwise_the_same(written, beside):
     begin, end = said.index("<h2>Other seeds</h2>"), said.index("<h2>Quality for its cost</h2>")
     assert said[:begin].strip() == plain[: plain.index("<h2>Quality for its cost</h2>")].strip()
     section = said[begin:end]
-    assert "This training is of seed 0. MLflow has the scores of 2 more" in section
+    assert "This training has seed 0. MLflow has the scores of 2 more" in section
     assert "<td>1 of 3</td>" in section
 
 

@@ -4,15 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from diffusion.model.blocks import Attention
 from diffusion.model.presets import PRESETS
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
-from diffusion.show.network_table import format_quantity, model
+from diffusion.show.network_table import model
 from tests.helpers.networks import spec_of
 
 SHAPES: list[dict[str, Any]] = [
@@ -80,11 +78,3 @@ def test_parts_are_in_forward_order_with_their_shapes() -> None:
     assert shown.parts[5].shape == (16, 4, 4)
     assert shown.parts[5].blocks == {"ResBlock": 2, "Attention": 1}
     assert shown.parts[-1].shape == (2, 8, 8)
-
-
-@given(st.integers(0, 10**17))
-def test_quantity_is_exact_within_half_a_percent(amount: int) -> None:
-    value, _, letter = format_quantity(amount).partition(" ")
-    assert len(value.replace(".", "").lstrip("0")) <= 3
-    read = float(value) * 1000 ** (" kMGTP".index(letter) if letter else 0)
-    assert abs(read - amount) <= 0.005 * amount

@@ -7,7 +7,7 @@ import torch
 from diffusion.process.process_config import ProcessConfig
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
-from diffusion.show.sampler_paths import MIXTURE, run_sampler, samplers
+from diffusion.show.sampler_paths import MIXTURE, sampler_paths, samplers
 from tests.helpers.trajectories import process_of
 
 CONFIG = ProcessConfig(timesteps=200)
@@ -15,10 +15,10 @@ CONFIG = ProcessConfig(timesteps=200)
 
 def test_every_sampler_starts_from_the_same_noise() -> None:
     shown = samplers(CONFIG, 6, count=40)
-    assert {name.split(",")[0] for name in shown.walks} == set(SAMPLERS)
-    starts = [walks.paths[0] for walks in shown.walks.values()]
+    assert {name.split(",")[0] for name in shown.paths_by_sampler} == set(SAMPLERS)
+    starts = [walks.paths[0] for walks in shown.paths_by_sampler.values()]
     assert all(np.array_equal(starts[0], start) for start in starts)
-    for name, walks in shown.walks.items():
+    for name, walks in shown.paths_by_sampler.items():
         assert walks.paths.shape == (7, 40, 2)
         assert walks.evaluations == SAMPLERS[name.split(",")[0]].evaluations(6)
 
@@ -26,7 +26,7 @@ def test_every_sampler_starts_from_the_same_noise() -> None:
 def test_deterministic_samplers_converge_to_the_exact_flow() -> None:
     few, many = samplers(CONFIG, 5, count=60), samplers(CONFIG, 80, count=60)
     for name in ("ddim, η = 0", "dpm-solver++"):
-        assert many.off(many.walks[name]) < few.off(few.walks[name]) / 2
+        assert many.off(many.paths_by_sampler[name]) < few.off(few.paths_by_sampler[name]) / 2
     assert np.array_equal(few.exact, many.exact)
 
 
@@ -45,6 +45,6 @@ def test_seed_decides_the_figure() -> None:
 
 def test_single_step_ends_at_the_posterior_mean() -> None:
     process, start = process_of("cosine", 200), torch.randn(5, 2, dtype=torch.float64)
-    ends = run_sampler(process, [199], SampleSettings(steps=1, clip=False), start, torch.Generator()).ends
+    ends = sampler_paths(process, [199], SampleSettings(steps=1, clip=False), start, torch.Generator()).ends
     alpha, sigma = process.alpha_sigma(torch.tensor(199))
     assert ends == pytest.approx(MIXTURE.x0(start, alpha, sigma).numpy(), abs=1e-9)

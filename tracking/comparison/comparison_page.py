@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from diffusion.choice.confidence import describe_comparison
 from diffusion.images.store import Images
-from diffusion.report.render import render
+from diffusion.report.theme import render
 from tracking.comparison.page_content import curves, differing_params, families, finding, sheets, verdicts
 from tracking.comparison.score_rows import Comparison, ScoredRun, ScoreRow, format_spread
 

@@ -12,7 +12,8 @@ from diffusion.images.pictures import png_bytes
 from diffusion.images.store import Images
 from diffusion.protocol.grid import cell_order, describe_cell, describe_line
 from diffusion.protocol.scores import CellScores
-from diffusion.report.figures import CurvePoint, as_svg, score_curve
+from diffusion.report.figure_base import as_svg
+from diffusion.report.figures import CurvePoint, score_curve
 from diffusion.report.sample_pictures import data_uri
 from tracking.comparison.score_rows import Comparison, Group, ScoredRun, ScoreRow, format_spread
 

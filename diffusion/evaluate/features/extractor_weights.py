@@ -1,7 +1,6 @@
-"""An extractor's weights: found or downloaded, their SHA-256 checked, read without running their pickle.
+"""Weights of extractors: found or downloaded, verified by SHA-256, read without running pickled code.
 
-A network is handed bytes that were checked: torch-fidelity's checks no hash, unpickles whatever it is given
-and fails with a bare URLError offline.
+torch-fidelity verifies no checksum, unpickles any file, and fails offline with a bare URLError.
 """
 
 import hashlib
@@ -27,11 +26,11 @@ A_PROGRAM = "it is a TorchScript archive, which is a program: save its state_dic
 def read_weights(
     spec: ExtractorSpec, path: Path | None = None, sha256: str | None = None
 ) -> io.BytesIO | None:
-    """The bytes of an extractor's weights, whose SHA-256 is right and which hold nothing but tensors.
+    """Return the bytes of an extractor's weights, with verified SHA-256 and only tensors inside.
 
-    They come with its package, or are `path`, or lie in torch's hub cache ($TORCH_HOME/hub/checkpoints), or
-    are downloaded into it; None where it has none. `sha256` stands in for the published one. DiffctlError
-    says in one sentence what is missing or wrong, and what to do.
+    They are bundled with a package, or in the file `path`, or in torch's hub cache
+    ($TORCH_HOME/hub/checkpoints), or downloaded into it. None if the extractor has no weights. `sha256`
+    replaces the published checksum. A DiffctlError states what is missing or wrong.
     """
     if path is not None and spec.weights.comes_along:
         raise UsageError(f"weights are for {_downloaded()} alone: {spec.name} brings its own")
@@ -55,16 +54,16 @@ def read_weights(
 
 
 def load_tensors(weights: IO[bytes]) -> dict[str, Tensor]:
-    """The named tensors of a safetensors file, or of one that torch saved, whose pickle runs nothing.
+    """Return the named tensors of a safetensors file, or of a torch.save file without running pickled code.
 
-    RuntimeError for one that holds anything else.
+    RuntimeError for any other contents.
     """
     data = weights.read()
     weights.seek(0)
-    if data[8:9] == b"{":  # a safetensors file: the length of a header in JSON, and the header
+    if data[8:9] == b"{":  # safetensors: the header's length, then JSON
         return load_safetensors(data)
     try:
-        with warnings.catch_warnings(category=UserWarning, action="ignore"):  # of what is refused below
+        with warnings.catch_warnings(category=UserWarning, action="ignore"):  # refused below
             found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except RuntimeError as error:
         raise RuntimeError(A_PROGRAM) from None if "TorchScript" in str(error) else error
@@ -74,19 +73,19 @@ def load_tensors(weights: IO[bytes]) -> dict[str, Tensor]:
 
 
 def cached_path(weights: Weights) -> Path:
-    """Where a file that is downloaded lies, or will lie."""
+    """Return the path of a downloaded file in torch's hub cache."""
     return Path(torch.hub.get_dir()) / "checkpoints" / weights.file
 
 
 def _locate(weights: Weights, sha256: str) -> Path:
-    """The file, downloaded into torch's hub cache when it is not there."""
+    """Return the file, downloaded to torch's hub cache if it is missing."""
     if weights.package:
         return Path(load_reference(weights.package)())
     remote = RemoteFile(weights.file, (weights.url,), f"sha256:{sha256}", weights.size)
     folder = cached_path(weights).parent
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return fetch(remote, folder, retry=Retry(stalls=1))  # offline is said at once
+        return fetch(remote, folder, retry=Retry(stalls=1))  # fails at once if offline
     except DiffctlError as error:
         installed = next(name for name, spec in EXTRACTORS.items() if spec.weights.comes_along)
         raise DiffctlError(
@@ -96,10 +95,10 @@ def _locate(weights: Weights, sha256: str) -> Path:
 
 
 def _downloaded() -> str:
-    """The extractors whose weights can be given, by name."""
+    """Return the names of the extractors without bundled weights."""
     return " and ".join(name for name, spec in EXTRACTORS.items() if not spec.weights.comes_along)
 
 
 def first_line(error: BaseException) -> str:
-    """The beginning of what an error says."""
+    """Return the first line of an error message."""
     return str(error).strip().split("\n")[0] or type(error).__name__

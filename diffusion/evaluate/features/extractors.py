@@ -1,4 +1,4 @@
-"""Feature extractors by name: found, their weights checked, and asked in exact float32."""
+"""Feature extractors by name: loaded with verified weights, called in exact float32."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from diffusion.system.malloc import keep_freed_memory
 
 @dataclass(frozen=True)
 class Extractor:
-    """A loaded extractor with checked weights, on its device; `module` as its call, but on the device."""
+    """A loaded extractor with verified weights, on its device."""
 
     spec: ExtractorSpec
     weights_sha256: str
@@ -28,7 +28,7 @@ class Extractor:
 
     @property
     def batch_size(self) -> int:
-        """Images at a time that suit the device: few stay in a CPU's caches, many fill a GPU."""
+        """A batch size that suits the device: small for a CPU's caches, large for a GPU."""
         return 32 if self.device.type == "cpu" else 256
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -44,12 +44,16 @@ def load_extractor(
     device: torch.device | str = "cpu",
     sha256: str | None = None,
 ) -> Extractor:
-    """Load a registered extractor with checked weights.
+    """Load a registered extractor with verified weights.
 
-    `weights` is a file with the weights of one that does not bring its own (None: torch's hub cache, else a
-    download); `sha256` stands in for the published one. UsageError for an unknown name and for a package that
-    is not installed, DiffctlError for weights that are missing, damaged, not what they should be, or of
-    another shape.
+    Args:
+        weights: a file, for an extractor without bundled weights. None looks in torch's hub cache, then
+            downloads.
+        sha256: replaces the published checksum.
+
+    Raises:
+        UsageError: for an unknown name, and for a package that is not installed.
+        DiffctlError: for weights that are missing, damaged, or of another network.
     """
     spec = extractor_spec(name)
     if spec.needs and find_spec(spec.needs) is None:
@@ -58,7 +62,7 @@ def load_extractor(
     try:
         module = build_extractor(spec, data)
     except (RuntimeError, LookupError, ValueError, TypeError, ArithmeticError) as error:
-        # a tensor that is missing, or of another shape, fails wherever the builder first needs it
+        # a missing or misshapen tensor fails wherever the builder first uses it
         raise DiffctlError(f"the weights do not fit {name}: {first_line(error)}") from None
     device = torch.device(device)
     keep_freed_memory(device.type)
@@ -66,12 +70,12 @@ def load_extractor(
 
 
 def configured_extractor(section: EvaluateConfig) -> Extractor:
-    """The extractor of the section `evaluate`, on the device that there is; as `load_extractor`."""
+    """Load the first extractor of the section `evaluate`; errors as `load_extractor`."""
     return _of_space(section.spaces[0])
 
 
 def configured_extractors(section: EvaluateConfig) -> list[Extractor]:
-    """That one and those of its further feature spaces; what any of them lacks is said before others work."""
+    """Load the extractors of all feature spaces; errors as `load_extractor`."""
     return [_of_space(space) for space in section.spaces]
 
 
@@ -81,9 +85,9 @@ def _of_space(space: Space) -> Extractor:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """float32 without TF32 inside the block, or the call that it decorates; what held before holds after it.
+    """Disable TF32 in a block or a decorated function, and restore the settings afterwards.
 
-    Reduced precision moves scores by more than models differ.
+    Reduced precision changes scores by more than models differ.
     """
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

@@ -1,4 +1,4 @@
-"""TensorFlow's Inception v3 of 2015, by torch-fidelity: the network of the field's FID, KID and IS."""
+"""TensorFlow's Inception v3 of 2015, from torch-fidelity: the network of FID, KID and IS."""
 
 import io
 from collections.abc import Sequence
@@ -21,21 +21,21 @@ class Inception(nn.Module):
         self.network = torch_fidelity_network(name, LAYERS, weights)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and logits of a batch."""
+        """Return features and logits of a batch."""
         features, logits = self.network(images)
         return features, logits
 
 
 def build(spec: ExtractorSpec, weights: IO[bytes]) -> Inception:
-    """The network with the published weights."""
+    """Build the network with the published weights."""
     return Inception(spec.name, weights)
 
 
 def torch_fidelity_network(name: str, layers: Sequence[str], weights: IO[bytes]) -> nn.Module:
-    """Its network, which gives these layers, with the tensors of a file in either format.
+    """Build torch-fidelity's network with these output layers and the tensors of a file.
 
-    It would unpickle whatever it is given, so it gets the tensors alone, as a file of torch's. RuntimeError
-    for those of another network.
+    torch-fidelity unpickles any file, so it receives only the verified tensors. RuntimeError for other
+    weights.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 

@@ -1,9 +1,9 @@
-"""The reference: features of the real images, kept in files of ours with all that they depend on.
+"""The reference: features of the real images, stored with everything that they depend on.
 
-A folder with `features.npy` and `labels.npy` (of the reference split), `heldout.npy`, `heldout_logits.npy`
-and `heldout_labels.npy` (of the other split) and `meta.json`; labels and logits only where there
-are some. A further feature space is such a folder inside, by its extractor's name.
-torch-fidelity's own cache is keyed by a name alone and goes stale silently.
+A folder with `features.npy` and `labels.npy` of the reference split, `heldout.npy`, `heldout_logits.npy` and
+`heldout_labels.npy` of the other split, and `meta.json`. Labels and logits are optional. Further feature
+spaces are subfolders named by their extractors. torch-fidelity's cache is keyed by a name only and becomes
+stale.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,11 +29,11 @@ from diffusion.system.section import brief, fingerprint
 
 Progress = Callable[[int, int], None]
 
-ARRAYS = "arrays"  # in the meta: the digest of each file's array
+ARRAYS = "arrays"  # key of the meta: each array's digest
 
 
 class ReferenceMeta(ReferenceFacts):
-    """What a reference's meta.json holds: the facts, its code, its classes and each array's digest."""
+    """The contents of a reference's meta.json."""
 
     code: str
     classes: list[str]
@@ -42,11 +42,11 @@ class ReferenceMeta(ReferenceFacts):
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images as an extractor sees them.
+    """Features of real images.
 
-    `meta` has extractor, weights_sha256, dtype, name, image_size, classes, code, and split, digest and count
-    of the reference (`reference_…`) and of the held-out images (`heldout_…`); `heldout` is None where there
-    are none to make a floor of, labels are None where images have none.
+    `meta` has extractor, weights_sha256, dtype, name, image_size, classes and code, and the split, digest and
+    count of the reference (`reference_…`) and of the held-out images (`heldout_…`). `heldout` and the labels
+    are None if there are none.
     """
 
     meta: dict[str, Any]
@@ -57,17 +57,17 @@ class Reference:
 
     @property
     def classes(self) -> list[str]:
-        """The names of the classes in the order of the labels."""
+        """The class names in the order of the labels."""
         return list(self.meta.get("classes", []))
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a scores document says of the reference."""
+        """The part of the meta for a scores document."""
         return {key: value for key, value in self.meta.items() if key not in ("classes", "code", ARRAYS)}
 
     @property
     def train_and_test(self) -> tuple[FeatureArray | None, FeatureArray | None]:
-        """The features of both splits; None for one that is not there."""
+        """The features of both splits, None for a missing one."""
         heldout = None if self.heldout is None else self.heldout.features
         by_split = {self.meta["reference_split"]: self.features, self.meta.get("heldout_split"): heldout}
         return by_split.get("train"), by_split.get("test")
@@ -76,10 +76,10 @@ class Reference:
 def make_reference(
     section: EvaluateConfig, prepared: Path, out: Path, progress: Progress | None = None
 ) -> None:
-    """The `reference` stage: features of both splits of `prepared`, written to the folder `out`.
+    """Run the stage `reference`: extract the features of both splits and write the folder `out`.
 
-    In all spaces of the section, the further ones in folders of `out`. Weights are loaded, or found missing,
-    before any image is read. `progress` gets (done, total) images, each as often as it is seen.
+    Further feature spaces are written to subfolders. All weights are loaded before any image is read.
+    `progress` receives (done, total) images, each counted once per extractor.
     """
     extractors = configured_extractors(section)
     real, heldout = _splits(section, prepared)
@@ -100,7 +100,7 @@ def find_or_make_reference(
     places: Sequence[Path],
     progress: Progress | None = None,
 ) -> Reference:
-    """The reference of these images in the first of the places that holds it, else made in the last one."""
+    """Return the reference from the first folder that has it, else make it in the last folder."""
     found = (matching_reference(place, extractor, section.reference, prepared) for place in places)
     known = next((reference for reference in found if reference is not None), None)
     return known or _write_reference(section, extractor, prepared, places[-1], progress)
@@ -115,7 +115,7 @@ def _write_reference(
 
 
 def _splits(section: EvaluateConfig, prepared: Path) -> tuple[ImageStore, ImageStore]:
-    """The split that is the reference, and the one that is held out."""
+    """Return the reference split and the held-out split."""
     real, heldout = section.reference, OTHER_SPLIT[section.reference]
     return open_store(prepared / real, PreparedMeta), open_store(prepared / heldout, PreparedMeta)
 
@@ -127,7 +127,7 @@ def build_reference(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Reference:
-    """Extract a reference from open stores; `progress` gets (done, total) images."""
+    """Extract a reference from open stores. `progress` receives (done, total) images."""
     total = len(real) + (0 if heldout is None else len(heldout))
 
     def features(store: ImageStore, before: int) -> Features:
@@ -145,7 +145,7 @@ def make_reference_of(
     heldout: ImageStore | None = None,
     heldout_seen: Features | None = None,
 ) -> Reference:
-    """The reference of open stores, of which the extractor has seen these features."""
+    """Return the reference of open stores with these features."""
     meta = {
         "code": extraction_code(extractor.spec),
         "evaluation": EVALUATION_VERSION,
@@ -163,13 +163,13 @@ def make_reference_of(
 
 
 def extraction_code(spec: ExtractorSpec) -> str:
-    """The digest of the code that this extractor's features come from, and of what the spec says of it."""
+    """Return the digest of the code that decides this extractor's features, and of its spec."""
     code = module_digests("diffusion.evaluate.features.reference_features", spec.module)
     return code_digest({**code, "spec": fingerprint(asdict(spec))})
 
 
 def save_reference(path: Path, reference: Reference) -> None:
-    """Write the folder, whole or not at all; equal features give equal bytes."""
+    """Write the folder atomically. Equal features give equal bytes."""
     with atomic_folder(path) as folder:
         _write_files(folder, reference)
 
@@ -193,7 +193,7 @@ def _write_files(folder: Path, reference: Reference) -> None:
 def open_references(
     path: Path, extractors: Sequence[Extractor], split: str, prepared: Path | None = None
 ) -> list[Reference]:
-    """The references of several spaces, the first in the folder itself; errors as `open_reference`."""
+    """Open the references of several spaces; errors as `open_reference`."""
     places = [path, *(path / extractor.spec.name for extractor in extractors[1:])]
     return [
         open_reference(place, extractor, split, prepared)
@@ -202,11 +202,12 @@ def open_references(
 
 
 def open_reference(path: Path, extractor: Extractor, split: str, prepared: Path | None = None) -> Reference:
-    """Read a reference; DiffctlError when it is stale.
+    """Open a reference.
 
-    It is stale when another extractor, other weights or other code made it, when it is of another split,
-    and, where `prepared` is given, when it is of other images than now lie there. DiffctlError also when
-    those images are not the ones of their digests.
+    Raises:
+        DiffctlError: if it is stale: made by another extractor, weights or code, of another split, or, if
+            `prepared` is given, of other images than those there. Also if those images do not match their
+            digests.
     """
     reference = _read(path)
     expected = {
@@ -231,7 +232,7 @@ def open_reference(path: Path, extractor: Extractor, split: str, prepared: Path 
 
 
 def matching_reference(path: Path, extractor: Extractor, split: str, prepared: Path) -> Reference | None:
-    """The reference in `path` if it is one of these images by this extractor, else None."""
+    """Return the reference in `path` if it fits these images and this extractor, else None."""
     try:
         return open_reference(path, extractor, split, prepared)
     except DiffctlError:
@@ -261,7 +262,7 @@ def _read(path: Path) -> Reference:
 
 
 def _refuse_unfit(meta: ReferenceMeta, arrays: Mapping[str, FeatureArray]) -> None:
-    """Broken unless there are features, and labels if any, of as many images as the meta says."""
+    """Raise Broken unless the arrays have the counts of the meta."""
     counts = {"features": meta.reference_count, "labels": meta.reference_count}
     if "features" not in arrays or ("heldout" in arrays) != (meta.heldout_count is not None):
         raise Corrupted(f"it lists {', '.join(arrays)}")

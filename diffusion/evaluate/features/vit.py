@@ -1,6 +1,6 @@
-"""Vision transformers as extractors: timm's network, the pixels that it wants, and renamed weights.
+"""Vision transformers as extractors: timm's network, pixel normalisation, and renamed weights.
 
-Features equal those of the published code but for rounding (`evaluate/test_vit.py`).
+Features equal those of the published code up to rounding (tests/evaluate/test_vit.py).
 """
 
 import re
@@ -15,14 +15,14 @@ HEAD_WIDTH = 64  # channels of an attention head in every network of this shape
 
 
 class Vit(nn.Module):
-    """uint8 (B, 3, H, W) → features (B, D), float32, and no logits.
+    """uint8 (B, 3, H, W) → features (B, D), float32; no logits.
 
-    Pixels are resized bicubically, antialiased, which is Pillow's resize of floats; scaled to [0, 1], where
-    `clip` is set clipped to it, and normalised by `mean` and `std` of each channel. `unit` features have the
-    length 1.
+    Pixels are resized bicubically with antialiasing, which equals Pillow's resize of floats. They are scaled
+    to [0, 1], clipped if `clip` is set, and normalised per channel. `unit` normalises the features to length
+    1.
     """
 
-    normal: Tensor  # mean and standard deviation of the channels
+    normal: Tensor  # (2, 3, 1, 1): mean and standard deviation of the channels
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Vit(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, None]:
-        """Features of a batch."""
+        """Return the features of a batch."""
         x = (
             functional.interpolate(images.float(), (self.size, self.size), mode="bicubic", antialias=True)
             / 255
@@ -52,14 +52,14 @@ class Vit(nn.Module):
 
 
 def transformer(state: Mapping[str, Tensor], size: int, patch: int, **options: Any) -> nn.Module:
-    """timm's network of the width and depth that the weights have, with them loaded.
+    """Build timm's network with the width and depth of the weights, and load them.
 
-    RuntimeError for weights that are of no such network.
+    RuntimeError for weights of another network.
     """
     from timm.models.vision_transformer import VisionTransformer
 
     if "cls_token" not in state:
-        raise RuntimeError("they are of no vision transformer that is known here")
+        raise RuntimeError("they are of no known vision transformer")
     width = state["cls_token"].shape[-1]
     depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
     network: nn.Module = VisionTransformer(
@@ -76,7 +76,7 @@ def transformer(state: Mapping[str, Tensor], size: int, patch: int, **options: A
 
 
 def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """The tensors whose name starts as one of `names`, that part replaced; the others are dropped."""
+    """Replace the matching prefix of each name as in `names`; drop other tensors."""
     found = {}
     for name, tensor in state.items():
         start = next((start for start in names if re.match(start, name)), None)
@@ -86,7 +86,7 @@ def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, 
 
 
 def with_joined_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each block's attn.q, attn.k and attn.v as the one attn.qkv."""
+    """Join each block's attn.q, attn.k and attn.v to attn.qkv."""
     joined = {name: tensor for name, tensor in state.items() if not re.search(r"attn\.[qkv]\.", name)}
     for name in state:
         if ".attn.q." in name:

@@ -1,4 +1,4 @@
-"""Scores of each class by itself, for samples that were asked for a class."""
+"""Scores of each class, for class-conditional samples."""
 
 from typing import NamedTuple
 
@@ -9,8 +9,8 @@ from diffusion.evaluate.scores.floor import floor_at
 from diffusion.evaluate.scores.frechet import ProjectedSample, Target
 from diffusion.images.store import Labels
 
-MIN_IMAGES = 2  # images of a class, sampled and real, that a covariance needs
-MAX_TARGETS = 128  # classes at most whose Gaussians are kept: each takes twice the room of its features
+MIN_IMAGES = 2  # per class, for samples and for real images
+MAX_TARGETS = 128  # cached; each takes twice the memory of its features
 
 
 class LabelledFeatures(NamedTuple):
@@ -20,12 +20,12 @@ class LabelledFeatures(NamedTuple):
     labels: Labels
 
     def of(self, label: int) -> FeatureArray:
-        """The features of one class."""
+        """Return the features of one class."""
         return np.asarray(self.features[self.labels == label])
 
 
 class ClassScore(NamedTuple):
-    """A class's Fréchet distance by `num_images` images; `floor` is that of as many held-out real ones."""
+    """A class's Fréchet distance with `num_images` images; `floor` is that of as many held-out images."""
 
     num_images: int
     distance: float
@@ -33,10 +33,10 @@ class ClassScore(NamedTuple):
 
 
 class RealClasses:
-    """What the scores of a class owe to the real images alone: its Gaussian and its floors.
+    """The Gaussians and floors of the real classes, computed once.
 
-    They are computed once. Of more than TARGETS classes the first Gaussians stay and the others are made each
-    time: every sample goes through the classes in one order, so that what was used last comes last again.
+    Only the first MAX_TARGETS Gaussians are cached; the others are computed for every sample. Classes are
+    visited in the same order each time, so that a least-recently-used cache would never hit.
     """
 
     def __init__(self, reference: LabelledFeatures, heldout: LabelledFeatures | None) -> None:
@@ -45,7 +45,7 @@ class RealClasses:
         self._floors: dict[tuple[int, int], float | None] = {}
 
     def target(self, label: int) -> Target | None:
-        """The class's Gaussian, None where there are too few images."""
+        """Return the class's Gaussian, None if there are too few images."""
         if label in self._targets:
             return self._targets[label]
         real = self.reference.of(label)
@@ -55,7 +55,7 @@ class RealClasses:
         return target
 
     def floor(self, label: int, num_images: int, target: Target) -> float | None:
-        """The distance to its Gaussian of so many held-out images of the class, None where there are none."""
+        """Return the distance of held-out images to the class's Gaussian, None if there are too few."""
         key = (label, num_images)
         if key not in self._floors:
             self._floors[key] = self._floor(label, num_images, target)
@@ -69,7 +69,7 @@ class RealClasses:
 
 
 def class_scores(sample: LabelledFeatures, real: RealClasses, classes: list[str]) -> dict[str, ClassScore]:
-    """The score of every class that has samples and real images, by its name."""
+    """Return the score of every class with samples and real images, by its name."""
     scores = {}
     for label, name in enumerate(classes):
         ours, target = sample.of(label), real.target(label)

@@ -1,7 +1,7 @@
-"""CMMD (Jayasumana et al. 2024, 2401.09603): the squared MMD of CLIP's embeddings with a Gaussian kernel.
+"""CMMD (Jayasumana et al. 2024, 2401.09603): the squared MMD of CLIP embeddings with a Gaussian kernel.
 
-Unlike a Fréchet distance it takes the features for no Gaussians. As published: k(a, b) = exp(−‖a − b‖²/2σ²)
-with σ = 10 for embeddings of length 1, means over all pairs (a row and itself included), times 1,000.
+Unlike a Fréchet distance it does not assume Gaussian features. As published: k(a, b) = exp(−‖a − b‖²/2σ²)
+with σ = 10 for embeddings of length 1, means over all pairs (a row with itself included), times 1,000.
 """
 
 from functools import cached_property
@@ -17,7 +17,7 @@ BLOCK = 2048
 
 
 class Embeddings:
-    """A set's features, whose kernel with itself is computed once."""
+    """The features of a set. Its kernel with itself is computed once."""
 
     def __init__(self, features: FeatureArray, device: torch.device) -> None:
         self.points = torch.from_numpy(features).to(device)
@@ -29,14 +29,14 @@ class Embeddings:
 
 
 def cmmd(sample: Embeddings, real: Embeddings) -> float:
-    """1,000·(E k(x, x') + E k(y, y') − 2 E k(x, y)), at least 0 but for rounding."""
+    """Return 1,000·(E k(x, x') + E k(y, y') − 2 E k(x, y)). It is at least 0 up to rounding."""
     return SCALE * (sample.own + real.own - 2 * mean_kernel(sample.points, real.points))
 
 
 def mean_kernel(a: Tensor, b: Tensor) -> float:
-    """The mean of k − 1 over all pairs of rows, in blocks.
+    """Return the mean of k − 1 over all pairs of rows, in blocks.
 
-    σ is so wide that k is near 1 throughout: what tells sets apart is in the digits of k − 1.
+    σ is so large that k is near 1 everywhere; k − 1 keeps the significant digits.
     """
     total = torch.zeros((), dtype=torch.float64, device=a.device)
     for row in range(0, len(a), BLOCK):

@@ -1,8 +1,8 @@
-"""The real-against-real floor, and what a Fréchet distance would be with ever more images.
+"""The real-against-real floor, and the Fréchet distance for N → ∞.
 
-A Fréchet distance is biased upwards by about a constant over N (Chong & Forsyth 2020, 1911.07023), so even
-real images are far from zero at small N. What a sample scores above held-out real images at the same N is
-its excess; a line fitted in 1/N gives the distance for N → ∞.
+A Fréchet distance is biased upwards by about a constant over N (Chong & Forsyth 2020, 1911.07023), so that
+real images, too, have a positive distance at small N. The excess is a sample's distance minus that of as many
+held-out real images. A line fitted in 1/N extrapolates the distance to N → ∞.
 """
 
 import math
@@ -18,7 +18,7 @@ from diffusion.protocol.metric_constants import SEED
 
 Order = NDArray[np.int64]
 
-MAX_SUBSETS = 4  # disjoint held-out subsets that a measured floor is the mean of
+MAX_SUBSETS = 4  # disjoint subsets averaged for a measured floor
 FIT_POINTS = 5  # subset sizes of the line fit, evenly spaced in 1/N between half of the images and all
 
 
@@ -29,14 +29,14 @@ class Line(NamedTuple):
     slope: float
 
     def at(self, count: int) -> float:
-        """The distance of `count` images; a distance is never below zero."""
+        """Return the distance of `count` images, at least 0."""
         return max(0.0, self.limit + self.slope / count)
 
 
 class Floor(NamedTuple):
-    """Held-out real images at `num_images`: their Fréchet distance to the reference.
+    """The Fréchet distance of `num_images` held-out real images to the reference.
 
-    `extrapolated` marks one that was read off a line fit, since there are not as many held-out images.
+    `extrapolated` marks a value from a line fit, if there are fewer held-out images.
     """
 
     num_images: int
@@ -45,7 +45,7 @@ class Floor(NamedTuple):
 
 
 def floor_at(num_images: int, heldout: FeatureArray, target: Target) -> Floor:
-    """The floor at N ≥ 2 images, measured where there are N held-out ones, else extrapolated."""
+    """Return the floor at N ≥ 2 images, extrapolated if there are fewer than N held-out images."""
     if num_images > len(heldout):
         return Floor(num_images, fit_line(ProjectedSample(heldout, target)).at(num_images), extrapolated=True)
     needed = shuffled(len(heldout))[: MAX_SUBSETS * num_images]
@@ -54,9 +54,9 @@ def floor_at(num_images: int, heldout: FeatureArray, target: Target) -> Floor:
 
 
 def floor_error(num_images: int, heldout: FeatureArray, target: Target) -> float | None:
-    """The standard deviation of a measured floor at N ≥ 3 images, over other held-out images.
+    """Return the standard deviation of a measured floor at N ≥ 3 images, over other held-out images.
 
-    None for an extrapolated one: how far its line is off is no matter of chance.
+    None for an extrapolated floor, since the error of its line is not a sampling error.
     """
     subsets = min(MAX_SUBSETS, len(heldout) // num_images)
     if not subsets:
@@ -67,7 +67,7 @@ def floor_error(num_images: int, heldout: FeatureArray, target: Target) -> float
 
 
 def fit_line(projected: ProjectedSample) -> Line:
-    """The line through the distances of random subsets, from half of the images to all."""
+    """Fit a line to the distances of random subsets, from half of the images to all."""
     count = len(projected)
     order = shuffled(count)
     inverse = np.linspace(1 / count, 2 / count, FIT_POINTS)
@@ -80,12 +80,12 @@ def fit_line(projected: ProjectedSample) -> Line:
 
 
 def shuffled(count: int) -> Order:
-    """The order, the same for equal counts, in which images join subsets."""
+    """Return a fixed permutation of `count` images, for drawing subsets."""
     return np.random.default_rng(SEED).permutation(count)
 
 
 def _mean_distance(size: int, projected: ProjectedSample, order: Order) -> float:
-    """The mean over as many disjoint subsets of `size` as there are, up to MAX_SUBSETS."""
+    """Return the mean over disjoint subsets of `size`, at most MAX_SUBSETS."""
     if size == len(order):
         return projected.distance
     subsets = min(MAX_SUBSETS, len(order) // size)

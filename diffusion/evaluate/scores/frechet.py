@@ -1,7 +1,8 @@
-"""The Fréchet distance of many samples to one reference, exact and fast where images are few.
+"""The Fréchet distance of many samples to one reference, exact and fast for few images.
 
 Tr (Σ_a Σ_b)^½ is the sum of the singular values of X L/√(N−1), where X (N, D) are the sample's centred
-features and L Lᵀ = Σ_b: eigenvalues of an N × N matrix where N < D, instead of torch-fidelity's D × D.
+features and L Lᵀ = Σ_b. For N < D this needs eigenvalues of an N × N matrix instead of torch-fidelity's D ×
+D.
 """
 
 from functools import cached_property
@@ -11,16 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.evaluate.features.extract import FeatureArray
-from diffusion.evaluate.scores.jackknife import Interactions
+from diffusion.evaluate.scores.jackknife import Interactions, root_sum_interactions
 from diffusion.evaluate.scores.moments import Float, blocks, merged_moments, moments
-from diffusion.evaluate.scores.spectral import root_sum_interactions
 
 Rows = NDArray[np.integer[Any]]
 
-NEGLIGIBLE = 1e-12  # of the largest eigenvalue: what may be rounding moves no difference between images
-ROUNDING = 1e-9  # below this a determinant that is 0 by algebra is rounding
+NEGLIGIBLE = 1e-12  # relative to the largest eigenvalue: may be rounding
+ROUNDING = 1e-9  # determinants below this are 0 in exact arithmetic
 STEP = 0.5  # of the quadrature, in log t
-TAIL = 28.0  # how far it goes beyond the eigenvalues, in log t: e^(−TAIL/2) of the whole is left out
+TAIL = 28.0  # of the quadrature beyond the eigenvalues, in log t; omits a fraction e^(−TAIL/2)
 
 
 class Target:
@@ -45,9 +45,9 @@ class Target:
 
 
 class Spectrum(NamedTuple):
-    """Of centred y (N, r): the eigenvalues λ of the smaller of yᵀy and y yᵀ, rising, and its eigenvectors.
+    """Eigenvalues λ of the smaller of yᵀy and y yᵀ for centred y (N, r), ascending, and eigenvectors.
 
-    There are no `vectors` (·, k) of those eigenvalues that may be rounding alone.
+    `vectors` (·, k) has only the k eigenvectors with eigenvalues above rounding.
     """
 
     values: Float
@@ -56,20 +56,20 @@ class Spectrum(NamedTuple):
 
     @property
     def kept(self) -> Float:
-        """(k,) the eigenvalues that are no rounding."""
+        """The k eigenvalues above rounding."""
         return self.values[len(self.values) - self.vectors.shape[1] :]
 
     def leverage(self, rows: slice) -> Float:
-        """(n, k) of n of the images the leverage (y_i·v_k)²/λ_k, v_k an eigenvector of yᵀy."""
+        """Return (n, k) the leverage (y_i·v_k)²/λ_k of n images, with v_k an eigenvector of yᵀy."""
         if _is_wide(self.y):
             return np.asarray(self.vectors[rows] ** 2)
         return np.asarray((self.y[rows] @ self.vectors) ** 2 / self.kept)
 
 
 class ProjectedSample:
-    """A sample's features (N, D) before a target, from which the distances of its subsets come cheaply.
+    """A sample's features (N, D) projected on a target, for cheap distances of its subsets.
 
-    What is held of them in float64 is how the target sees them, once; all else is had block by block.
+    Only the projection is held in float64; everything else is computed in blocks.
     """
 
     def __init__(self, features: FeatureArray, target: Target) -> None:
@@ -88,11 +88,11 @@ class ProjectedSample:
         return self._distance(np.arange(len(self)), self._spectrum.values)
 
     def distance_of(self, rows: Rows) -> float:
-        """The distance of two or more of the images."""
+        """Return the distance of at least two of the images."""
         return self._distance(rows, np.asarray(np.linalg.eigvalsh(self._gram_of(rows))))
 
     def leave_one_out(self) -> Float:
-        """(N,) the distance of the sample without each of its N ≥ 3 images, exact for all at once."""
+        """Return (N,) the exact distances of the sample without each of its N ≥ 3 images."""
         count = len(self)
         mean = self._sums(np.arange(count))[0] / count
         share = count / (count - 1)  # without image i the scatter is less by share · x_i x_iᵀ
@@ -106,9 +106,9 @@ class ProjectedSample:
         return np.asarray(means + traces + self.trace - 2 * roots)
 
     def interactions(self) -> Interactions:
-        """What the images bring together to the distance's variance.
+        """Return the interactions of images in the distance's variance.
 
-        It is all in the roots: mean and trace together are nearly a sum over images.
+        They are all in the roots, since mean and trace together are nearly a sum over images.
         """
         found, factor = root_sum_interactions(self._spectrum.kept, len(self) - 1), 4 / (len(self) - 1)
         return Interactions(factor * found.surplus, factor * found.own)
@@ -118,7 +118,7 @@ class ProjectedSample:
         return _smaller_gram(self.seen)
 
     def _gram_of(self, rows: Rows) -> Float:
-        """That of some of the images, centred: a part of the whole one where that is between images."""
+        """Return the centred Gram matrix of some images, taken from the full one if possible."""
         if not _is_wide(self.seen):
             return self._centred_gram(rows)
         part = self._gram[np.ix_(rows, rows)]
@@ -126,7 +126,7 @@ class ProjectedSample:
         return np.asarray(part - means - means[:, None] + means.mean())
 
     def _centred_gram(self, rows: Rows) -> Float:
-        """Of some of more images than the target has directions."""
+        """Return the Gram matrix if there are more images than directions of the target."""
         if len(rows) <= self.seen.shape[1]:
             seen = self.seen[rows]
             return _smaller_gram(seen - seen.mean(axis=0))
@@ -134,17 +134,17 @@ class ProjectedSample:
 
     @cached_property
     def _spectrum(self) -> Spectrum:
-        """Of yᵀy, y the centred images."""
+        """The spectrum of the centred images."""
         values, vectors = np.linalg.eigh(self._gram)
         values = values.clip(0)
         return Spectrum(values, vectors[:, values > NEGLIGIBLE * values[-1]], self.seen)
 
     def _moved(self, rows: slice | Rows) -> Float:
-        """(n, D) the features of some images in float64, less the target's mean."""
+        """Return (n, D) the features of some images in float64, minus the target's mean."""
         return np.asarray(self.features[rows].astype(np.float64) - self.origin)
 
     def _sums(self, rows: Rows) -> tuple[Float, float]:
-        """Of some images the sum of what _moved gives, (D,), and that of all its squares."""
+        """Return the sum (D,) of `_moved`, and the sum of its squares."""
         total, squares = np.zeros(len(self.origin)), 0.0
         for part in blocks(len(rows)):
             x = self._moved(rows[part])
@@ -166,18 +166,18 @@ def _is_wide(y: Float) -> bool:
 
 
 def _smaller_gram(y: Float) -> Float:
-    """y yᵀ or yᵀ y, whichever is smaller: they share their eigenvalues but for zeros."""
+    """Return the smaller of y yᵀ and yᵀ y, which have the same non-zero eigenvalues."""
     return np.asarray(y @ y.T if _is_wide(y) else y.T @ y)
 
 
 def _singular_sums_without_each(spectrum: Spectrum, share: float) -> Float:
-    """(N,) Σ √μ over the eigenvalues μ of yᵀy − share · y_i y_iᵀ, for each of the N rows.
+    """Return (N,) Σ √μ over the eigenvalues μ of yᵀy − share · y_i y_iᵀ, for each of the N rows.
 
-    √λ = 1/π ∫ λ/(λ + t) t^(−½) dt turns the sum's fall into an integral over the derivative of the
-    determinant's, log(1 − share · q_i(t)) with q_i(t) = Σ_k w_ik/(λ_k + t), where w_ik = (y_i·v_k)². It is
-    taken by the trapezoid rule in log t. With the leverage h_ik = w_ik/λ_k the determinant is
-    1 − share · Σ_k h_ik + share · Σ_k h_ik t/(λ_k + t): no term cancels another, also where an image has a
-    direction to itself, as all have while they are fewer than features. There the first two are 0.
+    √λ = 1/π ∫ λ/(λ + t) t^(−½) dt turns the decrease of the sum into an integral over the derivative of log(1
+    − share · q_i(t)) with q_i(t) = Σ_k w_ik/(λ_k + t) and w_ik = (y_i·v_k)². The integral uses the trapezoid
+    rule in log t. With the leverage h_ik = w_ik/λ_k the determinant is 1 − share · Σ_k h_ik + share · Σ_k
+    h_ik t/(λ_k + t). This form has no cancellation, even if an image has a direction of its own, as all
+    images have if there are fewer images than features. Then the first two terms are 0.
     """
     values, count = spectrum.kept, len(spectrum.y)
     if not len(values):  # all images are equal

@@ -1,7 +1,7 @@
 """KID (Bińkowski et al. 2018, 1801.01401): the squared MMD with a cubic kernel, unbiased at every N.
 
-The numbers are those of torch-fidelity's `kid_features_to_metric`, subset for subset and in its float32;
-the kernel is computed once for all subsets where that is less work than once for each.
+Values equal those of torch-fidelity's `kid_features_to_metric`, subset by subset and in float32. The kernel
+is computed once for all subsets if that is less work.
 """
 
 from typing import Any, NamedTuple
@@ -15,23 +15,23 @@ from diffusion.evaluate.scores.moments import Float
 from diffusion.evaluate.scores.nearest_neighbours import random_subset
 from diffusion.protocol.metric_constants import SEED, SUBSET_SIZE, SUBSETS, subset_size
 
-COLUMNS = 5000  # images at most that each image is held against when it is left out
-PAIRED = 1000  # images at most whose pairs tell what two images bring together
+COLUMNS = 5000  # images compared with each image for leave-one-out
+PAIRED = 1000  # images used for the interactions of pairs
 BLOCK = 1024
-WHOLE = SUBSETS * SUBSET_SIZE**2  # pairs at most of a kernel that is held whole, 100 MB
+WHOLE = SUBSETS * SUBSET_SIZE**2  # pairs of a kernel held in full, 100 MB
 
 Rows = NDArray[np.integer[Any]]
 
 
 class Estimate(NamedTuple):
-    """The mean of a score over subsets or splits, and its standard deviation between them."""
+    """The mean of a score over subsets or splits, and its standard deviation."""
 
     mean: float
     std: float
 
 
 class OverSubsets(NamedTuple):
-    """A kernel distance by each subset, `values` (SUBSETS,), and their mean and standard deviation."""
+    """The kernel distances of the subsets, `values` (SUBSETS,), with mean and standard deviation."""
 
     values: Float
 
@@ -42,12 +42,12 @@ class OverSubsets(NamedTuple):
 
     @property
     def std(self) -> float:
-        """Between subsets."""
+        """The standard deviation between subsets."""
         return float(self.values.std())
 
     @property
     def errors(self) -> Float:
-        """(SUBSETS,) what drawing each subset adds to the mean's error; the squares sum to its variance."""
+        """(SUBSETS,) each subset's part of the mean's error; the squares sum to its variance."""
         count = len(self.values)
         return np.asarray((self.values - self.values.mean()) / np.sqrt(count * (count - 1)))
 
@@ -60,31 +60,31 @@ class Subsets(NamedTuple):
 
 
 def subsets(count: int, reference_count: int) -> Subsets:
-    """The subsets that torch-fidelity draws for sets of these sizes."""
+    """Return the subsets that torch-fidelity draws for sets of these sizes."""
     draw = np.random.RandomState(SEED)
     size = subset_size(count, reference_count)
     drawn = Subsets(*np.empty((2, SUBSETS, size), np.int64))
     for pair in zip(*drawn, strict=True):
         for rows, total in zip(pair, (count, reference_count), strict=True):
-            rows[:] = draw.choice(total, size, replace=False)  # which holds a permutation of all
+            rows[:] = draw.choice(total, size, replace=False)  # allocates a full permutation
     return drawn
 
 
 class Kernel:
-    """(a·b/D + 1)³ between rows of two sets: at once where both are small, else when it is asked for."""
+    """(a·b/D + 1)³ between rows of two sets, computed in full if both are small, else on demand."""
 
     def __init__(self, a: FeatureArray, b: FeatureArray) -> None:
         self.a, self.b = a, b
         self.whole = _polynomial(a, b) if len(a) * len(b) <= WHOLE else None
 
     def __call__(self, rows: Rows, columns: Rows) -> FeatureArray:
-        """That of some rows of each set."""
+        """Return the kernel between some rows of each set."""
         if self.whole is None:
             return _polynomial(self.a[rows], self.b[columns])
         return np.asarray(self.whole[rows].take(columns, axis=1))
 
     def row_means(self) -> Float:
-        """(N,) the mean of each row, of a random 5,000 of more columns."""
+        """Return (N,) the mean of each row, over at most 5,000 random columns."""
         if self.whole is not None and len(self.b) <= COLUMNS:
             return np.asarray(self.whole.mean(axis=1, dtype=np.float64))
         columns = random_subset(self.b, COLUMNS)
@@ -93,26 +93,26 @@ class Kernel:
 
 
 class Kernels(NamedTuple):
-    """Those of a sample: with itself, and with its reference."""
+    """The kernels of a sample with itself and with its reference."""
 
     own: Kernel
     cross: Kernel
 
 
 def kernels(features: FeatureArray, reference: FeatureArray) -> Kernels:
-    """The kernels of a sample, which all that is said of it here shares."""
+    """Return the kernels of a sample, shared by all functions here."""
     return Kernels(Kernel(features, features), Kernel(features, reference))
 
 
 def own_sums(kernel: Kernel, rows: Rows) -> NDArray[np.float32]:
-    """(SUBSETS,) the sum over all pairs of different images in each subset, of a set's kernel with itself."""
+    """Return (SUBSETS,) the sums over all pairs of different images in each subset."""
     return np.array([_off_diagonal(kernel(subset, subset)) for subset in rows], dtype=np.float32)
 
 
 def kernel_distance(of: Kernels, drawn: Subsets, reference_sums: NDArray[np.float32]) -> OverSubsets:
-    """Squared MMD over the subsets `drawn`; near 0 it may be slightly negative.
+    """Return the squared MMD over the subsets `drawn`; near 0 it may be slightly negative.
 
-    `reference_sums` is own_sums of the reference, which is the same for every sample of this size.
+    `reference_sums` is `own_sums` of the reference, equal for all samples of one size.
     """
     size = drawn.sample.shape[1]
     cross = np.array([of.cross(*rows).sum(axis=0).sum() for rows in zip(*drawn, strict=True)], np.float32)
@@ -122,9 +122,9 @@ def kernel_distance(of: Kernels, drawn: Subsets, reference_sums: NDArray[np.floa
 
 
 def leave_one_out(of: Kernels) -> Float:
-    """(N,) the squared MMD of all N ≥ 3 images without each, to within a constant that all share.
+    """Return (N,) the squared MMD without each of N ≥ 3 images, up to a common constant.
 
-    Sets of more than 5,000 images are held against a random 5,000 of them.
+    Sets of more than 5,000 images are compared with a random 5,000 of them.
     """
     features = of.own.a
     count = len(features)
@@ -136,9 +136,10 @@ def leave_one_out(of: Kernels) -> Float:
 
 
 def interactions(of: Kernels) -> Interactions:
-    """What two images bring together to the variance of the squared MMD of all: 2 E h²/(N(N − 1)).
+    """Return the interactions of pairs in the variance of the squared MMD: 2 E h²/(N(N − 1)).
 
-    h is the kernel without what each image has on the mean (Serfling 1980, sec. 5.2); no three interact.
+    h is the kernel without each image's effect on the mean (Serfling 1980, sec. 5.2). Triples do not
+    interact.
     """
     count = len(of.own.a)
     rows = np.arange(min(count, PAIRED))
@@ -155,7 +156,7 @@ def interactions(of: Kernels) -> Interactions:
 
 
 def _polynomial(a: FeatureArray, b: FeatureArray) -> FeatureArray:
-    """The kernel between all rows, in float32 as torch-fidelity has it."""
+    """Return the kernel between all rows, in float32 like torch-fidelity."""
     return np.asarray((np.matmul(a, b.T) * (1.0 / a.shape[1]) + 1) ** 3)
 
 

@@ -1,4 +1,4 @@
-"""Mean and covariance of any number of images, block by block: what is in memory does not grow with them."""
+"""Mean and covariance of any number of vectors, block by block, in constant memory."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.evaluate.features.extract import FeatureArray
-from diffusion.evaluate.memory import BLOCK
-
 Float = NDArray[np.float64]
+
+BLOCK = 8192  # rows held in float64 at a time: 84 MB with 1,280 features
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of N vectors: `count`, `mean` (D,), and `scatter` (D, D), the sum of (x − mean)(x − mean)ᵀ."""
+    """Moments of N vectors: `count`, `mean` (D,), and `scatter` (D, D) = Σ (x − mean)(x − mean)ᵀ."""
 
     count: int
     mean: Float
@@ -24,11 +23,11 @@ class Moments:
 
     @property
     def covariance(self) -> Float:
-        """(D, D), unbiased, of two or more vectors."""
+        """The unbiased covariance (D, D) of at least two vectors."""
         return self.scatter / (self.count - 1)
 
     def merged(self, other: "Moments") -> "Moments":
-        """Those of both sets together (Chan, Golub & LeVeque 1983)."""
+        """Return the moments of both sets together (Chan, Golub & LeVeque 1983)."""
         count = self.count + other.count
         gap = other.mean - self.mean
         between = self.count * other.count / count
@@ -39,18 +38,18 @@ class Moments:
         )
 
 
-def moments(features: FeatureArray) -> Moments:
-    """The moments of features (N, D), N ≥ 1, in float64."""
+def moments(features: NDArray[np.float32]) -> Moments:
+    """Return the moments of features (N, D), N ≥ 1, in float64."""
     return merged_moments(features[rows] for rows in blocks(len(features)))
 
 
 def merged_moments(parts: Iterable[NDArray[np.floating[Any]]]) -> Moments:
-    """The moments of all parts (n, D) together, one or more, each in float64 in its turn."""
+    """Return the moments of one or more parts (n, D) together. Only one part at a time is in float64."""
     return reduce(Moments.merged, map(_of_block, parts))
 
 
 def blocks(count: int) -> Iterator[slice]:
-    """So many rows, BLOCK at a time."""
+    """Yield slices of at most BLOCK of `count` rows."""
     return (slice(start, start + BLOCK) for start in range(0, count, BLOCK))
 
 

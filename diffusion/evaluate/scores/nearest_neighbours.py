@@ -1,4 +1,4 @@
-"""Nearest neighbours in feature space, in blocks, so that no matrix of all distances is ever held."""
+"""Nearest neighbours in feature space, in blocks, so that the full distance matrix is never in memory."""
 
 import math
 from collections.abc import Iterator
@@ -12,19 +12,22 @@ from diffusion.evaluate.features.extract import FeatureArray
 from diffusion.protocol.metric_constants import SEED
 
 BLOCK = 1024
-COLUMNS = 16_384  # 67 MB of distances, which no number of images makes more
+COLUMNS = 16_384  # 67 MB of distances per block
 
 
 def random_subset(features: FeatureArray, most: int) -> FeatureArray:
-    """The features, or a random `most` of them in their order, with a fixed seed."""
+    """Return the features, or `most` random rows in their order, with a fixed seed."""
     if len(features) <= most:
         return features
     return features[np.sort(np.random.default_rng(SEED).choice(len(features), most, replace=False))]
 
 
 def radii(features: Tensor, *neighbours: int) -> Tensor:
-    """(K, N) each row's distance to its k-th nearest other row, for K such k; to the farthest of fewer."""
-    ranks = [min(neighbour, len(features) - 1) for neighbour in neighbours]  # a row is nearest to itself
+    """Return (K, N) each row's distance to its k-th nearest other row, for K values of k.
+
+    With fewer rows it is the distance to the farthest one.
+    """
+    ranks = [min(neighbour, len(features) - 1) for neighbour in neighbours]  # each row is its own nearest
     most = max(ranks) + 1
     least = features.new_full((len(features), most), math.inf)
     for rows, _, block in blocks(features, features):
@@ -34,14 +37,14 @@ def radii(features: Tensor, *neighbours: int) -> Tensor:
 
 
 class Nearest(NamedTuple):
-    """For each of N points its distance to the nearest of the others, and which one that is, both (N,)."""
+    """The distance of N points to the nearest of the others, and its row, both (N,)."""
 
     distances: Tensor
     rows: Tensor
 
 
 def nearest(points: Tensor, others: Tensor) -> Nearest:
-    """The nearest of the others to each point; they may lie on another device, and come block by block."""
+    """Return the nearest of the others for each point. `others` may be on another device."""
     found = Nearest(
         points.new_full((len(points),), math.inf),
         torch.zeros(len(points), dtype=torch.int64, device=points.device),
@@ -55,7 +58,7 @@ def nearest(points: Tensor, others: Tensor) -> Nearest:
 
 
 def blocks(points: Tensor, others: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Rows, columns and Euclidean distances of BLOCK × COLUMNS pairs at a time, until all were had."""
+    """Yield rows, columns and Euclidean distances of BLOCK × COLUMNS pairs at a time."""
     for column in range(0, len(others), COLUMNS):
         columns = slice(column, column + COLUMNS)
         near = others[columns].to(points.device)

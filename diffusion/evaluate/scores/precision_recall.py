@@ -1,4 +1,4 @@
-"""What nearest neighbours tell: precision and recall, density and coverage, whether data is repeated."""
+"""Scores from nearest neighbours: precision and recall, density and coverage, and memorisation."""
 
 import math
 from typing import NamedTuple
@@ -13,13 +13,14 @@ from diffusion.protocol.metric_constants import NEIGHBOUR, WIDE_NEIGHBOUR
 
 
 class Overlap(NamedTuple):
-    """How samples and real images lie among each other.
+    """How samples and real images overlap.
 
-    `precision` of the samples lie within the reach of a real image, `recall` of the real images within that
-    of a sample: shares, 0 to 1 (Kynkäänniemi et al. 2019, 1904.06991, eq. 1 and 2). `density` is in how many
-    real images' wide reach a sample lies, by the number of neighbours: about 1 of real images, more where
-    samples crowd. `coverage` is the share of real images that have a sample in their wide reach (Naeem et al.
-    2020, 2002.09797, eq. 4 and 5). An outlier among the samples, whose reach is large, moves these two less.
+    `precision` is the fraction of samples within the radius of a real image, `recall` the fraction of real
+    images within that of a sample (Kynkäänniemi et al. 2019, 1904.06991, eq. 1 and 2). `density` counts the
+    real images with a sample in their wide radius, divided by the number of neighbours: about 1 for real
+    images, more where samples concentrate. `coverage` is the fraction of real images with a sample in their
+    wide radius (Naeem et al. 2020, 2002.09797, eq. 4 and 5). An outlier among the samples has a large radius;
+    it affects these two less.
     """
 
     precision: float
@@ -29,10 +30,7 @@ class Overlap(NamedTuple):
 
 
 class Manifold:
-    """Where a set of images lies: `most` at most, each with its reaches.
-
-    `reach` is the distance to the third next, `wide` that to the fifth.
-    """
+    """At most `most` images of a set with their radii: `reach` to the 3rd neighbour, `wide` to the 5th."""
 
     def __init__(self, features: FeatureArray, most: int, device: torch.device) -> None:
         self.points: Tensor = torch.from_numpy(random_subset(features, most)).to(device)
@@ -43,7 +41,7 @@ class Manifold:
 
 
 def overlap(sample: Manifold, real: Manifold) -> Overlap:
-    """Of the points of both; precision and recall as torch-fidelity's `prc_features_to_metric` has them."""
+    """Return the overlap; precision and recall equal torch-fidelity's `prc_features_to_metric`."""
     device = sample.points.device
     inside = torch.zeros(len(sample), dtype=torch.bool, device=device)
     reached, covered = torch.zeros(2, len(real), dtype=torch.bool, device=device)
@@ -59,15 +57,14 @@ def overlap(sample: Manifold, real: Manifold) -> Overlap:
 
 
 def memorisation(sample: Manifold, train: FeatureArray, test: FeatureArray) -> Estimate:
-    """How much oftener than by chance a sample's nearest real image is one that the model was trained on.
+    """Return how much more often than by chance a sample's nearest real image is a training image.
 
-    If a model has learnt the distribution and no image of it, its sample is as likely nearest to any image,
-    seen or not: the chance is p = N_train/(N_train + N_test), whatever the sample's quality. Of the observed
-    share f the mean is (f − p)/(1 − p): 0 as expected of unseen real images, 1 when every sample is nearest
-    to a training image, below 0 when test images are nearer. `std` is how far from 0 chance alone takes it,
-    had it been drawn anew which N_train of the N real images are for training. With c_j samples nearest to
-    image j, M in all, the variance of f is p(1 − p)·N/(N − 1)·(Σ c_j² − M²/N)/M²: that of a sum over N_train
-    values drawn without replacement (Cochran 1977, th. 2.2).
+    For a model that generalises, the chance is p = N_train/(N_train + N_test), whatever the sample's quality.
+    With the observed fraction f, the mean is (f − p)/(1 − p): 0 as for unseen real images, 1 if every nearest
+    image is a training image, below 0 if test images are nearer. `std` is the standard deviation if the
+    N_train of N real images were drawn again. With c_j samples nearest to image j, M in total, the variance
+    of f is p(1 − p)·N/(N − 1)·(Σ c_j² − M²/N)/M²: that of a sum of N_train values drawn without replacement
+    (Cochran 1977, th. 2.2).
     """
     real = len(train) + len(test)
     chance = len(train) / real

@@ -1,4 +1,4 @@
-"""The Fréchet distance of samples to published statistics, which need no real image."""
+"""The Fréchet distance of samples to published statistics, which need no real images."""
 
 from functools import cached_property
 
@@ -14,7 +14,7 @@ from diffusion.evaluate.statistics_file import PublishedStatistics
 
 
 class PublishedTarget(Target):
-    """The Gaussian of published statistics, which samples are held against."""
+    """The Gaussian of published statistics as a target."""
 
     def __init__(self, published: PublishedStatistics) -> None:
         self.mean, self.root = published.mean, published.root
@@ -23,9 +23,9 @@ class PublishedTarget(Target):
 
 
 class PublishedDistance:
-    """A sample's features (N, D) before such a Gaussian; `errors` want 3 images or more.
+    """The distance of a sample's features (N, D) to published statistics; `errors` need N ≥ 3.
 
-    `own` are the features' `statistics`, which who scores them against more than this has already.
+    `own` are the sample's `statistics`, which the caller has already.
     """
 
     def __init__(self, features: FeatureArray, own: Statistics, target: PublishedTarget) -> None:
@@ -34,16 +34,16 @@ class PublishedDistance:
 
     @property
     def distance(self) -> float:
-        """‖μ_a − μ_b‖² + Tr(Σ_a + Σ_b − 2(Σ_aΣ_b)^½) (1706.08500, eq. 6), as torch-fidelity has it."""
+        """‖μ_a − μ_b‖² + Tr(Σ_a + Σ_b − 2(Σ_aΣ_b)^½) (1706.08500, eq. 6), as torch-fidelity computes it."""
         own = self.own._replace(mu=self.features.mean(axis=0, dtype=np.float64))
         return frechet_distance(own, self.target.statistics)
 
     @property
     def limit(self) -> float:
-        """The distance that ever more images would come to."""
+        """The distance for N → ∞."""
         return fit_line(self.projected).limit
 
     @cached_property
     def errors(self) -> Float:
-        """(N,) what each image adds to the distance's error: the squares sum to its variance."""
+        """(N,) each image's part of the distance's error; the squares sum to its variance."""
         return image_errors(self.projected.leave_one_out(), self.projected.interactions())

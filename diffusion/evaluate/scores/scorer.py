@@ -1,4 +1,4 @@
-"""Many samples against one reference: what depends on the reference alone is computed once."""
+"""Score many samples against one reference. What depends only on the reference is computed once."""
 
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -36,9 +36,9 @@ Scores = dict[str, float]
 
 
 class SampleScores(NamedTuple):
-    """A sample's scores by name, and what parts of it add to the error of those that have an interval.
+    """A sample's scores by name, and the errors of those with an interval.
 
-    The squares of a score's errors sum to its variance. Errors of two samples of equal size belong together.
+    The squares of a score's errors sum to its variance. The errors of two samples of equal size are paired.
     """
 
     scores: Scores
@@ -46,12 +46,12 @@ class SampleScores(NamedTuple):
 
 
 class Scorer:
-    """Scores samples under the names of the reference's extractor.
+    """Scores samples under the names of the reference's extractor, in exact float32.
 
-    `intervals` says whether with confidence intervals; `most` images of each set at most, or `most_samples`
-    of a sample, are held against each other for precision, recall and memorisation, on `device`. With
-    `published` statistics the distance to them is a further score. The scores are of exact float32, also in
-    the midst of a training that TF32 is allowed.
+    Args:
+        intervals: add confidence intervals.
+        most, most_samples: limits of the real images and samples that are compared pairwise.
+        published: published statistics; the distance to them is a further score.
     """
 
     def __init__(
@@ -73,24 +73,24 @@ class Scorer:
         self._drawn = lru_cache(self._draw)
 
     def card(self, sampling: Card, num_images: int) -> Card:
-        """The whole card of so many images; `sampling` is the half that they bring along."""
+        """Return the full card; `sampling` is the part that comes with the samples."""
         most = self.most_samples, self.most
         card = protocol_card(sampling, num_images, self.reference.meta, self.spec.resize, most)
         return card if self.published is None else card | statistics_fields(self.published.facts)
 
     def scores(self, sample: Features) -> Scores:
-        """Every score of a sample; `floor` and `excess` where there are held-out images.
+        """Return every score of a sample; `floor` and `excess` need held-out images.
 
-        `memorisation` needs both splits too. `…_low` and `…_high` are the ends of a confidence interval.
+        `memorisation` needs both splits. `…_low` and `…_high` are the ends of a confidence interval.
         """
         return self.scored(sample).scores
 
     @exact_float32()
     def scored(self, sample: Features) -> SampleScores:
-        """The scores, and the errors of those that have an interval.
+        """Return the scores, and the errors of those with an interval.
 
-        What a target sees of a set takes the most memory, so no two are held at a time: first comes that of
-        the held-out images, of which a number is kept each.
+        The projection of a set takes the most memory, so that no two are held at a time: the held-out images
+        come first, and only a number of them is kept.
         """
         floor = self._known_floor(len(sample))
         limit, by_image = self._before_target(sample)
@@ -119,10 +119,10 @@ class Scorer:
         return SampleScores(scores | self._ends(scores, errors, len(sample)), errors)
 
     @exact_float32()
-    def besides_distance(self, sample: Features) -> Scores:
-        """The scores but for what has to do with a Fréchet distance.
+    def scores_without_distance(self, sample: Features) -> Scores:
+        """Return the scores that are not based on a Fréchet distance.
 
-        For who has that one to the statistics of more images than the reference's.
+        For a caller with a distance to statistics of more images than the reference has.
         """
         kernels = kernel_distance.kernels(sample.features, self.reference.features)
         near = self._kernel_distance(sample, kernels)
@@ -135,9 +135,9 @@ class Scorer:
 
     @exact_float32()
     def classes(self, sample: Features, labels: Labels | None, names: list[str]) -> dict[str, Any]:
-        """Distance, count and, where they can be had, floor and excess of each class by its name.
+        """Return number, distance, floor and excess of each class by name.
 
-        Empty unless sample and reference know the same classes.
+        Empty unless sample and reference have the same classes.
         """
         real = self._real_classes
         if labels is None or real is None or list(names) != self.reference.classes:
@@ -151,9 +151,10 @@ class Scorer:
 
     @exact_float32()
     def real(self, num_images: int) -> Scores | None:
-        """What held-out real images score, as many as a sample has or as there are; None without any.
+        """Return the scores of as many held-out real images, or of all; None without any.
 
-        The distance is the floor at `num_images`; the Inception score, which has no such bias, is of all.
+        The distance is the floor at `num_images`. The Inception score, which has no such bias, is of all
+        images.
         """
         floor, heldout = self.floor(num_images), self.reference.heldout
         if floor is None or heldout is None:
@@ -175,7 +176,7 @@ class Scorer:
         return kernel_distance.kernel_distance(kernels, drawn, real_sums)
 
     def _known_floor(self, num_images: int) -> Floor | None:
-        """The floor; its error, where it is asked for, is then known, too."""
+        """Return the floor, and compute its error if it is needed later."""
         floor = self.floor(num_images)
         if floor is not None and self._has_errors(num_images):
             self._floor_error(num_images)
@@ -185,7 +186,7 @@ class Scorer:
         return self.intervals and num_images > 2
 
     def _before_target(self, sample: Features) -> tuple[float, Float | None]:
-        """The limit, and what each image adds to the error of the distance where that is asked for."""
+        """Return the limit, and each image's error of the distance if needed."""
         projected = ProjectedSample(sample.features, self.target)
         limit = fit_line(projected).limit
         if not self._has_errors(len(sample)):
@@ -272,6 +273,6 @@ class Scorer:
 
 
 def _kernel_errors(kernels: Kernels, near: OverSubsets) -> Float:
-    """What groups of images, and then random subsets, add to the error of a kernel distance."""
+    """Return the errors of a kernel distance: of groups of images, then of random subsets."""
     images = image_errors(kernel_distance.leave_one_out(kernels), kernel_distance.interactions(kernels))
     return np.concatenate([grouped(images), near.errors])

@@ -1,7 +1,7 @@
-"""Features → statistics → scores, the field's numbers by torch-fidelity's own functions.
+"""Fréchet distance and Inception score by torch-fidelity's own functions.
 
 FID: Heusel et al. 2017 (1706.08500). IS: Salimans et al. 2016 (1606.03498). torch-fidelity does not document
-these functions, so its version is pinned narrowly and a test compares with its `calculate_metrics`.
+these functions; its version is pinned, and a test compares with its `calculate_metrics`.
 """
 
 from typing import Any, NamedTuple
@@ -11,24 +11,23 @@ import torch
 from numpy.typing import NDArray
 
 from diffusion.evaluate.features.extract import FeatureArray
-from diffusion.evaluate.memory import BLOCK
 from diffusion.evaluate.scores.kernel_distance import Estimate
-from diffusion.evaluate.scores.moments import moments
+from diffusion.evaluate.scores.moments import BLOCK, moments
 from diffusion.protocol.metric_constants import SEED, is_splits
 
 
 class Statistics(NamedTuple):
-    """Mean (D,) and covariance (D, D) of a set's features."""
+    """The mean (D,) and covariance (D, D) of a set's features."""
 
     mu: NDArray[np.floating[Any]]
     sigma: NDArray[np.float64]
 
 
 def statistics(features: FeatureArray) -> Statistics:
-    """Mean and unbiased covariance of features (N, D), N ≥ 2.
+    """Return the mean and unbiased covariance of features (N, D), N ≥ 2.
 
-    torch-fidelity's, which copies them twice in float64; of many images its float32 mean, and the
-    covariance block by block.
+    torch-fidelity copies the features twice in float64. For many images, the mean is its float32 mean and the
+    covariance is computed in blocks.
     """
     from torch_fidelity.metric_fid import fid_features_to_statistics
 
@@ -38,16 +37,16 @@ def statistics(features: FeatureArray) -> Statistics:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """‖μ_a − μ_b‖² + Tr(Σ_a + Σ_b − 2(Σ_aΣ_b)^½) (1706.08500, eq. 6). Biased upwards at small N."""
+    """Return ‖μ_a − μ_b‖² + Tr(Σ_a + Σ_b − 2(Σ_aΣ_b)^½) (1706.08500, eq. 6). Biased upwards at small N."""
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
     return float(fid_statistics_to_metric(a._asdict(), b._asdict(), verbose=False)[KEY_METRIC_FID])
 
 
 def inception_score(logits: FeatureArray) -> Estimate:
-    """exp(E KL(p(y|x) ‖ p(y))) over splits of the images, from logits (N, K).
+    """Return exp(E KL(p(y|x) ‖ p(y))) over splits of the images, from logits (N, K).
 
-    torch-fidelity's for each split by itself: for all at once it copies them three times in float64.
+    torch-fidelity is called per split; for all splits at once it copies the logits three times in float64.
     """
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion.data.readers.image_files import read_images
-from diffusion.evaluate.open_images import open_images
+from diffusion.evaluate.adhoc_inputs import open_images
 from diffusion.images.pictures import read_picture
 from diffusion.system.errors import DiffctlError
 from tests.helpers.raw_data import random_images

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from diffusion.check.measured import Measured
+from diffusion.check.time_estimate import Measurement
 from diffusion.check.timing import ImageTime, TimeRange
 from diffusion.system.checksums import add_checksum, read_checksummed_json
 from tests.fuzz.repairs import reseal
@@ -12,11 +12,11 @@ from tests.fuzz.repairs import reseal
 def seeds() -> list[bytes]:
     """A measurement as it is kept."""
     timed = ImageTime(images=8, image=TimeRange.of([0.1, 0.2, 0.4]))
-    kept = Measured(
+    kept = Measurement(
         machine="a processor, 2 threads",
         batch=64,
         step=timed,
-        walks={"ddim": timed, "ddim noisy": timed},
+        sampling={"ddim": timed, "ddim noisy": timed},
         extractors={"effnet-lite0-64": timed},
         missing={"inception-v3-compat": "its weights are not here"},
     )
@@ -30,4 +30,4 @@ def repair(data: bytes) -> bytes:
 
 def parse(path: Path) -> None:
     """Read it."""
-    read_checksummed_json(path, Measured)
+    read_checksummed_json(path, Measurement)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion.data.readers.image_batches import read_batch
-from diffusion.evaluate.open_images import open_images
+from diffusion.evaluate.adhoc_inputs import open_images
 from diffusion.system.errors import DiffctlError
 from tests.fuzz.mutators import EXTREMES
 from tests.helpers.raw_data import planar, random_images

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.evaluate.open_images import IMAGES, streamed_npz
+from diffusion.evaluate.adhoc_inputs import IMAGES, streamed_npz
 from diffusion.evaluate.statistics_file import has_array, is_statistics, open_statistics
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION_SPATIAL
 from tests.fuzz.parsers.npz import mutate_entry, mutate_header

@@ -1,18 +1,20 @@
+"""Threads of the stage `evaluate`: cores, exact float32 and progress."""
+
 import threading
 
 import pytest
 import torch
 
-from diffusion.evaluate.beside import Tally, side_by_side
 from diffusion.evaluate.features.extractors import exact_float32
+from diffusion.evaluate.sweep_scores import ProgressCounter, two_scoring_threads
 from diffusion.system.threads import HALVES, Stopped
 
 
-def test_each_has_its_share_of_the_cores_and_they_are_given_back():
+def test_each_thread_has_half_of_the_cores():
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        with side_by_side() as pool:
+        with two_scoring_threads() as pool:
             both = threading.Barrier(HALVES)
 
             def share():
@@ -25,8 +27,8 @@ def test_each_has_its_share_of_the_cores_and_they_are_given_back():
         torch.set_num_threads(before)
 
 
-def test_float32_stays_exact_for_one_while_another_ends():
-    """The setting is the process's: taken back by the first to end, it would give the others TF32."""
+def test_exact_float32_lasts_until_the_last_thread_ends():
+    """The setting is process-wide: reset by the first thread, it would give the other one TF32."""
     entered, inside, ended = (threading.Event() for _ in range(3))
     precision = torch.get_float32_matmul_precision()
 
@@ -44,7 +46,7 @@ def test_float32_stays_exact_for_one_while_another_ends():
 
     torch.set_float32_matmul_precision("high")
     try:
-        with side_by_side() as pool:
+        with two_scoring_threads() as pool:
             first = pool.submit(short)
             second = pool.submit(long)
             first.result()
@@ -55,19 +57,19 @@ def test_float32_stays_exact_for_one_while_another_ends():
         torch.set_float32_matmul_precision(precision)
 
 
-def test_a_tally_never_falls():
+def test_progress_never_decreases():
     seen = []
-    tally = Tally(lambda done, total: seen.append((done, total)), 20)
-    one, other = tally.part(), tally.part()
+    counter = ProgressCounter(lambda done, total: seen.append((done, total)), 20)
+    one, other = counter.part(), counter.part()
     for show, done in ((one, 0), (other, 0), (one, 4), (other, 8), (one, 10), (other, 10)):
         show(done)
     assert seen == [(0, 20), (0, 20), (4, 20), (12, 20), (18, 20), (20, 20)]
 
 
-def test_who_is_not_waited_for_stops():
-    tally = Tally(None, 20)
-    show = tally.part()
+def test_stopped_part_raises():
+    counter = ProgressCounter(None, 20)
+    show = counter.part()
     show(3)
-    tally.stop()
+    counter.stop()
     with pytest.raises(Stopped):
         show(4)

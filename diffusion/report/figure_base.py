@@ -1,0 +1,118 @@
+"""The base of all figures of the report and of `diffctl show`: style, colours, axes, PNG and SVG.
+
+Figures are drawn in the light colours. In an SVG the colours become CSS variables.
+"""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter
+
+from diffusion.images.store import Images
+from diffusion.report.theme import LIGHT, LINES
+
+WIDTH = 7.2  # inches, the width of a page of text
+DASHED, DOTTED = (0, (5, 2)), (0, (1, 1.2))
+STYLE: Any = {  # matplotlib has a type for the name of each setting
+    "svg.fonttype": "none",
+    "svg.hashsalt": "diffctl",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "text.color": LIGHT["ink"],
+    "axes.edgecolor": LIGHT["muted"],
+    "axes.labelcolor": LIGHT["ink"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "grid.color": LIGHT["rule"],
+    "grid.linewidth": 0.7,
+    "xtick.color": LIGHT["muted"],
+    "ytick.color": LIGHT["muted"],
+    "legend.frameon": False,
+}
+
+
+def new_figure(height: float, fill: Callable[[Figure], None]) -> Figure:
+    """Return a figure of this height in inches, filled in the common style."""
+    with matplotlib.rc_context(STYLE):
+        layout = ConstrainedLayoutEngine(h_pad=0.05, w_pad=0.05, hspace=0.02, wspace=0.02)
+        figure = Figure((WIDTH, height), layout=layout)
+        fill(figure)
+    return figure
+
+
+def line_colour(number: int) -> str:
+    """Return the colour of a figure's line by its order."""
+    return LIGHT[LINES[number % len(LINES)]]
+
+
+def legend_above(axes: Axes, columns: int = 4, **options: Any) -> None:
+    """Put the legend above the axes."""
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2}
+    place |= {"ncols": columns, "fontsize": 9, "handlelength": 1.6, "columnspacing": 1.0}
+    axes.legend(**place, **options)
+
+
+def log_axis(axes: Axes, which: str, minor: Callable[[float], str] = lambda value: "") -> None:
+    """Make the axis `x` or `y` logarithmic, with plain numbers as tick labels."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(FuncFormatter(lambda value, _: minor(value)))
+
+
+def image_axes(axes: Axes, image: Images) -> None:
+    """Show an image (H, W, C) without ticks and frame."""
+    grey = image.shape[2] <= 2
+    pixels, cmap = (image[:, :, 0], "gray") if grey else (image, None)
+    axes.imshow(pixels, cmap=cmap, vmin=0, vmax=255, interpolation="none")  # exact pixels, also in an SVG
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def image_row(row: Sequence[Axes], images: Images, label: str) -> None:
+    """Show images (N, H, W, C), one per axes, with a label on the left."""
+    for axes, image in zip(row, images, strict=True):
+        image_axes(axes, image)
+    row[0].set_ylabel(label)
+
+
+def as_png(figure: Figure) -> bytes:
+    """Return the figure as PNG on white, reproducible to the byte."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def as_svg(figure: Figure, name: str, title: str) -> str:
+    """Return the figure as an <svg> element for a page, without namespaces.
+
+    Colours become CSS variables and fonts the page's font. `name` prefixes the ids, `title` is the label for
+    screen readers.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<g) id="[^"]*"', r"\1", text)  # unused ids
+    text = re.sub(r'(?<= id=")', f"{name}-", text)
+    text = re.sub(r'(?<=xlink:href="#)|(?<=url\(#)', f"{name}-", text).replace("xlink:href", "href")
+    for colour, value in LIGHT.items():
+        text = text.replace(value, f"var(--{colour})")
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    viewbox = re.search(r'viewBox="[^"]*"', text)
+    assert viewbox, "matplotlib writes a viewBox"
+    body = text[text.index(">") + 1 :]
+    return f'<svg {viewbox[0]} role="img" aria-label="{title}">{body}'.strip()
