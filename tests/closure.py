@@ -14,7 +14,7 @@ from diffusion.code_digest import module_file, module_tree, modules_of
 from diffusion.system.references import reference_module
 
 ROOT = Path(__file__).parent.parent
-STAGES = ROOT / "cli/stages/bodies.py"
+STAGES = ROOT / "cli/stages"
 GRAPH = ROOT / "dvc.yaml"
 LIBRARY = "diffusion"
 REFERENCE = re.compile(r"diffusion(\.\w+)+:\w+")
@@ -68,12 +68,12 @@ def closure(files: set[Path]) -> set[Path]:
 
 
 def stage_files() -> dict[str, list[str]]:
-    """For each stage body in cli/stages/bodies.py the files it needs, relative to the root, sorted."""
-    bodies = [
-        node for node in parse(STAGES).body if isinstance(node, ast.FunctionDef) and node.decorator_list
-    ]
+    """Return the library files that each module cli/stages/NAME_stage.py needs, by stage."""
+    modules = {file.stem.removesuffix("_stage"): file for file in STAGES.glob("*_stage.py")}
+    del modules["classifier"]  # no stage of dvc.yaml
     return {
-        body.name: sorted(str(file.relative_to(ROOT)) for file in closure(files_of(body))) for body in bodies
+        name: sorted(str(needed.relative_to(ROOT)) for needed in closure(files_of(parse(file))))
+        for name, file in modules.items()
     }
 
 

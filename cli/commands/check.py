@@ -1,19 +1,12 @@
 """`diffctl check`: what would fail later, in seconds."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from cli.shared.first_word import begin
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from diffusion.check.findings import Finding
-    from diffusion.config import Config
-
-MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
-COLOURS = {"ok": typer.colors.GREEN, "warning": typer.colors.YELLOW, "error": typer.colors.RED}
+from cli.shared.options import check_output_suffix, file_option
+from cli.shared.startup_message import begin
 
 
 def check(
@@ -24,72 +17,20 @@ def check(
 ) -> None:
     """Look for what would fail later, in seconds, and what it costs: data, model, disk, memory, weights."""
     begin("looking for what would fail later", as_json)
-    import json
+    from cli.actions import project_check
 
-    from diffusion.config import load
-
-    config, findings = load(), []
-    for finding in _findings(config, measure):
-        findings.append(finding)
-        if not as_json:
-            _show(finding)
-    errors, warnings = (sum(one.level == level for one in findings) for level in ("error", "warning"))
-    if as_json:
-        typer.echo(json.dumps([_values(finding) for finding in findings], indent=2, ensure_ascii=False))
-    else:
-        typer.echo(f"{errors} would fail, {warnings} to know about")
-    if errors:
-        raise typer.Exit(1)
+    project_check.check_project(measure, as_json)
 
 
-def _findings(config: "Config", measure: bool) -> "Iterator[Finding]":
-    """Each when it is found, what takes longest last."""
-    from diffusion.check import iter_findings
+def schema(
+    out: Annotated[
+        Path | None, file_option("--out", "-o", help="FILE.json. [default: standard output]")
+    ] = None,
+) -> None:
+    """Print the JSON schema of params.yaml, for editors to complete its keys and check its values."""
+    if out is not None:
+        check_output_suffix(out, (".json",))
+    begin("collecting what params.yaml may hold")
+    from cli.actions import project_check
 
-    refused = False
-    for finding in iter_findings(config):
-        refused |= finding.level == "error"
-        yield finding
-    yield (mlflow := _mlflow())
-    if measure:
-        yield from _times(config, refused or mlflow.level == "error")
-
-
-def _mlflow() -> "Finding":
-    """Whether the runs' store lets us in: a wrong password would be found at the end of a training."""
-    from diffusion.check.findings import Finding
-    from tracking.ask import check_access
-    from tracking.connectivity import MlflowError, MlflowUnavailable, redact_uri
-    from tracking.store import tracking_uri
-
-    try:
-        check_access()
-    except MlflowUnavailable as away:
-        return Finding("warning", "MLflow", str(away), "a training goes on without it, the registry does not")
-    except MlflowError as error:
-        return Finding("error", "MLflow", str(error))
-    return Finding("ok", "MLflow", f"the runs are kept at {redact_uri(tracking_uri())}")
-
-
-def _times(config: "Config", refused: bool) -> "list[Finding]":
-    """How long training, sweep and scoring take; not where one of them would fail."""
-    from diffusion.check.findings import Finding, Project
-    from diffusion.check.time_estimate import SUBJECT, check_time
-    from diffusion.system.signals import interrupt_on_signal
-
-    if refused:
-        return [Finding("warning", SUBJECT, "not measured", "see to what would fail first")]
-    with interrupt_on_signal():
-        return list(check_time(Project(config), lambda sentence: typer.echo(sentence, err=True)))
-
-
-def _values(finding: "Finding") -> dict[str, Any]:
-    """The finding as JSON has it: numbers only where it has some."""
-    return {name: value for name, value in finding._asdict().items() if value is not None}
-
-
-def _show(finding: "Finding") -> None:
-    mark = typer.style(MARKS[finding.level], fg=COLOURS[finding.level], bold=True)
-    typer.echo(f"{mark} {finding.subject}: {finding.message}")
-    if finding.remedy:
-        typer.echo(f"    {finding.remedy}")
+    project_check.write_schema(out)

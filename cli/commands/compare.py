@@ -1,17 +1,13 @@
 """`diffctl compare`: the scores of trainings side by side, as far as their protocols agree."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from cli.shared.first_word import begin
-from cli.shared.outputs import file_option
-from cli.shared.tables import show, table
-
-if TYPE_CHECKING:
-    from tracking.comparison.score_rows import Comparison, ScoreRow
+from cli.shared.options import file_option
+from cli.shared.startup_message import begin
+from diffusion.system.errors import UsageError
 
 
 def compare(
@@ -40,84 +36,25 @@ def compare(
     A gap inside the confidence intervals is marked, since it says nothing; no number is marked the best of a
     row that lacks intervals.
     """
-    from diffusion.system.errors import DiffctlError, UsageError
-    from diffusion.system.output_paths import check_output, write_output_text
-
     if len(names) < 2:
         raise UsageError("compare needs two runs or more")
     begin("reading the scores", as_json)
-    from flows.prefect_server.local_servers import mlflow_page
-    from tracking.comparison.score_comparison import compare as compare_scores
-    from tracking.comparison.score_comparison import load_scored, mlflow_comparison_link
-    from tracking.store import tracking_uri
+    from cli.actions import run_comparison
 
-    if html is not None:
-        check_output(html, "--html")
-    scored = [load_scored(name) for name in names]
-    link = mlflow_comparison_link(scored, mlflow_page(tracking_uri())) if open_page else None
-    result = compare_scores(scored, metric or [], apart=apart)
-    if html is not None:
-        from tracking.comparison.comparison_page import render_comparison
-        from tracking.comparison.pictures import load_pictures
-
-        write_output_text(html, render_comparison(result, scored, [load_pictures(one) for one in scored]))
-    typer.echo(json.dumps(result.as_json(), indent=2)) if as_json else _show_comparison(result)
-    if html is not None and not as_json:
-        typer.echo(f"page: {html}")
-    if link is not None:
-        typer.echo(f"MLflow: {link}", err=as_json)
-        typer.launch(link)
-    if not result.rows:
-        raise DiffctlError(
-            "these scores cannot be compared: " + (_why(result) or "they have no cell in common")
-        )
+    run_comparison.compare_runs(names, metric, html, apart, open_page, as_json)
 
 
-def _show_comparison(result: "Comparison") -> None:
-    """The table, the best number of a row marked, and below it what was left out and why."""
-    from diffusion.choice.confidence import describe_comparison
+def seeds(
+    html: Annotated[
+        Path | None, file_option("--html", help="Write the report with this in it; it needs no network.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+) -> None:
+    """Set the scores of metrics/scores.json beside those of other seeds that MLflow knows.
 
-    if result.rows:
-        listed = table("CELL", "SCORE", *result.labels)
-        for row in result.rows:
-            listed.add_row(row.cell, row.metric, *_numbers(row))
-        show(listed)
-        for label, members in result.together.items():
-            typer.echo(f"{label}: mean ± standard deviation of {', '.join(members)}, of other seeds")
-        if any(row.best is not None for row in result.rows):
-            typer.echo("< the best of its row")
-        if any(any(row.tied) for row in result.rows):
-            typer.echo("≈ not told apart from the best: the gap is inside its confidence interval")
-        if how := describe_comparison(gap for row in result.rows for gap in row.gaps):
-            typer.echo(f"gaps to the best are {how}")
-        if any(row.ranks and row.best is None for row in result.rows):
-            typer.echo("no best is marked where a number has no confidence interval: it may be so by chance")
-        if any(any(row.few_images) for row in result.rows):
-            typer.echo("* of fewer images than there are features: a limit that is not to be trusted")
-    for difference in result.differences:
-        typer.echo(
-            f"{difference.label}: {len(difference.cells)} cell(s) left out, {_fields(difference.fields)}"
-        )
+    Each score of the best cell: this training's, mean and spread over the seeds, and its place among them.
+    """
+    begin("reading the scores of the seeds", as_json)
+    from cli.actions import seed_table
 
-
-def _numbers(row: "ScoreRow") -> list[str]:
-    """Each value, of a group with its spread, and its mark."""
-    from tracking.comparison.score_rows import format_spread
-
-    marked = []
-    columns = zip(row.values, row.deviations, row.tied, row.few_images, strict=True)
-    for value, deviation, tied, few in columns:
-        mark = " <" if value == row.best else " ≈" if tied else " *" if few else ""
-        spread = "" if deviation is None else f" ± {format_spread(deviation)}"
-        marked.append("-" if value is None else f"{value:.5g}{spread}{mark}")
-    return marked
-
-
-def _why(result: "Comparison") -> str:
-    return "; ".join(f"{difference.label}: {_fields(difference.fields)}" for difference in result.differences)
-
-
-def _fields(fields: dict[str, list[object]]) -> str:
-    from diffusion.protocol.card import describe_difference
-
-    return f"the cards differ in {describe_difference(fields)}"
+    seed_table.show_seeds(html, as_json)

@@ -1,15 +1,10 @@
 """`diffctl deploy`: prefect.yaml on a Prefect server, with the pool and the automations that it needs."""
 
-import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from cli.shared.first_word import begin
-from cli.shared.tables import show, table
-
-if TYPE_CHECKING:
-    from flows.prefect_server.deployments import Deployment
+from cli.shared.startup_message import begin
 
 
 def deploy(
@@ -22,42 +17,30 @@ def deploy(
 
     The server is that of PREFECT_API_URL, else that of `diffctl up`.
     """
-    from flows.prefect_server.local_servers import require_prefect_url
-    from tracking.connectivity import redact_uri
+    begin("connecting to Prefect", as_json)
+    from cli.actions import deployment
 
-    url = require_prefect_url()
-    begin(f"asking Prefect at {redact_uri(url)}", as_json)
-    from flows.prefect_server.deployments import deploy_all
-
-    deployed = deploy_all(url)
-    if as_json:
-        typer.echo(json.dumps([vars(one) for one in deployed], indent=2))
-        return
-    for one in deployed:
-        typer.echo(f"{one.name}: {one.description}")
-        if params:
-            _show_parameters(one)
-    typer.echo(f"on Prefect at {redact_uri(url)}; a worker carries them out: docs/operations.md says how")
+    deployment.deploy_to_prefect(params, as_json)
 
 
-def _show_parameters(one: "Deployment") -> None:
-    listed = table("PARAMETER", "TYPE", "VALUE", "")
-    for name, schema in one.schema.get("properties", {}).items():
-        value = one.parameters.get(name, schema.get("default"))
-        kind = _kind(schema, one.schema.get("definitions", {}))
-        listed.add_row(name, kind, "" if value is None else json.dumps(value), schema.get("description", ""))
-    show(listed)
+emit_app = typer.Typer(
+    name="emit", help="Send an event to Prefect, which may start a run.", no_args_is_help=True
+)
 
 
-def _kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
-    """A JSON schema in a few words: its type, and the bounds of a number."""
-    if reference := schema.get("$ref"):
-        fields = definitions.get(reference.rpartition("/")[2], {}).get("properties", {})
-        return f"object of {', '.join(fields)}"
-    if choices := schema.get("anyOf"):
-        return " or ".join(_kind(choice, definitions) for choice in choices)
-    if schema.get("type") == "array":
-        return f"list of {_kind(schema.get('items', {}), definitions)}"
-    ends = [schema.get(name) for name in ("minimum", "maximum")]
-    bounds = f" {ends[0]:,} to {ends[1]:,}" if None not in ends else ""
-    return f"{schema.get('type', 'anything')}{bounds}"
+@emit_app.callback()
+def emit() -> None:
+    """Send an event to Prefect, which may start a run."""
+
+
+@emit_app.command("data-changed")
+def data_changed(
+    data: Annotated[
+        str | None, typer.Option("--data", help="The data set's name. [default: params.yaml's]")
+    ] = None,
+) -> None:
+    """Say that the data has changed, as after `dvc push`: it starts the deployment `retrain`."""
+    begin("connecting to Prefect")
+    from cli.actions import deployment
+
+    deployment.emit_event(data)

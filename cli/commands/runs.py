@@ -1,20 +1,14 @@
 """Commands over what was tracked: the trainings, and what an outage left behind."""
 
-import json
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from cli.shared.first_word import begin
-from cli.shared.flags import refuse_idle
-from cli.shared.tables import ago, show, since, span, table
+from cli.shared.options import refuse_idle
+from cli.shared.startup_message import begin
 
-if TYPE_CHECKING:
-    from tracking.runs.run_overview import RunRow
+app = typer.Typer(name="runs", help="List the trainings: running, dead or done.", invoke_without_command=True)
 
-app = typer.Typer(help="List the trainings: running, dead or done.", invoke_without_command=True)
-
-SILENT_SECONDS = 120.0  # without a heartbeat, which comes every ten seconds at least while steps are made
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 
@@ -31,44 +25,9 @@ def runs(
         return
     refuse_idle(context, "num", every, "beside --all")
     begin("reading the runs", as_json)
-    from tracking.runs.run_overview import list_runs
+    from cli.actions import tracked_runs
 
-    rows, problem = list_runs(newest=None if every else num + 1)
-    more = not every and len(rows) > num
-    rows = rows if every else rows[:num]
-    if as_json:
-        typer.echo(json.dumps([vars(row) for row in rows], indent=2))
-    elif rows:
-        _show_runs(rows)
-        if more:
-            typer.echo(f"these are the newest {num}: `diffctl runs --all` lists the others too")
-    elif not problem:
-        typer.echo("no trainings yet: `diffctl run` starts one")
-    if problem:
-        raise type(problem)(f"{problem}; only what lies in runs/ is shown")
-
-
-def _show_runs(rows: "list[RunRow]") -> None:
-    listed = table("NAME", "STATE", "STEP", "STARTED", "BEST SCORE", "RUN", "FOLDER")
-    for row in rows:
-        step = " of ".join(f"{number:,}" for number in (row.step, row.steps) if number is not None)
-        state = f"{_state(row)} *" if row.undelivered else _state(row)
-        run_id = row.run_id[:8] if row.run_id else ""
-        listed.add_row(row.name, state, step, ago(row.started), row.best or "", run_id, row.folder or "")
-    show(listed)
-    if any(row.undelivered for row in rows):
-        typer.echo("* not all of it is in MLflow yet: `diffctl sync` delivers it")
-    if any(row.state == "dead" for row in rows):
-        typer.echo(
-            "dead: its process is gone; `diffctl run` goes on with it, `diffctl runs reap` marks it KILLED"
-        )
-
-
-def _state(row: "RunRow") -> str:
-    """Of a running one that hangs, is stopped or makes something other than steps: since when."""
-    if row.state != "running" or row.heartbeat is None or since(row.heartbeat) < SILENT_SECONDS:
-        return row.state
-    return f"running, no sign for {span(since(row.heartbeat))}"
+    tracked_runs.show_runs(num, every, as_json)
 
 
 @app.command("reap")
@@ -89,42 +48,29 @@ def reap(
     server is known: they hold the slot of their deployment.
     """
     begin("looking for trainings without a process", as_json)
-    from diffusion.system.errors import TemporaryError
-    from flows.prefect_server.flow_runs import reap_pending_runs
-    from tracking.runs.run_overview import reap as reap_runs
+    from cli.actions import tracked_runs
 
-    reaped = reap_runs(names or [])
-    freed = [] if names else reap_pending_runs(60 * pending)
-    if as_json:
-        typer.echo(json.dumps([vars(one) for one in (*reaped, *freed)], indent=2))
-    else:
-        for one in reaped:
-            typer.echo(f"{one.name}: {one.problem or 'marked KILLED'}")
-        for stranded in freed:
-            typer.echo(
-                f"{stranded.name}: was pending for {span(stranded.seconds)} on Prefect, is Crashed now"
-            )
-        if not reaped and not freed:
-            typer.echo("no dead training is left unmarked")
-    if problems := [one for one in reaped if one.problem]:
-        raise TemporaryError(f"{len(problems)} of {len(reaped)} could not be marked: try again later")
+    tracked_runs.reap_dead_runs(names, pending, as_json)
 
 
 def sync(as_json: AsJson = False) -> None:
     """Deliver to MLflow what an outage left in runs/train/; every point arrives once."""
     begin("looking for what is not in MLflow yet", as_json)
-    from diffusion.system.errors import TemporaryError
-    from tracking.spool.sender import deliver_all as deliver_all
+    from cli.actions import tracked_runs
 
-    synced = deliver_all()
-    if as_json:
-        typer.echo(json.dumps([{**vars(one), "folder": str(one.folder)} for one in synced], indent=2))
-    else:
-        for one in synced:
-            typer.echo(f"{one.folder}: {one.message}")
-        if not synced:
-            typer.echo("there is nothing in runs/train/")
-    if left := [one for one in synced if not one.done]:
-        raise TemporaryError(
-            f"{len(left)} of {len(synced)} trainings are not wholly in MLflow: try again later"
-        )
+    tracked_runs.sync_runs(as_json)
+
+
+def prune(
+    keep: Annotated[
+        list[str] | None,
+        typer.Option("--keep", metavar="RUN", help="A run whose files stay."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only listed.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+) -> None:
+    """List what params.yaml, the champion, searches and kept runs do not need in runs/; --yes removes it."""
+    begin("looking through runs/", as_json)
+    from cli.actions import run_pruning
+
+    run_pruning.prune_runs(keep, yes, as_json)

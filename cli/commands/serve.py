@@ -1,22 +1,17 @@
 """`diffctl serve`: a model behind an address."""
 
-import functools
-from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from cli.commands.sample import Champion, ModelFile, RunId, refuse_two_models
-from cli.shared.first_word import begin
+from cli.shared.options import Champion, ModelFile, RunId, StorePath, refuse_two_models
+from cli.shared.startup_message import begin
+from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_HELD, MAX_STEPS
 
-if TYPE_CHECKING:
-    from serving.model_source import ModelSource
-    from serving.serve_config import ServeConfig
-
-USUAL_PORT = 8080
-ON_RAY = "pip install 'diffctl[serve-ray]'"
+SERVE_PORT = 8080
 
 
 def serve(
@@ -42,7 +37,7 @@ def serve(
         str,
         typer.Option("--host", help="The address to listen on; any but this machine's own needs a token."),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = USUAL_PORT,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = SERVE_PORT,
     token_file: Annotated[
         Path | None, typer.Option("--token-file", help="A file with the token that clients must send.")
     ] = None,
@@ -86,133 +81,42 @@ def serve(
 
     With --champion, a new champion is loaded as soon as there is one, and no request is lost.
     """
-    from diffusion.system.errors import UsageError
-
     if not ray and (address, replicas, gpus) != (None, None, None):
         raise UsageError("an address, --replicas and --gpus-per-replica go with --ray")
     require_packages()
     refuse_two_models(model, run_id, champion)
+    limits = {"images": images, "steps": steps, "rows": rows, "queue": queue, "poll": poll, "drain": drain}
     begin("loading the model")
-    from serving.http_server import read_token
-    from serving.serve_config import ServeConfig
+    from cli.actions import model_server
 
-    given = {"images": images, "steps": steps, "rows": rows, "queue": queue, "poll": poll, "drain": drain}
-    config = ServeConfig.model_validate({key: value for key, value in given.items() if value is not None})
-    token = None if token_file is None else read_token(token_file)
-    source = functools.partial(source_of, model, run_id, champion)
-    if ray:
-        _on_ray(source, config, token, (host, port), address, (replicas or "1", gpus))
-    else:
-        _here(source, config, token, (host, port))
-
-
-def _here(
-    source: "Callable[[], ModelSource]", config: "ServeConfig", token: bytes | None, at: tuple[str, int]
-) -> None:
-    """Serve in this process."""
-    from diffusion.system.devices import default_device
-    from serving.app import create_app
-    from serving.http_server import bind_socket
-    from serving.http_server import serve as serve_app
-    from serving.service import Service
-
-    bound = bind_socket(*at, token is not None)
-    service = Service(source(), default_device(), config, say)
-    serve_app(
-        create_app(service, token), service, bound, lambda: _tell(service.name.name, *bound.getsockname()[:2])
+    model_server.serve_model(
+        address, ray, replicas, gpus, host, port, token_file, model, run_id, champion, limits
     )
-
-
-def _on_ray(
-    source: "Callable[[], ModelSource]",
-    config: "ServeConfig",
-    token: bytes | None,
-    at: tuple[str, int],
-    address: str | None,
-    asked: tuple[str, float | None],
-) -> None:
-    """Serve on Ray, which stands for as long as this process does where no cluster is named.
-
-    `asked` has how many replicas, as text, and the GPUs of each.
-    """
-    from flows.ray.ray_session import cluster_address, ray_session, resolve_gpus
-    from serving.model_source import FixedSource
-    from serving.ray_serve import Replicas, check_capacity, parse_replicas, serve_on_ray
-    from tracking.store import tracking_uri
-
-    cluster, (least, most) = cluster_address(address), parse_replicas(asked[0])
-    place = _place(*at, token is not None, cluster)
-    found = source()
-    published = found.fetch()
-    with ray_session(cluster, f"serve --ray needs Ray Serve: {ON_RAY}"):
-        replicas = Replicas(least, most, resolve_gpus(asked[1], "--gpus-per-replica", "replica"))
-        if cluster is None:
-            check_capacity(replicas)
-        serve_on_ray(
-            published if isinstance(found, FixedSource) else found,
-            tracking_uri(),
-            config,
-            token,
-            place,
-            replicas,
-            lambda: _tell(published.name, *place),
-        )
-
-
-def _place(host: str, port: int, has_token: bool, cluster: str | None) -> tuple[str, int]:
-    """Where Ray's proxies are to listen: each machine of a cluster at the same host and port.
-
-    UsageError where others would reach it and no token is asked, or where a cluster's port is left open.
-    """
-    from diffusion.system.errors import UsageError
-    from serving.http_server import bind_socket, require_token
-
-    if cluster is None:
-        with bind_socket(host, port, has_token) as bound:
-            shown, number, *_ = bound.getsockname()
-            return shown, number
-    if cluster.startswith("ray://"):
-        raise UsageError("serve --ray takes a cluster's own address, such as 10.0.0.1:6379, not ray://")
-    require_token(host, host, has_token)
-    if not port:
-        raise UsageError("on a cluster --port must be a certain one: each machine listens there")
-    return host, port
-
-
-def _tell(name: str, address: str, port: int) -> None:
-    """Say where the model is to be had."""
-    typer.echo(f"{name}: {address_of(address, port)}/v1/images (Ctrl-C ends it)")
-
-
-def address_of(address: str, port: int) -> str:
-    """What a browser is given for an IP address and a port."""
-    shown = f"[{address}]" if ":" in address else address
-    return f"http://{shown}:{port}"
 
 
 def require_packages() -> None:
     """UsageError when a package that serving needs is missing."""
-    from importlib.util import find_spec
-
-    from diffusion.system.errors import UsageError
-
     if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]:
         raise UsageError(f"serving needs {' and '.join(missing)}: pip install 'diffctl[serve]'")
 
 
-def say(sentence: str) -> None:
-    """Tell what happened to the models, on stderr."""
-    typer.echo(f"diffctl: {sentence}", err=True)
+PLAYGROUND_PORT = 8081
 
 
-def source_of(model: Path | None, run_id: str | None, champion: bool) -> "ModelSource":
-    """Where the model comes from; UsageError when there is none."""
-    from diffusion.layout import MODEL
-    from serving.model_source import ChampionSource, FixedSource, model_of_file, model_of_run
+def playground(
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = PLAYGROUND_PORT,
+    model: ModelFile = None,
+    run_id: RunId = None,
+    champion: Champion = False,
+    store: StorePath = None,
+) -> None:
+    """Try a model in the browser, until Ctrl-C: images as they form, steps × η, the way between two.
 
-    if champion:
-        from diffusion.config import load
-        from tracking.keys import model_name
+    The page is served on this machine alone and loads nothing from elsewhere.
+    """
+    require_packages()
+    refuse_two_models(model, run_id, champion)
+    begin("loading the model")
+    from cli.actions import playground_server
 
-        return ChampionSource(model_name(load().data.name))
-    return FixedSource(model_of_file(model or MODEL, say) if run_id is None else model_of_run(run_id))
+    playground_server.serve_playground(port, model, run_id, champion, store)

@@ -1,26 +1,15 @@
-"""What a stage looks at before its work. It only watches: what a result depends on, a body loads itself."""
-
-from typing import TYPE_CHECKING
+"""The check before a stage. It watches only: each stage loads by itself what its result depends on."""
 
 import typer
 
-if TYPE_CHECKING:
-    from diffusion.config import Config
+from diffusion.check import preflight as iter_preflight
+from diffusion.config import Config, load
 
 
-def whole_config() -> "Config":
-    """All of params.yaml, so that no stage begins what a later one would refuse."""
-    from diffusion.config import load
-
-    return load()
-
-
-def preflight(stage: str) -> "Config":
-    """What a stage looks at before its work; an error stops it, warnings go to stderr. As `whole_config`."""
-    from diffusion.check import preflight as run_preflight
-
-    config = whole_config()
-    for finding in run_preflight(config, stage):
+def preflight(stage: str) -> Config:
+    """Return the whole configuration; warnings go to stderr, and DiffctlError stops the stage."""
+    config = load()
+    for finding in iter_preflight(config, stage):
         remedy = f" ({finding.remedy})" if finding.remedy else ""
         typer.echo(f"{finding.subject}: {finding.message}{remedy}", err=True)
     return config

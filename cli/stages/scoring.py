@@ -1,37 +1,33 @@
 """A grid of a model that is there, sampled and scored beside the pipeline's own."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cli.shared.progress import progress
-
-if TYPE_CHECKING:
-    from diffusion.evaluate.evaluate_config import EvaluateConfig
-    from diffusion.protocol.scores import ScoresDocument
-    from diffusion.protocol.sweep_config import SweepConfig
-    from diffusion.sample.config import SampleConfig
+from diffusion.evaluate.evaluate_config import EvaluateConfig
+from diffusion.evaluate.sweep_scores import evaluate, write_scores
+from diffusion.layout import PREPARED, REFERENCE, SCORE_CURVES, SCORES
+from diffusion.protocol.cells import open_cells
+from diffusion.protocol.grid import grid
+from diffusion.protocol.scores import ScoresDocument
+from diffusion.protocol.sweep_config import SweepConfig
+from diffusion.sample.cell_images import drop_other_cells
+from diffusion.sample.config import SampleConfig
+from diffusion.sample.ema_models import EMAModelFiles
+from flows.sweep_cells import run_sweep
 
 
 def scored_grid(
-    sample: "SampleConfig",
-    sweep: "SweepConfig",
-    section: "EvaluateConfig",
+    sample: SampleConfig,
+    sweep: SweepConfig,
+    section: EvaluateConfig,
     model: Path,
     folder: Path,
-) -> "ScoresDocument":
+) -> ScoresDocument:
     """Make every cell of the grid and score it against data/reference.
 
     In `folder` come `samples/`, `scores.json` and `scores.csv`. What is there already is not made again; what
     is no cell of the grid goes. Errors as of the stages.
     """
-    from diffusion.evaluate.sweep_scores import evaluate, write_scores
-    from diffusion.layout import PREPARED, REFERENCE, SCORE_CURVES, SCORES
-    from diffusion.protocol.cells import open_cells
-    from diffusion.protocol.grid import grid
-    from diffusion.sample.cell_images import drop_other_cells
-    from diffusion.sample.ema_models import EMAModelFiles
-    from flows.sweep_cells import run_sweep
-
     samples, cells = folder / "samples", grid(sample, sweep)
     models = EMAModelFiles(model, cells)
     drop_other_cells(samples, cells)

@@ -1,29 +1,50 @@
 """The surroundings of a training: the terminal, the spool and its sender. All of it only watches."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
+from torch import nn
 
 from cli.shared.progress import above, progress
 from cli.stages.validation import Validation, scored_images
 from cli.stages.watch import LiveLine, Watch
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from diffusion.code_digest import CodeSince
-    from diffusion.config import Config
-    from diffusion.system.signals import StopRequest
-    from diffusion.train.checkpoint.run_dir import RunDir
-    from diffusion.train.loop import TrainState
-    from diffusion.train.plan import DenoiserPlan, TrainPlan
-    from diffusion.train.trainer import Trainer
-    from diffusion.train.validation_loss import ValidationLoss
-    from tracking.spool.spool_writer import Spool
+from diffusion.code_digest import CodeSince
+from diffusion.config import Config
+from diffusion.evaluate.features.extractors import configured_extractor
+from diffusion.evaluate.features.reference_features import find_or_make_reference
+from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationScorer
+from diffusion.images.store import open_store
+from diffusion.images.store_meta import PreparedMeta
+from diffusion.layout import PREPARED, REFERENCE
+from diffusion.system.errors import Interrupted
+from diffusion.system.signals import StopRequest
+from diffusion.train.checkpoint.run_dir import RunDir
+from diffusion.train.distributed.process_group import RankFailed
+from diffusion.train.loop import Diverged, TrainState
+from diffusion.train.observers import observer_guard
+from diffusion.train.plan import DenoiserPlan, TrainPlan, plan_artefact
+from diffusion.train.trainer import Trainer
+from diffusion.train.validation_loss import ValidationLoss
+from tracking.keys import (
+    CODE,
+    DATA_DIGEST,
+    FINGERPRINT,
+    MODEL_FOLDER,
+    RESUMED_FROM,
+    experiment_name,
+    git_tags,
+    pretrained_tags,
+    source_tags,
+)
+from tracking.pages.notes import note_tags, training_note
+from tracking.runs.run_names import training_name
+from tracking.spool.sender import start_sender
+from tracking.spool.spool_writer import Spool, flatten
 
 # What an unreachable MLflow may cost at the end of a training; `diffctl sync` does the rest.
 SENDER_SECONDS = {"FINISHED": 20.0, "FAILED": 10.0, "KILLED": 3.0}
@@ -34,10 +55,10 @@ class Told:
     """A training that the terminal tells of, under its stage's name."""
 
     name: str
-    run: "RunDir"
+    run: RunDir
     observer: LiveLine
 
-    def announce(self, state: "TrainState", ema: "nn.Module") -> None:
+    def announce(self, state: TrainState, ema: nn.Module) -> None:
         """Say where the training lies, where it starts, and if that is at nothing, what is new about it."""
         step, total = state.step, state.plan.train.steps
         how = f"going on after step {step:,} of {total:,}" if step else f"{total:,} steps"
@@ -49,7 +70,7 @@ class Told:
         if changed := state.change_of_code():
             say(self.name, _said_of(*changed))
 
-    def save(self, state: "TrainState") -> None:
+    def save(self, state: TrainState) -> None:
         """Keep the state."""
         self.run.save(state)
 
@@ -63,14 +84,14 @@ class Tracked(Told):
     """A training that MLflow hears of, too."""
 
     observer: Watch
-    spool: "Spool"
+    spool: Spool
 
-    def announce(self, state: "TrainState", ema: "nn.Module") -> None:
+    def announce(self, state: TrainState, ema: nn.Module) -> None:
         """As any; a score that the stop before it cut short is made now."""
         super().announce(state, ema)
         self.observer.catch_up(state.step, ema)
 
-    def save(self, state: "TrainState") -> None:
+    def save(self, state: TrainState) -> None:
         """Keep the state; what it will not replay is in the spool, on the disk, before it counts."""
         with self.observer.paused():
             self.spool.sync()
@@ -78,8 +99,6 @@ class Tracked(Told):
 
     def finished(self, model: Path) -> None:
         """Keep the model file for MLflow and say where it is."""
-        from tracking.keys import MODEL_FOLDER
-
         self.spool.artifact(model, folder=MODEL_FOLDER)
         super().finished(model)
 
@@ -88,37 +107,32 @@ class Tracked(Told):
         return {"key": self.run.key, "fingerprint": self.run.folder.name}
 
 
+def stage_command(name: str) -> list[str]:
+    """Return the command that starts a further process of a stage's training."""
+    return [sys.executable, "-m", "cli.entry", "stage", name]
+
+
 def say(name: str, sentence: str) -> None:
     """A line on stderr, under the stage's name."""
     above(f"{name}: {sentence}")
 
 
-def _said_of(before: "CodeSince", now: "CodeSince") -> str:
+def _said_of(before: CodeSince, now: CodeSince) -> str:
     if before.digest != now.digest:
         return f"the code has changed since it made these steps ({before.digest}, now {now.digest})"
     return f"these steps were made by torch {before.torch}, the following ones are by {now.torch}"
 
 
-def follow(trainer: "Trainer") -> None:
+def follow(trainer: Trainer) -> None:
     """Be one more process of a training; typer's Exit when that stops, which the first process says."""
-    from diffusion.system.errors import Interrupted
-    from diffusion.train.distributed.process_group import RankFailed
-    from diffusion.train.loop import Diverged
-
     try:
         trainer.follow()
     except (Interrupted, RankFailed, Diverged) as error:
         raise typer.Exit(error.exit_code) from None
 
 
-def held_out(plan: "TrainPlan") -> "ValidationLoss | None":
+def held_out(plan: TrainPlan) -> ValidationLoss | None:
     """What measures the loss over the test split; None where it is not asked for or cannot be."""
-    from diffusion.images.store import open_store
-    from diffusion.images.store_meta import PreparedMeta
-    from diffusion.layout import PREPARED
-    from diffusion.train.observers import observer_guard
-    from diffusion.train.validation_loss import ValidationLoss
-
     if plan.train.heldout_every is not None:
         with observer_guard("held-out loss"):
             return ValidationLoss(plan, open_store(PREPARED / "test", PreparedMeta))
@@ -126,7 +140,7 @@ def held_out(plan: "TrainPlan") -> "ValidationLoss | None":
 
 
 @contextmanager
-def told(name: str, plan: "TrainPlan", run: "RunDir", stop: "StopRequest") -> Iterator[Told]:
+def told(name: str, plan: TrainPlan, run: RunDir, stop: StopRequest) -> Iterator[Told]:
     """Tell the terminal of a training."""
     heldout = held_out(plan)
     with progress(name, per=plan.train.batch_size) as show:
@@ -134,23 +148,8 @@ def told(name: str, plan: "TrainPlan", run: "RunDir", stop: "StopRequest") -> It
 
 
 @contextmanager
-def tracked(plan: "DenoiserPlan", config: "Config", run: "RunDir", stop: "StopRequest") -> Iterator[Tracked]:
+def tracked(plan: DenoiserPlan, config: Config, run: RunDir, stop: StopRequest) -> Iterator[Tracked]:
     """Watch a training: its spool is open and being sent; how the block ends becomes the run's status."""
-    from tracking.keys import (
-        CODE,
-        DATA_DIGEST,
-        FINGERPRINT,
-        RESUMED_FROM,
-        experiment_name,
-        git_tags,
-        pretrained_tags,
-        source_tags,
-    )
-    from tracking.pages.notes import note_tags, training_note
-    from tracking.runs.run_names import training_name
-    from tracking.spool.sender import start_sender
-    from tracking.spool.spool_writer import Spool, flatten
-
     spool = Spool(run.folder, run.key, training_name(config), experiment_name(plan.data.name))
     spool.params(config.model_dump(mode="json"))
     tags = {FINGERPRINT: run.folder.name, DATA_DIGEST: plan.data.digest}
@@ -179,15 +178,9 @@ def tracked(plan: "DenoiserPlan", config: "Config", run: "RunDir", stop: "StopRe
 
 
 def _validation(
-    run: "RunDir", plan: "DenoiserPlan", config: "Config", spool: "Spool", stop: "StopRequest"
+    run: RunDir, plan: DenoiserPlan, config: Config, spool: Spool, stop: StopRequest
 ) -> Validation:
     """What scores the EMA in the midst of the training; what is missing for it is told before that begins."""
-    from diffusion.evaluate.features.extractors import configured_extractor
-    from diffusion.evaluate.features.reference_features import find_or_make_reference
-    from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationScorer
-    from diffusion.layout import PREPARED, REFERENCE
-    from diffusion.train.plan import plan_artefact
-
     section = config.evaluate
     extractor = configured_extractor(section)
     with progress("reference") as show:

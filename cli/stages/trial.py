@@ -11,21 +11,35 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cli.stages.scoring import scored_grid
 from cli.stages.training import SENDER_SECONDS, Tracked, follow, say, tracked
-
-if TYPE_CHECKING:
-    from diffusion.config import Config
-    from diffusion.protocol.scores import ScoresDocument
-    from diffusion.search.config import SearchConfig
-    from diffusion.search.folder import About
-    from diffusion.search.trial import Ended
-    from diffusion.system.signals import StopRequest
-    from diffusion.train.checkpoint.run_dir import RunDir
-    from diffusion.train.plan import DenoiserPlan
-    from diffusion.train.trainer import Trainer
+from diffusion.config import Config, load
+from diffusion.images.store import open_store
+from diffusion.images.store_meta import PreparedMeta
+from diffusion.layout import PARAMS, PREPARED, TRAIN_RUNS
+from diffusion.protocol.scores import ScoresDocument
+from diffusion.search.config import SearchConfig
+from diffusion.search.folder import ABOUT, CURVE, MODEL, SCORES, About, read_ended, write_ended
+from diffusion.search.ledger import Ledger
+from diffusion.search.trial import Ended
+from diffusion.system.checksums import read_checksummed_json
+from diffusion.system.devices import default_device
+from diffusion.system.errors import DiffctlError, Interrupted, TemporaryError, UsageError
+from diffusion.system.locks import LockBusy, file_lock, is_held
+from diffusion.system.processes import die_with_parent
+from diffusion.system.signals import StopRequest
+from diffusion.train.checkpoint.run_dir import RunDir
+from diffusion.train.distributed.launch import is_follower
+from diffusion.train.plan import DenoiserPlan, plan_training, training_fingerprint
+from diffusion.train.trainer import Trainer, TrainPaths
+from flows.fetch_pretrained import fetch_pretrained
+from flows.trial_process import STARTER
+from tracking.keys import EVALUATION_FOLDER, PRUNED, SEARCH, SEARCH_KEY, TRIAL, experiment_name
+from tracking.pages.view import best_scores
+from tracking.spool.sender import start_sender
+from tracking.spool.spool_writer import Spool
+from tracking.spool.training_status import read_status
 
 MODULE = ("-m", "cli.entry", "search-trial")  # Python's arguments before the trial's folder
 LOCK = "lock"  # in a trial's folder
@@ -58,15 +72,13 @@ class Pruning:
     """Ends the training early where the ledger says so; `at` is the step after which it did."""
 
     place: Place
-    section: "SearchConfig"
+    section: SearchConfig
     steps: int
-    stop: "StopRequest | None" = None
+    stop: StopRequest | None = None
     at: int | None = None
 
     def judge(self, step: int, loss: float) -> None:
         """Note a held-out loss, and ask the training to save and stop where it is over the median."""
-        from diffusion.search.ledger import Ledger
-
         assert self.stop is not None, "the training has begun"
         ledger = Ledger(self.place.search, self.place.search.name, self.section)
         ends = ledger.report(self.place.number, step, loss)
@@ -81,12 +93,6 @@ def run_trial(folder: Path, *, local: bool = False) -> None:
     are made in this process. UsageError for a folder that holds no trial. Interrupted on a signal, after
     saving.
     """
-    from diffusion.layout import PARAMS
-    from diffusion.search.folder import read_ended
-    from diffusion.system.errors import UsageError
-    from diffusion.system.locks import file_lock, is_held
-    from diffusion.train.distributed.launch import is_follower
-
     config = _config(folder / PARAMS.name)
     if local:
         config = config.model_copy(update={"sample": config.sample.model_copy(update={"runner": "local"})})
@@ -103,12 +109,8 @@ def run_trial(folder: Path, *, local: bool = False) -> None:
             _end(trainer, config, Place(folder))
 
 
-def _end(trainer: "Trainer", config: "Config", place: Place) -> None:
+def _end(trainer: Trainer, config: Config, place: Place) -> None:
     """Make the trial and write down how it ended."""
-    from diffusion.search.folder import write_ended
-    from diffusion.search.trial import Ended
-    from diffusion.system.errors import DiffctlError, TemporaryError
-
     try:
         ended = _made(trainer, config, place)
     except TemporaryError:
@@ -118,33 +120,18 @@ def _end(trainer: "Trainer", config: "Config", place: Place) -> None:
     write_ended(place.folder, ended)
 
 
-def _config(path: Path) -> "Config":
-    from diffusion.config import load
-
+def _config(path: Path) -> Config:
     return load(path)
 
 
 def _die_with_the_search() -> None:
     """A search that is killed leaves no training behind that would keep the next one from it."""
-    from diffusion.system.errors import DiffctlError
-    from diffusion.system.processes import die_with_parent
-    from flows.trial_process import STARTER
-
     starter = os.environ.pop(STARTER, None)
     if starter is not None and not die_with_parent(int(starter)):
         raise DiffctlError("the search that this is a trial of has ended")
 
 
-def _trainer(config: "Config", folder: Path) -> "Trainer":
-    from diffusion.images.store import open_store
-    from diffusion.images.store_meta import PreparedMeta
-    from diffusion.layout import PREPARED, TRAIN_RUNS
-    from diffusion.search.folder import CURVE, MODEL
-    from diffusion.system.devices import default_device
-    from diffusion.train.plan import plan_training
-    from diffusion.train.trainer import Trainer, TrainPaths
-    from flows.fetch_pretrained import fetch_pretrained
-
+def _trainer(config: Config, folder: Path) -> Trainer:
     fetch_pretrained(config.train.start)
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_training(config, store.meta, default_device())
@@ -152,12 +139,7 @@ def _trainer(config: "Config", folder: Path) -> "Trainer":
     return Trainer(plan, store, places, command(folder), partial(say, "train"))
 
 
-def _made(trainer: "Trainer", config: "Config", place: Place) -> "Ended":
-    from diffusion.search.folder import MODEL
-    from diffusion.search.trial import Ended
-    from diffusion.system.errors import Interrupted
-    from diffusion.train.plan import DenoiserPlan
-
+def _made(trainer: Trainer, config: Config, place: Place) -> Ended:
     assert config.search is not None, "it is a trial"
     assert isinstance(trainer.plan, DenoiserPlan), "`_trainer` makes one"
     about = _about(place)
@@ -176,17 +158,13 @@ def _made(trainer: "Trainer", config: "Config", place: Place) -> "Ended":
 
 
 def _led(
-    trainer: "Trainer",
-    watched: "Callable[[RunDir, StopRequest], AbstractContextManager[Tracked]]",
+    trainer: Trainer,
+    watched: Callable[[RunDir, StopRequest], AbstractContextManager[Tracked]],
 ) -> Tracked:
     """As `Trainer.lead`, once no other process is at the same training: two points may be one training."""
-    from diffusion.layout import TRAIN_RUNS
-    from diffusion.system.locks import LockBusy, file_lock
-    from diffusion.train.plan import training_fingerprint
-
     lock, begun = TRAIN_RUNS / training_fingerprint(trainer.plan) / "lock", False
 
-    def noted(run: "RunDir", stop: "StopRequest") -> "AbstractContextManager[Tracked]":
+    def noted(run: RunDir, stop: StopRequest) -> AbstractContextManager[Tracked]:
         nonlocal begun
         begun = True
         return watched(run, stop)
@@ -202,25 +180,20 @@ def _led(
                 pass
 
 
-def _about(place: Place) -> "About":
-    from diffusion.search.folder import ABOUT, About
-    from diffusion.system.checksums import read_checksummed_json
-
+def _about(place: Place) -> About:
     return read_checksummed_json(place.search / ABOUT, About)
 
 
 @contextmanager
 def _watched(
-    plan: "DenoiserPlan",
-    config: "Config",
+    plan: DenoiserPlan,
+    config: Config,
     pruning: Pruning,
-    about: "About",
-    run: "RunDir",
-    stop: "StopRequest",
+    about: About,
+    run: RunDir,
+    stop: StopRequest,
 ) -> Iterator[Tracked]:
     """Watch the training as any, as a child of the search's run, and by its held-out loss."""
-    from tracking.keys import PRUNED, SEARCH, SEARCH_KEY, TRIAL
-
     pruning.stop = stop
     with tracked(plan, config, run, stop) as training:
         name = pruning.place.search.name
@@ -234,16 +207,8 @@ def _watched(
                 training.spool.tags({PRUNED: str(pruning.at)})
 
 
-def _log(training: Tracked, document: "ScoresDocument", place: Place) -> None:
+def _log(training: Tracked, document: ScoresDocument, place: Place) -> None:
     """The best cell's scores and the whole document into the spool of the training, which is delivered."""
-    from diffusion.search.folder import SCORES
-    from diffusion.system.locks import file_lock
-    from tracking.keys import EVALUATION_FOLDER, experiment_name
-    from tracking.pages.view import best_scores
-    from tracking.spool.sender import start_sender
-    from tracking.spool.spool_writer import Spool
-    from tracking.spool.training_status import read_status
-
     folder = training.run.folder
     known = read_status(folder)
     best = document.cells[document.best.cell]

@@ -1,27 +1,23 @@
 """Scores in the midst of a training: made, shown, logged by step, their weights kept. No result changes."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from cli.shared.progress import progress
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from diffusion.config import Config
-    from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationImages, ValidationScorer
-    from diffusion.model.model_file import Artefact
-    from diffusion.system.signals import StopRequest
-    from tracking.spool.spool_writer import Spool
+from diffusion.config import Config
+from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationImages, ValidationScorer
+from diffusion.model.model_file import Artefact
+from diffusion.protocol.settings import SamplerConfig, SampleSettings
+from diffusion.system.errors import Interrupted
+from diffusion.system.signals import StopRequest
+from tracking.spool.spool_writer import Spool
 
 PREFIX = "validation"  # of the scores' names in MLflow
 
 
-def scored_images(config: "Config") -> "ValidationImages":
+def scored_images(config: Config) -> ValidationImages:
     """Images as the section `sample` says, `train.eval_images` by DDIM in `train.eval_steps` with η = 0."""
-    from diffusion.evaluate.training_scores import ValidationImages
-    from diffusion.protocol.settings import SamplerConfig, SampleSettings
-
     shared = config.sample.model_dump(include=set(SamplerConfig.model_fields))
     steps = min(config.train.eval_steps, config.process.timesteps)
     settings = SampleSettings(**shared, steps=steps, eta=0.0)
@@ -32,19 +28,18 @@ def scored_images(config: "Config") -> "ValidationImages":
 class Validation:
     """What `train.eval_every` asks for, of one training."""
 
-    artefact: "Artefact"
-    scorer: "ValidationScorer"
-    checkpoints: "ScoredCheckpoints"
-    spool: "Spool"
-    stop: "StopRequest"
+    artefact: Artefact
+    scorer: ValidationScorer
+    checkpoints: ScoredCheckpoints
+    spool: Spool
+    stop: StopRequest
 
     def knows(self, step: int) -> bool:
         """Whether the weights after `step` steps have been scored."""
         return step in self.checkpoints.scores()
 
-    def evaluate(self, step: int, ema: "nn.Module") -> None:
+    def evaluate(self, step: int, ema: nn.Module) -> None:
         """Score the EMA; a request to stop cuts that short, and the training's next start makes it good."""
-        from diffusion.system.errors import Interrupted
 
         def watch(done: int, total: int) -> None:
             self.stop.raise_if_set()

@@ -4,18 +4,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import nn
 
 from cli.shared.progress import Show
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from cli.stages.validation import Validation
-    from diffusion.train.checkpoint.run_dir import RunDir
-    from diffusion.train.plan import DenoiserPlan
-    from diffusion.train.validation_loss import ValidationLoss
-    from tracking.spool.spool_writer import Spool
+from cli.stages.validation import Validation
+from diffusion.images.pictures import enlarge, grid, png_bytes
+from diffusion.images.pixels import to_nhwc
+from diffusion.model.model_file import LoadedModel
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.class_labels import mixed_condition
+from diffusion.sample.generate import generate
+from diffusion.system.files import write_atomic
+from diffusion.train.checkpoint.run_dir import RunDir
+from diffusion.train.observers import observer_guard
+from diffusion.train.plan import DenoiserPlan, plan_artefact
+from diffusion.train.validation_loss import ValidationLoss
+from tracking.spool.spool_writer import Spool
+from tracking.system_metrics import SystemMetrics
 
 Judge = Callable[[int, float], None]  # told the EMA's held-out loss after a step, it may ask for a stop
 
@@ -28,14 +35,12 @@ SHOWN = ("loss", "mse", "vlb", "accuracy", "grad_norm")  # on the live line, whe
 class LiveLine:
     """The observer of a terminal: a live line, and a heartbeat in the training's folder."""
 
-    def __init__(self, run: "RunDir", show: Show, heldout: "ValidationLoss | None" = None) -> None:
+    def __init__(self, run: RunDir, show: Show, heldout: ValidationLoss | None = None) -> None:
         self._run, self._show, self._heldout = run, show, heldout
         self._beat_at = 0.0
 
     def progress(self, step: int, total: int, values: dict[str, float]) -> None:
         """The live line, and a heartbeat now and then."""
-        from diffusion.train.observers import observer_guard
-
         shown = [f"{name} {values[name]:.4f}" for name in SHOWN if name in values]
         self._show(step, total, " · ".join(shown))
         if time.monotonic() - self._beat_at > BEAT_SECONDS:
@@ -46,14 +51,14 @@ class LiveLine:
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Nothing: the curve has them at the end."""
 
-    def preview(self, step: int, network: "nn.Module", ema: "nn.Module") -> None:
+    def preview(self, step: int, network: nn.Module, ema: nn.Module) -> None:
         """No picture."""
 
-    def validate(self, step: int, network: "nn.Module", ema: "nn.Module") -> dict[str, float]:
+    def validate(self, step: int, network: nn.Module, ema: nn.Module) -> dict[str, float]:
         """The held-out losses, where there are images for them."""
         return self._heldout.losses(network, ema) if self._heldout else {}
 
-    def evaluate(self, step: int, ema: "nn.Module") -> None:
+    def evaluate(self, step: int, ema: nn.Module) -> None:
         """No score."""
 
 
@@ -65,14 +70,13 @@ class Watch(LiveLine):
 
     def __init__(
         self,
-        run: "RunDir",
-        plan: "DenoiserPlan",
-        spool: "Spool",
+        run: RunDir,
+        plan: DenoiserPlan,
+        spool: Spool,
         show: Show,
-        validation: "Validation | None" = None,
-        heldout: "ValidationLoss | None" = None,
+        validation: Validation | None = None,
+        heldout: ValidationLoss | None = None,
     ) -> None:
-        from tracking.system_metrics import SystemMetrics
 
         super().__init__(run, show, heldout)
         self._plan, self._spool = plan, spool
@@ -95,14 +99,14 @@ class Watch(LiveLine):
             values = {**values, **self._system.read()}
         self._spool.metrics(step, values)
 
-    def preview(self, step: int, network: "nn.Module", ema: "nn.Module") -> None:
+    def preview(self, step: int, network: nn.Module, ema: nn.Module) -> None:
         """The same images at every step: a row of raw weights and one of EMA weights, into the spool."""
         path = self._run.folder / "previews" / f"{step:09d}.png"
         with self.paused():
             write_preview(path, self._plan, network, ema)
             self._spool.image(step, "preview", path)
 
-    def validate(self, step: int, network: "nn.Module", ema: "nn.Module") -> dict[str, float]:
+    def validate(self, step: int, network: nn.Module, ema: nn.Module) -> dict[str, float]:
         """The held-out losses, which become curves by step."""
         with self.paused():
             losses = super().validate(step, network, ema)
@@ -112,7 +116,7 @@ class Watch(LiveLine):
                 self.judge(step, losses["loss"])
         return losses
 
-    def evaluate(self, step: int, ema: "nn.Module") -> None:
+    def evaluate(self, step: int, ema: nn.Module) -> None:
         """Score the EMA, whose weights are kept as `train.keep` says; the scores become curves by step."""
         if self._validation is not None:
             with self.paused():
@@ -129,10 +133,8 @@ class Watch(LiveLine):
                 since, start = self._window
                 self._window = (since + time.monotonic() - began, start)
 
-    def catch_up(self, step: int, ema: "nn.Module") -> None:
+    def catch_up(self, step: int, ema: nn.Module) -> None:
         """Make the score that is due after `step` steps, if it is not there."""
-        from diffusion.train.observers import observer_guard
-
         if not (step and self._plan.train.is_scored(step) and self._validation):
             return
         with observer_guard(f"score of step {step:,}"):
@@ -140,19 +142,8 @@ class Watch(LiveLine):
                 self.evaluate(step, ema)
 
 
-def write_preview(path: Path, plan: "DenoiserPlan", network: "nn.Module", ema: "nn.Module") -> None:
+def write_preview(path: Path, plan: DenoiserPlan, network: nn.Module, ema: nn.Module) -> None:
     """Write a PNG of ten images from fixed seeds: above by the raw weights, below by their EMA."""
-    import numpy as np
-
-    from diffusion.images.pictures import enlarge, grid, png_bytes
-    from diffusion.images.pixels import to_nhwc
-    from diffusion.model.model_file import LoadedModel
-    from diffusion.protocol.settings import SampleSettings
-    from diffusion.sample.class_labels import mixed_condition
-    from diffusion.sample.generate import generate
-    from diffusion.system.files import write_atomic
-    from diffusion.train.plan import plan_artefact
-
     artefact = plan_artefact(plan)
     settings = SampleSettings(steps=min(PREVIEW_STEPS, artefact.process.timesteps))
     indices = range(10)

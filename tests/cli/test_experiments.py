@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.stages.home import share_runs
+from cli.stages.context import share_runs
 from diffusion.layout import home
 from tests.conftest import diffctl, environment
 from tests.helpers.small import own_code, small_project

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cli import main
-from cli.shared.flags import LONGEST
+from cli.shared.options import MAX_ARGUMENT
 from diffusion.system.errors import printable
 from tests.helpers import generated_paths as at
 from tests.helpers.generated_paths import Place
@@ -46,12 +46,11 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(*_: object, **__: object) -> None:
         raise Worked
 
-    for module in ("sample", "nll", "images", "interop"):
-        monkeypatch.setattr(f"cli.commands.{module}.resolve_model", work)
-    monkeypatch.setattr("cli.shared.configuration.resolve_model", work)
-    monkeypatch.setattr("diffusion.interop.from_openai.import_openai", work)
-    monkeypatch.setattr("tracking.comparison.score_comparison.load_scored", work)
-    monkeypatch.setattr("diffusion.protocol.scores.read_scores", work)
+    for module in ("sample_images", "nll_bound", "image_codes", "model_formats", "model_choice"):
+        monkeypatch.setattr(f"cli.actions.{module}.resolve_model", work)
+    monkeypatch.setattr("cli.actions.model_formats.import_openai", work)
+    monkeypatch.setattr("cli.actions.run_comparison.load_scored", work)
+    monkeypatch.setattr("cli.actions.seed_table.read_scores", work)
 
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int | None, str]:
@@ -94,7 +93,7 @@ def test_output_is_usable_or_refused_before_any_work(
         if code is not None:
             assert code == 2
             assert message.startswith("diffctl: ")
-            assert printable(path) in message or len(path) > LONGEST
+            assert printable(path) in message or len(path) > MAX_ARGUMENT
             assert message.count("\n") == 1
 
 

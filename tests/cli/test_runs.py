@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cli.commands.runs import _show_runs
+from cli.actions.tracked_runs import _show_runs
 from diffusion.choice.selection import select_best, select_front
 from diffusion.layout import RUN, SCORES, TRAIN_RUNS
 from diffusion.protocol.scores import write_scores_document

@@ -2,8 +2,8 @@
 
 import pytest
 
-from cli.commands.run import show_scores
-from cli.commands.sweep import _axes
+from cli.actions.model_sweep import _axes
+from cli.actions.score_tables import show_sweep_scores
 from diffusion.protocol.sweep_config import SweepConfig
 from flows.champion import _options
 from tests.helpers.scores_document import document, with_space
@@ -21,11 +21,11 @@ def test_options_of_the_flow_are_parsed_as_its_grid(axis):
 
 
 def test_table_has_columns_for_every_feature_space(capsys):
-    show_scores(with_space(document({(5, 0.0): 0.4, (10, 0.0): 0.3})))
+    show_sweep_scores(with_space(document({(5, 0.0): 0.4, (10, 0.0): 0.3})))
     heading, first, second, *_ = capsys.readouterr().out.splitlines()
     names = ["fd_effnet_lite0_64", "excess", "kd_effnet_lite0_64"]
     assert heading.split() == ["STEPS", "ETA", *names, "fd_effnet_lite0_96", "kd_effnet_lite0_96"]
     assert first.split() == ["5", "0", "400", "375", "0.4", "800", "0.8"]
     assert second.split() == ["10", "0", "300", "275", "0.3", "600", "0.6", "*"]
-    show_scores(document({(10, 0.0): 0.3}))
+    show_sweep_scores(document({(10, 0.0): 0.3}))
     assert "96" not in capsys.readouterr().out

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.commands.profiles import use
+from cli.commands.use import use
 from diffusion.system.errors import UsageError
 from tests.cli.conftest import Invoke, assert_refused
 from tests.conftest import ROOT

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli.commands.profiles import use
+from cli.commands.use import use
 from diffusion.check.adopt_protocol import adopt_protocol
 from diffusion.config import Config, load, parse
 from diffusion.layout import PARAMS

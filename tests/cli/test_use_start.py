@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cli.commands.profiles import use
+from cli.commands.use import use
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.system.errors import DiffctlError
 from tests.cli.conftest import Invoke

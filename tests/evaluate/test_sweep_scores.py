@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from cli.stages import bodies
+from cli.commands import stages
 from diffusion.choice.confidence import interval_of
 from diffusion.choice.ranking import best_cell, rank_metric
 from diffusion.evaluate.features.extract import extract
@@ -281,5 +281,5 @@ def test_stage_detects_an_edited_real_image(own, tmp_path, monkeypatch, split):
     monkeypatch.chdir(tmp_path)
     tamper(tmp_path / "data/prepared" / split)
     with pytest.raises(DiffctlError, match=f"data/prepared/{split} changed after they were written"):
-        bodies.evaluate()
+        stages.evaluate()
     assert not (tmp_path / "metrics").exists()

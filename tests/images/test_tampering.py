@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli.stages import bodies, classifier
+from cli.commands import stages
 from diffusion.analysis.image_inputs import open_matching_store
 from diffusion.check import check
 from diffusion.config import load
@@ -68,14 +68,14 @@ def look() -> None:
 
 
 OF_CELL: dict[str, Callable[[], object]] = {
-    "evaluate": bodies.evaluate,
-    "report": bodies.report,
+    "evaluate": stages.evaluate,
+    "report": stages.report,
     "evaluate PATH": lambda: score_images(open_inputs(CELL, PREPARED)),
 }
 OF_DATA: dict[str, Callable[[], object]] = {
-    "reference": bodies.reference,
-    "train": lambda: bodies.train(fresh=False, keep=False),
-    "classifier": lambda: classifier.classifier(fresh=False, keep=False),
+    "reference": stages.reference,
+    "train": lambda: stages.train(fresh=False, keep=False),
+    "classifier": lambda: stages.classifier(fresh=False, keep=False),
     "nll, encode, interpolate": lambda: open_matching_store(PREPARED / "train", read_artefact(MODEL)),
     "evaluate PATH": lambda: score_images(open_inputs(CELL, PREPARED)),
     "check": look,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cli.commands.writers import frames_of
+from cli.actions.image_files import frames_of
 from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.evaluate.training_scores import ValidationImages, ValidationScorer
 from diffusion.images.pixels import to_nhwc

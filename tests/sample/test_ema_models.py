@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.commands.ema import ema
+from cli.commands.models import ema
 from diffusion.layout import AVERAGES, EMA_RUNS, MODEL
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.model.posthoc_ema import Snapshots, snapshot_path

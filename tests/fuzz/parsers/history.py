@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from cli.commands.registry import _row
+from cli.actions.champion import _row
 from tests.helpers.champion_moves import identity, move
 from tracking.keys import EVENT, HISTORY_RUN
 from tracking.registry.champion_log import read_history

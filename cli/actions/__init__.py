@@ -1,0 +1,1 @@
+"""The work of the commands. Each module is imported by its command, since it may load torch."""

@@ -1,0 +1,69 @@
+"""The champion of the registry and its history."""
+
+import json
+from datetime import UTC, datetime
+
+import typer
+
+from cli.shared.progress import progress
+from cli.shared.tables import show, table
+from diffusion.config import load
+from diffusion.system.errors import KEPT_OUT
+from flows.registration import promote_version, register_model
+from tracking.keys import model_name
+from tracking.registry.champion_log import History, Move, Score
+from tracking.registry.model_registry import read_champion_history
+from tracking.registry.promotion import Override, check_note
+
+
+def promote_model(version: int | None, reason: str, force: bool, dry_run: bool, as_json: bool) -> None:
+    """Carry out `diffctl promote`."""
+    override = Override(force, check_note(reason), dry_run)
+    if version:
+        decision = promote_version(model_name(load().data.name), version, override, progress)
+    else:
+        decision = register_model(override, progress)
+    typer.echo(json.dumps(vars(decision)) if as_json else decision)
+    if not decision.passed:
+        raise typer.Exit(KEPT_OUT)
+
+
+def show_champions(as_json: bool) -> None:
+    """Carry out `diffctl history`."""
+    found = read_champion_history(model_name(load().data.name))
+    typer.echo(json.dumps(found.as_json(), indent=2)) if as_json else _show_history(found)
+
+
+SHORT = 9  # digits of a commit
+
+
+def _show_history(found: History) -> None:
+    if found.events:
+        listed = table("WHEN", "WHO", "FROM → TO", "BY", "COMMIT", "SCORE", "AGAINST", "WHY")
+        for event in found.events:
+            listed.add_row(*_row(event))
+        show(listed)
+    for event in found.unclaimed:
+        typer.echo(f"not carried out: {' '.join(_row(event)[:4])}: another came first, or it was killed")
+    for version, pin in found.pinned.items():
+        note = f" ({pin.note})" if pin.note else ""
+        typer.echo(f"pinned: version {version} stays out since {_when(pin)}, by {pin.who}{note}")
+    holder = f"version {found.holder}" if found.holder else "nobody"
+    before = f"; `diffctl rollback` goes to version {found.previous}" if found.previous else ""
+    typer.echo(f"{found.name}: champion is {holder}{before}")
+
+
+def _row(event: Move) -> tuple[str, ...]:
+    moved = f"{event.before or '-'} → {event.after}"
+    why = f"{event.reason}: {event.note}" if event.note else event.reason
+    commit = (event.commit or "")[:SHORT]
+    scores = _score(event.score), _score(event.against)
+    return _when(event), event.who, moved, event.how, commit, *scores, why
+
+
+def _when(event: Move) -> str:
+    return datetime.fromtimestamp(event.at / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _score(score: Score | None) -> str:
+    return "" if score is None else f"{score.metric} {score.value:.4g} ({score.cell})"

@@ -1,0 +1,43 @@
+"""The rollback to an earlier champion."""
+
+import json
+from pathlib import Path
+
+import typer
+
+from diffusion.config import load
+from diffusion.model.model_file import load_model
+from diffusion.protocol.scores import ScoresDocument
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.class_labels import mixed_condition
+from diffusion.sample.generate import generate
+from diffusion.system.devices import default_device
+from diffusion.system.section import validate
+from tracking.keys import model_name
+from tracking.registry import model_registry
+from tracking.registry.promotion import check_note
+
+
+def roll_back_champion(to: int | None, reason: str, as_json: bool) -> None:
+    """Carry out `diffctl rollback`."""
+    note = check_note(reason)
+    plan, weights, scores = model_registry.plan_rollback(model_name(load().data.name), to)
+    _sample_one(weights, scores)
+    history = model_registry.roll_back(plan, note)
+    event = history.events[-1]
+    if as_json:
+        typer.echo(json.dumps(event.model_dump(mode="json")))
+    else:
+        typer.echo(
+            f"{history.name}: champion is version {event.after} again, after version {event.before}, which "
+            "stays out until `diffctl promote` forces it in; its file was checked and an image of it sampled"
+        )
+
+
+def _sample_one(weights: Path, scores: ScoresDocument) -> None:
+    """Make image 0 as in the best cell; raises what keeps the model from being sampled."""
+    device = default_device()
+    loaded, card = load_model(weights, device), scores.cells[scores.best.cell].card
+    known = {field: card[field] for field in SampleSettings.model_fields if field in card}
+    settings = validate(SampleSettings, known, f"the card of {scores.best.cell} does not fit")
+    generate(loaded, settings, [0], mixed_condition(loaded.artefact, settings, [0]), device)

@@ -1,0 +1,63 @@
+"""The deployments of prefect.yaml on a Prefect server."""
+
+import json
+from typing import Any
+
+import typer
+
+from cli.shared.tables import show, table
+from diffusion.config import load
+from diffusion.system.errors import UsageError
+from diffusion.system.limits import MAX_NAME
+from flows.prefect_server.deployments import Deployment, deploy_all, emit_data_changed
+from flows.prefect_server.local_servers import require_prefect_url
+from tracking.connectivity import redact_uri
+
+
+def deploy_to_prefect(params: bool, as_json: bool) -> None:
+    """Carry out `diffctl deploy`."""
+    url = require_prefect_url()
+
+    deployed = deploy_all(url)
+    if as_json:
+        typer.echo(json.dumps([vars(one) for one in deployed], indent=2))
+        return
+    for one in deployed:
+        typer.echo(f"{one.name}: {one.description}")
+        if params:
+            _show_parameters(one)
+    typer.echo(f"on Prefect at {redact_uri(url)}; a worker carries them out: docs/operations.md says how")
+
+
+def _show_parameters(one: Deployment) -> None:
+    listed = table("PARAMETER", "TYPE", "VALUE", "")
+    for name, schema in one.schema.get("properties", {}).items():
+        value = one.parameters.get(name, schema.get("default"))
+        kind = _kind(schema, one.schema.get("definitions", {}))
+        listed.add_row(name, kind, "" if value is None else json.dumps(value), schema.get("description", ""))
+    show(listed)
+
+
+def _kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
+    """A JSON schema in a few words: its type, and the bounds of a number."""
+    if reference := schema.get("$ref"):
+        fields = definitions.get(reference.rpartition("/")[2], {}).get("properties", {})
+        return f"object of {', '.join(fields)}"
+    if choices := schema.get("anyOf"):
+        return " or ".join(_kind(choice, definitions) for choice in choices)
+    if schema.get("type") == "array":
+        return f"list of {_kind(schema.get('items', {}), definitions)}"
+    ends = [schema.get(name) for name in ("minimum", "maximum")]
+    bounds = f" {ends[0]:,} to {ends[1]:,}" if None not in ends else ""
+    return f"{schema.get('type', 'anything')}{bounds}"
+
+
+def emit_event(data: str | None) -> None:
+    """Carry out `diffctl data_changed`."""
+    name = data or load().data.name
+    if not 0 < len(name) <= MAX_NAME:
+        raise UsageError(f"--data has {len(name):,} characters: give at most {MAX_NAME}")
+    url = require_prefect_url()
+
+    emit_data_changed(url, name)
+    typer.echo(f"told Prefect at {redact_uri(url)} that {name} has changed")

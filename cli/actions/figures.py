@@ -1,0 +1,212 @@
+"""The figures of `diffctl show`."""
+
+import json
+import shutil
+from pathlib import Path
+
+import typer
+
+from cli.actions.model_choice import Selection
+from cli.shared.options import Noise, Sampler, Spacing, refuse_idle
+from cli.shared.progress import progress
+from diffusion.analysis.image_inputs import input_condition, known_labels, open_matching_store
+from diffusion.check.findings import Project
+from diffusion.images.pictures import read_picture
+from diffusion.images.store import Images, open_store
+from diffusion.layout import PREPARED
+from diffusion.model.model_config import NetworkSpec
+from diffusion.model.model_file import load_model, read_artefact
+from diffusion.protocol.samplers import SAMPLERS
+from diffusion.protocol.settings import parse_settings
+from diffusion.sample.class_labels import class_condition, mixed_condition
+from diffusion.show.figure import WRITERS, FigureData
+from diffusion.show.forward import forward as forward_figure
+from diffusion.show.network_table import model as model_figure
+from diffusion.show.reverse import reverse as reverse_figure
+from diffusion.show.sampler_paths import samplers as samplers_figure
+from diffusion.show.step_spacing import steps as steps_figure
+from diffusion.show.variance import learned_variance, make_grid, variance_bounds
+from diffusion.system.devices import default_device
+from diffusion.system.errors import UsageError
+from diffusion.system.output_paths import write_output
+from diffusion.train.plan import plan_training
+
+
+def show_forward(
+    context: typer.Context,
+    image: str | None,
+    store: Path | None,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+    profile: str | None,
+    model: Path | None,
+    run_id: str | None,
+    champion: bool,
+) -> None:
+    """Carry out `diffctl show forward`."""
+    refuse_idle(context, "store", image is not None and not image.isdecimal(), "where the image is a file")
+    shown = forward_figure(Selection(profile, model, run_id, champion).process(), _image(image, store), seed)
+    if not shown.noised:
+        typer.echo(
+            "no data is prepared here, so no image is shown: `diffctl stage data`, or --image", err=True
+        )
+    tell(shown, out, as_json)
+
+
+def show_steps(
+    count: int,
+    out: Path | None,
+    as_json: bool,
+    profile: str | None,
+    model: Path | None,
+    run_id: str | None,
+    champion: bool,
+) -> None:
+    """Carry out `diffctl show steps`."""
+    tell(steps_figure(Selection(profile, model, run_id, champion).process(), count), out, as_json)
+
+
+def show_variance(
+    context: typer.Context,
+    count: int | None,
+    spacing: Spacing,
+    store: Path | None,
+    num: int,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+    profile: str | None,
+    model: Path | None,
+    run_id: str | None,
+    champion: bool,
+) -> None:
+    """Carry out `diffctl show variance`."""
+    asked = Selection(profile, model, run_id, champion)
+    if not asked.names_model and profile is not None:
+        for name in ("store", "num", "seed"):
+            refuse_idle(context, name, True, "with --profile, which names no model")
+        return tell(variance_bounds(make_grid(asked.process(), count, spacing.value)), out, as_json)
+    loaded = load_model(asked.model_file(), default_device())
+    grid = make_grid(loaded.artefact.process, count, spacing.value)
+    images = open_matching_store(store, loaded.artefact)
+    indices = range(min(num, len(images)))
+    condition = input_condition(loaded.artefact, known_labels(images, loaded.artefact, indices), None)
+    with progress("variance", unit="passes") as show:
+        shown = learned_variance(loaded, grid, images.images[: len(indices)], condition, seed, show)
+    tell(shown, out, as_json)
+
+
+def show_reverse(
+    context: typer.Context,
+    index: int,
+    count: int,
+    eta: float,
+    sampler: Sampler,
+    noise: Noise,
+    spacing: Spacing,
+    guidance: float,
+    guidance_interval: str | None,
+    klass: str | None,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+    model: Path | None,
+    run_id: str | None,
+    champion: bool,
+) -> None:
+    """Carry out `diffctl show reverse`."""
+    idle = eta == 0 or not SAMPLERS[sampler.value].stochastic
+    refuse_idle(context, "noise", idle, "where no noise is added")
+    refuse_idle(context, "guidance_interval", guidance == 0, "without --guidance")
+    settings = parse_settings(
+        {"guidance_interval": guidance_interval},
+        steps=count,
+        eta=eta,
+        sampler=sampler.value,
+        noise=noise.value,
+        spacing=spacing.value,
+        guidance=guidance,
+        seed=seed,
+    )
+    loaded = load_model(Selection(None, model, run_id, champion).model_file(), default_device())
+    condition = (
+        mixed_condition(loaded.artefact, settings, [index])
+        if klass is None
+        else class_condition(loaded.artefact, klass, 1)
+    )
+    tell(reverse_figure(loaded, settings, index, condition, default_device()), out, as_json)
+
+
+def show_model(
+    out: Path | None,
+    as_json: bool,
+    profile: str | None,
+    model: Path | None,
+    run_id: str | None,
+    champion: bool,
+) -> None:
+    """Carry out `diffctl show network`."""
+    tell(model_figure(_spec(Selection(profile, model, run_id, champion))), out, as_json)
+
+
+def show_samplers(
+    count: int,
+    spacing: Spacing,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+    profile: str | None,
+    model: Path | None,
+    run_id: str | None,
+    champion: bool,
+) -> None:
+    """Carry out `diffctl show samplers`."""
+    process = Selection(profile, model, run_id, champion).process()
+    tell(samplers_figure(process, count, spacing.value, seed=seed), out, as_json)
+
+
+WIDEST, NARROWEST = 120, 72  # characters of a line, whatever the terminal has; a pipe has 80
+
+
+def _image(name: str | None, store: Path | None) -> Images | None:
+    """The image (H, W, C) that a file or a number names; None where none is named and none is prepared."""
+    if name is not None and not name.isdecimal():
+        picture = read_picture(Path(name), None, 3)
+        is_grey = bool((picture == picture[:, :, :1]).all())
+        return picture[:, :, :1] if is_grey else picture
+    if name is None and store is None and not (PREPARED / "test").is_dir():
+        return None
+    opened = open_store(store or PREPARED / "test")
+    number = int((name or "0")[:18])
+    if number >= len(opened):
+        raise UsageError(f"there is no image {number} in {opened.path}: give 0 to {len(opened) - 1}")
+    image: Images = opened.images[number]
+    return image
+
+
+def _spec(asked: Selection) -> NetworkSpec:
+    """The shape of a model's network, or of the one that a configuration would train."""
+    if asked.names_model:
+        return read_artefact(asked.model_file()).network
+    project = Project(asked.config())
+    return plan_training(project.config, project.train_meta(), default_device()).network
+
+
+def tell(shown: FigureData, out: Path | None, as_json: bool) -> None:
+    """Write the figure to its file, if one is named, and print what was asked for."""
+    if out is not None:
+        _write(out, shown)
+    if as_json:
+        values = shown.values() if out is None else {"out": str(out), "title": shown.title}
+        typer.echo(json.dumps(values, ensure_ascii=False))
+    elif out is not None:
+        typer.echo(f"{shown.title}: {out}")
+    else:
+        columns = shutil.get_terminal_size((80, 24)).columns
+        typer.echo("\n".join(shown.lines(min(WIDEST, max(NARROWEST, columns)))).rstrip())
+
+
+def _write(out: Path, shown: FigureData) -> None:
+    data = WRITERS[out.suffix](shown)
+    write_output(out, lambda file: file.write(data))

@@ -1,0 +1,137 @@
+"""The codes of real images, and images between two of them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+
+from cli.actions.model_choice import resolve_model
+from cli.shared.options import Spacing
+from cli.shared.progress import Show, progress
+from diffusion.analysis import inversion
+from diffusion.analysis.image_inputs import end_condition, input_condition, load_first, load_input
+from diffusion.analysis.inversion import decode_images, encode_images
+from diffusion.images.pictures import enlarge, gif_bytes, grid, png_bytes
+from diffusion.images.pixels import to_nhwc, to_uint8
+from diffusion.images.store import Images
+from diffusion.model.model_file import LoadedModel, load_model
+from diffusion.process.condition import Condition
+from diffusion.protocol.settings import SampleSettings
+from diffusion.system.devices import default_device
+from diffusion.system.output_paths import write_output
+
+
+def encode(
+    out: Path,
+    images: list[str] | None,
+    num: int,
+    store: Path | None,
+    klass: str | None,
+    steps: int,
+    spacing: Spacing,
+    batch_size: int,
+    model: Path | None,
+    run_id: str | None,
+    champion: bool,
+    as_json: bool,
+) -> None:
+    """Carry out `diffctl encode`."""
+    loaded, settings = _load(resolve_model(model, run_id, champion), steps, spacing)
+    artefact = loaded.artefact
+    chosen = (
+        [load_input(name, store, artefact) for name in images] if images else load_first(num, store, artefact)
+    )
+    pixels = np.stack([image.pixels for image in chosen])
+    condition = input_condition(artefact, [image.label for image in chosen], klass)
+    with progress("encode", unit="steps") as show:
+        codes, back = _there_and_back(loaded, settings, pixels, condition, batch_size, show)
+    writer = _npz if out.suffix == ".npz" else _png
+    writer(out, pixels, codes, back, condition.labels)
+    error = float(np.abs(back.astype(int) - pixels).mean())
+    made = {"out": str(out), "images": len(pixels), "steps": steps, "mean_pixel_error": round(error, 4)}
+    said = f"{len(pixels)} image(s), which come back within {error:.2f} of 255 on average: {out}"
+    typer.echo(json.dumps(made) if as_json else said)
+
+
+def interpolate(
+    first: str,
+    second: str,
+    out: Path,
+    frames: int,
+    store: Path | None,
+    klass: str | None,
+    steps: int,
+    spacing: Spacing,
+    model: Path | None,
+    run_id: str | None,
+    champion: bool,
+    as_json: bool,
+) -> None:
+    """Carry out `diffctl interpolate`."""
+    loaded, settings = _load(resolve_model(model, run_id, champion), steps, spacing)
+    ends = [load_input(name, store, loaded.artefact) for name in (first, second)]
+    condition = end_condition(loaded.artefact, [end.label for end in ends], klass)
+    pixels = np.stack([end.pixels for end in ends])
+    with progress("interpolate", unit="steps") as show:
+        strip = inversion.interpolate(
+            loaded, settings, pixels, condition, frames, lambda a, b: show(a, b, "")
+        )
+    writer = _strip if out.suffix == ".png" else _morph
+    writer(out, to_nhwc(strip))
+    made = {"out": str(out), "frames": frames, "steps": steps}
+    typer.echo(json.dumps(made) if as_json else f"{frames} images from {first} to {second}: {out}")
+
+
+def _load(path: Path, steps: int, spacing: Spacing) -> tuple[LoadedModel, SampleSettings]:
+    return load_model(path, default_device()), SampleSettings(steps=steps, spacing=spacing.value)
+
+
+def _there_and_back(
+    loaded: LoadedModel,
+    settings: SampleSettings,
+    pixels: Images,
+    condition: Condition,
+    batch_size: int,
+    show: Show,
+) -> tuple[Tensor, Images]:
+    """The codes of the images, and the images that come back from them."""
+    codes, back, done = [], [], 0
+    total = 2 * settings.steps * -(-len(pixels) // batch_size)
+
+    def step(*_: int) -> None:
+        nonlocal done
+        done += 1
+        show(done, total, "")
+
+    for start in range(0, len(pixels), batch_size):
+        part = slice(start, start + batch_size)
+        wanted = condition.rows(part)
+        codes.append(encode_images(loaded, settings, pixels[part], wanted, step))
+        back.append(decode_images(loaded, settings, codes[-1], wanted, step))
+    return torch.cat(codes), to_nhwc(torch.cat(back))
+
+
+def _npz(out: Path, pixels: Images, codes: Tensor, back: Images, labels: Tensor | None) -> None:
+    """codes (N, C, H, W) float32, images and reconstructions (N, H, W, C) uint8, labels (N,) if any."""
+    arrays = {"codes": codes.numpy(), "images": pixels, "reconstructions": back}
+    if labels is not None:
+        arrays["labels"] = labels.numpy()
+    write_output(out, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]  # numpy's stub
+
+
+def _png(out: Path, pixels: Images, codes: Tensor, back: Images, labels: Tensor | None) -> None:
+    """Three rows: the images, their codes (±2 σ from black to white) and what comes back."""
+    _strip(out, np.concatenate([pixels, to_nhwc(to_uint8(codes / 2)), back]), columns=len(pixels))
+
+
+def _strip(out: Path, images: Images, columns: int | None = None) -> None:
+    """The images in rows of `columns`, by default in one row."""
+    picture = enlarge(grid(images, columns or len(images)), images.shape[1])
+    write_output(out, lambda file: file.write(png_bytes(picture)))
+
+
+def _morph(out: Path, images: Images) -> None:
+    write_output(out, lambda file: file.write(gif_bytes([enlarge(image, len(image)) for image in images])))

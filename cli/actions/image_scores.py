@@ -1,0 +1,163 @@
+"""The scores of any images against a data set, statistics or other images."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import typer
+
+from cli.actions.paper_table import paper_json, show_beside, show_sweep
+from cli.actions.score_tables import show_scores
+from cli.commands.evaluate import Split
+from cli.shared.options import Extractor, refuse_idle
+from cli.shared.progress import progress
+from diffusion.evaluate.adhoc import check_extractors, merge_spaces, score_against_statistics, score_images
+from diffusion.evaluate.adhoc_inputs import (
+    images_in_statistics,
+    is_prepared,
+    open_inputs,
+    open_sample,
+    require_memory,
+)
+from diffusion.evaluate.statistics_file import is_statistics, open_statistics
+from diffusion.papers.paper import open_paper
+from diffusion.protocol.extractors import default_extractor, extractor_spec
+from diffusion.system.errors import UsageError
+from diffusion.system.output_paths import check_output, write_output_text
+
+
+def evaluate_images(
+    context: typer.Context,
+    path: Path | None,
+    against: Path | None,
+    paper: str | None,
+    extractor: list[Extractor] | None,
+    split: Split,
+    weights: Path | None,
+    weights_sha256: str | None,
+    batch_size: int | None,
+    prc_images: int | None,
+    prc_samples: int | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Carry out `diffctl evaluate`."""
+    opened = None if paper is None else open_paper(paper)
+    if path is None or against is None:
+        assert opened is not None, "else it was refused"
+        return show_sweep(opened, as_json)
+    if out is not None:
+        check_output(out, "--out")
+
+    idle = os.path.exists(against) and not is_prepared(against)
+    refuse_idle(context, "split", idle, f"since {against} is no prepared data set")
+    names = _each_once(extractor or [])
+    options = {
+        "weights": weights,
+        "weights_sha256": weights_sha256,
+        "batch_size": batch_size,
+        "prc_images": prc_images,
+        "prc_samples": prc_samples,
+    }
+    document = _scored(path, against, split.value, names, options)
+    if out is not None:
+        write_output_text(out, json.dumps(document, indent=2) + "\n")
+    if as_json:
+        told = {} if opened is None else {"paper": paper_json(opened, document)}
+        print(json.dumps({**document, **told}, indent=2, sort_keys=True))
+        return
+    show_scores(document)
+    if opened is not None:
+        show_beside(opened, document)
+
+
+WORTH_TELLING = 10**9  # bytes of memory
+
+
+def _each_once(extractors: Sequence[Extractor]) -> list[str]:
+    """Their names; UsageError for one that is given twice."""
+    names = [one.value for one in extractors]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"--extractor {name} is given twice: leave one out")
+    return names
+
+
+def _scored(
+    path: Path, against: Path, split: str, extractors: list[str], options: dict[str, Any]
+) -> dict[str, Any]:
+    """The scores of the images; what cannot be is refused before anything heavy is loaded."""
+    if is_statistics(against):
+        asked = _against_statistics(path, against, extractors)
+    else:
+        asked = _against_images(path, against, split, extractors)
+    given = _weights_of(list(asked), options.pop("weights"), options.pop("weights_sha256"))
+    _tell_memory(max(one.memory for one in asked.values()))
+
+    check_extractors(given)
+    documents = []
+    for name, one in asked.items():  # one after the other, so that no two take memory at a time
+        with progress("features" if len(asked) == 1 else name) as watch:
+            documents.append(one.score(**given[name], **options, progress=watch))
+    return merge_spaces(documents)
+
+
+class _Asked(NamedTuple):
+    """A feature space: what scores in it, and the bytes of memory that it takes."""
+
+    score: Callable[..., dict[str, Any]]
+    memory: int
+
+
+def _against_statistics(path: Path, against: Path, extractors: list[str]) -> dict[str, _Asked]:
+    """The spaces by their extractors' names."""
+    names: list[str | None] = [*extractors] or [None]
+    opened = [open_statistics(against, name) for name in names]
+    sample = open_sample(path)
+    images = images_in_statistics(against, sample)
+
+    def score(published: Any, **options: Any) -> dict[str, Any]:
+        return score_against_statistics(sample, published, images, **options)
+
+    def asked(published: Any) -> _Asked:
+        real = max(published.spec.features, len(images or ()))
+        return _Asked(partial(score, published), require_memory(published.spec, len(sample), real))
+
+    return {published.spec.name: asked(published) for published in opened}
+
+
+def _against_images(path: Path, against: Path, split: str, extractors: list[str]) -> dict[str, _Asked]:
+    """The spaces by their extractors' names."""
+    pair = open_inputs(path, against, split)
+    counts = len(pair.sample), len(pair.real), len(pair.heldout or ())
+    labelled = pair.sample.labels is not None and pair.real.labels is not None
+
+    def score(name: str, **options: Any) -> dict[str, Any]:
+        return score_images(pair, extractor=name, **options)
+
+    names = extractors or [default_extractor(pair.real.images.shape[1])]
+    return {
+        name: _Asked(partial(score, name), require_memory(extractor_spec(name), *counts, labelled))
+        for name in names
+    }
+
+
+def _weights_of(names: list[str], weights: Path | None, sha256: str | None) -> dict[str, dict[str, Any]]:
+    """What each extractor is given; UsageError where a file of weights could be of more than one network."""
+    takes = [name for name in names if not extractor_spec(name).weights.comes_along] or names[:1]
+    if weights is not None and len({extractor_spec(name).weights for name in takes}) > 1:
+        raise UsageError(
+            f"--weights is a file of one network, and {' and '.join(takes)} are several: score them one by "
+            "one, or put the published files in torch's hub cache"
+        )
+    given = {"weights": weights, "weights_sha256": sha256}
+    return {name: given if name in takes else {} for name in names}
+
+
+def _tell_memory(needed: int) -> None:
+    """Say what scoring will take where a person may wonder whether the machine has it."""
+    if needed >= WORTH_TELLING:
+        typer.echo(f"scoring takes about {needed / 1e9:.1f} GB of memory", err=True)

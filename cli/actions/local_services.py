@@ -1,0 +1,172 @@
+"""MLflow and Prefect on this machine."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import typer
+
+from cli.commands.servers import MlflowPort, PrefectPort
+from cli.shared.startup_message import begin
+from cli.shared.tables import show, table
+from diffusion.system.errors import DiffctlError
+from diffusion.system.signals import stop_request
+from flows.prefect_server.flow_runs import QueuedRun, queued_runs
+from flows.prefect_server.local_servers import (
+    KINDS,
+    LocalServer,
+    external_server,
+    is_mlflow_healthy,
+    is_port_free,
+    local_servers,
+    mlflow_page,
+    prefect_url,
+)
+from flows.prefect_server.local_servers import down as stop
+from flows.prefect_server.local_servers import up as start
+from tracking.connectivity import redact_uri
+from tracking.runs.run_lookup import newest_experiment_link
+from tracking.server import server_command, server_environment
+from tracking.store import tracking_uri
+
+
+def start_servers(mlflow_port: MlflowPort, prefect_port: PrefectPort) -> None:
+    """Carry out `diffctl up`."""
+    servers = start({"mlflow": mlflow_port, "prefect": prefect_port}, typer.echo)
+    for server in servers:
+        typer.echo(
+            f"{server.kind.title}: {server.page} (version {server.version}, process {server.record.pid})"
+        )
+    for kind in KINDS:
+        if (named := external_server(kind)) is not None:
+            typer.echo(f"{kind.title}: {redact_uri(named)} ({kind.variable} names it: none is started here)")
+    if servers:
+        typer.echo("they stay when this terminal closes; `diffctl down` stops them")
+
+
+def stop_servers() -> None:
+    """Carry out `diffctl down`."""
+    stopped = stop()
+    for server in stopped:
+        typer.echo(f"{server.kind.title} at {server.page} is stopped")
+    if not stopped:
+        typer.echo("none of this folder's servers is running")
+
+
+def show_status(as_json: bool) -> None:
+    """Carry out `diffctl status`."""
+    rows = [_row(server) for server in local_servers()]
+    url = prefect_url()
+    runs: list[QueuedRun] = []
+    problem: DiffctlError | None = None
+    if url:
+        try:
+            runs = queued_runs(url)
+        except DiffctlError as error:
+            problem = error
+    if as_json:
+        values = {"servers": rows, "prefect": url, "runs": [vars(run) for run in runs]}
+        typer.echo(json.dumps(values, indent=2))
+    else:
+        _show_servers(rows)
+        _show_queue(runs, url, problem is None)
+    if problem:
+        raise problem
+
+
+def open_ui(port: int) -> None:
+    """Carry out `diffctl ui`."""
+    uri = tracking_uri()
+    if page := mlflow_page(uri):
+        begin("looking for the newest run")
+        typer.echo(f"the runs are at {newest_experiment_link(page, uri)}")
+        return
+    if not is_port_free(port):
+        raise DiffctlError(f"port {port} of this machine is taken: give another one with --port")
+    begin("looking for the newest run")
+    link = newest_experiment_link(f"http://127.0.0.1:{port}", uri)
+    _say(f"starting MLflow on 127.0.0.1:{port}")
+    if code := _serve(uri, port, lambda: _say(f"MLflow: {link} (Ctrl-C ends it)")):
+        raise DiffctlError(f"MLflow's server ended by itself (exit {code}), see the message above")
+
+
+POLL_SECONDS = 0.1
+
+
+def _row(server: LocalServer) -> dict[str, Any]:
+    """A server as `--json` tells it: its state is up, silent (alive without an answer) or dead."""
+    alive = server.record.alive
+    answer = server.version if alive else None
+    return {
+        "server": server.kind.name,
+        "state": ("up" if answer else "silent") if alive else "dead",
+        "address": server.page,
+        "process": server.record.pid,
+        "version": answer,
+        "installed": version(server.kind.name),
+    }
+
+
+def _show_servers(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        typer.echo("none of this folder's servers is running: `diffctl up` starts them")
+        return
+    listed = table("SERVER", "STATE", "ADDRESS", "VERSION", "PROCESS")
+    for row in rows:
+        listed.add_row(row["server"], row["state"], row["address"], row["version"] or "", str(row["process"]))
+    show(listed)
+    for row in rows:
+        if row["version"] not in (None, row["installed"]):
+            typer.echo(
+                f"{row['server']} runs as {row['version']}, and {row['installed']} is installed: "
+                "`diffctl down` and `diffctl up` change that"
+            )
+        if row["state"] != "up":
+            typer.echo(f"{row['server']} is {row['state']}: runs/servers/{row['server']}.log may say why")
+
+
+def _show_queue(runs: list[QueuedRun], url: str | None, known: bool) -> None:
+    if not url or not known:
+        return
+    if not runs:
+        typer.echo(f"no run is at work or due on Prefect at {redact_uri(url)}")
+        return
+    listed = table("RUN", "DEPLOYMENT", "STATE", "BEGAN OR DUE (UTC)", "ID")
+    for run in runs:
+        listed.add_row(run.name, run.deployment or "", run.state, run.time, run.flow_run)
+    show(listed)
+
+
+def _say(sentence: str) -> None:
+    """Print it now, also where a pipe reads."""
+    typer.echo(sentence)
+    sys.stdout.flush()
+
+
+def _serve(uri: str, port: int, ready: Callable[[], object]) -> int:
+    """Run MLflow's server until Ctrl-C or SIGTERM, which is its usual end: 0; else its exit code.
+
+    `ready` is called once it answers.
+    """
+    with stop_request() as stop:
+        # In a session of its own: it answers a Ctrl-C with a traceback, and SIGTERM with silence.
+        server = subprocess.Popen(
+            server_command(port), env={**os.environ, **server_environment(uri)}, start_new_session=True
+        )
+        is_told = False
+        try:
+            while (code := server.poll()) is None and stop.signal is None:
+                if not is_told and is_mlflow_healthy(port):
+                    ready()
+                    is_told = True
+                time.sleep(POLL_SECONDS)
+        finally:  # also where nobody reads what is said
+            server.terminate()
+            server.wait()
+        stop.clear()
+    return code or 0

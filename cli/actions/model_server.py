@@ -1,0 +1,130 @@
+"""A model behind an address: in this process or on Ray Serve."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import typer
+
+from diffusion.config import load
+from diffusion.layout import MODEL
+from diffusion.system.devices import default_device
+from diffusion.system.errors import UsageError
+from flows.ray.ray_session import cluster_address, ray_session, resolve_gpus
+from serving.app import create_app
+from serving.http_server import bind_socket, read_token, require_token
+from serving.http_server import serve as serve_app
+from serving.model_source import ChampionSource, FixedSource, ModelSource, model_of_file, model_of_run
+from serving.ray_serve import Replicas, check_capacity, parse_replicas, serve_on_ray
+from serving.serve_config import ServeConfig
+from serving.service import Service
+from tracking.keys import model_name
+from tracking.store import tracking_uri
+
+
+def serve_model(
+    address: str | None,
+    ray: bool,
+    replicas: str | None,
+    gpus: float | None,
+    host: str,
+    port: int,
+    token_file: Path | None,
+    model: Path | None,
+    run_id: str | None,
+    champion: bool,
+    limits: dict[str, float | None],
+) -> None:
+    """Carry out `diffctl serve`."""
+    config = ServeConfig.model_validate({key: value for key, value in limits.items() if value is not None})
+    token = None if token_file is None else read_token(token_file)
+    source = functools.partial(source_of, model, run_id, champion)
+    if ray:
+        _on_ray(source, config, token, (host, port), address, (replicas or "1", gpus))
+    else:
+        _here(source, config, token, (host, port))
+
+
+ON_RAY = "pip install 'diffctl[serve-ray]'"
+
+
+def _here(
+    source: Callable[[], ModelSource], config: ServeConfig, token: bytes | None, at: tuple[str, int]
+) -> None:
+    """Serve in this process."""
+    bound = bind_socket(*at, token is not None)
+    service = Service(source(), default_device(), config, say)
+    serve_app(
+        create_app(service, token), service, bound, lambda: _tell(service.name.name, *bound.getsockname()[:2])
+    )
+
+
+def _on_ray(
+    source: Callable[[], ModelSource],
+    config: ServeConfig,
+    token: bytes | None,
+    at: tuple[str, int],
+    address: str | None,
+    asked: tuple[str, float | None],
+) -> None:
+    """Serve on Ray, which stands for as long as this process does where no cluster is named.
+
+    `asked` has how many replicas, as text, and the GPUs of each.
+    """
+    cluster, (least, most) = cluster_address(address), parse_replicas(asked[0])
+    place = _place(*at, token is not None, cluster)
+    found = source()
+    published = found.fetch()
+    with ray_session(cluster, f"serve --ray needs Ray Serve: {ON_RAY}"):
+        replicas = Replicas(least, most, resolve_gpus(asked[1], "--gpus-per-replica", "replica"))
+        if cluster is None:
+            check_capacity(replicas)
+        serve_on_ray(
+            published if isinstance(found, FixedSource) else found,
+            tracking_uri(),
+            config,
+            token,
+            place,
+            replicas,
+            lambda: _tell(published.name, *place),
+        )
+
+
+def _place(host: str, port: int, has_token: bool, cluster: str | None) -> tuple[str, int]:
+    """Where Ray's proxies are to listen: each machine of a cluster at the same host and port.
+
+    UsageError where others would reach it and no token is asked, or where a cluster's port is left open.
+    """
+    if cluster is None:
+        with bind_socket(host, port, has_token) as bound:
+            shown, number, *_ = bound.getsockname()
+            return shown, number
+    if cluster.startswith("ray://"):
+        raise UsageError("serve --ray takes a cluster's own address, such as 10.0.0.1:6379, not ray://")
+    require_token(host, host, has_token)
+    if not port:
+        raise UsageError("on a cluster --port must be a certain one: each machine listens there")
+    return host, port
+
+
+def _tell(name: str, address: str, port: int) -> None:
+    """Say where the model is to be had."""
+    typer.echo(f"{name}: {address_of(address, port)}/v1/images (Ctrl-C ends it)")
+
+
+def address_of(address: str, port: int) -> str:
+    """What a browser is given for an IP address and a port."""
+    shown = f"[{address}]" if ":" in address else address
+    return f"http://{shown}:{port}"
+
+
+def say(sentence: str) -> None:
+    """Tell what happened to the models, on stderr."""
+    typer.echo(f"diffctl: {sentence}", err=True)
+
+
+def source_of(model: Path | None, run_id: str | None, champion: bool) -> ModelSource:
+    """Where the model comes from; UsageError when there is none."""
+    if champion:
+        return ChampionSource(model_name(load().data.name))
+    return FixedSource(model_of_file(model or MODEL, say) if run_id is None else model_of_run(run_id))

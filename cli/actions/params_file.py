@@ -1,0 +1,73 @@
+"""params.yaml: its profiles, and values that replace others in place."""
+
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from cli.shared.options import PROFILES, profile_names
+from diffusion.config import load
+from diffusion.layout import PARAMS
+from diffusion.system.errors import UsageError
+from diffusion.system.files import write_atomic
+from diffusion.system.section import brief
+from diffusion.system.yaml_text import YamlRefusal, edit_yaml
+
+
+def use_profile(profile: str, force: bool) -> None:
+    """Copy a profile to params.yaml; UsageError if edits would be lost and `force` is not set."""
+    source = find_profile(profile)
+    load(source)
+    text = source.read_bytes()
+    if not force and _has_unsaved_edits(PARAMS, text):
+        raise UsageError(
+            f"{PARAMS} has edits that are neither committed nor in {PROFILES}/: "
+            f"keep it (`cp {PARAMS} {PROFILES}/NAME.yaml`), or overwrite it with --force"
+        )
+    write_atomic(PARAMS, lambda file: file.write(text))
+    typer.echo(f"{PARAMS} is now {source}; `diffctl run` makes it")
+
+
+def find_profile(profile: str) -> Path:
+    """The profile's file; UsageError lists the profiles there are."""
+    named = PROFILES / f"{profile}.yaml"
+    for path in (named, Path(profile)):
+        with suppress(OSError, ValueError):  # what no file can be called
+            if path.is_file():
+                return path
+    names = ", ".join(profile_names()) or "none"
+    raise UsageError(
+        f"no profile {brief(profile, str)} in {PROFILES}/ and no such file; the profiles are: {names}"
+    )
+
+
+def _has_unsaved_edits(params: Path, wanted: bytes) -> bool:
+    """Whether overwriting `params` would lose a text that stands nowhere else."""
+    if not params.exists():
+        return False
+    text = params.read_bytes()
+    kept = [wanted, *(path.read_bytes() for path in PROFILES.glob("*.yaml"))]
+    return text not in kept and text != _committed(params)
+
+
+def _committed(path: Path) -> bytes | None:
+    """The file's text in Git's HEAD; None without Git, a commit or the file."""
+    try:
+        shown = subprocess.run(["git", "show", f"HEAD:./{path}"], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return shown.stdout
+
+
+def replace_values(values: Mapping[tuple[str, ...], Any]) -> str:
+    """The text of params.yaml with other values at some places; UsageError where one cannot be written."""
+    text = PARAMS.read_text(encoding="utf-8")
+    for path, value in values.items():
+        try:
+            text = edit_yaml(text, path, value)
+        except YamlRefusal as refusal:
+            raise UsageError(f"{PARAMS}: {refusal}") from None
+    return text

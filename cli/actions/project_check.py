@@ -1,0 +1,91 @@
+"""The findings of `diffctl check`."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from diffusion.check import iter_findings
+from diffusion.check.findings import Finding, Project
+from diffusion.check.params_schema import schema_text
+from diffusion.check.time_estimate import SUBJECT, check_time
+from diffusion.config import Config, load
+from diffusion.system.output_paths import write_output_text
+from diffusion.system.signals import interrupt_on_signal
+from tracking.ask import check_access
+from tracking.connectivity import MlflowError, MlflowUnavailable, redact_uri
+from tracking.store import tracking_uri
+
+
+def check_project(measure: bool, as_json: bool) -> None:
+    """Carry out `diffctl check`."""
+    config, findings = load(), []
+    for finding in _findings(config, measure):
+        findings.append(finding)
+        if not as_json:
+            _show(finding)
+    errors, warnings = (sum(one.level == level for one in findings) for level in ("error", "warning"))
+    if as_json:
+        typer.echo(json.dumps([_values(finding) for finding in findings], indent=2, ensure_ascii=False))
+    else:
+        typer.echo(f"{errors} would fail, {warnings} to know about")
+    if errors:
+        raise typer.Exit(1)
+
+
+MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
+
+
+COLOURS = {"ok": typer.colors.GREEN, "warning": typer.colors.YELLOW, "error": typer.colors.RED}
+
+
+def _findings(config: Config, measure: bool) -> Iterator[Finding]:
+    """Each when it is found, what takes longest last."""
+    refused = False
+    for finding in iter_findings(config):
+        refused |= finding.level == "error"
+        yield finding
+    yield (mlflow := _mlflow())
+    if measure:
+        yield from _times(config, refused or mlflow.level == "error")
+
+
+def _mlflow() -> Finding:
+    """Whether the runs' store lets us in: a wrong password would be found at the end of a training."""
+    try:
+        check_access()
+    except MlflowUnavailable as away:
+        return Finding("warning", "MLflow", str(away), "a training goes on without it, the registry does not")
+    except MlflowError as error:
+        return Finding("error", "MLflow", str(error))
+    return Finding("ok", "MLflow", f"the runs are kept at {redact_uri(tracking_uri())}")
+
+
+def _times(config: Config, refused: bool) -> list[Finding]:
+    """How long training, sweep and scoring take; not where one of them would fail."""
+    if refused:
+        return [Finding("warning", SUBJECT, "not measured", "see to what would fail first")]
+    with interrupt_on_signal():
+        return list(check_time(Project(config), lambda sentence: typer.echo(sentence, err=True)))
+
+
+def _values(finding: Finding) -> dict[str, Any]:
+    """The finding as JSON has it: numbers only where it has some."""
+    return {name: value for name, value in finding._asdict().items() if value is not None}
+
+
+def _show(finding: Finding) -> None:
+    mark = typer.style(MARKS[finding.level], fg=COLOURS[finding.level], bold=True)
+    typer.echo(f"{mark} {finding.subject}: {finding.message}")
+    if finding.remedy:
+        typer.echo(f"    {finding.remedy}")
+
+
+def write_schema(out: Path | None) -> None:
+    """Carry out `diffctl schema`."""
+    if out is None:
+        return typer.echo(schema_text(), nl=False)
+    write_output_text(out, schema_text())
+    typer.echo(f"the schema of params.yaml: {out}")

@@ -1,0 +1,50 @@
+"""The files in runs/ that nothing needs."""
+
+import json
+from collections.abc import Sequence
+
+import typer
+
+from cli.shared.tables import show, table
+from diffusion.check.findings import Project, format_bytes
+from diffusion.config import load
+from diffusion.system.devices import default_device
+from diffusion.system.errors import UsageError
+from diffusion.system.params import load_sections
+from diffusion.train.classifier_plan import plan_classifier
+from diffusion.train.plan import TrainPlan
+from diffusion.train.train_config import ClassifierSections
+from tracking.runs.leftovers import Leftover, find_leftovers, remove_leftovers
+
+
+def prune_runs(keep: list[str] | None, yes: bool, as_json: bool) -> None:
+    """Carry out `diffctl prune`."""
+    project = Project(load())
+    if not project.is_ready or project.plan is None:
+        raise UsageError(
+            "the data of params.yaml are not prepared, so which training is its own is not known: "
+            "`diffctl stage data` prepares them"
+        )
+    plans: list[TrainPlan] = [project.plan]
+    if project.config.classifier:
+        sections = load_sections(ClassifierSections)
+        plans.append(plan_classifier(sections, project.train_meta(), default_device()))
+    found = find_leftovers(project.config, plans, keep or [])
+    busy = remove_leftovers(found) if yes else []
+    if as_json:
+        rows = [{**vars(one), "path": str(one.path), "removed": yes and one not in busy} for one in found]
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        _show(found, busy, yes)
+
+
+def _show(found: Sequence[Leftover], busy: Sequence[Leftover], removed: bool) -> None:
+    if not found:
+        typer.echo("runs/ holds nothing that may go")
+        return
+    listed = table("SIZE", "WHAT", "FOLDER")
+    for one in found:
+        listed.add_row(format_bytes(one.size), one.what + " (in use: stays)" * (one in busy), str(one.path))
+    show(listed)
+    total = format_bytes(sum(one.size for one in found if one not in busy))
+    typer.echo(f"{total} removed" if removed else f"{total} may go: `diffctl prune --yes` removes them")

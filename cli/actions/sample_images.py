@@ -1,0 +1,96 @@
+"""Images from one model, with the settings of the options or of a budget."""
+
+import json
+from pathlib import Path
+
+import typer
+
+from cli.actions.image_files import WRITERS, frames_of
+from cli.actions.model_choice import resolve_model
+from cli.shared.options import Noise, Sampler, Spacing
+from diffusion.choice.best_settings import budget_settings
+from diffusion.config import load
+from diffusion.layout import SCORES
+from diffusion.model.classifier import LoadedClassifier, load_classifier
+from diffusion.model.model_file import LoadedModel, load_model, read_artefact
+from diffusion.protocol.grid import describe_cell, settings_axes
+from diffusion.protocol.scores import ScoresDocument, read_scores
+from diffusion.protocol.settings import SampleSettings, parse_settings
+from diffusion.sample.generate import check_settings
+from diffusion.system.devices import default_device
+from tracking.keys import model_name
+from tracking.registry.model_registry import fetch_champion_scores
+from tracking.runs.run_lookup import find_run
+from tracking.runs.scored_runs import fetch_scores
+
+
+def sample_images(
+    out: Path,
+    steps: int | None,
+    eta: float,
+    seed: int,
+    budget: int | None,
+    klass: str | None,
+    guidance: float,
+    guidance_interval: str | None,
+    classifier: Path | None,
+    classifier_scale: float,
+    noise: Noise,
+    spacing: Spacing,
+    timesteps: str | None,
+    sampler: Sampler,
+    batch_size: int,
+    model: Path | None,
+    run_id: str | None,
+    champion: bool,
+    as_json: bool,
+    indices: range,
+) -> None:
+    """Carry out `diffctl sample`."""
+    settings = parse_settings(
+        {"steps": steps, "timesteps": timesteps, "guidance_interval": guidance_interval},
+        sampler=sampler.value,
+        eta=eta,
+        seed=seed,
+        guidance=guidance,
+        classifier_scale=classifier_scale if classifier else 0.0,
+        noise=noise.value,
+        spacing=spacing.value,
+    )
+    path = resolve_model(model, run_id, champion)
+    if budget is not None:
+        settings = _settings_for(budget, seed, path, scores_of(path, run_id, champion))
+    loaded, guide = _load(path, classifier, settings)
+    frames, labels = frames_of(loaded, guide, settings, indices, klass, batch_size, out.suffix == ".gif")
+    WRITERS[out.suffix](out, frames, labels)
+    made = {"out": str(out), "indices": list(indices), **settings.model_dump(mode="json")}
+    said = f"{len(indices)} image(s) of {loaded.artefact.data.name}: {out}"
+    if budget is not None:
+        cell = describe_cell(settings_axes(settings))
+        said = f"{cell}, the best of its sweep for {budget} network evaluations\n{said}"
+    typer.echo(json.dumps(made) if as_json else said)
+
+
+def _settings_for(budget: int, seed: int, model: Path, scores: ScoresDocument) -> SampleSettings:
+    return budget_settings(scores, budget, seed, model, read_artefact(model).model_sha256)
+
+
+def _load(
+    path: Path, classifier: Path | None, settings: SampleSettings
+) -> tuple[LoadedModel, LoadedClassifier | None]:
+    """The model, and the classifier if there is to be one; UsageError when the settings do not fit."""
+    loaded = load_model(path, default_device())
+    check_settings(loaded.artefact, settings)
+    return loaded, load_classifier(classifier, default_device()) if classifier else None
+
+
+def scores_of(model: Path, run_id: str | None, champion: bool) -> ScoresDocument:
+    """The scores document of a model: of its MLflow run, of its registered version, or of the file's project.
+
+    Those of a file are metrics/scores.json beside the folder that it lies in.
+    """
+    if run_id is not None:
+        return fetch_scores(find_run(run_id))
+    if champion:
+        return fetch_champion_scores(model_name(load().data.name))
+    return read_scores(model.absolute().parent.parent / SCORES)

@@ -1,0 +1,106 @@
+"""What stands on a terminal of scored images: a row a score, of every feature space."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+from cli.shared.tables import show, table
+from diffusion.choice.selection import describe_optimism
+from diffusion.protocol.extractors import extractor_spec
+from diffusion.protocol.grid import cell_order
+from diffusion.protocol.metric_constants import SHARES
+from diffusion.protocol.option_values import format_value
+from diffusion.protocol.scores import ScoresDocument
+from diffusion.protocol.settings import AXES
+
+TWO_SIDED = 1.96  # standard deviations of a 95 % interval
+
+
+def show_scores(document: dict[str, Any]) -> None:
+    """A row a score, with its interval and what held-out real images score; no score that misleads."""
+    spaces = list(_spaces(document))
+    columns = ["score", f"{document['images']['count']:,} images"]
+    intervals = document.get("intervals")
+    if intervals:
+        columns.append(f"{intervals['confidence']:.0%} interval")
+    floors = [floor for _, one in spaces if (floor := one["reference"].get("floor"))]
+    if floors:
+        columns.append("real, held out" + (" (extrapolated)" if floors[0]["extrapolated"] else ""))
+    made = table(*columns)
+    for name, one in spaces:
+        for row in _rows(name, one, beside=one is not document):
+            cells = [row[0], row[1], *([row[2]] if intervals else []), *([row[3]] if floors else [])]
+            made.add_row(*cells)
+    show(made)
+    for name, one in spaces:
+        _say_against_what(name, one)
+
+
+def _spaces(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The extractors' names and what is said of each, the document's own first."""
+    yield document["extractor"], document
+    yield from document.get("spaces", {}).items()
+
+
+def _rows(extractor: str, one: dict[str, Any], beside: bool) -> Iterator[tuple[str, str, str, str]]:
+    """A score's name, its value, its interval and what held-out images score."""
+    spec, scores, floor = extractor_spec(extractor), one["scores"], one["reference"].get("floor", {})
+    shown = [spec.distance, "excess", spec.limit, spec.kernel_distance, spec.gaussian_distance or ""]
+    for name in [*shown, *map(spec.named, SHARES), "memorisation", *spec.results]:
+        if name in scores:
+            told = spec.named_beside(name) if beside else name
+            real = f"{floor[name]:.5g}" if name in floor else ""
+            yield told, f"{scores[name]:.5g}", _interval(scores, name), real
+
+
+def _interval(scores: dict[str, float], name: str) -> str:
+    if name == "memorisation":
+        return f"by chance 0 ± {TWO_SIDED * scores['memorisation_std']:.2g}"
+    ends = [scores.get(f"{name}_{end}") for end in ("low", "high")]
+    return "" if None in ends else f"{ends[0]:.5g} to {ends[1]:.5g}"
+
+
+def _say_against_what(extractor: str, one: dict[str, Any]) -> None:
+    """A line of the reference, and one of what it does not give."""
+    reference = one["reference"]
+    if "sha256" not in reference:
+        print(
+            f"against {reference['reference_count']:,} images of {reference['name']} "
+            f"({reference['reference_split']}), extractor {extractor}"
+        )
+        return
+    images = f" and its {reference['images']:,} images" if "images" in reference else ""
+    typer.echo(
+        f"against the statistics {reference['name']} (SHA-256 {reference['sha256'][:16]}…, source "
+        f"{reference['source']}){images}, extractor {extractor}"
+    )
+    left = one["not_scored"]
+    typer.echo(f"no {', '.join(left['scores'])}: {left['why']}")
+
+
+def show_sweep_scores(document: ScoresDocument) -> None:
+    """A row a cell, by its axes; the best one is marked."""
+    spec, chosen = document.spec, document.best
+    cells = sorted(document.cells.values(), key=lambda cell: cell_order(cell.axes))
+    winner = document.cells[chosen.cell]
+    names = [spec.distance, "excess", spec.kernel_distance, *spec.results]
+    for seen in map(extractor_spec, document.spaces):
+        names += [*seen.distances, *seen.results]
+    names = [name for name in names if all(name in cell.all_scores for cell in cells)]
+    axes = [axis for axis in AXES if any(axis in cell.axes for cell in cells)]
+    listed = table(*(axis.upper() for axis in axes), *names, "")
+    for cell in cells:
+        values = [f"{cell.all_scores[name]:.4g}" for name in names]
+        listed.add_row(
+            *(format_value(cell.axes.get(axis, "")) for axis in axes), *values, "*" if cell is winner else ""
+        )
+    show(listed)
+    reference, extractors = document.reference, ", ".join([spec.name, *document.spaces])
+    typer.echo(
+        f"{cells[0].num_images:,} images a cell against {reference.reference_count:,} of "
+        f"{reference.name} ({reference.reference_split}), extractor {extractors}; "
+        f"* the best by {chosen.metric}"
+    )
+    if aside := describe_optimism(chosen):
+        typer.echo(f"its {chosen.metric} is {aside}")

@@ -1,0 +1,147 @@
+"""The process of a command: warnings, closed pipes, errors as sentences and exit codes."""
+
+import atexit
+import contextlib
+import errno
+import gc
+import io
+import logging
+import os
+import sys
+import warnings
+from typing import TextIO
+
+import typer
+
+from diffusion.system.errors import (
+    FAILED,
+    DiffctlError,
+    DiffctlWarning,
+    Interrupted,
+    is_disk_full,
+    printable,
+    reason,
+)
+from diffusion.system.signals import StopRequest
+from flows.stage_outcome import StageOutcome, kind_of
+
+ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+HANDLES = (errno.EMFILE, errno.ENFILE)
+
+
+def set_up_process() -> None:
+    """Hide warnings that libraries address to developers, escape unprintable names, collect garbage less."""
+    warnings.showwarning = _show_warning
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # else Prefect prints a line on telemetry
+    if isinstance(logging.lastResort, logging.Handler):
+        logging.lastResort.setLevel(logging.ERROR)
+    sys.unraisablehook = _show_unraisable
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    # torch and MLflow create two million permanent objects: scanning them takes up to 2 s a command.
+    gc.set_threshold(50_000, *gc.get_threshold()[1:])
+    atexit.register(_end_quietly)  # the first registered function runs last
+
+
+def _end_quietly() -> None:
+    """Skip the last garbage collection, and hide what C++ libraries print while the process ends.
+
+    triton's CUDA build (nanobind) reports leaks in thirty lines. All other exit functions have run by now.
+    `os._exit` would skip the destructors that close files and databases.
+    """
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return  # the interpreter reports it
+    gc.freeze()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """Print our own warnings as a sentence, and no others."""
+    if issubclass(category, DiffctlWarning):
+        print(f"diffctl: {message}", file=sys.stderr)
+
+
+def _show_unraisable(unraisable: "sys.UnraisableHookArgs", /) -> None:
+    """Ignore a signal that arrived inside a callback: its flag is set and will be checked."""
+    if not issubclass(unraisable.exc_type, Interrupted):
+        sys.__unraisablehook__(unraisable)
+
+
+def run_app(app: typer.Typer, stop: StopRequest) -> int:
+    """Run the command of the command line and return its exit code; its errors are raised."""
+    code = 0
+    try:
+        app()
+    except BrokenPipeError:
+        _discard(sys.stdout)
+    except SystemExit as end:  # typer ends by itself on these two
+        code = end.code if isinstance(end.code, int) else 0
+        if isinstance(stopped := _cause(end, Interrupted), Interrupted):
+            raise stopped from None
+        if _cause(end, BrokenPipeError):
+            _discard(sys.stdout)
+            return 0
+        if stop.signal is not None and code == 128 + stop.signal:
+            stop.clear()  # it is reported already
+    _flush()
+    return code
+
+
+def _cause(error: BaseException, kind: type[BaseException]) -> BaseException | None:
+    """Return the exception of this kind in the chain of causes, or None."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, kind):
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return cause
+
+
+def _flush() -> None:
+    """Write out what was printed; a closed pipe is no error. OSError if the file cannot be written."""
+    if sys.stdout is None:  # closed by the parent process
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard(sys.stdout)
+    except OSError:
+        _discard(sys.stdout)  # else the interpreter tries again at its end
+        raise
+
+
+def _discard(stream: TextIO) -> None:
+    """Redirect the stream to nowhere: the reader of the pipe (head, less) has ended."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def print_error(sentence: str) -> None:
+    """Print an error on stderr, if it is still open."""
+    with contextlib.suppress(OSError):
+        print(f"diffctl: {sentence}", file=sys.stderr, flush=True)
+
+
+def outcome_of(error: BaseException) -> StageOutcome:
+    """Return the kind, the sentence and the exit code of a command that raised the error."""
+    if isinstance(error, DiffctlError | Interrupted):
+        return StageOutcome(kind_of(error), str(error), error.exit_code)
+    if isinstance(error, OSError) and (sentence := describe_os_error(error)):
+        return StageOutcome(kind_of(error), sentence, FAILED)
+    return StageOutcome("crashed", reason(error), FAILED)
+
+
+def describe_os_error(error: OSError) -> str | None:
+    """Return a sentence on a failed file operation, or None for a programming error."""
+    if isinstance(error, ValueError):  # io.UnsupportedOperation
+        return None
+    if error.errno is None:
+        return reason(error)
+    name = "a file" if error.filename is None else printable(os.fsdecode(error.filename))
+    if is_disk_full(error):
+        return f"{name} cannot be written ({error.strerror}): free some space"
+    if error.errno in ACCESS:
+        return f"{name} cannot be used ({error.strerror}): change its permissions, or use another path"
+    if error.errno in HANDLES:
+        return f"{name} cannot be opened ({error.strerror}): raise the limit with `ulimit -n`"
+    return f"{name} cannot be used ({error.strerror}): check it, or use another path"

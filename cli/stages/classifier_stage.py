@@ -1,0 +1,26 @@
+"""The stage `classifier`: a classifier for guidance, outside of the pipeline."""
+
+from functools import partial
+
+from cli.stages.training import follow, say, stage_command, told
+from diffusion.images.store import open_store
+from diffusion.images.store_meta import PreparedMeta
+from diffusion.layout import CLASSIFIER, CLASSIFIER_CURVE, CLASSIFIER_RUNS, PREPARED
+from diffusion.system.devices import default_device
+from diffusion.system.params import load_sections
+from diffusion.train.classifier_plan import plan_classifier
+from diffusion.train.distributed.launch import is_follower
+from diffusion.train.train_config import ClassifierSections
+from diffusion.train.trainer import Trainer, TrainPaths
+
+
+def run_stage(fresh: bool, keep: bool) -> None:
+    """Train the classifier of params.yaml, or resume its training."""
+    store = open_store(PREPARED / "train", PreparedMeta)
+    plan = plan_classifier(load_sections(ClassifierSections), store.meta, default_device())
+    places = TrainPaths(CLASSIFIER_RUNS, CLASSIFIER_CURVE, CLASSIFIER)
+    trainer = Trainer(plan, store, places, stage_command("classifier"), partial(say, "classifier"))
+    if is_follower():
+        return follow(trainer)
+    trainer.lead(partial(told, "classifier", plan), fresh=fresh, keep=keep)
+    say("classifier", f"`diffctl sample --classifier {CLASSIFIER}` guides by it")

@@ -1,0 +1,31 @@
+"""What precedes every stage: shared resumable work, and membership in the run that started it."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import typer
+
+from diffusion.config import load
+from diffusion.layout import RUNS, home
+from flows.run_lock import join_run
+
+
+def enter_stage(context: typer.Context) -> None:
+    """Check params.yaml, share resumable work, and keep other runs out of this folder until the end."""
+    load()  # no stage begins if a later one would refuse its section
+    share_runs()
+    context.with_resource(join_run())
+
+
+def share_runs() -> None:
+    """Link runs/ to the main checkout in a temporary folder of `dvc exp run --temp` or `--queue`.
+
+    The work in it is addressed by content and locked, so experiments can share it.
+    """
+    here = Path.cwd()
+    main = home(here)
+    if main == here:
+        return
+    (main / RUNS).mkdir(exist_ok=True)
+    with suppress(FileExistsError):  # another stage made it
+        RUNS.symlink_to(main / RUNS, target_is_directory=True)

@@ -1,0 +1,29 @@
+"""The stage `evaluate`: the scores of every cell."""
+
+from cli.shared.progress import progress
+from cli.stages.preflight import preflight
+from diffusion.choice.summary import write_summary
+from diffusion.evaluate.evaluate_config import EvaluateConfig
+from diffusion.evaluate.sweep_scores import evaluate as score
+from diffusion.evaluate.sweep_scores import write_scores
+from diffusion.images.pictures import montage
+from diffusion.layout import PREPARED, REFERENCE, RUN, SAMPLES, SCORE_CURVES, SCORES, SUMMARY
+from diffusion.protocol.cells import open_cells
+from diffusion.protocol.sweep_config import SweepConfig
+from diffusion.sample.config import SampleConfig
+from diffusion.system.params import load_section
+from tracking.runs.cell_runs import log_samples
+from tracking.runs.scored_runs import log_scores
+
+
+def run_stage() -> None:
+    """Run the stage by params.yaml."""
+    preflight("evaluate")
+    section = load_section("evaluate", EvaluateConfig)
+    cells = open_cells(load_section("sample", SampleConfig), load_section("sweep", SweepConfig), SAMPLES)
+    with progress("evaluate") as show:
+        scores = score(cells, section, REFERENCE, show, PREPARED)
+    write_scores(scores, SCORES, SCORE_CURVES)
+    write_summary(SUMMARY, scores)
+    run_id = log_scores(RUN, scores)
+    log_samples(run_id, scores, {cell.name: montage(store.images) for cell, store in cells.items()})

@@ -1,0 +1,15 @@
+"""The stage `reference`: features of real images."""
+
+from cli.shared.progress import progress
+from cli.stages.preflight import preflight
+from diffusion.evaluate.evaluate_config import EvaluateConfig
+from diffusion.evaluate.features.reference_features import make_reference
+from diffusion.layout import PREPARED, REFERENCE
+from diffusion.system.params import load_section
+
+
+def run_stage() -> None:
+    """Run the stage by params.yaml."""
+    preflight("reference")
+    with progress("reference") as show:
+        make_reference(load_section("evaluate", EvaluateConfig), PREPARED, REFERENCE, show)

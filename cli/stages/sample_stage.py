@@ -1,0 +1,22 @@
+"""The stage `sample`: the images of every cell."""
+
+from cli.shared.progress import progress
+from cli.stages.preflight import preflight
+from diffusion.layout import MODEL, SAMPLES
+from diffusion.protocol.grid import grid
+from diffusion.protocol.sweep_config import SweepConfig
+from diffusion.sample.cell_images import drop_other_cells
+from diffusion.sample.config import SampleConfig
+from diffusion.sample.ema_models import EMAModelFiles
+from diffusion.system.params import load_section
+from flows.sweep_cells import run_sweep
+
+
+def run_stage() -> None:
+    """Run the stage by params.yaml."""
+    preflight("sample")
+    section = load_section("sample", SampleConfig)
+    cells = grid(section, load_section("sweep", SweepConfig))
+    models = EMAModelFiles(MODEL, cells)
+    drop_other_cells(SAMPLES, cells)
+    run_sweep(section, cells, models, SAMPLES, progress)

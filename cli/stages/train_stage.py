@@ -1,0 +1,33 @@
+"""The stage `train`: the denoiser."""
+
+from functools import partial
+
+from cli.stages.preflight import preflight
+from cli.stages.training import follow, say, stage_command, tracked
+from diffusion.images.store import open_store
+from diffusion.images.store_meta import PreparedMeta
+from diffusion.layout import AVERAGES, LOSS_CURVE, MODEL, PREPARED, RUN, TRAIN_RUNS
+from diffusion.system.checksums import add_checksum
+from diffusion.system.devices import default_device
+from diffusion.system.files import write_json
+from diffusion.system.params import load_sections
+from diffusion.train.distributed.launch import is_follower
+from diffusion.train.plan import plan_training
+from diffusion.train.train_config import TrainSections
+from diffusion.train.trainer import Trainer, TrainPaths
+from flows.fetch_pretrained import fetch_pretrained
+
+
+def run_stage(fresh: bool, keep: bool) -> None:
+    """Run the stage by params.yaml."""
+    sections = load_sections(TrainSections)
+    fetch_pretrained(sections.train.start)
+    config = None if is_follower() else preflight("train")
+    store = open_store(PREPARED / "train", PreparedMeta)
+    plan = plan_training(sections, store.meta, default_device())
+    places = TrainPaths(TRAIN_RUNS, LOSS_CURVE, MODEL, averages=AVERAGES)
+    trainer = Trainer(plan, store, places, stage_command("train"), partial(say, "train"))
+    if config is None:
+        return follow(trainer)
+    training = trainer.lead(partial(tracked, plan, config), fresh=fresh, keep=keep)
+    write_json(RUN, add_checksum(training.identity()))
