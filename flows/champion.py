@@ -101,7 +101,7 @@ def _model(images: str) -> list[str]:
 def _run(images: str) -> "Run":
     """The run of a model in MLflow."""
     from tracking.keys import model_name
-    from tracking.registry.model_registry import champion_run
+    from tracking.registry.registered_models import champion_run
     from tracking.runs.run_lookup import find_run
 
     return find_run(

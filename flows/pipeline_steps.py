@@ -35,8 +35,8 @@ def check_mlflow() -> None:
 
     Print a message if MLflow does not answer: a training buffers its logs, and MLflow may be back by then.
     """
-    from tracking.ask import check_access
     from tracking.connectivity import MlflowUnavailable
+    from tracking.store import check_access
 
     try:
         check_access()

@@ -15,8 +15,7 @@ from diffusion.system.json_files import JsonObject
 from flows.output_relay import echo
 from flows.prefect_server.local_servers import mlflow_page
 from tracking.keys import REPORT_FOLDER
-from tracking.pages.links import run_link, version_link
-from tracking.pages.markdown import score_names, score_table
+from tracking.mlflow_pages import run_link, score_names, score_table, version_link
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -122,7 +121,7 @@ def links_of_pipeline() -> Iterator[str]:
 def links_of_model(run: "Run", document: ScoresDocument) -> Iterator[str]:
     """Where the run of a model is that has these scores, and the version that it is registered as."""
     from tracking.keys import model_name
-    from tracking.registry.registered import find_registered
+    from tracking.registry.registered_models import find_registered
     from tracking.runs.scored_runs import data_name
     from tracking.store import tracking_uri
 

@@ -54,14 +54,14 @@ class ChampionSource:
 
     def fetch(self) -> PublishedModel:
         """The champion; UsageError when there is none."""
-        from tracking.registry.champion import fetch_champion_files
+        from tracking.registry.registered_models import fetch_champion_files
 
         champion = fetch_champion_files(self._name)
         return PublishedModel(self._name, champion.version, champion.file, champion.scores)
 
     def has_changed(self, since: PublishedModel) -> bool:
         """Whether another version holds the title; not when none does, for the last one still serves."""
-        from tracking.registry.champion import champion_version
+        from tracking.registry.registered_models import champion_version
 
         return champion_version(self._name) not in (None, since.version)
 

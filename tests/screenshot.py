@@ -51,7 +51,7 @@ def report(page: Page, project: Path) -> bytes:
 
 def mlflow(page: Page, project: Path) -> bytes:
     """MLflow's page that compares cells of the sweep, without the assistant that it shows on the right."""
-    from tracking.pages.links import comparison_link
+    from tracking.mlflow_pages import comparison_link
     from tracking.store import connect
 
     client = connect(f"sqlite:///{project.resolve() / 'mlflow.db'}")

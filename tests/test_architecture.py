@@ -122,7 +122,7 @@ MAY_USE_WALL_CLOCK = {
     "flows/prefect_server/flow_runs.py",
     "flows/flow_hooks.py",
     "tracking/runs/run_lookup.py",
-    "tracking/registry/moves.py",
+    "tracking/registry/champion_log.py",
     "tracking/spool/spool_writer.py",
 }
 

@@ -1,4 +1,4 @@
-"""Whether MLflow answers at all, and how it fails: away, refusing us, or by itself."""
+"""Checks whether MLflow is reachable, and the errors for the ways in which it fails."""
 
 import http.client
 import ssl
@@ -13,7 +13,7 @@ from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
 if TYPE_CHECKING:
     import sqlalchemy
 
-TIMEOUT_SECONDS = 5.0  # for an address; a name may have two, of which the first is tried in vain
+TIMEOUT_SECONDS = 5.0  # per IP address; a host name may have two, and the first may not answer
 
 UNAVAILABLE = {
     HTTPStatus.TOO_MANY_REQUESTS,
@@ -23,8 +23,8 @@ UNAVAILABLE = {
 }
 DENIED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 
-# What a database says of a user, a password or a name that it does not take: its drivers give no code for it.
-REFUSING_WORDS = (
+# Database drivers have no error code for a wrong user, password or database name, only these texts.
+DENIED_TEXTS = (
     "authentication failed",
     "no password supplied",
     "does not exist",
@@ -33,11 +33,11 @@ REFUSING_WORDS = (
     "Access denied",
     "Unknown database",
 )
-WITH_TIMEOUT = ("postgresql", "mysql")  # whose drivers take one, for each address that a name has
+WITH_TIMEOUT = ("postgresql", "mysql")  # databases whose drivers accept connect_timeout
 
 
 class MlflowError(DiffctlError):
-    """MLflow fails at what it is asked for; a later try may succeed."""
+    """A request to MLflow failed; a later try may succeed."""
 
 
 class MlflowUnavailable(MlflowError, TemporaryError):
@@ -45,64 +45,64 @@ class MlflowUnavailable(MlflowError, TemporaryError):
 
 
 class MlflowDenied(MlflowError, UsageError):
-    """MLflow wants to know who asks, or does not let him."""
+    """MLflow requires a login, or the user lacks a permission."""
 
 
 def redact_uri(uri: str) -> str:
-    """The URI without a user's name and password: what may be shown and written down.
+    """Return the URI without user name and password, for messages and files.
 
-    A database's may have its password among its options, too, which are left out.
+    The options of a database that contain a password are left out too.
     """
     parts = urlsplit(uri)
     host = parts.netloc.rpartition("@")[2]
-    shown = uri.replace(parts.netloc, host, 1) if host != parts.netloc else uri
-    return shown.replace(f"?{parts.query}", "", 1) if "password=" in parts.query else shown
+    redacted = uri.replace(parts.netloc, host, 1) if host != parts.netloc else uri
+    return redacted.replace(f"?{parts.query}", "", 1) if "password=" in parts.query else redacted
 
 
 def unavailable(uri: str, why: str) -> MlflowUnavailable:
-    """The error for a store at `uri` that does not answer."""
-    return MlflowUnavailable(f"MLflow does not answer at {redact_uri(uri)} ({why}): try again when it does")
+    """Return the error for a store that does not answer."""
+    return MlflowUnavailable(f"MLflow does not answer at {redact_uri(uri)} ({why}): try again later")
 
 
 def denied(uri: str) -> MlflowDenied:
-    """The error for a server at `uri` that asks for another user or password."""
+    """Return the error for a server that requires another user or password."""
     return MlflowDenied(
-        f"MLflow at {redact_uri(uri)} does not let us in: set MLFLOW_TRACKING_USERNAME and "
-        "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) to a user with the right to do this"
+        f"MLflow at {redact_uri(uri)} denies access: set MLFLOW_TRACKING_USERNAME and "
+        "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) to a user with this permission"
     )
 
 
 def check_address(uri: str) -> None:
-    """UsageError when a server's address has no host, or a port that is none."""
+    """Raise UsageError if a server's address has no host or an invalid port."""
     try:
         parts = urlsplit(uri)
-        known = parts.hostname and (parts.port is None or parts.port > 0)
+        valid = parts.hostname and (parts.port is None or parts.port > 0)
     except ValueError:
-        known = False
-    if not known:
-        raise UsageError("MLFLOW_TRACKING_URI is no address of a server: give http://HOST:PORT")
+        valid = False
+    if not valid:
+        raise UsageError("MLFLOW_TRACKING_URI is not the address of a server: give http://HOST:PORT")
 
 
-_answered: set[str] = set()  # one knock a process is enough
+_answered: set[str] = set()  # each store is checked once per process
 
 
 def check_reachable(uri: str) -> None:
-    """MlflowAway when nothing answers at a server's or a database's address within seconds.
+    """Raise MlflowUnavailable if no server or database answers at `uri` within seconds.
 
-    MLflow's own client would find it out in half a minute, of a database in two. A server may answer what it
-    likes; a database that does not let us in is an MlflowRefused. UsageError for an address that is none, or
-    of a database whose driver is not installed. A file is not asked.
+    MLflow's own client detects an absent server after half a minute, an absent database after two minutes.
+    Any HTTP answer counts as reachable, and sqlite files are not checked. MlflowDenied if a database refuses
+    the login; UsageError if the address is invalid or the database's driver is not installed.
     """
     if uri in _answered or uri.startswith("sqlite:"):
         return
     if uri.startswith(("http://", "https://")):
-        _knock_at_server(uri)
+        _check_server(uri)
     else:
-        _knock_at_database(uri)
+        _check_database(uri)
     _answered.add(uri)
 
 
-def _knock_at_server(uri: str) -> None:
+def _check_server(uri: str) -> None:
     check_address(uri)
     try:
         with urllib.request.urlopen(f"{redact_uri(uri).rstrip('/')}/health", timeout=TIMEOUT_SECONDS):
@@ -113,28 +113,28 @@ def _knock_at_server(uri: str) -> None:
             raise unavailable(uri, f"HTTP {error.code}") from None
     except (OSError, http.client.HTTPException) as error:
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
-        if not isinstance(cause, ssl.SSLError):  # MLflow's client may have been told what to trust
-            raise unavailable(uri, _in_short(cause)) from None
+        if not isinstance(cause, ssl.SSLError):  # MLflow's client may have its own certificates
+            raise unavailable(uri, _short_cause(cause)) from None
 
 
-def _knock_at_database(uri: str) -> None:
+def _check_database(uri: str) -> None:
     import sqlalchemy
 
     engine = _engine(uri)
     try:
         engine.connect().close()
     except sqlalchemy.exc.DBAPIError as error:
-        said = str(error.orig).strip().splitlines()[0]
-        if any(words in said for words in REFUSING_WORDS):
+        message = str(error.orig).strip().splitlines()[0]
+        if any(text in message for text in DENIED_TEXTS):
             raise MlflowDenied(
-                f"MLflow's database at {redact_uri(uri)} does not let us in ({said}): give another user, "
+                f"MLflow's database at {redact_uri(uri)} denies access ({message}): give another user, "
                 "password or database in MLFLOW_TRACKING_URI"
             ) from None
-        raise unavailable(uri, said) from None
+        raise unavailable(uri, message) from None
 
 
 def _engine(uri: str) -> "sqlalchemy.Engine":
-    """What connects to a database once, and waits for seconds; UsageError where there is no such thing."""
+    """Return an engine without a pool whose connections time out after seconds."""
     import sqlalchemy
 
     options = {"connect_timeout": int(TIMEOUT_SECONDS)} if uri.startswith(WITH_TIMEOUT) else {}
@@ -147,12 +147,12 @@ def _engine(uri: str) -> "sqlalchemy.Engine":
         ) from None
     except (sqlalchemy.exc.ArgumentError, ValueError):
         raise UsageError(
-            "MLFLOW_TRACKING_URI is no address of a database: "
+            "MLFLOW_TRACKING_URI is not the address of a database: "
             "give postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
         ) from None
 
 
-def _in_short(cause: object) -> str:
+def _short_cause(cause: object) -> str:
     if isinstance(cause, TimeoutError):
         return f"not within {TIMEOUT_SECONDS:g} s"
     return (isinstance(cause, OSError) and cause.strerror) or str(cause) or type(cause).__name__

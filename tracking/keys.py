@@ -1,4 +1,4 @@
-"""The names under which MLflow knows things: experiments, models, tags, artifact folders."""
+"""The names of MLflow's experiments, models, tags and artifact folders."""
 
 import getpass
 import subprocess
@@ -9,70 +9,75 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from diffusion.images.store_meta import Ancestor
 
-KEY = "diffctl.key"  # one training, wherever it is tracked: the parent run
+# Tags of a training's run.
+KEY = "diffctl.key"  # identifies the training in every store
 FINGERPRINT = "diffctl.fingerprint"  # the training's folder in runs/train/
 DATA_DIGEST = "diffctl.data_digest"
-CODE = "diffctl.code"  # the digest of the code that a training runs by
-RESUMED_FROM = "diffctl.goes_on"  # the training, and its step, from whose state this one has begun
-SEARCH, SEARCH_KEY = "diffctl.search", "diffctl.search_key"  # the search that a training is a trial of
-SEARCH_ROOT = "diffctl.search_root"  # a search by its key: the run whose children its trials are
-TRIAL = "diffctl.trial"  # its number there
-PRUNED = "diffctl.pruned"  # the step after which a trial was ended early
-MODEL_SHA256 = "diffctl.model_sha256"  # a model by its weights and settings, as cards have it
-FILE_SHA256 = "diffctl.file_sha256"  # a model's file, byte for byte, as it was logged
-CELL = "diffctl.cell"  # one cell of a sweep: a child run
-CARD = "diffctl.card"  # the fingerprint of the protocol card of a cell, or of all of a model's scores
-BEST = "diffctl.best"  # a training's best score and its cell, to be read by people
-# Of a model version: what the gate decided first, and why; others have `.ID` behind.
-DECISION = "diffctl.decision"
-DVC_MD5 = "diffctl.dvc_md5"  # of a model version: the MD5 by which DVC knows its file
-EVENT = "diffctl.event"  # of a registered model: a move of its champion, `.NUMBER.ID` behind, as JSON
-HISTORY_RUN = "diffctl.history_run"  # of a registered model: the run whose params say which moves count
-# Of a training: the model that it started from, as cards have it; below it, what that had seen.
-PRETRAINED = "diffctl.start"
-LINEAGE = "diffctl.lineage"  # all models that a training comes from, the nearest first
-# Of a scored training and a model version: the digest of all that decides the training but its seed.
-SETTING = "diffctl.setting"
+CODE = "diffctl.code"  # digest of the code that trains
+RESUMED_FROM = "diffctl.goes_on"  # the training and the step that this one resumed from
+PRETRAINED = "diffctl.start"  # the model that the initial weights came from; further fields below it
+LINEAGE = "diffctl.lineage"  # all models that the weights descend from, the nearest first
+SETTING = "diffctl.setting"  # digest of everything that decides the training but its seed
+BEST = "diffctl.best"  # the best score and its cell, as text
+SEARCH, SEARCH_KEY = "diffctl.search", "diffctl.search_key"  # the search that the training is a trial of
+TRIAL = "diffctl.trial"  # its number in the search
+PRUNED = "diffctl.pruned"  # the step after which the trial was pruned
+SEARCH_ROOT = "diffctl.search_root"  # tag of a search's own run, the parent of its trials
 GIT_DIRTY = "diffctl.git_dirty"
-GIT_COMMIT = "mlflow.source.git.commit"  # MLflow's own name: its UI shows it
-EMA_WIDTH = "diffctl.ema_width"  # σ_rel of the average that a registered model is, where it is one
+GIT_COMMIT = "mlflow.source.git.commit"  # MLflow's own name, shown by its UI
 PARENT = "mlflow.parentRunId"
 
-MODEL_FOLDER = "weights"  # the model artefact of a training
+# Tags of a model or a cell.
+MODEL_SHA256 = "diffctl.model_sha256"  # digest of weights and settings, as on protocol cards
+FILE_SHA256 = "diffctl.file_sha256"  # digest of the model's file
+CELL = "diffctl.cell"  # name of a sweep's cell: a child run
+CARD = "diffctl.card"  # fingerprint of a cell's protocol card, or of the cards of all cells
+
+# Tags of a model version or a registered model.
+DECISION = "diffctl.decision"  # the gate's first decision; later ones have a number appended
+DVC_MD5 = "diffctl.dvc_md5"  # the file's MD5 in dvc.lock
+EMA_WIDTH = "diffctl.ema_width"  # σ_rel, if the version is an EMA profile
+EVENT = "diffctl.event"  # a move of the champion as JSON; `.NUMBER.ID` is appended
+HISTORY_RUN = "diffctl.history_run"  # the run whose params claim the numbers of the moves
+
+# Artifact folders of a run.
+MODEL_FOLDER = "weights"  # the training's model file
 EVALUATION_FOLDER = "evaluation"  # scores.json
 REPORT_FOLDER = "report"
-REGISTERED_FOLDER = "registered"  # the registered form of a model, a folder a protocol
+REGISTERED_FOLDER = "registered"  # registered models, a folder per protocol
 
-REGISTRY_EXPERIMENT = "diffctl.registry"  # the runs that HISTORY_RUN names, one a registered model
+REGISTRY_EXPERIMENT = "diffctl.registry"  # contains a HISTORY_RUN per registered model
 
+# Aliases of a registered model.
 CHAMPION = "champion"
-PREVIOUS = "previous"  # the holder that a rollback goes back to
+PREVIOUS = "previous"  # the version that a rollback restores
 
 
 def experiment_name(data_name: str) -> str:
-    """The experiment of all trainings on a data set."""
+    """Return the experiment of all trainings on a data set."""
     return f"diffctl-{data_name}"
 
 
 def model_name(data_name: str) -> str:
-    """The registered model that the trainings on a data set compete for."""
+    """Return the registered model of a data set."""
     return f"diffctl-{data_name}"
 
 
 def source_tags(command: str) -> dict[str, str]:
-    """Who ran which command, as MLflow's UI shows it."""
-    return {"mlflow.user": _user(), "mlflow.source.name": command, "mlflow.source.type": "LOCAL"}
+    """Return the user and the command, as MLflow's UI shows them."""
+    return {"mlflow.user": user_name(), "mlflow.source.name": command, "mlflow.source.type": "LOCAL"}
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Return the user's name, or `unknown`: a user in a container may have none."""
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container's user may have no name
+    except (OSError, KeyError):
         return "unknown"
 
 
 def pretrained_tags(lineage: "Sequence[Ancestor]") -> dict[str, str]:
-    """What a training started from: the model, its data and its step; empty where its weights were drawn."""
+    """Return the tags of a training with pretrained weights; empty for random initial weights."""
     if not lineage:
         return {}
     nearest = lineage[0]
@@ -86,7 +91,7 @@ def pretrained_tags(lineage: "Sequence[Ancestor]") -> dict[str, str]:
 
 
 def git_tags(root: Path) -> dict[str, str]:
-    """The commit that `root` stands at and whether it has changes; empty outside a repository."""
+    """Return the commit of `root` and whether it has uncommitted changes; empty outside a repository."""
     commit = _git(root, "rev-parse", "HEAD")
     if commit is None:
         return {}

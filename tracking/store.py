@@ -1,15 +1,16 @@
-"""Where MLflow keeps things, and a client that is quiet, bounded in time and safe to start side by side."""
+"""The MLflow tracking store: its address, a quiet client with short timeouts, and its own server."""
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from diffusion.layout import home
-from diffusion.system.errors import DiffctlError, UsageError, is_disk_full
+from diffusion.system.errors import UsageError, is_disk_full
 from diffusion.system.locks import file_lock
 from tracking.connectivity import (
     DENIED,
@@ -22,17 +23,14 @@ from tracking.connectivity import (
     redact_uri,
     unavailable,
 )
-from tracking.keys import KEY, REGISTRY_EXPERIMENT, experiment_name
-from tracking.pages.notes import experiment_note, note_tags, registry_note
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
 
-# Read by mlflow when it is imported (the first three) and at each request. What the user set stays.
+# Read by MLflow at its import (the first three) and at each request. The user's own values win.
 ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -42,14 +40,17 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 
-# What MLflow's UI calls a training, so that it shows curves first and no traces.
-KIND = {"mlflow.experimentKind": "custom_model_development"}
+SERVER_ENVIRONMENT = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # it doubles the time of the server's start
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PYTHONWARNINGS": "ignore",
+}
 
 
 def tracking_uri(root: Path | None = None) -> str:
-    """MLFLOW_TRACKING_URI, or the sqlite file in the project's folder `root` (default: here); absolute.
+    """Return MLFLOW_TRACKING_URI, or the sqlite file in the project's folder `root` (default: here).
 
-    A temporary folder of a DVC experiment has its checkout's.
+    A path is made absolute. The temporary folder of a DVC experiment uses the store of its checkout.
     """
     root = home((root or Path.cwd()).resolve())
     given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
@@ -61,7 +62,7 @@ def tracking_uri(root: Path | None = None) -> str:
     scheme = urlsplit(given).scheme
     if scheme in ("", "file"):
         raise UsageError(
-            f"MLFLOW_TRACKING_URI={given} is a folder, which MLflow no longer writes to: "
+            f"MLFLOW_TRACKING_URI={given} is a folder, which MLflow no longer supports: "
             f"give sqlite:////path/to/{DATABASE} or a server's http://…, or unset it"
         )
     if scheme == "sqlite" and given.startswith("sqlite:///") and not given.startswith("sqlite:////"):
@@ -70,16 +71,31 @@ def tracking_uri(root: Path | None = None) -> str:
 
 
 def database_file(uri: str) -> Path | None:
-    """The file of a sqlite store; None for a server or another database."""
+    """Return the file of a sqlite store; None for a server or another database."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:////") else None
 
 
-def connect(uri: str | None = None) -> "MlflowClient":
-    """A client of the store at `uri` (default: `tracking_uri()`), made first where it is a sqlite file.
+def artifacts_folder(database: Path) -> Path:
+    """Return the folder of the artifacts of a sqlite store."""
+    return database.parent / ARTIFACTS
 
-    MLflow's own first-time creation is not safe side by side, nor when it is killed: here one process makes
-    the database beside its place while the others wait. No server is asked yet.
-    """
+
+def store_exists(uri: str | None = None) -> bool:
+    """Return whether the store exists; creating a sqlite file takes seconds."""
+    database = database_file(uri or tracking_uri())
+    return database is None or database.exists()
+
+
+@contextmanager
+def mlflow_client(uri: str | None = None) -> Iterator["MlflowClient"]:
+    """Yield a client of the store at `uri` (default: `tracking_uri()`), with errors translated."""
+    uri = uri or tracking_uri()
+    with translate_errors(uri):
+        yield connect(uri)
+
+
+def connect(uri: str | None = None) -> "MlflowClient":
+    """Return a client of the store at `uri` (default: `tracking_uri()`); create a missing sqlite file."""
     uri = uri or tracking_uri()
     _prepare_environment()
     from mlflow.tracking import MlflowClient
@@ -92,8 +108,19 @@ def connect(uri: str | None = None) -> "MlflowClient":
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
+def check_access() -> None:
+    """Make one request that needs a user's read permission, before work that would fail at its end.
+
+    MlflowUnavailable if MLflow does not answer, MlflowDenied if it refuses the user, MlflowError if it fails.
+    A missing sqlite file is not created.
+    """
+    if store_exists():
+        with mlflow_client() as client:
+            client.search_experiments(max_results=1)
+
+
 def _prepare_environment() -> None:
-    """Before the first import of mlflow, which reads it."""
+    """Set the variables that MLflow reads at its first import."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
@@ -102,22 +129,19 @@ def _create(database: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     unfinished = database.with_name(f"{database.name}.new")
-    for left in database.parent.glob(f"{unfinished.name}*"):  # by a creation that was killed, its journal too
+    for left in database.parent.glob(f"{unfinished.name}*"):  # of a killed creation, with its journal
         left.unlink()
-    store = SqlAlchemyStore(f"sqlite:///{unfinished}", _artifacts(database).as_uri())  # type: ignore[no-untyped-call]
+    artifacts = artifacts_folder(database).as_uri()
+    store = SqlAlchemyStore(f"sqlite:///{unfinished}", artifacts)  # type: ignore[no-untyped-call]
     store.engine.dispose()
     os.replace(unfinished, database)
 
 
-def _artifacts(database: Path) -> Path:
-    return database.parent / ARTIFACTS
-
-
 @contextmanager
 def translate_errors(uri: str) -> Iterator[None]:
-    """Turn what MLflow, its server or its files raise inside the block into one sentence, an MlflowError.
+    """Turn errors of MLflow, its server or its files inside the block into an MlflowError of one sentence.
 
-    MlflowAway at once where no server answers, and MlflowRefused where one wants another password.
+    MlflowUnavailable at once if no server answers, MlflowDenied if it requires another password.
     """
     check_reachable(uri)
     _prepare_environment()
@@ -128,10 +152,10 @@ def translate_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-        raise _failure(uri, error) from error
+        raise _translated(uri, error) from error
 
 
-def _failure(uri: str, error: Exception) -> MlflowError:
+def _translated(uri: str, error: Exception) -> MlflowError:
     import requests
     import sqlalchemy.exc
     from mlflow.exceptions import MlflowException
@@ -139,24 +163,24 @@ def _failure(uri: str, error: Exception) -> MlflowError:
     status: int | None = None
     if isinstance(error, MlflowException):
         status = error.get_http_status_code()  # type: ignore[no-untyped-call]
-    said, by_database = reason(error).replace(uri, redact_uri(uri)), database_file(uri) is not None
+    message, is_sqlite = reason(error).replace(uri, redact_uri(uri)), database_file(uri) is not None
     for cause in _chain(error):
         if isinstance(cause, requests.RequestException):
             status = getattr(cause.response, "status_code", None)
             if status is None:
                 retried = isinstance(cause, requests.exceptions.RetryError)
-                return unavailable(uri, "only with errors" if retried else "the connection broke")
-        elif isinstance(cause, sqlalchemy.exc.OperationalError) and (not by_database or "locked" in said):
-            return MlflowUnavailable(f"MLflow at {redact_uri(uri)}: {said}")
+                return unavailable(uri, "errors alone" if retried else "the connection broke")
+        elif isinstance(cause, sqlalchemy.exc.OperationalError) and (not is_sqlite or "locked" in message):
+            return MlflowUnavailable(f"MLflow at {redact_uri(uri)}: {message}")
     if status in DENIED:
         return denied(uri)
     if status in UNAVAILABLE and not _is_full(error):
         return unavailable(uri, f"HTTP {status}")
-    return MlflowError(f"MLflow at {redact_uri(uri)}: {said}{': make room' if _is_full(error) else ''}")
+    return MlflowError(f"MLflow at {redact_uri(uri)}: {message}{': make room' if _is_full(error) else ''}")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and what it came from."""
+    """Yield the error and its causes."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -164,84 +188,28 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_full(error: Exception) -> bool:
-    """Whether a disk was full, also where MLflow or its database tells of it in words."""
-    words = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "database or disk is full")
-    return is_disk_full(error) or any(word in str(error) for word in words)
+    """Return whether a disk was full; MLflow and its database report that only in their text."""
+    texts = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "database or disk is full")
+    return is_disk_full(error) or any(text in str(error) for text in texts)
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an error says, all where that announces the rest; its kind where it is mute."""
+    """Return an error's first line, all lines if the first ends in a colon, or its type without a text."""
     first, *more = (str(error).strip() or type(error).__name__).splitlines()
     return " ".join([first, *more]) if first.endswith(":") else first
 
 
-def ensure_experiment(client: "MlflowClient", name: str) -> str:
-    """The id of the experiment, made when it is missing; DiffctlError when it was deleted in MLflow."""
-    from mlflow.exceptions import MlflowException
-
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        database = database_file(client.tracking_uri)
-        location = (_artifacts(database) / name).as_uri() if database else None
-        try:
-            of_data = experiment_note(name.removeprefix(experiment_name("")))
-            tags = KIND | note_tags(registry_note() if name == REGISTRY_EXPERIMENT else of_data)
-            return str(client.create_experiment(name, artifact_location=location, tags=tags))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            experiment = client.get_experiment_by_name(name)  # another process was first
-            assert experiment is not None, "MLflow said that it exists"
-    if experiment.lifecycle_stage != "active":
-        raise DiffctlError(
-            f"the experiment {name} was deleted in MLflow: bring it back with "
-            f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`"
-        )
-    return str(experiment.experiment_id)
+def server_environment(uri: str) -> dict[str, str]:
+    """Return the variables for a server of the store at `uri`; no password is on its command line."""
+    return SERVER_ENVIRONMENT | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_REGISTRY_STORE_URI": uri}
 
 
-def log_folder(client: "MlflowClient", run_id: str, folder: Path, place: str) -> None:
-    """Make the folder's files the run's artifacts below `place`: all of them, or after an error none."""
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+def server_command(port: int) -> list[str]:
+    """Return the command of MLflow's own server, for this machine alone.
 
-    try:
-        client.log_artifacts(run_id, str(folder), place)
-    except BaseException:
-        with suppress(Exception):  # it is the first error that is told
-            repository = get_artifact_repository(client.get_run(run_id).info.artifact_uri)
-            repository.delete_artifacts(place)  # type: ignore[no-untyped-call]
-        raise
-
-
-def find_by_tags(client: "MlflowClient", experiment_ids: list[str], tags: dict[str, str]) -> "list[Run]":
-    """The runs whose tags have these values, the oldest first; deleted ones left out."""
-    terms = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
-    return search_runs(client, experiment_ids, " and ".join(terms))
-
-
-def search_runs(client: "MlflowClient", experiment_ids: list[str], query: str) -> "list[Run]":
-    """Every active run that MLflow's `query` selects, the oldest first, whatever their number."""
-    order = ["attributes.start_time ASC", "attributes.run_id ASC"]
-    runs: list[Run] = []
-    token = None
-    while True:
-        page = client.search_runs(experiment_ids, query, order_by=order, page_token=token)
-        runs += page
-        token = page.token
-        if not token:
-            return runs
-
-
-def newest_runs(client: "MlflowClient", experiment_ids: list[str], query: str, count: int) -> "list[Run]":
-    """The active runs that MLflow's `query` selects, the newest first, at most so many."""
-    order = ["attributes.start_time DESC", "attributes.run_id ASC"]
-    return list(client.search_runs(experiment_ids, query, order_by=order, max_results=count))
-
-
-def ensure_run(client: "MlflowClient", experiment_id: str, key: str, name: str, start_time: int) -> str:
-    """The id of the run of the training `key`, made when it is missing."""
-    found = find_by_tags(client, [experiment_id], {KEY: key})
-    if found:
-        return str(found[0].info.run_id)
-    run = client.create_run(experiment_id, start_time=start_time, tags={KEY: key}, run_name=name)
-    return str(run.info.run_id)
+    Every client reads and writes the artifacts in this folder's mlartifacts/ directly. If the server served
+    them, clients of the sqlite file could not read them.
+    """
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--no-serve-artifacts", "--default-artifact-root", Path(ARTIFACTS).absolute().as_uri()]
+    return [*command, "--workers", "1", "--uvicorn-opts", "--log-level warning"]

@@ -31,8 +31,7 @@ from flows.prefect_server.local_servers import down as stop
 from flows.prefect_server.local_servers import up as start
 from tracking.connectivity import redact_uri
 from tracking.runs.run_lookup import newest_experiment_link
-from tracking.server import server_command, server_environment
-from tracking.store import tracking_uri
+from tracking.store import server_command, server_environment, tracking_uri
 
 
 def start_servers(mlflow_port: MlflowPort, prefect_port: PrefectPort) -> None:

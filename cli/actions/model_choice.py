@@ -11,7 +11,7 @@ from diffusion.model.model_file import read_artefact
 from diffusion.process.process_config import ProcessConfig
 from diffusion.system.errors import UsageError
 from tracking.keys import model_name
-from tracking.registry.model_registry import fetch_champion
+from tracking.registry.registered_models import fetch_champion
 from tracking.runs.scored_runs import fetch_model
 
 

@@ -17,7 +17,7 @@ from diffusion.protocol.sweep_config import SweepConfig
 from diffusion.system.errors import UsageError
 from diffusion.system.section import validate
 from tracking.keys import model_name
-from tracking.registry.model_registry import champion_run
+from tracking.registry.registered_models import champion_run
 from tracking.runs.run_lookup import find_run
 from tracking.runs.scored_runs import log_sweep
 

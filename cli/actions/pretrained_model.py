@@ -18,7 +18,7 @@ from diffusion.system.files import write_atomic
 from diffusion.system.section import brief
 from diffusion.train.pretrained import dvc_file, store_pretrained
 from tracking.keys import CHAMPION, model_name
-from tracking.registry.model_registry import fetch_champion, fetch_version
+from tracking.registry.registered_models import fetch_champion, fetch_version
 from tracking.runs.scored_runs import fetch_model
 
 NO_START = "none"

@@ -14,9 +14,8 @@ from diffusion.check.time_estimate import SUBJECT, check_time
 from diffusion.config import Config, load
 from diffusion.system.output_paths import write_output_text
 from diffusion.system.signals import interrupt_on_signal
-from tracking.ask import check_access
 from tracking.connectivity import MlflowError, MlflowUnavailable, redact_uri
-from tracking.store import tracking_uri
+from tracking.store import check_access, tracking_uri
 
 
 def check_project(measure: bool, as_json: bool) -> None:

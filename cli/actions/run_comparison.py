@@ -11,11 +11,10 @@ from diffusion.protocol.card import describe_difference
 from diffusion.system.errors import DiffctlError
 from diffusion.system.output_paths import check_output, write_output_text
 from flows.prefect_server.local_servers import mlflow_page
+from tracking.comparison.compared_runs import load_pictures, load_scored, mlflow_comparison_link
 from tracking.comparison.comparison_page import render_comparison
-from tracking.comparison.pictures import load_pictures
+from tracking.comparison.score_comparison import Comparison, ScoreRow, format_spread
 from tracking.comparison.score_comparison import compare as compare_scores
-from tracking.comparison.score_comparison import load_scored, mlflow_comparison_link
-from tracking.comparison.score_rows import Comparison, ScoreRow, format_spread
 from tracking.store import tracking_uri
 
 
@@ -49,7 +48,7 @@ def _show_comparison(result: Comparison) -> None:
         for row in result.rows:
             listed.add_row(row.cell, row.metric, *_numbers(row))
         show(listed)
-        for label, members in result.together.items():
+        for label, members in result.seed_groups.items():
             typer.echo(f"{label}: mean ± standard deviation of {', '.join(members)}, of other seeds")
         if any(row.best is not None for row in result.rows):
             typer.echo("< the best of its row")

@@ -19,7 +19,7 @@ from diffusion.protocol.settings import SampleSettings, parse_settings
 from diffusion.sample.generate import check_settings
 from diffusion.system.devices import default_device
 from tracking.keys import model_name
-from tracking.registry.model_registry import fetch_champion_scores
+from tracking.registry.registered_models import fetch_champion_scores
 from tracking.runs.run_lookup import find_run
 from tracking.runs.scored_runs import fetch_scores
 

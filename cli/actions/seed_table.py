@@ -13,7 +13,7 @@ from diffusion.protocol.scores import ScoresDocument, read_scores
 from diffusion.report.seed_comparison import SeedComparison, compare_seeds, excluded_seeds
 from diffusion.report.write import page_with_seeds, read_inputs
 from diffusion.system.output_paths import check_output, write_output_text
-from tracking.comparison.score_rows import format_spread
+from tracking.comparison.score_comparison import format_spread
 from tracking.comparison.seed_groups import other_seeds
 
 

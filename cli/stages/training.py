@@ -41,7 +41,7 @@ from tracking.keys import (
     pretrained_tags,
     source_tags,
 )
-from tracking.pages.notes import note_tags, training_note
+from tracking.mlflow_pages import note_tags, training_note
 from tracking.runs.run_names import training_name
 from tracking.spool.sender import start_sender
 from tracking.spool.spool_writer import Spool, flatten

@@ -36,7 +36,7 @@ from diffusion.train.trainer import Trainer, TrainPaths
 from flows.fetch_pretrained import fetch_pretrained
 from flows.trial_process import STARTER
 from tracking.keys import EVALUATION_FOLDER, PRUNED, SEARCH, SEARCH_KEY, TRIAL, experiment_name
-from tracking.pages.view import best_scores
+from tracking.mlflow_pages import best_scores
 from tracking.spool.sender import start_sender
 from tracking.spool.spool_writer import Spool
 from tracking.spool.training_status import read_status

@@ -19,8 +19,7 @@ from diffusion.system.signals import check_signals
 from flows.prefect_server.background import FOLDER, BackgroundProcess, log_of, recorded, running, start
 from flows.prefect_server.prefect_settings import BUSY, HOME, LEASES, home_settings
 from tracking.connectivity import redact_uri
-from tracking.server import server_command, server_environment
-from tracking.store import connect, tracking_uri
+from tracking.store import connect, server_command, server_environment, tracking_uri
 
 START_SECONDS = 180  # a first start creates the database
 POLL_SECONDS = 0.1

@@ -42,7 +42,7 @@ class ChoosableSource:
 
     def fetch(self) -> PublishedModel:
         """The model that is chosen; UsageError when there is none."""
-        from tracking.registry.registered import fetch_version_files
+        from tracking.registry.registered_models import fetch_version_files
 
         chosen = self.chosen
         if chosen is None:
@@ -73,7 +73,7 @@ async def choose_version(service: Service, source: ChoosableSource, asked: Versi
 
 def list_versions(service: Service, source: ChoosableSource) -> VersionsResponse:
     """The versions there are to choose from. It asks MLflow, which may take seconds."""
-    from tracking.registry.registered import list_versions
+    from tracking.registry.registered_models import list_versions
 
     name, chosen = _name(service), source.chosen
     answer = VersionsResponse(name=name, versions=[], chosen=chosen[1] if chosen else None)

@@ -32,10 +32,11 @@ from tests.conftest import diffctl, write_params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.networks import network_of
 from tracking import keys
+from tracking.experiments import ensure_experiment
 from tracking.runs.leftovers import find_leftovers
 from tracking.spool.delivery import deliver
 from tracking.spool.spool_writer import Spool
-from tracking.store import connect, ensure_experiment, tracking_uri
+from tracking.store import connect, tracking_uri
 
 SECTION = SearchConfig(fields={"train.seed": (0, 1)}, method="grid")
 CLASSIFIER = {"steps": 2, "batch_size": 4, "lr": 0.001}

@@ -26,6 +26,7 @@ from tests.cli.conftest import assert_refused
 from tests.helpers.mlflow_server import empty_database, free_port
 from tests.helpers.scores_document import document, with_space
 from tracking import keys
+from tracking.experiments import ensure_experiment, search_runs
 from tracking.runs.cell_runs import fetch_samples, log_samples
 from tracking.runs.run_lookup import find_run
 from tracking.runs.run_overview import list_runs, reap
@@ -33,7 +34,7 @@ from tracking.runs.scored_runs import fetch_model, fetch_scores, log_report, log
 from tracking.spool.sender import deliver_all
 from tracking.spool.spool_writer import Spool, read_events
 from tracking.spool.training_status import read_status
-from tracking.store import connect, ensure_experiment, search_runs
+from tracking.store import connect
 
 NOTE = "mlflow.note.content"
 HOUR = 3_600_000  # milliseconds

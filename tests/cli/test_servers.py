@@ -20,7 +20,8 @@ from tests.helpers.mlflow_server import free_port
 from tests.helpers.prefect_home import with_database
 from tests.helpers.servers import servers_up
 from tests.helpers.toy_project import be, processes_in, toy_project, wait_until_left
-from tracking.store import connect, ensure_experiment
+from tracking.experiments import ensure_experiment
+from tracking.store import connect
 
 NOWHERE = {"PREFECT_API_URL": "", "MLFLOW_TRACKING_URI": ""}
 ELSEWHERE = {

@@ -13,9 +13,10 @@ from diffusion.train.plan import plan_artefact
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.spools import EXPERIMENT, logged, stored, the_run
 from tests.helpers.trainings import plan_of
+from tracking.experiments import ensure_experiment
 from tracking.spool.delivery import deliver
 from tracking.spool.spool_writer import Spool
-from tracking.store import connect, ensure_experiment
+from tracking.store import connect
 
 CARD = {"num_images": 20}
 SCORES = {10: 3.0, 20: 1.0, 30: 2.0, 40: 1.0}

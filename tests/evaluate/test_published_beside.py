@@ -14,7 +14,8 @@ from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.protocol.scores import document_values
 from diffusion.system.errors import UsageError
 from tests.helpers.digits_sweep import make_config, score_sweep, write_prepared, write_sweep
-from tracking.comparison.score_comparison import ScoredRun, compare
+from tracking.comparison.compared_runs import ScoredRun
+from tracking.comparison.score_comparison import compare
 
 NAME, FURTHER = "effnet-lite0-64", "effnet-lite0-96"
 DISTANCE = "fd_effnet_lite0_64"

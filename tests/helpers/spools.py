@@ -7,8 +7,9 @@ from pathlib import Path
 from mlflow.entities import Run
 
 from tracking import keys
+from tracking.experiments import ensure_experiment, find_by_tags
 from tracking.spool.spool_writer import Spool, read_events
-from tracking.store import connect, ensure_experiment, find_by_tags
+from tracking.store import connect
 
 EXPERIMENT = "diffctl-digits"
 Points = Counter[tuple[str, int, int, float]]

@@ -174,11 +174,11 @@ class Versions:
     """Versions by number, as the registry would give them."""
 
     def __init__(self, monkeypatch, files):
-        monkeypatch.setattr("tracking.registry.registered.fetch_version_files", self.fetch)
+        monkeypatch.setattr("tracking.registry.registered_models.fetch_version_files", self.fetch)
         self.files = files
 
     def fetch(self, name, number):
-        from tracking.registry.registered import VersionFiles
+        from tracking.registry.registered_models import VersionFiles
 
         if number not in self.files:
             raise UsageError(f"{name} has no version {number}")

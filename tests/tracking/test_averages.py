@@ -18,8 +18,9 @@ from diffusion.sample.ema_models import ema_model_file, matching_snapshots
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.helpers.scores_document import document
 from tracking import keys
-from tracking.registry.model_registry import fetch_champion, fetch_champion_scores, register
+from tracking.registry.model_registry import register
 from tracking.registry.promotion import Override
+from tracking.registry.registered_models import fetch_champion, fetch_champion_scores
 from tracking.runs.scored_runs import fetch_model, fetch_scores
 from tracking.store import connect
 

@@ -10,11 +10,16 @@ from diffusion.images.store import write_store
 from diffusion.protocol.scores import write_scores_document
 from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, WIDE
 from tests.helpers.scores_document import certain, document, of_seed
-from tracking.comparison.comparison_page import render_comparison
-from tracking.comparison.page_content import differing_params, families, finding, sheets, verdicts
-from tracking.comparison.pictures import load_pictures
-from tracking.comparison.score_comparison import compare, load_scored
-from tracking.comparison.score_rows import ScoredRun
+from tracking.comparison.compared_runs import ScoredRun, load_pictures, load_scored
+from tracking.comparison.comparison_page import (
+    column_summaries,
+    describe_finding,
+    differing_params,
+    gate_verdicts,
+    picture_sheets,
+    render_comparison,
+)
+from tracking.comparison.score_comparison import compare
 
 BETTER = {(5, 0.0): 0.1, (5, 1.0): 0.5, (10, 0.0): 0.1, (10, 1.0): 0.6}
 
@@ -49,17 +54,17 @@ def pictures(scored, *values):
 
 
 def test_finding_counts_the_cells_with_a_significant_best(two):
-    assert finding(compare(two)) == (
+    assert describe_finding(compare(two)) == (
         "By kd_effnet_lite0_64, of 4 cells the best is $new$ <b> in 2 and plain in 1; "
-        "in 1 the best is not told apart from another."
+        "in 1 the best is not significantly better than another."
     )
     same = compare([two[0], ScoredRun("again", two[0].document)])
-    assert "no run is told apart" in finding(same)
-    assert finding(compare([two[0], ScoredRun("other", document(seed=1))])) is None
+    assert "no run is significantly better" in describe_finding(same)
+    assert describe_finding(compare([two[0], ScoredRun("other", document(seed=1))])) is None
 
 
 def test_gate_judges_each_pair_in_both_directions(two):
-    found = {(one["champion"], one["candidate"]): one for one in verdicts(alone(two))}
+    found = {(one["champion"], one["candidate"]): one for one in gate_verdicts(alone(two))}
     assert found["plain", "$new$ <b>"]["better"]
     assert not found["$new$ <b>", "plain"]["better"]
     assert "plain's 0.2 (steps10-eta0)" in found["plain", "$new$ <b>"]["reason"]
@@ -74,7 +79,7 @@ def test_only_differing_params_are_listed(two):
 
 def test_pictures_are_paired_only_for_the_same_noise(two):
     shown = pictures(two, 0, 255)
-    found = sheets(two, shown)
+    found = picture_sheets(two, shown)
     assert [(row["cell"], row["best"]) for row in found] == [
         ("5 steps, η = 0", False),
         ("5 steps, η = 1", False),
@@ -84,9 +89,9 @@ def test_pictures_are_paired_only_for_the_same_noise(two):
     assert [side["label"] for side in found[0]["sides"]] == ["plain", "$new$ <b>"]
     assert found[0]["sides"][0]["image"] != found[0]["sides"][1]["image"]
     del shown[1]["steps10-eta0"]
-    assert [row["best"] for row in sheets(two, shown)] == [True, False, False]
+    assert [row["best"] for row in picture_sheets(two, shown)] == [True, False, False]
     other = [two[0], ScoredRun("seed 1", document(seed=1))]
-    assert sheets(other, pictures(other)) == []
+    assert picture_sheets(other, pictures(other)) == []
 
 
 def test_page_is_one_file_without_network_access(two):
@@ -144,26 +149,26 @@ def of_seeds(setting, factors):
 
 def test_group_is_shown_as_mean_spread_and_gap():
     scored = [*of_seeds("a", (1.0, 1.1, 0.9)), *of_seeds("b", (2.0, 2.1)), *of_seeds("c", (1.05,))]
-    first, second, third = families(compare(scored))
+    first, second, third = column_summaries(compare(scored))
     assert first == {
         "label": "a0 ×3",
         "score": "kd_effnet_lite0_64 0.1 ± 0.01",
         "cell": "steps5-eta0",
         "count": 3,
         "gap": None,
-        "told": False,
+        "significant": False,
         "best": True,
     }
-    assert (second["score"], second["told"]) == ("kd_effnet_lite0_64 0.205 ± 0.0071", True)
+    assert (second["score"], second["significant"]) == ("kd_effnet_lite0_64 0.205 ± 0.0071", True)
     assert second["gap"]["value"] == "0.1"
-    assert (third["count"], third["told"], third["best"]) == (1, False, False)
-    assert families(compare(scored[:1] + scored[3:4])) == []
-    assert finding(compare(scored)).endswith("in none.")
+    assert (third["count"], third["significant"], third["best"]) == (1, False, False)
+    assert column_summaries(compare(scored[:1] + scored[3:4])) == []
+    assert describe_finding(compare(scored)).endswith("in any of 4 cells.")
 
 
 def test_gate_skips_seeds_of_one_setting():
     groups = compare([*of_seeds("a", (1.0, 1.1)), *of_seeds("b", (2.0, 2.1))]).groups
-    pairs = {(one["champion"], one["candidate"]) for one in verdicts(groups)}
+    pairs = {(one["champion"], one["candidate"]) for one in gate_verdicts(groups)}
     one_way = {(a, b) for a in ("a0", "a1") for b in ("b0", "b1")}
     assert pairs == one_way | {(b, a) for a, b in one_way}
     assert differing_params(groups) == [("of", ["a", "b"]), ("train.seed", ["0, 1", "0, 1"])]
@@ -173,7 +178,7 @@ def test_page_of_one_group_shows_its_band_and_seeds():
     scored = of_seeds("a", (1.0, 1.1, 0.9))
     comparison = compare(scored)
     page = render_comparison(comparison, scored, pictures(scored))
-    assert finding(comparison) is None
+    assert describe_finding(comparison) is None
     assert "No best is marked" not in page
     assert "over 3 seeds" in page
     assert page.count("fill-opacity: 0.12") == 2, "a band in each of two charts"

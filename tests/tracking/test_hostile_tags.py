@@ -12,9 +12,9 @@ from serving.model_source import ChampionSource, model_of_run
 from tests.conftest import write_params
 from tracking import keys
 from tracking.connectivity import MlflowError
-from tracking.registry.model_cache import check_digest
-from tracking.registry.model_registry import fetch_champion, fetch_champion_scores, register
-from tracking.registry.registered import fetch_version_files
+from tracking.registry.model_registry import register
+from tracking.registry.model_versions import check_digest
+from tracking.registry.registered_models import fetch_champion, fetch_champion_scores, fetch_version_files
 from tracking.runs.scored_runs import fetch_model
 from tracking.store import connect, tracking_uri, translate_errors
 
@@ -71,7 +71,7 @@ def no_downloads(monkeypatch):
 
 @pytest.mark.parametrize("value", HOSTILE)
 def test_only_hex_digits_are_a_digest(value):
-    with pytest.raises(DiffctlError, match=r"^the tag: 16 hex digits[^\n]*$"):
+    with pytest.raises(DiffctlError, match=r"^the tag: expected 16 hex digits[^\n]*$"):
         check_digest(value, 16, "the tag")
 
 

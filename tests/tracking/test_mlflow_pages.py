@@ -14,11 +14,12 @@ from tests.helpers.browser import NEEDS_CHROMIUM
 from tests.helpers.mlflow_server import MlflowServer
 from tests.helpers.waiting import wait_until
 from tracking import keys
+from tracking.experiments import find_by_tags
 from tracking.keys import FINGERPRINT
-from tracking.pages.links import comparison_link, experiment_link, run_link
+from tracking.mlflow_pages import comparison_link, experiment_link, run_link
 from tracking.runs.run_lookup import newest_experiment_link, read_identity, training_runs
 from tracking.spool.sender import deliver_all
-from tracking.store import connect, find_by_tags
+from tracking.store import connect
 
 pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 TRAININGS = {

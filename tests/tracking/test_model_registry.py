@@ -32,14 +32,9 @@ from tests.helpers.mlflow_server import free_port, wait_for
 from tests.helpers.scores_document import document
 from tracking import keys
 from tracking.connectivity import MlflowError
-from tracking.registry.model_registry import (
-    fetch_champion,
-    fetch_champion_scores,
-    fetch_version,
-    read_champion_history,
-    register,
-)
+from tracking.registry.model_registry import read_champion_history, register
 from tracking.registry.promotion import Override
+from tracking.registry.registered_models import fetch_champion, fetch_champion_scores, fetch_version
 from tracking.store import ENVIRONMENT, connect
 
 pytestmark = pytest.mark.usefixtures("here")

@@ -20,10 +20,11 @@ from tests.helpers.mlflow_server import MlflowServer
 from tests.helpers.scores_document import CARD, document
 from tests.helpers.small import commit, git
 from tracking import keys
-from tracking.pages.description import MAX_CHARACTERS, describe_version, samples_montage
+from tracking.mlflow_pages import MAX_CHARACTERS, describe_version, samples_montage
 from tracking.registry.champion_log import read_history
-from tracking.registry.model_registry import fetch_champion, register
+from tracking.registry.model_registry import register
 from tracking.registry.model_versions import DVC_LOCK
+from tracking.registry.registered_models import fetch_champion
 from tracking.store import connect
 
 NAME = "diffctl-digits"

@@ -26,9 +26,9 @@ from tests.helpers.digits_sweep import (
     write_sweep,
 )
 from tests.helpers.scores_document import certain, chance, document, of_seed, with_errors, with_space
+from tracking.comparison.compared_runs import ScoredRun, load_scored
 from tracking.comparison.comparison_page import render_comparison
-from tracking.comparison.score_comparison import compare, load_scored
-from tracking.comparison.score_rows import ScoredRun
+from tracking.comparison.score_comparison import compare
 
 FEW = {(10, 0.0): 0.2}
 CELL = "steps10-eta0"

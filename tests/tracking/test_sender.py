@@ -19,9 +19,10 @@ from tests.helpers.spools import EXPERIMENT, logged, open_spool, run_of, stored,
 from tests.helpers.training_process import DEADLINE, prepare
 from tests.helpers.waiting import wait_until
 from tracking.connectivity import MlflowUnavailable
+from tracking.experiments import ensure_experiment
 from tracking.spool import sender
 from tracking.spool.delivery import DeliveryState
-from tracking.store import connect, ensure_experiment
+from tracking.store import connect
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 from diffusion.images.store_meta import Ancestor
 from diffusion.system.errors import DiffctlError, UsageError
 from tracking import store
+from tracking.experiments import ensure_experiment, ensure_run
 from tracking.keys import REGISTRY_EXPERIMENT, pretrained_tags
 
 START = """
@@ -74,21 +75,21 @@ def test_processes_create_the_store_at_once(tmp_path, monkeypatch, count):
 
 def test_run_is_found_by_its_key(uri):
     client = store.connect(uri)
-    experiment = store.ensure_experiment(client, "diffctl-digits")
-    run = store.ensure_run(client, experiment, "key", "name", 12345)
-    assert store.ensure_run(client, experiment, "key", "name", 99999) == run
+    experiment = ensure_experiment(client, "diffctl-digits")
+    run = ensure_run(client, experiment, "key", "name", 12345)
+    assert ensure_run(client, experiment, "key", "name", 99999) == run
     assert client.get_run(run).info.start_time == 12345
-    assert store.ensure_run(client, experiment, "other", "name", 1) != run
+    assert ensure_run(client, experiment, "other", "name", 1) != run
 
 
 def test_experiments_have_a_description_and_stay_deleted(uri):
     client = store.connect(uri)
     for name, text in (("diffctl-digits", "*digits*"), (REGISTRY_EXPERIMENT, "diffctl history")):
-        experiment = client.get_experiment(store.ensure_experiment(client, name))
+        experiment = client.get_experiment(ensure_experiment(client, name))
         assert text in experiment.tags["mlflow.note.content"]
-    client.delete_experiment(store.ensure_experiment(client, "diffctl-digits"))
+    client.delete_experiment(ensure_experiment(client, "diffctl-digits"))
     with pytest.raises(DiffctlError, match="mlflow experiments restore"):
-        store.ensure_experiment(client, "diffctl-digits")
+        ensure_experiment(client, "diffctl-digits")
 
 
 def test_start_tags_name_the_nearest_model_and_the_lineage():

@@ -1,47 +1,59 @@
-"""A comparison as a page: one file that needs no network."""
+"""A comparison as an HTML page: one file that needs no network."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from diffusion.choice.confidence import describe_comparison
+from diffusion.choice.gate import card_diff, decide
+from diffusion.images.pictures import png_bytes
 from diffusion.images.store import Images
+from diffusion.protocol.grid import cell_order, describe_cell, describe_line
+from diffusion.protocol.scores import CellScores
+from diffusion.report.figure_base import as_svg
+from diffusion.report.figures import CurvePoint, score_curve
+from diffusion.report.sample_pictures import data_uri
 from diffusion.report.theme import render
-from tracking.comparison.page_content import curves, differing_params, families, finding, sheets, verdicts
-from tracking.comparison.score_rows import Comparison, ScoredRun, ScoreRow, format_spread
+from tracking.comparison.compared_runs import ScoredRun
+from tracking.comparison.score_comparison import Comparison, Group, ScoreRow, format_spread
 
 TEMPLATE = Path(__file__).with_name("comparison.html.j2")
 STYLE = Path(__file__).with_name("comparison.css")
+NOISE_FIELDS = ("seed", "classes", "data", "sampling_version")  # what decides the noise of image i
 
 
 def render_comparison(
-    comparison: Comparison, scored: Sequence[ScoredRun] = (), pictures: Sequence[Mapping[str, Images]] = ()
+    comparison: Comparison,
+    scored: Sequence[ScoredRun] = (),
+    pictures: Sequence[Mapping[str, Images]] = (),
 ) -> str:
-    """The HTML of a comparison: its table, and what was left out with the fields that differ.
+    """Return the HTML of a comparison: its table, and the cells that are not comparable.
 
-    With what was compared, also its curves, what the gate would say and the parameters that differ; with each
-    one's `pictures` by cell, equal cells side by side, of several columns the first training of each.
+    With `scored`, add curves, the gate's verdicts and the params that differ. `pictures` are each run's by
+    cell, and equal cells are paired; a column of several trainings shows its first.
     """
     cells = scored[0].document.cells if scored else {}
     groups = comparison.groups if scored else []
-    seen = dict(zip(map(id, scored), pictures, strict=False))
+    pictures_of = dict(zip(map(id, scored), pictures, strict=False))
     heads = [group[0] for group in groups] if len(groups) > 1 else scored
-    rows = [_row(row) for row in comparison.rows]
+    rows = [_table_row(row) for row in comparison.rows]
     for before, row in zip([{"cell": None}, *rows], rows, strict=False):
         row["first"] = row["cell"] != before["cell"]
     return render(
         TEMPLATE,
         style=Markup(STYLE.read_text(encoding="utf-8")),
-        finding=finding(comparison),
-        curves=curves(comparison, cells) if cells else [],
-        families=families(comparison),
-        verdicts=verdicts(groups),
+        finding=describe_finding(comparison),
+        curves=score_curves(comparison, cells) if cells else [],
+        columns=column_summaries(comparison),
+        verdicts=gate_verdicts(groups),
         params=differing_params(groups),
-        sheets=sheets(heads, [seen[id(one)] for one in heads]) if pictures else [],
+        sheets=picture_sheets(heads, [pictures_of[id(one)] for one in heads]) if pictures else [],
         runs=comparison.labels,
-        together=comparison.together,
+        seed_groups=comparison.seed_groups,
         rows=rows,
         tied=any(any(row.tied) for row in comparison.rows),
         how=describe_comparison(gap for row in comparison.rows for gap in row.gaps),
@@ -52,7 +64,7 @@ def render_comparison(
     )
 
 
-def _row(row: ScoreRow) -> dict[str, Any]:
+def _table_row(row: ScoreRow) -> dict[str, Any]:
     entries = [
         {
             "text": "–" if value is None else f"{value:.4g}",
@@ -67,3 +79,161 @@ def _row(row: ScoreRow) -> dict[str, Any]:
         )
     ]
     return {"cell": row.cell, "metric": row.metric, "entries": entries}
+
+
+def describe_finding(comparison: Comparison) -> str | None:
+    """Return the result of the first score in one sentence; None if no two numbers are comparable."""
+    rows = _first_score(comparison)
+    if not rows or len(comparison.labels) == 1:
+        return None
+    wins = Counter(comparison.labels[row.values.index(row.best)] for row in rows if _is_significant(row))
+    score, undecided = rows[0].metric, len(rows) - wins.total()
+    cells = f"{len(rows)} cell{'s' * (len(rows) > 1)}"
+    if not wins:
+        return f"By {score}, no run is significantly better than all others in any of {cells}."
+    best = " and ".join(f"{label} in {count}" for label, count in wins.most_common())
+    rest = f"; in {undecided} the best is not significantly better than another" if undecided else ""
+    return f"By {score}, of {cells} the best is {best}{rest}."
+
+
+def _first_score(comparison: Comparison) -> list[ScoreRow]:
+    """Return the rows of the first score that have several numbers."""
+    rows = comparison.rows
+    return [row for row in rows if row.metric == rows[0].metric and sum(row.trainings) > 1]
+
+
+def _is_significant(row: ScoreRow) -> bool:
+    """Return whether the best of a row is significantly better than all others."""
+    others = sum(value is not None for value in row.values) - 1
+    return row.best is not None and others == sum(gap is not None and gap.is_significant for gap in row.gaps)
+
+
+def column_summaries(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return mean, spread and gap of each column, by the first score in the cell with its lowest value.
+
+    Empty if no column has several trainings.
+    """
+    rows = [row for row in _first_score(comparison) if max(row.trainings) > 1]
+    if not rows:
+        return []
+    row = min(rows, key=lambda one: min(value for value in one.values if value is not None))
+    columns = zip(comparison.labels, row.values, row.deviations, row.trainings, row.gaps, strict=True)
+    return [
+        {
+            "label": label,
+            "score": f"{row.metric} {value:.4g}" + ("" if spread is None else f" ± {format_spread(spread)}"),
+            "cell": row.cell,
+            "count": count,
+            "gap": gap
+            and {"value": format_spread(gap.value), "half": format_spread(gap.half), "how": gap.how},
+            "significant": gap is not None and gap.is_significant,
+            "best": value == row.best,
+        }
+        for label, value, spread, count, gap in columns
+        if value is not None
+    ]
+
+
+def score_curves(comparison: Comparison, cells: Mapping[str, CellScores]) -> list[dict[str, Any]]:
+    """Draw the first score over the steps: a chart per setting of the other axes, a line per column.
+
+    `cells` are the first document's. Empty if no setting has two numbers of steps.
+    """
+    points: dict[str, list[CurvePoint]] = {}
+    for row in _first_score(comparison):
+        cell = cells[row.cell]
+        points.setdefault(describe_line(cell.axes), []).extend(
+            _curve_points(row, cell.steps, comparison.labels)
+        )
+    metric = comparison.rows[0].metric if points else ""
+    return [
+        {"setting": setting, "drawing": _chart(f"curve{number}", setting, metric, found)}
+        for number, (setting, found) in enumerate(points.items())
+        if len({point.steps for point in found}) > 1
+    ]
+
+
+def _curve_points(row: ScoreRow, steps: int, labels: Sequence[str]) -> Iterator[CurvePoint]:
+    """Yield the columns' points, with a band: a training's interval, or a group's spread and members."""
+    for number, (label, value) in enumerate(zip(labels, row.values, strict=True)):
+        spread, interval = row.deviations[number], row.intervals[number]
+        if value is not None:
+            band = interval if spread is None else (value - spread, value + spread)
+            each = () if spread is None else tuple(row.each[number])
+            yield CurvePoint(steps, label.replace("$", r"\$"), value, band, each)
+
+
+def _chart(name: str, setting: str, metric: str, points: Sequence[CurvePoint]) -> Markup:
+    title = escape(f"{metric} over the number of sampling steps at {setting}, one line per run")
+    return Markup(as_svg(score_curve(points, metric), name, title))
+
+
+def gate_verdicts(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return the gate's verdict on each run as candidate, with each run of another column as champion."""
+    pairs = [pair for sides in permutations(groups, 2) for pair in product(*sides)]
+    return [
+        {
+            "champion": champion.label,
+            "candidate": candidate.label,
+            **decide(candidate.document.cells, champion.document.cells, champion.label)._asdict(),
+        }
+        for champion, candidate in pairs
+    ]
+
+
+def differing_params(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
+    """Return each param on which the runs differ, with the value or values of each column.
+
+    A file has no params and shows a dash.
+    """
+    params = [[one.run.data.params if one.run else {} for one in group] for group in groups]
+    known = [values for group in params for values in group if values]
+    names = sorted({name for values in known for name in values})
+    differing = [name for name in names if len({values.get(name) for values in known}) > 1]
+    return [
+        (name, [_joined([one.get(name, "–") for one in group]) for group in params]) for name in differing
+    ]
+
+
+def _joined(values: Sequence[str]) -> str:
+    return ", ".join(values if len(set(values)) > 1 else values[:1])
+
+
+def picture_sheets(
+    scored: Sequence[ScoredRun], pictures: Sequence[Mapping[str, Images]]
+) -> list[dict[str, Any]]:
+    """Return the pictures of each cell that the first run and another sampled from the same noise.
+
+    `pictures` are each run's by cell. The first run's best cell is open on the page.
+    """
+    first = scored[0].document
+    rows = []
+    for name, cell in sorted(first.cells.items(), key=lambda item: cell_order(item[1].axes)):
+        sides = [
+            _picture(one, number, name, found[name])
+            for number, (one, found) in enumerate(zip(scored, pictures, strict=True))
+            if name in found and _same_noise(cell, one.document.cells.get(name))
+        ]
+        if len(sides) > 1:
+            rows.append({"cell": describe_cell(cell.axes), "best": name == first.best.cell, "sides": sides})
+    if rows and not any(row["best"] for row in rows):
+        rows[0]["best"] = True
+    return rows
+
+
+def _same_noise(cell: CellScores, other: CellScores | None) -> bool:
+    return other is not None and not set(NOISE_FIELDS) & card_diff(cell, other).keys()
+
+
+def _picture(one: ScoredRun, number: int, name: str, picture: Images) -> dict[str, Any]:
+    """Return a run's picture of a cell with its id on the page, its size and its score."""
+    cell = one.document.cells[name]
+    distance = cell.spec.distance
+    return {
+        "label": one.label,
+        "id": f"picture{number}-{name}",
+        "image": data_uri(png_bytes(picture)),
+        "height": picture.shape[0],
+        "width": picture.shape[1],
+        "score": f"{distance} {cell.scores[distance]:.4g}",
+    }

@@ -1,11 +1,11 @@
-"""Comparing the scores of trainings: only numbers whose protocol cards agree stand side by side."""
+"""Comparison of the scores of trainings: only numbers with equal protocol cards share a row."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
 
-from diffusion.choice.confidence import errors_of
+from diffusion.choice.confidence import Gap, Interval, errors_of
 from diffusion.choice.gate import card_diff
 from diffusion.choice.groups import deviation_of, group_gap, mean_interval, mean_of
 from diffusion.choice.ranking import Cells, is_limit, is_published, leader, rank_metric
@@ -13,89 +13,142 @@ from diffusion.choice.spaces import scores_in_space
 from diffusion.protocol.card import COUNT_FIELDS, STATISTICS_FIELDS
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.grid import cell_order
-from diffusion.protocol.scores import CellScores, ScoresDocument, read_scores
+from diffusion.protocol.scores import CellScores, ScoresDocument
 from diffusion.system.errors import UsageError
-from tracking.comparison.score_rows import Comparison, Difference, Fields, Group, ScoredRun, ScoreRow
-from tracking.pages.links import comparison_link
-from tracking.runs.run_lookup import find_run, find_ui
-from tracking.runs.scored_runs import fetch_scores
+from tracking.comparison.compared_runs import ScoredRun
 
-T = TypeVar("T")
+Fields = dict[str, list[Any]]
+Group = Sequence[ScoredRun]  # trainings that differ in their seed alone
 
-
-def load_scored(name: str) -> ScoredRun:
-    """The scores that `name` means: a scores.json file, or a training's run (see `find_run`)."""
-    path = Path(name)
-    if path.suffix == ".json" or path.is_file():
-        return ScoredRun(name, read_scores(path), path=path)
-    run = find_run(name)
-    return ScoredRun(f"{run.info.run_name} ({run.info.run_id[:8]})", fetch_scores(run), run)
+MAX_TWO_DIGITS = 99.5  # two digits of a larger number would have an exponent
 
 
-def mlflow_comparison_link(scored: Sequence[ScoredRun], address: str | None = None) -> str:
-    """The address of MLflow's own page that compares these runs, on the server that is known at `address`.
+def format_spread(deviation: float) -> str:
+    """Return a standard deviation with two digits, or without decimals if it is larger."""
+    return f"{deviation:.2g}" if deviation < MAX_TWO_DIGITS else f"{deviation:.0f}"
 
-    Without one that of `diffctl ui` is looked for. UsageError where one is a file; DiffctlError where no
-    server shows them.
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """A score of a cell: for each column a value, its confidence interval, and its gap to the best.
+
+    A value is None if the cell is missing or its card differs. The value of a group is the mean of
+    `trainings` trainings, `each` of them, with their standard `deviations`. `best` is the best value; None
+    for a score that does not rank, and if a value has no interval, because it could be best by chance.
+    `few_images` marks a limit for N → ∞ that was estimated from fewer images than features.
     """
-    runs = [one.run for one in scored if one.run is not None]
-    if len(runs) < len(scored):
-        files = ", ".join(one.label for one in scored if one.run is None)
-        raise UsageError(f"--open shows runs of MLflow, and {files} is a file: give a run's id or name")
-    ids = [run.info.run_id for run in runs]
-    return comparison_link(address or find_ui(ids[0]), [run.info.experiment_id for run in runs], ids)
+
+    cell: str
+    metric: str
+    values: list[float | None]
+    trainings: list[int]
+    each: list[list[float]]
+    deviations: list[float | None]
+    intervals: list[Interval | None]
+    best: float | None
+    gaps: list[Gap | None]
+    few_images: list[bool]
+
+    @property
+    def ranks(self) -> bool:
+        """Whether one of several values can be the best."""
+        several = len(self.values) > 1 and any(value is not None for value in self.values)
+        return several and leader(self.metric) is not None
+
+    @property
+    def tied(self) -> list[bool]:
+        """Whether each value differs from the best, but not significantly."""
+        return [gap is not None and not gap.is_significant for gap in self.gaps]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values for scripts."""
+        gaps = [None if gap is None else gap._asdict() for gap in self.gaps]
+        return {**vars(self), "gaps": gaps, "tied": self.tied}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Cells of `label` that are not comparable with the first run's: the differing fields, both values."""
+
+    label: str
+    cells: list[str]
+    fields: Fields
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The comparable scores, and what is not comparable and why; the first label is the reference.
+
+    `groups` are the documents of each label, several if they differ in the training's seed alone.
+    """
+
+    labels: list[str]
+    groups: list[Group]
+    rows: list[ScoreRow]
+    differences: list[Difference]
+
+    @property
+    def members(self) -> list[list[str]]:
+        """The labels of the documents in each column."""
+        return [[one.label for one in group] for group in self.groups]
+
+    @property
+    def seed_groups(self) -> dict[str, list[str]]:
+        """The members of the columns that have several trainings."""
+        return {name: names for name, names in zip(self.labels, self.members, strict=True) if len(names) > 1}
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values for scripts."""
+        return {
+            "runs": self.labels,
+            "members": self.members,
+            "scores": [row.as_json() for row in self.rows],
+            "not_comparable": [vars(difference) for difference in self.differences],
+        }
 
 
 def compare(scored: Sequence[ScoredRun], metrics: Sequence[str] = (), *, apart: bool = False) -> Comparison:
     """Compare every cell of the first document with the same cell of the others, in each feature space.
 
-    Trainings that differ in their seed alone stand together, unless `apart`: as their mean, held against what
-    another seed does. `metrics` are names of scores; without any, the one that ranks and the distance are
-    shown. Of a limit for N → ∞ the number of images may differ. UsageError for a name that there is not, or
-    that none of the cells has which can be compared.
+    Trainings that differ in their seed alone are one column, unless `apart`: their mean, with gaps measured
+    against the spread of seeds. `metrics` are names of scores, by default the one that ranks and the Fréchet
+    distance. A limit for N → ∞ may have another number of images. UsageError for an unknown score, or one
+    that no comparable cell has.
     """
     groups: list[Group] = [[one] for one in scored] if apart else _grouped(scored)
     first = scored[0].document
     rows, left_out = [], []
     for space in (first.extractor, *first.spaces):
-        asked = _asked(first, space, metrics)
-        if asked or not metrics:
-            found, differing = _compare_in(space, groups, asked)
+        chosen = _metrics_of_space(first, space, metrics)
+        if chosen or not metrics:
+            found, differing = _compare_in_space(space, groups, chosen)
             rows += found
             left_out += differing
-    for metric in metrics:
-        _refuse_unknown(metric, scored)
-        _refuse_without_values(metric, rows)
+    _refuse_missing(metrics, scored, rows)
     rows = [row for row in rows if any(value is not None for value in row.values)]
-    return Comparison(list(map(_named, groups)), groups, rows, [one for one in left_out if one.cells])
+    labels = [group[0].label + (f" ×{len(group)}" if len(group) > 1 else "") for group in groups]
+    return Comparison(labels, groups, rows, [one for one in left_out if one.cells])
 
 
 def _grouped(scored: Sequence[ScoredRun]) -> list[Group]:
-    """What differs in the training's seed alone in one list, in the order of the first ones.
+    """Group trainings that differ in their seed alone, in the order of the first ones.
 
-    Documents of one seed, such as one model scored twice, stay apart.
+    Documents with the same seed, such as one model scored twice, stay separate.
     """
     settings: dict[str, list[ScoredRun]] = {}
     for one in scored:
         if training := one.document.training:
             settings.setdefault(training.setting, []).append(one)
-    together = [group for group in settings.values() if len({_seed(one) for one in group}) == len(group)]
-    of_one = {id(one): group for group in together for one in group}
-    groups = [of_one.get(id(one), [one]) for one in scored]
+    group_of: dict[int, Group] = {}
+    for group in settings.values():
+        if len({one.document.training.seed for one in group if one.document.training}) == len(group):
+            group_of |= {id(one): group for one in group}
+    groups = [group_of.get(id(one), [one]) for one in scored]
     return list({id(group[0]): group for group in groups}.values())
 
 
-def _seed(one: ScoredRun) -> int | None:
-    return one.document.training.seed if one.document.training else None
-
-
-def _named(group: Group) -> str:
-    """A column's label: the first training's, and of how many it is."""
-    return group[0].label if len(group) == 1 else f"{group[0].label} ×{len(group)}"
-
-
-def _asked(first: ScoresDocument, name: str, metrics: Sequence[str]) -> list[str]:
-    """Which of the scores are of this feature space, by the names that they have in it alone."""
+def _metrics_of_space(first: ScoresDocument, name: str, metrics: Sequence[str]) -> list[str]:
+    """Return the scores that belong to a feature space, by their names inside it."""
     own = {
         space: {
             EXTRACTORS[space].named_beside(score): score
@@ -109,57 +162,52 @@ def _asked(first: ScoresDocument, name: str, metrics: Sequence[str]) -> list[str
     return [metric for metric in metrics if not any(metric in names for names in own.values())]
 
 
-def _compare_in(
+def _compare_in_space(
     space: str, groups: Sequence[Group], metrics: Sequence[str]
 ) -> tuple[list[ScoreRow], list[Difference]]:
-    """The rows of one feature space, and what is left out of it.
+    """Return the rows of a feature space, and the cells that are not comparable in it.
 
-    A document that has no scores there stands by its own, whose cards differ; in a further space by none.
+    A document without scores in the first space is represented by its own, whose cards differ.
     """
     further = space != groups[0][0].document.extractor
-    seen = [[_cells_in(one.document, space, further=further) for one in group] for group in groups]
-    aside = f" in {space}" if further else ""
-    left_out = [[Difference(f"{one.label}{aside}", [], {}) for one in group] for group in groups]
+    columns = [[_cells_in_space(one.document, space, further=further) for one in group] for group in groups]
+    where = f" in {space}" if further else ""
+    differences = [Difference(f"{one.label}{where}", [], {}) for one in chain.from_iterable(groups)]
     rows: list[ScoreRow] = []
-    for name, cell in sorted(seen[0][0].items(), key=lambda item: cell_order(item[1].axes)):
-        shown = metrics or _usual(cell)
-        for metric in shown:
-            columns = [list(_agreeing(cell, [cells.get(name) for cells in group], metric)) for group in seen]
-            if sum(map(len, columns)) > 1:
-                row = _row(name, metric, columns)
+    for name, cell in sorted(columns[0][0].items(), key=lambda item: cell_order(item[1].axes)):
+        chosen = metrics or list(dict.fromkeys([rank_metric(cell), cell.spec.distance]))
+        for metric in chosen:
+            found = [
+                list(_comparable(cell, (cells.get(name) for cells in group), metric)) for group in columns
+            ]
+            if sum(map(len, found)) > 1:
+                row = _row(name, metric, found)
                 rows.append(replace(row, metric=cell.spec.named_beside(metric)) if further else row)
-        for cells, difference in zip(_all(seen), _all(left_out), strict=True):
-            if weighing := _weighing(_clash(cell, cells.get(name)), shown):
+        for cells, difference in zip(chain.from_iterable(columns), differences, strict=True):
+            if fields := _relevant(cell, cells.get(name), chosen):
                 difference.cells.append(name)
-                difference.fields.update(weighing | difference.fields)
-    return rows, _all(left_out)
+                difference.fields.update(fields | difference.fields)
+    return rows, differences
 
 
-def _agreeing(first: CellScores, cells: Sequence[CellScores | None], metric: str) -> Iterator[CellScores]:
-    """Those of the cells that may stand beside the first one, as far as a score goes."""
-    for cell in cells:
-        if cell is not None and not _weighing(_clash(first, cell), [metric]):
-            yield cell
-
-
-def _clash(cell: CellScores, other: CellScores | None) -> Fields:
-    return card_diff(cell, other, free=()) if other else {}
-
-
-def _all(groups: Sequence[Sequence[T]]) -> list[T]:
-    return [one for group in groups for one in group]
-
-
-def _cells_in(document: ScoresDocument, space: str, *, further: bool) -> Cells:
+def _cells_in_space(document: ScoresDocument, space: str, *, further: bool) -> Cells:
     if space in document.spaces:
         return scores_in_space(document, space).cells
     return {} if further and space != document.extractor else document.cells
 
 
-def _weighing(fields: Fields, metrics: Sequence[str]) -> Fields:
-    """The differing fields that one of these scores depends on."""
+def _comparable(first: CellScores, cells: Iterable[CellScores | None], metric: str) -> Iterator[CellScores]:
+    """Yield the cells that are comparable with the first one in a score."""
+    for cell in cells:
+        if cell is not None and not _relevant(first, cell, [metric]):
+            yield cell
+
+
+def _relevant(cell: CellScores, other: CellScores | None, metrics: Sequence[str]) -> Fields:
+    """Return the differing fields of two cards that one of these scores depends on."""
     free = {*COUNT_FIELDS} if all(map(is_limit, metrics)) else set()
     free |= set() if any(map(is_published, metrics)) else {*STATISTICS_FIELDS}
+    fields = card_diff(cell, other, free=()) if other else {}
     return {field: values for field, values in fields.items() if field not in free}
 
 
@@ -181,12 +229,16 @@ def _row(name: str, metric: str, columns: Sequence[Sequence[CellScores]]) -> Sco
             group_gap(cells, leading, metric) if leading and cells and value != best else None
             for cells, value in zip(scored, values, strict=True)
         ],
-        few_images=[any(_is_far_off(cell, metric) for cell in cells) for cells in scored],
+        # The covariance of fewer images than features lacks dimensions.
+        few_images=[
+            any(is_limit(metric) and cell.num_images < cell.spec.features for cell in cells)
+            for cells in scored
+        ],
     )
 
 
 def _leading(metric: str, columns: Sequence[Sequence[CellScores]]) -> Sequence[CellScores] | None:
-    """The column with the best value; None for a score that ranks nothing, and where one has no interval."""
+    """Return the column with the best value; None if the score does not rank or a value has no interval."""
     first = leader(metric)
     if not columns or first is None:
         return None
@@ -196,23 +248,11 @@ def _leading(metric: str, columns: Sequence[Sequence[CellScores]]) -> Sequence[C
     return found
 
 
-def _is_far_off(cell: CellScores, metric: str) -> bool:
-    """Whether a score is a limit of fewer images than features, whose covariance lacks dimensions."""
-    return is_limit(metric) and cell.num_images < cell.spec.features
-
-
-def _usual(cell: CellScores) -> list[str]:
-    """The score that ranks, and the Fréchet distance that people know."""
-    return list(dict.fromkeys([rank_metric(cell), cell.spec.distance]))
-
-
-def _refuse_unknown(metric: str, scored: Sequence[ScoredRun]) -> None:
+def _refuse_missing(metrics: Sequence[str], scored: Sequence[ScoredRun], rows: Sequence[ScoreRow]) -> None:
     known = {name for one in scored for cell in one.document.cells.values() for name in cell.all_scores}
-    if metric not in known:
-        raise UsageError(f"there is no score {metric!r}: there are {', '.join(sorted(known))}")
-
-
-def _refuse_without_values(metric: str, rows: list[ScoreRow]) -> None:
-    found = [row for row in rows if row.metric == metric]
-    if found and all(value is None for row in found for value in row.values):
-        raise UsageError(f"none of the runs that can be compared with the first one has the score {metric!r}")
+    for metric in metrics:
+        if metric not in known:
+            raise UsageError(f"there is no score {metric!r}: there are {', '.join(sorted(known))}")
+        found = [value for row in rows if row.metric == metric for value in row.values]
+        if found and all(value is None for value in found):
+            raise UsageError(f"no run that is comparable with the first one has the score {metric!r}")

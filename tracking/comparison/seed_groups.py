@@ -1,62 +1,98 @@
-"""Other trainings of a setting, as MLflow knows them: what differs from one in its seed alone."""
+"""Other seeds of a training's setting in MLflow, and their spread in the gate's reason.
 
-from collections.abc import Iterator
+The gate chooses between two models by their images. Another seed of the same setting gives another model, so
+the better model does not need to have the better setting.
+"""
+
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from diffusion.protocol.scores import ScoresDocument
+from diffusion.choice.groups import cells_by_seed, deviation_of, group_gap, mean_of
+from diffusion.choice.ranking import best_cell
+from diffusion.protocol.scores import CellScores, ScoresDocument
 from diffusion.system.errors import UsageError
+from tracking.comparison.score_comparison import format_spread
+from tracking.experiments import newest_runs
 from tracking.keys import SETTING, experiment_name, model_name
 from tracking.registry.model_versions import fetch_version_scores, is_diffctl_version
 from tracking.runs.scored_runs import data_name, fetch_scores
-from tracking.store import connect, database_file, newest_runs, tracking_uri, translate_errors
+from tracking.store import mlflow_client, store_exists
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
-MOST = 50  # runs of a setting that are looked at, and versions: the newest
+MAX_FOUND = 50  # runs and versions of a setting that are read, the newest
+MAX_AT_GATE = 10  # versions of a setting that the gate reads, the newest
 
 
 def other_seeds(document: ScoresDocument) -> list[ScoresDocument]:
-    """The scores of trainings of the same setting with other seeds: of runs, then of registered versions.
+    """Return the scores of trainings of the same setting with other seeds, of runs and then of versions.
 
-    The newest first. UsageError where the scores do not say which training their model is of.
+    The newest come first. UsageError if the scores do not name the training of their model.
     """
-    training, uri = document.training, tracking_uri()
+    training = document.training
     if training is None:
-        raise UsageError("these scores do not say which training their model is of, so it has no other seeds")
-    database = database_file(uri)
-    if database is not None and not database.exists():  # it takes seconds to make, for nothing
+        raise UsageError("these scores do not name the training of their model, so other seeds are unknown")
+    if not store_exists():
         return []
-    with translate_errors(uri):
-        client = connect(uri)
+    with mlflow_client() as client:
         found = list(_documents(client, data_name(document), training.setting))
     return [one for one in found if one.training is not None and one.training.seed != training.seed]
 
 
-def versions_of_setting(
-    client: "MlflowClient", name: str, setting: str, most: int = MOST
-) -> "list[ModelVersion]":
-    """The newest registered versions of a setting, the newest first."""
-    query = f"name = '{name}' AND tags.`{SETTING}` = '{setting}'"
-    return list(client.search_model_versions(query, max_results=most, order_by=["version_number DESC"]))
-
-
 def _documents(client: "MlflowClient", data: str, setting: str) -> Iterator[ScoresDocument]:
-    runs = _runs_of_setting(client, data, setting)
+    experiment = client.get_experiment_by_name(experiment_name(data))
+    ids = [experiment.experiment_id] if experiment else []
+    runs = newest_runs(client, ids, f"tags.`{SETTING}` = '{setting}'", MAX_FOUND) if ids else []
     for run in runs:
-        with suppress(UsageError):  # its scores were removed
+        with suppress(UsageError):  # its scores were deleted
             yield fetch_scores(run)
     seen = {run.info.run_id for run in runs}
-    for version in versions_of_setting(client, model_name(data), setting):
+    for version in _versions_of_setting(client, model_name(data), setting, MAX_FOUND):
         if version.run_id not in seen and is_diffctl_version(version):
             yield fetch_version_scores(client, version)
 
 
-def _runs_of_setting(client: "MlflowClient", data: str, setting: str) -> "list[Run]":
-    experiment = client.get_experiment_by_name(experiment_name(data))
-    if experiment is None:
-        return []
-    return newest_runs(client, [experiment.experiment_id], f"tags.`{SETTING}` = '{setting}'", MOST)
+def _versions_of_setting(client: "MlflowClient", name: str, setting: str, count: int) -> "list[ModelVersion]":
+    """Return the newest registered versions of a setting, the newest first."""
+    query = f"name = '{name}' AND tags.`{SETTING}` = '{setting}'"
+    return list(client.search_model_versions(query, max_results=count, order_by=["version_number DESC"]))
+
+
+def describe_seeds(
+    client: "MlflowClient", name: str, candidate: ScoresDocument, champion: ScoresDocument
+) -> str:
+    """Return the end of the gate's sentence on a candidate; empty if no setting has several seeds.
+
+    It reports the champion's best cell and score, of versions with the champion's protocol.
+    """
+    ours, theirs = candidate.training, champion.training
+    cell, metric, _ = best_cell(champion.cells)
+    if ours is None or theirs is None or cell not in candidate.cells:
+        return ""
+
+    def by_seed(setting: str, own: ScoresDocument) -> list[CellScores]:
+        versions = _versions_of_setting(client, name, setting, MAX_AT_GATE)
+        documents = [own, *(fetch_version_scores(client, version) for version in versions)]
+        return list(cells_by_seed(documents, cell, champion.cells[cell]).values())
+
+    mine = by_seed(ours.setting, candidate)
+    if len(mine) < 2:
+        return ""
+    if ours.setting == theirs.setting:
+        return f"; {len(mine)} seeds of their common setting have {_mean_text(mine, metric)}"
+    held = by_seed(theirs.setting, champion)
+    if len(held) < 2:
+        return ""
+    gap = group_gap(mine, held, metric)
+    significant = "a significant gap" if gap is not None and gap.is_significant else "no significant gap"
+    return (
+        f"; its setting has {_mean_text(mine, metric)} over {len(mine)} seeds and the champion's "
+        f"{_mean_text(held, metric)} over {len(held)}, {significant}"
+    )
+
+
+def _mean_text(cells: Sequence[CellScores], metric: str) -> str:
+    return f"{metric} {mean_of(cells, metric):.4g} ± {format_spread(deviation_of(cells, metric) or 0.0)}"

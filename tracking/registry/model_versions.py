@@ -1,9 +1,14 @@
-"""Versions of the registered model: what one is made of, how it is found again, and what it holds."""
+"""Versions of a registered model: how they are created, found and downloaded.
+
+Downloaded models are cached by content: a file is used only if its SHA-256 is the one in the tag.
+"""
 
 import hashlib
+import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -11,11 +16,12 @@ from typing import TYPE_CHECKING
 
 from diffusion.choice.ranking import best_cell
 from diffusion.choice.selection import describe_selection
-from diffusion.layout import SCORES
-from diffusion.protocol.scores import ScoresDocument, read_scores
+from diffusion.layout import MODEL_RUNS, SCORES
+from diffusion.protocol.scores import ScoresDocument, read_scores, write_scores_document
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import sha256_file
-from diffusion.system.section import fingerprint
+from diffusion.system.section import brief, fingerprint
+from tracking.experiments import log_folder
 from tracking.keys import (
     BEST,
     CARD,
@@ -28,29 +34,30 @@ from tracking.keys import (
     SETTING,
     git_tags,
 )
-from tracking.registry.model_cache import WEIGHTS, cached_model, check_digest
-from tracking.registry.moves import ensure_model
-from tracking.store import log_folder, tracking_uri, translate_errors
+from tracking.mlflow_pages import MONTAGE, describe_version, samples_montage
+from tracking.registry.champion_log import ensure_model
+from tracking.store import tracking_uri, translate_errors
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
 DVC_LOCK = Path("dvc.lock")
-CARD_DIGITS = 16  # of a fingerprint
-# What the registered model imports beside a copy of diffusion/.
+WEIGHTS = "unet.safetensors"
+SHA256_DIGITS, CARD_DIGITS = 64, 16
+# Packages that a registered model imports, apart from its copy of diffusion/.
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pydantic", "pyyaml", "safetensors", "pillow")
 
 
 def protocol_fingerprint(document: ScoresDocument) -> str:
-    """The fingerprint of the cards of all cells."""
+    """Return the fingerprint of the cards of all cells."""
     return fingerprint({name: cell.card for name, cell in document.cells.items()})
 
 
 def find_version(
     client: "MlflowClient", name: str, sha256: str, document: ScoresDocument
 ) -> "ModelVersion | None":
-    """The version of these weights under the protocol of these scores; None when there is none."""
+    """Return the version of these weights under the protocol of these scores; None if there is none."""
     protocol = protocol_fingerprint(document)
     query = f"name = '{name}' AND tags.`{MODEL_SHA256}` = '{sha256}' AND tags.`{CARD}` = '{protocol}'"
     versions = client.search_model_versions(query)
@@ -58,7 +65,7 @@ def find_version(
 
 
 def get_version(client: "MlflowClient", name: str, number: int) -> "ModelVersion | None":
-    """The version of that number; None when there is none, as after it was deleted in MLflow."""
+    """Return the version of that number; None if it does not exist or was deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -72,20 +79,19 @@ def get_version(client: "MlflowClient", name: str, number: int) -> "ModelVersion
 def create_version(
     client: "MlflowClient", name: str, run_id: str, model: Path, document: ScoresDocument
 ) -> "ModelVersion":
-    """Register the model's file with its scores, as artifacts of the run that made it.
+    """Register the model's file with its scores, as artifacts of its training's run.
 
-    Killed before its end it leaves no version, and what it logged is written again the next time.
+    If it is killed, no version exists; the next call overwrites what was logged.
     """
-    from diffusion.model.model_file import read_artefact  # torch and matplotlib, for this alone
-    from tracking.pages.description import MONTAGE, describe_version, samples_montage
+    from diffusion.model.model_file import read_artefact  # torch
 
     protocol = protocol_fingerprint(document)
-    folder, picture = f"{REGISTERED_FOLDER}/{protocol}", samples_montage(document)
-    with tempfile.TemporaryDirectory() as scratch, _plain_file(model) as weights:
+    folder, montage = f"{REGISTERED_FOLDER}/{protocol}", samples_montage(document)
+    with tempfile.TemporaryDirectory() as scratch, _regular_file(model) as weights:
         path = Path(scratch) / "model"
-        _save(path, weights, document, Path(scratch))
-        if picture is not None:
-            (path / MONTAGE).write_bytes(picture)
+        _save_pyfunc(path, weights, document, Path(scratch))
+        if montage is not None:
+            (path / MONTAGE).write_bytes(montage)
         log_folder(client, run_id, path, folder)
     ensure_model(client, name)
     artefact = read_artefact(model)
@@ -100,20 +106,20 @@ def create_version(
         **_dvc_tags(model),
         **git_tags(Path.cwd()),
     }
-    text = describe_version(artefact, document, run_id, folder, with_montage=picture is not None)
+    text = describe_version(artefact, document, run_id, folder, with_montage=montage is not None)
     return client.create_model_version(name, f"runs:/{run_id}/{folder}", run_id, tags, description=text)
 
 
 def _dvc_tags(model: Path) -> dict[str, str]:
-    """The MD5 by which DVC knows the file, if dvc.lock names it."""
+    """Return the file's MD5 if dvc.lock contains it."""
     md5 = hashlib.md5(model.read_bytes(), usedforsecurity=False).hexdigest()
     known = DVC_LOCK.is_file() and f"md5: {md5}\n" in DVC_LOCK.read_text(encoding="utf-8")
     return {DVC_MD5: md5} if known else {}
 
 
 @contextmanager
-def _plain_file(path: Path) -> Iterator[Path]:
-    """The file; a copy of it where DVC has put a link in its place, which MLflow does not take."""
+def _regular_file(path: Path) -> Iterator[Path]:
+    """Yield the file, or a copy if DVC has linked it to its cache: MLflow refuses links."""
     if not path.is_symlink():
         yield path
         return
@@ -121,12 +127,11 @@ def _plain_file(path: Path) -> Iterator[Path]:
         yield Path(shutil.copyfile(path, Path(folder) / path.name))
 
 
-def _save(path: Path, weights: Path, document: ScoresDocument, scratch: Path) -> None:
-    """Write the model's folder: code, weights and scores, nothing pickled."""
+def _save_pyfunc(path: Path, weights: Path, document: ScoresDocument, scratch: Path) -> None:
+    """Write the registered model's folder: code, weights and scores, without pickles."""
     import mlflow.pyfunc
 
     import diffusion
-    from diffusion.protocol.scores import write_scores_document
 
     write_scores_document(scratch / SCORES.name, document)
     mlflow.pyfunc.save_model(
@@ -140,14 +145,14 @@ def _save(path: Path, weights: Path, document: ScoresDocument, scratch: Path) ->
 
 
 def is_diffctl_version(registered: "ModelVersion") -> bool:
-    """Whether diffctl has registered this version, so that it holds weights and scores."""
+    """Return whether diffctl registered this version, so that it contains weights and scores."""
     return {MODEL_SHA256, FILE_SHA256, CARD} <= registered.tags.keys()
 
 
 def fetch_version_weights(client: "MlflowClient", registered: "ModelVersion") -> Path:
-    """A version's model file, from a cache addressed by content.
+    """Return a version's model file in the cache.
 
-    DiffctlError when it is not ours, or its file's SHA-256 is not the one in its tag.
+    DiffctlError if diffctl did not register it, or its file's SHA-256 is not the one in its tag.
     """
     _refuse_foreign(registered)
 
@@ -159,7 +164,7 @@ def fetch_version_weights(client: "MlflowClient", registered: "ModelVersion") ->
 
 
 def fetch_version_scores(client: "MlflowClient", registered: "ModelVersion") -> ScoresDocument:
-    """The scores that a version was registered with; DiffctlError when it is not ours."""
+    """Return the scores that a version was registered with; DiffctlError if diffctl did not register it."""
     _refuse_foreign(registered)
     with translate_errors(tracking_uri()), tempfile.TemporaryDirectory() as scratch:
         return read_scores(_download(client, registered, SCORES.name, Path(scratch)))
@@ -167,13 +172,44 @@ def fetch_version_scores(client: "MlflowClient", registered: "ModelVersion") -> 
 
 def _refuse_foreign(registered: "ModelVersion") -> None:
     if not is_diffctl_version(registered):
-        raise DiffctlError(
-            f"{registered.name} version {registered.version} was registered by something else than diffctl"
-        )
+        raise DiffctlError(f"{registered.name} version {registered.version} was not registered by diffctl")
 
 
 def _download(client: "MlflowClient", registered: "ModelVersion", file: str, folder: Path) -> Path:
-    of = f"{registered.name} version {registered.version}"
-    card = check_digest(registered.tags[CARD], CARD_DIGITS, f"{of}, tag {CARD}")
+    where = f"{registered.name} version {registered.version}, tag {CARD}"
+    card = check_digest(registered.tags[CARD], CARD_DIGITS, where)
     path = f"{REGISTERED_FOLDER}/{card}/artifacts/{file}"
     return Path(client.download_artifacts(str(registered.run_id), path, str(folder)))
+
+
+def check_digest(value: str, digits: int, where: str) -> str:
+    """Return a tag's value that becomes part of a path; DiffctlError unless it has only hex digits.
+
+    A tag that somebody changed must not lead out of a folder.
+    """
+    if not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
+        raise DiffctlError(
+            f"{where}: expected {digits} hex digits (got {brief(value)}): the tag was changed, do not use it"
+        )
+    return value
+
+
+def cached_model(sha256: str, download: Callable[[Path], Path]) -> Path:
+    """Return the model file with this SHA-256; if the cache lacks it, `download` it into a folder.
+
+    DiffctlError if the digest is invalid, or the downloaded file has another one.
+    """
+    target = MODEL_RUNS / check_digest(sha256, SHA256_DIGITS, f"MLflow's tag {FILE_SHA256}") / WEIGHTS
+    if target.exists() and sha256_file(target) == sha256:
+        return target
+    MODEL_RUNS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=MODEL_RUNS, prefix=".download-") as scratch:
+        path = download(Path(scratch))
+        if (found := sha256_file(path)) != sha256:
+            raise DiffctlError(
+                f"MLflow's model is not the one that was logged: its SHA-256 is {found[:16]}…, "
+                f"not {sha256[:16]}…: do not use it"
+            )
+        target.parent.mkdir(exist_ok=True)
+        os.replace(path, target)
+    return target

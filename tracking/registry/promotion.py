@@ -1,4 +1,4 @@
-"""Who becomes champion: by the gate, by a person's hand, or by going back to the holder before."""
+"""Decisions about the champion: by the gate, by a user's override, or by a rollback."""
 
 import warnings
 from dataclasses import dataclass
@@ -9,20 +9,24 @@ from diffusion.choice.gate import Verdict, decide, outdated_best_cell
 from diffusion.protocol.scores import ScoresDocument
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, reason
 from diffusion.system.section import brief
-from tracking.comparison.families import describe_seeds
+from tracking.comparison.seed_groups import describe_seeds
 from tracking.connectivity import MlflowError
 from tracking.keys import DECISION, GIT_COMMIT
 from tracking.registry.champion_log import (
     MAX_NOTE,
     MAX_REASON,
+    ConcurrentMove,
     History,
     Move,
     Score,
+    apply_move,
     judged_score,
+    next_move,
     read_history,
+    repair,
 )
 from tracking.registry.model_versions import fetch_version_scores, get_version, is_diffctl_version
-from tracking.registry.moves import ConcurrentMove, apply_move, model_exists, next_move, repair
+from tracking.registry.registered_models import require_version
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Override:
-    """What a person asks of a promotion: `force` it past the gate, a `note` on why, or to see it only."""
+    """A user's options for a promotion: `force` it past the gate, a `note` as the reason, or a `dry_run`."""
 
     force: bool = False
     note: str = ""
@@ -43,10 +47,10 @@ NO_OVERRIDE = Override()
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of a model: its version, who is champion now, whether it moved, and why.
+    """The result for a model: its version, the champion, whether the champion changed, and why.
 
-    `version` is None of a model that is not registered yet, `champion` where there is none: both in a dry run
-    alone. `passed` says whether it is champion, in a dry run whether it would be.
+    `version` is None for a model that is not registered, in a dry run; `champion` is None if there is none.
+    `passed` is whether the model is champion, in a dry run whether it would be.
     """
 
     name: str
@@ -57,15 +61,15 @@ class Decision:
     reason: str
 
     def __str__(self) -> str:
-        what = f"version {self.version}" if self.version else "models/ as it lies here"
+        what = f"version {self.version}" if self.version else "the model in models/"
         holder = f"champion is version {self.champion}" if self.champion else "there is no champion"
         return f"{self.name} {what}: {self.reason}; {holder}"
 
 
 def check_note(text: str) -> str:
-    """A person's reason in one printable line; UsageError where it is longer than the record has room for."""
+    """Return a user's reason as one printable line; UsageError if it is too long."""
     if len(text) > MAX_NOTE:
-        raise UsageError(f"--reason has {len(text):,} characters: at most {MAX_NOTE} are kept")
+        raise UsageError(f"--reason has {len(text):,} characters: give at most {MAX_NOTE}")
     return brief(text, str, MAX_REASON)
 
 
@@ -75,21 +79,21 @@ def apply_gate(
     document: ScoresDocument,
     override: Override = NO_OVERRIDE,
 ) -> Decision:
-    """Hold a version against the champion, and let it take the place if it is better or forced.
+    """Compare a version with the champion, and make it champion if it is better or forced.
 
-    Contended where another promotion came first.
+    ConcurrentMove if another promotion came first.
     """
     name, number = candidate.name, int(candidate.version)
     if override.dry_run:
         return preview_gate(client, name, number, document, override)
     history = repair(client, name)
     if history.holder == number:
-        return _already(history, number)
-    verdict, against = _weigh(client, history, number, document, override)
-    said = f"{'promoted' if verdict.better else 'kept out'}: {verdict.reason}"
+        return _is_champion(history, number)
+    verdict, against = _judge(client, history, number, document, override)
+    text = f"{'promoted' if verdict.better else 'kept out'}: {verdict.reason}"
     if verdict.better:
         forced = override.force and history.holder is not None
-        event = next_move(
+        move = next_move(
             history,
             how="force" if forced else "anew" if verdict.anew else "gate",
             after=number,
@@ -99,9 +103,9 @@ def apply_gate(
             score=judged_score(document.cells),
             against=against,
         )
-        history = apply_move(client, history, event)
-    _note_decision(client, candidate, said)
-    return Decision(name, number, history.holder, verdict.better, history.holder == number, said)
+        history = apply_move(client, history, move)
+    _log_decision(client, candidate, text)
+    return Decision(name, number, history.holder, verdict.better, history.holder == number, text)
 
 
 def preview_gate(
@@ -111,48 +115,50 @@ def preview_gate(
     document: ScoresDocument,
     override: Override = NO_OVERRIDE,
 ) -> Decision:
-    """What the gate would decide of a version, or of a model that is not registered; nothing is changed."""
-    history = read_history(client, name) if model_exists(client, name) else History(name, None, (), (), {})
+    """Return what the gate would decide about a version or an unregistered model; change nothing."""
+    history = read_history(client, name)
     if number is not None and history.holder == number:
-        return _already(history, number)
-    verdict, _ = _weigh(client, history, number, document, override)
-    said = f"would be {'promoted' if verdict.better else 'kept out'}: {verdict.reason}"
-    return Decision(name, number, history.holder, False, verdict.better, said)
+        return _is_champion(history, number)
+    verdict, _ = _judge(client, history, number, document, override)
+    text = f"would be {'promoted' if verdict.better else 'kept out'}: {verdict.reason}"
+    return Decision(name, number, history.holder, False, verdict.better, text)
 
 
-def _already(history: History, number: int) -> Decision:
+def _is_champion(history: History, number: int) -> Decision:
     return Decision(history.name, number, number, False, True, "it is champion already")
 
 
-def _weigh(
+def _judge(
     client: "MlflowClient", history: History, number: int | None, document: ScoresDocument, override: Override
 ) -> tuple[Verdict, Score | None]:
-    """The verdict on a version, and the champion's score where it has one that can be read."""
+    """Return the verdict on a version, and the champion's score if it can be read."""
     holder = history.holder
     if holder is None:
         return Verdict(True, "the first one"), None
     champion = get_version(client, history.name, holder)
     if champion is None:
         return Verdict(True, f"version {holder}, which was champion, was deleted in MLflow"), None
-    scores = _readable_scores(client, champion) if is_diffctl_version(champion) else None
+    scores = _readable_scores(client, champion)
     against = judged_score(scores.cells) if scores else None
     if override.force:
-        return Verdict(True, f"put in version {holder}'s place by hand"), against
+        return Verdict(True, f"forced to replace version {holder}"), against
     if number in history.pinned:
         return Verdict(False, pin_reason(history.pinned[number], number)), against
     if scores is None:
         return Verdict(False, f"the scores of version {holder} cannot be read: promote by --force"), None
     verdict = decide(document.cells, scores.cells, f"version {holder}")
-    stale = override.dry_run and outdated_best_cell(document.cells, scores.cells)
-    later = "; without --dry-run it is scored anew first" if stale else ""
-    aside = describe_seeds(client, history.name, document, scores)
-    return verdict._replace(reason=f"{verdict.reason}{later}{aside}"), against
+    is_outdated = override.dry_run and outdated_best_cell(document.cells, scores.cells)
+    rescoring = f"; without --dry-run version {holder} is scored again first" if is_outdated else ""
+    seeds = describe_seeds(client, history.name, document, scores)
+    return verdict._replace(reason=f"{verdict.reason}{rescoring}{seeds}"), against
 
 
-def _readable_scores(client: "MlflowClient", champion: "ModelVersion") -> ScoresDocument | None:
-    """The champion's scores; None, told as a warning, where they are damaged or of another format."""
+def _readable_scores(client: "MlflowClient", version: "ModelVersion") -> ScoresDocument | None:
+    """Return a version's scores; None, with a warning, if they are damaged or of another format."""
+    if not is_diffctl_version(version):
+        return None
     try:
-        return fetch_version_scores(client, champion)
+        return fetch_version_scores(client, version)
     except MlflowError:
         raise
     except DiffctlError as error:
@@ -160,77 +166,64 @@ def _readable_scores(client: "MlflowClient", champion: "ModelVersion") -> Scores
         return None
 
 
+def _readable_score(client: "MlflowClient", version: "ModelVersion | None") -> Score | None:
+    scores = _readable_scores(client, version) if version is not None else None
+    return judged_score(scores.cells) if scores else None
+
+
 def pin_reason(pin: Move, version: int) -> str:
-    """Why the gate lets a version not pass that a rollback took the place from."""
+    """Return why the gate does not promote a version that was rolled back."""
     day = datetime.fromtimestamp(pin.at / 1000, UTC).date()
     note = f" ({pin.note})" if pin.note else ""
     return (
         f"{pin.who} rolled it back to version {pin.after} on {day}{note}: "
-        f"`diffctl promote {version} --force --reason TEXT` ends that"
+        f"`diffctl promote {version} --force --reason TEXT` promotes it"
     )
 
 
-def _note_decision(client: "MlflowClient", candidate: "ModelVersion", said: str) -> None:
-    """Keep what was decided on the version's page, each decision once and none written over."""
+def _log_decision(client: "MlflowClient", candidate: "ModelVersion", text: str) -> None:
+    """Log the decision as a tag of the version: each text once, none overwritten."""
     name, number = candidate.name, str(candidate.version)
     tags = client.get_model_version(name, number).tags
-    decided = {key: text for key, text in tags.items() if key.partition(DECISION)[0] == ""}
-    if said not in decided.values():
+    decided = {key: value for key, value in tags.items() if key.startswith(DECISION)}
+    if text not in decided.values():
         key = f"{DECISION}.{len(decided) + 1}" if decided else DECISION
-        client.set_model_version_tag(name, number, key, said)
-
-
-def require_version(client: "MlflowClient", name: str, number: int) -> "ModelVersion":
-    """The version of that number; UsageError when there is none."""
-    found = get_version(client, name, number)
-    if found is None:
-        raise UsageError(f"{name} has no version {number}: `diffctl history` says which were champion")
-    return found
+        client.set_model_version_tag(name, number, key, text)
 
 
 def promote_version(
     client: "MlflowClient", name: str, number: int, override: Override = NO_OVERRIDE
 ) -> Decision:
-    """Hold a registered version against the champion by its own scores, as `apply_gate`.
-
-    UsageError when there is no such version.
-    """
+    """Apply the gate to a registered version by its own scores; UsageError if there is no such version."""
     candidate = require_version(client, name, number)
     return apply_gate(client, candidate, fetch_version_scores(client, candidate), override)
 
 
 @dataclass(frozen=True)
 class Rollback:
-    """Where a rollback goes to: the version, with the history that it was planned by."""
+    """A planned rollback: the version to return to, and the history at that time."""
 
     history: History
     target: "ModelVersion"
 
-    @property
-    def number(self) -> int:
-        """The version's number."""
-        return int(self.target.version)
-
 
 def plan_rollback(client: "MlflowClient", name: str, to: int | None = None) -> Rollback:
-    """The holder before the present one, or the earlier holder `to`.
+    """Plan a return to the previous champion, or to the earlier champion `to`.
 
-    UsageError where there is none, and where `to` never was champion.
+    UsageError if there is none, or `to` never was champion.
     """
-    history = repair(client, name) if model_exists(client, name) else History(name, None, (), (), {})
+    history = repair(client, name)
     if history.holder is None:
         raise UsageError(f"{name} has no champion: `diffctl run` registers a model")
     number = history.previous if to is None else to
     if number is None:
-        raise UsageError(
-            f"before version {history.holder} no version of {name} was champion: give one by --to"
-        )
+        raise UsageError(f"no version of {name} was champion before version {history.holder}: give --to")
     if number == history.holder:
         raise UsageError(f"version {number} of {name} is champion already")
-    held = {event.after for event in history.events} | {event.before for event in history.events}
-    if number not in held:
+    champions = {move.after for move in history.events} | {move.before for move in history.events}
+    if number not in champions:
         raise UsageError(
-            f"version {number} of {name} never was champion: `diffctl promote {number}` holds it against "
+            f"version {number} of {name} never was champion: `diffctl promote {number}` compares it with "
             f"version {history.holder}"
         )
     target = get_version(client, name, number)
@@ -240,26 +233,23 @@ def plan_rollback(client: "MlflowClient", name: str, to: int | None = None) -> R
 
 
 def roll_back(client: "MlflowClient", plan: Rollback, note: str = "") -> History:
-    """Make the planned version champion again, and pin it; Contended where the champion moved meanwhile."""
+    """Make the planned version champion again and pin the present one.
+
+    ConcurrentMove if the champion changed since it was planned.
+    """
     now = read_history(client, plan.history.name)
     if now.holder != plan.history.holder:
         raise ConcurrentMove(
             f"nothing was rolled back: version {now.holder} became champion meanwhile; see `diffctl history`"
         )
-    left = get_version(client, now.name, now.holder or 0)
-    event = next_move(
+    move = next_move(
         now,
         how="rollback",
-        after=plan.number,
+        after=int(plan.target.version),
         reason=f"back from version {now.holder}",
         note=note,
         commit=plan.target.tags.get(GIT_COMMIT),
-        score=_score(client, plan.target),
-        against=None if left is None else _score(client, left),
+        score=_readable_score(client, plan.target),
+        against=_readable_score(client, get_version(client, now.name, now.holder or 0)),
     )
-    return apply_move(client, now, event)
-
-
-def _score(client: "MlflowClient", registered: "ModelVersion") -> Score | None:
-    scores = _readable_scores(client, registered) if is_diffctl_version(registered) else None
-    return judged_score(scores.cells) if scores else None
+    return apply_move(client, now, move)

@@ -12,10 +12,11 @@ from diffusion.images.store import Images
 from diffusion.protocol.card import EXTRACTOR_FIELDS, Card
 from diffusion.protocol.scores import CellScores, ScoresDocument
 from diffusion.system.section import fingerprint
+from tracking.experiments import search_runs
 from tracking.keys import CARD, CELL, PARENT
-from tracking.pages.view import series_name
+from tracking.mlflow_pages import series_name
 from tracking.spool.spool_writer import flatten
-from tracking.store import connect, search_runs, tracking_uri, translate_errors
+from tracking.store import connect, tracking_uri, translate_errors
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

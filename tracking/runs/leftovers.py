@@ -25,7 +25,7 @@ from diffusion.train.checkpoint.run_dir import run_dir_of
 from diffusion.train.checkpoint.state_files import newest_step
 from diffusion.train.plan import TrainPlan
 from tracking.keys import FILE_SHA256, KEY, MODEL_SHA256, SEARCH_KEY, model_name
-from tracking.registry.model_registry import find_champion
+from tracking.registry.registered_models import find_champion
 from tracking.runs.run_lookup import find_run
 from tracking.spool.delivery import DeliveryState
 from tracking.spool.spool_writer import EVENTS, read_events

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion.layout import TRAIN_RUNS
 from diffusion.system.locks import file_lock
+from tracking.experiments import ensure_experiment, find_by_tags
 from tracking.keys import PARENT, SEARCH, SEARCH_ROOT, experiment_name
-from tracking.store import connect, ensure_experiment, find_by_tags, tracking_uri, translate_errors
+from tracking.store import connect, tracking_uri, translate_errors
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

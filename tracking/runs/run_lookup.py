@@ -15,21 +15,13 @@ from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, file_lock
 from diffusion.system.section import Section
 from tracking.connectivity import TIMEOUT_SECONDS, MlflowError
+from tracking.experiments import ensure_experiment, ensure_run, find_by_tags, newest_runs, search_runs
 from tracking.keys import FINGERPRINT, KEY, experiment_name
-from tracking.pages.links import LOCAL, experiment_link
+from tracking.mlflow_pages import LOCAL, experiment_link
 from tracking.spool.delivery import deliver
 from tracking.spool.sender import LOCK
 from tracking.spool.training_status import read_status
-from tracking.store import (
-    connect,
-    ensure_experiment,
-    ensure_run,
-    find_by_tags,
-    newest_runs,
-    search_runs,
-    tracking_uri,
-    translate_errors,
-)
+from tracking.store import connect, tracking_uri, translate_errors
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -10,6 +10,7 @@ from diffusion.protocol.scores import ScoresDocument, document_values, read_scor
 from diffusion.system.errors import UsageError
 from diffusion.system.section import fingerprint
 from tracking.connectivity import redact_uri
+from tracking.experiments import log_folder
 from tracking.keys import (
     BEST,
     EMA_WIDTH,
@@ -20,10 +21,8 @@ from tracking.keys import (
     REPORT_FOLDER,
     SETTING,
 )
-from tracking.pages.notes import changed_note, scores_note, training_note
-from tracking.pages.view import best_scores, view_tags
-from tracking.registry.model_cache import WEIGHTS, cached_model
-from tracking.registry.model_versions import fetch_version_weights, is_diffctl_version
+from tracking.mlflow_pages import best_scores, changed_note, scores_note, training_note, view_tags
+from tracking.registry.model_versions import WEIGHTS, cached_model, fetch_version_weights, is_diffctl_version
 from tracking.runs.cell_runs import log_cells
 from tracking.runs.run_lookup import (
     TrainingIdentity,
@@ -32,7 +31,7 @@ from tracking.runs.run_lookup import (
     read_identity,
     training_runs,
 )
-from tracking.store import connect, log_folder, tracking_uri, translate_errors
+from tracking.store import connect, tracking_uri, translate_errors
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -19,13 +19,14 @@ from diffusion.system.errors import DiffctlError, is_disk_full
 from diffusion.system.files import sha256_file, write_json
 from diffusion.system.section import Section
 from tracking.connectivity import MlflowError, redact_uri
+from tracking.experiments import ensure_experiment, ensure_run
 from tracking.keys import FILE_SHA256, MODEL_FOLDER, SEARCH_KEY
 from tracking.runs.logged_search import join_search
 from tracking.spool.logged_checkpoints import drop_checkpoint, ensure_checkpoint
 from tracking.spool.spool_events import Event
 from tracking.spool.spool_writer import EVENTS, read_events, read_lines
 from tracking.spool.training_status import read_status
-from tracking.store import connect, database_file, ensure_experiment, ensure_run, reason, translate_errors
+from tracking.store import connect, database_file, reason, translate_errors
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric

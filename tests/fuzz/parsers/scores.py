@@ -17,8 +17,8 @@ from diffusion.protocol.scores import document_values, read_scores
 from diffusion.report import score_tables
 from diffusion.system.errors import DiffctlError
 from tests.helpers.scores_document import ERRORS, document, with_space
+from tracking.comparison.compared_runs import ScoredRun
 from tracking.comparison.score_comparison import compare
-from tracking.comparison.score_rows import ScoredRun
 
 NAME = "scores.json"
 

@@ -22,8 +22,7 @@ from tests.helpers.paused_client import Killed, PausedWork
 from tests.helpers.postgres import postgres
 from tests.helpers.scores_document import document
 from tracking.keys import CHAMPION, PREVIOUS
-from tracking.registry.champion_log import History, Move, read_history
-from tracking.registry.moves import ConcurrentMove, ensure_model, repair
+from tracking.registry.champion_log import ConcurrentMove, History, Move, ensure_model, read_history, repair
 from tracking.registry.promotion import Decision, Override, apply_gate, plan_rollback, preview_gate, roll_back
 from tracking.store import connect
 
@@ -134,7 +133,7 @@ def test_rescored_champion_is_one_holder_and_its_versions_are_pinned_together():
 
     def history(*more: tuple[int, int, str]) -> History:
         events = [Move(**move(number, *one)) for number, one in enumerate([*moved, *more], 1)]
-        return History("it", None, tuple(events), (), {})
+        return History("it", events=tuple(events))
 
     assert history().holders == [1, 4]
     back = history((4, 1, "rollback"))

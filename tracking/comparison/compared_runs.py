@@ -1,0 +1,82 @@
+"""The runs and files that a comparison is made of: their scores, pictures, and MLflow's own page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusion.protocol.card import differing_fields
+from diffusion.protocol.scores import CellScores, ScoresDocument, read_scores
+from diffusion.system.errors import UsageError
+from tracking.mlflow_pages import comparison_link
+from tracking.runs.run_lookup import find_run, find_ui
+from tracking.runs.scored_runs import fetch_scores
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+    from diffusion.images.store import Images
+
+SAMPLES = "samples"
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """A scores document with its label in the comparison, and its run or its file."""
+
+    label: str
+    document: ScoresDocument
+    run: "Run | None" = None
+    path: Path | None = None
+
+
+def load_scored(name: str) -> ScoredRun:
+    """Return the scores of a scores.json file, or of a training's run (see `find_run`)."""
+    path = Path(name)
+    if path.suffix == ".json" or path.is_file():
+        return ScoredRun(name, read_scores(path), path=path)
+    run = find_run(name)
+    return ScoredRun(f"{run.info.run_name} ({run.info.run_id[:8]})", fetch_scores(run), run)
+
+
+def load_pictures(one: ScoredRun) -> "Mapping[str, Images]":
+    """Return the first images of each cell as one picture (H, W, C), by cell; cells without are left out.
+
+    Those of a file are in `samples/` in its folder, or in the folder above. DiffctlError if images are
+    damaged or MLflow does not answer.
+    """
+    if one.run is not None:
+        from tracking.runs.cell_runs import fetch_samples  # numpy and matplotlib
+
+        return fetch_samples(one.run, one.document)
+    return _local_pictures(one.path, one.document.cells) if one.path else {}
+
+
+def _local_pictures(path: Path, cells: Mapping[str, CellScores]) -> "dict[str, Images]":
+    from diffusion.images.pictures import montage
+    from diffusion.images.store import open_store
+    from diffusion.images.store_meta import CellMeta
+
+    found: dict[str, Images] = {}
+    for parent in path.resolve().parents[:2]:
+        for name, cell in cells.items():
+            folder = parent / SAMPLES / name
+            if name not in found and folder.is_dir():
+                store = open_store(folder, CellMeta)
+                sampled = dict(store.meta["card"])
+                if not differing_fields([{field: cell.card.get(field) for field in sampled}, sampled]):
+                    found[name] = montage(store.images)
+    return found
+
+
+def mlflow_comparison_link(scored: Sequence[ScoredRun], address: str | None = None) -> str:
+    """Return the page of MLflow that compares these runs, on the server at `address`.
+
+    Without an address, use `diffctl ui`. UsageError if one is a file; DiffctlError if no server shows them.
+    """
+    runs = [one.run for one in scored if one.run is not None]
+    if len(runs) < len(scored):
+        files = ", ".join(one.label for one in scored if one.run is None)
+        raise UsageError(f"--open shows runs of MLflow, and {files} is a file: give a run's id or name")
+    ids = [run.info.run_id for run in runs]
+    return comparison_link(address or find_ui(ids[0]), [run.info.experiment_id for run in runs], ids)

@@ -1,0 +1,95 @@
+"""Experiments and runs in MLflow: found by tags, and created once."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusion.system.errors import DiffctlError
+from tracking.keys import KEY, REGISTRY_EXPERIMENT, experiment_name
+from tracking.mlflow_pages import experiment_note, note_tags, registry_note
+from tracking.store import artifacts_folder, database_file
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+# The UI of MLflow shows curves first, and no traces, for this kind of experiment.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+
+
+def ensure_experiment(client: "MlflowClient", name: str) -> str:
+    """Return the id of the experiment, created if it is missing; DiffctlError if it was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        database = database_file(client.tracking_uri)
+        location = (artifacts_folder(database) / name).as_uri() if database else None
+        data_note = experiment_note(name.removeprefix(experiment_name("")))
+        tags = KIND | note_tags(registry_note() if name == REGISTRY_EXPERIMENT else data_note)
+        try:
+            return str(client.create_experiment(name, artifact_location=location, tags=tags))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(name)  # another process created it
+            assert experiment is not None, "MLflow reported that it exists"
+    if experiment.lifecycle_stage != "active":
+        raise DiffctlError(
+            f"the experiment {name} was deleted in MLflow: restore it with "
+            f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`"
+        )
+    return str(experiment.experiment_id)
+
+
+def ensure_run(client: "MlflowClient", experiment_id: str, key: str, name: str, start_time: int) -> str:
+    """Return the id of the run of the training `key`, created if it is missing."""
+    if found := find_by_tags(client, [experiment_id], {KEY: key}):
+        return str(found[0].info.run_id)
+    run = client.create_run(experiment_id, start_time=start_time, tags={KEY: key}, run_name=name)
+    return str(run.info.run_id)
+
+
+def create_finished_run(client: "MlflowClient", experiment_id: str, name: str, tags: dict[str, str]) -> str:
+    """Create a run that nothing is executed in; return its id."""
+    run_id = str(client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def find_by_tags(client: "MlflowClient", experiment_ids: list[str], tags: dict[str, str]) -> "list[Run]":
+    """Return the active runs with these tags, the oldest first."""
+    terms = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+    return search_runs(client, experiment_ids, " and ".join(terms))
+
+
+def search_runs(client: "MlflowClient", experiment_ids: list[str], query: str) -> "list[Run]":
+    """Return all active runs that match MLflow's `query`, the oldest first, from every page."""
+    order = ["attributes.start_time ASC", "attributes.run_id ASC"]
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs(experiment_ids, query, order_by=order, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def newest_runs(client: "MlflowClient", experiment_ids: list[str], query: str, count: int) -> "list[Run]":
+    """Return the newest `count` active runs that match MLflow's `query`, the newest first."""
+    order = ["attributes.start_time DESC", "attributes.run_id ASC"]
+    return list(client.search_runs(experiment_ids, query, order_by=order, max_results=count))
+
+
+def log_folder(client: "MlflowClient", run_id: str, folder: Path, destination: str) -> None:
+    """Log the folder's files as artifacts below `destination`; after an error none of them is left."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    try:
+        client.log_artifacts(run_id, str(folder), destination)
+    except BaseException:
+        with suppress(Exception):  # the first error is reported
+            repository = get_artifact_repository(client.get_run(run_id).info.artifact_uri)
+            repository.delete_artifacts(destination)  # type: ignore[no-untyped-call]
+        raise

@@ -1,0 +1,292 @@
+"""The content of MLflow's pages: links, descriptions in Markdown, and an experiment's table and charts.
+
+A description that a user edited in MLflow is kept: ours is recognised by its digest. The UI reads a shared
+view, JSON, from an experiment's tag. Its charts have the format of MLflow 3; a later UI may ignore them.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
+
+from diffusion.choice.ranking import is_auxiliary
+from diffusion.choice.selection import describe_selection
+from diffusion.layout import SAMPLES
+from diffusion.protocol.grid import Cell, cell_order, describe_cell
+from diffusion.protocol.paper_mismatch import score_mismatches
+from diffusion.protocol.paper_protocols import PROTOCOLS
+from diffusion.protocol.scores import CellScores, ScoresDocument
+from diffusion.system.section import brief
+from tracking.keys import KEY
+
+if TYPE_CHECKING:
+    from diffusion.model.model_file import Artefact
+
+NOTE = "mlflow.note.content"  # MLflow's own tag: its UI shows it as the description
+NOTE_DIGEST = "diffctl.note"  # digest of the description as diffctl wrote it
+PRIMARY = "mlflow.experiment.primaryMetric.name"
+VIEW = "diffctl"  # key of the experiment's shared view, also in links
+SHARED_VIEW = f"mlflow.sharedViewState.{VIEW}"
+
+LOCAL = "http://127.0.0.1:5000"  # default address of `diffctl ui`
+MODE = {"workflowType": "machine_learning"}  # without it MLflow 3 opens pages for language models
+
+MONTAGE = "montage.png"
+MAX_CHARACTERS = 5000  # of a description in MLflow's database
+MAX_ROWS = 20  # of a table of cells
+MAX_NAME_LENGTH = 200
+MAX_RUNS = 20  # in a chart
+ATTRIBUTES = ("Duration", "Version")
+PARAMS = ("train.steps", "train.lr.rate", "model.channels", "train.seed")
+
+Tags = Mapping[str, str]
+Chart = dict[str, Any]
+
+
+def experiment_link(address: str, experiment_id: str) -> str:
+    """Return the page of an experiment's runs, with charts."""
+    query = {**MODE, "compareRunsMode": "CHART", "viewStateShareKey": VIEW}
+    return f"{_root(address)}experiments/{experiment_id}/runs?{urlencode(query)}"
+
+
+def run_link(address: str, experiment_id: str, run_id: str, artifact: str = "") -> str:
+    """Return the page of a run, or of one of its artifacts."""
+    place = f"{run_id}/artifacts/{artifact}" if artifact else run_id
+    return f"{_root(address)}experiments/{experiment_id}/runs/{place}?{urlencode(MODE)}"
+
+
+def comparison_link(address: str, experiment_ids: Sequence[str], run_ids: Sequence[str]) -> str:
+    """Return MLflow's own page that compares params, metrics and pictures of runs."""
+    experiments = list(dict.fromkeys(experiment_ids))
+    query = {"runs": json.dumps(list(run_ids)), "experiments": json.dumps(experiments), **MODE}
+    return f"{_root(address)}compare-runs?{urlencode(query)}"
+
+
+def version_link(address: str, name: str, number: int) -> str:
+    """Return the page of a model version."""
+    return f"{_root(address)}models/{quote(name, safe='')}/versions/{number}?{urlencode(MODE)}"
+
+
+def _root(address: str) -> str:
+    return f"{address.rstrip('/')}/#/"
+
+
+def note_tags(text: str) -> dict[str, str]:
+    """Return the tags that make a text the description of a run or an experiment."""
+    return {NOTE: text, NOTE_DIGEST: hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def changed_note(text: str, tags: Tags) -> dict[str, str]:
+    """Return the tags to set for a new description; none if it is unchanged or a user edited it."""
+    present = tags.get(NOTE, "")
+    is_ours = not present.strip() or note_tags(present)[NOTE_DIGEST] == tags.get(NOTE_DIGEST)
+    return note_tags(text) if is_ours and present != text else {}
+
+
+def experiment_note(data_name: str) -> str:
+    """Describe an experiment and its use."""
+    return (
+        f"Diffusion models of *{data_name}*, one run each. Child runs are the cells of the sweep over "
+        "sampling steps and η.\n\n"
+        "- `best/…` are the scores of a training's best cell; `…/eta_…` are curves over the number of "
+        "steps.\n"
+        "- Compare trainings by `diffctl compare RUN RUN`: it compares only scores of one protocol, and "
+        "marks gaps that may be chance.\n"
+        f"- The best model is `champion` of the registered model `diffctl-{data_name}`.\n"
+    )
+
+
+def registry_note() -> str:
+    """Describe the experiment that contains the registry's own runs."""
+    return (
+        "The champions of each registered model: one run per model, whose parameters are the valid moves. "
+        "`diffctl history` reads them.\n\n"
+        "**Do not delete anything here**: a registry without its run cannot be read.\n"
+    )
+
+
+def training_note(params: Tags, fingerprint: str) -> str:
+    """Describe a training by the values of params.yaml, given by dotted names."""
+
+    def of(name: str) -> str:
+        return params.get(name, "?")
+
+    conditional = "class-conditional" if of("model.class_cond") == "True" else "unconditional"
+    return (
+        f"A {conditional} diffusion model of *{of('data.name')}*: {of('train.steps')} steps of "
+        f"{of('train.batch_size')} images.\n\n"
+        f"- **network**: {params.get('model.name', 'unet')}, {of('model.channels')} channels × "
+        f"{of('model.channel_mult')}, {of('model.num_res_blocks')} blocks a level\n"
+        f"- **process**: {of('process.schedule')} schedule, T = {of('process.timesteps')}, predicts "
+        f"{of('process.prediction')}, variance {of('process.variance')}, loss {of('process.loss')}\n"
+        f"- **training**: learning rate {of('train.lr.rate')}, EMA {of('train.ema_decay')}, "
+        f"seed {of('train.seed')}\n\n"
+        "Sample it:\n\n"
+        f"    diffctl sample --run-id {fingerprint} --num 16 --out samples.png\n"
+    )
+
+
+def scores_note(document: ScoresDocument) -> str:
+    """Describe the scores of a training: its best cell, a table of all, and the reference."""
+    best = describe_selection(document.best)
+    return f"\nBest: {best}.\n\n{_cells_table(document)}\n\n{_reference_text(document)}\n"
+
+
+def describe_version(
+    artefact: "Artefact", document: ScoresDocument, run_id: str, folder: str, with_montage: bool
+) -> str:
+    """Describe a model version: training, scores, samples, protocol and use.
+
+    `folder` contains the registered model, and its montage, among the run's artifacts. MLflow's page drops
+    data: addresses of images, so the montage is an artifact.
+    """
+    parts = [_model_text(artefact), f"Best: {describe_selection(document.best)}."]
+    if with_montage:
+        address = urlencode({"path": f"{folder}/{MONTAGE}", "run_uuid": run_id})
+        parts.append(f"![samples](get-artifact?{address})")
+    parts += [_cells_table(document), _reference_text(document)]
+    if document.protocol is not None:
+        found = score_mismatches(document, document.protocol, artefact.process.model_dump(mode="json"))
+        listed = "".join(f"\n- {_escape(str(one))}" for one in found)
+        paper = PROTOCOLS[document.protocol].paper
+        parts.append(f"By the protocol of {paper}" + (f", except:\n{listed}" if found else "."))
+    parts.append(
+        "Sample it:\n\n"
+        f"    diffctl sample --run-id {run_id} --num 16 --out samples.png\n"
+        "    diffctl sample --champion --num 16 --out samples.png    # while it is champion"
+    )
+    return "\n\n".join(parts)[:MAX_CHARACTERS]
+
+
+def samples_montage(document: ScoresDocument, samples: Path = SAMPLES) -> bytes | None:
+    """Return the best cell's first images as a PNG; None if its samples are absent or of another model."""
+    from diffusion.images.pictures import png_bytes  # numpy and matplotlib
+    from diffusion.images.store import open_store
+    from diffusion.images.store_meta import CellMeta
+    from diffusion.report.sample_pictures import tile
+
+    cell = document.cells[document.best.cell]
+    width = cell.card.get("ema")
+    axes = {**cell.axes, "ema": width} if isinstance(width, float) else cell.axes
+    folders = [samples / Cell(**axes).name, samples / document.best.cell]
+    found = next((folder for folder in folders if folder.is_dir()), None)
+    if found is None:
+        return None
+    store, wanted = open_store(found, CellMeta), cell.card.get("model_sha256")
+    return png_bytes(tile(store)) if store.meta["card"].get("model_sha256") == wanted else None
+
+
+def score_names(document: ScoresDocument) -> list[str]:
+    """Return the scores that are columns of a table: those that every cell has."""
+    spec, cells = document.spec, document.cells.values()
+    names = [spec.distance, "excess", spec.kernel_distance]
+    return [name for name in names if all(name in cell.scores for cell in cells)]
+
+
+def score_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table of cells (first column) and these scores, right-aligned; `rows` are texts."""
+    lines = [["cell", *names], ["---", *["---:"] * len(names)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cells_table(document: ScoresDocument) -> str:
+    """Return the cells' scores with the best in bold: of a large sweep the fewest steps, and the best."""
+    names, best = score_names(document), document.best.cell
+    cells = sorted(document.cells, key=lambda name: cell_order(document.cells[name].axes))
+    shown = {best, *[name for name in cells if name != best][: MAX_ROWS - 1]}
+    rows = []
+    for name in filter(shown.__contains__, cells):
+        cell, mark = document.cells[name], "**" * (name == best)
+        values = (f"{cell.scores[metric]:.4g}" for metric in names)
+        rows.append([f"{mark}{_escape(describe_cell(cell.axes))}{mark}", *values])
+    left = len(cells) - len(shown)
+    return score_table(names, rows) + (f"\n\n{left} more cells are in its scores.json." if left else "")
+
+
+def _reference_text(document: ScoresDocument) -> str:
+    reference, cell = document.reference, document.cells[document.best.cell]
+    return (
+        f"{cell.num_images:,} images a cell against {reference.reference_count:,} "
+        f"of {_escape(reference.name)} ({_escape(reference.reference_split)}), "
+        f"extractor {document.spec.name}. The protocol card of each cell is in scores.json."
+    )
+
+
+def _model_text(artefact: "Artefact") -> str:
+    spec, process, data = artefact.network, artefact.process, artefact.data
+    classes = f"{spec.num_classes} classes" if spec.num_classes else "no classes"
+    width = artefact.ema_width
+    profile = f", EMA profile of σ_rel = {width:g}" if width else ""
+    return (
+        f"**{_escape(data.name)}**, {spec.image_size}×{spec.image_size}×{spec.in_channels}, {classes}: "
+        f"network {_escape(spec.name)}, {artefact.step:,} steps of training, "
+        f"process {_escape(process.schedule)} with {process.timesteps:,} timesteps, "
+        f"{_escape(process.prediction)}, precision {_escape(artefact.precision)}{profile}."
+    )
+
+
+def _escape(text: str) -> str:
+    """Return a user's text without Markdown markup."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|!" else c for c in brief(text, str, MAX_NAME_LENGTH))
+
+
+def series_name(cell: CellScores) -> str:
+    """Return all axes of a cell but the steps, as a part of a metric's key: no plus sign, no colon."""
+    values = {axis: value for axis, value in cell.axes.items() if axis != "steps"}
+    return "-".join(f"{axis}_{value}" for axis, value in values.items()).replace("+", "p").replace(":", "_")
+
+
+def best_scores(document: ScoresDocument) -> dict[str, float]:
+    """Return the best cell's scores as metrics of the training's run."""
+    best = document.cells[document.best.cell]
+    return {f"best/{name}": value for name, value in best.all_scores.items() if not is_auxiliary(name)}
+
+
+def view_tags(document: ScoresDocument) -> dict[str, str]:
+    """Return the experiment's tags: the primary metric, and a view of scores, curves and samples."""
+    primary = f"best/{document.best.metric}"
+    metrics = dict.fromkeys([primary, f"best/{document.spec.distance}", "best/steps", "best/eta"])
+    columns = [f"metrics.`{name}`" for name in metrics]
+    columns += [f"params.`{name}`" for name in PARAMS]
+    columns += [f"attributes.`{name}`" for name in ATTRIBUTES]
+    sections = _sections(document, primary)
+    state = {
+        "searchFilter": f"tags.`{KEY}` LIKE '%'",  # trainings without their cells
+        "orderByKey": f"metrics.`{primary}`",
+        "orderByAsc": True,
+        "selectedColumns": columns,
+        "compareRunSections": [_section(name) for name in sections],
+        "compareRunCharts": [chart for charts in sections.values() for chart in charts],
+        "isAccordionReordered": True,
+    }
+    return {PRIMARY: primary, SHARED_VIEW: json.dumps(state, sort_keys=True)}
+
+
+def _sections(document: ScoresDocument, primary: str) -> dict[str, list[Chart]]:
+    """Return the charts of each section."""
+    best = document.cells[document.best.cell]
+    distance = document.spec.distance
+    curves = [f"{distance}/{line}" for line in dict.fromkeys(map(series_name, document.cells.values()))]
+    images = [f"samples-{series_name(best)}"]
+    scores = [_chart("Scores", "BAR", metricKey=primary), _lines("Scores", f"{distance} over steps", curves)]
+    samples = _chart("Samples", "IMAGE", imageKeys=images, step=best.steps) | {"showRunParams": False}
+    training = [_lines("Training", name, [name]) for name in ("loss", "grad_norm")]
+    return {"Scores": scores, "Samples": [samples], "Training": training}
+
+
+def _section(name: str) -> Chart:
+    shown = {"display": True, "isReordered": False, "deleted": False, "isGenerated": False}
+    return {"uuid": f"diffctl-{name}", "name": name, **shown}
+
+
+def _lines(section: str, name: str, metrics: list[str]) -> Chart:
+    axes = {"xAxisKey": "step", "selectedXAxisMetricKey": "", "scaleType": "linear", "lineSmoothness": 0}
+    return _chart(section, "LINE", displayName=name, metricKey=metrics[0], selectedMetricKeys=metrics, **axes)
+
+
+def _chart(section: str, kind: str, **values: Any) -> Chart:
+    identity = "-".join(["diffctl", section, *map(str, values.values())])
+    shown = {"runsCountToCompare": MAX_RUNS, "deleted": False, "isGenerated": False}
+    return {"type": kind, "uuid": identity, "metricSectionId": f"diffctl-{section}", **shown, **values}

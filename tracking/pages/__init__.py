@@ -1,1 +1,0 @@
-"""What MLflow's pages show: descriptions, tables, charts and links."""
