@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from torch import Tensor
 
 from diffusion.engine.engine import Engine, ForwardPass
-from diffusion.engine.job import CustomTrajectory, Job, Stepped
+from diffusion.engine.job import ChunkStep, CustomTrajectory, Job
 from diffusion.process.condition import Condition
 from diffusion.protocol.settings import SampleSettings
 
@@ -27,9 +27,9 @@ class PendingImages:
     def __init__(self, job: Job, every: int = 0) -> None:
         self.job, self._every = job, every
         self.made: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
-        self.news: asyncio.Queue[Stepped | None] = asyncio.Queue()
+        self.news: asyncio.Queue[ChunkStep | None] = asyncio.Queue()
 
-    def tell(self, stepped: Stepped) -> None:
+    def tell(self, stepped: ChunkStep) -> None:
         """Tell of a step where it is asked for, unless too many wait to be taken."""
         step = stepped.step
         asked_for = self._every and step.done % self._every == 0 and step.done < step.total

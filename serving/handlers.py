@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
 from diffusion.engine.engine import Full
-from diffusion.engine.job import Stepped
+from diffusion.engine.job import ChunkStep
 from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.sample.nan_guard import NonFiniteError
 from diffusion.system.errors import UsageError
@@ -132,7 +132,7 @@ async def _images(order: PendingImages) -> Tensor:
         raise HTTPException(503, "the server stopped before these images were made") from None
 
 
-def _seen(order: PendingImages, stepped: Stepped) -> StepEvent:
+def _seen(order: PendingImages, stepped: ChunkStep) -> StepEvent:
     step = stepped.step
     return StepEvent(
         step=step.done,

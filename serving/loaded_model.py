@@ -63,7 +63,7 @@ class ServedModel:
             images=to_nhwc(images),
             model=self.name,
             settings=job.settings.model_dump(mode="json"),
-            evaluations=job.evaluations,
+            evaluations=job.nfe,
             indices=list(job.indices),
             labels=None if labels is None else labels.tolist(),
         )

@@ -37,20 +37,20 @@ def encode(
     x_0: Tensor,
     condition: Condition,
     progress: Progress | None = None,
-    watch: NaNGuard | None = None,
+    guard: NaNGuard | None = None,
 ) -> Tensor:
     """x_T (B, C, H, W) from which the walk with η = 0 and no clipping comes back to `x_0`.
 
     The deterministic step reversed (DDIM eq. 14), so exact only as S grows: ε is asked where the step starts.
     The first step starts at the image itself, which counts as its noisiest neighbour, the first timestep.
-    NonFiniteError, in the words of `watch`, where ε or a step is NaN or infinite.
+    NonFiniteError, in the words of `guard`, where ε or a step is NaN or infinite.
     """
 
     def report(step: Step) -> None:
         if progress:
             progress(step.done, step.total)
 
-    return run_sampler(encoding(grid, x_0, lambda: x_0), denoiser, condition, report, watch).x
+    return run_sampler(encoding(grid, x_0, lambda: x_0), denoiser, condition, report, guard).x
 
 
 def slerp(first: Tensor, second: Tensor, fraction: float) -> Tensor:
@@ -80,8 +80,8 @@ def encode_images(
     grid = check_settings(loaded.artefact, settings)
     device = next(loaded.network.parameters()).device
     x_0 = to_model(to_nchw(images).to(device))
-    watch = guard_networks({"model": loaded.network}, False, "the code of image {} of these".format)
-    return encode(model_denoiser(loaded), grid, x_0, condition.to(device), progress, watch).cpu()
+    guard = guard_networks({"model": loaded.network}, False, "the code of image {} of these".format)
+    return encode(model_denoiser(loaded), grid, x_0, condition.to(device), progress, guard).cpu()
 
 
 def decode_images(

@@ -59,16 +59,16 @@ def bits_per_dimension(
         x_0 = to_model(to_nchw(images[start : start + batch_size]).to(device))
         wanted = condition.rows(slice(start, start + batch_size)).to(device)
         noise = ImageNoise(seed, range(start, start + len(x_0)), (x_0.shape[1], *x_0.shape[2:]))
-        watch = guard_networks({"model": loaded.network}, False, _counted_from(start))
+        guard = guard_networks({"model": loaded.network}, False, _counted_from(start))
         prior = prior_term(grid, x_0).cpu().double()
         total = prior.clone()
         for i in range(len(grid)):
-            term = _term(denoiser, grid, x_0, i, noise.draw().to(device), wanted, watch)
+            term = _term(denoiser, grid, x_0, i, noise.draw().to(device), wanted, guard)
             terms[i] += term.sum()
             total += term
             if progress:
                 progress(start * len(grid) + (i + 1) * len(x_0), len(images) * len(grid))
-        watch.end()
+        guard.raise_pending()
         priors.append(prior)
         totals.append(total)
     return Bits(grid.times, terms / len(images), torch.cat(priors), torch.cat(totals))
@@ -86,7 +86,7 @@ def _term(
     i: int,
     noise: Tensor,
     condition: Condition,
-    watch: NaNGuard,
+    guard: NaNGuard,
 ) -> Tensor:
     """(B,) terms of the bound at index i, float64 on the CPU."""
     index, process = torch.full((len(x_0),), i), denoiser.process
@@ -95,5 +95,5 @@ def _term(
     said = denoiser(x_t, t, condition)
     log_var = log_variance(grid, process.config.variance, said.variance_fraction, x_t, index)
     term = vlb_terms(grid, x_0, x_t, index, said.x0.clamp(-1, 1), log_var)
-    watch.see(i + 1, t, *said, term)
+    guard.check(i + 1, t, *said, term)
     return term.cpu().double()

@@ -48,7 +48,7 @@ def check_averages(project: Project) -> Iterator[Finding]:
 def _too_large(config: Config, eta: float) -> Iterator[tuple[int, str]]:
     """The numbers of steps for which η is too large, and what is not."""
     from diffusion.process.process_registry import build_process
-    from diffusion.sample.eta import format_max_eta, max_eta
+    from diffusion.sample.sampling_steps import format_max_eta, max_eta
 
     process = build_process(config.process)
     for steps, spacing in product(config.sweep.steps, _listed(config, "spacing")):
@@ -78,7 +78,7 @@ def _is_guided(config: Config, settings: SampleSettings) -> bool:
     """Return whether the weight of guidance is positive at some call of the network."""
     from diffusion.process.process_registry import build_process
     from diffusion.sample.guidance import guidance_weight
-    from diffusion.sample.nfe import call_times
+    from diffusion.sample.sampling_steps import call_times
 
     process = build_process(config.process)
     return any(guidance_weight(settings, process, t) for t in call_times(settings, process))

@@ -28,7 +28,7 @@ from diffusion.protocol.grid import Cell, cell_settings, grid
 from diffusion.protocol.option_values import format_value
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.nfe import count_nfe
+from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.checksums import add_checksum, read_checksummed_json
 from diffusion.system.devices import acquire_device, default_device
 from diffusion.system.errors import DiffctlError, reason

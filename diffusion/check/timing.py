@@ -26,7 +26,7 @@ from diffusion.model.precision import freeze
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import shard_images
 from diffusion.sample.config import SampleConfig
-from diffusion.sample.nfe import count_nfe
+from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.section import Section
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.loop import NullObserver, new_state, train

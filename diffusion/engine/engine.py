@@ -1,8 +1,8 @@
-"""Continuous batching: requests join and leave the running batch at every network pass.
+"""Continuous batching: requests join and leave the running batch at every forward pass.
 
-The engine drives samplers as the generators that they are: whatever they ask of their images is asked of the
-network together, so that requests of 5 and of 40 steps, guided or not, of different classes and samplers,
-share its passes. What an image is does not depend on what else is in the batch, but for rounding.
+The engine runs many samplers, which are generators, and batches their calls of the denoiser. So requests of 5
+and of 40 steps, guided or not, of different classes and samplers, share the forward passes. Except for
+rounding, an image does not depend on what else is in the batch.
 """
 
 import threading
@@ -13,54 +13,64 @@ from typing import Self
 
 import torch
 
-from diffusion.engine.batching import batched_forward, in_two, is_finite, split_rows
-from diffusion.engine.fair_queue import initial_service, select_chunks
-from diffusion.engine.job import Chunk, CustomTrajectory, Job, Stepped, split_job
+from diffusion.engine.batching import (
+    batched_forward,
+    halved,
+    initial_service,
+    is_finite,
+    select_chunks,
+    split_rows,
+)
+from diffusion.engine.job import Chunk, ChunkStep, CustomTrajectory, Job, split_job
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser
 from diffusion.process.denoiser_output import Prediction
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import model_denoiser
-from diffusion.sample.nfe import count_nfe
+from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.errors import TemporaryError
 from diffusion.system.threads import device_threads, splitting_helps, two_threads
 
-CHUNK_SIZE = 16  # images of a job that walk together: few enough to fill what others leave of a pass
+CHUNK_SIZE = 16  # images that share a trajectory: few enough to fill the rest of a pass
 
 
 class Full(TemporaryError):
-    """The engine holds as many images as it may: try again when some are done."""
+    """The engine holds its maximum of images: retry when some are finished."""
 
 
 @dataclass
 class ForwardPass:
-    """What a network pass of `rows` rows brought: steps that were taken, and jobs that came to their end."""
+    """The result of a forward pass of `rows` rows: the steps made, and the jobs that ended."""
 
     rows: int = 0
-    steps: list[Stepped] = field(default_factory=list)
+    steps: list[ChunkStep] = field(default_factory=list)
     ended: list[Job] = field(default_factory=list)
 
 
 class Engine:
     """One model on one device, a context; `add`, `step` and `cancel` may be called from any thread.
 
-    A pass has at most `rows` rows, of which a guided image takes two, and at most `most` images are held:
-    those at work and those that wait.
+    A pass has at most `rows` rows, of which a guided image takes two. At most `max_images` images are held,
+    running or waiting.
     """
 
-    def __init__(self, loaded: LoadedModel, device: torch.device, rows: int = 64, most: int = 1024) -> None:
-        if rows < 2 or most < 1:
-            raise ValueError(f"a pass has two rows or more, for an image or more (got {rows}, {most})")
-        self.loaded, self.device, self.rows, self.most = loaded, device, rows, most
+    def __init__(
+        self, loaded: LoadedModel, device: torch.device, rows: int = 64, max_images: int = 1024
+    ) -> None:
+        if rows < 2 or max_images < 1:
+            raise ValueError(f"a pass has two rows or more, for an image or more (got {rows}, {max_images})")
+        self.loaded, self.device, self.rows, self.max_images = loaded, device, rows, max_images
         self._jobs: dict[int, Job] = {}
         self._added = 0
         self._lock = threading.Lock()  # never held during a pass
-        self._end = ExitStack()
+        self._exit = ExitStack()
         self._denoiser: Denoiser = model_denoiser(loaded)
-        self._drawing = self._end.enter_context(device_threads(1, device)) if device.type == "cuda" else None
+        self._noise_pool = (
+            self._exit.enter_context(device_threads(1, device)) if device.type == "cuda" else None
+        )
         if splitting_helps(device):
-            self._denoiser = in_two(self._denoiser, self._end.enter_context(two_threads()))
+            self._denoiser = halved(self._denoiser, self._exit.enter_context(two_threads()))
 
     def __enter__(self) -> Self:
         return self
@@ -69,25 +79,25 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Let go of its threads; no pass may be at work."""
-        self._end.close()
+        """End the engine's threads; no pass may be running."""
+        self._exit.close()
 
     @property
     def held(self) -> int:
-        """The images of all jobs that have not come to their end."""
+        """The number of images of all jobs that have not ended."""
         with self._lock:
             return self._held()
 
     @property
     def jobs(self) -> int:
-        """The jobs that have not come to their end."""
+        """The number of jobs that have not ended."""
         return len(self._jobs)
 
     @property
     def passes_left(self) -> int:
-        """How many passes what is held will take, about: jobs that come meanwhile share them."""
+        """About how many passes the held jobs take; jobs that arrive meanwhile share them."""
         with self._lock:
-            rows = sum(part.rows_left for job in self._jobs.values() for part in job.parts)
+            rows = sum(chunk.rows_left for job in self._jobs.values() for chunk in job.chunks)
         return -(-rows // self.rows)
 
     def add(
@@ -95,98 +105,99 @@ class Engine:
         settings: SampleSettings,
         indices: Sequence[int],
         condition: Condition,
-        course: CustomTrajectory | None = None,
+        custom: CustomTrajectory | None = None,
     ) -> Job:
-        """A job for these images; its walk begins with the next pass that has room for it.
+        """Add a job for these images; it starts with the next pass that has room.
 
-        Without a `course` it goes from each image's noise to the image, by the settings' sampler.
-
-        UsageError when this model cannot be sampled so, Full when too many images are held.
+        Without `custom` it samples each image from its noise, by the settings' sampler. UsageError if the
+        model does not allow these settings, Full if too many images are held.
         """
-        job = Job(0, settings, indices, condition, course)
-        most = min(CHUNK_SIZE, self.rows // job.rows_an_image)
-        job.parts = split_job(job, self.loaded, self.device, most, self._drawing)
-        job.evaluations = count_nfe(settings, self.loaded.artefact.process)
+        job = Job(0, settings, indices, condition, custom)
+        size = min(CHUNK_SIZE, self.rows // job.rows_per_image)
+        job.chunks = split_job(job, self.loaded, self.device, size, self._noise_pool)
+        job.nfe = count_nfe(settings, self.loaded.artefact.process)
         with self._lock:
-            if (held := self._held()) + len(job) > self.most:
-                raise Full(f"{held} images are being made: with {len(job)} more it would be over {self.most}")
+            if (held := self._held()) + len(job) > self.max_images:
+                raise Full(
+                    f"{held} images are being made: with {len(job)} more it would be over {self.max_images}"
+                )
             self._added += 1
             job.number, job.served = self._added, initial_service(self._jobs.values())
             self._jobs[job.number] = job
         return job
 
     def cancel(self, job: Job) -> None:
-        """Let go of a job, wherever it stands; nothing where it has come to its end."""
+        """Remove a job; do nothing if it has ended."""
         with self._lock:
-            self._leave(job)
+            self._remove(job)
 
     def step(self) -> ForwardPass:
-        """One network pass for those whose turn it is; nothing where there is no job.
+        """Run one forward pass; do nothing without jobs.
 
-        What fails ends the jobs that it is of, with their error, and no other.
+        An exception ends the jobs that it belongs to, and no other.
         """
         made = ForwardPass()
         with self._lock:
-            begun = [part for part in self._turn() if self._begins(part, made)]
-            parts = [part for part in begun if not part.job.ended]  # one of the same job may have failed
-        if not parts:
+            started = [chunk for chunk in self._next_chunks() if self._starts(chunk, made)]
+            chunks = [chunk for chunk in started if not chunk.job.ended]  # by a failure of another chunk
+        if not chunks:
             return made
         try:
-            said = batched_forward(self._denoiser, parts)
-            look = self.device.type != "cpu" or not is_finite(said)
+            prediction = batched_forward(self._denoiser, chunks)
+            needs_check = self.device.type != "cpu" or not is_finite(prediction)
         except Exception as error:  # of the network: memory, a broken device
             with self._lock:
-                for part in parts:
-                    self._fail(part.job, error, made)
+                for chunk in chunks:
+                    self._fail(chunk.job, error, made)
             return made
-        made.rows = sum(part.rows for part in parts)
+        made.rows = sum(chunk.rows for chunk in chunks)
         with self._lock:
-            for part, answer in zip(parts, split_rows(said, parts), strict=True):
-                if not part.job.ended:
-                    self._answer(part, answer, look, made)
+            for chunk, part in zip(chunks, split_rows(prediction, chunks), strict=True):
+                if not chunk.job.ended:
+                    self._advance(chunk, part, needs_check, made)
         return made
 
     def _held(self) -> int:
         return sum(map(len, self._jobs.values()))
 
-    def _turn(self) -> list[Chunk]:
-        waiting = (part for job in self._jobs.values() for part in job.parts if part.x_0 is None)
+    def _next_chunks(self) -> list[Chunk]:
+        waiting = (chunk for job in self._jobs.values() for chunk in job.chunks if chunk.x_0 is None)
         return select_chunks(waiting, self.rows)
 
-    def _begins(self, part: Chunk, made: ForwardPass) -> bool:
-        """Whether it has a question; a walk that does not begin ends its job."""
+    def _starts(self, chunk: Chunk, made: ForwardPass) -> bool:
+        """Return whether the chunk has a pending call; a trajectory that fails to start ends its job."""
         try:
-            part.question()
-        except Exception as error:  # whatever a sampler raises is its job's alone
-            self._fail(part.job, error, made)
+            chunk.pending_call()
+        except Exception as error:  # whatever a sampler raises concerns its job alone
+            self._fail(chunk.job, error, made)
             return False
         return True
 
     @torch.no_grad()
-    def _answer(self, part: Chunk, said: Prediction, look: bool, made: ForwardPass) -> None:
-        job = part.job
-        job.served += part.rows
+    def _advance(self, chunk: Chunk, prediction: Prediction, needs_check: bool, made: ForwardPass) -> None:
+        job = chunk.job
+        job.served += chunk.rows
         try:
-            if look:
-                part.look(said)
-            steps = part.answer(said)
+            if needs_check:
+                chunk.check(prediction)
+            steps = chunk.advance(prediction)
         except Exception as error:  # as above
             self._fail(job, error, made)
             return
-        made.steps += [Stepped(job, part.images, step) for step in steps]
-        images = [part.x_0 for part in job.parts if part.x_0 is not None]
-        if len(images) == len(job.parts):
+        made.steps += [ChunkStep(job, chunk.images, step) for step in steps]
+        images = [chunk.x_0 for chunk in job.chunks if chunk.x_0 is not None]
+        if len(images) == len(job.chunks):
             job.images = torch.cat(images)
-            self._leave(job)
+            self._remove(job)
             made.ended.append(job)
 
     def _fail(self, job: Job, error: Exception, made: ForwardPass) -> None:
         if not job.ended:
             job.error = error
-            self._leave(job)
+            self._remove(job)
             made.ended.append(job)
 
-    def _leave(self, job: Job) -> None:
+    def _remove(self, job: Job) -> None:
         job.ended = True
-        job.parts = []
+        job.chunks = []
         self._jobs.pop(job.number, None)

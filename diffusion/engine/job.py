@@ -1,4 +1,4 @@
-"""A request in the engine: its images in parts, each a walk of its own that stands at some question."""
+"""A request in the engine: its images in chunks, each with a trajectory that waits for a prediction."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -21,15 +21,15 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings, noise_draws
 from diffusion.sample.guidance import guidance_weight
 from diffusion.sample.nan_guard import guard_networks
-from diffusion.sample.sampler import DenoiserCall, Sampler, Step, Trajectory
+from diffusion.sample.sampler import DenoiserCall, Sampler, SamplerDriver, Step
 from diffusion.system.device_transfer import to_device
 from diffusion.system.threads import draw_ahead, then_draw
 
 
 class CustomTrajectory(NamedTuple):
-    """Another way than from noise to images: walks of `sampler` that begin at `start`, a row for each image.
+    """Trajectories of `sampler` from `start` (B, C, H, W) instead of from each image's noise.
 
-    `start` is (B, C, H, W); `end` makes what the job has of where the walks end.
+    `end` converts the end of a trajectory into the job's result.
     """
 
     start: Tensor
@@ -39,37 +39,36 @@ class CustomTrajectory(NamedTuple):
 
 @dataclass(eq=False)
 class Job:
-    """The images at `indices` by these settings, a row each of the condition.
+    """The images at `indices` with these settings, and a row of the condition for each.
 
-    `evaluations` is how often the network will have seen each of them. `served` is how many rows of passes it
-    was given, from where its share began to count. At its end it has
-    its `images`, uint8 (B, C, H, W) on the CPU, or what its course makes in their place, or the `error` that
-    ended it; neither if it was cancelled.
+    `nfe` is the number of network evaluations of an image. `served` counts the rows of passes that the job
+    had, on top of its initial service. At the end the job has its `images`, uint8 (B, C, H, W) on the CPU, or
+    what its custom trajectory returns, or the `error` that ended it; neither if it was cancelled.
     """
 
     number: int
     settings: SampleSettings
     indices: Sequence[int]
     condition: Condition
-    course: CustomTrajectory | None = None
-    evaluations: int = 0
+    custom: CustomTrajectory | None = None
+    nfe: int = 0
     served: int = 0
     ended: bool = False
     images: Tensor | None = None
     error: Exception | None = None
-    parts: "list[Chunk]" = field(default_factory=list)
+    chunks: "list[Chunk]" = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     @property
-    def rows_an_image(self) -> int:
-        """How many rows of a pass an image takes at most: under guidance two."""
+    def rows_per_image(self) -> int:
+        """The most rows of a pass that an image takes: two under guidance."""
         return 2 if self.settings.guidance else 1
 
 
-class Stepped(NamedTuple):
-    """Some of a job's images, a slice of them, took a step."""
+class ChunkStep(NamedTuple):
+    """A step of some of a job's images, a slice of them."""
 
     job: Job
     images: slice
@@ -77,10 +76,10 @@ class Stepped(NamedTuple):
 
 
 class Chunk:
-    """Some of a job's images, which walk together. Nothing is drawn before its first question.
+    """Some of a job's images, which share a trajectory. No noise is drawn before the first call.
 
-    `weight` is that of guidance at its question. `pool`, of a single thread, makes its draws one ahead where
-    that pays.
+    `weight` is that of guidance at the pending call, `calls` the number of answered ones. `pool`, of a single
+    thread, prefetches the noise where that is faster.
     """
 
     def __init__(
@@ -94,50 +93,55 @@ class Chunk:
         pool: Executor | None = None,
     ) -> None:
         self.job, self.images = job, images
-        self.asked = 0
         self.condition = job.condition.rows(images).to(device)
         self.x_0: Tensor | None = None
+        self.weight = job.settings.guidance
         self._indices = job.indices[images]
         self._grid, self._device, self._loaded, self._pool = grid, device, loaded, pool
-        self._process, self._given = process, 0
-        self._watch = guard_networks(
+        self._process, self._rows_had = process, 0
+        self._guard = guard_networks(
             {"model": loaded.network}, bool(job.settings.guidance), lambda row: f"image {self._indices[row]}"
         )
-        self._walk: Trajectory | None = None
-        self._question: DenoiserCall | None = None
-        self._step = 1
-        self.weight = job.settings.guidance
+        self._driver: SamplerDriver | None = None
 
     def __len__(self) -> int:
         return len(self._indices)
 
     @property
+    def calls(self) -> int:
+        """The number of answered calls."""
+        return 0 if self._driver is None else self._driver.nfe
+
+    @property
     def rows(self) -> int:
-        """The rows of a pass that its question takes; before the first one as many as any."""
+        """The rows of a pass that the pending call takes; before the first call the most of any."""
         return len(self) * (2 if self.weight else 1)
 
     @property
     def rows_left(self) -> int:
-        """The rows of passes that it will take to its end."""
-        return len(self) * self.job.evaluations - self._given
+        """The rows of passes until the end."""
+        return len(self) * self.job.nfe - self._rows_had
 
-    def question(self) -> DenoiserCall:
-        """What it wants to know now; its first one begins the walk, and UsageError may say that none fits."""
-        if self._walk is None:
-            self._walk = self._begun()
-            self._go_on(None)
-        assert self._question is not None, "a part that has ended is not asked any more"
-        return self._question
+    def pending_call(self) -> DenoiserCall:
+        """Return the pending call; the first one starts the trajectory. UsageError as the sampler's own."""
+        driver = self._driver or self._start()
+        assert driver.call is not None, "a chunk at its end has no call"
+        return driver.call
 
-    def _begun(self) -> Trajectory:
-        """Its walk, from its images' noise or where its course begins."""
-        draw, course = self._draws(), self.job.course
-        if course is None:
-            return build_sampler(self.job.settings)(self._grid, draw(), draw)
-        return course.sampler(self._grid, to_device(course.start[self.images], self._device), draw)
+    def _start(self) -> SamplerDriver:
+        """Start the trajectory, from the images' noise or from that of a custom one."""
+        noise, custom = self._noise(), self.job.custom
+        if custom is None:
+            trajectory = build_sampler(self.job.settings)(self._grid, noise(), noise)
+        else:
+            start = to_device(custom.start[self.images], self._device)
+            trajectory = custom.sampler(self._grid, start, noise)
+        self._driver = SamplerDriver(trajectory)
+        self._update_weight(self._driver)
+        return self._driver
 
-    def _draws(self) -> Callable[[], Tensor]:
-        """Its images' noise on the device, x_T first."""
+    def _noise(self) -> Callable[[], Tensor]:
+        """Return what draws the images' noise on the device, x_T first."""
         spec, settings = self._loaded.artefact.network, self.job.settings
         shape = (spec.in_channels, spec.image_size, spec.image_size)
         noise = ImageNoise(settings.seed, self._indices, shape)
@@ -150,49 +154,40 @@ class Chunk:
             return draw
         return then_draw(draw_ahead(self._pool, draw, ahead, self._device), draw)
 
-    def look(self, said: Prediction) -> None:
-        """NonFiniteError where the answer is NaN or infinite: on a CPU now, elsewhere at the end."""
-        self._watch.see(self._step, self.question().t, *said)
+    def check(self, prediction: Prediction) -> None:
+        """Raise NonFiniteError if the prediction is NaN or infinite: on a CPU now, elsewhere at the end."""
+        assert self._driver is not None
+        self._guard.check(self._driver.step, self.pending_call().t, *prediction)
 
-    def answer(self, said: Prediction) -> list[Step]:
-        """Go on to the next question, or to the end: `x_0` is there then. Returns the steps on the way.
+    def advance(self, prediction: Prediction) -> list[Step]:
+        """Advance to the next call, or to the end, which sets `x_0`; return the steps on the way.
 
-        NonFiniteError where what it ended with is none.
+        NonFiniteError if the end is NaN or infinite.
         """
-        self.asked += 1
-        self._given += self.rows
-        steps = self._go_on(said)
-        if self._question is None:
-            x = steps[-1].x
-            self._watch.see(self._step, 0, x)
-            self._watch.end()
-            end = to_uint8 if self.job.course is None else self.job.course.end
-            self.x_0 = end(x).cpu()
+        driver = self._driver
+        assert driver is not None
+        self._rows_had += self.rows
+        steps = driver.advance(prediction)
+        if driver.call is not None:
+            self._update_weight(driver)
+        else:
+            assert driver.x is not None
+            self._guard.check(driver.step, 0, driver.x)
+            self._guard.raise_pending()
+            end = to_uint8 if self.job.custom is None else self.job.custom.end
+            self.x_0 = end(driver.x).cpu()
         return steps
 
-    def _go_on(self, said: Prediction | None) -> list[Step]:
-        """Send the answer, None at the start, and keep the next question, None at the end."""
-        assert self._walk is not None
-        steps: list[Step] = []
-        self._question = None
-        try:
-            event = self._walk.send(said)
-            while isinstance(event, Step):
-                steps.append(event)
-                self._step = event.done + 1
-                event = self._walk.send(None)
-            self._question = event
-            self.weight = guidance_weight(self.job.settings, self._process, event.t)
-        except StopIteration:
-            pass
-        return steps
+    def _update_weight(self, driver: SamplerDriver) -> None:
+        if driver.call is not None:
+            self.weight = guidance_weight(self.job.settings, self._process, driver.call.t)
 
 
 def split_job(
-    job: Job, loaded: LoadedModel, device: torch.device, most: int, pool: Executor | None = None
+    job: Job, loaded: LoadedModel, device: torch.device, size: int, pool: Executor | None = None
 ) -> list[Chunk]:
-    """The job's images in parts of at most `most`; UsageError when this model cannot be sampled so."""
+    """Split the job's images into chunks of at most `size`; UsageError as `check_settings`."""
     grid, process = check_settings(loaded.artefact, job.settings), build_process(loaded.artefact.process)
-    starts = range(0, len(job), most)
-    parts = [slice(start, min(start + most, len(job))) for start in starts]
-    return [Chunk(job, part, grid, loaded, device, process, pool) for part in parts]
+    starts = range(0, len(job), size)
+    slices = [slice(start, min(start + size, len(job))) for start in starts]
+    return [Chunk(job, images, grid, loaded, device, process, pool) for images in slices]

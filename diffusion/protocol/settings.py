@@ -193,7 +193,7 @@ class SampleSettings(SamplerConfig):
     def evaluations(self) -> int | None:
         """NFE of an image: one per call of the sampler, two under guidance; a classifier does not count.
 
-        None with an interval of guidance: then it depends on the process (`diffusion.sample.nfe.count_nfe`).
+        None with an interval of guidance: then it depends on the process (`sampling_steps.count_nfe`).
         """
         if self.guidance_interval is not None:
             return None

@@ -21,7 +21,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.config import SampleConfig
 from diffusion.sample.generate import generate, should_compile
-from diffusion.sample.nfe import count_nfe
+from diffusion.sample.sampling_steps import count_nfe
 from diffusion.sample.shards import CellShards, cells_folder
 from diffusion.system.devices import OnWait, acquire_device
 from diffusion.system.files import sha256_file

@@ -11,8 +11,8 @@ from diffusion.process.denoiser_output import Prediction
 from diffusion.process.time_grid import GridStep, TimeGrid
 from diffusion.protocol.samplers import Noise
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.eta import check_eta, check_noise
 from diffusion.sample.sampler import DenoiserCall, Step, Trajectory
+from diffusion.sample.sampling_steps import check_eta, check_noise
 
 
 @dataclass(frozen=True)

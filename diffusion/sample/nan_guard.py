@@ -1,6 +1,6 @@
-"""Numbers that are none: NaN and infinity end the work instead of becoming pictures.
+"""NaN and infinity stop sampling with an error.
 
-Clipping would hide them: an infinite x̂_0 comes back as a black or a white image.
+Clipping would hide them: an infinite x̂_0 becomes a black or a white image.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,10 +13,10 @@ from diffusion.system.errors import DiffctlError
 
 
 class NonFiniteError(DiffctlError):
-    """What a model says, or what was made of it, is NaN or infinite."""
+    """A prediction, or what was computed from it, is NaN or infinite."""
 
 
-class _Look(NamedTuple):
+class _Check(NamedTuple):
     """Which rows (B,) of a step were finite."""
 
     step: int
@@ -25,50 +25,51 @@ class _Look(NamedTuple):
 
 
 class NaNGuard:
-    """Looks at each step's numbers and raises NonFiniteError with the first step at which some were none.
+    """Check each step's numbers; raise NonFiniteError with the first step that has NaN or infinity.
 
-    On a CPU at that step. Elsewhere at the `end`: to be told at each step would be to wait for each.
-    `name` says what a row is; `why` where such numbers may come from, and what to do.
+    On a CPU it raises at that step. Elsewhere `raise_pending` does at the end: to know it at each step would
+    be to wait for the device. `name` describes a row; `why` gives a possible reason and a remedy.
     """
 
     def __init__(
         self,
         name: Callable[[int], str] = "row {}".format,
-        why: Callable[[], str] = "look at what was asked".format,
+        why: Callable[[], str] = "check the input".format,
     ) -> None:
         self._name, self._why = name, why
-        self._looks: list[_Look] = []
+        self._checks: list[_Check] = []
 
-    def see(self, step: int, t: float, *parts: Tensor | None) -> None:
-        """Look at (B, …) parts, all on one device, of what a step made, counted from 1 and asked at `t`."""
+    def check(self, step: int, t: float, *parts: Tensor | None) -> None:
+        """Check (B, …) parts, all on one device, of a step, counted from 1, at the time `t`."""
         rows = [part.reshape(len(part), -1).isfinite().all(1) for part in parts if part is not None]
         finite = torch.stack(rows).all(0)
-        self._looks.append(_Look(step, t, finite))
+        self._checks.append(_Check(step, t, finite))
         if finite.device.type == "cpu":
-            self.end()
+            self.raise_pending()
 
-    def end(self) -> None:
-        """Raise what has not been told yet; to be called after the last step."""
-        looks, self._looks = self._looks, []
-        finite = torch.stack([look.finite for look in looks]).cpu() if looks else torch.ones(1, 1)
+    def raise_pending(self) -> None:
+        """Raise for the checks that have not been read yet; call it after the last step."""
+        checks, self._checks = self._checks, []
+        finite = torch.stack([check.finite for check in checks]).cpu() if checks else torch.ones(1, 1)
         if finite.all():
             return
         first, row = finite.logical_not().nonzero()[0].tolist()
-        look = looks[first]
-        when = f"from step {look.step} on (t = {look.t:g})"
-        raise NonFiniteError(f"{self._name(row)} is NaN or infinite {when}: {self._why()}")
+        step, t, _ = checks[first]
+        raise NonFiniteError(
+            f"{self._name(row)} is NaN or infinite from step {step} on (t = {t:g}): {self._why()}"
+        )
 
 
 def guard_networks(networks: Mapping[str, nn.Module], guided: bool, name: Callable[[int], str]) -> NaNGuard:
-    """The watch over what these networks say, each under what a person calls it."""
-    return NaNGuard(name, lambda: _why(networks, guided))
+    """Return a guard of these networks' predictions; `networks` are by their names in messages."""
+    return NaNGuard(name, lambda: _reason(networks, guided))
 
 
-def _why(networks: Mapping[str, nn.Module], guided: bool) -> str:
-    """Where numbers that are none come from; looked for only when there are some."""
-    for called, network in networks.items():
+def _reason(networks: Mapping[str, nn.Module], guided: bool) -> str:
+    """Return where NaN or infinity comes from, and a remedy."""
+    for label, network in networks.items():
         for name, weight in network.state_dict().items():
             if not weight.isfinite().all():
-                return f"so are weights of the {called} ({name}), so use another one"
-    known = "the weights are finite, but what they give is too large"
-    return f"{known}: lower the guidance" if guided else f"{known}: train with a lower train.lr"
+                return f"so are weights of the {label} ({name}), so use another one"
+    overflow = "the weights are finite, but what they give is too large"
+    return f"{overflow}: lower the guidance" if guided else f"{overflow}: train with a lower train.lr"

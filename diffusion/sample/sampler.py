@@ -1,8 +1,8 @@
-"""Samplers as generators, and the driver that runs one of them.
+"""Samplers as generators, and the driver that runs them.
 
-A sampler says what it wants to know of x_t and is sent the answer, as often as it needs. So it knows neither
-networks nor guidance, and what drives it may run many side by side and ask for all of them at once: rows of
-asks are joined by `torch.cat`, their times as a tensor of rows.
+A sampler yields a call of the denoiser and receives the prediction, as often as it needs. So it depends on
+neither networks nor guidance, and an engine may run many samplers and batch their calls: x is joined by
+`torch.cat`, times as a tensor of rows.
 """
 
 from collections.abc import Callable, Generator
@@ -20,7 +20,7 @@ from diffusion.sample.nan_guard import NaNGuard
 
 
 class DenoiserCall(NamedTuple):
-    """A sampler's question: what is x (B, C, H, W) at the time `t`, the same for all rows?"""
+    """A sampler's request for the prediction of x (B, C, H, W) at the time `t`, the same for all rows."""
 
     x: Tensor
     t: int | float
@@ -28,7 +28,7 @@ class DenoiserCall(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """Where a walk stands: `done` of `total` steps, x_t after them, and the x̂_0 they were made from."""
+    """A step of a sampler: `done` of `total` steps, x_t after them, and the x̂_0 that x_t was made from."""
 
     done: int
     total: int
@@ -37,62 +37,86 @@ class Step:
 
 
 Trajectory = Generator[DenoiserCall | Step, Prediction | None, None]
-"""Yields Ask, to be sent a Prediction, and after each step Step, to be sent None; the last one has x_0."""
+"""Yields each DenoiserCall, to receive its Prediction, and each Step, to receive None. The last x is x_0."""
 
 
 class Sampler(Protocol):
-    """A way from x_T to x_0. What it computes by beside images are plain numbers: no step waits for a GPU."""
+    """A method to get from x_T to x_0.
+
+    Except for images it computes plain numbers, so that no step waits for a GPU.
+    """
 
     def __call__(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
-        """The walk from `x` along the grid; `noise` gives standard-normal z, shaped as x, on its device.
+        """Return the trajectory from `x` along the grid.
 
-        UsageError where the grid does not allow it, before the first Ask.
+        `noise` returns standard-normal z, shaped as x, on its device. UsageError where the grid does not
+        allow this sampler, before the first call.
         """
 
 
+class SamplerDriver:
+    """Advance a trajectory from call to call: `call` is the pending one, None at the end.
+
+    `nfe` counts the answered calls, `step` is the number of the current step, from 1. `x` is that of the last
+    step.
+    """
+
+    def __init__(self, trajectory: Trajectory) -> None:
+        self._trajectory = trajectory
+        self.call: DenoiserCall | None = None
+        self.nfe, self.step = 0, 1
+        self.x: Tensor | None = None
+        self._resume(None)
+
+    def advance(self, prediction: Prediction) -> list[Step]:
+        """Answer the pending call; return the steps up to the next one."""
+        self.nfe += 1
+        return self._resume(prediction)
+
+    def _resume(self, prediction: Prediction | None) -> list[Step]:
+        steps: list[Step] = []
+        self.call = None
+        try:
+            event = self._trajectory.send(prediction)
+            while isinstance(event, Step):
+                steps.append(event)
+                self.step, self.x = event.done + 1, event.x
+                event = self._trajectory.send(None)
+            self.call = event
+        except StopIteration:
+            pass
+        return steps
+
+
 class SampleResult(NamedTuple):
-    """Where a walk ended, (B, C, H, W), and how often it asked."""
+    """The end of a trajectory, (B, C, H, W), and its number of calls."""
 
     x: Tensor
-    asked: int
+    nfe: int
 
 
 @torch.no_grad()
 def run_sampler(
-    walk: Trajectory,
+    trajectory: Trajectory,
     denoiser: Denoiser,
     condition: Condition,
     callback: Callable[[Step], object] | None = None,
-    watch: NaNGuard | None = None,
+    guard: NaNGuard | None = None,
 ) -> SampleResult:
-    """Answer a walk's questions until it ends; `callback` sees every step and may raise to stop.
+    """Run a trajectory to its end; `callback` receives every step and may raise to stop.
 
-    NonFiniteError, in the words of `watch`, where an answer or a step is NaN or infinite.
+    NonFiniteError, worded by `guard`, where a prediction or a step is NaN or infinite.
     """
-    watch = watch or NaNGuard()
-    asked, at, t, x = 0, 1, 0.0, None
-    event = next(walk, None)
-    while event is not None:
-        answer = None
-        if isinstance(event, DenoiserCall):
-            t = event.t
-            answer = denoiser(event.x, t, condition)
-            watch.see(at, t, *answer)
-            asked += 1
-        else:
-            x, at = event.x, event.done + 1
-            watch.see(event.done, t, x)
+    guard = guard or NaNGuard()
+    driver = SamplerDriver(trajectory)
+    while driver.call is not None:
+        x, t = driver.call
+        prediction = denoiser(x, t, condition)
+        guard.check(driver.step, t, *prediction)
+        for step in driver.advance(prediction):
+            guard.check(step.done, t, step.x)
             if callback:
-                callback(event)
-        event = sent(walk, answer)
-    watch.end()
-    assert x is not None, "a walk has at least one step"
-    return SampleResult(x, asked)
-
-
-def sent(walk: Trajectory, answer: Prediction | None) -> DenoiserCall | Step | None:
-    """What the walk yields next; None at its end."""
-    try:
-        return walk.send(answer)
-    except StopIteration:
-        return None
+                callback(step)
+    guard.raise_pending()
+    assert driver.x is not None, "a trajectory has at least one step"
+    return SampleResult(driver.x, driver.nfe)

@@ -173,4 +173,4 @@ def sampler_paths(
         visited.append,
     )
     paths = torch.stack([start, *(step.x.flatten(1) for step in visited)])
-    return SamplerPaths(paths.numpy(), made.asked)
+    return SamplerPaths(paths.numpy(), made.nfe)

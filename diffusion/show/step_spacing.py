@@ -11,7 +11,7 @@ from diffusion.process.process_config import ProcessConfig
 from diffusion.process.process_registry import build_process
 from diffusion.protocol.spacing import SPACINGS, spaced_timesteps
 from diffusion.report.figure_base import line_colour, new_figure
-from diffusion.sample.eta import max_eta
+from diffusion.sample.sampling_steps import max_eta
 from diffusion.show import text_table
 
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from diffusion.process.process_registry import build_process
 from diffusion.sample.generate import check_settings
 from diffusion.sample.guidance import guidance_weight
-from diffusion.sample.nfe import call_times, count_nfe
+from diffusion.sample.sampling_steps import call_times, count_nfe
 from serving.loaded_model import ServedModel
 from serving.requests import SampleRequest
 

@@ -132,7 +132,7 @@ def test_dependent_fields_follow():
     assert found["sample.noise"] == ("small", "process.variance is small")
     assert found["sweep.noise"] == (["small"], "process.variance is small")
     assert found["sweep.guidance"][0] == [0.0]
-    assert found["sample.guidance_interval"] == (None, "there is no guidance")
+    assert found["sample.guidance_interval"] == (None, "it has no effect without guidance")
     assert [one["extractor"] for one in found["evaluate.also"][0]] == ["effnet-lite0-96"]
 
 

@@ -63,7 +63,7 @@ class Beside(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.engine = Engine(MODEL, CPU, rows=12, most=40)
+        self.engine = Engine(MODEL, CPU, rows=12, max_images=40)
         self.at_work: list[Job] = []
         self.ended: list[Job] = []
 
@@ -325,7 +325,7 @@ def test_noise_that_is_drawn_ahead_makes_the_same_bits(monkeypatch):
 
     def made(pool):
         with Engine(MODEL, CPU, rows=32) as engine:
-            engine._drawing = pool
+            engine._noise_pool = pool
             jobs = [engine.add(*one) for one in asked]
             cancelled = engine.add(*wanted(steps=50, eta=1.0))
             engine.step()

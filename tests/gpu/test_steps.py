@@ -68,13 +68,13 @@ def test_a_sampling_step_waits_for_nothing(device, values, guidance) -> None:
     grid = check_settings(model.artefact, settings)
     denoiser = guided_denoiser(model, settings, classifier)
     noise, watch = ImageNoise(0, range(4), (1, 8, 8)), NaNGuard()
-    watch.end = lambda: None
+    watch.raise_pending = lambda: None
     condition = Condition(4, torch.arange(4), 10)
     with prefetched_draws(lambda: to_device(noise.draw(), device), settings.steps, device) as draw:
         there = condition.to(device)
         with waiting_fails(device):
             walk = build_sampler(settings)(grid, draw(), draw)
-            made = run_sampler(walk, denoiser, there, watch=watch)
+            made = run_sampler(walk, denoiser, there, guard=watch)
     assert made.x.device.type == device.type
 
 

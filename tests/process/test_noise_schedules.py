@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import build_process
 from diffusion.protocol.spacing import check_timesteps, spaced_timesteps
-from diffusion.sample.eta import max_eta
+from diffusion.sample.sampling_steps import max_eta
 from diffusion.system.errors import UsageError
 from tests.helpers import papers
 from tests.helpers.trajectories import grid_of, process_of

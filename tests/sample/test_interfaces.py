@@ -249,11 +249,11 @@ def test_no_step_looks_at_an_image_on_the_host(options, guidance, prediction):
     condition = Condition(3, torch.empty(3, dtype=torch.long, device="meta"), 10)
     walk = build_sampler(settings)(process.grid([0, 20, 40, 60, 80, 99]), x, lambda: torch.empty_like(x))
     watch = NaNGuard()
-    watch.end = lambda: None
+    watch.raise_pending = lambda: None
     with NothingWaits():
-        made = run_sampler(walk, classifier_free(network, guidance), condition, watch=watch)
+        made = run_sampler(walk, classifier_free(network, guidance), condition, guard=watch)
     assert made.x.device.type == "meta"
-    assert made.asked == 6
+    assert made.nfe == 6
 
 
 @pytest.mark.parametrize("shift", [shift_mean, partial(shift_eps, process=A_PROCESS), None])
@@ -271,9 +271,9 @@ def test_no_step_waits_that_is_guided_in_an_interval_or_by_a_classifier(guidance
     grid = A_PROCESS.grid([0, 20, 40, 60, 80, 99])
     walk = build_sampler(SampleSettings(steps=6, eta=1.0))(grid, x, lambda: torch.empty_like(x))
     watch = NaNGuard()
-    watch.end = lambda: None
+    watch.raise_pending = lambda: None
     with NothingWaits():
-        made = run_sampler(walk, denoiser, condition, watch=watch)
+        made = run_sampler(walk, denoiser, condition, guard=watch)
     assert made.x.device == DEVICE
 
 

@@ -19,8 +19,8 @@ from diffusion.protocol.spacing import SPACINGS
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.sample.guidance import classifier_free, guidance_weight, in_interval, interval_guidance
-from diffusion.sample.nfe import call_times, count_nfe, sampling_grid
 from diffusion.sample.sampler import run_sampler
+from diffusion.sample.sampling_steps import call_times, count_nfe, sampling_grid
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 CPU = torch.device("cpu")
@@ -168,8 +168,8 @@ def test_requests_with_other_intervals_share_passes_and_are_as_alone(requests, r
             made = engine.step()
             assert made.rows <= rows
             given_rows += made.rows
-    assert sum(seen) == given_rows == sum(len(job) * job.evaluations for job in jobs)
+    assert sum(seen) == given_rows == sum(len(job) * job.nfe for job in jobs)
     for job in jobs:
         assert job.error is None
         assert int((job.images.int() - images(job.settings, job.indices).int()).abs().max()) <= 1
-        assert job.evaluations == count_nfe(job.settings, MODEL.artefact.process)
+        assert job.nfe == count_nfe(job.settings, MODEL.artefact.process)

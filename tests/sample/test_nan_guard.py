@@ -113,10 +113,10 @@ def test_the_first_step_and_the_row_are_named(bad: int, row: int, value: float, 
         return said
 
     watch, x = NaNGuard(), torch.zeros(3, 1, 2, 2)
-    look, watch.end = watch.end, (lambda: None) if at_the_end else watch.end
+    look, watch.raise_pending = watch.raise_pending, (lambda: None) if at_the_end else watch.raise_pending
 
     def walked():
-        run_sampler(Ddim()(grid, x, lambda: x), network_denoiser(network, grid), Condition(3), watch=watch)
+        run_sampler(Ddim()(grid, x, lambda: x), network_denoiser(network, grid), Condition(3), guard=watch)
         look()
 
     with pytest.raises(NonFiniteError, match=rf"^row {row} is NaN .* step {bad + 1} on \(t = {5 - bad}\)"):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.ddim import Ddim
-from diffusion.sample.eta import max_eta
 from diffusion.sample.sampler import Step
+from diffusion.sample.sampling_steps import max_eta
 from diffusion.system.errors import UsageError
 from tests.helpers import papers
 from tests.helpers.trajectories import OnGrid, grid_of, sample

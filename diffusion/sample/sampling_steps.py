@@ -1,0 +1,77 @@
+"""The steps of a sampler: their times, the limit of eta on them, its calls of the denoiser, and the NFE."""
+
+import math
+from decimal import ROUND_FLOOR, Decimal
+
+import torch
+
+from diffusion.process.denoiser_output import Prediction
+from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import build_process
+from diffusion.process.time_grid import TimeGrid
+from diffusion.protocol.samplers import Noise, build_sampler
+from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.spacing import check_timesteps, spaced_timesteps
+from diffusion.sample.guidance import guidance_weight
+from diffusion.sample.sampler import SamplerDriver
+from diffusion.system.errors import UsageError
+
+
+def sampling_grid(settings: SampleSettings, process: NoiseProcess) -> TimeGrid:
+    """Return the times that the settings visit; UsageError where the process does not have them."""
+    if settings.timesteps is None:
+        return process.grid(spaced_timesteps(settings.spacing, settings.steps, process.timesteps))
+    return process.grid(check_timesteps(settings.timesteps, process.timesteps))
+
+
+def max_eta(grid: TimeGrid) -> float:
+    """Return the largest η for which σ'² − η²β̃ ≥ 0 at every step, so σ²/β (DDIM eq. 12); at least 1."""
+    if len(grid) == 1:
+        return math.inf
+    return float((grid.sigma[1:].square() / grid.betas[1:]).min().sqrt())
+
+
+def format_max_eta(grid: TimeGrid) -> str:
+    """Return `max_eta` as text, rounded down to 4 decimals, so that it is allowed itself."""
+    largest = max_eta(grid)
+    return str(largest if math.isinf(largest) else Decimal(largest).quantize(Decimal("1e-4"), ROUND_FLOOR))
+
+
+def check_eta(grid: TimeGrid, eta: float) -> None:
+    """Raise UsageError if σ² exceeds 1 − ᾱ_prev at some step of the grid."""
+    if not 0 <= eta <= max_eta(grid):
+        raise UsageError(f"eta {eta} does not fit {len(grid)} steps: give 0 to {format_max_eta(grid)}")
+
+
+def check_noise(noise: Noise, learned: bool) -> None:
+    """Raise UsageError for learned noise with a network without a learned variance."""
+    if noise == "learned" and not learned:
+        raise UsageError("noise learned needs a model with a learned variance; use small or large")
+
+
+@torch.no_grad()
+def call_times(settings: SampleSettings, process: NoiseProcess) -> list[float]:
+    """Return the time of each call of the denoiser, in order, from a run on a single pixel.
+
+    Except for images a sampler computes plain numbers, so that no image changes its calls. UsageError as the
+    sampler's own.
+    """
+    pixel = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    driver = SamplerDriver(build_sampler(settings)(sampling_grid(settings, process), pixel, lambda: pixel))
+    times: list[float] = []
+    while driver.call is not None:
+        times.append(driver.call.t)
+        driver.advance(Prediction(pixel, pixel, pixel))
+    return times
+
+
+def count_nfe(settings: SampleSettings, config: ProcessConfig) -> int:
+    """Return the number of function evaluations (NFE) of an image within the process of that section.
+
+    That is one per call of the sampler, and two where guidance applies.
+    """
+    if settings.evaluations is not None:
+        return settings.evaluations
+    process = build_process(config)
+    return sum(1 + (guidance_weight(settings, process, t) > 0) for t in call_times(settings, process))
