@@ -1,4 +1,4 @@
-"""The section `data` of params.yaml: what every data set has. One with more has a subclass."""
+"""The section `data` of params.yaml, with the options of every data set. Some sets have a subclass."""
 
 from functools import partial
 from typing import Annotated, Any, Literal, Self
@@ -14,11 +14,11 @@ from diffusion.system.section import FilePath, Side
 class DataConfig(RegistrySection):
     """Which images, from where, at which size.
 
-    `name` is the data set, an entry of SOURCES, which may have options of its own here. `path` is the folder
-    with the raw files; None: look in the cache and download what is public. `image_size` scales and crops
-    images to this side; None keeps their size. `channels` 1 is grey, 3 is RGB; None keeps what they have.
-    `on_bad` says whether unusable images stop the work or are left out and listed. `flip` mirrors half of the
-    training images; it is off by default, since digits and text have a direction.
+    `name` is an entry of SOURCES, which may have own options here. `path` is the folder with the raw files;
+    None looks in the cache and downloads public sets. `image_size` scales and crops images to this side; None
+    keeps their size. `channels` is 1 for grey or 3 for RGB; None keeps theirs. `on_bad` stops on unusable
+    images, or skips and lists them. `flip` mirrors half of the training images; it is off by default, since
+    digits and text have a direction.
     """
 
     CHOSEN_BY = "name"
@@ -32,21 +32,21 @@ class DataConfig(RegistrySection):
     flip: bool = False
 
     def own_options(self) -> dict[str, Any]:
-        """The options that this set alone has, which decide what images and labels it has; plain values."""
+        """Return the options that only this set has, as plain values; they decide its images and labels."""
         return self.model_dump(mode="json", exclude=set(DataConfig.model_fields))
 
 
 class PhotographsConfig(DataConfig):
-    """A set of photographs of many sizes: it needs a size, and becomes RGB where `channels` is None."""
+    """A set of photographs of many sizes: `image_size` is required, `channels` is 3 by default."""
 
     @model_validator(mode="after")
     def _size_is_given(self) -> Self:
         if self.image_size is None:
-            raise ValueError(f"image_size: {self.name} has images of many sizes, so give one, such as 64")
+            raise ValueError(f"image_size: {self.name} has images of many sizes: set one, such as 64")
         return self
 
     @property
     def size(self) -> int:
-        """The side in pixels that every image gets."""
+        """Side in pixels of every prepared image."""
         assert self.image_size is not None, "the section refuses photographs without one"
         return self.image_size

@@ -1,4 +1,4 @@
-"""Arrays that lie in files and are read a range of rows at a time, so that their size costs no memory."""
+"""Arrays in files, read in ranges of rows, so that their size costs no memory."""
 
 import io
 import math
@@ -12,15 +12,15 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from diffusion.data.zip_files import explained, open_member, open_zip, read_some
+from diffusion.data.zip_files import explained, open_member, open_zip, read_exactly
 from diffusion.system.errors import DiffctlError, printable
 from diffusion.system.regular_files import read_error
 
-MAX_HEADER = 10_000  # bytes, as NumPy has it
+MAX_HEADER = 10_000  # bytes, NumPy's own limit
 
 
 class FileArray(Protocol):
-    """An array in a file. It is small itself, so it can be sent to another process."""
+    """An array in a file. The object itself is small, so that it can be sent to another process."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -29,17 +29,17 @@ class FileArray(Protocol):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of one number."""
+        """Type of one number."""
         ...
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Entries `start` to `stop` of the first axis."""
+        """Return rows `start` to `stop`."""
         ...
 
 
 @dataclass(frozen=True)
 class MemoryArray:
-    """A small array that is in memory already."""
+    """An array that is in memory already."""
 
     values: NDArray[Any]
 
@@ -50,17 +50,17 @@ class MemoryArray:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of one number."""
+        """Type of one number."""
         return self.values.dtype
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Entries `start` to `stop` of the first axis."""
+        """Return rows `start` to `stop`."""
         return self.values[start:stop]
 
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array that lies in a file as it is, C-contiguous from `offset`."""
+    """An array whose bytes are in a file, C-contiguous from `offset`."""
 
     path: Path
     offset: int
@@ -68,10 +68,7 @@ class StoredArray:
     dtype: np.dtype[Any]
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Entries `start` to `stop` of the first axis, read from their place.
-
-        DiffctlError when the file went away or became shorter.
-        """
+        """Return rows `start` to `stop`; DiffctlError if the file was removed or became shorter."""
         row = math.prod(self.shape[1:])
         offset, count = self.offset + start * row * self.dtype.itemsize, (stop - start) * row
         try:
@@ -85,7 +82,7 @@ class StoredArray:
 
 @dataclass(frozen=True)
 class NpzArray:
-    """An array inside an npz file, compressed or not. Reading in ascending order unpacks it once."""
+    """An array in an npz file, compressed or not. Reading in ascending order unpacks it once."""
 
     path: Path
     key: str
@@ -93,24 +90,24 @@ class NpzArray:
     dtype: np.dtype[Any]
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Entries `start` to `stop` of the first axis; DiffctlError for a damaged file."""
+        """Return rows `start` to `stop`; DiffctlError if the file is damaged."""
         try:
             with explained(self.path):
                 stream = _stream(self.path, self.key)
                 if start < stream.row:
-                    _kept_stream.cache_clear()
+                    _cached_stream.cache_clear()
                     stream = _stream(self.path, self.key)
                 if (stream.shape, stream.dtype) != (self.shape, self.dtype):
                     raise ValueError("it changed since it was opened")
-                stream.skip(start)
+                stream.skip_to(start)
                 return stream.take(stop - start)
         except DiffctlError:
-            _kept_stream.cache_clear()
+            _cached_stream.cache_clear()
             raise
 
 
 def file_array(value: object) -> FileArray:
-    """An array as it comes out of a data file, wherever it lies; TypeError for anything else."""
+    """Return an array out of a data file as a FileArray; TypeError for anything else."""
     if isinstance(value, StoredArray | NpzArray):
         return value
     if isinstance(value, np.ndarray) and value.ndim:
@@ -119,10 +116,10 @@ def file_array(value: object) -> FileArray:
 
 
 def integers(value: object) -> NDArray[np.int64]:
-    """A list of integers or an array of them, as int64 in memory; TypeError for anything else."""
+    """Return a list or array of integers as int64 in memory; TypeError for anything else."""
     if isinstance(value, StoredArray | NpzArray) and len(value.shape) == 1:
         value = value.read(0, value.shape[0])
-    # Lists in lists are not handed to NumPy, which would unfold one that holds itself many times over.
+    # Nested lists never reach NumPy: it would expand a list that contains itself.
     are_numbers = isinstance(value, list | tuple) and all(type(number) is int for number in value)
     if are_numbers:
         try:
@@ -135,14 +132,14 @@ def integers(value: object) -> NDArray[np.int64]:
 
 
 def open_npz(path: Path, key: str) -> NpzArray:
-    """The array `key` of an npz file, left there; DiffctlError when it is not there or not plain numbers."""
+    """Return the array `key` of an npz file, unread; DiffctlError if it is missing or not plain numbers."""
     with explained(path):
         stream = _stream(path, key)
     return NpzArray(path, key, stream.shape, stream.dtype)
 
 
 def npz_keys(path: Path) -> set[str]:
-    """The names of the arrays in an npz file; DiffctlError for a damaged one."""
+    """Return the names of the arrays in an npz file; DiffctlError if it is damaged."""
     with explained(path), open_zip(path) as archive:
         return {name.removesuffix(".npy") for name in archive.namelist()}
 
@@ -160,32 +157,32 @@ class _Stream:
         self.row = 0
         self.row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         if self.file.tell() + math.prod(self.shape) * self.dtype.itemsize != info.file_size:
-            raise ValueError(f"its array {key} is not as large as it says")
+            raise ValueError(f"its array {key} does not have the size in its header")
 
-    def skip(self, row: int) -> None:
-        """Go forward to a row."""
+    def skip_to(self, row: int) -> None:
+        """Skip forward to a row."""
         while self.row < row:
             self.take(min(row - self.row, 256))
 
     def take(self, count: int) -> NDArray[Any]:
-        """The next `count` rows."""
-        content = read_some(self.file, count * self.row_bytes)
+        """Return the next `count` rows."""
+        content = read_exactly(self.file, count * self.row_bytes)
         self.row += count
         return np.frombuffer(content, dtype=self.dtype).reshape(count, *self.shape[1:])
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and dtype at the head of an array; ValueError unless it is of plain numbers in C order."""
-    start = read_some(file, 8)  # what it is, its version, and how long it is
-    said = read_some(file, 2 if start[6] == 1 else 4)
-    if (length := int.from_bytes(said, "little")) > MAX_HEADER:
+    """Return shape and dtype of an .npy stream; ValueError unless it has plain numbers in C order."""
+    start = read_exactly(file, 8)  # magic string and version
+    length_field = read_exactly(file, 2 if start[6] == 1 else 4)
+    if (length := int.from_bytes(length_field, "little")) > MAX_HEADER:
         raise ValueError(f"an array's header has {length:,} bytes")
-    head = io.BytesIO(start + said + read_some(file, length))
+    head = io.BytesIO(start + length_field + read_exactly(file, length))
     try:
         version = npy.read_magic(head)
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran, dtype = read_header(head)
-    except Exception as error:  # it is Python's syntax, whose parsers raise all kinds
+    except Exception as error:  # the header is Python syntax, and its parser raises many types
         raise ValueError(f"an array's header cannot be read: {type(error).__name__}") from None
     if dtype.kind not in "biuf" or (fortran and len(shape) > 1):
         raise ValueError("an array is not of plain numbers in C order")
@@ -195,11 +192,11 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 def _stream(path: Path, key: str) -> _Stream:
-    """The stream that is kept for the next rows, unless another file has come in its place."""
+    """Return the cached stream, or a new one if the file was replaced."""
     status = os.stat(path)
-    return _kept_stream(path, key, (status.st_ino, status.st_size, status.st_mtime_ns))
+    return _cached_stream(path, key, (status.st_ino, status.st_size, status.st_mtime_ns))
 
 
 @lru_cache(maxsize=1)
-def _kept_stream(path: Path, key: str, identity: tuple[int, ...]) -> _Stream:
+def _cached_stream(path: Path, key: str, identity: tuple[int, ...]) -> _Stream:
     return _Stream(path, key)

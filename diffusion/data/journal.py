@@ -1,7 +1,7 @@
-"""A split's images into a store, read by several processes; killed and started again it goes on.
+"""Fill a split's store in several processes, with a journal that lets a killed run resume.
 
-The rows are cut into blocks. A worker reads a block and writes it at its place in `images.npy`; the journal
-then says that the block is done. Memory holds a few blocks, whatever the size of the set.
+Rows are read in blocks. A worker reads a block and writes it at its place in `images.npy`; then the journal
+marks the block as done. Memory holds a few blocks, whatever the size of the set.
 """
 
 import os
@@ -29,44 +29,46 @@ from diffusion.system.npy_files import read_array
 from diffusion.system.section import Section, canonical_json, validate
 from diffusion.system.worker_processes import map_in_processes
 
-BLOCK_BYTES = 3 << 19  # what a core's cache holds is hashed and written faster
+BLOCK_BYTES = 3 << 19  # fits in a core's cache, so that hashing and writing are faster
 BLOCK_ROWS = 256
-COMMIT_SECONDS = 1.0  # of work that a kill costs at most
-QUEUED = 32  # blocks a worker: enough to be busy while the parent waits for the disk
+COMMIT_SECONDS = 1.0  # of work that a kill may lose
+QUEUED = 32  # blocks per worker: enough work while the parent waits for the disk
 
-Done = Callable[[int], None]  # how many more images are done
+Done = Callable[[int], None]  # number of further images that are done
 
 
 @dataclass(frozen=True)
 class SplitTarget:
-    """A split in the making: its folder, and the shape (N, H, W, C) of its images."""
+    """A split in preparation: its folder, and the shape (N, H, W, C) of its images."""
 
     folder: Path
     shape: tuple[int, int, int, int]
 
     @property
     def images(self) -> Path:
-        """The images, a .npy file of the final size from the start."""
+        """The images, an .npy file of the final size from the start."""
         return self.folder / "images.npy"
 
     @property
     def digests(self) -> Path:
-        """64 bytes a row: the SHA-256 of its pixels, then of its raw file (zeros where there is none)."""
+        """64 bytes a row: the SHA-256 of its pixels, then of its raw file (zeros if there is none)."""
         return self.folder / "digests"
 
     @property
     def journal(self) -> Path:
-        """A sealed JSON line a finished block: its first row, its bad rows with the reason, its digests'."""
+        """One checksummed JSON line per finished block: first row, bad rows with reasons, digest of its
+        digests.
+        """
         return self.folder / "journal.jsonl"
 
     def missing_bytes(self) -> int:
-        """Bytes that the finished files will take on the disk beyond what they take already."""
+        """Return the disk space that the finished files need beyond what they use already."""
         taken = sum(path.stat().st_blocks * 512 for path in (self.images, self.digests) if path.exists())
         return max(0, self.shape[0] * (self.row_bytes + 64) - taken)
 
     @property
     def block(self) -> int:
-        """Rows a block: a megabyte or so."""
+        """Rows per block, about a megabyte."""
         return min(BLOCK_ROWS, max(1, BLOCK_BYTES // self.row_bytes))
 
     @property
@@ -81,9 +83,9 @@ class SplitTarget:
 
 
 def fill_split(reader: Reader, target: SplitTarget, done: Done) -> dict[int, str]:
-    """Fill the target with all rows of the reader; returns the bad rows, which hold zeros, and why.
+    """Write all rows of the reader; return the bad rows, which hold zeros, with reasons.
 
-    DiffctlError when the disk is full or a worker process dies; what is finished stays for the next try.
+    DiffctlError if the disk is full or a worker dies; finished blocks stay for the next try.
     """
     finished = _start(target)
     starts = [start for start in range(0, target.shape[0], target.block) if start not in finished]
@@ -100,7 +102,7 @@ def fill_split(reader: Reader, target: SplitTarget, done: Done) -> dict[int, str
 
 
 def read_digests(target: SplitTarget) -> Iterator[NDArray[np.uint8]]:
-    """The digests of all rows in order, (n, 64) at a time: see `Target.digests`."""
+    """Yield the digests of all rows in order, (n, 64) at a time: see `SplitTarget.digests`."""
     for start in range(0, target.shape[0], 8192):
         count = min(8192, target.shape[0] - start)
         yield np.fromfile(target.digests, dtype=np.uint8, count=64 * count, offset=64 * start).reshape(-1, 64)
@@ -116,17 +118,17 @@ def _on_disk(target: SplitTarget) -> Iterator[None]:
         yield
     except OSError as error:
         raise DiffctlError(
-            f"cannot write in {target.folder} ({error.strerror}): make room and run this again, it goes on"
+            f"cannot write in {target.folder} ({error.strerror}): make room and run this again to resume"
         ) from None
 
 
 def _start(target: SplitTarget) -> dict[int, dict[int, str]]:
-    """The finished blocks of an earlier try and their bad rows; empty files of the final size at first."""
+    """Return the finished blocks of an earlier try with their bad rows; create the files at first."""
     if target.journal.exists() and _is_laid_out(target):
         return _read_journal(target)
     with _on_disk(target):
         target.folder.mkdir(parents=True, exist_ok=True)
-        target.images.unlink(missing_ok=True)  # it may be a second name of finished images
+        target.images.unlink(missing_ok=True)  # it may be a hard link to finished images
         with open(target.images, "wb") as file:
             npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": target.shape})
             file.truncate(file.tell() + target.shape[0] * target.row_bytes)
@@ -137,21 +139,21 @@ def _start(target: SplitTarget) -> dict[int, dict[int, str]]:
 
 
 def _is_laid_out(target: SplitTarget) -> bool:
-    """Whether images and digests have the places that the target gives them."""
+    """Return whether images and digests have the layout of the target."""
     try:
         images = read_array(target.images, mapped=True)
         size, noted = target.images.stat().st_size, target.digests.stat().st_size
     except (Corrupted, OSError):
         return False
     fits = images.dtype == np.uint8 and images.shape == target.shape and images.flags["C_CONTIGUOUS"]
-    # `header` counts from the file's end, and so must numpy from its beginning
+    # `header` counts from the end of the file; NumPy's offset must agree
     return fits and getattr(images, "offset", -1) == size - images.nbytes and noted == 64 * len(images)
 
 
 def _read_journal(target: SplitTarget) -> dict[int, dict[int, str]]:
-    """The finished blocks; not those whose line is torn or damaged, nor whose digests are not as noted.
+    """Return the finished blocks, without damaged lines and blocks with other digests.
 
-    Their pixels are what the digest of the whole is of: who uses the store reads them again.
+    Pixels are not read here: the store's digest covers them, and its reader checks it.
     """
     finished: dict[int, dict[int, str]] = {}
     for line in target.journal.read_bytes().split(b"\n"):
@@ -171,7 +173,7 @@ class _Entry(Section):
 
 
 def _digest_of(target: SplitTarget, start: int) -> str:
-    """The SHA-256 in hex of the digests of a block's rows; Broken where no block begins there."""
+    """Return the SHA-256 in hex of the digests of a block's rows; Corrupted if no block starts there."""
     if start % target.block or start >= target.shape[0]:
         raise Corrupted(f"no block begins at row {start}")
     rows = _stop(target, start) - start
@@ -179,7 +181,7 @@ def _digest_of(target: SplitTarget, start: int) -> str:
 
 
 def _work(job: Job, target: SplitTarget, start: int) -> tuple[int, dict[int, str]]:
-    """Read a block and write it at its place; returns its first row and its bad rows."""
+    """Read a block and write it at its place; return its first row and its bad rows."""
     rows = job()
     images = np.ascontiguousarray(conform(rows.images, target.shape[1], target.shape[3]))
     digests = np.zeros((len(images), 64), dtype=np.uint8)
@@ -201,7 +203,7 @@ def _write_at(path: Path, offset: int, values: NDArray[np.uint8]) -> None:
 
 
 class _Journal:
-    """Notes the finished blocks, a few at a time: pixels reach the disk first, then the line that says so."""
+    """Journal of finished blocks, synced in batches: pixels first, then the line that marks them."""
 
     def __init__(self, target: SplitTarget) -> None:
         self.target = target
@@ -215,13 +217,13 @@ class _Journal:
         self.commit()
 
     def add(self, start: int, bad: dict[int, str]) -> None:
-        """Note a block."""
+        """Add a block."""
         self.waiting.append((start, bad))
         if time.monotonic() - self.committed > COMMIT_SECONDS:
             self.commit()
 
     def commit(self) -> None:
-        """Bring all that is noted to the disk."""
+        """Sync all added blocks to disk."""
         with _on_disk(self.target):
             lines = [self._line(start, bad) for start, bad in self.waiting]
             for path in (self.target.images, self.target.digests):

@@ -1,4 +1,4 @@
-"""Raw data to stores: the body of the data stage. Equal raw files and config give equal bytes."""
+"""Body of the data stage: raw data to stores. Equal raw files and config give equal bytes."""
 
 import shutil
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from diffusion.system.locks import LockBusy, file_lock
 from diffusion.system.section import fingerprint
 
 Progress = Callable[[int, int], None]  # images done, images in all
-BUSY = "this data set is being prepared by another process already: wait for it or stop it"
+BUSY = "another process is preparing this data set already: wait for it or stop it"
 
 
 def prepare(
@@ -30,12 +30,12 @@ def prepare(
     downloading: OnProgress | None = None,
     work: Path = PREPARE_RUNS,
 ) -> None:
-    """Write the data set's stores out/train and out/test, whole or not at all.
+    """Write the stores out/train and out/test, completely or not at all.
 
-    Images are read on all cores into a folder of `work` that is named by what goes in, so that a killed
-    preparation goes on; what others left there half-done goes when this one is whole. Its lock lies beside
-    it and goes last. DiffctlError names what is missing, and what cannot be used unless `on_bad` is skip:
-    then `out` has the list in skipped.csv.
+    Images are read on all cores into a folder of `work` whose name depends on the input, so that a killed
+    preparation resumes. Unfinished folders of other settings are removed when this one is complete. The
+    folder's lock is next to it and removed last. DiffctlError names what is missing, and what cannot be used
+    unless `on_bad` is skip: then `out` has the list in skipped.csv.
     """
     out = Path(out)
     raw = build_source(config).open(downloading)
@@ -55,14 +55,14 @@ def prepare(
         with atomic_folder(out) as made:
             write_stores(made, config, raw, filled, problems)
         for target in targets.values():
-            target.images.unlink()  # first: half a folder must not hold a second name of what is in `out`
+            target.images.unlink()  # first: half a folder must not keep a hard link to images in `out`
         _drop(folder)
     listing.unlink(missing_ok=True)
     _drop_unfinished(work)
 
 
 def shape_of(config: DataConfig, native: tuple[int, int, int] | None) -> tuple[int, int, int]:
-    """(H, W, C) of the prepared images: as configured, else the raw images' own."""
+    """Return (H, W, C) of the prepared images: as configured, else the native one."""
     if native is None:
         assert config.image_size is not None, "the config refuses photographs without a size"
         return config.image_size, config.image_size, config.channels or 3
@@ -71,7 +71,7 @@ def shape_of(config: DataConfig, native: tuple[int, int, int] | None) -> tuple[i
 
 
 def _name(config: DataConfig, raw: RawData) -> str:
-    """What decides the prepared pixels, code included, in 16 hex digits."""
+    """Return 16 hex digits of all that decides the prepared pixels, code included."""
     chosen = config.model_dump(mode="json", exclude={"on_bad", "flip"})
     rows = [len(split.reader) for split in raw.splits.values()]
     of = [raw.identity, dict(raw.sources), rows]
@@ -84,14 +84,14 @@ def _lock_of(folder: Path) -> Path:
 
 
 def _drop(folder: Path) -> None:
-    """Remove the folder and its lock, which this process holds; who waits for that one takes a new one."""
+    """Remove the folder and its lock, which this process holds; a waiting process creates a new lock."""
     if folder.exists():
         shutil.rmtree(folder)
     _lock_of(folder).unlink()
 
 
 def _drop_unfinished(work: Path) -> None:
-    """Remove what preparations of other data or settings left half-done, but for those that go on now."""
+    """Remove unfinished preparations of other data or settings, unless they are running."""
     for folder in (lock.with_suffix("") for lock in work.glob("*.lock")):
         with suppress(LockBusy), file_lock(_lock_of(folder), timeout=0):
             _drop(folder)
@@ -102,7 +102,7 @@ def _target(config: DataConfig, raw: RawData, split: Split, folder: Path) -> Spl
 
 
 def _need_room(folder: Path, out: Path, targets: list[SplitTarget]) -> None:
-    """DiffctlError unless there is room for the work, and for a copy of it where `out` is on another disk."""
+    """Raise DiffctlError unless the disk has room for the work, and for a copy if `out` is elsewhere."""
     out.parent.mkdir(parents=True, exist_ok=True)
     places = {folder: sum(target.missing_bytes() for target in targets)}
     if folder.stat().st_dev != out.parent.stat().st_dev:
@@ -111,8 +111,8 @@ def _need_room(folder: Path, out: Path, targets: list[SplitTarget]) -> None:
         free = shutil.disk_usage(place.parent).free
         if needed > free:
             raise DiffctlError(
-                f"preparing needs {needed / 1e9:.1f} GB more in {place.parent}, where {free / 1e9:.1f} GB "
-                "are free: make room, or set a smaller data.image_size"
+                f"preparation needs {needed / 1e9:.1f} GB more in {place.parent}, but only "
+                f"{free / 1e9:.1f} GB are free: make room, or set a smaller data.image_size"
             )
 
 

@@ -1,4 +1,4 @@
-"""Raw files that cannot be used: listed whole in a file, summarised in a sentence."""
+"""Raw files that cannot be used: the full list as CSV, a summary as a sentence."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ class Problem(NamedTuple):
 
 
 def summarize(problems: Sequence[Problem]) -> str:
-    """Counts by kind with the first paths: "2 truncated (a/1.png, b/7.png), 1 empty class (c)"."""
+    """Return counts by kind with the first paths: "2 truncated (a/1.png, b/7.png), 1 empty class (c)"."""
     parts = []
     for why, count in sorted(Counter(problem.why for problem in problems).items()):
         paths = [printable(problem.where) for problem in problems if problem.why == why]
@@ -31,12 +31,12 @@ def summarize(problems: Sequence[Problem]) -> str:
 
 
 def count_problems(problems: Sequence[Problem]) -> dict[str, int]:
-    """How many of each kind."""
+    """Return the number of problems of each kind."""
     return dict(sorted(Counter(problem.why for problem in problems).items()))
 
 
 def write_list(path: Path, problems: Sequence[Problem]) -> None:
-    """All of them as a CSV file with columns file and why."""
+    """Write all problems as CSV with the columns file and why."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("file", "why"))
@@ -45,7 +45,7 @@ def write_list(path: Path, problems: Sequence[Problem]) -> None:
 
 
 def refuse_problems(problems: Sequence[Problem], listing: Path) -> None:
-    """Stop on problems: DiffctlError with the summary, the whole list being in the file `listing`."""
+    """Raise a DiffctlError with the summary if there are problems; write the full list to `listing`."""
     if not problems:
         return
     write_list(listing, problems)

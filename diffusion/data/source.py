@@ -1,7 +1,7 @@
-"""What a data set's source gives: raw files in, rows of uint8 images and labels out.
+"""Interface of data sources: raw files in, rows of uint8 images and labels out.
 
-A source names its classes and opens its splits; it neither resizes nor stores. `fill` reads the rows in
-ranges, in several processes, and writes the store.
+A source names its classes and opens its splits. It neither resizes nor stores: `fill_split` reads ranges of
+rows in several processes and writes the store.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.data.file_arrays import FileArray
+from diffusion.data.file_arrays import FileArray, MemoryArray
 from diffusion.data.holdout import Indices
 from diffusion.data.problems import Problem
 from diffusion.downloads.fetch import OnProgress
@@ -20,10 +20,10 @@ from diffusion.images.store import Images, Labels
 
 
 class Rows(NamedTuple):
-    """Consecutive images (n, H, W, C) uint8, and what is known of the bytes that they came from.
+    """Consecutive images (n, H, W, C) uint8.
 
-    A row in `bad` could not be read: its place holds zeros. `digests` are the SHA-256 (n, 32) of the files
-    that were read, empty where a split's raw files are few and named in RawData.sources.
+    `bad` maps unreadable rows, which hold zeros, to the reason. `digests` are the SHA-256 (n, 32) of the raw
+    files; None where a split has few raw files, named in RawData.sources.
     """
 
     images: Images
@@ -32,28 +32,30 @@ class Rows(NamedTuple):
 
 
 Job = Callable[[], Rows]
-"""Reads some rows. It is small and can be sent to another process."""
+"""Reads some rows. It is small, so that it can be sent to another process."""
 
 
 class Reader(Protocol):
-    """The images of one split by row."""
+    """Images of one split by row."""
 
-    heavy: bool  # whether reading is work worth several processes
+    heavy: bool  # whether reading is worth several processes
 
     def __len__(self) -> int: ...
 
     def job(self, start: int, stop: int) -> Job:
-        """What reads rows `start` to `stop`; a damaged image is reported in `bad`, never raised."""
+        """Return a job that reads rows `start` to `stop`; it reports damaged images in `bad` and raises
+        nothing.
+        """
         ...
 
     def names(self, rows: Indices) -> list[str]:
-        """What a person would call some rows: their files' names."""
+        """Return the file names of some rows."""
         ...
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split: its images by row, and a label for each row (None when unlabelled)."""
+    """One split: its images by row, and a label for each row (None if unlabelled)."""
 
     reader: Reader
     labels: Labels | None
@@ -61,12 +63,12 @@ class Split:
 
 @dataclass(frozen=True)
 class RawData:
-    """A data set as its source has it.
+    """A data set before preparation.
 
-    `classes` are names in label order, empty when unlabelled. `shape` is the images' own (H, W, C), None for
-    photographs of many sizes, which the readers bring to the configured size. `sources` maps the name of
-    every raw file to the SHA-256 of its content; `identity` says in short what would be read, so that an
-    interrupted preparation goes on only with the same files. `problems` are files that cannot be used.
+    `classes` are names in label order, empty if unlabelled. `shape` is the native (H, W, C), None for
+    photographs of many sizes, which readers bring to the configured size. `sources` maps raw file names to
+    the SHA-256 of their content. `identity` changes with the files to read, so that an interrupted
+    preparation resumes only with the same files. `problems` are files that cannot be used.
     """
 
     classes: tuple[str, ...]
@@ -79,17 +81,17 @@ class RawData:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """Both splits by name, the training split first."""
+        """Both splits by name, train first."""
         return {"train": self.train, "test": self.test}
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What preparing a set would take, found without the network and without reading an image.
+    """Estimate of a preparation, made without network access and without reading an image.
 
-    `images`, `shape` and the number of `classes` as they will be read (shape None: many); `download`: bytes
-    still to come. `blocked` is one sentence when it cannot be prepared here: what to do. `problems` and
-    `sources` as in RawData, where they are known so early.
+    `images`, `shape` and the number of `classes` are those to expect (shape None: many). `download` has the
+    bytes still to download. `blocked` is one sentence if the set cannot be prepared here. `problems` and
+    `sources` are as in RawData, where they are known this early.
     """
 
     images: int
@@ -102,19 +104,19 @@ class DatasetInfo:
 
 
 class Source(Protocol):
-    """One data set as its section describes it: raw files in, images and labels out."""
+    """One data set as its section of params.yaml describes it."""
 
     def info(self) -> DatasetInfo:
-        """What is here already and what opening would take."""
+        """Return what is available already and what opening would take."""
         ...
 
     def open(self, notify: OnProgress | None = None) -> RawData:
-        """Find or fetch the raw files; DiffctlError says what is missing and where to put it."""
+        """Find or download the raw files; DiffctlError names what is missing and where to put it."""
         ...
 
 
 class ArrayReader:
-    """A reader of images that fit in memory, in the order of `rows` where given."""
+    """A reader of images in memory, in the order of `rows` if given."""
 
     heavy = False
 
@@ -126,18 +128,18 @@ class ArrayReader:
         return len(self.rows)
 
     def job(self, start: int, stop: int) -> Job:
-        """Rows `start` to `stop` of the chosen order."""
+        """Return a job for rows `start` to `stop`."""
         return partial(Rows, self.images[self.rows[start:stop]])
 
     def names(self, rows: Indices) -> list[str]:
-        """The rows' numbers in the raw array."""
+        """Return the rows' numbers in the raw array."""
         return _numbered(self.rows[rows])
 
 
 class FileArrayReader:
-    """A reader of arrays in files, one after another, in the order of `rows` where given.
+    """A reader of concatenated arrays in files, in the order of `rows` if given.
 
-    Each holds images of `shape` (H, W, C), whole or flattened; `planar`: stored as (C, H, W).
+    Each array holds images of `shape` (H, W, C), flattened or not. `planar` means stored as (C, H, W).
     """
 
     heavy = True
@@ -160,7 +162,7 @@ class FileArrayReader:
         return len(self.rows)
 
     def job(self, start: int, stop: int) -> Job:
-        """Rows `start` to `stop` of the chosen order, in runs of rows that follow each other in a file."""
+        """Return a job for rows `start` to `stop`, split into runs of consecutive rows of one file."""
         rows = self.rows[start:stop]
         which = np.searchsorted(self.ends, rows, side="right")
         cuts = np.flatnonzero((np.diff(rows) != 1) | (np.diff(which) != 0)) + 1
@@ -168,12 +170,19 @@ class FileArrayReader:
         for run, files in zip(np.split(rows, cuts), np.split(which, cuts), strict=True):
             part = self.parts[files[0]]
             first = int(run[0] - self.ends[files[0]]) + part.shape[0]
-            pieces.append((part, first, first + len(run)))
+            pieces.append(_piece(part, first, first + len(run)))
         return partial(_read_pieces, pieces, self.shape, self.planar)
 
     def names(self, rows: Indices) -> list[str]:
-        """The rows' numbers, counted through all files."""
+        """Return the rows' numbers, counted over all files."""
         return _numbered(self.rows[rows])
+
+
+def _piece(part: FileArray, start: int, stop: int) -> tuple[FileArray, int, int]:
+    """Return a range of rows; of an array in memory only these rows, since a job is sent to a process."""
+    if isinstance(part, MemoryArray):
+        return MemoryArray(part.read(start, stop)), 0, stop - start
+    return part, start, stop
 
 
 def _read_pieces(

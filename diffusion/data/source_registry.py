@@ -1,6 +1,6 @@
-"""The data sets by name, as `data.name` in params.yaml says it. It loads neither torch nor NumPy.
+"""Registry of the data sets by `data.name` of params.yaml. It loads neither torch nor NumPy.
 
-A further one is a module with a builder, DataConfig → Source, and an entry here.
+To add one, write a module with a builder, DataConfig → Source, and add an entry.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceEntry:
-    """`builder` makes a Source of its section; `config` is that section's class, each a "module:name".
+    """`builder` makes a Source from its section; `config` is that section's class, both as "module:name".
 
-    A set with options of its own has a subclass of DataConfig.
+    A set with own options has a subclass of DataConfig.
     """
 
     builder: str
@@ -25,7 +25,7 @@ class SourceEntry:
 
     @property
     def module(self) -> str:
-        """Where it is read: what its prepared images come from beside what all do."""
+        """The module that reads the set; its code is part of the prepared data's digest."""
         return reference_module(self.builder)
 
 
@@ -55,6 +55,6 @@ SOURCES = {
 
 
 def build_source(config: "DataConfig") -> "Source":
-    """The data set that the section describes."""
+    """Return the data set that the section describes."""
     source: Source = load_reference(SOURCES[config.name].builder)(config)
     return source

@@ -1,4 +1,4 @@
-"""Filled splits into the stores that readers see: bad rows left out, everything counted and digested."""
+"""Filled splits to stores: bad rows left out, everything counted and hashed."""
 
 import hashlib
 import os
@@ -20,11 +20,11 @@ from diffusion.images.digests import combine_digests
 from diffusion.images.store import Labels, describe_store
 from diffusion.system.errors import DiffctlError
 
-LISTED = 10_000  # copies in duplicates.csv at most
+LISTED = 10_000  # maximum copies in duplicates.csv
 
 
 class FilledSplit(NamedTuple):
-    """A split whose rows are all on disk, and those that hold zeros since they could not be read."""
+    """A split with all rows on disk; `bad` rows hold zeros since they could not be read."""
 
     name: str
     split: Split
@@ -32,24 +32,24 @@ class FilledSplit(NamedTuple):
     bad: dict[int, str]
 
     def problems(self) -> list[Problem]:
-        """The bad rows by the names of their files."""
+        """Return the bad rows by file name."""
         rows = np.array(sorted(self.bad), dtype=np.int64)
         names = self.split.reader.names(rows)
         return [Problem(name, self.bad[row]) for name, row in zip(names, rows.tolist(), strict=True)]
 
     def good(self) -> NDArray[np.bool_]:
-        """Which rows hold an image."""
+        """Return a mask of the rows with an image."""
         mask = np.ones(self.target.shape[0], dtype=bool)
         mask[list(self.bad)] = False
         return mask
 
     def labels(self) -> Labels | None:
-        """The labels of the good rows."""
+        """Return the labels of the good rows."""
         return None if self.split.labels is None else self.split.labels[self.good()]
 
 
 class Scanned(NamedTuple):
-    """The good rows of a split: labels as they will stand, content digest, image keys, raw files' hash."""
+    """The good rows of a split: final labels, shape, content digest, image keys, hash of the raw files."""
 
     labels: Labels | None
     shape: tuple[int, ...]
@@ -61,10 +61,10 @@ class Scanned(NamedTuple):
 def write_stores(
     out: Path, config: DataConfig, raw: RawData, filled: Sequence[FilledSplit], problems: Sequence[Problem]
 ) -> None:
-    """Write a store a split into the folder `out`, and lists: skipped.csv, what was left out; duplicates.csv.
+    """Write a store per split into `out`, and two lists: skipped.csv and duplicates.csv.
 
-    A class that has lost all its images is left out too. What was filled stays as it is: a second name of the
-    images is in `out`. DiffctlError when a split has none left.
+    A class without images is left out. The filled files stay: `out` gets hard links to the images.
+    DiffctlError if a split has no image left.
     """
     classes, new_label = _classes(raw, filled) if problems else (list(raw.classes), None)
     scanned = {part.name: _scan(part, new_label) for part in filled}
@@ -98,7 +98,7 @@ def write_stores(
 
 
 def _scan(part: FilledSplit, new_label: Labels | None) -> Scanned:
-    """Go through the digests of the good rows once; DiffctlError when there are none."""
+    """Read the digests of the good rows once; DiffctlError if there are none."""
     good, labels = part.good(), part.labels()
     if not good.any():
         raise DiffctlError(f"no image of the {part.name} split can be used")
@@ -124,7 +124,7 @@ def _scan(part: FilledSplit, new_label: Labels | None) -> Scanned:
 
 
 def _classes(raw: RawData, filled: Sequence[FilledSplit]) -> tuple[list[str], Labels | None]:
-    """The classes that still have images, and the new label of each old one (None: as before)."""
+    """Return the classes that still have images, and the new label of each old one (None: unchanged)."""
     found = [labels for part in filled if (labels := part.labels()) is not None]
     if not found:
         return [], None
@@ -137,7 +137,7 @@ def _count(labels: Labels | None, classes: int) -> list[int]:
 
 
 def _duplicates(split: str, scanned: dict[str, Scanned]) -> dict[str, int]:
-    """Images of the split that repeat an earlier one of it, and test images that were trained on."""
+    """Count images that repeat an earlier one of the split, and test images that are in train."""
     mine = scanned[split].keys
     found = {"within": len(mine) - len(np.unique(mine))}
     if split != "train":
@@ -146,9 +146,9 @@ def _duplicates(split: str, scanned: dict[str, Scanned]) -> dict[str, int]:
 
 
 def _copies(filled: Sequence[FilledSplit], scanned: dict[str, Scanned]) -> list[Problem]:
-    """Images that repeat an earlier one, the first split's being earlier, and which; LISTED at most."""
+    """Return images that repeat an earlier one (train comes first), with the original; LISTED at most."""
     keys = np.concatenate([scanned[part.name].keys for part in filled])
-    order = np.argsort(keys, kind="stable")  # equal keys lie together, the earliest first
+    order = np.argsort(keys, kind="stable")  # groups equal keys, the earliest first
     keys = keys[order]
     again = np.flatnonzero(keys[1:] == keys[:-1]) + 1
     again = again[np.argsort(order[again])][:LISTED]
@@ -159,7 +159,7 @@ def _copies(filled: Sequence[FilledSplit], scanned: dict[str, Scanned]) -> list[
 
 
 def _names(filled: Sequence[FilledSplit], places: NDArray[np.int64]) -> list[str]:
-    """What a person calls the images at some places, counted through the good rows of all splits."""
+    """Return names of images by their index over the good rows of all splits."""
     names = np.empty(len(places), dtype=object)
     start = 0
     for part in filled:
@@ -172,9 +172,9 @@ def _names(filled: Sequence[FilledSplit], places: NDArray[np.int64]) -> list[str
 
 
 def _place_images(target: SplitTarget, good: NDArray[np.bool_], path: Path) -> None:
-    """Give the images their place too; where rows are left out, copy the others there, block by block.
+    """Link the images to `path`; if rows are left out, copy the others there in blocks.
 
-    They stay where they are as well, so that whoever is killed here need not read them again.
+    The source stays, so that nothing is read again if this process is killed here.
     """
     if good.all():
         try:

@@ -96,6 +96,6 @@ def test_a_zip_with_a_flipped_bit_is_named(tmp_path):
     content = bytearray((tmp_path / "a.zip").read_bytes())
     content[100] ^= 1
     (tmp_path / "a.zip").write_bytes(content)
-    with pytest.raises(DiffctlError, match=r"a\.zip is no whole zip"):
+    with pytest.raises(DiffctlError, match=r"a\.zip is not a complete zip"):
         unpack_zip(tmp_path / "a.zip", ["one"], tmp_path / "out")
     assert not (tmp_path / "out/one").exists()

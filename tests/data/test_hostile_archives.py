@@ -26,14 +26,19 @@ def write_member(path, name, content):
 
 @pytest.mark.parametrize(
     ("at", "value", "why"),
-    [(8, 1, "encrypted"), (10, 12, "by a method"), (10, 14, "by a method"), (10, 93, "method")],
+    [
+        (8, 1, "encrypted"),
+        (10, 12, "compression method"),
+        (10, 14, "compression method"),
+        (10, 93, "compression method"),
+    ],
 )
 def test_members_that_are_locked_or_packed_otherwise_are_named(tmp_path, at, value, why):
     path = write_member(tmp_path / "x.zip", "one", b"content")
     content = bytearray(path.read_bytes())
     content[content.find(b"PK\x01\x02") + at] |= value
     path.write_bytes(content)
-    with pytest.raises(DiffctlError, match=f"one is .*{why}"):
+    with pytest.raises(DiffctlError, match=f"one .*{why}"):
         unpack_zip(path, ["one"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -50,7 +55,7 @@ def test_two_members_of_one_name_are_refused(tmp_path, names):
 
 def test_a_zip_that_unfolds_without_end_is_refused(tmp_path):
     write_zip_bomb(tmp_path / "x.zip", "one", b"", LARGE)
-    assert "one unfolds to" in bounded(lambda: unpack_zip(tmp_path / "x.zip", ["one"], tmp_path / "out"))
+    assert "one unpacks to" in bounded(lambda: unpack_zip(tmp_path / "x.zip", ["one"], tmp_path / "out"))
 
 
 def test_a_zip_of_too_many_members_is_refused_before_they_are_listed(tmp_path):
@@ -121,7 +126,7 @@ def test_a_tar_that_unfolds_without_end_is_refused(tmp_path, kind):
     info.type, info.size = kind, 1 << 32
     write_gzip_bomb(tmp_path / "x.tar.gz", info.tobuf(), LARGE)
     said = bounded(lambda: unpack_tar(tmp_path / "x.tar.gz", ["one"], tmp_path / "out"))
-    assert "holds more than such archives do" in said
+    assert "larger than a supported archive's" in said
 
 
 def test_a_tar_of_too_many_members_is_refused(tmp_path, monkeypatch):

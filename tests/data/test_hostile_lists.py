@@ -25,7 +25,7 @@ def test_an_idx_file_that_unfolds_without_end_is_refused(tmp_path):
     write_fashion(tmp_path, random_images(0, 4, 28, 1), np.zeros(4, int), 2)
     write_gzip_bomb(tmp_path / "train-images-idx3-ubyte.gz", b"", LARGE)
     said = bounded(lambda: build_source(DataConfig(name="fashion-mnist", path=tmp_path)).open())
-    assert "unfolds to more than 64 MB" in said
+    assert "unpacks to more than 64 MB" in said
 
 
 @pytest.mark.parametrize(

@@ -132,9 +132,9 @@ def test_columns_that_are_not_told_by_their_kind_are_named(tmp_path):
         "coarse": [n % 2 for n in range(12)],
     }
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
-    with pytest.raises(UsageError, match=r"data\.image: name the column, for before, after could be it"):
+    with pytest.raises(UsageError, match=r"data\.image: name the column; before, after are candidates"):
         store_of(tmp_path, tmp_path / "set")
-    with pytest.raises(UsageError, match=r"data\.label: name the column, for fine, coarse could be it"):
+    with pytest.raises(UsageError, match=r"data\.label: name the column; fine, coarse are candidates"):
         store_of(tmp_path, tmp_path / "set", image="after")
     with pytest.raises(UsageError, match=r"data\.image: there is no column 'photo'; there are before"):
         store_of(tmp_path, tmp_path / "set", image="photo")
@@ -146,7 +146,7 @@ def test_columns_that_are_not_told_by_their_kind_are_named(tmp_path):
 def test_a_name_without_a_network_a_wrong_one_and_a_folder_without_a_dataset(tmp_path):
     for path, kind, said in (
         ("nobody/nothing", DiffctlError, "nobody/nothing"),
-        ("no such name!", UsageError, "no folder is at no such name!, and no dataset can be called that"),
+        ("no such name!", UsageError, "there is no folder no such name!, and it is no valid dataset name"),
         (str(tmp_path), DiffctlError, "cannot be read as a dataset"),
     ):
         source = build_source(DataConfig(name="hf", path=path, image_size=8))
@@ -177,7 +177,7 @@ def test_a_revision_is_asked_of_the_hub_and_is_part_of_what_the_data_is(tmp_path
 
 def test_a_folder_has_no_revision(tmp_path):
     dataset(12).save_to_disk(tmp_path / "set")
-    with pytest.raises(UsageError, match=r"data\.revision: .* is a folder, which has none: leave it out"):
+    with pytest.raises(UsageError, match=r"data\.revision: .* is a folder and has no revision: leave it out"):
         store_of(tmp_path, tmp_path / "set", revision="abc")
 
 

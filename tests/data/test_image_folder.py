@@ -95,10 +95,10 @@ def test_a_csv_gives_labels_and_splits(tmp_path):
     [
         ("a,b\n", "needs a first line with a column file"),
         ("file,b\n", "a column label"),
-        ("file,label,split\n0.png,a,trian\n", "split 'trian' is none of train"),
+        ("file,label,split\n0.png,a,trian\n", "split 'trian' is not one of train"),
         ("file,label\n0.png,\n", "none of the 3 images"),
         ("file,label\nx.png,a\n", "none of the 3 images"),
-        (None, "is not there"),
+        (None, "does not exist"),
     ],
 )
 def test_a_csv_that_does_not_fit_is_explained(tmp_path, text, message):

@@ -154,7 +154,7 @@ def test_what_kaggle_gave_needs_neither_server_nor_token_again(tmp_path, signed_
 
 def test_a_refusal_of_kaggle_is_one_sentence_with_what_to_do(tmp_path, kaggle):
     assert has_kaggle_access()
-    with pytest.raises(DiffctlError, match=r"have you accepted its rules at https://www\.kaggle") as error:
+    with pytest.raises(DiffctlError, match=r"accept its rules at https://www\.kaggle") as error:
         build_source(DataConfig(name="imagenet", image_size=64)).open()
     assert "\n" not in str(error.value)
     assert str(tmp_path / "cache/imagenet") in str(error.value)

@@ -1,9 +1,11 @@
+"""Pickles give plain containers and arrays, and run no other code."""
+
 import collections
 import contextlib
 import functools
-import itertools
 import os
 import pickle
+import struct
 import subprocess
 from pathlib import Path
 
@@ -13,13 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from diffusion.data.file_arrays import NpzArray, StoredArray, file_array, integers, open_npz
-from diffusion.data.readers.pickles import IN_MEMORY, read_pickle
+from diffusion.data.class_names import MAX_NAME_LENGTH, class_names
+from diffusion.data.data_config import DataConfig
+from diffusion.data.file_arrays import StoredArray, file_array, integers
+from diffusion.data.readers import pickles
+from diffusion.data.readers.pickles import LARGE, read_pickle
+from diffusion.data.source_registry import build_source
+from diffusion.data.sources.cifar import CIFAR10
+from diffusion.data.sources.mini_imagenet import read_part
 from diffusion.system.errors import DiffctlError
-from tests.helpers.raw_data import old_numpy_pickle, python2_pickle, random_images
+from tests.helpers.bounded_process import bounded
+from tests.helpers.raw_data import old_numpy_pickle, python2_pickle, random_images, write_cifar10
 
-KINDS = st.sampled_from([np.uint8, np.int64, np.float32, np.dtype(">f8"), np.bool_, np.dtype(">u2")])
-ARRAYS = hnp.arrays(KINDS, hnp.array_shapes(max_dims=3, max_side=4))
+DTYPES = st.sampled_from([np.uint8, np.int64, np.float32, np.dtype(">f8"), np.bool_, np.dtype(">u2")])
+ARRAYS = hnp.arrays(DTYPES, hnp.array_shapes(max_dims=3, max_side=4))
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 VALUES = st.recursive(
     PLAIN | ARRAYS,
@@ -34,8 +43,9 @@ VALUES = st.recursive(
 
 def same(left, right):
     if isinstance(left, np.ndarray):
-        alike = (left.dtype, left.shape) == (right.dtype, right.shape)
-        return alike and left.tobytes() == right.tobytes()  # bytes, for NaN is not itself
+        native = left.dtype.newbyteorder("=")  # NumPy converts the byte order
+        alike = (native, left.shape) == (right.dtype.newbyteorder("="), right.shape)
+        return alike and left.astype(native).tobytes() == right.astype(native).tobytes()  # NaN != NaN
     if isinstance(left, list | tuple):
         return type(left) is type(right) and len(left) == len(right) and all(map(same, left, right))
     if isinstance(left, dict):
@@ -45,7 +55,7 @@ def same(left, right):
 
 @settings(deadline=None)
 @given(value=VALUES, protocol=st.sampled_from([2, 3, 4, 5]))
-def test_plain_values_and_arrays_come_back(tmp_path_factory, value, protocol):
+def test_plain_values_and_arrays_round_trip(tmp_path_factory, value, protocol):
     path = tmp_path_factory.mktemp("pickle") / "value"
     path.write_bytes(pickle.dumps(value, protocol=protocol))
     assert same(value, read_pickle(path))
@@ -53,7 +63,7 @@ def test_plain_values_and_arrays_come_back(tmp_path_factory, value, protocol):
 
 @settings(deadline=None, max_examples=25)
 @given(array=ARRAYS)
-def test_old_pickles_come_back(tmp_path_factory, array):
+def test_old_pickles_round_trip(tmp_path_factory, array):
     folder = tmp_path_factory.mktemp("pickle")
     value = {"data": array, "names": ["a", "é"], "labels": [1, 2, 300, 70000]}
     (folder / "two").write_bytes(python2_pickle(value))
@@ -63,35 +73,30 @@ def test_old_pickles_come_back(tmp_path_factory, array):
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_special_containers_and_layouts(tmp_path, protocol):
-    shared = np.arange(4)
+def test_ordered_dicts_scalars_and_fortran_arrays(tmp_path, protocol):
     value = {
         "ordered": collections.OrderedDict(a=[1]),
         "scalar": np.int64(7),
         "fortran": np.asfortranarray(np.arange(6).reshape(2, 3)),
-        "twice": [shared, shared],
-        "long": 2**2000,
     }
     (tmp_path / "value").write_bytes(pickle.dumps(value, protocol=protocol))
     found = read_pickle(tmp_path / "value")
-    assert found["ordered"] == {"a": [1]}
-    assert found["scalar"] == 7
-    assert found["long"] == 2**2000
+    assert (found["ordered"], found["scalar"]) == ({"a": [1]}, 7)
     np.testing.assert_array_equal(found["fortran"], value["fortran"])
-    np.testing.assert_array_equal(found["twice"][1], shared)
 
 
 @pytest.mark.parametrize(
     "make", [python2_pickle, functools.partial(old_numpy_pickle, protocol=3), pickle.dumps]
 )
-def test_a_large_array_stays_in_the_file(tmp_path, make):
+def test_large_array_is_left_in_the_file(tmp_path, make):
     images = random_images(0, 40, 32)
-    assert images.nbytes > IN_MEMORY
-    (tmp_path / "batch").write_bytes(make({"before": 1, "data": images, "after": [2]}))
+    images[:20] = 7  # so that its first bytes are found at a wrong place before
+    assert images.nbytes > LARGE
+    (tmp_path / "batch").write_bytes(make({"before": bytes([7]) * 5000, "data": images, "after": [2]}))
     found = read_pickle(tmp_path / "batch")
     assert isinstance(found["data"], StoredArray)
-    assert (found["before"], found["after"]) == (1, [2])
-    np.testing.assert_array_equal(found["data"].read(5, 9), images[5:9])
+    assert found["after"] == [2]
+    np.testing.assert_array_equal(found["data"].read(15, 29), images[15:29])
     np.testing.assert_array_equal(found["data"].read(0, 40), images)
 
 
@@ -105,35 +110,27 @@ class Reduces:
         return self.call
 
 
-def canary(path):
-    return f"touch {path}"
-
-
-def evil(path: Path) -> dict[str, object]:
-    command = canary(path)
+def malicious(path: Path) -> dict[str, object]:
+    command = f"touch {path}"
     return {
         "os.system": Reduces(os.system, (command,)),
         "eval": Reduces(eval, (f"__import__('os').system({command!r})",)),
-        "exec": Reduces(exec, (f"__import__('os').system({command!r})",)),
         "Popen": Reduces(subprocess.Popen, (["touch", str(path)],)),
         "partial": Reduces(functools.partial, (os.system, command)),
         "a state": Reduces(collections.OrderedDict, (), {"x": Reduces(os.system, (command,))}),
         "an object array": np.array([Reduces(os.system, (command,))], dtype=object),
-        "an iterator": Reduces(map, (os.system, [command])),
         "a plain class": Path(path),
     }
 
 
-@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
-@pytest.mark.parametrize("name", list(evil(Path("x"))))
-def test_a_malicious_pickle_runs_nothing_and_is_named(tmp_path, protocol, name):
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+@pytest.mark.parametrize("name", list(malicious(Path("x"))))
+def test_malicious_pickle_runs_nothing(tmp_path, protocol, name):
     path = tmp_path / "data_batch_1"
-    path.write_bytes(
-        pickle.dumps({"labels": [1], "data": [evil(tmp_path / "canary")[name]]}, protocol=protocol)
-    )
-    with pytest.raises(DiffctlError, match="data_batch_1 is not a data file: it asks for") as error:
+    value = malicious(tmp_path / "canary")[name]
+    path.write_bytes(pickle.dumps({"labels": [1], "data": [value]}, protocol=protocol))
+    with pytest.raises(DiffctlError, match="data_batch_1 is not a data file: it requires"):
         read_pickle(path)
-    assert "not run" in str(error.value)
     assert not (tmp_path / "canary").exists()
 
 
@@ -145,91 +142,98 @@ def test_a_malicious_pickle_runs_nothing_and_is_named(tmp_path, protocol, name):
         b"(cos\nsystem\nS'touch canary'\no.",  # OBJ
         b"\x80\x02\x82\x01.",  # an extension's code
         b"\x80\x02Pid\n.",  # a persistent id
-        b"\x80\x02cnumpy\nndarray\n}b.",  # a state for a class that is admitted
-        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n)R}q\x00X\x01\x00\x00\x00xcos\nsystem\nsb.",
         b"\x80\x02c__builtin__\ngetattr\n.",
         b"\x80\x04\x8c\x05numpy\x8c\x14ndarray.__reduce_ex__\x93.",  # a dotted name
         b"\x80\x02cnumpy\ndtype\nX\x01\x00\x00\x00O\x85R.",  # a dtype of objects
         b"\x80\x02cnumpy\ndtype\nX\x05\x00\x00\x00O,f4x\x85R.",
+        b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.",
     ],
 )
-def test_hand_made_attacks_are_refused(tmp_path, content, monkeypatch):
+def test_crafted_opcodes_are_refused(tmp_path, content, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "evil").write_bytes(content)
-    with pytest.raises(DiffctlError, match="evil"):
-        read_pickle(tmp_path / "evil")
+    (tmp_path / "crafted").write_bytes(content)
+    with pytest.raises(DiffctlError, match="crafted"):
+        read_pickle(tmp_path / "crafted")
     assert not (tmp_path / "canary").exists()
 
 
-def test_nested_tuples_as_keys_do_not_hang(tmp_path):
-    body = b")q\x00" + b"h\x00\x86q\x00" * 200  # t = (t, t), 200 times: its hash would take for ever
-    (tmp_path / "bomb").write_bytes(b"\x80\x02}" + body + b"K\x01s.")
-    with pytest.raises(DiffctlError, match="a key is a tuple"):
-        read_pickle(tmp_path / "bomb")
-
-
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 @given(
     at=st.integers(0, 10**6),
     bit=st.integers(0, 7),
     cut=st.none() | st.integers(0, 10**6),
     junk=st.binary(max_size=40),
 )
-def test_damage_is_one_sentence(tmp_path_factory, at, bit, cut, junk):
+def test_damage_is_read_or_refused(tmp_path_factory, at, bit, cut, junk):
     content = bytearray(pickle.dumps({"data": np.arange(12).reshape(3, 4), "labels": [1, 2, 3]}, protocol=4))
     content[at % len(content)] ^= 1 << bit
     if cut is not None:
         content = content[: cut % len(content)] + junk
     path = tmp_path_factory.mktemp("damage") / "batch"
     path.write_bytes(content)
-    with contextlib.suppress(DiffctlError):  # anything else fails
+    with contextlib.suppress(DiffctlError):  # any other exception fails
         read_pickle(path)
 
 
-def test_a_length_beyond_the_file_allocates_nothing(tmp_path):
+def test_false_lengths_and_large_files_allocate_nothing(tmp_path, monkeypatch):
     (tmp_path / "long").write_bytes(b"\x80\x04\x8e" + (1 << 62).to_bytes(8, "little") + b"x.")
-    with pytest.raises(DiffctlError, match="ends too early"):
-        read_pickle(tmp_path / "long")
+    assert "memory: is it the right file?" in bounded(lambda: read_pickle(tmp_path / "long"))
+    with open(tmp_path / "sparse", "wb") as file:
+        file.write(b"\x80\x04\x8d" + struct.pack("<Q", 30 << 30))
+        file.truncate(40 + (30 << 30))
+    assert "larger than 2048 MB" in bounded(lambda: read_pickle(tmp_path / "sparse"))
+    monkeypatch.setattr(pickles, "MAX_BYTES", 1 << 20)
+    (tmp_path / "text").write_bytes(bytes(2 << 20))
+    with pytest.raises(DiffctlError, match="larger than 1 MB"):
+        read_pickle(tmp_path / "text")
 
 
-@settings(deadline=None, max_examples=20)
-@given(
-    compressed=st.booleans(), cuts=st.lists(st.integers(0, 60), max_size=6), seed=st.integers(0, 2**32 - 1)
-)
-def test_an_npz_array_reads_any_range_in_any_order(tmp_path_factory, compressed, cuts, seed):
-    images = random_images(seed, 60, 5)
-    path = tmp_path_factory.mktemp("npz") / "batch.npz"
-    (np.savez_compressed if compressed else np.savez)(path, data=images, labels=np.arange(60))
-    array = open_npz(path, "data")
-    assert (array.shape, array.dtype) == (images.shape, images.dtype)
-    for start, stop in itertools.pairwise(cuts):
-        low, high = sorted((start, stop))
-        np.testing.assert_array_equal(array.read(low, high), images[low:high])
-
-
-def test_an_npz_with_objects_is_refused(tmp_path):
-    np.savez(tmp_path / "objects.npz", data=np.array([Reduces(os.system, ("true",))], dtype=object))
-    with pytest.raises(DiffctlError, match="not of plain numbers"):
-        open_npz(tmp_path / "objects.npz", "data")
-
-
-def test_an_npz_without_the_array_says_so(tmp_path):
-    np.savez(tmp_path / "other.npz", images=np.arange(3))
-    with pytest.raises(DiffctlError, match="no array named data"):
-        open_npz(tmp_path / "other.npz", "data")
-
-
-@pytest.mark.parametrize("value", ["text", {"a": 1}, 3, [1.5], ["a"]])
-def test_what_is_no_array_is_not_taken_for_one(value):
+@pytest.mark.parametrize("value", ["text", {"a": 1}, 3, [1.5], ["a"], [[0], [1]]])
+def test_other_values_are_no_arrays(value):
     with pytest.raises(TypeError):
         file_array(value)
     with pytest.raises(TypeError):
         integers(value)
 
 
-def test_integers_reads_lists_and_arrays_wherever_they_lie(tmp_path):
-    np.savez(tmp_path / "labels.npz", labels=np.arange(5, dtype=np.int16))
-    lying = open_npz(tmp_path / "labels.npz", "labels")
-    assert isinstance(lying, NpzArray)
-    for value in ([0, 1, 2, 3, 4], np.arange(5, dtype=np.uint8), lying):
-        np.testing.assert_array_equal(integers(value), np.arange(5))
+@pytest.mark.parametrize(
+    "names", [7, "cat", None, [1], [["a"]], [b"\xff"], ["a\n"], [""], ["a", "a"], ["x" * 300]]
+)
+def test_invalid_class_names_of_a_pickle_are_refused(tmp_path, names):
+    folder = write_cifar10(tmp_path, random_images(0, 12, 32), np.zeros(12, int), 2)
+    (folder / CIFAR10.names).write_bytes(pickle.dumps({"label_names": names}, 2))
+    with pytest.raises(DiffctlError, match=r"batches\.meta has"):
+        build_source(DataConfig(name="cifar10", path=tmp_path)).open()
+
+
+@given(st.lists(st.text(max_size=MAX_NAME_LENGTH + 1), max_size=4))
+def test_class_names_are_kept_or_refused(names):
+    valid = len(set(names)) == len(names) and all(
+        name and name.isprintable() and len(name) <= MAX_NAME_LENGTH for name in names
+    )
+    if valid:
+        assert class_names(names, "x") == tuple(names)
+        return
+    with pytest.raises(DiffctlError) as error:
+        class_names(names, "x")
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"a": [0], "b": [-1]},
+        {"a": [0, 1], "b": [1]},
+        {"a": [0]},
+        {"a": [0, 2]},
+        {},
+        3,
+        {"a": [[0], [1]]},
+        {"a": "01"},
+    ],
+)
+def test_mini_imagenet_needs_one_class_per_image(tmp_path, rows):
+    images = np.zeros((2, 84, 84, 3), np.uint8)
+    (tmp_path / "x").write_bytes(pickle.dumps({"image_data": images, "class_dict": rows}, 3))
+    with pytest.raises(DiffctlError, match="Mini-ImageNet"):
+        read_part(tmp_path / "x")

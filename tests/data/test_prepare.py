@@ -251,7 +251,9 @@ def test_two_at_once_do_not_disturb_each_other(tmp_path, many_images):
 
     def again(done, total):
         if not refused:
-            with pytest.raises(DiffctlError, match="is being prepared by another process already") as error:
+            with pytest.raises(
+                DiffctlError, match="another process is preparing this data set already"
+            ) as error:
                 prepare(config, tmp_path / "out", work=tmp_path / "work")
             refused.append(error)
 
@@ -391,7 +393,7 @@ def test_too_little_room_is_said_before_the_work(tmp_path, monkeypatch):
     raw = write_folder(
         tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(random_images(0, 4, 8))}
     )
-    with pytest.raises(DiffctlError, match=r"preparing needs [\d.]+ GB more in .* are free: make room"):
+    with pytest.raises(DiffctlError, match=r"preparation needs [\d.]+ GB more in .* are free: make room"):
         prepare(folder_config(raw, image_size=8), tmp_path / "out", work=tmp_path / "work")
 
 

@@ -143,7 +143,7 @@ def test_the_batches_that_no_zip_holds_are_named(tmp_path):
     assert not build_source(config).info().blocked
     assert len(build_source(config).open().train.reader) == 36
     (raw / "Imagenet32_val_npz.zip").write_bytes(b"PK cut")
-    assert "Imagenet32_val_npz.zip is no whole zip" in build_source(config).info().blocked
+    assert "Imagenet32_val_npz.zip is not a complete zip" in build_source(config).info().blocked
 
 
 @few
@@ -270,7 +270,7 @@ def test_a_truncated_npz_is_named(tmp_path):
     write_small_imagenet(tmp_path / "raw", random_images(0, 44, 32), np.zeros(44, dtype=int), 4, "compressed")
     path = tmp_path / "raw/train_data_batch_3.npz"
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(DiffctlError, match=r"train_data_batch_3\.npz is no whole zip"):
+    with pytest.raises(DiffctlError, match=r"train_data_batch_3\.npz is not a complete zip"):
         build_source(DataConfig(name="imagenet32", path=tmp_path / "raw")).open()
 
 
@@ -280,7 +280,7 @@ def test_a_flipped_bit_in_a_compressed_npz_is_noticed(tmp_path):
     content = bytearray(path.read_bytes())
     content[4000] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DiffctlError, match=r"val_data\.npz is no whole zip"):
+    with pytest.raises(DiffctlError, match=r"val_data\.npz is not a complete zip"):
         prepared(tmp_path, name="imagenet32", path=tmp_path / "raw")
     assert not (tmp_path / "prepared").exists()
 

@@ -1,1 +1,1 @@
-"""Files of strangers as rows of images: arrays, archives, folders, pictures."""
+"""Readers of untrusted files into rows of images: arrays, archives, folders, image files."""

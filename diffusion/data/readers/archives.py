@@ -1,4 +1,4 @@
-"""Named members out of tar and zip archives. No path of an archive is ever trusted."""
+"""Extraction of named members from tar and zip archives. Paths in an archive are never trusted."""
 
 import gzip
 import shutil
@@ -16,7 +16,7 @@ from diffusion.system.files import atomic_folder, write_atomic
 from diffusion.system.regular_files import open_regular, read_error
 
 MAX_UNPACKED = 1 << 30  # bytes of a tar; CIFAR's take 190 MB
-MAX_AT_ONCE = 4 << 20  # bytes of it that are asked for at a time; a header's length may be a lie
+MAX_READ = 4 << 20  # bytes per read; a header's length may be false
 MAX_MEMBERS = 10_000
 DAMAGE = (
     tarfile.TarError, zlib.error, EOFError, ValueError, OverflowError, RecursionError, IndexError, KeyError,
@@ -24,10 +24,10 @@ DAMAGE = (
 
 
 def unpack_tar(archive: Path, members: Collection[str], folder: Path) -> Path:
-    """Unpack the named members, side by side, into `folder`, whole or not at all; returns it.
+    """Extract the named members into `folder`, flat, completely or not at all; return the folder.
 
-    They must be plain files, of which nothing but the bytes is taken. DiffctlError when one is missing, is
-    there twice or is something else (a link, a device), or when the archive is damaged or a bomb.
+    Only the bytes of regular files are extracted. DiffctlError if a member is missing, a duplicate or no
+    regular file, or if the archive is damaged or a bomb.
     """
     if all((folder / PurePosixPath(name).name).is_file() for name in members):
         return folder
@@ -41,7 +41,10 @@ def unpack_tar(archive: Path, members: Collection[str], folder: Path) -> Path:
             if missing := [name for name in members if name not in found]:
                 raise DiffctlError(f"{archive} has no {missing[0]}: it is not the published archive")
             with atomic_folder(folder) as made:
-                for name, info in found.items():  # in the archive's order: going back would unpack it anew
+                for (
+                    name,
+                    info,
+                ) in found.items():  # in order: seeking back decompresses it again
                     _take(tar, archive, info, made / PurePosixPath(name).name)
     except (*DAMAGE, OSError) as error:
         raise _failure(archive, folder, error) from None
@@ -49,23 +52,23 @@ def unpack_tar(archive: Path, members: Collection[str], folder: Path) -> Path:
 
 
 class _Unpacked(gzip.GzipFile):
-    """A gzipped tar's content, refused where it becomes larger than any that is read here."""
+    """Content of a gzipped tar, refused if it is larger than any supported archive."""
 
     def read(self, size: int | None = -1) -> bytes:
-        """As any file's; ReadError where too much is asked for."""
-        if size is None or not 0 <= size <= MAX_AT_ONCE or self.tell() + size > MAX_UNPACKED:
-            raise tarfile.ReadError("it says that it holds more than such archives do")
+        """Read as any file; ReadError for too much."""
+        if size is None or not 0 <= size <= MAX_READ or self.tell() + size > MAX_UNPACKED:
+            raise tarfile.ReadError("its contents are larger than a supported archive's")
         return super().read(size)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """As any file's."""
+        """Seek as any file; ReadError beyond the limit."""
         if not 0 <= offset <= MAX_UNPACKED:
-            raise tarfile.ReadError("it says that it holds more than such archives do")
+            raise tarfile.ReadError("its contents are larger than a supported archive's")
         return super().seek(offset, whence)
 
 
 def _members(tar: tarfile.TarFile, names: Collection[str]) -> dict[str, tarfile.TarInfo]:
-    """Those of the named members that the archive has; ReadError for what no archive looks like."""
+    """Return the named members that the archive has; ReadError if its structure is invalid."""
     found: dict[str, tarfile.TarInfo] = {}
     offset = -1
     for number, info in enumerate(tar):
@@ -90,10 +93,9 @@ def _take(tar: tarfile.TarFile, archive: Path, info: tarfile.TarInfo, path: Path
 
 
 def unpack_zip(archive: Path, names: Collection[str], folder: Path) -> list[Path]:
-    """Unpack those of the named files that the zip holds, in whatever folders, flat into `folder`.
+    """Extract those of the named files that the zip has, from any folder, flat into `folder`.
 
-    Files that are there already stay. DiffctlError for a damaged archive, a bomb, two files of one name, or a
-    full disk.
+    Existing files stay. DiffctlError for a damaged archive, a bomb, duplicates, or a full disk.
     """
     found = []
     with explained(archive), open_zip(archive) as opened:
@@ -112,7 +114,7 @@ def unpack_zip(archive: Path, names: Collection[str], folder: Path) -> list[Path
 
 
 def _write(path: Path, source: IO[bytes]) -> None:
-    """A member's content as a file; DiffctlError when the disk refuses it."""
+    """Write a member's content to a file; DiffctlError if the disk refuses it."""
     try:
         write_atomic(path, partial(shutil.copyfileobj, source))
     except OSError as error:
@@ -120,7 +122,7 @@ def _write(path: Path, source: IO[bytes]) -> None:
 
 
 def zip_names(archive: Path) -> set[str]:
-    """The names of the files that the zip holds, without folders; DiffctlError for a damaged archive."""
+    """Return the names of the files in the zip, without folders; DiffctlError if it is damaged."""
     with explained(archive), open_zip(archive) as opened:
         return {_flat(info.filename) for info in opened.infolist() if not info.is_dir()}
 
@@ -130,7 +132,7 @@ def _flat(name: str) -> str:
 
 
 def _failure(archive: Path, folder: Path, error: Exception) -> DiffctlError:
-    """A disk's error has a number; what a decompressor raises for damaged content has none."""
+    """Return the error to raise. An OSError with a number is the disk's; others are the archive's."""
     if isinstance(error, OSError) and error.errno is not None:
         return DiffctlError(
             f"cannot unpack {archive} into {folder} ({error.strerror}): make room or give access"

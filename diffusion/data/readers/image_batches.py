@@ -1,4 +1,4 @@
-"""The "batch" files of CIFAR and of the downsampled ImageNet: a dict of flattened images and their labels."""
+"""Batch files of CIFAR and of the downsampled ImageNet: a dict of flattened images and their labels."""
 
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from diffusion.system.errors import DiffctlError, printable
 def read_batch(
     path: Path, label_key: str, *, first_label: int, classes: int, pixels: int
 ) -> tuple[FileArray, Labels]:
-    """A batch's images (n, pixels) uint8, left in the file, and labels counted from 0.
+    """Return images (n, pixels) uint8, unread, and labels counted from 0, of a pickle or an npz.
 
-    The file is a pickle or an npz. DiffctlError when images and labels do not fit each other or the set.
+    DiffctlError if images and labels do not match each other or the data set.
     """
     try:
         if path.suffix == ".npz":
             images: FileArray = open_npz(path, "data")
-            labels = integers(_as_long(images, open_npz(path, label_key)))
+            labels = integers(_checked_labels(images, open_npz(path, label_key)))
         else:
             batch = read_pickle(path)
             images = file_array(entry(batch, "data", path))
@@ -31,7 +31,7 @@ def read_batch(
     labels = labels - first_label
     if images.dtype != np.uint8 or images.shape != (len(labels), pixels):
         raise DiffctlError(
-            f"{printable(path)}: images {images.dtype} {images.shape} and {len(labels)} labels do not fit, "
+            f"{printable(path)}: images {images.dtype} {images.shape} and {len(labels)} labels do not match, "
             f"or are not uint8 with {pixels} values an image"
         )
     if not len(labels) or labels.min() < 0 or labels.max() >= classes:
@@ -41,16 +41,16 @@ def read_batch(
     return images, labels
 
 
-def _as_long(images: FileArray, labels: FileArray) -> FileArray:
-    """The labels; TypeError unless there is one an image, before any of them is read."""
+def _checked_labels(images: FileArray, labels: FileArray) -> FileArray:
+    """Return the labels; TypeError unless there is one per image, before any is read."""
     if labels.shape != images.shape[:1]:
         raise TypeError(f"images {images.shape} and labels {labels.shape}")
     return labels
 
 
 def entry(batch: Any, key: str, path: Path) -> Any:
-    """A value of a batch, its keys being str or bytes; DiffctlError when it is not there."""
-    for spelt in (key, key.encode()):
-        if isinstance(batch, dict) and spelt in batch:
-            return batch[spelt]
+    """Return a value of a batch with text or bytes as keys; DiffctlError if it is missing."""
+    for spelling in (key, key.encode()):
+        if isinstance(batch, dict) and spelling in batch:
+            return batch[spelling]
     raise DiffctlError(f"{printable(path)} has no {key}: it is not a file of this set")

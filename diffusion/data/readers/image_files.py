@@ -11,15 +11,15 @@ import numpy as np
 from PIL import Image
 
 from diffusion.data.holdout import Indices
-from diffusion.data.readers.decode import decode
 from diffusion.data.readers.listing import FilePaths
+from diffusion.data.readers.resize import decode
 from diffusion.data.source import Job, Rows
 from diffusion.images.decode import MAX_BYTES, BadImage
 from diffusion.system.regular_files import read_regular
 
 
 class ImageFileReader:
-    """A reader of chosen files below `root`, in their order, as squares of `size` with `channels`."""
+    """A reader of selected files below `root`, in order, as squares of `size` with `channels`."""
 
     heavy = True
 
@@ -34,27 +34,27 @@ class ImageFileReader:
         return len(self.rows)
 
     def job(self, start: int, stop: int) -> Job:
-        """Decodes files `start` to `stop`."""
+        """Return a job that decodes files `start` to `stop`."""
         paths = self.paths.take(self.rows[start:stop])
         return partial(read_images, self.root, paths, self.size, self.channels)
 
     def names(self, rows: Indices) -> list[str]:
-        """The files' paths below the root."""
+        """Return the files' paths below the root."""
         return self.paths.names(self.rows[rows])
 
 
 def read_images(root: Path, paths: Sequence[bytes], size: int, channels: int) -> Rows:
-    """The files' images (n, size, size, channels) and their SHA-256; what cannot be read is in `bad`."""
+    """Return the files' images (n, size, size, channels) and SHA-256; unreadable ones are in `bad`."""
     folder = os.fsencode(root) + b"/"
     return images_of([partial(_read, folder + path) for path in paths], size, channels)
 
 
 def images_of(files: Sequence[Callable[[], bytes]], size: int, channels: int) -> Rows:
-    """The images of files that these give the content of, or raise BadImage; as `read_images`."""
-    # One strip for all: Pillow hands over a small image's pixels at a twentieth of the cost of decoding it.
+    """Decode files given by functions that return their content or raise BadImage; as `read_images`."""
+    # One strip for all: exporting pixels of each small image would cost a twentieth of decoding it.
     strip = Image.new("L" if channels == 1 else "RGB", (size, size * len(files)))
     digests, bad = [], {}
-    with warnings.catch_warnings(action="ignore"):  # what Pillow warns of is refused, or read all the same
+    with warnings.catch_warnings(action="ignore"):  # what Pillow warns about is refused or harmless
         for index, read in enumerate(files):
             digest = bytes(32)
             try:

@@ -1,4 +1,4 @@
-"""A CSV file that names the class of each image, and its split where there is an official one."""
+"""A CSV file with the class of each image, and its split if there is an official one."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ FILE_COLUMNS, LABEL_COLUMNS = ("file", "filename", "path", "image"), ("label", "
 
 
 class Row(NamedTuple):
-    """What the list says of an image; an empty label is none, and `split` None, train or test."""
+    """One line: an empty label means none; `split` is None, train or test."""
 
     file: str
     label: str
@@ -23,9 +23,9 @@ class Row(NamedTuple):
 
 
 def read_labels(path: Path) -> Iterator[Row]:
-    """The rows, one after another.
+    """Yield the rows one by one.
 
-    UsageError when the file is missing, not CSV in UTF-8, or lacks a column.
+    UsageError if the file is missing, not CSV in UTF-8, or lacks a column.
     """
     try:
         with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
@@ -37,7 +37,7 @@ def read_labels(path: Path) -> Iterator[Row]:
                 name = (values[name_column] or "").strip().replace("\\", "/").removeprefix("./")
                 yield Row(name, (values[label_column] or "").strip(), _split(path, values.get("split")))
     except FileNotFoundError:
-        raise UsageError(f"data.labels: {path} is not there; it is looked for in data.path") from None
+        raise UsageError(f"data.labels: {path} does not exist; it must be in data.path") from None
     except OSError as error:
         raise UsageError(
             f"data.labels: {path} cannot be read ({error.strerror}): give access to it"
@@ -47,7 +47,7 @@ def read_labels(path: Path) -> Iterator[Row]:
 
 
 def _lines(file: io.TextIOWrapper) -> Iterator[str]:
-    """The lines; csv.Error for one that does not end, of which no more is read than shows it."""
+    """Yield lines; csv.Error for one that is too long, before the rest of it is read."""
     while line := file.readline(MAX_LINE):
         if len(line) == MAX_LINE:
             raise csv.Error(f"a line has more than {MAX_LINE:,} characters")
@@ -66,6 +66,6 @@ def _split(path: Path, name: str | None) -> str | None:
         return None
     if name.strip() not in SPLITS:
         raise UsageError(
-            f"data.labels: {path}: split {printable(name)[:80]!r} is none of {', '.join(SPLITS)}"
+            f"data.labels: {path}: split {printable(name)[:80]!r} is not one of {', '.join(SPLITS)}"
         )
     return SPLITS[name.strip()]

@@ -1,4 +1,4 @@
-"""Which image files lie below a folder, found in little memory: a few bytes a file beside its name."""
+"""Image files below a folder, listed with a few bytes of memory per file."""
 
 import hashlib
 import os
@@ -20,8 +20,8 @@ from diffusion.images.decode import SUFFIXES
 from diffusion.system.errors import DiffctlError, printable
 from diffusion.system.worker_processes import can_fork, map_in_processes
 
-CHUNK = 4096  # files that are Python objects at a time
-MANY = 4 * CHUNK  # files that are worth several processes
+CHUNK = 4096  # files held as Python objects at a time
+MANY = 4 * CHUNK  # files that justify several processes
 QUEUED = 4  # chunks a process
 MAX_DEPTH = 64  # folders below each other
 
@@ -30,13 +30,13 @@ Hashes = NDArray[np.int64]
 
 
 class FilePaths:
-    """Relative paths as the file system spells them, by row: a column of sorted names for every folder.
+    """Relative paths by row: one column of sorted names per folder.
 
-    Millions of bytes objects would be most of the memory that preparing takes.
+    Millions of bytes objects would take most of a preparation's memory.
     """
 
     def __init__(self, folders: Sequence[tuple[str, Names]]) -> None:
-        """`folders` are prefixes ("" or "a/b/") and the names of the files there."""
+        """`folders` has prefixes ("" or "a/b/") and the names of the files there."""
         self.folders = [(prefix, len(names)) for prefix, names in folders]
         self._columns = [(os.fsencode(prefix), names) for prefix, names in folders]
         self._numbers = {prefix: number for number, (prefix, _) in enumerate(folders)}
@@ -46,17 +46,17 @@ class FilePaths:
         return int(self._starts[-1])
 
     def take(self, rows: Indices) -> list[bytes]:
-        """The paths of some rows."""
+        """Return the paths of some rows."""
         which = np.searchsorted(self._starts, rows, side="right") - 1
         places = zip(which.tolist(), (rows - self._starts[which]).tolist(), strict=True)
         return [self._columns[number][0] + self._columns[number][1].item(at) for number, at in places]
 
     def names(self, rows: Indices) -> list[str]:
-        """The paths of some rows as text."""
+        """Return the paths of some rows as text."""
         return [os.fsdecode(path) for path in self.take(rows)]
 
     def find(self, path: str) -> int:
-        """The row of a path, -1 when it is none of them."""
+        """Return the row of a path, or -1."""
         prefix, slash, name = path.rpartition("/")
         number = self._numbers.get(prefix + slash, -1)
         if number < 0:
@@ -68,9 +68,9 @@ class FilePaths:
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files below a folder, and what lies among them: other files, and files not to be used.
+    """Image files below a folder, other files among them, and files that cannot be used.
 
-    `content` changes with any file's name or size; `identity` also with its time.
+    `content` changes with the name or size of any file; `identity` also with its time.
     """
 
     paths: FilePaths
@@ -81,17 +81,17 @@ class Listing:
 
 
 def list_images(root: Path) -> Listing:
-    """Find all images below `root`; hidden files are passed over, links to folders are followed once.
+    """List all images below `root`, without hidden files; follow each linked folder once.
 
-    What is no plain file, or leads nowhere, is listed by its name and fails when it is read. DiffctlError for
-    a folder that cannot be read, or too deep.
+    Anything but a regular file, and a broken link, is listed and fails when it is read. DiffctlError for a
+    folder that is unreadable or too deep.
     """
     folders: list[tuple[str, Names]] = []
     others: list[str] = []
     problems: list[Problem] = []
     content, identity = hashlib.sha256(), hashlib.sha256()
-    with closing(_look_at_all(root)) as looked:
-        for prefix, chunks in groupby(looked, key=lambda chunk: chunk.prefix):
+    with closing(_list_all(root)) as listed:
+        for prefix, chunks in groupby(listed, key=lambda chunk: chunk.prefix):
             images: list[Names] = []
             hashes: list[Hashes] = []
             for chunk in chunks:
@@ -108,8 +108,8 @@ def list_images(root: Path) -> Listing:
     return Listing(FilePaths(folders), others, problems, content.hexdigest(), identity.hexdigest())
 
 
-class _Looked(NamedTuple):
-    """Some files of a folder: images and the hashes of their stems, others, names and sizes, and times."""
+class _Chunk(NamedTuple):
+    """Some files of a folder: images and the hashes of their stems, others, names and sizes, times."""
 
     prefix: str
     images: Names
@@ -119,8 +119,8 @@ class _Looked(NamedTuple):
     times: bytes
 
 
-def _look_at_all(root: Path) -> Generator[_Looked, None, None]:
-    """All files below root, some at a time in order; many are looked at on all cores."""
+def _list_all(root: Path) -> Generator[_Chunk, None, None]:
+    """Yield all files below root in order, some at a time; use all cores if there are many."""
     walked = list(_walk(root, "", set(), MAX_DEPTH))
     jobs = (
         (root, prefix, names[start : start + CHUNK])
@@ -128,18 +128,18 @@ def _look_at_all(root: Path) -> Generator[_Looked, None, None]:
         for start in range(0, len(names), CHUNK)
     )
     if sum(len(names) for _, names in walked) >= MANY and can_fork():
-        return map_in_processes(_look_at, jobs, QUEUED)
-    return (_look_at(*job) for job in jobs)
+        return map_in_processes(_list_chunk, jobs, QUEUED)
+    return (_list_chunk(*job) for job in jobs)
 
 
-def _look_at(root: Path, prefix: str, names: Names) -> _Looked:
+def _list_chunk(root: Path, prefix: str, names: Names) -> _Chunk:
     files = list(_files(root, prefix, names.tolist()))
     folder = os.fsencode(prefix)
     stems = {name: stem for name, _, _ in files if (stem := _stem(name)) is not None}
-    return _Looked(
+    return _Chunk(
         prefix,
         images=_column(list(stems)),
-        hashes=np.array([hash(stem) for stem in stems.values()], dtype=np.int64),  # forks agree on them
+        hashes=np.array([hash(stem) for stem in stems.values()], dtype=np.int64),  # equal in all forks
         others=[os.fsdecode(folder + name) for name, _, _ in files if name not in stems],
         content=b"".join(b"%b%b\0%d\n" % (folder, name, size) for name, size, _ in files),
         times=np.array([time for _, _, time in files], dtype="<i8").tobytes(),
@@ -147,7 +147,7 @@ def _look_at(root: Path, prefix: str, names: Names) -> _Looked:
 
 
 def _walk(root: Path, prefix: str, seen: set[tuple[int, int]], deep: int) -> Iterator[tuple[str, Names]]:
-    """Every folder below root in sorted order: its prefix, and the sorted names of what is no folder."""
+    """Yield every folder below root in sorted order: its prefix, and the sorted names of its files."""
     folder = root / prefix
     if not deep:
         top = printable(prefix.partition("/")[0])
@@ -157,17 +157,17 @@ def _walk(root: Path, prefix: str, seen: set[tuple[int, int]], deep: int) -> Ite
         if (here.st_dev, here.st_ino) in seen:
             return
         seen.add((here.st_dev, here.st_ino))
-        names, folders = _look_into(folder)
+        names, folders = _entries(folder)
     except OSError as error:
-        raise DiffctlError(f"cannot look into {printable(folder)}: {error.strerror}") from None
+        raise DiffctlError(f"cannot read the folder {printable(folder)}: {error.strerror}") from None
     yield prefix, names
     for name in folders:
         if name != "__MACOSX":
             yield from _walk(root, f"{prefix}{name}/", seen, deep - 1)
 
 
-def _look_into(folder: Path) -> tuple[Names, list[str]]:
-    """What is visible in a folder, sorted: the names of files, and of folders."""
+def _entries(folder: Path) -> tuple[Names, list[str]]:
+    """Return the visible entries of a folder, sorted: names of files, and of folders."""
     columns: list[Names] = []
     files: list[bytes] = []
     folders: list[str] = []
@@ -188,7 +188,7 @@ def _look_into(folder: Path) -> tuple[Names, list[str]]:
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
-    """Whether it is a folder, or a link to one."""
+    """Return whether it is a folder or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link in a circle, or through a folder that may not be entered
@@ -200,7 +200,7 @@ def _column(names: list[bytes]) -> Names:
 
 
 def _files(root: Path, prefix: str, names: list[bytes]) -> Iterator[tuple[bytes, int, int]]:
-    """Names, sizes and times; what is no plain file, or a link that leads nowhere, has neither."""
+    """Yield names, sizes and times; size and time are 0 unless it is a regular file."""
     folder = os.fsencode(f"{root}/{prefix}")
     for name in names:
         try:
@@ -213,15 +213,15 @@ def _files(root: Path, prefix: str, names: list[bytes]) -> Iterator[tuple[bytes,
 
 
 def _stem(name: bytes) -> str | None:
-    """An image's name without its suffix, in one case; None for another file."""
+    """Return an image's name without suffix, casefolded; None for another file."""
     stem, dot, suffix = os.fsdecode(name).rpartition(".")
     return stem.casefold() if dot and f".{suffix.lower()}" in SUFFIXES else None
 
 
 def _without_twins(names: Names, hashes: Hashes) -> tuple[Names, list[str]]:
-    """The names, and apart those whose stem an earlier one has; `hashes` are of the stems."""
+    """Separate names with the stem of an earlier one; `hashes` are of the stems."""
     if len(np.unique(hashes)) == len(names):
-        return names, []  # so 8 bytes a name tell that there are none
+        return names, []  # the common case, found with 8 bytes a name
     taken: set[str | None] = set()
     first = np.ones(len(names), dtype=bool)
     for at, name in enumerate(names):

@@ -1,18 +1,32 @@
-"""Pictures of any size and mode to squares of uint8, as ADM prepares ImageNet (2105.05233)."""
+"""Images of any size and mode to squares of uint8, as ADM prepares ImageNet (2105.05233)."""
 
 import numpy as np
 from PIL import Image
 
-from diffusion.images.decode import MAX_PIXELS, BadImage, flatten
+from diffusion.images.decode import MAX_PIXELS, BadImage, flatten, load_pixels, open_image
 from diffusion.images.store import Images
+
+LARGE_PIXELS = 1 << 24  # a larger jpeg is decoded at a reduced scale, so that it fits in memory
+
+
+def decode(content: bytes, size: int, channels: int) -> Image.Image:
+    """Decode a file's content into a square of `size` pixels, 8-bit grey (1 channel) or RGB (3).
+
+    EXIF orientation is applied, transparency becomes white, `square` scales and crops. BadImage if the image
+    cannot be read completely.
+    """
+    with open_image(content) as image:
+        if image.format == "JPEG" and image.width * image.height > LARGE_PIXELS:
+            image.draft(None, (2 * size, 2 * size))
+        return square(load_pixels(image, channels), size)
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
     """Scale the short side to `size` and crop the centre.
 
-    The image is halved with a box filter while its short side is at least twice the size, then scaled
-    bicubically with antialiasing; one of that size already keeps its pixels. BadImage when it is so narrow
-    that what is scaled would be huge.
+    The image is halved with a box filter while its short side is at least twice the size. Then it is scaled
+    bicubically with antialiasing. An image of that size keeps its pixels. BadImage for one so narrow that the
+    scaled image would be huge.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -29,7 +43,7 @@ def square(image: Image.Image, size: int) -> Image.Image:
 
 
 def conform(images: Images, size: int, channels: int) -> Images:
-    """A batch (N, H, W, C) as squares (N, size, size, channels); the same array when it has that shape."""
+    """Return a batch (N, H, W, C) as squares (N, size, size, channels); unchanged if it has that shape."""
     if images.shape[1:] == (size, size, channels):
         return images
     out = np.empty((len(images), size, size, channels), dtype=np.uint8)
@@ -40,7 +54,7 @@ def conform(images: Images, size: int, channels: int) -> Images:
 
 
 def transforms(native: tuple[int, int, int] | None, size: int, channels: int) -> list[str]:
-    """What is done to images of shape `native` (None: photographs of many shapes), in words for a meta."""
+    """Describe, for meta.json, the conversion of images of shape `native` (None: of many shapes)."""
     scaling = [f"short side to {size}: halved by box, then bicubic", f"centre crop to {size}×{size}"]
     if native is None:
         return [f"decoded to {'grey' if channels == 1 else 'RGB'}, turned by EXIF, on white", *scaling]

@@ -1,1 +1,1 @@
-"""The data sets, a module for each kind; diffusion/data/source_registry.py has them by name."""
+"""The data sets, one module per kind; `source_registry` has them by name."""

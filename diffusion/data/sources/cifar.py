@@ -22,7 +22,7 @@ SHAPE = (32, 32, 3)
 
 
 class LabelKind(NamedTuple):
-    """The key of a batch's labels, that of the names in the names' file, and how many classes there are."""
+    """Key of a batch's labels, key of their names in the names file, and the number of classes."""
 
     labels: str
     names: str
@@ -42,7 +42,7 @@ class Archive:
 
     @property
     def batches(self) -> Sequence[str]:
-        """The files with images."""
+        """Files with images."""
         return *self.train, *self.test
 
     @property
@@ -52,21 +52,21 @@ class Archive:
 
 
 class Cifar100Config(DataConfig):
-    """`labels`: its 100 fine classes, or the 20 coarse ones."""
+    """`labels`: 100 fine classes, or 20 coarse ones."""
 
     labels: Literal["fine", "coarse"] = "fine"
 
 
 @dataclass(frozen=True)
 class Cifar:
-    """One of the two sets, with the kind of labels that is asked for."""
+    """One of the two sets, with the selected kind of labels."""
 
     config: DataConfig
     archive: Archive
     labels: LabelKind
 
     def info(self) -> DatasetInfo:
-        """Whether the archive or its unpacked folder is there."""
+        """Return whether the archive or its unpacked folder is there."""
         folder = raw_folder(self.archive.name, self.config.path)
         here = self._unpacked(folder) is not None or (folder / self.archive.remote.name).is_file()
         blocked = "" if here or self.config.path is None else self._missing(folder)
@@ -74,7 +74,7 @@ class Cifar:
         return DatasetInfo(60_000, SHAPE, self.labels.classes, download=download, blocked=blocked)
 
     def open(self, notify: OnProgress | None = None) -> RawData:
-        """The official split: 50,000 to train on, 10,000 to test."""
+        """Open the official split: 50,000 training images, 10,000 test images."""
         folder = self._files(notify)
         label_key, names_key, _ = self.labels
         path = folder / self.archive.names
@@ -88,7 +88,7 @@ class Cifar:
         )
 
     def _files(self, notify: OnProgress | None) -> Path:
-        """The folder of the unpacked pickles: laid there by hand, or out of the verified archive."""
+        """Return the folder of the unpacked pickles: provided by the user, or from the verified archive."""
         folder = raw_folder(self.archive.name, self.config.path)
         unpacked = self._unpacked(folder)
         if unpacked is not None:
@@ -163,10 +163,10 @@ LABELS_100 = {
 
 
 def cifar10(config: DataConfig) -> Cifar:
-    """The set of ten classes."""
+    """Return the set of ten classes."""
     return Cifar(config, CIFAR10, LabelKind("labels", "label_names", 10))
 
 
 def cifar100(config: Cifar100Config) -> Cifar:
-    """The set of a hundred classes, in twenty groups."""
+    """Return the set of a hundred classes in twenty groups."""
     return Cifar(config, CIFAR100, LABELS_100[config.labels])

@@ -12,32 +12,32 @@ from diffusion.data.source import ArrayReader, DatasetInfo, RawData, Split
 from diffusion.downloads.fetch import OnProgress
 
 COUNT = 1797
-HELD_OUT = 500  # as many as a sweep's cell has, so that scores and their floor are at the same N
+HELD_OUT = 500  # the size of a sweep's cell, so that scores and their floor have equal N
 SHAPE = (8, 8, 1)
 
 
 class DigitsConfig(DataConfig):
-    """No `path`: the set is a part of scikit-learn."""
+    """No `path`: the set is part of scikit-learn."""
 
     @model_validator(mode="after")
     def _without_path(self) -> Self:
         if self.path is not None:
-            raise ValueError("path: digits come with scikit-learn, so there is no folder to give")
+            raise ValueError("path: digits come with scikit-learn and need no folder")
         return self
 
 
 class Digits:
-    """The set comes with scikit-learn, so it needs no network. Its 17 levels are stretched to 0…255."""
+    """Digits of scikit-learn, without any download. Their 17 levels are scaled to 0…255."""
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
 
     def info(self) -> DatasetInfo:
-        """Always at hand."""
+        """Return the set's size; it is always available."""
         return DatasetInfo(COUNT, SHAPE, 10)
 
     def open(self, notify: OnProgress | None = None) -> RawData:
-        """A stratified split with a fixed seed: 1,297 images to train on and 500 held out."""
+        """Open a stratified split with a fixed seed: 1,297 training images, 500 test images."""
         from sklearn.datasets import load_digits
 
         levels, labels = load_digits(return_X_y=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion.data.class_names import IMAGENET_CLASSES, unique_names
 from diffusion.data.data_config import DataConfig
 from diffusion.data.readers.archives import unpack_zip, zip_names
 from diffusion.data.readers.image_batches import read_batch
 from diffusion.data.source import DatasetInfo, FileArrayReader, RawData, Split
-from diffusion.data.sources.synsets import CLASSES, unique_names
 from diffusion.downloads.cache import cache_root, find_file, find_files, raw_folder
 from diffusion.downloads.fetch import OnProgress, file_checksums
 from diffusion.system.errors import DiffctlError
@@ -19,13 +19,13 @@ from diffusion.system.regular_files import read_regular_text
 
 TRAIN = tuple(f"train_data_batch_{number}" for number in range(1, 11))
 BATCHES = (*TRAIN, "val_data")
-CLASS_LIST = "map_clsloc.txt"  # lines of synset, number, name; beside the batches, or not at all
+CLASS_LIST = "map_clsloc.txt"  # lines of synset, number, name; optional
 PAGE = "https://image-net.org/download-images"
 
 
 @dataclass(frozen=True)
-class SmallImageNet:
-    """The official batches, npz or pickle, unpacked or in the zips as they come from image-net.org."""
+class DownsampledImageNet:
+    """The official batches, npz or pickle, unpacked or in the zips from image-net.org."""
 
     config: DataConfig
     size: int
@@ -36,36 +36,40 @@ class SmallImageNet:
         return (self.size, self.size, 3)
 
     def info(self) -> DatasetInfo:
-        """Whether all batches are there, unpacked or in a zip, and which are not."""
+        """Return which batches are there, unpacked or in a zip."""
         try:
             self._refuse_missing(raw_folder(self.config.name, self.config.path))
             blocked = ""
         except DiffctlError as error:
             blocked = str(error)
-        return DatasetInfo(1_331_167, self.shape, CLASSES, blocked=blocked)
+        return DatasetInfo(1_331_167, self.shape, IMAGENET_CLASSES, blocked=blocked)
 
     def open(self, notify: OnProgress | None = None) -> RawData:
-        """The official split, its 50,000 validation images as the test split."""
+        """Open the official split; its 50,000 validation images are the test split."""
         folder = raw_folder(self.config.name, self.config.path)
         paths = self._files(folder)
-        class_list = find_file(folder, CLASS_LIST)
         return RawData(
-            classes=read_class_list(class_list) if class_list else tuple(map(str, range(1, CLASSES + 1))),
+            classes=self._class_names(folder),
             shape=self.shape,
             train=self._split(paths[: len(TRAIN)]),
             test=self._split(paths[len(TRAIN) :]),
             sources=file_checksums(paths, notify),
         )
 
+    def _class_names(self, folder: Path) -> tuple[str, ...]:
+        """Return the names in the class list if there is one, else the labels' numbers."""
+        path = find_file(folder, CLASS_LIST)
+        return read_class_list(path) if path else tuple(map(str, range(1, IMAGENET_CLASSES + 1)))
+
     def _split(self, paths: Sequence[Path]) -> Split:
-        """Labels in the files count from 1, in the order of the challenge's development kit."""
-        size = {"classes": CLASSES, "pixels": math.prod(self.shape)}
+        """Return the batches' split. Labels in the files count from 1, in the development kit's order."""
+        size = {"classes": IMAGENET_CLASSES, "pixels": math.prod(self.shape)}
         batches = [read_batch(path, "labels", first_label=1, **size) for path in paths]
         images, labels = zip(*batches, strict=True)
         return Split(FileArrayReader(images, self.shape, planar=True), np.concatenate(labels))
 
     def _files(self, folder: Path) -> list[Path]:
-        """The batches in order; those that lie in zips are unpacked into the cache."""
+        """Return the batches in order; those in zips are unpacked into the cache."""
         self._refuse_missing(folder)
         found, unpacked = self._places(folder), cache_root() / self.config.name / "unpacked"
         packed = [name for name, path in zip(BATCHES, found, strict=True) if path is None]
@@ -76,7 +80,7 @@ class SmallImageNet:
         return [path for path in found if path is not None]
 
     def _refuse_missing(self, folder: Path) -> None:
-        """DiffctlError with the names of the batches that are neither in the folder nor in a zip there."""
+        """Raise DiffctlError for batches that are neither in the folder nor in a zip there."""
         packed = {name.removesuffix(".npz") for archive in self._zips(folder) for name in zip_names(archive)}
         places = zip(BATCHES, self._places(folder), strict=True)
         if missing := [name for name, path in places if path is None and name not in packed]:
@@ -95,23 +99,23 @@ class SmallImageNet:
         )
 
 
-def imagenet64(config: DataConfig) -> SmallImageNet:
-    """The set of 64×64."""
-    return SmallImageNet(config, 64)
+def imagenet64(config: DataConfig) -> DownsampledImageNet:
+    """Return the set of 64×64."""
+    return DownsampledImageNet(config, 64)
 
 
-def imagenet32(config: DataConfig) -> SmallImageNet:
-    """The set of 32×32."""
-    return SmallImageNet(config, 32)
+def imagenet32(config: DataConfig) -> DownsampledImageNet:
+    """Return the set of 32×32."""
+    return DownsampledImageNet(config, 32)
 
 
 def read_class_list(path: Path) -> tuple[str, ...]:
-    """The 1,000 names in the order of the labels."""
+    """Return the 1,000 names in the order of the labels."""
     names: dict[int, tuple[str, str]] = {}
     for line in read_regular_text(path).splitlines():
         synset, number, name = [*line.split(), "", ""][:3]
-        if number.isdecimal() and len(number) <= len(str(CLASSES)):
+        if number.isdecimal() and len(number) <= len(str(IMAGENET_CLASSES)):
             names[int(number)] = (synset, name.replace("_", " "))
-    if sorted(names) != list(range(1, CLASSES + 1)):
-        raise DiffctlError(f"{path} does not name the classes 1 to {CLASSES}: repair or remove it")
+    if sorted(names) != list(range(1, IMAGENET_CLASSES + 1)):
+        raise DiffctlError(f"{path} does not name the classes 1 to {IMAGENET_CLASSES}: repair or remove it")
     return unique_names([names[number] for number in sorted(names)], path)

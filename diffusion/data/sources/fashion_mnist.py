@@ -20,7 +20,7 @@ from diffusion.system.errors import DiffctlError
 from diffusion.system.regular_files import read_error, read_regular
 
 NAME = "fashion-mnist"
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
 SERVERS = (
     "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -37,7 +37,7 @@ def _remote(name: str, md5: str, size: int) -> RemoteFile:
     return RemoteFile(name, tuple(server + name for server in SERVERS), f"md5:{md5}", size)
 
 
-# Checksums as in the authors' README.
+# Checksums of the authors' README.
 FILES = (
     _remote("train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d", 26421880),
     _remote("train-labels-idx1-ubyte.gz", "25c81989df183df01b3e8a0aad5dffbe", 29515),
@@ -48,14 +48,14 @@ FILES = (
 
 @dataclass(frozen=True)
 class FashionMnist:
-    """Four gzipped IDX files: in the configured path, else of Debian's package, else downloaded."""
+    """Four gzipped IDX files: in the configured path, from Debian's package, or downloaded."""
 
     config: DataConfig
     files: Sequence[RemoteFile]
     debian: Path
 
     def info(self) -> DatasetInfo:
-        """What is still to be downloaded."""
+        """Return how much is still to download."""
         folder = self._folder()
         missing = [remote for remote in self.files if not (folder / remote.name).is_file()]
         blocked = ""
@@ -65,7 +65,7 @@ class FashionMnist:
         return DatasetInfo(70_000, SHAPE, len(CLASSES), download=download, blocked=blocked)
 
     def open(self, notify: OnProgress | None = None) -> RawData:
-        """The official split: 60,000 to train on, 10,000 to test."""
+        """Open the official split: 60,000 training images, 10,000 test images."""
         folder = self._folder()
         if folder == raw_folder(NAME, None):
             for remote in self.files:
@@ -81,14 +81,14 @@ class FashionMnist:
 
 
 def build(config: DataConfig) -> FashionMnist:
-    """The published files."""
+    """Return the published set."""
     return FashionMnist(config, FILES, DEBIAN)
 
 
 def read_split(folder: Path, prefix: str, sources: dict[str, str]) -> Split:
-    """Images and labels of the prefix train or t10k; DiffctlError unless they fit each other and the set.
+    """Return images and labels of the prefix train or t10k; DiffctlError unless they match.
 
-    The checksums that go into `sources` are of the unpacked files, since packagers pack them anew.
+    Checksums in `sources` are of the unpacked files, since packagers compress them again.
     """
     arrays = []
     for kind in ("images-idx3", "labels-idx1"):
@@ -100,13 +100,13 @@ def read_split(folder: Path, prefix: str, sources: dict[str, str]) -> Split:
     fits = images.shape[1:] == SHAPE[:2] and labels.shape == images.shape[:1] and labels.size
     if not fits or labels.max() >= len(CLASSES):
         raise DiffctlError(
-            f"{folder}: the {prefix} images {images.shape} and labels {labels.shape} do not fit"
+            f"{folder}: the {prefix} images {images.shape} and labels {labels.shape} do not match"
         )
     return Split(ArrayReader(images[..., None]), labels.astype(np.int64))
 
 
 def parse_idx(content: bytes, origin: Path) -> Images:
-    """The uint8 array of an IDX file's content; DiffctlError when header and length do not agree."""
+    """Return the uint8 array of an IDX file; DiffctlError if header and length disagree."""
     is_idx = len(content) >= 4 and content[:3] == b"\0\0\x08"  # two zero bytes, then 8: unsigned bytes
     if not is_idx or not 1 <= content[3] <= MAX_AXES:
         raise DiffctlError(f"{origin} is not an IDX file of bytes: get it again")
@@ -120,7 +120,7 @@ def parse_idx(content: bytes, origin: Path) -> Images:
 
 
 def _gunzip(path: Path) -> bytes:
-    """The content; DiffctlError for a file that is missing, damaged, or unfolds to more than the set has."""
+    """Return the content; DiffctlError if it is missing, damaged, or larger than any file of the set."""
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(read_regular(path, MAX_BYTES))) as file:
             content = file.read(MAX_BYTES + 1)
@@ -132,6 +132,6 @@ def _gunzip(path: Path) -> bytes:
         raise read_error(path, error) from None
     if len(content) > MAX_BYTES:
         raise DiffctlError(
-            f"{path} unfolds to more than {MAX_BYTES >> 20} MB, which no file of this set does"
+            f"{path} unpacks to more than {MAX_BYTES >> 20} MB, which no file of this set does"
         )
     return content

@@ -1,4 +1,4 @@
-"""A dataset of Hugging Face's `datasets`: a folder that it wrote, one of parquet, or a name on the hub."""
+"""A dataset of Hugging Face's `datasets`: a saved folder, a folder of parquet files, or a hub name."""
 
 import hashlib
 import logging
@@ -33,17 +33,20 @@ if TYPE_CHECKING:
 
 INSTALL = "datasets is not installed: `pip install 'diffctl[hf]'`, then run this again"
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # on the hub
-HELD_OUT = ("test", "validation", "valid", "val")  # splits to test against, the first that is there
-IMAGES, LABELS = ("image", "img"), ("label", "labels", "class")  # columns, where their kinds do not tell
+HELD_OUT = ("test", "validation", "valid", "val")  # names of test splits, the first one found is used
+IMAGES, LABELS = (
+    ("image", "img"),
+    ("label", "labels", "class"),
+)  # names, if types do not suffice
 NO_LABELS = "none"
 
 
 class HubConfig(PhotographsConfig):
-    """`path` is a folder with a dataset, or its name on the hub, of which `subset` is one of several.
+    """`path` is a folder with a dataset, or its name on the hub; `subset` selects one of several there.
 
-    `revision` is a commit's hash there, a tag or a branch; None: the newest.
-    `image` and `label` name the columns, None where their kinds tell; `label` none leaves labels out.
-    `test_fraction` is held out where there is no split to test against.
+    `revision` is a commit hash, a tag or a branch on the hub; None: the newest. `image` and `label` name the
+    columns, None where their types identify them; `label: none` leaves labels out. `test_fraction` is held
+    out if the dataset has no test split.
     """
 
     subset: ShortText | None = None
@@ -62,15 +65,15 @@ class HubConfig(PhotographsConfig):
 
 
 class Hub:
-    """Its images are read as they lie in the dataset's files, a few at a time."""
+    """Images are read from the dataset's files, a few at a time."""
 
     def __init__(self, config: HubConfig) -> None:
         self.config = config
 
     def info(self) -> DatasetInfo:
-        """What a folder holds; a name on the hub is looked up when the data stage runs."""
+        """Return the contents of a folder; a name on the hub is resolved when the data stage runs."""
         if not _folder(self.config).is_dir():
-            blocked = "`diffctl stage data` gets it from the hub, and knows then what it holds"
+            blocked = "its content is unknown until `diffctl stage data` gets it from the hub"
             return DatasetInfo(0, None, 0, blocked=blocked)
         try:
             found = self._tables()
@@ -81,11 +84,11 @@ class Hub:
         return DatasetInfo(images, None, len(found.classes), problems=found.problems, sources=sources)
 
     def open(self, notify: OnProgress | None = None) -> RawData:
-        """Classes in the dataset's order, sorted where it has names alone; its own split, or a tenth."""
+        """Open the dataset: classes in its own order, else sorted; its own test split, else a tenth."""
         found = self._tables()
         if len(found.tables) == 2:
             if self.config.test_fraction is not None:
-                raise UsageError("data.test_fraction: this dataset has a test split of its own; leave it out")
+                raise UsageError("data.test_fraction: this dataset has its own test split; leave it out")
             orders = [shuffled(len(table.rows), 0, at) for at, table in enumerate(found.tables)]
         else:
             orders = [*_held_out(found.tables[0], self.config.test_fraction or TEST_FRACTION)]
@@ -125,7 +128,7 @@ class Hub:
 
 
 class Table(NamedTuple):
-    """A split of the dataset: its images' column, the rows that can be used, and a label for each of them."""
+    """A split of the dataset: the image column, the usable rows, and a label for each of them."""
 
     dataset: "Dataset"
     image: str
@@ -135,7 +138,7 @@ class Table(NamedTuple):
 
 
 class Found(NamedTuple):
-    """One split, or two of which the second is to test against."""
+    """One split, or two: the second is the test split."""
 
     tables: list[Table]
     classes: tuple[str, ...]
@@ -143,7 +146,7 @@ class Found(NamedTuple):
 
 
 class HubReader:
-    """A reader of chosen rows, in their order, as squares of `size` with `channels`."""
+    """A reader of selected rows, in order, as squares of `size` with `channels`."""
 
     heavy = True
 
@@ -154,25 +157,25 @@ class HubReader:
         return len(self.rows)
 
     def job(self, start: int, stop: int) -> Job:
-        """Decodes rows `start` to `stop`; what is sent of the dataset are the places of its files."""
+        """Return a job that decodes rows `start` to `stop`; of the dataset only file locations are sent."""
         table = self.table
         return partial(
             read_rows, table.dataset, table.image, self.rows[start:stop].tolist(), self.size, self.channels
         )
 
     def names(self, rows: Indices) -> list[str]:
-        """The rows' numbers in the dataset."""
+        """Return the rows' numbers in the dataset."""
         return [f"row {row}" for row in self.rows[rows].tolist()]
 
 
 def read_rows(dataset: "Dataset", column: str, rows: list[int], size: int, channels: int) -> Rows:
-    """The images of some rows (n, size, size, channels); what cannot be read is in `bad`."""
+    """Return the images of some rows (n, size, size, channels); unreadable ones are in `bad`."""
     cells = dataset[rows][column]
     return images_of([partial(_content, cell) for cell in cells], size, channels)
 
 
 def _content(cell: Any) -> bytes:
-    """The bytes of an image's file; BadImage where the dataset has only a name of one."""
+    """Return the bytes of an image file; BadImage if the dataset has only its name."""
     content = cell.get("bytes") if isinstance(cell, dict) else None
     if not isinstance(content, bytes):
         raise BadImage("not in the dataset itself" if cell else "without an image")
@@ -187,7 +190,7 @@ def _folder(config: HubConfig) -> Path:
 
 @contextmanager
 def _explained(config: HubConfig) -> Iterator[None]:
-    """DiffctlError for whatever the library says; TemporaryError where the hub is out of reach."""
+    """Turn errors of the library into DiffctlError, or TemporaryError if the hub is unreachable."""
     try:
         yield
     except DiffctlError:
@@ -199,21 +202,21 @@ def _explained(config: HubConfig) -> Iterator[None]:
             f"data.path: the hub cannot be reached for {config.path} ({brief(error, reason)}): try again "
             "with a network, or give a folder with the dataset"
         ) from None
-    except Exception as error:  # the library, pyarrow and the hub's client promise no kinds
+    except Exception as error:  # the library, pyarrow and the hub's client document no types
         raise DiffctlError(
             f"data.path: {config.path} cannot be read as a dataset ({brief(error, reason)}): give a folder "
-            "that datasets wrote, one of parquet files, or a dataset's name on the hub"
+            "saved by datasets, a folder of parquet files, or a dataset's name on the hub"
         ) from None
 
 
 def _load(config: HubConfig) -> "DatasetDict":
-    """The dataset's splits by name."""
+    """Return the dataset's splits by name."""
     import datasets
 
     _quieten()
     folder = _folder(config)
     if config.revision is not None and folder.is_dir():
-        raise UsageError(f"data.revision: {config.path} is a folder, which has none: leave it out")
+        raise UsageError(f"data.revision: {config.path} is a folder and has no revision: leave it out")
     if (folder / "state.json").is_file():
         return datasets.DatasetDict({"train": datasets.load_from_disk(folder)})
     if (folder / "dataset_dict.json").is_file():
@@ -221,7 +224,7 @@ def _load(config: HubConfig) -> "DatasetDict":
         return saved
     name = str(folder.absolute()) if folder.is_dir() else str(config.path)
     if not folder.is_dir() and not NAME.fullmatch(name):
-        raise UsageError(f"data.path: no folder is at {printable(name)}, and no dataset can be called that")
+        raise UsageError(f"data.path: there is no folder {printable(name)}, and it is no valid dataset name")
     loaded: DatasetDict = datasets.load_dataset(
         name, config.subset, revision=config.revision, cache_dir=str(cache_root() / "hf")
     )
@@ -229,7 +232,7 @@ def _load(config: HubConfig) -> "DatasetDict":
 
 
 def _quieten() -> None:
-    """Let nothing be seen of what the libraries tell of themselves, such as every try to reach the hub."""
+    """Silence the libraries' own messages, such as every attempt to reach the hub."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -238,14 +241,14 @@ def _quieten() -> None:
 
 
 def _split_names(splits: "DatasetDict") -> tuple[str, str | None]:
-    """The split to train on, and the one to test against, None without one."""
+    """Return the training split and the test split (None without one)."""
     names = list(splits)
     train = "train" if "train" in names else names[0]
     return train, next((name for name in HELD_OUT if name in names and name != train), None)
 
 
 def _image_column(dataset: "Dataset", named: str | None) -> str:
-    """UsageError unless the named column is there, or one is of images by its kind or name."""
+    """Return the image column: the named one, or the only one by type or name; else UsageError."""
     from datasets import Image
 
     features = dataset.features
@@ -271,13 +274,13 @@ def _column(field: str, features: Any, named: str | None, found: list[str]) -> s
             raise UsageError(f"data.{field}: there is no column {named!r}; there are {columns}")
         return named
     if len(found) != 1:
-        which = f"{', '.join(found)} could be it" if found else f"none of {columns} tells that it is"
-        raise UsageError(f"data.{field}: name the column, for {which}")
+        which = f"{', '.join(found)} are candidates" if found else f"none of {columns} is a candidate"
+        raise UsageError(f"data.{field}: name the column; {which}")
     return found[0]
 
 
 def _names(splits: "DatasetDict", label: str | None, used: list[str]) -> list[str]:
-    """The names of the classes in label order: the column's own, else the values that are there, sorted."""
+    """Return class names in label order: the column's own, else the sorted values."""
     from datasets import ClassLabel
 
     if label is None:
@@ -287,7 +290,7 @@ def _names(splits: "DatasetDict", label: str | None, used: list[str]) -> list[st
         return list(kind.names)
     values = {value for split in used for value in splits[split].unique(label) if value is not None}
     if odd := [value for value in values if not isinstance(value, str | int)]:
-        raise UsageError(f"data.label: {label} holds {brief(odd[0])}, which is no class")
+        raise UsageError(f"data.label: {label} has the value {brief(odd[0])}, which is no class")
     return list(class_order(map(str, values)))
 
 
@@ -308,22 +311,22 @@ def _table(dataset: "Dataset", image: str, label: str | None, names: list[str]) 
 
 
 def _held_out(table: Table, fraction: float) -> tuple[Indices, Indices]:
-    """Places of the rows to train on and to test against, of every class its share."""
+    """Return training and test rows, stratified by class."""
     count = len(table.rows)
     if count < 2:
-        raise DiffctlError("data.path: one image is too few, since some are held out to test against")
+        raise DiffctlError("data.path: one image is too few, since some are held out for the test split")
     return hold_out(table.labels, count, min(count - 1, max(1, round(fraction * count))), seed=0)
 
 
 def _sources(folder: Path) -> dict[str, str]:
-    """What of a folder tells that it has changed: its files' names and sizes; of the hub nothing does."""
+    """Return a digest of a folder's file names and sizes; empty for the hub."""
     files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
     listed = "".join(f"{file.relative_to(folder)} {file.stat().st_size}\n" for file in files)
     return {"names and sizes": hashlib.sha256(os.fsencode(listed)).hexdigest()} if files else {}
 
 
 def _identity(table: Table) -> str:
-    """The files that are read, by place, size and time."""
+    """Return the files to read with size and time."""
     files = [Path(file["filename"]) for file in table.dataset.cache_files]
-    said = [(os.fspath(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return f"{said} {table.image}"
+    described = [(os.fspath(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return f"{described} {table.image}"

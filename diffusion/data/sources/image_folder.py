@@ -1,4 +1,4 @@
-"""A folder of one's own images: class sub-folders, a CSV file with labels, or no labels."""
+"""A folder of the user's images: class sub-folders, a CSV file with labels, or no labels."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ TEST_FRACTION = 0.1
 
 @dataclass(frozen=True)
 class Items:
-    """The images that can be used, by column: their rows in the listing, and the number of their class.
+    """The usable images by column: row in the listing, and class number.
 
-    `classes` has the names in that order; unlabelled images have none, and `labels` None. `in_test` is the
-    official split, None when there is none.
+    `classes` has the names by number; without labels it is empty and `labels` is None. `in_test` is the
+    official split, None without one.
     """
 
     rows: Indices
@@ -46,8 +46,8 @@ class Items:
 class ImageFolderConfig(PhotographsConfig):
     """`path` has the images.
 
-    `labels`: `folders` (a class a sub-folder), `none`, or the name of a CSV file in `path`; None takes the
-    sub-folders where there are any. `test_fraction` is held out where there is no test split of its own.
+    `labels`: `folders` (one class per sub-folder), `none`, or the name of a CSV file in `path`; None takes
+    sub-folders if there are any. `test_fraction` is held out if there is no test split.
     """
 
     labels: ShortText | None = None
@@ -63,13 +63,13 @@ class ImageFolderConfig(PhotographsConfig):
 
 
 class ImageFolder:
-    """png, jpeg, webp and gif files. A train folder beside a test or val folder is an official split."""
+    """png, jpeg, webp and gif files. A train folder with a test or val folder is an official split."""
 
     def __init__(self, config: ImageFolderConfig) -> None:
         self.config = config
 
     def info(self) -> DatasetInfo:
-        """How many images there are, and what is wrong with the listing."""
+        """Return the number of images and the problems of the listing."""
         try:
             items, problems, listing = self._items()
         except DiffctlError as error:
@@ -77,7 +77,7 @@ class ImageFolder:
         return DatasetInfo(len(items), None, len(items.classes), problems=problems, sources=_sources(listing))
 
     def open(self, notify: OnProgress | None = None) -> RawData:
-        """Classes in alphabetical (or numerical) order; without an official split a stratified one."""
+        """Open the set: classes in alphabetical or numerical order; the official or a stratified split."""
         items, problems, listing = self._items()
         config = self.config
         root = raw_folder(config.name, config.path)
@@ -120,14 +120,14 @@ def _sources(listing: Listing) -> dict[str, str]:
 
 
 def class_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Class names sorted, as numbers when all are."""
+    """Return class names sorted, as numbers if all are numbers."""
     different = set(names)
     numbers = all(name.isdecimal() for name in different)
     return tuple(sorted(different, key=lambda name: (int(name), name) if numbers else (0, name)))
 
 
 def _by_folder(root: Path, listing: Listing, labels: str | None) -> tuple[Items, list[Problem]]:
-    """The class is the first folder of the path, after the split's folder where there are official ones."""
+    """Take classes from the first folder of a path, below the split's folder in an official split."""
     official = _split_folders(listing)
     folders = listing.paths.folders
     counts = [count for _, count in folders]
@@ -154,7 +154,7 @@ def _problems(paths: FilePaths, rows: Indices, why: str) -> list[Problem]:
 
 
 def _split_folders(listing: Listing) -> dict[str, str]:
-    """The official split by folder, when all images lie in train and others that are held out."""
+    """Return the official split by folder if all images are in train and held-out folders."""
     tops = {prefix.partition("/")[0] for prefix, _ in listing.paths.folders}
     if len(tops) > 1 and "train" in tops and tops <= SPLITS.keys():
         return {top: SPLITS[top] for top in tops}
@@ -162,7 +162,7 @@ def _split_folders(listing: Listing) -> dict[str, str]:
 
 
 def _class_folders(root: Path, splits: dict[str, str]) -> set[str]:
-    """All folders where classes lie, with images or without."""
+    """Return all class folders, with or without images."""
     places = [root / top for top in splits] or [root]
     return {
         entry.name
@@ -173,15 +173,15 @@ def _class_folders(root: Path, splits: dict[str, str]) -> set[str]:
 
 
 def _stray(listing: Listing, depth: int) -> list[Problem]:
-    """Other files among the images; a README or a list at the top is none of them."""
+    """Return other files among the images; a README or a list at the top is ignored."""
     return [Problem(name, "not an image") for name in listing.others if name.count("/") >= max(1, depth)]
 
 
 def _by_csv(path: Path, listing: Listing) -> tuple[Items, list[Problem]]:
-    """The classes and splits that a list names; what has none, or two, is a problem."""
+    """Take classes and splits from a CSV file; images without a label, or with two, are problems."""
     paths = listing.paths
     labels = np.full(len(paths), -1, dtype=np.int64)
-    splits = np.zeros(len(paths), dtype=np.uint8)  # places in `of_split`
+    splits = np.zeros(len(paths), dtype=np.uint8)  # indices in `of_split`
     numbers: dict[str, int] = {}
     of_split = (None, "train", "test")
     twice: set[int] = set()
@@ -190,10 +190,10 @@ def _by_csv(path: Path, listing: Listing) -> tuple[Items, list[Problem]]:
         if (row := paths.find(name)) < 0:
             missing.add(name)
             continue
-        told = numbers.setdefault(label, len(numbers)), of_split.index(split)
-        if labels[row] >= 0 and (labels[row], splits[row]) != told:
+        labelled = numbers.setdefault(label, len(numbers)), of_split.index(split)
+        if labels[row] >= 0 and (labels[row], splits[row]) != labelled:
             twice.add(row)
-        labels[row], splits[row] = told
+        labels[row], splits[row] = labelled
     labels[labels == numbers.get("", -1)] = -1
     problems = _problems(paths, np.array(sorted(twice), dtype=np.int64), "listed twice with different labels")
     unlabelled = sorted(set(np.flatnonzero(labels < 0).tolist()) - twice)
@@ -207,7 +207,7 @@ def _by_csv(path: Path, listing: Listing) -> tuple[Items, list[Problem]]:
 
 
 def _in_class_order(names: list[str], labels: Labels, origin: Path) -> tuple[tuple[str, ...], Labels]:
-    """The classes with images, in order, and the labels, places in `names` before, as places in that."""
+    """Return the classes with images in order, and labels renumbered accordingly."""
     present = class_names([names[number] for number in np.unique(labels)], origin)
     classes = class_order(present)
     place = {name: at for at, name in enumerate(classes)}
@@ -215,16 +215,16 @@ def _in_class_order(names: list[str], labels: Labels, origin: Path) -> tuple[tup
 
 
 def _split_rows(items: Items, config: ImageFolderConfig) -> tuple[Indices, Indices]:
-    """Shuffled places in `items` of the training and the test split: the official one, else held out."""
+    """Return shuffled indices of training and test images: the official split, or a held-out one."""
     if items.in_test is not None:
         if config.test_fraction is not None:
-            raise UsageError("data.test_fraction: these images have a test split of their own; leave it out")
+            raise UsageError("data.test_fraction: these images have their own test split; leave it out")
         train, test = np.flatnonzero(~items.in_test), np.flatnonzero(items.in_test)
         if not len(train) or not len(test):
             raise DiffctlError("data.path: one of the splits train and test has no images")
         return train[shuffled(len(train), 0, 0)], test[shuffled(len(test), 0, 1)]
     if len(items) < 2:
-        raise DiffctlError("data.path: one image is too few, since some are held out to test against")
+        raise DiffctlError("data.path: one image is too few, since some are held out for the test split")
     fraction = config.test_fraction or TEST_FRACTION
     held_out = min(len(items) - 1, max(1, round(fraction * len(items))))
     return hold_out(items.labels, len(items), held_out, seed=0)

@@ -1,4 +1,4 @@
-"""ImageNet as Kaggle gives it out: the object-localisation challenge of 2012 (Russakovsky et al. 2015)."""
+"""ImageNet from Kaggle: the object localization challenge of 2012 (Russakovsky et al. 2015)."""
 
 import csv
 import io
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffusion.data.class_names import IMAGENET_CLASSES, unique_names
 from diffusion.data.data_config import DataConfig, PhotographsConfig
 from diffusion.data.holdout import Indices, shuffled
 from diffusion.data.problems import Problem
@@ -19,7 +20,6 @@ from diffusion.data.sources.kaggle import (
     find_download,
     has_kaggle_access,
 )
-from diffusion.data.sources.synsets import CLASSES, unique_names
 from diffusion.downloads.cache import raw_folder
 from diffusion.downloads.fetch import OnProgress
 from diffusion.images.store import Labels
@@ -35,7 +35,7 @@ COUNT = 1_281_167 + 50_000
 
 
 class Files(NamedTuple):
-    """The image files of a split below one of the challenge's folders: chosen rows of a listing."""
+    """Image files of a split below one of the challenge's folders: selected rows of a listing."""
 
     folder: str
     paths: FilePaths
@@ -46,23 +46,23 @@ class Files(NamedTuple):
 
 
 class ImageNet:
-    """A folder a synset to train on; the validation images, labelled by the solution CSV, to test on."""
+    """Training images in one folder per synset; validation images, labelled by a CSV, as the test split."""
 
     def __init__(self, config: PhotographsConfig) -> None:
         self.config = config
 
     def info(self) -> DatasetInfo:
-        """Whether the challenge's folders and lists are there, or can be asked for."""
+        """Return whether the challenge's files are there, or can be downloaded."""
         config = self.config
         folder = _folder(config)
         if not _missing(folder):
-            return DatasetInfo(COUNT, None, CLASSES)
+            return DatasetInfo(COUNT, None, IMAGENET_CLASSES)
         askable = config.path is None and has_kaggle_access()
         blocked = "" if askable else download_help("competitions", COMPETITION, _by_hand(folder))
-        return DatasetInfo(COUNT, None, CLASSES, download=DOWNLOAD, blocked=blocked)
+        return DatasetInfo(COUNT, None, IMAGENET_CLASSES, download=DOWNLOAD, blocked=blocked)
 
     def open(self, notify: OnProgress | None = None) -> RawData:
-        """Classes in the order of the synset map, which is that of the synsets; training rows shuffled."""
+        """Open the set: classes in the order of the synset map, training rows shuffled."""
         config = self.config
         root = _folder(config)
         if _missing(root) and config.path is None:
@@ -88,7 +88,7 @@ class ImageNet:
 
 
 def read_synsets(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
-    """The label of every synset, and the classes' names, from lines "n01440764 tench, Tinca tinca"."""
+    """Return each synset's label, and the class names, from lines "n01440764 tench, Tinca tinca"."""
     pairs = [line.split(maxsplit=1) for line in read_regular_text(path).splitlines() if line.strip()]
     if not pairs or any(len(pair) != 2 for pair in pairs):
         raise DiffctlError(f"{path} does not have lines of a synset and its name: get it again")
@@ -97,7 +97,7 @@ def read_synsets(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
 
 
 def _train_files(root: Path, synsets: dict[str, int]) -> Files:
-    """A folder a synset."""
+    """Return the training images, one folder per synset."""
     listing = list_images(root / TRAIN)
     folders = listing.paths.folders
     of_folder = [synsets.get(prefix.partition("/")[0], -1) for prefix, _ in folders]
@@ -113,7 +113,7 @@ def _train_files(root: Path, synsets: dict[str, int]) -> Files:
 
 
 def _val_files(root: Path, synsets: dict[str, int]) -> Files:
-    """The images of the solution, in the order of their names."""
+    """Return the images of the solution file, sorted by name."""
     rows, labels, problems = [], [], []
     solution = _read_solution(root / SOLUTION)
     listing = list_images(root / VAL)
@@ -136,7 +136,7 @@ def _val_files(root: Path, synsets: dict[str, int]) -> Files:
 
 
 def _read_solution(path: Path) -> dict[str, str]:
-    """The synset of each validation image, from rows "ILSVRC2012_val_00048981,n03995372 85 1 499 272"."""
+    """Return the synset of each validation image, from "ILSVRC2012_val_00048981,n03995372 85 1 499"."""
     try:
         rows = list(csv.DictReader(io.StringIO(read_regular_text(path), newline="")))
     except csv.Error as error:
@@ -145,7 +145,7 @@ def _read_solution(path: Path) -> dict[str, str]:
 
 
 def _folder(config: DataConfig) -> Path:
-    """The configured folder, else ours, or kagglehub's where that one is whole."""
+    """Return the configured folder, else the cache folder, or kagglehub's if that one is complete."""
     ours = raw_folder(NAME, config.path)
     if config.path is None and _missing(ours) and (theirs := find_download("competitions", COMPETITION)):
         return ours if _missing(theirs) else theirs

@@ -1,4 +1,4 @@
-"""Data sets that only Kaggle gives out, through kagglehub where it is installed and may sign in."""
+"""Data sets that are on Kaggle only, by kagglehub if it is installed and signed in."""
 
 import os
 from importlib.util import find_spec
@@ -10,11 +10,11 @@ from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.locks import file_lock
 
 Kind = Literal["datasets", "competitions"]
-HUB_CACHE = "KAGGLEHUB_CACHE"  # the variable that tells kagglehub where to put things
+HUB_CACHE = "KAGGLEHUB_CACHE"  # kagglehub's own variable for its cache
 
 
 def has_kaggle_access() -> bool:
-    """Whether kagglehub is installed and finds credentials."""
+    """Return whether kagglehub is installed and has credentials."""
     if find_spec("kagglehub") is None:
         return False
     _quiet()
@@ -22,14 +22,14 @@ def has_kaggle_access() -> bool:
 
     try:
         return get_kaggle_credentials() is not None
-    except ValueError:  # a kaggle.json without a user or a key
+    except ValueError:  # kaggle.json without a user or a key
         return False
 
 
 def find_download(kind: Kind, handle: str) -> Path | None:
-    """The folder where kagglehub has put a whole data set (its newest version there) or competition, or None.
+    """Return the folder of a complete kagglehub download (the newest version), or None.
 
-    Neither kagglehub nor Kaggle is asked.
+    It makes no request.
     """
     place = _hub_cache() / kind / handle
     if kind == "competitions":
@@ -41,11 +41,10 @@ def find_download(kind: Kind, handle: str) -> Path | None:
 
 
 def download_from_kaggle(kind: Kind, handle: str, by_hand: str) -> Path:
-    """The folder with the files of a Kaggle data set or competition, in kagglehub's cache.
+    """Return the folder with the files of a Kaggle data set or competition, downloaded if needed.
 
-    That is KAGGLEHUB_CACHE, else a folder of our own cache. A second call downloads nothing. DiffctlError,
-    ending in what to do by hand, when kagglehub is not there, may not sign in, or fails; TemporaryError when
-    Kaggle does not answer.
+    They are in KAGGLEHUB_CACHE, else in our own cache. DiffctlError, with manual instructions, if kagglehub
+    is missing, has no access, or fails; TemporaryError if Kaggle does not answer.
     """
     if not has_kaggle_access():
         raise DiffctlError(download_help(kind, handle, by_hand))
@@ -61,18 +60,19 @@ def download_from_kaggle(kind: Kind, handle: str, by_hand: str) -> Path:
             raise TemporaryError(
                 f"Kaggle does not answer ({_first_line(error)}): try again later, or {by_hand}"
             ) from None
-        except Exception as error:  # it raises its own, requests' and the disk's
+        except Exception as error:  # its own errors, those of requests and of the disk
             raise DiffctlError(
-                f"Kaggle did not give {handle} ({_first_line(error)}): have you accepted its rules at "
-                f"{_page(kind, handle)}? Else {by_hand}"
+                f"Kaggle did not give {handle} ({_first_line(error)}): accept its rules at "
+                f"{_page(kind, handle)}, or {by_hand}"
             ) from None
 
 
 def download_help(kind: Kind, handle: str, by_hand: str) -> str:
-    """What to do for a data set of Kaggle's, by hand or not."""
+    """Return instructions to get a Kaggle data set, manually or automatically."""
     return (
-        f"{by_hand}; get it from {_page(kind, handle)}, or let diffctl do so: pip install 'diffctl[kaggle]' "
-        "and put your token (kaggle.com/settings) in KAGGLE_API_TOKEN or ~/.kaggle/kaggle.json"
+        f"{by_hand}; get it from {_page(kind, handle)}, or let diffctl download it: "
+        "pip install 'diffctl[kaggle]' and put your token (kaggle.com/settings) in KAGGLE_API_TOKEN or "
+        "~/.kaggle/kaggle.json"
     )
 
 

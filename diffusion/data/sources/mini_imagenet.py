@@ -32,25 +32,25 @@ DOWNLOAD = 1_200_000_000  # bytes, about
 class MiniImageNet:
     """Kaggle's three pickles, each with `image_data` (N, 84, 84, 3) and `class_dict` name → rows.
 
-    They hold different classes, for few-shot learning. Here all 100 are pooled, and a sixth of every class
-    is held out: 50,000 images to train on, 10,000 to test.
+    They have different classes, for few-shot learning. Here all 100 are pooled and a sixth of each class is
+    held out: 50,000 training images, 10,000 test images.
     """
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
 
     def info(self) -> DatasetInfo:
-        """Whether the three files are there, or can be asked for."""
+        """Return whether the three files are there, or can be downloaded."""
         config = self.config
         folder = _folder(config)
-        if _is_whole(folder):
+        if _is_complete(folder):
             return DatasetInfo(60_000, SHAPE, 100)
         askable = config.path is None and has_kaggle_access()
         blocked = "" if askable else download_help("datasets", HANDLE, _by_hand(folder))
         return DatasetInfo(60_000, SHAPE, 100, download=DOWNLOAD, blocked=blocked)
 
     def open(self, notify: OnProgress | None = None) -> RawData:
-        """Classes in alphabetical order of their synsets; a stratified split with a fixed seed."""
+        """Open a stratified split with a fixed seed; classes in alphabetical order of synsets."""
         paths = self._files()
         images, names = [], []
         for path in paths:
@@ -70,7 +70,7 @@ class MiniImageNet:
     def _files(self) -> Sequence[Path]:
         config = self.config
         folder = _folder(config)
-        if config.path is None and not _is_whole(folder):
+        if config.path is None and not _is_complete(folder):
             folder = download_from_kaggle("datasets", HANDLE, _by_hand(folder))
         found = {name: find_file(folder, name) for name in FILES}
         if missing := [name for name, path in found.items() if path is None]:
@@ -79,14 +79,14 @@ class MiniImageNet:
 
 
 def _folder(config: DataConfig) -> Path:
-    """The configured folder, else ours, or kagglehub's where that one is whole."""
+    """Return the configured folder, else the cache folder, or kagglehub's if that one is complete."""
     ours = raw_folder(NAME, config.path)
-    if config.path is None and not _is_whole(ours) and (theirs := find_download("datasets", HANDLE)):
-        return theirs if _is_whole(theirs) else ours
+    if config.path is None and not _is_complete(ours) and (theirs := find_download("datasets", HANDLE)):
+        return theirs if _is_complete(theirs) else ours
     return ours
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     return all(find_file(folder, name) for name in FILES)
 
 
@@ -95,7 +95,7 @@ def _by_hand(folder: Path) -> str:
 
 
 def read_part(path: Path) -> tuple[FileArray, np.ndarray]:
-    """A file's images, left in the file, and the class name of every image."""
+    """Return a file's images, unread if possible, and the class name of each image."""
     content = read_pickle(path)
     classes = entry(content, "class_dict", path)
     try:
@@ -111,7 +111,7 @@ def read_part(path: Path) -> tuple[FileArray, np.ndarray]:
     rows = np.concatenate([*of_class, np.empty(0, np.int64)])
     if not len(rows) or not np.array_equal(np.sort(rows), np.arange(images.shape[0])):
         raise DiffctlError(
-            f"{printable(path)} does not have one class for each image: it is no whole file of Mini-ImageNet"
+            f"{printable(path)} does not have one class for each image: it is not a file of Mini-ImageNet"
         )
     of_image = np.empty(len(rows), dtype=object)
     of_image[rows] = np.repeat(np.array(names, dtype=object), [len(part) for part in of_class])
