@@ -225,18 +225,6 @@ def test_bad_raw_files_follow_on_bad(tmp_path):
         assert "1 empty class (empty)" in with_level(check(config, tmp_path), level)["raw data"].message
 
 
-@pytest.mark.parametrize(
-    ("changes", "subject"),
-    [
-        ({"sample": {"num_images": 10**8}, "data": {"image_size": 1024}, "model": {"attention": []}}, "disk"),
-        ({"train": {"batch_size": 1000}, "model": {"channels": 16384, "head_channels": 64}}, "memory"),
-    ],
-)
-def test_exceeding_disk_or_memory_is_an_error(project, changes, subject):
-    error = with_level(check(configuration(**changes)), "error")[subject]
-    assert error.remedy
-
-
 @pytest.mark.parametrize("quick", [0, 10**12])
 def test_saved_bytes_equal_those_of_autograd(quick, monkeypatch):
     """Compare fake and real forward passes with the tensors that autograd saves for six images."""
@@ -258,21 +246,6 @@ def test_saved_bytes_equal_those_of_autograd(quick, monkeypatch):
     weights = {parameter.untyped_storage().data_ptr() for parameter in real.parameters()}
     counted = sum(storage.nbytes() for address, storage in held.items() if address not in weights)
     assert activation_bytes(spec, 6) == counted
-
-
-@pytest.mark.parametrize("state", ["missing", "wrong", "path"])
-def test_inception_weights_are_checked_offline(tmp_path, state, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    hub = tmp_path / "torch/hub/checkpoints"
-    evaluate = {"extractor": "inception-v3-compat"}
-    if state == "wrong":
-        hub.mkdir(parents=True)
-        (hub / "weights-inception-2015-12-05-6726825d.pth").write_bytes(b"something else")
-    if state == "path":
-        evaluate["weights"] = str(tmp_path / "nowhere.pth")
-    findings = check(configuration(evaluate=evaluate), tmp_path)
-    level = "warning" if state == "missing" else "error"
-    assert str(tmp_path) in str(with_level(findings, level)["extractor"])
 
 
 def test_weights_of_each_space_are_checked(tmp_path, monkeypatch):
@@ -330,14 +303,3 @@ def test_too_large_eta_is_refused(project, stage, sections, said):
     assert "sampling" in with_level(check(config, project), "error")
     with pytest.raises(UsageError, match=said):
         preflight(config, stage, project)
-
-
-@pytest.mark.parametrize(("steps", "spacing"), [(5, "uniform"), (20, "quadratic"), (10, "trailing")])
-def test_suggested_eta_is_accepted(project, steps, spacing):
-    """Each of these limits would round up to a value that is too large."""
-    sections = {"process": {"schedule": "linear"}, "sample": {"spacing": spacing}}
-    with pytest.raises(UsageError, match="is too large") as refusal:
-        preflight(configuration(**sections, sweep={"steps": [steps], "eta": [9.0]}), "sample", project)
-    named = float(str(refusal.value).split("at most ")[1].split()[0])
-    allowed = configuration(**sections, sweep={"steps": [steps], "eta": [named]})
-    assert not preflight(allowed, "sample", project)

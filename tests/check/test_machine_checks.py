@@ -95,14 +95,6 @@ def test_auto_microbatch_always_fits(monkeypatch: pytest.MonkeyPatch, precision:
     assert f"a step of {images} images" in finding.message
 
 
-def test_cpu_processes_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = configuration(train={"batch_size": 64, "devices": 4, "microbatch": None, "precision": "fp32"})
-    total = 4 * estimate(config, 16)
-    for memory, level in ((total + 4, "ok"), (total - 4, "warning"), (0.45 * total, "error")):
-        monkeypatch.setattr(machine_checks, "device_memory", lambda device, size=int(memory): (size, size))
-        assert found(config, "memory").level == level
-
-
 def test_sharding_is_suggested_where_it_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Project(configuration()).plan
     assert plan is not None
@@ -221,12 +213,3 @@ def test_finished_samples_reduce_the_needed_space(prepared: Path, in_bytes: None
     assert needed_for("samples", other) == (2 + 0 + 2) * cell
     MODEL.write_bytes(b"no model")
     assert needed_for("samples", config) == (2 + 0 + 2) * cell
-
-
-def test_started_preparation_reduces_the_needed_space(project: Path, in_bytes: None) -> None:
-    config, images = load(), 1797 * 64
-    assert needed_for("data", config) == 2 * images
-    work = Path("runs/prepare/0")
-    work.mkdir(parents=True)
-    (work / "images.npy").write_bytes(bytes(images // 4096 * 4096))
-    assert needed_for("data", config) == images + images % 4096

@@ -28,18 +28,6 @@ def test_merged_moments_equal_those_of_all(seed, sizes, scale):
     np.testing.assert_allclose(merged.scatter, centred.T @ centred, rtol=1e-10, atol=1e-10 * (x**2).sum())
 
 
-@settings(deadline=None)
-@given(st.integers(0, 1000), st.integers(1, 90), st.integers(1, 40))
-def test_moments_are_independent_of_the_block_size(seed, count, block):
-    features = normal(seed, count, 5)
-    with pytest.MonkeyPatch.context() as patch:
-        whole = moments.moments(features)
-        patch.setattr(moments, "BLOCK", block)
-        blocks = moments.moments(features)
-    np.testing.assert_allclose(blocks.mean, whole.mean, rtol=1e-10)
-    np.testing.assert_allclose(blocks.scatter, whole.scatter, rtol=1e-10, atol=1e-10 * count)
-
-
 def test_large_reference_is_converted_in_blocks(monkeypatch):
     """Blocks give the same statistics, and no block is larger than the limit."""
     real, sample = normal(1, 5000, 8), normal(2, 60, 8, 1.1)

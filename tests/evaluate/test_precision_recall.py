@@ -85,24 +85,6 @@ def test_density_and_coverage_equal_the_paper(monkeypatch, columns):
     assert found.coverage == pytest.approx(inside.any(axis=0).mean())
 
 
-def test_real_images_have_the_expected_density_and_coverage():
-    """E[coverage] = 1 − (N−1)…(N−k)/((M+N−1)…(M+N−k)) of M samples that are real (their eq. 9)."""
-    real, again, k = normal(0, 1000), normal(1, 1000), 5
-    found = overlap(of(again), of(real))
-    shares = np.prod([(1000 - i) / (2000 - i) for i in range(1, k + 1)])
-    assert found.density == pytest.approx(1, abs=0.08)
-    assert found.coverage == pytest.approx(1 - shares, abs=0.02)
-
-
-def test_outlier_moves_recall_but_not_coverage():
-    """The outlier's radius is so large that it covers every real image."""
-    samples, real = normal(0, 100, shift=6), normal(1, 100)
-    samples[:4] -= 1000 * np.eye(8, dtype=np.float32)[:4]
-    found = overlap(of(samples), of(real))
-    assert found.recall == 1
-    assert found.coverage < 0.1
-
-
 def split(seed, size=2000, scale=1.0):
     """Return samples, training and test images of one distribution."""
     return scale * normal(seed, size), normal(seed + 1, 150), normal(seed + 2, 50)
@@ -153,12 +135,6 @@ def test_memorisation_deviation_holds_for_many_samples():
         memorisation(of(sample), *resplit(train, test, draw.permutation(200)[:160])).mean for _ in range(200)
     ]
     assert said == pytest.approx(np.std(means), rel=0.2)
-
-
-def test_one_sample_per_image_has_no_deviation():
-    """The share of training images is then N_train/N for every split."""
-    real = normal(0, 40)
-    assert memorisation(of(real), real[:30], real[30:]).std == pytest.approx(0, abs=1e-9)
 
 
 def openai_precision_recall(real, sample, half=False):

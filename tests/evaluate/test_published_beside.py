@@ -1,18 +1,12 @@
 """Published statistics in the pipeline: a second distance, compared only between equal files."""
 
 import hashlib
-import re
 
 import numpy as np
 import pytest
 
-from diffusion.check.findings import Project
-from diffusion.check.machine_checks import check_weights
-from diffusion.choice.gate import card_diff
-from diffusion.evaluate import sweep_scores as stage
 from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.protocol.scores import document_values
-from diffusion.system.errors import UsageError
 from tests.helpers.digits_sweep import make_config, score_sweep, write_prepared, write_sweep
 from tracking.comparison.compared_runs import ScoredRun
 from tracking.comparison.score_comparison import compare
@@ -88,31 +82,3 @@ def test_distances_to_two_files_are_not_compared(documents):
     assert compare(pair, [PUBLISHED]).rows == []
     again = ScoredRun("again", documents["own.npz"])
     assert len(compare([pair[0], again], [PUBLISHED]).rows) == 2
-
-
-def test_gate_ignores_statistics(documents):
-    cells = [next(iter(documents[name].cells.values())) for name in (None, "own.npz", "other.npz")]
-    assert not card_diff(cells[0], cells[1])
-    assert not card_diff(cells[1], cells[2])
-    assert {*card_diff(cells[1], cells[2], free=())} == {"statistics_name", "statistics_sha256"}
-
-
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        (lambda of: of | {"file": "missing.npz"}, "there is no file missing.npz$"),
-        (lambda of: of | {"file": "cifar10-32x32.npz"}, "published at https://nvlabs-fi-cdn"),
-        (
-            lambda of: of | {"sha256": "0" * 64},
-            "another file than params.yaml names: its SHA-256 is [0-9a-f]{64}",
-        ),
-    ],
-)
-def test_wrong_file_is_refused_before_any_work(made, monkeypatch, change, why):
-    monkeypatch.setattr(stage, "extract", lambda *_: pytest.fail("images were extracted"))
-    section = make_config(IMAGES, GRID, evaluate={"statistics": change(of_file(made / "own.npz"))})
-    with pytest.raises(UsageError, match=why):
-        score_sweep(section, made / "samples", made / "reference", None, made / "prepared")
-    told = [one.message for one in check_weights(Project(section)) if one.level == "error"]
-    assert len(told) == 1
-    assert re.search(why, told[0])

@@ -54,12 +54,6 @@ def test_extractor_without_logits_lacks_only_the_inception_score(monkeypatch):
     assert blind.real(50).keys() == scorer(heldout).real(50).keys() - left_out
 
 
-def test_no_held_out_images_means_no_floor():
-    scorer_of_real = scorer()
-    assert not {"floor", "excess", "memorisation"} & scorer_of_real.scores(made_up(30, seed=2)).keys()
-    assert scorer_of_real.real(30) is None
-
-
 def test_caching_changes_no_score():
     heldout, other, sample = made_up(40, seed=1), made_up(30, seed=3), made_up(50, seed=2)
     scorer_of_real = scorer(heldout)

@@ -7,24 +7,7 @@ import torch
 
 from diffusion.evaluate.features.extractors import exact_float32
 from diffusion.evaluate.sweep_scores import ProgressCounter, two_scoring_threads
-from diffusion.system.threads import HALVES, Stopped
-
-
-def test_each_thread_has_half_of_the_cores():
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
-        with two_scoring_threads() as pool:
-            both = threading.Barrier(HALVES)
-
-            def share():
-                both.wait(timeout=60)  # every thread of the pool answers
-                return torch.get_num_threads()
-
-            assert [one.result() for one in [pool.submit(share) for _ in range(HALVES)]] == [2, 2]
-        assert torch.get_num_threads() == 4
-    finally:
-        torch.set_num_threads(before)
+from diffusion.system.threads import Stopped
 
 
 def test_exact_float32_lasts_until_the_last_thread_ends():

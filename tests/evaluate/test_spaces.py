@@ -18,7 +18,6 @@ from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.json_files import parse_json
 from diffusion.system.section import validate
 from tests.helpers.digits_sweep import make_config, score_sweep, write_prepared, write_sweep
-from tests.helpers.inception import write_random_inception
 
 FIRST, FURTHER = "effnet-lite0-64", "effnet-lite0-96"
 GRID = {"steps": [5, 50], "eta": [0.0]}
@@ -84,11 +83,6 @@ def test_each_extractor_sees_each_image_once(made, monkeypatch):
     assert seen == {FIRST: 2 * IMAGES, FURTHER: 2 * IMAGES}
     assert (told[0], told[-1]) == ((0, 4 * IMAGES), (4 * IMAGES, 4 * IMAGES))
     assert told == sorted(told)
-
-
-def test_space_without_a_reference_is_named(made):
-    with pytest.raises(UsageError, match=f"no reference in .*/first/{FURTHER} .*diffctl stage reference"):
-        score_sweep(configured(also=[FURTHER]), made / "samples", made / "first")
 
 
 @pytest.mark.slow
@@ -186,18 +180,3 @@ def test_missing_weights_are_refused_before_any_work(made, tmp_path, offline, al
         score_sweep(config, made / "samples", made / "first", lambda *numbers: told.append(numbers))
     assert told == []
     assert not (tmp_path / "r").exists()
-
-
-@pytest.mark.long
-def test_adms_columns_come_from_one_weights_file(made, tmp_path):
-    """FID, sFID, precision and recall beside each other, here of a random network."""
-    sha256 = write_random_inception(tmp_path / "inception.pth")
-    weights = {"weights": str(tmp_path / "inception.pth"), "weights_sha256": sha256}
-    config = configured(
-        extractor=INCEPTION.name, **weights, also=[{"extractor": INCEPTION_SPATIAL.name, **weights}]
-    )
-    make_reference(config.evaluate, made / "prepared", tmp_path / "r")
-    document = score_sweep(config, made / "samples", tmp_path / "r")
-    for cell in document.cells.values():
-        assert {"fid", "is", "sfid", "precision", "recall", "kid"} <= cell.all_scores.keys()
-        assert cell.spaces[INCEPTION_SPATIAL.name].card["weights_sha256"] == sha256

@@ -53,11 +53,6 @@ def test_json_lists_the_differing_fields(sweep):
     assert second["departures"] == [{"field": "eta", "paper": 0.5, "here": 0.0}]
 
 
-def test_missing_scores_are_a_clear_error(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert "make them with `diffctl stage evaluate`" in str(run("--paper", "ddim").exception)
-
-
 @pytest.mark.parametrize("arguments", [[], ["images"], ["--against", "images"], ["--paper", "none"]])
 def test_wrong_usage_is_refused(arguments):
     assert isinstance(run(*arguments).exception, UsageError)

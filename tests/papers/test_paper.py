@@ -14,7 +14,7 @@ from diffusion.papers.paper_comparison import (
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import DiffctlError, UsageError
-from tests.helpers.scores_document import document, with_space
+from tests.helpers.scores_document import document
 
 FIGURE = {"name": "ours", "where": "table 1", "metric": "fid", "value": 2.0, "protocol": {"steps": 10}}
 PAPER = {"title": "A paper", "source": "arXiv", "protocol": {"num_images": 500}, "figures": [FIGURE]}
@@ -95,21 +95,11 @@ def test_one_differing_field_makes_a_figure_incomparable(change):
     assert [(one.field, one.here) for one in found] == [(field, value)]
 
 
-def test_unstated_fields_may_differ():
-    paper = open_paper("ddim")
-    assert not differences(paper, paper.figures[0], ddim_card(clip=False, seed=7, classes="data"))
-
-
 def test_minimum_of_several_runs_is_never_comparable():
     paper = Paper(**{**PAPER, "least_of": 3})
     (found,) = compare_scores(paper, [SpaceScores({"num_images": 500, "steps": 10}, {"fid": 1.0})])
     assert not found.is_comparable
     assert [str(one) for one in found.differences] == ["least of 3 (here 1)"]
-
-
-def test_missing_score_is_not_comparable():
-    (found,) = compare_scores(Paper(**PAPER), [SpaceScores({"num_images": 500, "steps": 10}, {})])
-    assert (found.here, found.differences, found.is_comparable) == (None, (), False)
 
 
 def test_figure_uses_the_extractor_with_its_score():
@@ -126,13 +116,6 @@ def test_figure_uses_the_extractor_with_its_score():
     assert [(one.here, one.is_comparable) for one in found] == [(1.0, True), (2.0, True)]
 
 
-def test_figure_of_a_further_space_is_matched():
-    space = {**FIGURE, "metric": "fd_effnet_lite0_96", "protocol": {"extractor": "effnet-lite0-96"}}
-    one = with_space(document({(5, 0.0): 0.3}))
-    (found,) = compare_cells(Paper(**{**PAPER, "figures": [space]}), one.cells)
-    assert (found.here, found.is_comparable) == (600.0, True)
-
-
 def test_figure_is_matched_with_the_nearest_cell():
     cells = document({(5, 0.0): 0.3, (10, 1.0): 0.4}).cells
     figures = [
@@ -147,10 +130,6 @@ def test_common_differences_are_found():
     paper = open_paper("ddim")
     found = compare_scores(paper, [SpaceScores(ddim_card(num_images=10), {})])
     assert [one.field for one in shared_differences([one.differences for one in found])] == ["num_images"]
-
-
-def test_user_file_is_read(tmp_path):
-    assert open_paper(written(tmp_path, PAPER)) == Paper(**PAPER)
 
 
 @pytest.mark.parametrize(

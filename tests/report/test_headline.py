@@ -1,9 +1,15 @@
 """The headline of a report."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from diffusion.choice.confidence import NORMAL
+from diffusion.config import parse
 from diffusion.report.headline import headline
+from diffusion.report.page_content import _lineage
+from tests.conftest import params
 from tests.helpers.scores_document import chance, document, with_errors
 
 KERNEL = "kd_effnet_lite0_64"
@@ -34,3 +40,25 @@ def test_headline_names_only_the_best_without_a_tie(one):
 def test_single_cell_is_not_called_best():
     one = document({(10, 0.0): 0.2})
     assert headline(one, one.cells["steps10-eta0"].spec) == "One cell was sampled: 10 steps, η = 0."
+
+
+def rows(lineage: list[dict[str, Any]], start: dict[str, Any] | None) -> list[tuple[str, str]]:
+    meta = {"count": 1, "digest": "0" * 64, "name": "cell", "classes": [], "card": {}, "lineage": lineage}
+    config = parse(params(train={"start": start}), "test")
+    return _lineage(SimpleNamespace(config=config, best=SimpleNamespace(meta=meta)))  # type: ignore[arg-type]
+
+
+def test_training_from_scratch_has_no_lineage() -> None:
+    assert rows([], None) == []
+
+
+def test_lineage_lists_the_nearest_model_first() -> None:
+    near = {"sha256": "b" * 64, "data": "clothes", "digest": "c" * 64, "step": 2800}
+    far = {"sha256": "d" * 64, "data": "photos", "digest": "file:e", "step": 0}
+    start = {"sha256": "b" * 64, "freeze": ["encoder", "time.0"], "lr_scale": 0.1}
+    assert rows([near, far], start) == [
+        ("started from", "bbbbbbbbbbbbbbbb: 2,800 steps of clothes (cccccccccccccccc)"),
+        ("before that", "dddddddddddddddd: 0 steps of photos (file:e)"),
+        ("frozen", "encoder, time.0"),
+        ("rate of what was there", "0.1 of the learning rate"),
+    ]

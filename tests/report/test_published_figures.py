@@ -70,14 +70,6 @@ def test_all_figures_are_listed_and_those_of_the_curve_drawn(monkeypatch):
     assert 600.0 in [value for line in axes.lines for value in line.get_ydata()]  # twice the first one's
 
 
-def test_common_differences_are_stated_once(monkeypatch):
-    shipped(monkeypatch, paper_of(figure("a", 9.0, steps=7), figure("b", 8.0), num_images=50_000))
-    found = published_content(document())
-    assert found["alike"] == "num_images 50,000 (here 500)"
-    assert [row["verdict"] for row in found["rows"]] == ["no", "no"]
-    assert [row["cost"] for row in found["rows"]] == ["7", ""]
-
-
 @pytest.mark.parametrize("data", ["cifar10", "imagenet64", "imagenet"])
 def test_shipped_papers_belong_to_their_data(data, monkeypatch):
     scores = document(data=data)

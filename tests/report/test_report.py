@@ -20,7 +20,7 @@ from PIL import Image
 from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.evaluate.sweep_scores import write_scores
 from diffusion.images.store import open_store, write_store
-from diffusion.protocol.extractors import INCEPTION, extractor_spec
+from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.metric_constants import SHARES
 from diffusion.protocol.scores import ScoresDocument, read_scores
@@ -239,38 +239,6 @@ def test_sweep_without_labels_or_floor(own, tmp_path):
     write_json(root / "scores.json", scores)
     page = Page(report((config, root), tmp_path / "report").read_text(encoding="utf-8"))
     assert not [image for image in page.images if "of class" in image["alt"]]
-
-
-def test_inception_scores_have_their_usual_names(own, tmp_path):
-    config, root = own
-    ours = extractor_spec("effnet-lite0-64")
-    names = {
-        ours.distance: "fid",
-        ours.kernel_distance: "kid",
-        ours.score: "is",
-        **{ours.named(share): share for share in SHARES},
-        ours.name: INCEPTION.name,
-    }
-    text = (root / "scores.json").read_text()
-    for name in sorted(names, key=len, reverse=True):
-        text = re.sub(rf'"{name}(_std|_low|_high|_inf)?"', rf'"{names[name]}\1"', text)
-    (root / "scores.json").write_text(text)
-    shown = report((config, root), tmp_path / "report").read_text(encoding="utf-8")
-    headings = re.findall(r'<th scope="col">([^<]*)</th>', shown)
-    assert headings[:7] == ["steps", "η", "FID", "excess", "KID", "precision", "recall"]
-    assert headings[7:10] == ["density", "coverage", "IS"]
-    assert "cannot be compared" not in shown
-
-
-def test_missing_inputs_are_named(own, tmp_path):
-    config, root = own
-    (root / "loss.csv").unlink()
-    with pytest.raises(DiffctlError, match="no loss curve at"):
-        report((config, root), tmp_path / "report")
-    (root / "scores.json").unlink()
-    with pytest.raises(DiffctlError, match="no scores at"):
-        report((config, root), tmp_path / "report")
-    assert not (tmp_path / "report").exists()
 
 
 @pytest.mark.parametrize("text", ["", "step,loss\n", "step,other\n1,2\n", "step,loss\n1\n"])

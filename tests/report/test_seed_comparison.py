@@ -36,14 +36,6 @@ def test_mean_spread_and_rank_include_all_seeds(thousandths):
     assert one.place == 1 + sum(value < values[0] for value in values)
 
 
-@given(VALUES, st.randoms())
-def test_order_of_the_others_is_irrelevant(thousandths, random):
-    own, *others = [of_seed(seed, value / 1000) for seed, value in enumerate(thousandths)]
-    found = compare_seeds(own, others)
-    assert compare_seeds(own, random.sample(others, len(others))) == found
-    assert not any(one.is_apart for one in found) or len(others) > 1
-
-
 @given(st.floats(0.001, 0.01), st.integers(-400, 400))
 def test_outlier_test_follows_student_t(spread, tenths):
     """With two others the Student quantile is 12.706, and the spread of a third is √(1 + 1/2)."""
@@ -69,15 +61,6 @@ def test_other_settings_and_protocols_are_ignored():
     assert compare_seeds(own, others[3:]) == []
     assert seeds_content(own, others[3:]) is None
     assert compare_seeds(document(), others) == []
-
-
-def test_unranked_score_has_no_rank():
-    found = {one.metric: one.place for one in compare_seeds(of_seed(0, 0.2), [of_seed(1, 0.3)])}
-    assert found == {"fd_effnet_lite0_64": 1, "excess": 1, KD: 1}
-    own, other = of_seed(0, 0.2), of_seed(1, 0.3)
-    for one in (own, other):
-        one.cells["steps10-eta0"].scores["density_effnet_lite0_64"] = 1.0
-    assert compare_seeds(own, [other])[-1].place is None
 
 
 def test_drawing_needs_two_numbers_of_steps():

@@ -37,12 +37,6 @@ def test_exact_flow_ends_in_the_mixture() -> None:
     assert shown.spread(shown.exact) == pytest.approx(shown.spread(shown.data), rel=0.15)
 
 
-def test_seed_decides_the_figure() -> None:
-    first, again, other = (samplers(CONFIG, 3, count=10, seed=seed) for seed in (0, 0, 1))
-    assert first.values() == again.values()
-    assert first.values() != other.values()
-
-
 def test_single_step_ends_at_the_posterior_mean() -> None:
     process, start = process_of("cosine", 200), torch.randn(5, 2, dtype=torch.float64)
     ends = sampler_paths(process, [199], SampleSettings(steps=1, clip=False), start, torch.Generator()).ends
