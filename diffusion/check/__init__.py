@@ -8,9 +8,13 @@ from diffusion.check.data_checks import check_fit, check_prepared, check_raw
 from diffusion.check.disk_space import check_disk, check_training_disk
 from diffusion.check.findings import Finding, Project
 from diffusion.check.machine_checks import check_device, check_memory, check_runner, check_weights
-from diffusion.check.protocol import check_protocol
-from diffusion.check.run_checks import check_averages, check_eta, check_guidance
-from diffusion.check.training import check_start
+from diffusion.check.run_checks import (
+    check_averages,
+    check_eta,
+    check_guidance,
+    check_protocol,
+    check_start,
+)
 from diffusion.config import Config
 from diffusion.system.errors import UsageError
 

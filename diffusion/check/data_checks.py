@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from diffusion.check.findings import Finding, Project, format_bytes
 from diffusion.data.problems import summarize
@@ -12,9 +12,8 @@ from diffusion.images.store import ImageStore
 from diffusion.images.verified import is_verified, read_note, verify
 from diffusion.layout import PREPARED, STARTS
 from diffusion.system.errors import DiffctlError
-
-if TYPE_CHECKING:
-    from diffusion.train.plan import DenoiserPlan
+from diffusion.train.plan import DenoiserPlan, plan_training
+from diffusion.train.pretrained import PretrainedMissing, PretrainedRefused, find_pretrained
 
 HASHED = 2**30  # bytes that are hashed in a second or two
 SAMPLED = 4096  # images used for pixel statistics
@@ -74,11 +73,6 @@ def check_prepared(project: Project) -> Iterator[Finding]:
 
 def check_fit(project: Project) -> Iterator[Finding]:
     """Check whether batch, model and evaluation fit the number and shape of the images."""
-    import torch
-
-    from diffusion.train.plan import plan_training
-    from diffusion.train.pretrained import PretrainedMissing, PretrainedRefused
-
     config = project.config
     if project.info.blocked and not project.is_ready:
         return  # the data are unknown
@@ -104,10 +98,8 @@ def check_fit(project: Project) -> Iterator[Finding]:
         yield from _start(plan, project.root / STARTS)
 
 
-def _start(plan: "DenoiserPlan", starts: Path) -> Iterator[Finding]:
+def _start(plan: DenoiserPlan, starts: Path) -> Iterator[Finding]:
     """Report the pretrained model, and a model that was trained on grey images."""
-    from diffusion.train.pretrained import find_pretrained
-
     if plan.start is None:
         return
     start = find_pretrained(plan.start, starts)

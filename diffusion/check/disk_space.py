@@ -83,39 +83,24 @@ def _data(project: Project) -> list[Need]:
 
 
 def _training(project: Project) -> list[Need]:
-    """Return the space for states, model, DVC's copy, and snapshots; empty for an impossible model."""
+    """Return the space for states, models and snapshots with DVC's copies; empty for an impossible model."""
     plan = project.plan
-    if plan is None:
-        return []
-    if exceeds_memory(plan.network, device_memory(default_device())[0]):
-        return []  # reported by check_memory
-    parameters = count_parameters(plan.network)
-    folder = project.root / TRAIN_RUNS / training_fingerprint(plan)
+    if plan is None or exceeds_memory(plan.network, device_memory(default_device())[0]):
+        return []  # reported by check_fit or check_memory
+    root, parameters = project.root, count_parameters(plan.network)
+    folder = root / TRAIN_RUNS / training_fingerprint(plan)
     states = sum(path.stat().st_size for path in folder.glob("state-*.sealed"))
-    averages = profile_bytes(plan.network, len(plan.train.widths))
-    snapshots = averages * len(plan.train.snapshot_steps())
-    return [
-        Need("training", folder, max(0, STATES * (STATE_BYTES * parameters + averages) - states)),
-        Need("training", project.root / MODEL, 2 * MODEL_BYTES * parameters),
-        *_snapshots(folder, project.root / AVERAGES, snapshots),
-        *_widths(project, MODEL_BYTES * parameters),
+    profiles = profile_bytes(plan.network, len(plan.train.widths))
+    snapshots = profiles * len(plan.train.snapshot_steps())
+    models = MODEL_BYTES * parameters * len(project.config.sweep.widths)
+    needs = [
+        Need("training", folder, max(0, STATES * (STATE_BYTES * parameters + profiles) - states)),
+        Need("training", root / MODEL, 2 * MODEL_BYTES * parameters),
+        Need("averages", folder, max(0, snapshots - disk_usage(folder / FOLDER))),
+        Need("averages", root / AVERAGES, 2 * snapshots),
+        Need("averages", root / EMA_RUNS, max(0, models - disk_usage(root / EMA_RUNS))),
     ]
-
-
-def _snapshots(folder: Path, out: Path, size: int) -> list[Need]:
-    """Return the space for snapshots in the run directory, in the output and in DVC's cache."""
-    if not size:
-        return []
-    return [
-        Need("averages", folder, max(0, size - disk_usage(folder / FOLDER))),
-        Need("averages", out, 2 * size),
-    ]
-
-
-def _widths(project: Project, size: int) -> list[Need]:
-    """Return the space for a model file per EMA profile of the sweep."""
-    folder, widths = project.root / EMA_RUNS, project.config.sweep.widths
-    return [Need("averages", folder, max(0, len(widths) * size - disk_usage(folder)))] if widths else []
+    return [need for need in needs if need.size or need.part == "training"]
 
 
 def _samples(project: Project) -> list[Need]:

@@ -8,6 +8,8 @@ import torch
 from diffusion.check.findings import Finding, Level, Project, format_bytes
 from diffusion.downloads.fetch import verify
 from diffusion.evaluate.evaluate_config import Space
+from diffusion.evaluate.features.extractor_weights import cached_path
+from diffusion.evaluate.statistics_file import configured_statistics
 from diffusion.model.model_config import NetworkSpec
 from diffusion.protocol.extractors import INSTALL, extractor_spec
 from diffusion.system.devices import default_device
@@ -112,8 +114,6 @@ def check_weights(project: Project) -> Iterator[Finding]:
 
 
 def _check_statistics(space: Space) -> Iterator[Finding]:
-    from diffusion.evaluate.statistics_file import configured_statistics
-
     if space.statistics is None:
         return
     try:
@@ -124,8 +124,6 @@ def _check_statistics(space: Space) -> Iterator[Finding]:
 
 
 def _check_space(space: Space) -> Iterator[Finding]:
-    from diffusion.evaluate.features.extractor_weights import cached_path
-
     spec = extractor_spec(space.extractor)
     if spec.weights.comes_along:
         yield Finding("ok", "extractor", f"the weights of {spec.name} come with its package")

@@ -4,6 +4,7 @@ FLOPs count multiplications and additions of matrix products and convolutions, a
 the papers do. Element-wise operations are not counted.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -157,13 +158,8 @@ def _parameters(module: nn.Module) -> int:
 
 def _counted_kinds(modules: list[nn.Module]) -> dict[str, int]:
     """Count the modules by class; members of a list are counted one by one."""
-    kinds: dict[str, int] = {}
-    for module in modules:
-        inner = list(module) if isinstance(module, nn.ModuleList) else [module]
-        for one in inner:
-            kind = type(one).__name__
-            kinds[kind] = kinds.get(kind, 0) + 1
-    return kinds
+    members = (list(module) if isinstance(module, nn.ModuleList) else [module] for module in modules)
+    return dict(Counter(type(one).__name__ for inner in members for one in inner))
 
 
 def _pass(network: nn.Module, spec: NetworkSpec) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:

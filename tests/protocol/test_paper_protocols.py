@@ -3,7 +3,7 @@
 import pytest
 
 from diffusion.check.findings import Project
-from diffusion.check.protocol import check_protocol
+from diffusion.check.run_checks import check_protocol
 from diffusion.config import Config, parse
 from diffusion.protocol.paper_mismatch import score_mismatches
 from diffusion.protocol.paper_protocols import PROTOCOLS, mismatches

@@ -101,16 +101,11 @@ def find_or_make_reference(
     progress: Progress | None = None,
 ) -> Reference:
     """Return the reference from the first folder that has it, else make it in the last folder."""
-    found = (matching_reference(place, extractor, section.reference, prepared) for place in places)
-    known = next((reference for reference in found if reference is not None), None)
-    return known or _write_reference(section, extractor, prepared, places[-1], progress)
-
-
-def _write_reference(
-    section: EvaluateConfig, extractor: Extractor, prepared: Path, out: Path, progress: Progress | None
-) -> Reference:
+    for place in places:
+        if (found := matching_reference(place, extractor, section.reference, prepared)) is not None:
+            return found
     reference = build_reference(extractor, *_splits(section, prepared), section.batch_size, progress)
-    save_reference(out, reference)
+    save_reference(places[-1], reference)
     return reference
 
 
