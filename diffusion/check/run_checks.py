@@ -124,7 +124,7 @@ def check_start(project: Project) -> Iterator[Finding]:
 def _describe_start(plan: TrainPlan, root: Path) -> str:
     folder, settings, code = run_dir_of(plan, root)
     if step := newest_step(folder):
-        return f"goes on after step {step:,} of {plan.train.steps:,} in {folder}"
+        return f"resumes after step {step:,} of {plan.train.steps:,} in {folder}"
     begins = f"begins at step 0 of {plan.train.steps:,}"
     if (folder / CONFIG).exists():  # discarded, or ended before its first checkpoint
         return begins

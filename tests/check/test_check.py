@@ -85,17 +85,17 @@ def test_counts_sizes_and_channel_statistics_are_reported(tmp_path):
     images = np.zeros((10, 8, 8, 1), dtype=np.uint8)
     images[:5] = 200
     prepared_as(tmp_path, images, np.array([0] * 7 + [1] * 3), ["a", "b"])
-    told = " ".join(
+    text = " ".join(
         finding.message for finding in check(configuration(), tmp_path) if finding.subject == "train"
     )
-    assert "10 images of 8×8×1, 2 classes with 3 to 7 each" in told
-    assert "channels 100±100 of 255" in told
+    assert "10 images of 8×8×1, 2 classes with 3 to 7 each" in text
+    assert "channels 100±100 of 255" in text
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": [0] * 9 + [2], "classes": ["a", "nobody", "c"]}, "1 classes without an image: nobody"),
+        ({"labels": [0] * 9 + [2], "classes": ["a", "empty", "c"]}, "1 classes without an image: empty"),
         ({"duplicates": {"within": 3}}, "3 images are exact copies"),
         ({"duplicates": {"of_train": 2}}, "2 images are in the training split too"),
         ({"skipped": {"truncated": 4}}, "4 truncated"),
@@ -179,10 +179,10 @@ def test_prepared_data_without_options_are_damaged(project):
     path = Path("data/prepared/train/meta.json")
     meta = json.loads(path.read_text())
     del meta["options"]
-    for values, says in ((meta, "is edited (its checksum"), (add_checksum(meta), "options: Field required")):
+    for values, match in ((meta, "is edited (its checksum"), (add_checksum(meta), "options: Field required")):
         path.write_text(json.dumps(values))
         error = with_level(check(load()), "error")["prepared data"]
-        assert says in error.message
+        assert match in error.message
         assert "run `diffctl stage data`" in error.remedy
         assert not Project(load()).is_ready
 
@@ -286,20 +286,20 @@ def test_interval_without_a_step_is_a_warning(project):
     limited = "eta0-guidance2-guidance_interval"
     none = [f"steps{steps}-{limited}_1e-05_0.0001" for steps in (2, 50)]
     only = [none[0], f"steps2-{limited}_0.1_100", none[1]]  # two steps are at both ends of the noise
-    told = f"guidance applies at no step of {', '.join(only)}"
-    assert found["sampling"].message == told
+    text = f"guidance applies at no step of {', '.join(only)}"
+    assert found["sampling"].message == text
 
 
 @pytest.mark.parametrize(
-    ("sections", "said"),
+    ("sections", "match"),
     [
         ({"sweep": {"eta": [1.5]}}, "sweep.eta: 1.5 is too large for 2 steps, where at most 1.0"),
         ({"sweep": {"eta": [1.2], "spacing": ["uniform", "trailing"]}}, "sweep.eta: 1.2 is too large"),
     ],
 )
 @pytest.mark.parametrize("stage", ["train", "sample"])
-def test_too_large_eta_is_refused(project, stage, sections, said):
+def test_too_large_eta_is_refused(project, stage, sections, match):
     config = configuration(**sections)
     assert "sampling" in with_level(check(config, project), "error")
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=match):
         preflight(config, stage, project)

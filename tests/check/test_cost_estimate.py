@@ -136,7 +136,7 @@ def test_timing_stays_within_its_limit(image: float, fixed: float, most: int, se
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [
         (0.035, "35 ms"),
         (1.23, "1.2 s"),
@@ -146,8 +146,8 @@ def test_timing_stays_within_its_limit(image: float, fixed: float, most: int, se
         (6e5, "6.9 days"),
     ],
 )
-def test_duration_has_a_suitable_unit(seconds: float, said: str) -> None:
-    assert format_duration(seconds) == said
+def test_duration_has_a_suitable_unit(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
 
 
 def span(seconds: float) -> ImageTime:
@@ -199,24 +199,24 @@ def files(folder: Path) -> set[Path]:
 def test_measurement_is_cached_per_machine_and_configuration(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    text: list[str] = []
     root = tmp_path / "project"
     root.mkdir()
 
     def outcome(**changes: dict[str, Any]) -> StoredMeasurement:
         project = project_of(root, **changes)
         assert project.plan is not None
-        return measure_once(project, project.plan, said.append)
+        return measure_once(project, project.plan, text.append)
 
     first = outcome()
     assert first.is_new
-    assert len(said) == 1
+    assert len(text) == 1
     assert files(tmp_path) == {first.path}, "no run directory is touched"
     assert outcome() == first._replace(is_new=False)
     assert not outcome(
         train={"steps": 100, "seed": 3}, sweep={"steps": [4, 9]}, sample={"num_images": 30}
     ).is_new
-    assert len(said) == 1
+    assert len(text) == 1
     others = [
         outcome(train={"batch_size": 4}),
         outcome(sweep={"eta": [0.0]}),

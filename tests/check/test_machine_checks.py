@@ -67,7 +67,7 @@ def memory_of(monkeypatch: pytest.MonkeyPatch, total: float, **train: Any) -> Fi
 
 @pytest.mark.parametrize(
     ("precision", "total", "level"),
-    [  # in shards of what the estimate says of a process's 16 images
+    [  # in units of the estimate for 16 images
         ("bf16", 0.6, "ok"),
         ("bf16", 0.45, "error"),
         ("fp32", 1.1, "ok"),
@@ -100,14 +100,14 @@ def test_sharding_is_suggested_where_it_helps(monkeypatch: pytest.MonkeyPatch) -
     assert plan is not None
     whole, shard = (step_bytes(plan.network, 1, shards=shards) for shards in (1, 4))
     assert shard < whole
-    asked = {"precision": "fp32", "devices": 4, "batch_size": 4}
+    options = {"precision": "fp32", "devices": 4, "batch_size": 4}
     for total, sharded, level in (
         (whole, False, "ok"),
         (shard, False, "warning"),
         (shard, True, "ok"),
         (shard - 1, True, "warning"),
     ):
-        finding = memory_of(monkeypatch, total, **asked, shard=sharded)
+        finding = memory_of(monkeypatch, total, **options, shard=sharded)
         assert finding.level == level
         assert (", in 4 shards; a step of 1 images" in finding.message) == sharded
         assert ("train.shard: true" in finding.remedy) == (level == "warning" and not sharded)
@@ -118,7 +118,7 @@ def test_too_many_processes_are_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "less than the 9 processes" in found(few, "devices").message
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UsageError, match="3 are asked for, and there are 2 GPUs"):
+    with pytest.raises(UsageError, match="3 are options for, and there are 2 GPUs"):
         machine_checks.world_size(configuration(train={"devices": 3}).train)
 
 
@@ -169,6 +169,7 @@ def test_saved_states_reduce_the_needed_space(prepared: Path, monkeypatch: pytes
     for step in (4, 8):
         (folder / f"state-{step:09d}.sealed").write_bytes(bytes(state))
     preflight(config, "train")
+    assert found(config, "training").message.startswith("resumes after step 8 of 12")
 
 
 def test_each_disk_is_checked_for_its_own_part(

@@ -50,7 +50,7 @@ def test_every_profile_is_valid_and_names_its_schema(file: Path) -> None:
         {"model": {"channels": "wide"}},
         {"model": {"channels": 10**9}},
         {"model": {"name": "transformer"}},
-        {"data": {"name": "nobody"}},
+        {"data": {"name": "unknown"}},
         {"data": {"name": "digits", "labels": "fine"}},
         {"process": {"schedule": "sqrt"}},
         {"process": {"prediction": "future"}},

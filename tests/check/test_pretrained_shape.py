@@ -33,8 +33,8 @@ def kept(folder: Path, shape: dict[str, Any]) -> Artefact:
 
 def merged(values: dict[str, Any], sections: Sections) -> dict[str, Any]:
     """Apply the suggested sections."""
-    told = parse_yaml(format_sections(sections))
-    return values | {name: values[name] | told[name] for name in told}
+    suggested = parse_yaml(format_sections(sections))
+    return values | {name: values[name] | suggested[name] for name in suggested}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -60,7 +60,7 @@ def test_suggested_section_makes_it_fit(tmp_path: Path, shape: dict[str, Any], s
 @pytest.mark.parametrize("shape", SHAPES)
 def test_full_section_describes_the_shape(shape: dict[str, Any]) -> None:
     start = artefact_of(spec_of(**shape))
-    said = parse_yaml(format_sections(sections_of(start)))
-    section = ModelConfig.model_validate(said["model"])
+    suggested = parse_yaml(format_sections(sections_of(start)))
+    section = ModelConfig.model_validate(suggested["model"])
     assert section.model_dump(exclude={"class_cond"}).items() <= start.network.model_dump().items()
-    assert said["process"]["prediction"] == start.process.prediction
+    assert suggested["process"]["prediction"] == start.process.prediction

@@ -46,9 +46,9 @@ def stored(path, seed, count):
 
 def seen(extractor, *stores):
     """Return the features and the calls of the progress callback."""
-    told = []
-    found = cached_features(extractor, stores, progress=lambda *numbers: told.append(numbers))
-    return found, told
+    calls = []
+    found = cached_features(extractor, stores, progress=lambda *numbers: calls.append(numbers))
+    return found, calls
 
 
 def files(cache):
@@ -67,14 +67,14 @@ def test_blocks_cover_every_image_once(count):
 
 
 def test_second_call_reads_the_cache(extractor, images, cache):
-    (first,), told = seen(extractor, images)
-    assert (told[0], told[-1]) == ((0, 11), (11, 11))
+    (first,), calls = seen(extractor, images)
+    assert (calls[0], calls[-1]) == ((0, 11), (11, 11))
     assert [path.name for path in files(cache)] == [
         "000000000-000000004.features",
         "000000004-000000011.features",
     ]
-    (again,), told = seen(extractor, images)
-    assert told == []
+    (again,), calls = seen(extractor, images)
+    assert calls == []
     assert same(first, again)
     plain = extract(extractor, images.images)
     np.testing.assert_allclose(first.features, plain.features, atol=1e-5)
@@ -99,8 +99,8 @@ def test_interrupted_extraction_resumes(extractor, images, cache):
     with pytest.raises(KeyboardInterrupt):
         cached_features(extractor, [images], progress=interrupt)
     assert len(files(cache)) == 1
-    (found,), told = seen(extractor, images)
-    assert (told[0], told[-1]) == ((0, 7), (7, 7))
+    (found,), calls = seen(extractor, images)
+    assert (calls[0], calls[-1]) == ((0, 7), (7, 7))
     assert same(found, whole)
 
 
@@ -116,8 +116,8 @@ def test_damaged_block_is_extracted_again(extractor, images, cache, damage):
         made = {"cut": data[:-5], "bit": data[:300] + changed + data[301:], "empty": b""}
         path.write_bytes(made[damage])
     with pytest.warns(DiffctlWarning, match="are damaged .* extracting them again"):
-        (found,), told = seen(extractor, images)
-    assert told[-1] == (4, 4)
+        (found,), calls = seen(extractor, images)
+    assert calls[-1] == (4, 4)
     assert same(found, whole)
     assert path.read_bytes() == data
 
@@ -161,7 +161,7 @@ def test_least_recently_used_features_are_evicted(extractor, images, tmp_path, m
         before = set(cache_folder().glob("*"))
         seen(extractor, store)
         (made,) = set(cache_folder().iterdir()) - before
-        os.utime(made, (at, at))  # long ago: a file system's clock does not tell milliseconds apart
+        os.utime(made, (at, at))  # long ago, since file times may be coarse
     seen(extractor, images)  # used again
     (size,) = {
         sum(path.stat().st_blocks * 512 for path in folder.iterdir()) for folder in cache_folder().iterdir()
@@ -189,8 +189,8 @@ def test_scoring_stays_within_the_memory_estimate(sample, real, heldout, monkeyp
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    told = adhoc_inputs.scoring_memory(spec, sample, real, heldout)
-    assert peak <= told
+    calls = adhoc_inputs.scoring_memory(spec, sample, real, heldout)
+    assert peak <= calls
 
 
 def test_scoring_holds_one_float64_copy_at_a_time(monkeypatch):

@@ -49,7 +49,7 @@ def test_corrected_variance_matches_random_matrices(count, dimension):
     """Σ √λ over 400 Gaussian scatters; the plain jackknife gives up to twice the variance."""
     rng, target = np.random.default_rng(0), Target(np.eye(2, dimension, dtype=np.float32))
     target.root = np.eye(dimension)
-    sums, said = [], []
+    sums, estimates = [], []
     for draw in range(400):
         projected = ProjectedSample(rng.normal(size=(count, dimension)).astype(np.float32), target)
         values = projected._spectrum.kept
@@ -57,10 +57,10 @@ def test_corrected_variance_matches_random_matrices(count, dimension):
         if draw < 20:
             without = _singular_sums_without_each(projected._spectrum, count / (count - 1))
             found = root_sum_interactions(values, count - 1)
-            said.append((image_errors(without, found) ** 2).sum())
+            estimates.append((image_errors(without, found) ** 2).sum())
             assert found.own > 0
             assert found.surplus > 0
-    assert np.mean(said) == pytest.approx(np.var(sums), rel=0.25)
+    assert np.mean(estimates) == pytest.approx(np.var(sums), rel=0.25)
 
 
 def test_kernel_interactions_equal_least_squares():

@@ -129,12 +129,12 @@ def test_memorisation_deviation_equals_that_over_all_splits():
 def test_memorisation_deviation_holds_for_many_samples():
     """160 + 40 real images and 1,000 samples: about five samples share a nearest image."""
     train, test, sample = normal(0, 160), normal(1, 40), normal(2, 1000)
-    said = memorisation(of(sample), train, test).std
+    deviation = memorisation(of(sample), train, test).std
     draw = np.random.default_rng(0)
     means = [
         memorisation(of(sample), *resplit(train, test, draw.permutation(200)[:160])).mean for _ in range(200)
     ]
-    assert said == pytest.approx(np.std(means), rel=0.2)
+    assert deviation == pytest.approx(np.std(means), rel=0.2)
 
 
 def openai_precision_recall(real, sample, half=False):

@@ -130,15 +130,15 @@ def test_any_damaged_byte_is_detected(made, extractor, damage, name):
         try:
             read = open_reference(path, extractor, "train")
         except DiffctlError as error:
-            said = str(error)
+            message = str(error)
         else:
             wanted = open_reference(made[1], extractor, "train")
             assert read.meta == wanted.meta
             for one, other in zip(arrays_of(read), arrays_of(wanted), strict=True):
                 np.testing.assert_array_equal(one, other)
             return
-        assert str(path) in said
-        assert "\n" not in said
+        assert str(path) in message
+        assert "\n" not in message
 
 
 def arrays_of(reference):

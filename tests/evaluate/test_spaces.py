@@ -77,12 +77,12 @@ def test_each_extractor_sees_each_image_once(made, monkeypatch):
         seen[extractor.spec.name] += len(images)
         return extract(extractor, images, *rest)
 
-    extract, told = stage.extract, []
+    extract, calls = stage.extract, []
     monkeypatch.setattr(stage, "extract", watched)
-    scored(made, "both", lambda *numbers: told.append(numbers))
+    scored(made, "both", lambda *numbers: calls.append(numbers))
     assert seen == {FIRST: 2 * IMAGES, FURTHER: 2 * IMAGES}
-    assert (told[0], told[-1]) == ((0, 4 * IMAGES), (4 * IMAGES, 4 * IMAGES))
-    assert told == sorted(told)
+    assert (calls[0], calls[-1]) == ((0, 4 * IMAGES), (4 * IMAGES, 4 * IMAGES))
+    assert calls == sorted(calls)
 
 
 @pytest.mark.slow
@@ -100,13 +100,13 @@ def test_csv_has_unique_names_for_all_spaces(documents, tmp_path):
 
 def test_score_names_are_unique():
     """Includes the ends of intervals."""
-    told = Counter()
+    calls = Counter()
     for spec in EXTRACTORS.values():
         shares = [spec.named(share) for share in ("precision", "recall", "density", "coverage")]
         names = [*spec.distances, f"{spec.distance}_low", spec.limit, spec.score, *shares]
         names += ["floor", "excess", "excess_low", "memorisation", "memorisation_std"]
-        told.update(spec.named_beside(name) for name in names if name)
-    assert set(told.values()) == {1}
+        calls.update(spec.named_beside(name) for name in names if name)
+    assert set(calls.values()) == {1}
     assert EXTRACTORS[FURTHER].named_beside("excess_low") == "excess_effnet_lite0_96_low"
 
 
@@ -169,14 +169,14 @@ def offline(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("also", [INCEPTION.name, {"extractor": INCEPTION.name, "weights": "nowhere.pth"}])
 def test_missing_weights_are_refused_before_any_work(made, tmp_path, offline, also):
-    told = []
+    calls = []
     config = configured(also=[also])
     with pytest.raises(DiffctlError, match=r"Network is unreachable|no file with weights") as caught:
         make_reference(
-            config.evaluate, made / "prepared", tmp_path / "r", lambda *numbers: told.append(numbers)
+            config.evaluate, made / "prepared", tmp_path / "r", lambda *numbers: calls.append(numbers)
         )
     assert "\n" not in str(caught.value)
     with pytest.raises(DiffctlError, match=r"Network is unreachable|no file with weights"):
-        score_sweep(config, made / "samples", made / "first", lambda *numbers: told.append(numbers))
-    assert told == []
+        score_sweep(config, made / "samples", made / "first", lambda *numbers: calls.append(numbers))
+    assert calls == []
     assert not (tmp_path / "r").exists()

@@ -32,7 +32,7 @@ def test_headline_names_the_cheapest_tied_cell():
     )
 
 
-@pytest.mark.parametrize("one", [certain(0.001), document(CELLS)], ids=["told apart", "no intervals"])
+@pytest.mark.parametrize("one", [certain(0.001), document(CELLS)], ids=["significant", "no intervals"])
 def test_headline_names_only_the_best_without_a_tie(one):
     assert headline(one, one.cells["steps5-eta0"].spec) == "Of 4 cells, 20 steps, η = 0 is the best by KD."
 

@@ -52,9 +52,9 @@ def test_only_steps_and_eta_may_differ(monkeypatch):
 
 
 def test_all_figures_are_listed_and_those_of_the_curve_drawn(monkeypatch):
-    beside = {**figure("b", 500.0, extractor="effnet-lite0-96", steps=5), "metric": "fd_effnet_lite0_96"}
+    further = {**figure("b", 500.0, extractor="effnet-lite0-96", steps=5), "metric": "fd_effnet_lite0_96"}
     kernel = {**figure("c", 0.2, steps=5), "metric": "kd_effnet_lite0_64"}
-    shipped(monkeypatch, paper_of(figure("a", 9.0, steps=7), beside, kernel))
+    shipped(monkeypatch, paper_of(figure("a", 9.0, steps=7), further, kernel))
     found = published_content(with_space(document()))
     assert [(row["metric"], row["verdict"]) for row in found["rows"]] == [
         (METRIC, "yes"),
@@ -63,7 +63,7 @@ def test_all_figures_are_listed_and_those_of_the_curve_drawn(monkeypatch):
     ]
     (axes,) = found["drawing"].axes
     assert [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "*"] == [[7]]
-    shipped(monkeypatch, paper_of(beside))
+    shipped(monkeypatch, paper_of(further))
     found = published_content(with_space(document()))
     (axes,) = found["drawing"].axes
     assert found["label"] == "fd_effnet_lite0_96"

@@ -114,12 +114,12 @@ def of_seed(document, seed):
 
 
 @pytest.fixture(scope="module")
-def beside(sweep, tmp_path_factory):
+def with_seeds(sweep, tmp_path_factory):
     """Return the page of the report with two other seeds in it."""
     config, root = sweep
     inputs = read_inputs(config, root / "samples", root / "scores.json", root / "prepared", root / "loss.csv")
     own, *others = (of_seed(inputs.document, seed) for seed in range(3))
-    path = tmp_path_factory.mktemp("beside") / "page.html"
+    path = tmp_path_factory.mktemp("with_seeds") / "page.html"
     path.write_text(page_with_seeds(replace(inputs, document=own), others), encoding="utf-8")
     return path
 
@@ -392,15 +392,15 @@ def shown_in(browser, page: Path, width: int, **media):
     return opened
 
 
-def test_page_with_other_seeds_is_otherwise_the_same(written, beside):
-    said, plain = beside.read_text(encoding="utf-8"), written.read_text(encoding="utf-8")
-    page = Page(said)
+def test_page_with_other_seeds_is_otherwise_the_same(written, with_seeds):
+    text, plain = with_seeds.read_text(encoding="utf-8"), written.read_text(encoding="utf-8")
+    page = Page(text)
     assert page.open == []
     assert len(set(page.ids)) == len(page.ids)
     assert "Other seeds" not in plain
-    begin, end = said.index("<h2>Other seeds</h2>"), said.index("<h2>Quality for its cost</h2>")
-    assert said[:begin].strip() == plain[: plain.index("<h2>Quality for its cost</h2>")].strip()
-    section = said[begin:end]
+    begin, end = text.index("<h2>Other seeds</h2>"), text.index("<h2>Quality for its cost</h2>")
+    assert text[:begin].strip() == plain[: plain.index("<h2>Quality for its cost</h2>")].strip()
+    section = text[begin:end]
     assert "This training has seed 0. MLflow has the scores of 2 more" in section
     assert "<td>1 of 3</td>" in section
 
@@ -409,7 +409,7 @@ def test_page_with_other_seeds_is_otherwise_the_same(written, beside):
 @NEEDS_CHROMIUM
 @pytest.mark.parametrize("width", [WIDE["width"], PHONE["width"]], ids=["wide", "phone"])
 @pytest.mark.parametrize(("scheme", "colours"), [("light", LIGHT), ("dark", DARK)], ids=["light", "dark"])
-@pytest.mark.parametrize("which", ["written", "beside"])
+@pytest.mark.parametrize("which", ["written", "with_seeds"])
 def test_text_has_contrast_in_both_schemes(request, which, browser, scheme, colours, width):
     page = shown_in(browser, request.getfixturevalue(which), width, color_scheme=scheme)
     page.evaluate("document.querySelectorAll('details').forEach(folded => folded.open = true)")
