@@ -58,16 +58,13 @@ class SeedComparison(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
-        summary = {
+        return {
+            "metric": self.metric,
+            "values": {str(seed): one for seed, one in self.values.items()},
             "mean": self.mean,
             "deviation": self.deviation,
             "place": self.place,
             "apart": self.is_apart,
-        }
-        return {
-            "metric": self.metric,
-            "values": {str(seed): one for seed, one in self.values.items()},
-            **summary,
         }
 
 

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusion.model.model_config import NetworkSpec
 from diffusion.model.network_registry import build_network
 from diffusion.report.figure_base import line_colour, new_figure
-from diffusion.show import text_table
+from diffusion.show.text_table import columns, format_quantity
 
 
 class Part(NamedTuple):
@@ -55,10 +55,7 @@ class Model:
     @property
     def title(self) -> str:
         """A description of the figure."""
-        parameters, flops = (
-            text_table.format_quantity(self.parameters),
-            text_table.format_quantity(self.flops),
-        )
+        parameters, flops = format_quantity(self.parameters), format_quantity(self.flops)
         return f"{self.name}: {parameters} parameters, {flops} FLOPs an image"
 
     def draw(self) -> Figure:
@@ -71,15 +68,9 @@ class Model:
             for number, (name, axes) in enumerate(named.items()):
                 amounts = [getattr(part, name) for part in self.parts]
                 axes.barh(rows, amounts, color=line_colour(number), height=0.62)
+                style: Any = {"textcoords": "offset points", "va": "center", "fontsize": 8}
                 for row, amount in zip(rows, amounts, strict=True):
-                    axes.annotate(
-                        text_table.format_quantity(amount),
-                        (amount, row),
-                        (4, 0),
-                        textcoords="offset points",
-                        va="center",
-                        fontsize=8,
-                    )
+                    axes.annotate(format_quantity(amount), (amount, row), (4, 0), **style)
                 axes.set(xlim=(0, 1.22 * max(amounts)), xticks=[])
                 axes.set_title("FLOPs an image" if name == "flops" else name, fontsize=10)
                 axes.grid(visible=False)
@@ -93,18 +84,12 @@ class Model:
     def lines(self, width: int) -> list[str]:
         """Return the table, with the sums in the last row."""
         head = ["part", "blocks", "output", "parameters", "FLOPs"]
-        rows = [
-            [
-                part.name,
-                _kinds(part.blocks),
-                size_of(part.shape),
-                f"{part.parameters:,}",
-                text_table.format_quantity(part.flops),
-            ]
-            for part in self.parts
-        ]
-        total = [self.name, "", "", f"{self.parameters:,}", text_table.format_quantity(self.flops)]
-        return text_table.columns([head, *rows, total], 2)
+        rows = []
+        for part in self.parts:
+            amounts = [f"{part.parameters:,}", format_quantity(part.flops)]
+            rows.append([part.name, _kinds(part.blocks), size_of(part.shape), *amounts])
+        total = [self.name, "", "", f"{self.parameters:,}", format_quantity(self.flops)]
+        return columns([head, *rows, total], 2)
 
     def values(self) -> dict[str, Any]:
         """Return the table and its sums."""
@@ -125,7 +110,10 @@ def model(spec: NetworkSpec) -> Model:
     """Return the table of a network, built without memory for its weights."""
     with torch.device("meta"):
         network = build_network(spec).eval()
-        counted = {name: _parameters(module) for name, module in stages(network)}
+        counted = {
+            name: sum(parameter.numel() for parameter in module.parameters())
+            for name, module in stages(network)
+        }
         shapes, flops = _pass(network, spec)
     own = [(name, module) for name, module in stages(network) if name in shapes]
     parts = []
@@ -150,10 +138,6 @@ def stages(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield from ((f"{name}.{place}", member) for place, member in child.named_children())
         else:
             yield name, child
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _counted_kinds(modules: list[nn.Module]) -> dict[str, int]:

@@ -68,29 +68,25 @@ class Variance:
             count = 1 if self.fractions is None else 2
             panels = figure.subplots(1, count, squeeze=False)[0]
             x = self.times + self._is_long
-            ends: dict[str, Any] = {"linewidth": 1.6}
-            panels[0].plot(
-                x, np.ones(len(x)), color=line_colour(1), linestyle=DASHED, label="β, f = 1", **ends
-            )
-            panels[0].plot(
-                x[1:], self.small[1:], color=line_colour(2), linestyle=DOTTED, label="β̃, f = 0", **ends
-            )
+            beta: dict[str, Any] = {"color": line_colour(1), "linestyle": DASHED, "linewidth": 1.6}
+            small: dict[str, Any] = {"color": line_colour(2), "linestyle": DOTTED, "linewidth": 1.6}
+            panels[0].plot(x, np.ones(len(x)), label="β, f = 1", **beta)
+            panels[0].plot(x[1:], self.small[1:], label="β̃, f = 0", **small)
             panels[0].set_ylabel("variance over β")
             if np.nanmin(self.small[1:], initial=1.0) < LOG_BELOW:
                 log_axis(panels[0], "y")
             if self.learned is not None and self.fractions is not None:
                 self._bands(panels[0], self.learned)
                 self._bands(panels[1], self.fractions)
-                panels[1].axhline(1, color=line_colour(1), linestyle=DASHED, **ends)
-                panels[1].axhline(0, color=line_colour(2), linestyle=DOTTED, **ends)
+                panels[1].axhline(1, **beta)
+                panels[1].axhline(0, **small)
                 panels[1].set_ylabel("f")
             for axes in panels:
                 axes.set_xlabel("t + 1" if self._is_long else "t")
                 if self._is_long:
                     log_axis(axes, "x")
-            figure.legend(
-                *panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=4, fontsize=9
-            )
+            handles = panels[0].get_legend_handles_labels()
+            figure.legend(*handles, loc="outside upper left", ncols=4, fontsize=9)
 
         return new_figure(3.1, fill)
 
@@ -103,9 +99,8 @@ class Variance:
         """Draw the median, and the band between the other quantiles."""
         at = self.times[self.seen] + self._is_long
         axes.plot(at, bands[1], color=line_colour(0), linewidth=1.8, label="the model's median")
-        axes.fill_between(
-            at, bands[0], bands[2], color=line_colour(0), alpha=0.18, linewidth=0, label="80% of pixels"
-        )
+        style: dict[str, Any] = {"color": line_colour(0), "alpha": 0.18, "linewidth": 0}
+        axes.fill_between(at, bands[0], bands[2], label="80% of pixels", **style)
 
     def lines(self, width: int) -> list[str]:
         """Return a table with about a dozen of the steps."""
