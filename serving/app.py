@@ -1,4 +1,4 @@
-"""The routes: images on request, at once or as they come; the models; how the server is."""
+"""The application: routes for images, models, health and metrics, and its middleware."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from diffusion.system.section import MAX_PROBLEMS, brief
 from serving.engine_loop import PendingImages
-from serving.handlers import EventStreamResponse, http_errors, respond, sse_events, with_model_headers
+from serving.handlers import EventStreamResponse, http_errors, respond, with_model_headers
 from serving.loaded_model import ServedModel
 from serving.middleware import BodyLimitMiddleware, LocalHostMiddleware, MetricsMiddleware, TokenMiddleware
 from serving.requests import EventsRequest, ImagesRequest, SampleRequest
@@ -19,12 +19,12 @@ from serving.service import Service
 
 DESCRIPTION = """Images of a diffusion model. Image i depends on the model, the settings and i alone.
 
-Every answer says in its headers X-Model-Name, X-Model-Version and X-Model-SHA256 which model it is of."""
+Every response names its model in the headers X-Model-Name, X-Model-Version and X-Model-SHA256."""
 
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-Answers = dict[int | str, dict[str, Any]]
+Responses = dict[int | str, dict[str, Any]]
 
-EVENT = {  # of each event: data is JSON of an EventAnswer, an ImagesAnswer or a Problem
+EVENT = {  # data is the JSON of a StepEvent, an ImagesResponse or a Problem
     "type": "object",
     "required": ["event", "data"],
     "properties": {
@@ -32,20 +32,19 @@ EVENT = {  # of each event: data is JSON of an EventAnswer, an ImagesAnswer or a
         "data": {"type": "string", "contentMediaType": "application/json"},
     },
 }
-REFUSALS: Answers = {
-    400: {"model": Problem, "description": "This is no JSON."},
+ERRORS: Responses = {
+    400: {"model": Problem, "description": "The body is not JSON."},
     401: {"model": Problem, "description": "The token is missing or wrong."},
-    408: {"model": Problem, "description": "The request was too slow to come."},
     413: {"model": Problem, "description": "The request is too large."},
-    421: {"model": Problem, "description": "The server is asked by a name that is not its own."},
-    422: {"model": Problem, "description": "The request does not fit, and why."},
-    429: {"model": Problem, "description": "Too many images are being made: try again after Retry-After."},
+    421: {"model": Problem, "description": "The Host header does not name this machine."},
+    422: {"model": Problem, "description": "The request is invalid."},
+    429: {"model": Problem, "description": "The queue is full: try again after Retry-After."},
     503: {"model": Problem, "description": "The server is about to stop."},
 }
 
 
 def create_app(service: Service, token: bytes | None = None, *further: APIRouter) -> FastAPI:
-    """The application over a service, with further routes; without a token only local names reach it."""
+    """Return the application with further routes; without a token it serves loopback hosts only."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -60,14 +59,14 @@ def create_app(service: Service, token: bytes | None = None, *further: APIRouter
         version="1",
         description=DESCRIPTION,
         lifespan=lifespan,
-        docs_url=None,  # their pages load scripts from elsewhere
+        docs_url=None,  # loads scripts from other servers
         redoc_url=None,
-        responses={key: REFUSALS[key] for key in (401, 408, 413, 421)},
+        responses={key: ERRORS[key] for key in (401, 413, 421)},
     )
     _add_routes(app, service)
     for router in further:
         app.include_router(router)
-    app.exception_handler(RequestValidationError)(_refused)
+    app.exception_handler(RequestValidationError)(_validation_error)
     app.add_middleware(BodyLimitMiddleware)
     if token is None:
         app.add_middleware(LocalHostMiddleware)
@@ -78,60 +77,58 @@ def create_app(service: Service, token: bytes | None = None, *further: APIRouter
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    asks: Answers = {key: REFUSALS[key] for key in (400, 422, 429, 503)}
-    formats: Answers = {200: {"content": {"image/png": BINARY, "application/x-npz": BINARY}}}
+    errors: Responses = {key: ERRORS[key] for key in (400, 422, 429, 503)}
+    formats: Responses = {200: {"content": {"image/png": BINARY, "application/x-npz": BINARY}}}
 
-    @app.post("/v1/images", response_model=ImagesResponse, responses={**asks, **formats})
-    async def images(asked: ImagesRequest, request: Request) -> Response:
-        """Make images and answer with all of them. They are given up when the client leaves."""
-        model, order = _ordered(service, asked)
-        return with_model_headers(await respond(service, model, order, asked.format, request), model)
+    @app.post("/v1/images", response_model=ImagesResponse, responses={**errors, **formats})
+    async def images(body: ImagesRequest, request: Request) -> Response:
+        """Sample images and return all of them. A disconnect cancels them."""
+        model, pending = _submit(service, body)
+        return with_model_headers(await respond(service, model, pending, body.format, request), model)
 
-    events: Answers = {200: {"content": {"text/event-stream": {"schema": EVENT}}}}
+    events: Responses = {200: {"content": {"text/event-stream": {"schema": EVENT}}}}
 
-    @app.post("/v1/images/events", response_class=Response, responses={**asks, **events})
-    async def image_events(asked: EventsRequest) -> Response:
-        """Make images and tell of them as they come: server-sent events `step`, then `images` or `error`.
+    @app.post("/v1/images/events", response_class=Response, responses={**errors, **events})
+    async def image_events(body: EventsRequest) -> Response:
+        """Sample images and send server-sent events: `step`, then `images` or `error`.
 
-        The data of `step` is {step, steps, indices, images}; of `images` the answer of /v1/images; of `error`
-        {detail}.
+        The data of `step` is {step, steps, indices, images}; of `images` the response of /v1/images; of
+        `error` {detail}.
         """
-        model, order = _ordered(service, asked, asked.every)
-        return with_model_headers(
-            EventStreamResponse(sse_events(service, model, order), service, model, order), model
-        )
+        model, pending = _submit(service, body, body.every)
+        return with_model_headers(EventStreamResponse(service, model, pending), model)
 
     @app.get("/v1/models")
     async def models() -> ModelsResponse:
-        """The model that answers, and those that end what they have begun."""
+        """The model that serves, and any that finishes its requests."""
         return ModelsResponse(models=service.cards())
 
     @app.get("/healthz")
     async def healthz() -> Health:
-        """Whether the server lives."""
+        """Liveness."""
         return Health(status="alive")
 
-    @app.get("/readyz", responses={503: REFUSALS[503]})
+    @app.get("/readyz", responses={503: ERRORS[503]})
     async def readyz() -> Health:
-        """Whether a request for images would be taken."""
+        """Readiness: whether a request for images would be accepted."""
         if not service.is_ready:
             raise HTTPException(503, "the server is about to stop, or its engine has failed")
         return Health(status="ready")
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
-        """What the server counts, for Prometheus."""
+        """Metrics for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-def _ordered(service: Service, asked: SampleRequest, every: int = 0) -> tuple[ServedModel, PendingImages]:
-    """The order with the model that makes it; HTTPException when it is not taken."""
+def _submit(service: Service, body: SampleRequest, every: int = 0) -> tuple[ServedModel, PendingImages]:
+    """Queue the images of a request; raise HTTPException if it is refused."""
     with http_errors(service) as model:
-        return model, model.order(asked, every)
+        return model, model.submit(body, every)
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    """The first of what is wrong with a request, in sentences; what was given is told back in brief."""
+async def _validation_error(request: Request, error: Exception) -> Response:
+    """Return the first errors of a request as one sentence; invalid values are shortened."""
     assert isinstance(error, RequestValidationError)
     problems: dict[str, str] = {}
     for item in error.errors()[:MAX_PROBLEMS]:
@@ -143,7 +140,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 def _problem(field: str, item: dict[str, Any]) -> str:
     message = brief(item["msg"].removeprefix("Value error, "), str)
     if item["type"] == "json_invalid":
-        return f"it is no JSON ({brief(item['ctx']['error'], str)} at {field})"
+        return f"it is not JSON ({brief(item['ctx']['error'], str)} at {field})"
     if item["type"] == "extra_forbidden":
         return f"{field}: unknown key"
     given = "" if item["type"] in ("missing", "value_error") else f" (got {brief(item['input'])})"

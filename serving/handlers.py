@@ -1,4 +1,4 @@
-"""From an order to its answer: as a whole, or as events while the images are made."""
+"""Responses of requests for images: all at once, or server-sent events while they are sampled."""
 
 import asyncio
 import contextlib
@@ -22,122 +22,121 @@ from serving.middleware import model_headers
 from serving.responses import FORMATS, Problem, StepEvent, encode_pngs, images_response
 from serving.service import Service
 
-CLIENT_CLOSED_REQUEST = 499  # nobody reads it: nginx's word for a client that has left
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected
 
 
 @contextlib.contextmanager
 def http_errors(service: Service, model: ServedModel | None = None) -> Iterator[ServedModel]:
-    """A model, by default the one that answers; HTTPException when what the block orders is not taken."""
+    """Yield a model, by default the one that serves; turn errors of the block into HTTPException."""
     if not service.is_ready:
-        raise HTTPException(503, "the server is about to stop: ask another one", {"Connection": "close"})
+        raise HTTPException(503, "the server is about to stop: use another one", {"Connection": "close"})
     model = model or service.current
     try:
         yield model
     except UsageError as error:
         raise HTTPException(422, str(error)) from None
     except Full as error:
-        seconds = model.runner.seconds_left
+        seconds = model.loop.seconds_left
         raise HTTPException(
             429, f"{error}: try again in {seconds} s", {"Retry-After": str(seconds)}
         ) from None
 
 
 def with_model_headers(response: Response, model: ServedModel) -> Response:
-    """The answer with the name of the model that made it, whichever serves by now."""
-    response.raw_headers.extend(model_headers(model.name))
+    """Return the response with the headers of its model, which may no longer be the one that serves."""
+    response.raw_headers.extend(model_headers(model.ref))
     return response
 
 
 async def respond(
-    service: Service, model: ServedModel, order: PendingImages, form: str, request: Request
+    service: Service, model: ServedModel, pending: PendingImages, form: str, request: Request
 ) -> Response:
-    """The images as the client wants them; an order whose client leaves is given up."""
-    images = await wait_for_images(service, model, order, request)
+    """Return the images in the format `form`; cancel them if the client disconnects."""
+    images = await wait_for_images(service, model, pending, request)
     if images is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return await asyncio.to_thread(FORMATS[form], model.made(order, images))
+    return await asyncio.to_thread(FORMATS[form], model.sampled(pending, images))
 
 
 async def wait_for_images(
-    service: Service, model: ServedModel, order: PendingImages, request: Request
+    service: Service, model: ServedModel, pending: PendingImages, request: Request
 ) -> Tensor | None:
-    """What an order makes; None, and the order is given up, when the client leaves before.
+    """Return the images; cancel them and return None if the client disconnects.
 
-    HTTPException where its numbers are none.
+    Raise HTTPException if they are not finite.
     """
-    with _given_up(service, model, order):
-        gone: asyncio.Future[None] = asyncio.ensure_future(_gone(request))
-        ends: list[asyncio.Future[Any]] = [order.made, gone]
+    with _cancel_at_end(service, model, pending):
+        gone: asyncio.Future[None] = asyncio.ensure_future(_disconnected(request))
+        ends: list[asyncio.Future[Any]] = [pending.images, gone]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()
-        if not order.made.done():
+        if not pending.images.done():
             return None
         try:
-            return await _images(order)
-        except NonFiniteError as error:  # of what was asked, as too strong a guidance
+            return await _result(pending)
+        except NonFiniteError as error:  # a consequence of the request, such as too strong guidance
             raise HTTPException(422, str(error)) from None
 
 
-async def sse_events(service: Service, model: ServedModel, order: PendingImages) -> AsyncIterator[bytes]:
-    """Server-sent events: `step` with images as they look by then, at last `images`, or `error`."""
-    while (stepped := await order.news.get()) is not None:
-        yield _event("step", await asyncio.to_thread(_seen, order, stepped))
+async def sse_events(service: Service, model: ServedModel, pending: PendingImages) -> AsyncIterator[bytes]:
+    """Yield server-sent events: `step` with intermediate images, at the end `images` or `error`."""
+    while (stepped := await pending.steps.get()) is not None:
+        yield _event("step", await asyncio.to_thread(_step_event, pending, stepped))
     try:
-        made = model.made(order, await _images(order))
-        yield _event("images", await asyncio.to_thread(images_response, made))
+        sampled = model.sampled(pending, await _result(pending))
+        yield _event("images", await asyncio.to_thread(images_response, sampled))
     except (NonFiniteError, HTTPException) as error:
         yield _event("error", Problem(detail=getattr(error, "detail", str(error))))
 
 
 class EventStreamResponse(StreamingResponse):
-    """Events of an order, which is given up when the client leaves, wherever that is noticed."""
+    """Server-sent events of pending images, which are cancelled if the client disconnects."""
 
-    def __init__(
-        self, events: AsyncIterator[bytes], service: Service, model: ServedModel, order: PendingImages
-    ) -> None:
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx is not to collect them
+    def __init__(self, service: Service, model: ServedModel, pending: PendingImages) -> None:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # no buffering in nginx
+        events = sse_events(service, model, pending)
         super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._order = service, model, order
+        self._work = service, model, pending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
-        with _given_up(*self._order):
+        """Send the events."""
+        with _cancel_at_end(*self._work):
             await super().__call__(scope, receive, send)
 
 
 @contextlib.contextmanager
-def _given_up(service: Service, model: ServedModel, order: PendingImages) -> Iterator[None]:
-    """Whatever ends the block ends the order."""
+def _cancel_at_end(service: Service, model: ServedModel, pending: PendingImages) -> Iterator[None]:
+    """Cancel the images at the end of the block unless they are finished."""
     try:
         yield
     finally:
-        if not order.made.done():
+        if not pending.images.done():
             service.metrics.gone.inc()
-        model.runner.cancel(order)
+        model.loop.cancel(pending)
 
 
-async def _gone(request: Request) -> None:
-    """Returns when the client has left. Its request has been read by now."""
+async def _disconnected(request: Request) -> None:
+    """Return when the client has disconnected; the request has been read by then."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-async def _images(order: PendingImages) -> Tensor:
-    """The images; HTTPException when the server stops before they are made."""
+async def _result(pending: PendingImages) -> Tensor:
+    """Return the images; raise HTTPException if the server stops before they are finished."""
     try:
-        return await order.made
+        return await pending.images
     except asyncio.CancelledError:
-        if not order.made.cancelled():  # not the order but this task is to end
+        if not pending.images.cancelled():  # this task is cancelled, not the images
             raise
-        raise HTTPException(503, "the server stopped before these images were made") from None
+        raise HTTPException(503, "the server stopped before these images were finished") from None
 
 
-def _seen(order: PendingImages, stepped: ChunkStep) -> StepEvent:
+def _step_event(pending: PendingImages, stepped: ChunkStep) -> StepEvent:
     step = stepped.step
     return StepEvent(
         step=step.done,
         steps=step.total,
-        indices=list(order.job.indices[stepped.images]),
+        indices=list(pending.job.indices[stepped.images]),
         images=encode_pngs(to_nhwc(to_uint8(step.x0_hat))),
     )
 

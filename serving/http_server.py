@@ -1,4 +1,4 @@
-"""The application under uvicorn, in this process, until Ctrl-C or SIGTERM."""
+"""The application under uvicorn in this process, until Ctrl-C or SIGTERM."""
 
 import asyncio
 import contextlib
@@ -14,16 +14,15 @@ from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.regular_files import read_error, read_regular
 from diffusion.system.signals import StopRequest, stop_request
 from serving.middleware import is_loopback
-from serving.patience import PatientProtocol
 from serving.service import Service
 
-MAX_CONNECTIONS = 1000  # beyond, a request is answered by 503
-FLUSH_SECONDS = 5  # seconds for answers to reach their clients, once all are made
-MIN_TOKEN, MAX_TOKEN = 16, 4096  # characters of a token
+MAX_CONNECTIONS = 1000  # beyond them a request gets 503
+FLUSH_SECONDS = 5  # for responses to reach their clients after the last image
+MIN_TOKEN, MAX_TOKEN = 16, 4096  # characters
 
 
 def read_token(path: Path) -> bytes:
-    """The token in a file; UsageError where it cannot be sent, or is too short to keep others out."""
+    """Return the token in a file; raise UsageError if it is too short, too long or not printable ASCII."""
     try:
         token = read_regular(path, 2 * MAX_TOKEN).strip()
     except FileNotFoundError:
@@ -32,54 +31,53 @@ def read_token(path: Path) -> bytes:
         raise read_error(path, error) from None
     if not MIN_TOKEN <= len(token) <= MAX_TOKEN or not all(33 <= byte <= 126 for byte in token):
         raise UsageError(
-            f"{printable(path)} holds no token: write {MIN_TOKEN} to {MAX_TOKEN:,} letters and digits, "
-            "such as `openssl rand -hex 32` gives"
+            f"{printable(path)} has no valid token: write {MIN_TOKEN} to {MAX_TOKEN:,} letters and digits, "
+            "such as the output of `openssl rand -hex 32`"
         )
     return token
 
 
 def bind_socket(host: str, port: int, has_token: bool) -> socket.socket:
-    """A socket bound to that address, at which nobody is heard yet.
+    """Return a socket that is bound to the address and not listening yet.
 
-    UsageError where others would reach it and no token is asked; DiffctlError where it cannot be had.
+    Raise UsageError for a public address without a token, DiffctlError if the address is not available.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):
-        raise UsageError(f"there is no address {printable(host)!r}: give this machine's own") from None
+        raise UsageError(f"unknown address {printable(host)!r}: give one of this machine") from None
     family, kind, protocol, _, address = found[0]
     require_token(host, str(address[0]), has_token)
-    made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound = socket.socket(family, kind, protocol)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        made.bind(address)
+        bound.bind(address)
     except OSError as error:
-        made.close()
+        bound.close()
         raise DiffctlError(
-            f"{printable(host)} port {port} cannot be had ({error.strerror}): give another one with --port"
+            f"{printable(host)} port {port} is not available ({error.strerror}): give another one with --port"
         ) from None
-    return made
+    return bound
 
 
 def require_token(host: str, address: str, has_token: bool) -> None:
-    """UsageError where others than this machine would reach the host's address and no token is asked."""
+    """Raise UsageError if other machines can reach the address and there is no token."""
     if not has_token and not is_loopback(address):
         raise UsageError(
-            f"{printable(host)} is open to other machines: give a --token-file that they must know, "
-            "or serve at 127.0.0.1"
+            f"{printable(host)} is open to other machines: give a --token-file, or serve at 127.0.0.1"
         )
 
 
-def serve(app: FastAPI, service: Service, at: socket.socket, started: Callable[[], object]) -> None:
-    """Answer requests at the socket until this process is told to stop, and `started` once it does.
+def serve(app: FastAPI, service: Service, bound: socket.socket, on_start: Callable[[], object]) -> None:
+    """Serve at the socket until SIGINT or SIGTERM; call `on_start` once it listens.
 
-    What was begun by then is made and answered, for as long as the service allows; what comes after gets 503.
+    Requests that began by then are answered within the time that the service allows; later ones get 503.
     """
-    _allow_files()
+    _raise_file_limit()
     config = uvicorn.Config(
         app,
-        http=PatientProtocol,
-        loop="asyncio",  # also where uvloop is installed, as Ray Serve wants it
+        http="h11",
+        loop="asyncio",  # Ray Serve installs uvloop
         ws="none",
         lifespan="on",
         log_config=None,
@@ -90,44 +88,44 @@ def serve(app: FastAPI, service: Service, at: socket.socket, started: Callable[[
         timeout_graceful_shutdown=FLUSH_SECONDS,
     )
     with stop_request() as stop:
-        _Server(config, service, stop, started).run([at])
+        _Server(config, service, stop, on_start).run([bound])
         stop.clear()
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which stops once the service is drained, and hears of signals from who started it."""
+    """A uvicorn server that drains the service before it stops; the caller handles signals."""
 
     def __init__(
-        self, config: uvicorn.Config, service: Service, stop: StopRequest, started: Callable[[], object]
+        self, config: uvicorn.Config, service: Service, stop: StopRequest, on_start: Callable[[], object]
     ) -> None:
         super().__init__(config)
-        self._service, self._stop, self._tell = service, stop, started
+        self._service, self._stop, self._on_start = service, stop, on_start
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen."""
+        """Start to listen."""
         await super().startup(sockets)
-        self._tell()
+        self._on_start()
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to stop now."""
+        """Return whether to stop now."""
         if self._stop.signal is not None and self._draining is None:
             self._draining = asyncio.create_task(self._drain())
         return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are heard already."""
+        """Leave signals to the caller."""
         yield
 
     async def _drain(self) -> None:
-        await self._service.drained()
-        await self._service.stop()  # who still waits is answered before the connections end
+        await self._service.drain()
+        await self._service.stop()  # pending requests are answered before the connections close
         self.should_exit = True
 
 
-def _allow_files() -> None:
-    """As many open connections as this user may have."""
+def _raise_file_limit() -> None:
+    """Allow as many open connections as the user's hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""A model that is served: its weights on the device, an engine, and what is said of it."""
+"""A served model: its weights on the device, an engine, and its description."""
 
 from typing import Literal
 
@@ -14,13 +14,12 @@ from diffusion.protocol.settings import SampleSettings
 from serving.engine_loop import EngineLoop, PendingImages
 from serving.metrics import Metrics
 from serving.model_source import PublishedModel
-from serving.requests import SampleRequest, request_condition, resolve_settings
+from serving.requests import SampleRequest, ServeConfig, request_condition, resolve_settings
 from serving.responses import ModelCard, ModelRef, SampledImages
-from serving.serve_config import ServeConfig
 
 
 class ServedModel:
-    """One version at work, within a running event loop."""
+    """A model with its engine, in a running event loop."""
 
     def __init__(
         self,
@@ -31,37 +30,37 @@ class ServedModel:
         metrics: Metrics,
     ) -> None:
         self.published, self.config, self._loaded = published, config, loaded
-        self.name = ModelRef(
+        self.ref = ModelRef(
             name=published.name, version=published.version, sha256=loaded.artefact.model_sha256
         )
-        self.runner = EngineLoop(Engine(loaded, device, config.rows, config.queue), metrics.see)
+        self.loop = EngineLoop(Engine(loaded, device, config.rows, config.queue), metrics.observe)
 
     @property
     def artefact(self) -> Artefact:
-        """What the model's file says of it."""
+        """The metadata of the model's file."""
         return self._loaded.artefact
 
-    def meant(self, asked: SampleRequest) -> SampleSettings:
-        """The settings that a request means; UsageError when it asks for too much or what does not fit."""
+    def resolve(self, request: SampleRequest) -> SampleSettings:
+        """Return the settings of a request; raise UsageError if it does not fit the model or the limits."""
         return resolve_settings(
-            asked, self.published.scores, self.published.name, self.name.sha256, self.config
+            request, self.published.scores, self.published.name, self.ref.sha256, self.config
         )
 
-    def order(self, asked: SampleRequest, every: int = 0) -> PendingImages:
-        """Have the images made, told of every so many steps.
+    def submit(self, request: SampleRequest, every: int = 0) -> PendingImages:
+        """Queue the images of a request, with an event every `every` steps.
 
-        UsageError when they cannot be, Full when there are too many already.
+        Raise UsageError if it does not fit, Full if the queue is full.
         """
-        settings = self.meant(asked)
-        condition = request_condition(asked, settings, self.artefact)
-        return self.runner.add(settings, list(asked.wanted), condition, every)
+        settings = self.resolve(request)
+        condition = request_condition(request, settings, self.artefact)
+        return self.loop.submit(settings, list(request.image_indices), condition, every)
 
-    def made(self, order: PendingImages, images: Tensor) -> SampledImages:
-        """An order's images, with what is said beside them."""
-        job, labels = order.job, order.job.condition.labels
+    def sampled(self, pending: PendingImages, images: Tensor) -> SampledImages:
+        """Return finished images (N, C, H, W) with their metadata."""
+        job, labels = pending.job, pending.job.condition.labels
         return SampledImages(
             images=to_nhwc(images),
-            model=self.name,
+            model=self.ref,
             settings=job.settings.model_dump(mode="json"),
             evaluations=job.nfe,
             indices=list(job.indices),
@@ -69,20 +68,15 @@ class ServedModel:
         )
 
     def card(self, state: Literal["serving", "draining"]) -> ModelCard:
-        """What is said of it."""
+        """Return the description of the model for /v1/models."""
         scores = self.published.scores
         usual = best_settings(scores) if scores else SampleSettings()
-        front = []
-        if scores:
-            front = [
-                {**choice._asdict(), "card": scores.cells[choice.cell].card}
-                for choice in pareto_front(scores.cells)
-            ]
+        front = pareto_front(scores.cells) if scores else []
         return ModelCard(
-            model=self.name,
+            model=self.ref,
             state=state,
             card=self.artefact.model_dump(mode="json", exclude={"code", "train"}),
             usual=usual.model_dump(mode="json"),
-            front=front,
+            front=[{**one._asdict(), "card": scores.cells[one.cell].card} for one in front if scores],
             limits={"images": self.config.images, "steps": self.config.steps},
         )

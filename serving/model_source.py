@@ -1,4 +1,4 @@
-"""Which model a server has: one that stays, or whatever is champion."""
+"""The source of a server's model: a fixed one, or the current champion."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from diffusion.system.errors import UsageError
 
 
 class PublishedModel(NamedTuple):
-    """A model's file under a name, its version where it is registered, its sweep's scores if it has any."""
+    """A model file under a name, its version if registered, and the scores of its sweep if it has any."""
 
     name: str
     version: int | None
@@ -22,71 +22,73 @@ class PublishedModel(NamedTuple):
 
 
 class ModelSource(Protocol):
-    """Where a server's model comes from."""
+    """Where a server gets its model."""
 
     def fetch(self) -> PublishedModel:
-        """The model as it is now; DiffctlError when there is none."""
+        """Return the current model; raise DiffctlError if there is none."""
 
     def has_changed(self, since: PublishedModel) -> bool:
-        """Whether `fetch` would give another one than this; DiffctlError when nobody can tell."""
+        """Return whether `fetch` would return another model; raise DiffctlError if that is unknown."""
 
 
 class FixedSource:
-    """A model that stays what it is."""
+    """A model that never changes."""
 
     def __init__(self, published: PublishedModel) -> None:
         self._published = published
 
     def fetch(self) -> PublishedModel:
-        """The model."""
+        """Return the model."""
         return self._published
 
     def has_changed(self, since: PublishedModel) -> bool:
-        """Never."""
+        """Return False."""
         return False
 
 
 class ChampionSource:
-    """Whatever version of the registered model `name` is champion."""
+    """The champion of the registered model `name`."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def fetch(self) -> PublishedModel:
-        """The champion; UsageError when there is none."""
+        """Return the champion; raise UsageError if there is none."""
         from tracking.registry.registered_models import fetch_champion_files
 
         champion = fetch_champion_files(self._name)
         return PublishedModel(self._name, champion.version, champion.file, champion.scores)
 
     def has_changed(self, since: PublishedModel) -> bool:
-        """Whether another version holds the title; not when none does, for the last one still serves."""
+        """Return whether another version is champion; without any, the last one still serves."""
         from tracking.registry.registered_models import champion_version
 
         return champion_version(self._name) not in (None, since.version)
 
 
-def model_of_file(path: Path, say: Callable[[str], object]) -> PublishedModel:
-    """A model file with its project's scores; without them where they are not its own, as `say` is told."""
+def model_of_file(path: Path, report: Callable[[str], object]) -> PublishedModel:
+    """Return a model file with the scores of its project, or without if they are of another model.
+
+    `report` then receives the reason.
+    """
     file = path.absolute()
-    scores = None
-    if (beside := file.parent.parent / SCORES).exists():
+    scores, scores_file = None, file.parent.parent / SCORES
+    if scores_file.exists():
         try:
-            scores = scores_for(read_scores(beside), path, read_artefact(path).model_sha256)
+            scores = scores_for(read_scores(scores_file), path, read_artefact(path).model_sha256)
         except UsageError as error:
-            scores = None
-            say(f"{path} is served without scores: {error}")
+            report(f"{path} is served without scores: {error}")
     return PublishedModel(path.name, None, path, scores)
 
 
 def model_of_run(name: str) -> PublishedModel:
-    """The model of the MLflow run that `name` means, with its scores where it was evaluated."""
+    """Return the model of an MLflow run, given by id or name, with its scores if it was evaluated."""
     from tracking.runs.run_lookup import find_run
     from tracking.runs.scored_runs import fetch_model, fetch_scores
 
     file, run = fetch_model(name), find_run(name)
     try:
         scores = model_scores(fetch_scores(run), read_artefact(file).model_sha256)
-    except UsageError:  # it was not evaluated
+    except UsageError:  # not evaluated
         scores = None
     return PublishedModel(str(run.info.run_name), None, file, scores)

@@ -1,4 +1,4 @@
-"""What Ray starts as often as it is asked to: the application over a service of its own."""
+"""A replica of Ray Serve: the application over its own service."""
 
 import os
 import sys
@@ -14,16 +14,16 @@ from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError
 from serving.app import create_app
 from serving.model_source import FixedSource, ModelSource, PublishedModel
-from serving.serve_config import ServeConfig
+from serving.requests import ServeConfig
 from serving.service import Service
 
 
 class ReplicaSpec(NamedTuple):
     """What a replica serves, and how.
 
-    Of a model that stays, `weights` has its file in Ray's store, so that no machine needs to share files with
-    another; of a champion it is None, and each replica asks the MLflow at `tracking`. `version` is
-    `library_version` of the machine that it is planned at.
+    `weights` is a fixed model's file in Ray's object store, so machines share no files. It is None for a
+    champion, which each replica fetches from the MLflow at `tracking`. `version` is the driver's
+    `library_version`.
     """
 
     model: PublishedModel | ModelSource
@@ -36,47 +36,47 @@ class ReplicaSpec(NamedTuple):
 
 
 class Replica:
-    """A service that Ray asks for its application, whether it is well, and to end.
+    """The actor that Ray Serve asks for the application, its health and its shutdown.
 
-    DiffctlError where another diffctl or torch is installed than at the machine that planned it.
+    Raises DiffctlError if this machine has another diffctl or torch than the driver.
     """
 
-    def __init__(self, plan: ReplicaSpec) -> None:
-        if (own := library_version()) != plan.version:
+    def __init__(self, spec: ReplicaSpec) -> None:
+        if (own := library_version()) != spec.version:
             raise DiffctlError(
-                f"another diffctl or torch is installed there than here ({own}, not {plan.version}): "
+                f"a replica has another diffctl or torch ({own}, not {spec.version}): "
                 "install the same on all machines"
             )
-        os.environ["MLFLOW_TRACKING_URI"] = plan.tracking
-        device = default_device() if plan.gpus else torch.device("cpu")
-        with tempfile.TemporaryDirectory() as folder:  # a model that is loaded needs its file no more
-            self._service = Service(_source(plan, Path(folder)), device, plan.config, _say)
-        self._app = create_app(self._service, plan.token)
+        os.environ["MLFLOW_TRACKING_URI"] = spec.tracking
+        device = default_device() if spec.gpus else torch.device("cpu")
+        with tempfile.TemporaryDirectory() as folder:  # the file is not needed after loading
+            self._service = Service(_source(spec, Path(folder)), device, spec.config, _log)
+        self._app = create_app(self._service, spec.token)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """The application, once this is made: Ray runs its lifespan and passes requests on to it."""
+        """Return the application: Ray Serve runs its lifespan and forwards requests."""
         return self._app
 
     async def check_health(self) -> None:
-        """RuntimeError where the engine has failed: Ray then starts another replica in this one's place."""
+        """Raise RuntimeError if the engine has failed; Ray Serve then replaces this replica."""
         if not self._service.draining and not self._service.is_ready:
             raise RuntimeError("the engine has failed")
 
     async def drain(self) -> None:
-        """Answer what was begun, for as long as is allowed, and everything else by 503."""
-        await self._service.drained()
+        """Answer running requests within the allowed time, and new ones with 503."""
+        await self._service.drain()
         await self._service.stop()
 
 
-def _source(plan: ReplicaSpec, folder: Path) -> ModelSource:
-    if not isinstance(plan.model, PublishedModel):
-        return plan.model
+def _source(spec: ReplicaSpec, folder: Path) -> ModelSource:
+    if not isinstance(spec.model, PublishedModel):
+        return spec.model
     import ray
 
-    file = folder / plan.model.file.name
-    file.write_bytes(ray.get(plan.weights).data)
-    return FixedSource(plan.model._replace(file=file))
+    file = folder / spec.model.file.name
+    file.write_bytes(ray.get(spec.weights).data)
+    return FixedSource(spec.model._replace(file=file))
 
 
-def _say(sentence: str) -> None:
-    print(f"diffctl: {sentence}", file=sys.stderr)  # into the log that Ray keeps of the replica
+def _log(sentence: str) -> None:
+    print(f"diffctl: {sentence}", file=sys.stderr)  # Ray keeps it in the replica's log

@@ -1,4 +1,4 @@
-"""What a request may ask for, and which settings that means for a model."""
+"""Requests for images, their limits, and the settings that they resolve to for a model."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_origin
@@ -13,14 +13,31 @@ from diffusion.protocol.scores import ScoresDocument
 from diffusion.protocol.settings import SAMPLING_OPTIONS, SampleSettings, refuse_idle
 from diffusion.sample.class_labels import class_condition, mixed_condition
 from diffusion.system.errors import UsageError
-from diffusion.system.limits import MAX_COUNT, MAX_NAME
-from diffusion.system.section import PositiveInt, Seed, validate
-from serving.serve_config import MAX_IMAGES, ServeConfig
+from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_HELD, MAX_NAME, MAX_STEPS
+from diffusion.system.section import NotBool, PositiveInt, Section, Seed, validate
+
+MAX_IMAGES = 1024  # per response: 16 MB of PNG at 64×64×3 pixels
+MAX_BODY = 64 * 1024  # bytes; a request with 1,024 indices has 20 KB
 
 HTTP_OPTIONS = {name: one for name, one in SAMPLING_OPTIONS.items() if one.option.http and name != "seed"}
 
 Index = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 MAX_SAMPLER_OPTIONS = 100
+
+
+class ServeConfig(Section):
+    """Limits of a server: `images` and `steps` per request, `rows` per forward pass, `queue` images held.
+
+    A guided image takes two rows. Requests beyond the queue get 429. The server checks for a new champion
+    every `poll` seconds, and takes up to `drain` seconds to finish its requests at shutdown.
+    """
+
+    images: Annotated[int, Field(ge=1, le=MAX_IMAGES), NotBool] = 64
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS), NotBool] = 1000
+    rows: Annotated[int, Field(ge=2, le=MAX_BATCH), NotBool] = 64
+    queue: Annotated[int, Field(ge=1, le=MAX_HELD), NotBool] = 1024
+    poll: Annotated[float, Field(ge=0.1, le=86400), NotBool] = 10.0
+    drain: Annotated[float, Field(ge=0, le=3600), NotBool] = 60.0
 
 
 class _Request(BaseModel):
@@ -64,19 +81,19 @@ class SampleRequest(_OptionFields):  # type: ignore[misc]
     )
 
     @property
-    def wanted(self) -> Sequence[int]:
+    def image_indices(self) -> Sequence[int]:
         """The indices of the images."""
         return range(self.num) if self.indices is None else self.indices
 
 
 class ImagesRequest(SampleRequest):
-    """As ImagesAsked; `format` json gives a PNG an image, grid one PNG of all, npz the arrays."""
+    """SampleRequest with `format`: json has a PNG per image, grid one PNG with all, npz the arrays."""
 
     format: Literal["json", "grid", "npz"] = "json"
 
 
 class EventsRequest(SampleRequest):
-    """As ImagesAsked; every so many steps there is an event with the images as they look by then."""
+    """SampleRequest with an event of intermediate images every `every` steps."""
 
     every: PositiveInt = 10
 
@@ -84,7 +101,7 @@ class EventsRequest(SampleRequest):
 def resolve_settings(
     asked: SampleRequest, scores: ScoresDocument | None, model: str, sha256: str, config: ServeConfig
 ) -> SampleSettings:
-    """What the request means for this model; UsageError when it asks for too much or what does not fit."""
+    """Return the settings of a request; raise UsageError if it exceeds a limit or does not fit the model."""
     chosen = {
         name: getattr(asked, name)
         for name, option in HTTP_OPTIONS.items()
@@ -97,14 +114,14 @@ def resolve_settings(
     else:
         settings = _for_budget(asked, chosen, scores, model, sha256)
     refuse_idle(chosen, settings)
-    check_count(len(asked.wanted), config)
+    check_count(len(asked.image_indices), config)
     if settings.steps > config.steps:
         raise UsageError(f"{settings.steps} steps are too many: ask for {config.steps} at most")
     return settings
 
 
 def check_count(count: int, config: ServeConfig) -> None:
-    """UsageError when so many images are too many for one request."""
+    """Raise UsageError for more images than a request may have."""
     if count > config.images:
         raise UsageError(f"{count} images are too many at once: ask for {config.images} at most")
 
@@ -112,14 +129,14 @@ def check_count(count: int, config: ServeConfig) -> None:
 def request_condition(
     asked: SampleRequest, settings: SampleSettings, artefact: ModelDescription
 ) -> Condition:
-    """The classes of the images; UsageError when there is no such class."""
+    """Return the class condition of the images; raise UsageError for an unknown class."""
     if asked.class_name is None:
-        return mixed_condition(artefact, settings, asked.wanted)
-    return class_condition(artefact, str(asked.class_name), len(asked.wanted))
+        return mixed_condition(artefact, settings, asked.image_indices)
+    return class_condition(artefact, str(asked.class_name), len(asked.image_indices))
 
 
 def _usual(scores: ScoresDocument | None, chosen: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the best cell; none beside another sampler, whose settings say nothing of it."""
+    """Return the settings of the best cell; none if the request names another sampler."""
     if scores is None:
         return {}
     usual = best_settings(scores)

@@ -1,4 +1,4 @@
-"""What a request is answered with: PNGs in JSON, one PNG of all, or arrays."""
+"""Bodies of responses: PNGs in JSON, one PNG with all images, or arrays."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ from diffusion.images.store import Images
 
 
 class ModelRef(BaseModel):
-    """Which model it was: the registered name or the file, its version there, and what cards know it by."""
+    """A model: its registered name or file name, its version if registered, and its SHA-256."""
 
     name: str
     version: int | None
@@ -23,9 +23,9 @@ class ModelRef(BaseModel):
 
 
 class ImagesResponse(BaseModel):
-    """PNGs in base64, the index of each, its label where the model has classes, and how they were made.
+    """PNGs in base64 with their indices, labels if the model has classes, and settings.
 
-    `evaluations` is how often the network saw each image.
+    `evaluations` is the NFE per image.
     """
 
     model: ModelRef
@@ -37,7 +37,7 @@ class ImagesResponse(BaseModel):
 
 
 class StepEvent(BaseModel):
-    """Some of the images as they look after so many of the steps: what the model makes of them by then."""
+    """The model's predictions of some images after `step` of `steps` steps, as PNGs in base64."""
 
     step: int
     steps: int
@@ -46,9 +46,9 @@ class StepEvent(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A model and its state, what its file says of it, how it samples when nothing is asked, and its limits.
+    """A served model: its state, metadata, default settings and limits.
 
-    `front` has its sweep's best cell for each budget of network evaluations an image.
+    `front` lists the best cell of its sweep for each NFE per image.
     """
 
     model: ModelRef
@@ -60,25 +60,25 @@ class ModelCard(BaseModel):
 
 
 class ModelsResponse(BaseModel):
-    """The models that are at work: one, and beside it those that end what they have begun."""
+    """The model that serves, and any that finishes its requests."""
 
     models: list[ModelCard]
 
 
 class Health(BaseModel):
-    """How the server is."""
+    """The state of the server."""
 
     status: str
 
 
 class Problem(BaseModel):
-    """What is wrong, and what to do, in a sentence."""
+    """What is wrong and what to do, in one sentence."""
 
     detail: str
 
 
 class SampledImages(NamedTuple):
-    """Images (N, H, W, C), and what is said beside them."""
+    """Images (N, H, W, C) and their metadata."""
 
     images: Images
     model: ModelRef
@@ -89,33 +89,26 @@ class SampledImages(NamedTuple):
 
 
 def encode_pngs(images: Images) -> list[str]:
-    """Each image as a PNG in base64."""
+    """Return each image as a PNG in base64."""
     return [base64.b64encode(png_bytes(image)).decode() for image in images]
 
 
-def images_response(made: SampledImages) -> ImagesResponse:
-    """The images one by one."""
-    return ImagesResponse(
-        model=made.model,
-        settings=made.settings,
-        evaluations=made.evaluations,
-        indices=made.indices,
-        labels=made.labels,
-        images=encode_pngs(made.images),
-    )
+def images_response(sampled: SampledImages) -> ImagesResponse:
+    """Return the images with their metadata as a response body."""
+    return ImagesResponse(**{**sampled._asdict(), "images": encode_pngs(sampled.images)})
 
 
-def _json(made: SampledImages) -> Response:
-    return JSONResponse(images_response(made).model_dump(mode="json"))
+def _json(sampled: SampledImages) -> Response:
+    return JSONResponse(images_response(sampled).model_dump(mode="json"))
 
 
-def _grid(made: SampledImages) -> Response:
-    return Response(png_bytes(contact_sheet(made.images)), media_type="image/png")
+def _grid(sampled: SampledImages) -> Response:
+    return Response(png_bytes(contact_sheet(sampled.images)), media_type="image/png")
 
 
-def _npz(made: SampledImages) -> Response:
+def _npz(sampled: SampledImages) -> Response:
     buffer = io.BytesIO()
-    save_npz(buffer, made.images, made.labels)
+    save_npz(buffer, sampled.images, sampled.labels)
     return Response(buffer.getvalue(), media_type="application/x-npz")
 
 

@@ -1,4 +1,4 @@
-"""The server's models: the one that answers, the next loaded beside it, and the old one until it is done."""
+"""The models of a server: the one that serves, its successor while it loads, and a draining predecessor."""
 
 import asyncio
 import contextlib
@@ -12,76 +12,78 @@ from diffusion.system.errors import reason
 from serving.loaded_model import ServedModel
 from serving.metrics import Metrics
 from serving.model_source import ModelSource, PublishedModel
+from serving.requests import ServeConfig
 from serving.responses import ModelCard, ModelRef
-from serving.serve_config import ServeConfig
-
-Say = Callable[[str], object]
-"""Told in a sentence what happened to the models."""
 
 
 class Service:
-    """What a source publishes, served on a device. The first model is loaded when the service is made.
+    """Serves what a source publishes, on a device. `report` receives a sentence when the model changes.
 
-    DiffctlError when there is none, or when its file is not what it says.
+    The constructor loads the first model; it raises DiffctlError if there is none or its file is damaged.
     """
 
     def __init__(
-        self, source: ModelSource, device: torch.device, config: ServeConfig, say: Say = lambda sentence: None
+        self,
+        source: ModelSource,
+        device: torch.device,
+        config: ServeConfig,
+        report: Callable[[str], object] = lambda sentence: None,
     ) -> None:
         self.config, self.metrics = config, Metrics()
-        self.draining = False  # the server is to stop: nothing new is begun
-        self.active = 0  # requests that have not been answered to their end
-        self._source, self._device, self._say, self._said = source, device, say, ""
+        self.draining = False  # the server stops: no new requests
+        self.active = 0  # unfinished requests
+        self._source, self._device = source, device
+        self._report, self._last_report = report, ""
         self._first = self._load()
         self._current: ServedModel | None = None
         self._old: ServedModel | None = None
-        self._looking = asyncio.Lock()
-        self._watch: asyncio.Task[None] | None = None
+        self._refreshing = asyncio.Lock()
+        self._poll_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to serve, in the running event loop."""
+        """Serve in the running event loop."""
         self._current = self._serve(*self._first)
-        self.metrics.of(lambda: self.name, self._held, lambda: self.active)
-        self._watch = asyncio.create_task(self._look_again())
+        self.metrics.bind(lambda: self.ref, self._held, lambda: self.active)
+        self._poll_task = asyncio.create_task(self._poll())
 
     async def stop(self) -> None:
-        """End, if that has not been done yet; who still waits for images is told so."""
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
+        """Stop all engines; unfinished requests get an error."""
+        if self._poll_task is not None:
+            self._poll_task.cancel()
+            await asyncio.gather(self._poll_task, return_exceptions=True)
         for model in (self._old, self._current):
             if model is not None:
-                await model.runner.stop()
+                await model.loop.stop()
 
     @property
     def current(self) -> ServedModel:
-        """The model that answers."""
-        assert self._current is not None, "start comes first"
+        """The model that serves."""
+        assert self._current is not None, "call start first"
         return self._current
 
     @property
-    def name(self) -> ModelRef:
-        """Which model answers."""
-        return self.current.name
+    def ref(self) -> ModelRef:
+        """The name, version and SHA-256 of the model that serves."""
+        return self.current.ref
 
     @property
     def is_ready(self) -> bool:
-        """Whether a request for images would be taken."""
-        return not self.draining and self._current is not None and self._current.runner.is_alive
+        """Whether a request for images would be accepted."""
+        return not self.draining and self._current is not None and self._current.loop.is_running
 
     def cards(self) -> list[ModelCard]:
-        """What is said of the models at work."""
+        """Return the descriptions of the loaded models."""
         states: list[tuple[ServedModel | None, Literal["serving", "draining"]]]
         states = [(self._current, "serving"), (self._old, "draining")]
         return [model.card(state) for model, state in states if model is not None]
 
-    async def look(self) -> None:
-        """Serve what the source has now; what is wrong with that is raised, and the model stays as it is."""
-        async with self._looking:
-            await self._follow()
+    async def refresh(self) -> None:
+        """Serve the model that the source has now; if it fails to load, raise and keep the current one."""
+        async with self._refreshing:
+            await self._replace()
 
-    async def drained(self) -> None:
-        """Take nothing new, and wait until what was begun is answered, `drain` seconds at most."""
+    async def drain(self) -> None:
+        """Accept no new requests and wait up to `drain` seconds until all are answered."""
         self.draining = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain):
@@ -90,7 +92,7 @@ class Service:
 
     def _held(self) -> int:
         models = (self._current, self._old)
-        return sum(model.runner.engine.held for model in models if model is not None)
+        return sum(model.loop.engine.held for model in models if model is not None)
 
     def _load(self) -> tuple[PublishedModel, LoadedModel]:
         published = self._source.fetch()
@@ -99,31 +101,28 @@ class Service:
     def _serve(self, published: PublishedModel, loaded: LoadedModel) -> ServedModel:
         return ServedModel(published, loaded, self._device, self.config, self.metrics)
 
-    async def _look_again(self) -> None:
+    async def _poll(self) -> None:
         while True:
             await asyncio.sleep(self.config.poll)
             try:
-                await self.look()
-                self._said = ""
-            except Exception as error:  # the model that is there goes on serving
+                await self.refresh()
+                self._last_report = ""
+            except Exception as error:  # the current model keeps serving
                 self.metrics.reloads.labels("failed").inc()
-                self._tell_once(f"the model stays as it is: {reason(error)}")
+                sentence = f"the model stays as it is: {reason(error)}"
+                if sentence != self._last_report:  # a long outage is one line
+                    self._last_report = sentence
+                    self._report(sentence)
 
-    def _tell_once(self, sentence: str) -> None:
-        """Say it, unless it was the last that was said: an outage of a night is one line."""
-        if sentence != self._said:
-            self._said = sentence
-            self._say(sentence)
-
-    async def _follow(self) -> None:
-        """Serve another model where the source has one, and wait for the old one's end."""
+    async def _replace(self) -> None:
+        """Load and serve the source's model if it changed, then wait until the old one has finished."""
         if not await asyncio.to_thread(self._source.has_changed, self.current.published):
             return
         published, loaded = await asyncio.to_thread(self._load)
         self._old, self._current = self._current, self._serve(published, loaded)
         self.metrics.reloads.labels("done").inc()
         version = "" if published.version is None else f" version {published.version}"
-        self._say(f"{published.name}{version} serves now")
+        self._report(f"{published.name}{version} serves now")
         assert self._old is not None
-        await self._old.runner.close()
+        await self._old.loop.close()
         self._old = None

@@ -16,7 +16,7 @@ from serving.http_server import bind_socket, read_token, require_token
 from serving.http_server import serve as serve_app
 from serving.model_source import ChampionSource, FixedSource, ModelSource, model_of_file, model_of_run
 from serving.ray_serve import Replicas, check_capacity, parse_replicas, serve_on_ray
-from serving.serve_config import ServeConfig
+from serving.requests import ServeConfig
 from serving.service import Service
 from tracking.keys import model_name
 from tracking.store import tracking_uri
@@ -55,7 +55,7 @@ def _here(
     bound = bind_socket(*at, token is not None)
     service = Service(source(), default_device(), config, say)
     serve_app(
-        create_app(service, token), service, bound, lambda: _tell(service.name.name, *bound.getsockname()[:2])
+        create_app(service, token), service, bound, lambda: _tell(service.ref.name, *bound.getsockname()[:2])
     )
 
 

@@ -12,7 +12,7 @@ from serving.http_server import bind_socket
 from serving.http_server import serve as serve_app
 from serving.playground.model_choice import ChoosableSource
 from serving.playground.router import playground as routes
-from serving.serve_config import ServeConfig
+from serving.requests import ServeConfig
 from serving.service import Service
 
 
@@ -26,7 +26,7 @@ def serve_playground(
     app = create_app(service, None, routes(service, source, store or PREPARED / "test"))
 
     def started() -> None:
-        typer.echo(f"{service.name.name}: {address_of(*at.getsockname()[:2])}/ (Ctrl-C ends it)")
+        typer.echo(f"{service.ref.name}: {address_of(*at.getsockname()[:2])}/ (Ctrl-C ends it)")
 
     serve_app(app, service, at, started)
 

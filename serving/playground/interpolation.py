@@ -1,4 +1,4 @@
-"""Images on the way between two: their codes, an arc between these, and each point of it denoised."""
+"""Interpolation between two images: their codes, an arc (slerp) between them, and its points denoised."""
 
 import base64
 import binascii
@@ -22,17 +22,15 @@ from diffusion.system.errors import UsageError
 from diffusion.system.section import PositiveInt, Seed
 from serving.engine_loop import PendingImages
 from serving.loaded_model import ServedModel
-from serving.requests import Index, SampleRequest, check_count, request_condition
-from serving.serve_config import MAX_BODY, MAX_IMAGES
+from serving.requests import MAX_BODY, MAX_IMAGES, Index, SampleRequest, check_count, request_condition
 
 EncodedImage = Annotated[str, Field(max_length=MAX_BODY)]  # a file in base64
 
 
 class InterpolationRequest(SampleRequest):
-    """Images between two seeds' images of the first index, or between two real images.
+    """A request for `frames` images between the images of two seeds, or between two real images.
 
-    A real image is its number in the store, or a picture's file in base64. `frames` counts the ends. All is
-    deterministic: eta is 0, whatever is usual.
+    A real image is a number in the store or a file in base64. Both ends count as frames. η is 0.
     """
 
     frames: int = Field(default=17, ge=2, le=MAX_IMAGES)
@@ -48,15 +46,15 @@ class InterpolationRequest(SampleRequest):
 
 
 class Interpolation:
-    """The two ends of a way through a model, and the orders that make it.
+    """The two ends of an interpolation, and the jobs that compute it.
 
-    Between seeds an end is the image that its seed makes. Between images it is the one that comes back from
-    its code, by DDIM without guidance and clipping, whatever is asked.
+    An end is the image of its seed, or the reconstruction of a real image from its code: by DDIM without
+    guidance and clipping, whatever the request has.
     """
 
     def __init__(self, model: ServedModel, asked: InterpolationRequest, store: Path) -> None:
         self._model, self._asked = model, asked
-        settings = model.meant(asked).model_copy(update={"eta": 0.0})
+        settings = model.resolve(asked).model_copy(update={"eta": 0.0})
         check_count(asked.frames, model.config)
         if asked.images is None:
             self.settings, self._pixels = settings, None
@@ -76,27 +74,27 @@ class Interpolation:
         self._pixels = to_model(to_nchw(np.stack([one.pixels for one in given])))
 
     def encode(self) -> PendingImages:
-        """The order for the codes of real images; those of seeds are their noise."""
+        """Submit the encoding of the real images."""
         assert self._pixels is not None
-        course = CustomTrajectory(self._pixels, encoding, _as_it_is)
-        return self._model.runner.add(self.settings, range(2), self._condition, course=course)
+        trajectory = CustomTrajectory(self._pixels, encoding, _identity)
+        return self._model.loop.submit(self.settings, range(2), self._condition, trajectory=trajectory)
 
     def decode(self, codes: Tensor | None) -> PendingImages:
-        """The order for all images between the codes, of seeds where there are none."""
+        """Submit all frames between the codes, or between the noise of the seeds without codes."""
         ends = self._noise() if codes is None else codes
         points, condition = interpolate_codes(ends, self._condition, self._asked.frames)
-        course = CustomTrajectory(points, build_sampler(self.settings))
+        trajectory = CustomTrajectory(points, build_sampler(self.settings))
         indices = range(self._asked.frames)
-        return self._model.runner.add(self.settings, indices, condition, self._asked.every, course)
+        return self._model.loop.submit(self.settings, indices, condition, self._asked.every, trajectory)
 
     def _noise(self) -> Tensor:
         assert self._asked.seeds is not None
-        spec, index = self._model.artefact.network, self._asked.wanted[0]
+        spec, index = self._model.artefact.network, self._asked.image_indices[0]
         shape = (spec.in_channels, spec.image_size, spec.image_size)
         return torch.cat([ImageNoise(seed, [index], shape).draw() for seed in self._asked.seeds])
 
 
-def _as_it_is(x: Tensor) -> Tensor:
+def _identity(x: Tensor) -> Tensor:
     return x
 
 

@@ -1,4 +1,4 @@
-"""Which model the page shows: the one it was started with, or a registered version that is chosen there."""
+"""The model of the page: the one given at start, or a registered version chosen there."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -9,7 +9,7 @@ from serving.service import Service
 
 
 class VersionRequest(BaseModel):
-    """A version of the registered model for the data of the one that answers; None: what was started with."""
+    """A version of the registered model; None selects the model given at start."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -17,14 +17,14 @@ class VersionRequest(BaseModel):
 
 
 class Version(BaseModel):
-    """A registered version, and whether it is champion."""
+    """A registered version."""
 
     version: int
     champion: bool
 
 
 class VersionsResponse(BaseModel):
-    """The registered versions of `name`, the newest first, the chosen one, or `why` there are none."""
+    """The registered versions of `name`, newest first, the chosen one, or `why` there are none."""
 
     name: str
     versions: list[Version]
@@ -33,7 +33,7 @@ class VersionsResponse(BaseModel):
 
 
 class ChoosableSource:
-    """A source of which another version may be chosen; None is what the `first` source has."""
+    """A source that serves the `chosen` (name, version), or the model of the first source for None."""
 
     def __init__(self, first: ModelSource) -> None:
         self._first = first
@@ -41,53 +41,52 @@ class ChoosableSource:
         self._fetched: tuple[str, int] | None = None
 
     def fetch(self) -> PublishedModel:
-        """The model that is chosen; UsageError when there is none."""
+        """Return the chosen model; raise UsageError if it does not exist."""
         from tracking.registry.registered_models import fetch_version_files
 
         chosen = self.chosen
         if chosen is None:
             published = self._first.fetch()
         else:
-            whole = fetch_version_files(*chosen)
-            published = PublishedModel(*chosen, whole.file, whole.scores)
+            files = fetch_version_files(*chosen)
+            published = PublishedModel(*chosen, files.file, files.scores)
         self._fetched = chosen
         return published
 
     def has_changed(self, since: PublishedModel) -> bool:
-        """Whether another one was chosen, or the first source has moved where that is the one."""
+        """Return whether another version was chosen, or the first source changed if it is in use."""
         if self.chosen != self._fetched:
             return True
         return self.chosen is None and self._first.has_changed(since)
 
 
-async def choose_version(service: Service, source: ChoosableSource, asked: VersionRequest) -> None:
-    """Have that version answer. What is wrong with it is raised, and the choice stays as it was."""
+async def choose_version(service: Service, source: ChoosableSource, request: VersionRequest) -> None:
+    """Serve that version; if it fails to load, raise and keep the current one."""
     before = source.chosen
-    source.chosen = None if asked.version is None else (_name(service), asked.version)
+    source.chosen = None if request.version is None else (_registered_name(service), request.version)
     try:
-        await service.look()
-    except Exception:  # whatever it is, the next look is not to try the same again
+        await service.refresh()
+    except Exception:  # the next poll must not try the same again
         source.chosen = before
         raise
 
 
 def list_versions(service: Service, source: ChoosableSource) -> VersionsResponse:
-    """The versions there are to choose from. It asks MLflow, which may take seconds."""
-    from tracking.registry.registered_models import list_versions
+    """Return the registered versions from MLflow, which may take seconds."""
+    from tracking.registry import registered_models
 
-    name, chosen = _name(service), source.chosen
-    answer = VersionsResponse(name=name, versions=[], chosen=chosen[1] if chosen else None)
+    name, chosen = _registered_name(service), source.chosen
+    response = VersionsResponse(name=name, versions=[], chosen=chosen[1] if chosen else None)
     try:
-        answer.versions = [
-            Version(version=one.version, champion=one.is_champion) for one in list_versions(name)
-        ]
+        found = registered_models.list_versions(name)
+        response.versions = [Version(version=one.version, champion=one.is_champion) for one in found]
     except DiffctlError as error:
-        answer.why = str(error)
-    return answer
+        response.why = str(error)
+    return response
 
 
-def _name(service: Service) -> str:
-    """The registered model to choose from: the one that answers, or that of its data where it is a file."""
+def _registered_name(service: Service) -> str:
+    """Return the registered name of the model that serves, for a file that of its data set."""
     from tracking.keys import model_name
 
     model = service.current

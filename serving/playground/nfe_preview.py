@@ -1,4 +1,4 @@
-"""What an interval of guidance means for a request: at how many questions it holds, and what that saves."""
+"""The NFE of a request before it is sampled, and the effect of its guidance interval."""
 
 import torch
 from pydantic import BaseModel
@@ -12,9 +12,10 @@ from serving.requests import SampleRequest
 
 
 class NfePreview(BaseModel):
-    """Network evaluations an image, and those if guidance applied everywhere; the questions of the sampler.
+    """NFE per image: `evaluations`, and `everywhere` if guidance applied at every time.
 
-    Of these `guided` are asked twice. `lowest` and `highest` are σ/α at the last and at the first of them.
+    `questions` counts the times at which the sampler calls the denoiser, `guided` those with guidance.
+    `lowest` and `highest` are σ/α at the last and the first of these times.
     """
 
     evaluations: int
@@ -26,8 +27,8 @@ class NfePreview(BaseModel):
 
 
 def nfe_preview(model: ServedModel, asked: SampleRequest) -> NfePreview:
-    """What the request would cost, without making anything; UsageError as for images."""
-    settings, config = model.meant(asked), model.artefact.process
+    """Return the NFE of the request without sampling; raise UsageError as for images."""
+    settings, config = model.resolve(asked), model.artefact.process
     check_settings(model.artefact, settings)
     process = build_process(config)
     times = call_times(settings, process)

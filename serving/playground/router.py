@@ -1,20 +1,22 @@
-"""The page's routes, beside those of every server: choices, costs, versions, and images between two."""
+"""The page and its routes: choices, NFE, model versions, and interpolation."""
 
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
 from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi.responses import HTMLResponse
+from markupsafe import Markup
 
 from diffusion.analysis.image_inputs import load_input
 from diffusion.images.pictures import png_bytes
+from diffusion.report.theme import render
 from diffusion.system.errors import DiffctlError, UsageError
 from serving.engine_loop import PendingImages
 from serving.handlers import (
     CLIENT_CLOSED_REQUEST,
     EventStreamResponse,
     http_errors,
-    sse_events,
     wait_for_images,
     with_model_headers,
 )
@@ -29,25 +31,36 @@ from serving.playground.model_choice import (
     list_versions,
 )
 from serving.playground.nfe_preview import NfePreview, nfe_preview
-from serving.playground.page import page, script
 from serving.requests import SampleRequest
 from serving.service import Service
 
+FOLDER = Path(__file__).parent
+STATIC = FOLDER / "static"
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
+        "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",  # after an update the page must load the new scripts
+}
+
 
 def playground(service: Service, source: ChoosableSource, store: Path) -> APIRouter:
-    """The routes of a page over this service; real images are those of the store."""
+    """Return the routes of the page over a service, with real images from `store`."""
     router = APIRouter()
     _add_page(router)
     _add_versions(router, service, source)
 
     @router.get("/playground/choices")
     def choices() -> Choices:
-        """What there is to choose from."""
+        """Return the options of the page."""
         return choices_of(service.current, store)
 
     @router.get("/playground/images/{number}")
     def image(number: int) -> Response:
-        """A real image as PNG."""
+        """Return a real image as PNG."""
         try:
             given = load_input(str(number), store, service.current.artefact)
         except UsageError as error:
@@ -55,69 +68,70 @@ def playground(service: Service, source: ChoosableSource, store: Path) -> APIRou
         return Response(png_bytes(given.pixels), media_type="image/png")
 
     @router.post("/playground/guided")
-    def guided(asked: SampleRequest) -> NfePreview:
-        """What such images would cost, and where they would be guided."""
+    def guided(body: SampleRequest) -> NfePreview:
+        """Return the NFE of a request without sampling."""
         with http_errors(service) as model:
-            return nfe_preview(model, asked)
+            return nfe_preview(model, body)
 
     @router.post("/playground/between")
-    async def between(asked: InterpolationRequest, request: Request) -> Response:
-        """Make the images between two, and tell of them as they come, as /v1/images/events does."""
+    async def between(body: InterpolationRequest, request: Request) -> Response:
+        """Interpolate between two images; the events are those of /v1/images/events."""
         codes = None
         with http_errors(service) as model:
-            ends = await asyncio.to_thread(Interpolation, model, asked, store)
-        if asked.images is not None:
-            encoded = _ordered(service, model, ends.encode)
+            ends = await asyncio.to_thread(Interpolation, model, body, store)
+        if body.images is not None:
+            encoded = _submit(service, model, ends.encode)
             codes = await wait_for_images(service, model, encoded, request)
             if codes is None:
                 return Response(status_code=CLIENT_CLOSED_REQUEST)
-        order = _ordered(service, model, lambda: ends.decode(codes))
-        return with_model_headers(
-            EventStreamResponse(sse_events(service, model, order), service, model, order), model
-        )
+        pending = _submit(service, model, lambda: ends.decode(codes))
+        return with_model_headers(EventStreamResponse(service, model, pending), model)
 
     return router
 
 
-def _ordered(service: Service, model: ServedModel, begin: Callable[[], PendingImages]) -> PendingImages:
-    """What `begin` orders; HTTPException when it is not taken."""
-    if not model.runner.is_alive:  # another one was chosen meanwhile, and this one has ended
-        raise HTTPException(503, "another model answers now: ask again")
+def _submit(service: Service, model: ServedModel, submit: Callable[[], PendingImages]) -> PendingImages:
+    """Return what `submit` queues; raise HTTPException if it is refused."""
+    if not model.loop.is_running:  # another model was chosen, and this one has stopped
+        raise HTTPException(503, "another model serves now: try again")
     with http_errors(service, model):
-        return begin()
+        return submit()
 
 
 def _add_page(router: APIRouter) -> None:
     @router.get("/", response_class=Response)
     def index() -> Response:
-        """The page."""
-        return page()
+        """Return the page."""
+        style = Markup((STATIC / "playground.css").read_text(encoding="utf-8"))
+        return HTMLResponse(render(FOLDER / "page.html.j2", style=style), headers=HEADERS)
 
     @router.get("/favicon.ico", status_code=204)
     def icon() -> None:
-        """None: browsers ask for one."""
+        """Return nothing: browsers request an icon."""
 
     @router.get("/playground/{name}.js", response_class=Response)
-    def part(name: str) -> Response:
-        """A script of the page."""
-        if (found := script(f"{name}.js")) is None:
+    def script(name: str) -> Response:
+        """Return a script of the page."""
+        scripts = {path.stem: path for path in STATIC.glob("*.js")}
+        if name not in scripts:
             raise HTTPException(404, "there is no such script")
-        return found
+        kind = "text/javascript; charset=utf-8"
+        return Response(scripts[name].read_bytes(), media_type=kind, headers=HEADERS)
 
 
 def _add_versions(router: APIRouter, service: Service, source: ChoosableSource) -> None:
     @router.get("/playground/versions")
     def versions() -> VersionsResponse:
-        """The registered versions there are to choose from."""
+        """Return the registered versions."""
         return list_versions(service, source)
 
     @router.post("/playground/version")
-    async def version(asked: VersionRequest) -> dict[str, str]:
-        """Have another version answer; what is being made is made to its end by the old one."""
+    async def version(body: VersionRequest) -> dict[str, str]:
+        """Serve another version; the old one finishes its requests."""
         try:
-            await choose_version(service, source, asked)
+            await choose_version(service, source, body)
         except UsageError as error:
             raise HTTPException(422, str(error)) from None
         except DiffctlError as error:
             raise HTTPException(503, str(error)) from None
-        return {"name": service.name.name}
+        return {"name": service.ref.name}

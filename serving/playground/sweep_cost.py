@@ -1,4 +1,4 @@
-"""What an image costs against how good images are: the cells of the model's sweep."""
+"""The cells of the model's sweep: NFE per image against Fréchet distance."""
 
 from typing import Any
 
@@ -10,10 +10,9 @@ from diffusion.protocol.scores import ScoresDocument
 
 
 class Point(BaseModel):
-    """A cell: network evaluations an image, its Fréchet distance, and the distance's interval if it has one.
+    """A cell: its NFE per image, its Fréchet distance, and the confidence interval if known.
 
-    `settings` are all that its images were sampled by but the seed. `on_front`: no other cell is both cheaper
-    and better.
+    `settings` lacks the seed. `on_front`: no other cell is both cheaper and better.
     """
 
     cell: str
@@ -26,7 +25,7 @@ class Point(BaseModel):
 
 
 class SweepCost(BaseModel):
-    """The cells of a sweep, the cheapest first, the name of their distance and of how many images it is."""
+    """The cells of a sweep by increasing NFE, the name of the distance, and its number of images."""
 
     metric: str
     num_images: int
@@ -34,7 +33,7 @@ class SweepCost(BaseModel):
 
 
 def sweep_cost(scores: ScoresDocument) -> SweepCost:
-    """The cost and the distance of each cell of a sweep."""
+    """Return the NFE and the distance of each cell of a sweep."""
     metric, front = scores.spec.distance, {one.cell for one in scores.front}
     points = []
     for name, cell in scores.cells.items():

@@ -14,7 +14,7 @@ from diffusion.protocol.scores import ScoresDocument, write_scores_document
 from diffusion.system.checksums import add_checksum
 from diffusion.system.files import write_json
 from serving.model_source import FixedSource, ModelSource, PublishedModel
-from serving.serve_config import ServeConfig
+from serving.requests import ServeConfig
 from serving.service import Service
 from tests.conftest import command, environment
 from tests.helpers.networks import artefact_of, network_of, spec_of

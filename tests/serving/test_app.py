@@ -25,7 +25,6 @@ from tests.helpers.server_process import CPU, gated, published, scores_of, servi
 from tests.helpers.waiting import wait_until
 
 HERE = "http://127.0.0.1"
-TOKEN = "a-token-of-the-test-0123456789"
 
 
 @pytest.fixture(scope="module")
@@ -255,12 +254,12 @@ def test_every_response_names_its_model_in_headers(client, service):
         headers = client.request(method, path).headers
         assert headers["x-model-name"] == "digits"
         assert headers["x-model-version"] == "3"
-        assert headers["x-model-sha256"] == service.name.sha256
+        assert headers["x-model-sha256"] == service.ref.sha256
 
 
 def test_the_model_list_has_card_front_and_limits(client, service):
     (listed,) = client.get("/v1/models").json()["models"]
-    assert listed["model"] == {"name": "digits", "version": 3, "sha256": service.name.sha256}
+    assert listed["model"] == {"name": "digits", "version": 3, "sha256": service.ref.sha256}
     assert listed["state"] == "serving"
     assert listed["card"]["data"]["name"] == "test"
     assert listed["usual"]["steps"] == 8
@@ -301,7 +300,7 @@ def test_draining_finishes_running_requests_and_refuses_new_ones(model):
     with TestClient(create_app(service), HERE) as client:
         with pending(client, gate, {}) as answers:
             assert client.get("/readyz").status_code == 200
-            drained = client.portal.start_task_soon(service.drained)
+            drained = client.portal.start_task_soon(service.drain)
             wait_until(lambda: service.draining)
             assert client.get("/readyz").status_code == 503
             assert client.get("/healthz").status_code == 200
@@ -315,7 +314,7 @@ def test_a_request_that_outlasts_the_drain_gets_503(model):
     service = service_of(published(model), drain=0)
     gate = gated(service)
     with TestClient(create_app(service), HERE) as client, pending(client, gate, {"steps": 50}) as answers:
-        client.portal.call(service.drained)
+        client.portal.call(service.drain)
         threading.Timer(0.05, gate.open.set).start()
         client.portal.call(service.stop)
     assert answers[0].status_code == 503
@@ -352,64 +351,12 @@ def test_a_disconnected_client_cancels_its_request(model, path):
 
         async with app.router.lifespan_context(app):
             await app(scope_of(path, body), receive, send)
-            assert service.current.runner.engine.held == 0
+            assert service.current.loop.engine.held == 0
             assert service.active == 0
             gate.open.set()
         assert service.metrics.gone._value.get() == 1
 
     asyncio.run(leave())
-
-
-def test_a_body_that_never_ends_times_out(service, monkeypatch):
-    monkeypatch.setattr("serving.middleware.BODY_SECONDS", 0.05)
-
-    async def dawdle() -> int:
-        app, sent = create_app(service), []
-
-        async def receive() -> dict:
-            await asyncio.sleep(0.01)
-            return {"type": "http.request", "body": b" ", "more_body": True}
-
-        async def send(message: dict) -> None:
-            sent.append(message)
-
-        async with app.router.lifespan_context(app):
-            await app(scope_of("/v1/images", b""), receive, send)
-        return sent[0]["status"]
-
-    assert asyncio.run(dawdle()) == 408
-
-
-@pytest.mark.parametrize(
-    ("given", "status"),
-    [
-        (None, 401), ("", 401), ("Bearer", 401), ("Bearer wrong", 401), (f"Basic {TOKEN}", 401),
-        (f"Bearer {TOKEN}x", 401), (f"Bearer {TOKEN}", 200), (f"bearer {TOKEN}", 200), ("Bearer \xff", 401),
-    ],
-)  # fmt: skip
-def test_every_route_but_health_requires_the_token(service, given, status):
-    with TestClient(create_app(service, TOKEN.encode()), "http://anywhere.example") as client:
-        headers = {} if given is None else {"Authorization": given.encode("latin-1")}
-        for path in ("/v1/models", "/metrics", "/openapi.json"):
-            answer = client.get(path, headers=headers)
-            assert answer.status_code == status
-            assert TOKEN not in answer.text
-        assert client.get("/healthz").status_code == 200
-        assert client.get("/readyz").status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [
-        ("localhost:8080", 200),
-        ("127.0.0.1", 200),
-        ("[::1]:8080", 200),
-        ("evil.example", 421),
-        ("10.0.0.1", 421),
-    ],
-)
-def test_without_a_token_only_loopback_hosts_are_answered(client, host, status):
-    assert client.get("/v1/models", headers={"Host": host}).status_code == status
 
 
 def test_openapi_describes_every_route(client):
@@ -446,12 +393,12 @@ def test_a_new_champion_serves_while_the_old_one_finishes_its_requests(model, tm
     source = Moving(published(model, 1), published(other, 2))
     said: list[str] = []
     service = service_of(source, poll=0.1)
-    service._say = said.append
+    service._report = said.append
     gate = gated(service)
     with TestClient(create_app(service), HERE) as client:
         with pending(client, gate, {"num": 2}) as answers:
             source.now = source.second
-            wait_until(lambda: service.name.version == 2)
+            wait_until(lambda: service.ref.version == 2)
             listed = client.get("/v1/models").json()["models"]
             states = [(card["model"]["version"], card["state"]) for card in listed]
             assert states == [(2, "serving"), (1, "draining")]
@@ -469,7 +416,7 @@ def test_a_champion_that_fails_to_load_leaves_the_old_one_serving(model, tmp_pat
     source = Moving(published(model, 1), None)
     said: list[str] = []
     service: Service = service_of(source, poll=0.1)
-    service._say = said.append
+    service._report = said.append
     damaged = tmp_path / "damaged.safetensors"
     whole = model.read_bytes()
     damaged.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])

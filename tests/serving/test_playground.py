@@ -22,8 +22,7 @@ from diffusion.system.errors import DiffctlError, UsageError
 from serving.app import create_app
 from serving.model_source import FixedSource
 from serving.playground.model_choice import ChoosableSource
-from serving.playground.page import STATIC
-from serving.playground.router import playground
+from serving.playground.router import STATIC, playground
 from serving.requests import HTTP_OPTIONS
 from serving.service import Service
 from tests.helpers.networks import spec_of

@@ -118,7 +118,7 @@ def test_the_guidance_interval_is_set_by_keyboard_and_lowers_nfe(page, here):
     assert high.is_disabled()
     for field, value in (("num", "1"), ("steps", "10"), ("eta", "0"), ("guidance", "2")):
         page.fill(f"#settings [name={field}]", value)
-    says(page, "#interval-said", "guided at 10 of 10 questions: 20 network evaluations an image")
+    says(page, "#interval-said", "guided at 10 of 10 times: NFE 20 per image")
     for _ in range(40):
         high.press("ArrowLeft")
     for _ in range(30):
@@ -137,7 +137,7 @@ def test_the_guidance_interval_is_set_by_keyboard_and_lowers_nfe(page, here):
     assert np.abs(shown - offline(here / MODEL, chosen, [0])[0, ..., 0].astype(int)).max() <= 1
     high.press("End")
     assert page.locator("#interval-ends").text_content() == "everywhere"
-    says(page, "#interval-said", "20 network evaluations an image")
+    says(page, "#interval-said", "NFE 20 per image")
     page.fill("#settings [name=guidance]", "0")
     assert low.is_disabled()
     assert fits(page)
@@ -202,7 +202,7 @@ def test_compare_shows_a_grid_of_steps_and_eta(page, here):
     shown = rows.nth(1).locator("td").nth(1).locator("img")
     wanted = offline(here / MODEL, SampleSettings(steps=4, eta=1.0), range(2))[..., 0].astype(int)
     assert np.abs(np.stack([pixels_of(shown.nth(i)) for i in range(2)]) - wanted).max() <= 1
-    assert "4 evaluations" in rows.nth(0).locator("td").nth(1).text_content()
+    assert "NFE 4" in rows.nth(0).locator("td").nth(1).text_content()
     assert "eta 50.0 does not fit 2 steps" in rows.nth(2).locator("td").nth(0).text_content()
     assert fits(page)
     page.select_option("#settings [name=sampler]", "dpm-solver++")
@@ -246,21 +246,21 @@ def test_the_slider_moves_through_the_interpolation(page, here, tmp_path):
 
 def test_the_last_setting_is_marked_on_the_cost_curve(page):
     page.click("#tab-cost")
-    says(page, "#cost .finding", "Make images: their setting is marked here")
+    says(page, "#cost .finding", "Make images: their setting and time are marked here")
     assert page.locator("#cost circle").count() == 2
     page.click("#tab-make")
     page.click("#make .main")
     says(page, "#make .said", "10 in ")
     page.click("#tab-cost")
-    says(page, "#cost .finding", "8 network evaluations an image")
+    says(page, "#cost .finding", "NFE 8 per image")
     says(page, "#cost .finding", "steps8-eta1 of the sweep, fd_effnet_lite0_64 200.")
     assert page.locator("#cost circle.chosen").count() == 1
     page.fill("#settings [name=guidance]", "2")
     page.press("#settings [name=guidance]", "Enter")
     says(page, "#make .said", "10 in ")
     page.click("#tab-cost")
-    says(page, "#cost .finding", "16 network evaluations an image")
-    says(page, "#cost .finding", "The sweep has no cell of these settings")
+    says(page, "#cost .finding", "NFE 16 per image")
+    says(page, "#cost .finding", "The sweep has no cell with these settings")
     assert fits(page)
     assert page.faults == []
 

@@ -6,7 +6,6 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
 from pathlib import Path
 
 import httpx
@@ -125,24 +124,6 @@ def test_disconnected_clients_free_their_images(server):
             wait_until(lambda: metric(server, "diffctl_images_held ") > 0)
         wait_until(lambda: metric(server, "diffctl_images_held ") == 0)
     wait_until(lambda: metric(server, "diffctl_requests_gone_total ") == 5)
-
-
-@pytest.mark.slow
-def test_a_thousand_slow_connections_do_not_block_the_server(server):
-    with ExitStack() as stack:
-        for number in range(1000):
-            client = stack.enter_context(closing(socket.create_connection(("127.0.0.1", server.port))))
-            if number % 2:
-                client.sendall(b"POST /v1/images HTTP/1.1\r\nHost: 127")  # and never the rest
-        wait_until(lambda: _answers(server), 60)
-        assert httpx.post(f"{server.url}/v1/images", json={"steps": 2}, timeout=60).status_code == 200
-
-
-def _answers(server: ServerProcess) -> bool:
-    try:
-        return httpx.get(f"{server.url}/readyz", timeout=5).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 @pytest.mark.slow

@@ -201,8 +201,8 @@ def test_the_token_is_required_and_disconnected_clients_free_their_images(here):
 # `diffctl` with short scaling delays.
 IMPATIENT = """
 import sys
-import serving.ray_serve as on_ray
-on_ray.GROW_SECONDS = on_ray.QUIET_SECONDS = 1.0
+from serving import ray_serve
+ray_serve.UPSCALE_SECONDS = ray_serve.DOWNSCALE_SECONDS = 1.0
 from cli.main import main
 sys.argv[0] = "diffctl"
 main()

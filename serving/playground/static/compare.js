@@ -1,11 +1,11 @@
-// Compare: the same images by other numbers of steps and other η, beside each other.
+// Compare: a table of the same images over steps and η.
 
-import { ask } from "./ask.js";
+import * as api from "./api.js";
 import { $, element, seconds, source, worker } from "./elements.js";
 import { isDeterministic, request } from "./settings.js";
 
-const AT_ONCE = 4; // requests: the engine joins them, and a browser opens six connections
-const MOST = 60; // cells
+const CONCURRENT = 4; // requests: the engine batches them, and a browser opens six connections
+const MAX_CELLS = 60;
 const panel = $("#compare");
 const table = $(".cells", panel);
 
@@ -21,8 +21,8 @@ const compare = worker(panel, async (say, signal) => {
   const num = Number(elements.num.value);
   const steps = numbers(elements.steps.value, "Steps", (value) => Number.isInteger(value) && value > 0);
   const etas = isDeterministic() ? [0] : numbers(elements.etas.value, "η", (value) => value >= 0);
-  if (steps.length * etas.length > MOST) throw new Error(`${steps.length * etas.length} cells are too many at once: give ${MOST} at most`);
-  const waiting = etas.flatMap((eta) => steps.map((step) => ({ asked: { ...request(), num, steps: step, eta }, cell: element("td") })));
+  if (steps.length * etas.length > MAX_CELLS) throw new Error(`${steps.length * etas.length} cells are too many at once: give ${MAX_CELLS} at most`);
+  const waiting = etas.flatMap((eta) => steps.map((step) => ({ body: { ...request(), num, steps: step, eta }, cell: element("td") })));
   lay(steps, etas, waiting.map(({ cell }) => cell));
   const total = waiting.length;
   let done = 0;
@@ -32,20 +32,20 @@ const compare = worker(panel, async (say, signal) => {
       say(`${++done} of ${total} cells`);
     }
   };
-  await Promise.all(Array.from({ length: AT_ONCE }, work));
+  await Promise.all(Array.from({ length: CONCURRENT }, work));
 });
 
-/** Make one cell's images; what is wrong with its settings stands in it. */
-async function fill({ asked, cell }, signal) {
+/** Sample the images of one cell, or show the error in it. */
+async function fill({ body, cell }, signal) {
   const began = performance.now();
   try {
-    const answer = await ask("/v1/images", asked, signal);
+    const response = await api.request("/v1/images", body, signal);
     const took = seconds((performance.now() - began) / 1000);
-    const images = answer.images.map((image, i) => element("img", {
-      src: source(image), alt: `Image ${answer.indices[i]} by ${asked.steps} steps at η = ${asked.eta}`,
+    const images = response.images.map((image, i) => element("img", {
+      src: source(image), alt: `Image ${response.indices[i]} by ${body.steps} steps at η = ${body.eta}`,
     }));
     const row = element("div", { className: images.length === 1 ? "row one" : "row" }, ...images);
-    cell.replaceChildren(row, element("small", { textContent: `${answer.evaluations} evaluations · ${took}` }));
+    cell.replaceChildren(row, element("small", { textContent: `NFE ${response.evaluations} · ${took}` }));
   } catch (error) {
     if (error.name === "AbortError") throw error;
     cell.replaceChildren(element("small", { className: "cannot", textContent: error.message }));

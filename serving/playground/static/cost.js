@@ -1,8 +1,8 @@
-// Cost: what an image costs against how good images are, with the setting that was made last.
+// Cost: distance against NFE for the cells of the sweep, with the last setting marked.
 
 import { $, seconds } from "./elements.js";
 
-const WIDEST = 720, MARGINS = 34; // of the page, on a phone
+const MAX_WIDTH = 720, MARGINS = 34; // of the page, on a phone
 const HEIGHT = 380, LEFT = 58, RIGHT = 20, TOP = 26, BOTTOM = 44;
 const panel = $("#cost");
 
@@ -13,7 +13,7 @@ function drawn(name, attributes, text = "") {
   return made;
 }
 
-/** The cell that was sampled by these settings; the seed decides no score, nor the noise where none is added. */
+/** Return the cell with these settings, up to the seed, and up to the noise at η = 0. */
 function cellOf(points, { seed, ...settings }) {
   const known = ({ noise, ...values }) => JSON.stringify(Object.entries({ ...values, noise: values.eta ? noise : "" }).sort());
   return points.find((point) => known(point.settings) === known(settings));
@@ -22,43 +22,43 @@ function cellOf(points, { seed, ...settings }) {
 const number = (value) => Number(value.toPrecision(4)).toString();
 const interval = ({ low, high }) => (low === null ? "" : ` (95 %: ${number(low)} to ${number(high)})`);
 
-/** Show the sweep, and the last images that were made, if any. */
+/** Show the sweep, and the setting of the last images if any. */
 export function show(cost, made) {
   const finding = $(".finding", panel), legend = $(".legend", panel);
   if (!cost) {
-    finding.textContent = "This model has no scores here: `diffctl run` makes them, and a registered version has its own.";
+    finding.textContent = "This model has no scores: `diffctl run` computes them, and a registered version has its own.";
     $(".chart", panel).replaceChildren();
     legend.textContent = "";
     return;
   }
   const here = made && { evaluations: made.evaluations, cell: cellOf(cost.points, made.settings) };
-  finding.textContent = made ? found(cost, made, here) : "Make images: their setting is marked here, with the seconds it took.";
+  finding.textContent = made ? found(cost, made, here) : "Make images: their setting and time are marked here.";
   $(".chart", panel).replaceChildren(chart(cost, here));
   legend.textContent = `${cost.metric} of ${cost.num_images} images a cell, lower is better. Filled: no other cell is both ` +
-    "cheaper and better. Evaluations are on a scale of logarithms.";
+    "cheaper and better. The NFE axis is logarithmic.";
 }
 
 function found({ metric }, made, { evaluations, cell }) {
-  const took = `${evaluations} network evaluations an image, ${seconds(made.seconds / made.num)} an image here`;
-  if (!cell) return `${took}. The sweep has no cell of these settings, so nobody has measured how good they are.`;
+  const took = `NFE ${evaluations} per image, ${seconds(made.seconds / made.num)} an image here`;
+  if (!cell) return `${took}. The sweep has no cell with these settings, so their quality is unknown.`;
   return `${took}: ${cell.cell} of the sweep, ${metric} ${number(cell.distance)}${interval(cell)}.`;
 }
 
 function chart({ metric, points }, here) {
-  const width = Math.min(WIDEST, innerWidth - MARGINS); // text keeps its size
+  const width = Math.min(MAX_WIDTH, innerWidth - MARGINS); // text keeps its size
   const costs = [...points.map((point) => point.evaluations), ...(here ? [here.evaluations] : [])];
   const most = Math.max(...points.map((point) => point.high ?? point.distance)) * 1.05;
   const [low, high] = [Math.log(Math.min(...costs) / 1.25), Math.log(Math.max(...costs) * 1.25)];
   const x = (value) => LEFT + ((Math.log(value) - low) / (high - low)) * (width - LEFT - RIGHT);
   const y = (value) => HEIGHT - BOTTOM - (value / most) * (HEIGHT - TOP - BOTTOM);
   const svg = drawn("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img" });
-  svg.setAttribute("aria-label", `${metric} against network evaluations an image, a point a cell of the sweep`);
+  svg.setAttribute("aria-label", `${metric} against NFE per image, a point per cell of the sweep`);
   axes(svg, width, x, y, [...new Set(points.map((point) => point.evaluations))], most, metric);
   const front = points.filter((point) => point.on_front);
   svg.append(drawn("polyline", { class: "front", points: front.map((point) => `${x(point.evaluations)},${y(point.distance)}`).join(" ") }));
   if (here) mark(svg, width, x(here.evaluations));
   for (const point of points) svg.append(...dot(point, x(point.evaluations), y, false));
-  if (here?.cell) svg.append(...dot(here.cell, x(here.evaluations), y, true)); // above those that lie beside it
+  if (here?.cell) svg.append(...dot(here.cell, x(here.evaluations), y, true)); // above the other points
   return svg;
 }
 
@@ -69,7 +69,7 @@ function axes(svg, width, x, y, costs, most, metric) {
     svg.append(drawn("text", { x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, number(value)));
   }
   for (const cost of costs) svg.append(drawn("text", { x: x(cost), y: HEIGHT - BOTTOM + 18, "text-anchor": "middle" }, cost));
-  svg.append(drawn("text", { x: width - RIGHT, y: HEIGHT - 8, "text-anchor": "end" }, "network evaluations an image"));
+  svg.append(drawn("text", { x: width - RIGHT, y: HEIGHT - 8, "text-anchor": "end" }, "NFE per image"));
   svg.append(drawn("text", { x: 0, y: 12 }, metric));
 }
 
@@ -81,7 +81,7 @@ function nice(value) {
 function mark(svg, width, x) {
   const right = x > width - 140;
   svg.append(drawn("line", { class: "here", x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM }));
-  svg.append(drawn("text", { class: "herelabel", x: x + (right ? -6 : 6), y: TOP + 8, "text-anchor": right ? "end" : "start" }, "made last"));
+  svg.append(drawn("text", { class: "herelabel", x: x + (right ? -6 : 6), y: TOP + 8, "text-anchor": right ? "end" : "start" }, "last"));
 }
 
 function dot(point, x, y, chosen) {

@@ -1,4 +1,4 @@
-// Small things that all parts of the page do.
+// Helpers of all panels.
 
 export const $ = (selector, within = document) => within.querySelector(selector);
 
@@ -17,28 +17,28 @@ export function options(select, values, wanted) {
   if (wanted !== undefined) select.value = wanted;
 }
 
-/** Runs one piece of work at a time in a panel: its buttons, what it says, and what goes wrong. */
+/** Runs one task at a time in a panel, with its buttons, status and error. */
 export function worker(panel, begin) {
   const [go, stop] = [$(".main", panel), $(".stop", panel)];
-  const [said, wrong] = [$(".said", panel), $(".wrong", panel)];
+  const [status, wrong] = [$(".said", panel), $(".wrong", panel)];
   let abort = null;
   stop.addEventListener("click", () => abort?.abort());
   return async (...given) => {
     abort?.abort();
     const mine = (abort = new AbortController());
     wrong.hidden = true;
-    said.textContent = "";
+    status.textContent = "";
     stop.disabled = false;
     go.disabled = true;
     try {
-      await begin((text) => { if (abort === mine) said.textContent = text; }, mine.signal, ...given);
+      await begin((text) => { if (abort === mine) status.textContent = text; }, mine.signal, ...given);
     } catch (error) {
       if (error.name === "AbortError") {
-        if (abort === mine) said.textContent = "stopped";
+        if (abort === mine) status.textContent = "stopped";
       } else if (abort === mine) {
         wrong.textContent = error.message;
         wrong.hidden = false;
-        said.textContent = "";
+        status.textContent = "";
       }
     } finally {
       if (abort === mine) {

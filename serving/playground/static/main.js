@@ -1,7 +1,7 @@
-// The page: asks which model answers, offers what it allows, and joins the parts.
+// The page: loads the model's description and its options, and connects the panels.
 
-import { ask } from "./ask.js";
-import * as between from "./between.js";
+import { request } from "./api.js";
+import * as interpolation from "./interpolation.js";
 import * as compare from "./compare.js";
 import { show } from "./cost.js";
 import { $ } from "./elements.js";
@@ -11,10 +11,10 @@ import { knownChoices, offer, onSubmit } from "./settings.js";
 import * as versions from "./versions.js";
 
 async function about() {
-  const [{ models }, choices] = await Promise.all([ask("/v1/models"), ask("/playground/choices")]);
+  const [{ models }, choices] = await Promise.all([request("/v1/models"), request("/playground/choices")]);
   const model = models[0];
   offer(model, choices);
-  between.offer(choices);
+  interpolation.offer(choices);
   show(choices.cost, null);
   $("#make .images").replaceChildren();
   $("#compare .cells").replaceChildren();
@@ -28,7 +28,7 @@ async function about() {
 async function begin() {
   tabs();
   compare.begin();
-  between.begin();
+  interpolation.begin();
   try {
     await about();
   } catch (error) {

@@ -1,4 +1,4 @@
-// A PNG that says how it was made: its settings as JSON in a text chunk named "diffctl" (PNG, 11.3.3.4: iTXt).
+// PNG metadata: JSON in a text chunk with the keyword "diffctl" (PNG specification, 11.3.3.4: iTXt).
 
 const SIGNATURE_AND_IHDR = 8 + 25;
 
@@ -24,10 +24,10 @@ function chunk(type, data) {
   return whole;
 }
 
-/** A PNG in base64 with what is said of it, as a Blob. */
-export function described(base64, said) {
+/** Return a PNG in base64 as a Blob with the metadata. */
+export function withSettings(base64, metadata) {
   const image = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-  const text = new TextEncoder().encode(JSON.stringify(said));
+  const text = new TextEncoder().encode(JSON.stringify(metadata));
   const keyword = new TextEncoder().encode("diffctl");
   const data = new Uint8Array([...keyword, 0, 0, 0, 0, 0, ...text]); // not compressed, no language
   return new Blob(

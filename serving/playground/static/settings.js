@@ -47,7 +47,7 @@ function labelled({ name, label, help, kind, choices, least, most }, value) {
 
 /** The value of an option as its control has it; a control that is off has the default. */
 function valueOf({ name, kind, default: fallback }) {
-  if (kind === "interval") return interval.asked();
+  if (kind === "interval") return interval.value();
   const field = fields[name];
   if (field.disabled) return fallback;
   return kind === "flag" ? field.checked : kind === "choice" ? field.value : Number(field.value);

@@ -1,4 +1,4 @@
-// Tabs by mouse and keyboard: the arrow keys, Home and End go from one to the next (WAI-ARIA's pattern).
+// Tabs by mouse and keyboard: arrow keys, Home and End (WAI-ARIA's pattern).
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
 

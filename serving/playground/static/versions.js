@@ -1,6 +1,6 @@
-// Which version answers: those that MLflow knows, where it is there.
+// The registered versions of MLflow, if it is available.
 
-import { ask } from "./ask.js";
+import { request } from "./api.js";
 import { $, options } from "./elements.js";
 
 const select = $("#version");
@@ -9,7 +9,7 @@ const note = $("#versions-note");
 export async function begin(changed) {
   let known;
   try {
-    known = await ask("/playground/versions");
+    known = await request("/playground/versions");
   } catch (error) {
     note.textContent = error.message;
     return;
@@ -27,7 +27,7 @@ async function change(changed) {
   note.textContent = "loading …";
   select.disabled = true;
   try {
-    await ask("/playground/version", { version: select.value ? Number(select.value) : null });
+    await request("/playground/version", { version: select.value ? Number(select.value) : null });
     select.dataset.before = select.value;
     note.textContent = "";
     await changed();

@@ -1,11 +1,11 @@
-// Between: a slider over images that were made before, so that dragging waits for nothing.
+// Interpolation: a slider over frames that are sampled in advance.
 
-import { askEvents } from "./ask.js";
+import { requestEvents } from "./api.js";
 import { $, source, worker } from "./elements.js";
 import { fitted } from "./files.js";
 import { knownModel, request } from "./settings.js";
 
-const SHOWN = 10; // times that an image changes on its way
+const UPDATES = 10; // intermediate images per frame
 const panel = $("#between");
 const form = $("form", panel);
 const way = $(".way", panel);
@@ -15,21 +15,21 @@ let frames = [];
 const between = worker(panel, async (say, signal) => {
   const { num, ...settings } = request();
   const count = Number(form.elements.frames.value);
-  const every = Math.max(1, Math.floor(settings.steps / SHOWN));
-  const asked = { ...settings, eta: 0, frames: count, every, ...(await ends()) };
-  delete asked.noise; // nothing is added at η = 0
+  const every = Math.max(1, Math.floor(settings.steps / UPDATES));
+  const body = { ...settings, eta: 0, frames: count, every, ...(await ends()) };
+  delete body.noise; // unused at η = 0
   frames = Array(count).fill("");
   slider.max = count - 1;
   slider.value = Math.floor((count - 1) / 2);
-  say(asked.images ? "finding the codes" : "");
+  say(body.images ? "encoding" : "");
   const began = performance.now();
   const step = ({ step, steps, indices, images }) => {
     indices.forEach((index, i) => { frames[index] = source(images[i]); });
     say(`step ${step} of ${steps}`);
     show();
   };
-  const answer = await askEvents("/playground/between", asked, step, signal);
-  frames = answer.images.map(source);
+  const response = await requestEvents("/playground/between", body, step, signal);
+  frames = response.images.map(source);
   show();
   say(`${count} images in ${((performance.now() - began) / 1000).toFixed(2)} s. Drag, or use the arrow keys.`);
 });
@@ -65,7 +65,7 @@ export function begin() {
 
 const numbers = () => [form.elements.number0, form.elements.number1];
 
-/** Show the real images that are chosen by their numbers. */
+/** Show the real images with the chosen numbers. */
 function preview() {
   numbers().forEach((field, i) => {
     const image = form.querySelectorAll(".real")[i];
@@ -76,7 +76,7 @@ function preview() {
   });
 }
 
-/** Say how many real images there are, and forget what another model made. */
+/** Show the number of real images, and drop the frames of another model. */
 export function offer({ store }) {
   frames = [];
   way.hidden = true;

@@ -1,0 +1,92 @@
+"""Middleware: tokens, the Host rule, and the size of request bodies."""
+
+import asyncio
+
+import pytest
+from starlette.testclient import TestClient
+
+from serving.app import create_app
+from serving.middleware import BodyLimitMiddleware, LocalHostMiddleware, is_loopback
+from tests.helpers.server_process import published, service_of, small_model
+
+TOKEN = "a-token-of-the-test-0123456789"
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    model = small_model(tmp_path_factory.mktemp("model") / "m.safetensors")
+    return create_app(service_of(published(model)), TOKEN.encode())
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        (None, 401), ("", 401), ("Bearer", 401), (f"Basic {TOKEN}", 401), (f"Bearer {TOKEN}x", 401),
+        ("Bearer \xff", 401), (f"Bearer {TOKEN}", 200), (f"bearer {TOKEN}", 200),
+    ],
+)  # fmt: skip
+def test_every_route_but_health_requires_the_token(app, given, status):
+    headers = {} if given is None else {"Authorization": given.encode("latin-1")}
+    with TestClient(app, "http://anywhere.example") as client:
+        for path in ("/v1/models", "/metrics", "/openapi.json"):
+            answer = client.get(path, headers=headers)
+            assert answer.status_code == status
+            assert TOKEN not in answer.text
+        assert client.get("/healthz").status_code == 200
+        assert client.get("/readyz").status_code == 200
+
+
+def status_of(middleware, headers: list[tuple[bytes, bytes]], *messages: dict) -> int:
+    """The status with which the middleware, over an application that returns 200, answers."""
+    sent, left = [], list(messages)
+
+    async def inner(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def receive() -> dict:
+        return left.pop(0)
+
+    async def send(message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/v1/models", "headers": headers}
+    asyncio.run(middleware(inner)(scope, receive, send))
+    return sent[0]["status"]
+
+
+LOCAL = ["localhost", "LocalHost:8080", "127.0.0.1", "127.0.0.1:8080", "127.1.2.3", "[::1]", "[::1]:8080"]
+FOREIGN = [
+    "evil.example", "10.0.0.1", "localhost.evil.example", "0x7f.1", "", " ", "localhost:", "127.0.0.1:123456",
+    "[", "]", "[]", "[::1", "::1]", "[1.2.3.4]", "[127.0.0.1]", "[::1]x", "[::1]:x", "127.0.0.1#x",
+    "127.0.0.1/", "127.0.0.1?x", "evil.com@127.0.0.1", "localhost@evil.com", "127.0.0.1, evil.com",
+    "127.0.0.1\\@evil.com", "127.0.0.1:80:80", "\xff", "１27.0.0.1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("host", LOCAL)
+def test_loopback_hosts_are_accepted(host):
+    assert status_of(LocalHostMiddleware, [(b"host", host.encode())]) == 200
+
+
+@pytest.mark.parametrize("host", FOREIGN)
+def test_other_and_malformed_hosts_are_refused(host):
+    assert status_of(LocalHostMiddleware, [(b"host", host.encode("utf-8"))]) == 421
+
+
+def test_a_missing_or_repeated_host_is_refused():
+    assert status_of(LocalHostMiddleware, []) == 421
+    assert status_of(LocalHostMiddleware, [(b"host", b"localhost"), (b"host", b"evil.example")]) == 421
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.168.0.1", "example.org"])
+def test_public_addresses_are_no_loopback(address):
+    assert not is_loopback(address)
+
+
+def test_a_body_in_chunks_is_limited_in_total():
+    def chunks(count: int) -> list[dict]:
+        chunk = {"type": "http.request", "body": bytes(1024), "more_body": True}
+        return [chunk] * (count - 1) + [{**chunk, "more_body": False}]
+
+    assert status_of(BodyLimitMiddleware, [], *chunks(64)) == 200
+    assert status_of(BodyLimitMiddleware, [], *chunks(65)) == 413
