@@ -28,7 +28,6 @@ NEUTRAL = {
     "diffusion.data.sources.kaggle": "what comes is listed with the data",
     "diffusion.downloads.cache": "names a folder",
     "diffusion.downloads.fetch": "what comes is checked by its SHA-256",
-    "diffusion.downloads.transfer": "what comes is checked by its SHA-256",
     "diffusion.evaluate.evaluate_config": "its values stand in what is found by them",
     "diffusion.evaluate.features.extractor_weights": "what it reads is checked by its SHA-256",
     "diffusion.images.store_meta": "names what a store says of itself",

@@ -9,9 +9,8 @@ from fastapi import Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from diffusion.images.npz import save_npz
 from diffusion.images.pictures import contact_sheet, png_bytes
-from diffusion.images.store import Images
+from diffusion.images.store import Images, save_npz
 
 
 class ModelRef(BaseModel):

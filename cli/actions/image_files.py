@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from cli.shared.progress import progress
-from diffusion.images.npz import save_npz
 from diffusion.images.pictures import contact_sheet, gif_bytes, png_bytes
 from diffusion.images.pixels import to_nhwc, to_uint8
-from diffusion.images.store import Images
+from diffusion.images.store import Images, save_npz
 from diffusion.model.classifier import LoadedClassifier
 from diffusion.model.model_file import Artefact, LoadedModel
 from diffusion.process.condition import Condition

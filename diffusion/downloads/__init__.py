@@ -1,1 +1,1 @@
-"""The ground: published files into a cache of raw files, verified and resumed."""
+"""Downloads of published files into the user's cache, verified and resumed."""

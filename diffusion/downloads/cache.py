@@ -1,35 +1,34 @@
-"""Where raw files lie: one cache for all projects of a user, so that a clone downloads nothing again."""
+"""The user's cache of raw files, shared by all projects, so that a clone downloads nothing again."""
 
 import os
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-MAX_DEPTH = 8  # folders below each other in which raw files are looked for
+MAX_DEPTH = 8  # folder levels in which raw files are searched
 
 
 def cache_root() -> Path:
-    """DIFFCTL_CACHE, else `diffctl` in the user's cache folder."""
-    if chosen := os.environ.get("DIFFCTL_CACHE"):
-        return Path(chosen).expanduser().absolute()
+    """Return DIFFCTL_CACHE, else `diffctl` in the user's cache folder."""
+    if configured := os.environ.get("DIFFCTL_CACHE"):
+        return Path(configured).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffctl"
 
 
 def raw_folder(name: str, path: Path | None) -> Path:
-    """Where a data set's raw files are looked for: the configured path, else its place in the cache."""
+    """Return the folder of a data set's raw files: the configured path, else the one in the cache."""
     return cache_root() / name if path is None else path.expanduser().absolute()
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """The file `name` in a folder or below it; the one nearest to the top, None when there is none."""
+    """Return the file `name` in or below a folder, the one nearest to the top; None if there is none."""
     return next(find_files(folder, name), None)
 
 
 def find_files(folder: Path, pattern: str) -> Iterator[Path]:
-    """The files whose names fit the pattern, nearest to the top first, then by name.
+    """Yield regular files, or links to such, with a matching name: nearest to the top first, then by name.
 
-    Plain files, or links to such; links to folders are not followed, and folders that may not be looked into,
-    or lie more than DEEPEST below, are passed over.
+    Linked folders, unreadable folders and levels below MAX_DEPTH are skipped.
     """
     level = [folder]
     for _ in range(1 + MAX_DEPTH):
@@ -51,5 +50,5 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_file()
-    except OSError:  # a link in a circle
+    except OSError:  # a circular link
         return False

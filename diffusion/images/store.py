@@ -5,7 +5,7 @@ A store is a folder with `images.npy` (uint8, NHWC), `labels.npy` (int64, absent
 any size opens at once.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -144,3 +144,12 @@ def describe_store(
     if labels is not None:
         np.save(folder / "labels.npy", labels.astype(np.int64), allow_pickle=False)
     write_json(folder / "meta.json", add_checksum({**meta, "count": count, "digest": digest}))
+
+
+def save_npz(file: IO[bytes], images: Images, labels: Sequence[int] | None) -> None:
+    """Write images (N, H, W, C) uint8 and optional labels in the format of OpenAI's evaluator.
+
+    `arr_0` has the images, `arr_1` the labels as int64.
+    """
+    arrays = [images] if labels is None else [images, np.asarray(labels, dtype=np.int64)]
+    np.savez(file, *arrays)

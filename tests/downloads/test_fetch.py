@@ -1,3 +1,5 @@
+"""Downloads: resumption, verification, mirrors, and one sentence for each failure."""
+
 import hashlib
 import os
 import stat
@@ -11,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.downloads.cache import cache_root, find_file, raw_folder
-from diffusion.downloads.fetch import RemoteFile, Retry, fetch, file_checksums
+from diffusion.downloads.fetch import RemoteFile, RetryPolicy, fetch, file_checksums
 from diffusion.system.errors import DiffctlError, TemporaryError
 from tests.helpers.file_server import serving
 from tests.helpers.waiting import wait_until
 
-QUICK = Retry(stalls=4, wait=0.01, longest=0.02, timeout=0.5)
+QUICK = RetryPolicy(attempts=4, wait=0.01, max_wait=0.02, timeout=0.5)
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 
 
@@ -37,7 +39,7 @@ def leftovers(folder):
 
 
 @pytest.mark.parametrize("algorithm", ["md5", "sha256"])
-def test_a_file_is_fetched_once_and_found_again(folder, algorithm):
+def test_file_is_downloaded_once(folder, algorithm):
     with serving({"file.bin": CONTENT}) as server:
         wanted = remote(server.url("file.bin"), algorithm=algorithm)
         seen = []
@@ -57,7 +59,7 @@ def test_a_file_is_fetched_once_and_found_again(folder, algorithm):
         ["429", "500", "retry-after"],
         ["retry-date"],
         ["cut"],
-        ["cut"] * 8,  # every attempt brings something, so none of them is the last
+        ["cut"] * 8,  # each attempt makes progress, so the attempts are not exhausted
         ["cut", "503", "cut", "no ranges"],
         ["wrong byte"],
         ["cut", "wrong byte"],
@@ -66,7 +68,7 @@ def test_a_file_is_fetched_once_and_found_again(folder, algorithm):
     ],
     ids=" ".join,
 )
-def test_faults_are_survived(folder, faults):
+def test_download_completes_despite_faults(folder, faults):
     with serving({"file.bin": CONTENT}, *faults) as server:
         path = fetch(remote(server.url("file.bin")), folder, None, QUICK)
         assert not server.faults
@@ -74,7 +76,7 @@ def test_faults_are_survived(folder, faults):
     assert leftovers(folder) == ["file.bin"]
 
 
-def test_a_cut_download_goes_on_where_it_was(folder):
+def test_interrupted_download_resumes(folder):
     with serving({"file.bin": CONTENT}, "cut", "cut") as server:
         fetch(remote(server.url("file.bin")), folder, None, QUICK)
         half, three_quarters = len(CONTENT) // 2, len(CONTENT) // 2 + len(CONTENT) // 4
@@ -83,30 +85,30 @@ def test_a_cut_download_goes_on_where_it_was(folder):
 
 @settings(deadline=None, max_examples=20)
 @given(have=st.integers(0, len(CONTENT) + 100), honest=st.booleans())
-def test_whatever_an_earlier_try_left_the_result_is_right(tmp_path_factory, have, honest):
+def test_any_partial_file_gives_the_right_result(tmp_path_factory, have, honest):
     folder = tmp_path_factory.mktemp("cache")
-    left = (CONTENT + bytes(100))[:have] if honest else bytes(have)
-    (folder / ".file.bin.part").write_bytes(left)
+    partial = (CONTENT + bytes(100))[:have] if honest else bytes(have)
+    (folder / ".file.bin.part").write_bytes(partial)
     with serving({"file.bin": CONTENT}) as server:
         assert fetch(remote(server.url("file.bin")), folder, None, QUICK).read_bytes() == CONTENT
 
 
-def test_a_killed_download_is_taken_up_by_the_next_process(folder):
+def test_download_resumes_after_sigkill(folder):
     with serving({"file.bin": CONTENT}, "cut", "hang") as server:
         wanted = remote(server.url("file.bin"))
         program = (
             "import sys; from pathlib import Path; from diffusion.downloads.fetch import *;"
-            f"fetch({wanted!r}, Path(sys.argv[1]), retry=Retry(wait=0.01))"
+            f"fetch({wanted!r}, Path(sys.argv[1]), policy=RetryPolicy(wait=0.01))"
         )
         process = subprocess.Popen([sys.executable, "-c", program, str(folder)])
-        wait_until(lambda: len(server.requests) == 2)  # it hangs in its second request
+        wait_until(lambda: len(server.requests) == 2)  # the second request hangs
         process.kill()
         process.wait()
         assert fetch(wanted, folder, None, QUICK).read_bytes() == CONTENT
         assert server.ranges()[2] == f"bytes={len(CONTENT) // 2}-"
 
 
-def test_mirrors_are_asked_in_turn_and_go_on_with_what_is_there(folder):
+def test_mirrors_are_tried_in_turn_and_resume(folder):
     with serving({"file.bin": CONTENT}, "cut") as first, serving({"file.bin": CONTENT}) as second:
         urls = (
             "http://127.0.0.1:9/file.bin",
@@ -119,14 +121,14 @@ def test_mirrors_are_asked_in_turn_and_go_on_with_what_is_there(folder):
         assert second.ranges() == [f"bytes={len(CONTENT) // 2}-"]
 
 
-def test_a_mirror_of_ones_own_is_asked_first(folder, monkeypatch):
+def test_configured_mirror_is_tried_first(folder, monkeypatch):
     with serving({"mirror/set/file.bin": CONTENT}) as server:
         monkeypatch.setenv("DIFFCTL_MIRROR", server.url("mirror/"))
         fetch(remote("http://127.0.0.1:9/file.bin"), folder, None, QUICK)
         assert [path for path, _ in server.requests] == ["/mirror/set/file.bin"]
 
 
-def test_another_file_is_refused_and_nothing_of_it_kept(folder):
+def test_wrong_content_is_refused_and_not_kept(folder):
     with (
         serving({"file.bin": b"another file"}) as server,
         pytest.raises(DiffctlError, match="serves another file") as error,
@@ -140,7 +142,7 @@ def test_another_file_is_refused_and_nothing_of_it_kept(folder):
     ("fault", "requests", "kind"),
     [("404", 1, DiffctlError), ("403", 1, DiffctlError), ("503", 4, TemporaryError)],
 )
-def test_a_server_that_never_serves_ends_in_one_sentence(folder, fault, requests, kind):
+def test_failing_server_ends_in_one_sentence(folder, fault, requests, kind):
     with serving({"file.bin": CONTENT}, *[fault] * 9) as server:
         with pytest.raises(DiffctlError, match=f"HTTP {fault}") as error:
             fetch(remote(server.url("file.bin")), folder, None, QUICK)
@@ -150,12 +152,12 @@ def test_a_server_that_never_serves_ends_in_one_sentence(folder, fault, requests
     assert "\n" not in str(error.value)
 
 
-def test_without_a_network_the_message_says_where_to_put_the_file(folder):
+def test_offline_message_names_the_file(folder):
     with pytest.raises(TemporaryError, match=r"file\.bin"):
         fetch(remote("http://127.0.0.1:9/file.bin", "http://name.invalid/file.bin"), folder, None, QUICK)
 
 
-def test_a_file_laid_there_by_hand_is_verified(folder):
+def test_existing_file_is_verified(folder):
     folder.mkdir(parents=True)
     (folder / "file.bin").write_bytes(CONTENT)
     assert fetch(remote(), folder, None, QUICK) == folder / "file.bin"
@@ -165,7 +167,7 @@ def test_a_file_laid_there_by_hand_is_verified(folder):
     assert (folder / "file.bin").exists()
 
 
-def test_one_of_many_downloads_and_the_others_wait(folder):
+def test_concurrent_calls_download_once(folder):
     with serving({"file.bin": CONTENT}, "cut") as server:
         wanted, paths = remote(server.url("file.bin")), []
         threads = [
@@ -181,20 +183,20 @@ def test_one_of_many_downloads_and_the_others_wait(folder):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_cache_that_cannot_be_written_is_named(folder):
+def test_read_only_cache_is_refused(folder):
     folder.mkdir(parents=True)
     folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
     with pytest.raises(DiffctlError, match=f"cannot write in {folder}"):
         fetch(remote("http://127.0.0.1:9/file.bin"), folder, None, QUICK)
 
 
-def test_a_cache_that_is_a_file_is_named(tmp_path):
+def test_cache_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(DiffctlError, match="cannot write in"):
         fetch(remote("http://127.0.0.1:9/file.bin"), tmp_path / "cache/set", None, QUICK)
 
 
-def test_the_cache_is_shared_and_can_be_moved(tmp_path, monkeypatch):
+def test_cache_folder_follows_environment_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("DIFFCTL_CACHE", raising=False)
     assert cache_root() == tmp_path / "diffctl"
@@ -203,7 +205,7 @@ def test_the_cache_is_shared_and_can_be_moved(tmp_path, monkeypatch):
     assert raw_folder("cifar10", tmp_path / "own") == tmp_path / "own"
 
 
-def test_files_are_found_below_the_nearest_first(tmp_path):
+def test_nearest_file_is_found_first(tmp_path):
     for place in ("a/b", "c"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "batch").write_text(place)
@@ -212,7 +214,7 @@ def test_files_are_found_below_the_nearest_first(tmp_path):
     assert find_file(tmp_path / "nowhere", "batch") is None
 
 
-def test_checksums_are_those_of_hashlib(tmp_path):
+def test_checksums_equal_hashlib(tmp_path):
     paths = [tmp_path / "a", tmp_path / "b"]
     for path in paths:
         path.write_bytes(path.name.encode() * 1000)

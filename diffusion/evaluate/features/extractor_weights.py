@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from diffusion.downloads.fetch import RemoteFile, Retry, fetch
+from diffusion.downloads.fetch import RemoteFile, RetryPolicy, fetch
 from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec, Weights
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.references import load_reference
@@ -85,7 +85,7 @@ def _locate(weights: Weights, sha256: str) -> Path:
     folder = cached_path(weights).parent
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return fetch(remote, folder, retry=Retry(stalls=1))  # fails at once if offline
+        return fetch(remote, folder, policy=RetryPolicy(attempts=1))  # fails at once if offline
     except DiffctlError as error:
         installed = next(name for name, spec in EXTRACTORS.items() if spec.weights.comes_along)
         raise DiffctlError(
