@@ -136,7 +136,7 @@ def first_steps(folder: Path) -> dict[str, float]:
     kinds = {
         "nothing": from_nothing,
         "a shorter training": from_shorter,  # its model is the next one's pretrained weights
-        "train.start": from_start,
+        "train.init_from": from_start,
         "where SIGKILL left it": from_killed,
     }
     return {kind: max(measure(folder)) for kind, measure in kinds.items()}

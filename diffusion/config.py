@@ -54,10 +54,10 @@ class Config(TrainSections):
         if any(self.sweep.eta) and not any(SAMPLERS[name].stochastic for name in sampler[1]):
             raise ValueError(f"{sampler[0]} {sampler[1][0]} is deterministic, so sweep.eta must be [0.0]")
         check_axes(self.sample, self.sweep)
-        if self.sweep.widths and self.train.averages is None:
+        if self.sweep.sigma_rels and self.train.ema_profiles is None:
             raise ValueError(
-                f"sweep.ema: {self.sweep.widths[0]:g} is made of snapshots, and the training keeps none: set "
-                "train.averages"
+                f"sweep.ema: {self.sweep.sigma_rels[0]:g} is made from snapshots, and the training keeps "
+                "none: set train.ema_profiles"
             )
         return self
 

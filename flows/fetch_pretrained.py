@@ -41,6 +41,6 @@ def fetch_pretrained(config: "PretrainedConfig | None") -> None:
         said = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
         why = said[0].removeprefix("ERROR: ") if said else "it does not say why"
         raise DiffctlError(
-            f"train.start: {path} is not here, and `dvc pull {tracked}` does not bring it ({why}): "
+            f"train.init_from: {path} is not here, and `dvc pull {tracked}` does not bring it ({why}): "
             "`dvc push`, where it was pinned, sends it to the remote"
         )

@@ -97,7 +97,7 @@ def _discard(stage: str) -> None:
         from diffusion.sample.ema_models import existing_ema_models
         from diffusion.sample.shards import cells_folder
 
-        for model in (MODEL, *existing_ema_models(MODEL, load().sweep.widths).values()):
+        for model in (MODEL, *existing_ema_models(MODEL, load().sweep.sigma_rels).values()):
             folder = cells_folder(read_artefact(model).model_sha256)
             if folder.exists():
                 shutil.rmtree(folder)
@@ -127,6 +127,6 @@ def _training() -> "DenoiserPlan":
     from flows.fetch_pretrained import fetch_pretrained
 
     config = load()
-    fetch_pretrained(config.train.start)
+    fetch_pretrained(config.train.init_from)
     meta = open_store(PREPARED / "train", PreparedMeta, unverified=True).meta
     return plan_training(config, meta, default_device())

@@ -67,7 +67,7 @@ SMALL: dict[str, dict[str, Any]] = {  # profiles/digits.yaml shrunk until a stag
         "save_every": 4,
         "log_every": 3,
         "preview_every": 6,
-        "lr": {"course": "cosine", "rate": 0.002, "warmup": 4},
+        "lr": {"schedule": "cosine", "rate": 0.002, "warmup": 4},
     },
     "sample": {"num_images": 20, "batch_size": 8},
     "sweep": {"steps": [2, 3], "eta": [0.0, 1.0]},

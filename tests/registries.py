@@ -46,7 +46,7 @@ REGISTRIES = (
              "a `ProcessConfig` → `Process` (`diffusion/process/noise_process.py`)"),
     Registry("PREDICTIONS", PREDICTIONS, "diffusion/process/parameterization.py", "process.prediction",
              "(α, σ) → (a, b) of what is predicted, a·x_0 + b·ε"),
-    Registry("LR_SCHEDULES", LR_SCHEDULES, "diffusion/train/lr_schedule.py", "train.lr.course",
+    Registry("LR_SCHEDULES", LR_SCHEDULES, "diffusion/train/lr_schedule.py", "train.lr.schedule",
              "a subclass of `LRSchedule`: step → rate"),
     Registry("SAMPLERS", SAMPLERS, "diffusion/protocol/samplers.py", "sample.sampler",
              "`SampleSettings` → `Sampler` (`diffusion/sample/sampler.py`)"),

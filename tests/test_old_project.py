@@ -7,9 +7,11 @@ import sqlite3
 
 import numpy as np
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from cli import main
+from diffusion.config import load, parse
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import CellMeta
 from diffusion.layout import AVERAGES, SAMPLES, SCORES
@@ -19,6 +21,8 @@ from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.scores import read_scores
 from diffusion.protocol.settings import SampleSettings
+from diffusion.system.errors import UsageError
+from diffusion.system.renamed import translate
 from tests.conftest import ROOT
 from tracking.store import connect
 
@@ -40,6 +44,8 @@ def old(tmp_path, monkeypatch):
     database = sqlite3.connect(folder / "mlflow.db")
     database.executescript(sql)
     database.close()
+    sections = translate("params", yaml.safe_load((folder / "params.yaml").read_text()))
+    (folder / "params.yaml").write_text(yaml.safe_dump(sections))
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return folder
@@ -52,6 +58,18 @@ def run(*arguments):
     return result.stdout
 
 
+def test_old_keys_of_params_are_refused_with_their_new_names():
+    with pytest.raises(UsageError) as refusal:
+        load(OLD / "params.yaml")
+    for old, new in {
+        "train.averages.widths": "train.ema_profiles.sigma_rel",
+        "train.lr.course": "train.lr.schedule",
+    }.items():
+        assert f"{old} was renamed, write {new}" in str(refusal.value)
+    sections = yaml.safe_load((OLD / "params.yaml").read_text())
+    assert parse(translate("params", sections), "here").train.ema_profiles
+
+
 def test_the_identity_of_an_old_model_file_is_unchanged():
     artefact = read_artefact(MODEL)
     assert artefact.model_sha256 == MODEL_SHA256
@@ -62,7 +80,7 @@ def test_the_identity_of_an_old_model_file_is_unchanged():
 
 def test_old_snapshots_of_ema_profiles_are_read(old):
     snapshots = Snapshots.of(AVERAGES)
-    assert snapshots.widths == [0.05, 0.1]
+    assert snapshots.sigma_rels == [0.05, 0.1]
     assert snapshots.reconstruct(0.07)[1].step == 12
 
 

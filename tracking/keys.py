@@ -14,8 +14,8 @@ KEY = "diffctl.key"  # identifies the training in every store
 FINGERPRINT = "diffctl.fingerprint"  # the training's folder in runs/train/
 DATA_DIGEST = "diffctl.data_digest"
 CODE = "diffctl.code"  # digest of the code that trains
-RESUMED_FROM = "diffctl.goes_on"  # the training and the step that this one resumed from
-PRETRAINED = "diffctl.start"  # the model that the initial weights came from; further fields below it
+RESUMED_FROM = "diffctl.resumed_from"  # the training and the step that this one resumed from
+PRETRAINED = "diffctl.init_from"  # the model that the initial weights came from; further fields below it
 LINEAGE = "diffctl.lineage"  # all models that the weights descend from, the nearest first
 SETTING = "diffctl.setting"  # digest of everything that decides the training but its seed
 BEST = "diffctl.best"  # the best score and its cell, as text
@@ -36,7 +36,7 @@ CARD = "diffctl.card"  # fingerprint of a cell's protocol card, or of the cards 
 # Tags of a model version or a registered model.
 DECISION = "diffctl.decision"  # the gate's first decision; later ones have a number appended
 DVC_MD5 = "diffctl.dvc_md5"  # the file's MD5 in dvc.lock
-EMA_WIDTH = "diffctl.ema_width"  # σ_rel, if the version is an EMA profile
+EMA_SIGMA_REL = "diffctl.ema_sigma_rel"  # σ_rel, if the version is an EMA profile
 EVENT = "diffctl.event"  # a move of the champion as JSON; `.NUMBER.ID` is appended
 HISTORY_RUN = "diffctl.history_run"  # the run whose params claim the numbers of the moves
 

@@ -217,7 +217,7 @@ def _reference_text(document: ScoresDocument) -> str:
 def _model_text(artefact: "Artefact") -> str:
     spec, process, data = artefact.network, artefact.process, artefact.data
     classes = f"{spec.num_classes} classes" if spec.num_classes else "no classes"
-    width = artefact.ema_width
+    width = artefact.ema_sigma_rel
     profile = f", EMA profile of σ_rel = {width:g}" if width else ""
     return (
         f"**{_escape(data.name)}**, {spec.image_size}×{spec.image_size}×{spec.in_channels}, {classes}: "

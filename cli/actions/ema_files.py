@@ -28,7 +28,7 @@ def make_ema_models(width: str, source: Path, out: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(made, indent=2))
         return
-    tracked = ", ".join(f"{one:g}" for one in snapshots.widths)
+    tracked = ", ".join(f"{one:g}" for one in snapshots.sigma_rels)
     typer.echo(f"from {len(snapshots.paths)} snapshots of {tracked} in {source}:")
     for model in made:
         typer.echo(f"width {model['width']:g}: {model['out']}, its profile missed by {model['error']:.2%}")

@@ -24,7 +24,7 @@ from tracking.runs.scored_runs import fetch_model
 NO_START = "none"
 VERSION = "version"  # of the registered model, behind a colon its number
 DIGITS = 10  # more than MLflow counts in
-PINNED = ("train", "start", "sha256")  # what `--start` writes in params.yaml
+PINNED = ("train", "init_from", "sha256")  # what `--start` writes in params.yaml
 
 
 def use_pretrained(name: str) -> None:
@@ -32,13 +32,13 @@ def use_pretrained(name: str) -> None:
     load()  # what is no params file is told before anything is fetched
     if name == NO_START:
         _write_start(PINNED[:-1], None)
-        typer.echo(f"{PARAMS}: train.start is null; the weights are drawn")
+        typer.echo(f"{PARAMS}: train.init_from is null; the weights are drawn")
         return
 
     path, artefact = store_pretrained(_model(name))
     tracked = _track(path)
     _write_start(PINNED, artefact.model_sha256)
-    typer.echo(f"{PARAMS}: train.start is {artefact.model_sha256[:16]}, {_told(artefact)}: {path}")
+    typer.echo(f"{PARAMS}: train.init_from is {artefact.model_sha256[:16]}, {_told(artefact)}: {path}")
     if tracked:
         typer.echo(f"DVC tracks it: commit {tracked} with {PARAMS}; `dvc push` sends it to the remote")
     typer.echo(_to_change(artefact))

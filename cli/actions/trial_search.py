@@ -73,7 +73,7 @@ def _refused_early(values: dict[str, Any], config: Config) -> tuple[dict[str, An
         return parse(changed, origin)
 
     refuse_impossible(values, config.search, possible)
-    fetch_pretrained(config.train.start)
+    fetch_pretrained(config.train.init_from)
     preflight(config, "train")
     meta = open_store(PREPARED / "train", PreparedMeta).meta
 

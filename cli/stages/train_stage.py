@@ -21,7 +21,7 @@ from flows.fetch_pretrained import fetch_pretrained
 def run_stage(fresh: bool, keep: bool) -> None:
     """Run the stage by params.yaml."""
     sections = load_sections(TrainSections)
-    fetch_pretrained(sections.train.start)
+    fetch_pretrained(sections.train.init_from)
     config = None if is_follower() else preflight("train")
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_training(sections, store.meta, default_device())

@@ -133,8 +133,8 @@ def follow(trainer: Trainer) -> None:
 
 def held_out(plan: TrainPlan) -> ValidationLoss | None:
     """What measures the loss over the test split; None where it is not asked for or cannot be."""
-    if plan.train.heldout_every is not None:
-        with observer_guard("held-out loss"):
+    if plan.train.val_every is not None:
+        with observer_guard("validation loss"):
             return ValidationLoss(plan, open_store(PREPARED / "test", PreparedMeta))
     return None
 

@@ -78,7 +78,7 @@ class Pruning:
     at: int | None = None
 
     def judge(self, step: int, loss: float) -> None:
-        """Note a held-out loss, and ask the training to save and stop where it is over the median."""
+        """Note a validation loss, and ask the training to save and stop where it is over the median."""
         assert self.stop is not None, "the training has begun"
         ledger = Ledger(self.place.search, self.place.search.name, self.section)
         ends = ledger.report(self.place.number, step, loss)
@@ -132,7 +132,7 @@ def _die_with_the_search() -> None:
 
 
 def _trainer(config: Config, folder: Path) -> Trainer:
-    fetch_pretrained(config.train.start)
+    fetch_pretrained(config.train.init_from)
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_training(config, store.meta, default_device())
     places = TrainPaths(TRAIN_RUNS, folder / CURVE, folder / MODEL)
@@ -193,7 +193,7 @@ def _watched(
     run: RunDir,
     stop: StopRequest,
 ) -> Iterator[Tracked]:
-    """Watch the training as any, as a child of the search's run, and by its held-out loss."""
+    """Watch the training as any, as a child of the search's run, and by its validation loss."""
     pruning.stop = stop
     with tracked(plan, config, run, stop) as training:
         name = pruning.place.search.name

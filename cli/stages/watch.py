@@ -24,7 +24,7 @@ from diffusion.train.validation_loss import ValidationLoss
 from tracking.spool.spool_writer import Spool
 from tracking.system_metrics import SystemMetrics
 
-Judge = Callable[[int, float], None]  # told the EMA's held-out loss after a step, it may ask for a stop
+Judge = Callable[[int, float], None]  # told the EMA's validation loss after a step, it may ask for a stop
 
 BEAT_SECONDS = 10.0
 SYSTEM_SECONDS = 10.0  # between readings of the machine at least
@@ -55,7 +55,7 @@ class LiveLine:
         """No picture."""
 
     def validate(self, step: int, network: nn.Module, ema: nn.Module) -> dict[str, float]:
-        """The held-out losses, where there are images for them."""
+        """The validation losses, where there are images for them."""
         return self._heldout.losses(network, ema) if self._heldout else {}
 
     def evaluate(self, step: int, ema: nn.Module) -> None:
@@ -65,7 +65,7 @@ class LiveLine:
 class Watch(LiveLine):
     """The observer of a training that MLflow hears of: metrics, previews and scores go into the spool.
 
-    A `judge` hears of held-out losses.
+    A `judge` hears of validation losses.
     """
 
     def __init__(
@@ -107,11 +107,11 @@ class Watch(LiveLine):
             self._spool.image(step, "preview", path)
 
     def validate(self, step: int, network: nn.Module, ema: nn.Module) -> dict[str, float]:
-        """The held-out losses, which become curves by step."""
+        """The validation losses, which become curves by step."""
         with self.paused():
             losses = super().validate(step, network, ema)
         if losses:
-            self._spool.metrics(step, {f"heldout/{name}": value for name, value in losses.items()})
+            self._spool.metrics(step, {f"val/{name}": value for name, value in losses.items()})
             if self.judge is not None:
                 self.judge(step, losses["loss"])
         return losses

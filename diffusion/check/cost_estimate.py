@@ -89,8 +89,8 @@ def real_images(project: Project) -> int:
 def _sizes(project: Project, plan: DenoiserPlan) -> dict[str, int]:
     """Return the bytes of each kind of result, without DVC's copies."""
     config, parameters = project.config, count_parameters(plan.network)
-    averages = profile_bytes(plan.network, len(plan.train.widths))
-    widths = len(config.sweep.widths)
+    averages = profile_bytes(plan.network, len(plan.train.sigma_rels))
+    widths = len(config.sweep.sigma_rels)
     side, images = plan.network.image_size, real_images(project)
     pixels = side * side * plan.network.in_channels
     numbers = sum(extractor_spec(space.extractor).features for space in config.evaluate.spaces)

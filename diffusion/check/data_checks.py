@@ -100,9 +100,9 @@ def check_fit(project: Project) -> Iterator[Finding]:
 
 def _start(plan: DenoiserPlan, starts: Path) -> Iterator[Finding]:
     """Report the pretrained model, and a model that was trained on grey images."""
-    if plan.start is None:
+    if plan.init_from is None:
         return
-    start = find_pretrained(plan.start, starts)
+    start = find_pretrained(plan.init_from, starts)
     nearest = start.lineage[0]
     yield Finding("ok", "start", f"from {nearest.sha256[:16]}, {nearest.step:,} steps of {nearest.data}")
     if start.artefact.network.in_channels < plan.network.in_channels:

@@ -90,9 +90,9 @@ def _training(project: Project) -> list[Need]:
     root, parameters = project.root, count_parameters(plan.network)
     folder = root / TRAIN_RUNS / training_fingerprint(plan)
     states = sum(path.stat().st_size for path in folder.glob("state-*.sealed"))
-    profiles = profile_bytes(plan.network, len(plan.train.widths))
+    profiles = profile_bytes(plan.network, len(plan.train.sigma_rels))
     snapshots = profiles * len(plan.train.snapshot_steps())
-    models = MODEL_BYTES * parameters * len(project.config.sweep.widths)
+    models = MODEL_BYTES * parameters * len(project.config.sweep.sigma_rels)
     needs = [
         Need("training", folder, max(0, STATES * (STATE_BYTES * parameters + profiles) - states)),
         Need("training", root / MODEL, 2 * MODEL_BYTES * parameters),
@@ -123,7 +123,9 @@ def _shards(project: Project, cells: Sequence[Cell]) -> dict[Cell, int]:
     if not project.is_trained:
         return {}
     sample, root = project.config.sample, project.root
-    made = existing_ema_models(root / MODEL, project.config.sweep.widths, root / AVERAGES, root / EMA_RUNS)
+    made = existing_ema_models(
+        root / MODEL, project.config.sweep.sigma_rels, root / AVERAGES, root / EMA_RUNS
+    )
     models = {width: read_artefact(file) for width, file in made.items()}
     models[None] = read_artefact(root / MODEL)
     folders = {

@@ -75,14 +75,14 @@ def check_memory(project: Project) -> Iterator[Finding]:
 
 def _step_bytes(spec: NetworkSpec, train: TrainConfig, images: int, shards: int) -> int:
     """Return the upper bound of a step's memory, with EMA profiles."""
-    averages = profile_bytes(spec, len(train.widths)) // shards
+    averages = profile_bytes(spec, len(train.sigma_rels)) // shards
     return step_bytes(spec, images, shards=shards) + averages
 
 
 def _microbatch(spec: NetworkSpec, train: TrainConfig, images: int, memory: float, shards: int) -> int:
     """Return the images per forward pass of a process; for auto, as training chooses it."""
     if train.microbatch == "auto":
-        left = int(memory) - profile_bytes(spec, len(train.widths)) // shards
+        left = int(memory) - profile_bytes(spec, len(train.sigma_rels)) // shards
         return fitting_microbatch(spec, images, left, shards=shards)
     return min(train.microbatch or images, images)
 

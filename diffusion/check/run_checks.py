@@ -62,7 +62,7 @@ def _listed(config: Config, axis: str) -> tuple[str, ...]:
 
 def check_averages(project: Project) -> Iterator[Finding]:
     """Check whether the EMA profiles of the sweep can be made from the finished training's snapshots."""
-    if not project.config.sweep.widths or not project.is_trained:
+    if not project.config.sweep.sigma_rels or not project.is_trained:
         return
     try:
         matching_snapshots(project.root / MODEL, project.root / AVERAGES)

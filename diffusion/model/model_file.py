@@ -63,7 +63,7 @@ class ModelDescription(Section):
     `code` is by which code the weights were trained, from which step on; none for weights from elsewhere.
     `weights_sha256` is of the tensors, and is what a file's weights are held against when they are loaded.
     `lineage` are the models that it was trained from, the nearest first; it stands in no file without any.
-    `ema_width` is σ_rel of the power-function average that the weights are, in the files of such ones alone.
+    `ema_sigma_rel` is the σ_rel of the weights, if they are a power-function EMA; other files have none.
     """
 
     format: Literal[3] = 3
@@ -75,7 +75,7 @@ class ModelDescription(Section):
     code: tuple[CodeSince, ...] = ()
     weights_sha256: Text = ""
     lineage: tuple[Ancestor, ...] = Field(default=(), max_length=MAX_ANCESTORS, exclude_if=operator.not_)
-    ema_width: SigmaRel | None = Field(default=None, exclude_if=operator.not_)
+    ema_sigma_rel: SigmaRel | None = Field(default=None, exclude_if=operator.not_)
     _stored: JsonObject | None = PrivateAttr(
         default=None
     )  # a file's own values, where they differ from a dump

@@ -22,7 +22,7 @@ from diffusion.system.errors import UsageError
 SUFFIX = ".safetensors"
 SNAPSHOT_FIELDS = {
     "step",
-    "ema_width",
+    "ema_sigma_rel",
     "weights_sha256",
 }  # what the snapshots of one training do not have in common
 
@@ -71,21 +71,21 @@ class Snapshots:
         paths = tuple(snapshot_files(folder))
         if not paths:
             raise UsageError(
-                f"{folder} has no snapshots of averages: set train.averages, train, or `dvc pull` them"
+                f"{folder} has no snapshots of averages: set train.ema_profiles, train, or `dvc pull` them"
             )
         artefacts = tuple(map(read_artefact if unverified else read_verified_artefact, paths))
         first = artefacts[0].model_dump(exclude=SNAPSHOT_FIELDS)
         for path, artefact in zip(paths, artefacts, strict=True):
-            if artefact.ema_width is None or artefact.step < 1:
+            if artefact.ema_sigma_rel is None or artefact.step < 1:
                 raise UsageError(f"{path} is a model, but no snapshot of a power-function average")
             if artefact.model_dump(exclude=SNAPSHOT_FIELDS) != first:
                 raise UsageError(f"{path} and {paths[0]} are of two trainings: keep a folder for each")
         return cls(paths, artefacts)
 
     @property
-    def widths(self) -> list[float]:
+    def sigma_rels(self) -> list[float]:
         """The widths that were tracked, in order."""
-        return sorted({artefact.ema_width or 0.0 for artefact in self.artefacts})
+        return sorted({artefact.ema_sigma_rel or 0.0 for artefact in self.artefacts})
 
     @property
     def last(self) -> Artefact:
@@ -95,7 +95,7 @@ class Snapshots:
     def fit(self, width: float) -> ProfileFit:
         """How the average of a width after the last step is made of them."""
         times = [artefact.step for artefact in self.artefacts]
-        return fit_profile(times, [artefact.ema_width or 0.0 for artefact in self.artefacts], width)
+        return fit_profile(times, [artefact.ema_sigma_rel or 0.0 for artefact in self.artefacts], width)
 
     def reconstruct(self, width: float) -> tuple[dict[str, Tensor], Artefact]:
         """The average's weights, on the CPU in the snapshots' types, and what its model file says."""
@@ -110,7 +110,7 @@ class Snapshots:
                     term = part * tensor.double()
                     sums[name] = sums[name].add_(term) if name in sums else term
         weights = {name: tensor.to(kinds[name]) for name, tensor in sums.items()}
-        return weights, self.last.model_copy(update={"ema_width": width})
+        return weights, self.last.model_copy(update={"ema_sigma_rel": width})
 
 
 def fit_profile(steps: Sequence[int], widths: Sequence[float], width: float) -> ProfileFit:

@@ -36,12 +36,12 @@ class SweepConfig(_AxisLists):  # type: ignore[misc]
 
     These are the sampler's options that may vary, and `ema`. An axis that is not listed has the value of the
     section `sample` in every cell. A null on the axis of intervals is everywhere. `ema` lists averages of the
-    weights: widths σ_rel of power-function averages, reconstructed from what `train.averages` keeps, and
+    weights: widths σ_rel of power-function averages, reconstructed from what `train.ema_profiles` keeps, and
     `decay` for the model file's own, which is the only one where nothing is listed.
     """
 
     @property
-    def widths(self) -> tuple[float, ...]:
+    def sigma_rels(self) -> tuple[float, ...]:
         """The widths of power-function averages that the grid has cells of."""
         return tuple(value for value in self.ema or () if not isinstance(value, str))
 

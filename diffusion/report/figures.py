@@ -123,7 +123,7 @@ def loss_curve(curve: TrainingCurve) -> Figure:
         axes.plot(curve.steps, smooth, color=colour, linewidth=1.8, label="moving average")
         for (label, values), line, marker in zip(heldout.items(), LINES[1:], MARKERS[1:], strict=False):
             style = {"color": LIGHT[line], "marker": marker, "markersize": 4, "label": label}
-            axes.plot(curve.heldout_steps, values, **style)  # type: ignore[arg-type]
+            axes.plot(curve.val_steps, values, **style)  # type: ignore[arg-type]
         values = np.concatenate([curve.loss, *heldout.values()])
         values = values[np.isfinite(values)]
         if len(values) and values.min() > 0:

@@ -219,7 +219,7 @@ def _training(inputs: ReportInputs) -> list[tuple[str, str]]:
 
 def _lineage(inputs: ReportInputs) -> list[tuple[str, str]]:
     """Return the pretrained models of the training, and what was frozen or slowed down."""
-    start, lineage = inputs.config.train.start, CellMeta.model_validate(inputs.best.meta).lineage
+    start, lineage = inputs.config.train.init_from, CellMeta.model_validate(inputs.best.meta).lineage
     rows = [
         (
             "before that" if place else "started from",

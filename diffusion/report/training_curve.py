@@ -10,42 +10,46 @@ from numpy.typing import NDArray
 from diffusion.system.errors import DiffctlError, UsageError
 
 Values = NDArray[np.float64]
-HELDOUT, RAW = (
-    "heldout_",
-    "heldout_raw_",
+VALIDATION, RAW = (
+    "val_",
+    "val_raw_",
 )  # prefixes of columns: validation loss of the EMA, of the raw weights
 PARTS = ("mse", "vlb")
 QUARTERS = tuple(f"loss_q{quarter}" for quarter in range(4))
 
 
 class TrainingCurve(NamedTuple):
-    """`loss` (N,) after `steps`, and validation losses by column, (M,) each, after `heldout_steps`."""
+    """`loss` (N,) after `steps`, and validation losses by column, (M,) each, after `val_steps`."""
 
     steps: Values
     loss: Values
-    heldout_steps: Values
-    heldout: dict[str, Values]
+    val_steps: Values
+    validation: dict[str, Values]
 
     def lines(self) -> dict[str, Values]:
         """Return the validation losses to draw, by label."""
-        named = {f"{HELDOUT}loss": "held out, EMA", f"{RAW}loss": "held out, raw weights"}
-        return {label: self.heldout[name] for name, label in named.items() if name in self.heldout}
+        named = {f"{VALIDATION}loss": "validation, EMA", f"{RAW}loss": "validation, raw weights"}
+        return {label: self.validation[name] for name, label in named.items() if name in self.validation}
 
     def facts(self) -> list[tuple[str, str]]:
         """Return names and values of the validation losses."""
-        if not len(self.heldout_steps):
+        if not len(self.val_steps):
             return []
-        loss = self.heldout[f"{HELDOUT}loss"]
+        loss = self.validation[f"{VALIDATION}loss"]
         least = int(np.nanargmin(loss)) if np.isfinite(loss).any() else 0
-        text = f"{loss[-1]:.4g}, least {loss[least]:.4g} after step {self.heldout_steps[least]:,.0f}"
-        facts = [("held-out loss, EMA", text)]
-        if f"{RAW}loss" in self.heldout:
-            facts.append(("held-out loss, raw weights", f"{self.heldout[f'{RAW}loss'][-1]:.4g}"))
-        rest = {"held-out mse and vlb, EMA": PARTS, "held-out loss by quarter of t, EMA": QUARTERS}
+        text = f"{loss[-1]:.4g}, least {loss[least]:.4g} after step {self.val_steps[least]:,.0f}"
+        facts = [("validation loss, EMA", text)]
+        if f"{RAW}loss" in self.validation:
+            facts.append(("validation loss, raw weights", f"{self.validation[f'{RAW}loss'][-1]:.4g}"))
+        rest = {"validation mse and vlb, EMA": PARTS, "validation loss by quarter of t, EMA": QUARTERS}
         return facts + [(name, self._last(parts)) for name, parts in rest.items() if self._last(parts)]
 
     def _last(self, parts: tuple[str, ...]) -> str:
-        columns = [self.heldout[f"{HELDOUT}{part}"] for part in parts if f"{HELDOUT}{part}" in self.heldout]
+        columns = [
+            self.validation[f"{VALIDATION}{part}"]
+            for part in parts
+            if f"{VALIDATION}{part}" in self.validation
+        ]
         return ", ".join(f"{column[-1]:.4g}" for column in columns)
 
 
@@ -54,7 +58,7 @@ def read_curve(path: Path) -> TrainingCurve:
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        names = [name for name in (rows[0] if rows else ()) if name and name.startswith(HELDOUT)]
+        names = [name for name in (rows[0] if rows else ()) if name and name.startswith(VALIDATION)]
         columns = {name: np.array([float(row[name]) for row in rows]) for name in ("step", "loss", *names)}
     except FileNotFoundError:
         raise UsageError(f"no loss curve at {path}: make it with `diffctl stage train`") from None
@@ -64,7 +68,7 @@ def read_curve(path: Path) -> TrainingCurve:
         ) from None
     if not rows:
         raise DiffctlError(f"{path} holds no step: make it with `diffctl stage train`")
-    measured = ~np.isnan(columns.get(f"{HELDOUT}loss", np.full(len(rows), np.nan)))
+    measured = ~np.isnan(columns.get(f"{VALIDATION}loss", np.full(len(rows), np.nan)))
     trained = ~(measured & np.isnan(columns["loss"]))  # a row may have validation losses only
     return TrainingCurve(
         columns["step"][trained],

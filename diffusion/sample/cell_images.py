@@ -38,7 +38,7 @@ def sampling_card(settings: SampleSettings, artefact: Artefact) -> dict[str, Any
     """The sampling half of the protocol card, without the number of images: a flat JSON dict."""
     return {
         "model_sha256": artefact.model_sha256,
-        "ema": artefact.ema_width or True,
+        "ema": artefact.ema_sigma_rel or True,
         "precision": artefact.precision,
         **settings_card(settings),
         "evaluations": count_nfe(settings, artefact.process),

@@ -46,7 +46,7 @@ class SearchConfig(Section):
 
     The `method` is grid (every combination once), random, or tpe (Optuna's tree of Parzen estimators,
     Bergstra et al. 2011, by what the trials before came to). `trials` is how many; a grid has all of its own
-    where it is None. With `prune` a training ends early whose held-out loss is over the median of those
+    where it is None. With `prune` a training ends early whose validation loss is over the median of those
     before at the same step. What a trial gets is a function of `seed`, its number and the trials before.
     """
 

@@ -112,7 +112,7 @@ class Ledger:
         storage.set_trial_state_values(trial_id, TrialState[state], values)
 
     def report(self, number: int, step: int, loss: float) -> bool:
-        """Note a trial's held-out loss after `step` steps, once; whether it should end early."""
+        """Note a trial's validation loss after `step` steps, once; whether it should end early."""
         self._mend()
         if step not in self.trials()[number].reports and math.isfinite(loss):
             self._study._storage.set_trial_intermediate_value(self._id(number), step, loss)

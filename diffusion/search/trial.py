@@ -10,7 +10,7 @@ State = Literal["running", "done", "pruned", "failed"]
 class Trial:
     """Trial `number` from 0 on. `value` is its score, the lower the better, None of one that has none.
 
-    `reports` are its held-out losses by step, `reason` is why it failed.
+    `reports` are its validation losses by step, `reason` is why it failed.
     """
 
     number: int

@@ -28,14 +28,27 @@ def _section(section: str, table: Table, new_section: str | None = None) -> Tabl
     return _within(new_section or section, part)
 
 
-# Each entry: the old path of a key → its new name. A path is made of old names alone.
-PARAMS: Table = {}
-MODEL: Table = {}
+# Each entry: the old path of a key → its new name. A path is made of old names alone. In flat names a `*` at
+# the end stands for the rest.
+PARAMS: Table = {
+    "train.averages": "ema_profiles",
+    "train.averages.widths": "sigma_rel",
+    "train.heldout_every": "val_every",
+    "train.heldout_images": "val_images",
+    "train.lr.course": "schedule",
+    "train.start": "init_from",
+}
+MODEL: Table = {"ema_width": "ema_sigma_rel"}
 CARD: Table = {}
 STORE: Table = {}
 SCORES: Table = {}
-TAGS: Table = {}
-METRICS: Table = {}
+TAGS: Table = {
+    "diffctl.ema_width": "diffctl.ema_sigma_rel",
+    "diffctl.goes_on": "diffctl.resumed_from",
+    "diffctl.start": "diffctl.init_from",
+    "diffctl.start.*": "diffctl.init_from.*",
+}
+METRICS: Table = {"heldout/*": "val/*"}
 SPOOL: Table = {}
 
 RENAMED: dict[DocumentKind, Table] = {
@@ -123,12 +136,20 @@ def _translated(values: Any, nodes: list[_Node]) -> Any:
 
 def _translated_name(kind: DocumentKind, name: str) -> str:
     if kind in ("tags", "metrics"):  # their dots are no levels
-        return RENAMED[kind].get(name, name)
+        return _translated_tag(RENAMED[kind], name)
     nodes, parts = [_TREES[kind]], []
     for part in name.split("."):
         nodes = _below(nodes, part)
         parts.append(_new_name(part, nodes))
     return ".".join(parts)
+
+
+def _translated_tag(table: Table, name: str) -> str:
+    if name in table:
+        return table[name]
+    prefixes = (old for old in table if old.endswith(ANY) and name.startswith(old.removesuffix(ANY)))
+    old = next(prefixes, None)
+    return name if old is None else table[old].removesuffix(ANY) + name.removeprefix(old.removesuffix(ANY))
 
 
 def _old_keys(values: Any, node: _Node, path: str = "") -> Iterator[str]:

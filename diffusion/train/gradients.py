@@ -169,7 +169,7 @@ class GradientAccumulator:
         else:
             guess = total // self._group.world_size  # a machine's memory is for all its processes
         spec, build = self._plan.network, self._objective.network
-        guess -= profile_bytes(spec, len(self._plan.train.widths), build) // shards
+        guess -= profile_bytes(spec, len(self._plan.train.sigma_rels), build) // shards
         return fitting_microbatch(spec, images, guess, build, shards)
 
 

@@ -69,7 +69,7 @@ class Observer(Protocol):
         """Called where `train.is_previewed`."""
 
     def validate(self, step: int, network: nn.Module, ema: nn.Module) -> dict[str, float]:
-        """Called where `train.is_validated`; returns held-out losses for the curve, or none."""
+        """Called where `train.is_validated`; returns validation losses for the curve, or none."""
 
     def evaluate(self, step: int, ema: nn.Module) -> None:
         """Called where `train.is_scored`."""
@@ -123,7 +123,7 @@ class TrainState(Resumable):
 
     def restore(self, saved: SavedState) -> None:
         """As any; averages that only the saved one tracks are left out."""
-        if not self.plan.train.widths:
+        if not self.plan.train.sigma_rels:
             saved = saved._replace(tensors=without_prefix(saved.tensors, "averages."))
         super().restore(self.shards.own(self, saved) if self.shards else saved)
 
@@ -141,7 +141,7 @@ def new_state(
         with torch.random.fork_rng(devices=[]):  # the initialisers know the global generator only
             torch.manual_seed(counter_generator(objective.purposes.weights, train.seed).initial_seed())
             network = objective.network(plan.network)
-        groups = init_network(network, plan.start, plan.network, plan.data.classes, starts)
+        groups = init_network(network, plan.init_from, plan.network, plan.data.classes, starts)
         keep_freed_memory(device.type)
         network.train()
         shards = None
@@ -152,7 +152,7 @@ def new_state(
             network.to(memory_format=memory_layout(plan.precision, device))  # type: ignore[call-overload]
         optimizer = make_optimizer(train, network, groups)
         timesteps = objective.timesteps(build_process(plan.process))
-        averages = new_profiles(network, train.widths)
+        averages = new_profiles(network, train.sigma_rels)
         ema = ema_copy(network)
         return TrainState(plan, network, ema, optimizer, timesteps, averages, shards, code=list(plan.code))
 
@@ -181,7 +181,7 @@ def train_step(state: TrainState, gradients: GradientAccumulator, batch: Batch) 
     if norm.device.type not in IGNORES_FOUND_INF or finite:
         state.optimizer.step()
     ema_update(state.ema, state.network, warmed_decay(train.ema_decay, state.step), finite)
-    update_profiles(state.averages, state.network, train.widths, state.step + 1)
+    update_profiles(state.averages, state.network, train.sigma_rels, state.step + 1)
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     return means
@@ -297,7 +297,7 @@ def thin_history(history: list[dict[str, float]], config: OptimisationConfig) ->
 
 
 def _observe(state: TrainState, observer: Observer, means: dict[str, float]) -> None:
-    """Tell the observer what it is time for: the window's means, the newest, held-out losses, pictures."""
+    """Tell the observer what it is time for: the window's means, the newest, validation losses, pictures."""
     config = state.plan.train
     if config.is_logged(state.step):
         values = with_quartile_means(state.take_means())
@@ -314,7 +314,7 @@ def _observe(state: TrainState, observer: Observer, means: dict[str, float]) -> 
     if state.shards and any(looks):
         network, ema = state.shards.networks(state)
     if config.is_validated(state.step):
-        with observer_guard(f"held-out loss of step {state.step:,}"):
+        with observer_guard(f"validation loss of step {state.step:,}"):
             losses = observer.validate(state.step, network, ema)
             validation_loss.add_to_history(state.history, state.step, losses)
     if config.is_previewed(state.step):

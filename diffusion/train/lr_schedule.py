@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step: courses by name, as `train.lr` says them. It loads no torch.
+"""The learning rate as a function of the step: schedules by name, as `train.lr` says them. It loads no torch.
 
 A further one is a subclass of Course here and an entry of LR_SCHEDULES.
 """
@@ -24,7 +24,7 @@ Count = Annotated[int, Field(ge=0, le=MAX_COUNT), NotBool]
 
 @dataclass(frozen=True)
 class LRScheduleEntry:
-    """`config` is the course's class, a subclass of Course, as a "module:name"."""
+    """`config` is the schedule's class, a subclass of Course, as a "module:name"."""
 
     config: str
 
@@ -39,16 +39,16 @@ LR_SCHEDULES = {
 
 
 class LRSchedule(RegistrySection):
-    """What all courses share: a rise over the first `warmup` steps and a fall over the last `cooldown`.
+    """Fields of every schedule: a linear warm-up from 0 over `warmup` steps, and a cool-down to 0.
 
-    `course` is a name of LR_SCHEDULES. Rise and fall are linear, from 0 and to 0, and multiply the schedule's
-    own rate. Steps count from 0.
+    `schedule` is a name of LR_SCHEDULES. The cool-down takes the last `cooldown` steps. Both multiply the
+    schedule's own rate. Steps count from 0.
     """
 
-    CHOSEN_BY = "course"
+    CHOSEN_BY = "schedule"
     ENTRIES = LR_SCHEDULES
 
-    course: Annotated[str, AfterValidator(partial(check_name, registry=LR_SCHEDULES))] = "constant"
+    schedule: Annotated[str, AfterValidator(partial(check_name, registry=LR_SCHEDULES))] = "constant"
     warmup: Count = 0
     cooldown: Count = 0
 
@@ -57,7 +57,7 @@ class LRSchedule(RegistrySection):
         raise NotImplementedError
 
     def find_problem(self, steps: int, prefix: str) -> str | None:
-        """Why a training of so many steps cannot have this course; None where it can.
+        """Why a training of so many steps cannot have this schedule; None where it can.
 
         `prefix` stands before the section `train`.
         """
@@ -73,15 +73,15 @@ class LRSchedule(RegistrySection):
         return None
 
     def describe(self) -> str:
-        """The course for people: its name, and what was chosen of it."""
-        chosen = self.model_dump(exclude={"course"}, exclude_defaults=True)
-        return ", ".join([self.course, *(f"{name} {value}" for name, value in chosen.items())])
+        """The schedule for people: its name, and what was chosen of it."""
+        chosen = self.model_dump(exclude={"schedule"}, exclude_defaults=True)
+        return ", ".join([self.schedule, *(f"{name} {value}" for name, value in chosen.items())])
 
 
 class ConstantLR(LRSchedule):
     """`rate` at every step."""
 
-    course: Literal["constant"] = "constant"
+    schedule: Literal["constant"] = "constant"
     rate: Rate
 
     def base_rate(self, step: int, steps: int) -> float:
@@ -101,7 +101,7 @@ class _Falling(LRSchedule):
 class CosineLR(_Falling):
     """From `rate` after the warm-up to `end` at the training's end by half a cosine (1608.03983, eq. 5)."""
 
-    course: Literal["cosine"] = "cosine"
+    schedule: Literal["cosine"] = "cosine"
 
     def base_rate(self, step: int, steps: int) -> float:
         """end + (rate − end)·(1 + cos πf)/2, f the part that is done."""
@@ -111,7 +111,7 @@ class CosineLR(_Falling):
 class LinearLR(_Falling):
     """From `rate` after the warm-up to `end` at the training's end in equal parts."""
 
-    course: Literal["linear"] = "linear"
+    schedule: Literal["linear"] = "linear"
 
     def base_rate(self, step: int, steps: int) -> float:
         """rate + (end − rate)·f, f the part that is done."""
@@ -121,7 +121,7 @@ class LinearLR(_Falling):
 class InverseSqrtLR(LRSchedule):
     """`rate` up to step `hold`, then rate/√(step/hold) as EDM2 trains (Karras et al. 2024, 2312.02696)."""
 
-    course: Literal["inverse-sqrt"] = "inverse-sqrt"
+    schedule: Literal["inverse-sqrt"] = "inverse-sqrt"
     rate: Rate
     hold: PositiveInt
 
@@ -133,7 +133,7 @@ class InverseSqrtLR(LRSchedule):
 class StepLR(LRSchedule):
     """`rates` lists [from, rate]: each holds from its step to the next one's, the last one to the end."""
 
-    course: Literal["steps"] = "steps"
+    schedule: Literal["steps"] = "steps"
     rates: Annotated[tuple[tuple[Count, Rate], ...], Field(min_length=1, max_length=100)]
 
     @model_validator(mode="after")
@@ -153,7 +153,7 @@ class StepLR(LRSchedule):
         return next(rate for begin, rate in reversed(self.rates) if begin <= step)
 
     def find_problem(self, steps: int, prefix: str) -> str | None:
-        """As any course; also where a part would never begin."""
+        """As any schedule; also where a part would never begin."""
         last, _ = self.rates[-1]
         if last >= steps:
             return (
@@ -164,23 +164,23 @@ class StepLR(LRSchedule):
 
 
 def parse_lr(value: Any) -> Any:
-    """What stands in `train.lr` as the fields of a course: a number is a constant rate."""
+    """What stands in `train.lr` as the fields of a schedule: a number is a constant rate."""
     return value if isinstance(value, dict | LRSchedule) else {"rate": value}
 
 
-def learning_rate(course: LRSchedule, step: int, steps: int) -> float:
+def learning_rate(schedule: LRSchedule, step: int, steps: int) -> float:
     """The rate of step `step` (from 0) of a training of `steps`, warm-up and cool-down included."""
-    rate = course.base_rate(step, steps)
-    if step < course.warmup:
-        rate = rate * (step + 1) / course.warmup
-    if steps - step < course.cooldown:
-        rate = rate * (steps - step) / course.cooldown
+    rate = schedule.base_rate(step, steps)
+    if step < schedule.warmup:
+        rate = rate * (step + 1) / schedule.warmup
+    if steps - step < schedule.cooldown:
+        rate = rate * (steps - step) / schedule.cooldown
     return rate
 
 
-def first_divergent_step(course: LRSchedule, steps: int, other: LRSchedule, other_steps: int) -> int | None:
+def first_divergent_step(schedule: LRSchedule, steps: int, other: LRSchedule, other_steps: int) -> int | None:
     """The first step of both trainings at which their rates differ; None where none does."""
     for step in range(min(steps, other_steps)):
-        if learning_rate(course, step, steps) != learning_rate(other, step, other_steps):
+        if learning_rate(schedule, step, steps) != learning_rate(other, step, other_steps):
             return step
     return None

@@ -36,13 +36,15 @@ if TYPE_CHECKING:
 OBSERVATION_FIELDS = {
     "log_every",
     "save_every",
-    "heldout_every",
-    "heldout_images",
+    "val_every",
+    "val_images",
     "preview_every",
     "eval_every",
 }
 OBSERVATION_FIELDS |= {"eval_images", "eval_steps", "keep"}
-TRACKED_FIELDS = {"averages"}  # what is tracked from the first step on: another training, of the same model
+TRACKED_FIELDS = {
+    "ema_profiles"
+}  # what is tracked from the first step on: another training, of the same model
 HARDWARE_FIELDS = {"devices", "shard", "microbatch", "compile"}
 
 
@@ -67,7 +69,7 @@ class TrainPlan(ModelDescription):
         return None
 
     @property
-    def start(self) -> PretrainedConfig | None:
+    def init_from(self) -> PretrainedConfig | None:
         """The model that it begins with; None where the weights are drawn."""
         return None
 
@@ -90,9 +92,9 @@ class DenoiserPlan(TrainPlan):
         return self.train.augment
 
     @property
-    def start(self) -> PretrainedConfig | None:
+    def init_from(self) -> PretrainedConfig | None:
         """The model that it begins with; None where the weights are drawn."""
-        return self.train.start
+        return self.train.init_from
 
 
 def build_objective(plan: TrainPlan) -> "Objective":
@@ -149,9 +151,9 @@ def _lineage(
     config: TrainSections, network: NetworkSpec, data: DataCard, starts: Path
 ) -> tuple[Ancestor, ...]:
     """The models that it comes from; none where the weights are drawn."""
-    if config.train.start is None:
+    if config.train.init_from is None:
         return ()
-    return check_pretrained(config.train.start, network, config.process, data.classes, starts).lineage
+    return check_pretrained(config.train.init_from, network, config.process, data.classes, starts).lineage
 
 
 def make_data_card(meta: dict[str, Any], flip: bool, *, labelled: bool) -> DataCard:

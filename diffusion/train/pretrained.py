@@ -54,7 +54,7 @@ class Pretrained:
         try:
             return transfer(start, spec, classes, drawn)
         except Incompatible as error:
-            raise PretrainedRefused(f"train.start: {error}") from None
+            raise PretrainedRefused(f"train.init_from: {error}") from None
 
     def is_frozen(self, name: str) -> bool:
         """Whether a weight stays as it is."""
@@ -91,14 +91,14 @@ def find_pretrained(config: PretrainedConfig, starts: Path = STARTS) -> Pretrain
     path = pretrained_path(config.sha256, starts)
     if not path.exists():
         kind = PretrainedMissing if dvc_file(path).exists() else PretrainedRefused
-        raise kind(f"train.start: {path}, which the training begins with, is not here: {GET}")
+        raise kind(f"train.init_from: {path}, which the training begins with, is not here: {GET}")
     try:
         artefact = read_artefact(path)
     except DiffctlError as error:
-        raise PretrainedRefused(f"train.start: {error}") from None
+        raise PretrainedRefused(f"train.init_from: {error}") from None
     if artefact.model_sha256 != config.sha256:
         raise PretrainedRefused(
-            f"train.start: {path} is another model ({artefact.model_sha256[:16]}…) than is pinned: {GET}"
+            f"train.init_from: {path} is another model ({artefact.model_sha256[:16]}…) than is pinned: {GET}"
         )
     return Pretrained(path, config, artefact)
 
@@ -118,7 +118,7 @@ def check_pretrained(
     said = start.artefact.process.prediction
     if said != process.prediction:
         raise PretrainedRefused(
-            f"train.start: process.prediction is {process.prediction}, and the start predicts {said}"
+            f"train.init_from: process.prediction is {process.prediction}, and the start predicts {said}"
         )
     with torch.device("meta"):  # names and shapes alone
         has = build_network(start.artefact.network).state_dict()
@@ -158,6 +158,8 @@ def _refuse_idle_parts(start: Pretrained, names: list[str]) -> None:
     for part in start.config.freeze:
         if not any(name == part or name.startswith(f"{part}.") for name in names):
             parts = ", ".join(sorted({name.partition(".")[0] for name in names}))
-            raise PretrainedRefused(f"train.start.freeze: the network has no {part!r}; its parts are {parts}")
+            raise PretrainedRefused(
+                f"train.init_from.freeze: the network has no {part!r}; its parts are {parts}"
+            )
     if all(map(start.is_frozen, names)):
-        raise PretrainedRefused("train.start.freeze leaves nothing to train")
+        raise PretrainedRefused("train.init_from.freeze leaves nothing to train")

@@ -33,7 +33,7 @@ MAX_SNAPSHOTS = 256  # of a width, in a training
 CURVE_ROWS = 2000  # a curve has no more points than a picture of it can show
 Augmentation = Literal["x-flip", "y-flip", "scaling", "rotation", "anisotropy", "translation"]
 AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
-VALIDATION_SHARE = 0.015  # of a training's work, that held-out losses take by default
+VALIDATION_SHARE = 0.015  # of a training's work, that validation losses take by default
 
 
 class OptimisationConfig(Section):
@@ -44,17 +44,17 @@ class OptimisationConfig(Section):
     learns more in a step, at up to twice the rate. `weight_decay` is either's. `precision` auto is bf16
     where the processor or GPU has it, else fp32.
 
-    `lr` is a rate or a course of rates. A gradient whose norm exceeds `grad_clip` is scaled down to it; None:
-    never, as iDDPM and ADM train. The model file holds the average of the weights by `ema_decay`, at step k
-    at most (1+k)/(10+k), so that a short training forgets its start; 0 keeps the weights themselves.
+    `lr` is a rate or a learning-rate schedule. Gradients are clipped to the norm `grad_clip`; None: never,
+    as iDDPM and ADM train. The model file holds the average of the weights by `ema_decay`, at step k at most
+    (1+k)/(10+k), so that a short training forgets its start; 0 keeps the weights themselves.
     `devices` is the number of processes that share every batch; auto is one for each GPU of this machine.
     With `shard` each process holds a part of the weights, averages and moments, otherwise all of them.
     `microbatch` is how many images a process takes at a time; auto halves its share of the batch until it
     fits, None takes the share whole. `compile` uses torch.compile; auto: on a GPU, for long trainings without
     shards. These four change a result only by rounding. `tf32` rounds a GPU's float32 products to 10 bits.
     `log_every` is the number of steps between entries in the log. `save_every` is the number of steps between
-    saved states. Every `heldout_every` steps the loss over images of the test split is measured; None: never;
-    auto: as often as about 1.5% of a training's work allows. `heldout_images` is how many images that loss is
+    saved states. Every `val_every` steps the loss over images of the test split is measured; None: never;
+    auto: as often as about 1.5% of a training's work allows. `val_images` is how many images that loss is
     over. None of the last four changes a result.
     """
 
@@ -78,8 +78,8 @@ class OptimisationConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     log_every: PositiveInt = 50
     save_every: PositiveInt = 500
-    heldout_every: PositiveInt | Literal["auto"] | None = "auto"
-    heldout_images: Annotated[int, Field(ge=4, le=MAX_HELD), NotBool] = 256
+    val_every: PositiveInt | Literal["auto"] | None = "auto"
+    val_images: Annotated[int, Field(ge=4, le=MAX_HELD), NotBool] = 256
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -110,14 +110,16 @@ class OptimisationConfig(Section):
         return step % self.save_every == 0 or step == self.steps
 
     def is_validated(self, step: int) -> bool:
-        """Whether the held-out loss is measured after `step` steps: at most CURVE_ROWS times, and at the end.
+        """Return whether the validation loss is computed after `step` steps.
+
+        It is computed at most CURVE_ROWS times, and at the end.
 
         An image takes one pass by each of two networks, in training three: forward, and twice that back.
         """
-        if self.heldout_every is None:
+        if self.val_every is None:
             return False
-        affordable = math.ceil(2 * self.heldout_images / 3 / self.batch_size / VALIDATION_SHARE)
-        wanted = affordable if self.heldout_every == "auto" else self.heldout_every
+        affordable = math.ceil(2 * self.val_images / 3 / self.batch_size / VALIDATION_SHARE)
+        wanted = affordable if self.val_every == "auto" else self.val_every
         every = max(wanted, -(-self.steps // CURVE_ROWS))
         return step % every == 0 or step == self.steps
 
@@ -130,7 +132,7 @@ class OptimisationConfig(Section):
         return False
 
     @property
-    def widths(self) -> tuple[float, ...]:
+    def sigma_rels(self) -> tuple[float, ...]:
         """The widths of further averages: none, where a section does not say so."""
         return ()
 
@@ -157,13 +159,13 @@ class PretrainedConfig(Section):
 
 
 class EmaProfilesConfig(Section):
-    """Power-function averages of the weights, tracked beside the EMA (Karras et al. 2024, 2312.02696).
+    """Power-function EMAs of the weights, tracked with the EMA (Karras et al. 2024, 2312.02696).
 
-    `widths` are their σ_rel. A snapshot of each is kept every `every` steps and after the last; from these
-    `diffctl ema` makes any other width afterwards.
+    `sigma_rel` lists their σ_rel. A snapshot of each is kept every `every` steps and after the last.
+    From these `diffctl ema` makes an EMA of any other σ_rel after training.
     """
 
-    widths: Annotated[tuple[SigmaRel, ...], Field(min_length=1, max_length=MAX_EMA_PROFILES), Unique] = (
+    sigma_rel: Annotated[tuple[SigmaRel, ...], Field(min_length=1, max_length=MAX_EMA_PROFILES), Unique] = (
         0.05,
         0.1,
     )
@@ -188,19 +190,19 @@ class TrainConfig(OptimisationConfig):
 
     `augment` transforms images, of which the network is told; None leaves them as they are.
 
-    The training begins with the weights of `start`; None: with random ones.
+    The training begins with the weights of `init_from`; None: with random ones.
 
     Every `preview_every` steps pictures are made. Every `eval_every` steps the EMA is scored; None: never.
     `eval_images` is how many images each such score is of. `eval_steps` is the number of DDIM steps that make
     them. `keep` says which of the scored weights stay: the best, the last, or one every K steps. None of that
-    changes a result. Nor do power-function `averages`, beside the EMA, which are tracked from the first step
-    on: with others a training begins anew.
+    changes a result. Nor do the power-function EMAs of `ema_profiles`, which are tracked from the first step:
+    with others a training starts from scratch.
     """
 
-    start: PretrainedConfig | None = Field(default=None, exclude_if=operator.not_)
+    init_from: PretrainedConfig | None = Field(default=None, exclude_if=operator.not_)
     p_uncond: Probability = 0.0
     augment: AugmentConfig | None = Field(default=None, exclude_if=operator.not_)
-    averages: EmaProfilesConfig | None = Field(default=None, exclude_if=operator.not_)
+    ema_profiles: EmaProfilesConfig | None = Field(default=None, exclude_if=operator.not_)
     preview_every: PositiveInt = 1000
     eval_every: PositiveInt | None = None
     eval_images: Annotated[int, Field(ge=2, le=MAX_COUNT), NotBool] = 500
@@ -215,29 +217,29 @@ class TrainConfig(OptimisationConfig):
 
     @model_validator(mode="after")
     def _snapshots_are_few(self) -> Self:
-        count = -(-self.steps // self.averages.every) if self.averages else 0
+        count = -(-self.steps // self.ema_profiles.every) if self.ema_profiles else 0
         if count > MAX_SNAPSHOTS:
             raise ValueError(
-                f"averages.every makes {count:,} snapshots of a width in {self.steps:,} steps, and "
+                f"ema_profiles.every makes {count:,} snapshots of a width in {self.steps:,} steps, and "
                 f"{MAX_SNAPSHOTS} are the most: raise it to {-(-self.steps // MAX_SNAPSHOTS):,}"
             )
         return self
 
     @property
-    def widths(self) -> tuple[float, ...]:
+    def sigma_rels(self) -> tuple[float, ...]:
         """The widths of the power-function averages."""
-        return self.averages.widths if self.averages else ()
+        return self.ema_profiles.sigma_rel if self.ema_profiles else ()
 
     def snapshot_steps(self) -> Sequence[int]:
         """After which steps the power-function averages are kept, the last step among them."""
-        if self.averages is None:
+        if self.ema_profiles is None:
             return ()
-        every = self.averages.every
+        every = self.ema_profiles.every
         return (*range(every, self.steps, every), self.steps)
 
     def is_snapshot(self, step: int) -> bool:
         """Whether the power-function averages are kept after `step` steps."""
-        return self.averages is not None and (step % self.averages.every == 0 or step == self.steps)
+        return self.ema_profiles is not None and (step % self.ema_profiles.every == 0 or step == self.steps)
 
     def is_previewed(self, step: int) -> bool:
         """Whether pictures are made after `step` steps."""

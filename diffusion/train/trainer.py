@@ -119,7 +119,7 @@ class Trainer:
     def _snapshot(self, run: RunDir, state: TrainState) -> None:
         """Keep the averages as they are now."""
         said = self._result(state).model_copy(update={"step": state.step})
-        save_snapshots(run.folder, state.averages, self.plan.train.widths, said)
+        save_snapshots(run.folder, state.averages, self.plan.train.sigma_rels, said)
 
     def _result(self, state: TrainState) -> Artefact:
         """What the model file says."""

@@ -23,7 +23,7 @@ from diffusion.train.loss_by_timestep import quartile_sums, with_quartile_means
 from diffusion.train.plan import TrainPlan, build_objective
 
 AT_ONCE = 64  # images at most
-PREFIX = "heldout_"  # before the names of the losses in the curve
+PREFIX = "val_"  # before the names of the losses in the curve
 LOSS = f"{PREFIX}loss"
 RAW = "raw_"  # before the names of the losses of the weights themselves; the others are of their average
 OF_EACH = ("loss", "accuracy", "mse", "vlb", *QUARTERS)
@@ -34,7 +34,7 @@ Values = dict[str, float]
 
 
 class ValidationLoss:
-    """The losses over `train.heldout_images` of a store's images, or all where it has fewer.
+    """The losses over `train.val_images` of a store's images, or all where it has fewer.
 
     Place i of n has an image of its own, a t from the i-th n-th of the process, and noise by i.
     """
@@ -43,7 +43,7 @@ class ValidationLoss:
         self._plan, self._store = plan, store
         self._objective, self._process = build_objective(plan), build_process(plan.process)
         order = torch.randperm(len(store), generator=counter_generator("held-out images"))
-        self._rows = order[: plan.train.heldout_images]
+        self._rows = order[: plan.train.val_images]
 
     @torch.no_grad()
     def losses(self, network: nn.Module, ema: nn.Module) -> Values:
@@ -113,7 +113,7 @@ def add_to_history(history: list[Values], step: int, losses: Values) -> None:
     if starts_rising([loss for loss, _ in measured]):
         least, at = min(measured)
         warnings.warn(
-            f"the held-out loss has risen from {least:.4g} after step {at:,} to {losses['loss']:.4g} after "
+            f"the validation loss has risen from {least:.4g} after step {at:,} to {losses['loss']:.4g} after "
             f"step {step:,}: the model begins to know its images by heart; fewer steps, more images, "
             "data.flip or model.dropout help",
             DiffctlWarning,

@@ -78,7 +78,7 @@ def _block(path: str, own: Schema, definitions: Schema) -> str:
     chosen = [
         f"{name}: {' or '.join(map(str, value['enum']))}"
         for name, value in own["properties"].items()
-        if name in ("name", "course") and "enum" in value
+        if (name == "name" or (name, path.rpartition(".")[2]) == ("schedule", "lr")) and "enum" in value
     ]
     title = f"{depth} {path}" + (f" ({chosen[0]})" if chosen else "")
     rows = [

@@ -36,7 +36,7 @@ from tests.conftest import params
 from tests.helpers.networks import spec_of
 from tests.show.test_network_table import SHAPES
 
-AVERAGES = {"widths": [0.05, 0.1], "every": 5}
+AVERAGES = {"sigma_rel": [0.05, 0.1], "every": 5}
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def test_training_step_is_three_or_four_passes(checkpointing: bool, less: float)
 
 def test_cost_is_the_sum_of_its_parts(tmp_path: Path) -> None:
     changes = {
-        "train": {"averages": AVERAGES, "p_uncond": 0.1},
+        "train": {"ema_profiles": AVERAGES, "p_uncond": 0.1},
         "sweep": {"steps": [2, 3], "eta": [0.0, 1.0], "guidance": [0.0, 1.5]},
         "evaluate": {"also": ["inception-v3-compat"]},
     }

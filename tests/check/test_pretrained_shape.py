@@ -44,7 +44,7 @@ def test_suggested_section_makes_it_fit(tmp_path: Path, shape: dict[str, Any], s
     meta = {"name": "digits", "image_size": side, "channels": 1, "digest": "0" * 64}
     meta |= {"classes": list("0123456789"), "counts": [9] * 10}
     values = params(
-        train={"start": {"sha256": start.model_sha256}},
+        train={"init_from": {"sha256": start.model_sha256}},
         data={"image_size": side},
         model={"attention": [side // 2]},
     )

@@ -20,7 +20,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     spec = spec_of()
     for number, (width, step) in enumerate([(width, step) for width in WIDTHS for step in STEPS]):
-        artefact = artefact_of(spec, step=step, ema_width=width)
+        artefact = artefact_of(spec, step=step, ema_sigma_rel=width)
         weights = network_of(spec, seed=number).state_dict()
         save_artefact(snapshot_path(tmp_path / "models/ema", width, step), weights, artefact)
     return tmp_path
@@ -38,7 +38,7 @@ def test_each_width_becomes_a_model_file(folder: Path, invoke: Invoke) -> None:
     assert artefact == tracked.artefact, "a tracked width equals its last snapshot"
     for name, value in tracked.network.state_dict().items():
         assert torch.allclose(network.state_dict()[name], value, rtol=1e-6, atol=1e-7), name
-    assert read_artefact(folder / "models/ema-0.2.safetensors").ema_width == 0.2
+    assert read_artefact(folder / "models/ema-0.2.safetensors").ema_sigma_rel == 0.2
 
 
 def test_json_output_describes_the_model(folder: Path, invoke: Invoke) -> None:
@@ -74,7 +74,7 @@ def test_missing_mixed_and_damaged_snapshots_are_refused(folder: Path, invoke: I
     assert_refused(invoke("ema", "--width", "0.1"), path.name, "damaged", code=1)
     path.write_bytes(data)
     spec = spec_of(channels=16)
-    other = artefact_of(spec, step=8, ema_width=0.2)
+    other = artefact_of(spec, step=8, ema_sigma_rel=0.2)
     save_artefact(snapshot_path(folder / "models/ema", 0.2, 8), network_of(spec).state_dict(), other)
     assert_refused(invoke("ema", "--width", "0.1"), "two trainings")
     assert made(folder) == []

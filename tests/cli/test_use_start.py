@@ -29,7 +29,7 @@ def model_file(path: Path, **shape: object) -> Path:
 
 
 def pinned(folder: Path) -> object:
-    return yaml.safe_load((folder / "params.yaml").read_text())["train"].get("start")
+    return yaml.safe_load((folder / "params.yaml").read_text())["train"].get("init_from")
 
 
 def found(invoke: Invoke) -> dict[str, dict[str, str]]:

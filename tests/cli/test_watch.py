@@ -130,7 +130,7 @@ def test_failing_observer_does_not_stop_training(digits_store: Path) -> None:
         f"no preview of step 2 (OutOfMemoryError: CUDA out of memory.): {without}",
         f"no score of step 3 (the reference is stale): {without}",
         f"no metrics of step 4 (ValueError: nan at 4): {without}",
-        f"no held-out loss of step 4 (the test split is gone): {without}",
+        f"no validation loss of step 4 (the test split is gone): {without}",
         f"no preview of step 4 (OutOfMemoryError: CUDA out of memory.): {without}",
         f"no score of step 4 (the reference is stale): {without}",
     ]

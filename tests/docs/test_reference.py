@@ -42,7 +42,7 @@ def test_a_field_is_told_as_its_class_has_it() -> None:
 def test_the_page_has_every_section_once() -> None:
     titles = re.findall(r"^#{2,4} (.*)$", params_page.text(), re.M)
     assert len(titles) == len(set(titles))
-    assert {"process", "train", "train.lr (course: cosine)", "search.fields"} <= set(titles)
+    assert {"process", "train", "train.lr (schedule: cosine)", "search.fields"} <= set(titles)
 
 
 def test_every_command_is_told_with_its_options() -> None:

@@ -17,7 +17,7 @@ from tracking import keys
 from tracking.store import connect
 
 NAME = "diffctl-digits"
-TRAIN = {"averages": {"widths": [0.05, 0.1], "every": 4}}
+TRAIN = {"ema_profiles": {"sigma_rel": [0.05, 0.1], "every": 4}}
 SWEEP = {"steps": [2], "eta": [0.0], "ema": [0.1, 0.2]}
 
 
@@ -58,7 +58,7 @@ def test_the_best_ema_profile_is_registered_and_a_longer_list_samples_new_cells_
     written = folder / f"written/ema-{width}.safetensors"
     assert version.tags[keys.FILE_SHA256] == sha256_file(written)
     assert version.tags[keys.MODEL_SHA256] == read_artefact(written).model_sha256
-    assert version.tags[keys.EMA_WIDTH] == width
+    assert version.tags[keys.EMA_SIGMA_REL] == width
     run(folder, "sample", "--champion", "--num", "2", "--steps", "2", "--out", "champion.npz")
     run(folder, "sample", "--model", str(written), "--num", "2", "--steps", "2", "--out", "file.npz")
     assert (folder / "champion.npz").read_bytes() == (folder / "file.npz").read_bytes()

@@ -214,7 +214,7 @@ _PROFILE: dict[str, dict[str, Any]] = {
     "train": {
         "steps": 1200,
         "batch_size": 64,
-        "lr": {"course": "cosine", "rate": 0.002, "warmup": 50},
+        "lr": {"schedule": "cosine", "rate": 0.002, "warmup": 50},
         "log_every": 25,
         "save_every": 500,
         "preview_every": 500,

@@ -5,7 +5,7 @@ from typing import Any
 _HYBRID = {"process": {"variance": "learned", "loss": "hybrid", "prediction": "eps"}}
 _SIMPLE = {"process": {"variance": "small", "loss": "simple", "prediction": "eps"}}
 _AUGMENT = {"augment": {"probability": 1.0}}  # so that every image is resampled
-_AVERAGES = {"averages": {"widths": [0.05, 0.1], "every": 2}}
+_AVERAGES = {"ema_profiles": {"sigma_rel": [0.05, 0.1], "every": 2}}
 
 TRAININGS: dict[str, dict[str, Any]] = {
     "simple": {**_SIMPLE, "model": {"class_cond": False}, "train": {"p_uncond": 0.0}},

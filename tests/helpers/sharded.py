@@ -15,7 +15,7 @@ from tests.helpers.trainings import plan_of
 CPU = torch.device("cpu")
 SHORT: dict[str, Any] = {"steps": 4, "batch_size": 7, "precision": "fp32", "save_every": 100, "microbatch": 2}
 CHANGES: dict[str, Any] = {
-    "train": {**SHORT, "averages": {"widths": [0.1], "every": 2}},
+    "train": {**SHORT, "ema_profiles": {"sigma_rel": [0.1], "every": 2}},
     "model": {"dropout": 0.2, "gradient_checkpointing": True},
 }
 SHARDED = {**CHANGES, "train": {**CHANGES["train"], "shard": True}}

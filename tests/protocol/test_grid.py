@@ -30,7 +30,7 @@ from diffusion.system.errors import UsageError
 from tests.conftest import params
 
 GRID = {"steps": [5, 10, 20, 50], "eta": [0.0, 0.5, 1.0]}
-AVERAGES = {"averages": {"widths": [0.05, 0.1], "every": 4}}
+AVERAGES = {"ema_profiles": {"sigma_rel": [0.05, 0.1], "every": 4}}
 BOTH = ["ddim", "dpm-solver++"]
 
 
@@ -138,7 +138,7 @@ def test_the_models_own_average_has_the_cells_that_it_has_without_the_axis() -> 
     plain = grid(config.sample, config.sweep.model_copy(update={"ema": None}))
     assert [cell for cell in cells if cell.ema is None] == plain
     assert len(cells) == 3 * len(plain)
-    assert config.sweep.widths == (0.05, 0.2)
+    assert config.sweep.sigma_rels == (0.05, 0.2)
     of = {cell: cell_settings(config.sample, cell) for cell in cells}
     for cell in cells:
         assert of[cell] == of[dataclasses.replace(cell, ema=None)], "an average changes no setting"
@@ -152,9 +152,9 @@ def test_what_is_no_average_is_refused(ema: Any) -> None:
 
 
 def test_a_width_is_refused_where_a_training_keeps_no_snapshots() -> None:
-    with pytest.raises(UsageError, match=r"sweep.ema: 0.2 is made of snapshots.*set train.averages"):
+    with pytest.raises(UsageError, match=r"sweep.ema: 0.2 is made from snapshots.*set train.ema_profiles"):
         parse(params(sweep={**GRID, "ema": ["decay", 0.2]}), "test")
-    assert parse(params(sweep={**GRID, "ema": ["decay"]}), "test").sweep.widths == ()
+    assert parse(params(sweep={**GRID, "ema": ["decay"]}), "test").sweep.sigma_rels == ()
 
 
 def test_a_single_step_has_no_eta() -> None:

@@ -44,7 +44,7 @@ def test_single_cell_is_not_called_best():
 
 def rows(lineage: list[dict[str, Any]], start: dict[str, Any] | None) -> list[tuple[str, str]]:
     meta = {"count": 1, "digest": "0" * 64, "name": "cell", "classes": [], "card": {}, "lineage": lineage}
-    config = parse(params(train={"start": start}), "test")
+    config = parse(params(train={"init_from": start}), "test")
     return _lineage(SimpleNamespace(config=config, best=SimpleNamespace(meta=meta)))  # type: ignore[arg-type]
 
 

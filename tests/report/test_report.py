@@ -251,7 +251,7 @@ def test_damaged_loss_curve_is_named(own, tmp_path, text):
 
 def test_validation_losses_are_shown(own, tmp_path):
     config, root = own
-    rows = ["step,loss,heldout_loss,heldout_mse,heldout_vlb,heldout_raw_loss,heldout_loss_q0,heldout_loss_q3"]
+    rows = ["step,loss,val_loss,val_mse,val_vlb,val_raw_loss,val_loss_q0,val_loss_q3"]
     rows += [
         "10,0.5,nan,nan,nan,nan,nan,nan",
         "15,nan,0.4,0.3,0.1,0.45,0.9,0.1",
@@ -261,20 +261,20 @@ def test_validation_losses_are_shown(own, tmp_path):
     (root / "loss.csv").write_text("\n".join(rows) + "\n")
     curve = read_curve(root / "loss.csv")
     assert (curve.steps.tolist(), curve.loss.tolist()) == ([10, 20, 30], [0.5, 0.3, 0.2])
-    assert curve.heldout_steps.tolist() == [15, 30]
+    assert curve.val_steps.tolist() == [15, 30]
     assert {label: values.tolist() for label, values in curve.lines().items()} == {
-        "held out, EMA": [0.4, 0.42],
-        "held out, raw weights": [0.45, 0.46],
+        "validation, EMA": [0.4, 0.42],
+        "validation, raw weights": [0.45, 0.46],
     }
     assert dict(curve.facts()) == {
-        "held-out loss, EMA": "0.42, least 0.4 after step 15",
-        "held-out loss, raw weights": "0.46",
-        "held-out mse and vlb, EMA": "0.31, 0.11",
-        "held-out loss by quarter of t, EMA": "0.8, 0.2",
+        "validation loss, EMA": "0.42, least 0.4 after step 15",
+        "validation loss, raw weights": "0.46",
+        "validation mse and vlb, EMA": "0.31, 0.11",
+        "validation loss by quarter of t, EMA": "0.8, 0.2",
     }
     page = report((config, root), tmp_path / "report").read_text()
     assert "0.42, least 0.4 after step 15" in page
-    assert "; held out, EMA 0.42; held out, raw weights 0.46" in page
+    assert "; validation, EMA 0.42; validation, raw weights 0.46" in page
 
 
 def test_scores_of_other_samples_are_refused(own, tmp_path):

@@ -29,7 +29,7 @@ def write_training(seed: int = 0) -> None:
     spec = spec_of()
     save_artefact(MODEL, network_of(spec, seed=seed).state_dict(), artefact_of(spec, step=STEPS[-1]))
     for number, (width, step) in enumerate([(width, step) for width in WIDTHS for step in STEPS], 1 + seed):
-        said = artefact_of(spec, step=step, ema_width=width)
+        said = artefact_of(spec, step=step, ema_sigma_rel=width)
         save_artefact(snapshot_path(AVERAGES, width, step), network_of(spec, seed=number).state_dict(), said)
 
 
@@ -41,7 +41,7 @@ def test_a_cell_is_of_the_very_file_that_is_written_for_its_width(trained: Path)
         assert models.average_of(cell) == MODEL
         made = models.file(cell)
         assert made.read_bytes() == (trained / f"written/{name}.safetensors").read_bytes()
-        assert read_artefact(made).ema_width == cell.ema
+        assert read_artefact(made).ema_sigma_rel == cell.ema
 
 
 def test_a_width_is_made_once_and_again_where_it_is_damaged(
@@ -64,7 +64,7 @@ def test_a_width_is_made_once_and_again_where_it_is_damaged(
 
 def test_another_snapshot_makes_another_model(trained: Path) -> None:
     before = EMAModelFiles(MODEL, [NARROW]).file(NARROW)
-    said = artefact_of(spec_of(), step=8, ema_width=0.1)
+    said = artefact_of(spec_of(), step=8, ema_sigma_rel=0.1)
     save_artefact(snapshot_path(AVERAGES, 0.1, 8), network_of(spec_of(), seed=99).state_dict(), said)
     after = EMAModelFiles(MODEL, [NARROW]).file(NARROW)
     assert read_artefact(before).model_sha256 != read_artefact(after).model_sha256

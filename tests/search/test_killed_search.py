@@ -98,7 +98,7 @@ def test_a_trial_over_the_median_saves_and_ends_early(project: Path, monkeypatch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_database(project / "mlflow.db"))
     section = SearchConfig(fields={"train.seed": [0, 1, 2, 3]}, method="grid", prune=True)
     search = {"fields": {"train.seed": [0, 1, 2, 3]}, "method": "grid", "prune": True}
-    write_params(project, train={"heldout_every": 2, "heldout_images": 8}, search=search)
+    write_params(project, train={"val_every": 2, "val_images": 8}, search=search)
     done = diffctl(project, "stage", "data")
     assert done.returncode == 0, done.stderr
     folder = project / "runs/search/search"

@@ -7,7 +7,7 @@ from diffusion.system.renamed import earlier_names, refuse_renamed, translate, t
 TABLES = {
     "params": {"train.averages": "ema_profiles", "train.averages.widths": "sigma_rel"},
     "scores": {"front.*.cost": "nfe", "cells.*.card.cost": "nfe"},
-    "tags": {"diffctl.width": "diffctl.sigma_rel"},
+    "tags": {"diffctl.width": "diffctl.sigma_rel", "old/*": "new/*"},
 }
 
 

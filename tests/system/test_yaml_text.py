@@ -15,7 +15,7 @@ from diffusion.system.yaml_text import MAX_DEPTH, YamlRefusal, edit_yaml, parse_
 from tests.conftest import ROOT
 from tests.fuzz.mutators import mutate
 
-PATH = ("train", "start", "sha256")
+PATH = ("train", "init_from", "sha256")
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
 KEYS = st.text(st.characters(max_codepoint=0xD7FF), min_size=1, max_size=8)  # JSON escapes others in pairs
 NUMBERS = st.integers(-(10**90), 10**90) | st.floats(allow_nan=False, allow_infinity=False)
@@ -128,27 +128,27 @@ def test_edit_keeps_all_other_lines_of_a_profile(profile):
     text = profile.read_text()
     edited = edit_yaml(text, PATH, "0" * 64)
     expected = parse_yaml(text)
-    expected["train"]["start"] = {"sha256": "0" * 64}
+    expected["train"]["init_from"] = {"sha256": "0" * 64}
     assert parse_yaml(edited) == expected
-    new = {"  start:", f"    sha256: '{'0' * 64}'"}
+    new = {"  init_from:", f"    sha256: '{'0' * 64}'"}
     assert [line for line in edited.splitlines() if line not in new] == text.splitlines()
     assert edit_yaml(edited, PATH, "1" * 64) == edited.replace("0" * 64, "1" * 64)
     without = edit_yaml(edited, PATH[:-1], None)
-    assert parse_yaml(without)["train"]["start"] is None
+    assert parse_yaml(without)["train"]["init_from"] is None
     assert edit_yaml(without, PATH, "0" * 64) == edited
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("train: {steps: 1}\n", "train: {start: {sha256: x}, steps: 1}\n"),
-        ("train:\n  start:\n  steps: 1\n", "train:\n  start:\n    sha256: x\n  steps: 1\n"),
-        ("train:\n  start: # none yet\n", "train:\n  start: # none yet\n    sha256: x\n"),
+        ("train: {steps: 1}\n", "train: {init_from: {sha256: x}, steps: 1}\n"),
+        ("train:\n  init_from:\n  steps: 1\n", "train:\n  init_from:\n    sha256: x\n  steps: 1\n"),
+        ("train:\n  init_from: # none yet\n", "train:\n  init_from: # none yet\n    sha256: x\n"),
         (
-            "train:\n  start:\n    sha256: y  # digits\n    freeze: [stem]\n  # the rest\n  steps: 1\n",
-            "train:\n  start:\n    sha256: x  # digits\n    freeze: [stem]\n  # the rest\n  steps: 1\n",
+            "train:\n  init_from:\n    sha256: y  # digits\n    freeze: [stem]\n  # the rest\n  steps: 1\n",
+            "train:\n  init_from:\n    sha256: x  # digits\n    freeze: [stem]\n  # the rest\n  steps: 1\n",
         ),
-        ("# top\nother: {a: 1}\n", "# top\ntrain:\n  start:\n    sha256: x\nother: {a: 1}\n"),
+        ("# top\nother: {a: 1}\n", "# top\ntrain:\n  init_from:\n    sha256: x\nother: {a: 1}\n"),
     ],
 )
 def test_edit_keeps_style_and_comments(text, expected):
@@ -161,11 +161,11 @@ def test_edit_keeps_style_and_comments(text, expected):
         "",
         "train: [1]\n",
         "other: {a: 1}\ntrain: 3\n",
-        "train:\n  start:\n    sha256:\n    - 1  # one\n    - 2\n",
+        "train:\n  init_from:\n    sha256:\n    - 1  # one\n    - 2\n",
     ],
 )
 def test_edit_that_cannot_keep_the_rest_is_refused(text):
-    with pytest.raises(YamlRefusal, match=r'write train: \{start: \{sha256: "x"\}\} by hand'):
+    with pytest.raises(YamlRefusal, match=r'write train: \{init_from: \{sha256: "x"\}\} by hand'):
         edit_yaml(text, PATH, "x")
 
 

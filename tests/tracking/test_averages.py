@@ -26,7 +26,7 @@ from tracking.store import connect
 
 pytestmark = pytest.mark.usefixtures("here")
 NAME = "diffctl-digits"
-TRAIN = {"averages": {"widths": [0.05], "every": 4}}
+TRAIN = {"ema_profiles": {"sigma_rel": [0.05], "every": 4}}
 Values = dict[float | None, float]
 
 
@@ -47,7 +47,7 @@ def make_swept(make_model):
         weights = read_weights(MODEL, own)
         for step in {max(1, own.step // 2), own.step}:
             changed = {name: tensor + 0.01 / step for name, tensor in weights.items()}
-            update = {"step": step, "ema_width": 0.05}
+            update = {"step": step, "ema_sigma_rel": 0.05}
             save_artefact(snapshot_path(AVERAGES, 0.05, step), changed, own.model_copy(update=update))
         write_scores_document(SCORES, swept(values))
         return read_scores(SCORES)
@@ -73,7 +73,7 @@ def test_best_profile_is_registered_with_its_own_cells(make_swept):
     document = make_swept(1, {None: 0.3, 0.07: 0.2, 0.2: 0.4})
     assert register().promoted
     version = connect().get_model_version(NAME, "1")
-    assert version.tags[keys.EMA_WIDTH] == "0.07"
+    assert version.tags[keys.EMA_SIGMA_REL] == "0.07"
     assert "σ_rel = 0.07" in version.description
     assert fetch_champion(NAME).read_bytes() == file_of(0.07).read_bytes()
     scores, own = fetch_champion_scores(NAME), read_artefact(file_of(0.07))
@@ -93,7 +93,7 @@ def test_profiles_and_plain_models_compete_for_one_champion(make_swept):
     make_swept(1, {None: 0.2, 0.07: 0.3})
     first = register()
     assert fetch_champion(NAME).read_bytes() == MODEL.read_bytes()
-    assert keys.EMA_WIDTH not in connect().get_model_version(NAME, "1").tags
+    assert keys.EMA_SIGMA_REL not in connect().get_model_version(NAME, "1").tags
     make_swept(2, {None: 0.4, 0.2: 0.1})
     foreseen, second = register(override=Override(dry_run=True)), register()
     assert (first.champion, foreseen.passed, second.champion) == (1, True, 2)

@@ -10,7 +10,7 @@ from diffusion.config import load, parse
 from tracking.runs.run_names import MAX_LENGTH, training_name
 
 PROFILES = Path(__file__).parents[2] / "profiles"
-RATE = {"course": "cosine", "rate": 0.001, "warmup": 50}
+RATE = {"schedule": "cosine", "rate": 0.001, "warmup": 50}
 
 
 def title(profile: str, **fields) -> str:

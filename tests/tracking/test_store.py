@@ -96,10 +96,10 @@ def test_start_tags_name_the_nearest_model_and_the_lineage():
     near = Ancestor(sha256="a" * 64, data="clothes", digest="b" * 64, step=2800)
     far = Ancestor(sha256="c" * 64, data="photos", digest="d" * 64, step=7)
     assert pretrained_tags((near, far)) == {
-        "diffctl.start": "a" * 64,
-        "diffctl.start.data": "clothes",
-        "diffctl.start.data_digest": "b" * 64,
-        "diffctl.start.step": "2800",
+        "diffctl.init_from": "a" * 64,
+        "diffctl.init_from.data": "clothes",
+        "diffctl.init_from.data_digest": "b" * 64,
+        "diffctl.init_from.step": "2800",
         "diffctl.lineage": f"{'a' * 16} {'c' * 16}",
     }
     assert pretrained_tags(()) == {}

@@ -25,7 +25,7 @@ from tests.model.test_posthoc_ema import discrete
 
 STEPS, EVERY = 24, 3
 WIDTHS = [0.05, 0.1, 0.2]
-AVERAGES: dict[str, Any] = {"widths": WIDTHS, "every": EVERY}
+AVERAGES: dict[str, Any] = {"sigma_rel": WIDTHS, "every": EVERY}
 
 Weights = dict[str, Tensor]
 
@@ -37,7 +37,7 @@ def store(digits_store: Path) -> ImageStore:
 
 def plan_of(store: ImageStore, averages: dict[str, Any] | None = AVERAGES, **settings: Any) -> DenoiserPlan:
     usual = {"steps": STEPS, "lr": 0.002, "save_every": 6, "log_every": 4}
-    return trainings.plan_of(store, train={**usual, "averages": averages, **settings})
+    return trainings.plan_of(store, train={**usual, "ema_profiles": averages, **settings})
 
 
 def trained(store: ImageStore, plan: DenoiserPlan, root: Path, kill_at: int | None = None, **options: bool):
@@ -45,7 +45,7 @@ def trained(store: ImageStore, plan: DenoiserPlan, root: Path, kill_at: int | No
 
     def snapshot(folder: RunDir, state: TrainState) -> None:
         artefact = plan_artefact(plan, state.code).model_copy(update={"step": state.step})
-        save_snapshots(folder.folder, state.averages, plan.train.widths, artefact)
+        save_snapshots(folder.folder, state.averages, plan.train.sigma_rels, artefact)
 
     return run_in(store, plan, root, kill_at, snapshot, Killed(), **options)
 
@@ -95,14 +95,14 @@ def test_averages_are_sums_of_the_weights_and_any_other_width_follows_from_two(s
     published(folder, plan, state, tmp_path / "ema")
     for width in WIDTHS:
         tracked, artefact = load_model(snapshot_path(tmp_path / "ema", width, STEPS))
-        assert (artefact.ema_width, artefact.step) == (width, STEPS)
+        assert (artefact.ema_sigma_rel, artefact.step) == (width, STEPS)
         assert distance(tracked.state_dict(), mean_of(weights, discrete(width, STEPS))) < 1e-4
     widest = load_model(snapshot_path(tmp_path / "ema", 0.2, STEPS)).network.state_dict()
     for path in (tmp_path / "ema").glob("0.2-*"):
         path.unlink()
     snapshots = Snapshots.of(tmp_path / "ema")
-    assert snapshots.widths == [0.05, 0.1]
-    for width in snapshots.widths:
+    assert snapshots.sigma_rels == [0.05, 0.1]
+    for width in snapshots.sigma_rels:
         made, artefact = snapshots.reconstruct(width)
         tracked, expected = load_model(snapshot_path(tmp_path / "ema", width, STEPS))
         assert artefact.model_dump(exclude={"weights_sha256"}) == expected.model_dump(
@@ -115,7 +115,7 @@ def test_averages_are_sums_of_the_weights_and_any_other_width_follows_from_two(s
     assert 0 < error < 0.1
     narrow = load_model(snapshot_path(tmp_path / "ema", 0.1, STEPS)).network.state_dict()
     assert distance(made, widest) < error * distance(narrow, widest)
-    assert artefact.ema_width == 0.2
+    assert artefact.ema_sigma_rel == 0.2
     assert artefact.model_sha256 != snapshots.last.model_sha256
 
 
@@ -125,7 +125,7 @@ def test_averages_do_not_change_the_model_and_make_another_training(store, tmp_p
     folder, state, begun = trained(store, plan, tmp_path / "runs")
     assert begun == 0, "an average must be tracked from the first step"
     assert training_fingerprint(plan) != training_fingerprint(without)
-    assert "train.averages" in str(folder.changes())
+    assert "train.ema_profiles" in str(folder.changes())
     assert model_bytes(plan, state, tmp_path) == model_bytes(without, plain, tmp_path)
     assert published(folder, without, plain, tmp_path / "none") == {}
 
@@ -211,13 +211,13 @@ def test_snapshots_of_two_trainings_or_of_none_are_refused(store, tmp_path):
 
 @pytest.mark.parametrize(
     "averages",
-    [{"widths": [0.3], "every": 1}, {"widths": [], "every": 1}, {"widths": [0.1, 0.1], "every": 1}, {}],
+    [{"sigma_rel": sigma_rel, "every": 1} for sigma_rel in ([0.3], [], [0.1, 0.1])] + [{}],
 )
 def test_impossible_averages_are_refused(averages):
-    with pytest.raises(UsageError, match="averages"):
-        parse(params(train={"averages": averages}), "test")
+    with pytest.raises(UsageError, match="ema_profiles"):
+        parse(params(train={"ema_profiles": averages}), "test")
 
 
 def test_too_many_snapshots_are_refused_with_the_shortest_possible_interval():
     with pytest.raises(UsageError, match="raise it to 16"):
-        parse(params(train={"steps": 4000, "averages": {"every": 10}}), "test")
+        parse(params(train={"steps": 4000, "ema_profiles": {"every": 10}}), "test")

@@ -1,4 +1,4 @@
-"""The courses of the learning rate against their closed forms, and what is refused of them."""
+"""The schedules of the learning rate against their closed forms, and what is refused of them."""
 
 import math
 from typing import Any
@@ -14,18 +14,20 @@ from diffusion.train.train_config import TrainConfig
 from tests.conftest import params
 
 
-def course(steps: int, lr: Any) -> LRSchedule:
+def schedule(steps: int, lr: Any) -> LRSchedule:
     return TrainConfig.model_validate({"steps": steps, "batch_size": 1, "lr": lr}).lr
 
 
 def rates(steps: int, lr: Any) -> list[float]:
-    made = course(steps, lr)
+    made = schedule(steps, lr)
     return [learning_rate(made, step, steps) for step in range(steps)]
 
 
 def test_a_number_is_a_constant_rate() -> None:
     assert rates(3, 0.4) == [0.4] * 3
-    assert course(3, 0.4) == course(3, {"rate": 0.4}) == course(3, {"course": "constant", "rate": 0.4})
+    assert (
+        schedule(3, 0.4) == schedule(3, {"rate": 0.4}) == schedule(3, {"schedule": "constant", "rate": 0.4})
+    )
 
 
 def test_a_warm_up_rises_linearly_and_a_cool_down_falls_so() -> None:
@@ -34,27 +36,27 @@ def test_a_warm_up_rises_linearly_and_a_cool_down_falls_so() -> None:
 
 
 def test_a_cosine_falls_to_its_end() -> None:
-    found = rates(12, {"course": "cosine", "rate": 1.0, "warmup": 2})
+    found = rates(12, {"schedule": "cosine", "rate": 1.0, "warmup": 2})
     assert [found[step] for step in (0, 1, 2, 7)] == pytest.approx([0.5, 1.0, 1.0, 0.5])
     assert found[11] == pytest.approx((1 + math.cos(0.9 * math.pi)) / 2)
-    higher = rates(12, {"course": "cosine", "rate": 1.0, "warmup": 2, "end": 0.5})
+    higher = rates(12, {"schedule": "cosine", "rate": 1.0, "warmup": 2, "end": 0.5})
     assert higher[2:] == pytest.approx([0.5 + rate / 2 for rate in found[2:]])
 
 
 def test_a_line_falls_in_equal_parts() -> None:
-    assert rates(4, {"course": "linear", "rate": 1.0}) == [1.0, 0.75, 0.5, 0.25]
-    assert rates(4, {"course": "linear", "rate": 1.0, "end": 3.0}) == [1.0, 1.5, 2.0, 2.5]
+    assert rates(4, {"schedule": "linear", "rate": 1.0}) == [1.0, 0.75, 0.5, 0.25]
+    assert rates(4, {"schedule": "linear", "rate": 1.0, "end": 3.0}) == [1.0, 1.5, 2.0, 2.5]
 
 
 def test_an_inverse_square_root_halves_where_the_steps_are_four_times_as_many() -> None:
-    found = rates(17, {"course": "inverse-sqrt", "rate": 1.0, "hold": 4})
+    found = rates(17, {"schedule": "inverse-sqrt", "rate": 1.0, "hold": 4})
     assert found[:5] == [1.0] * 5
     assert found[16] == 0.5
     assert found[9] == pytest.approx(2 / 3)
 
 
 def test_steps_hold_each_rate_until_the_next_one() -> None:
-    assert rates(6, {"course": "steps", "rates": [[0, 0.3], [2, 0.2], [5, 0.1]]}) == [
+    assert rates(6, {"schedule": "steps", "rates": [[0, 0.3], [2, 0.2], [5, 0.1]]}) == [
         *[0.3] * 2,
         *[0.2] * 3,
         0.1,
@@ -75,7 +77,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def test_every_rate_of_every_course_is_above_nothing(
     name: str, warmup: int, cooldown: int, steps: int
 ) -> None:
-    found = rates(steps, {"course": name, "warmup": warmup, "cooldown": cooldown, **OPTIONS[name]})
+    found = rates(steps, {"schedule": name, "warmup": warmup, "cooldown": cooldown, **OPTIONS[name]})
     assert all(0 < rate < 0.1 + 1e-12 for rate in found)
 
 
@@ -84,19 +86,19 @@ def test_every_rate_of_every_course_is_above_nothing(
     [
         (0.1, 0.1, 80, None),
         (0.1, 0.2, 60, 0),
-        (0.1, {"course": "steps", "rates": [[0, 0.1], [40, 0.05]]}, 60, 40),
+        (0.1, {"schedule": "steps", "rates": [[0, 0.1], [40, 0.05]]}, 60, 40),
         ({"rate": 0.1, "cooldown": 20}, {"rate": 0.1, "cooldown": 20}, 80, 41),
         (
-            {"course": "cosine", "rate": 0.1, "warmup": 9},
-            {"course": "cosine", "rate": 0.1, "warmup": 9},
+            {"schedule": "cosine", "rate": 0.1, "warmup": 9},
+            {"schedule": "cosine", "rate": 0.1, "warmup": 9},
             80,
             10,
         ),
-        ({"course": "inverse-sqrt", "rate": 0.1, "hold": 7}, 0.1, 30, 8),
+        ({"schedule": "inverse-sqrt", "rate": 0.1, "hold": 7}, 0.1, 30, 8),
     ],
 )
 def test_where_two_trainings_part(lr: Any, other: Any, other_steps: int, parting: int | None) -> None:
-    one, another = course(60, lr), course(other_steps, other)
+    one, another = schedule(60, lr), schedule(other_steps, other)
     assert first_divergent_step(one, 60, another, other_steps) == parting
     assert first_divergent_step(another, other_steps, one, 60) == parting
 
@@ -107,16 +109,16 @@ def test_where_two_trainings_part(lr: Any, other: Any, other_steps: int, parting
         ({"rate": 1, "warmup": 13}, "train: lr.warmup 13 is more than steps 12: set train.lr.w"),
         ({"rate": 1, "warmup": 8, "cooldown": 5},
          "train: lr.warmup 8 and lr.cooldown 5 overlap in 12 steps: set train.lr.c"),
-        ({"course": "steps", "rates": [[0, 1], [12, 0.1]]},
+        ({"schedule": "steps", "rates": [[0, 1], [12, 0.1]]},
          "train: lr.rates: a training of 12 steps does not reach the part from step 12: take it out"),
-        ({"course": "steps", "rates": [[3, 1]]}, "rates begins at step 3: its first part must"),
-        ({"course": "steps", "rates": [[0, 1], [5, 0.1], [4, 0.2]]}, "rates goes back from step 5 to 4"),
-        ({"course": "steps", "rates": [[0, 1], [5, 0.1], [5, 0.2]]}, "rates has two parts from step 5, wh"),
-        ({"course": "steps", "rates": []}, "rates: .*at least 1"),
-        ({"course": "steps", "rate": 1}, "train.lr.rate: steps has no such option; this is for con"),
-        ({"course": "step", "rate": 1}, "train.lr.course: allowed are constant, cosine, linear"),
-        ({"course": "cosine", "rate": 1, "hold": 3}, "hold: cosine has no such option; this is for inv"),
-        ({"course": "linear"}, "train.lr.rate: Field required"),
+        ({"schedule": "steps", "rates": [[3, 1]]}, "rates begins at step 3: its first part must"),
+        ({"schedule": "steps", "rates": [[0, 1], [5, 0.1], [4, 0.2]]}, "rates goes back from step 5 to 4"),
+        ({"schedule": "steps", "rates": [[0, 1], [5, 0.1], [5, 0.2]]}, "rates has two parts from step 5, wh"),
+        ({"schedule": "steps", "rates": []}, "rates: .*at least 1"),
+        ({"schedule": "steps", "rate": 1}, "train.lr.rate: steps has no such option; this is for con"),
+        ({"schedule": "step", "rate": 1}, "train.lr.schedule: allowed are constant, cosine, linear"),
+        ({"schedule": "cosine", "rate": 1, "hold": 3}, "hold: cosine has no such option; this is for inv"),
+        ({"schedule": "linear"}, "train.lr.rate: Field required"),
         (True, "train.lr.rate: a number is wanted"),
         (None, "train.lr.rate: Input should be a valid number"),
     ],
@@ -137,7 +139,8 @@ def test_of_a_classifier_the_whole_name_is_said() -> None:
 
 
 def test_a_course_is_spoken_of_by_what_was_chosen() -> None:
-    assert course(60, 0.1).describe() == "constant, rate 0.1"
+    assert schedule(60, 0.1).describe() == "constant, rate 0.1"
     assert (
-        course(60, {"course": "cosine", "rate": 0.1, "warmup": 5}).describe() == "cosine, warmup 5, rate 0.1"
+        schedule(60, {"schedule": "cosine", "rate": 0.1, "warmup": 5}).describe()
+        == "cosine, warmup 5, rate 0.1"
     )

@@ -26,7 +26,7 @@ def store(digits_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def plan_of(store: ImageStore, start: dict[str, Any] | None = None, **changes: Any) -> DenoiserPlan:
-    train = {"precision": "fp32", **changes.pop("train", {}), "start": start}
+    train = {"precision": "fp32", **changes.pop("train", {}), "init_from": start}
     return trainings.plan_of(store, train=train, **changes)
 
 
@@ -68,7 +68,7 @@ def test_fine_tuning_learns_in_few_steps_what_takes_many_from_scratch(store, tmp
 
 def test_fingerprint_depends_on_the_start_and_is_unchanged_without_one(store, start):
     plain = plan_of(store)
-    assert "start" not in plain.model_dump()["train"]
+    assert "init_from" not in plain.model_dump()["train"]
     assert "lineage" not in plain.model_dump()
     options = ({}, {"lr_scale": 0.5}, {"freeze": ["encoder"]})
     plans = [plain, *(plan_of(store, {"sha256": start, **one}) for one in options)]
@@ -84,7 +84,7 @@ def test_the_model_file_lists_all_its_ancestors(store, start, tmp_path):
     assert [one.sha256 for one in artefact.lineage] == [second, start]
     nearest = artefact.lineage[0]
     assert (nearest.data, nearest.digest, nearest.step) == ("digits", store.digest, 12)
-    assert artefact.train["start"] == {"sha256": second, "freeze": [], "lr_scale": 1.0}
+    assert artefact.train["init_from"] == {"sha256": second, "freeze": [], "lr_scale": 1.0}
     other = artefact.model_copy(update={"lineage": ()})
     assert other.model_sha256 != artefact.model_sha256
 

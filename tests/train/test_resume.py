@@ -108,13 +108,13 @@ def test_a_shorter_training_resumes_from_a_state_before_its_end(store, tmp_path)
 def test_a_later_change_of_the_rate_resumes_and_an_earlier_one_does_not(store, tmp_path):
     root = tmp_path / "runs"
     first, _, _ = run_in(store, plan_of(store, 8), root)
-    later = plan_of(store, 16, {"course": "steps", "rates": PARTS})
+    later = plan_of(store, 16, {"schedule": "steps", "rates": PARTS})
     run, state, begun = run_in(store, later, root)
     assert begun == 8
     assert run.start is not None
     assert run.start.folder == first.folder
     assert_as_from_scratch(store, later, state, tmp_path)
-    before = plan_of(store, 16, {"course": "steps", "rates": [[0, 0.002], [2, 0.0005]]})
+    before = plan_of(store, 16, {"schedule": "steps", "rates": [[0, 0.002], [2, 0.0005]]})
     run, _, begun = run_in(store, before, root)
     assert begun == 0
     assert "train.lr.rates [[0, 0.002], [10, 0.0005… → [[0, 0.002], [2, 0.0005]" in str(run.changes())

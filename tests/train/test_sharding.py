@@ -135,8 +135,8 @@ def prepared(project: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_real_training_in_shards_is_watched_stopped_and_gone_on_with(prepared: Path) -> None:
-    """Pictures, held-out losses and scores are of whole networks, which all processes help to make."""
-    watched = {"steps": 40, "preview_every": 8, "heldout_every": 8}
+    """Pictures, validation losses and scores are of whole networks, which all processes help to make."""
+    watched = {"steps": 40, "preview_every": 8, "val_every": 8}
     set_devices(prepared, 1, train=watched)
     uninterrupted(prepared)
     expected = curve(prepared)
@@ -149,7 +149,7 @@ def test_a_real_training_in_shards_is_watched_stopped_and_gone_on_with(prepared:
     assert "the training goes on without" not in said
     found = curve(prepared)
     assert_same_curve(found, expected)
-    assert found[-1]["heldout_loss"] == pytest.approx(expected[-1]["heldout_loss"], rel=2e-3)
+    assert found[-1]["val_loss"] == pytest.approx(expected[-1]["val_loss"], rel=2e-3)
     assert list(prepared.glob("runs/train/*/previews/*.png"))
 
 

@@ -43,7 +43,7 @@ def store(digits_store: Path) -> ImageStore:
 
 
 def plan_of(store: ImageStore, model: dict[str, Any] | None = None, **settings: Any) -> DenoiserPlan:
-    train = {"heldout_every": 4, "heldout_images": 20, **settings}
+    train = {"val_every": 4, "val_images": 20, **settings}
     return trainings.plan_of(store, train=train, model=model or {})
 
 
@@ -89,7 +89,7 @@ def test_validation_loss_is_the_mean_over_its_fixed_draws(store: ImageStore, pre
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [{}, {"dropout": 0.3}], ids=["plain", "dropout"])
 def test_validation_loss_does_not_change_the_training(store: ImageStore, model: dict[str, Any]) -> None:
-    others = ({"heldout_every": 3}, {"heldout_every": None}, {"heldout_images": 7})
+    others = ({"val_every": 3}, {"val_every": None}, {"val_images": 7})
     plan = plan_of(store, model)
     whole = trained(store, plan)
     for changes in others:
@@ -105,7 +105,7 @@ def test_validation_loss_does_not_change_the_training(store: ImageStore, model: 
 def test_validation_loss_is_in_the_curve_and_survives_a_resume(store: ImageStore, tmp_path: Path) -> None:
     plan = plan_of(store)
     whole = trained(store, plan)
-    assert [row["step"] for row in whole.history if "heldout_loss" in row] == [4, 8, 12]
+    assert [row["step"] for row in whole.history if "val_loss" in row] == [4, 8, 12]
     assert [row["step"] for row in whole.history] == [3, 4, 6, 8, 9, 12]
     first, second = trained(store, plan, stop_at=6), new_state(plan, CPU)
     second.restore(first.saved())
@@ -113,8 +113,8 @@ def test_validation_loss_is_in_the_curve_and_survives_a_resume(store: ImageStore
     write_loss_curve(tmp_path / "loss.csv", whole.history)
     names, *rows = (line.split(",") for line in (tmp_path / "loss.csv").read_text().splitlines())
     assert names[:2] == ["step", "loss"]
-    assert {"heldout_loss", "heldout_vlb", "heldout_raw_mse", "heldout_raw_loss_q3"} < set(names)
-    place = names.index("heldout_loss")
+    assert {"val_loss", "val_vlb", "val_raw_mse", "val_raw_loss_q3"} < set(names)
+    place = names.index("val_loss")
     assert [math.isnan(float(row[place])) for row in rows] == [True, False, True, False, True, False]
     assert [math.isnan(float(row[1])) for row in rows] == [False, True, False, True, False, False]
 
@@ -123,13 +123,13 @@ def test_a_classifier_has_a_validation_loss(store: ImageStore) -> None:
     values = params()
     section = {
         "model": {"channels": 8, "channel_mult": [1, 2], "attention": [4], "head_channels": 8},
-        "train": {"steps": 4, "batch_size": 8, "lr": 0.01, "heldout_every": 2, "heldout_images": 16},
+        "train": {"steps": 4, "batch_size": 8, "lr": 0.01, "val_every": 2, "val_images": 16},
     }
     sections = ClassifierSections(data=values["data"], process=values["process"], classifier=section)
     plan = plan_classifier(sections, store.meta, CPU)
-    rows = [row for row in trained(store, plan).history if "heldout_loss" in row]
+    rows = [row for row in trained(store, plan).history if "val_loss" in row]
     assert [row["step"] for row in rows] == [2, 4]
-    assert 0 <= rows[0]["heldout_accuracy"] <= 1
+    assert 0 <= rows[0]["val_accuracy"] <= 1
 
 
 @pytest.mark.parametrize("batch", [1, 16, 64, 128, 2048])
@@ -137,7 +137,7 @@ def test_a_classifier_has_a_validation_loss(store: ImageStore) -> None:
 def test_by_default_validation_takes_less_than_two_percent(batch: int, images: int) -> None:
     """An image takes two forward passes here and the equivalent of three in a training step."""
     steps = 100_000
-    config = TrainConfig(steps=steps, batch_size=batch, lr=ConstantLR(rate=1), heldout_images=images)
+    config = TrainConfig(steps=steps, batch_size=batch, lr=ConstantLR(rate=1), val_images=images)
     times = sum(config.is_validated(step) for step in range(1, steps))
     assert times * images * 2 <= VALIDATION_SHARE * steps * batch * 3
     assert times <= CURVE_ROWS

@@ -18,6 +18,7 @@ from diffusion.report.figure_base import as_svg
 from diffusion.report.figures import CurvePoint, score_curve
 from diffusion.report.sample_pictures import data_uri
 from diffusion.report.theme import render
+from diffusion.system.renamed import translate_names
 from tracking.comparison.compared_runs import ScoredRun
 from tracking.comparison.score_comparison import Comparison, Group, ScoreRow, format_spread
 
@@ -186,7 +187,10 @@ def differing_params(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
 
     A file has no params and shows a dash.
     """
-    params = [[one.run.data.params if one.run else {} for one in group] for group in groups]
+    params = [
+        [translate_names("params", one.run.data.params) if one.run else {} for one in group]
+        for group in groups
+    ]
     known = [values for group in params for values in group if values]
     names = sorted({name for values in known for name in values})
     differing = [name for name in names if len({values.get(name) for values in known}) > 1]

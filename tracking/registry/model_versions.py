@@ -26,7 +26,7 @@ from tracking.keys import (
     BEST,
     CARD,
     DVC_MD5,
-    EMA_WIDTH,
+    EMA_SIGMA_REL,
     FILE_SHA256,
     KEY,
     MODEL_SHA256,
@@ -102,7 +102,7 @@ def create_version(
         KEY: client.get_run(run_id).data.tags[KEY],
         BEST: describe_selection(document.best),
         **({SETTING: artefact.training["setting"]} if artefact.training else {}),
-        **({EMA_WIDTH: f"{artefact.ema_width:g}"} if artefact.ema_width else {}),
+        **({EMA_SIGMA_REL: f"{artefact.ema_sigma_rel:g}"} if artefact.ema_sigma_rel else {}),
         **_dvc_tags(model),
         **git_tags(Path.cwd()),
     }

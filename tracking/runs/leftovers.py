@@ -134,7 +134,7 @@ def _cells(config: Config, needed: Needed) -> Iterator[Leftover]:
     kept = {cells_folder(sha256) for sha256 in needed.models}
     own, present = set[Path](), set[Path]()
     if MODEL.is_file():
-        averages = existing_ema_models(MODEL, config.sweep.widths)
+        averages = existing_ema_models(MODEL, config.sweep.sigma_rels)
         models = {width: read_artefact(file) for width, file in averages.items()}
         models[None] = read_artefact(MODEL)
         cells = [cell for cell in grid(config.sample, config.sweep) if cell.ema in models]
@@ -151,7 +151,7 @@ def _cells(config: Config, needed: Needed) -> Iterator[Leftover]:
 
 def _averages(config: Config) -> Iterator[Leftover]:
     """Models of widths that the grid does not have, or of other snapshots: each is made again in a moment."""
-    kept = {path.parent for path in existing_ema_models(MODEL, config.sweep.widths).values()}
+    kept = {path.parent for path in existing_ema_models(MODEL, config.sweep.sigma_rels).values()}
     for folder in _folders(EMA_RUNS):
         if folder not in kept:
             yield Leftover(folder, disk_usage(folder), "model of an average that is not in the grid")

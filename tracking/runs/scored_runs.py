@@ -8,12 +8,13 @@ from diffusion.choice.selection import describe_selection
 from diffusion.layout import SCORES
 from diffusion.protocol.scores import ScoresDocument, document_values, read_scores
 from diffusion.system.errors import UsageError
+from diffusion.system.renamed import translate_names
 from diffusion.system.section import fingerprint
 from tracking.connectivity import redact_uri
 from tracking.experiments import log_folder
 from tracking.keys import (
     BEST,
-    EMA_WIDTH,
+    EMA_SIGMA_REL,
     EVALUATION_FOLDER,
     FILE_SHA256,
     KEY,
@@ -78,7 +79,7 @@ def _log_best(client: "MlflowClient", run_id: str, document: ScoresDocument, tim
 
 def _show_in_ui(client: "MlflowClient", parent: "Run", training: str, document: ScoresDocument) -> None:
     """What the pages of the run and of its experiment say, written where it is another one than before."""
-    text = training_note(parent.data.params, training) + scores_note(document)
+    text = training_note(translate_names("params", parent.data.params), training) + scores_note(document)
     for name, value in changed_note(text, parent.data.tags).items():
         client.set_tag(parent.info.run_id, name, value)
     experiment = client.get_experiment(parent.info.experiment_id)
@@ -172,4 +173,4 @@ def _registered_average(run: "Run") -> "ModelVersion | None":
     with translate_errors(uri):
         versions = connect(uri).search_model_versions(f"run_id = '{run.info.run_id}'")
     ours = sorted(filter(is_diffctl_version, versions), key=lambda version: int(version.version))
-    return ours[-1] if ours and EMA_WIDTH in ours[-1].tags else None
+    return ours[-1] if ours and EMA_SIGMA_REL in translate_names("tags", ours[-1].tags) else None

@@ -22,7 +22,7 @@ def save_snapshots(
 ) -> None:
     """Keep each average in a training's folder; DiffctlError where there is no room."""
     for average, width in zip(averages, widths, strict=True):
-        said = artefact.model_copy(update={"ema_width": width})
+        said = artefact.model_copy(update={"ema_sigma_rel": width})
         try:
             save_artefact(snapshot_path(folder / FOLDER, width, artefact.step), average.state_dict(), said)
         except OSError as error:
@@ -46,12 +46,12 @@ def publish_snapshots(folder: Path, out: Path, config: OptimisationConfig, resul
     is missing or damaged.
     """
     with atomic_folder(out) as made:
-        for width in config.widths:
+        for width in config.sigma_rels:
             for step in config.snapshot_steps():
                 kept = snapshot_path(folder / FOLDER, width, step)
                 if not kept.is_file():
                     raise DiffctlError(
                         f"{kept} is gone: `diffctl run --fresh` trains anew, with all averages"
                     )
-                said = result.model_copy(update={"step": step, "ema_width": width})
+                said = result.model_copy(update={"step": step, "ema_sigma_rel": width})
                 save_artefact(snapshot_path(made, width, step), read_weights(kept, read_artefact(kept)), said)

@@ -26,7 +26,7 @@ from diffusion.train.lr_schedule import LRSchedule, first_divergent_step, parse_
 CONFIG = "config.json"
 CODE = "code.json"
 
-AVERAGES = "averages"  # the field of `train` that a training without them goes on without
+AVERAGES = "ema_profiles"  # the field of `train` that a training without them goes on without
 
 
 class ResumePoint(NamedTuple):

@@ -196,8 +196,8 @@ def _begin_with(folder: Path, config: dict[str, Any], code: ModuleDigests) -> Re
 def write_loss_curve(path: Path, history: list[dict[str, float]]) -> None:
     """Write the training's means by step as CSV: step, loss and its parts, gradient norm, rate.
 
-    A classifier's has its accuracy. Then come the held-out losses, where they were measured. A mean of steps
-    of which none was finite is `nan`, and so is what was not measured there.
+    A classifier's curve has its accuracy. Validation losses follow where they were measured. A mean without
+    a finite step is `nan`, and so is a value that was not measured.
     """
     names = [name for name in CURVE if any(name in row for row in history)]
     lines = [",".join(names)] + [
