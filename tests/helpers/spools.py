@@ -8,7 +8,8 @@ from mlflow.entities import Run
 
 from tracking import keys
 from tracking.experiments import ensure_experiment, find_by_tags
-from tracking.spool.spool_writer import Spool, read_events
+from tracking.spool.spool_events import read_events
+from tracking.spool.spool_writer import Spool
 from tracking.store import connect
 
 EXPERIMENT = "diffctl-digits"

@@ -18,7 +18,7 @@ from tests.conftest import command, diffctl, environment, write_params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.training_process import logged_steps, uninterrupted, wait_for_step
 from tests.helpers.waiting import wait_until
-from tracking.spool.spool_writer import read_events
+from tracking.spool.spool_events import read_events
 from tracking.spool.training_status import list_trainings
 
 FIELDS = {"train.seed": [3, 4]}

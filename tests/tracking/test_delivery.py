@@ -20,8 +20,10 @@ from tests.helpers.spools import logged, open_spool, stored, the_run, write_poin
 from tracking import keys
 from tracking.connectivity import MlflowError
 from tracking.spool import sender
-from tracking.spool.delivery import REJECTED, UPLOAD_TRIES, DeliveryState, RunDeleted, deliver, mark_killed
-from tracking.spool.spool_writer import EVENTS, OUTBOX, read_events
+from tracking.spool.delivery import REJECTED, UPLOAD_TRIES, RunDeleted, deliver, mark_killed
+from tracking.spool.delivery_state import DeliveryState
+from tracking.spool.spool_events import EVENTS, read_events
+from tracking.spool.spool_writer import OUTBOX
 from tracking.store import ARTIFACTS, connect, database_file
 
 

@@ -9,7 +9,8 @@ from tracking.experiments import find_by_tags
 from tracking.keys import PARENT, SEARCH, SEARCH_KEY, SEARCH_ROOT
 from tracking.runs.logged_search import LOCK, log_search
 from tracking.runs.run_lookup import training_runs
-from tracking.spool.delivery import SENT, deliver
+from tracking.spool.delivery import deliver
+from tracking.spool.delivery_state import SENT
 from tracking.spool.spool_writer import Spool
 from tracking.store import connect
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from cli.stages.training import Tracked
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from tests.helpers.damaged_bytes import damages
-from tracking.spool.spool_writer import EVENTS, Spool, flatten, read_events, read_lines
+from tracking.spool.spool_events import EVENTS, read_events, read_lines
+from tracking.spool.spool_writer import Spool, flatten
 
 
 def open_spool(folder: Path) -> Spool:

@@ -21,7 +21,8 @@ from diffusion.train.lr_schedule import ConstantLR
 from diffusion.train.plan import plan_training
 from diffusion.train.train_config import CURVE_ROWS, TrainConfig
 from tests.conftest import params
-from tracking.spool.spool_writer import EVENTS, Spool, SpoolIndex
+from tracking.spool.spool_events import EVENTS
+from tracking.spool.spool_writer import Spool, SpoolIndex
 
 CPU = torch.device("cpu")
 STEPS = 200_000

@@ -27,8 +27,8 @@ from diffusion.train.plan import TrainPlan
 from tracking.keys import FILE_SHA256, KEY, MODEL_SHA256, SEARCH_KEY, model_name
 from tracking.registry.registered_models import find_champion
 from tracking.runs.run_lookup import find_run
-from tracking.spool.delivery import DeliveryState
-from tracking.spool.spool_writer import EVENTS, read_events
+from tracking.spool.delivery_state import DeliveryState
+from tracking.spool.spool_events import EVENTS, read_events
 from tracking.spool.training_status import read_status
 from tracking.store import connect, database_file, tracking_uri, translate_errors
 

@@ -11,7 +11,8 @@ from diffusion.system.locks import file_lock
 from tracking.connectivity import MlflowDenied, MlflowError, check_reachable
 from tracking.keys import BEST, FINGERPRINT, KEY
 from tracking.runs.run_lookup import find_run, training_runs
-from tracking.spool.delivery import DeliveryState, deliver, mark_killed
+from tracking.spool.delivery import deliver, mark_killed
+from tracking.spool.delivery_state import DeliveryState
 from tracking.spool.sender import LOCK
 from tracking.spool.training_status import STATES, State, TrainingStatus, list_trainings
 from tracking.store import connect, database_file, tracking_uri, translate_errors

@@ -1,8 +1,9 @@
-"""A training's scored weights as MLflow's LoggedModels: one a step with its scores, deleted when not kept."""
+"""A training's scored weights as LoggedModels of MLflow: one per step, deleted with its checkpoint."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion.system.files import sha256_file
 from tracking.keys import FILE_SHA256
 
 if TYPE_CHECKING:
@@ -12,10 +13,8 @@ MODEL_TYPE = "diffctl-checkpoint"
 
 
 def ensure_checkpoint(client: "MlflowClient", run_id: str, step: int, path: Path) -> str:
-    """The id of the LoggedModel of the step, made ready with the file at `path` when it is missing."""
+    """Return the id of the step's LoggedModel, created from the file at `path` if it is missing."""
     from mlflow.entities import LoggedModelOutput
-
-    from diffusion.system.files import sha256_file
 
     found = _find(client, run_id, step)
     if found is None:
@@ -35,7 +34,7 @@ def ensure_checkpoint(client: "MlflowClient", run_id: str, step: int, path: Path
 
 
 def drop_checkpoint(client: "MlflowClient", run_id: str, step: int) -> None:
-    """Delete the LoggedModel of the step, if there is one; its scores stay in the run's curves."""
+    """Delete the step's LoggedModel if it exists; its scores stay in the run's curves."""
     found = _find(client, run_id, step)
     if found is not None:
         client.delete_logged_model(found.model_id)

@@ -1,68 +1,89 @@
-"""The entries of a spool: what a line of `events.jsonl` may say."""
+"""The events of a spool: the format of a line of `events.jsonl`, and reading them.
 
-from pathlib import PurePosixPath
+Each line is a JSON object with the original step and time (milliseconds since 1970):
+
+    {"kind": "start", "time": …, "key": …, "name": …, "experiment": …}      at every opening
+    {"kind": "params" | "tags", "values": {…}}
+    {"kind": "dataset", "name": …, "digest": …, "classes": […]}
+    {"kind": "metrics", "time": …, "step": …, "values": {…}}
+    {"kind": "image", "time": …, "step": …, "key": …, "path": …}            paths are below the folder
+    {"kind": "artifact", "path": …, "folder": …, "sha256": …}
+    {"kind": "checkpoint", "time": …, "step": …, "path": …, "values": {…}}  weights and their scores
+    {"kind": "dropped", "step": …}                                          of a deleted checkpoint
+    {"kind": "status", "time": …, "status": "FINISHED" | "FAILED" | "KILLED"}
+
+Every line ends in `"crc"`, a CRC-32 of everything before it; a line with another one is damaged.
+"""
+
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from diffusion.system.renamed import DocumentKind, translate_names
 
+EVENTS = "events.jsonl"
+CHECKSUM = b',"crc":"%08x"}\n'
+
 Event = dict[str, Any]
 
 
 def _below(path: str) -> str:
-    """A place below the folder: what is elsewhere is nothing that this training logged."""
+    """Check that a path is below the training's folder."""
     place = PurePosixPath(path)
     if place.is_absolute() or ".." in place.parts or not place.parts or "\0" in path:
-        raise ValueError("it lies outside of the training's folder")
+        raise ValueError("it is outside of the training's folder")
     return path
 
 
-_Whole = Annotated[int, Field(ge=0, le=2**53)]
+_Count = Annotated[int, Field(ge=0, le=2**53)]
 _Path = Annotated[str, Field(max_length=4096), AfterValidator(_below)]
 _Scores = dict[str, float]
 
 
-class _Entry(BaseModel):
+class _Base(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class _Start(_Entry):
+class _Start(_Base):
     kind: Literal["start"]
-    time: _Whole
+    time: _Count
     key: Annotated[str, Field(min_length=1)]
     name: str
     experiment: str
 
 
-class _Texts(_Entry):
+class _Texts(_Base):
     kind: Literal["params", "tags"]
     values: dict[str, str]
 
 
-class _Dataset(_Entry):
+class _Dataset(_Base):
     kind: Literal["dataset"]
     name: str
     digest: str
     classes: list[str]
 
 
-class _Metrics(_Entry):
+class _Metrics(_Base):
     kind: Literal["metrics"]
-    time: _Whole
-    step: _Whole
+    time: _Count
+    step: _Count
     values: _Scores
 
 
-class _Image(_Entry):
+class _Image(_Base):
     kind: Literal["image"]
-    time: _Whole
-    step: _Whole
+    time: _Count
+    step: _Count
     key: str
     path: _Path
 
 
-class _Artifact(_Entry):
+class _Artifact(_Base):
     kind: Literal["artifact"]
     path: _Path
     folder: str
@@ -74,22 +95,21 @@ class _Checkpoint(_Metrics):
     path: _Path
 
 
-class _Dropped(_Entry):
+class _Dropped(_Base):
     kind: Literal["dropped"]
-    step: _Whole
+    step: _Count
 
 
-class _Status(_Entry):
+class _Status(_Base):
     kind: Literal["status"]
-    time: _Whole
+    time: _Count
     status: Literal["FINISHED", "FAILED", "KILLED"]
 
 
 _Any = _Start | _Texts | _Dataset | _Metrics | _Image | _Artifact | _Checkpoint | _Dropped | _Status
-_ENTRY: TypeAdapter[_Any] = TypeAdapter(Annotated[_Any, Field(discriminator="kind")])
+_EVENT: TypeAdapter[_Any] = TypeAdapter(Annotated[_Any, Field(discriminator="kind")])
 
-
-# Kinds of entries whose values are named by fields that may have been renamed since.
+# Kinds of events whose values have names that may have changed since.
 _NAMED: dict[str, DocumentKind] = {
     "params": "params",
     "tags": "tags",
@@ -98,12 +118,41 @@ _NAMED: dict[str, DocumentKind] = {
 }
 
 
-def parse_event(line: bytes) -> Event | None:
-    """Parse the entry in a line, with today's names; None if it is no entry."""
+def encode_event(event: Event) -> bytes:
+    """Return the event's line with its checksum."""
+    content = json.dumps(event, separators=(",", ":"), allow_nan=False).encode()[:-1]
+    return content + CHECKSUM % zlib.crc32(content)
+
+
+def decode_event(line: bytes) -> Event | None:
+    """Return the event of a line, with today's names; None if the line is damaged or not an event."""
+    content, _, _ = line.rpartition(CHECKSUM[:8])
+    if line != content + CHECKSUM % zlib.crc32(content):
+        return None
     try:
-        event = _ENTRY.validate_json(line).model_dump()
+        event = _EVENT.validate_json(content + b"}").model_dump()
     except ValidationError:
         return None
     if kind := _NAMED.get(event["kind"]):
         event["values"] = translate_names(kind, event["values"])
     return event
+
+
+def read_events(folder: Path) -> Iterator[Event]:
+    """Yield every undamaged event in order; none if there is no spool."""
+    return (event for event, _ in read_lines(folder) if event is not None)
+
+
+def read_lines(folder: Path, offset: int = 0) -> Iterator[tuple[Event | None, int]]:
+    """Yield each complete line from byte `offset` on with the offset after it; None for a damaged line."""
+    try:
+        file = open(folder / EVENTS, "rb")  # noqa: SIM115 (closed below; a missing file is no spool)
+    except FileNotFoundError:
+        return
+    with file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            yield decode_event(line), offset

@@ -1,19 +1,7 @@
-"""The spool: what a training would log, written to a local file first, so that no server can stop it.
+"""The spool: a training logs to a local file first, so that no server can stop it.
 
-`events.jsonl` is append-only, a JSON object a line, with the original step and time (milliseconds since
-1970), which never goes back. The sender delivers it. Nothing here imports mlflow or waits for a network.
-
-    {"kind": "start", "time": …, "key": …, "name": …, "experiment": …}     at every opening
-    {"kind": "params" | "tags", "values": {…}}
-    {"kind": "dataset", "name": …, "digest": …, "classes": […]}
-    {"kind": "metrics", "time": …, "step": …, "values": {…}}
-    {"kind": "image", "time": …, "step": …, "key": …, "path": …}           paths are below the folder
-    {"kind": "artifact", "path": …, "folder": …, "sha256": …}
-    {"kind": "checkpoint", "time": …, "step": …, "path": …, "values": {…}}  weights, and what they scored
-    {"kind": "dropped", "step": …}                                          of a checkpoint that was not kept
-    {"kind": "status", "time": …, "status": "FINISHED" | "FAILED" | "KILLED"}
-
-Every line ends in `"crc"`, a checksum of what stands before it; a line without a right one is damaged.
+`events.jsonl` is append-only, and its times never decrease. The sender delivers it to MLflow. Nothing here
+imports mlflow or waits for a network.
 """
 
 import json
@@ -22,8 +10,7 @@ import os
 import shutil
 import time
 import warnings
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,18 +18,17 @@ from typing import Any
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.files import sha256_file, sync_folder
 from diffusion.train.config_diff import flat
-from tracking.spool.spool_events import Event, parse_event
+from tracking.spool.spool_events import EVENTS, Event, encode_event, read_events
 
-EVENTS = "events.jsonl"
-CHECKSUM = b',"crc":"%08x"}\n'
-TAIL = 2**16  # bytes that are read at a time to find the last line
-OUTBOX = "outbox"  # files that are to become artifacts, kept as they were when they were logged
+TAIL = 2**16  # bytes to read at a time when searching the last line
+OUTBOX = "outbox"  # copies of the files that become artifacts, as they were when they were logged
 
 
 class Spool:
-    """An open spool. Opening drops a torn last line and learns what is there: a replay writes nothing twice.
+    """An open spool, an observer of the training.
 
-    Satisfies the training's observer. Not for two processes at once: the training's own lock sees to that.
+    Opening it removes a torn last line and reads the rest, so that a replay writes nothing twice. The
+    training's own lock keeps a second process out.
     """
 
     def __init__(self, folder: Path, key: str, name: str, experiment: str) -> None:
@@ -51,78 +37,75 @@ class Spool:
         self._file = os.open(folder / EVENTS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         self._end = _drop_torn_line(self._file)
         sync_folder(folder)
-        self._waiting = b""
-        self._known = SpoolIndex.of(folder)
+        self._unwritten = b""
+        self._index = SpoolIndex.of(folder)
         self._append(kind="start", time=self._now(), key=key, name=name, experiment=experiment)
 
     def params(self, values: dict[str, Any]) -> None:
-        """Log the configuration; nested names are joined by dots. The first value of a name stays."""
-        new = {key: value for key, value in flatten(values).items() if key not in self._known.params}
-        self._known.params |= new
+        """Log the configuration, with nested names joined by dots; the first value of a name is kept."""
+        new = {key: value for key, value in flatten(values).items() if key not in self._index.params}
+        self._index.params |= new
         if new:
             self._append(kind="params", values=new)
 
     def tags(self, values: dict[str, Any]) -> None:
-        """Log tags; a name's newest value counts."""
-        new = {key: str(value) for key, value in values.items() if self._known.tags.get(key) != str(value)}
-        self._known.tags |= new
+        """Log tags; the newest value of a name is valid."""
+        new = {key: str(value) for key, value in values.items() if self._index.tags.get(key) != str(value)}
+        self._index.tags |= new
         if new:
             self._append(kind="tags", values=new)
 
     def dataset(self, name: str, digest: str, classes: Sequence[str] = ()) -> None:
-        """Log the data set that is trained on."""
-        if digest not in self._known.datasets:
-            self._known.datasets.add(digest)
+        """Log the training's data set."""
+        if digest not in self._index.datasets:
+            self._index.datasets.add(digest)
             self._append(kind="dataset", name=name, digest=digest, classes=list(classes))
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Log the values after `step` steps, those of steps that are there already left out."""
+        """Log the values after `step` steps, except those that are logged already."""
         self._metrics(self._now(), step, values)
 
     def _metrics(self, time: int, step: int, values: dict[str, float]) -> None:
-        new = {
-            key: _plain(value) for key, value in values.items() if self._known.is_new(f"metric {key}", step)
-        }
+        new = {key: value for key, value in values.items() if self._index.is_new(f"metric {key}", step)}
         if new:
-            self._append(kind="metrics", time=time, step=step, values=new)
+            self._append(kind="metrics", time=time, step=step, values=_json_floats(new))
 
     def image(self, step: int, key: str, path: Path) -> None:
-        """Log a picture that stays at `path`, as the series `key`."""
-        if self._known.is_new(f"image {key}", step):
-            inside = os.path.relpath(path, self.folder)
-            self._append(kind="image", time=self._now(), step=step, key=key, path=inside)
+        """Log a picture that stays at `path`, in the series `key`."""
+        if self._index.is_new(f"image {key}", step):
+            self._append(kind="image", time=self._now(), step=step, key=key, path=self._relative(path))
 
     def checkpoint(self, step: int, path: Path | None, values: dict[str, float]) -> None:
-        """Log what the weights after `step` steps scored, and the weights too where they lie at `path`."""
+        """Log the scores of the weights after `step` steps, and the weights if they are kept at `path`."""
         now = self._now()
         self._metrics(now, step, values)
-        if path is not None and self._known.is_new("checkpoint", step):
-            inside, plain = os.path.relpath(path, self.folder), {k: _plain(v) for k, v in values.items()}
-            self._append(kind="checkpoint", time=now, step=step, path=inside, values=plain)
+        if path is not None and self._index.is_new("checkpoint", step):
+            scores = _json_floats(values)
+            self._append(kind="checkpoint", time=now, step=step, path=self._relative(path), values=scores)
 
     def dropped(self, step: int) -> None:
-        """Log that the checkpoint of that step is not kept any more."""
-        if step not in self._known.dropped:
-            self._known.dropped.add(step)
+        """Log that the checkpoint of that step was deleted."""
+        if step not in self._index.dropped:
+            self._index.dropped.add(step)
             self._append(kind="dropped", step=step)
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Log a file, as it is now, into the run's artifact `folder`; a hard link keeps it where one can."""
+        """Log the file's present content into the run's artifact `folder`, by a hard link or a copy."""
         sha256 = sha256_file(path)
         kept = Path(OUTBOX) / sha256[:16] / path.name
-        if str(kept) in self._known.artifacts:
+        if str(kept) in self._index.artifacts:
             return
-        _keep(path, self.folder / kept)
-        self._known.artifacts.add(str(kept))
+        _link_or_copy(path, self.folder / kept)
+        self._index.artifacts.add(str(kept))
         self._append(kind="artifact", path=str(kept), folder=folder, sha256=sha256)
 
     def sync(self) -> None:
-        """Bring all of it to the disk, where a power cut leaves it; DiffctlError if there is no room.
+        """Write and fsync all events; DiffctlError if there is no room.
 
-        Called before a state is saved: what that state will not replay must be here.
+        Call it before a state is saved: a resume from that state does not log them again.
         """
         try:
-            if self._waiting:
+            if self._unwritten:
                 self._write()
             os.fsync(self._file)
         except OSError as error:
@@ -132,24 +115,27 @@ class Spool:
             ) from error
 
     def close(self, status: str) -> None:
-        """Log how the training ended (FINISHED, FAILED or KILLED); DiffctlError if the disk is still full."""
+        """Log the training's end (FINISHED, FAILED or KILLED); DiffctlError if the disk is still full."""
         self._append(kind="status", time=self._now(), status=status)
         try:
             self.sync()
         finally:
             os.close(self._file)
 
+    def _relative(self, path: Path) -> str:
+        return os.path.relpath(path, self.folder)
+
     def _now(self) -> int:
-        """Milliseconds since 1970, never less than what stands in the spool: a clock may be set back."""
-        self._known.time = max(self._known.time, time.time_ns() // 1_000_000)
-        return self._known.time
+        """Return milliseconds since 1970, at least the last event's time: a clock may be set back."""
+        self._index.time = max(self._index.time, time.time_ns() // 1_000_000)
+        return self._index.time
 
     def _append(self, **event: Any) -> None:
-        self._waiting += _line(event)
+        self._unwritten += encode_event(event)
         try:
             self._write()
         except OSError as error:
-            # Never half a line in the middle: it stays in memory and goes out with the next one.
+            # The file never has half a line in the middle: the event is written with the next one.
             warnings.warn(
                 f"{self.folder / EVENTS} cannot be written ({error.strerror}): it is tried again",
                 DiffctlWarning,
@@ -158,19 +144,19 @@ class Spool:
 
     def _write(self) -> None:
         try:
-            written = os.write(self._file, self._waiting)
-            if written < len(self._waiting):
-                written += os.write(self._file, self._waiting[written:])
+            written = os.write(self._file, self._unwritten)
+            if written < len(self._unwritten):
+                written += os.write(self._file, self._unwritten[written:])
         except OSError:
             os.ftruncate(self._file, self._end)
             raise
         self._end += written
-        self._waiting = b""
+        self._unwritten = b""
 
 
 @dataclass
 class SpoolIndex:
-    """What a spool holds already."""
+    """What a spool contains already."""
 
     steps: dict[str, int] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
@@ -182,20 +168,20 @@ class SpoolIndex:
 
     @classmethod
     def of(cls, folder: Path) -> "SpoolIndex":
-        """What the folder's spool holds."""
-        known = cls()
+        """Return the index of the folder's spool."""
+        index = cls()
         for event in read_events(folder):
-            known._learn(event)
-        return known
+            index._add(event)
+        return index
 
     def is_new(self, series: str, step: int) -> bool:
-        """Whether the series has not reached `step` yet; it has from now on."""
+        """Return whether `step` is beyond the last step of the series, and make it the last one."""
         if self.steps.get(series, -1) >= step:
             return False
         self.steps[series] = step
         return True
 
-    def _learn(self, event: Event) -> None:
+    def _add(self, event: Event) -> None:
         self.time = max(self.time, event.get("time", 0))
         match event["kind"]:
             case "metrics":
@@ -216,41 +202,8 @@ class SpoolIndex:
                 self.dropped.add(event["step"])
 
 
-def read_events(folder: Path) -> Iterator[Event]:
-    """Every whole event in order; none where there is no spool."""
-    return (event for event, _ in read_lines(folder) if event is not None)
-
-
-def read_lines(folder: Path, offset: int = 0) -> Iterator[tuple[Event | None, int]]:
-    """Each whole line from `offset` on with the offset after it; None stands for a damaged line."""
-    try:
-        file = open(folder / EVENTS, "rb")  # noqa: SIM115 (closed below; a missing file is no spool)
-    except FileNotFoundError:
-        return
-    with file:
-        file.seek(offset)
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            offset += len(line)
-            yield _parse(line), offset
-
-
-def _line(event: Event) -> bytes:
-    said = json.dumps(event, separators=(",", ":"), allow_nan=False).encode()[:-1]
-    return said + CHECKSUM % zlib.crc32(said)
-
-
-def _parse(line: bytes) -> Event | None:
-    """The event of a line; None unless its checksum is that of the rest, and that is an entry."""
-    said, _, _ = line.rpartition(CHECKSUM[:8])
-    if line != said + CHECKSUM % zlib.crc32(said):
-        return None
-    return parse_event(said + b"}")
-
-
 def flatten(values: dict[str, Any]) -> dict[str, str]:
-    """Nested values as flat text: names joined by dots, lists as JSON; what is None is left out."""
+    """Return nested values as texts: names joined by dots, lists as JSON, without those that are None."""
     return {
         name: json.dumps(value) if isinstance(value, list | tuple) else str(value)
         for name, value in flat(values).items()
@@ -258,14 +211,13 @@ def flatten(values: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _plain(value: float) -> float | str:
-    """A float that JSON knows, or the name of one that it does not; float() reads both back."""
-    value = float(value)
-    return value if math.isfinite(value) else str(value)
+def _json_floats(values: dict[str, float]) -> dict[str, float | str]:
+    """Return floats for JSON: NaN and infinity become texts, which float() reads."""
+    return {key: float(v) if math.isfinite(v) else str(float(v)) for key, v in values.items()}
 
 
 def _drop_torn_line(handle: int) -> int:
-    """Cut what a killed writer left of its last line; returns the spool's length in bytes."""
+    """Remove an incomplete last line of a killed writer; return the spool's length in bytes."""
     size = end = os.fstat(handle).st_size
     while end:
         start = max(0, end - TAIL)
@@ -278,8 +230,8 @@ def _drop_torn_line(handle: int) -> int:
     return end
 
 
-def _keep(path: Path, kept: Path) -> None:
-    """Keep the file's content: later versions are renamed into its place, so a hard link is enough."""
+def _link_or_copy(path: Path, kept: Path) -> None:
+    """Keep the file's content; a hard link is enough, because later versions replace the file by renaming."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.unlink(missing_ok=True)
     try:
@@ -288,4 +240,4 @@ def _keep(path: Path, kept: Path) -> None:
         try:
             shutil.copyfile(path, kept)
         except OSError as error:
-            raise DiffctlError(f"{path} cannot be kept for MLflow at {kept} ({error.strerror})") from error
+            raise DiffctlError(f"{path} cannot be copied to {kept} for MLflow ({error.strerror})") from error

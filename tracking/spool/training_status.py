@@ -1,4 +1,4 @@
-"""The trainings of this project as their folders in runs/train/ show them, without asking MLflow."""
+"""The trainings of this project, as their folders in runs/train/ describe them, without MLflow."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,17 +7,17 @@ from typing import Literal
 from diffusion.layout import TRAIN_RUNS
 from diffusion.system.errors import DiffctlError
 from diffusion.system.locks import is_held
-from diffusion.train.checkpoint.run_record import Heartbeat, read_heartbeat
-from tracking.spool.spool_writer import EVENTS, read_events
+from diffusion.train.checkpoint.run_record import read_heartbeat
+from tracking.spool.spool_events import EVENTS, read_events
 
-# stopped: a signal ended it after its state was saved. dead: it was killed and could say nothing.
+# stopped: a signal ended it after its state was saved. dead: it was killed without logging its end.
 State = Literal["running", "dead", "finished", "failed", "stopped"]
 STATES: dict[str, State] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
 
 
 @dataclass(frozen=True)
 class TrainingStatus:
-    """What a training's folder says. Times are milliseconds since 1970, `heartbeat` that of its last sign."""
+    """The status of a training. Times are milliseconds since 1970; `heartbeat` is its last sign of life."""
 
     folder: Path
     key: str
@@ -36,10 +36,13 @@ class TrainingStatus:
 
 
 def read_status(folder: Path) -> TrainingStatus | None:
-    """The training in `folder`; None when its spool holds no whole start yet."""
-    # Looked at first: who lets go of it afterwards has already written how it ended.
+    """Return the status of the training in `folder`; None if its spool contains no start."""
+    # Check the lock first: a training logs its end before it releases the lock.
     running = is_held(folder / "lock")
-    beat = _beat(folder)
+    try:
+        beat = read_heartbeat(folder)
+    except (OSError, DiffctlError):  # a damaged heartbeat hides nothing else
+        beat = None
     key = name = ""
     status: str | None = None
     steps: int | None = None
@@ -53,7 +56,8 @@ def read_status(folder: Path) -> TrainingStatus | None:
             case "metrics":
                 step = max(step, event["step"])
             case "params":
-                steps = _steps(event["values"].get("train.steps", "")) or steps
+                value = event["values"].get("train.steps", "")
+                steps = int(value) if value.isdecimal() and len(value) < 16 else steps
             case "status":
                 status = event["status"]
     if not key:
@@ -63,23 +67,12 @@ def read_status(folder: Path) -> TrainingStatus | None:
     return TrainingStatus(folder, key, name, state, step, steps, started, updated, heartbeat)
 
 
-def _beat(folder: Path) -> Heartbeat | None:
-    try:
-        return read_heartbeat(folder)
-    except (OSError, DiffctlError):  # it only watches
-        return None
-
-
-def _steps(written: str) -> int | None:
-    return int(written) if written.isdecimal() and len(written) < 16 else None
-
-
 def spool_folders(root: Path = TRAIN_RUNS) -> list[Path]:
-    """Every training folder that has a spool."""
+    """Return every training folder that has a spool."""
     return sorted(path.parent for path in root.glob(f"*/{EVENTS}"))
 
 
 def list_trainings(root: Path = TRAIN_RUNS) -> list[TrainingStatus]:
-    """Every training of the project, the newest first."""
+    """Return every training of the project, the newest first."""
     found = [training for folder in spool_folders(root) if (training := read_status(folder))]
     return sorted(found, key=lambda training: training.started, reverse=True)

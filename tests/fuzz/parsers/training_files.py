@@ -17,8 +17,9 @@ from diffusion.train.checkpoint.run_record import HEARTBEAT, read_heartbeat
 from flows.stage_outcome import read_outcome
 from tests.fuzz.repairs import reseal
 from tracking.runs.run_lookup import read_identity
-from tracking.spool.delivery import DeliveryState, _Said
-from tracking.spool.spool_writer import CHECKSUM, EVENTS, Spool, SpoolIndex
+from tracking.spool.delivery_state import DeliveryState, _SentFile
+from tracking.spool.spool_events import CHECKSUM, EVENTS
+from tracking.spool.spool_writer import Spool, SpoolIndex
 from tracking.spool.training_status import read_status
 
 SEALED = (
@@ -79,7 +80,7 @@ def parse(path: Path) -> None:
         lambda: read_identity(path),
         lambda: find_kept_run(path.parent / "x", {}),
         lambda: read_outcome(path),
-        lambda: read_checksummed_json(path, _Said),
+        lambda: read_checksummed_json(path, _SentFile),
         lambda: read_checksummed_json(folder / ABOUT, About),
         lambda: read_ended(folder),
     )
