@@ -27,8 +27,8 @@ from diffusion.evaluate.features.reference_features import build_reference
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.evaluate.sweep_scores import SpaceScorer, score_cells
 from diffusion.images.store import Images, ImageStore, write_store
+from diffusion.protocol.card import subset_size
 from diffusion.protocol.grid import Cell
-from diffusion.protocol.metric_constants import subset_size
 from diffusion.system.devices import default_device
 from tests.helpers.torch_fidelity_adapter import register
 

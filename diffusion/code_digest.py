@@ -43,7 +43,7 @@ NEUTRAL = {
     "diffusion.protocol.extractors": "names modules, of which the chosen one is counted",
     "diffusion.protocol.samplers": "names modules, of which the chosen one is counted",
     "diffusion.protocol.settings": "its values stand in the fingerprint",
-    "diffusion.sample.config": "its values stand in the card",
+    "diffusion.protocol.sample_sections": "its values stand in the card",
     "diffusion.sample.nan_guard": "refuses numbers that are none",
     "diffusion.system.malloc": "keeps freed memory",
     "diffusion.system.npy_files": "reads what others computed",

@@ -11,9 +11,8 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from diffusion.evaluate.evaluate_config import EvaluateConfig
+from diffusion.protocol.sample_sections import SampleConfig, SweepConfig, axis_values, check_axes
 from diffusion.protocol.samplers import SAMPLERS
-from diffusion.protocol.sweep_config import SweepConfig, axis_values, check_axes
-from diffusion.sample.config import SampleConfig
 from diffusion.search.config import SearchConfig
 from diffusion.system.errors import UsageError
 from diffusion.system.params import PARAMS, read_params

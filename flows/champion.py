@@ -15,9 +15,9 @@ from pydantic import Field
 from diffusion.config import load
 from diffusion.layout import EVALUATE_RUN, PREPARED, SCORES, SWEEP_RUN
 from diffusion.protocol.grid import format_option
-from diffusion.protocol.scores import read_scores
+from diffusion.protocol.sample_sections import SweepConfig
+from diffusion.protocol.scores_document import read_scores
 from diffusion.protocol.settings import AXES
-from diffusion.protocol.sweep_config import SweepConfig
 from diffusion.system.errors import Interrupted, UsageError
 from diffusion.system.json_files import JsonObject, read_json
 from diffusion.system.limits import MAX_COUNT, MAX_PATH

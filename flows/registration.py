@@ -25,7 +25,8 @@ from tracking.registry.model_registry import (
 from tracking.registry.promotion import NO_OVERRIDE, Decision, Override
 
 if TYPE_CHECKING:
-    from diffusion.protocol.scores import CellScores, ScoresDocument
+    from diffusion.protocol.scores import CellScores
+    from diffusion.protocol.scores_document import ScoresDocument
 
 Show = Callable[[int, int], None]
 ProgressOf = Callable[[str], AbstractContextManager[Show]]
@@ -45,8 +46,8 @@ def register_model(override: Override = NO_OVERRIDE, progress: ProgressOf = unse
     first, by its own weights. Where that fails it is told, and the gate finds the two not comparable.
     DiffctlError as of `register`.
     """
-    from diffusion.choice.model_cells import best_model_scores
-    from diffusion.protocol.scores import read_scores
+    from diffusion.choice.document_slices import best_model_scores
+    from diffusion.protocol.scores_document import read_scores
 
     _bring_up_to_date(best_model_scores(read_scores(SCORES)), override, progress)
     return register(override=override)
@@ -113,8 +114,8 @@ def rescore(champion: OutdatedChampion, document: "ScoresDocument", progress: Pr
 
 def _settings(cell: "CellScores", batch_size: int) -> Any:
     """The section `sample` that gives a cell's images again."""
+    from diffusion.protocol.sample_sections import SampleConfig
     from diffusion.protocol.settings import SamplerConfig
-    from diffusion.sample.config import SampleConfig
     from diffusion.system.section import validate
 
     known = {field: cell.card[field] for field in SamplerConfig.model_fields if field in cell.card}

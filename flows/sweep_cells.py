@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
     from diffusion.protocol.grid import Cell
+    from diffusion.protocol.sample_sections import SampleConfig
     from diffusion.sample.cell_images import ShardRunner
-    from diffusion.sample.config import SampleConfig
     from diffusion.sample.ema_models import EMAModelFiles
 
 PARENT = "DIFFCTL_PARENT_TASK"  # the id of the task run that a stage is the work of

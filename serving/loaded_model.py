@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffusion.choice.best_settings import best_settings
-from diffusion.choice.budget import pareto_front
+from diffusion.choice.selection import pareto_front
 from diffusion.engine.engine import Engine
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import Artefact, LoadedModel

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from diffusion.choice.best_settings import scores_for
-from diffusion.choice.model_cells import model_scores
+from diffusion.choice.document_slices import model_scores
 from diffusion.layout import SCORES
 from diffusion.model.model_file import read_artefact
-from diffusion.protocol.scores import ScoresDocument, read_scores
+from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.system.errors import UsageError
 
 

@@ -9,7 +9,7 @@ from diffusion.choice.best_settings import best_settings, budget_settings
 from diffusion.model.model_file import ModelDescription
 from diffusion.process.condition import Condition
 from diffusion.protocol.options import SamplingOption, fields_section
-from diffusion.protocol.scores import ScoresDocument
+from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.protocol.settings import SAMPLING_OPTIONS, SampleSettings, refuse_idle
 from diffusion.sample.class_labels import class_condition, mixed_condition
 from diffusion.system.errors import UsageError

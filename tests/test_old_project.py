@@ -19,7 +19,7 @@ from diffusion.model.model_file import read_artefact
 from diffusion.model.posthoc_ema import Snapshots
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import settings_card
-from diffusion.protocol.scores import read_scores
+from diffusion.protocol.scores_document import read_scores
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import UsageError
 from diffusion.system.renamed import translate

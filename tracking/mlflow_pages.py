@@ -15,9 +15,9 @@ from diffusion.choice.ranking import is_auxiliary
 from diffusion.choice.selection import describe_selection
 from diffusion.layout import SAMPLES
 from diffusion.protocol.grid import Cell, cell_order, describe_cell
-from diffusion.protocol.paper_mismatch import score_mismatches
-from diffusion.protocol.paper_protocols import PROTOCOLS
-from diffusion.protocol.scores import CellScores, ScoresDocument
+from diffusion.protocol.paper_protocols import PROTOCOLS, score_mismatches
+from diffusion.protocol.scores import CellScores
+from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.system.section import brief
 from tracking.keys import KEY
 

@@ -7,7 +7,7 @@ import typer
 
 from diffusion.config import load
 from diffusion.model.model_file import load_model
-from diffusion.protocol.scores import ScoresDocument
+from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate

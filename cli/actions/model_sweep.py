@@ -12,8 +12,8 @@ from cli.actions.score_tables import show_sweep_scores
 from cli.stages.scoring import scored_grid
 from diffusion.config import load
 from diffusion.layout import SWEEP_RUN
-from diffusion.protocol.scores import ScoresDocument, document_values
-from diffusion.protocol.sweep_config import SweepConfig
+from diffusion.protocol.sample_sections import SweepConfig
+from diffusion.protocol.scores_document import ScoresDocument, document_values
 from diffusion.system.errors import UsageError
 from diffusion.system.section import validate
 from tracking.keys import model_name

@@ -16,7 +16,7 @@ from diffusion.papers.paper_comparison import (
     compare_scores,
     shared_differences,
 )
-from diffusion.protocol.scores import read_scores
+from diffusion.protocol.scores_document import read_scores
 
 
 def paper_json(paper: Paper, document: dict[str, Any]) -> dict[str, Any]:

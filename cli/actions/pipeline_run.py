@@ -4,7 +4,7 @@ import typer
 
 from cli.actions.score_tables import show_sweep_scores
 from diffusion.layout import REPORT, SCORES
-from diffusion.protocol.scores import read_scores
+from diffusion.protocol.scores_document import read_scores
 from flows.run import run_pipeline
 
 

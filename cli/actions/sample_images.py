@@ -14,7 +14,7 @@ from diffusion.layout import SCORES
 from diffusion.model.classifier import LoadedClassifier, load_classifier
 from diffusion.model.model_file import LoadedModel, load_model, read_artefact
 from diffusion.protocol.grid import describe_cell, settings_axes
-from diffusion.protocol.scores import ScoresDocument, read_scores
+from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.protocol.settings import SampleSettings, parse_settings
 from diffusion.sample.generate import check_settings
 from diffusion.system.devices import default_device

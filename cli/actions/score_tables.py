@@ -7,11 +7,11 @@ import typer
 
 from cli.shared.tables import show, table
 from diffusion.choice.selection import describe_optimism
+from diffusion.protocol.card import SHARES
 from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import cell_order
-from diffusion.protocol.metric_constants import SHARES
 from diffusion.protocol.option_values import format_value
-from diffusion.protocol.scores import ScoresDocument
+from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.protocol.settings import AXES
 
 TWO_SIDED = 1.96  # standard deviations of a 95 % interval

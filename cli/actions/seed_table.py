@@ -9,7 +9,7 @@ import typer
 from cli.shared.tables import show, table
 from diffusion.config import load
 from diffusion.layout import LOSS_CURVE, PREPARED, SAMPLES, SCORES
-from diffusion.protocol.scores import ScoresDocument, read_scores
+from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.report.seed_comparison import SeedComparison, compare_seeds, excluded_seeds
 from diffusion.report.write import page_with_seeds, read_inputs
 from diffusion.system.output_paths import check_output, write_output_text

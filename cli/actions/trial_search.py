@@ -20,7 +20,7 @@ from diffusion.evaluate.features.reference_features import open_references
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PARAMS, PREPARED, REFERENCE
-from diffusion.protocol.scores import read_scores
+from diffusion.protocol.scores_document import read_scores
 from diffusion.search.driver import Runner, search_beside
 from diffusion.search.driver import search as run_all
 from diffusion.search.folder import LOCK, SCORES, About, first_settings, folder_of, open_search, trial_folder

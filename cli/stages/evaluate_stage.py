@@ -2,15 +2,14 @@
 
 from cli.shared.progress import progress
 from cli.stages.preflight import preflight
-from diffusion.choice.summary import write_summary
+from diffusion.choice.selection import write_summary
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.sweep_scores import evaluate as score
 from diffusion.evaluate.sweep_scores import write_scores
 from diffusion.images.pictures import montage
 from diffusion.layout import PREPARED, REFERENCE, RUN, SAMPLES, SCORE_CURVES, SCORES, SUMMARY
-from diffusion.protocol.cells import open_cells
-from diffusion.protocol.sweep_config import SweepConfig
-from diffusion.sample.config import SampleConfig
+from diffusion.protocol.grid import open_cells
+from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.system.params import load_section
 from tracking.runs.cell_runs import log_samples
 from tracking.runs.scored_runs import log_scores

@@ -4,9 +4,8 @@ from cli.shared.progress import progress
 from cli.stages.preflight import preflight
 from diffusion.layout import MODEL, SAMPLES
 from diffusion.protocol.grid import grid
-from diffusion.protocol.sweep_config import SweepConfig
+from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.sample.cell_images import drop_other_cells
-from diffusion.sample.config import SampleConfig
 from diffusion.sample.ema_models import EMAModelFiles
 from diffusion.system.params import load_section
 from flows.sweep_cells import run_sweep

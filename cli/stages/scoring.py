@@ -6,12 +6,10 @@ from cli.shared.progress import progress
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.sweep_scores import evaluate, write_scores
 from diffusion.layout import PREPARED, REFERENCE, SCORE_CURVES, SCORES
-from diffusion.protocol.cells import open_cells
-from diffusion.protocol.grid import grid
-from diffusion.protocol.scores import ScoresDocument
-from diffusion.protocol.sweep_config import SweepConfig
+from diffusion.protocol.grid import grid, open_cells
+from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
+from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.sample.cell_images import drop_other_cells
-from diffusion.sample.config import SampleConfig
 from diffusion.sample.ema_models import EMAModelFiles
 from flows.sweep_cells import run_sweep
 

@@ -18,7 +18,7 @@ from diffusion.config import Config, load
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PARAMS, PREPARED, TRAIN_RUNS
-from diffusion.protocol.scores import ScoresDocument
+from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.search.config import SearchConfig
 from diffusion.search.folder import ABOUT, CURVE, MODEL, SCORES, About, read_ended, write_ended
 from diffusion.search.ledger import Ledger

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.paper_protocols import PROTOCOLS, PaperField, mismatches
 from diffusion.protocol.published_statistics import statistics_source
+from diffusion.protocol.sample_sections import idle_axes
 from diffusion.protocol.samplers import SAMPLERS
-from diffusion.protocol.sweep_config import idle_axes
 from diffusion.system.files import sha256_file
 
 REFERENCES = Path("references")  # folder of published statistics

@@ -23,9 +23,9 @@ from diffusion.layout import STARTS
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.network_registry import build_network
 from diffusion.model.precision import freeze
+from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import shard_images
-from diffusion.sample.config import SampleConfig
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.section import Section
 from diffusion.train.distributed.process_group import ProcessGroup

@@ -1,9 +1,10 @@
 """Settings to sample with out of a model's own sweep: those of its best cell, or of the best for a budget."""
 
-from diffusion.choice.budget import pareto_front, recommended
-from diffusion.choice.model_cells import model_scores
+from diffusion.choice.document_slices import model_scores
+from diffusion.choice.selection import pareto_front, recommended
 from diffusion.protocol.grid import SAMPLING_VERSION
-from diffusion.protocol.scores import CellScores, ScoresDocument
+from diffusion.protocol.scores import CellScores
+from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import UsageError
 from diffusion.system.section import validate

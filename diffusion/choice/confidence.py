@@ -12,11 +12,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.protocol.card import differing_fields
-from diffusion.protocol.float_codec import unpack
+from diffusion.protocol.card import GROUPS, differing_fields
 from diffusion.protocol.grid import DERIVED_FIELDS
-from diffusion.protocol.metric_constants import GROUPS
-from diffusion.protocol.scores import ImageScores
+from diffusion.protocol.scores import ImageScores, unpack
 from diffusion.protocol.settings import AXES
 
 CONFIDENCE = 0.95

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from diffusion.choice.confidence import Gap, Interval, gap, interval_of, student
 from diffusion.choice.gate import card_diff
-from diffusion.protocol.scores import CellScores, ImageScores, ScoresDocument
+from diffusion.protocol.scores import CellScores, ImageScores
+from diffusion.protocol.scores_document import ScoresDocument
 
 Cells = Sequence[ImageScores]  # one cell of the trainings of a group
 

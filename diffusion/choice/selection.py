@@ -1,9 +1,45 @@
 """What was chosen of a sweep, with what choosing does to its score, as a scores document says it."""
 
-from diffusion.choice.budget import Choice, pareto_front
-from diffusion.choice.optimism import optimism
-from diffusion.choice.ranking import Cells, best_cell
-from diffusion.protocol.scores import FrontCell, SelectedCell
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion.choice.confidence import errors_of, share_noise
+from diffusion.choice.ranking import Cells, best_cell, is_auxiliary
+from diffusion.protocol.scores import ImageScores
+from diffusion.protocol.scores_document import FrontCell, ScoresDocument, SelectedCell
+from diffusion.system.files import write_json
+
+
+class Choice(NamedTuple):
+    """A cell's name, its network evaluations an image, and its Fréchet distance."""
+
+    cell: str
+    evaluations: int
+    distance: float
+
+
+def pareto_front(cells: Cells) -> list[Choice]:
+    """The cells that no other one beats in both, from the cheapest to the best.
+
+    The distance decides, which is fair between the cells of one sweep: they share N and reference.
+    """
+    choices = [
+        Choice(name, cell.evaluations, cell.scores[cell.spec.distance]) for name, cell in cells.items()
+    ]
+    front: list[Choice] = []
+    for choice in sorted(choices, key=lambda choice: (choice.evaluations, choice.distance)):
+        if not front or choice.distance < front[-1].distance:
+            front.append(choice)
+    return front
+
+
+def recommended(cells: Cells, budget: int) -> Choice | None:
+    """The best cell for at most `budget` network evaluations an image; None when the cheapest costs more."""
+    affordable = [choice for choice in pareto_front(cells) if choice.evaluations <= budget]
+    return affordable[-1] if affordable else None
 
 
 def select_best(cells: Cells) -> SelectedCell:
@@ -49,3 +85,49 @@ def describe_optimism(chosen: SelectedCell) -> str:
     if not chosen.optimism or chosen.of < 2:
         return ""
     return f"about {chosen.optimism:.2g} too low, as the least of {chosen.of}"
+
+
+DRAWS = 4000
+STEP = 0.5  # how far the scores that choose are moved, in standard deviations of theirs: nearer costs draws
+SEED = 2020
+
+
+def optimism(cells: Sequence[ImageScores], metric: str) -> float | None:
+    """How much too low the least score of these cells is on average, ≥ 0; None where one has no errors.
+
+    Scores v of errors with covariance V are split by noise δ ~ N(0, V): v + sδ and v − δ/s are independent
+    (Rasines & Young 2023, 2102.02159; for s = 1 they are the scores by two halves of the images). The first
+    choose a cell, and of it the second tell without bias, so that v is too low by the mean of −δ/s. It is
+    right on average over sweeps; of one it is a rough number.
+    """
+    errors = [errors_of(cell, metric) for cell in cells]
+    known = [one for one in errors if one is not None]
+    if len(known) < len(cells):
+        return None
+    if len(cells) < 2:
+        return 0.0
+    values = np.array([cell.scores[metric] for cell in cells])
+    draw = np.random.default_rng(SEED)
+    if all(share_noise(cells[0], cell) for cell in cells[1:]):
+        whole = np.stack(known).astype(np.float64)
+        moved = draw.normal(size=(DRAWS, whole.shape[1])) @ whole.T
+    else:
+        moved = draw.normal(size=(DRAWS, len(cells))) * [float(np.linalg.norm(one)) for one in known]
+    chosen = (values + STEP * moved).argmin(axis=1)
+    return max(0.0, -float(moved[np.arange(DRAWS), chosen].mean()) / STEP)
+
+
+def summary(document: ScoresDocument) -> dict[str, Any]:
+    """The best cell: its scores, what it is and costs; of how many images and of how many cells."""
+    best = document.cells[document.best.cell]
+    scores = {name: value for name, value in best.scores.items() if not is_auxiliary(name)}
+    return {
+        "best": {**best.axes, "evaluations": best.evaluations, **scores},
+        "num_images": best.num_images,
+        "cells": len(document.cells),
+    }
+
+
+def write_summary(path: Path, document: ScoresDocument) -> None:
+    """Write it: equal scores give equal bytes."""
+    write_json(path, summary(document))

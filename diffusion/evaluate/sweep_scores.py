@@ -23,9 +23,9 @@ from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.evaluate.statistics_file import configured_statistics
 from diffusion.images.store import ImageStore
 from diffusion.protocol.card import Card, differing_fields
-from diffusion.protocol.float_codec import pack
 from diffusion.protocol.grid import DERIVED_FIELDS, Cell, cell_order, describe_line
-from diffusion.protocol.scores import CellScores, ScoresDocument, write_scores_document
+from diffusion.protocol.scores import CellScores, pack
+from diffusion.protocol.scores_document import ScoresDocument, write_scores_document
 from diffusion.protocol.settings import AXES
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_text

@@ -13,10 +13,9 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from diffusion.images.store_meta import CardValue
-from diffusion.protocol.card import protocol_card
+from diffusion.protocol.card import SHARES, protocol_card
 from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec
 from diffusion.protocol.grid import settings_card
-from diffusion.protocol.metric_constants import SHARES
 from diffusion.protocol.published_statistics import statistics_card
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import UsageError, printable

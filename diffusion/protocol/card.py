@@ -2,19 +2,24 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusion.protocol.extractors import EVALUATION_VERSION
-from diffusion.protocol.metric_constants import (
-    NEIGHBOUR,
-    SEED,
-    SUBSETS,
-    WIDE_NEIGHBOUR,
-    is_splits,
-    subset_size,
-)
+from diffusion.system.section import PositiveInt, Section
+
+if TYPE_CHECKING:
+    pass
 
 Card = dict[str, Any]
+
+SEED = 2020  # torch-fidelity's own default: which images a subset or a split gets
+SUBSETS = 100  # of a kernel distance
+SUBSET_SIZE = 500  # at most
+GROUPS = 100  # of images, put together at random, by which a score's errors are told
+IS_SPLITS = 10  # at most
+NEIGHBOUR = 3  # the k whose distance is an image's reach (Kynkäänniemi et al. 2019)
+SHARES = ("precision", "recall", "density", "coverage")  # of neighbours, in an extractor's features
+WIDE_NEIGHBOUR = 5  # that of density and coverage (Naeem et al. 2020)
 
 DIGEST = 64  # digits of a SHA-256 in hex
 
@@ -110,3 +115,30 @@ def describe_difference(fields: Mapping[str, Sequence[Any]]) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return f"{text[:12]}…" if len(text) == DIGEST else text
+
+
+def subset_size(count: int, reference_count: int) -> int:
+    """Images a subset: half of the smaller set, at least 2 and at most 500."""
+    return max(2, min(SUBSET_SIZE, count // 2, reference_count // 2))
+
+
+def is_splits(count: int) -> int:
+    """Splits of an Inception score: 10, or fewer where there are fewer images."""
+    return min(IS_SPLITS, count)
+
+
+class ReferenceFacts(Section):
+    """What is said of a reference: its images, what saw them, and those held out where there are any."""
+
+    evaluation: int
+    extractor: str
+    weights_sha256: str
+    dtype: str
+    name: str
+    image_size: PositiveInt
+    reference_split: str
+    reference_digest: str
+    reference_count: PositiveInt
+    heldout_split: str | None = None
+    heldout_digest: str | None = None
+    heldout_count: PositiveInt | None = None

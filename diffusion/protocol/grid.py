@@ -3,10 +3,15 @@
 import itertools
 from collections.abc import Mapping
 from dataclasses import make_dataclass
+from pathlib import Path
 from typing import Any
 
+from diffusion.images.store import ImageStore, open_store
+from diffusion.images.store_meta import CellMeta
+from diffusion.protocol.card import differing_fields
 from diffusion.protocol.option_values import format_value
 from diffusion.protocol.options import SamplingOption
+from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import (
     AXES,
@@ -16,7 +21,7 @@ from diffusion.protocol.settings import (
     SamplerConfig,
     SampleSettings,
 )
-from diffusion.protocol.sweep_config import SweepConfig
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import canonical_json
 
 DERIVED_FIELDS = ("evaluations",)  # of a card: they follow from the values on the axes
@@ -163,3 +168,31 @@ def describe_cell(entry: Mapping[str, Any]) -> str:
 def cell_order(entry: Mapping[str, Any]) -> tuple[tuple[bool, Any], ...]:
     """Return a key that sorts cells by their axes, by steps first; cells without an axis come first."""
     return tuple((axis in entry, entry.get(axis)) for axis in AXES)
+
+
+def open_cells(sample: SampleConfig, sweep: SweepConfig, samples: Path) -> dict[Cell, ImageStore]:
+    """Every cell of the grid with its images; DiffctlError when one is missing or not what is asked for."""
+    return {cell: _open_cell(sample, samples, cell) for cell in grid(sample, sweep)}
+
+
+def _open_cell(sample: SampleConfig, samples: Path, cell: Cell) -> ImageStore:
+    path = samples / cell.name
+    again = "make it with `diffctl stage sample`"
+    if not path.is_dir():
+        raise UsageError(f"cell {cell.name} is not in {samples}: {again}")
+    store = open_store(path, CellMeta)
+    card = store.meta["card"]
+    wanted = {
+        **settings_card(cell_settings(sample, cell)),
+        "num_images": sample.num_images,
+        **({"ema": cell.ema} if cell.ema is not None else {}),
+    }
+    decides = {*wanted, *SampleSettings.model_fields}  # also what is not wanted, where the card has it
+    if wrong := differing_fields([{field: card.get(field) for field in decides}, wanted], DERIVED_FIELDS):
+        field, (has, wants) = next(iter(wrong.items()))
+        raise DiffctlError(f"cell {cell.name} was sampled with {field} {has}, not {wants}: {again} again")
+    if len(store) != sample.num_images:
+        raise DiffctlError(
+            f"cell {cell.name} holds {len(store)} images, not {sample.num_images}: {again} again"
+        )
+    return store

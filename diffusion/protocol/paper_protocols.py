@@ -6,7 +6,11 @@ A protocol sets nothing: it is held against what params.yaml says, and what diff
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from diffusion.protocol.scores_document import ScoresDocument
+
 
 ANY_DATA: tuple[str, ...] = ()
 IMAGENET_64 = ("imagenet64", "imagenet")
@@ -141,3 +145,28 @@ def _text(value: Any) -> str:
     if value is None:
         return "not set"
     return f"{value:,}" if type(value) is int else str(value)
+
+
+SWEPT = ("steps", "eta")
+
+
+def score_mismatches(document: "ScoresDocument", name: str, process: Mapping[str, Any]) -> list[Mismatch]:
+    """The fields in which scores depart from the protocol of that name, one of PROTOCOLS.
+
+    `process` is that section of the model, as plain values.
+    """
+    cells = list(document.cells.values())
+    card = document.cells[document.best.cell].card
+    statistics = card.get("statistics_name")
+    sections = {
+        "data": {"name": card["data"], "image_size": card.get("image_size")},
+        "process": process,
+        "sample": card,
+        "sweep": {axis: sorted({getattr(cell, axis) for cell in cells}) for axis in SWEPT},
+        "evaluate": {
+            "extractor": document.extractor,
+            "reference": document.reference.reference_split,
+            "statistics": {"file": statistics} if statistics else None,
+        },
+    }
+    return mismatches(name, sections)

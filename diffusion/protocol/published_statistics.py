@@ -7,9 +7,8 @@ covariance. So a card has the file's SHA-256, and the address that a file of its
 from collections.abc import Mapping
 from importlib.metadata import version
 
-from diffusion.protocol.card import STATISTICS_FIELDS, Card
+from diffusion.protocol.card import SHARES, STATISTICS_FIELDS, Card
 from diffusion.protocol.extractors import EVALUATION_VERSION, ExtractorSpec
-from diffusion.protocol.metric_constants import SHARES
 
 _OPENAI = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs"

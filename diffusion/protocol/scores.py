@@ -1,29 +1,44 @@
-"""What metrics/scores.json holds: scores of a sweep, their errors and cards, and what was chosen by them."""
+"""Scores of a set of images and of a cell, with their errors and their card."""
 
-from itertools import pairwise
-from pathlib import Path
+import base64
+import math
+import struct
+import textwrap
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Self
 
-from pydantic import Field, PositiveInt, StrictBool, StrictFloat, StrictInt, model_validator
+from pydantic import Field, StrictFloat, StrictInt, model_validator
 
-from diffusion.images.store_meta import CardValue, Training
-from diffusion.protocol.card import EXTRACTOR_FIELDS, STATISTICS_FIELDS, differing_fields
+from diffusion.images.store_meta import CardValue
+from diffusion.protocol.card import EXTRACTOR_FIELDS, GROUPS, STATISTICS_FIELDS, SUBSETS, differing_fields
 from diffusion.protocol.extractors import EXTRACTORS, MAX_SPACES, ExtractorSpec
-from diffusion.protocol.float_codec import unpack
-from diffusion.protocol.grid import Cell
-from diffusion.protocol.metric_constants import GROUPS, SUBSETS
 from diffusion.protocol.options import SamplingOption, fields_section
-from diffusion.protocol.paper_protocols import PROTOCOLS
-from diffusion.protocol.reference import ReferenceFacts
 from diffusion.protocol.settings import AXES, OPTIONS
-from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.files import write_json
-from diffusion.system.json_files import read_json
 from diffusion.system.section import Section, ShortText, brief
 
-_MOST = 1e15
-_Number = Annotated[StrictInt | StrictFloat, Field(ge=-_MOST, le=_MOST)]
-_NEEDED = {"extractor": str, "num_images": int}  # of every card, by what the readers of scores make of it
+MAX_SCORE = 1e15
+ScoreNumber = Annotated[StrictInt | StrictFloat, Field(ge=-MAX_SCORE, le=MAX_SCORE)]
+REQUIRED_FIELDS = {"extractor": str, "num_images": int}  # of every card
+
+
+LINE = 100  # characters of a line in a document
+
+
+def pack(errors: Iterable[float]) -> list[str]:
+    """The lines of these errors."""
+    values = list(map(float, errors))
+    return textwrap.wrap(base64.b64encode(struct.pack(f"<{len(values)}f", *values)).decode(), LINE)
+
+
+def unpack(lines: Sequence[str]) -> tuple[float, ...]:
+    """The errors in these lines; ValueError where that is not finite float32 in base64."""
+    data = base64.b64decode("".join(lines), validate=True)
+    if len(data) % 4:
+        raise ValueError(f"{len(data)} bytes are no float32 numbers")
+    errors = struct.unpack(f"<{len(data) // 4}f", data)
+    if not all(map(math.isfinite, errors)):
+        raise ValueError("one of the numbers is not finite")
+    return errors
 
 
 class ImageScores(Section):
@@ -33,10 +48,10 @@ class ImageScores(Section):
     where scores have no intervals. They are as many for every set, so that those of two belong together.
     """
 
-    scores: dict[str, _Number]
+    scores: dict[str, ScoreNumber]
     card: Annotated[dict[str, CardValue], Field(max_length=200)]
     errors: dict[str, list[str]] = Field(default_factory=dict)
-    classes: dict[str, dict[str, _Number]] = Field(default_factory=dict)
+    classes: dict[str, dict[str, ScoreNumber]] = Field(default_factory=dict)
 
     @property
     def spec(self) -> ExtractorSpec:
@@ -50,7 +65,7 @@ class ImageScores(Section):
 
     @model_validator(mode="after")
     def _card_says_of_what(self) -> Self:
-        for field, kind in _NEEDED.items():
+        for field, kind in REQUIRED_FIELDS.items():
             if not isinstance(self.card.get(field), kind):
                 raise ValueError(f"card.{field} is {brief(self.card.get(field))}: it must say that")
         if self.card["extractor"] not in EXTRACTORS:
@@ -89,7 +104,7 @@ class ImageScores(Section):
                 raise ValueError(f"errors.{name} cannot be unpacked: {error}") from None
             if len(errors) != sizes[name]:
                 raise ValueError(f"errors.{name} holds {len(errors)} numbers, not {sizes[name]}")
-            if max(map(abs, errors)) > _MOST:
+            if max(map(abs, errors)) > MAX_SCORE:
                 raise ValueError(
                     f"errors.{name} holds {max(map(abs, errors)):g}, which is no error of a score"
                 )
@@ -152,142 +167,3 @@ class CellScores(ImageScores, _AxisValues):  # type: ignore[misc]
             if wrong := differing_fields([self.card, seen.card], (*EXTRACTOR_FIELDS, *STATISTICS_FIELDS)):
                 raise ValueError(f"spaces.{name}.card is of another protocol: {', '.join(wrong)} differs")
         return self
-
-
-class ScoredReference(ReferenceFacts):
-    """The reference of some scores; `floor` is what held-out real images score, and of how many that is."""
-
-    floor: dict[str, StrictBool | _Number] = Field(default_factory=dict)
-
-    @property
-    def images(self) -> dict[str, Any]:
-        """What it says of the images, whatever saw them."""
-        facts = self.model_dump(exclude={"extractor", "weights_sha256", "dtype", "floor"})
-        return {**facts, "floor": [self.floor.get(name) for name in ("num_images", "extrapolated")]}
-
-
-class Intervals(Section):
-    """How the confidence intervals were made."""
-
-    confidence: Annotated[float, Field(gt=0, lt=1)]
-
-
-class SelectedCell(Section):
-    """The cell that has the least score of several, and how much too low that is since chance chose too.
-
-    `value` is the cell's score of the name `metric`, the least `of` so many; `optimism` is None where scores
-    have no errors.
-    """
-
-    cell: str
-    metric: str
-    value: _Number
-    of: PositiveInt
-    optimism: Annotated[StrictFloat, Field(ge=0, le=_MOST)] | None = None
-
-
-class FrontCell(SelectedCell):
-    """The same of the cells that cost no more than this one."""
-
-    evaluations: PositiveInt
-
-
-class ScoresDocument(Section):
-    """The scores of a sweep, cells by their names; all of one extractor against one reference.
-
-    `training` is the model's, where that was trained here. `best` is the cell that ranks first, and `front`
-    the one for each budget from the cheapest on. `spaces` has the references of further extractors, by their
-    names, of which every cell has scores too. `protocol` names the paper's that it is meant to be by.
-    """
-
-    training: Training | None = None
-    protocol: str | None = None
-    extractor: str
-    reference: ScoredReference
-    spaces: Annotated[dict[str, ScoredReference], Field(max_length=MAX_SPACES)] = Field(default_factory=dict)
-    intervals: Intervals | None = None
-    best: SelectedCell
-    front: Annotated[list[FrontCell], Field(min_length=1)]
-    cells: Annotated[dict[str, CellScores], Field(min_length=1, max_length=100_000)]
-
-    @property
-    def spec(self) -> ExtractorSpec:
-        """The extractor that the scores are of."""
-        return EXTRACTORS[self.extractor]
-
-    @model_validator(mode="after")
-    def _protocol_is_known(self) -> Self:
-        if self.protocol is not None and self.protocol not in PROTOCOLS:
-            raise ValueError(f"protocol: there is no {brief(self.protocol)}")
-        return self
-
-    @model_validator(mode="after")
-    def _cells_bear_their_names(self) -> Self:
-        for name, cell in self.cells.items():
-            if name != Cell(**cell.axes).name:
-                raise ValueError(f"the cell {brief(name)} has the values of {Cell(**cell.axes).name}")
-            if cell.card["extractor"] != self.extractor:
-                raise ValueError(f"cell {name} was not scored by {brief(self.extractor)}")
-            if wrong := cell.spaces.keys() ^ self.spaces.keys():
-                raise ValueError(f"spaces: {brief(min(wrong))} is not in both cell {name} and the document")
-        return self
-
-    @model_validator(mode="after")
-    def _chosen_are_cells(self) -> Self:
-        for field, chosen in [("best", self.best), *(("front", one) for one in self.front)]:
-            cell = self.cells.get(chosen.cell)
-            if cell is None:
-                raise ValueError(f"{field} is {brief(chosen.cell)}, which is no cell here")
-            if cell.scores.get(chosen.metric) != chosen.value:
-                raise ValueError(f"{field} has another {brief(chosen.metric)} than its cell {chosen.cell}")
-            if chosen.of > len(self.cells):
-                raise ValueError(f"{field} is of {chosen.of} cells, and there are {len(self.cells)}")
-        costs = [one.evaluations for one in self.front]
-        if costs != [self.cells[one.cell].evaluations for one in self.front]:
-            raise ValueError("front has other evaluations than its cells")
-        if any(cost >= following for cost, following in pairwise(costs)):
-            raise ValueError("front does not go from the cheapest cell on")
-        if any(one.metric != self.spec.distance for one in self.front):
-            raise ValueError(f"front was not chosen by {self.spec.distance}")
-        return self
-
-    @model_validator(mode="after")
-    def _references_fit(self) -> Self:
-        _refuse_unfit_floor(self.reference, self.spec, "reference")
-        for name, seen in self.spaces.items():
-            if name not in EXTRACTORS or seen.extractor != name:
-                raise ValueError(f"spaces has {brief(name)} with the reference of {brief(seen.extractor)}")
-            if seen.images != self.reference.images:
-                raise ValueError(f"spaces.{name} is of other images than the reference")
-            _refuse_unfit_floor(seen, EXTRACTORS[name], f"spaces.{name}")
-        return self
-
-
-def _refuse_unfit_floor(reference: ScoredReference, spec: ExtractorSpec, where: str) -> None:
-    """ValueError for a floor that lacks what is read of it, or that has no images to be of."""
-    needed = {"num_images", "extrapolated", spec.distance, spec.kernel_distance}
-    if reference.floor and (missing := sorted(needed - reference.floor.keys())):
-        raise ValueError(f"{where}.floor lacks {missing[0]}")
-    if reference.floor and reference.heldout_count is None:
-        raise ValueError(f"{where}.floor is of held-out images, and there are none")
-
-
-def document_values(document: ScoresDocument) -> dict[str, Any]:
-    """The document as plain values, what it does not say left out."""
-    return document.model_dump(mode="json", exclude_unset=True)
-
-
-def write_scores_document(path: Path, document: ScoresDocument) -> None:
-    """Write metrics/scores.json: equal scores give equal bytes."""
-    write_json(path, document_values(document))
-
-
-def read_scores(path: Path) -> ScoresDocument:
-    """The scores in a file; DiffctlError where there are none."""
-    again = "make them with `diffctl stage evaluate`"
-    try:
-        return read_json(path, ScoresDocument, stored_as="scores")
-    except FileNotFoundError:
-        raise UsageError(f"no scores at {path}: {again}") from None
-    except DiffctlError as error:
-        raise DiffctlError(f"{error}: {again}") from None

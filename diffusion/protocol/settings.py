@@ -27,9 +27,8 @@ from diffusion.protocol.options import NoEffect, Option, SamplingOption, declare
 from diffusion.protocol.samplers import SAMPLERS, Noise
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import UsageError
-from diffusion.system.limits import MAX_COUNT
 from diffusion.system.references import load_reference
-from diffusion.system.section import NotBool, Section, Seed, ShortText, Steps, explain, validate
+from diffusion.system.section import Section, Seed, ShortText, Steps, explain, validate
 
 
 def _deterministic_samplers() -> list[str]:
@@ -117,12 +116,6 @@ class SamplerConfig(Section):
             kind = load_reference(SAMPLERS[self.sampler].options)
             raise ValueError(explain(error, f"sampler_options of {self.sampler}", kind)) from None
         return self
-
-
-class CellConfig(SamplerConfig):
-    """What all cells of a sweep share: the sampler's options. A cell has `num_images` images."""
-
-    num_images: Annotated[int, Field(ge=2, le=MAX_COUNT), NotBool]
 
 
 class SampleSettings(SamplerConfig):

@@ -2,10 +2,11 @@
 
 from diffusion.choice.confidence import gap
 from diffusion.choice.selection import describe_optimism
+from diffusion.protocol.card import SHARES
 from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import describe_cell
-from diffusion.protocol.metric_constants import SHARES
-from diffusion.protocol.scores import CellScores, ScoresDocument
+from diffusion.protocol.scores import CellScores
+from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.report import score_tables
 
 

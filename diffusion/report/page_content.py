@@ -9,8 +9,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from diffusion.choice.confidence import interval_of
+from diffusion.choice.document_slices import all_spaces
 from diffusion.choice.ranking import FEW_IMAGES
-from diffusion.choice.spaces import all_spaces
 from diffusion.config import Config
 from diffusion.images.pictures import png_bytes
 from diffusion.images.store import Images, ImageStore
@@ -18,7 +18,7 @@ from diffusion.images.store_meta import CellMeta
 from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import Cell, cell_order, describe_cell, describe_line
 from diffusion.protocol.paper_protocols import PROTOCOLS, mismatches
-from diffusion.protocol.scores import ScoresDocument
+from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.report import figures, sample_pictures, score_tables
 from diffusion.report.figure_base import as_svg
 from diffusion.report.headline import best_cell, headline

@@ -14,7 +14,8 @@ from diffusion.papers.paper_comparison import (
     with_score,
 )
 from diffusion.protocol.grid import cell_order, describe_line
-from diffusion.protocol.scores import CellScores, ScoresDocument
+from diffusion.protocol.scores import CellScores
+from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.report import figures, score_tables
 
 SAME_CURVE = ("steps", "eta")  # other steps are another point of the curve, not another protocol

@@ -6,12 +6,12 @@ from typing import Any
 
 from diffusion.choice.confidence import describe_comparison, errors_of, gap, interval_of
 from diffusion.choice.ranking import leader
-from diffusion.protocol.card import Card
+from diffusion.protocol.card import SHARES, Card
 from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import cell_order, describe_cell
-from diffusion.protocol.metric_constants import SHARES
 from diffusion.protocol.option_values import format_value
-from diffusion.protocol.scores import CellScores, ImageScores, ScoresDocument
+from diffusion.protocol.scores import CellScores, ImageScores
+from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.protocol.settings import AXES, OPTIONS
 
 PROTOCOL = {

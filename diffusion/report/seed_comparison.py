@@ -11,7 +11,8 @@ from diffusion.choice.gate import card_diff
 from diffusion.choice.groups import cells_by_seed, deviation_of, group_gap, mean_of
 from diffusion.choice.ranking import is_published, leader
 from diffusion.protocol.grid import describe_cell, describe_line
-from diffusion.protocol.scores import CellScores, ScoresDocument
+from diffusion.protocol.scores import CellScores
+from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.report import score_tables
 from diffusion.report.figure_base import as_svg
 from diffusion.report.figures import CurvePoint, score_curve

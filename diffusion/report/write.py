@@ -7,9 +7,8 @@ from diffusion.config import Config
 from diffusion.images.store import ImageStore, open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.protocol.card import differing_fields
-from diffusion.protocol.cells import open_cells
-from diffusion.protocol.grid import Cell
-from diffusion.protocol.scores import ScoresDocument, read_scores
+from diffusion.protocol.grid import Cell, open_cells
+from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.report.figure_base import as_png
 from diffusion.report.page_content import ReportInputs, draw, page_content
 from diffusion.report.theme import render

@@ -16,10 +16,10 @@ from diffusion.model.model_file import Artefact, LoadedModel, ModelDescription, 
 from diffusion.model.network_registry import MODELS
 from diffusion.process.process_registry import PROCESSES
 from diffusion.protocol.grid import Cell, cell_settings, settings_card
+from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.config import SampleConfig
 from diffusion.sample.generate import generate, should_compile
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.sample.shards import CellShards, cells_folder

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from diffusion.choice.confidence import Interval
 from diffusion.choice.groups import group_gap, mean_interval, mean_of
 from diffusion.choice.ranking import rank_metric
-from diffusion.protocol.scores import CellScores, ScoresDocument
+from diffusion.protocol.scores import CellScores
+from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.search.space import Point
 from diffusion.search.trial import Trial
 from diffusion.system.section import canonical_json

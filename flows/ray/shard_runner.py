@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion.code_digest import library_version
+from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.config import SampleConfig
 from diffusion.system.errors import DiffctlError, reason
 from diffusion.system.files import sha256_file
 from diffusion.system.signals import stop_request

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from diffusion.choice.best_settings import settings_of
 from diffusion.choice.confidence import interval_of
-from diffusion.protocol.scores import ScoresDocument
+from diffusion.protocol.scores_document import ScoresDocument
 
 
 class Point(BaseModel):

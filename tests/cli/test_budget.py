@@ -7,7 +7,7 @@ import pytest
 
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.model.model_file import read_artefact, save_artefact
-from diffusion.protocol.scores import read_scores, write_scores_document
+from diffusion.protocol.scores_document import read_scores, write_scores_document
 from diffusion.system.checksums import add_checksum
 from diffusion.system.files import sha256_file, write_json
 from tests.cli.conftest import assert_refused

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.protocol.scores import write_scores_document
+from diffusion.protocol.scores_document import write_scores_document
 from tests.conftest import command, environment
 from tests.helpers.scores_document import document
 

@@ -16,7 +16,7 @@ from PIL import Image
 from cli.actions.tracked_runs import _show_runs
 from diffusion.choice.selection import select_best, select_front
 from diffusion.layout import RUN, SCORES, TRAIN_RUNS
-from diffusion.protocol.scores import write_scores_document
+from diffusion.protocol.scores_document import write_scores_document
 from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json, write_text

@@ -4,7 +4,7 @@ import pytest
 
 from cli.actions.model_sweep import _axes
 from cli.actions.score_tables import show_sweep_scores
-from diffusion.protocol.sweep_config import SweepConfig
+from diffusion.protocol.sample_sections import SweepConfig
 from flows.champion import _options
 from tests.helpers.scores_document import document, with_space
 

@@ -15,7 +15,7 @@ from diffusion.evaluate.adhoc_inputs import open_images, open_inputs
 from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.images.store import open_store
 from diffusion.protocol.grid import Cell
-from diffusion.protocol.scores import document_values
+from diffusion.protocol.scores_document import document_values
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from tests.helpers.digits_sweep import (
     ONE_CELL,

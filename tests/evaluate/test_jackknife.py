@@ -8,7 +8,7 @@ import pytest
 from diffusion.evaluate.scores.frechet import ProjectedSample, Target, _singular_sums_without_each
 from diffusion.evaluate.scores.jackknife import Interactions, grouped, image_errors, root_sum_interactions
 from diffusion.evaluate.scores.kernel_distance import Kernel, Kernels, interactions
-from diffusion.protocol.metric_constants import GROUPS
+from diffusion.protocol.card import GROUPS
 
 NONE = Interactions(0.0, 0.0)
 

@@ -12,7 +12,7 @@ from diffusion.evaluate.scores.kernel_distance import (
     leave_one_out,
     own_sums,
 )
-from diffusion.protocol.metric_constants import SEED, SUBSETS, subset_size
+from diffusion.protocol.card import SEED, SUBSETS, subset_size
 
 
 def normal(seed, count, dimension=16, shift=0.0):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion.evaluate.features.reference_features import make_reference
-from diffusion.protocol.scores import document_values
+from diffusion.protocol.scores_document import document_values
 from tests.helpers.digits_sweep import make_config, score_sweep, write_prepared, write_sweep
 from tracking.comparison.compared_runs import ScoredRun
 from tracking.comparison.score_comparison import compare

@@ -15,8 +15,8 @@ from diffusion.evaluate.scores import class_scores
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.evaluate.training_scores import ValidationImages, ValidationScorer
 from diffusion.images.store import open_store, write_store
+from diffusion.protocol.card import subset_size
 from diffusion.protocol.extractors import EXTRACTORS
-from diffusion.protocol.metric_constants import subset_size
 from diffusion.protocol.settings import SampleSettings
 from diffusion.train.loop import new_state
 from tests.helpers.digits_sweep import effnet, real_digits

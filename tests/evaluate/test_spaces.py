@@ -7,13 +7,13 @@ from collections import Counter
 
 import pytest
 
-from diffusion.choice.spaces import all_spaces, scores_in_space
+from diffusion.choice.document_slices import all_spaces, scores_in_space
 from diffusion.evaluate import sweep_scores as stage
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.evaluate.sweep_scores import write_scores
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION, INCEPTION_SPATIAL
-from diffusion.protocol.scores import ScoresDocument, document_values, read_scores
+from diffusion.protocol.scores_document import ScoresDocument, document_values, read_scores
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.json_files import parse_json
 from diffusion.system.section import validate

@@ -16,7 +16,8 @@ from diffusion.evaluate.sweep_scores import write_scores
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import DERIVED_FIELDS, SAMPLING_VERSION, Cell
-from diffusion.protocol.scores import ImageScores, Intervals, document_values
+from diffusion.protocol.scores import ImageScores
+from diffusion.protocol.scores_document import Intervals, document_values
 from diffusion.system.errors import DiffctlError
 from tests.helpers.digits_sweep import (
     CLASSES,

@@ -10,7 +10,7 @@ from diffusion.images.store import open_store
 from diffusion.layout import CELL_RUNS, MODEL, MODEL_RUNS, PREPARED, REFERENCE, RUN, SAMPLES, SCORES
 from diffusion.model.model_file import save_artefact
 from diffusion.protocol.grid import grid
-from diffusion.protocol.scores import ScoresDocument, read_scores, write_scores_document
+from diffusion.protocol.scores_document import ScoresDocument, read_scores, write_scores_document
 from diffusion.sample.cell_images import make_cell
 from diffusion.system.checksums import add_checksum
 from diffusion.system.devices import default_device

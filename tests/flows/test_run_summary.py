@@ -9,7 +9,7 @@ import pytest
 
 from diffusion.images.store import write_store
 from diffusion.layout import SAMPLES, SCORES
-from diffusion.protocol.scores import read_scores
+from diffusion.protocol.scores_document import read_scores
 from flows import run_summary as module
 from flows.prefect_server.local_servers import mlflow_page
 from flows.run_summary import evaluation_markdown, links_of_pipeline, sweep_markdown

@@ -6,8 +6,7 @@ from diffusion.config import parse
 from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.evaluate.sweep_scores import evaluate
 from diffusion.images.store import open_store, write_store
-from diffusion.protocol.cells import open_cells
-from diffusion.protocol.grid import cell_settings, grid, settings_card
+from diffusion.protocol.grid import cell_settings, grid, open_cells, settings_card
 from tests.conftest import params
 
 CLASSES = [str(digit) for digit in range(10)]

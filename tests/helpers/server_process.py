@@ -10,7 +10,7 @@ import torch
 
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.model.model_file import read_artefact, save_artefact
-from diffusion.protocol.scores import ScoresDocument, write_scores_document
+from diffusion.protocol.scores_document import ScoresDocument, write_scores_document
 from diffusion.system.checksums import add_checksum
 from diffusion.system.files import write_json
 from serving.model_source import FixedSource, ModelSource, PublishedModel

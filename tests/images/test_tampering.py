@@ -16,9 +16,8 @@ from diffusion.images import verified
 from diffusion.images.store import open_store, write_store
 from diffusion.layout import MODEL, PREPARED, SAMPLES, SCORES
 from diffusion.model.model_file import read_artefact
-from diffusion.protocol.cells import open_cells
-from diffusion.protocol.grid import grid
-from diffusion.protocol.scores import write_scores_document
+from diffusion.protocol.grid import grid, open_cells
+from diffusion.protocol.scores_document import write_scores_document
 from diffusion.system.errors import DiffctlError
 from tests.helpers.cells import with_model
 from tests.helpers.digits_sweep import ONE_CELL, tamper, write_cell

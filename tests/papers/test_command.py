@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from cli import main
 from diffusion.layout import SCORES
-from diffusion.protocol.scores import write_scores_document
+from diffusion.protocol.scores_document import write_scores_document
 from diffusion.system.errors import UsageError
 from tests.helpers.scores_document import document
 

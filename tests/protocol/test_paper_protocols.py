@@ -5,8 +5,7 @@ import pytest
 from diffusion.check.findings import Project
 from diffusion.check.run_checks import check_protocol
 from diffusion.config import Config, parse
-from diffusion.protocol.paper_mismatch import score_mismatches
-from diffusion.protocol.paper_protocols import PROTOCOLS, mismatches
+from diffusion.protocol.paper_protocols import PROTOCOLS, mismatches, score_mismatches
 from diffusion.report.page_content import protocol_mismatches
 from diffusion.system.errors import UsageError
 from tests.conftest import params

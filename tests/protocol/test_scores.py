@@ -6,10 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from diffusion.protocol.float_codec import pack
-from diffusion.protocol.scores import ScoresDocument, document_values, read_scores, write_scores_document
+from diffusion.protocol.scores import pack, unpack
+from diffusion.protocol.scores_document import (
+    ScoresDocument,
+    document_values,
+    read_scores,
+    write_scores_document,
+)
 from diffusion.system.errors import DiffctlError
 from diffusion.system.json_files import parse_json
 from tests.helpers.scores_document import document
@@ -105,3 +111,17 @@ def test_a_document_that_does_not_fit_together_is_refused(edit: Edit, says: str)
         parse_json(json.dumps(values), ScoresDocument, "here")
     assert says in str(caught.value)
     assert len(str(caught.value)) < 1000
+
+
+def test_packed_errors_come_back_as_float32() -> None:
+    errors = np.random.default_rng(0).normal(size=200)
+    lines = pack(errors)
+    assert max(map(len, lines)) <= 100
+    np.testing.assert_array_equal(np.array(unpack(lines), np.float32), errors.astype(np.float32))
+    assert unpack(pack([])) == ()
+
+
+@pytest.mark.parametrize("lines", [["AAAA"], ["?"], ["é"], ["AAA"], pack([math.inf]), pack([math.nan])])
+def test_what_are_no_errors_is_refused(lines: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"base64|padd|ASCII|float32|finite|multiple of 4"):
+        unpack(lines)

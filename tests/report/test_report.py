@@ -20,10 +20,10 @@ from PIL import Image
 from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.evaluate.sweep_scores import write_scores
 from diffusion.images.store import open_store, write_store
+from diffusion.protocol.card import SHARES
 from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import Cell
-from diffusion.protocol.metric_constants import SHARES
-from diffusion.protocol.scores import ScoresDocument, read_scores
+from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.report import write_report
 from diffusion.report.figures import CurvePoint, moving_average, score_curve
 from diffusion.report.sample_pictures import nearest

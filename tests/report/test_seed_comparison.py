@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from diffusion.protocol.scores import ScoresDocument
+from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.report.seed_comparison import compare_seeds, excluded_seeds, seeds_content
 from tests.helpers.scores_document import document
 

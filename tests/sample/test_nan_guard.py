@@ -17,11 +17,11 @@ from cli.main import app
 from diffusion.model.model_file import LoadedModel, save_artefact
 from diffusion.process.condition import Condition
 from diffusion.protocol.grid import Cell
+from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import make_cell
 from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.config import SampleConfig
 from diffusion.sample.ddim import Ddim
 from diffusion.sample.generate import generate
 from diffusion.sample.nan_guard import NaNGuard, NonFiniteError

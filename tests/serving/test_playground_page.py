@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffusion.images.store import write_store
 from diffusion.layout import MODEL, PREPARED, SCORES
-from diffusion.protocol.scores import write_scores_document
+from diffusion.protocol.scores_document import write_scores_document
 from diffusion.protocol.settings import SampleSettings
 from tests.conftest import write_params
 from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, WIDE

@@ -7,7 +7,7 @@ from diffusion.config import parse
 from diffusion.images.store import open_store
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.model.model_file import read_artefact, save_artefact
-from diffusion.protocol.scores import ScoresDocument, write_scores_document
+from diffusion.protocol.scores_document import ScoresDocument, write_scores_document
 from diffusion.system.checksums import add_checksum
 from diffusion.system.files import write_json
 from diffusion.train.loop import new_state

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from diffusion.images.store import write_store
-from diffusion.protocol.scores import write_scores_document
+from diffusion.protocol.scores_document import write_scores_document
 from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, WIDE
 from tests.helpers.scores_document import certain, document, of_seed
 from tracking.comparison.compared_runs import ScoredRun, load_pictures, load_scored

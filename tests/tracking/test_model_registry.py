@@ -21,7 +21,7 @@ from PIL import Image
 from diffusion.images.pixels import to_nhwc
 from diffusion.layout import MODEL, SCORES
 from diffusion.model.model_file import load_model, read_artefact
-from diffusion.protocol.scores import read_scores, write_scores_document
+from diffusion.protocol.scores_document import read_scores, write_scores_document
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import class_condition, mixed_condition
 from diffusion.sample.generate import generate

@@ -7,14 +7,14 @@ from typer.testing import CliRunner
 
 from cli import main
 from diffusion.choice.confidence import NORMAL
+from diffusion.choice.document_slices import scores_in_space
 from diffusion.choice.gate import decide
 from diffusion.choice.ranking import best_cell, rank_metric
-from diffusion.choice.spaces import scores_in_space
 from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.evaluate.sweep_scores import write_scores
 from diffusion.protocol.grid import SAMPLING_VERSION
 from diffusion.protocol.scores import ImageScores as CellOf
-from diffusion.protocol.scores import ScoresDocument, write_scores_document
+from diffusion.protocol.scores_document import ScoresDocument, write_scores_document
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
 from tests.helpers.digits_sweep import (

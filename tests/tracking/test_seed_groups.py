@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from cli import main
 from diffusion.layout import RUN, SCORES
-from diffusion.protocol.scores import read_scores
+from diffusion.protocol.scores_document import read_scores
 from diffusion.system.errors import UsageError
 from tests.helpers.scores_document import document
 from tracking.comparison.seed_groups import other_seeds

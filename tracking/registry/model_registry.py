@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from diffusion.choice.document_slices import best_model_scores
 from diffusion.choice.gate import outdated_best_cell
-from diffusion.choice.model_cells import best_model_scores
 from diffusion.images.store_meta import Training
 from diffusion.layout import MODEL, RUN, SCORES
-from diffusion.protocol.scores import CellScores, ScoresDocument, read_scores
+from diffusion.protocol.scores import CellScores
+from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.system.errors import DiffctlError, UsageError
 from tracking.keys import model_name
 from tracking.registry import promotion

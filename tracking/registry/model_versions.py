@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from diffusion.choice.ranking import best_cell
 from diffusion.choice.selection import describe_selection
 from diffusion.layout import MODEL_RUNS, SCORES
-from diffusion.protocol.scores import ScoresDocument, read_scores, write_scores_document
+from diffusion.protocol.scores_document import ScoresDocument, read_scores, write_scores_document
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import sha256_file
 from diffusion.system.section import brief, fingerprint

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from diffusion.choice.gate import Verdict, decide, outdated_best_cell
-from diffusion.protocol.scores import ScoresDocument
+from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, reason
 from diffusion.system.section import brief
 from tracking.comparison.seed_groups import describe_seeds

@@ -19,7 +19,7 @@ from diffusion.images.pictures import png_bytes
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import load_model, read_artefact
 from diffusion.protocol.options import SamplingOption, fields_section
-from diffusion.protocol.scores import read_scores
+from diffusion.protocol.scores_document import read_scores
 from diffusion.protocol.settings import SAMPLING_OPTIONS, SampleSettings, refuse_idle
 from diffusion.sample.class_labels import class_condition, mixed_condition
 from diffusion.sample.generate import generate

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from diffusion.choice.model_cells import best_model_scores
-from diffusion.protocol.scores import ScoresDocument
+from diffusion.choice.document_slices import best_model_scores
+from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.system.errors import TemporaryError, UsageError
 from tracking.keys import MODEL_SHA256, model_name
 from tracking.registry.champion_log import read_history

@@ -10,7 +10,8 @@ from diffusion.choice.ranking import is_auxiliary
 from diffusion.images.pictures import read_picture, to_pil
 from diffusion.images.store import Images
 from diffusion.protocol.card import EXTRACTOR_FIELDS, Card
-from diffusion.protocol.scores import CellScores, ScoresDocument
+from diffusion.protocol.scores import CellScores
+from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.system.section import fingerprint
 from tracking.experiments import search_runs
 from tracking.keys import CARD, CELL, PARENT

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from diffusion.choice.selection import describe_selection
 from diffusion.layout import SCORES
-from diffusion.protocol.scores import ScoresDocument, document_values, read_scores
+from diffusion.protocol.scores_document import ScoresDocument, document_values, read_scores
 from diffusion.system.errors import UsageError
 from diffusion.system.renamed import translate_names
 from diffusion.system.section import fingerprint

@@ -19,8 +19,8 @@ from diffusion.evaluate.features.extract import FeatureArray, Features, extract,
 from diffusion.evaluate.features.extractors import Extractor, configured_extractors
 from diffusion.images.store import ImageStore, Labels, open_store
 from diffusion.images.store_meta import PreparedMeta
+from diffusion.protocol.card import ReferenceFacts
 from diffusion.protocol.extractors import EVALUATION_VERSION, ExtractorSpec
-from diffusion.protocol.reference import ReferenceFacts
 from diffusion.system.checksums import Corrupted, add_checksum, read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.files import atomic_folder, write_json

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from diffusion.evaluate.features.extract import FeatureArray
 from diffusion.evaluate.scores.frechet import ProjectedSample, Target
 from diffusion.evaluate.scores.jackknife import image_errors
-from diffusion.protocol.metric_constants import SEED
+from diffusion.protocol.card import SEED
 
 Order = NDArray[np.int64]
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion.evaluate.scores.moments import Float
-from diffusion.protocol.metric_constants import GROUPS, SEED
+from diffusion.protocol.card import GROUPS, SEED
 
 STEP = 0.5  # of the quadrature, in log t
 TAIL = 12.0  # of the quadrature beyond the eigenvalues, in log t

@@ -13,7 +13,7 @@ from diffusion.evaluate.features.extract import FeatureArray
 from diffusion.evaluate.scores.jackknife import Interactions
 from diffusion.evaluate.scores.moments import Float
 from diffusion.evaluate.scores.nearest_neighbours import random_subset
-from diffusion.protocol.metric_constants import SEED, SUBSET_SIZE, SUBSETS, subset_size
+from diffusion.protocol.card import SEED, SUBSET_SIZE, SUBSETS, subset_size
 
 COLUMNS = 5000  # images compared with each image for leave-one-out
 PAIRED = 1000  # images used for the interactions of pairs

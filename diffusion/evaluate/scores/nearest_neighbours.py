@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion.evaluate.features.extract import FeatureArray
-from diffusion.protocol.metric_constants import SEED
+from diffusion.protocol.card import SEED
 
 BLOCK = 1024
 COLUMNS = 16_384  # 67 MB of distances per block

@@ -9,7 +9,7 @@ from torch import Tensor
 from diffusion.evaluate.features.extract import FeatureArray
 from diffusion.evaluate.scores.kernel_distance import Estimate
 from diffusion.evaluate.scores.nearest_neighbours import blocks, nearest, radii, random_subset
-from diffusion.protocol.metric_constants import NEIGHBOUR, WIDE_NEIGHBOUR
+from diffusion.protocol.card import NEIGHBOUR, WIDE_NEIGHBOUR
 
 
 class Overlap(NamedTuple):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from diffusion.evaluate.features.extract import FeatureArray
 from diffusion.evaluate.scores.kernel_distance import Estimate
 from diffusion.evaluate.scores.moments import BLOCK, moments
-from diffusion.protocol.metric_constants import SEED, is_splits
+from diffusion.protocol.card import SEED, is_splits
 
 
 class Statistics(NamedTuple):

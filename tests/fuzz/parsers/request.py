@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
 from diffusion.model.model_file import read_artefact, save_artefact
-from diffusion.protocol.scores import write_scores_document
+from diffusion.protocol.scores_document import write_scores_document
 from diffusion.system.errors import DiffctlError
 from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.scores_document import document

@@ -8,12 +8,12 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from diffusion.choice.budget import pareto_front, recommended
+from diffusion.choice.document_slices import all_spaces
 from diffusion.choice.gate import decide
 from diffusion.choice.ranking import best_cell
-from diffusion.choice.spaces import all_spaces
-from diffusion.protocol.float_codec import pack
-from diffusion.protocol.scores import document_values, read_scores
+from diffusion.choice.selection import pareto_front, recommended
+from diffusion.protocol.scores import pack
+from diffusion.protocol.scores_document import document_values, read_scores
 from diffusion.report import score_tables
 from diffusion.system.errors import DiffctlError
 from tests.helpers.scores_document import ERRORS, document, with_space

@@ -5,11 +5,12 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffusion.choice.document_slices import best_model_scores, model_scores
 from diffusion.choice.gate import card_diff, decide
-from diffusion.choice.model_cells import best_model_scores, model_scores
 from diffusion.choice.selection import select_best, select_front
 from diffusion.protocol.grid import Cell
-from diffusion.protocol.scores import CellScores, ScoresDocument, document_values
+from diffusion.protocol.scores import CellScores
+from diffusion.protocol.scores_document import ScoresDocument, document_values
 from tests.helpers.scores_document import document
 
 WIDTHS = (None, 0.05, 0.2)

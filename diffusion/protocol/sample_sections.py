@@ -1,4 +1,4 @@
-"""The section `sweep` of params.yaml: a list of values for every sampling option that is an axis."""
+"""The sections `sample` and `sweep` of params.yaml, which follow from the declared options."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,9 +8,31 @@ from pydantic import Field, model_validator
 
 from diffusion.protocol.options import SamplingOption, fields_section
 from diffusion.protocol.settings import AXES, OPTIONS, SamplerConfig
-from diffusion.system.section import Section, Unique
+from diffusion.system.limits import MAX_COUNT
+from diffusion.system.section import (
+    BatchSize,
+    NotBool,
+    Section,
+    ShortText,
+    Unique,
+)
 
 MAX_CELLS = 1000  # each is a folder, a set of images, their scores and a run
+
+
+class SampleConfig(SamplerConfig):
+    """What all cells of a sweep share: the sampler's options, and where images are sampled.
+
+    A cell has `num_images` images. `batch_size` is the number of images at a time. `runner` local samples in
+    this process; ray does on all devices of this machine, or on the Ray cluster at `address`, with `num_gpus`
+    per batch (None: one if there are any). Except for rounding these three change no image.
+    """
+
+    num_images: Annotated[int, Field(ge=2, le=MAX_COUNT), NotBool]
+    batch_size: BatchSize = 250
+    runner: Literal["local", "ray"] = "local"
+    address: ShortText | None = None
+    num_gpus: Annotated[float, Field(ge=0, le=64), NotBool] | None = None
 
 
 def _axis_field(option: SamplingOption) -> tuple[Any, Any]:

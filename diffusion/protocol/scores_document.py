@@ -1,0 +1,157 @@
+"""metrics/scores.json: the scores of a sweep, their reference, and the cells that they select."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, PositiveInt, StrictBool, StrictFloat, model_validator
+
+from diffusion.images.store_meta import Training
+from diffusion.protocol.card import ReferenceFacts
+from diffusion.protocol.extractors import EXTRACTORS, MAX_SPACES, ExtractorSpec
+from diffusion.protocol.grid import Cell
+from diffusion.protocol.paper_protocols import PROTOCOLS
+from diffusion.protocol.scores import MAX_SCORE, CellScores, ScoreNumber
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.files import write_json
+from diffusion.system.json_files import read_json
+from diffusion.system.section import Section, brief
+
+
+class ScoredReference(ReferenceFacts):
+    """The reference of some scores; `floor` is what held-out real images score, and of how many that is."""
+
+    floor: dict[str, StrictBool | ScoreNumber] = Field(default_factory=dict)
+
+    @property
+    def images(self) -> dict[str, Any]:
+        """What it says of the images, whatever saw them."""
+        facts = self.model_dump(exclude={"extractor", "weights_sha256", "dtype", "floor"})
+        return {**facts, "floor": [self.floor.get(name) for name in ("num_images", "extrapolated")]}
+
+
+class Intervals(Section):
+    """How the confidence intervals were made."""
+
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+
+
+class SelectedCell(Section):
+    """The cell that has the least score of several, and how much too low that is since chance chose too.
+
+    `value` is the cell's score of the name `metric`, the least `of` so many; `optimism` is None where scores
+    have no errors.
+    """
+
+    cell: str
+    metric: str
+    value: ScoreNumber
+    of: PositiveInt
+    optimism: Annotated[StrictFloat, Field(ge=0, le=MAX_SCORE)] | None = None
+
+
+class FrontCell(SelectedCell):
+    """The same of the cells that cost no more than this one."""
+
+    evaluations: PositiveInt
+
+
+class ScoresDocument(Section):
+    """The scores of a sweep, cells by their names; all of one extractor against one reference.
+
+    `training` is the model's, where that was trained here. `best` is the cell that ranks first, and `front`
+    the one for each budget from the cheapest on. `spaces` has the references of further extractors, by their
+    names, of which every cell has scores too. `protocol` names the paper's that it is meant to be by.
+    """
+
+    training: Training | None = None
+    protocol: str | None = None
+    extractor: str
+    reference: ScoredReference
+    spaces: Annotated[dict[str, ScoredReference], Field(max_length=MAX_SPACES)] = Field(default_factory=dict)
+    intervals: Intervals | None = None
+    best: SelectedCell
+    front: Annotated[list[FrontCell], Field(min_length=1)]
+    cells: Annotated[dict[str, CellScores], Field(min_length=1, max_length=100_000)]
+
+    @property
+    def spec(self) -> ExtractorSpec:
+        """The extractor that the scores are of."""
+        return EXTRACTORS[self.extractor]
+
+    @model_validator(mode="after")
+    def _protocol_is_known(self) -> Self:
+        if self.protocol is not None and self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol: there is no {brief(self.protocol)}")
+        return self
+
+    @model_validator(mode="after")
+    def _cells_bear_their_names(self) -> Self:
+        for name, cell in self.cells.items():
+            if name != Cell(**cell.axes).name:
+                raise ValueError(f"the cell {brief(name)} has the values of {Cell(**cell.axes).name}")
+            if cell.card["extractor"] != self.extractor:
+                raise ValueError(f"cell {name} was not scored by {brief(self.extractor)}")
+            if wrong := cell.spaces.keys() ^ self.spaces.keys():
+                raise ValueError(f"spaces: {brief(min(wrong))} is not in both cell {name} and the document")
+        return self
+
+    @model_validator(mode="after")
+    def _chosen_are_cells(self) -> Self:
+        for field, chosen in [("best", self.best), *(("front", one) for one in self.front)]:
+            cell = self.cells.get(chosen.cell)
+            if cell is None:
+                raise ValueError(f"{field} is {brief(chosen.cell)}, which is no cell here")
+            if cell.scores.get(chosen.metric) != chosen.value:
+                raise ValueError(f"{field} has another {brief(chosen.metric)} than its cell {chosen.cell}")
+            if chosen.of > len(self.cells):
+                raise ValueError(f"{field} is of {chosen.of} cells, and there are {len(self.cells)}")
+        costs = [one.evaluations for one in self.front]
+        if costs != [self.cells[one.cell].evaluations for one in self.front]:
+            raise ValueError("front has other evaluations than its cells")
+        if any(cost >= following for cost, following in pairwise(costs)):
+            raise ValueError("front does not go from the cheapest cell on")
+        if any(one.metric != self.spec.distance for one in self.front):
+            raise ValueError(f"front was not chosen by {self.spec.distance}")
+        return self
+
+    @model_validator(mode="after")
+    def _references_fit(self) -> Self:
+        _refuse_unfit_floor(self.reference, self.spec, "reference")
+        for name, seen in self.spaces.items():
+            if name not in EXTRACTORS or seen.extractor != name:
+                raise ValueError(f"spaces has {brief(name)} with the reference of {brief(seen.extractor)}")
+            if seen.images != self.reference.images:
+                raise ValueError(f"spaces.{name} is of other images than the reference")
+            _refuse_unfit_floor(seen, EXTRACTORS[name], f"spaces.{name}")
+        return self
+
+
+def _refuse_unfit_floor(reference: ScoredReference, spec: ExtractorSpec, where: str) -> None:
+    """ValueError for a floor that lacks what is read of it, or that has no images to be of."""
+    needed = {"num_images", "extrapolated", spec.distance, spec.kernel_distance}
+    if reference.floor and (missing := sorted(needed - reference.floor.keys())):
+        raise ValueError(f"{where}.floor lacks {missing[0]}")
+    if reference.floor and reference.heldout_count is None:
+        raise ValueError(f"{where}.floor is of held-out images, and there are none")
+
+
+def document_values(document: ScoresDocument) -> dict[str, Any]:
+    """The document as plain values, what it does not say left out."""
+    return document.model_dump(mode="json", exclude_unset=True)
+
+
+def write_scores_document(path: Path, document: ScoresDocument) -> None:
+    """Write metrics/scores.json: equal scores give equal bytes."""
+    write_json(path, document_values(document))
+
+
+def read_scores(path: Path) -> ScoresDocument:
+    """The scores in a file; DiffctlError where there are none."""
+    again = "make them with `diffctl stage evaluate`"
+    try:
+        return read_json(path, ScoresDocument, stored_as="scores")
+    except FileNotFoundError:
+        raise UsageError(f"no scores at {path}: {again}") from None
+    except DiffctlError as error:
+        raise DiffctlError(f"{error}: {again}") from None
