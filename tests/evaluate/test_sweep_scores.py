@@ -3,22 +3,26 @@
 import csv
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
+import torch
 
 from diffusion.choice.confidence import interval_of
 from diffusion.choice.ranking import best_cell, rank_metric
 from diffusion.evaluate.features.extract import extract
+from diffusion.evaluate.features.extractors import exact_float32
 from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.evaluate.scores.torch_fidelity_scores import frechet_distance, statistics
-from diffusion.evaluate.sweep_scores import write_scores
+from diffusion.evaluate.sweep_scores import ProgressCounter, two_scoring_threads, write_scores
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import DERIVED_FIELDS, SAMPLING_VERSION, Cell
 from diffusion.protocol.scores import ImageScores
 from diffusion.protocol.scores_document import Intervals, document_values
 from diffusion.system.errors import DiffctlError
+from diffusion.system.threads import Stopped
 from tests.helpers.digits_sweep import (
     CLASSES,
     ONE_CELL,
@@ -239,3 +243,51 @@ def test_stale_reference_is_refused(own):
         score_sweep(config, root / "samples", root / "reference", prepared=root / "prepared")
     with pytest.raises(DiffctlError, match="reference_split"):
         score_sweep(make_config(evaluate={"reference": "test"}), root / "samples", root / "reference")
+
+
+def test_exact_float32_lasts_until_the_last_thread_ends():
+    """The setting is process-wide: reset by the first thread, it would give the other one TF32."""
+    entered, inside, ended = (threading.Event() for _ in range(3))
+    precision = torch.get_float32_matmul_precision()
+
+    def long():
+        entered.wait(timeout=60)
+        with exact_float32():
+            inside.set()
+            ended.wait(timeout=60)
+            return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    def short():
+        with exact_float32():
+            entered.set()
+            inside.wait(timeout=60)
+
+    torch.set_float32_matmul_precision("high")
+    try:
+        with two_scoring_threads() as pool:
+            first = pool.submit(short)
+            second = pool.submit(long)
+            first.result()
+            ended.set()
+            assert second.result() == ("highest", False)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def test_progress_never_decreases():
+    seen = []
+    counter = ProgressCounter(lambda done, total: seen.append((done, total)), 20)
+    one, other = counter.part(), counter.part()
+    for show, done in ((one, 0), (other, 0), (one, 4), (other, 8), (one, 10), (other, 10)):
+        show(done)
+    assert seen == [(0, 20), (0, 20), (4, 20), (12, 20), (18, 20), (20, 20)]
+
+
+def test_stopped_part_raises():
+    counter = ProgressCounter(None, 20)
+    show = counter.part()
+    show(3)
+    counter.stop()
+    with pytest.raises(Stopped):
+        show(4)
