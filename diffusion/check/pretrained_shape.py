@@ -52,7 +52,7 @@ def format_sections(sections: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _fields(spec: NetworkSpec) -> dict[str, Any]:
-    """The fields of its section `model` that decide whether weights fit."""
+    """Return the fields of its section `model` that decide whether weights fit."""
     kind: type[ModelConfig] = load_reference(MODELS[spec.name].config)
     return {name: field for name, field in kind.model_fields.items() if name not in FREE}
 

@@ -127,7 +127,7 @@ def _parsed(text: str, origin: str) -> Paper:
 
 @cache
 def card_fields() -> frozenset[str]:
-    """The fields that cards have."""
+    """Return the fields of cards."""
     nothing: dict[str, Any] = dict.fromkeys(
         ("name", "image_size", "extractor", "weights_sha256", "dtype"), ""
     )

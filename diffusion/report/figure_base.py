@@ -70,11 +70,11 @@ def log_axis(axes: Axes, which: str, minor: Callable[[float], str] = lambda valu
     axis.set_minor_formatter(FuncFormatter(lambda value, _: minor(value)))
 
 
-def image_axes(axes: Axes, image: Images) -> None:
-    """Show an image (H, W, C) without ticks and frame."""
+def image_axes(axes: Axes, image: Images, interpolation: str | None = None) -> None:
+    """Show an image (H, W, C) without ticks and frame. Interpolation `none` keeps its pixels in an SVG."""
     grey = image.shape[2] <= 2
     pixels, cmap = (image[:, :, 0], "gray") if grey else (image, None)
-    axes.imshow(pixels, cmap=cmap, vmin=0, vmax=255, interpolation="none")  # exact pixels, also in an SVG
+    axes.imshow(pixels, cmap=cmap, vmin=0, vmax=255, interpolation=interpolation)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 
@@ -82,7 +82,7 @@ def image_axes(axes: Axes, image: Images) -> None:
 def image_row(row: Sequence[Axes], images: Images, label: str) -> None:
     """Show images (N, H, W, C), one per axes, with a label on the left."""
     for axes, image in zip(row, images, strict=True):
-        image_axes(axes, image)
+        image_axes(axes, image, "none")
     row[0].set_ylabel(label)
 
 

@@ -215,7 +215,7 @@ class Scorer:
         return {self.spec.named(name): value for name, value in found._asdict().items()}
 
     def _ends(self, scores: Scores, errors: dict[str, Float], num_images: int) -> Scores:
-        """The ends of the intervals, by name."""
+        """Return the ends of the intervals, by name."""
         deviations = {name: float(np.linalg.norm(parts)) for name, parts in errors.items()}
         if errors and "excess" in scores:
             of_floor = self._floor_error(num_images)
