@@ -83,6 +83,6 @@ class EvaluateConfig(Section):
         seen = {self.extractor}
         for space in self.also:
             if space.extractor in seen:
-                raise ValueError(f"also names {space.extractor}, which is an extractor here already")
+                raise ValueError(f"also lists {space.extractor}, which is already an extractor")
             seen.add(space.extractor)
         return self

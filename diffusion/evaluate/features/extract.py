@@ -67,8 +67,8 @@ def _check_finite(filled: tuple[FeatureArray, ...], name: str, first: int) -> No
         wrong = np.flatnonzero(~np.isfinite(part).all(axis=1))
         if len(wrong):
             raise DiffctlError(
-                f"the features of {name} of image {first + wrong[0]} are NaN or infinite, and "
-                f"so of {len(wrong)} of {len(part)} images: the extractor's weights or its code are damaged"
+                f"the features of {name} of image {first + wrong[0]} are NaN or infinite, as are "
+                f"those of {len(wrong)} of {len(part)} images: the extractor's weights or code are damaged"
             )
 
 

@@ -33,7 +33,7 @@ def read_weights(
     replaces the published checksum. A DiffctlError states what is missing or wrong.
     """
     if path is not None and spec.weights.comes_along:
-        raise UsageError(f"weights are for {_downloaded()} alone: {spec.name} brings its own")
+        raise UsageError(f"weights are only for {_downloaded()}: those of {spec.name} are bundled")
     if path is not None and not path.is_file():
         raise UsageError(f"there is no file with weights at {path}")
     if not spec.weights.sha256:
@@ -49,7 +49,7 @@ def read_weights(
     try:
         load_tensors(io.BytesIO(data))
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
-        raise DiffctlError(f"{found} holds more or less than plain weights ({first_line(error)})") from None
+        raise DiffctlError(f"{found} contains more or less than tensors ({first_line(error)})") from None
     return io.BytesIO(data)
 
 
@@ -68,7 +68,7 @@ def load_tensors(weights: IO[bytes]) -> dict[str, Tensor]:
     except RuntimeError as error:
         raise RuntimeError(A_PROGRAM) from None if "TorchScript" in str(error) else error
     if not isinstance(found, dict) or not all(isinstance(part, Tensor) for part in found.values()):
-        raise RuntimeError("it is no mapping of names to tensors")
+        raise RuntimeError("it is not a mapping of names to tensors")
     return dict(found)
 
 
