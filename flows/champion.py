@@ -1,7 +1,7 @@
-"""What is done with models that are there: the sweep and the evaluate deployments, for a worker.
+"""The deployments `sweep` and `evaluate`, which score existing models.
 
-Each is a command of `diffctl` in a process of its own, supervised as a stage is, once data and reference are
-up to date. What came of it is on the run's page.
+Each brings data and reference up to date, runs commands of `diffctl` as supervised processes, and publishes
+a summary on the page of the flow run.
 """
 
 import sys
@@ -36,7 +36,7 @@ NumImages = Annotated[int, Field(ge=2, le=MAX_COUNT)]
 PathText = Annotated[str, Field(min_length=1, max_length=MAX_PATH)]
 
 Do = Callable[[str, list[str]], Awaitable[object]]
-"""Runs a command of `diffctl`, given as its arguments, as a task of this name."""
+"""Runs `diffctl` with these arguments as a task of this name."""
 
 
 @flow(name="sweep-champion", flow_run_name=run_name)
@@ -44,8 +44,8 @@ async def sweep_champion(grid: SweepConfig, num_images: NumImages | None = None)
     """Sample and score the champion over a grid; nothing is trained.
 
     Args:
-        grid: The values of each axis; each combination of them is a cell.
-        num_images: Images a cell; where it is left out, as in params.yaml.
+        grid: The values of each axis; each combination is a cell.
+        num_images: Images per cell; default as in params.yaml.
     """
 
     async def work(do: Do) -> None:
@@ -62,17 +62,17 @@ async def evaluate(
     """Score images against real ones.
 
     Args:
-        images: "champion", "run:" and an MLflow run's id or name, or a path of the worker's machine.
+        images: "champion", "run:" with an MLflow run's id or name, or a path on the worker's machine.
         against: The real images. A model is scored against data/reference over the grid of params.yaml; its
-            best cell against these too, where they are others than data/prepared.
-        num_images: Images a cell of a model; where it is left out, as in params.yaml.
+            best cell also against these, unless they are data/prepared.
+        num_images: Images per cell of a model; default as in params.yaml.
     """
     of_model = images == CHAMPION or images.startswith(RUN)
     if num_images is not None and not of_model:
-        raise UsageError(f"num_images is of a model, and all images of {images} are scored: leave it out")
+        raise UsageError(f"num_images applies to models only, and {images} is none: leave it out")
     others = Path(against).resolve() != PREPARED.resolve()
     if others and not Path(against).exists():
-        raise UsageError(f"there is no {against} to score against: give a path of the worker's machine")
+        raise UsageError(f"{against} does not exist: give a path on the worker's machine")
 
     async def score(do: Do, path: str) -> None:
         EVALUATE_RUN.unlink(missing_ok=True)
@@ -94,12 +94,12 @@ async def evaluate(
 
 
 def _model(images: str) -> list[str]:
-    """The command line's options for a model."""
+    """Return the options of `diffctl` that select the model."""
     return ["--champion"] if images == CHAMPION else ["--run-id", images.removeprefix(RUN)]
 
 
 def _run(images: str) -> "Run":
-    """The run of a model in MLflow."""
+    """Return the MLflow run of the model."""
     from tracking.keys import model_name
     from tracking.registry.registered_models import champion_run
     from tracking.runs.run_lookup import find_run
@@ -110,18 +110,18 @@ def _run(images: str) -> "Run":
 
 
 def _swept(images: str) -> str:
-    """Markdown of the sweep of a model that was just made."""
+    """Return the summary of the last sweep, of the model `images`."""
     document = read_scores(SWEPT)
     return sweep_markdown(document, IMAGES, lambda: links_of_model(_run(images), document))
 
 
 def _evaluated() -> str:
-    """Markdown of the images that were just scored."""
+    """Return the summary of the last evaluation."""
     return evaluation_markdown(read_json(EVALUATE_RUN, JsonObject))
 
 
 def _options(grid: SweepConfig | None, num_images: int | None) -> Iterator[str]:
-    """The command line's options for a grid, of which each axis is one."""
+    """Yield the options of `diffctl` for a grid."""
     for axis in AXES if grid is not None else ():
         if values := getattr(grid, axis):
             text = ",".join(format_option(axis, value) for value in values)
@@ -131,7 +131,7 @@ def _options(grid: SweepConfig | None, num_images: int | None) -> Iterator[str]:
 
 
 async def _with_reference(work: Callable[[Do], Awaitable[None]]) -> State | None:
-    """Bring data and reference up to date, then do the work."""
+    """Bring data and reference up to date, then run `work`."""
     check_mlflow()
 
     async def stage(step: str, write: Write) -> None:
@@ -141,10 +141,10 @@ async def _with_reference(work: Callable[[Do], Awaitable[None]]) -> State | None
         await supervise(step, [sys.executable, "-m", "cli.entry", *arguments], write)
 
     try:
-        async with monitor_flow() as watch:
+        async with monitor_flow() as monitor:
             for step in ("data", "reference"):
-                await as_task(watch, stage)(step)
-            await work(as_task(watch, command))
+                await as_task(monitor, stage)(step)
+            await work(as_task(monitor, command))
     except Interrupted as stop:
         return cancelled_state(stop)
     return None

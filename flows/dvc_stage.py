@@ -1,7 +1,7 @@
-"""One stage by `dvc repro --single-item`, supervised: its output, its exit code, and its end on a signal.
+"""Run one stage by `dvc repro --single-item`: relay its output, map its exit code, forward signals.
 
-DVC runs in a session of its own, so that a Ctrl-C reaches this process alone, which then asks the whole
-group to end: DVC ignores a SIGINT of its own, and a SIGTERM to it alone would leave the trainer behind.
+DVC runs in its own session, so a Ctrl-C reaches only this process, which then signals the whole group. DVC
+itself ignores SIGINT, and a SIGTERM to DVC alone would leave the stage running.
 """
 
 import asyncio
@@ -28,23 +28,23 @@ from flows.stage_outcome import VARIABLE, StageOutcome, outcome_file, read_outco
 STAGES = ("data", "reference", "train", "sample", "evaluate", "report")  # dvc.yaml's, in an order it allows
 
 Write = Callable[[str], object]
-"""Takes output as it comes: whole lines, and live progress that is drawn over itself."""
+"""Takes output: full lines, and progress that overwrites itself."""
 
 DVC_LOCK = Path(".dvc/tmp/lock")
 POLL_SECONDS = 0.1
-# How long a group may take to end on each signal. A training saves its state on the first. Prefect's worker
-# kills a run that was cancelled after 30 s, with which all of it would be left at work.
+# Seconds that a group gets after each signal. A training saves its state on the first. Prefect's worker kills
+# a cancelled run after 30 s, and would leave the group running.
 PATIENCE = ((signal.SIGINT, 60.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
 WORKERS_PATIENCE = ((signal.SIGINT, 18.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 2.0))
-BUSY_SECONDS = 600.0  # how long another DVC command in this folder is waited for
-BUSY_POLL_SECONDS = 5.0  # between two tries, each of which starts DVC
+BUSY_SECONDS = 600.0  # to wait for another DVC command in this folder
+BUSY_POLL_SECONDS = 5.0  # each try starts DVC
 NO_ROOM = os.strerror(errno.ENOSPC)
 _EXIT = re.compile(r"exited with (-?\d+)$")
 _HOLDER = re.compile(r"\(PID (\d+)\)")
 
 
 class StageFailed(DiffctlError):
-    """A stage, or DVC around it, failed. `exit_code` is the stage's own, 1 where it has none of ours."""
+    """A stage or DVC failed. `exit_code` is the stage's, or 1 if it is not one of ours."""
 
     def __init__(self, stage: str, message: str, exit_code: int = 1, *, retry: bool = False) -> None:
         super().__init__(f"stage {stage}: {message}")
@@ -54,12 +54,12 @@ class StageFailed(DiffctlError):
 
 
 class FolderBusy(StageFailed):
-    """Another DVC command is at work in this folder, and ends some time."""
+    """Another DVC command is running in this folder."""
 
     def __init__(self, stage: str, who: str) -> None:
         super().__init__(
             stage,
-            f"another DVC command is at work in this folder ({who}): wait for it to end",
+            f"another DVC command is running in this folder ({who}): wait for it to end",
             TEMPORARY,
             retry=True,
         )
@@ -69,41 +69,41 @@ class FolderBusy(StageFailed):
 async def reproduce(stage: str, *, force: bool = False, write: Write = echo) -> None:
     """Bring one stage up to date; its output goes to `write`, by default to standard output.
 
-    StageFailed with the stage's exit code; Interrupted when SIGINT or SIGTERM asked to stop, after the
-    stage's processes are gone. Another DVC command at work in this folder is waited for.
+    Wait for another DVC command in this folder. Raise StageFailed with the stage's exit code, or Interrupted
+    on SIGINT or SIGTERM, after the stage's processes have ended.
     """
     remote = ["--pull", "--allow-missing"] if has_remote() else []
     await _by_dvc(stage, ["repro", "--single-item", stage, *["--force"] * force, *remote], write)
 
 
 async def push_outs(write: Write = echo) -> None:
-    """Send what the stages made to the default remote; StageFailed, Interrupted as `reproduce`."""
+    """Push the outputs to the default remote; raise as `reproduce`."""
     write("==> push\n")
     await _by_dvc("push", ["push"], write)
 
 
 async def _by_dvc(stage: str, arguments: list[str], write: Write) -> None:
-    """Run DVC, as often as it says that another one of it is at work here."""
+    """Run DVC, again as long as another DVC command is running here."""
     began = time.monotonic()
-    on_signal = False
+    is_reported = False
     while True:
         try:
             return await supervise(stage, [sys.executable, "-m", "dvc", *arguments], write)
         except FolderBusy as busy:
             if time.monotonic() - began > BUSY_SECONDS:
                 raise
-            if not on_signal:
+            if not is_reported:
                 write(f"==> {stage}: waiting for another DVC command in this folder ({busy.who})\n")
-                on_signal = True
+                is_reported = True
         for _ in range(round(BUSY_POLL_SECONDS / POLL_SECONDS)):
             check_signals()
             await asyncio.sleep(POLL_SECONDS)
 
 
 async def supervise(stage: str, command: list[str], write: Write = echo) -> None:
-    """Run a command of DVC or of ours in a session of its own until it ends, its output to `write`.
+    """Run a command in its own session until it ends, its output to `write`; raise as `reproduce`.
 
-    Errors as `reproduce`, which names the stage; whatever ends this ends the command's processes first.
+    Any exception ends the command's processes first.
     """
     relay = OutputRelay(write)
     with outcome_file() as place, stop_request(hold=True) as stop:
@@ -111,12 +111,12 @@ async def supervise(stage: str, command: list[str], write: Write = echo) -> None
             while process.poll() is None and stop.signal is None:
                 await asyncio.sleep(POLL_SECONDS)
 
-            def on_signal() -> None:
+            def on_first_signal() -> None:
                 stop.release()
-                write(f"\nstopping {stage}; what it has is saved first\n")
+                write(f"\nstopping {stage}, which saves its state first\n")
 
             if stop.signal is not None:
-                end_group(process, on_signal)
+                end_group(process, on_first_signal)
         outcome = read_outcome(place)
         stop.raise_if_set()
     if process.returncode:
@@ -127,7 +127,7 @@ async def supervise(stage: str, command: list[str], write: Write = echo) -> None
 def _running(
     command: list[str], relay: OutputRelay, variables: dict[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the command in its own session with its output relayed; nothing of it is left after the block."""
+    """Run the command in its own session, relay its output, and end all its processes after the block."""
     reader, writer = open_channel()
     try:
         process = subprocess.Popen(
@@ -150,7 +150,7 @@ def _running(
 
 
 def end_group(process: subprocess.Popen[bytes], on_signal: Callable[[], None] = lambda: None) -> None:
-    """End every process of the group that `process` leads: SIGINT, then SIGTERM, then SIGKILL.
+    """End the process group: SIGINT, then SIGTERM, then SIGKILL.
 
     `on_signal` is called after the first signal: from then on a second Ctrl-C may end this process, and the
     stage still saves.
@@ -161,14 +161,14 @@ def end_group(process: subprocess.Popen[bytes], on_signal: Callable[[], None] = 
         os.killpg(process.pid, number)
         if turn == 0:
             on_signal()
-        for _ in range(round(patience / POLL_SECONDS)):  # looks, not a clock: all of us may have been stopped
+        for _ in range(round(patience / POLL_SECONDS)):  # counts polls, not time: the machine may sleep
             if not _alive(process):
                 break
             time.sleep(POLL_SECONDS)
 
 
 def _alive(process: subprocess.Popen[bytes]) -> bool:
-    process.poll()  # reaps the leader: a zombie would count as a member
+    process.poll()  # reaps the leader, which would count as alive
     try:
         os.killpg(process.pid, 0)
     except ProcessLookupError:
@@ -177,7 +177,7 @@ def _alive(process: subprocess.Popen[bytes]) -> bool:
 
 
 def child_environment() -> dict[str, str]:
-    """This environment for a child that finds our `diffctl` and is no part of this Prefect run."""
+    """Return the environment for a child: it finds this `diffctl`, and is not part of this Prefect run."""
     values = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT__")}
     if FLOW_RUN in os.environ:
         values.setdefault(WORK, current_run())
@@ -188,27 +188,27 @@ def child_environment() -> dict[str, str]:
 
 
 def has_remote() -> bool:
-    """Whether the project in this folder has a default DVC remote."""
+    """Return whether the project in this folder has a default DVC remote."""
     from dvc.config import Config
 
     return bool(Config(dvc_dir=".dvc")["core"].get("remote"))
 
 
 def failure(stage: str, outcome: StageOutcome | None, errors: list[str]) -> DiffctlError | Interrupted:
-    """What went wrong: what the stage tells of it, else what DVC's error lines say."""
+    """Return the error of a failed stage: from its outcome file, else from DVC's error lines."""
     if outcome is not None:
         return _stage_failure(stage, outcome)
     text = " ".join(errors)
     if match := _EXIT.search(text):
         return _exit_failure(stage, int(match[1]))
     if "is busy" in text or "Unable to acquire lock" in text:
-        is_held(DVC_LOCK)  # DiffctlError where DVC fails since the file system has no locks
+        is_held(DVC_LOCK)  # DiffctlError if the file system has no locks
         holder = _HOLDER.search(text)
         who = f"process {holder[1]}" if holder else "another process"
         return FolderBusy(stage, who)
-    if on_signal := next((line for line in errors if NO_ROOM in line), None):
-        return StageFailed(stage, f"{on_signal}: make room, and the same command goes on")
-    return StageFailed(stage, text or "DVC failed without a word; `dvc repro` may say more")
+    if full := next((line for line in errors if NO_ROOM in line), None):
+        return StageFailed(stage, f"{full}: make room, then run the same command again")
+    return StageFailed(stage, text or "DVC failed without a message; `dvc repro` may show one")
 
 
 def _stage_failure(stage: str, outcome: StageOutcome) -> DiffctlError | Interrupted:
@@ -219,18 +219,18 @@ def _stage_failure(stage: str, outcome: StageOutcome) -> DiffctlError | Interrup
 
 
 def _exit_failure(stage: str, code: int) -> DiffctlError | Interrupted:
-    """A stage that was killed, or was no command of ours: DVC alone says how it ended."""
+    """Return the error of a stage without an outcome file: it was killed, or is not a command of diffctl."""
     number = -code if code < 0 else code - 128
     if number in (signal.SIGINT, signal.SIGTERM):
         return Interrupted(
-            f"{stage} was stopped from outside; `diffctl run` goes on from what is saved", number
+            f"{stage} was stopped from outside; `diffctl run` resumes from its saved state", number
         )
     if code < 0 or number == signal.SIGKILL:
-        return StageFailed(stage, f"it was killed by signal {number} (out of memory?)", retry=True)
+        return StageFailed(stage, f"killed by signal {number} (out of memory?)", retry=True)
     return StageFailed(
-        stage, f"its command failed (exit {code}), see the message above", retry=_is_retryable(stage)
+        stage, f"its command failed (exit {code}), see the output above", retry=_is_retryable(stage)
     )
 
 
 def _is_retryable(stage: str) -> bool:
-    return stage != "data"  # what is wrong with raw files stays wrong
+    return stage != "data"  # bad raw files stay bad

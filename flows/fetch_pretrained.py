@@ -1,7 +1,7 @@
-"""The model that a training starts from, brought by DVC where a checkout has its .dvc file alone.
+"""Pull pretrained weights with DVC if a checkout has only their .dvc file.
 
-It is no dependency of the stage `train`, since only a training that runs needs it, so that `dvc repro` does
-not pull it with the others. A stage may call DVC: while its command runs, DVC holds no lock of the folder.
+They are no dependency of the stage `train`, so `dvc repro` does not pull them for a training that does not
+run. A stage may call DVC: while its command runs, DVC holds no lock of the folder.
 """
 
 import subprocess
@@ -15,13 +15,13 @@ from diffusion.system.locks import file_lock
 if TYPE_CHECKING:
     from diffusion.train.train_config import PretrainedConfig
 
-LOCK = RUNS / "start.lock"  # processes of one training need it at once, and DVC has no patience
+LOCK = RUNS / "start.lock"  # all processes of a training need it, and DVC does not wait
 
 
 def fetch_pretrained(config: "PretrainedConfig | None") -> None:
-    """Let DVC put the pinned model into `start`, from its cache or the remote; nothing where it is there.
+    """Pull the pinned weights from DVC's cache or remote unless they exist or DVC does not track them.
 
-    Nor where DVC does not know it: who needs it says so. DiffctlError where DVC does not bring it.
+    Raise DiffctlError if DVC fails; the training itself reports untracked weights that are missing.
     """
     from diffusion.train.pretrained import dvc_file, pretrained_path
 
@@ -38,9 +38,9 @@ def fetch_pretrained(config: "PretrainedConfig | None") -> None:
         command = [sys.executable, "-m", "dvc", "pull", str(tracked)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode or not path.exists():
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
-        why = said[0].removeprefix("ERROR: ") if said else "it does not say why"
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+        why = errors[0].removeprefix("ERROR: ") if errors else "no reason given"
         raise DiffctlError(
-            f"train.init_from: {path} is not here, and `dvc pull {tracked}` does not bring it ({why}): "
-            "`dvc push`, where it was pinned, sends it to the remote"
+            f"train.init_from: {path} is missing, and `dvc pull {tracked}` failed ({why}): "
+            "run `dvc push` where it was pinned"
         )

@@ -1,7 +1,7 @@
-"""A flow that is watched in Prefect: named, its output in its log, its progress told, its cancellation heard.
+"""Hooks of the flows: names of runs, logs, progress artifacts, and cancellation.
 
-Prefect's worker ends a run that is cancelled, but no longer once the server was away for half a minute, and
-nobody does of a run without a worker: so a flow asks for itself.
+A worker ends a cancelled run, but no longer after the server was away for half a minute, and a run without a
+worker is never ended. So each flow polls its own state.
 """
 
 import asyncio
@@ -29,15 +29,15 @@ from flows.prefect_server.prefect_settings import environment
 from flows.run_lock import FLOW_RUN
 from flows.sweep_cells import PARENT
 
-LOOK_SECONDS = 5.0  # between two looks at the run's state, and two tellings of progress
+POLL_SECONDS = 5.0  # between polls of the run's state and updates of progress
 PROGRESS = re.compile(r"(?P<label>\S.*?) (?P<done>[\d,]+)/(?P<total>[\d,]+)(?: · .*)?")
-CANCELLED_SIGNAL = 15  # a cancellation is what SIGTERM is
+CANCELLED_SIGNAL = 15  # a cancellation counts as SIGTERM
 
 
 def run_name() -> str:
-    """What a run is called: when it began, its data and its commit, with a + where that is edited."""
+    """Return the name of a run: its start time, data set and commit, with a + if there are edits."""
     words = [f"{datetime.now(UTC):%Y-%m-%d %H:%M}"]
-    with suppress(DiffctlError):  # which the run itself tells
+    with suppress(DiffctlError):  # the run itself reports it
         words.append(load().data.name)
     commit = _git("rev-parse", "--short", "HEAD")
     if commit:
@@ -55,18 +55,18 @@ def _git(*arguments: str) -> str:
 
 
 class FlowMonitor:
-    """What is known of a flow while it is at work: what stopped it, and how far each step is."""
+    """The state of a running flow: what stopped it, and the progress of each step."""
 
     def __init__(self, flow_run: UUID) -> None:
         self.flow_run = flow_run
         self.stopped: Interrupted | None = None
-        self.progress: dict[str, tuple[str, float]] = {}  # by step: words, and percent
+        self.progress: dict[str, tuple[str, float]] = {}  # by step: text and percent
         self._artifacts: dict[str, UUID] = {}
-        self._told: dict[str, float] = {}
+        self._published: dict[str, float] = {}
         self._task = asyncio.current_task()
 
     def writer(self, name: str) -> Write:
-        """What takes a step's output: whole lines to the run's log, and all of it to a person's terminal."""
+        """Return a function for a step's output: full lines go to the run's log, all of it to a terminal."""
         logger = get_run_logger()
         by_worker = FLOW_RUN in os.environ
 
@@ -75,23 +75,23 @@ class FlowMonitor:
                 echo(text)
             for line in map(plain_line, text.splitlines()):
                 if match := PROGRESS.fullmatch(line):
-                    self._note(name, match)
+                    self._record_progress(name, match)
                 if line and (by_worker or not text.startswith(("\r", "\x1b"))):
                     logger.log(logging.INFO, line)
 
         return write
 
-    def _note(self, name: str, match: re.Match[str]) -> None:
+    def _record_progress(self, name: str, match: re.Match[str]) -> None:
         done, total = (int(match[part].replace(",", "")) for part in ("done", "total"))
         if total:
             words = f"{match['label']} {match['done']} of {match['total']}"
             self.progress[name] = words, min(100.0, 100 * done / total)
 
-    async def attend(self) -> None:
-        """Look, again and again, whether the run was cancelled, and tell how far it is."""
+    async def poll(self) -> None:
+        """Poll until the run is cancelled, and publish progress."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            with suppress(Exception):  # a server that is away, hangs or refuses: the work goes on
+            await asyncio.sleep(POLL_SECONDS)
+            with suppress(Exception):  # the work continues if the server fails
                 if await self._is_cancelled():
                     self.stopped = Interrupted(
                         "cancelled in Prefect; what was done is saved", CANCELLED_SIGNAL
@@ -99,7 +99,7 @@ class FlowMonitor:
                     assert self._task is not None
                     self._task.cancel()
                     return
-                await self.tell_progress()
+                await self.publish_progress()
 
     async def _is_cancelled(self) -> bool:
         from prefect.client.orchestration import get_client
@@ -108,92 +108,92 @@ class FlowMonitor:
             state = (await client.read_flow_run(self.flow_run)).state
         return state is not None and (state.is_cancelling() or state.is_cancelled())
 
-    async def tell_progress(self) -> None:
-        """Write an artifact a step that has progress, or bring it up to date."""
+    async def publish_progress(self) -> None:
+        """Create or update the progress artifact of each step."""
         from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 
         for name, (words, percent) in list(self.progress.items()):
-            if self._told.get(name) == percent:
+            if self._published.get(name) == percent:
                 continue
             if name in self._artifacts:
                 await aupdate_progress_artifact(self._artifacts[name], percent, description=words)
             else:
                 key = f"progress-{name}"
                 self._artifacts[name] = await acreate_progress_artifact(percent, key, description=words)
-            self._told[name] = percent
+            self._published[name] = percent
 
 
 @asynccontextmanager
 async def monitor_flow() -> AsyncIterator[FlowMonitor]:
-    """Watch over the flow that this is called in, until the block ends.
+    """Monitor the current flow until the block ends.
 
-    A signal, or a cancellation in Prefect, leaves the block as Interrupted, once what it ran has ended.
+    A signal or a cancellation in Prefect raises Interrupted after the work in the block has ended.
     """
-    watch = FlowMonitor(UUID(str(flow_run.id)))
-    attending = asyncio.create_task(watch.attend())
+    monitor = FlowMonitor(UUID(str(flow_run.id)))
+    polling = asyncio.create_task(monitor.poll())
     try:
-        with interrupt_on_signal():  # Prefect has put a handler of its own in place
-            yield watch
+        with interrupt_on_signal():  # Prefect has installed its own handler
+            yield monitor
     except asyncio.CancelledError:
-        if watch.stopped is None:
+        if monitor.stopped is None:
             raise
-        _go_on()
-        raise watch.stopped from None
+        _uncancel()
+        raise monitor.stopped from None
     finally:
-        attending.cancel()
+        polling.cancel()
         with suppress(asyncio.CancelledError):
-            await attending
+            await polling
         with suppress(Exception):
-            await asyncio.wait_for(watch.tell_progress(), LOOK_SECONDS)
+            await asyncio.wait_for(monitor.publish_progress(), POLL_SECONDS)
 
 
-def _go_on() -> None:
-    """The cancellation was our own: what comes after it is awaited as usual."""
+def _uncancel() -> None:
+    """Clear our own cancellation of the current task, so that later awaits work."""
     current = asyncio.current_task()
     if current is not None:
         current.uncancel()
 
 
 def cancelled_state(stop: Interrupted) -> State:
-    """The final state of a flow that a stop ended."""
+    """Return the final state of a stopped flow."""
     return Cancelled(message=str(stop), data=stop)
 
 
 Work = Callable[..., Awaitable[Any]]
 
 
-def as_task(watch: FlowMonitor, work: Work, **options: Any) -> Work:
-    """The work as a Prefect task of a watched flow; one that is stopped is Cancelled, not failed.
+def as_task(monitor: FlowMonitor, work: Work, **options: Any) -> Work:
+    """Return the work as a Prefect task of a monitored flow; if stopped, its state is Cancelled, not Failed.
 
-    It is called with the task's name, which its output is written under, and what else the work takes. Raises
-    what the work raises.
+    The first argument is the task's name, under which its output is logged. The task raises what the work
+    raises.
     """
 
     async def supervised(name: str, *arguments: Any) -> Any:
         try:
             with environment({PARENT: str(task_run.id)}):
-                return await work(name, *arguments, watch.writer(name))
+                return await work(name, *arguments, monitor.writer(name))
         except Interrupted as stop:
-            watch.stopped = stop
+            monitor.stopped = stop
         except asyncio.CancelledError:
-            if watch.stopped is None:
+            if monitor.stopped is None:
                 raise
-            _go_on()
-        return cancelled_state(watch.stopped)
+            _uncancel()
+        return cancelled_state(monitor.stopped)
 
     made: Any = task(supervised, task_run_name="{name}", cache_policy=NO_CACHE, **options)  # type: ignore[call-overload]
 
     async def call(name: str, *arguments: Any) -> Any:
         state: State = await made(name, *arguments, return_state=True)
-        if watch.stopped is not None:
-            raise watch.stopped
+        if monitor.stopped is not None:
+            raise monitor.stopped
         return await state.aresult()
 
     return call
 
 
-class _NoError(logging.Filter):
-    """A run that was stopped as asked is no error in the log."""
+class _CancelledIsWarning(logging.Filter):
+    """Lowers the level of Prefect's message about a cancelled run to a warning."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno == logging.ERROR and "Finished in state Cancelled" in record.getMessage():
@@ -202,4 +202,4 @@ class _NoError(logging.Filter):
 
 
 for _name in ("prefect.flow_runs", "prefect.task_runs"):
-    logging.getLogger(_name).addFilter(_NoError())
+    logging.getLogger(_name).addFilter(_CancelledIsWarning())

@@ -1,6 +1,6 @@
-"""The pipeline as a Prefect flow: a task a step. `flows.run` is the way in for a person, this for a worker.
+"""The pipeline as a Prefect flow with a task per step: the entrypoint of workers, and of `flows.run`.
 
-Tasks pass names, never arrays, and Prefect keeps no results: DVC alone decides what is stale.
+Tasks pass names, never arrays, and Prefect stores no results: DVC decides what is stale.
 """
 
 from contextvars import ContextVar
@@ -22,12 +22,12 @@ RETRY_DELAYS = [5.0, 20.0]
 
 Delays = Annotated[list[Annotated[float, Field(ge=0, le=86_400)]], Field(max_length=20)]
 
-# What the flow has done, for who called it and goes on by himself when Prefect's server is gone.
+# The finished steps, for a caller that continues without the server.
 done_steps: ContextVar[dict[str, str | None]] = ContextVar("done_steps")
 
 
 def should_retry(task: Task[Any, Any], run: TaskRun, state: State) -> bool:
-    """Whether a step failed in a way that may pass: its work did, not its configuration, and nobody asked."""
+    """Return whether the failure of a step may be transient: not a usage error, and not a signal."""
     error = state.data
     by_mlflow = isinstance(error, MlflowError) and not isinstance(error, MlflowDenied)
     if not (by_mlflow or (isinstance(error, StageFailed) and error.retry)):
@@ -44,21 +44,21 @@ async def pipeline(
     keep: bool = False,
     retry_delays: Delays = RETRY_DELAYS,
 ) -> State | None:
-    """From data to a registered model.
+    """Bring data, model, samples and scores up to date, and register the model.
 
     Args:
-        push: Send what was made to the DVC remote.
-        fresh: Train and sample from nothing, whatever was saved.
-        keep: Go on with a training of this configuration by other code.
-        retry_delays: Seconds before each new try of a step whose work failed.
+        push: Push the outputs to the DVC remote.
+        fresh: Train and sample from scratch.
+        keep: Resume a training of this configuration by other code.
+        retry_delays: Seconds before each retry of a failed step.
     """
     done = done_steps.get({})
     check_options(push=push, fresh=fresh, keep=keep)
     check_mlflow()
     try:
-        async with monitor_flow() as watch:
+        async with monitor_flow() as monitor:
             supervised = as_task(
-                watch,
+                monitor,
                 run_step,
                 retries=len(retry_delays),
                 retry_delay_seconds=retry_delays,
@@ -69,6 +69,6 @@ async def pipeline(
     except Interrupted as stop:
         return cancelled_state(stop)
     finally:
-        for name, said in done.items():
-            get_run_logger().info("%s: %s", name, said or "done")
+        for name, result in done.items():
+            get_run_logger().info("%s: %s", name, result or "done")
     return None

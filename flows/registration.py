@@ -1,6 +1,6 @@
-"""The registration: the champion's scores brought up to today's code where need be, then the gate.
+"""Registration: rescore an outdated champion with the current code, then apply the gate.
 
-Both are idempotent: a champion that was scored anew has today's card, and a model is registered once.
+Both steps are idempotent: a rescored champion has the current card, and a model is registered once.
 """
 
 import tempfile
@@ -30,43 +30,42 @@ if TYPE_CHECKING:
 
 Show = Callable[[int, int], None]
 ProgressOf = Callable[[str], AbstractContextManager[Show]]
-"""Given a label, a context with a function to call with (done, total)."""
+"""Given a label, a context with a callback for (done, total)."""
 
 
 @contextmanager
-def unseen(label: str) -> Iterator[Show]:
-    """Progress that nobody is shown."""
+def no_progress(label: str) -> Iterator[Show]:
+    """Ignore progress."""
     yield lambda done, total: None
 
 
-def register_model(override: Override = NO_OVERRIDE, progress: ProgressOf = unseen) -> Decision:
-    """Register models/ with metrics/scores.json and hold it against the champion.
+def register_model(override: Override = NO_OVERRIDE, progress: ProgressOf = no_progress) -> Decision:
+    """Register models/ with metrics/scores.json and compare it with the champion.
 
-    A champion that only versions of the code or more real images keep from being compared is scored anew
-    first, by its own weights. Where that fails it is told, and the gate finds the two not comparable.
-    DiffctlError as of `register`.
+    A champion that differs only in code versions or has fewer real images is first rescored from its own
+    weights. If that fails, a message is printed, and the gate finds the two not comparable. Raise
+    DiffctlError as `register`.
     """
     from diffusion.choice.document_slices import best_model_scores
     from diffusion.protocol.scores_document import read_scores
 
-    _bring_up_to_date(best_model_scores(read_scores(SCORES)), override, progress)
+    _rescore_champion(best_model_scores(read_scores(SCORES)), override, progress)
     return register(override=override)
 
 
 def promote_version(
-    name: str, number: int, override: Override = NO_OVERRIDE, progress: ProgressOf = unseen
+    name: str, number: int, override: Override = NO_OVERRIDE, progress: ProgressOf = no_progress
 ) -> Decision:
-    """Hold a version that is registered against the champion by its own scores.
+    """Compare a registered version with the champion by its own scores; rescore as `register_model`.
 
-    The champion is scored anew first where `register_model` would do it. UsageError when there is no such
-    version.
+    Raise UsageError if there is no such version.
     """
-    _bring_up_to_date(version_scores(name, number), override, progress)
+    _rescore_champion(version_scores(name, number), override, progress)
     return promote(name, number, override)
 
 
-def _bring_up_to_date(document: "ScoresDocument", override: Override, progress: ProgressOf) -> None:
-    """Score an outdated champion anew, unless a person decides alone or only looks."""
+def _rescore_champion(document: "ScoresDocument", override: Override, progress: ProgressOf) -> None:
+    """Rescore an outdated champion, unless the user forces the decision or asks for a dry run."""
     if override.force or override.dry_run:
         return
     champion = outdated_champion(document)
@@ -74,18 +73,18 @@ def _bring_up_to_date(document: "ScoresDocument", override: Override, progress: 
         return
     number = champion.version.version
     try:
-        anew = rescore(champion, document, progress)
-        echo(f"champion: {register_rescored(champion, anew)}\n")
+        rescored = rescore(champion, document, progress)
+        echo(f"champion: {register_rescored(champion, rescored)}\n")
     except (MlflowError, TemporaryError):
         raise
     except DiffctlError as error:
-        echo(f"the champion, version {number}, could not be scored anew: {reason(error)}\n")
+        echo(f"the champion, version {number}, could not be rescored: {reason(error)}\n")
 
 
 def rescore(champion: OutdatedChampion, document: "ScoresDocument", progress: ProgressOf) -> "ScoresDocument":
-    """The scores of the champion's best cell by today's code, under the protocol of `document`.
+    """Return the scores of the champion's best cell by the current code, under the protocol of `document`.
 
-    DiffctlError when the code here is not the one that scored `document`, or does not give its protocol.
+    Raise DiffctlError if this code did not score `document`, or does not reproduce its protocol.
     """
     from diffusion.choice.gate import card_diff
     from diffusion.config import load
@@ -94,26 +93,26 @@ def rescore(champion: OutdatedChampion, document: "ScoresDocument", progress: Pr
     from diffusion.sample.cell_images import make_cell
 
     cell, config = Cell(**champion.cell.axes), load()
-    theirs = document.cells[cell.name]
-    _refuse_other_code(theirs)
+    target = document.cells[cell.name]
+    _check_code(target)
     echo(
         f"==> champion: version {champion.version.version}, scored with another "
-        f"{', '.join(card_diff(champion.cell, theirs))}: its {cell.name} is scored anew\n"
+        f"{', '.join(card_diff(champion.cell, target))}: rescoring {cell.name}\n"
     )
     section = _settings(champion.cell, config.sample.batch_size)
     MODEL_RUNS.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=MODEL_RUNS, prefix=".anew-") as folder:
+    with tempfile.TemporaryDirectory(dir=MODEL_RUNS, prefix=".rescored-") as folder:
         with progress("sample") as show:
             store = make_cell(section, cell, champion.weights, Path(folder) / cell.name, show)
         with progress("evaluate") as show:
-            anew = evaluate({cell: store}, config.evaluate, REFERENCE, show, PREPARED)
-    if fields := card_diff(anew.cells[cell.name], theirs):
-        raise DiffctlError(f"its scores would differ from these in {', '.join(fields)}")
-    return anew
+            rescored = evaluate({cell: store}, config.evaluate, REFERENCE, show, PREPARED)
+    if fields := card_diff(rescored.cells[cell.name], target):
+        raise DiffctlError(f"its new card still differs in {', '.join(fields)}")
+    return rescored
 
 
 def _settings(cell: "CellScores", batch_size: int) -> Any:
-    """The section `sample` that gives a cell's images again."""
+    """Return the section `sample` that reproduces a cell's images."""
     from diffusion.protocol.sample_sections import SampleConfig
     from diffusion.protocol.settings import SamplerConfig
     from diffusion.system.section import validate
@@ -126,20 +125,20 @@ def _settings(cell: "CellScores", batch_size: int) -> Any:
     )
 
 
-def _refuse_other_code(cell: "CellScores") -> None:
+def _check_code(cell: "CellScores") -> None:
     from diffusion.code_digest import torch_version
     from diffusion.protocol.extractors import EVALUATION_VERSION
     from diffusion.protocol.grid import SAMPLING_VERSION
 
-    today = {
+    current = {
         "sampling_version": SAMPLING_VERSION,
         "sampling_torch": torch_version(),
         "evaluation": EVALUATION_VERSION,
         "torch": version("torch"),
         "torch_fidelity": version("torch-fidelity"),
     }
-    if other := [field for field, value in today.items() if cell.card.get(field) != value]:
+    if other := [field for field, value in current.items() if cell.card.get(field) != value]:
         raise DiffctlError(
-            f"the scores that it is held against are not of the code here, by {', '.join(other)}: "
-            "`diffctl run` makes new ones of models/"
+            f"the scores of the new model are of other code ({', '.join(other)} differ): "
+            "`diffctl run` scores models/ again"
         )

@@ -1,7 +1,7 @@
-"""One run at a time in a folder: a run and every stage that it started hold one lock together.
+"""One run per folder: a run and all stages that it starts share one lock.
 
-So a stage that outlives its run, which was killed, keeps the next one out until it has ended too: nothing
-resets, fetches or trains below it.
+A stage that outlives its killed run holds the lock until it ends. So no other run resets, fetches or trains
+at the same time.
 """
 
 import os
@@ -13,12 +13,12 @@ from pathlib import Path
 from diffusion.system.locks import group_lock, holding_group
 
 LOCK = Path("runs/work.lock")
-VARIABLE = "DIFFCTL_WORK"  # the name of the run, for the stages that it starts
-FLOW_RUN = "PREFECT__FLOW_RUN_ID"  # which Prefect gives to who carries out a run for a worker
+VARIABLE = "DIFFCTL_WORK"  # the name of the run, for its stages
+FLOW_RUN = "PREFECT__FLOW_RUN_ID"  # set by Prefect in the process of a worker's run
 
 
 def current_run() -> str:
-    """The name of this run: that of the run which started it, the worker's flow run, or a new one."""
+    """Return the name of this run: inherited, else that of the worker's flow run, else a new one."""
     flow_run = os.environ.get(FLOW_RUN)
     named = f"flow run {flow_run}" if flow_run else f"process {os.getpid()}, {uuid.uuid4().hex[:8]}"
     return os.environ.get(VARIABLE) or named
@@ -26,14 +26,14 @@ def current_run() -> str:
 
 @contextmanager
 def hold_run_lock(folder: Path = Path(), wait: float = 0.0, *, through_exec: bool = False) -> Iterator[None]:
-    """Be the one run in the folder; what is started inside the block belongs to it.
+    """Hold the run lock of the folder; processes started in the block share it.
 
-    LockBusy, saying who is at work, when that has not ended after `wait` seconds. With `through_exec` also
-    the program that takes this process's place is that run.
+    Raise LockBusy if another run holds it after `wait` seconds. With `through_exec` a program that replaces
+    this process keeps the lock.
     """
     run, lock = current_run(), folder / LOCK
     busy = (
-        f"another run, or a stage that outlived it, is at work in {folder.resolve()} "
+        f"another run, or a stage that outlived it, is running in {folder.resolve()} "
         f"({holding_group(lock) or 'it has just ended'}): wait for it to end"
     )
     before = os.environ.get(VARIABLE)
@@ -49,14 +49,14 @@ def hold_run_lock(folder: Path = Path(), wait: float = 0.0, *, through_exec: boo
 
 @contextmanager
 def join_run() -> Iterator[None]:
-    """Belong to the run that started this process, if one did, as long as the block lasts.
+    """Share the lock of the run that started this process, if any, for the block.
 
-    LockBusy when that run is gone and another one is at work.
+    Raise LockBusy if that run is gone and another one is running.
     """
     run = os.environ.get(VARIABLE)
     if not run:
         yield
         return
-    busy = f"the run that started this ({run}) is gone, and another one is at work in this folder"
+    busy = f"the run that started this ({run}) is gone, and another one is running in this folder"
     with group_lock(LOCK, run, busy=busy):
         yield

@@ -1,4 +1,4 @@
-"""What a run came to, as an artifact on its page in Prefect: scores, the gate's decision, images, links."""
+"""The summary of a run as a Prefect artifact: scores, the gate's decision, images, links."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 KEY = "scores"
-TILES, COLUMNS = 32, 8  # images of the best cell, and a row of them
-NO_SCORE = ("_low", "_high", "_std")  # what stands beside a score under a name of its own
-MAX_PNG = 100_000  # bytes of the picture that goes into the artifact
+TILES, COLUMNS = 32, 8  # images of the best cell, and per row
+NO_SCORE = ("_low", "_high", "_std")  # suffixes of values that belong to a score
+MAX_PNG = 100_000  # bytes of the picture in the artifact
 
 
 Links = Callable[[], Iterator[str]]
-"""Gives a line a place to look at; what is left is left out at a DiffctlError, as where MLflow is away."""
+"""Yields a line per link; a DiffctlError, such as an unavailable MLflow, drops the rest."""
 
 
 async def publish_markdown(make: Callable[[], str], description: str) -> None:
-    """Put the Markdown that `make` gives on the page of the flow run that this is called in.
+    """Publish the Markdown that `make` returns on the page of the current flow run.
 
-    It is no part of the work: what goes wrong is said, and the run is as it was.
+    A failure prints a message and does not affect the run.
     """
     from prefect.artifacts import acreate_markdown_artifact
 
@@ -45,12 +45,12 @@ async def publish_markdown(make: Callable[[], str], description: str) -> None:
 
 
 async def publish_summary(decision: str) -> None:
-    """Publish what the pipeline in this folder came to, and what the registry made of it."""
+    """Publish the scores of the pipeline in this folder and the registry's decision."""
     await publish_markdown(lambda: sweep_markdown(read_scores(SCORES), SAMPLES, links_of_pipeline), decision)
 
 
 def sweep_markdown(document: ScoresDocument, samples: Path, links: Links) -> str:
-    """Markdown: a row a cell with the best one first, images of that one, links."""
+    """Return Markdown: a row per cell with the best one first, its images, links."""
     parts = [f"Best: {describe_selection(document.best)}", _table(document)]
     parts += _picture(samples / document.best.cell, document.best.cell)
     parts += _listed(links)
@@ -58,7 +58,7 @@ def sweep_markdown(document: ScoresDocument, samples: Path, links: Links) -> str
 
 
 def evaluation_markdown(values: JsonObject) -> str:
-    """Markdown of what `diffctl evaluate` writes: what is against what, a row a score with its interval."""
+    """Return Markdown for the scores of `diffctl evaluate`: a row per score with its interval."""
     scores, reference = values["scores"], values["reference"]
     floor = reference.get("floor", {})
     lines = [["score", "value", "interval", "real, held out"], ["---", "---:", "---:", "---:"]]
@@ -69,14 +69,14 @@ def evaluation_markdown(values: JsonObject) -> str:
             lines.append([name, f"{value:.4g}", " to ".join(ends), real])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     images = f"{values['images']['count']:,} images of {values['images']['path']}"
-    said = f"{images} against {reference['name']}, extractor {values['extractor']}"
-    return f"{said}\n\n{table}\n"
+    title = f"{images} against {reference['name']}, extractor {values['extractor']}"
+    return f"{title}\n\n{table}\n"
 
 
 def _listed(links: Links) -> Iterator[str]:
-    """The links as a list; none where there are none."""
+    """Yield the links as one Markdown list, nothing without links."""
     lines: list[str] = []
-    with suppress(DiffctlError):  # MLflow may be away by now
+    with suppress(DiffctlError):  # MLflow may be unavailable
         lines.extend(f"- {line}" for line in links())
     if lines:
         yield "\n".join(lines)
@@ -85,16 +85,16 @@ def _listed(links: Links) -> Iterator[str]:
 def _table(document: ScoresDocument) -> str:
     winner, names = document.cells[document.best.cell], score_names(document)
     cells = sorted(document.cells.values(), key=lambda cell: (cell is not winner, cell_order(cell.axes)))
-    rows = ([_spoken(cell), *(f"{cell.scores[name]:.4g}" for name in names)] for cell in cells)
+    rows = ([_describe_cell(cell), *(f"{cell.scores[name]:.4g}" for name in names)] for cell in cells)
     return score_table(names, rows)
 
 
-def _spoken(cell: CellScores) -> str:
+def _describe_cell(cell: CellScores) -> str:
     return ", ".join(f"{axis} {format_value(value)}" for axis, value in cell.axes.items())
 
 
 def _picture(folder: Path, name: str) -> Iterator[str]:
-    """A sheet of the cell's first images, where they are here and small enough."""
+    """Yield a sheet of the cell's first images if they exist and the PNG is small enough."""
     from diffusion.images.pictures import png_bytes, sheet
     from diffusion.images.store import open_store
     from diffusion.report.sample_pictures import data_uri
@@ -106,7 +106,7 @@ def _picture(folder: Path, name: str) -> Iterator[str]:
 
 
 def links_of_pipeline() -> Iterator[str]:
-    """Where the run, the registered version and the report are."""
+    """Yield links to the run, the registered version and the report."""
     from tracking.runs.run_lookup import read_identity
     from tracking.runs.scored_runs import find_training_run
     from tracking.store import tracking_uri
@@ -120,7 +120,7 @@ def links_of_pipeline() -> Iterator[str]:
 
 
 def links_of_model(run: "Run", document: ScoresDocument) -> Iterator[str]:
-    """Where the run of a model is that has these scores, and the version that it is registered as."""
+    """Yield links to the run of a model and to its registered version with these scores."""
     from tracking.keys import model_name
     from tracking.registry.registered_models import find_registered
     from tracking.runs.scored_runs import data_name

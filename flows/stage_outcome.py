@@ -1,6 +1,6 @@
-"""How a stage failed, in a small file that the stage writes and who supervises it reads.
+"""The outcome of a failed stage: a small file from the stage to its supervisor.
 
-The file's place is told by an environment variable, to the stage alone. Who is killed writes none.
+An environment variable gives its path to the stage alone. A killed stage writes none.
 """
 
 import contextlib
@@ -26,34 +26,34 @@ _KINDS: dict[type[BaseException], Kind] = {
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """The kind of a failure, its sentence for a person, and the exit code of the stage."""
+    """The kind of a failure, its message, and the exit code of the stage."""
 
     kind: Kind
     sentence: str
     exit_code: int
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all; nothing where nobody waits for it any more."""
+        """Write the file atomically; skip it if the supervisor is gone."""
         with contextlib.suppress(OSError):
             if path.parent.is_dir():
                 write_json(path, asdict(self))
 
 
 def kind_of(error: BaseException) -> Kind:
-    """The kind of a failure that has a sentence of its own."""
+    """Return the kind of an error with its own message."""
     return next((kind for known, kind in _KINDS.items() if isinstance(error, known)), "failed")
 
 
 @contextmanager
 def outcome_file() -> Iterator[Path]:
-    """Where a stage may write its outcome, in a folder of this user's alone that goes with the block."""
+    """Yield the path for an outcome, in a private folder that is deleted after the block."""
     with tempfile.TemporaryDirectory(prefix="diffctl-outcome-", ignore_cleanup_errors=True) as folder:
         yield Path(folder) / "outcome.json"
 
 
 def read_outcome(path: Path) -> StageOutcome | None:
-    """What the stage wrote; None where it wrote nothing, or nothing that is an outcome."""
-    from diffusion.system.json_files import read_json  # not where `diffctl --help` would load it
+    """Return the outcome that the stage wrote; None if it is missing or invalid."""
+    from diffusion.system.json_files import read_json  # lazy: `diffctl --help` imports this module
 
     try:
         outcome = read_json(path, StageOutcome)

@@ -1,7 +1,7 @@
-"""The cells of a sweep, one after the other: Prefect tasks where a server is there, a plain loop without.
+"""The cells of a sweep, one after the other: as Prefect tasks if a server answers, else in a loop.
 
-`dvc repro` needs no server, and no server can stop the work: what is finished lies under runs/cells/, and
-a server that goes away leaves the rest to the loop.
+`dvc repro` needs no server, and a server that fails stops nothing: finished cells are in runs/cells/, and the
+loop continues with the others.
 """
 
 import os
@@ -19,22 +19,21 @@ from tracking.connectivity import redact_uri
 
 if TYPE_CHECKING:
     from prefect import Flow, State
-    from prefect.client.schemas.objects import FlowRun
 
     from diffusion.protocol.grid import Cell
     from diffusion.protocol.sample_sections import SampleConfig
     from diffusion.sample.cell_images import ShardRunner
     from diffusion.sample.ema_models import EMAModelFiles
 
-PARENT = "DIFFCTL_PARENT_TASK"  # the id of the task run that a stage is the work of
+PARENT = "DIFFCTL_PARENT_TASK"  # the id of the task run that runs the stage
 
 Show = Callable[[int, int], None]
 ProgressOf = Callable[[str], AbstractContextManager[Show]]
-"""Given a label, a context with a function to call with (done, total)."""
+"""Given a label, a context with a callback for (done, total)."""
 
 
 class CellTasks:
-    """Named pieces of work, each tried once; a failing one leaves the others alone."""
+    """Named tasks, each tried once; a failure does not affect the others."""
 
     def __init__(self, makers: dict[str, Callable[[], object]]) -> None:
         self.makers = makers
@@ -42,11 +41,11 @@ class CellTasks:
         self._tried: set[str] = set()
 
     def left(self) -> list[str]:
-        """The names that nobody tried yet, in order."""
+        """Return the names of untried tasks, in order."""
         return [name for name in self.makers if name not in self._tried]
 
     def make(self, name: str) -> None:
-        """Make one; its exception is said, kept and raised. Interrupted leaves it untried."""
+        """Run one task; print, store and raise its exception. Interrupted leaves it untried."""
         try:
             with interrupt_on_signal():
                 self.makers[name]()
@@ -58,15 +57,15 @@ class CellTasks:
         self._tried.add(name)
 
     def make_left(self) -> None:
-        """Make what is left, in a plain loop."""
+        """Run the untried tasks in a loop."""
         for name in self.left():
             try:
                 self.make(name)
             except Exception:
-                continue  # it is kept for the end
+                continue  # stored for raise_failures
 
     def raise_failures(self) -> None:
-        """DiffctlError that names every cell that failed, and why; UsageError when all were refused."""
+        """Raise DiffctlError with every failed cell, or UsageError if all failures are usage errors."""
         if self.failures:
             refused = all(isinstance(error, UsageError) for error in self.failures.values())
             reasons = "; ".join(f"{name} ({reason(error)})" for name, error in self.failures.items())
@@ -81,9 +80,9 @@ def run_sweep(
     samples: Path,
     progress: ProgressOf,
 ) -> None:
-    """Make every cell at `samples`/<cell>, by the runner that the section `sample` names.
+    """Sample every cell into `samples`/<cell>, in this process or on Ray as `sample.runner` says.
 
-    DiffctlError names the cells that failed, after all others were made; Interrupted on SIGINT or SIGTERM.
+    Raise DiffctlError with the failed cells after all others are finished, Interrupted on SIGINT or SIGTERM.
     """
     from diffusion.sample.cell_images import make_cell
 
@@ -97,12 +96,12 @@ def run_sweep(
 
             return make
 
-        by_model = sorted(cells, key=lambda cell: cell.ema or 0.0)  # each is loaded once
+        by_model = sorted(cells, key=lambda cell: cell.ema or 0.0)  # loads each model once
         run_cells(CellTasks({cell.name: maker(cell) for cell in by_model}))
 
 
 def _runner(sample: "SampleConfig") -> "AbstractContextManager[ShardRunner]":
-    """What makes the images until the block ends: this process on a device of its own, or Ray's workers."""
+    """Return the runner of shards: this process on one device, or Ray's workers."""
     from diffusion.sample.cell_images import LocalRunner
 
     if sample.runner == "ray":
@@ -113,7 +112,7 @@ def _runner(sample: "SampleConfig") -> "AbstractContextManager[ShardRunner]":
 
 
 def run_cells(cells: CellTasks) -> None:
-    """Make the cells, as tasks on the server that PREFECT_API_URL names where it answers."""
+    """Run the cells, as tasks of the server at PREFECT_API_URL if it answers."""
     url = os.environ.get("PREFECT_API_URL")
     if url and is_healthy(url, timeout=5):
         with quiet_client(url):
@@ -125,14 +124,14 @@ def run_cells(cells: CellTasks) -> None:
 
 
 def run_name(names: list[str]) -> str:
-    """What the run over these cells is called in Prefect."""
+    """Return the name of the flow run over these cells."""
     if len(names) < 2:
         return ", ".join(names) or "no cells"
-    return f"{len(names)} cells, {names[0]} to {names[-1]}"  # Prefect's graph has no …
+    return f"{len(names)} cells, {names[0]} to {names[-1]}"  # Prefect's graph cannot show …
 
 
 def _flow(cells: CellTasks) -> "Awaitable[State]":
-    """The final state of a flow with a task a cell: failed when one is, cancelled by a signal."""
+    """Run a flow with a task per cell; its state is failed if a cell is, cancelled after a signal."""
     from prefect import State, flow, task
     from prefect.cache_policies import NO_CACHE
     from prefect.states import Cancelled
@@ -151,7 +150,7 @@ def _flow(cells: CellTasks) -> "Awaitable[State]":
             except Interrupted as stop:
                 return Cancelled(message=str(stop), data=stop)
             except Exception:
-                continue  # it is kept for the end
+                continue  # stored for raise_failures
             finally:
                 await progress(number)
         cells.raise_failures()
@@ -161,7 +160,7 @@ def _flow(cells: CellTasks) -> "Awaitable[State]":
 
 
 async def _progress(total: int) -> "Callable[[int], Awaitable[None]]":
-    """Tells Prefect, with the number of cells that were tried, how far the sweep is, as long as it hears."""
+    """Return a callback that reports the number of tried cells to Prefect; errors are ignored."""
     import httpx
     from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
     from prefect.exceptions import PrefectException
@@ -171,41 +170,29 @@ async def _progress(total: int) -> "Callable[[int], Awaitable[None]]":
     with suppress(*lost):
         made = await acreate_progress_artifact(0.0, "sweep", description=f"0 of {total} cells")
 
-    async def tell(done: int) -> None:
+    async def update(done: int) -> None:
         if made is not None:
             with suppress(*lost):
                 words = f"{done} of {total} cells"
                 await aupdate_progress_artifact(made, 100 * done / total, description=words)
 
-    return tell
+    return update
 
 
 async def _started(sweep: "Flow[..., Any]", names: list[str]) -> "State[Any]":
-    """The final state of the flow over the cells, below the task that runs this stage where there is one."""
-    from prefect.flow_engine import run_flow_async
-
-    flow_run = await _below(os.environ.get(PARENT), sweep, names)
-    state: State[Any]
-    if flow_run is None:
-        state = await cast("Awaitable[State[Any]]", sweep(names, return_state=True))
-    else:
-        ran = run_flow_async(sweep, flow_run, {"names": names}, return_type="state")
-        state = await cast("Awaitable[State[Any]]", ran)
-    return state
-
-
-async def _below(parent: str | None, sweep: "Flow[..., Any]", names: list[str]) -> "FlowRun | None":
-    """A run of the flow below a task run; None without one, or where the server does not know it yet."""
+    """Run the flow over the cells, as a child of the task in PARENT if the server knows it."""
     import httpx
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectException
+    from prefect.flow_engine import run_flow_async
 
-    if not parent:
-        return None
-    try:
-        async with get_client() as client:
-            return await client.create_flow_run(
-                sweep, parameters={"names": names}, parent_task_run_id=UUID(parent)
-            )
-    except (httpx.HTTPError, PrefectException):
-        return None
+    if parent := os.environ.get(PARENT):
+        values = {"names": names}
+        with suppress(httpx.HTTPError, PrefectException):
+            async with get_client() as client:
+                flow_run = await client.create_flow_run(
+                    sweep, parameters=values, parent_task_run_id=UUID(parent)
+                )
+            ran = run_flow_async(sweep, flow_run, values, return_type="state")
+            return await cast("Awaitable[State[Any]]", ran)
+    return await cast("Awaitable[State[Any]]", sweep(names, return_state=True))

@@ -1,4 +1,4 @@
-"""A search's trial as a process: started, told to stop, and what its end means."""
+"""A trial of a search as a process: start, stop and outcome."""
 
 import os
 import signal
@@ -12,12 +12,12 @@ from diffusion.search.trial import Ended
 from diffusion.system.errors import TEMPORARY, DiffctlError, TemporaryError
 from diffusion.system.signals import StopRequest
 
-STARTER = "DIFFCTL_SEARCH"  # the process whose trial it is, with which it dies
+STARTER = "DIFFCTL_SEARCH"  # the parent's id: the trial exits with it
 POLL_SECONDS = 0.1
 
 
 class TrialKilled(DiffctlError):
-    """A signal that nobody here sent has ended a trial's process."""
+    """A foreign signal ended a trial's process."""
 
 
 def run_process(
@@ -29,10 +29,10 @@ def run_process(
     env: Mapping[str, str] = os.environ,
     log: IO[bytes] | None = None,
 ) -> Ended | None:
-    """Run the `command` of the trial in `folder` to its end; a stop is passed on, and the end waited for.
+    """Run the trial in `folder`, forward a stop to it, and wait for its end.
 
-    Returns how the trial ended; None where it was stopped before. What it says goes into `log`, if that is
-    given. DiffctlError, TrialKilled or TemporaryError where the process ended and the trial did not.
+    Return how the trial ended, None if it was stopped before. Its output goes to `log` if given. Raise
+    DiffctlError, TrialKilled or TemporaryError if the process ended and the trial did not.
     """
     process = subprocess.Popen(
         command,
@@ -41,25 +41,25 @@ def run_process(
         stdin=None if log is None else subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        process_group=0,  # a Ctrl-C is the search's, which passes it on
+        process_group=0,  # the search forwards Ctrl-C
     )
-    code = _waited_for(process, stop)
+    code = _wait(process, stop)
     ended = read_ended(folder)
     if ended is None and stop.signal is None:
         raise _lost(folder, code)
     return ended
 
 
-def _waited_for(process: "subprocess.Popen[bytes]", stop: StopRequest) -> int:
-    """The exit code of the process, which hears of a stop once."""
-    told = False
+def _wait(process: "subprocess.Popen[bytes]", stop: StopRequest) -> int:
+    """Return the exit code of the process; forward a stop once, as SIGTERM."""
+    is_stopped = False
     while True:
         try:
             return process.wait(POLL_SECONDS)
         except subprocess.TimeoutExpired:
-            if stop.signal is not None and not told:
+            if stop.signal is not None and not is_stopped:
                 process.send_signal(signal.SIGTERM)
-                told = True
+                is_stopped = True
 
 
 def _lost(folder: Path, code: int) -> DiffctlError:

@@ -1,4 +1,4 @@
-"""A connection to Ray: to a cluster, or to a Ray of this process's own, of which nothing is left."""
+"""A connection to a Ray cluster, or to a local Ray that ends with this process."""
 
 import functools
 import logging
@@ -16,23 +16,23 @@ from typing import Any
 from diffusion.system.errors import DiffctlError, UsageError
 from flows.prefect_server.prefect_settings import environment
 
-KNOCK_SECONDS = 10
-# A call without arguments that each kind of server answers, if it takes who calls.
+CHECK_SECONDS = 10
+# A call without arguments that each kind of server answers if the token is right.
 HEAD_CALL = "/ray.rpc.NodeInfoGcsService/GetClusterId"
 CLIENT_CALL = "/ray.rpc.RayletDriver/ClusterInfo"
 
 
 def cluster_address(given: str | None) -> str | None:
-    """The cluster that is asked for, by the environment where by nothing else; None for Ray of our own."""
+    """Return the given cluster, else RAY_ADDRESS, else None for a local Ray."""
     return given or os.environ.get("RAY_ADDRESS") or None
 
 
 @contextmanager
 def ray_session(address: str | None, missing: str) -> Iterator[None]:
-    """Connected to the cluster at `address`, else to Ray of this process's own, which ends with it.
+    """Connect to the cluster at `address`, else to a local Ray, for the block.
 
-    UsageError, which says what is `missing`, when Ray is not installed, and when the cluster takes another
-    token; DiffctlError when it does not answer.
+    Raise UsageError with the text `missing` if Ray is not installed, and for a wrong token; DiffctlError if
+    the cluster does not answer.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = cluster_address(address)
@@ -41,7 +41,7 @@ def ray_session(address: str | None, missing: str) -> Iterator[None]:
         if address is None:
             folder = tempfile.TemporaryDirectory(prefix="diffctl-ray-", ignore_cleanup_errors=True)
             options |= {"_temp_dir": stack.enter_context(folder), "include_dashboard": False}
-            stack.enter_context(environment(local_token()))  # before the import, which reads it
+            stack.enter_context(environment(local_token()))  # the import reads it
         ray = _imported(missing)
         stack.callback(ray.shutdown)
         handler = signal.getsignal(signal.SIGTERM)
@@ -51,7 +51,7 @@ def ray_session(address: str | None, missing: str) -> Iterator[None]:
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise _failure(address, error) from None
         finally:
-            signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place
+            signal.signal(signal.SIGTERM, handler)  # Ray installs its own
         yield
 
 
@@ -64,9 +64,9 @@ def _imported(missing: str) -> Any:
 
 
 def resolve_gpus(wanted: float | None, option: str, of: str) -> float:
-    """The GPUs of a shard or replica, as it is called by `of`: one where Ray has any and none is asked for.
+    """Return the GPUs per shard or replica (the word `of`): by default one if Ray has any.
 
-    UsageError where the cluster has not as many, which names the `option` that asks for them.
+    Raise UsageError with the name of the `option` if the cluster has fewer.
     """
     import ray
 
@@ -77,11 +77,11 @@ def resolve_gpus(wanted: float | None, option: str, of: str) -> float:
     return gpus
 
 
-@functools.cache  # as Ray itself reads it once a process
+@functools.cache  # Ray reads it once per process
 def local_token() -> dict[str, str]:
-    """Variables by which a Ray of our own asks for a token that only it and its processes have.
+    """Return variables with a random token for a local Ray.
 
-    Without them Ray keeps one in ~/.ray/auth_token, for all Rays to come and for whoever reads it.
+    Without them Ray stores a token in ~/.ray/auth_token, for all later Rays.
     """
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
@@ -89,48 +89,48 @@ def local_token() -> dict[str, str]:
 def _failure(address: str | None, error: Exception) -> DiffctlError:
     if address is None:
         return DiffctlError(f"Ray does not start here: {first_line(error)}")
-    if "authentication" in first_line(error).lower():  # RAY_AUTH_MODE=token without a token
-        return _refused(address)
+    if "authentication" in first_line(error).lower():  # RAY_AUTH_MODE=token, but no token
+        return _wrong_token(address)
     return DiffctlError(f"the Ray cluster at {address} is out of reach: {first_line(error)}")
 
 
-def _refused(address: str) -> UsageError:
+def _wrong_token(address: str) -> UsageError:
     return UsageError(
         f"the Ray cluster at {address} does not let us in: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN "
-        "or RAY_AUTH_TOKEN_PATH to the token that it was started with"
+        "or RAY_AUTH_TOKEN_PATH to the cluster's token"
     )
 
 
 def _check_reachable(address: str | None) -> None:
-    """OSError when nothing listens at a HOST:PORT, for which Ray would wait for minutes.
+    """Raise OSError if nothing listens at HOST:PORT, where Ray would wait for minutes.
 
-    UsageError when another token is wanted there, which Ray takes for a cluster that it cannot reach.
+    Raise UsageError if it requires another token, which Ray would report as unreachable.
     """
     match = re.fullmatch(r"(ray://)?\[?([^/]+?)\]?:(\d+)", address or "")
     if address is None or match is None:
         return
     host, port = match[2], int(match[3])
-    socket.create_connection((host, port), timeout=KNOCK_SECONDS).close()
-    if _is_kept_out(host, port, CLIENT_CALL if match[1] else HEAD_CALL):
-        raise _refused(address)
+    socket.create_connection((host, port), timeout=CHECK_SECONDS).close()
+    if _is_unauthenticated(host, port, CLIENT_CALL if match[1] else HEAD_CALL):
+        raise _wrong_token(address)
 
 
-def _is_kept_out(host: str, port: int, call: str) -> bool:
-    """Whether a server of Ray's answers a call of ours by asking for another token."""
+def _is_unauthenticated(host: str, port: int, call: str) -> bool:
+    """Return whether a Ray server rejects our token."""
     import grpc
 
     token = _token()
     sent = [("authorization", f"Bearer {token}")] if token else []
     with grpc.insecure_channel(f"[{host}]:{port}" if ":" in host else f"{host}:{port}") as channel:
         try:
-            channel.unary_unary(call)(b"", metadata=sent, timeout=KNOCK_SECONDS)
+            channel.unary_unary(call)(b"", metadata=sent, timeout=CHECK_SECONDS)
         except grpc.RpcError as error:
             return bool(error.code() == grpc.StatusCode.UNAUTHENTICATED)
     return False
 
 
 def _token() -> str | None:
-    """The token that Ray sends to a cluster whose address is given, by its own rules, if any."""
+    """Return the token that Ray would send to a cluster, by Ray's rules."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         return None
     if given := os.environ.get("RAY_AUTH_TOKEN", "").strip():
@@ -142,6 +142,6 @@ def _token() -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says; its kind where it is mute."""
+    """Return the first line of an error's message, or its type without one."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

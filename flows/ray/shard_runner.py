@@ -1,7 +1,7 @@
-"""Shards on Ray workers: on every device of this machine, or on a cluster (`sample.runner: ray`).
+"""Sample shards on Ray workers: on every device of this machine, or on a cluster (`sample.runner: ray`).
 
-The model's file goes once to each node, through Ray's object store, and the images come back through it, so
-the machines share no files. A worker that dies costs the shard that it was at.
+The model's file goes once to each node through Ray's object store, and the images come back through it, so
+the machines share no files. A dead worker costs only its current shard.
 """
 
 import copy
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from diffusion.model.model_file import LoadedModel
     from diffusion.sample.cell_images import ShardRunner
 
-RETRIES = 3  # of a shard whose worker died
-AHEAD = 2  # shards a worker: one at work, one that waits
+RETRIES = 3  # of a shard after its worker died
+SHARDS_PER_WORKER = 2  # one running, one queued
 POLL_SECONDS = 0.5
 
 
 @contextmanager
 def ray_runner(config: SampleConfig) -> "Iterator[ShardRunner]":
-    """A Runner of diffusion.sample.cell_images for the block; of a Ray begun for it nothing is left then.
+    """Yield a ShardRunner; a local Ray ends with the block.
 
-    UsageError when Ray is not installed or has no such GPU; DiffctlError when the cluster does not answer.
+    Raise UsageError if Ray is missing or has too few GPUs, DiffctlError if the cluster does not answer.
     """
     with ray_session(config.address, "sample.runner ray needs Ray: pip install 'diffctl[ray]'"):
         gpus = resolve_gpus(config.num_gpus, "sample.num_gpus", "shard")
@@ -54,10 +54,9 @@ def _run(
     settings: SampleSettings,
     shards: Sequence[range],
 ) -> "Generator[tuple[range, Images], None, None]":
-    """Each shard with its images, in the order in which they are finished; DiffctlError when one fails.
+    """Yield each shard with its images as they finish; raise DiffctlError if one fails.
 
-    `sweep` names this sweep among all; `shared` keeps the models that are in the object store, by their
-    SHA-256.
+    `sweep` identifies this sweep; `shared` has the models in the object store by SHA-256.
     """
     import numpy as np
     import ray
@@ -70,9 +69,9 @@ def _run(
     waiting = deque(shards)
     running: dict[Any, range] = {}
     try:
-        with stop_request() as stop:  # an exception from a signal's handler may be lost inside Ray
+        with stop_request() as stop:  # Ray may swallow an exception of a signal handler
             while waiting or running:
-                while waiting and len(running) < _room(gpus):
+                while waiting and len(running) < _max_running(gpus):
                     shard = waiting.popleft()
                     running[make.remote(*same, shard)] = shard
                 ready = ray.wait(list(running), timeout=POLL_SECONDS)[0]
@@ -85,13 +84,13 @@ def _run(
             ray.cancel(reference, force=True)
 
 
-def _room(gpus: float) -> int:
-    """How many shards may be under way: enough for every worker, and no more, so that memory stays flat."""
+def _max_running(gpus: float) -> int:
+    """Return how many shards may be submitted: enough for every worker, and bounded memory."""
     import ray
 
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     workers = resources.get("GPU", 0) / gpus if gpus else resources.get("CPU", 1)
-    return AHEAD * max(1, int(workers))
+    return SHARDS_PER_WORKER * max(1, int(workers))
 
 
 def _result(reference: Any, shard: range) -> "Images":
@@ -111,13 +110,13 @@ def _result(reference: Any, shard: range) -> "Images":
     return images
 
 
-# What runs on a worker.
+# The functions below run on a worker.
 
 
 def make_shard(
     weights: Any, sha256: str, version: str, settings: SampleSettings, gpus: float, sweep: str, shard: range
 ) -> "Images":
-    """A shard's images. DiffctlError where another diffctl or torch is installed than on the driver."""
+    """Return a shard's images; raise DiffctlError if diffctl or torch differ from the driver's."""
     from diffusion.sample.cell_images import shard_images
 
     if (own := library_version()) != version:
@@ -125,12 +124,12 @@ def make_shard(
             f"{socket.gethostname()} has another diffctl or torch than this machine ({own}, not {version}): "
             "install the same on both"
         )
-    with _device(gpus, sweep) as device, _lying_on(device, _loaded(weights, sha256)) as loaded:
+    with _device(gpus, sweep) as device, _moved_to(device, _loaded(weights, sha256)) as loaded:
         return shard_images(loaded, settings, shard, device)
 
 
 def _device(gpus: float, sweep: str) -> "AbstractContextManager[torch.device]":
-    """A GPU is held against other sweeps; the shards of this one may share it by fractions."""
+    """Yield a device; a GPU is locked against other sweeps, fractions of it shared by this one."""
     import torch
 
     from diffusion.system.devices import acquire_device
@@ -141,26 +140,26 @@ def _device(gpus: float, sweep: str) -> "AbstractContextManager[torch.device]":
 
 
 @contextmanager
-def _lying_on(device: "torch.device", loaded: "LoadedModel") -> "Iterator[LoadedModel]":
-    """The model on the device for the block: a worker outlives its shard, and a GPU that is let go is empty.
+def _moved_to(device: "torch.device", loaded: "LoadedModel") -> "Iterator[LoadedModel]":
+    """Move the model to the device for the block, then free the GPU's memory.
 
-    To hold the GPU until the worker ends would keep it from the worker that Ray gives it to next.
+    A worker outlives its shard, and Ray may give the GPU to another worker next.
     """
     import torch
 
     if device.type != "cuda":
         yield loaded
         return
-    lent = loaded._replace(network=copy.deepcopy(loaded.network))  # whose rounded copy is kept by nobody
+    moved = loaded._replace(network=copy.deepcopy(loaded.network))  # keeps no rounded copy alive
     try:
-        lent.network.to(device)
-        yield lent
+        moved.network.to(device)
+        yield moved
     finally:
-        lent.network.to("cpu")
+        moved.network.to("cpu")
         torch.cuda.empty_cache()
 
 
-_models: "dict[str, LoadedModel]" = {}  # a worker's last one, in the machine's memory
+_models: "dict[str, LoadedModel]" = {}  # the worker's last model, in host memory
 
 
 def _loaded(weights: Any, sha256: str) -> "LoadedModel":

@@ -1,7 +1,7 @@
-"""A search's trials on Ray workers: on all devices of this machine, or on a cluster (`search --ray`).
+"""Run the trials of a search on Ray workers: on this machine, or on a cluster (`search --ray`).
 
-A trial's state, model and scores lie in the project's folder, which all machines share. A worker that dies
-takes its trial's process with it, and another one goes on from the trial's saved state.
+A trial's state, model and scores are in the project's folder, which all machines share. A dead worker ends
+its trial's process, and another worker resumes from the saved state.
 """
 
 import os
@@ -23,18 +23,23 @@ from diffusion.system.signals import StopRequest, stop_request
 from flows.ray.ray_session import first_line, ray_session
 from flows.trial_process import TrialKilled, run_process
 
-RETRIES = 3  # of a trial whose worker or process was killed
+RETRIES = 3  # of a trial after its worker or process was killed
 POLL_SECONDS = 0.5
-LOG = "trial.log"  # in a trial's folder: what its process says
-SENT = ("MLFLOW_", "DIFFCTL_CACHE", "DIFFCTL_DEVICE", "OMP_NUM_THREADS")  # how variables begin
+LOG = "trial.log"  # the output of a trial's process, in its folder
+SENT = (
+    "MLFLOW_",
+    "DIFFCTL_CACHE",
+    "DIFFCTL_DEVICE",
+    "OMP_NUM_THREADS",
+)  # prefixes of variables sent to workers
 DEVICE, THREADS = "DIFFCTL_DEVICE", "OMP_NUM_THREADS"
 
 
 @dataclass(frozen=True)
 class TrialResources:
-    """What is asked for: `at_once` trials at most, None all that Ray has room for.
+    """The resources: up to `at_once` concurrent trials (None: as many as fit), `cpus` and `devices` of each.
 
-    Each has `cpus` cores, and `devices` GPUs where Ray has any.
+    `devices` counts GPUs, and applies if Ray has any.
     """
 
     at_once: int | None = None
@@ -44,9 +49,9 @@ class TrialResources:
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """What all trials have in common on their workers: the search by folder and key, its command, variables.
+    """What all trials share: the search's folder and key, the command, and environment variables.
 
-    `command` are the arguments of Python before the trial's folder, `project` is the working directory.
+    `command` has the arguments of Python before the trial's folder; `project` is the working directory.
     """
 
     project: Path
@@ -59,9 +64,9 @@ class TrialSpec:
 
 
 class RayTrials:
-    """A Runner of diffusion.search.driver. `begin` may say that a trial has ended before it is made.
+    """A runner for diffusion.search.driver. `begin` may return the outcome of a trial before it runs.
 
-    `told` hears how each ended. What either raises ends the search.
+    `on_end` receives the outcome of each trial. An exception of either ends the search.
     """
 
     def __init__(
@@ -71,12 +76,12 @@ class RayTrials:
         at_once: int | None,
         stop: StopRequest,
         begin: Callable[[Trial], Ended | None],
-        told: Callable[[int, Ended], None],
+        on_end: Callable[[int, Ended], None],
     ) -> None:
         import ray
 
         self._task, self._resources, self._at_once, self._stop = task, resources, at_once, stop
-        self._begin, self._told = begin, told
+        self._begin, self._on_end = begin, on_end
         self._make = ray.remote(run_trial).options(
             num_cpus=resources["CPU"],
             num_gpus=resources.get("GPU", 0),
@@ -87,37 +92,37 @@ class RayTrials:
         self._over: list[tuple[int, Ended]] = []
 
     def room(self) -> int:
-        """As many as Ray's machines have room for, within what is asked for."""
-        room = max(1, _places(self._resources))  # where no machine is left, it waits for one
+        """Return how many trials may run concurrently."""
+        room = max(1, _count_free(self._resources))  # without a machine, wait for one
         return room if self._at_once is None else min(room, self._at_once)
 
     def start(self, trial: Trial) -> None:
-        """Hand the trial to Ray."""
+        """Submit the trial to Ray."""
         if (ended := self._begin(trial)) is not None:
             self._over.append((trial.number, ended))
         else:
             self._running[self._make.remote(self._task, trial.number)] = trial.number
 
     def ended(self) -> list[tuple[int, Ended]]:
-        """Those that ended; Interrupted on a signal. DiffctlError for one that did not come to its end."""
+        """Return the trials that ended; raise Interrupted on a signal, DiffctlError if one failed."""
         import ray
 
         if not self._over:
             ready = ray.wait(list(self._running), timeout=POLL_SECONDS)[0]
-            self._stop.raise_if_set()  # before the end of a trial that the same Ctrl-C has reached
+            self._stop.raise_if_set()  # before the result of a trial that received the same Ctrl-C
             for reference in ready:
                 number = self._running.pop(reference)
                 self._over.append((number, _result(reference, number, self._task)))
         over, self._over = self._over, []
         for number, ended in over:
-            self._told(number, ended)
+            self._on_end(number, ended)
         return over
 
     def end(self) -> None:
-        """Have all trials save and end, and wait for them."""
+        """Cancel all trials, which save their state, and wait for them."""
         import ray
 
-        with suppress(ray.exceptions.RayError, ConnectionError):  # a cluster that is gone has none at work
+        with suppress(ray.exceptions.RayError, ConnectionError):  # a lost cluster runs none
             for reference in self._running:
                 ray.cancel(reference, force=False)
             left = list(self._running)
@@ -132,12 +137,12 @@ def ray_trials(
     search: Path,
     command: Sequence[str],
     begin: Callable[[Trial], Ended | None],
-    told: Callable[[int, Ended], None],
+    on_end: Callable[[int, Ended], None],
 ) -> Iterator[RayTrials]:
-    """A Runner for the trials in the folder `search` of this project; no trial outlives the block.
+    """Yield a runner for the trials in the folder `search`; no trial outlives the block.
 
-    `command` as in Task, the others as of RayTrials. UsageError when Ray is not installed or no machine of
-    its has what a trial needs; DiffctlError when the cluster does not answer. What Ray prints goes to stderr.
+    Ray's output goes to stderr. Raise UsageError if Ray is missing or no machine has the resources,
+    DiffctlError if the cluster does not answer.
     """
     about = read_checksummed_json(search / ABOUT, About)
     variables = {name: value for name, value in os.environ.items() if name.startswith(SENT)}
@@ -146,30 +151,30 @@ def ray_trials(
         redirect_stdout(sys.stderr),
         ray_session(address, "search --ray needs Ray: pip install 'diffctl[ray]'"),
     ):
-        resources = _of_each(needs, variables.get(DEVICE))
+        resources = _trial_resources(needs, variables.get(DEVICE))
         with stop_request() as stop:  # an exception from a signal's handler may be lost inside Ray
-            trials = RayTrials(task, resources, needs.at_once, stop, begin, told)
+            trials = RayTrials(task, resources, needs.at_once, stop, begin, on_end)
             try:
                 yield trials
             finally:
                 trials.end()
 
 
-def _of_each(needs: TrialResources, device: str | None) -> dict[str, int]:
-    """What Ray is asked for for a trial, by Ray's names; UsageError where no machine has that."""
+def _trial_resources(needs: TrialResources, device: str | None) -> dict[str, int]:
+    """Return the resources of a trial by Ray's names; raise UsageError if no machine has them."""
     import ray
 
     resources = {"CPU": needs.cpus}
     if device != "cpu" and ray.cluster_resources().get("GPU", 0):  # type: ignore[no-untyped-call]
         resources["GPU"] = needs.devices
-    if not _places(resources):
-        asked = " and ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in resources.items())
-        raise UsageError(f"a trial is to have {asked} of one machine, and no machine of Ray's has as many")
+    if not _count_free(resources):
+        text = " and ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in resources.items())
+        raise UsageError(f"a trial needs {text} on one machine, and no machine of Ray has them")
     return resources
 
 
-def _places(resources: dict[str, int]) -> int:
-    """How many trials with such resources find room on the machines that Ray has at this moment."""
+def _count_free(resources: dict[str, int]) -> int:
+    """Return how many trials fit on Ray's current machines."""
     import ray
 
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
@@ -177,7 +182,7 @@ def _places(resources: dict[str, int]) -> int:
 
 
 def count_slots(machines: Sequence[dict[str, float]], resources: dict[str, int]) -> int:
-    """How often the resources are there: all of them on one machine each time."""
+    """Return how many times the resources fit, each time all on one machine."""
     return sum(
         min(int(machine.get(name, 0) // count) for name, count in resources.items()) for machine in machines
     )
@@ -195,11 +200,11 @@ def _result(reference: Any, number: int, task: TrialSpec) -> Ended:
         raise DiffctlError(f"the trial in {folder} failed: {reason(error.cause)}") from None
     except ray.exceptions.RayError as error:
         raise DiffctlError(
-            f"the trial in {folder} was lost after {RETRIES} retries ({first_line(error)}): the same "
-            "command goes on with it"
+            f"the trial in {folder} was lost after {RETRIES} retries ({first_line(error)}): run "
+            "the same command to resume it"
         ) from None
     if ended is None:
-        raise DiffctlError(f"the trial in {folder} was stopped: the same command goes on with it")
+        raise DiffctlError(f"the trial in {folder} was stopped: run the same command to resume it")
     return ended
 
 
@@ -207,14 +212,14 @@ def _result(reference: Any, number: int, task: TrialSpec) -> Ended:
 
 
 def run_trial(task: TrialSpec, number: int) -> Ended | None:
-    """Make a trial, or go on with it; None where Ray was asked to cancel it, after it saved.
+    """Run or resume a trial; return None if Ray cancelled it, after it saved.
 
-    DiffctlError where this machine has another diffctl, or not the project's folder; else as `run_process`.
+    Raise DiffctlError if this machine has another diffctl or not the project's folder, else as `run_process`.
     """
-    _refuse_other(task)
+    _check_machine(task)
     folder = trial_folder(task.search, number)
     if (ended := read_ended(task.project / folder)) is not None:
-        return ended  # the worker before was lost as soon as it had made it
+        return ended  # an earlier worker finished it and was lost
     own = {name: value for name, value in os.environ.items() if not name.startswith(SENT)}
     variables = {THREADS: str(task.cpus)} | task.variables
     with stop_request() as stop, open(task.project / folder / LOG, "ab") as log:
@@ -226,13 +231,13 @@ def run_trial(task: TrialSpec, number: int) -> Ended | None:
             env=own | variables,
             log=log,
         )
-        if ended is None and stop.signal != signal.SIGINT:  # by which Ray cancels
-            raise TrialKilled(f"the worker of the trial in {folder} was told to end")
+        if ended is None and stop.signal != signal.SIGINT:  # Ray cancels by SIGINT
+            raise TrialKilled(f"the worker of the trial in {folder} was stopped")
     return ended
 
 
-def _refuse_other(task: TrialSpec) -> None:
-    """DiffctlError where this machine has not the same code and the same folder as the driver."""
+def _check_machine(task: TrialSpec) -> None:
+    """Raise DiffctlError if this machine lacks the driver's code or folder."""
     host = socket.gethostname()
     if (own := library_version()) != task.version:
         raise DiffctlError(

@@ -117,8 +117,8 @@ def test_a_clone_at_work_is_not_touched_and_the_run_is_skipped(work: Path) -> No
         late = updating(work, wait=0.3)
         output, _ = late.communicate(timeout=60)
     assert late.returncode == 0
-    assert f"is at work in {work / 'nightly'} (process {os.getpid()}," in output
-    assert "skipped: another run, or a stage that outlived it, is at work" in output
+    assert f"is running in {work / 'nightly'} (process {os.getpid()}," in output
+    assert "skipped: another run, or a stage that outlived it, is running" in output
     assert (work / "nightly/dvc.yaml").read_text() == "what the run at work has made\n"
 
 

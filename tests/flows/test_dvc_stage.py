@@ -329,7 +329,7 @@ def test_a_concurrent_dvc_repro_is_refused_and_changes_nothing(
         failure = failing("data")
         assert isinstance(failure, StageFailed)
         assert (failure.exit_code, failure.retry) == (75, True)
-        assert "another DVC command is at work in this folder (process " in str(failure)
+        assert "another DVC command is running in this folder (process " in str(failure)
     else:
         told = subprocess.run(command, cwd=toy, capture_output=True, text=True, env=child_environment())
         assert told.returncode

@@ -86,7 +86,7 @@ def test_a_run_is_skipped_while_its_clone_stays_busy(tmp_path: Path) -> None:
         work.start("sweep-champion/sweep")
         wait_until(lambda: "Skipped" in work.states("sweep-champion"), 120)
         (skipped,) = [run for run in work.runs("sweep-champion") if run["state_name"] == "Skipped"]
-        assert "a stage that outlived it, is at work in" in skipped["state"]["message"]
+        assert "a stage that outlived it, is running in" in skipped["state"]["message"]
         assert training_process.is_running()
         training_process.send_signal(signal.SIGINT)
         training_process.wait(60)

@@ -85,7 +85,7 @@ def test_a_champion_of_older_code_is_rescored_once(config, capsys):
     again = register_model()
     assert (again.version, again.champion, versions()) == (decision.version, decision.champion, 3)
     assert list(CELL_RUNS.iterdir())
-    assert not list(MODEL_RUNS.glob(".anew-*"))
+    assert not list(MODEL_RUNS.glob(".rescored-*"))
     cards = [cell.card for cell in anew.cells.values()]
     today = read_scores(SCORES).cells[old.best.cell].card
     assert all(card[field] == today[field] for card in cards for field in CODE_VERSIONS)
@@ -107,7 +107,7 @@ def test_promoting_a_version_rescores_the_champion(config):
     old = make_scored(config, 1, **OLD)
     assert register().promoted
     make_scored(config, 2)
-    kept = register()  # as another machine's run registered it: nothing was scored anew
+    kept = register()  # registered by another machine, nothing rescored
     assert (kept.version, kept.champion) == (2, 1)
     assert "not comparable" in kept.reason
     assert "not comparable" in promote_version(NAME, 2, Override(dry_run=True)).reason
