@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig, axis_values, check_axes
 from diffusion.protocol.samplers import SAMPLERS
-from diffusion.search.config import SearchConfig
+from diffusion.search.search_config import SearchConfig
 from diffusion.system.errors import UsageError
 from diffusion.system.params import PARAMS, read_params
 from diffusion.system.renamed import refuse_renamed

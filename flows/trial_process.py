@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from diffusion.search.folder import read_ended
-from diffusion.search.trial import Ended
+from diffusion.search.search_dir import TrialResult, read_result
 from diffusion.system.errors import TEMPORARY, DiffctlError, TemporaryError
 from diffusion.system.signals import StopRequest
 
@@ -28,7 +27,7 @@ def run_process(
     cwd: Path | None = None,
     env: Mapping[str, str] = os.environ,
     log: IO[bytes] | None = None,
-) -> Ended | None:
+) -> TrialResult | None:
     """Run the trial in `folder`, forward a stop to it, and wait for its end.
 
     Return how the trial ended, None if it was stopped before. Its output goes to `log` if given. Raise
@@ -44,7 +43,7 @@ def run_process(
         process_group=0,  # the search forwards Ctrl-C
     )
     code = _wait(process, stop)
-    ended = read_ended(folder)
+    ended = read_result(folder)
     if ended is None and stop.signal is None:
         raise _lost(folder, code)
     return ended

@@ -1,74 +1,77 @@
-"""What a search does before and after each of its trials, and what it says of them."""
+"""The trials of a search as they run: their parameters, their messages and their failures."""
 
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from cli.stages.trial import command
+from cli.stages.trial import trial_command
 from diffusion.config import load
-from diffusion.search.folder import read_ended, trial_folder, write_ended, write_trial
-from diffusion.search.space import spoken
-from diffusion.search.trial import Ended, Trial
+from diffusion.search.search_dir import (
+    Trial,
+    TrialResult,
+    read_result,
+    trial_dir,
+    write_result,
+    write_trial_params,
+)
+from diffusion.search.space import describe_point
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.signals import stop_request
 from flows.trial_process import run_process
 
-MAX_FAILURES = 3  # in a row, after which something else than the settings is wrong
+MAX_FAILURES = 3  # in a row, which the settings alone do not explain
 
 
 class Trials:
-    """The trials of the search in `folder`, `total` in all, by the `values` of params.yaml."""
+    """The `total` trials of the search in `folder`, with the `values` of params.yaml."""
 
     def __init__(self, folder: Path, values: dict[str, Any], total: int) -> None:
         self._folder, self._values, self._total, self._failures = folder, values, total, 0
 
-    def begin(self, trial: Trial) -> Ended | None:
-        """Write the trial's params.yaml; how it ended, where it has ended before or cannot begin."""
-        folder = trial_folder(self._folder, trial.number)
-        self._say(trial.number, f": {spoken(trial.point)}")
-        if (ended := read_ended(folder)) is not None:
-            return ended
-        path = write_trial(folder, self._values, trial.point)
+    def begin(self, trial: Trial) -> TrialResult | None:
+        """Write the params.yaml of the trial; return its result if it has one already or is invalid."""
+        folder = trial_dir(self._folder, trial.number)
+        self._print(trial.number, f": {describe_point(trial.point)}")
+        if (result := read_result(folder)) is not None:
+            return result
+        path = write_trial_params(folder, self._values, trial.point)
         try:
-            load(path)  # between the ends of ranges there may be what is impossible
+            load(path)  # a point within ranges may be an invalid configuration
         except UsageError as error:
-            ended = Ended("failed", reason=str(error))
-            write_ended(folder, ended)
-        return ended
+            result = TrialResult("failed", reason=str(error))
+            write_result(folder, result)
+        return result
 
-    def end(self, number: int, ended: Ended) -> None:
-        """Say that the trial failed, where it did; DiffctlError where several have, one after the other."""
-        self._failures = self._failures + 1 if ended.state == "failed" else 0
-        if ended.state == "failed":
-            typer.echo(f"trial {number + 1} failed: {ended.reason}", err=True)
+    def end(self, number: int, result: TrialResult) -> None:
+        """Report a failed trial; DiffctlError after several failures in a row."""
+        self._failures = self._failures + 1 if result.state == "failed" else 0
+        if result.state == "failed":
+            typer.echo(f"trial {number + 1} failed: {result.reason}", err=True)
         if self._failures >= MAX_FAILURES:
             raise DiffctlError(
-                f"{MAX_FAILURES} trials in a row failed, the last since {ended.reason}: put that right, "
-                f"remove {trial_folder(self._folder, number)} and run it again"
+                f"{MAX_FAILURES} trials in a row failed, the last because {result.reason}: correct that, "
+                f"remove {trial_dir(self._folder, number)} and run the search again"
             )
 
-    def end_beside(self, number: int, ended: Ended) -> None:
-        """As `end`, for trials whose lines are not under their beginnings."""
-        if ended.state != "failed":
-            value = "" if ended.value is None else f": {ended.value:.5g}"
-            self._say(number, f" is {ended.state}{value}")
-        self.end(number, ended)
+    def end_parallel(self, number: int, result: TrialResult) -> None:
+        """Report the end of a trial that ran in parallel with others, then do as `end`."""
+        if result.state != "failed":
+            value = "" if result.value is None else f": {result.value:.5g}"
+            self._print(number, f" is {result.state}{value}")
+        self.end(number, result)
 
-    def make(self, trial: Trial) -> Ended:
-        """Make the trial here, in a process of its own, whose memory goes with it.
-
-        Interrupted after it saved, on a signal.
-        """
-        ended = self.begin(trial)
-        if ended is None:
-            folder = trial_folder(self._folder, trial.number)
+    def run(self, trial: Trial) -> TrialResult:
+        """Run the trial in a child process, which frees its memory. Interrupted on a signal, after a save."""
+        result = self.begin(trial)
+        if result is None:
+            folder = trial_dir(self._folder, trial.number)
             with stop_request() as stop:
-                ended = run_process(command(folder), folder, stop)
+                result = run_process(trial_command(folder), folder, stop)
                 stop.raise_if_set()
-            assert ended is not None, "it was not stopped"
-        self.end(trial.number, ended)
-        return ended
+            assert result is not None, "it was not stopped"
+        self.end(trial.number, result)
+        return result
 
-    def _say(self, number: int, what: str) -> None:
-        typer.echo(f"trial {number + 1} of {self._total}{what}", err=True)
+    def _print(self, number: int, text: str) -> None:
+        typer.echo(f"trial {number + 1} of {self._total}{text}", err=True)

@@ -21,13 +21,19 @@ from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PARAMS, PREPARED, REFERENCE
 from diffusion.protocol.scores_document import read_scores
-from diffusion.search.driver import Runner, search_beside
-from diffusion.search.driver import search as run_all
-from diffusion.search.folder import LOCK, SCORES, About, first_settings, folder_of, open_search, trial_folder
-from diffusion.search.ledger import Ledger
-from diffusion.search.space import count_trials, refuse_impossible, spoken
-from diffusion.search.table import Group, Scored, best_trial, settings
-from diffusion.search.trial import Trial
+from diffusion.search.search_dir import (
+    LOCK,
+    SCORES,
+    About,
+    Trial,
+    first_settings,
+    open_search,
+    search_dir,
+    trial_dir,
+)
+from diffusion.search.setting_table import ScoredTrial, SettingRow, best_trial, setting_rows
+from diffusion.search.space import count_trials, describe_point, refuse_invalid
+from diffusion.search.study import SearchStudy, SequentialRunner, TrialRunner, run_search
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.locks import file_lock
 from diffusion.system.params import read_params
@@ -37,133 +43,131 @@ from flows.ray.trial_runner import TrialResources, ray_trials
 from tracking.runs.logged_search import log_search
 
 
-def run_search(name: str, ray: bool, as_json: bool, asked: RayOptions) -> None:
+def search_settings(name: str, ray: bool, as_json: bool, options: RayOptions) -> None:
     """Carry out `diffctl search`."""
-    folder, values, config = folder_of(name), read_params(), _searchable()
-    assert config.search is not None, "it is searchable"
-    settings, digest = _refused_early(values, config)
-    busy = f"the search {name} is running already: wait for it, or give this one another --name"
+    folder, values, config = search_dir(name), read_params(), _load_config()
+    assert config.search is not None, "it has the section"
+    settings, digest = _check_search(values, config)
+    busy = f"the search {name} is running: wait for it, or use another --name"
     with file_lock(folder / LOCK, timeout=0, busy=busy):
         about = open_search(folder, config.search, settings, digest)
-        ledger = Ledger(folder, name, config.search)
+        study = SearchStudy(folder, name, config.search)
         trials = Trials(folder, values, count_trials(config.search))
         if ray:
-            with _on_ray(asked, config, folder, trials) as runner:
-                made = search_beside(ledger, config.search, runner)
+            with _ray_runner(options, config, folder, trials) as runner:
+                done = run_search(study, runner)
         else:
-            made = run_all(ledger, config.search, trials.make)
-        _tell(folder, about, config, made, as_json)
+            done = run_search(study, SequentialRunner(trials.run))
+        _report(folder, about, config, done, as_json)
 
 
-def _searchable() -> Config:
+def _load_config() -> Config:
     config = load()
     if config.search is None:
-        raise UsageError(f"{PARAMS} has no section `search`: docs/search.md shows one")
+        raise UsageError(f"{PARAMS} has no section `search`: add one, see docs/search.md")
     return config
 
 
-def _refused_early(values: dict[str, Any], config: Config) -> tuple[dict[str, Any], str]:
-    """The settings that all trials share, and the data's digest; UsageError for what no trial could be.
+def _check_search(values: dict[str, Any], config: Config) -> tuple[dict[str, Any], str]:
+    """Return the settings that all trials share, and the digest of the data.
 
-    Each point is read as params.yaml and held against the prepared data, and what scores is looked for.
+    UsageError if a point is no valid configuration or does not fit the data, or if the reference is missing.
     """
-    assert config.search is not None, "it is searchable"
+    assert config.search is not None, "it has the section"
 
-    def possible(changed: dict[str, Any], origin: str) -> object:
+    def is_valid(changed: dict[str, Any], origin: str) -> object:
         return parse(changed, origin)
 
-    refuse_impossible(values, config.search, possible)
+    refuse_invalid(values, config.search, is_valid)
     fetch_pretrained(config.train.init_from)
     preflight(config, "train")
     meta = open_store(PREPARED / "train", PreparedMeta).meta
 
-    def fitting(changed: dict[str, Any], origin: str) -> object:
+    def fits_data(changed: dict[str, Any], origin: str) -> object:
         return plan_training(parse(changed, origin), meta, torch.device("cpu"))
 
-    refuse_impossible(values, config.search, fitting)
+    refuse_invalid(values, config.search, fits_data)
     open_references(REFERENCE, configured_extractors(config.evaluate), config.evaluate.reference, PREPARED)
     first = parse(first_settings(values, config.search), "search")
     return first.model_dump(mode="json"), str(meta["digest"])
 
 
-def _on_ray(
-    asked: RayOptions, config: Config, folder: Path, trials: Trials
-) -> AbstractContextManager[Runner]:
-    """What makes trials beside each other; UsageError where `train.devices` is not the same for all."""
-    assert config.search is not None, "it is searchable"
+def _ray_runner(
+    options: RayOptions, config: Config, folder: Path, trials: Trials
+) -> AbstractContextManager[TrialRunner]:
+    """Return the runner of parallel trials; UsageError if `train.devices` is searched."""
+    assert config.search is not None, "it has the section"
     if "train.devices" in config.search.fields:
-        raise UsageError("search.fields.train.devices: with --ray all trials have the same: leave it out")
+        raise UsageError("search.fields.train.devices: with --ray it is equal for all trials: leave it out")
     devices = config.train.devices if isinstance(config.train.devices, int) else 1
     return ray_trials(
-        asked.address or config.sample.address,
-        TrialResources(asked.at_once, asked.cpus or 1, devices),
+        options.address or config.sample.address,
+        TrialResources(options.at_once, options.cpus or 1, devices),
         folder,
         (*MODULE, "--local"),
         trials.begin,
-        trials.end_beside,
+        trials.end_parallel,
     )
 
 
-def _tell(folder: Path, about: About, config: Config, trials: list[Trial], as_json: bool) -> None:
-    """The table, on the terminal and in MLflow, and how to have the best."""
+def _report(folder: Path, about: About, config: Config, trials: list[Trial], as_json: bool) -> None:
+    """Log and print the table, and how to use the best setting."""
     done = [one for one in trials if one.state == "done"]
-    scored = [Scored(one, read_scores(trial_folder(folder, one.number) / SCORES)) for one in done]
+    scored = [ScoredTrial(one, read_scores(trial_dir(folder, one.number) / SCORES)) for one in done]
     if not scored:
         raise DiffctlError(
-            f"none of the {len(trials)} trials came to a score: {folder}/trials has their reasons"
+            f"none of the {len(trials)} trials has a score: {folder}/trials contains the reasons"
         )
-    groups = settings(scored)
-    best = trial_folder(folder, best_trial(groups[0], scored).number) / PARAMS.name
-    told = _as_json(folder, trials, groups, best)
-    _log(about, folder.name, config.data.name, told, groups[0])
+    rows = setting_rows(scored)
+    best = trial_dir(folder, best_trial(rows[0], scored).number) / PARAMS.name
+    values = _as_json(folder, trials, rows, best)
+    _log(about, folder.name, config.data.name, values, rows[0])
     if as_json:
-        typer.echo(json.dumps(told, indent=2))
+        typer.echo(json.dumps(values, indent=2))
     else:
-        _show(trials, groups, scored)
+        _show(trials, rows)
         typer.echo(
-            f"\nbest: `diffctl use {best}` makes it params.yaml; its scores and model lie beside that file"
+            f"\nbest: `diffctl use {best}` makes it params.yaml; its scores and model are in the same folder"
         )
 
 
-def _as_json(folder: Path, trials: list[Trial], groups: list[Group], best: Path) -> dict[str, Any]:
-    told = ("number", "point", "state", "value", "reason")
-    listed = [{name: getattr(one, name) for name in told} for one in trials]
+def _as_json(folder: Path, trials: list[Trial], rows: list[SettingRow], best: Path) -> dict[str, Any]:
+    names = ("number", "point", "state", "value", "reason")
+    listed = [{name: getattr(one, name) for name in names} for one in trials]
     return {
         "folder": str(folder),
-        "best": {"point": groups[0].point, "params": str(best)},
-        "settings": [group.as_json() for group in groups],
+        "best": {"point": rows[0].point, "params": str(best)},
+        "settings": [row.as_json() for row in rows],
         "trials": listed,
     }
 
 
-def _show(trials: list[Trial], groups: list[Group], scored: list[Scored]) -> None:
-    """The settings by score, and below them the trials that have none."""
-    names = list(groups[0].point)
-    listed = table(*names, "TRIALS", "CELL", groups[0].metric, "95%", "")
-    for place, group in enumerate(groups):
-        between = "" if group.interval is None else f"{group.interval.low:.4g} to {group.interval.high:.4g}"
-        mark = "<" if place == 0 else "≈" if group.tied else ""
-        values = [spoken({name: group.point[name]}).removeprefix(f"{name} ") for name in names]
-        listed.add_row(
-            *values, ", ".join(map(str, group.trials)), group.cell, f"{group.value:.5g}", between, mark
-        )
+def _show(trials: list[Trial], rows: list[SettingRow]) -> None:
+    """Print the settings by score, then the trials without one."""
+    names = list(rows[0].point)
+    listed = table(*names, "TRIALS", "CELL", rows[0].metric, "95%", "")
+    for place, row in enumerate(rows):
+        between = "" if row.interval is None else f"{row.interval.low:.4g} to {row.interval.high:.4g}"
+        mark = "<" if place == 0 else "≈" if row.tied else ""
+        values = [describe_point({name: row.point[name]}).removeprefix(f"{name} ") for name in names]
+        listed.add_row(*values, ", ".join(map(str, row.trials)), row.cell, f"{row.value:.5g}", between, mark)
     show(listed)
     typer.echo("< the best; of several seeds the mean, with the interval of that mean")
-    if any(group.tied for group in groups):
-        typer.echo("≈ not told apart from the best: the gap is inside its confidence interval")
+    if any(row.tied for row in rows):
+        typer.echo("≈ not significantly worse: the gap is within its confidence interval")
     for one in trials:
         if one.state in ("pruned", "failed"):
             why = f": {one.reason}" if one.reason else f" after step {max(one.reports, default=0):,}"
-            typer.echo(f"trial {one.number} {one.state}{why} ({spoken(one.point)})")
+            typer.echo(f"trial {one.number} {one.state}{why} ({describe_point(one.point)})")
 
 
-def _log(about: About, name: str, data: str, told: dict[str, Any], best: Group) -> None:
-    """The table into the search's run; a warning where MLflow does not answer, for all else is delivered."""
+def _log(about: About, name: str, data: str, values: dict[str, Any], best: SettingRow) -> None:
+    """Log the table to the run of the search; only a warning if MLflow is unavailable."""
     try:
-        log_search(about.key, name, data, told, {f"best/{best.metric}": best.value})
+        log_search(about.key, name, data, values, {f"best/{best.metric}": best.value})
     except DiffctlError as error:
         warnings.warn(
-            f"the table is not in MLflow ({error}): the same command logs it, and trains nothing again",
+            f"the table is not in MLflow ({error}): run the same command again, which only logs it",
             DiffctlWarning,
             stacklevel=2,
         )

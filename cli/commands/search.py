@@ -1,4 +1,4 @@
-"""`diffctl search`: trainings over the section `search` of params.yaml, in turn or side by side."""
+"""`diffctl search`: trainings over the section `search` of params.yaml, one by one or in parallel."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +11,7 @@ from diffusion.system.errors import UsageError
 
 
 class RayOptions(NamedTuple):
-    """What goes with --ray."""
+    """The options that need --ray."""
 
     address: str | None
     at_once: int | None
@@ -23,53 +23,54 @@ def search(
         str | None,
         typer.Argument(
             metavar="[ADDRESS]",
-            help="With --ray: of a cluster. [default: sample.address, RAY_ADDRESS, or a Ray of its own]",
+            help="With --ray: the cluster. [default: sample.address, RAY_ADDRESS, or a local Ray]",
         ),
     ] = None,
     name: Annotated[
-        str, typer.Option("--name", help="The search's name: its folder is runs/search/NAME.")
+        str, typer.Option("--name", help="The name of the search, stored in runs/search/NAME.")
     ] = "search",
     ray: Annotated[
-        bool, typer.Option("--ray", help="Trials side by side on Ray, a device each, on one machine or many.")
+        bool, typer.Option("--ray", help="Run trials in parallel on Ray, one per device.")
     ] = False,
     at_once: Annotated[
         int | None,
         typer.Option(
-            "--at-once", min=1, max=4096, help="With --ray: so many trials at most. [default: all that fit]"
+            "--at-once", min=1, max=4096, help="With --ray: parallel trials at most. [default: all that fit]"
         ),
     ] = None,
     cpus: Annotated[
-        int | None, typer.Option("--cpus", min=1, max=4096, help="With --ray: cores a trial. [default: 1]")
+        int | None,
+        typer.Option("--cpus", min=1, max=4096, help="With --ray: cores per trial. [default: 1]"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Train, sample and score at every point of the section `search` of params.yaml, and compare them.
+    """Search hyperparameters: train and score every point of `search` in params.yaml.
 
-    The project's models, samples and metrics stay as they are. The same command goes on with a search that
-    was stopped or killed.
+    The models, samples and metrics of the project do not change. The same command resumes an interrupted
+    search.
     """
-    asked = RayOptions(address, at_once, cpus)
-    if not ray and any(asked):
-        raise UsageError("an address, --at-once and --cpus go with --ray")
-    _need_optuna()
-    begin("looking for what no trial could be", as_json)
+    options = RayOptions(address, at_once, cpus)
+    if not ray and any(options):
+        raise UsageError("ADDRESS, --at-once and --cpus need --ray: add it, or leave them out")
+    _require_optuna()
+    begin("checking the points of the search", as_json)
     from cli.actions import trial_search
 
-    trial_search.run_search(name, ray, as_json, asked)
+    trial_search.search_settings(name, ray, as_json, options)
 
 
 def trial(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER")],
     local: Annotated[
-        bool, typer.Option("--local", help="Make the images in this process, whatever sample.runner says.")
+        bool, typer.Option("--local", help="Sample in this process, whatever sample.runner is.")
     ] = False,
 ) -> None:
-    """Run one trial of a search, which `diffctl search` does by itself."""
+    """Run one trial; `diffctl search` starts these processes."""
     from cli.stages.trial import run_trial
 
     run_trial(folder, local=local)
 
 
-def _need_optuna() -> None:
+def _require_optuna() -> None:
     if find_spec("optuna") is None:
-        raise UsageError("a search keeps its trials by Optuna, which is missing: `pip install optuna`")
+        raise UsageError("a search needs Optuna: pip install 'diffctl[search]'")

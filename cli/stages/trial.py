@@ -1,7 +1,7 @@
-"""A trial of a search, in a process of its own: train, sample, evaluate, as the stages do, in its folder.
+"""The process of one trial of a search: train, sample and evaluate, as the stages do, in the trial's folder.
 
-Nothing of it is the pipeline's: the project's models/, samples/ and metrics/ stay as they are. The training
-lies in runs/train as any does, so that it goes on where it was stopped.
+The models/, samples/ and metrics/ of the project do not change. The training is in runs/train like any other,
+so it can be resumed.
 """
 
 import os
@@ -19,10 +19,18 @@ from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PARAMS, PREPARED, TRAIN_RUNS
 from diffusion.protocol.scores_document import ScoresDocument
-from diffusion.search.config import SearchConfig
-from diffusion.search.folder import ABOUT, CURVE, MODEL, SCORES, About, read_ended, write_ended
-from diffusion.search.ledger import Ledger
-from diffusion.search.trial import Ended
+from diffusion.search.search_config import SearchConfig
+from diffusion.search.search_dir import (
+    ABOUT,
+    CURVE,
+    MODEL,
+    SCORES,
+    About,
+    TrialResult,
+    read_result,
+    write_result,
+)
+from diffusion.search.study import SearchStudy
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, Interrupted, TemporaryError, UsageError
@@ -41,18 +49,18 @@ from tracking.spool.sender import start_sender
 from tracking.spool.spool_writer import Spool
 from tracking.spool.training_status import read_status
 
-MODULE = ("-m", "cli.entry", "search-trial")  # Python's arguments before the trial's folder
+MODULE = ("-m", "cli.entry", "search-trial")  # arguments of Python, before the folder
 LOCK = "lock"  # in a trial's folder
 
 
-def command(folder: Path) -> list[str]:
-    """The command that runs the trial in the folder."""
+def trial_command(folder: Path) -> list[str]:
+    """Return the command that runs the trial in the folder."""
     return [sys.executable, *MODULE, str(folder)]
 
 
 @dataclass
-class Place:
-    """A trial's folder, in that of its search, and its number there."""
+class TrialPlace:
+    """The folder of a trial within the folder of its search."""
 
     folder: Path
 
@@ -69,66 +77,62 @@ class Place:
 
 @dataclass
 class Pruning:
-    """Ends the training early where the ledger says so; `at` is the step after which it did."""
+    """Stops the training early if the study prunes it; `at` is the last step then."""
 
-    place: Place
+    place: TrialPlace
     section: SearchConfig
     steps: int
     stop: StopRequest | None = None
     at: int | None = None
 
-    def judge(self, step: int, loss: float) -> None:
-        """Note a validation loss, and ask the training to save and stop where it is over the median."""
-        assert self.stop is not None, "the training has begun"
-        ledger = Ledger(self.place.search, self.place.search.name, self.section)
-        ends = ledger.report(self.place.number, step, loss)
-        if ends and step < self.steps and self.stop.request():
+    def check(self, step: int, loss: float) -> None:
+        """Report a validation loss, and request a save and stop if it is above the median."""
+        assert self.stop is not None, "the training has started"
+        study = SearchStudy(self.place.search, self.place.search.name, self.section)
+        prune = study.report(self.place.number, step, loss)
+        if prune and step < self.steps and self.stop.request():
             self.at = step
 
 
 def run_trial(folder: Path, *, local: bool = False) -> None:
-    """Make the trial whose params.yaml lies in the folder, or go on with it; ended.json says how it ended.
+    """Run or resume the trial in the folder, and write its result to ended.json.
 
-    It waits for who is at the same trial still, such as what a lost machine has left. With `local` the images
-    are made in this process. UsageError for a folder that holds no trial. Interrupted on a signal, after
-    saving.
+    It waits for another process of the same trial, such as one on an unreachable machine. With `local`,
+    images are sampled in this process. UsageError if the folder has no trial. Interrupted on a signal, after
+    a save.
     """
-    config = _config(folder / PARAMS.name)
+    config = load(folder / PARAMS.name)
     if local:
         config = config.model_copy(update={"sample": config.sample.model_copy(update={"runner": "local"})})
     if config.search is None or not folder.name.isdecimal():
         raise UsageError(f"{folder} is no trial of a search: `diffctl search` makes them")
-    _die_with_the_search()
+    _die_with_search()
     trainer = _trainer(config, folder)
     if is_follower():
         return follow(trainer)
     if is_held(folder / LOCK):
-        say("trial", "waiting: another process is at it still")
+        say("trial", "waiting for another process of this trial")
     with file_lock(folder / LOCK):
-        if read_ended(folder) is None:
-            _end(trainer, config, Place(folder))
+        if read_result(folder) is None:
+            _finish(trainer, config, TrialPlace(folder))
 
 
-def _end(trainer: Trainer, config: Config, place: Place) -> None:
-    """Make the trial and write down how it ended."""
+def _finish(trainer: Trainer, config: Config, place: TrialPlace) -> None:
+    """Run the trial and write its result."""
     try:
-        ended = _made(trainer, config, place)
+        result = _run(trainer, config, place)
     except TemporaryError:
         raise
     except DiffctlError as error:
-        ended = Ended("failed", reason=str(error)[:1000])
-    write_ended(place.folder, ended)
+        result = TrialResult("failed", reason=str(error)[:1000])
+    write_result(place.folder, result)
 
 
-def _config(path: Path) -> Config:
-    return load(path)
-
-
-def _die_with_the_search() -> None:
-    """A search that is killed leaves no training behind that would keep the next one from it."""
+def _die_with_search() -> None:
+    """End with the search, since a leftover training would block the next search."""
     starter = os.environ.pop(STARTER, None)
     if starter is not None and not die_with_parent(int(starter)):
-        raise DiffctlError("the search that this is a trial of has ended")
+        raise DiffctlError("the search of this trial has ended")
 
 
 def _trainer(config: Config, folder: Path) -> Trainer:
@@ -136,56 +140,52 @@ def _trainer(config: Config, folder: Path) -> Trainer:
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_training(config, store.meta, default_device())
     places = TrainPaths(TRAIN_RUNS, folder / CURVE, folder / MODEL)
-    return Trainer(plan, store, places, command(folder), partial(say, "train"))
+    return Trainer(plan, store, places, trial_command(folder), partial(say, "train"))
 
 
-def _made(trainer: Trainer, config: Config, place: Place) -> Ended:
+def _run(trainer: Trainer, config: Config, place: TrialPlace) -> TrialResult:
     assert config.search is not None, "it is a trial"
-    assert isinstance(trainer.plan, DenoiserPlan), "`_trainer` makes one"
-    about = _about(place)
+    assert isinstance(trainer.plan, DenoiserPlan), "`_trainer` plans one"
+    about = read_checksummed_json(place.search / ABOUT, About)
     pruning = Pruning(place, config.search, config.train.steps)
     try:
-        training = _led(trainer, partial(_watched, trainer.plan, config, pruning, about))
+        training = _lead(trainer, partial(_tracked_trial, trainer.plan, config, pruning, about))
     except Interrupted:
         if pruning.at is None or pruning.stop is None:
             raise
         pruning.stop.clear()
-        return Ended("pruned")
+        return TrialResult("pruned")
     model = place.folder / MODEL
     document = scored_grid(config.sample, config.sweep, config.evaluate, model, place.folder)
     _log(training, document, place)
-    return Ended("done", document.best.value)
+    return TrialResult("done", document.best.value)
 
 
-def _led(
+def _lead(
     trainer: Trainer,
-    watched: Callable[[RunDir, StopRequest], AbstractContextManager[Tracked]],
+    observe: Callable[[RunDir, StopRequest], AbstractContextManager[Tracked]],
 ) -> Tracked:
-    """As `Trainer.lead`, once no other process is at the same training: two points may be one training."""
-    lock, begun = TRAIN_RUNS / training_fingerprint(trainer.plan) / "lock", False
+    """As `Trainer.lead`, after other processes with the same training: two points may be one training."""
+    lock, started = TRAIN_RUNS / training_fingerprint(trainer.plan) / "lock", False
 
-    def noted(run: RunDir, stop: StopRequest) -> AbstractContextManager[Tracked]:
-        nonlocal begun
-        begun = True
-        return watched(run, stop)
+    def start(run: RunDir, stop: StopRequest) -> AbstractContextManager[Tracked]:
+        nonlocal started
+        started = True
+        return observe(run, stop)
 
     while True:
         try:
-            return trainer.lead(noted)
+            return trainer.lead(start)
         except LockBusy as busy:
-            if begun:
+            if started:
                 raise
-            say("train", f"waiting, for {busy}")
+            say("train", f"waiting: {busy}")
             with file_lock(lock):
                 pass
 
 
-def _about(place: Place) -> About:
-    return read_checksummed_json(place.search / ABOUT, About)
-
-
 @contextmanager
-def _watched(
+def _tracked_trial(
     plan: DenoiserPlan,
     config: Config,
     pruning: Pruning,
@@ -193,13 +193,13 @@ def _watched(
     run: RunDir,
     stop: StopRequest,
 ) -> Iterator[Tracked]:
-    """Watch the training as any, as a child of the search's run, and by its validation loss."""
+    """Track the training as a child run of the search, and prune it by its validation loss."""
     pruning.stop = stop
     with tracked(plan, config, run, stop) as training:
         name = pruning.place.search.name
         training.spool.tags({SEARCH: name, SEARCH_KEY: about.key, TRIAL: str(pruning.place.number)})
         if pruning.section.prune:
-            training.observer.judge = pruning.judge
+            training.observer.on_validation = pruning.check
         try:
             yield training
         finally:
@@ -207,8 +207,8 @@ def _watched(
                 training.spool.tags({PRUNED: str(pruning.at)})
 
 
-def _log(training: Tracked, document: ScoresDocument, place: Place) -> None:
-    """The best cell's scores and the whole document into the spool of the training, which is delivered."""
+def _log(training: Tracked, document: ScoresDocument, place: TrialPlace) -> None:
+    """Add the scores to the spool of the training and deliver it."""
     folder = training.run.folder
     known = read_status(folder)
     best = document.cells[document.best.cell]

@@ -24,7 +24,7 @@ from diffusion.train.validation_loss import ValidationLoss
 from tracking.spool.spool_writer import Spool
 from tracking.system_metrics import SystemMetrics
 
-Judge = Callable[[int, float], None]  # told the EMA's validation loss after a step, it may ask for a stop
+OnValidation = Callable[[int, float], None]  # called with the step and the validation loss of the EMA
 
 BEAT_SECONDS = 10.0
 SYSTEM_SECONDS = 10.0  # between readings of the machine at least
@@ -55,7 +55,7 @@ class LiveLine:
         """No picture."""
 
     def validate(self, step: int, network: nn.Module, ema: nn.Module) -> dict[str, float]:
-        """The validation losses, where there are images for them."""
+        """Return the validation losses, if there are images for them."""
         return self._heldout.losses(network, ema) if self._heldout else {}
 
     def evaluate(self, step: int, ema: nn.Module) -> None:
@@ -65,7 +65,7 @@ class LiveLine:
 class Watch(LiveLine):
     """The observer of a training that MLflow hears of: metrics, previews and scores go into the spool.
 
-    A `judge` hears of validation losses.
+    `on_validation` is called with each validation loss.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Watch(LiveLine):
         self._window: tuple[float, int] | None = None
         self._system = SystemMetrics()
         self._validation = validation
-        self.judge: Judge | None = None
+        self.on_validation: OnValidation | None = None
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Means of a window of steps, with the images a second of the steps alone, into the spool."""
@@ -107,13 +107,13 @@ class Watch(LiveLine):
             self._spool.image(step, "preview", path)
 
     def validate(self, step: int, network: nn.Module, ema: nn.Module) -> dict[str, float]:
-        """The validation losses, which become curves by step."""
+        """Return the validation losses and add them to the spool."""
         with self.paused():
             losses = super().validate(step, network, ema)
         if losses:
             self._spool.metrics(step, {f"val/{name}": value for name, value in losses.items()})
-            if self.judge is not None:
-                self.judge(step, losses["loss"])
+            if self.on_validation is not None:
+                self.on_validation(step, losses["loss"])
         return losses
 
     def evaluate(self, step: int, ema: nn.Module) -> None:

@@ -1,1 +1,1 @@
-"""Search over trainings: what the section `search` of params.yaml stands for, and what came of it."""
+"""Hyperparameter search: the space, Optuna's study, and the table of settings."""

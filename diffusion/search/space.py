@@ -1,78 +1,78 @@
-"""The points of a search: values by field, what params.yaml says with them, and whether all are possible."""
+"""The points of a search, their values in params.yaml, and the check that all are valid."""
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
-from diffusion.search.config import Range, SearchConfig
+from diffusion.search.search_config import Range, SearchConfig
 from diffusion.system.errors import UsageError
 from diffusion.system.section import brief
 
-MOST_CHECKED = 4096  # points, each of which is read as params.yaml would be: a few seconds
+MAX_POINTS = 4096  # of a grid, each of which is validated: a few seconds
 
 Point = dict[str, Any]
-"""A value for each field that is searched over, by its dotted name."""
+"""A value for each searched field, by its dotted name."""
 
 
 def grid(section: SearchConfig) -> list[Point]:
-    """Every combination of the listed values, the last field varying fastest; of ranges both ends.
+    """Return every combination of listed values and of range ends; the last field varies fastest.
 
-    UsageError for more than can be looked at.
+    UsageError if there are too many.
     """
     axes = {
         name: (values.low, values.high) if isinstance(values, Range) else values
         for name, values in section.fields.items()
     }
-    if (count := math.prod(map(len, axes.values()))) > MOST_CHECKED:
+    if (count := math.prod(map(len, axes.values()))) > MAX_POINTS:
         raise UsageError(
-            f"search.fields: {count:,} combinations of values and ends of ranges are more than "
-            f"{MOST_CHECKED:,}: name fewer"
+            f"search.fields: {count:,} combinations of values and range ends, at most {MAX_POINTS:,}: "
+            "name fewer"
         )
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def count_trials(section: SearchConfig) -> int:
-    """How many trials the search has."""
+    """Return the number of trials of the search."""
     if section.method == "grid":
-        return min(len(grid(section)), section.trials or MOST_CHECKED)
-    assert section.trials is not None, "the section says so"
+        return min(len(grid(section)), section.trials or MAX_POINTS)
+    assert section.trials is not None, "the section is validated"
     return section.trials
 
 
 def applied(values: dict[str, Any], point: Point) -> dict[str, Any]:
-    """The plain values of params.yaml with those of the point; UsageError where a field has no place."""
+    """Return the plain values of params.yaml with those of the point; UsageError if a field cannot be set."""
     changed = deepcopy(values)
     for name, value in point.items():
-        *above, last = name.split(".")
-        place = changed
-        for key in above:
-            if place.get(key) is None:
-                place[key] = {}
-            place = place[key]
-            if not isinstance(place, dict):
-                raise UsageError(f"search.fields.{name}: params.yaml has {brief(place)} at {key}, not keys")
-        place[last] = deepcopy(value)
+        *parents, last = name.split(".")
+        section = changed
+        for key in parents:
+            if section.get(key) is None:
+                section[key] = {}
+            section = section[key]
+            if not isinstance(section, dict):
+                raise UsageError(f"search.fields.{name}: params.yaml has {brief(section)} at {key}, not keys")
+        section[last] = deepcopy(value)
     return changed
 
 
-def spoken(point: Point) -> str:
-    """The point in one line."""
+def describe_point(point: Point) -> str:
+    """Return the point in one line."""
     return ", ".join(f"{name} {brief(value, str, 40)}" for name, value in point.items())
 
 
-def refuse_impossible(
-    values: dict[str, Any], section: SearchConfig, possible: Callable[[dict[str, Any], str], object]
+def refuse_invalid(
+    values: dict[str, Any], section: SearchConfig, validate: Callable[[dict[str, Any], str], object]
 ) -> None:
-    """UsageError by the first point that makes no possible configuration: of ranges the ends are tried.
+    """Raise UsageError for the first point that is no valid configuration; of ranges the ends are tried.
 
-    `possible` reads values as params.yaml, told where they are from, and raises what is wrong with them.
+    `validate` takes the values of params.yaml and their origin, and raises the error.
     """
     for point in grid(section):
-        possible(applied(values, point), f"search with {spoken(point)}")
+        validate(applied(values, point), f"search with {describe_point(point)}")
 
 
-def values_of(section: SearchConfig) -> Iterator[tuple[str, Range | tuple[Any, ...]]]:
-    """The fields and what they may be, in an order that does not hang on how params.yaml lists them."""
-    return iter(sorted(section.fields.items()))
+def sorted_fields(section: SearchConfig) -> list[tuple[str, Range | tuple[Any, ...]]]:
+    """Return the fields and their values, sorted by name."""
+    return sorted(section.fields.items())

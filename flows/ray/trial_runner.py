@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.code_digest import library_version
-from diffusion.search.folder import ABOUT, About, read_ended, trial_folder
-from diffusion.search.trial import Ended, Trial
+from diffusion.search.search_dir import ABOUT, About, Trial, TrialResult, read_result, trial_dir
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.signals import StopRequest, stop_request
@@ -64,7 +63,7 @@ class TrialSpec:
 
 
 class RayTrials:
-    """A runner for diffusion.search.driver. `begin` may return the outcome of a trial before it runs.
+    """A runner for diffusion.search.study. `begin` may return the outcome of a trial before it runs.
 
     `on_end` receives the outcome of each trial. An exception of either ends the search.
     """
@@ -75,8 +74,8 @@ class RayTrials:
         resources: dict[str, int],
         at_once: int | None,
         stop: StopRequest,
-        begin: Callable[[Trial], Ended | None],
-        on_end: Callable[[int, Ended], None],
+        begin: Callable[[Trial], TrialResult | None],
+        on_end: Callable[[int, TrialResult], None],
     ) -> None:
         import ray
 
@@ -89,7 +88,7 @@ class RayTrials:
             retry_exceptions=[TrialKilled],
         )
         self._running: dict[Any, int] = {}
-        self._over: list[tuple[int, Ended]] = []
+        self._over: list[tuple[int, TrialResult]] = []
 
     def room(self) -> int:
         """Return how many trials may run concurrently."""
@@ -103,7 +102,7 @@ class RayTrials:
         else:
             self._running[self._make.remote(self._task, trial.number)] = trial.number
 
-    def ended(self) -> list[tuple[int, Ended]]:
+    def ended(self) -> list[tuple[int, TrialResult]]:
         """Return the trials that ended; raise Interrupted on a signal, DiffctlError if one failed."""
         import ray
 
@@ -136,8 +135,8 @@ def ray_trials(
     needs: TrialResources,
     search: Path,
     command: Sequence[str],
-    begin: Callable[[Trial], Ended | None],
-    on_end: Callable[[int, Ended], None],
+    begin: Callable[[Trial], TrialResult | None],
+    on_end: Callable[[int, TrialResult], None],
 ) -> Iterator[RayTrials]:
     """Yield a runner for the trials in the folder `search`; no trial outlives the block.
 
@@ -188,12 +187,12 @@ def count_slots(machines: Sequence[dict[str, float]], resources: dict[str, int])
     )
 
 
-def _result(reference: Any, number: int, task: TrialSpec) -> Ended:
+def _result(reference: Any, number: int, task: TrialSpec) -> TrialResult:
     import ray
 
-    folder = trial_folder(task.search, number)
+    folder = trial_dir(task.search, number)
     try:
-        ended: Ended | None = ray.get(reference)
+        ended: TrialResult | None = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, DiffctlError):
             raise error.cause from None
@@ -211,14 +210,14 @@ def _result(reference: Any, number: int, task: TrialSpec) -> Ended:
 # What runs on a worker.
 
 
-def run_trial(task: TrialSpec, number: int) -> Ended | None:
+def run_trial(task: TrialSpec, number: int) -> TrialResult | None:
     """Run or resume a trial; return None if Ray cancelled it, after it saved.
 
     Raise DiffctlError if this machine has another diffctl or not the project's folder, else as `run_process`.
     """
     _check_machine(task)
-    folder = trial_folder(task.search, number)
-    if (ended := read_ended(task.project / folder)) is not None:
+    folder = trial_dir(task.search, number)
+    if (ended := read_result(task.project / folder)) is not None:
         return ended  # an earlier worker finished it and was lost
     own = {name: value for name, value in os.environ.items() if not name.startswith(SENT)}
     variables = {THREADS: str(task.cpus)} | task.variables

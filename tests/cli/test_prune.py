@@ -16,8 +16,8 @@ from diffusion.model.model_file import save_artefact
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.cell_images import shards_folder
 from diffusion.sample.shards import cells_folder
-from diffusion.search.config import SearchConfig
-from diffusion.search.folder import ABOUT, folder_of, open_search
+from diffusion.search.search_config import SearchConfig
+from diffusion.search.search_dir import ABOUT, open_search, search_dir
 from diffusion.system.checksums import add_checksum
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
@@ -98,7 +98,7 @@ def test_state_that_a_longer_training_resumes_from_stays(plan) -> None:
 
 
 def test_trials_stay_while_the_folder_of_their_search_exists(plan) -> None:
-    searches = [open_search(folder_of(name), SECTION, {}, "digest") for name in ("first", "second")]
+    searches = [open_search(search_dir(name), SECTION, {}, "digest") for name in ("first", "second")]
     shared, single = make_training("shared", "shared"), make_training("single", "single")
     for folder, of in ((shared, searches), (single, searches[1:])):
         spool = Spool(folder, folder.name, folder.name, "diffctl-digits")
@@ -107,12 +107,12 @@ def test_trials_stay_while_the_folder_of_their_search_exists(plan) -> None:
         spool.close("FINISHED")
         deliver(folder, tracking_uri())
     assert gone(plan) == set()
-    shutil.rmtree(folder_of("second"))
+    shutil.rmtree(search_dir("second"))
     assert gone(plan) == {single}
-    write_text(folder_of("first") / ABOUT, "damaged")
+    write_text(search_dir("first") / ABOUT, "damaged")
     with pytest.raises(DiffctlError, match=r"search\.json"):
         gone(plan)
-    shutil.rmtree(folder_of("first"))
+    shutil.rmtree(search_dir("first"))
     assert gone(plan) == {shared, single}
 
 

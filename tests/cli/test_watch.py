@@ -99,7 +99,7 @@ class Failing:
     def preview(self, step: int, network: UNet, ema: UNet) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("cli.stages.watch.generate", self._fail)
-            write_preview(Path("never.png"), self.plan, network, ema)
+            write_preview(Path("/nonexistent/never.png"), self.plan, network, ema)
 
     def validate(self, step: int, network: UNet, ema: UNet) -> dict[str, float]:
         raise DiffctlError("the test split is gone")

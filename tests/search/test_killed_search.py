@@ -1,4 +1,4 @@
-"""`diffctl search` for real: killed amid its trials and gone on with; the pipeline's files stay."""
+"""`diffctl search` as a process: killed, resumed, pruned and refused."""
 
 import json
 import os
@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.search.config import SearchConfig
-from diffusion.search.folder import open_search, read_ended, trial_folder, write_trial
-from diffusion.search.ledger import Ledger
-from diffusion.search.trial import Ended
+from diffusion.search.search_config import SearchConfig
+from diffusion.search.search_dir import TrialResult, open_search, read_result, trial_dir, write_trial_params
+from diffusion.search.study import SearchStudy
 from diffusion.system.locks import is_held
 from diffusion.system.params import read_params
 from tests.conftest import command, diffctl, environment, write_params
@@ -38,11 +37,11 @@ def searching(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def trials(folder: Path):
     section = SearchConfig(fields=FIELDS, method="grid")
-    return Ledger(folder / "runs/search/search", "search", section).trials()
+    return SearchStudy(folder / "runs/search/search", "search", section).trials()
 
 
 @pytest.mark.long
-def test_killed_it_loses_no_trial_and_makes_none_twice(searching: Path) -> None:
+def test_killed_search_loses_and_repeats_no_trial(searching: Path) -> None:
     write_params(searching, train={**LONG, "seed": 3})
     wanted = uninterrupted(searching)
     write_params(searching, train=LONG, search={"fields": FIELDS, "method": "grid"})
@@ -51,20 +50,20 @@ def test_killed_it_loses_no_trial_and_makes_none_twice(searching: Path) -> None:
     wait_for_step(searching, process, 9)
     busy = diffctl(searching, "search")
     assert busy.returncode == 1
-    assert "the search search is running already" in busy.stderr
+    assert "is running" in busy.stderr
     process.kill()
     process.wait()
     (lock,) = searching.glob("runs/train/*/lock")
-    wait_until(lambda: not is_held(lock))  # the trial ends with its search
+    wait_until(lambda: not is_held(lock))
     assert [trial.state for trial in trials(searching)] == ["running"]
 
     end = diffctl(searching, "search", "--json")
     assert end.returncode == 0, end.stderr
     assert "going on after step" in end.stderr
-    told = json.loads(end.stdout)
-    assert [trial["point"]["train.seed"] for trial in told["trials"]] == [3, 4]
-    assert {trial["state"] for trial in told["trials"]} == {"done"}
-    (group,) = told["settings"]
+    found = json.loads(end.stdout)
+    assert [trial["point"]["train.seed"] for trial in found["trials"]] == [3, 4]
+    assert {trial["state"] for trial in found["trials"]} == {"done"}
+    (group,) = found["settings"]
     assert group["trials"] == [0, 1]
     assert group["interval"][0] < group["value"] < group["interval"][1]
     assert logged_steps(searching).count(24) == 2
@@ -72,12 +71,12 @@ def test_killed_it_loses_no_trial_and_makes_none_twice(searching: Path) -> None:
     assert not any((searching / name).exists() for name in ("samples", "metrics", "models/unet.safetensors"))
 
     again = diffctl(searching, "search", "--json")
-    assert json.loads(again.stdout) == told
+    assert json.loads(again.stdout) == found
     assert "trial 1" not in again.stderr
-    _are_children_of_one_run()
+    _assert_children_of_one_run()
 
 
-def _are_children_of_one_run() -> None:
+def _assert_children_of_one_run() -> None:
     from tracking.keys import PARENT, SEARCH_ROOT
     from tracking.runs.run_lookup import training_runs
     from tracking.store import connect
@@ -93,8 +92,8 @@ def _are_children_of_one_run() -> None:
 
 
 @pytest.mark.slow
-def test_a_trial_over_the_median_saves_and_ends_early(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three trials that were better at every step stand in the ledger before it."""
+def test_trial_above_the_median_saves_and_ends_early(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three earlier trials are better at every step."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_database(project / "mlflow.db"))
     section = SearchConfig(fields={"train.seed": [0, 1, 2, 3]}, method="grid", prune=True)
     search = {"fields": {"train.seed": [0, 1, 2, 3]}, "method": "grid", "prune": True}
@@ -103,21 +102,21 @@ def test_a_trial_over_the_median_saves_and_ends_early(project: Path, monkeypatch
     assert done.returncode == 0, done.stderr
     folder = project / "runs/search/search"
     open_search(folder, section, {}, "digest")
-    ledger = Ledger(folder, "search", section)
+    study = SearchStudy(folder, "search", section)
     for seed in range(3):
-        number = ledger.begin({"train.seed": seed}).number
+        number = study.start({"train.seed": seed}).number
         for step in range(2, 13, 2):
-            ledger.report(number, step, 1e-6)
-        ledger.end(number, Ended("done", 1.0))
-    number = ledger.begin({"train.seed": 3}).number
-    place = trial_folder(folder, number)
-    write_trial(place, read_params(), {"train.seed": 3})
+            study.report(number, step, 1e-6)
+        study.finish(number, TrialResult("done", 1.0))
+    number = study.start({"train.seed": 3}).number
+    folder_of_trial = trial_dir(folder, number)
+    write_trial_params(folder_of_trial, read_params(), {"train.seed": 3})
 
-    ended = diffctl(project, "search-trial", str(place.relative_to(project)))
+    ended = diffctl(project, "search-trial", str(folder_of_trial.relative_to(project)))
     assert ended.returncode == 0, ended.stderr
-    assert read_ended(place) == Ended("pruned")
-    assert list(ledger.trials()[number].reports) == [2]
-    assert not (place / "unet.safetensors").exists()
+    assert read_result(folder_of_trial) == TrialResult("pruned")
+    assert list(study.trials()[number].reports) == [2]
+    assert not (folder_of_trial / "unet.safetensors").exists()
     (state,) = project.glob("runs/train/*/state-*.sealed")
     assert int(state.stem.rpartition("-")[2]) < 12
     (training,) = list_trainings(project / "runs/train")
@@ -127,7 +126,7 @@ def test_a_trial_over_the_median_saves_and_ends_early(project: Path, monkeypatch
 
 
 @pytest.mark.slow
-def test_what_no_trial_could_be_is_refused_before_the_first(searching: Path) -> None:
+def test_invalid_points_are_refused_before_the_first_trial(searching: Path) -> None:
     refused = {
         "train.stepz": ([1], "unknown key"),
         "train.steps": ([10, -1], "train.steps"),
@@ -145,7 +144,7 @@ def test_what_no_trial_could_be_is_refused_before_the_first(searching: Path) -> 
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_other_settings_are_another_search(searching: Path) -> None:
+def test_sigterm_saves_and_other_settings_need_another_name(searching: Path) -> None:
     process = subprocess.Popen(
         command("search"), cwd=searching, env=environment(), stderr=subprocess.PIPE, text=True
     )

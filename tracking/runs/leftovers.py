@@ -17,7 +17,7 @@ from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.cell_images import shards_folder
 from diffusion.sample.ema_models import existing_ema_models
 from diffusion.sample.shards import cells_folder
-from diffusion.search.folder import known_searches
+from diffusion.search.search_dir import known_searches
 from diffusion.system.files import disk_usage
 from diffusion.system.locks import LockBusy, file_lock, is_held
 from diffusion.train.checkpoint.resume import find_kept_run, find_resume_point

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from diffusion.data.journal import SplitTarget, _read_journal
-from diffusion.search.folder import ABOUT, ENDED, About, read_ended
+from diffusion.search.search_dir import ABOUT, RESULT, About, read_result
 from diffusion.system.checksums import add_checksum, read_checksummed_json
 from diffusion.system.errors import DiffctlError
 from diffusion.train.checkpoint.resume import find_kept_run
@@ -68,7 +68,7 @@ def parse(path: Path) -> None:
     """Read it as each of them."""
     data, folder = path.read_bytes(), path.parent / "training"
     folder.mkdir()
-    for name in (EVENTS, HEARTBEAT, "sent.json", "config.json", "run.json", ABOUT, ENDED):
+    for name in (EVENTS, HEARTBEAT, "sent.json", "config.json", "run.json", ABOUT, RESULT):
         (folder / name).write_bytes(data)
     (folder / "digests").write_bytes(b"\0" * 64)
     (folder / "journal.jsonl").write_bytes(data)
@@ -82,7 +82,7 @@ def parse(path: Path) -> None:
         lambda: read_outcome(path),
         lambda: read_checksummed_json(path, _SentFile),
         lambda: read_checksummed_json(folder / ABOUT, About),
-        lambda: read_ended(folder),
+        lambda: read_result(folder),
     )
     refused = [refusal for read in reads if (refusal := _refusal(read))]
     if len(refused) == len(reads):

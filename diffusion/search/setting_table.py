@@ -1,4 +1,4 @@
-"""What a search has come to: its settings by score, trainings that differ in their seed alone as one."""
+"""The settings of a search, sorted by score; trainings that differ only in the seed are one setting."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,25 +8,25 @@ from diffusion.choice.groups import group_gap, mean_interval, mean_of
 from diffusion.choice.ranking import rank_metric
 from diffusion.protocol.scores import CellScores
 from diffusion.protocol.scores_document import ScoresDocument
+from diffusion.search.search_dir import Trial
 from diffusion.search.space import Point
-from diffusion.search.trial import Trial
 from diffusion.system.section import canonical_json
 
 SEED = "train.seed"
 
 
-class Scored(NamedTuple):
-    """A trial that is done, with its scores."""
+class ScoredTrial(NamedTuple):
+    """A finished trial and its scores."""
 
     trial: Trial
     document: ScoresDocument
 
 
-class Group(NamedTuple):
-    """One setting: its trials, and the cell whose mean over them is the best.
+class SettingRow(NamedTuple):
+    """One setting: its trials, and the cell with the best mean over them.
 
-    `interval` is over the seeds, of one training over its images; None where that has none. `tied` says that
-    the gap to the best setting is inside of what chance does, None where nobody knows.
+    `interval` is over the seeds, or over the images of a single training; None without one. `tied` says that
+    the gap to the best setting is within chance, None if that is unknown.
     """
 
     point: Point
@@ -38,41 +38,41 @@ class Group(NamedTuple):
     tied: bool | None
 
     def as_json(self) -> dict[str, Any]:
-        """The group for a script."""
+        """Return the row as JSON values."""
         low, high = self.interval or (None, None)
         return {**self._asdict(), "trials": list(self.trials), "interval": [low, high]}
 
 
-def settings(scored: Sequence[Scored]) -> list[Group]:
-    """The settings that have scores, the best first."""
-    together: dict[str, list[Scored]] = {}
+def setting_rows(scored: Sequence[ScoredTrial]) -> list[SettingRow]:
+    """Return the settings with scores, the best first."""
+    by_setting: dict[str, list[ScoredTrial]] = {}
     for one in scored:
-        together.setdefault(canonical_json(_without_seed(one.trial.point)), []).append(one)
-    chosen = [(members, *_best_cell(members)) for members in together.values()]
+        by_setting.setdefault(canonical_json(_without_seed(one.trial.point)), []).append(one)
+    chosen = [(members, *_best_cell(members)) for members in by_setting.values()]
     chosen.sort(key=lambda one: mean_of(one[2], rank_metric(one[2][0])))
-    return [_group(members, name, cells, chosen[0][2]) for members, name, cells in chosen]
+    return [_row(members, name, cells, chosen[0][2]) for members, name, cells in chosen]
 
 
-def _best_cell(members: Sequence[Scored]) -> tuple[str, list[CellScores]]:
-    """The cell with the best mean over the trainings, and what it is in each."""
+def _best_cell(members: Sequence[ScoredTrial]) -> tuple[str, list[CellScores]]:
+    """Return the cell with the best mean over the trainings, and its scores in each."""
     cells = {name: [one.document.cells[name] for one in members] for name in members[0].document.cells}
     name = min(cells, key=lambda name: mean_of(cells[name], rank_metric(cells[name][0])))
     return name, cells[name]
 
 
-def _group(
-    members: Sequence[Scored], name: str, cells: Sequence[CellScores], best: Sequence[CellScores]
-) -> Group:
+def _row(
+    members: Sequence[ScoredTrial], name: str, cells: Sequence[CellScores], best: Sequence[CellScores]
+) -> SettingRow:
     metric = rank_metric(cells[0])
-    apart = None if cells is best else group_gap(cells, best, metric)
-    return Group(
+    gap = None if cells is best else group_gap(cells, best, metric)
+    return SettingRow(
         point=_without_seed(members[0].trial.point),
         trials=tuple(one.trial.number for one in members),
         cell=name,
         metric=metric,
         value=mean_of(cells, metric),
         interval=mean_interval(cells, metric),
-        tied=None if apart is None else not apart.is_significant,
+        tied=None if gap is None else not gap.is_significant,
     )
 
 
@@ -80,8 +80,8 @@ def _without_seed(point: Point) -> Point:
     return {name: value for name, value in point.items() if name != SEED}
 
 
-def best_trial(group: Group, scored: Sequence[Scored]) -> Trial:
-    """The trial of a setting that scored best."""
+def best_trial(group: SettingRow, scored: Sequence[ScoredTrial]) -> Trial:
+    """Return the trial of a setting with the best score."""
     return min((one.trial for one in scored if one.trial.number in group.trials), key=_value)
 
 

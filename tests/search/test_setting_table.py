@@ -3,18 +3,18 @@
 import pytest
 
 from diffusion.choice.groups import group_gap, mean_interval
-from diffusion.search.table import Scored, best_trial, settings
-from diffusion.search.trial import Trial
+from diffusion.search.search_dir import Trial
+from diffusion.search.setting_table import ScoredTrial, best_trial, setting_rows
 from tests.helpers.scores_document import document
 
 KD = "kd_effnet_lite0_64"
 
 
-def scored(number: int, rate: float, seed: int, five: float, ten: float) -> Scored:
+def scored(number: int, rate: float, seed: int, five: float, ten: float) -> ScoredTrial:
     """A trial of two cells."""
     found = document({(5, 0.0): five, (10, 0.0): ten})
     value = found.best.value
-    return Scored(Trial(number, {"train.lr": rate, "train.seed": seed}, "done", value), found)
+    return ScoredTrial(Trial(number, {"train.lr": rate, "train.seed": seed}, "done", value), found)
 
 
 TRIALS = [
@@ -27,7 +27,7 @@ TRIALS = [
 
 
 def test_setting_has_the_cell_of_the_best_mean_over_seeds() -> None:
-    best, second, last = settings(TRIALS)
+    best, second, last = setting_rows(TRIALS)
     assert (best.point, best.trials, best.cell) == ({"train.lr": 0.2}, (2, 3), "steps5-eta0")
     assert best.value == pytest.approx(0.31)
     assert (second.point, second.cell) == ({"train.lr": 0.1}, "steps10-eta0")
@@ -37,7 +37,7 @@ def test_setting_has_the_cell_of_the_best_mean_over_seeds() -> None:
 
 
 def test_intervals_and_ties_equal_those_of_groups() -> None:
-    groups = settings(TRIALS)
+    groups = setting_rows(TRIALS)
     cells = [[TRIALS[n].document.cells[one.cell] for n in one.trials] for one in groups]
     assert groups[0].tied is None
     for group, members in zip(groups, cells, strict=True):

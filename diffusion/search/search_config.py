@@ -1,0 +1,94 @@
+"""The section `search` of params.yaml: the fields that vary, and the method that selects their values."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from diffusion.system.section import NotBool, Section, Seed, ShortText
+
+MAX_FIELDS, MAX_VALUES, MAX_TRIALS = 20, 100, 10_000
+MAX_NUMBER = 1e15
+SECTIONS = ("model", "process", "train")  # they decide a training; all other values are shared
+OF_DATA = ("data.flip",)  # needs no other preparation
+
+Number = Annotated[int | float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER), NotBool]
+
+
+class Range(Section):
+    """Numbers from `low` to `high`, both included: integers if both ends are, else real numbers.
+
+    `log` draws them from a log-uniform distribution.
+    """
+
+    low: Number
+    high: Number
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _low_is_below_high(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low} is not below high {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs low > 0 (got {self.low})")
+        return self
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the values are integers."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+
+Values = Annotated[tuple[Any, ...], Field(min_length=1, max_length=MAX_VALUES)]
+
+
+class SearchConfig(Section):
+    """The space and the method of `diffctl search`.
+
+    `fields` maps a field's dotted name to a list of values or a range. `method` is grid (every combination
+    once), random, or tpe (Optuna's tree-structured Parzen estimator, Bergstra et al. 2011). `trials` is their
+    number; None runs the whole grid. With `prune`, a training ends early if its validation loss is above the
+    median of earlier trials at the same step. A proposal is a function of `seed`, its number and earlier
+    trials.
+    """
+
+    fields: Annotated[dict[ShortText, Range | Values], Field(min_length=1, max_length=MAX_FIELDS)]
+    method: Literal["grid", "random", "tpe"] = "random"
+    trials: Annotated[int, Field(gt=0, le=MAX_TRIALS), NotBool] | None = None
+    seed: Seed = 0
+    prune: bool = False
+
+    @model_validator(mode="after")
+    def _fields_decide_a_training(self) -> Self:
+        for name in self.fields:
+            if name not in OF_DATA and name.partition(".")[0] not in SECTIONS:
+                allowed = ", ".join((*SECTIONS, *OF_DATA))
+                raise ValueError(
+                    f"fields.{name}: a search varies only what decides a training ({allowed}); "
+                    "`diffctl sweep` varies the sampling"
+                )
+            if parents := [other for other in self.fields if name.startswith(f"{other}.")]:
+                raise ValueError(f"fields.{name} is part of fields.{parents[0]}: name one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _values_are_different(self) -> Self:
+        for name, values in self.fields.items():
+            if not isinstance(values, Range) and any(
+                same(one, other) for i, one in enumerate(values) for other in values[:i]
+            ):
+                raise ValueError(f"fields.{name}: values must differ")
+        return self
+
+    @model_validator(mode="after")
+    def _method_has_an_end(self) -> Self:
+        ranges = [name for name, values in self.fields.items() if isinstance(values, Range)]
+        if self.method == "grid" and ranges:
+            raise ValueError(f"fields.{ranges[0]}: a grid needs a list of values")
+        if self.method != "grid" and self.trials is None:
+            raise ValueError(f"trials: {self.method} needs a number of trials")
+        return self
+
+
+def same(one: Any, other: Any) -> bool:
+    """Return whether two YAML values are the same; yes and 1 are not."""
+    return type(one) is type(other) and bool(one == other)

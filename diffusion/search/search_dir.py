@@ -1,0 +1,135 @@
+"""The directory of a search, runs/search/NAME/: its settings, and a directory for each trial."""
+
+import re
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field
+
+from diffusion.layout import PARAMS, SEARCH_RUNS
+from diffusion.search.search_config import SearchConfig
+from diffusion.search.space import Point, applied, grid
+from diffusion.system.checksums import add_checksum, read_checksummed_json
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.files import write_json, write_text
+from diffusion.system.section import Section, brief
+from diffusion.train.config_diff import changed_fields
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+ABOUT, RESULT, LOCK = "search.json", "ended.json", "lock"
+MODEL, CURVE, SCORES = "unet.safetensors", "loss.csv", "scores.json"  # of a trial
+
+State = Literal["running", "done", "pruned", "failed"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a search.
+
+    `number` counts from 0, `value` is the score (lower is better) if the trial is done, `reports` has the
+    validation loss by step, `reason` says why the trial failed.
+    """
+
+    number: int
+    point: Point
+    state: State = "running"
+    value: float | None = None
+    reports: dict[int, float] = field(default_factory=dict)
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """The final state of a trial, with its value if it is done, or the reason if it failed."""
+
+    state: State
+    value: float | None = None
+    reason: str = ""
+
+
+class About(Section):
+    """The settings of a search: its key in MLflow, and everything that its trials share."""
+
+    key: Annotated[str, Field(min_length=1, max_length=100)]
+    data_digest: Annotated[str, Field(max_length=200)]
+    settings: dict[str, Any]
+    search: dict[str, Any]
+
+
+class _ResultFile(Section):
+    state: State
+    value: float | None = None
+    reason: Annotated[str, Field(max_length=2000)] = ""
+
+
+def search_dir(name: str) -> Path:
+    """Return the directory of the search; UsageError for an invalid name."""
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            f"--name {brief(name)}: give at most 100 letters, digits, dots, - and _, a letter or digit first"
+        )
+    return SEARCH_RUNS / name
+
+
+def open_search(folder: Path, section: SearchConfig, settings: dict[str, Any], data_digest: str) -> About:
+    """Return the settings of the search in the directory, written if it is new.
+
+    `settings` are the whole configuration with the first point of the search, so that the values of searched
+    fields in params.yaml do not matter. UsageError if they, the data or the section differ from the stored
+    ones; only `trials` may increase. The caller holds the lock of the directory.
+    """
+    search = section.model_dump(mode="json", exclude={"trials"})
+    about = About(key=uuid.uuid4().hex, data_digest=data_digest, settings=settings, search=search)
+    try:
+        known = read_checksummed_json(folder / ABOUT, About)
+    except FileNotFoundError:
+        write_json(folder / ABOUT, add_checksum(about.model_dump()))
+        return about
+    before, now = (one.model_dump(exclude={"key"}) for one in (known, about))
+    if changed := changed_fields(before, now):
+        raise UsageError(
+            f"{folder} contains a search with other settings ({', '.join(changed[:3])}): use another --name, "
+            "or remove that folder; finished trainings stay in runs/train"
+        )
+    return known
+
+
+def known_searches() -> list[About]:
+    """Return the settings of all searches in runs/search/; DiffctlError if a file is damaged."""
+    return [read_checksummed_json(path, About) for path in sorted(SEARCH_RUNS.glob(f"*/{ABOUT}"))]
+
+
+def first_settings(values: dict[str, Any], section: SearchConfig) -> dict[str, Any]:
+    """Return the plain values of params.yaml with the first point of the search."""
+    return applied(values, grid(section)[0])
+
+
+def trial_dir(folder: Path, number: int) -> Path:
+    """Return the directory with a trial's parameters, model, images and scores."""
+    return folder / "trials" / f"{number:05d}"
+
+
+def write_trial_params(folder: Path, values: dict[str, Any], point: Point) -> Path:
+    """Write a trial's params.yaml and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / PARAMS.name
+    write_text(path, yaml.safe_dump(applied(values, point), sort_keys=False, allow_unicode=True))
+    return path
+
+
+def write_result(folder: Path, result: TrialResult) -> None:
+    """Write the result of a trial, which is the last step of its process."""
+    values = {"state": result.state, "value": result.value, "reason": result.reason}
+    write_json(folder / RESULT, add_checksum(values))
+
+
+def read_result(folder: Path) -> TrialResult | None:
+    """Return the result of the trial in the directory; None if it has none or the file is damaged."""
+    try:
+        stored = read_checksummed_json(folder / RESULT, _ResultFile)
+    except (FileNotFoundError, DiffctlError):
+        return None  # the trial is repeated from its saved state
+    return TrialResult(stored.state, stored.value, stored.reason)

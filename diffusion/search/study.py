@@ -1,0 +1,265 @@
+"""A search as an Optuna study: proposals, results in a journal file, and the loop over all trials.
+
+A trial starts as one line of the journal, and a torn last line is removed before the next write. So a killed
+search continues like one that was not killed. optuna-dashboard reads the file.
+"""
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from diffusion.search.search_config import Range, SearchConfig
+from diffusion.search.search_dir import State, Trial, TrialResult
+from diffusion.search.space import Point, count_trials, grid, sorted_fields
+from diffusion.system.errors import DiffctlError
+from diffusion.system.locks import file_lock
+from diffusion.system.section import canonical_json
+
+JOURNAL, LOCK = "journal.log", "journal.lock"
+POINT, REASON = "point", "reason"  # user attributes of a trial
+MIN_COMPLETE = 3  # trials before one is pruned
+STATES: dict[TrialState, State] = {
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "done",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+
+
+class _FileLock:
+    """The lock of the journal, released when its holder dies; Optuna's own locks then block for 30 s."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._held: AbstractContextManager[None] | None = None
+
+    def acquire(self) -> bool:
+        """Wait for the lock."""
+        self._held = file_lock(self._path)
+        self._held.__enter__()
+        return True
+
+    def release(self) -> None:
+        """Release the lock."""
+        assert self._held is not None, "it was acquired"
+        self._held.__exit__(None, None, None)
+        self._held = None
+
+
+class SearchStudy:
+    """The trials of the search in `folder`, created if missing. Several processes may write to it.
+
+    DiffctlError if the journal is damaged.
+    """
+
+    def __init__(self, folder: Path, name: str, section: SearchConfig) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.section, self._path = section, folder / JOURNAL
+        self._repair()
+        with self._readable():
+            lock: Any = _FileLock(folder / LOCK)  # Optuna's base class is private
+            storage = JournalStorage(JournalFileBackend(str(self._path), lock))
+            self._study = optuna.create_study(
+                study_name=name,
+                storage=storage,
+                sampler=optuna.samplers.RandomSampler(),
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=MIN_COMPLETE),
+                load_if_exists=True,
+            )
+
+    def trials(self) -> list[Trial]:
+        """Return all trials in order."""
+        return [_as_trial(one) for one in self._frozen()]
+
+    def propose(self, number: int) -> Point:
+        """Return the point of trial `number`, a function of the seed, the number and the trials so far."""
+        if self.section.method == "grid":
+            return grid(self.section)[number]
+        seed = int(np.random.SeedSequence([self.section.seed, number]).generate_state(1)[0])
+        with _no_warnings():  # constant_liar is experimental: running trials count as bad ones
+            random = optuna.samplers.RandomSampler(seed)
+            tpe = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+            study = optuna.create_study(sampler=tpe if self.section.method == "tpe" else random)
+        study.add_trials(self._frozen())
+        params = study.ask(_distributions(self.section)).params
+        return {
+            name: params[name] if isinstance(values, Range) else _listed(values, params[name])
+            for name, values in sorted_fields(self.section)
+        }
+
+    def start(self, point: Point) -> Trial:
+        """Add a running trial with this point."""
+        self._repair()
+        params = {
+            name: point[name] if isinstance(values, Range) else canonical_json(point[name])
+            for name, values in sorted_fields(self.section)
+        }
+        self._study.add_trial(
+            create_trial(
+                state=TrialState.RUNNING,
+                params=params,
+                distributions=_distributions(self.section),
+                user_attrs={POINT: canonical_json(point)},
+            )
+        )
+        return self.trials()[-1]
+
+    def finish(self, number: int, result: TrialResult) -> None:
+        """Store the result of a trial; the first one stays."""
+        self._repair()
+        if self.trials()[number].state != "running":
+            return
+        if result.reason:
+            self._trial(number).set_user_attr(REASON, result.reason)
+        state = next(state for state, name in STATES.items() if name == result.state)
+        self._study.tell(number, result.value, state)
+
+    def report(self, number: int, step: int, loss: float) -> bool:
+        """Store the validation loss of a trial after `step` steps; return whether to prune it."""
+        self._repair()
+        trial = self._trial(number)
+        if step not in self.trials()[number].reports and math.isfinite(loss):
+            trial.report(loss, step)
+        return trial.should_prune()
+
+    def _frozen(self) -> list[FrozenTrial]:
+        with self._readable():
+            return self._study.get_trials(deepcopy=False)
+
+    def _trial(self, number: int) -> optuna.Trial:
+        return optuna.Trial(self._study, self._frozen()[number]._trial_id)
+
+    def _repair(self) -> None:
+        """Remove a line that a killed process wrote in part."""
+        with file_lock(self._path.with_name(LOCK)):
+            if not self._path.exists():
+                return
+            with open(self._path, "r+b") as file:
+                data = file.read()
+                if not data.endswith(b"\n"):
+                    file.truncate(data.rfind(b"\n") + 1)
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            with _no_warnings():
+                yield
+        except (ValueError, LookupError, TypeError, AssertionError) as error:
+            raise DiffctlError(
+                f"{self._path} is damaged ({type(error).__name__}): remove its folder to start again; "
+                "finished trainings stay in runs/train"
+            ) from None
+
+
+def _as_trial(frozen: FrozenTrial) -> Trial:
+    state = STATES[frozen.state]
+    return Trial(
+        number=frozen.number,
+        point=json.loads(frozen.user_attrs[POINT]),
+        state=state,
+        value=frozen.value if state == "done" else None,
+        reports=dict(frozen.intermediate_values),
+        reason=str(frozen.user_attrs.get(REASON, "")),
+    )
+
+
+def _distributions(section: SearchConfig) -> dict[str, BaseDistribution]:
+    """Return the fields as Optuna's distributions; listed values as JSON, since they may be lists."""
+    found: dict[str, BaseDistribution] = {}
+    for name, values in sorted_fields(section):
+        if not isinstance(values, Range):
+            found[name] = CategoricalDistribution(tuple(map(canonical_json, values)))
+        elif values.is_integer:
+            found[name] = IntDistribution(int(values.low), int(values.high), log=values.log)
+        else:
+            found[name] = FloatDistribution(values.low, values.high, log=values.log)
+    return found
+
+
+def _listed(values: tuple[Any, ...], text: str) -> Any:
+    return next(value for value in values if canonical_json(value) == text)
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class TrialRunner(Protocol):
+    """Runs trials, several at a time."""
+
+    def room(self) -> int:
+        """Return how many trials may run now, at least one."""
+
+    def start(self, trial: Trial) -> None:
+        """Start a trial, or resume it."""
+
+    def ended(self) -> list[tuple[int, TrialResult]]:
+        """Return the numbers and results of trials that ended since the last call; wait a while for one."""
+
+
+class SequentialRunner:
+    """Runs one trial at a time by calling `run`."""
+
+    def __init__(self, run: Callable[[Trial], TrialResult]) -> None:
+        self._run = run
+        self._started: list[Trial] = []
+
+    def room(self) -> int:
+        """Return 1."""
+        return 1
+
+    def start(self, trial: Trial) -> None:
+        """Take the trial."""
+        self._started.append(trial)
+
+    def ended(self) -> list[tuple[int, TrialResult]]:
+        """Run the trial."""
+        trial = self._started.pop()
+        return [(trial.number, self._run(trial))]
+
+
+def run_search(study: SearchStudy, runner: TrialRunner) -> list[Trial]:
+    """Run all trials that have no result, interrupted ones first; return all trials.
+
+    An exception of the runner ends the search; the same call continues it.
+    """
+    running: set[int] = set()
+    while True:
+        while len(running) < runner.room() and (trial := _next_trial(study, running)):
+            running.add(trial.number)
+            runner.start(trial)
+        if not running:
+            return study.trials()
+        for number, result in runner.ended():
+            study.finish(number, result)
+            running.discard(number)
+
+
+def _next_trial(study: SearchStudy, running: set[int]) -> Trial | None:
+    trials = study.trials()
+    for trial in trials:
+        if trial.state == "running" and trial.number not in running:
+            return trial
+    if len(trials) >= count_trials(study.section):
+        return None
+    return study.start(study.propose(len(trials)))
