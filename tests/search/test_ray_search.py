@@ -112,7 +112,7 @@ def test_killed_driver_and_worker_give_the_same_table(searching) -> None:
     assert [trial["state"] for trial in found["trials"]] == ["done"] * 2
     assert all("going on after step" in log_of(searching, number) for number in (0, 1))
     for number in range(2):
-        path = f"search/search/trials/{number:05d}/unet.safetensors"
+        model = f"search/search/trials/{number:05d}/unet.safetensors"
         assert (searching / "runs" / model).read_bytes() == (
             searching / "runs-sequential" / model
         ).read_bytes()
