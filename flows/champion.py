@@ -69,7 +69,7 @@ async def evaluate(
     """
     of_model = images == CHAMPION or images.startswith(RUN)
     if num_images is not None and not of_model:
-        raise UsageError(f"num_images applies to models only, and {images} is none: leave it out")
+        raise UsageError(f"num_images applies to models, not to {images}: leave it out")
     others = Path(against).resolve() != PREPARED.resolve()
     if others and not Path(against).exists():
         raise UsageError(f"{against} does not exist: give a path on the worker's machine")

@@ -1,7 +1,7 @@
 """The pull step of scheduled runs: update the clone that only they use.
 
 A run changes dvc.lock and metrics/; the next run resets them, and DVC's run cache still has the results. So
-nobody may work in the clone, and DIFFCTL_CLONE names it explicitly. The clone is locked from before the reset
+the clone must serve no other purpose, and DIFFCTL_CLONE names it. The clone is locked from before the reset
 until the run ends. The next run waits for the lock and is skipped after that.
 """
 

@@ -65,7 +65,7 @@ def promote_version(
 
 
 def _rescore_champion(document: "ScoresDocument", override: Override, progress: ProgressOf) -> None:
-    """Rescore an outdated champion, unless the user forces the decision or asks for a dry run."""
+    """Rescore an outdated champion, unless the user forces the decision or requests a dry run."""
     if override.force or override.dry_run:
         return
     champion = outdated_champion(document)

@@ -64,6 +64,6 @@ def _wait(process: "subprocess.Popen[bytes]", stop: StopRequest) -> int:
 def _lost(folder: Path, code: int) -> DiffctlError:
     if code < 0:
         how = signal.Signals(-code).name
-        return TrialKilled(f"the trial in {folder} ended with {how}: the same command goes on with it")
+        return TrialKilled(f"the trial in {folder} ended with {how}: run the same command to resume it")
     kind = TemporaryError if code == TEMPORARY else DiffctlError
-    return kind(f"the trial in {folder} ended with exit code {code}: the same command goes on with it")
+    return kind(f"the trial in {folder} ended with exit code {code}: run the same command to resume it")

@@ -44,7 +44,7 @@ class PendingImages:
             self.images.set_result(self.job.images)
         elif self.job.error is not None:
             self.images.set_exception(self.job.error)
-            self.images.exception()  # marks it as retrieved, in case nobody awaits it
+            self.images.exception()  # marks it as retrieved, in case it is never awaited
         else:
             self.images.cancel()
         self.steps.put_nowait(None)

@@ -40,7 +40,7 @@ class Metrics:
             "request_seconds", "Time from request to end of response.", ["path"], buckets=SECONDS, **known  # type: ignore[arg-type]
         )  # fmt: skip
         self.active = Gauge("requests_active", "Unfinished requests.", **known)  # type: ignore[arg-type]
-        self.gone = Counter("requests_gone", "Requests whose client disconnected.", **known)  # type: ignore[arg-type]
+        self.gone = Counter("requests_gone", "Requests with a disconnected client.", **known)  # type: ignore[arg-type]
         self.images = Counter("images", "Finished images.", **known)  # type: ignore[arg-type]
         self.held = Gauge("images_held", "Images being sampled or queued.", **known)  # type: ignore[arg-type]
         self.rows = Histogram("pass_rows", "Rows per forward pass.", buckets=ROWS, **known)  # type: ignore[arg-type]

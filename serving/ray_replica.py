@@ -36,7 +36,7 @@ class ReplicaSpec(NamedTuple):
 
 
 class Replica:
-    """The actor that Ray Serve asks for the application, its health and its shutdown.
+    """The actor of Ray Serve: it provides the application, its health and its shutdown.
 
     Raises DiffctlError if this machine has another diffctl or torch than the driver.
     """

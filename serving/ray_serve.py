@@ -134,7 +134,7 @@ def _shut_down(serve: Any, thread: ThreadPoolExecutor) -> None:
 
 
 def _application(serve: Any, spec: ReplicaSpec, replicas: Replicas) -> Any:
-    """Return the deployment; Ray's limits are above those of the application, whose errors are clearer."""
+    """Return the deployment; Ray's limits are above those of the application, which has clearer errors."""
     scaling: dict[str, Any] = {"num_replicas": replicas.least}
     if replicas.most > replicas.least:
         scaling = {

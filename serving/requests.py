@@ -99,22 +99,22 @@ class EventsRequest(SampleRequest):
 
 
 def resolve_settings(
-    asked: SampleRequest, scores: ScoresDocument | None, model: str, sha256: str, config: ServeConfig
+    request: SampleRequest, scores: ScoresDocument | None, model: str, sha256: str, config: ServeConfig
 ) -> SampleSettings:
     """Return the settings of a request; raise UsageError if it exceeds a limit or does not fit the model."""
     chosen = {
-        name: getattr(asked, name)
+        name: getattr(request, name)
         for name, option in HTTP_OPTIONS.items()
-        if getattr(asked, name) is not None
-        or (option.default is None and name in asked.model_fields_set)  # null overrides the best cell
+        if getattr(request, name) is not None
+        or (option.default is None and name in request.model_fields_set)  # null overrides the best cell
     }
-    if asked.budget is None:
+    if request.budget is None:
         usual = _usual(scores, chosen)
-        settings = validate(SampleSettings, usual | chosen | {"seed": asked.seed}, "the request")
+        settings = validate(SampleSettings, usual | chosen | {"seed": request.seed}, "the request")
     else:
-        settings = _for_budget(asked, chosen, scores, model, sha256)
+        settings = _for_budget(request, chosen, scores, model, sha256)
     refuse_idle(chosen, settings)
-    check_count(len(asked.image_indices), config)
+    check_count(len(request.image_indices), config)
     if settings.steps > config.steps:
         raise UsageError(f"{settings.steps} steps are too many: ask for {config.steps} at most")
     return settings
@@ -127,12 +127,12 @@ def check_count(count: int, config: ServeConfig) -> None:
 
 
 def request_condition(
-    asked: SampleRequest, settings: SampleSettings, artefact: ModelDescription
+    request: SampleRequest, settings: SampleSettings, artefact: ModelDescription
 ) -> Condition:
     """Return the class condition of the images; raise UsageError for an unknown class."""
-    if asked.class_name is None:
-        return mixed_condition(artefact, settings, asked.image_indices)
-    return class_condition(artefact, str(asked.class_name), len(asked.image_indices))
+    if request.class_name is None:
+        return mixed_condition(artefact, settings, request.image_indices)
+    return class_condition(artefact, str(request.class_name), len(request.image_indices))
 
 
 def _usual(scores: ScoresDocument | None, chosen: dict[str, Any]) -> dict[str, Any]:
@@ -144,11 +144,11 @@ def _usual(scores: ScoresDocument | None, chosen: dict[str, Any]) -> dict[str, A
 
 
 def _for_budget(
-    asked: SampleRequest, chosen: dict[str, Any], scores: ScoresDocument | None, model: str, sha256: str
+    request: SampleRequest, chosen: dict[str, Any], scores: ScoresDocument | None, model: str, sha256: str
 ) -> SampleSettings:
-    assert asked.budget is not None
+    assert request.budget is not None
     if chosen:
         raise UsageError(f"budget takes {min(chosen)} from the model's sweep: give one of the two")
     if scores is None:
         raise UsageError(f"{model} has no scores to choose by: give steps instead of budget")
-    return budget_settings(scores, asked.budget, asked.seed, model, sha256)
+    return budget_settings(scores, request.budget, request.seed, model, sha256)

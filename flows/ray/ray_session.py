@@ -73,7 +73,7 @@ def resolve_gpus(wanted: float | None, option: str, of: str) -> float:
     there = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
     gpus = min(1, there) if wanted is None else wanted
     if gpus > there:
-        raise UsageError(f"{option} asks for {gpus:g} GPUs a {of}, and Ray has {there:g}")
+        raise UsageError(f"{option} is {gpus:g} GPUs per {of}, and Ray has {there:g}")
     return gpus
 
 

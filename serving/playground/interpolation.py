@@ -52,13 +52,13 @@ class Interpolation:
     guidance and clipping, whatever the request has.
     """
 
-    def __init__(self, model: ServedModel, asked: InterpolationRequest, store: Path) -> None:
-        self._model, self._asked = model, asked
-        settings = model.resolve(asked).model_copy(update={"eta": 0.0})
-        check_count(asked.frames, model.config)
-        if asked.images is None:
+    def __init__(self, model: ServedModel, request: InterpolationRequest, store: Path) -> None:
+        self._model, self._request = model, request
+        settings = model.resolve(request).model_copy(update={"eta": 0.0})
+        check_count(request.frames, model.config)
+        if request.images is None:
             self.settings, self._pixels = settings, None
-            one = request_condition(asked, settings, model.artefact).rows(slice(1))
+            one = request_condition(request, settings, model.artefact).rows(slice(1))
             self._condition = one.rows(torch.tensor([0, 0]))
             return
         own = {
@@ -68,8 +68,8 @@ class Interpolation:
             "clip": False,
         }
         self.settings = settings.guided_everywhere().model_copy(update=own)
-        given = [_given(image, store, model.artefact, i) for i, image in enumerate(asked.images)]
-        klass = None if asked.class_name is None else str(asked.class_name)
+        given = [_given(image, store, model.artefact, i) for i, image in enumerate(request.images)]
+        klass = None if request.class_name is None else str(request.class_name)
         self._condition = end_condition(model.artefact, [one.label for one in given], klass)
         self._pixels = to_model(to_nchw(np.stack([one.pixels for one in given])))
 
@@ -82,16 +82,16 @@ class Interpolation:
     def decode(self, codes: Tensor | None) -> PendingImages:
         """Submit all frames between the codes, or between the noise of the seeds without codes."""
         ends = self._noise() if codes is None else codes
-        points, condition = interpolate_codes(ends, self._condition, self._asked.frames)
+        points, condition = interpolate_codes(ends, self._condition, self._request.frames)
         trajectory = CustomTrajectory(points, build_sampler(self.settings))
-        indices = range(self._asked.frames)
-        return self._model.loop.submit(self.settings, indices, condition, self._asked.every, trajectory)
+        indices = range(self._request.frames)
+        return self._model.loop.submit(self.settings, indices, condition, self._request.every, trajectory)
 
     def _noise(self) -> Tensor:
-        assert self._asked.seeds is not None
-        spec, index = self._model.artefact.network, self._asked.image_indices[0]
+        assert self._request.seeds is not None
+        spec, index = self._model.artefact.network, self._request.image_indices[0]
         shape = (spec.in_channels, spec.image_size, spec.image_size)
-        return torch.cat([ImageNoise(seed, [index], shape).draw() for seed in self._asked.seeds])
+        return torch.cat([ImageNoise(seed, [index], shape).draw() for seed in self._request.seeds])
 
 
 def _identity(x: Tensor) -> Tensor:

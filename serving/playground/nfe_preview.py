@@ -26,9 +26,9 @@ class NfePreview(BaseModel):
     highest: float
 
 
-def nfe_preview(model: ServedModel, asked: SampleRequest) -> NfePreview:
+def nfe_preview(model: ServedModel, request: SampleRequest) -> NfePreview:
     """Return the NFE of the request without sampling; raise UsageError as for images."""
-    settings, config = model.resolve(asked), model.artefact.process
+    settings, config = model.resolve(request), model.artefact.process
     check_settings(model.artefact, settings)
     process = build_process(config)
     times = call_times(settings, process)

@@ -134,7 +134,7 @@ def test_a_busy_clone_is_waited_for(work: Path) -> None:
 def test_a_stage_holds_the_lock_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with join_run():
-        assert holding_group(LOCK) is None, "a stage by hand is part of no run"
+        assert holding_group(LOCK) is None, "a stage started alone belongs to no run"
     monkeypatch.setenv(VARIABLE, "the run that was killed")
     with join_run():
         assert holding_group(LOCK) == "the run that was killed"
@@ -224,7 +224,7 @@ def test_a_scheduled_run_completes_and_publishes_artifacts(tmp_path: Path) -> No
     done = next(run for run in runs if run["state_name"] == "Completed")
     commit_id = git(work.clone, "rev-parse", "--short", "HEAD").strip()
     assert done["name"].endswith(f" digits {commit_id}")
-    assert all(run["parent_task_run_id"] for run in sweeps), "the cells stand below the run"
+    assert all(run["parent_task_run_id"] for run in sweeps), "the flow over the cells is a child of the run"
     made = {artifact["key"]: artifact for artifact in artifacts}
     assert {"scores", "progress-train", "sweep"} <= made.keys()
     assert "promoted: the first one" in made["scores"]["description"]
@@ -254,7 +254,7 @@ def test_a_cancelled_run_saves_and_leaves_no_process(tmp_path: Path) -> None:
 def test_emit_data_changed_starts_a_run(tmp_path: Path) -> None:
     with nightly(tmp_path, None) as work:
         assert not work.runs()
-        told = diffctl(work.clone, "emit", "data-changed", env=work.env)
-        assert (told.returncode, told.stderr) == (0, "")
-        assert told.stdout.endswith("that digits has changed\n")
+        done = diffctl(work.clone, "emit", "data-changed", env=work.env)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.endswith("that digits has changed\n")
         wait_until(lambda: len(work.runs()) == 1, 60)

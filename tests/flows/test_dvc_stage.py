@@ -119,14 +119,14 @@ def test_an_error_of_dvc_itself_is_reported(toy: Path) -> None:
 def test_another_dvc_command_is_waited_for(toy: Path) -> None:
     be(toy, "data", "Path('begun').write_text('yes')\nwhile not Path('allow').exists(): time.sleep(0.01)")
     command = ["dvc", "repro", "--single-item", "data"]
-    by_hand = script(toy, f"import subprocess\nsubprocess.call({command})", child_environment())
+    manual = script(toy, f"import subprocess\nsubprocess.call({command})", child_environment())
     wait_for_file(toy / "begun")
     second = script(toy, reproducing("data", before="flows.dvc_stage.BUSY_POLL_SECONDS = 0.2"))
     assert second.stdout is not None
     assert "==> data: waiting for another DVC command in this folder (process " in second.stdout.readline()
     (toy / "allow").touch()
     assert second.communicate(timeout=60)[0].splitlines()[-1] == "==> data: up to date"
-    assert (by_hand.wait(60), second.returncode) == (0, 0)
+    assert (manual.wait(60), second.returncode) == (0, 0)
 
 
 def test_the_child_environment_finds_diffctl_and_hides_the_flow_run(
@@ -315,25 +315,25 @@ def test_a_full_remote_is_one_sentence_and_the_push_resumes_after_making_room(
     assert sorted(found) == ["data", "reference", "train"]
 
 
-@pytest.mark.parametrize("by_hand_first", [True, False])
+@pytest.mark.parametrize("manual_first", [True, False])
 def test_a_concurrent_dvc_repro_is_refused_and_changes_nothing(
-    toy: Path, by_hand_first: bool, monkeypatch: pytest.MonkeyPatch
+    toy: Path, manual_first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flows.dvc_stage, "BUSY_SECONDS", 0.0)
     be(toy, "data", "Path('begun').write_text('yes')\nwhile not Path('allow').exists(): time.sleep(0.01)")
     command = ["dvc", "repro", "--single-item", "data"]
-    by_hand = f"import subprocess, sys\nsys.exit(subprocess.call({command}))"
-    first = script(toy, by_hand if by_hand_first else reproducing("data"), child_environment())
+    manual = f"import subprocess, sys\nsys.exit(subprocess.call({command}))"
+    first = script(toy, manual if manual_first else reproducing("data"), child_environment())
     wait_for_file(toy / "begun")
-    if by_hand_first:
+    if manual_first:
         failure = failing("data")
         assert isinstance(failure, StageFailed)
         assert (failure.exit_code, failure.retry) == (75, True)
         assert "another DVC command is running in this folder (process " in str(failure)
     else:
-        told = subprocess.run(command, cwd=toy, capture_output=True, text=True, env=child_environment())
-        assert told.returncode
-        assert "is busy" in told.stderr
+        done = subprocess.run(command, cwd=toy, capture_output=True, text=True, env=child_environment())
+        assert done.returncode
+        assert "is busy" in done.stderr
     (toy / "allow").touch()
     assert first.wait(60) == 0
     assert (toy / "prepared").read_text() == "data"

@@ -94,7 +94,7 @@ def assert_training_arrived(clone: Path, uri: str) -> None:
 
 
 def missed_in(run: Path) -> int:
-    """How often the training's sender has told that MLflow does not answer."""
+    """The number of log messages that MLflow does not answer."""
     log = run / LOG
     return log.read_text().count("MLflow does not answer at") if log.exists() else 0
 

@@ -79,14 +79,14 @@ def test_a_champion_of_older_code_is_rescored_once(config, capsys):
     assert ", ".join(sorted(OLD)) in capsys.readouterr().out
     history = read_history(connect(), NAME)
     assert [event.after for event in history.events][:2] == [1, 2]
-    anew = fetch_version_scores(connect(), connect().get_model_version(NAME, "2"))
-    assert anew.best.value == pytest.approx(old.best.value, rel=1e-6)
+    rescored = fetch_version_scores(connect(), connect().get_model_version(NAME, "2"))
+    assert rescored.best.value == pytest.approx(old.best.value, rel=1e-6)
     assert versions() == 3
     again = register_model()
     assert (again.version, again.champion, versions()) == (decision.version, decision.champion, 3)
     assert list(CELL_RUNS.iterdir())
     assert not list(MODEL_RUNS.glob(".rescored-*"))
-    cards = [cell.card for cell in anew.cells.values()]
+    cards = [cell.card for cell in rescored.cells.values()]
     today = read_scores(SCORES).cells[old.best.cell].card
     assert all(card[field] == today[field] for card in cards for field in CODE_VERSIONS)
 
@@ -115,8 +115,8 @@ def test_promoting_a_version_rescores_the_champion(config):
     decision = promote_version(NAME, 2)
     assert "not comparable" not in decision.reason
     assert [event.after for event in read_history(connect(), NAME).events][:2] == [1, 3]
-    anew = fetch_version_scores(connect(), connect().get_model_version(NAME, "3"))
-    assert anew.best.value == pytest.approx(old.best.value, rel=1e-6)
+    rescored = fetch_version_scores(connect(), connect().get_model_version(NAME, "3"))
+    assert rescored.best.value == pytest.approx(old.best.value, rel=1e-6)
     assert promote_version(NAME, 2).champion == decision.champion
     assert versions() == 3
 

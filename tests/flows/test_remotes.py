@@ -24,7 +24,7 @@ def dvc(folder: Path, *arguments: str) -> str:
 
 
 def let_in(folder: Path, server: Ssh) -> None:
-    """A member's own way in, in config.local, as docs/production.md says."""
+    """A member's own way in, in config.local, as in docs/production.md."""
     dvc(folder, "remote", "modify", "--local", "team", "user", server.user)
     dvc(folder, "remote", "modify", "--local", "team", "keyfile", str(server.key))
 

@@ -154,8 +154,8 @@ def test_eight_concurrent_trainings_log_every_point_once(
         for number, key in enumerate(spools)
     ]
     for sender in senders:
-        _, said = sender.communicate(timeout=240)
-        assert sender.returncode == 0, said
+        _, stderr = sender.communicate(timeout=240)
+        assert sender.returncode == 0, stderr
     for key, folder in spools.items():
         assert stored(servers.mlflow, key) == logged(folder)
     (count,) = sql(servers, "mlflow", "select count(*) from metrics")
@@ -176,11 +176,11 @@ def test_a_wrong_database_uri_is_one_sentence(
 ) -> None:
     port = servers.database_port if there else free_port()
     uri = f"postgresql+psycopg://{user}@127.0.0.1:{port}/{name}"
-    said = diffctl(tmp_path, "runs", "reap", "some-run", env={"MLFLOW_TRACKING_URI": uri})
-    assert said.returncode == code, said.stderr
-    assert why in said.stderr
-    assert len(said.stderr.splitlines()) == 1
-    assert "secret" not in said.stderr + said.stdout
+    done = diffctl(tmp_path, "runs", "reap", "some-run", env={"MLFLOW_TRACKING_URI": uri})
+    assert done.returncode == code, done.stderr
+    assert why in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "secret" not in done.stderr + done.stdout
 
 
 @pytest.mark.slow

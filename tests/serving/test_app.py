@@ -372,14 +372,14 @@ class Moving:
     """A source whose model changes."""
 
     def __init__(self, first, second) -> None:
-        self.now, self.second, self.trouble = first, second, None
+        self.now, self.second, self.error = first, second, None
 
     def fetch(self):
         return self.now
 
     def has_changed(self, since) -> bool:
-        if self.trouble:
-            raise self.trouble
+        if self.error:
+            raise self.error
         return since.version != self.now.version
 
 
@@ -391,9 +391,9 @@ def assert_offline(answer, model) -> None:
 def test_a_new_champion_serves_while_the_old_one_finishes_its_requests(model, tmp_path):
     other = small_model(tmp_path / "other.safetensors", seed=1)
     source = Moving(published(model, 1), published(other, 2))
-    said: list[str] = []
+    reports: list[str] = []
     service = service_of(source, poll=0.1)
-    service._report = said.append
+    service._report = reports.append
     gate = gated(service)
     with TestClient(create_app(service), HERE) as client:
         with pending(client, gate, {"num": 2}) as answers:
@@ -409,14 +409,14 @@ def test_a_new_champion_serves_while_the_old_one_finishes_its_requests(model, tm
         wait_until(lambda: service._old is None)
     assert answers[0].headers.get_list("x-model-version") == ["1"]
     assert_offline(answers[0], model)
-    assert said == ["digits version 2 serves now"]
+    assert reports == ["digits version 2 serves now"]
 
 
 def test_a_champion_that_fails_to_load_leaves_the_old_one_serving(model, tmp_path):
     source = Moving(published(model, 1), None)
-    said: list[str] = []
+    reports: list[str] = []
     service: Service = service_of(source, poll=0.1)
-    service._report = said.append
+    service._report = reports.append
     damaged = tmp_path / "damaged.safetensors"
     whole = model.read_bytes()
     damaged.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
@@ -425,10 +425,10 @@ def test_a_champion_that_fails_to_load_leaves_the_old_one_serving(model, tmp_pat
         return service.metrics.reloads.labels("failed")._value.get() >= count
 
     with TestClient(create_app(service), HERE) as client:
-        source.trouble = ConnectionError("MLflow is away")
+        source.error = ConnectionError("MLflow is away")
         wait_until(lambda: failed(2))
-        source.trouble, source.now = None, published(model, 2)._replace(file=damaged)
-        wait_until(lambda: failed(4) and len(said) == 2)
+        source.error, source.now = None, published(model, 2)._replace(file=damaged)
+        wait_until(lambda: failed(4) and len(reports) == 2)
         assert client.post("/v1/images", json={}).headers["x-model-version"] == "1"
-    assert said[0] == "the model stays as it is: ConnectionError: MLflow is away"
-    assert "damaged: its weights are not those" in said[1]
+    assert reports[0] == "the model stays as it is: ConnectionError: MLflow is away"
+    assert "damaged: its weights are not those" in reports[1]

@@ -72,7 +72,7 @@ def foreign(page, url):
         page.faults.append(url)
 
 
-def says(page, where, text):
+def shows(page, where, text):
     from playwright.sync_api import expect
 
     expect(page.locator(where)).to_contain_text(text, timeout=60_000)
@@ -93,7 +93,7 @@ def test_images_are_made_and_saved_with_their_settings(page, here, tmp_path):
     page.fill("#settings [name=steps]", "6")
     page.fill("#settings [name=eta]", "0.5")
     page.press("#settings [name=eta]", "Enter")
-    says(page, "#make .said", "3 in ")
+    shows(page, "#make .status", "3 in ")
     images = page.locator("#make li img")
     settings = SampleSettings(steps=6, eta=0.5, seed=5)
     wanted = offline(here / MODEL, settings, range(3))[..., 0].astype(int)
@@ -104,10 +104,10 @@ def test_images_are_made_and_saved_with_their_settings(page, here, tmp_path):
     assert download.value.suggested_filename == "test-seed5-2-steps6-eta0.5.png"
     download.value.save_as(tmp_path / "saved.png")
     with Image.open(tmp_path / "saved.png") as saved:
-        said = json.loads(saved.text["diffctl"])
+        metadata = json.loads(saved.text["diffctl"])
         assert np.array_equal(np.asarray(saved, dtype=int), shown[2])
-    assert SampleSettings(**said["settings"]) == settings
-    assert (said["index"], said["class"]) == (2, "class2")
+    assert SampleSettings(**metadata["settings"]) == settings
+    assert (metadata["index"], metadata["class"]) == (2, "class2")
     assert fits(page)
     assert page.faults == []
 
@@ -118,26 +118,26 @@ def test_the_guidance_interval_is_set_by_keyboard_and_lowers_nfe(page, here):
     assert high.is_disabled()
     for field, value in (("num", "1"), ("steps", "10"), ("eta", "0"), ("guidance", "2")):
         page.fill(f"#settings [name={field}]", value)
-    says(page, "#interval-said", "guided at 10 of 10 times: NFE 20 per image")
+    shows(page, "#interval-note", "guided at 10 of 10 times: NFE 20 per image")
     for _ in range(40):
         high.press("ArrowLeft")
     for _ in range(30):
         low.press("ArrowRight")
     assert page.locator("#interval-ends").text_content() == "0.32 < σ/α ≤ 1"
     assert low.get_attribute("aria-valuetext") == "above σ/α 0.32"
-    says(page, "#interval-said", "instead of 20")
+    shows(page, "#interval-note", "instead of 20")
     low.press("End")  # no further than one below the other
     assert (low.input_value(), high.input_value()) == ("39", "40")
     low.press("Home")
     assert page.locator("#interval-ends").text_content() == "0 < σ/α ≤ 1"
     page.click("#make .main")
-    says(page, "#make .said", "1 in ")
+    shows(page, "#make .status", "1 in ")
     chosen = SampleSettings(steps=10, guidance=2.0, guidance_interval=(0.0, 1.0))
     shown = pixels_of(page.locator("#make li img").first)
     assert np.abs(shown - offline(here / MODEL, chosen, [0])[0, ..., 0].astype(int)).max() <= 1
     high.press("End")
     assert page.locator("#interval-ends").text_content() == "everywhere"
-    says(page, "#interval-said", "NFE 20 per image")
+    shows(page, "#interval-note", "NFE 20 per image")
     page.fill("#settings [name=guidance]", "0")
     assert low.is_disabled()
     assert fits(page)
@@ -168,7 +168,7 @@ def test_intermediate_images_are_shown(wide):
     wide.fill("#settings [name=num]", "1")
     wide.fill("#settings [name=steps]", "8")
     wide.click("#make .main")
-    says(wide, "#make .said", "1 in ")
+    shows(wide, "#make .status", "1 in ")
     assert "Image 0 after step 4" in wide.evaluate("window.seen")
 
 
@@ -182,12 +182,12 @@ def test_intermediate_images_are_shown(wide):
 def test_an_invalid_setting_is_shown_on_the_page(wide, field, value, sentence):
     wide.fill(f"#settings [name={field}]", value)
     wide.click("#make .main")
-    says(wide, "#make .wrong", sentence)
+    shows(wide, "#make .wrong", sentence)
     assert wide.locator("#make .wrong").is_visible()
     assert wide.faults == []
     wide.fill(f"#settings [name={field}]", "1" if field != "steps" else "2")
     wide.click("#make .main")
-    says(wide, "#make .said", "10 in ")
+    shows(wide, "#make .status", "10 in ")
     assert not wide.locator("#make .wrong").is_visible()
 
 
@@ -197,7 +197,7 @@ def test_compare_shows_a_grid_of_steps_and_eta(page, here):
     page.fill("#compare [name=etas]", "0, 1, 50")
     page.fill("#compare [name=num]", "2")
     page.click("#compare .main")
-    says(page, "#compare .said", "6 of 6 cells")
+    shows(page, "#compare .status", "6 of 6 cells")
     rows = page.locator("#compare tbody tr")
     shown = rows.nth(1).locator("td").nth(1).locator("img")
     wanted = offline(here / MODEL, SampleSettings(steps=4, eta=1.0), range(2))[..., 0].astype(int)
@@ -207,10 +207,10 @@ def test_compare_shows_a_grid_of_steps_and_eta(page, here):
     assert fits(page)
     page.select_option("#settings [name=sampler]", "dpm-solver++")
     page.click("#compare .main")
-    says(page, "#compare .said", "2 of 2 cells")
+    shows(page, "#compare .status", "2 of 2 cells")
     page.fill("#compare [name=steps]", "2, x")
     page.click("#compare .main")
-    says(page, "#compare .wrong", "Steps: give numbers with commas between them (got 2, x)")
+    shows(page, "#compare .wrong", "Steps: give numbers with commas between them (got 2, x)")
     assert page.faults == []
 
 
@@ -219,7 +219,7 @@ def test_the_slider_moves_through_the_interpolation(page, here, tmp_path):
     page.click("#tab-between")
     page.fill("#between [name=frames]", "5")
     page.click("#between .main")
-    says(page, "#between .said", "5 images in")
+    shows(page, "#between .status", "5 images in")
     slider, at = page.locator("#between [type=range]"), page.locator("#between .at")
     slider.press("Home")
     wanted = offline(here / MODEL, SampleSettings(steps=4), [0])[0, ..., 0].astype(int)
@@ -230,37 +230,37 @@ def test_the_slider_moves_through_the_interpolation(page, here, tmp_path):
     page.select_option("#between [name=kind]", "numbers")
     page.fill("#between [name=number1]", "4")
     page.click("#between .main")
-    says(page, "#between .said", "5 images in")
+    shows(page, "#between .status", "5 images in")
     assert page.locator("#between .real").nth(1).get_attribute("src") == "/playground/images/4"
     page.select_option("#between [name=kind]", "files")
     page.click("#between .main")
-    says(page, "#between .wrong", "choose the first file")
+    shows(page, "#between .wrong", "choose the first file")
     for number, size in enumerate([(40, 30), (8, 8)]):
         Image.new("RGB", size, (250, 10, 10)).save(tmp_path / f"{number}.png")
         page.set_input_files(f"#between [name=file{number}]", tmp_path / f"{number}.png")
     page.click("#between .main")
-    says(page, "#between .said", "5 images in")
+    shows(page, "#between .status", "5 images in")
     assert fits(page)
     assert page.faults == []
 
 
 def test_the_last_setting_is_marked_on_the_cost_curve(page):
     page.click("#tab-cost")
-    says(page, "#cost .finding", "Make images: their setting and time are marked here")
+    shows(page, "#cost .finding", "Make images: their setting and time are marked here")
     assert page.locator("#cost circle").count() == 2
     page.click("#tab-make")
     page.click("#make .main")
-    says(page, "#make .said", "10 in ")
+    shows(page, "#make .status", "10 in ")
     page.click("#tab-cost")
-    says(page, "#cost .finding", "NFE 8 per image")
-    says(page, "#cost .finding", "steps8-eta1 of the sweep, fd_effnet_lite0_64 200.")
+    shows(page, "#cost .finding", "NFE 8 per image")
+    shows(page, "#cost .finding", "steps8-eta1 of the sweep, fd_effnet_lite0_64 200.")
     assert page.locator("#cost circle.chosen").count() == 1
     page.fill("#settings [name=guidance]", "2")
     page.press("#settings [name=guidance]", "Enter")
-    says(page, "#make .said", "10 in ")
+    shows(page, "#make .status", "10 in ")
     page.click("#tab-cost")
-    says(page, "#cost .finding", "NFE 16 per image")
-    says(page, "#cost .finding", "The sweep has no cell with these settings")
+    shows(page, "#cost .finding", "NFE 16 per image")
+    shows(page, "#cost .finding", "The sweep has no cell with these settings")
     assert fits(page)
     assert page.faults == []
 
@@ -288,11 +288,11 @@ def test_a_running_request_can_be_stopped(wide):
     wide.fill("#settings [name=steps]", "100")
     wide.click("#make .main")
     wide.click("#make .stop")
-    says(wide, "#make .said", "stopped")
+    shows(wide, "#make .status", "stopped")
     wide.fill("#settings [name=num]", "1")
     wide.fill("#settings [name=steps]", "2")
     wide.click("#make .main")
-    says(wide, "#make .said", "1 in ")
+    shows(wide, "#make .status", "1 in ")
 
 
 def test_a_registered_version_can_be_chosen(browser, tmp_path, monkeypatch):
@@ -307,11 +307,11 @@ def test_a_registered_version_can_be_chosen(browser, tmp_path, monkeypatch):
     try:
         with browser.new_context(viewport=WIDE) as context:
             page = opened(context, server)
-            says(page, "#version", "diffctl-digits version 1, champion")
+            shows(page, "#version", "diffctl-digits version 1, champion")
             page.select_option("#version", "2")
-            says(page, "#about", "version 2")
+            shows(page, "#about", "version 2")
             page.click("#make .main")
-            says(page, "#make .said", "10 in ")
+            shows(page, "#make .status", "10 in ")
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(60) == 0
         assert server.log.read_text().endswith("version 2 serves now\n")

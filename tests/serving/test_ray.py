@@ -215,16 +215,16 @@ def test_autoscaling_loses_no_request(here):
     program = [sys.executable, "-c", IMPATIENT]
     server = ServerProcess(here, "--ray", "--replicas", "1:2", "--rows", "4", program=program)
     over, quiet = threading.Event(), threading.Event()
-    said: list[int | str] = []
+    statuses: list[int | str] = []
 
     def ask(number: int) -> None:
         with httpx.Client(timeout=120) as client:
             while not over.is_set() and not (quiet.is_set() and number):
                 asked = {"num": 2, "steps": 5 if quiet.is_set() else 40}
                 try:
-                    said.append(client.post(f"{server.url}/v1/images", json=asked).status_code)
+                    statuses.append(client.post(f"{server.url}/v1/images", json=asked).status_code)
                 except httpx.HTTPError as error:
-                    said.append(repr(error))
+                    statuses.append(repr(error))
 
     clients = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
     try:
@@ -234,15 +234,15 @@ def test_autoscaling_loses_no_request(here):
         wait_until(lambda: len(replicas()) == 2, 120)
         quiet.set()  # but for one client
         wait_until(lambda: len(replicas()) == 1, 120)
-        before = len(said)
-        wait_until(lambda: len(said) > before + 2)
+        before = len(statuses)
+        wait_until(lambda: len(statuses) > before + 2)
     finally:
         over.set()
         for client in clients:
             client.join()
         code = server.stop()
         server.kill()
-    assert set(said) == {200}
+    assert set(statuses) == {200}
     assert code == 0
     assert server.log.read_text() == ""
 

@@ -16,7 +16,7 @@ function numbers(text, name, fits) {
   return values;
 }
 
-const compare = worker(panel, async (say, signal) => {
+const compare = worker(panel, async (report, signal) => {
   const { elements } = $("form", panel);
   const num = Number(elements.num.value);
   const steps = numbers(elements.steps.value, "Steps", (value) => Number.isInteger(value) && value > 0);
@@ -29,7 +29,7 @@ const compare = worker(panel, async (say, signal) => {
   const work = async () => {
     for (let next = waiting.shift(); next; next = waiting.shift()) {
       await fill(next, signal);
-      say(`${++done} of ${total} cells`);
+      report(`${++done} of ${total} cells`);
     }
   };
   await Promise.all(Array.from({ length: CONCURRENT }, work));

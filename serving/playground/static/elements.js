@@ -20,7 +20,7 @@ export function options(select, values, wanted) {
 /** Runs one task at a time in a panel, with its buttons, status and error. */
 export function worker(panel, begin) {
   const [go, stop] = [$(".main", panel), $(".stop", panel)];
-  const [status, wrong] = [$(".said", panel), $(".wrong", panel)];
+  const [status, wrong] = [$(".status", panel), $(".wrong", panel)];
   let abort = null;
   stop.addEventListener("click", () => abort?.abort());
   return async (...given) => {

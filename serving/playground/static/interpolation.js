@@ -12,7 +12,7 @@ const way = $(".way", panel);
 const slider = $("input[type=range]", panel);
 let frames = [];
 
-const between = worker(panel, async (say, signal) => {
+const between = worker(panel, async (report, signal) => {
   const { num, ...settings } = request();
   const count = Number(form.elements.frames.value);
   const every = Math.max(1, Math.floor(settings.steps / UPDATES));
@@ -21,17 +21,17 @@ const between = worker(panel, async (say, signal) => {
   frames = Array(count).fill("");
   slider.max = count - 1;
   slider.value = Math.floor((count - 1) / 2);
-  say(body.images ? "encoding" : "");
+  report(body.images ? "encoding" : "");
   const began = performance.now();
   const step = ({ step, steps, indices, images }) => {
     indices.forEach((index, i) => { frames[index] = source(images[i]); });
-    say(`step ${step} of ${steps}`);
+    report(`step ${step} of ${steps}`);
     show();
   };
   const response = await requestEvents("/playground/between", body, step, signal);
   frames = response.images.map(source);
   show();
-  say(`${count} images in ${((performance.now() - began) / 1000).toFixed(2)} s. Drag, or use the arrow keys.`);
+  report(`${count} images in ${((performance.now() - began) / 1000).toFixed(2)} s. Drag, or use the arrow keys.`);
 });
 
 async function ends() {

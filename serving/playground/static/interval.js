@@ -8,7 +8,7 @@ const INFINITE = 1e9; // the greatest noise level of a request
 const DEBOUNCE = 150; // ms
 const form = $("#settings");
 const { low, high } = form.elements;
-const note = $("#interval-said");
+const note = $("#interval-note");
 const END = Number(high.max);
 let ends = null; // [low, high] of the request, null everywhere
 let timer = null, running = null;

@@ -10,7 +10,7 @@ const panel = $("#make");
 const list = $(".images", panel);
 const progress = $("progress", panel);
 
-export const make = worker(panel, async (say, signal, made) => {
+export const make = worker(panel, async (report, signal, made) => {
   const body = request();
   const cells = Array.from({ length: body.num }, (_, i) => element("li", {}, element("img", { alt: `Image ${i}, pending` })));
   list.replaceChildren(...cells);
@@ -18,7 +18,7 @@ export const make = worker(panel, async (say, signal, made) => {
   const began = performance.now();
   const step = ({ step, steps, indices, images }) => {
     progress.value = step / steps;
-    say(`step ${step} of ${steps}`);
+    report(`step ${step} of ${steps}`);
     indices.forEach((index, i) => {
       Object.assign($("img", cells[index]), { src: source(images[i]), alt: `Image ${index} after step ${step}` });
     });
@@ -28,7 +28,7 @@ export const make = worker(panel, async (say, signal, made) => {
   const took = (performance.now() - began) / 1000;
   progress.value = 1;
   response.images.forEach((image, i) => cells[i].replaceChildren(finished(response, i, image)));
-  say(`${body.num} in ${seconds(took)}, ${seconds(took / body.num)} an image. Click one to save it.`);
+  report(`${body.num} in ${seconds(took)}, ${seconds(took / body.num)} an image. Click one to save it.`);
   made({ settings: response.settings, evaluations: response.evaluations, seconds: took, num: body.num });
 });
 

@@ -1,4 +1,4 @@
-// The settings: a control for each sampling option of the server's list, and the request that they mean.
+// The settings: a control for each sampling option, and the request with their values.
 
 import { $, element, options } from "./elements.js";
 import * as interval from "./interval.js";
@@ -8,7 +8,7 @@ const form = $("#settings");
 const fields = form.elements;
 let known = null;
 
-/** Make the controls that the model and its choices allow, with the values that are used by default. */
+/** Create the controls that fit the model, with its default values. */
 export function offer(model, choices) {
   known = { model, choices };
   const { card, usual, limits } = model;
@@ -63,13 +63,13 @@ function agree() {
   for (const control of known.choices.controls) {
     if (control.kind !== "interval") fields[control.name].disabled = isOff(control);
   }
-  $("#unsaid").textContent = unsaid();
+  $("#hidden-options").textContent = hiddenOptions();
   const limit = known.choices.controls.find(({ kind }) => kind === "interval");
   interval.cost(form.checkValidity() ? values() : null, !limit || isOff(limit));
 }
 
-/** What the fields do not say: options that come with the usual sampler. */
-function unsaid() {
+/** Options of the default sampler that have no control. */
+function hiddenOptions() {
   const { sampler, sampler_options: own } = known.model.usual;
   const options = Object.entries(fields.sampler.value === sampler ? own : {});
   return options.map(([key, value]) => `${key} is ${value}`).join(", ");
@@ -79,7 +79,7 @@ export const isDeterministic = () => fields.eta.disabled;
 export const knownModel = () => known.model;
 export const knownChoices = () => known.choices;
 
-/** The request that the form means; an Error with a sentence where a field does not. */
+/** Return the request of the form; throw an Error if a field is invalid. */
 export function request() {
   const wrong = [...fields].find((field) => field.willValidate && !field.checkValidity());
   if (wrong) {
@@ -90,17 +90,17 @@ export function request() {
 }
 
 function values() {
-  const asked = { num: Number(fields.num.value), seed: Number(fields.seed.value) };
+  const body = { num: Number(fields.num.value), seed: Number(fields.seed.value) };
   for (const control of known.choices.controls) {
-    if (!isOff(control)) asked[control.name] = valueOf(control);
-    else if (control.required) asked[control.name] = control.default;
+    if (!isOff(control)) body[control.name] = valueOf(control);
+    else if (control.required) body[control.name] = control.default;
   }
-  if (fields.class.value) asked.class = Number(fields.class.value);
-  return asked;
+  if (fields.class.value) body.class = Number(fields.class.value);
+  return body;
 }
 
 export function onSubmit(begin) {
-  form.noValidate = true; // what is wrong is said on the page, beside the images
+  form.noValidate = true; // errors are shown next to the images
   form.addEventListener("submit", (event) => { event.preventDefault(); begin(); });
   form.addEventListener("input", () => known && agree());
 }
