@@ -38,7 +38,7 @@ DECISION = "diffctl.decision"  # the gate's first decision; later ones have a nu
 DVC_MD5 = "diffctl.dvc_md5"  # the file's MD5 in dvc.lock
 EMA_SIGMA_REL = "diffctl.ema_sigma_rel"  # σ_rel, if the version is an EMA profile
 EVENT = "diffctl.event"  # a move of the champion as JSON; `.NUMBER.ID` is appended
-HISTORY_RUN = "diffctl.history_run"  # the run whose params claim the numbers of the moves
+HISTORY_RUN = "diffctl.history_run"  # a run with a param for each claimed move
 
 # Artifact folders of a run.
 MODEL_FOLDER = "weights"  # the training's model file

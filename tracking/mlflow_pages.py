@@ -113,9 +113,9 @@ def training_note(params: Tags, fingerprint: str) -> str:
     def of(name: str) -> str:
         return params.get(name, "?")
 
-    conditional = "class-conditional" if of("model.class_cond") == "True" else "unconditional"
+    kind = "A class-conditional" if of("model.class_cond") == "True" else "An unconditional"
     return (
-        f"A {conditional} diffusion model of *{of('data.name')}*: {of('train.steps')} steps of "
+        f"{kind} diffusion model of *{of('data.name')}*: {of('train.steps')} steps of "
         f"{of('train.batch_size')} images.\n\n"
         f"- **network**: {params.get('model.name', 'unet')}, {of('model.channels')} channels × "
         f"{of('model.channel_mult')}, {of('model.num_res_blocks')} blocks a level\n"

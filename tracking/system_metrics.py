@@ -1,4 +1,4 @@
-"""How busy the machine is: CPU, memory and GPUs, under the names that MLflow's page of system metrics has."""
+"""Load of CPU, memory and GPUs, with the names of MLflow's page of system metrics."""
 
 import contextlib
 from collections.abc import Callable
@@ -8,17 +8,17 @@ MEGABYTE = 1e6
 
 
 class SystemMetrics:
-    """Reads the machine now and again; a load is the mean since the reading before."""
+    """Reads the machine's load; each reading is the mean since the reading before."""
 
     def __init__(self) -> None:
         import psutil
 
         self._process = psutil.Process()
-        psutil.cpu_percent()  # the first call begins the time that the next one is a mean of
+        psutil.cpu_percent()  # start of the first interval
         self._gpus = _gpus()
 
     def read(self) -> AsyncMetrics:
-        """Loads in percent, memory in megabytes (10⁶ bytes), power in watts; GPUs where NVML knows some."""
+        """Return loads in percent, memory in megabytes (10⁶ bytes), power in watts; GPUs if NVML has them."""
         import psutil
 
         memory = psutil.virtual_memory()
@@ -34,7 +34,7 @@ class SystemMetrics:
 
 
 def _gpus() -> list[Callable[[], AsyncMetrics]]:
-    """A reader for each GPU; none without nvidia-ml-py (the extra `gpu`) or without a driver."""
+    """Return a reader for each GPU; none without nvidia-ml-py (extra `gpu`) or without a driver."""
     try:
         import pynvml
     except ImportError:
@@ -48,7 +48,7 @@ def _gpus() -> list[Callable[[], AsyncMetrics]]:
     def reader(handle: object) -> Callable[[], AsyncMetrics]:
         def read() -> AsyncMetrics:
             values: AsyncMetrics = {}
-            # A card that does not tell one of them (as MIG slices do not tell their load) tells the others.
+            # A device may refuse one reading and allow the others, as MIG slices refuse their load.
             with contextlib.suppress(pynvml.NVMLError):
                 memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
                 values["memory_usage_megabytes"] = memory.used / MEGABYTE

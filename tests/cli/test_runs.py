@@ -139,7 +139,7 @@ def test_best_cell_becomes_metrics_and_pages_get_descriptions():
     }
     assert history(run_id, "best/kd_effnet_lite0_64") == [(0, 0.2)]
     note = run.data.tags[NOTE]
-    assert "| **steps10-eta0** | **200** | **175** | **0.2** |" in note
+    assert "| **10 steps, η = 0** | 200 | 175 | 0.2 |" in note
     experiment = connect().get_experiment(run.info.experiment_id)
     assert "*digits*" in experiment.tags[NOTE]
     assert experiment.tags["mlflow.experiment.primaryMetric.name"] == "best/kd_effnet_lite0_64"
@@ -238,7 +238,7 @@ def test_run_is_found_by_id_prefix_name_and_fingerprint():
         find_run("nothing")
     train("three", "f1" * 8 + "0")
     deliver_all()
-    with pytest.raises(UsageError, match="more than one"):
+    with pytest.raises(UsageError, match="several runs"):
         find_run("digits-f1f1f1f1")
 
 

@@ -31,7 +31,7 @@ def test_name_lists_the_fields_that_differ_from_the_nearest_profile():
     assert title("digits", train__lr=RATE, model__channels=64) == "digits-channels64-lr0.001"
     assert title("digits", model__channel_mult=[1, 2, 2]) == "digits-channel_mult1.2.2"
     assert title("digits", data__flip=True) == "digits-flip+"
-    assert title("digits", train__lr=0.002).startswith("digits-courseconstant-warmup")
+    assert title("digits", train__lr=0.002).startswith("digits-scheduleconstant-warmup")
     assert title("digits", train__log_every=7, train__save_every=9, sweep__steps=[5]) == "digits"
     assert title("imagenet64-adm", train__seed=1) == "imagenet64-adm-seed1"
     assert title("imagenet64", train__seed=1) == "imagenet64-seed1"

@@ -168,7 +168,7 @@ def _compare_in_space(
 ) -> tuple[list[ScoreRow], list[Difference]]:
     """Return the rows of a feature space, and the cells that are not comparable in it.
 
-    A document without scores in the first space is represented by its own, whose cards differ.
+    A document without scores in the first space has its own scores there; their cards differ.
     """
     further = space != groups[0][0].document.extractor
     columns = [[_cells_in_space(one.document, space, further=further) for one in group] for group in groups]

@@ -1,6 +1,6 @@
-"""The registered model: MLflow runs this file when it loads one ("models from code"), nothing is unpickled.
+"""The registered model: MLflow executes this file to load it ("models from code"), without pickles.
 
-It stands alone beside a copy of diffusion/: it imports nothing else of this project.
+It is stored with a copy of diffusion/, and imports nothing else of this project.
 
     {"inputs": [{"num": 4, "steps": 50, "class": "3"}]}
     →  {"predictions": [{"indices": […], "labels": […], "images": [a PNG in base64, …]}]}
@@ -39,7 +39,7 @@ class _Request(BaseModel):
 
 
 def _option_field(option: SamplingOption) -> tuple[Any, Any]:
-    """Return the type and the field of a sampling option, in types that MLflow knows."""
+    """Return the type and the field of a sampling option, in types that MLflow supports."""
     ends = get_args(option.plain_type) if get_origin(option.plain_type) is tuple else ()
     kind = list[ends[0]] if ends else option.plain_type  # type: ignore[valid-type]
     field = Field(
@@ -60,10 +60,10 @@ _OptionFields: Any = fields_section(
 
 
 class Request(_OptionFields):  # type: ignore[misc]
-    """What to sample. Image i depends on the model, the settings and i alone.
+    """A request for images. Image i depends on the model, the settings and i alone.
 
-    `indices` are the images wanted; without them 0 … num − 1. What is left out is as in the best cell of the
-    sweep that the model was registered with.
+    `indices` are the requested images, by default 0 … num − 1. Other defaults are the settings of the best
+    cell in the model's sweep.
     """
 
     num: int = Field(default=1, ge=1, le=MAX_IMAGES)
@@ -73,13 +73,13 @@ class Request(_OptionFields):  # type: ignore[misc]
     @field_validator("indices")
     @classmethod
     def _are_indices(cls, indices: list[int] | None) -> list[int] | None:
-        if any(not 0 <= index < MAX_INDEX for index in indices or ()):  # MLflow knows no bounds of items
+        if any(not 0 <= index < MAX_INDEX for index in indices or ()):  # MLflow cannot bound items
             raise ValueError(f"an image's index is from 0 to {MAX_INDEX - 1:,}")
         return indices
 
 
 class Reply(BaseModel):
-    """The images of one request: PNG in base64, with the index of each, and its label where there are any."""
+    """The images of a request: PNG in base64, their indices, and labels of a class-conditional model."""
 
     indices: list[int]
     labels: list[int] | None = None
@@ -87,10 +87,10 @@ class Reply(BaseModel):
 
 
 class RegisteredSampler(PythonModel):
-    """Samples images from the weights beside it."""
+    """Samples images from the stored weights."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the weights; ValueError when they are not those that the scores beside them speak of."""
+        """Load the weights; ValueError if the stored scores are of other weights."""
         weights = Path(context.artifacts["weights"])
         cells = read_scores(Path(context.artifacts["scores"])).cells
         best = cells[str(context.model_config["best_cell"])]
@@ -98,14 +98,14 @@ class RegisteredSampler(PythonModel):
             raise ValueError(f"{weights} is not the model that was registered: its SHA-256 differs")
         known = {key: best.card[key] for key in SampleSettings.model_fields if key in best.card}
         validate(SampleSettings, known, "the best cell's card does not fit")
-        self.usual = known
+        self.defaults = known
         self.device = default_device()
         self.model = load_model(weights, self.device)
 
     def predict(self, model_input: list[Request]) -> list[Reply]:  # type: ignore[override]
-        """A reply for each request; INVALID_PARAMETER_VALUE for one that this model cannot fulfil.
+        """Return a reply for each request.
 
-        INTERNAL_ERROR where its numbers are none.
+        INVALID_PARAMETER_VALUE for an unsupported request, INTERNAL_ERROR for NaN or infinity.
         """
         try:
             return [self._sample(request) for request in model_input]
@@ -117,7 +117,7 @@ class RegisteredSampler(PythonModel):
     def _sample(self, request: Request) -> Reply:
         indices = request.indices if request.indices is not None else list(range(request.num))
         chosen = request.model_dump(include=set(SampleSettings.model_fields), exclude_none=True)
-        settings = validate(SampleSettings, self.usual | chosen, "the request")
+        settings = validate(SampleSettings, self.defaults | chosen, "the request")
         refuse_idle(chosen, settings)
         artefact = self.model.artefact
         if request.class_name is not None:

@@ -1,7 +1,7 @@
-"""What lies in runs/ that neither the present configuration nor the champion, a search or a named run needs.
+"""Folders in runs/ that nothing needs: not the present configuration, champion, searches or named runs.
 
-runs/ grows with every other configuration and every other code. A training that runs, or whose metrics are
-not wholly in MLflow, is never among it.
+runs/ grows with every change of configuration or code. Trainings that run, or are not delivered to MLflow
+completely, are never leftovers.
 """
 
 import itertools
@@ -30,14 +30,14 @@ from tracking.runs.run_lookup import find_run
 from tracking.spool.delivery_state import DeliveryState
 from tracking.spool.spool_events import EVENTS, read_events
 from tracking.spool.training_status import read_status
-from tracking.store import connect, database_file, tracking_uri, translate_errors
+from tracking.store import mlflow_client, store_exists, tracking_uri
 
 TRAININGS = (TRAIN_RUNS, CLASSIFIER_RUNS)
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """A folder that nothing needs: `size` bytes on the disk, and what it is."""
+    """A folder that nothing needs: its size on the disk in bytes, and what it is."""
 
     path: Path
     size: int
@@ -46,7 +46,7 @@ class Leftover:
 
 @dataclass
 class Needed:
-    """Trainings by folder name, by key and by their search's, models as cards and MLflow know them."""
+    """What is kept: trainings by fingerprint, key or search, models by digest of weights or file."""
 
     fingerprints: set[str] = field(default_factory=set)
     keys: set[str] = field(default_factory=set)
@@ -56,22 +56,22 @@ class Needed:
 
 
 def find_leftovers(config: Config, plans: Sequence[TrainPlan], names: Sequence[str] = ()) -> list[Leftover]:
-    """What may go, the largest first, where `plans` are the present trainings; `names` are runs to keep.
+    """Return the leftovers, the largest first; `plans` are the present trainings, `names` runs to keep.
 
-    Where a present training has no state yet, what it or `diffctl run --keep` would go on from stays, too,
-    and so do the trainings of each search whose folder is there. UsageError for a name that no run has;
-    DiffctlError when MLflow does not answer, which knows the champion, and for a search that is damaged.
+    Also keep the trainings that a present one, or `diffctl run --keep`, would resume from, and those of each
+    search that exists. UsageError for an unknown name; DiffctlError if a search is damaged, or MLflow, which
+    names the champion, does not answer.
     """
     needed = _needed_by_mlflow(config.data.name, names)
     needed.searches = {search.key for search in known_searches()}
     for plan, root in itertools.product(plans, TRAININGS):
         needed.fingerprints |= {folder.name for folder in _needed_by(plan, root)}
-    found = [*_trainings(needed), *_cells(config, needed), *_averages(config), *_models(needed)]
+    found = [*_trainings(needed), *_cells(config, needed), *_ema_models(config), *_models(needed)]
     return sorted(found, key=lambda leftover: leftover.size, reverse=True)
 
 
 def remove_leftovers(found: Sequence[Leftover]) -> list[Leftover]:
-    """Remove the folders; returns those that a process has begun to use meanwhile, which stay."""
+    """Remove the folders; return those that stay because a process uses them now."""
     busy = []
     for leftover in found:
         try:
@@ -83,28 +83,27 @@ def remove_leftovers(found: Sequence[Leftover]) -> list[Leftover]:
 
 
 def _needed_by(plan: TrainPlan, root: Path) -> Iterator[Path]:
-    """A training's folder in `root`, and those of others whose states it may go on from."""
+    """Yield a training's folder in `root`, and those that it would resume from."""
     folder, settings, code = run_dir_of(plan, root)
     yield folder
     if not newest_step(folder):
         if other := find_kept_run(folder, settings):
             yield other
-        if start := find_resume_point(folder, settings, code):
-            yield start.folder
+        if point := find_resume_point(folder, settings, code):
+            yield point.folder
 
 
 def _needed_by_mlflow(data: str, names: Sequence[str]) -> Needed:
-    needed, uri = Needed(), tracking_uri()
-    database = database_file(uri)
-    if database is not None and not database.exists() and not names:
+    needed = Needed()
+    if not names and not store_exists():
         return needed
     tags = [find_run(name).data.tags for name in names]
-    with translate_errors(uri):
-        champion = find_champion(connect(uri), model_name(data))
+    with mlflow_client() as client:
+        champion = find_champion(client, model_name(data))
     tags += [champion.tags] if champion else []
-    for of in tags:
-        for into, tag in ((needed.keys, KEY), (needed.models, MODEL_SHA256), (needed.files, FILE_SHA256)):
-            into.update([of[tag]] if tag in of else [])
+    for values in tags:
+        for kept, tag in ((needed.keys, KEY), (needed.models, MODEL_SHA256), (needed.files, FILE_SHA256)):
+            kept.update([values[tag]] if tag in values else [])
     return needed
 
 
@@ -124,37 +123,37 @@ def _trainings(needed: Needed) -> Iterator[Leftover]:
 
 
 def _searches_of(folder: Path) -> set[str]:
-    """The keys of all searches that a training is a trial of: a tag has the last one's alone."""
+    """Return the keys of all searches that a training is a trial of; MLflow's tag has only the last one."""
     tags = (event["values"] for event in read_events(folder) if event["kind"] == "tags")
     return {values[SEARCH_KEY] for values in tags if SEARCH_KEY in values}
 
 
 def _cells(config: Config, needed: Needed) -> Iterator[Leftover]:
-    """Shards of other models; of the present one those of cells not in the grid, or by other code."""
+    """Yield the images of other models, and those of the present one that are not in the grid or outdated."""
     kept = {cells_folder(sha256) for sha256 in needed.models}
     own, present = set[Path](), set[Path]()
     if MODEL.is_file():
-        averages = existing_ema_models(MODEL, config.sweep.sigma_rels)
-        models = {width: read_artefact(file) for width, file in averages.items()}
+        profiles = existing_ema_models(MODEL, config.sweep.sigma_rels)
+        models = {width: read_artefact(file) for width, file in profiles.items()}
         models[None] = read_artefact(MODEL)
         cells = [cell for cell in grid(config.sample, config.sweep) if cell.ema in models]
         own = {cells_folder(model.model_sha256) for model in models.values()}
         present = {shards_folder(cell_settings(config.sample, cell), models[cell.ema]) for cell in cells}
     for folder in _folders(CELL_RUNS):
         if folder in own:
-            what = "images of a cell that is not in the grid, or by other code"
-            others = [cell for cell in _folders(folder) if cell not in present]
-            yield from (Leftover(cell, disk_usage(cell), what) for cell in others)
+            what = "images of a cell that is not in the grid, or of other code"
+            unused = [cell for cell in _folders(folder) if cell not in present]
+            yield from (Leftover(cell, disk_usage(cell), what) for cell in unused)
         elif folder not in kept:
             yield Leftover(folder, disk_usage(folder), "images of another model")
 
 
-def _averages(config: Config) -> Iterator[Leftover]:
-    """Models of widths that the grid does not have, or of other snapshots: each is made again in a moment."""
+def _ema_models(config: Config) -> Iterator[Leftover]:
+    """Yield EMA profiles that are not in the grid, or of other snapshots; they are quickly made again."""
     kept = {path.parent for path in existing_ema_models(MODEL, config.sweep.sigma_rels).values()}
     for folder in _folders(EMA_RUNS):
         if folder not in kept:
-            yield Leftover(folder, disk_usage(folder), "model of an average that is not in the grid")
+            yield Leftover(folder, disk_usage(folder), "model of an EMA profile that is not in the grid")
 
 
 def _models(needed: Needed) -> Iterator[Leftover]:

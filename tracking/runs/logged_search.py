@@ -1,7 +1,7 @@
-"""A search in MLflow: a run that its trials' runs are children of, and the table that it ends with.
+"""A search in MLflow: one run that is the parent of its trials' runs and contains the final table.
 
-The parent is no training: it has no key, so that what lists trainings passes it by. It is made when the first
-trial is delivered, under a lock: trials beside each other may be delivered at one moment.
+The parent has no key, so lists of trainings omit it. It is created with the first trial, under a lock:
+concurrent trials may be delivered at the same time.
 """
 
 from pathlib import Path
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion.layout import TRAIN_RUNS
 from diffusion.system.locks import file_lock
-from tracking.experiments import ensure_experiment, find_by_tags
+from tracking.experiments import create_finished_run, ensure_experiment, find_by_tags
 from tracking.keys import PARENT, SEARCH, SEARCH_ROOT, experiment_name
-from tracking.store import connect, tracking_uri, translate_errors
+from tracking.store import mlflow_client
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -21,9 +21,9 @@ LOCK = "search.lock"  # in the folder of the trainings
 
 
 def join_search(client: "MlflowClient", run_id: str, key: str, trainings: Path) -> None:
-    """Make the run of a trial a child of its search's, whose name a tag of the trial's has.
+    """Make a trial's run a child of its search's run; the trial's tag contains the search's name.
 
-    `trainings` is the folder that the trial's training lies in, as those of the search's others.
+    `trainings` is the folder of the search's trainings.
     """
     run = client.get_run(run_id)
     name = run.data.tags.get(SEARCH, "search")
@@ -38,13 +38,11 @@ def log_search(
     best: dict[str, float],
     trainings: Path = TRAIN_RUNS,
 ) -> str:
-    """Log what a search has come to: its table as an artifact, the best group's values as metrics.
+    """Log a search's table as an artifact, and the values of its best group as metrics; return the run's id.
 
-    Logging the same again changes nothing. Returns the run's id; MlflowError when MLflow does not answer.
+    Logging the same again changes nothing. MlflowError if MLflow does not answer.
     """
-    uri = tracking_uri()
-    with translate_errors(uri):
-        client = connect(uri)
+    with mlflow_client() as client:
         experiment = ensure_experiment(client, experiment_name(data))
         run_id = _ensure_search(client, experiment, key, name, trainings)
         client.log_dict(run_id, table, TABLE)
@@ -56,10 +54,8 @@ def log_search(
 
 
 def _ensure_search(client: "MlflowClient", experiment: str, key: str, name: str, trainings: Path) -> str:
-    """The id of the search's run, made when it is missing; nothing goes on in it, so it is finished."""
+    """Return the id of the search's run, created if it is missing."""
     with file_lock(trainings / LOCK):
         if found := find_by_tags(client, [experiment], {SEARCH_ROOT: key}):
             return str(found[0].info.run_id)
-        run = client.create_run(experiment, tags={SEARCH_ROOT: key, SEARCH: name}, run_name=f"search {name}")
-        client.set_terminated(run.info.run_id, "FINISHED")
-        return str(run.info.run_id)
+        return create_finished_run(client, experiment, f"search {name}", {SEARCH_ROOT: key, SEARCH: name})

@@ -1,4 +1,4 @@
-"""Finding runs: the one that a model came from, and the one that a person names."""
+"""Finding training runs: by a model's identity, or by a name that a user gives."""
 
 import contextlib
 import http.client
@@ -21,51 +21,46 @@ from tracking.mlflow_pages import LOCAL, experiment_link
 from tracking.spool.delivery import deliver
 from tracking.spool.sender import LOCK
 from tracking.spool.training_status import read_status
-from tracking.store import connect, tracking_uri, translate_errors
+from tracking.store import mlflow_client
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-SENDER_SECONDS = 15.0  # for a sender that is still at it
+SENDER_SECONDS = 15.0  # to wait for a running sender
 
 
 class TrainingIdentity(Section):
-    """What models/run.json says of the model beside it: its training's key and fingerprint."""
+    """The content of models/run.json: key and fingerprint of the training that made the model."""
 
     key: Annotated[str, Field(min_length=1, max_length=200)]
     fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
 
 
 def read_identity(path: Path) -> TrainingIdentity:
-    """Read models/run.json; UsageError where it is missing, DiffctlError where it says nothing."""
+    """Read models/run.json; UsageError if it is missing, DiffctlError if it is damaged."""
     try:
         return read_checksummed_json(path, TrainingIdentity)
     except FileNotFoundError:
-        raise UsageError(f"{path} is not here: `dvc pull` brings it, or `diffctl run` makes it") from None
+        raise UsageError(f"{path} is missing: get it by `dvc pull` or `diffctl run`") from None
     except DiffctlError as error:
-        raise DiffctlError(
-            f"{path} does not say which training made the model ({error}): train again"
-        ) from None
+        raise DiffctlError(f"{path} does not name the model's training ({error}): train again") from None
 
 
 def ensure_training_run(client: "MlflowClient", identity: TrainingIdentity, data_name: str) -> str:
-    """The id of the run of a training, made when MLflow does not know it.
+    """Return the id of a training's run, created if MLflow does not have it.
 
-    What the training's spool still holds is delivered first, so that an outage leaves no second run behind.
+    Deliver the training's spool first, so that an outage does not lead to a second run.
     """
     folder = TRAIN_RUNS / identity.fingerprint
     training = read_status(folder)
     if training is not None and training.key == identity.key:
-        with (
-            contextlib.suppress(LockBusy),
-            file_lock(folder / LOCK, SENDER_SECONDS),
-        ):  # busy: it is on its way
+        with contextlib.suppress(LockBusy), file_lock(folder / LOCK, SENDER_SECONDS):
             deliver(folder, client.tracking_uri)
     experiment = ensure_experiment(client, experiment_name(data_name))
     if found := find_by_tags(client, [experiment], {KEY: identity.key}):
         return str(found[0].info.run_id)
-    # A model that was pulled from another machine, whose MLflow is not ours.
+    # The model was pulled from another machine, with another store.
     name = f"{data_name}-{identity.fingerprint[:8]}"
     run_id = ensure_run(client, experiment, identity.key, name, time.time_ns() // 1_000_000)
     client.set_tag(run_id, FINGERPRINT, identity.fingerprint)
@@ -74,7 +69,7 @@ def ensure_training_run(client: "MlflowClient", identity: TrainingIdentity, data
 
 
 def training_runs(client: "MlflowClient", newest: int | None = None) -> "list[Run]":
-    """Every training's run, the oldest first; of so many the newest alone, those first."""
+    """Return the runs of all trainings, the oldest first; or the `newest` ones, the newest first."""
     experiments = client.search_experiments(filter_string=f"name LIKE '{experiment_name('%')}'")
     ids = [experiment.experiment_id for experiment in experiments]
     query = f"tags.`{KEY}` LIKE '%'"
@@ -84,38 +79,37 @@ def training_runs(client: "MlflowClient", newest: int | None = None) -> "list[Ru
 
 
 def newest_experiment_link(address: str, uri: str) -> str:
-    """Where MLflow's UI at `address` shows the experiment of the newest training in the store at `uri`.
+    """Return the page of the newest training's experiment in MLflow's UI at `address`.
 
-    The address alone where there is none yet, or a server does not answer. A local store is made first.
+    The address alone if there is no training, or the server does not answer. Creates a missing local store.
     """
     try:
-        with translate_errors(uri):
-            runs = training_runs(connect(uri), newest=1)
+        with mlflow_client(uri) as client:
+            runs = training_runs(client, newest=1)
     except MlflowError:
         return address
     return experiment_link(address, runs[0].info.experiment_id) if runs else address
 
 
 def find_ui(run_id: str) -> str:
-    """Where `diffctl ui` shows this run in a browser; DiffctlError where it does not."""
-    asked = f"{LOCAL}/api/2.0/mlflow/runs/get?run_id={run_id}"
+    """Return the address at which `diffctl ui` shows this run; DiffctlError if it does not."""
     try:
-        with urllib.request.urlopen(asked, timeout=TIMEOUT_SECONDS):
+        url = f"{LOCAL}/api/2.0/mlflow/runs/get?run_id={run_id}"
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS):
             return LOCAL
     except (OSError, http.client.HTTPException):
         raise DiffctlError(
-            f"no MLflow shows these runs at {LOCAL}: start it by `diffctl ui`, and do this again"
+            f"no MLflow server at {LOCAL} shows these runs: start it by `diffctl ui` and try again"
         ) from None
 
 
 def find_run(name: str, uri: str | None = None) -> "Run":
-    """The training's run with this id, unique beginning of an id, name or fingerprint.
+    """Return the training's run with this id, unique beginning of an id, name or fingerprint.
 
-    UsageError when there is none, or more than one.
+    UsageError if there is none, or more than one.
     """
-    uri = uri or tracking_uri()
-    with translate_errors(uri):
-        runs = training_runs(connect(uri))
+    with mlflow_client(uri) as client:
+        runs = training_runs(client)
     exact = [
         run for run in runs if name in (run.info.run_id, run.info.run_name, run.data.tags.get(FINGERPRINT))
     ]
@@ -124,5 +118,5 @@ def find_run(name: str, uri: str | None = None) -> "Run":
         raise UsageError(f"there is no run {name!r} in MLflow: `diffctl runs` lists them")
     if len(found) > 1:
         ids = ", ".join(run.info.run_id[:8] for run in found)
-        raise UsageError(f"{name!r} means more than one run: give one of the ids {ids}")
+        raise UsageError(f"{name!r} matches several runs: give one of the ids {ids}")
     return found[0]

@@ -1,4 +1,4 @@
-"""What a training is called: the profile that it is nearest to, and what differs from it."""
+"""The name of a training: its nearest profile, and the fields that differ from it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from diffusion.config import Config
 
 PROFILES = Path("profiles")
-SECTIONS = ("data", "model", "process", "train")  # what decides a training
+SECTIONS = ("data", "model", "process", "train")  # the sections of params.yaml that decide a training
 MAX_LENGTH = 60  # characters
 
 
 def training_name(config: "Config", profiles: Path = PROFILES) -> str:
-    """Such as `digits-lr0.001-channels64`: a profile of this data set and the fields that are not as there.
+    """Return a name such as `digits-lr0.001-channels64`: a profile of the data set and differing fields.
 
-    Of several profiles the one that the fewest fields differ from; the data set alone where there is none.
+    Of several profiles choose the one with the fewest differences; without any use the data set's name.
     """
-    values = _deciding(config)
+    values = _training_fields(config)
     known = {path.stem: found for path in sorted(profiles.glob("*.yaml")) if (found := _profile(path))}
     same_data = {name: found for name, found in known.items() if found["data.name"] == values["data.name"]}
     if not same_data:
@@ -30,22 +30,22 @@ def training_name(config: "Config", profiles: Path = PROFILES) -> str:
 
 
 def _profile(path: Path) -> dict[str, Any] | None:
-    """The deciding fields of a profile; None of a file that is none."""
+    """Return the fields of a profile that decide a training; None if the file is not a profile."""
     from diffusion.config import load
 
     try:
-        return _deciding(load(path))
+        return _training_fields(load(path))
     except DiffctlError:
         return None
 
 
-def _deciding(config: "Config") -> dict[str, Any]:
-    """What decides a training, by name; not where its data lies, when it is looked at, and where it runs."""
+def _training_fields(config: "Config") -> dict[str, Any]:
+    """Return the fields that decide a training, without paths, logging intervals and hardware."""
     from diffusion.train.plan import HARDWARE_FIELDS, OBSERVATION_FIELDS
 
-    aside = {"data.path", *(f"train.{name}" for name in OBSERVATION_FIELDS | HARDWARE_FIELDS)}
+    excluded = {"data.path", *(f"train.{name}" for name in OBSERVATION_FIELDS | HARDWARE_FIELDS)}
     values = flat(config.model_dump(mode="json", include=set(SECTIONS)))
-    return {name: value for name, value in values.items() if name not in aside}
+    return {name: value for name, value in values.items() if name not in excluded}
 
 
 def _differing(profile: dict[str, Any], values: dict[str, Any]) -> list[str]:
@@ -54,12 +54,12 @@ def _differing(profile: dict[str, Any], values: dict[str, Any]) -> list[str]:
 
 
 def _label(field: str) -> str:
-    """The last part of a field's name; the rate of a course is called as the course."""
+    """Return the last part of a field's name; the rate of a schedule has the schedule's name."""
     return field.removesuffix(".rate").rpartition(".")[2]
 
 
 def _short(value: Any) -> str:
-    """As a part of a name: a list's values joined by dots, `-` for nothing and for no."""
+    """Return a value as a part of a name: lists joined by dots, `+` for True, `-` for False and None."""
     if isinstance(value, bool) or value is None:
         return "+" if value else "-"
     if isinstance(value, list | tuple):
@@ -68,7 +68,7 @@ def _short(value: Any) -> str:
 
 
 def _joined(name: str, parts: list[str]) -> str:
-    """The name with as many of the parts as there is room for; `+3` stands for three more."""
+    """Return the name with as many parts as fit; `+3` counts three more."""
     for count in range(len(parts), -1, -1):
         left = len(parts) - count
         title = "-".join([name, *parts[:count], *([f"+{left}"] if left else [])])

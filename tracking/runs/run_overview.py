@@ -1,4 +1,4 @@
-"""All trainings at a glance, from runs/train/ and from MLflow, and the dead ones laid to rest."""
+"""All trainings of runs/train/ and MLflow in one list, and marking dead ones as KILLED."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from tracking.spool.delivery import deliver, mark_killed
 from tracking.spool.delivery_state import DeliveryState
 from tracking.spool.sender import LOCK
 from tracking.spool.training_status import STATES, State, TrainingStatus, list_trainings
-from tracking.store import connect, database_file, tracking_uri, translate_errors
+from tracking.store import mlflow_client, store_exists, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunRow:
-    """A training: here (`folder`), in MLflow (`run_id`), or both. Times are milliseconds since 1970.
+    """A training: local (`folder`), in MLflow (`run_id`), or both. Times are milliseconds since 1970.
 
-    `heartbeat` is its last sign of life, None for one that is not here.
+    `heartbeat` is its last sign of life, None if it is not local.
     """
 
     name: str
@@ -43,26 +43,25 @@ class RunRow:
 
 
 def list_runs(root: Path = TRAIN_RUNS, newest: int | None = None) -> tuple[list[RunRow], MlflowError | None]:
-    """Every training, the newest first, or so many; with it the error where MLflow could not be asked.
+    """Return all trainings, or the `newest` ones, the newest first; with the error if MLflow failed.
 
-    A training that is here has the same start in MLflow: with the newest rows come the newest runs alone.
+    A local training has the same start time in MLflow, so the newest rows need the newest runs alone.
     """
     uri, problem = tracking_uri(), None
     trainings = {training.key: training for training in list_trainings(root)}
     runs: dict[str, Run] = {}
-    database = database_file(uri)
-    if database is None or database.exists():
+    if store_exists(uri):
         try:
-            with translate_errors(uri):
-                runs = {run.data.tags[KEY]: run for run in training_runs(connect(uri), newest)}
+            with mlflow_client(uri) as client:
+                runs = {run.data.tags[KEY]: run for run in training_runs(client, newest)}
         except MlflowError as error:
             problem = error
-    rows = [_row(trainings[key], runs.get(key), uri) for key in trainings]
+    rows = [_local_row(trainings[key], runs.get(key), uri) for key in trainings]
     rows += [_remote_row(run) for key, run in runs.items() if key not in trainings]
     return sorted(rows, key=lambda row: row.started, reverse=True)[:newest], problem
 
 
-def _row(training: TrainingStatus, run: "Run | None", uri: str) -> RunRow:
+def _local_row(training: TrainingStatus, run: "Run | None", uri: str) -> RunRow:
     return RunRow(
         name=training.name,
         state=training.state,
@@ -80,7 +79,7 @@ def _row(training: TrainingStatus, run: "Run | None", uri: str) -> RunRow:
 
 
 def _remote_row(run: "Run") -> RunRow:
-    """A training of another machine, or one whose folder is gone."""
+    """Return the row of a training of another machine, or without its folder."""
     steps = run.data.params.get("train.steps")
     return RunRow(
         name=run.info.run_name,
@@ -99,18 +98,18 @@ def _remote_row(run: "Run") -> RunRow:
 
 
 @dataclass(frozen=True)
-class ReapedRun:
-    """A dead training whose run is KILLED now; `problem` is a sentence where it could not be said so."""
+class KilledRun:
+    """A dead training whose run is KILLED now, or the `problem` that prevented it."""
 
     name: str
     problem: str | None = None
 
 
-def reap(names: Sequence[str] = (), root: Path = TRAIN_RUNS) -> list[ReapedRun]:
-    """Give the runs of dead trainings the status KILLED, what they left is delivered first.
+def reap(names: Sequence[str] = (), root: Path = TRAIN_RUNS) -> list[KilledRun]:
+    """Deliver the spools of dead trainings and set their runs to KILLED.
 
-    Without names: every training here whose process is gone. With names (see `find_run`): those runs too,
-    wherever they were made; UsageError for one that is running here or has ended.
+    Without names, do so for every local training without a process. With names (see `find_run`), for those
+    runs too, wherever they were trained; UsageError for one that is running here or has ended.
     """
     uri = tracking_uri()
     trainings = list_trainings(root)
@@ -119,31 +118,30 @@ def reap(names: Sequence[str] = (), root: Path = TRAIN_RUNS) -> list[ReapedRun]:
     dead = [training for training in trainings if training.state == "dead"]
     if dead:
         check_reachable(uri)  # once, not for every training
-    reaped = [_reap_dead(training, uri) for training in dead]
-    return [one for one in reaped if one is not None]
+    return [killed for training in dead if (killed := _reap_dead(training, uri))]
 
 
-def _reap_dead(training: TrainingStatus, uri: str) -> ReapedRun | None:
-    """None when it was marked already."""
+def _reap_dead(training: TrainingStatus, uri: str) -> KilledRun | None:
+    """Return None if it was KILLED already."""
     try:
         with file_lock(training.folder / LOCK, timeout=0):
             deliver(training.folder, uri)
-            return ReapedRun(training.name) if mark_killed(training.folder, uri) else None
+            return KilledRun(training.name) if mark_killed(training.folder, uri) else None
     except MlflowDenied:
         raise
     except DiffctlError as error:
-        return ReapedRun(training.name, str(error))
+        return KilledRun(training.name, str(error))
 
 
-def _reap_named(name: str, trainings: list[TrainingStatus], uri: str) -> ReapedRun:
+def _reap_named(name: str, trainings: list[TrainingStatus], uri: str) -> KilledRun:
     run = find_run(name, uri)
     if run.info.status != "RUNNING":
-        raise UsageError(f"run {run.info.run_name} is not running: MLflow has it as {run.info.status}")
-    here = [training for training in trainings if training.key == run.data.tags[KEY]]
-    if here and here[0].state == "running":
-        raise UsageError(f"run {run.info.run_name} is running here ({here[0].folder}): stop it first")
-    if here and here[0].state == "dead":
-        return _reap_dead(here[0], uri) or ReapedRun(run.info.run_name)
-    with translate_errors(uri):
-        connect(uri).set_terminated(run.info.run_id, "KILLED")
-    return ReapedRun(run.info.run_name)
+        raise UsageError(f"run {run.info.run_name} is not running: its status in MLflow is {run.info.status}")
+    local = next((training for training in trainings if training.key == run.data.tags[KEY]), None)
+    if local and local.state == "running":
+        raise UsageError(f"run {run.info.run_name} is running here ({local.folder}): stop it first")
+    if local and local.state == "dead":
+        return _reap_dead(local, uri) or KilledRun(run.info.run_name)
+    with mlflow_client(uri) as client:
+        client.set_terminated(run.info.run_id, "KILLED")
+    return KilledRun(run.info.run_name)

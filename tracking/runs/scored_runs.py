@@ -1,4 +1,4 @@
-"""Scores, reports and models of trainings in MLflow. These talk to MLflow directly and fail loudly."""
+"""Scores, reports and models of training runs in MLflow, logged without a spool."""
 
 import tempfile
 from pathlib import Path
@@ -32,7 +32,7 @@ from tracking.runs.run_lookup import (
     read_identity,
     training_runs,
 )
-from tracking.store import connect, tracking_uri, translate_errors
+from tracking.store import mlflow_client, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -41,29 +41,27 @@ if TYPE_CHECKING:
 
 
 def log_scores(run_file: Path, document: ScoresDocument) -> str:
-    """Log the scores of a sweep to the run of the model that `run_file` (models/run.json) names.
+    """Log the scores of a sweep to the training's run that `run_file` (models/run.json) names.
 
-    A child run a cell, with its card; on the parent a curve over the number of sampling steps for each
-    combination of the other axes, such as `<metric>/eta_<X>`, and the whole document as an artifact: all with
-    the scores of every feature space. Logging the same again changes nothing. Returns the parent's id;
-    DiffctlError when MLflow does not answer.
+    Each cell is a child run with its card. The parent has the document as an artifact, and curves over the
+    number of sampling steps for each combination of the other axes, such as `<metric>/eta_<X>`. Logging the
+    same again changes nothing. Returns the parent's id; DiffctlError if MLflow does not answer.
     """
-    uri, identity = tracking_uri(), read_identity(run_file)
-    with translate_errors(uri):
-        client = connect(uri)
+    identity = read_identity(run_file)
+    with mlflow_client() as client:
         run_id = ensure_training_run(client, identity, data_name(document))
         parent = client.get_run(run_id)
         logged = log_cells(client, parent, document)
         client.log_dict(run_id, document_values(document), f"{EVALUATION_FOLDER}/{SCORES.name}")
         _log_best(client, run_id, document, logged[document.best.cell].info.start_time)
-        _show_in_ui(client, parent, identity.fingerprint, document)
+        _update_pages(client, parent, identity.fingerprint, document)
     return run_id
 
 
 def _log_best(client: "MlflowClient", run_id: str, document: ScoresDocument, time: int) -> None:
-    """The best cell's scores and what it is as metrics, so that the UI has columns of them, and the setting.
+    """Log the best cell's scores and axes as metrics, and its setting as a tag.
 
-    MLflow ignores a point that it has already: of one `time` the same scores are logged once.
+    MLflow ignores a point that it has already, so the same scores at one `time` are logged once.
     """
     from mlflow.entities import Metric
 
@@ -77,8 +75,8 @@ def _log_best(client: "MlflowClient", run_id: str, document: ScoresDocument, tim
         client.set_tag(run_id, SETTING, document.training.setting)
 
 
-def _show_in_ui(client: "MlflowClient", parent: "Run", training: str, document: ScoresDocument) -> None:
-    """What the pages of the run and of its experiment say, written where it is another one than before."""
+def _update_pages(client: "MlflowClient", parent: "Run", training: str, document: ScoresDocument) -> None:
+    """Update the descriptions of the run and its experiment where they differ."""
     text = training_note(translate_names("params", parent.data.params), training) + scores_note(document)
     for name, value in changed_note(text, parent.data.tags).items():
         client.set_tag(parent.info.run_id, name, value)
@@ -89,69 +87,62 @@ def _show_in_ui(client: "MlflowClient", parent: "Run", training: str, document: 
 
 
 def find_training_run(identity: TrainingIdentity) -> "Run":
-    """The run of a training; UsageError where MLflow knows none of its key."""
-    uri = tracking_uri()
-    with translate_errors(uri):
-        found = [run for run in training_runs(connect(uri)) if run.data.tags.get(KEY) == identity.key]
+    """Return the run of a training; UsageError if MLflow has none with its key."""
+    with mlflow_client() as client:
+        found = [run for run in training_runs(client) if run.data.tags.get(KEY) == identity.key]
     if not found:
-        raise UsageError(f"MLflow at {redact_uri(uri)} has no run of the training {identity.key}")
+        raise UsageError(f"MLflow at {redact_uri(tracking_uri())} has no run of the training {identity.key}")
     return found[0]
 
 
 def log_sweep(run_id: str, document: ScoresDocument) -> str:
-    """Log the scores of a further sweep of a run's model: its cells, and the document as an artifact.
+    """Log the scores of another sweep of a run's model: its cells, and the document as an artifact.
 
-    What the run was evaluated with stays. Logging the same again changes nothing. Returns the artifact's
-    path; an MlflowError when MLflow fails.
+    The run's own evaluation stays. Logging the same again changes nothing. Returns the artifact's path;
+    MlflowError if MLflow fails.
     """
-    uri, values = tracking_uri(), document_values(document)
+    values = document_values(document)
     path = f"{EVALUATION_FOLDER}/sweeps/{fingerprint(values)}.json"
-    with translate_errors(uri):
-        client = connect(uri)
+    with mlflow_client() as client:
         log_cells(client, client.get_run(run_id), document)
         client.log_dict(run_id, values, path)
     return path
 
 
 def data_name(document: ScoresDocument) -> str:
-    """The data set that the scores are of."""
+    """Return the data set of the scores."""
     cell = next(iter(document.cells.values()))
     return str(cell.card["data"])
 
 
 def log_report(run_file: Path, folder: Path, scores_file: Path = SCORES) -> str:
-    """Log a report's folder to the run of the model that `run_file` names; returns the run's id."""
-    uri, identity = tracking_uri(), read_identity(run_file)
-    with translate_errors(uri):
-        client = connect(uri)
+    """Log a report's folder to the training's run that `run_file` names; return the run's id."""
+    identity = read_identity(run_file)
+    with mlflow_client() as client:
         run_id = ensure_training_run(client, identity, data_name(read_scores(scores_file)))
         log_folder(client, run_id, folder, REPORT_FOLDER)
     return run_id
 
 
 def fetch_scores(run: "Run") -> ScoresDocument:
-    """The scores document of a training's run; UsageError when it was never evaluated."""
-    uri = tracking_uri()
-    with translate_errors(uri), tempfile.TemporaryDirectory() as scratch:
-        client = connect(uri)
-        run_id = run.info.run_id
-        if not any(
-            file.path.endswith(SCORES.name) for file in client.list_artifacts(run_id, EVALUATION_FOLDER)
-        ):
+    """Return the scores of a training's run; UsageError if it was not evaluated."""
+    run_id, path = run.info.run_id, f"{EVALUATION_FOLDER}/{SCORES.name}"
+    with mlflow_client() as client, tempfile.TemporaryDirectory() as scratch:
+        if path not in [file.path for file in client.list_artifacts(run_id, EVALUATION_FOLDER)]:
             raise UsageError(f"run {run.info.run_name} ({run_id}) has no scores: it was not evaluated")
-        path = client.download_artifacts(run_id, f"{EVALUATION_FOLDER}/{SCORES.name}", scratch)
-        return read_scores(Path(path))
+        return read_scores(Path(client.download_artifacts(run_id, path, scratch)))
 
 
 def fetch_model(name: str) -> Path:
-    """The model file of the run that `name` means (see `find_run`), from a cache addressed by content.
+    """Return the model file of a run (see `find_run`) in the cache.
 
-    Where an average of its weights was registered, the newest of these is its model. UsageError when the run
-    has no model; DiffctlError when its file is not the one that was logged.
+    If the run's newest version is an EMA profile, return that. UsageError if the run has no model;
+    DiffctlError if its file is not the one that was logged.
     """
-    uri, run = tracking_uri(), find_run(name)
-    if average := _registered_average(run):
-        return fetch_version_weights(connect(uri), average)
+    run = find_run(name)
+    with mlflow_client() as client:
+        if profile := _registered_profile(client, run):
+            return fetch_version_weights(client, profile)
     sha256 = run.data.tags.get(FILE_SHA256)
     if sha256 is None:
         raise UsageError(
@@ -160,17 +151,15 @@ def fetch_model(name: str) -> Path:
         )
 
     def download(folder: Path) -> Path:
-        with translate_errors(uri):
+        with mlflow_client() as client:
             path = f"{MODEL_FOLDER}/{WEIGHTS}"
-            return Path(connect(uri).download_artifacts(run.info.run_id, path, str(folder)))
+            return Path(client.download_artifacts(run.info.run_id, path, str(folder)))
 
     return cached_model(sha256, download)
 
 
-def _registered_average(run: "Run") -> "ModelVersion | None":
-    """The newest version of the run where that is an average of a width; None where it is the run's own."""
-    uri = tracking_uri()
-    with translate_errors(uri):
-        versions = connect(uri).search_model_versions(f"run_id = '{run.info.run_id}'")
+def _registered_profile(client: "MlflowClient", run: "Run") -> "ModelVersion | None":
+    """Return the run's newest version if it is an EMA profile; None if it is the run's own model."""
+    versions = client.search_model_versions(f"run_id = '{run.info.run_id}'")
     ours = sorted(filter(is_diffctl_version, versions), key=lambda version: int(version.version))
     return ours[-1] if ours and EMA_SIGMA_REL in translate_names("tags", ours[-1].tags) else None
