@@ -46,11 +46,11 @@ def test_yaml_that_no_values_make_is_a_config_or_one_line(tmp_path: Path, text: 
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (b"\xff\xfea\x00", "is not UTF-8 text: byte 1"),
-        ("data: é".encode("latin-1"), "is not UTF-8 text: byte 7"),
+        (b"\xff\xfea\x00", "is not UTF-8 text at byte 1"),
+        ("data: é".encode("latin-1"), "is not UTF-8 text at byte 7"),
         (b"#" * 70_000, "has more than 65,536 bytes"),
-        (b"", "holds no sections"),
-        (b"- a\n- b\n", "holds no sections"),
+        (b"", "has no sections"),
+        (b"- a\n- b\n", "has no sections"),
         (b"data: {}\ndata: {}\n", "data occurs twice, in lines 1 and 2"),
         (b"user: me\npassword: hunter2\n", "has none of the sections data, model"),
     ],

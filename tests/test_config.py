@@ -33,8 +33,8 @@ def test_the_project_starts_with_the_digits_profile() -> None:
         ({"train": {"lr": -1}}, "train.lr.rate: .*greater than 0 .*got -1"),
         ({"train": {"learning_rate": 1}}, "train.learning_rate: unknown key, allowed are steps, batch_size"),
         ({"data": {"name": "mnist"}}, "data.name: allowed are digits, .*got 'mnist'"),
-        ({"data": {"labels": "fine"}}, "data.labels: digits has no such option; this is for cifar100 and"),
-        ({"data": {"path": "x"}}, "data: path: digits come with scikit-learn, so there is no folder to give"),
+        ({"data": {"labels": "fine"}}, "data.labels: digits has no such option; it belongs to cifar100 and"),
+        ({"data": {"path": "x"}}, "data: path: digits come with scikit-learn and need no folder"),
         ({"data": {"name": "cifar100", "labels": "all"}}, "data.labels: .*'fine' or 'coarse' .got 'all'"),
         ({"train": {"lr": {"rate": 1, "warmup": 50}}},
          "train: lr.warmup 50 is more than steps 12: set train.lr.warmup to 12 or less"),
@@ -53,7 +53,7 @@ def test_the_project_starts_with_the_digits_profile() -> None:
          "sample.noise learned needs process.variance learned"),
         ({"train": {"p_uncond": 0.0}, "sample": {"guidance": 2.0}}, "guidance > 0 needs a model trained"),
         ({"sweep": {"steps": [10, 2000]}}, r"sweep.steps: 2000 is more than process.timesteps \(1000\)"),
-        ({"sweep": {"steps": [10, 10]}}, "each value may stand once"),
+        ({"sweep": {"steps": [10, 10]}}, "each value may occur once"),
         ({"sweep": {"steps": []}}, "sweep.steps: .*at least 1"),
         ({"process": {"schedule": "sigmoid"}}, "process.schedule: allowed are linear, cosine .got 'sigmoid'"),
         ({"process": {"prediction": "v"}}, "process.prediction: allowed are eps, x0, .*got 'v'"),
@@ -73,13 +73,13 @@ def test_the_impossible_is_refused_with_the_field_and_what_is_allowed(
 
 
 def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"is not here: run this in the project's folder"):
+    with pytest.raises(UsageError, match=r"does not exist: run this in the project's folder"):
         load(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("a: [1")
     with pytest.raises(UsageError, match="is not readable as YAML"):
         load(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("just words")
-    with pytest.raises(UsageError, match=r"params.yaml is no params file: it holds no sections"):
+    with pytest.raises(UsageError, match=r"params.yaml is not a params file: it has no sections"):
         load(tmp_path / "params.yaml")
 
 

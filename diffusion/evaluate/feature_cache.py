@@ -133,7 +133,7 @@ class CachedFeatures:
         spec, count = self.extractor.spec, len(block)
         size = 4 * count * (spec.features + MAX_LOGITS * (spec.score is not None)) + HEADERS
         try:
-            file = io.BytesIO(read_checksummed(path, _name(path), most=size))
+            file = io.BytesIO(read_checksummed(path, _name(path), max_bytes=size))
             features = _next_array(file, count, spec.features)
             logits = None if spec.score is None else _next_array(file, count)
             self._fill(block, Features(features, logits))

@@ -98,7 +98,7 @@ class CellShards:
 
     def _read(self, shard: range, path: Path) -> Images:
         shape = (len(shard), *self.shape)
-        data = read_checksummed(path, _name(path), most=math.prod(shape) + HEADER)
+        data = read_checksummed(path, _name(path), max_bytes=math.prod(shape) + HEADER)
         try:
             images: Images = np.load(io.BytesIO(data), allow_pickle=False)
         except UNREADABLE as error:

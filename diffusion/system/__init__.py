@@ -1,1 +1,1 @@
-"""The ground: files, locks, signals, errors, devices, threads, sections. No word of diffusion."""
+"""Foundations without any diffusion: files, locks, signals, errors, devices, threads, config sections."""

@@ -1,7 +1,7 @@
-"""Seals: a digest that a file or a JSON object carries of all that it says, so that later changes show.
+"""Files and JSON objects with their own checksum, so that later changes are detected.
 
-It is of what was meant to be written, made before the disk has it: what a disk makes of it always agrees
-with itself. A seal tells damage and edits; whoever wants to deceive can make another one.
+The checksum is of the data in memory, before it is written: a checksum of the file could not detect a bad
+write. It detects damage and edits, not forgery.
 """
 
 import hashlib
@@ -18,49 +18,49 @@ from diffusion.system.files import write_atomic
 from diffusion.system.json_files import Document, JsonObject, read_json
 from diffusion.system.section import canonical_json, explain
 
-FIELD = "sha256"  # of a sealed object
-CHECKSUM_BYTES = 32  # bytes at a sealed file's end
-BLOCK = 2**20  # bytes that are looked at at a time
+FIELD = "sha256"  # of a checksummed object
+CHECKSUM_BYTES = 32  # bytes at the end of a checksummed file
+BLOCK = 2**20  # bytes per read
 
 
 class Corrupted(ValueError):
-    """A seal is missing, or is not of what it closes."""
+    """A checksum is missing or does not match."""
 
 
 class _Hashing:
-    """A file that is written to through a digest."""
+    """A file wrapper that hashes what is written."""
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self._file, self._digest = file, hashlib.sha256(f"{name}\n".encode())
 
     def write(self, data: Any) -> int:
-        """Write bytes, or what has a buffer of them."""
+        """Write bytes, or an object with a buffer."""
         self._digest.update(data)
         return self._file.write(data)
 
-    def close_with_seal(self) -> None:
-        """Write the digest of all of it behind it."""
+    def append_digest(self) -> None:
+        """Write the digest of all data so far."""
         self._file.write(self._digest.digest())
 
 
 def write_checksummed(path: Path, write: Callable[[Any], object], name: str | None = None) -> None:
-    """Let `write` fill a file, as `write_atomic`, which ends in the SHA-256 of its name and of all before.
+    """Let `write` fill a file, atomically; append the SHA-256 of its name and content.
 
-    `name` is what the seal calls it, by default what the file is called.
+    `name` replaces the file name in the checksum.
     """
 
     def fill(file: IO[bytes]) -> None:
         hashing = _Hashing(file, name or path.name)
         write(hashing)
-        hashing.close_with_seal()
+        hashing.append_digest()
 
     write_atomic(path, fill)
 
 
-def read_checksummed(path: Path, name: str | None = None, most: int | None = None) -> bytes:
-    """What was written into a sealed file; Broken where it changed, was renamed or has over `most` bytes."""
+def read_checksummed(path: Path, name: str | None = None, max_bytes: int | None = None) -> bytes:
+    """Return the content of a checksummed file; Corrupted if changed, renamed or over `most` bytes."""
     size = path.stat().st_size - CHECKSUM_BYTES
-    if size < 0 or (most is not None and size > most):
+    if size < 0 or (max_bytes is not None and size > max_bytes):
         raise Corrupted(f"it has {size + CHECKSUM_BYTES:,} bytes")
     with open(path, "rb") as file:
         data, closing = file.read(size), file.read(CHECKSUM_BYTES + 1)
@@ -72,9 +72,9 @@ def read_checksummed(path: Path, name: str | None = None, most: int | None = Non
 
 
 def open_checksummed(path: Path, name: str | None = None) -> tuple[IO[bytes], int]:
-    """A sealed file of any size, open at its beginning, and how many bytes are before its seal.
+    """Open a checksummed file of any size; return it, at its start, and the bytes before the checksum.
 
-    They are looked through once, a block at a time, against the seal; Broken as `read_checksummed`.
+    The content is hashed once in blocks; Corrupted as in `read_checksummed`.
     """
     with ExitStack() as stack:
         file = stack.enter_context(open(path, "rb"))
@@ -94,13 +94,13 @@ def open_checksummed(path: Path, name: str | None = None) -> tuple[IO[bytes], in
 
 
 def add_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object's values and, as `sha256`, the digest of them all."""
+    """Return a JSON object's values with their digest as `sha256`."""
     rest = {key: value for key, value in values.items() if key != FIELD}
     return {**rest, FIELD: _digest(rest)}
 
 
 def strip_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a sealed object; Broken where it has no seal or one of other values."""
+    """Return the values of a checksummed object; Corrupted if the checksum is missing or wrong."""
     rest = {key: value for key, value in values.items() if key != FIELD}
     if FIELD not in values:
         raise Corrupted("it has no checksum")
@@ -126,5 +126,5 @@ def read_checksummed_json(path: Path, kind: type[Document]) -> Document:
 def _digest(values: Mapping[str, Any]) -> str:
     try:
         return hashlib.sha256(canonical_json(values).encode()).hexdigest()
-    except (ValueError, RecursionError):  # no JSON: infinite numbers, nesting without end
-        raise Corrupted("it is no JSON") from None
+    except (ValueError, RecursionError):  # not JSON: non-finite numbers or circular references
+        raise Corrupted("it is not JSON") from None

@@ -1,61 +1,59 @@
-"""Which device to use, and a GPU for one cell or training at a time by a lock that dies with its holders."""
+"""Selection of a device, and one GPU per cell or training by a lock that ends with its holders."""
 
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
 
 from diffusion.system.device_transfer import float64_device
-from diffusion.system.errors import UsageError
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, file_lock, group_lock
-from diffusion.system.private_dir import make_private_dir
 
-LOCK_DIR = Path(tempfile.gettempdir()) / f"diffctl-devices-{os.getuid()}"  # of the machine, for all projects
+LOCK_DIR = Path(tempfile.gettempdir()) / f"diffctl-devices-{os.getuid()}"  # per machine, for all projects
 
 OnWait = Callable[[str], object]
-"""Told once, in a sentence, that there is something to wait for."""
+"""Called once, with a sentence, when there is something to wait for."""
 
 Check = Callable[[], object]
-"""Called again and again while something is waited for; raises to stop that."""
+"""Called repeatedly while waiting; raises to stop."""
 
 
-DEVICE_VARIABLE = "DIFFCTL_DEVICE"  # the kind of device to use, where it is not to be the best there is
+DEVICE_VARIABLE = "DIFFCTL_DEVICE"  # overrides the automatic choice
 
 
 def device_kind() -> str:
-    """`cuda`, `mps` (an Apple GPU) or `cpu`: the first that is there, or the one that DIFFCTL_DEVICE names.
+    """Return `cuda`, `mps` (an Apple GPU) or `cpu`: the first available one, or that in DIFFCTL_DEVICE.
 
-    UsageError where that is none, or not there.
+    UsageError if that one is unknown or not available.
     """
-    there: dict[str, Callable[[], bool]] = {
+    available: dict[str, Callable[[], bool]] = {
         "cuda": torch.cuda.is_available,
         "mps": torch.backends.mps.is_available,
         "cpu": lambda: True,
     }
     wanted = os.environ.get(DEVICE_VARIABLE)
     if wanted is None:
-        return next(kind for kind, is_there in there.items() if is_there())
-    if wanted not in there:
-        raise UsageError(f"{DEVICE_VARIABLE} is {wanted}: want one of {', '.join(there)}, or leave it out")
-    if not there[wanted]():
-        raise UsageError(
-            f"{DEVICE_VARIABLE} asks for {wanted}, and this machine or torch has none: leave it out"
-        )
+        return next(kind for kind, is_available in available.items() if is_available())
+    if wanted not in available:
+        raise UsageError(f"{DEVICE_VARIABLE} is {wanted}: set one of {', '.join(available)}, or unset it")
+    if not available[wanted]():
+        raise UsageError(f"{DEVICE_VARIABLE} is {wanted}, but this machine or torch has none: unset it")
     return wanted
 
 
 def default_device() -> torch.device:
-    """The first GPU where there is one, else the CPU; UsageError as `device_kind`."""
+    """Return the first GPU if there is one, else the CPU; UsageError as `device_kind`."""
     return torch.device(device_kind())
 
 
 def scoring_device() -> torch.device:
-    """Where features and scores are computed: as `default_device`, but on no Apple GPU.
+    """Return the device for features and scores: as `default_device`, but not an Apple GPU.
 
-    Those have no float64, and nobody has seen their features agree with the published ones.
+    Apple GPUs have no float64, and no comparison of their features with published ones is known.
     """
     return float64_device(default_device())
 
@@ -64,10 +62,10 @@ def scoring_device() -> torch.device:
 def acquire_device(
     waiting: OnWait | None = None, group: str | None = None, check: Check | None = None
 ) -> Iterator[torch.device]:
-    """The first GPU that nobody else on this machine uses, held for the block; the CPU where there is none.
+    """Hold the first free GPU of this machine for the block; yield the CPU if there is no GPU.
 
-    While all are held it waits, and `waiting` is told so once. The CPU is shared: nobody waits for it. Who
-    names a `group` shares the GPU with those who name the same.
+    While all are busy it waits, and calls `waiting` once. The CPU is shared without waiting. Processes that
+    name the same `group` share a GPU.
     """
     gpus = _gpus()
     if not gpus:
@@ -79,19 +77,19 @@ def acquire_device(
 
 @contextmanager
 def acquire_gpus(count: int, waiting: OnWait | None = None, check: Check | None = None) -> Iterator[None]:
-    """Hold the first `count` GPUs for the block, as `acquire_device` holds one; nothing where there are none.
+    """Hold the first `count` CUDA GPUs for the block; do nothing without any.
 
-    None of Apple's: processes that train together are on several GPUs, or on the CPU.
+    Apple GPUs are ignored: distributed training runs on CUDA GPUs or the CPU.
     """
     with ExitStack() as stack:
         numbered = [name for name, device in _gpus().items() if device.type == "cuda"]
-        for name in sorted(numbered[:count]):  # in one order for all, so that no two wait for each other
+        for name in sorted(numbered[:count]):  # in one order for all processes, which prevents deadlocks
             stack.enter_context(acquire_lock([name], waiting, check=check))
         yield
 
 
 def _gpus() -> dict[str, torch.device]:
-    """The GPUs that this process may use, by UUID: their numbers are its own. A Mac has one, `mps`."""
+    """Return the usable GPUs by UUID, since indices are per process. A Mac has one, `mps`."""
     if device_kind() == "mps":
         return {"mps": torch.device("mps")}
     if device_kind() == "cpu":
@@ -109,10 +107,10 @@ def acquire_lock(
     group: str | None = None,
     check: Check | None = None,
 ) -> Iterator[str]:
-    """The first of the named locks that is free, held for the block; waits until one is.
+    """Hold the first free one of the named locks for the block; wait until one is free.
 
-    Free is one for a `group`, too, that the same group holds. DiffctlError where another user could have put
-    something into the locks' folder.
+    A lock that the same `group` holds counts as free. DiffctlError if another user could write in the locks'
+    folder.
     """
     folder = make_private_dir(LOCK_DIR)
 
@@ -129,7 +127,31 @@ def acquire_lock(
                 yield name
                 return
             if waiting:
-                waiting("every GPU that would do is at work for another sweep or training: waiting for one")
+                waiting("all GPUs are busy with another sweep or training: waiting for one")
                 waiting = None
             if check:
                 check()
+
+
+PRIVATE_MODE = 0o700
+
+
+def make_private_dir(path: Path) -> Path:
+    """Create a folder that only this user can enter, at a path known to others, where they can write too.
+
+    DiffctlError unless it is a folder of this user with mode 0700 and no link.
+    """
+    with suppress(FileExistsError):
+        path.mkdir(PRIVATE_MODE)
+    if fault := _privacy_fault(path.lstat()):
+        raise DiffctlError(f"{path} {fault}: remove it, or set TMPDIR to your own folder")
+    return path
+
+
+def _privacy_fault(status: os.stat_result) -> str | None:
+    if not stat.S_ISDIR(status.st_mode):
+        return "is a link" if stat.S_ISLNK(status.st_mode) else "is not a folder"
+    if status.st_uid != os.getuid():
+        return f"belongs to another user (uid {status.st_uid})"
+    mode = status.st_mode & 0o777
+    return None if mode == PRIVATE_MODE else f"is open to others (mode {mode:04o}, not {PRIVATE_MODE:04o})"

@@ -1,8 +1,8 @@
-"""The ways a user's command can fail. The command line prints the sentence and exits with the code."""
+"""Errors of user commands. The command line prints the sentence and exits with the code."""
 
 import errno
 
-# Every exit code of `diffctl` and what it says; docs/operations.md has the same table.
+# Exit codes of `diffctl`; docs/operations.md has the same table.
 DONE, FAILED, REFUSED, KEPT_OUT, TEMPORARY = 0, 1, 2, 3, 75  # the last: EX_TEMPFAIL of sysexits.h
 EXIT_CODES = {
     DONE: "done, or nothing to do",
@@ -17,31 +17,31 @@ EXIT_CODES = {
 
 
 class DiffctlError(Exception):
-    """The work failed. The message is one sentence for the user: what is wrong, where, and what to do."""
+    """The work failed. The message is one sentence: what is wrong, where, and what to do."""
 
     exit_code = FAILED
 
 
 class DiffctlWarning(UserWarning):
-    """Something is not as it should be, and the work goes on. One sentence: what, where, what was done."""
+    """A problem that does not stop the work. One sentence: what, where, and what was done."""
 
 
 class UsageError(DiffctlError):
-    """The request or the configuration is wrong; trying again without a change fails again."""
+    """The request or configuration is wrong; the same request fails again."""
 
     exit_code = REFUSED
 
 
 class TemporaryError(DiffctlError):
-    """The work failed for a reason that may pass, such as a server that does not answer: try again later."""
+    """The work failed for a reason that may pass, such as an unreachable server."""
 
     exit_code = TEMPORARY
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the work, what is finished of it is kept. One sentence, as of a DiffctlError.
+    """A signal ended the work; finished parts are kept. One sentence, as in a DiffctlError.
 
-    It passes by whoever catches every Exception, as libraries do while they are imported.
+    It derives from KeyboardInterrupt, so that `except Exception` in a library does not catch it.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
@@ -50,17 +50,17 @@ class Interrupted(KeyboardInterrupt):
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a disk or a quota has no room left, which a person can make."""
+    """Return whether the error is a full disk or quota."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def printable(text: object) -> str:
-    """The text, such as a file's name, in one line that any terminal shows: all else as escapes."""
+    """Return the text, such as a file name, as one printable line with escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, in one line: our own errors as their sentence, others after their type."""
+    """Return an error as one line: ours by their sentence, others with their type."""
     text = " ".join(str(error).split())
     if isinstance(error, DiffctlError | Interrupted):
         return text

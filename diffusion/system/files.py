@@ -1,7 +1,7 @@
-"""Files that a reader may see: written beside their place, fsynced and renamed, so never half there.
+"""Atomic files and folders: written to a temporary name, fsynced and renamed.
 
-A link in their place is replaced itself: DVC may have put it there, and what it leads to is in its cache.
-What a person names is for `outputs` to write.
+A link at the path is replaced, not followed: DVC may have made it, and it leads into DVC's cache.
+`output_paths` writes the files that a user names.
 """
 
 import errno
@@ -18,23 +18,23 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-# Of a name, in a hidden one beside it, which has 14 bytes more: most file systems allow 255.
-KEPT_BYTES = 200
+# Of a file name in its temporary name, which is 14 bytes longer: most file systems allow 255.
+MAX_PREFIX_BYTES = 200
 
 Fill = Callable[[IO[bytes]], object]
 Write = Callable[[Path, Fill], None]
-"""Takes where a file is to be and what fills it."""
+"""Writes a file: takes its path and the function that fills it."""
 
 
 def write_atomic(path: Path, write: Fill) -> None:
-    """Let `write` fill a file that appears at `path` whole or not at all; a failure leaves no trace.
+    """Let `write` fill a file that appears at `path` completely or not at all.
 
-    A file or link that is there is replaced. OSError, which names `path`, where something else is.
+    An existing file or link is replaced. OSError names `path`, also if something else is there.
     """
-    with _speaking_of(path):
+    with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _refuse_special(path)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_beginning(path), suffix=".tmp")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as file:
                 write(file)
@@ -49,7 +49,7 @@ def write_atomic(path: Path, write: Fill) -> None:
 
 
 def copy_file(source: Path, path: Path) -> None:
-    """Bring a file to `path`, whole or not at all; FileNotFoundError where there is none."""
+    """Copy a file to `path` atomically; FileNotFoundError if the source is missing."""
     with open(source, "rb") as file:
         write_atomic(path, lambda copy: shutil.copyfileobj(file, copy))
 
@@ -60,17 +60,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write indented JSON with sorted keys atomically: the same values give the same bytes."""
+    """Write indented JSON with sorted keys atomically: equal values give equal bytes."""
     write_text(path, json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `path` when the block ends without an exception.
+    """Yield an empty folder that replaces `path` if the block ends without an exception.
 
-    What killed processes have left of it is removed first. OSErrors as `write_atomic`.
+    Leftovers of killed processes are removed first. OSError as in `write_atomic`.
     """
-    with _speaking_of(path):
+    with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
         with _new_folder(path) as made:
@@ -88,25 +88,25 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _speaking_of(path: Path) -> Iterator[None]:
-    """Let an OSError of the block that names nothing, or what is beside `path`, name `path`."""
-    beside = os.path.abspath(path.parent / _beginning(path))
+def _naming(path: Path) -> Iterator[None]:
+    """Make an OSError in the block name `path` if it names no file or a temporary one."""
+    temporary = os.path.abspath(path.parent / _prefix(path))
     try:
         yield
     except OSError as error:
         named = error.filename
-        if error.errno and (named is None or os.path.abspath(os.fsdecode(named)).startswith(beside)):
+        if error.errno and (named is None or os.path.abspath(os.fsdecode(named)).startswith(temporary)):
             error.filename, error.filename2 = str(path), None
         raise
 
 
-def _beginning(path: Path) -> str:
-    """How the hidden names of what becomes `path` begin."""
-    return f".{os.fsencode(path.name)[:KEPT_BYTES].decode(errors='ignore')}."
+def _prefix(path: Path) -> str:
+    """Return the prefix of the temporary names for `path`."""
+    return f".{os.fsencode(path.name)[:MAX_PREFIX_BYTES].decode(errors='ignore')}."
 
 
 def _refuse_special(path: Path) -> None:
-    """OSError where something lies that is neither file nor link: a rename would put a device away."""
+    """Raise OSError unless the path has a file or a link: a rename must not replace a device."""
     mode = path.lstat().st_mode if os.path.lexists(path) else stat.S_IFREG
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -115,7 +115,7 @@ def _refuse_special(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove what is at `path`; of a link the link."""
+    """Remove a file, folder or link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     elif os.path.lexists(path):
@@ -124,21 +124,21 @@ def _remove(path: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed processes have left of `atomic_folder(path)`; what a living one makes stays."""
-    for made in path.parent.glob(f"{glob.escape(_beginning(path))}*.tmp"):
+    """Remove what killed processes left of `atomic_folder(path)`, but nothing of running ones."""
+    for made in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
         with suppress(OSError), _folder_lock(made, fcntl.LOCK_EX | fcntl.LOCK_NB):
             shutil.rmtree(made, ignore_errors=True)
 
 
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside `path`, locked as long as the block runs and this process lives."""
+    """Yield a new folder next to `path`, locked until the block or this process ends."""
     while True:
-        made = Path(tempfile.mkdtemp(dir=path.parent, prefix=_beginning(path), suffix=".tmp"))
+        made = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=".tmp"))
         with ExitStack() as stack:
-            with suppress(OSError):  # it is gone, or its disk has no locks, so that leftovers stay there
+            with suppress(OSError):  # it was removed, or its disk has no locks, so that leftovers stay
                 stack.enter_context(_folder_lock(made, fcntl.LOCK_EX))
-            if made.exists():  # nobody took it for a leftover before it was locked
+            if made.exists():  # not removed as a leftover before it was locked
                 yield made
                 return
 
@@ -154,13 +154,13 @@ def _folder_lock(folder: Path, how: int) -> Iterator[None]:
 
 
 def sync_file(path: Path) -> None:
-    """Flush a written file to the disk."""
+    """Flush a written file to disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a folder's entries to the disk, so that a rename outlives a power cut."""
+    """Flush a folder's entries to disk, so that a rename survives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -169,13 +169,13 @@ def sync_folder(path: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """The file's SHA-256 in hex, read in blocks."""
+    """Return the file's SHA-256 in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def disk_usage(folder: Path) -> int:
-    """What the files below a folder take on their disk."""
+    """Return the disk space of the files below a folder in bytes."""
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 

@@ -1,4 +1,4 @@
-"""The machine's memory, as far as this process may take it."""
+"""Memory of the machine that this process may use."""
 
 import sys
 from contextlib import suppress
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def machine_memory() -> tuple[int, int]:
-    """(total, free) bytes: the machine's, or its container's where those are less."""
+    """Return (total, free) bytes of the machine, or of its container if those are smaller."""
     import psutil
 
     memory, limit = psutil.virtual_memory(), cgroup_limit()
@@ -14,9 +14,9 @@ def machine_memory() -> tuple[int, int]:
 
 
 def available_memory() -> int:
-    """Bytes that this process may take beside what it and those that it started have.
+    """Return the bytes that this process may allocate beyond its own use and that of its children.
 
-    What else runs in the container counts for nothing here, so that it is an upper bound there.
+    Other processes in the container are not counted, so that it is an upper bound there.
     """
     import psutil
 
@@ -29,9 +29,9 @@ def available_memory() -> int:
 
 
 def cgroup_limit(files: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes that this process's control group may take (cgroups(7), both versions); sys.maxsize for no limit.
+    """Return the memory limit of this process's control group (cgroups(7), v1 and v2); sys.maxsize if none.
 
-    A group's limit holds for the groups within it, too. A container may see its own group as the root.
+    Limits of parent groups apply too. A container may see its own group as the root.
     """
     limit = sys.maxsize
     for line in own.read_text(encoding="utf-8").splitlines() if own.exists() else ():

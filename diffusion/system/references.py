@@ -1,4 +1,4 @@
-"""What is chosen by a name: registries of entries, which load their code when it is built, not before."""
+"""References "package.module:name" in registries, imported when an entry is built."""
 
 import importlib
 import operator
@@ -7,18 +7,18 @@ from typing import Any
 
 
 def load_reference(reference: str) -> Any:
-    """The object that "package.module:name" means; its module is imported only now."""
+    """Import the module and return the object of "package.module:name"."""
     module, _, name = reference.partition(":")
     return operator.attrgetter(name)(importlib.import_module(module))
 
 
 def reference_module(reference: str) -> str:
-    """The module of "package.module:name", whose code an entry computes by."""
+    """Return the module of "package.module:name"; its code belongs to the entry's digest."""
     return reference.partition(":")[0]
 
 
 def check_name(name: str, registry: Mapping[str, object]) -> str:
-    """The name; ValueError lists what there is when the registry has no such entry."""
+    """Return the name; ValueError lists the registry's entries if it is none of them."""
     if name not in registry:
         raise ValueError(f"allowed are {', '.join(registry)} (got {name!r:.120})")
     return name

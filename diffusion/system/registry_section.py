@@ -1,4 +1,4 @@
-"""A section of params.yaml whose class is that of a registry's entry, which one of its fields names."""
+"""A section of params.yaml that gets its class from a registry entry, selected by one of its fields."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self, cast
@@ -11,11 +11,11 @@ from diffusion.system.section import UNKNOWN_KEY, Section
 
 
 class RegistrySection(Section):
-    """What all entries of a registry share; of values comes an instance of the named entry's own class.
+    """Common fields of all entries; values become an instance of the selected entry's class.
 
-    `CHOSEN_BY` is the field with the entry's name, and `OF_ENTRY` the entry's attribute with the class, a
-    subclass of this as a "module:name" that loads no torch. `ALSO` are keys that stand for fields. An option
-    that only others have is refused with their names.
+    `CHOSEN_BY` is the field with the entry's name. `OF_ENTRY` is the entry's attribute with the class, a
+    subclass of this one as a torch-free "module:name". `ALSO` are keys that replace fields. An option of
+    other entries is refused with their names.
     """
 
     CHOSEN_BY: ClassVar[str]
@@ -24,7 +24,7 @@ class RegistrySection(Section):
     ALSO: ClassVar[frozenset[str]] = frozenset()
 
     def __new__(cls, /, **values: Any) -> Self:
-        """Of the entry's class, which is then what Python initialises."""
+        """Create an instance of the entry's class, which Python then initialises."""
         name = cls._named(values) if values else None
         wanted = cls if name is None else _class_of(cls.ENTRIES[name], cls.OF_ENTRY)
         return super().__new__(wanted if issubclass(wanted, cls) else cls)
@@ -44,7 +44,7 @@ class RegistrySection(Section):
 
     @classmethod
     def _named(cls, values: Any) -> str | None:
-        """The entry that the values name; None where they name nothing that there is."""
+        """Return the selected entry; None if the values name none."""
         if not isinstance(values, dict):
             return None
         name = values.get(cls.CHOSEN_BY, cls.model_fields[cls.CHOSEN_BY].default)
@@ -52,16 +52,16 @@ class RegistrySection(Section):
 
     @classmethod
     def _refusal(cls, key: str, value: Any, name: str, wanted: "type[RegistrySection]") -> InitErrorDetails:
-        """Why a key is refused: whose it is, or else what is allowed."""
+        """Return why a key is refused: the entries that have it, else the allowed keys."""
         others = [
             other for other, entry in cls.ENTRIES.items() if key in _keys(_class_of(entry, cls.OF_ENTRY))
         ]
-        said = (
-            f"{name} has no such option; this is for {' and '.join(others)}"
+        message = (
+            f"{name} has no such option; it belongs to {' and '.join(others)}"
             if others
             else f"unknown key, allowed are {', '.join(_keys(wanted))}"
         )
-        why = PydanticCustomError(UNKNOWN_KEY, "{said}", {"said": said})
+        why = PydanticCustomError(UNKNOWN_KEY, "{message}", {"message": message})
         return InitErrorDetails(type=why, loc=(key,), input=value)
 
 

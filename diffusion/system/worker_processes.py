@@ -1,4 +1,4 @@
-"""Processes that read images, one a core. They end with their parent, however that ends."""
+"""Worker processes that read images, one per core. They end with their parent in any case."""
 
 import gc
 import multiprocessing
@@ -17,14 +17,14 @@ from typing import TypeVar, TypeVarTuple
 from diffusion.system.errors import TemporaryError
 from diffusion.system.malloc import keep_freed_memory
 
-MAX_WORKERS = 32  # the disk is the limit from there on
+MAX_WORKERS = 32  # beyond that the disk is the limit
 
 Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
 
 def available_cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
@@ -32,9 +32,9 @@ def available_cores() -> int:
 
 
 def can_fork() -> bool:
-    """Whether workers are forks, which start at once and know what their parent knows.
+    """Return whether workers are forked: they start at once and share imported modules.
 
-    A fork copies a single thread only, so a process that has others spawns workers that import all again.
+    A fork copies a single thread, so that a process with several threads spawns workers instead.
     """
     return sys.platform == "linux" and threading.active_count() == 1
 
@@ -42,10 +42,10 @@ def can_fork() -> bool:
 def map_in_processes(
     work: Callable[[*Arguments], Result], jobs: Iterable[tuple[*Arguments]], queued: int
 ) -> Generator[Result, None, None]:
-    """`work` of every job in worker processes, in the jobs' order; close it to drop what waits.
+    """Yield `work` of every job, computed in worker processes, in order; close it to cancel the rest.
 
-    At most `queued` jobs a worker wait or have results that were not taken yet, so that memory stays flat.
-    TemporaryError when the system kills a worker.
+    At most `queued` jobs per worker are pending or unread, so that memory stays constant. TemporaryError if
+    the kernel kills a worker.
     """
     pending: deque[Future[Result]] = deque()
     with _pool(work) as (pool, workers):
@@ -59,7 +59,7 @@ def map_in_processes(
 
 @contextmanager
 def _pool(work: Callable[..., object]) -> Iterator[tuple[ProcessPoolExecutor, int]]:
-    """A pool of processes for `work` and their number; at the end what waits is dropped."""
+    """Yield a process pool for `work` and its size; cancel pending jobs at the end."""
     workers = min(available_cores(), MAX_WORKERS)
     context = multiprocessing.get_context("fork" if can_fork() else "spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(work,))
@@ -67,22 +67,21 @@ def _pool(work: Callable[..., object]) -> Iterator[tuple[ProcessPoolExecutor, in
         yield pool, workers
     except BrokenProcessPool:
         raise TemporaryError(
-            "a process that reads images was killed, most likely for want of memory; run this again: it goes "
-            "on where it stopped"
+            "a process that reads images was killed, most likely for lack of memory: run this again to resume"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _start(work: Callable[..., object]) -> None:
-    """Leave Ctrl-C to the parent, and exit when it is gone: a pool's pipes alone would wait for ever.
+    """Leave Ctrl-C to the parent, and exit with it: pipes of a pool alone would wait forever.
 
-    Receiving `work` has loaded its modules; the garbage collector need not look at them again and again.
+    Receiving `work` imported its modules; the garbage collector can ignore them.
     """
     gc.freeze()
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked process has its parent's handler
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork inherits its parent's handler
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

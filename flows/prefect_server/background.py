@@ -80,7 +80,7 @@ def recorded(name: str) -> BackgroundProcess | None:
     Raise DiffctlError if the record is damaged.
     """
     try:
-        return read_json(_record(name), BackgroundProcess, most=MAX_BYTES)
+        return read_json(_record(name), BackgroundProcess, max_bytes=MAX_BYTES)
     except FileNotFoundError:
         return None
 

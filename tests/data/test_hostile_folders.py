@@ -126,7 +126,7 @@ def test_a_pipe_among_the_images_is_left_out_and_listed(tmp_path):
     os.mkfifo(raw / "x.png")
     train, test = prepared(tmp_path, name="image-folder", path=raw, image_size=8, on_bad="skip")
     assert len(train) + len(test) == 6
-    assert train.meta["skipped"] == {"not readable (not a plain file)": 1}
+    assert train.meta["skipped"] == {"not readable (not a regular file)": 1}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("an image", "a way up")])

@@ -239,7 +239,7 @@ def test_a_worker_killed_for_memory_is_one_sentence(tmp_path, many_images):
         for child in multiprocessing.active_children():
             child.kill()
 
-    with pytest.raises(DiffctlError, match="was killed, most likely for want of memory"):
+    with pytest.raises(DiffctlError, match="was killed, most likely for lack of memory"):
         prepare(config, tmp_path / "out", kill_a_worker, work=tmp_path / "work")
     prepare(config, tmp_path / "out", work=tmp_path / "work")
     assert len(open_store(tmp_path / "out/train")) == 5400

@@ -82,8 +82,8 @@ def test_what_is_no_description_is_refused(tmp_path: Path, whole: bytes, said: s
         (lambda v: v["data"].update(counts=[-1] + [1] * 9), "data.counts.0"),
         (lambda v: v["process"].update(variance="small", loss="simple"), "network.out_channels must be 1"),
         (lambda v: v.update(step=-1), "step"),
-        (lambda v: v.update(train={"lr": float("nan")}), "it is no JSON"),
-        (lambda v: v.update(train={"lr": 1e999}), "it is no JSON"),
+        (lambda v: v.update(train={"lr": float("nan")}), "it is not JSON"),
+        (lambda v: v.update(train={"lr": 1e999}), "it is not JSON"),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused(

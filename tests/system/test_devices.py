@@ -55,8 +55,8 @@ def test_a_device_is_taken_by_name(there, monkeypatch, named):
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        ("gpu", "DIFFCTL_DEVICE is gpu: want one of cuda, mps, cpu, or leave it out"),
-        ("mps", "DIFFCTL_DEVICE asks for mps, and this machine or torch has none: leave it out"),
+        ("gpu", "DIFFCTL_DEVICE is gpu: set one of cuda, mps, cpu, or unset it"),
+        ("mps", "DIFFCTL_DEVICE is mps, but this machine or torch has none: unset it"),
     ],
 )
 def test_a_name_of_nothing_is_refused(there, monkeypatch, named, said):

@@ -31,7 +31,7 @@ def test_lock_ends_with_its_holder(tmp_path):
 
 def test_waiter_takes_the_new_file_when_the_lock_file_is_deleted(tmp_path, monkeypatch):
     path = tmp_path / "lock"
-    first, between = file_lock(path), file_lock(path)
+    first, between = file_lock(path), file_lock(path, timeout=5)
     first.__enter__()
 
     def delete(seconds):  # while the last one waits

@@ -67,7 +67,7 @@ def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:
     path.write_text(json.dumps({"a": "b" * 100}))
     assert read_json(path, JsonObject) == {"a": "b" * 100}
     with pytest.raises(DiffctlError, match="larger than 50 bytes"):
-        read_json(path, JsonObject, most=50)
+        read_json(path, JsonObject, max_bytes=50)
 
 
 def test_what_somebody_gave_is_told_back_in_one_short_line() -> None:
@@ -76,5 +76,5 @@ def test_what_somebody_gave_is_told_back_in_one_short_line() -> None:
         deep = [deep]
     assert brief("a\nb") == r"'a\nb'"
     assert len(brief("x" * 10_000)) < 130
-    assert brief(10**5000) == "what is no sensible int"
-    assert brief(deep) == "what is no sensible list"
+    assert brief(10**5000) == "an unprintable int"
+    assert brief(deep) == "an unprintable list"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from diffusion.system import devices
+from diffusion.system.devices import make_private_dir
 from diffusion.system.errors import DiffctlError
-from diffusion.system.private_dir import make_private_dir
 
 
 def link(path: Path) -> None:
@@ -34,7 +34,7 @@ def anothers(path: Path) -> None:
     [
         (link, "is a link"),
         (lambda path: path.symlink_to("nowhere"), "is a link"),
-        (lambda path: path.write_text(""), "is no folder"),
+        (lambda path: path.write_text(""), "is not a folder"),
         (open_to_others, "is open to others (mode 0755, not 0700)"),
         (anothers, "belongs to another user (uid 65534)"),
     ],
@@ -48,7 +48,7 @@ def test_no_device_is_held_in_a_folder_that_others_could_have_filled(
     monkeypatch.setattr(devices, "LOCK_DIR", folder)
     with pytest.raises(DiffctlError) as error, devices.acquire_lock(["a"]):
         pass
-    assert str(error.value) == f"{folder} {said}: remove it, or set TMPDIR to a folder of your own"
+    assert str(error.value) == f"{folder} {said}: remove it, or set TMPDIR to your own folder"
     assert not list(tmp_path.rglob("*.lock"))
 
 

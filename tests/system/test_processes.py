@@ -44,5 +44,5 @@ def test_who_is_gone_has_no_start_reaped_or_not(stubborn: "subprocess.Popen[str]
 def test_a_group_is_ended_whoever_does_not_hear(stubborn: "subprocess.Popen[str]") -> None:
     (member,) = group_processes(stubborn.pid)
     assert member.pid == stubborn.pid
-    terminate([member], patience=0.1)
+    terminate([member], grace=0.1)
     assert group_processes(stubborn.pid) == []

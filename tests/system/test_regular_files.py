@@ -26,9 +26,9 @@ def circle(path):
 
 
 KINDS = {
-    "a pipe": (pipe, "not a plain file"),
-    "a socket": (listener, "not a plain file"),
-    "a link to a device without end": (lambda path: path.symlink_to("/dev/zero"), "not a plain file"),
+    "a pipe": (pipe, "not a regular file"),
+    "a socket": (listener, "not a regular file"),
+    "a link to a device without end": (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
     "a folder": (lambda path: path.mkdir(), "Is a directory"),
     "a link in a circle": (circle, "Too many levels"),
     "a link that leads nowhere": (lambda path: path.symlink_to("gone"), "No such file"),

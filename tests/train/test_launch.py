@@ -88,7 +88,7 @@ def test_a_training_whose_gpus_are_held_says_so_once_and_waits(gpus: list[Path],
 
     with launch_ranks(config(count), [], told.append, check):
         assert 1 in held(gpus) or count == 1
-    assert told == ["every GPU that would do is at work for another sweep or training: waiting for one"]
+    assert told == ["all GPUs are busy with another sweep or training: waiting for one"]
     assert len(rounds) == 2
 
 

@@ -15,4 +15,4 @@ def seeds() -> list[bytes]:
 
 def parse(path: Path) -> None:
     """Read it."""
-    read_json(path, BackgroundProcess, most=MAX_BYTES)
+    read_json(path, BackgroundProcess, max_bytes=MAX_BYTES)
