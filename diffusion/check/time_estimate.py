@@ -15,7 +15,14 @@ from pydantic import Field
 
 from diffusion.check.cost_estimate import scored_images
 from diffusion.check.findings import Finding, Project
-from diffusion.check.timing import ImageTime, TimeRange, time_extractor, time_sampling, time_steps
+from diffusion.check.timing import (
+    ImageTime,
+    TimeRange,
+    machine_name,
+    time_extractor,
+    time_sampling,
+    time_steps,
+)
 from diffusion.code_digest import code_digest, module_digests
 from diffusion.config import Config
 from diffusion.downloads.cache import cache_root
@@ -225,19 +232,6 @@ def sampling_kinds(config: Config) -> dict[str, SampleSettings]:
         short = settings.guided_everywhere().model_copy(update=few)
         found.setdefault(sampling_kind(settings), short)
     return found
-
-
-def machine_name(device: torch.device) -> str:
-    """Return the name of the GPU, or of the CPU with its number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    processor = next(names, platform.processor() or platform.machine())[:200]
-    return f"{processor}, {torch.get_num_threads()} threads"
 
 
 def _key(config: Config, plan: DenoiserPlan, device: torch.device) -> str:

@@ -4,6 +4,7 @@ Steps use the trainer, samples the sampler, both with initial weights. No run di
 Networks are not compiled, which would take longer than the measurement.
 """
 
+import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -66,6 +67,19 @@ class ImageTime(Section):
 
     images: Annotated[int, Field(gt=0)]
     image: TimeRange
+
+
+def machine_name(device: torch.device) -> str:
+    """Return the name of the GPU, or of the CPU with its number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    processor = next(names, platform.processor() or platform.machine())[:200]
+    return f"{processor}, {torch.get_num_threads()} threads"
 
 
 def time_work(work: Work, most: int, seconds: float) -> ImageTime:
