@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion.downloads.cache import cache_root
-from diffusion.evaluate.features.extract import FeatureArray, Features, extract, set_progress
+from diffusion.evaluate.features.extract import FeatureArray, Features, extract, offset_progress
 from diffusion.evaluate.features.extractors import Extractor
 from diffusion.evaluate.features.reference_features import extraction_code
 from diffusion.images.store import ImageStore
@@ -57,7 +57,7 @@ def cached_features(
     before, total = 0, sum(cached.left for cached in opened.values())
     for cached in opened.values():
         left = cached.left
-        cached.complete(batch_size, set_progress(progress, before, total))
+        cached.complete(batch_size, offset_progress(progress, before, total))
         before += left
     _evict(cache_folder(), set(opened))
     return [opened[folder].features for folder in folders]

@@ -72,19 +72,8 @@ def _check_finite(filled: tuple[FeatureArray, ...], name: str, first: int) -> No
             )
 
 
-def set_progress(
+def offset_progress(
     progress: Callable[[int, int], None] | None, before: int, total: int
-) -> Callable[[int], None] | None:
-    """Return the progress callback of one set, after `before` images of `total`."""
-    if progress is None:
-        return None
-    return lambda done: progress(before + done, total)
-
-
-def part_progress(
-    progress: Callable[[int, int], None] | None, before: int, total: int
-) -> Callable[[int, int], None] | None:
-    """Return the progress callback (done, total) of one part, after `before` images of `total`."""
-    if progress is None:
-        return None
-    return lambda done, _: progress(before + done, total)
+) -> Callable[..., None] | None:
+    """Return the progress callback of a part after `before` images of `total`; its own total is ignored."""
+    return None if progress is None else lambda done, *_: progress(before + done, total)

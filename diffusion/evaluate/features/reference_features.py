@@ -15,7 +15,7 @@ import numpy as np
 
 from diffusion.code_digest import code_digest, module_digests
 from diffusion.evaluate.evaluate_config import OTHER_SPLIT, EvaluateConfig
-from diffusion.evaluate.features.extract import FeatureArray, Features, extract, part_progress, set_progress
+from diffusion.evaluate.features.extract import FeatureArray, Features, extract, offset_progress
 from diffusion.evaluate.features.extractors import Extractor, configured_extractors
 from diffusion.images.store import ImageStore, Labels, open_store
 from diffusion.images.store_meta import PreparedMeta
@@ -86,7 +86,7 @@ def make_reference(
     each = len(real) + len(heldout)
     with atomic_folder(out) as folder:
         for number, extractor in enumerate(extractors):
-            show = part_progress(progress, number * each, len(extractors) * each)
+            show = offset_progress(progress, number * each, len(extractors) * each)
             reference = build_reference(extractor, real, heldout, section.batch_size, show)
             place = folder if number == 0 else folder / extractor.spec.name
             place.mkdir(exist_ok=True)
@@ -126,7 +126,7 @@ def build_reference(
     total = len(real) + (0 if heldout is None else len(heldout))
 
     def features(store: ImageStore, before: int) -> Features:
-        return extract(extractor, store.images, batch_size, set_progress(progress, before, total))
+        return extract(extractor, store.images, batch_size, offset_progress(progress, before, total))
 
     seen = features(real, 0)
     heldout_seen = None if heldout is None else features(heldout, len(real))
