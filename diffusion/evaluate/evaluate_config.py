@@ -52,12 +52,12 @@ _NamedSpace = Annotated[Space, BeforeValidator(_by_name)]
 class EvaluateConfig(Section):
     """Scores against the prepared data's `reference` split, by features of `extractor`.
 
-    Fields `weights`, `weights_sha256` and `statistics` are as in `Space`. `also` lists further feature
-    spaces, each a name or a mapping. Their scores are added; only the first space ranks cells. `batch_size`
-    None suits the device. `intervals` adds confidence intervals. At most `prc_images` images of each set are
-    compared pairwise for precision, recall and memorisation; `prc_samples` is another limit for the samples.
-    `protocol` names a protocol of PROTOCOLS. It changes no score; `diffctl check` and the report list the
-    deviations from it.
+    The fields `weights`, `weights_sha256` and `statistics` are as in an entry of `also`. `also` lists further
+    feature spaces, each a name or a mapping; only the first space ranks cells. `batch_size` is the number of
+    images at a time, None for one that suits the device. `intervals` adds confidence intervals. At most
+    `prc_images` images of each set are compared pairwise for precision, recall and memorisation;
+    `prc_samples` is another limit for the samples. `protocol` names a paper's protocol. It changes no score;
+    `diffctl check` and the report list the mismatches.
     """
 
     extractor: ExtractorName = "effnet-lite0-64"

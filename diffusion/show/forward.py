@@ -45,7 +45,7 @@ class Forward:
     def title(self) -> str:
         """A description of the figure."""
         names = " and ".join(self.schedules)
-        seen = ", and an image on its way into noise" if self.noised else ""
+        seen = ", and a noised image" if self.noised else ""
         return f"The forward process: ᾱ and the signal-to-noise ratio of {names} by t{seen}"
 
     def draw(self) -> Figure:

@@ -36,7 +36,7 @@ class Reverse:
     @property
     def title(self) -> str:
         """A description of the figure."""
-        return f"The way back of image {self.index}: x_t and what the model makes of it, {self._how()}"
+        return f"The reverse process of image {self.index}: x_t and the predicted x̂_0, {self._how()}"
 
     def _how(self) -> str:
         return describe_cell(effective_axes(self.settings))

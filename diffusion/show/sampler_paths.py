@@ -61,7 +61,7 @@ class Samplers:
     @property
     def title(self) -> str:
         """A description of the figure."""
-        return f"Where {self.steps} steps of each sampler go from the same noise, with an exact denoiser"
+        return f"Paths of each sampler in {self.steps} steps from the same noise, with an exact denoiser"
 
     def spread(self, points: NDArray[np.float64]) -> float:
         """Return the mean distance from the nearest centre, in standard deviations of the Gaussians."""
