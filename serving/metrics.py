@@ -1,32 +1,12 @@
 """Metrics of a server for Prometheus."""
 
-from collections.abc import Callable
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from diffusion.engine.engine import ForwardPass
 from serving.responses import ModelRef
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-
-
-class _ModelInfo(Collector):
-    """diffctl_model_info: always 1, with the model that serves as labels."""
-
-    def __init__(self, model: Callable[[], ModelRef]) -> None:
-        self._model = model
-
-    def collect(self) -> list[Metric]:
-        """Return the one sample."""
-        model = self._model()
-        info = GaugeMetricFamily(
-            "diffctl_model_info", "The model that serves.", labels=["name", "version", "sha256"]
-        )
-        info.add_metric([model.name, "" if model.version is None else str(model.version), model.sha256], 1)
-        return [info]
 
 
 class Metrics:
@@ -44,13 +24,16 @@ class Metrics:
         self.images = Counter("images", "Finished images.", **known)  # type: ignore[arg-type]
         self.held = Gauge("images_held", "Images being sampled or queued.", **known)  # type: ignore[arg-type]
         self.rows = Histogram("pass_rows", "Rows per forward pass.", buckets=ROWS, **known)  # type: ignore[arg-type]
+        self.model = Gauge(
+            "model_info", "1, with the model that serves as labels.", ["name", "version", "sha256"], **known  # type: ignore[arg-type]
+        )  # fmt: skip
         self.reloads = Counter("reloads", "Model changes by outcome.", ["outcome"], **known)  # type: ignore[arg-type]
 
-    def bind(self, model: Callable[[], ModelRef], held: Callable[[], int], active: Callable[[], int]) -> None:
-        """Read the model and the gauges from these functions at each scrape."""
-        self._registry.register(_ModelInfo(model))
-        self.held.set_function(held)
-        self.active.set_function(active)
+    def set_model(self, model: ModelRef) -> None:
+        """Set the model that serves."""
+        self.model.clear()
+        version = "" if model.version is None else str(model.version)
+        self.model.labels(model.name, version, model.sha256).set(1)
 
     def observe(self, done: ForwardPass) -> None:
         """Count a forward pass of an engine."""

@@ -43,7 +43,9 @@ class Service:
     async def start(self) -> None:
         """Serve in the running event loop."""
         self._current = self._serve(*self._first)
-        self.metrics.bind(lambda: self.ref, self._held, lambda: self.active)
+        self.metrics.set_model(self.ref)
+        self.metrics.held.set_function(self._held)
+        self.metrics.active.set_function(lambda: self.active)
         self._poll_task = asyncio.create_task(self._poll())
 
     async def stop(self) -> None:
@@ -121,6 +123,7 @@ class Service:
         published, loaded = await asyncio.to_thread(self._load)
         self._old, self._current = self._current, self._serve(published, loaded)
         self.metrics.reloads.labels("done").inc()
+        self.metrics.set_model(self.ref)
         version = "" if published.version is None else f" version {published.version}"
         self._report(f"{published.name}{version} serves now")
         assert self._old is not None

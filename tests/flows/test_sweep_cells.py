@@ -60,7 +60,7 @@ def test_an_interrupted_cell_ends_the_sweep_and_stays_pending() -> None:
 ON_A_SERVER = """
 import os, signal, sys
 from flows.prefect_server.temporary_server import prefect_server
-from flows.sweep_cells import Cells, make_all
+from flows.sweep_cells import CellTasks, run_cells
 from diffusion.system.errors import DiffctlError, Interrupted
 
 def server():
@@ -76,7 +76,7 @@ makers = {"a": lambda: print("made a"), "b": BEHAVIOUR, "c": lambda: print("made
 code = 0
 with prefect_server():
     try:
-        make_all(Cells(makers))
+        run_cells(CellTasks(makers))
     except (DiffctlError, Interrupted) as error:
         print(error)
         code = error.exit_code

@@ -119,7 +119,7 @@ def offline(num: int, steps: int) -> np.ndarray:
 
 @pytest.mark.slow
 def test_two_replicas_follow_the_champion_and_lose_no_request(two, here, scratch):
-    assert two.said == f"{NAME}: {two.url}/v1/images (Ctrl-C ends it)\n"
+    assert two.startup_line == f"{NAME}: {two.url}/v1/images (Ctrl-C ends it)\n"
     assert len(replicas()) == 2
     family = psutil.Process(two.process.pid).children(recursive=True)
     answers: list[tuple[int, str]] = []
