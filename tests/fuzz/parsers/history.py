@@ -33,8 +33,8 @@ def parse(path: Path) -> None:
         get_run=lambda run_id: SimpleNamespace(data=SimpleNamespace(params=claims)),
     )
     history = read_history(client, "diffctl-digits")
-    history.as_json(), history.misplaced
-    [_row(event) for event in (*history.events, *history.strays)]
+    history.as_json(), history.wrong_aliases
+    [_row(event) for event in (*history.events, *history.unclaimed)]
     [pin_reason(pin, version) for version, pin in history.pinned.items()]
 
 
