@@ -82,7 +82,7 @@ for panel, commands in COMMANDS.items():
         if isinstance(command, typer.Typer):
             app.add_typer(command, rich_help_panel=panel)
         else:
-            app.command(rich_help_panel=panel)(command)
+            app.command(rich_help_panel=panel, cls=getattr(command, "command_class", None))(command)
 app.command("search-trial", hidden=True)(search.trial)
 
 

@@ -3,12 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from cli.actions.model_choice import Selection
-from cli.shared.options import Noise, Sampler, Spacing, refuse_idle
+from cli.shared.options import Spacing, refuse_idle
 from cli.shared.progress import progress
+from cli.shared.sampling_options import refuse_idle_options
 from diffusion.analysis.image_inputs import input_condition, known_labels, open_matching_store
 from diffusion.check.findings import Project
 from diffusion.images.pictures import read_picture
@@ -16,7 +18,6 @@ from diffusion.images.store import Images, open_store
 from diffusion.layout import PREPARED
 from diffusion.model.model_config import NetworkSpec
 from diffusion.model.model_file import load_model, read_artefact
-from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import parse_settings
 from diffusion.sample.class_labels import class_condition, mixed_condition
 from diffusion.show.figure import WRITERS, FigureData
@@ -98,17 +99,9 @@ def show_variance(
 
 
 def show_reverse(
-    context: typer.Context,
+    options: dict[str, Any],
     index: int,
-    count: int,
-    eta: float,
-    sampler: Sampler,
-    noise: Noise,
-    spacing: Spacing,
-    guidance: float,
-    guidance_interval: str | None,
     klass: str | None,
-    seed: int,
     out: Path | None,
     as_json: bool,
     model: Path | None,
@@ -116,19 +109,8 @@ def show_reverse(
     champion: bool,
 ) -> None:
     """Carry out `diffctl show reverse`."""
-    idle = eta == 0 or not SAMPLERS[sampler.value].stochastic
-    refuse_idle(context, "noise", idle, "where no noise is added")
-    refuse_idle(context, "guidance_interval", guidance == 0, "without --guidance")
-    settings = parse_settings(
-        {"guidance_interval": guidance_interval},
-        steps=count,
-        eta=eta,
-        sampler=sampler.value,
-        noise=noise.value,
-        spacing=spacing.value,
-        guidance=guidance,
-        seed=seed,
-    )
+    refuse_idle_options(options)
+    settings = parse_settings(options)
     loaded = load_model(Selection(None, model, run_id, champion).model_file(), default_device())
     condition = (
         mixed_condition(loaded.artefact, settings, [index])

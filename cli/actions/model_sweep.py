@@ -1,7 +1,6 @@
 """A grid of sampling settings of a finished model, sampled and scored."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ from cli.actions.score_tables import show_sweep_scores
 from cli.stages.scoring import scored_grid
 from diffusion.config import load
 from diffusion.layout import SWEEP_RUN
-from diffusion.protocol.sample_sections import SweepConfig
+from diffusion.protocol.sample_sections import SweepConfig, check_axes
 from diffusion.protocol.scores_document import ScoresDocument, document_values
+from diffusion.protocol.settings import MODEL_AXES, OPTIONS
 from diffusion.system.errors import UsageError
 from diffusion.system.section import validate
 from tracking.keys import model_name
@@ -23,14 +23,7 @@ from tracking.runs.scored_runs import log_sweep
 
 
 def sweep_model(
-    steps: str | None,
-    eta: str | None,
-    sampler: str | None,
-    noise: str | None,
-    spacing: str | None,
-    guidance: str | None,
-    guidance_interval: str | None,
-    ema: str | None,
+    options: dict[str, str | None],
     num_images: int | None,
     model: Path | None,
     run_id: str | None,
@@ -39,15 +32,15 @@ def sweep_model(
 ) -> None:
     """Carry out `diffctl sweep`."""
     config = load()
-    given = {"steps": steps, "eta": eta, "sampler": sampler}
-    given |= {"noise": noise, "spacing": spacing, "guidance": guidance, "ema": ema}
-    given |= {"guidance_interval": guidance_interval}
+    given = {name: text for name, text in options.items() if text is not None}
     axes = _axes(config.sweep, given)
-    _refuse_idle_interval(guidance_interval, axes.guidance or (config.sample.guidance,))
-    told: dict[str, Any] = {} if num_images is None else {"num_images": num_images}
-    if guidance_interval is not None:  # the axis takes the section's place
-        told["guidance_interval"] = None
-    section = config.sample.model_copy(update=told)
+    changes: dict[str, Any] = {} if num_images is None else {"num_images": num_images}
+    changes |= {name: None for name in given if _is_nullable(name)}  # the axis replaces the section's value
+    section = config.sample.model_copy(update=changes)
+    try:
+        check_axes(section, axes, given)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     path = resolve_model(model, run_id, champion)
     document = scored_grid(section, axes, config.evaluate, path, SWEEP_RUN)
     logged = _log(document, config.data.name, run_id, champion)
@@ -60,20 +53,18 @@ def sweep_model(
         typer.echo(f"logged to run {logged}")
 
 
-def _axes(usual: SweepConfig, given: dict[str, str | None]) -> SweepConfig:
-    """The grid that is asked for, the other axes as in params.yaml; UsageError for values that are none."""
-    listed: dict[str, Any] = {
-        axis: [None if axis == "guidance_interval" and part == "none" else part for part in _parts(values)]
-        for axis, values in given.items()
-        if values is not None
+def _axes(usual: SweepConfig, given: dict[str, str]) -> SweepConfig:
+    """Return the grid of the given axes, the others as in params.yaml; UsageError for invalid values."""
+    listed = {
+        axis: [None if part == "none" and _is_nullable(axis) else part for part in _parts(text)]
+        for axis, text in given.items()
     }
     return validate(SweepConfig, {**usual.model_dump(), **listed}, "this grid does not fit")
 
 
-def _refuse_idle_interval(given: str | None, guidance: Sequence[float]) -> None:
-    """UsageError for an interval of a guidance that there is in no cell."""
-    if given is not None and not any(guidance):
-        raise UsageError("--guidance-interval does nothing without --guidance: leave it out")
+def _is_nullable(axis: str) -> bool:
+    """Return whether `none` is a value of an axis, and a sampler's option has no value by default."""
+    return axis not in MODEL_AXES and OPTIONS[axis].default is None
 
 
 def _parts(values: str) -> list[str]:

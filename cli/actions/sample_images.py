@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from cli.actions.image_files import WRITERS, frames_of
 from cli.actions.model_choice import resolve_model
-from cli.shared.options import Noise, Sampler, Spacing
 from diffusion.choice.best_settings import budget_settings
 from diffusion.config import load
 from diffusion.layout import SCORES
@@ -26,19 +26,11 @@ from tracking.runs.scored_runs import fetch_scores
 
 def sample_images(
     out: Path,
-    steps: int | None,
-    eta: float,
-    seed: int,
+    options: dict[str, Any],
     budget: int | None,
     klass: str | None,
-    guidance: float,
-    guidance_interval: str | None,
     classifier: Path | None,
     classifier_scale: float,
-    noise: Noise,
-    spacing: Spacing,
-    timesteps: str | None,
-    sampler: Sampler,
     batch_size: int,
     model: Path | None,
     run_id: str | None,
@@ -47,19 +39,10 @@ def sample_images(
     indices: range,
 ) -> None:
     """Carry out `diffctl sample`."""
-    settings = parse_settings(
-        {"steps": steps, "timesteps": timesteps, "guidance_interval": guidance_interval},
-        sampler=sampler.value,
-        eta=eta,
-        seed=seed,
-        guidance=guidance,
-        classifier_scale=classifier_scale if classifier else 0.0,
-        noise=noise.value,
-        spacing=spacing.value,
-    )
+    settings = parse_settings(options, classifier_scale=classifier_scale if classifier else 0.0)
     path = resolve_model(model, run_id, champion)
     if budget is not None:
-        settings = _settings_for(budget, seed, path, scores_of(path, run_id, champion))
+        settings = _settings_for(budget, settings.seed, path, scores_of(path, run_id, champion))
     loaded, guide = _load(path, classifier, settings)
     frames, labels = frames_of(loaded, guide, settings, indices, klass, batch_size, out.suffix == ".gif")
     WRITERS[out.suffix](out, frames, labels)

@@ -9,17 +9,16 @@ from cli.shared.options import (
     AsJson,
     Champion,
     ModelFile,
-    Noise,
     Profile,
     RunId,
-    Sampler,
     Spacing,
     StorePath,
     check_output_suffix,
     file_option,
 )
+from cli.shared.sampling_options import ReverseCommand, given_options
 from cli.shared.startup_message import begin
-from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_ETA, MAX_GUIDANCE, MAX_SEED, MAX_STEPS
+from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_SEED, MAX_STEPS
 
 app = typer.Typer(
     name="show",
@@ -115,27 +114,15 @@ def variance(
     )
 
 
-@app.command()
+@app.command(cls=ReverseCommand)
 def reverse(
     context: typer.Context,
     index: Annotated[
         int, typer.Option("--index", min=0, max=MAX_COUNT, help="The image, as in `diffctl sample`.")
     ] = 0,
-    count: Annotated[int, typer.Option("--steps", min=1, max=MAX_STEPS, help="Sampling steps.")] = 50,
-    eta: Annotated[
-        float, typer.Option("--eta", min=0.0, max=MAX_ETA, help="0: deterministic DDIM; 1: DDPM.")
-    ] = 0.0,
-    sampler: Annotated[Sampler, typer.Option("--sampler", help="How a step is made.")] = Sampler["ddim"],
-    noise: Annotated[Noise, typer.Option("--noise", help="The variance that η scales.")] = Noise["small"],
-    spacing: SpacingOption = Spacing["uniform"],
-    guidance: Annotated[float, typer.Option("--guidance", min=0.0, max=MAX_GUIDANCE)] = 0.0,
-    guidance_interval: Annotated[
-        str | None, typer.Option("--guidance-interval", help="LOW:HIGH of σ/α, as of `diffctl sample`.")
-    ] = None,
     klass: Annotated[
         str | None, typer.Option("--class", help="A class, by name or number. [default: as `diffctl sample`]")
     ] = None,
-    seed: Seed = 0,
     out: Out = None,
     as_json: AsJson = False,
     model: ModelFile = None,
@@ -146,24 +133,8 @@ def reverse(
     begin_figure(out, as_json)
     from cli.actions import figures
 
-    figures.show_reverse(
-        context,
-        index,
-        count,
-        eta,
-        sampler,
-        noise,
-        spacing,
-        guidance,
-        guidance_interval,
-        klass,
-        seed,
-        out,
-        as_json,
-        model,
-        run_id,
-        champion,
-    )
+    options = given_options(context)
+    figures.show_reverse(options, index, klass, out, as_json, model, run_id, champion)
 
 
 @app.command("model")

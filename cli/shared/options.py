@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 
 from diffusion.layout import MODEL
 from diffusion.model.presets import PRESETS
 from diffusion.protocol.extractors import EXTRACTORS
-from diffusion.protocol.samplers import SAMPLERS
-from diffusion.protocol.samplers import Noise as NoiseName
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import UsageError, printable
 from diffusion.system.output_paths import check_output
@@ -20,9 +18,7 @@ MAX_ARGUMENT = 4096  # characters of an argument without commas
 PROFILES = Path("profiles")
 
 # Choices from the names in registries.
-Noise = StrEnum("Noise", {name: name for name in get_args(NoiseName)})  # type: ignore[misc]
 Spacing = StrEnum("Spacing", {name: name for name in SPACINGS})  # type: ignore[misc]
-Sampler = StrEnum("Sampler", {name: name for name in SAMPLERS})  # type: ignore[misc]
 Extractor = StrEnum("Extractor", {name: name for name in EXTRACTORS})  # type: ignore[misc]
 Preset = StrEnum("Preset", {name: name for name in PRESETS})  # type: ignore[misc]
 

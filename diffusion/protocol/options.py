@@ -12,15 +12,18 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel, GetJsonSchemaHandler, create_model
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 
 @dataclass(frozen=True)
 class NoEffect:
     """A condition under which an option has no effect: another option has one of these values.
 
-    `why` completes the sentence "… has no effect". Without `values` the condition is any value but None.
+    `why` completes the sentence "… has no effect", with the other `{option}` and its `{value}`. Without
+    `values` the condition is any value but None.
     """
 
     option: str
@@ -62,6 +65,12 @@ class Option:
     http: bool = True
     registered: bool = True
     unset: Any = None
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Describe the field in the JSON schema of params.yaml."""
+        return {**handler(schema), "description": self.help}
 
 
 @dataclass(frozen=True)
@@ -111,12 +120,15 @@ class SamplingOption:
         members = {name: name for name in self.option.choices}
         return StrEnum(self.name.title(), members)  # type: ignore[return-value]
 
-    def idle_reason(self, value_of: Callable[[str], Any]) -> str | None:
-        """Return why the option has no effect next to these values of others, or None if it has one."""
+    def idle_reason(self, value_of: Callable[[str], Any], name: Callable[[str], str] = str) -> str | None:
+        """Return why the option has no effect next to these values of others, or None if it has one.
+
+        `name` writes the name of the other option, such as its flag.
+        """
         for condition in self.option.no_effect:
             value = value_of(condition.option)
             if condition.holds(value):
-                return condition.why.format(value)
+                return condition.why.format(option=name(condition.option), value=value)
         return None
 
 

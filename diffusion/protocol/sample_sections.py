@@ -40,7 +40,8 @@ def _axis_field(option: SamplingOption) -> tuple[Any, Any]:
     required = option.option.axis == "required"
     value = option.annotation if option.default is not None or required else _listed_type(option)
     listed = Annotated[tuple[value, ...], Field(min_length=1, max_length=100), Unique]  # type: ignore[valid-type]
-    return (listed, ...) if required else (listed | None, None)
+    field = Field(default=... if required else None, description=option.option.help)
+    return listed if required else listed | None, field
 
 
 def _listed_type(option: SamplingOption) -> Any:
@@ -109,7 +110,7 @@ def idle_axes(
         for condition in option.option.no_effect:
             field, values = axis_values(condition.option, sample, sweep)
             if all(map(condition.holds, values)):
-                yield where, name, field, condition.why.format(values[0])
+                yield where, name, field, condition.why.format(option=condition.option, value=values[0])
                 break
 
 

@@ -39,7 +39,7 @@ def _equal_to(*values: Any) -> Callable[[], tuple[Any, ...]]:
     return lambda: values
 
 
-_DETERMINISTIC = NoEffect("sampler", "with sampler {}, which adds no noise", _deterministic_samplers)
+_DETERMINISTIC = NoEffect("sampler", "with {option} {value}, which adds no noise", _deterministic_samplers)
 
 
 class SamplerConfig(Section):
@@ -69,7 +69,10 @@ class SamplerConfig(Section):
             "The variance that η scales.",
             choices=get_args(Noise),
             always_in_card=True,
-            no_effect=(_DETERMINISTIC, NoEffect("eta", "at eta 0, where no noise is added", _equal_to(0))),
+            no_effect=(
+                _DETERMINISTIC,
+                NoEffect("eta", "at {option} 0, where no noise is added", _equal_to(0)),
+            ),
         ),
     ] = "small"
     spacing: Annotated[
@@ -78,7 +81,7 @@ class SamplerConfig(Section):
             "Which timesteps are visited.",
             choices=SPACINGS,
             always_in_card=True,
-            no_effect=(NoEffect("timesteps", "next to timesteps"),),
+            no_effect=(NoEffect("timesteps", "next to {option}"),),
         ),
     ] = "uniform"
     guidance: Annotated[
@@ -94,7 +97,7 @@ class SamplerConfig(Section):
             phrase="σ/α in {}",
             write=interval_text,
             stored=ShortText,
-            no_effect=(NoEffect("guidance", "without guidance", _equal_to(0)),),
+            no_effect=(NoEffect("guidance", "without {option}", _equal_to(0)),),
         ),
     ] = None
     clip: Annotated[
@@ -145,7 +148,9 @@ class SampleSettings(SamplerConfig):
     ] = 0.0
     classifier_scale: Annotated[
         GuidanceScale,
-        Option("How strongly a classifier guides (ADM's s).", axis=None, http=False, registered=False),
+        Option(
+            "How strongly a classifier guides (ADM's s).", axis=None, cli=False, http=False, registered=False
+        ),
     ] = 0.0
     timesteps: Annotated[
         Timesteps | None,

@@ -67,7 +67,8 @@ def fields(own: Schema, definitions: Schema) -> list[Field]:
             _kind(value, definitions),
             _bounds(value),
             "" if name in required or "default" not in value else literal(_written(value["default"])),
-            " ".join(NONE.sub("null", one) for one in said if re.search(rf"`{re.escape(name)}`", one)),
+            " ".join(NONE.sub("null", one) for one in said if re.search(rf"`{re.escape(name)}`", one))
+            or value.get("description", ""),
         )
         for name, value in own["properties"].items()
     ]
