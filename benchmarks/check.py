@@ -32,7 +32,7 @@ LARGEST: dict[str, dict[str, Any]] = {
         "head_channels": 64,
         "channel_mult": [1] * MAX_LEVELS,
         "num_res_blocks": MAX_BLOCKS // MAX_LEVELS,
-        "attention": [SIDE >> level for level in range(MAX_LEVELS)],
+        "attention_resolutions": [SIDE >> level for level in range(MAX_LEVELS)],
     },
     "process": {"timesteps": MAX_STEPS},
     "train": {"steps": MAX_COUNT, "batch_size": MAX_BATCH},
@@ -43,7 +43,9 @@ LARGEST: dict[str, dict[str, Any]] = {
         "spacing": ["uniform", "quadratic", "trailing"],
     },
 }
-HOPELESS = {"model": {"channels": 16_384, "channel_mult": [64, 64], "head_channels": 64, "attention": []}}
+HOPELESS = {
+    "model": {"channels": 16_384, "channel_mult": [64, 64], "head_channels": 64, "attention_resolutions": []}
+}
 
 
 def processor_seconds(changes: dict[str, dict[str, Any]]) -> float:

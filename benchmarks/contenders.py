@@ -31,10 +31,24 @@ class Shape(NamedTuple):
 
 SHAPES = {
     "S": Shape(
-        {"channels": 32, "channel_mult": [1, 2, 2], "num_res_blocks": 1, "attention": [8], "heads": 4}, 1, 64
+        {
+            "channels": 32,
+            "channel_mult": [1, 2, 2],
+            "num_res_blocks": 1,
+            "attention_resolutions": [8],
+            "heads": 4,
+        },
+        1,
+        64,
     ),
     "M": Shape(
-        {"channels": 64, "channel_mult": [1, 2, 2, 2], "num_res_blocks": 2, "attention": [16, 8], "heads": 4},
+        {
+            "channels": 64,
+            "channel_mult": [1, 2, 2, 2],
+            "num_res_blocks": 2,
+            "attention_resolutions": [16, 8],
+            "heads": 4,
+        },
         3,
         16,
     ),

@@ -83,7 +83,7 @@ def work(cells: int, size: int) -> Iterator[Work]:
             rows = rng.integers(len(images), size=size)
             noisy = images[rows] + 60 / steps * rng.normal(size=images[rows].shape)
             part, cell = noisy.round().clip(0, 255).astype(np.uint8), Cell(steps, 0.0)
-            made[cell] = store(cell.name, part, labels[rows], card={"evaluations": steps, "guidance": 0.0})
+            made[cell] = store(cell.name, part, labels[rows], card={"nfe": steps, "guidance": 0.0})
         train = store("train", images[:TRAIN], labels[:TRAIN], split="train")
         test = store("test", images[TRAIN:], labels[TRAIN:], split="test")
         yield Work(train, test, made)

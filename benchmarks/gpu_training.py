@@ -71,7 +71,12 @@ def described(profile: str, size: Size, device: torch.device, folder: Path) -> t
     }
     network = plan.network
     if size.small:
-        few = {"channels": 64, "channel_mult": (1, 2), "num_res_blocks": 1, "attention": (pixels // 2,)}
+        few = {
+            "channels": 64,
+            "channel_mult": (1, 2),
+            "num_res_blocks": 1,
+            "attention_resolutions": (pixels // 2,),
+        }
         network = UNetSpec(**{**network.model_dump(), **few})
     values = {**plan.train.model_dump(), **steps}
     return plan.model_copy(update={"train": type(plan.train)(**values), "network": network}), store

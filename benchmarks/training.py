@@ -156,7 +156,7 @@ def from_start(folder: Path) -> list[float]:
     """Trainings from the pretrained weights there."""
     from diffusion.train.pretrained import store_pretrained
 
-    sha256 = store_pretrained(folder / "models/unet.safetensors", folder / "start")[1].model_sha256
+    sha256 = store_pretrained(folder / "models/model.safetensors", folder / "start")[1].model_sha256
     seconds = []
     for number in range(ROUNDS):
         configure(folder, seed=200 + number, start={"sha256": sha256})

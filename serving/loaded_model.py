@@ -62,7 +62,7 @@ class ServedModel:
             images=to_nhwc(images),
             model=self.ref,
             settings=job.settings.model_dump(mode="json"),
-            evaluations=job.nfe,
+            nfe=job.nfe,
             indices=list(job.indices),
             labels=None if labels is None else labels.tolist(),
         )

@@ -24,12 +24,12 @@ class ModelRef(BaseModel):
 class ImagesResponse(BaseModel):
     """PNGs in base64 with their indices, labels if the model has classes, and settings.
 
-    `evaluations` is the NFE per image.
+    `nfe` is the number of function evaluations per image.
     """
 
     model: ModelRef
     settings: dict[str, Any]
-    evaluations: int
+    nfe: int
     indices: list[int]
     labels: list[int] | None
     images: list[str]
@@ -82,7 +82,7 @@ class SampledImages(NamedTuple):
     images: Images
     model: ModelRef
     settings: dict[str, Any]
-    evaluations: int
+    nfe: int
     indices: list[int]
     labels: list[int] | None
 

@@ -60,7 +60,7 @@ os.fsync = _skip_sync
 sqlite3.connect = sqlite3.dbapi2.connect = _connect_unsynced  # type: ignore[attr-defined, assignment]
 
 SMALL: dict[str, dict[str, Any]] = {  # profiles/digits.yaml shrunk until a stage takes a second or two
-    "model": {"channels": 8, "attention": [4], "head_channels": 8},
+    "model": {"channels": 8, "attention_resolutions": [4], "head_channels": 8},
     "train": {
         "steps": 12,
         "batch_size": 8,

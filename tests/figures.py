@@ -90,7 +90,7 @@ def main() -> None:
     project = Path(next((word for word in sys.argv[1:] if word != "--write"), ROOT)).resolve()
     for name in FIGURES:
         make(name, project, FOLDER)
-    PICTURE.write_bytes(picture(project / "models/unet.safetensors"))
+    PICTURE.write_bytes(picture(project / "models/model.safetensors"))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ EXPECTED = (
     r"(data|reference|train|evaluate|steps\d+-eta[\d.]+) [\d,]+/[\d,]+( · [^·]+)*",
     r"data/prepared: [\d,]+ train, [\d,]+ test images of 8×8×1, 10 classes",
     r"train: [\d,]+ steps, state in runs/train/[0-9a-f]{16}",
-    r"model: models/unet\.safetensors",
+    r"model: models/model\.safetensors",
     r"report: report/index\.html",
     r"STEPS +ETA +fd_\S+ +excess +kd_\S+ *",
     r"\d+ +[\d.]+( +-?[\d.]+(e-?\d+)?){3} *\*?",

@@ -131,7 +131,7 @@ def test_keep_goes_on_under_the_new_code_and_the_model_names_both(tmp_path: Path
 
     folder = small_project(tmp_path / "project")
     reproduce(folder, "train")
-    first = read_artefact(folder / "models/unet.safetensors")
+    first = read_artefact(folder / "models/model.safetensors")
     edit = EDITS["loss"]
     file = folder / edit.file
     file.write_text(file.read_text().replace(edit.old, edit.new))
@@ -145,7 +145,7 @@ def test_keep_goes_on_under_the_new_code_and_the_model_names_both(tmp_path: Path
     assert kept.returncode == 0, kept.stderr
     assert "going on after step 12 of 12" in kept.stderr
     assert "the code has changed since it made these steps" in kept.stderr
-    model = read_artefact(folder / "models/unet.safetensors")
+    model = read_artefact(folder / "models/model.safetensors")
     assert [since.step for since in model.code] == [0, 12]
     assert model.code[0] == first.code[0]
     assert model.model_sha256 == first.model_sha256

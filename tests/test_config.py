@@ -60,7 +60,8 @@ def test_the_project_starts_with_the_digits_profile() -> None:
         ({"sweep": {"eta": [float("nan")]}}, "sweep.eta.0: .*finite"),
         ({"classifier": {"modle": {}}}, "classifier.modle: unknown key, allowed are model, train"),
         ({"data": {"image_size": 9}}, "image_size 9 must be divisible by 2"),
-        ({"data": {"image_size": 8}, "model": {"attention": [3]}}, r"maps are \[8, 4\] pixels, so \[3\]"),
+        ({"data": {"image_size": 8}, "model": {"attention_resolutions": [3]}},
+         r"maps are \[8, 4\] pixels, so \[3\]"),
     ],
 )  # fmt: skip
 def test_the_impossible_is_refused_with_the_field_and_what_is_allowed(
@@ -84,9 +85,9 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_section_is_loaded_whatever_the_others_hold(tmp_path: Path) -> None:
-    write_params(tmp_path, evaluate={"intervals": False}, train={"learning_rate": 1})
+    write_params(tmp_path, evaluate={"confidence_intervals": False}, train={"learning_rate": 1})
     path = tmp_path / "params.yaml"
-    assert load_section("evaluate", EvaluateConfig, path) == EvaluateConfig(intervals=False)
+    assert load_section("evaluate", EvaluateConfig, path) == EvaluateConfig(confidence_intervals=False)
     for loading in (load, partial(load_sections, TrainSections), partial(load_section, "train", TrainConfig)):
         with pytest.raises(UsageError, match=r"params.yaml: train.learning_rate: unknown key, allowed are"):
             loading(path=path)

@@ -168,7 +168,7 @@ def test_a_whole_pipeline_runs_by_new_entries_alone(project: Path) -> None:
     run(project, "-c", STAGES)
     train = open_store(project / "data/prepared/train")
     assert (len(train), train.meta["name"], train.meta["options"]) == (180, "rings", {"count": 200})
-    with safe_open(project / "models/unet.safetensors", framework="pt") as file:
+    with safe_open(project / "models/model.safetensors", framework="pt") as file:
         described = file.metadata()["diffctl"]
     for said in ('"name":"tiny"', '"width":6', '"schedule":"straight"', '"most":0.999'):
         assert said in described
@@ -176,7 +176,7 @@ def test_a_whole_pipeline_runs_by_new_entries_alone(project: Path) -> None:
     assert scores["extractor"] == "pixels"
     for name, steps in (("steps2-eta0", 2), ("steps3-eta0", 3)):
         cell = scores["cells"][name]
-        assert cell["card"]["evaluations"] == 2 * steps - 1
+        assert cell["card"]["nfe"] == 2 * steps - 1
         assert {"fd_pixels", "kd_pixels", "precision_pixels", "excess"} <= cell["scores"].keys()
         assert not [score for score in cell["scores"] if score.startswith("is")]
 

@@ -13,7 +13,7 @@ data/prepared: 1,297 train, 500 test images of 8×8×1, 10 classes
 train: 1,200 steps, state in runs/train/f07ee5a0b2d62aab
 train 126/1,200 · 956 images/s · ETA 1:12 · loss 0.2735 · mse 0.2693 · vlb 0.0041 · grad_norm 0.4785
 train 126/1,200 · 1.2 s an image
-model: models/unet.safetensors
+model: models/model.safetensors
 steps50-eta0.5 500/500 · 134 images/s · took 3.8 s
 report: report/index.html
 

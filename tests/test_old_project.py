@@ -15,7 +15,8 @@ from diffusion.config import load, parse
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import CellMeta
 from diffusion.layout import AVERAGES, SAMPLES, SCORES
-from diffusion.model.model_file import read_artefact
+from diffusion.layout import MODEL as MODEL_FILE
+from diffusion.model.model_file import load_model, read_artefact
 from diffusion.model.posthoc_ema import Snapshots
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import settings_card
@@ -98,6 +99,11 @@ def test_the_card_of_an_old_cell_is_that_of_the_same_settings_today(old):
     settings = SampleSettings(steps=2, guidance=1.0, guidance_interval=(0.1, 10.0))
     today = settings_card(settings)
     assert not differing_fields([{field: card.get(field) for field in today}, today])
+
+
+def test_the_earlier_name_of_the_model_file_is_told(old):
+    with pytest.raises(UsageError, match=r"models/unet\.safetensors is of an earlier version: rename it to"):
+        load_model(MODEL_FILE)
 
 
 def test_old_scores_are_read_compared_and_used_for_a_budget(old):

@@ -48,7 +48,7 @@ def reference() -> None:
 
 @app.command()
 def train(fresh: Fresh = False, keep: Keep = False) -> None:
-    """Train, or resume the same training: models/unet.safetensors."""
+    """Train, or resume the same training: models/model.safetensors."""
     from cli.stages.train_stage import run_stage
 
     run_stage(fresh, keep)

@@ -15,7 +15,7 @@ from diffusion.system.references import load_reference
 Sections = dict[str, dict[str, Any]]
 
 FREE = ModelConfig.model_fields.keys() - {"name"}  # fields that may differ
-ATTENTION = "attention"  # sides of feature maps, which scale with the image size
+ATTENTION = "attention_resolutions"  # sides of feature maps, which scale with the image size
 
 
 def sections_of(start: ModelDescription) -> Sections:

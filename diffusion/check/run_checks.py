@@ -74,7 +74,7 @@ def check_guidance(project: Project) -> Iterator[Finding]:
     """Check whether every guidance interval contains a step."""
     config = project.config
     settings = {cell.name: cell_settings(config.sample, cell) for cell in grid(config.sample, config.sweep)}
-    limited = {name: one for name, one in settings.items() if one.evaluations is None}
+    limited = {name: one for name, one in settings.items() if one.nfe is None}
     with single_thread():
         unguided = [name for name, one in limited.items() if not _is_guided(config, one)]
     if unguided:

@@ -24,7 +24,7 @@ def budget_settings(
         least = pareto_front(cells)[0]
         raise UsageError(
             f"no cell of the sweep takes {budget} network evaluations or fewer: "
-            f"the cheapest is {least.cell} with {least.evaluations}"
+            f"the cheapest is {least.cell} with {least.nfe}"
         )
     return settings_of(cells[choice.cell], choice.cell, seed)
 

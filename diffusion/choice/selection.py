@@ -14,10 +14,10 @@ from diffusion.system.files import write_json
 
 
 class Choice(NamedTuple):
-    """A cell's name, its network evaluations an image, and its Fréchet distance."""
+    """A cell's name, its NFE per image, and its Fréchet distance."""
 
     cell: str
-    evaluations: int
+    nfe: int
     distance: float
 
 
@@ -26,19 +26,17 @@ def pareto_front(cells: Cells) -> list[Choice]:
 
     The distance decides, which is fair between the cells of one sweep: they share N and reference.
     """
-    choices = [
-        Choice(name, cell.evaluations, cell.scores[cell.spec.distance]) for name, cell in cells.items()
-    ]
+    choices = [Choice(name, cell.nfe, cell.scores[cell.spec.distance]) for name, cell in cells.items()]
     front: list[Choice] = []
-    for choice in sorted(choices, key=lambda choice: (choice.evaluations, choice.distance)):
+    for choice in sorted(choices, key=lambda choice: (choice.nfe, choice.distance)):
         if not front or choice.distance < front[-1].distance:
             front.append(choice)
     return front
 
 
 def recommended(cells: Cells, budget: int) -> Choice | None:
-    """The best cell for at most `budget` network evaluations an image; None when the cheapest costs more."""
-    affordable = [choice for choice in pareto_front(cells) if choice.evaluations <= budget]
+    """The best cell for at most `budget` NFE per image; None when the cheapest costs more."""
+    affordable = [choice for choice in pareto_front(cells) if choice.nfe <= budget]
     return affordable[-1] if affordable else None
 
 
@@ -62,11 +60,11 @@ def select_front(cells: Cells) -> list[FrontCell]:
 
 
 def _chosen(choice: Choice, cells: Cells) -> FrontCell:
-    affordable = [cell for cell in cells.values() if cell.evaluations <= choice.evaluations]
+    affordable = [cell for cell in cells.values() if cell.nfe <= choice.nfe]
     metric = cells[choice.cell].spec.distance
     return FrontCell(
         cell=choice.cell,
-        evaluations=choice.evaluations,
+        nfe=choice.nfe,
         metric=metric,
         value=choice.distance,
         of=len(affordable),
@@ -122,7 +120,7 @@ def summary(document: ScoresDocument) -> dict[str, Any]:
     best = document.cells[document.best.cell]
     scores = {name: value for name, value in best.scores.items() if not is_auxiliary(name)}
     return {
-        "best": {**best.axes, "evaluations": best.evaluations, **scores},
+        "best": {**best.axes, "nfe": best.nfe, **scores},
         "num_images": best.num_images,
         "cells": len(document.cells),
     }

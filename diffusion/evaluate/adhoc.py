@@ -64,7 +64,7 @@ def score_images(
         reference = make_reference_of(loaded, real, real_features[0], heldout, held)
     defaults = EvaluateConfig()
     most = prc_images or defaults.prc_images
-    scorer = Scorer(reference, defaults.intervals, most, loaded.device, prc_samples)
+    scorer = Scorer(reference, defaults.confidence_intervals, most, loaded.device, prc_samples)
     return {
         "images": _described(sample),
         **shared_values(scorer, len(sample)),
@@ -102,7 +102,7 @@ def score_against_statistics(
         reference |= {"images": len(images), "images_digest": images.digest}
         most = prc_images or defaults.prc_images
         of_images = make_reference_of(loaded, images, real[0])
-        scorer = Scorer(of_images, defaults.intervals, most, loaded.device, prc_samples)
+        scorer = Scorer(of_images, defaults.confidence_intervals, most, loaded.device, prc_samples)
         scores |= scorer.scores_without_distance(features)
         card |= neighbour_card(len(sample), len(images), (scorer.most_samples, most))
     has_images = images is not None

@@ -52,9 +52,10 @@ _NamedSpace = Annotated[Space, BeforeValidator(_by_name)]
 class EvaluateConfig(Section):
     """Scores against the prepared data's `reference` split, by features of `extractor`.
 
-    The fields `weights`, `weights_sha256` and `statistics` are as in an entry of `also`. `also` lists further
-    feature spaces, each a name or a mapping; only the first space ranks cells. `batch_size` is the number of
-    images at a time, None for one that suits the device. `intervals` adds confidence intervals. At most
+    The fields `weights`, `weights_sha256` and `statistics` are as in `Space`.
+    `extra_extractors` lists further feature spaces, each a name or a mapping; only the first ranks cells.
+    `batch_size` is the number of
+    images at a time, None for one that suits the device. `confidence_intervals` adds them to scores. At most
     `prc_images` images of each set are compared pairwise for precision, recall and memorisation;
     `prc_samples` is another limit for the samples. `protocol` names a paper's protocol. It changes no score;
     `diffctl check` and the report list the mismatches.
@@ -65,9 +66,9 @@ class EvaluateConfig(Section):
     weights: FilePath | None = None
     weights_sha256: Sha256 | None = None
     statistics: StatisticsFile | None = None
-    also: Annotated[tuple[_NamedSpace, ...], Field(max_length=MAX_SPACES)] = ()
+    extra_extractors: Annotated[tuple[_NamedSpace, ...], Field(max_length=MAX_SPACES)] = ()
     batch_size: BatchSize | None = None
-    intervals: bool = True
+    confidence_intervals: bool = True
     protocol: Annotated[str, AfterValidator(partial(check_name, registry=PROTOCOLS))] | None = None
     prc_images: Neighbours = 10_000
     prc_samples: Neighbours | None = None
@@ -76,12 +77,12 @@ class EvaluateConfig(Section):
     def spaces(self) -> tuple[Space, ...]:
         """All feature spaces; the first one ranks."""
         shared = {field: getattr(self, field) for field in Space.model_fields}
-        return (Space(**shared), *self.also)
+        return (Space(**shared), *self.extra_extractors)
 
     @model_validator(mode="after")
     def _each_extractor_once(self) -> Self:
         seen = {self.extractor}
-        for space in self.also:
+        for space in self.extra_extractors:
             if space.extractor in seen:
                 raise ValueError(f"also lists {space.extractor}, which is already an extractor")
             seen.add(space.extractor)

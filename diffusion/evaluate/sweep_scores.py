@@ -56,7 +56,7 @@ def evaluate(
     published = [configured_statistics(space) for space in section.spaces]
     extractors = configured_extractors(section)
     opened = open_references(reference, extractors, section.reference, prepared)
-    settings = section.intervals, section.prc_images
+    settings = section.confidence_intervals, section.prc_images
     scorers = [
         SpaceScorer(extractor, Scorer(one, *settings, extractor.device, section.prc_samples, statistics))
         for extractor, one, statistics in zip(extractors, opened, published, strict=True)

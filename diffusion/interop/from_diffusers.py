@@ -233,7 +233,9 @@ def _spec(folder: Path, config: UNetFile, classes: int) -> UNetSpec:
             channels=first,
             channel_mult=tuple(width // first for width in config.block_out_channels),
             num_res_blocks=config.layers_per_block,
-            attention=tuple(config.sample_size >> level for level, kind in levels if kind in ATTENTION),
+            attention_resolutions=tuple(
+                config.sample_size >> level for level, kind in levels if kind in ATTENTION
+            ),
             **_heads(config),
             embedding="adagn" if config.resnet_time_scale_shift == "scale_shift" else "additive",
             resample="biggan" if within else "plain",

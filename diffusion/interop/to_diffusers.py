@@ -87,8 +87,8 @@ def unet_config(network: UNet) -> dict[str, Any]:
     plain_down, plain_up = (
         ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if biggan else ("DownBlock2D", "UpBlock2D")
     )
-    down = ["AttnDownBlock2D" if size in spec.attention else plain_down for size in sizes]
-    up = ["AttnUpBlock2D" if size in spec.attention else plain_up for size in reversed(sizes)]
+    down = ["AttnDownBlock2D" if size in spec.attention_resolutions else plain_down for size in sizes]
+    up = ["AttnUpBlock2D" if size in spec.attention_resolutions else plain_up for size in reversed(sizes)]
     return {
         "sample_size": spec.image_size,
         "in_channels": spec.in_channels,

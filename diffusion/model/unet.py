@@ -73,7 +73,7 @@ class Encoder(nn.Module):
 
     def _level_stage(self, channels: int, out_channels: int, size: int) -> Stage:
         blocks: list[nn.Module] = [self._block(channels, out_channels)]
-        if size in self.spec.attention:
+        if size in self.spec.attention_resolutions:
             blocks.append(self._attention(out_channels))
         return self._stage(blocks)
 

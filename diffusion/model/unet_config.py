@@ -25,10 +25,10 @@ class UNetConfig(ModelConfig):
     shifts a block's norm (adagn), or is added before it as in DDPM (additive). `resample` halves and doubles
     within a residual block (biggan), or by a layer of its own (plain).
 
-    `attention` lists the feature-map sizes, in pixels, that get self-attention. Its heads come either from
-    `head_channels` (channels a head) or from `heads` (their number). The network sees t·`time_scale`
-    (iDDPM's code trains with 1000/T). The key `preset` stands for the shape of a published network; other
-    keys beside it change it.
+    `attention_resolutions` lists the feature-map sizes, in pixels, that get self-attention. Its heads come
+    either from `head_channels` (channels a head) or from `heads` (their number). The network sees
+    t·`time_scale` (iDDPM's code trains with 1000/T). The key `preset` stands for the shape of a
+    published network; other keys change it.
 
     Three more fields are for networks from elsewhere, and a file that has the usual values leaves them out.
     `downsample_padding` after: a plain downsampling pads only on the right and below, as DDPM's code in
@@ -43,7 +43,7 @@ class UNetConfig(ModelConfig):
         min_length=1, max_length=MAX_LEVELS
     )
     num_res_blocks: Annotated[int, Field(gt=0, le=MAX_BLOCKS), NotBool] = 2
-    attention: Annotated[tuple[Side, ...], Field(max_length=MAX_LEVELS), Unique] = ()
+    attention_resolutions: Annotated[tuple[Side, ...], Field(max_length=MAX_LEVELS), Unique] = ()
     head_channels: ChannelCount | None = None
     heads: ChannelCount | None = None
     embedding: Literal["adagn", "additive"] = "adagn"
@@ -106,8 +106,10 @@ class UNetConfig(ModelConfig):
     def check_size(self, image_size: int) -> None:
         """ValueError where the levels or the attention do not fit images of this side."""
         sizes = level_sizes(image_size, len(self.channel_mult))
-        if missing := sorted(set(self.attention) - set(sizes)):
-            raise ValueError(f"attention: feature maps are {sizes} pixels, so {missing} cannot be used")
+        if missing := sorted(set(self.attention_resolutions) - set(sizes)):
+            raise ValueError(
+                f"attention_resolutions: feature maps are {sizes} pixels, so {missing} cannot be used"
+            )
 
     def least_parameters(self) -> int:
         """Those of the last convolution, and of the projection of time and class, in each level's blocks."""

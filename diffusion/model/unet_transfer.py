@@ -32,7 +32,7 @@ STEM, HEAD = "stem.weight", ("head.weight", "head.bias")
 
 def transfer(start: Source, spec: NetworkSpec, classes: tuple[str, ...], drawn: Weights) -> Transferred:
     """Return the initial weights of a U-Net of this spec; raise Incompatible if they do not fit."""
-    check_same_options(start.spec, spec, free=frozenset({"attention", "augmented"}))
+    check_same_options(start.spec, spec, free=frozenset({"attention_resolutions", "augmented"}))
     if len(set(start.classes)) != len(start.classes):
         raise Incompatible("the start names two classes alike, so that none can be taken by its name")
     ours, channels = dict(start.weights), (start.spec.in_channels, spec.in_channels)

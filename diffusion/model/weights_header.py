@@ -12,12 +12,14 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 
+from diffusion.layout import MODEL
 from diffusion.model.model_config import NetworkSpec
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.section import brief
 
 MAX_HEADER_BYTES = 8 * 2**20  # bytes; a tensor takes about a hundred
 MAX_TENSORS = 10_000  # tensors; the largest published network has some 1,100
+EARLIER_NAME = "unet.safetensors"  # of the model file and of its artifacts in MLflow
 DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -50,6 +52,8 @@ def open_weights(path: Path) -> Any:
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder: name the model file")
+    if path.name == MODEL.name and not path.exists() and path.with_name(EARLIER_NAME).exists():
+        raise UsageError(f"{path.with_name(EARLIER_NAME)} is of an earlier version: rename it to {path}")
     if not path.exists():
         raise UsageError(f"no model at {path}: train one with `diffctl run`, or name one with --model")
     if not path.is_file():

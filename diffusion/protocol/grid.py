@@ -24,7 +24,7 @@ from diffusion.protocol.settings import (
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import canonical_json
 
-DERIVED_FIELDS = ("evaluations",)  # of a card: they follow from the values on the axes
+DERIVED_FIELDS = ("nfe",)  # of a card: they follow from the values on the axes
 SAMPLING_VERSION = 5  # raise it when the same model and settings would no longer give the same images
 
 
@@ -104,7 +104,7 @@ def settings_card(settings: SampleSettings) -> dict[str, Any]:
     """Return the settings as a flat card, with the version of the sampling code.
 
     SampleSettings reads its own fields back from it. Values are in their text form. Explicit timesteps
-    replace the spacing; a sampler's options are JSON. `evaluations` is the NFE of an image where it follows
+    replace the spacing; a sampler's options are JSON. `nfe` is the NFE of an image where it follows
     from the settings alone.
     """
     values = {
@@ -118,8 +118,8 @@ def settings_card(settings: SampleSettings) -> dict[str, Any]:
         values.pop("sampler_options", None)
     if settings.timesteps is not None:
         del values["spacing"]
-    if settings.evaluations is not None:
-        values["evaluations"] = settings.evaluations
+    if settings.nfe is not None:
+        values["nfe"] = settings.nfe
     return {**values, "sampling_version": SAMPLING_VERSION}
 
 

@@ -27,12 +27,12 @@ class SamplerEntry:
 
     Each is a "module:name", loaded when it is needed, the options without torch. A `stochastic` sampler takes
     eta and, where that is not 0, noise, and moves a noisy step's mean where a prediction asks for it.
-    `evaluations` says how often S steps ask the network.
+    `nfe` says how often S steps ask the network.
     """
 
     builder: str
     stochastic: bool = False
-    evaluations: Callable[[int], int] = one_a_step
+    nfe: Callable[[int], int] = one_a_step
     options: str = "diffusion.system.section:NoOptions"
 
     @property

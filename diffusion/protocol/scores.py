@@ -147,16 +147,16 @@ class CellScores(ImageScores, _AxisValues):  # type: ignore[misc]
         return {axis: value for axis in AXES if (value := getattr(self, axis)) is not None}
 
     @property
-    def evaluations(self) -> int:
+    def nfe(self) -> int:
         """How often the network saw an image, for one that was made."""
-        return int(self.card["evaluations"] or 0)
+        return int(self.card["nfe"] or 0)
 
     @model_validator(mode="after")
     def _card_says_what_it_cost(self) -> Self:
         if not isinstance(self.card.get("data"), str):
             raise ValueError("card.data does not name the data")
-        if type(self.card.get("evaluations")) is not int or self.evaluations < 1:
-            raise ValueError(f"card.evaluations is {brief(self.card.get('evaluations'))}")
+        if type(self.card.get("nfe")) is not int or self.nfe < 1:
+            raise ValueError(f"card.nfe is {brief(self.card.get('nfe'))}")
         return self
 
     @model_validator(mode="after")

@@ -53,7 +53,7 @@ class SelectedCell(Section):
 class FrontCell(SelectedCell):
     """The same of the cells that cost no more than this one."""
 
-    evaluations: PositiveInt
+    nfe: PositiveInt
 
 
 class ScoresDocument(Section):
@@ -106,9 +106,9 @@ class ScoresDocument(Section):
                 raise ValueError(f"{field} has another {brief(chosen.metric)} than its cell {chosen.cell}")
             if chosen.of > len(self.cells):
                 raise ValueError(f"{field} is of {chosen.of} cells, and there are {len(self.cells)}")
-        costs = [one.evaluations for one in self.front]
-        if costs != [self.cells[one.cell].evaluations for one in self.front]:
-            raise ValueError("front has other evaluations than its cells")
+        costs = [one.nfe for one in self.front]
+        if costs != [self.cells[one.cell].nfe for one in self.front]:
+            raise ValueError("front has another nfe than its cells")
         if any(cost >= following for cost, following in pairwise(costs)):
             raise ValueError("front does not go from the cheapest cell on")
         if any(one.metric != self.spec.distance for one in self.front):

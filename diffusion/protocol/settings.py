@@ -188,14 +188,14 @@ class SampleSettings(SamplerConfig):
         return self
 
     @property
-    def evaluations(self) -> int | None:
+    def nfe(self) -> int | None:
         """NFE of an image: one per call of the sampler, two under guidance; a classifier does not count.
 
         None with an interval of guidance: then it depends on the process (`sampling_steps.count_nfe`).
         """
         if self.guidance_interval is not None:
             return None
-        return SAMPLERS[self.sampler].evaluations(self.steps) * (2 if self.guidance else 1)
+        return SAMPLERS[self.sampler].nfe(self.steps) * (2 if self.guidance else 1)
 
     def guided_everywhere(self) -> Self:
         """Return these settings without an interval of guidance."""

@@ -42,7 +42,7 @@ class PublishedMark(NamedTuple):
 class CostPoint(NamedTuple):
     """A cell's cost per image and score, and whether it is on the Pareto front."""
 
-    evaluations: int
+    nfe: int
     value: float
     on_front: bool
 
@@ -100,14 +100,14 @@ def front(points: Sequence[CostPoint], label: str, level: tuple[float, str] | No
         _plot_points(axes, others, "o", **styles)
         styles = {"color": line_colour(0), "markersize": 6, "drawstyle": "steps-post", "label": "front"}
         _plot_points(axes, best, "o-", **styles)
-        _cost_axis(axes, sorted({point.evaluations for point in points}), "network evaluations an image")
+        _cost_axis(axes, sorted({point.nfe for point in points}), "NFE per image")
         _score_axis(axes, label, [point.value for point in points], level)
         _legend(axes)
     return figure
 
 
 def _plot_points(axes: Axes, points: Sequence[CostPoint], form: str, **style: object) -> None:
-    axes.plot([point.evaluations for point in points], [point.value for point in points], form, **style)  # type: ignore[arg-type]
+    axes.plot([point.nfe for point in points], [point.value for point in points], form, **style)  # type: ignore[arg-type]
 
 
 def loss_curve(curve: TrainingCurve) -> Figure:

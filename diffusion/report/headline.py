@@ -25,14 +25,14 @@ def headline(document: ScoresDocument, spec: ExtractorSpec) -> str:
     cheaper = _cheapest_tied(document, best, metric)
     if cheaper is None:
         return f"{sentence}."
-    cost = f"{cheaper.evaluations:,} network evaluations an image instead of {best.evaluations:,}"
+    cost = f"{cheaper.nfe:,} NFE per image instead of {best.nfe:,}"
     return f"{sentence}; {describe_cell(cheaper.axes)} is statistically tied with it, for {cost}."
 
 
 def _cheapest_tied(document: ScoresDocument, best: CellScores, metric: str) -> CellScores | None:
-    cheaper = [cell for cell in document.cells.values() if cell.evaluations < best.evaluations]
+    cheaper = [cell for cell in document.cells.values() if cell.nfe < best.nfe]
     tied = [cell for cell in cheaper if (found := gap(cell, best, metric)) and not found.is_significant]
-    return min(tied, key=lambda cell: (cell.evaluations, cell.scores[metric]), default=None)
+    return min(tied, key=lambda cell: (cell.nfe, cell.scores[metric]), default=None)
 
 
 def best_cell(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, str | None]:

@@ -78,7 +78,7 @@ def page_content(
     alternatives = {
         "curve": _describe_curve(document, spec.distance, names["distance"]),
         "kernel": _describe_curve(document, spec.kernel_distance, names["kernel"]),
-        "front": _describe_curve(document, spec.distance, names["distance"], "network evaluations an image"),
+        "front": _describe_curve(document, spec.distance, names["distance"], "NFE per image"),
         "loss": _describe_loss(inputs.curve),
     }
     return {
@@ -164,7 +164,7 @@ def _level(document: ScoresDocument, metric: str) -> tuple[float, str] | None:
 def _front(document: ScoresDocument, metric: str, label: str) -> Figure:
     best_ones = {chosen.cell for chosen in document.front}
     offers = [
-        figures.CostPoint(cell.evaluations, cell.scores[metric], name in best_ones)
+        figures.CostPoint(cell.nfe, cell.scores[metric], name in best_ones)
         for name, cell in document.cells.items()
     ]
     return figures.front(sorted(offers), label, _level(document, metric))

@@ -19,7 +19,7 @@ from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.report import figures, score_tables
 
 SAME_CURVE = ("steps", "eta")  # other steps are another point of the curve, not another protocol
-COST = ("evaluations", "steps")  # fields with the cost of an image
+COST = ("nfe", "steps")  # fields with the cost of an image
 
 
 class ShownFigure(NamedTuple):
@@ -70,7 +70,7 @@ def matching_figures(document: ScoresDocument) -> Iterator[ShownFigure]:
 
 def _nearest_cell(paper: Paper, figure: Figure, cells: list[CellScores]) -> list[Difference]:
     """Return the differences from the nearest cell. The cost is ignored; it is the other axis."""
-    aside = (*SAME_CURVE, "evaluations")
+    aside = (*SAME_CURVE, "nfe")
     cards = [with_score(figure.metric, space_scores(cell)).card for cell in cells]
     return min((differences(paper, figure, card, aside) for card in cards), key=len)
 
@@ -79,7 +79,7 @@ def _drawing(document: ScoresDocument, metric: str, label: str, shown: list[Show
     cells = sorted(document.cells.values(), key=lambda cell: cell_order(cell.axes))
     points = [
         figures.CurvePoint(
-            cell.evaluations, describe_line(cell.axes), with_score(metric, space_scores(cell)).scores[metric]
+            cell.nfe, describe_line(cell.axes), with_score(metric, space_scores(cell)).scores[metric]
         )
         for cell in cells
     ]
@@ -88,7 +88,7 @@ def _drawing(document: ScoresDocument, metric: str, label: str, shown: list[Show
         for one in shown
         if one.cost is not None and one.figure.metric == metric
     ]
-    return figures.score_curve(points, label, x_label="network evaluations an image", marks=marks)
+    return figures.score_curve(points, label, x_label="NFE per image", marks=marks)
 
 
 def _row(one: ShownFigure, alike: list[Difference]) -> dict[str, str]:

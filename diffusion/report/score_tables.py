@@ -137,9 +137,9 @@ def front_table(document: ScoresDocument, spec: ExtractorSpec) -> list[dict[str,
         before = cells[front[place - 1].cell] if place else None
         rows.append(
             {
-                "evaluations": choice.evaluations,
+                "nfe": choice.nfe,
                 "cell": describe_cell(cell.axes),
-                "budget": _budget(choice.evaluations, later[0].evaluations if later else None),
+                "budget": _budget(choice.nfe, later[0].nfe if later else None),
                 "distance": number(choice.value, places),
                 "too_low": _too_low(choice.optimism, places),
                 "half": half_width(cell, spec.distance, places),

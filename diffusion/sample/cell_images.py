@@ -41,7 +41,7 @@ def sampling_card(settings: SampleSettings, artefact: Artefact) -> dict[str, Any
         "ema": artefact.ema_sigma_rel or True,
         "precision": artefact.precision,
         **settings_card(settings),
-        "evaluations": count_nfe(settings, artefact.process),
+        "nfe": count_nfe(settings, artefact.process),
         "sampling_torch": torch_version(),
     }
 

@@ -71,7 +71,7 @@ def count_nfe(settings: SampleSettings, config: ProcessConfig) -> int:
 
     That is one per call of the sampler, and two where guidance applies.
     """
-    if settings.evaluations is not None:
-        return settings.evaluations
+    if settings.nfe is not None:
+        return settings.nfe
     process = build_process(config)
     return sum(1 + (guidance_weight(settings, process, t) > 0) for t in call_times(settings, process))

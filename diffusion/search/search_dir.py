@@ -20,7 +20,7 @@ from diffusion.train.config_diff import changed_fields
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 ABOUT, RESULT, LOCK = "search.json", "ended.json", "lock"
-MODEL, CURVE, SCORES = "unet.safetensors", "loss.csv", "scores.json"  # of a trial
+MODEL, CURVE, SCORES = "model.safetensors", "loss.csv", "scores.json"  # of a trial
 
 State = Literal["running", "done", "pruned", "failed"]
 

@@ -37,7 +37,7 @@ class SamplerPaths(NamedTuple):
     """The paths (S + 1, N, 2) of a sampler from noise to the ends, and its network evaluations."""
 
     paths: NDArray[np.float64]
-    evaluations: int
+    nfe: int
 
     @property
     def ends(self) -> NDArray[np.float64]:
@@ -84,7 +84,7 @@ class Samplers:
             for number, (axes, (name, paths)) in enumerate(
                 zip(panels, self.paths_by_sampler.items(), strict=True)
             ):
-                axes.set_title(f"{name}\n{paths.evaluations} evaluations", fontsize=9)
+                axes.set_title(f"{name}\n{paths.nfe} evaluations", fontsize=9)
                 self._panel(axes, paths, number)
 
         return new_figure(WIDTH / len(self.paths_by_sampler) + 0.3, fill)
@@ -105,13 +105,13 @@ class Samplers:
 
     def lines(self, width: int) -> list[str]:
         """Return a table of the samplers' errors."""
-        rows = [["sampler", "evaluations", "from exact flow", "from a centre"]]
+        rows = [["sampler", "nfe", "from exact flow", "from a centre"]]
         for name, paths in self.paths_by_sampler.items():
             error = "adds noise" if name.endswith("η = 1") else f"{self.off(paths):.3f} σ"
             rows.append(
                 [
                     name,
-                    str(paths.evaluations),
+                    str(paths.nfe),
                     error,
                     f"{self.spread(paths.ends):.2f} σ",
                 ]
@@ -130,7 +130,7 @@ class Samplers:
             "exact": self.exact.tolist(),
             "walks": {
                 name: {
-                    "evaluations": paths.evaluations,
+                    "nfe": paths.nfe,
                     "from_exact": self.off(paths),
                     "from_centre": self.spread(paths.ends),
                     "paths": paths.paths.tolist(),

@@ -31,6 +31,9 @@ def _section(section: str, table: Table, new_section: str | None = None) -> Tabl
 # Each entry: the old path of a key → its new name. A path is made of old names alone. In flat names a `*` at
 # the end stands for the rest.
 PARAMS: Table = {
+    "evaluate.also": "extra_extractors",
+    "evaluate.intervals": "confidence_intervals",
+    "model.attention": "attention_resolutions",
     "train.averages": "ema_profiles",
     "train.averages.widths": "sigma_rel",
     "train.heldout_every": "val_every",
@@ -39,16 +42,16 @@ PARAMS: Table = {
     "train.start": "init_from",
 }
 MODEL: Table = {"ema_width": "ema_sigma_rel"}
-CARD: Table = {}
+CARD: Table = {"evaluations": "nfe"}
 STORE: Table = {}
-SCORES: Table = {}
+SCORES: Table = {"front.*.evaluations": "nfe"}
 TAGS: Table = {
     "diffctl.ema_width": "diffctl.ema_sigma_rel",
     "diffctl.goes_on": "diffctl.resumed_from",
     "diffctl.start": "diffctl.init_from",
     "diffctl.start.*": "diffctl.init_from.*",
 }
-METRICS: Table = {"heldout/*": "val/*"}
+METRICS: Table = {"best/evaluations": "best/nfe", "heldout/*": "val/*"}
 SPOOL: Table = {}
 
 RENAMED: dict[DocumentKind, Table] = {

@@ -12,13 +12,13 @@ from serving.requests import SampleRequest
 
 
 class NfePreview(BaseModel):
-    """NFE per image: `evaluations`, and `everywhere` if guidance applied at every time.
+    """NFE per image: `nfe`, and `everywhere` if guidance applied at every time.
 
     `questions` counts the times at which the sampler calls the denoiser, `guided` those with guidance.
     `lowest` and `highest` are σ/α at the last and the first of these times.
     """
 
-    evaluations: int
+    nfe: int
     everywhere: int
     questions: int
     guided: int
@@ -34,7 +34,7 @@ def nfe_preview(model: ServedModel, request: SampleRequest) -> NfePreview:
     times = call_times(settings, process)
     levels = process.noise_level(torch.tensor([max(times), min(times)])).tolist()
     return NfePreview(
-        evaluations=count_nfe(settings, config),
+        nfe=count_nfe(settings, config),
         everywhere=count_nfe(settings.guided_everywhere(), config),
         questions=len(times),
         guided=sum(guidance_weight(settings, process, t) > 0 for t in times),

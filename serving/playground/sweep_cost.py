@@ -16,7 +16,7 @@ class Point(BaseModel):
     """
 
     cell: str
-    evaluations: int
+    nfe: int
     distance: float
     low: float | None
     high: float | None
@@ -40,7 +40,7 @@ def sweep_cost(scores: ScoresDocument) -> SweepCost:
         ends = interval_of(cell, metric)
         point = Point(
             cell=name,
-            evaluations=cell.evaluations,
+            nfe=cell.nfe,
             distance=cell.scores[metric],
             low=ends.low if ends else None,
             high=ends.high if ends else None,
@@ -48,5 +48,5 @@ def sweep_cost(scores: ScoresDocument) -> SweepCost:
             settings=settings_of(cell, name, 0).model_dump(mode="json", exclude={"seed"}),
         )
         points.append(point)
-    points.sort(key=lambda point: (point.evaluations, point.distance))
+    points.sort(key=lambda point: (point.nfe, point.distance))
     return SweepCost(metric=metric, num_images=next(iter(scores.cells.values())).num_images, points=points)

@@ -165,10 +165,12 @@ def test_prepared_data_fit_until_a_deciding_option_changes(tmp_path, before, cha
         write_folder(raw, {f"a/{at}": image for at, image in enumerate(random_images(0, 9, 8))})
         if not before.pop("good", False):
             (raw / "a/bad.png").write_text("no image")
-    config = configuration(data={**before, "path": str(raw)}, model={"attention": []})
+    config = configuration(data={**before, "path": str(raw)}, model={"attention_resolutions": []})
     prepare(config.data, tmp_path / "data/prepared", work=tmp_path / "work")
     shutil.copytree(raw, tmp_path / "moved")
-    after = configuration(data={**before, **change, "path": str(tmp_path / "moved")}, model={"attention": []})
+    after = configuration(
+        data={**before, **change, "path": str(tmp_path / "moved")}, model={"attention_resolutions": []}
+    )
     assert Project(after, tmp_path).is_ready is fits
     warnings = with_level(check(after, tmp_path), "warning")
     assert ("by another configuration" in str(warnings.get("prepared data"))) is not fits
@@ -204,7 +206,9 @@ def test_missing_raw_data_are_an_error_until_prepared(tmp_path):
     images, labels = random_images(0, 30, 32), np.arange(30) % 10
     write_cifar10(raw, images, labels, 10)
     config = configuration(
-        data={"name": "cifar10", "path": str(raw)}, train={"batch_size": 8}, model={"attention": [16]}
+        data={"name": "cifar10", "path": str(raw)},
+        train={"batch_size": 8},
+        model={"attention_resolutions": [16]},
     )
     prepare(config.data, tmp_path / "data/prepared", work=tmp_path / "work")
     shutil.rmtree(raw)
@@ -253,7 +257,7 @@ def test_weights_of_each_space_are_checked(tmp_path, monkeypatch):
     wrong = tmp_path / "wrong.pth"
     wrong.write_bytes(b"something else")
     further = {"extractor": "inception-v3-spatial", "weights": str(wrong), "weights_sha256": "a" * 64}
-    findings = check(configuration(evaluate={"also": ["inception-v3-compat", further]}), tmp_path)
+    findings = check(configuration(evaluate={"extra_extractors": ["inception-v3-compat", further]}), tmp_path)
     about = [finding for finding in findings if finding.subject == "extractor"]
     assert [finding.level for finding in about] == ["ok", "warning", "error"]
     assert "inception-v3-compat" in about[1].message

@@ -84,7 +84,7 @@ def test_cost_is_the_sum_of_its_parts(tmp_path: Path) -> None:
     changes = {
         "train": {"ema_profiles": AVERAGES, "p_uncond": 0.1},
         "sweep": {"steps": [2, 3], "eta": [0.0, 1.0], "guidance": [0.0, 1.5]},
-        "evaluate": {"also": ["inception-v3-compat"]},
+        "evaluate": {"extra_extractors": ["inception-v3-compat"]},
     }
     project = project_of(tmp_path, **changes)
     cost, plan = estimate_cost(project), project.plan

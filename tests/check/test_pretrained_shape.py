@@ -19,8 +19,8 @@ from tests.helpers.networks import artefact_of, network_of, spec_of
 SHAPES: list[dict[str, Any]] = [
     {"channels": 16},
     {"channels": 40, "embedding": "additive", "resample": "plain", "downsample_padding": "after"},
-    {"channel_mult": (1, 2, 2), "head_channels": None, "heads": 2, "attention": (2,)},
-    {"norm_eps": 1e-6, "frequency_shift": 1, "num_res_blocks": 2, "attention": ()},
+    {"channel_mult": (1, 2, 2), "head_channels": None, "heads": 2, "attention_resolutions": (2,)},
+    {"norm_eps": 1e-6, "frequency_shift": 1, "num_res_blocks": 2, "attention_resolutions": ()},
 ]
 
 
@@ -46,7 +46,7 @@ def test_suggested_section_makes_it_fit(tmp_path: Path, shape: dict[str, Any], s
     values = params(
         train={"init_from": {"sha256": start.model_sha256}},
         data={"image_size": side},
-        model={"attention": [side // 2]},
+        model={"attention_resolutions": [side // 2]},
     )
     config = parse(values, "before")
     with pytest.raises(PretrainedRefused):

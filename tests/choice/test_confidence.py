@@ -35,7 +35,7 @@ def test_students_quantile():
 
 
 @pytest.mark.parametrize(("card", "shared"), [
-    ({"steps": 10, "eta": 1.0, "evaluations": 10}, True),
+    ({"steps": 10, "eta": 1.0, "nfe": 10}, True),
     ({"model_sha256": "b" * 64}, True),
     ({"seed": 1}, False),
     ({"num_images": 1000}, False),

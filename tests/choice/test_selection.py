@@ -33,7 +33,7 @@ def cells_of(points):
             eta=0.0,
             scores={"fid": distance, "kid": distance},
             card={
-                "evaluations": SampleSettings(steps=steps, guidance=guidance).evaluations,
+                "nfe": SampleSettings(steps=steps, guidance=guidance).nfe,
                 "extractor": "inception-v3-compat",
                 "num_images": 10,
                 "data": "digits",
@@ -50,13 +50,13 @@ POINTS = st.lists(
 
 def test_the_front_is_what_nothing_beats():
     cells = cells_of([(5, 0.0, 9.0), (10, 0.0, 9.0), (10, 1.5, 4.0), (20, 0.0, 5.0), (50, 0.0, 6.0)])
-    assert [(choice.cell, choice.evaluations) for choice in pareto_front(cells)] == [("0", 5), ("2", 20)]
+    assert [(choice.cell, choice.nfe) for choice in pareto_front(cells)] == [("0", 5), ("2", 20)]
 
 
 @given(POINTS, st.integers(1, 100))
 def test_the_recommended_cell_is_the_best_that_the_budget_buys(points, budget):
     cells = cells_of(points)
-    affordable = {name: cell for name, cell in cells.items() if cell.evaluations <= budget}
+    affordable = {name: cell for name, cell in cells.items() if cell.nfe <= budget}
     choice = recommended(cells, budget)
     if not affordable:
         assert choice is None
@@ -64,7 +64,7 @@ def test_the_recommended_cell_is_the_best_that_the_budget_buys(points, budget):
     best = min(cell.scores["fid"] for cell in affordable.values())
     assert choice.distance == best
     equal = [cell for cell in affordable.values() if cell.scores["fid"] == best]
-    assert choice.evaluations == min(cell.evaluations for cell in equal)
+    assert choice.nfe == min(cell.nfe for cell in equal)
 
 
 @given(POINTS)
@@ -72,7 +72,7 @@ def test_along_the_front_more_evaluations_are_better(points):
     front = pareto_front(cells_of(points))
     assert front
     for before, after in pairwise(front):
-        assert before.evaluations < after.evaluations
+        assert before.nfe < after.nfe
         assert before.distance > after.distance
 
 
@@ -83,7 +83,7 @@ CELLS = 8
 def sweep(values, errors, **card):
     steps = range(1, len(values) + 1)
     return [
-        certain_cell(KD, value, errors=own, steps=step, eta=0.0, evaluations=step, **card)
+        certain_cell(KD, value, errors=own, steps=step, eta=0.0, nfe=step, **card)
         for value, own, step in zip(values, errors, steps, strict=True)
     ]
 
@@ -145,7 +145,7 @@ def test_a_summary_is_the_best_cell_in_a_few_numbers(tmp_path):
         "best": {
             "steps": 10,
             "eta": 0.0,
-            "evaluations": 10,
+            "nfe": 10,
             "fd_effnet_lite0_64": 200.0,
             "kd_effnet_lite0_64": 0.2,
             "is_effnet_lite0_64": 2.0,

@@ -156,7 +156,7 @@ def test_files_of_the_champion_stay(plan) -> None:
     training = make_training("best", "best")
     cells = make_units(cells_folder("c" * 64) / "cell").parent
     fetched = MODEL_RUNS / ("d" * 64)
-    write_text(fetched / "unet.safetensors", "weights")
+    write_text(fetched / "model.safetensors", "weights")
     assert gone(plan) == {training, cells, fetched}
     client, name = connect(tracking_uri()), keys.model_name("digits")
     run = client.create_run(ensure_experiment(client, "diffctl-digits"))

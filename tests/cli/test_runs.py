@@ -55,7 +55,7 @@ def train(
 ) -> Path:
     """Write the spool of a training with its model; a killed one has no `end`."""
     folder = TRAIN_RUNS / fingerprint
-    model = Path("models/unet.safetensors")
+    model = Path("models/model.safetensors")
     write_text(model, f"weights of {key}")  # writing in place would change the hard link
     spool = Spool(folder, key, f"digits-{fingerprint[:8]}", "diffctl-digits")
     spool.params({"train": {"steps": steps}})
@@ -135,7 +135,7 @@ def test_best_cell_becomes_metrics_and_pages_get_descriptions():
     assert best == {f"best/{name}": value for name, value in scores.items()} | {
         "best/steps": 10.0,
         "best/eta": 0.0,
-        "best/evaluations": 10.0,
+        "best/nfe": 10.0,
     }
     assert history(run_id, "best/kd_effnet_lite0_64") == [(0, 0.2)]
     note = run.data.tags[NOTE]
@@ -249,7 +249,7 @@ def test_model_is_downloaded_once_and_verified(monkeypatch):
     assert path.read_bytes() == b"weights of key"
     assert path.parent.name == hashlib.sha256(b"weights of key").hexdigest()
     run = find_run("digits-f1f1f1f1")
-    stored = Path(run.info.artifact_uri.removeprefix("file://")) / keys.MODEL_FOLDER / "unet.safetensors"
+    stored = Path(run.info.artifact_uri.removeprefix("file://")) / keys.MODEL_FOLDER / "model.safetensors"
     stored.write_bytes(b"something else")
     assert fetch_model("digits-f1f1f1f1") == path, "from the cache"
     path.write_bytes(b"damaged")

@@ -123,7 +123,7 @@ def test_dependent_fields_follow():
         "process": {"variance": "learned", "loss": "hybrid", "t_sampler": "loss-aware"},
         "sample": {"noise": "learned", "guidance_interval": [0.1, 1.0]},
         "sweep": {"guidance": [1.0, 2.0], "noise": ["learned", "small"]},
-        "evaluate": {"also": ["inception-v3-compat", "effnet-lite0-96"]},
+        "evaluate": {"extra_extractors": ["inception-v3-compat", "effnet-lite0-96"]},
     }
     found = {
         one.field: (one.new, one.source) for one in adopt_protocol("ddim", values(made(changed))).changes
@@ -133,7 +133,7 @@ def test_dependent_fields_follow():
     assert found["sweep.noise"] == (["small"], "process.variance is small")
     assert found["sweep.guidance"][0] == [0.0]
     assert found["sample.guidance_interval"] == (None, "it has no effect without guidance")
-    assert [one["extractor"] for one in found["evaluate.also"][0]] == ["effnet-lite0-96"]
+    assert [one["extractor"] for one in found["evaluate.extra_extractors"][0]] == ["effnet-lite0-96"]
 
 
 def made(changed: dict) -> Config:
@@ -171,7 +171,7 @@ CHANGED = st.fixed_dictionaries(
             },
         ),
         "evaluate": st.fixed_dictionaries(
-            {}, optional={"reference": st.just("test"), "also": st.just(["inception-v3-compat"])}
+            {}, optional={"reference": st.just("test"), "extra_extractors": st.just(["inception-v3-compat"])}
         ),
     }
 )

@@ -217,7 +217,7 @@ def test_the_stopped_data_stage_says_so_and_goes_on(tmp_path, many_images, kill)
     write_params(
         tmp_path,
         data={"name": "image-folder", "path": str(many_images), "image_size": 48},
-        model={"attention": [24]},
+        model={"attention_resolutions": [24]},
     )
     process = subprocess.Popen(
         command("stage", "data"), cwd=tmp_path, env=environment(None), stderr=subprocess.PIPE, text=True

@@ -137,7 +137,7 @@ def test_space_may_have_its_own_weights(tmp_path):
     values = {
         "weights": "first.pth",
         "extractor": INCEPTION.name,
-        "also": [
+        "extra_extractors": [
             FURTHER,
             {"extractor": INCEPTION_SPATIAL.name, "weights": "x.pth", "weights_sha256": "a" * 64},
         ],
@@ -153,8 +153,8 @@ def test_space_may_have_its_own_weights(tmp_path):
     [[FIRST], [FURTHER, FURTHER], ["resnet"], [{"extractor": FURTHER, "weight": "x"}], [7], [FURTHER] * 9],
 )
 def test_invalid_space_is_refused(also):
-    with pytest.raises(UsageError, match="also"):
-        validate(EvaluateConfig, {"also": also}, "params.yaml")
+    with pytest.raises(UsageError, match="extra_extractors"):
+        validate(EvaluateConfig, {"extra_extractors": also}, "params.yaml")
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def test_a_score_lies_in_its_interval(document):
 
 def test_intervals_can_be_left_out(sweep, document):
     _, root = sweep
-    config = make_config(sweep=ONE_CELL, evaluate={"intervals": False})
+    config = make_config(sweep=ONE_CELL, evaluate={"confidence_intervals": False})
     without = score_sweep(config, root / "samples", root / "reference")
     assert without.intervals is None
     whole = document.cells["steps50-eta0"]
@@ -150,7 +150,7 @@ def test_few_images_are_ranked_by_the_kernel_distance(count, scores, metric):
 
 def test_cards_of_a_sweep_differ_only_in_the_axes(document):
     cards = [cell.card for cell in document.cells.values()]
-    assert set(differing_fields(cards)) == {"steps", "eta", "evaluations"}
+    assert set(differing_fields(cards)) == {"steps", "eta", "nfe"}
     assert differing_fields(cards, ("steps", "eta", *DERIVED_FIELDS)) == {}
 
 

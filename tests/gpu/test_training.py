@@ -210,7 +210,7 @@ def digits_distance(
 
 # What `params` has made small, as the profile has it.
 _PROFILE: dict[str, dict[str, Any]] = {
-    "model": {"channels": 32, "attention": [4], "head_channels": 32},
+    "model": {"channels": 32, "attention_resolutions": [4], "head_channels": 32},
     "train": {
         "steps": 1200,
         "batch_size": 64,

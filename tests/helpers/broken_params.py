@@ -19,7 +19,7 @@ Place = tuple[str | int, ...]
 MOST_SAID = 1000  # characters of a message, without the file's name
 PROFILES = {path.stem: read_params(path) for path in sorted((ROOT / "profiles").glob("*.yaml"))}
 CLASSIFIER = {  # which no profile has
-    "model": {"channels": 8, "channel_mult": [1, 2], "attention": [4]},
+    "model": {"channels": 8, "channel_mult": [1, 2], "attention_resolutions": [4]},
     "train": {"steps": 12, "batch_size": 8, "lr": {"rate": 0.002}},
 }
 TREES = [*PROFILES.values(), {**params(), "classifier": CLASSIFIER}]

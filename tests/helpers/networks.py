@@ -19,7 +19,7 @@ def spec_of(**changes: Any) -> UNetSpec:
         "channels": 8,
         "channel_mult": (1, 2),
         "num_res_blocks": 1,
-        "attention": (4,),
+        "attention_resolutions": (4,),
         "head_channels": 8,
         "image_size": 8,
         "in_channels": 1,

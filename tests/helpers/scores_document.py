@@ -56,7 +56,7 @@ def document(kernel: dict[tuple[int, float], float] | None = None, **card: Any) 
             "floor": 25.0,
             "excess": 1000 * value - 25,
         }
-        whole = {**CARD, "steps": steps, "eta": eta, "evaluations": steps, **card}
+        whole = {**CARD, "steps": steps, "eta": eta, "nfe": steps, **card}
         values = {"steps": steps, "eta": eta, "scores": scores, "card": whole, "errors": {}}
         cells[f"steps{steps}-eta{eta:g}"] = values
     made = {name: CellScores(**values) for name, values in cells.items()}
@@ -70,7 +70,7 @@ def certain_cell(metric: str, value: float, errors: Any = None, **card: Any) -> 
     """A cell with this score, and its errors, of which its interval follows; its other scores are 1."""
     axes = {"steps": card["steps"], "eta": card["eta"]}
     scores = dict.fromkeys(ERRORS, 1.0) | {metric: value}
-    cell = CellScores(**axes, scores=scores, card={**CARD, "evaluations": card["steps"], **card})
+    cell = CellScores(**axes, scores=scores, card={**CARD, "nfe": card["steps"], **card})
     return cell if errors is None else with_errors(cell, metric, errors)
 
 

@@ -70,7 +70,7 @@ def signal_at(folder: Path, step: int, number: int) -> "subprocess.Popen[str]":
 
 
 def model_bytes(folder: Path) -> bytes:
-    return (folder / "models/unet.safetensors").read_bytes()
+    return (folder / "models/model.safetensors").read_bytes()
 
 
 def train_to_the_end(folder: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -83,7 +83,7 @@ def uninterrupted(folder: Path) -> bytes:
     """The model of a training that nothing stopped; its state is discarded."""
     train_to_the_end(folder)
     model = model_bytes(folder)
-    (folder / "models/unet.safetensors").unlink()
+    (folder / "models/model.safetensors").unlink()
     for run in folder.glob("runs/train/*"):
         run.rename(folder / "runs" / f"kept-{run.name}")
     return model

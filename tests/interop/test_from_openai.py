@@ -17,7 +17,7 @@ SMALL = {"channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
     # model section, the same as original flags, whether attention is ordered by head
     "adm-64": (
-        {**SMALL, "num_res_blocks": 2, "attention": (8, 4), "head_channels": 16},
+        {**SMALL, "num_res_blocks": 2, "attention_resolutions": (8, 4), "head_channels": 16},
         {
             "num_res_blocks": 2,
             "attention_resolutions": (8, 4),
@@ -27,12 +27,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
         False,
     ),
     "adm-128": (
-        {**SMALL, "channel_mult": (1, 1, 2), "attention": (8, 4), "heads": 4},
+        {**SMALL, "channel_mult": (1, 1, 2), "attention_resolutions": (8, 4), "heads": 4},
         {"channel_mult": (1, 1, 2), "attention_resolutions": (8, 4), "num_heads": 4},
         True,
     ),
     "adm-256": (
-        {**SMALL, "attention": (4,), "head_channels": 32},
+        {**SMALL, "attention_resolutions": (4,), "head_channels": 32},
         {"attention_resolutions": (4,), "num_head_channels": 32},
         True,
     ),
@@ -40,7 +40,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
         {
             **SMALL,
             "channel_mult": (1, 2, 3),
-            "attention": (4, 2),
+            "attention_resolutions": (4, 2),
             "heads": 4,
             "resample": "plain",
             "time_scale": 0.25,
@@ -55,7 +55,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
         True,
     ),
     "iddpm-cifar10": (
-        {**SMALL, "attention": (4,), "heads": 4, "resample": "plain", "time_scale": 0.25},
+        {**SMALL, "attention_resolutions": (4,), "heads": 4, "resample": "plain", "time_scale": 0.25},
         {"attention_resolutions": (4,), "num_heads": 4, "resblock_updown": False, "rescale_timesteps": 0.25},
         True,
     ),

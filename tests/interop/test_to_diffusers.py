@@ -24,19 +24,24 @@ from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.trajectories import grid_of
 
 CPU = torch.device("cpu")
-SHAPE: dict[str, Any] = {"channels": 32, "channel_mult": (1, 2), "attention": (4,), "head_channels": 16}
+SHAPE: dict[str, Any] = {
+    "channels": 32,
+    "channel_mult": (1, 2),
+    "attention_resolutions": (4,),
+    "head_channels": 16,
+}
 
 SHAPES: dict[str, dict[str, Any]] = {
     "adm": {},
-    "three-levels": {"channel_mult": (1, 1, 2), "num_res_blocks": 2, "attention": (8, 2)},
-    "no-attention-but-the-middle": {"attention": ()},
+    "three-levels": {"channel_mult": (1, 1, 2), "num_res_blocks": 2, "attention_resolutions": (8, 2)},
+    "no-attention-but-the-middle": {"attention_resolutions": ()},
     "plain": {"channels": 64, "resample": "plain", "embedding": "additive", "head_channels": None},
     "plain-adagn-heads": {"resample": "plain", "head_channels": None, "heads": 4, "channel_mult": (1, 1)},
     "augmented": {"augmented": True},
-    "dropout": {"dropout": 0.1, "attention": (8, 4)},
+    "dropout": {"dropout": 0.1, "attention_resolutions": (8, 4)},
     "unconditional-rgb": {"in_channels": 3, "out_channels": 6, "num_classes": 0, "null_class": False},
     "fixed-variance": {"in_channels": 3, "out_channels": 3, "null_class": False},
-    "odd-size": {"image_size": 12, "attention": (6,), "num_classes": 0, "null_class": False},
+    "odd-size": {"image_size": 12, "attention_resolutions": (6,), "num_classes": 0, "null_class": False},
 }
 
 
@@ -142,7 +147,7 @@ def test_the_folder_says_what_it_is(tmp_path):
         ({"channel_mult": (2, 2)}, "starts with 2, not 1"),
         ({"time_scale": 0.25}, "no model.time_scale 0.25"),
         ({"channels": 16}, "GroupNorm with 16, 32 groups"),
-        ({"head_channels": None, "heads": 2, "attention": (8, 4)}, "no model.heads"),
+        ({"head_channels": None, "heads": 2, "attention_resolutions": (8, 4)}, "no model.heads"),
     ],
 )
 def test_what_has_no_counterpart_is_said_and_nothing_written(tmp_path, changes, said):

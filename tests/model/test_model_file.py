@@ -24,7 +24,7 @@ from diffusion.system.errors import DiffctlError
 from tests.helpers.damaged_bytes import Damage, damages
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
-SMALL = {"channels": 4, "channel_mult": (1,), "attention": (), "head_channels": 4}
+SMALL = {"channels": 4, "channel_mult": (1,), "attention_resolutions": (), "head_channels": 4}
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def specs(draw: st.DrawFn):
         channels=channels,
         channel_mult=tuple(draw(st.lists(st.integers(1, 3), min_size=levels, max_size=levels))),
         num_res_blocks=draw(st.integers(1, 2)),
-        attention=tuple(draw(st.sets(st.sampled_from(sizes)))),
+        attention_resolutions=tuple(draw(st.sets(st.sampled_from(sizes)))),
         **{"head_channels": None, **heads},
         embedding=draw(st.sampled_from(["adagn", "additive"] if channels == 6 else ["adagn"])),
         resample=draw(st.sampled_from(["biggan", "plain"])),
@@ -86,7 +86,7 @@ def test_an_image_does_not_see_the_rest_of_its_batch(spec, row):
 
 @pytest.mark.parametrize("size", [28, 32, 20])
 def test_any_size_that_the_stride_divides(size):
-    spec = spec_of(image_size=size, channel_mult=(1, 2, 2), attention=(size // 4,))
+    spec = spec_of(image_size=size, channel_mult=(1, 2, 2), attention_resolutions=(size // 4,))
     assert network_of(spec)(*inputs(spec)).shape == (2, 2, size, size)
 
 
@@ -94,7 +94,7 @@ def test_sizes_and_attention_that_do_not_fit_are_refused():
     with pytest.raises(ValidationError, match="must be divisible by 4"):
         spec_of(image_size=30, channel_mult=(1, 2, 2))
     with pytest.raises(ValidationError, match=r"\[5\] cannot be used"):
-        spec_of(attention=(5,))
+        spec_of(attention_resolutions=(5,))
     with pytest.raises(ValidationError, match="does not divide"):
         spec_of(head_channels=3)
     with pytest.raises(ValidationError, match="exclude each other"):
@@ -235,7 +235,9 @@ def test_plain_resampling_is_a_convolution_with_stride_and_one_after_repeating()
 
 def test_attention_stands_where_the_config_says():
     def count(*attention: int) -> int:
-        spec = spec_of(channel_mult=(1, 2, 2), image_size=16, num_res_blocks=2, attention=attention)
+        spec = spec_of(
+            channel_mult=(1, 2, 2), image_size=16, num_res_blocks=2, attention_resolutions=attention
+        )
         return sum(isinstance(module, Attention) for module in UNet(spec).modules())
 
     assert count() == 1  # the middle always has one

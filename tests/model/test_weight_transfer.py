@@ -114,7 +114,7 @@ def test_a_learned_variance_is_left_out_or_begins_as_drawn():
 
 
 def test_larger_images_with_attention_at_the_same_levels():
-    start, network, _ = begun(image_size=16, attention=(8,))
+    start, network, _ = begun(image_size=16, attention_resolutions=(8,))
     assert all(torch.equal(own, start.state_dict()[name]) for name, own in network.state_dict().items())
     assert network(images(network), T, labels(0, 1, 2)).shape == (3, 2, 16, 16)
 
@@ -127,10 +127,13 @@ def test_larger_images_with_attention_at_the_same_levels():
         ({"head_channels": None, "heads": 1}, r"model\.head"),
         ({"time_scale": 0.5}, r"model\.time_scale is 0\.5, and the start has 1\.0"),
         (
-            {"image_size": 16, "attention": (16,)},
+            {"image_size": 16, "attention_resolutions": (16,)},
             r"the start has decoder\.0\.1\.\w+\.\w+, which the network does not know",
         ),
-        ({"attention": ()}, r"the start has \w+\.\d\.1\.\w+\.\w+, which the network does not know"),
+        (
+            {"attention_resolutions": ()},
+            r"the start has \w+\.\d\.1\.\w+\.\w+, which the network does not know",
+        ),
         ({"in_channels": 2, "out_channels": 4}, "2 channels and the start's 1"),
     ],
 )

@@ -95,7 +95,7 @@ def test_the_sections_interval_is_that_of_every_guided_cell() -> None:
         assert settings.guidance_interval == ((0.2, 5) if cell.guidance else None)
         card = settings_card(settings)
         assert card.get("guidance_interval") == ("0.2:5" if cell.guidance else None)
-        assert ("evaluations" in card) == (cell.guidance == 0)  # else the process decides
+        assert ("nfe" in card) == (cell.guidance == 0)  # else the process decides
         known = {key: card[key] for key in SampleSettings.model_fields if key in card}
         assert SampleSettings(**known) == settings
 

@@ -28,7 +28,7 @@ def test_headline_names_the_cheapest_tied_cell():
     one = certain(0.03)
     assert headline(one, one.cells["steps5-eta0"].spec) == (
         "Of 4 cells, 20 steps, η = 0 is the best by KD; 10 steps, η = 0 is statistically tied with it, "
-        "for 10 network evaluations an image instead of 20."
+        "for 10 NFE per image instead of 20."
     )
 
 

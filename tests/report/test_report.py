@@ -347,7 +347,7 @@ def test_full_disk_keeps_the_old_report(sweep, mount, tmp_path):
 def test_further_axes_and_spaces_have_lines_and_columns(own, tmp_path):
     _, root = own
     sweep = {"steps": [5, 10], "eta": [0.0, 1.0], "sampler": ["ddim", "dpm-solver++"]}
-    config = make_config(sweep=sweep, evaluate={"also": ["effnet-lite0-96"]})
+    config = make_config(sweep=sweep, evaluate={"extra_extractors": ["effnet-lite0-96"]})
     shutil.rmtree(root / "samples")
     write_sweep(root / "samples", config)
     make_reference(config.evaluate, root / "prepared", root / "reference")

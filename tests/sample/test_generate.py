@@ -253,7 +253,7 @@ def test_the_card_is_flat_and_gives_the_settings_back(chosen):
     assert all(isinstance(value, str | int | float | bool) for value in card.values())
     assert card["model_sha256"] == ARTEFACT.model_sha256
     assert card["sampler"] == settings.sampler
-    assert card["evaluations"] == settings.evaluations == 2 * settings.steps  # guided
+    assert card["nfe"] == settings.nfe == 2 * settings.steps  # guided
     assert (
         SampleSettings(**{key: card[key] for key in SampleSettings.model_fields if key in card}) == settings
     )

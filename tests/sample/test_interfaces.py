@@ -82,7 +82,7 @@ def heun(
 
 HEUN = SamplerEntry(
     "tests.sample.test_interfaces:heun",
-    evaluations=lambda steps: 2 * steps - 1,
+    nfe=lambda steps: 2 * steps - 1,
     options="tests.sample.test_interfaces:HeunOptions",
 )
 
@@ -137,7 +137,7 @@ def test_a_sampler_is_an_entry_and_nothing_else(with_heun):
     made = generate(model, settings, range(4), conditioned(model, settings, range(4)), CPU)
     assert made.shape == (4, *SHAPE)
     card = settings_card(settings)
-    assert card["evaluations"] == 9
+    assert card["nfe"] == 9
     assert card["sampler_options"] == '{"correct":true}'
     assert settings_card(settings.model_copy(update={"sampler_options": {}})) == card
     known = {key: card[key] for key in SampleSettings.model_fields if key in card}
@@ -173,7 +173,7 @@ def test_the_evaluations_of_a_card_are_the_rows_of_the_network(with_heun, sample
 
     counting = LoadedModel(counted, model.artefact)  # type: ignore[arg-type]
     generate(counting, settings, range(3), conditioned(model, settings, range(3)), CPU)
-    assert sum(rows) / 3 == sampling_card(settings, model.artefact)["evaluations"]
+    assert sum(rows) / 3 == sampling_card(settings, model.artefact)["nfe"]
 
 
 def test_a_process_is_an_entry_and_nothing_else(with_flow, tmp_path):

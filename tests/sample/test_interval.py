@@ -47,8 +47,8 @@ def test_everywhere_is_plain_guidance_and_nowhere_is_none(walk, spacing):
     assert torch.equal(images(nowhere), images(unguided))
     assert not torch.equal(images(guided), images(unguided))
     process = MODEL.artefact.process
-    assert count_nfe(everywhere, process) == guided.evaluations
-    assert count_nfe(nowhere, process) == unguided.evaluations
+    assert count_nfe(everywhere, process) == guided.nfe
+    assert count_nfe(nowhere, process) == unguided.nfe
 
 
 class ByClass:

@@ -67,8 +67,8 @@ def test_killed_search_loses_and_repeats_no_trial(searching: Path) -> None:
     assert group["trials"] == [0, 1]
     assert group["interval"][0] < group["value"] < group["interval"][1]
     assert logged_steps(searching).count(24) == 2
-    assert (searching / "runs/search/search/trials/00000/unet.safetensors").read_bytes() == wanted
-    assert not any((searching / name).exists() for name in ("samples", "metrics", "models/unet.safetensors"))
+    assert (searching / "runs/search/search/trials/00000/model.safetensors").read_bytes() == wanted
+    assert not any((searching / name).exists() for name in ("samples", "metrics", "models/model.safetensors"))
 
     again = diffctl(searching, "search", "--json")
     assert json.loads(again.stdout) == found
@@ -116,7 +116,7 @@ def test_trial_above_the_median_saves_and_ends_early(project: Path, monkeypatch:
     assert ended.returncode == 0, ended.stderr
     assert read_result(folder_of_trial) == TrialResult("pruned")
     assert list(study.trials()[number].reports) == [2]
-    assert not (folder_of_trial / "unet.safetensors").exists()
+    assert not (folder_of_trial / "model.safetensors").exists()
     (state,) = project.glob("runs/train/*/state-*.sealed")
     assert int(state.stem.rpartition("-")[2]) < 12
     (training,) = list_trainings(project / "runs/train")

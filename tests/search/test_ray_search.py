@@ -112,11 +112,11 @@ def test_killed_driver_and_worker_give_the_same_table(searching) -> None:
     assert [trial["state"] for trial in found["trials"]] == ["done"] * 2
     assert all("going on after step" in log_of(searching, number) for number in (0, 1))
     for number in range(2):
-        model = f"search/search/trials/{number:05d}/unet.safetensors"
+        model = f"search/search/trials/{number:05d}/model.safetensors"
         assert (searching / "runs" / model).read_bytes() == (
             searching / "runs-sequential" / model
         ).read_bytes()
-    assert not any((searching / name).exists() for name in ("samples", "metrics", "models/unet.safetensors"))
+    assert not any((searching / name).exists() for name in ("samples", "metrics", "models/model.safetensors"))
 
 
 def test_ctrl_c_saves_all_trials(searching: Path) -> None:

@@ -22,7 +22,7 @@ SECTIONS = {
     "grid": SearchConfig(fields={"train.seed": (0, 1), "train.lr": (0.1, 0.2)}, method="grid"),
     "random": SearchConfig(fields={"train.lr.rate": LOG_RANGE}, trials=4),
     "tpe": SearchConfig(
-        fields={"train.lr.rate": {"low": 0.01, "high": 1.0}, "model.attention": ([4], [])},
+        fields={"train.lr.rate": {"low": 0.01, "high": 1.0}, "model.attention_resolutions": ([4], [])},
         method="tpe",
         trials=12,
     ),
@@ -165,18 +165,20 @@ def test_tpe_learns_from_earlier_trials(tmp_path: Path) -> None:
 
 
 def test_tpe_avoids_the_points_of_running_trials(tmp_path: Path) -> None:
-    section = SECTIONS["tpe"].model_copy(update={"fields": {"model.attention": ([4], [])}, "trials": 60})
+    section = SECTIONS["tpe"].model_copy(
+        update={"fields": {"model.attention_resolutions": ([4], [])}, "trials": 60}
+    )
     study = study_in(tmp_path, section)
     for number in range(10):
-        study.start({"model.attention": [4] if number % 2 else []})
+        study.start({"model.attention_resolutions": [4] if number % 2 else []})
         study.finish(number, TrialResult("done", 0.1 if number % 2 else 0.9))
 
     def count() -> int:
-        return sum(study.propose(number)["model.attention"] == [4] for number in range(20, 50))
+        return sum(study.propose(number)["model.attention_resolutions"] == [4] for number in range(20, 50))
 
     before = count()
     for _ in range(8):
-        study.start({"model.attention": [4]})
+        study.start({"model.attention_resolutions": [4]})
     assert before > 20
     assert count() < before
 

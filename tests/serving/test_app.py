@@ -99,8 +99,8 @@ LIMITED = {"guidance": 2.0, "guidance_interval": (0.3, 4.0)}
 def test_nfe_accounts_for_the_guidance_interval(client, model):
     made = client.post("/v1/images", json={"steps": 6, "eta": 0, **LIMITED}).json()
     process = load_model(model).artefact.process
-    assert made["evaluations"] == count_nfe(SampleSettings(steps=6, **LIMITED), process)
-    assert 6 < made["evaluations"] < 12
+    assert made["nfe"] == count_nfe(SampleSettings(steps=6, **LIMITED), process)
+    assert 6 < made["nfe"] < 12
     assert made["settings"]["guidance_interval"] == [0.3, 4.0]
 
 
@@ -263,7 +263,7 @@ def test_the_model_list_has_card_front_and_limits(client, service):
     assert listed["state"] == "serving"
     assert listed["card"]["data"]["name"] == "test"
     assert listed["usual"]["steps"] == 8
-    assert [(cell["cell"], cell["evaluations"]) for cell in listed["front"]] == [
+    assert [(cell["cell"], cell["nfe"]) for cell in listed["front"]] == [
         ("steps4-eta0", 4), ("steps8-eta1", 8),
     ]  # fmt: skip
     assert listed["limits"] == {"images": 64, "steps": 1000}

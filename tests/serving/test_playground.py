@@ -126,7 +126,7 @@ def test_choices_are_what_the_model_allows(client, place):
     assert choices["store"] == {"images": 6, "why": None}
     cost = choices["cost"]
     assert (cost["metric"], cost["num_images"]) == ("fd_effnet_lite0_64", 500)
-    points = [(one["cell"], one["evaluations"], one["distance"], one["low"]) for one in cost["points"]]
+    points = [(one["cell"], one["nfe"], one["distance"], one["low"]) for one in cost["points"]]
     assert points == [("steps4-eta0", 4, 300.0, None), ("steps8-eta1", 8, 200.0, None)]
     assert all(one["on_front"] and "seed" not in one["settings"] for one in cost["points"])
     shown = Image.open(io.BytesIO(client.get("/playground/images/3").content))
@@ -140,7 +140,7 @@ def test_the_response_settings_identify_their_sweep_cell(client):
     settings = {key: value for key, value in answer["settings"].items() if key != "seed"}
     best = client.get("/playground/choices").json()["cost"]["points"][1]
     assert settings == best["settings"]
-    assert answer["evaluations"] == best["evaluations"] == 8
+    assert answer["nfe"] == best["nfe"] == 8
 
 
 def test_the_playground_works_without_data_and_scores(place, tmp_path):
@@ -211,14 +211,14 @@ def test_the_nfe_preview_matches_the_images(client):
         return client.post("/playground/guided", json={"steps": 10, "eta": 0, **body})
 
     full = preview(guidance=2).json()
-    assert (full["evaluations"], full["everywhere"], full["questions"], full["guided"]) == (20, 20, 10, 10)
+    assert (full["nfe"], full["everywhere"], full["questions"], full["guided"]) == (20, 20, 10, 10)
     limited = {"guidance": 2, "guidance_interval": [0.3, 4]}
     some = preview(**limited).json()
     assert 0 < some["guided"] < 10
-    assert some["evaluations"] == 10 + some["guided"]
+    assert some["nfe"] == 10 + some["guided"]
     made = client.post("/v1/images", json={"steps": 10, "eta": 0, **limited}).json()
-    assert made["evaluations"] == some["evaluations"]
+    assert made["nfe"] == some["nfe"]
     assert some["lowest"] < 0.3 < 4 < some["highest"]
     none = preview(guidance=0).json()
-    assert (none["evaluations"], none["guided"]) == (10, 0)
+    assert (none["nfe"], none["guided"]) == (10, 0)
     assert preview(steps=101).status_code == 422

@@ -77,7 +77,7 @@ def test_a_damaged_model_file_is_one_sentence(here):
 
 @pytest.mark.slow
 def test_it_prints_its_address_and_ends_without_output(server):
-    assert server.startup_line == f"unet.safetensors: {server.url}/v1/images (Ctrl-C ends it)\n"
+    assert server.startup_line == f"model.safetensors: {server.url}/v1/images (Ctrl-C ends it)\n"
     assert httpx.get(f"{server.url}/readyz").json() == {"status": "ready"}
     assert server.stop() == 0
     assert server.log.read_text() == ""

@@ -20,7 +20,7 @@ SHAPES: list[dict[str, Any]] = [
     {
         "channel_mult": (1, 2, 3),
         "num_res_blocks": 2,
-        "attention": (2, 4),
+        "attention_resolutions": (2, 4),
         "num_classes": 0,
         "null_class": False,
     },

@@ -20,7 +20,7 @@ def test_every_sampler_starts_from_the_same_noise() -> None:
     assert all(np.array_equal(starts[0], start) for start in starts)
     for name, walks in shown.paths_by_sampler.items():
         assert walks.paths.shape == (7, 40, 2)
-        assert walks.evaluations == SAMPLERS[name.split(",")[0]].evaluations(6)
+        assert walks.nfe == SAMPLERS[name.split(",")[0]].nfe(6)
 
 
 def test_deterministic_samplers_converge_to_the_exact_flow() -> None:

@@ -114,7 +114,7 @@ def test_a_link_into_dvcs_cache_is_replaced_itself(tmp_path: Path) -> None:
     cached = tmp_path / ".dvc/cache/files/md5/0a/1234"
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"of another commit")
-    out = tmp_path / "unet.safetensors"
+    out = tmp_path / "model.safetensors"
     out.symlink_to(cached)
     check_output(out, "--out")
     write_output_text(out, "new")

@@ -31,7 +31,7 @@ def test_everything_arrives_once_with_its_step_and_time(folder, uri, tmp_path):
     picture = folder / "previews" / "10.png"
     picture.parent.mkdir(parents=True)
     Image.new("L", (16, 8), 128).save(picture)
-    model = tmp_path / "unet.safetensors"
+    model = tmp_path / "model.safetensors"
     model.write_bytes(b"weights")
     spool = open_spool(folder)
     write_points(spool, 1, 701)  # more than one request
@@ -151,7 +151,7 @@ def test_artifact_changed_after_logging_is_rejected(folder, uri):
 
 
 def test_full_artifact_disk_rejects_nothing(folder, uri, mount, tmp_path):
-    model = tmp_path / "unet.safetensors"
+    model = tmp_path / "model.safetensors"
     model.write_bytes(bytes(50_000))
     spool = open_spool(folder)
     spool.artifact(model, keys.MODEL_FOLDER)

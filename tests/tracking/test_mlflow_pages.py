@@ -107,7 +107,7 @@ def test_run_page_describes_the_training(trainings, browser):
     cell = re.search(r" at ([\w.-]+)", run.data.tags[keys.BEST])
     assert cell is not None
     assert cell[1] in text
-    assert "best/evaluations" in text
+    assert "best/nfe" in text
 
 
 def test_comparison_page_of_mlflow_shows_all_runs(trainings, browser):

@@ -144,7 +144,7 @@ def test_champion_is_fetched_and_checked(make_model, here):
     assert read_artefact(path).model_sha256 == sha256
     load_model(path)
     path.unlink()
-    (stored,) = here.glob("mlartifacts/**/registered/*/artifacts/unet.safetensors")
+    (stored,) = here.glob("mlartifacts/**/registered/*/artifacts/model.safetensors")
     stored.write_bytes(stored.read_bytes()[:-1] + b"x")
     with pytest.raises(DiffctlError, match="SHA-256"):
         fetch_champion(NAME)
@@ -225,7 +225,7 @@ def test_non_finite_and_swapped_models_are_not_served(make_model, here):
     register()
     done = load_and_predict(here, [{"num": 2}])
     assert "image 0 is NaN or infinite from step 1 on" in json.loads(done.stdout)
-    (stored,) = here.glob("mlartifacts/**/registered/*/artifacts/unet.safetensors")
+    (stored,) = here.glob("mlartifacts/**/registered/*/artifacts/model.safetensors")
     make_model(2)
     stored.write_bytes(MODEL.read_bytes())
     done = load_and_predict(here, [{"num": 1}])

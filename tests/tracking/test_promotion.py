@@ -105,7 +105,7 @@ def test_rollback_pins_the_version_until_it_is_forced(make_model, register_all):
 
 def test_rollback_to_a_damaged_model_is_refused(register_all, here):
     register_all(0.2, 0.1)
-    logged = here.glob("mlartifacts/**/registered/*/artifacts/unet.safetensors")
+    logged = here.glob("mlartifacts/**/registered/*/artifacts/model.safetensors")
     champion = sha256_file(fetch_champion(NAME))
     (stored,) = [path for path in logged if sha256_file(path) != champion]
     stored.write_bytes(stored.read_bytes()[:-1] + b"x")
@@ -194,7 +194,7 @@ def test_version_describes_its_model_scores_and_samples(make_model, here):
     commit(here, "begin")
     write_samples(make_model(1, {(2, 0.0): 0.2, (10, 1.0): 0.3}))
     md5 = hashlib.md5(MODEL.read_bytes()).hexdigest()
-    DVC_LOCK.write_text(f"    - path: models/unet.safetensors\n      md5: {md5}\n      size: 1\n")
+    DVC_LOCK.write_text(f"    - path: models/model.safetensors\n      md5: {md5}\n      size: 1\n")
     register()
     tags, text, run_id = version(1).tags, version(1).description, version(1).run_id
     assert tags[keys.DVC_MD5] == md5

@@ -93,7 +93,7 @@ def test_sync_delivers_a_training_without_server(project, server):
     done = diffctl(project, "stage", "train", env=env)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert (project / "models/unet.safetensors").exists()
+    assert (project / "models/model.safetensors").exists()
     server.start()
     run, key = run_of(project)
 

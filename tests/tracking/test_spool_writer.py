@@ -138,7 +138,7 @@ def test_artifact_keeps_the_logged_content(tmp_path, monkeypatch, number):
 
     if number is not None:
         monkeypatch.setattr(os, "link", refuse)
-    model, replacement = tmp_path / "unet.safetensors", tmp_path / "new"
+    model, replacement = tmp_path / "model.safetensors", tmp_path / "new"
     model.write_bytes(b"first")
     spool = open_spool(tmp_path / "run")
     spool.artifact(model, "weights")
@@ -148,7 +148,7 @@ def test_artifact_keeps_the_logged_content(tmp_path, monkeypatch, number):
     spool.artifact(model, "weights")
     kept = [tmp_path / "run" / event["path"] for event in of_kind(tmp_path / "run", "artifact")]
     assert [path.read_bytes() for path in kept] == [b"first", b"second"]
-    assert {path.name for path in kept} == {"unet.safetensors"}
+    assert {path.name for path in kept} == {"model.safetensors"}
 
 
 def test_non_finite_values_survive(tmp_path):

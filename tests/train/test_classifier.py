@@ -42,7 +42,13 @@ from tests.helpers.trainings import assert_same, plan_of, run, run_until
 from tests.helpers.trajectories import OnGrid, grid_of, network_denoiser, walk
 
 CPU = torch.device("cpu")
-SHAPE = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attention": (4,), "head_channels": 8}
+SHAPE = {
+    "channels": 8,
+    "channel_mult": (1, 2),
+    "num_res_blocks": 1,
+    "attention_resolutions": (4,),
+    "head_channels": 8,
+}
 SECTION = {"model": {**SHAPE}, "train": {"steps": 12, "batch_size": 8, "lr": 0.002, "weight_decay": 0.05}}
 
 
@@ -194,7 +200,7 @@ def test_the_pool_attends_from_the_mean():
     "changes",
     [
         {},
-        {"image_size": 16, "channel_mult": (1, 2, 2), "attention": (8, 4)},
+        {"image_size": 16, "channel_mult": (1, 2, 2), "attention_resolutions": (8, 4)},
         {"block": "convnext", "resample": "plain", "in_channels": 3},
         {"channels": 48, "head_channels": None, "heads": 4, "embedding": "additive"},
     ],
@@ -229,7 +235,11 @@ def test_guidance_changes_images_of_any_model_and_image_i_stays_its_own(sampler,
 @pytest.mark.parametrize(
     ("changes", "process", "said"),
     [
-        ({"image_size": 16, "attention": (8,)}, {}, "takes 16×16×1 images, the model makes 8×8×1"),
+        (
+            {"image_size": 16, "attention_resolutions": (8,)},
+            {},
+            "takes 16×16×1 images, the model makes 8×8×1",
+        ),
         ({"in_channels": 3}, {}, "takes 8×8×3 images"),
         ({}, {"timesteps": 50}, "cosine with 50 timesteps, the model has cosine with 100"),
         ({}, {"schedule": "linear"}, "the noise of linear"),
@@ -367,7 +377,7 @@ def test_the_stage_trains_a_classifier_that_guides_samples(project):
         spec, data=load_classifier(project / "models/classifier.safetensors").artefact.data
     )
     artefact = artefact.model_copy(update={"process": ProcessConfig()})
-    save_artefact(project / "models/unet.safetensors", network_of(spec).state_dict(), artefact)
+    save_artefact(project / "models/model.safetensors", network_of(spec).state_dict(), artefact)
     arguments = ("sample", "--num", "2", "--steps", "3", "--out")
     assert diffctl(project, *arguments, "plain.npz").returncode == 0
     guided = diffctl(

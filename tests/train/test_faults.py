@@ -74,7 +74,7 @@ def test_twenty_kills_change_no_byte_of_the_model(prepared: Path) -> None:
             kill_in_a_save(prepared)
         else:
             kill_at(prepared, step, chance.uniform(0, 0.02))
-        assert not (prepared / "models/unet.safetensors").exists()
+        assert not (prepared / "models/model.safetensors").exists()
     train_to_the_end(prepared)
     assert model_bytes(prepared) == wanted
     assert logged_steps(prepared) == list(range(1, STEPS + 1)), "every point once, in order"

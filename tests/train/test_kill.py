@@ -40,7 +40,7 @@ def test_killed_at_random_steps_the_model_is_the_same_byte_for_byte(prepared: Pa
     curve = (prepared / "plots/loss.csv").read_text()
     for step in sorted(random.Random(0).sample(range(2, STEPS - 2), 3)):
         assert signal_at(prepared, step, signal.SIGKILL).returncode == -signal.SIGKILL
-        assert not (prepared / "models/unet.safetensors").exists()
+        assert not (prepared / "models/model.safetensors").exists()
     end = train_to_the_end(prepared)
     assert "going on after step" in end.stderr
     assert model_bytes(prepared) == wanted

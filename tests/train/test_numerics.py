@@ -164,7 +164,9 @@ def test_a_kept_copy_does_not_outlive_its_network():
     assert kept() is None
 
 
-@pytest.mark.parametrize("changes", [{}, {"block": "convnext"}, {"resample": "plain", "attention": (8, 4)}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"block": "convnext"}, {"resample": "plain", "attention_resolutions": (8, 4)}]
+)
 def test_channels_last_gives_the_same_outputs(changes):
     network = network_of(spec_of(channels=16, **changes))
     x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([3, 70]), torch.tensor([0, 5])

@@ -68,7 +68,7 @@ class Recipe:
             channels=int(flags["num_channels"]),
             channel_mult=MULTIPLIERS[flags["image_size"]],
             num_res_blocks=int(flags["num_res_blocks"]),
-            attention=tuple(map(int, flags["attention_resolutions"].split(","))),
+            attention_resolutions=tuple(map(int, flags["attention_resolutions"].split(","))),
             head_channels=None if per_head == -1 else per_head,
             heads=int(flags["num_heads"]) if per_head == -1 else None,
             embedding="adagn" if flags["use_scale_shift_norm"] == "True" else "additive",

@@ -21,7 +21,7 @@ def weights(path: Path) -> torch.Tensor:
 def test_a_training_on_two_threads_is_that_on_one_to_rounding(tmp_path: Path) -> None:
     """Also one that was stopped on one thread and goes on with two; in float32, whose rounding is small."""
     prepare(tmp_path, steps=12, precision="fp32")
-    one, model = tmp_path / "one.safetensors", tmp_path / "models/unet.safetensors"
+    one, model = tmp_path / "one.safetensors", tmp_path / "models/model.safetensors"
     one.write_bytes(uninterrupted(tmp_path))
     made = []
     for stopped in (True, False):

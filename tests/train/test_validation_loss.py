@@ -122,7 +122,7 @@ def test_validation_loss_is_in_the_curve_and_survives_a_resume(store: ImageStore
 def test_a_classifier_has_a_validation_loss(store: ImageStore) -> None:
     values = params()
     section = {
-        "model": {"channels": 8, "channel_mult": [1, 2], "attention": [4], "head_channels": 8},
+        "model": {"channels": 8, "channel_mult": [1, 2], "attention_resolutions": [4], "head_channels": 8},
         "train": {"steps": 4, "batch_size": 8, "lr": 0.01, "val_every": 2, "val_images": 16},
     }
     sections = ClassifierSections(data=values["data"], process=values["process"], classifier=section)

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from diffusion.choice.ranking import best_cell
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 DVC_LOCK = Path("dvc.lock")
-WEIGHTS = "unet.safetensors"
+WEIGHTS, EARLIER_NAME = "model.safetensors", "model.safetensors"
 SHA256_DIGITS, CARD_DIGITS = 64, 16
 # Packages that a registered model imports, apart from its copy of diffusion/.
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pydantic", "pyyaml", "safetensors", "pillow")
@@ -158,7 +158,7 @@ def fetch_version_weights(client: "MlflowClient", registered: "ModelVersion") ->
 
     def download(folder: Path) -> Path:
         with translate_errors(tracking_uri()):
-            return _download(client, registered, WEIGHTS, folder)
+            return download_weights(client, str(registered.run_id), _artifacts_of(registered), folder)
 
     return cached_model(registered.tags[FILE_SHA256], download)
 
@@ -176,10 +176,21 @@ def _refuse_foreign(registered: "ModelVersion") -> None:
 
 
 def _download(client: "MlflowClient", registered: "ModelVersion", file: str, folder: Path) -> Path:
-    where = f"{registered.name} version {registered.version}, tag {CARD}"
-    card = check_digest(registered.tags[CARD], CARD_DIGITS, where)
-    path = f"{REGISTERED_FOLDER}/{card}/artifacts/{file}"
+    path = f"{_artifacts_of(registered)}/{file}"
     return Path(client.download_artifacts(str(registered.run_id), path, str(folder)))
+
+
+def _artifacts_of(registered: "ModelVersion") -> str:
+    """Return the artifact folder of a version's files."""
+    where = f"{registered.name} version {registered.version}, tag {CARD}"
+    return f"{REGISTERED_FOLDER}/{check_digest(registered.tags[CARD], CARD_DIGITS, where)}/artifacts"
+
+
+def download_weights(client: "MlflowClient", run_id: str, artifacts: str, folder: Path) -> Path:
+    """Download the model file of an artifact folder, which an earlier version may have written."""
+    names = {PurePosixPath(found.path).name for found in client.list_artifacts(run_id, artifacts)}
+    name = EARLIER_NAME if EARLIER_NAME in names - {WEIGHTS} else WEIGHTS
+    return Path(client.download_artifacts(run_id, f"{artifacts}/{name}", str(folder)))
 
 
 def check_digest(value: str, digits: int, where: str) -> str:

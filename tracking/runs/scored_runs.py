@@ -23,7 +23,12 @@ from tracking.keys import (
     SETTING,
 )
 from tracking.mlflow_pages import best_scores, changed_note, scores_note, training_note, view_tags
-from tracking.registry.model_versions import WEIGHTS, cached_model, fetch_version_weights, is_diffctl_version
+from tracking.registry.model_versions import (
+    cached_model,
+    download_weights,
+    fetch_version_weights,
+    is_diffctl_version,
+)
 from tracking.runs.cell_runs import log_cells
 from tracking.runs.run_lookup import (
     TrainingIdentity,
@@ -67,7 +72,7 @@ def _log_best(client: "MlflowClient", run_id: str, document: ScoresDocument, tim
 
     best = document.cells[document.best.cell]
     values = best_scores(document)
-    values |= {"best/steps": best.steps, "best/eta": best.eta, "best/evaluations": best.evaluations}
+    values |= {"best/steps": best.steps, "best/eta": best.eta, "best/nfe": best.nfe}
     values |= {} if best.ema is None else {"best/ema": best.ema}
     client.log_batch(run_id, [Metric(name, value, time, 0) for name, value in values.items()])
     client.set_tag(run_id, BEST, describe_selection(document.best))
@@ -152,8 +157,7 @@ def fetch_model(name: str) -> Path:
 
     def download(folder: Path) -> Path:
         with mlflow_client() as client:
-            path = f"{MODEL_FOLDER}/{WEIGHTS}"
-            return Path(client.download_artifacts(run.info.run_id, path, str(folder)))
+            return download_weights(client, run.info.run_id, MODEL_FOLDER, folder)
 
     return cached_model(sha256, download)
 

@@ -90,7 +90,7 @@ def _locate(weights: Weights, sha256: str) -> Path:
         installed = next(name for name, spec in EXTRACTORS.items() if spec.weights.comes_along)
         raise DiffctlError(
             f"{error}; or name the file in evaluate.weights (of a further space, in its entry of "
-            f"evaluate.also), or take {installed}"
+            f"evaluate.extra_extractors), or take {installed}"
         ) from None
 
 

@@ -45,7 +45,7 @@ async function fill({ body, cell }, signal) {
       src: source(image), alt: `Image ${response.indices[i]} by ${body.steps} steps at η = ${body.eta}`,
     }));
     const row = element("div", { className: images.length === 1 ? "row one" : "row" }, ...images);
-    cell.replaceChildren(row, element("small", { textContent: `NFE ${response.evaluations} · ${took}` }));
+    cell.replaceChildren(row, element("small", { textContent: `NFE ${response.nfe} · ${took}` }));
   } catch (error) {
     if (error.name === "AbortError") throw error;
     cell.replaceChildren(element("small", { className: "cannot", textContent: error.message }));

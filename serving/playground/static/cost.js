@@ -31,34 +31,34 @@ export function show(cost, made) {
     legend.textContent = "";
     return;
   }
-  const here = made && { evaluations: made.evaluations, cell: cellOf(cost.points, made.settings) };
+  const here = made && { nfe: made.nfe, cell: cellOf(cost.points, made.settings) };
   finding.textContent = made ? found(cost, made, here) : "Make images: their setting and time are marked here.";
   $(".chart", panel).replaceChildren(chart(cost, here));
   legend.textContent = `${cost.metric} of ${cost.num_images} images a cell, lower is better. Filled: no other cell is both ` +
     "cheaper and better. The NFE axis is logarithmic.";
 }
 
-function found({ metric }, made, { evaluations, cell }) {
-  const took = `NFE ${evaluations} per image, ${seconds(made.seconds / made.num)} an image here`;
+function found({ metric }, made, { nfe, cell }) {
+  const took = `NFE ${nfe} per image, ${seconds(made.seconds / made.num)} an image here`;
   if (!cell) return `${took}. The sweep has no cell with these settings, so their quality is unknown.`;
   return `${took}: ${cell.cell} of the sweep, ${metric} ${number(cell.distance)}${interval(cell)}.`;
 }
 
 function chart({ metric, points }, here) {
   const width = Math.min(MAX_WIDTH, innerWidth - MARGINS); // text keeps its size
-  const costs = [...points.map((point) => point.evaluations), ...(here ? [here.evaluations] : [])];
+  const costs = [...points.map((point) => point.nfe), ...(here ? [here.nfe] : [])];
   const most = Math.max(...points.map((point) => point.high ?? point.distance)) * 1.05;
   const [low, high] = [Math.log(Math.min(...costs) / 1.25), Math.log(Math.max(...costs) * 1.25)];
   const x = (value) => LEFT + ((Math.log(value) - low) / (high - low)) * (width - LEFT - RIGHT);
   const y = (value) => HEIGHT - BOTTOM - (value / most) * (HEIGHT - TOP - BOTTOM);
   const svg = drawn("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img" });
   svg.setAttribute("aria-label", `${metric} against NFE per image, a point per cell of the sweep`);
-  axes(svg, width, x, y, [...new Set(points.map((point) => point.evaluations))], most, metric);
+  axes(svg, width, x, y, [...new Set(points.map((point) => point.nfe))], most, metric);
   const front = points.filter((point) => point.on_front);
-  svg.append(drawn("polyline", { class: "front", points: front.map((point) => `${x(point.evaluations)},${y(point.distance)}`).join(" ") }));
-  if (here) mark(svg, width, x(here.evaluations));
-  for (const point of points) svg.append(...dot(point, x(point.evaluations), y, false));
-  if (here?.cell) svg.append(...dot(here.cell, x(here.evaluations), y, true)); // above the other points
+  svg.append(drawn("polyline", { class: "front", points: front.map((point) => `${x(point.nfe)},${y(point.distance)}`).join(" ") }));
+  if (here) mark(svg, width, x(here.nfe));
+  for (const point of points) svg.append(...dot(point, x(point.nfe), y, false));
+  if (here?.cell) svg.append(...dot(here.cell, x(here.nfe), y, true)); // above the other points
   return svg;
 }
 

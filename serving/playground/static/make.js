@@ -29,7 +29,7 @@ export const make = worker(panel, async (report, signal, made) => {
   progress.value = 1;
   response.images.forEach((image, i) => cells[i].replaceChildren(finished(response, i, image)));
   report(`${body.num} in ${seconds(took)}, ${seconds(took / body.num)} an image. Click one to save it.`);
-  made({ settings: response.settings, evaluations: response.evaluations, seconds: took, num: body.num });
+  made({ settings: response.settings, nfe: response.nfe, seconds: took, num: body.num });
 });
 
 /** Return an image with its number and class, as a link that downloads it with its settings. */

@@ -13,7 +13,12 @@ from diffusion.interop.to_diffusers import translate, unet_config
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
 
-SHAPE: dict[str, Any] = {"channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "attention": (8,)}
+SHAPE: dict[str, Any] = {
+    "channels": 32,
+    "channel_mult": (1,),
+    "num_res_blocks": 1,
+    "attention_resolutions": (8,),
+}
 SCHEDULER = {"num_train_timesteps": 10, "beta_schedule": "squaredcos_cap_v2"}
 NAME = "config.json"
 

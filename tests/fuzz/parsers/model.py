@@ -18,7 +18,7 @@ from tests.helpers.networks import artefact_of, network_of, spec_of
 @cache
 def seeds() -> list[bytes]:
     """A conditional model, an unconditional one with a fixed variance, and a classifier."""
-    small = {"channels": 4, "channel_mult": (1,), "attention": (), "head_channels": 4}
+    small = {"channels": 4, "channel_mult": (1,), "attention_resolutions": (), "head_channels": 4}
     whole = spec_of(**small)
     plain = spec_of(**small, num_classes=0, null_class=False, out_channels=1, class_cond=False)
     classifier = spec_of(**small, out_channels=10, null_class=False)

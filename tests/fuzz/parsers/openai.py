@@ -17,7 +17,7 @@ SHAPE = {
     "channels": 8,
     "channel_mult": (1,),
     "num_res_blocks": 1,
-    "attention": (),
+    "attention_resolutions": (),
     "head_channels": 8,
 }
 FAMILY = PRESETS["adm-64"]

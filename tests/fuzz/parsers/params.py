@@ -36,7 +36,7 @@ def seeds() -> list[bytes]:
     axes = {"noise": ["small", "large"], "spacing": ["uniform", "trailing"], "guidance": [0, 1.5]}
     axes["guidance_interval"] = [None, [0.2, 5]]
     also = ["effnet-lite0-96", {"extractor": "inception-v3-compat", "weights": "x.pth"}]
-    whole = {**params(sweep=axes, evaluate={"also": also}), "classifier": CLASSIFIER}
+    whole = {**params(sweep=axes, evaluate={"extra_extractors": also}), "classifier": CLASSIFIER}
     made = [json.dumps({**LEAST, name: section}) for name, section in whole.items()]
     return [text.encode() for text in ("\n".join(filter(None, lines)), *made)]
 

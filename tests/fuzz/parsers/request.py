@@ -39,7 +39,7 @@ def seeds() -> list[bytes]:
 @cache
 def _sampler() -> RegisteredSampler:
     """A small model of four timesteps, as it is loaded from the registry."""
-    spec = spec_of(channels=4, channel_mult=(1,), attention=(), head_channels=4)
+    spec = spec_of(channels=4, channel_mult=(1,), attention_resolutions=(), head_channels=4)
     with TemporaryDirectory() as folder:
         weights, scores = Path(folder) / "m.safetensors", Path(folder) / "scores.json"
         save_artefact(weights, network_of(spec).state_dict(), artefact_of(spec, timesteps=4))

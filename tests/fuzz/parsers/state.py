@@ -30,7 +30,13 @@ META = {
 
 @cache
 def _state() -> TrainState:
-    shape = {"channels": 8, "channel_mult": [1], "attention": [], "num_res_blocks": 1, "head_channels": 8}
+    shape = {
+        "channels": 8,
+        "channel_mult": [1],
+        "attention_resolutions": [],
+        "num_res_blocks": 1,
+        "head_channels": 8,
+    }
     return new_state(
         plan_training(parse_config(params(model=shape), "here"), META, torch.device("cpu")),
         torch.device("cpu"),
